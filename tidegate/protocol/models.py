@@ -1,0 +1,176 @@
+"""The nouns of Tidegate, as the registry stores them and everybody else reads them."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+
+NAME_PATTERN = r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$"
+Name = Annotated[str, StringConstraints(pattern=NAME_PATTERN)]
+Digest = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+
+Format = Literal["onnx", "sklearn", "torchscript", "python", "triton"]
+Datatype = Literal[
+    "BOOL", "UINT8", "UINT16", "UINT32", "UINT64", "INT8", "INT16", "INT32", "INT64",
+    "FP16", "FP32", "FP64", "BF16", "BYTES",
+]  # fmt: skip
+
+
+class Noun(BaseModel):
+    """Base: unknown fields are refused, so that a misspelt option is an error and not silence."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class TensorSpec(Noun):
+    """One input or output. ``shape`` is without the batch axis when the model batches; -1 is any size."""
+
+    name: str = Field(min_length=1, max_length=255)
+    datatype: Datatype
+    shape: list[Annotated[int, Field(ge=-1)]] = Field(default_factory=list, max_length=16)
+
+
+class Signature(Noun):
+    """What a version takes and gives. ``max_batch_size`` 0: the model has no batch axis."""
+
+    inputs: list[TensorSpec] = Field(min_length=1)
+    outputs: list[TensorSpec] = Field(min_length=1)
+    max_batch_size: int = Field(0, ge=0)
+
+
+class VersionMetadata(Noun):
+    """What people want to know of a version later."""
+
+    trained_at: datetime | None = None
+    metrics: dict[str, float] = Field(default_factory=dict)
+    dependencies: list[str] = Field(default_factory=list)
+    tags: dict[str, str] = Field(default_factory=dict)
+    notes: str = ""
+
+
+class Version(Noun):
+    """An immutable artifact under a model's name."""
+
+    model: Name
+    number: int = Field(ge=1)
+    format: Format
+    artifact_sha256: Digest
+    artifact_size: int = Field(ge=0)
+    filename: str
+    signature: Signature | None = None
+    metadata: VersionMetadata = Field(default_factory=VersionMetadata)
+    created_at: datetime
+
+
+class Batching(Noun):
+    """The latency/cost knob: at most ``max_batch`` rows in a call, waiting up to ``window_ms`` for them."""
+
+    max_batch: int | None = Field(None, ge=1)
+    window_ms: float = Field(0.0, ge=0, le=10_000)
+
+
+class DeploymentSpec(Noun):
+    """One Version run by identical workers that share a queue."""
+
+    name: Name
+    model: Name
+    version: int = Field(ge=1)
+    min_replicas: int = Field(1, ge=0, le=10_000)
+    max_replicas: int = Field(1, ge=0, le=10_000)
+    scale_to_zero_after_s: float | None = Field(None, ge=0)
+    target_wait_ms: float = Field(200.0, gt=0)
+    batching: Batching = Batching(max_batch=None, window_ms=0.0)
+    threads: int = Field(1, ge=1, le=1024)
+    instances: int = Field(1, ge=1, le=64)
+    max_queue: int = Field(10_000, ge=1)
+    max_concurrency: int | None = Field(None, ge=1)
+    retry: Literal["safe", "never"] = "safe"
+    drain_limit_s: float = Field(60.0, gt=0)
+    start_timeout_s: float = Field(120.0, gt=0)
+    env: dict[str, str] = Field(default_factory=dict)
+
+
+class Override(Noun):
+    """An operator's word on the number of replicas, until it expires."""
+
+    replicas: int = Field(ge=0, le=10_000)
+    expires_at: datetime | None = None
+
+
+class Deployment(DeploymentSpec):
+    """A DeploymentSpec as stored."""
+
+    revision: int
+    created_at: datetime
+    override: Override | None = None
+
+
+class Target(Noun):
+    """A share of an endpoint's traffic."""
+
+    deployment: Name
+    weight: int = Field(100, ge=0, le=1_000_000)
+
+
+class EndpointSpec(Noun):
+    """The stable public name. ``previous`` goes on serving until a target has a ready replica."""
+
+    name: Name
+    targets: list[Target] = Field(min_length=1)
+    previous: list[Target] = Field(default_factory=list)
+    default_timeout_ms: int = Field(30_000, ge=1, le=86_400_000)
+
+
+class Endpoint(EndpointSpec):
+    """An EndpointSpec as stored."""
+
+    revision: int
+
+
+class Intention(Noun):
+    """Everything that is wanted, in one consistent read."""
+
+    revision: int
+    versions: list[Version] = Field(default_factory=list)
+    deployments: list[Deployment] = Field(default_factory=list)
+    endpoints: list[Endpoint] = Field(default_factory=list)
+
+
+class Assignment(Noun):
+    """All that one worker is started with: it needs the registry for the artifact's bytes only."""
+
+    replica: str
+    generation: int
+    deployment: Deployment
+    version: Version
+    registry_url: str
+    launched_at: float
+
+
+class Condition(Noun):
+    """One thing that is well or not, with the reason, as of ``at`` (seconds since the epoch)."""
+
+    type: str
+    ok: bool
+    reason: str = ""
+    message: str = ""
+    at: float = 0.0
+
+
+class DeploymentStatus(Noun):
+    """What the autoscaler sees and wants of a Deployment. None: not known."""
+
+    deployment: str
+    desired: int = 0
+    ready: int = 0
+    starting: int = 0
+    draining: int = 0
+    queue: int | None = None
+    demand: int | None = None
+    arrival_rate: float | None = None
+    service_rate: float | None = None
+    conditions: list[Condition] = Field(default_factory=list)
+    cold_starts: list[dict[str, Any]] = Field(default_factory=list)
+    replicas: list[dict[str, Any]] = Field(default_factory=list)

@@ -1,0 +1,87 @@
+"""What workers and gateways report of themselves, a few times a second."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal, Self
+
+import orjson
+
+ReplicaState = Literal["starting", "ready", "draining", "failed"]
+
+
+@dataclass(slots=True)
+class ReplicaReport:
+    """A worker's heartbeat. Times are milliseconds, counters run from the worker's start.
+
+    ``phases_ms`` are the parts of the start: launch, fetch, triton_start, load, warm_up.
+    ``busy_ms`` is the sum of the model calls' durations, ``call_ms`` the recent mean of one call,
+    ``batch_mean`` the recent mean of requests in a call; None: nothing measured yet.
+    ``signature`` is what the model server says of its model, as a ``Signature``.
+    """
+
+    replica: str
+    deployment: str
+    generation: int
+    host: str
+    pid: int
+    state: ReplicaState
+    message: str = ""
+    phases_ms: dict[str, float] = field(default_factory=dict)
+    inflight: int = 0
+    completed: int = 0
+    failed: int = 0
+    busy_ms: float = 0.0
+    call_ms: float | None = None
+    batch_mean: float | None = None
+    metrics_port: int = 0
+    started_at: float = 0.0
+    signature: dict[str, Any] | None = None
+
+    def to_json(self) -> bytes:
+        """The report as JSON."""
+        return orjson.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, raw: bytes) -> Self:
+        """Read a report; fields of a newer writer are passed over."""
+        known = cls.__dataclass_fields__
+        return cls(**{k: v for k, v in orjson.loads(raw).items() if k in known})
+
+
+@dataclass(slots=True)
+class GatewayLoad:
+    """One gateway's view of one Deployment: now outstanding, and totals since the gateway's start."""
+
+    outstanding: int = 0
+    arrived: int = 0
+    completed: int = 0
+    refused: int = 0
+
+
+@dataclass(slots=True)
+class GatewayReport:
+    """A gateway's heartbeat; ``at`` is seconds since the epoch on the gateway's clock."""
+
+    incarnation: str
+    at: float
+    deployments: dict[str, GatewayLoad] = field(default_factory=dict)
+
+    def to_json(self) -> bytes:
+        """The report as JSON."""
+        return orjson.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, raw: bytes) -> Self:
+        """Read a report."""
+        data = orjson.loads(raw)
+        loads = {name: GatewayLoad(**load) for name, load in data["deployments"].items()}
+        return cls(incarnation=data["incarnation"], at=data["at"], deployments=loads)
+
+
+@dataclass(slots=True)
+class GatewayView:
+    """All gateways: those that report, and those known but silent, whose load is therefore unknown."""
+
+    reports: list[GatewayReport] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)

@@ -1,0 +1,135 @@
+"""Tensor datatypes of the Open Inference Protocol, and raw bytes <-> JSON values.
+
+Raw bytes are little-endian, row-major; a BYTES element is a 32-bit length followed by its bytes, as in
+the protocol's binary data extension. Nothing here loops in Python over the elements of a numeric tensor.
+"""
+
+from __future__ import annotations
+
+import struct
+from array import array
+from dataclasses import dataclass
+from itertools import chain
+from math import prod
+from typing import Any
+
+import numpy as np
+
+from tidegate.errors import BadRequest
+
+
+@dataclass(frozen=True, slots=True)
+class Datatype:
+    """A datatype: its code on the wire, its bytes per element (0: variable), how Python holds it."""
+
+    name: str
+    code: int
+    size: int
+    array_code: str
+    numpy: str
+
+
+DATATYPES: dict[str, Datatype] = {
+    d.name: d
+    for d in (
+        Datatype("BOOL", 1, 1, "b", "?"),
+        Datatype("UINT8", 2, 1, "B", "<u1"),
+        Datatype("UINT16", 3, 2, "H", "<u2"),
+        Datatype("UINT32", 4, 4, "I", "<u4"),
+        Datatype("UINT64", 5, 8, "Q", "<u8"),
+        Datatype("INT8", 6, 1, "b", "<i1"),
+        Datatype("INT16", 7, 2, "h", "<i2"),
+        Datatype("INT32", 8, 4, "i", "<i4"),
+        Datatype("INT64", 9, 8, "q", "<i8"),
+        Datatype("FP16", 10, 2, "", "<f2"),
+        Datatype("FP32", 11, 4, "f", "<f4"),
+        Datatype("FP64", 12, 8, "d", "<f8"),
+        Datatype("BYTES", 13, 0, "", ""),
+        Datatype("BF16", 14, 2, "", ""),
+    )
+}
+BY_CODE: dict[int, Datatype] = {d.code: d for d in DATATYPES.values()}
+
+# Too narrow for JSON numbers to carry without surprise; Triton refuses them in JSON as well.
+BINARY_ONLY = {"FP16", "BF16"}
+
+
+def elements(shape: list[int]) -> int:
+    """How many elements a tensor of ``shape`` has; 1 for a scalar."""
+    return prod(shape)
+
+
+def from_json(name: str, datatype: Datatype, shape: list[int], data: list[Any]) -> bytes:
+    """JSON values, flat or nested, as raw bytes; raises BadRequest naming the tensor ``name``."""
+    if datatype.name in BINARY_ONLY:
+        raise BadRequest(
+            f"input {name!r}: {datatype.name} cannot be sent as JSON; use the binary data extension"
+        )
+    flat = _flatten(name, data)
+    expected = elements(shape)
+    if len(flat) != expected:
+        raise BadRequest(f"input {name!r}: shape {shape} needs {expected} elements, got {len(flat)}")
+    try:
+        if datatype.name == "BYTES":
+            return pack_strings(flat)
+        return array(datatype.array_code, flat).tobytes()
+    except (TypeError, OverflowError, UnicodeEncodeError, struct.error) as error:
+        raise BadRequest(f"input {name!r}: data is not {datatype.name}: {error}") from None
+
+
+def _flatten(name: str, data: list[Any]) -> list[Any]:
+    while data and isinstance(data[0], list):
+        try:
+            data = list(chain.from_iterable(data))
+        except TypeError:
+            raise BadRequest(f"input {name!r}: data mixes lists and values at one level") from None
+    return data
+
+
+def to_json(datatype: Datatype, raw: bytes | memoryview) -> Any:
+    """Raw bytes as a flat sequence that orjson writes (numpy arrays with OPT_SERIALIZE_NUMPY)."""
+    if datatype.name == "BYTES":
+        return [element.decode("utf-8", "surrogateescape") for element in unpack_strings(raw)]
+    if datatype.name == "BF16":
+        return np.frombuffer(raw, "<u2").astype("<u4").__lshift__(16).view("<f4")
+    return np.frombuffer(raw, datatype.numpy)
+
+
+def pack_strings(values: list[Any]) -> bytes:
+    """Strings (or bytes) in the layout of BYTES tensors."""
+    parts: list[bytes] = []
+    for value in values:
+        raw = value.encode() if isinstance(value, str) else value
+        if not isinstance(raw, bytes):
+            raise TypeError(f"expected a string, got {type(value).__name__}")
+        parts += (struct.pack("<I", len(raw)), raw)
+    return b"".join(parts)
+
+
+def unpack_strings(raw: bytes | memoryview) -> list[bytes]:
+    """The elements of a BYTES tensor; raises ValueError when the lengths do not add up."""
+    view, at, found = memoryview(raw), 0, []
+    while at < len(view):
+        if at + 4 > len(view):
+            raise ValueError("a BYTES element's length is cut off")
+        (size,) = struct.unpack_from("<I", view, at)
+        at += 4
+        if at + size > len(view):
+            raise ValueError(f"a BYTES element of {size} bytes is cut off")
+        found.append(bytes(view[at : at + size]))
+        at += size
+    return found
+
+
+def string_offsets(raw: bytes | memoryview, every: int) -> list[int]:
+    """Byte offsets in a BYTES tensor after each run of ``every`` elements; raises ValueError."""
+    at, count, found = 0, 0, []
+    while at < len(raw):
+        (size,) = struct.unpack_from("<I", raw, at)
+        at += 4 + size
+        count += 1
+        if count % every == 0:
+            found.append(at)
+    if at != len(raw):
+        raise ValueError("a BYTES element is cut off")
+    return found

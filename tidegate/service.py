@@ -1,0 +1,302 @@
+"""How every service starts, reports its health, answers errors, and stops."""
+
+from __future__ import annotations
+
+import hmac
+import os
+import socket
+import time
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, contextmanager
+from typing import Any
+from urllib.parse import urlsplit
+
+import orjson
+import uvicorn
+from fastapi import APIRouter, FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from tidegate import __version__, errors, telemetry
+from tidegate.errors import TidegateError
+from tidegate.settings import Settings
+
+log = telemetry.logger(__name__)
+
+STATUS: dict[type[TidegateError], int] = {
+    errors.BadRequest: 400,
+    errors.Unauthorized: 401,
+    errors.Forbidden: 403,
+    errors.NotFound: 404,
+    errors.Conflict: 409,
+    errors.PayloadTooLarge: 413,
+    errors.ModelFailed: 500,
+    errors.Overloaded: 503,
+    errors.NoCapacity: 503,
+    errors.NoRoutes: 503,
+    errors.Unavailable: 503,
+    errors.DeadlinePassed: 504,
+}
+
+ALWAYS_OPEN = ("/health/", "/metrics", "/docs", "/openapi.json")
+LOOPBACK = {"localhost", "127.0.0.1", "::1"}
+
+Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
+
+
+def status_of(error: TidegateError) -> int:
+    """The HTTP status code of an error: the nearest class of its line that has one, else 500."""
+    return next((STATUS[cls] for cls in type(error).__mro__ if cls in STATUS), 500)
+
+
+def error_body(message: str, reason: str, rid: str) -> dict[str, str]:
+    """The JSON body of every error answer; ``error`` alone is what OIP clients read."""
+    return {"error": message, "reason": reason, "request_id": rid}
+
+
+class Health:
+    """Named checks behind ``/health/ready``: each returns None when well, else what is wrong."""
+
+    def __init__(self) -> None:
+        self._checks: dict[str, Callable[[], str | None]] = {}
+
+    def add(self, name: str, check: Callable[[], str | None]) -> None:
+        """Register a check; it must be quick and must not block."""
+        self._checks[name] = check
+
+    def problems(self) -> dict[str, str]:
+        """What is wrong now, by check."""
+        found = {name: check() for name, check in self._checks.items()}
+        return {name: problem for name, problem in found.items() if problem is not None}
+
+
+class Guard:
+    """ASGI middleware: request id, foreign pages refused, service token checked, one log line.
+
+    Loopback is no trust boundary: a page in a browser can post to it. So a request with a foreign
+    ``Host`` (DNS rebinding) or ``Origin`` (a page) is refused, and everything that is not open needs
+    the service token, which a page cannot know.
+    """
+
+    def __init__(self, app: ASGIApp, *, settings: Settings, open_paths: tuple[str, ...]) -> None:
+        self._app = app
+        self._token = settings.service_token.encode()
+        self._open = ALWAYS_OPEN + open_paths
+        self._local = settings.host in LOOPBACK
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        headers = dict(scope["headers"])
+        rid = headers.get(b"x-request-id", b"").decode("latin-1")[:128] or new_request_id()
+        mark = telemetry.request_id.set(rid)
+        started, status = time.perf_counter(), 500
+
+        async def send_with_id(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                message = {
+                    **message,
+                    "headers": [*message["headers"], (b"x-request-id", rid.encode("latin-1"))],
+                }
+            await send(message)
+
+        try:
+            refusal = self._refusal(scope["path"], headers)
+            if refusal is not None:
+                await error_response(refusal, rid)(scope, receive, send_with_id)
+            else:
+                await self._app(scope, receive, send_with_id)
+        finally:
+            quiet = status < 400 and (scope["method"] == "GET" or scope["path"].startswith(ALWAYS_OPEN))
+            log.log(
+                10 if quiet else 20,
+                "request",
+                extra={
+                    "method": scope["method"],
+                    "path": scope["path"],
+                    "status": status,
+                    "ms": round((time.perf_counter() - started) * 1e3, 2),
+                },
+            )
+            telemetry.request_id.reset(mark)
+
+    def _refusal(self, path: str, headers: dict[bytes, bytes]) -> TidegateError | None:
+        if self._local and not is_local(headers):
+            return errors.Forbidden(
+                "This address answers only to local callers: foreign Host or Origin header."
+            )
+        if path.startswith(self._open):
+            return None
+        given = headers.get(b"authorization", b"").removeprefix(b"Bearer ")
+        if self._token and hmac.compare_digest(given, self._token):
+            return None
+        return errors.Unauthorized(
+            "Needs 'Authorization: Bearer <service token>'; the token is in <state>/token."
+        )
+
+
+def is_local(headers: dict[bytes, bytes]) -> bool:
+    """Whether Host and, if sent, Origin name this machine's loopback."""
+    host = headers.get(b"host", b"localhost").decode("latin-1")
+    origin = headers.get(b"origin", b"").decode("latin-1")
+    return _hostname(f"//{host}") in LOOPBACK and (not origin or _hostname(origin) in LOOPBACK)
+
+
+def _hostname(url: str) -> str | None:
+    try:
+        return urlsplit(url).hostname
+    except ValueError:
+        return None
+
+
+def new_request_id() -> str:
+    """A random id, 16 hex digits."""
+    return os.urandom(8).hex()
+
+
+def error_response(error: TidegateError, rid: str) -> Response:
+    """An error as an HTTP answer, with ``Retry-After`` (whole seconds, rounded up) where it has one."""
+    headers = {}
+    if error.retry_after_s is not None:
+        headers["Retry-After"] = str(max(1, int(-(-error.retry_after_s // 1))))
+    if isinstance(error, errors.Unauthorized):
+        headers["WWW-Authenticate"] = "Bearer"
+    return _json(error_body(error.message, error.reason, rid), status_of(error), headers)
+
+
+def create_app(
+    *,
+    name: str,
+    settings: Settings,
+    lifespan: Lifespan,
+    routers: Sequence[APIRouter],
+    open_paths: tuple[str, ...] = (),
+) -> FastAPI:
+    """The FastAPI app of a service, with health, metrics, guard and error answers in place."""
+    if not settings.service_token:
+        raise SystemExit(
+            f"tidegate {name}: no service token. Set TIDEGATE_SERVICE_TOKEN, or write one to "
+            f"{settings.state_path / 'token'} (`tidegate up` does)."
+        )
+    app = FastAPI(title=f"Tidegate {name}", version=__version__, lifespan=lifespan)
+    app.state.health = Health()
+    app.include_router(_health_router())
+    for router in routers:
+        app.include_router(router)
+    app.add_exception_handler(TidegateError, _on_tidegate_error)
+    app.add_exception_handler(RequestValidationError, _on_validation_error)
+    app.add_exception_handler(HTTPException, _on_http_error)
+    app.add_exception_handler(Exception, _on_unexpected_error)
+    app.add_middleware(Guard, settings=settings, open_paths=open_paths)
+    return app
+
+
+def _health_router() -> APIRouter:
+    router = APIRouter(tags=["health"])
+
+    @router.get("/health/live")
+    async def live() -> dict[str, str]:
+        return {"status": "live"}
+
+    @router.get("/health/ready")
+    async def ready(request: Request, response: Response) -> dict[str, Any]:
+        problems = request.app.state.health.problems()
+        response.status_code = 503 if problems else 200
+        return {"status": "not ready" if problems else "ready", "problems": problems}
+
+    @router.get("/metrics", include_in_schema=False)
+    async def metrics() -> Response:
+        return Response(generate_latest(), media_type=CONTENT_TYPE_LATEST)
+
+    return router
+
+
+async def _on_tidegate_error(_: Request, error: Exception) -> Response:
+    assert isinstance(error, TidegateError)
+    return error_response(error, telemetry.request_id.get())
+
+
+async def _on_validation_error(_: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    return error_response(errors.BadRequest(explain_validation(error.errors())), telemetry.request_id.get())
+
+
+def explain_validation(found: Sequence[Any]) -> str:
+    """Pydantic's list of findings as one sentence: where, what was wrong, what was given."""
+    parts = []
+    for finding in found[:5]:
+        where = ".".join(str(step) for step in finding["loc"] if step != "body") or "body"
+        given = finding.get("input")
+        shown = f" (given: {str(given)[:80]!r})" if isinstance(given, str | int | float | bool) else ""
+        parts.append(f"{where}: {finding['msg']}{shown}")
+    return "; ".join(parts)
+
+
+async def _on_http_error(_: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    reason = "not_found" if error.status_code == 404 else "http"
+    body = error_body(str(error.detail), reason, telemetry.request_id.get())
+    return _json(body, error.status_code, error.headers)
+
+
+async def _on_unexpected_error(_: Request, error: Exception) -> Response:
+    rid = telemetry.request_id.get()
+    log.error("unexpected error", exc_info=error)
+    return _json(error_body("Something went wrong here; the log has it.", "internal", rid), 500)
+
+
+def _json(body: dict[str, str], status: int, headers: Mapping[str, str] | None = None) -> Response:
+    return Response(orjson.dumps(body), status, dict(headers or {}), "application/json")
+
+
+def run(
+    app: ASGIApp,
+    settings: Settings,
+    port: int,
+    *,
+    sock: socket.socket | None = None,
+    on_stop: Callable[[], Awaitable[None]] | None = None,
+) -> None:
+    """Serve until SIGTERM or SIGINT; requests under way get up to 30 s, then ``lifespan`` shuts down.
+
+    ``sock``: a bound socket to serve on instead of ``port``. ``on_stop`` runs first of all, while
+    connections are still served.
+    """
+    config = uvicorn.Config(
+        app,
+        host=settings.host,
+        port=port,
+        loop="uvloop",
+        http="httptools",
+        log_config=None,
+        access_log=False,
+        timeout_graceful_shutdown=30,
+        server_header=False,
+        backlog=4096,
+    )
+    _Server(config, on_stop).run([sock] if sock is not None else None)
+
+
+class _Server(uvicorn.Server):
+    """Uvicorn with a first step of shutdown of our own, while connections are still served."""
+
+    def __init__(self, config: uvicorn.Config, on_stop: Callable[[], Awaitable[None]] | None) -> None:
+        super().__init__(config)
+        self._on_stop = on_stop
+
+    async def shutdown(self, sockets: Any = None) -> None:
+        if self._on_stop is not None:
+            await self._on_stop()
+        await super().shutdown(sockets)
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Without raising the signal again after an orderly stop: to a supervisor that is a crash."""
+        with super().capture_signals():
+            yield
+            self._captured_signals.clear()

@@ -1,0 +1,77 @@
+"""Settings that more than one service needs, from ``TIDEGATE_*`` in the environment.
+
+``docs/settings.md`` is the one list for users. A service subclasses :class:`Settings` in its own
+``settings.py`` and only its ``app.py`` reads it.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Self
+
+from pydantic import Field, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class Settings(BaseSettings):
+    """The shared settings; every field is ``TIDEGATE_<FIELD>`` in the environment."""
+
+    model_config = SettingsConfigDict(env_prefix="TIDEGATE_", extra="ignore", validate_default=True)
+
+    state_dir: Path = Field(Path(".tidegate"), description="Where everything that Tidegate writes lives.")
+    runtime_dir: Path | None = Field(None, description="Triton and the models' environment.")
+    host: str = Field("127.0.0.1", description="The address every service listens on.")
+    gateway_port: int = Field(8000, description="REST port of the gateway.")
+    gateway_grpc_port: int = Field(8001, description="gRPC port of the gateway.")
+    registry_port: int = Field(8010, description="Port of the registry.")
+    router_port: int = Field(8020, description="Port of the router.")
+    autoscaler_port: int = Field(8030, description="Port of the autoscaler.")
+    rabbitmq_port: int = Field(8072, description="AMQP port of the embedded RabbitMQ.")
+    epmd_port: int = Field(8074, description="Port of the embedded RabbitMQ's epmd.")
+    rabbitmq_dist_port: int = Field(8075, description="Erlang distribution port of the embedded RabbitMQ.")
+    valkey_port: int = Field(8079, description="Port of the embedded Valkey.")
+    amqp_url: str = Field("", description="RabbitMQ; the embedded one by default.")
+    redis_url: str = Field("", description="Valkey or Redis; the embedded one by default.")
+    database_url: str = Field(
+        "", description="The registry's database; SQLite in the state folder by default."
+    )
+    artifact_url: str = Field("", description="Artifact store, any fsspec URL; a local folder by default.")
+    gateway_url: str = Field("", description="Where clients and the CLI reach the gateway.")
+    registry_url: str = Field("", description="Where workers and services reach the registry.")
+    router_url: str = Field("", description="Where the CLI reaches the router.")
+    autoscaler_url: str = Field("", description="Where the CLI reaches the autoscaler.")
+    service_token: str = Field(
+        "", description="Token of the control plane; default: the state folder's `token`."
+    )
+    log_level: str = Field("INFO", description="DEBUG, INFO, WARNING or ERROR.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _empty_is_unset(cls, values: Any) -> Any:
+        # `TIDEGATE_X=` in an env file means "the default", as in docker compose.
+        return {k: v for k, v in values.items() if v != ""} if isinstance(values, dict) else values
+
+    @model_validator(mode="after")
+    def _derive(self) -> Self:
+        self.amqp_url = self.amqp_url or f"amqp://guest:guest@127.0.0.1:{self.rabbitmq_port}/"
+        self.redis_url = self.redis_url or f"redis://127.0.0.1:{self.valkey_port}/0"
+        self.database_url = self.database_url or f"sqlite+aiosqlite:///{self.state_path}/data/registry.db"
+        self.artifact_url = self.artifact_url or f"file://{self.state_path}/data/artifacts"
+        reach = "127.0.0.1" if self.host in {"0.0.0.0", "::"} else self.host
+        for service in ("gateway", "registry", "router", "autoscaler"):
+            if not getattr(self, f"{service}_url"):
+                setattr(self, f"{service}_url", f"http://{reach}:{getattr(self, f'{service}_port')}")
+        token_file = self.state_path / "token"
+        if not self.service_token and token_file.is_file():
+            self.service_token = token_file.read_text().strip()
+        return self
+
+    @property
+    def state_path(self) -> Path:
+        """The state folder as an absolute path."""
+        return self.state_dir.absolute()
+
+    @property
+    def runtime_path(self) -> Path:
+        """The folder of Triton and of the models' environment, absolute."""
+        return (self.runtime_dir or self.state_dir / "runtime").absolute()

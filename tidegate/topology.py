@@ -1,0 +1,68 @@
+"""Every exchange, queue and routing key, as values: what it carries, who publishes, who consumes.
+
+Queues are declared, idempotently, by whoever publishes or consumes. Their names carry a version:
+RabbitMQ refuses another declaration of an existing name, so changed arguments need a new name.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+
+@dataclass(frozen=True, slots=True)
+class Queue:
+    """A queue and how it is declared. All are durable: RabbitMQ 4.3 refuses transient shared ones."""
+
+    name: str
+    arguments: dict[str, Any] = field(default_factory=dict)
+    exclusive: bool = False
+    auto_delete: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Exchange:
+    """An exchange and how it is declared."""
+
+    name: str
+    kind: Literal["topic", "fanout", "direct"]
+
+
+# Hints that something happened. Nobody depends on them: every consumer re-lists every few seconds.
+#   registry.changed      registry -> router, autoscaler    JSON {revision, kind, name, action}
+#   demand.<deployment>   gateway  -> autoscaler            JSON {deployment}, at most one a second
+EVENTS = Exchange("tidegate.events.v1", "topic")
+REGISTRY_CHANGED = "registry.changed"
+DEMAND_PREFIX = "demand."
+
+# Ids of requests whose caller has gone: gateway -> every worker, best effort.
+CANCELS = Exchange("tidegate.cancels.v1", "fanout")
+
+# Request frames that no worker may take again (attempts exhausted) or that nobody could read:
+# worker, gateway -> router, which answers their callers and keeps what it saw.
+EXCEPTIONS = Queue("exceptions.v1")
+
+
+def requests_queue(deployment: str) -> Queue:
+    """Request envelopes of interactive calls: gateway -> the deployment's workers. Transient messages."""
+    return Queue(f"requests.v1.{deployment}")
+
+
+def replies_queue(incarnation: str) -> Queue:
+    """Reply envelopes: worker, router -> one gateway process. Survives a reconnect, not the process."""
+    return Queue(f"replies.v1.{incarnation}", {"x-expires": 60_000})
+
+
+def events_queue(service: str, incarnation: str) -> Queue:
+    """A service's own copy of the events it listens to; goes with its connection."""
+    return Queue(f"events.v1.{service}.{incarnation}", exclusive=True, auto_delete=True)
+
+
+def cancels_queue(replica: str, incarnation: str) -> Queue:
+    """A worker's own copy of the cancels."""
+    return Queue(f"cancels.v1.{replica}.{incarnation}", exclusive=True, auto_delete=True)
+
+
+def demand_key(deployment: str) -> str:
+    """Routing key by which a gateway says that a Deployment is wanted."""
+    return f"{DEMAND_PREFIX}{deployment}"
