@@ -1,0 +1,57 @@
+"""The gateway, put together."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from fastapi import FastAPI
+from starlette.types import ASGIApp
+
+from services.gateway.adapters.dispatcher import Dispatcher
+from services.gateway.adapters.reporter import Reporter
+from services.gateway.adapters.routes import Routes
+from services.gateway.api import models
+from services.gateway.api.infer import InferDoor
+from services.gateway.api.metrics import LoadCollector, Metrics
+from services.gateway.core import Core
+from services.gateway.settings import GatewaySettings
+from tidegate.service import LOOPBACK, create_app
+from tidegate.store import Store
+
+
+def build(settings: GatewaySettings) -> ASGIApp:
+    """The gateway as an ASGI app; its parts start and stop with its lifespan."""
+    incarnation = os.urandom(8)
+    store = Store.connect(settings.redis_url)
+    dispatcher = Dispatcher(settings.amqp_url, incarnation, lambda name: reporter.fleet(name))
+    reporter = Reporter(store, incarnation.hex(), settings.report_interval_s, dispatcher.loads)
+    routes = Routes(store, settings.state_path / "data" / "gateway-routes.json")
+    core = Core(routes, dispatcher, reporter)
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        app.state.core = core
+        app.state.health.add("routes", routes.problem)
+        app.state.health.add("broker", dispatcher.problem)
+        LoadCollector(dispatcher.loads).register()
+        await routes.start()
+        dispatcher.start()
+        await reporter.start()
+        yield
+        await dispatcher.stop()
+        await reporter.stop()
+        await routes.stop()
+        await store.close()
+
+    app = create_app(
+        name="gateway", settings=settings, lifespan=lifespan, routers=[models.router], open_paths=("/v2",)
+    )
+    return InferDoor(
+        app,
+        core,
+        max_body_bytes=settings.max_body_bytes,
+        local_only=settings.host in LOOPBACK,
+        metrics=Metrics(),
+    )

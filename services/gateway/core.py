@@ -1,0 +1,135 @@
+"""One request, whatever door it came through: pick, check, admit, queue, wait."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+
+from services.gateway.adapters.dispatcher import Dispatcher
+from services.gateway.adapters.reporter import Reporter
+from services.gateway.adapters.routes import Routes
+from services.gateway.domain import admission
+from services.gateway.domain.routing import DeploymentRoute, EndpointRoute, require
+from tidegate.errors import BY_REASON, BadRequest, ModelFailed, TidegateError, Unavailable
+from tidegate.protocol import envelope
+from tidegate.protocol.envelope import Reply, Tensor
+from tidegate.protocol.oip import Contract, Decoded
+
+
+@dataclass(slots=True)
+class Timing:
+    """Parts of a request's time in seconds, each from one clock; ``transit`` is what remains."""
+
+    decode: float = 0.0
+    wait: float = 0.0
+    compute: float = 0.0
+    encode: float = 0.0
+
+    def transit(self, total: float) -> float:
+        """Queues, sockets and event loops: the total less the measured parts, never negative."""
+        return max(0.0, total - self.decode - self.wait - self.compute - self.encode)
+
+
+@dataclass(slots=True)
+class Answer:
+    """A model's answer, and where it came from."""
+
+    route: DeploymentRoute
+    request: Decoded
+    rows: int
+    outputs: tuple[Tensor, ...]
+    parameters: dict[str, Any]
+    reply: Reply
+    timing: Timing
+
+
+class Core:
+    """The gateway's one way of a request."""
+
+    def __init__(self, routes: Routes, dispatcher: Dispatcher, reporter: Reporter) -> None:
+        self.routes = routes
+        self.dispatcher = dispatcher
+        self.reporter = reporter
+
+    def pick(self, model: str, version: str) -> tuple[EndpointRoute, DeploymentRoute]:
+        """The Deployment for a request to ``model``; raises NotFound or NoRoutes."""
+        return require(self.routes.table).pick(model, version, random.random())
+
+    async def infer(
+        self,
+        model: str,
+        version: str,
+        timeout_ms: float | None,
+        decode: Callable[[Contract], Decoded],
+        trace: bytes = b"",
+    ) -> Answer:
+        """Answer one request; ``decode`` turns its body into tensors against the Deployment's contract.
+
+        ``timeout_ms`` None is the endpoint's default. Raises a TidegateError for every way to fail.
+        """
+        started = time.perf_counter()
+        endpoint, route = self.pick(model, version)
+        if timeout_ms is None:
+            timeout_ms = endpoint.timeout_ms
+        request = decode(route.contract)
+        timing = Timing(decode=time.perf_counter() - started)
+        self._admit(route, timeout_ms)
+        trace = trace[:255]
+        id_, future = self.dispatcher.submit(
+            route, request.rows, request.key, request.data, timeout_ms / 1e3, trace
+        )
+        try:
+            reply = await future
+        except asyncio.CancelledError:
+            self.dispatcher.abandon(id_)
+            raise
+        if reply.status != envelope.OK:
+            raise failure(reply)
+        timing.wait, timing.compute = reply.wait_us / 1e6, reply.compute_us / 1e6
+        try:
+            outputs, parameters = envelope.read_result_key(reply.key)
+        except envelope.Undecodable as error:
+            raise Unavailable(f"the worker's answer cannot be read: {error}") from None
+        return Answer(route, request, reply.rows, outputs, parameters, reply, timing)
+
+    def _admit(self, route: DeploymentRoute, timeout_ms: float) -> None:
+        load = self.dispatcher.lane(route).load
+        refusal = admission.refusal(
+            outstanding=load.outstanding,
+            max_queue=route.max_queue,
+            wakeable=route.wakeable,
+            fleet=self.reporter.fleet(route.name),
+            timeout_ms=timeout_ms,
+            name=route.name,
+        )
+        if refusal is not None:
+            load.refused += 1
+            self.dispatcher.demand(route)
+            raise refusal
+
+
+def failure(reply: Reply) -> TidegateError:
+    """The error that a failed reply carries."""
+    told = orjson.loads(reply.key)
+    return BY_REASON.get(told["reason"], ModelFailed)(told["message"], reason=told["reason"])
+
+
+def parse_timeout(header: bytes | None) -> float | None:
+    """``X-Request-Timeout-Ms`` in milliseconds; None when absent. Raises BadRequest."""
+    if header is None:
+        return None
+    try:
+        value = float(header)
+    except ValueError:
+        value = -1.0
+    if not 1 <= value <= 86_400_000:
+        raise BadRequest(
+            f"X-Request-Timeout-Ms must be 1..86400000 milliseconds, got {header.decode('latin-1')!r}"
+        )
+    return value

@@ -1,0 +1,108 @@
+"""The route table in memory, and the choice of a Deployment: a pure function of table, name and a draw."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from tidegate.errors import NoRoutes, NotFound
+from tidegate.protocol.models import Signature
+from tidegate.protocol.oip import Contract
+from tidegate.topology import Queue, requests_queue
+
+
+@dataclass(frozen=True, slots=True)
+class DeploymentRoute:
+    """All that the gateway knows of a Deployment."""
+
+    name: str
+    model: str
+    version: str
+    format: str
+    queue: Queue
+    contract: Contract
+    max_queue: int
+    max_concurrency: int | None
+    retry_safe: bool
+    wakeable: bool
+    ready: int
+
+
+@dataclass(frozen=True, slots=True)
+class EndpointRoute:
+    """Where an endpoint's traffic goes. ``targets`` are (share of 1 accumulated, Deployment)."""
+
+    name: str
+    targets: tuple[tuple[float, DeploymentRoute], ...]
+    versions: dict[str, DeploymentRoute]
+    timeout_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class RouteTable:
+    """A compiled table; ``revision`` orders tables, the greater is the newer."""
+
+    revision: tuple[str, int]
+    endpoints: dict[str, EndpointRoute]
+
+    def pick(self, endpoint: str, version: str, draw: float) -> tuple[EndpointRoute, DeploymentRoute]:
+        """The Deployment for a request; ``draw`` in [0, 1) decides between weighted targets.
+
+        Raises NotFound for a name or version that is not there.
+        """
+        route = self.endpoints.get(endpoint)
+        if route is None:
+            raise NotFound(f"there is no model {endpoint!r}")
+        if version:
+            deployment = route.versions.get(version)
+            if deployment is None:
+                raise NotFound(
+                    f"model {endpoint!r} has no version {version!r}; it has {sorted(route.versions)}"
+                )
+            return route, deployment
+        for share, deployment in route.targets:
+            if draw < share:
+                return route, deployment
+        raise NotFound(f"model {endpoint!r} has no deployment that takes traffic")
+
+
+def require(table: RouteTable | None) -> RouteTable:
+    """The table, or NoRoutes: without one nobody can tell "not there" from "not known yet"."""
+    if table is None:
+        raise NoRoutes("this gateway has no route table yet", retry_after_s=1.0)
+    return table
+
+
+def compile_table(raw: dict[str, Any]) -> RouteTable:
+    """The route table as the router publishes it, made ready for picking."""
+    deployments = {name: _deployment(name, entry) for name, entry in raw["deployments"].items()}
+    endpoints = {name: _endpoint(name, entry, deployments) for name, entry in raw["endpoints"].items()}
+    return RouteTable((raw["epoch"], raw["n"]), endpoints)
+
+
+def _deployment(name: str, entry: dict[str, Any]) -> DeploymentRoute:
+    signature = Signature.model_validate(entry["signature"]) if entry["signature"] else None
+    return DeploymentRoute(
+        name=name,
+        model=entry["model"],
+        version=str(entry["version"]),
+        format=entry["format"],
+        queue=requests_queue(name),
+        contract=Contract(signature),
+        max_queue=entry["max_queue"],
+        max_concurrency=entry["max_concurrency"],
+        retry_safe=entry["retry"] == "safe",
+        wakeable=entry["wakeable"],
+        ready=entry["ready"],
+    )
+
+
+def _endpoint(name: str, entry: dict[str, Any], deployments: dict[str, DeploymentRoute]) -> EndpointRoute:
+    weighted = [(t["weight"], deployments[t["deployment"]]) for t in entry["targets"] if t["weight"] > 0]
+    total = sum(weight for weight, _ in weighted)
+    shares, running = [], 0
+    for weight, deployment in weighted:
+        running += weight
+        shares.append((running / total, deployment))
+    versions = {number: deployments[deployment] for number, deployment in entry["versions"].items()}
+    return EndpointRoute(name, tuple(shares), versions, entry["default_timeout_ms"])

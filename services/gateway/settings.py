@@ -1,0 +1,14 @@
+"""Settings of the gateway; read by ``app.py`` only."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from tidegate.settings import Settings
+
+
+class GatewaySettings(Settings):
+    """What only the gateway needs."""
+
+    max_body_bytes: int = Field(12 * 2**20, description="Largest request body the gateway takes, in bytes.")
+    report_interval_s: float = Field(0.5, description="How often a gateway reports its load, in seconds.")
