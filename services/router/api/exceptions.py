@@ -1,0 +1,90 @@
+"""The AMQP door: answers the callers of requests that no worker may take, and keeps the dead letters."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from pathlib import Path
+
+import orjson
+from prometheus_client import Counter
+
+from services.router.domain.exceptions import UNDECODABLE, DeadLetter, verdict
+from tidegate import telemetry
+from tidegate.broker import Delivery, Link, Session
+from tidegate.errors import Unavailable
+from tidegate.protocol import envelope
+from tidegate.topology import EXCEPTIONS
+
+log = telemetry.logger(__name__)
+
+DEAD = Counter("tidegate_router_dead_letters_total", "Requests given up.", ["cause"])
+
+
+class Exceptions:
+    """Consumer of the exceptions queue."""
+
+    def __init__(self, amqp_url: str, journal: Path, keep: int) -> None:
+        self._journal = journal
+        self._keep = keep
+        self.letters: deque[DeadLetter] = deque(maxlen=keep)
+        self.out = Link(amqp_url, "router-out", self._no_setup)
+        self.link = Link(amqp_url, "router-exceptions", self._on_setup)
+
+    def start(self) -> None:
+        """Read what is kept, connect."""
+        if self._journal.exists():
+            lines = self._journal.read_bytes().splitlines()[-self._keep :]
+            self.letters.extend(DeadLetter(**orjson.loads(line)) for line in lines)
+            self._journal.write_bytes(b"".join(line + b"\n" for line in lines))
+        self.out.start()
+        self.link.start()
+
+    async def stop(self) -> None:
+        """Disconnect; what is unsettled stays in the queue."""
+        await self.link.stop()
+        await self.out.stop()
+
+    async def _no_setup(self, _: Session) -> None:
+        return
+
+    async def _on_setup(self, session: Session) -> None:
+        async def on_delivery(delivery: Delivery) -> None:
+            try:
+                await self._handle(delivery)
+            except Unavailable:
+                return  # unsettled: it comes again with the next session
+            await session.ack(delivery.tag)
+
+        await session.declare(EXCEPTIONS)
+        await session.consume(EXCEPTIONS, on_delivery, prefetch=32)
+
+    async def _handle(self, delivery: Delivery) -> None:
+        cause = str(delivery.headers.get("cause", "unknown"))
+        queue = str(delivery.headers.get("queue", ""))
+        try:
+            requests = [envelope.read_request(f) for f in envelope.unpack(envelope.REQUESTS, delivery.body)]
+        except envelope.Undecodable:
+            self._bury(DeadLetter(time.time(), UNDECODABLE, queue, "", 0, len(delivery.body), ""))
+            return
+        told = verdict(cause)
+        replies: list[envelope.Buffer] = []
+        for request in requests:
+            trace = request.trace.decode("utf-8", "replace")
+            letter = DeadLetter(
+                time.time(), cause, queue, request.id.hex(), request.attempt, len(request.raw), trace
+            )
+            self._bury(letter)
+            if told is not None:
+                replies.append(envelope.failure_frame(request.id, request.attempt, told.reason, told.message))
+        if replies and delivery.reply_to:
+            out = await self.out.wait_up(10.0)
+            await out.publish(envelope.pack(envelope.REPLIES, replies), routing_key=delivery.reply_to)
+
+    def _bury(self, letter: DeadLetter) -> None:
+        DEAD.labels(letter.cause).inc()
+        log.warning("dead letter", extra=letter.shown())
+        self.letters.append(letter)
+        self._journal.parent.mkdir(parents=True, exist_ok=True)
+        with self._journal.open("ab") as journal:
+            journal.write(orjson.dumps(letter.shown()) + b"\n")

@@ -1,0 +1,27 @@
+"""The HTTP door of the router: the table as published, and the dead letters."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter, Query, Request
+
+from tidegate.errors import Unavailable
+
+router = APIRouter(prefix="/v1", tags=["routes"])
+
+
+@router.get("/routes")
+async def routes(request: Request) -> dict[str, Any]:
+    """The route table with its revision (epoch, n)."""
+    table: dict[str, Any] | None = request.app.state.controller.table
+    if table is None:
+        raise Unavailable(request.app.state.controller.problem() or "no table yet", retry_after_s=1.0)
+    return table
+
+
+@router.get("/exceptions")
+async def exceptions(request: Request, limit: int = Query(100, ge=1, le=1000)) -> dict[str, Any]:
+    """The latest dead letters, newest first."""
+    letters = list(request.app.state.exceptions.letters)[-limit:]
+    return {"items": [letter.shown() for letter in reversed(letters)]}

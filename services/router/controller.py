@@ -1,0 +1,147 @@
+"""The router's loop: read intention, look at the workers, compile, publish. Level-triggered."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+
+import orjson
+from prometheus_client import Counter, Gauge
+
+from services.router.adapters.registry import Registry
+from services.router.adapters.revision import Revision
+from services.router.domain import table as compiler
+from tidegate import telemetry
+from tidegate.broker import Delivery, Link, Session
+from tidegate.errors import Unavailable
+from tidegate.protocol.presence import ReplicaReport
+from tidegate.store import Store, StoreUnavailable
+from tidegate.topology import EVENTS, REGISTRY_CHANGED, events_queue, requests_queue
+
+log = telemetry.logger(__name__)
+
+PUBLISHED = Counter("tidegate_router_tables_total", "Route tables published.")
+ENDPOINTS = Gauge("tidegate_router_endpoints", "Endpoints in the route table.")
+
+
+class Controller:
+    """Keeps the store's route table equal to what intention and the workers say."""
+
+    def __init__(
+        self,
+        store: Store,
+        registry: Registry,
+        revision: Revision,
+        amqp_url: str,
+        incarnation: str,
+        *,
+        interval_s: float,
+        relist_s: float,
+    ) -> None:
+        self._store = store
+        self._registry = registry
+        self._revision = revision
+        self._interval_s = interval_s
+        self._relist_s = relist_s
+        self._events = events_queue("router", incarnation)
+        self._wake = asyncio.Event()
+        self._relist = True
+        self._reports: list[ReplicaReport] = []
+        self._learned: dict[str, object] = {}
+        self._declared: set[str] = set()
+        self._last: compiler.Table = {}
+        self._task: asyncio.Task[None] | None = None
+        self.table: compiler.Table | None = None
+        self.store_problem: str | None = "The store has not been read yet."
+        self.link = Link(amqp_url, "router-events", self._on_setup, on_up=self._declared.clear)
+
+    def start(self) -> None:
+        """Begin."""
+        self._registry.load()
+        self.link.start()
+        self._task = asyncio.create_task(self._run(), name="controller")
+
+    async def stop(self) -> None:
+        """Stop; the last table stays published."""
+        if self._task is not None:
+            self._task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._task
+        await self.link.stop()
+        await self._registry.close()
+
+    def problem(self) -> str | None:
+        """Why no table can be published, if so."""
+        if self.table is None:
+            return self._registry.problem or self.store_problem or "No table was compiled yet."
+        return None
+
+    async def _on_setup(self, session: Session) -> None:
+        await session.declare(EVENTS)
+        await session.declare(self._events)
+        await session.bind(self._events, EVENTS, REGISTRY_CHANGED)
+        await session.consume(self._events, self._on_event, prefetch=100, no_ack=True)
+
+    async def _on_event(self, _: Delivery) -> None:
+        self._relist = True
+        self._wake.set()
+
+    async def _run(self) -> None:
+        loop = asyncio.get_running_loop()
+        listed_at = float("-inf")
+        while True:
+            if self._relist or loop.time() - listed_at >= self._relist_s:
+                self._relist, listed_at = False, loop.time()
+                await self._registry.refresh()
+            try:
+                await self._round()
+            except Exception:
+                log.exception("a round failed; the next one tries again")
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._wake.wait(), self._interval_s)
+            self._wake.clear()
+
+    async def _round(self) -> None:
+        intention = self._registry.intention
+        if intention is None:
+            return
+        try:
+            self._reports = await self._store.replicas()
+            self.store_problem = None
+        except StoreUnavailable as error:
+            self.store_problem = error.message  # go on with the workers last seen
+        ready = compiler.ready_counts(self._reports)
+        self._learned |= {r.deployment: r.signature for r in self._reports if r.signature}
+        table = compiler.compile_table(intention, ready, self._learned)
+        await self._declare_queues(set(table["deployments"]))
+        await self._publish(table)
+        for endpoint in compiler.settled(intention, ready):
+            await self._registry.settle(endpoint)
+            self._relist = True
+
+    async def _declare_queues(self, deployments: set[str]) -> None:
+        if self.link.session is None:
+            return
+        with contextlib.suppress(Unavailable):
+            for name in sorted(deployments - self._declared):
+                await self.link.session.declare(requests_queue(name))
+                self._declared.add(name)
+        # A Deployment that comes back under its old name needs its queue again.
+        self._declared &= deployments
+
+    async def _publish(self, table: compiler.Table) -> None:
+        if table != self._last:
+            self._revision.advance()
+            self._last = table
+        self.table = {"epoch": self._revision.epoch, "n": self._revision.n, **table}
+        ENDPOINTS.set(len(table["endpoints"]))
+        wanted = orjson.dumps(self.table)
+        with contextlib.suppress(StoreUnavailable):
+            # Read before writing: the store may have been emptied since.
+            if await self._store.read_routes() != wanted:
+                await self._store.publish_routes(wanted)
+                PUBLISHED.inc()
+                log.info(
+                    "route table published",
+                    extra={"n": self._revision.n, "endpoints": len(table["endpoints"])},
+                )

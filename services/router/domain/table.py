@@ -1,0 +1,82 @@
+"""Compiles the route table: a pure function of what is wanted and of which workers are there."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tidegate.protocol.models import Deployment, Endpoint, Intention, Target, Version
+from tidegate.protocol.presence import ReplicaReport
+from tidegate.topology import requests_queue
+
+Table = dict[str, Any]
+
+
+def ready_counts(reports: list[ReplicaReport]) -> dict[str, int]:
+    """How many ready replicas each Deployment has."""
+    counts: dict[str, int] = {}
+    for report in reports:
+        if report.state == "ready":
+            counts[report.deployment] = counts.get(report.deployment, 0) + 1
+    return counts
+
+
+def compile_table(intention: Intention, ready: dict[str, int], learned: dict[str, Any]) -> Table:
+    """The table without its revision: endpoints -> weighted Deployments -> queue, signature, limits.
+
+    ``learned``: signatures that workers read from their Triton, by Deployment, for versions registered
+    without one.
+    """
+    versions = {(v.model, v.number): v for v in intention.versions}
+    deployments = {d.name: d for d in intention.deployments}
+    return {
+        "endpoints": {e.name: _endpoint(e, deployments, ready) for e in intention.endpoints},
+        "deployments": {
+            name: _deployment(d, versions[(d.model, d.version)], ready.get(name, 0), learned.get(name))
+            for name, d in deployments.items()
+            if (d.model, d.version) in versions
+        },
+    }
+
+
+def _deployment(deployment: Deployment, version: Version, ready: int, learned: Any) -> dict[str, Any]:
+    signature = version.signature.model_dump() if version.signature else learned
+    return {
+        "model": deployment.model,
+        "version": deployment.version,
+        "queue": requests_queue(deployment.name).name,
+        "format": version.format,
+        "signature": signature,
+        "max_queue": deployment.max_queue,
+        "max_concurrency": deployment.max_concurrency,
+        "retry": deployment.retry,
+        "wakeable": deployment.max_replicas > 0,
+        "ready": ready,
+    }
+
+
+def _endpoint(
+    endpoint: Endpoint, deployments: dict[str, Deployment], ready: dict[str, int]
+) -> dict[str, Any]:
+    serving = serving_targets(endpoint, ready)
+    models = {deployments[t.deployment].model for t in serving if t.deployment in deployments}
+    return {
+        "targets": [t.model_dump() for t in serving if t.deployment in deployments],
+        # An explicit version reaches any Deployment of the endpoint's models; the newest name wins.
+        "versions": {str(d.version): name for name, d in sorted(deployments.items()) if d.model in models},
+        "default_timeout_ms": endpoint.default_timeout_ms,
+    }
+
+
+def serving_targets(endpoint: Endpoint, ready: dict[str, int]) -> list[Target]:
+    """Who takes the traffic now: the targets, once each with weight can answer; before that, ``previous``.
+
+    New targets get nothing before they are ready, so a version that never loads hurts nobody.
+    """
+    if not endpoint.previous or all(ready.get(t.deployment, 0) for t in endpoint.targets if t.weight):
+        return endpoint.targets
+    return endpoint.previous
+
+
+def settled(intention: Intention, ready: dict[str, int]) -> list[Endpoint]:
+    """Endpoints whose roll-over is complete: their ``previous`` may be forgotten."""
+    return [e for e in intention.endpoints if e.previous and serving_targets(e, ready) == e.targets]
