@@ -1,0 +1,46 @@
+"""``python -m services.worker --replica-dir DIR``: one replica, started by the autoscaler."""
+
+from __future__ import annotations
+
+import argparse
+import fcntl
+import os
+import socket
+import sys
+from pathlib import Path
+
+from services.worker.app import Worker
+from services.worker.settings import WorkerSettings
+from tidegate import service, telemetry
+
+
+def main() -> int:
+    """Serve until drained; exit code 1 when the replica could not serve."""
+    parser = argparse.ArgumentParser(prog="services.worker", description="One replica of a Deployment.")
+    parser.add_argument("--replica-dir", type=Path, required=True, help="the folder with assignment.json")
+    folder: Path = parser.parse_args().replica_dir
+    settings = WorkerSettings()
+    telemetry.configure("worker", settings.log_level)
+    lock = take_lock(folder)
+    with socket.socket() as door:
+        door.bind(("127.0.0.1", 0))
+        worker = Worker(settings, folder, door.getsockname()[1])
+        service.run(worker.app, settings, 0, sock=door, on_stop=worker.drain)
+    os.close(lock)
+    return 1 if worker.failed else 0
+
+
+def take_lock(folder: Path) -> int:
+    """Hold the replica's lock, with our pid in it, until this process ends: the name is the fence."""
+    lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        sys.exit(f"{folder} belongs to another worker that is alive")
+    os.ftruncate(lock, 0)
+    os.write(lock, str(os.getpid()).encode())
+    return lock
+
+
+if __name__ == "__main__":
+    sys.exit(main())

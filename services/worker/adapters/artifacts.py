@@ -1,0 +1,150 @@
+"""This host's copy of the artifacts, by sha256: with it, replicas start while the registry is down."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import httpx
+
+from tidegate import telemetry
+from tidegate.errors import NotFound, TidegateError, Unavailable
+
+log = telemetry.logger(__name__)
+
+CHUNK = 1024 * 1024
+TRIES = 6
+FIRST_PAUSE_S = 0.2
+LONGEST_PAUSE_S = 5.0
+TIMEOUT = httpx.Timeout(30.0, connect=5.0)
+
+
+class ArtifactCache:
+    """Artifacts in ``folder``, shared by the workers of one host: ``<sha256>`` beside ``<sha256>.ok``.
+
+    The ``.ok`` file says how the file looked when its digest was last checked, so that a large one is read
+    again only if it has changed since.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder.absolute()
+
+    async def fetch(self, registry_url: str, token: str, sha256: str, size: int) -> Path:
+        """The artifact as a local file, downloaded unless a whole copy is here.
+
+        Raises NotFound (the registry does not have it) or Unavailable (no copy, and the registry cannot be
+        reached or sends other bytes than it should).
+        """
+        self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        path = self._folder / sha256
+        async with _alone(path.with_suffix(".lock")):
+            if await asyncio.to_thread(_is_whole, path, sha256, size):
+                return path
+            await self._download(f"{registry_url.rstrip('/')}/v1/artifacts/{sha256}", token, path, size)
+            await asyncio.to_thread(_remember, path)
+        return path
+
+    async def _download(self, url: str, token: str, path: Path, size: int) -> None:
+        pause_s = FIRST_PAUSE_S
+        headers = {"Authorization": f"Bearer {token}"}
+        async with httpx.AsyncClient(timeout=TIMEOUT, headers=headers, trust_env=False) as client:
+            for attempt in range(1, TRIES + 1):
+                try:
+                    await _stream(client, url, path, size)
+                    return
+                except (httpx.HTTPError, Unavailable) as problem:
+                    if attempt == TRIES:
+                        raise Unavailable(
+                            f"The artifact {path.name[:12]} cannot be fetched: {_words(problem)}"
+                        ) from None
+                    log.warning(
+                        "fetch failed, trying again",
+                        extra={"artifact": path.name, "problem": _words(problem)},
+                    )
+                await asyncio.sleep(pause_s)
+                pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
+
+
+async def _stream(client: httpx.AsyncClient, url: str, path: Path, size: int) -> None:
+    """Download to a file of its own, check, and only then take the name."""
+    part = path.with_suffix(f".{os.getpid()}.part")
+    digest, count = hashlib.sha256(), 0
+    try:
+        async with client.stream("GET", url) as answer:
+            _check_status(answer, path.name)
+            with part.open("wb") as output:
+                async for chunk in answer.aiter_bytes(CHUNK):
+                    count += len(chunk)
+                    if count > size:
+                        raise Unavailable(f"the registry sends more than the {size} bytes registered")
+                    digest.update(chunk)
+                    output.write(chunk)
+        if count != size or digest.hexdigest() != path.name:
+            raise Unavailable(f"the registry sent {count} of {size} bytes, sha256 {digest.hexdigest()[:12]}")
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _check_status(answer: httpx.Response, sha256: str) -> None:
+    if answer.status_code == 404:
+        raise NotFound(f"The registry has no artifact {sha256}.")
+    if answer.status_code in (401, 403):
+        raise TidegateError("The registry refuses this worker's service token.", reason="unauthorized")
+    if answer.status_code != 200:
+        raise Unavailable(f"the registry answered {answer.status_code}")
+
+
+@contextlib.asynccontextmanager
+async def _alone(lock: Path) -> AsyncIterator[None]:
+    """Hold a file lock, so that of several workers that start together one downloads."""
+    handle = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        while True:
+            # Polled, because a thread that blocks in flock could not be cancelled.
+            with contextlib.suppress(BlockingIOError):
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            await asyncio.sleep(0.05)
+        yield
+    finally:
+        os.close(handle)
+
+
+def _look(path: Path) -> list[int]:
+    seen = path.stat()
+    return [seen.st_size, seen.st_mtime_ns, seen.st_ino]
+
+
+def _remember(path: Path) -> None:
+    path.chmod(0o400)
+    path.with_suffix(".ok").write_text(json.dumps(_look(path)))
+
+
+def _is_whole(path: Path, sha256: str, size: int) -> bool:
+    try:
+        look = _look(path)
+    except FileNotFoundError:
+        return False
+    if look[0] != size:
+        return False
+    with contextlib.suppress(OSError, ValueError):
+        if json.loads(path.with_suffix(".ok").read_text()) == look:
+            return True
+    with path.open("rb") as content:
+        whole = hashlib.file_digest(content, "sha256").hexdigest() == sha256
+    if whole:
+        _remember(path)
+    else:
+        log.warning("a cached artifact is damaged and is fetched again", extra={"artifact": sha256})
+    return whole
+
+
+def _words(problem: Exception) -> str:
+    return str(problem) or type(problem).__name__

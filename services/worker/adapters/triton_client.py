@@ -1,0 +1,161 @@
+"""Triton over gRPC, with tensors as raw bytes: nothing here parses one."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any
+
+import grpc
+from grpc import StatusCode
+
+from services.worker.adapters.triton_protocol import ModelInferRequest, ModelInferResponse, pb
+from services.worker.domain.model_config import ROWS
+from tidegate.errors import (
+    BadRequest,
+    DeadlinePassed,
+    ModelFailed,
+    PayloadTooLarge,
+    TidegateError,
+    Unavailable,
+)
+from tidegate.protocol.models import Signature, TensorSpec
+
+_SERVICE = "/inference.GRPCInferenceService/"
+_OPTIONS = (
+    ("grpc.max_receive_message_length", -1),
+    ("grpc.max_send_message_length", -1),
+    ("grpc.use_local_subchannel_pool", 1),
+    ("grpc.enable_http_proxy", 0),
+    ("grpc.initial_reconnect_backoff_ms", 50),
+    ("grpc.max_reconnect_backoff_ms", 500),
+)
+LIVE_TIMEOUT_S = 2.0
+
+
+class TritonClient:
+    """Calls one Triton. Unavailable: the server is gone; ModelFailed: the model is at fault."""
+
+    def __init__(self, target: str) -> None:
+        self._channel = grpc.aio.insecure_channel(target, options=_OPTIONS)
+        self._infer = self._method("ModelInfer", ModelInferRequest, ModelInferResponse)
+
+    async def close(self) -> None:
+        """Close the channel; calls in flight are cancelled."""
+        await self._channel.close()
+
+    async def infer(self, request: Any, timeout_s: float | None = None) -> Any:
+        """One ``ModelInferRequest`` -> ``ModelInferResponse``. Cancelling the task cancels the call in
+        Triton.
+
+        Raises BadRequest (the model does not take this), DeadlinePassed, PayloadTooLarge, ModelFailed,
+        Unavailable.
+        """
+        try:
+            return await self._infer(request, timeout=timeout_s)
+        except grpc.aio.AioRpcError as error:
+            raise await self._meaning(error) from None
+
+    async def live(self) -> bool:
+        """Whether the server answers."""
+        try:
+            answer = await self._send(
+                "ServerLive", pb.ServerLiveResponse, pb.ServerLiveRequest(), LIVE_TIMEOUT_S
+            )
+        except grpc.aio.AioRpcError:
+            return False
+        return bool(answer.live)
+
+    async def ready(self, model: str) -> bool:
+        """Whether the model is loaded and answers."""
+        request = pb.ModelReadyRequest(name=model)
+        try:
+            answer = await self._send("ModelReady", pb.ModelReadyResponse, request, LIVE_TIMEOUT_S)
+        except grpc.aio.AioRpcError:
+            return False
+        return bool(answer.ready)
+
+    async def load(self, model: str, timeout_s: float | None = None) -> None:
+        """Load or reload a model; raises ModelFailed with Triton's words (a Python model's exception too)."""
+        request = pb.RepositoryModelLoadRequest(model_name=model)
+        try:
+            await self._call("RepositoryModelLoad", pb.RepositoryModelLoadResponse, request, timeout_s)
+        except DeadlinePassed:
+            raise ModelFailed(f"The model did not load within {timeout_s:g} s.") from None
+        except BadRequest as error:
+            raise ModelFailed(error.message) from None
+
+    async def unload(self, model: str, timeout_s: float | None = None) -> None:
+        """Unload a model."""
+        request = pb.RepositoryModelUnloadRequest(model_name=model)
+        await self._call("RepositoryModelUnload", pb.RepositoryModelUnloadResponse, request, timeout_s)
+
+    async def metadata(self, model: str) -> Any:
+        """The model's ``ModelMetadataResponse``."""
+        return await self._call(
+            "ModelMetadata", pb.ModelMetadataResponse, pb.ModelMetadataRequest(name=model)
+        )
+
+    async def config(self, model: str) -> Any:
+        """The model's configuration as Triton completed it (a ``ModelConfig`` message)."""
+        answer = await self._call("ModelConfig", pb.ModelConfigResponse, pb.ModelConfigRequest(name=model))
+        return answer.config
+
+    async def statistics(self, model: str) -> Any:
+        """The model's ``ModelStatistics`` message: counts and summed nanoseconds since it was loaded."""
+        request = pb.ModelStatisticsRequest(name=model)
+        answer = await self._call("ModelStatistics", pb.ModelStatisticsResponse, request)
+        return answer.model_stats[0]
+
+    async def signature(self, model: str) -> Signature:
+        """What the loaded model takes and gives, by its own metadata; shapes without the batch axis."""
+        metadata, config = await asyncio.gather(self.metadata(model), self.config(model))
+        return signature_of(metadata, config)
+
+    async def _call(self, method: str, answer: Any, request: Any, timeout_s: float | None = None) -> Any:
+        try:
+            return await self._send(method, answer, request, timeout_s)
+        except grpc.aio.AioRpcError as error:
+            raise await self._meaning(error) from None
+
+    async def _send(self, method: str, answer: Any, request: Any, timeout_s: float | None) -> Any:
+        return await self._method(method, type(request), answer)(request, timeout=timeout_s)
+
+    def _method(self, name: str, request: Any, answer: Any) -> Any:
+        return self._channel.unary_unary(
+            _SERVICE + name,
+            request_serializer=request.SerializeToString,
+            response_deserializer=answer.FromString,
+        )
+
+    async def _meaning(self, error: grpc.aio.AioRpcError) -> TidegateError:
+        message = error.details() or error.code().name
+        by_code = {
+            StatusCode.INVALID_ARGUMENT: BadRequest,
+            StatusCode.DEADLINE_EXCEEDED: DeadlinePassed,
+            StatusCode.RESOURCE_EXHAUSTED: PayloadTooLarge,
+        }
+        if error.code() in by_code:
+            return by_code[error.code()](message)
+        # Triton uses the same codes as a broken connection does: only asking tells them apart.
+        if await self.live():
+            return ModelFailed(message)
+        return Unavailable(f"The model server is gone: {message}")
+
+
+def signature_of(metadata: Any, config: Any) -> Signature:
+    """Triton's metadata and configuration of a model as a Signature."""
+    rows = int(config.parameters[ROWS].string_value) if ROWS in config.parameters else 0
+    first = 1 if rows or config.max_batch_size > 0 else 0
+
+    def specs(tensors: Sequence[Any]) -> list[TensorSpec]:
+        return [TensorSpec(name=t.name, datatype=t.datatype, shape=list(t.shape)[first:]) for t in tensors]
+
+    return Signature(
+        inputs=specs(metadata.inputs),
+        outputs=specs(metadata.outputs),
+        max_batch_size=rows or config.max_batch_size,
+    )
+
+
+__all__ = ["ModelInferRequest", "ModelInferResponse", "TritonClient", "signature_of"]

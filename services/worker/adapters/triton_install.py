@@ -1,0 +1,101 @@
+"""Where Triton and the models' Python are on this machine, and what they have."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from tidegate.errors import Unavailable
+
+# What a driver or a container engine put in our environment and Triton needs to see.
+_PASSED_ON = ("CUDA_", "NVIDIA_", "NCCL_", "TZ", "LANG", "LC_", "HOME", "TMPDIR", "SSL_CERT_", "HF_HOME")
+
+
+@dataclass(frozen=True)
+class TritonInstall:
+    """A usable Triton: from the wheel under the runtime folder, or a native one."""
+
+    server: Path
+    backends_dir: Path
+    model_bin: Path | None
+    libraries: tuple[Path, ...] = ()
+
+    @classmethod
+    def find(cls, runtime: Path, server: Path | None = None, backends: Path | None = None) -> TritonInstall:
+        """The Triton under ``runtime``, or the native ``server`` binary with its backends beside ``bin/``.
+
+        Raises Unavailable, with the remedy, when a part is missing.
+        """
+        model_bin = runtime / "model-env" / "bin"
+        has_env = (model_bin / "python3").exists()
+        if server is not None:
+            found = cls(server, backends or server.parent.parent / "backends", model_bin if has_env else None)
+        else:
+            triton = runtime / "triton"
+            binary = triton / "pytriton" / "tritonserver" / "bin" / "tritonserver"
+            libraries = (triton / "nvidia_pytriton.libs", *_python_libraries(model_bin / "python3"))
+            if not has_env:
+                raise Unavailable(
+                    f"The models' Python is not at {model_bin}: run `make up`, or set TIDEGATE_RUNTIME_DIR."
+                )
+            found = cls(binary, backends or triton / "backends", model_bin, libraries)
+        if not os.access(found.server, os.X_OK):
+            raise Unavailable(
+                f"There is no tritonserver at {found.server}: run `make up`, or set TIDEGATE_TRITON_SERVER."
+            )
+        if not found.backends():
+            raise Unavailable(
+                f"There are no Triton backends in {found.backends_dir}: set TIDEGATE_TRITON_BACKENDS."
+            )
+        return found
+
+    def backends(self) -> frozenset[str]:
+        """The names of the backends that this Triton can load."""
+        if not self.backends_dir.is_dir():
+            return frozenset()
+        return frozenset(path.name for path in self.backends_dir.iterdir() if path.is_dir())
+
+    def has_module(self, name: str) -> bool:
+        """Whether the Python that runs models has the module ``name`` installed."""
+        python = (
+            self.model_bin / "python3"
+            if self.model_bin
+            else Path(shutil.which("python3") or "/usr/bin/python3")
+        )
+        roots = {python.absolute().parent.parent, python.resolve().parent.parent}
+        return any(
+            any(root.glob(f"{lib}/python3*/*-packages/{name}"))
+            for root in roots
+            for lib in ("lib", "local/lib", "lib64")
+        )
+
+    def environment(self, extra: Mapping[str, str]) -> dict[str, str]:
+        """A small environment for tritonserver: nothing of Tidegate's own settings or secrets but
+        ``TIDEGATE_REPLICA``.
+
+        ``extra`` wins, except that the models' Python stays first on PATH and our libraries first for the
+        loader.
+        """
+        environment = {key: value for key, value in os.environ.items() if key.startswith(_PASSED_ON)}
+        environment |= {"PYTHONUNBUFFERED": "1", "PATH": os.environ.get("PATH", os.defpath)}
+        if self.model_bin is None and "LD_LIBRARY_PATH" in os.environ:
+            environment["LD_LIBRARY_PATH"] = os.environ["LD_LIBRARY_PATH"]
+        environment |= extra
+        _put_first(environment, "PATH", (self.model_bin,) if self.model_bin else ())
+        _put_first(environment, "LD_LIBRARY_PATH", self.libraries)
+        return environment
+
+
+def _put_first(environment: dict[str, str], key: str, paths: tuple[Path, ...]) -> None:
+    parts = [*map(str, paths), *filter(None, [environment.get(key)])]
+    if parts:
+        environment[key] = ":".join(parts)
+
+
+def _python_libraries(python: Path) -> tuple[Path, ...]:
+    """The folder of libpython, which for a Python that is not the system's is not on the loader's path."""
+    lib = python.resolve().parent.parent / "lib"
+    return (lib,) if any(lib.glob("libpython3*.so.*")) else ()

@@ -1,0 +1,66 @@
+"""The first calls of a model, made before clients make them."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from services.worker.adapters.triton_client import ModelInferRequest, TritonClient
+from tidegate import telemetry
+from tidegate.errors import TidegateError, Unavailable
+from tidegate.protocol.models import Signature
+
+log = telemetry.logger(__name__)
+
+ITEM_BYTES = {
+    "BOOL": 1, "UINT8": 1, "INT8": 1, "UINT16": 2, "INT16": 2, "FP16": 2, "BF16": 2,
+    "UINT32": 4, "INT32": 4, "FP32": 4, "UINT64": 8, "INT64": 8, "FP64": 8,
+    "BYTES": 4,  # an empty string: its length, four zero bytes
+}  # fmt: skip
+BYTES_LIMIT = 16 * 1024 * 1024
+
+
+async def warm_up(
+    client: TritonClient,
+    model: str,
+    signature: Signature,
+    *,
+    max_batch: int | None = None,
+    timeout_s: float = 30.0,
+) -> None:
+    """Send zeros: one row, and the largest batch if all dims are known (at most ``max_batch`` rows and 16
+    MiB).
+
+    A model may refuse zeros; that is logged and no error. Raises Unavailable when Triton is gone.
+    """
+    for rows in batch_sizes(signature, max_batch):
+        try:
+            await client.infer(zeros(model, signature, rows), timeout_s)
+        except Unavailable:
+            raise
+        except TidegateError as refusal:
+            log.info(
+                "the model refused the warm-up",
+                extra={"model": model, "rows": rows, "reason": refusal.message},
+            )
+            return
+
+
+def batch_sizes(signature: Signature, max_batch: int | None = None) -> list[int]:
+    """The batches worth warming: 1, and the largest one that a call may have."""
+    largest = min(signature.max_batch_size, max_batch or signature.max_batch_size)
+    fixed = all(-1 not in tensor.shape for tensor in signature.inputs)
+    row = sum(math.prod(tensor.shape) * ITEM_BYTES[tensor.datatype] for tensor in signature.inputs)
+    return [1, largest] if fixed and largest > 1 and largest * row <= BYTES_LIMIT else [1]
+
+
+def zeros(model: str, signature: Signature, rows: int) -> Any:
+    """A ``ModelInferRequest`` of zeros (empty strings for BYTES); unknown dims are 1."""
+    request = ModelInferRequest(model_name=model)
+    for spec in signature.inputs:
+        shape = [abs(dim) for dim in spec.shape]
+        if signature.max_batch_size > 0:
+            shape = [rows, *shape]
+        request.inputs.add(name=spec.name, datatype=spec.datatype, shape=shape)
+        request.raw_input_contents.append(bytes(math.prod(shape) * ITEM_BYTES[spec.datatype]))
+    return request

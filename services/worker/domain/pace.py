@@ -1,0 +1,57 @@
+"""How much work to hold and how many model calls to have in flight."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+IN_HAND_MS = 50.0
+MAX_PREFETCH = 256
+UNKNOWN_PREFETCH = 2
+LIGHT_CALL_MS = 5.0
+LIGHT_CALLS = 8
+
+
+def calls_in_flight(*, instances: int, batches: bool, call_ms: float | None) -> int:
+    """Model calls to have open at once.
+
+    A model that batches gets one call for each instance: more calls only made smaller batches. Without
+    batching, light calls overlap to hide the way to Triton and back; heavy ones do not, since what waits
+    inside Triton is lost to other replicas.
+    """
+    if batches:
+        return instances
+    if call_ms is not None and call_ms < LIGHT_CALL_MS:
+        return instances + LIGHT_CALLS
+    return instances + 1
+
+
+def prefetch(
+    *, call_ms: float | None, batch_mean: float | None, frames_per_message: float, in_flight: int
+) -> int:
+    """Messages to hold unsettled: about ``IN_HAND_MS`` of expected work, at least one more than in flight.
+
+    A fixed count would starve late workers on heavy models and idle on light ones.
+    """
+    if call_ms is None or call_ms <= 0:
+        return max(UNKNOWN_PREFETCH, in_flight + 1)
+    request_ms = call_ms / max(batch_mean or 1.0, 1.0)
+    messages = math.ceil(IN_HAND_MS / (request_ms * max(frames_per_message, 1.0)))
+    return min(max(messages, in_flight + 1), MAX_PREFETCH)
+
+
+def worth_changing(current: int, wanted: int) -> bool:
+    """Whether a new consumer (the only way to change a prefetch) pays: a change by half or more."""
+    return wanted >= current * 1.5 or wanted <= current / 1.5
+
+
+@dataclass(slots=True)
+class Mean:
+    """Exponentially weighted mean; None until something was measured."""
+
+    weight: float = 0.05
+    value: float | None = None
+
+    def add(self, sample: float) -> None:
+        """Take a sample in; the first ones count in full."""
+        self.value = sample if self.value is None else self.value + self.weight * (sample - self.value)

@@ -1,0 +1,58 @@
+"""One batched answer back into the answers of its requests."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from tidegate.protocol.envelope import Buffer, Tensor
+from tidegate.protocol.tensors import DATATYPES, elements, string_offsets
+
+
+class Output(NamedTuple):
+    """An output tensor as the model server gave it."""
+
+    name: str
+    datatype: str
+    shape: tuple[int, ...]
+    raw: Buffer
+
+
+class Mismatch(ValueError):
+    """The model's answer does not have one row for each row of the request."""
+
+
+def describe(outputs: list[Output], rows: int) -> tuple[int, tuple[Tensor, ...]]:
+    """Rows of the answer and its tensors without the batch axis; rows 0 when it has no such axis."""
+    batched = rows > 0 and all(output.shape and output.shape[0] == rows for output in outputs)
+    first = 1 if batched else 0
+    tensors = tuple(Tensor(o.name, DATATYPES[o.datatype], o.shape[first:]) for o in outputs)
+    return (rows if batched else 0), tensors
+
+
+def split(outputs: list[Output], parts: list[int]) -> list[list[Buffer]]:
+    """For each part (its number of rows, in order) its slice of every output.
+
+    Raises :class:`Mismatch` when an output's first axis is not the sum of the parts.
+    """
+    rows = sum(parts)
+    answers: list[list[Buffer]] = [[] for _ in parts]
+    for output in outputs:
+        if not output.shape or output.shape[0] != rows:
+            raise Mismatch(f"output {output.name!r} has shape {list(output.shape)} for {rows} rows of input")
+        view = memoryview(output.raw)
+        ends = _row_ends(output, rows)
+        at = row = 0
+        for answer, part in zip(answers, parts, strict=True):
+            row += part
+            end = ends[row - 1] if isinstance(ends, list) else row * ends
+            answer.append(view[at:end])
+            at = end
+    return answers
+
+
+def _row_ends(output: Output, rows: int) -> list[int] | int:
+    """Bytes per row, or for elements of variable size the byte offset at which each row ends."""
+    if DATATYPES[output.datatype].size:
+        return len(output.raw) // rows
+    per_row = elements(list(output.shape[1:]))
+    return string_offsets(output.raw, per_row) if per_row else [0] * rows

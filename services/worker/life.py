@@ -1,0 +1,252 @@
+"""A worker's life: fetch, start Triton, load, warm up, serve; mend Triton when it crashes; drain; end."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import socket
+import time
+from pathlib import Path
+
+from services.worker.adapters import model_repository
+from services.worker.adapters.artifacts import ArtifactCache
+from services.worker.adapters.heartbeat import Heartbeat
+from services.worker.adapters.model import Model
+from services.worker.adapters.triton_client import TritonClient
+from services.worker.adapters.triton_install import TritonInstall
+from services.worker.adapters.triton_process import TritonOptions, TritonProcess
+from services.worker.adapters.warmup import warm_up
+from services.worker.api.outbox import Outbox
+from services.worker.api.requests import Requests
+from services.worker.domain.formats import config_is_complete
+from services.worker.domain.phases import Phases
+from services.worker.metrics import IN_HAND, TRITON_RESTARTS
+from services.worker.settings import WorkerSettings
+from services.worker.work import Work
+from tidegate import telemetry
+from tidegate.errors import ModelFailed, TidegateError
+from tidegate.protocol.models import Assignment, Signature
+from tidegate.protocol.presence import ReplicaReport, ReplicaState
+from tidegate.store import Store
+from tidegate.topology import requests_queue
+
+log = telemetry.logger(__name__)
+
+CRASHES_ALLOWED = 5
+CRASH_WINDOW_S = 300.0
+
+
+class Life:
+    """One replica from its start to its end. ``ended`` is set when the process should go."""
+
+    def __init__(
+        self, settings: WorkerSettings, assignment: Assignment, folder: Path, store: Store, http_port: int
+    ) -> None:
+        self._settings = settings
+        self._assignment = assignment
+        self._deployment = assignment.deployment
+        self._folder = folder
+        self._http_port = http_port
+        self._started_at = time.time()
+        self._phases = Phases(time.perf_counter)
+        self._state: ReplicaState = "starting"
+        self._message = "starting"
+        self._signature: Signature | None = assignment.version.signature
+        self._triton: TritonProcess | None = None
+        self._client: TritonClient | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._work: Work | None = None
+        queue = requests_queue(self._deployment.name)
+        self._outbox = Outbox(settings.amqp_url, queue)
+        self._requests = Requests(settings.amqp_url, queue, assignment.replica, self._outbox)
+        self._heartbeat = Heartbeat(store, settings.heartbeat_interval_s, self._report)
+        self.ended = asyncio.Event()
+        self.failed = False
+        IN_HAND.set_function(lambda: self._work.in_hand if self._work else 0)
+
+    def problem(self) -> str | None:
+        """Why this replica does not serve, if so."""
+        return None if self._state == "ready" else f"{self._state}: {self._message}"
+
+    def start(self) -> None:
+        """Begin to live."""
+        self._phases.record("launch", time.time() - self._assignment.launched_at)
+        self._heartbeat.start()
+        self._outbox.link.start()
+        self._task = asyncio.create_task(self._live(), name="life")
+
+    async def drain(self) -> None:
+        """Take no more work, finish what is in hand (up to the Deployment's limit), sign off."""
+        if self._state == "ready":
+            self._state, self._message = "draining", "asked to stop"
+            await self._heartbeat.beat()
+            await self._requests.close()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._deployment.drain_limit_s):
+                    while self._requests.unsettled or (self._work and self._work.in_hand):
+                        await asyncio.sleep(0.005)
+        self.ended.set()
+
+    async def stop(self) -> None:
+        """End everything; Triton goes last of all that works."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+        if self._work is not None:
+            await self._work.stop()
+        await self._requests.stop()
+        await self._outbox.link.stop()
+        if self._client is not None:
+            await self._client.close()
+        if self._triton is not None:
+            await self._triton.stop()
+        await self._heartbeat.stop(forget=not self.failed)
+
+    async def _live(self) -> None:
+        try:
+            async with asyncio.timeout(self._deployment.start_timeout_s):
+                models = await self._prepare()
+                self._client = await self._start_triton(models)
+            self._serve(Model(self._client, models[-1]))
+            await self._requests.open()
+            await self._heartbeat.beat()
+            await self._mend(models)
+        except TimeoutError:
+            await self._fail(f"not ready within {self._deployment.start_timeout_s:g} s; was {self._message}")
+        except TidegateError as error:
+            await self._fail(error.message)
+        except Exception as error:
+            log.exception("unexpected end")
+            await self._fail(f"unexpected error: {error!r}")
+
+    async def _fail(self, message: str) -> None:
+        self._state, self._message, self.failed = "failed", message, True
+        log.error("replica failed", extra={"problem": message})
+        await self._heartbeat.beat()
+        self.ended.set()
+
+    async def _prepare(self) -> list[str]:
+        """The artifact on disk and checked, the model repository written: the models to load, in order."""
+        version = self._assignment.version
+        self._message = "fetching the artifact"
+        with self._phases.measure("fetch"):
+            cache = ArtifactCache(self._settings.state_path / "cache")
+            artifact = await cache.fetch(
+                self._assignment.registry_url,
+                self._settings.service_token,
+                version.artifact_sha256,
+                version.artifact_size,
+            )
+        install = TritonInstall.find(
+            self._settings.runtime_path, self._settings.triton_server, self._settings.triton_backends
+        )
+        options = TritonOptions(
+            replica=self._assignment.replica,
+            threads=self._deployment.threads,
+            env=self._deployment.env,
+            auto_complete=not config_is_complete(version),
+            start_timeout_s=self._deployment.start_timeout_s,
+        )
+        self._triton = TritonProcess(install, self._folder / "triton", options)
+        return await asyncio.to_thread(
+            model_repository.prepare, version, self._deployment, artifact, self._triton.repository, install
+        )
+
+    async def _start_triton(self, models: list[str]) -> TritonClient:
+        """Triton up, the models loaded and warm: a client that speaks to it."""
+        assert self._triton is not None
+        self._message = "starting Triton"
+        with self._phases.measure("triton_start"):
+            await self._triton.start()
+        client = TritonClient(self._triton.target)
+        self._message = "loading the model"
+        with self._phases.measure("load"):
+            for model in models:
+                await self._load(client, model)
+            if self._signature is None:
+                self._signature = await client.signature(models[-1])
+        self._message = "warming up"
+        with self._phases.measure("warm_up"):
+            await warm_up(client, models[-1], self._signature, max_batch=self._max_rows() or None)
+        return client
+
+    async def _load(self, client: TritonClient, model: str) -> None:
+        assert self._triton is not None
+        try:
+            await client.load(model, self._deployment.start_timeout_s)
+        except ModelFailed as error:
+            # When the model's Python never came up Triton knows no more than that; its log has the reason.
+            known = "not healthy" not in error.message
+            raise error if known else ModelFailed(f"{error.message}\n{self._triton.tail()}") from None
+
+    def _max_rows(self) -> int:
+        """Rows of one model call: the Deployment's choice within what the model takes; 0: no batch axis."""
+        assert self._signature is not None
+        model = self._signature.max_batch_size
+        return min(model, self._deployment.batching.max_batch or model)
+
+    def _serve(self, model: Model) -> None:
+        self._work = Work(
+            self._outbox,
+            self._requests.settle,
+            max_rows=self._max_rows(),
+            window_s=self._deployment.batching.window_ms / 1e3,
+            instances=self._deployment.instances,
+        )
+        self._requests.feed(self._work)
+        self._work.use(model)
+        self._work.start()
+        self._requests.start()
+        self._state, self._message = "ready", ""
+        log.info("ready", extra={"phases_ms": self._phases.ms})
+
+    async def _mend(self, models: list[str]) -> None:
+        """Wait for Triton to crash, start it again, go on; too many crashes in a while end the replica."""
+        assert self._triton is not None
+        assert self._work is not None
+        crashes: list[float] = []
+        while True:
+            code = await self._triton.wait()
+            tail = self._triton.tail()
+            log.error("Triton crashed", extra={"exit_code": code, "tail": tail})
+            TRITON_RESTARTS.inc()
+            self._work.use(None)
+            crashes = [at for at in crashes if time.monotonic() - at < CRASH_WINDOW_S] + [time.monotonic()]
+            if len(crashes) > CRASHES_ALLOWED:
+                await self._fail(f"Triton crashed {len(crashes)} times in {CRASH_WINDOW_S:g} s: {tail}")
+                return
+            self._state, self._message = "starting", "Triton crashed; starting it again"
+            await self._requests.close()
+            await self._heartbeat.beat()
+            await self._triton.stop(grace_s=0)
+            if self._client is not None:
+                await self._client.close()
+            async with asyncio.timeout(self._deployment.start_timeout_s):
+                self._client = await self._start_triton(models)
+            self._work.use(Model(self._client, models[-1]))
+            self._state, self._message = "ready", ""
+            await self._requests.open()
+            await self._heartbeat.beat()
+
+    def _report(self) -> ReplicaReport:
+        stats = self._work.stats if self._work else None
+        return ReplicaReport(
+            replica=self._assignment.replica,
+            deployment=self._deployment.name,
+            generation=self._assignment.generation,
+            host=socket.gethostname(),
+            pid=os.getpid(),
+            state=self._state,
+            message=self._message,
+            phases_ms=dict(self._phases.ms),
+            inflight=self._work.in_hand if self._work else 0,
+            completed=stats.completed if stats else 0,
+            failed=stats.failed if stats else 0,
+            busy_ms=stats.busy_s * 1e3 if stats else 0.0,
+            call_ms=stats.call_ms.value if stats else None,
+            batch_mean=stats.batch.value if stats else None,
+            metrics_port=self._http_port,
+            started_at=self._started_at,
+            signature=self._signature.model_dump() if self._signature else None,
+        )

@@ -1,0 +1,99 @@
+"""Answers Triton's requests with as few model calls as possible. Copied beside each runtime's ``model.py``.
+
+This file and the runtimes run inside Triton, in the models' own Python: they import nothing of Tidegate.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import triton_python_backend_utils as pb_utils
+
+Feed = dict[str, Any]
+Call = Callable[[Feed, list[str]], list[Any]]
+"""Takes input arrays by name and the wanted outputs; gives one array for each of those, in their order."""
+
+
+class Rows:
+    """Runs requests through ``call``; one request is the common case and is passed through without a copy."""
+
+    def __init__(self, config: dict[str, Any], call: Call) -> None:
+        tensors = config["input"]
+        self.outputs = [tensor["name"] for tensor in config["output"]]
+        self._call = call
+        self._batches = config["max_batch_size"] > 0 or parameter(config, "tidegate_rows") is not None
+        self._texts = frozenset(tensor["name"] for tensor in tensors if tensor["data_type"] == "TYPE_STRING")
+
+    def execute(self, requests: list[Any]) -> list[Any]:
+        """One response for each request, in order; the error of one is not its neighbours'."""
+        if len(requests) == 1 or not self._batches:
+            return [self._one(request) for request in requests]
+        responses: list[Any] = [None] * len(requests)
+        for members in self._alike(requests).values():
+            self._together(requests, members, responses)
+        return responses
+
+    def _one(self, request: Any) -> Any:
+        try:
+            names = request.requested_output_names() or self.outputs
+            return response(names, self._call(self._feed(request), names))
+        except Exception as problem:
+            return failure(problem)
+
+    def _alike(self, requests: list[Any]) -> dict[Any, list[int]]:
+        """Indices of requests that can share a call: same outputs wanted, same shape of a row."""
+        groups: dict[Any, list[int]] = {}
+        for index, request in enumerate(requests):
+            shapes = tuple((tensor.name(), tuple(tensor.shape()[1:])) for tensor in request.inputs())
+            groups.setdefault((tuple(request.requested_output_names()), shapes), []).append(index)
+        return groups
+
+    def _together(self, requests: list[Any], members: list[int], responses: list[Any]) -> None:
+        try:
+            feeds = [self._feed(requests[index]) for index in members]
+            names = requests[members[0]].requested_output_names() or self.outputs
+            joined = {name: np.concatenate([feed[name] for feed in feeds]) for name in feeds[0]}
+            arrays = self._call(joined, names)
+            ends = np.cumsum([len(next(iter(feed.values()))) for feed in feeds])
+            parts = [np.split(array, ends[:-1]) for array in arrays]
+            for place, index in enumerate(members):
+                responses[index] = response(names, [part[place] for part in parts])
+        except Exception:
+            # One bad row fails a whole call: alone, each request gets its own verdict.
+            for index in members:
+                responses[index] = self._one(requests[index])
+
+    def _feed(self, request: Any) -> Feed:
+        feed = {tensor.name(): tensor.as_numpy() for tensor in request.inputs()}
+        for name in self._texts & feed.keys():
+            feed[name] = decoded(feed[name])
+        return feed
+
+
+def response(names: list[str], arrays: list[Any]) -> Any:
+    """A response that holds the arrays under the names."""
+    return pb_utils.InferenceResponse([pb_utils.Tensor(name, array) for name, array in zip(names, arrays)])  # noqa: B905
+
+
+def failure(problem: Exception) -> Any:
+    """A response that carries the exception's type and words, without its stack."""
+    return pb_utils.InferenceResponse([], pb_utils.TritonError(f"{type(problem).__name__}: {problem}"))
+
+
+def decoded(texts: Any) -> Any:
+    """An array of UTF-8 bytes as an array of str; raises UnicodeDecodeError."""
+    flat = [text.decode() if isinstance(text, bytes) else text for text in texts.ravel()]
+    return np.array(flat, dtype=object).reshape(texts.shape)
+
+
+def parameter(config: dict[str, Any], key: str) -> str | None:
+    """The text of a parameter in a model configuration, None if it is not set."""
+    found = config.get("parameters", {}).get(key)
+    return None if found is None else found["string_value"]
+
+
+def numpy_type(datatype: str) -> Any:
+    """The numpy type of a datatype as the configuration spells it (``TYPE_FP32``)."""
+    return pb_utils.triton_string_to_numpy(datatype)

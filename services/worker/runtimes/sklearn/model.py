@@ -1,0 +1,91 @@
+"""A scikit-learn estimator from a joblib file.
+
+Outputs by what the estimator can do: ``label`` and ``probabilities`` for a classifier, ``output`` for
+anything else (``predict``, or ``transform`` if there is no ``predict``).
+Several inputs become the columns of a pandas DataFrame.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+from pathlib import Path
+from typing import Any
+
+import joblib
+import numpy as np
+from rows import Rows, numpy_type
+
+
+class TritonPythonModel:
+    """One instance of the estimator."""
+
+    @staticmethod
+    def auto_complete_config(config: Any) -> Any:
+        """Describe the tensors from the estimator itself, when no signature was given with it."""
+        described = config.as_dict()
+        if not described["input"]:
+            estimator = joblib.load(Path(__file__).with_name("model.joblib"))
+            features = getattr(estimator, "n_features_in_", None)
+            if features is None:
+                raise ValueError(
+                    "the estimator does not say how many features it takes: register it with a signature"
+                )
+            config.set_max_batch_size(0)
+            config.add_input({"name": "input", "data_type": "TYPE_FP64", "dims": [-1, features]})
+            for output in outputs_of(estimator):
+                config.add_output(output)
+        return config
+
+    def initialize(self, args: dict[str, str]) -> None:
+        """Load the estimator and check that it can give every output that the configuration names."""
+        config = json.loads(args["model_config"])
+        estimator = joblib.load(Path(args["model_repository"], args["model_version"], "model.joblib"))
+        methods = methods_of(estimator)
+        if unknown := [o["name"] for o in config["output"] if o["name"] not in methods]:
+            raise ValueError(f"the estimator gives {sorted(methods)}, not {unknown}")
+        self._calls = {o["name"]: (methods[o["name"]], numpy_type(o["data_type"])) for o in config["output"]}
+        self._pandas = importlib.import_module("pandas") if len(config["input"]) > 1 else None
+        self.execute = Rows(config, self._run).execute
+
+    def _run(self, feed: dict[str, Any], names: list[str]) -> list[Any]:
+        if self._pandas is None:
+            (table,) = feed.values()
+        else:
+            table = self._pandas.DataFrame({name: array.reshape(len(array)) for name, array in feed.items()})
+        calls = [self._calls[name] for name in names]
+        return [np.asarray(method(table), dtype=datatype) for method, datatype in calls]
+
+
+def methods_of(estimator: Any) -> dict[str, Any]:
+    """The estimator's methods by the name of the output that they give."""
+    if hasattr(estimator, "classes_"):
+        methods = {"label": estimator.predict}
+        if hasattr(estimator, "predict_proba"):
+            methods["probabilities"] = estimator.predict_proba
+        return methods
+    if hasattr(estimator, "predict"):
+        return {"output": estimator.predict}
+    if hasattr(estimator, "transform"):
+        return {"output": estimator.transform}
+    raise ValueError(
+        f"a {type(estimator).__name__} has neither predict nor transform: it is not a fitted estimator"
+    )
+
+
+def outputs_of(estimator: Any) -> list[dict[str, Any]]:
+    """The outputs with datatype and dims, the row axis included."""
+    methods = methods_of(estimator)
+    if "label" in methods:
+        kind = np.asarray(estimator.classes_).dtype.kind
+        datatype = {"i": "TYPE_INT64", "u": "TYPE_INT64", "f": "TYPE_FP64", "b": "TYPE_BOOL"}.get(
+            kind, "TYPE_STRING"
+        )
+        outputs = [{"name": "label", "data_type": datatype, "dims": [-1]}]
+        if "probabilities" in methods:
+            outputs.append(
+                {"name": "probabilities", "data_type": "TYPE_FP64", "dims": [-1, len(estimator.classes_)]}
+            )
+        return outputs
+    several = not hasattr(estimator, "predict") or getattr(estimator, "n_outputs_", 1) > 1
+    return [{"name": "output", "data_type": "TYPE_FP64", "dims": [-1, -1] if several else [-1]}]
