@@ -1,0 +1,65 @@
+"""Writes ``docs/settings.md`` from the settings classes: ``python -m deploy.settings_doc [--check]``."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from pydantic.fields import FieldInfo
+
+from services.autoscaler.settings import AutoscalerSettings
+from services.gateway.settings import GatewaySettings
+from services.registry.settings import RegistrySettings
+from services.router.settings import RouterSettings
+from services.worker.settings import WorkerSettings
+from tidegate.settings import Settings
+
+PAGE = Path(__file__).parents[1] / "docs" / "settings.md"
+HEAD = """# Settings
+
+Every setting is an environment variable; an empty value means the default. `tidegate settings` prints the
+values in force. This page is written by `make docs` from the settings classes.
+"""
+SECTIONS: tuple[tuple[str, type[Settings]], ...] = (
+    ("Shared by every part", Settings),
+    ("Gateway", GatewaySettings),
+    ("Registry", RegistrySettings),
+    ("Router", RouterSettings),
+    ("Autoscaler", AutoscalerSettings),
+    ("Worker", WorkerSettings),
+)
+
+
+def page() -> str:
+    """The whole page as text."""
+    parts = [HEAD]
+    for title, settings in SECTIONS:
+        own = {
+            name: field
+            for name, field in settings.model_fields.items()
+            if settings is Settings or name not in Settings.model_fields
+        }
+        if own:
+            parts.append(f"\n## {title}\n\n| variable | default | what it is |\n|---|---|---|\n")
+            parts += [_row(name, field) for name, field in own.items()]
+    return "".join(parts)
+
+
+def _row(name: str, field: FieldInfo) -> str:
+    default = "" if field.default in (None, "") else f"`{field.default}`"
+    return f"| `TIDEGATE_{name.upper()}` | {default} | {field.description} |\n"
+
+
+def main() -> int:
+    """Write the page, or with ``--check`` say whether it is current."""
+    if "--check" in sys.argv[1:]:
+        if PAGE.read_text() != page():
+            print("docs/settings.md is not current: run `make docs`.")
+            return 1
+        return 0
+    PAGE.write_text(page())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
