@@ -1,0 +1,32 @@
+"""``python -m services.registry [migrate]``."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+
+from services.registry.adapters.sql import migrate
+from services.registry.settings import RegistrySettings
+
+
+def main(arguments: list[str]) -> None:
+    """Serve; or, with ``migrate``, bring the database up to date and end."""
+    if arguments not in ([], ["migrate"]):
+        raise SystemExit("usage: python -m services.registry [migrate]")
+    settings = RegistrySettings()
+    if arguments:
+        asyncio.run(migrate.migrate(settings.database_url))
+        return
+    # Imported here: a migration needs none of it, and everybody who starts waits for the migration.
+    from services.registry.app import build
+    from tidegate import service, telemetry
+
+    problem = asyncio.run(migrate.problem(settings.database_url))
+    if problem is not None:
+        raise SystemExit(f"tidegate registry: {problem}")
+    telemetry.configure("registry", settings.log_level)
+    service.run(build(settings), settings, settings.registry_port)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

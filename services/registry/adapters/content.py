@@ -1,0 +1,97 @@
+"""Whether a file is what its format says, and what signature it carries. Nothing in it is ever run."""
+
+from __future__ import annotations
+
+import ast
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from services.registry.adapters import onnx_signature, triton_config
+from services.registry.domain import signature
+from services.registry.domain.archive import Limits
+from tidegate.errors import BadRequest
+from tidegate.protocol.models import Format, Signature
+
+MAX_PYTHON = 4 * 1024 * 1024
+# A pickle of protocol 2 or later, or one that joblib compressed: zlib, gzip, bz2, xz, lzma, lz4.
+_PICKLES = (b"\x80", b"\x78", b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x5d\x00", b"\x04\x22\x4d\x18")
+
+
+def signature_of(
+    path: Path, format_: Format, *, model: str, given: Signature | None, max_batch: int, limits: Limits
+) -> Signature | None:
+    """Check a file against its format and return its signature: given, or read from it; None: unknown.
+
+    Blocking: call it in a thread. Raises BadRequest, which says what was wrong and what helps.
+    """
+    if format_ == "onnx":
+        return signature.of_graph(onnx_signature.read(path), given, max_batch)
+    if given is not None:
+        signature.check(given)
+    if format_ == "triton":
+        return _triton(triton_config.read(path, model, limits), given)
+    if format_ == "torchscript":
+        _check_torchscript(path)
+    elif format_ == "python":
+        _check_python(path)
+    else:
+        _check_pickle(path)
+    return given
+
+
+def _triton(declared: Signature | None, given: Signature | None) -> Signature | None:
+    if declared is not None and given is not None and declared != given:
+        raise BadRequest(
+            "The signature that was given is not the one in config.pbtxt: leave it out, or correct one."
+        )
+    return declared or given
+
+
+def _check_torchscript(path: Path) -> None:
+    remedy = "save the model with torch.jit.save(torch.jit.script(model), path)"
+    if not zipfile.is_zipfile(path):
+        raise BadRequest(f"The file is not TorchScript (a zip archive): {remedy}.")
+    try:
+        with zipfile.ZipFile(path) as archive:
+            inside = [name.partition("/")[2] for name in archive.namelist()]
+    except (zipfile.BadZipFile, OSError, NotImplementedError, ValueError) as error:
+        raise BadRequest(f"The file is not TorchScript ({error}): {remedy}.") from None
+    if "constants.pkl" not in inside or not any(name.startswith("code/") for name in inside):
+        raise BadRequest(
+            "The file holds weights but no code (torch.save of a module or a state dict), and it would "
+            f"take your Python classes to load: {remedy}."
+        )
+
+
+def _check_python(path: Path) -> None:
+    if path.stat().st_size > MAX_PYTHON:
+        raise BadRequest(f"A model.py of more than {MAX_PYTHON} bytes is refused.")
+    try:
+        tree = ast.parse(path.read_bytes(), filename="model.py")
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+        raise BadRequest(f"The file is not Python that parses: {error}.") from None
+    if "TritonPythonModel" not in set(_top_names(tree)):
+        raise BadRequest(
+            "A Python model needs a class TritonPythonModel with a method execute(self, requests) "
+            "(Triton's Python backend)."
+        )
+
+
+def _top_names(tree: ast.Module) -> Iterator[str]:
+    for node in tree.body:
+        if isinstance(node, ast.ClassDef):
+            yield node.name
+        elif isinstance(node, ast.Import | ast.ImportFrom):
+            yield from (alias.asname or alias.name for alias in node.names)
+        elif isinstance(node, ast.Assign):
+            yield from (target.id for target in node.targets if isinstance(target, ast.Name))
+
+
+def _check_pickle(path: Path) -> None:
+    with path.open("rb") as file:
+        magic = file.read(8)
+    if not magic.startswith(_PICKLES):
+        raise BadRequest(
+            "The file is not what joblib.dump writes: save the estimator with joblib.dump(model, path)."
+        )

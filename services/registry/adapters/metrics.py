@@ -1,0 +1,55 @@
+"""What Prometheus sees of the registry."""
+
+from __future__ import annotations
+
+import time
+
+from prometheus_client import Counter, Gauge, Histogram
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from services.registry.adapters.sql.reading import Totals
+
+REQUESTS = Counter("tidegate_registry_requests_total", "HTTP requests.", ["method", "route", "status"])
+SECONDS = Histogram("tidegate_registry_request_seconds", "Time of HTTP requests.", ["method", "route"])
+REVISION = Gauge("tidegate_registry_revision", "Number of the last change to the intention.")
+UPLOADED = Counter("tidegate_registry_uploaded_bytes_total", "Bytes of artifacts that were taken in.")
+HELD = {
+    "versions": Gauge("tidegate_registry_versions", "Model versions."),
+    "deployments": Gauge("tidegate_registry_deployments", "Deployments."),
+    "endpoints": Gauge("tidegate_registry_endpoints", "Endpoints."),
+    "artifacts": Gauge("tidegate_registry_artifacts", "Stored artifacts."),
+    "artifact_bytes": Gauge("tidegate_registry_artifact_bytes", "Bytes of stored artifacts."),
+}
+
+
+def show(revision: int, totals: Totals) -> None:
+    """Set the gauges."""
+    REVISION.set(revision)
+    for name, value in totals._asdict().items():
+        HELD[name].set(value)
+
+
+class Requests:
+    """ASGI middleware that counts and times requests by route, never by path: paths have no end."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        started, status = time.perf_counter(), 500
+
+        async def noting(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        try:
+            await self._app(scope, receive, noting)
+        finally:
+            route = getattr(scope.get("route"), "path", "none")
+            REQUESTS.labels(scope["method"], route, status).inc()
+            SECONDS.labels(scope["method"], route).observe(time.perf_counter() - started)

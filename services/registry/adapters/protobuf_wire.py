@@ -1,0 +1,86 @@
+"""Protobuf's wire format, read in place: a field that is skipped costs its header and no memory.
+
+A message library would build the whole file, weights and all, in memory before it gave an input's
+name. https://protobuf.dev/programming-guides/encoding/
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from mmap import mmap
+
+VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5
+
+
+class Malformed(Exception):
+    """These bytes are no protobuf message, or one of more fields than are read."""
+
+
+@dataclass(slots=True)
+class Budget:
+    """How many fields may still be read: a file of gigabytes of tiny fields must not hold a thread."""
+
+    fields: int = 5_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """A message in ``data[start:end]``."""
+
+    data: mmap | bytes
+    start: int
+    end: int
+    budget: Budget
+
+    def fields(self) -> Iterator[tuple[int, int | Message]]:
+        """Field numbers with values: a varint or fixed as a number, anything with a length as a Message."""
+        at = self.start
+        while at < self.end:
+            self.budget.fields -= 1
+            if self.budget.fields < 0:
+                raise Malformed("more fields than are read")
+            key, at = self._varint(at)
+            number, wire = key >> 3, key & 7
+            if number == 0:
+                raise Malformed("field number 0")
+            value: int | Message
+            if wire == VARINT:
+                value, at = self._varint(at)
+            elif wire == BYTES:
+                length, at = self._varint(at)
+                value, at = Message(self.data, at, at + length, self.budget), at + length
+            elif wire in (FIXED32, FIXED64):
+                width = 4 if wire == FIXED32 else 8
+                value, at = int.from_bytes(self.data[at : at + width], "little"), at + width
+            else:
+                raise Malformed(f"wire type {wire}")
+            if at > self.end:
+                raise Malformed("a field reaches past its message")
+            yield number, value
+
+    def messages(self, number: int) -> Iterator[Message]:
+        """The fields of this number that have a length."""
+        for found, value in self.fields():
+            if found == number and isinstance(value, Message):
+                yield value
+
+    def text(self, limit: int = 4096) -> str:
+        """The bytes as UTF-8; raises Malformed when they are not, or are more than ``limit``."""
+        if self.end - self.start > limit:
+            raise Malformed(f"a text of more than {limit} bytes")
+        try:
+            return self.data[self.start : self.end].decode()
+        except UnicodeDecodeError:
+            raise Malformed("a text that is not UTF-8") from None
+
+    def _varint(self, at: int) -> tuple[int, int]:
+        result = shift = 0
+        while True:
+            if at >= self.end or shift > 63:
+                raise Malformed("a number that does not end")
+            byte = self.data[at]
+            result |= (byte & 0x7F) << shift
+            at, shift = at + 1, shift + 7
+            if byte < 0x80:
+                return result, at

@@ -1,0 +1,16 @@
+"""Alembic's way in: runs the migrations on the connection that it is given."""
+
+from __future__ import annotations
+
+from alembic import context
+
+from services.registry.adapters.sql.tables import metadata
+
+context.configure(
+    connection=context.config.attributes["connection"],
+    target_metadata=metadata,
+    render_as_batch=True,
+    compare_type=True,
+    transactional_ddl=True,
+)
+context.run_migrations()

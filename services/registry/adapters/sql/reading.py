@@ -1,0 +1,185 @@
+"""Reads of the intention, inside one transaction and so of one revision."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from datetime import datetime
+from typing import Any, NamedTuple
+
+import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from services.registry.adapters.sql.tables import (
+    artifacts,
+    deployments,
+    endpoint_targets,
+    endpoints,
+    models,
+    revision,
+    versions,
+)
+from services.registry.domain.state import HeldDeployment, HeldEndpoint, Snapshot
+from tidegate.protocol.models import (
+    Deployment,
+    DeploymentSpec,
+    Endpoint,
+    EndpointSpec,
+    Intention,
+    Override,
+    Target,
+    Version,
+)
+
+
+class Totals(NamedTuple):
+    """What the registry holds, for its metrics."""
+
+    versions: int
+    deployments: int
+    endpoints: int
+    artifacts: int
+    artifact_bytes: int
+
+
+class Reader:
+    """One transaction, seen at ``now``: overrides that have expired by then are absent."""
+
+    def __init__(self, connection: AsyncConnection, now: datetime) -> None:
+        self._connection = connection
+        self.now = now
+
+    async def revision(self) -> int:
+        """The number of the last change to the intention."""
+        return int((await self._connection.execute(sa.select(revision.c.value))).scalar_one())
+
+    async def artifact_size(self, sha256: str) -> int | None:
+        """Bytes of an artifact, None when there is no such artifact."""
+        query = sa.select(artifacts.c.size).where(artifacts.c.sha256 == sha256)
+        return (await self._connection.execute(query)).scalar_one_or_none()
+
+    async def versions(self, model: str | None = None, number: int | None = None) -> list[Version]:
+        """Versions by model and number, ascending; of one model, or the one version."""
+        query = (
+            sa.select(versions, artifacts.c.size.label("artifact_size"))
+            .join(artifacts, artifacts.c.sha256 == versions.c.artifact_sha256)
+            .order_by(versions.c.model, versions.c.number)
+        )
+        if model is not None:
+            query = query.where(versions.c.model == model)
+        if number is not None:
+            query = query.where(versions.c.number == number)
+        rows = await self._connection.execute(query)
+        return [Version.model_validate(dict(row)) for row in rows.mappings()]
+
+    async def model_created(self) -> dict[str, datetime]:
+        """When each name was first used, by model, those included that have no version any more."""
+        rows = await self._connection.execute(sa.select(models.c.name, models.c.created_at))
+        return {row.name: row.created_at for row in rows}
+
+    async def deployments(self, name: str | None = None, model: str | None = None) -> list[Deployment]:
+        """Deployments by name; the one of that name, or those of one model."""
+        query = sa.select(deployments).order_by(deployments.c.name)
+        if name is not None:
+            query = query.where(deployments.c.name == name)
+        if model is not None:
+            query = query.where(deployments.c.model == model)
+        rows = await self._connection.execute(query)
+        return [
+            Deployment.model_validate(
+                {
+                    **_spec_fields(row),
+                    "revision": row["revision"],
+                    "created_at": row["created_at"],
+                    "override": _override(row, self.now),
+                }
+            )
+            for row in rows.mappings()
+        ]
+
+    async def endpoints(self, name: str | None = None) -> list[Endpoint]:
+        """Endpoints by name, or the one of that name."""
+        query = sa.select(endpoints).order_by(endpoints.c.name)
+        if name is not None:
+            query = query.where(endpoints.c.name == name)
+        rows = (await self._connection.execute(query)).mappings().all()
+        targets = await self._targets(name)
+        return [
+            Endpoint.model_validate(
+                {**_endpoint_fields(row, targets), "revision": row["revision"]},
+            )
+            for row in rows
+        ]
+
+    async def intention(self) -> Intention:
+        """Everything that is wanted."""
+        return Intention(
+            revision=await self.revision(),
+            versions=await self.versions(),
+            deployments=await self.deployments(),
+            endpoints=await self.endpoints(),
+        )
+
+    async def snapshot(self) -> Snapshot:
+        """What decisions look at."""
+        keys = await self._connection.execute(sa.select(versions.c.model, versions.c.number))
+        held = (await self._connection.execute(sa.select(deployments))).mappings().all()
+        points = (await self._connection.execute(sa.select(endpoints))).mappings().all()
+        targets = await self._targets(None)
+        return Snapshot(
+            versions=frozenset((model, number) for model, number in keys),
+            deployments={row["name"]: _held_deployment(row, self.now) for row in held},
+            endpoints={
+                row["name"]: HeldEndpoint(
+                    EndpointSpec.model_validate(_endpoint_fields(row, targets)), row["revision"]
+                )
+                for row in points
+            },
+        )
+
+    async def totals(self) -> Totals:
+        """How much there is."""
+        counts = [
+            sa.select(sa.func.count()).select_from(table).scalar_subquery()
+            for table in (versions, deployments, endpoints, artifacts)
+        ]
+        size = sa.select(sa.func.coalesce(sa.func.sum(artifacts.c.size), 0)).scalar_subquery()
+        row = (await self._connection.execute(sa.select(*counts, size))).one()
+        return Totals(*(int(value) for value in row))
+
+    async def _targets(self, endpoint: str | None) -> dict[tuple[str, str], list[Target]]:
+        query = sa.select(endpoint_targets).order_by(
+            endpoint_targets.c.endpoint, endpoint_targets.c.role, endpoint_targets.c.position
+        )
+        if endpoint is not None:
+            query = query.where(endpoint_targets.c.endpoint == endpoint)
+        found: dict[tuple[str, str], list[Target]] = defaultdict(list)
+        for row in (await self._connection.execute(query)).mappings():
+            target = Target(deployment=row["deployment"], weight=row["weight"])
+            found[row["endpoint"], row["role"]].append(target)
+        return found
+
+
+def _spec_fields(row: sa.RowMapping) -> dict[str, Any]:
+    return {**row["options"], "name": row["name"], "model": row["model"], "version": row["version"]}
+
+
+def _endpoint_fields(row: sa.RowMapping, targets: dict[tuple[str, str], list[Target]]) -> dict[str, Any]:
+    name = row["name"]
+    return {
+        **row["options"],
+        "name": name,
+        "targets": targets.get((name, "target"), []),
+        "previous": targets.get((name, "previous"), []),
+    }
+
+
+def _override(row: sa.RowMapping, now: datetime) -> Override | None:
+    replicas, expires_at = row["override_replicas"], row["override_expires_at"]
+    if replicas is None or (expires_at is not None and expires_at <= now):
+        return None
+    return Override(replicas=replicas, expires_at=expires_at)
+
+
+def _held_deployment(row: sa.RowMapping, now: datetime) -> HeldDeployment:
+    spec = DeploymentSpec.model_validate(_spec_fields(row))
+    return HeldDeployment(spec, row["declared"], _override(row, now), row["revision"])

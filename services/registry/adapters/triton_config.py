@@ -1,0 +1,88 @@
+"""A model's config.pbtxt: name, batching, inputs and outputs, read through Triton's own protobuf."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from services.registry.adapters import archive
+from services.registry.domain import signature, triton_layout
+from services.registry.domain.archive import Limits
+from tidegate.errors import BadRequest
+from tidegate.protocol.models import Datatype, Signature, TensorSpec
+
+MAX_CONFIG = 1024 * 1024
+
+_RENAMED: dict[str, Datatype] = {"STRING": "BYTES"}
+_SAME: tuple[Datatype, ...] = (
+    "BOOL", "UINT8", "UINT16", "UINT32", "UINT64", "INT8", "INT16", "INT32", "INT64",
+    "FP16", "FP32", "FP64", "BF16",
+)  # fmt: skip
+DATATYPES: dict[str, Datatype] = {name: name for name in _SAME} | _RENAMED
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """What of a config.pbtxt matters here; ``signature`` None: it declares no inputs or no outputs."""
+
+    is_ensemble: bool
+    signature: Signature | None
+
+
+def read(path: Path, model: str, limits: Limits) -> Signature | None:
+    """The signature of the model that an archive of a Triton model directory serves.
+
+    None when its config does not say, for Triton then finds it out when it loads the model.
+    Blocking: call it in a thread. Raises BadRequest.
+    """
+    contents = archive.look_into(path, wanted=triton_layout.CONFIG, max_text=MAX_CONFIG, limits=limits)
+    found = triton_layout.models(contents.files)
+    configs = {
+        folder: parse(contents.texts[triton_layout.config_path(folder)], str(folder))
+        for folder in found
+        if triton_layout.config_path(folder) in contents.texts
+    }
+    ensembles = {folder: config.is_ensemble for folder, config in configs.items()}
+    served = triton_layout.served(found, model, ensembles)
+    return configs[served].signature if served in configs else None
+
+
+def parse(text: str, where: str) -> Config:
+    """A config.pbtxt as far as it matters here; raises BadRequest with the parser's line and column."""
+    # Imported here: it brings gRPC along, and most registries never see a model directory.
+    from google.protobuf import text_format  # type: ignore[import-untyped]
+    from tritonclient.grpc import model_config_pb2
+
+    config = model_config_pb2.ModelConfig()
+    try:
+        # A newer Triton's fields are Triton's to judge, not the registry's.
+        text_format.Parse(text, config, allow_unknown_field=True)
+    except (text_format.ParseError, RecursionError) as error:
+        raise BadRequest(f"config.pbtxt of {where!r} cannot be read: {error}.") from None
+    is_ensemble = config.platform == "ensemble" or config.HasField("ensemble_scheduling")
+    if not config.input or not config.output:
+        return Config(is_ensemble, None)
+    if config.max_batch_size < 0:
+        raise BadRequest(f"config.pbtxt of {where!r}: max_batch_size is {config.max_batch_size}.")
+    found = Signature(
+        inputs=[_tensor(each, where) for each in config.input],
+        outputs=[_tensor(each, where) for each in config.output],
+        max_batch_size=config.max_batch_size,
+    )
+    signature.check(found)
+    return Config(is_ensemble, found)
+
+
+def _tensor(declared: Any, where: str) -> TensorSpec:
+    from tritonclient.grpc import model_config_pb2
+
+    named = model_config_pb2.DataType.Name(declared.data_type).removeprefix("TYPE_")
+    if named not in DATATYPES:
+        raise BadRequest(f"config.pbtxt of {where!r}: {declared.name!r} has no usable data_type ({named}).")
+    if not declared.name or any(dim < -1 or dim == 0 for dim in declared.dims):
+        raise BadRequest(
+            f"config.pbtxt of {where!r}: each input and output needs a name and dims of -1 or at least 1; "
+            f"{declared.name!r} has {list(declared.dims)}."
+        )
+    return TensorSpec(name=declared.name, datatype=DATATYPES[named], shape=list(declared.dims))

@@ -1,0 +1,152 @@
+"""What comes in and goes out over HTTP, beside the nouns themselves."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Generic, TypeVar
+
+from fastapi import Header, Request
+from pydantic import BaseModel, Field, WithJsonSchema
+
+from services.registry.domain.statement import Outcome
+from services.registry.registrar import Registrar
+from tidegate.errors import BadRequest
+from tidegate.protocol.models import (
+    Deployment,
+    DeploymentSpec,
+    Digest,
+    Endpoint,
+    EndpointSpec,
+    Format,
+    Name,
+    Noun,
+    Signature,
+    Version,
+    VersionMetadata,
+)
+
+T = TypeVar("T")
+
+
+def _schema(model: type[BaseModel], required: tuple[str, ...]) -> dict[str, Any]:
+    """A model's JSON schema with other required fields and its definitions written out in place."""
+    whole = model.model_json_schema()
+    definitions = whole.pop("$defs", {})
+
+    def written_out(part: Any) -> Any:
+        if isinstance(part, dict):
+            if "$ref" in part:
+                return written_out(definitions[part["$ref"].rpartition("/")[2]])
+            return {key: written_out(value) for key, value in part.items()}
+        return [written_out(value) for value in part] if isinstance(part, list) else part
+
+    schema: dict[str, Any] = written_out(whole)
+    return {**schema, "required": list(required)} if required else {**schema, "required": []}
+
+
+# Read as plain fields, because what was left out matters; checked against the noun by the domain.
+DeploymentFields = Annotated[dict[str, Any], WithJsonSchema(_schema(DeploymentSpec, ("model", "version")))]
+DeploymentPatch = Annotated[dict[str, Any], WithJsonSchema(_schema(DeploymentSpec, ()))]
+EndpointFields = Annotated[dict[str, Any], WithJsonSchema(_schema(EndpointSpec, ("targets",)))]
+
+
+class Items(BaseModel, Generic[T]):
+    """A list."""
+
+    items: list[T]
+
+
+class ArtifactInfo(BaseModel):
+    """A stored artifact."""
+
+    sha256: Digest
+    size: int = Field(description="Bytes.")
+
+
+class NewVersion(Noun):
+    """A version to register, of an artifact that has been uploaded."""
+
+    artifact: Digest = Field(description="sha256 of the artifact.")
+    filename: str = Field(description="The file's name; the format is read from its ending if not given.")
+    format: Format | None = None
+    signature: Signature | None = Field(None, description="Read from an ONNX file or a config.pbtxt itself.")
+    metadata: VersionMetadata | None = None
+    allow_pickle: bool = Field(False, description="Take a pickle, whose loading runs code on the workers.")
+
+
+class VersionPatch(Noun):
+    """What can be said of a version later; a signature only where there is none yet."""
+
+    metadata: VersionMetadata | None = None
+    signature: Signature | None = None
+
+
+class ModelInfo(BaseModel):
+    """A model: a name with versions."""
+
+    name: Name
+    created_at: Any
+    versions: list[int] = Field(description="Version numbers, ascending.")
+    latest: Version
+
+
+class OverrideBody(Noun):
+    """An operator's word on the number of replicas."""
+
+    replicas: int = Field(ge=0, le=10_000)
+    ttl_s: float | None = Field(None, gt=0, le=366 * 86_400, description="None: until it is withdrawn.")
+
+
+class SettleBody(Noun):
+    """``revision``: the endpoint as it was seen when a target was found ready."""
+
+    revision: int | None = None
+
+
+class DeployBody(Noun):
+    """A version to serve; ``deployment`` holds the options that differ from those of the version before."""
+
+    model: Name
+    version: int | None = Field(None, ge=1, description="None: the latest.")
+    deployment: DeploymentPatch = Field(default_factory=dict)
+    endpoint: Name | None = Field(None, description="None: called like the model.")
+
+
+class Deployed(BaseModel):
+    """What serves the version now."""
+
+    deployment: Deployment
+    endpoint: Endpoint
+
+
+class ApplyBody(Noun):
+    """Deployments and Endpoints as a file declares them."""
+
+    deployments: list[DeploymentFields] = Field(default_factory=list, max_length=1_000)
+    endpoints: list[EndpointFields] = Field(default_factory=list, max_length=1_000)
+
+
+class Applied(BaseModel):
+    """What became of each object, and the revision that holds them all."""
+
+    revision: int
+    items: list[Outcome]
+
+
+def registrar(request: Request) -> Registrar:
+    """The core, as the app has wired it."""
+    found: Registrar = request.app.state.registrar
+    return found
+
+
+def if_match(
+    value: Annotated[
+        str | None, Header(alias="If-Match", description="Revision the object must still be at.")
+    ] = None,
+) -> int | None:
+    """The revision in ``If-Match``, with or without quotes."""
+    if value is None:
+        return None
+    bare = value.strip().removeprefix("W/").strip('"')
+    if not bare.isdecimal():
+        raise BadRequest(f"If-Match must be an object's revision, a number, not {value[:40]!r}.")
+    return int(bare)

@@ -1,0 +1,108 @@
+"""Models and their versions."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, Path, Query, Response
+
+from services.registry.api.bodies import Items, ModelInfo, NewVersion, VersionPatch, registrar
+from services.registry.domain.state import Notice
+from services.registry.registrar import Registrar, Registration
+from tidegate.errors import NotFound
+from tidegate.protocol.models import Version
+
+router = APIRouter(prefix="/v1/models", tags=["models"])
+
+Core = Annotated[Registrar, Depends(registrar)]
+Number = Annotated[int, Path(ge=1, le=2**31 - 1)]
+
+
+@router.post("/{name}/versions", status_code=201)
+async def register(core: Core, name: str, body: NewVersion, response: Response) -> Version:
+    """Register an uploaded artifact as the model's next version.
+
+    200 with the latest version when it is that very artifact, so repeating a call is safe.
+    """
+    version, new = await core.register(Registration(model=name, **dict(body)))
+    response.status_code = 201 if new else 200
+    return version
+
+
+@router.get("")
+async def list_models(core: Core) -> Items[ModelInfo]:
+    """Every model with its latest version."""
+    return Items(items=await _models(core, None))
+
+
+@router.get("/{name}")
+async def get_model(core: Core, name: str) -> ModelInfo:
+    """One model with its latest version."""
+    return (await _models(core, name))[0]
+
+
+@router.delete("/{name}")
+async def delete_model(
+    core: Core,
+    name: str,
+    cascade: Annotated[bool, Query(description="Delete what serves the model, too.")] = False,
+) -> Items[Notice]:
+    """Delete a model with all its versions; 409, naming who uses it, unless ``cascade``.
+
+    Version numbers are not given again, not even to a new model of the same name.
+    """
+    return Items(items=await core.delete_model(name, cascade=cascade))
+
+
+@router.get("/{name}/versions")
+async def list_versions(core: Core, name: str) -> Items[Version]:
+    """The versions of a model, oldest first."""
+    return Items(items=await _versions(core, name))
+
+
+@router.get("/{name}/versions/{number}")
+async def get_version(core: Core, name: str, number: Number) -> Version:
+    """One version."""
+    async with core.database.read() as reader:
+        found = await reader.versions(name, number)
+    if not found:
+        raise NotFound(f"Model {name[:80]!r} has no version {number}.")
+    return found[0]
+
+
+@router.patch("/{name}/versions/{number}")
+async def describe_version(core: Core, name: str, number: Number, body: VersionPatch) -> Version:
+    """Replace a version's metadata, or give it the signature that it lacks."""
+    return await core.describe(name, number, body.metadata, body.signature)
+
+
+@router.delete("/{name}/versions/{number}", status_code=204)
+async def delete_version(core: Core, name: str, number: Number) -> None:
+    """Delete a version; 409, naming who uses it, while a Deployment runs it."""
+    await core.delete_version(name, number)
+
+
+async def _versions(core: Registrar, name: str | None) -> list[Version]:
+    async with core.database.read() as reader:
+        found = await reader.versions(name)
+    if name is not None and not found:
+        raise NotFound(f"There is no model {name[:80]!r}.")
+    return found
+
+
+async def _models(core: Registrar, name: str | None) -> list[ModelInfo]:
+    found = await _versions(core, name)
+    async with core.database.read() as reader:
+        created = await reader.model_created()
+    by_model: dict[str, list[Version]] = {}
+    for version in found:
+        by_model.setdefault(version.model, []).append(version)
+    return [
+        ModelInfo(
+            name=model,
+            created_at=created[model],
+            versions=[version.number for version in versions],
+            latest=versions[-1],
+        )
+        for model, versions in by_model.items()
+    ]

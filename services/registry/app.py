@@ -1,0 +1,91 @@
+"""Composition root of the registry."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from datetime import timedelta
+
+from fastapi import FastAPI
+
+from services.registry.adapters import metrics
+from services.registry.adapters.announcer import Announcer
+from services.registry.adapters.artifacts import ArtifactStore
+from services.registry.adapters.sql.database import Clock, Database, utc_now
+from services.registry.api import artifacts, deployments, endpoints, intention, models
+from services.registry.domain.archive import Limits
+from services.registry.registrar import Policy, Registrar
+from services.registry.settings import RegistrySettings
+from tidegate import service
+
+COLLECT_EVERY_S = 600.0
+
+
+def build(settings: RegistrySettings, clock: Clock = utc_now) -> FastAPI:
+    """The registry's app; the database must have been migrated before it starts."""
+
+    @contextlib.asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        database = Database(settings.database_url, clock)
+        store = ArtifactStore(settings.artifact_url, max_bytes=settings.max_artifact_bytes)
+        announcer = Announcer(settings.amqp_url)
+        registrar = Registrar(database, store, announcer, _policy(settings))
+        async with contextlib.AsyncExitStack() as stack:
+            stack.push_async_callback(database.close)
+            await store.start()
+            await announcer.start()
+            stack.push_async_callback(announcer.stop)
+            await registrar.observe()
+            app.state.registrar = registrar
+            app.state.health.add("database", lambda: database.problem)
+            app.state.health.add("artifacts", lambda: store.problem)
+            await stack.enter_async_context(_background(registrar, settings.probe_every_s))
+            yield
+
+    app = service.create_app(
+        name="registry",
+        settings=settings,
+        lifespan=lifespan,
+        routers=[artifacts.router, models.router, deployments.router, endpoints.router, intention.router],
+    )
+    app.add_middleware(metrics.Requests)
+    return app
+
+
+def _policy(settings: RegistrySettings) -> Policy:
+    return Policy(
+        limits=Limits(
+            members=settings.max_archive_members,
+            unpacked_bytes=settings.max_unpacked_bytes,
+            ratio=settings.max_archive_ratio,
+        ),
+        default_max_batch=settings.default_max_batch,
+        pending_for=timedelta(seconds=settings.pending_artifact_s),
+    )
+
+
+@contextlib.asynccontextmanager
+async def _background(registrar: Registrar, probe_every_s: float) -> AsyncIterator[None]:
+    tasks = [
+        asyncio.create_task(_probe(registrar, probe_every_s), name="registry probe"),
+        asyncio.create_task(_collect(registrar), name="registry collect"),
+    ]
+    try:
+        yield
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _probe(registrar: Registrar, every_s: float) -> None:
+    while True:
+        await asyncio.sleep(every_s)
+        await registrar.observe()
+
+
+async def _collect(registrar: Registrar) -> None:
+    while True:
+        await registrar.collect()
+        await asyncio.sleep(COLLECT_EVERY_S)

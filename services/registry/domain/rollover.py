@@ -1,0 +1,161 @@
+"""How a new version takes over an endpoint without a gap, and how the old one goes to sleep.
+
+`deploy` makes a Deployment for the version and points the endpoint to it; what served until then
+stays as ``previous``. The router moves traffic when a target is ready and then settles the endpoint;
+settling puts the old Deployment to sleep, from where a call to its version still wakes it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from services.registry.domain import merge, names
+from services.registry.domain.state import (
+    Change,
+    HeldDeployment,
+    HeldEndpoint,
+    PutDeployment,
+    PutEndpoint,
+    Snapshot,
+    expect_revision,
+    named_by,
+)
+from tidegate.errors import BadRequest, Conflict, NotFound
+from tidegate.protocol.models import DeploymentSpec, EndpointSpec, Target
+
+RETIRED_SLEEPS_AFTER_S = 30.0
+_SCALE = ("min_replicas", "max_replicas", "scale_to_zero_after_s")
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """A wish to serve a version. ``version`` None: the latest. ``endpoint`` None: called like the model."""
+
+    model: str
+    version: int | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+    endpoint: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Deployed:
+    """The plan of one `deploy`."""
+
+    changes: list[Change]
+    deployment: str
+    endpoint: str
+
+
+def deploy(snapshot: Snapshot, order: Order) -> Deployed:
+    """Serve a version under an endpoint; repeated with the same options it changes nothing."""
+    version = _chosen(snapshot, order)
+    options = dict(order.options)
+    given = options.pop("name", None)
+    name = names.of_deployment(order.model, version) if given is None else names.check("Deployment", given)
+    endpoint_name = names.check("Endpoint", order.endpoint or order.model)
+    endpoint = snapshot.endpoints.get(endpoint_name)
+    fixed = {"name": name, "model": order.model, "version": version}
+    for key in ("model", "version"):
+        if options.pop(key, fixed[key]) != fixed[key]:
+            raise BadRequest(f"The deployment's options name another {key} than the request itself.")
+    changes = _deployment(snapshot, endpoint, fixed, options)
+    changes += _endpoint(snapshot.after(changes), endpoint, endpoint_name, name)
+    return Deployed(changes, name, endpoint_name)
+
+
+def settle(snapshot: Snapshot, name: str, seen: int | None) -> list[Change]:
+    """A target of the endpoint is ready: what it replaced no longer serves and goes to sleep."""
+    held = snapshot.endpoint(name)
+    if not held.spec.previous:
+        return []
+    expect_revision(f"Endpoint {name!r}", held.revision, seen)
+    return with_retired(snapshot, held.spec, held.spec.model_copy(update={"previous": []}))
+
+
+def turned(held: EndpointSpec, wanted: EndpointSpec) -> EndpointSpec:
+    """``wanted``, with whatever serves now as its ``previous``.
+
+    While an earlier turn is not settled its targets may never have been ready, so what serves is that
+    turn's ``previous``.
+    """
+    kept = {target.deployment for target in wanted.targets}
+    serving = held.previous or held.targets
+    return wanted.model_copy(update={"previous": [t for t in serving if t.deployment not in kept]})
+
+
+def with_retired(snapshot: Snapshot, held: EndpointSpec, spec: EndpointSpec) -> list[Change]:
+    """Store ``spec`` in place of ``held``; Deployments that nobody sends traffic to any more go to sleep.
+
+    Those that a person declared keep the scale that was declared.
+    """
+    if spec == held:
+        return []
+    changes: list[Change] = [PutEndpoint(spec, created=False)]
+    left = snapshot.after(changes)
+    busy = left.carrying()
+    for name in dict.fromkeys(named_by(held)):
+        deployment = left.deployments[name]
+        if name in busy or deployment.declared:
+            continue
+        asleep = asleep_spec(deployment.spec)
+        if asleep != deployment.spec or deployment.override:
+            changes.append(PutDeployment(replace(deployment, spec=asleep, override=None), created=False))
+    return changes
+
+
+def asleep_spec(spec: DeploymentSpec) -> DeploymentSpec:
+    """The same Deployment, draining to zero but still there to be woken."""
+    return spec.model_copy(update={"min_replicas": 0, "scale_to_zero_after_s": RETIRED_SLEEPS_AFTER_S})
+
+
+def _chosen(snapshot: Snapshot, order: Order) -> int:
+    numbers = snapshot.numbers(order.model)
+    if not numbers:
+        raise NotFound(f"There is no model {order.model!r}: register a version of it first.")
+    version = numbers[-1] if order.version is None else order.version
+    if version not in numbers:
+        there = ", ".join(map(str, numbers))
+        raise NotFound(f"Model {order.model!r} has no version {version}; it has {there}.")
+    return version
+
+
+def _deployment(
+    snapshot: Snapshot, endpoint: HeldEndpoint | None, fixed: Mapping[str, Any], options: Mapping[str, Any]
+) -> list[Change]:
+    """The Deployment of the version: new with what the endpoint's current one has, or changed."""
+    name = fixed["name"]
+    current = _heaviest(snapshot, endpoint)
+    what = f"Deployment {name!r}"
+    held = snapshot.deployments.get(name)
+    if held is None:
+        base = {**(current.model_dump() if current else {}), **fixed}
+        return [PutDeployment(HeldDeployment(merge.deployment(base, options, what)), created=True)]
+    if (held.spec.model, held.spec.version) != (fixed["model"], fixed["version"]):
+        raise Conflict(
+            f"{what} exists and runs version {held.spec.version} of model {held.spec.model!r}: "
+            "delete it, or give another name in the deployment's options."
+        )
+    base = held.spec.model_dump()
+    if current is not None and name not in snapshot.carrying():
+        # It comes back from its sleep, so it takes over the scale that is needed now.
+        base |= {key: getattr(current, key) for key in _SCALE}
+    spec = merge.deployment(base, options, what)
+    return [] if spec == held.spec else [PutDeployment(replace(held, spec=spec), created=False)]
+
+
+def _heaviest(snapshot: Snapshot, endpoint: HeldEndpoint | None) -> DeploymentSpec | None:
+    if endpoint is None:
+        return None
+    target = max(endpoint.spec.targets, key=lambda each: each.weight)
+    return snapshot.deployments[target.deployment].spec
+
+
+def _endpoint(snapshot: Snapshot, endpoint: HeldEndpoint | None, name: str, deployment: str) -> list[Change]:
+    if endpoint is None:
+        return [PutEndpoint(EndpointSpec(name=name, targets=[Target(deployment=deployment)]), created=True)]
+    if [target.deployment for target in endpoint.spec.targets] == [deployment]:
+        return []
+    wanted = endpoint.spec.model_copy(update={"targets": [Target(deployment=deployment)]})
+    return with_retired(snapshot, endpoint.spec, turned(endpoint.spec, wanted))

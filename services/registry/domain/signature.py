@@ -1,0 +1,137 @@
+"""What a model takes and gives: made from an ONNX graph's declarations, and checked when it is given."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from tidegate.errors import BadRequest
+from tidegate.protocol.models import Datatype, Signature, TensorSpec
+
+
+@dataclass(frozen=True, slots=True)
+class GraphValue:
+    """An input or output as an ONNX file declares it.
+
+    ``dims`` holds None for a dynamic axis and is None itself when the rank is not declared;
+    ``datatype`` is None when ``kind`` is no tensor, or a type that the protocol does not have.
+    """
+
+    name: str
+    kind: str
+    datatype: Datatype | None
+    dims: tuple[int | None, ...] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Graph:
+    """The inputs and outputs of an ONNX graph, its weights left out."""
+
+    inputs: tuple[GraphValue, ...]
+    outputs: tuple[GraphValue, ...]
+
+    @property
+    def values(self) -> tuple[GraphValue, ...]:
+        """Inputs, then outputs."""
+        return self.inputs + self.outputs
+
+
+def of_graph(graph: Graph, given: Signature | None, default_max_batch: int) -> Signature:
+    """The signature of an ONNX file: what its graph declares, or ``given`` where the two agree.
+
+    A first axis that is dynamic in every input and output is the batch axis; such a model gets
+    ``default_max_batch`` and shapes without that axis. Raises BadRequest with the remedy.
+    """
+    _check_servable(graph)
+    if given is not None:
+        check(given)
+        _check_agrees(given, graph)
+        return given
+    shapeless = [value.name for value in graph.values if value.dims is None]
+    if shapeless:
+        raise BadRequest(
+            f"The ONNX file does not declare the rank of {_quoted(shapeless)}: give a signature, "
+            "or add the shapes with onnx.shape_inference and save it again."
+        )
+    batched = all(value.dims and value.dims[0] is None for value in graph.values)
+    found = Signature(
+        inputs=[_tensor(value, batched) for value in graph.inputs],
+        outputs=[_tensor(value, batched) for value in graph.outputs],
+        max_batch_size=default_max_batch if batched else 0,
+    )
+    check(found)
+    return found
+
+
+def check(signature: Signature) -> None:
+    """Raise BadRequest when a name stands twice; fields on their own are checked by their model."""
+    for role, tensors in (("inputs", signature.inputs), ("outputs", signature.outputs)):
+        twice = [name for name, times in Counter(t.name for t in tensors).items() if times > 1]
+        if twice:
+            raise BadRequest(f"The signature's {role} name {_quoted(twice)} more than once.")
+
+
+def _check_servable(graph: Graph) -> None:
+    if not graph.inputs or not graph.outputs:
+        missing = "input" if not graph.inputs else "output"
+        raise BadRequest(f"The ONNX graph declares no {missing}, so there is nothing to call.")
+    for value in graph.values:
+        if value.kind != "tensor":
+            raise BadRequest(
+                f"{value.name!r} of the ONNX graph is a {value.kind}, and only tensors can be served. "
+                "For a scikit-learn classifier convert it with options={'zipmap': False} "
+                "(skl2onnx: convert_sklearn(model, ..., options={'zipmap': False}))."
+            )
+        if value.datatype is None:
+            raise BadRequest(
+                f"{value.name!r} of the ONNX graph has an element type that the inference protocol "
+                "does not have: cast it in the graph to one of FP16, BF16, FP32, FP64, BOOL, "
+                "INT8-64, UINT8-64 or string."
+            )
+
+
+def _check_agrees(given: Signature, graph: Graph) -> None:
+    for role, tensors, values in (
+        ("inputs", given.inputs, graph.inputs),
+        ("outputs", given.outputs, graph.outputs),
+    ):
+        declared = {value.name: value for value in values}
+        if {tensor.name for tensor in tensors} != set(declared):
+            raise BadRequest(
+                f"The signature's {role} are {_quoted([t.name for t in tensors])}, "
+                f"the ONNX graph's are {_quoted(sorted(declared))}."
+            )
+        for tensor in tensors:
+            _check_tensor_agrees(tensor, declared[tensor.name], batched=given.max_batch_size > 0)
+
+
+def _check_tensor_agrees(tensor: TensorSpec, value: GraphValue, *, batched: bool) -> None:
+    if tensor.datatype != value.datatype:
+        raise BadRequest(
+            f"The signature says that {tensor.name!r} is {tensor.datatype}, the ONNX graph {value.datatype}."
+        )
+    if value.dims is None:
+        return
+    dims = [-1, *tensor.shape] if batched else tensor.shape
+    fits = len(dims) == len(value.dims) and all(
+        have is None or want in (-1, have) for want, have in zip(dims, value.dims, strict=True)
+    )
+    if not fits:
+        declared = [-1 if dim is None else dim for dim in value.dims]
+        raise BadRequest(
+            f"The signature gives {tensor.name!r} the shape {dims}"
+            f"{' (with the batch axis)' if batched else ''}, the ONNX graph {declared}."
+        )
+
+
+def _tensor(value: GraphValue, batched: bool) -> TensorSpec:
+    assert value.dims is not None
+    assert value.datatype is not None
+    dims: Sequence[int | None] = value.dims[1:] if batched else value.dims
+    shape = [-1 if dim is None else dim for dim in dims]
+    return TensorSpec(name=value.name, datatype=value.datatype, shape=shape)
+
+
+def _quoted(names: Sequence[str]) -> str:
+    return ", ".join(repr(name) for name in names)

@@ -1,0 +1,60 @@
+"""Which model in a Triton model directory is the one that is served."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import PurePosixPath
+
+from tidegate.errors import BadRequest
+
+CONFIG = "config.pbtxt"
+_ROOT = PurePosixPath(".")
+
+
+def models(files: Iterable[PurePosixPath]) -> set[PurePosixPath]:
+    """The folders that are models: those with a config.pbtxt or with a numbered version folder.
+
+    Only the outermost ones: what lies deeper belongs to their code.
+    """
+    found: set[PurePosixPath] = set()
+    for path in files:
+        if any(part.startswith((".", "__")) for part in path.parts):
+            continue  # what archivers and editors leave behind
+        if path.name == CONFIG:
+            found.add(path.parent)
+        for depth, part in enumerate(path.parts[:-1]):
+            if part.isdecimal():
+                found.add(PurePosixPath(*path.parts[:depth]))
+                break
+    top = min((len(each.parts) for each in found), default=0)
+    return {each for each in found if len(each.parts) == top}
+
+
+def served(found: set[PurePosixPath], model: str, ensembles: Mapping[PurePosixPath, bool]) -> PurePosixPath:
+    """The folder of the model to call: the only one, the one called ``model``, or the only ensemble.
+
+    ``ensembles`` says of each folder with a config whether it is an ensemble. Raises BadRequest.
+    """
+    if not found:
+        raise BadRequest(
+            "The archive is not a Triton model directory: it needs config.pbtxt and a version folder "
+            "such as 1/, at its root or in one folder; or several such folders for an ensemble."
+        )
+    if len(found) == 1:
+        return next(iter(found))
+    named = [each for each in found if each.name == model]
+    if len(named) == 1:
+        return named[0]
+    heads = [each for each in found if ensembles.get(each)]
+    if len(heads) == 1:
+        return heads[0]
+    names = ", ".join(sorted(repr(each.name) for each in found))
+    raise BadRequest(
+        f"The archive holds several models ({names}) and it is not clear which one to call: make one of "
+        f"them the ensemble, or call one of them {model!r} like the model."
+    )
+
+
+def config_path(folder: PurePosixPath) -> PurePosixPath:
+    """Where the config of the model in ``folder`` is, if it has one."""
+    return PurePosixPath(CONFIG) if folder == _ROOT else folder / CONFIG

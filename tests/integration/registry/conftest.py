@@ -1,0 +1,138 @@
+"""The real app on a real SQLite file (PostgreSQL, when TIDEGATE_TEST_DATABASE_URL names one)."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import sqlalchemy as sa
+
+from services.registry.adapters.sql import migrate
+from services.registry.adapters.sql.database import engine_for
+from services.registry.app import build
+from services.registry.registrar import Registrar
+from services.registry.settings import RegistrySettings
+
+TOKEN = "registry-test-token"
+# Nothing listens on the discard port: the broker is away, and writes must succeed all the same.
+NO_BROKER = "amqp://guest:guest@127.0.0.1:9/"
+
+
+class Clock:
+    """The registry's clock, to be moved by hand."""
+
+    def __init__(self) -> None:
+        self.now = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
+
+    def __call__(self) -> datetime:
+        return self.now
+
+    def forward(self, seconds: float) -> None:
+        self.now += timedelta(seconds=seconds)
+
+
+class Caller:
+    """A client of the registry that unpacks its answers."""
+
+    def __init__(
+        self, http: httpx.AsyncClient, registrar: Registrar, clock: Clock, settings: RegistrySettings
+    ) -> None:
+        self.http = http
+        self.registrar = registrar
+        self.clock = clock
+        self.settings = settings
+
+    async def __call__(
+        self, method: str, path: str, body: Any = None, *, status: int | None = None, **more: Any
+    ) -> Any:
+        answer = await self.http.request(method, path, json=body, **more)
+        expected = (200, 201, 204) if status is None else (status,)
+        assert answer.status_code in expected, f"{answer.status_code}: {answer.text}"
+        return answer.json() if answer.content else None
+
+    async def upload(self, content: bytes) -> str:
+        answer = await self.http.put("/v1/artifacts", content=content)
+        assert answer.status_code == 201, answer.text
+        return str(answer.json()["sha256"])
+
+    async def register(self, model: str, content: bytes, filename: str = "model.onnx", **more: Any) -> Any:
+        body = {"artifact": await self.upload(content), "filename": filename, **more}
+        return await self("POST", f"/v1/models/{model}/versions", body)
+
+    async def announced_up(self) -> None:
+        """Wait until the broker is reached: events are not kept for later."""
+        await self.registrar.announcer.link.wait_up(10)
+
+    def stored(self) -> list[str]:
+        """Digests of the files in the artifact store."""
+        root = Path(self.settings.artifact_url.removeprefix("file://"))
+        return sorted(path.name for path in (root / "sha256").rglob("*") if path.is_file())
+
+    def incoming(self) -> list[Path]:
+        """What lies in the folder of uploads under way."""
+        root = Path(self.settings.artifact_url.removeprefix("file://"))
+        return list((root / "incoming").iterdir())
+
+
+@pytest.fixture
+async def database_url(tmp_path: Path) -> str:
+    """An empty, migrated database."""
+    url = os.environ.get("TIDEGATE_TEST_DATABASE_URL", "")
+    if url:
+        await _emptied(url)
+    else:
+        url = f"sqlite+aiosqlite:///{tmp_path}/data/registry.db"
+    await migrate.migrate(url)
+    return url
+
+
+async def _emptied(url: str) -> None:
+    engine = engine_for(url)
+    async with engine.begin() as connection:
+        await connection.execute(sa.text("DROP SCHEMA public CASCADE"))
+        await connection.execute(sa.text("CREATE SCHEMA public"))
+    await engine.dispose()
+
+
+Open = Callable[..., AbstractAsyncContextManager[Caller]]
+
+
+@pytest.fixture
+def opened(tmp_path: Path, database_url: str) -> Open:
+    """Starts the registry, with settings of the test's choice."""
+
+    @asynccontextmanager
+    async def start(**chosen: Any) -> AsyncIterator[Caller]:
+        values: dict[str, Any] = {
+            "state_dir": tmp_path,
+            "service_token": TOKEN,
+            "database_url": database_url,
+            "amqp_url": NO_BROKER,
+        }
+        settings = RegistrySettings(**(values | chosen))
+        clock = Clock()
+        app = build(settings, clock)
+        async with (
+            app.router.lifespan_context(app),
+            httpx.AsyncClient(
+                transport=httpx.ASGITransport(app),
+                base_url="http://127.0.0.1",
+                headers={"Authorization": f"Bearer {TOKEN}"},
+            ) as http,
+        ):
+            yield Caller(http, app.state.registrar, clock, settings)
+
+    return start
+
+
+@pytest.fixture
+async def call(opened: Open) -> AsyncIterator[Caller]:
+    """The registry with default settings."""
+    async with opened() as caller:
+        yield caller

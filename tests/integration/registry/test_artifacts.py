@@ -1,0 +1,194 @@
+"""Bytes in and out: streamed, bounded, stored once, and gone when nobody needs them."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+import socket
+import time
+from collections.abc import AsyncIterator
+
+import httpx
+import pytest
+import uvicorn
+
+from services.registry.adapters.artifacts import CHUNK, ArtifactStore
+from services.registry.app import build
+from services.registry.settings import RegistrySettings
+from tests.integration.registry.conftest import NO_BROKER, TOKEN
+from tests.integration.registry.onnx_files import onnx_bytes
+from tidegate.errors import BadRequest, NotFound, PayloadTooLarge
+
+
+async def pieces(*content: bytes) -> AsyncIterator[bytes]:
+    for piece in content:
+        yield piece
+
+
+@pytest.fixture(params=["file", "memory"])
+async def store(request, tmp_path) -> ArtifactStore:
+    """A store on the local disk, and one of another kind that fsspec reaches."""
+    where = tmp_path / "a b%20c"
+    url = f"file://{where}" if request.param == "file" else f"memory://{tmp_path.name}"
+    made = ArtifactStore(url, max_bytes=3 * CHUNK)
+    await made.start()
+    return made
+
+
+async def test_bytes_come_back_and_are_stored_once(store):
+    content = os.urandom(2 * CHUNK + 17)
+    for _ in range(2):
+        staged = await store.stage(pieces(content[:100], content[100:]))
+        assert (staged.sha256, staged.size) == (hashlib.sha256(content).hexdigest(), len(content))
+        await store.keep(staged)
+    assert b"".join([piece async for piece in await store.read(staged.sha256)]) == content
+    async with store.local(staged.sha256) as path:
+        assert path.read_bytes() == content
+    await store.remove(staged.sha256)
+    await store.remove(staged.sha256)
+    with pytest.raises(NotFound):
+        await store.read(staged.sha256)
+    with pytest.raises(NotFound):
+        async with store.local(staged.sha256):
+            pass
+
+
+async def test_too_large_empty_and_broken_off_leave_nothing(store):
+    async def breaks_off() -> AsyncIterator[bytes]:
+        yield b"x" * CHUNK
+        raise ConnectionResetError
+
+    with pytest.raises(PayloadTooLarge):
+        await store.stage(pieces(*[b"x" * CHUNK] * 4))
+    with pytest.raises(PayloadTooLarge):
+        await store.stage(pieces(), announced=3 * CHUNK + 1)
+    with pytest.raises(BadRequest, match="empty"):
+        await store.stage(pieces())
+    with pytest.raises(ConnectionResetError):
+        await store.stage(breaks_off())
+    assert store._fs.ls(store._incoming, detail=False) == []
+
+
+async def test_orphans_of_a_crash_are_swept(tmp_path):
+    store = ArtifactStore(f"file://{tmp_path}/artifacts", max_bytes=CHUNK)
+    await store.start()
+    old, fresh = (tmp_path / "artifacts" / "incoming" / name for name in ("old", "fresh"))
+    for path in (old, fresh):
+        path.write_bytes(b"half")
+    hours_ago = time.time() - 7200
+    os.utime(old, (hours_ago, hours_ago))
+    assert await store.sweep() == 1
+    assert fresh.exists()
+    assert not old.exists()
+
+
+async def test_store_that_cannot_be_written_is_a_health_problem(tmp_path):
+    store = ArtifactStore(f"file://{tmp_path}/artifacts", max_bytes=CHUNK)
+    (tmp_path / "artifacts").write_text("a file where the folder should be")
+    await store.probe()
+    assert "artifact store does not work" in (store.problem or "")
+    (tmp_path / "artifacts").unlink()
+    await store.probe()
+    assert store.problem is None
+
+
+async def test_upload_that_is_named_by_no_version_is_collected_later(call):
+    kept = await call.upload(onnx_bytes(1))
+    await call.register("digits", onnx_bytes(2))
+    await call("DELETE", "/v1/models/digits")
+    assert call.stored() == [kept], "its sender may be about to register it"
+    call.clock.forward(3601)
+    await call.register("digits", onnx_bytes(3))
+    await call("DELETE", "/v1/models/digits")
+    assert call.stored() == []
+    assert (
+        "upload it"
+        in (
+            await call(
+                "POST", "/v1/models/digits/versions", {"artifact": kept, "filename": "m.onnx"}, status=400
+            )
+        )["error"]
+    )
+
+
+async def test_wrong_digest_is_refused(call):
+    answer = await call.http.put(f"/v1/artifacts?sha256={'0' * 64}", content=b"bytes")
+    assert answer.status_code == 400
+    assert "send them again" in answer.json()["error"]
+    assert call.stored() == []
+    assert call.incoming() == []
+
+
+@pytest.fixture
+async def served(tmp_path, database_url) -> AsyncIterator[httpx.AsyncClient]:
+    """The registry behind a real server, with a limit of 4 MiB."""
+    settings = RegistrySettings(
+        state_dir=tmp_path,
+        service_token=TOKEN,
+        database_url=database_url,
+        amqp_url=NO_BROKER,
+        max_artifact_bytes=4 * CHUNK,
+    )
+    server = uvicorn.Server(uvicorn.Config(build(settings), log_config=None, access_log=False))
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        port = listening.getsockname()[1]
+        serving = asyncio.create_task(server.serve(sockets=[listening]))
+        async with httpx.AsyncClient(
+            base_url=f"http://127.0.0.1:{port}",
+            headers={"Authorization": f"Bearer {TOKEN}"},
+            transport=httpx.AsyncHTTPTransport(retries=20),
+        ) as http:
+            while not server.started:
+                await asyncio.sleep(0.01)
+            yield http
+        server.should_exit = True
+        await serving
+
+
+async def test_over_a_real_connection(served):
+    content = os.urandom(3 * CHUNK + 5)
+    answer = await served.put(
+        "/v1/artifacts", content=pieces(*[content[i : i + 70_000] for i in range(0, len(content), 70_000)])
+    )
+    assert answer.status_code == 201
+    digest = answer.json()["sha256"]
+    head = await served.head(f"/v1/artifacts/{digest}")
+    assert (head.status_code, head.headers["content-length"]) == (200, str(len(content)))
+    async with served.stream("GET", f"/v1/artifacts/{digest}") as download:
+        assert download.headers["content-length"] == str(len(content))
+        assert hashlib.sha256(await download.aread()).hexdigest() == digest
+    assert (await served.head(f"/v1/artifacts/{'0' * 64}")).status_code == 404
+    assert (await served.get("/v1/artifacts/..%2f..%2fetc")).status_code == 404
+
+
+async def test_limit_holds_while_streaming(served, tmp_path):
+    """The refusal comes while the sender is still sending, and says what the limit is."""
+    reader, writer = await asyncio.open_connection(served.base_url.host, served.base_url.port)
+    head = f"PUT /v1/artifacts HTTP/1.1\r\nHost: 127.0.0.1\r\nAuthorization: Bearer {TOKEN}\r\n"
+    writer.write(head.encode() + b"Transfer-Encoding: chunked\r\n\r\n")
+    for _ in range(5):
+        writer.write(b"%x\r\n" % CHUNK + b"x" * CHUNK + b"\r\n")
+        await writer.drain()
+    assert b" 413 " in await reader.readline()
+    writer.close()
+    answer = await served.put("/v1/artifacts", content=pieces(*[b"x" * CHUNK] * 5))
+    assert answer.status_code == 413
+    assert "TIDEGATE_MAX_ARTIFACT_BYTES" in answer.json()["error"]
+    announced = await served.put("/v1/artifacts", content=b"x" * (4 * CHUNK + 1))
+    assert announced.status_code == 413
+    assert list((tmp_path / "data" / "artifacts" / "incoming").iterdir()) == []
+
+
+async def test_sender_that_hangs_up_leaves_nothing(served, tmp_path):
+    incoming = tmp_path / "data" / "artifacts" / "incoming"
+    _, writer = await asyncio.open_connection(served.base_url.host, served.base_url.port)
+    head = f"PUT /v1/artifacts HTTP/1.1\r\nHost: 127.0.0.1\r\nAuthorization: Bearer {TOKEN}\r\n"
+    writer.write(f"{head}Content-Length: {3 * CHUNK}\r\n\r\n".encode() + b"x" * CHUNK)
+    async with asyncio.timeout(5):
+        while not list(incoming.iterdir()):
+            await asyncio.sleep(0.01)
+        writer.close()
+        while list(incoming.iterdir()):
+            await asyncio.sleep(0.01)

@@ -1,0 +1,45 @@
+"""What others are told, over a real RabbitMQ."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import Any
+
+from tests.integration.registry.onnx_files import onnx_bytes
+from tidegate.broker import Delivery, Link, Session
+from tidegate.topology import EVENTS, REGISTRY_CHANGED, events_queue
+
+
+async def test_each_committed_change_is_told_once(opened, rabbitmq_url):
+    told: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
+
+    async def on_delivery(delivery: Delivery) -> None:
+        told.put_nowait(json.loads(delivery.body))
+
+    async def listen(session: Session) -> None:
+        queue = events_queue("test", "registry")
+        await session.declare(EVENTS)
+        await session.declare(queue)
+        await session.bind(queue, EVENTS, REGISTRY_CHANGED)
+        await session.consume(queue, on_delivery, prefetch=100, no_ack=True)
+
+    async with Link(rabbitmq_url, "test", listen) as link, opened(amqp_url=rabbitmq_url) as call:
+        await link.wait_up(10)
+        await call.announced_up()
+        await call.register("digits", onnx_bytes())
+        await call("POST", "/v1/deploy", {"model": "digits"})
+        await call("PUT", "/v1/deployments/digits-v1", {"model": "digits", "version": 9}, status=409)
+        await call("DELETE", "/v1/models/digits?cascade=true")
+        async with asyncio.timeout(10):
+            events = [await told.get() for _ in range(6)]
+        await asyncio.sleep(0)
+        assert told.empty(), "a refused change is not told"
+    assert [(e["revision"], e["kind"], e["name"], e["action"]) for e in events] == [
+        (1, "version", "digits/1", "created"),
+        (2, "deployment", "digits-v1", "created"),
+        (2, "endpoint", "digits", "created"),
+        (3, "endpoint", "digits", "deleted"),
+        (3, "deployment", "digits-v1", "deleted"),
+        (3, "version", "digits/1", "deleted"),
+    ]

@@ -1,0 +1,256 @@
+"""Models, deployments and endpoints over HTTP, on the real database."""
+
+from __future__ import annotations
+
+import asyncio
+
+from tests.integration.registry.onnx_files import onnx_bytes
+
+
+async def test_register_reads_the_signature_and_numbers_versions(call):
+    first = await call.register("digits", onnx_bytes(1), metadata={"notes": "first", "metrics": {"acc": 0.9}})
+    assert (first["number"], first["format"], first["filename"]) == (1, "onnx", "model.onnx")
+    assert first["signature"]["max_batch_size"] == 64
+    assert first["signature"]["inputs"] == [{"name": "x", "datatype": "FP32", "shape": [64]}]
+    assert first["artifact_size"] == len(onnx_bytes(1))
+    second = await call.register("digits", onnx_bytes(2))
+    assert second["number"] == 2
+    model = await call("GET", "/v1/models/digits")
+    assert (model["versions"], model["latest"]["number"]) == ([1, 2], 2)
+    listed = await call("GET", "/v1/models")
+    assert [item["name"] for item in listed["items"]] == ["digits"]
+    versions = await call("GET", "/v1/models/digits/versions")
+    assert [item["metadata"]["notes"] for item in versions["items"]] == ["first", ""]
+
+
+async def test_registering_the_latest_again_is_idempotent(call):
+    digest = await call.upload(onnx_bytes())
+    body = {"artifact": digest, "filename": "m.onnx"}
+    made = await call("POST", "/v1/models/digits/versions", body, status=201)
+    assert await call("POST", "/v1/models/digits/versions", body, status=200) == made
+    described = {**body, "metadata": {"notes": "seen again"}}
+    again = await call("POST", "/v1/models/digits/versions", described, status=200)
+    assert (again["number"], again["metadata"]["notes"]) == (1, "seen again")
+    await call.register("digits", onnx_bytes(2))
+    back = await call("POST", "/v1/models/digits/versions", body, status=201)
+    assert back["number"] == 3, "an earlier version's bytes are a version of their own"
+
+
+async def test_concurrent_registrations_get_different_numbers(call):
+    made = await asyncio.gather(*(call.register("digits", onnx_bytes(seed)) for seed in range(8)))
+    assert sorted(version["number"] for version in made) == list(range(1, 9))
+
+
+async def test_what_is_refused_says_why(call):
+    digest = await call.upload(b"rubbish")
+    refused = [
+        ("/v1/models/digits/versions", {"artifact": digest, "filename": "m.onnx"}, "not an ONNX model"),
+        ("/v1/models/digits/versions", {"artifact": digest, "filename": "m.bin"}, "give `format`"),
+        ("/v1/models/digits/versions", {"artifact": digest, "filename": "m.joblib"}, "allow_pickle=true"),
+        ("/v1/models/digits/versions", {"artifact": "0" * 64, "filename": "m.onnx"}, "upload it"),
+        ("/v1/models/Digits/versions", {"artifact": digest, "filename": "m.onnx"}, "not a valid name"),
+        ("/v1/models/digits/versions", {"artifact": "0", "filename": "m.onnx"}, "artifact"),
+    ]
+    for path, body, words in refused:
+        answer = await call("POST", path, body, status=400)
+        assert words in answer["error"], answer
+        assert answer["reason"] == "bad_request"
+
+
+async def test_metadata_changes_and_a_signature_can_only_be_added(call):
+    version = await call.register("digits", onnx_bytes())
+    path = "/v1/models/digits/versions/1"
+    changed = await call("PATCH", path, {"metadata": {"tags": {"team": "a"}}})
+    assert (changed["metadata"]["tags"], changed["signature"]) == ({"team": "a"}, version["signature"])
+    other = {**version["signature"], "max_batch_size": 1}
+    assert "already" in (await call("PATCH", path, {"signature": other}, status=409))["error"]
+    source = b"class TritonPythonModel: ..."
+    assert (await call.register("code", source, "model.py"))["signature"] is None
+    learned = await call("PATCH", "/v1/models/code/versions/1", {"signature": other})
+    assert learned["signature"] == other
+    again = await call.register("code", source, "model.py")
+    assert (again["number"], again["signature"]) == (1, other)
+
+
+async def test_deploy_rolls_over_settles_and_comes_back(call):
+    for seed in (1, 2):
+        await call.register("digits", onnx_bytes(seed))
+    first = await call("POST", "/v1/deploy", {"model": "digits", "version": 1, "deployment": {"threads": 2}})
+    assert first["deployment"]["name"] == "digits-v1"
+    assert first["endpoint"]["targets"] == [{"deployment": "digits-v1", "weight": 100}]
+    revision = (await call("GET", "/v1/intention"))["revision"]
+    again = await call("POST", "/v1/deploy", {"model": "digits", "version": 1})
+    assert again == first
+    assert (await call("GET", "/v1/intention"))["revision"] == revision, "nothing has changed"
+
+    second = await call("POST", "/v1/deploy", {"model": "digits"})
+    assert (second["deployment"]["name"], second["deployment"]["threads"]) == ("digits-v2", 2)
+    assert second["endpoint"]["previous"] == [{"deployment": "digits-v1", "weight": 100}]
+    seen = second["endpoint"]["revision"]
+    await call("POST", "/v1/endpoints/digits/settle", {"revision": seen - 1}, status=409)
+    settled = await call("POST", "/v1/endpoints/digits/settle", {"revision": seen})
+    assert settled["previous"] == []
+    assert await call("POST", "/v1/endpoints/digits/settle", {"revision": seen}) == settled
+    asleep = await call("GET", "/v1/deployments/digits-v1")
+    assert (asleep["min_replicas"], asleep["scale_to_zero_after_s"]) == (0, 30)
+    back = await call("POST", "/v1/deploy", {"model": "digits", "version": 1})
+    assert (back["deployment"]["min_replicas"], back["endpoint"]["previous"][0]["deployment"]) == (
+        1,
+        "digits-v2",
+    )
+
+
+async def test_concurrent_deploys_end_in_one_consistent_state(call):
+    for seed in range(4):
+        await call.register("digits", onnx_bytes(seed))
+    wishes = [{"model": "digits", "version": number} for number in (1, 2, 3, 4)]
+    await asyncio.gather(*(call("POST", "/v1/deploy", wish) for wish in wishes))
+    intention = await call("GET", "/v1/intention")
+    assert len(intention["deployments"]) == 4
+    (endpoint,) = intention["endpoints"]
+    serving = {target["deployment"] for target in endpoint["targets"] + endpoint["previous"]}
+    for deployment in intention["deployments"]:
+        assert (deployment["min_replicas"] > 0) == (deployment["name"] in serving)
+
+
+async def test_deployments_put_patch_and_if_match(call):
+    await call.register("digits", onnx_bytes())
+    body = {"model": "digits", "version": 1, "max_replicas": 3}
+    made = await call("PUT", "/v1/deployments/mine", body, status=201)
+    assert await call("PUT", "/v1/deployments/mine", body, status=200) == made
+    stale = {"headers": {"If-Match": f'"{made["revision"] + 1}"'}}
+    await call("PATCH", "/v1/deployments/mine", {"threads": 2}, status=409, **stale)
+    fresh = {"headers": {"If-Match": f'"{made["revision"]}"'}}
+    changed = await call("PATCH", "/v1/deployments/mine", {"threads": 2}, **fresh)
+    assert (changed["threads"], changed["max_replicas"]) == (2, 3)
+    assert changed["revision"] > made["revision"]
+    assert (
+        "number"
+        in (await call("PATCH", "/v1/deployments/mine", {}, status=400, headers={"If-Match": "x"}))["error"]
+    )
+    await call("PUT", "/v1/deployments/mine", {**body, "version": 2}, status=409)
+    await call("PUT", "/v1/deployments/mine", {**body, "treads": 2}, status=400)
+    assert [d["name"] for d in (await call("GET", "/v1/deployments?model=digits"))["items"]] == ["mine"]
+    assert (await call("GET", "/v1/deployments?model=other"))["items"] == []
+    await call("DELETE", "/v1/deployments/mine", status=204)
+    await call("GET", "/v1/deployments/mine", status=404)
+
+
+async def test_what_is_in_use_cannot_be_deleted(call):
+    await call.register("digits", onnx_bytes())
+    await call("POST", "/v1/deploy", {"model": "digits"})
+    for path, user in (
+        ("/v1/models/digits/versions/1", "Deployment 'digits-v1'"),
+        ("/v1/models/digits", "Deployment 'digits-v1'"),
+        ("/v1/deployments/digits-v1", "Endpoint 'digits'"),
+    ):
+        assert user in (await call("DELETE", path, status=409))["error"]
+    await call("DELETE", "/v1/endpoints/digits", status=204)
+    await call("DELETE", "/v1/deployments/digits-v1", status=204)
+    await call("DELETE", "/v1/models/digits/versions/1", status=204)
+    await call("GET", "/v1/models/digits", status=404)
+    assert call.stored() == []
+
+
+async def test_cascade_removes_all_of_a_model_and_numbers_go_on(call):
+    for seed in (1, 2):
+        await call.register("digits", onnx_bytes(seed))
+    await call.register("other", onnx_bytes(2))
+    await call("POST", "/v1/deploy", {"model": "digits"})
+    gone = await call("DELETE", "/v1/models/digits?cascade=true", status=200)
+    assert {(item["kind"], item["name"], item["action"]) for item in gone["items"]} == {
+        ("endpoint", "digits", "deleted"),
+        ("deployment", "digits-v2", "deleted"),
+        ("version", "digits/1", "deleted"),
+        ("version", "digits/2", "deleted"),
+    }
+    intention = await call("GET", "/v1/intention")
+    assert (intention["deployments"], intention["endpoints"]) == ([], [])
+    assert len(call.stored()) == 1, "the bytes that `other` shares are kept"
+    assert (await call.register("digits", onnx_bytes(1)))["number"] == 3
+
+
+async def test_overrides_expire(call):
+    await call.register("digits", onnx_bytes())
+    await call("POST", "/v1/deploy", {"model": "digits"})
+    path = "/v1/deployments/digits-v1"
+    held = await call("PUT", f"{path}/override", {"replicas": 4, "ttl_s": 60})
+    assert held["override"]["replicas"] == 4
+    call.clock.forward(59)
+    assert (await call("GET", path))["override"]["replicas"] == 4
+    call.clock.forward(2)
+    assert (await call("GET", path))["override"] is None
+    assert (await call("GET", "/v1/intention"))["deployments"][0]["override"] is None
+    lasting = await call("PUT", f"{path}/override", {"replicas": 0})
+    assert lasting["override"] == {"replicas": 0, "expires_at": None}
+    assert (await call("DELETE", f"{path}/override"))["override"] is None
+    await call("DELETE", f"{path}/override", status=200)
+    await call("PUT", "/v1/deployments/absent/override", {"replicas": 1}, status=404)
+
+
+async def test_apply_is_all_or_nothing(call):
+    await call.register("digits", onnx_bytes())
+    stated = {
+        "deployments": [{"name": "d", "model": "digits", "version": 1, "batching": {"max_batch": 8}}],
+        "endpoints": [{"name": "e", "targets": [{"deployment": "d"}]}],
+    }
+    broken = {**stated, "endpoints": [{"name": "e", "targets": [{"deployment": "absent"}]}]}
+    await call("POST", "/v1/apply", broken, status=400)
+    assert (await call("GET", "/v1/deployments"))["items"] == []
+    applied = await call("POST", "/v1/apply", stated)
+    assert [item["action"] for item in applied["items"]] == ["created", "created"]
+    again = await call("POST", "/v1/apply", stated)
+    assert [item["action"] for item in again["items"]] == ["unchanged", "unchanged"]
+    assert again["revision"] == applied["revision"]
+    endpoint = await call("GET", "/v1/endpoints/e")
+    assert endpoint["revision"] == applied["revision"]
+
+
+async def test_endpoint_put_and_delete(call):
+    await call.register("digits", onnx_bytes())
+    await call("PUT", "/v1/deployments/d", {"model": "digits", "version": 1})
+    body = {"targets": [{"deployment": "d"}], "default_timeout_ms": 500}
+    made = await call("PUT", "/v1/endpoints/e", body, status=201)
+    assert (made["default_timeout_ms"], made["previous"]) == (500, [])
+    stale = {"headers": {"If-Match": "999"}}
+    await call("PUT", "/v1/endpoints/e", body, status=409, **stale)
+    assert len((await call("GET", "/v1/endpoints"))["items"]) == 1
+    await call("DELETE", "/v1/endpoints/e", status=204)
+    await call("DELETE", "/v1/endpoints/e", status=404)
+
+
+async def test_revision_rises_with_every_change_and_only_then(call):
+    async def revision() -> int:
+        return int((await call("GET", "/v1/intention"))["revision"])
+
+    assert await revision() == 0
+    await call.upload(onnx_bytes())
+    assert await revision() == 0, "bytes alone are no intention"
+    await call.register("digits", onnx_bytes())
+    assert await revision() == 1
+    await call("POST", "/v1/deploy", {"model": "digits"})
+    assert await revision() == 2, "one transaction, one step"
+    await call("PATCH", "/v1/deployments/digits-v1", {})
+    assert await revision() == 2
+
+
+async def test_it_survives_a_restart(opened):
+    async with opened() as call:
+        await call.register("digits", onnx_bytes(), metadata={"trained_at": "2025-05-04T03:02:01+02:00"})
+        await call("POST", "/v1/deploy", {"model": "digits"})
+        before = await call("GET", "/v1/intention")
+    async with opened() as call:
+        assert await call("GET", "/v1/intention") == before
+
+
+async def test_health_metrics_docs_and_token(call):
+    ready = await call("GET", "/health/ready")
+    assert ready == {"status": "ready", "problems": {}}, "an absent broker is no reason not to serve"
+    await call("GET", "/v1/models", status=401, headers={"Authorization": "Bearer wrong"})
+    await call("GET", "/v1/models/absent", status=404)
+    metrics = (await call.http.get("/metrics")).text
+    assert "tidegate_registry_artifact_bytes 0.0" in metrics
+    assert 'tidegate_registry_requests_total{method="GET",route="/v1/models/{name}",status="404"}' in metrics
+    schema = await call("GET", "/openapi.json")
+    put = schema["paths"]["/v1/deployments/{name}"]["put"]["requestBody"]["content"]["application/json"]
+    assert "min_replicas" in put["schema"]["properties"]

@@ -1,0 +1,133 @@
+from __future__ import annotations
+
+import pytest
+
+from services.registry.domain import statement
+from services.registry.domain.state import HeldDeployment, PutDeployment
+from tidegate.errors import BadRequest, Conflict, NotFound
+from tidegate.protocol.models import DeploymentSpec, Override
+
+
+def test_put_is_a_full_statement(book):
+    book.put_deployment("mine", model="digits", version=1, threads=4)
+    book.put_deployment("mine", model="digits", version=1)
+    assert book.now.deployment("mine").spec.threads == 1
+    assert book.put_deployment("mine", model="digits", version=1) == []
+
+
+def test_patch_changes_only_what_is_given(book):
+    book.put_deployment("mine", model="digits", version=1, threads=4, env={"A": "1", "B": "2"})
+    book.carry_out(statement.patch_deployment(book.now, "mine", {"max_queue": 7, "env": {"A": None}}))
+    spec = book.now.deployment("mine").spec
+    assert (spec.threads, spec.max_queue, spec.env) == (4, 7, {"B": "2"})
+
+
+def test_version_of_a_deployment_never_changes(book):
+    book.put_deployment("mine", model="digits", version=1)
+    with pytest.raises(Conflict, match="cannot change"):
+        book.put_deployment("mine", model="digits", version=2)
+    with pytest.raises(Conflict, match="cannot change"):
+        statement.patch_deployment(book.now, "mine", {"version": 2})
+
+
+def test_if_match(book):
+    spec = DeploymentSpec(name="mine", model="digits", version=1)
+    book.carry_out([PutDeployment(HeldDeployment(spec, revision=5), created=True)])
+    assert statement.patch_deployment(book.now, "mine", {"threads": 2}, 5)
+    with pytest.raises(Conflict, match="is at revision 5, not at revision 4"):
+        statement.patch_deployment(book.now, "mine", {"threads": 2}, 4)
+    with pytest.raises(Conflict, match="is not there"):
+        statement.put_deployment(book.now, "new", {"model": "digits", "version": 1}, 1)
+
+
+def test_override_is_set_once_and_withdrawn(book):
+    book.put_deployment("mine", model="digits", version=1)
+    override = Override(replicas=3)
+    book.carry_out(statement.set_override(book.now, "mine", override))
+    assert statement.set_override(book.now, "mine", override) == []
+    book.put_deployment("mine", model="digits", version=1, threads=2)
+    assert book.now.deployment("mine").override == override, "a put leaves the operator's word"
+    assert statement.set_override(book.now, "mine", None)
+
+
+def test_deployment_in_use_is_kept(book):
+    book.deploy(version=1)
+    book.deploy(version=2)
+    for name in ("digits-v1", "digits-v2"):
+        with pytest.raises(Conflict, match="in use by Endpoint 'digits'"):
+            statement.delete_deployment(book.now, name)
+    book.settle()
+    assert statement.delete_deployment(book.now, "digits-v1")
+    with pytest.raises(NotFound):
+        statement.delete_deployment(book.now, "absent")
+
+
+def test_reweighting_needs_no_previous_but_a_swap_does(book):
+    for number in (1, 2, 3):
+        book.put_deployment(f"d{number}", model="digits", version=number)
+    book.put_endpoint("e", targets=[{"deployment": "d1"}])
+    book.put_endpoint("e", targets=[{"deployment": "d1", "weight": 9}, {"deployment": "d2", "weight": 1}])
+    assert book.targets("e") == (["d1", "d2"], [])
+    book.put_endpoint("e", targets=[{"deployment": "d3"}])
+    assert book.targets("e") == (["d3"], ["d1", "d2"])
+    assert book.put_endpoint("e", targets=[{"deployment": "d3"}]) == [], "goes on with its roll-over"
+    book.put_endpoint("e", targets=[{"deployment": "d3"}], previous=[])
+    assert book.targets("e") == (["d3"], [])
+
+
+@pytest.mark.parametrize(
+    ("targets", "match"),
+    [
+        ([], "targets"),
+        ([{"deployment": "absent"}], "does not exist"),
+        ([{"deployment": "d1"}, {"deployment": "d1"}], "twice"),
+        ([{"deployment": "d1", "weight": 0}], "weights are 0"),
+    ],
+)
+def test_endpoint_targets_are_checked(book, targets, match):
+    book.put_deployment("d1", model="digits", version=1)
+    with pytest.raises(BadRequest, match=match):
+        book.put_endpoint("e", targets=targets)
+
+
+@pytest.mark.parametrize(
+    ("fields", "match"),
+    [
+        ({"model": "digits", "version": 9}, "it has 1, 2, 3"),
+        ({"model": "absent", "version": 1}, "no such model"),
+        ({"model": "digits"}, "version is required"),
+        ({"model": "digits", "version": 1, "max_replicas": 0, "min_replicas": 0}, "never serve"),
+        ({"model": "digits", "version": 1, "threads": "many"}, "threads"),
+        ({"model": "digits", "version": 1, "name": "other"}, "not the one in the path"),
+    ],
+)
+def test_deployment_fields_are_checked(book, fields, match):
+    with pytest.raises(BadRequest, match=match):
+        book.put_deployment("mine", **{k: v for k, v in fields.items() if k != "name"}) if (
+            "name" not in fields
+        ) else statement.put_deployment(book.now, "mine", fields)
+
+
+def test_apply_is_one_plan_and_idempotent(book):
+    deployments = [
+        {"name": "d1", "model": "digits", "version": 1},
+        {"name": "d2", "model": "digits", "version": 2},
+    ]
+    endpoints = [{"name": "e", "targets": [{"deployment": "d1"}]}]
+    changes, outcomes = statement.apply(book.now, deployments, endpoints)
+    assert [outcome.action for outcome in outcomes] == ["created"] * 3
+    book.carry_out(changes)
+    changes, outcomes = statement.apply(book.now, deployments, endpoints)
+    assert changes == []
+    assert {outcome.action for outcome in outcomes} == {"unchanged"}
+    deployments[0]["threads"] = 2
+    _, outcomes = statement.apply(book.now, deployments, endpoints)
+    assert [outcome.action for outcome in outcomes] == ["updated", "unchanged", "unchanged"]
+
+
+def test_apply_refuses_what_is_stated_twice_or_unnamed(book):
+    one = {"name": "d1", "model": "digits", "version": 1}
+    with pytest.raises(BadRequest, match="stated 2 times"):
+        statement.apply(book.now, [one, one], [])
+    with pytest.raises(BadRequest, match="needs a name"):
+        statement.apply(book.now, [{"model": "digits", "version": 1}], [])

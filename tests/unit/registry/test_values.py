@@ -1,0 +1,134 @@
+"""Names, formats, partial specs, archive limits and layouts: values in, values out."""
+
+from __future__ import annotations
+
+from pathlib import PurePosixPath as P
+
+import pytest
+
+from services.registry.domain import formats, merge, names, triton_layout
+from services.registry.domain.archive import Limits, Member, Tally, safe_path
+from tidegate.errors import BadRequest
+
+
+@pytest.mark.parametrize("name", ["a", "digits", "a-b-3", "0", "a" * 63])
+def test_good_names(name):
+    assert names.check("model", name) == name
+
+
+@pytest.mark.parametrize("name", ["", "-a", "a-", "A", "a_b", "a.b", "a\n", "a" * 64, "a/b", "ä"])
+def test_bad_names(name):
+    with pytest.raises(BadRequest, match="not a valid name of a model"):
+        names.check("model", name)
+
+
+@pytest.mark.parametrize(
+    ("filename", "found"),
+    [
+        ("m.onnx", "onnx"), ("M.ONNX", "onnx"), ("m.joblib", "sklearn"), ("m.pkl", "sklearn"),
+        ("m.pt", "torchscript"), ("model.py", "python"), ("m.tar.gz", "triton"), ("m.zip", "triton"),
+    ],
+)  # fmt: skip
+def test_format_by_name(filename, found):
+    assert formats.chosen(filename, None) == found
+
+
+def test_format_that_was_given_wins_and_unknown_is_refused():
+    assert formats.chosen("weights.bin", "onnx") == "onnx"
+    with pytest.raises(BadRequest, match="give `format`"):
+        formats.chosen("weights.bin", None)
+
+
+def test_pickle_needs_consent():
+    with pytest.raises(BadRequest, match="allow_pickle=true"):
+        formats.check_consent("sklearn", allow_pickle=False)
+    formats.check_consent("sklearn", allow_pickle=True)
+    formats.check_consent("onnx", allow_pickle=False)
+
+
+@pytest.mark.parametrize("filename", ["", "..", "a/b.onnx", "a\\b.onnx", "a\0", "x" * 256])
+def test_filename_is_plain(filename):
+    with pytest.raises(BadRequest, match="plain file name"):
+        formats.check_filename(filename)
+
+
+def test_merge_patch():
+    base = {"a": 1, "b": {"c": 1, "d": 2}, "e": 5}
+    patch = {"b": {"c": 9, "d": None}, "e": None, "f": {"g": None}}
+    assert merge.patched(base, patch) == {"a": 1, "b": {"c": 9}, "f": {}}
+
+
+@pytest.mark.parametrize(
+    ("patch", "scale"),
+    [
+        ({"min_replicas": 3}, (3, 3)),
+        ({"max_replicas": 1}, (1, 1)),
+        ({"max_replicas": 9}, (2, 9)),
+        ({"min_replicas": 0}, (0, 2)),
+    ],
+)
+def test_the_other_bound_follows(patch, scale):
+    base = {"name": "d", "model": "m", "version": 1, "min_replicas": 2, "max_replicas": 2}
+    spec = merge.deployment(base, patch, "d")
+    assert (spec.min_replicas, spec.max_replicas) == scale
+
+
+@pytest.mark.parametrize(
+    "name", ["/etc/passwd", "../x", "a/../../x", "a\\b", "C:/x", "a\0b", "a/" * 40 + "b"]
+)
+def test_paths_that_leave_the_archive(name):
+    with pytest.raises(BadRequest, match="below its root"):
+        safe_path(name)
+
+
+def test_archive_limits():
+    limits = Limits(members=3, unpacked_bytes=2**30, ratio=10)
+    with pytest.raises(BadRequest, match="more than 3 entries"):
+        _admit(limits, [Member(str(i), 1, "file") for i in range(4)])
+    with pytest.raises(BadRequest, match="more than 1073741824 bytes"):
+        _admit(limits, [Member("a", 2**30 + 1, "file")], packed=2**30)
+    with pytest.raises(BadRequest, match="bomb"):
+        _admit(limits, [Member("a", 2**29, "file")], packed=1000)
+    with pytest.raises(BadRequest, match="is a link"):
+        _admit(limits, [Member("a", 0, "link")])
+    with pytest.raises(BadRequest, match="twice"):
+        _admit(limits, [Member("a/b", 1, "file"), Member("./a/b", 1, "file")])
+    with pytest.raises(BadRequest, match="-1 bytes"):
+        _admit(limits, [Member("a", -1, "file")])
+    _admit(limits, [Member("a", 2**20, "file"), Member("d/", 0, "folder")])
+
+
+def _admit(limits: Limits, members: list[Member], packed: int = 1000) -> None:
+    tally = Tally(limits, packed)
+    for member in members:
+        tally.admit(member)
+
+
+@pytest.mark.parametrize(
+    ("files", "ensembles", "served"),
+    [
+        (["config.pbtxt", "1/model.onnx"], [], "."),
+        (["1/model.py"], [], "."),
+        (["digits/config.pbtxt", "digits/1/model.onnx"], [], "digits"),
+        (["repo/ens/config.pbtxt", "repo/a/config.pbtxt", "repo/a/1/model.py"], ["repo/ens"], "repo/ens"),
+        (["m/1/model.py", "other/1/model.py"], [], "m"),
+        (["m/1/model.py", "ens/config.pbtxt"], ["ens"], "m"),
+        (["a/1/model.py", "__MACOSX/a/1/._model.py", ".git/1/x"], [], "a"),
+        (["a/config.pbtxt", "a/1/lib/config.pbtxt"], [], "a"),
+    ],
+)
+def test_served_model(files, ensembles, served):
+    found = triton_layout.models(map(P, files))
+    assert triton_layout.served(found, "m", {P(each): True for each in ensembles}) == P(served)
+
+
+@pytest.mark.parametrize(
+    ("files", "match"),
+    [
+        (["readme.md"], "not a Triton model directory"),
+        (["a/1/model.py", "b/1/model.py"], "not clear which one"),
+    ],
+)
+def test_no_served_model(files, match):
+    with pytest.raises(BadRequest, match=match):
+        triton_layout.served(triton_layout.models(map(P, files)), "m", {})
