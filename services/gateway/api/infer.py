@@ -167,7 +167,7 @@ def parse_header_length(headers: Headers) -> int | None:
 
 
 def decompress(body: bytes, headers: Headers, limit: int) -> bytes:
-    """Undo ``Content-Encoding`` gzip or deflate, up to ``limit`` bytes; raises BadRequest, PayloadTooLarge."""
+    """Undo ``Content-Encoding`` gzip or deflate up to ``limit`` bytes: BadRequest, PayloadTooLarge."""
     encoding = headers.get(b"content-encoding", b"").lower()
     if encoding in {b"", b"identity"}:
         return body
