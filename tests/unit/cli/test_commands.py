@@ -1,0 +1,338 @@
+"""Whole commands against a control plane in memory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import httpx
+import orjson
+import pytest
+
+DEPLOYMENT = {"name": "digits-v1", "model": "digits", "version": 1}
+ENDPOINT = {"name": "digits", "targets": [{"deployment": "digits-v1", "weight": 100}], "previous": []}
+VERSION = {
+    "model": "digits",
+    "number": 1,
+    "format": "onnx",
+    "artifact_sha256": "a" * 64,
+    "artifact_size": 2048,
+    "filename": "digits.onnx",
+    "signature": {"inputs": [{"name": "image", "datatype": "FP32", "shape": [64]}], "outputs": []},
+    "metadata": {"metrics": {"accuracy": 0.98}, "tags": {}, "notes": ""},
+    "created_at": "2024-05-31T10:00:00+00:00",
+}
+
+
+def condition(kind: str, ok: bool, reason: str, message: str = "", at: float = 0.0) -> dict[str, Any]:
+    return {"type": kind, "ok": ok, "reason": reason, "message": message, "at": at}
+
+
+def status_of(*conditions: dict[str, Any], ready: int = 1) -> dict[str, Any]:
+    return {
+        "deployment": "digits-v1",
+        "desired": 1,
+        "ready": ready,
+        "starting": 0,
+        "draining": 0,
+        "queue": 0,
+        "arrival_rate": None,
+        "conditions": list(conditions),
+    }
+
+
+READY = status_of(condition("Ready", True, "Ready"))
+
+
+@pytest.fixture
+def deployable(plane: Any) -> Any:
+    """A control plane on which a deploy of digits succeeds."""
+    plane.answers |= {
+        "PUT /v1/artifacts": {"sha256": "a" * 64, "size": 5},
+        "POST /v1/models/digits/versions": VERSION,
+        "PATCH /v1/models/digits/versions/1": VERSION,
+        "POST /v1/deploy": {"deployment": DEPLOYMENT, "endpoint": ENDPOINT},
+        "GET /v1/deployments/digits-v1": READY,
+        "GET /v1/endpoints/digits": ENDPOINT,
+        "GET /v2/models/digits/ready": {},
+    }
+    return plane
+
+
+def body_of(plane: Any, call: str) -> Any:
+    return orjson.loads(plane.bodies[plane.seen.index(call)])
+
+
+def test_deploy(deployable: Any, tidegate: Any, tmp_path: Path) -> None:
+    (tmp_path / "digits.onnx").write_bytes(b"model")
+    code, out, err = tidegate(
+        *("deploy", "digits.onnx", "--min", "0", "--max", "3", "--scale-to-zero-after", "5m"),
+        *("--max-batch", "8", "--env", "A=b=c", "--metric", "accuracy=0.98", "--trained-at", "2024-05-31"),
+        *("--note", "hello", "--json"),
+    )
+    assert code == 0, err
+    document = orjson.loads(out)
+    assert document["version"]["number"] == 1
+    assert document["status"]["ready"] == 1
+    assert deployable.bodies[deployable.seen.index("registry PUT /v1/artifacts")] == b"model"
+    version = body_of(deployable, "registry POST /v1/models/digits/versions")
+    assert version["metadata"]["metrics"] == {"accuracy": 0.98}
+    assert version["metadata"]["trained_at"].startswith("2024-05-31T00:00:00")
+    assert version["filename"] == "digits.onnx"
+    assert body_of(deployable, "registry POST /v1/deploy") == {
+        "model": "digits",
+        "version": 1,
+        "endpoint": "digits",
+        "deployment": {
+            "min_replicas": 0,
+            "max_replicas": 3,
+            "scale_to_zero_after_s": 300.0,
+            "batching": {"max_batch": 8},
+            "env": {"A": "b=c"},
+        },
+    }
+    assert "upload: done (digits.onnx, 5 B)" in err
+
+
+def test_deploy_says_new_things_of_a_known_version(deployable: Any, tidegate: Any, tmp_path: Path) -> None:
+    (tmp_path / "digits.onnx").write_bytes(b"model")
+    assert tidegate("deploy", "digits.onnx", "--metric", "accuracy=0.98")[0] == 0
+    patch = "registry PATCH /v1/models/digits/versions/1"
+    assert patch not in deployable.seen
+    assert tidegate("deploy", "digits.onnx", "--note", "new")[0] == 0
+    assert body_of(deployable, patch)["metadata"]["notes"] == "new"
+    assert body_of(deployable, patch)["metadata"]["metrics"] == {"accuracy": 0.98}
+
+
+def test_deploy_of_known_bytes_uploads_nothing(deployable: Any, tidegate: Any, tmp_path: Path) -> None:
+    (tmp_path / "digits.onnx").write_bytes(b"model")
+    digest = "9372c470eeadd5ecd9c3c74c2b3cb633f8e2f2fad799250a0f70d652b6b825e4"
+    deployable.answers[f"HEAD /v1/artifacts/{digest}"] = lambda _: httpx.Response(200)
+    code, out, err = tidegate("deploy", "digits.onnx", "--no-wait")
+    assert code == 0
+    assert "registry PUT /v1/artifacts" not in deployable.seen
+    assert "was there already" in err
+    assert "on its way as digits-v1" in out
+
+
+def test_deploy_tells_what_triton_said(deployable: Any, tidegate: Any, tmp_path: Path) -> None:
+    (tmp_path / "digits.onnx").write_bytes(b"model")
+    told = "failed to load 'digits': Invalid protobuf"
+    deployable.answers["GET /v1/deployments/digits-v1"] = status_of(
+        condition("Loaded", False, "LoadFailed", told, at=9e9), ready=0
+    )
+    code, out, err = tidegate("deploy", "digits.onnx")
+    assert code == 4
+    assert out == ""
+    assert told in err
+
+
+def test_deploy_gives_up(deployable: Any, tidegate: Any, tmp_path: Path) -> None:
+    (tmp_path / "digits.onnx").write_bytes(b"model")
+    starting = condition("Ready", False, "Starting", "0 of 1 ready, 1 starting")
+    deployable.answers["GET /v1/deployments/digits-v1"] = status_of(starting, ready=0)
+    code, _, err = tidegate("deploy", "digits.onnx", "--timeout", "0s")
+    assert code == 5
+    assert "0 of 1 ready, 1 starting" in err
+
+
+def test_a_service_that_is_away(plane: Any, tidegate: Any) -> None:
+    plane.down = {"registry"}
+    code, out, err = tidegate("models", "--json")
+    assert code == 6
+    assert err == (
+        "Error: registry does not answer at http://127.0.0.1:8010: is the stack up? `tidegate up`\n"
+    )
+    assert orjson.loads(out)["reason"] == "unreachable"
+
+
+def test_without_a_token(plane: Any, tidegate: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TIDEGATE_SERVICE_TOKEN")
+    code, _, err = tidegate("models")
+    assert code == 6
+    assert "token: is the stack up? `tidegate up`" in err
+
+
+def test_models_and_versions(plane: Any, tidegate: Any) -> None:
+    plane.answers |= {
+        "GET /v1/models": {"items": [{"name": "digits", "versions": [1], "latest": VERSION}]},
+        "GET /v1/deployments": {"items": [DEPLOYMENT]},
+        "GET /v1/endpoints": {"items": [ENDPOINT]},
+        "GET /v1/models/digits/versions": {"items": [VERSION]},
+    }
+    code, out, _ = tidegate("models")
+    assert code == 0
+    head, row = out.splitlines()
+    assert head.split() == ["MODEL", "LATEST", "FORMAT", "REGISTERED", "ENDPOINTS"]
+    assert row.split()[0:3] == ["digits", "1", "onnx"]
+    assert row.split()[-1] == "digits"
+    code, out, _ = tidegate("versions", "digits", "--json")
+    assert orjson.loads(out) == {"items": [VERSION]}
+    assert "accuracy=0.98" in tidegate("versions", "digits")[1]
+    assert tidegate("versions", "other")[0] == 3
+
+
+def test_scale_an_endpoint_and_back(plane: Any, tidegate: Any) -> None:
+    plane.answers |= {
+        "GET /v1/endpoints/digits": ENDPOINT,
+        "PUT /v1/deployments/digits-v1/replicas": {"held_by": "registry"},
+        "DELETE /v1/deployments/digits-v1/replicas": {"held_by": "registry"},
+    }
+    code, out, _ = tidegate("scale", "digits", "3", "--ttl", "2h")
+    assert (code, out) == (0, "digits-v1 is held at 3 replicas for 2h\n")
+    assert orjson.loads(plane.bodies[-1]) == {"replicas": 3, "ttl_s": 7200.0}
+    assert tidegate("scale", "digits", "--auto")[1] == "digits-v1 scales by its load again\n"
+
+
+def test_scale_works_while_the_registry_is_away(plane: Any, tidegate: Any) -> None:
+    plane.down = {"registry"}
+    plane.answers["PUT /v1/deployments/digits-v1/replicas"] = {"held_by": "autoscaler"}
+    assert tidegate("scale", "digits-v1", "2")[0] == 0
+
+
+def test_scale_of_a_split_endpoint_asks_which(plane: Any, tidegate: Any) -> None:
+    targets = [{"deployment": "a", "weight": 90}, {"deployment": "b", "weight": 10}]
+    plane.answers["GET /v1/endpoints/digits"] = {**ENDPOINT, "targets": targets}
+    code, _, err = tidegate("scale", "digits", "2")
+    assert code == 1
+    assert "name one: a, b" in err
+
+
+def test_apply(plane: Any, tidegate: Any, tmp_path: Path) -> None:
+    (tmp_path / "all.yaml").write_text(
+        "kind: Deployment\nname: d\nmodel: m\nversion: 1\n---\n"
+        "kind: Endpoint\nname: e\ntargets: [{deployment: d}]\n"
+    )
+    plane.answers["POST /v1/apply"] = {
+        "revision": 3,
+        "items": [
+            {"kind": "deployment", "name": "d", "action": "created"},
+            {"kind": "endpoint", "name": "e", "action": "unchanged"},
+        ],
+    }
+    code, out, _ = tidegate("apply", "-f", "all.yaml")
+    assert code == 0
+    assert [line.split() for line in out.splitlines()[1:]] == [
+        ["deployment", "d", "created"],
+        ["endpoint", "e", "unchanged"],
+    ]
+    assert orjson.loads(plane.bodies[-1]) == {
+        "deployments": [{"name": "d", "model": "m", "version": 1}],
+        "endpoints": [{"name": "e", "targets": [{"deployment": "d"}]}],
+    }
+
+
+def test_delete_asks_first(plane: Any, tidegate: Any) -> None:
+    plane.answers |= {
+        "GET /v1/models/digits": {"name": "digits"},
+        "GET /v1/deployments": {"items": [DEPLOYMENT]},
+        "DELETE /v1/models/digits": {"items": []},
+    }
+    code, _, err = tidegate("delete", "digits")
+    assert code == 2
+    assert "model digits with digits-v1" in err
+    assert "registry DELETE /v1/models/digits" not in plane.seen
+    assert tidegate("delete", "digits", "--yes")[:2] == (0, "deleted: model digits with digits-v1\n")
+
+
+def test_delete_of_an_endpoint(plane: Any, tidegate: Any) -> None:
+    plane.answers |= {"GET /v1/endpoints/shared": ENDPOINT, "DELETE /v1/endpoints/shared": {}}
+    assert tidegate("delete", "shared", "-y")[:2] == (0, "deleted: endpoint shared\n")
+    assert tidegate("delete", "nothing", "-y")[0] == 3
+    assert tidegate("delete", "shared", "--endpoint", "--deployment")[0] == 2
+
+
+def test_delete_of_what_is_in_use_is_refused(plane: Any, tidegate: Any) -> None:
+    told = {"error": "Deployment 'digits-v1' is in use by Endpoint 'digits'.", "reason": "conflict"}
+    plane.answers |= {
+        "GET /v1/deployments": {"items": [DEPLOYMENT]},
+        "GET /v1/models/digits/versions/1": VERSION,
+        "DELETE /v1/deployments/digits-v1": lambda _: httpx.Response(409, json=told),
+    }
+    code, _, err = tidegate("delete", "digits", "--version", "1", "--yes")
+    assert code == 7
+    assert "in use by Endpoint" in err
+
+
+def test_routes_replicas_decisions_cold_starts(plane: Any, tidegate: Any) -> None:
+    plane.answers |= {
+        "GET /v1/deployments/digits-v1": DEPLOYMENT,
+        "GET /v1/routes": {
+            "epoch": "e",
+            "n": 4,
+            "endpoints": {"digits": {"targets": ENDPOINT["targets"]}},
+            "deployments": {"digits-v1": {"model": "digits", "version": 1, "ready": 1, "wakeable": True}},
+        },
+        "GET /v1/replicas": {"items": [{"replica": "digits-v1-0-1", "state": "ready", "message": ""}]},
+        "GET /v1/decisions": {
+            "items": [
+                {
+                    "at": 1.0,
+                    "before": 0,
+                    "after": 1,
+                    "rule": "minimum",
+                    "actions": ["launch"],
+                    "reason": "why",
+                }
+            ]
+        },
+        "GET /v1/deployments/digits-v1/cold-starts": {
+            "items": [
+                {"replica": "digits-v1-0-1", "at": 1.0, "total_ms": 4321.4, "phases_ms": {"load": 99.6}}
+            ]
+        },
+    }
+    assert "digits-v1" in tidegate("routes")[1]
+    assert "digits-v1-0-1" in tidegate("replicas")[1]
+    assert "0 -> 1" in tidegate("decisions", "digits-v1")[1]
+    out = tidegate("cold-starts", "digits-v1")[1]
+    assert "100" in out
+    assert "4321" in out
+
+
+def test_status_is_6_when_something_is_away(plane: Any, tidegate: Any) -> None:
+    plane.down = {"autoscaler"}
+    ready = {"status": "ready", "problems": {}}
+    plane.answers |= {
+        "GET /health/ready": lambda request: (
+            httpx.Response(503, json={"problems": {"broker": "is not connected"}})
+            if request.url.port == 8020
+            else httpx.Response(200, json=ready)
+        ),
+        "GET /v1/endpoints": {"items": [ENDPOINT]},
+        "GET /v1/deployments": {"items": [DEPLOYMENT]},
+    }
+    code, out, err = tidegate("status")
+    assert code == 6
+    states = {line.split()[0]: line for line in out.splitlines()[1:5]}
+    assert "  ready  " in states["gateway"]
+    assert "not ready" in states["router"]
+    assert "broker: is not connected" in states["router"]
+    assert "no answer" in states["autoscaler"]
+    assert "is the stack up? `tidegate up`" in err
+    assert orjson.loads(tidegate("status", "--json")[1])["deployments"] is None
+
+
+def test_settings_mask_secrets(plane: Any, tidegate: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TIDEGATE_SERVICE_TOKEN", "very-secret")
+    monkeypatch.setenv("TIDEGATE_AMQP_URL", "amqp://me:pass-word@host:1/v")
+    code, out, _ = tidegate("settings", "--json")
+    assert code == 0
+    assert "very-secret" not in out
+    assert "pass-word" not in out
+    items = {item["name"]: item for item in orjson.loads(out)["items"]}
+    assert items["TIDEGATE_AMQP_URL"]["value"] == "amqp://me:********@host:1/v"
+    assert items["TIDEGATE_AMQP_URL"]["source"] == "environment"
+    assert items["TIDEGATE_GATEWAY_PORT"] == {
+        "name": "TIDEGATE_GATEWAY_PORT",
+        "value": "8000",
+        "source": "default",
+        "description": "REST port of the gateway.",
+    }
+
+
+def test_a_wrong_setting_is_named(plane: Any, tidegate: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TIDEGATE_GATEWAY_PORT", "lots")
+    code, _, err = tidegate("settings")
+    assert code == 1
+    assert "TIDEGATE_GATEWAY_PORT" in err

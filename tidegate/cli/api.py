@@ -1,0 +1,189 @@
+"""Calls to the control plane: registry, autoscaler and router, with the service token."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
+
+import orjson
+
+from tidegate.client.errors import BadAnswer, Unreachable, from_answer
+from tidegate.errors import BadRequest, DeadlinePassed, NotFound
+
+if TYPE_CHECKING:
+    import httpx
+
+    from tidegate.settings import Settings
+
+TIMEOUT_S = 15.0
+HEALTH_TIMEOUT_S = 3.0
+UPLOAD_TIMEOUT_S = 300.0
+
+Doc = dict[str, Any]
+
+
+class Service:
+    """One service of the control plane. Every failure is a TidegateError; a 404 is a NotFound."""
+
+    def __init__(self, name: str, url: str, token: str, transport: httpx.BaseTransport | None = None) -> None:
+        self.name = name
+        self.url = url.rstrip("/")
+        self._token = token
+        self._transport = transport
+
+    @cached_property
+    def _http(self) -> httpx.Client:
+        import httpx
+
+        from tidegate.client.http import options
+
+        try:
+            arguments = options(self.url, self._token)
+        except ValueError as error:
+            raise BadRequest(f"TIDEGATE_{self.name.upper()}_URL: {error}.") from None
+        return httpx.Client(**arguments, timeout=TIMEOUT_S, transport=self._transport)
+
+    def get(self, path: str, **query: Any) -> Any:
+        """GET; query values of None are left out."""
+        given = {key: value for key, value in query.items() if value is not None}
+        return self._send("GET", path, params=given)
+
+    def items(self, path: str, **query: Any) -> list[Doc]:
+        """The ``items`` of a list."""
+        found: list[Doc] = self.get(path, **query)["items"]
+        return found
+
+    def put(self, path: str, body: Any) -> Any:
+        """PUT a JSON body."""
+        return self._send("PUT", path, json=body)
+
+    def post(self, path: str, body: Any) -> Any:
+        """POST a JSON body."""
+        return self._send("POST", path, json=body)
+
+    def patch(self, path: str, body: Any) -> Any:
+        """PATCH with a JSON body."""
+        return self._send("PATCH", path, json=body)
+
+    def delete(self, path: str, **query: Any) -> Any:
+        """DELETE; query values of None are left out."""
+        given = {key: value for key, value in query.items() if value is not None}
+        return self._send("DELETE", path, params=given)
+
+    def upload(self, path: str, chunks: Iterable[bytes], size: int, **query: Any) -> Any:
+        """PUT raw bytes, streamed."""
+        headers = {"Content-Length": str(size), "Content-Type": "application/octet-stream"}
+        return self._send(
+            "PUT", path, content=chunks, headers=headers, params=query, timeout=UPLOAD_TIMEOUT_S
+        )
+
+    def exists(self, path: str) -> bool:
+        """Whether HEAD finds the path."""
+        try:
+            self._send("HEAD", path)
+        except NotFound:
+            return False
+        return True
+
+    def health(self) -> tuple[int, Doc]:
+        """Status and body of ``/health/ready``: 503 is an answer here, not an error."""
+        response = self._exchange("GET", "/health/ready", timeout=HEALTH_TIMEOUT_S)
+        return response.status_code, _json(response, self)
+
+    def _exchange(self, method: str, path: str, **arguments: Any) -> httpx.Response:
+        import httpx
+
+        try:
+            return self._http.request(method, path, **arguments)
+        except httpx.ReadTimeout:
+            raise DeadlinePassed(f"{self.name} at {self.url} did not answer in time.") from None
+        except httpx.HTTPError as error:
+            raise unreachable(self.name, self.url) from error
+
+    def _send(self, method: str, path: str, **arguments: Any) -> Any:
+        response = self._exchange(method, path, **arguments)
+        if response.status_code >= 400:
+            raise from_answer(response.status_code, response.headers, response.content)
+        return _json(response, self) if response.content else None
+
+
+def _json(response: httpx.Response, service: Service) -> Any:
+    try:
+        return orjson.loads(response.content)
+    except orjson.JSONDecodeError:
+        raise BadAnswer(f"{service.url} answered, but is it Tidegate's {service.name}?") from None
+
+
+class Control:
+    """The services of the control plane, as the settings say."""
+
+    def __init__(self, settings: Settings) -> None:
+        token = settings.service_token
+        self.settings = settings
+        self.registry = Service("registry", settings.registry_url, token)
+        self.autoscaler = Service("autoscaler", settings.autoscaler_url, token)
+        self.router = Service("router", settings.router_url, token)
+        self.gateway = Service("gateway", settings.gateway_url, "")
+
+    def deployment_of(self, name: str) -> str:
+        """The deployment that ``name`` means: its own, or the one an endpoint of that name sends to.
+
+        Raises NotFound, or BadRequest for an endpoint with several targets. While the registry is away a
+        name is taken for a deployment's: the autoscaler goes on without it, and knows its own.
+        """
+        try:
+            return self._deployment_of(name)
+        except Unreachable:
+            return name
+
+    def _deployment_of(self, name: str) -> str:
+        try:
+            self.registry.get(f"/v1/deployments/{part(name)}")
+            return name
+        except NotFound:
+            pass
+        try:
+            endpoint = self.registry.get(f"/v1/endpoints/{part(name)}")
+        except NotFound:
+            raise NotFound(f"There is neither a deployment nor an endpoint {name!r}.") from None
+        targets = [target["deployment"] for target in endpoint["targets"]]
+        if len(targets) != 1:
+            raise BadRequest(f"Endpoint {name!r} has several deployments, name one: {', '.join(targets)}.")
+        return str(targets[0])
+
+
+def control() -> Control:
+    """The control plane of the settings in force. Raises Unreachable when there is no token for it."""
+    found = settings()
+    if not found.service_token:
+        raise Unreachable(
+            f"There is no token at {found.state_path / 'token'}: is the stack up? `tidegate up`"
+        )
+    return Control(found)
+
+
+def settings() -> Settings:
+    """The settings in force; raises BadRequest that names a wrong one."""
+    from pydantic import ValidationError
+
+    from tidegate.settings import Settings
+
+    try:
+        return Settings()
+    except ValidationError as error:
+        wrong = "; ".join(
+            f"TIDEGATE_{'_'.join(map(str, e['loc'])).upper()}: {e['msg']}" for e in error.errors()
+        )
+        raise BadRequest(f"A setting is wrong: {wrong}.") from None
+
+
+def unreachable(name: str, url: str) -> Unreachable:
+    """The error for a service that nothing answers for."""
+    return Unreachable(f"{name} does not answer at {url}: is the stack up? `tidegate up`")
+
+
+def part(name: str) -> str:
+    """A name as one segment of a path."""
+    return quote(name, safe="")

@@ -1,0 +1,68 @@
+"""The commands, put together, and what becomes of an error."""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from tidegate.cli import deploy, exits, infer, inspect, logs, manage, stack
+from tidegate.errors import TidegateError
+
+app = typer.Typer(
+    name="tidegate",
+    help="Serve trained models behind a queue. Exit codes and examples: docs/cli.md.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+_STACK, _MODELS, _WATCH = "The stack", "Models", "Looking inside"
+
+for name, command, panel in (
+    ("up", stack.up, _STACK),
+    ("down", stack.down, _STACK),
+    ("status", stack.status, _STACK),
+    ("logs", logs.logs, _STACK),
+    ("settings", stack.settings_, _STACK),
+    ("version", stack.version, _STACK),
+    ("deploy", deploy.deploy, _MODELS),
+    ("models", inspect.models, _MODELS),
+    ("versions", inspect.versions, _MODELS),
+    ("infer", infer.infer, _MODELS),
+    ("scale", manage.scale, _MODELS),
+    ("apply", manage.apply, _MODELS),
+    ("delete", manage.delete, _MODELS),
+    ("routes", inspect.routes, _WATCH),
+    ("replicas", inspect.replicas, _WATCH),
+    ("decisions", inspect.decisions, _WATCH),
+    ("cold-starts", inspect.cold_starts, _WATCH),
+):
+    app.command(name, rich_help_panel=panel)(command)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run a command and exit. An error is a message on stderr, with ``--json`` also a document on stdout."""
+    given = sys.argv[1:] if arguments is None else arguments
+    try:
+        app(given, prog_name="tidegate")
+    except TidegateError as error:
+        _report(error, json="--json" in given)
+        sys.exit(exits.code_of(error))
+    except KeyboardInterrupt:
+        sys.exit(exits.INTERRUPTED)
+
+
+def _report(error: TidegateError, json: bool) -> None:
+    from tidegate.cli.output import dump, say
+    from tidegate.client.errors import request_id_of
+
+    rid = request_id_of(error)
+    say(f"Error: {error.message}", style="red")
+    if error.retry_after_s is not None:
+        say(f"Try again in {error.retry_after_s:g} s.")
+    if rid:
+        say(f"Request id: {rid}", style="dim")
+    if json:
+        dump({"error": error.message, "reason": error.reason, "request_id": rid})

@@ -1,0 +1,152 @@
+"""What ``tidegate status`` shows: it asks every service and tells what it got, also when some are away."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from tidegate.cli.api import Control, Doc, Service, settings
+from tidegate.errors import TidegateError
+
+STARTED_BY_STACK = ("rabbitmq", "valkey")
+
+
+@dataclass(slots=True)
+class Overview:
+    """Services, endpoints and deployments; None: could not be asked for."""
+
+    services: list[Doc]
+    stack: Doc
+    endpoints: list[Doc] | None = None
+    deployments: list[Doc] | None = None
+    wanted: list[Doc] | None = None
+    problems: list[str] = field(default_factory=list)
+
+    @classmethod
+    def look(cls) -> Overview:
+        """Ask everybody."""
+        from tidegate import stack
+
+        found = settings()
+        plane = Control(found)
+        record = stack.state(found).as_dict()
+        asked = (plane.gateway, plane.registry, plane.router, plane.autoscaler)
+        overview = cls([_health(service) for service in asked], record)
+        overview.endpoints = overview._ask(lambda: plane.registry.items("/v1/endpoints"))
+        overview.wanted = overview._ask(lambda: plane.registry.items("/v1/deployments"))
+        overview.deployments = overview._ask(lambda: plane.autoscaler.items("/v1/deployments"))
+        return overview
+
+    @property
+    def complete(self) -> bool:
+        """Whether every service answered."""
+        return not self.problems and all(s["state"] != "no answer" for s in self.services)
+
+    def _ask(self, call: Callable[[], list[Doc]]) -> list[Doc] | None:
+        try:
+            return call()
+        except TidegateError as error:
+            if error.message not in self.problems:
+                self.problems.append(error.message)
+            return None
+
+    def document(self) -> Doc:
+        """Everything, for ``--json``."""
+        return {
+            "services": self.services,
+            "stack": self.stack,
+            "endpoints": self.endpoints,
+            "deployments": self.deployments,
+            "problems": self.problems,
+        }
+
+    def show(self) -> None:
+        """Everything, for people."""
+        from tidegate.cli import output
+
+        output.table([(s["name"], s["state"], s["url"], s["detail"]) for s in self._rows()], _SERVICE)
+        if self.endpoints:
+            output.line()
+            output.table(
+                [(e["name"], shares(e["targets"]), shares(e["previous"])) for e in self.endpoints], _ENDPOINT
+            )
+        if self.deployments:
+            output.line()
+            versions = {d["name"]: f"{d['model']} {d['version']}" for d in self.wanted or ()}
+            rows = [deployment_row(d, versions.get(d["deployment"])) for d in self.deployments]
+            output.table(rows, _DEPLOYMENT)
+        elif self.deployments is not None:
+            output.line()
+            output.say("Nothing is deployed: `tidegate deploy model.onnx`")
+        for problem in self.problems:
+            output.say(problem, style="red")
+
+    def _rows(self) -> list[Doc]:
+        servers = [c for c in self.stack["children"] if c["name"] in STARTED_BY_STACK]
+        told = [
+            {
+                "name": c["name"],
+                "state": c["state"],
+                "url": f"port {c['ports'][0]}" if c["ports"] else "",
+                "detail": c["detail"],
+            }
+            for c in servers
+        ]
+        return [*self.services, *told]
+
+
+_SERVICE = ("service", "state", "where", "detail")
+_ENDPOINT = ("endpoint", "targets", "until they are ready")
+_DEPLOYMENT = (
+    "deployment", "model", "state", "ready", "desired", "queue", "in/s", "detail"
+)  # fmt: skip
+
+
+def _health(service: Service) -> Doc:
+    """Ready, not ready (and why), or no answer."""
+    told = {"name": service.name, "url": service.url, "state": "ready", "detail": ""}
+    try:
+        status, body = service.health()
+    except TidegateError as error:
+        return {
+            **told,
+            "state": "no answer",
+            "detail": "" if error.reason == "unreachable" else error.message,
+        }
+    if status != 200:
+        problems = body.get("problems") or {}
+        detail = "; ".join(f"{name}: {problem}" for name, problem in problems.items())
+        return {**told, "state": "not ready", "detail": detail}
+    return told
+
+
+def shares(targets: list[Doc]) -> str:
+    """``digits-v2`` for one target, ``a 90%, b 10%`` for several."""
+    total = sum(target["weight"] for target in targets)
+    if len(targets) == 1 or not total:
+        return ", ".join(str(target["deployment"]) for target in targets)
+    return ", ".join(f"{t['deployment']} {100 * t['weight'] / total:.3g}%" for t in targets)
+
+
+def deployment_row(status: Doc, version: str | None) -> tuple[Any, ...]:
+    """A deployment as ``status`` shows it: the first thing that is wrong is its detail."""
+    wrong = [c for c in status["conditions"] if not c["ok"]]
+    failed = [c for c in wrong if c["type"] == "Loaded"]
+    asleep = any(c["type"] == "Ready" and c["reason"] in {"Asleep", "Paused"} for c in status["conditions"])
+    state = "failed" if failed else "asleep" if asleep else "starting" if wrong else "ready"
+    if status["ready"] and state == "starting":
+        state = "ready"
+    shown = (failed or wrong)[:1]
+    # Triton's messages can be a whole traceback; `status --json` has all of it.
+    detail = f"{shown[0]['reason']}: {shown[0]['message'].strip().partition(chr(10))[0]}" if shown else ""
+    return (
+        status["deployment"],
+        version,
+        state,
+        status["ready"],
+        status["desired"],
+        status["queue"],
+        status["arrival_rate"],
+        detail,
+    )

@@ -1,0 +1,106 @@
+"""``tidegate infer``: one request through the gateway, as a client of the SDK."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from tidegate.cli.exits import UsageError
+from tidegate.cli.options import Json
+
+if TYPE_CHECKING:
+    from tidegate.client import InferResult
+
+
+def infer(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="The endpoint's name.")],
+    data: Annotated[
+        str | None, typer.Option("--data", "-d", metavar="JSON", help="Inputs; @FILE or - to read them.")
+    ] = None,
+    file: Annotated[
+        Path | None, typer.Option("--file", "-f", metavar="FILE", help="Inputs: .json, .npy or .npz.")
+    ] = None,
+    version: Annotated[
+        int | None, typer.Option(help="This version, instead of what the endpoint serves.")
+    ] = None,
+    timeout_ms: Annotated[int, typer.Option(min=1, help="The request's deadline.")] = 30_000,
+    select: Annotated[
+        list[str] | None, typer.Option(metavar="OUTPUT", help="Only this output; repeatable.")
+    ] = None,
+    output_file: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="FILE", help="Save outputs: .npz, .npy or .json.")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Send one request. Inputs are {"name": [...]}, an OIP request, or one bare array for a single input."""
+    from tidegate.cli import output
+    from tidegate.cli.api import settings, unreachable
+    from tidegate.cli.tensors import from_file, from_json, save
+    from tidegate.client import Client
+    from tidegate.client.errors import Unreachable
+
+    if (data is None) == (file is None):
+        raise UsageError("Give the inputs by either --data or --file.")
+    inputs = from_file(file) if file is not None else from_json(_text(data or ""))
+    url = settings().gateway_url
+    try:
+        with Client(url, timeout_s=timeout_ms / 1000) as client:
+            result = client.infer(name, inputs, version=version, outputs=select)
+    except TypeError as error:
+        raise UsageError(f"{error}.") from None
+    except Unreachable:
+        raise unreachable("gateway", url) from None
+    if output_file is not None:
+        save(result, output_file)
+    output.show(document(result), json, lambda: _print(result))
+
+
+def _text(data: str) -> str:
+    if data == "-":
+        return sys.stdin.read()
+    if data.startswith("@"):
+        try:
+            return Path(data[1:]).read_text()
+        except OSError as error:
+            raise UsageError(f"{data[1:]}: {error.strerror}.") from None
+    return data
+
+
+def document(result: InferResult) -> dict[str, Any]:
+    """A result in the shape of an OIP response, with the timing of the call in milliseconds."""
+    from tidegate.cli.tensors import values_of
+    from tidegate.client.codec import datatype_of
+
+    return {
+        "model_name": result.model_name,
+        "model_version": result.model_version,
+        "request_id": result.request_id,
+        "parameters": result.parameters,
+        "outputs": [
+            {
+                "name": name,
+                "datatype": datatype_of(array),
+                "shape": list(array.shape),
+                "data": values_of(array),
+            }
+            for name, array in result.items()
+        ],
+        "timing_ms": result.timing,
+    }
+
+
+def _print(result: InferResult) -> None:
+    import numpy as np
+
+    from tidegate.cli import output
+    from tidegate.client.codec import datatype_of
+
+    for name, array in result.items():
+        output.line(f"{name}  {datatype_of(array)}{list(array.shape)}", style="bold")
+        with np.printoptions(precision=6, suppress=True, threshold=200, linewidth=100):
+            output.line(str(array))
+    parts = ", ".join(f"{part} {ms:.2f} ms" for part, ms in result.timing.items())
+    output.say(f"{result.model_name} version {result.model_version}; {parts}", style="dim")

@@ -1,0 +1,171 @@
+"""Looking at what there is: models, versions, routes, replicas, decisions, cold starts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tidegate.cli.options import Json, Limit, Model, Name
+
+PHASES = ("launch", "fetch", "triton_start", "load", "warm_up")
+
+
+def models(json: Json = False) -> None:
+    """List the models, their latest version and the endpoints that serve them."""
+    from tidegate.cli import output
+    from tidegate.cli.api import control
+
+    registry = control().registry
+    items = registry.items("/v1/models")
+    deployments = {d["name"]: d for d in registry.items("/v1/deployments")}
+    endpoints = registry.items("/v1/endpoints")
+    rows = []
+    for item in items:
+        name = item["name"]
+        served = [e["name"] for e in endpoints if name in models_of(e, deployments)]
+        latest = item["latest"]
+        rows.append((name, latest["number"], latest["format"], output.moment(latest["created_at"]), served))
+    columns = ("model", "latest", "format", "registered", "endpoints")
+    output.show(
+        {"items": items},
+        json,
+        lambda: output.table(rows, columns, "No model yet: `tidegate deploy model.onnx`"),
+    )
+
+
+def models_of(endpoint: dict[str, Any], deployments: dict[str, Any]) -> set[str]:
+    """The models behind an endpoint's targets."""
+    names = (target["deployment"] for target in endpoint["targets"])
+    return {deployments[name]["model"] for name in names if name in deployments}
+
+
+def versions(name: Model, json: Json = False) -> None:
+    """List the versions of a model with their metadata."""
+    from tidegate.cli import output
+    from tidegate.cli.api import control, part
+
+    items = control().registry.items(f"/v1/models/{part(name)}/versions")
+    rows = [
+        (
+            v["number"],
+            v["format"],
+            output.size_of(v["artifact_size"]),
+            v["artifact_sha256"][:12],
+            output.moment(v["created_at"]),
+            output.moment(v["metadata"].get("trained_at")),
+            v["metadata"].get("metrics"),
+            v["metadata"].get("tags"),
+            v["metadata"].get("notes"),
+        )
+        for v in items
+    ]
+    columns = ("version", "format", "size", "sha256", "registered", "trained", "metrics", "tags", "notes")
+    output.show({"items": items}, json, lambda: output.table(rows, columns))
+
+
+def routes(json: Json = False) -> None:
+    """Show the route table as the router published it."""
+    from tidegate.cli import output
+    from tidegate.cli.api import control
+
+    found = control().router.get("/v1/routes")
+    rows = route_rows(found)
+    columns = ("endpoint", "deployment", "weight", "model", "version", "ready", "wakeable", "queue")
+
+    def human() -> None:
+        output.table(rows, columns, "The route table is empty.")
+        output.say(f"revision {found.get('epoch')}/{found.get('n')}", style="dim")
+
+    output.show(found, json, human)
+
+
+def route_rows(found: dict[str, Any]) -> list[tuple[Any, ...]]:
+    """One row for each endpoint and target."""
+    deployments = found["deployments"]
+    rows = []
+    for name, endpoint in sorted(found["endpoints"].items()):
+        for target in endpoint["targets"]:
+            d = deployments.get(target["deployment"], {})
+            detail = (d.get(key) for key in ("model", "version", "ready", "wakeable", "queue"))
+            rows.append((name, target["deployment"], target["weight"], *detail))
+    return rows
+
+
+def replicas(json: Json = False) -> None:
+    """List the replicas that run, with what their heartbeats say."""
+    from tidegate.cli import output
+    from tidegate.cli.api import control
+
+    items = control().autoscaler.items("/v1/replicas")
+    rows = [
+        (
+            r.get("replica"),
+            r.get("state"),
+            r.get("pid"),
+            output.moment(r.get("started_at") or r.get("launched_at")),
+            r.get("inflight"),
+            r.get("completed"),
+            r.get("failed"),
+            r.get("call_ms"),
+            r.get("batch_mean"),
+            r.get("message"),
+        )
+        for r in items
+    ]
+    columns = (
+        "replica", "state", "pid", "started", "inflight", "completed", "failed", "call ms", "batch", "message"
+    )  # fmt: skip
+    output.show({"items": items}, json, lambda: output.table(rows, columns, "No replica runs."))
+
+
+def decisions(name: Name, limit: Limit = 20, json: Json = False) -> None:
+    """Show why the autoscaler did what it did, the latest first."""
+    from tidegate.cli import output
+    from tidegate.cli.api import control
+
+    plane = control()
+    deployment = plane.deployment_of(name)
+    items = plane.autoscaler.items("/v1/decisions", deployment=deployment, limit=limit)
+    rows = [
+        (
+            output.moment(d["at"]),
+            f"{d['before']} -> {d['after']}",
+            d["rule"],
+            d["actions"],
+            d["reason"],
+        )
+        for d in items
+    ]
+    columns = ("time", "replicas", "rule", "actions", "reason")
+    output.show({"items": items}, json, lambda: output.table(rows, columns, "No decision yet."))
+
+
+def cold_starts(name: Name, json: Json = False) -> None:
+    """Show the parts of each cold start, in milliseconds."""
+    from tidegate.cli import output
+    from tidegate.cli.api import control, part
+
+    plane = control()
+    deployment = plane.deployment_of(name)
+    items = plane.autoscaler.items(f"/v1/deployments/{part(deployment)}/cold-starts")
+    rows = [cold_start_row(start) for start in items]
+    columns = ("replica", "at", *(f"{phase.replace('_', ' ')} ms" for phase in PHASES), "total ms", "cause")
+    output.show({"items": items}, json, lambda: output.table(rows, columns, "No cold start yet."))
+
+
+def cold_start_row(start: dict[str, Any]) -> tuple[Any, ...]:
+    """The row of one cold start: its parts in order, and the whole."""
+    from tidegate.cli.output import moment
+
+    parts = start.get("phases_ms") or {}
+    total = start.get("total_ms") or (sum(parts.values()) if parts else None)
+    return (
+        start.get("replica"),
+        moment(start.get("at")),
+        *(_ms(parts.get(phase)) for phase in PHASES),
+        _ms(total),
+        start.get("cause"),
+    )
+
+
+def _ms(value: float | None) -> int | None:
+    return None if value is None else round(value)

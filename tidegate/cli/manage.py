@@ -1,0 +1,174 @@
+"""Changing what runs: ``scale``, ``apply``, ``delete``."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+
+import typer
+
+from tidegate.cli.exits import UsageError
+from tidegate.cli.options import Json, Name, seconds
+from tidegate.errors import NotFound
+
+if TYPE_CHECKING:
+    from tidegate.cli.api import Control
+
+
+def scale(
+    name: Name,
+    replicas: Annotated[int | None, typer.Argument(metavar="N", min=0, help="So many replicas.")] = None,
+    auto: Annotated[bool, typer.Option("--auto", help="Give it back to the autoscaler.")] = False,
+    ttl: Annotated[str | None, typer.Option(metavar="TIME", help="Only for so long, such as 2h.")] = None,
+    json: Json = False,
+) -> None:
+    """Hold a deployment at N replicas, whatever its load, or hand it back with --auto."""
+    from tidegate.cli import output
+    from tidegate.cli.api import control, part
+
+    if (replicas is None) == (not auto):
+        raise UsageError("Give either a number of replicas or --auto.")
+    if auto and ttl:
+        raise UsageError("--ttl goes with a number of replicas.")
+    plane = control()
+    deployment = plane.deployment_of(name)
+    path = f"/v1/deployments/{part(deployment)}/replicas"
+    body: dict[str, Any] = {"replicas": replicas}
+    if ttl:
+        body["ttl_s"] = seconds(ttl)
+    answer = plane.autoscaler.delete(path) if auto else plane.autoscaler.put(path, body)
+    until = f" for {ttl}" if ttl else ""
+    told = "scales by its load again" if auto else f"is held at {replicas} replicas{until}"
+    document = {"deployment": deployment, "replicas": replicas, "auto": auto, "answer": answer}
+    output.show(document, json, lambda: output.line(f"{deployment} {told}"))
+
+
+def apply(
+    file: Annotated[Path, typer.Option("--file", "-f", metavar="FILE.yaml", help="- reads stdin.")],
+    json: Json = False,
+) -> None:
+    """Make Deployments and Endpoints what a file says; all of it or, on any error, nothing."""
+    from tidegate.cli import output
+    from tidegate.cli.api import control
+
+    stated = documents(_read(file), str(file))
+    applied = control().registry.post("/v1/apply", stated)
+    rows = [(item["kind"], item["name"], item["action"]) for item in applied["items"]]
+    output.show(applied, json, lambda: output.table(rows, ("kind", "name", "action")))
+
+
+def _read(file: Path) -> str:
+    try:
+        return sys.stdin.read() if str(file) == "-" else file.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{file}: {getattr(error, 'strerror', None) or 'it is not text'}.") from None
+
+
+def documents(text: str, where: str) -> dict[str, list[dict[str, Any]]]:
+    """The documents of a YAML file by kind, without the kind. Raises UsageError that names the document."""
+    import yaml
+
+    try:
+        found = [document for document in yaml.safe_load_all(text) if document is not None]
+    except yaml.YAMLError as error:
+        raise UsageError(f"{where} is not YAML: {error}") from None
+    sorted_: dict[str, list[dict[str, Any]]] = {"deployments": [], "endpoints": []}
+    for number, document in enumerate(found, start=1):
+        kind = str(document.get("kind")) if isinstance(document, dict) else ""
+        if f"{kind.lower()}s" not in sorted_:
+            raise UsageError(
+                f"{where}, document {number}: needs `kind: Deployment` or `kind: Endpoint`, "
+                f"has {kind or 'none'!r}."
+            )
+        fields = {key: value for key, value in document.items() if key != "kind"}
+        sorted_[f"{kind.lower()}s"].append(fields)
+    if not found:
+        raise UsageError(f"{where} holds no document.")
+    return sorted_
+
+
+def delete(
+    name: Annotated[
+        str, typer.Argument(metavar="NAME", help="A model with all that serves it, or an endpoint.")
+    ],
+    version: Annotated[
+        int | None, typer.Option(metavar="N", help="Only this version, with its deployments.")
+    ] = None,
+    deployment: Annotated[
+        bool, typer.Option("--deployment", help="NAME is a deployment: only that.")
+    ] = False,
+    endpoint: Annotated[bool, typer.Option("--endpoint", help="NAME is an endpoint: only that.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    json: Json = False,
+) -> None:
+    """Delete a model with its endpoint and deployments, or only one version, deployment or endpoint."""
+    from tidegate.cli import output
+    from tidegate.cli.api import control
+
+    if deployment + endpoint + (version is not None) > 1:
+        raise UsageError("--version, --deployment and --endpoint exclude each other.")
+    plane = control()
+    if deployment or endpoint:
+        removals = [_one(plane, "deployment" if deployment else "endpoint", name)]
+    elif version is not None:
+        removals = _version(plane, name, version)
+    else:
+        removals = [_everything(plane, name)]
+    named = [removal.shown for removal in removals]
+    if not yes:
+        _confirm(named)
+    for removal in removals:
+        plane.registry.delete(removal.path, **removal.query)
+    output.show({"deleted": named}, json, lambda: output.line(f"deleted: {', '.join(named)}"))
+
+
+class Removal(NamedTuple):
+    """Something to delete: how to call it, and the request."""
+
+    shown: str
+    path: str
+    query: Mapping[str, str] = MappingProxyType({})
+
+
+def _one(plane: Control, kind: str, name: str) -> Removal:
+    from tidegate.cli.api import part
+
+    path = f"/v1/{kind}s/{part(name)}"
+    plane.registry.get(path)
+    return Removal(f"{kind} {name}", path)
+
+
+def _version(plane: Control, model: str, number: int) -> list[Removal]:
+    from tidegate.cli.api import part
+
+    path = f"/v1/models/{part(model)}/versions/{number}"
+    plane.registry.get(path)
+    held = plane.registry.items("/v1/deployments", model=model)
+    gone = [deployment["name"] for deployment in held if deployment["version"] == number]
+    removals = [Removal(f"deployment {name}", f"/v1/deployments/{part(name)}") for name in gone]
+    return [*removals, Removal(f"{model} version {number}", path)]
+
+
+def _everything(plane: Control, name: str) -> Removal:
+    from tidegate.cli.api import part
+
+    try:
+        plane.registry.get(f"/v1/models/{part(name)}")
+    except NotFound:
+        try:
+            return _one(plane, "endpoint", name)
+        except NotFound:
+            raise NotFound(f"There is neither a model nor an endpoint {name!r}.") from None
+    held = [deployment["name"] for deployment in plane.registry.items("/v1/deployments", model=name)]
+    shown = f"model {name} with {', '.join(held)}" if held else f"model {name}"
+    return Removal(shown, f"/v1/models/{part(name)}", {"cascade": "true"})
+
+
+def _confirm(named: list[str]) -> None:
+    if not sys.stdin.isatty():
+        raise UsageError(f"This deletes {', '.join(named)}: say --yes where nobody can be asked.")
+    if not typer.confirm(f"Delete {', '.join(named)}?", err=True):
+        raise typer.Exit(1)

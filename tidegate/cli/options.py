@@ -1,0 +1,48 @@
+"""Options and arguments that several commands share, and how their values are read."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+
+from tidegate.cli.exits import UsageError
+
+Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout; messages on stderr.")]
+Name = Annotated[str, typer.Argument(metavar="NAME", help="An endpoint's or a deployment's name.")]
+Model = Annotated[str, typer.Argument(metavar="NAME", help="The model's name.")]
+Limit = Annotated[int, typer.Option("--limit", "-n", min=1, help="How many of the latest to show.")]
+
+_UNITS = {"": 1.0, "ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+
+
+def seconds(text: str) -> float:
+    """``90``, ``90s``, ``5m``, ``2h`` or ``1d`` as seconds. Raises UsageError."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|d)?", text.strip())
+    if found is None:
+        raise UsageError(f"{text!r} is not a duration: write 90, 90s, 5m, 2h or 1d.")
+    return float(found[1]) * _UNITS[found[2] or ""]
+
+
+def pairs(option: str, values: Sequence[str] | None) -> dict[str, str]:
+    """``K=V`` options as a dict. Raises UsageError for one without ``=`` or key."""
+    found = {}
+    for value in values or ():
+        key, equals, rest = value.partition("=")
+        if not equals or not key:
+            raise UsageError(f"{option} {value!r}: write {option} KEY=VALUE.")
+        found[key] = rest
+    return found
+
+
+def numbers(option: str, values: Sequence[str] | None) -> dict[str, float]:
+    """``K=NUMBER`` options as a dict. Raises UsageError."""
+    found = {}
+    for key, value in pairs(option, values).items():
+        try:
+            found[key] = float(value)
+        except ValueError:
+            raise UsageError(f"{option} {key}={value}: {value!r} is not a number.") from None
+    return found

@@ -1,0 +1,136 @@
+"""What the commands print: results on stdout, everything else on stderr.
+
+With ``--json`` stdout is one JSON document and nothing more. Colours only on a terminal, and not when
+``NO_COLOR`` is set. rich is imported when something is shown: ``--help`` and ``--json`` do without it.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+import orjson
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+STYLES = {
+    "ready": "green",
+    "done": "green",
+    "running": "green",
+    "created": "green",
+    "yes": "green",
+    "starting": "yellow",
+    "draining": "yellow",
+    "restarting": "yellow",
+    "waiting": "dim",
+    "asleep": "dim",
+    "unchanged": "dim",
+    "updated": "yellow",
+    "failed": "red",
+    "stopped": "red",
+    "not ready": "red",
+    "no answer": "red",
+}
+
+
+@cache
+def console(stderr: bool = False) -> Console:
+    """The rich console of a stream. Off a terminal lines are never folded: programs read them."""
+    from rich.console import Console
+
+    stream = sys.stderr if stderr else sys.stdout
+    width = None if stream.isatty() else 10_000
+    return Console(file=stream, width=width, highlight=False, markup=False, emoji=False)
+
+
+def say(message: str, style: str | None = None) -> None:
+    """A message for the person who waits, on stderr."""
+    console(stderr=True).print(message, style=style)
+
+
+def dump(data: Any) -> None:
+    """The one JSON document of a command run with ``--json``."""
+    text = orjson.dumps(data, default=str, option=orjson.OPT_INDENT_2 | orjson.OPT_NON_STR_KEYS)
+    sys.stdout.write(text.decode() + "\n")
+    sys.stdout.flush()
+
+
+def show(data: Any, json: bool, human: Callable[[], None]) -> None:
+    """The result of a command: ``data`` as JSON, or whatever ``human`` prints."""
+    if json:
+        dump(data)
+    else:
+        human()
+
+
+def line(text: str = "", style: str | None = None) -> None:
+    """One line of a result for people, on stdout."""
+    console().print(text, style=style)
+
+
+def table(rows: Sequence[Sequence[Any]], columns: Sequence[str], empty: str = "none") -> None:
+    """Rows in aligned columns; words such as "ready" have a colour. ``empty`` is said when there are none."""
+    from rich.text import Text
+
+    if not rows:
+        say(empty)
+        return
+    cells = [[text_of(cell) for cell in row] for row in rows]
+    heads = [column.upper() for column in columns]
+    widths = widths_of([heads, *cells])
+    console().print(Text("  ".join(padded(heads, widths)).rstrip(), style="bold"))
+    for row in cells:
+        line_ = Text()
+        for cell, pad in zip(row, padded(row, widths), strict=True):
+            line_.append(pad + "  ", style=STYLES.get(cell, ""))
+        line_.rstrip()
+        console().print(line_)
+
+
+def widths_of(rows: Sequence[Sequence[str]]) -> list[int]:
+    """The width of each column."""
+    return [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+
+
+def padded(row: Sequence[str], widths: Sequence[int]) -> list[str]:
+    """The cells of a row, each as wide as its column."""
+    return [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
+
+
+def text_of(cell: Any) -> str:
+    """A value as a table shows it; what is not known is a dash."""
+    if cell is None or cell == "":
+        return "-"
+    if isinstance(cell, bool):
+        return "yes" if cell else "no"
+    if isinstance(cell, float):
+        return f"{cell:.3g}" if abs(cell) < 100 else f"{cell:.0f}"
+    if isinstance(cell, Mapping):
+        return " ".join(f"{key}={text_of(value)}" for key, value in cell.items()) or "-"
+    if isinstance(cell, list | tuple):
+        return ", ".join(text_of(item) for item in cell) or "-"
+    return " ".join(str(cell).split())
+
+
+def size_of(count: float) -> str:
+    """Bytes for people: ``118 kB``."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.3g} TB"
+
+
+def moment(value: float | str | None) -> str:
+    """Seconds since the epoch, or an ISO time, as local time to the second."""
+    if not value:
+        return "-"
+    try:
+        when = datetime.fromisoformat(value) if isinstance(value, str) else datetime.fromtimestamp(value, UTC)
+    except ValueError:
+        return str(value)
+    return when.astimezone().strftime("%Y-%m-%d %H:%M:%S")

@@ -1,0 +1,101 @@
+"""What is deployed, as one file: the file itself, or a folder as a tar.gz.
+
+The archive of a folder depends on nothing but names and contents, so the same folder is the same artifact.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import os
+import tarfile
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from tidegate.cli.exits import UsageError
+
+CHUNK = 1024 * 1024
+SKIPPED = {"__pycache__", ".git", ".DS_Store", ".ipynb_checkpoints"}
+
+
+@dataclass(frozen=True, slots=True)
+class Package:
+    """Bytes ready to be uploaded."""
+
+    file: BinaryIO
+    filename: str
+    size: int
+    sha256: str
+
+    def chunks(self) -> Iterator[bytes]:
+        """The bytes, from the start."""
+        self.file.seek(0)
+        while chunk := self.file.read(CHUNK):
+            yield chunk
+
+
+@contextmanager
+def packed(path: Path) -> Iterator[Package]:
+    """The package for a file or folder. Raises UsageError when there is nothing to pack."""
+    if path.is_dir():
+        with tempfile.TemporaryFile() as archive:
+            pack(path, archive)
+            yield _package(archive, f"{path.resolve().name}.tar.gz")
+        return
+    try:
+        file = path.open("rb")
+    except OSError as error:
+        raise UsageError(f"{path}: {error.strerror}.") from None
+    with file:
+        yield _package(file, path.name)
+
+
+def pack(folder: Path, target: BinaryIO) -> None:
+    """Write the folder as a deterministic tar.gz: sorted, without owners and times.
+
+    Links to files are packed as what they point to; a link to a folder, or an empty folder, is a UsageError.
+    """
+    members = list(_members(folder))
+    if not members:
+        raise UsageError(f"{folder}: there is no file in it.")
+    # mtime 0 and no name: gzip's own header must not differ either.
+    with (
+        gzip.GzipFile(filename="", mode="wb", fileobj=target, mtime=0, compresslevel=6) as zipped,
+        tarfile.open(fileobj=zipped, mode="w", format=tarfile.PAX_FORMAT) as tar,
+    ):
+        for member in members:
+            _add(tar, folder, member)
+
+
+def _members(folder: Path) -> Iterator[Path]:
+    for root, folders, files in os.walk(folder):
+        folders[:] = sorted(name for name in folders if name not in SKIPPED)
+        for name in folders:
+            if (Path(root) / name).is_symlink():
+                raise UsageError(f"{Path(root) / name} is a link to a folder; put the folder itself there.")
+        yield from (Path(root) / name for name in sorted(files) if name not in SKIPPED)
+
+
+def _add(tar: tarfile.TarFile, folder: Path, path: Path) -> None:
+    info = tarfile.TarInfo(path.relative_to(folder).as_posix())
+    try:
+        with path.open("rb") as file:
+            found = os.fstat(file.fileno())
+            info.size = found.st_size
+            info.mode = 0o755 if found.st_mode & 0o100 else 0o644
+            tar.addfile(info, file)
+    except OSError as error:
+        raise UsageError(f"{path}: {error.strerror}.") from None
+
+
+def _package(file: BinaryIO, filename: str) -> Package:
+    digest, size = hashlib.sha256(), 0
+    file.seek(0)
+    while chunk := file.read(CHUNK):
+        digest.update(chunk)
+        size += len(chunk)
+    return Package(file, filename, size, digest.hexdigest())

@@ -1,0 +1,93 @@
+"""Showing that something goes on: a live list on a terminal, one plain line for each change elsewhere."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from tidegate.cli.output import STYLES, console, padded, say, widths_of
+
+if TYPE_CHECKING:
+    from rich.live import Live
+    from rich.text import Text
+
+MARKS = {"ready": "✓", "done": "✓", "failed": "✗", "stopped": "✓"}
+
+
+class Steps:
+    """A list of named things and the state each is in, with a detail in a few words."""
+
+    def __init__(self) -> None:
+        self._rows: dict[str, tuple[str, str]] = {}
+        self._live: Live | None = None
+        self._began = time.monotonic()
+
+    def change(self, name: str, state: str, detail: str = "") -> None:
+        """Show that ``name`` is now in ``state``; repeating the last one shows nothing.
+
+        Of a detail of several lines the first is shown: whoever fails says the rest.
+        """
+        detail = detail.strip().partition("\n")[0]
+        if self._rows.get(name) == (state, detail):
+            return
+        self._rows[name] = (state, detail)
+        if self._live is None:
+            elapsed = time.monotonic() - self._began
+            say(f"[{elapsed:5.1f} s] {name}: {state}{f' ({detail})' if detail else ''}")
+
+    def rows(self) -> list[list[str]]:
+        """Mark, name, state and detail of each step, in the order of appearance."""
+        spinner = "⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏"[int(time.monotonic() * 10) % 10]
+        return [
+            [MARKS.get(state, spinner), name, state, detail] for name, (state, detail) in self._rows.items()
+        ]
+
+    def render(self) -> Text:
+        """The list as it is now."""
+        from rich.text import Text
+
+        rows, text = self.rows(), Text()
+        widths = widths_of(rows) if rows else []
+        for row in rows:
+            pads = padded(row, widths)
+            style = STYLES.get(row[2], "")
+            text.append(pads[0] + " ", style=style)
+            text.append(pads[1] + "  ")
+            text.append(pads[2] + "  ", style=style)
+            text.append(row[3], style="dim")
+            text.append("\n")
+        text.rstrip()
+        return text
+
+    @contextmanager
+    def shown(self) -> Iterator[Steps]:
+        """Show the steps while the body runs; what they came to stays on the screen."""
+        if not console(stderr=True).is_terminal:
+            yield self
+            return
+        from rich.live import Live
+
+        with Live(
+            console=console(stderr=True), get_renderable=self.render, refresh_per_second=10, transient=False
+        ) as live:
+            self._live = live
+            try:
+                yield self
+            finally:
+                self._live = None
+
+
+@contextmanager
+def transfer(name: str, total: int) -> Iterator[Callable[[int], None]]:
+    """A progress bar for ``total`` bytes on a terminal; nothing elsewhere. Yields what counts them."""
+    if not console(stderr=True).is_terminal:
+        yield lambda _: None
+        return
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    with Progress(*columns, console=console(stderr=True), transient=True) as progress:
+        task = progress.add_task(f"uploading {name}", total=total)
+        yield lambda count: progress.advance(task, count)

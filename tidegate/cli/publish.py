@@ -1,0 +1,190 @@
+"""From a file to a served model: upload, register, deploy, wait."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Literal
+
+from tidegate.cli.api import Control, Doc, part
+from tidegate.cli.output import size_of
+from tidegate.cli.package import Package, packed
+from tidegate.cli.progress import Steps, transfer
+from tidegate.errors import DeadlinePassed, ModelFailed, NotFound, TidegateError, Unavailable
+
+POLL_S = 0.5
+# A status may be older than the deploy: a failure counts if it is newer, or still there after this long.
+STALE_S = 3.0
+HOPELESS = {"LoadFailed", "StartTimeout"}
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """What to serve, under which name, and how. ``options`` is a partial DeploymentSpec."""
+
+    path: Path
+    name: str
+    format: str | None = None
+    options: Doc = field(default_factory=dict)
+    signature: Doc | None = None
+    metadata: Doc = field(default_factory=dict)
+    allow_pickle: bool = False
+
+
+def publish(control: Control, order: Order, steps: Steps) -> Doc:
+    """Upload, register and deploy: ``{version, deployment, endpoint}`` as the registry answered."""
+    with packed(order.path) as package:
+        upload(control, package, steps)
+        version = register(control, package, order)
+    steps.change("register", "done", f"{order.name} version {version['number']} ({version['format']})")
+    body = {
+        "model": order.name,
+        "version": version["number"],
+        "deployment": order.options,
+        "endpoint": order.name,
+    }
+    placed: Doc = control.registry.post("/v1/deploy", body)
+    steps.change("deploy", "done", str(placed["deployment"]["name"]))
+    return {"version": version, **placed}
+
+
+def upload(control: Control, package: Package, steps: Steps) -> None:
+    """Send the bytes, unless the registry has them."""
+    shown = f"{package.filename}, {size_of(package.size)}"
+    steps.change("upload", "starting", shown)
+    if control.registry.exists(f"/v1/artifacts/{package.sha256}"):
+        steps.change("upload", "done", f"{shown}, was there already")
+        return
+    with transfer(package.filename, package.size) as count:
+        chunks = _counted(package.chunks(), count)
+        control.registry.upload("/v1/artifacts", chunks, package.size, filename=package.filename)
+    steps.change("upload", "done", shown)
+
+
+def register(control: Control, package: Package, order: Order) -> Doc:
+    """The Version that these bytes are: a new one, or the latest when nothing changed."""
+    body: Doc = {
+        "artifact": package.sha256,
+        "filename": package.filename,
+        "metadata": order.metadata,
+        "allow_pickle": order.allow_pickle,
+    }
+    if order.format:
+        body["format"] = order.format
+    if order.signature:
+        body["signature"] = order.signature
+    path = f"/v1/models/{part(order.name)}/versions"
+    version: Doc = control.registry.post(path, body)
+    if not _says(version["metadata"], order.metadata):
+        # The latest version has these very bytes: what is said of it now goes on top.
+        said = {"metadata": {**version["metadata"], **order.metadata}}
+        version = control.registry.patch(f"{path}/{version['number']}", said)
+    return version
+
+
+def _says(held: Doc, given: Doc) -> bool:
+    return all(
+        _moment(held.get(key)) == _moment(value) if key == "trained_at" else held.get(key) == value
+        for key, value in given.items()
+    )
+
+
+def _moment(text: Any) -> Any:
+    # The same moment can be written in several ways.
+    return datetime.fromisoformat(text) if isinstance(text, str) else text
+
+
+def _counted(chunks: Iterable[bytes], count: Callable[[int], None]) -> Iterator[bytes]:
+    for chunk in chunks:
+        yield chunk
+        count(len(chunk))
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """How far a deployment is, and why, in words."""
+
+    state: Literal["waiting", "starting", "ready", "failed"]
+    text: str
+
+
+def judge(deployment: str, status: Doc | None, endpoint: Doc, fresh: Callable[[float], bool]) -> Look:
+    """What autoscaler and endpoint say together. ``fresh``: whether a failure of this time is news."""
+    if status is None:
+        return Look("waiting", "the autoscaler has not seen it yet")
+    conditions = {condition["type"]: condition for condition in status["conditions"]}
+    loaded, ready = conditions.get("Loaded"), conditions.get("Ready")
+    failing = loaded is not None and not loaded["ok"]
+    if loaded is not None and failing and loaded["reason"] in HOPELESS and fresh(loaded["at"]):
+        return Look("failed", loaded["message"])
+    if ready is not None and ready["ok"] and ready["reason"] in {"Asleep", "Paused"}:
+        return Look("ready", "asleep, the first request starts it")
+    if not status["ready"]:
+        trouble = loaded["message"] if loaded is not None and failing else ""
+        return Look("starting", trouble or (ready or {}).get("message") or "no replica yet")
+    if endpoint["previous"]:
+        return Look("starting", "a replica is ready, traffic moves over")
+    return Look("ready", f"{status['ready']} ready")
+
+
+def wait_serving(control: Control, placed: Doc, timeout_s: float, steps: Steps) -> Doc:
+    """Wait until the endpoint serves the deployment; its status. ModelFailed carries Triton's own message."""
+    deployment, endpoint = placed["deployment"]["name"], placed["endpoint"]["name"]
+    began, wall = time.monotonic(), time.time()
+
+    def fresh(at: float) -> bool:
+        return at >= wall or time.monotonic() - began > STALE_S
+
+    while True:
+        status = _status(control, deployment)
+        found = control.registry.get(f"/v1/endpoints/{part(endpoint)}")
+        look = judge(deployment, status, found, fresh)
+        if look.state == "ready" and not _answers(control, endpoint):
+            look = Look("starting", "the gateway does not know it yet")
+        steps.change(deployment, look.state, look.text)
+        if look.state == "failed":
+            raise ModelFailed(f"{deployment} did not load: {look.text}")
+        if look.state == "ready" and status is not None:
+            return status
+        if time.monotonic() - began > timeout_s:
+            raise DeadlinePassed(f"{deployment} is not ready after {timeout_s:g} s: {look.text}.")
+        time.sleep(POLL_S)
+
+
+def _status(control: Control, deployment: str) -> Doc | None:
+    try:
+        status: Doc = control.autoscaler.get(f"/v1/deployments/{part(deployment)}")
+    except NotFound:
+        return None
+    return status
+
+
+def _answers(control: Control, endpoint: str) -> bool:
+    try:
+        control.gateway.get(f"/v2/models/{part(endpoint)}/ready")
+    except (NotFound, Unavailable) as error:
+        if error.reason == "unreachable":
+            raise
+        return False
+    except TidegateError as error:
+        if error.reason == "no_routes":
+            return False
+        raise
+    return True
+
+
+def read_json(path: Path) -> Any:
+    """The content of a JSON file. Raises UsageError."""
+    import orjson
+
+    from tidegate.cli.exits import UsageError
+
+    try:
+        return orjson.loads(path.read_bytes())
+    except OSError as error:
+        raise UsageError(f"{path}: {error.strerror}.") from None
+    except orjson.JSONDecodeError as error:
+        raise UsageError(f"{path} is not JSON: {error}.") from None

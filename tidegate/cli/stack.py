@@ -1,0 +1,165 @@
+"""The stack itself: ``up``, ``down``, ``status``, ``settings``, ``version``."""
+
+from __future__ import annotations
+
+import os
+import platform
+import time
+from typing import TYPE_CHECKING, Annotated, Any
+from urllib.parse import urlsplit, urlunsplit
+
+import typer
+
+from tidegate.cli import exits
+from tidegate.cli.options import Json
+from tidegate.errors import TidegateError
+
+if TYPE_CHECKING:
+    from tidegate.settings import Settings
+    from tidegate.stack import Progress
+
+SERVICES = ("gateway", "registry", "router", "autoscaler")
+
+
+class StackFailed(TidegateError):
+    """The embedded stack did not start or stop; the message names the remedy."""
+
+    reason = "stack"
+
+
+def up(
+    example: Annotated[
+        bool, typer.Option("--example", help="Also train, deploy and call the digits example.")
+    ] = False,
+    json: Json = False,
+) -> None:
+    """Start the stack on this machine, or leave it alone where it runs; returns when it is ready."""
+    from tidegate import stack
+    from tidegate.cli import output
+    from tidegate.cli.api import settings
+    from tidegate.cli.progress import Steps
+
+    found, began = settings(), time.monotonic()
+    with Steps().shown() as steps:
+
+        def on_progress(change: Progress) -> None:
+            steps.change(change.name, change.state, change.detail)
+
+        try:
+            record = stack.up(found, on_progress)
+        except stack.StackError as error:
+            raise StackFailed(str(error)) from None
+        shown = None
+        if example:
+            from tidegate.cli.example import Example
+
+            shown = Example(settings(), steps).run()
+    document = {
+        "urls": {name: getattr(found, f"{name}_url") for name in SERVICES},
+        "stack": record.as_dict(),
+        "example": shown.document() if shown else None,
+        "seconds": time.monotonic() - began,
+    }
+
+    def human() -> None:
+        if shown:
+            shown.show()
+        _show_urls(found, time.monotonic() - began)
+
+    output.show(document, json, human)
+
+
+def _show_urls(found: Settings, took_s: float) -> None:
+    from tidegate.cli import output
+
+    output.line()
+    output.line(f"Tidegate is up after {took_s:.1f} s.", style="bold")
+    for name in SERVICES:
+        output.line(f"  {name:<11} {getattr(found, f'{name}_url')}")
+    output.line("Next:")
+    output.line("  tidegate status")
+    output.line("  tidegate deploy FILE.onnx --name my-model")
+    output.line("  tidegate down")
+
+
+def down(json: Json = False) -> None:
+    """Stop everything that belongs to the stack; the data stays."""
+    from tidegate import stack
+    from tidegate.cli import output
+    from tidegate.cli.api import settings
+    from tidegate.cli.progress import Steps
+
+    with Steps().shown() as steps:
+
+        def on_progress(change: Progress) -> None:
+            steps.change(change.name, change.state, change.detail)
+
+        try:
+            stopped = stack.down(settings(), on_progress)
+        except stack.StackError as error:
+            raise StackFailed(str(error)) from None
+    told = "Tidegate is down; its data is kept." if stopped else "Nothing was running."
+    output.show({"stopped": stopped}, json, lambda: output.line(told))
+
+
+def status(json: Json = False) -> None:
+    """Show services, endpoints and deployments; exits with 6 when a service does not answer."""
+    from tidegate.cli import output
+    from tidegate.cli.health import Overview
+
+    overview = Overview.look()
+    output.show(overview.document(), json, overview.show)
+    if not overview.complete:
+        raise typer.Exit(exits.UNREACHABLE)
+
+
+def settings_(json: Json = False) -> None:
+    """List every setting: its environment variable, the value in force, and what it is."""
+    from tidegate.cli import output
+    from tidegate.cli.api import settings
+
+    items = setting_items(settings())
+    rows = [(item["name"], item["value"], item["source"], item["description"]) for item in items]
+    output.show(
+        {"items": items}, json, lambda: output.table(rows, ("setting", "value", "from", "what it is"))
+    )
+
+
+def setting_items(found: Settings) -> list[dict[str, Any]]:
+    """The settings as ``TIDEGATE_*`` names and effective values, secrets masked."""
+    values: dict[str, Any] = {
+        **{name: getattr(found, name) for name in type(found).model_fields},
+        "state_dir": found.state_path,
+        "runtime_dir": found.runtime_path,
+    }
+    return [
+        {
+            "name": f"TIDEGATE_{name.upper()}",
+            "value": masked(name, str(values[name])),
+            "source": "environment" if os.environ.get(f"TIDEGATE_{name.upper()}") else "default",
+            "description": field.description or "",
+        }
+        for name, field in type(found).model_fields.items()
+    ]
+
+
+def masked(name: str, value: str) -> str:
+    """The value without secrets: tokens, and passwords within URLs."""
+    if name.endswith(("token", "password", "secret", "key")):
+        return "********" if value else ""
+    if "://" not in value:
+        return value
+    parts = urlsplit(value)
+    if parts.password is None:
+        return value
+    user, _, host = parts.netloc.rpartition("@")
+    return urlunsplit(parts._replace(netloc=f"{user.partition(':')[0]}:********@{host}"))
+
+
+def version(json: Json = False) -> None:
+    """Show the version of Tidegate and of Python."""
+    from tidegate import __version__
+    from tidegate.cli import output
+
+    document = {"tidegate": __version__, "python": platform.python_version()}
+    output.show(document, json, lambda: output.line(f"tidegate {__version__} (Python {document['python']})"))

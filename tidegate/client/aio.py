@@ -1,0 +1,119 @@
+"""The client for asyncio."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from typing import Any, Self
+
+import httpx
+import numpy.typing as npt
+
+from tidegate.client import http
+from tidegate.client.core import Core, Metadata, Version, default_url
+from tidegate.client.flow import Alone, Caller, Flow, Send, Sleep, Step, T
+from tidegate.client.result import InferResult
+from tidegate.errors import TidegateError
+
+
+class AsyncClient:
+    """:class:`tidegate.Client` for asyncio: the same arguments, the same calls, awaited.
+
+    Many calls at once are what it is for: ``await asyncio.gather(*(client.infer(...) for ...))``.
+    """
+
+    def __init__(
+        self,
+        url: str | None = None,
+        timeout_s: float = 30.0,
+        api_key: str | None = None,
+        *,
+        retries: int = 2,
+        transport: httpx.AsyncBaseTransport | None = None,
+    ) -> None:
+        self.url = (url or default_url()).rstrip("/")
+        self._core = Core(timeout_s, Caller(retries))
+        self._alone = asyncio.Lock()
+        self._http = httpx.AsyncClient(**http.options(self.url, api_key), transport=transport)
+
+    async def infer(
+        self,
+        model: str,
+        inputs: Mapping[str, npt.ArrayLike] | npt.ArrayLike,
+        *,
+        version: Version = None,
+        outputs: Sequence[str] | None = None,
+        timeout_s: float | None = None,
+        request_id: str | None = None,
+        parameters: Mapping[str, Any] | None = None,
+    ) -> InferResult:
+        """Run ``model`` on arrays; see :meth:`tidegate.Client.infer`."""
+        return await self._run(
+            self._core.infer(
+                model,
+                inputs,
+                version=version,
+                outputs=outputs,
+                timeout_s=timeout_s,
+                request_id=request_id,
+                parameters=parameters,
+            )
+        )
+
+    async def metadata(
+        self, model: str, *, version: Version = None, timeout_s: float | None = None
+    ) -> Metadata:
+        """Name, versions, platform, inputs and outputs of a model. Raises NotFound."""
+        return await self._run(self._core.metadata(model, version=version, timeout_s=timeout_s))
+
+    async def models(self, *, timeout_s: float | None = None) -> list[Metadata]:
+        """Every model that can be called: ``name``, ``version``, ``state``."""
+        return await self._run(self._core.models(timeout_s=timeout_s))
+
+    async def is_ready(self, model: str, *, version: Version = None, timeout_s: float | None = None) -> bool:
+        """Whether the model takes requests, at once or by waking up; False for an unknown name."""
+        return await self._run(self._core.is_ready(model, version=version, timeout_s=timeout_s))
+
+    async def wait_ready(self, model: str, timeout_s: float = 120.0, *, version: Version = None) -> None:
+        """Return once the model is ready. Raises DeadlinePassed after ``timeout_s`` seconds."""
+        await self._run(self._core.wait_ready(model, version=version, timeout_s=timeout_s))
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._http.aclose()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def _run(self, flow: Flow[T]) -> T:
+        try:
+            step = next(flow)
+            while True:
+                try:
+                    result = await self._do(step)
+                except TidegateError as error:
+                    problem = error
+                else:
+                    step = flow.send(result)
+                    continue
+                step = flow.throw(problem)
+        except StopIteration as done:
+            value: T = done.value
+            return value
+
+    async def _do(self, step: Step) -> Any:
+        match step:
+            case Sleep():
+                await asyncio.sleep(step.seconds)
+            case Alone():
+                async with self._alone:
+                    return await self._run(step.flow)
+            case Send():
+                try:
+                    return http.answer_of(await self._http.send(http.request_of(self._http, step)))
+                except httpx.HTTPError as error:
+                    raise http.meaning(error, "The gateway", self.url) from None
+        return None

@@ -1,0 +1,82 @@
+"""From what a caller hands over to the array that a model expects, without changing a value. Pure."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from tidegate.client.codec import Array, datatype_of, dtype_of
+
+
+def fit(name: str, value: Any, datatype: str | None) -> tuple[Array, str]:
+    """``value`` as an array of ``datatype`` (None: its own), and the datatype it is sent as.
+
+    A cast happens only where no value can change: between dtypes that numpy calls safe, and from whole
+    numbers when each of them is representable. Lists and scalars have no dtype of their own, so Python
+    floats become what the model takes. Anything else is a TypeError that says what is expected.
+    """
+    bare = not isinstance(value, np.ndarray | np.generic)
+    array = _as_array(name, value)
+    own = datatype_of(array)
+    if datatype is None:
+        return array, "FP32" if bare and own == "FP64" else own
+    if own == "BYTES" or datatype == "BYTES":
+        if own != datatype:
+            raise _refusal(name, array, datatype)
+        return array, datatype
+    target = dtype_of(datatype)
+    if array.dtype != target:
+        array = _cast(name, array, datatype, target, bare)
+    return array, datatype
+
+
+def _as_array(name: str, value: Any) -> Array:
+    try:
+        array = np.asarray(value)
+    except ValueError as error:
+        raise TypeError(f"input {name!r}: not a rectangular array: {error}") from None
+    if array.dtype.kind == "O" and not all(isinstance(item, bytes | str) for item in array.flat):
+        raise TypeError(f"input {name!r}: an object array may hold only bytes and str")
+    # A list of bytes must not become numpy's fixed-width strings, which cut off trailing zeros.
+    return np.asarray(value, dtype=object) if array.dtype.kind in "SU" else array
+
+
+def _cast(name: str, array: Array, datatype: str, target: np.dtype[Any], bare: bool) -> Array:
+    source = array.dtype
+    if source.kind in "biu":
+        # NaN and infinity cannot appear here, so comparing back is exact.
+        with np.errstate(all="ignore"):
+            cast = array.astype(target)
+            if target.kind != "b" and _same_values(array, cast):
+                return cast
+    elif np.can_cast(source, target, "safe"):
+        return array.astype(target)
+    elif bare and target.kind == "f":
+        with np.errstate(over="ignore"):
+            cast = array.astype(target)
+        if np.array_equal(np.isfinite(cast), np.isfinite(array)):
+            return cast
+    raise _refusal(name, array, datatype)
+
+
+def _same_values(whole: Array, cast: Array) -> bool:
+    if cast.dtype.kind == "f":
+        # Beyond the range of the integer type the way back would be undefined.
+        info_max = np.iinfo(np.uint64).max if whole.dtype.kind == "u" else np.iinfo(np.int64).max
+        if not np.all(np.isfinite(cast)) or np.any(np.abs(cast.astype(np.float64)) >= float(info_max)):
+            return False
+        return bool(np.array_equal(cast.astype(np.uint64 if whole.dtype.kind == "u" else np.int64), whole))
+    return bool(np.array_equal(cast, whole)) and bool(np.array_equal(cast < 0, whole < 0))
+
+
+def _refusal(name: str, array: Array, datatype: str) -> TypeError:
+    target, own = dtype_of(datatype), datatype_of(array)
+    wanted = "bytes or str" if datatype == "BYTES" else f"numpy {target}"
+    given = "bytes or str" if own == "BYTES" else str(array.dtype)
+    told = f"input {name!r}: the model expects {datatype} ({wanted}), got {given}"
+    if "BYTES" in (datatype, own):
+        return TypeError(told)
+    return TypeError(
+        f"{told}, which does not convert without loss; if that is meant: .astype(np.{target.name})"
+    )

@@ -1,0 +1,160 @@
+"""The binary tensor extension of the Open Inference Protocol, numpy on one side, bytes on the other.
+
+A body is a JSON head followed by the raw bytes of its tensors in the head's order; the length of the head
+travels in the header ``Inference-Header-Content-Length``. Pure: no I/O, no state.
+
+BYTES tensors are object arrays: ``bytes`` or ``str`` on the way in, ``bytes`` on the way out. BF16, which
+numpy does not have, is float32 on both sides, rounded to the nearest even on the way in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import numpy as np
+import orjson
+from numpy.typing import NDArray
+
+from tidegate.protocol.tensors import DATATYPES, pack_strings, unpack_strings
+
+HEAD_LENGTH = "Inference-Header-Content-Length"
+
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Tensor:
+    """A named array together with the datatype it has on the wire."""
+
+    name: str
+    datatype: str
+    array: Array
+
+
+def dtype_of(datatype: str) -> np.dtype[Any]:
+    """The numpy dtype that holds ``datatype``, in the machine's byte order."""
+    if datatype == "BYTES":
+        return np.dtype(object)
+    if datatype == "BF16":
+        return np.dtype(np.float32)
+    return np.dtype(DATATYPES[datatype].numpy).newbyteorder("=")
+
+
+_BY_DTYPE = {dtype_of(name): name for name in DATATYPES if name != "BF16"}
+
+
+def datatype_of(array: Array) -> str:
+    """The datatype that an array has by itself; raises TypeError for what the protocol cannot carry."""
+    if array.dtype.kind in "OSU":
+        return "BYTES"
+    try:
+        return _BY_DTYPE[array.dtype.newbyteorder("=")]
+    except KeyError:
+        raise TypeError(
+            f"arrays of {array.dtype} cannot be sent; use one of {', '.join(DATATYPES)}"
+        ) from None
+
+
+def to_raw(array: Array, datatype: str) -> bytes:
+    """The raw bytes of ``array`` as ``datatype``; its dtype must be the datatype's own."""
+    if datatype == "BYTES":
+        return pack_strings(array.ravel().tolist())
+    if datatype == "BF16":
+        return _bf16(np.ascontiguousarray(array, dtype=np.float32)).tobytes()
+    return np.ascontiguousarray(array, dtype=DATATYPES[datatype].numpy).tobytes()
+
+
+def from_raw(raw: bytes | memoryview, datatype: str, shape: Sequence[int]) -> Array:
+    """A new, writable array from raw bytes; raises ValueError when they do not fill ``shape`` exactly."""
+    if datatype == "BYTES":
+        elements = unpack_strings(raw)
+        if len(elements) != prod(shape):
+            raise ValueError(f"{len(elements)} BYTES elements do not fill shape {list(shape)}")
+        array = np.empty(len(elements), dtype=object)
+        array[:] = elements
+        return array.reshape(shape)
+    if datatype == "BF16":
+        wide = np.frombuffer(raw, "<u2").astype(np.uint32) << np.uint32(16)
+        return wide.view(np.float32).reshape(shape)
+    return np.frombuffer(raw, DATATYPES[datatype].numpy).reshape(shape).astype(dtype_of(datatype))
+
+
+def _bf16(array: NDArray[np.float32]) -> NDArray[np.uint16]:
+    bits = array.view(np.uint32).astype(np.uint64)
+    rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
+    # Rounding could carry a NaN into infinity: keep its top bits and make it a quiet one.
+    quiet = (bits >> 16) | 0x40
+    return np.where(np.isnan(array), quiet, rounded).astype("<u2")
+
+
+def encode_request(
+    inputs: Sequence[Tensor],
+    *,
+    outputs: Sequence[str] | None = None,
+    request_id: str | None = None,
+    parameters: Mapping[str, Any] | None = None,
+) -> tuple[bytes, int]:
+    """The body of an inference request and the length of its head; every output is asked for in binary."""
+    blobs = [to_raw(tensor.array, tensor.datatype) for tensor in inputs]
+    head: dict[str, Any] = {
+        "inputs": [
+            {
+                "name": tensor.name,
+                "datatype": tensor.datatype,
+                "shape": list(tensor.array.shape),
+                "parameters": {"binary_data_size": len(blob)},
+            }
+            for tensor, blob in zip(inputs, blobs, strict=True)
+        ],
+        "parameters": dict(parameters or {}),
+    }
+    if request_id is not None:
+        head["id"] = request_id
+    if outputs is None:
+        head["parameters"]["binary_data_output"] = True
+    else:
+        head["outputs"] = [{"name": name, "parameters": {"binary_data": True}} for name in outputs]
+    raw_head = orjson.dumps(head)
+    return b"".join((raw_head, *blobs)), len(raw_head)
+
+
+def decode_response(body: bytes, head_length: int | None) -> tuple[dict[str, Any], dict[str, Array]]:
+    """The head of an inference response and its outputs by name; raises ValueError on a malformed body.
+
+    ``head_length`` None: the whole body is JSON. Outputs may be binary or JSON, each by itself.
+    """
+    view = memoryview(body)
+    end = len(view) if head_length is None else head_length
+    if end > len(view):
+        raise ValueError(f"the head should be {end} bytes, the body has {len(view)}")
+    head = orjson.loads(view[:end])
+    if not isinstance(head, dict):
+        raise ValueError("the head is not a JSON object")
+    arrays: dict[str, Array] = {}
+    try:
+        for output in head.get("outputs", []):
+            size = output.get("parameters", {}).get("binary_data_size")
+            if size is None:
+                arrays[output["name"]] = _from_json(output)
+                continue
+            arrays[output["name"]] = from_raw(view[end : end + size], output["datatype"], output["shape"])
+            end += size
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"an output is malformed: {error!r}") from None
+    if end != len(view):
+        raise ValueError(f"{len(view) - end} bytes are left over after the last output")
+    return head, arrays
+
+
+def _from_json(output: dict[str, Any]) -> Array:
+    shape, datatype = output["shape"], output["datatype"]
+    if datatype == "BYTES":
+        flat = np.array(output["data"], dtype=object).ravel().tolist()
+        elements = [item.encode() if isinstance(item, str) else bytes(item) for item in flat]
+        array = np.empty(len(elements), dtype=object)
+        array[:] = elements
+        return array.reshape(shape)
+    return np.array(output["data"], dtype=dtype_of(datatype)).reshape(shape)

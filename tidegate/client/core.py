@@ -1,0 +1,187 @@
+"""The calls of the SDK, as flows: all the logic that ``Client`` and ``AsyncClient`` share."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import quote
+
+import orjson
+
+from tidegate.client.casting import fit
+from tidegate.client.codec import HEAD_LENGTH, Tensor, encode_request
+from tidegate.client.errors import BadAnswer, Unreachable
+from tidegate.client.flow import Alone, Answer, Caller, Flow, Sleep
+from tidegate.client.result import InferResult, read_result
+from tidegate.errors import BadRequest, DeadlinePassed, NotFound, TidegateError, Unavailable
+
+DEFAULT_URL = "http://127.0.0.1:8000"
+METADATA_TTL_S = 60.0
+POLL_S = 0.25
+
+Metadata = dict[str, Any]
+Version = int | str | None
+
+
+def default_url() -> str:
+    """``TIDEGATE_GATEWAY_URL``, or the gateway of an embedded stack."""
+    return os.environ.get("TIDEGATE_GATEWAY_URL") or DEFAULT_URL
+
+
+@dataclass(slots=True)
+class Core:
+    """Flows of every call. Metadata is kept for a minute, and read again when a model refuses a request."""
+
+    timeout_s: float
+    caller: Caller
+    _known: dict[str, tuple[float, Metadata]] = field(default_factory=dict)
+
+    def infer(
+        self,
+        model: str,
+        inputs: Any,
+        *,
+        version: Version,
+        outputs: Sequence[str] | None,
+        timeout_s: float | None,
+        request_id: str | None,
+        parameters: Mapping[str, Any] | None,
+    ) -> Flow[InferResult]:
+        """One inference; a second one only where the model's signature changed since it was read."""
+        path = _path(model, version)
+        deadline = self.caller.clock() + (self.timeout_s if timeout_s is None else timeout_s)
+
+        def attempt(metadata: Metadata) -> Flow[InferResult]:
+            body, head = encode_request(
+                arrange(model, inputs, metadata),
+                outputs=outputs,
+                request_id=request_id,
+                parameters=parameters,
+            )
+            headers = {HEAD_LENGTH: str(head), "Content-Type": "application/octet-stream"}
+            if request_id is not None:
+                headers["X-Request-Id"] = request_id
+            left = self._left(deadline)
+            answer = yield from self.caller.call(
+                "POST", f"{path}/infer", timeout_s=left, headers=headers, content=body
+            )
+            return read_result(answer)
+
+        known = self._fresh(path)
+        metadata = known or (yield from self._expected(path, inputs, deadline))
+        try:
+            return (yield from attempt(metadata))
+        except (BadRequest, NotFound, TypeError):
+            if known is None:
+                raise
+            self._known.pop(path, None)
+            metadata = yield from self._fetch(path, self._left(deadline))
+            if metadata.get("inputs") == known.get("inputs"):
+                raise
+        return (yield from attempt(metadata))
+
+    def metadata(self, model: str, *, version: Version, timeout_s: float | None) -> Flow[Metadata]:
+        """The model's metadata, read anew."""
+        return (yield from self._fetch(_path(model, version), timeout_s))
+
+    def models(self, *, timeout_s: float | None) -> Flow[list[Metadata]]:
+        """The list of what can be called."""
+        answer = yield from self._call("POST", "/v2/repository/index", timeout_s, content=b"{}")
+        found = _json(answer)
+        if not isinstance(found, list):
+            raise BadAnswer("The list of models is not a list.")
+        return found
+
+    def is_ready(self, model: str, *, version: Version, timeout_s: float | None) -> Flow[bool]:
+        """Whether the model takes requests; False also for a name that is not known."""
+        try:
+            yield from self._call("GET", f"{_path(model, version)}/ready", timeout_s)
+        except Unreachable:
+            raise
+        except (BadRequest, NotFound, Unavailable):
+            return False
+        except TidegateError as error:
+            if error.reason in {"no_capacity", "no_routes", "overloaded"}:
+                return False
+            raise
+        return True
+
+    def wait_ready(self, model: str, *, version: Version, timeout_s: float) -> Flow[None]:
+        """Return once the model is ready; raises DeadlinePassed after ``timeout_s``."""
+        deadline = self.caller.clock() + timeout_s
+        last = f"{model} is not ready"
+        while (left := deadline - self.caller.clock()) > 0:
+            try:
+                if (yield from self.is_ready(model, version=version, timeout_s=left)):
+                    return
+            except Unreachable as error:
+                last = error.message
+            yield Sleep(min(POLL_S, left))
+        raise DeadlinePassed(f"Waited {timeout_s:g} s, but {last.rstrip('.')}.")
+
+    def _left(self, deadline: float) -> float:
+        left = deadline - self.caller.clock()
+        if left <= 0:
+            raise DeadlinePassed("The timeout passed before the request was sent.")
+        return left
+
+    def _fresh(self, path: str) -> Metadata | None:
+        at, metadata = self._known.get(path, (0.0, {}))
+        return metadata if metadata and self.caller.clock() - at < METADATA_TTL_S else None
+
+    def _fetch(self, path: str, timeout_s: float | None) -> Flow[Metadata]:
+        metadata = _json((yield from self._call("GET", path, timeout_s)))
+        if not isinstance(metadata, dict):
+            raise BadAnswer("The model's metadata is not a JSON object.")
+        self._known[path] = (self.caller.clock(), metadata)
+        return metadata
+
+    def _expected(self, path: str, inputs: Any, deadline: float) -> Flow[Metadata]:
+        """The metadata; {} where the gateway has none yet and the inputs have names to do without."""
+
+        def unless_known() -> Flow[Metadata]:
+            return self._fresh(path) or (yield from self._fetch(path, self._left(deadline)))
+
+        try:
+            metadata: Metadata = yield Alone(unless_known())
+        except NotFound:
+            if isinstance(inputs, Mapping):
+                return {}
+            raise
+        return metadata
+
+    def _call(self, method: str, path: str, timeout_s: float | None, content: bytes = b"") -> Flow[Answer]:
+        limit = self.timeout_s if timeout_s is None else timeout_s
+        return (yield from self.caller.call(method, path, timeout_s=limit, content=content))
+
+
+def arrange(model: str, inputs: Any, metadata: Metadata) -> list[Tensor]:
+    """The tensors to send: inputs given by name, or one array for a model with one input.
+
+    Raises TypeError when an array does not fit, or when a bare array meets a model with several inputs.
+    """
+    datatypes = {spec["name"]: spec["datatype"] for spec in metadata.get("inputs") or []}
+    if not isinstance(inputs, Mapping):
+        if len(datatypes) != 1:
+            wanted = f"the inputs {', '.join(datatypes)}" if datatypes else "inputs that are not declared"
+            raise TypeError(f"{model} has {wanted}; pass a dict of arrays by input name")
+        inputs = {next(iter(datatypes)): inputs}
+    tensors = []
+    for name, value in inputs.items():
+        array, datatype = fit(name, value, datatypes.get(name))
+        tensors.append(Tensor(name, datatype, array))
+    return tensors
+
+
+def _path(model: str, version: Version) -> str:
+    path = f"/v2/models/{quote(model, safe='')}"
+    return path if version is None else f"{path}/versions/{quote(str(version), safe='')}"
+
+
+def _json(answer: Answer) -> Any:
+    try:
+        return orjson.loads(answer.body)
+    except orjson.JSONDecodeError:
+        raise BadAnswer("The answer is not JSON; is this the URL of a Tidegate gateway?") from None

@@ -1,0 +1,122 @@
+"""The errors a client raises: those of :mod:`tidegate.errors`, found by the ``reason`` of an answer.
+
+An answer's request id is attached as a note, so that a traceback shows it; :func:`request_id_of` reads it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import orjson
+
+from tidegate.errors import (
+    BY_REASON,
+    BadRequest,
+    Conflict,
+    DeadlinePassed,
+    Forbidden,
+    ModelFailed,
+    NoCapacity,
+    NoRoutes,
+    NotFound,
+    Overloaded,
+    PayloadTooLarge,
+    TidegateError,
+    Unauthorized,
+    Unavailable,
+)
+
+__all__ = [
+    "BadAnswer",
+    "BadRequest",
+    "Conflict",
+    "DeadlinePassed",
+    "Forbidden",
+    "ModelFailed",
+    "NoCapacity",
+    "NoRoutes",
+    "NotFound",
+    "Overloaded",
+    "PayloadTooLarge",
+    "TidegateError",
+    "Unauthorized",
+    "Unavailable",
+    "Unreachable",
+    "from_answer",
+    "request_id_of",
+]
+
+_NOTE = "request id: "
+
+
+class Unreachable(Unavailable):
+    """Nothing answers at the address, or the connection broke before there was an answer."""
+
+    reason = "unreachable"
+
+
+class BadAnswer(TidegateError):
+    """Something answered, but not in the protocol: is the URL the right one?"""
+
+    reason = "bad_answer"
+
+
+_BY_STATUS: dict[int, type[TidegateError]] = {
+    400: BadRequest,
+    401: Unauthorized,
+    403: Forbidden,
+    404: NotFound,
+    409: Conflict,
+    413: PayloadTooLarge,
+    422: BadRequest,
+    500: TidegateError,
+    502: Unavailable,
+    503: Unavailable,
+    504: DeadlinePassed,
+}
+
+
+def from_answer(status: int, headers: Mapping[str, str], body: bytes) -> TidegateError:
+    """The error that an answer with a status of 400 or more stands for.
+
+    ``headers`` must be case-insensitive, or lower-case. The class comes from ``reason``, for words this
+    version does not know from the status; ``retry_after_s`` from ``Retry-After`` in seconds.
+    """
+    if body.lstrip().startswith(b"<"):
+        # A page of some other server, or of a proxy before this one.
+        kind = BadAnswer if status < 500 else _BY_STATUS.get(status, TidegateError)
+        return kind(f"The answer was {status} with a web page: is this the URL of a Tidegate service?")
+    message, reason, rid = _read(body)
+    kind = BY_REASON.get(reason) or _BY_STATUS.get(status, TidegateError)
+    error = kind(
+        message or f"The answer was {status} without a reason.",
+        reason=reason or None,
+        retry_after_s=_seconds(headers.get("retry-after")),
+    )
+    if rid := rid or headers.get("x-request-id", ""):
+        error.add_note(_NOTE + rid)
+    return error
+
+
+def request_id_of(error: BaseException) -> str | None:
+    """The request id that an answer carried, to look for in the logs."""
+    notes: list[str] = getattr(error, "__notes__", [])
+    return next((note.removeprefix(_NOTE) for note in notes if note.startswith(_NOTE)), None)
+
+
+def _read(body: bytes) -> tuple[str, str, str]:
+    try:
+        data = orjson.loads(body)
+    except orjson.JSONDecodeError:
+        data = None
+    if not isinstance(data, dict):
+        return body[:500].decode("utf-8", "replace").strip(), "", ""
+    message = data.get("error") or data.get("detail") or ""
+    return str(message), str(data.get("reason") or ""), str(data.get("request_id") or "")
+
+
+def _seconds(value: str | None) -> float | None:
+    try:
+        return max(0.0, float(value)) if value is not None else None
+    except ValueError:
+        return None  # an HTTP date: nothing here sends one

@@ -1,0 +1,55 @@
+"""How flows meet httpx: options of the pool, and what its exceptions mean."""
+
+from __future__ import annotations
+
+from typing import Any
+from urllib.parse import urlsplit
+
+import httpx
+
+from tidegate.client.errors import DeadlinePassed, Unreachable
+from tidegate.client.flow import Answer, Send
+from tidegate.errors import TidegateError
+
+# The server answers 504 by its own clock; only when even that answer stays away is the wait ended here.
+PATIENCE_S = 2.0
+# Shorter than the server keeps an idle connection, so that none is used while it is being closed.
+KEEPALIVE_S = 4.0
+CONNECT_TIMEOUT_S = 5.0
+
+
+def options(url: str, token: str | None) -> dict[str, Any]:
+    """Arguments of ``httpx.Client`` and ``httpx.AsyncClient``; raises ValueError for what is no URL."""
+    parts = urlsplit(url)
+    if parts.scheme not in {"http", "https"} or not parts.hostname:
+        raise ValueError(f"not an http(s) URL: {url!r}")
+    return {
+        "base_url": url,
+        "headers": {"Authorization": f"Bearer {token}"} if token else {},
+        "limits": httpx.Limits(
+            max_connections=256, max_keepalive_connections=256, keepalive_expiry=KEEPALIVE_S
+        ),
+        # A proxy for the internet must not see, and cannot reach, what listens on this machine.
+        "trust_env": parts.hostname not in {"127.0.0.1", "localhost", "::1"},
+    }
+
+
+def request_of(client: httpx.Client | httpx.AsyncClient, send: Send) -> httpx.Request:
+    """The httpx request for a :class:`Send`."""
+    limit = send.timeout_s + PATIENCE_S
+    timeout = httpx.Timeout(limit, connect=min(limit, CONNECT_TIMEOUT_S))
+    return client.build_request(
+        send.method, send.path, headers=dict(send.headers), content=send.content, timeout=timeout
+    )
+
+
+def answer_of(response: httpx.Response) -> Answer:
+    """The :class:`Answer` in a response whose body has been read."""
+    return Answer(response.status_code, response.headers, response.content)
+
+
+def meaning(error: httpx.HTTPError, what: str, url: str) -> TidegateError:
+    """The error to throw into a flow when ``what`` at ``url`` gave no answer."""
+    if isinstance(error, httpx.TimeoutException) and not isinstance(error, httpx.ConnectTimeout):
+        return DeadlinePassed(f"{what} at {url} did not answer in time.")
+    return Unreachable(f"{what} does not answer at {url}: {error or type(error).__name__}.")

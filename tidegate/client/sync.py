@@ -1,0 +1,129 @@
+"""The blocking client."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any, Self
+
+import httpx
+import numpy.typing as npt
+
+from tidegate.client import http
+from tidegate.client.core import Core, Metadata, Version, default_url
+from tidegate.client.flow import Alone, Caller, Flow, Send, Sleep, Step, T
+from tidegate.client.result import InferResult
+from tidegate.errors import TidegateError
+
+
+class Client:
+    """Calls models through a gateway. Keeps its connections: make one and share it between threads.
+
+    ``url`` is the gateway's (default: ``TIDEGATE_GATEWAY_URL``, else ``http://127.0.0.1:8000``).
+    ``timeout_s`` limits each call with all its retries. ``retries`` is how often a call is sent again when
+    the connection fails, or when the gateway says by ``Retry-After`` that it will have room in time; use 0
+    for models that must not run twice. Errors are those of :mod:`tidegate.client.errors`.
+    """
+
+    def __init__(
+        self,
+        url: str | None = None,
+        timeout_s: float = 30.0,
+        api_key: str | None = None,
+        *,
+        retries: int = 2,
+        transport: httpx.BaseTransport | None = None,
+    ) -> None:
+        self.url = (url or default_url()).rstrip("/")
+        self._core = Core(timeout_s, Caller(retries))
+        self._alone = threading.Lock()
+        self._http = httpx.Client(**http.options(self.url, api_key), transport=transport)
+
+    def infer(
+        self,
+        model: str,
+        inputs: Mapping[str, npt.ArrayLike] | npt.ArrayLike,
+        *,
+        version: Version = None,
+        outputs: Sequence[str] | None = None,
+        timeout_s: float | None = None,
+        request_id: str | None = None,
+        parameters: Mapping[str, Any] | None = None,
+    ) -> InferResult:
+        """Run ``model`` on arrays by input name, or on one array if it has a single input.
+
+        Arrays are sent as they are; a dtype other than the model's is cast only where no value can change,
+        else it is a TypeError that says what the model expects. BYTES inputs are object arrays of ``bytes``
+        or ``str``, BF16 inputs float32 (rounded). ``outputs`` names those wanted (default: all).
+
+        Raises DeadlinePassed after ``timeout_s`` seconds, Overloaded with ``retry_after_s``, NotFound,
+        BadRequest, ModelFailed with the model's own message, Unreachable when no gateway answers.
+        """
+        return self._run(
+            self._core.infer(
+                model,
+                inputs,
+                version=version,
+                outputs=outputs,
+                timeout_s=timeout_s,
+                request_id=request_id,
+                parameters=parameters,
+            )
+        )
+
+    def metadata(self, model: str, *, version: Version = None, timeout_s: float | None = None) -> Metadata:
+        """Name, versions, platform, inputs and outputs of a model. Raises NotFound."""
+        return self._run(self._core.metadata(model, version=version, timeout_s=timeout_s))
+
+    def models(self, *, timeout_s: float | None = None) -> list[Metadata]:
+        """Every model that can be called: ``name``, ``version``, ``state``."""
+        return self._run(self._core.models(timeout_s=timeout_s))
+
+    def is_ready(self, model: str, *, version: Version = None, timeout_s: float | None = None) -> bool:
+        """Whether the model takes requests, at once or by waking up; False for an unknown name."""
+        return self._run(self._core.is_ready(model, version=version, timeout_s=timeout_s))
+
+    def wait_ready(self, model: str, timeout_s: float = 120.0, *, version: Version = None) -> None:
+        """Return once the model is ready. Raises DeadlinePassed after ``timeout_s`` seconds."""
+        self._run(self._core.wait_ready(model, version=version, timeout_s=timeout_s))
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._http.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _run(self, flow: Flow[T]) -> T:
+        try:
+            step = next(flow)
+            while True:
+                try:
+                    result = self._do(step)
+                except TidegateError as error:
+                    problem = error
+                else:
+                    step = flow.send(result)
+                    continue
+                step = flow.throw(problem)
+        except StopIteration as done:
+            value: T = done.value
+            return value
+
+    def _do(self, step: Step) -> Any:
+        match step:
+            case Sleep():
+                time.sleep(step.seconds)
+            case Alone():
+                with self._alone:
+                    return self._run(step.flow)
+            case Send():
+                try:
+                    return http.answer_of(self._http.send(http.request_of(self._http, step)))
+                except httpx.HTTPError as error:
+                    raise http.meaning(error, "The gateway", self.url) from None
+        return None
