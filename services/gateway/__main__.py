@@ -1,16 +1,37 @@
-"""``python -m services.gateway``."""
+"""``python -m services.gateway [--workers N]``."""
 
-from services.gateway.app import build
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+
+from services.gateway import processes
 from services.gateway.settings import GatewaySettings
 from tidegate import service, telemetry
 
 
-def main() -> None:
+def main() -> int:
     """Serve until told to stop."""
     settings = GatewaySettings()
+    parser = argparse.ArgumentParser(prog="services.gateway", description="The gateway.")
+    parser.add_argument("--workers", type=int, default=settings.gateway_workers, help="processes on the port")
+    workers: int = parser.parse_args().workers
     telemetry.configure("gateway", settings.log_level)
-    service.run(build(settings), settings, settings.gateway_port)
+    member = processes.MEMBER in os.environ
+    if workers > 1 and not member:
+        return processes.Members(workers, settings.state_path / "run" / "gateway-metrics").run()
+
+    # Only now: a parent of several processes needs nothing of all this.
+    from services.gateway.app import build
+
+    if member:
+        with processes.listen(settings.host, settings.gateway_port) as door:
+            service.run(build(settings), settings, 0, sock=door)
+    else:
+        service.run(build(settings), settings, settings.gateway_port)
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

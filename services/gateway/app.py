@@ -14,7 +14,7 @@ from services.gateway.adapters.reporter import Reporter
 from services.gateway.adapters.routes import Routes
 from services.gateway.api import models
 from services.gateway.api.infer import InferDoor
-from services.gateway.api.metrics import LoadCollector, Metrics
+from services.gateway.api.metrics import Metrics
 from services.gateway.core import Core
 from services.gateway.settings import GatewaySettings
 from tidegate.service import LOOPBACK, create_app
@@ -25,8 +25,16 @@ def build(settings: GatewaySettings) -> ASGIApp:
     """The gateway as an ASGI app; its parts start and stop with its lifespan."""
     incarnation = os.urandom(8)
     store = Store.connect(settings.redis_url)
-    dispatcher = Dispatcher(settings.amqp_url, incarnation, lambda name: reporter.fleet(name))
-    reporter = Reporter(store, incarnation.hex(), settings.report_interval_s, dispatcher.loads)
+    dispatcher = Dispatcher(
+        settings.amqp_url,
+        incarnation,
+        lambda name: reporter.fleet(name),
+        max_frames=settings.envelope_max_frames,
+    )
+    metrics = Metrics()
+    reporter = Reporter(
+        store, incarnation.hex(), settings.report_interval_s, dispatcher.loads, metrics.outstanding
+    )
     routes = Routes(store, settings.state_path / "data" / "gateway-routes.json")
     core = Core(routes, dispatcher, reporter)
 
@@ -35,7 +43,6 @@ def build(settings: GatewaySettings) -> ASGIApp:
         app.state.core = core
         app.state.health.add("routes", routes.problem)
         app.state.health.add("broker", dispatcher.problem)
-        LoadCollector(dispatcher.loads).register()
         await routes.start()
         dispatcher.start()
         await reporter.start()
@@ -53,5 +60,5 @@ def build(settings: GatewaySettings) -> ASGIApp:
         core,
         max_body_bytes=settings.max_body_bytes,
         local_only=settings.host in LOOPBACK,
-        metrics=Metrics(),
+        metrics=metrics,
     )

@@ -10,5 +10,7 @@ from tidegate.settings import Settings
 class GatewaySettings(Settings):
     """What only the gateway needs."""
 
+    gateway_workers: int = Field(1, ge=1, le=64, description="Gateway processes behind the one port.")
+    envelope_max_frames: int = Field(256, ge=1, le=4096, description="Most requests in one envelope.")
     max_body_bytes: int = Field(12 * 2**20, description="Largest request body the gateway takes, in bytes.")
     report_interval_s: float = Field(0.5, description="How often a gateway reports its load, in seconds.")

@@ -10,7 +10,7 @@ from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 
 from services.gateway.domain.admission import Fleet
-from services.gateway.domain.packing import frames_per_envelope, split
+from services.gateway.domain.packing import MAX_FRAMES, frames_per_envelope, split
 from services.gateway.domain.routing import DeploymentRoute
 from tidegate import telemetry
 from tidegate.broker import Delivery, Link, Session, Unroutable
@@ -51,8 +51,16 @@ class Lane:
 class Dispatcher:
     """The gateway's side of the request queues. One per process; its incarnation names the reply queue."""
 
-    def __init__(self, amqp_url: str, incarnation: bytes, fleet: Callable[[str], Fleet]) -> None:
+    def __init__(
+        self,
+        amqp_url: str,
+        incarnation: bytes,
+        fleet: Callable[[str], Fleet],
+        *,
+        max_frames: int = MAX_FRAMES,
+    ) -> None:
         self._incarnation = incarnation
+        self._max_frames = max_frames
         self._fleet = fleet
         self._reply_to = replies_queue(incarnation.hex())
         self._counter = 0
@@ -142,7 +150,7 @@ class Dispatcher:
             fleet = self._fleet(name)
             if fleet.ready == 0:
                 self._demand(session, name, lane)
-            most = frames_per_envelope(len(frames), fleet)
+            most = frames_per_envelope(len(frames), fleet, self._max_frames)
             for start, end in split([len(frame) for frame in frames], most):
                 self._spawn(self._publish(session, lane.queue, frames[start:end]))
 

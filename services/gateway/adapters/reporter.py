@@ -33,12 +33,18 @@ class Reporter:
     """Writes the gateway's heartbeat and keeps the last known fleets."""
 
     def __init__(
-        self, store: Store, incarnation: str, interval_s: float, loads: Callable[[], dict[str, GatewayLoad]]
+        self,
+        store: Store,
+        incarnation: str,
+        interval_s: float,
+        loads: Callable[[], dict[str, GatewayLoad]],
+        show: Callable[[dict[str, GatewayLoad]], None],
     ) -> None:
         self._store = store
         self._incarnation = incarnation
         self._interval_s = interval_s
         self._loads = loads
+        self._show = show
         self._fleets: dict[str, Fleet] = {}
         self._task: asyncio.Task[None] | None = None
         self.store_down = False
@@ -67,8 +73,10 @@ class Reporter:
             await self._round()
 
     async def _round(self) -> None:
+        loads = self._loads()
+        self._show(loads)
         try:
-            await self._store.report_gateway(GatewayReport(self._incarnation, time.time(), self._loads()))
+            await self._store.report_gateway(GatewayReport(self._incarnation, time.time(), loads))
             self._fleets = fleets(await self._store.replicas())
             self.store_down = False
         except StoreUnavailable as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -72,7 +73,7 @@ class Routes:
         raw = await self._store.read_routes()
         if raw is not None and self._take(raw, "store"):
             self._disk.parent.mkdir(parents=True, exist_ok=True)
-            fresh = self._disk.with_suffix(".new")
+            fresh = self._disk.with_suffix(f".{os.getpid()}")  # other gateway processes write too
             fresh.write_bytes(raw)
             fresh.replace(self._disk)
 

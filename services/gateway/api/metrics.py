@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-
-from prometheus_client import REGISTRY, Counter, Histogram
-from prometheus_client.core import GaugeMetricFamily
-from prometheus_client.registry import Collector
+from prometheus_client import Counter, Gauge, Histogram
 
 from services.gateway.core import Timing
 from tidegate.protocol.presence import GatewayLoad
@@ -23,6 +19,12 @@ TOTAL = Histogram(
 )
 PART = Histogram(
     "tidegate_gateway_part_seconds", "The parts of that time.", ["deployment", "part"], buckets=_BUCKETS
+)
+OUTSTANDING = Gauge(
+    "tidegate_gateway_outstanding",
+    "Requests that wait for their answer.",
+    ["deployment"],
+    multiprocess_mode="livesum",
 )
 
 
@@ -46,26 +48,11 @@ class Metrics:
         for part, value in zip(parts, values, strict=True):
             part.observe(value)
 
+    def outstanding(self, loads: dict[str, GatewayLoad]) -> None:
+        """What waits now, for each Deployment."""
+        for name, load in loads.items():
+            OUTSTANDING.labels(name).set(load.outstanding)
+
     def refused(self, model: str, reason: str) -> None:
         """A request was not answered by the model. Unknown model names share one label."""
         ANSWERED.labels("" if reason == "not_found" else model, reason).inc()
-
-
-class LoadCollector(Collector):
-    """What is outstanding now, read when it is asked for."""
-
-    def __init__(self, loads: Callable[[], dict[str, GatewayLoad]]) -> None:
-        self._loads = loads
-
-    def collect(self) -> Iterable[GaugeMetricFamily]:
-        """Prometheus' callback."""
-        gauge = GaugeMetricFamily(
-            "tidegate_gateway_outstanding", "Requests that wait for their answer.", labels=["deployment"]
-        )
-        for name, load in self._loads().items():
-            gauge.add_metric([name], load.outstanding)
-        yield gauge
-
-    def register(self) -> None:
-        """Show up in /metrics."""
-        REGISTRY.register(self)

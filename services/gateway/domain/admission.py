@@ -28,7 +28,7 @@ def refusal(
     """
     if fleet.ready == 0 and not wakeable:
         return NoCapacity(
-            f"{name} has no replica and may not start one (max_replicas is 0)", retry_after_s=30.0
+            f"{name} has no replica and may not start one: it is held at 0 replicas", retry_after_s=30.0
         )
     wait_ms = predicted_wait_ms(outstanding, fleet)
     if outstanding >= max_queue:
@@ -38,7 +38,7 @@ def refusal(
         )
     if wait_ms is not None and wait_ms > timeout_ms:
         return Overloaded(
-            f"{name}: the predicted wait of {wait_ms:.0f} ms is longer than the request's {timeout_ms:.0f} ms",
+            f"{name}: the predicted wait is {wait_ms:.0f} ms, the request has {timeout_ms:.0f} ms",
             retry_after_s=(wait_ms - timeout_ms) / 1e3,
         )
     return None

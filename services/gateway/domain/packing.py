@@ -15,17 +15,17 @@ MAX_BYTES = 256 * 1024
 MAX_FRAMES = 256
 
 
-def frames_per_envelope(waiting: int, fleet: Fleet) -> int:
+def frames_per_envelope(waiting: int, fleet: Fleet, limit: int = MAX_FRAMES) -> int:
     """The most frames an envelope may carry when ``waiting`` go out in this turn of the event loop.
 
     No envelope holds more than ``QUANTUM_MS`` of one replica's work, and none so many that a ready
-    replica goes without. Nothing measured yet: 1.
+    replica goes without, and never more than ``limit``. Nothing measured yet: 1.
     """
     if fleet.request_ms is None or fleet.ready == 0:
         return 1
     by_time = int(QUANTUM_MS / max(fleet.request_ms, 0.001))
     by_share = -(-waiting // fleet.ready)
-    return max(1, min(by_time, by_share, MAX_FRAMES))
+    return max(1, min(by_time, by_share, limit))
 
 
 def split(sizes: list[int], most: int) -> Iterator[tuple[int, int]]:

@@ -49,7 +49,7 @@ def _deployment(deployment: Deployment, version: Version, ready: int, learned: A
         "max_queue": deployment.max_queue,
         "max_concurrency": deployment.max_concurrency,
         "retry": deployment.retry,
-        "wakeable": deployment.max_replicas > 0,
+        "wakeable": deployment.max_replicas > 0 and not _held_at_zero(deployment),
         "ready": ready,
     }
 

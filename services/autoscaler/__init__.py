@@ -1,0 +1,1 @@
+"""The autoscaler: holds every Deployment at the replicas it needs."""

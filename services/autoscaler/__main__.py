@@ -1,0 +1,53 @@
+"""``python -m services.autoscaler`` runs the service; with ``sweep``, ends every replica there is."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import sys
+
+from services.autoscaler.adapters.leader import LeaderLock
+from services.autoscaler.adapters.sweep import sweep
+from services.autoscaler.app import build
+from services.autoscaler.settings import AutoscalerSettings
+from tidegate import telemetry
+from tidegate.errors import Unavailable
+from tidegate.service import run
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the service or sweep; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m services.autoscaler")
+    commands = parser.add_subparsers(dest="command")
+    sweeping = commands.add_parser("sweep", help="end every replica of the state folder")
+    sweeping.add_argument("--grace", type=float, default=10.0, help="seconds to finish work (default 10)")
+    given = parser.parse_args(arguments)
+    settings = AutoscalerSettings()
+    if given.command == "sweep":
+        return _sweep(settings, given.grace)
+    telemetry.configure("autoscaler", settings.log_level)
+    run(build(settings), settings, settings.autoscaler_port)
+    return 0
+
+
+def _sweep(settings: AutoscalerSettings, grace_s: float) -> int:
+    """0: nothing is left. 1: an autoscaler leads (it would start them again), or something does not die."""
+    leader = LeaderLock(settings.state_path / "run" / "autoscaler.lock")
+    if not leader.try_take():
+        print(
+            f"Stop the autoscaler first: process {leader.holder()} would start them again.", file=sys.stderr
+        )
+        return 1
+    try:
+        ended = asyncio.run(sweep(settings.state_path, grace_s))
+    except Unavailable as error:
+        print(error.message, file=sys.stderr)
+        return 1
+    finally:
+        leader.release()
+    print(f"Ended {len(ended)} replicas." if ended else "No replica was running.")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

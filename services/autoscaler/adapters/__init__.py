@@ -1,0 +1,1 @@
+"""The outside world: processes, the registry, the files the autoscaler keeps."""

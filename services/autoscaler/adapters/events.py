@@ -1,0 +1,51 @@
+"""Hints from RabbitMQ: something changed in the registry, somebody wants a Deployment."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import TracebackType
+from typing import Self
+
+from tidegate.broker import Delivery, Link, Session
+from tidegate.service import new_request_id
+from tidegate.topology import DEMAND_PREFIX, EVENTS, REGISTRY_CHANGED, events_queue
+
+
+class Events:
+    """Consumes this service's own copy of the events. Losing some does no harm: everything is re-read."""
+
+    def __init__(
+        self, amqp_url: str, *, on_registry: Callable[[], None], on_demand: Callable[[str], None]
+    ) -> None:
+        self._on_registry = on_registry
+        self._on_demand = on_demand
+        self._link = Link(amqp_url, "autoscaler events", self._setup)
+
+    @property
+    def problem(self) -> str | None:
+        """What is wrong with the connection; None when it is well."""
+        return self._link.problem
+
+    async def __aenter__(self) -> Self:
+        self._link.start()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._link.stop()
+
+    async def _setup(self, session: Session) -> None:
+        # A name of its own for each connection: the former one's queue may not be gone yet.
+        queue = events_queue("autoscaler", new_request_id())
+        await session.declare(EVENTS)
+        await session.declare(queue)
+        await session.bind(queue, EVENTS, REGISTRY_CHANGED)
+        await session.bind(queue, EVENTS, f"{DEMAND_PREFIX}#")
+        await session.consume(queue, self._on_event, prefetch=100, no_ack=True)
+
+    async def _on_event(self, delivery: Delivery) -> None:
+        if delivery.routing_key == REGISTRY_CHANGED:
+            self._on_registry()
+        elif delivery.routing_key.startswith(DEMAND_PREFIX):
+            self._on_demand(delivery.routing_key.removeprefix(DEMAND_PREFIX))

@@ -1,0 +1,54 @@
+"""Prometheus metrics of the autoscaler."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from prometheus_client import Counter, Gauge, Histogram
+
+from services.autoscaler.domain.snapshot import Action, Decision, Kill
+from tidegate.protocol.models import DeploymentStatus
+
+REPLICAS = Gauge(
+    "tidegate_autoscaler_replicas",
+    "Replicas by state (desired, ready, starting, draining).",
+    ["deployment", "state"],
+)
+DEMAND = Gauge("tidegate_autoscaler_demand", "Requests outstanding; NaN: not known.", ["deployment"])
+DECISIONS = Counter("tidegate_autoscaler_decisions_total", "Decisions by rule.", ["deployment", "rule"])
+REPLACEMENTS = Counter(
+    "tidegate_autoscaler_replacements_total", "Replicas that ended, by cause.", ["deployment", "cause"]
+)
+LAUNCH_SECONDS = Histogram(
+    "tidegate_autoscaler_launch_to_ready_seconds",
+    "Time from the decision to launch until the replica is ready.",
+    ["deployment"],
+    buckets=(0.5, 1, 2, 3, 5, 8, 13, 20, 30, 60, 120, 300, 600),
+)
+ROUND_SECONDS = Histogram(
+    "tidegate_autoscaler_round_seconds",
+    "Time of one round of observe, decide and act.",
+    buckets=(0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10),
+)
+STATES = ("desired", "ready", "starting", "draining")
+
+
+def show(statuses: Mapping[str, DeploymentStatus], gone: Iterable[str]) -> None:
+    """Set the gauges, and remove those of Deployments that are gone."""
+    for name in gone:
+        for state in STATES:
+            REPLICAS.remove(name, state)
+        DEMAND.remove(name)
+    for name, status in statuses.items():
+        for state in STATES:
+            REPLICAS.labels(name, state).set(getattr(status, state))
+        DEMAND.labels(name).set(float("nan") if status.demand is None else status.demand)
+
+
+def count(decisions: Iterable[Decision], actions: Iterable[tuple[str, Action]]) -> None:
+    """Count decisions and, of the actions (each with its Deployment), the ends of replicas."""
+    for decision in decisions:
+        DECISIONS.labels(decision.deployment, decision.rule).inc()
+    for deployment, action in actions:
+        if isinstance(action, Kill):
+            REPLACEMENTS.labels(deployment, action.cause).inc()

@@ -1,0 +1,82 @@
+"""Manual overrides: written to the registry; kept here while it is away, and handed over when it is back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from services.autoscaler.adapters.ledger import Ledger
+from services.autoscaler.adapters.registry import RegistryClient
+from services.autoscaler.domain.snapshot import LocalOverride
+from tidegate import telemetry
+from tidegate.errors import NotFound, TidegateError, Unavailable
+
+log = telemetry.logger(__name__)
+
+REGISTRY, HERE = "registry", "autoscaler"
+
+
+class Overrides:
+    """``pending`` are those that the registry does not have yet; they win over what it says."""
+
+    def __init__(self, registry: RegistryClient, ledger: Ledger, clock: Callable[[], float]) -> None:
+        self._registry = registry
+        self._ledger = ledger
+        self._clock = clock
+        self.pending: dict[str, LocalOverride] = {}
+
+    def take_over(self) -> None:
+        """Read those that the former leader could not hand over."""
+        self.pending = self._ledger.overrides()
+
+    async def put(self, deployment: str, replicas: int, ttl_s: float | None, *, known: bool) -> str:
+        """Set an override; returns who holds it. ``known``: the last good intention has the Deployment."""
+        try:
+            await self._registry.put_override(deployment, replicas, ttl_s)
+        except Unavailable:
+            expires = None if ttl_s is None else self._clock() + ttl_s
+            self._keep(deployment, LocalOverride(replicas, expires), known)
+            return HERE
+        self._drop(deployment)
+        return REGISTRY
+
+    async def lift(self, deployment: str, *, known: bool) -> str:
+        """Remove an override; returns who was told."""
+        try:
+            await self._registry.lift_override(deployment)
+        except Unavailable:
+            self._keep(deployment, LocalOverride(None, None), known)
+            return HERE
+        self._drop(deployment)
+        return REGISTRY
+
+    async def reconcile(self) -> None:
+        """Hand what waits to the registry; what it refuses for good is forgotten, with a log line."""
+        for deployment, override in list(self.pending.items()):
+            try:
+                await self._hand_over(deployment, override)
+            except Unavailable:
+                return
+            except TidegateError as error:
+                extra = {"deployment": deployment, "problem": error.message}
+                log.warning("the registry refused an override that was kept here", extra=extra)
+            # Unless an operator gave another word meanwhile: that one waits its own turn.
+            if self.pending.get(deployment) == override:
+                self._drop(deployment)
+
+    async def _hand_over(self, deployment: str, override: LocalOverride) -> None:
+        if override.replicas is None:
+            await self._registry.lift_override(deployment)
+            return
+        left = None if override.expires_at is None else override.expires_at - self._clock()
+        if left is None or left > 0:
+            await self._registry.put_override(deployment, override.replicas, left)
+
+    def _keep(self, deployment: str, override: LocalOverride, known: bool) -> None:
+        if not known:
+            raise NotFound(f"There is no Deployment {deployment} (as of the last reading of the registry).")
+        self._ledger.save_override(deployment, override)
+        self.pending[deployment] = override
+
+    def _drop(self, deployment: str) -> None:
+        if self.pending.pop(deployment, None) is not None:
+            self._ledger.drop_override(deployment)

@@ -1,0 +1,142 @@
+"""The registry over HTTP: the intention, with the last good one on disk, and overrides."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from services.autoscaler.domain.intention import acceptable
+from tidegate import telemetry
+from tidegate.errors import BY_REASON, BadRequest, TidegateError, Unavailable
+from tidegate.protocol.models import Intention
+
+log = telemetry.logger(__name__)
+
+TIMEOUT_S = 5.0
+
+
+class RegistryClient:
+    """The calls that the autoscaler makes; ``Unavailable`` when the registry does not answer."""
+
+    def __init__(self, url: str, token: str) -> None:
+        headers = {"Authorization": f"Bearer {token}"}
+        self._http = httpx.AsyncClient(base_url=url, headers=headers, timeout=TIMEOUT_S, trust_env=False)
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._http.aclose()
+
+    async def intention(self) -> Intention:
+        """Everything that is wanted."""
+        raw = await self._call("GET", "/v1/intention")
+        try:
+            return Intention.model_validate_json(raw)
+        except ValueError as error:
+            raise Unavailable(f"The registry's intention cannot be read: {error}") from error
+
+    async def put_override(self, deployment: str, replicas: int, ttl_s: float | None) -> None:
+        """Set the override of a Deployment; ``ttl_s`` None: until it is lifted."""
+        body: dict[str, Any] = {"replicas": replicas}
+        if ttl_s is not None:
+            body["ttl_s"] = ttl_s
+        await self._call("PUT", f"/v1/deployments/{deployment}/override", body)
+
+    async def lift_override(self, deployment: str) -> None:
+        """Remove the override of a Deployment."""
+        await self._call("DELETE", f"/v1/deployments/{deployment}/override")
+
+    async def _call(self, method: str, path: str, body: dict[str, Any] | None = None) -> bytes:
+        try:
+            answer = await self._http.request(method, path, json=body)
+        except httpx.HTTPError as error:
+            raise Unavailable(f"The registry does not answer: {error or type(error).__name__}.") from error
+        if answer.status_code >= 400:
+            raise _error(answer)
+        return answer.content
+
+
+def _error(answer: httpx.Response) -> TidegateError:
+    try:
+        said = answer.json()
+        message, reason = str(said["error"]), str(said["reason"])
+    except (ValueError, KeyError, TypeError):
+        message, reason = answer.text[:200], ""
+    if answer.status_code >= 500:
+        return Unavailable(f"The registry failed: {message}")
+    return BY_REASON.get(reason, BadRequest)(message)
+
+
+class IntentionSource:
+    """The last good intention. A failed read changes nothing; the file lets a restart do without."""
+
+    def __init__(self, registry: RegistryClient, cache: Path, on_change: Callable[[], None]) -> None:
+        self._registry = registry
+        self._cache = cache
+        self._on_change = on_change
+        self._again = asyncio.Event()
+        self.current: Intention | None = None
+        self.problem: str | None = "The registry has not been read yet."
+        self.answered = False
+
+    def load_cache(self) -> None:
+        """Start with the last good intention of an earlier run, if there is one."""
+        try:
+            self.current = Intention.model_validate_json(self._cache.read_bytes())
+        except FileNotFoundError:
+            return
+        except (OSError, ValueError) as error:
+            log.warning("the kept intention cannot be read", extra={"problem": str(error)})
+
+    def refresh_soon(self) -> None:
+        """Read the registry at once: something changed there."""
+        self._again.set()
+
+    async def run(self, every_s: float) -> None:
+        """Read the registry for ever, every ``every_s`` and whenever asked to."""
+        while True:
+            self._again.clear()
+            await self.refresh()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._again.wait(), every_s)
+
+    async def refresh(self) -> None:
+        """Read the registry once; never raises for a registry that is away."""
+        try:
+            fresh = await self._registry.intention()
+        except TidegateError as error:
+            self._fail(error.message)
+            return
+        self.answered = True
+        if not acceptable(self.current, fresh):
+            self._fail(
+                "The registry has lost its Deployments (its revision went back); keeping the last good."
+            )
+            return
+        if self.problem is not None:
+            log.info("the registry answers", extra={"revision": fresh.revision})
+        self.problem = None
+        if fresh != self.current:
+            self.current = fresh
+            await asyncio.to_thread(self._keep, fresh)
+            self._on_change()
+
+    def _fail(self, problem: str) -> None:
+        self.answered = False
+        if problem != self.problem:
+            log.warning("the registry was not read", extra={"problem": problem})
+        self.problem = problem
+
+    def _keep(self, intention: Intention) -> None:
+        temporary = self._cache.with_suffix(".new")
+        try:
+            self._cache.parent.mkdir(parents=True, exist_ok=True)
+            temporary.write_text(intention.model_dump_json())
+            temporary.chmod(0o600)  # a Deployment's environment may hold secrets
+            temporary.replace(self._cache)
+        except OSError as error:
+            log.warning("the intention cannot be kept", extra={"problem": str(error)})

@@ -1,0 +1,126 @@
+"""The folder of one replica: ``<state>/replicas/<replica>``. Its existence fences the name.
+
+assignment.json   what the worker was started with           written here, before the start
+fingerprint       of the configuration it was started with   written here
+process           pid and start tick of the worker           written here, after the start
+lock              held by the worker for its life, its pid   written by the worker
+draining          since when it is asked to finish           written here
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import shutil
+from pathlib import Path
+
+from services.autoscaler.adapters import procfs
+from services.autoscaler.domain.launcher import NameTaken, fingerprint
+from tidegate.protocol.models import Assignment
+
+ASSIGNMENT = "assignment.json"
+
+
+class ReplicaFolder:
+    """Reads and writes one replica's folder."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.replica = path.name
+
+    def create(self, assignment: Assignment) -> None:
+        """Take the name and write what the worker reads. Raises ``NameTaken``."""
+        try:
+            self.path.mkdir(parents=True)
+        except FileExistsError:
+            raise NameTaken(f"A replica {self.replica} exists already.") from None
+        self._write("fingerprint", fingerprint(assignment.deployment))
+        # Last and whole: a folder without it was interrupted, and no worker was started in it.
+        self._write(ASSIGNMENT, assignment.model_dump_json())
+
+    def assignment(self) -> Assignment | None:
+        """What the worker was started with; None when the launch was cut off before it was written."""
+        try:
+            return Assignment.model_validate_json((self.path / ASSIGNMENT).read_bytes())
+        except (OSError, ValueError):
+            return None
+
+    def fingerprint(self) -> str:
+        """The fingerprint it was launched with, empty when not known."""
+        return self._read("fingerprint")
+
+    def note_process(self, pid: int) -> None:
+        """Remember the worker's process, which has not taken its lock yet."""
+        process = procfs.read(pid)
+        if process is not None:
+            self._write("process", f"{pid} {process.started}")
+
+    def noted_process(self) -> procfs.Process | None:
+        """The process that was noted, if that very process is alive."""
+        pid, _, started = self._read("process").partition(" ")
+        process = procfs.read(int(pid)) if pid.isdecimal() else None
+        return process if process is not None and str(process.started) == started else None
+
+    def worker_pid(self) -> int:
+        """The worker's pid as it was noted or as it wrote it itself; 0 when neither is there."""
+        for found in (self._read("lock"), self._read("process").partition(" ")[0]):
+            if found.strip().isdecimal():
+                return int(found)
+        return 0
+
+    def lock_held(self) -> bool | None:
+        """Whether a worker lives; None when none has written its pid yet.
+
+        Probed only after the pid is there, as the worker has its lock by then and takes it once:
+        an earlier probe could be in the way just when the worker takes it.
+        """
+        if not self._read("lock").strip():
+            return None
+        try:
+            descriptor = os.open(self.path / "lock", os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:
+            return None
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        finally:
+            os.close(descriptor)
+        return False
+
+    def mark_draining(self, at: float) -> None:
+        """Remember since when the replica is asked to finish; the first time counts."""
+        if self.draining_since() is None:
+            self._write("draining", f"{at:.3f}")
+
+    def draining_since(self) -> float | None:
+        """Since when it is asked to finish (epoch seconds); None when it is not."""
+        try:
+            return float(self._read("draining"))
+        except ValueError:
+            return None
+
+    def born(self) -> float:
+        """When the folder was made, or last changed (epoch seconds)."""
+        try:
+            return self.path.stat().st_mtime
+        except OSError:
+            return 0.0
+
+    def remove(self) -> None:
+        """Free the name."""
+        shutil.rmtree(self.path, ignore_errors=True)
+
+    def _read(self, name: str) -> str:
+        try:
+            return (self.path / name).read_text()
+        except (OSError, UnicodeDecodeError):
+            return ""
+
+    def _write(self, name: str, text: str) -> None:
+        # Under another name first: a reader, or we after a crash, never sees half of it.
+        temporary = self.path / f".{name}.new"
+        with contextlib.suppress(FileNotFoundError):  # the folder went meanwhile: nothing to note
+            temporary.write_text(text)
+            temporary.replace(self.path / name)

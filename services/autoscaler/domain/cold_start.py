@@ -1,0 +1,43 @@
+"""How long a replica took from the decision to launch it until it was ready, and where the time went."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from services.autoscaler.domain.memory import State
+from services.autoscaler.domain.snapshot import Snapshot
+
+
+@dataclass(frozen=True, slots=True)
+class ColdStart:
+    """Milliseconds; ``phases_ms`` are the worker's: launch, fetch, triton_start, load, warm_up.
+
+    ``total_ms`` runs from the decision to the first look that saw the replica ready, so it is late
+    by up to the time between two looks and one heartbeat.
+    """
+
+    replica: str
+    deployment: str
+    at: float
+    total_ms: float
+    phases_ms: dict[str, float] = field(default_factory=dict)
+    cause: str = ""
+
+    def view(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)
+
+
+def cold_starts(before: State, after: State, snapshot: Snapshot, now: float) -> Iterable[ColdStart]:
+    """The replicas that became ready between ``before`` and ``after``; one that was already ready
+    when it was first seen (after a restart of the autoscaler) is none."""
+    for running in snapshot.running or ():
+        was, memory = before.replicas.get(running.replica), after.replicas.get(running.replica)
+        if was is None or was.ready_at is not None or memory is None or memory.ready_at is None:
+            continue
+        report = (snapshot.reports or {}).get(running.replica)
+        phases = dict(report.phases_ms) if report else {}
+        total = (now - running.launched_at) * 1000.0
+        yield ColdStart(running.replica, running.deployment, now, total, phases)

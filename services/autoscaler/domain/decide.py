@@ -1,0 +1,112 @@
+"""``decide``: one snapshot in, what to do and why out. Pure: no clock, no I/O, no randomness."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from services.autoscaler.domain import healing
+from services.autoscaler.domain.launcher import Running, parse_replica
+from services.autoscaler.domain.load import reports_by_deployment
+from services.autoscaler.domain.memory import DeploymentMemory, ReplicaMemory, State
+from services.autoscaler.domain.round import Round, in_words, verdicts_of
+from services.autoscaler.domain.snapshot import Action, Decision, Drain, Kill, Launch, Plan, Policy, Snapshot
+from tidegate.protocol.presence import ReplicaReport
+
+
+def decide(snapshot: Snapshot, policy: Policy, state: State, now: float) -> tuple[Plan, State]:
+    """What to do about ``snapshot`` at ``now`` (epoch seconds).
+
+    Does nothing while it is not known what is wanted or what runs. Raises nothing.
+    """
+    state = _notice(snapshot, state, now)
+    if snapshot.intention is None or snapshot.running is None:
+        return Plan(), state
+    state = _adopt(snapshot.running, snapshot.reports, state, now)
+    by_deployment: dict[str, list[Running]] = {}
+    for running in snapshot.running:
+        by_deployment.setdefault(running.deployment, []).append(running)
+    actions: list[Action] = []
+    decisions: list[Decision] = []
+    memories: dict[str, DeploymentMemory] = {}
+    reports = reports_by_deployment(snapshot.reports)
+    for deployment in snapshot.intention.deployments:
+        name = deployment.name
+        verdicts = verdicts_of(
+            by_deployment.pop(name, []),
+            deployment.start_timeout_s,
+            snapshot,
+            state,
+            policy,
+            now,
+        )
+        round_ = Round(deployment, verdicts, reports.get(name, []), snapshot, policy, now)
+        done, decision, memories[name] = round_.decide(state)
+        actions += done
+        decisions += [decision] if decision else []
+    for name, gone in by_deployment.items():
+        done, decision = _retire(name, gone, snapshot, state, policy, now)
+        actions += done
+        decisions += [decision] if decision else []
+    state = replace(state, deployments=memories, generations=_generations(state, actions))
+    return Plan(tuple(actions), tuple(decisions)), state
+
+
+def _notice(snapshot: Snapshot, state: State, now: float) -> State:
+    """Since when the store answers, and since when somebody reports in it."""
+    readable = snapshot.reports is not None
+    # A failure's report outlives its worker, so it is no sign of life.
+    living = any(report.state != "failed" for report in (snapshot.reports or {}).values())
+    heard = readable and bool(living or (snapshot.gateways and snapshot.gateways.reports))
+    return replace(
+        state,
+        readable_since=(state.readable_since or now) if readable else None,
+        evidence_since=(state.evidence_since or now) if heard else None,
+    )
+
+
+def _adopt(
+    running: Sequence[Running],
+    reports: Mapping[str, ReplicaReport] | None,
+    state: State,
+    now: float,
+) -> State:
+    """Take over what runs: heartbeats, and generations (a name that exists was given once)."""
+    replicas: dict[str, ReplicaMemory] = {}
+    generations = dict(state.generations)
+    for each in running:
+        memory = state.replicas.get(each.replica, ReplicaMemory(now))
+        replicas[each.replica] = healing.look(each, (reports or {}).get(each.replica), memory, now)
+        _raise_generation(generations, each.deployment, each.slot, each.generation)
+    for name in reports or {}:  # a failed one reports longer than it lives
+        if parsed := parse_replica(name):
+            _raise_generation(generations, *parsed)
+    return replace(state, replicas=replicas, generations=generations)
+
+
+def _raise_generation(generations: dict[tuple[str, int], int], deployment: str, slot: int, seen: int) -> None:
+    generations[deployment, slot] = max(generations.get((deployment, slot), 0), seen)
+
+
+def _retire(
+    name: str,
+    running: list[Running],
+    snapshot: Snapshot,
+    state: State,
+    policy: Policy,
+    now: float,
+) -> tuple[list[Action], Decision | None]:
+    """Let go everything of a Deployment that is no longer wanted."""
+    verdicts = verdicts_of(running, float("inf"), snapshot, state, policy, now)
+    actions: list[Action] = [Kill(v.running.replica, v.ended) for v in verdicts if v.ended]
+    actions += [Drain(v.running.replica, "deployment deleted") for v in verdicts if v.active]
+    if not actions:
+        return [], None
+    words = [in_words(action) for action in actions]
+    before = sum(v.active for v in verdicts)
+    return actions, Decision(now, name, "deleted", "the Deployment is no longer wanted", before, 0, {}, words)
+
+
+def _generations(state: State, actions: Sequence[Action]) -> dict[tuple[str, int], int]:
+    launched = {(a.deployment.name, a.slot): a.generation for a in actions if isinstance(a, Launch)}
+    return {**state.generations, **launched}

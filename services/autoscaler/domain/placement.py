@@ -1,0 +1,94 @@
+"""Which replicas to start and which to let go, for a target that is decided."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from services.autoscaler.domain.healing import Verdict
+from services.autoscaler.domain.launcher import replica_name
+from services.autoscaler.domain.memory import DeploymentMemory
+from services.autoscaler.domain.snapshot import Drain, Launch
+from tidegate.protocol.models import Deployment, Version
+
+
+def to_drain(verdicts: Iterable[Verdict], wanted: int, current: str) -> list[Drain]:
+    """The replicas to let go: those of an older configuration as soon as others carry the load, then
+    the surplus; first those that do not serve yet, then those with the least in flight, then the youngest.
+    """
+    active = [v for v in verdicts if v.active]
+    fresh = [v for v in active if v.running.fingerprint == current]
+    stale = [v for v in active if v.running.fingerprint != current]
+    # A stale one that says it is not ready serves nobody; any other goes once a fresh one stands in.
+    serving = sum(v.phase == "ready" for v in active)
+    leave = [v for v in stale if v.phase != "ready" and v.reported]
+    replaceable = max(0, serving - wanted)
+    leave += sorted((v for v in stale if v.phase == "ready"), key=_least_loss)[:replaceable]
+    drains = [Drain(v.running.replica, "configuration changed") for v in leave]
+    surplus = max(0, len(fresh) - wanted)
+    return drains + [Drain(v.running.replica, "scale down") for v in sorted(fresh, key=_least_loss)[:surplus]]
+
+
+def _least_loss(verdict: Verdict) -> tuple[bool, int, float, int]:
+    running = verdict.running
+    return verdict.phase == "ready", verdict.inflight, -running.launched_at, -running.slot
+
+
+def to_launch(
+    deployment: Deployment,
+    version: Version,
+    verdicts: Iterable[Verdict],
+    wanted: int,
+    memory: DeploymentMemory,
+    generations: Mapping[tuple[str, int], int],
+    now: float,
+) -> list[Launch]:
+    """The replicas to start, each with the next generation of its slot.
+
+    A slot whose replica crashed waits out its backoff and is not dodged by taking another slot.
+    While starts fail, and while a changed configuration rolls out, replicas are started one at a time.
+    """
+    kept = [v for v in verdicts if not v.ended]
+    fresh = [v for v in kept if v.active and v.running.fingerprint == memory.fingerprint]
+    stale = any(v.active and v.running.fingerprint != memory.fingerprint for v in kept)
+    missing = wanted - len(fresh)
+    starting = sum(v.phase == "starting" for v in fresh)
+    if memory.start.failures and now < memory.start.not_before:
+        return []
+    if memory.start.failures or stale:
+        missing = min(missing, 1 - starting)
+    taken = {v.running.slot for v in kept}
+    slots = _free_slots(taken, missing)
+    cause = _cause(memory, stale)
+    return [
+        _launch(deployment, version, slot, generations, cause)
+        for slot in slots
+        if slot not in memory.slots or now >= memory.slots[slot].not_before
+    ]
+
+
+def _free_slots(taken: set[int], count: int) -> list[int]:
+    free: list[int] = []
+    slot = 0
+    while len(free) < count:
+        if slot not in taken:
+            free.append(slot)
+        slot += 1
+    return free
+
+
+def _launch(
+    deployment: Deployment,
+    version: Version,
+    slot: int,
+    generations: Mapping[tuple[str, int], int],
+    cause: str,
+) -> Launch:
+    generation = generations.get((deployment.name, slot), 0) + 1
+    name = replica_name(deployment.name, slot, generation)
+    return Launch(name, slot, generation, deployment, version, cause)
+
+
+def _cause(memory: DeploymentMemory, stale: bool) -> str:
+    if memory.start.failures:
+        return f"another try after {memory.start.failures} failed starts"
+    return "configuration changed" if stale else memory.rule

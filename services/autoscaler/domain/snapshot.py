@@ -1,0 +1,110 @@
+"""What was observed, what is to be done, and why: plain values between the loop and the decisions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from services.autoscaler.domain.launcher import Running
+from tidegate.protocol.models import Deployment, Intention, Version
+from tidegate.protocol.presence import GatewayView, ReplicaReport
+
+
+@dataclass(frozen=True, slots=True)
+class LocalOverride:
+    """An operator's word that waits for the registry; ``replicas`` None lifts the registry's one."""
+
+    replicas: int | None
+    expires_at: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """One observation. None always means "could not be read", never "nothing there".
+
+    ``hints`` holds the time of the last demand event by Deployment; ``launch_failures`` why a
+    launch of the previous round failed, by replica.
+    """
+
+    intention: Intention | None
+    running: tuple[Running, ...] | None
+    reports: Mapping[str, ReplicaReport] | None
+    gateways: GatewayView | None
+    hints: Mapping[str, float] = field(default_factory=dict)
+    overrides: Mapping[str, LocalOverride] = field(default_factory=dict)
+    launch_failures: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """How eager and how patient to be. Seconds unless said otherwise."""
+
+    down_window_s: float = 30.0
+    idle_s: float = 60.0  # scale to zero after so long, where the Deployment does not say
+    hint_hold_s: float = 10.0  # a demand event counts as one request for so long
+    rate_window_s: float = 10.0
+    service_window_s: float = 30.0
+    step_every_s: float = 5.0  # between steps up while the service rate is not known
+    utilisation: float = 0.8  # share of a replica's capacity that arrivals may use
+    stuck_after_s: float = 15.0
+    reports_return_s: float = 10.0  # heartbeats get so long to come back after the store did
+    # A worker keeps its Deployment's limits by itself, and then says why: it gets so long to do so.
+    start_grace_s: float = 5.0
+    drain_grace_s: float = 10.0
+    backoff_max_s: float = 60.0
+    stable_after_s: float = 60.0  # a replica that was ready for so long does not crash-loop
+
+
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """Start a replica."""
+
+    replica: str
+    slot: int
+    generation: int
+    deployment: Deployment
+    version: Version
+    cause: str
+
+
+@dataclass(frozen=True, slots=True)
+class Drain:
+    """Let a replica finish and exit."""
+
+    replica: str
+    cause: str
+
+
+@dataclass(frozen=True, slots=True)
+class Kill:
+    """End what is left of a replica. ``forget``: its heartbeat must not be read any longer."""
+
+    replica: str
+    cause: str
+    forget: bool = True
+
+
+Action = Launch | Drain | Kill
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What was decided for one Deployment, and from what. Kept, and served to operators."""
+
+    at: float
+    deployment: str
+    rule: str
+    reason: str
+    before: int
+    after: int
+    inputs: dict[str, Any]
+    actions: list[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What to do now, in order within each Deployment, and the decisions worth keeping."""
+
+    actions: tuple[Action, ...] = ()
+    decisions: tuple[Decision, ...] = ()

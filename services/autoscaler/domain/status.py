@@ -1,0 +1,156 @@
+"""What people and the router are told of each Deployment."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from services.autoscaler.domain.launcher import Running, fingerprint
+from services.autoscaler.domain.memory import DeploymentMemory, ReplicaMemory, State
+from services.autoscaler.domain.round import version_of
+from services.autoscaler.domain.snapshot import Snapshot
+from tidegate.protocol.models import Condition, Deployment, DeploymentStatus
+from tidegate.protocol.presence import ReplicaReport
+
+ColdStarts = Mapping[str, Sequence[dict[str, Any]]]
+
+
+def statuses(
+    snapshot: Snapshot,
+    state: State,
+    previous: Mapping[str, DeploymentStatus],
+    cold_starts: ColdStarts,
+    now: float,
+) -> dict[str, DeploymentStatus]:
+    """The status of every Deployment that is wanted, by name; ``previous`` keeps conditions' times."""
+    if snapshot.intention is None:
+        return dict(previous)
+    found: dict[str, DeploymentStatus] = {}
+    for deployment in snapshot.intention.deployments:
+        memory = state.deployments.get(deployment.name)
+        if memory is not None:
+            status = _status(deployment, memory, snapshot, state, now)
+            status.cold_starts = list(cold_starts.get(deployment.name, ()))
+            status.conditions = _dated(status.conditions, previous.get(deployment.name))
+            found[deployment.name] = status
+    return found
+
+
+def _status(
+    deployment: Deployment, memory: DeploymentMemory, snapshot: Snapshot, state: State, now: float
+) -> DeploymentStatus:
+    running = [r for r in snapshot.running or () if r.deployment == deployment.name and r.alive]
+    reports = snapshot.reports or {}
+    phases = [phase(state.replicas.get(r.replica)) for r in running]
+    inflight = sum(reports[r.replica].inflight for r in running if r.replica in reports)
+    load = memory.seen
+    demand = load.demand if load else None
+    status = DeploymentStatus(
+        deployment=deployment.name,
+        desired=memory.target,
+        ready=phases.count("ready"),
+        starting=phases.count("starting"),
+        draining=phases.count("draining"),
+        queue=None if demand is None or snapshot.reports is None else max(0, demand - inflight),
+        demand=demand,
+        arrival_rate=load.arrival_rate if load else None,
+        service_rate=load.service_rate if load else None,
+        replicas=[replica_view(r, reports.get(r.replica), state.replicas.get(r.replica)) for r in running],
+    )
+    status.conditions = list(_conditions(deployment, memory, status, running, snapshot, now))
+    return status
+
+
+def phase(memory: ReplicaMemory | None) -> str:
+    """starting, ready or draining."""
+    if memory is None:
+        return "starting"
+    if memory.draining_since is not None:
+        return "draining"
+    return "starting" if memory.ready_at is None else "ready"
+
+
+def replica_view(
+    running: Running, report: ReplicaReport | None, memory: ReplicaMemory | None
+) -> dict[str, Any]:
+    """A replica for people: its last heartbeat where there is one, and what the launcher knows."""
+    report = report or ReplicaReport(
+        replica=running.replica,
+        deployment=running.deployment,
+        generation=running.generation,
+        host="",
+        pid=running.pid,
+        state="starting",
+    )
+    known = {"state": phase(memory), "slot": running.slot, "launched_at": running.launched_at}
+    return {**asdict(report), **known, "last_report": memory.last_report if memory else None}
+
+
+def _conditions(
+    deployment: Deployment,
+    memory: DeploymentMemory,
+    status: DeploymentStatus,
+    running: list[Running],
+    snapshot: Snapshot,
+    now: float,
+) -> Iterable[Condition]:
+    yield _ready(status, memory, now)
+    if memory.start.failures:
+        yield _condition("Loaded", False, memory.start.reason, _trouble(memory, now), now)
+    elif status.ready:
+        yield _condition("Loaded", True, "Loaded", "", now)
+    yield _healthy(memory, now)
+    known = status.demand is not None
+    missing = "" if known else "a gateway or the store does not report, so nothing is scaled down"
+    yield _condition("DemandKnown", known, "Reported" if known else "Unknown", missing, now)
+    current = fingerprint(deployment)
+    old = sum(r.fingerprint != current and r.draining_since is None for r in running)
+    message = f"{old} replicas still run the former configuration" if old else ""
+    yield _condition("Current", not old, "RollingOut" if old else "Current", message, now)
+    if version_of(snapshot.intention, deployment) is None:
+        text = f"the registry lists no version {deployment.version} of model {deployment.model}"
+        yield _condition("VersionKnown", False, "VersionUnknown", text, now)
+
+
+def _ready(status: DeploymentStatus, memory: DeploymentMemory, now: float) -> Condition:
+    if status.desired == 0:
+        paused = memory.rule == "override"
+        text = "an operator asked for none" if paused else "no replica; the first request starts one"
+        return _condition("Ready", True, "Paused" if paused else "Asleep", text, now)
+    if status.ready >= status.desired:
+        return _condition("Ready", True, "Ready", "", now)
+    text = f"{status.ready} of {status.desired} ready, {status.starting} starting"
+    reason = "Starting" if status.starting else "NoReplica"
+    return _condition("Ready", False, reason, text, now)
+
+
+def _trouble(memory: DeploymentMemory, now: float) -> str:
+    wait = max(0.0, memory.start.not_before - now)
+    again = f"the next try is in {wait:.0f} s" if wait else "the next try is due"
+    return f"{memory.start.message} ({memory.start.failures} failed starts; {again})"
+
+
+def _healthy(memory: DeploymentMemory, now: float) -> Condition:
+    looping = [(slot, m) for slot, m in memory.slots.items() if m.failures > 1]
+    if not looping:
+        return _condition("Healthy", True, "Healthy", "", now)
+    slot, worst = max(looping, key=lambda found: found[1].failures)
+    wait = max(0.0, worst.not_before - now)
+    text = f"slot {slot} failed {worst.failures} times in a row, next start in {wait:.0f} s: {worst.message}"
+    return _condition("Healthy", False, "CrashLoop", text, now)
+
+
+def _condition(kind: str, ok: bool, reason: str, message: str, now: float) -> Condition:
+    return Condition(type=kind, ok=ok, reason=reason, message=message, at=now)
+
+
+def _dated(conditions: list[Condition], previous: DeploymentStatus | None) -> list[Condition]:
+    """A condition's time is that of its last change, not that of the last look."""
+    before = {c.type: c for c in previous.conditions} if previous else {}
+    return [
+        c.model_copy(update={"at": old.at})
+        if (old := before.get(c.type)) is not None and (old.ok, old.reason) == (c.ok, c.reason)
+        else c
+        for c in conditions
+    ]
