@@ -54,6 +54,11 @@ def _deployment(deployment: Deployment, version: Version, ready: int, learned: A
     }
 
 
+def _held_at_zero(deployment: Deployment) -> bool:
+    """An operator paused it: its callers are refused at once instead of waiting for their deadlines."""
+    return deployment.override is not None and deployment.override.replicas == 0
+
+
 def _endpoint(
     endpoint: Endpoint, deployments: dict[str, Deployment], ready: dict[str, int]
 ) -> dict[str, Any]:
