@@ -1,0 +1,69 @@
+# Tidegate. `make up` and `make down` are all that a user needs; `make help` lists the rest.
+# TIDEGATE_PYTHON names the Python to use (3.11 or 3.12); every TIDEGATE_* setting is passed on.
+
+SHELL := /bin/sh
+.DEFAULT_GOAL := help
+.PHONY: help up down clean test check fmt lock bootstrap bootstrap-dev bare-test
+
+PY := .venv/bin/python
+STATE := $(or $(TIDEGATE_STATE_DIR),.tidegate)
+# Each test process has servers of its own; the tests of the whole stack want the machine to themselves.
+PARALLEL_TESTS ?= tests/unit tests/integration
+SERIAL_TESTS ?= tests/e2e
+PYTEST_FLAGS ?= -q
+
+# The first Python that fits, that of an existing environment before others; else python3, which then says what to do.
+FIND_PYTHON = for p in "$$TIDEGATE_PYTHON" $(PY) python3 python3.12 python3.11; do \
+	  [ -n "$$p" ] && command -v "$$p" >/dev/null 2>&1 || continue; \
+	  [ "$$p" = "$$TIDEGATE_PYTHON" ] && break; \
+	  "$$p" -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' 2>/dev/null && break; \
+	  p=python3; \
+	done; \
+	command -v "$$p" >/dev/null 2>&1 || { echo "There is no $$p here: install Python 3.11 or 3.12."; exit 2; }
+
+help: ## show this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /|/' | awk -F'|' '{printf "  make %-10s %s\n", $$1, $$2}'
+
+bootstrap:
+	@$(FIND_PYTHON); exec "$$p" -m deploy.bootstrap
+
+bootstrap-dev:
+	@$(FIND_PYTHON); exec "$$p" -m deploy.bootstrap --dev
+
+up: bootstrap ## install what is missing, start everything, serve the example
+	@exec .venv/bin/tidegate up --example
+
+down: ## stop everything that `make up` started
+	@if [ -x .venv/bin/tidegate ]; then exec .venv/bin/tidegate down; else echo "Nothing is installed, so nothing runs."; fi
+
+clean: down ## stop everything and forget the data (what was installed stays)
+	@rm -rf "$(STATE)/data" "$(STATE)/run" "$(STATE)/log" "$(STATE)/cache" "$(STATE)/replicas" \
+	  "$(STATE)/examples" "$(STATE)/token"
+	@echo "The data in $(STATE) is gone; what was installed stays."
+
+test: bootstrap-dev ## install what is missing, check the code, run every test
+	@$(MAKE) --no-print-directory check
+	$(PY) -m pytest -n 2 $(PYTEST_FLAGS) $(PARALLEL_TESTS)
+	$(PY) -m pytest $(PYTEST_FLAGS) $(SERIAL_TESTS)
+
+check: ## lint, format, types, import rules, sizes
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy
+	$(PY) .venv/bin/lint-imports --no-logo
+	$(PY) -m deploy.size_report
+
+fmt: ## format the code and fix what can be fixed
+	$(PY) -m ruff check --fix .
+	$(PY) -m ruff format .
+
+bare-test: ## the same as a new user, in a container with nothing but git, make and python3
+	@exec tests/bare/run.sh
+
+# Needs `uv` on PATH. Services first: the tests share their versions.
+LOCK = uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --no-header --python-version 3.11
+lock: ## lock the requirements anew
+	$(LOCK) $(LOCK_FLAGS) requirements.in -o requirements.lock
+	$(LOCK) $(LOCK_FLAGS) requirements-dev.in -o requirements-dev.lock
+	$(LOCK) $(LOCK_FLAGS) requirements-model.in -o requirements-model.lock
+	$(LOCK) $(LOCK_FLAGS) --no-deps requirements-triton.in -o requirements-triton.lock

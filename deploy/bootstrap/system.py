@@ -1,0 +1,146 @@
+"""What has to come from the system: RabbitMQ, Python's venv, and the shared libpython that Triton loads."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import platform
+import shutil
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+
+from deploy.bootstrap.command import Runner, environment
+from deploy.bootstrap.places import Places, libpython, own_library_folder, python_version
+from deploy.bootstrap.step import StepFailed, Tell
+
+RABBITMQ = (Path("/usr/lib/rabbitmq/bin/rabbitmq-server"), Path("/opt/rabbitmq/sbin/rabbitmq-server"))
+
+# The packages' own RabbitMQ service is neither started by the installation nor left enabled: the stack
+# runs a private node, and a second broker would hold memory and the well-known ports for nothing.
+INSTALL = """
+set -e
+export DEBIAN_FRONTEND=noninteractive
+policy=/usr/sbin/policy-rc.d
+if [ ! -e "$policy" ]; then
+  trap 'rm -f "$policy"' EXIT INT TERM HUP
+  printf '#!/bin/sh\\nexit 101\\n' >"$policy"
+  chmod 755 "$policy"
+fi
+apt-get install -y -q --no-install-recommends -o DPkg::Lock::Timeout=120 "$@"
+if [ "$1" = rabbitmq-server ] && [ -d /run/systemd/system ]; then
+  systemctl disable -q rabbitmq-server || true
+fi
+"""
+UPDATE = "apt-get update -q\n"
+
+MIN_GLIBC = (2, 35)
+
+
+def rabbitmq_missing() -> list[str]:
+    """The Debian package of RabbitMQ, unless it is there."""
+    return [] if any(os.access(place, os.X_OK) for place in RABBITMQ) else ["rabbitmq-server"]
+
+
+def python_missing(places: Places) -> list[str]:
+    """The Debian packages that complete the Python in use; their names are good for Ubuntu too."""
+    wanted = []
+    if not places.venv_python.exists() and importlib.util.find_spec("ensurepip") is None:
+        wanted.append(f"python{python_version()}-venv")
+    if own_library_folder() is None and not _on_loader_path(libpython()):
+        wanted.append(f"libpython{python_version()}")
+    return wanted
+
+
+class Packages:
+    """Installs packages of the system; the package lists are fetched once."""
+
+    def __init__(self, places: Places, runner: Runner) -> None:
+        self._places = places
+        self._runner = runner
+        self._updated = False
+
+    def install_python(self, tell: Tell) -> None:
+        """Install what Python lacks, or say what to type."""
+        self._install(python_missing(self._places), "system", tell)
+        importlib.invalidate_caches()
+        self._verify(python_missing(self._places), "system")
+
+    def install_rabbitmq(self, tell: Tell) -> None:
+        """Install RabbitMQ, or say what to type."""
+        self._install(rabbitmq_missing(), "rabbitmq-package", tell)
+        self._verify(rabbitmq_missing(), "rabbitmq-package")
+
+    def _install(self, packages: list[str], log_name: str, tell: Tell) -> None:
+        prefix = _as_root([*python_missing(self._places), *rabbitmq_missing()])
+        script = INSTALL if self._updated else INSTALL.replace("apt-get install", UPDATE + "apt-get install")
+        self._runner.run(
+            [*prefix, "sh", "-c", script, "install", *packages],
+            self._places.log(log_name),
+            what=f"Installing {', '.join(packages)}",
+            on_line=lambda line: tell(line) if line.startswith(("Get:", "Unpacking", "Setting up")) else None,
+        )
+        self._updated = True
+
+    def _verify(self, still: list[str], log_name: str) -> None:
+        if still:
+            raise StepFailed(
+                f"Still missing after the installation: {', '.join(still)}.",
+                f"The interpreter in use is {self._places.python}. The system's own Python 3.11 or 3.12 "
+                "always works: TIDEGATE_PYTHON=/usr/bin/python3 make up",
+                self._places.log(log_name),
+            )
+
+
+def _as_root(packages: Sequence[str]) -> list[str]:
+    """The prefix that makes a command run as root; raises StepFailed with what to type when there is none."""
+    names = " ".join(packages)
+    if shutil.which("apt-get") is None:
+        raise StepFailed(
+            f"Missing: {names} (Debian's names), and there is no apt-get here.",
+            "Install RabbitMQ 3.10 or newer so that /usr/lib/rabbitmq/bin/rabbitmq-server exists, and "
+            f"{libpython()} for Python {python_version()}; then run the same command again.",
+        )
+    if os.geteuid() == 0:
+        return []
+    if shutil.which("sudo") and _succeeds(["sudo", "-n", "true"]):
+        return ["sudo", "-n"]
+    raise StepFailed(
+        f"Missing system packages: {names}. Installing them needs root.",
+        "Type this, then run the same command again:\n"
+        f"    sudo apt-get update && sudo apt-get install -y --no-install-recommends {names}\n"
+        "    sudo systemctl disable --now rabbitmq-server    # Tidegate runs a private one",
+    )
+
+
+def check_platform() -> None:
+    """Raise StepFailed on a machine that cannot run the stack at all."""
+    machine = f"{platform.system()} {platform.machine()}"
+    if machine not in {"Linux x86_64", "Linux aarch64"}:
+        raise StepFailed(
+            f"The embedded stack runs on Linux (x86_64 or aarch64); this is {machine}.",
+            "Use a Linux machine, a virtual machine or a container.",
+        )
+    name, version = platform.libc_ver()
+    if name != "glibc" or tuple(int(part) for part in version.split(".")[:2]) < MIN_GLIBC:
+        raise StepFailed(
+            f"Triton needs glibc 2.35 or newer; this system has {name or 'another C library'} {version}.",
+            "Use Debian 12, Ubuntu 22.04 or anything newer.",
+        )
+
+
+def _on_loader_path(library: str) -> bool:
+    ldconfig = shutil.which("ldconfig") or "/sbin/ldconfig"
+    try:
+        listing = subprocess.run([ldconfig, "-p"], capture_output=True, text=True, check=False).stdout
+    except OSError:
+        return False
+    return f"{library} " in listing
+
+
+def _succeeds(command: Sequence[str]) -> bool:
+    try:
+        subprocess.run(command, capture_output=True, stdin=subprocess.DEVNULL, check=True, env=environment())
+    except (OSError, subprocess.CalledProcessError):
+        return False
+    return True

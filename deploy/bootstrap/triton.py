@@ -1,0 +1,92 @@
+"""The real ``tritonserver``, from the wheel that carries it, laid out so that it finds its Python backend."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+from deploy.bootstrap.command import Runner, environment
+from deploy.bootstrap.environments import PIP_FLAGS
+from deploy.bootstrap.places import Places, libpython, own_library_folder, python_version
+from deploy.bootstrap.step import StepFailed, Tell, fingerprint, stamped
+
+BACKEND_FILES = ("libtriton_python.so", "triton_python_backend_utils.py")
+STUB = "triton_python_backend_stub"
+
+
+def installed(places: Places) -> bool:
+    """True when the locked Triton is there, with a backend for the Python in use."""
+    backend = places.triton / "backends" / "python"
+    files = [backend / name for name in (*BACKEND_FILES, STUB)] + [server(places.triton)]
+    return stamped(places.triton / ".stamp", _fingerprint(places)) and all(f.exists() for f in files)
+
+
+def install(places: Places, runner: Runner, tell: Tell) -> None:
+    """Unpack the wheel beside, complete it, check it, and only then put it into its place."""
+    log = places.log("triton")
+    fresh = places.runtime / "triton.new"
+    shutil.rmtree(fresh, ignore_errors=True)
+    tell("downloading, 55 MB")
+    lock = places.root / "requirements-triton.lock"
+    pip = [str(places.venv_python), "-m", "pip", "install", *PIP_FLAGS]
+    runner.run([*pip, "--target", str(fresh), "-r", str(lock)], log, what="Installing Triton")
+    tell("laying out the Python backend")
+    _lay_out(fresh)
+    tell("checking its libraries")
+    _check_libraries(fresh, log)
+    (fresh / ".stamp").write_text(_fingerprint(places))
+    shutil.rmtree(places.triton, ignore_errors=True)
+    fresh.rename(places.triton)
+
+
+def server(triton: Path) -> Path:
+    """The binary in an unpacked wheel."""
+    return triton / "pytriton" / "tritonserver" / "bin" / "tritonserver"
+
+
+def _lay_out(triton: Path) -> None:
+    """The wheel keeps one stub per Python version aside; Triton looks for the one beside the backend."""
+    wheel = triton / "pytriton" / "tritonserver"
+    backend = triton / "backends" / "python"
+    backend.mkdir(parents=True)
+    stub = wheel / "python_backend_stubs" / python_version() / STUB
+    for source in (*(wheel / "backends" / "python" / name for name in BACKEND_FILES), stub):
+        if not source.exists():
+            raise StepFailed(
+                f"The Triton package has no {source.relative_to(triton)}.",
+                "Use Python 3.11 or 3.12 and the locked requirements-triton.lock.",
+            )
+        (backend / source.name).hardlink_to(source)
+        source.chmod(0o755)
+    server(triton).chmod(0o755)
+
+
+def _check_libraries(triton: Path, log: Path) -> None:
+    """Ask the loader before a model fails on it later: a missing library names itself here."""
+    own = own_library_folder()
+    folders = [str(triton / "nvidia_pytriton.libs"), *([str(own)] if own else [])]
+    env = environment() | {"LD_LIBRARY_PATH": ":".join(folders)}
+    absent = set()
+    for binary in (server(triton), triton / "backends" / "python" / STUB):
+        found = subprocess.run(["ldd", str(binary)], capture_output=True, text=True, check=False, env=env)
+        with log.open("a") as output:
+            output.write(f"$ ldd {binary}\n{found.stdout}{found.stderr}")
+        absent |= {line.split()[0] for line in found.stdout.splitlines() if "not found" in line}
+    if absent:
+        raise StepFailed(f"Triton does not find: {', '.join(sorted(absent))}.", _remedy(absent), log)
+
+
+def _remedy(absent: set[str]) -> str:
+    if libpython() in absent:
+        return (
+            f"Install Python's shared library (Debian: sudo apt-get install libpython{python_version()}), "
+            "or use an interpreter that has it: TIDEGATE_PYTHON=/usr/bin/python3 make up"
+        )
+    return "Install the packages of your system that carry these libraries, then run the same command again."
+
+
+def _fingerprint(places: Places) -> str:
+    lock = (places.root / "requirements-triton.lock").read_bytes()
+    return fingerprint(lock, python_version(), os.uname().machine, "layout 1")

@@ -1,0 +1,138 @@
+"""The embedded stack for real: up, a child that dies, a supervisor that dies, busy ports, down."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from tidegate import stack
+from tidegate.settings import Settings
+from tidegate.stack import processes
+from tidegate.stack.ports import free_ports
+from tidegate.stack.record import ChildRecord
+
+PORTS = ("gateway", "registry", "router", "autoscaler", "rabbitmq", "rabbitmq_dist", "epmd", "valkey")
+PATIENCE_S = 60.0
+
+
+def settings_in(folder: Path, **fields: Any) -> Settings:
+    ports: dict[str, Any] = {
+        f"{name}_port": port for name, port in zip(PORTS, free_ports(len(PORTS)), strict=True)
+    }
+    return Settings(state_dir=folder / "state", **(ports | fields))
+
+
+def child(settings: Settings, name: str) -> ChildRecord:
+    return next(c for c in stack.state(settings).children if c.name == name)
+
+
+def pid_of(record: ChildRecord) -> int:
+    assert record.process is not None
+    return record.process.pid
+
+
+def wait_for(true: Callable[[], bool]) -> None:
+    end = time.monotonic() + PATIENCE_S
+    while not true():
+        assert time.monotonic() < end
+        time.sleep(0.1)
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Iterator[Settings]:
+    found = settings_in(tmp_path)
+    yield found
+    stack.down(found)
+    assert not processes.marked(found.state_path)
+
+
+def test_the_life_of_a_stack(settings: Settings):
+    told: list[tuple[str, str]] = []
+    record = stack.up(settings, lambda p: told.append((p.name, p.state)))
+    assert {c.state for c in record.children} == {"ready", "done"}
+    assert ("gateway", "ready") in told
+    _everything_listens_on_loopback(settings)
+
+    again = stack.up(settings)
+    assert again.supervisor == record.supervisor
+
+    _a_dead_child_comes_back(settings)
+    _another_stack_is_told_who_has_the_port(settings)
+    _a_dead_supervisor_is_replaced(settings)
+
+    assert stack.down(settings)
+    assert not processes.marked(settings.state_path)
+    assert stack.state(settings).phase == "stopped"
+    assert not stack.down(settings)
+
+
+def _everything_listens_on_loopback(settings: Settings) -> None:
+    pids = {p.pid for p in processes.marked(settings.state_path)}
+    listening = {
+        (c.laddr.ip, c.laddr.port)
+        for c in psutil.net_connections("inet")
+        if c.pid in pids and c.status == psutil.CONN_LISTEN and c.laddr
+    }
+    assert {port for _, port in listening} == {getattr(settings, f"{name}_port") for name in PORTS}
+    assert {address for address, _ in listening} <= {"127.0.0.1", "::1"}
+
+
+def _a_dead_child_comes_back(settings: Settings) -> None:
+    before = pid_of(child(settings, "valkey"))
+    os.kill(before, signal.SIGKILL)
+    wait_for(lambda: child(settings, "valkey").restarts == 1 and child(settings, "valkey").state == "ready")
+    assert pid_of(child(settings, "valkey")) != before
+
+
+def _another_stack_is_told_who_has_the_port(settings: Settings) -> None:
+    other = settings_in(settings.state_path.parent / "other", gateway_port=settings.gateway_port)
+    with pytest.raises(stack.PortBusy) as refused:
+        stack.up(other)
+    gateway = pid_of(child(settings, "gateway"))
+    assert f"Port {settings.gateway_port} is taken by another Tidegate stack, pid {gateway}" in str(
+        refused.value
+    )
+    assert f"TIDEGATE_STATE_DIR={settings.state_path} tidegate down" in str(refused.value)
+    assert not processes.marked(other.state_path)
+
+
+def _a_dead_supervisor_is_replaced(settings: Settings) -> None:
+    before = stack.state(settings)
+    assert before.supervisor is not None
+    os.kill(before.supervisor.pid, signal.SIGKILL)
+    wait_for(lambda: stack.state(settings).phase == "unattended")
+    after = stack.up(settings)
+    assert after.supervisor != before.supervisor
+    old = {c.process for c in before.children if c.process}
+    assert not any(process.alive() for process in old)
+    # And down finds everything by itself when there is no supervisor to ask.
+    assert after.supervisor is not None
+    os.kill(after.supervisor.pid, signal.SIGKILL)
+
+
+def test_a_child_that_cannot_start_is_told_with_its_log(tmp_path: Path):
+    settings = settings_in(tmp_path, database_url="sqlite+aiosqlite:////proc/nowhere/registry.db")
+    with pytest.raises(stack.ChildFailed) as failed:
+        stack.up(settings)
+    assert "migrate exited with" in str(failed.value)
+    assert str(stack.log_file(settings.state_path, "migrate")) in str(failed.value)
+    assert not processes.marked(settings.state_path)
+    assert stack.state(settings).phase == "failed"
+
+
+def test_a_busy_port_is_named_with_its_holder_and_the_setting(tmp_path: Path):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        with pytest.raises(stack.PortBusy) as refused:
+            stack.up(settings_in(tmp_path, registry_port=port))
+    text = str(refused.value)
+    assert f"Port {port} is taken by pid {os.getpid()}" in text
+    assert "TIDEGATE_REGISTRY_PORT" in text

@@ -1,0 +1,161 @@
+"""The bootstrap: reading locks, explaining failures, which steps are to be done and in which order."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+from typing import cast
+
+import pytest
+
+from deploy.bootstrap import __main__ as entry
+from deploy.bootstrap import command, environments, places
+from deploy.bootstrap.command import Runner
+from deploy.bootstrap.install import _undone, run
+from deploy.bootstrap.screen import Screen
+from deploy.bootstrap.step import Step, StepFailed, fingerprint, stamped
+
+ROOT = Path(__file__).parents[3]
+
+
+class Silent:
+    """A screen that keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.told: list[tuple[str, str]] = []
+
+    def started(self, name: str) -> None:
+        self.told.append(("started", name))
+
+    def doing(self, name: str, detail: str) -> None:
+        self.told.append((detail, name))
+
+    def finished(self, name: str, *, ok: bool) -> None:
+        self.told.append(("ok" if ok else "failed", name))
+
+    def close(self) -> None:
+        pass
+
+
+class Installation:
+    """Steps whose results are names in a set."""
+
+    def __init__(self, *done: str) -> None:
+        self.done = set(done)
+        self.order: list[str] = []
+
+    def step(self, name: str, *after: str, fails: bool = False) -> Step:
+        def work(tell: object) -> None:
+            if fails:
+                raise StepFailed(f"{name} failed", "mend it")
+            self.order.append(name)
+            self.done.add(name)
+
+        return Step(name, name, lambda: name in self.done, work, after)
+
+
+def test_what_builds_on_an_undone_step_is_undone():
+    made = Installation("system", "services", "triton")
+    steps = [
+        made.step("system"),
+        made.step("venv", "system"),
+        made.step("services", "venv"),
+        made.step("tests", "services"),
+        made.step("triton", "system"),
+    ]
+    assert [step.name for step in _undone(steps)] == ["venv", "services", "tests"]
+
+
+def test_steps_run_after_what_they_build_on():
+    made = Installation()
+    steps = [made.step("c", "b"), made.step("b", "a"), made.step("a"), made.step("d", "a")]
+    run(steps, Runner(), cast("Screen", Silent()))
+    assert made.order.index("a") < made.order.index("b") < made.order.index("c")
+    assert made.done == {"a", "b", "c", "d"}
+
+
+def test_a_step_that_turns_out_to_be_done_is_not_done_again():
+    made = Installation("b")
+    run([made.step("a"), made.step("b", "a")], Runner(), cast("Screen", Silent()))
+    assert made.order == ["a"]
+
+
+def test_the_first_failure_ends_it():
+    made, screen = Installation(), Silent()
+    steps = [made.step("a", fails=True), made.step("b", "a")]
+    with pytest.raises(StepFailed, match="a failed"):
+        run(steps, Runner(), cast("Screen", screen))
+    assert screen.told == [("started", "a"), ("failed", "a")]
+
+
+@pytest.mark.parametrize(
+    ("text", "remedy"),
+    [
+        ("SSLError(SSLCertVerificationError(1, 'certificate verify failed'))", "PIP_CERT"),
+        ("Failed to establish a new connection: [Errno -3] Temporary failure in name resolution", "network"),
+        ("OSError: [Errno 28] No space left on device", "disk is full"),
+        ("ERROR: THESE PACKAGES DO NOT MATCH THE HASHES FROM THE REQUIREMENTS FILE.", "differs"),
+        ("E: dpkg was interrupted, you must manually run", "dpkg --configure -a"),
+        ("a thing that nobody foresaw", "Read the log"),
+    ],
+)
+def test_a_failure_is_explained_by_its_log(tmp_path: Path, text: str, remedy: str):
+    log = tmp_path / "log"
+    log.write_text(f"before\n{text}\n")
+    assert remedy in command.explain(log)
+
+
+def test_a_failed_command_has_its_log(tmp_path: Path):
+    log = tmp_path / "log"
+    seen: list[str] = []
+    with pytest.raises(StepFailed) as failed:
+        Runner().run(
+            ["sh", "-c", "echo No space left on device; exit 3"], log, what="it", on_line=seen.append
+        )
+    assert "exit code 3" in failed.value.what
+    assert "disk is full" in failed.value.remedy
+    assert seen == ["No space left on device"]
+
+
+def test_another_python_is_refused_with_the_remedy(monkeypatch: pytest.MonkeyPatch):
+    assert entry.wrong_python() == ""
+    monkeypatch.setattr(sys, "version_info", (3, 13, 0))
+    assert "TIDEGATE_PYTHON" in entry.wrong_python()
+
+
+def test_pins_are_the_unconditional_ones(tmp_path: Path):
+    lock = tmp_path / "lock"
+    lines = ("a-b==1.0 \\", "    --hash=sha256:00", "c==2 ; sys_platform == 'win32' \\", "d[x]==3 \\")
+    lock.write_text("\n".join(lines))
+    assert environments.pins(lock) == [("a-b", "1.0"), ("d", "3")]
+
+
+def test_a_filled_environment_has_every_package(tmp_path: Path):
+    lock, stamp = tmp_path / "lock", tmp_path / "stamp"
+    lock.write_text("a-b==1.0 \\\n    --hash=sha256:00\n")
+    site = tmp_path / "lib" / f"python{places.python_version()}" / "site-packages"
+    (site / "A_b-1.0.dist-info").mkdir(parents=True)
+    assert not environments.filled(tmp_path, lock, stamp)
+    stamp.write_text(environments.lock_fingerprint(lock))
+    assert environments.filled(tmp_path, lock, stamp)
+    (site / "A_b-1.0.dist-info").rmdir()
+    assert not environments.filled(tmp_path, lock, stamp)
+
+
+def test_a_stamp_is_for_one_value(tmp_path: Path):
+    stamp = tmp_path / "stamp"
+    assert not stamped(stamp, "x")
+    stamp.write_text(fingerprint("ab", "c"))
+    assert not stamped(stamp, fingerprint("a", "bc"))
+    assert stamped(stamp, fingerprint("ab", b"c"))
+
+
+@pytest.mark.parametrize("lock", sorted(ROOT.glob("requirements*.lock")), ids=lambda path: path.name)
+def test_locks_have_hashes_and_name_no_place(lock: Path):
+    text = lock.read_text()
+    pinned = re.findall(r"^[a-z0-9].*==", text, re.MULTILINE)
+    assert pinned
+    assert text.count("--hash=sha256:") >= len(pinned)
+    assert "://" not in text
+    assert "--index" not in text

@@ -1,0 +1,95 @@
+"""The plan of a stack: which processes, with which settings, in which order they stop."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tidegate.settings import Settings
+from tidegate.stack import rabbitmq, valkey
+from tidegate.stack.child import MARK, Child
+from tidegate.stack.plan import plan
+
+STATE = Path("/srv/state")
+
+
+@pytest.fixture(autouse=True)
+def _installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rabbitmq, "_server", lambda: Path("/rabbitmq-server"))
+    monkeypatch.setattr(rabbitmq, "_epmd", lambda: "/epmd")
+    monkeypatch.setattr(valkey, "_server", lambda: Path("/valkey-server"))
+
+
+def children(environ: dict[str, str] | None = None, **fields: Any) -> dict[str, Child]:
+    settings = Settings(state_dir=STATE, service_token="secret", **fields)
+    return {child.name: child for child in plan(settings, environ or {})}
+
+
+def test_everything_is_there_once():
+    assert list(children()) == [
+        "epmd", "rabbitmq", "valkey", "migrate", "registry", "router", "autoscaler", "gateway",
+    ]  # fmt: skip
+
+
+def test_a_server_that_a_url_places_elsewhere_is_left_out():
+    found = children(amqp_url="amqp://user:pw@broker.example:5672/", redis_url="redis://store.example/0")
+    assert found.keys().isdisjoint({"epmd", "rabbitmq", "valkey"})
+    assert found["gateway"].after == ("registry",)
+    assert found["gateway"].env["TIDEGATE_AMQP_URL"] == "amqp://user:pw@broker.example:5672/"
+
+
+def test_a_server_on_another_port_is_another_server():
+    assert "rabbitmq" not in children(amqp_url="amqp://guest:guest@127.0.0.1:18072/")
+    assert "valkey" not in children(redis_url="redis://127.0.0.1:18079/0")
+
+
+def test_children_get_the_settings_as_resolved_and_the_mark():
+    env = children({"TIDEGATE_GATEWAY_PORT": "1", "LANG": "C"}, gateway_port=9100)["gateway"].env
+    assert env["TIDEGATE_GATEWAY_PORT"] == "9100"
+    assert env["TIDEGATE_STATE_DIR"] == env[MARK] == str(STATE)
+    assert env["TIDEGATE_RUNTIME_DIR"] == str(STATE / "runtime")
+    assert env["LANG"] == "C"
+    assert "secret" not in env.values()
+
+
+def test_what_others_need_stops_after_them():
+    order = {name: child.stop_order for name, child in children().items()}
+    in_order = ["autoscaler", "gateway", "router", "registry", "valkey", "rabbitmq", "epmd"]
+    assert sorted(in_order, key=lambda name: order[name]) == in_order
+    assert children()["autoscaler"].after_stop[-2:] == ("services.autoscaler", "sweep")
+
+
+def test_nothing_waits_for_a_child_that_is_not_there():
+    for fields in ([], ["amqp_url"], ["redis_url"], ["amqp_url", "redis_url"]):
+        found = children({}, **dict.fromkeys(fields, "x://elsewhere/0"))
+        assert all(name in found for child in found.values() for name in child.after)
+
+
+def test_the_broker_is_private():
+    node = children({"RABBITMQ_NODENAME": "rabbit@host", "ERL_LIBS": "/elsewhere"})["rabbitmq"]
+    assert node.env["RABBITMQ_NODENAME"].endswith("@localhost")
+    assert "ERL_LIBS" not in node.env
+    assert node.env["ERL_EPMD_ADDRESS"] == "127.0.0.1"
+    assert Path(node.env["HOME"]) == STATE / "data" / "rabbitmq"
+    assert "{127,0,0,1}" in node.env["RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS"]
+    (config,) = (text for path, text in node.files.items() if path.name == "rabbitmq.conf")
+    assert "listeners.tcp.1 = 127.0.0.1:8072" in config
+
+
+def test_two_state_folders_have_two_nodes():
+    names = {
+        rabbitmq.children(Path(home), port=1, dist_port=2, epmd_port=3, environ={})[1].env[
+            "RABBITMQ_NODENAME"
+        ]
+        for home in ("/one", "/two")
+    }
+    assert len(names) == 2
+
+
+def test_a_service_on_every_address_is_asked_on_loopback():
+    gateway = children(host="0.0.0.0")["gateway"]
+    assert gateway.probe is not None
+    assert gateway.probe.host == "127.0.0.1"
+    assert gateway.ports[0].host == "0.0.0.0"

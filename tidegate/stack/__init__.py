@@ -1,0 +1,25 @@
+"""The embedded stack: RabbitMQ, Valkey and the services as processes under one supervisor.
+
+``up`` and ``down`` are what the command line calls; ``state`` is what ``tidegate status`` shows.
+"""
+
+from tidegate.stack.errors import ChildFailed, MissingPart, PortBusy, StackError
+from tidegate.stack.plan import log_file
+from tidegate.stack.record import ChildRecord, StackRecord
+from tidegate.stack.starting import OnProgress, Progress, state, up
+from tidegate.stack.stopping import down
+
+__all__ = [
+    "ChildFailed",
+    "ChildRecord",
+    "MissingPart",
+    "OnProgress",
+    "PortBusy",
+    "Progress",
+    "StackError",
+    "StackRecord",
+    "down",
+    "log_file",
+    "state",
+    "up",
+]

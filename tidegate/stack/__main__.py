@@ -1,0 +1,7 @@
+"""``python -m tidegate.stack``: the supervisor."""
+
+import sys
+
+from tidegate.stack.supervisor import main
+
+sys.exit(main())

@@ -1,0 +1,47 @@
+"""Starting one child: its folders, its files, its log, and the process."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+from tidegate.stack.child import Child
+
+TAIL_LINES = 15
+
+
+def spawn(child: Child, log: Path) -> subprocess.Popen[bytes]:
+    """Start the child in a session of its own, which a Ctrl-C in the terminal does not reach."""
+    for folder in (*child.folders, log.parent):
+        folder.mkdir(parents=True, exist_ok=True)
+    for path, text in child.files.items():
+        path.write_text(text)
+    with log.open("ab") as output:
+        return subprocess.Popen(
+            child.argv,
+            env=dict(child.env),
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+
+
+def tail(log: Path, *, start: int = 0, lines: int = TAIL_LINES) -> str:
+    """The last lines of a log, of what was written after byte ``start``."""
+    try:
+        with log.open("rb") as file:
+            size = file.seek(0, 2)
+            file.seek(max(start if start <= size else 0, size - 64_000))
+            text = file.read().decode(errors="replace")
+    except OSError:
+        return ""
+    return "\n".join(text.rstrip().splitlines()[-lines:])
+
+
+def size(log: Path) -> int:
+    """Bytes in the log now; 0 when there is none."""
+    try:
+        return log.stat().st_size
+    except OSError:
+        return 0

@@ -1,0 +1,27 @@
+"""Keeping the logs of the stack from growing without end."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import shutil
+from pathlib import Path
+
+LIMIT_BYTES = 50_000_000
+EVERY_S = 30.0
+
+
+async def keep_short(state: Path) -> None:
+    """Look at every log now and then, for ever."""
+    while True:
+        await asyncio.sleep(EVERY_S)
+        await asyncio.to_thread(shorten, state / "log", LIMIT_BYTES)
+
+
+def shorten(folder: Path, limit_bytes: int) -> None:
+    """Move what a log over the limit holds to ``<name>.log.1``; its writer appends and goes on."""
+    for log in folder.glob("*.log"):
+        with contextlib.suppress(OSError):
+            if log.stat().st_size > limit_bytes:
+                shutil.copyfile(log, log.with_suffix(".log.1"))
+                log.open("w").close()

@@ -1,0 +1,94 @@
+"""Which processes the stack of these settings consists of. A pure function: nothing is started or written."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from tidegate.settings import Settings
+from tidegate.stack import rabbitmq, valkey
+from tidegate.stack.child import MARK, Child, Port, Probe
+
+SERVICES = ("registry", "router", "autoscaler", "gateway")
+"""In the order in which ``status`` shows them."""
+
+# The autoscaler first, so that nothing starts a replica while replicas stop; then the door of the
+# clients; the ones that others need go last.
+STOP_ORDER = {"autoscaler": 10, "gateway": 20, "router": 30, "registry": 40}
+SWEEP_LIMIT_S = 60.0
+
+
+def plan(settings: Settings, environ: Mapping[str, str]) -> tuple[Child, ...]:
+    """Every process of the stack, in starting order. A server that a URL places elsewhere is left out."""
+    state = settings.state_path
+    env = _environment(settings, environ)
+    servers: list[Child] = []
+    if _is_embedded(settings.amqp_url, settings.rabbitmq_port):
+        servers += rabbitmq.children(
+            state / "data" / "rabbitmq",
+            port=settings.rabbitmq_port,
+            dist_port=settings.rabbitmq_dist_port,
+            epmd_port=settings.epmd_port,
+            environ=env,
+        )
+    if _is_embedded(settings.redis_url, settings.valkey_port):
+        servers.append(valkey.child(state / "data" / "valkey", port=settings.valkey_port, environ=env))
+    migrate = Child(
+        name="migrate",
+        argv=(*_module("services.registry"), "migrate"),
+        env=env,
+        probe=None,
+        stop_order=0,
+        folders=(state / "data",),
+    )
+    needed = tuple(server.name for server in servers)
+    return (*servers, migrate, *(_service(name, settings, env, needed) for name in SERVICES))
+
+
+def _service(name: str, settings: Settings, env: Mapping[str, str], needed: tuple[str, ...]) -> Child:
+    port: int = getattr(settings, f"{name}_port")
+    probe_host = "127.0.0.1" if settings.host in {"0.0.0.0", "::"} else settings.host
+    return Child(
+        name=name,
+        argv=_module(f"services.{name}"),
+        env=env,
+        probe=Probe("http", port, probe_host),
+        stop_order=STOP_ORDER[name],
+        ports=(Port(port, f"TIDEGATE_{name.upper()}_PORT", settings.host),),
+        # The registry starts while RabbitMQ does and waits for it itself; the others would only ask a
+        # registry in vain that does not listen yet.
+        after=("migrate",) if name == "registry" else (*needed, "registry"),
+        after_stop=(*_module("services.autoscaler"), "sweep") if name == "autoscaler" else (),
+    )
+
+
+def _module(name: str) -> tuple[str, ...]:
+    # -P: the folder that the user happens to stand in is not on the import path.
+    return (sys.executable, "-P", "-m", name)
+
+
+def _environment(settings: Settings, environ: Mapping[str, str]) -> dict[str, str]:
+    """What every child inherits: the settings as they were resolved here, and the mark of the stack."""
+    values = settings.model_dump(exclude={"service_token", "runtime_dir", "state_dir"}, exclude_none=True)
+    ours = {f"TIDEGATE_{name.upper()}": str(value) for name, value in values.items()}
+    return dict(environ) | ours | _folders(settings) | {"PYTHONUNBUFFERED": "1"}
+
+
+def _folders(settings: Settings) -> dict[str, str]:
+    return {
+        "TIDEGATE_STATE_DIR": str(settings.state_path),
+        "TIDEGATE_RUNTIME_DIR": str(settings.runtime_path),
+        MARK: str(settings.state_path),
+    }
+
+
+def _is_embedded(url: str, port: int) -> bool:
+    parts = urlsplit(url)
+    return parts.hostname in {"127.0.0.1", "localhost"} and parts.port == port
+
+
+def log_file(state: Path, name: str) -> Path:
+    """Where a child's output goes."""
+    return state / "log" / f"{name}.log"

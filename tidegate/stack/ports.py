@@ -1,0 +1,57 @@
+"""Ports: which are free, and who holds the ones that are not."""
+
+from __future__ import annotations
+
+import errno
+import socket
+from collections.abc import Iterable
+
+import psutil
+
+from tidegate.stack import processes
+from tidegate.stack.child import MARK, Port
+from tidegate.stack.errors import PortBusy
+
+
+def free_ports(count: int) -> list[int]:
+    """``count`` different loopback ports that are free now."""
+    sockets = [socket.socket() for _ in range(count)]
+    try:
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [each.getsockname()[1] for each in sockets]
+    finally:
+        for each in sockets:
+            each.close()
+
+
+def check_free(ports: Iterable[Port]) -> None:
+    """Raise :class:`PortBusy`, naming every holder, unless all the ports can be listened on."""
+    complaints = [text for port in ports if (text := _complaint(port))]
+    if complaints:
+        raise PortBusy("\n".join(complaints))
+
+
+def _complaint(port: Port) -> str | None:
+    with socket.socket(socket.AF_INET6 if ":" in port.host else socket.AF_INET) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((port.host, port.number))
+            return None
+        except OSError as error:
+            code, text = error.errno, error.strerror
+    if code == errno.EADDRINUSE:
+        return f"Port {port.number} is taken by {_holder(port.number)}, or choose another: {port.setting}=..."
+    return f"Cannot listen on {port.host}:{port.number} ({text}); choose another: {port.setting}=..."
+
+
+def _holder(number: int) -> str:
+    listening = (c for c in psutil.net_connections("tcp") if c.status == psutil.CONN_LISTEN)
+    pid = next((c.pid for c in listening if c.laddr and c.laddr.port == number), None)
+    process = processes.find(pid) if pid else None
+    if process is None:
+        return "a process of another user (`sudo ss -ltnp` names it): stop it"
+    state = process.environment().get(MARK)
+    if state:
+        return f"another Tidegate stack, pid {pid} (stop it: TIDEGATE_STATE_DIR={state} tidegate down)"
+    return f"pid {pid} ({process.command()}): stop it"

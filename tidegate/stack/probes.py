@@ -1,0 +1,60 @@
+"""Readiness, asked in each server's own protocol: an open port alone does not mean that it answers."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import socket
+
+from tidegate.stack.child import Probe
+
+TIMEOUT_S = 1.0
+
+
+def problem(probe: Probe) -> str | None:
+    """None when the child is ready, else what is missing in a few words. Blocks a second at most."""
+    try:
+        match probe.kind:
+            case "tcp":
+                socket.create_connection((probe.host, probe.port), TIMEOUT_S).close()
+                return None
+            case "amqp":
+                return _answers(probe, b"AMQP\x00\x00\x09\x01", b"\x01\x00\x00")
+            case "valkey":
+                # While it loads its data the answer is -LOADING.
+                return _answers(probe, b"PING\r\n", b"+PONG")
+            case "http":
+                return _http(probe)
+    except OSError:
+        return "not answering yet"
+
+
+def _answers(probe: Probe, greeting: bytes, expected: bytes) -> str | None:
+    with socket.create_connection((probe.host, probe.port), TIMEOUT_S) as connection:
+        connection.sendall(greeting)
+        answer = connection.recv(64)
+    return None if answer.startswith(expected) else "starting"
+
+
+def _http(probe: Probe) -> str | None:
+    connection = http.client.HTTPConnection(probe.host, probe.port, timeout=TIMEOUT_S)
+    try:
+        connection.request("GET", "/health/ready")
+        response = connection.getresponse()
+        body = response.read(4096)
+    except http.client.HTTPException:
+        return "not answering yet"
+    finally:
+        connection.close()
+    return None if response.status == 200 else _reason(body)
+
+
+def _reason(body: bytes) -> str:
+    try:
+        answer = json.loads(body)
+    except ValueError:
+        return "not ready"
+    problems = answer.get("problems") if isinstance(answer, dict) else None
+    if isinstance(problems, dict):
+        return "; ".join(f"{name}: {text}" for name, text in problems.items() if text) or "not ready"
+    return "not ready"

@@ -1,0 +1,103 @@
+"""Processes as /proc shows them. A pid may have been given to somebody else: it travels with its start."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tidegate.stack.child import MARK, REPLICA
+
+PROC = Path("/proc")
+POLL_S = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class Process:
+    """A process: its pid, and the clock ticks after boot at which it started."""
+
+    pid: int
+    started: int
+
+    def alive(self) -> bool:
+        """True while this very process runs; a zombie does not."""
+        return find(self.pid) == self
+
+    def command(self, limit: int | None = 120) -> str:
+        """Its command line, cut to ``limit``; empty when it is gone or belongs to the kernel."""
+        with contextlib.suppress(OSError):
+            words = (PROC / str(self.pid) / "cmdline").read_bytes().split(b"\0")
+            return b" ".join(words).decode(errors="replace").strip()[:limit]
+        return ""
+
+    def environment(self) -> dict[str, str]:
+        """The environment it was started with; empty when it is gone or belongs to another user."""
+        with contextlib.suppress(OSError):
+            items = (PROC / str(self.pid) / "environ").read_bytes().decode(errors="replace").split("\0")
+            return dict(item.split("=", 1) for item in items if "=" in item)
+        return {}
+
+    def send(self, number: signal.Signals, *, group: bool = False) -> None:
+        """Send a signal to the process, or to its whole group if it leads one; a vanished process is fine."""
+        if not self.alive():
+            return
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            if group and os.getpgid(self.pid) == self.pid:
+                os.killpg(self.pid, number)
+            else:
+                os.kill(self.pid, number)
+
+
+def find(pid: int) -> Process | None:
+    """The process that has this pid now, or None."""
+    try:
+        stat = (PROC / str(pid) / "stat").read_text(errors="replace")
+    except OSError:
+        return None
+    # The name in parentheses may hold spaces and parentheses itself: fields count from the last one.
+    fields = stat.rpartition(")")[2].split()
+    return None if fields[0] in {"Z", "X"} else Process(pid, int(fields[19]))
+
+
+def marked(state: Path) -> list[Process]:
+    """Every process that belongs to the stack of this state folder, except the calling one."""
+    own = os.getpid()
+    found = (find(int(entry.name)) for entry in PROC.iterdir() if entry.name.isdigit())
+    return [p for p in found if p and p.pid != own and _belongs(p, state)]
+
+
+def _belongs(process: Process, state: Path) -> bool:
+    environment = process.environment()
+    # A model server gets an environment without our settings; it is known by the folder that it serves.
+    of_replica = REPLICA in environment and f"{state}/" in process.command(limit=None)
+    return environment.get(MARK) == str(state) or of_replica
+
+
+def wait_gone(processes: Iterable[Process], limit_s: float) -> list[Process]:
+    """Wait until the processes are gone; the ones that still run after ``limit_s`` seconds."""
+    end = time.monotonic() + limit_s
+    left = [p for p in processes if p.alive()]
+    while left and time.monotonic() < end:
+        time.sleep(POLL_S)
+        left = [p for p in left if p.alive()]
+    return left
+
+
+def stop(processes: Sequence[Process], grace_s: float) -> None:
+    """SIGTERM to each process alone, then, to what still runs after ``grace_s``, SIGKILL to its group."""
+    for process in processes:
+        process.send(signal.SIGTERM)
+    left = wait_gone(processes, grace_s)
+    for process in left:
+        process.send(signal.SIGKILL, group=True)
+    wait_gone(left, 5.0)
+
+
+def kill_group(group: int) -> None:
+    """SIGKILL to every process of a group whose leader is dead; fine when there is none."""
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(group, signal.SIGKILL)

@@ -1,0 +1,101 @@
+"""A private RabbitMQ node: its own ports, folders, name and cookie, everything on loopback."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+from tidegate.stack.child import Child, Port, Probe
+from tidegate.stack.errors import MissingPart
+
+# The wrapper in /usr/sbin changes to the user `rabbitmq`; these are the scripts behind it.
+PLACES = (Path("/usr/lib/rabbitmq/bin/rabbitmq-server"), Path("/opt/rabbitmq/sbin/rabbitmq-server"))
+
+CONFIG = """\
+listeners.tcp.1 = 127.0.0.1:{port}
+log.console = true
+log.console.level = info
+log.connection.level = error
+log.file = false
+vm_memory_high_watermark.relative = 0.3
+disk_free_limit.absolute = 200MB
+collect_statistics_interval = 60000
+max_message_size = 16777216
+"""
+
+ERLANG_FLAGS = (
+    "-noinput +sbwt none +sbwtdcpu none +sbwtdio none"
+    " -start_epmd false -kernel inet_dist_use_interface {127,0,0,1}"
+)
+
+
+def children(
+    home: Path, *, port: int, dist_port: int, epmd_port: int, environ: Mapping[str, str]
+) -> tuple[Child, Child]:
+    """epmd (Erlang's name server) and the node itself, with everything they write below ``home``."""
+    ours = {"HOME": str(home), "ERL_EPMD_PORT": str(epmd_port), "ERL_EPMD_ADDRESS": "127.0.0.1"}
+    env = {k: v for k, v in environ.items() if not k.startswith(("RABBITMQ_", "ERL_"))} | ours
+    epmd = Child(
+        name="epmd",
+        argv=(_epmd(), "-port", str(epmd_port), "-address", "127.0.0.1"),
+        env=env,
+        probe=Probe("tcp", epmd_port),
+        stop_order=90,
+        ports=(Port(epmd_port, "TIDEGATE_EPMD_PORT"),),
+        folders=(home,),
+        grace_s=2.0,
+    )
+    node = Child(
+        name="rabbitmq",
+        argv=(str(_server()),),
+        env=env | _node_environment(home, dist_port),
+        probe=Probe("amqp", port),
+        stop_order=80,
+        ports=(Port(port, "TIDEGATE_RABBITMQ_PORT"), Port(dist_port, "TIDEGATE_RABBITMQ_DIST_PORT")),
+        after=("epmd",),
+        folders=(home / "conf.d", home / "mnesia", home / "log", home / "config"),
+        files={home / "rabbitmq.conf": CONFIG.format(port=port), home / "enabled_plugins": "[].\n"},
+        start_limit_s=90.0,
+        grace_s=30.0,
+    )
+    return epmd, node
+
+
+def _node_environment(home: Path, dist_port: int) -> dict[str, str]:
+    # The data belongs to the node's name, so the name follows from the folder: same folder, same node.
+    name = hashlib.sha256(str(home).encode()).hexdigest()[:12]
+    return {
+        "RABBITMQ_NODENAME": f"tidegate-{name}@localhost",
+        "RABBITMQ_DIST_PORT": str(dist_port),
+        "RABBITMQ_CONF_ENV_FILE": str(home / "rabbitmq-env.conf"),
+        "RABBITMQ_CONFIG_FILE": str(home / "rabbitmq.conf"),
+        "RABBITMQ_CONFIG_FILES": str(home / "conf.d"),
+        "RABBITMQ_ADVANCED_CONFIG_FILE": str(home / "advanced.config"),
+        "RABBITMQ_GENERATED_CONFIG_DIR": str(home / "config"),
+        "RABBITMQ_ENABLED_PLUGINS_FILE": str(home / "enabled_plugins"),
+        "RABBITMQ_MNESIA_BASE": str(home / "mnesia"),
+        "RABBITMQ_LOG_BASE": str(home / "log"),
+        "RABBITMQ_LOGS": "-",
+        "RABBITMQ_PID_FILE": str(home / "node.pid"),
+        "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": ERLANG_FLAGS,
+        # The script then becomes the Erlang VM instead of waiting for it as its parent: one process, one
+        # pid, and SIGTERM reaches the node. The flag -noinput above keeps it from wanting a terminal.
+        "RABBITMQ_ALLOW_INPUT": "1",
+    }
+
+
+def _server() -> Path:
+    for place in PLACES:
+        if os.access(place, os.X_OK):
+            return place
+    raise MissingPart("RabbitMQ is not installed: run `make up`, or `sudo apt-get install rabbitmq-server`.")
+
+
+def _epmd() -> str:
+    found = shutil.which("epmd") or next(map(str, Path("/usr/lib/erlang").glob("erts-*/bin/epmd")), None)
+    if found is None:
+        raise MissingPart("Erlang is not installed: run `make up`, or `sudo apt-get install erlang-base`.")
+    return found

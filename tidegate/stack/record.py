@@ -1,0 +1,107 @@
+"""``run/stack.json``: what the supervisor tells the rest of the world about its children."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from tidegate.stack.processes import Process
+
+ChildPhase = Literal["waiting", "starting", "ready", "done", "restarting", "stopping", "stopped", "failed"]
+StackPhase = Literal["starting", "running", "stopping", "stopped", "failed", "unattended"]
+"""``unattended``: children run, but their supervisor died."""
+
+
+@dataclass(frozen=True, slots=True)
+class ChildRecord:
+    """One child: its state, since when (epoch seconds), and why, in a few words."""
+
+    name: str
+    state: ChildPhase = "waiting"
+    process: Process | None = None
+    ports: tuple[int, ...] = ()
+    restarts: int = 0
+    since: float = 0.0
+    detail: str = ""
+    log: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class StackRecord:
+    """The whole stack; ``error`` is set when ``phase`` is ``failed``."""
+
+    phase: StackPhase = "stopped"
+    supervisor: Process | None = None
+    children: tuple[ChildRecord, ...] = ()
+    error: str = ""
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain JSON types, for files and for ``--json``."""
+        return asdict(self)
+
+
+@dataclass(slots=True)
+class Folder:
+    """The ``run`` folder of a stack: its record and its locks."""
+
+    path: Path
+    _held: list[int] = field(default_factory=list)
+
+    def read(self) -> StackRecord:
+        """The last record that was written; an empty one when there is none or it cannot be read."""
+        try:
+            return _parse(json.loads((self.path / "stack.json").read_text()))
+        except (OSError, ValueError, KeyError, TypeError):
+            return StackRecord()
+
+    def write(self, record: StackRecord) -> None:
+        """Replace the record in one step: a reader sees the old one or the new one."""
+        fresh = self.path / "stack.json.new"
+        fresh.write_text(json.dumps(record.as_dict(), indent=1))
+        fresh.replace(self.path / "stack.json")
+
+    def hold(self, name: str) -> bool:
+        """Take a lock for the life of this process; False when another process has it."""
+        lock = os.open(self.path / f"{name}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(lock)
+            return False
+        self._held.append(lock)
+        return True
+
+    @contextmanager
+    def turn(self) -> Iterator[None]:
+        """One ``up`` or ``down`` at a time; waits for its turn."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        lock = os.open(self.path / "turn.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(lock)
+
+
+def with_child(record: StackRecord, name: str, **changes: Any) -> StackRecord:
+    """The record with one child's fields replaced."""
+    children = tuple(replace(c, **changes) if c.name == name else c for c in record.children)
+    return replace(record, children=children)
+
+
+def _parse(raw: dict[str, Any]) -> StackRecord:
+    children = tuple(
+        ChildRecord(**{**c, "process": _process(c["process"]), "ports": tuple(c["ports"])})
+        for c in raw["children"]
+    )
+    return StackRecord(raw["phase"], _process(raw["supervisor"]), children, raw["error"])
+
+
+def _process(raw: dict[str, int] | None) -> Process | None:
+    return Process(raw["pid"], raw["started"]) if raw else None

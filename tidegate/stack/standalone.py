@@ -1,0 +1,71 @@
+"""A few children without a supervisor, for as long as a block runs: what integration tests stand on."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from tidegate.stack import launch, probes, processes, rabbitmq, valkey
+from tidegate.stack.child import Child
+from tidegate.stack.errors import ChildFailed
+from tidegate.stack.ports import free_ports
+
+POLL_S = 0.1
+
+
+@contextmanager
+def running(children: Sequence[Child], log_folder: Path) -> Iterator[None]:
+    """Start the children one after the other, each when the one before is ready; stop them at the end."""
+    started: list[tuple[Child, subprocess.Popen[bytes]]] = []
+    try:
+        for child in children:
+            log = log_folder / f"{child.name}.log"
+            started.append((child, launch.spawn(child, log)))
+            _wait_ready(child, started[-1][1], log)
+        yield
+    finally:
+        for child, process in sorted(started, key=lambda pair: pair[0].stop_order):
+            stop(process, child.grace_s)
+
+
+@contextmanager
+def rabbitmq_running(folder: Path) -> Iterator[str]:
+    """A RabbitMQ of its own on free ports, everything below ``folder``; yields its AMQP URL."""
+    port, dist_port, epmd_port = free_ports(3)
+    children = rabbitmq.children(
+        folder / "data", port=port, dist_port=dist_port, epmd_port=epmd_port, environ=os.environ
+    )
+    with running(children, folder):
+        yield f"amqp://guest:guest@127.0.0.1:{port}/"
+
+
+@contextmanager
+def valkey_running(folder: Path, *, port: int | None = None) -> Iterator[str]:
+    """A Valkey of its own on a free port (or ``port``), everything below ``folder``; yields its URL."""
+    number = port or free_ports(1)[0]
+    with running([valkey.child(folder / "data", port=number, environ=os.environ)], folder):
+        yield f"redis://127.0.0.1:{number}/0"
+
+
+def stop(process: subprocess.Popen[bytes], grace_s: float) -> None:
+    """Stop a process that this process started, and what is left of its group."""
+    identity = processes.find(process.pid)
+    if process.poll() is None and identity:
+        processes.stop([identity], grace_s)
+    process.wait()
+
+
+def _wait_ready(child: Child, process: subprocess.Popen[bytes], log: Path) -> None:
+    end = time.monotonic() + child.start_limit_s
+    while child.probe and (missing := probes.problem(child.probe)):
+        if process.poll() is not None:
+            raise ChildFailed(f"{child.name} exited with {process.returncode}:\n{launch.tail(log)}")
+        if time.monotonic() > end:
+            raise ChildFailed(
+                f"{child.name}: {missing} after {child.start_limit_s:.0f} s:\n{launch.tail(log)}"
+            )
+        time.sleep(POLL_S)

@@ -1,0 +1,162 @@
+"""``up``: from nothing, from leftovers, or from a running stack to a stack that is ready."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tidegate.settings import Settings
+from tidegate.stack import halt, launch, processes, token
+from tidegate.stack.child import Child
+from tidegate.stack.errors import ChildFailed
+from tidegate.stack.plan import log_file, plan
+from tidegate.stack.ports import check_free
+from tidegate.stack.record import ChildPhase, ChildRecord, Folder, StackRecord
+
+POLL_S = 0.1
+# Longer than any child's own limit: the supervisor is the one that gives up first, with the reason.
+LIMIT_S = 300.0
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """One change worth showing: a child, its state, and a detail in a few words."""
+
+    name: str
+    state: ChildPhase
+    detail: str
+    elapsed_s: float
+
+
+OnProgress = Callable[[Progress], None]
+
+
+class Watch:
+    """Calls ``on_progress`` once for each change between records."""
+
+    def __init__(self, on_progress: OnProgress) -> None:
+        self._on_progress = on_progress
+        self._began = time.monotonic()
+        self._seen: dict[str, tuple[ChildPhase, str]] = {}
+
+    def skip(self, record: StackRecord) -> None:
+        """Take what is in the record as known."""
+        self._seen |= {child.name: (child.state, child.detail) for child in record.children}
+
+    def show(self, record: StackRecord) -> None:
+        """Report what changed since the last call."""
+        for child in record.children:
+            self.change(child.name, child.state, child.detail)
+
+    def change(self, name: str, state: ChildPhase, detail: str) -> None:
+        """Report one child's state if it is new."""
+        if self._seen.get(name) != (state, detail):
+            self._seen[name] = (state, detail)
+            self._on_progress(Progress(name, state, detail, time.monotonic() - self._began))
+
+
+def ignore(_: Progress) -> None:
+    """For callers that show no progress."""
+
+
+def up(settings: Settings, on_progress: OnProgress = ignore) -> StackRecord:
+    """Start the stack, or leave a running one alone; returns when every child is ready.
+
+    Raises StackError (PortBusy, MissingPart, ChildFailed) with a text for a person; then nothing of a
+    stack that was started here is left running.
+    """
+    state = settings.state_path
+    folder = Folder(state / "run")
+    with folder.turn():
+        for name in ("run", "log", "data"):
+            (state / name).mkdir(parents=True, exist_ok=True)
+        if not settings.service_token:
+            token.ensure(state)
+        watch = Watch(on_progress)
+        record = folder.read()
+        if not (record.supervisor and record.supervisor.alive()):
+            children = plan(settings, os.environ)
+            _clear_leftovers(record, children)
+            check_free(port for child in children for port in child.ports)
+            return _wait(folder, _start_supervisor(children, state), watch, state)
+        return _wait(folder, None, watch, state)
+
+
+def _clear_leftovers(record: StackRecord, children: Sequence[Child]) -> None:
+    """Stop the children of a supervisor that died. Replicas stay: the new autoscaler adopts them."""
+    left = {c.name: c.process for c in record.children if c.process and c.process.alive()}
+    for child in sorted(children, key=lambda c: c.stop_order):
+        if process := left.get(child.name):
+            processes.stop([process], child.grace_s)
+
+
+def _start_supervisor(children: Sequence[Child], state: Path) -> subprocess.Popen[bytes]:
+    supervisor = Child(
+        name="supervisor",
+        argv=(sys.executable, "-P", "-m", "tidegate.stack"),
+        # The environment that the children get: their settings are the ones resolved here.
+        env=next(child for child in children if child.name == "migrate").env,
+        probe=None,
+        stop_order=0,
+    )
+    return launch.spawn(supervisor, log_file(state, "supervisor"))
+
+
+def _wait(folder: Folder, started: subprocess.Popen[bytes] | None, watch: Watch, state: Path) -> StackRecord:
+    """Follow the record until the stack runs; raise what the supervisor says otherwise."""
+    end = time.monotonic() + LIMIT_S
+    while True:
+        gone = started is not None and started.poll() is not None
+        record = folder.read()
+        fresh = started is None or (record.supervisor is not None and record.supervisor.pid == started.pid)
+        if fresh:
+            watch.show(record)
+        if fresh and record.phase == "running" and not _unready(record):
+            return record
+        if gone or (started is None and not (record.supervisor and record.supervisor.alive())):
+            halt.sweep(state)
+            raise ChildFailed(record.error if fresh and record.error else _supervisor_died(state))
+        if time.monotonic() > end:
+            raise ChildFailed(f"Not ready after {LIMIT_S:.0f} s: {_unready(record)}")
+        time.sleep(POLL_S)
+
+
+def _unready(record: StackRecord) -> str:
+    waiting = (c for c in record.children if c.state not in {"ready", "done"})
+    return "; ".join(f"{c.name} is {c.state} ({c.detail or 'see ' + c.log})" for c in waiting)
+
+
+def _supervisor_died(state: Path) -> str:
+    log = log_file(state, "supervisor")
+    return f"The supervisor died. Its log, {log}, ends with:\n{launch.tail(log)}"
+
+
+def state(settings: Settings) -> StackRecord:
+    """What runs now: the supervisor's record, with dead processes shown as such."""
+    record = Folder(settings.state_path / "run").read()
+    if record.supervisor and record.supervisor.alive():
+        return record
+    children = tuple(_checked(child) for child in record.children)
+    if any(child.process for child in children):
+        return StackRecord("unattended", None, children, record.error)
+    return StackRecord("failed" if record.phase == "failed" else "stopped", None, children, record.error)
+
+
+def _checked(child: ChildRecord) -> ChildRecord:
+    alive = child.process is not None and child.process.alive()
+    detail = "runs without its supervisor: `tidegate up` or `tidegate down`" if alive else ""
+    return ChildRecord(
+        child.name,
+        "ready" if alive else "stopped",
+        child.process if alive else None,
+        child.ports,
+        child.restarts,
+        child.since,
+        detail,
+        child.log,
+    )

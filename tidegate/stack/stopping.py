@@ -1,0 +1,54 @@
+"""``down``: stop everything that belongs to the stack, whoever started it and whatever died before."""
+
+from __future__ import annotations
+
+import os
+
+from tidegate.settings import Settings
+from tidegate.stack import halt, processes
+from tidegate.stack.child import Child
+from tidegate.stack.errors import MissingPart, StackError
+from tidegate.stack.plan import SWEEP_LIMIT_S, plan
+from tidegate.stack.record import Folder
+from tidegate.stack.starting import OnProgress, Watch, ignore
+
+# All graces together, and the end of the replicas; nearly always it takes a few seconds.
+LIMIT_S = 120.0 + SWEEP_LIMIT_S
+
+
+def down(settings: Settings, on_progress: OnProgress = ignore) -> bool:
+    """Stop the stack; True if something ran. Raises StackError when a process cannot be ended."""
+    state = settings.state_path
+    folder = Folder(state / "run")
+    if not folder.path.is_dir():
+        return False
+    with folder.turn():
+        if not processes.marked(state):
+            return False
+        watch = Watch(on_progress)
+        record = folder.read()
+        watch.skip(record)
+        if record.supervisor and record.supervisor.alive():
+            halt.end_supervisor(record.supervisor, LIMIT_S, lambda: watch.show(folder.read()))
+            record = folder.read()
+            watch.show(record)
+        if processes.marked(state):
+            running = {c.name: c.process for c in record.children if c.process}
+            halt.stop_children(_children(settings), running, state, watch.change)
+        _verify(settings)
+    return True
+
+
+def _children(settings: Settings) -> tuple[Child, ...]:
+    try:
+        return plan(settings, os.environ)
+    except MissingPart:
+        # A program was uninstalled while it ran: then everything ends by its mark, in no order.
+        return ()
+
+
+def _verify(settings: Settings) -> None:
+    left = processes.marked(settings.state_path)
+    if left:
+        names = "\n".join(f"  pid {p.pid}: {p.command()}" for p in left)
+        raise StackError(f"These processes of the stack could not be ended:\n{names}")

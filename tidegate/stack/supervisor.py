@@ -1,0 +1,121 @@
+"""The process that keeps the stack: ``python -m tidegate.stack``, started by ``up``, detached."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from tidegate import telemetry
+from tidegate.settings import Settings
+from tidegate.stack import halt, logs, processes
+from tidegate.stack.child import Child
+from tidegate.stack.errors import StackError
+from tidegate.stack.keeper import Keeper
+from tidegate.stack.plan import log_file, plan
+from tidegate.stack.record import ChildPhase, ChildRecord, Folder, StackRecord, with_child
+
+log = telemetry.logger(__name__)
+
+
+class Supervisor:
+    """Runs the children until it is told to stop, and keeps ``stack.json`` true."""
+
+    def __init__(self, children: Sequence[Child], state: Path) -> None:
+        self._children = children
+        self._state = state
+        self._folder = Folder(state / "run")
+        self._keepers: list[Keeper] = []
+        records = tuple(
+            ChildRecord(c.name, ports=tuple(p.number for p in c.ports), log=str(log_file(state, c.name)))
+            for c in children
+        )
+        self._record = StackRecord("starting", processes.find(os.getpid()), records)
+
+    async def run(self) -> int:
+        """Until SIGTERM or SIGINT, or until a child fails to start; the exit code."""
+        if not self._folder.hold("supervisor"):
+            log.error("another supervisor has this state folder")
+            return 1
+        self._write()
+        error = await self._keep_until_stopped()
+        self._record = replace(self._record, phase="stopping", error=error)
+        self._write()
+        await asyncio.to_thread(
+            halt.stop_children, self._children, self._running(), self._state, self._report_stop
+        )
+        for keeper in self._keepers:
+            keeper.reap()
+        self._record = replace(self._record, phase="failed" if error else "stopped")
+        self._write()
+        return 1 if error else 0
+
+    async def _keep_until_stopped(self) -> str:
+        """Run every keeper; the reason of the end, empty when it was asked for."""
+        ready = {child.name: asyncio.Event() for child in self._children}
+        self._keepers = [self._keeper(child, ready) for child in self._children]
+        stopped = asyncio.Event()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(number, stopped.set)
+        tasks = [asyncio.create_task(keeper.run(), name=keeper.child.name) for keeper in self._keepers]
+        tasks += [
+            asyncio.create_task(self._announce(ready)),
+            asyncio.create_task(logs.keep_short(self._state)),
+        ]
+        stop = asyncio.create_task(stopped.wait())
+        error = await _first_error(tasks, stop)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        return error
+
+    def _keeper(self, child: Child, ready: Mapping[str, asyncio.Event]) -> Keeper:
+        def report(**changes: Any) -> None:
+            log.info("%s is %s", child.name, changes["state"], extra={"detail": changes["detail"]})
+            self._record = with_child(self._record, child.name, **changes)
+            self._write()
+
+        return Keeper(child, log_file(self._state, child.name), report, ready)
+
+    async def _announce(self, ready: Mapping[str, asyncio.Event]) -> None:
+        for event in ready.values():
+            await event.wait()
+        self._record = replace(self._record, phase="running")
+        self._write()
+
+    def _running(self) -> dict[str, processes.Process]:
+        return {c.name: c.process for c in self._record.children if c.process}
+
+    def _report_stop(self, name: str, state: ChildPhase, detail: str) -> None:
+        self._record = with_child(self._record, name, state=state, detail=detail, since=time.time())
+        self._write()
+
+    def _write(self) -> None:
+        # A full disk must not take the supervisor down: the children matter more than their record.
+        with contextlib.suppress(OSError):
+            self._folder.write(self._record)
+
+
+async def _first_error(tasks: Sequence[asyncio.Task[None]], stop: asyncio.Task[bool]) -> str:
+    """Wait for ``stop`` or the first task that fails; what it said."""
+    waiting: set[asyncio.Task[Any]] = {*tasks, stop}
+    while not stop.done():
+        done, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+        for task in done - {stop}:
+            if (error := task.exception()) is not None:
+                log.error("%s", error)
+                return str(error) if isinstance(error, StackError) else f"the supervisor failed: {error!r}"
+    return ""
+
+
+def main() -> int:
+    """Read the settings from the environment and keep the stack."""
+    settings = Settings()
+    telemetry.configure("supervisor", settings.log_level)
+    return asyncio.run(Supervisor(plan(settings, os.environ), settings.state_path).run())
