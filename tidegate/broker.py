@@ -1,4 +1,4 @@
-"""RabbitMQ, for the whole of Tidegate: the only importer of aiormq.
+"""RabbitMQ, for the whole of Tidegate: the only user of ``tidegate.amqp``.
 
 A :class:`Link` is one connection with one channel that comes back for ever. Whoever owns it gives a
 ``setup`` coroutine that declares and consumes; it runs again after every reconnect, and after the
@@ -18,13 +18,12 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
 
-import aiormq
-from aiormq.abc import DeliveredMessage
-from aiormq.channel import Channel
-from pamqp import commands as spec
-from yarl import URL
+from pamqp import commands
+from pamqp.base import Frame
 
 from tidegate import telemetry
+from tidegate.amqp.connection import Connection, Lost, NotTaken, connect
+from tidegate.amqp.wire import Delivered, Properties
 from tidegate.errors import Unavailable
 from tidegate.topology import Exchange, Queue
 
@@ -33,8 +32,6 @@ log = telemetry.logger(__name__)
 CONNECT_TIMEOUT_S = 5.0
 HEARTBEAT_S = 20
 BACKOFF_S = (0.05, 2.0)
-
-_LOST = (aiormq.AMQPError, ConnectionError, OSError, asyncio.InvalidStateError, RuntimeError)
 
 
 class Unroutable(Unavailable):
@@ -56,40 +53,39 @@ class Delivery:
     headers: dict[str, Any]
 
 
-OnDelivery = Callable[[Delivery], Awaitable[None]]
+OnDelivery = Callable[[Delivery], Awaitable[None] | None]
 
 
 class Session:
     """One incarnation of a channel. It is not reused: a reconnect brings a new one."""
 
-    def __init__(self, channel: Channel) -> None:
-        self._channel = channel
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._tasks: set[asyncio.Future[None]] = set()
 
     async def declare(self, what: Queue | Exchange) -> None:
         """Declare a queue or an exchange; a no-op when it is there with the same arguments."""
         if isinstance(what, Exchange):
-            await self._channel.exchange_declare(what.name, exchange_type=what.kind, durable=True)
-            return
-        await self._channel.queue_declare(
-            what.name,
-            durable=not what.exclusive,
-            exclusive=what.exclusive,
-            auto_delete=what.auto_delete,
-            arguments=dict(what.arguments),
-        )
+            await self._call(
+                commands.Exchange.Declare(exchange=what.name, exchange_type=what.kind, durable=True)
+            )
+        else:
+            await self._declare(what)
 
     async def bind(self, queue: Queue, exchange: Exchange, routing_key: str = "") -> None:
         """Let ``exchange`` copy to ``queue`` what matches ``routing_key``."""
-        await self._channel.queue_bind(queue.name, exchange.name, routing_key)
+        await self._call(
+            commands.Queue.Bind(queue=queue.name, exchange=exchange.name, routing_key=routing_key)
+        )
 
     async def depth(self, queue: Queue) -> int:
         """Messages that wait in ``queue`` and are with no consumer yet; declares it if need be."""
-        answer = await self._channel.queue_declare(queue.name, durable=True, arguments=dict(queue.arguments))
-        return answer.message_count or 0
+        answer = await self._declare(queue)
+        return int(answer.message_count or 0)
 
     async def delete(self, queue: Queue) -> None:
         """Delete a queue with everything in it."""
-        await self._channel.queue_delete(queue.name)
+        await self._call(commands.Queue.Delete(queue=queue.name))
 
     async def consume(
         self,
@@ -100,26 +96,38 @@ class Session:
         no_ack: bool = False,
         exclusive: bool = False,
     ) -> str:
-        """Start a consumer and return its tag. ``prefetch`` bounds what it holds unsettled."""
-        await self._channel.basic_qos(prefetch_count=prefetch)
+        """Start a consumer and return its tag. ``prefetch`` bounds what it holds unsettled.
 
-        async def on_message(message: DeliveredMessage) -> None:
-            await on_delivery(_delivery(message))
+        ``on_delivery`` is called in the order of arrival; where it gives an awaitable, that runs as a task.
+        """
 
-        answer = await self._channel.basic_consume(queue.name, on_message, no_ack=no_ack, exclusive=exclusive)
-        assert answer.consumer_tag is not None
-        return answer.consumer_tag
+        def on_delivered(delivered: Delivered) -> None:
+            awaitable = on_delivery(_delivery(delivered))
+            if awaitable is not None:
+                task = asyncio.ensure_future(awaitable)
+                self._tasks.add(task)
+                task.add_done_callback(self._on_task_done)
+
+        try:
+            return await self._connection.consume(
+                queue.name, on_delivered, prefetch=prefetch, no_ack=no_ack, exclusive=exclusive
+            )
+        except Lost as error:
+            raise Unavailable(f"RabbitMQ: {error}") from error
 
     async def cancel(self, consumer_tag: str) -> None:
         """Stop a consumer; what it holds stays unsettled until acked or the session ends."""
-        await self._channel.basic_cancel(consumer_tag)
+        try:
+            await self._connection.cancel(consumer_tag)
+        except Lost as error:
+            raise Unavailable(f"RabbitMQ: {error}") from error
 
     async def ack(self, tag: int, *, multiple: bool = False) -> None:
         """Settle a delivery (``multiple``: and every earlier one). Does not wait for the socket."""
         try:
-            await self._channel.basic_ack(tag, multiple=multiple, wait=False)
-        except _LOST as error:
-            raise Unavailable("The broker went away.") from error
+            self._connection.ack(tag, multiple)
+        except Lost as error:
+            raise Unavailable(f"RabbitMQ: {error}") from error
 
     async def publish(
         self,
@@ -139,37 +147,55 @@ class Session:
         was refused or the connection broke. ``expiration_ms`` below 1 is sent as 1: RabbitMQ closes
         the channel on less.
         """
-        properties = spec.Basic.Properties(
-            delivery_mode=2 if persistent else 1,
-            expiration=None if expiration_ms is None else str(max(1, int(expiration_ms))),
-            reply_to=reply_to,
-            headers=headers or {},
-        )
+        if self._connection.blocked:
+            raise Unavailable("RabbitMQ takes no messages: it is short of memory or disk.", retry_after_s=5.0)
+        expiration = None if expiration_ms is None else str(max(1, int(expiration_ms)))
+        properties = Properties(persistent, reply_to, expiration, None, headers)
         try:
-            await self._channel.basic_publish(
-                body,
-                exchange=exchange,
-                routing_key=routing_key,
-                properties=properties,
-                mandatory=mandatory,
-                wait=False,
+            confirm = self._connection.publish(
+                body, exchange, routing_key, mandatory=mandatory, properties=properties
             )
-        except aiormq.exceptions.PublishError as error:
-            raise Unroutable(f"No queue for {routing_key!r}.") from error
-        except (aiormq.exceptions.DeliveryError, *_LOST) as error:
+            if confirm is not None:
+                await confirm
+        except NotTaken as error:
+            if error.unroutable:
+                raise Unroutable(f"No queue for {routing_key!r}.") from error
             raise Unavailable("The broker did not take the message.") from error
+        except Lost as error:
+            raise Unavailable(f"RabbitMQ: {error}") from error
+
+    async def _declare(self, queue: Queue) -> Any:
+        return await self._call(
+            commands.Queue.Declare(
+                queue=queue.name,
+                durable=not queue.exclusive,
+                exclusive=queue.exclusive,
+                auto_delete=queue.auto_delete,
+                arguments=dict(queue.arguments),
+            )
+        )
+
+    async def _call(self, command: Frame) -> Any:
+        try:
+            return await self._connection.call(command)
+        except Lost as error:
+            raise Unavailable(f"RabbitMQ: {error}") from error
+
+    def _on_task_done(self, task: asyncio.Future[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("a delivery was not handled", exc_info=error)
 
 
-def _delivery(message: DeliveredMessage) -> Delivery:
-    method, properties = message.delivery, message.header.properties
-    assert isinstance(method, spec.Basic.Deliver)
+def _delivery(delivered: Delivered) -> Delivery:
+    properties = delivered.properties
     return Delivery(
-        body=message.body,
-        tag=method.delivery_tag or 0,
-        redelivered=bool(method.redelivered),
-        reply_to=properties.reply_to or None,
-        routing_key=method.routing_key or "",
-        exchange=method.exchange or "",
+        body=delivered.body,
+        tag=delivered.tag,
+        redelivered=delivered.redelivered,
+        reply_to=properties.reply_to,
+        routing_key=delivered.routing_key,
+        exchange=delivered.exchange,
         headers=properties.headers or {},
     )
 
@@ -190,7 +216,7 @@ class Link:
         on_up: Callable[[], None] | None = None,
         confirms: bool = True,
     ) -> None:
-        self._url = URL(url).update_query(heartbeat=str(HEARTBEAT_S), name=name)
+        self._url = url
         self._name = name
         self._setup = setup
         self._on_down = on_down
@@ -224,12 +250,14 @@ class Link:
 
     async def wait_up(self, timeout_s: float) -> Session:
         """The session, once there is one; raises ``Unavailable`` after ``timeout_s``."""
-        try:
-            await asyncio.wait_for(self._up.wait(), timeout_s)
-        except TimeoutError:
-            raise Unavailable(self.problem or "RabbitMQ does not answer.") from None
-        assert self.session is not None
-        return self.session
+        session = self.session
+        while session is None:
+            try:
+                await asyncio.wait_for(self._up.wait(), timeout_s)
+            except TimeoutError:
+                raise Unavailable(self.problem or "RabbitMQ does not answer.") from None
+            session = self.session
+        return session
 
     async def _run(self) -> None:
         delay = BACKOFF_S[0]
@@ -237,10 +265,10 @@ class Link:
             try:
                 await self._live()
                 delay = BACKOFF_S[0]
-            except _LOST as error:
-                self._note(f"RabbitMQ: {error or type(error).__name__}")
             except TimeoutError:
                 self._note("RabbitMQ did not answer in time.")
+            except (Unavailable, OSError) as error:
+                self._note(f"RabbitMQ: {error or type(error).__name__}")
             await asyncio.sleep(delay * random.uniform(0.5, 1.0))
             delay = min(delay * 2, BACKOFF_S[1])
 
@@ -251,30 +279,26 @@ class Link:
 
     async def _live(self) -> None:
         """One life of the connection: returns when a session that was up has ended."""
-        lost = asyncio.get_running_loop().create_future()
         async with asyncio.timeout(CONNECT_TIMEOUT_S):
-            connection = await aiormq.connect(self._url)
+            connection = await connect(
+                self._url, name=self._name, heartbeat_s=HEARTBEAT_S, confirms=self._confirms
+            )
         try:
+            session = Session(connection)
             async with asyncio.timeout(CONNECT_TIMEOUT_S):
-                channel = await connection.channel(publisher_confirms=self._confirms, on_return_raises=True)
-                assert isinstance(channel, Channel)
-                channel.on_consumer_cancel_callbacks.add(lambda _: lost.cancel())
-                session = Session(channel)
                 await self._setup(session)
             self.session, self.problem = session, None
             self._up.set()
             if self._on_up is not None:
                 self._on_up()
-            await asyncio.wait(
-                {lost, channel.closing, connection.closing}, return_when=asyncio.FIRST_COMPLETED
-            )
-            self._note("RabbitMQ: the connection was lost.")
+            self._note(f"RabbitMQ: {await asyncio.shield(connection.ended)}")
         finally:
             if self.session is not None:
                 self.session = None
                 self._up.clear()
                 if self._on_down is not None:
                     self._on_down()
-            with contextlib.suppress(Exception):
+            with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(1.0):
                     await connection.close()
+            connection.abort("closed")

@@ -270,19 +270,20 @@ def run(
     port: int,
     *,
     sock: socket.socket | None = None,
+    protocol: Any = "httptools",
     on_stop: Callable[[], Awaitable[None]] | None = None,
 ) -> None:
     """Serve until SIGTERM or SIGINT; requests under way get up to 30 s, then ``lifespan`` shuts down.
 
-    ``sock``: a bound socket to serve on instead of ``port``. ``on_stop`` runs first of all, while
-    connections are still served.
+    ``sock``: a bound socket to serve on instead of ``port``. ``protocol``: uvicorn's HTTP protocol, or
+    a factory of one's own. ``on_stop`` runs first of all, while connections are still served.
     """
     config = uvicorn.Config(
         app,
         host=settings.host,
         port=port,
         loop="uvloop",
-        http="httptools",
+        http=protocol,
         log_config=None,
         access_log=False,
         timeout_graceful_shutdown=30,

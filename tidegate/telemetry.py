@@ -42,5 +42,5 @@ def configure(service: str, level: str = "INFO") -> None:
     root.handlers[:] = [handler]
     root.setLevel(level.upper())
     # Their INFO is one line per request or per frame; ours says the same with the request id.
-    for noisy in ("aiormq", "httpx", "httpcore", "uvicorn.access", "alembic"):
+    for noisy in ("httpx", "httpcore", "uvicorn.access", "alembic"):
         logging.getLogger(noisy).setLevel(logging.WARNING)

@@ -25,11 +25,12 @@ def main() -> int:
     # Only now: a parent of several processes needs nothing of all this.
     from services.gateway.app import build
 
+    gateway = build(settings)
     if member:
         with processes.listen(settings.host, settings.gateway_port) as door:
-            service.run(build(settings), settings, 0, sock=door)
+            service.run(gateway.app, settings, 0, sock=door, protocol=gateway.protocol)
     else:
-        service.run(build(settings), settings, settings.gateway_port)
+        service.run(gateway.app, settings, settings.gateway_port, protocol=gateway.protocol)
     return 0
 
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from functools import partial
+from typing import NamedTuple
 
 from fastapi import FastAPI
 from starlette.types import ASGIApp
@@ -13,7 +16,9 @@ from services.gateway.adapters.dispatcher import Dispatcher
 from services.gateway.adapters.reporter import Reporter
 from services.gateway.adapters.routes import Routes
 from services.gateway.api import models
+from services.gateway.api.direct import DirectProtocol
 from services.gateway.api.infer import InferDoor
+from services.gateway.api.inference import Inference
 from services.gateway.api.metrics import Metrics
 from services.gateway.core import Core
 from services.gateway.settings import GatewaySettings
@@ -21,8 +26,15 @@ from tidegate.service import LOOPBACK, create_app
 from tidegate.store import Store
 
 
-def build(settings: GatewaySettings) -> ASGIApp:
-    """The gateway as an ASGI app; its parts start and stop with its lifespan."""
+class Gateway(NamedTuple):
+    """The gateway as an ASGI app, whose parts start and stop with its lifespan, and its short way."""
+
+    app: ASGIApp
+    protocol: Callable[..., asyncio.Protocol]
+
+
+def build(settings: GatewaySettings) -> Gateway:
+    """The gateway of these settings."""
     incarnation = os.urandom(8)
     store = Store.connect(settings.redis_url)
     dispatcher = Dispatcher(
@@ -55,10 +67,10 @@ def build(settings: GatewaySettings) -> ASGIApp:
     app = create_app(
         name="gateway", settings=settings, lifespan=lifespan, routers=[models.router], open_paths=("/v2",)
     )
-    return InferDoor(
-        app,
+    inference = Inference(
         core,
         max_body_bytes=settings.max_body_bytes,
         local_only=settings.host in LOOPBACK,
         metrics=metrics,
     )
+    return Gateway(InferDoor(app, inference), partial(DirectProtocol, inference))

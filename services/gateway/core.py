@@ -11,7 +11,7 @@ from typing import Any
 
 import orjson
 
-from services.gateway.adapters.dispatcher import Dispatcher
+from services.gateway.adapters.dispatcher import Dispatcher, Outcome
 from services.gateway.adapters.reporter import Reporter
 from services.gateway.adapters.routes import Routes
 from services.gateway.domain import admission
@@ -61,6 +61,37 @@ class Core:
         """The Deployment for a request to ``model``; raises NotFound or NoRoutes."""
         return require(self.routes.table).pick(model, version, random.random())
 
+    def begin(
+        self,
+        model: str,
+        version: str,
+        timeout_ms: float | None,
+        decode: Callable[[Contract], Decoded],
+        trace: bytes,
+        done: Callable[[Answer | TidegateError], None],
+    ) -> bytes:
+        """Queue one request and give its id; ``decode`` turns its body into tensors against a contract.
+
+        ``timeout_ms`` None is the endpoint's default. Raises a TidegateError when the request is refused
+        at once; otherwise ``done`` is called, once and later, with the answer or with what went wrong.
+        """
+        started = time.perf_counter()
+        endpoint, route = self.pick(model, version)
+        if timeout_ms is None:
+            timeout_ms = endpoint.timeout_ms
+        request = decode(route.contract)
+        decode_s = time.perf_counter() - started
+        self._admit(route, timeout_ms)
+
+        def on_outcome(outcome: Outcome) -> None:
+            done(
+                outcome if isinstance(outcome, TidegateError) else _answer(route, request, decode_s, outcome)
+            )
+
+        return self.dispatcher.send(
+            route, request.rows, request.key, request.data, timeout_ms / 1e3, trace[:255], on_outcome
+        )
+
     async def infer(
         self,
         model: str,
@@ -69,34 +100,22 @@ class Core:
         decode: Callable[[Contract], Decoded],
         trace: bytes = b"",
     ) -> Answer:
-        """Answer one request; ``decode`` turns its body into tensors against the Deployment's contract.
+        """:meth:`begin` for who can wait: the answer, or the TidegateError raised. Cancelling abandons it."""
+        future: asyncio.Future[Answer | TidegateError] = asyncio.get_running_loop().create_future()
 
-        ``timeout_ms`` None is the endpoint's default. Raises a TidegateError for every way to fail.
-        """
-        started = time.perf_counter()
-        endpoint, route = self.pick(model, version)
-        if timeout_ms is None:
-            timeout_ms = endpoint.timeout_ms
-        request = decode(route.contract)
-        timing = Timing(decode=time.perf_counter() - started)
-        self._admit(route, timeout_ms)
-        trace = trace[:255]
-        id_, future = self.dispatcher.submit(
-            route, request.rows, request.key, request.data, timeout_ms / 1e3, trace
-        )
+        def done(outcome: Answer | TidegateError) -> None:
+            if not future.done():
+                future.set_result(outcome)
+
+        id_ = self.begin(model, version, timeout_ms, decode, trace, done)
         try:
-            reply = await future
+            outcome = await future
         except asyncio.CancelledError:
             self.dispatcher.abandon(id_)
             raise
-        if reply.status != envelope.OK:
-            raise failure(reply)
-        timing.wait, timing.compute = reply.wait_us / 1e6, reply.compute_us / 1e6
-        try:
-            outputs, parameters = envelope.read_result_key(reply.key)
-        except envelope.Undecodable as error:
-            raise Unavailable(f"the worker's answer cannot be read: {error}") from None
-        return Answer(route, request, reply.rows, outputs, parameters, reply, timing)
+        if isinstance(outcome, TidegateError):
+            raise outcome
+        return outcome
 
     def _admit(self, route: DeploymentRoute, timeout_ms: float) -> None:
         load = self.dispatcher.lane(route).load
@@ -112,6 +131,19 @@ class Core:
             load.refused += 1
             self.dispatcher.demand(route)
             raise refusal
+
+
+def _answer(
+    route: DeploymentRoute, request: Decoded, decode_s: float, reply: Reply
+) -> Answer | TidegateError:
+    if reply.status != envelope.OK:
+        return failure(reply)
+    try:
+        outputs, parameters = envelope.read_result_key(reply.key)
+    except envelope.Undecodable as error:
+        return Unavailable(f"the worker's answer cannot be read: {error}")
+    timing = Timing(decode_s, reply.wait_us / 1e6, reply.compute_us / 1e6)
+    return Answer(route, request, reply.rows, outputs, parameters, reply, timing)
 
 
 def failure(reply: Reply) -> TidegateError:

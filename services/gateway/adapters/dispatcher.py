@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import struct
 import time
 from collections import defaultdict
 from collections.abc import Callable, Coroutine
@@ -25,11 +24,15 @@ log = telemetry.logger(__name__)
 DEMAND_EVERY_S = 1.0
 
 
+Outcome = Reply | TidegateError
+OnOutcome = Callable[[Outcome], None]
+
+
 @dataclass(slots=True)
 class Pending:
-    """A request that waits for its reply."""
+    """A request that waits for its reply; ``done`` is called once, with the reply or what went wrong."""
 
-    future: asyncio.Future[Reply]
+    done: OnOutcome
     route: DeploymentRoute
     frame: bytes
     deadline: float
@@ -70,11 +73,13 @@ class Dispatcher:
         self._flush_due = False
         self._tasks: set[asyncio.Task[None]] = set()
         self._cancelled: list[bytes] = []
+        self._loop: asyncio.AbstractEventLoop
         self.out = Link(amqp_url, "gateway-out", self._on_out_setup, on_up=self._resend)
         self.back = Link(amqp_url, "gateway-in", self._on_back_setup)
 
     def start(self) -> None:
         """Connect."""
+        self._loop = asyncio.get_running_loop()
         self.out.start()
         self.back.start()
 
@@ -109,20 +114,42 @@ class Dispatcher:
         timeout_s: float,
         trace: bytes,
     ) -> tuple[bytes, asyncio.Future[Reply]]:
-        """Queue a request; gives its id and the future of its reply, which raises what went wrong.
+        """Queue a request; gives its id and the future of its reply, which raises what went wrong."""
+        future: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
+
+        def done(outcome: Outcome) -> None:
+            if future.done():
+                return
+            if isinstance(outcome, TidegateError):
+                future.set_exception(outcome)
+            else:
+                future.set_result(outcome)
+
+        return self.send(route, rows, key, data, timeout_s, trace, done), future
+
+    def send(
+        self,
+        route: DeploymentRoute,
+        rows: int,
+        key: bytes,
+        data: list[Buffer],
+        timeout_s: float,
+        trace: bytes,
+        done: OnOutcome,
+    ) -> bytes:
+        """Queue a request and give its id; ``done`` is called with its outcome, never before this returns.
 
         The frame leaves at the end of this turn of the event loop, together with the others of its
         Deployment.
         """
-        loop = asyncio.get_running_loop()
+        loop = self._loop
         self._counter += 1
-        id_ = self._incarnation + struct.pack("<Q", self._counter)
+        id_ = self._incarnation + self._counter.to_bytes(8, "little")
         deadline_ms = int((time.time() + timeout_s) * 1e3)
         flags = envelope.RETRY_SAFE if route.retry_safe else 0
         frame = envelope.request_frame(id_, deadline_ms, rows, key, data, trace=trace, flags=flags)
-        future: asyncio.Future[Reply] = loop.create_future()
         timer = loop.call_later(timeout_s, self._expire, id_)
-        self._pending[id_] = Pending(future, route, frame, loop.time() + timeout_s, timer)
+        self._pending[id_] = Pending(done, route, frame, loop.time() + timeout_s, timer)
         lane = self.lane(route)
         lane.load.outstanding += 1
         lane.load.arrived += 1
@@ -130,7 +157,7 @@ class Dispatcher:
         if not self._flush_due:
             self._flush_due = True
             loop.call_soon(self._flush)
-        return id_, future
+        return id_
 
     def abandon(self, id_: bytes) -> None:
         """The caller has gone: forget the request and tell the workers, best effort."""
@@ -158,7 +185,7 @@ class Dispatcher:
         live = [(f, p) for f in frames if (p := self._pending.get(f[:16])) is not None]
         if not live:
             return
-        now = asyncio.get_running_loop().time()
+        now = self._loop.time()
         expiration_ms = int((max(p.deadline for _, p in live) - now) * 1e3)
         for _, pending in live:
             pending.sent = True
@@ -209,7 +236,7 @@ class Dispatcher:
         await session.declare(self._reply_to)
         await session.consume(self._reply_to, self._on_replies, prefetch=0, no_ack=True)
 
-    async def _on_replies(self, delivery: Delivery) -> None:
+    def _on_replies(self, delivery: Delivery) -> None:
         try:
             replies = [envelope.read_reply(f) for f in envelope.unpack(envelope.REPLIES, delivery.body)]
         except envelope.Undecodable as error:
@@ -217,16 +244,16 @@ class Dispatcher:
             return
         for reply in replies:
             pending = self._settle(reply.id)
-            if pending is not None and not pending.future.done():
-                pending.future.set_result(reply)
+            if pending is not None:
+                pending.done(reply)
 
     def _expire(self, id_: bytes) -> None:
         self._fail(id_, DeadlinePassed("the deadline passed before an answer was there"))
 
     def _fail(self, id_: bytes, error: TidegateError) -> None:
         pending = self._settle(id_)
-        if pending is not None and not pending.future.done():
-            pending.future.set_exception(error)
+        if pending is not None:
+            pending.done(error)
 
     def _settle(self, id_: bytes) -> Pending | None:
         """Take a request off the books, exactly once: every path ends here."""

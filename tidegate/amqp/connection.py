@@ -1,0 +1,292 @@
+"""One AMQP connection with one channel. It lives once; ``tidegate.broker`` brings the next."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ssl
+from collections.abc import Callable
+from typing import Any, cast
+from urllib.parse import SplitResult, unquote, urlsplit
+
+from pamqp import commands
+from pamqp.base import Frame
+
+from tidegate.amqp import wire
+from tidegate.amqp.wire import Beat, Confirmed, Delivered, Malformed, Method, Properties, Returned
+
+CHANNEL = 1
+FRAME_MAX = 131_072
+_PORTS = {"amqp": 5672, "amqps": 5671}
+_CAPABILITIES = {
+    "publisher_confirms": True,
+    "basic.nack": True,
+    "consumer_cancel_notify": True,
+    "connection.blocked": True,
+    "authentication_failure_close": True,
+}
+
+OnDelivered = Callable[[Delivered], None]
+
+
+class Lost(ConnectionError):
+    """The connection or its channel has ended; the message says why."""
+
+
+class NotTaken(Exception):
+    """The broker returned a mandatory message (``unroutable``) or refused one (nack)."""
+
+    def __init__(self, unroutable: bool) -> None:
+        super().__init__("no queue for it" if unroutable else "the broker refused it")
+        self.unroutable = unroutable
+
+
+async def connect(url: str, *, name: str, heartbeat_s: int, confirms: bool) -> Connection:
+    """Open a connection and its channel; raises :class:`Lost` or OSError."""
+    parts = urlsplit(url)
+    loop = asyncio.get_running_loop()
+    secure = ssl.create_default_context() if parts.scheme == "amqps" else None
+    port = parts.port or _PORTS[parts.scheme]
+    connection = Connection(heartbeat_s)
+    await loop.create_connection(lambda: connection, parts.hostname or "127.0.0.1", port, ssl=secure)
+    try:
+        await connection.open(parts, name, confirms)
+    except BaseException:
+        connection.abort("opening failed")
+        raise
+    return connection
+
+
+class Connection(asyncio.Protocol):
+    """Methods that answer are awaited one at a time; publish and ack are written at once.
+
+    ``ended`` is a future that is done, with the reason, when nothing can be sent or received any more.
+    """
+
+    def __init__(self, heartbeat_s: int) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._reader = wire.Reader()
+        self._heartbeat_s = heartbeat_s
+        self._frame_max = FRAME_MAX
+        self._transport: asyncio.Transport | None = None
+        self._consumers: dict[str, OnDelivered] = {}
+        self._consumers_begun = 0
+        self._answer: asyncio.Future[Any] | None = None
+        self._one_at_a_time = asyncio.Lock()
+        self._confirms = False
+        self._published = 0
+        self._open: dict[int, asyncio.Future[None]] = {}
+        self._unroutable: set[int] = set()
+        self._heard_at = self._loop.time()
+        self._beat: asyncio.TimerHandle | None = None
+        self.blocked = False
+        self.ended: asyncio.Future[str] = self._loop.create_future()
+
+    # --- opening and closing ---------------------------------------------------------------------------
+
+    async def open(self, parts: SplitResult, name: str, confirms: bool) -> None:
+        """The handshake: start, tune, open, channel, confirm mode."""
+        user, password = unquote(parts.username or "guest"), unquote(parts.password or "guest")
+        start = self._expect()
+        self._write(b"AMQP\x00\x00\x09\x01")
+        await start
+        properties: dict[str, Any] = {
+            "product": "tidegate",
+            "connection_name": name,
+            "capabilities": _CAPABILITIES,
+        }
+        start_ok = commands.Connection.StartOk(properties, "PLAIN", f"\x00{user}\x00{password}", "en_US")
+        tune = await self._call(start_ok, channel=0)
+        if not isinstance(tune, commands.Connection.Tune):
+            raise Lost(f"the broker answered {type(tune).__name__} to the credentials")
+        self._frame_max = min(tune.frame_max or FRAME_MAX, FRAME_MAX)
+        self._send(commands.Connection.TuneOk(1, self._frame_max, self._heartbeat_s), channel=0)
+        vhost = unquote(parts.path[1:]) or "/"
+        await self._call(commands.Connection.Open(vhost), channel=0)
+        await self._call(commands.Channel.Open())
+        if confirms:
+            await self._call(commands.Confirm.Select())
+            self._confirms = True
+        self._pulse()
+
+    async def close(self) -> None:
+        """Say goodbye and end; what is unsettled goes back to its queue."""
+        if self.ended.done():
+            return
+        with contextlib.suppress(Lost):
+            await self._call(commands.Connection.Close(200, "bye", 0, 0), channel=0)
+        self.abort("closed")
+
+    def abort(self, reason: str) -> None:
+        """End now."""
+        if self._transport is not None:
+            self._transport.abort()
+        self._end(reason)
+
+    def _end(self, reason: str) -> None:
+        if self.ended.done():
+            return
+        self.ended.set_result(reason)
+        if self._beat is not None:
+            self._beat.cancel()
+        for future in [*self._open.values(), *([self._answer] if self._answer else [])]:
+            if not future.done():
+                future.set_exception(Lost(reason))
+                future.exception()  # nobody may be waiting for it any more
+        self._open.clear()
+
+    # --- asyncio.Protocol ------------------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """The socket is there."""
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's is one in all but name
+
+    def connection_lost(self, error: Exception | None) -> None:
+        """The socket is gone."""
+        self._end(f"the connection was lost{f': {error}' if error else ''}")
+
+    def data_received(self, data: bytes) -> None:
+        """Bytes from the broker."""
+        self._heard_at = self._loop.time()
+        try:
+            for event in self._reader.feed(data):
+                self._on_event(event)
+        except (Malformed, ValueError, IndexError) as error:
+            self.abort(f"the broker's frames cannot be read: {error}")
+
+    def _on_event(self, event: wire.Event) -> None:
+        match event:
+            case Delivered():
+                consumer = self._consumers.get(event.consumer_tag)
+                if consumer is not None:
+                    consumer(event)
+            case Confirmed():
+                self._on_confirmed(event)
+            case Returned():
+                if event.properties.message_id is not None:
+                    self._unroutable.add(int(event.properties.message_id))
+            case Method():
+                self._on_method(event.frame)
+            case Beat():
+                pass
+
+    def _on_confirmed(self, confirmed: Confirmed) -> None:
+        tags = [confirmed.tag]
+        if confirmed.multiple:
+            tags = [tag for tag in self._open if tag <= confirmed.tag]
+        for tag in tags:
+            future = self._open.pop(tag, None)
+            unroutable = tag in self._unroutable
+            self._unroutable.discard(tag)
+            if future is None or future.done():
+                continue
+            if unroutable or not confirmed.taken:
+                future.set_exception(NotTaken(unroutable))
+            else:
+                future.set_result(None)
+
+    def _on_method(self, method: Any) -> None:
+        match method:
+            case commands.Channel.Close():
+                self._send(commands.Channel.CloseOk())
+                self.abort(f"the broker closed the channel: {method.reply_code} {method.reply_text}")
+            case commands.Connection.Close():
+                self._send(commands.Connection.CloseOk(), channel=0)
+                self.abort(f"the broker closed the connection: {method.reply_code} {method.reply_text}")
+            case commands.Basic.Cancel():
+                self.abort("the broker cancelled a consumer: its queue has gone")
+            case commands.Connection.Blocked():
+                self.blocked = True
+            case commands.Connection.Unblocked():
+                self.blocked = False
+            case _:
+                answer, self._answer = self._answer, None
+                if answer is not None and not answer.done():
+                    answer.set_result(method)
+
+    # --- methods that answer ---------------------------------------------------------------------------
+
+    async def call(self, command: Frame) -> Any:
+        """Send a method on the channel and give its answer; raises :class:`Lost`."""
+        return await self._call(command)
+
+    async def consume(
+        self, queue: str, on_delivered: OnDelivered, *, prefetch: int, no_ack: bool, exclusive: bool
+    ) -> str:
+        """Start a consumer and give its tag."""
+        await self._call(commands.Basic.Qos(0, prefetch, False))
+        # The tag is ours: the first deliveries may come with the answer, before anybody could read it there.
+        self._consumers_begun += 1
+        tag = f"c{self._consumers_begun}"
+        self._consumers[tag] = on_delivered
+        await self._call(commands.Basic.Consume(0, queue, tag, False, no_ack, exclusive))
+        return tag
+
+    async def cancel(self, consumer_tag: str) -> None:
+        """Stop a consumer; its last deliveries may come until this returns."""
+        await self._call(commands.Basic.Cancel(consumer_tag))
+        self._consumers.pop(consumer_tag, None)
+
+    async def _call(self, command: Frame, *, channel: int = CHANNEL) -> Any:
+        async with self._one_at_a_time:
+            answer = self._expect()
+            self._send(command, channel=channel)
+            return await answer
+
+    def _expect(self) -> asyncio.Future[Any]:
+        if self.ended.done():
+            raise Lost(self.ended.result())
+        self._answer = self._loop.create_future()
+        return self._answer
+
+    # --- methods that do not ---------------------------------------------------------------------------
+
+    def publish(
+        self, body: bytes, exchange: str, routing_key: str, *, mandatory: bool, properties: Properties
+    ) -> asyncio.Future[None] | None:
+        """Write a message; the future is its confirm (None without confirm mode).
+
+        The future raises :class:`NotTaken` or :class:`Lost`.
+        """
+        if self.ended.done():
+            raise Lost(self.ended.result())
+        confirm = None
+        if self._confirms:
+            self._published += 1
+            confirm = self._open[self._published] = self._loop.create_future()
+            if mandatory:
+                # The way to tell which message a basic.return is about.
+                properties = properties._replace(message_id=str(self._published))
+        self._write(
+            wire.publish(
+                CHANNEL,
+                exchange.encode(),
+                routing_key.encode(),
+                mandatory=mandatory,
+                properties=properties,
+                body=body,
+                frame_max=self._frame_max,
+            )
+        )
+        return confirm
+
+    def ack(self, tag: int, multiple: bool) -> None:
+        """Settle a delivery."""
+        if self.ended.done():
+            raise Lost(self.ended.result())
+        self._write(wire.ack(CHANNEL, tag, multiple))
+
+    def _send(self, command: Frame, *, channel: int = CHANNEL) -> None:
+        self._write(wire.method(channel, command))
+
+    def _write(self, data: bytes) -> None:
+        if self._transport is not None:
+            self._transport.write(data)
+
+    def _pulse(self) -> None:
+        """Send a heartbeat twice an interval; end a connection that was silent for two intervals."""
+        if self._loop.time() - self._heard_at > 2 * self._heartbeat_s:
+            self.abort(f"nothing was heard for {2 * self._heartbeat_s} s")
+            return
+        self._write(wire.HEARTBEAT_FRAME)
+        self._beat = self._loop.call_later(self._heartbeat_s / 2, self._pulse)

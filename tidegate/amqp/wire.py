@@ -1,0 +1,266 @@
+"""AMQP 0-9-1 frames as bytes, both ways. Pure: no socket, no clock.
+
+Publish, ack, deliver, confirm and their content are what a queue in the path of every request costs, so they
+are packed and parsed directly; every other method goes through pamqp. The layout is that of the AMQP 0-9-1
+specification: u8 type | u16 channel | u32 size | payload | 0xCE.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+from pamqp import decode, encode, frame
+from pamqp.base import Frame
+
+FRAME_END = 0xCE
+METHOD, HEADER, BODY, HEARTBEAT = 1, 2, 3, 8
+HEARTBEAT_FRAME = b"\x08\x00\x00\x00\x00\x00\x00\xce"
+
+_HEAD = struct.Struct(">BHI")
+_CONTENT = struct.Struct(">BHIHHQH")
+_ACK = struct.Struct(">BHIHHQBB")
+_INDEX = struct.Struct(">HH")
+_TAG = struct.Struct(">Q")
+
+_DELIVER, _RETURN, _ACKED, _NACKED = (60, 60), (60, 50), (60, 80), (60, 120)
+_PUBLISH = b"\x00\x3c\x00\x28\x00\x00"
+
+# Content property flags, in the order in which the properties stand in the frame.
+_CONTENT_TYPE, _ENCODING, _HEADERS, _MODE, _PRIORITY = 0x8000, 0x4000, 0x2000, 0x1000, 0x0800
+_CORRELATION, _REPLY_TO, _EXPIRATION, _MESSAGE_ID = 0x0400, 0x0200, 0x0100, 0x0080
+_STRINGS_BEFORE_HEADERS = (_CONTENT_TYPE, _ENCODING)
+_STRINGS_AFTER_PRIORITY = (_CORRELATION, _REPLY_TO, _EXPIRATION, _MESSAGE_ID)
+
+
+class Malformed(Exception):
+    """Bytes that are not AMQP frames."""
+
+
+class Properties(NamedTuple):
+    """The content properties that Tidegate uses."""
+
+    persistent: bool = False
+    reply_to: str | None = None
+    expiration: str | None = None
+    message_id: str | None = None
+    headers: dict[str, Any] | None = None
+
+
+class Delivered(NamedTuple):
+    """``basic.deliver`` with its content."""
+
+    consumer_tag: str
+    tag: int
+    redelivered: bool
+    exchange: str
+    routing_key: str
+    properties: Properties
+    body: bytes
+
+
+class Returned(NamedTuple):
+    """``basic.return`` with its content: a mandatory message that no queue took."""
+
+    properties: Properties
+
+
+class Confirmed(NamedTuple):
+    """``basic.ack`` or ``basic.nack`` of what was published."""
+
+    tag: int
+    multiple: bool
+    taken: bool
+
+
+class Method(NamedTuple):
+    """Any other method, as pamqp reads it."""
+
+    channel: int
+    frame: Any
+
+
+class Beat(NamedTuple):
+    """A heartbeat."""
+
+
+Event = Delivered | Returned | Confirmed | Method | Beat
+
+
+def publish(
+    channel: int,
+    exchange: bytes,
+    routing_key: bytes,
+    *,
+    mandatory: bool,
+    properties: Properties,
+    body: bytes,
+    frame_max: int,
+) -> bytes:
+    """``basic.publish`` with its content, in frames of at most ``frame_max`` bytes."""
+    method = b"".join(
+        (
+            _PUBLISH,
+            bytes((len(exchange),)),
+            exchange,
+            bytes((len(routing_key),)),
+            routing_key,
+            b"\x01" if mandatory else b"\x00",
+        )
+    )
+    flags, values = _packed(properties)
+    parts: list[bytes | memoryview] = [
+        _HEAD.pack(METHOD, channel, len(method)),
+        method,
+        b"\xce",
+        _CONTENT.pack(HEADER, channel, 14 + len(values), 60, 0, len(body), flags),
+        values,
+        b"\xce",
+    ]
+    room = frame_max - 8
+    if len(body) <= room:
+        if body:
+            parts += (_HEAD.pack(BODY, channel, len(body)), body, b"\xce")
+        return b"".join(parts)
+    view = memoryview(body)
+    for at in range(0, len(body), room):
+        piece = view[at : at + room]
+        parts += (_HEAD.pack(BODY, channel, len(piece)), piece, b"\xce")
+    return b"".join(parts)
+
+
+def _packed(properties: Properties) -> tuple[int, bytes]:
+    flags, parts = _MODE, [b"\x02" if properties.persistent else b"\x01"]
+    if properties.headers:
+        flags |= _HEADERS
+        parts.insert(0, encode.field_table(properties.headers))
+    for flag, value in (
+        (_REPLY_TO, properties.reply_to),
+        (_EXPIRATION, properties.expiration),
+        (_MESSAGE_ID, properties.message_id),
+    ):
+        if value is not None:
+            flags |= flag
+            raw = value.encode()
+            parts += (bytes((len(raw),)), raw)
+    return flags, b"".join(parts)
+
+
+def ack(channel: int, tag: int, multiple: bool) -> bytes:
+    """``basic.ack``."""
+    return _ACK.pack(METHOD, channel, 13, 60, 80, tag, multiple, FRAME_END)
+
+
+class Reader:
+    """Bytes in, events out; a content is an event once it is whole."""
+
+    def __init__(self) -> None:
+        self._rest = b""
+        self._method: Delivered | Returned | None = None
+        self._missing = 0
+        self._pieces: list[bytes] = []
+
+    def feed(self, data: bytes) -> Iterator[Event]:
+        """The events that ``data`` completes; raises :class:`Malformed`."""
+        if self._rest:
+            data = self._rest + data
+        at, end = 0, len(data)
+        while end - at >= 7:
+            kind, channel, size = _HEAD.unpack_from(data, at)
+            after = at + 7 + size
+            if after >= end:
+                break
+            if data[after] != FRAME_END:
+                raise Malformed(f"a frame of type {kind} and {size} bytes does not end where it says")
+            event = self._frame(kind, channel, data, at, after)
+            if event is not None:
+                yield event
+            at = after + 1
+        self._rest = data[at:] if at else data
+
+    def _frame(self, kind: int, channel: int, data: bytes, at: int, end: int) -> Event | None:
+        start = at + 7
+        if kind == METHOD:
+            return self._on_method(channel, data, at, start, end)
+        if kind == HEADER:
+            return self._on_header(data, start)
+        if kind == BODY:
+            return self._on_body(data[start:end])
+        if kind == HEARTBEAT:
+            return Beat()
+        raise Malformed(f"unknown frame type {kind}")
+
+    def _on_method(self, channel: int, data: bytes, at: int, start: int, end: int) -> Event | None:
+        index = _INDEX.unpack_from(data, start)
+        start += 4
+        if index == _DELIVER:
+            consumer_tag, start = _short(data, start)
+            (tag,) = _TAG.unpack_from(data, start)
+            redelivered = data[start + 8] != 0
+            exchange, start = _short(data, start + 9)
+            routing_key, _ = _short(data, start)
+            self._method = Delivered(consumer_tag, tag, redelivered, exchange, routing_key, Properties(), b"")
+            return None
+        if index in (_ACKED, _NACKED):
+            (tag,) = _TAG.unpack_from(data, start)
+            return Confirmed(tag, bool(data[start + 8] & 1), index == _ACKED)
+        if index == _RETURN:
+            self._method = Returned(Properties())
+            return None
+        _, _, found = frame.unmarshal(data[at : end + 1])
+        return Method(channel, found)
+
+    def _on_header(self, data: bytes, start: int) -> Event | None:
+        if self._method is None:
+            raise Malformed("a content header without its method")
+        self._missing, flags = struct.unpack_from(">QH", data, start + 4)
+        self._method = self._method._replace(properties=_properties(data, start + 14, flags))
+        return None if self._missing else self._whole(b"")
+
+    def _on_body(self, piece: bytes) -> Event | None:
+        self._missing -= len(piece)
+        if self._missing < 0 or self._method is None:
+            raise Malformed("more content than its header says")
+        if self._missing:
+            self._pieces.append(piece)
+            return None
+        if self._pieces:
+            piece = b"".join((*self._pieces, piece))
+            self._pieces.clear()
+        return self._whole(piece)
+
+    def _whole(self, body: bytes) -> Event:
+        method, self._method = self._method, None
+        assert method is not None
+        return method._replace(body=body) if isinstance(method, Delivered) else method
+
+
+def _short(data: bytes, at: int) -> tuple[str, int]:
+    end = at + 1 + data[at]
+    return data[at + 1 : end].decode(), end
+
+
+def _properties(data: bytes, at: int, flags: int) -> Properties:
+    """The properties up to ``message-id``; those behind it are of no interest and stand last."""
+    for flag in _STRINGS_BEFORE_HEADERS:
+        if flags & flag:
+            _, at = _short(data, at)
+    headers = None
+    if flags & _HEADERS:
+        used, headers = decode.field_table(data[at:])
+        at += used
+    persistent = bool(flags & _MODE) and data[at] == 2
+    at += (1 if flags & _MODE else 0) + (1 if flags & _PRIORITY else 0)
+    found: dict[int, str] = {}
+    for flag in _STRINGS_AFTER_PRIORITY:
+        if flags & flag:
+            found[flag], at = _short(data, at)
+    return Properties(
+        persistent, found.get(_REPLY_TO), found.get(_EXPIRATION), found.get(_MESSAGE_ID), headers
+    )
+
+
+def method(channel: int, command: Frame) -> bytes:
+    """Any method, as pamqp writes it."""
+    return frame.marshal(command, channel)
