@@ -80,12 +80,14 @@ async def _start(
     events = Events(settings.amqp_url, on_registry=source.refresh_soon, on_demand=loop.hint)
     await stack.enter_async_context(events)
     app.state.operations = Operations(loop, parts, leader, settings.policy())
-    _add_checks(app, leader, source, loop)
+    _add_checks(app, leader, source, loop, events)
     _run(stack, source.run(settings.autoscaler_relist_s))
     _run(stack, _lead(leader, loop))
 
 
-def _add_checks(app: FastAPI, leader: LeaderLock, source: IntentionSource, loop: Loop) -> None:
+def _add_checks(
+    app: FastAPI, leader: LeaderLock, source: IntentionSource, loop: Loop, events: Events
+) -> None:
     app.state.health.add(
         "leader",
         lambda: None if leader.held else f"Standby: process {leader.holder()} leads and has the lock.",
@@ -93,6 +95,7 @@ def _add_checks(app: FastAPI, leader: LeaderLock, source: IntentionSource, loop:
     app.state.health.add("intention", lambda: source.problem if source.current is None else None)
     app.state.health.add("loop", lambda: loop.problem if leader.held else None)
     app.state.health.add("store", lambda: loop.store_problem)
+    app.state.health.add("events", lambda: events.problem)
 
 
 def _run(stack: AsyncExitStack, work: Coroutine[None, None, None]) -> None:

@@ -7,7 +7,7 @@ import contextlib
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from services.autoscaler.adapters import metrics
@@ -28,8 +28,8 @@ from tidegate.store import Store, StoreUnavailable
 
 log = telemetry.logger(__name__)
 
-# While something starts, its readiness is looked for this often: it ends a cold start.
-STARTING_PERIOD_S = 0.2
+# While something starts, and after every action, the next look is this soon: it ends a cold start.
+MOVING_PERIOD_S = 0.2
 RECENT_DECISIONS = 1000
 
 
@@ -59,6 +59,7 @@ class Loop:
         self._hints: dict[str, float] = {}
         self._launch_failures: dict[str, str] = {}
         self._causes: dict[str, str] = {}
+        self._acted = False
         self._cold_starts: dict[str, list[dict[str, Any]]] = {}
         self.state = State()
         self.snapshot: Snapshot | None = None
@@ -93,8 +94,8 @@ class Loop:
             except Exception as error:  # the loop must outlive whatever one round met
                 self.problem = f"The last round failed: {error}"
                 log.exception("round failed")
-            starting = any(status.starting for status in self.statuses.values())
-            pause = min(self._period_s, STARTING_PERIOD_S) if starting else self._period_s
+            moving = self._acted or any(status.starting for status in self.statuses.values())
+            pause = min(self._period_s, MOVING_PERIOD_S) if moving else self._period_s
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._wake.wait(), pause)
 
@@ -104,9 +105,10 @@ class Loop:
         now = self._clock()
         before = self.state
         plan, self.state = decide(snapshot, self._policy, before, now)
-        self._launch_failures = {}
+        self._launch_failures, self._acted = {}, bool(plan.actions)
         self.snapshot = snapshot
-        await self._note_cold_starts(before, snapshot, now)
+        for found in cold_starts(before, self.state, snapshot, self._causes, now):
+            await self._note_cold_start(found)
         gone = self.statuses.keys()
         self.statuses = statuses(snapshot, self.state, self.statuses, self._cold_starts, now)
         metrics.show(self.statuses, gone - self.statuses.keys())
@@ -207,10 +209,6 @@ class Loop:
                 launched_at=self._clock(),
             )
         )
-
-    async def _note_cold_starts(self, before: State, snapshot: Snapshot, now: float) -> None:
-        for found in cold_starts(before, self.state, snapshot, now):
-            await self._note_cold_start(replace(found, cause=self._causes.get(found.replica, "")))
 
     async def _note_cold_start(self, found: ColdStart) -> None:
         metrics.LAUNCH_SECONDS.labels(found.deployment).observe(found.total_ms / 1000.0)

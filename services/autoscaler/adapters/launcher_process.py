@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import os
 import signal
 import subprocess
@@ -202,7 +203,7 @@ class ProcessLauncher:
         except OSError:
             return ""
         said = [line.strip() for line in lines if line.strip()]
-        return said[-1][:500] if said else ""
+        return _plain(said[-1])[:500] if said else ""
 
     def _prune_logs(self) -> None:
         """Keep the logs of what runs and the newest few of what does not."""
@@ -212,6 +213,15 @@ class ProcessLauncher:
 
     def _folder(self, replica: str) -> ReplicaFolder:
         return ReplicaFolder(self._replicas / replica)
+
+
+def _plain(line: str) -> str:
+    """A line of our own JSON log as people read it; any other line as it is."""
+    try:
+        record = json.loads(line)
+        return ": ".join(str(record[key]) for key in ("message", "problem") if key in record) or line
+    except (ValueError, TypeError):
+        return line
 
 
 def _signal_name(number: int) -> str:

@@ -38,11 +38,11 @@ CREATE INDEX IF NOT EXISTS cold_starts_by_deployment ON cold_starts (deployment,
 class Ledger:
     """Safe to call from several threads; one process at a time writes (the leader)."""
 
-    def __init__(self, path: Path, decisions_kept: int = 5000) -> None:
+    def __init__(self, path: Path, decisions_kept: int = 5000, *, patience_s: float = 5.0) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         self._kept = decisions_kept
         self._lock = threading.Lock()
-        self._db = sqlite3.connect(path, timeout=5.0, check_same_thread=False)
+        self._db = sqlite3.connect(path, timeout=patience_s, check_same_thread=False)
         self._db.execute("PRAGMA journal_mode=WAL")
         self._db.execute("PRAGMA synchronous=NORMAL")
         self._db.executescript(SCHEMA)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -30,14 +30,22 @@ class ColdStart:
         return asdict(self)
 
 
-def cold_starts(before: State, after: State, snapshot: Snapshot, now: float) -> Iterable[ColdStart]:
-    """The replicas that became ready between ``before`` and ``after``; one that was already ready
-    when it was first seen (after a restart of the autoscaler) is none."""
+def cold_starts(
+    before: State, after: State, snapshot: Snapshot, causes: Mapping[str, str], now: float
+) -> Iterable[ColdStart]:
+    """The replicas that became ready between ``before`` and ``after``.
+
+    ``causes`` are those of the replicas that this process launched: another one that was already ready
+    when it was first seen was adopted, and nobody knows since when it is ready.
+    """
     for running in snapshot.running or ():
         was, memory = before.replicas.get(running.replica), after.replicas.get(running.replica)
-        if was is None or was.ready_at is not None or memory is None or memory.ready_at is None:
+        if memory is None or memory.ready_at is None or (was is not None and was.ready_at is not None):
+            continue
+        if was is None and running.replica not in causes:
             continue
         report = (snapshot.reports or {}).get(running.replica)
         phases = dict(report.phases_ms) if report else {}
         total = (now - running.launched_at) * 1000.0
-        yield ColdStart(running.replica, running.deployment, now, total, phases)
+        cause = causes.get(running.replica, "")
+        yield ColdStart(running.replica, running.deployment, now, total, phases, cause)

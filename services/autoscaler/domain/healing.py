@@ -85,11 +85,12 @@ def judge(
     phase = _phase(memory)
     inflight = report.inflight if report else 0
     failed = report is not None and report.state == "failed"
-    told = report.message if report is not None and failed else ""
+    told = report.message.strip("; \n") if report is not None and failed else ""
     if not running.alive:
+        if phase == "draining":
+            return Verdict(running, phase, DRAINED, "as it was asked to")
         message = told or running.ending or memory.message or "the worker's process is gone"
-        cause = DRAINED if phase == "draining" else FAILED if failed else DIED
-        return Verdict(running, phase, cause, message)
+        return Verdict(running, phase, FAILED if failed else DIED, message)
     if failed:
         return Verdict(
             running,

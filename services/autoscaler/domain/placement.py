@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from services.autoscaler.domain.healing import Verdict
 from services.autoscaler.domain.launcher import replica_name
@@ -36,16 +36,18 @@ def _least_loss(verdict: Verdict) -> tuple[bool, int, float, int]:
 def to_launch(
     deployment: Deployment,
     version: Version,
-    verdicts: Iterable[Verdict],
+    verdicts: Sequence[Verdict],
     wanted: int,
     memory: DeploymentMemory,
     generations: Mapping[tuple[str, int], int],
+    cause: str,
     now: float,
 ) -> list[Launch]:
     """The replicas to start, each with the next generation of its slot.
 
     A slot whose replica crashed waits out its backoff and is not dodged by taking another slot.
     While starts fail, and while a changed configuration rolls out, replicas are started one at a time.
+    ``cause`` is why there are to be more, for those that replace nothing.
     """
     kept = [v for v in verdicts if not v.ended]
     fresh = [v for v in kept if v.active and v.running.fingerprint == memory.fingerprint]
@@ -58,9 +60,13 @@ def to_launch(
         missing = min(missing, 1 - starting)
     taken = {v.running.slot for v in kept}
     slots = _free_slots(taken, missing)
-    cause = _cause(memory, stale)
+    causes = {v.running.slot: f"replaces {v.running.replica}: {v.ended}" for v in verdicts if v.ended}
+    if memory.start.failures:
+        cause = f"another try after {memory.start.failures} failed starts"
+    elif stale:
+        cause = "configuration changed"
     return [
-        _launch(deployment, version, slot, generations, cause)
+        _launch(deployment, version, slot, generations, causes.get(slot, cause))
         for slot in slots
         if slot not in memory.slots or now >= memory.slots[slot].not_before
     ]
@@ -86,9 +92,3 @@ def _launch(
     generation = generations.get((deployment.name, slot), 0) + 1
     name = replica_name(deployment.name, slot, generation)
     return Launch(name, slot, generation, deployment, version, cause)
-
-
-def _cause(memory: DeploymentMemory, stale: bool) -> str:
-    if memory.start.failures:
-        return f"another try after {memory.start.failures} failed starts"
-    return "configuration changed" if stale else memory.rule

@@ -63,7 +63,8 @@ class Round:
             self.now,
         )
         memory = replace(memory, rule=wanted.rule, seen=load)
-        actions = [*self._kills(), *self._moves(wanted, memory, state.generations)]
+        cause = wanted.rule if before.rule else "first look"
+        actions = [*self._kills(), *self._moves(wanted, memory, state.generations, cause)]
         decision = None
         turned = wanted.rule != before.rule and bool({wanted.rule, before.rule} & NOTABLE_RULES)
         if actions or turned or wanted.replicas != before.target:
@@ -140,6 +141,7 @@ class Round:
         wanted: Target,
         memory: DeploymentMemory,
         generations: Mapping[tuple[str, int], int],
+        cause: str,
     ) -> list[Action]:
         drains = to_drain(self.verdicts, wanted.replicas, memory.fingerprint)
         version = version_of(self.snapshot.intention, self.deployment)
@@ -152,6 +154,7 @@ class Round:
                 wanted.replicas,
                 memory,
                 generations,
+                cause,
                 self.now,
             )
         return [*launches, *drains]

@@ -62,7 +62,7 @@ def target(
     found = (
         _overridden(around.override, now)
         or _unknown(deployment, load, hinted, memory)
-        or _asleep(deployment, wanted, memory, policy, now)
+        or _asleep(deployment, wanted, held, memory, policy, now)
         or _by_demand(deployment, wanted, held, why)
     )
     return found, replace(memory, target=found.replicas)
@@ -133,11 +133,7 @@ def _unknown(deployment: Deployment, load: Load, hinted: bool, memory: Deploymen
 
 
 def _asleep(
-    deployment: Deployment,
-    wanted: int,
-    memory: DeploymentMemory,
-    policy: Policy,
-    now: float,
+    deployment: Deployment, wanted: int, held: int, memory: DeploymentMemory, policy: Policy, now: float
 ) -> Target | None:
     if deployment.min_replicas > 0 or wanted > 0:
         return None
@@ -145,7 +141,9 @@ def _asleep(
         return Target(0, "asleep", "nothing outstanding; the first request wakes it")
     limit = policy.idle_s if deployment.scale_to_zero_after_s is None else deployment.scale_to_zero_after_s
     idle = now - memory.last_active
-    return Target(0, "idle", f"idle for {idle:.0f} s of {limit:g} s") if idle >= limit else None
+    if idle >= limit:
+        return Target(0, "idle", f"idle for {idle:.0f} s, {limit:g} s are allowed")
+    return None if held > 1 else Target(bounded(deployment, 1), "awake", f"idle for less than {limit:g} s")
 
 
 def _by_demand(deployment: Deployment, wanted: int, held: int, why: str) -> Target:
@@ -156,6 +154,8 @@ def _by_demand(deployment: Deployment, wanted: int, held: int, why: str) -> Targ
         return Target(found, "minimum", f"{why}; at least {found} are wanted")
     if found < asked:
         return Target(found, "maximum", f"{why} would take {asked}; at most {found} are allowed")
-    if held > wanted:
+    if held > max(wanted, deployment.min_replicas, 1):
         return Target(found, "stabilising", f"{why}; {held} were needed within the window")
+    if found > wanted:
+        return Target(found, "minimum", f"{why}; {found} stay")
     return Target(found, "demand", why)

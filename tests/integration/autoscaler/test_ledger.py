@@ -1,0 +1,73 @@
+"""What outlives the autoscaler's process, on a real SQLite file."""
+
+from __future__ import annotations
+
+import sqlite3
+from pathlib import Path
+
+import pytest
+
+from services.autoscaler.adapters.ledger import COLD_STARTS_KEPT, Ledger
+from services.autoscaler.domain.snapshot import Decision, LocalOverride
+from tidegate.errors import Unavailable
+
+
+def decision(number: int, deployment: str = "digits-v1") -> Decision:
+    return Decision(float(number), deployment, "demand", "why", 0, number, {"demand": None}, [])
+
+
+def test_generations_only_rise_and_outlive_the_process(tmp_path: Path):
+    path = tmp_path / "data" / "autoscaler.db"
+    ledger = Ledger(path)
+    ledger.save_generation("digits-v1", 0, 3)
+    ledger.save_generation("digits-v1", 0, 2)
+    ledger.save_generation("digits-v1", 1, 1)
+    ledger.close()
+    again = Ledger(path)
+    assert again.generations() == {("digits-v1", 0): 3, ("digits-v1", 1): 1}
+    again.close()
+
+
+def test_decisions_are_bounded_and_newest_first(tmp_path: Path):
+    ledger = Ledger(tmp_path / "autoscaler.db", decisions_kept=5)
+    for number in range(8):
+        ledger.add_decisions([decision(number), decision(number, "other-v1")])
+    found = ledger.decisions(None, 100)
+    assert len(found) == 5
+    assert [d["after"] for d in ledger.decisions("digits-v1", 2)] == [7, 6]
+    assert found[0]["inputs"] == {"demand": None}
+    ledger.close()
+
+
+def test_cold_starts_are_bounded_per_deployment(tmp_path: Path):
+    ledger = Ledger(tmp_path / "autoscaler.db")
+    ledger.add_cold_start("other-v1", {"total_ms": 1.0})
+    for number in range(COLD_STARTS_KEPT + 5):
+        ledger.add_cold_start("digits-v1", {"total_ms": float(number)})
+    found = ledger.cold_starts()
+    assert len(found["digits-v1"]) == COLD_STARTS_KEPT
+    assert found["digits-v1"][0]["total_ms"] == COLD_STARTS_KEPT + 4
+    assert len(found["other-v1"]) == 1
+    ledger.close()
+
+
+def test_overrides_are_replaced_and_dropped(tmp_path: Path):
+    ledger = Ledger(tmp_path / "autoscaler.db")
+    ledger.save_override("digits-v1", LocalOverride(3, 12.5))
+    ledger.save_override("digits-v1", LocalOverride(None, None))
+    assert ledger.overrides() == {"digits-v1": LocalOverride(None, None)}
+    ledger.drop_override("digits-v1")
+    assert ledger.overrides() == {}
+    ledger.close()
+
+
+def test_a_file_that_is_in_another_ones_hands_is_unavailable_and_not_a_crash(tmp_path: Path):
+    ledger = Ledger(tmp_path / "autoscaler.db", patience_s=0.05)
+    other = sqlite3.connect(tmp_path / "autoscaler.db", isolation_level=None)
+    other.execute("BEGIN EXCLUSIVE")
+    with pytest.raises(Unavailable, match="locked"):
+        ledger.save_generation("digits-v1", 0, 1)
+    other.execute("ROLLBACK")
+    other.close()
+    ledger.save_generation("digits-v1", 0, 1)
+    ledger.close()
