@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
@@ -21,9 +21,9 @@ from typing import Any, Self
 from pamqp import commands
 from pamqp.base import Frame
 
-from tidegate import telemetry
+from tidegate import tasks, telemetry
 from tidegate.amqp.connection import Connection, Lost, NotTaken, connect
-from tidegate.amqp.wire import Delivered, Properties
+from tidegate.amqp.wire import Buffer, Delivered, Properties
 from tidegate.errors import Unavailable
 from tidegate.topology import Exchange, Queue
 
@@ -40,11 +40,17 @@ class Unroutable(Unavailable):
     reason = "unroutable"
 
 
+class Refused(Unavailable):
+    """The broker would not take a message: a limit of its queue, or a fault of its own."""
+
+    reason = "refused"
+
+
 @dataclass(frozen=True, slots=True)
 class Delivery:
     """A message as it came; ``tag`` is valid on the session that delivered it and on no other."""
 
-    body: bytes
+    body: Buffer
     tag: int
     redelivered: bool
     reply_to: str | None
@@ -131,7 +137,7 @@ class Session:
 
     async def publish(
         self,
-        body: bytes,
+        body: bytes | Sequence[Buffer],
         *,
         exchange: str = "",
         routing_key: str,
@@ -143,24 +149,26 @@ class Session:
     ) -> None:
         """Publish; returns when the broker confirmed (at once on a link without confirms).
 
-        Raises :class:`Unroutable` for a mandatory message without a queue, ``Unavailable`` when it
-        was refused or the connection broke. ``expiration_ms`` below 1 is sent as 1: RabbitMQ closes
-        the channel on less.
+        A ``body`` in pieces is written without joining them.
+        Raises :class:`Unroutable` for a mandatory message without a queue, :class:`Refused` for one
+        that was not taken, ``Unavailable`` when the connection broke. ``expiration_ms`` below 1 is
+        sent as 1: RabbitMQ closes the channel on less.
         """
         if self._connection.blocked:
-            raise Unavailable("RabbitMQ takes no messages: it is short of memory or disk.", retry_after_s=5.0)
+            raise Refused("RabbitMQ takes no messages: it is short of memory or disk.", retry_after_s=5.0)
         expiration = None if expiration_ms is None else str(max(1, int(expiration_ms)))
         properties = Properties(persistent, reply_to, expiration, None, headers)
+        pieces = (body,) if isinstance(body, bytes) else body
         try:
             confirm = self._connection.publish(
-                body, exchange, routing_key, mandatory=mandatory, properties=properties
+                pieces, exchange, routing_key, mandatory=mandatory, properties=properties
             )
             if confirm is not None:
                 await confirm
         except NotTaken as error:
             if error.unroutable:
                 raise Unroutable(f"No queue for {routing_key!r}.") from error
-            raise Unavailable("The broker did not take the message.") from error
+            raise Refused("The broker did not take the message.") from error
         except Lost as error:
             raise Unavailable(f"RabbitMQ: {error}") from error
 
@@ -242,11 +250,8 @@ class Link:
 
     async def stop(self) -> None:
         """Close the connection; unsettled deliveries go back to their queues."""
-        if self._task is not None:
-            self._task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._task
-            self._task = None
+        await tasks.end(self._task)
+        self._task = None
 
     async def wait_up(self, timeout_s: float) -> Session:
         """The session, once there is one; raises ``Unavailable`` after ``timeout_s``."""

@@ -69,6 +69,12 @@ class NoCapacity(TidegateError):
     reason = "no_capacity"
 
 
+class ColdStart(TidegateError):
+    """Nothing runs the model yet, and starting it takes longer than the request can wait."""
+
+    reason = "cold_start"
+
+
 class NoRoutes(TidegateError):
     """This gateway has not seen a route table yet."""
 
@@ -104,6 +110,7 @@ BY_REASON: dict[str, type[TidegateError]] = {
         PayloadTooLarge,
         Overloaded,
         NoCapacity,
+        ColdStart,
         NoRoutes,
         DeadlinePassed,
         ModelFailed,

@@ -36,6 +36,7 @@ STATUS: dict[type[TidegateError], int] = {
     errors.ModelFailed: 500,
     errors.Overloaded: 503,
     errors.NoCapacity: 503,
+    errors.ColdStart: 503,
     errors.NoRoutes: 503,
     errors.Unavailable: 503,
     errors.DeadlinePassed: 504,
@@ -94,12 +95,12 @@ class Guard:
         headers = dict(scope["headers"])
         rid = headers.get(b"x-request-id", b"").decode("latin-1")[:128] or new_request_id()
         mark = telemetry.request_id.set(rid)
-        started, status = time.perf_counter(), 500
+        started, status, answering = time.perf_counter(), 500, False
 
         async def send_with_id(message: Message) -> None:
-            nonlocal status
+            nonlocal status, answering
             if message["type"] == "http.response.start":
-                status = message["status"]
+                status, answering = message["status"], True
                 message = {
                     **message,
                     "headers": [*message["headers"], (b"x-request-id", rid.encode("latin-1"))],
@@ -112,6 +113,12 @@ class Guard:
                 await error_response(refusal, rid)(scope, receive, send_with_id)
             else:
                 await self._app(scope, receive, send_with_id)
+        except Exception as error:
+            # Here and not in a handler of the framework's: that one answers outside of this middleware.
+            log.error("unexpected error", exc_info=error)
+            if answering:
+                raise
+            await _broken(rid)(scope, receive, send_with_id)
         finally:
             quiet = status < 400 and (scope["method"] == "GET" or scope["path"].startswith(ALWAYS_OPEN))
             log.log(
@@ -192,7 +199,6 @@ def create_app(
     app.add_exception_handler(TidegateError, _on_tidegate_error)
     app.add_exception_handler(RequestValidationError, _on_validation_error)
     app.add_exception_handler(HTTPException, _on_http_error)
-    app.add_exception_handler(Exception, _on_unexpected_error)
     app.add_middleware(Guard, settings=settings, open_paths=open_paths)
     return app
 
@@ -254,9 +260,7 @@ async def _on_http_error(_: Request, error: Exception) -> Response:
     return _json(body, error.status_code, error.headers)
 
 
-async def _on_unexpected_error(_: Request, error: Exception) -> Response:
-    rid = telemetry.request_id.get()
-    log.error("unexpected error", exc_info=error)
+def _broken(rid: str) -> Response:
     return _json(error_body("Something went wrong here; the log has it.", "internal", rid), 500)
 
 

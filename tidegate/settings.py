@@ -58,6 +58,7 @@ class Settings(BaseSettings):
         self.database_url = self.database_url or f"sqlite+aiosqlite:///{self.state_path}/data/registry.db"
         self.artifact_url = self.artifact_url or f"file://{self.state_path}/data/artifacts"
         reach = "127.0.0.1" if self.host in {"0.0.0.0", "::"} else self.host
+        reach = f"[{reach}]" if ":" in reach else reach
         for service in ("gateway", "registry", "router", "autoscaler"):
             if not getattr(self, f"{service}_url"):
                 setattr(self, f"{service}_url", f"http://{reach}:{getattr(self, f'{service}_port')}")

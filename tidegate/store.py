@@ -6,6 +6,7 @@ again and again. So a reader never takes "not there" for "zero".
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Awaitable
 from typing import Any, Self
@@ -148,7 +149,13 @@ class Store:
         return [key async for key in self._redis.scan_iter(match=f"{prefix}*", count=1000)]
 
     async def _do(self, operation: Awaitable[Any]) -> Any:  # redis types its answers too loosely to carry on
+        task = asyncio.current_task()
+        asked = task.cancelling() if task is not None else 0
         try:
-            return await operation
+            answer = await operation
         except (RedisError, OSError, TimeoutError) as error:
             raise StoreUnavailable(f"The store does not answer: {error or type(error).__name__}.") from error
+        if task is not None and task.cancelling() > asked:
+            # The client's wait_for (Python 3.11) gave the answer and swallowed a cancellation with it.
+            raise asyncio.CancelledError
+        return answer

@@ -23,6 +23,7 @@ from services.autoscaler.domain.launcher import Launcher
 from services.autoscaler.loop import Loop, Parts
 from services.autoscaler.operations import Operations
 from services.autoscaler.settings import AutoscalerSettings
+from tidegate import tasks
 from tidegate.service import create_app
 from tidegate.store import Store
 
@@ -103,11 +104,7 @@ def _run(stack: AsyncExitStack, work: Coroutine[None, None, None]) -> None:
     task = asyncio.create_task(work)
 
     async def stop() -> None:
-        # Again and again: `asyncio.wait_for` of Python 3.11, in here and in the store's client, loses a
-        # cancellation that comes just when what it waits for is there.
-        while not task.done():
-            task.cancel()
-            await asyncio.wait({task}, timeout=0.2)
+        await tasks.end(task)
 
     stack.push_async_callback(stop)
 

@@ -18,8 +18,8 @@ from services.gateway.domain import admission
 from services.gateway.domain.routing import DeploymentRoute, EndpointRoute, require
 from tidegate.errors import BY_REASON, BadRequest, ModelFailed, TidegateError, Unavailable
 from tidegate.protocol import envelope
+from tidegate.protocol.contract import Contract, Decoded
 from tidegate.protocol.envelope import Reply, Tensor
-from tidegate.protocol.oip import Contract, Decoded
 
 
 @dataclass(slots=True)

@@ -11,7 +11,7 @@ from prometheus_client import Counter, Gauge
 from services.router.adapters.registry import Registry
 from services.router.adapters.revision import Revision
 from services.router.domain import table as compiler
-from tidegate import telemetry
+from tidegate import tasks, telemetry
 from tidegate.broker import Delivery, Link, Session
 from tidegate.errors import Unavailable
 from tidegate.protocol.presence import ReplicaReport
@@ -63,10 +63,7 @@ class Controller:
 
     async def stop(self) -> None:
         """Stop; the last table stays published."""
-        if self._task is not None:
-            self._task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._task
+        await tasks.end(self._task)
         await self.link.stop()
         await self._registry.close()
 

@@ -24,7 +24,7 @@ from services.worker.domain.phases import Phases
 from services.worker.metrics import IN_HAND, TRITON_RESTARTS
 from services.worker.settings import WorkerSettings
 from services.worker.work import Work
-from tidegate import telemetry
+from tidegate import tasks, telemetry
 from tidegate.errors import ModelFailed, TidegateError
 from tidegate.protocol.models import Assignment, Signature
 from tidegate.protocol.presence import ReplicaReport, ReplicaState
@@ -67,7 +67,9 @@ class Life:
 
     def problem(self) -> str | None:
         """Why this replica does not serve, if so."""
-        return None if self._state == "ready" else f"{self._state}: {self._message}"
+        if self._state != "ready":
+            return f"{self._state}: {self._message}"
+        return self._outbox.link.problem or self._requests.link.problem
 
     def start(self) -> None:
         """Begin to live."""
@@ -90,9 +92,7 @@ class Life:
 
     async def stop(self) -> None:
         """End everything; Triton goes last of all that works."""
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+        await tasks.end(self._task)
         if self._work is not None:
             await self._work.stop()
         await self._requests.stop()
@@ -108,7 +108,7 @@ class Life:
             async with asyncio.timeout(self._deployment.start_timeout_s):
                 models = await self._prepare()
                 self._client = await self._start_triton(models)
-            self._serve(Model(self._client, models[-1]))
+            await self._serve(self._model(self._client, models[-1]))
             await self._requests.open()
             await self._heartbeat.beat()
             await self._mend(models)
@@ -184,9 +184,14 @@ class Life:
         """Rows of one model call: the Deployment's choice within what the model takes; 0: no batch axis."""
         assert self._signature is not None
         model = self._signature.max_batch_size
-        return min(model, self._deployment.batching.max_batch or model)
+        limits = (model, self._deployment.batching.max_batch, self._deployment.max_concurrency)
+        return min(limit for limit in limits if limit is not None)
 
-    def _serve(self, model: Model) -> None:
+    def _model(self, client: TritonClient, name: str) -> Model:
+        assert self._signature is not None
+        return Model(client, name, [output.name for output in self._signature.outputs])
+
+    async def _serve(self, model: Model) -> None:
         self._work = Work(
             self._outbox,
             self._requests.settle,
@@ -198,6 +203,9 @@ class Life:
         self._work.use(model)
         self._work.start()
         self._requests.start()
+        self._message = "waiting for RabbitMQ"
+        for link in (self._outbox.link, self._requests.link):
+            await link.wait_up(self._deployment.start_timeout_s)
         self._state, self._message = "ready", ""
         log.info("ready", extra={"phases_ms": self._phases.ms})
 
@@ -224,7 +232,7 @@ class Life:
                 await self._client.close()
             async with asyncio.timeout(self._deployment.start_timeout_s):
                 self._client = await self._start_triton(models)
-            self._work.use(Model(self._client, models[-1]))
+            self._work.use(self._model(self._client, models[-1]))
             self._state, self._message = "ready", ""
             await self._requests.open()
             await self._heartbeat.beat()
@@ -246,6 +254,7 @@ class Life:
             busy_ms=stats.busy_s * 1e3 if stats else 0.0,
             call_ms=stats.call_ms.value if stats else None,
             batch_mean=stats.batch.value if stats else None,
+            parallel=max(1, self._max_rows() if self._signature else 1) * self._deployment.instances,
             metrics_port=self._http_port,
             started_at=self._started_at,
             signature=self._signature.model_dump() if self._signature else None,

@@ -17,7 +17,7 @@ from services.worker.domain.backlog import Backlog, Item
 from services.worker.domain.pace import Mean, calls_in_flight
 from services.worker.domain.split import Mismatch, Output, describe, split
 from services.worker.metrics import ANSWERED, CALL_SECONDS, CALL_SIZE
-from tidegate import telemetry
+from tidegate import tasks, telemetry
 from tidegate.errors import (
     BadRequest,
     DeadlinePassed,
@@ -82,10 +82,7 @@ class Work:
 
     async def stop(self) -> None:
         """Stop at once; what is in hand stays unsettled and goes back to the queue."""
-        tasks = [task for task in (self._loop_task, *self._calls) if task is not None]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await tasks.end(self._loop_task, *self._calls)
 
     async def drained(self) -> None:
         """Return when nothing is in hand any more."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ssl
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 from urllib.parse import SplitResult, unquote, urlsplit
 
@@ -16,7 +16,11 @@ from tidegate.amqp import wire
 from tidegate.amqp.wire import Beat, Confirmed, Delivered, Malformed, Method, Properties, Returned
 
 CHANNEL = 1
-FRAME_MAX = 131_072
+# Up to what the broker offers: a large content in few frames costs both sides less.
+FRAME_MAX = 1_048_576
+READ_SIZE = 256 * 1024
+# From here on pieces go to the socket as they are; below, one write of them joined is cheaper.
+SCATTER = 64 * 1024
 _PORTS = {"amqp": 5672, "amqps": 5671}
 _CAPABILITIES = {
     "publisher_confirms": True,
@@ -57,7 +61,7 @@ async def connect(url: str, *, name: str, heartbeat_s: int, confirms: bool) -> C
     return connection
 
 
-class Connection(asyncio.Protocol):
+class Connection(asyncio.BufferedProtocol):
     """Methods that answer are awaited one at a time; publish and ack are written at once.
 
     ``ended`` is a future that is done, with the reason, when nothing can be sent or received any more.
@@ -66,6 +70,8 @@ class Connection(asyncio.Protocol):
     def __init__(self, heartbeat_s: int) -> None:
         self._loop = asyncio.get_running_loop()
         self._reader = wire.Reader()
+        self._read = memoryview(bytearray(READ_SIZE))
+        self._in_place = False
         self._heartbeat_s = heartbeat_s
         self._frame_max = FRAME_MAX
         self._transport: asyncio.Transport | None = None
@@ -135,7 +141,7 @@ class Connection(asyncio.Protocol):
                 future.exception()  # nobody may be waiting for it any more
         self._open.clear()
 
-    # --- asyncio.Protocol ------------------------------------------------------------------------------
+    # --- asyncio.BufferedProtocol ----------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """The socket is there."""
@@ -145,11 +151,20 @@ class Connection(asyncio.Protocol):
         """The socket is gone."""
         self._end(f"the connection was lost{f': {error}' if error else ''}")
 
-    def data_received(self, data: bytes) -> None:
+    def get_buffer(self, sizehint: int) -> memoryview:
+        """Where to read to: for a large content, the very place where it stays."""
+        place = self._reader.window()
+        self._in_place = place is not None
+        return self._read[: self._reader.appetite(READ_SIZE)] if place is None else place
+
+    def buffer_updated(self, nbytes: int) -> None:
         """Bytes from the broker."""
         self._heard_at = self._loop.time()
+        if self._in_place:
+            self._reader.took(nbytes)
+            return
         try:
-            for event in self._reader.feed(data):
+            for event in self._reader.feed(bytes(self._read[:nbytes])):
                 self._on_event(event)
         except (Malformed, ValueError, IndexError) as error:
             self.abort(f"the broker's frames cannot be read: {error}")
@@ -228,6 +243,12 @@ class Connection(asyncio.Protocol):
         self._consumers.pop(consumer_tag, None)
 
     async def _call(self, command: Frame, *, channel: int = CHANNEL) -> Any:
+        # Shielded: if its caller is cancelled the answer still comes, and is not the next one's.
+        call = asyncio.ensure_future(self._exchange(command, channel))
+        call.add_done_callback(lambda done: done.cancelled() or done.exception())
+        return await asyncio.shield(call)
+
+    async def _exchange(self, command: Frame, channel: int) -> Any:
         async with self._one_at_a_time:
             answer = self._expect()
             self._send(command, channel=channel)
@@ -242,10 +263,17 @@ class Connection(asyncio.Protocol):
     # --- methods that do not ---------------------------------------------------------------------------
 
     def publish(
-        self, body: bytes, exchange: str, routing_key: str, *, mandatory: bool, properties: Properties
+        self,
+        pieces: Sequence[wire.Buffer],
+        exchange: str,
+        routing_key: str,
+        *,
+        mandatory: bool,
+        properties: Properties,
     ) -> asyncio.Future[None] | None:
-        """Write a message; the future is its confirm (None without confirm mode).
+        """Write a message of these pieces; the future is its confirm (None without confirm mode).
 
+        Nobody may change the pieces any more: they go to the socket as they are.
         The future raises :class:`NotTaken` or :class:`Lost`.
         """
         if self.ended.done():
@@ -257,17 +285,19 @@ class Connection(asyncio.Protocol):
             if mandatory:
                 # The way to tell which message a basic.return is about.
                 properties = properties._replace(message_id=str(self._published))
-        self._write(
-            wire.publish(
-                CHANNEL,
-                exchange.encode(),
-                routing_key.encode(),
-                mandatory=mandatory,
-                properties=properties,
-                body=body,
-                frame_max=self._frame_max,
-            )
+        parts = wire.publish(
+            CHANNEL,
+            exchange.encode(),
+            routing_key.encode(),
+            mandatory=mandatory,
+            properties=properties,
+            pieces=pieces,
+            frame_max=self._frame_max,
         )
+        if sum(map(len, pieces)) < SCATTER:
+            self._write(b"".join(parts))
+        elif self._transport is not None:
+            self._transport.writelines(parts)
         return confirm
 
     def ack(self, tag: int, multiple: bool) -> None:

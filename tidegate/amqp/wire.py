@@ -8,7 +8,7 @@ specification: u8 type | u16 channel | u32 size | payload | 0xCE.
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from pamqp import decode, encode, frame
@@ -34,6 +34,13 @@ _STRINGS_BEFORE_HEADERS = (_CONTENT_TYPE, _ENCODING)
 _STRINGS_AFTER_PRIORITY = (_CORRELATION, _REPLY_TO, _EXPIRATION, _MESSAGE_ID)
 
 
+# A content from LARGE on is put together in place, without copies between; RabbitMQ takes none above MOST.
+LARGE = 64 * 1024
+MOST = 512 * 2**20
+
+Buffer = bytes | memoryview
+
+
 class Malformed(Exception):
     """Bytes that are not AMQP frames."""
 
@@ -57,7 +64,7 @@ class Delivered(NamedTuple):
     exchange: str
     routing_key: str
     properties: Properties
-    body: bytes
+    body: Buffer
 
 
 class Returned(NamedTuple):
@@ -95,10 +102,14 @@ def publish(
     *,
     mandatory: bool,
     properties: Properties,
-    body: bytes,
+    pieces: Sequence[Buffer],
     frame_max: int,
-) -> bytes:
-    """``basic.publish`` with its content, in frames of at most ``frame_max`` bytes."""
+) -> list[Buffer]:
+    """``basic.publish`` with its content, in frames of at most ``frame_max`` bytes.
+
+    ``pieces`` are the content, one after the other; the result has them, or slices of them, uncopied.
+    """
+    size = sum(map(len, pieces))
     method = b"".join(
         (
             _PUBLISH,
@@ -110,24 +121,36 @@ def publish(
         )
     )
     flags, values = _packed(properties)
-    parts: list[bytes | memoryview] = [
+    parts: list[Buffer] = [
         _HEAD.pack(METHOD, channel, len(method)),
         method,
         b"\xce",
-        _CONTENT.pack(HEADER, channel, 14 + len(values), 60, 0, len(body), flags),
+        _CONTENT.pack(HEADER, channel, 14 + len(values), 60, 0, size, flags),
         values,
         b"\xce",
     ]
-    room = frame_max - 8
-    if len(body) <= room:
-        if body:
-            parts += (_HEAD.pack(BODY, channel, len(body)), body, b"\xce")
-        return b"".join(parts)
-    view = memoryview(body)
-    for at in range(0, len(body), room):
-        piece = view[at : at + room]
-        parts += (_HEAD.pack(BODY, channel, len(piece)), piece, b"\xce")
-    return b"".join(parts)
+    if 0 < size <= frame_max - 8:
+        parts += (_HEAD.pack(BODY, channel, size), *pieces, b"\xce")
+    elif size:
+        parts += _frames(channel, pieces, size, frame_max - 8)
+    return parts
+
+
+def _frames(channel: int, pieces: Sequence[Buffer], left: int, room: int) -> Iterator[Buffer]:
+    """Body frames of at most ``room`` bytes each; ``left`` is the size of all pieces."""
+    free = 0
+    for piece in pieces:
+        view = memoryview(piece)
+        while len(view):
+            if not free:
+                free = min(room, left)
+                yield _HEAD.pack(BODY, channel, free)
+            part, view = view[:free], view[free:]
+            yield part
+            free -= len(part)
+            left -= len(part)
+            if not free:
+                yield b"\xce"
 
 
 def _packed(properties: Properties) -> tuple[int, bytes]:
@@ -153,21 +176,62 @@ def ack(channel: int, tag: int, multiple: bool) -> bytes:
 
 
 class Reader:
-    """Bytes in, events out; a content is an event once it is whole."""
+    """Bytes in, events out; a content is an event once it is whole.
+
+    A large content is received in place: while :meth:`window` gives a place, the next bytes of the stream
+    may be put there, and :meth:`took` says how many were; all others go through :meth:`feed`.
+    """
 
     def __init__(self) -> None:
         self._rest = b""
         self._method: Delivered | Returned | None = None
         self._missing = 0
         self._pieces: list[bytes] = []
+        self._content: memoryview | None = None  # the large one that is under way
+        self._inside = False  # a body frame of it, and how much of that is still to come
+        self._left = 0
+
+    def window(self) -> memoryview | None:
+        """Where the next bytes belong that are of a large content; None when others come first."""
+        if self._content is None or not self._left:
+            return None
+        at = len(self._content) - self._missing
+        return self._content[at : at + self._left]
+
+    def took(self, count: int) -> None:
+        """``count`` bytes were put into the window."""
+        self._missing -= count
+        self._left -= count
+
+    def appetite(self, limit: int) -> int:
+        """How much to feed at most: little between two frames of a large content, so that the rest of it
+        comes in place."""
+        if self._content is None or not self._missing:
+            return limit
+        return max(1, self._inside + _HEAD.size - len(self._rest))
 
     def feed(self, data: bytes) -> Iterator[Event]:
         """The events that ``data`` completes; raises :class:`Malformed`."""
         if self._rest:
             data = self._rest + data
         at, end = 0, len(data)
-        while end - at >= 7:
+        while True:
+            if self._inside:
+                at, self._inside = self._fill(data, at)
+                if self._inside:
+                    break
+                if not self._missing and self._content is not None:
+                    content, self._content = self._content, None
+                    yield self._whole(content.toreadonly())
+            if end - at < 7:
+                break
             kind, channel, size = _HEAD.unpack_from(data, at)
+            if kind == BODY and self._content is not None:
+                if size > self._missing:
+                    raise Malformed("more content than its header says")
+                self._inside, self._left = True, size
+                at += 7
+                continue
             after = at + 7 + size
             if after >= end:
                 break
@@ -178,6 +242,20 @@ class Reader:
                 yield event
             at = after + 1
         self._rest = data[at:] if at else data
+
+    def _fill(self, data: bytes, at: int) -> tuple[int, bool]:
+        """Take what belongs to a frame of a large content: where that ends, and whether more must come."""
+        place = self.window()
+        if place is not None:
+            piece = memoryview(data)[at : at + len(place)]
+            place[: len(piece)] = piece
+            self.took(len(piece))
+            at += len(piece)
+        if self._left or at == len(data):
+            return at, True
+        if data[at] != FRAME_END:
+            raise Malformed("a frame of a large content does not end where it says")
+        return at + 1, False
 
     def _frame(self, kind: int, channel: int, data: bytes, at: int, end: int) -> Event | None:
         start = at + 7
@@ -216,6 +294,10 @@ class Reader:
             raise Malformed("a content header without its method")
         self._missing, flags = struct.unpack_from(">QH", data, start + 4)
         self._method = self._method._replace(properties=_properties(data, start + 14, flags))
+        if self._missing > MOST:
+            raise Malformed(f"a content of {self._missing} bytes")
+        if self._missing >= LARGE:
+            self._content = memoryview(bytearray(self._missing))
         return None if self._missing else self._whole(b"")
 
     def _on_body(self, piece: bytes) -> Event | None:
@@ -230,7 +312,7 @@ class Reader:
             self._pieces.clear()
         return self._whole(piece)
 
-    def _whole(self, body: bytes) -> Event:
+    def _whole(self, body: Buffer) -> Event:
         method, self._method = self._method, None
         assert method is not None
         return method._replace(body=body) if isinstance(method, Delivered) else method

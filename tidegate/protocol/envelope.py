@@ -7,18 +7,26 @@ cancelled id. All numbers are little-endian.
     request   16s id | u64 deadline, ms since the epoch | u32 rows | u8 attempt | u8 flags
               | u8 len tenant | u8 len trace | u32 len key | u16 inputs | tenant | trace | key
               | inputs x u32 byte size | inputs' raw bytes
-    reply     16s id | u8 status | u8 attempt | u16 outputs | u32 rows | u32 wait us | u32 compute us
-              | u32 calls' requests | u32 len key | key | outputs x u32 byte size | outputs' raw bytes
+    reply     16s id | u8 status | u8 attempt | u16 outputs | u32 seq | u32 rows | u32 wait us
+              | u32 compute us | u32 calls' requests | u32 len key | key
+              | outputs x u32 byte size | outputs' raw bytes
     cancels   16s id
 
 ``rows`` is the size of the batch axis, 0 when the model has none. A request's ``key`` says all that two
 requests must have in common to share a model call: inputs (names, datatypes, dims without the batch axis),
 requested outputs, parameters. So a worker compares bytes and parses each distinct key once.
+
+A request has one reply (OK or FAILED), or, when its caller takes many answers (STREAM), any number of CHUNKs
+numbered by ``seq`` from 0 and then END, whose ``seq`` is their number; FAILED may take the place of either.
+
+Tensors that are too large for a message stay in the blob store: with the flag CLAIM in a request, or the bit
+CLAIMED in a reply's status, the frame's only data is a claim (:mod:`tidegate.protocol.claim`).
 """
 
 from __future__ import annotations
 
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -32,15 +40,20 @@ VERSION = 1
 READABLE = frozenset({1})
 REQUESTS, REPLIES, CANCELS = 1, 2, 3
 
-RETRY_SAFE = 0x01
-OK, FAILED = 0, 1
+RETRY_SAFE, STREAM, CLAIM = 0x01, 0x02, 0x04
+OK, FAILED, CHUNK, END = 0, 1, 2, 3
+CLAIMED = 0x80
 
 _ENVELOPE = struct.Struct("<2sBBI")
 _REQUEST = struct.Struct("<16sQIBBBBIH")
-_REPLY = struct.Struct("<16sBBHIIIII")
+_REPLY = struct.Struct("<16sBBHIIIIII")
 _ATTEMPT_AT = 28
 
+# A frame with more data than this is made in pieces: its head, and each tensor as it is.
+LARGE = 256 * 1024
+
 Buffer = bytes | memoryview
+Frame = Buffer | list[Buffer]
 
 
 class Undecodable(ValueError):
@@ -80,24 +93,54 @@ class Request(NamedTuple):
 
 
 class Reply(NamedTuple):
-    """A reply frame. Failed: ``key`` is JSON with ``reason`` and ``message``, and there is no data."""
+    """A reply frame. FAILED: ``key`` is JSON with ``reason`` and ``message``, and no data. END: neither."""
 
     id: bytes
     status: int
     attempt: int
+    seq: int
     rows: int
     wait_us: int
     compute_us: int
     shared: int
     key: bytes
     data: list[Buffer]
+    claimed: bool = False
 
 
-def pack(kind: int, frames: list[Buffer]) -> bytes:
+def pack(kind: int, frames: Sequence[Buffer]) -> bytes:
     """An envelope of ``frames``."""
     head = _ENVELOPE.pack(MAGIC, VERSION, kind, len(frames))
     sizes = struct.pack(f"<{len(frames)}I", *map(len, frames))
     return b"".join((head, sizes, *frames))
+
+
+def pack_pieces(kind: int, frames: Sequence[Frame]) -> bytes | list[Buffer]:
+    """An envelope of ``frames``; in pieces, with nothing copied, when one of them is."""
+    if not any(isinstance(frame, list) for frame in frames):
+        return pack(kind, [frame for frame in frames if not isinstance(frame, list)])
+    head = _ENVELOPE.pack(MAGIC, VERSION, kind, len(frames))
+    pieces: list[Buffer] = [head + struct.pack(f"<{len(frames)}I", *map(frame_size, frames))]
+    for frame in frames:
+        pieces += frame if isinstance(frame, list) else [frame]
+    return pieces
+
+
+def frame_size(frame: Frame) -> int:
+    """The bytes of a frame."""
+    return sum(map(len, frame)) if isinstance(frame, list) else len(frame)
+
+
+def whole(frame: Frame) -> Buffer:
+    """A frame without pieces."""
+    return b"".join(frame) if isinstance(frame, list) else frame
+
+
+def _frame(head: list[bytes], data: list[Buffer]) -> Frame:
+    head.append(struct.pack(f"<{len(data)}I", *map(len, data)))
+    if sum(map(len, data)) > LARGE:
+        return [b"".join(head), *data]
+    return b"".join((*head, *data))
 
 
 def unpack(kind: int, body: Buffer) -> list[memoryview]:
@@ -168,28 +211,35 @@ def reply_frame(
     wait_us: int = 0,
     compute_us: int = 0,
     shared: int = 1,
+    status: int = OK,
+    seq: int = 0,
 ) -> bytes:
     """An answer as a frame. ``shared``: how many requests were in the same model call."""
-    head = _REPLY.pack(id, OK, attempt, len(data), rows, wait_us, compute_us, shared, len(key))
+    head = _REPLY.pack(id, status, attempt, len(data), seq, rows, wait_us, compute_us, shared, len(key))
     return b"".join((head, key, struct.pack(f"<{len(data)}I", *map(len, data)), *data))
 
 
 def failure_frame(id: bytes, attempt: int, reason: str, message: str) -> bytes:
     """A failure as a reply frame."""
     key = orjson.dumps({"reason": reason, "message": message})
-    return _REPLY.pack(id, FAILED, attempt, 0, 0, 0, 0, 1, len(key)) + key
+    return _REPLY.pack(id, FAILED, attempt, 0, 0, 0, 0, 0, 1, len(key)) + key
+
+
+def end_frame(id: bytes, attempt: int, chunks: int) -> bytes:
+    """The end of a stream that had ``chunks`` of them."""
+    return _REPLY.pack(id, END, attempt, 0, chunks, 0, 0, 0, 1, 0)
 
 
 def read_reply(frame: Buffer) -> Reply:
     """Parse a reply frame; raises :class:`Undecodable`."""
     try:
-        id_, status, attempt, outputs, rows, wait, compute, shared, key = _REPLY.unpack_from(frame)
+        id_, status, attempt, outputs, seq, rows, wait, compute, shared, key = _REPLY.unpack_from(frame)
         at = _REPLY.size
         key_, at = bytes(frame[at : at + key]), at + key
         data = _buffers(frame, at, outputs)
     except struct.error as error:
         raise Undecodable(f"a reply frame is cut off: {error}") from None
-    return Reply(id_, status, attempt, rows, wait, compute, shared, key_, data)
+    return Reply(id_, status, attempt, seq, rows, wait, compute, shared, key_, data)
 
 
 def _buffers(frame: Buffer, at: int, count: int) -> list[Buffer]:
@@ -223,7 +273,7 @@ def read_call_key(key: bytes) -> CallKey:
         for _ in range(count):
             name, at = _read_name(key, at)
             outputs.append(name)
-        return CallKey(inputs, tuple(outputs), orjson.loads(key[at:]) if at < len(key) else {})
+        return CallKey(inputs, tuple(outputs), _object(key[at:]))
     except (struct.error, IndexError, KeyError, ValueError) as error:
         raise Undecodable(f"a request's key cannot be read: {error}") from None
 
@@ -239,7 +289,7 @@ def read_result_key(key: bytes) -> tuple[tuple[Tensor, ...], dict[str, Any]]:
     """Parse a successful reply's key; raises :class:`Undecodable`."""
     try:
         outputs, at = _read_tensors(key)
-        return outputs, orjson.loads(key[at:]) if at < len(key) else {}
+        return outputs, _object(key[at:])
     except (struct.error, IndexError, KeyError, ValueError) as error:
         raise Undecodable(f"a reply's key cannot be read: {error}") from None
 
@@ -262,6 +312,13 @@ def _read_tensors(key: bytes) -> tuple[tuple[Tensor, ...], int]:
         at += 2 + 8 * ndim
         found.append(Tensor(name, BY_CODE[code], dims))
     return tuple(found), at
+
+
+def _object(raw: bytes) -> dict[str, Any]:
+    found = orjson.loads(raw) if raw else {}
+    if not isinstance(found, dict):
+        raise ValueError("the parameters are no object")
+    return found
 
 
 def _name(name: str) -> bytes:

@@ -25,19 +25,27 @@ class Noun(BaseModel):
 
 
 class TensorSpec(Noun):
-    """One input or output. ``shape`` is without the batch axis when the model batches; -1 is any size."""
+    """One input or output. ``shape`` is without the batch axis when the model batches; -1 is any size.
+
+    ``optional`` is for inputs: a request may leave it out.
+    """
 
     name: str = Field(min_length=1, max_length=255)
     datatype: Datatype
     shape: list[Annotated[int, Field(ge=-1)]] = Field(default_factory=list, max_length=16)
+    optional: bool = False
 
 
 class Signature(Noun):
-    """What a version takes and gives. ``max_batch_size`` 0: the model has no batch axis."""
+    """What a version takes and gives. ``max_batch_size`` 0: the model has no batch axis.
+
+    ``decoupled``: it gives any number of answers to one request (Triton's transaction policy of that name).
+    """
 
     inputs: list[TensorSpec] = Field(min_length=1)
     outputs: list[TensorSpec] = Field(min_length=1)
     max_batch_size: int = Field(0, ge=0)
+    decoupled: bool = False
 
 
 class VersionMetadata(Noun):
@@ -51,7 +59,10 @@ class VersionMetadata(Noun):
 
 
 class Version(Noun):
-    """An immutable artifact under a model's name."""
+    """An immutable artifact under a model's name.
+
+    ``requirements``: lines as pip reads them, of what its Python needs beside the models' environment.
+    """
 
     model: Name
     number: int = Field(ge=1)
@@ -60,6 +71,7 @@ class Version(Noun):
     artifact_size: int = Field(ge=0)
     filename: str
     signature: Signature | None = None
+    requirements: list[str] = Field(default_factory=list)
     metadata: VersionMetadata = Field(default_factory=VersionMetadata)
     created_at: datetime
 

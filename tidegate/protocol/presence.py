@@ -17,6 +17,7 @@ class ReplicaReport:
     ``phases_ms`` are the parts of the start: launch, fetch, triton_start, load, warm_up.
     ``busy_ms`` is the sum of the model calls' durations, ``call_ms`` the recent mean of one call,
     ``batch_mean`` the recent mean of requests in a call; None: nothing measured yet.
+    ``parallel`` is how many requests the model can have at once: rows of a call x instances.
     ``signature`` is what the model server says of its model, as a ``Signature``.
     """
 
@@ -34,6 +35,7 @@ class ReplicaReport:
     busy_ms: float = 0.0
     call_ms: float | None = None
     batch_mean: float | None = None
+    parallel: int = 1
     metrics_port: int = 0
     started_at: float = 0.0
     signature: dict[str, Any] | None = None
@@ -73,9 +75,13 @@ class GatewayReport:
 
     @classmethod
     def from_json(cls, raw: bytes) -> Self:
-        """Read a report."""
+        """Read a report; fields of a newer writer are passed over."""
         data = orjson.loads(raw)
-        loads = {name: GatewayLoad(**load) for name, load in data["deployments"].items()}
+        known = GatewayLoad.__dataclass_fields__
+        loads = {
+            name: GatewayLoad(**{k: v for k, v in load.items() if k in known})
+            for name, load in data["deployments"].items()
+        }
         return cls(incarnation=data["incarnation"], at=data["at"], deployments=loads)
 
 

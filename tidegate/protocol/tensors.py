@@ -70,24 +70,32 @@ def from_json(name: str, datatype: Datatype, shape: list[int], data: list[Any]) 
     try:
         if datatype.name == "BYTES":
             return pack_strings(flat)
-        return array(datatype.array_code, flat).tobytes()
+        raw = array(datatype.array_code, flat).tobytes()
+        if datatype.name == "BOOL" and raw.translate(None, b"\0\1"):
+            raise TypeError("neither true nor false")
+        return raw
     except (TypeError, OverflowError, UnicodeEncodeError, struct.error) as error:
         raise BadRequest(f"input {name!r}: data is not {datatype.name}: {error}") from None
 
 
 def _flatten(name: str, data: list[Any]) -> list[Any]:
     while data and isinstance(data[0], list):
-        try:
-            data = list(chain.from_iterable(data))
-        except TypeError:
-            raise BadRequest(f"input {name!r}: data mixes lists and values at one level") from None
+        if set(map(type, data)) != {list}:
+            raise BadRequest(f"input {name!r}: data mixes lists and values at one level")
+        data = list(chain.from_iterable(data))
     return data
 
 
 def to_json(datatype: Datatype, raw: bytes | memoryview) -> Any:
-    """Raw bytes as a flat sequence that orjson writes (numpy arrays with OPT_SERIALIZE_NUMPY)."""
+    """Raw bytes as a flat sequence that orjson writes (numpy arrays with OPT_SERIALIZE_NUMPY).
+
+    None when JSON cannot carry them: strings that are no text.
+    """
     if datatype.name == "BYTES":
-        return [element.decode("utf-8", "surrogateescape") for element in unpack_strings(raw)]
+        try:
+            return [element.decode() for element in unpack_strings(raw)]
+        except UnicodeDecodeError:
+            return None
     # Here and not above: a worker never needs it, and its import is a fifth of a worker's start.
     import numpy as np
 

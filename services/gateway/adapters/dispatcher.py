@@ -12,7 +12,7 @@ from services.gateway.domain.admission import Fleet
 from services.gateway.domain.packing import MAX_FRAMES, frames_per_envelope, split
 from services.gateway.domain.routing import DeploymentRoute
 from tidegate import telemetry
-from tidegate.broker import Delivery, Link, Session, Unroutable
+from tidegate.broker import Delivery, Link, Refused, Session, Unroutable
 from tidegate.errors import DeadlinePassed, TidegateError, Unavailable
 from tidegate.protocol import envelope
 from tidegate.protocol.envelope import Buffer, Reply
@@ -206,6 +206,9 @@ class Dispatcher:
             self._declared.discard(queue.name)
             for frame, _ in live:
                 self._fail(frame[:16], Unavailable(f"the queue of {queue.name} has gone", retry_after_s=1.0))
+        except Refused as error:
+            for frame, _ in live:
+                self._fail(frame[:16], Unavailable(error.message, retry_after_s=error.retry_after_s or 1.0))
         except Unavailable:
             log.info(
                 "publish interrupted; it is sent again when the broker is back", extra={"queue": queue.name}

@@ -7,26 +7,71 @@ import contextlib
 import time
 from collections import defaultdict
 from collections.abc import Callable
+from typing import Any
 
 from services.gateway.domain.admission import UNKNOWN_FLEET, Fleet
-from tidegate import telemetry
-from tidegate.protocol.presence import GatewayLoad, GatewayReport, ReplicaReport
+from tidegate import tasks, telemetry
+from tidegate.protocol.presence import GatewayLoad, GatewayReport, GatewayView, ReplicaReport
 from tidegate.store import Store, StoreUnavailable
 
 log = telemetry.logger(__name__)
 
 
-def fleets(reports: list[ReplicaReport]) -> dict[str, Fleet]:
-    """The ready workers of each Deployment and their mean model time per request."""
+STATUS_EVERY_S = 2.0
+
+
+def fleets(
+    reports: list[ReplicaReport],
+    elsewhere: dict[str, int] | None = None,
+    statuses: dict[str, dict[str, Any]] | None = None,
+    now: float = 0.0,
+) -> dict[str, Fleet]:
+    """What is known of each Deployment's workers; ``now`` is seconds since the epoch."""
     ready: dict[str, list[ReplicaReport]] = defaultdict(list)
     for report in reports:
         if report.state == "ready":
             ready[report.deployment].append(report)
+    elsewhere, statuses = elsewhere or {}, statuses or {}
     found = {}
-    for name, workers in ready.items():
-        times = [w.call_ms / max(w.batch_mean or 1.0, 1.0) for w in workers if w.call_ms is not None]
-        found[name] = Fleet(len(workers), sum(times) / len(times) if times else None)
+    for name in ready.keys() | elsewhere.keys() | statuses.keys():
+        measured = [w for w in ready[name] if w.call_ms is not None]
+        start_ms, fault = (None, "") if ready[name] else _start(statuses.get(name, {}), now)
+        found[name] = Fleet(
+            len(ready[name]),
+            _mean([(w.call_ms or 0.0) / max(w.batch_mean or 1.0, 1.0) for w in measured]),
+            _mean([(w.call_ms or 0.0) / w.parallel for w in measured]),
+            elsewhere.get(name, 0),
+            start_ms,
+            fault,
+        )
     return found
+
+
+def _mean(values: list[float]) -> float | None:
+    return sum(values) / len(values) if values else None
+
+
+def _start(status: dict[str, Any], now: float) -> tuple[float | None, str]:
+    """How long until a replica is ready (ms, by the slowest of the last cold starts), or why none will be."""
+    for condition in status.get("conditions", ()):
+        if condition["type"] == "Loaded" and not condition["ok"]:
+            return None, condition["message"]
+    past = [start["total_ms"] for start in status.get("cold_starts", ())[-3:]]
+    if not past:
+        return None, ""
+    begun = [r["launched_at"] for r in status.get("replicas", ()) if r.get("state") == "starting"]
+    since_ms = max(0.0, now - min(begun)) * 1e3 if begun else 0.0
+    return max(max(past) - since_ms, 0.0), ""
+
+
+def outstanding_elsewhere(view: GatewayView, incarnation: str) -> dict[str, int]:
+    """What the other gateways have outstanding, by Deployment."""
+    found: dict[str, int] = defaultdict(int)
+    for report in view.reports:
+        if report.incarnation != incarnation:
+            for name, load in report.deployments.items():
+                found[name] += load.outstanding
+    return dict(found)
 
 
 class Reporter:
@@ -46,6 +91,8 @@ class Reporter:
         self._loads = loads
         self._show = show
         self._fleets: dict[str, Fleet] = {}
+        self._statuses: dict[str, dict[str, Any]] = {}
+        self._statuses_at = float("-inf")
         self._task: asyncio.Task[None] | None = None
         self.store_down = False
 
@@ -60,10 +107,7 @@ class Reporter:
 
     async def stop(self) -> None:
         """Sign off, so that this gateway counts as gone and not as missing."""
-        if self._task is not None:
-            self._task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._task
+        await tasks.end(self._task)
         with contextlib.suppress(StoreUnavailable):
             await self._store.forget_gateway(self._incarnation)
 
@@ -77,7 +121,10 @@ class Reporter:
         self._show(loads)
         try:
             await self._store.report_gateway(GatewayReport(self._incarnation, time.time(), loads))
-            self._fleets = fleets(await self._store.replicas())
+            if time.monotonic() - self._statuses_at > STATUS_EVERY_S:
+                self._statuses, self._statuses_at = await self._store.statuses(), time.monotonic()
+            elsewhere = outstanding_elsewhere(await self._store.gateways(), self._incarnation)
+            self._fleets = fleets(await self._store.replicas(), elsewhere, self._statuses, time.time())
             self.store_down = False
         except StoreUnavailable as error:
             if not self.store_down:

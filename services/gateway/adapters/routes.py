@@ -11,7 +11,7 @@ from pathlib import Path
 import orjson
 
 from services.gateway.domain.routing import RouteTable, compile_table
-from tidegate import telemetry
+from tidegate import tasks, telemetry
 from tidegate.store import Store, StoreUnavailable
 
 log = telemetry.logger(__name__)
@@ -42,10 +42,7 @@ class Routes:
 
     async def stop(self) -> None:
         """Stop watching."""
-        if self._task is not None:
-            self._task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._task
+        await tasks.end(self._task)
 
     def problem(self) -> str | None:
         """Why requests cannot be routed, if so."""

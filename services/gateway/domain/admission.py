@@ -4,15 +4,28 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tidegate.errors import NoCapacity, Overloaded, TidegateError
+from tidegate.errors import ColdStart, NoCapacity, Overloaded, TidegateError
+
+# What a prediction leaves unsaid (the call itself, two hops, the reporting interval) gets this part of a
+# request's time; so that what is admitted is also answered in time.
+RESERVE = 0.2
 
 
 @dataclass(frozen=True, slots=True)
 class Fleet:
-    """The workers of a Deployment as last reported. ``request_ms``: model time per request; None: unknown."""
+    """The workers of a Deployment as last reported; None: not known.
+
+    ``request_ms``: model time per request in the calls made of late. ``full_ms``: the same when each call
+    takes as many requests as it may. ``elsewhere``: requests that other gateways have outstanding.
+    ``start_ms``: how long the next replica still takes to become ready. ``fault``: why none can.
+    """
 
     ready: int = 0
     request_ms: float | None = None
+    full_ms: float | None = None
+    elsewhere: int = 0
+    start_ms: float | None = None
+    fault: str = ""
 
 
 UNKNOWN_FLEET = Fleet()
@@ -26,26 +39,41 @@ def refusal(
     The predicted wait is outstanding x model time per request / ready workers (Little's law). What is
     not known admits: a sleeping model has to be woken by somebody.
     """
-    if fleet.ready == 0 and not wakeable:
+    if fleet.ready == 0 and (found := _nobody_there(wakeable, fleet, timeout_ms, name)) is not None:
+        return found
+    wait_ms = predicted_wait_ms(outstanding, fleet)
+    waiting = outstanding + fleet.elsewhere
+    if waiting >= max_queue:
+        return Overloaded(
+            f"{name}: {waiting} requests wait already, the limit is {max_queue}",
+            retry_after_s=(wait_ms or 1_000.0) / 1e3,
+        )
+    if wait_ms is not None and wait_ms > timeout_ms * (1 - RESERVE):
+        return Overloaded(
+            f"{name}: the predicted wait is {wait_ms:.0f} ms, the request has {timeout_ms:.0f} ms",
+            retry_after_s=(wait_ms - timeout_ms * (1 - RESERVE)) / 1e3,
+        )
+    return None
+
+
+def _nobody_there(wakeable: bool, fleet: Fleet, timeout_ms: float, name: str) -> TidegateError | None:
+    if not wakeable:
         return NoCapacity(
             f"{name} has no replica and may not start one: it is held at 0 replicas", retry_after_s=30.0
         )
-    wait_ms = predicted_wait_ms(outstanding, fleet)
-    if outstanding >= max_queue:
-        return Overloaded(
-            f"{name}: {outstanding} requests wait already, the limit is {max_queue}",
-            retry_after_s=(wait_ms or 1_000.0) / 1e3,
-        )
-    if wait_ms is not None and wait_ms > timeout_ms:
-        return Overloaded(
-            f"{name}: the predicted wait is {wait_ms:.0f} ms, the request has {timeout_ms:.0f} ms",
-            retry_after_s=(wait_ms - timeout_ms) / 1e3,
+    if fleet.fault:
+        return NoCapacity(f"{name} has no replica: {fleet.fault}", retry_after_s=30.0)
+    if fleet.start_ms is not None and fleet.start_ms > timeout_ms:
+        return ColdStart(
+            f"{name} takes {fleet.start_ms:.0f} ms more to start, the request has {timeout_ms:.0f} ms",
+            retry_after_s=fleet.start_ms / 1e3,
         )
     return None
 
 
 def predicted_wait_ms(outstanding: int, fleet: Fleet) -> float | None:
     """How long a new request waits for its turn, in ms; None when nothing was measured."""
-    if fleet.ready == 0 or fleet.request_ms is None:
+    per_request = fleet.request_ms if fleet.full_ms is None else fleet.full_ms
+    if fleet.ready == 0 or per_request is None:
         return None
-    return outstanding * fleet.request_ms / fleet.ready
+    return (outstanding + fleet.elsewhere) * per_request / fleet.ready

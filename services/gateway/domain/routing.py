@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from tidegate.errors import NoRoutes, NotFound
+from tidegate.protocol.contract import Contract
 from tidegate.protocol.models import Signature
-from tidegate.protocol.oip import Contract
 from tidegate.topology import Queue, requests_queue
 
 
@@ -26,6 +26,11 @@ class DeploymentRoute:
     retry_safe: bool
     wakeable: bool
     ready: int
+
+    @property
+    def decoupled(self) -> bool:
+        """Whether the model gives many answers to one request; False where its signature is not known."""
+        return self.contract.signature is not None and self.contract.signature.decoupled
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,19 +27,21 @@ def compile_table(intention: Intention, ready: dict[str, int], learned: dict[str
     without one.
     """
     versions = {(v.model, v.number): v for v in intention.versions}
-    deployments = {d.name: d for d in intention.deployments}
+    # A Deployment whose version is not there cannot be served; the table names nothing that it lacks.
+    deployments = {d.name: d for d in intention.deployments if (d.model, d.version) in versions}
     return {
         "endpoints": {e.name: _endpoint(e, deployments, ready) for e in intention.endpoints},
         "deployments": {
             name: _deployment(d, versions[(d.model, d.version)], ready.get(name, 0), learned.get(name))
             for name, d in deployments.items()
-            if (d.model, d.version) in versions
         },
     }
 
 
 def _deployment(deployment: Deployment, version: Version, ready: int, learned: Any) -> dict[str, Any]:
     signature = version.signature.model_dump() if version.signature else learned
+    if version.signature and learned and learned.get("decoupled"):
+        signature["decoupled"] = True  # the model server knows, whatever was registered
     return {
         "model": deployment.model,
         "version": deployment.version,

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 from collections.abc import Callable
 
-from tidegate import telemetry
+from tidegate import tasks, telemetry
 from tidegate.protocol.presence import ReplicaReport
 from tidegate.store import Store, StoreUnavailable
 
@@ -29,10 +29,7 @@ class Heartbeat:
 
     async def stop(self, *, forget: bool) -> None:
         """End; ``forget`` takes the report away, otherwise it stays until it expires."""
-        if self._task is not None:
-            self._task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._task
+        await tasks.end(self._task)
         if forget:
             with contextlib.suppress(StoreUnavailable):
                 await self._store.forget_replica(self._report().replica)

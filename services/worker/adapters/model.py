@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from services.worker.adapters.triton_client import ModelInferRequest, TritonClient
 from services.worker.domain.split import Output
 from tidegate.protocol.envelope import Request, read_call_key
 
 
 class Model:
-    """One model of one Triton."""
+    """One model of one Triton; ``outputs`` are its outputs in the order of its signature."""
 
-    def __init__(self, client: TritonClient, name: str) -> None:
+    def __init__(self, client: TritonClient, name: str, outputs: Sequence[str] = ()) -> None:
         self._client = client
         self._name = name
+        self._order = {name: at for at, name in enumerate(outputs)}
 
     async def call(self, requests: list[Request], timeout_s: float) -> list[Output]:
         """Run requests of one call key as one batch; the answer has their rows in order.
@@ -34,10 +37,14 @@ class Model:
         for name, value in key.parameters.items():
             _set_parameter(message, name, value)
         answer = await self._client.infer(message, timeout_s)
-        return [
+        found = [
             Output(output.name, output.datatype, tuple(output.shape), raw)
             for output, raw in zip(answer.outputs, answer.raw_output_contents, strict=True)
         ]
+        # Triton gives them in an order of its own, another one in each process.
+        order = {name: at for at, name in enumerate(key.outputs)} if key.outputs else self._order
+        found.sort(key=lambda output: order.get(output.name, len(order)))
+        return found
 
 
 def _set_parameter(message: ModelInferRequest, name: str, value: object) -> None:

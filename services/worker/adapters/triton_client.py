@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Sequence
 from typing import Any
 
 import grpc
@@ -39,6 +39,11 @@ class TritonClient:
     def __init__(self, target: str) -> None:
         self._channel = grpc.aio.insecure_channel(target, options=_OPTIONS)
         self._infer = self._method("ModelInfer", ModelInferRequest, ModelInferResponse)
+        self._stream = self._channel.stream_stream(
+            _SERVICE + "ModelStreamInfer",
+            request_serializer=ModelInferRequest.SerializeToString,
+            response_deserializer=pb.ModelStreamInferResponse.FromString,
+        )
 
     async def close(self) -> None:
         """Close the channel; calls in flight are cancelled."""
@@ -55,6 +60,31 @@ class TritonClient:
             return await self._infer(request, timeout=timeout_s)
         except grpc.aio.AioRpcError as error:
             raise await self._meaning(error) from None
+
+    async def stream(self, request: Any) -> AsyncGenerator[Any]:
+        """One ``ModelInferRequest`` -> its ``ModelInferResponse``s, each as it is made.
+
+        Closing the generator cancels the request in Triton. Raises what :meth:`infer` raises, but no
+        DeadlinePassed: there is no time limit here.
+        """
+        request.parameters["triton_enable_empty_final_response"].bool_param = True
+        call = self._stream((request,))
+        try:
+            async for answer in call:
+                if answer.error_message:
+                    # Words only. With the header triton_grpc_error there would be a status code, and Triton
+                    # 2.51 crashes when a model that sent an error then says that this was its last response.
+                    raise ModelFailed(answer.error_message)
+                found = answer.infer_response
+                final = found.parameters["triton_final_response"].bool_param
+                if found.outputs or not final:
+                    yield found
+                if final:
+                    return
+        except grpc.aio.AioRpcError as error:
+            raise await self._meaning(error) from None
+        finally:
+            call.cancel()
 
     async def live(self) -> bool:
         """Whether the server answers."""
@@ -155,6 +185,7 @@ def signature_of(metadata: Any, config: Any) -> Signature:
         inputs=specs(metadata.inputs),
         outputs=specs(metadata.outputs),
         max_batch_size=rows or config.max_batch_size,
+        decoupled=config.model_transaction_policy.decoupled,
     )
 
 

@@ -14,7 +14,7 @@ from services.worker.domain.pace import Mean, prefetch, worth_changing
 from services.worker.domain.settling import Ack, Settling
 from services.worker.metrics import REDELIVERED
 from services.worker.work import Work
-from tidegate import telemetry
+from tidegate import tasks, telemetry
 from tidegate.broker import Delivery, Link, Session
 from tidegate.errors import Unavailable
 from tidegate.protocol import envelope
@@ -54,10 +54,7 @@ class Requests:
 
     async def stop(self) -> None:
         """Disconnect; what is unsettled goes back to the queue."""
-        if self._retune_task is not None:
-            self._retune_task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._retune_task
+        await tasks.end(self._retune_task)
         await asyncio.gather(*self._acks, return_exceptions=True)
         await self.link.stop()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from typing import NamedTuple
 
 from tidegate.protocol.envelope import Buffer, Tensor
@@ -55,4 +56,12 @@ def _row_ends(output: Output, rows: int) -> list[int] | int:
     if DATATYPES[output.datatype].size:
         return len(output.raw) // rows
     per_row = elements(list(output.shape[1:]))
-    return string_offsets(output.raw, per_row) if per_row else [0] * rows
+    if not per_row:
+        return [0] * rows
+    try:
+        ends = string_offsets(output.raw, per_row)
+    except (ValueError, struct.error) as error:
+        raise Mismatch(f"output {output.name!r} holds malformed BYTES: {error}") from None
+    if len(ends) != rows:
+        raise Mismatch(f"output {output.name!r} has fewer elements than its shape {list(output.shape)} says")
+    return ends

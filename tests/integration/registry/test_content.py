@@ -39,7 +39,7 @@ def look(tmp_path: Path) -> Look:
         path = tmp_path / "artifact"
         path.write_bytes(data)
         arguments = {"model": "digits", "given": None, "max_batch": 64, **more}
-        return content.signature_of(path, format_, limits=limits or Limits(), **arguments)
+        return content.look(path, format_, limits=limits or Limits(), **arguments).signature
 
     return run
 

@@ -15,7 +15,7 @@ async def test_each_committed_change_is_told_once(opened, rabbitmq_url):
     told: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
 
     async def on_delivery(delivery: Delivery) -> None:
-        told.put_nowait(json.loads(delivery.body))
+        told.put_nowait(json.loads(bytes(delivery.body)))
 
     async def listen(session: Session) -> None:
         queue = events_queue("test", "registry")

@@ -11,7 +11,9 @@ async def test_register_reads_the_signature_and_numbers_versions(call):
     first = await call.register("digits", onnx_bytes(1), metadata={"notes": "first", "metrics": {"acc": 0.9}})
     assert (first["number"], first["format"], first["filename"]) == (1, "onnx", "model.onnx")
     assert first["signature"]["max_batch_size"] == 64
-    assert first["signature"]["inputs"] == [{"name": "x", "datatype": "FP32", "shape": [64]}]
+    assert first["signature"]["inputs"] == [
+        {"name": "x", "datatype": "FP32", "shape": [64], "optional": False}
+    ]
     assert first["artifact_size"] == len(onnx_bytes(1))
     second = await call.register("digits", onnx_bytes(2))
     assert second["number"] == 2

@@ -1,0 +1,160 @@
+"""What the tests of all rooms stand on: real servers for a session, a line that can be cut, waiting.
+
+Every xdist worker has servers of its own, on free ports and in folders that go with it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import inspect
+import os
+import tempfile
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import settings as hypothesis_settings
+from yarl import URL
+
+# The same examples each time: a test that fails fails for everybody, and leaves no files.
+hypothesis_settings.register_profile("tidegate", deadline=None, derandomize=True, database=None)
+hypothesis_settings.load_profile("tidegate")
+
+PATIENCE_S = 20.0
+POLL_S = 0.005
+
+
+@pytest.fixture(scope="session")
+def rabbitmq_url() -> Iterator[str]:
+    """The AMQP URL of a RabbitMQ that belongs to this xdist worker."""
+    from tidegate.stack.standalone import rabbitmq_running  # unit tests do not need it
+
+    with (
+        tempfile.TemporaryDirectory(prefix="tidegate-rabbitmq-") as folder,
+        rabbitmq_running(Path(folder)) as url,
+    ):
+        yield url
+
+
+@pytest.fixture(scope="session")
+def valkey_url() -> Iterator[str]:
+    """The URL of a Valkey that belongs to this xdist worker."""
+    from tidegate.stack.standalone import valkey_running
+
+    with (
+        tempfile.TemporaryDirectory(prefix="tidegate-valkey-") as folder,
+        valkey_running(Path(folder)) as url,
+    ):
+        yield url
+
+
+@pytest.fixture
+def fresh() -> Callable[[str], str]:
+    """Makes a name that no other test has, so that tests may share a broker."""
+    return lambda name: f"{name}-{os.urandom(4).hex()}"
+
+
+async def _until(true: Callable[[], Any], what: str = "", patience_s: float = PATIENCE_S) -> Any:
+    end = time.monotonic() + patience_s
+    while True:
+        found = true()
+        if inspect.isawaitable(found):
+            found = await found
+        if found:
+            return found
+        assert time.monotonic() < end, f"not within {patience_s} s: {what or inspect.getsource(true).strip()}"
+        await asyncio.sleep(POLL_S)
+
+
+@pytest.fixture(scope="session")
+def until() -> Callable[..., Awaitable[Any]]:
+    """``await until(condition)``: polls it, gives what it gave, fails when it never was true."""
+    return _until
+
+
+class Line:
+    """A TCP proxy in front of a server: the line to it, which a test may cut, take down and put up again."""
+
+    def __init__(self, url: str) -> None:
+        self._server_url = URL(url)
+        self._listener: asyncio.Server | None = None
+        self._port = 0
+        self._writers: set[asyncio.StreamWriter] = set()
+        self._pumps: set[asyncio.Task[None]] = set()
+
+    @property
+    def url(self) -> str:
+        """The server's URL by way of this line."""
+        return str(self._server_url.with_host("127.0.0.1").with_port(self._port))
+
+    @property
+    def connections(self) -> int:
+        """Open connections, counted at the client's side."""
+        return len(self._writers) // 2
+
+    async def up(self) -> None:
+        """Take connections, on the same port each time."""
+        self._listener = await asyncio.start_server(self._connected, "127.0.0.1", self._port)
+        self._port = self._listener.sockets[0].getsockname()[1]
+
+    async def down(self) -> None:
+        """Refuse connections and cut those that are open."""
+        if self._listener is not None:
+            self._listener.close()
+            self._listener = None
+        self.cut()
+
+    def cut(self) -> None:
+        """Break the open connections, as a pulled plug does it; new ones are taken."""
+        for writer in self._writers:
+            writer.transport.abort()
+
+    async def close(self) -> None:
+        """The end."""
+        await self.down()
+        for pump in self._pumps:
+            pump.cancel()
+        await asyncio.gather(*self._pumps, return_exceptions=True)
+
+    async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            far_reader, far_writer = await asyncio.open_connection(
+                self._server_url.host, self._server_url.port
+            )
+        except OSError:
+            writer.transport.abort()
+            return
+        self._writers |= {writer, far_writer}
+        for source, sink in ((reader, far_writer), (far_reader, writer)):
+            pump = asyncio.create_task(self._pump(source, sink))
+            self._pumps.add(pump)
+            pump.add_done_callback(self._pumps.discard)
+
+    async def _pump(self, source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(OSError):
+            while data := await source.read(65536):
+                sink.write(data)
+                await sink.drain()
+        sink.transport.abort()
+        self._writers.discard(sink)
+
+
+@pytest.fixture
+async def line(rabbitmq_url: str) -> AsyncIterator[Line]:
+    """A line to the broker."""
+    found = Line(rabbitmq_url)
+    await found.up()
+    yield found
+    await found.close()
+
+
+@pytest.fixture
+async def line_out(rabbitmq_url: str) -> AsyncIterator[Line]:
+    """A second line to the broker, for what publishes and consumes on links of its own."""
+    found = Line(rabbitmq_url)
+    await found.up()
+    yield found
+    await found.close()

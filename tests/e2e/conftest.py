@@ -1,0 +1,162 @@
+"""One private stack for the session, on free ports, started and stopped by the commands that users type."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+
+from tidegate import Client
+from tidegate.settings import Settings
+from tidegate.stack.ports import free_ports
+
+REPO = Path(__file__).parents[2]
+PORTS = (
+    "GATEWAY_PORT",
+    "GATEWAY_GRPC_PORT",
+    "REGISTRY_PORT",
+    "ROUTER_PORT",
+    "AUTOSCALER_PORT",
+    "RABBITMQ_PORT",
+    "RABBITMQ_DIST_PORT",
+    "EPMD_PORT",
+    "VALKEY_PORT",
+)
+
+
+@dataclass(frozen=True)
+class Stack:
+    """A running stack: its settings, and the CLI against it."""
+
+    settings: Settings
+    env: dict[str, str]
+
+    def run(self, *args: str, timeout_s: float = 180.0) -> subprocess.CompletedProcess[str]:
+        """Run ``tidegate ...`` and give its outcome, whatever it is."""
+        command = [sys.executable, "-m", "tidegate.cli", *args]
+        return subprocess.run(
+            command, env=self.env, cwd=REPO, text=True, capture_output=True, timeout=timeout_s, check=False
+        )
+
+    def cli(self, *args: str, timeout_s: float = 180.0) -> Any:
+        """Run ``tidegate ... --json``, which must succeed, and give its document."""
+        done = self.run(*args, "--json", timeout_s=timeout_s)
+        assert done.returncode == 0, f"tidegate {args}: {done.returncode}\n{done.stdout}\n{done.stderr}"
+        return json.loads(done.stdout)
+
+    def deploy(self, file: Path, name: str, *options: str) -> Any:
+        """Deploy and wait until it serves."""
+        return self.cli("deploy", str(file), "--name", name, "--wait", "--timeout", "120", *options)
+
+    def replicas(self, deployment: str) -> list[dict[str, Any]]:
+        """The replicas of a Deployment as the autoscaler tells them."""
+        return [r for r in self.cli("replicas")["items"] if r["deployment"] == deployment]
+
+    def worker(self, deployment: str) -> psutil.Process:
+        """The process of the only ready worker of a Deployment."""
+        (ready,) = [r for r in self.replicas(deployment) if r["state"] == "ready"]
+        return psutil.Process(ready["pid"])
+
+    def child(self, name: str) -> psutil.Process:
+        """The process of a service or server of the stack, once it has one."""
+        end = time.monotonic() + 30
+        while True:
+            record = json.loads((self.settings.state_path / "run" / "stack.json").read_text())
+            (found,) = [c for c in record["children"] if c["name"] == name]
+            if found["process"]:
+                return psutil.Process(found["process"]["pid"])
+            assert time.monotonic() < end, f"{name} does not start: {found}"
+            time.sleep(0.1)
+
+
+def processes_of(state: Path) -> list[psutil.Process]:
+    """Every process that has something of this stack in its command line or environment."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            told = [*process.cmdline(), *process.environ().values()]
+        except (psutil.NoSuchProcess, psutil.AccessDenied):
+            continue
+        if any(str(state) in word for word in told) and process.pid != os.getpid():
+            found.append(process)
+    return found
+
+
+@pytest.fixture(scope="session")
+def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    """The stack, with nothing deployed. At the end no process of it is left."""
+    state = tmp_path_factory.mktemp("stack") / "state"
+    runtime = Settings().runtime_path
+    ports = dict(zip(PORTS, free_ports(len(PORTS)), strict=True))
+    given: dict[str, Any] = {"state_dir": state, **{name.lower(): port for name, port in ports.items()}}
+    env = {k: v for k, v in os.environ.items() if not k.startswith("TIDEGATE_")}
+    env |= {f"TIDEGATE_{name}": str(port) for name, port in ports.items()}
+    env |= {"TIDEGATE_STATE_DIR": str(state), "TIDEGATE_RUNTIME_DIR": str(runtime), "NO_COLOR": "1"}
+    started = Stack(Settings(**given), env)
+    try:
+        done = started.run("up", timeout_s=300)
+        assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
+        # The token is there now.
+        yield Stack(Settings(**given), env)
+    finally:
+        down = started.run("down", timeout_s=120)
+    assert down.returncode == 0, f"{down.stdout}\n{down.stderr}"
+    left = processes_of(state)
+    assert not left, [p.cmdline() for p in left]
+
+
+@dataclass(frozen=True)
+class Digits:
+    """The trained example and its held-out set, with what onnxruntime said of it in process."""
+
+    model: Path
+    images: np.ndarray
+    labels: np.ndarray
+    probabilities: np.ndarray
+
+
+@pytest.fixture(scope="session")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> Digits:
+    """Train the example, in the environment that it is served in."""
+    out = tmp_path_factory.mktemp("digits")
+    python = Settings().runtime_path / "model-env" / "bin" / "python3"
+    script = REPO / "examples" / "digits" / "train.py"
+    subprocess.run([python, script, "--out", out], check=True, capture_output=True)
+    held = np.load(out / "heldout.npz")
+    return Digits(out / "model.onnx", held["image"], held["label"], held["probabilities"])
+
+
+@pytest.fixture(scope="session")
+def served(stack: Stack, digits: Digits) -> str:
+    """The example, deployed as ``digits``."""
+    stack.deploy(digits.model, "digits", "--min", "1", "--max", "1")
+    return "digits"
+
+
+@pytest.fixture
+def client(stack: Stack) -> Iterator[Client]:
+    """The SDK against the stack's gateway."""
+    with Client(stack.settings.gateway_url, timeout_s=60) as made:
+        yield made
+
+
+@pytest.fixture(scope="session")
+def deploy_python(stack: Stack) -> Callable[..., str]:
+    """Deploys one of ``examples/python-model`` under a name of its own."""
+
+    def deploy(example: str, name: str, *options: str) -> str:
+        folder = REPO / "examples" / "python-model" / example
+        stack.deploy(folder / "model.py", name, "--signature", str(folder / "signature.json"), *options)
+        return name
+
+    return deploy

@@ -1,0 +1,65 @@
+"""The command line against the running stack: documents for scripts, text for people, exit codes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+
+from tests.e2e.conftest import Digits, Stack
+
+
+def test_documents(stack: Stack, served: str):
+    assert "digits" in [m["name"] for m in stack.cli("models")["items"]]
+    assert stack.cli("versions", "digits")["items"][0]["number"] == 1
+    assert stack.cli("routes")["endpoints"]["digits"]["targets"] == [
+        {"deployment": "digits-v1", "weight": 100}
+    ]
+    assert stack.cli("decisions", "digits-v1")["items"]
+    assert stack.cli("status")
+
+
+def test_text(stack: Stack, served: str):
+    for command in ("status", "models", "replicas", "settings", "version"):
+        done = stack.run(command)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.strip()
+        assert "\x1b[" not in done.stdout, "no colours in a pipe"
+
+
+def test_infer(stack: Stack, served: str, digits: Digits, tmp_path: Path):
+    images = tmp_path / "images.npz"
+    np.savez(images, image=digits.images[:2])
+    for data in (["--data", json.dumps({"image": digits.images[:2].tolist()})], ["--file", str(images)]):
+        answer = stack.cli("infer", served, *data)
+        label = next(o for o in answer["outputs"] if o["name"] == "label")
+        assert label["data"] == digits.labels[:2].tolist()
+
+
+def test_apply_is_idempotent(stack: Stack, served: str, tmp_path: Path):
+    file = tmp_path / "more.yaml"
+    file.write_text(
+        "kind: Deployment\nname: digits-spare\nmodel: digits\nversion: 1\nmin_replicas: 0\nmax_replicas: 1\n"
+        "---\nkind: Endpoint\nname: digits-shared\ntargets:\n- deployment: digits-v1\n  weight: 100\n"
+    )
+    first, second = stack.cli("apply", "-f", str(file)), stack.cli("apply", "-f", str(file))
+    assert "created" in json.dumps(first)
+    assert "unchanged" in json.dumps(second)
+    assert "created" not in json.dumps(second)
+
+
+def test_exit_codes(stack: Stack, served: str):
+    assert stack.run("versions", "nobody").returncode == 3
+    assert stack.run("nonsense").returncode == 2
+    assert stack.run("infer", "nobody", "--data", "[1]").returncode == 3
+
+
+def test_logs(stack: Stack, served: str):
+    assert "route table" in stack.run("logs", "gateway", "-n", "200").stdout
+
+
+def test_up_again_changes_nothing(stack: Stack, served: str):
+    before = stack.child("gateway").pid
+    assert stack.run("up").returncode == 0
+    assert stack.child("gateway").pid == before

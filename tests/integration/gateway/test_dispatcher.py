@@ -1,0 +1,428 @@
+"""Requests out, replies back: with a real worker's protocol, over the real broker, through bad times."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import struct
+import time
+from dataclasses import replace
+
+import orjson
+import pytest
+
+from services.gateway.adapters.dispatcher import Dispatcher
+from services.gateway.core import failure
+from services.gateway.domain.admission import Fleet
+from services.gateway.domain.packing import MAX_BYTES
+from tidegate.broker import Link
+from tidegate.errors import DeadlinePassed, ModelFailed, Unavailable
+from tidegate.protocol import envelope
+from tidegate.protocol.envelope import Tensor
+from tidegate.protocol.tensors import DATATYPES
+from tidegate.topology import Queue, replies_queue
+
+pytestmark = pytest.mark.integration
+
+KEY = envelope.call_key((Tensor("x", DATATYPES["FP32"], (2,)),), (), {})
+
+
+def submit(dispatcher: Dispatcher, route, number: int = 0, timeout_s: float = 20.0, size: int = 0):
+    data = struct.pack("<2f", number, -number) + bytes(size)
+    return dispatcher.submit(route, 1, KEY, [data], timeout_s, b"trace-%d" % number)
+
+
+def told(reply) -> int:
+    """The number that a reply carries back."""
+    return int(struct.unpack_from("<f", reply.data[0])[0])
+
+
+def load(dispatcher: Dispatcher, route) -> tuple[int, int, int]:
+    found = dispatcher.lane(route).load
+    return found.outstanding, found.arrived, found.completed
+
+
+async def test_an_answer(dispatch, peer, route):
+    dispatcher = await dispatch()
+    before_ms = time.time() * 1e3
+    id_, future = submit(dispatcher, route(), 7)
+    assert load(dispatcher, route()) == (1, 1, 0)
+    reply = await future
+    assert (reply.id, reply.status, told(reply), reply.rows) == (id_, envelope.OK, 7, 1)
+    assert (reply.wait_us, reply.compute_us) == (100, 200)
+    assert load(dispatcher, route()) == (0, 1, 1)
+    (seen,) = peer.requests
+    assert (seen.trace, seen.attempt, seen.flags) == (b"trace-7", 0, envelope.RETRY_SAFE)
+    assert before_ms + 20_000 - 1 <= seen.deadline_ms <= time.time() * 1e3 + 20_000
+
+
+async def test_a_failure(dispatch, peer, route):
+    peer.answer = lambda r: envelope.failure_frame(r.id, r.attempt, "model_failed", "out of tea")
+    _, future = submit(await dispatch(), route())
+    found = failure(await future)
+    assert (type(found), found.message) == (ModelFailed, "out of tea")
+
+
+async def test_everybody_gets_his_own_answer(dispatch, peer, route):
+    dispatcher = await dispatch()
+    futures = [submit(dispatcher, route(), n)[1] for n in range(500)]
+    assert [told(reply) for reply in await asyncio.gather(*futures)] == list(range(500))
+    assert load(dispatcher, route()) == (0, 500, 500)
+
+
+async def test_answers_in_any_order(dispatch, peer, route, until):
+    dispatcher = await dispatch()
+    held: list = []
+    peer.answer = lambda request: held.append(request)
+    pairs = [submit(dispatcher, route(), n) for n in range(20)]
+    await until(lambda: len(held) == 20)
+    session = peer.link.session
+    for request in reversed(held):
+        frame = envelope.reply_frame(request.id, 0, 1, b"\0\0", list(request.data))
+        body = envelope.pack(envelope.REPLIES, [frame])
+        await session.publish(body, routing_key=peer.deliveries[0].reply_to)
+    assert [told(await future) for _, future in pairs] == list(range(20))
+
+
+async def test_the_deadline(dispatch, peer, route, until):
+    peer.answer = lambda _: None
+    dispatcher = await dispatch()
+    _, future = submit(dispatcher, route(), timeout_s=0.05)
+    with pytest.raises(DeadlinePassed, match="the deadline passed before an answer was there"):
+        await future
+    assert load(dispatcher, route()) == (0, 1, 1)
+    _, future = submit(dispatcher, route(), timeout_s=5)
+    await until(lambda: len(peer.requests) == 2)
+    assert peer.cancelled == [], "an expired request carries its deadline, nobody needs to be told"
+    dispatcher.abandon(peer.requests[1].id)
+
+
+async def test_the_deadline_holds_without_a_broker(dispatch, line, route, until):
+    dispatcher = await dispatch(line.url)
+    await line.down()
+    await until(lambda: dispatcher.out.session is None)
+    _, future = submit(dispatcher, route(), timeout_s=0.05)
+    with pytest.raises(DeadlinePassed):
+        await future
+    assert dispatcher.problem() is not None
+
+
+async def test_a_late_answer_hurts_nobody(dispatch, peer, route, until):
+    dispatcher = await dispatch()
+    held: list = []
+    peer.answer = lambda request: held.append(request)
+    _, future = submit(dispatcher, route(), timeout_s=0.05)
+    with pytest.raises(DeadlinePassed):
+        await future
+    await until(lambda: held)
+    # Twice, with a request that is still waited for.
+    peer.answer = lambda request: None
+    _, waiting = submit(dispatcher, route(), 5)
+    await until(lambda: len(peer.requests) == 2)
+    frames = [
+        envelope.reply_frame(r.id, 0, 1, b"\0\0", list(r.data)) for r in (held[0], held[0], *peer.requests)
+    ]
+    await peer.link.session.publish(
+        envelope.pack(envelope.REPLIES, list(frames)), routing_key=peer.deliveries[0].reply_to
+    )
+    assert told(await waiting) == 5
+    assert load(dispatcher, route()) == (0, 2, 2)
+
+
+async def test_garbage_on_the_reply_queue(dispatch, peer, route):
+    """It is dropped; what comes after it is read."""
+    dispatcher = await dispatch()
+    _, first = submit(dispatcher, route())
+    await first
+    reply_to = peer.deliveries[0].reply_to
+    for body in (
+        b"",
+        b"garbage",
+        envelope.pack(envelope.CANCELS, []),
+        envelope.pack(envelope.REPLIES, [b"x"]),
+    ):
+        await peer.link.session.publish(body, routing_key=reply_to)
+    _, second = submit(dispatcher, route(), 2)
+    assert told(await second) == 2
+
+
+async def test_abandoned_requests_are_cancelled(dispatch, peer, route, until):
+    peer.answer = lambda _: None
+    dispatcher = await dispatch()
+    pairs = [submit(dispatcher, route(), n) for n in range(3)]
+    await until(lambda: len(peer.requests) == 3)
+    for id_, _ in pairs[:2]:
+        dispatcher.abandon(id_)
+        dispatcher.abandon(id_)
+    await until(lambda: len(peer.cancelled) >= 2)
+    assert sorted(peer.cancelled) == sorted(id_ for id_, _ in pairs[:2])
+    assert load(dispatcher, route()) == (1, 3, 2)
+    dispatcher.abandon(pairs[2][0])
+
+
+async def test_what_was_abandoned_before_it_left_is_not_sent(dispatch, peer, route, until):
+    dispatcher = await dispatch()
+    id_, _ = submit(dispatcher, route(), 1)
+    dispatcher.abandon(id_)
+    _, other = submit(dispatcher, route(), 2)
+    assert told(await other) == 2
+    assert [r.id for r in peer.requests if r.id == id_] == []
+
+
+async def test_envelopes_fill_under_load(dispatch, peer, route, deployment, fleets):
+    """Two ready replicas of a light model: the requests of one turn travel in two envelopes."""
+    fleets[deployment] = Fleet(2, 0.05)
+    dispatcher = await dispatch()
+    futures = [submit(dispatcher, route(), n)[1] for n in range(60)]
+    await asyncio.gather(*futures)
+    assert [len(e) for e in peer.envelopes] == [30, 30]
+    assert [int(struct.unpack("<2f", r.data[0])[0]) for r in peer.requests] == list(range(60))
+
+
+@pytest.mark.parametrize("fleet", [Fleet(0, None), Fleet(1, None), Fleet(1, 20.0)], ids=str)
+async def test_envelopes_of_one(dispatch, peer, route, deployment, fleets, fleet):
+    """Of a heavy model, and of one that nobody has measured."""
+    fleets[deployment] = fleet
+    dispatcher = await dispatch()
+    await asyncio.gather(*(submit(dispatcher, route(), n)[1] for n in range(10)))
+    assert [len(e) for e in peer.envelopes] == [1] * 10
+
+
+async def test_envelopes_are_no_larger_than_they_may_be(dispatch, peer, route, deployment, fleets):
+    fleets[deployment] = Fleet(1, 0.01)
+    dispatcher = await dispatch()
+    sizes = [MAX_BYTES // 3] * 4 + [MAX_BYTES * 2, 10]
+    replies = await asyncio.gather(
+        *(submit(dispatcher, route(), n, size=size)[1] for n, size in enumerate(sizes))
+    )
+    assert [told(reply) for reply in replies] == list(range(6))
+    assert [len(e) for e in peer.envelopes] == [2, 2, 1, 1]
+
+
+async def test_each_deployment_has_its_queue(dispatch, peer, route, rabbitmq_url, fresh, until):
+    """Requests of one turn of the event loop, to two Deployments."""
+    from services.gateway.domain.routing import compile_table
+
+    other_name = fresh("other")
+    raw = {"epoch": "e", "n": 1, "endpoints": {}, "deployments": {other_name: {**_entry(), "queue": ""}}}
+    raw["endpoints"] = {
+        "m": {"targets": [{"deployment": other_name, "weight": 1}], "versions": {}, "default_timeout_ms": 1}
+    }
+    other = compile_table(raw).pick("m", "", 0)[1]
+    dispatcher = await dispatch()
+    _, ours = submit(dispatcher, route(), 1)
+    theirs_id, theirs = submit(dispatcher, other, 2)
+    assert told(await ours) == 1
+    assert [r.id for r in peer.requests if r.id == theirs_id] == []
+    assert not theirs.done()
+    assert dispatcher.loads()[other_name].outstanding == 1
+    dispatcher.abandon(theirs_id)
+
+
+def _entry() -> dict:
+    return {
+        "model": "m",
+        "version": 1,
+        "format": "onnx",
+        "signature": None,
+        "max_queue": 1,
+        "max_concurrency": None,
+        "retry": "safe",
+        "wakeable": True,
+        "ready": 0,
+    }
+
+
+async def test_requests_wait_for_a_worker(rabbitmq_url, dispatch, route, deployment, make_peer):
+    """The queue is there before any worker, and a hint says that one is wanted."""
+    dispatcher = await dispatch()
+    _, future = submit(dispatcher, route(), 3)
+    async with make_peer(deployment) as late:
+        assert told(await future) == 3
+        assert late.deliveries[0].redelivered is False
+
+
+async def test_demand_is_told_once_a_second(dispatch, peer, route, deployment, fleets, until):
+    dispatcher = await dispatch()
+    for number in range(20):
+        await submit(dispatcher, route(), number)[1]
+        dispatcher.demand(route())
+    await until(lambda: peer.demanded)
+    assert peer.demanded.count(deployment) <= 2
+    fleets[deployment] = Fleet(1, 1.0)
+    count = len(peer.demanded)
+    await submit(dispatcher, route())[1]
+    assert len(peer.demanded) == count, "with a ready replica nobody has to be woken"
+
+
+async def test_the_queue_was_deleted(dispatch, peer, route, until):
+    """The publisher is told, the next request finds the queue again."""
+    peer.answer = lambda _: None
+    dispatcher = await dispatch()
+    id_, _ = submit(dispatcher, route(), timeout_s=20)
+    await until(lambda: peer.requests)
+    dispatcher.abandon(id_)
+    await peer.link.stop()
+    async with Link(str(dispatcher.out._url), "admin", _nothing) as admin:
+        await (await admin.wait_up(20)).delete(peer.queue)
+    _, second = submit(dispatcher, route())
+    with pytest.raises(Unavailable, match="has gone"):
+        await second
+    _, third = submit(dispatcher, route(), 3)
+    peer.answer = _echo_number
+    async with peer.link:
+        assert told(await third) == 3
+
+
+async def _nothing(_) -> None:
+    return
+
+
+def _echo_number(request):
+    return envelope.reply_frame(request.id, request.attempt, 1, b"\0\0", list(request.data))
+
+
+async def test_requests_survive_a_broken_line(dispatch, peer, line, route, until):
+    """What may have been lost is sent once more, under the same id; its first answer counts."""
+    dispatcher = await dispatch(line.url)
+    answered: list = []
+    peer.answer = lambda request: None
+    pairs = [submit(dispatcher, route(), n) for n in range(10)]
+    await until(lambda: len(peer.requests) == 10)
+    await line.down()
+    await until(lambda: dispatcher.out.session is None)
+    waiting = [submit(dispatcher, route(), 100 + n) for n in range(5)]
+    peer.answer = lambda request: answered.append(request) or _echo_number(request)
+    await line.up()
+    replies = await asyncio.gather(*(future for _, future in pairs + waiting))
+    assert [told(r) for r in replies] == [*range(10), *range(100, 105)]
+    assert sorted(r.id for r in answered) == sorted(id_ for id_, _ in pairs + waiting)
+    assert load(dispatcher, route()) == (0, 15, 15)
+
+
+async def test_nothing_is_sent_a_third_time(dispatch, peer, line, route, until):
+    peer.answer = lambda request: None
+    dispatcher = await dispatch(line.url)
+    id_, future = submit(dispatcher, route())
+    for times in (1, 2):
+        await until(lambda times=times: len(peer.requests) == times)
+        session = dispatcher.out.session
+        line.cut()
+        await until(lambda session=session: dispatcher.out.session not in (None, session))
+    submit(dispatcher, route(), 9)
+    await until(lambda: len(peer.requests) > 2)
+    assert [r.id for r in peer.requests].count(id_) == 2
+    assert not future.done()
+    await dispatcher.stop()
+    with pytest.raises(Unavailable):
+        await future
+
+
+async def test_what_may_not_run_twice_is_not_sent_twice(dispatch, peer, line, route, until):
+    peer.answer = lambda request: None
+    dispatcher = await dispatch(line.url)
+    never = route(retry="never")
+    id_, sent = submit(dispatcher, never, 1)
+    await until(lambda: peer.requests)
+    assert peer.requests[0].flags == 0
+    await line.down()
+    await until(lambda: dispatcher.out.session is None)
+    _, unsent = submit(dispatcher, never, 2)
+    peer.answer = _echo_number
+    await line.up()
+    with pytest.raises(Unavailable, match="not sent twice"):
+        await sent
+    assert told(await unsent) == 2
+    assert [r.id for r in peer.requests].count(id_) == 1
+
+
+async def test_replies_wait_while_the_gateway_is_cut_off(dispatch, peer, line, route, until):
+    """The reply queue survives the connection."""
+    dispatcher = await dispatch(line.url)
+    held: list = []
+    peer.answer = lambda request: held.append(request)
+    _, future = submit(dispatcher, route(retry="safe"), 4)
+    await until(lambda: held)
+    await line.down()
+    await until(lambda: dispatcher.back.session is None and dispatcher.out.session is None)
+    peer.answer = lambda request: None
+    await peer.link.session.publish(
+        envelope.pack(envelope.REPLIES, [_echo_number(held[0])]), routing_key=peer.deliveries[0].reply_to
+    )
+    await line.up()
+    assert told(await future) == 4
+
+
+async def test_the_queue_vanishes_with_the_line(dispatch, peer, line, route, rabbitmq_url, until):
+    """A publication that finds neither session nor queue is neither lost nor an unhandled error."""
+    dispatcher = await dispatch(line.url)
+    unhandled: list = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: unhandled.append(context))
+    _, future = submit(dispatcher, route(), 6)
+    line.cut()
+    assert told(await future) == 6
+    await until(lambda: not dispatcher._tasks)
+    assert unhandled == []
+
+
+async def test_a_message_that_the_broker_refuses_is_told_at_once(dispatch, deployment, route):
+    """Not when its deadline passes."""
+    full = Queue(f"requests.v1.{deployment}", {"x-max-length": 1, "x-overflow": "reject-publish"})
+    narrow = replace(route(), queue=full)
+    dispatcher = await dispatch()
+    kept_id, kept = submit(dispatcher, narrow, 1)
+    _, refused = submit(dispatcher, narrow, 2)
+    started = time.monotonic()
+    with pytest.raises(Unavailable):
+        await refused
+    assert time.monotonic() - started < 10
+    assert not kept.done()
+    dispatcher.abandon(kept_id)
+
+
+async def test_stopping_tells_those_who_wait(dispatch, peer, route):
+    peer.answer = lambda _: None
+    dispatcher = await dispatch()
+    _, future = submit(dispatcher, route())
+    await dispatcher.stop()
+    with pytest.raises(Unavailable, match="the gateway is stopping"):
+        await future
+
+
+async def test_problem(rabbitmq_url, line, until, fleets):
+    dispatcher = Dispatcher(line.url, os.urandom(8), fleets)
+    assert dispatcher.problem() == "RabbitMQ is not connected yet."
+    dispatcher.start()
+    await until(lambda: dispatcher.problem() is None)
+    await line.down()
+    await until(lambda: "RabbitMQ" in (dispatcher.problem() or ""))
+    await dispatcher.stop()
+
+
+async def test_ids_of_two_gateways_differ(dispatch, peer, route):
+    one, other = await dispatch(), await dispatch()
+    first, second = submit(one, route(), 1), submit(other, route(), 2)
+    assert first[0] != second[0]
+    assert [told(await first[1]), told(await second[1])] == [1, 2]
+    assert len({d.reply_to for d in peer.deliveries}) == 2
+    assert peer.deliveries[0].reply_to == replies_queue(peer.requests[0].id[:8].hex()).name
+
+
+async def test_the_hint_is_json(dispatch, rabbitmq_url, route, deployment, peer, until):
+    seen: list = []
+    original = peer._on_demand
+
+    async def keep(delivery) -> None:
+        seen.append(orjson.loads(delivery.body))
+        await original(delivery)
+
+    peer._on_demand = keep
+    line_session = peer.link.session
+    await line_session.consume(peer._events, keep, prefetch=1, no_ack=True)
+    dispatcher = await dispatch()
+    for _ in range(2):
+        dispatcher.lane(route()).demand_at = 0.0
+        dispatcher.demand(route())
+        await submit(dispatcher, route())[1]
+    await until(lambda: seen)
+    assert seen[0] == {"deployment": deployment}

@@ -1,0 +1,288 @@
+"""The gateway as a process: HTTP in, the real broker and store behind it, a small worker at the end."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import orjson
+import pytest
+from redis import Redis
+
+from tidegate.protocol import envelope
+from tidegate.protocol.presence import GatewayReport, ReplicaReport
+from tidegate.stack.ports import free_ports
+from tidegate.store import GATEWAY, REPLICA, ROUTES
+
+pytestmark = pytest.mark.integration
+
+X = {"name": "x", "datatype": "FP32", "shape": [1, 2], "data": [1, 2]}
+INFER = "/v2/models/digits/infer"
+
+
+@dataclass
+class Gateway:
+    """The process, and how to reach it."""
+
+    process: subprocess.Popen[bytes]
+    port: int
+    deployment: str
+    redis: Redis
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+
+@pytest.fixture(scope="module")
+def gateway(rabbitmq_url, valkey_url, table) -> Iterator[Gateway]:
+    deployment = f"digits-{os.urandom(4).hex()}"
+    (port,) = free_ports(1)
+    redis = Redis.from_url(valkey_url)
+    redis.flushall()
+    redis.set(ROUTES, orjson.dumps(table(deployment)))
+    with tempfile.TemporaryDirectory() as state, (Path(state) / "log").open("wb") as log:
+        environment = {
+            "TIDEGATE_STATE_DIR": state,
+            "TIDEGATE_SERVICE_TOKEN": "token",
+            "TIDEGATE_GATEWAY_PORT": str(port),
+            "TIDEGATE_AMQP_URL": rabbitmq_url,
+            "TIDEGATE_REDIS_URL": valkey_url,
+            "TIDEGATE_MAX_BODY_BYTES": "100000",
+            "TIDEGATE_REPORT_INTERVAL_S": "0.05",
+            "TIDEGATE_GATEWAY_PROCESSES": "1",
+        }
+        process = subprocess.Popen(
+            [sys.executable, "-m", "services.gateway"],
+            env={**os.environ, **environment},
+            stdout=log,
+            stderr=log,
+        )
+        try:
+            _wait_ready(process, port, Path(state) / "log")
+            yield Gateway(process, port, deployment, redis)
+        finally:
+            process.send_signal(signal.SIGTERM)
+            code = process.wait(20)
+            redis.close()
+        assert code == 0, (Path(state) / "log").read_text()
+        assert not redis.keys(GATEWAY + "*"), "it signs off"
+
+
+def _wait_ready(process: subprocess.Popen[bytes], port: int, log: Path) -> None:
+    end = time.monotonic() + 30
+    while process.poll() is None and time.monotonic() < end:
+        try:
+            if httpx.get(f"http://127.0.0.1:{port}/health/ready").status_code == 200:
+                return
+        except httpx.TransportError:
+            pass
+        time.sleep(0.02)
+    raise AssertionError(log.read_text())
+
+
+@pytest.fixture
+async def client(gateway):
+    async with httpx.AsyncClient(base_url=gateway.url, timeout=20) as found:
+        yield found
+
+
+@pytest.fixture
+async def worker(gateway, make_peer):
+    async with make_peer(gateway.deployment) as found:
+        await found.link.wait_up(20)
+        yield found
+
+
+async def test_json(client, worker):
+    body = {"id": "seven", "inputs": [X | {"shape": [2, 2], "data": [[1, 2], [3, 4]]}]}
+    answer = await client.post(INFER, json=body, headers={"X-Request-Id": "abc"})
+    assert answer.status_code == 200
+    assert answer.json() == {
+        "model_name": "digits",
+        "model_version": "1",
+        "id": "seven",
+        "outputs": [{"name": "y", "datatype": "FP32", "shape": [2, 2], "data": [1, 2, 3, 4]}],
+    }
+    assert answer.headers["x-request-id"] == "abc"
+    assert worker.requests[0].trace == b"abc"
+    parts = dict(part.strip().split(";dur=") for part in answer.headers["server-timing"].split(","))
+    assert (parts["wait"], parts["compute"]) == ("0.100", "0.200")
+    assert sum(float(v) for k, v in parts.items() if k != "total") == pytest.approx(
+        float(parts["total"]), abs=0.01
+    )
+
+
+async def test_binary(client, worker):
+    raw = struct.pack("<2f", 0.5, -8)
+    head = json.dumps(
+        {
+            "inputs": [
+                {**{k: X[k] for k in ("name", "datatype", "shape")}, "parameters": {"binary_data_size": 8}}
+            ],
+            "outputs": [{"name": "y", "parameters": {"binary_data": True}}],
+        }
+    ).encode()
+    answer = await client.post(
+        "/v2/models/digits/versions/1/infer",
+        content=head + raw,
+        headers={"Inference-Header-Content-Length": str(len(head))},
+    )
+    length = int(answer.headers["inference-header-content-length"])
+    assert answer.content[length:] == raw
+    shown = json.loads(answer.content[:length])["outputs"]
+    assert shown == [
+        {"name": "y", "datatype": "FP32", "shape": [1, 2], "parameters": {"binary_data_size": 8}}
+    ]
+    assert answer.headers["content-type"] == "application/octet-stream"
+
+
+async def test_many_at_once(client, worker):
+    async def ask(number: int) -> list[float]:
+        answer = await client.post(INFER, json={"inputs": [X | {"data": [number, -number]}]})
+        found: list[float] = answer.json()["outputs"][0]["data"]
+        return found
+
+    assert await asyncio.gather(*map(ask, range(100))) == [[n, -n] for n in range(100)]
+
+
+@pytest.mark.parametrize(
+    ("path", "content", "headers", "status", "reason"),
+    [
+        (INFER, b"{", {}, 400, "bad_request"),
+        (INFER, b'{"inputs": []}', {}, 400, "bad_request"),
+        (INFER, json.dumps({"inputs": [X]}).encode(), {"X-Request-Timeout-Ms": "soon"}, 400, "bad_request"),
+        ("/v2/models/letters/infer", b"{}", {}, 404, "not_found"),
+        ("/v2/models/digits/versions/9/infer", b"{}", {}, 404, "not_found"),
+        (INFER, b"x" * 100_001, {}, 413, "payload_too_large"),
+        (INFER, b"{}", {"Origin": "http://evil.example"}, 403, "forbidden"),
+        (INFER, b"{}", {"Content-Encoding": "br"}, 400, "bad_request"),
+        (INFER, json.dumps({"inputs": [X]}).encode(), {"X-Request-Timeout-Ms": "50"}, 504, "deadline_passed"),
+    ],
+)
+async def test_errors(client, path, content, headers, status, reason):
+    """The last one has no worker to answer it."""
+    answer = await client.post(path, content=content, headers={"X-Request-Id": "abc", **headers})
+    assert (answer.status_code, answer.json()["reason"]) == (status, reason)
+    assert answer.json()["request_id"] == answer.headers["x-request-id"] == "abc"
+    assert answer.json()["error"]
+
+
+async def test_the_models_own_words(client, worker):
+    worker.answer = lambda r: envelope.failure_frame(r.id, r.attempt, "model_failed", "out of tea")
+    answer = await client.post(INFER, json={"inputs": [X]})
+    assert (answer.status_code, answer.json()["error"]) == (500, "out of tea")
+
+
+async def test_an_unreadable_answer(client, worker):
+    worker.answer = lambda r: envelope.reply_frame(r.id, r.attempt, 1, b"\7\0garbage", [])
+    answer = await client.post(INFER, json={"inputs": [X]})
+    assert (answer.status_code, answer.json()["reason"]) == (503, "unavailable")
+
+
+async def test_a_caller_that_goes_is_cancelled(gateway, worker, until):
+    """The worker is told, so that it does not compute for nobody."""
+    worker.answer = lambda _: None
+    body = json.dumps({"inputs": [X]}).encode()
+    head = f"POST {INFER} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n\r\n"
+    with socket.create_connection(("127.0.0.1", gateway.port)) as caller:
+        caller.sendall(head.encode() + body)
+        await until(lambda: worker.requests)
+    await until(lambda: worker.cancelled == [worker.requests[0].id], "the cancel", patience_s=3)
+
+
+async def test_metadata(client):
+    assert (await client.get("/v2")).json()["name"] == "tidegate"
+    assert (await client.get("/v2/health/live")).status_code == 200
+    assert (await client.get("/v2/health/ready")).status_code == 200
+    assert (await client.get("/v2/models")).json() == {"models": [{"name": "digits", "versions": ["1"]}]}
+    shown = (await client.get("/v2/models/digits")).json()
+    assert shown == {
+        "name": "digits",
+        "versions": ["1"],
+        "platform": "tidegate_onnx",
+        "inputs": [{"name": "x", "datatype": "FP32", "shape": [-1, 2]}],
+        "outputs": [{"name": "y", "datatype": "FP32", "shape": [-1, 2]}],
+    }
+    assert (await client.get("/v2/models/digits/versions/1/ready")).status_code == 200
+    assert (await client.get("/v2/models/letters/ready")).status_code == 404
+    index = (await client.post("/v2/repository/index")).json()
+    assert index == [{"name": "digits", "version": "1", "state": "READY", "reason": ""}]
+    refused = await client.post("/v2/repository/models/digits/load")
+    assert (refused.status_code, refused.json()["reason"]) == (400, "bad_request")
+
+
+async def test_the_control_plane_needs_the_token(client):
+    assert (await client.get("/v1/anything")).status_code == 401
+    assert (await client.get("/metrics")).status_code == 200
+
+
+async def test_it_reports_its_load(gateway, client, worker, until):
+    await client.post(INFER, json={"inputs": [X]})
+
+    def load():
+        keys = gateway.redis.keys(GATEWAY + "*")
+        report = GatewayReport.from_json(gateway.redis.get(keys[0]))
+        found = report.deployments.get(gateway.deployment)
+        return found if found and found.outstanding == 0 and found.arrived == found.completed > 0 else None
+
+    assert await until(load)
+    metrics = (await client.get("/metrics")).text
+    assert f'tidegate_gateway_outstanding{{deployment="{gateway.deployment}"}} 0.0' in metrics
+    assert 'tidegate_gateway_requests_total{model="digits",outcome="ok"}' in metrics
+
+
+async def test_hopeless_requests_are_refused_at_once(gateway, client, worker, until):
+    """One heavy replica, one request before: the wait is longer than the deadline."""
+    report = ReplicaReport("r", gateway.deployment, 1, "h", 1, "ready", call_ms=60_000.0, batch_mean=1.0)
+    gateway.redis.set(REPLICA + "r", report.to_json(), px=60_000)
+    worker.answer = lambda _: None
+    waiting = asyncio.create_task(
+        client.post(INFER, json={"inputs": [X]}, headers={"X-Request-Timeout-Ms": "2000"})
+    )
+
+    async def refused():
+        answer = await client.post(INFER, json={"inputs": [X]}, headers={"X-Request-Timeout-Ms": "100"})
+        return answer if answer.status_code == 503 else None
+
+    answer = await until(refused)
+    assert answer.json()["reason"] == "overloaded"
+    assert int(answer.headers["retry-after"]) >= 59
+    gateway.redis.delete(REPLICA + "r")
+    assert (await waiting).status_code == 504
+
+
+async def test_a_new_table_is_taken(gateway, client, table, until):
+    def publish(n: int, name: str) -> None:
+        raw = table(gateway.deployment)
+        raw["n"] = n
+        raw["endpoints"] = {name: raw["endpoints"]["digits"]}
+        gateway.redis.set(ROUTES, orjson.dumps(raw))
+        gateway.redis.publish("tidegate:routes:changed", b"")
+
+    async def names() -> list[str]:
+        return [m["name"] for m in (await client.get("/v2/models")).json()["models"]]
+
+    async def named(name: str) -> bool:
+        return await names() == [name]
+
+    publish(5, "letters")
+    await until(lambda: named("letters"))
+    publish(4, "older")
+    gateway.redis.set(ROUTES, b"garbage")
+    gateway.redis.publish("tidegate:routes:changed", b"")
+    gateway.redis.delete(ROUTES)
+    publish(6, "digits")
+    await until(lambda: named("digits"))

@@ -1,0 +1,263 @@
+"""The router's loop: registry and workers in, route table out, whatever is away."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack
+from typing import Any
+
+import httpx
+import orjson
+import pytest
+
+from services.router.adapters.registry import Registry
+from services.router.adapters.revision import Revision
+from services.router.app import build
+from services.router.controller import Controller
+from services.router.settings import RouterSettings
+from tidegate.broker import Link
+from tidegate.protocol.presence import ReplicaReport
+from tidegate.stack.ports import free_ports
+from tidegate.stack.standalone import valkey_running
+from tidegate.store import Store
+from tidegate.topology import EVENTS, REGISTRY_CHANGED, requests_queue
+
+pytestmark = pytest.mark.integration
+
+FAST = {"interval_s": 0.02, "relist_s": 0.05}
+
+
+@pytest.fixture
+async def start(rabbitmq_url, registry, store, tmp_path) -> AsyncIterator[Callable[..., Any]]:
+    """Starts a router on one state folder; stops it after the test."""
+    async with AsyncExitStack() as stack:
+
+        async def started(given: Store = store, **intervals: float) -> Controller:
+            found = Controller(
+                given,
+                Registry(registry.url, "token", tmp_path / "intention.json"),
+                Revision(tmp_path / "revision.json"),
+                rabbitmq_url,
+                os.urandom(4).hex(),
+                **{**FAST, **intervals},
+            )
+            found.start()
+            stack.push_async_callback(found.stop)
+            return found
+
+        yield started
+
+
+async def published(store: Store) -> dict[str, Any]:
+    raw = await store.read_routes()
+    found: dict[str, Any] = orjson.loads(raw) if raw else {}
+    return found
+
+
+async def serving(store: Store, registry) -> list[str]:
+    endpoint = (await published(store)).get("endpoints", {}).get(registry.name, {"targets": []})
+    return [target["deployment"] for target in endpoint["targets"]]
+
+
+async def ready(store: Store, registry, number: int) -> None:
+    name = f"{registry.name}-v{number}"
+    await store.report_replica(ReplicaReport(f"{name}-0-1", name, 1, "h", 1, "ready"))
+
+
+async def test_the_table_is_published(start, registry, store, until):
+    controller = await start()
+    table = await until(lambda: published(store))
+    assert await serving(store, registry) == [f"{registry.name}-v1"]
+    assert table["n"] == 1
+    assert controller.problem() is None
+    await ready(store, registry, 1)
+
+    async def counted() -> bool:
+        entry = (await published(store))["deployments"][f"{registry.name}-v1"]
+        return entry["ready"] == 1
+
+    await until(counted)
+    assert (await published(store))["n"] > 1
+
+
+async def test_queues_are_there_before_anybody_publishes(start, registry, store, rabbitmq_url, until):
+    await start()
+
+    async def nothing(_) -> None:
+        return
+
+    async with Link(rabbitmq_url, "test", nothing) as link:
+        session = await link.wait_up(20)
+
+        async def declared() -> bool:
+            names = [requests_queue(f"{registry.name}-v{n}").name for n in (1, 2)]
+            try:
+                for name in names:
+                    await session.publish(b"", routing_key=name, mandatory=True)
+            except Exception:
+                return False
+            return True
+
+        await until(declared)
+
+
+async def test_a_roll_over(start, registry, store, until):
+    """Traffic moves when the new version has a replica; then the registry is told, once."""
+    await ready(store, registry, 1)
+    registry.say(registry.endpoint([2], [1]))
+    await start()
+    await until(lambda: published(store))
+    reads = registry.reads
+    await until(lambda: registry.reads > reads + 2)
+    assert await serving(store, registry) == [f"{registry.name}-v1"]
+    assert registry.settled == []
+    await ready(store, registry, 2)
+    await until(lambda: registry.settled)
+    assert registry.settled[0] == (registry.name, {"revision": 7})
+    assert await serving(store, registry) == [f"{registry.name}-v2"]
+    reads = registry.reads
+    await until(lambda: registry.reads > reads + 2)
+    assert len(registry.settled) == 1
+
+
+async def test_a_change_is_noticed_at_once(start, registry, store, rabbitmq_url, until):
+    """By the hint, long before the next re-listing."""
+    controller = await start(relist_s=600.0, interval_s=600.0)
+    await until(lambda: published(store))
+    await controller.link.wait_up(20)
+    registry.say(registry.endpoint([2]))
+
+    async def nothing(_) -> None:
+        return
+
+    async with Link(rabbitmq_url, "test", nothing) as link:
+        session = await link.wait_up(20)
+        await session.publish(b"{}", exchange=EVENTS.name, routing_key=REGISTRY_CHANGED)
+
+        async def moved() -> bool:
+            return await serving(store, registry) == [f"{registry.name}-v2"]
+
+        await until(moved)
+
+
+async def test_an_emptied_store_is_filled_again(start, registry, store, until):
+    await start()
+    before = await until(lambda: published(store))
+    await store._redis.flushall()
+    assert await until(lambda: published(store)) == before
+
+
+async def test_a_quiet_world_has_one_revision(start, registry, store, until):
+    controller = await start()
+    await until(lambda: published(store))
+    reads = registry.reads
+    await until(lambda: registry.reads > reads + 4)
+    assert controller.table["n"] == 1
+
+
+async def test_a_restart_without_the_registry(start, registry, store, until):
+    """It serves what it knew, under a greater revision than before."""
+    first = await start()
+    before = await until(lambda: published(store))
+    await first.stop()
+    await registry.stop()
+    await store._redis.flushall()
+    second = await start()
+    after = await until(lambda: published(store))
+    assert after["endpoints"] == before["endpoints"]
+    assert (after["epoch"], after["n"]) > (before["epoch"], before["n"])
+    assert second.problem() is None
+    await registry.start()
+    registry.say(registry.endpoint([2]))
+
+    async def moved() -> bool:
+        return await serving(store, registry) == [f"{registry.name}-v2"]
+
+    await until(moved)
+
+
+async def test_nothing_is_known_yet(start, registry, store, until):
+    await registry.stop()
+    controller = await start()
+    await until(lambda: "The registry does not answer" in (controller.problem() or ""))
+    assert await published(store) == {}
+    assert controller.table is None
+
+
+async def test_a_registry_that_talks_nonsense(start, registry, store, until):
+    controller = await start()
+    before = await until(lambda: published(store))
+    registry.broken = True
+    reads = registry.reads
+    await until(lambda: registry.reads > reads + 2)
+    assert await published(store) == before
+    assert controller.problem() is None, "the last good intention goes on"
+
+
+async def test_the_wrong_token(start, registry, store, until, tmp_path):
+    wrong = Registry(registry.url, "wrong", tmp_path / "other.json")
+    await wrong.refresh()
+    assert wrong.intention is None
+    assert "401" in (wrong.problem or "")
+    await wrong.close()
+
+
+async def test_without_a_store(start, registry, tmp_path, until):
+    (port,) = free_ports(1)
+    store = Store.connect(f"redis://127.0.0.1:{port}/0")
+    controller = await start(store)
+    await until(lambda: controller.table and controller.store_problem)
+    with valkey_running(tmp_path / "valkey", port=port):
+        assert (await until(lambda: published(store)))["n"] == 1
+        assert controller.store_problem is None
+        await controller.stop()
+        await store.close()
+
+
+def test_revisions_only_grow(tmp_path):
+    first = Revision(tmp_path / "data" / "revision.json")
+    first.advance()
+    first.advance()
+    second = Revision(tmp_path / "data" / "revision.json")
+    assert (second.epoch, second.n) == (first.epoch, 2)
+    second.advance()
+    time.sleep(0.002)  # another epoch is another millisecond
+    (tmp_path / "data" / "revision.json").write_bytes(b"{")
+    lost = Revision(tmp_path / "data" / "revision.json")
+    assert lost.n == 0
+    assert (lost.epoch, lost.n) > (second.epoch, second.n)
+
+
+async def test_the_http_door(start, registry, store, rabbitmq_url, valkey_url, tmp_path, until):
+    settings = RouterSettings(
+        state_dir=tmp_path,
+        service_token="token",
+        amqp_url=rabbitmq_url,
+        redis_url=valkey_url,
+        registry_url=registry.url,
+        route_interval_s=0.02,
+    )
+    app = build(settings)
+    transport = httpx.ASGITransport(app)
+    headers = {"Authorization": "Bearer token"}
+    async with (
+        app.router.lifespan_context(app),
+        httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1", headers=headers) as client,
+    ):
+
+        async def told() -> dict[str, Any] | None:
+            answer = await client.get("/v1/routes")
+            return answer.json() if answer.status_code == 200 else None
+
+        table = await until(told)
+        assert list(table["endpoints"]) == [registry.name]
+
+        async def healthy() -> bool:
+            return (await client.get("/health/ready")).status_code == 200
+
+        await until(healthy)
+        assert (await client.get("/v1/exceptions")).json() == {"items": []}
+        assert (await client.get("/v1/exceptions?limit=0")).status_code == 400
+        assert (await client.get("/v1/routes", headers={"Authorization": ""})).status_code == 401

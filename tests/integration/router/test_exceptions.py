@@ -1,0 +1,192 @@
+"""The door for what the queue could not handle: callers are answered, letters are kept, all is settled."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack
+from typing import Any
+
+import orjson
+import pytest
+
+from services.router.api.exceptions import Exceptions
+from services.router.domain.exceptions import EXHAUSTED, NOT_RETRIED, UNDECODABLE
+from tidegate.broker import Delivery, Link, Session
+from tidegate.protocol import envelope
+from tidegate.protocol.envelope import Reply
+from tidegate.topology import EXCEPTIONS, replies_queue
+
+pytestmark = pytest.mark.integration
+
+
+class Gateway:
+    """Publishes to the exceptions as a worker does, reads replies as a gateway does."""
+
+    def __init__(self, url: str) -> None:
+        self.replies: list[Reply] = []
+        self.reply_to = replies_queue(os.urandom(8).hex())
+        self.link = Link(url, "gateway", self._setup)
+
+    async def give_up(self, body: bytes, reply_to: str | None = "", **headers: str) -> None:
+        assert self.link.session is not None
+        to = self.reply_to.name if reply_to == "" else reply_to
+        await self.link.session.publish(
+            body, routing_key=EXCEPTIONS.name, reply_to=to, headers=headers, persistent=True, mandatory=True
+        )
+
+    async def depth(self) -> int:
+        assert self.link.session is not None
+        return await self.link.session.depth(EXCEPTIONS)
+
+    async def _setup(self, session: Session) -> None:
+        await session.declare(EXCEPTIONS)
+        await session.declare(self.reply_to)
+        await session.consume(self.reply_to, self._on_replies, prefetch=0, no_ack=True)
+
+    async def _on_replies(self, delivery: Delivery) -> None:
+        frames = envelope.unpack(envelope.REPLIES, delivery.body)
+        self.replies += [envelope.read_reply(frame) for frame in frames]
+
+
+@pytest.fixture
+async def gateway(rabbitmq_url) -> AsyncIterator[Gateway]:
+    """A gateway, and an exceptions queue with nothing in it."""
+    found = Gateway(rabbitmq_url)
+    async with found.link:
+        session = await found.link.wait_up(20)
+        await session.delete(EXCEPTIONS)
+        await session.declare(EXCEPTIONS)
+        yield found
+
+
+@pytest.fixture
+async def start(rabbitmq_url, tmp_path) -> AsyncIterator[Callable[..., Any]]:
+    """Starts the door; its letters are kept in one folder for the whole test."""
+    async with AsyncExitStack() as stack:
+
+        async def started(url: str = rabbitmq_url, keep: int = 100) -> Exceptions:
+            found = Exceptions(url, tmp_path / "data" / "dead-letters.jsonl", keep)
+            found.start()
+            stack.push_async_callback(found.stop)
+            await found.link.wait_up(20)
+            await found.out.wait_up(20)
+            return found
+
+        yield started
+
+
+def request(number: int = 1, attempt: int = 3) -> bytes:
+    return envelope.request_frame(bytes([number] * 16), 1, 1, b"", [b"data"], trace=b"abc", attempt=attempt)
+
+
+def packed(*frames: bytes) -> bytes:
+    return envelope.pack(envelope.REQUESTS, list(frames))
+
+
+@pytest.mark.parametrize(
+    ("cause", "reason", "words"),
+    [
+        (EXHAUSTED, "model_failed", "the worker died each time"),
+        (NOT_RETRIED, "model_failed", "says retry: never"),
+        ("out of tea", "unavailable", "could not be handled: out of tea"),
+    ],
+)
+async def test_the_caller_of_a_poisoned_request_gets_its_answer(start, gateway, until, cause, reason, words):
+    door = await start()
+    await gateway.give_up(packed(request()), cause=cause, queue="requests.v1.d")
+    (reply,) = await until(lambda: gateway.replies)
+    assert (reply.id, reply.status, reply.attempt) == (bytes([1] * 16), envelope.FAILED, 3)
+    told = orjson.loads(reply.key)
+    assert told["reason"] == reason
+    assert words in told["message"]
+    (letter,) = door.letters
+    assert (letter.cause, letter.queue, letter.id, letter.attempt) == (cause, "requests.v1.d", "01" * 16, 3)
+    assert (letter.size, letter.trace) == (len(request()), "abc")
+    await door.stop()
+    assert await gateway.depth() == 0
+
+
+async def test_several_requests_in_one_envelope(start, gateway, until):
+    door = await start()
+    await gateway.give_up(packed(request(1), request(2)), cause=EXHAUSTED)
+    await until(lambda: len(gateway.replies) == 2)
+    assert [letter.id for letter in door.letters] == ["01" * 16, "02" * 16]
+
+
+@pytest.mark.parametrize("body", [b"", b"garbage", packed(b"short"), envelope.pack(envelope.REPLIES, [])])
+async def test_what_nobody_can_read_is_kept_and_settled(start, gateway, until, body):
+    door = await start()
+    await gateway.give_up(body, cause=UNDECODABLE, queue="requests.v1.d")
+    await gateway.give_up(packed(request()), cause=EXHAUSTED)
+    await until(lambda: gateway.replies)
+    first, second = door.letters
+    assert (first.cause, first.queue, first.size) == (UNDECODABLE, "requests.v1.d", len(body))
+    assert second.cause == EXHAUSTED
+    await door.stop()
+    assert await gateway.depth() == 0
+
+
+async def test_one_bad_frame_does_not_silence_its_neighbours_cause(start, gateway, until):
+    """A readable envelope that a worker called unreadable: nobody is told what nobody knows."""
+    door = await start()
+    await gateway.give_up(packed(request()), cause=UNDECODABLE)
+    await until(lambda: door.letters)
+    assert door.letters[0].id == "01" * 16
+    assert gateway.replies == []
+
+
+async def test_without_anybody_to_answer(start, gateway, until):
+    door = await start()
+    await gateway.give_up(packed(request(1)), reply_to=None, cause=EXHAUSTED)
+    await gateway.give_up(packed(request(2)), reply_to="replies.v1.gone", cause=EXHAUSTED)
+    await gateway.give_up(packed(request(3)))
+    await until(lambda: gateway.replies)
+    assert [letter.id[:2] for letter in door.letters] == ["01", "02", "03"]
+    assert (door.letters[2].cause, door.letters[2].queue) == ("unknown", "")
+    await door.stop()
+    assert await gateway.depth() == 0
+
+
+async def test_letters_survive_a_restart_and_are_bounded(start, gateway, until, monkeypatch):
+    acked, ack = [], Session.ack
+
+    async def note(session: Session, tag: int, **how: bool) -> None:
+        await ack(session, tag, **how)
+        acked.append(tag)
+
+    monkeypatch.setattr(Session, "ack", note)
+    door = await start()
+    for number in range(1, 8):
+        await gateway.give_up(packed(request(number)), cause=EXHAUSTED)
+    await until(lambda: len(acked) == 7)
+    kept = list(door.letters)
+    await door.stop()
+    again = await start(keep=5)
+    assert list(again.letters) == kept[-5:]
+    await gateway.give_up(packed(request(9)), cause=EXHAUSTED)
+    await until(lambda: again.letters[-1].id == "09" * 16)
+    assert [letter.id[:2] for letter in again.letters] == ["04", "05", "06", "07", "09"]
+
+
+async def test_a_half_written_letter_does_not_keep_the_router_from_starting(start, gateway, until):
+    door = await start()
+    await gateway.give_up(packed(request(1)), cause=EXHAUSTED)
+    await until(lambda: door.letters)
+    await door.stop()
+    with door._journal.open("ab") as journal:
+        journal.write(b'{"at": 1.0, "cau')
+    again = await start()
+    assert [letter.id for letter in again.letters] == ["01" * 16]
+
+
+async def test_what_came_while_it_was_away(start, gateway, line, until):
+    door = await start(line.url)
+    await line.down()
+    await until(lambda: door.link.session is None and door.out.session is None)
+    await gateway.give_up(packed(request()), cause=EXHAUSTED)
+    await line.up()
+    (reply,) = await until(lambda: gateway.replies)
+    assert reply.status == envelope.FAILED
+    await door.stop()
+    assert await gateway.depth() == 0

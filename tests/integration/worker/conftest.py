@@ -1,0 +1,116 @@
+"""The real Triton, and models made by the models' own Python."""
+
+import json
+import os
+import subprocess
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from services.worker.adapters.model_repository import prepare
+from services.worker.adapters.triton_client import TritonClient
+from services.worker.adapters.triton_install import TritonInstall
+from services.worker.adapters.triton_process import TritonOptions, TritonProcess
+from services.worker.domain.formats import config_is_complete
+from tidegate.errors import ModelFailed
+from tidegate.protocol.models import DeploymentSpec, Format, Signature, Version
+
+ROOT = Path(__file__).parents[3]
+
+# What users bring besides the digits: a classifier in a joblib, and an export that forgot zipmap=False.
+OTHER_MODELS = """
+import sys, joblib, numpy as np
+from skl2onnx import to_onnx
+from sklearn.linear_model import LogisticRegression
+x = np.random.default_rng(1).normal(size=(80, 4))
+model = LogisticRegression().fit(x, np.where(x[:, 0] + x[:, 1] > 0, "up", "down"))
+joblib.dump(model, sys.argv[1] + "/model.joblib")
+label, probabilities = model.predict(x).astype("S"), model.predict_proba(x)
+np.savez(sys.argv[1] + "/classifier.npz", x=x, label=label, probabilities=probabilities)
+open(sys.argv[1] + "/zipmap.onnx", "wb").write(to_onnx(model, x[:1].astype(np.float32)).SerializeToString())
+"""
+
+
+@dataclass
+class Running:
+    """A Triton with a loaded model."""
+
+    process: TritonProcess
+    client: TritonClient
+    model: str
+
+
+Run = Callable[..., Awaitable[Running]]
+
+
+@pytest.fixture(scope="session")
+def runtime() -> Path:
+    return Path(os.environ.get("TIDEGATE_RUNTIME_DIR") or ROOT / ".tidegate" / "runtime").absolute()
+
+
+@pytest.fixture(scope="session")
+def install(runtime: Path) -> TritonInstall:
+    return TritonInstall.find(runtime)
+
+
+@pytest.fixture(scope="session")
+def models(runtime: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the digits example, ``model.joblib`` and ``zipmap.onnx``."""
+    folder = tmp_path_factory.mktemp("models")
+    python = runtime / "model-env" / "bin" / "python3"
+    subprocess.run([python, ROOT / "examples/digits/train.py", "--out", folder], check=True, timeout=120)
+    subprocess.run([python, "-c", OTHER_MODELS, folder], check=True, timeout=120)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def example() -> Callable[[str], tuple[Path, Signature]]:
+    """Gives the file and the signature of one of the example's Python models."""
+
+    def find(name: str) -> tuple[Path, Signature]:
+        folder = ROOT / "examples" / "python-model" / name
+        return folder / "model.py", Signature.model_validate(
+            json.loads((folder / "signature.json").read_text())
+        )
+
+    return find
+
+
+@pytest.fixture
+async def run(install: TritonInstall, tmp_path: Path) -> AsyncIterator[Run]:
+    """Start Triton with a model, as a worker does; all of them are stopped at the end of the test."""
+    started: list[tuple[TritonProcess, TritonClient]] = []
+
+    async def go(
+        artifact_format: Format,
+        artifact: Path,
+        signature: Signature | None,
+        name: str = "m",
+        **settings: object,
+    ) -> Running:
+        version = Version(
+            model=name, number=1, format=artifact_format, artifact_sha256="0" * 64, artifact_size=1,
+            filename=artifact.name, signature=signature, created_at=datetime.now(UTC),
+        )  # fmt: skip
+        spec = DeploymentSpec.model_validate({"name": f"{name}-v1", "model": name, "version": 1, **settings})
+        options = TritonOptions(
+            replica=f"{name}-v1-0-{len(started)}", env=spec.env, auto_complete=not config_is_complete(version)
+        )
+        process = TritonProcess(install, tmp_path / f"replica-{len(started)}", options)
+        await process.start()
+        client = TritonClient(process.target)
+        started.append((process, client))
+        for model in prepare(version, spec, artifact, process.repository, install):
+            try:
+                await client.load(model, 60)
+            except ModelFailed as failure:
+                raise ModelFailed(f"{failure.message}\n{process.tail()}") from None
+        return Running(process, client, model)
+
+    yield go
+    for process, client in started:
+        await client.close()
+        await process.stop(grace_s=0)

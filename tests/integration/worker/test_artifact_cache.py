@@ -1,0 +1,111 @@
+"""Artifacts over real HTTP: whole, checked, and there when the registry is not."""
+
+import asyncio
+import hashlib
+import http.server
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from services.worker.adapters import artifacts
+from services.worker.adapters.artifacts import ArtifactCache
+from tidegate.errors import NotFound, TidegateError, Unavailable
+
+pytestmark = pytest.mark.integration
+
+CONTENT = bytes(range(256)) * 20_000
+DIGEST = hashlib.sha256(CONTENT).hexdigest()
+TOKEN = "token"
+
+
+class Registry(http.server.ThreadingHTTPServer):
+    """Serves CONTENT under its digest; ``troubles`` are answered first, one each."""
+
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.troubles: list[int | bytes] = []
+        self.served = 0
+        self.url = f"http://127.0.0.1:{self.server_port}"
+
+    def handle_error(self, *_: object) -> None:
+        """A client that hangs up on too many bytes is part of a test."""
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    server: Registry
+
+    def do_GET(self) -> None:
+        trouble = self.server.troubles.pop(0) if self.server.troubles else 200
+        body = trouble if isinstance(trouble, bytes) else CONTENT
+        status = trouble if isinstance(trouble, int) else 200
+        if self.headers["Authorization"] != f"Bearer {TOKEN}":
+            status = 401
+        elif self.path != f"/v1/artifacts/{DIGEST}":
+            status = 404
+        self.server.served += 1
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        """Quiet."""
+
+
+@pytest.fixture
+def registry(monkeypatch: pytest.MonkeyPatch) -> Iterator[Registry]:
+    monkeypatch.setattr(artifacts, "FIRST_PAUSE_S", 0.01)
+    server = Registry()
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> ArtifactCache:
+    return ArtifactCache(tmp_path / "cache")
+
+
+async def test_fetched_once_and_served_with_the_registry_down(
+    registry: Registry, cache: ArtifactCache
+) -> None:
+    paths = await asyncio.gather(*(cache.fetch(registry.url, TOKEN, DIGEST, len(CONTENT)) for _ in range(4)))
+    assert registry.served == 1
+    assert paths[0].read_bytes() == CONTENT
+    assert await cache.fetch("http://127.0.0.1:9", TOKEN, DIGEST, len(CONTENT)) == paths[0]
+
+
+async def test_troubles_are_tried_again(registry: Registry, cache: ArtifactCache) -> None:
+    registry.troubles = [503, CONTENT[:-1], bytes(len(CONTENT)), CONTENT + b"more"]
+    path = await cache.fetch(registry.url, TOKEN, DIGEST, len(CONTENT))
+    assert path.read_bytes() == CONTENT
+    assert registry.served == 5
+    assert sorted(entry.name for entry in path.parent.iterdir()) == [DIGEST, f"{DIGEST}.lock", f"{DIGEST}.ok"]
+
+
+async def test_a_damaged_copy_is_fetched_again(registry: Registry, cache: ArtifactCache) -> None:
+    path = await cache.fetch(registry.url, TOKEN, DIGEST, len(CONTENT))
+    path.chmod(0o600)
+    path.write_bytes(bytes(len(CONTENT)))
+    assert (await cache.fetch(registry.url, TOKEN, DIGEST, len(CONTENT))).read_bytes() == CONTENT
+    assert registry.served == 2
+
+
+async def test_it_gives_up_with_the_reason(registry: Registry, cache: ArtifactCache) -> None:
+    registry.troubles = [500] * 10
+    with pytest.raises(Unavailable, match="answered 500"):
+        await cache.fetch(registry.url, TOKEN, DIGEST, len(CONTENT))
+    assert registry.served == artifacts.TRIES
+
+
+async def test_what_cannot_help_is_not_tried_again(registry: Registry, cache: ArtifactCache) -> None:
+    with pytest.raises(NotFound):
+        await cache.fetch(registry.url, TOKEN, "0" * 64, 1)
+    with pytest.raises(TidegateError, match="refuses"):
+        await cache.fetch(registry.url, "other", DIGEST, len(CONTENT))
+    assert registry.served == 2

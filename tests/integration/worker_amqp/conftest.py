@@ -1,0 +1,286 @@
+"""A worker without Triton: its real doors and its real work over the real broker, around a small model."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import orjson
+import pytest
+
+from services.worker.api.outbox import Outbox
+from services.worker.api.requests import Requests
+from services.worker.domain.split import Output
+from services.worker.work import Work
+from tidegate.broker import Delivery, Link, Session
+from tidegate.errors import BadRequest
+from tidegate.protocol import envelope
+from tidegate.protocol.envelope import Reply, Request, Tensor
+from tidegate.protocol.tensors import DATATYPES, pack_strings, unpack_strings
+from tidegate.topology import CANCELS, EXCEPTIONS, Queue, replies_queue, requests_queue
+
+FP32, BYTES = DATATYPES["FP32"], DATATYPES["BYTES"]
+MAX_ROWS = 8
+
+
+class Doubler:
+    """A model: twice ``x``, and ``words`` backwards if there are any. Takes no negative numbers.
+
+    ``open`` lets calls through; ``fail`` may raise for a call; ``calls`` are the ids of each call.
+    """
+
+    def __init__(self) -> None:
+        self.open = asyncio.Event()
+        self.open.set()
+        self.fail: Callable[[list[Request]], None] = lambda _: None
+        self.calls: list[list[bytes]] = []
+        self.cancelled = 0
+
+    async def call(self, requests: list[Request], timeout_s: float) -> list[Output]:
+        assert timeout_s > 0
+        self.calls.append([request.id for request in requests])
+        try:
+            await self.open.wait()
+        except asyncio.CancelledError:
+            self.cancelled += 1
+            raise
+        self.fail(requests)
+        x = np.frombuffer(b"".join(r.data[0] for r in requests), "<f4").reshape(-1, 2)
+        if (x < 0).any():
+            raise BadRequest("a negative number")
+        rows = sum(request.rows for request in requests)
+        shape = (rows, 2) if rows else (2,)
+        outputs = [Output("y", "FP32", shape, (x * 2).astype("<f4").tobytes())]
+        if len(requests[0].data) > 1:
+            words = [word[::-1] for r in requests for word in unpack_strings(r.data[1])]
+            outputs.append(Output("words", "BYTES", (rows,), pack_strings(words)))
+        return outputs
+
+
+@dataclass
+class Worker:
+    """What ``services.worker.life`` puts together, less Triton."""
+
+    model: Doubler
+    outbox: Outbox
+    requests: Requests
+    work: Work
+
+    async def die(self) -> None:
+        """As by SIGKILL: the connections break, nothing is settled."""
+        await self.requests.link.stop()
+        await self.stop()
+
+    async def stop(self) -> None:
+        """The order of ``life.Life.stop``."""
+        await self.work.stop()
+        await self.requests.stop()
+        await self.outbox.link.stop()
+
+
+def ask(
+    *rows: Sequence[float],
+    words: Sequence[str] = (),
+    key: str = "x",
+    timeout_s: float = 30.0,
+    batched: bool = True,
+    **given: Any,
+) -> bytes:
+    """A request frame for rows of two numbers; ``key`` is the input's name, so another is another call."""
+    tensors = (Tensor(key, FP32, (2,)), *((Tensor("words", BYTES, ()),) if words else ()))
+    data: list[Any] = [np.array(rows, "<f4").tobytes(), *((pack_strings(list(words)),) if words else ())]
+    given.setdefault("deadline_ms", int((time.time() + timeout_s) * 1e3))
+    deadline_ms = given.pop("deadline_ms")
+    id_ = given.pop("id", None) or os.urandom(16)
+    return envelope.request_frame(
+        id_, deadline_ms, len(rows) if batched else 0, envelope.call_key(tensors, (), {}), data, **given
+    )
+
+
+def answer_of(reply: Reply) -> list[list[float]]:
+    """The rows of a Doubler's answer."""
+    return [list(row) for row in np.frombuffer(reply.data[0], "<f4").reshape(-1, 2).tolist()]
+
+
+def failure_of(reply: Reply) -> tuple[str, str]:
+    """Reason and message of a failed reply."""
+    assert reply.status == envelope.FAILED
+
+    told = orjson.loads(reply.key)
+    return told["reason"], told["message"]
+
+
+class Caller:
+    """A gateway in miniature: publishes envelopes, keeps the replies by id, in the order they came."""
+
+    def __init__(self, url: str, queue: Queue) -> None:
+        self.queue = queue
+        self.replies: dict[bytes, list[Reply]] = {}
+        self.reply_to = replies_queue(os.urandom(8).hex())
+        self.link = Link(url, "caller", self._setup)
+
+    @property
+    def session(self) -> Session:
+        assert self.link.session is not None
+        return self.link.session
+
+    async def send(self, *frames: bytes, body: bytes | None = None) -> list[bytes]:
+        """One envelope with these frames; gives their ids."""
+        packed = envelope.pack(envelope.REQUESTS, list(frames)) if body is None else body
+        await self.session.publish(packed, routing_key=self.queue.name, reply_to=self.reply_to.name)
+        return [frame[:16] for frame in frames]
+
+    async def cancel(self, *ids: bytes) -> None:
+        await self.session.publish(
+            envelope.pack(envelope.CANCELS, list(ids)), exchange=CANCELS.name, routing_key=""
+        )
+
+    def reply(self, id_: bytes) -> Reply | None:
+        """The one reply to a request, if it is there."""
+        found = self.replies.get(id_, [])
+        assert len(found) <= 1, "answered twice"
+        return found[0] if found else None
+
+    async def _setup(self, session: Session) -> None:
+        await session.declare(self.queue)
+        await session.declare(CANCELS)
+        await session.declare(self.reply_to)
+        await session.consume(self.reply_to, self._on_replies, prefetch=0, no_ack=True)
+
+    async def _on_replies(self, delivery: Delivery) -> None:
+        for frame in envelope.unpack(envelope.REPLIES, delivery.body):
+            reply = envelope.read_reply(frame)
+            self.replies.setdefault(reply.id, []).append(reply)
+
+
+@dataclass
+class Letters:
+    """The exceptions queue, without its router: what came for the test's own queue."""
+
+    queue: Queue
+    got: list[Delivery] = field(default_factory=list)
+
+    async def setup(self, session: Session) -> None:
+        async def on_delivery(delivery: Delivery) -> None:
+            if delivery.headers.get("queue") == self.queue.name:
+                self.got.append(delivery)
+            await session.ack(delivery.tag)
+
+        await session.declare(EXCEPTIONS)
+        await session.consume(EXCEPTIONS, on_delivery, prefetch=100)
+
+
+@pytest.fixture
+def queue(fresh) -> Queue:
+    """The requests queue of a Deployment of this test's own."""
+    return requests_queue(fresh("doubler"))
+
+
+@pytest.fixture
+async def caller(rabbitmq_url, queue) -> AsyncIterator[Caller]:
+    """A gateway at work."""
+    found = Caller(rabbitmq_url, queue)
+    async with found.link:
+        await found.link.wait_up(20)
+        yield found
+
+
+@pytest.fixture
+async def letters(rabbitmq_url, queue) -> AsyncIterator[Letters]:
+    """What is given up for this test's queue."""
+    found = Letters(queue)
+    async with Link(rabbitmq_url, "letters", found.setup) as link:
+        await link.wait_up(20)
+        yield found
+
+
+@pytest.fixture
+async def start(rabbitmq_url, queue, fresh) -> AsyncIterator[Callable[..., Any]]:
+    """Starts a worker and stops it after the test: ``await start(max_rows=..., in_url=..., out_url=...)``."""
+    async with AsyncExitStack() as stack:
+
+        async def started(
+            *,
+            max_rows: int = MAX_ROWS,
+            window_s: float = 0.0,
+            instances: int = 1,
+            in_url: str = rabbitmq_url,
+            out_url: str = rabbitmq_url,
+            serving: bool = True,
+        ) -> Worker:
+            outbox = Outbox(out_url, queue)
+            requests = Requests(in_url, queue, fresh("doubler-0"), outbox)
+            work = Work(outbox, requests.settle, max_rows=max_rows, window_s=window_s, instances=instances)
+            worker = Worker(Doubler(), outbox, requests, work)
+            requests.feed(work)
+            if serving:
+                work.use(worker.model)  # type: ignore[arg-type]  # a model of the same shape
+            outbox.link.start()
+            work.start()
+            requests.start()
+            stack.push_async_callback(worker.stop)
+            await outbox.link.wait_up(20)
+            await requests.link.wait_up(20)
+            await requests.open()
+            return worker
+
+        yield started
+
+
+@pytest.fixture
+def left(caller, queue) -> Callable[[], Any]:
+    """``await left()``: messages that wait in the queue; those that a consumer holds do not count."""
+    return lambda: caller.session.depth(queue)
+
+
+@pytest.fixture
+def nothing_is_left(rabbitmq_url, caller, queue, until) -> Callable[[Worker], Any]:
+    """``await nothing_is_left(worker)``: it has settled all it got, as the broker sees it.
+
+    The worker dies; an exclusive consumer is let in once the broker has dropped the worker's, and with it
+    taken back what was unsettled. All that comes before the mark was left.
+    """
+
+    async def checked(worker: Worker) -> None:
+        await until(lambda: worker.requests.unsettled == 0 and worker.work.in_hand == 0)
+        await worker.die()
+        found: list[bytes] = []
+
+        async def setup(session: Session) -> None:
+            async def on_delivery(delivery: Delivery) -> None:
+                found.append(bytes(delivery.body))
+                await session.ack(delivery.tag)
+
+            await session.consume(queue, on_delivery, prefetch=100, exclusive=True)
+
+        async with Link(rabbitmq_url, "auditor", setup) as link:
+            await link.wait_up(20)
+            await caller.send(body=b"mark")
+            await until(lambda: b"mark" in found)
+        assert found == [b"mark"], "a delivery was taken for settled and was not"
+
+    return checked
+
+
+@pytest.fixture(scope="session")
+def make() -> Callable[..., bytes]:
+    """``make([1, 2], [3, 4], ...)``: a request frame."""
+    return ask
+
+
+@pytest.fixture(scope="session")
+def shown() -> Callable[[Reply], list[list[float]]]:
+    """The rows of an answer."""
+    return answer_of
+
+
+@pytest.fixture(scope="session")
+def told() -> Callable[[Reply], tuple[str, str]]:
+    """Reason and message of a failure."""
+    return failure_of

@@ -1,0 +1,285 @@
+"""What shares a model call, and that everybody gets exactly his own answer."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import time
+
+import pytest
+
+from tidegate.errors import BadRequest, DeadlinePassed, ModelFailed
+from tidegate.protocol import envelope
+from tidegate.protocol.tensors import unpack_strings
+from tidegate.topology import replies_queue
+
+pytestmark = pytest.mark.integration
+
+
+async def test_an_answer(start, caller, make, shown, until, nothing_is_left):
+    worker = await start()
+    (id_,) = await caller.send(make([1, 2], [3, 4]))
+    reply = await until(lambda: caller.reply(id_))
+    assert shown(reply) == [[2, 4], [6, 8]]
+    assert (reply.status, reply.rows, reply.attempt, reply.shared) == (envelope.OK, 2, 0, 1)
+    outputs, _ = envelope.read_result_key(reply.key)
+    assert [(t.name, t.dims) for t in outputs] == [("y", (2,))]
+    assert worker.work.stats.completed == 1
+    await nothing_is_left(worker)
+
+
+async def test_64_callers_of_mixed_size(start, caller, make, shown, until, nothing_is_left):
+    """They come in envelopes of several, wait together, share calls, and each answer is checked."""
+    worker = await start(serving=False)
+    draw = random.Random(7)
+    asked: dict[bytes, tuple[list[list[float]], list[str]]] = {}
+    frames = []
+    for number in range(64):
+        rows = [[float(number), float(at)] for at in range(draw.randint(1, 5))]
+        words = [f"{number}/{at}" + "ü" * draw.randint(0, 9) for at in range(len(rows))] if number % 3 else []
+        frame = make(*rows, words=words, key="x" if number % 2 else "other")
+        asked[frame[:16]] = (rows, words)
+        frames.append(frame)
+    worker.work.stats.call_ms.add(0.1)  # as after a while of light calls: hold many
+    await worker.requests.close()
+    await worker.requests.open()
+    while frames:
+        size = draw.randint(1, 7)
+        await caller.send(*frames[:size])
+        frames = frames[size:]
+    await until(lambda: worker.work.in_hand == 64)
+    worker.work.use(worker.model)
+    await until(lambda: len(caller.replies) == 64)
+    for id_, (rows, words) in asked.items():
+        reply = caller.reply(id_)
+        assert shown(reply) == [[2 * a, 2 * b] for a, b in rows]
+        assert reply.rows == len(rows)
+        if words:
+            assert [word.decode(errors="replace") for word in unpack_strings(reply.data[1])] == [
+                word.encode()[::-1].decode(errors="replace") for word in words
+            ]
+    calls = worker.model.calls
+    assert sum(map(len, calls)) == 64
+    assert len(calls) < 40
+    sizes = {id_: len(rows) for id_, (rows, _) in asked.items()}
+    assert all(len(call) == 1 or sum(sizes[id_] for id_ in call) <= 8 for call in calls)
+    assert {caller.reply(id_).shared for call in calls for id_ in call} == {len(call) for call in calls}
+    await nothing_is_left(worker)
+
+
+async def test_callers_of_two_gateways_share_a_call(start, caller, rabbitmq_url, queue, make, shown, until):
+    worker = await start(serving=False)
+    other = type(caller)(rabbitmq_url, queue)
+    async with other.link:
+        await other.link.wait_up(20)
+        (mine,) = await caller.send(make([1, 1]))
+        (theirs,) = await other.send(make([2, 2]))
+        await until(lambda: worker.work.in_hand == 2)
+        worker.work.use(worker.model)
+        assert shown(await until(lambda: caller.reply(mine))) == [[2, 2]]
+        assert shown(await until(lambda: other.reply(theirs))) == [[4, 4]]
+    assert worker.model.calls == [[mine, theirs]]
+    assert (list(caller.replies), list(other.replies)) == ([mine], [theirs])
+
+
+async def test_a_bad_request_does_not_fail_its_neighbours(
+    start, caller, make, shown, told, until, nothing_is_left
+):
+    worker = await start(serving=False)
+    ids = await caller.send(make([1, 1]), make([2, 2]), make([-3, 3]), make([4, 4]))
+    await until(lambda: worker.work.in_hand == 4)
+    worker.work.use(worker.model)
+    await until(lambda: len(caller.replies) == 4)
+    assert told(caller.reply(ids[2])) == ("bad_request", "a negative number")
+    for id_, number in zip(ids, (1, 2, None, 4), strict=True):
+        if number is not None:
+            assert shown(caller.reply(id_)) == [[2 * number, 2 * number]]
+    assert worker.model.calls == [ids, *([id_] for id_ in ids)]
+    assert worker.work.stats.failed == 1
+    await nothing_is_left(worker)
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (BadRequest("not like this"), ("bad_request", "not like this")),
+        (ModelFailed("out of tea"), ("model_failed", "out of tea")),
+        (ValueError("a value that no message can carry"), None),
+        (KeyError("FP8"), None),
+    ],
+    ids=repr,
+)
+async def test_a_failure_is_told(start, caller, make, shown, told, until, error, expected, nothing_is_left):
+    """Also one that nobody thought of: its caller is told, and the worker goes on at full strength."""
+    worker = await start()
+
+    def fail(requests) -> None:
+        if bytes(requests[0].data[0]) == bytes(8):
+            raise error
+
+    worker.model.fail = fail
+    for _ in range(4):  # more than it may hold unsettled
+        (id_,) = await caller.send(make([0, 0]))
+        reply = await until(lambda id_=id_: caller.reply(id_), patience_s=5)
+        if expected is None:
+            assert reply.status == envelope.FAILED
+        else:
+            assert told(reply) == expected
+    (id_,) = await caller.send(make([1, 1]))
+    assert shown(await until(lambda: caller.reply(id_))) == [[2, 2]]
+    await nothing_is_left(worker)
+
+
+async def test_an_unreadable_key_is_told(start, caller, until, nothing_is_left):
+    worker = await start()
+
+    def fail(requests) -> None:
+        for request in requests:
+            envelope.read_call_key(request.key)
+
+    worker.model.fail = fail
+    deadline = int((time.time() + 20) * 1e3)
+    (id_,) = await caller.send(envelope.request_frame(os.urandom(16), deadline, 1, b"garbage", [bytes(8)]))
+    assert (await until(lambda: caller.reply(id_))).status == envelope.FAILED
+    await nothing_is_left(worker)
+
+
+async def test_an_answer_of_another_size_is_no_answer(start, caller, make, told, until, nothing_is_left):
+    """The model gives one row for two requests: neither may get the other's."""
+    worker = await start(serving=False)
+    original = worker.model.call
+
+    async def short(requests, timeout_s):
+        (output,) = await original(requests, timeout_s)
+        return [output._replace(shape=(1, 2), raw=output.raw[:8])]
+
+    worker.model.call = short
+    ids = await caller.send(make([1, 1], [2, 2]), make([3, 3]))
+    await until(lambda: worker.work.in_hand == 2)
+    worker.work.use(worker.model)
+    await until(lambda: len(caller.replies) == 2)
+    assert worker.model.calls == [ids, [ids[0]], [ids[1]]]
+    # Alone, it is what the model says: an answer without a batch axis.
+    assert [caller.reply(id_).rows for id_ in ids] == [0, 1]
+    await nothing_is_left(worker)
+
+
+async def test_without_a_batch_axis_requests_are_called_alone(
+    start, caller, make, shown, until, nothing_is_left
+):
+    worker = await start(max_rows=0)
+    ids = await caller.send(*(make([n, n], batched=False) for n in range(20)))
+    await until(lambda: len(caller.replies) == 20)
+    assert [shown(caller.reply(id_)) for id_ in ids] == [[[2 * n, 2 * n]] for n in range(20)]
+    assert all(caller.reply(id_).rows == 0 for id_ in ids)
+    assert sorted(worker.model.calls) == sorted([id_] for id_ in ids)
+    await nothing_is_left(worker)
+
+
+async def test_expired_requests_are_not_called(start, caller, make, until, nothing_is_left):
+    worker = await start(serving=False)
+    late, gone = make([1, 1], deadline_ms=1), make([2, 2], deadline_ms=int(time.time() * 1e3) - 1)
+    (_, _, live) = await caller.send(late, gone, make([3, 3]))
+    await until(lambda: worker.work.in_hand == 3)
+    worker.work.use(worker.model)
+    await until(lambda: caller.reply(live))
+    assert worker.model.calls == [[live]]
+    assert list(caller.replies) == [live], "nobody waits for the others"
+    await nothing_is_left(worker)
+
+
+async def test_a_deadline_within_the_call(start, caller, make, until, nothing_is_left):
+    worker = await start()
+
+    def fail(_) -> None:
+        raise DeadlinePassed("late")
+
+    worker.model.fail = fail
+    await caller.send(make([1, 1]))
+    await until(lambda: worker.model.calls and worker.work.in_hand == 0)
+    assert caller.replies == {}
+    await nothing_is_left(worker)
+
+
+async def test_cancelled_requests_are_not_called(start, caller, make, until, nothing_is_left):
+    worker = await start()
+    worker.model.open.clear()
+    (first,) = await caller.send(make([1, 1]))
+    await until(lambda: worker.model.calls)
+    cancelled, wanted = await caller.send(make([2, 2]), make([3, 3]))
+    await until(lambda: worker.work.in_hand == 3)
+    await caller.cancel(cancelled, os.urandom(16))
+    await until(lambda: cancelled in worker.work._cancelled)
+    worker.model.open.set()
+    await until(lambda: caller.reply(wanted))
+    assert worker.model.calls == [[first], [wanted]]
+    assert sorted(caller.replies) == sorted([first, wanted])
+    await nothing_is_left(worker)
+
+
+async def test_a_call_ends_when_nobody_waits_for_it(start, caller, make, until, nothing_is_left):
+    worker = await start(serving=False)
+    worker.model.open.clear()
+    one, other = await caller.send(make([1, 1]), make([2, 2]))
+    await until(lambda: worker.work.in_hand == 2)
+    worker.work.use(worker.model)
+    await until(lambda: worker.model.calls == [[one, other]])
+    await caller.cancel(one)
+    await until(lambda: one in worker.work._cancelled)
+    assert worker.model.cancelled == 0, "somebody still waits"
+    await caller.cancel(other)
+    await until(lambda: worker.model.cancelled == 1)
+    worker.model.open.set()
+    (third,) = await caller.send(make([3, 3]))
+    await until(lambda: caller.reply(third))
+    assert list(caller.replies) == [third]
+    await nothing_is_left(worker)
+
+
+async def test_garbage_among_the_cancels(start, caller, make, until):
+    await start()
+    for body in (b"", b"garbage", envelope.pack(envelope.REPLIES, [])):
+        await caller.session.publish(body, exchange="tidegate.cancels.v1", routing_key="")
+    (id_,) = await caller.send(make([1, 1]))
+    await until(lambda: caller.reply(id_))
+
+
+async def test_a_gateway_that_has_gone(start, caller, make, until, nothing_is_left):
+    """Its answers are dropped; others get theirs."""
+    worker = await start()
+    here, caller.reply_to = caller.reply_to, replies_queue("gone")
+    await caller.send(make([1, 1]))
+    caller.reply_to = here
+    (id_,) = await caller.send(make([2, 2]))
+    await until(lambda: caller.reply(id_))
+    await nothing_is_left(worker)
+
+
+async def test_a_full_call_does_not_wait_for_its_window(start, caller, make, until):
+    worker = await start(window_s=15.0, max_rows=4)
+    ids = [(await caller.send(make([n, n])))[0] for n in range(2)]
+    ids += await caller.send(make([2, 2], [2, 2]))
+    await until(lambda: len(caller.replies) == 3, patience_s=10)
+    assert worker.model.calls == [ids]
+
+
+async def test_a_window_ends(start, caller, make, until):
+    worker = await start(window_s=0.1)
+    started = time.monotonic()
+    one, other = await caller.send(make([1, 1]), make([2, 2]))
+    await until(lambda: len(caller.replies) == 2)
+    assert time.monotonic() - started >= 0.1
+    assert worker.model.calls == [[one, other]]
+
+
+async def test_calls_in_flight_are_bounded(start, caller, make, until):
+    worker = await start(instances=2, max_rows=1)
+    worker.model.open.clear()
+    await caller.send(*(make([n, n]) for n in range(6)))
+    await until(lambda: worker.work.in_hand == 6)
+    await until(lambda: len(worker.model.calls) == 2)
+    await asyncio.sleep(0)
+    assert len(worker.model.calls) == 2
+    worker.model.open.set()
+    await until(lambda: len(caller.replies) == 6)

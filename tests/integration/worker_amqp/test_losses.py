@@ -1,0 +1,408 @@
+"""When workers, model servers and connections are lost: every request is answered, or somebody is told."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+
+import pytest
+
+from services.worker.api import requests as requests_module
+from services.worker.domain import attempts
+from tidegate.broker import Link
+from tidegate.errors import Unavailable
+from tidegate.protocol import envelope
+
+pytestmark = pytest.mark.integration
+
+
+def attempts_of(body: bytes) -> list[int]:
+    return [envelope.read_request(f).attempt for f in envelope.unpack(envelope.REQUESTS, body)]
+
+
+async def in_hand(worker, count: int, until) -> None:
+    await until(lambda: worker.work.in_hand == count, f"{count} requests in hand")
+
+
+async def test_the_next_worker_takes_over_one_by_one(start, caller, make, shown, until, nothing_is_left):
+    """What was in an envelope together when a worker died is tried alone: one of them may have killed it."""
+    first = await start()
+    first.model.open.clear()
+    ids = await caller.send(*(make([n, n]) for n in range(5)))
+    await until(lambda: first.model.calls == [ids])
+    await first.die()
+    second = await start()
+    await until(lambda: len(caller.replies) == 5)
+    for number, id_ in enumerate(ids):
+        reply = caller.reply(id_)
+        assert (reply.attempt, reply.shared, shown(reply)) == (1, 1, [[2 * number, 2 * number]])
+    assert sorted(second.model.calls) == sorted([id_] for id_ in ids)
+    await nothing_is_left(second)
+
+
+async def test_a_request_that_kills_workers_is_given_up(start, caller, letters, make, until):
+    """Three workers, no more; the router gets it, and whom to answer."""
+    frame = make([1, 1], tenant=b"acme")
+    (id_,) = await caller.send(frame)
+    for attempt in range(attempts.MAX_ATTEMPTS):
+        worker = await start(serving=False)
+        await in_hand(worker, 1, until)
+        item = worker.work.backlog.oldest()
+        assert item.request.attempt == attempt
+        assert letters.got == []
+        await worker.die()
+    last = await start()
+    (letter,) = await until(lambda: letters.got)
+    assert letter.headers["cause"] == attempts.EXHAUSTED
+    assert letter.reply_to == caller.reply_to.name
+    assert attempts_of(letter.body) == [attempts.MAX_ATTEMPTS]
+    (given_up,) = envelope.unpack(envelope.REQUESTS, letter.body)
+    assert bytes(given_up) == envelope.with_attempt(frame, attempts.MAX_ATTEMPTS)
+    assert (caller.reply(id_), last.model.calls) == (None, [])
+
+
+async def test_the_neighbours_of_a_killer_are_answered(start, caller, letters, make, until):
+    """They were in its envelope, or waited behind it; what killed the workers is given up, nothing else."""
+    killer, *others = ids = await caller.send(*(make([n, n]) for n in range(4)))
+    deaths = 0
+    while not letters.got and deaths < 10:
+        worker = await start()
+        original = worker.model.call
+
+        async def call(requests, timeout_s, worker=worker, original=original):
+            if any(request.id == killer for request in requests):
+                worker.model.open.clear()
+            return await original(requests, timeout_s)
+
+        worker.model.call = call
+        await until(lambda worker=worker: letters.got or not worker.model.open.is_set())
+        deaths += not letters.got
+        await worker.die()
+    await start()
+    await until(lambda: len(caller.replies) + len(letters.got) == 4)
+    given_up = [bytes(envelope.unpack(envelope.REQUESTS, d.body)[0][:16]) for d in letters.got]
+    assert (given_up, deaths) == ([killer], attempts.MAX_ATTEMPTS)
+    assert sorted(caller.replies) == sorted(others)
+    assert ids[0] == killer
+
+
+async def test_what_may_not_run_twice_does_not(start, caller, letters, make, until, nothing_is_left):
+    first = await start()
+    first.model.open.clear()
+    never, safe = await caller.send(make([1, 1], flags=0), make([2, 2]))
+    await until(lambda: first.model.calls)
+    await first.die()
+    second = await start()
+    await until(lambda: caller.reply(safe))
+    (letter,) = await until(lambda: letters.got)
+    assert letter.headers["cause"] == attempts.NOT_RETRIED
+    assert [bytes(f[:16]) for f in envelope.unpack(envelope.REQUESTS, letter.body)] == [never]
+    assert second.model.calls == [[safe]]
+    await nothing_is_left(second)
+
+
+async def test_the_model_server_is_gone(start, caller, make, shown, until, nothing_is_left):
+    """In the middle of a call: each of its requests is tried again alone, by whoever comes first."""
+    worker = await start(serving=False)
+
+    def crash(_) -> None:
+        worker.model.fail = lambda _: None
+        raise Unavailable("connection refused")
+
+    worker.model.fail = crash
+    ids = await caller.send(make([1, 1]), make([2, 2]))
+    await in_hand(worker, 2, until)
+    worker.work.use(worker.model)
+    await until(lambda: len(caller.replies) == 2)
+    assert [caller.reply(id_).attempt for id_ in ids] == [1, 1]
+    assert [shown(caller.reply(id_)) for id_ in ids] == [[[2, 2]], [[4, 4]]]
+    assert worker.model.calls == [ids, [ids[0]], [ids[1]]]
+    await nothing_is_left(worker)
+
+
+async def test_the_model_server_dies_each_time(start, caller, letters, make, until, nothing_is_left):
+    worker = await start()
+
+    def crash(_) -> None:
+        raise Unavailable("connection refused")
+
+    worker.model.fail = crash
+    safe, never = await caller.send(make([1, 1]), make([2, 2], flags=0))
+    await until(lambda: len(letters.got) == 2)
+    causes = {
+        bytes(envelope.unpack(envelope.REQUESTS, d.body)[0][:16]): d.headers["cause"] for d in letters.got
+    }
+    assert causes == {safe: attempts.EXHAUSTED, never: attempts.NOT_RETRIED}
+    assert sum(safe in call for call in worker.model.calls) == attempts.MAX_ATTEMPTS
+    assert sum(never in call for call in worker.model.calls) == 1
+    assert caller.replies == {}
+    await nothing_is_left(worker)
+
+
+async def test_an_expired_request_is_not_tried_again(start, caller, letters, make, until, nothing_is_left):
+    first = await start(serving=False)
+    await caller.send(make([1, 1], deadline_ms=1))
+    await in_hand(first, 1, until)
+    await first.die()
+    second = await start()
+    (id_,) = await caller.send(make([2, 2]))
+    await until(lambda: caller.reply(id_))
+    assert (second.model.calls, letters.got) == ([[id_]], [])
+    await nothing_is_left(second)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"garbage",
+        envelope.pack(envelope.REPLIES, []),
+        envelope.pack(envelope.REQUESTS, [b"too short"]),
+        envelope.pack(envelope.REQUESTS, [bytes(37)]),
+    ],
+    ids=range(5),
+)
+async def test_what_nobody_can_read_is_kept_and_settled(
+    start, caller, letters, make, until, body, nothing_is_left
+):
+    worker = await start()
+    await caller.send(body=body)
+    (letter,) = await until(lambda: letters.got)
+    assert (letter.body, letter.headers["cause"]) == (body, attempts.UNDECODABLE)
+    assert letter.reply_to == caller.reply_to.name
+    (id_,) = await caller.send(make([1, 1]))
+    await until(lambda: caller.reply(id_))
+    await nothing_is_left(worker)
+
+
+async def test_a_lost_session_clears_the_backlog(
+    start, caller, line, make, shown, left, until, nothing_is_left
+):
+    """The broker delivers all of it again, to this worker or another: keeping it would do the work twice."""
+    worker = await start(in_url=line.url, serving=False)
+    ids = [(await caller.send(make([n, n]), make([n, n + 1])))[0] for n in range(2)]
+    await in_hand(worker, 4, until)
+    await line.down()
+    await until(lambda: worker.requests.link.session is None)
+    assert len(worker.work.backlog) == 0
+    assert worker.work.in_hand == 0
+    await line.up()
+    await until(lambda: worker.work.backlog.oldest() and worker.work.backlog.oldest().request.attempt == 1)
+    worker.work.use(worker.model)
+    await until(lambda: len(caller.replies) == 4)
+    assert shown(caller.reply(ids[1])) == [[2, 2]]
+    assert all(found[0].attempt == 1 for found in caller.replies.values())
+    await nothing_is_left(worker)
+
+
+async def test_a_call_outlives_the_session_that_brought_it(start, caller, line, make, until, nothing_is_left):
+    """Its answer is sent; its tag belongs to no session any more and settles nothing of the next one."""
+    worker = await start(in_url=line.url)
+    worker.model.open.clear()
+    (id_,) = await caller.send(make([1, 1]))
+    await until(lambda: worker.model.calls)
+    line.cut()
+    await until(lambda: worker.requests.link.session is None)
+    await worker.requests.link.wait_up(20)
+    # Comes again, as another attempt, and waits behind the call that still runs.
+    await until(lambda: len(worker.work.backlog) == 1)
+    (other,) = await caller.send(make([2, 2]))
+    await in_hand(worker, 3, until)
+    worker.model.open.set()
+    await until(lambda: len(caller.replies.get(id_, [])) == 2 and caller.reply(other))
+    assert [reply.attempt for reply in caller.replies[id_]] == [0, 1]
+    await nothing_is_left(worker)
+
+
+async def test_handling_of_a_lost_session_settles_nothing_of_the_next(
+    start, caller, line, line_out, rabbitmq_url, queue, make, left, until
+):
+    """A redelivered message waits for the publishing link while the consuming one is lost and comes back:
+    its tag then means another delivery, which is in a call."""
+    first = await start(serving=False)
+    await caller.send(make([1, 1]))
+    await in_hand(first, 1, until)
+    worker = await start(in_url=line.url, out_url=line_out.url, instances=2, max_rows=1)
+    await line_out.down()
+    await until(lambda: worker.outbox.link.session is None)
+    await first.die()
+    await until(lambda: worker.requests.unsettled == 1)
+
+    taken: list = []
+
+    async def take(session) -> None:
+        async def keep(delivery) -> None:
+            taken.append(delivery)
+
+        await session.consume(queue, keep, prefetch=1)
+
+    await line.down()
+    await until(lambda: worker.requests.link.session is None)
+    async with Link(rabbitmq_url, "other", take):
+        await until(lambda: taken, "another worker has the message now")
+        await line.up()
+        await worker.requests.link.wait_up(20)
+        original, answers = worker.model.call, asyncio.Event()
+
+        async def call(requests, timeout_s):
+            found = await original(requests, timeout_s)
+            if requests[0].id == running:
+                await answers.wait()
+            return found
+
+        worker.model.call = call
+        running = os.urandom(16)
+        await caller.send(make([2, 2], id=running))
+        await until(lambda: worker.model.calls == [[running]])
+        await line_out.up()
+        await until(lambda: caller.replies, "the message, passed on, is answered")
+        await until(lambda: worker.requests.unsettled == 1)
+        await worker.die()
+    last = await start()
+    await until(lambda: caller.replies.get(running))
+    assert [running] in last.model.calls
+
+
+async def test_acks_of_many_calls_are_in_order(start, caller, make, until, nothing_is_left):
+    """A group in the middle is done before its neighbours; all its acks precede the one for all of them."""
+    worker = await start(serving=False)
+    worker.work.stats.call_ms.add(0.1)
+    await worker.requests.close()
+    await worker.requests.open()
+    for number in range(80):
+        await caller.send(make([number, 0]))
+    await in_hand(worker, 80, until)
+    items = [worker.work.backlog.take(1)[0] for _ in range(80)]
+    session = worker.requests.link.session
+    worker.requests.settle(items[1:70])
+    worker.requests.settle([items[0], items[75]])
+    worker.requests.settle(items[70:75] + items[76:])
+    (id_,) = await caller.send(make([1, 1]))
+    worker.work.use(worker.model)
+    await until(lambda: caller.reply(id_))
+    assert worker.requests.link.session is session, "the broker refused an ack"
+    await nothing_is_left(worker)
+
+
+async def test_cancels_that_cross_an_answer_settle_nothing_twice(start, caller, make, until, nothing_is_left):
+    """An envelope of four: three in a call that ends one by one, cancelled in the middle; one that waits."""
+    worker = await start(serving=False)
+
+    ids = await caller.send(make([1, 1]), make([0, 0]), make([-1, -1]), make([5, 5], key="other"))
+    await in_hand(worker, 4, until)
+    original = worker.model.call
+
+    async def call(requests, timeout_s):
+        if len(requests) == 1 and requests[0].id == ids[1]:
+            worker.model.open.clear()
+        return await original(requests, timeout_s)
+
+    worker.model.call = call
+    worker.work.use(worker.model)
+    await until(lambda: [ids[1]] in worker.model.calls and caller.reply(ids[0]))
+    await caller.cancel(*ids[:3])
+    await until(lambda: worker.model.cancelled == 1)
+    await until(lambda: [ids[3]] in worker.model.calls)
+    assert worker.requests.unsettled == 1, "its delivery still has an open request"
+    await worker.die()
+    second = await start()
+    await until(lambda: caller.reply(ids[3]))
+    await nothing_is_left(second)
+
+
+async def test_a_worker_that_stops_gives_back_what_it_holds(start, caller, make, left, until):
+    """Beyond its drain limit: the call in flight and what waits behind it go to another worker."""
+    worker = await start()
+    worker.model.open.clear()
+    (running,) = await caller.send(make([1, 1]))
+    await until(lambda: worker.model.calls)
+    (waiting,) = await caller.send(make([2, 2]))
+    await in_hand(worker, 2, until)
+
+    async def left_is_two() -> bool:
+        return await left() == 2
+
+    await worker.stop()
+    await until(left_is_two)
+    await start()
+    await until(lambda: caller.reply(running) and caller.reply(waiting))
+
+
+async def test_draining(start, caller, make, left, until):
+    """It takes no more, finishes what it has, and then holds nothing."""
+    worker = await start()
+    worker.model.open.clear()
+    (taken,) = await caller.send(make([1, 1]))
+    await until(lambda: worker.model.calls)
+    await worker.requests.close()
+    await caller.send(make([2, 2]))
+    worker.model.open.set()
+    await worker.work.drained()
+    await until(lambda: worker.requests.unsettled == 0)
+    assert caller.reply(taken)
+    assert await left() == 1
+    await worker.requests.open()
+    await until(lambda: len(caller.replies) == 2)
+
+
+async def test_draining_without_a_broker(start, line, until):
+    """The drain of a worker that is cut off ends too."""
+    worker = await start(in_url=line.url)
+    await line.down()
+    await until(lambda: worker.requests.link.session is None)
+    await worker.requests.close()
+    await worker.requests.open()
+    await worker.requests.close()
+    assert worker.requests.unsettled == 0
+
+
+async def test_without_a_model_the_backlog_waits(start, caller, make, until):
+    worker = await start()
+    worker.work.use(None)
+    (id_,) = await caller.send(make([1, 1]))
+    await in_hand(worker, 1, until)
+    assert worker.model.calls == []
+    worker.work.use(worker.model)
+    await until(lambda: caller.reply(id_))
+
+
+async def test_light_work_is_held_in_larger_numbers(start, caller, make, until, monkeypatch):
+    """The prefetch follows what was measured, by a new consumer."""
+    monkeypatch.setattr(requests_module, "RETUNE_S", 0.01)
+    worker = await start(serving=False)
+    for number in range(60):
+        await caller.send(make([number, 0]))
+    await in_hand(worker, 2, until)
+    worker.work.stats.call_ms.add(0.5)
+    await in_hand(worker, 60, until)
+    assert worker.requests.unsettled == 60
+    worker.work.use(worker.model)
+    await until(lambda: len(caller.replies) == 60)
+
+
+async def test_retuning_survives_a_broken_line(start, caller, line, make, until, monkeypatch):
+    monkeypatch.setattr(requests_module, "RETUNE_S", 0.005)
+    worker = await start(in_url=line.url)
+    for call_ms in (0.1, 1000.0) * 3:
+        worker.work.stats.call_ms.value = call_ms
+        line.cut()
+        await until(lambda: worker.requests.link.session is None)
+        await worker.requests.link.wait_up(20)
+    worker.work.stats.call_ms.value = 1.0
+    await until(lambda: worker.requests._prefetch == 50)
+    assert not worker.requests._retune_task.done()
+    (id_,) = await caller.send(make([1, 1]))
+    await until(lambda: caller.replies.get(id_))
+
+
+async def test_a_deleted_queue_comes_back(start, caller, make, queue, until):
+    worker = await start()
+    await caller.session.delete(queue)
+    session = worker.requests.link.session
+
+    async def answered() -> bool:
+        await caller.send(make([1, 1], id=os.urandom(16)))
+        return bool(caller.replies)
+
+    await until(answered)
+    assert worker.requests.link.session is not session or worker.requests.link.session is not None

@@ -1,0 +1,163 @@
+"""Who may wait, and for how long the others should stay away."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from services.gateway.adapters.reporter import fleets, outstanding_elsewhere
+from services.gateway.domain.admission import RESERVE, UNKNOWN_FLEET, Fleet, predicted_wait_ms, refusal
+from tidegate.errors import ColdStart, NoCapacity, Overloaded, TidegateError
+from tidegate.protocol.presence import GatewayLoad, GatewayReport, GatewayView, ReplicaReport
+
+pytestmark = pytest.mark.unit
+
+
+def decide(**given_: Any) -> TidegateError | None:
+    usual = {
+        "outstanding": 0,
+        "max_queue": 100,
+        "wakeable": True,
+        "fleet": Fleet(2, 10.0),
+        "timeout_ms": 1000,
+        "name": "d",
+    }
+    return refusal(**{**usual, **given_})
+
+
+def told(**given_: Any) -> tuple[type, str, float | None]:
+    found = decide(**given_)
+    assert found is not None
+    return type(found), found.message, found.retry_after_s
+
+
+def test_there_is_room():
+    assert decide() is None
+    assert decide(outstanding=99) is None
+
+
+def test_a_sleeping_model_is_woken():
+    assert decide(fleet=UNKNOWN_FLEET) is None
+    assert decide(fleet=UNKNOWN_FLEET, outstanding=99, timeout_ms=1) is None
+
+
+def test_what_was_not_measured_admits():
+    assert decide(fleet=Fleet(1, None), outstanding=99, timeout_ms=1) is None
+
+
+def test_nobody_may_start_one():
+    assert told(fleet=UNKNOWN_FLEET, wakeable=False) == (
+        NoCapacity,
+        "d has no replica and may not start one: it is held at 0 replicas",
+        30.0,
+    )
+    assert decide(wakeable=False) is None, "one that drains still answers"
+
+
+def test_nobody_can_start_one():
+    kind, message, _ = told(fleet=Fleet(0, fault="no such file"))
+    assert (kind, message) == (NoCapacity, "d has no replica: no such file")
+    assert decide(fleet=Fleet(1, 1.0, fault="no such file")) is None, "one is there"
+
+
+def test_a_start_that_takes_too_long():
+    kind, message, retry = told(fleet=Fleet(0, start_ms=5000.0), timeout_ms=4999)
+    assert (kind, retry) == (ColdStart, 5.0)
+    assert message == "d takes 5000 ms more to start, the request has 4999 ms"
+    assert decide(fleet=Fleet(0, start_ms=5000.0), timeout_ms=5000) is None
+    assert decide(fleet=Fleet(1, start_ms=5000.0), timeout_ms=1) is None
+
+
+def test_the_queue_is_full():
+    kind, message, retry = told(outstanding=100)
+    assert (kind, message) == (Overloaded, "d: 100 requests wait already, the limit is 100")
+    assert retry == pytest.approx(0.5)
+    assert told(outstanding=100, fleet=UNKNOWN_FLEET)[2] == 1.0
+    assert told(outstanding=60, fleet=Fleet(2, 10.0, elsewhere=40))[1].startswith("d: 100 requests wait")
+
+
+def test_the_wait_is_too_long():
+    kind, message, retry = told(outstanding=50, timeout_ms=200)
+    assert kind is Overloaded
+    assert message == "d: the predicted wait is 250 ms, the request has 200 ms"
+    assert retry == pytest.approx((250 - 200 * (1 - RESERVE)) / 1e3)
+    assert decide(outstanding=50, timeout_ms=250 / (1 - RESERVE) + 1) is None
+
+
+def test_others_wait_too():
+    assert decide(outstanding=10, timeout_ms=100, fleet=Fleet(2, 10.0)) is None
+    assert decide(outstanding=10, timeout_ms=100, fleet=Fleet(2, 10.0, elsewhere=20)) is not None
+
+
+def test_full_calls_count_when_they_are_known():
+    assert predicted_wait_ms(10, Fleet(1, 10.0, 2.0)) == 20.0
+    assert predicted_wait_ms(10, Fleet(1, 10.0)) == 100.0
+
+
+@given(
+    st.integers(0, 10_000),
+    st.integers(1, 100),
+    st.floats(0.001, 1e4),
+    st.floats(1, 1e6),
+    st.integers(1, 20_000),
+    st.integers(0, 1000),
+)
+def test_a_refusal_can_be_obeyed(outstanding, ready, request_ms, timeout_ms, max_queue, elsewhere):
+    fleet = Fleet(ready, request_ms, elsewhere=elsewhere)
+    found = decide(outstanding=outstanding, fleet=fleet, timeout_ms=timeout_ms, max_queue=max_queue)
+    wait = predicted_wait_ms(outstanding, fleet)
+    waiting = outstanding + elsewhere
+    assert wait == pytest.approx(waiting * request_ms / ready)
+    assert (found is None) == (waiting < max_queue and wait <= timeout_ms * (1 - RESERVE))
+    if found is not None:
+        assert found.retry_after_s is not None
+        assert found.retry_after_s > 0
+
+
+def report(deployment: str, state: Any = "ready", **given_: Any) -> ReplicaReport:
+    return ReplicaReport("r", deployment, 1, "h", 1, state, **given_)
+
+
+def test_fleets_are_the_ready_ones():
+    found = fleets(
+        [
+            report("a", call_ms=20.0, batch_mean=4.0, parallel=8),
+            report("a", call_ms=10.0, parallel=4),
+            report("a"),
+            report("a", "draining", call_ms=1000.0),
+            report("b", "starting"),
+            report("c"),
+            report("d", call_ms=8.0, batch_mean=0.0),
+        ]
+    )
+    assert found == {"a": Fleet(3, 7.5, 2.5), "c": Fleet(1, None), "d": Fleet(1, 8.0, 8.0)}
+
+
+def test_what_the_autoscaler_says():
+    failed = {"conditions": [{"type": "Loaded", "ok": False, "message": "no such file"}]}
+    starts = {
+        "conditions": [{"type": "Loaded", "ok": True, "message": ""}],
+        "cold_starts": [{"total_ms": ms} for ms in (9e9, 1000, 4000, 3000)],
+        "replicas": [{"state": "starting", "launched_at": 98.5}, {"state": "ready", "launched_at": 1.0}],
+    }
+    never = {"cold_starts": [], "replicas": []}
+    found = fleets([report("up")], {}, {"bad": failed, "new": starts, "un": never, "up": failed}, 100.0)
+    assert found["bad"] == Fleet(fault="no such file")
+    assert found["new"] == Fleet(start_ms=2500.0)
+    assert found["un"] == Fleet()
+    assert found["up"] == Fleet(1), "a ready replica answers for itself"
+
+
+def test_what_others_have_outstanding():
+    view = GatewayView(
+        [
+            GatewayReport("me", 1.0, {"a": GatewayLoad(outstanding=5)}),
+            GatewayReport("g2", 1.0, {"a": GatewayLoad(outstanding=2), "b": GatewayLoad(outstanding=1)}),
+            GatewayReport("g3", 1.0, {"a": GatewayLoad(outstanding=4)}),
+        ]
+    )
+    assert outstanding_elsewhere(view, "me") == {"a": 6, "b": 1}
+    assert fleets([], {"a": 6}) == {"a": Fleet(elsewhere=6)}

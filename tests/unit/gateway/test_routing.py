@@ -1,0 +1,183 @@
+"""The choice of a Deployment."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from services.gateway.domain.routing import compile_table, require
+from tidegate.errors import NoRoutes, NotFound
+
+pytestmark = pytest.mark.unit
+
+
+def deployment(version: int = 1, **given_: Any) -> dict[str, Any]:
+    return {
+        "model": "digits",
+        "version": version,
+        "queue": f"requests.v1.digits-v{version}",
+        "format": "onnx",
+        "signature": None,
+        "max_queue": 100,
+        "max_concurrency": None,
+        "retry": "safe",
+        "wakeable": True,
+        "ready": 1,
+        **given_,
+    }
+
+
+def table(weights: list[int], **endpoint: Any):
+    names = [f"digits-v{at}" for at in range(1, len(weights) + 1)]
+    targets = [{"deployment": n, "weight": w} for n, w in zip(names, weights, strict=True)]
+    versions = {str(at): name for at, name in enumerate(names, 1)}
+    entry = {"targets": targets, "versions": versions, "default_timeout_ms": 1000, **endpoint}
+    return compile_table(
+        {
+            "epoch": "e",
+            "n": 3,
+            "endpoints": {"digits": entry},
+            "deployments": {name: deployment(at) for at, name in enumerate(names, 1)},
+        }
+    )
+
+
+def shares(weights: list[int], draws: int = 1000) -> list[int]:
+    """How many of evenly spread draws each target gets."""
+    compiled = table(weights)
+    seen = Counter(compiled.pick("digits", "", at / draws)[1].name for at in range(draws))
+    return [seen[f"digits-v{at}"] for at in range(1, len(weights) + 1)]
+
+
+def test_one_target_takes_all():
+    assert shares([100]) == [1000]
+    assert shares([1]) == [1000]
+
+
+@pytest.mark.parametrize(
+    ("weights", "expected"),
+    [
+        ([50, 50], [500, 500]),
+        ([90, 10], [900, 100]),
+        ([1, 1, 2], [250, 250, 500]),
+        ([0, 100], [0, 1000]),
+        ([100, 0], [1000, 0]),
+        ([7, 0, 3], [700, 0, 300]),
+        ([999, 1], [999, 1]),
+    ],
+)
+def test_weights_are_shares(weights, expected):
+    assert shares(weights) == expected
+
+
+@given(st.lists(st.integers(0, 1_000_000), min_size=1, max_size=6).filter(any))
+def test_shares_follow_any_weights(weights):
+    draws = 500
+    for got, weight in zip(shares(weights, draws), weights, strict=True):
+        assert abs(got - draws * weight / sum(weights)) <= 1
+
+
+@given(
+    st.lists(st.integers(0, 1_000_000), min_size=1, max_size=6).filter(any),
+    st.floats(0, 1, exclude_max=True),
+)
+def test_every_draw_finds_a_target_with_weight(weights, draw):
+    _, found = table(weights).pick("digits", "", draw)
+    assert weights[int(found.version) - 1] > 0
+
+
+def test_weights_of_zero_take_nothing():
+    with pytest.raises(NotFound, match="'digits' has no deployment that takes traffic"):
+        table([0, 0]).pick("digits", "", 0.5)
+
+
+def test_no_targets():
+    with pytest.raises(NotFound, match="no deployment that takes traffic"):
+        table([1], targets=[]).pick("digits", "", 0.5)
+
+
+def test_an_explicit_version_ignores_weights():
+    compiled = table([100, 0])
+    for draw in (0.0, 0.999):
+        endpoint, found = compiled.pick("digits", "2", draw)
+        assert (endpoint.name, found.name) == ("digits", "digits-v2")
+
+
+@pytest.mark.parametrize(
+    ("model", "version", "message"),
+    [
+        ("letters", "", "there is no model 'letters'"),
+        ("letters", "1", "there is no model 'letters'"),
+        ("", "", "there is no model ''"),
+        ("digits", "3", "model 'digits' has no version '3'; it has ['1', '2']"),
+        ("digits", "latest", "model 'digits' has no version 'latest'; it has ['1', '2']"),
+    ],
+)
+def test_what_is_not_there(model, version, message):
+    with pytest.raises(NotFound) as caught:
+        table([1, 1]).pick(model, version, 0.0)
+    assert caught.value.message == message
+
+
+def test_a_table_is_required():
+    with pytest.raises(NoRoutes) as caught:
+        require(None)
+    assert caught.value.retry_after_s == 1.0
+    assert require(table([1])).revision == ("e", 3)
+
+
+def test_what_a_deployment_says_is_kept():
+    signature = {
+        "inputs": [{"name": "x", "datatype": "FP32", "shape": [2]}],
+        "outputs": [{"name": "y", "datatype": "FP32", "shape": []}],
+        "max_batch_size": 8,
+    }
+    raw = deployment(7, signature=signature, retry="never", wakeable=False, max_concurrency=3, ready=2)
+    compiled = compile_table(
+        {
+            "epoch": "e",
+            "n": 1,
+            "deployments": {"d": raw},
+            "endpoints": {
+                "m": {
+                    "targets": [{"deployment": "d", "weight": 5}],
+                    "versions": {},
+                    "default_timeout_ms": 77,
+                }
+            },
+        }
+    )
+    endpoint, found = compiled.pick("m", "", 0.0)
+    assert endpoint.timeout_ms == 77
+    assert (found.name, found.version, found.queue.name) == ("d", "7", "requests.v1.d")
+    assert (found.retry_safe, found.wakeable, found.max_concurrency, found.ready) == (False, False, 3, 2)
+    assert found.contract.max_batch == 8
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        {},
+        {"epoch": "e", "n": 1, "endpoints": {}},
+        {"epoch": "e", "n": 1, "deployments": {"d": {}}, "endpoints": {}},
+        {
+            "epoch": "e",
+            "n": 1,
+            "deployments": {},
+            "endpoints": {
+                "m": {
+                    "targets": [{"deployment": "gone", "weight": 1}],
+                    "versions": {},
+                    "default_timeout_ms": 1,
+                }
+            },
+        },
+    ],
+)
+def test_a_broken_table_raises_what_its_reader_expects(broken):
+    with pytest.raises((ValueError, KeyError, TypeError)):
+        compile_table(broken)

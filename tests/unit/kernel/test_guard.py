@@ -1,0 +1,283 @@
+"""The frame around every service's app: who may come in, and how errors look."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import httpx
+import pytest
+from fastapi import APIRouter, FastAPI, HTTPException
+from pydantic import BaseModel
+
+from tidegate import errors
+from tidegate.errors import TidegateError
+from tidegate.service import STATUS, create_app, explain_validation, is_local, status_of
+from tidegate.settings import Settings
+from tidegate.store import StoreUnavailable
+
+pytestmark = pytest.mark.unit
+
+TOKEN = "secret-token"
+OURS = {"Authorization": f"Bearer {TOKEN}"}
+
+
+class Body(BaseModel):
+    number: int
+
+
+def routes() -> APIRouter:
+    router = APIRouter()
+
+    @router.get("/v1/thing")
+    @router.get("/open/thing")
+    async def thing() -> dict[str, str]:
+        return {"a": "thing"}
+
+    @router.post("/v1/number")
+    async def number(body: Body) -> int:
+        return body.number
+
+    @router.get("/v1/raise/{name}")
+    async def fail(name: str) -> None:
+        if name == "unexpected":
+            raise RuntimeError("the details are for the log")
+        if name == "http":
+            raise HTTPException(418, "a teapot", headers={"X-Tea": "green"})
+        error: type[TidegateError] = getattr(errors, name)
+        raise error(f"{name} it is", retry_after_s=1.2)
+
+    return router
+
+
+@asynccontextmanager
+async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+    yield
+
+
+def build(tmp_path, **settings) -> FastAPI:
+    wanted = Settings(state_dir=tmp_path, service_token=TOKEN, **settings)
+    return create_app(
+        name="test", settings=wanted, lifespan=lifespan, routers=[routes()], open_paths=("/open",)
+    )
+
+
+def client_of(app) -> httpx.AsyncClient:
+    transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+    return httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1:8000")
+
+
+@pytest.fixture
+async def client(tmp_path, monkeypatch):
+    monkeypatch.delenv("TIDEGATE_HOST", raising=False)
+    async with client_of(build(tmp_path)) as found:
+        yield found
+
+
+@pytest.fixture
+async def public_client(tmp_path):
+    async with client_of(build(tmp_path, host="0.0.0.0")) as found:
+        yield found
+
+
+async def test_the_token_opens(client):
+    answer = await client.get("/v1/thing", headers=OURS)
+    assert (answer.status_code, answer.json()) == (200, {"a": "thing"})
+
+
+@pytest.mark.parametrize(
+    "given",
+    [None, "", "Bearer", "Bearer ", f"Bearer {TOKEN}x", f"Bearer {TOKEN[:-1]}", f"Basic {TOKEN}", "Bearer é"],
+)
+async def test_no_other_token_opens(client, given):
+    headers = {} if given is None else {"Authorization": given.encode()}
+    answer = await client.get("/v1/thing", headers=headers)
+    assert answer.status_code == 401
+    assert answer.json()["reason"] == "unauthorized"
+    assert answer.headers["www-authenticate"] == "Bearer"
+
+
+@pytest.mark.parametrize(
+    "path", ["/health/live", "/health/ready", "/metrics", "/openapi.json", "/open/thing"]
+)
+async def test_open_paths_need_no_token(client, path):
+    assert (await client.get(path)).status_code == 200
+
+
+async def test_what_does_not_exist_is_not_told_to_strangers(client):
+    assert (await client.get("/v1/nothing")).status_code == 401
+    answer = await client.get("/v1/nothing", headers=OURS)
+    assert (answer.status_code, answer.json()["reason"]) == (404, "not_found")
+
+
+@pytest.mark.parametrize("path", ["/v1/thing", "/open/thing", "/health/live"])
+@pytest.mark.parametrize(
+    "foreign",
+    [
+        {"Host": "evil.example"},
+        {"Host": "evil.example:8000"},
+        {"Host": "127.0.0.1.evil.example"},
+        {"Host": "[::1"},
+        {"Host": ""},
+        {"Origin": "http://evil.example"},
+        {"Origin": "http://localhost.evil.example"},
+        {"Origin": "null"},
+        {"Origin": "http://[::1"},
+    ],
+    ids=str,
+)
+async def test_foreign_pages_are_refused(client, path, foreign):
+    answer = await client.get(path, headers=OURS | foreign)
+    assert (answer.status_code, answer.json()["reason"]) == (403, "forbidden")
+
+
+@pytest.mark.parametrize(
+    "local",
+    [
+        {"Host": "localhost"},
+        {"Host": "LOCALHOST:9"},
+        {"Host": "127.0.0.1:8000"},
+        {"Host": "[::1]:8000"},
+        {"Origin": "http://localhost:3000"},
+        {"Origin": "https://127.0.0.1"},
+    ],
+    ids=str,
+)
+async def test_local_pages_are_not(client, local):
+    assert (await client.get("/v1/thing", headers=OURS | local)).status_code == 200
+
+
+async def test_a_public_address_answers_to_every_name(public_client):
+    foreign = {"Host": "models.example", "Origin": "https://app.example"}
+    assert (await public_client.get("/v1/thing", headers=OURS | foreign)).status_code == 200
+    assert (await public_client.get("/v1/thing", headers=foreign)).status_code == 401
+
+
+def test_without_a_host_header_the_caller_is_local():
+    assert is_local({})
+
+
+@pytest.mark.parametrize("path", ["/v1/thing", "/health/live", "/v1/raise/NotFound", "/v1/raise/unexpected"])
+async def test_the_request_id_comes_back(client, path):
+    answer = await client.get(path, headers=OURS | {"X-Request-Id": "abc-123"})
+    assert answer.headers.get_list("x-request-id") == ["abc-123"]
+    if answer.status_code >= 400:
+        assert answer.json()["request_id"] == "abc-123"
+
+
+async def test_a_request_without_id_gets_one(client):
+    one, other = [(await client.get("/health/live")).headers["x-request-id"] for _ in range(2)]
+    assert len(one) == len(other) == 16
+    assert one != other
+    refused = await client.get("/v1/thing")
+    assert refused.json()["request_id"] == refused.headers["x-request-id"]
+
+
+async def test_a_long_request_id_is_cut(client):
+    answer = await client.get("/health/live", headers={"X-Request-Id": "x" * 500})
+    assert answer.headers["x-request-id"] == "x" * 128
+
+
+EXPECTED = {
+    "BadRequest": (400, "bad_request"),
+    "Unauthorized": (401, "unauthorized"),
+    "Forbidden": (403, "forbidden"),
+    "NotFound": (404, "not_found"),
+    "Conflict": (409, "conflict"),
+    "PayloadTooLarge": (413, "payload_too_large"),
+    "ModelFailed": (500, "model_failed"),
+    "Overloaded": (503, "overloaded"),
+    "NoCapacity": (503, "no_capacity"),
+    "ColdStart": 503,
+    "ColdStart": (503, "cold_start"),
+    "NoRoutes": (503, "no_routes"),
+    "Unavailable": (503, "unavailable"),
+    "DeadlinePassed": (504, "deadline_passed"),
+}
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+async def test_errors_have_their_status(client, name):
+    answer = await client.get(f"/v1/raise/{name}", headers=OURS | {"X-Request-Id": "r"})
+    status, reason = EXPECTED[name]
+    assert answer.status_code == status
+    assert answer.json() == {"error": f"{name} it is", "reason": reason, "request_id": "r"}
+    assert answer.headers["retry-after"] == "2", "whole seconds, rounded up"
+
+
+def test_every_error_is_in_the_tables():
+    subclasses = {cls for cls in TidegateError.__subclasses__() if cls.__module__ == errors.__name__}
+    assert subclasses == set(STATUS) == set(errors.BY_REASON.values())
+    assert {cls.__name__ for cls in subclasses} == set(EXPECTED)
+
+
+def test_the_nearest_class_decides():
+    assert status_of(StoreUnavailable("away")) == 503
+    assert status_of(TidegateError("?")) == 500
+    assert StoreUnavailable("away").reason == "store_unavailable"
+    assert errors.NotFound("x", reason="no_version").reason == "no_version"
+
+
+async def test_an_unexpected_error_keeps_its_details(client, caplog):
+    with caplog.at_level(logging.ERROR):
+        answer = await client.get("/v1/raise/unexpected", headers=OURS)
+    assert (answer.status_code, answer.json()["reason"]) == (500, "internal")
+    assert "details" not in answer.text
+    assert "the details are for the log" in caplog.text
+
+
+async def test_framework_errors_look_alike(client):
+    answer = await client.get("/v1/raise/http", headers=OURS)
+    assert (answer.status_code, answer.headers["x-tea"]) == (418, "green")
+    assert (answer.json()["error"], answer.json()["reason"]) == ("a teapot", "http")
+    answer = await client.put("/v1/thing", headers=OURS)
+    assert (answer.status_code, answer.json()["reason"]) == (405, "http")
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ({"number": "many"}, "number: Input should be a valid integer, unable to parse"),
+        ({}, "number: Field required"),
+        ([1], "body: Input should be a valid dictionary"),
+    ],
+)
+async def test_validation_says_where(client, body, message):
+    answer = await client.post("/v1/number", headers=OURS, json=body)
+    assert answer.status_code == 400
+    assert answer.json()["error"].startswith(message)
+
+
+def test_validation_shows_what_was_given():
+    finding = {"loc": ("body", "a", 0), "msg": "wrong", "input": "x" * 200}
+    assert explain_validation([finding] * 9) == "; ".join([f"a.0: wrong (given: {'x' * 80!r})"] * 5)
+
+
+async def test_ready_says_what_is_wrong(tmp_path):
+    app = build(tmp_path)
+    problems: dict[str, str | None] = {"broker": "away", "store": None}
+    for name in problems:
+        app.state.health.add(name, lambda name=name: problems[name])
+    async with client_of(app) as client:
+        answer = await client.get("/health/ready")
+        assert answer.status_code == 503
+        assert answer.json() == {"status": "not ready", "problems": {"broker": "away"}}
+        problems["broker"] = None
+        answer = await client.get("/health/ready")
+        assert (answer.status_code, answer.json()) == (200, {"status": "ready", "problems": {}})
+
+
+def test_no_service_starts_without_a_token(tmp_path, monkeypatch):
+    monkeypatch.delenv("TIDEGATE_SERVICE_TOKEN", raising=False)
+    settings = Settings(state_dir=tmp_path)
+    with pytest.raises(SystemExit, match="no service token"):
+        create_app(name="test", settings=settings, lifespan=lifespan, routers=[])
+
+
+async def test_each_request_is_one_line(client, caplog):
+    with caplog.at_level(logging.DEBUG, "tidegate.service"):
+        await client.get("/v1/thing", headers=OURS)
+        await client.get("/v1/thing")
+    seen = [(r.levelname, r.path, r.status) for r in caplog.records if r.message == "request"]
+    assert seen == [("DEBUG", "/v1/thing", 200), ("INFO", "/v1/thing", 401)]

@@ -1,0 +1,355 @@
+"""Requests of the Open Inference Protocol: what is taken, and the sentence for everything that is not."""
+
+from __future__ import annotations
+
+import re
+import struct
+from typing import Any
+
+import orjson
+import pytest
+
+from tidegate.errors import BadRequest
+from tidegate.protocol.contract import Contract, WantedOutput
+from tidegate.protocol.envelope import read_call_key
+from tidegate.protocol.models import Signature, TensorSpec
+from tidegate.protocol.oip import decode
+from tidegate.protocol.tensors import pack_strings
+
+pytestmark = pytest.mark.unit
+
+
+def spec(name: str, datatype: Any, *shape: int) -> TensorSpec:
+    return TensorSpec(name=name, datatype=datatype, shape=list(shape))
+
+
+BATCHED = Contract(
+    Signature(
+        inputs=[spec("x", "FP32", 2), spec("text", "BYTES", -1)],
+        outputs=[spec("y", "FP32", 1), spec("z", "INT64")],
+        max_batch_size=4,
+    )
+)
+SINGLE = Contract(Signature(inputs=[spec("x", "FP32", 2)], outputs=[spec("y", "FP32", 1)], max_batch_size=8))
+PLAIN = Contract(Signature(inputs=[spec("x", "FP32", -1, 2)], outputs=[spec("y", "FP32", 1)]))
+OPEN = Contract(None)
+
+X = {"name": "x", "datatype": "FP32", "shape": [1, 2], "data": [1, 2]}
+TEXT = {"name": "text", "datatype": "BYTES", "shape": [1, 1], "data": ["a"]}
+
+
+def x(**changes: Any) -> dict[str, Any]:
+    return {key: value for key, value in {**X, **changes}.items() if value is not ...}
+
+
+def ask(contract: Contract, *inputs: Any, tail: bytes = b"", **fields: Any):
+    head = orjson.dumps({"inputs": list(inputs), **fields})
+    return decode(head + tail, len(head) if tail else None, contract)
+
+
+def refused(contract: Contract, *inputs: Any, tail: bytes = b"", **fields: Any) -> str:
+    with pytest.raises(BadRequest) as caught:
+        ask(contract, *inputs, tail=tail, **fields)
+    return caught.value.message
+
+
+def test_a_request():
+    got = ask(BATCHED, TEXT, X, id="seven", parameters={"temperature": 0.5})
+    assert (got.id, got.rows, got.wanted, got.binary) == ("seven", 1, None, False)
+    assert got.data == [struct.pack("<2f", 1, 2), b"\1\0\0\0a"], "in the signature's order"
+    key = read_call_key(got.key)
+    assert [(t.name, t.datatype.name, t.dims) for t in key.inputs] == [
+        ("x", "FP32", (2,)),
+        ("text", "BYTES", (1,)),
+    ]
+    assert (key.outputs, key.parameters) == ((), {"temperature": 0.5})
+
+
+def test_like_requests_share_a_key_whatever_their_batch():
+    one = ask(SINGLE, X, id="a")
+    other = ask(
+        SINGLE, x(shape=[3, 2], data=[[1, 2], [3, 4], [5, 6]]), parameters={"binary_data_output": True}
+    )
+    assert one.key == other.key
+    assert (one.rows, other.rows) == (1, 3)
+
+
+def test_what_differs_has_another_key():
+    plain = ask(PLAIN, x(shape=[1, 2]))
+    keys = {
+        plain.key,
+        ask(PLAIN, x(shape=[2, 2], data=[1] * 4)).key,
+        ask(PLAIN, X, outputs=[{"name": "y"}]).key,
+        ask(PLAIN, X, parameters={"k": 1}).key,
+        ask(PLAIN, X, parameters={"k": 2}).key,
+    }
+    assert len(keys) == 5
+
+
+def test_many_different_keys():
+    """The memory of keys is bounded; what was forgotten is made again."""
+    contract = Contract(None)
+
+    def key(size: int) -> bytes:
+        return ask(contract, x(shape=[0, size], data=[])).key
+
+    first = key(1)
+    assert len({key(size) for size in range(1, 1500)}) == 1499
+    assert key(1) == first
+
+
+@pytest.mark.parametrize("rows", [1, 4])
+def test_rows_within_the_limit(rows):
+    assert (
+        ask(BATCHED, x(shape=[rows, 2], data=[0] * rows * 2), TEXT | {"shape": [rows, 0], "data": []}).rows
+        == rows
+    )
+
+
+def test_without_a_batch_axis():
+    got = ask(PLAIN, x(shape=[3, 2], data=[0] * 6))
+    assert got.rows == 0
+    assert read_call_key(got.key).inputs[0].dims == (3, 2)
+
+
+def test_without_a_signature_anything_goes():
+    got = ask(
+        OPEN, x(shape=[5], data=[0] * 5), {"name": "q", "datatype": "BOOL", "shape": [], "data": [True]}
+    )
+    assert got.rows == 0
+    assert [(t.name, t.dims) for t in read_call_key(got.key).inputs] == [("x", (5,)), ("q", ())]
+    assert ask(OPEN, X, outputs=[{"name": "whatever"}]).wanted == (WantedOutput("whatever", False),)
+
+
+def test_binary_inputs():
+    raw, words = struct.pack("<4f", 1, 2, 3, 4), pack_strings(["a", "", "ü"])
+    got = ask(
+        BATCHED,
+        x(shape=[2, 2], data=..., parameters={"binary_data_size": len(raw)}),
+        {"name": "text", "datatype": "BYTES", "shape": [2, 2], "data": ["p", "q", "r", "s"]},
+        tail=raw,
+    )
+    assert [bytes(d) for d in got.data] == [raw, pack_strings(["p", "q", "r", "s"])]
+    got = ask(
+        BATCHED,
+        {
+            "name": "text",
+            "datatype": "BYTES",
+            "shape": [1, 3],
+            "parameters": {"binary_data_size": len(words)},
+        },
+        x(data=..., parameters={"binary_data_size": 8}),
+        tail=words + raw[:8],
+    )
+    assert [bytes(d) for d in got.data] == [raw[:8], words]
+
+
+def test_an_empty_binary_input():
+    got = ask(PLAIN, x(shape=[0, 2], data=..., parameters={"binary_data_size": 0}))
+    assert [bytes(d) for d in got.data] == [b""]
+
+
+def test_binary_only_datatypes_come_binary():
+    got = ask(OPEN, x(datatype="FP16", data=..., parameters={"binary_data_size": 4}), tail=bytes(4))
+    assert bytes(got.data[0]) == bytes(4)
+
+
+def test_wanted_outputs():
+    wanted = [{"name": "y", "parameters": {"binary_data": True}}, {"name": "z"}]
+    assert ask(BATCHED, X, TEXT, outputs=wanted).wanted == (WantedOutput("y", True), WantedOutput("z", False))
+    got = ask(BATCHED, X, TEXT, outputs=wanted, parameters={"binary_data_output": True})
+    assert got.wanted == (WantedOutput("y", True), WantedOutput("z", True))
+    assert got.binary
+    assert read_call_key(got.key).outputs == ("y", "z")
+    for nothing in ([], None):
+        assert ask(BATCHED, X, TEXT, outputs=nothing).wanted is None
+
+
+def test_parameters_of_the_door_do_not_reach_the_model():
+    got = ask(SINGLE, X, parameters={"binary_data_output": True, "classification": 0, "seed": 7})
+    assert read_call_key(got.key).parameters == {"seed": 7}
+
+
+def test_a_sequence_of_zero_is_none():
+    assert ask(SINGLE, X, parameters={"sequence_id": 0})
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        (b"", "the request is not JSON: "),
+        (b"{", "the request is not JSON: "),
+        (b"\xff", "the request is not JSON: "),
+        (b'{"inputs": [NaN]}', "the request is not JSON: "),
+        (b"[]", "the request must be a JSON object with 'inputs'"),
+        (b"null", "the request must be a JSON object with 'inputs'"),
+    ],
+)
+def test_no_json_object(body, message):
+    with pytest.raises(BadRequest, match=re.escape(message)):
+        decode(body, None, SINGLE)
+
+
+@pytest.mark.parametrize("length", [-1, 3, 2**70])
+def test_header_length(length):
+    with pytest.raises(BadRequest) as caught:
+        decode(b"{}", length, SINGLE)
+    assert caught.value.message == f"Inference-Header-Content-Length is {length}, but the body has 2 bytes"
+
+
+@pytest.mark.parametrize("inputs", [None, [], {}, "x", 1])
+def test_no_inputs(inputs):
+    body = orjson.dumps({"inputs": inputs})
+    with pytest.raises(
+        BadRequest, match=re.escape("must be a list of tensors; the model takes ['text', 'x']")
+    ):
+        decode(body, None, BATCHED)
+    with pytest.raises(BadRequest, match="the model takes any"):
+        decode(body, None, OPEN)
+
+
+CASES: list[tuple[Contract, list[Any], str]] = [
+    (SINGLE, [7], "inputs[0]: needs a 'name'"),
+    (SINGLE, [x(name=...)], "inputs[0]: needs a 'name'"),
+    (BATCHED, [TEXT, x(name=1)], "inputs[1]: needs a 'name'"),
+    (SINGLE, [X, X], "input 'x' is given twice"),
+    (BATCHED, [X], "missing input 'text'; the model takes ['x', 'text']"),
+    (BATCHED, [x(name="q")], "input 'q' does not exist; the model takes ['x', 'text']"),
+    (SINGLE, [x(datatype="FP64")], "input 'x': expected datatype FP32, got 'FP64'"),
+    (SINGLE, [x(datatype=...)], "input 'x': expected datatype FP32, got None"),
+    (SINGLE, [x(datatype=[])], "input 'x': expected datatype FP32, got []"),
+    (SINGLE, [x(shape=...)], "input 'x': 'shape' must be a list of sizes, got None"),
+    (SINGLE, [x(shape=[1, -1])], "input 'x': 'shape' must be a list of sizes, got [1, -1]"),
+    (SINGLE, [x(shape=[1, 2.0])], "input 'x': 'shape' must be a list of sizes, got [1, 2.0]"),
+    (SINGLE, [x(shape=[True, 2])], "input 'x': 'shape' must be a list of sizes, got [True, 2]"),
+    (SINGLE, [x(shape="12")], "input 'x': 'shape' must be a list of sizes, got '12'"),
+    (SINGLE, [x(shape=[1, 3])], "input 'x': expected shape ['batch', 2], got [1, 3]"),
+    (SINGLE, [x(shape=[2])], "input 'x': expected shape ['batch', 2], got [2]"),
+    (SINGLE, [x(shape=[])], "input 'x': expected shape ['batch', 2], got []"),
+    (PLAIN, [x(shape=[2, 3])], "input 'x': expected shape [-1, 2], got [2, 3]"),
+    (SINGLE, [x(shape=[0, 2], data=[])], "input 'x': batch size 0 is not in 1..8"),
+    (SINGLE, [x(shape=[9, 2], data=[0] * 18)], "input 'x': batch size 9 is not in 1..8"),
+    (
+        BATCHED,
+        [X, TEXT | {"shape": [2, 1], "data": ["a", "b"]}],
+        "input 'text': batch size 2, but the inputs before it have 1",
+    ),
+    (SINGLE, [x(data=...)], "input 'x': needs 'data' as a list, or binary data"),
+    (SINGLE, [x(data="12")], "input 'x': needs 'data' as a list, or binary data"),
+    (SINGLE, [x(data=[1])], "input 'x': shape [1, 2] needs 2 elements, got 1"),
+    (SINGLE, [x(data=[1, "a"])], "input 'x': data is not FP32: must be real number, not str"),
+    (SINGLE, [x(parameters=[])], "input 'x': 'parameters' must be an object"),
+    (
+        SINGLE,
+        [x(data=..., parameters={"shared_memory_region": "r"})],
+        "input 'x': shared memory regions are not supported: the model may run on another host",
+    ),
+    (
+        SINGLE,
+        [x(data=..., parameters={"binary_data_size": "8"})],
+        "input 'x': binary_data_size must be a number of bytes, got '8'",
+    ),
+    (
+        SINGLE,
+        [x(data=..., parameters={"binary_data_size": -8})],
+        "input 'x': binary_data_size must be a number of bytes, got -8",
+    ),
+    (
+        SINGLE,
+        [x(data=..., parameters={"binary_data_size": True})],
+        "input 'x': binary_data_size must be a number of bytes, got True",
+    ),
+    (
+        SINGLE,
+        [x(data=..., parameters={"binary_data_size": 8})],
+        "input 'x': binary_data_size 8 goes past the end of the body",
+    ),
+    (OPEN, [x(datatype="FP8")], "input 'x': unknown datatype 'FP8'; one of ['BF16', "),
+    (OPEN, [x(datatype=...)], "input 'x': unknown datatype None; one of ['BF16', "),
+    (OPEN, [x(datatype=["FP32"])], "input 'x': unknown datatype ['FP32']; one of ['BF16', "),
+    (OPEN, [x(datatype={})], "input 'x': unknown datatype {}; one of ['BF16', "),
+    (OPEN, [x(name="n" * 256)], "input 'nnn"),
+    (OPEN, [x(shape=[0, 2**63], data=[])], "input 'x'"),
+    (OPEN, [x(shape=[1] * 256, data=[0])], "input 'x'"),
+]
+
+
+@pytest.mark.parametrize(("contract", "inputs", "message"), CASES, ids=range(len(CASES)))
+def test_wrong_inputs(contract, inputs, message):
+    assert refused(contract, *inputs).startswith(message)
+
+
+TAILS: list[tuple[list[Any], bytes, str]] = [
+    ([X], b"tail", "4 bytes of binary data, but the inputs name 0"),
+    (
+        [x(data=..., parameters={"binary_data_size": 8})],
+        bytes(9),
+        "9 bytes of binary data, but the inputs name 8",
+    ),
+    (
+        [x(data=..., parameters={"binary_data_size": 4})],
+        bytes(4),
+        "input 'x': FP32 [1, 2] needs 8 bytes, got 4",
+    ),
+    (
+        [x(data=..., parameters={"binary_data_size": 9})],
+        bytes(8),
+        "input 'x': binary_data_size 9 goes past the end of the body",
+    ),
+]
+
+
+@pytest.mark.parametrize(("inputs", "tail", "message"), TAILS, ids=range(len(TAILS)))
+def test_wrong_binary_data(inputs, tail, message):
+    assert refused(SINGLE, *inputs, tail=tail) == message
+
+
+@pytest.mark.parametrize(
+    ("raw", "message"),
+    [
+        (b"\5\0\0\0a", "input 'text': the BYTES data is malformed: a BYTES element is cut off"),
+        (b"\1\0\0", "input 'text': the BYTES data is malformed: "),
+        (pack_strings(["a"]), "input 'text': shape [1, 2] needs 2 elements, got 1"),
+        (pack_strings(["a", "b", "c"]), "input 'text': shape [1, 2] needs 2 elements, got 3"),
+    ],
+)
+def test_wrong_binary_strings(raw, message):
+    text = {
+        "name": "text",
+        "datatype": "BYTES",
+        "shape": [1, 2],
+        "parameters": {"binary_data_size": len(raw)},
+    }
+    assert refused(BATCHED, X, text, tail=raw).startswith(message)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"id": 7}, "'id' must be a string, got int"),
+        ({"parameters": []}, "request: 'parameters' must be an object"),
+        ({"parameters": {"sequence_id": 3}}, "request: stateful sequences (sequence_id) are not supported"),
+        ({"parameters": {"sequence_id": "a", "sequence_end": True}}, "request: stateful sequences"),
+        ({"parameters": {"shared_memory_offset": 0}}, "request: shared memory regions are not supported"),
+        ({"outputs": {"name": "y"}}, "'outputs' must be a list"),
+        ({"outputs": "y"}, "'outputs' must be a list"),
+        ({"outputs": ["y"]}, "every requested output needs a 'name'"),
+        ({"outputs": [{"name": 1}]}, "every requested output needs a 'name'"),
+        ({"outputs": [{"name": "q"}]}, "output 'q' does not exist; the model gives ['y']"),
+        ({"outputs": [{"name": "y", "parameters": 1}]}, "output 'y': 'parameters' must be an object"),
+        (
+            {"outputs": [{"name": "y", "parameters": {"classification": 3}}]},
+            "output 'y': the classification parameter is not supported",
+        ),
+        (
+            {"outputs": [{"name": "y", "parameters": {"shared_memory_region": "r"}}]},
+            "output 'y': shared memory regions are not supported",
+        ),
+    ],
+)
+def test_wrong_fields(fields, message):
+    assert refused(SINGLE, X, **fields).startswith(message)
+
+
+def test_a_long_name_of_an_output_is_refused():
+    assert refused(OPEN, X, outputs=[{"name": "y" * 256}]).startswith("output 'yyy")

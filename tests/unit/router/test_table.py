@@ -1,0 +1,218 @@
+"""The route table: who takes the traffic, before, during and after a roll-over."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from itertools import pairwise
+from typing import Any
+
+import orjson
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from services.router.domain.table import compile_table, ready_counts, serving_targets, settled
+from tidegate.protocol.models import (
+    Deployment,
+    Endpoint,
+    Intention,
+    Signature,
+    Target,
+    TensorSpec,
+    Version,
+)
+from tidegate.protocol.presence import ReplicaReport
+
+pytestmark = pytest.mark.unit
+
+BORN = datetime(2024, 1, 1, tzinfo=UTC)
+SIGNATURE = Signature(
+    inputs=[TensorSpec(name="x", datatype="FP32", shape=[2])],
+    outputs=[TensorSpec(name="y", datatype="FP32")],
+    max_batch_size=8,
+)
+LEARNED = {"inputs": ["learned"]}
+
+
+def version(number: int, model: str = "digits", signature: Signature | None = SIGNATURE) -> Version:
+    return Version(
+        model=model,
+        number=number,
+        format="onnx",
+        artifact_sha256="0" * 64,
+        artifact_size=1,
+        filename="model.onnx",
+        signature=signature,
+        created_at=BORN,
+    )
+
+
+def deployment(number: int, model: str = "digits", **given_: Any) -> Deployment:
+    return Deployment(
+        name=f"{model}-v{number}", model=model, version=number, revision=1, created_at=BORN, **given_
+    )
+
+
+def targets(*wanted: str) -> list[Target]:
+    """``a:3`` is Deployment a with weight 3; ``a`` has 100."""
+    found = []
+    for each in wanted:
+        name, _, weight = each.partition(":")
+        found.append(Target(deployment=name, weight=int(weight or 100)))
+    return found
+
+
+def endpoint(now: list[Target], before: list[Target] | None = None) -> Endpoint:
+    return Endpoint(name="digits", targets=now, previous=before or [], revision=1, default_timeout_ms=500)
+
+
+def world(one: Endpoint, *, versions: int = 3) -> Intention:
+    return Intention(
+        revision=1,
+        versions=[version(n) for n in range(1, versions + 1)],
+        deployments=[deployment(n) for n in range(1, 4)],
+        endpoints=[one],
+    )
+
+
+def serving(one: Endpoint, **ready: int) -> list[str]:
+    counts = {name.replace("_", "-"): count for name, count in ready.items()}
+    return [t.deployment for t in serving_targets(one, counts)]
+
+
+ROLLING = endpoint(targets("digits-v2"), targets("digits-v1"))
+CANARY = endpoint(targets("digits-v1:90", "digits-v2:10"), targets("digits-v1"))
+
+
+def test_without_a_roll_over_targets_serve_even_when_asleep():
+    assert serving(endpoint(targets("digits-v1"))) == ["digits-v1"]
+
+
+def test_a_roll_over_waits_for_its_first_replica():
+    assert serving(ROLLING) == ["digits-v1"]
+    assert serving(ROLLING, digits_v1=3) == ["digits-v1"]
+    assert serving(ROLLING, digits_v2=1) == ["digits-v2"]
+
+
+def test_a_split_waits_for_all_of_its_targets():
+    assert serving(CANARY, digits_v1=1) == ["digits-v1"]
+    assert serving(CANARY, digits_v2=1) == ["digits-v1"]
+    assert serving(CANARY, digits_v1=1, digits_v2=1) == ["digits-v1", "digits-v2"]
+
+
+def test_a_target_without_weight_is_not_waited_for():
+    shadow = endpoint(targets("digits-v2", "digits-v3:0"), targets("digits-v1"))
+    assert serving(shadow, digits_v2=1) == ["digits-v2", "digits-v3"]
+
+
+def test_settled_means_that_previous_may_be_forgotten():
+    for one, ready, expected in (
+        (ROLLING, {}, []),
+        (ROLLING, {"digits-v2": 1}, [ROLLING]),
+        (CANARY, {"digits-v2": 1}, []),
+        (endpoint(targets("digits-v1")), {"digits-v1": 1}, []),
+        (endpoint(targets("digits-v1"), targets("digits-v1")), {}, [...]),
+    ):
+        found = settled(world(one), ready)
+        assert found == ([one] if expected == [...] else expected)
+
+
+@given(st.dictionaries(st.sampled_from(["digits-v1", "digits-v2", "digits-v3"]), st.integers(0, 3)))
+def test_the_compiled_table_serves_what_the_rule_says(ready):
+    for one in (ROLLING, CANARY):
+        compiled = compile_table(world(one), ready, {})
+        assert compiled["endpoints"]["digits"]["targets"] == [
+            t.model_dump() for t in serving_targets(one, ready)
+        ]
+        assert (settled(world(one), ready) == [one]) == (serving_targets(one, ready) == one.targets)
+
+
+def test_the_way_of_a_roll_over():
+    """Nobody is without a Deployment at any step; after the settling nothing changes any more."""
+    steps: list[tuple[Endpoint, dict[str, int]]] = [
+        (endpoint(targets("digits-v1")), {"digits-v1": 1}),
+        (ROLLING, {"digits-v1": 1}),
+        (ROLLING, {"digits-v1": 1, "digits-v2": 1}),
+        (endpoint(targets("digits-v2")), {"digits-v1": 1, "digits-v2": 1}),
+        (endpoint(targets("digits-v2")), {"digits-v2": 1}),
+    ]
+    seen = []
+    for one, ready in steps:
+        (target,) = compile_table(world(one), ready, {})["endpoints"]["digits"]["targets"]
+        assert ready[target["deployment"]] > 0
+        seen.append(target["deployment"])
+    assert sum(before != after for before, after in pairwise(seen)) == 1
+
+
+def test_what_a_gateway_needs_to_know():
+    one = world(endpoint(targets("digits-v1")))
+    one.deployments[0] = deployment(1, max_replicas=0, min_replicas=0, retry="never", max_queue=7)
+    compiled = compile_table(one, {"digits-v1": 2}, {})
+    assert compiled["deployments"]["digits-v1"] == {
+        "model": "digits",
+        "version": 1,
+        "queue": "requests.v1.digits-v1",
+        "format": "onnx",
+        "signature": SIGNATURE.model_dump(),
+        "max_queue": 7,
+        "max_concurrency": None,
+        "retry": "never",
+        "wakeable": False,
+        "ready": 2,
+    }
+    assert compiled["deployments"]["digits-v2"]["wakeable"]
+    assert compiled["deployments"]["digits-v2"]["ready"] == 0
+
+
+def test_explicit_versions_reach_every_deployment_of_the_model():
+    one = world(endpoint(targets("digits-v2")))
+    one.versions.append(version(1, "letters"))
+    one.deployments.append(deployment(1, "letters"))
+    compiled = compile_table(one, {}, {})
+    assert compiled["endpoints"]["digits"] == {
+        "targets": [{"deployment": "digits-v2", "weight": 100}],
+        "versions": {"1": "digits-v1", "2": "digits-v2", "3": "digits-v3"},
+        "default_timeout_ms": 500,
+    }
+
+
+def test_a_signature_is_learned_where_none_was_given():
+    one = world(endpoint(targets("digits-v1")))
+    one.versions[0] = version(1, signature=None)
+    learned = {"digits-v1": LEARNED, "digits-v2": LEARNED}
+    compiled = compile_table(one, {}, learned)["deployments"]
+    assert compiled["digits-v1"]["signature"] == LEARNED
+    assert compiled["digits-v2"]["signature"] == SIGNATURE.model_dump(), "what was registered stands"
+    assert compile_table(one, {}, {})["deployments"]["digits-v1"]["signature"] is None
+
+
+@pytest.mark.parametrize(
+    "one",
+    [
+        world(endpoint(targets("digits-v1", "gone"))),
+        world(endpoint(targets("gone"))),
+        world(endpoint(targets("digits-v1")), versions=0),
+        world(endpoint(targets("digits-v3")), versions=2),
+    ],
+    ids=["one target is gone", "all targets are gone", "no versions", "a version is gone"],
+)
+def test_every_table_names_only_what_is_in_it(one):
+    """Else a gateway could not read it, and would go on with an old one."""
+    compiled = compile_table(one, {}, {})
+    for entry in compiled["endpoints"].values():
+        named = {t["deployment"] for t in entry["targets"]} | set(entry["versions"].values())
+        assert named <= compiled["deployments"].keys()
+
+
+def test_the_same_world_has_the_same_bytes():
+    one = world(CANARY)
+    other = one.model_copy(deep=True)
+    assert orjson.dumps(compile_table(one, {"digits-v1": 1}, {})) == orjson.dumps(
+        compile_table(other, {"digits-v1": 1}, {})
+    )
+
+
+def test_ready_replicas_are_counted():
+    states: list[Any] = ["ready", "ready", "starting", "draining", "failed"]
+    reports = [ReplicaReport(f"r{n}", "a", 1, "h", n, state) for n, state in enumerate(states)]
+    assert ready_counts([*reports, ReplicaReport("q", "b", 1, "h", 9, "starting")]) == {"a": 2}

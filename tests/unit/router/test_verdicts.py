@@ -1,0 +1,45 @@
+"""What callers of given-up requests are told."""
+
+from __future__ import annotations
+
+import pytest
+
+from services.router.domain.exceptions import (
+    EXHAUSTED,
+    NOT_RETRIED,
+    UNDECODABLE,
+    DeadLetter,
+    verdict,
+)
+from services.worker.domain import attempts
+from tidegate.errors import BY_REASON
+
+pytestmark = pytest.mark.unit
+
+
+def test_router_and_worker_use_the_same_words():
+    assert {attempts.EXHAUSTED, attempts.NOT_RETRIED} == {EXHAUSTED, NOT_RETRIED} == attempts.GIVE_UP
+    assert attempts.UNDECODABLE == UNDECODABLE
+
+
+@pytest.mark.parametrize("cause", [EXHAUSTED, NOT_RETRIED])
+def test_the_model_is_at_fault(cause):
+    told = verdict(cause)
+    assert told is not None
+    assert told.reason == "model_failed"
+    assert told.reason in BY_REASON
+
+
+def test_nobody_can_be_told_of_what_nobody_could_read():
+    assert verdict(UNDECODABLE) is None
+
+
+def test_an_unknown_cause_is_told_as_it_is():
+    told = verdict("out of tea")
+    assert told is not None
+    assert (told.reason, told.message) == ("unavailable", "the request could not be handled: out of tea")
+
+
+def test_a_dead_letter_as_json_and_back():
+    letter = DeadLetter(1.5, EXHAUSTED, "requests.v1.a", "00ff", 3, 78, "abc")
+    assert DeadLetter(**letter.shown()) == letter

@@ -1,0 +1,130 @@
+"""Which requests go into the next model call."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from itertools import count
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from services.worker.domain.backlog import Backlog, Item, Parcel
+from tidegate.protocol import envelope
+
+pytestmark = pytest.mark.unit
+
+NUMBERS = count()
+
+
+def item(key: bytes = b"k", rows: int = 1, attempt: int = 0) -> Item:
+    id_ = next(NUMBERS).to_bytes(16, "big")
+    frame = envelope.request_frame(id_, 0, rows, key, [], attempt=attempt)
+    return Item(envelope.read_request(frame), Parcel(None, 0, "", 1), 0.0)
+
+
+def filled(*items: Item) -> Backlog:
+    backlog = Backlog()
+    for each in items:
+        backlog.add(each)
+    return backlog
+
+
+def calls(backlog: Backlog, max_rows: int) -> list[list[Item]]:
+    """All calls until nothing waits, with the count checked at each step."""
+    found = []
+    while len(backlog):
+        before = len(backlog)
+        group = backlog.take(max_rows)
+        assert len(backlog) == before - len(group)
+        found.append(group)
+    assert backlog.take(max_rows) == []
+    assert backlog.oldest() is None
+    assert backlog.rows_at_head() == 0
+    return found
+
+
+requests = st.lists(
+    st.builds(item, st.sampled_from([b"a", b"b", b"c"]), st.integers(0, 9), st.sampled_from([0, 0, 0, 1, 2])),
+    max_size=30,
+)
+
+
+@given(requests, st.integers(0, 12))
+def test_every_request_is_called_once_in_the_order_of_its_key(items, max_rows):
+    found = calls(filled(*items), max_rows)
+    assert sorted(id(i) for group in found for i in group) == sorted(map(id, items))
+    by_key: dict[bytes, list[Item]] = defaultdict(list)
+    for group in found:
+        if group[0].request.attempt == 0 and group[0].request.rows:
+            by_key[group[0].request.key] += group
+    for key, called in by_key.items():
+        expected = [i for i in items if i.request.key == key and i.request.attempt == 0 and i.request.rows]
+        assert list(map(id, called)) == list(map(id, expected))
+
+
+@given(requests, st.integers(0, 12))
+def test_what_shares_a_call_may_share_it(items, max_rows):
+    for group in calls(filled(*items), max_rows):
+        assert len({i.request.key for i in group}) == 1
+        if len(group) > 1:
+            assert sum(i.request.rows for i in group) <= max_rows
+            assert all(i.request.rows > 0 and i.request.attempt == 0 for i in group)
+
+
+@given(requests, st.integers(1, 12))
+def test_calls_are_full(items, max_rows):
+    """The next request of the key would not have fitted, or there was none."""
+    backlog = filled(*items)
+    while len(backlog):
+        group = backlog.take(max_rows)
+        rows = sum(i.request.rows for i in group)
+        assert group
+        following = next(
+            (
+                queue[0]
+                for key, queue in backlog._by_key.items()
+                if key == group[0].request.key and group[0].request.attempt == 0 and group[0].request.rows
+            ),
+            None,
+        )
+        assert following is None or rows + following.request.rows > max_rows
+
+
+@given(requests)
+def test_the_head_of_the_line(items):
+    backlog = filled(*items)
+    while (oldest := backlog.oldest()) is not None:
+        rows = backlog.rows_at_head()
+        group = backlog.take(10**9)
+        assert group[0] is oldest
+        assert sum(i.request.rows for i in group) == rows
+
+
+def test_a_request_larger_than_a_call_is_called_alone():
+    small, large, last = item(rows=1), item(rows=50), item(rows=1)
+    assert calls(filled(small, large, last), 8) == [[small], [large], [last]]
+
+
+def test_keys_take_turns():
+    items = [item(b"a", 4) for _ in range(3)] + [item(b"b", 4)]
+    found = calls(filled(*items), 4)
+    assert [group[0].request.key for group in found] == [b"a", b"b", b"a", b"a"]
+
+
+def test_no_batch_axis_no_company():
+    one, other = item(rows=0), item(rows=0)
+    assert calls(filled(one, other), 8) == [[one], [other]]
+
+
+def test_another_attempt_takes_no_neighbour_with_it():
+    first, again, second = item(), item(attempt=1), item()
+    assert calls(filled(first, again, second), 8) == [[first, second], [again]]
+
+
+def test_clear():
+    backlog = filled(item(), item(b"other"), item(rows=0))
+    backlog.clear()
+    assert (len(backlog), backlog.take(8), backlog.oldest()) == (0, [], None)
+    backlog.add(late := item())
+    assert backlog.take(8) == [late]

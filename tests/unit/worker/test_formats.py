@@ -1,0 +1,55 @@
+"""Which backend serves which format."""
+
+import pytest
+
+from services.worker.domain.formats import Serving, choose
+from services.worker.domain.phases import Phases
+from tidegate.errors import ModelFailed
+
+pytestmark = pytest.mark.unit
+
+WHEEL = frozenset({"python"})
+NATIVE = frozenset({"python", "onnxruntime", "pytorch"})
+
+
+def everything(_: str) -> bool:
+    return True
+
+
+def nothing(_: str) -> bool:
+    return False
+
+
+def test_native_backends_are_preferred() -> None:
+    assert choose("onnx", NATIVE, nothing) == Serving("onnxruntime", "model.onnx")
+    assert choose("torchscript", NATIVE, nothing) == Serving("pytorch", "model.pt")
+
+
+def test_python_runtimes_serve_the_rest() -> None:
+    assert choose("onnx", WHEEL, everything) == Serving("python", "model.onnx", "onnx")
+    assert choose("sklearn", NATIVE, everything) == Serving("python", "model.joblib", "sklearn")
+    assert choose("torchscript", WHEEL, everything) == Serving("python", "model.pt", "torchscript")
+    assert choose("python", WHEEL, nothing) == Serving("python", "model.py")
+
+
+def test_a_missing_package_is_named_with_the_remedy() -> None:
+    with pytest.raises(ModelFailed, match="pip install torch"):
+        choose("torchscript", WHEEL, nothing)
+    with pytest.raises(ModelFailed, match="pip install scikit-learn"):
+        choose("sklearn", WHEEL, nothing)
+
+
+def test_no_python_backend() -> None:
+    with pytest.raises(ModelFailed, match="no Python backend"):
+        choose("python", frozenset({"onnxruntime"}), everything)
+
+
+def test_phases_by_a_given_clock() -> None:
+    ticks = iter([1.0, 1.25, 2.0, 2.5])
+    phases = Phases(lambda: next(ticks))
+    with phases.measure("load"):
+        pass
+    with pytest.raises(ValueError), phases.measure("warm_up"):
+        raise ValueError
+    phases.record("launch", -0.1)
+    assert phases.ms == {"load": 250.0, "warm_up": 500.0, "launch": 0.0}

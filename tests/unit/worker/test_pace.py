@@ -1,0 +1,108 @@
+"""How much to hold and how many calls to have open."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from services.worker.domain.pace import (
+    MAX_PREFETCH,
+    Mean,
+    calls_in_flight,
+    prefetch,
+    worth_changing,
+)
+
+pytestmark = pytest.mark.unit
+
+
+@pytest.mark.parametrize(
+    ("instances", "batches", "call_ms", "expected"),
+    [
+        (1, True, None, 1),
+        (1, True, 0.1, 1),
+        (3, True, 500.0, 3),
+        (1, False, None, 2),
+        (1, False, 0.1, 9),
+        (2, False, 4.9, 10),
+        (2, False, 5.0, 3),
+    ],
+)
+def test_calls_in_flight(instances, batches, call_ms, expected):
+    assert calls_in_flight(instances=instances, batches=batches, call_ms=call_ms) == expected
+
+
+@pytest.mark.parametrize(
+    ("call_ms", "batch_mean", "frames", "in_flight", "expected"),
+    [
+        (None, None, 1, 1, 2),
+        (None, None, 1, 9, 10),
+        (0.0, 1.0, 1, 1, 2),
+        (20.0, 1.0, 1, 1, 3),
+        (1000.0, 1.0, 1, 1, 2),
+        (1000.0, 1.0, 1, 4, 5),
+        (10.0, 10.0, 1, 1, 50),
+        (10.0, 10.0, 10, 1, 5),
+        (0.01, 1.0, 1, 1, MAX_PREFETCH),
+        (10.0, None, 1, 1, 5),
+        (10.0, 0.2, 0.1, 1, 5),
+    ],
+)
+def test_prefetch(call_ms, batch_mean, frames, in_flight, expected):
+    found = prefetch(call_ms=call_ms, batch_mean=batch_mean, frames_per_message=frames, in_flight=in_flight)
+    assert found == expected
+
+
+@given(
+    st.none() | st.just(0.0) | st.floats(1e-6, 1e6),
+    st.none() | st.floats(0, 1e4),
+    st.floats(0, 256),
+    st.integers(1, 72),
+)
+def test_prefetch_is_within_bounds(call_ms, batch_mean, frames, in_flight):
+    found = prefetch(call_ms=call_ms, batch_mean=batch_mean, frames_per_message=frames, in_flight=in_flight)
+    assert in_flight + 1 <= found <= MAX_PREFETCH
+
+
+@given(st.floats(0.01, 1e4), st.floats(0.01, 1e4))
+def test_a_slower_model_holds_no_more(one, other):
+    held = [
+        prefetch(call_ms=ms, batch_mean=1.0, frames_per_message=1.0, in_flight=1)
+        for ms in sorted((one, other))
+    ]
+    assert held[0] >= held[1]
+
+
+@pytest.mark.parametrize(
+    ("current", "wanted", "expected"),
+    [
+        (10, 10, False),
+        (10, 14, False),
+        (10, 15, True),
+        (10, 7, False),
+        (10, 6, True),
+        (2, 3, True),
+        (3, 2, True),
+    ],
+)
+def test_worth_changing(current, wanted, expected):
+    assert worth_changing(current, wanted) is expected
+
+
+def test_mean():
+    mean = Mean(weight=0.5)
+    assert mean.value is None
+    mean.add(8)
+    assert mean.value == 8
+    mean.add(0)
+    assert mean.value == 4
+
+
+@given(st.lists(st.floats(0, 1e6), min_size=1), st.floats(0.01, 1))
+def test_mean_is_between_its_samples(samples, weight):
+    mean = Mean(weight=weight)
+    for sample in samples:
+        mean.add(sample)
+    assert mean.value is not None
+    assert min(samples) - 1e-6 <= mean.value <= max(samples) + 1e-6

@@ -1,0 +1,263 @@
+"""What a request must be: checks that hold whatever form it came in, JSON, binary or protobuf.
+
+A codec (``oip.py`` for REST; the gateway's gRPC room has the other) reads its form and asks here. Errors name
+the tensor, what was expected and what came.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from tidegate.errors import BadRequest
+from tidegate.protocol.envelope import LAST_PRIORITY, Buffer, Tensor, call_key
+from tidegate.protocol.models import Signature
+from tidegate.protocol.tensors import BINARY_ONLY, DATATYPES, Datatype, elements, string_offsets
+
+# What tells the door how to answer, or the gateway how to queue; the model does not see it.
+_FOR_US = frozenset({"binary_data_output", "binary_data", "binary_data_size", "classification"})
+_FOR_THE_QUEUE = frozenset({"timeout", "priority"})
+# Triton's own request parameters; those that a queue cannot honour are refused.
+_STATEFUL = {"sequence_id", "sequence_start", "sequence_end"}
+_SHARED_MEMORY = {"shared_memory_region", "shared_memory_offset", "shared_memory_byte_size"}
+
+_KEYS_KEPT = 1024
+# What the call key has room for; see tidegate.protocol.envelope.
+_MAX_NAME, _MAX_DIMS, _MAX_DIM = 255, 255, 2**63 - 1
+
+
+@dataclass(frozen=True, slots=True)
+class WantedOutput:
+    """An output that the caller asked for, and how: as raw bytes, as its ``classes`` highest values (0: all)."""
+
+    name: str
+    binary: bool
+    classes: int = 0
+
+
+class Decoded(NamedTuple):
+    """A request, decoded. ``wanted`` None: every output; ``binary`` is the default form of outputs.
+
+    ``timeout_ms`` is the caller's own, None without; ``priority`` 1 goes first, 0: none was given.
+    """
+
+    id: str
+    rows: int
+    key: bytes
+    data: list[Buffer]
+    wanted: tuple[WantedOutput, ...] | None
+    binary: bool
+    timeout_ms: float | None = None
+    priority: int = 0
+
+
+class Options(NamedTuple):
+    """A request's parameters, sorted by whom they are for."""
+
+    for_model: dict[str, Any]
+    timeout_ms: float | None = None
+    priority: int = 0
+
+
+_NO_OPTIONS = Options({})
+
+
+@dataclass(slots=True)
+class Contract:
+    """A signature made ready for checking requests; None: anything goes, the model server decides."""
+
+    signature: Signature | None
+    inputs: dict[str, tuple[int, Tensor]] = field(init=False, default_factory=dict)
+    outputs: frozenset[str] = field(init=False, default=frozenset())
+    required: frozenset[str] = field(init=False, default=frozenset())
+    binary_only: frozenset[str] = field(init=False, default=frozenset())
+    max_batch: int = field(init=False, default=0)
+    _keys: dict[Any, bytes] = field(init=False, default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.signature is None:
+            return
+        for at, spec in enumerate(self.signature.inputs):
+            tensor = Tensor(spec.name, DATATYPES[spec.datatype], tuple(spec.shape))
+            self.inputs[spec.name] = (at, tensor)
+        self.outputs = frozenset(spec.name for spec in self.signature.outputs)
+        self.binary_only = frozenset(s.name for s in self.signature.outputs if s.datatype in BINARY_ONLY)
+        self.required = frozenset(spec.name for spec in self.signature.inputs if not spec.optional)
+        self.max_batch = self.signature.max_batch_size
+
+    @property
+    def may_be_empty(self) -> bool:
+        """Whether a request without any input makes sense: all are optional, and none has to tell the rows."""
+        return self.signature is not None and not self.required and not self.max_batch
+
+    def key(self, inputs: tuple[Tensor, ...], outputs: tuple[str, ...], parameters: dict[str, Any]) -> bytes:
+        """The call key; the same shapes come again and again, so it is made once for each."""
+        if parameters:
+            return call_key(inputs, outputs, parameters)
+        known = self._keys.get((inputs, outputs))
+        if known is None:
+            if len(self._keys) >= _KEYS_KEPT:
+                self._keys.clear()
+            known = self._keys[(inputs, outputs)] = call_key(inputs, outputs, parameters)
+        return known
+
+    def want(self, name: str, binary: bool, parameters: dict[str, Any]) -> WantedOutput:
+        """A requested output, checked; raises BadRequest."""
+        if self.outputs and name not in self.outputs:
+            raise BadRequest(f"output {name!r} does not exist; the model gives {sorted(self.outputs)}")
+        if len(name.encode()) > _MAX_NAME:
+            raise BadRequest(f"output {name!r}: a name may have {_MAX_NAME} bytes")
+        classes = parameters.get("classification", 0)
+        if type(classes) is not int or classes < 0:
+            raise BadRequest(f"output {name!r}: classification must be a number of classes, got {classes!r}")
+        binary = bool(parameters.get("binary_data", binary))
+        if name in self.binary_only and not (binary or classes):
+            raise json_refusal(name, "FP16 or BF16")
+        return WantedOutput(name, binary, classes)
+
+    def want_all(self, binary: bool) -> None:
+        """All outputs in the default form; raises BadRequest when one cannot have it."""
+        if self.binary_only and not binary:
+            raise json_refusal(min(self.binary_only), "FP16 or BF16")
+
+
+class Inputs:
+    """The inputs of one request, checked one after the other: for each ``expect``, then ``put``."""
+
+    __slots__ = ("_contract", "_datatype", "_dims", "_seen", "_shape", "_slot", "_slots", "name", "rows")
+
+    def __init__(self, contract: Contract) -> None:
+        self._contract = contract
+        self._slots: list[tuple[int, Tensor, Buffer]] = []
+        self._seen: set[str] = set()
+        self.rows = -1
+
+    def expect(self, name: str, datatype: Any, shape: list[int]) -> Datatype:
+        """An input of this description; gives the datatype by which to read its data. Raises BadRequest."""
+        if name in self._seen:
+            raise BadRequest(f"input {name!r} is given twice")
+        self._slot, self._datatype, self._dims, rows = _checked(
+            name, datatype, shape, len(self._seen), self._contract
+        )
+        self._seen.add(name)
+        if self.rows not in (-1, rows):
+            raise BadRequest(f"input {name!r}: batch size {rows}, but the inputs before it have {self.rows}")
+        self.name, self.rows = name, rows
+        return self._datatype
+
+    def put(self, raw: Buffer) -> None:
+        """The raw bytes of the input that was expected last."""
+        self._slots.append((self._slot, Tensor(self.name, self._datatype, self._dims), raw))
+
+    def done(self) -> tuple[tuple[Tensor, ...], list[Buffer], int]:
+        """The tensors and their data in the signature's order, and the rows; raises BadRequest."""
+        contract, slots = self._contract, self._slots
+        if not slots and not contract.may_be_empty:
+            raise BadRequest(
+                f"'inputs' must be a list of tensors; the model takes {sorted(contract.inputs) or 'any'}"
+            )
+        if missing := contract.required - self._seen:
+            shown = ", ".join(map(repr, sorted(missing)))
+            raise BadRequest(f"missing input {shown}; the model takes {list(contract.inputs)}")
+        slots.sort(key=lambda entry: entry[0])
+        return tuple(entry[1] for entry in slots), [entry[2] for entry in slots], max(self.rows, 0)
+
+
+def check_parameters(found: Any, where: str) -> dict[str, Any]:
+    """The parameters of a request, an input or an output, without what a queue cannot honour: BadRequest."""
+    if found is None:
+        return {}
+    if not isinstance(found, dict):
+        raise BadRequest(f"{where}: 'parameters' must be an object")
+    if not found.keys().isdisjoint(_STATEFUL) and found.get("sequence_id"):
+        raise BadRequest(
+            f"{where}: stateful sequences (sequence_id) are not supported: any worker may answer"
+        )
+    if not found.keys().isdisjoint(_SHARED_MEMORY):
+        raise BadRequest(
+            f"{where}: shared memory regions are not supported: the model may run on another host"
+        )
+    return found
+
+
+def options(parameters: dict[str, Any]) -> Options:
+    """A request's checked parameters, sorted; ``timeout`` is in microseconds, as Triton has it: BadRequest."""
+    if not parameters:
+        return _NO_OPTIONS
+    for_model = {}
+    for name, value in parameters.items():
+        if name in _FOR_US or name in _STATEFUL:
+            continue
+        if name in _FOR_THE_QUEUE:
+            if type(value) is not int or value < 0:
+                raise BadRequest(f"parameter {name!r} must be a whole number, not negative, got {value!r}")
+        elif name.startswith("triton_"):
+            raise BadRequest(f"parameter {name!r}: names that begin with triton_ are Triton's own")
+        elif not isinstance(value, str | int | float):
+            raise BadRequest(f"parameter {name!r} must be a string, a number or a boolean")
+        else:
+            for_model[name] = value
+    timeout_us = parameters.get("timeout", 0)
+    priority = min(parameters.get("priority", 0), LAST_PRIORITY)
+    return Options(for_model, timeout_us / 1e3 if timeout_us else None, priority)
+
+
+def check_shape(name: str, shape: Any) -> list[int]:
+    """A tensor's shape, whole; raises BadRequest."""
+    if not isinstance(shape, list) or not all(type(d) is int and 0 <= d <= _MAX_DIM for d in shape):
+        raise BadRequest(f"input {name!r}: 'shape' must be a list of sizes, got {repr(shape)[:200]}")
+    if len(shape) > _MAX_DIMS:
+        raise BadRequest(f"input {name!r}: {len(shape)} dimensions, at most {_MAX_DIMS} are possible")
+    return shape
+
+
+def _checked(
+    name: str, datatype: Any, shape: list[int], order: int, contract: Contract
+) -> tuple[int, Datatype, tuple[int, ...], int]:
+    """The tensor's slot, datatype, dims without the batch axis, and rows (0: no batch axis)."""
+    if contract.signature is None:
+        if len(name.encode()) > _MAX_NAME:
+            raise BadRequest(f"input {name!r}: a name may have {_MAX_NAME} bytes")
+        if not isinstance(datatype, str) or datatype not in DATATYPES:
+            raise BadRequest(f"input {name!r}: unknown datatype {datatype!r}; one of {sorted(DATATYPES)}")
+        return order, DATATYPES[datatype], tuple(shape), 0
+    if name not in contract.inputs:
+        raise BadRequest(f"input {name!r} does not exist; the model takes {list(contract.inputs)}")
+    slot, spec = contract.inputs[name]
+    if datatype != spec.datatype.name:
+        raise BadRequest(f"input {name!r}: expected datatype {spec.datatype.name}, got {datatype!r}")
+    batched = contract.max_batch > 0
+    dims = tuple(shape[1:]) if batched else tuple(shape)
+    fits = len(dims) == len(spec.dims) and all(e in (-1, d) for e, d in zip(spec.dims, dims, strict=True))
+    if not fits or (batched and not shape):
+        expected = (["batch"] if batched else []) + list(spec.dims)
+        raise BadRequest(f"input {name!r}: expected shape {expected}, got {shape}")
+    rows = shape[0] if batched else 0
+    if batched and not 1 <= rows <= contract.max_batch:
+        raise BadRequest(f"input {name!r}: batch size {rows} is not in 1..{contract.max_batch}")
+    return slot, spec.datatype, dims, rows
+
+
+def check_size(name: str, datatype: Datatype, shape: list[int], raw: Buffer) -> None:
+    """Raw bytes must be as many as datatype and shape say; raises BadRequest."""
+    count, size = elements(shape), datatype.size
+    if size and len(raw) != count * size:
+        raise BadRequest(
+            f"input {name!r}: {datatype.name} {shape} needs {count * size} bytes, got {len(raw)}"
+        )
+    if not size:
+        try:
+            found = len(string_offsets(raw, 1))
+        except (ValueError, struct.error) as error:
+            raise BadRequest(f"input {name!r}: the BYTES data is malformed: {error}") from None
+        if found != count:
+            raise BadRequest(f"input {name!r}: shape {shape} needs {count} elements, got {found}")
+
+
+def json_refusal(output: str, what: str) -> BadRequest:
+    """An output that JSON cannot carry, as Triton has it too."""
+    return BadRequest(
+        f"output {output!r}: {what} cannot be sent as JSON; ask for it as binary data "
+        "(parameters: binary_data or binary_data_output)"
+    )
