@@ -5,17 +5,18 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import TypeVar
 
 from services.registry.adapters import content, metrics
 from services.registry.adapters.announcer import Announcer
 from services.registry.adapters.artifacts import ArtifactStore, Staged
+from services.registry.adapters.content import Findings
 from services.registry.adapters.sql.database import Database
 from services.registry.adapters.sql.reading import Reader
 from services.registry.adapters.sql.writing import Writer
-from services.registry.domain import formats, names, removal, signature
+from services.registry.domain import formats, names, removal, requirements, signature
 from services.registry.domain.archive import Limits
 from services.registry.domain.state import Change, Notice, Snapshot
 from tidegate import telemetry
@@ -29,13 +30,17 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Registration:
-    """A version as its publisher hands it in. ``format`` None: by the file's name."""
+    """A version as its publisher hands it in. ``format`` None: by the file's name.
+
+    ``requirements`` None: those in the artifact, if it has any; else they stand in place of these.
+    """
 
     model: str
     artifact: str
     filename: str
     format: Format | None = None
     signature: Signature | None = None
+    requirements: list[str] | None = None
     metadata: VersionMetadata | None = None
     allow_pickle: bool = False
 
@@ -88,8 +93,8 @@ class Registrar:
     async def register(self, wanted: Registration) -> tuple[Version, bool]:
         """Make the next version of a model of an uploaded artifact; and whether it is a new one.
 
-        The same artifact, format and signature as the latest version is that version; metadata that is
-        given then replaces what it has, field by field.
+        The same artifact, format, signature and requirements as the latest version is that version; metadata
+        that is given then replaces what it has, field by field.
         """
         names.check("model", wanted.model)
         formats.check_filename(wanted.filename)
@@ -110,7 +115,8 @@ class Registrar:
                 artifact_sha256=wanted.artifact,
                 artifact_size=size,
                 filename=wanted.filename,
-                signature=found,
+                signature=found.signature,
+                requirements=found.requirements,
                 metadata=wanted.metadata or VersionMetadata(),
                 created_at=writer.now,
             )
@@ -187,13 +193,13 @@ class Registrar:
             yield writer
         self.announcer.announce(writer.next_revision, writer.notices)
 
-    async def _inspect(self, wanted: Registration, format_: Format) -> Signature | None:
+    async def _inspect(self, wanted: Registration, format_: Format) -> Findings:
         async with self.database.read() as reader:
             if await reader.artifact_size(wanted.artifact) is None:
                 raise _no_artifact(wanted.artifact)
         async with self.artifacts.local(wanted.artifact) as path:
-            return await asyncio.to_thread(
-                content.signature_of,
+            found = await asyncio.to_thread(
+                content.look,
                 path,
                 format_,
                 model=wanted.model,
@@ -201,12 +207,17 @@ class Registrar:
                 max_batch=self._policy.default_max_batch,
                 limits=self._policy.limits,
             )
+        if wanted.requirements is None:
+            return found
+        given = requirements.lines_of("\n".join(wanted.requirements), "requirements")
+        return replace(found, requirements=given)
 
 
-def _same(latest: Version, artifact: str, format_: Format, found: Signature | None) -> bool:
+def _same(latest: Version, artifact: str, format_: Format, found: Findings) -> bool:
     # A signature that was learned after the registration is no difference.
-    signature_same = latest.signature == found or found is None
-    return (latest.artifact_sha256, latest.format) == (artifact, format_) and signature_same
+    signature_same = found.signature in (latest.signature, None)
+    held = (latest.artifact_sha256, latest.format, latest.requirements)
+    return held == (artifact, format_, found.requirements) and signature_same
 
 
 async def _redescribed(writer: Writer, held: Version, given: VersionMetadata | None) -> Version:

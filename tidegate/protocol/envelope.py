@@ -26,7 +26,7 @@ CLAIMED in a reply's status, the frame's only data is a claim (:mod:`tidegate.pr
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -49,11 +49,11 @@ _REQUEST = struct.Struct("<16sQIBBBBIH")
 _REPLY = struct.Struct("<16sBBHIIIIII")
 _ATTEMPT_AT = 28
 
-# A frame with more data than this is made in pieces: its head, and each tensor as it is.
+# An envelope is filled up to this many bytes. A larger frame travels alone, and best in pieces: its head, and
+# each tensor as it is, never copied together.
 LARGE = 256 * 1024
 
 Buffer = bytes | memoryview
-Frame = Buffer | list[Buffer]
 
 
 class Undecodable(ValueError):
@@ -115,32 +115,23 @@ def pack(kind: int, frames: Sequence[Buffer]) -> bytes:
     return b"".join((head, sizes, *frames))
 
 
-def pack_pieces(kind: int, frames: Sequence[Frame]) -> bytes | list[Buffer]:
-    """An envelope of ``frames``; in pieces, with nothing copied, when one of them is."""
-    if not any(isinstance(frame, list) for frame in frames):
-        return pack(kind, [frame for frame in frames if not isinstance(frame, list)])
-    head = _ENVELOPE.pack(MAGIC, VERSION, kind, len(frames))
-    pieces: list[Buffer] = [head + struct.pack(f"<{len(frames)}I", *map(frame_size, frames))]
-    for frame in frames:
-        pieces += frame if isinstance(frame, list) else [frame]
-    return pieces
+def pack_alone(kind: int, frame: list[Buffer]) -> list[Buffer]:
+    """An envelope of one frame that is in pieces: the same pieces, uncopied, behind an envelope's head."""
+    return [_ENVELOPE.pack(MAGIC, VERSION, kind, 1) + struct.pack("<I", sum(map(len, frame))), *frame]
 
 
-def frame_size(frame: Frame) -> int:
-    """The bytes of a frame."""
-    return sum(map(len, frame)) if isinstance(frame, list) else len(frame)
-
-
-def whole(frame: Frame) -> Buffer:
-    """A frame without pieces."""
-    return b"".join(frame) if isinstance(frame, list) else frame
-
-
-def _frame(head: list[bytes], data: list[Buffer]) -> Frame:
-    head.append(struct.pack(f"<{len(data)}I", *map(len, data)))
-    if sum(map(len, data)) > LARGE:
-        return [b"".join(head), *data]
-    return b"".join((*head, *data))
+def runs(sizes: Sequence[int], most: int = 2**16) -> Iterator[tuple[int, int]]:
+    """How to divide frames of ``sizes`` bytes over envelopes: ranges [start, end) of up to ``most`` frames
+    and ``LARGE`` bytes each. A larger frame travels alone.
+    """
+    start, total = 0, 0
+    for at, size in enumerate(sizes):
+        if at > start and (at - start >= most or total + size > LARGE):
+            yield start, at
+            start, total = at, 0
+        total += size
+    if start < len(sizes):
+        yield start, len(sizes)
 
 
 def unpack(kind: int, body: Buffer) -> list[memoryview]:
@@ -178,8 +169,27 @@ def request_frame(
     flags: int = RETRY_SAFE,
 ) -> bytes:
     """A request as a frame; ``data`` are the inputs' raw bytes in the key's order."""
+    head = request_head(
+        id, deadline_ms, rows, key, data, tenant=tenant, trace=trace, attempt=attempt, flags=flags
+    )
+    return b"".join((head, *data))
+
+
+def request_head(
+    id: bytes,
+    deadline_ms: int,
+    rows: int,
+    key: bytes,
+    data: list[Buffer],
+    *,
+    tenant: bytes = b"",
+    trace: bytes = b"",
+    attempt: int = 0,
+    flags: int = RETRY_SAFE,
+) -> bytes:
+    """A request's frame up to its data."""
     head = _REQUEST.pack(id, deadline_ms, rows, attempt, flags, len(tenant), len(trace), len(key), len(data))
-    return b"".join((head, tenant, trace, key, struct.pack(f"<{len(data)}I", *map(len, data)), *data))
+    return b"".join((head, tenant, trace, key, struct.pack(f"<{len(data)}I", *map(len, data))))
 
 
 def read_request(frame: Buffer) -> Request:
@@ -219,6 +229,22 @@ def reply_frame(
     return b"".join((head, key, struct.pack(f"<{len(data)}I", *map(len, data)), *data))
 
 
+def claimed_reply(reply: Reply, claim: bytes) -> bytes:
+    """The same reply with a claim in the place of its data."""
+    return reply_frame(
+        reply.id,
+        reply.attempt,
+        reply.rows,
+        reply.key,
+        [claim],
+        wait_us=reply.wait_us,
+        compute_us=reply.compute_us,
+        shared=reply.shared,
+        status=reply.status | CLAIMED,
+        seq=reply.seq,
+    )
+
+
 def failure_frame(id: bytes, attempt: int, reason: str, message: str) -> bytes:
     """A failure as a reply frame."""
     key = orjson.dumps({"reason": reason, "message": message})
@@ -239,7 +265,8 @@ def read_reply(frame: Buffer) -> Reply:
         data = _buffers(frame, at, outputs)
     except struct.error as error:
         raise Undecodable(f"a reply frame is cut off: {error}") from None
-    return Reply(id_, status, attempt, seq, rows, wait, compute, shared, key_, data)
+    claimed = bool(status & CLAIMED)
+    return Reply(id_, status & ~CLAIMED, attempt, seq, rows, wait, compute, shared, key_, data, claimed)
 
 
 def _buffers(frame: Buffer, at: int, count: int) -> list[Buffer]:

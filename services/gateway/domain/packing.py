@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from services.gateway.domain.admission import Fleet
+from tidegate.protocol import envelope
 
 QUANTUM_MS = 5.0
-MAX_BYTES = 256 * 1024
+MAX_BYTES = envelope.LARGE
 MAX_FRAMES = 256
 
 
@@ -33,11 +34,4 @@ def split(sizes: list[int], most: int) -> Iterator[tuple[int, int]]:
 
     A frame larger than that travels alone.
     """
-    start, total = 0, 0
-    for at, size in enumerate(sizes):
-        if at > start and (at - start >= most or total + size > MAX_BYTES):
-            yield start, at
-            start, total = at, 0
-        total += size
-    if start < len(sizes):
-        yield start, len(sizes)
+    return envelope.runs(sizes, most)

@@ -7,7 +7,7 @@ import io
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import IO
@@ -31,8 +31,8 @@ class Contents:
         self.texts = texts
 
 
-def look_into(path: Path, *, wanted: str, max_text: int, limits: Limits) -> Contents:
-    """Check every member of an archive and read the files called ``wanted`` (at most ``max_text`` bytes).
+def look_into(path: Path, *, wanted: Collection[str], max_text: int, limits: Limits) -> Contents:
+    """Check every member of an archive and read the files of these names (at most ``max_text`` bytes each).
 
     Blocking: call it in a thread. Raises BadRequest when it is no archive or holds what is not allowed.
     """
@@ -45,7 +45,7 @@ def look_into(path: Path, *, wanted: str, max_text: int, limits: Limits) -> Cont
             if inside is None:
                 continue
             files.add(inside)
-            if inside.name == wanted:
+            if inside.name in wanted:
                 with content() as stream:
                     texts[inside] = _text(inside, stream.read(max_text + 1), max_text)
     except _BROKEN as error:

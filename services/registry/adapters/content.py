@@ -5,42 +5,57 @@ from __future__ import annotations
 import ast
 import zipfile
 from collections.abc import Iterator
-from pathlib import Path
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
 
-from services.registry.adapters import onnx_signature, triton_config
-from services.registry.domain import signature
+from services.registry.adapters import archive, onnx_signature, triton_config
+from services.registry.domain import requirements, signature
 from services.registry.domain.archive import Limits
 from tidegate.errors import BadRequest
 from tidegate.protocol.models import Format, Signature
 
+MODEL = "model.py"
 MAX_PYTHON = 4 * 1024 * 1024
+# gzip and zip, which no Python source begins with.
+_ARCHIVES = (b"\x1f\x8b", b"PK\x03\x04")
 # A pickle of protocol 2 or later, or one that joblib compressed: zlib, gzip, bz2, xz, lzma, lz4.
 _PICKLES = (b"\x80", b"\x78", b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x5d\x00", b"\x04\x22\x4d\x18")
 
 
-def signature_of(
+@dataclass(frozen=True, slots=True)
+class Findings:
+    """What a file tells of itself. ``signature``: given, or read from it; None: unknown."""
+
+    signature: Signature | None
+    requirements: list[str] = field(default_factory=list)
+
+
+def look(
     path: Path, format_: Format, *, model: str, given: Signature | None, max_batch: int, limits: Limits
-) -> Signature | None:
-    """Check a file against its format and return its signature: given, or read from it; None: unknown.
+) -> Findings:
+    """Check a file against its format and return what it tells.
 
     Blocking: call it in a thread. Raises BadRequest, which says what was wrong and what helps.
     """
     if format_ == "onnx":
-        return signature.of_graph(onnx_signature.read(path), given, max_batch)
+        return Findings(signature.of_graph(onnx_signature.read(path), given, max_batch))
     if given is not None:
         signature.check(given)
     if format_ == "triton":
-        return _triton(triton_config.read(path, model, limits), given)
+        declared, needs = triton_config.read(path, model, limits)
+        return Findings(_triton(declared, given), needs)
     if format_ == "torchscript":
         _check_torchscript(path)
     elif format_ == "python":
-        _check_python(path)
+        return Findings(given, _python(path, limits))
     else:
         _check_pickle(path)
-    return given
+    return Findings(given)
 
 
 def _triton(declared: Signature | None, given: Signature | None) -> Signature | None:
+    if declared is not None and given is not None:
+        given = given.model_copy(update={"decoupled": declared.decoupled})  # the config's alone to say
     if declared is not None and given is not None and declared != given:
         raise BadRequest(
             "The signature that was given is not the one in config.pbtxt: leave it out, or correct one."
@@ -64,11 +79,27 @@ def _check_torchscript(path: Path) -> None:
         )
 
 
-def _check_python(path: Path) -> None:
-    if path.stat().st_size > MAX_PYTHON:
-        raise BadRequest(f"A model.py of more than {MAX_PYTHON} bytes is refused.")
+def _python(path: Path, limits: Limits) -> list[str]:
+    """Check a model.py, or an archive of a folder that has one; the requirements beside it."""
+    with path.open("rb") as file:
+        magic = file.read(4)
+    if not magic.startswith(_ARCHIVES):
+        if path.stat().st_size > MAX_PYTHON:
+            raise BadRequest(f"A {MODEL} of more than {MAX_PYTHON} bytes is refused.")
+        _check_python(path.read_bytes())
+        return []
+    wanted = {MODEL, requirements.FILE}
+    contents = archive.look_into(path, wanted=wanted, max_text=MAX_PYTHON, limits=limits)
+    if PurePosixPath(MODEL) not in contents.files:
+        raise BadRequest(f"The archive of a Python model needs {MODEL} at its root.")
+    _check_python(contents.texts[PurePosixPath(MODEL)].encode())
+    text = contents.texts.get(PurePosixPath(requirements.FILE), "")
+    return requirements.lines_of(text, requirements.FILE)
+
+
+def _check_python(source: bytes) -> None:
     try:
-        tree = ast.parse(path.read_bytes(), filename="model.py")
+        tree = ast.parse(source, filename=MODEL)
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         raise BadRequest(f"The file is not Python that parses: {error}.") from None
     if "TritonPythonModel" not in set(_top_names(tree)):

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from services.registry.adapters import archive
-from services.registry.domain import signature, triton_layout
+from services.registry.domain import requirements, signature, triton_layout
 from services.registry.domain.archive import Limits
 from tidegate.errors import BadRequest
 from tidegate.protocol.models import Datatype, Signature, TensorSpec
@@ -24,28 +24,39 @@ DATATYPES: dict[str, Datatype] = {name: name for name in _SAME} | _RENAMED
 
 @dataclass(frozen=True, slots=True)
 class Config:
-    """What of a config.pbtxt matters here; ``signature`` None: it declares no inputs or no outputs."""
+    """What of a config.pbtxt matters here; ``signature`` None: it declares no inputs or no outputs.
+
+    ``parts`` are the models that an ensemble connects.
+    """
 
     is_ensemble: bool
+    parts: frozenset[str]
     signature: Signature | None
 
 
-def read(path: Path, model: str, limits: Limits) -> Signature | None:
-    """The signature of the model that an archive of a Triton model directory serves.
+def read(path: Path, model: str, limits: Limits) -> tuple[Signature | None, list[str]]:
+    """The signature of the model that an archive of a Triton model directory serves, and all requirements.
 
-    None when its config does not say, for Triton then finds it out when it loads the model.
+    The signature is None when its config does not say, for Triton then finds it out when it loads the model.
     Blocking: call it in a thread. Raises BadRequest.
     """
-    contents = archive.look_into(path, wanted=triton_layout.CONFIG, max_text=MAX_CONFIG, limits=limits)
+    wanted = {triton_layout.CONFIG, requirements.FILE}
+    contents = archive.look_into(path, wanted=wanted, max_text=MAX_CONFIG, limits=limits)
     found = triton_layout.models(contents.files)
     configs = {
         folder: parse(contents.texts[triton_layout.config_path(folder)], str(folder))
         for folder in found
         if triton_layout.config_path(folder) in contents.texts
     }
-    ensembles = {folder: config.is_ensemble for folder, config in configs.items()}
-    served = triton_layout.served(found, model, ensembles)
-    return configs[served].signature if served in configs else None
+    parts = frozenset().union(*(config.parts for config in configs.values()))
+    # An ensemble that is a part of another one is not what clients call.
+    heads = {f: config.is_ensemble and f.name not in parts for f, config in configs.items()}
+    served = triton_layout.served(found, model, heads)
+    for folder in found:
+        if folder not in configs or not configs[folder].is_ensemble:
+            triton_layout.check_versions(folder, contents.files)
+    declared = configs[served].signature if served in configs else None
+    return declared, requirements.gathered(found, contents.texts)
 
 
 def parse(text: str, where: str) -> Config:
@@ -60,18 +71,25 @@ def parse(text: str, where: str) -> Config:
         text_format.Parse(text, config, allow_unknown_field=True)
     except (text_format.ParseError, RecursionError) as error:
         raise BadRequest(f"config.pbtxt of {where!r} cannot be read: {error}.") from None
+    if config.HasField("sequence_batching"):
+        raise BadRequest(
+            f"config.pbtxt of {where!r}: sequence_batching keeps a caller's state in one server, and behind "
+            "a queue any replica may answer the next request: remove it, and send the state with each request."
+        )
     is_ensemble = config.platform == "ensemble" or config.HasField("ensemble_scheduling")
+    parts = frozenset(step.model_name for step in config.ensemble_scheduling.step)
     if not config.input or not config.output:
-        return Config(is_ensemble, None)
+        return Config(is_ensemble, parts, None)
     if config.max_batch_size < 0:
         raise BadRequest(f"config.pbtxt of {where!r}: max_batch_size is {config.max_batch_size}.")
     found = Signature(
         inputs=[_tensor(each, where) for each in config.input],
         outputs=[_tensor(each, where) for each in config.output],
         max_batch_size=config.max_batch_size,
+        decoupled=config.model_transaction_policy.decoupled,
     )
     signature.check(found)
-    return Config(is_ensemble, found)
+    return Config(is_ensemble, parts, found)
 
 
 def _tensor(declared: Any, where: str) -> TensorSpec:
@@ -85,4 +103,8 @@ def _tensor(declared: Any, where: str) -> TensorSpec:
             f"config.pbtxt of {where!r}: each input and output needs a name and dims of -1 or at least 1; "
             f"{declared.name!r} has {list(declared.dims)}."
         )
-    return TensorSpec(name=declared.name, datatype=DATATYPES[named], shape=list(declared.dims))
+    # Only inputs have the field.
+    optional = bool(getattr(declared, "optional", False))
+    return TensorSpec(
+        name=declared.name, datatype=DATATYPES[named], shape=list(declared.dims), optional=optional
+    )

@@ -69,6 +69,9 @@ class NewVersion(Noun):
     filename: str = Field(description="The file's name; the format is read from its ending if not given.")
     format: Format | None = None
     signature: Signature | None = Field(None, description="Read from an ONNX file or a config.pbtxt itself.")
+    requirements: list[str] | None = Field(
+        None, max_length=2_000, description="Lines as pip reads them; None: those that the artifact brings."
+    )
     metadata: VersionMetadata | None = None
     allow_pickle: bool = Field(False, description="Take a pickle, whose loading runs code on the workers.")
 

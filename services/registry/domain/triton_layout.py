@@ -55,6 +55,18 @@ def served(found: set[PurePosixPath], model: str, ensembles: Mapping[PurePosixPa
     )
 
 
+def check_versions(folder: PurePosixPath, files: Iterable[PurePosixPath]) -> None:
+    """Raise BadRequest unless a model (that is no ensemble) has a version folder with something in it."""
+    inside = [path.relative_to(folder).parts for path in files if path.is_relative_to(folder)]
+    if any(len(parts) > 1 and parts[0].isdecimal() for parts in inside):
+        return
+    name = "." if folder == _ROOT else str(folder)
+    raise BadRequest(
+        f"The model in {name!r} has no version folder with a file in it: Triton looks for the model's files "
+        f"in {'1' if folder == _ROOT else folder / '1'}/, beside {CONFIG}."
+    )
+
+
 def config_path(folder: PurePosixPath) -> PurePosixPath:
     """Where the config of the model in ``folder`` is, if it has one."""
     return PurePosixPath(CONFIG) if folder == _ROOT else folder / CONFIG

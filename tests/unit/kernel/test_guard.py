@@ -189,7 +189,6 @@ EXPECTED = {
     "ModelFailed": (500, "model_failed"),
     "Overloaded": (503, "overloaded"),
     "NoCapacity": (503, "no_capacity"),
-    "ColdStart": 503,
     "ColdStart": (503, "cold_start"),
     "NoRoutes": (503, "no_routes"),
     "Unavailable": (503, "unavailable"),

@@ -75,6 +75,7 @@ versions = sa.Table(
     sa.Column("artifact_sha256", DIGEST, sa.ForeignKey(artifacts.c.sha256), nullable=False, index=True),
     sa.Column("filename", sa.String(255), nullable=False),
     sa.Column("signature", sa.JSON(none_as_null=True)),
+    sa.Column("requirements", sa.JSON, nullable=False, server_default="[]"),
     sa.Column("metadata", sa.JSON, nullable=False),
     sa.Column("created_at", Moment, nullable=False),
 )

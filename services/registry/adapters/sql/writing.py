@@ -96,6 +96,7 @@ class Writer(Reader):
             artifact_sha256=version.artifact_sha256,
             filename=version.filename,
             signature=version.signature.model_dump() if version.signature else None,
+            requirements=version.requirements,
             metadata=version.metadata.model_dump(mode="json"),
             created_at=version.created_at,
         )
