@@ -11,6 +11,7 @@ from pathlib import Path
 
 from services.worker.adapters import model_repository
 from services.worker.adapters.artifacts import ArtifactCache
+from services.worker.adapters.environments import Environments
 from services.worker.adapters.heartbeat import Heartbeat
 from services.worker.adapters.model import Model
 from services.worker.adapters.triton_client import TritonClient
@@ -105,8 +106,9 @@ class Life:
 
     async def _live(self) -> None:
         try:
+            install = await self._find_triton()
             async with asyncio.timeout(self._deployment.start_timeout_s):
-                models = await self._prepare()
+                models = await self._prepare(install)
                 self._client = await self._start_triton(models)
             await self._serve(self._model(self._client, models[-1]))
             await self._requests.open()
@@ -126,7 +128,27 @@ class Life:
         await self._heartbeat.beat()
         self.ended.set()
 
-    async def _prepare(self) -> list[str]:
+    async def _find_triton(self) -> TritonInstall:
+        """The Triton of this machine, with an environment of the version's own where it brings requirements.
+
+        What that takes does not count as a part of the start: the first time on a host it takes downloads.
+        """
+        install = TritonInstall.find(
+            self._settings.runtime_path, self._settings.triton_server, self._settings.triton_backends
+        )
+        requirements = self._assignment.version.requirements
+        if not requirements:
+            return install
+        environments = Environments(self._settings.state_path / "cache" / "envs", install, self._tell)
+        with self._phases.measure("environment"):
+            return await environments.provide(
+                requirements, self._deployment.env, self._settings.environment_timeout_s
+            )
+
+    def _tell(self, message: str) -> None:
+        self._message = message
+
+    async def _prepare(self, install: TritonInstall) -> list[str]:
         """The artifact on disk and checked, the model repository written: the models to load, in order."""
         version = self._assignment.version
         self._message = "fetching the artifact"
@@ -138,9 +160,6 @@ class Life:
                 version.artifact_sha256,
                 version.artifact_size,
             )
-        install = TritonInstall.find(
-            self._settings.runtime_path, self._settings.triton_server, self._settings.triton_backends
-        )
         options = TritonOptions(
             replica=self._assignment.replica,
             threads=self._deployment.threads,

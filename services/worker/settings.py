@@ -16,4 +16,7 @@ class WorkerSettings(Settings):
         None, description="A native tritonserver binary instead of the wheel's."
     )
     triton_backends: Path | None = Field(None, description="Where that Triton has its backends.")
+    environment_timeout_s: float = Field(
+        1800.0, description="How long installing a version's requirements may take, in seconds."
+    )
     heartbeat_interval_s: float = Field(0.5, description="How often a worker reports, in seconds.")

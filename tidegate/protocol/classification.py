@@ -1,4 +1,4 @@
-"""The classification extension: an output as its highest values, each ``value:index`` or ``value:index:label``."""
+"""The classification extension: an output as its highest values: ``value:index`` or ``value:index:label``."""
 
 from __future__ import annotations
 

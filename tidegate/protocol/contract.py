@@ -29,7 +29,7 @@ _MAX_NAME, _MAX_DIMS, _MAX_DIM = 255, 255, 2**63 - 1
 
 @dataclass(frozen=True, slots=True)
 class WantedOutput:
-    """An output that the caller asked for, and how: as raw bytes, as its ``classes`` highest values (0: all)."""
+    """An output that the caller asked for, and how: as raw bytes; as its ``classes`` highest values."""
 
     name: str
     binary: bool
@@ -88,7 +88,7 @@ class Contract:
 
     @property
     def may_be_empty(self) -> bool:
-        """Whether a request without any input makes sense: all are optional, and none has to tell the rows."""
+        """Whether a request without any input makes sense: all are optional, none has to tell the rows."""
         return self.signature is not None and not self.required and not self.max_batch
 
     def key(self, inputs: tuple[Tensor, ...], outputs: tuple[str, ...], parameters: dict[str, Any]) -> bytes:
@@ -113,13 +113,13 @@ class Contract:
             raise BadRequest(f"output {name!r}: classification must be a number of classes, got {classes!r}")
         binary = bool(parameters.get("binary_data", binary))
         if name in self.binary_only and not (binary or classes):
-            raise json_refusal(name, "FP16 or BF16")
+            raise json_refusal(name)
         return WantedOutput(name, binary, classes)
 
     def want_all(self, binary: bool) -> None:
         """All outputs in the default form; raises BadRequest when one cannot have it."""
         if self.binary_only and not binary:
-            raise json_refusal(min(self.binary_only), "FP16 or BF16")
+            raise json_refusal(min(self.binary_only))
 
 
 class Inputs:
@@ -182,7 +182,7 @@ def check_parameters(found: Any, where: str) -> dict[str, Any]:
 
 
 def options(parameters: dict[str, Any]) -> Options:
-    """A request's checked parameters, sorted; ``timeout`` is in microseconds, as Triton has it: BadRequest."""
+    """A request's checked parameters, sorted; ``timeout`` is in microseconds, as in Triton: BadRequest."""
     if not parameters:
         return _NO_OPTIONS
     for_model = {}
@@ -255,9 +255,9 @@ def check_size(name: str, datatype: Datatype, shape: list[int], raw: Buffer) -> 
             raise BadRequest(f"input {name!r}: shape {shape} needs {count} elements, got {found}")
 
 
-def json_refusal(output: str, what: str) -> BadRequest:
-    """An output that JSON cannot carry, as Triton has it too."""
+def json_refusal(output: str) -> BadRequest:
+    """An output of a datatype that JSON cannot carry; Triton refuses it too."""
     return BadRequest(
-        f"output {output!r}: {what} cannot be sent as JSON; ask for it as binary data "
-        "(parameters: binary_data or binary_data_output)"
+        f"output {output!r}: {' and '.join(sorted(BINARY_ONLY))} cannot be sent as JSON; ask for binary data "
+        "(parameter binary_data of the output, or binary_data_output of the request)"
     )

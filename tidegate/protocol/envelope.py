@@ -41,6 +41,8 @@ READABLE = frozenset({1})
 REQUESTS, REPLIES, CANCELS = 1, 2, 3
 
 RETRY_SAFE, STREAM, CLAIM = 0x01, 0x02, 0x04
+# Three bits of the flags: 1 goes first, LAST_PRIORITY last, 0 says nothing.
+PRIORITY_SHIFT, LAST_PRIORITY = 4, 7
 OK, FAILED, CHUNK, END = 0, 1, 2, 3
 CLAIMED = 0x80
 

@@ -145,11 +145,12 @@ def encode(
     for tensor, raw in zip(outputs, data, strict=True):
         shape = [rows, *tensor.dims] if rows else list(tensor.dims)
         item: dict[str, Any] = {"name": tensor.name, "datatype": tensor.datatype.name, "shape": shape}
-        if forms.get(tensor.name, request.binary):
+        values = None if forms.get(tensor.name, request.binary) else _values(tensor, raw)
+        if values is None:  # asked for in binary, or strings that are no text
             item["parameters"] = {"binary_data_size": len(raw)}
             tail.append(raw)
         else:
-            item["data"] = _values(tensor, raw)
+            item["data"] = values
         items.append(item)
     answer: dict[str, Any] = {"model_name": model, "model_version": version, "outputs": items}
     if request.id:
@@ -157,17 +158,13 @@ def encode(
     if parameters:
         answer["parameters"] = parameters
     head = orjson.dumps(answer, option=orjson.OPT_SERIALIZE_NUMPY)
-    if (
-        b"null" in head
-    ):  # what orjson writes for NaN and infinities; Triton writes them out, and clients read them
+    if b"null" in head:
+        # So orjson writes NaN and infinities; Triton writes them by name, and its clients read that.
         head = json.dumps(answer, separators=(",", ":"), default=lambda array: array.tolist()).encode()
     return (b"".join((head, *tail)), len(head)) if tail else (head, None)
 
 
 def _values(tensor: Tensor, raw: Buffer) -> Any:
     if tensor.datatype.name in BINARY_ONLY:
-        raise json_refusal(tensor.name, tensor.datatype.name)
-    values = to_json(tensor.datatype, raw)
-    if values is None:
-        raise json_refusal(tensor.name, "what is not UTF-8")
-    return values
+        raise json_refusal(tensor.name)
+    return to_json(tensor.datatype, raw)

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import fcntl
 import hashlib
 import json
 import os
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import httpx
 
+from services.worker.adapters.file_lock import alone
 from tidegate import telemetry
 from tidegate.errors import NotFound, TidegateError, Unavailable
 
@@ -43,7 +42,7 @@ class ArtifactCache:
         """
         self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         path = self._folder / sha256
-        async with _alone(path.with_suffix(".lock")):
+        async with alone(path.with_suffix(".lock")):
             if await asyncio.to_thread(_is_whole, path, sha256, size):
                 return path
             await self._download(f"{registry_url.rstrip('/')}/v1/artifacts/{sha256}", token, path, size)
@@ -99,22 +98,6 @@ def _check_status(answer: httpx.Response, sha256: str) -> None:
         raise TidegateError("The registry refuses this worker's service token.", reason="unauthorized")
     if answer.status_code != 200:
         raise Unavailable(f"the registry answered {answer.status_code}")
-
-
-@contextlib.asynccontextmanager
-async def _alone(lock: Path) -> AsyncIterator[None]:
-    """Hold a file lock, so that of several workers that start together one downloads."""
-    handle = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        while True:
-            # Polled, because a thread that blocks in flock could not be cancelled.
-            with contextlib.suppress(BlockingIOError):
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            await asyncio.sleep(0.05)
-        yield
-    finally:
-        os.close(handle)
 
 
 def _look(path: Path) -> list[int]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tidegate.errors import Unavailable
@@ -16,12 +16,18 @@ _PASSED_ON = ("CUDA_", "NVIDIA_", "NCCL_", "TZ", "LANG", "LC_", "HOME", "TMPDIR"
 
 @dataclass(frozen=True)
 class TritonInstall:
-    """A usable Triton: from the wheel under the runtime folder, or a native one."""
+    """A usable Triton: from the wheel under the runtime folder, or a native one.
+
+    ``model_bin`` has the Python that runs models, None: the system's. ``lower_bins`` are those that it is
+    layered on, ``constraints`` what this Triton demands of their packages, as pip reads it.
+    """
 
     server: Path
     backends_dir: Path
     model_bin: Path | None
     libraries: tuple[Path, ...] = ()
+    lower_bins: tuple[Path, ...] = ()
+    constraints: tuple[str, ...] = ()
 
     @classmethod
     def find(cls, runtime: Path, server: Path | None = None, backends: Path | None = None) -> TritonInstall:
@@ -41,7 +47,9 @@ class TritonInstall:
                 raise Unavailable(
                     f"The models' Python is not at {model_bin}: run `make up`, or set TIDEGATE_RUNTIME_DIR."
                 )
-            found = cls(binary, backends or triton / "backends", model_bin, libraries)
+            backends = backends or triton / "backends"
+            # With numpy 2 a model loads, and then each of its answers fails.
+            found = cls(binary, backends, model_bin, libraries, constraints=("numpy<2",))
         if not os.access(found.server, os.X_OK):
             raise Unavailable(
                 f"There is no tritonserver at {found.server}: run `make up`, or set TIDEGATE_TRITON_SERVER."
@@ -58,14 +66,23 @@ class TritonInstall:
             return frozenset()
         return frozenset(path.name for path in self.backends_dir.iterdir() if path.is_dir())
 
-    def has_module(self, name: str) -> bool:
-        """Whether the Python that runs models has the module ``name`` installed."""
-        python = (
+    @property
+    def python(self) -> Path:
+        """The Python that runs models."""
+        return (
             self.model_bin / "python3"
             if self.model_bin
             else Path(shutil.which("python3") or "/usr/bin/python3")
         )
-        roots = {python.absolute().parent.parent, python.resolve().parent.parent}
+
+    def layered(self, model_bin: Path) -> TritonInstall:
+        """The same with models run by another Python, which sees the packages of this one."""
+        return replace(self, model_bin=model_bin, lower_bins=(self.python.parent, *self.lower_bins))
+
+    def has_module(self, name: str) -> bool:
+        """Whether the Python that runs models has the module ``name`` installed."""
+        pythons = [self.python, *(lower / "python3" for lower in self.lower_bins)]
+        roots = {p.parent.parent for python in pythons for p in (python.absolute(), python.resolve())}
         return any(
             any(root.glob(f"{lib}/python3*/*-packages/{name}"))
             for root in roots

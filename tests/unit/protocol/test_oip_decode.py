@@ -180,7 +180,7 @@ def test_a_sequence_of_zero_is_none():
         (b"", "the request is not JSON: "),
         (b"{", "the request is not JSON: "),
         (b"\xff", "the request is not JSON: "),
-        (b'{"inputs": [NaN]}', "the request is not JSON: "),
+        (b'{"inputs": [nan]}', "the request is not JSON: "),
         (b"[]", "the request must be a JSON object with 'inputs'"),
         (b"null", "the request must be a JSON object with 'inputs'"),
     ],
@@ -338,8 +338,8 @@ def test_wrong_binary_strings(raw, message):
         ({"outputs": [{"name": "q"}]}, "output 'q' does not exist; the model gives ['y']"),
         ({"outputs": [{"name": "y", "parameters": 1}]}, "output 'y': 'parameters' must be an object"),
         (
-            {"outputs": [{"name": "y", "parameters": {"classification": 3}}]},
-            "output 'y': the classification parameter is not supported",
+            {"outputs": [{"name": "y", "parameters": {"classification": -3}}]},
+            "output 'y': classification must be a number of classes, got -3",
         ),
         (
             {"outputs": [{"name": "y", "parameters": {"shared_memory_region": "r"}}]},

@@ -1,0 +1,194 @@
+"""Python environments of versions that bring requirements: layered on the models' one, kept per host.
+
+``<folder>/<digest>/`` is a virtual environment, ``<digest>.ok`` says that it is whole, ``<digest>.log`` is
+what pip wrote. It is built in place, because an environment's scripts name their own path, and the ``.ok``
+file is what makes it one step: without it the folder is begun anew.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import signal
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from services.worker.adapters.file_lock import alone
+from services.worker.adapters.triton_install import TritonInstall
+from tidegate import telemetry
+from tidegate.errors import ModelFailed
+
+log = telemetry.logger(__name__)
+
+# What pip, and the build of a package from its source, may see of our environment: no credential of Tidegate.
+_SEEN = frozenset(
+    "PATH HOME USER TMPDIR TZ LANG NETRC CC CXX CFLAGS CXXFLAGS LDFLAGS SSH_AUTH_SOCK"
+    " REQUESTS_CA_BUNDLE CURL_CA_BUNDLE TIDEGATE_REPLICA".split()
+)
+_SEEN_PREFIXES = ("PIP_", "LC_", "SSL_CERT_", "XDG_", "GIT_")
+_PROXIES = frozenset({"http_proxy", "https_proxy", "all_proxy", "no_proxy"})
+# These would put the packages elsewhere.
+_ASTRAY = frozenset(
+    {"PIP_TARGET", "PIP_PREFIX", "PIP_ROOT", "PIP_USER", "PIP_PYTHON", "PIP_REQUIRE_VIRTUALENV"}
+)
+_FLAGS = (
+    "--no-input", "--disable-pip-version-check", "--root-user-action=ignore", "--progress-bar=off",
+    "--no-warn-script-location",
+)  # fmt: skip
+_TELLING = ("Collecting", "Downloading", "Using cached", "Building", "Installing")
+_TAIL_LINES = 12
+LONGEST_LINE = 1024 * 1024
+
+_DESCRIBE = (
+    "import json, site, sys; print(json.dumps([sys.version, sys.prefix,"
+    " [p for p in site.getsitepackages() if p in sys.path]]))"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Base:
+    """The models' Python: what an environment is layered on."""
+
+    python: Path
+    version: str
+    prefix: str
+    site_packages: tuple[str, ...]
+
+    def packages(self) -> list[str]:
+        """What is installed, with versions: a change asks for the environments above it to be made anew."""
+        return sorted(p.name for site in self.site_packages for p in Path(site).glob("*.dist-info"))
+
+
+class Environments:
+    """The environments in ``folder``. ``tell`` gets the progress in words."""
+
+    def __init__(self, folder: Path, install: TritonInstall, tell: Callable[[str], None]) -> None:
+        self._folder = folder.absolute()
+        self._install = install
+        self._tell = tell
+
+    async def provide(
+        self, requirements: Sequence[str], env: Mapping[str, str], timeout_s: float
+    ) -> TritonInstall:
+        """Triton with a Python that has the requirements; built unless this host has it already.
+
+        pip's own settings in ``env`` (``PIP_*``) hold over this process's. Raises ModelFailed with pip's
+        words.
+        """
+        settings = {key: value for key, value in env.items() if key.startswith("PIP_")}
+        self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        try:
+            async with asyncio.timeout(timeout_s):
+                base = await self._base()
+                path = self._folder / self._digest(base, requirements, settings)
+                waiting = "waiting for another replica to install the requirements"
+                async with alone(path.with_suffix(".lock"), lambda: self._tell(waiting)):
+                    if not (path.with_suffix(".ok").exists() and (path / "bin" / "python3").exists()):
+                        await self._build(path, base, requirements, settings)
+        except TimeoutError:
+            raise ModelFailed(f"The requirements were not installed within {timeout_s:g} s.") from None
+        return self._install.layered(path / "bin")
+
+    async def _base(self) -> Base:
+        python = self._install.python
+        code, words = await _run([str(python), "-I", "-c", _DESCRIBE], _environment({}))
+        if code != 0:
+            raise ModelFailed(f"The models' Python {python} does not run: {words}")
+        version, prefix, site_packages = json.loads(words)
+        return Base(python, version, prefix, tuple(site_packages))
+
+    def _digest(self, base: Base, requirements: Sequence[str], settings: Mapping[str, str]) -> str:
+        parts = [
+            list(requirements), base.version, base.prefix, base.packages(),
+            list(self._install.constraints), sorted(settings.items()),
+        ]  # fmt: skip
+        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+    async def _build(
+        self, path: Path, base: Base, requirements: Sequence[str], settings: Mapping[str, str]
+    ) -> None:
+        self._tell("making an environment for the requirements")
+        path.with_suffix(".ok").unlink(missing_ok=True)
+        await asyncio.to_thread(shutil.rmtree, path, ignore_errors=True)
+        environment = _environment(settings)
+        code, words = await _run(
+            [str(base.python), "-I", "-m", "venv", "--without-pip", str(path)], environment
+        )
+        if code != 0:
+            raise ModelFailed(f"No environment for the requirements could be made: {words}")
+        (own,) = path.glob("lib/python3*/site-packages")
+        # addsitedir and not just the path: packages there may have .pth files of their own. What the version
+        # brings comes before it.
+        below = [f"import site; site.addsitedir({site!r})" for site in base.site_packages]
+        (own / "models.pth").write_text("\n".join(below) + "\n")
+        (path / "requirements.txt").write_text("\n".join(requirements) + "\n")
+        (path / "constraints.txt").write_text("\n".join(self._install.constraints) + "\n")
+        await self._install_into(path, environment)
+        path.with_suffix(".ok").touch()
+
+    async def _install_into(self, path: Path, environment: dict[str, str]) -> None:
+        command = [
+            sys.executable, "-m", "pip", "--python", str(path / "bin" / "python3"), "install", *_FLAGS,
+            "-r", str(path / "requirements.txt"), "-c", str(path / "constraints.txt"),
+        ]  # fmt: skip
+        self._tell("installing the requirements")
+        code, words = await _run(command, environment, self._progress)
+        path.with_suffix(".log").write_text(words)
+        if code != 0:
+            raise ModelFailed(f"The requirements cannot be installed: {_reason(words)}")
+        log.info("environment built", extra={"environment": path.name[:12]})
+
+    def _progress(self, line: str) -> None:
+        if line.startswith(_TELLING):
+            self._tell(f"installing the requirements: {line[:200]}")
+
+
+def _environment(settings: Mapping[str, str]) -> dict[str, str]:
+    seen = {
+        key: value
+        for key, value in os.environ.items()
+        if key in _SEEN or key.startswith(_SEEN_PREFIXES) or key.lower() in _PROXIES
+    }
+    kept = {key: value for key, value in (seen | dict(settings)).items() if key not in _ASTRAY}
+    return kept | {"PYTHONUNBUFFERED": "1"}
+
+
+def _reason(words: str) -> str:
+    """pip's errors, or the end of what it wrote if it names none."""
+    lines = [line.rstrip() for line in words.splitlines() if line.strip()]
+    errors = [line.removeprefix("ERROR: ") for line in lines if line.startswith("ERROR: ")]
+    return "\n".join(dict.fromkeys(errors) if errors else lines[-_TAIL_LINES:])
+
+
+async def _run(
+    command: Sequence[str], environment: Mapping[str, str], on_line: Callable[[str], None] = lambda _: None
+) -> tuple[int, str]:
+    """Exit code and output (errors included). Ends the command, and all that it started, with its caller."""
+    process = await asyncio.create_subprocess_exec(
+        *command,
+        env=dict(environment),
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+        # A group of its own, to be ended as one; the session stays, by which a launcher finds it.
+        process_group=0,
+        limit=LONGEST_LINE,
+    )
+    assert process.stdout is not None
+    lines = []
+    try:
+        async for raw in process.stdout:
+            lines.append(raw.decode(errors="replace"))
+            on_line(lines[-1].strip())
+        return await process.wait(), "".join(lines)
+    finally:
+        if process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            await process.wait()

@@ -1,0 +1,35 @@
+"""Taking turns between the workers of one host."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import os
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+POLL_S = 0.05
+
+
+@contextlib.asynccontextmanager
+async def alone(lock: Path, on_wait: Callable[[], None] = lambda: None) -> AsyncIterator[None]:
+    """Hold a file lock, so that of several workers that start together one does the work.
+
+    ``on_wait`` is called once if another one has it.
+    """
+    handle = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        waited = False
+        while True:
+            # Polled, because a thread that blocks in flock could not be cancelled.
+            with contextlib.suppress(BlockingIOError):
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            if not waited:
+                waited = True
+                on_wait()
+            await asyncio.sleep(POLL_S)
+        yield
+    finally:
+        os.close(handle)
