@@ -3,7 +3,7 @@
 
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help up down clean test check fmt lock bootstrap bootstrap-dev bare-test
+.PHONY: help up down clean test check fmt lock bootstrap bootstrap-dev bare-test docs bench bench-broker-tax bench-overload bench-heavy bench-mixups
 
 PY := .venv/bin/python
 STATE := $(or $(TIDEGATE_STATE_DIR),.tidegate)
@@ -22,7 +22,7 @@ FIND_PYTHON = for p in "$$TIDEGATE_PYTHON" $(PY) python3 python3.12 python3.11; 
 	command -v "$$p" >/dev/null 2>&1 || { echo "There is no $$p here: install Python 3.11 or 3.12."; exit 2; }
 
 help: ## show this list
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /|/' | awk -F'|' '{printf "  make %-10s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /|/' | awk -F'|' '{printf "  make %-16s %s\n", $$1, $$2}'
 
 bootstrap:
 	@$(FIND_PYTHON); exec "$$p" -m deploy.bootstrap
@@ -52,10 +52,32 @@ check: ## lint, format, types, import rules, sizes
 	$(PY) -m mypy
 	$(PY) .venv/bin/lint-imports --no-logo
 	$(PY) -m deploy.size_report
+	$(PY) -m deploy.settings_doc --check
 
 fmt: ## format the code and fix what can be fixed
 	$(PY) -m ruff check --fix .
 	$(PY) -m ruff format .
+
+docs: ## write the pages that are made from code
+	$(PY) -m deploy.settings_doc
+
+# A peer that cannot be installed is reported in the table and does not stop the others.
+bench: bootstrap ## measure Tidegate beside its peers (about 45 minutes)
+	-$(PY) -m benchmarks.install
+	$(PY) -m benchmarks.run $(BENCH_FLAGS)
+
+bench-broker-tax: bootstrap ## what the queue costs, by hop and by process
+	-$(PY) -m benchmarks.install --only triton
+	$(PY) -m benchmarks.broker_tax $(BENCH_FLAGS)
+
+bench-overload: bootstrap ## offered load from 0.5 to 3 times the capacity: goodput, waits, refusals
+	$(PY) -m benchmarks.overload $(BENCH_FLAGS)
+
+bench-heavy: bootstrap ## envelopes with heavy models, and a light and a heavy one side by side
+	$(PY) -m benchmarks.heavy $(BENCH_FLAGS)
+
+bench-mixups: bootstrap ## 100,000 requests of mixed sizes, each answer checked against its input
+	$(PY) -m benchmarks.mixups $(BENCH_FLAGS)
 
 bare-test: ## the same as a new user, in a container with nothing but git, make and python3
 	@exec tests/bare/run.sh

@@ -11,7 +11,7 @@ from pathlib import Path
 FILE_LIMIT = 500
 FUNCTION_NOTICE = 50
 SHOWN = 5
-FOLDERS = ("tidegate", "services", "examples", "deploy", "tests")
+FOLDERS = ("tidegate", "services", "examples", "deploy", "benchmarks", "tests")
 
 
 def python_files(root: Path) -> list[Path]:

@@ -1,0 +1,86 @@
+"""What must be shown, checked against the results of one run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from benchmarks.peer import Peer, Role
+from benchmarks.report import Results
+from benchmarks.workloads import Name
+
+
+@dataclass(frozen=True, slots=True)
+class Bar:
+    """One bar: met, missed, or not judged because a figure is missing."""
+
+    text: str
+    verdict: Literal["PASS", "MISS", "SKIP"]
+    detail: str
+
+    def line(self) -> str:
+        """For the screen."""
+        return f"{self.verdict}  {self.text}: {self.detail}"
+
+
+def judge(results: Results, peers: Sequence[Peer]) -> list[Bar]:
+    """Every bar. Against Triton the better of its variants counts: that is the harder one."""
+    names = _names(peers)
+    return [
+        _faster(results, "digits", 64, names["reference"], 0.5, "Triton asked directly"),
+        _faster(results, "digits", 64, ["fastapi"], 1.0, "FastAPI + onnxruntime in process"),
+        _faster(results, "digits", 64, names["server"], 3.0, "the best of the model servers"),
+        _faster(results, "digits", 64, names["queue"], 12.0, "FastAPI + Celery"),
+        _quicker_plus(results, "digits", names["reference"], 1.0, "Triton asked directly"),
+        _quicker_times(results, "digits", names["queue"], 0.6, "FastAPI + Celery"),
+        _faster(results, "image", 16, names["queue"], 2.0, "FastAPI + Celery"),
+        _faster(results, "image", 16, names["reference"], 0.25, "Triton asked directly"),
+    ]
+
+
+def _names(peers: Sequence[Peer]) -> dict[Role, list[str]]:
+    roles: tuple[Role, ...] = ("reference", "tidegate", "server", "queue", "limit")
+    return {role: [peer.name for peer in peers if peer.role == role] for role in roles}
+
+
+def _faster(
+    results: Results, workload: Name, connections: int, others: Iterable[str], factor: float, who: str
+) -> Bar:
+    text = f"{workload}, {connections} connections: at least {factor:g}x {who}"
+    ours = results.rate("tidegate", workload, connections)
+    rates = {n: r for n in others if (r := results.rate(n, workload, connections)) is not None}
+    if ours is None or not rates:
+        return _skipped(text, ours)
+    best = max(rates, key=lambda name: rates[name])
+    told = f"{ours / rates[best]:.2f}x ({ours:,.0f} against {rates[best]:,.0f} req/s of {best})"
+    return Bar(text, "PASS" if ours >= factor * rates[best] else "MISS", told)
+
+
+def _quicker_plus(results: Results, workload: Name, others: Iterable[str], extra_ms: float, who: str) -> Bar:
+    text = f"{workload}, 1 connection: p50 at most {who} + {extra_ms:g} ms"
+    ours, best = _p50s(results, workload, others)
+    if ours is None or best is None:
+        return _skipped(text, ours)
+    told = f"{ours:.2f} ms against {best:.2f} ms, +{ours - best:.2f} ms"
+    return Bar(text, "PASS" if ours <= best + extra_ms else "MISS", told)
+
+
+def _quicker_times(results: Results, workload: Name, others: Iterable[str], factor: float, who: str) -> Bar:
+    text = f"{workload}, 1 connection: p50 at most {factor:g}x {who}"
+    ours, best = _p50s(results, workload, others)
+    if ours is None or best is None:
+        return _skipped(text, ours)
+    told = f"{ours / best:.2f}x ({ours:.2f} ms against {best:.2f} ms)"
+    return Bar(text, "PASS" if ours <= factor * best else "MISS", told)
+
+
+def _p50s(results: Results, workload: Name, others: Iterable[str]) -> tuple[float | None, float | None]:
+    found = [p50 for name in others if (p50 := results.p50_ms(name, workload, 1)) is not None]
+    return results.p50_ms("tidegate", workload, 1), min(found, default=None)
+
+
+def _skipped(text: str, ours: float | None) -> Bar:
+    return Bar(
+        text, "SKIP", "the other side was not measured" if ours is not None else "Tidegate was not measured"
+    )

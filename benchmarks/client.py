@@ -1,0 +1,68 @@
+"""A small HTTP/1.1 client on asyncio streams: for loads that wrk cannot make, and to read headers."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+HOST = "127.0.0.1"
+LINE_LIMIT = 2**20
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A whole answer; header names are in lower case."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+
+class Client:
+    """Keeps connections open between requests; as many at once as there are callers."""
+
+    def __init__(self, port: int) -> None:
+        self._port = port
+        self._idle: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = []
+
+    async def post(self, path: str, body: bytes, headers: Mapping[str, str]) -> Answer:
+        """Send one request and read its answer. Raises OSError or EOFError when the connection breaks.
+
+        A cancelled request closes its connection, as a caller that hangs up does.
+        """
+        connection = self._idle.pop() if self._idle else await self._open()
+        reader, writer = connection
+        done = False
+        try:
+            lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
+            head = f"POST {path} HTTP/1.1\r\nHost: {HOST}\r\nContent-Length: {len(body)}\r\n{lines}\r\n"
+            writer.write(head.encode() + body)
+            answer = await _read(reader)
+            done = True
+        finally:
+            if done:
+                self._idle.append(connection)
+            else:
+                writer.close()
+        return answer
+
+    def close(self) -> None:
+        """Close the connections that are idle."""
+        for _, writer in self._idle:
+            writer.close()
+        self._idle.clear()
+
+    async def _open(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        return await asyncio.open_connection(HOST, self._port, limit=LINE_LIMIT)
+
+
+async def _read(reader: asyncio.StreamReader) -> Answer:
+    head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
+    headers = {
+        name.lower(): value.strip()
+        for name, colon, value in (line.partition(":") for line in head[1:])
+        if colon
+    }
+    body = await reader.readexactly(int(headers.get("content-length", "0")))
+    return Answer(int(head[0].split(" ", 2)[1]), headers, body)

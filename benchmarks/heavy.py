@@ -1,0 +1,142 @@
+"""``python -m benchmarks.heavy``: envelopes must cost nothing where they cannot gain anything.
+
+A model that sleeps 20 ms, 4 workers, 64 connections: the gateway as shipped against one that sends every
+request as a message of its own, in turns. Then a light and a heavy Deployment side by side.
+"""
+
+from __future__ import annotations
+
+import argparse
+from contextlib import ExitStack
+from pathlib import Path
+from statistics import median
+
+from benchmarks import load, options, report, session, sleeper, stack, workloads
+from benchmarks.load import Figures, Load
+from benchmarks.stack import Stack
+from benchmarks.workloads import Exchange
+
+WORKERS, CONNECTIONS, LIGHT_CONNECTIONS = 4, 64, 4
+SINGLE = {"TIDEGATE_ENVELOPE_MAX_FRAMES": "1"}
+RATE_SHARE, P99_SHARE, MIX_SHARE = 0.97, 1.10, 0.90
+
+Runs = dict[str, list[Figures]]
+
+
+def main() -> int:
+    """Measure, print, write heavy.json; 1 when a bar is missed."""
+    chosen = _arguments()
+    machine = report.machine()
+    with session.session():
+        runs = measure(chosen.repeats, chosen.seconds)
+    print(f"\n{report.machine_line(machine)}; {chosen.seconds} s a run, {chosen.repeats} rounds\n")
+    verdicts = judge(runs)
+    print(_table(runs), "\n".join(f"{verdict}  {text}" for verdict, text in verdicts), sep="\n\n")
+    out: Path = chosen.out / "heavy.json"
+    figures = {name: [run.to_json() for run in all_runs] for name, all_runs in runs.items()}
+    report.write_json(out, {"machine": machine, "runs": figures, "bars": verdicts})
+    print(f"\nResults: {out}")
+    return 1 if any(verdict == "MISS" for verdict, _ in verdicts) else 0
+
+
+def measure(repeats: int, seconds: int) -> Runs:
+    """Both stacks side by side, one of them idle while the other is loaded."""
+    runs: Runs = {}
+    heavy, light = sleeper.exchange(), workloads.exchange("identity", "oip")
+    with ExitStack() as held:
+        shipped = _start(held, "heavy-envelopes", {})
+        single = _start(held, "heavy-single", SINGLE)
+        shipped.deploy(stack.EXAMPLES / "identity" / "model.py", "identity")
+        for number in range(repeats):
+            print(f"round {number + 1} of {repeats}", flush=True)
+            for name, running in (("envelopes", shipped), ("single", single)):
+                load.warm(running.url, heavy, CONNECTIONS)
+                keep(runs, name, load.measure(running.url, heavy, CONNECTIONS, seconds))
+            load.warm(shipped.url, light, LIGHT_CONNECTIONS)
+            keep(runs, "light alone", load.measure(shipped.url, light, LIGHT_CONNECTIONS, seconds))
+            mixed(runs, shipped, light, heavy, seconds)
+    return runs
+
+
+def mixed(runs: Runs, running: Stack, light: Exchange, heavy: Exchange, seconds: int) -> None:
+    """Both loads at once."""
+    with ExitStack() as held:
+        both = [
+            (name, Load(running.url, exchange, connections, seconds))
+            for name, exchange, connections in (
+                ("light beside heavy", light, LIGHT_CONNECTIONS),
+                ("heavy beside light", heavy, CONNECTIONS),
+            )
+        ]
+        for _, each in both:
+            held.callback(each.stop)
+        for name, each in both:
+            keep(runs, name, each.result())
+
+
+def keep(runs: Runs, name: str, figures: Figures) -> None:
+    """Keep one run and show it."""
+    runs.setdefault(name, []).append(figures)
+    print(
+        f"  {name:19} {figures.rate:8,.1f} req/s  p99 {figures.p99_ms:7.1f} ms  {figures.errors} errors",
+        flush=True,
+    )
+
+
+def judge(runs: Runs) -> list[tuple[str, str]]:
+    """The bars, on the medians of the rounds."""
+    rate, p99 = _medians(runs)
+    beside, mixed_light = rate["heavy beside light"], rate["light beside heavy"]
+    errors = float(sum(run.errors for each in runs.values() for run in each))
+    return [
+        _bar("envelopes against single messages, throughput", rate["envelopes"] / rate["single"], RATE_SHARE),
+        _bar(
+            "envelopes against single messages, p99", p99["envelopes"] / p99["single"], P99_SHARE, most=True
+        ),
+        _bar("heavy beside light against alone, throughput", beside / rate["envelopes"], MIX_SHARE),
+        _bar("light beside heavy against alone, throughput", mixed_light / rate["light alone"], MIX_SHARE),
+        _bar("errors", errors, 0, most=True),
+    ]
+
+
+def _bar(text: str, value: float, limit: float, *, most: bool = False) -> tuple[str, str]:
+    met = value <= limit if most else value >= limit
+    return "PASS" if met else "MISS", f"{text}: {value:.2f}, {'at most' if most else 'at least'} {limit:.2f}"
+
+
+def _medians(runs: Runs) -> tuple[dict[str, float], dict[str, float]]:
+    return (
+        {name: median(run.rate for run in each) for name, each in runs.items()},
+        {name: median(run.p99_ms for run in each) for name, each in runs.items()},
+    )
+
+
+def _table(runs: Runs) -> str:
+    rows = [
+        [
+            name,
+            str(each[0].connections),
+            f"{median(run.rate for run in each):,.1f}",
+            f"{median(run.p50_ms for run in each):.1f}",
+            f"{median(run.p99_ms for run in each):.1f}",
+            str(sum(run.errors for run in each)),
+        ]
+        for name, each in runs.items()
+    ]
+    return report.table(["", "connections", "req/s", "p50 ms", "p99 ms", "errors"], rows)
+
+
+def _start(held: ExitStack, name: str, extra: dict[str, str]) -> Stack:
+    print(f"starting {name}, {WORKERS} workers", flush=True)
+    running = held.enter_context(stack.tidegate(name, extra))
+    sleeper.deploy(running, replicas=WORKERS)
+    return running
+
+
+def _arguments() -> argparse.Namespace:
+    parser = options.parser(__doc__, seconds=10, repeats=3)
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    session.run(main)

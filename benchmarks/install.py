@@ -1,0 +1,91 @@
+"""``python -m benchmarks.install``: one virtual environment for each peer.
+
+Idempotent: an environment that holds its lock is left alone. A peer that cannot be installed is reported
+and does not keep the others from being installed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import sys
+import time
+from pathlib import Path
+
+from benchmarks import places
+from deploy.bootstrap import environments
+from deploy.bootstrap.command import Runner
+from deploy.bootstrap.places import Places
+from deploy.bootstrap.step import StepFailed, Tell
+
+WRK_MISSING = "wrk, the load generator, is missing: sudo apt-get install wrk"
+
+
+def installable() -> list[str]:
+    """Every environment that there is a lock for: the peers and the charts."""
+    return [*sorted(lock.parent.name for lock in places.PEERS.glob("*/requirements.lock")), places.PLOT]
+
+
+def installed(name: str) -> bool:
+    """Whether the environment holds exactly its lock."""
+    return environments.filled(places.environment(name), places.lock(name), _stamp(name))
+
+
+def install(name: str, runner: Runner) -> None:
+    """Make the environment and fill it; raises StepFailed with the remedy."""
+    env = places.environment(name)
+    here = Places(places.ROOT, Path(sys.prefix), places.runtime_dir())
+    log = places.bench_dir() / "log" / f"install-{name}.log"
+    environments.create(here, env, runner, log=log, pip=False)
+    environments.install(here, env, [places.lock(name)], runner, log, _told(name))
+    _stamp(name).write_text(environments.lock_fingerprint(places.lock(name)))
+    if not environments.filled(env, places.lock(name), _stamp(name)):
+        raise StepFailed(f"{name}: pip left out packages of the lock.", f"Read {log}.", log)
+
+
+def _stamp(name: str) -> Path:
+    return places.environment(name) / ".stamp"
+
+
+def _told(name: str) -> Tell:
+    """Progress in one line that is written over on a terminal, and not at all elsewhere."""
+    width = shutil.get_terminal_size().columns - 1
+
+    def tell(detail: str) -> None:
+        if sys.stdout.isatty():
+            print(f"\r\x1b[2K{f'  ..  {name}: {detail}'[:width]}", end="\r", flush=True)
+
+    return tell
+
+
+def main() -> int:
+    """Install what is missing; 1 when something could not be."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--only", nargs="+", choices=installable(), metavar="PEER", help="install only these")
+    names: list[str] = parser.parse_args().only or installable()
+    runner, failed = Runner(), []
+    try:
+        for number, name in enumerate(names, start=1):
+            began, head = time.monotonic(), f"[{number}/{len(names)}] {name}"
+            if installed(name):
+                print(f"{head}: is there")
+                continue
+            print(f"{head}: installing")
+            try:
+                install(name, runner)
+                print(f"{head}: installed in {time.monotonic() - began:.0f} s")
+            except StepFailed as failure:
+                failed.append(name)
+                print(f"{head}: FAILED. {failure.what}\n  {failure.remedy}\n  Log: {failure.log}")
+    except KeyboardInterrupt:
+        runner.end()
+        return 130
+    if shutil.which("wrk", path=os.environ.get("PATH")) is None:
+        print(WRK_MISSING)
+        failed.append("wrk")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

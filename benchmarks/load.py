@@ -1,0 +1,112 @@
+"""Load by wrk: a closed loop of so many connections, each with one request at a time."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import tempfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks import places
+from benchmarks.errors import BenchmarkFailed
+from benchmarks.install import WRK_MISSING
+from benchmarks.workloads import Exchange
+
+SCRIPT = places.HERE / "wrk" / "post.lua"
+REQUEST_LIMIT_S = 30
+WARM_S = 1
+
+
+class LoadFailed(BenchmarkFailed):
+    """wrk is missing or gave no figures."""
+
+
+@dataclass(frozen=True, slots=True)
+class Figures:
+    """What one run of wrk saw. ``errors`` counts answers that are not 2xx, and broken connections."""
+
+    connections: int
+    requests: int
+    seconds: float
+    p50_ms: float
+    p90_ms: float
+    p99_ms: float
+    max_ms: float
+    errors: int
+
+    @property
+    def rate(self) -> float:
+        """Requests per second that were answered well."""
+        return max(0, self.requests - self.errors) / self.seconds if self.seconds else 0.0
+
+    @property
+    def valid(self) -> bool:
+        """A run counts only when every answer was a good one."""
+        return self.errors == 0 and self.requests > 0
+
+    def to_json(self) -> dict[str, Any]:
+        """As a plain object, with the rate."""
+        return asdict(self) | {"rate": self.rate, "valid": self.valid}
+
+
+class Load:
+    """A run of wrk that goes on; ``result`` waits for its figures."""
+
+    def __init__(self, base_url: str, exchange: Exchange, connections: int, seconds: int) -> None:
+        wrk = shutil.which("wrk")
+        if wrk is None:
+            raise LoadFailed(WRK_MISSING)
+        self._connections = connections
+        self._limit_s = seconds + REQUEST_LIMIT_S + 15
+        self._folder = tempfile.TemporaryDirectory(prefix="tidegate-bench-")
+        body, headers = Path(self._folder.name, "body"), Path(self._folder.name, "headers")
+        body.write_bytes(exchange.body)
+        headers.write_text("".join(f"{name}: {value}\n" for name, value in exchange.headers.items()))
+        options = [f"-c{connections}", "-t1", f"-d{seconds}s", f"--timeout={REQUEST_LIMIT_S}s"]
+        self._process = subprocess.Popen(
+            [wrk, *options, "-s", str(SCRIPT), base_url + exchange.path],
+            env={"BENCH_BODY": str(body), "BENCH_HEADERS": str(headers)},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    def result(self) -> Figures:
+        """The figures, when the run has ended. Raises LoadFailed."""
+        try:
+            output, _ = self._process.communicate(timeout=self._limit_s)
+        except subprocess.TimeoutExpired:
+            raise LoadFailed("wrk did not end in time") from None
+        finally:
+            self.stop()
+        line = next((text for text in output.splitlines() if text.startswith("BENCH ")), None)
+        if line is None:
+            raise LoadFailed(f"wrk gave no figures: {output.strip()[-300:]}")
+        told = json.loads(line.removeprefix("BENCH "))
+        errors = told.pop("bad_status") + told.pop("broken") + told.pop("timeouts")
+        return Figures(connections=self._connections, errors=errors, **told)
+
+    def stop(self) -> None:
+        """End it at once, if it still runs."""
+        if self._process.poll() is None:
+            self._process.kill()
+        self._process.wait()
+        self._folder.cleanup()
+
+
+def measure(base_url: str, exchange: Exchange, connections: int, seconds: int) -> Figures:
+    """Load a server for so long. Raises LoadFailed."""
+    load = Load(base_url, exchange, connections, seconds)
+    try:
+        return load.result()
+    finally:
+        load.stop()
+
+
+def warm(base_url: str, exchange: Exchange, connections: int) -> None:
+    """Let a server get used to the load that follows; nothing is kept."""
+    measure(base_url, exchange, connections, WARM_S)

@@ -1,0 +1,72 @@
+"""What is measured: one folder below ``peers/`` each, with a ``peer.toml`` that says how to start it."""
+
+from __future__ import annotations
+
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from benchmarks import places
+from benchmarks.workloads import Name, Wire
+
+Role = Literal["reference", "tidegate", "server", "queue", "limit"]
+"""Triton asked directly; Tidegate; a model server; a web framework with a task queue; serving in process."""
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """A server to be measured.
+
+    ``command`` may hold ``{python}`` (of the peer's own environment), ``{ours}`` (of the checkout),
+    ``{bin}`` and ``{port}``; several commands are started together. ``needs`` names servers that must run
+    first. ``setup`` says for the table's reader how it is configured.
+    """
+
+    name: str
+    title: str
+    role: Role
+    setup: str
+    commands: tuple[tuple[str, ...], ...]
+    wires: dict[Name, Wire]
+    ready: str
+    needs: tuple[str, ...] = ()
+    start_limit_s: float = 60.0
+
+    @property
+    def folder(self) -> Path:
+        """Where its files are."""
+        return places.PEERS / self.name.partition("@")[0]
+
+    @property
+    def has_environment(self) -> bool:
+        """Whether it wants packages of its own."""
+        return (self.folder / "requirements.lock").exists()
+
+
+def all_peers() -> list[Peer]:
+    """Every peer, Triton and Tidegate first. A file may describe variants of one server."""
+    found = [peer for path in places.PEERS.glob("*/peer.toml") for peer in _read(path)]
+    order: tuple[Role, ...] = ("reference", "tidegate", "server", "queue", "limit")
+    return sorted(found, key=lambda peer: (order.index(peer.role), peer.name))
+
+
+def _read(path: Path) -> list[Peer]:
+    given = tomllib.loads(path.read_text())
+    variants: dict[str, dict[str, Any]] = given.pop("variants", {})
+    name = path.parent.name
+    return [_peer(name, given), *(_peer(f"{name}@{key}", given | own) for key, own in variants.items())]
+
+
+def _peer(name: str, given: dict[str, Any]) -> Peer:
+    return Peer(
+        name=name,
+        title=given["title"],
+        role=given["role"],
+        setup=given["setup"],
+        commands=tuple(tuple(command) for command in given.get("commands", ())),
+        wires=given["wires"],
+        ready=given.get("ready", "/ready"),
+        needs=tuple(given.get("needs", ())),
+        start_limit_s=given.get("start_limit_s", 60.0),
+    )

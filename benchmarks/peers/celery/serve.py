@@ -1,0 +1,46 @@
+"""The web side: hands each request to Celery and waits for its result, in FastAPI's thread pool."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import models
+import tasks
+import uvicorn
+from fastapi import Body, FastAPI
+from fastapi.responses import ORJSONResponse
+
+app = FastAPI(default_response_class=ORJSONResponse)
+LIMIT_S = 30
+
+
+@app.get("/ready")
+def ready() -> dict[str, Any]:
+    """Ready when the pool answers."""
+    return {"ready": tasks.ping.delay().get(timeout=5)}
+
+
+@app.post("/identity")
+def identity(x: Annotated[list[list[float]], Body(embed=True)]) -> dict[str, Any]:
+    """``x`` to ``y``."""
+    return {"y": tasks.identity.delay(x).get(timeout=LIMIT_S)}
+
+
+@app.post("/digits")
+def digits(image: Annotated[list[list[float]], Body(embed=True)]) -> dict[str, Any]:
+    """``image`` to ``label`` and ``probabilities``."""
+    answer: dict[str, Any] = tasks.digits.delay(image).get(timeout=LIMIT_S)
+    return answer
+
+
+@app.post("/image")
+def image(body: Annotated[bytes, Body(media_type="application/octet-stream")]) -> dict[str, Any]:
+    """Raw bytes to ``mean``."""
+    return {"mean": tasks.mean.delay(body).get(timeout=LIMIT_S)}
+
+
+if __name__ == "__main__":
+    uvicorn.run(
+        app, host="127.0.0.1", port=models.port(), loop="uvloop", http="httptools", access_log=False,
+        log_level="warning",
+    )  # fmt: skip

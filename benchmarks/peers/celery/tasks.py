@@ -1,0 +1,50 @@
+"""The Celery side: each process of the pool has the model."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import models
+import numpy as np
+from celery import Celery
+from celery.signals import worker_process_init
+
+app = Celery("tasks", broker=os.environ["BENCH_AMQP_URL"], backend=os.environ["BENCH_REDIS_URL"])
+# Pickle carries the 600 KB image as bytes; the default, JSON, would carry it as base64.
+app.conf.update(
+    task_serializer="pickle", result_serializer="pickle", accept_content=["json", "pickle"], result_expires=60
+)
+held: dict[str, Any] = {}
+
+
+@worker_process_init.connect
+def load(**_: Any) -> None:
+    """Load the model once per process of the pool."""
+    held["digits"] = models.digits_session()
+
+
+@app.task
+def ping() -> bool:
+    """To see that the pool works."""
+    return True
+
+
+@app.task
+def identity(x: list[list[float]]) -> list[list[float]]:
+    """``x`` as it came."""
+    rows: list[list[float]] = np.asarray(x, np.float32).tolist()
+    return rows
+
+
+@app.task
+def digits(image: list[list[float]]) -> dict[str, Any]:
+    """``label`` and ``probabilities`` of images."""
+    label, probabilities = models.run_digits(held["digits"], np.asarray(image, np.float32))
+    return {"label": label.tolist(), "probabilities": probabilities.tolist()}
+
+
+@app.task
+def mean(body: bytes) -> float:
+    """The mean of a raw image."""
+    return models.mean_of(models.image_of(body))

@@ -1,0 +1,52 @@
+"""Where the benchmarks keep their environments, their servers' data and their results."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+HERE = ROOT / "benchmarks"
+PEERS = HERE / "peers"
+PLOT = "plot"
+
+
+def bench_dir() -> Path:
+    """Everything that a benchmark writes: ``TIDEGATE_BENCH_DIR``, else ``bench`` in the state folder."""
+    chosen = os.environ.get("TIDEGATE_BENCH_DIR")
+    return Path(chosen).absolute() if chosen else state_dir() / "bench"
+
+
+def state_dir() -> Path:
+    """The state folder of the checkout, where ``make up`` installs."""
+    return Path(os.environ.get("TIDEGATE_STATE_DIR") or ROOT / ".tidegate").absolute()
+
+
+def runtime_dir() -> Path:
+    """The folder of Triton and of the models' environment, as `make up` installed them."""
+    return Path(os.environ.get("TIDEGATE_RUNTIME_DIR") or state_dir() / "runtime").absolute()
+
+
+def environment(name: str) -> Path:
+    """The virtual environment of a peer, or of the charts (``plot``)."""
+    return bench_dir() / "env" / name
+
+
+def python(name: str) -> Path:
+    """The interpreter of that environment."""
+    return environment(name) / "bin" / "python"
+
+
+def lock(name: str) -> Path:
+    """The hash-locked requirements that it is filled from."""
+    return (HERE if name == PLOT else PEERS / name) / "requirements.lock"
+
+
+def work_dir(name: str) -> Path:
+    """Where a server keeps its data and logs while it runs."""
+    return bench_dir() / "work" / name
+
+
+def results_dir() -> Path:
+    """Where results go unless ``--out`` says otherwise."""
+    return bench_dir() / "results"

@@ -1,0 +1,80 @@
+"""``plot.py KIND RESULTS.json PICTURE.png``: the chart of a result file, in an environment of its own."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+
+mpl.use("Agg")
+import matplotlib.pyplot as plt
+
+OURS, OTHERS, DIRECT = "#0a6cbd", "#9aa5b1", "#e08b2c"
+
+
+def peers(found: dict[str, Any]) -> Any:
+    """A row per workload, a column per number of connections: requests per second of every peer."""
+    connections = sorted({cell["connections"] for cell in found["medians"]})
+    names = list(found["workloads"])
+    figure, axes = plt.subplots(
+        len(names), len(connections), figsize=(5 * len(connections), 3.4 * len(names)), squeeze=False
+    )
+    for row, workload in enumerate(names):
+        for column, count in enumerate(connections):
+            cells = [c for c in found["medians"] if (c["workload"], c["connections"]) == (workload, count)]
+            _bars(axes[row][column], sorted(cells, key=lambda c: c["rate"]), found["titles"])
+            plural = "connection" if count == 1 else "connections"
+            axes[row][column].set_title(f"{found['workloads'][workload]}, {count} {plural}", fontsize=9)
+    return figure
+
+
+def _bars(axis: Any, cells: list[dict[str, Any]], titles: dict[str, str]) -> None:
+    colours = [
+        OURS if c["peer"] == "tidegate" else DIRECT if c["peer"].startswith("triton") else OTHERS
+        for c in cells
+    ]
+    drawn = axis.barh([titles[c["peer"]] for c in cells], [c["rate"] for c in cells], color=colours)
+    axis.bar_label(drawn, [f"{c['rate']:,.0f}" for c in cells], fontsize=7, padding=2)
+    axis.tick_params(labelsize=7)
+    axis.margins(x=0.15)
+    axis.set_xlabel("requests per second", fontsize=7)
+
+
+def overload(found: dict[str, Any]) -> Any:
+    """Goodput and sheds over offered load, and the p99 of what was accepted."""
+    steps = found["steps"]
+    offered = [step["offered_x"] for step in steps]
+    figure, (top, bottom) = plt.subplots(2, 1, figsize=(7, 7), sharex=True)
+    top.plot(offered, [step["goodput"] for step in steps], "o-", color=OURS, label="answered in time")
+    top.plot(offered, [step["offered"] for step in steps], ":", color=OTHERS, label="offered")
+    for reason in sorted({reason for step in steps for reason in step["refused"]}):
+        rates = [step["refused"].get(reason, 0) / step["seconds"] for step in steps]
+        top.plot(offered, rates, ".--", label=reason)
+    top.axhline(found["capacity"], color=DIRECT, linewidth=1, label="capacity, closed loop")
+    top.set_ylabel("requests per second")
+    top.legend(fontsize=8)
+    bottom.plot(
+        offered, [step["p99_ms"] for step in steps], "o-", color=OURS, label="p99 of what was accepted"
+    )
+    bottom.plot(offered, [step["p50_ms"] for step in steps], "o--", color=OTHERS, label="p50")
+    bottom.axhline(found["deadline_ms"], color=DIRECT, linewidth=1, label="deadline")
+    bottom.set_ylabel("milliseconds")
+    bottom.set_ylim(bottom=0)
+    bottom.set_xlabel("offered load, as a multiple of the capacity")
+    bottom.legend(fontsize=8)
+    return figure
+
+
+def main() -> None:
+    """Draw."""
+    kind, results, picture = sys.argv[1:]
+    figure = {"peers": peers, "overload": overload}[kind](json.loads(Path(results).read_text()))
+    figure.tight_layout()
+    figure.savefig(picture, dpi=130)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,153 @@
+"""``python -m benchmarks.run``: Tidegate, Triton asked directly and the peers, same models, same load.
+
+One server runs at a time, started fresh. Each round visits every peer, so that a noisy minute of the
+machine does not fall on one of them only; the table has the medians of the rounds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks import bars, load, options, report, server, session, workloads
+from benchmarks.install import WRK_MISSING
+from benchmarks.model import ensure_digits
+from benchmarks.peer import Peer, all_peers
+from benchmarks.report import Results
+
+INTERRUPTED = 130
+
+
+def main() -> int:
+    """Measure, print the tables and the bars, write results.json and results.png; 1 when a bar is missed."""
+    known = all_peers()
+    chosen = _arguments([peer.name for peer in known])
+    peers = [peer for peer in known if peer.name in chosen.peers]
+    if shutil.which("wrk") is None:
+        print(WRK_MISSING)
+        return 2
+    results, began, whole = Results(), report.machine(), True
+    with session.session():
+        ensure_digits()
+        try:
+            measure(peers, chosen, results)
+        except KeyboardInterrupt:
+            whole = False
+            print("\ninterrupted: what was measured so far")
+    missed = conclude(peers, chosen, results, began, whole=whole)
+    return (1 if missed else 0) if whole else INTERRUPTED
+
+
+def measure(peers: Sequence[Peer], chosen: argparse.Namespace, results: Results) -> None:
+    """Every round of every peer, into ``results``."""
+    for number in range(chosen.repeats):
+        # Another order in each round: whoever follows a server that heats the machine is another one.
+        for peer in (*peers[number:], *peers[:number]):
+            if peer.name in results.absent:
+                continue
+            print(f"round {number + 1} of {chosen.repeats}: {peer.title}", flush=True)
+            try:
+                visit(peer, chosen, results)
+            except (server.NotServing, load.LoadFailed) as problem:
+                results.absent[peer.name] = f"round {number + 1}: {problem}"
+                print(f"  not measured: {problem}", flush=True)
+
+
+def visit(peer: Peer, chosen: argparse.Namespace, results: Results) -> None:
+    """One round of one peer: start, check its answers, warm, measure, stop."""
+    began = time.monotonic()
+    with server.serving(peer, chosen.workloads) as url:
+        print(f"  serves after {time.monotonic() - began:.1f} s, answers are right", flush=True)
+        for name in chosen.workloads:
+            exchange = workloads.exchange(name, peer.wires[name])
+            for connections in chosen.concurrency:
+                load.warm(url, exchange, connections)
+                figures = load.measure(url, exchange, connections, chosen.seconds)
+                results.add(peer.name, name, figures)
+                print(
+                    f"  {name:9} {connections:3} connections {figures.rate:9,.0f} req/s"
+                    f"  p50 {figures.p50_ms:8.2f} ms  p99 {figures.p99_ms:8.2f} ms  {figures.errors} errors",
+                    flush=True,
+                )
+
+
+def conclude(
+    peers: Sequence[Peer],
+    chosen: argparse.Namespace,
+    results: Results,
+    machine: dict[str, Any],
+    *,
+    whole: bool,
+) -> bool:
+    """Print and write what was found; whether a bar was missed. Half a run never replaces a whole one."""
+    tables = [
+        report.peers_table(results, peers, name, connections)
+        for name in chosen.workloads
+        for connections in chosen.concurrency
+    ]
+    judged = bars.judge(results, peers)
+    print(f"\n{report.machine_line(machine)}; {chosen.seconds} s a run, {chosen.repeats} rounds\n")
+    print("\n\n".join(tables), report.setups(peers, results.absent), sep="\n\n", end="\n\n")
+    print("\n".join(bar.line() for bar in judged))
+    out: Path = chosen.out / ("results.json" if whole else "interrupted.json")
+    report.write_json(out, _document(peers, chosen, results, machine, judged))
+    print(f"\nResults: {out}\n{report.draw('peers', out)}")
+    return any(bar.verdict == "MISS" for bar in judged)
+
+
+def _document(
+    peers: Sequence[Peer],
+    chosen: argparse.Namespace,
+    results: Results,
+    machine: dict[str, Any],
+    judged: Sequence[bars.Bar],
+) -> dict[str, Any]:
+    runs = [
+        {"peer": peer, "workload": workload} | figures.to_json()
+        for (peer, workload, _), all_figures in results.runs.items()
+        for figures in all_figures
+    ]
+    medians = [
+        {"peer": peer, "workload": workload, "connections": connections}
+        | {"rate": cell.rate, "p50_ms": cell.p50_ms, "p99_ms": cell.p99_ms, "rounds": cell.rounds}
+        for peer, workload, connections in results.runs
+        if (cell := results.cell(peer, workload, connections)) is not None
+    ]
+    return {
+        "machine": machine,
+        "seconds": chosen.seconds,
+        "repeats": chosen.repeats,
+        "titles": {peer.name: peer.title for peer in peers},
+        "setups": {peer.name: peer.setup for peer in peers},
+        "workloads": {name: workloads.TITLES[name] for name in chosen.workloads},
+        "absent": results.absent,
+        "medians": medians,
+        "runs": runs,
+        "bars": [{"text": bar.text, "verdict": bar.verdict, "detail": bar.detail} for bar in judged],
+    }
+
+
+def _arguments(known: list[str]) -> argparse.Namespace:
+    parser = options.parser(__doc__, seconds=5, repeats=3)
+    listed = ", ".join(known)
+    parser.add_argument(
+        "--peers", type=options.names(known), default=known, help=f"comma-separated: {listed}"
+    )
+    parser.add_argument(
+        "--workloads",
+        type=options.names(workloads.NAMES),
+        default=list(workloads.NAMES),
+        help=f"comma-separated: {', '.join(workloads.NAMES)}",
+    )
+    parser.add_argument(
+        "--concurrency", type=options.numbers, default=[1, 16, 64], help="connections (default: 1,16,64)"
+    )
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    session.run(main)

@@ -1,0 +1,218 @@
+"""Starting a peer's server, fresh, and stopping all of it."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from benchmarks import install, leftovers, places, stack, workloads
+from benchmarks.errors import BenchmarkFailed
+from benchmarks.peer import Peer
+from benchmarks.stack import StackFailed
+from benchmarks.workloads import Exchange, Name, WrongAnswer
+from tidegate.stack import processes
+from tidegate.stack.errors import StackError
+from tidegate.stack.launch import tail
+from tidegate.stack.ports import free_ports
+from tidegate.stack.standalone import rabbitmq_running, valkey_running
+
+POLL_S = 0.2
+GRACE_S = 10.0
+REQUEST_LIMIT_S = 30.0
+CHECKS = 3
+SETTLE_LIMIT_S = 10.0
+
+
+class NotServing(BenchmarkFailed):
+    """A peer cannot be measured here; the text is the reason."""
+
+
+@contextmanager
+def serving(peer: Peer, names: Sequence[Name]) -> Iterator[str]:
+    """The peer, started fresh and answering right; yields its base URL. Raises NotServing."""
+    with ExitStack() as held:
+        try:
+            url = held.enter_context(_tidegate(peer) if peer.role == "tidegate" else _process(peer))
+            for name in names:
+                check(url, peer, name)
+        except (StackFailed, StackError, OSError, subprocess.SubprocessError) as problem:
+            raise NotServing(_one_line(str(problem))) from None
+        yield url
+
+
+def check(url: str, peer: Peer, name: Name) -> None:
+    """Ask some times and compare with the model's own answer; raises NotServing."""
+    exchange = workloads.exchange(name, peer.wires[name])
+    # A server may say that it is ready before its routes are there.
+    end, right = time.monotonic() + SETTLE_LIMIT_S, 0
+    while right < CHECKS:
+        problem = _ask(url, exchange)
+        right = 0 if problem else right + 1
+        if problem and time.monotonic() > end:
+            raise NotServing(f"{name}: {problem}")
+        if problem:
+            time.sleep(POLL_S)
+
+
+def _ask(url: str, exchange: Exchange) -> str:
+    """What is wrong with a server's answer; empty when nothing is."""
+    request = urllib.request.Request(url + exchange.path, data=exchange.body, headers=exchange.headers)
+    try:
+        with urllib.request.urlopen(request, timeout=REQUEST_LIMIT_S) as answer:
+            headers = {key.lower(): value for key, value in answer.headers.items()}
+            exchange.check(headers, answer.read())
+    except urllib.error.HTTPError as refusal:
+        return f"HTTP {refusal.code}: {_one_line(refusal.read()[:300].decode(errors='replace'))}"
+    except (OSError, WrongAnswer, LookupError, ValueError, TypeError, AttributeError) as problem:
+        return _one_line(str(problem) or repr(problem))
+    return ""
+
+
+@contextmanager
+def _tidegate(peer: Peer) -> Iterator[str]:
+    with stack.tidegate(peer.name) as running:
+        running.deploy(stack.EXAMPLES / "identity" / "model.py", "identity")
+        running.deploy(workloads.onnx_model(), "digits")
+        running.deploy(stack.MODELS / "mean" / "model.py", "image")
+        yield running.url
+
+
+@contextmanager
+def _process(peer: Peer) -> Iterator[str]:
+    """A peer that is started by its own commands, with the servers that it needs."""
+    if peer.has_environment and not install.installed(peer.name):
+        raise NotServing(f"not installed: python -m benchmarks.install --only {peer.name}")
+    work = places.work_dir(peer.name)
+    shutil.rmtree(work, ignore_errors=True)
+    work.mkdir(parents=True)
+    started: list[subprocess.Popen[bytes]] = []
+    with ExitStack() as held:
+        # Short, because a Unix socket's path has at most 107 bytes and Ray puts its own far below this one.
+        scratch = held.enter_context(
+            tempfile.TemporaryDirectory(prefix="tg-bench-", ignore_cleanup_errors=True)
+        )
+        port = free_ports(1)[0]
+        env = _environment(peer, port, work, Path(scratch)) | _needs(peer, work, held)
+        held.callback(leftovers.clear, leftovers.names())
+        held.callback(_stop, started)
+        started.extend(_start(peer, command, port, env, work / "server.log") for command in peer.commands)
+        url = f"http://127.0.0.1:{port}"
+        _wait_ready(peer, url + peer.ready, started, work / "server.log")
+        yield url
+
+
+def _environment(peer: Peer, port: int, work: Path, scratch: Path) -> dict[str, str]:
+    env = {k: v for k, v in os.environ.items() if k != "PYTHONPATH" and not k.startswith("BENTOML_")}
+    if peer.has_environment:
+        env |= {
+            "PYTHONPATH": f"{places.PEERS / 'shared'}:{peer.folder}",
+            "PATH": f"{places.environment(peer.name) / 'bin'}:{env.get('PATH', os.defpath)}",
+        }
+    spare = free_ports(2)
+    return env | {
+        "BENCH_PORT": str(port),
+        "BENCH_WORK": str(work),
+        "BENCH_TMP": str(scratch),
+        "BENCH_DIGITS": str(workloads.onnx_model()),
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "OMP_NUM_THREADS": "1",
+        # What has no command-line option: no telemetry, no fixed ports, nothing in the home folder.
+        "RAY_USAGE_STATS_ENABLED": "0",
+        # Ray's control ports are on every interface, whatever it is told: nobody else may use them.
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": secrets.token_hex(16),
+        "BENTOML_HOME": str(work / "bentoml"),
+        "BENTOML_DO_NOT_TRACK": "True",
+        "C_FORCE_ROOT": "1",
+        "MLSERVER_DEBUG": "false",
+        "MLSERVER_HOST": "127.0.0.1",
+        "MLSERVER_HTTP_PORT": str(port),
+        "MLSERVER_GRPC_PORT": str(spare[0]),
+        "MLSERVER_METRICS_PORT": str(spare[1]),
+    }
+
+
+def _needs(peer: Peer, work: Path, held: ExitStack) -> dict[str, str]:
+    found = {}
+    if "rabbitmq" in peer.needs:
+        found["BENCH_AMQP_URL"] = held.enter_context(rabbitmq_running(work / "rabbitmq"))
+    if "valkey" in peer.needs:
+        found["BENCH_REDIS_URL"] = held.enter_context(valkey_running(work / "valkey"))
+    return found
+
+
+def _start(
+    peer: Peer, command: Sequence[str], port: int, env: dict[str, str], log: Path
+) -> subprocess.Popen[bytes]:
+    values = {
+        "python": str(places.python(peer.name)),
+        "bin": str(places.environment(peer.name) / "bin"),
+        "ours": sys.executable,
+        "port": str(port),
+    }
+    with log.open("ab") as output:
+        return subprocess.Popen(
+            [word.format(**values) for word in command],
+            cwd=peer.folder if peer.has_environment else places.ROOT,
+            env=env,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+
+
+def _wait_ready(peer: Peer, url: str, started: list[subprocess.Popen[bytes]], log: Path) -> None:
+    end = time.monotonic() + peer.start_limit_s
+    while True:
+        try:
+            with urllib.request.urlopen(url, timeout=6):
+                return
+        except (OSError, ValueError) as problem:
+            missing = str(problem)
+        for process in started:
+            if process.poll() is not None:
+                raise NotServing(f"exited with {process.returncode}: {_one_line(tail(log))}")
+        if time.monotonic() > end:
+            text = f"not ready after {peer.start_limit_s:.0f} s ({missing}): {tail(log)}"
+            raise NotServing(_one_line(text))
+        time.sleep(POLL_S)
+
+
+def _stop(started: list[subprocess.Popen[bytes]]) -> None:
+    """Stop the servers, then what is left of their sessions: helpers that outlived them."""
+    sessions = {process.pid for process in started}
+    found = [p for process in started if process.poll() is None and (p := processes.find(process.pid))]
+    processes.stop(found, GRACE_S)
+    for process in started:
+        process.wait()
+    processes.stop(_members(sessions), 1.0)
+
+
+def _members(sessions: set[int]) -> list[processes.Process]:
+    found = []
+    for entry in processes.PROC.iterdir():
+        if entry.name.isdigit():
+            try:
+                member = os.getsid(int(entry.name)) in sessions
+            except OSError:
+                continue
+            if member and (process := processes.find(int(entry.name))):
+                found.append(process)
+    return found
+
+
+def _one_line(text: str) -> str:
+    """A reason for a table's cell: the end of a text, in one line."""
+    words = " ".join(text.split())
+    return words if len(words) <= 300 else "..." + words[-297:]

@@ -1,0 +1,33 @@
+"""The heavy model: it sleeps, so that the load generator does not compete with it for the cores."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+
+from benchmarks import stack
+from benchmarks.stack import Stack
+from benchmarks.workloads import Exchange, WrongAnswer
+
+MODEL_MS = 20.0
+
+
+def deploy(running: Stack, replicas: int) -> None:
+    """Serve the example that sleeps, one request per model call."""
+    path = stack.EXAMPLES / "sleep" / "model.py"
+    running.deploy(path, "sleep", "--max-batch", "1", replicas=replicas)
+
+
+def exchange(timeout_ms: float | None = None) -> Exchange:
+    """A request that takes the model 20 ms, with a deadline or without."""
+    tensor = {"name": "ms", "shape": [1, 1], "datatype": "FP32", "data": [MODEL_MS]}
+    headers = {"Content-Type": "application/json"}
+    if timeout_ms is not None:
+        headers["X-Request-Timeout-Ms"] = f"{timeout_ms:g}"
+    return Exchange("/v2/models/sleep/infer", json.dumps({"inputs": [tensor]}).encode(), _check, headers)
+
+
+def _check(_: Mapping[str, str], answer: bytes) -> None:
+    given = json.loads(answer)["outputs"][0]["data"]
+    if given != [MODEL_MS]:
+        raise WrongAnswer(f"slept {given}, asked for {MODEL_MS}")

@@ -1,0 +1,116 @@
+"""A Tidegate of a benchmark's own: `tidegate up` on free ports, with a state folder of its own."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks import places
+from benchmarks.errors import BenchmarkFailed
+from benchmarks.session import MARK
+from tidegate.stack import processes
+from tidegate.stack.ports import free_ports
+
+PORTS = (
+    "gateway_port",
+    "gateway_grpc_port",
+    "registry_port",
+    "router_port",
+    "autoscaler_port",
+    "rabbitmq_port",
+    "rabbitmq_dist_port",
+    "epmd_port",
+    "valkey_port",
+)
+LIMIT_S = 240
+EXAMPLES = places.ROOT / "examples" / "python-model"
+MODELS = places.HERE / "models"
+
+
+class StackFailed(BenchmarkFailed):
+    """A command of the stack failed; the text is what it said."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stack:
+    """A running Tidegate. ``env`` is the environment its command line works in."""
+
+    state: Path
+    env: Mapping[str, str]
+
+    @property
+    def url(self) -> str:
+        """Where the gateway answers."""
+        return f"http://127.0.0.1:{self.env['TIDEGATE_GATEWAY_PORT']}"
+
+    @property
+    def gateway_port(self) -> int:
+        """The gateway's REST port."""
+        return int(self.env["TIDEGATE_GATEWAY_PORT"])
+
+    def command(self, *arguments: str) -> str:
+        """Run ``tidegate ARGUMENTS``; what it printed. Raises StackFailed."""
+        # In a session of its own, so that a Ctrl-C reaches this process first, which then stops the stack.
+        done = subprocess.run(
+            [sys.executable, "-m", "tidegate.cli", *arguments],
+            cwd=places.ROOT,
+            env=self.env,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=LIMIT_S,
+            start_new_session=True,
+            check=False,
+        )
+        if done.returncode != 0:
+            said = f"{done.stdout}\n{done.stderr}".strip()[-1500:]
+            raise StackFailed(f"`tidegate {arguments[0]}` exited with {done.returncode}: {said}")
+        return done.stdout
+
+    def deploy(self, path: Path, name: str, *options: str, replicas: int = 1) -> None:
+        """Serve a model file with a fixed number of workers; returns when all of them are ready."""
+        signature = path.with_name("signature.json")
+        described = ["--signature", str(signature)] if signature.exists() else []
+        count = str(replicas)
+        self.command(
+            "deploy", str(path), "--name", name, *described, "--min", count, "--max", count, *options
+        )
+
+
+@contextmanager
+def tidegate(name: str, extra: Mapping[str, str] | None = None) -> Iterator[Stack]:
+    """A fresh stack called ``name``, its state in the benchmarks' folder; stopped at the end.
+
+    Raises StackFailed when it does not start.
+    """
+    state = places.work_dir(name)
+    stack = Stack(state, _environment(state, extra or {}))
+    _stop(stack)
+    shutil.rmtree(state, ignore_errors=True)
+    try:
+        stack.command("up")
+        yield stack
+    finally:
+        _stop(stack)
+
+
+def _stop(stack: Stack) -> None:
+    if processes.marked(stack.state):
+        stack.command("down")
+
+
+def _environment(state: Path, extra: Mapping[str, str]) -> dict[str, str]:
+    """Ours without the settings of the user's own stack: what is measured is the product as shipped."""
+    runtime = str(places.runtime_dir())
+    ours = {k: v for k, v in os.environ.items() if not k.startswith("TIDEGATE_") or k == MARK}
+    ports = {
+        f"TIDEGATE_{name.upper()}": str(port)
+        for name, port in zip(PORTS, free_ports(len(PORTS)), strict=True)
+    }
+    return ours | ports | {"TIDEGATE_STATE_DIR": str(state), "TIDEGATE_RUNTIME_DIR": runtime} | dict(extra)
