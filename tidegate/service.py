@@ -8,6 +8,7 @@ import socket
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, contextmanager
+from functools import lru_cache
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -150,9 +151,13 @@ class Guard:
 
 def is_local(headers: dict[bytes, bytes]) -> bool:
     """Whether Host and, if sent, Origin name this machine's loopback."""
-    host = headers.get(b"host", b"localhost").decode("latin-1")
-    origin = headers.get(b"origin", b"").decode("latin-1")
-    return _hostname(f"//{host}") in LOOPBACK and (not origin or _hostname(origin) in LOOPBACK)
+    return _are_local(headers.get(b"host", b"localhost"), headers.get(b"origin", b""))
+
+
+@lru_cache(maxsize=256)
+def _are_local(host: bytes, origin: bytes) -> bool:
+    named = _hostname("//" + host.decode("latin-1"))
+    return named in LOOPBACK and (not origin or _hostname(origin.decode("latin-1")) in LOOPBACK)
 
 
 def _hostname(url: str) -> str | None:

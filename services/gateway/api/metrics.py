@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 from prometheus_client import Counter, Gauge, Histogram
 
 from services.gateway.core import Timing
@@ -28,28 +29,65 @@ OUTSTANDING = Gauge(
 )
 
 
+_FLUSH_AT = 4096
+Row = tuple[float, float, float, float, float, float]
+
+
+class _Times:
+    """The times of one Deployment's requests, collected and observed together.
+
+    One observation costs prometheus_client a lock and a search in Python, and a request has six of them: in
+    the path of each request they were an eighth of the gateway's work.
+    """
+
+    def __init__(self, model: str, deployment: str) -> None:
+        self._count = ANSWERED.labels(model, "ok")
+        self._histograms = [TOTAL.labels(deployment), *(PART.labels(deployment, part) for part in _PARTS)]
+        self._rows: list[Row] = []
+
+    def add(self, row: Row) -> None:
+        """Total, then the parts in the order of ``_PARTS``, in seconds."""
+        self._rows.append(row)
+        if len(self._rows) >= _FLUSH_AT:
+            self.flush()
+
+    def flush(self) -> None:
+        """Bring what was collected into the histograms."""
+        if not self._rows:
+            return
+        rows, self._rows = np.array(self._rows), []
+        self._count.inc(len(rows))
+        for histogram, values in zip(self._histograms, rows.T, strict=True):
+            observe_all(histogram, values)
+
+
+def observe_all(histogram: Histogram, values: np.ndarray) -> None:
+    """The same as ``histogram.observe`` of each value."""
+    at = np.searchsorted(histogram._upper_bounds, values)
+    for bucket, count in zip(histogram._buckets, np.bincount(at), strict=False):
+        if count:
+            bucket.inc(int(count))
+    histogram._sum.inc(float(values.sum()))
+
+
 class Metrics:
-    """Counts requests; the labelled children are looked up once for each Deployment."""
+    """Counts requests and their times. :meth:`report` brings what was collected into view."""
 
     def __init__(self) -> None:
-        self._children: dict[tuple[str, str], tuple[Counter, Histogram, list[Histogram]]] = {}
+        self._times: dict[tuple[str, str], _Times] = {}
 
     def answered(self, model: str, deployment: str, timing: Timing, total: float) -> None:
         """A request was answered in ``total`` seconds."""
-        known = self._children.get((model, deployment))
-        if known is None:
-            parts = [PART.labels(deployment, part) for part in _PARTS]
-            known = ANSWERED.labels(model, "ok"), TOTAL.labels(deployment), parts
-            self._children[(model, deployment)] = known
-        count, whole, parts = known
-        count.inc()
-        whole.observe(total)
-        values = (timing.decode, timing.transit(total), timing.wait, timing.compute, timing.encode)
-        for part, value in zip(parts, values, strict=True):
-            part.observe(value)
+        times = self._times.get((model, deployment))
+        if times is None:
+            times = self._times[(model, deployment)] = _Times(model, deployment)
+        t = timing
+        times.add((total, t.decode, t.transit(total), t.wait, t.compute, t.encode))
 
-    def outstanding(self, loads: dict[str, GatewayLoad]) -> None:
-        """What waits now, for each Deployment."""
+    def report(self, loads: dict[str, GatewayLoad]) -> None:
+        """Called a few times a second with what waits now, for each Deployment."""
+        for times in self._times.values():
+            times.flush()
         for name, load in loads.items():
             OUTSTANDING.labels(name).set(load.outstanding)
 
