@@ -45,7 +45,7 @@ def build(settings: GatewaySettings) -> Gateway:
     )
     metrics = Metrics()
     reporter = Reporter(
-        store, incarnation.hex(), settings.report_interval_s, dispatcher.loads, metrics.outstanding
+        store, incarnation.hex(), settings.report_interval_s, dispatcher.loads, metrics.report
     )
     routes = Routes(store, settings.state_path / "data" / "gateway-routes.json")
     core = Core(routes, dispatcher, reporter)
