@@ -3,10 +3,11 @@
 
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help up down clean test check fmt lock bootstrap bootstrap-dev bare-test docs bench bench-broker-tax bench-overload bench-heavy bench-mixups
+.PHONY: help up down clean test check fmt lock bootstrap bootstrap-dev bare-test docs torch bench bench-broker-tax bench-overload bench-heavy bench-mixups
 
 PY := .venv/bin/python
 STATE := $(or $(TIDEGATE_STATE_DIR),.tidegate)
+RUNTIME := $(or $(TIDEGATE_RUNTIME_DIR),$(STATE)/runtime)
 # Each test process has servers of its own; the tests of the whole stack want the machine to themselves.
 PARALLEL_TESTS ?= tests/unit tests/integration
 SERIAL_TESTS ?= tests/e2e
@@ -35,6 +36,11 @@ up: bootstrap ## install what is missing, start everything, serve the example
 
 down: ## stop everything that `make up` started
 	@if [ -x .venv/bin/tidegate ]; then exec .venv/bin/tidegate down; else echo "Nothing is installed, so nothing runs."; fi
+
+# The index may be named by PIP_INDEX_URL: the default one has torch for NVIDIA GPUs, which is large.
+TORCH ?= torch
+torch: bootstrap ## let the models' environment serve TorchScript (TORCH=torch==2.8 names a version)
+	$(PY) -m pip --python "$(RUNTIME)/model-env/bin/python3" install '$(TORCH)' 'numpy<2'
 
 clean: down ## stop everything and forget the data (what was installed stays)
 	@rm -rf "$(STATE)/data" "$(STATE)/run" "$(STATE)/log" "$(STATE)/cache" "$(STATE)/replicas" \

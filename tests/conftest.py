@@ -9,7 +9,9 @@ import asyncio
 import contextlib
 import inspect
 import os
+import signal
 import tempfile
+import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
@@ -25,6 +27,12 @@ hypothesis_settings.load_profile("tidegate")
 
 PATIENCE_S = 20.0
 POLL_S = 0.005
+
+
+def pytest_configure() -> None:
+    """A run that is told to stop (a job's time is up) stops its servers too, as after Ctrl-C."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

@@ -2,7 +2,8 @@
 
 A key is ``<expiry>/<random id>``; ``expiry`` is seconds since the epoch, rounded up to a bucket and padded
 with zeros, so that whole folders go at once and names sort by time. Reading deletes nothing: a request may
-be tried again. :meth:`Blobs.sweep` takes away what has expired; the router calls it.
+be tried again. The gateway deletes the blobs of a request that has its answer; :meth:`Blobs.sweep` takes away
+what has expired, whoever left it; the router calls it.
 """
 
 from __future__ import annotations
@@ -58,6 +59,11 @@ class Blobs:
         """A blob as the buffers that it was put as, each in memory of its own where that saves a copy."""
         return await self._do("read", partial(self._place.read_parts, _checked(key), sizes))
 
+    async def delete(self, key: str) -> None:
+        """Forget a blob that nobody needs any more; no error when it has gone."""
+        with contextlib.suppress(Unavailable):  # the sweep takes what is left
+            await self._do("written", partial(self._place.delete, _checked(key)))
+
     async def sweep(self, now: float) -> int:
         """Delete what expired before ``now`` (seconds since the epoch); gives how many folders went."""
         return await self._do("swept", partial(self._place.sweep, now))
@@ -111,6 +117,8 @@ class _Place(Protocol):
 
     def read_parts(self, key: str, sizes: Sequence[int]) -> list[Buffer]: ...
 
+    def delete(self, key: str) -> None: ...
+
     def sweep(self, now: float) -> int: ...
 
 
@@ -142,6 +150,9 @@ class _Local(_Place):
             if (found := os.fstat(file.fileno()).st_size) != sum(sizes):
                 raise Unavailable(f"a blob of {found} bytes, its claim says {sum(sizes)}")
             return [_read_exactly(file, size) for size in sizes]
+
+    def delete(self, key: str) -> None:
+        (self._root / key).unlink(missing_ok=True)
 
     def sweep(self, now: float) -> int:
         try:
@@ -190,6 +201,9 @@ class _Remote(_Place):
             parts.append(whole[at : at + size])
             at += size
         return parts
+
+    def delete(self, key: str) -> None:
+        self._fs.rm_file(f"{self._root}/{key}")
 
     def sweep(self, now: float) -> int:
         self._fs.invalidate_cache()

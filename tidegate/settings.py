@@ -36,6 +36,12 @@ class Settings(BaseSettings):
         "", description="The registry's database; SQLite in the state folder by default."
     )
     artifact_url: str = Field("", description="Artifact store, any fsspec URL; a local folder by default.")
+    blob_url: str = Field(
+        "", description="Store of large payloads, any fsspec URL; the same for gateways, workers and router."
+    )
+    claim_above_bytes: int = Field(
+        4 * 2**20, description="Tensors of more bytes than this travel through the blob store."
+    )
     gateway_url: str = Field("", description="Where clients and the CLI reach the gateway.")
     registry_url: str = Field("", description="Where workers and services reach the registry.")
     router_url: str = Field("", description="Where the CLI reaches the router.")
@@ -57,6 +63,7 @@ class Settings(BaseSettings):
         self.redis_url = self.redis_url or f"redis://127.0.0.1:{self.valkey_port}/0"
         self.database_url = self.database_url or f"sqlite+aiosqlite:///{self.state_path}/data/registry.db"
         self.artifact_url = self.artifact_url or f"file://{self.state_path}/data/artifacts"
+        self.blob_url = self.blob_url or f"file://{self.state_path}/data/blobs"
         reach = "127.0.0.1" if self.host in {"0.0.0.0", "::"} else self.host
         reach = f"[{reach}]" if ":" in reach else reach
         for service in ("gateway", "registry", "router", "autoscaler"):
@@ -71,6 +78,12 @@ class Settings(BaseSettings):
     def state_path(self) -> Path:
         """The state folder as an absolute path."""
         return self.state_dir.absolute()
+
+    @property
+    def gateway_grpc_target(self) -> str:
+        """Where gRPC clients reach the gateway: ``host:port``."""
+        reach = "127.0.0.1" if self.host in {"0.0.0.0", "::"} else self.host
+        return f"[{reach}]:{self.gateway_grpc_port}" if ":" in reach else f"{reach}:{self.gateway_grpc_port}"
 
     @property
     def runtime_path(self) -> Path:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
 from typing import Any, Self
 
 import orjson
@@ -16,7 +16,8 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from tidegate.errors import Unavailable
-from tidegate.protocol.presence import GatewayReport, GatewayView, ReplicaReport
+from tidegate.protocol.presence import GatewayReport, GatewayView, ModelCard, ReplicaReport
+from tidegate.protocol.statistics import LAST_INFERENCE
 
 ROUTES = "tidegate:routes"  # the route table; router
 ROUTES_CHANGED = "tidegate:routes:changed"  # channel; router -> gateways
@@ -24,10 +25,14 @@ REPLICA = "tidegate:replica:"  # + replica: its report; worker
 GATEWAY = "tidegate:gateway:"  # + incarnation: its report; gateway
 GATEWAYS = "tidegate:gateways"  # sorted set: incarnation by the time of its last report; gateway
 STATUSES = "tidegate:statuses"  # DeploymentStatus by name; autoscaler
+MODEL = "tidegate:model:"  # + deployment: a ModelCard, again every 10 s; its workers
+STATISTICS = "tidegate:statistics:"  # + deployment: hash of counts, each worker adds to it; its workers
 
 REPLICA_TTL_MS = 6_000
 FAILED_TTL_MS = 120_000
 GATEWAY_TTL_MS = 3_000
+# Of a Deployment that sleeps both are still wanted; of one that was removed nobody reads them.
+MODEL_TTL_S = STATISTICS_TTL_S = 30 * 86_400
 # A gateway that has been silent for so long is taken for gone, not for missing.
 GATEWAY_GONE_S = 30.0
 OPERATION_TIMEOUT_S = 2.0
@@ -134,6 +139,39 @@ class Store:
         raw = await self._do(self._redis.get(STATUSES))
         found: dict[str, dict[str, Any]] = orjson.loads(raw) if raw else {}
         return found
+
+    async def publish_model(self, deployment: str, card: ModelCard) -> None:
+        """Write what a worker knows of its model."""
+        await self._do(self._redis.set(MODEL + deployment, card.to_json(), ex=MODEL_TTL_S))
+
+    async def models(self, deployments: Sequence[str]) -> dict[str, ModelCard]:
+        """What is known of the models of these Deployments; those of which nothing is known are left out."""
+        if not deployments:
+            return {}
+        found = await self._do(self._redis.mget([MODEL + name for name in deployments]))
+        pairs = zip(deployments, found, strict=True)
+        return {name: ModelCard.from_json(raw) for name, raw in pairs if raw is not None}
+
+    async def add_statistics(self, deployment: str, counts: Mapping[str, int], last_ms: int) -> None:
+        """Add to a Deployment's counts; ``last_ms``: when its model last ran, in ms since the epoch."""
+        pipe = self._redis.pipeline()
+        for name, count in counts.items():
+            pipe.hincrby(STATISTICS + deployment, name, count)
+        if last_ms:
+            pipe.hset(STATISTICS + deployment, LAST_INFERENCE, last_ms)
+        pipe.expire(STATISTICS + deployment, STATISTICS_TTL_S)
+        await self._do(pipe.execute())
+
+    async def statistics(self, deployments: Sequence[str]) -> dict[str, dict[str, int]]:
+        """The counts of these Deployments; empty for one that has none."""
+        pipe = self._redis.pipeline(transaction=False)
+        for name in deployments:
+            pipe.hgetall(STATISTICS + name)
+        found = await self._do(pipe.execute()) if deployments else []
+        return {
+            name: {key.decode(): int(value) for key, value in counts.items()}
+            for name, counts in zip(deployments, found, strict=True)
+        }
 
     async def _now(self) -> float:
         # One clock for all: the store's own.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,7 @@ import orjson
 from services.gateway.adapters.dispatcher import Dispatcher, Outcome
 from services.gateway.adapters.reporter import Reporter
 from services.gateway.adapters.routes import Routes
+from services.gateway.chunks import Chunks
 from services.gateway.domain import admission
 from services.gateway.domain.routing import DeploymentRoute, EndpointRoute, require
 from tidegate.errors import BY_REASON, BadRequest, ModelFailed, TidegateError, Unavailable
@@ -75,21 +76,29 @@ class Core:
         ``timeout_ms`` None is the endpoint's default. Raises a TidegateError when the request is refused
         at once; otherwise ``done`` is called, once and later, with the answer or with what went wrong.
         """
-        started = time.perf_counter()
-        endpoint, route = self.pick(model, version)
-        if timeout_ms is None:
-            timeout_ms = endpoint.timeout_ms
-        request = decode(route.contract)
-        decode_s = time.perf_counter() - started
+        route, request, timeout_ms, decode_s = self._prepare(model, version, timeout_ms, decode)
+        if route.decoupled:
+            raise BadRequest(
+                f"model {model!r} gives any number of answers to a request (it is decoupled): "
+                "ask by /generate_stream, or over gRPC by ModelStreamInfer"
+            )
         self._admit(route, timeout_ms)
 
+        # What waits for the answer must not keep the request's tensors.
+        kept = request._replace(data=[])
+
         def on_outcome(outcome: Outcome) -> None:
-            done(
-                outcome if isinstance(outcome, TidegateError) else _answer(route, request, decode_s, outcome)
-            )
+            done(outcome if isinstance(outcome, TidegateError) else _answer(route, kept, decode_s, outcome))
 
         return self.dispatcher.send(
-            route, request.rows, request.key, request.data, timeout_ms / 1e3, trace[:255], on_outcome
+            route,
+            request.rows,
+            request.key,
+            request.data,
+            timeout_ms / 1e3,
+            trace[:255],
+            on_outcome,
+            priority=request.priority,
         )
 
     async def infer(
@@ -117,6 +126,61 @@ class Core:
             raise outcome
         return outcome
 
+    async def stream(
+        self,
+        model: str,
+        version: str,
+        timeout_ms: float | None,
+        decode: Callable[[Contract], Decoded],
+        trace: bytes = b"",
+    ) -> AsyncGenerator[Answer]:
+        """Many answers to one request, each as it is made; of a model that gives one, just that.
+
+        ``timeout_ms`` is the time until the first and between two. Raises a TidegateError when the request is
+        refused, or fails at any point. Closing the generator early cancels the request.
+        """
+        route, request, timeout_ms, decode_s = self._prepare(model, version, timeout_ms, decode)
+        self._admit(route, timeout_ms)
+        kept = request._replace(data=[])
+        chunks = Chunks(lambda: self.dispatcher.abandon(id_))
+        id_ = self.dispatcher.send(
+            route,
+            request.rows,
+            request.key,
+            request.data,
+            timeout_ms / 1e3,
+            trace[:255],
+            chunks.put,
+            priority=request.priority,
+            stream=True,
+        )
+        del request
+        try:
+            async for reply in chunks.read():
+                answer = _answer(route, kept, decode_s, reply)
+                if isinstance(answer, TidegateError):
+                    raise answer
+                yield answer
+        finally:
+            self.dispatcher.abandon(id_)
+
+    def _prepare(
+        self,
+        model: str,
+        version: str,
+        timeout_ms: float | None,
+        decode: Callable[[Contract], Decoded],
+    ) -> tuple[DeploymentRoute, Decoded, float, float]:
+        """Its Deployment, the request, its time in ms, and how long that took in seconds."""
+        started = time.perf_counter()
+        endpoint, route = self.pick(model, version)
+        if timeout_ms is None:
+            timeout_ms = endpoint.timeout_ms
+        request = decode(route.contract)
+        if request.timeout_ms is not None:
+            timeout_ms = min(timeout_ms, request.timeout_ms)
+        return route, request, timeout_ms, time.perf_counter() - started
+
     def _admit(self, route: DeploymentRoute, timeout_ms: float) -> None:
         load = self.dispatcher.lane(route).load
         refusal = admission.refusal(
@@ -136,7 +200,7 @@ class Core:
 def _answer(
     route: DeploymentRoute, request: Decoded, decode_s: float, reply: Reply
 ) -> Answer | TidegateError:
-    if reply.status != envelope.OK:
+    if reply.status == envelope.FAILED:
         return failure(reply)
     try:
         outputs, parameters = envelope.read_result_key(reply.key)

@@ -14,6 +14,8 @@ from services.router.api import routes
 from services.router.api.exceptions import Exceptions
 from services.router.controller import Controller
 from services.router.settings import RouterSettings
+from services.router.sweeper import Sweeper
+from tidegate.blobs import Blobs
 from tidegate.service import create_app
 from tidegate.store import Store
 
@@ -35,13 +37,16 @@ def build(settings: RouterSettings) -> FastAPI:
             relist_s=settings.relist_interval_s,
         )
         exceptions = Exceptions(settings.amqp_url, data / "dead-letters.jsonl", settings.dead_letters_kept)
+        sweeper = Sweeper(Blobs(settings.blob_url), settings.blob_sweep_interval_s)
         app.state.controller, app.state.exceptions = controller, exceptions
         app.state.health.add("table", controller.problem)
         app.state.health.add("broker", lambda: controller.link.problem)
         app.state.health.add("exceptions", lambda: exceptions.link.problem or exceptions.out.problem)
         controller.start()
         exceptions.start()
+        sweeper.start()
         yield
+        await sweeper.stop()
         await exceptions.stop()
         await controller.stop()
         await store.close()

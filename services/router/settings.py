@@ -14,4 +14,7 @@ class RouterSettings(Settings):
     relist_interval_s: float = Field(
         2.0, description="How often the router re-reads the registry, in seconds."
     )
+    blob_sweep_interval_s: float = Field(
+        60.0, description="How often the router deletes expired large payloads, in seconds."
+    )
     dead_letters_kept: int = Field(1000, description="How many dead letters the router keeps.")

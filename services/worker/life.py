@@ -1,4 +1,4 @@
-"""A worker's life: fetch, start Triton, load, warm up, serve; mend Triton when it crashes; drain; end."""
+"""A worker's life: environment, fetch, start Triton, load, warm up, serve; mend Triton; drain; end."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from services.worker.adapters.artifacts import ArtifactCache
 from services.worker.adapters.environments import Environments
 from services.worker.adapters.heartbeat import Heartbeat
 from services.worker.adapters.model import Model
+from services.worker.adapters.model_report import ModelReport
+from services.worker.adapters.shared_memory import Regions
 from services.worker.adapters.triton_client import TritonClient
 from services.worker.adapters.triton_install import TritonInstall
 from services.worker.adapters.triton_process import TritonOptions, TritonProcess
@@ -26,6 +28,8 @@ from services.worker.metrics import IN_HAND, TRITON_RESTARTS
 from services.worker.settings import WorkerSettings
 from services.worker.work import Work
 from tidegate import tasks, telemetry
+from tidegate.blobs import Blobs
+from tidegate.claims import Claims
 from tidegate.errors import ModelFailed, TidegateError
 from tidegate.protocol.models import Assignment, Signature
 from tidegate.protocol.presence import ReplicaReport, ReplicaState
@@ -54,14 +58,27 @@ class Life:
         self._state: ReplicaState = "starting"
         self._message = "starting"
         self._signature: Signature | None = assignment.version.signature
+        # Until the model is loaded: its own configuration may say another number.
+        self._instances = assignment.deployment.instances
         self._triton: TritonProcess | None = None
         self._client: TritonClient | None = None
+        self._regions: Regions | None = None
         self._task: asyncio.Task[None] | None = None
         self._work: Work | None = None
         queue = requests_queue(self._deployment.name)
-        self._outbox = Outbox(settings.amqp_url, queue)
-        self._requests = Requests(settings.amqp_url, queue, assignment.replica, self._outbox)
+        self._blobs = Blobs(settings.blob_url)
+        claims = Claims(self._blobs, settings.claim_above_bytes)
+        self._outbox = Outbox(settings.amqp_url, queue, claims)
+        self._requests = Requests(
+            settings.amqp_url,
+            queue,
+            assignment.replica,
+            self._outbox,
+            claims=claims,
+            fetch_bytes=settings.max_fetched_bytes,
+        )
         self._heartbeat = Heartbeat(store, settings.heartbeat_interval_s, self._report)
+        self._model_report = ModelReport(store, self._deployment.name)
         self.ended = asyncio.Event()
         self.failed = False
         IN_HAND.set_function(lambda: self._work.in_hand if self._work else 0)
@@ -98,6 +115,10 @@ class Life:
             await self._work.stop()
         await self._requests.stop()
         await self._outbox.link.stop()
+        self._blobs.close()
+        await self._model_report.stop()
+        if self._regions is not None:
+            await self._regions.close()
         if self._client is not None:
             await self._client.close()
         if self._triton is not None:
@@ -179,15 +200,19 @@ class Life:
         with self._phases.measure("triton_start"):
             await self._triton.start()
         client = TritonClient(self._triton.target)
+        if self._settings.shared_memory_above_bytes:
+            self._regions = Regions(client, self._triton.region)
         self._message = "loading the model"
         with self._phases.measure("load"):
             for model in models:
                 await self._load(client, model)
             if self._signature is None:
                 self._signature = await client.signature(models[-1])
+            self._instances = await client.instances(models[-1])
         self._message = "warming up"
         with self._phases.measure("warm_up"):
             await warm_up(client, models[-1], self._signature, max_batch=self._max_rows() or None)
+        await self._model_report.use(client, models[-1], self._triton.repository / models[-1])
         return client
 
     async def _load(self, client: TritonClient, model: str) -> None:
@@ -208,7 +233,13 @@ class Life:
 
     def _model(self, client: TritonClient, name: str) -> Model:
         assert self._signature is not None
-        return Model(client, name, [output.name for output in self._signature.outputs])
+        return Model(
+            client,
+            name,
+            self._signature.outputs,
+            self._regions,
+            self._settings.shared_memory_above_bytes,
+        )
 
     async def _serve(self, model: Model) -> None:
         self._work = Work(
@@ -216,8 +247,9 @@ class Life:
             self._requests.settle,
             max_rows=self._max_rows(),
             window_s=self._deployment.batching.window_ms / 1e3,
-            instances=self._deployment.instances,
+            instances=self._instances,
         )
+        self._model_report.tally = self._work.stats.tally
         self._requests.feed(self._work)
         self._work.use(model)
         self._work.start()
@@ -239,6 +271,7 @@ class Life:
             log.error("Triton crashed", extra={"exit_code": code, "tail": tail})
             TRITON_RESTARTS.inc()
             self._work.use(None)
+            self._model_report.rest()
             crashes = [at for at in crashes if time.monotonic() - at < CRASH_WINDOW_S] + [time.monotonic()]
             if len(crashes) > CRASHES_ALLOWED:
                 await self._fail(f"Triton crashed {len(crashes)} times in {CRASH_WINDOW_S:g} s: {tail}")
@@ -247,6 +280,8 @@ class Life:
             await self._requests.close()
             await self._heartbeat.beat()
             await self._triton.stop(grace_s=0)
+            if self._regions is not None:
+                await self._regions.close()
             if self._client is not None:
                 await self._client.close()
             async with asyncio.timeout(self._deployment.start_timeout_s):
@@ -273,7 +308,7 @@ class Life:
             busy_ms=stats.busy_s * 1e3 if stats else 0.0,
             call_ms=stats.call_ms.value if stats else None,
             batch_mean=stats.batch.value if stats else None,
-            parallel=max(1, self._max_rows() if self._signature else 1) * self._deployment.instances,
+            parallel=max(1, self._max_rows() if self._signature else 1) * self._instances,
             metrics_port=self._http_port,
             started_at=self._started_at,
             signature=self._signature.model_dump() if self._signature else None,

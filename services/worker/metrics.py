@@ -12,6 +12,12 @@ CALL_SIZE = Histogram(
     "tidegate_worker_call_requests", "Requests in a model call.", buckets=(1, 2, 4, 8, 16, 32, 64, 128, 256)
 )
 REDELIVERED = Counter("tidegate_worker_redelivered_total", "Requests taken over from a worker that died.")
+CHUNKS = Counter("tidegate_worker_chunks_total", "Answers of streams.")
+FIRST_CHUNK_SECONDS = Histogram(
+    "tidegate_worker_first_chunk_seconds",
+    "Time from a stream's start to its first answer.",
+    buckets=(0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60),
+)
 IN_HAND = Gauge("tidegate_worker_in_hand", "Requests that wait here or are in a call.")
 TRITON_RESTARTS = Counter(
     "tidegate_worker_triton_restarts_total", "Times that Triton crashed and was restarted."

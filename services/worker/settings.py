@@ -19,4 +19,10 @@ class WorkerSettings(Settings):
     environment_timeout_s: float = Field(
         1800.0, description="How long installing a version's requirements may take, in seconds."
     )
+    shared_memory_above_bytes: int = Field(
+        128 * 1024, description="Tensors of more bytes than this reach Triton by shared memory; 0: none do."
+    )
+    max_fetched_bytes: int = Field(
+        512 * 2**20, description="Large requests that a worker fetches ahead of its model, in bytes."
+    )
     heartbeat_interval_s: float = Field(0.5, description="How often a worker reports, in seconds.")

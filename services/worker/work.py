@@ -9,13 +9,14 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from services.worker.adapters.model import Model
 from services.worker.api.outbox import Outbox
 from services.worker.domain.backlog import Backlog, Item
-from services.worker.domain.pace import Mean, calls_in_flight
+from services.worker.domain.pace import calls_in_flight
 from services.worker.domain.split import Mismatch, Output, describe, split
+from services.worker.domain.stats import Stats
 from services.worker.metrics import ANSWERED, CALL_SECONDS, CALL_SIZE
 from tidegate import tasks, telemetry
 from tidegate.errors import (
@@ -27,29 +28,28 @@ from tidegate.errors import (
     Unavailable,
 )
 from tidegate.protocol import envelope
-from tidegate.protocol.envelope import Buffer
+from tidegate.protocol.envelope import Buffer, Reply
 
 log = telemetry.logger(__name__)
 
 Settle = Callable[[list[Item]], None]
 
 
-class Stats:
-    """What the heartbeat tells of the work."""
-
-    def __init__(self) -> None:
-        self.completed = 0
-        self.failed = 0
-        self.busy_s = 0.0
-        self.call_ms = Mean()
-        self.batch = Mean()
-
-
 class Work:
-    """Runs the model over the backlog. ``model`` None: Triton is away, the backlog waits."""
+    """Runs the model over the backlog. ``model`` None: Triton is away, the backlog waits.
+
+    ``streams``: how many a decoupled model may have at once; 0: it is not decoupled.
+    """
 
     def __init__(
-        self, outbox: Outbox, settle: Settle, *, max_rows: int, window_s: float, instances: int
+        self,
+        outbox: Outbox,
+        settle: Settle,
+        *,
+        max_rows: int,
+        window_s: float,
+        instances: int,
+        streams: int = 0,
     ) -> None:
         self._outbox = outbox
         self._settle = settle
@@ -58,23 +58,33 @@ class Work:
         self._instances = instances
         self._wake = asyncio.Event()
         self._calls: dict[asyncio.Task[None], list[Item]] = {}
+        self._withdrawn: set[asyncio.Task[None]] = set()
         self._cancelled: dict[bytes, float] = {}
         self._model: Model | None = None
         self._loop_task: asyncio.Task[None] | None = None
         self.backlog = Backlog()
         self.stats = Stats()
+        self.streams = Streams(
+            outbox, settle, self.stats, limit=streams, cancelled=lambda id_: id_ in self._cancelled
+        )
 
     @property
     def in_hand(self) -> int:
         """Requests that wait here or are in a call."""
-        return len(self.backlog) + sum(len(group) for group in self._calls.values())
+        calls = sum(len(group) for group in self._calls.values())
+        return len(self.backlog) + calls + self.streams.in_hand
 
     @property
     def in_flight(self) -> int:
         """How many calls may be open at once."""
-        return calls_in_flight(
+        return self.streams.limit or calls_in_flight(
             instances=self._instances, batches=self._max_rows > 0, call_ms=self.stats.call_ms.value
         )
+
+    @property
+    def company(self) -> int:
+        """Requests that a call waits for before it starts; 0: it takes what is there."""
+        return self._max_rows if self._window_s else 0
 
     def start(self) -> None:
         """Begin to work."""
@@ -83,6 +93,7 @@ class Work:
     async def stop(self) -> None:
         """Stop at once; what is in hand stays unsettled and goes back to the queue."""
         await tasks.end(self._loop_task, *self._calls)
+        await self.streams.stop()
 
     async def drained(self) -> None:
         """Return when nothing is in hand any more."""
@@ -92,10 +103,14 @@ class Work:
     def use(self, model: Model | None) -> None:
         """The model to call from now on, or None while there is none."""
         self._model = model
+        self.streams.use(model)
         self._wake.set()
 
     def add(self, item: Item) -> None:
         """Take a request in."""
+        if self.streams.limit and item.request.flags & envelope.STREAM:
+            self.streams.add(item)
+            return
         self.backlog.add(item)
         self._wake.set()
 
@@ -106,7 +121,14 @@ class Work:
         self._cancelled |= dict.fromkeys(ids, horizon)
         for task, group in self._calls.items():
             if all(item.request.id in self._cancelled for item in group):
+                self._withdrawn.add(task)
                 task.cancel()
+        self.streams.cancel()
+
+    def forget(self) -> None:
+        """Forget what waits: its session has ended and the broker delivers it again."""
+        self.backlog.clear()
+        self.streams.clear()
 
     async def _run(self) -> None:
         while True:
@@ -123,8 +145,11 @@ class Work:
     def _called(self, task: asyncio.Task[None]) -> None:
         group = self._calls.pop(task)
         self._wake.set()
+        withdrawn = task in self._withdrawn
+        self._withdrawn.discard(task)
         if task.cancelled():
-            self._settle(group)
+            if withdrawn:  # else the worker stops: unsettled, it goes back to the queue
+                self._settle(group)
         elif (error := task.exception()) is not None:
             # Unsettled: the broker delivers it again, as another attempt.
             log.error("a call ended unexpectedly", exc_info=error)
@@ -175,7 +200,12 @@ class Work:
             await self._outbox.again(group)
             self._settle(group)
             return
-        self._measure(spent, len(group))
+        except Exception as error:
+            # Nobody thought of it. Its caller is told: unsettled, it would hold a place here for ever.
+            log.exception("a call failed unexpectedly")
+            await self._on_model_error(model, group, ModelFailed(f"the request could not be run: {error!r}"))
+            return
+        self._measure(spent, group, started)
         self._count("ok", group)
         await self._reply(group, frames)
 
@@ -188,19 +218,30 @@ class Work:
         told = error if isinstance(error, TidegateError) else ModelFailed(str(error))
         request = group[0].request
         self.stats.failed += 1
+        self.stats.tally.failed(1, time.monotonic() - group[0].received)
         self._count(told.reason, group)
         frame = envelope.failure_frame(request.id, request.attempt, told.reason, told.message)
         await self._reply(group, [frame])
 
-    async def _reply(self, group: list[Item], frames: list[bytes]) -> None:
-        by_gateway: dict[str, list[Buffer]] = defaultdict(list)
+    async def _reply(self, group: list[Item], frames: Sequence[Buffer | Reply]) -> None:
+        by_gateway: dict[str, list[Buffer | Reply]] = defaultdict(list)
         for item, frame in zip(group, frames, strict=True):
             by_gateway[item.parcel.reply_to].append(frame)
+        left_s = max(item.request.deadline_ms for item in group) / 1e3 - time.time()
+            if item.request.flags & envelope.STREAM and not _failed(frame):
+                by_gateway[item.parcel.reply_to].append(
+                    envelope.end_frame(item.request.id, item.request.attempt, 1)
+                )
         for reply_to, answers in by_gateway.items():
-            await self._outbox.reply(reply_to, answers)
+            await self._outbox.reply(reply_to, answers, left_s=left_s)
         self._settle(group)
 
-    def _measure(self, spent: float, requests: int) -> None:
+    def _measure(self, spent: float, group: list[Item], started: float) -> None:
+        requests, rows, waited = len(group), 0, 0.0
+        for item in group:
+            rows += item.request.rows or 1
+            waited += started - item.received
+        self.stats.tally.answered(requests, rows, waited, spent)
         self.stats.completed += requests
         self.stats.busy_s += spent
         self.stats.call_ms.add(spent * 1e3)
@@ -213,8 +254,8 @@ class Work:
         ANSWERED.labels(outcome).inc(len(group))
 
 
-def _answers(group: list[Item], outputs: list[Output], started: float, spent: float) -> list[bytes]:
-    """A reply frame for each request; raises Mismatch when the answer cannot be divided."""
+def _answers(group: list[Item], outputs: list[Output], started: float, spent: float) -> list[bytes | Reply]:
+    """A reply for each request, framed unless it is large; raises Mismatch when it cannot be divided."""
     rows = sum(item.request.rows for item in group)
     answer_rows, tensors = describe(outputs, rows)
     if len(group) == 1:
@@ -222,16 +263,19 @@ def _answers(group: list[Item], outputs: list[Output], started: float, spent: fl
     else:
         parts = split(outputs, [item.request.rows for item in group])
     key = envelope.result_key(tensors)
-    return [
-        envelope.reply_frame(
-            item.request.id,
-            item.request.attempt,
-            item.request.rows if answer_rows else 0,
-            key,
-            part,
-            wait_us=int((started - item.received) * 1e6),
-            compute_us=int(spent * 1e6),
-            shared=len(group),
-        )
-        for item, part in zip(group, parts, strict=True)
-    ]
+    compute_us, shared = int(spent * 1e6), len(group)
+    answers: list[bytes | Reply] = []
+    for item, part in zip(group, parts, strict=True):
+        id_, attempt = item.request.id, item.request.attempt
+        rows = item.request.rows if answer_rows else 0
+        wait_us = int((started - item.received) * 1e6)
+        if sum(map(len, part)) > envelope.LARGE:
+            reply = Reply(id_, envelope.OK, attempt, 0, rows, wait_us, compute_us, shared, key, part)
+            answers.append(reply)
+        else:
+            answers.append(
+                envelope.reply_frame(
+                    id_, attempt, rows, key, part, wait_us=wait_us, compute_us=compute_us, shared=shared
+                )
+            )
+    return answers

@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from tidegate.cli import deploy, exits, infer, inspect, logs, manage, stack
+from tidegate.cli import deploy, exits, infer, inspect, logs, manage, stack, tune
 from tidegate.errors import TidegateError
 
 app = typer.Typer(
@@ -31,6 +31,7 @@ for name, command, panel in (
     ("models", inspect.models, _MODELS),
     ("versions", inspect.versions, _MODELS),
     ("infer", infer.infer, _MODELS),
+    ("tune", tune.tune, _MODELS),
     ("scale", manage.scale, _MODELS),
     ("apply", manage.apply, _MODELS),
     ("delete", manage.delete, _MODELS),

@@ -19,7 +19,7 @@ _SCALE, _RUN, _ABOUT = "Scaling", "How it runs", "About the version"
 
 
 def deploy(
-    path: Annotated[Path, typer.Argument(metavar="FILE|DIR", help="A model file, or a Triton model folder.")],
+    path: Annotated[Path, typer.Argument(metavar="FILE|DIR", help="A model file, or a folder.")],
     name: Annotated[
         str | None, typer.Option(help="Of model and endpoint; default: from the file's name.")
     ] = None,
@@ -59,6 +59,12 @@ def deploy(
         Path | None,
         typer.Option(metavar="FILE.json", help="Inputs and outputs, if unknown.", rich_help_panel=_ABOUT),
     ] = None,
+    requirements: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE.txt", help="What its Python needs, as pip reads it.", rich_help_panel=_RUN
+        ),
+    ] = None,
     allow_pickle: Annotated[
         bool,
         typer.Option("--allow-pickle", help="Take a pickle: it can run any code.", rich_help_panel=_ABOUT),
@@ -83,7 +89,7 @@ def deploy(
     json: Json = False,
 ) -> None:
     """Serve a model file: the next version of an existing name rolls over without a gap."""
-    from tidegate.cli.publish import Order, read_json
+    from tidegate.cli.publish import Order, read_json, read_lines
 
     options = {
         "min_replicas": min_replicas,
@@ -107,6 +113,7 @@ def deploy(
         format=model_format,
         options=_given(options),
         signature=read_json(signature) if signature else None,
+        requirements=read_lines(requirements) if requirements else None,
         metadata={**(read_json(metadata) if metadata else {}), **_given(about)},
         allow_pickle=allow_pickle,
     )

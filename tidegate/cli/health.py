@@ -33,6 +33,7 @@ class Overview:
         record = stack.state(found).as_dict()
         asked = (plane.gateway, plane.registry, plane.router, plane.autoscaler)
         overview = cls([_health(service) for service in asked], record)
+        overview.services[0]["grpc"] = found.gateway_grpc_target
         overview.endpoints = overview._ask(lambda: plane.registry.items("/v1/endpoints"))
         overview.wanted = overview._ask(lambda: plane.registry.items("/v1/deployments"))
         overview.deployments = overview._ask(lambda: plane.autoscaler.items("/v1/deployments"))
@@ -93,7 +94,12 @@ class Overview:
             }
             for c in servers
         ]
-        return [*self.services, *told]
+        return [*map(self._with_grpc, self.services), *told]
+
+    @staticmethod
+    def _with_grpc(service: Doc) -> Doc:
+        grpc = service.get("grpc")
+        return {**service, "url": f"{service['url']}, gRPC {grpc}"} if grpc else service
 
 
 _SERVICE = ("service", "state", "where", "detail")

@@ -38,13 +38,11 @@ def infer(
     """Send one request. Inputs are {"name": [...]}, an OIP request, or one bare array for a single input."""
     from tidegate.cli import output
     from tidegate.cli.api import settings, unreachable
-    from tidegate.cli.tensors import from_file, from_json, save
+    from tidegate.cli.tensors import save
     from tidegate.client import Client
     from tidegate.client.errors import Unreachable
 
-    if (data is None) == (file is None):
-        raise UsageError("Give the inputs by either --data or --file.")
-    inputs = from_file(file) if file is not None else from_json(_text(data or ""))
+    inputs = given_inputs(data, file)
     url = settings().gateway_url
     try:
         with Client(url, timeout_s=timeout_ms / 1000) as client:
@@ -56,6 +54,15 @@ def infer(
     if output_file is not None:
         save(result, output_file)
     output.show(document(result), json, lambda: _print(result))
+
+
+def given_inputs(data: str | None, file: Path | None) -> Any:
+    """The inputs that ``--data`` or ``--file`` give. Raises UsageError unless it is one of them."""
+    from tidegate.cli.tensors import from_file, from_json
+
+    if (data is None) == (file is None):
+        raise UsageError("Give the inputs by either --data or --file.")
+    return from_file(file) if file is not None else from_json(_text(data or ""))
 
 
 def _text(data: str) -> str:

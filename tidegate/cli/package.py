@@ -24,12 +24,13 @@ SKIPPED = {"__pycache__", ".git", ".DS_Store", ".ipynb_checkpoints"}
 
 @dataclass(frozen=True, slots=True)
 class Package:
-    """Bytes ready to be uploaded."""
+    """Bytes ready to be uploaded. ``format`` None: as the file's name says."""
 
     file: BinaryIO
     filename: str
     size: int
     sha256: str
+    format: str | None = None
 
     def chunks(self) -> Iterator[bytes]:
         """The bytes, from the start."""
@@ -44,7 +45,7 @@ def packed(path: Path) -> Iterator[Package]:
     if path.is_dir():
         with tempfile.TemporaryFile() as archive:
             pack(path, archive)
-            yield _package(archive, f"{path.resolve().name}.tar.gz")
+            yield _package(archive, f"{path.resolve().name}.tar.gz", format_of(path))
         return
     try:
         file = path.open("rb")
@@ -52,6 +53,13 @@ def packed(path: Path) -> Iterator[Package]:
         raise UsageError(f"{path}: {error.strerror}.") from None
     with file:
         yield _package(file, path.name)
+
+
+def format_of(folder: Path) -> str:
+    """A folder with ``model.py`` in it is a Python model with what it needs; any other is Triton's layout."""
+    versions = any(path.is_dir() and path.name.isdecimal() for path in folder.iterdir())
+    own = (folder / "model.py").is_file() and not versions and not (folder / "config.pbtxt").exists()
+    return "python" if own else "triton"
 
 
 def pack(folder: Path, target: BinaryIO) -> None:
@@ -92,10 +100,10 @@ def _add(tar: tarfile.TarFile, folder: Path, path: Path) -> None:
         raise UsageError(f"{path}: {error.strerror}.") from None
 
 
-def _package(file: BinaryIO, filename: str) -> Package:
+def _package(file: BinaryIO, filename: str, kind: str | None = None) -> Package:
     digest, size = hashlib.sha256(), 0
     file.seek(0)
     while chunk := file.read(CHUNK):
         digest.update(chunk)
         size += len(chunk)
-    return Package(file, filename, size, digest.hexdigest())
+    return Package(file, filename, size, digest.hexdigest(), kind)

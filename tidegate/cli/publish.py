@@ -23,13 +23,17 @@ HOPELESS = {"LoadFailed", "StartTimeout"}
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """What to serve, under which name, and how. ``options`` is a partial DeploymentSpec."""
+    """What to serve, under which name, and how. ``options`` is a partial DeploymentSpec.
+
+    ``requirements`` None: those that a folder brings itself.
+    """
 
     path: Path
     name: str
     format: str | None = None
     options: Doc = field(default_factory=dict)
     signature: Doc | None = None
+    requirements: list[str] | None = None
     metadata: Doc = field(default_factory=dict)
     allow_pickle: bool = False
 
@@ -72,10 +76,12 @@ def register(control: Control, package: Package, order: Order) -> Doc:
         "metadata": order.metadata,
         "allow_pickle": order.allow_pickle,
     }
-    if order.format:
-        body["format"] = order.format
+    if order.format or package.format:
+        body["format"] = order.format or package.format
     if order.signature:
         body["signature"] = order.signature
+    if order.requirements is not None:
+        body["requirements"] = order.requirements
     path = f"/v1/models/{part(order.name)}/versions"
     version: Doc = control.registry.post(path, body)
     if not _says(version["metadata"], order.metadata):
@@ -139,10 +145,10 @@ def wait_serving(control: Control, placed: Doc, timeout_s: float, steps: Steps) 
         return at >= wall or time.monotonic() - began > STALE_S
 
     while True:
-        status = _status(control, deployment)
+        status = status_of(control, deployment)
         found = control.registry.get(f"/v1/endpoints/{part(endpoint)}")
         look = judge(deployment, status, found, fresh)
-        if look.state == "ready" and not _answers(control, endpoint):
+        if look.state == "ready" and not answers(control, endpoint):
             look = Look("starting", "the gateway does not know it yet")
         steps.change(deployment, look.state, look.text)
         if look.state == "failed":
@@ -154,7 +160,8 @@ def wait_serving(control: Control, placed: Doc, timeout_s: float, steps: Steps) 
         time.sleep(POLL_S)
 
 
-def _status(control: Control, deployment: str) -> Doc | None:
+def status_of(control: Control, deployment: str) -> Doc | None:
+    """The autoscaler's status of a deployment; None while it has not seen it."""
     try:
         status: Doc = control.autoscaler.get(f"/v1/deployments/{part(deployment)}")
     except NotFound:
@@ -162,7 +169,8 @@ def _status(control: Control, deployment: str) -> Doc | None:
     return status
 
 
-def _answers(control: Control, endpoint: str) -> bool:
+def answers(control: Control, endpoint: str) -> bool:
+    """Whether the gateway takes calls for the endpoint by now."""
     try:
         control.gateway.get(f"/v2/models/{part(endpoint)}/ready")
     except (NotFound, Unavailable) as error:
@@ -174,6 +182,18 @@ def _answers(control: Control, endpoint: str) -> bool:
             return False
         raise
     return True
+
+
+def read_lines(path: Path) -> list[str]:
+    """The lines of a text file. Raises UsageError."""
+    from tidegate.cli.exits import UsageError
+
+    try:
+        return path.read_text().splitlines()
+    except OSError as error:
+        raise UsageError(f"{path}: {error.strerror}.") from None
+    except UnicodeDecodeError:
+        raise UsageError(f"{path} is not a text.") from None
 
 
 def read_json(path: Path) -> Any:

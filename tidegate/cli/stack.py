@@ -56,6 +56,7 @@ def up(
             shown = Example(settings(), steps).run()
     document = {
         "urls": {name: getattr(found, f"{name}_url") for name in SERVICES},
+        "grpc": found.gateway_grpc_target,
         "stack": record.as_dict(),
         "example": shown.document() if shown else None,
         "seconds": time.monotonic() - began,
@@ -75,7 +76,8 @@ def _show_urls(found: Settings, took_s: float) -> None:
     output.line()
     output.line(f"Tidegate is up after {took_s:.1f} s.", style="bold")
     for name in SERVICES:
-        output.line(f"  {name:<11} {getattr(found, f'{name}_url')}")
+        also = f", gRPC {found.gateway_grpc_target}" if name == "gateway" else ""
+        output.line(f"  {name:<11} {getattr(found, f'{name}_url')}{also}")
     output.line("Next:")
     output.line("  tidegate status")
     output.line("  tidegate deploy FILE.onnx --name my-model")

@@ -231,20 +231,17 @@ def reply_frame(
     return b"".join((head, key, struct.pack(f"<{len(data)}I", *map(len, data)), *data))
 
 
-def claimed_reply(reply: Reply, claim: bytes) -> bytes:
-    """The same reply with a claim in the place of its data."""
-    return reply_frame(
-        reply.id,
-        reply.attempt,
-        reply.rows,
-        reply.key,
-        [claim],
-        wait_us=reply.wait_us,
-        compute_us=reply.compute_us,
-        shared=reply.shared,
-        status=reply.status | CLAIMED,
-        seq=reply.seq,
+def reply_pieces(reply: Reply) -> list[Buffer]:
+    """A large reply as a frame in pieces: its head, and its data as it is."""
+    status = reply.status | CLAIMED if reply.claimed else reply.status
+    times = reply.wait_us, reply.compute_us, reply.shared
+    head = _REPLY.pack(
+        reply.id, status, reply.attempt, len(reply.data), reply.seq, reply.rows, *times, len(reply.key)
     )
+    return [
+        b"".join((head, reply.key, struct.pack(f"<{len(reply.data)}I", *map(len, reply.data)))),
+        *reply.data,
+    ]
 
 
 def failure_frame(id: bytes, attempt: int, reason: str, message: str) -> bytes:

@@ -30,7 +30,7 @@ from tidegate.protocol.tensors import BINARY_ONLY, from_json, to_json
 HEADER_LENGTH = "Inference-Header-Content-Length"
 
 
-def decode(body: bytes, header_length: int | None, contract: Contract) -> Decoded:
+def decode(body: Buffer, header_length: int | None, contract: Contract) -> Decoded:
     """Decode and check a request body; raises BadRequest.
 
     ``header_length`` is the size of the JSON part when binary tensor data follows it, else None.
@@ -49,7 +49,7 @@ def decode(body: bytes, header_length: int | None, contract: Contract) -> Decode
     return Decoded(id_, rows, key, data, wanted, binary, timeout_ms, priority)
 
 
-def _parts(body: bytes, header_length: int | None) -> tuple[dict[str, Any], memoryview]:
+def _parts(body: Buffer, header_length: int | None) -> tuple[dict[str, Any], memoryview]:
     view = memoryview(body)
     size = len(view) if header_length is None else header_length
     if not 0 <= size <= len(view):
@@ -137,11 +137,30 @@ def encode(
 ) -> tuple[bytes, int | None]:
     """The answer's body, and the length of its JSON part when binary data follows (else None).
 
+    Otherwise as :func:`encode_pieces`.
+    """
+    head, tail = encode_pieces(model, version, request, rows, outputs, parameters, data, labels)
+    return (b"".join((head, *tail)), len(head)) if tail else (head, None)
+
+
+def encode_pieces(
+    model: str,
+    version: str,
+    request: Decoded,
+    rows: int,
+    outputs: tuple[Tensor, ...],
+    parameters: dict[str, Any],
+    data: list[Buffer],
+    labels: Labels | None = None,
+) -> tuple[bytes, list[Buffer]]:
+    """The answer's JSON, and the tensors that follow it as binary data.
+
     ``labels`` are the names of classes by output. Raises BadRequest for what cannot be had in the form asked.
     """
     outputs, data = classified(request, rows, outputs, data, labels or {})
     forms = {w.name: w.binary for w in request.wanted} if request.wanted else {}
-    items, tail = [], []
+    items: list[dict[str, Any]] = []
+    tail: list[Buffer] = []
     for tensor, raw in zip(outputs, data, strict=True):
         shape = [rows, *tensor.dims] if rows else list(tensor.dims)
         item: dict[str, Any] = {"name": tensor.name, "datatype": tensor.datatype.name, "shape": shape}
@@ -161,7 +180,7 @@ def encode(
     if b"null" in head:
         # So orjson writes NaN and infinities; Triton writes them by name, and its clients read that.
         head = json.dumps(answer, separators=(",", ":"), default=lambda array: array.tolist()).encode()
-    return (b"".join((head, *tail)), len(head)) if tail else (head, None)
+    return head, tail
 
 
 def _values(tensor: Tensor, raw: Buffer) -> Any:

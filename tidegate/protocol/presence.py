@@ -14,7 +14,8 @@ ReplicaState = Literal["starting", "ready", "draining", "failed"]
 class ReplicaReport:
     """A worker's heartbeat. Times are milliseconds, counters run from the worker's start.
 
-    ``phases_ms`` are the parts of the start: launch, fetch, triton_start, load, warm_up.
+    ``phases_ms`` are the parts of the start: launch, environment (only with requirements), fetch,
+    triton_start, load, warm_up; one that is under way runs on.
     ``busy_ms`` is the sum of the model calls' durations, ``call_ms`` the recent mean of one call,
     ``batch_mean`` the recent mean of requests in a call; None: nothing measured yet.
     ``parallel`` is how many requests the model can have at once: rows of a call x instances.
@@ -91,3 +92,25 @@ class GatewayView:
 
     reports: list[GatewayReport] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class ModelCard:
+    """What a worker knows of its model beside its signature.
+
+    ``config`` is the configuration as Triton completed it, in the form of its HTTP endpoint; ``labels`` are
+    the names of the classes of an output, by its name.
+    """
+
+    config: dict[str, Any]
+    labels: dict[str, list[str]] = field(default_factory=dict)
+
+    def to_json(self) -> bytes:
+        """The card as JSON."""
+        return orjson.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, raw: bytes) -> Self:
+        """Read a card; fields of a newer writer are passed over."""
+        known = cls.__dataclass_fields__
+        return cls(**{k: v for k, v in orjson.loads(raw).items() if k in known})

@@ -49,6 +49,9 @@ def plan(settings: Settings, environ: Mapping[str, str]) -> tuple[Child, ...]:
 
 def _service(name: str, settings: Settings, env: Mapping[str, str], needed: tuple[str, ...]) -> Child:
     port: int = getattr(settings, f"{name}_port")
+    ports: tuple[Port, ...] = (Port(port, f"TIDEGATE_{name.upper()}_PORT", settings.host),)
+    if name == "gateway":
+        ports += (Port(settings.gateway_grpc_port, "TIDEGATE_GATEWAY_GRPC_PORT", settings.host),)
     probe_host = "127.0.0.1" if settings.host in {"0.0.0.0", "::"} else settings.host
     return Child(
         name=name,
@@ -56,7 +59,7 @@ def _service(name: str, settings: Settings, env: Mapping[str, str], needed: tupl
         env=env,
         probe=Probe("http", port, probe_host),
         stop_order=STOP_ORDER[name],
-        ports=(Port(port, f"TIDEGATE_{name.upper()}_PORT", settings.host),),
+        ports=ports,
         # The registry starts while RabbitMQ does and waits for it itself; the others would only ask a
         # registry in vain that does not listen yet.
         after=("migrate",) if name == "registry" else (*needed, "registry"),

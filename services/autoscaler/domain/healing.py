@@ -69,6 +69,7 @@ def look(running: Running, report: ReplicaReport | None, memory: ReplicaMemory, 
         ready_at=memory.ready_at or (now if report.state == "ready" else None),
         draining_since=draining,
         message=report.message or memory.message,
+        installing_s=report.phases_ms.get("environment", 0.0) / 1000.0,
     )
 
 
@@ -102,7 +103,8 @@ def judge(
         overdue = now - memory.draining_since > running.drain_limit_s + policy.drain_grace_s
         message = f"not done {running.drain_limit_s:g} s after it was asked to finish" if overdue else ""
         return Verdict(running, phase, DRAIN_OVERDUE if overdue else "", message, inflight)
-    if phase == "starting" and _start_overdue(running, state, start_timeout_s, policy, now):
+    patience_s = start_timeout_s + memory.installing_s
+    if phase == "starting" and _start_overdue(running, state, patience_s, policy, now):
         last = f" Last word: {memory.message}" if memory.message else ""
         return Verdict(
             running,

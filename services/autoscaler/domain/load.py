@@ -11,6 +11,8 @@ from dataclasses import replace
 
 from services.autoscaler.domain.memory import Load, LoadMemory, Sample
 from services.autoscaler.domain.snapshot import Policy
+from tidegate.protocol.capacity import measured_rps
+from tidegate.protocol.models import Version
 from tidegate.protocol.presence import GatewayLoad, GatewayView, ReplicaReport
 
 
@@ -118,6 +120,15 @@ def _window(samples: tuple[Sample, ...], since: float) -> tuple[Sample, ...]:
     while start + 1 < len(samples) and samples[start + 1].at <= since:
         start += 1
     return samples[start:]
+
+
+def or_guessed(load: Load, version: Version | None) -> Load:
+    """``load``; where no service rate is known yet, with the one that `tidegate tune` measured."""
+    rps = measured_rps(version.metadata.metrics) if version is not None else None
+    if load.ms_per_request is not None or rps is None:
+        return load
+    guess = f"a first guess: its version's measured capacity, {rps:.3g} requests/s"
+    return replace(load, ms_per_request=1000.0 / rps, guess=guess)
 
 
 def reports_by_deployment(

@@ -14,7 +14,8 @@ class Load:
     """The load on one Deployment. None: not known.
 
     ``new`` are the requests that arrived since the last round; ``ms_per_request`` is the model time
-    that one request costs a replica, ``batch`` the requests that share a model call.
+    that one request costs a replica, ``batch`` the requests that share a model call. ``guess`` says where
+    ``ms_per_request`` comes from when these replicas have not been measured yet.
     """
 
     demand: int | None
@@ -22,6 +23,7 @@ class Load:
     arrival_rate: float | None
     ms_per_request: float | None
     batch: float
+    guess: str = ""
 
     @property
     def service_rate(self) -> float | None:
@@ -90,13 +92,17 @@ class DeploymentMemory:
 
 @dataclass(frozen=True, slots=True)
 class ReplicaMemory:
-    """One replica that runs, as far as its heartbeats told."""
+    """One replica that runs, as far as its heartbeats told.
+
+    ``installing_s``: what installing its version's requirements took, or takes; no part of its start.
+    """
 
     first_seen: float
     last_report: float | None = None
     ready_at: float | None = None
     draining_since: float | None = None
     message: str = ""
+    installing_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ from typing import Any
 from services.autoscaler.domain import healing
 from services.autoscaler.domain.healing import Verdict
 from services.autoscaler.domain.launcher import Running, fingerprint, parse_replica
-from services.autoscaler.domain.load import measure
+from services.autoscaler.domain.load import measure, or_guessed
 from services.autoscaler.domain.memory import DeploymentMemory, Load, StartTrouble, State
 from services.autoscaler.domain.placement import to_drain, to_launch
 from services.autoscaler.domain.snapshot import (
@@ -54,9 +54,10 @@ class Round:
             self.policy,
             self.now,
         )
+        reckoned = or_guessed(load, version_of(self.snapshot.intention, self.deployment))
         wanted, memory = target(
             self.deployment,
-            load,
+            reckoned,
             replace(memory, load=measured),
             self._around(),
             self.policy,
@@ -68,7 +69,7 @@ class Round:
         decision = None
         turned = wanted.rule != before.rule and bool({wanted.rule, before.rule} & NOTABLE_RULES)
         if actions or turned or wanted.replicas != before.target:
-            decision = self._decision(before.target, wanted, load, memory, actions)
+            decision = self._decision(before.target, wanted, reckoned, memory, actions)
         return actions, decision, memory
 
     def _first_memory(self, state: State) -> DeploymentMemory:
@@ -124,7 +125,7 @@ class Round:
         return Circumstances(
             ready=sum(v.phase == "ready" for v in active),
             starting=sum(v.phase == "starting" for v in active),
-            hint_at=self.snapshot.hints.get(name),
+            hint_at=self.now if awaited(self.snapshot.intention, name) else self.snapshot.hints.get(name),
             override=effective_override(self.deployment, self.snapshot.overrides.get(name)),
         )
 
@@ -171,6 +172,7 @@ class Round:
             "demand": load.demand,
             "arrival_rate": load.arrival_rate,
             "ms_per_request": load.ms_per_request,
+            "guessed": bool(load.guess),
             "batch": load.batch,
             "ready": sum(v.active and v.phase == "ready" for v in self.verdicts),
             "starting": sum(v.active and v.phase == "starting" for v in self.verdicts),
@@ -191,6 +193,13 @@ class Round:
             inputs,
             [in_words(action) for action in actions],
         )
+
+
+def awaited(intention: Intention | None, deployment: str) -> bool:
+    """Whether a roll-over waits for the Deployment: traffic moves when every target has a ready replica."""
+    rolling = [endpoint for endpoint in intention.endpoints if endpoint.previous] if intention else []
+    targets = [target for endpoint in rolling for target in endpoint.targets if target.weight]
+    return any(target.deployment == deployment for target in targets)
 
 
 def version_of(intention: Intention | None, deployment: Deployment) -> Version | None:

@@ -97,7 +97,8 @@ def _wanted(
     """What the load alone asks for, unbounded, and why."""
     known = recommend(load, policy, deployment.target_wait_ms)
     if known is not None:
-        why = f"{load.demand} outstanding at {load.ms_per_request:.3g} ms each"
+        by = f" ({load.guess})" if load.guess else ""
+        why = f"{load.demand} outstanding at {load.ms_per_request:.3g} ms each{by}"
         return max(known, 1 if asked else 0), why, memory
     if not asked:
         return 0, "nothing outstanding", memory

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 
 from services.gateway.domain.admission import Fleet
+from services.gateway.domain.budget import Budget
+from services.gateway.domain.ordering import Ordering, Place
 from services.gateway.domain.packing import MAX_FRAMES, frames_per_envelope, split
 from services.gateway.domain.routing import DeploymentRoute
 from tidegate import telemetry
 from tidegate.broker import Delivery, Link, Refused, Session, Unroutable
+from tidegate.claims import Claims
 from tidegate.errors import DeadlinePassed, TidegateError, Unavailable
 from tidegate.protocol import envelope
 from tidegate.protocol.envelope import Buffer, Reply
@@ -22,6 +25,7 @@ from tidegate.topology import CANCELS, EVENTS, Queue, demand_key, replies_queue
 log = telemetry.logger(__name__)
 
 DEMAND_EVERY_S = 1.0
+ROOM_POLL_S = 0.01
 
 
 Outcome = Reply | TidegateError
@@ -30,13 +34,25 @@ OnOutcome = Callable[[Outcome], None]
 
 @dataclass(slots=True)
 class Pending:
-    """A request that waits for its reply; ``done`` is called once, with the reply or what went wrong."""
+    """A request that waits for its reply; ``done`` is called once, with the reply or what went wrong.
 
+    With ``order`` the caller takes many answers: ``done`` is called with each chunk and then with the end,
+    and each chunk moves the deadline: ``timeout_s`` is then the longest time between two.
+
+    ``frame`` is in pieces when it is large, and None while its data is on the way to the blob store; ``size``
+    counts that data too, as it is what the worker will hold.
+    """
+
+    id: bytes
     done: OnOutcome
     route: DeploymentRoute
-    frame: bytes
+    frame: bytes | list[Buffer] | None
+    size: int
     deadline: float
     timer: asyncio.TimerHandle
+    timeout_s: float
+    order: Ordering | None = None
+    claim: bytes | None = None
     sent: bool = False
     resent: bool = False
 
@@ -46,7 +62,7 @@ class Lane:
     """What goes to one Deployment: frames of this turn of the event loop, and its counters."""
 
     queue: Queue
-    waiting: list[bytes] = field(default_factory=list)
+    waiting: list[Pending] = field(default_factory=list)
     load: GatewayLoad = field(default_factory=GatewayLoad)
     demand_at: float = 0.0
 
@@ -60,9 +76,14 @@ class Dispatcher:
         incarnation: bytes,
         fleet: Callable[[str], Fleet],
         *,
+        claims: Claims,
+        answers: Budget,
         max_frames: int = MAX_FRAMES,
     ) -> None:
         self._incarnation = incarnation
+        self._claims = claims
+        self._answers = answers
+        self._redeeming: dict[bytes, deque[Reply]] = {}
         self._max_frames = max_frames
         self._fleet = fleet
         self._reply_to = replies_queue(incarnation.hex())
@@ -85,8 +106,8 @@ class Dispatcher:
 
     async def stop(self) -> None:
         """Disconnect; whoever still waits is told that the gateway stops."""
-        for pending in list(self._pending.values()):
-            self._fail(pending.frame[:16], Unavailable("the gateway is stopping"))
+        for id_ in list(self._pending):
+            self._fail(id_, Unavailable("the gateway is stopping"))
         await self.out.stop()
         await self.back.stop()
 
@@ -136,9 +157,13 @@ class Dispatcher:
         timeout_s: float,
         trace: bytes,
         done: OnOutcome,
+        *,
+        priority: int = 0,
+        stream: bool = False,
     ) -> bytes:
         """Queue a request and give its id; ``done`` is called with its outcome, never before this returns.
 
+        With ``stream`` that is called with each chunk, and at last with the END or with what went wrong.
         The frame leaves at the end of this turn of the event loop, together with the others of its
         Deployment.
         """
@@ -146,24 +171,69 @@ class Dispatcher:
         self._counter += 1
         id_ = self._incarnation + self._counter.to_bytes(8, "little")
         deadline_ms = int((time.time() + timeout_s) * 1e3)
-        flags = envelope.RETRY_SAFE if route.retry_safe else 0
-        frame = envelope.request_frame(id_, deadline_ms, rows, key, data, trace=trace, flags=flags)
+        flags = (envelope.RETRY_SAFE if route.retry_safe else 0) | priority << envelope.PRIORITY_SHIFT
+        if stream:
+            flags |= envelope.STREAM
+        size = sum(map(len, data))
+        frame: bytes | list[Buffer] | None = None
+        if size <= envelope.LARGE:
+            frame = envelope.request_frame(id_, deadline_ms, rows, key, data, trace=trace, flags=flags)
+        elif not self._claims.needed(size):
+            head = envelope.request_head(id_, deadline_ms, rows, key, data, trace=trace, flags=flags)
+            frame = [head, *data]
         timer = loop.call_later(timeout_s, self._expire, id_)
-        self._pending[id_] = Pending(done, route, frame, loop.time() + timeout_s, timer)
+        order = Ordering() if stream else None
+        pending = Pending(id_, done, route, frame, size, loop.time() + timeout_s, timer, timeout_s, order)
+        self._pending[id_] = pending
         lane = self.lane(route)
         lane.load.outstanding += 1
         lane.load.arrived += 1
-        lane.waiting.append(frame)
+        if frame is None:
+            self._spawn(self._check_in(lane, pending, data, deadline_ms, rows, key, trace, flags))
+        else:
+            self._queue(lane, pending)
+        return id_
+
+    def _queue(self, lane: Lane, pending: Pending) -> None:
+        lane.waiting.append(pending)
         if not self._flush_due:
             self._flush_due = True
-            loop.call_soon(self._flush)
-        return id_
+            self._loop.call_soon(self._flush)
+
+    async def _check_in(
+        self,
+        lane: Lane,
+        pending: Pending,
+        data: list[Buffer],
+        deadline_ms: int,
+        rows: int,
+        key: bytes,
+        trace: bytes,
+        flags: int,
+    ) -> None:
+        """Put a request's data into the blob store; then it leaves with a claim in its place."""
+        try:
+            claim = await self._claims.give(data, pending.deadline - self._loop.time())
+        except Unavailable as error:
+            self._fail(pending.id, error)
+            return
+        if pending.id not in self._pending:
+            await self._claims.drop(claim)
+        else:
+            pending.claim = claim
+            pending.frame = envelope.request_frame(
+                pending.id, deadline_ms, rows, key, [claim], trace=trace, flags=flags | envelope.CLAIM
+            )
+            self._queue(lane, pending)
 
     def abandon(self, id_: bytes) -> None:
         """The caller has gone: forget the request and tell the workers, best effort."""
         if self._settle(id_) is not None:
-            self._cancelled.append(id_)
-            self._spawn(self._publish_cancels())
+            self._cancel(id_)
+
+    def _cancel(self, id_: bytes) -> None:
+        self._cancelled.append(id_)
+        self._spawn(self._publish_cancels())
 
     def _flush(self) -> None:
         self._flush_due = False
@@ -173,23 +243,23 @@ class Dispatcher:
         for name, lane in self._lanes.items():
             if not lane.waiting:
                 continue
-            frames, lane.waiting = lane.waiting, []
+            waiting, lane.waiting = lane.waiting, []
             fleet = self._fleet(name)
             if fleet.ready == 0:
                 self._demand(session, name, lane)
-            most = frames_per_envelope(len(frames), fleet, self._max_frames)
-            for start, end in split([len(frame) for frame in frames], most):
-                self._spawn(self._publish(session, lane.queue, frames[start:end]))
+            most = frames_per_envelope(len(waiting), fleet, self._max_frames)
+            for start, end in split([pending.size for pending in waiting], most):
+                self._spawn(self._publish(session, lane.queue, waiting[start:end]))
 
-    async def _publish(self, session: Session, queue: Queue, frames: list[bytes]) -> None:
-        live = [(f, p) for f in frames if (p := self._pending.get(f[:16])) is not None]
+    async def _publish(self, session: Session, queue: Queue, batch: list[Pending]) -> None:
+        live = [pending for pending in batch if pending.id in self._pending]
         if not live:
             return
         now = self._loop.time()
-        expiration_ms = int((max(p.deadline for _, p in live) - now) * 1e3)
-        for _, pending in live:
+        expiration_ms = int((max(pending.deadline for pending in live) - now) * 1e3)
+        for pending in live:
             pending.sent = True
-        body = envelope.pack(envelope.REQUESTS, [f for f, _ in live])
+        body = _envelope([pending.frame for pending in live if pending.frame is not None])
         try:
             if queue.name not in self._declared:
                 await session.declare(queue)
@@ -204,11 +274,11 @@ class Dispatcher:
         except Unroutable:
             # Somebody deleted the queue. Declaring it again is for the next request; this one is told.
             self._declared.discard(queue.name)
-            for frame, _ in live:
-                self._fail(frame[:16], Unavailable(f"the queue of {queue.name} has gone", retry_after_s=1.0))
+            for pending in live:
+                self._fail(pending.id, Unavailable(f"the queue of {queue.name} has gone", retry_after_s=1.0))
         except Refused as error:
-            for frame, _ in live:
-                self._fail(frame[:16], Unavailable(error.message, retry_after_s=error.retry_after_s or 1.0))
+            for pending in live:
+                self._fail(pending.id, Unavailable(error.message, retry_after_s=error.retry_after_s or 1.0))
         except Unavailable:
             log.info(
                 "publish interrupted; it is sent again when the broker is back", extra={"queue": queue.name}
@@ -221,18 +291,24 @@ class Dispatcher:
 
     def _resend(self) -> None:
         """After a reconnect: send what never left, and, once, what may have been lost with the broker."""
-        again: dict[str, list[bytes]] = defaultdict(list)
+        again: dict[str, list[Pending]] = defaultdict(list)
         for id_, pending in list(self._pending.items()):
+            if pending.frame is None:
+                continue
             if pending.sent and (pending.resent or not pending.route.retry_safe):
                 if not pending.route.retry_safe:
                     self._fail(
                         id_, Unavailable("the broker was lost after this request was sent; not sent twice")
                     )
                 continue
+            if pending.sent and pending.order is not None:
+                # The first sending may run too. Its chunks must not mix with those of the second.
+                pending.order.attempt += 1
+                pending.frame = _renumbered(pending.frame, pending.order.attempt)
             pending.resent = pending.sent
-            again[pending.route.name].append(pending.frame)
-        for name, frames in again.items():
-            self._lanes[name].waiting = frames
+            again[pending.route.name].append(pending)
+        for name, waiting in again.items():
+            self._lanes[name].waiting = waiting
         self._flush()
 
     async def _on_back_setup(self, session: Session) -> None:
@@ -246,12 +322,83 @@ class Dispatcher:
             log.error("undecodable reply envelope", extra={"problem": str(error)})
             return
         for reply in replies:
-            pending = self._settle(reply.id)
-            if pending is not None:
+            behind = self._redeeming.get(reply.id)
+            if behind is not None:
+                behind.append(reply)  # the answers of one request stay in order
+            elif not reply.claimed:
+                self._answer(reply)
+            elif reply.id in self._pending:
+                self._redeeming[reply.id] = deque((reply,))
+                self._spawn(self._redeem(reply.id))
+
+    def _answer(self, reply: Reply) -> None:
+        if reply.status >= envelope.CHUNK:
+            self._on_streamed(reply)
+            return
+        pending = self._settle(reply.id)
+        if pending is not None:
+            pending.done(reply)
+
+    def _on_streamed(self, reply: Reply) -> None:
+        """A chunk, or the end of a stream."""
+        pending, end = self._pending.get(reply.id), reply.status == envelope.END
+        if pending is None or pending.order is None:
+            if not end:
+                self._cancel(reply.id)  # nobody reads it any more, and its worker has not heard of that
+            return
+        match pending.order.place(reply.attempt, reply.seq, end=end):
+            case Place.NEXT:
+                # Never sent again from now on. Its timer looks at the deadline when it fires.
+                pending.frame, pending.deadline = None, self._loop.time() + pending.timeout_s
+                if end:
+                    self._settle(reply.id)
                 pending.done(reply)
+            case Place.RESTARTED:
+                self._cancel(reply.id)
+                self._fail(reply.id, Unavailable("the worker was lost in the middle of the stream"))
+            case Place.GAP:
+                self._cancel(reply.id)
+                self._fail(reply.id, Unavailable("a part of the stream was lost on its way"))
+
+    async def _redeem(self, id_: bytes) -> None:
+        """Answers whose data is in the blob store, and those behind them, while anybody waits for them."""
+        replies = self._redeeming[id_]
+        try:
+            while replies and id_ in self._pending:
+                reply = replies.popleft()
+                if reply.claimed:
+                    await self._redeem_one(reply)
+                else:
+                    self._answer(reply)
+        except Unavailable as error:
+            self._fail(id_, error)
+        finally:
+            del self._redeeming[id_]
+
+    async def _redeem_one(self, reply: Reply) -> None:
+        size = self._claims.size(reply.data)
+        while not self._answers.take(size) and self._answers.used:
+            await asyncio.sleep(ROOM_POLL_S)
+            if reply.id not in self._pending:
+                return
+        try:
+            data = await self._claims.redeem(reply.data)
+            self._answer(reply._replace(data=data))
+            self._spawn(self._claims.drop(reply.data[0]))
+        finally:
+            self._answers.give(size)
 
     def _expire(self, id_: bytes) -> None:
-        self._fail(id_, DeadlinePassed("the deadline passed before an answer was there"))
+        pending = self._pending[id_]
+        if pending.order is None:
+            self._fail(id_, DeadlinePassed("the deadline passed before an answer was there"))
+        elif (left := pending.deadline - self._loop.time()) > 0:
+            pending.timer = self._loop.call_later(left, self._expire, id_)
+        else:
+            self._cancel(id_)  # a stream runs until it is told
+            what = "next" if pending.order.emitted else "first"
+            passed = f"{pending.timeout_s:g} s passed before the {what} part of the stream was there"
+            self._fail(id_, DeadlinePassed(passed))
 
     def _fail(self, id_: bytes, error: TidegateError) -> None:
         pending = self._settle(id_)
@@ -263,6 +410,8 @@ class Dispatcher:
         pending = self._pending.pop(id_, None)
         if pending is not None:
             pending.timer.cancel()
+            if pending.claim is not None:
+                self._spawn(self._claims.drop(pending.claim))
             load = self._lanes[pending.route.name].load
             load.outstanding -= 1
             load.completed += 1
@@ -301,3 +450,16 @@ class Dispatcher:
         task = asyncio.create_task(coroutine)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+
+def _renumbered(frame: bytes | list[Buffer], attempt: int) -> bytes | list[Buffer]:
+    if isinstance(frame, list):
+        return [envelope.with_attempt(frame[0], attempt), *frame[1:]]
+    return envelope.with_attempt(frame, attempt)
+
+
+def _envelope(frames: list[bytes | list[Buffer]]) -> bytes | list[Buffer]:
+    """Frames as one message; a frame in pieces is alone."""
+    if isinstance(frames[0], list):
+        return envelope.pack_alone(envelope.REQUESTS, frames[0])
+    return envelope.pack(envelope.REQUESTS, [frame for frame in frames if not isinstance(frame, list)])

@@ -48,6 +48,10 @@ class Routes:
         """Why requests cannot be routed, if so."""
         return None if self.table is not None else "No route table yet: the router has not published one."
 
+    def deployments(self) -> list[str]:
+        """The names of all Deployments that requests may go to."""
+        return self.table.deployments() if self.table is not None else []
+
     async def _watch(self) -> None:
         notices = asyncio.create_task(self._listen(), name="routes notices")
         try:

@@ -8,15 +8,28 @@ request that arrives while another is unanswered on the connection) goes uvicorn
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from asyncio import TimerHandle
+from collections.abc import Callable, Sequence
 from http import HTTPStatus
 from typing import Any
 
+from httptools import HttpRequestParser
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from services.gateway.api.inference import PREFIX, SUFFIX, Inference, Response
+from services.gateway.api.compression import Response
+from services.gateway.api.inference import PREFIX, SUFFIX, Inference
+from services.gateway.api.limits import Body, Headers, Limits
+from services.gateway.api.upload import Upload
+from tidegate.errors import TidegateError
+from tidegate.protocol.envelope import Buffer
 
 _PREFIX, _SUFFIX = PREFIX.encode(), SUFFIX.encode()
+# How long an upload may stand still, an answer may wait for its reader, and a refused upload is read on.
+STALL_S = 30.0
+UNREAD_S = 60.0
+LINGER_S = 2.0
+SCATTER = 64 * 1024
+
 _STATUS = {s.value: f"HTTP/1.1 {s.value} {s.phrase}\r\n".encode() for s in HTTPStatus}
 
 
@@ -27,6 +40,8 @@ class DirectCall:
         "_gone",
         "body",
         "disconnected",
+        "expected",
+        "headers",
         "id",
         "keep_alive",
         "message_event",
@@ -34,10 +49,19 @@ class DirectCall:
         "target",
     )
 
-    def __init__(self, target: str, keep_alive: bool, gone: Callable[[DirectCall], None]) -> None:
+    def __init__(
+        self,
+        target: str,
+        headers: Headers,
+        keep_alive: bool,
+        gone: Callable[[DirectCall], None],
+        limits: Limits,
+    ) -> None:
         self.target = target
+        self.headers = headers
         self.keep_alive = keep_alive
-        self.body = bytearray()
+        self.body = Body(limits)
+        self.expected = _declared(headers)
         self.disconnected = False
         self.response_complete = False
         self.id: bytes | None = None
@@ -47,7 +71,14 @@ class DirectCall:
     def set(self) -> None:
         """The connection was lost; if the call is under way its caller has gone."""
         if self.disconnected and not self.response_complete:
+            self.body.release()
             self._gone(self)
+
+
+def _declared(headers: Headers) -> int:
+    """The body's size; 0 when it is not known before."""
+    size = headers.get(b"content-length", b"")
+    return int(size) if size.isdigit() and b"transfer-encoding" not in headers else 0
 
 
 class DirectProtocol(HttpToolsProtocol):
@@ -57,6 +88,39 @@ class DirectProtocol(HttpToolsProtocol):
         super().__init__(**given)
         self._inference = inference
         self._direct: DirectCall | None = None
+        self._deaf = False
+        self._stall: TimerHandle | None = None
+        self._unsent = 0
+        self._unread: TimerHandle | None = None
+
+    def data_received(self, data: bytes) -> None:
+        """Bytes from the client."""
+        if self._deaf:
+            return
+        super().data_received(data)
+        call = self._direct
+        if call is not None and call.expected - len(call.body) > SCATTER and not call.response_complete:
+            self._receive_in_place(call)
+
+    def _receive_in_place(self, call: DirectCall) -> None:
+        """The rest of a large body comes without the parser, which begins anew behind it."""
+
+        def done(refusal: TidegateError | None) -> None:
+            if refusal is None:
+                self.parser = HttpRequestParser(self)
+                self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn's own
+                self.on_message_complete()
+            else:
+                self._deaf = True  # what still comes is the rest of the body
+                self._refuse(call, refusal)
+
+        refusal = call.body.expect(call.expected)
+        if refusal is not None:
+            done(refusal)
+            return
+        if self._stall is None:
+            self._stall = self.loop.call_later(STALL_S, self._on_stall, call, len(call.body))
+        Upload(self, self.transport, call.body, done).start()
 
     def on_headers_complete(self) -> None:
         """The head is there: choose the way."""
@@ -65,9 +129,15 @@ class DirectProtocol(HttpToolsProtocol):
             self._direct = None
             super().on_headers_complete()
             return
-        call = DirectCall(target, self.parser.should_keep_alive(), self._on_gone)
+        limits, headers = self._inference.limits, dict(self.headers)
+        call = DirectCall(target, headers, self.parser.should_keep_alive(), self._on_gone, limits)
         self._direct = call
         self.cycle = call  # type: ignore[assignment]
+        refusal = limits.at_head(headers)
+        if refusal is not None:
+            self._refuse(call, refusal)
+        elif self.expect_100_continue:
+            self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
     def _direct_target(self) -> str | None:
         if not (self.url.endswith(_SUFFIX) and self.url.startswith(_PREFIX)) or b"%" in self.url:
@@ -75,8 +145,6 @@ class DirectProtocol(HttpToolsProtocol):
         free = self.cycle is None or self.cycle.response_complete
         if not free or self.parser.get_method() != b"POST" or self.parser.get_http_version() != "1.1":
             return None
-        if self.expect_100_continue:
-            self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         return self.url[len(_PREFIX) : -len(_SUFFIX)].decode("latin-1")
 
     def on_body(self, body: bytes) -> None:
@@ -87,11 +155,11 @@ class DirectProtocol(HttpToolsProtocol):
             return
         if call.response_complete:
             return
-        if len(call.body) + len(body) > self._inference.max_body_bytes:
-            call.keep_alive = False
-            self._write(call, self._inference.too_large(call.target, dict(self.headers)))
-            return
-        call.body += body
+        refusal = call.body.add(body)
+        if refusal is not None:
+            self._refuse(call, refusal)
+        elif self._stall is None and len(call.body) > SCATTER:
+            self._stall = self.loop.call_later(STALL_S, self._on_stall, call, len(call.body))
 
     def on_message_complete(self) -> None:
         """The request is whole: begin."""
@@ -101,15 +169,18 @@ class DirectProtocol(HttpToolsProtocol):
             return
         self._direct = None
         if call.response_complete:
+            self.transport.close()  # it was refused, and all of it has come
             return
-        body = bytes(call.body)
-        call.body.clear()
+        if self._stall is not None:
+            self._stall.cancel()
+            self._stall = None
         call.id = self._inference.begin(
-            call.target, dict(self.headers), body, lambda response: self._write(call, response)
+            call.target, call.headers, call.body.whole(), lambda response: self._write(call, response)
         )
 
     def _write(self, call: DirectCall, response: Response) -> None:
         call.response_complete = True
+        call.body.release()
         if call.disconnected or self.transport.is_closing():
             return
         parts = [_STATUS[response.status]]
@@ -119,10 +190,70 @@ class DirectProtocol(HttpToolsProtocol):
             parts += (name, b": ", value, b"\r\n")
         parts.append(b"\r\n" if call.keep_alive else b"connection: close\r\n\r\n")
         parts.append(response.body)
-        self.transport.write(b"".join(parts))
-        if not call.keep_alive:
+        if response.tail:
+            self._write_tail(b"".join(parts), response.tail)
+        else:
+            self.transport.write(b"".join(parts))
+        if self.flow.write_paused:
+            self._hold(len(response.body) + sum(map(len, response.tail)))
+        if not call.keep_alive and self._direct is not call:
             self.transport.close()
         self.on_response_complete()
+
+    def _write_tail(self, head: bytes, tail: Sequence[Buffer]) -> None:
+        if sum(map(len, tail)) < SCATTER:
+            self.transport.write(b"".join((head, *tail)))
+        else:
+            self.transport.writelines([head, *tail])
+
+    def _hold(self, size: int) -> None:
+        """An answer waits in the socket's buffer: it counts until its reader has taken nearly all of it."""
+        self._unsent += size
+        self._inference.limits.answers.force(size)
+        if self._unread is None:
+            self._unread = self.loop.call_later(UNREAD_S, self.transport.abort)
+
+    def _let_go(self) -> None:
+        self._inference.limits.answers.give(self._unsent)
+        self._unsent = 0
+        if self._unread is not None:
+            self._unread.cancel()
+            self._unread = None
+
+    def resume_writing(self) -> None:
+        """The socket's buffer is nearly empty."""
+        super().resume_writing()
+        self._let_go()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The connection is gone, and what it held."""
+        if self._stall is not None:
+            self._stall.cancel()
+        self._let_go()
+        super().connection_lost(exc)
+
+    def _refuse(self, call: DirectCall, refusal: TidegateError) -> None:
+        """Answer an upload before its end, and read on for a while without keeping anything.
+
+        Closing at once would reset the connection, and the client, still sending, would not see the answer.
+        One that waits for a 100 sends nothing more.
+        """
+        call.keep_alive = False
+        self._write(call, self._inference.refuse(call.target, call.headers, refusal))
+        if self.transport.is_closing():
+            return
+        if self.transport.can_write_eof():
+            self.transport.write_eof()
+        self.loop.call_later(0 if self.expect_100_continue else LINGER_S, self.transport.close)
+
+    def _on_stall(self, call: DirectCall, seen: int) -> None:
+        self._stall = None
+        if call is not self._direct or call.response_complete:
+            return
+        if len(call.body) == seen:
+            self.transport.abort()
+        else:
+            self._stall = self.loop.call_later(STALL_S, self._on_stall, call, len(call.body))
 
     def _on_gone(self, call: DirectCall) -> None:
         if call.id is not None:

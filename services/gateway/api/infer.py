@@ -9,7 +9,11 @@ import asyncio
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from services.gateway.api.inference import Headers, Inference, Response
+from services.gateway.api.compression import Response
+from services.gateway.api.inference import Inference
+from services.gateway.api.limits import Body, Headers
+from tidegate.errors import TidegateError
+from tidegate.protocol.envelope import Buffer
 
 
 class CallerGone(Exception):
@@ -30,18 +34,24 @@ class InferDoor:
             await self._app(scope, receive, send)
             return
         headers: Headers = dict(scope["headers"])
+        body = Body(self._inference.limits)
         try:
-            body = await self._read(receive)
+            refusal = await self._read(receive, headers, body)
+            if refusal is not None:
+                response = self._inference.refuse(target, headers, refusal)
+            else:
+                response = await self._infer(target, headers, body.whole())
         except CallerGone:
             return
-        if body is None:
-            response = self._inference.too_large(target, headers)
-        else:
-            response = await self._infer(target, headers, body)
+        finally:
+            body.release()
         await send({"type": "http.response.start", "status": response.status, "headers": response.headers})
-        await send({"type": "http.response.body", "body": response.body})
+        for piece in (response.body, *response.tail[:-1]):
+            await send({"type": "http.response.body", "body": bytes(piece), "more_body": bool(response.tail)})
+        for piece in response.tail[-1:]:
+            await send({"type": "http.response.body", "body": bytes(piece)})
 
-    async def _infer(self, target: str, headers: Headers, body: bytes) -> Response:
+    async def _infer(self, target: str, headers: Headers, body: Buffer) -> Response:
         future: asyncio.Future[Response] = asyncio.get_running_loop().create_future()
 
         def done(response: Response) -> None:
@@ -56,16 +66,14 @@ class InferDoor:
                 self._inference.abandon(id_, target)
             raise
 
-    async def _read(self, receive: Receive) -> bytes | None:
-        """The whole body; None when it is over the limit."""
-        chunks, size, more = [], 0, True
-        while more:
+    async def _read(self, receive: Receive, headers: Headers, body: Body) -> TidegateError | None:
+        """Collect the whole body; gives why it is refused, as soon as that is known."""
+        refusal = self._inference.limits.at_head(headers)
+        more = True
+        while more and refusal is None:
             message: Message = await receive()
             if message["type"] == "http.disconnect":
                 raise CallerGone
-            chunks.append(message.get("body", b""))
-            size += len(chunks[-1])
-            if size > self._inference.max_body_bytes:
-                return None
+            refusal = body.add(message.get("body", b""))
             more = message.get("more_body", False)
-        return b"".join(chunks)
+        return refusal

@@ -5,15 +5,18 @@ from __future__ import annotations
 import time
 import zlib
 from collections.abc import Callable
-from typing import NamedTuple
 
 import orjson
 
+from services.gateway.api.compression import Response, deliver
+from services.gateway.api.limits import Headers, Limits
 from services.gateway.api.metrics import Metrics
 from services.gateway.core import Answer, Core, parse_timeout
 from tidegate import telemetry
 from tidegate.errors import BadRequest, Forbidden, PayloadTooLarge, TidegateError
 from tidegate.protocol import oip
+from tidegate.protocol.classification import Labels
+from tidegate.protocol.envelope import Buffer
 from tidegate.service import error_body, is_local, new_request_id, status_of
 
 log = telemetry.logger(__name__)
@@ -22,25 +25,26 @@ PREFIX, SUFFIX = "/v2/models/", "/infer"
 _HEADER_LENGTH = oip.HEADER_LENGTH.lower().encode()
 _JSON = (b"content-type", b"application/json")
 _BINARY = (b"content-type", b"application/octet-stream")
-Headers = dict[bytes, bytes]
-
-
-class Response(NamedTuple):
-    """What goes back: status code, headers (names in lower case) and body."""
-
-    status: int
-    headers: list[tuple[bytes, bytes]]
-    body: bytes
 
 
 class Inference:
     """Decode, hand to the core, encode. Every way to fail becomes a response in the protocol's shape."""
 
-    def __init__(self, core: Core, *, max_body_bytes: int, local_only: bool, metrics: Metrics) -> None:
+    def __init__(
+        self,
+        core: Core,
+        *,
+        limits: Limits,
+        local_only: bool,
+        metrics: Metrics,
+        labels: Callable[[str], Labels] = lambda _: {},
+    ) -> None:
         self._core = core
+        self._labels = labels
         self._local_only = local_only
         self._metrics = metrics
-        self.max_body_bytes = max_body_bytes
+        self._inflated: dict[bytes, int] = {}
+        self.limits = limits
 
     @staticmethod
     def target(method: str, path: str) -> str | None:
@@ -50,9 +54,12 @@ class Inference:
         return None
 
     def begin(
-        self, target: str, headers: Headers, body: bytes, done: Callable[[Response], None]
+        self, target: str, headers: Headers, body: Buffer, done: Callable[[Response], None]
     ) -> bytes | None:
-        """Start the call; gives the id of what is under way, or None when ``done`` was called already."""
+        """Start the call; gives the id of what is under way, or None when ``done`` was called already.
+
+        Nobody may change ``body`` any more: its tensors are sent from where they are.
+        """
         started = time.perf_counter()
         rid = headers.get(b"x-request-id") or new_request_id().encode()
         model, _, version = target.partition("/versions/")
@@ -63,21 +70,28 @@ class Inference:
                 return
             try:
                 response = self._respond(model, outcome, rid, started)
+            except TidegateError as error:
+                response = self._refuse(model, error, rid)
             except Exception:
                 response = self._broken(model, rid)
-            done(response)
+            if b"accept-encoding" in headers:
+                deliver(response, headers, done)
+            else:
+                done(response)
 
         try:
             if self._local_only and not is_local(headers):
                 raise Forbidden("this address answers only to local callers: foreign Host or Origin header")
-            plain = decompress(body, headers, self.max_body_bytes)
+            if b"content-encoding" in headers:
+                return self._begin_compressed(target, headers, body, done)
             length = parse_header_length(headers)
+            self.limits.check_json(len(body) if length is None else length)
             timeout_ms = parse_timeout(headers.get(b"x-request-timeout-ms"))
             return self._core.begin(
                 model,
                 version,
                 timeout_ms,
-                lambda contract: oip.decode(plain, length, contract),
+                lambda contract: oip.decode(body, length, contract),
                 rid,
                 on_outcome,
             )
@@ -87,20 +101,41 @@ class Inference:
             done(self._broken(model, rid))
         return None
 
+    def _begin_compressed(
+        self, target: str, headers: Headers, body: Buffer, done: Callable[[Response], None]
+    ) -> bytes | None:
+        plain = decompress(body, headers, self.limits.body_bytes)
+        if not self.limits.bodies.take(len(plain)):
+            raise self.limits.overloaded()
+        held = len(plain)
+
+        def given_back(response: Response) -> None:
+            self.limits.bodies.give(held)
+            if id_ is not None:
+                self._inflated.pop(id_, None)
+            done(response)
+
+        id_: bytes | None = None
+        rest = {name: value for name, value in headers.items() if name != b"content-encoding"}
+        id_ = self.begin(target, rest, plain, given_back)
+        if id_ is not None:
+            self._inflated[id_] = held
+        return id_
+
     def abandon(self, id_: bytes, target: str) -> None:
         """The caller has gone."""
         self._core.dispatcher.abandon(id_)
+        self.limits.bodies.give(self._inflated.pop(id_, 0))
         self._metrics.refused(target.partition("/versions/")[0], "caller_gone")
 
-    def too_large(self, target: str, headers: Headers) -> Response:
-        """The refusal of a body over the limit, while it streams in."""
+    def refuse(self, target: str, headers: Headers, error: TidegateError) -> Response:
+        """The refusal of a body that has not come, or not all of it."""
         rid = headers.get(b"x-request-id") or new_request_id().encode()
-        error = PayloadTooLarge(f"the body is larger than {self.max_body_bytes} bytes")
         return self._refuse(target.partition("/versions/")[0], error, rid)
 
     def _respond(self, model: str, answer: Answer, rid: bytes, started: float) -> Response:
         encoding = time.perf_counter()
-        body, head_length = oip.encode(
+        body, tail = oip.encode_pieces(
             model,
             answer.route.version,
             answer.request,
@@ -108,20 +143,21 @@ class Inference:
             answer.outputs,
             answer.parameters,
             answer.reply.data,
+            self._labels(answer.route.name),
         )
         now = time.perf_counter()
         timing, total = answer.timing, now - started
         timing.encode = now - encoding
         self._metrics.answered(model, answer.route.name, timing, total)
         headers = [
-            _JSON if head_length is None else _BINARY,
-            (b"content-length", b"%d" % len(body)),
+            _BINARY if tail else _JSON,
+            (b"content-length", b"%d" % (len(body) + sum(map(len, tail)))),
             (b"x-request-id", rid),
             (b"server-timing", server_timing(answer, total)),
         ]
-        if head_length is not None:
-            headers.append((_HEADER_LENGTH, b"%d" % head_length))
-        return Response(200, headers, body)
+        if tail:
+            headers.append((_HEADER_LENGTH, b"%d" % len(body)))
+        return Response(200, headers, body, tail)
 
     def _refuse(self, model: str, error: TidegateError, rid: bytes) -> Response:
         self._metrics.refused(model, error.reason)
@@ -155,7 +191,7 @@ def parse_header_length(headers: Headers) -> int | None:
     return int(raw)
 
 
-def decompress(body: bytes, headers: Headers, limit: int) -> bytes:
+def decompress(body: Buffer, headers: Headers, limit: int) -> Buffer:
     """Undo ``Content-Encoding`` gzip or deflate up to ``limit`` bytes: BadRequest, PayloadTooLarge."""
     encoding = headers.get(b"content-encoding", b"").lower()
     if encoding in {b"", b"identity"}:
@@ -171,4 +207,6 @@ def decompress(body: bytes, headers: Headers, limit: int) -> bytes:
         raise BadRequest(f"the body is not {encoding.decode()}: {error}") from None
     if len(plain) > limit:
         raise PayloadTooLarge(f"the decompressed body is larger than {limit} bytes")
+    if not inflater.eof:
+        raise BadRequest(f"the body's {encoding.decode()} data is cut off")
     return plain

@@ -1,4 +1,4 @@
-"""OIP v2 beside inference: server and model health, metadata, the list of models."""
+"""OIP v2 beside inference: health, metadata, configuration, statistics, the list of models."""
 
 from __future__ import annotations
 
@@ -6,19 +6,18 @@ from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
+from services.gateway.catalogue import EXTENSIONS, Catalogue
 from services.gateway.core import Core
-from services.gateway.domain.routing import DeploymentRoute, EndpointRoute, require
+from services.gateway.domain.routing import require
 from tidegate import __version__
-from tidegate.errors import BadRequest, NotFound
+from tidegate.errors import BadRequest
 
 router = APIRouter(prefix="/v2", tags=["Open Inference Protocol v2"])
 
-EXTENSIONS = ["binary_tensor_data", "model_repository(index)", "request_deadline"]
 
-
-def _core(request: Request) -> Core:
-    core: Core = request.app.state.core
-    return core
+def _catalogue(request: Request) -> Catalogue:
+    catalogue: Catalogue = request.app.state.catalogue
+    return catalogue
 
 
 @router.get("")
@@ -28,21 +27,24 @@ async def server_metadata() -> dict[str, Any]:
 
 
 @router.get("/health/live")
-async def live() -> Response:
+async def live() -> dict[str, bool]:
     """200 while the process answers."""
-    return Response()
+    return {"live": True}
 
 
 @router.get("/health/ready")
-async def ready(request: Request) -> Response:
+async def ready(request: Request, response: Response) -> dict[str, bool]:
     """200 when requests can be routed and queued."""
-    return Response(status_code=503 if request.app.state.health.problems() else 200)
+    well = not request.app.state.health.problems()
+    response.status_code = 200 if well else 503
+    return {"ready": well}
 
 
 @router.get("/models")
 async def models(request: Request) -> dict[str, Any]:
     """The endpoints by name, with their versions."""
-    table = require(_core(request).routes.table)
+    core: Core = request.app.state.core
+    table = require(core.routes.table)
     items = [{"name": e.name, "versions": sorted(e.versions, key=int)} for e in table.endpoints.values()]
     return {"models": sorted(items, key=lambda item: item["name"])}
 
@@ -50,18 +52,7 @@ async def models(request: Request) -> dict[str, Any]:
 @router.post("/repository/index")
 async def index(request: Request) -> list[dict[str, str]]:
     """Every model version, and whether it can answer (Triton's repository extension)."""
-    core = _core(request)
-    table = require(core.routes.table)
-    return [
-        {
-            "name": e.name,
-            "version": version,
-            "state": "READY" if _is_ready(core, d) else "UNAVAILABLE",
-            "reason": "",
-        }
-        for e in table.endpoints.values()
-        for version, d in sorted(e.versions.items())
-    ]
+    return _catalogue(request).index()
 
 
 @router.post("/repository/models/{model}/{action}")
@@ -72,40 +63,55 @@ async def manage(model: str, action: str) -> None:
     )
 
 
+@router.get("/{kind}sharedmemory/status")
+@router.get("/{kind}sharedmemory/region/{name}/status")
+async def shared_memory(kind: str, name: str = "") -> list[str]:
+    """No region is ever registered."""
+    return []
+
+
+@router.post("/{kind}sharedmemory/{rest:path}")
+async def register_shared_memory(kind: str, rest: str) -> None:
+    """Refused: the model may run on another host than its caller."""
+    raise BadRequest("shared memory regions are not supported: the model may run on another host")
+
+
+@router.api_route("/logging", methods=["GET", "POST"])
+@router.api_route("/trace/setting", methods=["GET", "POST"])
+@router.api_route("/models/{model}/trace/setting", methods=["GET", "POST"])
+async def operators_settings(model: str = "") -> None:
+    """Refused: log and trace settings are not for inference clients."""
+    raise BadRequest("log and trace settings are not for inference clients")
+
+
+@router.get("/models/stats")
+@router.get("/models/{model}/stats")
+@router.get("/models/{model}/versions/{version}/stats")
+async def model_statistics(request: Request, model: str = "", version: str = "") -> dict[str, Any]:
+    """Counts and durations over all replicas, in Triton's schema; of every version when none is named."""
+    return await _catalogue(request).statistics(model, version)
+
+
+@router.get("/models/{model}/config")
+@router.get("/models/{model}/versions/{version}/config")
+async def model_config(request: Request, model: str, version: str = "") -> dict[str, Any]:
+    """The model's configuration as its Triton completed it; 503 before that is known."""
+    return await _catalogue(request).config(model, version)
+
+
 @router.get("/models/{model}/ready")
 @router.get("/models/{model}/versions/{version}/ready")
-async def model_ready(request: Request, model: str, version: str = "") -> Response:
+async def model_ready(
+    request: Request, response: Response, model: str, version: str = ""
+) -> dict[str, str | bool]:
     """200 when a request would be answered: by a ready replica, or by one that it wakes."""
-    core = _core(request)
-    _, route = core.pick(model, version)
-    return Response(status_code=200 if _is_ready(core, route) else 503)
+    well = _catalogue(request).is_ready(model, version)
+    response.status_code = 200 if well else 503
+    return {"name": model, "ready": well}
 
 
 @router.get("/models/{model}")
 @router.get("/models/{model}/versions/{version}")
 async def model_metadata(request: Request, model: str, version: str = "") -> dict[str, Any]:
     """Inputs, outputs and versions of a model."""
-    endpoint, route = _core(request).pick(model, version)
-    return _metadata(endpoint, route)
-
-
-def _is_ready(core: Core, route: DeploymentRoute) -> bool:
-    return route.wakeable or core.reporter.fleet(route.name).ready > 0
-
-
-def _metadata(endpoint: EndpointRoute, route: DeploymentRoute) -> dict[str, Any]:
-    signature = route.contract.signature
-    if signature is None:
-        raise NotFound(f"the signature of {endpoint.name!r} is not known before its first replica is ready")
-    batch = [-1] if signature.max_batch_size else []
-
-    def shown(specs: Any) -> list[dict[str, Any]]:
-        return [{"name": s.name, "datatype": s.datatype, "shape": batch + s.shape} for s in specs]
-
-    return {
-        "name": endpoint.name,
-        "versions": sorted(endpoint.versions, key=int),
-        "platform": f"tidegate_{route.format}",
-        "inputs": shown(signature.inputs),
-        "outputs": shown(signature.outputs),
-    }
+    return _catalogue(request).metadata(model, version)

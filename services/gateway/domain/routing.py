@@ -50,6 +50,12 @@ class RouteTable:
     revision: tuple[str, int]
     endpoints: dict[str, EndpointRoute]
 
+    def deployments(self) -> list[str]:
+        """The names of all Deployments in the table."""
+        found = {route.name for e in self.endpoints.values() for route in e.versions.values()}
+        found |= {route.name for e in self.endpoints.values() for _, route in e.targets}
+        return sorted(found)
+
     def pick(self, endpoint: str, version: str, draw: float) -> tuple[EndpointRoute, DeploymentRoute]:
         """The Deployment for a request; ``draw`` in [0, 1) decides between weighted targets.
 

@@ -62,7 +62,7 @@ def read(path: Path, model: str, limits: Limits) -> tuple[Signature | None, list
 def parse(text: str, where: str) -> Config:
     """A config.pbtxt as far as it matters here; raises BadRequest with the parser's line and column."""
     # Imported here: it brings gRPC along, and most registries never see a model directory.
-    from google.protobuf import text_format  # type: ignore[import-untyped]
+    from google.protobuf import text_format
     from tritonclient.grpc import model_config_pb2
 
     config = model_config_pb2.ModelConfig()
@@ -74,7 +74,7 @@ def parse(text: str, where: str) -> Config:
     if config.HasField("sequence_batching"):
         raise BadRequest(
             f"config.pbtxt of {where!r}: sequence_batching keeps a caller's state in one server, and behind "
-            "a queue any replica may answer the next request: remove it, and send the state with each request."
+            "a queue any replica may answer the next request: remove it, and send the state each time."
         )
     is_ensemble = config.platform == "ensemble" or config.HasField("ensemble_scheduling")
     parts = frozenset(step.model_name for step in config.ensemble_scheduling.step)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections import deque
 from pathlib import Path
@@ -34,9 +35,11 @@ class Exceptions:
     def start(self) -> None:
         """Read what is kept, connect."""
         if self._journal.exists():
-            lines = self._journal.read_bytes().splitlines()[-self._keep :]
-            self.letters.extend(DeadLetter(**orjson.loads(line)) for line in lines)
-            self._journal.write_bytes(b"".join(line + b"\n" for line in lines))
+            for line in self._journal.read_bytes().splitlines():
+                with contextlib.suppress(ValueError, TypeError):  # half a line: the end of a crash
+                    self.letters.append(DeadLetter(**orjson.loads(line)))
+            kept = (orjson.dumps(letter.shown()) + b"\n" for letter in self.letters)
+            self._journal.write_bytes(b"".join(kept))
         self.out.start()
         self.link.start()
 

@@ -65,13 +65,20 @@ def _endpoint(
     endpoint: Endpoint, deployments: dict[str, Deployment], ready: dict[str, int]
 ) -> dict[str, Any]:
     serving = serving_targets(endpoint, ready)
-    models = {deployments[t.deployment].model for t in serving if t.deployment in deployments}
+    own = [deployments[t.deployment] for t in serving if t.deployment in deployments]
+    models = {d.model for d in own}
+    others = [d for d in deployments.values() if d.model in models]
     return {
         "targets": [t.model_dump() for t in serving if t.deployment in deployments],
-        # An explicit version reaches any Deployment of the endpoint's models; the newest name wins.
-        "versions": {str(d.version): name for name, d in sorted(deployments.items()) if d.model in models},
+        # An explicit version reaches any Deployment of the endpoint's models: the endpoint's own if it runs
+        # that version (others may be there for a while, to measure), else the newest name.
+        "versions": {str(d.version): d.name for d in (*sorted(others, key=_name), *sorted(own, key=_name))},
         "default_timeout_ms": endpoint.default_timeout_ms,
     }
+
+
+def _name(deployment: Deployment) -> str:
+    return deployment.name
 
 
 def serving_targets(endpoint: Endpoint, ready: dict[str, int]) -> list[Target]:

@@ -30,6 +30,12 @@ class Limits:
         return min(self.total_bytes, max(self.ratio_from_bytes, self.ratio * packed_bytes))
 
 
+def is_packed(path: Path) -> bool:
+    """Whether a file is an archive, by how it begins (gzip or zip)."""
+    with path.open("rb") as file:
+        return file.read(4).startswith((b"\x1f\x8b", b"PK\x03\x04"))
+
+
 def unpack(archive: Path, into: Path, limits: Limits | None = None) -> None:
     """Unpack a zip or a tar (also .gz, .bz2, .xz), told apart by its content, into the new folder ``into``.
 

@@ -27,10 +27,12 @@ from tidegate.errors import ModelFailed
 log = telemetry.logger(__name__)
 
 # What pip, and the build of a package from its source, may see of our environment: no credential of Tidegate.
-_SEEN = frozenset(
-    "PATH HOME USER TMPDIR TZ LANG NETRC CC CXX CFLAGS CXXFLAGS LDFLAGS SSH_AUTH_SOCK"
-    " REQUESTS_CA_BUNDLE CURL_CA_BUNDLE TIDEGATE_REPLICA".split()
-)
+_SEEN = frozenset({
+    "PATH", "HOME", "USER", "TMPDIR", "TZ", "LANG", "NETRC", "CC", "CXX", "CFLAGS", "CXXFLAGS", "LDFLAGS",
+    "SSH_AUTH_SOCK", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE",
+    # The launcher finds by these what a killed worker leaves.
+    "TIDEGATE_REPLICA", "TIDEGATE_STATE_DIR",
+})  # fmt: skip
 _SEEN_PREFIXES = ("PIP_", "LC_", "SSL_CERT_", "XDG_", "GIT_")
 _PROXIES = frozenset({"http_proxy", "https_proxy", "all_proxy", "no_proxy"})
 # These would put the packages elsewhere.
@@ -146,7 +148,8 @@ class Environments:
 
     def _progress(self, line: str) -> None:
         if line.startswith(_TELLING):
-            self._tell(f"installing the requirements: {line[:200]}")
+            # Without for whose sake, which pip writes with the path of a file.
+            self._tell(f"installing the requirements: {line.partition(' (from ')[0][:200]}")
 
 
 def _environment(settings: Mapping[str, str]) -> dict[str, str]:
@@ -176,8 +179,8 @@ async def _run(
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
-        # A group of its own, to be ended as one; the session stays, by which a launcher finds it.
-        process_group=0,
+        # A group of its own, to be ended as one.
+        start_new_session=True,
         limit=LONGEST_LINE,
     )
     assert process.stdout is not None

@@ -2,49 +2,200 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from typing import Any, NamedTuple
 
+from services.worker.adapters.shared_memory import Region, Regions, aligned
 from services.worker.adapters.triton_client import ModelInferRequest, TritonClient
 from services.worker.domain.split import Output
-from tidegate.protocol.envelope import Request, read_call_key
+from tidegate.errors import BadRequest, ModelFailed
+from tidegate.protocol.envelope import RETRY_SAFE, Buffer, CallKey, Request, read_call_key
+from tidegate.protocol.models import TensorSpec
+from tidegate.protocol.tensors import DATATYPES, elements
+
+
+class Answer(NamedTuple):
+    """One of many answers: its outputs, and the parameters that the model gave it."""
+
+    outputs: list[Output]
+    parameters: dict[str, Any]
 
 
 class Model:
-    """One model of one Triton; ``outputs`` are its outputs in the order of its signature."""
+    """One model of one Triton; ``outputs`` are its outputs as its signature has them.
 
-    def __init__(self, client: TritonClient, name: str, outputs: Sequence[str] = ()) -> None:
+    Tensors above ``shared_above`` bytes go through ``regions``: inputs, and outputs of a size known before.
+    """
+
+    def __init__(
+        self,
+        client: TritonClient,
+        name: str,
+        outputs: Sequence[TensorSpec] = (),
+        regions: Regions | None = None,
+        shared_above: int = 0,
+        decoupled: bool = False,
+    ) -> None:
+        self.decoupled = decoupled
         self._client = client
         self._name = name
-        self._order = {name: at for at, name in enumerate(outputs)}
+        self._order = {output.name: at for at, output in enumerate(outputs)}
+        self._regions = regions
+        self._shared_above = shared_above
+        self._row_bytes = {output.name: size for output in outputs if (size := _row_bytes(output)) > 0}
 
     async def call(self, requests: list[Request], timeout_s: float) -> list[Output]:
         """Run requests of one call key as one batch; the answer has their rows in order.
 
         Raises what :meth:`TritonClient.infer` raises. Cancelling the task cancels the call in Triton.
         """
-        first = requests[0]
-        key = read_call_key(first.key)
+        if self.decoupled:
+            raise BadRequest(
+                "the model gives any number of answers to a request (it is decoupled): ask by "
+                "/generate_stream, or over gRPC by ModelStreamInfer"
+            )
+        key = read_call_key(requests[0].key)
         rows = sum(request.rows for request in requests)
         message = ModelInferRequest(model_name=self._name)
-        for at, tensor in enumerate(key.inputs):
-            shape = (rows, *tensor.dims) if rows else tensor.dims
-            message.inputs.add(name=tensor.name, datatype=tensor.datatype.name, shape=shape)
-            message.raw_input_contents.append(
-                bytes(first.data[at]) if len(requests) == 1 else b"".join([r.data[at] for r in requests])
-            )
-        for name in key.outputs:
-            message.outputs.add(name=name)
         for name, value in key.parameters.items():
             _set_parameter(message, name, value)
-        answer = await self._client.infer(message, timeout_s)
-        found = [
-            Output(output.name, output.datatype, tuple(output.shape), raw)
-            for output, raw in zip(answer.outputs, answer.raw_output_contents, strict=True)
-        ]
+        contents = [[request.data[at] for request in requests] for at in range(len(key.inputs))]
+        region = await self._region(key, rows, contents)
+        if region is None:
+            found = await self._by_grpc(message, key, rows, contents, timeout_s)
+        else:
+            try:
+                found = await self._by_region(message, key, rows, contents, timeout_s, region)
+            except ModelFailed as error:
+                # An output that is larger than the signature says; the model has run already.
+                if "shared memory size" not in error.message or not all(
+                    r.flags & RETRY_SAFE for r in requests
+                ):
+                    raise
+                self._row_bytes = {}
+                return await self.call(requests, timeout_s)
+        return self._sorted(found, key)
+
+    async def _region(self, key: CallKey, rows: int, contents: list[list[Buffer]]) -> Region | None:
+        """Room for what is large of a call; None: nothing is, or there is no room."""
+        if self._regions is None:
+            return None
+        sizes = [size for pieces in contents if (size := sum(map(len, pieces))) > self._shared_above]
+        if self._row_bytes:
+            sizes += self._large_outputs(key, rows).values()
+        return await self._regions.take(sum(map(aligned, sizes))) if sizes else None
+
+    def _large_outputs(self, key: CallKey, rows: int) -> dict[str, int]:
+        wanted = key.outputs or self._order
+        sizes = {name: self._row_bytes.get(name, 0) * max(rows, 1) for name in wanted}
+        return {name: size for name, size in sizes.items() if size > self._shared_above}
+
+    async def stream(self, request: Request) -> AsyncGenerator[Answer]:
+        """Run one request and give each of its answers as it is made, without a time limit.
+
+        Raises what :meth:`TritonClient.stream` raises. Closing the generator cancels the request in Triton.
+        """
+        key = read_call_key(request.key)
+        message = ModelInferRequest(model_name=self._name)
+        for name, value in key.parameters.items():
+            _set_parameter(message, name, value)
+        _put_inputs(message, key, request.rows, [[data] for data in request.data])
+        async with aclosing(self._client.stream(message)) as answers:
+            async for answer in answers:
+                yield Answer(self._sorted(_outputs(answer), key), _parameters(answer))
+
+    def _sorted(self, found: list[Output], key: CallKey) -> list[Output]:
         # Triton gives them in an order of its own, another one in each process.
         order = {name: at for at, name in enumerate(key.outputs)} if key.outputs else self._order
-        found.sort(key=lambda output: order.get(output.name, len(order)))
+        return sorted(found, key=lambda output: order.get(output.name, len(order)))
+
+    async def _by_grpc(
+        self, message: Any, key: CallKey, rows: int, contents: list[list[Buffer]], timeout_s: float
+    ) -> list[Output]:
+        _put_inputs(message, key, rows, contents)
+        return _outputs(await self._client.infer(message, timeout_s))
+
+    async def _by_region(
+        self,
+        message: Any,
+        key: CallKey,
+        rows: int,
+        contents: list[list[Buffer]],
+        timeout_s: float,
+        region: Region,
+    ) -> list[Output]:
+        assert self._regions is not None
+        for tensor, pieces in zip(key.inputs, contents, strict=True):
+            shape = (rows, *tensor.dims) if rows else tensor.dims
+            slot = message.inputs.add(name=tensor.name, datatype=tensor.datatype.name, shape=shape)
+            if sum(map(len, pieces)) > self._shared_above:
+                region.put(slot, pieces)
+            else:
+                message.raw_input_contents.append(_joined(pieces))
+        large = self._large_outputs(key, rows)
+        places = {}
+        for name in key.outputs or (self._order if large else ()):
+            slot = message.outputs.add(name=name)
+            if name in large:
+                places[name] = region.reserve(slot, large[name])
+        try:
+            answer = await self._client.infer(message, timeout_s)
+            found = _from_region(answer, region, places)
+        except (BadRequest, ModelFailed):
+            self._regions.give(region)
+            raise
+        except BaseException:
+            self._regions.retire(region)
+            raise
+        self._regions.give(region)
         return found
+
+
+def _put_inputs(message: Any, key: CallKey, rows: int, contents: list[list[Buffer]]) -> None:
+    for tensor, pieces in zip(key.inputs, contents, strict=True):
+        shape = (rows, *tensor.dims) if rows else tensor.dims
+        message.inputs.add(name=tensor.name, datatype=tensor.datatype.name, shape=shape)
+        message.raw_input_contents.append(_joined(pieces))
+    for name in key.outputs:
+        message.outputs.add(name=name)
+
+
+def _outputs(answer: Any) -> list[Output]:
+    return [
+        Output(output.name, output.datatype, tuple(output.shape), raw)
+        for output, raw in zip(answer.outputs, answer.raw_output_contents, strict=True)
+    ]
+
+
+def _parameters(answer: Any) -> dict[str, Any]:
+    """What the model says beside its outputs; names that begin with triton_ are Triton's own."""
+    found = {}
+    for name, parameter in answer.parameters.items():
+        kind = parameter.WhichOneof("parameter_choice")
+        if kind is not None and not name.startswith("triton_"):
+            found[name] = getattr(parameter, kind)
+    return found
+
+
+def _joined(pieces: list[Buffer]) -> bytes:
+    return bytes(pieces[0]) if len(pieces) == 1 else b"".join(pieces)
+
+
+def _row_bytes(output: TensorSpec) -> int:
+    """Bytes of an output for each row of a call, or all of them without a batch axis; 0: not known before."""
+    return 0 if -1 in output.shape else elements(output.shape) * DATATYPES[output.datatype].size
+
+
+def _from_region(answer: Any, region: Region, places: dict[str, int]) -> list[Output]:
+    """The outputs of an answer; those at ``places`` are in the region, and empty in the answer."""
+    found = []
+    for output, raw in zip(answer.outputs, answer.raw_output_contents, strict=True):
+        shape = tuple(output.shape)
+        if output.name in places:
+            raw = region.read(places[output.name], elements(list(shape)) * DATATYPES[output.datatype].size)
+        found.append(Output(output.name, output.datatype, shape, raw))
+    return found
 
 
 def _set_parameter(message: ModelInferRequest, name: str, value: object) -> None:

@@ -6,7 +6,7 @@ import os
 import shutil
 from pathlib import Path
 
-from services.worker.adapters.archives import unpack
+from services.worker.adapters.archives import is_packed, unpack
 from services.worker.adapters.triton_install import TritonInstall
 from services.worker.domain import formats, model_config
 from tidegate.errors import ModelFailed
@@ -30,11 +30,14 @@ def prepare(
         return _prepare_archive(version, deployment, artifact, repository, install)
     serving = formats.choose(version.format, install.backends(), install.has_module)
     folder = repository / version.model / "1"
-    folder.mkdir(parents=True)
-    place(artifact, folder / serving.file)
+    folder.parent.mkdir(parents=True)
+    if version.format == "python" and is_packed(artifact):
+        unpack(artifact, folder)
+    else:
+        folder.mkdir()
+        place(artifact, folder / serving.file)
     if serving.runtime is not None:
-        shutil.copyfile(RUNTIMES / serving.runtime / "model.py", folder / "model.py")
-        shutil.copyfile(RUNTIMES / "rows.py", folder / "rows.py")
+        _add_runtime(serving.runtime, folder)
     text = model_config.build(version, deployment, model=version.model, backend=serving.backend)
     (folder.parent / CONFIG).write_text(text)
     return [version.model]
@@ -57,12 +60,14 @@ def _prepare_archive(
     try:
         folders = model_folders(unpacked, version.model)
         repository.mkdir(parents=True)
-        configs = {name: _adopt(folder, repository / name, deployment) for name, folder in folders.items()}
+        configs = {name: _text(folder) for name, folder in folders.items()}
+        served = model_config.served_model(configs, version.model)
+        for name, folder in folders.items():
+            shutil.move(folder, repository / name)
+            _adopt(repository / name, configs[name], deployment, install)
     finally:
         shutil.rmtree(unpacked, ignore_errors=True)
-    _check_backends(configs, install.backends())
-    served = model_config.served_model(configs, version.model)
-    return [*sorted(configs.keys() - {served}), served]
+    return model_config.load_order(configs, served)
 
 
 def model_folders(root: Path, fallback_name: str) -> dict[str, Path]:
@@ -96,26 +101,40 @@ def _text(folder: Path) -> str:
         raise ModelFailed(f"The {CONFIG} of {folder.name!r} is not a text.") from None
 
 
-def _adopt(folder: Path, target: Path, deployment: DeploymentSpec) -> str:
-    """Move a model into the repository; its configuration text, '' if it has none."""
-    text = _text(folder)
-    shutil.move(folder, target)
-    if text:
-        instances = 1 if model_config.is_ensemble(text) else deployment.instances
-        (target / CONFIG).write_text(model_config.adapt(text, model=target.name, instances=instances))
+def _adopt(folder: Path, text: str, deployment: DeploymentSpec, install: TritonInstall) -> None:
+    """Make a model that lies in the repository one that this Triton can load."""
     if model_config.is_ensemble(text):
+        (folder / CONFIG).write_text(model_config.adapt(text, deployment, model=folder.name, backend=None))
         # Archivers drop empty folders, and Triton wants the version folder of an ensemble too.
-        (target / "1").mkdir(exist_ok=True)
-    return text
+        (folder / "1").mkdir(exist_ok=True)
+        return
+    versions = [path for path in folder.iterdir() if path.is_dir() and path.name.isdigit()]
+    files = {path.name for version in versions for path in version.iterdir()}
+    backend = model_config.backend_of(text) or formats.backend_by_files(files)
+    serving = formats.stand_in(backend, install.backends(), install.has_module)
+    if serving is None:
+        _check_backend(folder.name, backend, install.backends())
+    else:
+        named = model_config.top_level(text).get("default_model_filename")
+        for version in versions:
+            if named and (version / named).exists():
+                (version / named).rename(version / serving.file)
+            _add_runtime(str(serving.runtime), version)
+    adapted = model_config.adapt(
+        text, deployment, model=folder.name, backend=backend, stand_in=serving is not None
+    )
+    (folder / CONFIG).write_text(adapted)
 
 
-def _check_backends(configs: dict[str, str], backends: frozenset[str]) -> None:
-    for name, text in configs.items():
-        wanted = model_config.backend_of(text)
-        if wanted is not None and wanted not in backends:
-            raise ModelFailed(
-                f"The model {name!r} wants the backend {wanted!r}, and this Triton has only "
-                f"{', '.join(sorted(backends))}. Use workers with NVIDIA's Triton image, set "
-                "TIDEGATE_TRITON_SERVER to such a server, or deploy the model file itself (.onnx, .pt): "
-                "that needs no native backend."
-            )
+def _add_runtime(runtime: str, folder: Path) -> None:
+    shutil.copyfile(RUNTIMES / runtime / "model.py", folder / "model.py")
+    shutil.copyfile(RUNTIMES / "rows.py", folder / "rows.py")
+
+
+def _check_backend(model: str, wanted: str | None, backends: frozenset[str]) -> None:
+    if wanted is not None and wanted not in backends:
+        raise ModelFailed(
+            f"The model {model!r} wants the backend {wanted!r}, and this Triton has only "
+            f"{', '.join(sorted(backends))}. Use workers with NVIDIA's Triton image, or set "
+            "TIDEGATE_TRITON_SERVER to such a server."
+        )

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Sequence, Set
+from contextlib import aclosing
 from typing import Any
 
 import grpc
 from grpc import StatusCode
 
-from services.worker.adapters.triton_protocol import ModelInferRequest, ModelInferResponse, pb
+from services.worker.adapters.triton_stream import TritonStreams
 from services.worker.domain.model_config import ROWS
 from tidegate.errors import (
     BadRequest,
@@ -20,6 +21,7 @@ from tidegate.errors import (
     Unavailable,
 )
 from tidegate.protocol.models import Signature, TensorSpec
+from tidegate.triton_protocol import ModelInferRequest, ModelInferResponse, pb
 
 _SERVICE = "/inference.GRPCInferenceService/"
 _OPTIONS = (
@@ -39,14 +41,17 @@ class TritonClient:
     def __init__(self, target: str) -> None:
         self._channel = grpc.aio.insecure_channel(target, options=_OPTIONS)
         self._infer = self._method("ModelInfer", ModelInferRequest, ModelInferResponse)
-        self._stream = self._channel.stream_stream(
-            _SERVICE + "ModelStreamInfer",
-            request_serializer=ModelInferRequest.SerializeToString,
-            response_deserializer=pb.ModelStreamInferResponse.FromString,
+        self._streams = TritonStreams(
+            self._channel.stream_stream(
+                _SERVICE + "ModelStreamInfer",
+                request_serializer=ModelInferRequest.SerializeToString,
+                response_deserializer=pb.ModelStreamInferResponse.FromString,
+            )
         )
 
     async def close(self) -> None:
         """Close the channel; calls in flight are cancelled."""
+        await self._streams.close()
         await self._channel.close()
 
     async def infer(self, request: Any, timeout_s: float | None = None) -> Any:
@@ -62,29 +67,16 @@ class TritonClient:
             raise await self._meaning(error) from None
 
     async def stream(self, request: Any) -> AsyncGenerator[Any]:
-        """One ``ModelInferRequest`` -> its ``ModelInferResponse``s, each as it is made.
+        """One ``ModelInferRequest`` -> its ``ModelInferResponse``s, each as it is made, without a time limit.
 
-        Closing the generator cancels the request in Triton. Raises what :meth:`infer` raises, but no
-        DeadlinePassed: there is no time limit here.
+        Closing the generator cancels the request in Triton. Raises ModelFailed, PayloadTooLarge, Unavailable.
         """
-        request.parameters["triton_enable_empty_final_response"].bool_param = True
-        call = self._stream((request,))
         try:
-            async for answer in call:
-                if answer.error_message:
-                    # Words only. With the header triton_grpc_error there would be a status code, and Triton
-                    # 2.51 crashes when a model that sent an error then says that this was its last response.
-                    raise ModelFailed(answer.error_message)
-                found = answer.infer_response
-                final = found.parameters["triton_final_response"].bool_param
-                if found.outputs or not final:
-                    yield found
-                if final:
-                    return
+            async with aclosing(self._streams.answers(request)) as answers:
+                async for answer in answers:
+                    yield answer
         except grpc.aio.AioRpcError as error:
             raise await self._meaning(error) from None
-        finally:
-            call.cancel()
 
     async def live(self) -> bool:
         """Whether the server answers."""
@@ -142,6 +134,29 @@ class TritonClient:
         metadata, config = await asyncio.gather(self.metadata(model), self.config(model))
         return signature_of(metadata, config)
 
+    async def instances(self, model: str) -> int:
+        """How many calls of the model run at the same time; of an ensemble, those of all its steps."""
+        config = await self.config(model)
+        steps = [step.model_name for step in config.ensemble_scheduling.step]
+        if steps:
+            return sum([await self.instances(step) for step in steps])
+        counts = [int(group.count) * max(1, len(group.gpus)) for group in config.instance_group]
+        return max(1, sum(counts))
+
+    async def register_region(self, name: str, size: int) -> None:
+        """Let Triton map the system shared memory ``/name`` of ``size`` bytes, known to it by its name."""
+        request = pb.SystemSharedMemoryRegisterRequest(name=name, key=f"/{name}", offset=0, byte_size=size)
+        await self._call(
+            "SystemSharedMemoryRegister", pb.SystemSharedMemoryRegisterResponse, request, LIVE_TIMEOUT_S
+        )
+
+    async def unregister_region(self, name: str) -> None:
+        """Let Triton give up a region."""
+        request = pb.SystemSharedMemoryUnregisterRequest(name=name)
+        await self._call(
+            "SystemSharedMemoryUnregister", pb.SystemSharedMemoryUnregisterResponse, request, LIVE_TIMEOUT_S
+        )
+
     async def _call(self, method: str, answer: Any, request: Any, timeout_s: float | None = None) -> Any:
         try:
             return await self._send(method, answer, request, timeout_s)
@@ -178,11 +193,18 @@ def signature_of(metadata: Any, config: Any) -> Signature:
     rows = int(config.parameters[ROWS].string_value) if ROWS in config.parameters else 0
     first = 1 if rows or config.max_batch_size > 0 else 0
 
-    def specs(tensors: Sequence[Any]) -> list[TensorSpec]:
-        return [TensorSpec(name=t.name, datatype=t.datatype, shape=list(t.shape)[first:]) for t in tensors]
+    optional = {tensor.name for tensor in config.input if tensor.optional}
+
+    def specs(tensors: Sequence[Any], optional: Set[str] = frozenset()) -> list[TensorSpec]:
+        return [
+            TensorSpec(
+                name=t.name, datatype=t.datatype, shape=list(t.shape)[first:], optional=t.name in optional
+            )
+            for t in tensors
+        ]
 
     return Signature(
-        inputs=specs(metadata.inputs),
+        inputs=specs(metadata.inputs, optional),
         outputs=specs(metadata.outputs),
         max_batch_size=rows or config.max_batch_size,
         decoupled=config.model_transaction_policy.decoupled,

@@ -54,6 +54,11 @@ class TritonProcess:
         self.metrics_port = 0
 
     @property
+    def region(self) -> str:
+        """What the names of its shared memory begin with."""
+        return self._region
+
+    @property
     def pid(self) -> int:
         """The process id; 0 before the start."""
         return self._process.pid if self._process else 0

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Sequence
 
 from services.worker.domain.attempts import GIVE_UP, next_step
 from services.worker.domain.backlog import Item
 from tidegate import telemetry
 from tidegate.broker import Link, Session
+from tidegate.claims import Claims
 from tidegate.errors import Unavailable
 from tidegate.protocol import envelope
-from tidegate.protocol.envelope import Buffer, Request
+from tidegate.protocol.envelope import Buffer, Reply, Request
 from tidegate.topology import EXCEPTIONS, Queue
 
 log = telemetry.logger(__name__)
@@ -22,20 +24,43 @@ PATIENCE_S = 60.0
 class Outbox:
     """The publishing link of a worker, apart from the consuming one."""
 
-    def __init__(self, amqp_url: str, queue: Queue) -> None:
+    def __init__(self, amqp_url: str, queue: Queue, claims: Claims) -> None:
         self._queue = queue
+        self._claims = claims
         self.link = Link(amqp_url, "worker-out", self._on_setup)
 
     async def _on_setup(self, session: Session) -> None:
         await session.declare(self._queue)
         await session.declare(EXCEPTIONS)
 
-    async def reply(self, reply_to: str, frames: list[Buffer]) -> None:
+    async def reply(
+        self, reply_to: str, frames: Sequence[Buffer | Reply], *, left_s: float = PATIENCE_S
+    ) -> None:
         """Send answers to one gateway process; returns when the broker has them.
 
-        A gateway that has gone has no queue any more: then they are dropped, as nobody waits for them.
+        Large ones may be given unframed: their data is not copied then. ``left_s``: how long anybody waits
+        for them. A gateway that has gone has no queue any more: then they are dropped.
         """
-        await self._publish(envelope.pack(envelope.REPLIES, frames), reply_to, reply_to=None)
+        small: list[Buffer] = []
+        for frame in frames:
+            if not isinstance(frame, Reply) and len(frame) <= envelope.LARGE:
+                small.append(frame)
+                continue
+            reply = frame if isinstance(frame, Reply) else envelope.read_reply(frame)
+            await self._publish(await self._alone(reply, left_s), reply_to, reply_to=None)
+        for start, end in envelope.runs([len(frame) for frame in small]):
+            await self._publish(envelope.pack(envelope.REPLIES, small[start:end]), reply_to, reply_to=None)
+
+    async def _alone(self, reply: Reply, left_s: float) -> bytes | list[Buffer]:
+        """A large reply as an envelope of its own; by claim when it is too large for a message."""
+        if self._claims.needed(sum(map(len, reply.data))):
+            try:
+                claim = await self._claims.give(reply.data, left_s)
+            except Unavailable as error:
+                frame = envelope.failure_frame(reply.id, reply.attempt, error.reason, error.message)
+                return envelope.pack(envelope.REPLIES, [frame])
+            reply = reply._replace(data=[claim], claimed=True)
+        return envelope.pack_alone(envelope.REPLIES, envelope.reply_pieces(reply))
 
     async def again(self, group: list[Item]) -> None:
         """Requests whose worker or model server was lost under them: each alone, as its next attempt."""
@@ -60,7 +85,7 @@ class Outbox:
 
     async def _publish(
         self,
-        body: bytes,
+        body: bytes | list[Buffer],
         routing_key: str,
         *,
         reply_to: str | None,

@@ -8,6 +8,7 @@ import os
 import time
 
 from services.worker.api.outbox import Outbox
+from services.worker.api.redeeming import Redeeming
 from services.worker.domain.attempts import UNDECODABLE
 from services.worker.domain.backlog import Item, Parcel
 from services.worker.domain.pace import Mean, prefetch, worth_changing
@@ -16,6 +17,7 @@ from services.worker.metrics import REDELIVERED
 from services.worker.work import Work
 from tidegate import tasks, telemetry
 from tidegate.broker import Delivery, Link, Session
+from tidegate.claims import Claims
 from tidegate.errors import Unavailable
 from tidegate.protocol import envelope
 from tidegate.topology import CANCELS, EXCEPTIONS, Queue, cancels_queue
@@ -28,7 +30,9 @@ RETUNE_S = 1.0
 class Requests:
     """Consumes a Deployment's queue for as long as it is open."""
 
-    def __init__(self, amqp_url: str, queue: Queue, replica: str, outbox: Outbox) -> None:
+    def __init__(
+        self, amqp_url: str, queue: Queue, replica: str, outbox: Outbox, *, claims: Claims, fetch_bytes: int
+    ) -> None:
         self._queue = queue
         self._cancels = cancels_queue(replica, os.urandom(4).hex())
         self._outbox = outbox
@@ -41,6 +45,7 @@ class Requests:
         self._acks: set[asyncio.Task[None]] = set()
         self._open = False
         self._work: Work | None = None
+        self._redeeming = Redeeming(claims, outbox, fetch_bytes, self._on_redeemed, self.settle)
         self.link = Link(amqp_url, "worker-in", self._on_setup, self._on_down)
 
     def feed(self, work: Work) -> None:
@@ -55,6 +60,7 @@ class Requests:
     async def stop(self) -> None:
         """Disconnect; what is unsettled goes back to the queue."""
         await tasks.end(self._retune_task)
+        await self._redeeming.stop()
         await asyncio.gather(*self._acks, return_exceptions=True)
         await self.link.stop()
 
@@ -78,7 +84,11 @@ class Requests:
     def settle(self, group: list[Item]) -> None:
         """These requests are done; acks the deliveries that have no open request left."""
         tags = []
+        self._redeeming.settled(group)
         for item in group:
+            if item.settled:  # a call that was cancelled after it had answered some of its requests
+                continue
+            item.settled = True
             parcel = item.parcel
             parcel.open -= 1
             if parcel.open == 0 and parcel.session is self._session:
@@ -87,6 +97,8 @@ class Requests:
             self._ack(self._session, tags)
 
     def _ack(self, session: Session, tags: list[int]) -> None:
+        if session is not self._session:
+            return  # over: all of it is delivered again, and its tags mean other deliveries by now
         acks = self._settling.settle(tags)
         task = asyncio.create_task(self._send_acks(session, acks))
         self._acks.add(task)
@@ -111,8 +123,9 @@ class Requests:
 
     def _on_down(self) -> None:
         self._session = self._consumer = None
+        self._redeeming.clear()
         if self._work is not None:
-            self._work.backlog.clear()
+            self._work.forget()
 
     async def _consume(self, session: Session) -> None:
         self._prefetch = self._wanted_prefetch()
@@ -131,6 +144,7 @@ class Requests:
             batch_mean=work.stats.batch.value,
             frames_per_message=self._frames.value or 1.0,
             in_flight=work.in_flight,
+            company=work.company,
         )
 
     async def _retune(self) -> None:
@@ -169,7 +183,15 @@ class Requests:
         received = time.monotonic()
         work = self._work
         for request in requests:
-            work.add(Item(request, parcel, received))
+            item = Item(request, parcel, received)
+            if request.flags & envelope.CLAIM:
+                self._redeeming.take(item)
+            else:
+                work.add(item)
+
+    def _on_redeemed(self, item: Item) -> None:
+        if self._work is not None and item.parcel.session is self._session:
+            self._work.add(item)
 
     async def _on_cancels(self, delivery: Delivery) -> None:
         with contextlib.suppress(envelope.Undecodable):

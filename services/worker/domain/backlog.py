@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections import OrderedDict, deque
 from dataclasses import dataclass
 
-from tidegate.protocol.envelope import Request
+from tidegate.protocol.envelope import LAST_PRIORITY, PRIORITY_SHIFT, Request
+
+# Of a request that says none: between those that say they are urgent and those that can wait.
+USUAL_PRIORITY = 4
 
 
 @dataclass(slots=True)
@@ -25,29 +28,83 @@ class Item:
     request: Request
     parcel: Parcel
     received: float
+    settled: bool = False
 
 
 class Backlog:
-    """First come, first served over call keys; requests of one key share a call."""
+    """Lines of one priority each; a lower number goes first, and its calls are filled up from behind."""
 
     def __init__(self) -> None:
-        self._by_key: OrderedDict[bytes, deque[Item]] = OrderedDict()
+        self._lines: dict[int, Line] = {}
         self._count = 0
 
     def __len__(self) -> int:
         return self._count
 
     def add(self, item: Item) -> None:
-        """Put a request behind the others of its key.
-
-        What must not share a call (no batch axis; not its first attempt, so that a request that kills
-        workers takes no neighbour with it) gets a key of its own.
-        """
-        request = item.request
-        alone = request.rows == 0 or request.attempt > 0
-        key = request.id + request.key if alone else request.key
-        self._by_key.setdefault(key, deque()).append(item)
+        """Put a request into the line of its priority."""
+        level = item.request.flags >> PRIORITY_SHIFT & LAST_PRIORITY or USUAL_PRIORITY
+        line = self._lines.get(level)
+        if line is None:
+            line = Line()
+            self._lines = dict(sorted([*self._lines.items(), (level, line)]))
+        line.add(item)
         self._count += 1
+
+    def oldest(self) -> Item | None:
+        """The request at the head of the line that is next."""
+        return self._next().oldest()
+
+    def rows_at_head(self) -> int:
+        """Rows that wait there under one key."""
+        return self._next().rows_at_head()
+
+    def take(self, max_rows: int) -> list[Item]:
+        """The next call: requests of one key, up to ``max_rows`` rows, at least one request."""
+        line = self._next()
+        group = line.take(max_rows)
+        if group and len(self._lines) > 1:
+            rows = sum(item.request.rows for item in group)
+            for other in self._lines.values():
+                if other is not line:
+                    more = other.more(key_of(group[0]), max_rows - rows)
+                    rows += sum(item.request.rows for item in more)
+                    group += more
+        self._count -= len(group)
+        return group
+
+    def clear(self) -> None:
+        """Forget everything: its session has ended and the broker delivers it again."""
+        self._lines.clear()
+        self._count = 0
+
+    def _next(self) -> Line:
+        return next((line for line in self._lines.values() if line), _EMPTY)
+
+
+def key_of(item: Item) -> bytes:
+    """What requests that may share a call have in common.
+
+    What must not share one (no batch axis; not its first attempt, so that a request that kills workers takes
+    no neighbour with it) has a key of its own.
+    """
+    request = item.request
+    alone = request.rows == 0 or request.attempt > 0
+    return request.id + request.key if alone else request.key
+
+
+class Line:
+    """First come, first served over call keys; requests of one key share a call."""
+
+    def __init__(self) -> None:
+        self._by_key: OrderedDict[bytes, deque[Item]] = OrderedDict()
+
+    def __bool__(self) -> bool:
+        return bool(self._by_key)
+
+    def add(self, item: Item) -> None:
+        """Put a request behind the others of its key."""
+        self._by_key.setdefault(key_of(item), deque()).append(item)
 
     def oldest(self) -> Item | None:
         """The request at the head of the line."""
@@ -59,23 +116,28 @@ class Backlog:
         return sum(item.request.rows for item in queue)
 
     def take(self, max_rows: int) -> list[Item]:
-        """The next call: requests of the key at the head, up to ``max_rows`` rows, at least one request."""
+        """Requests of the key at the head, up to ``max_rows`` rows, at least one request."""
         if not self._by_key:
             return []
         key, queue = next(iter(self._by_key.items()))
         group = [queue.popleft()]
-        rows = group[0].request.rows
-        while queue and rows + queue[0].request.rows <= max_rows:
-            rows += queue[0].request.rows
-            group.append(queue.popleft())
+        group += self.more(key, max_rows - group[0].request.rows)
         if queue:
             self._by_key.move_to_end(key)  # the other keys' turn
-        else:
-            del self._by_key[key]
-        self._count -= len(group)
         return group
 
-    def clear(self) -> None:
-        """Forget everything: its session has ended and the broker delivers it again."""
-        self._by_key.clear()
-        self._count = 0
+    def more(self, key: bytes, room: int) -> list[Item]:
+        """Requests of a key in their order, as long as their rows fit into ``room``."""
+        queue = self._by_key.get(key)
+        if queue is None:
+            return []
+        group = []
+        while queue and queue[0].request.rows <= room:
+            room -= queue[0].request.rows
+            group.append(queue.popleft())
+        if not queue:
+            del self._by_key[key]
+        return group
+
+
+_EMPTY = Line()

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 from tidegate.errors import ModelFailed
 from tidegate.protocol.models import Format, Version
+
+_REMEDIES = {"torch": "run `make torch` on this host, "}
 
 
 @dataclass(frozen=True)
@@ -42,13 +44,37 @@ def choose(artifact_format: Format, backends: frozenset[str], has_module: Callab
     raise ModelFailed(f"The format {artifact_format!r} is a whole model folder, not a single file.")
 
 
+_STAND_INS: dict[str, Format] = {"onnxruntime": "onnx", "pytorch": "torchscript"}
+_BY_FILE = {"model.py": "python", "model.onnx": "onnxruntime", "model.pt": "pytorch"}
+
+
+def backend_by_files(files: Collection[str]) -> str | None:
+    """The backend that a version folder's files ask for, where no configuration says it.
+
+    Python first: a model.py often lies beside a file of weights that it loads.
+    """
+    return next((backend for name, backend in _BY_FILE.items() if name in files), None)
+
+
+def stand_in(
+    backend: str | None, backends: frozenset[str], has_module: Callable[[str], bool]
+) -> Serving | None:
+    """Our runtime for a backend that this Triton lacks; None: it has the backend, or there is no runtime.
+
+    Raises ModelFailed, with the remedy, if the runtime's library is missing.
+    """
+    if backend is None or backend in backends or backend not in _STAND_INS:
+        return None
+    return choose(_STAND_INS[backend], backends, has_module)
+
+
 def _with_runtime(runtime: str, file: str, module: str, has_module: Callable[[str], bool]) -> Serving:
     if not has_module(module):
         package = {"sklearn": "scikit-learn"}.get(module, module)
         raise ModelFailed(
             f"Serving {runtime} needs the Python package {package!r} in the models' environment, and it is "
-            f"not there: run `<runtime>/model-env/bin/python3 -m pip install {package}`, or use a Triton "
-            "with the native backend."
+            f"not there: {_REMEDIES.get(module, '')}deploy the model with a requirements file that names it "
+            "(`--requirements FILE`), or use a Triton with the native backend."
         )
     return Serving("python", file, runtime)
 

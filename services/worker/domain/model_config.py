@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 
 from tidegate.errors import ModelFailed
 from tidegate.protocol.models import DeploymentSpec, Signature, TensorSpec, Version
@@ -41,7 +42,7 @@ def build(version: Version, deployment: DeploymentSpec, *, model: str, backend: 
         lines += _tensors("input", signature.inputs, rows_spelt_out)
         lines += _tensors("output", signature.outputs, rows_spelt_out)
     lines.append(f"instance_group [ {{ count: {deployment.instances} kind: KIND_CPU }} ]")
-    lines += _backend_settings(backend, deployment.threads)
+    parameters |= _backend_parameters(backend, deployment.threads)
     lines += [_parameter(key, value) for key, value in parameters.items()]
     return "\n".join(lines) + "\n"
 
@@ -56,28 +57,81 @@ def top_level(text: str) -> dict[str, str]:
     return {name: value for name, value, _ in _top_level_fields(text)}
 
 
-def adapt(text: str, *, model: str, instances: int) -> str:
-    """The user's own configuration, changed only where it must be.
+def adapt(
+    text: str, deployment: DeploymentSpec, *, model: str, backend: str | None, stand_in: bool = False
+) -> str:
+    """The user's own configuration (it may be empty), changed only where it must be.
 
-    ``name`` becomes ``model`` (Triton refuses one that differs from its folder); more than one instance is
-    added if the text says nothing of instances.
+    ``name`` becomes ``model`` (Triton refuses one that differs from its folder). The Deployment's instances
+    and threads are added where the text says nothing of them. With ``stand_in`` a runtime of ours serves in
+    place of ``backend``.
     """
-    fields = {name: (value, span) for name, value, span in _top_level_fields(text)}
-    if "name" not in fields:
-        text = f"name: {_quoted(model)}\n{text}"
-    elif fields["name"][0] != model:
-        begin, end = fields["name"][1]
-        text = text[:begin] + _quoted(model) + text[end:]
-    if instances > 1 and "instance_group" not in fields:
-        text = f"{text.rstrip()}\ninstance_group [ {{ count: {instances} }} ]\n"
-    return text
+    fields = {name: value for name, value, _ in _top_level_fields(text)}
+    if is_ensemble(text):
+        return _with_values(text, {"name": model})
+    lines = []
+    if deployment.instances > 1 and "instance_group" not in fields:
+        lines.append(f"instance_group [ {{ count: {deployment.instances} }} ]")
+    settings = _backend_parameters(backend, deployment.threads)
+    lines += [_parameter(key, value) for key, value in settings.items() if key not in text]
+    values = {"name": model}
+    if backend is not None and not fields.keys() & {"backend", "platform"}:
+        values["backend"] = backend
+    if stand_in:
+        values |= {"backend": "python"} | dict.fromkeys(
+            fields.keys() & {"platform", "default_model_filename"}, ""
+        )
+    text = _with_values(text, values)
+    return "\n".join([text.rstrip(), *lines]) + "\n" if lines else text
+
+
+def _with_values(text: str, values: Mapping[str, str]) -> str:
+    """The text with these strings at its top."""
+    spans = {name: span for name, _, span in _top_level_fields(text)}
+    for name in sorted(values.keys() & spans.keys(), key=lambda each: spans[each], reverse=True):
+        begin, end = spans[name]
+        text = text[:begin] + _quoted(values[name]) + text[end:]
+    new = [f"{name}: {_quoted(value)}\n" for name, value in values.items() if name not in spans]
+    return "".join(new) + text
+
+
+def load_order(configs: Mapping[str, str], served: str) -> list[str]:
+    """The models of one folder in an order in which Triton can load them: the parts of an ensemble before it.
+
+    ``served`` is the last: what a Python model calls nobody declares.
+    """
+    order: list[str] = []
+
+    def visit(name: str, above: tuple[str, ...]) -> None:
+        # In a circle no order is right, and Triton says so.
+        if name in order or name in above or name not in configs:
+            return
+        for part in sorted(parts(configs[name])):
+            visit(part, (*above, name))
+        order.append(name)
+
+    for name in sorted(configs, key=lambda each: (each == served, is_ensemble(configs[each]), each)):
+        visit(name, ())
+    return [*(name for name in order if name != served), served]
+
+
+def parts(text: str) -> set[str]:
+    """The models that an ensemble's configuration connects; empty for any other."""
+    if not is_ensemble(text):
+        return set()
+    tokens = [t for t in _TOKEN.finditer(text) if t.lastgroup not in ("comment", "mark")]
+    return {
+        value.group()[1:-1]
+        for key, value in pairwise(tokens)
+        if key.group() == "model_name" and value.lastgroup == "string"
+    }
 
 
 def served_model(configs: Mapping[str, str], wanted: str) -> str:
     """Which of the models in one folder (name -> config text, may be empty) is the one that clients call.
 
-    The only one; else the one called ``wanted``; else the only ensemble. Raises ModelFailed when none of
-    that decides.
+    The only one; else the one called ``wanted``; else the only ensemble that is no part of another. Raises
+    ModelFailed when none of that decides.
     """
     if not configs:
         raise ModelFailed(
@@ -87,7 +141,8 @@ def served_model(configs: Mapping[str, str], wanted: str) -> str:
         return next(iter(configs))
     if wanted in configs:
         return wanted
-    ensembles = [name for name, text in configs.items() if is_ensemble(text)]
+    inner = set().union(*(parts(text) for text in configs.values()))
+    ensembles = [name for name, text in configs.items() if is_ensemble(text) and name not in inner]
     if len(ensembles) == 1:
         return ensembles[0]
     raise ModelFailed(
@@ -126,18 +181,19 @@ def _tensors(kind: str, tensors: Sequence[TensorSpec], rows_spelt_out: bool) -> 
                 "axis: give it shape [1]."
             )
         dims = ", ".join(map(str, shape))
-        lines.append(
-            f"{kind} [ {{ name: {_quoted(tensor.name)} data_type: TYPE_{datatype} dims: [ {dims} ] }} ]"
-        )
+        optional = " optional: true" if tensor.optional and kind == "input" else ""
+        tensor_type = f"data_type: TYPE_{datatype} dims: [ {dims} ]{optional}"
+        lines.append(f"{kind} [ {{ name: {_quoted(tensor.name)} {tensor_type} }} ]")
     return lines
 
 
-def _backend_settings(backend: str, threads: int) -> list[str]:
+def _backend_parameters(backend: str | None, threads: int) -> dict[str, str]:
+    """What tells a backend how many threads to use; our runtimes in its place read the same."""
     if backend == "onnxruntime":
-        return [_parameter("intra_op_thread_count", str(threads)), _parameter("inter_op_thread_count", "1")]
+        return {"intra_op_thread_count": str(threads), "inter_op_thread_count": "1"}
     if backend == "pytorch":
-        return [_parameter("INTRA_OP_THREAD_COUNT", str(threads)), _parameter("INTER_OP_THREAD_COUNT", "1")]
-    return []
+        return {"INTRA_OP_THREAD_COUNT": str(threads), "INTER_OP_THREAD_COUNT": "1"}
+    return {}
 
 
 def _parameter(key: str, value: str) -> str:

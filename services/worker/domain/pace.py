@@ -27,17 +27,24 @@ def calls_in_flight(*, instances: int, batches: bool, call_ms: float | None) -> 
 
 
 def prefetch(
-    *, call_ms: float | None, batch_mean: float | None, frames_per_message: float, in_flight: int
+    *,
+    call_ms: float | None,
+    batch_mean: float | None,
+    frames_per_message: float,
+    in_flight: int,
+    company: int = 0,
 ) -> int:
     """Messages to hold unsettled: about ``IN_HAND_MS`` of expected work, at least one more than in flight.
 
-    A fixed count would starve late workers on heavy models and idle on light ones.
+    A fixed count would starve late workers on heavy models and idle on light ones. ``company``: requests
+    that a call waits for; what it waits for must be able to come.
     """
+    least = max(in_flight + 1, min(math.ceil(company / max(frames_per_message, 1.0)), MAX_PREFETCH))
     if call_ms is None or call_ms <= 0:
-        return max(UNKNOWN_PREFETCH, in_flight + 1)
+        return max(UNKNOWN_PREFETCH, least)
     request_ms = call_ms / max(batch_mean or 1.0, 1.0)
     messages = math.ceil(IN_HAND_MS / (request_ms * max(frames_per_message, 1.0)))
-    return min(max(messages, in_flight + 1), MAX_PREFETCH)
+    return min(max(messages, least), MAX_PREFETCH)
 
 
 def worth_changing(current: int, wanted: int) -> bool:

@@ -3,18 +3,33 @@
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator, Callable
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import httpx
+import orjson
 import pytest
+from redis import Redis
 
 from services.gateway.adapters.dispatcher import Dispatcher
 from services.gateway.domain.admission import UNKNOWN_FLEET, Fleet
+from services.gateway.domain.budget import Budget
 from services.gateway.domain.routing import DeploymentRoute, compile_table
+from tidegate.blobs import Blobs
 from tidegate.broker import Delivery, Link, Session
+from tidegate.claims import Claims
 from tidegate.protocol import envelope
 from tidegate.protocol.envelope import Request
+from tidegate.stack.ports import free_ports
+from tidegate.store import GATEWAY, ROUTES
 from tidegate.topology import (
     CANCELS,
     EVENTS,
@@ -24,6 +39,7 @@ from tidegate.topology import (
     requests_queue,
 )
 
+CLAIM_ABOVE = 2 * 2**20
 SIGNATURE = {
     "inputs": [{"name": "x", "datatype": "FP32", "shape": [2]}],
     "outputs": [{"name": "y", "datatype": "FP32", "shape": [2]}],
@@ -173,12 +189,20 @@ def fleets() -> Fleets:
 
 
 @pytest.fixture
-async def dispatch(rabbitmq_url, fleets) -> AsyncIterator[Callable[..., Any]]:
+def claims(tmp_path) -> Iterator[Claims]:
+    """Claims on a blob store of this test's own."""
+    blobs = Blobs(f"file://{tmp_path / 'blobs'}")
+    yield Claims(blobs, CLAIM_ABOVE)
+    blobs.close()
+
+
+@pytest.fixture
+async def dispatch(rabbitmq_url, fleets, claims) -> AsyncIterator[Callable[..., Any]]:
     """Opens a dispatcher that is up, and stops it after the test."""
     async with AsyncExitStack() as stack:
 
-        async def opened(url: str = rabbitmq_url) -> Dispatcher:
-            found = Dispatcher(url, os.urandom(8), fleets)
+        async def opened(url: str = rabbitmq_url, answers: int = 2**30) -> Dispatcher:
+            found = Dispatcher(url, os.urandom(8), fleets, claims=claims, answers=Budget(answers))
             found.start()
             stack.push_async_callback(found.stop)
             await found.out.wait_up(20)
@@ -186,3 +210,79 @@ async def dispatch(rabbitmq_url, fleets) -> AsyncIterator[Callable[..., Any]]:
             return found
 
         yield opened
+
+
+@dataclass
+class Gateway:
+    """The process, and how to reach it."""
+
+    process: subprocess.Popen[bytes]
+    port: int
+    grpc_port: int
+    deployment: str
+    redis: Redis
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def grpc(self) -> str:
+        return f"127.0.0.1:{self.grpc_port}"
+
+
+@pytest.fixture(scope="module")
+def gateway(rabbitmq_url, valkey_url, table) -> Iterator[Gateway]:
+    """A gateway process whose only model is ``digits``."""
+    deployment = f"digits-{os.urandom(4).hex()}"
+    port, grpc_port = free_ports(2)
+    redis = Redis.from_url(valkey_url)
+    redis.flushall()
+    redis.set(ROUTES, orjson.dumps(table(deployment)))
+    with tempfile.TemporaryDirectory() as state, (Path(state) / "log").open("wb") as log:
+        environment = {
+            "TIDEGATE_STATE_DIR": state,
+            "TIDEGATE_SERVICE_TOKEN": "token",
+            "TIDEGATE_GATEWAY_PORT": str(port),
+            "TIDEGATE_GATEWAY_GRPC_PORT": str(grpc_port),
+            "TIDEGATE_AMQP_URL": rabbitmq_url,
+            "TIDEGATE_REDIS_URL": valkey_url,
+            "TIDEGATE_MAX_BODY_BYTES": "100000",
+            "TIDEGATE_REPORT_INTERVAL_S": "0.05",
+            "TIDEGATE_GATEWAY_PROCESSES": "1",
+        }
+        process = subprocess.Popen(
+            [sys.executable, "-m", "services.gateway"],
+            env={**os.environ, **environment},
+            stdout=log,
+            stderr=log,
+        )
+        try:
+            _wait_ready(process, port, Path(state) / "log")
+            yield Gateway(process, port, grpc_port, deployment, redis)
+        finally:
+            process.send_signal(signal.SIGTERM)
+            code = process.wait(20)
+            redis.close()
+        assert code == 0, (Path(state) / "log").read_text()
+        assert not redis.keys(GATEWAY + "*"), "it signs off"
+
+
+def _wait_ready(process: subprocess.Popen[bytes], port: int, log: Path) -> None:
+    end = time.monotonic() + 30
+    while process.poll() is None and time.monotonic() < end:
+        try:
+            if httpx.get(f"http://127.0.0.1:{port}/health/ready").status_code == 200:
+                return
+        except httpx.TransportError:
+            pass
+        time.sleep(0.02)
+    raise AssertionError(log.read_text())
+
+
+@pytest.fixture
+async def worker(gateway, make_peer) -> AsyncIterator[Peer]:
+    """The worker behind it, at work."""
+    async with make_peer(gateway.deployment) as found:
+        await found.link.wait_up(20)
+        yield found

@@ -14,6 +14,7 @@ import pytest
 from services.gateway.adapters.dispatcher import Dispatcher
 from services.gateway.core import failure
 from services.gateway.domain.admission import Fleet
+from services.gateway.domain.budget import Budget
 from services.gateway.domain.packing import MAX_BYTES
 from tidegate.broker import Link
 from tidegate.errors import DeadlinePassed, ModelFailed, Unavailable
@@ -292,7 +293,12 @@ async def test_requests_survive_a_broken_line(dispatch, peer, line, route, until
     await line.down()
     await until(lambda: dispatcher.out.session is None)
     waiting = [submit(dispatcher, route(), 100 + n) for n in range(5)]
-    peer.answer = lambda request: answered.append(request) or _echo_number(request)
+
+    def keep(request):
+        answered.append(request)
+        return _echo_number(request)
+
+    peer.answer = keep
     await line.up()
     replies = await asyncio.gather(*(future for _, future in pairs + waiting))
     assert [told(r) for r in replies] == [*range(10), *range(100, 105)]
@@ -346,6 +352,12 @@ async def test_replies_wait_while_the_gateway_is_cut_off(dispatch, peer, line, r
     await line.down()
     await until(lambda: dispatcher.back.session is None and dispatcher.out.session is None)
     peer.answer = lambda request: None
+
+    async def dropped() -> bool:
+        answer = await peer.link.session._declare(replies_queue(held[0].id[:8].hex()))
+        return answer.consumer_count == 0
+
+    await until(dropped, "the broker has noticed, too")
     await peer.link.session.publish(
         envelope.pack(envelope.REPLIES, [_echo_number(held[0])]), routing_key=peer.deliveries[0].reply_to
     )
@@ -389,8 +401,8 @@ async def test_stopping_tells_those_who_wait(dispatch, peer, route):
         await future
 
 
-async def test_problem(rabbitmq_url, line, until, fleets):
-    dispatcher = Dispatcher(line.url, os.urandom(8), fleets)
+async def test_problem(rabbitmq_url, line, until, fleets, claims):
+    dispatcher = Dispatcher(line.url, os.urandom(8), fleets, claims=claims, answers=Budget(1))
     assert dispatcher.problem() == "RabbitMQ is not connected yet."
     dispatcher.start()
     await until(lambda: dispatcher.problem() is None)

@@ -108,7 +108,7 @@ async def test_a_broken_copy_on_disk_is_passed_over(store, raw, tmp_path):
 
 
 async def test_the_reporter_tells_and_hears(store, until):
-    loads, shown = {"d": GatewayLoad(3, 10, 7, 0)}, []
+    loads = {"d": GatewayLoad(3, 10, 7, 0)}
     shown: list[dict[str, GatewayLoad]] = []
     reporter = Reporter(store, "g1", 0.01, lambda: loads, shown.append)
     assert reporter.fleet("d") == Fleet(0, None)

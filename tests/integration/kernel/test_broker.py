@@ -274,15 +274,15 @@ async def test_everything_comes_back_after_a_broken_connection(connect, line, qu
     )
     out = session_of(await connect())
     before = link.session
-    for round_ in range(3):
+    for round_ in range(4):
         await out.publish(b"%d" % round_, routing_key=queue.name)
-        await until(lambda round_=round_: len(inbox.got) == round_ + 1)
-        line.cut()
-        await until(lambda round_=round_: seen == ["up", "down"] * (round_ + 1) + ["up"])
-        await link.wait_up(20)
-    await out.publish(b"3", routing_key=queue.name)
-    await until(lambda: len(inbox.got) == 4)
-    assert inbox.bodies == [b"0", b"1", b"2", b"3"]
+        await until(lambda round_=round_: b"%d" % round_ in inbox.bodies)
+        if round_ < 3:
+            line.cut()
+            await until(lambda round_=round_: seen == ["up", "down"] * (round_ + 1) + ["up"])
+            await link.wait_up(20)
+    # An ack may be lost with the line: then its message comes once more.
+    assert list(dict.fromkeys(inbox.bodies)) == [b"0", b"1", b"2", b"3"]
     assert inbox.setups == 4
     assert link.session is not before
     assert link.problem is None

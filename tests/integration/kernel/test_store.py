@@ -11,7 +11,7 @@ import pytest
 from redis.asyncio import Redis
 
 from tidegate import store as store_module
-from tidegate.protocol.presence import GatewayLoad, GatewayReport, ReplicaReport
+from tidegate.protocol.presence import GatewayLoad, GatewayReport, GatewayView, ReplicaReport
 from tidegate.stack.ports import free_ports
 from tidegate.stack.standalone import valkey_running
 from tidegate.store import Store, StoreUnavailable
@@ -192,7 +192,7 @@ async def test_a_store_that_is_away(tmp_path):
         await store.report_replica(replica())
         await store.publish_routes(b"{}")
         await store.report_gateway(gateway())
-        watching = asyncio.create_task(anext(store.watch_routes()))
+        watching = asyncio.ensure_future(anext(store.watch_routes()))
         await store.ping()
     with pytest.raises(StoreUnavailable):
         await watching
@@ -212,7 +212,7 @@ async def test_a_store_that_is_away(tmp_path):
             if name != "watch_routes":
                 await operation()
         await store.forget_gateway("g1")
-        assert await store.gateways() == store_module.GatewayView()
+        assert await store.gateways() == GatewayView()
     await store.close()
 
 

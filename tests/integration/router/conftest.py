@@ -91,7 +91,7 @@ class SmallRegistry:
     async def start(self) -> None:
         config = uvicorn.Config(self._app, port=self.port, log_config=None, lifespan="off")
         self._server = uvicorn.Server(config)
-        self._server.capture_signals = contextlib.nullcontext  # type: ignore[method-assign]
+        self._server.capture_signals = contextlib.nullcontext  # type: ignore[assignment, method-assign]
         self._task = asyncio.create_task(self._server.serve())
         while not self._server.started:
             await asyncio.sleep(0.005)

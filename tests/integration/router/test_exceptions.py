@@ -61,6 +61,20 @@ async def gateway(rabbitmq_url) -> AsyncIterator[Gateway]:
 
 
 @pytest.fixture
+def acked(monkeypatch) -> list[int]:
+    """The tags that were settled: an answer is there a moment before its request is settled."""
+    found: list[int] = []
+    ack = Session.ack
+
+    async def noted(session: Session, tag: int, **how: bool) -> None:
+        await ack(session, tag, **how)
+        found.append(tag)
+
+    monkeypatch.setattr(Session, "ack", noted)
+    return found
+
+
+@pytest.fixture
 async def start(rabbitmq_url, tmp_path) -> AsyncIterator[Callable[..., Any]]:
     """Starts the door; its letters are kept in one folder for the whole test."""
     async with AsyncExitStack() as stack:
@@ -92,7 +106,9 @@ def packed(*frames: bytes) -> bytes:
         ("out of tea", "unavailable", "could not be handled: out of tea"),
     ],
 )
-async def test_the_caller_of_a_poisoned_request_gets_its_answer(start, gateway, until, cause, reason, words):
+async def test_the_caller_of_a_poisoned_request_gets_its_answer(
+    start, gateway, until, acked, cause, reason, words
+):
     door = await start()
     await gateway.give_up(packed(request()), cause=cause, queue="requests.v1.d")
     (reply,) = await until(lambda: gateway.replies)
@@ -103,6 +119,7 @@ async def test_the_caller_of_a_poisoned_request_gets_its_answer(start, gateway, 
     (letter,) = door.letters
     assert (letter.cause, letter.queue, letter.id, letter.attempt) == (cause, "requests.v1.d", "01" * 16, 3)
     assert (letter.size, letter.trace) == (len(request()), "abc")
+    await until(lambda: len(acked) == 1)
     await door.stop()
     assert await gateway.depth() == 0
 
@@ -115,7 +132,7 @@ async def test_several_requests_in_one_envelope(start, gateway, until):
 
 
 @pytest.mark.parametrize("body", [b"", b"garbage", packed(b"short"), envelope.pack(envelope.REPLIES, [])])
-async def test_what_nobody_can_read_is_kept_and_settled(start, gateway, until, body):
+async def test_what_nobody_can_read_is_kept_and_settled(start, gateway, until, acked, body):
     door = await start()
     await gateway.give_up(body, cause=UNDECODABLE, queue="requests.v1.d")
     await gateway.give_up(packed(request()), cause=EXHAUSTED)
@@ -123,6 +140,7 @@ async def test_what_nobody_can_read_is_kept_and_settled(start, gateway, until, b
     first, second = door.letters
     assert (first.cause, first.queue, first.size) == (UNDECODABLE, "requests.v1.d", len(body))
     assert second.cause == EXHAUSTED
+    await until(lambda: len(acked) == 2)
     await door.stop()
     assert await gateway.depth() == 0
 
@@ -136,7 +154,7 @@ async def test_one_bad_frame_does_not_silence_its_neighbours_cause(start, gatewa
     assert gateway.replies == []
 
 
-async def test_without_anybody_to_answer(start, gateway, until):
+async def test_without_anybody_to_answer(start, gateway, until, acked):
     door = await start()
     await gateway.give_up(packed(request(1)), reply_to=None, cause=EXHAUSTED)
     await gateway.give_up(packed(request(2)), reply_to="replies.v1.gone", cause=EXHAUSTED)
@@ -144,18 +162,12 @@ async def test_without_anybody_to_answer(start, gateway, until):
     await until(lambda: gateway.replies)
     assert [letter.id[:2] for letter in door.letters] == ["01", "02", "03"]
     assert (door.letters[2].cause, door.letters[2].queue) == ("unknown", "")
+    await until(lambda: len(acked) == 3)
     await door.stop()
     assert await gateway.depth() == 0
 
 
-async def test_letters_survive_a_restart_and_are_bounded(start, gateway, until, monkeypatch):
-    acked, ack = [], Session.ack
-
-    async def note(session: Session, tag: int, **how: bool) -> None:
-        await ack(session, tag, **how)
-        acked.append(tag)
-
-    monkeypatch.setattr(Session, "ack", note)
+async def test_letters_survive_a_restart_and_are_bounded(start, gateway, until, acked):
     door = await start()
     for number in range(1, 8):
         await gateway.give_up(packed(request(number)), cause=EXHAUSTED)
@@ -169,10 +181,10 @@ async def test_letters_survive_a_restart_and_are_bounded(start, gateway, until, 
     assert [letter.id[:2] for letter in again.letters] == ["04", "05", "06", "07", "09"]
 
 
-async def test_a_half_written_letter_does_not_keep_the_router_from_starting(start, gateway, until):
+async def test_a_half_written_letter_does_not_keep_the_router_from_starting(start, gateway, until, acked):
     door = await start()
     await gateway.give_up(packed(request(1)), cause=EXHAUSTED)
-    await until(lambda: door.letters)
+    await until(lambda: acked)
     await door.stop()
     with door._journal.open("ab") as journal:
         journal.write(b'{"at": 1.0, "cau')
@@ -180,7 +192,7 @@ async def test_a_half_written_letter_does_not_keep_the_router_from_starting(star
     assert [letter.id for letter in again.letters] == ["01" * 16]
 
 
-async def test_what_came_while_it_was_away(start, gateway, line, until):
+async def test_what_came_while_it_was_away(start, gateway, line, until, acked):
     door = await start(line.url)
     await line.down()
     await until(lambda: door.link.session is None and door.out.session is None)
@@ -188,5 +200,6 @@ async def test_what_came_while_it_was_away(start, gateway, line, until):
     await line.up()
     (reply,) = await until(lambda: gateway.replies)
     assert reply.status == envelope.FAILED
+    await until(lambda: len(acked) == 1)
     await door.stop()
     assert await gateway.depth() == 0

@@ -19,7 +19,10 @@ from tidegate.stack import processes
 from tidegate.stack.ports import free_ports
 from tidegate.stack.record import ChildRecord
 
-PORTS = ("gateway", "registry", "router", "autoscaler", "rabbitmq", "rabbitmq_dist", "epmd", "valkey")
+PORTS = (
+    "gateway", "gateway_grpc", "registry", "router", "autoscaler",
+    "rabbitmq", "rabbitmq_dist", "epmd", "valkey",
+)  # fmt: skip
 PATIENCE_S = 60.0
 
 

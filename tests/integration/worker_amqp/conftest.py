@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,7 +18,9 @@ from services.worker.api.outbox import Outbox
 from services.worker.api.requests import Requests
 from services.worker.domain.split import Output
 from services.worker.work import Work
+from tidegate.blobs import Blobs
 from tidegate.broker import Delivery, Link, Session
+from tidegate.claims import Claims
 from tidegate.errors import BadRequest
 from tidegate.protocol import envelope
 from tidegate.protocol.envelope import Reply, Request, Tensor
@@ -27,6 +29,7 @@ from tidegate.topology import CANCELS, EXCEPTIONS, Queue, replies_queue, request
 
 FP32, BYTES = DATATYPES["FP32"], DATATYPES["BYTES"]
 MAX_ROWS = 8
+CLAIM_ABOVE = 2 * 2**20
 
 
 class Doubler:
@@ -201,7 +204,21 @@ async def letters(rabbitmq_url, queue) -> AsyncIterator[Letters]:
 
 
 @pytest.fixture
-async def start(rabbitmq_url, queue, fresh) -> AsyncIterator[Callable[..., Any]]:
+def blobs(tmp_path) -> Iterator[Blobs]:
+    """A blob store of this test's own."""
+    found = Blobs(f"file://{tmp_path / 'blobs'}")
+    yield found
+    found.close()
+
+
+@pytest.fixture
+def claims(blobs) -> Claims:
+    """Claims on it, for tensors of more than ``CLAIM_ABOVE`` bytes."""
+    return Claims(blobs, CLAIM_ABOVE)
+
+
+@pytest.fixture
+async def start(rabbitmq_url, queue, fresh, claims) -> AsyncIterator[Callable[..., Any]]:
     """Starts a worker and stops it after the test: ``await start(max_rows=..., in_url=..., out_url=...)``."""
     async with AsyncExitStack() as stack:
 
@@ -213,9 +230,12 @@ async def start(rabbitmq_url, queue, fresh) -> AsyncIterator[Callable[..., Any]]
             in_url: str = rabbitmq_url,
             out_url: str = rabbitmq_url,
             serving: bool = True,
+            fetch_bytes: int = 2**30,
         ) -> Worker:
-            outbox = Outbox(out_url, queue)
-            requests = Requests(in_url, queue, fresh("doubler-0"), outbox)
+            outbox = Outbox(out_url, queue, claims)
+            requests = Requests(
+                in_url, queue, fresh("doubler-0"), outbox, claims=claims, fetch_bytes=fetch_bytes
+            )
             work = Work(outbox, requests.settle, max_rows=max_rows, window_s=window_s, instances=instances)
             worker = Worker(Doubler(), outbox, requests, work)
             requests.feed(work)

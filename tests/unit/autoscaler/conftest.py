@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 
 import pytest
@@ -21,14 +21,21 @@ from services.autoscaler.domain.snapshot import (
     Snapshot,
 )
 from services.autoscaler.domain.status import statuses
-from tidegate.protocol.models import Deployment, DeploymentStatus, Intention, Version
+from tidegate.protocol.models import (
+    Deployment,
+    DeploymentStatus,
+    Endpoint,
+    Intention,
+    Version,
+    VersionMetadata,
+)
 from tidegate.protocol.presence import GatewayLoad, GatewayReport, GatewayView, ReplicaReport, ReplicaState
 
 START = 1_700_000_000.0
 BORN = datetime(2024, 1, 1, tzinfo=UTC)
 
 
-def a_version() -> Version:
+def a_version(**metrics: float) -> Version:
     return Version(
         model="digits",
         number=1,
@@ -36,6 +43,7 @@ def a_version() -> Version:
         artifact_sha256="0" * 64,
         artifact_size=1,
         filename="model.onnx",
+        metadata=VersionMetadata(metrics=metrics),
         created_at=BORN,
     )
 
@@ -55,6 +63,7 @@ class Worker:
     call_ms: float | None = None
     silent: bool = False
     failed: str = ""
+    phases_ms: dict[str, float] = field(default_factory=dict)
 
 
 class World:
@@ -62,6 +71,7 @@ class World:
 
     def __init__(self, *deployments: Deployment, policy: Policy | None = None, start_s: float = 2.0) -> None:
         self.deployments = list(deployments)
+        self.endpoints: list[Endpoint] = []
         self.policy = policy or Policy()
         self.start_s = start_s
         self.drain_s = 1.0
@@ -78,6 +88,7 @@ class World:
         self.fail_load = ""
         self.fail_launch = ""
         self.call_ms: float | None = None
+        self.metrics: dict[str, float] = {}
         self.decisions: list[Decision] = []
         self.launched: list[tuple[float, str]] = []
         self.killed: list[tuple[float, str, str]] = []
@@ -117,7 +128,12 @@ class World:
         )
 
     def intention(self) -> Intention:
-        return Intention(revision=1, versions=[a_version()], deployments=self.deployments)
+        return Intention(
+            revision=1,
+            versions=[a_version(**self.metrics)],
+            deployments=self.deployments,
+            endpoints=self.endpoints,
+        )
 
     def reports(self) -> list[ReplicaReport]:
         return [self._report(worker) for worker in self.workers.values() if not worker.silent]
@@ -163,6 +179,7 @@ class World:
             pid=running.pid,
             state=state,
             message=worker.failed,
+            phases_ms=worker.phases_ms,
             inflight=worker.inflight,
             completed=worker.completed,
             busy_ms=worker.busy_ms,

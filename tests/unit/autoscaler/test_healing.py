@@ -203,3 +203,17 @@ def test_a_restarted_autoscaler_still_knows_why_a_load_failed(make_world, deploy
         again.reports = lambda: list(reports.values())
         again.round()
         assert "Invalid model file" in again.condition("Loaded").message
+
+
+def test_installing_requirements_is_no_part_of_the_start(make_world, deployment):
+    world = make_world(deployment(start_timeout_s=20), start_s=1000.0)
+    world.run(1)
+    (name,) = world.names()
+    for _ in range(60):
+        world.workers[name].phases_ms = {"environment": (world.now - world.launched[0][0]) * 1000}
+        world.run(1)
+    assert world.names() == [name], "a minute of downloads"
+    world.run(20)
+    assert world.names() == [name]
+    world.run(10)
+    assert [cause for _, _, cause in world.killed] == ["start timeout"]

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from services.autoscaler.domain.load import or_guessed
 from services.autoscaler.domain.memory import Load
 from services.autoscaler.domain.snapshot import LocalOverride, Policy
 from services.autoscaler.domain.target import recommend
-from tidegate.protocol.models import Override
+from tidegate.protocol.models import Endpoint, Override, Target
 
 NAME = "digits-v1"
 
@@ -81,6 +83,40 @@ def test_an_unknown_rate_goes_up_one_step_at_a_time(make_world, deployment):
     assert world.target() == 5
 
 
+def test_a_measured_capacity_is_the_first_guess(make_world, deployment):
+    """50 requests/s of a replica are 20 ms each, so 40 outstanding ask for 4 at once."""
+    world = make_world(deployment(max_replicas=8))
+    world.metrics = {"accuracy": 0.9, "capacity_rps": 50.0}
+    world.run(5)
+    world.outstanding[NAME] = 40
+    world.round()
+    assert world.target() == 4
+    decision = world.decisions[-1]
+    assert "40 outstanding at 20 ms each (a first guess: " in decision.reason
+    assert "50 requests/s" in decision.reason
+    assert decision.inputs["guessed"]
+    assert world.statuses[NAME].service_rate is None, "nothing was measured of its replicas"
+
+    world.call_ms = 5.0
+    world.outstanding[NAME] = 80
+    world.run(40)
+    assert world.target() == 2, "what is measured counts from then on"
+    assert "guess" not in world.decisions[-1].reason
+
+
+def test_a_capacity_that_says_nothing_is_no_guess(make_world):
+    load = Load(demand=40, new=0, arrival_rate=0.0, ms_per_request=None, batch=1.0)
+    (version,) = make_world().intention().versions
+    for rps in (None, 0.0, -1.0, float("nan"), float("inf")):
+        version.metadata.metrics = {} if rps is None else {"capacity_rps": rps}
+        assert or_guessed(load, version) == load
+    assert or_guessed(load, None) == load
+    version.metadata.metrics = {"capacity_rps": 50.0}
+    assert or_guessed(load, version).ms_per_request == 20.0
+    measured = replace(load, ms_per_request=5.0)
+    assert or_guessed(measured, version) == measured
+
+
 def test_unknown_demand_keeps_what_there_is(make_world, deployment):
     world = make_world(deployment(max_replicas=8))
     world.call_ms = 20.0
@@ -113,6 +149,23 @@ def test_scales_to_zero_after_idle_and_wakes_on_the_first_request(make_world, de
     assert world.target() == 1
     world.run(8)
     assert world.target() == 0
+
+
+def test_what_a_roll_over_waits_for_is_started_and_stays_until_it_is_over(make_world, deployment):
+    world = make_world(deployment(min_replicas=0, max_replicas=1, scale_to_zero_after_s=1), start_s=5.0)
+    world.run(5)
+    assert world.names() == [], "it sleeps, as an older version does that is to come back"
+    old, new, idle = Target(deployment="old"), Target(deployment=NAME), Target(deployment=NAME, weight=0)
+    world.endpoints = [Endpoint(name="digits", targets=[idle, old], previous=[old], revision=1)]
+    world.run(5)
+    assert world.names() == [], "nobody waits for a share of nothing"
+    world.endpoints = [Endpoint(name="digits", targets=[new], previous=[old], revision=2)]
+    world.run(20)
+    assert len(world.names()) == 1, "it loads for longer than it may be idle"
+    assert world.condition("Ready").ok
+    world.endpoints = [Endpoint(name="digits", targets=[new], revision=3)]
+    world.run(5)
+    assert world.names() == []
 
 
 def test_requests_between_two_looks_count_as_activity(make_world, deployment):

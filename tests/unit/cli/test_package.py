@@ -97,3 +97,19 @@ def test_times() -> None:
     assert iso_time("2024-05-31T10:00:00+00:00").startswith("2024-05-3")
     with pytest.raises(UsageError, match="--trained-at 'may'"):
         iso_time("may")
+
+
+@pytest.mark.parametrize(
+    ("files", "kind"),
+    [
+        (["model.py", "requirements.txt", "own/part.py"], "python"),
+        (["config.pbtxt", "1/model.py"], "triton"),
+        (["1/model.py"], "triton"),
+        (["model.py", "config.pbtxt"], "triton"),
+        (["model.py", "1/model.py"], "triton"),
+        (["a/config.pbtxt", "a/1/model.py"], "triton"),
+    ],
+)
+def test_what_a_folder_is(tmp_path: Path, files: list[str], kind: str) -> None:
+    with packed(fill(tmp_path / "m", files)) as package:
+        assert package.format == kind

@@ -143,7 +143,7 @@ def test_what_the_autoscaler_says():
         "cold_starts": [{"total_ms": ms} for ms in (9e9, 1000, 4000, 3000)],
         "replicas": [{"state": "starting", "launched_at": 98.5}, {"state": "ready", "launched_at": 1.0}],
     }
-    never = {"cold_starts": [], "replicas": []}
+    never: dict[str, Any] = {"cold_starts": [], "replicas": []}
     found = fleets([report("up")], {}, {"bad": failed, "new": starts, "un": never, "up": failed}, 100.0)
     assert found["bad"] == Fleet(fault="no such file")
     assert found["new"] == Fleet(start_ms=2500.0)

@@ -11,8 +11,10 @@ import pytest
 
 from services.gateway.api.infer import InferDoor
 from services.gateway.api.inference import Inference, decompress, parse_header_length
+from services.gateway.api.limits import Limits
 from services.gateway.api.metrics import Metrics
 from services.gateway.core import Timing, failure, parse_timeout
+from services.gateway.domain.budget import Budget
 from tidegate.errors import (
     BY_REASON,
     BadRequest,
@@ -158,7 +160,8 @@ def core():
 
 @pytest.fixture
 def door(core):
-    return InferDoor(elsewhere, Inference(core, max_body_bytes=10, local_only=True, metrics=Metrics()))
+    limits = Limits(body_bytes=10, json_bytes=10, bodies=Budget(1000), answers=Budget(1000))
+    return InferDoor(elsewhere, Inference(core, limits=limits, local_only=True, metrics=Metrics()))
 
 
 async def call(door, caller: Caller) -> Caller:

@@ -61,7 +61,7 @@ def test_request_round_trip(id_, deadline, rows, key, data, tenant, trace, attem
     assert got.raw == frame
 
 
-@given(ids, u8, u32, st.binary(max_size=80), buffers, u32, u32, u32, u32, u8)
+@given(ids, u8, u32, st.binary(max_size=80), buffers, u32, u32, u32, u32, st.integers(0, 127))
 def test_reply_round_trip(id_, attempt, rows, key, data, wait, compute, shared, seq, status):
     frame = envelope.reply_frame(
         id_, attempt, rows, key, data,

@@ -161,8 +161,8 @@ def test_wanted_outputs():
     assert got.wanted == (WantedOutput("y", True), WantedOutput("z", True))
     assert got.binary
     assert read_call_key(got.key).outputs == ("y", "z")
-    for nothing in ([], None):
-        assert ask(BATCHED, X, TEXT, outputs=nothing).wanted is None
+    assert ask(BATCHED, X, TEXT, outputs=[]).wanted is None
+    assert ask(BATCHED, X, TEXT, outputs=None).wanted is None
 
 
 def test_parameters_of_the_door_do_not_reach_the_model():
@@ -353,3 +353,80 @@ def test_wrong_fields(fields, message):
 
 def test_a_long_name_of_an_output_is_refused():
     assert refused(OPEN, X, outputs=[{"name": "y" * 256}]).startswith("output 'yyy")
+
+
+def test_what_is_no_number_is_taken_as_triton_takes_it():
+    body = b'{"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 2], "data": [NaN, -Infinity]}]}'
+    assert decode(body, None, SINGLE).data == [struct.pack("<2f", float("nan"), float("-inf"))]
+
+
+def test_classes():
+    got = ask(SINGLE, X, outputs=[{"name": "y", "parameters": {"classification": 3}}])
+    assert got.wanted == (WantedOutput("y", False, 3),)
+    assert read_call_key(got.key).outputs == ("y",), "the model is not asked for classes"
+
+
+HALF = Contract(Signature(inputs=[spec("x", "FP32", 2)], outputs=[spec("h", "BF16")], max_batch_size=8))
+
+
+@pytest.mark.parametrize(
+    ("fields", "taken"),
+    [
+        ({}, False),
+        ({"parameters": {"binary_data_output": True}}, True),
+        ({"outputs": [{"name": "h"}]}, False),
+        ({"outputs": [{"name": "h", "parameters": {"binary_data": True}}]}, True),
+        (
+            {
+                "outputs": [{"name": "h", "parameters": {"binary_data": False}}],
+                "parameters": {"binary_data_output": True},
+            },
+            False,
+        ),
+    ],
+)
+def test_half_floats_that_are_asked_for_as_json_are_refused_before_the_model_runs(fields, taken):
+    if taken:
+        assert ask(HALF, X, **fields).rows == 1
+    else:
+        assert refused(HALF, X, **fields).startswith("output 'h': BF16 and FP16 cannot be sent as JSON")
+
+
+def test_what_is_for_the_queue_is_not_for_the_model():
+    got = ask(SINGLE, X, parameters={"timeout": 2_500, "priority": 2, "seed": 7, "sequence_id": 0})
+    assert (got.timeout_ms, got.priority) == (2.5, 2)
+    assert read_call_key(got.key).parameters == {"seed": 7}
+    assert ask(SINGLE, X, parameters={"timeout": 0, "priority": 900})[-2:] == (None, 7)
+
+
+@pytest.mark.parametrize(
+    ("parameters", "message"),
+    [
+        ({"timeout": "1"}, "parameter 'timeout' must be a whole number, not negative, got '1'"),
+        ({"timeout": -1}, "parameter 'timeout' must be a whole number, not negative, got -1"),
+        ({"priority": True}, "parameter 'priority' must be a whole number, not negative, got True"),
+        ({"triton_x": 1}, "parameter 'triton_x': names that begin with triton_ are Triton's own"),
+        ({"seeds": [1]}, "parameter 'seeds' must be a string, a number or a boolean"),
+        ({"seeds": None}, "parameter 'seeds' must be a string, a number or a boolean"),
+    ],
+)
+def test_wrong_parameters(parameters, message):
+    assert refused(SINGLE, X, parameters=parameters) == message
+
+
+def test_optional_inputs_may_be_missing():
+    bias = TensorSpec(name="bias", datatype="FP32", shape=[1], optional=True)
+    outputs = [spec("y", "FP32", 1)]
+    contract = Contract(Signature(inputs=[bias, spec("x", "FP32", 2)], outputs=outputs, max_batch_size=4))
+    given = {"name": "bias", "datatype": "FP32", "shape": [1, 1], "data": [3]}
+    assert [t.name for t in read_call_key(ask(contract, X).key).inputs] == ["x"]
+    assert [t.name for t in read_call_key(ask(contract, X, given).key).inputs] == ["bias", "x"]
+    assert ask(contract, X).key != ask(contract, X, given).key, "they never share a call"
+    assert "missing input 'x'" in refused(contract, given)
+    assert "'inputs' must be a list" in refused(contract)
+    # Nothing would tell how many rows there are.
+    rows = Contract(Signature(inputs=[bias], outputs=outputs, max_batch_size=4))
+    assert "'inputs' must be a list" in refused(rows)
+    free = Contract(Signature(inputs=[bias], outputs=outputs))
+    got = ask(free)
+    assert (got.data, got.rows, read_call_key(got.key).inputs) == ([], 0, ())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import struct
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 import orjson
 import pytest
 
+from tidegate.errors import BadRequest
 from tidegate.protocol.contract import Decoded, WantedOutput
 from tidegate.protocol.envelope import Tensor, tensor
 from tidegate.protocol.oip import encode
@@ -87,6 +89,14 @@ def test_half_floats_are_binary_or_refused(datatype):
     assert (head["outputs"][0]["parameters"], tail) == ({"binary_data_size": 2}, raw)
     with pytest.raises(BadRequest, match="output 'h': BF16 and FP16 cannot be sent as JSON; ask for binary"):
         answer((tensor("h", datatype, ()),), [raw], rows=1)
+
+
+def test_what_is_no_number_is_named_as_triton_names_it():
+    asked = Decoded("", 0, b"", [], None, False)
+    raw = struct.pack("<4f", float("nan"), float("inf"), float("-inf"), 0.1)
+    body, _ = encode("m", "1", asked, 0, (tensor("v", "FP32", (4,)),), {"null": "x"}, [raw])
+    assert b'"data":[NaN,Infinity,-Infinity,0.10000000149011612]' in body
+    assert json.loads(body)["parameters"] == {"null": "x"}
 
 
 def test_strings():

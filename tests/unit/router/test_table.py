@@ -164,6 +164,14 @@ def test_what_a_gateway_needs_to_know():
     assert compiled["deployments"]["digits-v2"]["ready"] == 0
 
 
+def test_an_explicit_version_reaches_the_endpoints_own_deployment_of_it():
+    one = world(endpoint(targets("digits-v1")))
+    measured = deployment(1).model_copy(update={"name": "zz-tune"})
+    one.deployments.append(measured)
+    entry = compile_table(one, {}, {})["endpoints"]["digits"]
+    assert entry["versions"] == {"1": "digits-v1", "2": "digits-v2", "3": "digits-v3"}
+
+
 def test_explicit_versions_reach_every_deployment_of_the_model():
     one = world(endpoint(targets("digits-v2")))
     one.versions.append(version(1, "letters"))

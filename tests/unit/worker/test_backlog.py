@@ -17,9 +17,10 @@ pytestmark = pytest.mark.unit
 NUMBERS = count()
 
 
-def item(key: bytes = b"k", rows: int = 1, attempt: int = 0) -> Item:
+def item(key: bytes = b"k", rows: int = 1, attempt: int = 0, priority: int = 0) -> Item:
     id_ = next(NUMBERS).to_bytes(16, "big")
-    frame = envelope.request_frame(id_, 0, rows, key, [], attempt=attempt)
+    flags = priority << envelope.PRIORITY_SHIFT
+    frame = envelope.request_frame(id_, 0, rows, key, [], attempt=attempt, flags=flags)
     return Item(envelope.read_request(frame), Parcel(None, 0, "", 1), 0.0)
 
 
@@ -83,7 +84,8 @@ def test_calls_are_full(items, max_rows):
         following = next(
             (
                 queue[0]
-                for key, queue in backlog._by_key.items()
+                for line in backlog._lines.values()
+                for key, queue in line._by_key.items()
                 if key == group[0].request.key and group[0].request.attempt == 0 and group[0].request.rows
             ),
             None,
@@ -120,6 +122,21 @@ def test_no_batch_axis_no_company():
 def test_another_attempt_takes_no_neighbour_with_it():
     first, again, second = item(), item(attempt=1), item()
     assert calls(filled(first, again, second), 8) == [[first, second], [again]]
+
+
+def test_the_lower_number_goes_first_and_none_is_in_the_middle():
+    late, urgent, usual, last = (item(b"abcd"[n : n + 1], priority=p) for n, p in enumerate((7, 1, 0, 5)))
+    assert calls(filled(late, urgent, usual, last), 8) == [[urgent], [usual], [last], [late]]
+
+
+def test_a_call_of_the_urgent_is_filled_up_with_the_others_of_its_key():
+    slow, other, urgent, usual = item(priority=7), item(b"other"), item(priority=1), item(rows=6)
+    too_large = item(rows=2, priority=7)
+    assert calls(filled(slow, other, urgent, usual, too_large), 8) == [
+        [urgent, usual, slow],
+        [other],
+        [too_large],
+    ]
 
 
 def test_clear():

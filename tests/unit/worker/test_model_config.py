@@ -1,6 +1,7 @@
 """The text of Triton's model configuration, read back with Triton's own message."""
 
 from datetime import UTC, datetime
+from typing import Any
 
 import pytest
 from google.protobuf import text_format
@@ -90,16 +91,60 @@ def test_top_level_skips_comments_strings_and_nested_fields() -> None:
 
 
 def test_adapt_changes_only_the_name() -> None:
-    changed = model_config.adapt(USERS, model="served", instances=1)
+    changed = adapted(USERS, model="served", backend=None)
     assert changed == USERS.replace("'mine'", '"served"')
-    assert model_config.adapt(changed, model="served", instances=1) == changed
+    assert adapted(changed, model="served", backend=None) == changed
+
+
+def adapted(text: str, *, instances: int = 1, threads: int = 1, **how: Any) -> str:
+    fields = {"name": "m-v1", "model": "m", "version": 1, "instances": instances, "threads": threads}
+    return model_config.adapt(text, DeploymentSpec.model_validate(fields), **{"model": "m", **how})
+
+
+def parsed(text: str) -> Any:
+    return text_format.Parse(text, ModelConfig())
 
 
 def test_adapt_adds_what_is_missing() -> None:
-    config = text_format.Parse(model_config.adapt("max_batch_size: 4", model="m", instances=2), ModelConfig())
+    config = parsed(adapted("max_batch_size: 4", instances=2, backend="python"))
     assert (config.name, config.max_batch_size, config.instance_group[0].count) == ("m", 4, 2)
-    own = 'name: "m"\ninstance_group [ { count: 5 kind: KIND_GPU } ]'
-    assert model_config.adapt(own, model="m", instances=2) == own
+    assert config.backend == "python"
+    own = 'name: "m" backend: "python"\ninstance_group [ { count: 5 kind: KIND_GPU } ]'
+    assert adapted(own, instances=2, backend="python") == own
+    config = parsed(adapted("", threads=3, backend="onnxruntime"))
+    assert (config.name, config.backend) == ("m", "onnxruntime")
+    assert config.parameters["intra_op_thread_count"].string_value == "3"
+    own = "parameters { key: 'intra_op_thread_count' value { string_value: '7' } }"
+    config = parsed(adapted(own, threads=3, backend="onnxruntime"))
+    assert config.parameters["intra_op_thread_count"].string_value == "7"
+
+
+def test_adapt_puts_our_runtime_in_the_place_of_a_backend() -> None:
+    text = """default_model_filename: "net.onnx" name: "x" platform: "onnxruntime_onnx" max_batch_size: 3
+    dynamic_batching { }"""
+    config = parsed(adapted(text, backend="onnxruntime", stand_in=True))
+    assert (config.name, config.backend, config.platform) == ("m", "python", "")
+    assert (config.default_model_filename, config.max_batch_size) == ("", 3)
+    assert config.HasField("dynamic_batching")
+    assert parsed(adapted("", backend="onnxruntime", stand_in=True)).backend == "python"
+
+
+def ensemble(*parts: str) -> str:
+    steps = ", ".join(f'{{ model_name: "{part}" model_version: -1 }}' for part in parts)
+    return f'platform: "ensemble" # model_name: "not"\nensemble_scheduling {{ step [ {steps} ] }}'
+
+
+def test_parts_are_loaded_before_what_is_made_of_them() -> None:
+    configs = {
+        "all": ensemble("b", "inner"),
+        "inner": ensemble("z", "a", "elsewhere"),
+        "a": "", "b": 'parameters { key: "model_name" value { string_value: "c" } }', "z": "",
+    }  # fmt: skip
+    assert model_config.served_model(configs, "m") == "all"
+    assert model_config.load_order(configs, "all") == ["a", "b", "z", "inner", "all"]
+    assert model_config.load_order(configs, "b") == ["a", "z", "inner", "all", "b"]
+    circle = {"a": ensemble("b"), "b": ensemble("a")}
+    assert sorted(model_config.load_order(circle, "a")) == ["a", "b"]
 
 
 def test_served_model() -> None:

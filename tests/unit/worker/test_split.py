@@ -20,7 +20,8 @@ FIXED = sorted(name for name, datatype in DATATYPES.items() if datatype.size)
 def batches(draw):
     """Parts, outputs of the whole batch, and what each part must get."""
     parts = draw(partitions)
-    outputs, expected = [], [[] for _ in parts]
+    outputs: list[Output] = []
+    expected: list[list[bytes]] = [[] for _ in parts]
     for at in range(draw(st.integers(1, 3))):
         datatype, shape = draw(st.sampled_from([*FIXED, "BYTES", "BYTES"])), draw(dims)
         per_row = elements(list(shape))

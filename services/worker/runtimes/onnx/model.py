@@ -9,9 +9,26 @@ from typing import Any
 import onnxruntime
 from rows import Rows, parameter
 
+DEFAULT_ROWS = 64
+TYPES = {
+    "tensor(float)": "TYPE_FP32", "tensor(double)": "TYPE_FP64", "tensor(float16)": "TYPE_FP16",
+    "tensor(bfloat16)": "TYPE_BF16", "tensor(string)": "TYPE_STRING", "tensor(bool)": "TYPE_BOOL",
+    "tensor(int8)": "TYPE_INT8", "tensor(int16)": "TYPE_INT16", "tensor(int32)": "TYPE_INT32",
+    "tensor(int64)": "TYPE_INT64", "tensor(uint8)": "TYPE_UINT8", "tensor(uint16)": "TYPE_UINT16",
+    "tensor(uint32)": "TYPE_UINT32", "tensor(uint64)": "TYPE_UINT64",
+}  # fmt: skip
+
 
 class TritonPythonModel:
     """One instance of the model; Triton makes as many as the instance group says."""
+
+    @staticmethod
+    def auto_complete_config(config: Any) -> Any:
+        """Describe the tensors from the file itself, where the configuration says nothing of them."""
+        described = config.as_dict()
+        if not (described["input"] and described["output"]):
+            describe(config, Path(__file__).with_name("model.onnx"))
+        return config
 
     def initialize(self, args: dict[str, str]) -> None:
         """Open the session; a file that cannot be served fails here, with the reason."""
@@ -31,11 +48,33 @@ class TritonPythonModel:
 def options(config: dict[str, Any]) -> Any:
     """Session options: as many threads as the deployment gives, and none that spins while it waits."""
     found = onnxruntime.SessionOptions()
-    found.intra_op_num_threads = int(parameter(config, "threads") or 1)
-    found.inter_op_num_threads = 1
+    threads = parameter(config, "intra_op_thread_count") or parameter(config, "threads") or 1
+    found.intra_op_num_threads = int(threads)
+    found.inter_op_num_threads = int(parameter(config, "inter_op_thread_count") or 1)
     found.log_severity_level = 3
     found.add_session_config_entry("session.intra_op.allow_spinning", "0")
     return found
+
+
+def describe(config: Any, path: Path) -> None:
+    """Add the file's inputs and outputs to a configuration, and the batch axis where all of them have one.
+
+    Triton knows no scalar per row, so a file that has one keeps its first axis in the dims.
+    """
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    check_outputs(session)
+    tensors = [*session.get_inputs(), *session.get_outputs()]
+    batches = all(len(t.shape) > 1 and not isinstance(t.shape[0], int) for t in tensors)
+    declared = config.as_dict()["max_batch_size"]
+    if batches and declared == 0:
+        config.set_max_batch_size(DEFAULT_ROWS)
+    first = 1 if batches else 0
+    if declared and not batches:
+        raise ValueError("max_batch_size is set, but not every input and output begins with a dynamic axis")
+    for found, add in ((session.get_inputs(), config.add_input), (session.get_outputs(), config.add_output)):
+        for tensor in found:
+            dims = [size if isinstance(size, int) else -1 for size in tensor.shape[first:]]
+            add({"name": tensor.name, "data_type": TYPES[tensor.type], "dims": dims})
 
 
 def check_outputs(session: Any) -> None:

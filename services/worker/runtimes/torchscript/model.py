@@ -25,7 +25,8 @@ class TritonPythonModel:
     def initialize(self, args: dict[str, str]) -> None:
         """Load the module for inference on as many threads as the deployment gives."""
         config = json.loads(args["model_config"])
-        torch.set_num_threads(int(parameter(config, "threads") or 1))
+        threads = parameter(config, "INTRA_OP_THREAD_COUNT") or parameter(config, "threads") or 1
+        torch.set_num_threads(int(threads))
         path = Path(args["model_repository"], args["model_version"], "model.pt")
         self._module = torch.jit.load(str(path), map_location="cpu").eval()
         self._inputs = [tensor["name"] for tensor in config["input"]]

@@ -1,4 +1,4 @@
-"""Triton's protocol messages, without the rest of the client library.
+"""Triton's protocol messages, without the rest of its client library.
 
 ``tritonclient.grpc`` imports numpy and more in its ``__init__``, which costs a cold start a quarter of a
 second; the generated modules need none of it. So they are loaded through a bare package of the same place,

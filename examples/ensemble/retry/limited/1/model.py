@@ -1,0 +1,18 @@
+"""Doubles numbers, up to 10."""
+
+import triton_python_backend_utils as pb_utils
+
+
+class TritonPythonModel:
+    """Fails for anything larger, so that its caller has something to decide."""
+
+    def execute(self, requests):
+        """One response for each request."""
+        return [
+            self._double(pb_utils.get_input_tensor_by_name(request, "x").as_numpy()) for request in requests
+        ]
+
+    def _double(self, x):
+        if x.max() > 10:
+            return pb_utils.InferenceResponse([], pb_utils.TritonError(f"{x.max():g} is more than 10"))
+        return pb_utils.InferenceResponse([pb_utils.Tensor("y", x * 2)])

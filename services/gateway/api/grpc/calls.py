@@ -1,0 +1,110 @@
+"""Inference over gRPC: one call, or a stream of them."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Any, NamedTuple
+
+from services.gateway.adapters.cards import Cards
+from services.gateway.api.grpc import codec
+from services.gateway.api.grpc.status import Metadata, refuse
+from services.gateway.api.inference import server_timing
+from services.gateway.api.limits import Limits
+from services.gateway.api.metrics import Metrics
+from services.gateway.core import Answer, Core, parse_timeout
+from tidegate import telemetry
+from tidegate.errors import TidegateError
+from tidegate.service import new_request_id
+
+log = telemetry.logger(__name__)
+
+
+class Head(NamedTuple):
+    """What a call's metadata says: the request's id, and how long its caller waits (ms; None: as usual)."""
+
+    rid: str
+    timeout_ms: float | None
+
+
+class Calls:
+    """Decode, hand to the core, encode: what ``api/inference.py`` is to HTTP."""
+
+    def __init__(self, core: Core, cards: Cards, limits: Limits, metrics: Metrics) -> None:
+        self.core = core
+        self.metrics = metrics
+        self._cards = cards
+        self._limits = limits
+
+    async def infer(self, request: Any, context: Any) -> Any:
+        """``ModelInfer``."""
+        started = time.perf_counter()
+        rid = ""
+        try:
+            rid, timeout_ms = read_head(context)
+            response, trailers = await self.answer(request, rid, timeout_ms, started)
+        except asyncio.CancelledError:
+            self.metrics.refused(request.model_name, "caller_gone")
+            raise
+        except TidegateError as error:
+            await refuse(context, self.refused(request.model_name, error), rid)
+        except Exception:
+            await refuse(context, self.broken(request.model_name, rid), rid)
+        else:
+            context.set_trailing_metadata(trailers)
+            return response
+
+    async def answer(
+        self, request: Any, rid: str, timeout_ms: float | None, started: float
+    ) -> tuple[Any, Metadata]:
+        """The response to a request and the trailers that go with it; raises TidegateError."""
+        size = request.ByteSize()
+        if not self._limits.bodies.take(size):
+            raise self._limits.overloaded()
+        try:
+            answer = await self.core.infer(
+                request.model_name,
+                request.model_version,
+                timeout_ms,
+                lambda contract: codec.decode(request, contract),
+                rid.encode("latin-1"),
+            )
+        finally:
+            self._limits.bodies.give(size)
+        return self.encode(request.model_name, answer, rid, started)
+
+    def encode(self, model: str, answer: Answer, rid: str, started: float) -> tuple[Any, Metadata]:
+        """An answer as a response, counted, and its trailers."""
+        encoding = time.perf_counter()
+        response = codec.encode(model, answer, self._cards.labels(answer.route.name))
+        now = time.perf_counter()
+        answer.timing.encode = now - encoding
+        total = now - started
+        self.metrics.answered(model, answer.route.name, answer.timing, total)
+        return response, (("x-request-id", rid), ("server-timing", server_timing(answer, total).decode()))
+
+    def refused(self, model: str, error: TidegateError) -> TidegateError:
+        """The error, counted."""
+        self.metrics.refused(model, error.reason)
+        return error
+
+    def broken(self, model: str, rid: str) -> TidegateError:
+        """What a caller is told of an exception that nobody expected."""
+        log.exception("unexpected error", extra={"request_id": rid})
+        return self.refused(model, TidegateError("something went wrong here; the log has it"))
+
+
+def read_head(context: Any) -> Head:
+    """The metadata of a call; raises BadRequest."""
+    rid = header = ""
+    for name, value in context.invocation_metadata():
+        if name == "x-request-id":
+            rid = value
+        elif name == "x-request-timeout-ms":
+            header = value
+    left_s = context.time_remaining()
+    timeout_ms = parse_timeout(header.encode("latin-1")) if header else None
+    if left_s is not None:
+        left_ms = max(left_s * 1e3, 0.001)
+        timeout_ms = left_ms if timeout_ms is None else min(timeout_ms, left_ms)
+    return Head(rid or new_request_id(), timeout_ms)

@@ -1,0 +1,158 @@
+"""``ModelInferRequest`` to what the core takes, and the core's answer to ``ModelInferResponse``."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Mapping
+from typing import Any
+
+from services.gateway.core import Answer
+from tidegate.errors import BadRequest
+from tidegate.protocol.classification import Labels, classified
+from tidegate.protocol.contract import (
+    Contract,
+    Decoded,
+    Inputs,
+    check_parameters,
+    check_shape,
+    check_size,
+    options,
+)
+from tidegate.protocol.tensors import Datatype, elements, pack_strings
+from tidegate.triton_protocol import ModelInferResponse
+
+# Whether a stream is to end each request with a response without outputs.
+EMPTY_FINAL = "triton_enable_empty_final_response"
+FINAL = "triton_final_response"
+
+# Shapes up to here only have to be looked at for negative sizes.
+MANY_DIMS = 16
+
+_CONTENTS = {
+    "BOOL": "bool_contents",
+    "INT8": "int_contents",
+    "INT16": "int_contents",
+    "INT32": "int_contents",
+    "INT64": "int64_contents",
+    "UINT8": "uint_contents",
+    "UINT16": "uint_contents",
+    "UINT32": "uint_contents",
+    "UINT64": "uint64_contents",
+    "FP32": "fp32_contents",
+    "FP64": "fp64_contents",
+    "BYTES": "bytes_contents",
+}
+# Whose packed field on the wire is the raw tensor: the field's tag.
+_RAW_ON_THE_WIRE = {"FP32": 6 << 3 | 2, "FP64": 7 << 3 | 2}
+
+
+def decode(message: Any, contract: Contract) -> Decoded:
+    """Check a ``ModelInferRequest`` against a contract; raises BadRequest."""
+    parameters = _parameters(message.parameters, "request")
+    parameters.pop(EMPTY_FINAL, None)
+    wanted = tuple(
+        contract.want(output.name, True, _parameters(output.parameters, f"output {output.name!r}"))
+        for output in message.outputs
+    )
+    inputs = Inputs(contract)
+    raws = message.raw_input_contents
+    if raws and len(raws) != len(message.inputs):
+        raise BadRequest(f"{len(raws)} raw_input_contents for {len(message.inputs)} inputs")
+    for at, tensor in enumerate(message.inputs):
+        name = tensor.name
+        shape = list(tensor.shape)
+        if not shape or min(shape) < 0 or len(shape) > MANY_DIMS:
+            check_shape(name, shape)
+        datatype = inputs.expect(name, tensor.datatype, shape)
+        if tensor.parameters:
+            _parameters(tensor.parameters, f"input {name!r}")
+        if not raws:
+            inputs.put(_contents(name, datatype, shape, tensor.contents))
+            continue
+        if tensor.HasField("contents"):
+            raise BadRequest(f"input {name!r}: has contents although there are raw_input_contents")
+        raw = raws[at]
+        check_size(name, datatype, shape, raw)
+        inputs.put(raw)
+    tensors, data, rows = inputs.done()
+    for_model, timeout_ms, priority = options(parameters)
+    key = contract.key(tensors, tuple(output.name for output in wanted), for_model)
+    return Decoded(message.id, rows, key, data, wanted or None, True, timeout_ms, priority)
+
+
+def wants_empty_final(message: Any) -> bool:
+    """Whether a stream's request asks for an empty final response."""
+    return EMPTY_FINAL in message.parameters and bool(message.parameters[EMPTY_FINAL].bool_param)
+
+
+def _parameters(found: Any, where: str) -> dict[str, Any]:
+    if not found:
+        return {}
+    values = {}
+    for name, value in found.items():
+        kind = value.WhichOneof("parameter_choice")
+        if kind is None:
+            raise BadRequest(f"{where}: parameter {name!r} has no value")
+        values[name] = getattr(value, kind)
+    return check_parameters(values, where)
+
+
+def _contents(name: str, datatype: Datatype, shape: list[int], contents: Any) -> bytes:
+    """A tensor from its typed contents."""
+    field = _CONTENTS.get(datatype.name)
+    if field is None:
+        raise BadRequest(f"input {name!r}: {datatype.name} has no typed contents; use raw_input_contents")
+    values, expected = getattr(contents, field), elements(shape)
+    if len(values) != expected:
+        raise BadRequest(f"input {name!r}: shape {shape} needs {expected} elements, got {len(values)}")
+    if datatype.name == "BYTES":
+        return pack_strings(list(values))
+    if datatype.name in _RAW_ON_THE_WIRE:
+        raw = _packed(contents.SerializeToString(), _RAW_ON_THE_WIRE[datatype.name], expected * datatype.size)
+        if raw is not None:
+            return raw
+    try:
+        return array(datatype.array_code, values).tobytes()
+    except OverflowError as error:
+        raise BadRequest(f"input {name!r}: data is not {datatype.name}: {error}") from None
+
+
+def _packed(wire: bytes, tag: int, size: int) -> bytes | None:
+    """The bytes of a packed field when it comes first in a message: its tag, its length, itself."""
+    at, length, shift = 1, 0, 0
+    if wire[:1] != bytes((tag,)):
+        return None
+    while True:
+        byte = wire[at]
+        length |= (byte & 0x7F) << shift
+        at, shift = at + 1, shift + 7
+        if not byte & 0x80:
+            break
+    return wire[at : at + size] if length == size else None
+
+
+def encode(model: str, answer: Answer, labels: Labels) -> Any:
+    """An answer as ``ModelInferResponse``; raises BadRequest for classes of what has none."""
+    request, rows = answer.request, answer.rows
+    outputs, data = classified(request, rows, answer.outputs, answer.reply.data, labels)
+    message = ModelInferResponse(model_name=model, model_version=answer.route.version, id=request.id)
+    for tensor, raw in zip(outputs, data, strict=True):
+        shape = (rows, *tensor.dims) if rows else tensor.dims
+        message.outputs.add(name=tensor.name, datatype=tensor.datatype.name, shape=shape)
+        message.raw_output_contents.append(bytes(raw))
+    if answer.parameters:
+        set_parameters(message.parameters, answer.parameters)
+    return message
+
+
+def set_parameters(field: Any, values: Mapping[str, Any]) -> None:
+    """Write parameters to a message's map of them."""
+    for name, value in values.items():
+        if isinstance(value, bool):
+            field[name].bool_param = value
+        elif isinstance(value, int):
+            field[name].int64_param = value
+        elif isinstance(value, float):
+            field[name].double_param = value
+        else:
+            field[name].string_param = str(value)

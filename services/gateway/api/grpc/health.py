@@ -1,0 +1,61 @@
+"""The standard health service, ``grpc.health.v1.Health``."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import grpc
+from grpc import StatusCode
+from grpc_health.v1 import health_pb2 as pb
+
+from services.gateway.api.grpc.service import NAME as INFERENCE
+from tidegate.service import Health
+
+NAME = "grpc.health.v1.Health"
+POLL_S = 0.5
+
+_SERVED = {"", INFERENCE}
+_STATUS = pb.HealthCheckResponse
+
+
+class HealthService:
+    """Says what ``/health/ready`` says."""
+
+    def __init__(self, health: Health) -> None:
+        self._health = health
+        self.stopping = False
+
+    def handler(self) -> Any:
+        """Both methods, as a gRPC server takes them."""
+        codec = {
+            "request_deserializer": pb.HealthCheckRequest.FromString,
+            "response_serializer": pb.HealthCheckResponse.SerializeToString,
+        }
+        return grpc.method_handlers_generic_handler(
+            NAME,
+            {
+                "Check": grpc.unary_unary_rpc_method_handler(self._check, **codec),
+                "Watch": grpc.unary_stream_rpc_method_handler(self._watch, **codec),
+            },
+        )
+
+    def _status(self) -> int:
+        well = not self.stopping and not self._health.problems()
+        status: int = _STATUS.SERVING if well else _STATUS.NOT_SERVING
+        return status
+
+    async def _check(self, request: Any, context: Any) -> Any:
+        if request.service not in _SERVED:
+            await context.abort(StatusCode.NOT_FOUND, f"there is no service {request.service!r}")
+        return _STATUS(status=self._status())
+
+    async def _watch(self, request: Any, context: Any) -> None:
+        known = request.service in _SERVED
+        told = None
+        while not self.stopping:
+            status = self._status() if known else _STATUS.SERVICE_UNKNOWN
+            if status != told:
+                told = status
+                await context.write(_STATUS(status=status))
+            await asyncio.sleep(POLL_S)

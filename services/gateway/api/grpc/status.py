@@ -1,0 +1,55 @@
+"""What an error is in gRPC: the only place of this door with status codes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from grpc import StatusCode
+
+from tidegate import errors
+from tidegate.errors import TidegateError
+
+CODES: dict[type[TidegateError], StatusCode] = {
+    errors.BadRequest: StatusCode.INVALID_ARGUMENT,
+    errors.Unauthorized: StatusCode.UNAUTHENTICATED,
+    errors.Forbidden: StatusCode.PERMISSION_DENIED,
+    errors.NotFound: StatusCode.NOT_FOUND,
+    errors.Conflict: StatusCode.ABORTED,
+    errors.PayloadTooLarge: StatusCode.RESOURCE_EXHAUSTED,
+    errors.Overloaded: StatusCode.UNAVAILABLE,
+    errors.NoCapacity: StatusCode.UNAVAILABLE,
+    errors.ColdStart: StatusCode.UNAVAILABLE,
+    errors.NoRoutes: StatusCode.UNAVAILABLE,
+    errors.Unavailable: StatusCode.UNAVAILABLE,
+    errors.DeadlinePassed: StatusCode.DEADLINE_EXCEEDED,
+    errors.ModelFailed: StatusCode.INTERNAL,
+}
+# Details travel in the trailers, whose size clients limit: 8 KiB is common.
+DETAILS_BYTES = 4096
+
+Metadata = tuple[tuple[str, str], ...]
+
+
+def code_of(error: TidegateError) -> StatusCode:
+    """The status code of an error: of the nearest class of its line that has one."""
+    return next((CODES[cls] for cls in type(error).__mro__ if cls in CODES), StatusCode.INTERNAL)
+
+
+def details_of(error: TidegateError) -> str:
+    """Its sentence, cut to what trailers carry."""
+    if len(error.message) <= DETAILS_BYTES // 4:
+        return error.message
+    return error.message.encode()[:DETAILS_BYTES].decode(errors="ignore")
+
+
+def trailers_of(error: TidegateError, rid: str) -> Metadata:
+    """The error's reason, the request's id and, in whole seconds, when to come back."""
+    found: Metadata = (("reason", error.reason), ("x-request-id", rid))
+    if error.retry_after_s is not None:
+        found += (("retry-after", str(max(1, int(-(-error.retry_after_s // 1))))),)
+    return found
+
+
+async def refuse(context: Any, error: TidegateError, rid: str) -> None:
+    """End the call with an error."""
+    await context.abort(code_of(error), details_of(error), trailers_of(error, rid))

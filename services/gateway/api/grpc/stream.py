@@ -1,0 +1,122 @@
+"""``ModelStreamInfer``: requests in, any number of responses to each, on one call.
+
+Responses of models that give one answer come in the order of the requests, as Triton's do; those of a model
+that gives many come as they are made, in order for each request. A request that fails gets its error as a
+message, and the stream goes on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Any
+
+from services.gateway.api.grpc import codec
+from services.gateway.api.grpc.calls import Calls, read_head
+from services.gateway.api.grpc.status import details_of, refuse
+from tidegate.errors import TidegateError
+from tidegate.triton_protocol import pb
+
+# Requests of one stream that may be under way; a caller that sends more is read no further.
+IN_FLIGHT = 256
+
+
+class Stream:
+    """One ``ModelStreamInfer`` call."""
+
+    def __init__(self, calls: Calls, context: Any) -> None:
+        self._calls = calls
+        self._context = context
+        self._room = asyncio.Semaphore(IN_FLIGHT)
+        self._writing = asyncio.Lock()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._last: asyncio.Task[None] | None = None
+
+    async def run(self, requests: Any) -> None:
+        """Until the caller has no more requests and has all responses; cancelled, all of it is abandoned."""
+        try:
+            rid, _ = read_head(self._context)
+        except TidegateError as error:
+            await refuse(self._context, error, "")
+            return
+        try:
+            async for request in requests:
+                await self._room.acquire()
+                self._begin(request, rid, read_head(self._context).timeout_ms)
+            await asyncio.gather(*self._tasks)
+        finally:
+            for task in self._tasks:
+                task.cancel()
+
+    def _begin(self, request: Any, rid: str, timeout_ms: float | None) -> None:
+        if self._is_decoupled(request):
+            task = asyncio.create_task(self._many(request, rid, timeout_ms))
+        else:
+            self._last = task = asyncio.create_task(self._one(request, rid, timeout_ms, self._last))
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        self._room.release()
+        if task is self._last:
+            self._last = None
+
+    def _is_decoupled(self, request: Any) -> bool:
+        try:
+            return self._calls.core.pick(request.model_name, request.model_version)[1].decoupled
+        except TidegateError:
+            return False  # asked for its answer it says the same, in its turn
+
+    async def _one(
+        self, request: Any, rid: str, timeout_ms: float | None, before: asyncio.Task[None] | None
+    ) -> None:
+        """A request with one response, written after that of the request before it."""
+        started = time.perf_counter()
+        try:
+            response, _ = await self._calls.answer(request, rid, timeout_ms, started)
+            response.parameters[codec.FINAL].bool_param = True
+            message = pb.ModelStreamInferResponse(infer_response=response)
+        except TidegateError as error:
+            message = self._error(request, error)
+        except Exception:
+            message = self._failure(request, self._calls.broken(request.model_name, rid))
+        if before is not None:
+            await asyncio.wait([before])
+        await self._write(message)
+
+    async def _many(self, request: Any, rid: str, timeout_ms: float | None) -> None:
+        """A request with any number of responses, each written as it comes."""
+        started = time.perf_counter()
+        try:
+            empty_final = codec.wants_empty_final(request)
+            async for answer in self._calls.core.stream(
+                request.model_name,
+                request.model_version,
+                timeout_ms,
+                lambda contract: codec.decode(request, contract),
+                rid.encode("latin-1"),
+            ):
+                response, _ = self._calls.encode(request.model_name, answer, rid, started)
+                response.parameters[codec.FINAL].bool_param = False
+                await self._write(pb.ModelStreamInferResponse(infer_response=response))
+            if empty_final:
+                response = pb.ModelInferResponse(model_name=request.model_name, id=request.id)
+                response.parameters[codec.FINAL].bool_param = True
+                await self._write(pb.ModelStreamInferResponse(infer_response=response))
+        except TidegateError as error:
+            await self._write(self._error(request, error))
+        except Exception:
+            await self._write(self._failure(request, self._calls.broken(request.model_name, rid)))
+
+    async def _write(self, message: Any) -> None:
+        async with self._writing:
+            await self._context.write(message)
+
+    def _error(self, request: Any, error: TidegateError) -> Any:
+        return self._failure(request, self._calls.refused(request.model_name, error))
+
+    @staticmethod
+    def _failure(request: Any, error: TidegateError) -> Any:
+        told = pb.ModelInferResponse(model_name=request.model_name, id=request.id)
+        return pb.ModelStreamInferResponse(error_message=details_of(error), infer_response=told)

@@ -1,0 +1,132 @@
+"""What bodies may cost: their size, and the memory of all that are in hand, counted while they come in."""
+
+from __future__ import annotations
+
+from services.gateway.domain.budget import Budget
+from tidegate.errors import Overloaded, PayloadTooLarge, TidegateError
+from tidegate.protocol.envelope import Buffer
+
+Headers = dict[bytes, bytes]
+RETRY_AFTER_S = 1.0
+STEP = 2**20
+
+
+class Limits:
+    """A gateway process's limits. ``bodies`` counts requests in hand, ``answers`` what is not sent yet."""
+
+    def __init__(self, *, body_bytes: int, json_bytes: int, bodies: Budget, answers: Budget) -> None:
+        self.body_bytes = body_bytes
+        self.json_bytes = json_bytes
+        self.bodies = bodies
+        self.answers = answers
+
+    def at_head(self, headers: Headers) -> TidegateError | None:
+        """Why a request is refused before its body has come, or None."""
+        declared = headers.get(b"content-length")
+        size = int(declared) if declared is not None and declared.isdigit() else 0
+        if size > self.body_bytes:
+            return self.too_large()
+        if not self.bodies.room(size) or not self.answers.room(0):
+            return self.overloaded()
+        return None
+
+    def too_large(self) -> PayloadTooLarge:
+        """The body is over the limit."""
+        return PayloadTooLarge(f"the body is larger than {self.body_bytes} bytes")
+
+    def overloaded(self) -> Overloaded:
+        """There is no memory for it now."""
+        return Overloaded(
+            f"this gateway holds {self.bodies.used} bytes of requests and {self.answers.used} of answers; "
+            f"the limit is {self.bodies.limit} of each",
+            retry_after_s=RETRY_AFTER_S,
+        )
+
+    def check_json(self, size: int) -> None:
+        """The JSON part is decoded into values many times its size; raises PayloadTooLarge."""
+        if size > self.json_bytes:
+            raise PayloadTooLarge(
+                f"the JSON part has {size} bytes, the limit is {self.json_bytes}: "
+                "send large tensors as binary data"
+            )
+
+
+class Body:
+    """A body as it comes in. It counts against the budget until :meth:`release`.
+
+    Either by :meth:`add`, or, when its size is known, in place: :meth:`expect`, then into :meth:`window`,
+    telling :meth:`took`. Memory grows by steps, so that who declares much and sends little takes little.
+    """
+
+    __slots__ = ("_data", "_held", "_limits", "_size", "_total")
+
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
+        self._data: bytes | bytearray = b""
+        self._size = 0
+        self._total = 0
+        self._held = 0
+
+    def __len__(self) -> int:
+        return self._size
+
+    @property
+    def complete(self) -> bool:
+        """Whether all that was expected has come."""
+        return self._size == self._total
+
+    def add(self, chunk: bytes) -> TidegateError | None:
+        """Take more of it; gives why it is refused, when it is."""
+        size = self._size + len(chunk)
+        if size > self._limits.body_bytes:
+            return self._limits.too_large()
+        if not self._take(len(chunk), size):
+            return self._limits.overloaded()
+        self._size = size
+        if not self._data:
+            self._data = chunk
+        elif isinstance(self._data, bytes):
+            self._data = bytearray(self._data) + chunk
+        else:
+            self._data += chunk
+        return None
+
+    def expect(self, total: int) -> TidegateError | None:
+        """From here on it comes in place, up to ``total`` bytes; gives why it is refused, when it is."""
+        self._total = total
+        self._data = bytearray(self._data)
+        return self._make_room()
+
+    def window(self) -> memoryview:
+        """Where the next bytes belong."""
+        assert isinstance(self._data, bytearray)
+        if len(self._data) < self._held:
+            self._data += bytes(self._held - len(self._data))
+        return memoryview(self._data)[self._size :]
+
+    def took(self, count: int) -> TidegateError | None:
+        """``count`` bytes are in the window; gives why the rest is refused, when it is."""
+        self._size += count
+        return self._make_room() if self._size == self._held and not self.complete else None
+
+    def whole(self) -> Buffer:
+        """All of it, uncopied; the budget goes on counting it."""
+        data, self._data = self._data, b""
+        return data if isinstance(data, bytes) else memoryview(data)
+
+    def release(self) -> None:
+        """It is no longer needed."""
+        self._limits.bodies.give(self._held)
+        self._held = 0
+        self._data = b""
+
+    def _make_room(self) -> TidegateError | None:
+        """Room for the next step; the memory itself is taken by :meth:`window`, when nobody reads into it."""
+        step = min(STEP, self._total - self._size)
+        return None if self._take(step, self._total) else self._limits.overloaded()
+
+    def _take(self, count: int, of: int) -> bool:
+        if not self._limits.bodies.take(count, of):
+            return False
+        self._held += count
+        return True

@@ -1,0 +1,109 @@
+"""What there is, for whoever asks before it infers: the same answers at every door."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from services.gateway.adapters.cards import Cards
+from services.gateway.core import Core
+from services.gateway.domain.routing import DeploymentRoute, EndpointRoute, require
+from tidegate.errors import NotFound, Unavailable
+from tidegate.protocol import statistics
+from tidegate.store import Store
+
+EXTENSIONS = [
+    "classification",
+    "model_repository(index)",
+    "schedule_policy",
+    "model_configuration",
+    "binary_tensor_data",
+    "parameters",
+    "statistics",
+    "request_deadline",
+]
+
+
+class Catalogue:
+    """Models by their public names, in Triton's shapes; raises NotFound, NoRoutes, Unavailable."""
+
+    def __init__(self, core: Core, cards: Cards, store: Store) -> None:
+        self._core = core
+        self._cards = cards
+        self._store = store
+
+    def index(self) -> list[dict[str, str]]:
+        """Every model version, and whether it can answer."""
+        table = require(self._core.routes.table)
+        return [
+            {
+                "name": endpoint.name,
+                "version": version,
+                "state": "READY" if self.answers(route) else "UNAVAILABLE",
+                "reason": "",
+            }
+            for endpoint in table.endpoints.values()
+            for version, route in sorted(endpoint.versions.items())
+        ]
+
+    def answers(self, route: DeploymentRoute) -> bool:
+        """Whether a request would be answered: by a ready replica, or by one that it wakes."""
+        return route.wakeable or self._core.reporter.fleet(route.name).ready > 0
+
+    def is_ready(self, model: str, version: str) -> bool:
+        """The same, of a model by name."""
+        return self.answers(self._core.pick(model, version)[1])
+
+    def metadata(self, model: str, version: str) -> dict[str, Any]:
+        """Inputs, outputs and versions of a model."""
+        endpoint, route = self._core.pick(model, version)
+        signature = route.contract.signature
+        if signature is None:
+            raise NotFound(
+                f"the signature of {endpoint.name!r} is not known before its first replica is ready"
+            )
+        batch = [-1] if signature.max_batch_size else []
+
+        def shown(specs: Any) -> list[dict[str, Any]]:
+            return [{"name": s.name, "datatype": s.datatype, "shape": batch + s.shape} for s in specs]
+
+        return {
+            "name": endpoint.name,
+            "versions": sorted(endpoint.versions, key=int),
+            "platform": f"tidegate_{route.format}",
+            "inputs": shown(signature.inputs),
+            "outputs": shown(signature.outputs),
+        }
+
+    async def config(self, model: str, version: str) -> dict[str, Any]:
+        """The model's configuration as its Triton completed it, under its public name."""
+        endpoint, route = self._core.pick(model, version)
+        card = await self._cards.card(route.name)
+        if card is None:
+            self._core.dispatcher.demand(route)
+            raise Unavailable(
+                f"the configuration of {endpoint.name!r} is not known before its first replica is ready",
+                reason="not_known_yet",
+                retry_after_s=1.0,
+            )
+        return card.config | {"name": endpoint.name}
+
+    async def statistics(self, model: str = "", version: str = "") -> dict[str, Any]:
+        """Counts and durations of one version, of all versions of a model, or of all models."""
+        wanted = self._versions(model, version)
+        counts = await self._store.statistics([route.name for _, _, route in wanted])
+        return {
+            "model_stats": [
+                statistics.shown(endpoint.name, number, counts[route.name])
+                for endpoint, number, route in wanted
+            ]
+        }
+
+    def _versions(self, model: str, version: str) -> list[tuple[EndpointRoute, str, DeploymentRoute]]:
+        if version:
+            endpoint, route = self._core.pick(model, version)
+            return [(endpoint, version, route)]
+        table = require(self._core.routes.table)
+        if model and model not in table.endpoints:
+            raise NotFound(f"there is no model {model!r}")
+        endpoints = [table.endpoints[model]] if model else list(table.endpoints.values())
+        return [(e, number, e.versions[number]) for e in endpoints for number in sorted(e.versions, key=int)]

@@ -1,0 +1,36 @@
+"""How many bytes may be in memory at once, counted by those who hold them."""
+
+from __future__ import annotations
+
+SMALL = 2**20
+# What is small finds room even when large bodies have taken all of theirs.
+SHARE_OF_LARGE = 7 / 8
+
+
+class Budget:
+    """Bytes in hand, against a limit."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.used = 0
+        self._limit_large = int(limit * SHARE_OF_LARGE)
+
+    def room(self, count: int) -> bool:
+        """Whether ``count`` more bytes fit."""
+        return self.used + count <= (self.limit if count <= SMALL else self._limit_large)
+
+    def take(self, count: int, of: int = 0) -> bool:
+        """Count ``count`` bytes more, of something that has ``of`` in all; False: there is no room."""
+        limit = self.limit if max(count, of) <= SMALL else self._limit_large
+        if self.used + count > limit:
+            return False
+        self.used += count
+        return True
+
+    def force(self, count: int) -> None:
+        """Count bytes that are there already, room or not."""
+        self.used += count
+
+    def give(self, count: int) -> None:
+        """These bytes are gone."""
+        self.used -= count

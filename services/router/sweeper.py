@@ -1,0 +1,42 @@
+"""Takes expired payloads out of the blob store, every minute."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+from prometheus_client import Counter
+
+from tidegate import tasks, telemetry
+from tidegate.blobs import Blobs
+from tidegate.errors import Unavailable
+
+log = telemetry.logger(__name__)
+
+SWEPT = Counter("tidegate_router_blob_folders_swept_total", "Folders of expired payloads deleted.")
+
+
+class Sweeper:
+    """One of the router's loops; that several routers sweep does no harm."""
+
+    def __init__(self, blobs: Blobs, interval_s: float) -> None:
+        self._blobs = blobs
+        self._interval_s = interval_s
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Begin."""
+        self._task = asyncio.create_task(self._run(), name="sweeper")
+
+    async def stop(self) -> None:
+        """End."""
+        await tasks.end(self._task)
+        self._blobs.close()
+
+    async def _run(self) -> None:
+        while True:
+            try:
+                SWEPT.inc(await self._blobs.sweep(time.time()))
+            except Unavailable as error:
+                log.warning("expired payloads were not swept", extra={"problem": error.message})
+            await asyncio.sleep(self._interval_s)

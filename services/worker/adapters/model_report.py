@@ -1,0 +1,84 @@
+"""What a worker writes to the store of its model: the card, again and again, and what was counted."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from pathlib import Path
+
+from services.worker.adapters import triton_facts
+from services.worker.adapters.triton_client import TritonClient
+from services.worker.domain.statistics import Tally, since
+from tidegate import tasks
+from tidegate.errors import TidegateError
+from tidegate.protocol.presence import ModelCard
+from tidegate.protocol.statistics import EXECUTIONS
+from tidegate.store import Store, StoreUnavailable
+
+COUNT_EVERY_S = 1.0
+CARD_EVERY_S = 10.0
+
+
+class ModelReport:
+    """Tells the gateways of the model. A store that is away loses nothing: counts wait for it."""
+
+    def __init__(self, store: Store, deployment: str) -> None:
+        self._store = store
+        self._deployment = deployment
+        self._client: TritonClient | None = None
+        self._model = ""
+        self._card: ModelCard | None = None
+        self._card_at = float("-inf")
+        self._seen: dict[str, int] = {}
+        self._task: asyncio.Task[None] | None = None
+        self.tally = Tally()
+
+    async def use(self, client: TritonClient, model: str, folder: Path) -> None:
+        """The model, loaded and warm, in ``folder`` of the repository: count from here."""
+        config = triton_facts.plain(await client.config(model))
+        self._card = ModelCard(config, triton_facts.labels(config, folder))
+        self._card_at = float("-inf")
+        self._client, self._model = client, model
+        self._seen = triton_facts.counts(await client.statistics(model))
+        if self._task is None:
+            self._task = asyncio.create_task(self._run(), name="model report")
+
+    def rest(self) -> None:
+        """Triton is away."""
+        self._client = None
+
+    async def stop(self) -> None:
+        """Write the last counts and end."""
+        await tasks.end(self._task)
+        await self._write()
+
+    async def _run(self) -> None:
+        while True:
+            await self._write()
+            await asyncio.sleep(COUNT_EVERY_S)
+
+    async def _write(self) -> None:
+        with contextlib.suppress(StoreUnavailable):
+            if self._card is not None and time.monotonic() - self._card_at > CARD_EVERY_S:
+                await self._store.publish_model(self._deployment, self._card)
+                self._card_at = time.monotonic()
+        found = self.tally.take(await self._triton())
+        if not found:
+            return
+        try:
+            ran_ms = int(time.time() * 1e3) if found.get(EXECUTIONS) else 0
+            await self._store.add_statistics(self._deployment, found, ran_ms)
+        except StoreUnavailable:
+            self.tally.give_back(found)
+
+    async def _triton(self) -> dict[str, int]:
+        """What Triton counted since it was last asked; nothing when it does not say."""
+        if self._client is None:
+            return {}
+        try:
+            now = triton_facts.counts(await self._client.statistics(self._model))
+        except TidegateError:
+            return {}
+        found, self._seen = since(self._seen, now), now
+        return found

@@ -1,0 +1,183 @@
+"""Large tensors between a worker and its Triton through memory that both have mapped, instead of gRPC.
+
+A region is created, registered with Triton and then unlinked: it lives for as long as one of the two has it
+mapped, so nothing is left behind however they end. Between the two steps it has a name below the replica's
+own, which the next Triton in the same folder sweeps.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import mmap
+import os
+from collections.abc import Sequence
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+from services.worker.adapters.triton_client import TritonClient
+from tidegate import telemetry
+from tidegate.errors import TidegateError, Unavailable
+from tidegate.protocol.envelope import Buffer
+
+log = telemetry.logger(__name__)
+
+FOLDER = Path("/dev/shm")
+SMALLEST = 2**20
+# More than this is not kept for the next call, and all regions together take no more than that.
+LARGEST_KEPT = 64 * 2**20
+MOST = 512 * 2**20
+# A region whose call was given up may still be read by Triton: it is not used again, and let go after this.
+RETIRED_S = 120.0
+ALIGNMENT = 64
+
+
+class Region:
+    """Memory that Triton knows as ``name``; ``put`` and ``reserve`` hand out its places in order."""
+
+    def __init__(self, name: str, size: int) -> None:
+        """Create the file and map it; raises OSError when there is no room."""
+        self.name = name
+        self.size = size
+        self._at = 0
+        handle = os.open(FOLDER / name, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        try:
+            # Reserved for certain: writing to a file that has no room ends the process.
+            os.posix_fallocate(handle, 0, size)
+            self._view = memoryview(
+                mmap.mmap(handle, size, mmap.MAP_SHARED | mmap.MAP_POPULATE, mmap.PROT_READ | mmap.PROT_WRITE)
+            )
+        except OSError:
+            self.unlink()
+            raise
+        finally:
+            os.close(handle)
+
+    def unlink(self) -> None:
+        """Take the name away; the memory stays for those who have it mapped."""
+        (FOLDER / self.name).unlink(missing_ok=True)
+
+    def rewind(self) -> None:
+        """Begin anew."""
+        self._at = 0
+
+    def put(self, tensor: Any, pieces: Sequence[Buffer]) -> None:
+        """Write pieces one after the other, and tell an input of a request where they are."""
+        at = self._at
+        for piece in pieces:
+            self._view[at : at + len(piece)] = piece
+            at += len(piece)
+        self.reserve(tensor, at - self._at)
+
+    def reserve(self, tensor: Any, size: int) -> int:
+        """Tell an input or output that ``size`` bytes at the next place are its own; gives that place."""
+        at = self._at
+        tensor.parameters["shared_memory_region"].string_param = self.name
+        tensor.parameters["shared_memory_offset"].int64_param = at
+        tensor.parameters["shared_memory_byte_size"].int64_param = size
+        self._at += aligned(size)
+        return at
+
+    def read(self, at: int, size: int) -> bytes:
+        """A copy of what Triton wrote to a place."""
+        return bytes(self._view[at : at + size])
+
+
+def aligned(size: int) -> int:
+    """The room that ``size`` bytes take."""
+    return -(-size // ALIGNMENT) * ALIGNMENT
+
+
+class Regions:
+    """The regions of one Triton's life. ``take`` gives None where gRPC has to do."""
+
+    def __init__(self, client: TritonClient, prefix: str) -> None:
+        self._client = client
+        self._prefix = prefix
+        self._numbers = count()
+        self._free: list[Region] = []
+        self._in_use = 0
+        self._retired: dict[Region, asyncio.TimerHandle] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def take(self, size: int) -> Region | None:
+        """A region of at least ``size`` bytes for one call; None: there is no room for it."""
+        fitting = [region for region in self._free if region.size >= size]
+        if fitting:
+            region = min(fitting, key=lambda found: found.size)
+            self._free.remove(region)
+            region.rewind()
+            return region
+        size = max(SMALLEST, 1 << (size - 1).bit_length())
+        while self._free and self._in_use + size > MOST:
+            self._let_go(self._free.pop(0))
+        if self._in_use + size > MOST:
+            return None
+        making = asyncio.create_task(self._create(size))
+        try:
+            return await asyncio.shield(making)
+        except asyncio.CancelledError:
+            making.add_done_callback(self._on_unwanted)
+            raise
+
+    def give(self, region: Region) -> None:
+        """The call is over and Triton has done with the region."""
+        if region.size > LARGEST_KEPT:
+            self._let_go(region)
+        else:
+            self._free.append(region)
+
+    def retire(self, region: Region) -> None:
+        """The call was given up; what Triton still does with the region is not known."""
+        loop = asyncio.get_running_loop()
+        self._retired[region] = loop.call_later(RETIRED_S, self._on_retired, region)
+
+    async def close(self) -> None:
+        """Forget all of them; Triton ends, or is asked for nothing any more."""
+        for handle in self._retired.values():
+            handle.cancel()
+        self._retired.clear()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._free.clear()
+
+    async def _create(self, size: int) -> Region | None:
+        name = f"{self._prefix}-io-{os.getpid()}-{next(self._numbers)}"
+        self._in_use += size
+        try:
+            region = await asyncio.to_thread(Region, name, size)
+        except OSError as error:
+            self._in_use -= size
+            log.warning("no shared memory; going on without", extra={"bytes": size, "problem": str(error)})
+            return None
+        try:
+            await self._client.register_region(name, size)
+        except TidegateError as error:
+            self._in_use -= size
+            log.warning("Triton does not take shared memory", extra={"problem": error.message})
+            return None
+        finally:
+            region.unlink()
+        return region
+
+    def _on_unwanted(self, making: asyncio.Task[Region | None]) -> None:
+        region = making.result()
+        if region is not None:
+            self.give(region)
+
+    def _on_retired(self, region: Region) -> None:
+        del self._retired[region]
+        self._let_go(region)
+
+    def _let_go(self, region: Region) -> None:
+        task = asyncio.create_task(self._unregister(region))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _unregister(self, region: Region) -> None:
+        try:
+            await self._client.unregister_region(region.name)
+        except Unavailable:
+            return  # with that Triton its mappings are gone
+        except TidegateError as error:
+            log.warning("a region stays with Triton", extra={"problem": error.message})
+        self._in_use -= region.size

@@ -1,0 +1,59 @@
+"""What Triton tells of a model, as plain values: its configuration, its counts, the labels of its classes."""
+
+from __future__ import annotations
+
+import base64
+from pathlib import Path
+from typing import Any
+
+from tidegate.protocol.statistics import COMPUTE, EXECUTIONS, batch_part, count_name, time_name
+
+
+def plain(message: Any) -> dict[str, Any]:
+    """A protobuf message as Triton's HTTP endpoints show it: names as declared, numbers as numbers."""
+    found: dict[str, Any] = {}
+    for field in message.DESCRIPTOR.fields:
+        value = getattr(message, field.name)
+        if field.message_type is not None and field.message_type.GetOptions().map_entry:
+            kind = field.message_type.fields_by_name["value"]
+            found[field.name] = {str(key): _value(kind, value[key]) for key in sorted(value)}
+        elif field.is_repeated:
+            found[field.name] = [_value(field, each) for each in value]
+        elif not field.has_presence or message.HasField(field.name):
+            found[field.name] = _value(field, value)
+    return found
+
+
+def _value(field: Any, value: Any) -> Any:
+    if field.message_type is not None:
+        return plain(value)
+    if field.enum_type is not None:
+        named = field.enum_type.values_by_number.get(value)
+        return named.name if named is not None else value
+    return base64.b64encode(value).decode() if isinstance(value, bytes) else value
+
+
+def counts(statistics: Any) -> dict[str, int]:
+    """A ``ModelStatistics`` message as flat counts, which only grow while the model stays loaded."""
+    found = {EXECUTIONS: statistics.execution_count}
+    for part in ("success", "queue", *COMPUTE):
+        _add(found, part, getattr(statistics.inference_stats, part))
+    for batch in statistics.batch_stats:
+        for part in COMPUTE:
+            _add(found, batch_part(batch.batch_size, part), getattr(batch, part))
+    return found
+
+
+def _add(found: dict[str, int], part: str, duration: Any) -> None:
+    found[count_name(part)], found[time_name(part)] = duration.count, duration.ns
+
+
+def labels(config: dict[str, Any], folder: Path) -> dict[str, list[str]]:
+    """The names of the classes of each output that has a label file in the model's ``folder``."""
+    found = {}
+    for output in config.get("output", ()):
+        file = output.get("label_filename")
+        # Triton has read it already; a name that leads out of the folder is not followed.
+        if file and (path := (folder / file).resolve()).is_relative_to(folder.resolve()) and path.is_file():
+            found[output["name"]] = path.read_text(errors="replace").splitlines()
+    return found

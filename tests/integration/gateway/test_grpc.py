@@ -1,0 +1,273 @@
+"""The gRPC door of a gateway process: Triton's own clients in front, a small worker behind."""
+
+from __future__ import annotations
+
+import asyncio
+import queue
+import struct
+from collections.abc import AsyncIterator
+from typing import Any
+
+import grpc
+import numpy as np
+import pytest
+import tritonclient.grpc as triton
+import tritonclient.grpc.aio as triton_aio
+from grpc_health.v1 import health_pb2
+from tritonclient.grpc import service_pb2 as pb
+from tritonclient.grpc import service_pb2_grpc as stubs
+from tritonclient.utils import InferenceServerException
+
+from tidegate.protocol import envelope
+from tidegate.protocol.presence import ModelCard
+from tidegate.store import Store
+
+pytestmark = pytest.mark.integration
+
+
+def x(*values: float, rows: int = 1) -> Any:
+    array = np.array(values, np.float32).reshape(rows, 2)
+    made = triton.InferInput("x", array.shape, "FP32")
+    made.set_data_from_numpy(array)
+    return made
+
+
+def request(**given: Any) -> Any:
+    made = pb.ModelInferRequest(model_name="digits", **given)
+    if not made.inputs:
+        made.inputs.add(name="x", datatype="FP32", shape=[1, 2])
+        made.raw_input_contents.append(struct.pack("<2f", 1, 2))
+    return made
+
+
+@pytest.fixture
+async def stub(gateway) -> AsyncIterator[Any]:
+    async with grpc.aio.insecure_channel(gateway.grpc) as channel:
+        yield stubs.GRPCInferenceServiceStub(channel)
+
+
+@pytest.fixture
+async def client(gateway) -> AsyncIterator[Any]:
+    async with triton_aio.InferenceServerClient(gateway.grpc) as found:
+        yield found
+
+
+async def test_what_there_is(client, gateway):
+    assert await client.is_server_live()
+    assert await client.is_server_ready()
+    assert await client.is_model_ready("digits")
+    assert await client.is_model_ready("digits", "1")
+    assert (await client.get_server_metadata()).name == "tidegate"
+    shown = await client.get_model_metadata("digits", as_json=True)
+    assert shown["inputs"] == [{"name": "x", "datatype": "FP32", "shape": ["-1", "2"]}]
+    index = await client.get_model_repository_index(as_json=True)
+    assert index["models"] == [{"name": "digits", "version": "1", "state": "READY"}]
+    for asked in (client.get_model_metadata("letters"), client.is_model_ready("digits", "9")):
+        with pytest.raises(InferenceServerException) as caught:
+            await asked
+        assert caught.value.status() == "StatusCode.NOT_FOUND"
+
+
+async def test_the_configuration(client, gateway, valkey_url):
+    with pytest.raises(InferenceServerException, match="not known before its first replica") as caught:
+        await client.get_model_config("digits")
+    assert caught.value.status() == "StatusCode.UNAVAILABLE"
+    store = Store.connect(valkey_url)
+    config = {
+        "name": "model",
+        "max_batch_size": 8,
+        "input": [{"name": "x", "dims": [2], "of_a_later_day": 1}],
+    }
+    await store.publish_model(gateway.deployment, ModelCard(config))
+    found = (await client.get_model_config("digits")).config
+    assert (found.name, found.max_batch_size, found.input[0].dims) == ("digits", 8, [2])
+    await store.close()
+
+
+async def test_the_statistics(client, gateway, valkey_url):
+    store = Store.connect(valkey_url)
+    counts = {"inference_count": 5, "success.count": 3, "success.ns": 900, "batch.4.compute_infer.count": 1}
+    for _ in range(2):
+        await store.add_statistics(gateway.deployment, counts, 1_700_000_000_000)
+    for asked in ("digits", ""):
+        (found,) = (await client.get_inference_statistics(asked)).model_stats
+        assert (found.name, found.version, found.last_inference) == ("digits", "1", 1_700_000_000_000)
+        assert (found.inference_count, found.inference_stats.success.ns) == (10, 1800)
+        assert [(b.batch_size, b.compute_infer.count) for b in found.batch_stats] == [(4, 2)]
+    await store.close()
+
+
+async def test_infer(client, worker):
+    answer = await client.infer("digits", [x(1, 2, 3, 4, rows=2)], request_id="seven")
+    assert answer.as_numpy("y").tolist() == [[1, 2], [3, 4]]
+    told = answer.get_response()
+    assert (told.model_name, told.model_version, told.id) == ("digits", "1", "seven")
+
+
+@pytest.mark.parametrize("version", ["", "1"])
+async def test_metadata_of_a_call(stub, worker, version):
+    call = stub.ModelInfer(request(model_version=version), metadata=(("x-request-id", "abc"),))
+    await call
+    trailers = dict(await call.trailing_metadata())
+    assert trailers["x-request-id"] == "abc"
+    assert worker.requests[0].trace == b"abc"
+    parts = dict(part.strip().split(";dur=") for part in trailers["server-timing"].split(","))
+    assert (parts["wait"], parts["compute"]) == ("0.100", "0.200")
+    assert sum(float(v) for k, v in parts.items() if k != "total") == pytest.approx(
+        float(parts["total"]), abs=0.01
+    )
+
+
+async def test_typed_contents(stub, worker):
+    asked = pb.ModelInferRequest(model_name="digits")
+    asked.inputs.add(name="x", datatype="FP32", shape=[1, 2]).contents.fp32_contents.extend([0.5, -8])
+    answer = await stub.ModelInfer(asked)
+    assert list(answer.raw_output_contents) == [struct.pack("<2f", 0.5, -8)]
+
+
+async def test_classes(client, worker):
+    wanted = triton.InferRequestedOutput("y", class_count=1)
+    answer = await client.infer("digits", [x(1, 2, 9, 3, rows=2)], outputs=[wanted])
+    assert answer.as_numpy("y").tolist() == [[b"2.000000:1"], [b"9.000000:0"]]
+
+
+async def test_what_is_for_the_queue_goes_there(client, worker):
+    await client.infer("digits", [x(1, 2)], priority=2, timeout=5_000_000)
+    found = worker.requests[0]
+    assert found.flags >> envelope.PRIORITY_SHIFT == 2
+    assert envelope.read_call_key(found.key).parameters == {}
+
+
+@pytest.mark.parametrize(
+    ("asked", "code", "reason"),
+    [
+        (request(model_version="9"), "NOT_FOUND", "not_found"),
+        (
+            request(id="a", parameters={"sequence_id": pb.InferParameter(int64_param=3)}),
+            "INVALID_ARGUMENT",
+            "",
+        ),
+        (
+            request(raw_input_contents=[b""], inputs=[{"name": "x", "datatype": "FP32"}]),
+            "INVALID_ARGUMENT",
+            "",
+        ),
+        (request(raw_input_contents=[bytes(200_000)]), "RESOURCE_EXHAUSTED", None),
+    ],
+)
+async def test_refusals(stub, asked, code, reason):
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await stub.ModelInfer(asked)
+    assert caught.value.code().name == code
+    if reason is not None:
+        assert dict(caught.value.trailing_metadata())["reason"] == (reason or "bad_request")
+
+
+@pytest.mark.parametrize("method", ["RepositoryModelLoad", "SystemSharedMemoryRegister", "LogSettings"])
+async def test_what_this_server_does_not_do(stub, method):
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await getattr(stub, method)(getattr(pb, f"{method}Request")())
+    assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
+    assert "not" in caught.value.details()
+
+
+@pytest.mark.parametrize("metadata", [(), (("x-request-timeout-ms", "50"),)])
+async def test_deadlines(stub, worker, metadata):
+    worker.answer = lambda _: None
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await stub.ModelInfer(request(), timeout=None if metadata else 0.05, metadata=metadata)
+    assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+
+
+async def test_the_models_own_words_even_if_they_are_many(stub, worker):
+    worker.answer = lambda r: envelope.failure_frame(
+        r.id, r.attempt, "model_failed", "out of tea, ö\n" * 9000
+    )
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await stub.ModelInfer(request())
+    assert caught.value.code() is grpc.StatusCode.INTERNAL
+    assert caught.value.details().startswith("out of tea, ö\nout")
+
+
+async def test_a_caller_that_goes_is_cancelled(stub, worker, until):
+    worker.answer = lambda _: None
+    call = stub.ModelInfer(request())
+    await until(lambda: worker.requests)
+    call.cancel()
+    await until(lambda: worker.cancelled == [worker.requests[0].id], "the cancel", patience_s=3)
+
+
+async def test_a_stream_answers_in_order_whatever_the_worker_does_and_lives_on_after_an_error(
+    stub, worker, until
+):
+    echo = worker.answer
+    worker.answer = lambda _: None
+
+    async def requests() -> AsyncIterator[Any]:
+        for number in range(3):
+            yield request(id=str(number))
+        yield request(id="wrong", model_version="9")
+
+    call = stub.ModelStreamInfer(requests())
+    await until(lambda: len(worker.requests) == 3)
+    replies = [echo(found) for found in reversed(worker.requests)]
+    await worker.link.session.publish(
+        envelope.pack(envelope.REPLIES, replies), routing_key=worker.deliveries[0].reply_to
+    )
+    answers = [answer async for answer in call]
+    assert [a.infer_response.id for a in answers] == ["0", "1", "2", "wrong"]
+    assert [a.error_message for a in answers[:3]] == [""] * 3
+    assert answers[3].error_message == "model 'digits' has no version '9'; it has ['1']"
+    assert all(a.infer_response.parameters["triton_final_response"].bool_param for a in answers[:3])
+
+
+async def test_a_stream_whose_caller_goes_is_cancelled(stub, worker, until):
+    worker.answer = lambda _: None
+
+    async def requests() -> AsyncIterator[Any]:
+        yield request()
+        yield request()
+        await asyncio.sleep(60)
+
+    call = stub.ModelStreamInfer(requests())
+    await until(lambda: len(worker.requests) == 2)
+    call.cancel()
+    await until(lambda: len(worker.cancelled) == 2, "the cancels", patience_s=3)
+
+
+async def test_the_plain_client_streams(gateway, worker):
+    def stream() -> list[Any]:
+        found: queue.Queue[Any] = queue.Queue()
+        with triton.InferenceServerClient(gateway.grpc) as client:
+            client.start_stream(lambda result, error: found.put((result, error)))
+            for number in range(20):
+                client.async_stream_infer("digits", [x(number, 0)], request_id=str(number))
+            answers = [found.get(timeout=20) for _ in range(20)]
+            client.stop_stream()
+        return answers
+
+    answers = await asyncio.to_thread(stream)
+    assert [error for _, error in answers] == [None] * 20
+    assert [result.as_numpy("y")[0, 0] for result, _ in answers] == list(range(20))
+
+
+async def test_health(gateway):
+    async with grpc.aio.insecure_channel(gateway.grpc) as channel:
+        check = channel.unary_unary(
+            "/grpc.health.v1.Health/Check",
+            request_serializer=health_pb2.HealthCheckRequest.SerializeToString,
+            response_deserializer=health_pb2.HealthCheckResponse.FromString,
+        )
+        for service in ("", "inference.GRPCInferenceService"):
+            answer = await check(health_pb2.HealthCheckRequest(service=service))
+            assert answer.status == health_pb2.HealthCheckResponse.SERVING
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await check(health_pb2.HealthCheckRequest(service="mail"))
+        assert caught.value.code() is grpc.StatusCode.NOT_FOUND
+        watch = channel.unary_stream(
+            "/grpc.health.v1.Health/Watch",
+            request_serializer=health_pb2.HealthCheckRequest.SerializeToString,
+            response_deserializer=health_pb2.HealthCheckResponse.FromString,
+        )(health_pb2.HealthCheckRequest())
+        assert (await watch.read()).status == health_pb2.HealthCheckResponse.SERVING
+        watch.cancel()

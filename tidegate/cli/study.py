@@ -1,0 +1,160 @@
+"""The measuring of ``tidegate tune``: every setting, at every load, on a replica of its own."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tidegate.cli.api import Control, Doc
+from tidegate.cli.exits import UsageError
+from tidegate.cli.progress import Steps
+from tidegate.cli.publish import status_of
+from tidegate.cli.trial import Trial
+from tidegate.client.codec import Tensor, encode_request
+from tidegate.client.core import arrange
+from tidegate.errors import BadRequest, ModelFailed, TidegateError, Unavailable
+from tidegate.tune import calls, grid, inputs
+from tidegate.tune.curve import Point, choose
+from tidegate.tune.drive import Address, measure, request_bytes
+from tidegate.tune.grid import Setting
+from tidegate.tune.load import Figures
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What to measure, in at most ``limit_s``. ``max_batch`` and ``inputs`` None: by the signature."""
+
+    latency_ms: float
+    connections: Sequence[int]
+    windows_ms: Sequence[float]
+    max_batch: Sequence[int] | None
+    seconds: float
+    limit_s: float
+    inputs: Any = None
+
+
+@dataclass(frozen=True, slots=True)
+class Findings:
+    """What was measured. ``left``: settings that the time did not suffice for."""
+
+    points: list[Point]
+    left: int
+
+
+class Study:
+    """Measures ``source``, a Deployment as the registry has it, of ``version``."""
+
+    def __init__(self, control: Control, source: Doc, version: Doc, plan: Plan, steps: Steps) -> None:
+        self._control = control
+        self._version = version
+        self._plan = plan
+        self._steps = steps
+        self._limit = source.get("max_concurrency")
+        self._trial = Trial(control, source, steps)
+        self._address = Address.of(control.settings.gateway_url)
+        self._request = b""
+        self._points: list[Point] = []
+
+    def run(self) -> Findings:
+        """Make the replica, measure, take it away.
+
+        Raises ModelFailed, BadRequest, Unavailable, and UsageError for inputs that do not fit.
+        """
+        end = time.monotonic() + self._plan.limit_s
+        signature = self._version.get("signature")
+        # Without a signature the model itself says how many rows it takes: as it is deployed.
+        first = self._settings(signature)[0] if signature else None
+        with self._trial.running(first):
+            settings = self._settings(signature or self._learned())
+            left = len(settings)
+            for setting in settings:
+                if time.monotonic() >= end and self._points:
+                    break
+                self._trial.use(setting)
+                self._measure(setting, f"{len(settings) - left + 1} of {len(settings)}")
+                left -= 1
+        return Findings(self._points, left)
+
+    def _learned(self) -> Doc:
+        signature = self._trial.signature()
+        if signature is None:
+            raise BadRequest("The model server does not say what the model takes: nothing can be sent to it.")
+        return signature
+
+    def _settings(self, signature: Doc) -> list[Setting]:
+        """The settings in the order of measuring; the request is made on the way."""
+        if signature.get("decoupled"):
+            raise BadRequest("The model gives any number of answers to a request: there is no batch to tune.")
+        tensors = self._tensors(signature)
+        body, head = encode_request(tensors)
+        self._request = request_bytes(self._address, self._trial.name, body, head)
+        limit = int(signature["max_batch_size"])
+        rows = inputs.rows_of(tensors, limit)
+        if limit and rows > limit:
+            raise UsageError(f"The input has {rows} rows, the model takes at most {limit} in a call.")
+        most = min(limit, self._limit) if self._limit else limit
+        sizes = grid.batches(most, rows, self._plan.connections)
+        if self._plan.max_batch:
+            sizes = [min(size, most or 1) for size in self._plan.max_batch]
+        return grid.settings(sizes, self._plan.windows_ms, rows)
+
+    def _tensors(self, signature: Doc) -> list[Tensor]:
+        given = inputs.zeros(signature) if self._plan.inputs is None else self._plan.inputs
+        try:
+            return arrange(str(self._version["model"]), given, signature)
+        except TypeError as error:
+            raise UsageError(f"{error}.") from None
+
+    def _measure(self, setting: Setting, number: str) -> None:
+        row, mine = f"{setting}", []
+        for connections in self._plan.connections:
+            self._steps.change(row, "running", f"{number}: {_callers(connections)}")
+            before = calls.read(self._trial.replica)
+            figures = measure(self._address, self._request, connections, self._plan.seconds)
+            if figures.failed and not figures.answers:
+                raise _no_answers(figures, f"With {row} and {_callers(connections)}")
+            mine.append(_point(setting, connections, figures, self._batch_since(before)))
+        self._points += mine
+        self._steps.change(row, "done", f"{number}: {_in_words(mine, self._plan.latency_ms)}")
+
+    def _batch_since(self, before: calls.Calls | None) -> float | None:
+        """The mean batch of the run; where the worker's counters are out of reach, of its last calls."""
+        now = calls.read(self._trial.replica) if before else None
+        if before and now:
+            return now.mean_since(before)
+        status = status_of(self._control, self._trial.name)
+        reports: list[Doc] = status["replicas"] if status else []
+        return reports[0]["batch_mean"] if reports else None
+
+
+def _no_answers(figures: Figures, where: str) -> TidegateError:
+    told = f"{where}: {figures.problem}"
+    if 400 <= figures.status < 500:
+        return BadRequest(told)
+    return ModelFailed(told) if figures.status == 500 else Unavailable(told)
+
+
+def _point(setting: Setting, connections: int, figures: Figures, batch_mean: float | None) -> Point:
+    return Point(
+        setting=setting,
+        connections=connections,
+        rps=figures.answers / figures.seconds if figures.seconds else 0.0,
+        p50_ms=figures.p50_ms,
+        p99_ms=figures.p99_ms,
+        batch_mean=batch_mean,
+        answers=figures.answers,
+        failed=figures.failed,
+    )
+
+
+def _callers(connections: int) -> str:
+    return "1 connection" if connections == 1 else f"{connections} connections"
+
+
+def _in_words(points: Sequence[Point], latency_ms: float) -> str:
+    best = choose(points, latency_ms)
+    if best is None:
+        return f"no p99 within {latency_ms:g} ms"
+    return f"{best.rps:,.0f} requests/s, p99 {best.p99_ms:.3g} ms"

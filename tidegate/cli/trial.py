@@ -1,0 +1,210 @@
+"""A Deployment for a while, to try settings on: made, changed, and taken away whatever happens."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from tidegate.cli.api import Control, Doc, Service, part
+from tidegate.cli.output import say
+from tidegate.cli.progress import Steps
+from tidegate.cli.publish import STALE_S, answers, judge, status_of
+from tidegate.errors import Conflict, DeadlinePassed, ModelFailed, NotFound, TidegateError, Unavailable
+from tidegate.tune.grid import Setting
+
+SUFFIX = "-tune"
+POLL_S = 0.25
+# Beyond the Deployment's own limits: for the autoscaler and the router to see and to say it.
+PATIENCE_S = 30.0
+REMOVAL_TRIES = 5
+REMOVAL_PAUSE_S = 1.0
+_ENDING = (signal.SIGTERM, signal.SIGHUP)
+# What decides how a replica works; the rest (scale, queue, override) is the trial's own.
+_TAKEN_OVER = (
+    "model",
+    "version",
+    "threads",
+    "instances",
+    "env",
+    "batching",
+    "retry",
+    "max_concurrency",
+    "start_timeout_s",
+    "drain_limit_s",
+)
+
+
+def name_for(model: str) -> str:
+    """What the trial's Deployment and Endpoint are called."""
+    return model[: 63 - len(SUFFIX)].rstrip("-") + SUFFIX
+
+
+class Trial:
+    """One replica like those of ``source``, with an Endpoint of its own that nobody else knows."""
+
+    def __init__(self, control: Control, source: Doc, steps: Steps) -> None:
+        self.name = name_for(str(source["model"]))
+        self._control = control
+        self._source = source
+        self._steps = steps
+        self._setting: Setting | None = None
+        self._replicas: set[str] = set()
+        self.replica: Doc = {}
+
+    @contextmanager
+    def running(self, setting: Setting | None) -> Iterator[Trial]:
+        """The replica is ready in the body; ``setting`` None: with the source's batching.
+
+        Deployment and Endpoint are gone afterwards, also after an error, Ctrl-C or SIGTERM.
+        """
+        paths = [f"/v1/{kind}/{part(self.name)}" for kind in ("deployments", "endpoints")]
+        self._check_free(paths)
+        with _ending_as_interrupt():
+            try:
+                self._create(paths, setting)
+                yield self
+            finally:
+                with _undisturbed():
+                    self._remove(paths)
+
+    def use(self, setting: Setting) -> None:
+        """Go on with another setting; returns when the replica that has it is the only one, and ready."""
+        if setting == self._setting:
+            return
+        path = f"/v1/deployments/{part(self.name)}"
+        self._control.registry.patch(path, {"batching": setting.to_json()})
+        self._setting = setting
+        self._wait()
+
+    def signature(self) -> Doc | None:
+        """What the replica's model server says of its model, in the form of a ``Signature``."""
+        found: Doc | None = self.replica.get("signature")
+        return found
+
+    def _check_free(self, paths: list[str]) -> None:
+        there = [path for path in paths if _is_there(self._control.registry, path)]
+        if there:
+            kinds = " and ".join(path.split("/")[2].removesuffix("s") for path in there)
+            raise Conflict(
+                f"There is a {kinds} {self.name} already: another `tidegate tune` of this model runs, or one "
+                f"was killed and left it. If so: {_by_hand(there, self.name)}"
+            )
+
+    def _create(self, paths: list[str], setting: Setting | None) -> None:
+        wanted = {key: self._source[key] for key in _TAKEN_OVER if key in self._source}
+        if setting is not None:
+            wanted["batching"] = setting.to_json()
+        wanted |= {"min_replicas": 1, "max_replicas": 1}
+        self._steps.change(self.name, "starting", "a replica of its own")
+        self._control.registry.put(paths[0], wanted)
+        self._control.registry.put(paths[1], {"targets": [{"deployment": self.name}]})
+        self._setting = setting
+        self._wait()
+
+    def _wait(self) -> None:
+        """Until one replica that was not there before is ready, all others are gone, and calls reach it."""
+        began, wall = time.monotonic(), time.time()
+        limit_s = (
+            float(self._source.get("start_timeout_s", 120.0))
+            + float(self._source.get("drain_limit_s", 60.0))
+            + PATIENCE_S
+        )
+
+        def fresh(at: float) -> bool:
+            return at >= wall or time.monotonic() - began > STALE_S
+
+        while True:
+            status = status_of(self._control, self.name)
+            look = judge(self.name, status, {"previous": []}, fresh)
+            if look.state == "failed":
+                raise ModelFailed(f"{self.name} did not load: {look.text}")
+            found = self._only_new(status)
+            if found is not None and answers(self._control, self.name):
+                self.replica = found
+                self._replicas.add(found["replica"])
+                self._steps.change(self.name, "ready", f"{self._setting or 'as it is deployed'}")
+                return
+            text = "the new configuration takes over" if look.state == "ready" else look.text
+            self._steps.change(self.name, "starting", text)
+            if time.monotonic() - began > limit_s:
+                raise DeadlinePassed(f"{self.name} is not ready after {limit_s:g} s: {look.text}.")
+            time.sleep(POLL_S)
+
+    def _only_new(self, status: Doc | None) -> Doc | None:
+        replicas: list[Doc] = status["replicas"] if status else []
+        if len(replicas) != 1 or replicas[0]["state"] != "ready" or replicas[0]["replica"] in self._replicas:
+            return None
+        return replicas[0]
+
+    def _remove(self, paths: list[str]) -> None:
+        """The Endpoint first: a Deployment in use cannot be deleted."""
+        self._steps.change(self.name, "stopping", "taking it away")
+        left = []
+        for path in reversed(paths):
+            try:
+                _delete(self._control.registry, path)
+            except TidegateError as error:
+                left.append(path)
+                say(f"{self.name} could not be removed: {error.message}", style="red")
+        if left:
+            say(f"It is still there; remove it with: {_by_hand(left, self.name)}", style="red")
+        self._steps.change(self.name, "failed" if left else "stopped", "" if left else "gone")
+
+
+def _is_there(registry: Service, path: str) -> bool:
+    try:
+        registry.get(path)
+    except NotFound:
+        return False
+    return True
+
+
+def _delete(registry: Service, path: str) -> None:
+    """Delete, trying again for a while where the registry does not answer; what is not there is no error."""
+    for left in reversed(range(REMOVAL_TRIES)):
+        try:
+            registry.delete(path)
+            return
+        except NotFound:
+            return
+        except (Unavailable, DeadlinePassed):
+            if not left:
+                raise
+            time.sleep(REMOVAL_PAUSE_S)
+
+
+def _by_hand(paths: list[str], name: str) -> str:
+    kinds = {path.split("/")[2].removesuffix("s") for path in paths}
+    ordered = [kind for kind in ("endpoint", "deployment") if kind in kinds]
+    return " && ".join(f"tidegate delete {name} --{kind} --yes" for kind in ordered)
+
+
+@contextmanager
+def _ending_as_interrupt() -> Iterator[None]:
+    """SIGTERM and SIGHUP end the body as Ctrl-C does."""
+
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with _handled(dict.fromkeys(_ENDING, interrupt)):
+        yield
+
+
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    """A second Ctrl-C does not leave things behind; the body ends by itself within a minute or so."""
+    with _handled(dict.fromkeys((*_ENDING, signal.SIGINT), signal.SIG_IGN)):
+        yield
+
+
+@contextmanager
+def _handled(handlers: Mapping[signal.Signals, Callable[..., Any] | signal.Handlers]) -> Iterator[None]:
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,60 @@
+"""A model's statistics in Triton's schema, and the flat counts from which they are summed.
+
+Workers add counts by name to one hash for each Deployment; a gateway shows the sums. Durations are in ns.
+``success``, ``fail`` and ``queue`` are of requests, from a worker's receipt to its answer; a request that
+shared a model call has that call's full ``compute_*``, as in Triton. ``execution_count`` and the batches are
+of calls.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+LAST_INFERENCE = "last_inference"
+INFERENCES, EXECUTIONS = "inference_count", "execution_count"
+PARTS = (
+    "success", "fail", "queue", "compute_input", "compute_infer", "compute_output", "cache_hit", "cache_miss",
+)  # fmt: skip
+COMPUTE = ("compute_input", "compute_infer", "compute_output")
+BATCH = "batch"
+
+Counts = Mapping[str, int]
+
+
+def count_name(part: str) -> str:
+    """The name of how often."""
+    return f"{part}.count"
+
+
+def time_name(part: str) -> str:
+    """The name of how long in all, in ns."""
+    return f"{part}.ns"
+
+
+def batch_part(size: int, part: str) -> str:
+    """The part of calls of ``size`` rows."""
+    return f"{BATCH}.{size}.{part}"
+
+
+def shown(model: str, version: str, counts: Counts) -> dict[str, Any]:
+    """An entry of ``model_stats``."""
+    sizes = sorted({int(name.split(".")[1]) for name in counts if name.startswith(BATCH + ".")})
+    return {
+        "name": model,
+        "version": version,
+        "last_inference": counts.get(LAST_INFERENCE, 0),
+        "inference_count": counts.get(INFERENCES, 0),
+        "execution_count": counts.get(EXECUTIONS, 0),
+        "inference_stats": {part: _duration(counts, part) for part in PARTS},
+        "response_stats": {},
+        "batch_stats": [
+            {"batch_size": size} | {part: _duration(counts, batch_part(size, part)) for part in COMPUTE}
+            for size in sizes
+        ],
+        "memory_usage": [],
+    }
+
+
+def _duration(counts: Counts, part: str) -> dict[str, int]:
+    return {"count": counts.get(count_name(part), 0), "ns": counts.get(time_name(part), 0)}

@@ -1,0 +1,49 @@
+"""How many requests shared a model call, from the worker's own counters."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+METRIC = "tidegate_worker_call_requests"
+TIMEOUT_S = 3.0
+
+
+@dataclass(frozen=True, slots=True)
+class Calls:
+    """Model calls since the worker's start, and the requests in them."""
+
+    calls: float
+    requests: float
+
+    def mean_since(self, before: Calls) -> float | None:
+        """Requests in a call since ``before``; None when there was no call."""
+        calls = self.calls - before.calls
+        return (self.requests - before.requests) / calls if calls > 0 else None
+
+
+def parse(text: str) -> Calls | None:
+    """The counters in a page of Prometheus metrics."""
+    found = {}
+    for line in text.splitlines():
+        name, _, value = line.partition(" ")
+        found[name] = value
+    try:
+        return Calls(float(found[f"{METRIC}_count"]), float(found[f"{METRIC}_sum"]))
+    except (KeyError, ValueError):
+        return None
+
+
+def read(replica: Mapping[str, Any]) -> Calls | None:
+    """A replica's counters; None where they cannot be read: its metrics are open to its own host only."""
+    import httpx
+
+    if replica["host"] != socket.gethostname() or not replica["metrics_port"]:
+        return None
+    url = f"http://127.0.0.1:{replica['metrics_port']}/metrics"
+    try:
+        return parse(httpx.get(url, timeout=TIMEOUT_S, trust_env=False).text)
+    except httpx.HTTPError:
+        return None

@@ -1,0 +1,76 @@
+"""The measured points: which of them are worth having, and which one to choose. Pure."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from tidegate.protocol.capacity import Capacity
+from tidegate.tune.grid import Setting
+
+# Two runs of the same setting differ by this much: throughput within it is the same, so latency decides.
+NOISE = 0.03
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """What one setting gave at one load. ``rps`` counts good answers per second; None: nothing measured.
+
+    ``batch_mean`` is the mean of the requests in a call; ``failed`` counts answers that were errors.
+    """
+
+    setting: Setting
+    connections: int
+    rps: float
+    p50_ms: float | None
+    p99_ms: float | None
+    batch_mean: float | None = None
+    answers: int = 0
+    failed: int = 0
+
+    def fits(self, latency_ms: float) -> bool:
+        """Whether it may be chosen: every answer was good, and the p99 is within the limit."""
+        return not self.failed and self.p99_ms is not None and self.p99_ms <= latency_ms
+
+    def to_json(self) -> dict[str, Any]:
+        """As a plain object."""
+        fields = asdict(self)
+        del fields["setting"]
+        return {**self.setting.to_json(), **fields}
+
+    def capacity(self) -> Capacity:
+        """What to keep with the version."""
+        assert self.p99_ms is not None
+        return Capacity(self.rps, self.p99_ms, self.setting.max_batch, self.setting.window_ms)
+
+
+def quantile(ascending: Sequence[float], share: float) -> float | None:
+    """The nearest-rank quantile of sorted values: no value is invented. None where there are none."""
+    if not ascending:
+        return None
+    return ascending[max(0, math.ceil(share * len(ascending)) - 1)]
+
+
+def front(points: Sequence[Point]) -> list[Point]:
+    """The Pareto front, by ascending p99: no other point has both more throughput and less latency."""
+    measured = [point for point in points if point.p99_ms is not None and not point.failed]
+    found: list[Point] = []
+    for point in sorted(measured, key=lambda each: (each.p99_ms or 0.0, -each.rps)):
+        if not found or point.rps > found[-1].rps:
+            found.append(point)
+    return found
+
+
+def choose(points: Sequence[Point], latency_ms: float) -> Point | None:
+    """The best throughput with a p99 within ``latency_ms``; None when no point keeps to it.
+
+    Of points that differ by no more than noise, the one with the lowest p99.
+    """
+    fitting = [point for point in points if point.fits(latency_ms)]
+    if not fitting:
+        return None
+    best = max(point.rps for point in fitting)
+    alike = [point for point in fitting if point.rps >= best * (1 - NOISE)]
+    return min(alike, key=lambda each: (each.p99_ms or 0.0, -each.rps))

@@ -1,0 +1,86 @@
+"""One measured run: the load in a process of its own, and its figures."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import asdict, dataclass
+from urllib.parse import quote, urlsplit
+
+from tidegate.client.codec import HEAD_LENGTH
+from tidegate.client.errors import BadAnswer
+from tidegate.errors import BadRequest
+from tidegate.tune.load import CONNECT_TIMEOUT_S, LINGER_S, Figures, Order
+
+# The child's own start, on a machine that the model keeps busy.
+PATIENCE_S = 20.0
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """Where the gateway is; ``prefix`` is the path before ``/v2``."""
+
+    host: str
+    port: int
+    tls: bool
+    prefix: str
+
+    @classmethod
+    def of(cls, url: str) -> Address:
+        """The parts of a URL; raises BadRequest."""
+        parts = urlsplit(url)
+        if parts.scheme not in {"http", "https"} or not parts.hostname:
+            raise BadRequest(f"TIDEGATE_GATEWAY_URL: not an http(s) URL: {url!r}.")
+        tls = parts.scheme == "https"
+        return cls(parts.hostname, parts.port or (443 if tls else 80), tls, parts.path.rstrip("/"))
+
+
+def request_bytes(address: Address, endpoint: str, body: bytes, head_length: int) -> bytes:
+    """An inference call as it goes over the wire, to be sent again and again."""
+    host = f"[{address.host}]" if ":" in address.host else address.host
+    lines = (
+        f"POST {address.prefix}/v2/models/{quote(endpoint, safe='')}/infer HTTP/1.1",
+        f"Host: {host}:{address.port}",
+        f"{HEAD_LENGTH}: {head_length}",
+        "Content-Type: application/octet-stream",
+        f"Content-Length: {len(body)}",
+    )
+    return "\r\n".join((*lines, "", "")).encode() + body
+
+
+def measure(address: Address, request: bytes, connections: int, seconds: float) -> Figures:
+    """Load the endpoint for ``seconds`` after a short warm-up. Raises BadAnswer without figures."""
+    warm_s = min(0.5, seconds / 4)
+    order = Order(address.host, address.port, address.tls, connections, warm_s, seconds)
+    # A group of its own: Ctrl-C reaches the command alone, which ends the load in an orderly way.
+    child = subprocess.Popen(
+        [sys.executable, "-m", "tidegate.tune.load"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+    )
+    try:
+        limit_s = CONNECT_TIMEOUT_S + warm_s + seconds + LINGER_S + PATIENCE_S
+        out, err = child.communicate(json.dumps(asdict(order)).encode() + b"\n" + request, timeout=limit_s)
+    except subprocess.TimeoutExpired:
+        raise BadAnswer(f"The load did not end within {limit_s:g} s.") from None
+    finally:
+        _end(child)
+    try:
+        return Figures(**json.loads(out))
+    except (ValueError, TypeError):
+        last = err.decode("utf-8", "replace").strip().splitlines()[-1:]
+        raise BadAnswer(f"The load gave no figures: {' '.join(last) or 'no message'}.") from None
+
+
+def _end(child: subprocess.Popen[bytes]) -> None:
+    if child.poll() is None:
+        os.killpg(child.pid, signal.SIGKILL)
+    child.wait()
+    for pipe in (child.stdin, child.stdout, child.stderr):
+        if pipe is not None:
+            pipe.close()

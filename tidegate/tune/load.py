@@ -1,0 +1,189 @@
+"""A closed loop of callers, each with one request at a time; light, and in a process of its own.
+
+``python -m tidegate.tune.load`` reads an :class:`Order` as one line of JSON and then the raw HTTP/1.1
+request from stdin, and writes :class:`Figures` as JSON. The process that asked shows progress meanwhile,
+and that must not cost the callers a millisecond.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+import time
+from dataclasses import asdict, dataclass, field
+from typing import cast
+
+from tidegate.tune.curve import quantile
+
+CONNECT_TIMEOUT_S = 5.0
+# What is outstanding at the end gets so long to come back, so that the next run does not meet it.
+LINGER_S = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """Where to send the request, how often at once, and for how long; the warm-up is not counted."""
+
+    host: str
+    port: int
+    tls: bool
+    connections: int
+    warm_s: float
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Figures:
+    """What came back in ``seconds``. ``problem`` is the first error, ``status`` its HTTP status or 0."""
+
+    answers: int
+    failed: int
+    seconds: float
+    p50_ms: float | None
+    p99_ms: float | None
+    problem: str = ""
+    status: int = 0
+
+
+@dataclass(slots=True)
+class Count:
+    """What the callers saw while it ``counts``; they go on while it is ``open``."""
+
+    open: bool = True
+    counts: bool = False
+    answers: int = 0
+    failed: int = 0
+    problem: str = ""
+    status: int = 0
+    latencies: list[float] = field(default_factory=list)
+
+    def note(self, status: int, latency_s: float, body: bytes) -> None:
+        """An answer."""
+        if status != 200 and self.open:
+            self.fail(_told(body), status)
+        elif status == 200 and self.counts:
+            self.answers += 1
+            self.latencies.append(latency_s)
+
+    def fail(self, problem: str, status: int = 0) -> None:
+        """Something that is no good answer; it counts in the warm-up, too."""
+        if not self.failed:
+            self.problem, self.status = problem, status
+        self.failed += 1
+
+
+class Caller(asyncio.Protocol):
+    """One connection: sends the request, waits for the whole answer, sends it again."""
+
+    def __init__(self, request: bytes, count: Count) -> None:
+        self._request = request
+        self._count = count
+        self._answer = bytearray()
+        self._head = 0
+        self._whole = 0
+        self._sent = 0.0
+        self._transport: asyncio.Transport | None = None
+        self.gone = asyncio.get_running_loop().create_future()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Begin."""
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's is none by inheritance
+        self._send()
+
+    def _send(self) -> None:
+        assert self._transport is not None
+        self._answer, self._whole = bytearray(), 0
+        self._sent = time.perf_counter()
+        self._transport.write(self._request)
+
+    def data_received(self, data: bytes) -> None:
+        """A part of an answer."""
+        self._answer += data
+        if not self._whole:
+            self._head = self._answer.find(b"\r\n\r\n") + 4
+            if self._head < 4:
+                return
+            self._whole = self._head + length_of(bytes(self._answer[: self._head]))
+        if len(self._answer) < self._whole:
+            return
+        status, body = int(self._answer[9:12]), bytes(self._answer[self._head :])
+        self._count.note(status, time.perf_counter() - self._sent, body)
+        if self._count.open:
+            self._send()
+        else:
+            self.abort()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The server, or :meth:`abort`, ended it."""
+        if self._count.open:
+            self._count.fail(f"the connection was lost: {exc or 'closed by the gateway'}")
+        if not self.gone.done():
+            self.gone.set_result(None)
+
+    def abort(self) -> None:
+        """End it at once."""
+        if self._transport is not None:
+            self._transport.abort()
+
+
+def length_of(head: bytes) -> int:
+    """The ``Content-Length`` in the head of an answer; raises ValueError where there is none."""
+    for line in head.lower().split(b"\r\n"):
+        if line.startswith(b"content-length:"):
+            return int(line[15:])
+    raise ValueError("the gateway's answer does not say its length")
+
+
+def _told(body: bytes) -> str:
+    try:
+        return str(json.loads(body)["error"])
+    except (ValueError, KeyError, TypeError):
+        return body[:200].decode("utf-8", "replace")
+
+
+async def run(order: Order, request: bytes) -> Figures:
+    """Load the gateway as ordered. Raises OSError when nothing takes the connections."""
+    loop, count = asyncio.get_running_loop(), Count()
+    callers: list[Caller] = []
+    try:
+        async with asyncio.timeout(CONNECT_TIMEOUT_S):
+            for _ in range(order.connections):
+                _, caller = await loop.create_connection(
+                    lambda: Caller(request, count), order.host, order.port, ssl=order.tls or None
+                )
+                callers.append(caller)
+        await asyncio.sleep(order.warm_s)
+        began = time.perf_counter()
+        if not count.failed:
+            count.counts = True
+            await asyncio.sleep(order.seconds)
+            count.counts = False
+        seconds = time.perf_counter() - began
+        count.open = False
+        await asyncio.wait([caller.gone for caller in callers], timeout=LINGER_S)
+    finally:
+        count.open = False
+        for caller in callers:
+            caller.abort()
+    latencies = sorted(latency * 1e3 for latency in count.latencies)
+    p50, p99 = quantile(latencies, 0.50), quantile(latencies, 0.99)
+    return Figures(count.answers, count.failed, seconds, p50, p99, count.problem, count.status)
+
+
+def main() -> None:
+    """Do what stdin says."""
+    import uvloop
+
+    order = Order(**json.loads(sys.stdin.buffer.readline()))
+    request = sys.stdin.buffer.read()
+    try:
+        figures = uvloop.run(run(order, request))
+    except OSError as error:  # TimeoutError is one
+        problem = f"the gateway takes no connection: {error or 'no answer'}"
+        figures = Figures(0, order.connections, 0.0, None, None, problem)
+    json.dump(asdict(figures), sys.stdout)
+
+
+if __name__ == "__main__":
+    main()
