@@ -19,6 +19,7 @@ from services.gateway.adapters.reporter import Reporter
 from services.gateway.adapters.routes import Routes
 from services.gateway.api import models
 from services.gateway.api.direct import DirectProtocol
+from services.gateway.api.generate import Generate
 from services.gateway.api.grpc.calls import Calls
 from services.gateway.api.grpc.health import HealthService
 from services.gateway.api.grpc.server import GrpcDoor
@@ -95,7 +96,11 @@ def build(settings: GatewaySettings) -> Gateway:
         blobs.close()
 
     app = create_app(
-        name="gateway", settings=settings, lifespan=lifespan, routers=[models.router], open_paths=("/v2",)
+        name="gateway",
+        settings=settings,
+        lifespan=lifespan,
+        routers=[models.router, Generate(core, limits, metrics).router],
+        open_paths=("/v2",),
     )
     inference = Inference(
         core,

@@ -19,6 +19,7 @@ EXTENSIONS = [
     "binary_tensor_data",
     "parameters",
     "statistics",
+    "generate",
     "request_deadline",
 ]
 

@@ -39,6 +39,7 @@ from tidegate.topology import requests_queue
 log = telemetry.logger(__name__)
 
 CRASHES_ALLOWED = 5
+STREAMS = 16
 CRASH_WINDOW_S = 300.0
 
 
@@ -206,8 +207,11 @@ class Life:
         with self._phases.measure("load"):
             for model in models:
                 await self._load(client, model)
+            found = await client.signature(models[-1])
             if self._signature is None:
-                self._signature = await client.signature(models[-1])
+                self._signature = found
+            # Whatever was registered: Triton knows how many answers its model gives.
+            self._signature = self._signature.model_copy(update={"decoupled": found.decoupled})
             self._instances = await client.instances(models[-1])
         self._message = "warming up"
         with self._phases.measure("warm_up"):
@@ -239,7 +243,13 @@ class Life:
             self._signature.outputs,
             self._regions,
             self._settings.shared_memory_above_bytes,
+            self._signature.decoupled,
         )
+
+    def _streams(self) -> int:
+        """How many streams a decoupled model has at once; 0: it is not decoupled."""
+        assert self._signature is not None
+        return self._deployment.max_concurrency or STREAMS if self._signature.decoupled else 0
 
     async def _serve(self, model: Model) -> None:
         self._work = Work(
@@ -248,6 +258,7 @@ class Life:
             max_rows=self._max_rows(),
             window_s=self._deployment.batching.window_ms / 1e3,
             instances=self._instances,
+            streams=self._streams(),
         )
         self._model_report.tally = self._work.stats.tally
         self._requests.feed(self._work)

@@ -1,7 +1,8 @@
 """Streams: requests to a decoupled model, each a call of its own that gives many answers.
 
-An answer leaves as a CHUNK as soon as it is made, in order, then comes END. A stream that has emitted is never
-tried again; one that has not is like any other request. Deliveries are settled as in :mod:`services.worker.work`.
+An answer leaves as a CHUNK as soon as it is made, in order, then comes END. A stream that has emitted is
+never tried again; one that has not is like any other request. Deliveries are settled as by the calls in
+:mod:`services.worker.work`.
 """
 
 from __future__ import annotations
@@ -154,7 +155,9 @@ class Streams:
             return chunks, "expired"
         except TidegateError as error:
             lost = isinstance(error, Unavailable) and chunks > 0
-            return chunks, Unavailable("the model server was lost in the middle of the stream") if lost else error
+            return chunks, Unavailable(
+                "the model server was lost in the middle of the stream"
+            ) if lost else error
         except Exception as error:
             log.exception("a stream failed unexpectedly")
             return chunks, ModelFailed(f"the stream could not go on: {error!r}")
@@ -162,7 +165,7 @@ class Streams:
 
     def _measure(self, item: Item, began: float) -> None:
         # As many others could have run beside it, so its share of the worker is that small. How long it took
-        # says nothing about the wait for a first chunk: so call_ms, which admission counts with, stays unknown.
+        # says nothing about the wait for a first chunk: call_ms, which admission counts with, stays unknown.
         spent = time.monotonic() - began
         stats = self._stats
         stats.completed += 1
@@ -182,9 +185,7 @@ def _chunk(item: Item, answer: Answer, seq: int, waited_s: float, made_s: float)
     data: list[Buffer] = [output.raw for output in answer.outputs]
     wait_us, compute_us = (min(int(s * 1e6), _MOST_US) for s in (waited_s, made_s))
     key = envelope.result_key(tensors, answer.parameters)
-    reply = Reply(
-        request.id, envelope.CHUNK, request.attempt, seq, rows, wait_us, compute_us, 1, key, data
-    )
+    reply = Reply(request.id, envelope.CHUNK, request.attempt, seq, rows, wait_us, compute_us, 1, key, data)
     if sum(map(len, data)) > envelope.LARGE:
         return reply
     return b"".join(envelope.reply_pieces(reply))

@@ -18,6 +18,7 @@ from services.worker.domain.pace import calls_in_flight
 from services.worker.domain.split import Mismatch, Output, describe, split
 from services.worker.domain.stats import Stats
 from services.worker.metrics import ANSWERED, CALL_SECONDS, CALL_SIZE
+from services.worker.streams import Streams
 from tidegate import tasks, telemetry
 from tidegate.errors import (
     BadRequest,
@@ -221,17 +222,18 @@ class Work:
         self.stats.tally.failed(1, time.monotonic() - group[0].received)
         self._count(told.reason, group)
         frame = envelope.failure_frame(request.id, request.attempt, told.reason, told.message)
-        await self._reply(group, [frame])
+        await self._reply(group, [frame], answered=False)
 
-    async def _reply(self, group: list[Item], frames: Sequence[Buffer | Reply]) -> None:
+    async def _reply(
+        self, group: list[Item], frames: Sequence[Buffer | Reply], *, answered: bool = True
+    ) -> None:
         by_gateway: dict[str, list[Buffer | Reply]] = defaultdict(list)
         for item, frame in zip(group, frames, strict=True):
             by_gateway[item.parcel.reply_to].append(frame)
+            if answered and item.request.flags & envelope.STREAM:
+                end = envelope.end_frame(item.request.id, item.request.attempt, 1)
+                by_gateway[item.parcel.reply_to].append(end)
         left_s = max(item.request.deadline_ms for item in group) / 1e3 - time.time()
-            if item.request.flags & envelope.STREAM and not _failed(frame):
-                by_gateway[item.parcel.reply_to].append(
-                    envelope.end_frame(item.request.id, item.request.attempt, 1)
-                )
         for reply_to, answers in by_gateway.items():
             await self._outbox.reply(reply_to, answers, left_s=left_s)
         self._settle(group)
@@ -269,13 +271,12 @@ def _answers(group: list[Item], outputs: list[Output], started: float, spent: fl
         id_, attempt = item.request.id, item.request.attempt
         rows = item.request.rows if answer_rows else 0
         wait_us = int((started - item.received) * 1e6)
+        # For who takes many answers it is the first and, with the END behind it, the only one.
+        status = envelope.CHUNK if item.request.flags & envelope.STREAM else envelope.OK
         if sum(map(len, part)) > envelope.LARGE:
-            reply = Reply(id_, envelope.OK, attempt, 0, rows, wait_us, compute_us, shared, key, part)
+            reply = Reply(id_, status, attempt, 0, rows, wait_us, compute_us, shared, key, part)
             answers.append(reply)
         else:
-            answers.append(
-                envelope.reply_frame(
-                    id_, attempt, rows, key, part, wait_us=wait_us, compute_us=compute_us, shared=shared
-                )
-            )
+            times = {"wait_us": wait_us, "compute_us": compute_us, "shared": shared}
+            answers.append(envelope.reply_frame(id_, attempt, rows, key, part, status=status, **times))
     return answers

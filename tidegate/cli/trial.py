@@ -151,7 +151,7 @@ class Trial:
                 say(f"{self.name} could not be removed: {error.message}", style="red")
         if left:
             say(f"It is still there; remove it with: {_by_hand(left, self.name)}", style="red")
-        self._steps.change(self.name, "failed" if left else "stopped", "" if left else "gone")
+        self._steps.change(self.name, "failed" if left else "done", "" if left else "taken away")
 
 
 def _is_there(registry: Service, path: str) -> bool:

@@ -127,7 +127,8 @@ def or_guessed(load: Load, version: Version | None) -> Load:
     rps = measured_rps(version.metadata.metrics) if version is not None else None
     if load.ms_per_request is not None or rps is None:
         return load
-    guess = f"a first guess: its version's measured capacity, {rps:.3g} requests/s"
+    shown = f"{rps:,.0f}" if rps >= 10 else f"{rps:.2g}"
+    guess = f"a first guess: its version's measured capacity, {shown} requests/s"
     return replace(load, ms_per_request=1000.0 / rps, guess=guess)
 
 

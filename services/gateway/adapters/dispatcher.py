@@ -377,7 +377,10 @@ class Dispatcher:
 
     async def _redeem_one(self, reply: Reply) -> None:
         size = self._claims.size(reply.data)
-        while not self._answers.take(size) and self._answers.used:
+        while not self._answers.take(size):
+            if not self._answers.used:
+                self._answers.force(size)  # larger than the limit: alone
+                break
             await asyncio.sleep(ROOM_POLL_S)
             if reply.id not in self._pending:
                 return

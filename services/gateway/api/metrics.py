@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+
 import numpy as np
 from prometheus_client import Counter, Gauge, Histogram
 
-from services.gateway.core import Timing
+from services.gateway.core import Answer, Timing
+from tidegate.errors import TidegateError
 from tidegate.protocol.presence import GatewayLoad
 
 _BUCKETS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60)
@@ -28,6 +34,14 @@ OUTSTANDING = Gauge(
     multiprocess_mode="livesum",
 )
 
+
+FIRST_CHUNK = Histogram(
+    "tidegate_gateway_first_chunk_seconds",
+    "Time from a stream's request to its first answer.",
+    ["deployment"],
+    buckets=_BUCKETS,
+)
+CHUNKS = Counter("tidegate_gateway_chunks_total", "Answers of streams.", ["deployment"])
 
 _FLUSH_AT = 4096
 Row = tuple[float, float, float, float, float, float]
@@ -90,6 +104,27 @@ class Metrics:
             times.flush()
         for name, load in loads.items():
             OUTSTANDING.labels(name).set(load.outstanding)
+
+    async def watch(
+        self, model: str, started: float, answers: AsyncGenerator[Answer]
+    ) -> AsyncGenerator[Answer]:
+        """A stream's answers as they are, counted. ``started`` is on the clock ``time.perf_counter``."""
+        first = True
+        try:
+            async with aclosing(answers):
+                async for answer in answers:
+                    if first:
+                        FIRST_CHUNK.labels(answer.route.name).observe(time.perf_counter() - started)
+                    first = False
+                    CHUNKS.labels(answer.route.name).inc()
+                    yield answer
+        except TidegateError as error:
+            self.refused(model, error.reason)
+            raise
+        except (GeneratorExit, asyncio.CancelledError):
+            self.refused(model, "caller_gone")
+            raise
+        ANSWERED.labels(model, "ok").inc()
 
     def refused(self, model: str, reason: str) -> None:
         """A request was not answered by the model. Unknown model names share one label."""

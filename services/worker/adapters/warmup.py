@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import math
+from contextlib import aclosing
 from typing import Any
 
 from services.worker.adapters.triton_client import ModelInferRequest, TritonClient
@@ -34,8 +37,12 @@ async def warm_up(
     A model may refuse zeros; that is logged and no error. Raises Unavailable when Triton is gone.
     """
     for rows in batch_sizes(signature, max_batch):
+        request = zeros(model, signature, rows)
         try:
-            await client.infer(zeros(model, signature, rows), timeout_s)
+            if signature.decoupled:
+                await _first_answer(client, request, timeout_s)
+            else:
+                await client.infer(request, timeout_s)
         except Unavailable:
             raise
         except TidegateError as refusal:
@@ -44,6 +51,13 @@ async def warm_up(
                 extra={"model": model, "rows": rows, "reason": refusal.message},
             )
             return
+
+
+async def _first_answer(client: TritonClient, request: Any, timeout_s: float) -> None:
+    """A decoupled model may answer zeros for ever: what comes after its first answer is not waited for."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(timeout_s), aclosing(client.stream(request)) as answers:
+            await anext(answers, None)
 
 
 def batch_sizes(signature: Signature, max_batch: int | None = None) -> list[int]:

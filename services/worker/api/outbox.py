@@ -77,6 +77,11 @@ class Outbox:
         left_ms = int(request.deadline_ms - time.time() * 1e3)
         if left_ms > 0:
             await self._publish(body, self._queue.name, reply_to=reply_to, expiration_ms=left_ms)
+        elif request.flags & envelope.STREAM:
+            # Only one that has emitted outlives its deadline, and such a one is not begun again.
+            lost = "the worker was lost in the middle of the stream"
+            frame = envelope.failure_frame(request.id, request.attempt, Unavailable.reason, lost)
+            await self.reply(reply_to, [frame])
 
     async def give_up(self, body: Buffer, cause: str, reply_to: str | None) -> None:
         """Hand an envelope to the router, which answers for it."""

@@ -41,6 +41,8 @@ def build(version: Version, deployment: DeploymentSpec, *, model: str, backend: 
         lines.append(f"max_batch_size: {0 if rows_spelt_out else signature.max_batch_size}")
         lines += _tensors("input", signature.inputs, rows_spelt_out)
         lines += _tensors("output", signature.outputs, rows_spelt_out)
+    if signature is not None and signature.decoupled:
+        lines.append("model_transaction_policy { decoupled: true }")
     lines.append(f"instance_group [ {{ count: {deployment.instances} kind: KIND_CPU }} ]")
     parameters |= _backend_parameters(backend, deployment.threads)
     lines += [_parameter(key, value) for key, value in parameters.items()]

@@ -20,6 +20,7 @@ class Tally:
 
     def __init__(self) -> None:
         self._counts: Counter[str] = Counter()
+        self._untold: Counter[str] = Counter()
 
     def answered(self, requests: int, rows: int, waited_s: float, call_s: float) -> None:
         """``requests`` of ``rows`` shared a call of ``call_s``, after waits of ``waited_s`` in all."""
@@ -48,11 +49,13 @@ class Tally:
                 counts[time_name(part)] += triton.get(time_name(part), 0) * requests // calls
         counts[EXECUTIONS] = triton.get(EXECUTIONS, 0)
         counts.update({name: count for name, count in triton.items() if name.startswith(BATCH)})
+        counts.update(self._untold)
+        self._untold = Counter()
         return {name: count for name, count in counts.items() if count}
 
     def give_back(self, counts: Mapping[str, int]) -> None:
         """Counts that were taken and reached nobody."""
-        self._counts.update(counts)
+        self._untold.update(counts)
 
 
 def since(before: Mapping[str, int], now: Mapping[str, int]) -> dict[str, int]:

@@ -12,8 +12,8 @@ import orjson
 import pytest
 
 from tidegate.protocol import envelope
-from tidegate.protocol.presence import GatewayReport, ReplicaReport
-from tidegate.store import GATEWAY, REPLICA, ROUTES
+from tidegate.protocol.presence import GatewayReport, ModelCard, ReplicaReport
+from tidegate.store import GATEWAY, MODEL, REPLICA, ROUTES, STATISTICS
 
 pytestmark = pytest.mark.integration
 
@@ -122,6 +122,57 @@ async def test_a_caller_that_goes_is_cancelled(gateway, worker, until):
         caller.sendall(head.encode() + body)
         await until(lambda: worker.requests)
     await until(lambda: worker.cancelled == [worker.requests[0].id], "the cancel", patience_s=3)
+
+
+async def test_configuration_and_statistics(client, gateway):
+    assert (await client.get("/v2/models/letters/config")).status_code == 404
+    unknown = await client.get("/v2/models/digits/config")
+    assert (unknown.status_code, unknown.json()["reason"]) == (503, "not_known_yet")
+    gateway.redis.set(MODEL + gateway.deployment, ModelCard({"name": "m", "max_batch_size": 8}).to_json())
+    for path in ("/v2/models/digits/config", "/v2/models/digits/versions/1/config"):
+        assert (await client.get(path)).json() == {"name": "digits", "max_batch_size": 8}
+    gateway.redis.hincrby(STATISTICS + gateway.deployment, "success.count", 3)
+    for path in ("/v2/models/stats", "/v2/models/digits/stats", "/v2/models/digits/versions/1/stats"):
+        (found,) = (await client.get(path)).json()["model_stats"]
+        assert (found["name"], found["inference_stats"]["success"]["count"]) == ("digits", 3)
+    assert (await client.get("/v2/models/letters/stats")).status_code == 404
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [
+        ("GET", "/v2/systemsharedmemory/status", 200),
+        ("GET", "/v2/cudasharedmemory/region/r/status", 200),
+        ("POST", "/v2/systemsharedmemory/region/r/register", 400),
+        ("POST", "/v2/cudasharedmemory/unregister", 400),
+        ("GET", "/v2/trace/setting", 400),
+        ("POST", "/v2/models/digits/trace/setting", 400),
+        ("POST", "/v2/logging", 400),
+        ("POST", "/v2/repository/models/digits/load", 400),
+    ],
+)
+async def test_what_this_server_does_not_do(client, method, path, status):
+    assert (await client.request(method, path)).status_code == status
+
+
+async def test_classes(client, worker):
+    wanted = {"name": "y", "parameters": {"classification": 1}}
+    answer = await client.post(INFER, json={"inputs": [X], "outputs": [wanted]})
+    assert answer.json()["outputs"] == [
+        {"name": "y", "datatype": "BYTES", "shape": [1, 1], "data": ["2.000000:1"]}
+    ]
+
+
+async def test_a_compressed_answer(client, worker):
+    rows = {"inputs": [X | {"shape": [8, 2], "data": list(range(16))}], "parameters": {"p": "x" * 2000}}
+    worker.answer = lambda r: envelope.reply_frame(
+        r.id, r.attempt, 1, envelope.result_key((), {"long": "x" * 2000}), []
+    )
+    answer = await client.post(INFER, json=rows, headers={"Accept-Encoding": "gzip, deflate"})
+    assert answer.headers["content-encoding"] == "gzip"
+    assert answer.json()["parameters"] == {"long": "x" * 2000}
+    plain = await client.post(INFER, json=rows, headers={"Accept-Encoding": "identity"})
+    assert "content-encoding" not in plain.headers
 
 
 async def test_metadata(client):

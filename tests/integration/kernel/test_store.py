@@ -11,7 +11,13 @@ import pytest
 from redis.asyncio import Redis
 
 from tidegate import store as store_module
-from tidegate.protocol.presence import GatewayLoad, GatewayReport, GatewayView, ReplicaReport
+from tidegate.protocol.presence import (
+    GatewayLoad,
+    GatewayReport,
+    GatewayView,
+    ModelCard,
+    ReplicaReport,
+)
 from tidegate.stack.ports import free_ports
 from tidegate.stack.standalone import valkey_running
 from tidegate.store import Store, StoreUnavailable
@@ -247,3 +253,31 @@ async def test_a_store_that_hangs(monkeypatch, until):
         await store.replicas()
     silent.close()
     await store.close()
+
+
+async def test_model_cards(store, redis):
+    card = ModelCard({"name": "m", "input": []}, {"y": ["cat", "dog"]})
+    await store.publish_model("digits-v1", card)
+    assert await store.models(["digits-v1", "letters-v1"]) == {"digits-v1": card}
+    assert await store.models([]) == {}
+    assert await redis.ttl("tidegate:model:digits-v1") > 86_400, "a model that sleeps is still shown"
+    await redis.set("tidegate:model:digits-v1", b'{"config": {}, "of_a_later_day": 1}')
+    assert await store.models(["digits-v1"]) == {"digits-v1": ModelCard({})}
+
+
+async def test_statistics_are_sums_over_all_who_add(store, valkey_url):
+    other = Store.connect(valkey_url)
+    for writer in (store, other, store):
+        await writer.add_statistics("digits-v1", {"success.count": 2, "success.ns": 2**40}, 1_700_000_000_000)
+    await store.add_statistics("digits-v1", {"fail.count": 1}, 0)
+    assert await other.statistics(["digits-v1", "letters-v1"]) == {
+        "digits-v1": {
+            "success.count": 6,
+            "success.ns": 3 * 2**40,
+            "fail.count": 1,
+            "last_inference": 1_700_000_000_000,
+        },
+        "letters-v1": {},
+    }
+    assert await store.statistics([]) == {}
+    await other.close()

@@ -76,12 +76,16 @@ class Calls:
     def encode(self, model: str, answer: Answer, rid: str, started: float) -> tuple[Any, Metadata]:
         """An answer as a response, counted, and its trailers."""
         encoding = time.perf_counter()
-        response = codec.encode(model, answer, self._cards.labels(answer.route.name))
+        response = self.response(model, answer)
         now = time.perf_counter()
         answer.timing.encode = now - encoding
         total = now - started
         self.metrics.answered(model, answer.route.name, answer.timing, total)
         return response, (("x-request-id", rid), ("server-timing", server_timing(answer, total).decode()))
+
+    def response(self, model: str, answer: Answer) -> Any:
+        """An answer as a response."""
+        return codec.encode(model, answer, self._cards.labels(answer.route.name))
 
     def refused(self, model: str, error: TidegateError) -> TidegateError:
         """The error, counted."""

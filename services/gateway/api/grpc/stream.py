@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from contextlib import aclosing
 from typing import Any
 
 from services.gateway.api.grpc import codec
@@ -90,16 +91,23 @@ class Stream:
         started = time.perf_counter()
         try:
             empty_final = codec.wants_empty_final(request)
-            async for answer in self._calls.core.stream(
+            answers = self._calls.core.stream(
                 request.model_name,
                 request.model_version,
                 timeout_ms,
                 lambda contract: codec.decode(request, contract),
                 rid.encode("latin-1"),
-            ):
-                response, _ = self._calls.encode(request.model_name, answer, rid, started)
-                response.parameters[codec.FINAL].bool_param = False
-                await self._write(pb.ModelStreamInferResponse(infer_response=response))
+            )
+            begun = False
+            async with aclosing(answers):
+                async for answer in answers:
+                    if begun:
+                        response = self._calls.response(request.model_name, answer)
+                    else:  # it counts once, with the time to its first answer
+                        response, _ = self._calls.encode(request.model_name, answer, rid, started)
+                        begun = True
+                    response.parameters[codec.FINAL].bool_param = False
+                    await self._write(pb.ModelStreamInferResponse(infer_response=response))
             if empty_final:
                 response = pb.ModelInferResponse(model_name=request.model_name, id=request.id)
                 response.parameters[codec.FINAL].bool_param = True

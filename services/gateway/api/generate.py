@@ -1,0 +1,180 @@
+"""``/generate`` and ``/generate_stream``: one answer as JSON, or each as it is made as an event (SSE)."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import aclosing
+from typing import NamedTuple
+
+import orjson
+from fastapi import APIRouter, Request, Response
+from starlette.requests import ClientDisconnect
+from starlette.types import Receive, Scope, Send
+
+from services.gateway.api.inference import decompress, server_timing
+from services.gateway.api.limits import Body, Headers, Limits
+from services.gateway.api.metrics import Metrics
+from services.gateway.core import Answer, Core, parse_timeout
+from services.gateway.domain import generate
+from tidegate import tasks, telemetry
+from tidegate.errors import BadRequest, ModelFailed, TidegateError
+from tidegate.protocol.envelope import Buffer
+from tidegate.service import error_body
+
+log = telemetry.logger(__name__)
+
+_EVENTS = [
+    (b"content-type", b"text/event-stream; charset=utf-8"),
+    (b"cache-control", b"no-cache"),
+    (b"x-accel-buffering", b"no"),
+]
+
+
+class Call(NamedTuple):
+    """A request of this door; times in seconds of ``time.perf_counter``."""
+
+    model: str
+    version: str
+    timeout_ms: float | None
+    body: Buffer
+    held: Body
+    started: float
+
+
+class Generate:
+    """The two paths of Triton's generate extension, for a model by its name and by name and version."""
+
+    def __init__(self, core: Core, limits: Limits, metrics: Metrics) -> None:
+        self._core = core
+        self._limits = limits
+        self._metrics = metrics
+        self.router = APIRouter(prefix="/v2", tags=["Generate extension"])
+        for path in ("/models/{model}", "/models/{model}/versions/{version}"):
+            self.router.add_api_route(f"{path}/generate", self.generate, methods=["POST"])
+            self.router.add_api_route(f"{path}/generate_stream", self.generate_stream, methods=["POST"])
+
+    async def generate(self, request: Request, model: str, version: str = "") -> Response:
+        """Exactly one answer, as a JSON object of the outputs by name."""
+        call = await self._read(request, model, version)
+        return Attended(lambda send: self._one(call, send), call.held.release)
+
+    async def generate_stream(self, request: Request, model: str, version: str = "") -> Response:
+        """Any number of answers, each an event ``data: {...}`` as it is made."""
+        call = await self._read(request, model, version)
+        return Attended(lambda send: self._many(call, send), call.held.release)
+
+    async def _read(self, request: Request, model: str, version: str) -> Call:
+        started = time.perf_counter()
+        headers: Headers = dict(request.scope["headers"])
+        timeout_ms = parse_timeout(headers.get(b"x-request-timeout-ms"))
+        held = Body(self._limits)
+        try:
+            refusal = self._limits.at_head(headers)
+            async for chunk in request.stream():
+                refusal = refusal or held.add(chunk)
+                if refusal is not None:
+                    raise refusal
+            body = decompress(held.whole(), headers, self._limits.body_bytes)
+            self._limits.check_json(len(body))
+        except ClientDisconnect:
+            held.release()
+            raise BadRequest("the caller left before its request was complete") from None
+        except BaseException:
+            held.release()
+            raise
+        return Call(model, version, timeout_ms, body, held, started)
+
+    def _answers(self, call: Call) -> AsyncGenerator[Answer]:
+        _, route = self._core.pick(call.model, call.version)
+        if route.contract.signature is None:
+            self._core.dispatcher.demand(route)  # its first replica will know what it takes
+        stream = self._core.stream(
+            call.model,
+            call.version,
+            call.timeout_ms,
+            lambda contract: generate.decode(call.body, contract),
+            telemetry.request_id.get().encode("latin-1", "replace"),
+        )
+        return self._metrics.watch(call.model, call.started, stream)
+
+    async def _one(self, call: Call, send: Send) -> None:
+        async with aclosing(self._answers(call)) as answers:
+            answer = await anext(answers, None)
+            if answer is None:
+                raise ModelFailed("the model gave no answer, and /generate needs one; try /generate_stream")
+            if await anext(answers, None) is not None:
+                raise BadRequest("the model gave more than one answer: use /generate_stream")
+        encoding = time.perf_counter()
+        body = _encoded(call, answer)
+        now = time.perf_counter()
+        answer.timing.encode = now - encoding
+        headers = [
+            (b"content-type", b"application/json"),
+            (b"content-length", b"%d" % len(body)),
+            (b"server-timing", server_timing(answer, now - call.started)),
+        ]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": body})
+
+    async def _many(self, call: Call, send: Send) -> None:
+        async with aclosing(self._answers(call)) as answers:
+            # What goes wrong before the first answer has a status code of its own.
+            answer = await anext(answers, None)
+            await send({"type": "http.response.start", "status": 200, "headers": _EVENTS})
+            try:
+                while answer is not None:
+                    await _event(send, _encoded(call, answer))
+                    answer = await anext(answers, None)
+            except TidegateError as error:
+                await _event(send, _error(error.message, error.reason))
+            except Exception:
+                log.exception("unexpected error in a stream")
+                await _event(send, _error("something went wrong here; the log has it", "internal"))
+        await send({"type": "http.response.body", "body": b""})
+
+
+class Attended(Response):
+    """A response that is made while its caller is there; when he hangs up, what makes it is cancelled."""
+
+    def __init__(self, make: Callable[[Send], Awaitable[None]], end: Callable[[], None]) -> None:
+        super().__init__()
+        self._make = make
+        self._end = end
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """ASGI. Raises what ``make`` raised."""
+        making = asyncio.ensure_future(self._make(send))
+        gone = asyncio.ensure_future(_hung_up(receive))
+        try:
+            await asyncio.wait({making, gone}, return_when=asyncio.FIRST_COMPLETED)
+            if making.done():
+                making.result()
+        finally:
+            await tasks.end(making, gone)
+            self._end()
+
+
+async def _hung_up(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _event(send: Send, data: bytes) -> None:
+    await send({"type": "http.response.body", "body": b"data: %b\n\n" % data, "more_body": True})
+
+
+def _encoded(call: Call, answer: Answer) -> bytes:
+    return generate.encode(
+        call.model,
+        answer.route.version,
+        answer.request.id,
+        answer.outputs,
+        answer.parameters,
+        answer.reply.data,
+    )
+
+
+def _error(message: str, reason: str) -> bytes:
+    return orjson.dumps(error_body(message, reason, telemetry.request_id.get()))

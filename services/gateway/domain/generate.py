@@ -1,0 +1,115 @@
+"""Triton's generate extension: a JSON object of inputs by name, and back one of outputs by name."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import prod
+from typing import Any
+
+import numpy as np
+import orjson
+
+from tidegate.errors import BadRequest, Unavailable
+from tidegate.protocol.contract import Contract, Decoded, Inputs, check_parameters, options
+from tidegate.protocol.envelope import Buffer, Tensor
+from tidegate.protocol.tensors import Datatype, from_json, unpack_strings
+
+RETRY_AFTER_S = 2.0
+_OURS = frozenset({"id", "parameters"})
+
+
+def decode(body: Buffer, contract: Contract) -> Decoded:
+    """A request body against a signature: BadRequest; Unavailable while no signature is known.
+
+    Members named like an input are tensors, of a shape that the signature and the values give together, with
+    a batch axis of 1; others are parameters for the model, as are those in ``parameters``.
+    """
+    if contract.signature is None:
+        raise Unavailable(
+            "the model's inputs are not known before its first replica is ready", retry_after_s=RETRY_AFTER_S
+        )
+    members = _members(body)
+    given = check_parameters(members.get("parameters"), "request")
+    inputs, extra = Inputs(contract), {}
+    for name, value in members.items():
+        if name in contract.inputs:
+            _put(inputs, contract, name, value)
+        elif name not in _OURS:
+            extra[name] = value
+    for_model, timeout_ms, priority = options(check_parameters(extra, "request") | given)
+    tensors, data, rows = inputs.done()
+    id_ = members.get("id", "")
+    if not isinstance(id_, str):
+        raise BadRequest(f"'id' must be a string, got {type(id_).__name__}")
+    key = contract.key(tensors, (), for_model)
+    return Decoded(id_, rows, key, data, None, False, timeout_ms, priority)
+
+
+def encode(
+    model: str,
+    version: str,
+    id: str,
+    outputs: Sequence[Tensor],
+    parameters: dict[str, Any],
+    data: Sequence[Buffer],
+) -> bytes:
+    """An answer as JSON: each output a single value, or a flat list of them."""
+    answer: dict[str, Any] = {"id": id} if id else {}
+    answer |= {"model_name": model, "model_version": version} | parameters
+    for tensor, raw in zip(outputs, data, strict=True):
+        values = _values(tensor.datatype, raw)
+        answer[tensor.name] = values[0] if len(values) == 1 else values
+    return orjson.dumps(answer, option=orjson.OPT_SERIALIZE_NUMPY)
+
+
+def _members(body: Buffer) -> dict[str, Any]:
+    try:
+        found = orjson.loads(body)
+    except orjson.JSONDecodeError as error:
+        raise BadRequest(f"the request is not JSON: {error}") from None
+    if not isinstance(found, dict):
+        raise BadRequest("the request must be a JSON object with a member for each input")
+    return found
+
+
+def _put(inputs: Inputs, contract: Contract, name: str, value: Any) -> None:
+    _, tensor = contract.inputs[name]
+    dims = fitting(name, tensor.dims, value)
+    shape = [1, *dims] if contract.max_batch else dims
+    datatype = inputs.expect(name, tensor.datatype.name, shape)
+    inputs.put(from_json(name, datatype, shape, value if isinstance(value, list) else [value]))
+
+
+def fitting(name: str, dims: tuple[int, ...], value: Any) -> list[int]:
+    """The shape of a value, scalar or (nested) list, for an input of ``dims`` (-1: any size): BadRequest."""
+    sizes = _sizes(value)
+    if len(sizes) == len(dims) and all(want in (-1, size) for want, size in zip(dims, sizes, strict=True)):
+        return sizes
+    count, known = prod(sizes), prod(dim for dim in dims if dim != -1)
+    free = dims.count(-1)
+    if free > 1:
+        fits, size = count == known, 1
+    elif free == 1:
+        fits, size = known > 0 and count % known == 0, count // max(known, 1)
+    else:
+        fits, size = count == known, 0
+    if not fits:
+        raise BadRequest(f"input {name!r}: {count} values do not fill the shape {list(dims)}")
+    return [size if dim == -1 else dim for dim in dims]
+
+
+def _sizes(value: Any) -> list[int]:
+    sizes = []
+    while isinstance(value, list):
+        sizes.append(len(value))
+        value = value[0] if value else None
+    return sizes
+
+
+def _values(datatype: Datatype, raw: Buffer) -> Any:
+    if datatype.name == "BYTES":
+        return [element.decode("utf-8", "replace") for element in unpack_strings(raw)]
+    if datatype.name == "BF16":
+        return (np.frombuffer(raw, "<u2").astype("<u4") << 16).view("<f4")
+    values = np.frombuffer(raw, datatype.numpy)
+    return values.astype("<f4") if datatype.name == "FP16" else values
