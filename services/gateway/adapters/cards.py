@@ -10,6 +10,7 @@ from tidegate.protocol.presence import ModelCard
 from tidegate.store import Store, StoreUnavailable
 
 REFRESH_S = 5.0
+MISSING_S = 0.5
 
 
 class Cards:
@@ -49,4 +50,4 @@ class Cards:
                 self._cards = {n: c for n in names if (c := found.get(n) or self._cards.get(n)) is not None}
             except StoreUnavailable:
                 pass
-            await asyncio.sleep(REFRESH_S)
+            await asyncio.sleep(REFRESH_S if len(self._cards) == len(names) else MISSING_S)

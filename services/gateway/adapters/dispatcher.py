@@ -327,7 +327,7 @@ class Dispatcher:
                 behind.append(reply)  # the answers of one request stay in order
             elif not reply.claimed:
                 self._answer(reply)
-            elif reply.id in self._pending:
+            else:
                 self._redeeming[reply.id] = deque((reply,))
                 self._spawn(self._redeem(reply.id))
 
@@ -361,33 +361,33 @@ class Dispatcher:
                 self._fail(reply.id, Unavailable("a part of the stream was lost on its way"))
 
     async def _redeem(self, id_: bytes) -> None:
-        """Answers whose data is in the blob store, and those behind them, while anybody waits for them."""
+        """Answers whose data is in the blob store, and those behind them."""
         replies = self._redeeming[id_]
         try:
-            while replies and id_ in self._pending:
+            while replies:
                 reply = replies.popleft()
                 if reply.claimed:
                     await self._redeem_one(reply)
+                    self._spawn(self._claims.drop(reply.data[0]))
                 else:
                     self._answer(reply)
-        except Unavailable as error:
-            self._fail(id_, error)
         finally:
             del self._redeeming[id_]
 
     async def _redeem_one(self, reply: Reply) -> None:
         size = self._claims.size(reply.data)
-        while not self._answers.take(size):
+        while reply.id in self._pending and not self._answers.take(size):
             if not self._answers.used:
                 self._answers.force(size)  # larger than the limit: alone
                 break
             await asyncio.sleep(ROOM_POLL_S)
-            if reply.id not in self._pending:
-                return
+        if reply.id not in self._pending:
+            return
         try:
             data = await self._claims.redeem(reply.data)
             self._answer(reply._replace(data=data))
-            self._spawn(self._claims.drop(reply.data[0]))
+        except Unavailable as error:
+            self._fail(reply.id, error)
         finally:
             self._answers.give(size)
 

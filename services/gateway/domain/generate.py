@@ -29,6 +29,9 @@ def decode(body: Buffer, contract: Contract) -> Decoded:
             "the model's inputs are not known before its first replica is ready", retry_after_s=RETRY_AFTER_S
         )
     members = _members(body)
+    if missing := sorted(contract.required - members.keys()):
+        shown = ", ".join(map(repr, missing))
+        raise BadRequest(f"missing input {shown}; the model takes {list(contract.inputs)}")
     given = check_parameters(members.get("parameters"), "request")
     inputs, extra = Inputs(contract), {}
     for name, value in members.items():

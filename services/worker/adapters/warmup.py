@@ -20,6 +20,7 @@ ITEM_BYTES = {
     "UINT32": 4, "INT32": 4, "FP32": 4, "UINT64": 8, "INT64": 8, "FP64": 8,
     "BYTES": 4,  # an empty string: its length, four zero bytes
 }  # fmt: skip
+FIRST_ANSWER_S = 10.0
 BYTES_LIMIT = 16 * 1024 * 1024
 
 
@@ -40,7 +41,7 @@ async def warm_up(
         request = zeros(model, signature, rows)
         try:
             if signature.decoupled:
-                await _first_answer(client, request, timeout_s)
+                await _first_answer(client, request, min(timeout_s, FIRST_ANSWER_S))
             else:
                 await client.infer(request, timeout_s)
         except Unavailable:
@@ -54,7 +55,7 @@ async def warm_up(
 
 
 async def _first_answer(client: TritonClient, request: Any, timeout_s: float) -> None:
-    """A decoupled model may answer zeros for ever: what comes after its first answer is not waited for."""
+    """A decoupled model may answer zeros for ever, or not at all: only its first answer is waited for."""
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(timeout_s), aclosing(client.stream(request)) as answers:
             await anext(answers, None)

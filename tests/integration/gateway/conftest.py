@@ -221,6 +221,7 @@ class Gateway:
     grpc_port: int
     deployment: str
     redis: Redis
+    state: Path
 
     @property
     def url(self) -> str:
@@ -232,13 +233,25 @@ class Gateway:
 
 
 @pytest.fixture(scope="module")
-def gateway(rabbitmq_url, valkey_url, table) -> Iterator[Gateway]:
+def gateway_env() -> dict[str, str]:
+    """The gateway's settings, where a module wants others."""
+    return {"TIDEGATE_MAX_BODY_BYTES": "100000"}
+
+
+@pytest.fixture(scope="module")
+def gateway_route() -> dict[str, Any]:
+    """The fields of its Deployment, where a module wants others."""
+    return {}
+
+
+@pytest.fixture(scope="module")
+def gateway(rabbitmq_url, valkey_url, table, gateway_env, gateway_route) -> Iterator[Gateway]:
     """A gateway process whose only model is ``digits``."""
     deployment = f"digits-{os.urandom(4).hex()}"
     port, grpc_port = free_ports(2)
     redis = Redis.from_url(valkey_url)
     redis.flushall()
-    redis.set(ROUTES, orjson.dumps(table(deployment)))
+    redis.set(ROUTES, orjson.dumps(table(deployment, **gateway_route)))
     with tempfile.TemporaryDirectory() as state, (Path(state) / "log").open("wb") as log:
         environment = {
             "TIDEGATE_STATE_DIR": state,
@@ -247,10 +260,9 @@ def gateway(rabbitmq_url, valkey_url, table) -> Iterator[Gateway]:
             "TIDEGATE_GATEWAY_GRPC_PORT": str(grpc_port),
             "TIDEGATE_AMQP_URL": rabbitmq_url,
             "TIDEGATE_REDIS_URL": valkey_url,
-            "TIDEGATE_MAX_BODY_BYTES": "100000",
             "TIDEGATE_REPORT_INTERVAL_S": "0.05",
             "TIDEGATE_GATEWAY_PROCESSES": "1",
-        }
+        } | gateway_env
         process = subprocess.Popen(
             [sys.executable, "-m", "services.gateway"],
             env={**os.environ, **environment},
@@ -259,7 +271,7 @@ def gateway(rabbitmq_url, valkey_url, table) -> Iterator[Gateway]:
         )
         try:
             _wait_ready(process, port, Path(state) / "log")
-            yield Gateway(process, port, grpc_port, deployment, redis)
+            yield Gateway(process, port, grpc_port, deployment, redis, Path(state))
         finally:
             process.send_signal(signal.SIGTERM)
             code = process.wait(20)

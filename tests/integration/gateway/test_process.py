@@ -224,6 +224,7 @@ async def test_hopeless_requests_are_refused_at_once(gateway, client, worker, un
     waiting = asyncio.create_task(
         client.post(INFER, json={"inputs": [X]}, headers={"X-Request-Timeout-Ms": "60000"})
     )
+    await until(lambda: worker.requests, "the first one is admitted")
 
     async def refused():
         answer = await client.post(INFER, json={"inputs": [X]}, headers={"X-Request-Timeout-Ms": "100"})

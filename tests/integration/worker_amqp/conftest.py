@@ -231,13 +231,22 @@ async def start(rabbitmq_url, queue, fresh, claims) -> AsyncIterator[Callable[..
             out_url: str = rabbitmq_url,
             serving: bool = True,
             fetch_bytes: int = 2**30,
+            streams: int = 0,
+            model: Any = None,
         ) -> Worker:
             outbox = Outbox(out_url, queue, claims)
             requests = Requests(
                 in_url, queue, fresh("doubler-0"), outbox, claims=claims, fetch_bytes=fetch_bytes
             )
-            work = Work(outbox, requests.settle, max_rows=max_rows, window_s=window_s, instances=instances)
-            worker = Worker(Doubler(), outbox, requests, work)
+            work = Work(
+                outbox,
+                requests.settle,
+                max_rows=max_rows,
+                window_s=window_s,
+                instances=instances,
+                streams=streams,
+            )
+            worker = Worker(model or Doubler(), outbox, requests, work)
             requests.feed(work)
             if serving:
                 work.use(worker.model)  # type: ignore[arg-type]  # a model of the same shape

@@ -72,7 +72,7 @@ async def test_what_is_no_claim_is_told(start, caller, make, told, until, nothin
 async def test_a_large_answer_goes_by_claim(start, caller, claims, make, until, nothing_is_left):
     worker = await start()
     data = np.arange(CLAIM_ABOVE, dtype="<f4")
-    for size in (CLAIM_ABOVE // 4 + 1, CLAIM_ABOVE // 4, envelope.LARGE // 4 + 1):
+    for size in (CLAIM_ABOVE // 4 + 2, CLAIM_ABOVE // 4, envelope.LARGE // 4 + 2):
         caller.replies.clear()
         (id_,) = await caller.send(make(data[:size], batched=False))
         await until(lambda: caller.replies)
