@@ -3,7 +3,7 @@
 
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help up down clean test check fmt lock bootstrap bootstrap-dev bare-test docs torch bench bench-broker-tax bench-overload bench-heavy bench-mixups
+.PHONY: help up down clean test test-clients check fmt lock bootstrap bootstrap-dev bare-test docs torch bench bench-broker-tax bench-overload bench-heavy bench-mixups
 
 PY := .venv/bin/python
 STATE := $(or $(TIDEGATE_STATE_DIR),.tidegate)
@@ -51,6 +51,10 @@ test: bootstrap-dev ## install what is missing, check the code, run every test
 	@$(MAKE) --no-print-directory check
 	$(PY) -m pytest -n 2 $(PYTEST_FLAGS) $(PARALLEL_TESTS)
 	$(PY) -m pytest $(PYTEST_FLAGS) $(SERIAL_TESTS)
+
+test-clients: bootstrap-dev ## the clients that need an environment of their own, against a stack
+	$(PY) -m benchmarks.install --only kserve
+	$(PY) -m pytest $(PYTEST_FLAGS) tests/e2e/test_grpc.py -k kserve
 
 check: ## lint, format, types, import rules, sizes
 	$(PY) -m ruff check .

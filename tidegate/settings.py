@@ -40,7 +40,10 @@ class Settings(BaseSettings):
         "", description="Store of large payloads, any fsspec URL; the same for gateways, workers and router."
     )
     claim_above_bytes: int = Field(
-        4 * 2**20, description="Tensors of more bytes than this travel through the blob store."
+        4 * 2**20,
+        ge=0,
+        le=15 * 2**20,  # RabbitMQ takes no message above 16 MiB
+        description="Tensors of more bytes than this travel through the blob store.",
     )
     gateway_url: str = Field("", description="Where clients and the CLI reach the gateway.")
     registry_url: str = Field("", description="Where workers and services reach the registry.")

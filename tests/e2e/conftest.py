@@ -98,7 +98,11 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     state = tmp_path_factory.mktemp("stack") / "state"
     runtime = Settings().runtime_path
     ports = dict(zip(PORTS, free_ports(len(PORTS)), strict=True))
-    given: dict[str, Any] = {"state_dir": state, **{name.lower(): port for name, port in ports.items()}}
+    given: dict[str, Any] = {
+        "state_dir": state,
+        "runtime_dir": runtime,
+        **{name.lower(): port for name, port in ports.items()},
+    }
     env = {k: v for k, v in os.environ.items() if not k.startswith("TIDEGATE_")}
     env |= {f"TIDEGATE_{name}": str(port) for name, port in ports.items()}
     env |= {"TIDEGATE_STATE_DIR": str(state), "TIDEGATE_RUNTIME_DIR": str(runtime), "NO_COLOR": "1"}

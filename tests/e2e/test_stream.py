@@ -269,10 +269,11 @@ def test_a_caller_that_hangs_up_cancels_the_work(stack: Stack, diarist: str, dia
 
 def test_a_worker_killed_in_the_middle(stack: Stack, diarist: str, diary: Path):
     """The caller has seen a part, so it is told; and the second attempt does not run on."""
+    worker = stack.worker("diarist-v1")
     body = {"diary": str(diary), "plan": "word sleep=0.1 " * 300}
     with streaming(stack, diarist, body) as events:
         next(events)
-        stack.worker("diarist-v1").kill()
+        worker.kill()
         began = time.monotonic()
         rest = list(events)
     assert rest[-1]["reason"] == "unavailable", rest[-1]
@@ -300,15 +301,16 @@ def test_triton_killed_in_the_middle(stack: Stack, diarist: str, diary: Path):
 def test_a_worker_killed_before_the_first_answer(stack: Stack, diarist: str, diary: Path):
     """The caller has seen nothing: the next worker begins again, and he gets it all."""
     wait_for("ready", lambda: [r["state"] for r in stack.replicas("diarist-v1")] == ["ready"])
+    worker = stack.worker("diarist-v1")
     found: list[dict[str, Any]] = []
-    body = {"diary": str(diary), "plan": "sleep=2 one two"}
+    body = {"diary": str(diary), "plan": "sleep=3 one two"}
     asking = threading.Thread(target=lambda: found.extend(words(stack, diarist, body)))
     asking.start()
     wait_for("it runs", lambda: diary.exists() and diary.read_text().split() == ["begun"])
-    stack.worker("diarist-v1").kill()
+    worker.kill()
     asking.join(60)
     assert [event.get("said") for event in found] == ["one", "two"], found
-    assert diary.read_text().split() == ["begun", "begun", "finished"]
+    wait_for("finished", lambda: diary.read_text().split() == ["begun", "begun", "finished"])
 
 
 def test_metrics(stack: Stack, tokens: str):

@@ -34,10 +34,14 @@ _STATUS = {s.value: f"HTTP/1.1 {s.value} {s.phrase}\r\n".encode() for s in HTTPS
 
 
 class DirectCall:
-    """One call on a connection; to uvicorn it looks like its own request cycle."""
+    """One call on a connection; to uvicorn it looks like its own request cycle.
+
+    A body that comes in one small piece, as most do, is ``small``; any other is collected in ``body``.
+    """
 
     __slots__ = (
         "_gone",
+        "_limits",
         "body",
         "disconnected",
         "expected",
@@ -46,6 +50,7 @@ class DirectCall:
         "keep_alive",
         "message_event",
         "response_complete",
+        "small",
         "target",
     )
 
@@ -60,25 +65,37 @@ class DirectCall:
         self.target = target
         self.headers = headers
         self.keep_alive = keep_alive
-        self.body = Body(limits)
-        self.expected = _declared(headers)
+        self.small = b""
+        self.body: Body | None = None
+        # The parser has seen that it is a number; 0: not known before.
+        self.expected = int(headers.get(b"content-length", 0))
         self.disconnected = False
         self.response_complete = False
         self.id: bytes | None = None
         self.message_event = self  # uvicorn calls message_event.set() when the connection is lost
         self._gone = gone
+        self._limits = limits
+
+    def collected(self) -> Body:
+        """The body from now on, as one that is not small."""
+        if self.body is None:
+            self.body = Body(self._limits, self.small)
+            self.small = b""
+        return self.body
+
+    def release(self) -> None:
+        """Its body is no longer needed."""
+        if self.body is not None:
+            self.body.release()
+        elif self.small:
+            self._limits.bodies.used -= len(self.small)
+            self.small = b""
 
     def set(self) -> None:
         """The connection was lost; if the call is under way its caller has gone."""
         if self.disconnected and not self.response_complete:
-            self.body.release()
+            self.release()
             self._gone(self)
-
-
-def _declared(headers: Headers) -> int:
-    """The body's size; 0 when it is not known before."""
-    size = headers.get(b"content-length", b"")
-    return int(size) if size.isdigit() and b"transfer-encoding" not in headers else 0
 
 
 class DirectProtocol(HttpToolsProtocol):
@@ -99,7 +116,7 @@ class DirectProtocol(HttpToolsProtocol):
             return
         super().data_received(data)
         call = self._direct
-        if call is not None and call.expected - len(call.body) > SCATTER and not call.response_complete:
+        if call is not None and call.expected > SCATTER and not call.response_complete:
             self._receive_in_place(call)
 
     def _receive_in_place(self, call: DirectCall) -> None:
@@ -114,13 +131,15 @@ class DirectProtocol(HttpToolsProtocol):
                 self._deaf = True  # what still comes is the rest of the body
                 self._refuse(call, refusal)
 
-        refusal = call.body.expect(call.expected)
+        body = call.collected()
+        if call.expected - len(body) <= SCATTER:
+            return  # next to nothing is missing
+        refusal = body.expect(call.expected)
         if refusal is not None:
             done(refusal)
             return
-        if self._stall is None:
-            self._stall = self.loop.call_later(STALL_S, self._on_stall, call, len(call.body))
-        Upload(self, self.transport, call.body, done).start()
+        self._watch(call, body)
+        Upload(self, self.transport, body, done).start()
 
     def on_headers_complete(self) -> None:
         """The head is there: choose the way."""
@@ -133,8 +152,8 @@ class DirectProtocol(HttpToolsProtocol):
         call = DirectCall(target, headers, self.parser.should_keep_alive(), self._on_gone, limits)
         self._direct = call
         self.cycle = call  # type: ignore[assignment]
-        refusal = limits.at_head(headers)
-        if refusal is not None:
+        tight = limits.bodies.used > limits.bodies.limit or limits.answers.used > limits.answers.limit
+        if (call.expected > SCATTER or tight) and (refusal := limits.at_head(headers)) is not None:
             self._refuse(call, refusal)
         elif self.expect_100_continue:
             self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
@@ -155,11 +174,16 @@ class DirectProtocol(HttpToolsProtocol):
             return
         if call.response_complete:
             return
-        refusal = call.body.add(body)
+        if not call.small and call.body is None and len(body) <= SCATTER:
+            call.small = body
+            self._inference.limits.bodies.used += len(body)
+            return
+        collected = call.collected()
+        refusal = collected.add(body)
         if refusal is not None:
             self._refuse(call, refusal)
-        elif self._stall is None and len(call.body) > SCATTER:
-            self._stall = self.loop.call_later(STALL_S, self._on_stall, call, len(call.body))
+        elif len(collected) > SCATTER:
+            self._watch(call, collected)
 
     def on_message_complete(self) -> None:
         """The request is whole: begin."""
@@ -175,12 +199,15 @@ class DirectProtocol(HttpToolsProtocol):
             self._stall.cancel()
             self._stall = None
         call.id = self._inference.begin(
-            call.target, call.headers, call.body.whole(), lambda response: self._write(call, response)
+            call.target,
+            call.headers,
+            call.small if call.body is None else call.body.whole(),
+            lambda response: self._write(call, response),
         )
 
     def _write(self, call: DirectCall, response: Response) -> None:
         call.response_complete = True
-        call.body.release()
+        call.release()
         if call.disconnected or self.transport.is_closing():
             return
         parts = [_STATUS[response.status]]
@@ -211,7 +238,17 @@ class DirectProtocol(HttpToolsProtocol):
         self._unsent += size
         self._inference.limits.answers.force(size)
         if self._unread is None:
-            self._unread = self.loop.call_later(UNREAD_S, self.transport.abort)
+            self._unread = self.loop.call_later(UNREAD_S, self._on_unread, self._left())
+
+    def _left(self) -> int:
+        return self.transport.get_write_buffer_size()
+
+    def _on_unread(self, seen: int) -> None:
+        """A reader that took nothing in all the time has gone; a slow one may go on."""
+        if self._left() >= seen:
+            self.transport.abort()
+        else:
+            self._unread = self.loop.call_later(UNREAD_S, self._on_unread, self._left())
 
     def _let_go(self) -> None:
         self._inference.limits.answers.give(self._unsent)
@@ -246,14 +283,19 @@ class DirectProtocol(HttpToolsProtocol):
             self.transport.write_eof()
         self.loop.call_later(0 if self.expect_100_continue else LINGER_S, self.transport.close)
 
-    def _on_stall(self, call: DirectCall, seen: int) -> None:
+    def _watch(self, call: DirectCall, body: Body) -> None:
+        """See to it that a large upload does not stand still."""
+        if self._stall is None:
+            self._stall = self.loop.call_later(STALL_S, self._on_stall, call, body, len(body))
+
+    def _on_stall(self, call: DirectCall, body: Body, seen: int) -> None:
         self._stall = None
         if call is not self._direct or call.response_complete:
             return
-        if len(call.body) == seen:
+        if len(body) == seen:
             self.transport.abort()
         else:
-            self._stall = self.loop.call_later(STALL_S, self._on_stall, call, len(call.body))
+            self._watch(call, body)
 
     def _on_gone(self, call: DirectCall) -> None:
         if call.id is not None:

@@ -60,12 +60,13 @@ class Body:
 
     __slots__ = ("_data", "_held", "_limits", "_size", "_total")
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: Limits, begun: bytes = b"") -> None:
+        """``begun``: what has come already and is counted."""
         self._limits = limits
-        self._data: bytes | bytearray = b""
-        self._size = 0
+        self._data: bytes | bytearray = begun
+        self._size = len(begun)
         self._total = 0
-        self._held = 0
+        self._held = len(begun)
 
     def __len__(self) -> int:
         return self._size

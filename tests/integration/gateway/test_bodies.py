@@ -101,6 +101,37 @@ async def test_in_chunks_of_unknown_size(client, echoing):
     assert tensor_of(await client.post(INFER, content=chunks(), headers=headers)) == data
 
 
+@pytest.mark.parametrize("size", [10, 30_000, 64_000, 66_000])
+async def test_in_small_pieces(gateway, echoing, size):
+    """As a slow line brings them; the second comes while the first is being looked at."""
+    data = os.urandom(size)
+    content, headers = body_of(data)
+    lines = [*map(": ".join, headers.items()), "Connection: close"]
+    async with Caller(gateway.port) as caller:
+        await caller.head(f"Content-Length: {len(content)}", *lines)
+        for at in range(0, len(content), len(content) // 3):
+            await caller.send([content[at : at + len(content) // 3]])
+            await asyncio.sleep(0.01)
+        raw = await caller._reader.read()
+    assert raw.startswith(b"HTTP/1.1 200 ")
+    assert raw.endswith(data)
+
+
+async def test_uploads_that_are_broken_off_are_forgotten(gateway, client, echoing, until):
+    """Small and large, twice the limit in all."""
+
+    async def break_off(size: int) -> None:
+        async with Caller(gateway.port) as caller:
+            await caller.head(f"Content-Length: {size + 1}")
+            await caller.send([bytes(size)])
+
+    for size, times in ((60_000, 60), (MIB, 4), (4 * MIB, 1)):
+        for _ in range(2 * INFLIGHT // (size * times)):
+            await asyncio.gather(*(break_off(size) for _ in range(times)))
+    content, headers = body_of(os.urandom(25 * MIB))
+    await until(lambda: _is_answered(client, content, headers))
+
+
 async def test_compressed(client, echoing):
     data = bytes(10 * MIB)
     content, headers = body_of(data)

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from services.gateway.adapters.cards import Cards
 from services.gateway.api.grpc import codec
+from services.gateway.api.grpc.company import Company
 from services.gateway.api.grpc.status import Metadata, refuse
 from services.gateway.api.inference import server_timing
 from services.gateway.api.limits import Limits
@@ -35,6 +36,7 @@ class Calls:
         self.metrics = metrics
         self._cards = cards
         self._limits = limits
+        self._companies: dict[str, Company] = {}
 
     async def infer(self, request: Any, context: Any) -> Any:
         """``ModelInfer``."""
@@ -62,16 +64,31 @@ class Calls:
         if not self._limits.bodies.take(size):
             raise self._limits.overloaded()
         try:
+            answer = await self._ask(request, rid, timeout_ms)
+        finally:
+            self._limits.bodies.give(size)
+        return self.encode(request.model_name, answer, rid, started)
+
+    async def _ask(self, request: Any, rid: str, timeout_ms: float | None) -> Answer:
+        model: str = request.model_name
+        company = self._companies.get(model)
+        if company is not None:
+            await company.join()
+        try:
             answer = await self.core.infer(
-                request.model_name,
+                model,
                 request.model_version,
                 timeout_ms,
                 lambda contract: codec.decode(request, contract),
                 rid.encode("latin-1"),
             )
         finally:
-            self._limits.bodies.give(size)
-        return self.encode(request.model_name, answer, rid, started)
+            if company is not None:
+                company.leave()
+        if company is None:  # only of models that there are
+            company = self._companies.setdefault(model, Company())
+        company.learn(answer.reply.compute_us, answer.reply.shared)
+        return answer
 
     def encode(self, model: str, answer: Answer, rid: str, started: float) -> tuple[Any, Metadata]:
         """An answer as a response, counted, and its trailers."""
