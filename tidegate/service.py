@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import hmac
 import os
 import socket
@@ -44,6 +45,7 @@ STATUS: dict[type[TidegateError], int] = {
 }
 
 ALWAYS_OPEN = ("/health/", "/metrics", "/docs", "/openapi.json")
+_GC_THRESHOLDS = (20_000, 20, 50)
 LOOPBACK = {"localhost", "127.0.0.1", "::1"}
 
 Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
@@ -309,6 +311,17 @@ class _Server(uvicorn.Server):
     def __init__(self, config: uvicorn.Config, on_stop: Callable[[], Awaitable[None]] | None) -> None:
         super().__init__(config)
         self._on_stop = on_stop
+
+    async def startup(self, sockets: Any = None) -> None:
+        """Start, then let the garbage collector pass over what will live as long as the process.
+
+        A full collection walks every module, model class and route, some 40 ms at a time, in which every
+        request waits; what a request makes is freed without it, since none of it is in a cycle.
+        """
+        await super().startup(sockets)
+        gc.collect()
+        gc.freeze()
+        gc.set_threshold(*_GC_THRESHOLDS)
 
     async def shutdown(self, sockets: Any = None) -> None:
         if self._on_stop is not None:

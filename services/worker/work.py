@@ -87,6 +87,11 @@ class Work:
         """Requests that a call waits for before it starts; 0: it takes what is there."""
         return self._max_rows if self._window_s else 0
 
+    @property
+    def batch(self) -> int:
+        """Requests that a call can take together; 0: the model has no batch axis."""
+        return self._max_rows
+
     def start(self) -> None:
         """Begin to work."""
         self._loop_task = asyncio.create_task(self._run(), name="work")

@@ -145,6 +145,7 @@ class Requests:
             frames_per_message=self._frames.value or 1.0,
             in_flight=work.in_flight,
             company=work.company,
+            batch=work.batch,
         )
 
     async def _retune(self) -> None:

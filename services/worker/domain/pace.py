@@ -33,15 +33,19 @@ def prefetch(
     frames_per_message: float,
     in_flight: int,
     company: int = 0,
+    batch: int = 0,
 ) -> int:
     """Messages to hold unsettled: about ``IN_HAND_MS`` of expected work, at least one more than in flight.
 
     A fixed count would starve late workers on heavy models and idle on light ones. ``company``: requests
-    that a call waits for; what it waits for must be able to come.
+    that a call waits for; what it waits for must be able to come. ``batch``: requests that a call takes
+    together; while calls run, the next one's must be able to gather, or a slow model that batches would
+    never see more than two.
     """
     least = max(in_flight + 1, min(math.ceil(company / max(frames_per_message, 1.0)), MAX_PREFETCH))
     if call_ms is None or call_ms <= 0:
         return max(UNKNOWN_PREFETCH, least)
+    least = max(least, math.ceil((in_flight + 1) * batch / max(frames_per_message, 1.0)))
     request_ms = call_ms / max(batch_mean or 1.0, 1.0)
     messages = math.ceil(IN_HAND_MS / (request_ms * max(frames_per_message, 1.0)))
     return min(max(messages, least), MAX_PREFETCH)

@@ -90,6 +90,13 @@ def test_worth_changing(current, wanted, expected):
     assert worth_changing(current, wanted) is expected
 
 
+def test_a_slow_model_that_batches_can_fill_its_next_call():
+    held = prefetch(call_ms=100.0, batch_mean=2.0, frames_per_message=1.0, in_flight=1, batch=16)
+    assert held == 32
+    assert prefetch(call_ms=100.0, batch_mean=2.0, frames_per_message=8.0, in_flight=1, batch=16) == 4
+    assert prefetch(call_ms=100.0, batch_mean=1.0, frames_per_message=1.0, in_flight=1) == 2
+
+
 def test_mean():
     mean = Mean(weight=0.5)
     assert mean.value is None
