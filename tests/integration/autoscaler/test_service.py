@@ -20,6 +20,7 @@ from fastapi import FastAPI
 
 from services.autoscaler.app import build
 from services.autoscaler.settings import AutoscalerSettings
+from tidegate import tasks
 from tidegate.broker import Link, Session
 from tidegate.protocol.presence import GatewayLoad, GatewayReport, ReplicaReport
 from tidegate.store import Store
@@ -261,11 +262,19 @@ async def test_a_demand_event_wakes_a_sleeping_model_and_a_registry_event_is_rea
         async with bench.autoscaler() as client, Link(rabbitmq_url, "test", declared) as link:
             await until(lambda: bench.well(client))
             session = await link.wait_up(10)
-            await session.publish(b"{}", exchange=EVENTS.name, routing_key=demand_key(NAME))
+            hints = asyncio.create_task(repeated(session, demand_key(NAME)))
             assert await bench.until_ready(client, 1) == [f"{NAME}-0-2"]
+            await tasks.end(hints)
             bench.registry.deployment = assign(f"{NAME}-0-1", min_replicas=2, max_replicas=2).deployment
             await session.publish(b"{}", exchange=EVENTS.name, routing_key=REGISTRY_CHANGED)
             await bench.until_ready(client, 2)
+
+
+async def repeated(session: Session, routing_key: str) -> None:
+    """A hint as gateways give it while a request waits: again each second, since one may be lost."""
+    while True:
+        await session.publish(b"{}", exchange=EVENTS.name, routing_key=routing_key)
+        await asyncio.sleep(1.0)
 
 
 async def declared(session: Session) -> None:
