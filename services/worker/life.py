@@ -190,6 +190,8 @@ class Life:
             start_timeout_s=self._deployment.start_timeout_s,
         )
         self._triton = TritonProcess(install, self._folder / "triton", options)
+        # For the launcher: if this process is killed, nobody else knows what to take out of /dev/shm.
+        (self._folder / "shared-memory").write_text(self._triton.region)
         return await asyncio.to_thread(
             model_repository.prepare, version, self._deployment, artifact, self._triton.repository, install
         )

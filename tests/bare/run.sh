@@ -54,7 +54,7 @@ trap finish EXIT
 
 say "a container of $image with git, make and python3"
 # shellcheck disable=SC2086  # options is a list of words
-"$engine" run -d --init --name "$name" --network "$network" $options "$image" sleep 86400 >/dev/null
+"$engine" run -d --init --shm-size 1g --name "$name" --network "$network" $options "$image" sleep 86400 >/dev/null
 "$engine" exec "$name" sh -euc '
   export DEBIAN_FRONTEND=noninteractive
   apt-get update -q >/dev/null

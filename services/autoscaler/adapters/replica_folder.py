@@ -4,6 +4,7 @@ assignment.json   what the worker was started with           written here, befor
 fingerprint       of the configuration it was started with   written here
 process           pid and start tick of the worker           written here, after the start
 lock              held by the worker for its life, its pid   written by the worker
+shared-memory     how its Triton's regions in /dev/shm are named   written by the worker
 draining          since when it is asked to finish           written here
 """
 
@@ -20,6 +21,7 @@ from services.autoscaler.domain.launcher import NameTaken, fingerprint
 from tidegate.protocol.models import Assignment
 
 ASSIGNMENT = "assignment.json"
+SHARED_MEMORY = Path("/dev/shm")
 
 
 class ReplicaFolder:
@@ -109,7 +111,11 @@ class ReplicaFolder:
             return 0.0
 
     def remove(self) -> None:
-        """Free the name."""
+        """Free the name, and the shared memory that a killed worker's Triton left."""
+        prefix = self._read("shared-memory").strip()
+        if prefix.startswith("tidegate-"):
+            for left in SHARED_MEMORY.glob(f"{prefix}*"):
+                left.unlink(missing_ok=True)
         shutil.rmtree(self.path, ignore_errors=True)
 
     def _read(self, name: str) -> str:
