@@ -122,6 +122,8 @@ async def test_a_launch_that_was_cut_off_is_recovered(yard, assign):
 async def test_a_worker_without_its_lock_yet_is_adopted_by_its_mark(yard, assign):
     """Killed right after the start, before the process was noted."""
     await yard.launcher("slow").launch(assign(ONE))
+    # The kernel shows a new program's environment a moment after its start.
+    yard.until(lambda: yard.processes(ONE) != [], "its mark")
     (yard.state / "replicas" / ONE / "process").unlink()
     late = ProcessLauncher(ProcessPlan([], yard.state), clock=lambda: time.time() + LAUNCH_GRACE_S + 1)
     assert (await one(late)).alive
