@@ -14,6 +14,11 @@ from tidegate.protocol.envelope import RETRY_SAFE, Buffer, CallKey, Request, rea
 from tidegate.protocol.models import TensorSpec
 from tidegate.protocol.tensors import DATATYPES, elements
 
+# The tag of ``raw_input_contents`` in a ModelInferRequest: field 7, bytes. Fields may come in any order, so
+# the contents follow a head that was serialized before.
+RAW_INPUT = bytes((7 << 3 | 2,))
+HEADS_KEPT = 1024
+
 
 class Answer(NamedTuple):
     """One of many answers: its outputs, and the parameters that the model gave it."""
@@ -43,6 +48,7 @@ class Model:
         self._order = {output.name: at for at, output in enumerate(outputs)}
         self._regions = regions
         self._shared_above = shared_above
+        self._heads: dict[tuple[bytes, int], bytes] = {}
         self._row_bytes = {output.name: size for output in outputs if (size := _row_bytes(output)) > 0}
 
     async def call(self, requests: list[Request], timeout_s: float) -> list[Output]:
@@ -57,16 +63,13 @@ class Model:
             )
         key = read_call_key(requests[0].key)
         rows = sum(request.rows for request in requests)
-        message = ModelInferRequest(model_name=self._name)
-        for name, value in key.parameters.items():
-            _set_parameter(message, name, value)
         contents = [[request.data[at] for request in requests] for at in range(len(key.inputs))]
         region = await self._region(key, rows, contents)
         if region is None:
-            found = await self._by_grpc(message, key, rows, contents, timeout_s)
+            found = await self._by_grpc(self._head(requests[0].key, rows), contents, timeout_s)
         else:
             try:
-                found = await self._by_region(message, key, rows, contents, timeout_s, region)
+                found = await self._by_region(self._begun(key), key, rows, contents, timeout_s, region)
             except ModelFailed as error:
                 # An output that is larger than the signature says; the model has run already.
                 if "shared memory size" not in error.message or not all(
@@ -97,10 +100,9 @@ class Model:
         Raises what :meth:`TritonClient.stream` raises. Closing the generator cancels the request in Triton.
         """
         key = read_call_key(request.key)
-        message = ModelInferRequest(model_name=self._name)
-        for name, value in key.parameters.items():
-            _set_parameter(message, name, value)
-        _put_inputs(message, key, request.rows, [[data] for data in request.data])
+        message = self._begun(key)
+        _put_tensors(message, key, request.rows)
+        message.raw_input_contents.extend(map(bytes, request.data))
         async with aclosing(self._client.stream(message)) as answers:
             async for answer in answers:
                 yield Answer(self._sorted(_outputs(answer), key), _parameters(answer))
@@ -110,11 +112,30 @@ class Model:
         order = {name: at for at, name in enumerate(key.outputs)} if key.outputs else self._order
         return sorted(found, key=lambda output: order.get(output.name, len(order)))
 
-    async def _by_grpc(
-        self, message: Any, key: CallKey, rows: int, contents: list[list[Buffer]], timeout_s: float
-    ) -> list[Output]:
-        _put_inputs(message, key, rows, contents)
-        return _outputs(await self._client.infer(message, timeout_s))
+    def _begun(self, key: CallKey) -> Any:
+        message = ModelInferRequest(model_name=self._name)
+        for name, value in key.parameters.items():
+            _set_parameter(message, name, value)
+        return message
+
+    def _head(self, raw_key: bytes, rows: int) -> bytes:
+        """A serialized request without its tensors' contents; those of equal keys and rows share it."""
+        head = self._heads.get((raw_key, rows))
+        if head is None:
+            key = read_call_key(raw_key)
+            message = self._begun(key)
+            _put_tensors(message, key, rows)
+            if len(self._heads) >= HEADS_KEPT:
+                self._heads.clear()
+            head = self._heads[raw_key, rows] = message.SerializeToString()
+        return head
+
+    async def _by_grpc(self, head: bytes, contents: list[list[Buffer]], timeout_s: float) -> list[Output]:
+        pieces: list[Buffer] = [head]
+        for tensor in contents:
+            pieces.append(RAW_INPUT + _varint(sum(map(len, tensor))))
+            pieces += tensor
+        return _outputs(await self._client.infer_raw(pieces, timeout_s))
 
     async def _by_region(
         self,
@@ -152,13 +173,22 @@ class Model:
         return found
 
 
-def _put_inputs(message: Any, key: CallKey, rows: int, contents: list[list[Buffer]]) -> None:
-    for tensor, pieces in zip(key.inputs, contents, strict=True):
+def _put_tensors(message: Any, key: CallKey, rows: int) -> None:
+    for tensor in key.inputs:
         shape = (rows, *tensor.dims) if rows else tensor.dims
         message.inputs.add(name=tensor.name, datatype=tensor.datatype.name, shape=shape)
-        message.raw_input_contents.append(_joined(pieces))
     for name in key.outputs:
         message.outputs.add(name=name)
+
+
+def _varint(number: int) -> bytes:
+    """A number as protobuf writes lengths: seven bits a byte, the lowest first."""
+    written = bytearray()
+    while number > 0x7F:
+        written.append(number & 0x7F | 0x80)
+        number >>= 7
+    written.append(number)
+    return bytes(written)
 
 
 def _outputs(answer: Any) -> list[Output]:

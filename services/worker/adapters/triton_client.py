@@ -10,6 +10,7 @@ from typing import Any
 import grpc
 from grpc import StatusCode
 
+from services.worker.adapters.grpc_unary import Failed, Gone, UnaryChannel
 from services.worker.adapters.triton_stream import TritonStreams
 from services.worker.domain.model_config import ROWS
 from tidegate.errors import (
@@ -20,6 +21,7 @@ from tidegate.errors import (
     TidegateError,
     Unavailable,
 )
+from tidegate.protocol.envelope import Buffer
 from tidegate.protocol.models import Signature, TensorSpec
 from tidegate.triton_protocol import ModelInferRequest, ModelInferResponse, pb
 
@@ -33,14 +35,22 @@ _OPTIONS = (
     ("grpc.max_reconnect_backoff_ms", 500),
 )
 LIVE_TIMEOUT_S = 2.0
+_BY_CODE: dict[int, type[TidegateError]] = {
+    StatusCode.INVALID_ARGUMENT.value[0]: BadRequest,
+    StatusCode.DEADLINE_EXCEEDED.value[0]: DeadlinePassed,
+    StatusCode.RESOURCE_EXHAUSTED.value[0]: PayloadTooLarge,
+}
 
 
 class TritonClient:
-    """Calls one Triton. Unavailable: the server is gone; ModelFailed: the model is at fault."""
+    """Calls one Triton. Unavailable: the server is gone; ModelFailed: the model is at fault.
+
+    ``target`` is ``unix:`` and the path of its gRPC socket.
+    """
 
     def __init__(self, target: str) -> None:
         self._channel = grpc.aio.insecure_channel(target, options=_OPTIONS)
-        self._infer = self._method("ModelInfer", ModelInferRequest, ModelInferResponse)
+        self._inference = UnaryChannel(target.removeprefix("unix:"), _SERVICE + "ModelInfer")
         self._streams = TritonStreams(
             self._channel.stream_stream(
                 _SERVICE + "ModelStreamInfer",
@@ -51,20 +61,30 @@ class TritonClient:
 
     async def close(self) -> None:
         """Close the channel; calls in flight are cancelled."""
+        self._inference.close()
         await self._streams.close()
         await self._channel.close()
 
     async def infer(self, request: Any, timeout_s: float | None = None) -> Any:
-        """One ``ModelInferRequest`` -> ``ModelInferResponse``. Cancelling the task cancels the call in
-        Triton.
+        """:meth:`infer_raw` of a ``ModelInferRequest``."""
+        return await self.infer_raw([request.SerializeToString()], timeout_s)
 
-        Raises BadRequest (the model does not take this), DeadlinePassed, PayloadTooLarge, ModelFailed,
-        Unavailable.
+    async def infer_raw(self, request: Sequence[Buffer], timeout_s: float | None = None) -> Any:
+        """One serialized ``ModelInferRequest``, in pieces -> ``ModelInferResponse``.
+
+        Cancelling the task cancels the call in Triton. Raises BadRequest (the model does not take this),
+        DeadlinePassed, PayloadTooLarge, ModelFailed, Unavailable.
         """
         try:
-            return await self._infer(request, timeout=timeout_s)
-        except grpc.aio.AioRpcError as error:
-            raise await self._meaning(error) from None
+            async with asyncio.timeout(timeout_s):
+                answer = await self._inference.call(request)
+        except TimeoutError:
+            raise DeadlinePassed("the deadline passed while the model ran") from None
+        except Failed as error:
+            raise await self._meaning(error.code, error.message) from None
+        except Gone as error:
+            raise Unavailable(f"The model server is gone: {error}") from None
+        return ModelInferResponse.FromString(answer)
 
     async def stream(self, request: Any) -> AsyncGenerator[Any]:
         """One ``ModelInferRequest`` -> its ``ModelInferResponse``s, each as it is made, without a time limit.
@@ -76,7 +96,7 @@ class TritonClient:
                 async for answer in answers:
                     yield answer
         except grpc.aio.AioRpcError as error:
-            raise await self._meaning(error) from None
+            raise await self._meaning(*_words(error)) from None
 
     async def live(self) -> bool:
         """Whether the server answers."""
@@ -161,7 +181,7 @@ class TritonClient:
         try:
             return await self._send(method, answer, request, timeout_s)
         except grpc.aio.AioRpcError as error:
-            raise await self._meaning(error) from None
+            raise await self._meaning(*_words(error)) from None
 
     async def _send(self, method: str, answer: Any, request: Any, timeout_s: float | None) -> Any:
         return await self._method(method, type(request), answer)(request, timeout=timeout_s)
@@ -173,19 +193,18 @@ class TritonClient:
             response_deserializer=answer.FromString,
         )
 
-    async def _meaning(self, error: grpc.aio.AioRpcError) -> TidegateError:
-        message = error.details() or error.code().name
-        by_code = {
-            StatusCode.INVALID_ARGUMENT: BadRequest,
-            StatusCode.DEADLINE_EXCEEDED: DeadlinePassed,
-            StatusCode.RESOURCE_EXHAUSTED: PayloadTooLarge,
-        }
-        if error.code() in by_code:
-            return by_code[error.code()](message)
+    async def _meaning(self, code: int, message: str) -> TidegateError:
+        if code in _BY_CODE:
+            return _BY_CODE[code](message)
         # Triton uses the same codes as a broken connection does: only asking tells them apart.
         if await self.live():
             return ModelFailed(message)
         return Unavailable(f"The model server is gone: {message}")
+
+
+def _words(error: grpc.aio.AioRpcError) -> tuple[int, str]:
+    number: int = error.code().value[0]
+    return number, error.details() or error.code().name
 
 
 def signature_of(metadata: Any, config: Any) -> Signature:
