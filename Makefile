@@ -3,7 +3,7 @@
 
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help up down clean test test-clients check fmt lock bootstrap bootstrap-dev bare-test docs torch bench bench-broker-tax bench-overload bench-heavy bench-mixups
+.PHONY: help up down clean test test-clients check fmt lock bootstrap bootstrap-dev bare-test docs torch bench bench-broker-tax bench-overload bench-heavy bench-mixups bench-flame
 
 PY := .venv/bin/python
 STATE := $(or $(TIDEGATE_STATE_DIR),.tidegate)
@@ -77,7 +77,6 @@ bench: bootstrap ## measure Tidegate beside its peers (about 45 minutes)
 	$(PY) -m benchmarks.run $(BENCH_FLAGS)
 
 bench-broker-tax: bootstrap ## what the queue costs, by hop and by process
-	-$(PY) -m benchmarks.install --only triton
 	$(PY) -m benchmarks.broker_tax $(BENCH_FLAGS)
 
 bench-overload: bootstrap ## offered load from 0.5 to 3 times the capacity: goodput, waits, refusals
@@ -88,6 +87,10 @@ bench-heavy: bootstrap ## envelopes with heavy models, and a light and a heavy o
 
 bench-mixups: bootstrap ## 100,000 requests of mixed sizes, each answer checked against its input
 	$(PY) -m benchmarks.mixups $(BENCH_FLAGS)
+
+bench-flame: bootstrap ## flame graphs of gateway and worker under load
+	$(PY) -m benchmarks.install --only plot
+	$(PY) -m benchmarks.flame $(BENCH_FLAGS)
 
 bare-test: ## the same as a new user, in a container with nothing but git, make and python3
 	@exec tests/bare/run.sh

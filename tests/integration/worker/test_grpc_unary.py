@@ -18,7 +18,7 @@ METHOD = "/test.Echo/Call"
 UNLIMITED = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
 
 
-class Echo(grpc.GenericRpcHandler):
+class Echo(grpc.GenericRpcHandler):  # type: ignore[misc]
     """Answers with what it is sent; a message that begins with a word does something else."""
 
     def __init__(self) -> None:
@@ -74,7 +74,7 @@ async def test_messages_of_any_size_come_back(channel: UnaryChannel, tmp_path: P
 async def test_pieces_are_one_message(channel: UnaryChannel, tmp_path: Path) -> None:
     pieces = [os.urandom(size) for size in (10, 0, 300_000, 7, 100_000)]
     async with serving(tmp_path / "grpc"):
-        answer = await channel.call([pieces[0], *map(memoryview, pieces[1:])])
+        answer = await channel.call([pieces[0], *(memoryview(piece) for piece in pieces[1:])])
         assert bytes(answer) == b"".join(pieces)
 
 
