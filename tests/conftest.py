@@ -33,6 +33,8 @@ def pytest_configure() -> None:
     """A run that is told to stop (a job's time is up) stops its servers too, as after Ctrl-C."""
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, signal.default_int_handler)
+        # A shell starts background jobs with SIGINT ignored, and what they start inherits that.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
