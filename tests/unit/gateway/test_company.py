@@ -16,9 +16,9 @@ async def turns(count: int = 5) -> None:
         await asyncio.sleep(0)
 
 
-async def busy(*, light: bool = True) -> Company:
+async def busy(*, light: bool = True, hold_s: float = 60.0) -> Company:
     """As many calls are out as make it worth waiting."""
-    company = Company()
+    company = Company(hold_s)
     company.learn(10_000 if not light else 1_000, 1)
     for _ in range(FEW):
         await company.join()
@@ -47,6 +47,7 @@ async def test_a_model_call_that_many_shared_is_light_for_each():
     join = asyncio.ensure_future(company.join())
     await turns()
     assert not join.done()
+    company.leave()
     await join
 
 
@@ -61,7 +62,7 @@ async def test_those_that_wait_leave_together_when_one_is_answered():
 
 
 async def test_nobody_waits_for_long():
-    company = await busy()
+    company = await busy(hold_s=0.002)
     async with asyncio.timeout(5):
         await company.join()
 

@@ -16,11 +16,12 @@ LIGHT_US = 2_500
 
 
 class Company:
-    """The calls of one model in this process."""
+    """The calls of one model in this process; one that waits does so for ``hold_s`` seconds at most."""
 
-    __slots__ = ("_light", "_out", "_timer", "_waiting")
+    __slots__ = ("_hold_s", "_light", "_out", "_timer", "_waiting")
 
-    def __init__(self) -> None:
+    def __init__(self, hold_s: float = HOLD_S) -> None:
+        self._hold_s = hold_s
         self._out = 0
         self._light = False
         self._waiting: list[asyncio.Future[None]] = []
@@ -33,7 +34,7 @@ class Company:
             mine = loop.create_future()
             self._waiting.append(mine)
             if self._timer is None:
-                self._timer = loop.call_later(HOLD_S, self._go)
+                self._timer = loop.call_later(self._hold_s, self._go)
             await mine
         self._out += 1
 
