@@ -61,6 +61,18 @@ def valkey_url() -> Iterator[str]:
         yield url
 
 
+@pytest.fixture(scope="session")
+def jobs_url() -> Iterator[str]:
+    """The URL of a Valkey for jobs that belongs to this xdist worker."""
+    from tidegate.stack.standalone import jobs_running
+
+    with (
+        tempfile.TemporaryDirectory(prefix="tidegate-jobs-") as folder,
+        jobs_running(Path(folder)) as url,
+    ):
+        yield url
+
+
 @pytest.fixture
 def fresh() -> Callable[[str], str]:
     """Makes a name that no other test has, so that tests may share a broker."""

@@ -44,11 +44,14 @@ class Blobs:
         self._place = _Local(_local_path(url)) if _is_local(url) else _Remote(url)
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="blobs")
 
-    async def put(self, data: Buffer | Sequence[Buffer], ttl_s: float) -> str:
-        """Keep ``data`` (several buffers: one after the other) for at least ``ttl_s``; gives its key."""
+    async def put(self, data: Buffer | Sequence[Buffer], ttl_s: float, *, durable: bool = False) -> str:
+        """Keep ``data`` (several buffers: one after the other) for at least ``ttl_s``; gives its key.
+
+        ``durable``: it is on the disk when this returns, and survives a loss of power.
+        """
         key = new_key(time.time() + ttl_s)
         buffers = [data] if isinstance(data, (bytes, memoryview)) else list(data)
-        await self._do("written", partial(self._place.write, key, buffers))
+        await self._do("written", partial(self._place.write, key, buffers, durable))
         return key
 
     async def get(self, key: str) -> bytes:
@@ -111,7 +114,7 @@ def _local_path(url: str) -> Path:
 class _Place(Protocol):
     """Where blobs are; every method blocks."""
 
-    def write(self, key: str, buffers: Sequence[Buffer]) -> None: ...
+    def write(self, key: str, buffers: Sequence[Buffer], durable: bool) -> None: ...
 
     def read(self, key: str) -> bytes: ...
 
@@ -128,7 +131,7 @@ class _Local(_Place):
     def __init__(self, root: Path) -> None:
         self._root = root.absolute()
 
-    def write(self, key: str, buffers: Sequence[Buffer]) -> None:
+    def write(self, key: str, buffers: Sequence[Buffer], durable: bool) -> None:
         path = self._root / key
         part = path.with_suffix(".part")
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -138,7 +141,12 @@ class _Local(_Place):
                     view = memoryview(buffer)
                     while len(view):
                         view = view[file.write(view) :]
+                if durable:
+                    os.fsync(file.fileno())
             part.replace(path)
+            if durable:
+                for folder in (path.parent, self._root):
+                    _sync_folder(folder)
         finally:
             part.unlink(missing_ok=True)
 
@@ -164,6 +172,15 @@ class _Local(_Place):
         return len(buckets)
 
 
+def _sync_folder(folder: Path) -> None:
+    """Put the names in a folder on the disk: a file without its name is lost."""
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
 def _read_exactly(file: Any, size: int) -> bytes:
     first: bytes = file.read(size)  # into memory of this size, in one call for anything below 2 GiB
     pieces = [first]
@@ -185,7 +202,7 @@ class _Remote(_Place):
         self._fs, root = url_to_fs(url)
         self._root = root.rstrip("/")
 
-    def write(self, key: str, buffers: Sequence[Buffer]) -> None:
+    def write(self, key: str, buffers: Sequence[Buffer], durable: bool) -> None:
         self._fs.pipe_file(f"{self._root}/{key}", b"".join(buffers))
 
     def read(self, key: str) -> bytes:

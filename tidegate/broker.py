@@ -135,6 +135,13 @@ class Session:
         except Lost as error:
             raise Unavailable(f"RabbitMQ: {error}") from error
 
+    async def give_back(self, tag: int) -> None:
+        """Let the broker deliver a message again, to whoever is next. Does not wait for the socket."""
+        try:
+            self._connection.give_back(tag)
+        except Lost as error:
+            raise Unavailable(f"RabbitMQ: {error}") from error
+
     async def publish(
         self,
         body: bytes | Sequence[Buffer],

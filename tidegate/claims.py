@@ -24,9 +24,12 @@ class Claims:
         """Whether tensors of ``size`` bytes in all are too large for a message."""
         return size > self._above_bytes
 
-    async def give(self, data: list[Buffer], left_s: float) -> bytes:
-        """Keep tensors for ``left_s`` seconds and a margin; gives the claim that stands for them."""
-        return write_claim(await self._blobs.put(data, left_s + MARGIN_S), data)
+    async def give(self, data: list[Buffer], left_s: float, *, durable: bool = False) -> bytes:
+        """Keep tensors for ``left_s`` seconds and a margin; gives the claim that stands for them.
+
+        ``durable``: they are on the disk when this returns.
+        """
+        return write_claim(await self._blobs.put(data, left_s + MARGIN_S, durable=durable), data)
 
     async def redeem(self, data: list[Buffer]) -> list[Buffer]:
         """The tensors that a frame's claim stands for; they may be redeemed again."""

@@ -16,7 +16,9 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 class Settings(BaseSettings):
     """The shared settings; every field is ``TIDEGATE_<FIELD>`` in the environment."""
 
-    model_config = SettingsConfigDict(env_prefix="TIDEGATE_", extra="ignore", validate_default=True)
+    model_config = SettingsConfigDict(
+        env_prefix="TIDEGATE_", extra="ignore", validate_default=True, env_ignore_empty=True
+    )
 
     state_dir: Path = Field(Path(".tidegate"), description="Where everything that Tidegate writes lives.")
     runtime_dir: Path | None = Field(None, description="Triton and the models' environment.")
@@ -29,9 +31,14 @@ class Settings(BaseSettings):
     rabbitmq_port: int = Field(8072, description="AMQP port of the embedded RabbitMQ.")
     epmd_port: int = Field(8074, description="Port of the embedded RabbitMQ's epmd.")
     rabbitmq_dist_port: int = Field(8075, description="Erlang distribution port of the embedded RabbitMQ.")
-    valkey_port: int = Field(8079, description="Port of the embedded Valkey.")
+    valkey_port: int = Field(8079, description="Port of the embedded Valkey of the live facts.")
+    jobs_port: int = Field(8078, description="Port of the embedded Valkey of the jobs.")
     amqp_url: str = Field("", description="RabbitMQ; the embedded one by default.")
-    redis_url: str = Field("", description="Valkey or Redis; the embedded one by default.")
+    redis_url: str = Field("", description="Valkey or Redis of the live facts; the embedded one by default.")
+    jobs_url: str = Field(
+        "",
+        description="Valkey or Redis of the jobs, with `appendfsync always`; the embedded one by default.",
+    )
     database_url: str = Field(
         "", description="The registry's database; SQLite in the state folder by default."
     )
@@ -45,12 +52,29 @@ class Settings(BaseSettings):
         le=15 * 2**20,  # RabbitMQ takes no message above 16 MiB
         description="Tensors of more bytes than this travel through the blob store.",
     )
+    ack_timeout_s: float = Field(
+        1800.0,
+        gt=0,
+        description="RabbitMQ's `consumer_timeout`, in seconds; the embedded one gets it. Jobs may take longer.",
+    )
+    job_ttl_s: float = Field(
+        86_400, ge=1, description="A job that is not done this long after its acceptance expires, in seconds."
+    )
+    job_retention_s: float = Field(
+        86_400, ge=1, description="How long a job and its result are kept after its end, in seconds."
+    )
     gateway_url: str = Field("", description="Where clients and the CLI reach the gateway.")
     registry_url: str = Field("", description="Where workers and services reach the registry.")
     router_url: str = Field("", description="Where the CLI reaches the router.")
     autoscaler_url: str = Field("", description="Where the CLI reaches the autoscaler.")
+    webhook_allow_private: bool = Field(
+        False, description="Whether webhooks may go to addresses that are not of the public internet."
+    )
     service_token: str = Field(
         "", description="Token of the control plane; default: the state folder's `token`."
+    )
+    api_key: str = Field(
+        "", description="Key of the CLI: with it everything goes through the gateway, from any machine."
     )
     log_level: str = Field("INFO", description="DEBUG, INFO, WARNING or ERROR.")
 
@@ -64,6 +88,7 @@ class Settings(BaseSettings):
     def _derive(self) -> Self:
         self.amqp_url = self.amqp_url or f"amqp://guest:guest@127.0.0.1:{self.rabbitmq_port}/"
         self.redis_url = self.redis_url or f"redis://127.0.0.1:{self.valkey_port}/0"
+        self.jobs_url = self.jobs_url or f"redis://127.0.0.1:{self.jobs_port}/0"
         self.database_url = self.database_url or f"sqlite+aiosqlite:///{self.state_path}/data/registry.db"
         self.artifact_url = self.artifact_url or f"file://{self.state_path}/data/artifacts"
         self.blob_url = self.blob_url or f"file://{self.state_path}/data/blobs"

@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from tidegate.protocol.jobs import Level
+
 
 @dataclass(frozen=True, slots=True)
 class Queue:
@@ -42,10 +44,27 @@ CANCELS = Exchange("tidegate.cancels.v1", "fanout")
 # worker, gateway -> router, which answers their callers and keeps what it saw.
 EXCEPTIONS = Queue("exceptions.v1")
 
+# Who used what: gateway -> registry. JSON, persistent, acked once it is in the database.
+USAGE = Queue("usage.v1")
+
+# A quorum queue drops a message after so many deliveries: 20 by default since RabbitMQ 4.0. How often a job
+# may be tried is for its record to say, so this is as good as never, and every version takes the number.
+DELIVERIES = 1_000_000_000
+JOBS_PREFIX = "jobs.v1."
+
 
 def requests_queue(deployment: str) -> Queue:
     """Request envelopes of interactive calls: gateway -> the deployment's workers. Transient messages."""
     return Queue(f"requests.v1.{deployment}")
+
+
+def jobs_queue(deployment: str, level: Level) -> Queue:
+    """Request envelopes of one request each, of jobs: gateway, router -> the deployment's workers.
+
+    Persistent, confirmed, mandatory. Created on first use; what a message loses, the job's record has.
+    """
+    arguments = {"x-queue-type": "quorum", "x-delivery-limit": DELIVERIES}
+    return Queue(f"{JOBS_PREFIX}{deployment}.{level}", arguments)
 
 
 def replies_queue(incarnation: str) -> Queue:

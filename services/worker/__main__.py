@@ -23,7 +23,7 @@ def main() -> int:
     telemetry.configure("worker", settings.log_level)
     lock = take_lock(folder)
     with socket.socket() as door:
-        door.bind(("127.0.0.1", 0))
+        door.bind((settings.host, settings.worker_port) if settings.worker_port else ("127.0.0.1", 0))
         worker = Worker(settings, folder, door.getsockname()[1])
         service.run(worker.app, settings, 0, sock=door, on_stop=worker.drain)
     os.close(lock)

@@ -15,7 +15,7 @@ from services.worker.life import Life
 from services.worker.settings import WorkerSettings
 from tidegate.protocol.models import Assignment
 from tidegate.service import create_app
-from tidegate.store import Store
+from tidegate.store import JobStore, Store
 
 
 class Worker:
@@ -41,8 +41,8 @@ class Worker:
     @asynccontextmanager
     async def _lifespan(self, app: FastAPI) -> AsyncIterator[None]:
         assignment = Assignment.model_validate_json((self._folder / "assignment.json").read_bytes())
-        store = Store.connect(self._settings.redis_url)
-        life = self._life = Life(self._settings, assignment, self._folder, store, self._http_port)
+        store, job_store = Store.connect(self._settings.redis_url), JobStore.connect(self._settings.jobs_url)
+        life = self._life = Life(self._settings, assignment, self._folder, store, job_store, self._http_port)
         app.state.health.add("replica", life.problem)
         life.start()
         watcher = asyncio.create_task(_stop_when(life.ended))
@@ -50,6 +50,7 @@ class Worker:
         watcher.cancel()
         await life.stop()
         await store.close()
+        await job_store.close()
 
 
 async def _stop_when(ended: asyncio.Event) -> None:

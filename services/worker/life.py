@@ -20,10 +20,14 @@ from services.worker.adapters.triton_client import TritonClient
 from services.worker.adapters.triton_install import TritonInstall
 from services.worker.adapters.triton_process import TritonOptions, TritonProcess
 from services.worker.adapters.warmup import warm_up
+from services.worker.api.jobs import JobMessages
 from services.worker.api.outbox import Outbox
 from services.worker.api.requests import Requests
 from services.worker.domain.formats import config_is_complete
 from services.worker.domain.phases import Phases
+from services.worker.job_results import JobResults
+from services.worker.jobs import Jobs
+from services.worker.leases import Leases
 from services.worker.metrics import IN_HAND, TRITON_RESTARTS
 from services.worker.settings import WorkerSettings
 from services.worker.work import Work
@@ -33,7 +37,7 @@ from tidegate.claims import Claims
 from tidegate.errors import ModelFailed, TidegateError
 from tidegate.protocol.models import Assignment, Signature
 from tidegate.protocol.presence import ReplicaReport, ReplicaState
-from tidegate.store import Store
+from tidegate.store import JobStore, Store
 from tidegate.topology import requests_queue
 
 log = telemetry.logger(__name__)
@@ -47,7 +51,13 @@ class Life:
     """One replica from its start to its end. ``ended`` is set when the process should go."""
 
     def __init__(
-        self, settings: WorkerSettings, assignment: Assignment, folder: Path, store: Store, http_port: int
+        self,
+        settings: WorkerSettings,
+        assignment: Assignment,
+        folder: Path,
+        store: Store,
+        job_store: JobStore,
+        http_port: int,
     ) -> None:
         self._settings = settings
         self._assignment = assignment
@@ -68,7 +78,7 @@ class Life:
         self._work: Work | None = None
         queue = requests_queue(self._deployment.name)
         self._blobs = Blobs(settings.blob_url)
-        claims = Claims(self._blobs, settings.claim_above_bytes)
+        claims = self._claims = Claims(self._blobs, settings.claim_above_bytes)
         self._outbox = Outbox(settings.amqp_url, queue, claims)
         self._requests = Requests(
             settings.amqp_url,
@@ -78,6 +88,9 @@ class Life:
             claims=claims,
             fetch_bytes=settings.max_fetched_bytes,
         )
+        self._job_store = job_store
+        self._messages: JobMessages | None = None
+        self._leases: Leases | None = None
         self._heartbeat = Heartbeat(store, settings.heartbeat_interval_s, self._report)
         self._model_report = ModelReport(store, self._deployment.name)
         self.ended = asyncio.Event()
@@ -102,10 +115,10 @@ class Life:
         if self._state == "ready":
             self._state, self._message = "draining", "asked to stop"
             await self._heartbeat.beat()
-            await self._requests.close()
+            await self._close()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self._deployment.drain_limit_s):
-                    while self._requests.unsettled or (self._work and self._work.in_hand):
+                    while self._unsettled or (self._work and self._work.in_hand):
                         await asyncio.sleep(0.005)
         self.ended.set()
 
@@ -114,6 +127,10 @@ class Life:
         await tasks.end(self._task)
         if self._work is not None:
             await self._work.stop()
+        if self._leases is not None:
+            await self._leases.stop()
+        if self._messages is not None:
+            await self._messages.stop()
         await self._requests.stop()
         await self._outbox.link.stop()
         self._blobs.close()
@@ -133,7 +150,7 @@ class Life:
                 models = await self._prepare(install)
                 self._client = await self._start_triton(models)
             await self._serve(self._model(self._client, models[-1]))
-            await self._requests.open()
+            await self._open()
             await self._heartbeat.beat()
             await self._mend(models)
         except TimeoutError:
@@ -143,6 +160,22 @@ class Life:
         except Exception as error:
             log.exception("unexpected end")
             await self._fail(f"unexpected error: {error!r}")
+
+    @property
+    def _unsettled(self) -> int:
+        return self._requests.unsettled + (self._messages.unsettled if self._messages else 0)
+
+    async def _open(self) -> None:
+        """Take requests and jobs from now on."""
+        await self._requests.open()
+        if self._messages is not None:
+            await self._messages.open()
+
+    async def _close(self) -> None:
+        """Take no more of either."""
+        await self._requests.close()
+        if self._messages is not None:
+            await self._messages.close()
 
     async def _fail(self, message: str) -> None:
         self._state, self._message, self.failed = "failed", message, True
@@ -254,6 +287,7 @@ class Life:
         return self._deployment.max_concurrency or STREAMS if self._signature.decoupled else 0
 
     async def _serve(self, model: Model) -> None:
+        jobs = self._with_jobs()
         self._work = Work(
             self._outbox,
             self._requests.settle,
@@ -261,17 +295,34 @@ class Life:
             window_s=self._deployment.batching.window_ms / 1e3,
             instances=self._instances,
             streams=self._streams(),
+            jobs=jobs,
         )
         self._model_report.tally = self._work.stats.tally
         self._requests.feed(self._work)
         self._work.use(model)
         self._work.start()
         self._requests.start()
+        assert self._messages is not None
+        self._messages.start(self._work)
         self._message = "waiting for RabbitMQ"
         for link in (self._outbox.link, self._requests.link):
             await link.wait_up(self._deployment.start_timeout_s)
         self._state, self._message = "ready", ""
         log.info("ready", extra={"phases_ms": self._phases.ms})
+
+    def _with_jobs(self) -> Jobs:
+        """What runs jobs, and its door. Nobody waits for either: requests are served without them."""
+        results = JobResults(self._job_store, self._claims, keep_s=self._settings.job_retention_s)
+        replica = self._assignment.replica
+        jobs = Jobs(self._job_store, results, replica, max_rows=self._max_rows())
+        messages = JobMessages(self._settings.amqp_url, self._deployment.name, self._outbox, jobs)
+        self._messages = messages
+        jobs.come_from(messages)
+        self._leases = Leases(
+            self._job_store, jobs, messages, replica, ack_timeout_s=self._settings.ack_timeout_s
+        )
+        self._leases.start()
+        return jobs
 
     async def _mend(self, models: list[str]) -> None:
         """Wait for Triton to crash, start it again, go on; too many crashes in a while end the replica."""
@@ -290,7 +341,7 @@ class Life:
                 await self._fail(f"Triton crashed {len(crashes)} times in {CRASH_WINDOW_S:g} s: {tail}")
                 return
             self._state, self._message = "starting", "Triton crashed; starting it again"
-            await self._requests.close()
+            await self._close()
             await self._heartbeat.beat()
             await self._triton.stop(grace_s=0)
             if self._regions is not None:
@@ -301,7 +352,7 @@ class Life:
                 self._client = await self._start_triton(models)
             self._work.use(self._model(self._client, models[-1]))
             self._state, self._message = "ready", ""
-            await self._requests.open()
+            await self._open()
             await self._heartbeat.beat()
 
     def _report(self) -> ReplicaReport:
@@ -325,4 +376,5 @@ class Life:
             metrics_port=self._http_port,
             started_at=self._started_at,
             signature=self._signature.model_dump() if self._signature else None,
+            jobs=self._messages.unsettled if self._messages else 0,
         )

@@ -11,6 +11,12 @@ CALL_SECONDS = Histogram(
 CALL_SIZE = Histogram(
     "tidegate_worker_call_requests", "Requests in a model call.", buckets=(1, 2, 4, 8, 16, 32, 64, 128, 256)
 )
+JOBS = Counter(
+    "tidegate_worker_jobs_total",
+    "Jobs by outcome; dropped: its message was a duplicate; lost: it was not this worker's any more.",
+    ["outcome"],
+)
+LEASES = Counter("tidegate_worker_job_leases_total", "Jobs kept beyond their messages.")
 REDELIVERED = Counter("tidegate_worker_redelivered_total", "Requests taken over from a worker that died.")
 CHUNKS = Counter("tidegate_worker_chunks_total", "Answers of streams.")
 FIRST_CHUNK_SECONDS = Histogram(

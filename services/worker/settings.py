@@ -26,3 +26,6 @@ class WorkerSettings(Settings):
         512 * 2**20, description="Large requests that a worker fetches ahead of its model, in bytes."
     )
     heartbeat_interval_s: float = Field(0.5, description="How often a worker reports, in seconds.")
+    worker_port: int = Field(
+        0, ge=0, le=65535, description="Port of a worker's health and metrics on `host`; 0: any on loopback."
+    )

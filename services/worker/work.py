@@ -13,11 +13,13 @@ from collections.abc import Callable, Sequence
 
 from services.worker.adapters.model import Model
 from services.worker.api.outbox import Outbox
+from services.worker.calls import answers, measure
 from services.worker.domain.backlog import Backlog, Item
-from services.worker.domain.pace import calls_in_flight
-from services.worker.domain.split import Mismatch, Output, describe, split
+from services.worker.domain.pace import calls_in_flight, job_calls
+from services.worker.domain.split import Mismatch
 from services.worker.domain.stats import Stats
-from services.worker.metrics import ANSWERED, CALL_SECONDS, CALL_SIZE
+from services.worker.jobs import Jobs
+from services.worker.metrics import ANSWERED
 from services.worker.streams import Streams
 from tidegate import tasks, telemetry
 from tidegate.errors import (
@@ -51,6 +53,7 @@ class Work:
         window_s: float,
         instances: int,
         streams: int = 0,
+        jobs: Jobs | None = None,
     ) -> None:
         self._outbox = outbox
         self._settle = settle
@@ -63,8 +66,11 @@ class Work:
         self._cancelled: dict[bytes, float] = {}
         self._model: Model | None = None
         self._loop_task: asyncio.Task[None] | None = None
+        self._jobs = jobs
         self.backlog = Backlog()
-        self.stats = Stats()
+        self.stats = jobs.stats if jobs is not None else Stats()
+        if jobs is not None:
+            jobs.wake = self._wake.set
         self.streams = Streams(
             outbox, settle, self.stats, limit=streams, cancelled=lambda id_: id_ in self._cancelled
         )
@@ -73,7 +79,7 @@ class Work:
     def in_hand(self) -> int:
         """Requests that wait here or are in a call."""
         calls = sum(len(group) for group in self._calls.values())
-        return len(self.backlog) + calls + self.streams.in_hand
+        return len(self.backlog) + calls + self.streams.in_hand + (len(self._jobs.held) if self._jobs else 0)
 
     @property
     def in_flight(self) -> int:
@@ -100,6 +106,8 @@ class Work:
         """Stop at once; what is in hand stays unsettled and goes back to the queue."""
         await tasks.end(self._loop_task, *self._calls)
         await self.streams.stop()
+        if self._jobs is not None:
+            await self._jobs.stop()
 
     async def drained(self) -> None:
         """Return when nothing is in hand any more."""
@@ -110,6 +118,8 @@ class Work:
         """The model to call from now on, or None while there is none."""
         self._model = model
         self.streams.use(model)
+        if self._jobs is not None:
+            self._jobs.use(model)
         self._wake.set()
 
     def add(self, item: Item) -> None:
@@ -130,6 +140,8 @@ class Work:
                 self._withdrawn.add(task)
                 task.cancel()
         self.streams.cancel()
+        if self._jobs is not None:
+            self._jobs.cancel(ids)
 
     def forget(self) -> None:
         """Forget what waits: its session has ended and the broker delivers it again."""
@@ -139,14 +151,20 @@ class Work:
     async def _run(self) -> None:
         while True:
             self._wake.clear()
-            while self._model is not None and len(self.backlog) and len(self._calls) < self.in_flight:
+            while self._model is not None and len(self.backlog) and self._room() > 0:
                 await self._window()
                 group = self._live(self.backlog.take(self._max_rows))
                 if group and self._model is not None:
                     task = asyncio.create_task(self._call(self._model, group))
                     self._calls[task] = group
                     task.add_done_callback(self._called)
+            if self._jobs is not None:
+                self._jobs.begin(self._room(), job_calls(self.in_flight))
             await self._wake.wait()
+
+    def _room(self) -> int:
+        """Calls that may be opened now. Whoever waits for an answer goes first; jobs take what is left."""
+        return self.in_flight - len(self._calls) - (self._jobs.calling if self._jobs else 0)
 
     def _called(self, task: asyncio.Task[None]) -> None:
         group = self._calls.pop(task)
@@ -193,7 +211,7 @@ class Work:
         try:
             outputs = await model.call([item.request for item in group], timeout_s)
             spent = time.monotonic() - started
-            frames = _answers(group, outputs, started, spent)
+            frames = answers(group, outputs, started, spent)
         except (BadRequest, ModelFailed, PayloadTooLarge, Mismatch, envelope.Undecodable) as error:
             await self._on_model_error(model, group, error)
             return
@@ -211,7 +229,7 @@ class Work:
             log.exception("a call failed unexpectedly")
             await self._on_model_error(model, group, ModelFailed(f"the request could not be run: {error!r}"))
             return
-        self._measure(spent, group, started)
+        measure(self.stats, group, started, spent)
         self._count("ok", group)
         await self._reply(group, frames)
 
@@ -239,49 +257,10 @@ class Work:
                 end = envelope.end_frame(item.request.id, item.request.attempt, 1)
                 by_gateway[item.parcel.reply_to].append(end)
         left_s = max(item.request.deadline_ms for item in group) / 1e3 - time.time()
-        for reply_to, answers in by_gateway.items():
-            await self._outbox.reply(reply_to, answers, left_s=left_s)
+        for reply_to, replies in by_gateway.items():
+            await self._outbox.reply(reply_to, replies, left_s=left_s)
         self._settle(group)
-
-    def _measure(self, spent: float, group: list[Item], started: float) -> None:
-        requests, rows, waited = len(group), 0, 0.0
-        for item in group:
-            rows += item.request.rows or 1
-            waited += started - item.received
-        self.stats.tally.answered(requests, rows, waited, spent)
-        self.stats.completed += requests
-        self.stats.busy_s += spent
-        self.stats.call_ms.add(spent * 1e3)
-        self.stats.batch.add(requests)
-        CALL_SECONDS.observe(spent)
-        CALL_SIZE.observe(requests)
 
     @staticmethod
     def _count(outcome: str, group: list[Item]) -> None:
         ANSWERED.labels(outcome).inc(len(group))
-
-
-def _answers(group: list[Item], outputs: list[Output], started: float, spent: float) -> list[bytes | Reply]:
-    """A reply for each request, framed unless it is large; raises Mismatch when it cannot be divided."""
-    rows = sum(item.request.rows for item in group)
-    answer_rows, tensors = describe(outputs, rows)
-    if len(group) == 1:
-        parts: list[list[Buffer]] = [[output.raw for output in outputs]]
-    else:
-        parts = split(outputs, [item.request.rows for item in group])
-    key = envelope.result_key(tensors)
-    compute_us, shared = int(spent * 1e6), len(group)
-    answers: list[bytes | Reply] = []
-    for item, part in zip(group, parts, strict=True):
-        id_, attempt = item.request.id, item.request.attempt
-        rows = item.request.rows if answer_rows else 0
-        wait_us = int((started - item.received) * 1e6)
-        # For who takes many answers it is the first and, with the END behind it, the only one.
-        status = envelope.CHUNK if item.request.flags & envelope.STREAM else envelope.OK
-        if sum(map(len, part)) > envelope.LARGE:
-            reply = Reply(id_, status, attempt, 0, rows, wait_us, compute_us, shared, key, part)
-            answers.append(reply)
-        else:
-            times = {"wait_us": wait_us, "compute_us": compute_us, "shared": shared}
-            answers.append(envelope.reply_frame(id_, attempt, rows, key, part, status=status, **times))
-    return answers

@@ -306,6 +306,12 @@ class Connection(asyncio.BufferedProtocol):
             raise Lost(self.ended.result())
         self._write(wire.ack(CHANNEL, tag, multiple))
 
+    def give_back(self, tag: int) -> None:
+        """Put a delivery back into its queue."""
+        if self.ended.done():
+            raise Lost(self.ended.result())
+        self._send(commands.Basic.Nack(tag, False, True))
+
     def _send(self, command: Frame, *, channel: int = CHANNEL) -> None:
         self._write(wire.method(channel, command))
 

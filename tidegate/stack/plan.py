@@ -31,10 +31,13 @@ def plan(settings: Settings, environ: Mapping[str, str]) -> tuple[Child, ...]:
             port=settings.rabbitmq_port,
             dist_port=settings.rabbitmq_dist_port,
             epmd_port=settings.epmd_port,
+            ack_timeout_s=settings.ack_timeout_s,
             environ=env,
         )
     if _is_embedded(settings.redis_url, settings.valkey_port):
         servers.append(valkey.child(state / "data" / "valkey", port=settings.valkey_port, environ=env))
+    if _is_embedded(settings.jobs_url, settings.jobs_port):
+        servers.append(valkey.jobs_child(state / "data" / "jobs", port=settings.jobs_port, environ=env))
     migrate = Child(
         name="migrate",
         argv=(*_module("services.registry"), "migrate"),
@@ -74,7 +77,8 @@ def _module(name: str) -> tuple[str, ...]:
 
 def _environment(settings: Settings, environ: Mapping[str, str]) -> dict[str, str]:
     """What every child inherits: the settings as they were resolved here, and the mark of the stack."""
-    values = settings.model_dump(exclude={"service_token", "runtime_dir", "state_dir"}, exclude_none=True)
+    mine = {"service_token", "api_key", "runtime_dir", "state_dir"}
+    values = settings.model_dump(exclude=mine, exclude_none=True)
     ours = {f"TIDEGATE_{name.upper()}": str(value) for name, value in values.items()}
     return dict(environ) | ours | _folders(settings) | {"PYTHONUNBUFFERED": "1"}
 

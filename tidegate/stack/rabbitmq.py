@@ -24,6 +24,7 @@ vm_memory_high_watermark.relative = 0.3
 disk_free_limit.absolute = 200MB
 collect_statistics_interval = 60000
 max_message_size = 16777216
+consumer_timeout = {ack_timeout_ms}
 """
 
 ERLANG_FLAGS = (
@@ -33,7 +34,13 @@ ERLANG_FLAGS = (
 
 
 def children(
-    home: Path, *, port: int, dist_port: int, epmd_port: int, environ: Mapping[str, str]
+    home: Path,
+    *,
+    port: int,
+    dist_port: int,
+    epmd_port: int,
+    environ: Mapping[str, str],
+    ack_timeout_s: float = 1800.0,
 ) -> tuple[Child, Child]:
     """epmd (Erlang's name server) and the node itself, with everything they write below ``home``."""
     ours = {"HOME": str(home), "ERL_EPMD_PORT": str(epmd_port), "ERL_EPMD_ADDRESS": "127.0.0.1"}
@@ -57,7 +64,10 @@ def children(
         ports=(Port(port, "TIDEGATE_RABBITMQ_PORT"), Port(dist_port, "TIDEGATE_RABBITMQ_DIST_PORT")),
         after=("epmd",),
         folders=(home / "conf.d", home / "mnesia", home / "log", home / "config"),
-        files={home / "rabbitmq.conf": CONFIG.format(port=port), home / "enabled_plugins": "[].\n"},
+        files={
+            home / "rabbitmq.conf": CONFIG.format(port=port, ack_timeout_ms=max(int(ack_timeout_s * 1e3), 1)),
+            home / "enabled_plugins": "[].\n",
+        },
         start_limit_s=90.0,
         grace_s=30.0,
     )

@@ -33,11 +33,16 @@ def running(children: Sequence[Child], log_folder: Path) -> Iterator[None]:
 
 
 @contextmanager
-def rabbitmq_running(folder: Path) -> Iterator[str]:
+def rabbitmq_running(folder: Path, *, ack_timeout_s: float = 1800.0) -> Iterator[str]:
     """A RabbitMQ of its own on free ports, everything below ``folder``; yields its AMQP URL."""
     port, dist_port, epmd_port = free_ports(3)
     children = rabbitmq.children(
-        folder / "data", port=port, dist_port=dist_port, epmd_port=epmd_port, environ=os.environ
+        folder / "data",
+        port=port,
+        dist_port=dist_port,
+        epmd_port=epmd_port,
+        environ=os.environ,
+        ack_timeout_s=ack_timeout_s,
     )
     with running(children, folder):
         yield f"amqp://guest:guest@127.0.0.1:{port}/"
@@ -45,9 +50,19 @@ def rabbitmq_running(folder: Path) -> Iterator[str]:
 
 @contextmanager
 def valkey_running(folder: Path, *, port: int | None = None) -> Iterator[str]:
-    """A Valkey of its own on a free port (or ``port``), everything below ``folder``; yields its URL."""
+    """A Valkey of its own for live facts on a free port (or ``port``), everything below ``folder``; yields
+    its URL.
+    """
     number = port or free_ports(1)[0]
     with running([valkey.child(folder / "data", port=number, environ=os.environ)], folder):
+        yield f"redis://127.0.0.1:{number}/0"
+
+
+@contextmanager
+def jobs_running(folder: Path, *, port: int | None = None) -> Iterator[str]:
+    """The same for jobs: what it holds is on disk, and there again when it starts again in ``folder``."""
+    number = port or free_ports(1)[0]
+    with running([valkey.jobs_child(folder / "data", port=number, environ=os.environ)], folder):
         yield f"redis://127.0.0.1:{number}/0"
 
 

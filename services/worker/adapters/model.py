@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from typing import Any, NamedTuple
 
@@ -51,9 +51,12 @@ class Model:
         self._heads: dict[tuple[bytes, int], bytes] = {}
         self._row_bytes = {output.name: size for output in outputs if (size := _row_bytes(output)) > 0}
 
-    async def call(self, requests: list[Request], timeout_s: float) -> list[Output]:
+    async def call(
+        self, requests: list[Request], timeout_s: float, parameters: Mapping[str, str] | None = None
+    ) -> list[Output]:
         """Run requests of one call key as one batch; the answer has their rows in order.
 
+        ``parameters`` are for the model to read, besides those that the requests bring.
         Raises what :meth:`TritonClient.infer` raises. Cancelling the task cancels the call in Triton.
         """
         if self.decoupled:
@@ -66,10 +69,15 @@ class Model:
         contents = [[request.data[at] for request in requests] for at in range(len(key.inputs))]
         region = await self._region(key, rows, contents)
         if region is None:
-            found = await self._by_grpc(self._head(requests[0].key, rows), contents, timeout_s)
+            head = self._head(requests[0].key, rows)
+            if parameters:
+                # These differ from call to call; where in a message a field stands is open.
+                head += _with_parameters(ModelInferRequest(), parameters).SerializeToString()
+            found = await self._by_grpc(head, contents, timeout_s)
         else:
             try:
-                found = await self._by_region(self._begun(key), key, rows, contents, timeout_s, region)
+                message = _with_parameters(self._begun(key), parameters or {})
+                found = await self._by_region(message, key, rows, contents, timeout_s, region)
             except ModelFailed as error:
                 # An output that is larger than the signature says; the model has run already.
                 if "shared memory size" not in error.message or not all(
@@ -77,7 +85,7 @@ class Model:
                 ):
                     raise
                 self._row_bytes = {}
-                return await self.call(requests, timeout_s)
+                return await self.call(requests, timeout_s, parameters)
         return self._sorted(found, key)
 
     async def _region(self, key: CallKey, rows: int, contents: list[list[Buffer]]) -> Region | None:
@@ -113,10 +121,7 @@ class Model:
         return sorted(found, key=lambda output: order.get(output.name, len(order)))
 
     def _begun(self, key: CallKey) -> Any:
-        message = ModelInferRequest(model_name=self._name)
-        for name, value in key.parameters.items():
-            _set_parameter(message, name, value)
-        return message
+        return _with_parameters(ModelInferRequest(model_name=self._name), key.parameters)
 
     def _head(self, raw_key: bytes, rows: int) -> bytes:
         """A serialized request without its tensors' contents; those of equal keys and rows share it."""
@@ -171,6 +176,12 @@ class Model:
             raise
         self._regions.give(region)
         return found
+
+
+def _with_parameters(message: Any, parameters: Mapping[str, object]) -> Any:
+    for name, value in parameters.items():
+        _set_parameter(message, name, value)
+    return message
 
 
 def _put_tensors(message: Any, key: CallKey, rows: int) -> None:

@@ -98,7 +98,8 @@ class TritonInstall:
         """
         environment = {key: value for key, value in os.environ.items() if key.startswith(_PASSED_ON)}
         environment |= {"PYTHONUNBUFFERED": "1", "PATH": os.environ.get("PATH", os.defpath)}
-        if self.model_bin is None and "LD_LIBRARY_PATH" in os.environ:
+        # A native one comes with an environment that was made for it, as in NVIDIA's images.
+        if not self.libraries and "LD_LIBRARY_PATH" in os.environ:
             environment["LD_LIBRARY_PATH"] = os.environ["LD_LIBRARY_PATH"]
         environment |= extra
         _put_first(environment, "PATH", (self.model_bin,) if self.model_bin else ())

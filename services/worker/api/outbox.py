@@ -83,9 +83,11 @@ class Outbox:
             frame = envelope.failure_frame(request.id, request.attempt, Unavailable.reason, lost)
             await self.reply(reply_to, [frame])
 
-    async def give_up(self, body: Buffer, cause: str, reply_to: str | None) -> None:
-        """Hand an envelope to the router, which answers for it."""
-        headers = {"cause": cause, "queue": self._queue.name}
+    async def give_up(
+        self, body: Buffer, cause: str, reply_to: str | None, *, queue: str | None = None
+    ) -> None:
+        """Hand an envelope to the router, which answers for it. ``queue``: whence, if not the requests'."""
+        headers = {"cause": cause, "queue": queue or self._queue.name}
         await self._publish(bytes(body), EXCEPTIONS.name, reply_to=reply_to, headers=headers, persistent=True)
 
     async def _publish(

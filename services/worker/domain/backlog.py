@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 from collections import OrderedDict, deque
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Generic, Protocol, TypeVar
 
 from tidegate.protocol.envelope import LAST_PRIORITY, PRIORITY_SHIFT, Request
 
 # Of a request that says none: between those that say they are urgent and those that can wait.
 USUAL_PRIORITY = 4
+
+
+class InHand(Protocol):
+    """What stands in a line: something with a request."""
+
+    request: Request
+
+
+T = TypeVar("T", bound=InHand)
 
 
 @dataclass(slots=True)
@@ -35,7 +46,7 @@ class Backlog:
     """Lines of one priority each; a lower number goes first, and its calls are filled up from behind."""
 
     def __init__(self) -> None:
-        self._lines: dict[int, Line] = {}
+        self._lines: dict[int, Line[Item]] = {}
         self._count = 0
 
     def __len__(self) -> int:
@@ -46,7 +57,7 @@ class Backlog:
         level = item.request.flags >> PRIORITY_SHIFT & LAST_PRIORITY or USUAL_PRIORITY
         line = self._lines.get(level)
         if line is None:
-            line = Line()
+            line = Line(key_of)
             self._lines = dict(sorted([*self._lines.items(), (level, line)]))
         line.add(item)
         self._count += 1
@@ -78,11 +89,11 @@ class Backlog:
         self._lines.clear()
         self._count = 0
 
-    def _next(self) -> Line:
+    def _next(self) -> Line[Item]:
         return next((line for line in self._lines.values() if line), _EMPTY)
 
 
-def key_of(item: Item) -> bytes:
+def key_of(item: InHand) -> bytes:
     """What requests that may share a call have in common.
 
     What must not share one (no batch axis; not its first attempt, so that a request that kills workers takes
@@ -93,20 +104,34 @@ def key_of(item: Item) -> bytes:
     return request.id + request.key if alone else request.key
 
 
-class Line:
+class Line(Generic[T]):
     """First come, first served over call keys; requests of one key share a call."""
 
-    def __init__(self) -> None:
-        self._by_key: OrderedDict[bytes, deque[Item]] = OrderedDict()
+    def __init__(self, key: Callable[[T], bytes]) -> None:
+        self._key = key
+        self._by_key: OrderedDict[bytes, deque[T]] = OrderedDict()
 
     def __bool__(self) -> bool:
         return bool(self._by_key)
 
-    def add(self, item: Item) -> None:
+    def add(self, item: T) -> None:
         """Put a request behind the others of its key."""
-        self._by_key.setdefault(key_of(item), deque()).append(item)
+        self._by_key.setdefault(self._key(item), deque()).append(item)
 
-    def oldest(self) -> Item | None:
+    def remove(self, gone: Callable[[T], bool]) -> list[T]:
+        """Take out those that ``gone`` says; gives them."""
+        found = []
+        for key, queue in list(self._by_key.items()):
+            there = [item for item in queue if gone(item)]
+            if there:
+                left = deque(item for item in queue if not gone(item))
+                found += there
+                self._by_key[key] = left
+                if not left:
+                    del self._by_key[key]
+        return found
+
+    def oldest(self) -> T | None:
         """The request at the head of the line."""
         return next(iter(self._by_key.values()))[0] if self._by_key else None
 
@@ -115,7 +140,7 @@ class Line:
         queue = next(iter(self._by_key.values()), ())
         return sum(item.request.rows for item in queue)
 
-    def take(self, max_rows: int) -> list[Item]:
+    def take(self, max_rows: int) -> list[T]:
         """Requests of the key at the head, up to ``max_rows`` rows, at least one request."""
         if not self._by_key:
             return []
@@ -126,7 +151,7 @@ class Line:
             self._by_key.move_to_end(key)  # the other keys' turn
         return group
 
-    def more(self, key: bytes, room: int) -> list[Item]:
+    def more(self, key: bytes, room: int) -> list[T]:
         """Requests of a key in their order, as long as their rows fit into ``room``."""
         queue = self._by_key.get(key)
         if queue is None:
@@ -140,4 +165,4 @@ class Line:
         return group
 
 
-_EMPTY = Line()
+_EMPTY: Line[Item] = Line(key_of)

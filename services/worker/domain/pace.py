@@ -10,6 +10,7 @@ MAX_PREFETCH = 256
 UNKNOWN_PREFETCH = 2
 LIGHT_CALL_MS = 5.0
 LIGHT_CALLS = 8
+AHEAD_CALL_MS = 100.0
 
 
 def calls_in_flight(*, instances: int, batches: bool, call_ms: float | None) -> int:
@@ -49,6 +50,32 @@ def prefetch(
     request_ms = call_ms / max(batch_mean or 1.0, 1.0)
     messages = math.ceil(IN_HAND_MS / (request_ms * max(frames_per_message, 1.0)))
     return min(max(messages, least), MAX_PREFETCH)
+
+
+def job_calls(in_flight: int) -> int:
+    """Calls of jobs to have open at once: one place is kept for who waits for an answer, if there are two."""
+    return max(1, in_flight - 1)
+
+
+def jobs_ahead(calls: int, call_ms: float | None) -> int:
+    """Groups of jobs to prepare while ``calls`` run: as many when calls are short, so that the model does
+    not wait for the store; none when they are long, so that a job begins when it is said to.
+    """
+    return calls if call_ms is not None and call_ms < AHEAD_CALL_MS else 0
+
+
+def job_prefetch(*, call_ms: float | None, batch_mean: float | None, calls: int, batch: int) -> int:
+    """Jobs of a level to hold unsettled: those of the open calls, and of one more.
+
+    Without that one more, a level of which a job runs would have none in hand when the next is chosen. A job
+    that waits here behind a long one is lost to other replicas, so there is no more. A job is held through
+    two visits to the store besides its call: short calls want more in hand than interactive requests do.
+    """
+    least = (calls + 1) * max(batch, 1)
+    if call_ms is None or call_ms <= 0:
+        return min(least, MAX_PREFETCH)
+    request_ms = call_ms / max(batch_mean or 1.0, 1.0)
+    return min(max(math.ceil(2 * IN_HAND_MS / request_ms), least), MAX_PREFETCH)
 
 
 def worth_changing(current: int, wanted: int) -> bool:

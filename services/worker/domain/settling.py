@@ -29,6 +29,10 @@ class Settling:
         """A delivery came; tags only grow within a session."""
         self._open[tag] = None
 
+    def given_back(self, tag: int) -> bool:
+        """The broker takes a delivery back; whether it was open."""
+        return self._open.pop(tag, False) is None
+
     def settle(self, tags: list[int]) -> list[Ack]:
         """The acks to send, now that ``tags`` are done."""
         done = [tag for tag in tags if tag in self._open]

@@ -10,7 +10,6 @@ from collections.abc import AsyncIterator
 import pytest
 from redis.asyncio import Redis
 
-from tidegate import store as store_module
 from tidegate.protocol.presence import (
     GatewayLoad,
     GatewayReport,
@@ -20,7 +19,8 @@ from tidegate.protocol.presence import (
 )
 from tidegate.stack.ports import free_ports
 from tidegate.stack.standalone import valkey_running
-from tidegate.store import Store, StoreUnavailable
+from tidegate.store import Store, StoreUnavailable, connection
+from tidegate.store import live as store_module
 
 pytestmark = pytest.mark.integration
 
@@ -245,7 +245,7 @@ async def test_a_cancelled_operation_ends_its_task(store, turns):
 
 async def test_a_store_that_hangs(monkeypatch, until):
     """One that takes the connection and says nothing is away too."""
-    monkeypatch.setattr(store_module, "OPERATION_TIMEOUT_S", 0.05)
+    monkeypatch.setattr(connection, "OPERATION_TIMEOUT_S", 0.05)
     silent = await asyncio.start_server(lambda *_: asyncio.sleep(60), "127.0.0.1", 0)
     host, port = silent.sockets[0].getsockname()
     store = Store.connect(f"redis://{host}:{port}/0")

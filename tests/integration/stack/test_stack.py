@@ -21,7 +21,7 @@ from tidegate.stack.record import ChildRecord
 
 PORTS = (
     "gateway", "gateway_grpc", "registry", "router", "autoscaler",
-    "rabbitmq", "rabbitmq_dist", "epmd", "valkey",
+    "rabbitmq", "rabbitmq_dist", "epmd", "valkey", "jobs",
 )  # fmt: skip
 PATIENCE_S = 60.0
 

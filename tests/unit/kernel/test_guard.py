@@ -186,6 +186,7 @@ EXPECTED = {
     "NotFound": (404, "not_found"),
     "Conflict": (409, "conflict"),
     "PayloadTooLarge": (413, "payload_too_large"),
+    "TooMany": (429, "too_many_requests"),
     "ModelFailed": (500, "model_failed"),
     "Overloaded": (503, "overloaded"),
     "NoCapacity": (503, "no_capacity"),

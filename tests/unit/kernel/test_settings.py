@@ -35,9 +35,10 @@ def test_defaults(tmp_path):
 
 
 def test_addresses_follow_from_ports_and_folders(tmp_path):
-    found = Settings(rabbitmq_port=1, valkey_port=2, registry_port=3, state_dir=Path("state"))
+    found = Settings(rabbitmq_port=1, valkey_port=2, registry_port=3, jobs_port=4, state_dir=Path("state"))
     assert found.amqp_url == "amqp://guest:guest@127.0.0.1:1/"
     assert found.redis_url == "redis://127.0.0.1:2/0"
+    assert found.jobs_url == "redis://127.0.0.1:4/0"
     assert found.registry_url == "http://127.0.0.1:3"
     assert found.database_url == f"sqlite+aiosqlite:///{tmp_path}/state/data/registry.db"
     assert found.artifact_url == f"file://{tmp_path}/state/data/artifacts"

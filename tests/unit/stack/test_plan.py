@@ -29,13 +29,18 @@ def children(environ: dict[str, str] | None = None, **fields: Any) -> dict[str, 
 
 def test_everything_is_there_once():
     assert list(children()) == [
-        "epmd", "rabbitmq", "valkey", "migrate", "registry", "router", "autoscaler", "gateway",
+        "epmd", "rabbitmq", "valkey", "valkey-jobs",
+        "migrate", "registry", "router", "autoscaler", "gateway",
     ]  # fmt: skip
 
 
 def test_a_server_that_a_url_places_elsewhere_is_left_out():
-    found = children(amqp_url="amqp://user:pw@broker.example:5672/", redis_url="redis://store.example/0")
-    assert found.keys().isdisjoint({"epmd", "rabbitmq", "valkey"})
+    found = children(
+        amqp_url="amqp://user:pw@broker.example:5672/",
+        redis_url="redis://store.example/0",
+        jobs_url="redis://jobs.example/0",
+    )
+    assert found.keys().isdisjoint({"epmd", "rabbitmq", "valkey", "valkey-jobs"})
     assert found["gateway"].after == ("registry",)
     assert found["gateway"].env["TIDEGATE_AMQP_URL"] == "amqp://user:pw@broker.example:5672/"
 
@@ -43,6 +48,16 @@ def test_a_server_that_a_url_places_elsewhere_is_left_out():
 def test_a_server_on_another_port_is_another_server():
     assert "rabbitmq" not in children(amqp_url="amqp://guest:guest@127.0.0.1:18072/")
     assert "valkey" not in children(redis_url="redis://127.0.0.1:18079/0")
+    assert "valkey-jobs" not in children(jobs_url="redis://127.0.0.1:18078/0")
+
+
+def test_what_is_kept_is_kept_in_a_place_of_its_own():
+    found = children(ack_timeout_s=5.5)
+    live, jobs = ("\n".join(found[name].files.values()) for name in ("valkey", "valkey-jobs"))
+    assert "appendonly no\n" in live
+    assert "appendonly yes\nappendfsync always\n" in jobs
+    assert set(found["valkey"].folders).isdisjoint(found["valkey-jobs"].folders)
+    assert "consumer_timeout = 5500\n" in "\n".join(found["rabbitmq"].files.values())
 
 
 def test_children_get_the_settings_as_resolved_and_the_mark():
@@ -56,7 +71,7 @@ def test_children_get_the_settings_as_resolved_and_the_mark():
 
 def test_what_others_need_stops_after_them():
     order = {name: child.stop_order for name, child in children().items()}
-    in_order = ["autoscaler", "gateway", "router", "registry", "valkey", "rabbitmq", "epmd"]
+    in_order = ["autoscaler", "gateway", "router", "registry", "valkey", "valkey-jobs", "rabbitmq", "epmd"]
     assert sorted(in_order, key=lambda name: order[name]) == in_order
     assert children()["autoscaler"].after_stop[-2:] == ("services.autoscaler", "sweep")
 

@@ -1,4 +1,4 @@
-"""Live facts in Valkey or Redis: the only importer of redis. Every key and who writes it is here.
+"""Live facts in Valkey or Redis. Every key of theirs and who writes it is here.
 
 Everything in it may vanish at any moment and is back within seconds, because each writer writes
 again and again. So a reader never takes "not there" for "zero".
@@ -6,18 +6,17 @@ again and again. So a reader never takes "not there" for "zero".
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any, Self
 
 import orjson
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
-from tidegate.errors import Unavailable
 from tidegate.protocol.presence import GatewayReport, GatewayView, ModelCard, ReplicaReport
 from tidegate.protocol.statistics import LAST_INFERENCE
+from tidegate.store.connection import answer, connect
 
 ROUTES = "tidegate:routes"  # the route table; router
 ROUTES_CHANGED = "tidegate:routes:changed"  # channel; router -> gateways
@@ -35,17 +34,10 @@ GATEWAY_TTL_MS = 3_000
 MODEL_TTL_S = STATISTICS_TTL_S = 30 * 86_400
 # A gateway that has been silent for so long is taken for gone, not for missing.
 GATEWAY_GONE_S = 30.0
-OPERATION_TIMEOUT_S = 2.0
-
-
-class StoreUnavailable(Unavailable):
-    """The store did not answer; what it would have said is unknown."""
-
-    reason = "store_unavailable"
 
 
 class Store:
-    """Typed access to the live facts; every failure is a :class:`StoreUnavailable`."""
+    """Typed access to the live facts; every failure is a ``StoreUnavailable``."""
 
     def __init__(self, redis: Redis) -> None:
         self._redis = redis
@@ -53,14 +45,7 @@ class Store:
     @classmethod
     def connect(cls, url: str) -> Self:
         """A store on ``url``; connects on first use."""
-        return cls(
-            Redis.from_url(
-                url,
-                socket_timeout=OPERATION_TIMEOUT_S,
-                socket_connect_timeout=OPERATION_TIMEOUT_S,
-                protocol=2,
-            )
-        )
+        return cls(connect(url))
 
     async def close(self) -> None:
         """Close the connections."""
@@ -68,27 +53,27 @@ class Store:
 
     async def ping(self) -> None:
         """Return when the store answers."""
-        await self._do(self._redis.ping())
+        await answer(self._redis.ping())
 
     async def publish_routes(self, table: bytes) -> None:
         """Set the route table and wake those who watch it."""
         pipe = self._redis.pipeline(transaction=False)
         pipe.set(ROUTES, table)
         pipe.publish(ROUTES_CHANGED, b"")
-        await self._do(pipe.execute())
+        await answer(pipe.execute())
 
     async def read_routes(self) -> bytes | None:
         """The route table, or None when the store has none (which says nothing of the truth)."""
-        value: bytes | None = await self._do(self._redis.get(ROUTES))
+        value: bytes | None = await answer(self._redis.get(ROUTES))
         return value
 
     async def watch_routes(self) -> AsyncIterator[None]:
         """Yield once per change notice; ends with ``StoreUnavailable`` when the connection breaks."""
         pubsub = self._redis.pubsub(ignore_subscribe_messages=True)
         try:
-            await self._do(pubsub.subscribe(ROUTES_CHANGED))
+            await answer(pubsub.subscribe(ROUTES_CHANGED))
             while True:
-                if await self._do(pubsub.get_message(timeout=1.0)) is not None:
+                if await answer(pubsub.get_message(timeout=1.0)) is not None:
                     yield
         finally:
             with contextlib.suppress(RedisError, OSError):
@@ -97,11 +82,11 @@ class Store:
     async def report_replica(self, report: ReplicaReport) -> None:
         """Write a worker's heartbeat; a failure stays readable longer than its process lives."""
         ttl = FAILED_TTL_MS if report.state == "failed" else REPLICA_TTL_MS
-        await self._do(self._redis.set(REPLICA + report.replica, report.to_json(), px=ttl))
+        await answer(self._redis.set(REPLICA + report.replica, report.to_json(), px=ttl))
 
     async def forget_replica(self, replica: str) -> None:
         """Remove a worker's heartbeat, at its orderly end."""
-        await self._do(self._redis.delete(REPLICA + replica))
+        await answer(self._redis.delete(REPLICA + replica))
 
     async def replicas(self) -> list[ReplicaReport]:
         """The heartbeats of all workers."""
@@ -113,42 +98,42 @@ class Store:
         pipe = self._redis.pipeline(transaction=False)
         pipe.set(GATEWAY + report.incarnation, report.to_json(), px=GATEWAY_TTL_MS)
         pipe.zadd(GATEWAYS, {report.incarnation: now})
-        await self._do(pipe.execute())
+        await answer(pipe.execute())
 
     async def forget_gateway(self, incarnation: str) -> None:
         """Remove a gateway, at its orderly end: from then on it is gone, not missing."""
         pipe = self._redis.pipeline(transaction=False)
         pipe.delete(GATEWAY + incarnation)
         pipe.zrem(GATEWAYS, incarnation)
-        await self._do(pipe.execute())
+        await answer(pipe.execute())
 
     async def gateways(self) -> GatewayView:
         """The heartbeats of all gateways, and the names of those that owe one."""
         now = await self._now()
-        await self._do(self._redis.zremrangebyscore(GATEWAYS, "-inf", now - GATEWAY_GONE_S))
-        known = {name.decode() for name in await self._do(self._redis.zrange(GATEWAYS, 0, -1))}
+        await answer(self._redis.zremrangebyscore(GATEWAYS, "-inf", now - GATEWAY_GONE_S))
+        known = {name.decode() for name in await answer(self._redis.zrange(GATEWAYS, 0, -1))}
         reports = [GatewayReport.from_json(raw) for raw in await self._scan(GATEWAY)]
         return GatewayView(reports, sorted(known - {report.incarnation for report in reports}))
 
     async def publish_statuses(self, statuses: dict[str, dict[str, Any]]) -> None:
         """Replace the statuses of all Deployments."""
-        await self._do(self._redis.set(STATUSES, orjson.dumps(statuses), px=60_000))
+        await answer(self._redis.set(STATUSES, orjson.dumps(statuses), px=60_000))
 
     async def statuses(self) -> dict[str, dict[str, Any]]:
         """The last statuses of all Deployments; empty when none were published of late."""
-        raw = await self._do(self._redis.get(STATUSES))
+        raw = await answer(self._redis.get(STATUSES))
         found: dict[str, dict[str, Any]] = orjson.loads(raw) if raw else {}
         return found
 
     async def publish_model(self, deployment: str, card: ModelCard) -> None:
         """Write what a worker knows of its model."""
-        await self._do(self._redis.set(MODEL + deployment, card.to_json(), ex=MODEL_TTL_S))
+        await answer(self._redis.set(MODEL + deployment, card.to_json(), ex=MODEL_TTL_S))
 
     async def models(self, deployments: Sequence[str]) -> dict[str, ModelCard]:
         """What is known of the models of these Deployments; those of which nothing is known are left out."""
         if not deployments:
             return {}
-        found = await self._do(self._redis.mget([MODEL + name for name in deployments]))
+        found = await answer(self._redis.mget([MODEL + name for name in deployments]))
         pairs = zip(deployments, found, strict=True)
         return {name: ModelCard.from_json(raw) for name, raw in pairs if raw is not None}
 
@@ -160,14 +145,14 @@ class Store:
         if last_ms:
             pipe.hset(STATISTICS + deployment, LAST_INFERENCE, last_ms)
         pipe.expire(STATISTICS + deployment, STATISTICS_TTL_S)
-        await self._do(pipe.execute())
+        await answer(pipe.execute())
 
     async def statistics(self, deployments: Sequence[str]) -> dict[str, dict[str, int]]:
         """The counts of these Deployments; empty for one that has none."""
         pipe = self._redis.pipeline(transaction=False)
         for name in deployments:
             pipe.hgetall(STATISTICS + name)
-        found = await self._do(pipe.execute()) if deployments else []
+        found = await answer(pipe.execute()) if deployments else []
         return {
             name: {key.decode(): int(value) for key, value in counts.items()}
             for name, counts in zip(deployments, found, strict=True)
@@ -175,25 +160,13 @@ class Store:
 
     async def _now(self) -> float:
         # One clock for all: the store's own.
-        seconds, micros = await self._do(self._redis.time())
+        seconds, micros = await answer(self._redis.time())
         return float(seconds) + float(micros) / 1e6
 
     async def _scan(self, prefix: str) -> list[bytes]:
-        keys = await self._do(self._keys(prefix))
-        values = await self._do(self._redis.mget(keys)) if keys else []
+        keys = await answer(self._keys(prefix))
+        values = await answer(self._redis.mget(keys)) if keys else []
         return [value for value in values if value is not None]
 
     async def _keys(self, prefix: str) -> list[Any]:
         return [key async for key in self._redis.scan_iter(match=f"{prefix}*", count=1000)]
-
-    async def _do(self, operation: Awaitable[Any]) -> Any:  # redis types its answers too loosely to carry on
-        task = asyncio.current_task()
-        asked = task.cancelling() if task is not None else 0
-        try:
-            answer = await operation
-        except (RedisError, OSError, TimeoutError) as error:
-            raise StoreUnavailable(f"The store does not answer: {error or type(error).__name__}.") from error
-        if task is not None and task.cancelling() > asked:
-            # The client's wait_for (Python 3.11) gave the answer and swallowed a cancellation with it.
-            raise asyncio.CancelledError
-        return answer

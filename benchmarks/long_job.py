@@ -1,0 +1,104 @@
+"""``python -m benchmarks.long_job``: a job of 150 s, on a broker that lets a message be held for 5 s.
+
+Beside it a consumer holds a message in the usual way, and the broker closes its channel. The job's worker
+keeps its own, runs the job once, and the result is right.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import time
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from benchmarks import options, report, session, stack
+from tidegate import AsyncClient, tasks
+from tidegate.broker import Delivery, Link, Session
+from tidegate.topology import Queue
+
+MODEL = "long"
+HELD = Queue("benchmark.held")
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """``closed_after_s``: when the broker closed the channel of the other one; None: it did not."""
+
+    status: str
+    attempts: int
+    right: bool
+    took_s: float
+    closed_after_s: float | None
+
+    @property
+    def met(self) -> bool:
+        """Whether the broker was impatient, and the job was run once all the same."""
+        good = self.status == "succeeded" and self.attempts == 1 and self.right
+        return good and self.closed_after_s is not None
+
+
+def main() -> int:
+    """Run, print, write long_job.json; 1 when the job did not run through in its first attempt."""
+    chosen = _arguments()
+    machine = report.machine()
+    setting = {"TIDEGATE_ACK_TIMEOUT_S": str(chosen.ack_timeout)}
+    with session.session(), stack.tidegate("long-job", setting) as running:
+        running.deploy(stack.EXAMPLES / "sleep" / "model.py", MODEL)
+        print(f"serving; a job of {chosen.length:g} s, consumer_timeout {chosen.ack_timeout:g} s", flush=True)
+        outcome = asyncio.run(_run(running, chosen.length))
+    closed = outcome.closed_after_s
+    shown = "never" if closed is None else f"after {closed:.0f} s"
+    print(f"the other consumer's channel was closed: {shown}")
+    print(f"the job: {outcome.status} after {outcome.took_s:.1f} s, attempts: {outcome.attempts}")
+    print(f"{'PASS' if outcome.met else 'MISS'}  one attempt, the right result")
+    report.write_json(chosen.out / "long_job.json", {"machine": machine, **asdict(outcome)})
+    return 0 if outcome.met else 1
+
+
+async def _run(running: stack.Stack, length_s: float) -> Outcome:
+    holding = asyncio.create_task(
+        _hold(f"amqp://guest:guest@127.0.0.1:{running.env['TIDEGATE_RABBITMQ_PORT']}/")
+    )
+    ms, began = np.array([[length_s * 1e3]], "<f4"), time.monotonic()
+    async with AsyncClient(running.url) as client:
+        job = await client.submit(MODEL, {"ms": ms})
+        status = await job.wait()
+        took_s = time.monotonic() - began
+        right = status == "succeeded" and (await job.result())["slept"].tolist() == ms.tolist()
+    closed_after_s = holding.result() if holding.done() else None
+    await tasks.end(holding)
+    return Outcome(status, job.document["attempts"], right, took_s, closed_after_s)
+
+
+async def _hold(url: str) -> float:
+    """Hold a message until the broker closes the channel; how long that took, in seconds."""
+    closed = asyncio.Event()
+
+    def on_delivery(_: Delivery) -> None:
+        return None
+
+    async def setup(session: Session) -> None:
+        await session.declare(HELD)
+        await session.consume(HELD, on_delivery, prefetch=1)
+
+    async with Link(url, "holder", setup, closed.set) as link:
+        await (await link.wait_up(20)).publish(b"held", routing_key=HELD.name)
+        began = time.monotonic()
+        await closed.wait()
+        return time.monotonic() - began
+
+
+def _arguments() -> Any:
+    parser: argparse.ArgumentParser = options.parser(__doc__)
+    parser.add_argument("--length", type=float, default=150.0, help="of the job, in seconds (default: 150)")
+    parser.add_argument(
+        "--ack-timeout", type=float, default=5.0, help="the broker's patience, in seconds (default: 5)"
+    )
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    session.run(main)

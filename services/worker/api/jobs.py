@@ -1,0 +1,209 @@
+"""The AMQP door for jobs: messages of three levels in, on a connection of their own, each settled once."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import time
+from collections.abc import Coroutine, Sequence
+from functools import partial
+from typing import Any
+
+from services.worker.api.outbox import Outbox
+from services.worker.domain.attempts import UNDECODABLE
+from services.worker.domain.job_backlog import Held
+from services.worker.domain.pace import job_calls, job_prefetch, worth_changing
+from services.worker.domain.settling import Settling
+from services.worker.jobs import Jobs
+from services.worker.metrics import JOBS, REDELIVERED
+from services.worker.work import Work
+from tidegate import tasks, telemetry
+from tidegate.broker import Delivery, Link, Session
+from tidegate.errors import Unavailable
+from tidegate.protocol import envelope
+from tidegate.protocol.jobs import LEVELS, Level
+from tidegate.topology import EXCEPTIONS, jobs_queue
+
+log = telemetry.logger(__name__)
+
+RETUNE_S = 1.0
+# What could not begin for so long is given back: another replica may be free.
+PATIENCE_S = 1.0
+# Acks of so long travel together: many jobs end within it, and nobody waits for an ack.
+ACK_DELAY_S = 0.002
+TOKEN_SIZE = 8
+
+
+class JobMessages:
+    """Consumes the three job queues of a Deployment for as long as it is open."""
+
+    def __init__(self, amqp_url: str, deployment: str, outbox: Outbox, jobs: Jobs) -> None:
+        self._queues = {level: jobs_queue(deployment, level) for level in LEVELS}
+        self._outbox = outbox
+        self._jobs = jobs
+        self._work: Work | None = None
+        self._settling = Settling()
+        self._session: Session | None = None
+        self._consumers: list[str] = []
+        self._prefetch = 0
+        self._open = False
+        self._changing = asyncio.Lock()
+        self._retune_task: asyncio.Task[None] | None = None
+        self._over: list[int] = []
+        self._sending: set[asyncio.Task[None]] = set()
+        self.link = Link(amqp_url, "worker-jobs", self._on_setup, self._on_down)
+
+    @property
+    def unsettled(self) -> int:
+        """Messages not settled yet."""
+        return len(self._settling) if self._session is not None else 0
+
+    def start(self, work: Work) -> None:
+        """Connect; nothing is taken before :meth:`open`. ``work`` says how much is wanted."""
+        self._work = work
+        self.link.start()
+        self._retune_task = asyncio.create_task(self._retune(), name="retune jobs")
+
+    async def stop(self) -> None:
+        """Disconnect; what is unsettled goes back to its queue."""
+        await tasks.end(self._retune_task)
+        if self._session is not None:
+            self._ack_all(self._session)
+        await asyncio.gather(*self._sending, return_exceptions=True)
+        await self.link.stop()
+
+    async def open(self) -> None:
+        """Take jobs from now on."""
+        self._open = True
+        await self._change()
+
+    async def close(self) -> None:
+        """Take no more, and give back what has not begun; the rest is worked off and settled."""
+        self._open = False
+        await self._change()
+        self._give_back(time.monotonic())
+
+    def is_open(self, held: Held) -> bool:
+        """Whether its message can still be acked."""
+        return held.session is self._session
+
+    def settle(self, group: Sequence[Held]) -> None:
+        """Ack the messages of these."""
+        session = self._session
+        if session is not None:
+            self._ack(session, [h.tag for h in group if h.session is session and h.leased_at is None])
+
+    def _ack(self, session: Session, tags: list[int]) -> None:
+        if tags and session is self._session:
+            if not self._over:
+                asyncio.get_running_loop().call_later(ACK_DELAY_S, self._ack_all, session)
+            self._over += tags
+
+    def _ack_all(self, session: Session) -> None:
+        if session is self._session:
+            tags, self._over = self._over, []
+            self._send(self._ack_now(session, tags))
+
+    async def _ack_now(self, session: Session, tags: list[int]) -> None:
+        for tag, multiple in self._settling.settle(tags):
+            await session.ack(tag, multiple=multiple)
+
+    def _give_back(self, before: float) -> None:
+        session = self._session
+        found = self._jobs.forget(before)
+        if found and session is not None:
+            self._send(self._nack(session, [held.tag for held in found if held.session is session]))
+
+    async def _nack(self, session: Session, tags: list[int]) -> None:
+        for tag in tags:
+            if session is self._session and self._settling.given_back(tag):
+                await session.give_back(tag)
+
+    def _send(self, settling: Coroutine[Any, Any, None]) -> None:
+        async def sent() -> None:
+            with contextlib.suppress(Unavailable):  # the session is over: all of it is delivered again
+                await settling
+
+        task = asyncio.create_task(sent())
+        self._sending.add(task)
+        task.add_done_callback(self._sending.discard)
+
+    # --- session and consumers -------------------------------------------------------------------------
+
+    async def _on_setup(self, session: Session) -> None:
+        for queue in (*self._queues.values(), EXCEPTIONS):
+            await session.declare(queue)
+        self._session, self._settling, self._over, self._consumers = session, Settling(), [], []
+        if self._open:
+            await self._consume(session)
+
+    def _on_down(self) -> None:
+        self._session, self._consumers = None, []
+        self._jobs.forget(time.monotonic())
+
+    async def _change(self) -> None:
+        """Consumers as they are wanted now; a new prefetch needs new ones."""
+        async with self._changing:
+            session, consumers = self._session, self._consumers
+            if session is None:
+                return
+            with contextlib.suppress(Unavailable):
+                self._consumers = []
+                for consumer in consumers:
+                    await session.cancel(consumer)
+                if self._open and session is self._session:
+                    await self._consume(session)
+
+    async def _consume(self, session: Session) -> None:
+        self._prefetch = self._wanted()
+        for level, queue in self._queues.items():
+            consumer = await session.consume(queue, partial(self._on_job, level), prefetch=self._prefetch)
+            self._consumers.append(consumer)
+
+    def _wanted(self) -> int:
+        assert self._work is not None
+        return job_prefetch(
+            call_ms=self._work.stats.call_ms.value,
+            batch_mean=self._work.stats.batch.value,
+            calls=job_calls(self._work.in_flight),
+            batch=self._work.batch,
+        )
+
+    async def _retune(self) -> None:
+        while True:
+            await asyncio.sleep(RETUNE_S)
+            self._give_back(time.monotonic() - PATIENCE_S)
+            if self._consumers and worth_changing(self._prefetch, self._wanted()):
+                await self._change()
+
+    # --- messages --------------------------------------------------------------------------------------
+
+    def _on_job(self, level: Level, delivery: Delivery) -> Coroutine[Any, Any, None] | None:
+        session = self._session
+        assert session is not None
+        self._settling.delivered(delivery.tag)
+        try:
+            (frame,) = envelope.unpack(envelope.REQUESTS, delivery.body)
+            request = envelope.read_request(frame)
+        except ValueError as error:  # not an envelope, or not of one request
+            log.error("undecodable job", extra={"problem": str(error)})
+            return self._on_undecodable(session, delivery)
+        if delivery.redelivered:
+            REDELIVERED.inc()
+        now = time.monotonic()
+        known = self._jobs.held.get(request.id)
+        if known is None:
+            token = os.urandom(TOKEN_SIZE)
+            self._jobs.add(Held(request, level, session, delivery.tag, delivery.redelivered, token, now, now))
+        elif known.leased_at is None and not self.is_open(known):
+            # Its session had ended under it, and its message came back to us.
+            known.session, known.tag, known.delivered = session, delivery.tag, now
+        else:
+            JOBS.labels("dropped").inc()
+            self._ack(session, [delivery.tag])
+        return None
+
+    async def _on_undecodable(self, session: Session, delivery: Delivery) -> None:
+        await self._outbox.give_up(delivery.body, UNDECODABLE, delivery.reply_to, queue=delivery.routing_key)
+        self._ack(session, [delivery.tag])

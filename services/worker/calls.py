@@ -1,0 +1,65 @@
+"""What the calls of requests and of jobs have in common: their answers, and what is measured of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from services.worker.domain.split import Output, describe, split
+from services.worker.domain.stats import Stats
+from services.worker.metrics import CALL_SECONDS, CALL_SIZE
+from tidegate.protocol import envelope
+from tidegate.protocol.envelope import Reply, Request
+
+# Where a frame counts microseconds.
+MOST_US = 2**32 - 1
+
+
+class Waited(Protocol):
+    """A request in hand; ``received`` is on the worker's monotonic clock, in seconds."""
+
+    request: Request
+    received: float
+
+
+def answers(
+    group: Sequence[Waited], outputs: list[Output], started: float, spent: float
+) -> list[bytes | Reply]:
+    """A reply for each request, framed unless it is large; raises Mismatch when it cannot be divided."""
+    rows = sum(item.request.rows for item in group)
+    answer_rows, tensors = describe(outputs, rows)
+    if len(group) == 1:
+        parts = [[output.raw for output in outputs]]
+    else:
+        parts = split(outputs, [item.request.rows for item in group])
+    key = envelope.result_key(tensors)
+    compute_us, shared = min(int(spent * 1e6), MOST_US), len(group)
+    found: list[bytes | Reply] = []
+    for item, part in zip(group, parts, strict=True):
+        id_, attempt = item.request.id, item.request.attempt
+        rows = item.request.rows if answer_rows else 0
+        wait_us = min(int((started - item.received) * 1e6), MOST_US)
+        # For who takes many answers it is the first and, with the END behind it, the only one.
+        status = envelope.CHUNK if item.request.flags & envelope.STREAM else envelope.OK
+        if sum(map(len, part)) > envelope.LARGE:
+            reply = Reply(id_, status, attempt, 0, rows, wait_us, compute_us, shared, key, part)
+            found.append(reply)
+        else:
+            times = {"wait_us": wait_us, "compute_us": compute_us, "shared": shared}
+            found.append(envelope.reply_frame(id_, attempt, rows, key, part, status=status, **times))
+    return found
+
+
+def measure(stats: Stats, group: Sequence[Waited], started: float, spent: float) -> None:
+    """Take a call that went well into the statistics; times in seconds, ``started`` as ``received``."""
+    requests, rows, waited = len(group), 0, 0.0
+    for item in group:
+        rows += item.request.rows or 1
+        waited += started - item.received
+    stats.tally.answered(requests, rows, waited, spent)
+    stats.completed += requests
+    stats.busy_s += spent
+    stats.call_ms.add(spent * 1e3)
+    stats.batch.add(requests)
+    CALL_SECONDS.observe(spent)
+    CALL_SIZE.observe(requests)

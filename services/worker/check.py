@@ -1,0 +1,33 @@
+"""``python -m services.worker.check``: whether this machine, or image, has what a worker needs."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+from services.worker.adapters.triton_install import TritonInstall
+from services.worker.settings import WorkerSettings
+from tidegate.errors import Unavailable
+
+
+def main() -> int:
+    """Print the backends and the models' Python; 1 when a part is missing or does not run."""
+    settings = WorkerSettings()
+    try:
+        install = TritonInstall.find(settings.runtime_path, settings.triton_server, settings.triton_backends)
+    except Unavailable as error:
+        print(error.message, file=sys.stderr)
+        return 1
+    # Its libraries are looked up before it reads an option.
+    started = subprocess.run(
+        [str(install.server), "--help"], capture_output=True, text=True, env=install.environment({})
+    )
+    if "--model-repository" not in started.stdout + started.stderr:
+        print(f"{install.server} does not run: {started.stderr.strip()[-500:]}", file=sys.stderr)
+        return 1
+    print(f"{install.server}, backends {', '.join(sorted(install.backends()))}, models by {install.python}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,101 @@
+"""The jobs in hand, and which of them go into the next model call."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from services.worker.domain.backlog import Line, key_of
+from tidegate.protocol.envelope import CLAIM, Request
+from tidegate.protocol.jobs import LEVELS, WEIGHTS, Level
+
+
+@dataclass(slots=True, eq=False)
+class Held:
+    """A job in hand and its delivery. Times are on the worker's monotonic clock, in seconds.
+
+    ``received``: when it came; ``delivered``: when its last delivery did. ``attempt`` 0: it waits. ``lost``
+    is its attempt under which the model server died. ``leased_at``: when its record was last told that it is
+    ours, with no delivery. ``seen_at``: when its record was last read. ``over``: nothing is done for it any
+    more.
+    """
+
+    request: Request
+    level: Level
+    session: object
+    tag: int
+    redelivered: bool
+    token: bytes
+    received: float
+    delivered: float
+    begun: bool = False
+    attempt: int = 0
+    lost: int = 0
+    leased_at: float | None = None
+    seen_at: float = 0.0
+    over: bool = False
+
+    @property
+    def id(self) -> bytes:
+        """The job's id."""
+        return self.request.id
+
+
+# What a level that had nothing in hand may make up for, in rounds: its next job may be on its way.
+CREDIT = 1.0
+
+
+class JobBacklog:
+    """A line for each level. Levels are served by weight: none starves, and an idle one saves nothing up.
+
+    It is start-time fair queueing: the level that was served least, in jobs divided by its weight, is next.
+    """
+
+    def __init__(self) -> None:
+        self._lines: dict[Level, Line[Held]] = {level: Line(_key) for level in LEVELS}
+        self._served: dict[Level, float] = dict.fromkeys(LEVELS, 0.0)
+        self._clock = 0.0
+        self._count = 0
+
+    def __len__(self) -> int:
+        return self._count
+
+    def add(self, held: Held) -> None:
+        """Put a job into the line of its level."""
+        line = self._lines[held.level]
+        if not line:
+            self._served[held.level] = max(self._served[held.level], self._clock - CREDIT)
+        line.add(held)
+        self._count += 1
+
+    def take(self, max_rows: int) -> list[Held]:
+        """The next call: jobs of one key, up to ``max_rows`` rows, at least one job."""
+        waiting = [level for level in LEVELS if self._lines[level]]
+        if not waiting:
+            return []
+        first = min(waiting, key=lambda level: self._served[level])
+        self._clock = max(self._clock, self._served[first])
+        group = self._serve(first, self._lines[first].take(max_rows))
+        key, room = _key(group[0]), max_rows - sum(held.request.rows for held in group)
+        for level in LEVELS:
+            more = self._serve(level, self._lines[level].more(key, room))
+            room -= sum(held.request.rows for held in more)
+            group += more
+        return group
+
+    def remove(self, gone: Callable[[Held], bool]) -> list[Held]:
+        """Take out those that ``gone`` says; gives them."""
+        found = [held for line in self._lines.values() for held in line.remove(gone)]
+        self._count -= len(found)
+        return found
+
+    def _serve(self, level: Level, group: list[Held]) -> list[Held]:
+        self._served[level] += len(group) / WEIGHTS[level]
+        self._count -= len(group)
+        return group
+
+
+def _key(held: Held) -> bytes:
+    # What is in the blob store is large: one of those at a time.
+    request = held.request
+    return request.id + request.key if request.flags & CLAIM else key_of(held)

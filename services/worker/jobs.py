@@ -1,0 +1,305 @@
+"""A worker's jobs: taken in the record, run, their results recorded; only then are their messages acked.
+
+They run in the calls that requests leave free. Whatever happens here, the record decides: a job that is not
+ours any more (cancelled, expired, taken over) is let go, and a store that is away is asked again for ever.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any, Protocol
+
+from services.worker.adapters.model import Model
+from services.worker.calls import answers, measure
+from services.worker.domain.job_backlog import Held, JobBacklog
+from services.worker.domain.pace import jobs_ahead
+from services.worker.domain.split import Mismatch
+from services.worker.domain.stats import Stats
+from services.worker.job_results import End, JobResults
+from services.worker.metrics import JOBS
+from tidegate import tasks, telemetry
+from tidegate.errors import (
+    BadRequest,
+    DeadlinePassed,
+    ModelFailed,
+    PayloadTooLarge,
+    TidegateError,
+    Unavailable,
+)
+from tidegate.protocol.envelope import Undecodable
+from tidegate.protocol.jobs import Take
+from tidegate.store import JobStore
+
+log = telemetry.logger(__name__)
+
+# After the store or the model server failed, before the next try.
+REST_S = 0.5
+# Groups whose results are on their way to the store; with more, no new ones are taken.
+MOST_RECORDING = 16
+
+
+class Door(Protocol):
+    """Where the messages of jobs come from."""
+
+    def settle(self, group: Sequence[Held]) -> None:
+        """These are over: ack their messages."""
+
+    def is_open(self, held: Held) -> bool:
+        """Whether its message is still ours to ack."""
+
+
+class Jobs:
+    """Runs jobs. ``wake`` is called when there may be something to begin; ``held`` are all in hand, by id."""
+
+    def __init__(self, store: JobStore, results: JobResults, replica: str, *, max_rows: int) -> None:
+        self._store = store
+        self._results = results
+        self._replica = replica
+        self._max_rows = max_rows
+        self._model: Model | None = None
+        self._door: Door | None = None
+        self._backlog = JobBacklog()
+        self._taking: set[asyncio.Task[None]] = set()
+        self._ready: deque[list[Held]] = deque()
+        self._calls: dict[asyncio.Task[None], list[Held]] = {}
+        self._recording: set[asyncio.Task[None]] = set()
+        self._rests_until = 0.0
+        self.held: dict[bytes, Held] = {}
+        self.stats = Stats()
+        self.wake: Callable[[], None] = lambda: None
+
+    @property
+    def calling(self) -> int:
+        """Calls that are open."""
+        return len(self._calls)
+
+    def come_from(self, door: Door) -> None:
+        """Where the messages come from."""
+        self._door = door
+
+    def use(self, model: Model | None) -> None:
+        """The model to call from now on, or None while there is none."""
+        self._model = model
+        if model is not None:
+            self._rests_until = 0.0
+
+    def add(self, held: Held) -> None:
+        """Take a job in."""
+        self.held[held.id] = held
+        self._backlog.add(held)
+        self.wake()
+
+    def begin(self, room: int, limit: int) -> None:
+        """Open calls, ``room`` more and ``limit`` of jobs at most, and prepare the next ones."""
+        model = self._model
+        if model is None:
+            return
+        while self._ready and room > 0 and len(self._calls) < limit:
+            group = [held for held in self._ready.popleft() if not held.over]
+            if group:
+                room -= 1
+                task = asyncio.create_task(self._call(model, group))
+                self._calls[task] = group
+                task.add_done_callback(self._called)
+        most = limit + jobs_ahead(limit, self.stats.call_ms.value)
+        while len(self._backlog) and len(self._calls) + len(self._ready) + len(self._taking) < most:
+            if len(self._recording) >= MOST_RECORDING or time.monotonic() < self._rests_until:
+                return
+            group = self._backlog.take(self._max_rows)
+            self._track(self._taking, self._take(group), group)
+
+    def cancel(self, ids: Sequence[bytes]) -> None:
+        """Nobody wants these: what runs is ended in the model server; what waits is found over when taken."""
+        for id_ in ids:
+            held = self.held.get(id_)
+            if held is not None and held.begun and held.attempt and not held.over:
+                self._record([End(held, "cancelled")])
+                self._let_go(held)
+
+    def lose(self, held: Held) -> None:
+        """The record says that a job is not ours any more."""
+        if self.held.get(held.id) is held:
+            JOBS.labels("lost").inc()
+            self._let_go(held)
+            self._done([held])
+
+    def forget(self, before: float) -> list[Held]:
+        """Forget what waits since before a time of the worker's monotonic clock; gives it."""
+        found = self._backlog.remove(lambda held: held.received <= before and not held.attempt)
+        for held in found:
+            self._drop(held)
+        return found
+
+    async def stop(self) -> None:
+        """Stop at once; what is in hand comes to others, by its message or when its lease is given up."""
+        await tasks.end(*self._taking, *self._calls, *self._recording)
+
+    # --- take, call, record ----------------------------------------------------------------------------
+
+    async def _take(self, group: list[Held]) -> None:
+        group = [held for held in group if not held.over]
+        for held in group:
+            held.begun = True
+        try:
+            found = await self._store.take([self._claim(held) for held in group])
+        except Unavailable as error:
+            log.warning("jobs wait for the store", extra={"problem": error.message})
+            self._put_back(group)
+            return
+        live: list[Held] = []
+        for held, taken in zip(group, found, strict=True):
+            if taken.outcome == "run" and not held.over:
+                held.attempt, held.seen_at = taken.attempt, time.monotonic()
+                held.request = held.request._replace(attempt=min(taken.attempt, 255))
+                live.append(held)
+            else:
+                JOBS.labels("dropped" if taken.outcome == "drop" else taken.outcome).inc()
+                self._done([held])
+        live = [held for held in live if await self._fetched(held)]
+        # What was lost before may have killed its worker: it takes no neighbour with it.
+        together = [held for held in live if held.attempt == 1]
+        self._ready.extend([*([together] if together else []), *([h] for h in live if h.attempt > 1)])
+        self.wake()
+
+    def _claim(self, held: Held) -> Take:
+        return Take(
+            held.id,
+            self._replica,
+            held.redelivered,
+            held.request.attempt,
+            token=held.token,
+            lost=held.lost,
+        )
+
+    async def _fetched(self, held: Held) -> bool:
+        """Whether its tensors are here; if they cannot be had the job has failed."""
+        try:
+            held.request = await self._results.fetched(held.request)
+        except Unavailable as error:
+            self._record([End(held, "failed", error=error)])
+            return False
+        return True
+
+    def _put_back(self, group: list[Held]) -> None:
+        assert self._door is not None
+        for held in group:
+            held.begun = False
+            if held.attempt or self._door.is_open(held):
+                self._backlog.add(held)
+            else:
+                self._drop(held)  # its session ended meanwhile: it comes again
+        self._rest()
+
+    def _rest(self) -> None:
+        self._rests_until = time.monotonic() + REST_S
+        asyncio.get_running_loop().call_later(REST_S, self.wake)
+
+    async def _call(self, model: Model, group: list[Held]) -> None:
+        started = time.monotonic()
+        timeout_s = max(max(held.request.deadline_ms for held in group) / 1e3 - time.time(), 0.001)
+        try:
+            outputs = await model.call([held.request for held in group], timeout_s, _told(group))
+            spent = time.monotonic() - started
+            replies = answers(group, outputs, started, spent)
+        except (BadRequest, ModelFailed, PayloadTooLarge, Mismatch, Undecodable) as error:
+            await self._on_model_error(model, group, error)
+        except DeadlinePassed:
+            self._record([End(held, "expired") for held in group])
+        except Unavailable as error:
+            self._on_lost(group, error)
+        except Exception as error:
+            log.exception("a job's call failed unexpectedly")
+            await self._on_model_error(model, group, ModelFailed(f"the job could not be run: {error!r}"))
+        else:
+            measure(self.stats, group, started, spent)
+            waits = [started - held.received for held in group]
+            ends = zip(group, replies, waits, strict=True)
+            shared = len(group)
+            self._record([End(h, "succeeded", reply, None, wait, spent, shared) for h, reply, wait in ends])
+
+    async def _on_model_error(self, model: Model, group: list[Held], error: Exception) -> None:
+        """A bad job must not fail its neighbours: each is tried alone; a single one has failed."""
+        if len(group) > 1:
+            for held in group:
+                if not held.over:
+                    await self._call(model, [held])
+            return
+        self.stats.failed += 1
+        self.stats.tally.failed(1, time.monotonic() - group[0].received)
+        told = error if isinstance(error, TidegateError) else ModelFailed(str(error))
+        self._record([End(group[0], "failed", error=told)])
+
+    def _on_lost(self, group: list[Held], error: TidegateError) -> None:
+        """The model server died under them: another attempt, here, when it is back."""
+        log.warning("jobs lost their model server", extra={"jobs": len(group), "problem": error.message})
+        for held in group:
+            if not held.over:
+                held.lost, held.begun = held.attempt, False
+                self._backlog.add(held)
+        self._rest()
+
+    def _called(self, task: asyncio.Task[None]) -> None:
+        group = self._calls.pop(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("a job's call ended unexpectedly", exc_info=error)
+            self._on_lost(group, ModelFailed(repr(error)))
+        self.wake()
+
+    def _record(self, ends: list[End]) -> None:
+        """Write down how attempts ended, beside the next calls."""
+        fresh = [end for end in ends if not end.held.over]
+        for end in fresh:
+            end.held.over = True
+        if fresh:
+            self._track(self._recording, self._recorded(fresh), [end.held for end in fresh])
+
+    async def _recorded(self, ends: list[End]) -> None:
+        for end, ours in zip(ends, await self._results.record(ends), strict=True):
+            JOBS.labels(end.state if ours else "lost").inc()
+        self._done([end.held for end in ends])
+
+    # --- what is in hand -------------------------------------------------------------------------------
+
+    def _let_go(self, held: Held) -> None:
+        """Nothing is computed for it any more; a call ends when that is so for all of its jobs."""
+        held.over = True
+        for task, group in self._calls.items():
+            if held in group and all(one.over for one in group):
+                task.cancel()
+
+    def _done(self, group: list[Held]) -> None:
+        assert self._door is not None
+        for held in group:
+            held.over = True
+            self._drop(held)
+        self._door.settle(group)
+        self.wake()
+
+    def _drop(self, held: Held) -> None:
+        if self.held.get(held.id) is held:
+            del self.held[held.id]
+
+    def _track(
+        self, where: set[asyncio.Task[None]], work: Coroutine[Any, Any, None], group: list[Held]
+    ) -> None:
+        def ended(task: asyncio.Task[None]) -> None:
+            where.discard(task)
+            if not task.cancelled() and (error := task.exception()) is not None:
+                # Not settled and not leased any more: it comes again, as another attempt.
+                log.error("jobs were not handled", exc_info=error)
+                for held in group:
+                    held.over = True
+                    self._drop(held)
+            self.wake()
+
+        task = asyncio.create_task(work)
+        where.add(task)
+        task.add_done_callback(ended)
+
+
+def _told(group: list[Held]) -> dict[str, str]:
+    """What the model may know of its jobs, in the order of their rows."""
+    return {"tidegate_jobs": ",".join(f"{h.id.hex()}:{h.attempt}:{h.request.rows}" for h in group)}

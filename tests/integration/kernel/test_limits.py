@@ -1,0 +1,126 @@
+"""The accounts of callers in the real store: what processes may hold together is never more than the limit."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import pytest
+
+from tidegate.protocol.access import Allowance
+from tidegate.protocol.limits import Ask, Given, Holding, Used
+from tidegate.store.limits import LimitStore
+
+DAY, MONTH = "2026-01-31", "2026-01"
+
+
+class Account:
+    """One caller's account, asked by processes a, b, ..."""
+
+    def __init__(self, store: LimitStore, principal: str, allowance: Allowance) -> None:
+        self.store = store
+        self.principal = principal
+        self.allowance = allowance
+
+    async def __call__(self, process: str, day: str = DAY, **holdings: tuple[int, int]) -> Given:
+        held = {name: Holding(*pair) for name, pair in holdings.items()}
+        ask = Ask(self.principal, self.allowance, day, day[:7], **held)
+        return (await self.store.settle(process, [ask]))[0]
+
+
+@pytest.fixture
+async def store(valkey_url) -> AsyncIterator[LimitStore]:
+    found = LimitStore.connect(valkey_url)
+    yield found
+    await found.close()
+
+
+@pytest.fixture
+def account(store, fresh):
+    # So slow that nothing comes in while a test runs.
+    def make(rate: float | None = 1e-6, **limits) -> Account:
+        return Account(store, fresh("key"), Allowance(rate=rate, **limits))
+
+    return make
+
+
+async def test_a_bucket_is_shared(account):
+    settle = account(burst=10)
+    assert (await settle("a", rate=(0, 6))).rate == 6
+    assert (await settle("b", rate=(0, 6))).rate == 4
+    empty = await settle("c", rate=(0, 6))
+    assert (empty.rate, empty.rate_left) == (0, 0)
+    assert empty.wait_ms > 1e8
+    assert (await settle("a", rate=(6, 1))).rate == 1, "five go back"
+    assert (await settle("c", rate=(0, 6))).rate == 5
+
+
+async def test_what_was_lent_is_charged(account):
+    settle = account(burst=10)
+    assert (await settle("a", rate=(-4, 1))).rate_left == 5
+    assert (await settle("b", rate=(-7, 5))).rate == 0
+    assert (await settle("b", rate=(0, 5))).wait_ms > 2.9e9, "two are owed, a third is wanted"
+
+
+async def test_a_bucket_fills_no_higher_than_its_burst_and_what_is_held(account):
+    settle = account(rate=1000, burst=20)
+    assert (await settle("a", rate=(0, 15))).rate == 15
+    await asyncio.sleep(0.05)
+    assert (await settle("b", rate=(0, 20))).rate == 5, "15 are still held"
+    await settle("a", rate=(0, 0))
+    await settle("b", rate=(0, 0))
+    await asyncio.sleep(0.05)
+    assert (await settle("b", rate=(0, 50))).rate == 20
+
+
+async def test_who_is_silent_for_long_holds_nothing(account, store, until):
+    settle = account(concurrency=3, rate=None)
+    assert (await settle("a", slots=(0, 3))).slots == 3
+    assert (await settle("b", slots=(0, 1))).slots == 0
+
+    async def freed() -> bool:
+        return (await settle("b", slots=(0, 3))).slots == 3
+
+    await until(freed)  # five seconds: the process is gone, and its requests with it
+
+
+async def test_slots_are_shared_and_who_lacks_them_is_seen(account):
+    settle = account(concurrency=4, rate=None)
+    first = await settle("a", slots=(1, 3))
+    assert (first.slots, first.tight) == (3, False)
+    second = await settle("b", slots=(0, 3))
+    assert (second.slots, second.tight) == (1, True)
+    assert (await settle("a", slots=(1, 1))).tight, "so that it gives back what it does not need"
+    assert (await settle("b", slots=(1, 3))).slots == 3
+    assert (await settle("a", slots=(2, 2))).slots == 2, "what runs runs, also beyond the limit"
+
+
+async def test_quotas_count_and_begin_anew(account):
+    settle = account(day=10, month=15, rate=None)
+    given = await settle("a", of_day=(0, 8), of_month=(0, 8))
+    assert (given.of_day, given.day_left, given.of_month, given.month_left) == (8, 2, 8, 7)
+    given = await settle("b", of_day=(0, 8), of_month=(-2, 8))
+    assert (given.of_day, given.of_month) == (2, 5)
+    given = await settle("a", day="2026-02-01", of_day=(0, 3), of_month=(0, 3))
+    assert (given.of_day, given.day_left, given.month_left) == (3, 7, 12)
+    late = await settle("b", of_day=(0, 8), of_month=(0, 0))
+    assert late.of_day == 7, "a clock that is behind does not bring yesterday back"
+
+
+async def test_counts_are_seeded_once(account, store):
+    settle = account(day=10, month=100, rate=None)
+    assert not (await settle("a", of_day=(0, 2), of_month=(0, 2))).seeded
+    for _ in range(2):
+        await store.seed(Used(settle.principal, DAY, MONTH, of_day=5, of_month=50))
+    given = await settle("a", of_day=(2, 9), of_month=(2, 2))
+    assert given.seeded
+    assert (given.of_day, given.day_left, given.month_left) == (5, 0, 48)
+    await store.seed(Used(settle.principal, "2026-01-30", MONTH, of_day=5, of_month=50))
+    assert (await settle("a", of_day=(5, 5))).day_left == 0
+
+
+async def test_many_accounts_in_one_call(account, store):
+    ones = [account(burst=n) for n in (1, 2, 3)]
+    asks = [Ask(one.principal, one.allowance, DAY, MONTH, rate=Holding(0, 5)) for one in ones]
+    assert [given.rate for given in await store.settle("a", asks)] == [1, 2, 3]
+    assert await store.settle("a", []) == []

@@ -1,0 +1,275 @@
+"""A worker without Triton, for jobs: its real doors, the real broker and job store, around a small model."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pytest
+
+from services.worker.api import jobs as door_module
+from services.worker.api.jobs import JobMessages
+from services.worker.api.outbox import Outbox
+from services.worker.api.requests import Requests
+from services.worker.domain.split import Output
+from services.worker.job_results import JobResults
+from services.worker.jobs import Jobs
+from services.worker.leases import Leases
+from services.worker.work import Work
+from tidegate.blobs import Blobs
+from tidegate.broker import Link, Session
+from tidegate.claims import Claims
+from tidegate.errors import BadRequest
+from tidegate.protocol import envelope
+from tidegate.protocol.envelope import Request, Tensor
+from tidegate.protocol.jobs import LEVELS, Job, Level, NewJob, new_id
+from tidegate.protocol.tensors import DATATYPES
+from tidegate.store import JobStore
+from tidegate.topology import CANCELS, jobs_queue, requests_queue
+
+FP32 = DATATYPES["FP32"]
+CLAIM_ABOVE = 64 * 1024
+
+
+class Doubler:
+    """A model: twice ``x``. Takes no negative numbers. ``open`` lets calls through, ``fail`` may raise."""
+
+    def __init__(self) -> None:
+        self.open = asyncio.Event()
+        self.open.set()
+        self.fail: Callable[[list[Request]], None] = lambda _: None
+        self.calls: list[list[bytes]] = []
+        self.told: list[Mapping[str, str] | None] = []
+        self.cancelled = 0
+
+    async def call(
+        self, requests: list[Request], timeout_s: float, parameters: Mapping[str, str] | None = None
+    ) -> list[Output]:
+        assert timeout_s > 0
+        self.calls.append([request.id for request in requests])
+        self.told.append(parameters)
+        try:
+            await self.open.wait()
+        except asyncio.CancelledError:
+            self.cancelled += 1
+            raise
+        self.fail(requests)
+        x = np.frombuffer(b"".join(r.data[0] for r in requests), "<f4")
+        if (x < 0).any():
+            raise BadRequest("a negative number")
+        rows = sum(request.rows for request in requests)
+        shape = (rows, x.size // rows) if rows else (x.size,)
+        return [Output("y", "FP32", shape, (x * 2).astype("<f4").tobytes())]
+
+
+def frame(id: bytes, *numbers: float, expires_ms: int, batched: bool = True, **given: Any) -> bytes:
+    """A request of one row."""
+    key = envelope.call_key((Tensor("x", FP32, (len(numbers),)),), (), {})
+    data: list[Any] = given.pop("data", [np.array(numbers, "<f4").tobytes()])
+    return envelope.request_frame(id, expires_ms, 1 if batched else 0, key, data, **given)
+
+
+class Shop:
+    """A gateway in miniature: accepts jobs and publishes their messages."""
+
+    def __init__(self, url: str, store: JobStore, deployment: str) -> None:
+        self.store = store
+        self.deployment = deployment
+        self.link = Link(url, "shop", self._setup)
+
+    @property
+    def session(self) -> Session:
+        assert self.link.session is not None
+        return self.link.session
+
+    def new(self, *numbers: float, level: Level = "normal", ttl_s: float = 60.0, **given: Any) -> NewJob:
+        now = int(time.time() * 1e3)
+        id_, expires_ms = new_id(now, os.urandom(10)), now + int(ttl_s * 1e3)
+        safe = given.pop("retry_safe", True)
+        flags = given.pop("flags", 0) | (envelope.RETRY_SAFE if safe else 0)
+        raw = frame(id_, *(numbers or (1.0, 2.0)), expires_ms=expires_ms, flags=flags, **given)
+        return NewJob(
+            id=id_,
+            frame=raw,
+            model="doubler",
+            endpoint="doubler",
+            deployment=self.deployment,
+            version=1,
+            principal="anonymous",
+            created_ms=now,
+            expires_ms=expires_ms,
+            level=level,
+            retry_safe=safe,
+        )
+
+    async def publish(self, new: NewJob, raw: bytes | None = None) -> None:
+        body = envelope.pack(envelope.REQUESTS, [raw or new.frame])
+        queue = jobs_queue(self.deployment, new.level)
+        await self.session.publish(body, routing_key=queue.name, mandatory=True, persistent=True)
+
+    async def submit(self, *numbers: float, **given: Any) -> bytes:
+        """A job on its way; gives its id."""
+        new = self.new(*numbers, **given)
+        await self.store.accept(new)
+        await self.publish(new)
+        await self.store.queued([new.id])
+        return new.id
+
+    async def job(self, id_: bytes) -> Job:
+        found = await self.store.get(id_)
+        assert found is not None
+        return found
+
+    async def is_in(self, state: str, *ids: bytes) -> bool:
+        return all([(await self.job(id_)).state == state for id_ in ids])
+
+    async def result(self, id_: bytes) -> list[float]:
+        raw = await self.store.result(id_)
+        assert raw is not None
+        values: list[float] = np.frombuffer(envelope.read_reply(raw).data[0], "<f4").tolist()
+        return values
+
+    async def waiting(self) -> int:
+        """Messages that wait in the queues; those that a consumer holds do not count."""
+        return sum([await self.session.depth(jobs_queue(self.deployment, level)) for level in LEVELS])
+
+    async def cancel(self, id_: bytes) -> None:
+        await self.session.publish(
+            envelope.pack(envelope.CANCELS, [id_]), exchange=CANCELS.name, routing_key=""
+        )
+
+    async def _setup(self, session: Session) -> None:
+        await session.declare(CANCELS)
+        for level in LEVELS:
+            await session.declare(jobs_queue(self.deployment, level))
+
+
+@dataclass
+class Worker:
+    """What ``services.worker.life`` puts together, less Triton."""
+
+    model: Doubler
+    outbox: Outbox
+    requests: Requests
+    work: Work
+    jobs: Jobs
+    messages: JobMessages
+    leases: Leases
+
+    async def die(self) -> None:
+        """As by SIGKILL: the connections break, nothing is settled or given up."""
+        self.jobs.held.clear()
+        await self.messages.link.stop()
+        await self.stop()
+
+    async def stop(self) -> None:
+        """The order of ``life.Life.stop``."""
+        await self.work.stop()
+        await self.leases.stop()
+        await self.messages.stop()
+        await self.requests.stop()
+        await self.outbox.link.stop()
+
+
+@pytest.fixture(autouse=True)
+def patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What waits at a worker stays there, however slow this machine is."""
+    monkeypatch.setattr(door_module, "PATIENCE_S", 60.0)
+
+
+@pytest.fixture
+async def store(jobs_url) -> AsyncIterator[JobStore]:
+    found = JobStore.connect(jobs_url)
+    yield found
+    await found.close()
+
+
+@pytest.fixture
+async def shop(rabbitmq_url, store, fresh) -> AsyncIterator[Shop]:
+    """A gateway at work, for a Deployment of this test's own."""
+    found = Shop(rabbitmq_url, store, fresh("doubler"))
+    async with found.link:
+        await found.link.wait_up(20)
+        yield found
+
+
+@pytest.fixture
+def blobs(tmp_path) -> Iterator[Blobs]:
+    found = Blobs(f"file://{tmp_path / 'blobs'}")
+    yield found
+    found.close()
+
+
+@pytest.fixture
+def claims(blobs) -> Claims:
+    return Claims(blobs, CLAIM_ABOVE)
+
+
+@pytest.fixture
+async def start(
+    rabbitmq_url, jobs_url, shop, fresh, claims
+) -> AsyncIterator[Callable[..., Awaitable[Worker]]]:
+    """Starts a worker and stops it after the test."""
+    async with AsyncExitStack() as stack:
+
+        async def started(
+            *,
+            max_rows: int = 8,
+            instances: int = 1,
+            url: str = rabbitmq_url,
+            store_url: str = jobs_url,
+            ack_timeout_s: float = 1800.0,
+            serving: bool = True,
+            call_ms: float | None = None,
+        ) -> Worker:
+            queue, replica = requests_queue(shop.deployment), fresh("doubler-0")
+            store = JobStore.connect(store_url)
+            stack.push_async_callback(store.close)
+            outbox = Outbox(rabbitmq_url, queue, claims)
+            requests = Requests(rabbitmq_url, queue, replica, outbox, claims=claims, fetch_bytes=2**30)
+            jobs = Jobs(store, JobResults(store, claims, keep_s=60), replica, max_rows=max_rows)
+            if call_ms is not None:
+                jobs.stats.call_ms.add(call_ms)
+            messages = JobMessages(url, shop.deployment, outbox, jobs)
+            jobs.come_from(messages)
+            leases = Leases(store, jobs, messages, replica, ack_timeout_s=ack_timeout_s)
+            work = Work(
+                outbox, requests.settle, max_rows=max_rows, window_s=0.0, instances=instances, jobs=jobs
+            )
+            worker = Worker(Doubler(), outbox, requests, work, jobs, messages, leases)
+            requests.feed(work)
+            if serving:
+                work.use(worker.model)  # type: ignore[arg-type]  # a model of the same shape
+            outbox.link.start()
+            work.start()
+            requests.start()
+            messages.start(work)
+            leases.start()
+            stack.push_async_callback(worker.stop)
+            for link in (outbox.link, requests.link, messages.link):
+                await link.wait_up(20)
+            await requests.open()
+            await messages.open()
+            return worker
+
+        yield started
+
+
+@pytest.fixture
+def nothing_is_left(shop, until) -> Callable[[Worker], Awaitable[None]]:
+    """``await nothing_is_left(worker)``: it has settled all it got, as the broker sees it."""
+
+    async def checked(worker: Worker) -> None:
+        await until(lambda: worker.messages.unsettled == 0 and not worker.jobs.held)
+        await worker.die()
+        for level in LEVELS:
+            # The worker's connection is gone, so what it had not settled would be there again.
+            assert await shop.session.depth(jobs_queue(shop.deployment, level)) == 0
+
+    return checked

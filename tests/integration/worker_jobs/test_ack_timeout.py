@@ -1,0 +1,54 @@
+"""A job that takes longer than the broker lets a message be held, on a broker that closes channels for it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Iterator
+
+import pytest
+
+from tidegate.broker import Link
+from tidegate.stack.standalone import rabbitmq_running
+from tidegate.topology import Queue
+
+pytestmark = pytest.mark.integration
+
+ACK_TIMEOUT_S = 2.0
+
+
+@pytest.fixture(scope="module")
+def rabbitmq_url(tmp_path_factory) -> Iterator[str]:
+    """A broker that is impatient, and looks for what was held too long all the time."""
+    folder = tmp_path_factory.mktemp("impatient")
+    (folder / "data").mkdir()
+    (folder / "data" / "advanced.config").write_text("[{rabbit, [{channel_tick_interval, 1000}]}].\n")
+    with rabbitmq_running(folder, ack_timeout_s=ACK_TIMEOUT_S) as url:
+        yield url
+
+
+async def test_a_long_job_is_leased(start, shop, rabbitmq_url, until, nothing_is_left):
+    """Another consumer holds a message without acking it: when the broker has closed its channel, the job's
+    would be closed too."""
+    queue = Queue(f"impatient-{os.urandom(4).hex()}")
+    downs: list[None] = []
+
+    async def setup(session):
+        await session.declare(queue)
+        await session.consume(queue, lambda delivery: None, prefetch=1)
+
+    worker = await start(max_rows=0, ack_timeout_s=ACK_TIMEOUT_S)
+    worker.model.open.clear()
+    session = worker.messages.link.session
+    async with Link(rabbitmq_url, "holder", setup, lambda: downs.append(None)) as holder:
+        await (await holder.wait_up(20)).publish(b"held", routing_key=queue.name)
+        id_ = await shop.submit()
+        await until(lambda: downs, "the broker closes the channel of one that holds a message", 60)
+    await until(lambda: len(worker.jobs.held) == 1 and worker.messages.unsettled == 0)
+    await asyncio.sleep(ACK_TIMEOUT_S)
+    assert worker.messages.link.session is session
+    worker.model.open.set()
+    await until(lambda: shop.is_in("succeeded", id_))
+    job = await shop.job(id_)
+    assert (job.attempt, len(worker.model.calls)) == (1, 1)
+    await nothing_is_left(worker)

@@ -1,0 +1,240 @@
+"""Jobs at a worker: run once, recorded before they are settled, beside those who wait for an answer."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections import Counter
+
+import pytest
+from prometheus_client import REGISTRY
+
+from services.worker.api import jobs as door_module
+from services.worker.domain.backlog import Item, Parcel
+from tidegate.broker import Link
+from tidegate.protocol import envelope
+from tidegate.topology import EXCEPTIONS, jobs_queue
+
+pytestmark = pytest.mark.integration
+
+
+async def test_a_job_from_message_to_record(start, shop, until, nothing_is_left):
+    worker = await start()
+    id_ = await shop.submit(1.5, 2.0)
+    await until(lambda: shop.is_in("succeeded", id_))
+    job = await shop.job(id_)
+    assert (job.attempt, job.error) == (1, None)
+    assert job.wait_us >= 0 < job.compute_us
+    assert await shop.result(id_) == [3.0, 4.0]
+    assert worker.model.told == [{"tidegate_jobs": f"{id_.hex()}:1:1"}]
+    assert worker.jobs.stats is worker.work.stats
+    assert worker.work.stats.completed == 1
+    await nothing_is_left(worker)
+
+
+async def test_jobs_share_calls(start, shop, until, nothing_is_left):
+    ids = [await shop.submit(float(n), 0.0) for n in range(40)]
+    worker = await start(max_rows=8)
+    await until(lambda: shop.is_in("succeeded", *ids))
+    assert [await shop.result(id_) for id_ in ids] == [[2.0 * n, 0.0] for n in range(40)]
+    assert sorted(id_ for call in worker.model.calls for id_ in call) == sorted(ids), "each ran once"
+    assert len(worker.model.calls) < 40
+    await nothing_is_left(worker)
+
+
+async def test_a_message_too_many(start, shop, until, nothing_is_left):
+    def dropped() -> float:
+        return REGISTRY.get_sample_value("tidegate_worker_jobs_total", {"outcome": "dropped"}) or 0.0
+
+    worker, before = await start(), dropped()
+    new = shop.new()
+    await shop.store.accept(new)
+    await asyncio.gather(*(shop.publish(new) for _ in range(5)))
+    await until(lambda: shop.is_in("succeeded", new.id))
+    await shop.publish(new)
+    await until(lambda: dropped() == before + 5)
+    await nothing_is_left(worker)
+    assert worker.model.calls == [[new.id]]
+
+
+async def test_a_bad_job_does_not_fail_its_neighbours(start, shop, until, nothing_is_left):
+    worker = await start(serving=False)
+    good, bad = await shop.submit(1.0, 1.0), await shop.submit(-1.0, 1.0)
+    await until(lambda: len(worker.jobs.held) == 2)
+    worker.work.use(worker.model)
+    await until(lambda: shop.is_in("succeeded", good))
+    await until(lambda: shop.is_in("failed", bad))
+    assert (await shop.job(bad)).error == {"reason": "bad_request", "message": "a negative number"}
+    assert worker.model.calls[0] == [good, bad]
+    await nothing_is_left(worker)
+
+
+async def test_levels_by_weight(start, shop, until):
+    """All wait; each level is taken by its weight, so the lowest does not starve."""
+    levels = {}
+    for level in ("low", "normal", "high"):
+        for _ in range(40):
+            levels[await shop.submit(level=level)] = level
+    worker = await start(max_rows=0, serving=False, call_ms=1.0)
+    await until(lambda: len(worker.jobs.held) == 120)
+    worker.work.use(worker.model)
+    await until(lambda: shop.is_in("succeeded", *levels))
+    order = [levels[call[0]] for call in worker.model.calls]
+    assert len(order) == 120
+    assert Counter(order[:42]) == {"high": 32, "normal": 8, "low": 2}
+
+
+async def test_who_waits_for_an_answer_goes_first(start, shop, until):
+    worker = await start(max_rows=0, serving=False)
+    ids = [await shop.submit() for _ in range(2)]
+    await until(lambda: worker.jobs.held)
+    raw = envelope.request_frame(os.urandom(16), int(time.time() * 1e3) + 60_000, 0, *_key_and_data())
+    item = Item(envelope.read_request(raw), Parcel(None, 0, "nobody", 1), time.monotonic())
+    worker.work.add(item)
+    worker.work.use(worker.model)
+    await until(lambda: shop.is_in("succeeded", *ids))
+    assert worker.model.calls[0] == [item.request.id]
+    assert len(worker.model.calls) == 3
+
+
+async def test_a_long_job_leaves_a_place_for_who_waits(start, shop, until):
+    worker = await start(max_rows=0, instances=1)
+    worker.model.open.clear()
+    ids = [await shop.submit() for _ in range(5)]
+    await until(lambda: worker.model.calls)
+    raw = envelope.request_frame(os.urandom(16), int(time.time() * 1e3) + 60_000, 0, *_key_and_data())
+    worker.work.add(Item(envelope.read_request(raw), Parcel(None, 0, "nobody", 1), time.monotonic()))
+    await until(lambda: len(worker.model.calls) == 2)
+    assert [raw[:16]] in worker.model.calls
+    worker.model.open.set()
+    await until(lambda: shop.is_in("succeeded", *ids))
+
+
+async def test_what_is_held_up_is_given_back(start, shop, until, monkeypatch):
+    """A job that waits behind a long one goes to a replica that is free."""
+    monkeypatch.setattr(door_module, "PATIENCE_S", 0.2)
+    monkeypatch.setattr(door_module, "RETUNE_S", 0.1)
+    busy = await start(max_rows=0)
+    busy.model.open.clear()
+    long, *others = [await shop.submit() for _ in range(6)]
+    await until(lambda: busy.model.calls == [[long]])
+    free = await start(max_rows=0)
+    await until(lambda: shop.is_in("succeeded", *others))
+    assert sorted(call[0] for call in free.model.calls) == sorted(others)
+    busy.model.open.set()
+    await until(lambda: shop.is_in("succeeded", long))
+
+
+async def test_closing_gives_back_what_waits_and_finishes_what_runs(start, shop, until, nothing_is_left):
+    worker = await start(max_rows=0)
+    worker.model.open.clear()
+    runs, waits = await shop.submit(), await shop.submit()
+    await until(lambda: worker.model.calls == [[runs]])
+    await worker.messages.close()
+
+    async def one_waits() -> bool:
+        return await shop.waiting() == 1
+
+    await until(one_waits)
+    assert set(worker.jobs.held) == {runs}
+    worker.model.open.set()
+    await until(lambda: shop.is_in("succeeded", runs))
+    assert await shop.is_in("queued", waits)
+    await worker.messages.open()
+    await until(lambda: shop.is_in("succeeded", waits))
+    await nothing_is_left(worker)
+
+
+async def test_cancelling(start, shop, until, nothing_is_left):
+    worker = await start(max_rows=0)
+    worker.model.open.clear()
+    runs, waits = await shop.submit(), await shop.submit()
+    await until(lambda: worker.model.calls == [[runs]])
+    for id_ in (waits, runs):
+        assert (await shop.store.cancel(id_)).state == "cancelled"
+        await shop.cancel(id_)
+    await until(lambda: worker.model.cancelled == 1)
+    worker.model.open.set()
+    await nothing_is_left(worker)
+    assert worker.model.calls == [[runs]]
+    assert await shop.is_in("cancelled", runs, waits)
+    assert [event.state for event in await shop.store.log(runs)][-2:] == ["running", "cancelled"]
+
+
+async def test_expired_before_it_ran(start, shop, until, nothing_is_left):
+    worker = await start(serving=False)
+    id_ = await shop.submit(ttl_s=0.05)
+    await until(lambda: worker.jobs.held)
+    await asyncio.sleep(0.06)
+    worker.work.use(worker.model)
+    await until(lambda: shop.is_in("expired", id_))
+    await nothing_is_left(worker)
+    assert worker.model.calls == []
+
+
+async def test_large_requests_and_results(start, shop, until, claims, nothing_is_left):
+    worker = await start()
+    numbers = [float(n % 100) for n in range(100_000)]
+    given = shop.new(*numbers)
+    request = envelope.read_request(given.frame)
+    claim = await claims.give(request.data, 60, durable=True)
+    id_ = await shop.submit(*numbers, data=[claim], flags=envelope.CLAIM)
+    await until(lambda: shop.is_in("succeeded", id_))
+    raw = await shop.store.result(id_)
+    assert len(raw) < 1000, "a record is no place for what is large"
+    reply = envelope.read_reply(raw)
+    assert reply.claimed
+    (data,) = await claims.redeem(reply.data)
+    assert len(data) == 400_000
+    assert (await shop.job(id_)).result_size == len(raw)
+    await nothing_is_left(worker)
+
+
+async def test_tensors_that_are_not_there(start, shop, until, claims, blobs, monkeypatch, nothing_is_left):
+    from services.worker import job_results
+
+    monkeypatch.setattr(job_results, "BACKOFF_S", (0.001, 0.01))
+    worker = await start()
+    claim = await claims.give([b"\0" * 8], 60)
+    await claims.drop(claim)
+    id_ = await shop.submit(data=[claim], flags=envelope.CLAIM)
+    await until(lambda: shop.is_in("failed", id_))
+    assert (await shop.job(id_)).error["reason"] == "unavailable"
+    await nothing_is_left(worker)
+
+
+async def test_what_is_no_job(start, shop, rabbitmq_url, until, nothing_is_left):
+    got = []
+
+    async def setup(session):
+        async def on_delivery(delivery):
+            got.append(delivery)
+            await session.ack(delivery.tag)
+
+        await session.declare(EXCEPTIONS)
+        await session.consume(EXCEPTIONS, on_delivery, prefetch=100)
+
+    worker = await start()
+    queue = jobs_queue(shop.deployment, "high").name
+    two = envelope.pack(envelope.REQUESTS, [shop.new().frame, shop.new().frame])
+    async with Link(rabbitmq_url, "letters", setup) as link:
+        await link.wait_up(20)
+        for body in (b"no envelope", two):
+            await shop.session.publish(body, routing_key=queue, persistent=True)
+        await until(lambda: len([d for d in got if d.headers["queue"] == queue]) == 2)
+    assert {delivery.headers["cause"] for delivery in got} == {"undecodable"}
+    await nothing_is_left(worker)
+
+
+def _key_and_data():
+    read = envelope.read_request(
+        envelope.request_frame(
+            b"x" * 16,
+            0,
+            0,
+            envelope.call_key((envelope.tensor("x", "FP32", (2,)),), (), {}),
+            [b"\0" * 8],
+        )
+    )
+    return read.key, read.data

@@ -1,0 +1,243 @@
+"""Jobs while workers, sessions, stores and model servers are lost: each ends in exactly one record."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+import pytest
+
+from services.worker import jobs as jobs_module
+from services.worker import leases as leases_module
+from tidegate.errors import Unavailable
+from tidegate.protocol.jobs import MAX_ATTEMPTS
+from tidegate.stack.ports import free_ports
+from tidegate.stack.standalone import jobs_running
+from tidegate.store import JobStore
+
+pytestmark = pytest.mark.integration
+
+
+async def log_of(shop, id_) -> list[tuple[str, int]]:
+    """What happened to it since it was first taken; that may be before the shop said ``queued``."""
+    events = await shop.store.log(id_)
+    return [(event.state, event.attempt) for event in events if event.state not in {"accepting", "queued"}]
+
+
+async def test_a_worker_dies(start, shop, until, nothing_is_left):
+    first = await start()
+    first.model.open.clear()
+    ids = [await shop.submit(float(n), 0.0) for n in range(6)]
+    await until(lambda: shop.is_in("running", ids[0]))
+    await first.die()
+    second = await start()
+    await until(lambda: shop.is_in("succeeded", *ids))
+    jobs = [await shop.job(id_) for id_ in ids]
+    assert {job.worker for job in jobs} != {None}
+    assert jobs[0].attempt == 2
+    assert await log_of(shop, ids[0]) == [("running", 1), ("running", 2), ("succeeded", 2)]
+    assert [await shop.result(id_) for id_ in ids] == [[2.0 * n, 0.0] for n in range(6)]
+    await nothing_is_left(second)
+
+
+async def test_a_job_that_kills_its_workers(start, shop, until, nothing_is_left):
+    id_ = await shop.submit()
+    for attempt in range(1, MAX_ATTEMPTS + 1):
+        worker = await start(serving=False)
+        worker.model.open.clear()
+        worker.work.use(worker.model)
+
+        async def runs(attempt=attempt) -> bool:
+            job = await shop.job(id_)
+            return (job.state, job.attempt) == ("running", attempt)
+
+        await until(runs)
+        await worker.die()
+    last = await start()
+    await until(lambda: shop.is_in("failed", id_))
+    assert (await shop.job(id_)).error["reason"] == "attempts_exhausted"
+    await nothing_is_left(last)
+    assert last.model.calls == []
+
+
+async def test_what_must_not_run_twice(start, shop, until, nothing_is_left):
+    first = await start(max_rows=0)
+    first.model.open.clear()
+    runs, waits = await shop.submit(retry_safe=False), await shop.submit(retry_safe=False)
+    await until(lambda: shop.is_in("running", runs))
+    await first.die()
+    second = await start(max_rows=0)
+    await until(lambda: shop.is_in("failed", runs))
+    await until(lambda: shop.is_in("succeeded", waits))
+    assert (await shop.job(runs)).error["reason"] == "worker_lost"
+    assert second.model.calls == [[waits]]
+    await nothing_is_left(second)
+
+
+async def test_the_model_server_dies_and_comes_back(start, shop, until, monkeypatch, nothing_is_left):
+    monkeypatch.setattr(jobs_module, "REST_S", 0.01)
+    worker = await start(serving=False)
+    ids = [await shop.submit(float(n), 0.0) for n in range(3)]
+    await until(lambda: len(worker.jobs.held) == 3)
+    dies = [True]
+
+    def fail(requests) -> None:
+        if dies:
+            dies.clear()
+            worker.work.use(None)
+            raise Unavailable("Triton has gone")
+
+    worker.model.fail = fail
+    worker.work.use(worker.model)
+    await until(lambda: not dies)
+    assert await shop.is_in("running", *ids)
+    worker.work.use(worker.model)
+    await until(lambda: shop.is_in("succeeded", *ids))
+    assert worker.model.calls[0] == ids
+    assert sorted(worker.model.calls[1:]) == sorted([id_] for id_ in ids), "none takes a neighbour with it"
+    assert worker.model.told[-1]["tidegate_jobs"].endswith(":2:1")
+    assert await log_of(shop, ids[0]) == [("running", 1), ("running", 2), ("succeeded", 2)]
+    await nothing_is_left(worker)
+
+
+async def test_a_job_that_kills_the_model_server(start, shop, until, monkeypatch, nothing_is_left):
+    monkeypatch.setattr(jobs_module, "REST_S", 0.01)
+    worker = await start()
+
+    def fail(requests) -> None:
+        raise Unavailable("Triton has gone")
+
+    worker.model.fail = fail
+    safe, never = await shop.submit(), await shop.submit(retry_safe=False, level="low")
+    await until(lambda: shop.is_in("failed", safe, never))
+    assert (await shop.job(safe)).error["reason"] == "attempts_exhausted"
+    assert (await shop.job(never)).error["reason"] == "worker_lost"
+    assert len([call for call in worker.model.calls if safe in call]) == MAX_ATTEMPTS
+    assert len([call for call in worker.model.calls if never in call]) == 1
+    await nothing_is_left(worker)
+
+
+async def test_a_job_that_outlives_its_message(start, shop, until, nothing_is_left):
+    worker = await start(max_rows=0, ack_timeout_s=0.4)
+    worker.model.open.clear()
+    id_ = await shop.submit()
+    await until(lambda: shop.is_in("running", id_))
+    await until(lambda: worker.messages.unsettled == 0, "its message is acked")
+    job = await shop.job(id_)
+    assert job.state == "running"
+    assert 20_000 < job.lease_ms - time.time() * 1e3 <= 30_000
+    assert set(worker.jobs.held) == {id_}
+    worker.model.open.set()
+    await until(lambda: shop.is_in("succeeded", id_))
+    assert await log_of(shop, id_) == [("running", 1), ("succeeded", 1)]
+    await nothing_is_left(worker)
+
+
+async def test_a_lease_is_renewed_and_given_up(start, shop, until, monkeypatch):
+    monkeypatch.setattr(leases_module, "RENEW_S", 0.1)
+    worker = await start(max_rows=0, ack_timeout_s=0.2)
+    worker.model.open.clear()
+    id_ = await shop.submit()
+
+    async def leased(above: int) -> int:
+        lease_ms = (await shop.job(id_)).lease_ms
+        return lease_ms if lease_ms > above else 0
+
+    first = await until(lambda: leased(0))
+    await until(lambda: leased(first))
+    await worker.stop()
+    job = await shop.job(id_)
+    assert job.lease_ms <= time.time() * 1e3, "an orderly end waits for nothing"
+    frame = await shop.store.claim_republish(id_, 1, "running")
+    second = await start(max_rows=0)
+    await shop.publish(shop.new(), frame)
+    await until(lambda: shop.is_in("succeeded", id_))
+    assert (await shop.job(id_)).attempt == 2
+    assert second.model.told == [{"tidegate_jobs": f"{id_.hex()}:2:1"}]
+
+
+async def test_a_lease_that_was_lost(start, shop, until, monkeypatch, nothing_is_left):
+    """The record went to somebody else: what is computed here is for nobody."""
+    monkeypatch.setattr(leases_module, "RENEW_S", 0.1)
+    worker = await start(max_rows=0, ack_timeout_s=0.2)
+    worker.model.open.clear()
+    id_ = await shop.submit()
+    await until(lambda: worker.jobs.held and worker.messages.unsettled == 0)
+    await shop.store.cancel(id_)
+    await until(lambda: worker.model.cancelled == 1, "although nobody told it")
+    await nothing_is_left(worker)
+
+
+async def test_a_cancel_whose_word_was_lost(start, shop, until, monkeypatch, nothing_is_left):
+    monkeypatch.setattr(leases_module, "RENEW_S", 0.1)
+    monkeypatch.setattr(leases_module, "LOOK_S", 0.05)
+    worker = await start(max_rows=0)
+    worker.model.open.clear()
+    id_ = await shop.submit()
+    await until(lambda: worker.model.calls == [[id_]])
+    await shop.store.cancel(id_)
+    await until(lambda: worker.model.cancelled == 1)
+    await nothing_is_left(worker)
+
+
+async def test_the_session_is_lost_under_a_job(start, shop, line, until, nothing_is_left):
+    """It runs on; its message comes back, to it or to others, and is acked when it is over."""
+    worker = await start(max_rows=0, url=line.url)
+    worker.model.open.clear()
+    id_, other = await shop.submit(), await shop.submit(level="low")
+    await until(lambda: worker.model.calls == [[id_]])
+    before = worker.messages.link.session
+    line.cut()
+    await until(lambda: worker.messages.link.session not in (None, before) and other in worker.jobs.held)
+    worker.model.open.set()
+    await until(lambda: shop.is_in("succeeded", id_, other))
+    assert sorted(worker.model.calls) == sorted([[id_], [other]]), "neither ran twice"
+    assert (await shop.job(id_)).attempt == 1
+    await nothing_is_left(worker)
+
+
+async def test_the_session_is_lost_and_another_worker_is_there(
+    start, shop, line, until, monkeypatch, nothing_is_left
+):
+    monkeypatch.setattr(leases_module, "LOOK_S", 0.02)
+    first = await start(max_rows=0, url=line.url)
+    first.model.open.clear()
+    id_ = await shop.submit(retry_safe=False)
+    await until(lambda: first.model.calls == [[id_]])
+    await line.down()
+
+    async def leased() -> bool:
+        return (await shop.job(id_)).lease_ms > 0
+
+    await until(leased)
+    second = await start(max_rows=0)
+    await nothing_is_left(second)
+    assert second.model.calls == []
+    first.model.open.set()
+    await until(lambda: shop.is_in("succeeded", id_))
+    assert (await shop.job(id_)).attempt == 1
+
+
+async def test_the_store_is_away(start, shop, until, tmp_path, monkeypatch):
+    """What runs is recorded when it is back; what waits, waits; nothing is lost or run twice."""
+    monkeypatch.setattr(jobs_module, "REST_S", 0.05)
+    (port,) = free_ports(1)
+    with jobs_running(tmp_path / "jobs", port=port) as url:
+        shop.store = JobStore.connect(url)
+        worker = await start(max_rows=0, store_url=url)
+        worker.model.open.clear()
+        ids = [await shop.submit(float(n), 0.0) for n in range(4)]
+        await until(lambda: worker.model.calls == [[ids[0]]])
+    worker.model.open.set()
+    await until(lambda: worker.jobs.calling == 0)
+    await asyncio.sleep(0.2)
+    assert worker.model.calls == [[ids[0]]]
+    assert worker.messages.unsettled > 0, "not acked before it is recorded"
+    with jobs_running(tmp_path / "jobs", port=port):
+        await until(lambda: shop.is_in("succeeded", *ids))
+        assert sorted(worker.model.calls) == sorted([id_] for id_ in ids)
+        await until(lambda: worker.messages.unsettled == 0)
+        for id_ in ids:
+            assert await log_of(shop, id_) == [("running", 1), ("succeeded", 1)]
+        await worker.stop()
+        await shop.store.close()

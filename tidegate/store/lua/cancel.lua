@@ -1,0 +1,6 @@
+-- Cancels a job unless it is over. Gives the record as it is then.
+local job = read(ARGV[1])
+if job and not OVER[job.state] then
+  finish(job, 'cancelled', clock())
+end
+return call('HGETALL', RECORD .. ARGV[1])

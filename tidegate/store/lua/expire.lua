@@ -1,0 +1,7 @@
+-- Ends jobs whose time is over; gives their ids.
+local now = clock()
+local ids = call('ZRANGE', EXPIRY, '-inf', ARGV[1], 'BYSCORE', 'LIMIT', 0, ARGV[2])
+for _, id in ipairs(ids) do
+  finish(read(id), 'expired', now)
+end
+return ids

@@ -1,0 +1,21 @@
+-- The ends of attempts. For each: y, or n (it was not that worker's any more).
+local WIDTH = 9
+local now = clock()
+local out = {}
+for at = 1, #ARGV, WIDTH do
+  local id, attempt, state, reply, failure, reason, wait, compute, used_us = unpack(ARGV, at, at + WIDTH - 1)
+  local job = read(id)
+  local ours = job and job.attempt == tonumber(attempt)
+  if ours and job.state == 'running' then
+    if reply ~= '' then
+      call('SET', REPLY .. id, reply)
+    end
+    finish(job, state, now, reason, 'wait', wait, 'compute', compute, 'size', #reply, 'error', failure)
+    used(job, now, 'compute_us', tonumber(used_us))
+    used(job, now, 'sent_bytes', #reply)
+    out[#out + 1] = 'y'
+  else
+    out[#out + 1] = ours and job.state == state and 'y' or 'n' -- y: told before; the answer was lost
+  end
+end
+return table.concat(out)

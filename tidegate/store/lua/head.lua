@@ -1,0 +1,183 @@
+-- What every script begins with: the keys, and the transitions of a job. Ids are 16 raw bytes.
+--
+--   tidegate:job:r:<id>            the record (a hash)
+--   tidegate:job:request:<id>      its request frame, until it is over; a failed one's until it is removed
+--   tidegate:job:reply:<id>        its reply frame
+--   tidegate:job:log:<id>          a list: "<ms> <state> <attempt> <detail>"
+--   tidegate:job:changed:<id>      a channel: told at each transition
+--   tidegate:job:idem:<sha256>     an idempotency key: id and sha256 of the body
+--   tidegate:job:all               ids in the order of creation; and so, each a part of it:
+--   tidegate:job:state:<state>  tidegate:job:of:{deployment,endpoint,principal,batch}:<name>
+--   tidegate:job:waiting:<deployment>:<level>  tidegate:job:running:<deployment>
+--   tidegate:job:deployments       names of Deployments that have or had jobs
+--   tidegate:job:due               ids by the time (ms) when somebody must look after them: not confirmed by
+--                                  the broker, or leased
+--   tidegate:job:expiry            ids of what is not over, by the time (ms) when it expires
+--   tidegate:job:finished          ids of what is over, since when (ms)
+--   tidegate:job:webhooks          ids by the time (ms) when their webhook is to be sent (again)
+--   tidegate:job:deliveries:<id>   a list: the tries to send it, JSON
+--   tidegate:job:ledger            a hash: totals
+--   tidegate:job:acknowledged      a hash: the 202s of each gateway process
+--   tidegate:job:used              a hash: what callers used and nobody has reported yet; fields are
+--                                  "<day>\n<principal>\n<endpoint>\n<what>", the day since the epoch
+--   tidegate:job:used:<take>       the same, while it is reported; tidegate:job:used:open has since when (ms)
+local RECORD, REQUEST, REPLY = 'tidegate:job:r:', 'tidegate:job:request:', 'tidegate:job:reply:'
+local LOG, CHANGED, IDEM = 'tidegate:job:log:', 'tidegate:job:changed:', 'tidegate:job:idem:'
+local ALL, STATE, OF = 'tidegate:job:all', 'tidegate:job:state:', 'tidegate:job:of:'
+local WAITING, RUNNING = 'tidegate:job:waiting:', 'tidegate:job:running:'
+local DEPLOYMENTS, DUE, EXPIRY = 'tidegate:job:deployments', 'tidegate:job:due', 'tidegate:job:expiry'
+local FINISHED, WEBHOOKS = 'tidegate:job:finished', 'tidegate:job:webhooks'
+local DELIVERIES = 'tidegate:job:deliveries:'
+local LEDGER, ACKNOWLEDGED = 'tidegate:job:ledger', 'tidegate:job:acknowledged'
+local USED = 'tidegate:job:used'
+local OVER = {succeeded = true, failed = true, cancelled = true, expired = true}
+local LEVELS = {'high', 'normal', 'low'}
+-- How long a message may take to be confirmed, and a republished one to be taken note of.
+local PATIENCE_MS = 10000
+
+local call = redis.call
+
+local function clock()
+  local time = call('TIME')
+  return time[1] * 1000 + math.floor(time[2] / 1000)
+end
+
+-- Changes of the indexes (sorted sets), of totals, and what is deleted: gathered, and made together at the end
+-- of a script (`settle`), since each call costs more than what it does. A script that reads an index therefore
+-- does so before it changes it. Of changes of one id in one index the last one holds.
+local changes, changed, totals, usage, deleted = {}, {}, {}, {}, {}
+local AT_ONCE = 1000
+
+local function place(index, id, score)
+  local found = changes[index]
+  if not found then
+    found = {}
+    changes[index] = found
+    changed[#changed + 1] = index
+  end
+  found[id] = score
+end
+
+local function displace(index, id)
+  place(index, id, false)
+end
+
+local function count(name)
+  totals[name] = (totals[name] or 0) + 1
+end
+
+-- What a job's caller has used; nobody asks for that of callers of whom nothing is known.
+local function used(job, now, what, number)
+  if number > 0 and job.principal ~= 'anonymous' and job.principal ~= 'service' then
+    local day = string.format('%d', math.floor(now / 86400000))
+    local field = table.concat({day, job.principal, job.endpoint, what}, '\n')
+    usage[field] = (usage[field] or 0) + number
+  end
+end
+
+local function together(command, first, list)
+  for at = 1, #list, AT_ONCE do
+    local last = math.min(at + AT_ONCE - 1, #list)
+    if first then
+      call(command, first, unpack(list, at, last))
+    else
+      call(command, unpack(list, at, last))
+    end
+  end
+end
+
+local function settle()
+  for _, index in ipairs(changed) do
+    local into, out = {}, {}
+    for id, score in pairs(changes[index]) do
+      if score then
+        into[#into + 1] = score
+        into[#into + 1] = id
+      else
+        out[#out + 1] = id
+      end
+    end
+    together('ZADD', index, into)
+    together('ZREM', index, out)
+  end
+  for name, number in pairs(totals) do
+    call('HINCRBY', LEDGER, name, number)
+  end
+  for field, number in pairs(usage) do
+    call('HINCRBY', USED, field, string.format('%d', number))
+  end
+  together('DEL', nil, deleted)
+end
+
+local function note(id, now, state, attempt, detail)
+  call('RPUSH', LOG .. id, string.format('%d %s %d %s', now, state, attempt, detail or ''))
+  call('PUBLISH', CHANGED .. id, state)
+end
+
+-- The part of a record that transitions need, or nil.
+local function read(id)
+  local found = call('HMGET', RECORD .. id,
+    'state', 'attempt', 'deployment', 'level', 'expires', 'worker', 'token', 'lease', 'webhook', 'safe',
+    'principal', 'endpoint')
+  if not found[1] then
+    return nil
+  end
+  return {
+    id = id, state = found[1], attempt = tonumber(found[2]), deployment = found[3], level = found[4],
+    expires = tonumber(found[5]), worker = found[6] or '', token = found[7] or '',
+    lease = tonumber(found[8]) or 0, webhook = found[9] == '1', safe = found[10] == '1',
+    principal = found[11], endpoint = found[12],
+  }
+end
+
+local function move(job, state)
+  displace(STATE .. job.state, job.id)
+  place(STATE .. state, job.id, 0)
+  if job.state == 'running' then
+    displace(RUNNING .. job.deployment, job.id)
+  elseif state ~= 'queued' then
+    displace(WAITING .. job.deployment .. ':' .. job.level, job.id)
+  end
+  if state == 'running' then
+    place(RUNNING .. job.deployment, job.id, 0)
+  end
+end
+
+-- To a terminal state, with more fields of the record; `detail` is for the log.
+local function finish(job, state, now, detail, ...)
+  local id = job.id
+  move(job, state)
+  call('HSET', RECORD .. id, 'state', state, 'finished', now, 'lease', 0, ...)
+  displace(DUE, id)
+  displace(EXPIRY, id)
+  place(FINISHED, id, now)
+  count(state)
+  if state ~= 'failed' then
+    deleted[#deleted + 1] = REQUEST .. id
+  end
+  if job.webhook then
+    place(WEBHOOKS, id, now)
+  end
+  used(job, now, 'requests', 1)
+  used(job, now, 'failed', state == 'succeeded' and 0 or 1)
+  note(id, now, state, job.attempt, detail)
+end
+
+local function fail(job, now, reason, message)
+  finish(job, 'failed', now, reason, 'error', cjson.encode({reason = reason, message = message}))
+end
+
+-- Whether a job whose worker was lost may be tried again; it has failed otherwise.
+local function retry(job, now)
+  if not job.safe then
+    fail(job, now, 'worker_lost',
+      'The worker was lost while it ran the job, and the deployment says that it must not run twice.')
+    return false
+  end
+  if job.attempt >= 3 then
+    fail(job, now, 'attempts_exhausted',
+      'The worker was lost in each of ' .. job.attempt .. ' attempts to run the job.')
+    return false
+  end
+  return true
+end

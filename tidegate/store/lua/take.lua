@@ -1,0 +1,57 @@
+-- Workers want to run jobs now. For each: "<r|d|f|e> <attempt>" (run, drop, it has failed, it has expired).
+local WIDTH = 6
+local now = clock()
+local out = {}
+
+local function begin(job, worker, token)
+  local leased = job.lease > now and job.worker == worker
+  if job.state ~= 'running' then
+    move(job, 'running')
+  end
+  if not leased then
+    displace(DUE, job.id)
+  end
+  job.attempt = job.attempt + 1
+  call('HSET', RECORD .. job.id, 'state', 'running', 'attempt', job.attempt, 'started', now, 'worker', worker,
+    'token', token, 'lease', leased and job.lease or 0)
+  note(job.id, now, 'running', job.attempt, worker)
+end
+
+-- Whether a message for a job that runs already comes from the loss of that attempt, or is a duplicate.
+local function was_lost(job, redelivered, frame_attempt)
+  return job.lease <= now and (redelivered or frame_attempt == job.attempt)
+end
+
+local function take(job, worker, redelivered, frame_attempt, token, lost)
+  if not job or OVER[job.state] then
+    return 'd'
+  end
+  local own = job.state == 'running' and token ~= '' and job.token == token
+  if own and job.attempt ~= lost then
+    return 'r' -- asked before; the answer was lost on its way
+  end
+  if job.expires <= now then
+    finish(job, 'expired', now)
+    return 'e'
+  end
+  if job.state == 'running' then
+    if not own and not was_lost(job, redelivered, frame_attempt) then
+      return 'd'
+    end
+    if not retry(job, now) then
+      return 'f'
+    end
+  elseif job.lease > now and job.worker ~= worker then
+    return 'd'
+  end
+  begin(job, worker, token)
+  return 'r'
+end
+
+for at = 1, #ARGV, WIDTH do
+  local id, worker, redelivered, frame_attempt, token, lost = unpack(ARGV, at, at + WIDTH - 1)
+  local job = read(id)
+  local outcome = take(job, worker, redelivered == '1', tonumber(frame_attempt), token, tonumber(lost))
+  out[#out + 1] = outcome .. ' ' .. (job and job.attempt or 0)
+end
+return table.concat(out, ',')

@@ -1,0 +1,11 @@
+-- Webhooks that are due now, up to ARGV[1], for whoever asks alone for ARGV[2] ms: how many wait in all, the claim
+-- (the time it ends), then ids and the number of tries before by turns.
+local limit, lease = tonumber(ARGV[1]), tonumber(ARGV[2])
+local now = clock()
+local out = {call('ZCARD', WEBHOOKS), now + lease}
+for _, id in ipairs(call('ZRANGE', WEBHOOKS, '-inf', now, 'BYSCORE', 'LIMIT', 0, limit)) do
+  call('ZADD', WEBHOOKS, now + lease, id)
+  out[#out + 1] = id
+  out[#out + 1] = call('LLEN', DELIVERIES .. id)
+end
+return out

@@ -1,0 +1,24 @@
+-- What became of claimed webhooks. For each: y, or n (the claim had ended and somebody else has it).
+-- A try that was made is kept in any case; the newest MOST of a job are.
+local WIDTH, MOST = 5, 100
+local now = clock()
+local out = {}
+for at = 1, #ARGV, WIDTH do
+  local id, claim, again, told, counter = unpack(ARGV, at, at + WIDTH - 1)
+  if told ~= '' and call('EXISTS', RECORD .. id) == 1 then
+    call('RPUSH', DELIVERIES .. id, told)
+    call('LTRIM', DELIVERIES .. id, -MOST, -1)
+  end
+  local due = call('ZSCORE', WEBHOOKS, id)
+  local ours = due and tonumber(due) == tonumber(claim)
+  if ours and again ~= '' then
+    call('ZADD', WEBHOOKS, now + tonumber(again), id)
+  elseif ours then
+    call('ZREM', WEBHOOKS, id)
+    if counter ~= '' then
+      call('HINCRBY', LEDGER, counter, 1)
+    end
+  end
+  out[#out + 1] = ours and 'y' or 'n'
+end
+return table.concat(out)

@@ -1,0 +1,51 @@
+"""What callers used by jobs: counted with the end of each, until somebody has reported it."""
+
+from __future__ import annotations
+
+import os
+from datetime import date, timedelta
+from typing import Self
+
+from redis.asyncio import Redis
+
+from tidegate.protocol.usage import COUNTS, Subject, UsageReport
+from tidegate.store.connection import connect
+from tidegate.store.scripts import Scripts
+
+# Whoever has taken counts and not settled them by then is gone: somebody else reports them, as the same.
+REPORT_MS = 60_000
+_EPOCH = date(1970, 1, 1)
+
+
+class JobUsage:
+    """Takes and settles the counts; every failure is a ``StoreUnavailable``."""
+
+    def __init__(self, redis: Redis) -> None:
+        self._redis = redis
+        self._scripts = Scripts(redis)
+
+    @classmethod
+    def connect(cls, url: str) -> Self:
+        """Beside the jobs in the store on ``url``; connects on first use."""
+        return cls(connect(url))
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._redis.aclose()
+
+    async def take(self) -> UsageReport | None:
+        """What is to be reported, and then :meth:`settle`d; None: nothing. The same may be taken again."""
+        found = await self._scripts.run("used_take", [os.urandom(8).hex(), REPORT_MS])
+        if not found:
+            return None
+        name, flat = found
+        counts: dict[Subject, list[int]] = {}
+        for field, count in zip(flat[::2], flat[1::2], strict=True):
+            day, principal, endpoint, what = field.decode().split("\n")
+            subject = Subject(_EPOCH + timedelta(days=int(day)), principal, endpoint)
+            counts.setdefault(subject, [0] * len(COUNTS))[COUNTS.index(what)] += int(count)
+        return UsageReport(name.decode(), 0, {subject: tuple(n) for subject, n in counts.items()})
+
+    async def settle(self, report: UsageReport) -> None:
+        """A taken report is where it belongs."""
+        await self._scripts.run("used_settle", [report.incarnation])
