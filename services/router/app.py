@@ -10,20 +10,27 @@ from fastapi import FastAPI
 
 from services.router.adapters.registry import Registry
 from services.router.adapters.revision import Revision
-from services.router.api import routes
+from services.router.adapters.webhook_secret import load
+from services.router.adapters.webhook_sender import Sender
+from services.router.api import jobs, routes
 from services.router.api.exceptions import Exceptions
 from services.router.controller import Controller
+from services.router.courier import Courier
+from services.router.job_sweeper import JobSweeper
+from services.router.ledger import Ledger
 from services.router.settings import RouterSettings
 from services.router.sweeper import Sweeper
 from tidegate.blobs import Blobs
 from tidegate.service import create_app
-from tidegate.store import Store
+from tidegate.store import JobStore, Store
+from tidegate.store.webhooks import WebhookStore
 
 
 def build(settings: RouterSettings) -> FastAPI:
     """The router as an app; its loops start and stop with its lifespan."""
     data = settings.state_path / "data"
-    store = Store.connect(settings.redis_url)
+    store, job_store = Store.connect(settings.redis_url), JobStore.connect(settings.jobs_url)
+    schedule = WebhookStore.connect(settings.jobs_url)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -36,19 +43,49 @@ def build(settings: RouterSettings) -> FastAPI:
             interval_s=settings.route_interval_s,
             relist_s=settings.relist_interval_s,
         )
-        exceptions = Exceptions(settings.amqp_url, data / "dead-letters.jsonl", settings.dead_letters_kept)
+        exceptions = Exceptions(
+            settings.amqp_url, job_store, data / "dead-letters.jsonl", settings.dead_letters_kept
+        )
         sweeper = Sweeper(Blobs(settings.blob_url), settings.blob_sweep_interval_s)
+        ledger = Ledger(job_store, store, settings.amqp_url, settings.ledger_interval_s)
+        job_sweeper = _job_sweeper(settings, job_store, ledger)
+        master = load(settings.state_path / "webhook-secret")
+        courier = _courier(settings, schedule, job_store, master)
         app.state.controller, app.state.exceptions = controller, exceptions
+        app.state.ledger, app.state.webhook_master = ledger, master
         app.state.health.add("table", controller.problem)
         app.state.health.add("broker", lambda: controller.link.problem)
         app.state.health.add("exceptions", lambda: exceptions.link.problem or exceptions.out.problem)
-        controller.start()
-        exceptions.start()
-        sweeper.start()
+        app.state.health.add("jobs", lambda: job_sweeper.problem or courier.problem)
+        loops = (controller, exceptions, sweeper, job_sweeper, courier, ledger)
+        for loop in loops:
+            loop.start()
         yield
-        await sweeper.stop()
-        await exceptions.stop()
-        await controller.stop()
+        for loop in reversed(loops):
+            await loop.stop()
+        await schedule.close()
+        await job_store.close()
         await store.close()
 
-    return create_app(name="router", settings=settings, lifespan=lifespan, routers=[routes.router])
+    return create_app(
+        name="router", settings=settings, lifespan=lifespan, routers=[routes.router, jobs.router]
+    )
+
+
+def _job_sweeper(settings: RouterSettings, jobs: JobStore, ledger: Ledger) -> JobSweeper:
+    return JobSweeper(
+        jobs,
+        settings.amqp_url,
+        ledger.take_lost,
+        interval_s=settings.job_sweep_interval_s,
+        keep_s=settings.job_retention_s,
+        keep_count=settings.jobs_kept,
+    )
+
+
+def _courier(settings: RouterSettings, schedule: WebhookStore, jobs: JobStore, master: bytes) -> Courier:
+    limits = settings.webhook_limits()
+    sender = Sender(
+        allow_private=settings.webhook_allow_private, timeout_s=limits.timeout_s, at_once=limits.at_once
+    )
+    return Courier(schedule, jobs, sender, master, limits=limits, patience=settings.webhook_patience())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field
 
+from services.router.domain.webhooks import Limits, Patience
 from tidegate.settings import Settings
 
 
@@ -18,3 +19,34 @@ class RouterSettings(Settings):
         60.0, description="How often the router deletes expired large payloads, in seconds."
     )
     dead_letters_kept: int = Field(1000, description="How many dead letters the router keeps.")
+    job_sweep_interval_s: float = Field(
+        1.0, gt=0, description="How often the router looks for jobs that nobody does any more, in seconds."
+    )
+    jobs_kept: int = Field(
+        1_000_000, ge=0, description="How many jobs that are over are kept; the oldest go first."
+    )
+    ledger_interval_s: float = Field(
+        1.0, gt=0, description="Pause between two looks at the ledger of jobs, in seconds."
+    )
+    webhook_timeout_s: float = Field(
+        10.0, gt=0, le=50, description="How long a webhook's receiver may take to answer, in seconds."
+    )
+    webhook_first_retry_s: float = Field(
+        5.0, gt=0, description="Wait before the second try of a webhook, in seconds; it grows threefold."
+    )
+    webhook_longest_retry_s: float = Field(
+        10_800.0, gt=0, description="Longest wait between two tries of a webhook, in seconds."
+    )
+    webhook_give_up_s: float = Field(
+        43_200.0, gt=0, description="A webhook is given up so long after its job's end, in seconds."
+    )
+    webhooks_at_once: int = Field(64, ge=1, le=1024, description="Webhooks under way at once.")
+    webhooks_per_host: int = Field(4, ge=1, le=1024, description="Webhooks under way at once to one host.")
+
+    def webhook_limits(self) -> Limits:
+        """How many webhooks at once, and how long one may take."""
+        return Limits(self.webhooks_at_once, self.webhooks_per_host, self.webhook_timeout_s)
+
+    def webhook_patience(self) -> Patience:
+        """How long and how often a webhook is tried."""
+        return Patience(self.webhook_first_retry_s, self.webhook_longest_retry_s, self.webhook_give_up_s)

@@ -22,7 +22,7 @@ save ""
 
 # Live facts are written again within seconds, so nothing is kept.
 LIVE = "appendonly no\n"
-# A job's record is a hash of some thirty fields, one of them the facts as JSON: kept compact while it is small.
+# A job's record is a hash of thirty fields, one of them the facts as JSON: kept compact while it is small.
 JOBS = """\
 appendonly yes
 appendfsync always

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import time
 from collections import deque
 from pathlib import Path
@@ -10,12 +11,14 @@ from pathlib import Path
 import orjson
 from prometheus_client import Counter
 
-from services.router.domain.exceptions import UNDECODABLE, DeadLetter, verdict
+from services.router.domain.exceptions import UNDECODABLE, DeadLetter, job_of, verdict
 from tidegate import telemetry
 from tidegate.broker import Delivery, Link, Session
 from tidegate.errors import Unavailable
 from tidegate.protocol import envelope
-from tidegate.topology import EXCEPTIONS
+from tidegate.protocol.jobs import Finish, Take
+from tidegate.store import JobStore
+from tidegate.topology import EXCEPTIONS, JOBS_PREFIX
 
 log = telemetry.logger(__name__)
 
@@ -25,7 +28,8 @@ DEAD = Counter("tidegate_router_dead_letters_total", "Requests given up.", ["cau
 class Exceptions:
     """Consumer of the exceptions queue."""
 
-    def __init__(self, amqp_url: str, journal: Path, keep: int) -> None:
+    def __init__(self, amqp_url: str, jobs: JobStore, journal: Path, keep: int) -> None:
+        self._jobs = jobs
         self._journal = journal
         self._keep = keep
         self.letters: deque[DeadLetter] = deque(maxlen=keep)
@@ -65,6 +69,9 @@ class Exceptions:
     async def _handle(self, delivery: Delivery) -> None:
         cause = str(delivery.headers.get("cause", "unknown"))
         queue = str(delivery.headers.get("queue", ""))
+        if queue.startswith(JOBS_PREFIX):
+            await self._handle_job(delivery, cause, queue)
+            return
         try:
             requests = [envelope.read_request(f) for f in envelope.unpack(envelope.REQUESTS, delivery.body)]
         except envelope.Undecodable:
@@ -83,6 +90,24 @@ class Exceptions:
         if replies and delivery.reply_to:
             out = await self.out.wait_up(10.0)
             await out.publish(envelope.pack(envelope.REPLIES, replies), routing_key=delivery.reply_to)
+
+    async def _handle_job(self, delivery: Delivery, cause: str, queue: str) -> None:
+        """A job's message: nobody waits for a reply, its record says that it has failed."""
+        id_ = job_of(delivery.headers.get("job"), delivery.body)
+        if id_ is not None:
+            await self._fail(id_, cause)
+        letter = DeadLetter(
+            time.time(), cause, queue, "" if id_ is None else id_.hex(), 0, len(delivery.body), ""
+        )
+        self._bury(letter)
+
+    async def _fail(self, id_: bytes, cause: str) -> None:
+        # Taken as a worker takes it: if one runs it after all, or it is over, that stands.
+        token = os.urandom(8)
+        (taken,) = await self._jobs.take([Take(id_, "router", False, 0, False, token)])
+        if taken.outcome == "run":
+            error = {"reason": cause, "message": f"the job's message could not be handled: {cause}"}
+            await self._jobs.finish([Finish(id_, taken.attempt, "failed", error=error)])
 
     def _bury(self, letter: DeadLetter) -> None:
         DEAD.labels(letter.cause).inc()

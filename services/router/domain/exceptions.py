@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from tidegate.protocol.envelope import REQUESTS, Buffer, Undecodable, unpack
+from tidegate.protocol.jobs import ID_SIZE, read_id
+
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
@@ -34,6 +37,19 @@ def verdict(cause: str) -> Verdict | None:
     if cause == UNDECODABLE:
         return None
     return _VERDICTS.get(cause, Verdict("unavailable", f"the request could not be handled: {cause}"))
+
+
+def job_of(told: object, body: Buffer) -> bytes | None:
+    """The id of the job that a message is for: as its sender ``told`` it in hexadecimal digits, else the
+    beginning of its frame, which may be there though the rest cannot be read; None: nobody knows.
+    """
+    if isinstance(told, str) and (named := read_id(told)) is not None:
+        return named
+    try:
+        frames = unpack(REQUESTS, body)
+    except Undecodable:
+        return None
+    return bytes(frames[0][:ID_SIZE]) if len(frames) == 1 and len(frames[0]) >= ID_SIZE else None
 
 
 @dataclass(frozen=True, slots=True)

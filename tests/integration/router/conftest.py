@@ -1,9 +1,11 @@
-"""A registry in miniature: a real HTTP server that says what is wanted and hears what is settled."""
+"""A registry and a receiver of webhooks in miniature: real HTTP servers. And jobs in any state."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
+import time
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from typing import Any
@@ -12,6 +14,8 @@ import pytest
 import uvicorn
 from fastapi import FastAPI, Request, Response
 
+from tidegate.protocol import envelope
+from tidegate.protocol.jobs import Finish, NewJob, Take, new_id
 from tidegate.protocol.models import (
     Deployment,
     Endpoint,
@@ -22,7 +26,7 @@ from tidegate.protocol.models import (
     Version,
 )
 from tidegate.stack.ports import free_ports
-from tidegate.store import Store
+from tidegate.store import JobStore, Store
 
 BORN = datetime(2024, 1, 1, tzinfo=UTC)
 TOKEN = "token"
@@ -131,3 +135,115 @@ async def store(valkey_url) -> AsyncIterator[Store]:
     await found._redis.flushall()
     yield found
     await found.close()
+
+
+@pytest.fixture
+async def jobs(valkey_url, store) -> AsyncIterator[JobStore]:
+    """The store of jobs, empty."""
+    found = JobStore.connect(valkey_url)
+    yield found
+    await found.close()
+
+
+class Jobs:
+    """Makes jobs in the store, as gateway and worker do."""
+
+    def __init__(self, store: JobStore, deployment: str) -> None:
+        self.store = store
+        self.deployment = deployment
+
+    async def accepted(self, webhook: str | None = None, *, ttl_s: float = 3600.0, **given: Any) -> bytes:
+        """A job that is recorded and not published."""
+        now = int(time.time() * 1e3)
+        id_ = new_id(now, os.urandom(10))
+        expires = now + int(ttl_s * 1e3)
+        frame = envelope.request_frame(id_, expires, 1, b"", [b"data"])
+        new = NewJob(id_, frame, "m", "e", self.deployment, 1, "team", now, expires, webhook=webhook, **given)
+        await self.store.accept(new)
+        return id_
+
+    async def running(self, webhook: str | None = None, **given: Any) -> bytes:
+        """A job at a worker, as its first attempt."""
+        id_ = await self.accepted(webhook, **given)
+        await self.store.queued([id_])
+        (taken,) = await self.store.take([Take(id_, "w", False, 0, True, os.urandom(8))])
+        assert taken.outcome == "run"
+        return id_
+
+    async def ended(self, webhook: str | None = None, state: Any = "succeeded", **given: Any) -> bytes:
+        """A job that is over."""
+        id_ = await self.running(webhook, **given)
+        assert await self.store.finish([Finish(id_, 1, state, b"reply")]) == [True]
+        return id_
+
+
+@pytest.fixture
+def making(jobs, fresh) -> Jobs:
+    """Makes jobs of a Deployment of the test's own."""
+    return Jobs(jobs, fresh("d"))
+
+
+class Receiver:
+    """Takes webhooks: a small HTTP server that keeps what it got and answers as it is told.
+
+    ``status`` None: it never answers.
+    """
+
+    def __init__(self) -> None:
+        self.got: list[tuple[dict[str, str], bytes]] = []
+        self.status: int | None = 204
+        self.extra = ""
+        self.open = 0
+        self.most_open = 0
+        self.delay_s = 0.0
+        self._server: asyncio.Server | None = None
+        self._port = 0
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self._port}/hook"
+
+    @property
+    def ids(self) -> list[str]:
+        return [headers["webhook-id"] for headers, _ in self.got]
+
+    async def up(self) -> None:
+        """Answer, on the same port each time."""
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", self._port)
+        self._port = self._server.sockets[0].getsockname()[1]
+
+    async def down(self) -> None:
+        """Refuse connections."""
+        if self._server is not None:
+            self._server.close()
+            self._server = None
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(OSError, EOFError, asyncio.CancelledError):
+            while True:
+                head = (await reader.readuntil(b"\r\n\r\n")).decode().split("\r\n")
+                pairs = (line.split(": ", 1) for line in head[1:] if line)
+                headers = {name.lower(): value for name, value in pairs}
+                body = await reader.readexactly(int(headers["content-length"]))
+                self.got.append((headers, body))
+                self.open += 1
+                self.most_open = max(self.most_open, self.open)
+                try:
+                    if self.status is None:
+                        await reader.read()
+                        break
+                    await asyncio.sleep(self.delay_s)
+                finally:
+                    self.open -= 1
+                writer.write(f"HTTP/1.1 {self.status} X\r\nContent-Length: 0\r\n{self.extra}\r\n".encode())
+                await writer.drain()
+        writer.close()
+
+
+@pytest.fixture
+async def receiver() -> AsyncIterator[Receiver]:
+    """A receiver of webhooks that says 204."""
+    found = Receiver()
+    await found.up()
+    yield found
+    await found.down()

@@ -236,6 +236,7 @@ async def test_the_http_door(start, registry, store, rabbitmq_url, valkey_url, t
         service_token="token",
         amqp_url=rabbitmq_url,
         redis_url=valkey_url,
+        jobs_url=valkey_url,
         registry_url=registry.url,
         route_interval_s=0.02,
     )

@@ -75,12 +75,12 @@ def acked(monkeypatch) -> list[int]:
 
 
 @pytest.fixture
-async def start(rabbitmq_url, tmp_path) -> AsyncIterator[Callable[..., Any]]:
+async def start(rabbitmq_url, jobs, tmp_path) -> AsyncIterator[Callable[..., Any]]:
     """Starts the door; its letters are kept in one folder for the whole test."""
     async with AsyncExitStack() as stack:
 
         async def started(url: str = rabbitmq_url, keep: int = 100) -> Exceptions:
-            found = Exceptions(url, tmp_path / "data" / "dead-letters.jsonl", keep)
+            found = Exceptions(url, jobs, tmp_path / "data" / "dead-letters.jsonl", keep)
             found.start()
             stack.push_async_callback(found.stop)
             await found.link.wait_up(20)
@@ -203,3 +203,43 @@ async def test_what_came_while_it_was_away(start, gateway, line, until, acked):
     await until(lambda: len(acked) == 1)
     await door.stop()
     assert await gateway.depth() == 0
+
+
+def job_message(id_: bytes, rest: bytes = b"unreadable") -> bytes:
+    """A message whose frame begins with a job's id and goes on with something else."""
+    return packed(id_ + rest)
+
+
+@pytest.mark.parametrize("told", [True, False])
+async def test_a_job_whose_message_cannot_be_read_has_failed(start, gateway, making, until, acked, told):
+    """Its id is what the worker says, or else what its frame begins with."""
+    id_ = await making.accepted()
+    await making.store.queued([id_])
+    door = await start()
+    headers = {"job": id_.hex()} if told else {}
+    body = b"garbage" if told else job_message(id_)
+    queue = f"jobs.v1.{making.deployment}.normal"
+    await gateway.give_up(body, None, cause=UNDECODABLE, queue=queue, **headers)
+    await until(lambda: acked)
+    job = await making.store.get(id_)
+    assert (job.state, job.error["reason"]) == ("failed", UNDECODABLE)
+    assert door.letters[-1].id == id_.hex()
+    counts = await making.store.counts()
+    assert counts.unfinished == 0
+
+
+async def test_a_job_that_runs_all_the_same_is_left_alone(start, gateway, making, until, acked):
+    running, done = await making.running(), await making.ended()
+    await start()
+    for id_ in (running, done, os.urandom(16)):
+        await gateway.give_up(job_message(id_), None, cause=UNDECODABLE, queue="jobs.v1.d.normal")
+    await until(lambda: len(acked) == 3)
+    states = [(await making.store.get(id_)).state for id_ in (running, done)]
+    assert states == ["running", "succeeded"]
+
+
+async def test_a_job_of_which_nothing_is_known_is_buried(start, gateway, until, acked):
+    door = await start()
+    await gateway.give_up(b"garbage", None, cause=UNDECODABLE, queue="jobs.v1.d.normal")
+    await until(lambda: acked)
+    assert door.letters[-1].id == ""

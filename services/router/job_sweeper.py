@@ -1,0 +1,149 @@
+"""Looks after jobs that nobody else does any more: publishes again, expires, forgets what is old."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Callable, Mapping, Sequence
+
+from prometheus_client import Counter
+
+from tidegate import tasks, telemetry
+from tidegate.broker import Link, Session, Unroutable
+from tidegate.errors import Unavailable
+from tidegate.protocol import envelope
+from tidegate.protocol.jobs import Job
+from tidegate.store.jobs import JobStore
+from tidegate.topology import CANCELS, jobs_queue
+
+log = telemetry.logger(__name__)
+
+AT_ONCE = 500
+# Jobs younger than this may still be on their way into their queue.
+LOST_AFTER_MS = 10_000
+
+REPUBLISHED = Counter("tidegate_jobs_republished_total", "Jobs whose message was published again.", ["state"])
+EXPIRED = Counter("tidegate_jobs_expired_total", "Jobs that did not end before their time was over.")
+RETIRED = Counter("tidegate_jobs_retired_total", "Job records removed by age or number.")
+
+
+class JobSweeper:
+    """One of the router's loops. Several routers may sweep: every step is fenced in the store."""
+
+    def __init__(
+        self,
+        jobs: JobStore,
+        amqp_url: str,
+        lost: Callable[[], Mapping[str, bool]],
+        *,
+        interval_s: float,
+        keep_s: float,
+        keep_count: int,
+    ) -> None:
+        """``lost``: see :meth:`services.router.ledger.Ledger.take_lost`."""
+        self._jobs = jobs
+        self._lost = lost
+        self._interval_s = interval_s
+        self._keep_ms = int(keep_s * 1e3)
+        self._keep_count = keep_count
+        self._declared: set[str] = set()
+        self._task: asyncio.Task[None] | None = None
+        self.problem: str | None = None
+        self.out = Link(amqp_url, "router-jobs", self._on_setup, on_up=self._declared.clear)
+
+    def start(self) -> None:
+        """Begin."""
+        self.out.start()
+        self._task = asyncio.create_task(self._run(), name="job sweeper")
+
+    async def stop(self) -> None:
+        """End."""
+        await tasks.end(self._task)
+        await self.out.stop()
+
+    async def _on_setup(self, session: Session) -> None:
+        await session.declare(CANCELS)
+
+    async def _run(self) -> None:
+        while True:
+            try:
+                await self._round()
+                self.problem = None
+            except Unavailable as error:
+                if self.problem is None:
+                    log.warning("jobs are not swept", extra={"problem": error.message})
+                self.problem = error.message
+            except Exception:
+                log.exception("a round failed; the next one tries again")
+            await asyncio.sleep(self._interval_s)
+
+    async def _round(self) -> None:
+        await self._expire()
+        await self._revive()
+        await self._republish()
+        while await self._retire() == AT_ONCE:
+            await asyncio.sleep(0)
+
+    async def _expire(self) -> None:
+        expired = await self._jobs.expire(_now_ms(), AT_ONCE)
+        EXPIRED.inc(len(expired))
+        if expired:
+            await self._cancel(expired)
+
+    async def _cancel(self, jobs: Sequence[Job]) -> None:
+        """Tell the workers, so that nothing is computed that nobody gets; best effort."""
+        body = envelope.pack(envelope.CANCELS, [job.id for job in jobs])
+        with contextlib.suppress(Unavailable):
+            if self.out.session is not None:
+                await self.out.session.publish(body, exchange=CANCELS.name, routing_key="")
+
+    async def _revive(self) -> None:
+        """The broker has lost messages (its disk, a queue that somebody deleted): the records have them."""
+        for deployment, left in self._lost().items():
+            before = _now_ms() - LOST_AFTER_MS
+            found = await self._jobs.revive(deployment, before, orphans=not left)
+            log.error("messages of jobs are lost", extra={"deployment": deployment, "revived": found})
+
+    async def _republish(self) -> None:
+        session = self.out.session
+        if session is None:
+            return  # what is stale stays stale
+        stale = await self._jobs.stale(_now_ms(), AT_ONCE)
+        told = await asyncio.gather(*(self._publish(session, job) for job in stale))
+        confirmed = [job.id for job, done in zip(stale, told, strict=True) if done]
+        if confirmed:
+            await self._jobs.queued(confirmed)
+
+    async def _publish(self, session: Session, job: Job) -> bool:
+        """Publish a job's message again; whether the broker has it."""
+        frame = await self._jobs.claim_republish(job.id, job.attempt, job.state)
+        if frame is None:
+            return False  # it moved on, or another router has it
+        queue = jobs_queue(job.deployment, job.level)
+        try:
+            if queue.name not in self._declared:
+                await session.declare(queue)
+                self._declared.add(queue.name)
+            body = envelope.pack(envelope.REQUESTS, [frame])
+            await session.publish(body, routing_key=queue.name, mandatory=True, persistent=True)
+        except Unroutable:
+            self._declared.discard(queue.name)
+            return False
+        except Unavailable as error:
+            log.info(
+                "a job was not published again; later", extra={"job": job.id.hex(), "problem": str(error)}
+            )
+            return False
+        REPUBLISHED.labels(job.state).inc()
+        log.info("a job was published again", extra={"job": job.id.hex(), "state": job.state})
+        return True
+
+    async def _retire(self) -> int:
+        removed = await self._jobs.retire(_now_ms(), self._keep_ms, self._keep_count, AT_ONCE)
+        RETIRED.inc(removed)
+        return removed
+
+
+def _now_ms() -> int:
+    return int(time.time() * 1e3)

@@ -1,0 +1,89 @@
+"""Which URLs and addresses a webhook may have."""
+
+from __future__ import annotations
+
+from ipaddress import ip_address
+
+import pytest
+
+from tidegate.protocol.webhooks import LONGEST_URL, Target, is_public, is_refused, read_url
+
+pytestmark = pytest.mark.unit
+
+
+@pytest.mark.parametrize(
+    ("url", "target", "authority"),
+    [
+        ("https://a.example/x?y=1", Target("https", "a.example", 443, "/x?y=1"), "a.example"),
+        ("http://A.Example", Target("http", "a.example", 80, "/"), "a.example"),
+        ("http://a:8080?y", Target("http", "a", 8080, "/?y"), "a:8080"),
+        ("https://[2001:db8::1]:8/h", Target("https", "2001:db8::1", 8, "/h"), "[2001:db8::1]:8"),
+    ],
+)
+def test_the_parts_of_a_url(url, target, authority):
+    assert read_url(url) == target
+    assert target.authority == authority
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "",
+        "ftp://a/",
+        "file:///etc/passwd",
+        "a.example/x",
+        "https://",
+        "https://user:word@a.example/",
+        "https://a.example/#part",
+        "https://a.example/ b",
+        "https://a.example/\r\nX: y",
+        "https://a.example:0/",
+        "https://a.example:65536/",
+        "https://a.example:x/",
+        "https://[127.0.0.1]/",
+        "https://[::g]/",
+        "https://bücher.example/",
+        "https://a.example\\@b.example/",
+        "https://a/" + "x" * LONGEST_URL,
+    ],
+)
+def test_what_is_no_url_of_a_webhook(url):
+    assert read_url(url) is None
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "127.0.0.1", "10.1.2.3", "172.16.0.1", "192.168.1.1", "169.254.169.254", "100.64.0.1", "0.0.0.0",
+        "0.1.2.3", "224.0.0.1", "240.0.0.1", "255.255.255.255", "192.0.2.1", "198.18.0.1", "::", "::1",
+        "fe80::1", "fc00::1", "fec0::1", "ff02::1", "2001:db8::1", "::ffff:127.0.0.1", "::ffff:10.0.0.1",
+        "::127.0.0.1", "64:ff9b::7f00:1", "64:ff9b::a9fe:a9fe", "2002:7f00:1::", "2002:a00:1::1",
+        "2001:0:0:0:0:0:80ff:fffe",
+    ],
+)  # fmt: skip
+def test_addresses_that_no_webhook_reaches(address):
+    assert not is_public(ip_address(address))
+
+
+@pytest.mark.parametrize(
+    "address", ["8.8.8.8", "1.1.1.1", "2606:4700::1111", "::ffff:8.8.8.8", "64:ff9b::808:808"]
+)
+def test_public_addresses(address):
+    assert is_public(ip_address(address))
+
+
+@pytest.mark.parametrize(
+    ("url", "refused"),
+    [
+        ("http://127.0.0.1/", True),
+        ("http://localhost:9/", True),
+        ("http://[::1]/", True),
+        ("http://8.8.8.8/", False),
+        ("http://a.example/", False),
+        ("http://2130706433/", False),  # a name for all we know; its address is judged when it is connected
+    ],
+)
+def test_urls_that_name_an_address_themselves(url, refused):
+    target = read_url(url)
+    assert target is not None
+    assert is_refused(target) is refused

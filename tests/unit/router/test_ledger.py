@@ -1,0 +1,114 @@
+"""The ledger's arithmetic: what is found missing, and what only moved while it was looked at."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+
+from services.router.domain.ledger import Look, Missing, Statement, confirmed, lost_messages, missing
+from tidegate.protocol.jobs import STATES, Counts, JobLoad
+
+pytestmark = pytest.mark.unit
+
+
+def look(
+    *,
+    ledger: dict[str, int] | None = None,
+    waiting: int = 0,
+    running: int = 0,
+    ready: int = 0,
+    held: int = 0,
+    before: int | None = None,
+    **given: Any,
+) -> Look:
+    """A look at one Deployment; ``before`` None: nothing came while it was taken."""
+    told = ledger if ledger is not None else {"accepted": waiting + running}
+    states = dict.fromkeys(STATES, 0) | {"queued": waiting, "running": running}
+    counts = Counts(states, {"d": JobLoad(waiting, running)}, told, given.pop("acknowledged", {}), **given)
+    accepted = told.get("accepted", 0)
+    return Look(accepted if before is None else before, counts, {"d": ready}, {"d": held})
+
+
+def test_nothing_is_missing_where_nothing_is():
+    assert missing(look()).total == 0
+
+
+def test_waiting_jobs_are_ready_or_held():
+    assert missing(look(waiting=5, running=2, ready=4, held=3)).total == 0
+    assert missing(look(waiting=5, running=2, ready=3, held=3)) == Missing(0, 0, 1, {"d": True})
+
+
+def test_more_messages_than_jobs_are_duplicates_and_no_loss():
+    assert missing(look(waiting=1, ready=5)).total == 0
+
+
+def test_a_surplus_elsewhere_hides_nothing():
+    counts = Counts(
+        dict.fromkeys(STATES, 0) | {"queued": 2},
+        {"a": JobLoad(1, 0), "b": JobLoad(1, 0)},
+        {"accepted": 2},
+        {},
+    )
+    assert missing(Look(2, counts, {"a": 5}, {})).messages == 1
+
+
+def test_leased_jobs_need_no_message():
+    assert missing(look(running=2, watched=2)).total == 0
+
+
+def test_what_came_meanwhile_is_left_out():
+    assert missing(look(waiting=7, ready=4, before=4)).total == 0
+    assert missing(look(waiting=7, ready=3, before=4)).messages == 1
+
+
+def test_an_acknowledged_job_without_a_record():
+    told = {"accepted": 3, "succeeded": 3}
+    assert missing(look(ledger=told, acknowledged={"g": 2, "h": 1})).total == 0
+    assert missing(look(ledger=told, acknowledged={"g": 2, "h": 2})) == Missing(1, 0, 0)
+
+
+def test_every_accepted_job_is_over_or_unfinished_once():
+    told = {"accepted": 9, "succeeded": 2, "failed": 2, "cancelled": 1, "expired": 1, "removed": 4}
+    assert missing(look(ledger=told, waiting=3, ready=3)).total == 0
+    assert missing(look(ledger=told, waiting=2, ready=2)) == Missing(0, 1, 0)
+    assert missing(look(ledger=told, waiting=4, ready=4)) == Missing(0, -1, 0)
+    assert missing(look(ledger=told, waiting=4, ready=4)).total == 1
+
+
+@pytest.mark.parametrize(
+    ("totals", "reported"),
+    [([], 0), ([4], 0), ([4, 4], 0), ([4, 6, 5], 4), ([9, 9, 9, 0], 0), ([0, 3, 3, 3], 3)],
+)
+def test_only_what_several_looks_in_a_row_miss_is_reported(totals, reported):
+    assert confirmed([Missing(0, 0, total) for total in totals]) == reported
+
+
+def test_where_messages_are_lost():
+    seen = missing(look(waiting=5, ready=4))
+    assert seen.where == {"d": True}
+    assert missing(look(waiting=5)).where == {"d": False}
+    assert lost_messages([seen, seen]) == {}
+    assert lost_messages([seen, seen, seen]) == {"d": True}
+    assert lost_messages([seen, missing(look(waiting=5, ready=5)), seen]) == {}
+    elsewhere = Missing(0, 0, 1, {"e": True})
+    assert lost_messages([elsewhere, seen, seen]) == {}
+
+
+def test_unknown_is_not_zero():
+    unknown = Statement(1.5, None, {"broker": "away"})
+    assert math.isnan(unknown.gauge)
+    assert unknown.shown() == {"at": 1.5, "unaccounted": None, "away": {"broker": "away"}}
+
+
+def test_as_json():
+    told = {"accepted": 9, "succeeded": 4, "removed": 1}
+    seen = look(ledger=told, waiting=4, running=1, ready=3, held=2, acknowledged={"g": 8}, watched=1)
+    shown = Statement(1.0, 0, {}, seen, missing(seen)).shown()
+    assert shown["unaccounted"] == 0
+    assert (shown["acknowledged"], shown["accepted"]) == (8, 9)
+    assert shown["over"]["succeeded"] == 4
+    assert shown["unfinished"] == {"accepting": 0, "queued": 4, "running": 1}
+    assert shown["messages"] == {"ready": 3, "held": 2, "watched": 1}
+    assert shown["missing"] == {"records": 0, "endings": 0, "messages": 0}

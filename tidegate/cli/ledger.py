@@ -1,0 +1,67 @@
+"""Is any job lost, and what webhooks are signed with."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from tidegate.cli import exits
+from tidegate.cli.options import Json
+
+Of = Annotated[
+    str,
+    typer.Option(
+        "--principal", help="Whose: the id of an API key, or `anonymous`: callers here without a key."
+    ),
+]
+
+
+def ledger(json: Json = False) -> None:
+    """Show where every job is; exit code 1 when one is lost, 6 while that is not known."""
+    from tidegate.cli import output
+    from tidegate.cli.api import control
+
+    found = control().router.get("/v1/ledger")
+    output.show(found, json, lambda: _show(found))
+    if found["unaccounted"]:
+        raise typer.Exit(exits.ERROR)
+    if found["unaccounted"] is None:
+        raise typer.Exit(exits.UNREACHABLE)
+
+
+def _show(found: dict[str, Any]) -> None:
+    from tidegate.cli import output
+
+    unaccounted = found["unaccounted"]
+    if unaccounted is None:
+        output.line("unaccounted  unknown", style="yellow")
+        for source, why in found["away"].items():
+            output.say(f"{source}: {why}", style="yellow")
+        return
+    output.line(f"unaccounted  {unaccounted}", style="red" if unaccounted else "green")
+    output.line()
+    rows = [("told to clients (202)", found["acknowledged"]), ("accepted", found["accepted"])]
+    rows += [(f"- {state}", count) for state, count in found["over"].items()]
+    rows += [(f"- {state}", count) for state, count in found["unfinished"].items()]
+    messages = found["messages"]
+    rows += [
+        ("messages in the broker", messages["ready"]),
+        ("messages at workers", messages["held"]),
+        ("jobs kept without a message", messages["watched"]),
+        ("records kept", found["kept"]),
+        ("records removed", found["removed"]),
+    ]
+    output.table(rows, ("jobs", "count"))
+    for what, count in found["missing"].items():
+        if count:
+            output.say(f"the last look misses {count} {what}", style="yellow")
+
+
+def webhook_secret(of: Of = "anonymous", json: Json = False) -> None:
+    """Print the secret that webhooks are signed with, for any verifier of Standard Webhooks."""
+    from tidegate.cli import output
+    from tidegate.cli.api import control
+
+    found = control().router.get("/v1/webhooks/secret", principal=of)
+    output.show(found, json, lambda: output.line(found["secret"]))

@@ -1,0 +1,99 @@
+"""Where a webhook may go: the form of its URL, and the addresses behind it. Pure.
+
+The URL is read when a job is taken in, so that a wrong one is refused at once. Its addresses are judged when
+the connection is made: what a name resolves to may be another address by then.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
+
+LONGEST_URL = 2048
+_URL = re.compile(
+    r"(?P<scheme>https?)://(?P<host>\[[0-9a-fA-F:.]+\]|[A-Za-z0-9._-]+)(?::(?P<port>\d{1,5}))?"
+    r"(?P<path>/[^#]*|\?[^#]*)?"
+)
+_PORTS = {"http": 80, "https": 443}
+# IPv6 addresses that carry an IPv4 one in their last bytes, by which a translator would send.
+_NAT64 = (IPv6Network("64:ff9b::/96"), IPv6Network("64:ff9b:1::/48"))
+
+Address = IPv4Address | IPv6Address
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A webhook's URL in parts. ``path`` has the query; ``host`` is without brackets, in lower case."""
+
+    scheme: str
+    host: str
+    port: int
+    path: str
+
+    @property
+    def origin(self) -> str:
+        """``host:port``: what limits and rests are counted by."""
+        return f"{self.host}:{self.port}"
+
+    @property
+    def authority(self) -> str:
+        """The value of the Host header."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return host if self.port == _PORTS[self.scheme] else f"{host}:{self.port}"
+
+
+def read_url(url: str) -> Target | None:
+    """The parts of a webhook's URL; None unless it is plain http or https with a host and no user in it."""
+    found = _URL.fullmatch(url) if len(url) <= LONGEST_URL and url.isascii() and url.isprintable() else None
+    if found is None or " " in url:
+        return None
+    scheme, host, path = found["scheme"], found["host"].lower(), found["path"] or "/"
+    port = int(found["port"]) if found["port"] else _PORTS[scheme]
+    if not 0 < port < 65536:
+        return None
+    if host.startswith("["):
+        host = host[1:-1]
+        if (address := _literal(host)) is None or address.version != 6:
+            return None
+    return Target(scheme, host, port, path if path.startswith("/") else f"/{path}")
+
+
+def is_refused(target: Target) -> bool:
+    """Whether the URL itself names an address that no webhook may reach; a name's is judged later."""
+    address = _literal(target.host)
+    return target.host == "localhost" or (address is not None and not is_public(address))
+
+
+def is_public(address: Address) -> bool:
+    """Whether an address is one of the public internet: not this machine's, nor of a private network,
+    nor link-local (the metadata services of clouds), nor any of these dressed up as IPv6."""
+    if isinstance(address, IPv6Address):
+        carried = _carried(address)
+        if carried is not None:
+            return is_public(carried)
+        if address.is_site_local:
+            return False
+    special = address.is_multicast or address.is_reserved or address.is_unspecified
+    return address.is_global and not special
+
+
+def _carried(address: IPv6Address) -> IPv4Address | None:
+    """The IPv4 address inside of an IPv6 one, if it is of a kind that has one."""
+    if address.ipv4_mapped is not None:
+        return address.ipv4_mapped
+    if address.sixtofour is not None:
+        return address.sixtofour
+    if address.teredo is not None:
+        return address.teredo[1]
+    low = int(address) & 0xFFFFFFFF
+    if any(address in network for network in _NAT64) or 1 < int(address) <= 0xFFFFFFFF:
+        return IPv4Address(low)
+    return None
+
+
+def _literal(host: str) -> Address | None:
+    try:
+        return ip_address(host)
+    except ValueError:
+        return None
