@@ -57,6 +57,26 @@ class PayloadTooLarge(TidegateError):
     reason = "payload_too_large"
 
 
+class TooMany(TidegateError):
+    """This caller has used what it may: its rate, its concurrent requests, or its quota.
+
+    ``told``: what the answer's headers say of its limits.
+    """
+
+    reason = "too_many_requests"
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        reason: str | None = None,
+        retry_after_s: float | None = None,
+        told: dict[str, str] | None = None,
+    ) -> None:
+        super().__init__(message, reason=reason, retry_after_s=retry_after_s)
+        self.told = told or {}
+
+
 class Overloaded(TidegateError):
     """More work waits than can be done in time; ``retry_after_s`` says when to come back."""
 
@@ -108,6 +128,7 @@ BY_REASON: dict[str, type[TidegateError]] = {
         NotFound,
         Conflict,
         PayloadTooLarge,
+        TooMany,
         Overloaded,
         NoCapacity,
         ColdStart,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import hmac
 import os
 import socket
 import time
@@ -22,8 +21,11 @@ from prometheus_client.multiprocess import MultiProcessCollector
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from tidegate import __version__, errors, telemetry
+from tidegate import __version__, caller, errors, telemetry
+from tidegate.caller import Caller, ServiceToken
 from tidegate.errors import TidegateError
+from tidegate.protocol import access
+from tidegate.protocol.access import ANONYMOUS, Principal
 from tidegate.settings import Settings
 
 log = telemetry.logger(__name__)
@@ -35,6 +37,7 @@ STATUS: dict[type[TidegateError], int] = {
     errors.NotFound: 404,
     errors.Conflict: 409,
     errors.PayloadTooLarge: 413,
+    errors.TooMany: 429,
     errors.ModelFailed: 500,
     errors.Overloaded: 503,
     errors.NoCapacity: 503,
@@ -49,6 +52,8 @@ _GC_THRESHOLDS = (20_000, 20, 50)
 LOOPBACK = {"localhost", "127.0.0.1", "::1"}
 
 Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
+# Who sends these headers; raises Unauthorized.
+Identify = Callable[[dict[bytes, bytes]], Principal]
 
 
 def status_of(error: TidegateError) -> int:
@@ -78,16 +83,19 @@ class Health:
 
 
 class Guard:
-    """ASGI middleware: request id, foreign pages refused, service token checked, one log line.
+    """ASGI middleware: request id, foreign pages refused, the caller identified, one log line.
 
     Loopback is no trust boundary: a page in a browser can post to it. So a request with a foreign
     ``Host`` (DNS rebinding) or ``Origin`` (a page) is refused, and everything that is not open needs
-    the service token, which a page cannot know.
+    the service token, or what else ``identify`` knows, which a page cannot know.
     """
 
-    def __init__(self, app: ASGIApp, *, settings: Settings, open_paths: tuple[str, ...]) -> None:
+    def __init__(
+        self, app: ASGIApp, *, settings: Settings, open_paths: tuple[str, ...], identify: Identify | None
+    ) -> None:
         self._app = app
-        self._token = settings.service_token.encode()
+        self._token = ServiceToken(settings.service_token)
+        self._identify = identify or self._token.identify
         self._open = ALWAYS_OPEN + open_paths
         self._local = settings.host in LOOPBACK
 
@@ -97,7 +105,7 @@ class Guard:
             return
         headers = dict(scope["headers"])
         rid = headers.get(b"x-request-id", b"").decode("latin-1")[:128] or new_request_id()
-        mark = telemetry.request_id.set(rid)
+        mark, caller_mark = telemetry.request_id.set(rid), caller.current.set(caller.OWN_WORK)
         started, status, answering = time.perf_counter(), 500, False
 
         async def send_with_id(message: Message) -> None:
@@ -111,10 +119,12 @@ class Guard:
             await send(message)
 
         try:
-            refusal = self._refusal(scope["path"], headers)
-            if refusal is not None:
+            try:
+                who = self._admit(scope["path"], headers)
+            except TidegateError as refusal:
                 await error_response(refusal, rid)(scope, receive, send_with_id)
             else:
+                caller.current.set(Caller(who, self._origin(scope, headers)))
                 await self._app(scope, receive, send_with_id)
         except Exception as error:
             # Here and not in a handler of the framework's: that one answers outside of this middleware.
@@ -135,20 +145,21 @@ class Guard:
                 },
             )
             telemetry.request_id.reset(mark)
+            caller.current.reset(caller_mark)
 
-    def _refusal(self, path: str, headers: dict[bytes, bytes]) -> TidegateError | None:
+    def _admit(self, path: str, headers: dict[bytes, bytes]) -> Principal:
         if self._local and not is_local(headers):
-            return errors.Forbidden(
+            raise errors.Forbidden(
                 "This address answers only to local callers: foreign Host or Origin header."
             )
-        if path.startswith(self._open):
-            return None
-        given = headers.get(b"authorization", b"").removeprefix(b"Bearer ")
-        if self._token and hmac.compare_digest(given, self._token):
-            return None
-        return errors.Unauthorized(
-            "Needs 'Authorization: Bearer <service token>'; the token is in <state>/token."
-        )
+        return ANONYMOUS if path.startswith(self._open) else self._identify(headers)
+
+    def _origin(self, scope: Scope, headers: dict[bytes, bytes]) -> str:
+        told = headers.get(access.ORIGIN_HEADER)
+        if told is not None and self._token.given(headers):
+            return told.decode("latin-1")[:64]
+        client = scope.get("client")
+        return str(client[0]) if client else ""
 
 
 def is_local(headers: dict[bytes, bytes]) -> bool:
@@ -181,6 +192,8 @@ def error_response(error: TidegateError, rid: str) -> Response:
         headers["Retry-After"] = str(max(1, int(-(-error.retry_after_s // 1))))
     if isinstance(error, errors.Unauthorized):
         headers["WWW-Authenticate"] = "Bearer"
+    if isinstance(error, errors.TooMany):
+        headers |= error.told
     return _json(error_body(error.message, error.reason, rid), status_of(error), headers)
 
 
@@ -191,8 +204,12 @@ def create_app(
     lifespan: Lifespan,
     routers: Sequence[APIRouter],
     open_paths: tuple[str, ...] = (),
+    identify: Identify | None = None,
 ) -> FastAPI:
-    """The FastAPI app of a service, with health, metrics, guard and error answers in place."""
+    """The FastAPI app of a service, with health, metrics, guard and error answers in place.
+
+    ``identify``: who sends these headers; None: only holders of the service token are answered.
+    """
     if not settings.service_token:
         raise SystemExit(
             f"tidegate {name}: no service token. Set TIDEGATE_SERVICE_TOKEN, or write one to "
@@ -206,7 +223,7 @@ def create_app(
     app.add_exception_handler(TidegateError, _on_tidegate_error)
     app.add_exception_handler(RequestValidationError, _on_validation_error)
     app.add_exception_handler(HTTPException, _on_http_error)
-    app.add_middleware(Guard, settings=settings, open_paths=open_paths)
+    app.add_middleware(Guard, settings=settings, open_paths=open_paths, identify=identify)
     return app
 
 
@@ -301,6 +318,8 @@ def run(
         server_header=False,
         proxy_headers=False,
         backlog=4096,
+        # Longer than clients and load balancers keep an idle connection, so that they are who closes it.
+        timeout_keep_alive=75,
     )
     _Server(config, on_stop).run([sock] if sock is not None else None)
 

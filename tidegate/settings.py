@@ -55,7 +55,7 @@ class Settings(BaseSettings):
     ack_timeout_s: float = Field(
         1800.0,
         gt=0,
-        description="RabbitMQ's `consumer_timeout`, in seconds; the embedded one gets it. Jobs may take longer.",
+        description="RabbitMQ's `consumer_timeout`, in seconds. Jobs may run for longer.",
     )
     job_ttl_s: float = Field(
         86_400, ge=1, description="A job that is not done this long after its acceptance expires, in seconds."

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
 
 from tidegate.settings import Settings
+
+Scope = Literal["infer", "publish", "operate", "admin"]
 
 
 class GatewaySettings(Settings):
@@ -20,4 +24,38 @@ class GatewaySettings(Settings):
         512 * 2**20,
         description="Bodies that a gateway process holds at once, in bytes; and as much again for answers.",
     )
+    max_waiting_jobs: int = Field(
+        1_000_000, ge=1, description="Most jobs that wait for one Deployment; more are refused with 503."
+    )
+    max_batch_bytes: int = Field(
+        2**31, ge=1, description="Largest file of a batch, unpacked, in bytes; it goes to the blob store."
+    )
+    max_batch_lines: int = Field(1_000_000, ge=1, description="Most lines in the file of a batch.")
     report_interval_s: float = Field(0.5, description="How often a gateway reports its load, in seconds.")
+    auth: Literal["auto", "required"] = Field(
+        "auto",
+        description="`required`: nobody infers without a credential. `auto`: so it is on any address that is "
+        "not loopback; on loopback inference is open.",
+    )
+    usage_interval_s: float = Field(
+        2.0, gt=0, description="How often a gateway reports what its callers used, in seconds."
+    )
+    jwks_url: str = Field(
+        "", description="Keys by which JWT bearer tokens are checked: an http(s) URL or the path of a file."
+    )
+    jwt_issuer: str = Field("", description="`iss` of the tokens that are taken; goes with a JWKS.")
+    jwt_audience: str = Field("", description="`aud` that tokens must be meant for; goes with a JWKS.")
+    jwt_roles_claim: str = Field(
+        "roles", description="Claim that holds a token's roles; dots lead into objects."
+    )
+    jwt_role_scopes: dict[str, list[Scope]] = Field(
+        {},
+        description="Scopes of each role, as JSON; empty: a role that is called like a scope gives it.",
+    )
+
+    @model_validator(mode="after")
+    def _tokens_are_for_us(self) -> Self:
+        # An issuer's keys sign tokens for all its applications: without these any of them would do here.
+        if self.jwks_url and not (self.jwt_issuer and self.jwt_audience):
+            raise ValueError("TIDEGATE_JWKS_URL needs TIDEGATE_JWT_ISSUER and TIDEGATE_JWT_AUDIENCE")
+        return self

@@ -13,8 +13,10 @@ from services.registry.adapters import metrics
 from services.registry.adapters.announcer import Announcer
 from services.registry.adapters.artifacts import ArtifactStore
 from services.registry.adapters.sql.database import Clock, Database, utc_now
-from services.registry.api import artifacts, deployments, endpoints, intention, models
+from services.registry.adapters.usage_intake import UsageIntake
+from services.registry.api import artifacts, deployments, endpoints, history, intention, keys, models
 from services.registry.domain.archive import Limits
+from services.registry.keyring import Keyring
 from services.registry.registrar import Policy, Registrar
 from services.registry.settings import RegistrySettings
 from tidegate import service
@@ -31,13 +33,18 @@ def build(settings: RegistrySettings, clock: Clock = utc_now) -> FastAPI:
         store = ArtifactStore(settings.artifact_url, max_bytes=settings.max_artifact_bytes)
         announcer = Announcer(settings.amqp_url)
         registrar = Registrar(database, store, announcer, _policy(settings))
+        intake = UsageIntake(settings.amqp_url, database)
         async with contextlib.AsyncExitStack() as stack:
             stack.push_async_callback(database.close)
             await store.start()
             await announcer.start()
             stack.push_async_callback(announcer.stop)
             await registrar.observe()
+            intake.start()
+            stack.push_async_callback(intake.stop)
             app.state.registrar = registrar
+            app.state.keyring = Keyring(registrar)
+            app.state.usage = intake
             app.state.health.add("database", lambda: database.problem)
             app.state.health.add("artifacts", lambda: store.problem)
             await stack.enter_async_context(_background(registrar, settings.probe_every_s))
@@ -47,7 +54,15 @@ def build(settings: RegistrySettings, clock: Clock = utc_now) -> FastAPI:
         name="registry",
         settings=settings,
         lifespan=lifespan,
-        routers=[artifacts.router, models.router, deployments.router, endpoints.router, intention.router],
+        routers=[
+            artifacts.router,
+            models.router,
+            deployments.router,
+            endpoints.router,
+            intention.router,
+            keys.router,
+            history.router,
+        ],
     )
     app.add_middleware(metrics.Requests)
     return app

@@ -80,7 +80,7 @@ class Registrar:
                     f"The bytes that arrived have sha256 {staged.sha256}, not {expected}: send them again."
                 )
             # Row first, then file: collecting takes the same row before it deletes the file.
-            async with self._change() as writer:
+            async with self.change() as writer:
                 until = writer.now + self._policy.pending_for
                 await writer.note_artifact(staged.sha256, staged.size, until)
                 await self.artifacts.keep(staged)
@@ -101,7 +101,7 @@ class Registrar:
         format_ = formats.chosen(wanted.filename, wanted.format)
         formats.check_consent(format_, allow_pickle=wanted.allow_pickle)
         found = await self._inspect(wanted, format_)
-        async with self._change() as writer:
+        async with self.change() as writer:
             size = await writer.artifact_size(wanted.artifact)
             if size is None:
                 raise _no_artifact(wanted.artifact)
@@ -127,7 +127,7 @@ class Registrar:
         self, model: str, number: int, metadata: VersionMetadata | None, given: Signature | None
     ) -> Version:
         """Change what is said of a version. A signature can be added where there is none, never changed."""
-        async with self._change() as writer:
+        async with self.change() as writer:
             held = next(iter(await writer.versions(model, number)), None)
             if held is None:
                 raise NotFound(f"Model {model!r} has no version {number}.")
@@ -150,7 +150,7 @@ class Registrar:
         answer: Callable[[Reader], Awaitable[T]],
     ) -> T:
         """Carry out what ``decision`` makes of the intention; ``answer`` reads the outcome with it."""
-        async with self._change() as writer:
+        async with self.change() as writer:
             await writer.apply(decision(await writer.snapshot()))
             return await answer(writer)
 
@@ -161,7 +161,7 @@ class Registrar:
 
     async def delete_model(self, model: str, *, cascade: bool) -> list[Notice]:
         """Forget a model's versions (``cascade``: and all that serves them); what was deleted or changed."""
-        async with self._change() as writer:
+        async with self.change() as writer:
             await writer.apply(removal.delete_model(await writer.snapshot(), model, cascade=cascade))
         await self.collect()
         return writer.notices
@@ -170,7 +170,7 @@ class Registrar:
         """Delete artifacts that no version names, and uploads that broke off; what fails waits for later."""
         try:
             await self.artifacts.sweep()
-            async with self._change() as writer:
+            async with self.change() as writer:
                 for sha256 in await writer.drop_unused_artifacts():
                     await self.artifacts.remove(sha256)
         except Unavailable as error:
@@ -187,7 +187,7 @@ class Registrar:
             log.warning("totals not read", extra={"problem": error.message})
 
     @asynccontextmanager
-    async def _change(self) -> AsyncIterator[Writer]:
+    async def change(self) -> AsyncIterator[Writer]:
         """A write transaction whose changes are told once, and only if, it is committed."""
         async with self.database.write() as writer:
             yield writer

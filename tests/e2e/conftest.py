@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ PORTS = (
     "RABBITMQ_DIST_PORT",
     "EPMD_PORT",
     "VALKEY_PORT",
+    "JOBS_PORT",
 )
 
 
@@ -95,16 +97,24 @@ def processes_of(state: Path) -> list[psutil.Process]:
 @pytest.fixture(scope="session")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     """The stack, with nothing deployed. At the end no process of it is left."""
-    state = tmp_path_factory.mktemp("stack") / "state"
+    with running_stack(tmp_path_factory.mktemp("stack") / "state") as found:
+        yield found
+
+
+@contextmanager
+def running_stack(state: Path, **fields: float) -> Iterator[Stack]:
+    """A stack with these settings, with nothing deployed. At the end no process of it is left."""
     runtime = Settings().runtime_path
     ports = dict(zip(PORTS, free_ports(len(PORTS)), strict=True))
     given: dict[str, Any] = {
         "state_dir": state,
         "runtime_dir": runtime,
         **{name.lower(): port for name, port in ports.items()},
+        **fields,
     }
     env = {k: v for k, v in os.environ.items() if not k.startswith("TIDEGATE_")}
     env |= {f"TIDEGATE_{name}": str(port) for name, port in ports.items()}
+    env |= {f"TIDEGATE_{name.upper()}": str(value) for name, value in fields.items()}
     env |= {"TIDEGATE_STATE_DIR": str(state), "TIDEGATE_RUNTIME_DIR": str(runtime), "NO_COLOR": "1"}
     started = Stack(Settings(**given), env)
     try:

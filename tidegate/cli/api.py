@@ -1,8 +1,12 @@
-"""Calls to the control plane: registry, autoscaler and router, with the service token."""
+"""Calls to the control plane: registry, autoscaler and router.
+
+With an API key they go through the gateway, from wherever the CLI runs; else straight to the services, with
+the service token.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
@@ -48,7 +52,13 @@ class Service:
     def get(self, path: str, **query: Any) -> Any:
         """GET; query values of None are left out."""
         given = {key: value for key, value in query.items() if value is not None}
-        return self._send("GET", path, params=given)
+        # A job's result may have been asked for in binary, and is shown here as JSON.
+        return self._send("GET", path, params=given, headers={"Accept": "application/json"})
+
+    def get_waiting(self, path: str, wait_s: float) -> Any:
+        """GET what the gateway gives when it is there, or as it is after ``wait_s``."""
+        headers = {"Prefer": f"wait={max(1, round(wait_s))}"}
+        return self._send("GET", path, headers=headers, timeout=TIMEOUT_S + wait_s)
 
     def items(self, path: str, **query: Any) -> list[Doc]:
         """The ``items`` of a list."""
@@ -59,9 +69,9 @@ class Service:
         """PUT a JSON body."""
         return self._send("PUT", path, json=body)
 
-    def post(self, path: str, body: Any) -> Any:
-        """POST a JSON body."""
-        return self._send("POST", path, json=body)
+    def post(self, path: str, body: Any, timeout: float = TIMEOUT_S) -> Any:
+        """POST a JSON body; ``timeout`` in seconds."""
+        return self._send("POST", path, json=body, timeout=timeout)
 
     def patch(self, path: str, body: Any) -> Any:
         """PATCH with a JSON body."""
@@ -78,6 +88,29 @@ class Service:
         return self._send(
             "PUT", path, content=chunks, headers=headers, params=query, timeout=UPLOAD_TIMEOUT_S
         )
+
+    def send_lines(self, path: str, chunks: Iterable[bytes], **query: Any) -> Any:
+        """POST a file of lines (JSONL), streamed; query values of None are left out."""
+        given = {key: value for key, value in query.items() if value is not None}
+        headers = {"Content-Type": "application/jsonl"}
+        return self._send(
+            "POST", path, content=chunks, headers=headers, params=given, timeout=UPLOAD_TIMEOUT_S
+        )
+
+    def download(self, path: str, take: Callable[[bytes], object]) -> None:
+        """GET a body of any size; each piece of it goes to ``take``."""
+        import httpx
+
+        try:
+            with self._http.stream("GET", path, timeout=UPLOAD_TIMEOUT_S) as response:
+                if response.status_code >= 400:
+                    raise from_answer(response.status_code, response.headers, response.read())
+                for piece in response.iter_bytes():
+                    take(piece)
+        except httpx.ReadTimeout:
+            raise DeadlinePassed(f"{self.name} at {self.url} did not answer in time.") from None
+        except httpx.HTTPError as error:
+            raise unreachable(self.name, self.url) from error
 
     def exists(self, path: str) -> bool:
         """Whether HEAD finds the path."""
@@ -120,12 +153,17 @@ class Control:
     """The services of the control plane, as the settings say."""
 
     def __init__(self, settings: Settings) -> None:
-        token = settings.service_token
         self.settings = settings
-        self.registry = Service("registry", settings.registry_url, token)
-        self.autoscaler = Service("autoscaler", settings.autoscaler_url, token)
-        self.router = Service("router", settings.router_url, token)
-        self.gateway = Service("gateway", settings.gateway_url, "")
+        self.registry = self._service("registry")
+        self.autoscaler = self._service("autoscaler")
+        self.router = self._service("router")
+        self.gateway = Service("gateway", settings.gateway_url, token_of(settings))
+
+    def _service(self, name: str) -> Service:
+        key, token = self.settings.api_key, self.settings.service_token
+        if key:
+            return Service(name, f"{self.settings.gateway_url.rstrip('/')}/api/{name}", key)
+        return Service(name, getattr(self.settings, f"{name}_url"), token)
 
     def deployment_of(self, name: str) -> str:
         """The deployment that ``name`` means: its own, or the one an endpoint of that name sends to.
@@ -157,11 +195,17 @@ class Control:
 def control() -> Control:
     """The control plane of the settings in force. Raises Unreachable when there is no token for it."""
     found = settings()
-    if not found.service_token:
+    if not token_of(found):
         raise Unreachable(
-            f"There is no token at {found.state_path / 'token'}: is the stack up? `tidegate up`"
+            f"There is no token at {found.state_path / 'token'}: is the stack up? `tidegate up` "
+            "(for a stack elsewhere set TIDEGATE_GATEWAY_URL and TIDEGATE_API_KEY)"
         )
     return Control(found)
+
+
+def token_of(settings: Settings) -> str:
+    """What the CLI shows to the gateway: its key, else the service token of this machine; empty: neither."""
+    return settings.api_key or settings.service_token
 
 
 def settings() -> Settings:

@@ -6,7 +6,23 @@ import sys
 
 import typer
 
-from tidegate.cli import deploy, exits, infer, inspect, logs, manage, stack, tune
+from tidegate.cli import (
+    batch,
+    deploy,
+    exits,
+    history,
+    infer,
+    inspect,
+    jobs,
+    keys,
+    ledger,
+    logs,
+    manage,
+    replay,
+    scaling,
+    stack,
+    tune,
+)
 from tidegate.errors import TidegateError
 
 app = typer.Typer(
@@ -18,7 +34,9 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-_STACK, _MODELS, _WATCH = "The stack", "Models", "Looking inside"
+_STACK, _MODELS, _JOBS, _WATCH = "The stack", "Models", "Jobs", "Looking inside"
+_SCALING = "Scaling"
+_ACCESS = "Access"
 
 for name, command, panel in (
     ("up", stack.up, _STACK),
@@ -31,16 +49,32 @@ for name, command, panel in (
     ("models", inspect.models, _MODELS),
     ("versions", inspect.versions, _MODELS),
     ("infer", infer.infer, _MODELS),
+    ("jobs", jobs.jobs, _JOBS),
+    ("job", jobs.job, _JOBS),
+    ("batch", batch.batch, _JOBS),
     ("tune", tune.tune, _MODELS),
-    ("scale", manage.scale, _MODELS),
+    ("scale", manage.scale, _SCALING),
+    ("deployments", scaling.deployments, _SCALING),
+    ("why", scaling.why, _SCALING),
+    ("policy", scaling.policy, _SCALING),
+    ("replay", replay.replay, _SCALING),
+    ("pause", scaling.pause, _SCALING),
+    ("resume", scaling.resume, _SCALING),
+    ("drain", scaling.drain, _SCALING),
+    ("cordon", scaling.cordon, _SCALING),
     ("apply", manage.apply, _MODELS),
     ("delete", manage.delete, _MODELS),
     ("routes", inspect.routes, _WATCH),
     ("replicas", inspect.replicas, _WATCH),
     ("decisions", inspect.decisions, _WATCH),
     ("cold-starts", inspect.cold_starts, _WATCH),
+    ("ledger", ledger.ledger, _WATCH),
+    ("webhook-secret", ledger.webhook_secret, _WATCH),
+    ("audit", history.audit, _ACCESS),
+    ("usage", history.usage, _ACCESS),
 ):
     app.command(name, rich_help_panel=panel)(command)
+app.add_typer(keys.keys, rich_help_panel=_ACCESS)
 
 
 def main(arguments: list[str] | None = None) -> None:

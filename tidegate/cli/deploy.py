@@ -55,6 +55,17 @@ def deploy(
         list[str] | None,
         typer.Option(metavar="K=V", help="Environment of the model; repeatable.", rich_help_panel=_RUN),
     ] = None,
+    resource: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="K=V",
+            help="memory_mb, cpus, shm_mb, gpus or gpu_memory_mb of a replica; repeatable.",
+            rich_help_panel=_RUN,
+        ),
+    ] = None,
+    image: Annotated[
+        str | None, typer.Option(help="Image of its workers, if containers.", rich_help_panel=_RUN)
+    ] = None,
     signature: Annotated[
         Path | None,
         typer.Option(metavar="FILE.json", help="Inputs and outputs, if unknown.", rich_help_panel=_ABOUT),
@@ -100,6 +111,8 @@ def deploy(
         "instances": instances,
         "batching": _given({"max_batch": max_batch, "window_ms": batch_window_ms}) or None,
         "env": pairs("--env", env) or None,
+        "resources": numbers("--resource", resource) or None,
+        "image": image,
     }
     about = {
         "trained_at": None if trained_at is None else iso_time(trained_at),

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import tidegate
-from tidegate.cli.api import Control, Doc, part
+from tidegate.cli.api import Control, Doc, part, token_of
 from tidegate.cli.progress import Steps
 from tidegate.cli.publish import Order, publish, read_json, wait_serving
 from tidegate.errors import NotFound, TidegateError
@@ -128,7 +128,7 @@ class Example:
         # By chance, not the one that looks best: now and then the model errs, and then it shows.
         number = random.randrange(len(held_out["image"]))
         image = held_out["image"][number : number + 1]
-        with Client(self.settings.gateway_url) as client:
+        with Client(self.settings.gateway_url, api_key=token_of(self.settings) or None) as client:
             client.metadata(NAME)
             began = time.perf_counter()
             result = client.infer(NAME, {"image": image}, timeout_s=WAIT_S)
@@ -150,3 +150,17 @@ class Example:
             timing=result.timing,
             gateway_url=self.settings.gateway_url,
         )
+
+
+def main() -> None:
+    """``python -m tidegate.cli.example``: the example on a stack that runs already."""
+    from tidegate.cli.api import settings
+
+    steps = Steps()
+    with steps.shown():
+        answered = Example(settings(), steps).run()
+    answered.show()
+
+
+if __name__ == "__main__":
+    main()

@@ -23,6 +23,7 @@ _BY_ERROR: dict[type[errors.TidegateError], int] = {
     errors.Unavailable: UNREACHABLE,
     errors.NoRoutes: UNREACHABLE,
     errors.Overloaded: REFUSED,
+    errors.TooMany: REFUSED,
     errors.NoCapacity: REFUSED,
     errors.Conflict: REFUSED,
 }

@@ -9,7 +9,7 @@ from typing import Any
 from tidegate.cli.api import Control, Doc, Service, settings
 from tidegate.errors import TidegateError
 
-STARTED_BY_STACK = ("rabbitmq", "valkey")
+STARTED_BY_STACK = ("rabbitmq", "valkey", "valkey-jobs")
 
 
 @dataclass(slots=True)

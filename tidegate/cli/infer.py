@@ -37,15 +37,16 @@ def infer(
 ) -> None:
     """Send one request. Inputs are {"name": [...]}, an OIP request, or one bare array for a single input."""
     from tidegate.cli import output
-    from tidegate.cli.api import settings, unreachable
+    from tidegate.cli.api import settings, token_of, unreachable
     from tidegate.cli.tensors import save
     from tidegate.client import Client
     from tidegate.client.errors import Unreachable
 
     inputs = given_inputs(data, file)
-    url = settings().gateway_url
+    found = settings()
+    url = found.gateway_url
     try:
-        with Client(url, timeout_s=timeout_ms / 1000) as client:
+        with Client(url, timeout_s=timeout_ms / 1000, api_key=token_of(found) or None) as client:
             result = client.infer(name, inputs, version=version, outputs=select)
     except TypeError as error:
         raise UsageError(f"{error}.") from None

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
+
+import typer
 
 from tidegate.cli.options import Json, Limit, Model, Name
 
@@ -139,17 +141,43 @@ def decisions(name: Name, limit: Limit = 20, json: Json = False) -> None:
     output.show({"items": items}, json, lambda: output.table(rows, columns, "No decision yet."))
 
 
-def cold_starts(name: Name, json: Json = False) -> None:
+def cold_starts(
+    name: Annotated[
+        str | None, typer.Argument(metavar="NAME", help="Without it: a line for each deployment.")
+    ] = None,
+    json: Json = False,
+) -> None:
     """Show the parts of each cold start, in milliseconds."""
     from tidegate.cli import output
     from tidegate.cli.api import control, part
 
     plane = control()
+    if name is None:
+        _cold_start_report(plane.autoscaler.items("/v1/cold-starts"), json)
+        return
     deployment = plane.deployment_of(name)
     items = plane.autoscaler.items(f"/v1/deployments/{part(deployment)}/cold-starts")
     rows = [cold_start_row(start) for start in items]
     columns = ("replica", "at", *(f"{phase.replace('_', ' ')} ms" for phase in PHASES), "total ms", "cause")
     output.show({"items": items}, json, lambda: output.table(rows, columns, "No cold start yet."))
+
+
+def _cold_start_report(items: list[dict[str, Any]], json: bool) -> None:
+    from tidegate.cli import output
+
+    rows = [
+        (
+            found["deployment"],
+            found["count"],
+            *(_ms(found["phases_ms"].get(phase)) for phase in PHASES),
+            _ms(found["median_ms"]),
+            _ms(found["longest_ms"]),
+        )
+        for found in items
+    ]
+    parts = (f"{phase.replace('_', ' ')} ms" for phase in PHASES)
+    columns = ("deployment", "starts", *parts, "median ms", "longest ms")
+    output.show({"items": items}, json, lambda: output.table(rows, columns, "Nothing is deployed."))
 
 
 def cold_start_row(start: dict[str, Any]) -> tuple[Any, ...]:

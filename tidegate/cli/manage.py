@@ -22,7 +22,9 @@ def scale(
     name: Name,
     replicas: Annotated[int | None, typer.Argument(metavar="N", min=0, help="So many replicas.")] = None,
     auto: Annotated[bool, typer.Option("--auto", help="Give it back to the autoscaler.")] = False,
-    ttl: Annotated[str | None, typer.Option(metavar="TIME", help="Only for so long, such as 2h.")] = None,
+    ttl: Annotated[
+        str | None, typer.Option("--for", "--ttl", metavar="TIME", help="Only for so long, such as 2h.")
+    ] = None,
     json: Json = False,
 ) -> None:
     """Hold a deployment at N replicas, whatever its load, or hand it back with --auto."""
@@ -32,7 +34,7 @@ def scale(
     if (replicas is None) == (not auto):
         raise UsageError("Give either a number of replicas or --auto.")
     if auto and ttl:
-        raise UsageError("--ttl goes with a number of replicas.")
+        raise UsageError("--for goes with a number of replicas.")
     plane = control()
     deployment = plane.deployment_of(name)
     path = f"/v1/deployments/{part(deployment)}/replicas"
@@ -119,7 +121,7 @@ def delete(
         removals = [_everything(plane, name)]
     named = [removal.shown for removal in removals]
     if not yes:
-        _confirm(named)
+        confirm(f"This deletes {', '.join(named)}")
     for removal in removals:
         plane.registry.delete(removal.path, **removal.query)
     output.show({"deleted": named}, json, lambda: output.line(f"deleted: {', '.join(named)}"))
@@ -167,8 +169,9 @@ def _everything(plane: Control, name: str) -> Removal:
     return Removal(shown, f"/v1/models/{part(name)}", {"cascade": "true"})
 
 
-def _confirm(named: list[str]) -> None:
+def confirm(warning: str) -> None:
+    """Ask before something that cannot be undone; ends the command unless the answer is yes."""
     if not sys.stdin.isatty():
-        raise UsageError(f"This deletes {', '.join(named)}: say --yes where nobody can be asked.")
-    if not typer.confirm(f"Delete {', '.join(named)}?", err=True):
+        raise UsageError(f"{warning}: say --yes where nobody can be asked.")
+    if not typer.confirm(f"{warning}. Go on?", err=True):
         raise typer.Exit(1)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tidegate.cli.api import Control, Doc
+from tidegate.cli.api import Control, Doc, token_of
 from tidegate.cli.exits import UsageError
 from tidegate.cli.progress import Steps
 from tidegate.cli.publish import status_of
@@ -89,7 +89,8 @@ class Study:
             raise BadRequest("The model gives any number of answers to a request: there is no batch to tune.")
         tensors = self._tensors(signature)
         body, head = encode_request(tensors)
-        self._request = request_bytes(self._address, self._trial.name, body, head)
+        token = token_of(self._control.settings)
+        self._request = request_bytes(self._address, self._trial.name, body, head, token)
         limit = int(signature["max_batch_size"])
         rows = inputs.rows_of(tensors, limit)
         if limit and rows > limit:

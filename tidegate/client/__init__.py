@@ -3,23 +3,23 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tidegate.client.aio import AsyncClient
+    from tidegate.client.aio import AsyncClient, AsyncJobHandle
     from tidegate.client.result import InferResult
-    from tidegate.client.sync import Client
+    from tidegate.client.sync import Client, JobHandle
 
-__all__ = ["AsyncClient", "Client", "InferResult"]
+__all__ = ["AsyncClient", "AsyncJobHandle", "Client", "InferResult", "JobHandle"]
 
 
 def __getattr__(name: str) -> Any:
     # On first use: the command line takes the errors from here and does without numpy.
-    if name == "Client":
-        from tidegate.client.sync import Client
+    if name in {"Client", "JobHandle"}:
+        from tidegate.client import sync
 
-        return Client
-    if name == "AsyncClient":
-        from tidegate.client.aio import AsyncClient
+        return getattr(sync, name)
+    if name in {"AsyncClient", "AsyncJobHandle"}:
+        from tidegate.client import aio
 
-        return AsyncClient
+        return getattr(aio, name)
     if name == "InferResult":
         from tidegate.client.result import InferResult
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import httpx
 import numpy.typing as npt
@@ -12,8 +12,53 @@ import numpy.typing as npt
 from tidegate.client import http
 from tidegate.client.core import Core, Metadata, Version, default_url
 from tidegate.client.flow import Alone, Caller, Flow, Send, Sleep, Step, T
+from tidegate.client.jobs import Document, JobFlows, JobOptions
 from tidegate.client.result import InferResult
 from tidegate.errors import TidegateError
+
+
+class AsyncJobHandle:
+    """A job that was submitted, for asyncio. ``document`` is what was last heard of it."""
+
+    def __init__(self, client: AsyncClient, document: Document) -> None:
+        self._client = client
+        self.document = document
+
+    @property
+    def id(self) -> str:
+        """Its id."""
+        return str(self.document["id"])
+
+    async def status(self) -> str:
+        """``queued``, ``running``, ``succeeded``, ``failed``, ``cancelled`` or ``expired``, asked anew."""
+        return await self._heard(self._client._jobs.status(self.id))
+
+    async def wait(self, timeout_s: float | None = None) -> str:
+        """Its status once it is over. Raises DeadlinePassed after ``timeout_s`` seconds; None waits on."""
+        return await self._heard(self._client._jobs.wait(self.id, timeout_s))
+
+    async def result(self, timeout_s: float | None = None) -> InferResult:
+        """Its result once there is one; may be asked for again.
+
+        Raises DeadlinePassed after ``timeout_s`` seconds (None waits on), or what went wrong with the job:
+        ModelFailed, Conflict when it was cancelled, DeadlinePassed when it expired.
+        """
+        return await self._client._run(self._client._jobs.result(self.id, timeout_s))
+
+    async def cancel(self) -> str:
+        """End it; its status after that, which is another one if it had ended before."""
+        return await self._heard(self._client._jobs.cancel(self.id))
+
+    async def retry(self) -> AsyncJobHandle:
+        """A new job with its request, if it has failed. Raises Conflict otherwise."""
+        return AsyncJobHandle(self._client, await self._client._run(self._client._jobs.retry(self.id)))
+
+    async def _heard(self, flow: Flow[Document]) -> str:
+        self.document = await self._client._run(flow)
+        return str(self.document["status"])
+
+    def __repr__(self) -> str:
+        return f"AsyncJobHandle({self.id}; {self.document.get('status')})"
 
 
 class AsyncClient:
@@ -33,6 +78,7 @@ class AsyncClient:
     ) -> None:
         self.url = (url or default_url()).rstrip("/")
         self._core = Core(timeout_s, Caller(retries))
+        self._jobs = JobFlows(self._core)
         self._alone = asyncio.Lock()
         self._http = httpx.AsyncClient(**http.options(self.url, api_key), transport=transport)
 
@@ -59,6 +105,40 @@ class AsyncClient:
                 parameters=parameters,
             )
         )
+
+    async def submit(
+        self,
+        model: str,
+        inputs: Mapping[str, npt.ArrayLike] | npt.ArrayLike,
+        *,
+        version: Version = None,
+        outputs: Sequence[str] | None = None,
+        priority: Literal["high", "normal", "low"] | None = None,
+        ttl_s: float | None = None,
+        webhook: str | None = None,
+        metadata: Mapping[str, Any] | None = None,
+        idempotency_key: str | None = None,
+        timeout_s: float | None = None,
+        request_id: str | None = None,
+        parameters: Mapping[str, Any] | None = None,
+    ) -> AsyncJobHandle:
+        """Have ``model`` run later; see :meth:`tidegate.Client.submit`."""
+        options = JobOptions(priority, ttl_s, webhook, metadata, idempotency_key)
+        flow = self._jobs.submit(
+            model,
+            inputs,
+            options,
+            version=version,
+            outputs=outputs,
+            timeout_s=timeout_s,
+            request_id=request_id,
+            parameters=parameters,
+        )
+        return AsyncJobHandle(self, await self._run(flow))
+
+    async def job(self, id: str) -> AsyncJobHandle:
+        """A handle to a job by its id. Raises NotFound."""
+        return AsyncJobHandle(self, await self._run(self._jobs.status(id)))
 
     async def metadata(
         self, model: str, *, version: Version = None, timeout_s: float | None = None

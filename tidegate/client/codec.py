@@ -96,8 +96,12 @@ def encode_request(
     outputs: Sequence[str] | None = None,
     request_id: str | None = None,
     parameters: Mapping[str, Any] | None = None,
+    extra: Mapping[str, Any] | None = None,
 ) -> tuple[bytes, int]:
-    """The body of an inference request and the length of its head; every output is asked for in binary."""
+    """The body of an inference request and the length of its head; every output is asked for in binary.
+
+    ``extra``: more fields of the head.
+    """
     blobs = [to_raw(tensor.array, tensor.datatype) for tensor in inputs]
     head: dict[str, Any] = {
         "inputs": [
@@ -110,6 +114,7 @@ def encode_request(
             for tensor, blob in zip(inputs, blobs, strict=True)
         ],
         "parameters": dict(parameters or {}),
+        **(extra or {}),
     }
     if request_id is not None:
         head["id"] = request_id

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import quote
@@ -13,7 +13,7 @@ import orjson
 from tidegate.client.casting import fit
 from tidegate.client.codec import HEAD_LENGTH, Tensor, encode_request
 from tidegate.client.errors import BadAnswer, Unreachable
-from tidegate.client.flow import Alone, Answer, Caller, Flow, Sleep
+from tidegate.client.flow import Alone, Answer, Caller, Flow, Sleep, T
 from tidegate.client.result import InferResult, read_result
 from tidegate.errors import BadRequest, DeadlinePassed, NotFound, TidegateError, Unavailable
 
@@ -51,9 +51,8 @@ class Core:
     ) -> Flow[InferResult]:
         """One inference; a second one only where the model's signature changed since it was read."""
         path = _path(model, version)
-        deadline = self.caller.clock() + (self.timeout_s if timeout_s is None else timeout_s)
 
-        def attempt(metadata: Metadata) -> Flow[InferResult]:
+        def attempt(metadata: Metadata, left: float) -> Flow[InferResult]:
             body, head = encode_request(
                 arrange(model, inputs, metadata),
                 outputs=outputs,
@@ -63,16 +62,28 @@ class Core:
             headers = {HEAD_LENGTH: str(head), "Content-Type": "application/octet-stream"}
             if request_id is not None:
                 headers["X-Request-Id"] = request_id
-            left = self._left(deadline)
             answer = yield from self.caller.call(
                 "POST", f"{path}/infer", timeout_s=left, headers=headers, content=body
             )
             return read_result(answer)
 
+        return (yield from self.fitting(model, version, inputs, timeout_s, attempt))
+
+    def fitting(
+        self,
+        model: str,
+        version: Version,
+        inputs: Any,
+        timeout_s: float | None,
+        attempt: Callable[[Metadata, float], Flow[T]],
+    ) -> Flow[T]:
+        """``attempt`` with the model's metadata and the seconds left; again where that has changed since."""
+        path = _path(model, version)
+        deadline = self.caller.clock() + (self.timeout_s if timeout_s is None else timeout_s)
         known = self._fresh(path)
         metadata = known or (yield from self._expected(path, inputs, deadline))
         try:
-            return (yield from attempt(metadata))
+            return (yield from attempt(metadata, self._left(deadline)))
         except (BadRequest, NotFound, TypeError):
             if known is None:
                 raise
@@ -80,7 +91,7 @@ class Core:
             metadata = yield from self._fetch(path, self._left(deadline))
             if metadata.get("inputs") == known.get("inputs"):
                 raise
-        return (yield from attempt(metadata))
+        return (yield from attempt(metadata, self._left(deadline)))
 
     def metadata(self, model: str, *, version: Version, timeout_s: float | None) -> Flow[Metadata]:
         """The model's metadata, read anew."""
@@ -88,7 +99,7 @@ class Core:
 
     def models(self, *, timeout_s: float | None) -> Flow[list[Metadata]]:
         """The list of what can be called."""
-        answer = yield from self._call("POST", "/v2/repository/index", timeout_s, content=b"{}")
+        answer = yield from self.call("POST", "/v2/repository/index", timeout_s, content=b"{}")
         found = _json(answer)
         if not isinstance(found, list):
             raise BadAnswer("The list of models is not a list.")
@@ -97,7 +108,7 @@ class Core:
     def is_ready(self, model: str, *, version: Version, timeout_s: float | None) -> Flow[bool]:
         """Whether the model takes requests; False also for a name that is not known."""
         try:
-            yield from self._call("GET", f"{_path(model, version)}/ready", timeout_s)
+            yield from self.call("GET", f"{_path(model, version)}/ready", timeout_s)
         except Unreachable:
             raise
         except (BadRequest, NotFound, Unavailable):
@@ -132,7 +143,7 @@ class Core:
         return metadata if metadata and self.caller.clock() - at < METADATA_TTL_S else None
 
     def _fetch(self, path: str, timeout_s: float | None) -> Flow[Metadata]:
-        metadata = _json((yield from self._call("GET", path, timeout_s)))
+        metadata = _json((yield from self.call("GET", path, timeout_s)))
         if not isinstance(metadata, dict):
             raise BadAnswer("The model's metadata is not a JSON object.")
         self._known[path] = (self.caller.clock(), metadata)
@@ -152,7 +163,8 @@ class Core:
             raise
         return metadata
 
-    def _call(self, method: str, path: str, timeout_s: float | None, content: bytes = b"") -> Flow[Answer]:
+    def call(self, method: str, path: str, timeout_s: float | None, content: bytes = b"") -> Flow[Answer]:
+        """The answer to one call, within ``timeout_s`` (None: the client's)."""
         limit = self.timeout_s if timeout_s is None else timeout_s
         return (yield from self.caller.call(method, path, timeout_s=limit, content=content))
 

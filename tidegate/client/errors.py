@@ -22,6 +22,7 @@ from tidegate.errors import (
     Overloaded,
     PayloadTooLarge,
     TidegateError,
+    TooMany,
     Unauthorized,
     Unavailable,
 )
@@ -39,6 +40,7 @@ __all__ = [
     "Overloaded",
     "PayloadTooLarge",
     "TidegateError",
+    "TooMany",
     "Unauthorized",
     "Unavailable",
     "Unreachable",
@@ -69,6 +71,7 @@ _BY_STATUS: dict[int, type[TidegateError]] = {
     409: Conflict,
     413: PayloadTooLarge,
     422: BadRequest,
+    429: TooMany,
     500: TidegateError,
     502: Unavailable,
     503: Unavailable,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import httpx
 import numpy.typing as npt
@@ -13,8 +13,53 @@ import numpy.typing as npt
 from tidegate.client import http
 from tidegate.client.core import Core, Metadata, Version, default_url
 from tidegate.client.flow import Alone, Caller, Flow, Send, Sleep, Step, T
+from tidegate.client.jobs import Document, JobFlows, JobOptions
 from tidegate.client.result import InferResult
 from tidegate.errors import TidegateError
+
+
+class JobHandle:
+    """A job that was submitted. ``document`` is what was last heard of it."""
+
+    def __init__(self, client: Client, document: Document) -> None:
+        self._client = client
+        self.document = document
+
+    @property
+    def id(self) -> str:
+        """Its id."""
+        return str(self.document["id"])
+
+    def status(self) -> str:
+        """``queued``, ``running``, ``succeeded``, ``failed``, ``cancelled`` or ``expired``, asked anew."""
+        return self._heard(self._client._jobs.status(self.id))
+
+    def wait(self, timeout_s: float | None = None) -> str:
+        """Its status once it is over. Raises DeadlinePassed after ``timeout_s`` seconds; None waits on."""
+        return self._heard(self._client._jobs.wait(self.id, timeout_s))
+
+    def result(self, timeout_s: float | None = None) -> InferResult:
+        """Its result once there is one; may be asked for again.
+
+        Raises DeadlinePassed after ``timeout_s`` seconds (None waits on), or what went wrong with the job:
+        ModelFailed, Conflict when it was cancelled, DeadlinePassed when it expired.
+        """
+        return self._client._run(self._client._jobs.result(self.id, timeout_s))
+
+    def cancel(self) -> str:
+        """End it; its status after that, which is another one if it had ended before."""
+        return self._heard(self._client._jobs.cancel(self.id))
+
+    def retry(self) -> JobHandle:
+        """A new job with its request, if it has failed. Raises Conflict otherwise."""
+        return JobHandle(self._client, self._client._run(self._client._jobs.retry(self.id)))
+
+    def _heard(self, flow: Flow[Document]) -> str:
+        self.document = self._client._run(flow)
+        return str(self.document["status"])
+
+    def __repr__(self) -> str:
+        return f"JobHandle({self.id}; {self.document.get('status')})"
 
 
 class Client:
@@ -37,6 +82,7 @@ class Client:
     ) -> None:
         self.url = (url or default_url()).rstrip("/")
         self._core = Core(timeout_s, Caller(retries))
+        self._jobs = JobFlows(self._core)
         self._alone = threading.Lock()
         self._http = httpx.Client(**http.options(self.url, api_key), transport=transport)
 
@@ -71,6 +117,45 @@ class Client:
                 parameters=parameters,
             )
         )
+
+    def submit(
+        self,
+        model: str,
+        inputs: Mapping[str, npt.ArrayLike] | npt.ArrayLike,
+        *,
+        version: Version = None,
+        outputs: Sequence[str] | None = None,
+        priority: Literal["high", "normal", "low"] | None = None,
+        ttl_s: float | None = None,
+        webhook: str | None = None,
+        metadata: Mapping[str, Any] | None = None,
+        idempotency_key: str | None = None,
+        timeout_s: float | None = None,
+        request_id: str | None = None,
+        parameters: Mapping[str, Any] | None = None,
+    ) -> JobHandle:
+        """Have ``model`` run later: returns once the job is durable, with a handle to follow it.
+
+        Inputs and errors are those of :meth:`infer`; ``timeout_s`` is for taking it in. The job expires
+        ``ttl_s`` seconds after that. ``webhook`` is told of its end. Give an ``idempotency_key`` where the
+        same call may be made twice, by another process or after a crash: both get the same job.
+        """
+        options = JobOptions(priority, ttl_s, webhook, metadata, idempotency_key)
+        flow = self._jobs.submit(
+            model,
+            inputs,
+            options,
+            version=version,
+            outputs=outputs,
+            timeout_s=timeout_s,
+            request_id=request_id,
+            parameters=parameters,
+        )
+        return JobHandle(self, self._run(flow))
+
+    def job(self, id: str) -> JobHandle:
+        """A handle to a job by its id. Raises NotFound."""
+        return JobHandle(self, self._run(self._jobs.status(id)))
 
     def metadata(self, model: str, *, version: Version = None, timeout_s: float | None = None) -> Metadata:
         """Name, versions, platform, inputs and outputs of a model. Raises NotFound."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Any, Literal, NamedTuple, get_args
 
 State = Literal["accepting", "queued", "running", "succeeded", "failed", "cancelled", "expired"]
@@ -280,6 +281,10 @@ def ahead(rank: int, level: Level, waiting: Mapping[Level, int]) -> int:
 
 def iso(ms: int) -> str | None:
     """Milliseconds since the epoch as ISO 8601 in UTC; None for 0."""
-    if not ms:
-        return None
-    return datetime.fromtimestamp(ms / 1e3, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    return f"{_second(ms // 1000)}.{ms % 1000:03d}Z" if ms else None
+
+
+@lru_cache(maxsize=1024)
+def _second(seconds: int) -> str:
+    # Every answer about a job has several times, most of them of the last few seconds.
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S")

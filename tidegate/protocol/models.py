@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+
+from tidegate.protocol.scaling import Scaling
 
 NAME_PATTERN = r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$"
 Name = Annotated[str, StringConstraints(pattern=NAME_PATTERN)]
@@ -83,8 +85,32 @@ class Batching(Noun):
     window_ms: float = Field(0.0, ge=0, le=10_000)
 
 
+class Resources(Noun):
+    """What one replica may use, in MiB and cores; None: as the launcher is set. Containers are held to it.
+
+    ``gpus`` are whole ones; with ``gpu_memory_mb`` the replica shares one with others, by declared memory.
+    """
+
+    memory_mb: int | None = Field(None, ge=64)
+    cpus: float | None = Field(None, gt=0, le=4096)
+    shm_mb: int | None = Field(None, ge=1)
+    gpus: int = Field(0, ge=0, le=64)
+    gpu_memory_mb: int | None = Field(None, ge=1)
+
+    @model_validator(mode="after")
+    def _whole_or_shared(self) -> Self:
+        if self.gpus and self.gpu_memory_mb:
+            raise ValueError("gpus are whole ones and gpu_memory_mb is a share of one: state one of them")
+        return self
+
+
 class DeploymentSpec(Noun):
-    """One Version run by identical workers that share a queue."""
+    """One Version run by identical workers that share a queue.
+
+    ``image`` is that of its workers where they are containers; None: the launcher's.
+    ``progress_timeout_s``: a replica with work in hand that finishes none of it for so long is replaced;
+    None: after 5 minutes, but not while it holds jobs or streams, whose work may be longer.
+    """
 
     name: Name
     model: Name
@@ -93,6 +119,7 @@ class DeploymentSpec(Noun):
     max_replicas: int = Field(1, ge=0, le=10_000)
     scale_to_zero_after_s: float | None = Field(None, ge=0)
     target_wait_ms: float = Field(200.0, gt=0)
+    scaling: Scaling = Scaling()
     batching: Batching = Batching(max_batch=None, window_ms=0.0)
     threads: int = Field(1, ge=1, le=1024)
     instances: int = Field(1, ge=1, le=64)
@@ -101,7 +128,10 @@ class DeploymentSpec(Noun):
     retry: Literal["safe", "never"] = "safe"
     drain_limit_s: float = Field(60.0, gt=0)
     start_timeout_s: float = Field(120.0, gt=0)
+    progress_timeout_s: float | None = Field(None, gt=0)
     env: dict[str, str] = Field(default_factory=dict)
+    resources: Resources = Resources(gpus=0)
+    image: str | None = Field(None, min_length=1, max_length=512)
 
 
 class Override(Noun):
@@ -172,7 +202,11 @@ class Condition(Noun):
 
 
 class DeploymentStatus(Noun):
-    """What the autoscaler sees and wants of a Deployment. None: not known."""
+    """What the autoscaler sees and wants of a Deployment. None: not known.
+
+    ``rule`` and ``reason`` are those of ``desired``, ``limits`` the bounds in force. ``start_s`` is what a
+    replica takes to become ready. ``ended`` are the last replicas that did not end as they should.
+    """
 
     deployment: str
     desired: int = 0
@@ -183,6 +217,16 @@ class DeploymentStatus(Noun):
     demand: int | None = None
     arrival_rate: float | None = None
     service_rate: float | None = None
+    utilization: float | None = None
+    gpu_utilization: float | None = None
+    gpu_memory_bytes: int | None = None
+    predicted_wait_ms: float | None = None
+    start_s: float | None = None
+    cost_per_hour: float | None = None
+    rule: str = ""
+    reason: str = ""
+    limits: tuple[int, int] | None = None
     conditions: list[Condition] = Field(default_factory=list)
     cold_starts: list[dict[str, Any]] = Field(default_factory=list)
     replicas: list[dict[str, Any]] = Field(default_factory=list)
+    ended: list[dict[str, Any]] = Field(default_factory=list)

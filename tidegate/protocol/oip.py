@@ -35,7 +35,11 @@ def decode(body: Buffer, header_length: int | None, contract: Contract) -> Decod
 
     ``header_length`` is the size of the JSON part when binary tensor data follows it, else None.
     """
-    head, tail = _parts(body, header_length)
+    return decode_head(*parts(body, header_length), contract)
+
+
+def decode_head(head: dict[str, Any], tail: memoryview, contract: Contract) -> Decoded:
+    """The same of a body whose JSON was read by :func:`parts`; fields that are not OIP's are passed over."""
     parameters = check_parameters(head.get("parameters"), "request")
     binary = bool(parameters.get("binary_data_output", False))
     wanted = _wanted(head.get("outputs"), binary, contract)
@@ -49,7 +53,8 @@ def decode(body: Buffer, header_length: int | None, contract: Contract) -> Decod
     return Decoded(id_, rows, key, data, wanted, binary, timeout_ms, priority)
 
 
-def _parts(body: Buffer, header_length: int | None) -> tuple[dict[str, Any], memoryview]:
+def parts(body: Buffer, header_length: int | None) -> tuple[dict[str, Any], memoryview]:
+    """The JSON object of a body, and the binary tensor data behind it; raises BadRequest."""
     view = memoryview(body)
     size = len(view) if header_length is None else header_length
     if not 0 <= size <= len(view):

@@ -20,6 +20,8 @@ class ReplicaReport:
     ``batch_mean`` the recent mean of requests in a call; None: nothing measured yet.
     ``parallel`` is how many requests the model can have at once: rows of a call x instances.
     ``signature`` is what the model server says of its model, as a ``Signature``.
+    ``jobs`` is how many messages of jobs it holds, not settled yet.
+    ``gpu_utilization`` (0 to 1) and ``gpu_memory_bytes`` (used) are those of its GPUs; None: it has none.
     """
 
     replica: str
@@ -40,6 +42,9 @@ class ReplicaReport:
     metrics_port: int = 0
     started_at: float = 0.0
     signature: dict[str, Any] | None = None
+    jobs: int = 0
+    gpu_utilization: float | None = None
+    gpu_memory_bytes: int | None = None
 
     def to_json(self) -> bytes:
         """The report as JSON."""

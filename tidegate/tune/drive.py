@@ -38,7 +38,7 @@ class Address:
         return cls(parts.hostname, parts.port or (443 if tls else 80), tls, parts.path.rstrip("/"))
 
 
-def request_bytes(address: Address, endpoint: str, body: bytes, head_length: int) -> bytes:
+def request_bytes(address: Address, endpoint: str, body: bytes, head_length: int, token: str = "") -> bytes:
     """An inference call as it goes over the wire, to be sent again and again."""
     host = f"[{address.host}]" if ":" in address.host else address.host
     lines = (
@@ -47,6 +47,7 @@ def request_bytes(address: Address, endpoint: str, body: bytes, head_length: int
         f"{HEAD_LENGTH}: {head_length}",
         "Content-Type: application/octet-stream",
         f"Content-Length: {len(body)}",
+        *([f"Authorization: Bearer {token}"] if token else []),
     )
     return "\r\n".join((*lines, "", "")).encode() + body
 

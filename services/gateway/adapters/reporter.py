@@ -95,6 +95,7 @@ class Reporter:
         self._statuses_at = float("-inf")
         self._task: asyncio.Task[None] | None = None
         self.store_down = False
+        self.gateways = 1
 
     def fleet(self, deployment: str) -> Fleet:
         """The workers of a Deployment as last heard of."""
@@ -123,7 +124,9 @@ class Reporter:
             await self._store.report_gateway(GatewayReport(self._incarnation, time.time(), loads))
             if time.monotonic() - self._statuses_at > STATUS_EVERY_S:
                 self._statuses, self._statuses_at = await self._store.statuses(), time.monotonic()
-            elsewhere = outstanding_elsewhere(await self._store.gateways(), self._incarnation)
+            view = await self._store.gateways()
+            self.gateways = max(1, len(view.reports))
+            elsewhere = outstanding_elsewhere(view, self._incarnation)
             self._fleets = fleets(await self._store.replicas(), elsewhere, self._statuses, time.time())
             self.store_down = False
         except StoreUnavailable as error:

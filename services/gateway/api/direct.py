@@ -16,6 +16,7 @@ from typing import Any
 from httptools import HttpRequestParser
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from services.gateway.api import job_door
 from services.gateway.api.compression import Response
 from services.gateway.api.inference import PREFIX, SUFFIX, Inference
 from services.gateway.api.limits import Body, Headers, Limits
@@ -23,7 +24,7 @@ from services.gateway.api.upload import Upload
 from tidegate.errors import TidegateError
 from tidegate.protocol.envelope import Buffer
 
-_PREFIX, _SUFFIX = PREFIX.encode(), SUFFIX.encode()
+_PREFIX, _SUFFIX, _JOBS = PREFIX.encode(), SUFFIX.encode(), job_door.PATH.encode()
 # How long an upload may stand still, an answer may wait for its reader, and a refused upload is read on.
 STALL_S = 30.0
 UNREAD_S = 60.0
@@ -153,18 +154,22 @@ class DirectProtocol(HttpToolsProtocol):
         self._direct = call
         self.cycle = call  # type: ignore[assignment]
         tight = limits.bodies.used > limits.bodies.limit or limits.answers.used > limits.answers.limit
-        if (call.expected > SCATTER or tight) and (refusal := limits.at_head(headers)) is not None:
+        # Small bodies are in hand as soon as their head; all else is let in, or refused, before it comes.
+        early = tight or call.expected > SCATTER or not call.expected
+        if early and (refusal := self._inference.at_head(headers)) is not None:
             self._refuse(call, refusal)
         elif self.expect_100_continue:
             self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
     def _direct_target(self) -> str | None:
-        if not (self.url.endswith(_SUFFIX) and self.url.startswith(_PREFIX)) or b"%" in self.url:
+        job = self.url == _JOBS
+        infers = self.url.endswith(_SUFFIX) and self.url.startswith(_PREFIX) and b"%" not in self.url
+        if not job and not infers:
             return None
         free = self.cycle is None or self.cycle.response_complete
         if not free or self.parser.get_method() != b"POST" or self.parser.get_http_version() != "1.1":
             return None
-        return self.url[len(_PREFIX) : -len(_SUFFIX)].decode("latin-1")
+        return job_door.TARGET if job else self.url[len(_PREFIX) : -len(_SUFFIX)].decode("latin-1")
 
     def on_body(self, body: bytes) -> None:
         """A part of the body; one over the limit is refused at once and the connection closed."""

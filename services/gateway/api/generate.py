@@ -2,34 +2,30 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import NamedTuple
 
 import orjson
 from fastapi import APIRouter, Request, Response
 from starlette.requests import ClientDisconnect
-from starlette.types import Receive, Scope, Send
+from starlette.types import Send
 
+from services.gateway.access import Access, Grant
+from services.gateway.api.attended import EVENT_STREAM, Attended
 from services.gateway.api.inference import decompress, server_timing
 from services.gateway.api.limits import Body, Headers, Limits
 from services.gateway.api.metrics import Metrics
 from services.gateway.core import Answer, Core, parse_timeout
 from services.gateway.domain import generate
-from tidegate import tasks, telemetry
+from services.gateway.domain.spent import Spent
+from tidegate import caller, telemetry
 from tidegate.errors import BadRequest, ModelFailed, TidegateError
 from tidegate.protocol.envelope import Buffer
 from tidegate.service import error_body
 
 log = telemetry.logger(__name__)
-
-_EVENTS = [
-    (b"content-type", b"text/event-stream; charset=utf-8"),
-    (b"cache-control", b"no-cache"),
-    (b"x-accel-buffering", b"no"),
-]
 
 
 class Call(NamedTuple):
@@ -41,13 +37,22 @@ class Call(NamedTuple):
     body: Buffer
     held: Body
     started: float
+    grant: Grant | None
+    spent: Spent
+
+    def end(self) -> None:
+        """It is over, however it ended."""
+        if self.grant is not None:
+            self.grant.streamed(self.spent, len(self.body))
+        self.held.release()
 
 
 class Generate:
     """The two paths of Triton's generate extension, for a model by its name and by name and version."""
 
-    def __init__(self, core: Core, limits: Limits, metrics: Metrics) -> None:
+    def __init__(self, core: Core, access: Access, limits: Limits, metrics: Metrics) -> None:
         self._core = core
+        self._access = access
         self._limits = limits
         self._metrics = metrics
         self.router = APIRouter(prefix="/v2", tags=["Generate extension"])
@@ -58,12 +63,12 @@ class Generate:
     async def generate(self, request: Request, model: str, version: str = "") -> Response:
         """Exactly one answer, as a JSON object of the outputs by name."""
         call = await self._read(request, model, version)
-        return Attended(lambda send: self._one(call, send), call.held.release)
+        return Attended(lambda send: self._one(call, send), call.end)
 
     async def generate_stream(self, request: Request, model: str, version: str = "") -> Response:
         """Any number of answers, each an event ``data: {...}`` as it is made."""
         call = await self._read(request, model, version)
-        return Attended(lambda send: self._many(call, send), call.held.release)
+        return Attended(lambda send: self._many(call, send), call.end)
 
     async def _read(self, request: Request, model: str, version: str) -> Call:
         started = time.perf_counter()
@@ -78,13 +83,15 @@ class Generate:
                     raise refusal
             body = decompress(held.whole(), headers, self._limits.body_bytes)
             self._limits.check_json(len(body))
+            self._core.pick(model, version)
+            grant = self._access.admit(caller.current.get().principal, model)
         except ClientDisconnect:
             held.release()
             raise BadRequest("the caller left before its request was complete") from None
         except BaseException:
             held.release()
             raise
-        return Call(model, version, timeout_ms, body, held, started)
+        return Call(model, version, timeout_ms, body, held, started, grant, Spent())
 
     def _answers(self, call: Call) -> AsyncGenerator[Answer]:
         _, route = self._core.pick(call.model, call.version)
@@ -122,7 +129,7 @@ class Generate:
         async with aclosing(self._answers(call)) as answers:
             # What goes wrong before the first answer has a status code of its own.
             answer = await anext(answers, None)
-            await send({"type": "http.response.start", "status": 200, "headers": _EVENTS})
+            await send({"type": "http.response.start", "status": 200, "headers": EVENT_STREAM})
             try:
                 while answer is not None:
                     await _event(send, _encoded(call, answer))
@@ -135,38 +142,12 @@ class Generate:
         await send({"type": "http.response.body", "body": b""})
 
 
-class Attended(Response):
-    """A response that is made while its caller is there; when he hangs up, what makes it is cancelled."""
-
-    def __init__(self, make: Callable[[Send], Awaitable[None]], end: Callable[[], None]) -> None:
-        super().__init__()
-        self._make = make
-        self._end = end
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """ASGI. Raises what ``make`` raised."""
-        making = asyncio.ensure_future(self._make(send))
-        gone = asyncio.ensure_future(_hung_up(receive))
-        try:
-            await asyncio.wait({making, gone}, return_when=asyncio.FIRST_COMPLETED)
-            if making.done():
-                making.result()
-        finally:
-            await tasks.end(making, gone)
-            self._end()
-
-
-async def _hung_up(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
-
-
 async def _event(send: Send, data: bytes) -> None:
     await send({"type": "http.response.body", "body": b"data: %b\n\n" % data, "more_body": True})
 
 
 def _encoded(call: Call, answer: Answer) -> bytes:
-    return generate.encode(
+    body = generate.encode(
         call.model,
         answer.route.version,
         answer.request.id,
@@ -174,6 +155,8 @@ def _encoded(call: Call, answer: Answer) -> bytes:
         answer.parameters,
         answer.reply.data,
     )
+    call.spent.add(answer.reply, answer.parameters, len(body))
+    return body
 
 
 def _error(message: str, reason: str) -> bytes:

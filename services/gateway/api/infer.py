@@ -68,7 +68,7 @@ class InferDoor:
 
     async def _read(self, receive: Receive, headers: Headers, body: Body) -> TidegateError | None:
         """Collect the whole body; gives why it is refused, as soon as that is known."""
-        refusal = self._inference.limits.at_head(headers)
+        refusal = self._inference.at_head(headers)
         more = True
         while more and refusal is None:
             message: Message = await receive()

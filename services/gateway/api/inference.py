@@ -8,13 +8,18 @@ from collections.abc import Callable
 
 import orjson
 
+from services.gateway.access import Access, Grant
+from services.gateway.api import job_door
 from services.gateway.api.compression import Response, deliver
+from services.gateway.api.job_door import JobDoor
 from services.gateway.api.limits import Headers, Limits
 from services.gateway.api.metrics import Metrics
 from services.gateway.core import Answer, Core, parse_timeout
+from services.gateway.domain import spent
 from tidegate import telemetry
-from tidegate.errors import BadRequest, Forbidden, PayloadTooLarge, TidegateError
+from tidegate.errors import BadRequest, Forbidden, PayloadTooLarge, TidegateError, TooMany, Unauthorized
 from tidegate.protocol import oip
+from tidegate.protocol.access import Principal
 from tidegate.protocol.classification import Labels
 from tidegate.protocol.envelope import Buffer
 from tidegate.service import error_body, is_local, new_request_id, status_of
@@ -34,24 +39,44 @@ class Inference:
         self,
         core: Core,
         *,
+        access: Access,
         limits: Limits,
         local_only: bool,
         metrics: Metrics,
         labels: Callable[[str], Labels] = lambda _: {},
+        jobs: JobDoor | None = None,
     ) -> None:
         self._core = core
+        self._access = access
         self._labels = labels
+        self._jobs = jobs
         self._local_only = local_only
         self._metrics = metrics
         self._inflated: dict[bytes, int] = {}
+        self._grants: dict[bytes, Grant] = {}
         self.limits = limits
 
     @staticmethod
     def target(method: str, path: str) -> str | None:
-        """The ``{model}[/versions/{v}]`` of an inference call; None for any other request."""
+        """The ``{model}[/versions/{v}]`` of an inference call, ``job_door.TARGET`` of a submission of a job;
+        None for any other request.
+        """
         if method == "POST" and path.startswith(PREFIX) and path.endswith(SUFFIX):
             return path[len(PREFIX) : -len(SUFFIX)]
-        return None
+        return job_door.TARGET if method == "POST" and path == job_door.PATH else None
+
+    def at_head(self, headers: Headers) -> TidegateError | None:
+        """Why a request is refused before its body has come, or None."""
+        try:
+            self._caller(headers)
+        except TidegateError as error:
+            return error
+        return self.limits.at_head(headers)
+
+    def _caller(self, headers: Headers) -> Principal:
+        if self._local_only and not is_local(headers):
+            raise Forbidden("this address answers only to local callers: foreign Host or Origin header")
+        return self._access.authenticate(headers)
 
     def begin(
         self, target: str, headers: Headers, body: Buffer, done: Callable[[Response], None]
@@ -60,34 +85,69 @@ class Inference:
 
         Nobody may change ``body`` any more: its tensors are sent from where they are.
         """
-        started = time.perf_counter()
         rid = headers.get(b"x-request-id") or new_request_id().encode()
-        model, _, version = target.partition("/versions/")
+        model, version = named(target)
+        try:
+            principal = self._caller(headers)
+            if b"content-encoding" in headers:
+                return self._begin_compressed(target, headers, body, done)
+            length = parse_header_length(headers)
+            self.limits.check_json(len(body) if length is None else length)
+            if self._jobs is not None and (prefer := self._jobs.preference(target, headers)) is not None:
+                self._jobs.begin(
+                    target,
+                    headers,
+                    body,
+                    length,
+                    principal,
+                    prefer,
+                    rid,
+                    done,
+                    lambda error: done(self._refuse(model, error, rid)),
+                )
+                return None
+            return self._infer(model, version, headers, body, length, principal, rid, done)
+        except TidegateError as error:
+            done(self._refuse(model, error, rid))
+        except Exception:
+            done(self._broken(model, rid))
+        return None
+
+    def _infer(
+        self,
+        model: str,
+        version: str,
+        headers: Headers,
+        body: Buffer,
+        length: int | None,
+        principal: Principal,
+        rid: bytes,
+        done: Callable[[Response], None],
+    ) -> bytes:
+        started = time.perf_counter()
+        timeout_ms = parse_timeout(headers.get(b"x-request-timeout-ms"))
+        grant = self._access.admit(principal, model)
+        received = len(body)
 
         def on_outcome(outcome: Answer | TidegateError) -> None:
-            if isinstance(outcome, TidegateError):
-                done(self._refuse(model, outcome, rid))
-                return
             try:
+                if isinstance(outcome, TidegateError):
+                    raise outcome
                 response = self._respond(model, outcome, rid, started)
             except TidegateError as error:
                 response = self._refuse(model, error, rid)
             except Exception:
                 response = self._broken(model, rid)
+            if grant is not None:
+                self._grants.pop(id_, None)
+                _account(grant, outcome, received, response)
             if b"accept-encoding" in headers:
                 deliver(response, headers, done)
             else:
                 done(response)
 
         try:
-            if self._local_only and not is_local(headers):
-                raise Forbidden("this address answers only to local callers: foreign Host or Origin header")
-            if b"content-encoding" in headers:
-                return self._begin_compressed(target, headers, body, done)
-            length = parse_header_length(headers)
-            self.limits.check_json(len(body) if length is None else length)
-            timeout_ms = parse_timeout(headers.get(b"x-request-timeout-ms"))
-            return self._core.begin(
+            id_ = self._core.begin(
                 model,
                 version,
                 timeout_ms,
@@ -95,11 +155,13 @@ class Inference:
                 rid,
                 on_outcome,
             )
-        except TidegateError as error:
-            done(self._refuse(model, error, rid))
-        except Exception:
-            done(self._broken(model, rid))
-        return None
+        except BaseException:
+            if grant is not None:
+                grant.cancel()
+            raise
+        if grant is not None:
+            self._grants[id_] = grant
+        return id_
 
     def _begin_compressed(
         self, target: str, headers: Headers, body: Buffer, done: Callable[[Response], None]
@@ -126,12 +188,15 @@ class Inference:
         """The caller has gone."""
         self._core.dispatcher.abandon(id_)
         self.limits.bodies.give(self._inflated.pop(id_, 0))
-        self._metrics.refused(target.partition("/versions/")[0], "caller_gone")
+        grant = self._grants.pop(id_, None)
+        if grant is not None:
+            grant.done(failed=True)
+        self._metrics.refused(named(target)[0], "caller_gone")
 
     def refuse(self, target: str, headers: Headers, error: TidegateError) -> Response:
         """The refusal of a body that has not come, or not all of it."""
         rid = headers.get(b"x-request-id") or new_request_id().encode()
-        return self._refuse(target.partition("/versions/")[0], error, rid)
+        return self._refuse(named(target)[0], error, rid)
 
     def _respond(self, model: str, answer: Answer, rid: bytes, started: float) -> Response:
         encoding = time.perf_counter()
@@ -165,11 +230,40 @@ class Inference:
         headers = [_JSON, (b"content-length", b"%d" % len(body)), (b"x-request-id", rid)]
         if error.retry_after_s is not None:
             headers.append((b"retry-after", b"%d" % max(1, int(-(-error.retry_after_s // 1)))))
+        if isinstance(error, Unauthorized):
+            headers.append((b"www-authenticate", b"Bearer"))
+        elif isinstance(error, TooMany):
+            headers += [(name.lower().encode(), value.encode()) for name, value in error.told.items()]
         return Response(status_of(error), headers, body)
 
     def _broken(self, model: str, rid: bytes) -> Response:
         log.exception("unexpected error", extra={"request_id": rid.decode("latin-1")})
         return self._refuse(model, TidegateError("something went wrong here; the log has it"), rid)
+
+
+def _account(grant: Grant, outcome: Answer | TidegateError, received: int, response: Response) -> None:
+    """The end of an admitted request: what it used is counted, and its caller told what is left."""
+    if isinstance(outcome, Answer):
+        tokens_in, tokens_out = spent.tokens(outcome.parameters)
+        grant.done(
+            compute_us=spent.compute_us(outcome.reply),
+            received=received,
+            sent=len(response.body) + sum(map(len, response.tail)),
+            tokens_in=tokens_in,
+            tokens_out=tokens_out,
+            failed=response.status != 200,
+        )
+    else:
+        grant.done(received=received, failed=True)
+    response.headers.extend(grant.headers())
+
+
+def named(target: str) -> tuple[str, str]:
+    """Model and version (empty: none is named) of a target; a job names them in its body."""
+    if target == job_door.TARGET:
+        return "", ""
+    model, _, version = target.partition("/versions/")
+    return model, version
 
 
 def server_timing(answer: Answer, total: float) -> bytes:

@@ -2,17 +2,30 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Depends, Request, Response
 
 from services.gateway.catalogue import EXTENSIONS, Catalogue
 from services.gateway.core import Core
 from services.gateway.domain.routing import require
-from tidegate import __version__
-from tidegate.errors import BadRequest
+from tidegate import __version__, caller
+from tidegate.errors import BadRequest, Forbidden
+from tidegate.protocol.access import INFER, Principal
 
-router = APIRouter(prefix="/v2", tags=["Open Inference Protocol v2"])
+
+async def _caller(request: Request) -> Principal:
+    """Who asks: somebody who may use models, and this one if one is named."""
+    who, model = caller.require(INFER), request.path_params.get("model")
+    if model is not None and not who.may(INFER, model):
+        raise Forbidden(f"{who.name!r} may not use the model {model[:80]!r}")
+    return who
+
+
+Who = Annotated[Principal, Depends(_caller)]
+
+health = APIRouter(prefix="/v2/health", tags=["Open Inference Protocol v2"])
+router = APIRouter(prefix="/v2", tags=["Open Inference Protocol v2"], dependencies=[Depends(_caller)])
 
 
 def _catalogue(request: Request) -> Catalogue:
@@ -26,13 +39,13 @@ async def server_metadata() -> dict[str, Any]:
     return {"name": "tidegate", "version": __version__, "extensions": EXTENSIONS}
 
 
-@router.get("/health/live")
+@health.get("/live")
 async def live() -> dict[str, bool]:
     """200 while the process answers."""
     return {"live": True}
 
 
-@router.get("/health/ready")
+@health.get("/ready")
 async def ready(request: Request, response: Response) -> dict[str, bool]:
     """200 when requests can be routed and queued."""
     well = not request.app.state.health.problems()
@@ -41,18 +54,19 @@ async def ready(request: Request, response: Response) -> dict[str, bool]:
 
 
 @router.get("/models")
-async def models(request: Request) -> dict[str, Any]:
-    """The endpoints by name, with their versions."""
+async def models(request: Request, who: Who) -> dict[str, Any]:
+    """The endpoints that the caller may use by name, with their versions."""
     core: Core = request.app.state.core
     table = require(core.routes.table)
     items = [{"name": e.name, "versions": sorted(e.versions, key=int)} for e in table.endpoints.values()]
-    return {"models": sorted(items, key=lambda item: item["name"])}
+    mine = [item for item in items if who.may(INFER, str(item["name"]))]
+    return {"models": sorted(mine, key=lambda item: item["name"])}
 
 
 @router.post("/repository/index")
-async def index(request: Request) -> list[dict[str, str]]:
+async def index(request: Request, who: Who) -> list[dict[str, str]]:
     """Every model version, and whether it can answer (Triton's repository extension)."""
-    return _catalogue(request).index()
+    return [entry for entry in _catalogue(request).index() if who.may(INFER, entry["name"])]
 
 
 @router.post("/repository/models/{model}/{action}")
@@ -87,9 +101,10 @@ async def operators_settings(model: str = "") -> None:
 @router.get("/models/stats")
 @router.get("/models/{model}/stats")
 @router.get("/models/{model}/versions/{version}/stats")
-async def model_statistics(request: Request, model: str = "", version: str = "") -> dict[str, Any]:
+async def model_statistics(request: Request, who: Who, model: str = "", version: str = "") -> dict[str, Any]:
     """Counts and durations over all replicas, in Triton's schema; of every version when none is named."""
-    return await _catalogue(request).statistics(model, version)
+    found = await _catalogue(request).statistics(model, version)
+    return {"model_stats": [entry for entry in found["model_stats"] if who.may(INFER, entry["name"])]}
 
 
 @router.get("/models/{model}/config")

@@ -26,7 +26,7 @@ from tidegate.errors import BadRequest, Conflict, NotFound
 from tidegate.protocol.models import DeploymentSpec, EndpointSpec, Target
 
 RETIRED_SLEEPS_AFTER_S = 30.0
-_SCALE = ("min_replicas", "max_replicas", "scale_to_zero_after_s")
+_SCALE = ("min_replicas", "max_replicas", "scale_to_zero_after_s", "scaling")
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,8 +106,10 @@ def with_retired(snapshot: Snapshot, held: EndpointSpec, spec: EndpointSpec) -> 
 
 
 def asleep_spec(spec: DeploymentSpec) -> DeploymentSpec:
-    """The same Deployment, draining to zero but still there to be woken."""
-    return spec.model_copy(update={"min_replicas": 0, "scale_to_zero_after_s": RETIRED_SLEEPS_AFTER_S})
+    """The same Deployment, draining to zero but still there to be woken, and by nothing but a call."""
+    scaling = spec.scaling.model_copy(update={"schedule": [], "forecast": "off"})
+    asleep = {"min_replicas": 0, "scale_to_zero_after_s": RETIRED_SLEEPS_AFTER_S, "scaling": scaling}
+    return spec.model_copy(update=asleep)
 
 
 def _chosen(snapshot: Snapshot, order: Order) -> int:
@@ -140,7 +142,8 @@ def _deployment(
     base = held.spec.model_dump()
     if current is not None and name not in snapshot.carrying():
         # It comes back from its sleep, so it takes over the scale that is needed now.
-        base |= {key: getattr(current, key) for key in _SCALE}
+        needed = current.model_dump()
+        base |= {key: needed[key] for key in _SCALE}
     spec = merge.deployment(base, options, what)
     return [] if spec == held.spec else [PutDeployment(replace(held, spec=spec), created=False)]
 

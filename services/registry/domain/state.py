@@ -9,7 +9,7 @@ from typing import Literal
 from tidegate.errors import Conflict, NotFound
 from tidegate.protocol.models import DeploymentSpec, EndpointSpec, Override
 
-Kind = Literal["version", "deployment", "endpoint"]
+Kind = Literal["version", "deployment", "endpoint", "key"]
 Action = Literal["created", "updated", "deleted"]
 
 

@@ -29,7 +29,7 @@ from tidegate.claims import Claims
 from tidegate.protocol import envelope
 from tidegate.protocol.envelope import Request
 from tidegate.stack.ports import free_ports
-from tidegate.store import GATEWAY, ROUTES
+from tidegate.store.live import GATEWAY, ROUTES
 from tidegate.topology import (
     CANCELS,
     EVENTS,
@@ -298,3 +298,49 @@ async def worker(gateway, make_peer) -> AsyncIterator[Peer]:
     async with make_peer(gateway.deployment) as found:
         await found.link.wait_up(20)
         yield found
+
+
+@dataclass
+class Registry:
+    """A registry process with its own state, and a client that holds the service token."""
+
+    http: httpx.Client
+    url: str
+    log: Path
+
+    def __call__(self, method: str, path: str, body: Any = None, *, status: int | None = None) -> Any:
+        answer = self.http.request(method, path, json=body)
+        expected = (200, 201, 204) if status is None else (status,)
+        assert answer.status_code in expected, f"{answer.status_code}: {answer.text}"
+        return answer.json() if answer.content else None
+
+    def key(self, **fields: Any) -> dict[str, Any]:
+        """A new key, with the key itself."""
+        found: dict[str, Any] = self("POST", "/v1/keys", {"name": "test"} | fields)
+        return found
+
+
+@pytest.fixture(scope="module")
+def registry(rabbitmq_url) -> Iterator[Registry]:
+    """The real registry, for gateways whose callers have keys."""
+    (port,) = free_ports(1)
+    with tempfile.TemporaryDirectory() as state, (Path(state) / "log").open("wb") as log:
+        environment = {
+            "TIDEGATE_STATE_DIR": state,
+            "TIDEGATE_SERVICE_TOKEN": "token",
+            "TIDEGATE_REGISTRY_PORT": str(port),
+            "TIDEGATE_AMQP_URL": rabbitmq_url,
+            "TIDEGATE_LOG_LEVEL": "DEBUG",
+        }
+        command = [sys.executable, "-m", "services.registry"]
+        subprocess.run([*command, "migrate"], env={**os.environ, **environment}, check=True)
+        process = subprocess.Popen(command, env={**os.environ, **environment}, stdout=log, stderr=log)
+        url = f"http://127.0.0.1:{port}"
+        try:
+            _wait_ready(process, port, Path(state) / "log")
+            with httpx.Client(base_url=url, headers={"Authorization": "Bearer token"}, timeout=20) as http:
+                yield Registry(http, url, Path(state) / "log")
+        finally:
+            process.send_signal(signal.SIGTERM)
+            code = process.wait(20)
+        assert code == 0, (Path(state) / "log").read_text()

@@ -13,7 +13,7 @@ import pytest
 
 from tidegate.protocol import envelope
 from tidegate.protocol.presence import GatewayReport, ModelCard, ReplicaReport
-from tidegate.store import GATEWAY, MODEL, REPLICA, ROUTES, STATISTICS
+from tidegate.store.live import GATEWAY, MODEL, REPLICA, ROUTES, STATISTICS
 
 pytestmark = pytest.mark.integration
 
@@ -197,7 +197,8 @@ async def test_metadata(client):
 
 
 async def test_the_control_plane_needs_the_token(client):
-    assert (await client.get("/v1/anything")).status_code == 401
+    assert (await client.get("/api/registry/v1/models")).status_code == 401
+    assert (await client.post("/api/registry/v1/deploy", json={})).status_code == 401
     assert (await client.get("/metrics")).status_code == 200
 
 

@@ -1,4 +1,4 @@
-"""The accounts of callers in the real store: what processes may hold together is never more than the limit."""
+"""The accounts of callers in the real store: what processes hold together is never more than the limit."""
 
 from __future__ import annotations
 

@@ -9,6 +9,7 @@ import zlib
 import orjson
 import pytest
 
+from services.gateway.access import Access
 from services.gateway.api.infer import InferDoor
 from services.gateway.api.inference import Inference, decompress, parse_header_length
 from services.gateway.api.limits import Limits
@@ -161,7 +162,9 @@ def core():
 @pytest.fixture
 def door(core):
     limits = Limits(body_bytes=10, json_bytes=10, bodies=Budget(1000), answers=Budget(1000))
-    return InferDoor(elsewhere, Inference(core, limits=limits, local_only=True, metrics=Metrics()))
+    access = Access(required=False, service_token="", count=lambda *_: [0] * 7, meters=dict)
+    inference = Inference(core, access=access, limits=limits, local_only=True, metrics=Metrics())
+    return InferDoor(elsewhere, inference)
 
 
 async def call(door, caller: Caller) -> Caller:

@@ -160,3 +160,25 @@ def test_model_name_too_long_for_its_deployments(book):
     book.now = replace(book.now, versions=frozenset({(model, 1)}))
     with pytest.raises(BadRequest, match="longer than 63"):
         book.deploy(model)
+
+
+def test_a_schedule_and_a_forecast_go_with_the_traffic(book):
+    """What sleeps is woken by calls alone; who takes over again takes over how it scales."""
+    window = {"start": "0 8 * * *", "end": "0 18 * * *", "min_replicas": 2}
+    scaling = {"schedule": [window], "forecast": "daily", "aggressiveness": "latency"}
+    book.deploy(version=1, max_replicas=4, scaling=scaling)
+    book.deploy(version=2)
+    book.settle()
+    old, new = (book.now.deployment(f"digits-v{n}").spec.scaling for n in (1, 2))
+    assert (old.schedule, old.forecast, old.aggressiveness) == ([], "off", "latency")
+    assert (len(new.schedule), new.forecast) == (1, "daily")
+    book.deploy(version=2, scaling={"max_up_per_minute": 3, "forecast": None})
+    book.deploy(version=1, scaling={"down_window_s": 90})
+    back = book.now.deployment("digits-v1").spec.scaling
+    kept = (len(back.schedule), back.forecast, back.max_up_per_minute, back.down_window_s)
+    assert kept == (1, "off", 3, 90)
+        1,
+        "off",
+        3,
+        90,
+    )

@@ -6,6 +6,7 @@ import asyncio
 import time
 from typing import Any, NamedTuple
 
+from services.gateway.access import Access, Grant
 from services.gateway.adapters.cards import Cards
 from services.gateway.api.grpc import codec
 from services.gateway.api.grpc.company import Company
@@ -14,25 +15,31 @@ from services.gateway.api.inference import server_timing
 from services.gateway.api.limits import Limits
 from services.gateway.api.metrics import Metrics
 from services.gateway.core import Answer, Core, parse_timeout
+from services.gateway.domain.spent import Spent
 from tidegate import telemetry
 from tidegate.errors import TidegateError
+from tidegate.protocol.access import Principal
 from tidegate.service import new_request_id
 
 log = telemetry.logger(__name__)
 
 
 class Head(NamedTuple):
-    """What a call's metadata says: the request's id, and how long its caller waits (ms; None: as usual)."""
+    """What a call's metadata says: the request's id, how long its caller waits (ms; None: as usual), and
+    who that is, as the headers of HTTP say it.
+    """
 
     rid: str
     timeout_ms: float | None
+    credential: dict[bytes, bytes]
 
 
 class Calls:
     """Decode, hand to the core, encode: what ``api/inference.py`` is to HTTP."""
 
-    def __init__(self, core: Core, cards: Cards, limits: Limits, metrics: Metrics) -> None:
+    def __init__(self, core: Core, access: Access, cards: Cards, limits: Limits, metrics: Metrics) -> None:
         self.core = core
+        self.access = access
         self.metrics = metrics
         self._cards = cards
         self._limits = limits
@@ -43,8 +50,9 @@ class Calls:
         started = time.perf_counter()
         rid = ""
         try:
-            rid, timeout_ms = read_head(context)
-            response, trailers = await self.answer(request, rid, timeout_ms, started)
+            rid, timeout_ms, credential = read_head(context)
+            principal = self.access.authenticate(credential)
+            response, trailers = await self.answer(request, principal, rid, timeout_ms, started)
         except asyncio.CancelledError:
             self.metrics.refused(request.model_name, "caller_gone")
             raise
@@ -57,17 +65,31 @@ class Calls:
             return response
 
     async def answer(
-        self, request: Any, rid: str, timeout_ms: float | None, started: float
+        self, request: Any, principal: Principal, rid: str, timeout_ms: float | None, started: float
     ) -> tuple[Any, Metadata]:
         """The response to a request and the trailers that go with it; raises TidegateError."""
-        size = request.ByteSize()
-        if not self._limits.bodies.take(size):
-            raise self._limits.overloaded()
+        size, spent = request.ByteSize(), Spent()
+        grant = self.admit(principal, request)
         try:
-            answer = await self._ask(request, rid, timeout_ms)
+            if not self._limits.bodies.take(size):
+                raise self._limits.overloaded()
+            try:
+                answer = await self._ask(request, rid, timeout_ms)
+            finally:
+                self._limits.bodies.give(size)
+            response, trailers = self.encode(request.model_name, answer, rid, started)
+            if grant is not None:
+                spent.add(answer.reply, answer.parameters, response.ByteSize())
+                trailers += _told(grant)
         finally:
-            self._limits.bodies.give(size)
-        return self.encode(request.model_name, answer, rid, started)
+            if grant is not None:
+                grant.streamed(spent, size)
+        return response, trailers
+
+    def admit(self, principal: Principal, request: Any) -> Grant | None:
+        """Let a request to a model that is there in; raises TidegateError."""
+        self.core.pick(request.model_name, request.model_version)
+        return self.access.admit(principal, request.model_name)
 
     async def _ask(self, request: Any, rid: str, timeout_ms: float | None) -> Answer:
         model: str = request.model_name
@@ -118,14 +140,21 @@ class Calls:
 def read_head(context: Any) -> Head:
     """The metadata of a call; raises BadRequest."""
     rid = header = ""
+    credential = {}
     for name, value in context.invocation_metadata():
         if name == "x-request-id":
             rid = value
         elif name == "x-request-timeout-ms":
             header = value
+        elif name == "authorization":
+            credential[b"authorization"] = value.encode("latin-1", "replace")
     left_s = context.time_remaining()
     timeout_ms = parse_timeout(header.encode("latin-1")) if header else None
     if left_s is not None:
         left_ms = max(left_s * 1e3, 0.001)
         timeout_ms = left_ms if timeout_ms is None else min(timeout_ms, left_ms)
-    return Head(rid or new_request_id(), timeout_ms)
+    return Head(rid or new_request_id(), timeout_ms, credential)
+
+
+def _told(grant: Grant) -> Metadata:
+    return tuple((name.decode(), value.decode()) for name, value in grant.headers())

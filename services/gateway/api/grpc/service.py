@@ -9,12 +9,13 @@ import grpc
 from google.protobuf.json_format import ParseDict
 from grpc import StatusCode
 
-from services.gateway.api.grpc.calls import Calls
+from services.gateway.api.grpc.calls import Calls, read_head
 from services.gateway.api.grpc.status import refuse
 from services.gateway.api.grpc.stream import Stream
 from services.gateway.catalogue import EXTENSIONS, Catalogue
 from tidegate import __version__, telemetry
-from tidegate.errors import TidegateError
+from tidegate.errors import Forbidden, TidegateError
+from tidegate.protocol.access import INFER, Principal
 from tidegate.service import Health, new_request_id
 from tidegate.triton_protocol import pb
 
@@ -64,7 +65,11 @@ class InferenceService:
             "CudaSharedMemoryStatus": self._no_regions("CudaSharedMemoryStatus"),
             "CudaSharedMemoryUnregister": self._no_regions("CudaSharedMemoryUnregister"),
         }
-        handlers = {name: _unary(name, _told(method)) for name, method in methods.items()}
+        open_ = {"ServerLive", "ServerReady"}
+        handlers = {
+            name: _unary(name, _told(method if name in open_ else self._known(method)))
+            for name, method in methods.items()
+        }
         handlers |= {name: _unary(name, _refusal(why)) for name, why in REFUSED.items()}
         handlers["ModelInfer"] = _unary("ModelInfer", self._calls.infer)
         handlers["ModelStreamInfer"] = grpc.stream_stream_rpc_method_handler(
@@ -73,6 +78,21 @@ class InferenceService:
             response_serializer=pb.ModelStreamInferResponse.SerializeToString,
         )
         return grpc.method_handlers_generic_handler(NAME, handlers)
+
+    def _known(self, method: Method) -> Method:
+        """The method, for callers that may ask models."""
+
+        async def answer(request: Any, context: Any) -> Any:
+            principal = self._calls.access.authenticate(read_head(context).credential)
+            if not principal.may(INFER, getattr(request, "name", "") or None):
+                raise Forbidden(f"{principal.name!r} may not ask for this")
+            told = await method(request, context)
+            for several in ("model_stats", "models"):
+                if hasattr(told, several):
+                    _keep_own(getattr(told, several), principal)
+            return told
+
+        return answer
 
     async def _stream(self, requests: Any, context: Any) -> None:
         await Stream(self._calls, context).run(requests)
@@ -115,6 +135,13 @@ class InferenceService:
             return empty()
 
         return answer
+
+
+def _keep_own(entries: Any, principal: Principal) -> None:
+    """Of a list of models those that the caller may use."""
+    for at in range(len(entries) - 1, -1, -1):
+        if not principal.may(INFER, entries[at].name):
+            del entries[at]
 
 
 def _unary(name: str, method: Method) -> Any:

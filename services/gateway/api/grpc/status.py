@@ -16,6 +16,7 @@ CODES: dict[type[TidegateError], StatusCode] = {
     errors.NotFound: StatusCode.NOT_FOUND,
     errors.Conflict: StatusCode.ABORTED,
     errors.PayloadTooLarge: StatusCode.RESOURCE_EXHAUSTED,
+    errors.TooMany: StatusCode.RESOURCE_EXHAUSTED,
     errors.Overloaded: StatusCode.UNAVAILABLE,
     errors.NoCapacity: StatusCode.UNAVAILABLE,
     errors.ColdStart: StatusCode.UNAVAILABLE,
@@ -47,6 +48,8 @@ def trailers_of(error: TidegateError, rid: str) -> Metadata:
     found: Metadata = (("reason", error.reason), ("x-request-id", rid))
     if error.retry_after_s is not None:
         found += (("retry-after", str(max(1, int(-(-error.retry_after_s // 1))))),)
+    if isinstance(error, errors.TooMany):
+        found += tuple((name.lower(), value) for name, value in error.told.items())
     return found
 
 

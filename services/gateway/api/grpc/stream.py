@@ -15,6 +15,7 @@ from typing import Any
 from services.gateway.api.grpc import codec
 from services.gateway.api.grpc.calls import Calls, read_head
 from services.gateway.api.grpc.status import details_of, refuse
+from services.gateway.domain.spent import Spent
 from tidegate.errors import TidegateError
 from tidegate.triton_protocol import pb
 
@@ -32,11 +33,13 @@ class Stream:
         self._writing = asyncio.Lock()
         self._tasks: set[asyncio.Task[None]] = set()
         self._last: asyncio.Task[None] | None = None
+        self._credential: dict[bytes, bytes] = {}
 
     async def run(self, requests: Any) -> None:
         """Until the caller has no more requests and has all responses; cancelled, all of it is abandoned."""
         try:
-            rid, _ = read_head(self._context)
+            rid, _, self._credential = read_head(self._context)
+            self._calls.access.authenticate(self._credential)
         except TidegateError as error:
             await refuse(self._context, error, "")
             return
@@ -75,7 +78,9 @@ class Stream:
         """A request with one response, written after that of the request before it."""
         started = time.perf_counter()
         try:
-            response, _ = await self._calls.answer(request, rid, timeout_ms, started)
+            # Anew for each request: a stream may live longer than its key.
+            principal = self._calls.access.authenticate(self._credential)
+            response, _ = await self._calls.answer(request, principal, rid, timeout_ms, started)
             response.parameters[codec.FINAL].bool_param = True
             message = pb.ModelStreamInferResponse(infer_response=response)
         except TidegateError as error:
@@ -89,7 +94,9 @@ class Stream:
     async def _many(self, request: Any, rid: str, timeout_ms: float | None) -> None:
         """A request with any number of responses, each written as it comes."""
         started = time.perf_counter()
+        grant, spent = None, Spent()
         try:
+            grant = self._calls.admit(self._calls.access.authenticate(self._credential), request)
             empty_final = codec.wants_empty_final(request)
             answers = self._calls.core.stream(
                 request.model_name,
@@ -106,6 +113,7 @@ class Stream:
                     else:  # it counts once, with the time to its first answer
                         response, _ = self._calls.encode(request.model_name, answer, rid, started)
                         begun = True
+                    spent.add(answer.reply, answer.parameters, response.ByteSize())
                     response.parameters[codec.FINAL].bool_param = False
                     await self._write(pb.ModelStreamInferResponse(infer_response=response))
             if empty_final:
@@ -116,6 +124,9 @@ class Stream:
             await self._write(self._error(request, error))
         except Exception:
             await self._write(self._failure(request, self._calls.broken(request.model_name, rid)))
+        finally:
+            if grant is not None:
+                grant.streamed(spent, request.ByteSize())
 
     async def _write(self, message: Any) -> None:
         async with self._writing:

@@ -48,6 +48,11 @@ class Reader:
         self._connection = connection
         self.now = now
 
+    @property
+    def connection(self) -> AsyncConnection:
+        """The transaction itself, for what else is read and written in it."""
+        return self._connection
+
     async def revision(self) -> int:
         """The number of the last change to the intention."""
         return int((await self._connection.execute(sa.select(revision.c.value))).scalar_one())

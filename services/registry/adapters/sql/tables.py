@@ -115,3 +115,68 @@ endpoint_targets = sa.Table(
     sa.Column("deployment", NAME, sa.ForeignKey(deployments.c.name), nullable=False, index=True),
     sa.Column("weight", sa.Integer, nullable=False),
 )
+
+# A key outlives its revocation: usage and audit name it. Only digests are kept.
+api_keys = sa.Table(
+    "api_keys",
+    metadata,
+    sa.Column("id", sa.String(32), primary_key=True),
+    sa.Column("name", NAME, nullable=False),
+    sa.Column("digest", DIGEST, nullable=False),
+    sa.Column("previous_digest", DIGEST),
+    sa.Column("previous_until", Moment),
+    sa.Column("options", sa.JSON, nullable=False),
+    sa.Column("created_at", Moment, nullable=False),
+    sa.Column("expires_at", Moment),
+    sa.Column("revoked_at", Moment),
+    sa.Column("revision", sa.BigInteger, nullable=False, index=True),
+)
+
+PRINCIPAL = sa.String(160)
+# SQLite counts up by itself only what it calls INTEGER.
+COUNTED = sa.BigInteger().with_variant(sa.Integer, "sqlite")
+
+# Every change to the intention: who, what, when, from where, before and after.
+audit = sa.Table(
+    "audit",
+    metadata,
+    sa.Column("id", COUNTED, primary_key=True),
+    sa.Column("at", Moment, nullable=False),
+    sa.Column("principal", PRINCIPAL, nullable=False, index=True),
+    sa.Column("principal_name", PRINCIPAL, nullable=False),
+    sa.Column("origin", sa.String(64), nullable=False),
+    sa.Column("request_id", sa.String(128), nullable=False),
+    sa.Column("action", sa.String(16), nullable=False),
+    sa.Column("kind", sa.String(16), nullable=False),
+    sa.Column("name", sa.String(96), nullable=False),
+    sa.Column("before", sa.JSON(none_as_null=True)),
+    sa.Column("after", sa.JSON(none_as_null=True)),
+    sa.Column("revision", sa.BigInteger, nullable=False),
+    sa.Index("ix_audit_kind", "kind", "name"),
+)
+
+# What was used, by day (UTC).
+usage_daily = sa.Table(
+    "usage_daily",
+    metadata,
+    sa.Column("day", sa.Date, primary_key=True),
+    sa.Column("principal", PRINCIPAL, primary_key=True),
+    sa.Column("endpoint", NAME, primary_key=True),
+    sa.Column("requests", sa.BigInteger, nullable=False),
+    sa.Column("failed", sa.BigInteger, nullable=False),
+    sa.Column("compute_us", sa.BigInteger, nullable=False),
+    sa.Column("received_bytes", sa.BigInteger, nullable=False),
+    sa.Column("sent_bytes", sa.BigInteger, nullable=False),
+    sa.Column("tokens_in", sa.BigInteger, nullable=False),
+    sa.Column("tokens_out", sa.BigInteger, nullable=False),
+    sa.Index("ix_usage_daily_principal", "principal", "day"),
+)
+
+# Reports that are in ``usage_daily`` already: one that comes again is not added again.
+usage_reports = sa.Table(
+    "usage_reports",
+    metadata,
+    sa.Column("incarnation", sa.String(32), primary_key=True),
+    sa.Column("seq", sa.BigInteger, primary_key=True, autoincrement=False),
+    sa.Column("taken_at", Moment, nullable=False, index=True),
+)

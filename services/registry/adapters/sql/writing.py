@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
 import sqlalchemy as sa
+from pydantic import BaseModel
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from services.registry.adapters.sql import audit
 from services.registry.adapters.sql.reading import Reader
 from services.registry.adapters.sql.tables import (
     artifacts,
@@ -19,6 +21,7 @@ from services.registry.adapters.sql.tables import (
     revision,
     versions,
 )
+from services.registry.domain.audit import Entry, pair
 from services.registry.domain.state import (
     Change,
     DropDeployment,
@@ -29,6 +32,7 @@ from services.registry.domain.state import (
     PutDeployment,
     PutEndpoint,
 )
+from tidegate import caller, telemetry
 from tidegate.protocol.models import EndpointSpec, Signature, Version, VersionMetadata
 
 
@@ -61,6 +65,7 @@ class Writer(Reader):
     async def apply(self, changes: Iterable[Change]) -> None:
         """Carry out a plan, in its order."""
         for change in changes:
+            before = await self._seen(change.notice)
             match change:
                 case PutDeployment(held):
                     await self._put_deployment(held, created=change.created)
@@ -75,7 +80,41 @@ class Writer(Reader):
                     await self._connection.execute(
                         sa.delete(versions).where(_is(change.model, change.number))
                     )
-            self.notices.append(change.notice)
+            await self.note(change.notice, before, await self._seen(change.notice))
+
+    async def note(
+        self, notice: Notice, before: Mapping[str, Any] | None, after: Mapping[str, Any] | None
+    ) -> None:
+        """Something has changed: others are told once it is committed, and the audit log keeps it."""
+        self.notices.append(notice)
+        by = caller.current.get()
+        was, is_ = pair(before, after)
+        entry = Entry(
+            at=self.now,
+            principal=by.principal.id,
+            principal_name=by.principal.name,
+            origin=by.origin,
+            request_id=telemetry.request_id.get(),
+            action=notice.action,
+            kind=notice.kind,
+            name=notice.name,
+            before=was,
+            after=is_,
+            revision=self.next_revision,
+        )
+        await audit.add(self._connection, entry)
+
+    async def _seen(self, notice: Notice) -> Mapping[str, Any] | None:
+        """The object of a notice as it is now."""
+        found: Sequence[BaseModel] = ()
+        if notice.kind == "deployment":
+            found = await self.deployments(notice.name)
+        elif notice.kind == "endpoint":
+            found = await self.endpoints(notice.name)
+        elif notice.kind == "version":
+            model, _, number = notice.name.rpartition("/")
+            found = await self.versions(model, int(number))
+        return found[0].model_dump(mode="json") if found else None
 
     async def next_number(self, model: str) -> int:
         """Take the next version number of a model, which nobody gets again."""
@@ -102,7 +141,8 @@ class Writer(Reader):
         )
         named = sa.update(artifacts).where(artifacts.c.sha256 == version.artifact_sha256)
         await self._connection.execute(named.values(pending_until=None))
-        self._note_version(version.model, version.number, created=True)
+        notice = Notice("version", f"{version.model}/{version.number}", "created")
+        await self.note(notice, None, version.model_dump(mode="json"))
 
     async def describe_version(
         self, model: str, number: int, metadata: VersionMetadata, signature: Signature | None
@@ -112,8 +152,10 @@ class Writer(Reader):
             "metadata": metadata.model_dump(mode="json"),
             "signature": signature.model_dump() if signature else None,
         }
+        notice = Notice("version", f"{model}/{number}", "updated")
+        before = await self._seen(notice)
         await self._connection.execute(sa.update(versions).where(_is(model, number)).values(values))
-        self._note_version(model, number, created=False)
+        await self.note(notice, before, await self._seen(notice))
 
     async def note_artifact(self, sha256: str, size: int, pending_until: datetime) -> None:
         """Know of an uploaded artifact, and keep it until then even if no version names it."""
@@ -178,9 +220,6 @@ class Writer(Reader):
 
     async def _insert(self, table: sa.Table, **values: Any) -> None:
         await self._connection.execute(sa.insert(table).values(values))
-
-    def _note_version(self, model: str, number: int, *, created: bool) -> None:
-        self.notices.append(Notice("version", f"{model}/{number}", "created" if created else "updated"))
 
 
 def _is(model: str, number: int) -> sa.ColumnElement[bool]:

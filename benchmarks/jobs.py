@@ -1,0 +1,203 @@
+"""``python -m benchmarks.jobs``: jobs accepted and done per second, beside FastAPI + Celery on one RabbitMQ.
+
+One stack runs all the time, and Celery uses its RabbitMQ and its Valkey. Each round visits every candidate:
+wrk submits jobs of the identity model for some seconds while the worker works at them, then the rest is
+waited for. All of it (load generator, gateway, broker, store, worker, Triton) shares the machine's cores.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from statistics import median
+from typing import Any
+
+from benchmarks import load, options, report, server, session, stack, workloads
+from benchmarks.errors import BenchmarkFailed
+from benchmarks.peer import all_peers
+from benchmarks.stack import Stack
+from benchmarks.workloads import Exchange
+from tidegate.store import JobStore
+
+BAR = 3_000
+DRAIN_LIMIT_S = 300.0
+POLL_S = 0.05
+TITLES = {
+    "tidegate": "Tidegate: fsynced record, confirmed by a quorum queue",
+    "celery": "FastAPI + Celery, as it comes: nothing is confirmed or synced",
+    "celery-durable": "FastAPI + Celery, quorum queue, confirms, results synced",
+}
+
+
+class Incomplete(BenchmarkFailed):
+    """Not every accepted job was done."""
+
+
+@dataclass(frozen=True, slots=True)
+class Round:
+    """One candidate, once. Rates are per second; ``done`` counts from the first job to the last result."""
+
+    candidate: str
+    connections: int
+    jobs: int
+    accepted: float
+    p50_ms: float
+    p99_ms: float
+    done: float
+    errors: int
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """Where jobs are submitted, and how many are done since it was started."""
+
+    name: str
+    url: str
+    exchange: Exchange
+    done: Callable[[], int]
+
+
+def main() -> int:
+    """Measure, print the table, write jobs.json; 1 when the bar is missed."""
+    parser = options.parser(__doc__, seconds=10, repeats=3)
+    parser.add_argument("--connections", type=int, default=64, help="submitting at once (default: 64)")
+    parser.add_argument(
+        "--only", type=options.names(list(TITLES)), default=list(TITLES), help=", ".join(TITLES)
+    )
+    chosen = parser.parse_args()
+    machine, rounds = report.machine(), []
+    with session.session(), stack.tidegate("jobs") as running:
+        running.deploy(stack.EXAMPLES / "identity" / "model.py", "identity")
+        for number in range(chosen.repeats):
+            for name in chosen.only:
+                with candidate(name, running) as found:
+                    rounds.append(measure(found, chosen.connections, chosen.seconds))
+                print(f"round {number + 1}: {line(rounds[-1])}", flush=True)
+    return conclude(chosen.only, rounds, machine, chosen)
+
+
+@contextmanager
+def candidate(name: str, running: Stack) -> Iterator[Candidate]:
+    """A candidate that takes jobs; Tidegate runs anyhow, the others are started. Raises NotServing."""
+    if name == "tidegate":
+        url = f"redis://127.0.0.1:{running.env['TIDEGATE_JOBS_PORT']}/0"
+        exchange = workloads.exchange("identity", "oip")
+        asked = replace(exchange, headers=exchange.headers | {"Prefer": "respond-async"})
+        yield Candidate(name, running.url, asked, lambda: asyncio.run(_ended(url)))
+        return
+    durable = name == "celery-durable"
+    (peer,) = [peer for peer in all_peers() if peer.name == "celery"]
+    store = running.env["TIDEGATE_JOBS_PORT" if durable else "TIDEGATE_VALKEY_PORT"]
+    # A database of its own, which the results are counted in.
+    database = 1 + int(time.time()) % 15
+    given = {
+        "BENCH_AMQP_URL": f"amqp://guest:guest@127.0.0.1:{running.env['TIDEGATE_RABBITMQ_PORT']}/",
+        "BENCH_REDIS_URL": f"redis://127.0.0.1:{store}/{database}",
+        "BENCH_QUEUE": f"celery-{name}",
+        **({"BENCH_DURABLE": "1"} if durable else {}),
+    }
+    with server.process(peer, given) as url:
+        server.check(url, peer, "identity")
+        exchange = workloads.exchange("identity", "plain")
+        asked = replace(exchange, path="/jobs/identity")
+        yield Candidate(name, url, asked, lambda: _celery_done(url))
+
+
+async def _ended(url: str) -> int:
+    store = JobStore.connect(url)
+    try:
+        ledger = (await store.counts()).ledger
+    finally:
+        await store.close()
+    return sum(ledger.get(end, 0) for end in ("succeeded", "failed", "cancelled", "expired"))
+
+
+def _celery_done(url: str) -> int:
+    with urllib.request.urlopen(f"{url}/jobs/done", timeout=30) as answer:
+        return int(json.load(answer)["done"])
+
+
+def measure(found: Candidate, connections: int, seconds: int) -> Round:
+    """Submit for so long, then wait for the rest. Raises Incomplete, LoadFailed."""
+    load.warm(found.url, found.exchange, connections)
+    before = _settled(found)
+    began = time.monotonic()
+    figures = load.measure(found.url, found.exchange, connections, seconds)
+    accepted = figures.requests - figures.errors
+    deadline = time.monotonic() + DRAIN_LIMIT_S
+    while (done := found.done() - before) < accepted:
+        if time.monotonic() > deadline:
+            raise Incomplete(f"{found.name}: {accepted} jobs were accepted, {done} are done")
+        time.sleep(POLL_S)
+    took = time.monotonic() - began
+    return Round(
+        found.name,
+        connections,
+        accepted,
+        figures.rate,
+        figures.p50_ms,
+        figures.p99_ms,
+        accepted / took,
+        figures.errors,
+    )
+
+
+def _settled(found: Candidate) -> int:
+    """How many are done, once that does not change any more."""
+    last, since = -1, time.monotonic()
+    while time.monotonic() - since < 1.0:
+        if (now := found.done()) != last:
+            last, since = now, time.monotonic()
+        time.sleep(POLL_S)
+    return last
+
+
+def line(found: Round) -> str:
+    """A round in one line."""
+    return (
+        f"{found.candidate}: {found.jobs} jobs, accepted {found.accepted:,.0f}/s (p50 {found.p50_ms:.1f} ms, "
+        f"p99 {found.p99_ms:.1f} ms), done {found.done:,.0f}/s, {found.errors} errors"
+    )
+
+
+def conclude(names: list[str], rounds: list[Round], machine: dict[str, Any], chosen: Any) -> int:
+    """Print and write the medians; 1 when Tidegate accepts less than it must, or anything went wrong."""
+    rows, medians = [], {}
+    for name in names:
+        own = [found for found in rounds if found.candidate == name]
+        medians[name] = {
+            field: median(getattr(found, field) for found in own)
+            for field in ("accepted", "done", "p50_ms", "p99_ms")
+        }
+        cells = medians[name]
+        rows.append(
+            [
+                TITLES[name],
+                f"{cells['accepted']:,.0f}",
+                f"{cells['done']:,.0f}",
+                f"{cells['p50_ms']:.1f}",
+                f"{cells['p99_ms']:.1f}",
+                str(sum(found.errors for found in own)),
+            ]
+        )
+    head = ["", "accepted/s", "done/s", "p50 ms of the 202", "p99 ms", "errors"]
+    print(f"\n{report.machine_line(machine)}; {chosen.connections} connections, {chosen.seconds} s a round\n")
+    print(report.table(head, rows))
+    report.write_json(
+        chosen.out / "jobs.json",
+        {"machine": machine, "medians": medians, "rounds": [asdict(found) for found in rounds]},
+    )
+    if "tidegate" not in medians:
+        return 0
+    met = medians["tidegate"]["accepted"] >= BAR and not any(found.errors for found in rounds)
+    print(f"\n{'PASS' if met else 'MISS'}: at least {BAR:,} accepted jobs/s, without an error")
+    return 0 if met else 1
+
+
+if __name__ == "__main__":
+    session.run(main)

@@ -1,0 +1,273 @@
+"""``python -m benchmarks.rate_limit``: one limit over four gateway processes, and what it costs a request.
+
+A key of 100 requests a second is offered 1,000 a second for a minute, on 64 connections that the kernel
+spreads over the processes. What is let in must be no more than the rate and the burst allow, and no less than
+98% of the rate. Then the store of the live facts hangs for a while: each process goes by its share of the
+limit.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import signal
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from benchmarks import options, report, session, stack
+from benchmarks.client import Answer, Client
+from benchmarks.errors import BenchmarkFailed
+from benchmarks.stack import Stack
+from services.gateway.access import Access
+from services.gateway.domain.keys import KeyTable
+from services.gateway.domain.tokens import Meter
+from tidegate.protocol.access import Allowance, Key, Principal, digest_of
+
+CONNECTIONS = 64
+LEAST = 0.98
+COST_BAR_US = 5.0
+COST_ROUNDS, COST_CALLS = 7, 100_000
+AWAY_S = 10.0
+# How late a settlement may come to know that the store is away, or back again.
+SETTLE_S = 2.0
+INPUT = {"name": "x", "datatype": "FP32", "shape": [1, 16], "data": [[0.5] * 16]}
+BODY = json.dumps({"inputs": [INPUT]}).encode()
+PATH = "/v2/models/echo/infer"
+
+
+@dataclass(slots=True)
+class Step:
+    """What became of what was offered; ``by_second`` is what was let in, second by second."""
+
+    name: str
+    offered: int = 0
+    seconds: float = 0.0
+    statuses: Counter[int] = field(default_factory=Counter)
+    by_second: Counter[int] = field(default_factory=Counter)
+    retry_after: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def accepted(self) -> int:
+        """How many were let in."""
+        return self.statuses[200]
+
+    def to_json(self) -> dict[str, Any]:
+        """The figures of the step."""
+        return {
+            "name": self.name,
+            "offered": self.offered,
+            "seconds": round(self.seconds, 2),
+            "accepted": self.accepted,
+            "statuses": {str(status): count for status, count in sorted(self.statuses.items())},
+            "by_second": [self.by_second[second] for second in range(int(self.seconds))],
+            "retry_after_s": dict(self.retry_after),
+        }
+
+
+def main() -> int:
+    """Measure, print, write rate_limit.json; 1 when a bar is missed."""
+    chosen = _arguments()
+    machine = report.machine()
+    costs = {name: cost(call) for name, call in cases().items()}
+    workers = {"TIDEGATE_GATEWAY_WORKERS": str(chosen.gateways)}
+    with session.session(), stack.tidegate("rate-limit", workers) as running:
+        running.deploy(stack.MODELS / "echo" / "model.py", "echo")
+        steps = asyncio.run(measure(running, chosen))
+    verdicts = judge(steps, costs, chosen)
+    print(f"\n{report.machine_line(machine)}; {chosen.gateways} gateway processes, {CONNECTIONS} connections")
+    print(
+        f"one key: {chosen.rate:g}/s, burst {chosen.burst}; offered {chosen.offered:g}/s\n\n{_table(steps)}\n"
+    )
+    print("\n".join(f"{us:6.2f} us  {name}" for name, us in costs.items()), end="\n\n")
+    print("\n".join(f"{verdict}  {text}" for verdict, text in verdicts))
+    out: Path = chosen.out / "rate_limit.json"
+    document = {"steps": [step.to_json() for step in steps], "cost_us": costs, "bars": verdicts}
+    report.write_json(out, {"machine": machine, "rate": chosen.rate, "burst": chosen.burst} | document)
+    print(f"\nResults: {out}")
+    return 1 if any(verdict == "MISS" for verdict, _ in verdicts) else 0
+
+
+async def measure(running: Stack, chosen: argparse.Namespace) -> list[Step]:
+    """The step with the store, and the one without it."""
+    steps = []
+    for name, seconds in (("shared", float(chosen.seconds)), ("store away", chosen.away)):
+        if not seconds:
+            continue
+        made = running.command(
+            "keys", "create", name, "--rate", f"{chosen.rate:g}", "--burst", str(chosen.burst), "--json"
+        )
+        clients = [Client(running.gateway_port) for _ in range(CONNECTIONS)]
+        headers = {"Authorization": f"Bearer {json.loads(made)['key']}"}
+        await _known(clients, headers, chosen)
+        step = Step(name)
+        away = asyncio.create_task(_keep_away(running, seconds)) if name == "store away" else None
+        if away is not None:
+            await asyncio.sleep(SETTLE_S)
+        await offer(clients, headers, step, chosen.offered, seconds)
+        if away is not None:
+            await away
+        for client in clients:
+            client.close()
+        steps.append(step)
+        print(f"  {name}: {step.accepted} of {step.offered} in {step.seconds:.1f} s", flush=True)
+    return steps
+
+
+async def _known(clients: list[Client], headers: dict[str, str], chosen: argparse.Namespace) -> None:
+    """Open every connection, until each process has the key; then let the bucket fill again."""
+    while True:
+        answers = await asyncio.gather(*(client.post(PATH, BODY, headers) for client in clients))
+        if all(answer.status != 401 for answer in answers):
+            break
+        await asyncio.sleep(0.2)
+    await asyncio.sleep(2 * chosen.burst / chosen.rate + 2.0)
+
+
+async def offer(
+    clients: list[Client], headers: dict[str, str], step: Step, per_s: float, seconds: float
+) -> None:
+    """Requests at an even pace, whatever becomes of those before."""
+    began = time.monotonic()
+
+    async def ask(client: Client) -> None:
+        answer = await _post(client, headers)
+        step.statuses[answer.status] += 1
+        if answer.status == 200:
+            step.by_second[int(time.monotonic() - began)] += 1
+        elif answer.status == 429:
+            step.retry_after[answer.headers["retry-after"]] += 1
+
+    tasks: set[asyncio.Task[None]] = set()
+    step.offered = round(per_s * seconds)
+    for number in range(step.offered):
+        late = time.monotonic() - began - number / per_s
+        if late < 0:
+            await asyncio.sleep(-late)
+        task = asyncio.create_task(ask(clients[number % len(clients)]))
+        tasks.add(task)
+        task.add_done_callback(tasks.discard)
+    await asyncio.gather(*tasks)
+    step.seconds = time.monotonic() - began
+
+
+async def _post(client: Client, headers: dict[str, str]) -> Answer:
+    """A request's answer; again where the connection had been idle for so long that the server closed it."""
+    for _ in range(2):
+        try:
+            return await client.post(PATH, BODY, headers)
+        except EOFError:
+            client.close()
+    raise BenchmarkFailed("the gateway closes connections that are in use")
+
+
+async def _keep_away(running: Stack, seconds: float) -> None:
+    """Stop the live facts' Valkey where it is, as a machine that hangs does, until the step is over."""
+    record = json.loads((running.state / "run" / "stack.json").read_text())
+    (pid,) = [child["process"]["pid"] for child in record["children"] if child["name"] == "valkey"]
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        await asyncio.sleep(SETTLE_S + seconds + 1.0)
+    finally:
+        os.kill(pid, signal.SIGCONT)
+
+
+def cases() -> dict[str, Callable[[], None]]:
+    """What one request costs in the gateway, by what its key is limited in."""
+    key = f"tg_ab12_{'x' * 43}".encode()
+    headers = {b"host": b"x", b"authorization": b"Bearer " + key}
+    counts = [0] * 7
+    found: dict[str, Callable[[], None]] = {}
+
+    def add(name: str, allowance: Allowance, given: dict[bytes, bytes], tell: bool) -> None:
+        meter = Meter("ab12", allowance, lambda _: None)
+        meter.slots = allowance.concurrency or 0
+        for kind in (meter.rate, meter.of_day, meter.of_month):
+            if kind is not None:
+                kind.have = 10**9
+        meters = {} if allowance.unlimited else {"ab12": meter}
+        access = Access(required=False, service_token="t", count=lambda *_: counts, meters=lambda: meters)
+        who = Principal("ab12", "bench", frozenset({"infer"}))
+        access.replace(KeyTable("1", {"ab12": Key(who, digest_of(key), allowance=allowance)}))
+
+        def call() -> None:
+            grant = access.admit(access.authenticate(given), "echo")
+            if grant is not None and tell:
+                grant.headers()
+                grant.done(compute_us=10, received=100, sent=100)
+            elif grant is not None:
+                grant.cancel()
+
+        found[name] = call
+
+    every = Allowance(1e9, 10**9, 100, 10**12, 10**12)
+    add("nobody's: loopback without a credential", Allowance(), {b"host": b"x"}, False)
+    add("a key without limits, let in", Allowance(), headers, False)
+    add("a key with a rate, let in", Allowance(1e9, 10**9), headers, False)
+    add("a key with rate, concurrency, day and month, let in", every, headers, False)
+    add("the same, its usage counted and its caller told what is left", every, headers, True)
+    return found
+
+
+def cost(call: Callable[[], None]) -> float:
+    """Microseconds of a call: the best of some rounds, since others share the machine."""
+    best = float("inf")
+    for _ in range(COST_ROUNDS):
+        began = time.perf_counter()
+        for _ in range(COST_CALLS):
+            call()
+        best = min(best, (time.perf_counter() - began) / COST_CALLS)
+    return best * 1e6
+
+
+def judge(steps: list[Step], costs: dict[str, float], chosen: argparse.Namespace) -> list[tuple[str, str]]:
+    """The bars: the budget of each step, nothing but 200 and 429, and the cost of a key."""
+    verdicts = []
+    for step in steps:
+        # The last request leaves when the step is over; what is answered later was let in before.
+        least = LEAST * chosen.rate * step.offered / chosen.offered
+        most = chosen.rate * step.seconds + chosen.burst
+        well = least <= step.accepted <= most and set(step.statuses) <= {200, 429}
+        text = f"{step.name}: {step.accepted} let in, {least:.0f} to {most:.0f} is right"
+        verdicts.append(("PASS" if well else "MISS", text))
+    worst = max(us for name, us in costs.items() if name.endswith("let in"))
+    text = f"authentication and admission of a known key take {worst:.2f} us, at most {COST_BAR_US:g}"
+    verdicts.append(("PASS" if worst <= COST_BAR_US else "MISS", text))
+    return verdicts
+
+
+def _table(steps: list[Step]) -> str:
+    rows = []
+    for step in steps:
+        seconds = [step.by_second[second] for second in range(1, int(step.seconds))]
+        spread = f"{min(seconds)}..{max(seconds)}" if seconds else "-"
+        rows.append(
+            [
+                step.name,
+                str(step.offered),
+                f"{step.seconds:.1f}",
+                str(step.accepted),
+                str(step.statuses[429]),
+                spread,
+            ]
+        )
+    return report.table(["", "offered", "seconds", "let in", "429", "let in in a second"], rows)
+
+
+def _arguments() -> argparse.Namespace:
+    parser = options.parser(__doc__, seconds=60)
+    parser.add_argument("--gateways", type=int, default=4, help="gateway processes (default: 4)")
+    parser.add_argument("--rate", type=float, default=100.0, help="of the key, per second (default: 100)")
+    parser.add_argument("--burst", type=int, default=100, help="of the key (default: 100)")
+    parser.add_argument("--offered", type=float, default=1000.0, help="requests per second (default: 1000)")
+    parser.add_argument("--away", type=float, default=AWAY_S, help="seconds without the store; 0: never")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,203 @@
+"""Who calls, and what that caller may use: asked at every door, answered from memory."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from prometheus_client import Counter
+
+from services.gateway.domain.keys import FOREVER, KeyTable
+from services.gateway.domain.ratelimit import left, policy, seconds_left
+from services.gateway.domain.spent import Spent
+from services.gateway.domain.tokens import Denied, Meter
+from tidegate.caller import ServiceToken
+from tidegate.errors import Forbidden, TooMany, Unauthorized, Unavailable
+from tidegate.protocol import access
+from tidegate.protocol.access import ANONYMOUS, INFER, SERVICE, Principal
+
+LIMITED = Counter(
+    "tidegate_gateway_limited_total", "Requests refused by a limit of their key.", ["key", "limit"]
+)
+
+Headers = dict[bytes, bytes]
+# Who bears a token, and until when that may be believed (ms since the epoch); raises Unauthorized.
+Verify = Callable[[bytes], tuple[Principal, float]]
+# A caller's counts at an endpoint, in the order of ``tidegate.protocol.usage.COUNTS``.
+Count = Callable[[str, str], list[int]]
+
+REMEMBERED = 10_000
+_BEARER = b"Bearer "
+_WORDS = {
+    "rate": ("rate_limited", "more requests per second than this key may make"),
+    "concurrency": ("too_many_concurrent", "more requests at one time than this key may have under way"),
+    "day": ("quota_exhausted", "the requests that this key has for a day are used up"),
+    "month": ("quota_exhausted", "the requests that this key has for a month are used up"),
+}
+
+
+class Grant:
+    """One admitted request. The first of :meth:`done`, :meth:`accepted` and :meth:`cancel` ends it."""
+
+    __slots__ = ("_count", "_endpoint", "_meter", "_open", "_principal")
+
+    def __init__(self, count: Count, principal: Principal, endpoint: str, meter: Meter | None) -> None:
+        self._count = count
+        self._principal = principal
+        self._endpoint = endpoint
+        self._meter = meter
+        self._open = True
+
+    def headers(self) -> list[tuple[bytes, bytes]]:
+        """What the caller is told of its limits, as headers of the response."""
+        if self._meter is None:
+            return []
+        return [
+            (b"ratelimit-policy", policy(self._meter.allowance)),
+            (b"ratelimit", left(self._meter, time.time())),
+        ]
+
+    def done(
+        self,
+        *,
+        compute_us: int = 0,
+        received: int = 0,
+        sent: int = 0,
+        tokens_in: int = 0,
+        tokens_out: int = 0,
+        failed: bool = False,
+    ) -> None:
+        """The request is over: its share of the model's time in us, bytes of both bodies, tokens if known."""
+        if not self._open:
+            return
+        self.cancel()
+        counts = self._count(self._principal.id, self._endpoint)
+        counts[0] += 1
+        counts[1] += failed
+        counts[2] += compute_us
+        counts[3] += received
+        counts[4] += sent
+        counts[5] += tokens_in
+        counts[6] += tokens_out
+
+    def accepted(self, received: int) -> None:
+        """The request is a job now: it counts as a request, with what it used, at its end."""
+        if self._open:
+            self.cancel()
+            self._count(self._principal.id, self._endpoint)[3] += received
+
+    def streamed(self, spent: Spent, received: int) -> None:
+        """:meth:`done`, of a stream."""
+        self.done(
+            compute_us=spent.compute_us,
+            received=received,
+            sent=spent.sent,
+            tokens_in=spent.tokens_in,
+            tokens_out=spent.tokens_out,
+            failed=not spent.answers,
+        )
+
+    def cancel(self) -> None:
+        """The request never reached a model: it was wrong, or refused by the gateway."""
+        if self._open:
+            self._open = False
+            if self._meter is not None:
+                self._meter.give()
+
+
+class Access:
+    """The gateway's word on every caller. ``required``: nobody without a credential is let in."""
+
+    def __init__(
+        self,
+        *,
+        required: bool,
+        service_token: str,
+        count: Count,
+        meters: Callable[[], dict[str, Meter]],
+        verify: Verify | None = None,
+    ) -> None:
+        self.required = required
+        self._token = ServiceToken(service_token)
+        self._count = count
+        self._meters = meters
+        self._verify = verify
+        self._table: KeyTable | None = None
+        self._known: dict[bytes, tuple[Principal, float]] = {}
+
+    def replace(self, table: KeyTable) -> None:
+        """These are all keys now. Whoever was known is looked at again."""
+        self._table = table
+        self._known.clear()
+
+    def problem(self) -> str | None:
+        """Why nobody with a key can be let in, if so."""
+        known = self._table is not None or not self.required
+        return None if known else "Keys are not known yet: the registry has not been read."
+
+    def authenticate(self, headers: Headers) -> Principal:
+        """Who sends these headers; no I/O. Raises Unauthorized, or Unavailable while keys are unknown."""
+        credential = headers.get(b"authorization")
+        if credential is None:
+            if self.required:
+                raise Unauthorized("needs 'Authorization: Bearer <key>': `tidegate keys create` makes one")
+            return ANONYMOUS
+        known = self._known.get(credential)
+        if known is not None and time.time() * 1e3 < known[1]:
+            return known[0]
+        found = self._look(credential)
+        if len(self._known) >= REMEMBERED:
+            self._known.clear()
+        self._known[credential] = found
+        return found[0]
+
+    def admit(self, principal: Principal, endpoint: str) -> Grant | None:
+        """Let an inference request of ``principal`` to ``endpoint`` in; None: nothing is counted for it.
+
+        Raises Forbidden for what the principal may not do, TooMany for what it has used up.
+        """
+        if principal is ANONYMOUS or principal is SERVICE:
+            return None
+        if not principal.may(INFER, endpoint):
+            raise Forbidden(f"{principal.name!r} may not use the model {endpoint[:80]!r}")
+        meter = self._meters().get(principal.id)
+        if meter is not None:
+            denied = meter.take(time.monotonic())
+            if denied is not None:
+                raise _too_many(denied, meter)
+        return Grant(self._count, principal, endpoint, meter)
+
+    def _look(self, credential: bytes) -> tuple[Principal, float]:
+        if self._token.given({b"authorization": credential}):
+            return SERVICE, FOREVER
+        if not credential.startswith(_BEARER):
+            raise Unauthorized("the credential must be 'Authorization: Bearer <key>'")
+        bearer = credential[len(_BEARER) :]
+        if access.key_id(bearer) is None:
+            if self._verify is not None:
+                return self._verify(bearer)
+            raise Unauthorized("the credential is neither a key nor a token that is taken here")
+        if self._table is None:
+            raise Unavailable(
+                "keys are not known here yet: the registry has not been read",
+                reason="not_known_yet",
+                retry_after_s=1.0,
+            )
+        found = self._table.find(bearer, time.time() * 1e3)
+        if found is None:
+            raise Unauthorized("the key is not good: it is unknown, revoked or expired")
+        key, until = found
+        return key.principal, until
+
+
+def _too_many(denied: Denied, meter: Meter) -> TooMany:
+    LIMITED.labels(meter.principal, denied.limit).inc()
+    reason, words = _WORDS[denied.limit]
+    now = time.time()
+    quota = denied.limit in ("day", "month")
+    retry_after_s = seconds_left(denied.limit, now) if quota else denied.retry_after_s
+    told = {
+        "RateLimit-Policy": policy(meter.allowance).decode(),
+        "RateLimit": left(meter, now).decode(),
+    }
+    return TooMany(words, reason=reason, retry_after_s=retry_after_s, told=told)

@@ -1,0 +1,90 @@
+"""Files of lines in the blob store, in chunks of whole lines: written and read in bounded memory."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Sequence
+
+from tidegate.blobs import Blobs
+from tidegate.errors import BadRequest, PayloadTooLarge
+from tidegate.protocol.batches import Chunk
+
+CHUNK_BYTES = 2**20
+CHUNK_LINES = 10_000
+
+
+class LineWriter:
+    """Lines into chunks that live for ``keep_s`` seconds. What it holds is at most a chunk and a line."""
+
+    def __init__(self, blobs: Blobs, keep_s: float, *, most_bytes: int = CHUNK_BYTES) -> None:
+        self._blobs = blobs
+        self._keep_s = keep_s
+        self._most_bytes = most_bytes
+        self._lines: list[bytes] = []
+        self.held = 0
+
+    def add(self, line: bytes) -> bool:
+        """Take a line, without its newline; True: it is time to :meth:`write`."""
+        self._lines.append(line)
+        self.held += len(line) + 1
+        return self.held >= self._most_bytes or len(self._lines) >= CHUNK_LINES
+
+    async def write(self) -> Chunk | None:
+        """Put what is held on disk; None: nothing is. Raises Unavailable, and holds it still."""
+        if not self._lines:
+            return None
+        lines, size = self._lines, self.held
+        key = await self._blobs.put(b"\n".join((*lines, b"")), self._keep_s, durable=True)
+        self._lines, self.held = [], 0
+        return Chunk(key, len(lines), size)
+
+
+class Splitter:
+    """Bytes as they come into lines; raises PayloadTooLarge, BadRequest."""
+
+    def __init__(self, *, line_bytes: int, total_bytes: int, lines: int) -> None:
+        self._line_bytes = line_bytes
+        self._total_bytes = total_bytes
+        self._most_lines = lines
+        self._rest = b""
+        self._total = 0
+        self.lines = 0
+
+    def feed(self, data: bytes) -> list[bytes]:
+        """The lines that are whole now; empty ones are no lines."""
+        self._total += len(data)
+        if self._total > self._total_bytes:
+            raise PayloadTooLarge(f"the file is larger than {self._total_bytes} bytes")
+        *whole, self._rest = (self._rest + data).split(b"\n") if b"\n" in data else (self._rest + data,)
+        found = self._checked(whole)
+        if len(self._rest) > self._line_bytes:
+            raise self._too_long(self.lines + 1)
+        return found
+
+    def end(self) -> list[bytes]:
+        """The last line, if it had no newline."""
+        rest, self._rest = self._rest, b""
+        return self._checked([rest])
+
+    def _checked(self, lines: Sequence[bytes]) -> list[bytes]:
+        found = [line for raw in lines if (line := raw.strip())]
+        for number, line in enumerate(found, self.lines + 1):
+            if len(line) > self._line_bytes:
+                raise self._too_long(number)
+        self.lines += len(found)
+        if self.lines > self._most_lines:
+            raise BadRequest(f"the file has more than {self._most_lines} lines")
+        return found
+
+    def _too_long(self, number: int) -> PayloadTooLarge:
+        return PayloadTooLarge(f"line {number} is longer than {self._line_bytes} bytes")
+
+
+async def read_lines(blobs: Blobs, chunks: Sequence[Chunk], start: int) -> AsyncGenerator[tuple[int, bytes]]:
+    """The lines from number ``start`` (from 0) on, with their numbers; one chunk in memory at a time."""
+    first = 0
+    for chunk in chunks:
+        if first + chunk.lines > start:
+            for at, line in enumerate((await blobs.get(chunk.key)).split(b"\n")[: chunk.lines], first):
+                if at >= start:
+                    yield at, line
+        first += chunk.lines

@@ -1,0 +1,140 @@
+"""The registry's keys, kept in memory and on disk: a request never waits for the registry."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import httpx
+import orjson
+
+from services.gateway.domain.keys import KeyTable
+from tidegate import tasks, telemetry
+from tidegate.broker import Delivery, Link, Session
+from tidegate.errors import Unavailable
+from tidegate.protocol.limits import Used
+from tidegate.topology import EVENTS, REGISTRY_CHANGED, events_queue
+
+log = telemetry.logger(__name__)
+
+POLL_S = 2.0
+TIMEOUT_S = 2.0
+
+
+class KeyCache:
+    """The last good table. The registry is asked when it says that keys changed, and every 2 s anyway.
+
+    So a key that is revoked goes on being good for milliseconds, for 2 s when the broker is away, and while
+    the registry is away nothing can be revoked. ``on_change`` is called with each new table.
+    """
+
+    def __init__(
+        self,
+        registry_url: str,
+        token: str,
+        disk: Path,
+        on_change: Callable[[KeyTable], None],
+        *,
+        amqp_url: str,
+        incarnation: str,
+    ) -> None:
+        self._http = httpx.AsyncClient(
+            base_url=registry_url,
+            headers={"Authorization": f"Bearer {token}"},
+            timeout=TIMEOUT_S,
+            trust_env=False,
+        )
+        self._disk = disk
+        self._on_change = on_change
+        self._changed = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+        self._problem: str | None = None
+        self._events = events_queue("gateway", incarnation)
+        self.link = Link(amqp_url, "gateway keys", self._setup)
+        self.table: KeyTable | None = None
+
+    async def start(self) -> None:
+        """Take what is on disk, then what the registry has, and go on watching."""
+        with contextlib.suppress(FileNotFoundError):
+            self._take(self._disk.read_bytes(), "disk")
+        await self._refresh()
+        self.link.start()
+        self._task = asyncio.create_task(self._run(), name="keys")
+
+    async def stop(self) -> None:
+        """Stop watching."""
+        await tasks.end(self._task)
+        await self.link.stop()
+        await self._http.aclose()
+
+    async def used(self, principal: str, day: str) -> Used:
+        """What the registry knows of a principal's requests; raises Unavailable."""
+        try:
+            answer = await self._http.get(f"/v1/usage/{principal}/quota", params={"day": day})
+            told = answer.raise_for_status().json()
+            return Used(principal, day, day[:7], int(told["day"]), int(told["month"]))
+        except (httpx.HTTPError, ValueError, KeyError) as error:
+            raise Unavailable(
+                f"The registry does not tell usage: {error or type(error).__name__}."
+            ) from error
+
+    async def _setup(self, session: Session) -> None:
+        def on_delivery(delivery: Delivery) -> None:
+            if orjson.loads(bytes(delivery.body)).get("kind") == "key":
+                self._changed.set()
+
+        await session.declare(EVENTS)
+        await session.declare(self._events)
+        await session.bind(self._events, EVENTS, REGISTRY_CHANGED)
+        await session.consume(self._events, on_delivery, prefetch=100, no_ack=True)
+
+    async def _run(self) -> None:
+        while True:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(POLL_S):
+                    await self._changed.wait()
+            self._changed.clear()
+            await self._refresh()
+
+    async def _refresh(self) -> None:
+        known = {"If-None-Match": f'"{self.table.mark}"'} if self.table is not None else {}
+        try:
+            answer = await self._http.get("/v1/keys/table", headers=known)
+            if answer.status_code != 304:
+                answer.raise_for_status()
+        except httpx.HTTPError as error:
+            self._note(f"{error or type(error).__name__}")
+            return
+        self._note(None)
+        if answer.status_code != 304 and self._take(answer.content, "registry"):
+            await asyncio.to_thread(self._keep, answer.content)
+
+    def _note(self, problem: str | None) -> None:
+        if problem is not None and self._problem is None:
+            log.warning("keys are not read; the last good ones stay", extra={"problem": problem})
+        self._problem = problem
+
+    def _take(self, raw: bytes, source: str) -> bool:
+        try:
+            table = KeyTable.from_dict(orjson.loads(raw))
+        except (ValueError, KeyError, TypeError) as error:
+            # Not what it holds: an error of the parser quotes its input.
+            log.error("keys cannot be read; the last good ones stay", extra={"problem": type(error).__name__})
+            return False
+        self.table = table
+        log.info("keys", extra={"count": len(table.keys), "mark": table.mark, "source": source})
+        self._on_change(table)
+        return True
+
+    def _keep(self, raw: bytes) -> None:
+        fresh = self._disk.with_suffix(f".{os.getpid()}")  # other gateway processes write too
+        try:
+            self._disk.parent.mkdir(parents=True, exist_ok=True)
+            fresh.touch(0o600)
+            fresh.write_bytes(raw)
+            fresh.replace(self._disk)
+        except OSError as error:
+            log.warning("keys cannot be kept on disk", extra={"problem": str(error)})

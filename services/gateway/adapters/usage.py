@@ -1,0 +1,107 @@
+"""What callers use, counted in memory and reported to the registry over a durable queue."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+
+from prometheus_client import Counter
+
+from tidegate import tasks, telemetry
+from tidegate.broker import Link, Session
+from tidegate.errors import Unavailable
+from tidegate.protocol.usage import ZERO, Subject, UsageReport, day_of
+from tidegate.store.usage import JobUsage
+from tidegate.topology import USAGE
+
+log = telemetry.logger(__name__)
+
+LOST = Counter("tidegate_gateway_usage_lost_total", "Requests whose usage could not be reported.")
+
+CONFIRM_S = 5.0
+LAST_S = 2.0
+
+
+class Usage:
+    """Counts by caller and endpoint. A report is sent again, as it is, until the broker has confirmed it.
+
+    What is not reported yet goes with the process: when it is killed, what came in the last ``every_s``.
+    """
+
+    def __init__(self, amqp_url: str, incarnation: str, every_s: float, jobs: JobUsage) -> None:
+        """``jobs``: where that of jobs is counted; it is reported with this process's own."""
+        self.link = Link(amqp_url, "gateway usage", _declare)
+        self._incarnation = incarnation
+        self._every_s = every_s
+        self._jobs = jobs
+        self._counts: dict[tuple[str, str], list[int]] = {}
+        self._sealed: UsageReport | None = None
+        self._seq = 0
+        self._waits = False
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Begin reporting."""
+        self.link.start()
+        self._task = asyncio.create_task(self._run(), name="usage")
+
+    async def stop(self) -> None:
+        """Report what is left, if the broker is there."""
+        await tasks.end(self._task)
+        with contextlib.suppress(Unavailable, TimeoutError):
+            async with asyncio.timeout(LAST_S):
+                while self._sealed or self._counts:
+                    await self._report()
+        lost = sum(counts[0] for counts in self._counts.values())
+        lost += sum(counts[0] for counts in self._sealed.counts.values()) if self._sealed else 0
+        if lost:
+            LOST.inc(lost)
+            log.error("usage is lost: the broker is away", extra={"requests": lost})
+        await self.link.stop()
+
+    def counts(self, principal: str, endpoint: str) -> list[int]:
+        """The counts of a caller and an endpoint, in the order of ``COUNTS``: to be added to at once."""
+        found = self._counts.get((principal, endpoint))
+        if found is None:
+            found = self._counts[principal, endpoint] = [0] * len(ZERO)
+        return found
+
+    async def _run(self) -> None:
+        while True:
+            await asyncio.sleep(self._every_s)
+            try:
+                await self._report()
+                await self._report_jobs()
+                self._waits = False
+            except (Unavailable, TimeoutError) as error:
+                if not self._waits:
+                    log.warning("usage waits to be reported", extra={"problem": str(error)})
+                self._waits = True
+
+    async def _report(self) -> None:
+        if self._sealed is None:
+            if not self._counts:
+                return
+            counts, self._counts = self._counts, {}
+            day = day_of(time.time())
+            self._seq += 1
+            subjects = {Subject(day, *who): tuple(numbers) for who, numbers in counts.items()}
+            self._sealed = UsageReport(self._incarnation, self._seq, subjects)
+        await self._send(self._sealed)
+        self._sealed = None
+
+    async def _report_jobs(self) -> None:
+        report = await self._jobs.take()
+        if report is not None:
+            await self._send(report)
+            await self._jobs.settle(report)
+
+    async def _send(self, report: UsageReport) -> None:
+        session = await self.link.wait_up(LAST_S)
+        async with asyncio.timeout(CONFIRM_S):
+            await session.publish(report.to_json(), routing_key=USAGE.name, persistent=True, mandatory=True)
+
+
+async def _declare(session: Session) -> None:
+    await session.declare(USAGE)

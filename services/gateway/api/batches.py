@@ -1,0 +1,125 @@
+"""Batches over HTTP: a file of requests in, its progress, a file of results out."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import AsyncGenerator
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Query, Request
+from fastapi.responses import StreamingResponse
+from starlette.requests import ClientDisconnect
+from starlette.responses import Response
+
+from services.gateway.adapters.batch_files import Splitter
+from services.gateway.api.jobs import json_response, request_principal
+from services.gateway.batches import Batches
+from services.gateway.domain import job_options
+from services.gateway.domain.job_options import JobOptions
+from tidegate.errors import BadRequest, NotFound
+from tidegate.protocol.access import ADMIN
+from tidegate.protocol.batches import Batch
+from tidegate.protocol.jobs import read_id
+
+PIECE = 2**20
+_WBITS = {"gzip": 31, "deflate": 15}
+
+
+class BatchesDoor:
+    """The paths below ``/v1/batches``. Limits: bytes of a file and of a line, and lines."""
+
+    def __init__(self, batches: Batches, *, file_bytes: int, line_bytes: int, lines: int) -> None:
+        self._batches = batches
+        self._file_bytes = file_bytes
+        self._line_bytes = line_bytes
+        self._lines = lines
+        self.router = APIRouter(prefix="/v1/batches", tags=["Batches"])
+        add = self.router.add_api_route
+        add("", self.create, methods=["POST"], status_code=202)
+        add("", self.list, methods=["GET"])
+        add("/{id}", self.status, methods=["GET"])
+        add("/{id}", self.cancel, methods=["DELETE"])
+        add("/{id}/results", self.results, methods=["GET"])
+
+    async def create(
+        self,
+        request: Request,
+        model: str = "",
+        version: str = "",
+        priority: str | None = None,
+        ttl_s: float | None = None,
+    ) -> Response:
+        """Take in a file with one request a line (JSONL); the parameters are for lines that name none."""
+        who = request_principal()
+        options = job_options.from_fields({"priority": priority, "ttl_s": ttl_s}, JobOptions(level="low"))
+        splitter = Splitter(line_bytes=self._line_bytes, total_bytes=self._file_bytes, lines=self._lines)
+        try:
+            batch = await self._batches.create(_plain(request), splitter, model, version, options, who)
+        except ClientDisconnect:
+            raise BadRequest("the caller left before its file was complete") from None
+        return _answer(batch, 202, {"Location": f"/v1/batches/{batch.id.hex()}"})
+
+    async def list(
+        self,
+        principal: str | None = None,
+        cursor: str | None = None,
+        limit: Annotated[int, Query(ge=1, le=1000)] = 100,
+    ) -> Response:
+        """Batches, newest first. ``cursor``: the ``next`` of the page before."""
+        who = request_principal()
+        before = None if cursor is None else read_id(cursor)
+        if cursor is not None and before is None:
+            raise BadRequest(f"cursor must be the 'next' of another page, got {cursor[:40]!r}")
+        found = await self._batches.latest(principal if who.may(ADMIN) else who.id, before, limit)
+        items = [batch.public() for batch in found]
+        return json_response({"items": items, "next": items[-1]["id"] if len(items) == limit else None})
+
+    async def status(self, id: str) -> Response:
+        """A batch, and how far it is."""
+        return _answer(await self._find(id))
+
+    async def cancel(self, id: str) -> Response:
+        """Have a batch end: lines that are not over yet are cancelled."""
+        return _answer(await self._batches.cancel(await self._find(id)), 202)
+
+    async def results(self, id: str, partial: bool = False) -> Response:
+        """The results, one a line in the order of the requests (JSONL); 202 while the batch is not over.
+
+        ``partial``: what is written so far.
+        """
+        batch = await self._find(id)
+        if not batch.over and not partial:
+            return _answer(batch, 202, {"Retry-After": "5"})
+        return StreamingResponse(self._batches.results(batch), media_type="application/jsonl")
+
+    async def _find(self, id: str) -> Batch:
+        who, raw = request_principal(), read_id(id)
+        if raw is None:
+            raise NotFound(f"there is no batch {id[:64]}")
+        return await self._batches.find(raw, who)
+
+
+def _answer(batch: Batch, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+    document: dict[str, Any] = batch.public()
+    return json_response(document, status, headers)
+
+
+async def _plain(request: Request) -> AsyncGenerator[bytes]:
+    """The body, unpacked, in pieces of bounded size. Raises BadRequest."""
+    encoding = request.headers.get("content-encoding", "").lower()
+    if encoding in {"", "identity"}:
+        async for data in request.stream():
+            yield data
+        return
+    if encoding not in _WBITS:
+        raise BadRequest(f"Content-Encoding {encoding[:40]!r} is not known; gzip and deflate are")
+    unpacker = zlib.decompressobj(_WBITS[encoding])
+    try:
+        async for packed in request.stream():
+            while packed:
+                yield unpacker.decompress(packed, PIECE)
+                packed = unpacker.unconsumed_tail
+    except zlib.error as error:
+        raise BadRequest(f"the body is not {encoding}: {error}") from None
+    if not unpacker.eof:
+        raise BadRequest(f"the body's {encoding} data is cut off")

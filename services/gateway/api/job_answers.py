@@ -1,0 +1,89 @@
+"""What is said of a job: the 202, its status, its result as JSON or binary."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import orjson
+
+from services.gateway.adapters.reporter import Reporter
+from services.gateway.api.compression import Response
+from services.gateway.api.limits import Headers
+from services.gateway.domain import job_results
+from services.gateway.domain.admission import Fleet, predicted_wait_ms
+from services.gateway.domain.job_options import Preference
+from services.gateway.jobs import Submitted
+from services.gateway.results import Results
+from tidegate.protocol import oip
+from tidegate.protocol.jobs import Job, iso
+
+_JSON = (b"content-type", b"application/json")
+_BINARY = (b"content-type", b"application/octet-stream")
+_HEADER_LENGTH = oip.HEADER_LENGTH.lower().encode()
+
+
+class JobAnswers:
+    """Encodes jobs for whoever may see them."""
+
+    def __init__(self, results: Results, reporter: Reporter) -> None:
+        self._results = results
+        self._reporter = reporter
+
+    def accepted(self, submitted: Submitted, job: Job, prefer: Preference, rid: bytes) -> Response:
+        """202: where the job is found, and when it may start. ``job``: as it is now."""
+        position = submitted.position if job.status == "queued" else None
+        body = orjson.dumps(self.document(job, position))
+        headers = [
+            _JSON,
+            (b"content-length", b"%d" % len(body)),
+            (b"location", b"/v1/jobs/" + job.id.hex().encode()),
+            (b"preference-applied", prefer.applied),
+            (b"x-request-id", rid),
+        ]
+        if not submitted.fresh:
+            headers.append((b"idempotency-replayed", b"true"))
+        return Response(202, headers, body)
+
+    def document(self, job: Job, position: int | None) -> dict[str, Any]:
+        """The job as its caller sees it. ``position``: jobs before it; None: it waits no more, or unknown."""
+        shown = job.public()
+        path = f"/v1/jobs/{shown['id']}"
+        start_ms = None
+        if job.status == "queued" and position is not None:
+            start_ms = starts_in_ms(position, self._reporter.fleet(job.deployment))
+        return shown | {
+            "retry_of": job.ask.get("retry_of"),
+            "position": position,
+            "estimated_start": None if start_ms is None else iso(int(time.time() * 1e3 + start_ms)),
+            "urls": {
+                "status": path,
+                "result": f"{path}/result",
+                "cancel": path,
+                "events": f"{path}/events",
+                "retry": f"{path}/retry",
+            },
+        }
+
+    async def result(self, job: Job, headers: Headers, rid: bytes) -> Response:
+        """The result of a job that is over, in the form that was asked for. Raises why there is none."""
+        if job.state != "succeeded":
+            raise job_results.failure_of(job)
+        frame = await self._results.frame(job)
+        body, tail = await self._results.encoded(job, frame, job_results.form(headers.get(b"accept")))
+        answer = [
+            _BINARY if tail else _JSON,
+            (b"content-length", b"%d" % (len(body) + sum(map(len, tail)))),
+            (b"content-location", b"/v1/jobs/%b/result" % job.id.hex().encode()),
+            (b"x-request-id", rid),
+        ]
+        if tail:
+            answer.append((_HEADER_LENGTH, b"%d" % len(body)))
+        return Response(200, answer, body, tail)
+
+
+def starts_in_ms(position: int, fleet: Fleet) -> float | None:
+    """How long until a job with ``position`` others before it starts, in ms; None where nothing tells."""
+    if fleet.ready == 0:
+        return fleet.start_ms
+    return predicted_wait_ms(position, fleet)

@@ -1,0 +1,165 @@
+"""Jobs on the hot path: a call with ``Prefer``, or POST /v1/jobs; headers and body in, a response later."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import Callable
+
+import orjson
+
+from services.gateway.access import Access, Grant
+from services.gateway.api.compression import Response, deliver
+from services.gateway.api.job_answers import JobAnswers
+from services.gateway.api.limits import Headers
+from services.gateway.domain import job_options
+from services.gateway.domain.job_options import JobOptions, Preference
+from services.gateway.jobs import Jobs, Order
+from tidegate import telemetry
+from tidegate.errors import BadRequest, TidegateError
+from tidegate.protocol import oip
+from tidegate.protocol.access import Principal
+from tidegate.protocol.envelope import Buffer
+from tidegate.protocol.jobs import Idempotency
+
+log = telemetry.logger(__name__)
+
+PATH = "/v1/jobs"
+# In place of ``{model}[/versions/{v}]``; no path has it.
+TARGET = "\njobs"
+_BROKEN = "something went wrong here; the log has it"
+
+Done = Callable[[Response], None]
+Failed = Callable[[TidegateError], None]
+
+
+class JobDoor:
+    """Takes jobs in. Its caller may leave at any time: what was begun goes on."""
+
+    def __init__(self, jobs: Jobs, answers: JobAnswers, access: Access) -> None:
+        self._jobs = jobs
+        self._access = access
+        self._answers = answers
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    @staticmethod
+    def preference(target: str, headers: Headers) -> Preference | None:
+        """What makes this call a job, or None for one that is answered by waiting for it."""
+        prefer = job_options.preference(headers.get(b"prefer")) if b"prefer" in headers else None
+        return prefer or (Preference() if target is TARGET else None)
+
+    def begin(
+        self,
+        target: str,
+        headers: Headers,
+        body: Buffer,
+        length: int | None,
+        principal: Principal,
+        prefer: Preference,
+        rid: bytes,
+        done: Done,
+        failed: Failed,
+    ) -> None:
+        """Start to accept a job; ``length`` is that of the body's JSON part. One of the last two is called,
+        later. Raises a TidegateError for what is refused at once.
+        """
+        order, grant = self._order(target, headers, body, length, principal, rid)
+        task = asyncio.create_task(self._accept(order, grant, len(body), prefer, headers, rid, done, failed))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def _order(
+        self,
+        target: str,
+        headers: Headers,
+        body: Buffer,
+        length: int | None,
+        principal: Principal,
+        rid: bytes,
+    ) -> tuple[Order, Grant | None]:
+        key = job_options.check_key(headers.get(b"idempotency-key"))
+        idempotency = Idempotency(key, _digest(target, headers, body)) if key is not None else None
+        options = job_options.from_headers(headers)
+        head, tail = oip.parts(body, length)
+        if target is TARGET:
+            model, version, options = _named(head, options)
+        else:
+            model, _, version = target.partition("/versions/")
+        grant = self._access.admit(principal, model)
+        try:
+            order = self._jobs.order(
+                model,
+                version,
+                lambda contract: oip.decode_head(head, tail, contract),
+                options,
+                principal,
+                trace=rid,
+                idempotency=idempotency,
+            )
+        except BaseException:
+            if grant is not None:
+                grant.cancel()
+            raise
+        return order, grant
+
+    async def _accept(
+        self,
+        order: Order,
+        grant: Grant | None,
+        received: int,
+        prefer: Preference,
+        headers: Headers,
+        rid: bytes,
+        done: Done,
+        failed: Failed,
+    ) -> None:
+        try:
+            submitted = await self._jobs.submit(order)
+            job = submitted.job
+            del order  # its tensors: who waits for the result does not hold them
+            if grant is not None:
+                grant.accepted(received)
+            if prefer.wait_s and not job.terminal:
+                job = await self._jobs.wait(job.id, prefer.wait_s)
+            if prefer.wait_s and job.terminal:
+                response = await self._answers.result(job, headers, rid)
+                response.headers.append((b"preference-applied", prefer.applied))
+                deliver(response, headers, done)
+                return
+            response = self._answers.accepted(submitted, job, prefer, rid)
+            if grant is not None:
+                response.headers.extend(grant.headers())
+            done(response)
+        except TidegateError as error:
+            failed(error)
+        except Exception:
+            log.exception("a job was not accepted", extra={"request_id": rid.decode("latin-1")})
+            failed(TidegateError(_BROKEN))
+        finally:
+            if grant is not None:
+                grant.cancel()
+
+
+def _named(head: dict[str, object], base: JobOptions) -> tuple[str, str, JobOptions]:
+    """Model, version and options in the body of POST /v1/jobs; raises BadRequest."""
+    model, version = head.get("model"), head.get("version", "")
+    if not isinstance(model, str) or not model:
+        raise BadRequest("'model' must be the name of a model")
+    if isinstance(version, bool) or not isinstance(version, str | int | None):
+        raise BadRequest(f"'version' must be a number, got {str(version)[:40]!r}")
+    return model, "" if version is None else str(version), job_options.from_fields(head, base)
+
+
+def _digest(target: str, headers: Headers, body: Buffer) -> bytes:
+    """What must be the same for the same key: the request and its options, not how long its caller waits."""
+    told = {
+        name.decode("latin-1"): value.decode("latin-1")
+        for name, value in sorted(headers.items())
+        if name in _PART
+    }
+    found = hashlib.sha256(orjson.dumps([target, told]))
+    found.update(body)
+    return found.digest()
+
+
+_PART = frozenset({b"inference-header-content-length", b"x-job-priority", b"x-job-ttl", b"x-job-webhook"})

@@ -1,0 +1,92 @@
+"""``/api/{registry,router,autoscaler}/...``: the control plane from outside, for who has the scope.
+
+Bodies stream both ways. The service sees the gateway's service token, and for whom the gateway asks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping
+from urllib.parse import quote
+
+import httpx
+from starlette.background import BackgroundTask
+from starlette.requests import Request
+from starlette.responses import Response, StreamingResponse
+
+from services.gateway.domain.control import scopes_for
+from tidegate import caller, telemetry
+from tidegate.errors import DeadlinePassed, Forbidden, NotFound, TidegateError, Unavailable
+from tidegate.protocol.access import ORIGIN_HEADER, PRINCIPAL_HEADER
+
+log = telemetry.logger(__name__)
+
+PREFIX = "/api"
+METHODS = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"]
+TIMEOUT = httpx.Timeout(300.0, connect=5.0)
+
+# Of one connection only, or said anew by each side.
+_HOPS = {
+    "connection", "keep-alive", "proxy-authenticate", "proxy-authorization", "te", "trailer",
+    "transfer-encoding", "upgrade", "host", "authorization", "cookie", "origin", "referer", "x-request-id",
+    PRINCIPAL_HEADER.decode(), ORIGIN_HEADER.decode(),
+}  # fmt: skip
+_NOT_BACK = {"connection", "keep-alive", "transfer-encoding", "x-request-id", "date", "server"}
+
+
+class Proxy:
+    """Passes calls on to the services at ``urls``, by their names."""
+
+    def __init__(self, urls: Mapping[str, str], service_token: str) -> None:
+        self._urls = {name: url.rstrip("/") for name, url in urls.items()}
+        self._token = service_token
+        self._http: httpx.AsyncClient | None = None
+
+    async def close(self) -> None:
+        """Close the connections."""
+        if self._http is not None:
+            await self._http.aclose()
+
+    async def __call__(self, request: Request, service: str, rest: str) -> Response:
+        """One call. Raises Unauthorized, Forbidden, NotFound, Unavailable or DeadlinePassed."""
+        if service not in self._urls:
+            raise NotFound(f"there is no service {service[:40]!r}; there are {', '.join(self._urls)}")
+        scopes = scopes_for(service, request.method, f"/{rest}")
+        if not scopes:
+            raise Forbidden("this is not for callers from outside")
+        caller.require(*scopes)
+        answer = await self._send(request, f"{self._urls[service]}/{quote(rest)}", service)
+        headers = [(name, value) for name, value in answer.headers.multi_items() if name not in _NOT_BACK]
+        response = StreamingResponse(
+            answer.aiter_raw(), answer.status_code, background=BackgroundTask(answer.aclose)
+        )
+        response.raw_headers = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers]
+        return response
+
+    async def _send(self, request: Request, url: str, service: str) -> httpx.Response:
+        if self._http is None:
+            self._http = httpx.AsyncClient(timeout=TIMEOUT, trust_env=False)
+        headers = {name: value for name, value in request.headers.items() if name not in _HOPS}
+        headers |= caller.onward() | {"authorization": f"Bearer {self._token}"}
+        has_body = "content-length" in request.headers or "transfer-encoding" in request.headers
+        asked = self._http.build_request(
+            request.method,
+            httpx.URL(url, query=request.url.query.encode("latin-1")),
+            headers=headers,
+            content=_body(request) if has_body else None,
+        )
+        try:
+            return await self._http.send(asked, stream=True)
+        except httpx.TimeoutException:
+            raise DeadlinePassed(f"the {service} did not answer in time") from None
+        except httpx.HTTPError as error:
+            raise _away(service, error) from error
+
+
+async def _body(request: Request) -> AsyncIterator[bytes]:
+    async for chunk in request.stream():
+        if chunk:
+            yield chunk
+
+
+def _away(service: str, error: httpx.HTTPError) -> TidegateError:
+    return Unavailable(f"the {service} does not answer: {error or type(error).__name__}", retry_after_s=1.0)

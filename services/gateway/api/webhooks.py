@@ -1,0 +1,39 @@
+"""What callers may ask about their webhooks: the secret they are signed with, and what became of them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter
+
+from services.gateway.adapters.router import Router
+from services.gateway.api.jobs import request_principal
+from services.gateway.jobs import Jobs
+from tidegate.errors import NotFound
+from tidegate.protocol.jobs import read_id
+from tidegate.store.webhooks import WebhookStore
+
+
+class WebhooksDoor:
+    """``/v1/webhooks/secret`` and ``/v1/jobs/{id}/deliveries``."""
+
+    def __init__(self, jobs: Jobs, schedule: WebhookStore, router: Router) -> None:
+        self._jobs = jobs
+        self._schedule = schedule
+        self._router = router
+        self.router = APIRouter(prefix="/v1", tags=["Webhooks"])
+        self.router.add_api_route("/webhooks/secret", self.secret, methods=["GET"])
+        self.router.add_api_route("/jobs/{id}/deliveries", self.deliveries, methods=["GET"])
+
+    async def secret(self) -> dict[str, Any]:
+        """The secret that the caller's own webhooks are signed with, for any Standard Webhooks verifier."""
+        request_principal()
+        return await self._router.webhook_secret()
+
+    async def deliveries(self, id: str) -> dict[str, Any]:
+        """Every try to deliver the job's webhook, oldest first."""
+        who, raw = request_principal(), read_id(id)
+        if raw is None:
+            raise NotFound(f"there is no job {id[:64]}")
+        job = await self._jobs.find(raw, who)
+        return {"webhook": job.webhook, "items": await self._schedule.deliveries(raw)}

@@ -1,0 +1,40 @@
+"""The keys that a gateway knows, and whether a credential is one of them."""
+
+from __future__ import annotations
+
+import hmac
+from collections.abc import Mapping
+from typing import Any
+
+from tidegate.protocol import access
+from tidegate.protocol.access import Key
+
+FOREVER = float("inf")
+
+
+class KeyTable:
+    """All keys that are not revoked, at one state of the registry, which ``mark`` names."""
+
+    def __init__(self, mark: str, keys: Mapping[str, Key]) -> None:
+        self.mark = mark
+        self.keys = keys
+
+    @classmethod
+    def from_dict(cls, told: Mapping[str, Any]) -> KeyTable:
+        """As the registry tells it; raises KeyError, TypeError or ValueError."""
+        keys = [Key.from_dict(fields) for fields in told["keys"]]
+        return cls(str(told["mark"]), {key.principal.id: key for key in keys})
+
+    def find(self, credential: bytes, now_ms: float) -> tuple[Key, float] | None:
+        """The key that a credential is, and until when (ms since the epoch); None: it is no good one."""
+        id_ = access.key_id(credential)
+        key = self.keys.get(id_) if id_ is not None else None
+        if key is None:
+            return None
+        until = FOREVER if key.expires_ms is None else key.expires_ms
+        digest = access.digest_of(credential)
+        if not hmac.compare_digest(digest, key.digest):
+            if key.previous is None or not hmac.compare_digest(digest, key.previous):
+                return None
+            until = min(until, key.previous_until_ms)
+        return (key, until) if now_ms < until else None

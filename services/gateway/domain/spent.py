@@ -1,0 +1,51 @@
+"""What answers have cost, as far as they tell."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from tidegate.protocol.envelope import Reply
+
+# What models call the tokens that they read and wrote, in the parameters of an answer.
+_IN = ("prompt_tokens", "input_tokens", "tokens_in")
+_OUT = ("completion_tokens", "output_tokens", "tokens_out")
+
+
+def compute_us(reply: Reply) -> int:
+    """This request's part of the model call that it shared, in microseconds."""
+    return reply.compute_us // max(1, reply.shared)
+
+
+def tokens(parameters: Mapping[str, Any]) -> tuple[int, int]:
+    """Tokens read and written; 0 where the model does not tell."""
+    return (_count(parameters, _IN), _count(parameters, _OUT)) if parameters else (0, 0)
+
+
+@dataclass(slots=True)
+class Spent:
+    """The cost of a stream so far."""
+
+    answers: int = 0
+    compute_us: int = 0
+    sent: int = 0
+    tokens_in: int = 0
+    tokens_out: int = 0
+
+    def add(self, reply: Reply, parameters: Mapping[str, Any], sent: int) -> None:
+        """One answer more, of ``sent`` bytes. Its tokens are those of the stream up to it."""
+        tokens_in, tokens_out = tokens(parameters)
+        self.answers += 1
+        self.compute_us += compute_us(reply)
+        self.sent += sent
+        self.tokens_in = max(self.tokens_in, tokens_in)
+        self.tokens_out = max(self.tokens_out, tokens_out)
+
+
+def _count(parameters: Mapping[str, Any], names: tuple[str, ...]) -> int:
+    for name in names:
+        value = parameters.get(name)
+        if isinstance(value, int) and not isinstance(value, bool) and value > 0:
+            return value
+    return 0

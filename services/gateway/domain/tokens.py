@@ -1,0 +1,272 @@
+"""A caller's limits as one gateway process sees them: tokens that it holds of the caller's account.
+
+A request takes its tokens from here, and never waits. Between requests the process settles with the account
+in the store: it asks for what its own pace will need and for its share of what is left, and gives back what
+it does not use. Where it holds nothing because nobody has called for a while, it lends its share until it has
+heard; the account is charged for what was lent. While the store is away it goes by its share of each limit.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from tidegate.protocol.access import Allowance
+from tidegate.protocol.limits import Ask, Given, Holding
+
+# How far ahead of its pace a process holds tokens, and how long it holds them for nobody.
+AHEAD_S = 0.1
+IDLE_S = 1.0
+# A settlement that nothing forces.
+REFRESH_S = 0.2
+SLOTS_RETRY_S = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Denied:
+    """Which limit is used up: ``rate``, ``day``, ``month`` or ``concurrency``. When a day
+    or a month is over, ``ratelimit.seconds_left`` knows.
+    """
+
+    limit: str
+    retry_after_s: float = SLOTS_RETRY_S
+
+
+class Tokens:
+    """Those of one kind. ``least``: so many must be there for one to be taken; below 1 there is credit."""
+
+    __slots__ = ("have", "kind", "least", "left", "lent", "limit")
+
+    def __init__(self, kind: str, limit: int) -> None:
+        self.kind = kind
+        self.limit = limit
+        self.have: float = 0
+        self.least: float = 1
+        self.left: float = limit  # in the account, when last heard of
+        self.lent: float = 0  # of those held, what the account does not know of
+
+    @property
+    def remaining(self) -> int:
+        """What this process can tell of what is left."""
+        return max(0, int(self.left + self.have))
+
+    def lend(self, share: int) -> None:
+        """Until the account is heard of, so many may be taken."""
+        self.least = 1 - share
+
+    def holding(self, want: int) -> Holding:
+        """What to tell the account."""
+        return Holding(math.floor(self.have - self.lent), min(want, self.limit))
+
+    def settled(self, asked: Holding, given: int, left: float, credit: int = 0) -> None:
+        """The account has answered; what was taken in the meantime stays taken."""
+        self.have = math.floor(self.have - self.lent) - asked.have + given
+        self.lent = 0
+        self.left = left
+        self.least = 1 - credit
+
+    def begin(self) -> None:
+        """A new period: tokens of the old one are worth nothing."""
+        self.have = self.lent = 0
+        self.left = self.limit
+
+
+class Meter:
+    """All limits of one caller. ``now`` is in seconds, on a clock that never goes back."""
+
+    __slots__ = (
+        "_activate", "_asked", "_fresh", "_heard_at", "_last_at", "_rate_denied", "_slots_denied",
+        "_slots_heard", "_tight", "_tokens", "_wait_until", "active", "allowance", "local", "of_day",
+        "of_month", "principal", "rate", "share", "slots", "under_way",
+    )  # fmt: skip
+
+    def __init__(self, principal: str, allowance: Allowance, activate: Callable[[Meter], None]) -> None:
+        """``activate`` is called when the meter has something to settle, once until it is idle again."""
+        self.principal = principal
+        self.allowance = allowance
+        self.share = 1.0  # of one process in each limit
+        self.active = False
+        self.local = False
+        self.rate = None if allowance.rate is None else Tokens("rate", allowance.burst)
+        self.of_day = None if allowance.day is None else Tokens("day", allowance.day)
+        self.of_month = None if allowance.month is None else Tokens("month", allowance.month)
+        self._tokens = tuple(kind for kind in (self.rate, self.of_day, self.of_month) if kind is not None)
+        self.under_way = 0
+        self.slots = 0
+        self._slots_heard = False
+        self._slots_denied = 0
+        self._tight = False
+        self._activate = activate
+        self._asked = 0  # requests since the last settlement
+        self._fresh = False  # nothing was settled since it woke
+        self._rate_denied = 0
+        self._last_at = self._heard_at = self._wait_until = float("-inf")
+
+    def take(self, now: float) -> Denied | None:
+        """Let one request in, or say why not. Who was let in calls :meth:`give` at its end."""
+        if not self.active:
+            self._wake(now)
+        self._asked += 1
+        for kind in self._tokens:
+            if kind.have < kind.least:
+                return self._denied(kind, now)
+        limit = self.allowance.concurrency
+        if limit is not None and self.under_way >= self._room(limit):
+            self._slots_denied += 1
+            return Denied("concurrency")
+        for kind in self._tokens:
+            kind.have -= 1
+        self.under_way += 1
+        return None
+
+    def give(self) -> None:
+        """A request is over."""
+        self.under_way -= 1
+
+    def new_day(self, *, new_month: bool) -> None:
+        """The day is over."""
+        for kind, begins in ((self.of_day, True), (self.of_month, new_month)):
+            if kind is not None and begins:
+                kind.begin()
+                kind.lend(self._part(kind.left))
+
+    def ask(self, now: float, day: str) -> Ask | None:
+        """What to settle now, on ``day`` (``2026-01-31``); None: nothing, for the moment."""
+        if self._asked:
+            self._last_at = now
+        if not self._due(now):
+            return None
+        idle = now - self._last_at >= IDLE_S
+        # How many requests come in AHEAD_S, by those since the last settlement.
+        pace = math.ceil(self._asked * AHEAD_S / max(now - self._heard_at, AHEAD_S / 5))
+        if self.local and self.rate is not None:
+            self.rate.lent = self.rate.have  # the account went on filling by itself
+        slots = self._slots_wanted(idle)
+        self.slots = min(self.slots, slots)  # what is given back is not used any more
+        return Ask(
+            self.principal,
+            self.allowance,
+            day,
+            day[:7],
+            rate=self._holding(self.rate, pace, idle),
+            slots=Holding(self.under_way, slots),
+            of_day=self._holding(self.of_day, pace, idle),
+            of_month=self._holding(self.of_month, pace, idle),
+        )
+
+    def leave(self, day: str) -> Ask:
+        """Give everything back: this process ends."""
+        return Ask(
+            self.principal,
+            self.allowance,
+            day,
+            day[:7],
+            rate=self._holding(self.rate, 0, True),
+            of_day=self._holding(self.of_day, 0, True),
+            of_month=self._holding(self.of_month, 0, True),
+        )
+
+    def settled(self, asked: Ask, given: Given, now: float) -> None:
+        """The account has answered ``asked``."""
+        if self.rate is not None:
+            credit = self._rest_of_share(asked.rate, given.rate_left) if self._fresh else 0
+            self.rate.settled(asked.rate, given.rate, given.rate_left, credit)
+        # Of a quota little is held, since that is lost with the process; its share of the rest is lent.
+        if self.of_day is not None:
+            credit = int(given.day_left * self.share)
+            self.of_day.settled(asked.of_day, given.of_day, given.day_left, credit)
+        if self.of_month is not None:
+            credit = int(given.month_left * self.share)
+            self.of_month.settled(asked.of_month, given.of_month, given.month_left, credit)
+        self.slots, self._tight, self._slots_heard = given.slots, given.tight, True
+        self._wait_until = now + given.wait_ms / 1e3
+        self.local = self._fresh = False
+        self._rest(now)
+
+    def on_own(self, now: float) -> None:
+        """The store is away: go by this process's share of each limit."""
+        self._fill(now)
+        for kind in (self.of_day, self.of_month):
+            if kind is not None:
+                more = self._part(kind.left) if kind.have < 1 <= kind.left else 0
+                kind.have, kind.lent, kind.left = kind.have + more, kind.lent + more, kind.left - more
+                kind.least = 1
+        if self.allowance.concurrency is not None:
+            self.slots = self._part(self.allowance.concurrency)
+            self._slots_heard, self._tight = True, False
+        self.local, self._fresh = True, False
+        self._rest(now)
+
+    def _fill(self, now: float) -> None:
+        """The bucket of this process alone; it begins with what it may still lend."""
+        rate = self.rate
+        if rate is None or self.allowance.rate is None:
+            return
+        pace, most = self.allowance.rate * self.share, max(1.0, self.allowance.burst * self.share)
+        more = (now - self._heard_at) * pace if self.local else 1 - rate.least
+        rate.have = min(most, max(0.0, rate.have + more))
+        rate.least, rate.left = 1, 0
+        self._wait_until = now + max(0.0, 1 - rate.have) / pace
+
+    def _rest(self, now: float) -> None:
+        self._asked = self._rate_denied = self._slots_denied = 0
+        self._heard_at = now
+        if now - self._last_at >= IDLE_S and (not self.under_way or self.allowance.concurrency is None):
+            self.active = self._slots_heard = False
+
+    def _wake(self, now: float) -> None:
+        if self.local:
+            self._fill(now)
+            self._heard_at = now
+        else:
+            for kind in self._tokens:
+                # Nothing is lent of a bucket or a quota that is known to be empty.
+                empty = now < self._wait_until if kind is self.rate else kind.left < 1
+                kind.lend(0 if empty else self._part(kind.left))
+        self.active = True
+        self._fresh = not self.local
+        self._last_at = now
+        self._activate(self)
+
+    def _denied(self, kind: Tokens, now: float) -> Denied:
+        if kind is not self.rate:
+            return Denied(kind.kind)
+        self._rate_denied += 1
+        return Denied(kind.kind, max(self._wait_until - now, 1 / (self.allowance.rate or 1)))
+
+    def _due(self, now: float) -> bool:
+        since = now - self._heard_at
+        if since >= IDLE_S or self._rate_denied or self._slots_denied:
+            return True
+        if any(2 * kind.have < self._asked and (kind.left >= 1 or kind.have < 0) for kind in self._tokens):
+            return True
+        spare = self._tight and self.slots > self.under_way
+        return since >= REFRESH_S and (self._asked > 0 or spare)
+
+    def _room(self, limit: int) -> int:
+        return self.slots if self._slots_heard else max(self.slots, self._part(limit))
+
+    def _part(self, of: float) -> int:
+        """This process's share, at least one."""
+        return max(1, int(of * self.share))
+
+    def _holding(self, kind: Tokens | None, pace: int, idle: bool) -> Holding:
+        if kind is None:
+            return Holding()
+        if idle or (self._fresh and kind is self.rate):
+            return kind.holding(0)  # others may have lent too: first it is told what is left
+        part = self._part(kind.left + max(kind.have, 0)) if kind is self.rate else 1
+        return kind.holding(max(pace, part))
+
+    def _rest_of_share(self, asked: Holding, left: float) -> int:
+        """Of what was there before this process lent, its share less what it has had."""
+        spent = max(0, -asked.have)
+        return max(0, int((left + spent) * self.share) - spent)
+
+    def _slots_wanted(self, idle: bool) -> int:
+        limit = self.allowance.concurrency
+        if limit is None or idle:
+            return self.under_way
+        more = self.under_way + self._slots_denied
+        return min(limit, more if self._tight else max(more, self._part(limit)))

@@ -1,0 +1,36 @@
+"""The audit log in SQL: rows are added and read, never changed."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from services.registry.adapters.sql.tables import audit
+from services.registry.domain.audit import Entry
+
+
+async def add(connection: AsyncConnection, entry: Entry) -> None:
+    """Keep an entry, in the transaction of the change that it tells of."""
+    await connection.execute(sa.insert(audit).values(asdict(entry)))
+
+
+async def entries(
+    connection: AsyncConnection,
+    *,
+    principal: str | None = None,
+    kind: str | None = None,
+    name: str | None = None,
+    before: int | None = None,
+    limit: int = 100,
+) -> list[dict[str, Any]]:
+    """Entries with their ids, newest first; ``before``: only those of smaller ids."""
+    query = sa.select(audit).order_by(audit.c.id.desc()).limit(limit)
+    for column, wanted in ((audit.c.principal, principal), (audit.c.kind, kind), (audit.c.name, name)):
+        if wanted is not None:
+            query = query.where(column == wanted)
+    if before is not None:
+        query = query.where(audit.c.id < before)
+    return [dict(row) for row in (await connection.execute(query)).mappings()]

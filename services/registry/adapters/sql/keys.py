@@ -1,0 +1,63 @@
+"""API keys in SQL."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from services.registry.adapters.sql.tables import api_keys
+from services.registry.domain.keys import HeldKey, KeySpec
+
+
+async def held(connection: AsyncConnection, id_: str | None = None) -> list[HeldKey]:
+    """Every key by the time when it was made, revoked ones too; or the one of that id."""
+    query = sa.select(api_keys).order_by(api_keys.c.created_at, api_keys.c.id)
+    if id_ is not None:
+        query = query.where(api_keys.c.id == id_)
+    return [_held(row) for row in (await connection.execute(query)).mappings()]
+
+
+async def good(connection: AsyncConnection) -> list[HeldKey]:
+    """The keys that are not revoked."""
+    rows = await connection.execute(sa.select(api_keys).where(api_keys.c.revoked_at.is_(None)))
+    return [_held(row) for row in rows.mappings()]
+
+
+async def revision(connection: AsyncConnection) -> int:
+    """That of the last change to any key; 0: there was none."""
+    query = sa.select(sa.func.coalesce(sa.func.max(api_keys.c.revision), 0))
+    return int((await connection.execute(query)).scalar_one())
+
+
+async def put(connection: AsyncConnection, key: HeldKey, revision_: int, *, created: bool) -> None:
+    """Store a key, new or changed, at this revision."""
+    values = {
+        "name": key.spec.name,
+        "digest": key.digest,
+        "previous_digest": key.previous_digest,
+        "previous_until": key.previous_until,
+        "options": key.spec.model_dump(mode="json", exclude={"name", "expires_at"}),
+        "expires_at": key.spec.expires_at,
+        "revoked_at": key.revoked_at,
+        "revision": revision_,
+    }
+    if created:
+        await connection.execute(sa.insert(api_keys).values(id=key.id, created_at=key.created_at, **values))
+    else:
+        await connection.execute(sa.update(api_keys).where(api_keys.c.id == key.id).values(values))
+
+
+def _held(row: sa.RowMapping) -> HeldKey:
+    fields: dict[str, Any] = {**row["options"], "name": row["name"], "expires_at": row["expires_at"]}
+    return HeldKey(
+        id=row["id"],
+        spec=KeySpec.model_validate(fields),
+        digest=row["digest"],
+        created_at=row["created_at"],
+        previous_digest=row["previous_digest"],
+        previous_until=row["previous_until"],
+        revoked_at=row["revoked_at"],
+        revision=row["revision"],
+    )

@@ -1,0 +1,77 @@
+"""Usage in SQL: reports are added by day, each once."""
+
+from __future__ import annotations
+
+from datetime import date, datetime
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from services.registry.adapters.sql.tables import api_keys, usage_daily, usage_reports
+from services.registry.domain.usage import Wanted
+from tidegate.protocol.usage import COUNTS, UsageReport
+
+
+async def add(connection: AsyncConnection, report: UsageReport, now: datetime) -> bool:
+    """Add a report; False: it is in already."""
+    mine = (usage_reports.c.incarnation == report.incarnation) & (usage_reports.c.seq == report.seq)
+    if (await connection.execute(sa.select(usage_reports.c.seq).where(mine))).first() is not None:
+        return False
+    seen = {"incarnation": report.incarnation, "seq": report.seq, "taken_at": now}
+    await connection.execute(sa.insert(usage_reports).values(seen))
+    for subject, counts in report.counts.items():
+        values = dict(zip(COUNTS, counts, strict=True))
+        where = (
+            (usage_daily.c.day == subject.day)
+            & (usage_daily.c.principal == subject.principal)
+            & (usage_daily.c.endpoint == subject.endpoint)
+        )
+        more = {name: usage_daily.c[name] + count for name, count in values.items()}
+        if not (await connection.execute(sa.update(usage_daily).where(where).values(more))).rowcount:
+            await connection.execute(sa.insert(usage_daily).values(**subject._asdict(), **values))
+    return True
+
+
+async def forget_reports(connection: AsyncConnection, before: datetime) -> None:
+    """Forget that reports older than this were taken: none of them comes again."""
+    await connection.execute(sa.delete(usage_reports).where(usage_reports.c.taken_at < before))
+
+
+async def sums(connection: AsyncConnection, wanted: Wanted) -> list[dict[str, Any]]:
+    """Sums by the columns of ``wanted.by`` and in their order; with a principal, the name of its key."""
+    by = [usage_daily.c[name] for name in wanted.by]
+    counts = [sa.func.sum(usage_daily.c[name]).label(name) for name in COUNTS]
+    query = sa.select(*by, *counts).group_by(*by).order_by(*by)
+    for name in ("principal", "endpoint"):
+        if getattr(wanted, name) is not None:
+            query = query.where(usage_daily.c[name] == getattr(wanted, name))
+    if wanted.since is not None:
+        query = query.where(usage_daily.c.day >= wanted.since)
+    if wanted.until is not None:
+        query = query.where(usage_daily.c.day <= wanted.until)
+    rows = [dict(row) for row in (await connection.execute(query)).mappings()]
+    # Sums of nothing at all are no row; without columns to group by SQL gives one of nulls.
+    found: list[dict[str, Any]] = [
+        {name: int(v) if name in COUNTS else v for name, v in row.items()}
+        for row in rows
+        if row["requests"] is not None
+    ]
+    if "principal" in wanted.by:
+        names = await _names(connection)
+        for row in found:
+            row["principal_name"] = names.get(row["principal"], row["principal"])
+    return found
+
+
+async def requests(connection: AsyncConnection, principal: str, since: date, until: date) -> int:
+    """How many requests a principal has made, from ``since`` to ``until`` inclusive."""
+    query = sa.select(sa.func.coalesce(sa.func.sum(usage_daily.c.requests), 0)).where(
+        usage_daily.c.principal == principal, usage_daily.c.day >= since, usage_daily.c.day <= until
+    )
+    return int((await connection.execute(query)).scalar_one())
+
+
+async def _names(connection: AsyncConnection) -> dict[str, str]:
+    rows = await connection.execute(sa.select(api_keys.c.id, api_keys.c.name))
+    return {row.id: row.name for row in rows}

@@ -1,0 +1,96 @@
+"""Reports of usage from the broker into the database: each once, and acked when it is committed."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from datetime import timedelta
+
+from prometheus_client import Counter
+
+from services.registry.adapters.sql import usage
+from services.registry.adapters.sql.database import Database
+from tidegate import tasks, telemetry
+from tidegate.broker import Delivery, Link, Session
+from tidegate.errors import TidegateError, Unavailable
+from tidegate.protocol.usage import UsageReport
+from tidegate.topology import USAGE
+
+log = telemetry.logger(__name__)
+
+TAKEN = Counter(
+    "tidegate_registry_usage_reports_total", "Reports of usage, by what became of them.", ["what"]
+)
+
+PREFETCH = 50
+RETRY_S = 1.0
+# Nobody sends a report again after so long.
+REMEMBER = timedelta(days=7)
+FORGET_EVERY_S = 3600.0
+
+
+class UsageIntake:
+    """The consumer of ``usage.v1``."""
+
+    def __init__(self, amqp_url: str, database: Database) -> None:
+        self.link = Link(amqp_url, "registry usage", self._setup)
+        self._database = database
+        self._waiting: asyncio.Queue[tuple[Session, Delivery]] = asyncio.Queue()
+        self._tasks: list[asyncio.Task[None]] = []
+
+    def start(self) -> None:
+        """Begin connecting and taking."""
+        self.link.start()
+        self._tasks = [
+            asyncio.create_task(self._run(), name="registry usage"),
+            asyncio.create_task(self._forget(), name="registry usage reports"),
+        ]
+
+    async def stop(self) -> None:
+        """Stop; what is not committed comes again."""
+        await tasks.end(*self._tasks)
+        await self.link.stop()
+
+    async def _setup(self, session: Session) -> None:
+        await session.declare(USAGE)
+
+        def on_delivery(delivery: Delivery) -> None:
+            self._waiting.put_nowait((session, delivery))
+
+        await session.consume(USAGE, on_delivery, prefetch=PREFETCH)
+
+    async def _run(self) -> None:
+        while True:
+            session, delivery = await self._waiting.get()
+            if session is not self.link.session and self.link.session is not None:
+                continue  # it comes again on the session of now
+            await self._take(delivery)
+            with contextlib.suppress(Unavailable):
+                await session.ack(delivery.tag)
+
+    async def _take(self, delivery: Delivery) -> None:
+        try:
+            report = UsageReport.from_json(bytes(delivery.body))
+        except (ValueError, KeyError, TypeError) as error:
+            log.error("a usage report cannot be read", extra={"problem": repr(error)})
+            TAKEN.labels("unreadable").inc()
+            return
+        while True:
+            try:
+                async with self._database.write() as writer:
+                    new = await usage.add(writer.connection, report, writer.now)
+            except TidegateError as error:
+                log.warning("usage waits for the database", extra={"problem": error.message})
+                await asyncio.sleep(RETRY_S)
+            else:
+                TAKEN.labels("added" if new else "again").inc()
+                return
+
+    async def _forget(self) -> None:
+        while True:
+            try:
+                async with self._database.write() as writer:
+                    await usage.forget_reports(writer.connection, writer.now - REMEMBER)
+            except TidegateError as error:
+                log.warning("old usage reports stay for now", extra={"problem": error.message})
+            await asyncio.sleep(FORGET_EVERY_S)

@@ -1,0 +1,40 @@
+"""What gateways report of usage, and how it is asked for."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import date
+from typing import Any
+
+from tidegate.protocol.usage import COUNTS
+
+BY = ("day", "principal", "endpoint")
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """Which usage, from ``since`` to ``until`` inclusive, summed over whatever is not in ``by``."""
+
+    since: date | None = None
+    until: date | None = None
+    principal: str | None = None
+    endpoint: str | None = None
+    by: tuple[str, ...] = BY
+
+
+def as_csv(rows: Sequence[Mapping[str, Any]], by: Sequence[str]) -> str:
+    """Rows as CSV with a head line; a cell that a spreadsheet would run as a formula is quoted."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\r\n")
+    columns = [*by, *(["principal_name"] if "principal" in by else []), *COUNTS]
+    writer.writerow(columns)
+    for row in rows:
+        writer.writerow([_harmless(row[column]) for column in columns])
+    return out.getvalue()
+
+
+def _harmless(value: Any) -> Any:
+    return f"'{value}" if isinstance(value, str) and value[:1] in "=+-@\t\r" and value else value

@@ -1,0 +1,120 @@
+"""Meters and the real store: shared while it is there, each process by its share while it is away."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator
+
+import pytest
+
+from services.gateway.adapters.rate_leases import Leases
+from tests.conftest import Line
+from tidegate.protocol.access import Allowance
+from tidegate.protocol.limits import Used
+from tidegate.store.limits import LimitStore
+
+pytestmark = pytest.mark.integration
+
+
+@pytest.fixture
+async def store_line(valkey_url) -> AsyncIterator[Line]:
+    line = Line(valkey_url)
+    await line.up()
+    yield line
+    await line.close()
+
+
+@pytest.fixture
+async def opened(store_line):
+    """``opened(principal, allowance, processes)``: the leases of so many processes that share it."""
+    running: list[tuple[Leases, LimitStore]] = []
+
+    def start(principal: str, allowance: Allowance, processes: int, used: int = 0) -> list[Leases]:
+        async def read_used(of: str, day: str) -> Used:
+            return Used(of, day, day[:7], used, used)
+
+        for number in range(processes):
+            store = LimitStore.connect(store_line.url)
+            leases = Leases(store, f"{principal}-{number}", lambda: processes, read_used)
+            leases.replace({principal: allowance})
+            leases.start()
+            running.append((leases, store))
+        return [leases for leases, _ in running[-processes:]]
+
+    yield start
+    for leases, store in running:
+        await leases.stop()
+        await store.close()
+
+
+def take(leases: Leases, principal: str) -> bool:
+    meter = leases.meters[principal]
+    taken = meter.take(time.monotonic()) is None
+    if taken:
+        meter.give()
+    return taken
+
+
+async def test_four_processes_have_one_bucket(opened, fresh, until):
+    key = fresh("key")
+    four = opened(key, Allowance(rate=0.001, burst=12), 4)
+    assert [take(leases, key) for leases in four for _ in range(3)] == [True] * 12
+    await until(lambda: all(leases.meters[key].rate.least == 1 for leases in four))
+    assert [take(leases, key) for leases in four] == [False] * 4
+
+
+async def test_one_process_gets_all_of_it_when_it_is_the_only_one_asked(opened, fresh, until):
+    key = fresh("key")
+    first = opened(key, Allowance(rate=0.001, burst=12), 4)[0]
+    taken = 0
+
+    def all_taken() -> bool:
+        nonlocal taken
+        taken += take(first, key)
+        return taken == 12
+
+    await until(all_taken)
+    assert not take(first, key)
+
+
+async def test_away_and_back(opened, store_line, fresh, until):
+    key = fresh("key")
+    first, second = opened(key, Allowance(rate=200, burst=20, day=10**6), 2)
+    assert take(first, key)
+    assert take(second, key)
+    await store_line.down()
+
+    def on_own() -> bool:
+        take(first, key)
+        take(second, key)
+        return first.meters[key].local and second.meters[key].local
+
+    await until(on_own)
+    await until(lambda: take(first, key))
+    await store_line.up()
+
+    def shared() -> bool:
+        take(first, key)
+        take(second, key)
+        return not (first.meters[key].local or second.meters[key].local)
+
+    await until(shared)
+
+
+async def test_a_quota_counts_what_was_used_before(opened, fresh, until):
+    key = fresh("key")
+    (only,) = opened(key, Allowance(day=100), 1, used=99)
+    take(only, key)
+    await until(lambda: not take(only, key))
+    assert only.meters[key].of_day.left == 0
+
+
+async def test_a_changed_limit_is_taken_and_others_keep_what_they_hold(opened, fresh):
+    key = fresh("key")
+    (only,) = opened(key, Allowance(rate=1, burst=5), 1)
+    meter = only.meters[key]
+    only.replace({key: Allowance(rate=1, burst=5), "other": Allowance(day=1)})
+    assert only.meters[key] is meter
+    only.replace({key: Allowance(rate=2, burst=5)})
+    assert only.meters[key] is not meter
+    assert "other" not in only.meters

@@ -1,0 +1,90 @@
+"""Reports of usage over the real broker: none is lost while it is away, and none counts twice."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import AsyncIterator
+
+import pytest
+from redis.asyncio import Redis
+
+from services.gateway.adapters.usage import Usage
+from tidegate.broker import Delivery, Link, Session
+from tidegate.protocol.usage import UsageReport
+from tidegate.store.usage import JobUsage
+from tidegate.topology import USAGE
+
+pytestmark = pytest.mark.integration
+
+
+class Registry:
+    """Whoever takes reports: it adds those that it has not seen."""
+
+    def __init__(self, url: str) -> None:
+        self.requests: Counter[str] = Counter()
+        self.seen: set[tuple[str, int]] = set()
+        self.link = Link(url, "test usage", self._setup)
+
+    async def _setup(self, session: Session) -> None:
+        async def on_delivery(delivery: Delivery) -> None:
+            report = UsageReport.from_json(bytes(delivery.body))
+            if (report.incarnation, report.seq) not in self.seen:
+                self.seen.add((report.incarnation, report.seq))
+                for subject, counts in report.counts.items():
+                    self.requests[subject.principal] += counts[0]
+            await session.ack(delivery.tag)
+
+        await session.declare(USAGE)
+        await session.consume(USAGE, on_delivery, prefetch=10)
+
+
+@pytest.fixture
+async def registry(rabbitmq_url) -> AsyncIterator[Registry]:
+    found = Registry(rabbitmq_url)
+    async with found.link:
+        await found.link.wait_up(20)
+        yield found
+
+
+@pytest.fixture
+async def job_usage(jobs_url) -> AsyncIterator[JobUsage]:
+    found = JobUsage.connect(jobs_url)
+    yield found
+    await found.close()
+
+
+async def test_what_is_counted_while_the_broker_is_away_comes_once(line, registry, job_usage, fresh, until):
+    key = fresh("key")
+    usage = Usage(line.url, fresh("g"), 0.02, job_usage)
+    usage.start()
+    await usage.link.wait_up(20)
+    for _ in range(5):
+        usage.counts(key, "digits")[0] += 10
+        await line.down()
+        usage.counts(key, "digits")[0] += 1
+        await asyncio.sleep(0.05)
+        await line.up()
+        await usage.link.wait_up(20)
+    await until(lambda: registry.requests[key] == 55)
+    usage.counts(key, "digits")[0] += 1
+    await usage.stop()
+    await until(lambda: registry.requests[key] == 56)
+
+
+async def test_that_of_jobs_is_reported_and_forgotten(
+    rabbitmq_url, jobs_url, registry, job_usage, fresh, until
+):
+    key = fresh("key")
+    redis = Redis.from_url(jobs_url)
+    await redis.hset("tidegate:job:used", f"20000\n{key}\ndigits\nrequests", 7)
+    usage = Usage(rabbitmq_url, fresh("g"), 0.02, job_usage)
+    usage.start()
+    await until(lambda: registry.requests[key] == 7)
+
+    async def forgotten() -> bool:
+        return not await redis.keys("tidegate:job:used*")
+
+    await until(forgotten)
+    await usage.stop()
+    await redis.aclose()

@@ -1,0 +1,235 @@
+"""A gateway process with the store of jobs, and a small worker that takes jobs off the real broker."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+import orjson
+import pytest
+from redis import Redis
+
+from tidegate.blobs import Blobs
+from tidegate.broker import Delivery, Link, Session
+from tidegate.claims import Claims
+from tidegate.protocol import envelope
+from tidegate.protocol.envelope import Request
+from tidegate.protocol.jobs import LEVELS, Finish, Take
+from tidegate.stack.ports import free_ports
+from tidegate.store import JobStore
+from tidegate.store.live import ROUTES
+from tidegate.topology import CANCELS, cancels_queue, jobs_queue
+
+SIGNATURE = {
+    "inputs": [{"name": "x", "datatype": "FP32", "shape": [2]}],
+    "outputs": [{"name": "y", "datatype": "FP32", "shape": [2]}],
+    "max_batch_size": 8,
+}
+BODY = {"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 2], "data": [1, 2]}]}
+
+
+def echo(request: Request) -> bytes:
+    """The answer of the identity."""
+    inputs = envelope.read_call_key(request.key).inputs
+    key = envelope.result_key((inputs[0]._replace(name="y"),))
+    return envelope.reply_frame(request.id, request.attempt, request.rows, key, list(request.data[:1]))
+
+
+@dataclass
+class JobWorker:
+    """Takes jobs, answers each with ``answer`` (an exception: it fails) while ``open`` is set."""
+
+    url: str
+    deployment: str
+    store: JobStore
+    claims: Claims
+    answer: Callable[[Request], bytes] = echo
+    taken: list[bytes] = field(default_factory=list)
+    frames: list[Request] = field(default_factory=list)
+    cancelled: list[bytes] = field(default_factory=list)
+    open: asyncio.Event = field(default_factory=asyncio.Event)
+    echo = staticmethod(echo)
+
+    def __post_init__(self) -> None:
+        self.open.set()
+        self.link = Link(self.url, "job worker", self._setup)
+
+    async def _setup(self, session: Session) -> None:
+        cancels = cancels_queue("w", os.urandom(4).hex())
+        await session.declare(CANCELS)
+        await session.declare(cancels)
+        await session.bind(cancels, CANCELS)
+
+        async def on_cancels(delivery: Delivery) -> None:
+            self.cancelled += map(bytes, envelope.unpack(envelope.CANCELS, delivery.body))
+
+        async def on_job(delivery: Delivery) -> None:
+            await self._on_job(session, delivery)
+
+        await session.consume(cancels, on_cancels, prefetch=100, no_ack=True)
+        for level in LEVELS:
+            queue = jobs_queue(self.deployment, level)
+            await session.declare(queue)
+            await session.consume(queue, on_job, prefetch=200)
+
+    async def _on_job(self, session: Session, delivery: Delivery) -> None:
+        (frame,) = envelope.unpack(envelope.REQUESTS, delivery.body)
+        request = envelope.read_request(frame)
+        if request.flags & envelope.CLAIM:
+            request = request._replace(data=await self.claims.redeem(request.data))
+        self.frames.append(request)
+        await self.open.wait()
+        wish = Take(request.id, "w1", delivery.redelivered, request.attempt, True, os.urandom(8))
+        (taken,) = await self.store.take([wish])
+        if taken.outcome == "run":
+            self.taken.append(request.id)
+            await self._finish(request, taken.attempt)
+        await session.ack(delivery.tag)
+
+    async def _finish(self, request: Request, attempt: int) -> None:
+        try:
+            end = Finish(request.id, attempt, "succeeded", self.answer(request), None, 100, 200)
+        except ValueError as problem:
+            error = {"reason": "model_failed", "message": str(problem)}
+            end = Finish(request.id, attempt, "failed", b"", error)
+        await self.store.finish([end])
+
+
+@dataclass
+class Gateway:
+    """The process, and how to reach it."""
+
+    process: subprocess.Popen[bytes]
+    url: str
+    deployment: str
+    jobs: Redis
+    state: Path
+
+
+def make_table(deployment: str) -> dict[str, Any]:
+    entry = {
+        "model": "digits",
+        "version": 1,
+        "queue": f"requests.v1.{deployment}",
+        "format": "onnx",
+        "signature": SIGNATURE,
+        "max_queue": 10_000,
+        "max_concurrency": None,
+        "retry": "safe",
+        "wakeable": True,
+        "ready": 1,
+    }
+    endpoint = {
+        "targets": [{"deployment": deployment, "weight": 100}],
+        "versions": {"1": deployment},
+        "default_timeout_ms": 20_000,
+    }
+    return {"epoch": "e", "n": 1, "endpoints": {"digits": endpoint}, "deployments": {deployment: entry}}
+
+
+class Gateways:
+    """Starts gateway processes that share broker and stores."""
+
+    def __init__(self, folder: Path, amqp_url: str, redis_url: str, jobs_url: str) -> None:
+        self._folder = folder
+        self._env = {
+            "TIDEGATE_STATE_DIR": str(folder),
+            "TIDEGATE_SERVICE_TOKEN": "token",
+            "TIDEGATE_AMQP_URL": amqp_url,
+            "TIDEGATE_REDIS_URL": redis_url,
+            "TIDEGATE_JOBS_URL": jobs_url,
+            "TIDEGATE_REPORT_INTERVAL_S": "0.05",
+            "TIDEGATE_CLAIM_ABOVE_BYTES": "32",
+        }
+        self._jobs = Redis.from_url(jobs_url)
+        self.deployment = f"digits-{os.urandom(4).hex()}"
+        redis = Redis.from_url(redis_url)
+        redis.flushall()
+        self._jobs.flushall()
+        redis.set(ROUTES, orjson.dumps(make_table(self.deployment)))
+        redis.close()
+        self.processes: list[subprocess.Popen[bytes]] = []
+
+    def start(self, **given: str) -> Gateway:
+        """A gateway; ``given`` are settings of its own."""
+        port, grpc_port = free_ports(2)
+        log = self._folder / f"log-{port}"
+        env = self._env | {"TIDEGATE_GATEWAY_PORT": str(port), "TIDEGATE_GATEWAY_GRPC_PORT": str(grpc_port)}
+        env |= {f"TIDEGATE_{name.upper()}": value for name, value in given.items()}
+        with log.open("wb") as out:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "services.gateway"], env={**os.environ, **env}, stdout=out, stderr=out
+            )
+        self.processes.append(process)
+        end = time.monotonic() + 30
+        while process.poll() is None and time.monotonic() < end:
+            try:
+                if httpx.get(f"http://127.0.0.1:{port}/health/ready").status_code == 200:
+                    return Gateway(
+                        process, f"http://127.0.0.1:{port}", self.deployment, self._jobs, self._folder
+                    )
+            except httpx.TransportError:
+                pass
+            time.sleep(0.02)
+        raise AssertionError(log.read_text())
+
+    def stop(self) -> None:
+        for process in self.processes:
+            if process.poll() is None:
+                process.send_signal(signal.SIGTERM)
+        codes = [process.wait(20) for process in self.processes]
+        assert all(code in {0, -signal.SIGKILL} for code in codes), self.logs()
+
+    def logs(self) -> str:
+        return "\n".join(path.read_text() for path in sorted(self._folder.glob("log-*")))
+
+
+@pytest.fixture(scope="module")
+def gateways(rabbitmq_url, valkey_url, jobs_url) -> Iterator[Gateways]:
+    """Starts gateways whose only model is ``digits``."""
+    with tempfile.TemporaryDirectory() as folder:
+        found = Gateways(Path(folder), rabbitmq_url, valkey_url, jobs_url)
+        yield found
+        found.stop()
+
+
+@pytest.fixture(scope="module")
+def gateway(gateways) -> Gateway:
+    """One gateway."""
+    return gateways.start()
+
+
+@pytest.fixture
+async def http(gateway) -> AsyncIterator[httpx.AsyncClient]:
+    """A client of it."""
+    async with httpx.AsyncClient(base_url=gateway.url, timeout=30) as client:
+        yield client
+
+
+@pytest.fixture
+async def store(jobs_url) -> AsyncIterator[JobStore]:
+    """The store of the jobs, seen past the gateway."""
+    found = JobStore.connect(jobs_url)
+    yield found
+    await found.close()
+
+
+@pytest.fixture
+async def worker(gateway, rabbitmq_url, store) -> AsyncIterator[JobWorker]:
+    """The worker behind it, at work."""
+    blobs = Blobs(f"file://{gateway.state}/data/blobs")
+    found = JobWorker(rabbitmq_url, gateway.deployment, store, Claims(blobs, 32))
+    async with found.link:
+        await found.link.wait_up(20)
+        yield found
+    blobs.close()

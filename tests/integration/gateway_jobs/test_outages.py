@@ -1,0 +1,97 @@
+"""Broker and store go away for a moment: callers wait, and each has one job."""
+
+from __future__ import annotations
+
+import asyncio
+import tempfile
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tidegate.protocol.jobs import read_id
+from tidegate.stack.ports import free_ports
+from tidegate.stack.standalone import jobs_running
+from tidegate.store import JobStore
+
+pytestmark = pytest.mark.integration
+
+BODY = {"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 2], "data": [1, 2]}]}
+INFER = "/v2/models/digits/infer"
+ASYNC = {"Prefer": "respond-async"}
+
+
+async def test_the_broker_is_away_for_a_moment(gateways, worker, line, store):
+    mine = await asyncio.to_thread(gateways.start, amqp_url=line.url)
+    async with httpx.AsyncClient(base_url=mine.url, timeout=30) as http:
+        assert (await http.post(INFER, json=BODY, headers=ASYNC)).status_code == 202
+        before = (await store.counts()).ledger["accepted"]
+        await line.down()
+        calls = [asyncio.create_task(http.post(INFER, json=BODY, headers=ASYNC)) for _ in range(20)]
+        await asyncio.sleep(0.3)
+        assert not any(call.done() for call in calls)
+        await line.up()
+        answers = await asyncio.gather(*calls)
+        assert {answer.status_code for answer in answers} == {202}
+        ids = {answer.json()["id"] for answer in answers}
+        assert len(ids) == 20
+        for id_ in ids:
+            done = (await http.get(f"/v1/jobs/{id_}", headers={"Prefer": "wait=20"})).json()
+            assert done["status"] == "succeeded"
+            assert worker.taken.count(read_id(id_)) == 1
+        assert (await store.counts()).ledger["accepted"] == before + 20
+
+
+async def test_the_broker_is_lost_while_it_confirms(gateways, worker, line):
+    """What may have arrived is sent again: the worker takes it once."""
+    mine = await asyncio.to_thread(gateways.start, amqp_url=line.url)
+    async with httpx.AsyncClient(base_url=mine.url, timeout=30) as http:
+        calls = []
+        for n in range(200):
+            calls.append(asyncio.create_task(http.post(INFER, json=BODY, headers=ASYNC)))
+            if n % 50 == 25:
+                await asyncio.sleep(0.02)
+                line.cut()
+        answers = await asyncio.gather(*calls)
+        assert {answer.status_code for answer in answers} == {202}
+        for answer in answers:
+            done = (await http.get(answer.headers["location"], headers={"Prefer": "wait=20"})).json()
+            assert (done["status"], done["attempts"]) == ("succeeded", 1)
+            assert worker.taken.count(read_id(done["id"])) == 1
+
+
+async def test_the_store_is_away_for_a_moment(gateways):
+    (port,) = free_ports(1)
+    with tempfile.TemporaryDirectory() as folder:
+        with jobs_running(Path(folder), port=port) as url:
+            mine = await asyncio.to_thread(gateways.start, jobs_url=url)
+            async with httpx.AsyncClient(base_url=mine.url, timeout=30) as http:
+                first = await http.post(INFER, json=BODY, headers=ASYNC)
+                assert first.status_code == 202
+        async with httpx.AsyncClient(base_url=mine.url, timeout=30) as http:
+            calls = [asyncio.create_task(http.post(INFER, json=BODY, headers=ASYNC)) for _ in range(20)]
+            await asyncio.sleep(0.3)
+            interactive = {"Prefer": "handling=strict", "X-Request-Timeout-Ms": "50"}
+            # Without the store interactive calls go their way: here nobody is there to answer in time.
+            assert (await http.post(INFER, json=BODY, headers=interactive)).status_code == 504
+            with jobs_running(Path(folder), port=port) as url:
+                answers = await asyncio.gather(*calls)
+                assert {answer.status_code for answer in answers} == {202}
+                store = JobStore.connect(url)
+                assert (await store.counts()).ledger["accepted"] == 21
+                shown = await http.get(first.headers["location"])
+                assert shown.json()["id"] == first.json()["id"]
+                await store.close()
+                mine.process.terminate()
+                await asyncio.to_thread(mine.process.wait, 30)
+
+
+async def test_too_many_wait(gateways, worker):
+    mine = await asyncio.to_thread(gateways.start, max_waiting_jobs="3")
+    worker.open.clear()
+    async with httpx.AsyncClient(base_url=mine.url, timeout=30) as http:
+        answers = [await http.post(INFER, json=BODY, headers=ASYNC) for _ in range(5)]
+        assert [answer.status_code for answer in answers] == [202, 202, 202, 503, 503]
+        assert answers[-1].json()["reason"] == "overloaded"
+        assert answers[-1].headers["retry-after"] == "10"
+    worker.open.set()

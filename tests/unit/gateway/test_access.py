@@ -1,0 +1,260 @@
+"""Who is let in: credentials, the memory of them, scopes, headers; all of it without I/O."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from services.gateway import access as module
+from services.gateway.access import Access, Grant
+from services.gateway.domain.control import scopes_for
+from services.gateway.domain.keys import KeyTable
+from services.gateway.domain.ratelimit import left, policy, seconds_left
+from services.gateway.domain.roles import principal_of
+from services.gateway.domain.spent import Spent, compute_us, tokens
+from services.gateway.domain.tokens import Meter
+from tidegate.errors import Forbidden, TooMany, Unauthorized, Unavailable
+from tidegate.protocol import access
+from tidegate.protocol.access import (
+    ANONYMOUS,
+    SERVICE,
+    Allowance,
+    Key,
+    Principal,
+    carried,
+    digest_of,
+    key_id,
+    key_of,
+)
+from tidegate.protocol.envelope import Reply
+
+pytestmark = pytest.mark.unit
+
+KEY = key_of("ab12", "s" * 43).encode()
+OLD = key_of("ab12", "o" * 43).encode()
+WHO = Principal("ab12", "robot", frozenset({"infer"}), frozenset({"digits"}))
+
+
+def table(**given) -> KeyTable:
+    return KeyTable("1", {"ab12": Key(WHO, digest_of(KEY), **given)})
+
+
+class Door:
+    """An Access with its counts and meters in view."""
+
+    def __init__(self, required: bool = False, verify=None, allowance: Allowance | None = None) -> None:
+        self.counts: dict[tuple[str, str], list[int]] = {}
+        self.meters = {"ab12": Meter("ab12", allowance, lambda _: None)} if allowance else {}
+        self.access = Access(
+            required=required,
+            service_token="token",
+            count=lambda *who: self.counts.setdefault(who, [0] * 7),
+            meters=lambda: self.meters,
+            verify=verify,
+        )
+
+    def admit(self) -> Grant:
+        grant = self.access.admit(WHO, "digits")
+        assert grant is not None
+        return grant
+
+    def known(self, credential: bytes) -> Principal:
+        return self.access.authenticate({b"authorization": credential})
+
+
+def test_without_a_credential():
+    assert Door().access.authenticate({}) is ANONYMOUS
+    with pytest.raises(Unauthorized, match="tidegate keys create"):
+        Door(required=True).access.authenticate({})
+
+
+def test_credentials():
+    door = Door(required=True)
+    assert door.known(b"Bearer token") is SERVICE
+    with pytest.raises(Unavailable) as caught:
+        door.known(b"Bearer " + KEY)
+    assert caught.value.reason == "not_known_yet", "that is not the caller's fault"
+    assert "not known yet" in (door.access.problem() or "")
+    door.access.replace(table())
+    assert door.access.problem() is None
+    assert door.known(b"Bearer " + KEY) == WHO
+    for wrong in (b"Bearer " + OLD, b"Bearer tg_zz_s", b"Bearer x", b"Basic x", KEY, b"", b"Bearer \xff\xfe"):
+        with pytest.raises(Unauthorized):
+            door.known(wrong)
+
+
+def test_a_known_credential_is_not_hashed_again(monkeypatch):
+    door = Door()
+    door.access.replace(table())
+    assert door.known(b"Bearer " + KEY) == WHO
+    monkeypatch.setattr(access, "digest_of", None)
+    assert door.known(b"Bearer " + KEY) == WHO
+    monkeypatch.undo()
+    door.access.replace(KeyTable("2", {}))
+    with pytest.raises(Unauthorized):
+        door.known(b"Bearer " + KEY)
+
+
+def test_a_known_credential_expires(monkeypatch):
+    now = time.time()
+    door = Door()
+    door.access.replace(table(expires_ms=(now + 60) * 1e3))
+    assert door.known(b"Bearer " + KEY) == WHO
+    monkeypatch.setattr(time, "time", lambda: now + 61)
+    with pytest.raises(Unauthorized):
+        door.known(b"Bearer " + KEY)
+
+
+def test_the_memory_has_a_bound(monkeypatch):
+    monkeypatch.setattr(module, "REMEMBERED", 2)
+    door = Door(verify=lambda bearer: (Principal(f"jwt:{bearer.decode()}", "", frozenset()), 1e15))
+    for number in range(7):
+        assert door.known(b"Bearer t%d" % number).id == f"jwt:t{number}"
+        assert len(door.access._known) <= 2
+
+
+def test_the_secret_from_before_a_rotation():
+    keys = table(previous=digest_of(OLD), previous_until_ms=500.0, expires_ms=900.0)
+    key = keys.keys["ab12"]
+    assert [keys.find(OLD, at) for at in (499.0, 500.0)] == [(key, 500.0), None]
+    assert [keys.find(KEY, at) for at in (899.0, 900.0)] == [(key, 900.0), None]
+
+
+def test_what_a_principal_may():
+    door = Door()
+    assert door.access.admit(ANONYMOUS, "digits") is None
+    assert door.access.admit(SERVICE, "digits") is None
+    with pytest.raises(Forbidden):
+        door.access.admit(WHO, "letters")
+    with pytest.raises(Forbidden):
+        door.access.admit(Principal("p", "p", frozenset({"publish"})), "digits")
+    admin = Principal("a", "a", frozenset({"admin"}), frozenset({"digits"}))
+    assert admin.may("operate", "digits")
+    assert not admin.may("operate", "letters"), "bound is bound"
+
+
+def test_a_grant_counts_once():
+    door = Door(allowance=Allowance(concurrency=2))
+    grant = door.admit()
+    grant.done(compute_us=5, received=1, sent=2, tokens_in=3, tokens_out=4)
+    grant.done(failed=True)
+    grant.cancel()
+    assert door.counts == {("ab12", "digits"): [1, 0, 5, 1, 2, 3, 4]}
+    assert door.meters["ab12"].under_way == 0
+    door.admit().cancel()
+    door.admit().accepted(9)
+    assert door.counts == {("ab12", "digits"): [1, 0, 5, 10, 2, 3, 4]}
+    door.admit().streamed(Spent(), 1)
+    assert door.counts["ab12", "digits"][:2] == [2, 1], "a stream without an answer has failed"
+    assert door.meters["ab12"].under_way == 0
+
+
+def test_too_many_says_when():
+    door = Door(allowance=Allowance(rate=2, burst=2, day=1000))
+    for _ in range(2):
+        door.access.admit(WHO, "digits")
+    with pytest.raises(TooMany) as caught:
+        door.access.admit(WHO, "digits")
+    assert (caught.value.reason, caught.value.retry_after_s) == ("rate_limited", 0.5)
+    assert caught.value.told["RateLimit-Policy"] == '"rate";q=2;w=1, "day";q=1000;w=86400'
+    assert caught.value.told["RateLimit"].startswith('"rate";r=0;t=1, "day";r=998;t=')
+
+
+def test_policies():
+    assert policy(Allowance(rate=100, burst=250)) == b'"rate";q=250;w=3'
+    assert policy(Allowance(concurrency=5)) == b'"concurrency";q=5;qu="concurrent-requests"'
+    assert policy(Allowance(month=9)) == b'"month";q=9;w=2592000'
+    meter = Meter("k", Allowance(concurrency=5, month=9), lambda _: None)
+    assert meter.take(0.0) is None
+    assert left(meter, 86_400 * 30.0) == b'"concurrency";r=4, "month";r=8;t=86400'
+
+
+@pytest.mark.parametrize(
+    ("limit", "at", "expected"),
+    [
+        ("day", 0.0, 86_400.0),
+        ("day", 86_399.5, 0.5),
+        ("month", 0.0, 31 * 86_400.0),
+        ("month", 31 * 86_400.0, 28 * 86_400.0),
+        ("month", 364 * 86_400.0, 86_400.0),
+    ],
+)
+def test_periods_end(limit, at, expected):
+    assert seconds_left(limit, at) == expected
+
+
+def test_keys_name_themselves():
+    assert key_id(KEY) == "ab12"
+    for none in (b"", b"tg", b"tg_", b"tg_a", b"tg_a_", b"tg__s", b"xx_a_s", b"e30.e30.sig"):
+        assert key_id(none) is None
+    assert key_id(b"tg_a_b_c-d") == "a", "a secret may have what base64 has"
+
+
+def test_a_principal_travels_in_a_header():
+    for who in (WHO, SERVICE, Principal("jwt:ü\n", "ü", frozenset())):
+        header = who.to_header()
+        assert header.isascii()
+        assert header.isprintable()
+        assert carried({b"x-tidegate-principal": header.encode()}) == who
+    assert carried({}) is SERVICE
+    for wrong in (b"", b"[]", b"{}", b'{"id": 1}', b'{"id": "a", "name": "b", "scopes": 1}'):
+        with pytest.raises(ValueError, match=r".+"):
+            carried({b"x-tidegate-principal": wrong})
+
+
+def test_a_key_travels_to_gateways():
+    key = Key(WHO, "d", 5.0, Allowance(1.5, 3, 4, 5, 6), "p", 7.0)
+    assert Key.from_dict(key.to_dict()) == key
+    assert KeyTable.from_dict({"mark": "9", "keys": [key.to_dict()]}).keys == {"ab12": key}
+    for wrong in ({}, {"mark": "1", "keys": [{}]}, {"mark": "1", "keys": [None]}):
+        with pytest.raises((KeyError, TypeError)):
+            KeyTable.from_dict(wrong)
+
+
+def test_roles():
+    claims = {"sub": "u", "name": "Ü\n", "realm": {"roles": ["infer", "ops", 7]}, "scope": "infer admin x"}
+    assert principal_of(claims, "realm.roles", {}) == Principal("jwt:u", "Ü", frozenset({"infer"}))
+    assert principal_of(claims, "scope", {}).scopes == {"infer", "admin"}
+    mapped = principal_of(claims, "realm.roles", {"ops": ["operate", "publish"]})
+    assert mapped.scopes == {"operate", "publish"}, "with a mapping a role's name alone gives nothing"
+    for path in ("nothing", "realm.nothing.more", "sub.x", "name"):
+        assert principal_of(claims, path, {}).scopes == set()
+    assert len(principal_of({"sub": "x" * 500}, "roles", {}).id) < 100
+
+
+@pytest.mark.parametrize(
+    ("service", "method", "path", "scopes"),
+    [
+        ("registry", "GET", "/v1/models", ("publish", "operate")),
+        ("registry", "HEAD", "/v1/artifacts/a", ("publish", "operate")),
+        ("registry", "PUT", "/v1/artifacts", ("publish",)),
+        ("registry", "PUT", "/v1/deployments/a/override", ("operate",)),
+        ("registry", "POST", "/v1/endpoints/a/settle", ("operate",)),
+        ("registry", "GET", "/v1/keys", ("admin",)),
+        ("registry", "POST", "/v1/keys/a/rotate", ("admin",)),
+        ("registry", "GET", "/v1/usage.csv", ("admin",)),
+        ("registry", "GET", "/v1/keys/table", ()),
+        ("registry", "GET", "/v1/usage/a/quota", ()),
+        ("registry", "GET", "/v1/../v1/keys", ()),
+        ("registry", "GET", "//v1/keys", ()),
+        ("router", "GET", "/v1/routes", ("operate",)),
+        ("autoscaler", "PUT", "/v1/deployments/a/replicas", ("operate",)),
+        ("worker", "GET", "/", ()),
+    ],
+)
+def test_the_control_plane(service, method, path, scopes):
+    assert scopes_for(service, method, path) == scopes
+
+
+def test_what_an_answer_cost():
+    reply = Reply(b"", 0, 1, 0, 1, 10, 900, 3, b"", [])
+    assert compute_us(reply) == 300
+    assert compute_us(reply._replace(shared=0)) == 900
+    assert tokens({}) == (0, 0)
+    assert tokens({"prompt_tokens": 7, "output_tokens": 9}) == (7, 9)
+    assert tokens({"prompt_tokens": True, "completion_tokens": "3"}) == (0, 0)
+    spent = Spent()
+    for number in (1, 2):
+        spent.add(reply, {"completion_tokens": number * 10}, 5)
+    assert spent == Spent(answers=2, compute_us=600, sent=10, tokens_in=0, tokens_out=20)

@@ -1,0 +1,94 @@
+"""Lines of batches: cut out of what comes in, read, and written."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import orjson
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from services.gateway.adapters.batch_files import Splitter
+from services.gateway.domain.batch_lines import failed_line, line_id, read_line, result_line
+from services.gateway.domain.job_options import JobOptions
+from tidegate.errors import BadRequest, NotFound, PayloadTooLarge
+from tidegate.protocol.batches import Batch
+
+pytestmark = pytest.mark.unit
+
+
+def splitter(**given_):
+    return Splitter(**({"line_bytes": 100, "total_bytes": 10_000, "lines": 1000} | given_))
+
+
+def batch(**given_):
+    facts: dict[str, Any] = {"state": "running", "principal": "p", "lines": 1, "created_ms": 0, "model": "m"}
+    return Batch(id=bytes(16), **facts | given_)
+
+
+@given(st.lists(st.text("ab \r", max_size=8), max_size=20), st.integers(1, 7), st.booleans())
+def test_lines_do_not_depend_on_how_their_bytes_come(lines, step, closed):
+    whole = "\n".join(lines).encode() + (b"\n" if closed else b"")
+    found, cut = [], splitter()
+    for at in range(0, len(whole), step):
+        found += cut.feed(whole[at : at + step])
+    found += cut.end()
+    expected = [line.strip().encode() for line in lines if line.strip()]
+    assert found == expected
+    assert cut.lines == len(expected)
+
+
+def test_what_is_too_much():
+    with pytest.raises(PayloadTooLarge, match="line 1"):
+        splitter().feed(b"x" * 101)
+    with pytest.raises(PayloadTooLarge, match="line 2"):
+        splitter().feed(b"a\n" + b"x" * 101 + b"\n")
+    with pytest.raises(PayloadTooLarge, match="larger"):
+        splitter(total_bytes=10).feed(b"a\n" * 6)
+    with pytest.raises(BadRequest, match="more than 2 lines"):
+        splitter(lines=2).feed(b"a\n" * 3)
+
+
+def test_a_line_with_everything_and_one_with_nothing():
+    raw = orjson.dumps({"model": "other", "version": 3, "priority": "high", "ttl_s": 5, "inputs": []})
+    found = read_line(raw, batch())
+    assert (found.model, found.version, found.options) == ("other", "3", JobOptions("high", 5.0))
+    found = read_line(b'{"inputs": []}', batch(version="2", level="normal", ttl_s=60.0))
+    assert (found.model, found.version, found.options) == ("m", "2", JobOptions("normal", 60.0))
+
+
+@pytest.mark.parametrize(
+    ("raw", "given_"),
+    [
+        (b"{", {}),
+        (b"[]", {}),
+        (b"{}", {"model": ""}),
+        (b'{"model": 5}', {}),
+        (b'{"version": true}', {}),
+        (b'{"webhook": "https://example.org/"}', {}),
+        (b'{"priority": "urgent"}', {}),
+    ],
+)
+def test_lines_that_are_wrong(raw, given_):
+    with pytest.raises(BadRequest):
+        read_line(raw, batch(**given_))
+
+
+def test_the_id_of_a_line():
+    assert line_id(b'{"id": "mine"}') == "mine"
+    assert line_id(b'{"id": 5}') is None
+    assert line_id(b"no json") is None
+
+
+def test_lines_of_results():
+    assert orjson.loads(result_line(3, "mine", "ab", b'{"outputs":[]}')) == {
+        "line": 3,
+        "id": "mine",
+        "job": "ab",
+        "status": "succeeded",
+        "response": {"outputs": []},
+    }
+    failed = orjson.loads(failed_line(4, None, None, "failed", NotFound("no model")))
+    assert failed["error"] == {"reason": "not_found", "message": "no model"}
+    assert failed["status"] == "failed"

@@ -1,0 +1,89 @@
+"""What a job's caller wants back survives the store, and a job without a result says why."""
+
+from __future__ import annotations
+
+import orjson
+import pytest
+
+from services.gateway.api.job_answers import starts_in_ms
+from services.gateway.domain.admission import Fleet
+from services.gateway.domain.job_results import ask_of, failure_of, form, read_ask
+from tidegate.errors import Conflict, DeadlinePassed, ModelFailed, NotFound
+from tidegate.protocol.contract import Decoded, WantedOutput
+from tidegate.protocol.jobs import Job
+
+pytestmark = pytest.mark.unit
+
+
+def job(state, error=None):
+    return Job(
+        id=bytes(16),
+        state=state,
+        attempt=1,
+        model="m",
+        endpoint="m",
+        deployment="m-v1",
+        version=1,
+        principal="p",
+        level="normal",
+        created_ms=1,
+        expires_ms=2,
+        error=error,
+    )
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        Decoded("", 1, b"k", [b"d"], None, False),
+        Decoded("mine", 0, b"k", [], None, True),
+        Decoded("", 1, b"k", [], (WantedOutput("a", True), WantedOutput("b", False, 3)), False),
+    ],
+)
+def test_what_is_asked_comes_back(request_):
+    found = read_ask(orjson.loads(orjson.dumps(ask_of(request_))))
+    assert (found.id, found.wanted, found.binary) == (request_.id, request_.wanted, request_.binary)
+
+
+def test_what_is_not_asked_takes_no_room():
+    assert ask_of(Decoded("", 1, b"k", [b"d"], None, False)) == {}
+
+
+def test_another_form_than_asked():
+    ask = ask_of(Decoded("", 1, b"k", [], (WantedOutput("a", True), WantedOutput("b", False, 3)), False))
+    as_json = read_ask(ask, binary=False)
+    assert as_json.wanted == (WantedOutput("a", False), WantedOutput("b", False, 3))
+    assert read_ask({}, binary=True).binary
+
+
+@pytest.mark.parametrize(
+    ("accept", "expected"),
+    [
+        (None, None),
+        (b"*/*", None),
+        (b"text/html, */*;q=0.8", None),
+        (b"application/json", False),
+        (b"application/json, */*", None),
+        (b"Application/Octet-Stream", True),
+    ],
+)
+def test_the_form_by_accept(accept, expected):
+    assert form(accept) is expected
+
+
+def test_why_there_is_no_result():
+    cancelled = failure_of(job("cancelled"))
+    assert (type(cancelled), cancelled.reason) == (Conflict, "cancelled")
+    expired = failure_of(job("expired"))
+    assert (type(expired), expired.reason) == (DeadlinePassed, "expired")
+    lost = failure_of(job("failed", {"reason": "worker_lost", "message": "gone"}))
+    assert (type(lost), lost.reason, lost.message) == (ModelFailed, "worker_lost", "gone")
+    known = failure_of(job("failed", {"reason": "not_found", "message": "no"}))
+    assert type(known) is NotFound
+
+
+def test_when_a_job_may_start():
+    assert starts_in_ms(10, Fleet(ready=2, full_ms=4.0)) == 20.0
+    assert starts_in_ms(10, Fleet(ready=2)) is None
+    assert starts_in_ms(10, Fleet(start_ms=700.0)) == 700.0
+    assert starts_in_ms(10, Fleet()) is None

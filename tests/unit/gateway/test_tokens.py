@@ -1,0 +1,295 @@
+"""A caller's limits in one process, against a small account that all processes share; time is an argument."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+import pytest
+
+from services.gateway.domain.tokens import Denied, Meter, Tokens
+from tidegate.protocol.access import Allowance
+from tidegate.protocol.limits import Ask, Given, Holding
+
+pytestmark = pytest.mark.unit
+
+DAY = "2026-01-31"
+TICK_S = 0.02
+
+
+@dataclass
+class Account:
+    """The account as the store keeps it (its script is tested where the store is)."""
+
+    allowance: Allowance
+    tokens: float = 0.0
+    at: float = 0.0
+    used: int = 0
+    slots: dict[str, int] = field(default_factory=dict)
+    tight_at: float = -math.inf
+
+    def __post_init__(self) -> None:
+        self.tokens = self.allowance.burst
+
+    def settle(self, process: str, ask: Ask, now: float) -> Given:
+        rate = wait_ms = 0.0
+        if self.allowance.rate is not None:
+            more = (now - self.at) * self.allowance.rate
+            self.tokens, self.at = min(self.allowance.burst, self.tokens + more), now
+            self.tokens, rate = exchange(self.tokens, ask.rate)
+            wait_ms = max(0.0, (1 - self.tokens) / self.allowance.rate * 1e3)
+        left = day = 0.0
+        if self.allowance.day is not None:
+            left, day = exchange(self.allowance.day - self.used, ask.of_day)
+            self.used = self.allowance.day - int(left)
+        slots = 0
+        if self.allowance.concurrency is not None:
+            free = self.allowance.concurrency - sum(n for p, n in self.slots.items() if p != process)
+            slots = self.slots[process] = max(ask.slots.have, min(ask.slots.want, max(0, free)))
+            if ask.slots.want > free:
+                self.tight_at = now
+        return Given(
+            rate=int(rate),
+            rate_left=max(0.0, self.tokens),
+            wait_ms=wait_ms,
+            slots=slots,
+            tight=now - self.tight_at < 1,
+            of_day=int(day),
+            day_left=max(0, int(left)),
+        )
+
+
+def exchange(balance: float, holding: Holding) -> tuple[float, float]:
+    have = holding.have
+    if have < 0:
+        balance, have = balance + have, 0
+    if have > holding.want:
+        return balance + have - holding.want, holding.want
+    more = min(holding.want - have, math.floor(max(0.0, balance)))
+    return balance - more, have + more
+
+
+def tokens(meter: Meter) -> Tokens:
+    """Those of the rate."""
+    assert meter.rate is not None
+    return meter.rate
+
+
+def limit_of(denied: Denied | None) -> str:
+    """Which limit a request was refused by; empty: by none."""
+    return denied.limit if denied is not None else ""
+
+
+class Process:
+    """A gateway process: a meter, settled every tick while it is active."""
+
+    def __init__(self, name: str, account: Account, share: float = 1.0) -> None:
+        self.name = name
+        self.account = account
+        self.away = False
+        self.meter = Meter("key", account.allowance, lambda _: None)
+        self.meter.share = share
+
+    def take(self, now: float) -> bool:
+        return self.meter.take(now) is None
+
+    def tick(self, now: float) -> None:
+        if not self.meter.active:
+            return
+        if self.away:
+            self.meter.on_own(now)
+        elif (ask := self.meter.ask(now, DAY)) is not None:
+            self.meter.settled(ask, self.account.settle(self.name, ask, now), now)
+
+
+def offered(processes: list[Process], per_s: float, seconds: float, start: float = 0.0) -> int:
+    """Requests at an even pace, in turn to each process; each is over at once. How many were let in."""
+    accepted, next_tick = 0, [start + i * TICK_S / len(processes) for i in range(len(processes))]
+    for number in range(round(per_s * seconds)):
+        now = start + number / per_s
+        for at, process in enumerate(processes):
+            while next_tick[at] <= now:
+                process.tick(next_tick[at])
+                next_tick[at] += TICK_S
+        process = processes[number % len(processes)]
+        if process.take(now):
+            process.meter.give()
+            accepted += 1
+    return accepted
+
+
+@pytest.mark.parametrize("count", [1, 4, 16])
+@pytest.mark.parametrize("burst", [5, 100])
+def test_one_budget_whatever_the_number_of_processes(count, burst):
+    account = Account(Allowance(rate=100, burst=burst))
+    processes = [Process(str(i), account, 1 / count) for i in range(count)]
+    accepted = offered(processes, per_s=1000, seconds=20)
+    assert 2000 * 0.98 <= accepted <= 2000 + max(burst, count), "one each may be lent, and is charged"
+
+
+@pytest.mark.parametrize("busy", [1, 4])
+def test_below_the_limit_nobody_is_refused(busy):
+    account = Account(Allowance(rate=100, burst=100))
+    processes = [Process(str(i), account, 1 / 4) for i in range(4)][:busy]
+    assert offered(processes, per_s=90, seconds=20) == 1800
+
+
+def test_a_slow_limit_holds_over_processes_that_lend():
+    account = Account(Allowance(rate=1, burst=1))
+    processes = [Process(str(i), account, 1 / 4) for i in range(4)]
+    assert offered(processes, per_s=3, seconds=60) <= 60 + 4
+
+
+def test_the_first_burst_is_taken_without_asking():
+    process = Process("a", Account(Allowance(rate=10, burst=40)), share=1 / 4)
+    assert [process.take(0.0) for _ in range(11)] == [True] * 10 + [False]
+    process.tick(0.0)
+    assert process.account.tokens + tokens(process.meter).have == 30, "what was lent is charged"
+    assert not process.take(0.001), "others may have lent their share"
+    process.tick(0.02)
+    assert process.take(0.021), "the rest is there for who asks on"
+
+
+def test_whoever_begins_together_has_no_more_than_the_burst():
+    account = Account(Allowance(rate=0.001, burst=12))
+    processes = [Process(str(i), account, 1 / 4) for i in range(4)]
+    taken = sum(process.take(0.0) for process in processes for _ in range(5))
+    for step in range(20):
+        for process in processes:
+            process.tick(step * TICK_S)
+            taken += process.take(step * TICK_S)
+    assert taken == 12
+
+
+def test_who_asks_one_by_one_is_not_refused_for_having_begun():
+    process = Process("a", Account(Allowance(rate=0.001, burst=12)), share=1 / 4)
+    assert process.take(0.0)
+    process.tick(0.001)
+    assert process.take(0.002)
+    assert process.take(0.003)
+    process.tick(0.021)
+    assert process.take(0.022)
+
+
+def test_what_nobody_uses_goes_back():
+    process = Process("a", Account(Allowance(rate=1, burst=100)))
+    process.take(0.0)
+    process.tick(0.0)
+    process.take(0.01)
+    process.tick(0.02)
+    assert tokens(process.meter).have == 98
+    for step in range(1, 60):
+        process.tick(step * TICK_S)
+    assert tokens(process.meter).have == 0
+    assert not process.meter.active
+    assert process.account.tokens == pytest.approx(98 + 1, abs=0.1)
+
+
+def test_when_to_come_back():
+    process = Process("a", Account(Allowance(rate=0.5, burst=1)))
+    assert process.take(0.0)
+    process.tick(0.0)
+    denied = process.meter.take(0.5)
+    assert denied is not None
+    assert denied.limit == "rate"
+    assert denied.retry_after_s == pytest.approx(2.0, abs=0.6)
+    assert process.meter.take(1.0) is not None
+
+
+def test_a_quota_is_used_up_to_the_last():
+    account = Account(Allowance(day=50))
+    processes = [Process(str(i), account, 1 / 4) for i in range(4)]
+    assert 50 <= offered(processes, per_s=100, seconds=10) <= 50 + 4
+    assert limit_of(processes[0].meter.take(11.0)) == "day"
+    processes[0].meter.new_day(new_month=False)
+    account.used = 0
+    assert processes[0].take(11.1)
+
+
+def test_a_refused_request_takes_of_no_limit():
+    meter = Process("a", Account(Allowance(rate=100, burst=100, day=1))).meter
+    assert meter.take(0.0) is None
+    assert limit_of(meter.take(0.0)) == "day"
+    assert tokens(meter).have == -1
+
+
+def test_concurrency_is_shared_and_moves_to_who_needs_it():
+    account = Account(Allowance(concurrency=4))
+    first, second = Process("a", account, 1 / 2), Process("b", account, 1 / 2)
+    assert [first.take(0.0) for _ in range(3)] == [True, True, False], "its share, before it has asked"
+    first.tick(0.0)
+    assert [first.take(0.01) for _ in range(2)] == [True, False]
+    first.tick(0.02)
+    assert first.take(0.03)
+    assert second.take(0.03), "it has not heard yet"
+    second.tick(0.04)
+    assert limit_of(second.meter.take(0.05)) == "concurrency"
+    for _ in range(3):
+        first.meter.give()
+    first.tick(0.06)
+    first.tick(0.3)
+    second.tick(0.31)
+    assert [second.take(0.32) for _ in range(3)].count(True) >= 1
+
+
+def test_never_more_slots_than_the_limit_once_heard():
+    account = Account(Allowance(concurrency=5))
+    processes = [Process(str(i), account, 1 / 3) for i in range(3)]
+    for process in processes:
+        process.take(0.0)
+    for step in range(200):
+        now = step * TICK_S
+        for process in processes:
+            process.tick(now)
+            process.take(now)
+            if step % 3 == 0 and process.meter.under_way > 1:
+                process.meter.give()
+        assert sum(process.meter.under_way for process in processes) <= 5
+
+
+def test_while_the_store_is_away_each_goes_by_its_share():
+    account = Account(Allowance(rate=100, burst=100, day=10_000, concurrency=8))
+    processes = [Process(str(i), account, 1 / 4) for i in range(4)]
+    before = offered(processes, per_s=1000, seconds=2)
+    for process in processes:
+        process.away = True
+    alone = offered(processes, per_s=1000, seconds=20, start=2.0)
+    assert 2000 * 0.95 <= alone <= 2000 + 100
+    assert all(process.meter.local and process.meter.slots == 2 for process in processes)
+    for process in processes:
+        process.away = False
+    account.at = 22.0
+    again = offered(processes, per_s=1000, seconds=20, start=22.0)
+    assert 2000 * 0.95 <= again <= 2000 + 100 + 100
+    for step in range(100):
+        for process in processes:
+            process.tick(42.0 + step * TICK_S)
+    assert account.used == before + alone + again, "the quota is charged for what was used meanwhile"
+
+
+def test_a_meter_that_begins_without_the_store_has_its_share_at_once():
+    process = Process("a", Account(Allowance(rate=10, burst=40)), share=1 / 4)
+    process.away = True
+    taken = [process.take(0.0) for _ in range(4)]
+    process.tick(0.0)
+    taken += [process.take(0.001) for _ in range(7)]
+    assert taken.count(True) == 10
+
+
+def test_giving_up_gives_back():
+    process = Process("a", Account(Allowance(rate=1, burst=10, concurrency=3, day=9)))
+    for now in (0.0, 0.02):
+        process.take(now)
+        process.tick(now)
+    ask = process.meter.leave(DAY)
+    assert (ask.rate.want, ask.of_day.want, ask.slots) == (0, 0, Holding(0, 0))
+    assert process.account.tokens + ask.rate.have == pytest.approx(8, abs=0.1)
+
+
+def test_tokens_taken_while_the_account_answers_stay_taken():
+    held = Tokens("rate", 10)
+    held.have = 4
+    asked = held.holding(8)
+    held.have -= 2
+    held.settled(asked, given=8, left=1)
+    assert (held.have, held.remaining) == (6, 7)

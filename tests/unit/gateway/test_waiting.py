@@ -1,0 +1,59 @@
+"""The number of jobs that wait, as said at once."""
+
+from __future__ import annotations
+
+import pytest
+
+from services.gateway.waiting import Waiting
+from tidegate.protocol.jobs import JobLoad
+from tidegate.store import StoreUnavailable
+
+pytestmark = pytest.mark.unit
+
+
+class Store:
+    def __init__(self):
+        self.loads = {}
+        self.reads = 0
+        self.down = False
+
+    async def read(self):
+        self.reads += 1
+        if self.down:
+            raise StoreUnavailable("away")
+        return self.loads
+
+
+class Clock:
+    now = 100.0
+
+    def __call__(self):
+        return self.now
+
+
+async def test_what_was_accepted_since_is_counted():
+    store, clock = Store(), Clock()
+    waiting = Waiting(store.read, clock)
+    store.loads = {"a": JobLoad(waiting=5, running=2)}
+    assert [await waiting.ahead("a") for _ in range(3)] == [5, 6, 7]
+    assert await waiting.ahead("b") == 0
+    assert store.reads == 1
+
+
+async def test_it_is_read_again_now_and_then():
+    store, clock = Store(), Clock()
+    waiting = Waiting(store.read, clock)
+    assert await waiting.ahead("a") == 0
+    store.loads = {"a": JobLoad(waiting=9)}
+    clock.now += 3
+    assert await waiting.ahead("a") == 9
+
+
+async def test_while_the_store_is_away_it_is_unknown():
+    store, clock = Store(), Clock()
+    waiting = Waiting(store.read, clock)
+    store.down = True
+    assert await waiting.ahead("a") is None
+    store.down = False
+    clock.now += 3
+    assert await waiting.ahead("a") == 0

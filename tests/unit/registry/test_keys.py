@@ -1,0 +1,96 @@
+"""The life of a key, and what the audit log shows: pure."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from services.registry.domain import audit, keys
+from services.registry.domain.usage import as_csv
+from tidegate.errors import BadRequest, Conflict
+from tidegate.protocol.access import Allowance, digest_of
+from tidegate.protocol.usage import COUNTS, Subject, UsageReport, day_of
+
+pytestmark = pytest.mark.unit
+
+NOW = datetime(2026, 1, 2, tzinfo=UTC)
+RANDOM = bytes(range(keys.ID_BYTES + keys.SECRET_BYTES))
+
+
+def held(**fields) -> keys.HeldKey:
+    return keys.made(keys.spec_of({"name": "a"} | fields, NOW), RANDOM, NOW)[0]
+
+
+def test_a_key_is_made_of_randomness():
+    key, shown = keys.made(keys.spec_of({"name": "a"}, NOW), RANDOM, NOW)
+    assert (key.id, key.digest) == ("000102030405", digest_of(shown.encode()))
+    assert shown.startswith("tg_000102030405_")
+    assert (key.spec.scopes, key.state(NOW)) == (["infer"], "active")
+
+
+def test_bursts():
+    assert held(rate=2.5).spec.allowance() == Allowance(rate=2.5, burst=3)
+    assert held(rate=2.5, burst=9).spec.allowance() == Allowance(rate=2.5, burst=9)
+    assert held(rate=0.1).spec.allowance().burst == 1
+    assert held(day=3).spec.allowance() == Allowance(day=3)
+    assert held().spec.allowance().unlimited
+
+
+@pytest.mark.parametrize("grace_s", [0.0, 60.0])
+def test_rotation(grace_s):
+    key = held(ttl_s=30)
+    fresh, shown = keys.rotated(key, RANDOM[:32], NOW, grace_s)
+    assert (fresh.id, fresh.digest) == (key.id, digest_of(shown.encode()))
+    expected = (key.digest, key.spec.expires_at) if grace_s else (None, None)
+    assert (fresh.previous_digest, fresh.previous_until) == expected, "never beyond the key's own end"
+
+
+def test_the_end():
+    gone = keys.revoked(held(), NOW)
+    assert gone.state(NOW) == "revoked"
+    assert keys.revoked(gone, NOW + timedelta(days=1)) == gone
+    for change in (lambda: keys.changed(gone, {"rate": 1}, NOW), lambda: keys.rotated(gone, b"", NOW, 0)):
+        with pytest.raises(Conflict):
+            change()
+    assert held(ttl_s=5).state(NOW + timedelta(seconds=5)) == "expired"
+
+
+def test_changes():
+    key = held(rate=5, burst=50, endpoints=["b", "a", "a"])
+    assert key.spec.endpoints == ["a", "b"]
+    assert keys.changed(key, {"burst": None}, NOW).spec.allowance() == Allowance(rate=5, burst=5)
+    assert keys.changed(key, {"endpoints": None}, NOW).spec.endpoints is None
+    assert keys.changed(key, {"ttl_s": 9}, NOW).spec.expires_at == NOW + timedelta(seconds=9)
+    with pytest.raises(BadRequest, match="a burst needs a rate"):
+        keys.changed(key, {"rate": None}, NOW)
+    with pytest.raises(BadRequest, match="either ttl_s or expires_at"):
+        keys.spec_of({"name": "a", "ttl_s": 1, "expires_at": NOW}, NOW)
+
+
+def test_environments_are_hidden_and_their_changes_seen():
+    before = {"name": "d", "revision": 1, "env": {"A": "1", "B": "2", "C": "3"}}
+    after = {"name": "d", "revision": 2, "env": {"A": "1", "B": "x", "D": "4"}}
+    hidden, changed = audit.HIDDEN, audit.HIDDEN_CHANGED
+    assert audit.pair(before, after) == (
+        {"name": "d", "env": {"A": hidden, "B": hidden, "C": hidden}},
+        {"name": "d", "env": {"A": hidden, "B": changed, "D": hidden}},
+    )
+    assert audit.pair(None, {"env": {"A": "1"}}) == (None, {"env": {"A": hidden}})
+    assert audit.pair({"a": 1}, None) == ({"a": 1}, None)
+
+
+def test_csv():
+    row = dict.fromkeys(COUNTS, 1) | {"day": "2026-01-02", "principal": "k", "principal_name": "=HYPERLINK()"}
+    lines = as_csv([row], ("day", "principal")).split("\r\n")
+    assert lines[0] == "day,principal,principal_name," + ",".join(COUNTS)
+    assert lines[1] == "2026-01-02,k,'=HYPERLINK(),1,1,1,1,1,1,1"
+
+
+def test_reports_travel():
+    report = UsageReport("beef", 3, {Subject(NOW.date(), "jwt:ü", "digits"): (1, 2, 3, 4, 5, 6, 7)})
+    assert UsageReport.from_json(report.to_json()) == report
+    assert day_of(NOW.timestamp() - 0.5) == NOW.date() - timedelta(days=1)
+    for wrong in (b"", b"{}", b'{"v": 2}', report.to_json().replace(b",7]", b"]")):
+        with pytest.raises((ValueError, KeyError, TypeError)):
+            UsageReport.from_json(wrong)

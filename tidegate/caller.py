@@ -1,0 +1,85 @@
+"""For whom the work at hand is done: it runs through a service as the request id does."""
+
+from __future__ import annotations
+
+import hmac
+from collections.abc import Awaitable, Callable, Mapping
+from contextvars import ContextVar
+from dataclasses import dataclass
+
+from tidegate import telemetry
+from tidegate.errors import BadRequest, Forbidden, Unauthorized
+from tidegate.protocol import access
+from tidegate.protocol.access import ANONYMOUS, SERVICE, Principal
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who asked, and from which address; ``origin`` is empty where nobody did (a service's own work)."""
+
+    principal: Principal
+    origin: str = ""
+
+
+OWN_WORK = Caller(SERVICE)
+
+current: ContextVar[Caller] = ContextVar("caller", default=OWN_WORK)
+
+
+def onward() -> dict[str, str]:
+    """Headers that tell the next service for whom it is asked; believed only with the service token."""
+    caller = current.get()
+    told = {}
+    if caller.principal is not SERVICE:
+        told[access.PRINCIPAL_HEADER.decode()] = caller.principal.to_header()
+    if caller.origin:
+        told[access.ORIGIN_HEADER.decode()] = caller.origin
+    if rid := telemetry.request_id.get():
+        told["x-request-id"] = rid
+    return told
+
+
+class ServiceToken:
+    """Who holds the service token is Tidegate itself, or asks for somebody whom it has authenticated."""
+
+    def __init__(self, token: str) -> None:
+        self._token = token.encode()
+
+    def given(self, headers: Mapping[bytes, bytes]) -> bool:
+        """Whether these headers carry the token."""
+        given = headers.get(b"authorization", b"").removeprefix(b"Bearer ")
+        return bool(self._token) and hmac.compare_digest(given, self._token)
+
+    def identify(self, headers: dict[bytes, bytes]) -> Principal:
+        """The holder, or for whom it asks; raises Unauthorized for anybody else."""
+        if not self.given(headers):
+            raise Unauthorized(
+                "Needs 'Authorization: Bearer <service token>'; the token is in <state>/token."
+            )
+        try:
+            return access.carried(headers)
+        except ValueError as error:
+            raise BadRequest(f"{access.PRINCIPAL_HEADER.decode()} cannot be read: {error}.") from None
+
+
+def require(*scopes: str) -> Principal:
+    """The caller at hand, if it may do deeds of one of these scopes.
+
+    Raises Forbidden, or Unauthorized for a caller of whom nothing is known.
+    """
+    who = current.get().principal
+    if any(who.may(scope) for scope in scopes):
+        return who
+    named = " or ".join(repr(scope) for scope in scopes)
+    if who is ANONYMOUS:
+        raise Unauthorized(f"this needs a credential with the scope {named}")
+    raise Forbidden(f"{who.name!r} does not have the scope {named}")
+
+
+def needs(*scopes: str) -> Callable[[], Awaitable[Principal]]:
+    """:func:`require` as a FastAPI dependency."""
+
+    async def principal() -> Principal:
+        return require(*scopes)
+
+    return principal

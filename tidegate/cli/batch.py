@@ -1,0 +1,141 @@
+"""``tidegate batch``: a file of requests as jobs, a file of results in their order."""
+
+from __future__ import annotations
+
+import re
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tidegate.cli.api import Doc, Service
+from tidegate.cli.exits import UsageError
+from tidegate.cli.options import Json, seconds
+
+POLL_S = 0.5
+PIECE = 2**20
+
+
+def batch(
+    file: Annotated[
+        str, typer.Argument(metavar="FILE|ID", help="Requests, one JSON object a line; or a batch to follow.")
+    ],
+    model: Annotated[str | None, typer.Option(help="The endpoint of lines that name none.")] = None,
+    version: Annotated[str | None, typer.Option(help="The version of lines that name none.")] = None,
+    priority: Annotated[str, typer.Option(help="high, normal or low.")] = "low",
+    ttl: Annotated[str | None, typer.Option(help="A line expires this long after it was queued.")] = None,
+    output_file: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="FILE", help="Results; default: stdout.")
+    ] = None,
+    wait: Annotated[bool, typer.Option(help="Wait for the results; the batch goes on without.")] = True,
+    cancel: Annotated[bool, typer.Option("--cancel", help="End a batch.")] = False,
+    json: Json = False,
+) -> None:
+    """Run a file of requests. One result line for each request line, in the same order.
+
+    Ctrl-C ends the waiting, not the batch: `tidegate batch ID` goes on with it.
+    """
+    from tidegate.cli import output
+    from tidegate.cli.jobs import gateway
+
+    service = gateway()
+    if re.fullmatch(r"[0-9a-f]{32}", file) and not Path(file).exists():
+        path = f"/v1/batches/{file}"
+        found = service.delete(path) if cancel else service.get(path)
+    elif cancel:
+        raise UsageError("--cancel takes the id of a batch.")
+    else:
+        found = _create(service, Path(file), model, version, priority, ttl)
+        output.say(f"batch {found['id']}: {found['lines']} lines")
+    if wait and not cancel:
+        found = _followed(service, found)
+        _results(service, found, output_file, json=json)
+    if json:
+        output.dump(found)
+    elif not wait or cancel:
+        output.line(found["id"])
+    output.say(_summary(found))
+    if wait and not cancel and found["counts"]["succeeded"] < found["lines"]:
+        raise typer.Exit(1)
+
+
+def _create(
+    service: Service, file: Path, model: str | None, version: str | None, priority: str, ttl: str | None
+) -> Doc:
+    from tidegate.cli.progress import transfer
+
+    query = {"model": model, "version": version, "priority": priority}
+    if ttl is not None:
+        query["ttl_s"] = str(seconds(ttl))
+    try:
+        size = file.stat().st_size
+        with file.open("rb") as source, transfer(file.name, size) as advance:
+
+            def pieces() -> Iterator[bytes]:
+                while piece := source.read(PIECE):
+                    yield piece
+                    advance(len(piece))
+
+            created: Doc = service.send_lines("/v1/batches", pieces(), **query)
+            return created
+    except OSError as error:
+        raise UsageError(f"{file}: {error.strerror or error}.") from None
+
+
+def _followed(service: Service, found: Doc) -> Doc:
+    """The batch once it is over, its progress shown meanwhile."""
+    with _bar(found["lines"]) as show:
+        while not found["finished_at"]:
+            show(found["done"])
+            time.sleep(POLL_S)
+            found = service.get(found["urls"]["status"])
+        show(found["done"])
+    return found
+
+
+@contextmanager
+def _bar(total: int) -> Iterator[Callable[[int], None]]:
+    """A progress bar on a terminal; elsewhere a line whenever another tenth is done."""
+    from tidegate.cli.output import console, say
+
+    if console(stderr=True).is_terminal:
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        columns = (TextColumn("lines"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        with Progress(*columns, console=console(stderr=True)) as progress:
+            task = progress.add_task("lines", total=total)
+            yield lambda done: progress.update(task, completed=done)
+        return
+    told = 0
+
+    def tell(done: int) -> None:
+        nonlocal told
+        if (tenth := 10 * done // max(total, 1)) > told:
+            told = tenth
+            say(f"{done} of {total} lines")
+
+    yield tell
+
+
+def _results(service: Service, found: Doc, file: Path | None, *, json: bool) -> None:
+    if file is None and json:
+        return  # stdout is the batch's document
+    path = found["urls"]["results"]
+    if file is None:
+        service.download(path, sys.stdout.buffer.write)
+        sys.stdout.flush()
+        return
+    try:
+        with file.open("wb") as target:
+            service.download(path, target.write)
+    except OSError as error:
+        raise UsageError(f"{file}: {error.strerror or error}.") from None
+
+
+def _summary(found: Doc) -> str:
+    counts = ", ".join(f"{count} {outcome}" for outcome, count in found["counts"].items() if count)
+    return f"batch {found['id']}: {found['status']}; {counts or 'nothing is done'} of {found['lines']} lines"

@@ -1,0 +1,113 @@
+"""What was: ``audit`` shows who changed what, ``usage`` who used what."""
+
+from __future__ import annotations
+
+import sys
+from datetime import UTC, date, datetime, timedelta
+from typing import Annotated, Any
+from urllib.parse import urlencode
+
+import typer
+
+from tidegate.cli.exits import UsageError
+from tidegate.cli.options import Json, Limit, seconds
+
+_DAY_S = 86_400
+
+
+def audit(
+    kind: Annotated[
+        str | None, typer.Option(metavar="KIND", help="Only version, deployment, endpoint or key.")
+    ] = None,
+    name: Annotated[str | None, typer.Option(metavar="NAME", help="Only changes to this.")] = None,
+    by: Annotated[str | None, typer.Option(metavar="ID", help="Only changes by this principal.")] = None,
+    limit: Limit = 20,
+    json: Json = False,
+) -> None:
+    """Show who changed what, when and from where; newest first."""
+    from tidegate.cli import output
+    from tidegate.cli.api import control
+
+    query = {"kind": kind, "name": name, "principal": by, "limit": min(limit, 1000)}
+    page = control().registry.get("/v1/audit", **query)
+    rows = [
+        (
+            output.moment(entry["at"]),
+            entry["principal_name"],
+            entry["origin"],
+            entry["action"],
+            f"{entry['kind']} {entry['name']}",
+            differences(entry["before"], entry["after"]),
+        )
+        for entry in page["items"]
+    ]
+    columns = ("when", "who", "from", "action", "what", "changed")
+    output.show(page, json, lambda: output.table(rows, columns, "No change yet."))
+
+
+def differences(before: dict[str, Any] | None, after: dict[str, Any] | None) -> str:
+    """The fields that differ, as ``name: old -> new``; empty for what is new or gone as a whole."""
+    if before is None or after is None:
+        return ""
+    names = [name for name in after if before.get(name) != after[name]]
+    return ", ".join(f"{name}: {_short(before.get(name))} -> {_short(after[name])}" for name in names)
+
+
+def _short(value: Any) -> str:
+    text = "-" if value is None else str(value)
+    return text if len(text) <= 40 else f"{text[:37]}..."
+
+
+def usage(
+    since: Annotated[
+        str, typer.Option(metavar="WHEN", help="First day: 2026-01-31, or 7d for the last seven.")
+    ] = "7d",
+    until: Annotated[str | None, typer.Option(metavar="DAY", help="Last day, inclusive.")] = None,
+    by: Annotated[
+        str, typer.Option(metavar="COLUMNS", help="Sum by these of day, principal, endpoint.")
+    ] = "principal,endpoint",
+    key: Annotated[str | None, typer.Option(metavar="ID", help="Only of this principal.")] = None,
+    endpoint: Annotated[str | None, typer.Option(metavar="NAME", help="Only of this endpoint.")] = None,
+    csv: Annotated[bool, typer.Option("--csv", help="CSV on stdout, for spreadsheets.")] = False,
+    json: Json = False,
+) -> None:
+    """Show who used what: requests, the model's time, bytes and tokens, by day (UTC)."""
+    from tidegate.cli import output
+    from tidegate.cli.api import control
+
+    query = {"since": day_of(since), "until": until, "by": by, "principal": key, "endpoint": endpoint}
+    given = {name: value for name, value in query.items() if value is not None}
+    registry = control().registry
+    if csv:
+        registry.download(f"/v1/usage.csv?{urlencode(given)}", sys.stdout.buffer.write)
+        sys.stdout.flush()
+        return
+    items = registry.items("/v1/usage", **given)
+    heads = [column.strip() for column in by.split(",") if column.strip()]
+    rows = [
+        (
+            *(item.get(f"{head}_name", item[head]) for head in heads),
+            item["requests"],
+            item["failed"],
+            f"{item['compute_us'] / 1e6:.1f} s",
+            output.size_of(item["received_bytes"]),
+            output.size_of(item["sent_bytes"]),
+            item["tokens_in"] or None,
+            item["tokens_out"] or None,
+        )
+        for item in items
+    ]
+    columns = (*heads, "requests", "failed", "compute", "received", "sent", "tokens in", "tokens out")
+    output.show({"items": items}, json, lambda: output.table(rows, columns, "Nothing was used with a key."))
+
+
+def day_of(text: str) -> str:
+    """``2026-01-31`` itself, or for ``7d`` the first of the last seven days (UTC). Raises UsageError."""
+    try:
+        return date.fromisoformat(text).isoformat()
+    except ValueError:
+        pass
+    days = seconds(text) / _DAY_S
+    if days < 1:
+        raise UsageError(f"--since {text!r}: usage is kept by day.")
+    return (datetime.now(UTC).date() - timedelta(days=int(days) - 1)).isoformat()

@@ -1,0 +1,183 @@
+"""API keys: ``tidegate keys`` and what can be done to them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from tidegate.cli.exits import UsageError
+from tidegate.cli.options import Json, seconds
+from tidegate.errors import NotFound
+
+if TYPE_CHECKING:
+    from tidegate.cli.api import Doc, Service
+
+keys = typer.Typer(
+    name="keys", help="API keys: who may call what, and how much.", invoke_without_command=True
+)
+
+_LIMITS = ("rate", "burst", "concurrency", "day", "month")
+Which = Annotated[str, typer.Argument(metavar="KEY", help="A key's id, or its name if no other has it.")]
+Scopes = Annotated[
+    list[str] | None,
+    typer.Option("--scope", metavar="SCOPE", help="infer, publish, operate or admin; repeatable."),
+]
+Endpoints = Annotated[
+    list[str] | None, typer.Option("--endpoint", metavar="NAME", help="Only these endpoints; repeatable.")
+]
+Expires = Annotated[str | None, typer.Option(metavar="TIME", help="Good for so long, such as 90d.")]
+Rate = Annotated[float | None, typer.Option(metavar="N", help="Requests per second.")]
+Burst = Annotated[int | None, typer.Option(metavar="N", help="Requests at once; else those of a second.")]
+Concurrency = Annotated[int | None, typer.Option(metavar="N", help="Requests under way at one time.")]
+Day = Annotated[int | None, typer.Option("--day", metavar="N", help="Requests in a day (UTC).")]
+Month = Annotated[int | None, typer.Option("--month", metavar="N", help="Requests in a month (UTC).")]
+
+
+@keys.callback()
+def listed(
+    context: typer.Context,
+    all: Annotated[bool, typer.Option("--all", help="Revoked and expired ones, too.")] = False,
+    json: Json = False,
+) -> None:
+    """List the keys; with a command do something to them."""
+    if context.invoked_subcommand is not None:
+        return
+    from tidegate.cli import output
+    from tidegate.cli.api import control
+
+    items = control().registry.items("/v1/keys", all=str(all).lower())
+    rows = [
+        (
+            item["prefix"],
+            item["name"],
+            item["scopes"],
+            item["endpoints"] or "all",
+            {name: item[name] for name in _LIMITS if item[name] is not None},
+            item["state"],
+            output.moment(item["expires_at"]),
+        )
+        for item in items
+    ]
+    columns = ("key", "name", "scopes", "endpoints", "limits", "state", "expires")
+    empty = "No key yet: `tidegate keys create NAME`"
+    output.show({"items": items}, json, lambda: output.table(rows, columns, empty))
+
+
+@keys.command()
+def create(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="What it is for.")],
+    scope: Scopes = None,
+    endpoint: Endpoints = None,
+    expires: Expires = None,
+    rate: Rate = None,
+    burst: Burst = None,
+    concurrency: Concurrency = None,
+    day: Day = None,
+    month: Month = None,
+    json: Json = False,
+) -> None:
+    """Make a key. It is shown this once: only a digest of it is kept."""
+    limits = {"rate": rate, "burst": burst, "concurrency": concurrency, "day": day, "month": month}
+    body = _fields({"name": name, "scopes": scope, "endpoints": endpoint, **limits}, expires)
+    from tidegate.cli.api import control
+
+    _show_key(control().registry.post("/v1/keys", body), json)
+
+
+@keys.command()
+def change(
+    key: Which,
+    name: Annotated[str | None, typer.Option(metavar="NAME")] = None,
+    scope: Scopes = None,
+    endpoint: Endpoints = None,
+    expires: Expires = None,
+    rate: Rate = None,
+    burst: Burst = None,
+    concurrency: Concurrency = None,
+    day: Day = None,
+    month: Month = None,
+    lift: Annotated[
+        list[str] | None,
+        typer.Option(metavar="WHAT", help="Lift rate, burst, concurrency, day, month, endpoints or expires."),
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Change what a key may do or use; it stays the same key."""
+    limits = {"rate": rate, "burst": burst, "concurrency": concurrency, "day": day, "month": month}
+    body = _fields({"name": name, "scopes": scope, "endpoints": endpoint, **limits}, expires)
+    for what in lift or ():
+        if what not in (*_LIMITS, "endpoints", "expires"):
+            raise UsageError(f"--lift {what}: there is no such limit.")
+        body["expires_at" if what == "expires" else what] = None
+    if not body:
+        raise UsageError("Say what is to change.")
+    from tidegate.cli import output
+    from tidegate.cli.api import control
+
+    registry = control().registry
+    changed = registry.patch(f"/v1/keys/{_id_of(registry, key)}", body)
+    output.show(changed, json, lambda: output.line(f"{changed['prefix']} ({changed['name']}) is changed"))
+
+
+@keys.command()
+def rotate(
+    key: Which,
+    grace: Annotated[str, typer.Option(metavar="TIME", help="The old secret is good for so long.")] = "0s",
+    json: Json = False,
+) -> None:
+    """Give a key another secret; its name, limits and usage stay."""
+    from tidegate.cli.api import control
+
+    registry = control().registry
+    body = {"grace_s": seconds(grace)}
+    _show_key(registry.post(f"/v1/keys/{_id_of(registry, key)}/rotate", body), json)
+
+
+@keys.command()
+def revoke(
+    key: Which,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    json: Json = False,
+) -> None:
+    """Revoke a key, for ever."""
+    from tidegate.cli import output
+    from tidegate.cli.api import control
+    from tidegate.cli.manage import confirm
+
+    registry = control().registry
+    id_ = _id_of(registry, key)
+    if not yes:
+        confirm(f"This revokes {key}")
+    gone = registry.delete(f"/v1/keys/{id_}")
+    output.show(gone, json, lambda: output.line(f"{gone['prefix']} ({gone['name']}) is revoked"))
+
+
+def _fields(given: dict[str, Any], expires: str | None) -> Doc:
+    body = {name: value for name, value in given.items() if value is not None}
+    if expires is not None:
+        body["ttl_s"] = seconds(expires)
+    return body
+
+
+def _id_of(registry: Service, key: str) -> str:
+    """The id that is meant. Raises NotFound, or UsageError when several keys have that name."""
+    items = registry.items("/v1/keys", all="true")
+    if any(item["id"] == key.removeprefix("tg_") for item in items):
+        return key.removeprefix("tg_")
+    named = [item["id"] for item in items if item["name"] == key and item["state"] != "revoked"]
+    if not named:
+        raise NotFound(f"There is no key {key!r}.")
+    if len(named) > 1:
+        raise UsageError(f"Several keys are called {key!r}: {', '.join(named)}.")
+    return str(named[0])
+
+
+def _show_key(made: Doc, json: bool) -> None:
+    from tidegate.cli import output
+
+    def shown() -> None:
+        output.line(made["key"])
+        output.say(f"This is the key of {made['name']}; it is not shown again.")
+
+    output.show(made, json, shown)

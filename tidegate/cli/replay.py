@@ -1,0 +1,192 @@
+"""``tidegate replay``: what other policies would have made of the same arrivals."""
+
+from __future__ import annotations
+
+import base64
+import time
+from collections.abc import Mapping, Sequence
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from tidegate.cli.exits import UsageError
+from tidegate.cli.options import Json, Name, seconds
+from tidegate.cli.scaling import changes_of
+
+_ARRIVALS, _POLICIES, _REPLICAS = "Arrivals", "Policies", "What a replica is like"
+TIME_LIMIT_S = 300.0
+
+_HEADS = (
+    "policy", "late", "wait p50", "p95", "p99 ms", "expired", "replica h", "cost", "most", "changes", "turns"
+)  # fmt: skip
+
+
+class Shape(StrEnum):
+    """Shapes of made-up arrivals."""
+
+    CONSTANT = "constant"
+    STEP = "step"
+    RAMP = "ramp"
+    SPIKE = "spike"
+    DIURNAL = "diurnal"
+    WORKDAY = "workday"
+    BURSTY = "bursty"
+
+
+def replay(
+    name: Name,
+    recorded: Annotated[
+        bool,
+        typer.Option("--recorded", help="The arrivals of the last while (--for).", rich_help_panel=_ARRIVALS),
+    ] = False,
+    file: Annotated[
+        Path | None,
+        typer.Option(
+            "--file", metavar="FILE.csv", help="Lines of `time` or `time,count`.", rich_help_panel=_ARRIVALS
+        ),
+    ] = None,
+    shape: Annotated[
+        Shape, typer.Option(help="Made up, of this shape.", rich_help_panel=_ARRIVALS)
+    ] = Shape.SPIKE,
+    rps: Annotated[float, typer.Option(help="Requests a second.", rich_help_panel=_ARRIVALS)] = 10.0,
+    factor: Annotated[
+        float, typer.Option(help="How many times that, at the most.", rich_help_panel=_ARRIVALS)
+    ] = 10.0,
+    duration: Annotated[
+        str, typer.Option("--for", metavar="TIME", help="How long.", rich_help_panel=_ARRIVALS)
+    ] = "10m",
+    with_: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--with",
+            metavar="FIELD=VALUE[;...]",
+            help="Another policy, as `policy --set`; repeatable.",
+            rich_help_panel=_POLICIES,
+        ),
+    ] = None,
+    keda: Annotated[bool, typer.Option("--keda", help="KEDA's formula.", rich_help_panel=_POLICIES)] = False,
+    knative: Annotated[
+        bool, typer.Option("--knative", help="Knative's formula.", rich_help_panel=_POLICIES)
+    ] = False,
+    call_ms: Annotated[
+        float | None, typer.Option(help="Time of a call; default: measured.", rich_help_panel=_REPLICAS)
+    ] = None,
+    batch: Annotated[int | None, typer.Option(help="Requests in a call.", rich_help_panel=_REPLICAS)] = None,
+    start: Annotated[
+        str | None, typer.Option(metavar="TIME", help="What a start takes.", rich_help_panel=_REPLICAS)
+    ] = None,
+    picture: Annotated[Path | None, typer.Option(metavar="FILE.png", help="Where to draw it.")] = None,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Decide what was recorded again, and compare.")
+    ] = False,
+    json: Json = False,
+) -> None:
+    """Replay arrivals under the deployment's policy and others: waits, lateness, cost, a picture.
+
+    Made up (--shape), from a file, or as they were recorded; through the very code that decides live.
+    """
+    from tidegate.cli import output
+    from tidegate.cli.api import control
+
+    plane = control()
+    deployment = plane.deployment_of(name)
+    if verify:
+        _verify(plane, deployment, seconds(duration), json)
+        return
+    if recorded and file:
+        raise UsageError("--recorded and --file exclude each other.")
+    out = picture or Path(f"{deployment}-replay.png")
+    order = {
+        "deployment": deployment,
+        "arrivals": _arrivals(recorded, file, shape.value, rps, factor, seconds(duration)),
+        "policies": [variation(text) for text in with_ or ()],
+        "others": [other for other, wanted in (("keda", keda), ("knative", knative)) if wanted],
+        "service": {
+            "call_ms": call_ms,
+            "batch": batch,
+            "start_s": None if start is None else seconds(start),
+        },
+        "picture": True,
+    }
+    found = plane.autoscaler.post("/v1/replay", order, timeout=TIME_LIMIT_S)
+    _keep(out, found.pop("picture"))
+    found["file"] = str(out)
+    output.show(found, json, lambda: _tell(found))
+
+
+def variation(text: str) -> dict[str, Any]:
+    """``FIELD=VALUE;FIELD=VALUE`` as another policy, named by its text. Raises UsageError."""
+    return {
+        "name": text[:80],
+        "changes": changes_of([part.strip() for part in text.split(";") if part.strip()]),
+    }
+
+
+def rows_of(results: Sequence[Mapping[str, Any]]) -> list[tuple[Any, ...]]:
+    """The figures of each policy as rows."""
+    keys = ("wait_p50_ms", "wait_p95_ms", "wait_p99_ms", "expired")
+    return [
+        (
+            result["name"],
+            f"{result['late']} ({result['late_share']:.1%})",
+            *(result[key] for key in keys),
+            f"{result['replica_hours']:.3f}",
+            None if result["cost"] is None else f"{result['cost']:.3f}",
+            *(result[key] for key in ("most_replicas", "changes", "reversals")),
+        )
+        for result in results
+    ]
+
+
+def _arrivals(
+    recorded: bool, file: Path | None, shape: str, rps: float, factor: float, length_s: float
+) -> dict[str, Any]:
+    if recorded:
+        return {"kind": "recorded", "seconds": length_s}
+    if file is None:
+        return {"kind": "synthetic", "shape": shape, "rps": rps, "factor": factor, "seconds": length_s}
+    try:
+        return {"kind": "csv", "text": file.read_text()}
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{file}: {getattr(error, 'strerror', None) or 'it is not text'}.") from None
+
+
+def _keep(path: Path, picture: str) -> None:
+    try:
+        path.write_bytes(base64.b64decode(picture))
+    except OSError as error:
+        raise UsageError(f"{path}: {error.strerror}.") from None
+
+
+def _tell(found: Mapping[str, Any]) -> None:
+    from tidegate.cli import output
+
+    service = found["service"]
+    output.line(
+        f"{found['deployment']}: {found['requests']:,} requests in {found['seconds']:,.0f} s; a call of up "
+        f"to {service['batch']} takes {service['call_ms']:.3g} ms, a start {service['start_s']:.3g} s; "
+        f"late is a wait above {found['target_wait_ms']:g} ms"
+    )
+    output.table(rows_of(found["results"]), _HEADS)
+    output.line(f"picture: {found['file']}")
+
+
+def _verify(plane: Any, deployment: str, length_s: float, json: bool) -> None:
+    from tidegate.cli import output
+
+    order = {"deployment": deployment, "since": time.time() - length_s}
+    found = plane.autoscaler.post("/v1/replay/verify", order, timeout=TIME_LIMIT_S)
+
+    def human() -> None:
+        output.line(
+            f"{deployment}: {found['reproduced']} of {found['decisions']} decisions reproduced, "
+            f"in {found['rounds']} rounds from {output.moment(found['since'])}"
+        )
+        for each in found["different"]:
+            output.line(f"{output.moment(each['at'])}: then {each['then']}, now {each['now']}")
+
+    output.show(found, json, human)
+    if found["differences"]:
+        raise typer.Exit(1)

@@ -1,0 +1,132 @@
+"""Durable jobs, as flows: all that ``JobHandle`` and ``AsyncJobHandle`` share."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+
+from tidegate.client.codec import HEAD_LENGTH, encode_request
+from tidegate.client.core import Core, Metadata, Version, arrange
+from tidegate.client.errors import BadAnswer
+from tidegate.client.flow import Answer, Flow
+from tidegate.client.result import InferResult, read_result
+from tidegate.errors import DeadlinePassed
+
+PATH = "/v1/jobs"
+# A gateway is asked to wait for so long at a time.
+WAIT_S = 20.0
+Document = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class JobOptions:
+    """What a job has beside its request; None is the gateway's default. ``priority``: high, normal or low;
+    after ``ttl_s`` seconds it expires."""
+
+    priority: str | None = None
+    ttl_s: float | None = None
+    webhook: str | None = None
+    metadata: Mapping[str, Any] | None = None
+    idempotency_key: str | None = None
+
+    def fields(self) -> Document:
+        """The fields of the body."""
+        given = {
+            "priority": self.priority,
+            "ttl_s": self.ttl_s,
+            "webhook": self.webhook,
+            "metadata": None if self.metadata is None else dict(self.metadata),
+        }
+        return {name: value for name, value in given.items() if value is not None}
+
+
+@dataclass(frozen=True, slots=True)
+class JobFlows:
+    """Flows of every call about jobs."""
+
+    core: Core
+
+    def submit(
+        self,
+        model: str,
+        inputs: Any,
+        options: JobOptions,
+        *,
+        version: Version,
+        outputs: Sequence[str] | None,
+        timeout_s: float | None,
+        request_id: str | None,
+        parameters: Mapping[str, Any] | None,
+    ) -> Flow[Document]:
+        """A job's document, once it is durable. Sent with a key, so that sending it again makes no second."""
+        extra = {"model": model, **options.fields()} | ({} if version is None else {"version": str(version)})
+        headers = {"Idempotency-Key": options.idempotency_key or os.urandom(16).hex()}
+
+        def send(metadata: Metadata, left_s: float) -> Flow[Document]:
+            body, head = encode_request(
+                arrange(model, inputs, metadata),
+                outputs=outputs,
+                request_id=request_id,
+                parameters=parameters,
+                extra=extra,
+            )
+            told = headers | {HEAD_LENGTH: str(head), "Content-Type": "application/octet-stream"}
+            answer = yield from self.core.caller.call(
+                "POST", PATH, timeout_s=left_s, headers=told, content=body
+            )
+            return document_of(answer)
+
+        return (yield from self.core.fitting(model, version, inputs, timeout_s, send))
+
+    def status(self, id: str, *, wait_s: float = 0.0) -> Flow[Document]:
+        """A job's document, as it is or once it is over, after at most ``wait_s``."""
+        answer = yield from self._get(f"{PATH}/{id}", wait_s)
+        return document_of(answer)
+
+    def wait(self, id: str, timeout_s: float | None) -> Flow[Document]:
+        """A job's document once it is over. Raises DeadlinePassed after ``timeout_s`` (None: never)."""
+        clock = self.core.caller.clock
+        deadline = None if timeout_s is None else clock() + timeout_s
+        while True:
+            left = WAIT_S if deadline is None else deadline - clock()
+            document = yield from self.status(id, wait_s=max(0.0, min(left, WAIT_S)))
+            if document.get("finished_at"):
+                return document
+            if left <= 0:
+                raise DeadlinePassed(
+                    f"Job {id} is {document.get('status')} after {timeout_s:g} s.", reason="not_over"
+                )
+
+    def result(self, id: str, timeout_s: float | None) -> Flow[InferResult]:
+        """A job's result once there is one. Raises what went wrong with the job, or DeadlinePassed."""
+        yield from self.wait(id, timeout_s)
+        return read_result((yield from self._get(f"{PATH}/{id}/result", 0.0)))
+
+    def cancel(self, id: str) -> Flow[Document]:
+        """A job's document after it was cancelled, or as it had ended before."""
+        return document_of((yield from self.core.call("DELETE", f"{PATH}/{id}", None)))
+
+    def retry(self, id: str) -> Flow[Document]:
+        """The document of a new job with the request of one that failed."""
+        return document_of((yield from self.core.call("POST", f"{PATH}/{id}/retry", None)))
+
+    def _get(self, path: str, wait_s: float) -> Flow[Answer]:
+        # The header is in whole seconds, and at least one while there is any time to wait.
+        headers = {"Prefer": f"wait={max(1, round(wait_s))}"} if wait_s > 0 else {}
+        limit = self.core.timeout_s + wait_s
+        return (yield from self.core.caller.call("GET", path, timeout_s=limit, headers=headers))
+
+
+def document_of(answer: Answer) -> Document:
+    """The JSON object in an answer; raises BadAnswer."""
+    try:
+        found = orjson.loads(answer.body)
+    except orjson.JSONDecodeError:
+        found = None
+    if not isinstance(found, dict):
+        raise BadAnswer("The answer is not a JSON object; is this the URL of a Tidegate gateway?")
+    return found

@@ -1,0 +1,167 @@
+"""Who calls, and what they may do: the words that every service uses for it.
+
+A scope is a kind of deed, not a rank: ``publish`` does not contain ``infer``. Only ``admin`` contains all.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+INFER = "infer"  # ask models, and for one's own jobs
+PUBLISH = "publish"  # upload, register, deploy, delete models
+OPERATE = "operate"  # scale, override, look inside; jobs of everybody
+ADMIN = "admin"  # keys, audit, usage; and everything else
+SCOPES = (INFER, PUBLISH, OPERATE, ADMIN)
+
+# Headers of a proxied call. Only who holds the service token is believed when it sends them.
+PRINCIPAL_HEADER = b"x-tidegate-principal"
+ORIGIN_HEADER = b"x-tidegate-origin"
+
+
+@dataclass(frozen=True, slots=True)
+class Principal:
+    """Who a request is from. ``endpoints``: the only ones it may use; None is all of them."""
+
+    id: str
+    name: str
+    scopes: frozenset[str]
+    endpoints: frozenset[str] | None = None
+
+    def may(self, scope: str, endpoint: str | None = None) -> bool:
+        """Whether it may do deeds of ``scope`` (``endpoint``: to this one)."""
+        if scope not in self.scopes and ADMIN not in self.scopes:
+            return False
+        return endpoint is None or self.endpoints is None or endpoint in self.endpoints
+
+    def to_header(self) -> str:
+        """As one line of ASCII, for a proxied call."""
+        endpoints = None if self.endpoints is None else sorted(self.endpoints)
+        return json.dumps(
+            {"id": self.id, "name": self.name, "scopes": sorted(self.scopes), "endpoints": endpoints}
+        )
+
+    @classmethod
+    def from_header(cls, raw: bytes) -> Principal:
+        """What :meth:`to_header` gave; raises ValueError."""
+        told = json.loads(raw)
+        if not isinstance(told, dict):
+            raise ValueError("a principal is a JSON object")
+        endpoints = told.get("endpoints")
+        try:
+            return cls(
+                str(told["id"]),
+                str(told["name"]),
+                frozenset(map(str, told["scopes"])),
+                None if endpoints is None else frozenset(map(str, endpoints)),
+            )
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"not a principal: {error!r}") from None
+
+
+# Who calls on loopback without a credential.
+ANONYMOUS = Principal("anonymous", "anonymous", frozenset({INFER}))
+# Who holds the service token: Tidegate's own services, and the operator of this machine.
+SERVICE = Principal("service", "service token", frozenset(SCOPES))
+
+
+def carried(headers: Mapping[bytes, bytes]) -> Principal:
+    """For whom a holder of the service token calls: itself, unless it names another. Raises ValueError."""
+    raw = headers.get(PRINCIPAL_HEADER)
+    return SERVICE if raw is None else Principal.from_header(raw)
+
+
+# A key is ``tg_<id>_<secret>``: the id says where to look, the secret is 256 random bits.
+KEY_PREFIX = "tg_"
+
+
+def key_of(id_: str, secret: str) -> str:
+    """The key as its owner holds it."""
+    return f"{KEY_PREFIX}{id_}_{secret}"
+
+
+def key_id(credential: bytes) -> str | None:
+    """The id that a key names, or None for what is no key."""
+    prefix, _, rest = credential.partition(b"_")
+    id_, _, secret = rest.partition(b"_")
+    if prefix != b"tg" or not id_ or not secret:
+        return None
+    return id_.decode("latin-1")
+
+
+def digest_of(credential: bytes) -> str:
+    """What is stored of a key: its sha256. A slow hash protects guessable words; 256 random bits are none."""
+    return hashlib.sha256(credential).hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class Allowance:
+    """What a key may use, over all gateway processes; None: without limit.
+
+    ``rate`` is requests per second with ``burst`` at once, ``day`` and ``month`` are requests in a calendar
+    day and month (UTC), ``concurrency`` is requests at one time.
+    """
+
+    rate: float | None = None
+    burst: int = 1
+    concurrency: int | None = None
+    day: int | None = None
+    month: int | None = None
+
+    @property
+    def unlimited(self) -> bool:
+        """Whether there is nothing to count."""
+        return self.rate is self.concurrency is self.day is self.month is None
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """A key as gateways know it: never the key itself. Times in ms since the epoch."""
+
+    principal: Principal
+    digest: str
+    expires_ms: float | None = None
+    allowance: Allowance = Allowance()
+    # The digest from before a rotation is good for a while.
+    previous: str | None = None
+    previous_until_ms: float = 0.0
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON can carry it."""
+        mine, allowance = self.principal, self.allowance
+        return {
+            "id": mine.id,
+            "name": mine.name,
+            "scopes": sorted(mine.scopes),
+            "endpoints": None if mine.endpoints is None else sorted(mine.endpoints),
+            "digest": self.digest,
+            "expires_ms": self.expires_ms,
+            "previous": self.previous,
+            "previous_until_ms": self.previous_until_ms,
+            "rate": allowance.rate,
+            "burst": allowance.burst,
+            "concurrency": allowance.concurrency,
+            "day": allowance.day,
+            "month": allowance.month,
+        }
+
+    @classmethod
+    def from_dict(cls, told: Mapping[str, Any]) -> Key:
+        """What :meth:`to_dict` gave; raises KeyError, TypeError or ValueError."""
+        endpoints = told["endpoints"]
+        return cls(
+            principal=Principal(
+                told["id"],
+                told["name"],
+                frozenset(told["scopes"]),
+                None if endpoints is None else frozenset(endpoints),
+            ),
+            digest=told["digest"],
+            expires_ms=told["expires_ms"],
+            allowance=Allowance(told["rate"], told["burst"], told["concurrency"], told["day"], told["month"]),
+            previous=told["previous"],
+            previous_until_ms=told["previous_until_ms"],
+        )

@@ -1,0 +1,130 @@
+"""How a Deployment scales: what its owner can say, and the time windows of a schedule."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from functools import lru_cache
+from typing import Any, Literal, Self
+from zoneinfo import ZoneInfo
+
+from cronsim import CronSim, CronSimError
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+Aggressiveness = Literal["economy", "balanced", "latency"]
+Season = Literal["off", "daily", "weekly"]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class ScheduleWindow(_Part):
+    """Other bounds from each time of ``start`` until the next time of ``end``.
+
+    Both are cron expressions of five fields on the wall clock of ``time_zone`` (an IANA name). A time that
+    a change of the clocks skips counts right after it; one that comes twice counts once.
+    """
+
+    start: str
+    end: str
+    time_zone: str = "UTC"
+    min_replicas: int | None = Field(None, ge=0, le=10_000)
+    max_replicas: int | None = Field(None, ge=1, le=10_000)
+
+    @field_validator("start", "end")
+    @classmethod
+    def _is_cron(cls, text: str) -> str:
+        if len(text.split()) != 5:
+            raise ValueError(f"{text!r} is not a cron expression of five fields, such as '0 8 * * mon-fri'")
+        try:
+            next(CronSim(text, datetime(2024, 1, 1, tzinfo=UTC)))
+        except (CronSimError, StopIteration):
+            raise ValueError(f"{text!r} is not a cron expression, or its time never comes") from None
+        return text
+
+    @field_validator("time_zone")
+    @classmethod
+    def _is_zone(cls, name: str) -> str:
+        try:
+            _zone(name)
+        except (KeyError, ValueError, OSError):
+            raise ValueError(f"there is no time zone {name!r}: use a name such as Europe/Berlin") from None
+        return name
+
+    @model_validator(mode="after")
+    def _says_something(self) -> Self:
+        if self.min_replicas is None and self.max_replicas is None:
+            raise ValueError("a window of a schedule needs min_replicas, max_replicas or both")
+        if self.max_replicas is not None and (self.min_replicas or 0) > self.max_replicas:
+            raise ValueError("min_replicas of a window is above its max_replicas")
+        return self
+
+    def open_at(self, now: float) -> bool:
+        """Whether the window is open at ``now`` (seconds since the epoch)."""
+        minute = int(now // 60)
+        opened = _last(self.start, self.time_zone, minute)
+        closed = _last(self.end, self.time_zone, minute)
+        return opened is not None and (closed is None or opened >= closed)
+
+
+class Scaling(_Part):
+    """When a Deployment grows and shrinks, beside its bounds and ``target_wait_ms``. Of several rules the
+    one that wants most counts.
+
+    ``aggressiveness`` sets everything that is not given. ``target_utilization`` is the share of its time
+    that a replica may be busy, ``backlog_per_replica`` how many requests may be outstanding for each.
+    Windows are seconds: load counts on the way up when it has lasted for ``up_window_s``, and on the way
+    down for ``down_window_s`` after it. A load of ``panic_factor`` times what is ready is met at once,
+    whatever window and limit there is; 0: never. ``max_cost_per_hour`` limits replicas x ``price_per_hour``.
+    ``forecast`` may start replicas ahead of what the same time of earlier days or weeks brought.
+    """
+
+    aggressiveness: Aggressiveness = "balanced"
+    target_utilization: float | None = Field(None, gt=0, le=1)
+    backlog_per_replica: float | None = Field(None, gt=0)
+    schedule: list[ScheduleWindow] = Field(default_factory=list, max_length=100)
+    up_window_s: float | None = Field(None, ge=0, le=3600)
+    down_window_s: float | None = Field(None, ge=0, le=86_400)
+    max_up_per_minute: int | None = Field(None, ge=1)
+    max_down_per_minute: int | None = Field(None, ge=1)
+    panic_factor: float | None = Field(None, ge=0)
+    price_per_hour: float | None = Field(None, gt=0)
+    max_cost_per_hour: float | None = Field(None, gt=0)
+    forecast: Season = "off"
+
+    @field_validator("panic_factor")
+    @classmethod
+    def _is_factor(cls, factor: float | None) -> float | None:
+        if factor is not None and 0 < factor <= 1:
+            raise ValueError("panic_factor is 0 (never) or above 1")
+        return factor
+
+    @model_validator(mode="after")
+    def _can_pay(self) -> Self:
+        if self.max_cost_per_hour is None:
+            return self
+        if self.price_per_hour is None:
+            raise ValueError("max_cost_per_hour needs price_per_hour")
+        if self.price_per_hour > self.max_cost_per_hour:
+            raise ValueError("max_cost_per_hour does not pay for one replica, so it could never serve")
+        return self
+
+    def changes(self) -> dict[str, Any]:
+        """What differs from the defaults, for people."""
+        return self.model_dump(mode="json", exclude_defaults=True)
+
+
+@lru_cache(maxsize=4096)
+def _last(cron: str, zone: str, minute: int) -> datetime | None:
+    """The last time of a cron expression at or before a minute (of the epoch); None: there was none."""
+    now = datetime.fromtimestamp(minute * 60, UTC)
+    local = datetime.fromtimestamp((minute + 1) * 60, _zone(zone))  # CronSim looks strictly before
+    if local.fold:  # the hour that comes twice: what the first one brought may be later on the clock
+        local += timedelta(hours=2)
+    times = (found.astimezone(UTC) for found in CronSim(cron, local, reverse=True))
+    return next((found for found in times if found <= now), None)
+
+
+@lru_cache(maxsize=256)
+def _zone(name: str) -> ZoneInfo:
+    return ZoneInfo(name)

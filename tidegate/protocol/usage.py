@@ -1,0 +1,61 @@
+"""Reports of usage: who asked which endpoint for how much, from those who serve to the registry."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import UTC, date, datetime
+from typing import NamedTuple
+
+import orjson
+
+COUNTS = ("requests", "failed", "compute_us", "received_bytes", "sent_bytes", "tokens_in", "tokens_out")
+ZERO = (0,) * len(COUNTS)
+
+
+class Subject(NamedTuple):
+    """Whose usage of what, on which day (UTC)."""
+
+    day: date
+    principal: str
+    endpoint: str
+
+
+@dataclass(frozen=True, slots=True)
+class UsageReport:
+    """Counts to be added once: ``(incarnation, seq)`` tells a report that comes again from a new one.
+
+    Each value is a tuple in the order of ``COUNTS``.
+    """
+
+    incarnation: str
+    seq: int
+    counts: dict[Subject, tuple[int, ...]]
+
+    def to_json(self) -> bytes:
+        """As a message."""
+        items = [[*subject, *counts] for subject, counts in self.counts.items()]
+        return orjson.dumps({"v": 1, "incarnation": self.incarnation, "seq": self.seq, "items": items})
+
+    @classmethod
+    def from_json(cls, raw: bytes) -> UsageReport:
+        """From a message; raises ValueError, KeyError or TypeError for what is none."""
+        told = orjson.loads(raw)
+        if told["v"] != 1:
+            raise ValueError(f"version {told['v']} of a usage report is not known")
+        counts = {}
+        for day, principal, endpoint, *numbers in told["items"]:
+            if len(numbers) != len(COUNTS):
+                raise ValueError(f"{len(numbers)} counts, expected {len(COUNTS)}")
+            counts[Subject(date.fromisoformat(day), str(principal), str(endpoint))] = tuple(map(int, numbers))
+        return cls(str(told["incarnation"]), int(told["seq"]), counts)
+
+
+def added(counts: Iterable[int], more: Iterable[int]) -> tuple[int, ...]:
+    """The sum, count by count."""
+    return tuple(a + b for a, b in zip(counts, more, strict=True))
+
+
+def day_of(epoch_s: float) -> date:
+    """The calendar day (UTC) of a time in seconds since the epoch."""
+    return datetime.fromtimestamp(epoch_s, UTC).date()
