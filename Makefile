@@ -3,14 +3,14 @@
 
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help up down clean test test-clients check fmt lock bootstrap bootstrap-dev bare-test docs torch bench bench-broker-tax bench-overload bench-heavy bench-mixups bench-flame
+.PHONY: help up down clean test test-clients check fmt lock bootstrap bootstrap-dev bare-test compose-up compose-down compose-test docs torch bench bench-broker-tax bench-overload bench-heavy bench-mixups bench-rate-limit bench-chaos bench-flame
 
 PY := .venv/bin/python
 STATE := $(or $(TIDEGATE_STATE_DIR),.tidegate)
 RUNTIME := $(or $(TIDEGATE_RUNTIME_DIR),$(STATE)/runtime)
 # Each test process has servers of its own; the tests of the whole stack want the machine to themselves.
 PARALLEL_TESTS ?= tests/unit tests/integration
-SERIAL_TESTS ?= tests/e2e
+SERIAL_TESTS ?= tests/chaos tests/e2e
 PYTEST_FLAGS ?= -q
 
 # The first Python that fits, that of an existing environment before others; else python3, which then says what to do.
@@ -88,12 +88,29 @@ bench-heavy: bootstrap ## envelopes with heavy models, and a light and a heavy o
 bench-mixups: bootstrap ## 100,000 requests of mixed sizes, each answer checked against its input
 	$(PY) -m benchmarks.mixups $(BENCH_FLAGS)
 
+bench-rate-limit: bootstrap ## one key's limit over four gateway processes; what access costs a request
+	$(PY) -m benchmarks.rate_limit $(BENCH_FLAGS)
+
 bench-flame: bootstrap ## flame graphs of gateway and worker under load
 	$(PY) -m benchmarks.install --only plot
 	$(PY) -m benchmarks.flame $(BENCH_FLAGS)
 
+bench-chaos: bootstrap ## 20,000 jobs while every part is killed with -9 and restarted once
+	$(PY) -m benchmarks.chaos $(BENCH_FLAGS)
+
 bare-test: ## the same as a new user, in a container with nothing but git, make and python3
 	@exec tests/bare/run.sh
+
+# Needs a container engine and compose; no Python but the system's. Variables: docs/compose.md.
+COMPOSE_FLAGS ?=
+compose-up: ## the same in containers: build the images, start everything, serve the example
+	@$(FIND_PYTHON); exec "$$p" -m deploy.compose up $(COMPOSE_FLAGS)
+
+compose-down: ## stop the containers; COMPOSE_FLAGS=--volumes forgets the data too
+	@$(FIND_PYTHON); exec "$$p" -m deploy.compose down $(COMPOSE_FLAGS)
+
+compose-test: bootstrap-dev ## the containers for real: losses, scale, and nothing left; skipped without an engine
+	$(PY) -m pytest $(PYTEST_FLAGS) -rs tests/compose
 
 # Needs `uv` on PATH. Services first: the tests share their versions.
 LOCK = uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --no-header --python-version 3.11

@@ -27,6 +27,14 @@ class Client:
         self._idle: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = []
 
     async def post(self, path: str, body: bytes, headers: Mapping[str, str]) -> Answer:
+        """POST; see :meth:`request`."""
+        return await self.request("POST", path, body, headers)
+
+    async def get(self, path: str, headers: Mapping[str, str] | None = None) -> Answer:
+        """GET; see :meth:`request`."""
+        return await self.request("GET", path, b"", headers or {})
+
+    async def request(self, method: str, path: str, body: bytes, headers: Mapping[str, str]) -> Answer:
         """Send one request and read its answer. Raises OSError or EOFError when the connection breaks.
 
         A cancelled request closes its connection, as a caller that hangs up does.
@@ -36,7 +44,7 @@ class Client:
         done = False
         try:
             lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
-            head = f"POST {path} HTTP/1.1\r\nHost: {HOST}\r\nContent-Length: {len(body)}\r\n{lines}\r\n"
+            head = f"{method} {path} HTTP/1.1\r\nHost: {HOST}\r\nContent-Length: {len(body)}\r\n{lines}\r\n"
             writer.write(head.encode() + body)
             answer = await _read(reader)
             done = True

@@ -11,7 +11,7 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -42,7 +42,7 @@ def serving(peer: Peer, names: Sequence[Name]) -> Iterator[str]:
     """The peer, started fresh and answering right; yields its base URL. Raises NotServing."""
     with ExitStack() as held:
         try:
-            url = held.enter_context(_tidegate(peer) if peer.role == "tidegate" else _process(peer))
+            url = held.enter_context(_tidegate(peer) if peer.role == "tidegate" else process(peer))
             for name in names:
                 check(url, peer, name)
         except (StackFailed, StackError, OSError, subprocess.SubprocessError) as problem:
@@ -88,8 +88,11 @@ def _tidegate(peer: Peer) -> Iterator[str]:
 
 
 @contextmanager
-def _process(peer: Peer) -> Iterator[str]:
-    """A peer that is started by its own commands, with the servers that it needs."""
+def process(peer: Peer, given: Mapping[str, str] | None = None) -> Iterator[str]:
+    """A peer that is started by its own commands, with the servers that it needs; yields its base URL.
+
+    ``given``: variables of its environment, in place of those of servers of its own. Raises NotServing.
+    """
     if peer.has_environment and not install.installed(peer.name):
         raise NotServing(f"not installed: python -m benchmarks.install --only {peer.name}")
     work = places.work_dir(peer.name)
@@ -102,7 +105,8 @@ def _process(peer: Peer) -> Iterator[str]:
             tempfile.TemporaryDirectory(prefix="tg-bench-", ignore_cleanup_errors=True)
         )
         port = free_ports(1)[0]
-        env = _environment(peer, port, work, Path(scratch)) | _needs(peer, work, held)
+        needs = _needs(peer, work, held) if given is None else dict(given)
+        env = _environment(peer, port, work, Path(scratch)) | needs
         held.callback(leftovers.clear, leftovers.names())
         held.callback(_stop, started)
         started.extend(_start(peer, command, port, env, work / "server.log") for command in peer.commands)

@@ -27,6 +27,7 @@ PORTS = (
     "rabbitmq_dist_port",
     "epmd_port",
     "valkey_port",
+    "jobs_port",
 )
 LIMIT_S = 240
 EXAMPLES = places.ROOT / "examples" / "python-model"

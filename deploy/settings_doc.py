@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
@@ -46,7 +47,9 @@ def page() -> str:
 
 
 def _row(name: str, field: FieldInfo) -> str:
-    default = "" if field.default in (None, "") else f"`{field.default}`"
+    value = field.get_default(call_default_factory=True, validated_data={})
+    value = json.dumps(value) if isinstance(value, dict | list) else value
+    default = "" if value in (None, "") else f"`{value}`"
     return f"| `TIDEGATE_{name.upper()}` | {default} | {field.description} |\n"
 
 

@@ -1,4 +1,6 @@
-"""``python -m services.autoscaler`` runs the service; with ``sweep``, ends every replica there is."""
+"""``python -m services.autoscaler`` runs the service; ``sweep`` ends every replica there is, ``engine-proxy``
+stands between the launcher and a container engine.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +8,10 @@ import argparse
 import asyncio
 import sys
 
+from services.autoscaler.adapters import procfs
 from services.autoscaler.adapters.leader import LeaderLock
 from services.autoscaler.adapters.sweep import sweep
-from services.autoscaler.app import build
+from services.autoscaler.launchers import launcher_of
 from services.autoscaler.settings import AutoscalerSettings
 from tidegate import telemetry
 from tidegate.errors import Unavailable
@@ -19,13 +22,22 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the service or sweep; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m services.autoscaler")
     commands = parser.add_subparsers(dest="command")
-    sweeping = commands.add_parser("sweep", help="end every replica of the state folder")
+    sweeping = commands.add_parser("sweep", help="end every replica")
     sweeping.add_argument("--grace", type=float, default=10.0, help="seconds to finish work (default 10)")
+    commands.add_parser("engine-proxy", help="stand between the launcher and a container engine")
     given = parser.parse_args(arguments)
     settings = AutoscalerSettings()
     if given.command == "sweep":
         return _sweep(settings, given.grace)
-    telemetry.configure("autoscaler", settings.log_level)
+    telemetry.configure(given.command or "autoscaler", settings.log_level)
+    # Imported here: each of them needs none of the others' parts.
+    if given.command == "engine-proxy":
+        from services.autoscaler import engine_proxy
+
+        engine_proxy.run(settings)
+        return 0
+    from services.autoscaler.app import build
+
     run(build(settings), settings, settings.autoscaler_port)
     return 0
 
@@ -38,8 +50,9 @@ def _sweep(settings: AutoscalerSettings, grace_s: float) -> int:
             f"Stop the autoscaler first: process {leader.holder()} would start them again.", file=sys.stderr
         )
         return 1
+    strays = procfs.marked_in(settings.state_path) if settings.launcher == "process" else set()
     try:
-        ended = asyncio.run(sweep(settings.state_path, grace_s))
+        ended = asyncio.run(sweep(launcher_of(settings), grace_s, strays))
     except Unavailable as error:
         print(error.message, file=sys.stderr)
         return 1

@@ -3,31 +3,30 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import sys
+import socket
 import time
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager
-from pathlib import Path
 
 from fastapi import FastAPI
 
 from services.autoscaler.adapters.events import Events
-from services.autoscaler.adapters.launcher_process import ProcessLauncher, ProcessPlan
+from services.autoscaler.adapters.history import History
 from services.autoscaler.adapters.leader import LeaderLock
 from services.autoscaler.adapters.ledger import Ledger
 from services.autoscaler.adapters.overrides import Overrides
 from services.autoscaler.adapters.registry import IntentionSource, RegistryClient
-from services.autoscaler.api import operators
+from services.autoscaler.api import operators, replay, targets
 from services.autoscaler.domain.launcher import Launcher
+from services.autoscaler.launchers import launcher_of
 from services.autoscaler.loop import Loop, Parts
 from services.autoscaler.operations import Operations
+from services.autoscaler.recorder import Recorder
+from services.autoscaler.replaying import Replays
 from services.autoscaler.settings import AutoscalerSettings
 from tidegate import tasks
 from tidegate.service import create_app
-from tidegate.store import Store
-
-ROOT = Path(__file__).resolve().parents[2]
+from tidegate.store import JobStore, Store
 
 
 def build(settings: AutoscalerSettings, launcher: Launcher | None = None) -> FastAPI:
@@ -36,27 +35,19 @@ def build(settings: AutoscalerSettings, launcher: Launcher | None = None) -> Fas
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         async with AsyncExitStack() as stack:
-            await _start(app, settings, launcher or process_launcher(settings), stack)
+            await _start(app, settings, launcher or launcher_of(settings), stack)
             yield
         # Workers are left running: whoever comes next adopts them.
 
-    return create_app(name="autoscaler", settings=settings, lifespan=lifespan, routers=[operators.router])
-
-
-def process_launcher(settings: AutoscalerSettings) -> ProcessLauncher:
-    """Workers as processes that run this very installation."""
-    environment = {
-        "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")])),
-        "PYTHONUNBUFFERED": "1",
-        "TIDEGATE_RUNTIME_DIR": str(settings.runtime_path),
-        "TIDEGATE_AMQP_URL": settings.amqp_url,
-        "TIDEGATE_REDIS_URL": settings.redis_url,
-        "TIDEGATE_REGISTRY_URL": settings.registry_url,
-        "TIDEGATE_LOG_LEVEL": settings.log_level,
-    }
-    # -P: the folder that the stack was started in is not on the import path.
-    command = [sys.executable, "-P", "-m", "services.worker", "--replica-dir"]
-    return ProcessLauncher(ProcessPlan(command, settings.state_path, environment))
+    app = create_app(
+        name="autoscaler",
+        settings=settings,
+        lifespan=lifespan,
+        routers=[operators.router, replay.router, targets.router],
+        open_paths=(targets.PREFIX,),
+    )
+    app.state.host = settings.host
+    return app
 
 
 async def _start(
@@ -70,17 +61,32 @@ async def _start(
     stack.callback(ledger.close)
     store = Store.connect(settings.redis_url)
     stack.push_async_callback(store.close)
+    jobs = JobStore.connect(settings.jobs_url)
+    stack.push_async_callback(jobs.close)
     registry = RegistryClient(settings.registry_url, settings.service_token)
     stack.push_async_callback(registry.close)
     source = IntentionSource(registry, state / "data" / "intention.json", lambda: loop.wake())
     source.load_cache()
-    parts = Parts(
-        launcher, store, source, Overrides(registry, ledger, time.time), ledger, settings.registry_url
-    )
-    loop = Loop(parts, settings.policy(), settings.autoscaler_period_s)
+    history = History(state / "data" / "history.db", settings.autoscaler_history_mb * 2**20)
+    stack.callback(history.close)
+    recorder = Recorder(history, settings.policy(), observations=settings.autoscaler_history_mb > 0)
+    stack.push_async_callback(lambda: recorder.flush(time.time()))
+    overrides = Overrides(registry, ledger, time.time)
+    parts = Parts(launcher, store, jobs, source, overrides, ledger, recorder, settings.registry_url)
+    host = settings.autoscaler_host_name or socket.gethostname()
+    loop = Loop(parts, settings.policy(), settings.autoscaler_period_s, host)
     events = Events(settings.amqp_url, on_registry=source.refresh_soon, on_demand=loop.hint)
     await stack.enter_async_context(events)
-    app.state.operations = Operations(loop, parts, leader, settings.policy())
+    operations = Operations(loop, parts, leader, settings.policy())
+    app.state.operations = operations
+    app.state.replays = Replays(
+        operations,
+        history,
+        settings.policy(),
+        settings.autoscaler_period_s,
+        state / "cache" / "matplotlib",
+        asyncio.Semaphore(1),
+    )
     _add_checks(app, leader, source, loop, events)
     _run(stack, source.run(settings.autoscaler_relist_s))
     _run(stack, _lead(leader, loop))
@@ -96,6 +102,7 @@ def _add_checks(
     app.state.health.add("intention", lambda: source.problem if source.current is None else None)
     app.state.health.add("loop", lambda: loop.problem if leader.held else None)
     app.state.health.add("store", lambda: loop.store_problem)
+    app.state.health.add("jobs", lambda: loop.jobs_problem)
     app.state.health.add("events", lambda: events.problem)
 
 

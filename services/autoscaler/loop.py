@@ -14,17 +14,18 @@ from services.autoscaler.adapters import metrics
 from services.autoscaler.adapters.ledger import COLD_STARTS_KEPT, Ledger
 from services.autoscaler.adapters.overrides import Overrides
 from services.autoscaler.adapters.registry import IntentionSource
-from services.autoscaler.domain.cold_start import ColdStart, cold_starts
+from services.autoscaler.domain.cold_start import ColdStart, cold_starts, start_times
 from services.autoscaler.domain.decide import decide
 from services.autoscaler.domain.launcher import Launcher, parse_replica
 from services.autoscaler.domain.memory import State
 from services.autoscaler.domain.snapshot import Action, Decision, Drain, Kill, Launch, Plan, Policy, Snapshot
 from services.autoscaler.domain.status import statuses
+from services.autoscaler.recorder import Recorder
 from tidegate import telemetry
 from tidegate.errors import NotFound, TidegateError, Unavailable
 from tidegate.protocol.models import Assignment, DeploymentStatus
 from tidegate.protocol.presence import GatewayView, ReplicaReport
-from tidegate.store import Store, StoreUnavailable
+from tidegate.store import JobStore, Store, StoreUnavailable
 
 log = telemetry.logger(__name__)
 
@@ -39,9 +40,11 @@ class Parts:
 
     launcher: Launcher
     store: Store
+    jobs: JobStore
     source: IntentionSource
     overrides: Overrides
     ledger: Ledger
+    recorder: Recorder
     registry_url: str
 
 
@@ -49,12 +52,18 @@ class Loop:
     """Holds every Deployment at its target. One task runs :meth:`run`; the doors read what it publishes."""
 
     def __init__(
-        self, parts: Parts, policy: Policy, period_s: float, clock: Callable[[], float] = time.time
+        self,
+        parts: Parts,
+        policy: Policy,
+        period_s: float,
+        host: str,
+        clock: Callable[[], float] = time.time,
     ) -> None:
         self._parts = parts
         self._policy = policy
         self._period_s = period_s
         self._clock = clock
+        self.host = host
         self._wake = asyncio.Event()
         self._hints: dict[str, float] = {}
         self._launch_failures: dict[str, str] = {}
@@ -62,17 +71,21 @@ class Loop:
         self._acted = False
         self._cold_starts: dict[str, list[dict[str, Any]]] = {}
         self.state = State()
+        self.cordoned: dict[str, float] = {}
         self.snapshot: Snapshot | None = None
         self.statuses: dict[str, DeploymentStatus] = {}
         self.recent: deque[Decision] = deque(maxlen=RECENT_DECISIONS)
         self.problem: str | None = "The first round has not been made yet."
         self.store_problem: str | None = None
+        self.jobs_problem: str | None = None
 
     def take_over(self) -> None:
         """Read what the former leader left; to be called once this process leads."""
         self._parts.overrides.take_over()
         self._cold_starts = self._parts.ledger.cold_starts()
-        self.state = State(generations=self._parts.ledger.generations())
+        self.cordoned = self._parts.ledger.cordons()
+        starts = {name: start_times(found) for name, found in self._cold_starts.items()}
+        self.state = State(generations=self._parts.ledger.generations(), starts=starts)
 
     def wake(self) -> None:
         """Make the next round at once."""
@@ -107,6 +120,7 @@ class Loop:
         plan, self.state = decide(snapshot, self._policy, before, now)
         self._launch_failures, self._acted = {}, bool(plan.actions)
         self.snapshot = snapshot
+        self._parts.recorder.note(before, snapshot, plan, self.state, now)
         for found in cold_starts(before, self.state, snapshot, self._causes, now):
             await self._note_cold_start(found)
         gone = self.statuses.keys()
@@ -119,18 +133,27 @@ class Loop:
         """Look at everything once. What cannot be read is None."""
         if self._parts.source.answered and self._parts.overrides.pending:
             await self._parts.overrides.reconcile()
-        running, (reports, gateways) = await asyncio.gather(self._parts.launcher.list(), self._live_facts())
+        running, (reports, gateways), jobs = await asyncio.gather(
+            self._parts.launcher.list(), self._live_facts(), self._unfinished_jobs()
+        )
         now = self._clock()
         held = self._policy.hint_hold_s
         self._hints = {name: at for name, at in self._hints.items() if now - at < held}
+        intention = self._parts.source.current
+        wanted = intention.deployments if intention else []
+        # In the order of names, whatever order they came in: a record of it is then the same again.
         return Snapshot(
-            intention=self._parts.source.current,
-            running=tuple(running),
+            intention=intention,
+            running=tuple(sorted(running, key=lambda each: each.replica)),
             reports=reports,
             gateways=gateways,
+            jobs=jobs,
             hints=dict(self._hints),
             overrides=dict(self._parts.overrides.pending),
             launch_failures=dict(self._launch_failures),
+            expected=await self._parts.recorder.forecast(wanted, self.state, now),
+            host=self.host,
+            cordoned=frozenset(self.cordoned),
         )
 
     async def act(self, plan: Plan) -> None:
@@ -139,6 +162,18 @@ class Loop:
         for action in plan.actions:
             by_deployment.setdefault(deployment_of(action), []).append(action)
         await asyncio.gather(*(self._in_order(actions) for actions in by_deployment.values()))
+
+    async def cordon(self, host: str) -> None:
+        """Start nothing on a host any more."""
+        self.cordoned[host] = self._clock()
+        await asyncio.to_thread(self._parts.ledger.cordon, host, self.cordoned[host])
+        self.wake()
+
+    async def uncordon(self, host: str) -> None:
+        """Let replicas be started on a host again."""
+        self.cordoned.pop(host, None)
+        await asyncio.to_thread(self._parts.ledger.uncordon, host)
+        self.wake()
 
     async def drain(self, replica: str) -> None:
         """Let one replica finish and exit, on an operator's word; the next round replaces it."""
@@ -164,7 +199,19 @@ class Loop:
             self.store_problem = error.message
             return None, None
         self.store_problem = None
+        gateways.reports.sort(key=lambda report: report.incarnation)
+        reports.sort(key=lambda report: report.replica)
         return {report.replica: report for report in reports}, gateways
+
+    async def _unfinished_jobs(self) -> dict[str, int] | None:
+        """Jobs that wait or run, by Deployment."""
+        try:
+            counts = await self._parts.jobs.counts()
+        except StoreUnavailable as error:
+            self.jobs_problem = error.message
+            return None
+        self.jobs_problem = None
+        return {name: load.waiting + load.running for name, load in counts.deployments.items()}
 
     async def _publish(self) -> None:
         shown = {name: status.model_dump(mode="json") for name, status in self.statuses.items()}

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from services.autoscaler.adapters.leader import LeaderLock
+from services.autoscaler.domain.cold_start import report
+from services.autoscaler.domain.explain import explain, policy_of
+from services.autoscaler.domain.round import start_time
 from services.autoscaler.domain.snapshot import Policy
 from services.autoscaler.domain.status import replica_view
 from services.autoscaler.loop import Loop, Parts
 from tidegate.errors import NotFound, Unavailable
-from tidegate.protocol.models import DeploymentStatus
+from tidegate.protocol.models import Deployment, DeploymentStatus
+
+SHOWN_DECISIONS = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,11 +40,45 @@ class Operations:
             raise NotFound(f"There is no Deployment {name}.")
         return found
 
+    async def why(self, name: str) -> dict[str, Any]:
+        """Why a Deployment has the replicas that it has, with its last decisions."""
+        self._must_lead()
+        wanted, snapshot, state = self.wanted(name), self.loop.snapshot, self.loop.state
+        if snapshot is None or name not in state.deployments:
+            raise Unavailable(f"Nothing has been decided for Deployment {name} yet.")
+        status = await self.status(name)
+        return {
+            **explain(wanted, snapshot, state, self.policy, time.time()),
+            "replicas": {phase: getattr(status, phase) for phase in ("ready", "starting", "draining")},
+            "predicted_wait_ms": status.predicted_wait_ms,
+            "cost_per_hour": status.cost_per_hour,
+            "conditions": status.conditions,
+            "ended": status.ended,
+            "decisions": await self.decisions(name, SHOWN_DECISIONS),
+        }
+
+    def policy_of(self, name: str) -> dict[str, Any]:
+        """How a Deployment scales: what is given, and what that makes in numbers."""
+        start_s = start_time(self.loop.state, name) or 0.0
+        return policy_of(self.wanted(name), self.policy, start_s, time.time())
+
+    async def change_policy(self, name: str, changes: dict[str, Any]) -> dict[str, Any]:
+        """Change how a Deployment scales; the registry must be there, since it keeps it."""
+        changed = await self.parts.source.registry.patch_deployment(name, changes)
+        self._changed()
+        start_s = start_time(self.loop.state, name) or 0.0
+        return policy_of(changed, self.policy, start_s, time.time())
+
     async def override(self, name: str, replicas: int, ttl_s: float | None) -> str:
         """Fix the replicas of a Deployment; returns who holds the override."""
         held_by = await self.parts.overrides.put(name, replicas, ttl_s, known=self._known(name))
         self._changed()
         return held_by
+
+    async def pause(self, name: str, ttl_s: float | None, *, hold: bool) -> tuple[int, str]:
+        """Stop a Deployment, or with ``hold`` stop scaling it; returns its replicas and who holds that."""
+        replicas = (await self.status(name)).desired if hold else 0
+        return replicas, await self.override(name, replicas, ttl_s)
 
     async def lift(self, name: str) -> str:
         """Remove the override of a Deployment; returns who was told."""
@@ -48,9 +88,40 @@ class Operations:
 
     async def drain(self, replica: str) -> None:
         """Let a replica finish and exit."""
-        if not self.leader.held:
-            raise Unavailable(f"This autoscaler is a standby; the leader is process {self.leader.holder()}.")
+        self._must_lead()
         await self.loop.drain(replica)
+
+    async def cordon(self, host: str, *, drain: bool) -> list[str]:
+        """Start nothing on a host any more; with ``drain`` also let what is there finish. Those it drains."""
+        self._must_lead()
+        if host not in {each["host"] for each in self.hosts()}:
+            raise NotFound(f"There is no host {host}.")
+        await self.loop.cordon(host)
+        gone = [r["replica"] for r in self.replicas() if r["alive"] and r["state"] != "draining"]
+        for replica in gone if drain else []:
+            await self.loop.drain(replica)
+        return gone if drain else []
+
+    async def uncordon(self, host: str) -> None:
+        """Let replicas be started on a host again."""
+        self._must_lead()
+        if host not in self.loop.cordoned:
+            raise NotFound(f"No host {host} is cordoned.")
+        await self.loop.uncordon(host)
+
+    def hosts(self) -> list[dict[str, Any]]:
+        """The host that replicas are started on, and others that are cordoned."""
+        cordoned = self.loop.cordoned
+        here = sum(1 for each in self.replicas() if each["alive"])
+        names = dict.fromkeys([self.loop.host, *sorted(cordoned)])
+        return [
+            {
+                "host": name,
+                "replicas": here if name == self.loop.host else 0,
+                "cordoned_at": cordoned.get(name),
+            }
+            for name in names
+        ]
 
     async def decisions(self, deployment: str | None, limit: int) -> list[dict[str, Any]]:
         """The latest decisions, newest first: from memory while that is enough, else from disk."""
@@ -58,6 +129,10 @@ class Operations:
         if len(recent) >= limit:
             return [asdict(decision) for decision in recent[:limit]]
         return await asyncio.to_thread(self.parts.ledger.decisions, deployment, limit)
+
+    async def cold_starts(self) -> list[dict[str, Any]]:
+        """What starts took, by Deployment: how many are known, and their parts."""
+        return [report(status.deployment, status.cold_starts) for status in await self.statuses()]
 
     def replicas(self) -> list[dict[str, Any]]:
         """Every replica of the last look."""
@@ -70,11 +145,23 @@ class Operations:
             for r in snapshot.running or ()
         ]
 
+    def wanted(self, name: str) -> Deployment:
+        """A Deployment of the last good intention."""
+        current = self.parts.source.current
+        found = next((d for d in current.deployments if d.name == name), None) if current else None
+        if found is None:
+            raise NotFound(f"There is no Deployment {name}.")
+        return found
+
     async def _all(self) -> dict[str, DeploymentStatus]:
         if self.leader.held:
             return self.loop.statuses
         published = await self.parts.store.statuses()
         return {name: DeploymentStatus.model_validate(status) for name, status in published.items()}
+
+    def _must_lead(self) -> None:
+        if not self.leader.held:
+            raise Unavailable(f"This autoscaler is a standby; the leader is process {self.leader.holder()}.")
 
     def _known(self, name: str) -> bool:
         current = self.parts.source.current

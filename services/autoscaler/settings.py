@@ -13,7 +13,7 @@ from tidegate.settings import Settings
 class AutoscalerSettings(Settings):
     """Times are seconds."""
 
-    launcher: Literal["process"] = Field("process", description="Where workers are started.")
+    launcher: Literal["process", "docker"] = Field("process", description="How workers are started.")
     autoscaler_period_s: float = Field(0.5, gt=0, description="Time between two looks.")
     autoscaler_relist_s: float = Field(2.0, gt=0, description="Time between two reads of the registry.")
     autoscaler_down_window_s: float = Field(
@@ -29,6 +29,62 @@ class AutoscalerSettings(Settings):
         60.0, ge=0, description="Longest wait before a worker is retried."
     )
     autoscaler_decisions_kept: int = Field(5000, ge=1, description="Decisions that are kept on disk.")
+    autoscaler_history_mb: int = Field(
+        256, ge=0, description="Disk for what was observed, so that it can be decided again; 0: none is kept."
+    )
+    autoscaler_host_name: str = Field(
+        "",
+        description="What the machine that replicas run on is called, for `cordon`; default: its own name.",
+    )
+
+    docker_host: str = Field(
+        "unix:///var/run/docker.sock", description="The container engine, or the proxy in front of it."
+    )
+    docker_stack: str = Field(
+        "tidegate", pattern=r"^[a-z0-9][a-z0-9_-]*$", description="What the containers' names begin with."
+    )
+    docker_image: str = Field(
+        "tidegate/worker", description="The workers' image, where a Deployment names none."
+    )
+    docker_images: list[str] = Field(
+        default_factory=list,
+        description="Other images that Deployments may name, for the engine's proxy, as JSON; `*` is any.",
+    )
+    docker_pull: Literal["never", "missing", "always"] = Field(
+        "missing", description="Whether images of workers are fetched."
+    )
+    docker_network: str = Field("tidegate", description="The network that workers join.")
+    docker_volumes: dict[str, str] = Field(
+        default_factory=dict, description="Named volumes of workers, and where they appear, as JSON."
+    )
+    docker_environment: dict[str, str] = Field(
+        default_factory=dict, description="More variables for workers, as JSON; `PIP_INDEX_URL` for one."
+    )
+    docker_memory_mb: int = Field(
+        0, ge=0, description="Memory of a worker in MiB, where its Deployment does not say; 0: no limit."
+    )
+    docker_cpus: float = Field(
+        0.0, ge=0, description="Cores of a worker, where its Deployment does not say; 0: no limit."
+    )
+    docker_shm_mb: int = Field(
+        256, ge=1, description="Shared memory of a worker in MiB, where its Deployment does not say."
+    )
+    docker_gpu_request: Literal["devices", "environment"] = Field(
+        "devices",
+        description="How the engine is told of GPUs: `environment` where NVIDIA's runtime is its usual one.",
+    )
+    docker_log_driver: str = Field("json-file", description="The engine's log driver for workers.")
+    docker_log_options: dict[str, str] = Field(
+        default_factory=lambda: {"max-size": "10m", "max-file": "3"},
+        description="Options of that log driver, as JSON.",
+    )
+    engine_socket: str = Field(
+        "/var/run/docker.sock", description="The engine's socket, for the proxy in front of it."
+    )
+    engine_proxy_port: int = Field(2375, description="Port of the proxy in front of the engine.")
+    docker_compose_project: str = Field(
+        "", description="The compose project that workers belong to, so that `down` ends them."
+    )
 
     def policy(self) -> Policy:
         """The part of the settings that decisions depend on."""

@@ -26,6 +26,18 @@ def identity(x: Annotated[list[list[float]], Body(embed=True)]) -> dict[str, Any
     return {"y": tasks.identity.delay(x).get(timeout=LIMIT_S)}
 
 
+@app.post("/jobs/identity", status_code=202)
+def identity_job(x: Annotated[list[list[float]], Body(embed=True)]) -> dict[str, str]:
+    """The same later: 202 as soon as Celery has published the task."""
+    return {"id": tasks.identity.delay(x).id}
+
+
+@app.get("/jobs/done")
+def done() -> dict[str, int]:
+    """How many results there are, of all tasks."""
+    return {"done": tasks.app.backend.client.dbsize()}
+
+
 @app.post("/digits")
 def digits(image: Annotated[list[list[float]], Body(embed=True)]) -> dict[str, Any]:
     """``image`` to ``label`` and ``probabilities``."""

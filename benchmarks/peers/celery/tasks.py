@@ -15,6 +15,17 @@ app = Celery("tasks", broker=os.environ["BENCH_AMQP_URL"], backend=os.environ["B
 app.conf.update(
     task_serializer="pickle", result_serializer="pickle", accept_content=["json", "pickle"], result_expires=60
 )
+if "BENCH_QUEUE" in os.environ:
+    app.conf.task_default_queue = os.environ["BENCH_QUEUE"]
+if os.environ.get("BENCH_DURABLE"):
+    # As safe as a job's 202: a quorum queue, which confirms, and a task is acked when its result is kept.
+    app.conf.update(
+        task_default_queue_type="quorum",
+        worker_detect_quorum_queues=True,
+        broker_transport_options={"confirm_publish": True},
+        task_acks_late=True,
+        result_expires=3600,
+    )
 held: dict[str, Any] = {}
 
 

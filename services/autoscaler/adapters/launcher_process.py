@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import os
 import signal
 import subprocess
@@ -18,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from services.autoscaler.adapters import procfs
+from services.autoscaler.adapters.last_words import how_it_ended, with_last_line
 from services.autoscaler.adapters.replica_folder import ReplicaFolder
 from services.autoscaler.domain.launcher import LaunchFailed, Running, parse_replica
 from tidegate.errors import Unavailable
@@ -185,25 +185,16 @@ class ProcessLauncher:
 
     def _ending(self, replica: str) -> str:
         child = self._children.get(replica)
-        code = child.returncode if child is not None else None
-        if code is None:
-            how = "the worker's process is gone"
-        elif code < 0:
-            how = f"the worker was ended by {_signal_name(-code)}"
-        else:
-            how = f"the worker exited with code {code}"
-        last = self._last_line(replica)
-        return f"{how}; its last words: {last}" if last else how
+        how = how_it_ended(child.returncode if child is not None else None)
+        return with_last_line(how, self._tail(replica))
 
-    def _last_line(self, replica: str) -> str:
+    def _tail(self, replica: str) -> str:
         try:
             with self.log_path(replica).open("rb") as output:
                 output.seek(max(0, output.seek(0, os.SEEK_END) - TAIL_BYTES))
-                lines = output.read().decode(errors="replace").split("\n")
+                return output.read().decode(errors="replace")
         except OSError:
             return ""
-        said = [line.strip() for line in lines if line.strip()]
-        return _plain(said[-1])[:500] if said else ""
 
     def _prune_logs(self) -> None:
         """Keep the logs of what runs and the newest few of what does not."""
@@ -213,19 +204,3 @@ class ProcessLauncher:
 
     def _folder(self, replica: str) -> ReplicaFolder:
         return ReplicaFolder(self._replicas / replica)
-
-
-def _plain(line: str) -> str:
-    """A line of our own JSON log as people read it; any other line as it is."""
-    try:
-        record = json.loads(line)
-        return ": ".join(str(record[key]) for key in ("message", "problem") if key in record) or line
-    except (ValueError, TypeError):
-        return line
-
-
-def _signal_name(number: int) -> str:
-    try:
-        return signal.Signals(number).name
-    except ValueError:
-        return f"signal {number}"

@@ -1,22 +1,20 @@
 """What the autoscaler remembers over restarts: ``<state>/data/autoscaler.db`` (SQLite).
 
-Generations (a name is never given twice), overrides that wait for the registry, and, bounded, the
-decisions and cold starts. Every call is a local write of well under a millisecond or a read of a few rows;
-a failing one is ``Unavailable``.
+Generations (a name is never given twice), overrides that wait for the registry, cordoned hosts, and, bounded,
+the decisions and cold starts. Every call is a local write of well under a millisecond or a read of a few
+rows; a failing one is ``Unavailable``.
 """
 
 from __future__ import annotations
 
 import json
-import sqlite3
-import threading
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from services.autoscaler.adapters.database import Database
 from services.autoscaler.domain.snapshot import Decision, LocalOverride
-from tidegate.errors import Unavailable
 
 COLD_STARTS_KEPT = 20
 
@@ -26,6 +24,7 @@ CREATE TABLE IF NOT EXISTS generations (
     PRIMARY KEY (deployment, slot)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS overrides (
     deployment TEXT PRIMARY KEY, replicas INTEGER, expires_at REAL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS cordons (host TEXT PRIMARY KEY, at REAL NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS decisions (
     id INTEGER PRIMARY KEY, deployment TEXT NOT NULL, body TEXT NOT NULL);
 CREATE INDEX IF NOT EXISTS decisions_by_deployment ON decisions (deployment, id);
@@ -39,89 +38,82 @@ class Ledger:
     """Safe to call from several threads; one process at a time writes (the leader)."""
 
     def __init__(self, path: Path, decisions_kept: int = 5000, *, patience_s: float = 5.0) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
         self._kept = decisions_kept
-        self._lock = threading.Lock()
-        self._db = sqlite3.connect(path, timeout=patience_s, check_same_thread=False)
-        self._db.execute("PRAGMA journal_mode=WAL")
-        self._db.execute("PRAGMA synchronous=NORMAL")
-        self._db.executescript(SCHEMA)
+        self._db = Database(path, SCHEMA, patience_s=patience_s)
 
     def close(self) -> None:
         """Close the file."""
-        with self._lock:
-            self._db.close()
+        self._db.close()
 
     def generations(self) -> dict[tuple[str, int], int]:
         """The last generation given to each (deployment, slot)."""
-        rows = self._read("SELECT deployment, slot, generation FROM generations")
+        rows = self._db.read("SELECT deployment, slot, generation FROM generations")
         return {(deployment, slot): generation for deployment, slot, generation in rows}
 
     def save_generation(self, deployment: str, slot: int, generation: int) -> None:
         """Remember a generation before it is used; a smaller one than is known changes nothing."""
-        self._write(
+        statement = (
             "INSERT INTO generations VALUES (?, ?, ?) ON CONFLICT DO UPDATE "
-            "SET generation = max(generation, excluded.generation)",
-            [(deployment, slot, generation)],
+            "SET generation = max(generation, excluded.generation)"
         )
+        self._db.write((statement, [(deployment, slot, generation)]))
 
     def overrides(self) -> dict[str, LocalOverride]:
         """The overrides that wait for the registry, by Deployment."""
-        rows = self._read("SELECT deployment, replicas, expires_at FROM overrides")
+        rows = self._db.read("SELECT deployment, replicas, expires_at FROM overrides")
         return {deployment: LocalOverride(replicas, expires) for deployment, replicas, expires in rows}
 
     def save_override(self, deployment: str, override: LocalOverride) -> None:
         """Keep an override until it is handed to the registry."""
         row = (deployment, override.replicas, override.expires_at)
-        self._write("INSERT OR REPLACE INTO overrides VALUES (?, ?, ?)", [row])
+        self._db.write(("INSERT OR REPLACE INTO overrides VALUES (?, ?, ?)", [row]))
 
     def drop_override(self, deployment: str) -> None:
         """Forget an override."""
-        self._write("DELETE FROM overrides WHERE deployment = ?", [(deployment,)])
+        self._db.write(("DELETE FROM overrides WHERE deployment = ?", [(deployment,)]))
+
+    def cordons(self) -> dict[str, float]:
+        """The cordoned hosts, and since when (seconds since the epoch)."""
+        return dict(self._db.read("SELECT host, at FROM cordons"))
+
+    def cordon(self, host: str, at: float) -> None:
+        """Remember that nothing is to be started on a host; the first time stays."""
+        self._db.write(("INSERT OR IGNORE INTO cordons VALUES (?, ?)", [(host, at)]))
+
+    def uncordon(self, host: str) -> None:
+        """Forget that."""
+        self._db.write(("DELETE FROM cordons WHERE host = ?", [(host,)]))
 
     def add_decisions(self, decisions: Sequence[Decision]) -> None:
         """Keep decisions; the oldest beyond the limit go."""
         rows = [(decision.deployment, json.dumps(asdict(decision))) for decision in decisions]
-        self._write("INSERT INTO decisions (deployment, body) VALUES (?, ?)", rows)
-        self._write("DELETE FROM decisions WHERE id <= (SELECT max(id) FROM decisions) - ?", [(self._kept,)])
+        self._db.write(
+            ("INSERT INTO decisions (deployment, body) VALUES (?, ?)", rows),
+            ("DELETE FROM decisions WHERE id <= (SELECT max(id) FROM decisions) - ?", [(self._kept,)]),
+        )
 
     def decisions(self, deployment: str | None, limit: int) -> list[dict[str, Any]]:
         """The latest decisions, newest first."""
-        return self._bodies("decisions", deployment, limit)
+        where = "WHERE deployment = ?" if deployment else ""
+        given: tuple[Any, ...] = (deployment, limit) if deployment else (limit,)
+        rows = self._db.read(f"SELECT body FROM decisions {where} ORDER BY id DESC LIMIT ?", given)
+        return [json.loads(body) for (body,) in rows]
 
     def add_cold_start(self, deployment: str, cold_start: dict[str, Any]) -> None:
         """Keep a cold start; the last few of each Deployment stay."""
         body = json.dumps(cold_start)
-        self._write("INSERT INTO cold_starts (deployment, body) VALUES (?, ?)", [(deployment, body)])
-        self._write(
-            "DELETE FROM cold_starts WHERE deployment = ? AND id NOT IN "
-            "(SELECT id FROM cold_starts WHERE deployment = ? ORDER BY id DESC LIMIT ?)",
-            [(deployment, deployment, COLD_STARTS_KEPT)],
+        self._db.write(
+            ("INSERT INTO cold_starts (deployment, body) VALUES (?, ?)", [(deployment, body)]),
+            (
+                "DELETE FROM cold_starts WHERE deployment = ? AND id NOT IN "
+                "(SELECT id FROM cold_starts WHERE deployment = ? ORDER BY id DESC LIMIT ?)",
+                [(deployment, deployment, COLD_STARTS_KEPT)],
+            ),
         )
 
     def cold_starts(self) -> dict[str, list[dict[str, Any]]]:
         """The last cold starts of every Deployment, newest first."""
         found: dict[str, list[dict[str, Any]]] = {}
-        for deployment, body in self._read("SELECT deployment, body FROM cold_starts ORDER BY id DESC"):
+        for deployment, body in self._db.read("SELECT deployment, body FROM cold_starts ORDER BY id DESC"):
             found.setdefault(deployment, []).append(json.loads(body))
         return found
-
-    def _bodies(self, table: str, deployment: str | None, limit: int) -> list[dict[str, Any]]:
-        where = "WHERE deployment = ?" if deployment else ""
-        given: tuple[Any, ...] = (deployment, limit) if deployment else (limit,)
-        rows = self._read(f"SELECT body FROM {table} {where} ORDER BY id DESC LIMIT ?", given)
-        return [json.loads(body) for (body,) in rows]
-
-    def _read(self, query: str, given: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
-        try:
-            with self._lock:
-                return self._db.execute(query, given).fetchall()
-        except sqlite3.Error as error:
-            raise Unavailable(f"The autoscaler's own store cannot be read: {error}.") from error
-
-    def _write(self, statement: str, rows: Sequence[tuple[Any, ...]]) -> None:
-        try:
-            with self._lock, self._db:
-                self._db.executemany(statement, rows)
-        except sqlite3.Error as error:
-            raise Unavailable(f"The autoscaler's own store cannot be written: {error}.") from error

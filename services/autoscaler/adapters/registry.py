@@ -11,9 +11,9 @@ from typing import Any
 import httpx
 
 from services.autoscaler.domain.intention import acceptable
-from tidegate import telemetry
+from tidegate import caller, telemetry
 from tidegate.errors import BY_REASON, BadRequest, TidegateError, Unavailable
-from tidegate.protocol.models import Intention
+from tidegate.protocol.models import Deployment, Intention
 
 log = telemetry.logger(__name__)
 
@@ -50,9 +50,14 @@ class RegistryClient:
         """Remove the override of a Deployment."""
         await self._call("DELETE", f"/v1/deployments/{deployment}/override")
 
+    async def patch_deployment(self, deployment: str, changes: dict[str, Any]) -> Deployment:
+        """Change some options of a Deployment; what it is then."""
+        raw = await self._call("PATCH", f"/v1/deployments/{deployment}", changes)
+        return Deployment.model_validate_json(raw)
+
     async def _call(self, method: str, path: str, body: dict[str, Any] | None = None) -> bytes:
         try:
-            answer = await self._http.request(method, path, json=body)
+            answer = await self._http.request(method, path, json=body, headers=caller.onward())
         except httpx.HTTPError as error:
             raise Unavailable(f"The registry does not answer: {error or type(error).__name__}.") from error
         if answer.status_code >= 400:
@@ -75,7 +80,7 @@ class IntentionSource:
     """The last good intention. A failed read changes nothing; the file lets a restart do without."""
 
     def __init__(self, registry: RegistryClient, cache: Path, on_change: Callable[[], None]) -> None:
-        self._registry = registry
+        self.registry = registry
         self._cache = cache
         self._on_change = on_change
         self._again = asyncio.Event()
@@ -107,7 +112,7 @@ class IntentionSource:
     async def refresh(self) -> None:
         """Read the registry once; never raises for a registry that is away."""
         try:
-            fresh = await self._registry.intention()
+            fresh = await self.registry.intention()
         except TidegateError as error:
             self._fail(error.message)
             return

@@ -1,4 +1,4 @@
-"""HTTP doors of the autoscaler: statuses, overrides, replicas, decisions, cold starts."""
+"""HTTP doors of the autoscaler: statuses, why, policies, overrides, hosts, replicas, decisions, starts."""
 
 from __future__ import annotations
 
@@ -10,8 +10,11 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from services.autoscaler.operations import Operations
 from tidegate.protocol.models import DeploymentStatus
+from tidegate.protocol.scaling import Scaling
 
 router = APIRouter(prefix="/v1", tags=["autoscaler"])
+
+SCALING = Scaling.model_json_schema(ref_template="#/components/schemas/{model}")
 
 
 class ReplicasWish(BaseModel):
@@ -21,6 +24,37 @@ class ReplicasWish(BaseModel):
 
     replicas: int = Field(ge=0, le=10_000)
     ttl_s: float | None = Field(None, gt=0)
+
+
+class PauseWish(BaseModel):
+    """For how long to stop (null: until it is resumed); ``hold`` keeps the replicas that there are."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    hold: bool = False
+    ttl_s: float | None = Field(None, gt=0)
+
+
+class CordonWish(BaseModel):
+    """``drain``: let the replicas that are there finish and exit as well."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    drain: bool = False
+
+
+class PolicyChange(BaseModel):
+    """What to change of how a Deployment scales; what is left out stays, null goes back to the default."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    min_replicas: int | None = Field(None, ge=0, le=10_000)
+    max_replicas: int | None = Field(None, ge=1, le=10_000)
+    scale_to_zero_after_s: float | None = Field(None, ge=0)
+    target_wait_ms: float | None = Field(None, gt=0)
+    scaling: dict[str, Any] | None = Field(
+        None, description="Fields of Scaling.", json_schema_extra={"properties": SCALING["properties"]}
+    )
 
 
 class WishKept(BaseModel):
@@ -64,10 +98,66 @@ async def lift_override(name: str, core: Core) -> WishKept:
     return WishKept(deployment=name, replicas=None, held_by=await core.lift(name))
 
 
+@router.post("/deployments/{name}/pause")
+async def pause(name: str, wish: PauseWish, core: Core) -> WishKept:
+    """Stop all replicas, also in spite of demand; or hold those that there are, whatever the demand."""
+    replicas, held_by = await core.pause(name, wish.ttl_s, hold=wish.hold)
+    return WishKept(deployment=name, replicas=replicas, held_by=held_by)
+
+
+@router.post("/deployments/{name}/resume")
+async def resume(name: str, core: Core) -> WishKept:
+    """Scale by the policy again."""
+    return WishKept(deployment=name, replicas=None, held_by=await core.lift(name))
+
+
+@router.get("/deployments/{name}/why")
+async def why(name: str, core: Core) -> dict[str, Any]:
+    """Why there are so many replicas: signals, every rule's need, bounds, what holds it, last decisions."""
+    return await core.why(name)
+
+
+@router.get("/deployments/{name}/policy")
+async def show_deployment_policy(name: str, core: Core) -> dict[str, Any]:
+    """How a Deployment scales: what is given, what its aggressiveness makes of the rest, bounds in force."""
+    return core.policy_of(name)
+
+
+@router.patch("/deployments/{name}/policy")
+async def change_policy(name: str, change: PolicyChange, core: Core) -> dict[str, Any]:
+    """Change how a Deployment scales. The registry keeps it, so it must be there."""
+    return await core.change_policy(name, change.model_dump(exclude_unset=True))
+
+
 @router.get("/deployments/{name}/cold-starts")
 async def list_cold_starts(name: str, core: Core) -> dict[str, list[dict[str, Any]]]:
     """The last starts of replicas, newest first, with their parts in milliseconds."""
     return {"items": (await core.status(name)).cold_starts}
+
+
+@router.get("/cold-starts")
+async def report_cold_starts(core: Core) -> dict[str, list[dict[str, Any]]]:
+    """What starts took, by Deployment: the median, the longest, and the median of each part, in ms."""
+    return {"items": await core.cold_starts()}
+
+
+@router.get("/hosts")
+async def list_hosts(core: Core) -> dict[str, list[dict[str, Any]]]:
+    """Where replicas are started, how many there are, and since when nothing is started there any more."""
+    return {"items": core.hosts()}
+
+
+@router.put("/hosts/{host}/cordon")
+async def cordon(host: str, wish: CordonWish, core: Core) -> dict[str, Any]:
+    """Start nothing on a host any more."""
+    return {"host": host, "cordoned": True, "drained": await core.cordon(host, drain=wish.drain)}
+
+
+@router.delete("/hosts/{host}/cordon")
+async def uncordon(host: str, core: Core) -> dict[str, Any]:
+    """Let replicas be started on a host again."""
+    await core.uncordon(host)
+    return {"host": host, "cordoned": False}
 
 
 @router.get("/replicas")

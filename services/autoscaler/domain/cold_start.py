@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from statistics import median
 from typing import Any
 
 from services.autoscaler.domain.memory import State
@@ -49,3 +50,25 @@ def cold_starts(
         total = (now - running.launched_at) * 1000.0
         cause = causes.get(running.replica, "")
         yield ColdStart(running.replica, running.deployment, now, total, phases, cause)
+
+
+def start_times(views: Iterable[Mapping[str, Any]]) -> tuple[float, ...]:
+    """Seconds that earlier replicas took, as ``State.starts`` has them; ``views`` are newest first."""
+    return tuple((view["total_ms"] - view["phases_ms"].get("environment", 0.0)) / 1000.0 for view in views)[
+        :5
+    ]
+
+
+def report(deployment: str, views: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The known cold starts of a Deployment in one line: the median and the longest, and the median parts."""
+    totals = [view["total_ms"] for view in views]
+    names = dict.fromkeys(name for view in views for name in view["phases_ms"])
+    parts = {name: [v["phases_ms"][name] for v in views if name in v["phases_ms"]] for name in names}
+    return {
+        "deployment": deployment,
+        "count": len(views),
+        "median_ms": median(totals) if totals else None,
+        "longest_ms": max(totals, default=None),
+        "phases_ms": {name: median(values) for name, values in parts.items()},
+        "last": dict(views[0]) if views else None,
+    }

@@ -6,12 +6,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from services.autoscaler.domain import healing
+from services.autoscaler.domain.healing import Patience
 from services.autoscaler.domain.launcher import Running, parse_replica
 from services.autoscaler.domain.load import reports_by_deployment
+from services.autoscaler.domain.lookup import lookup
 from services.autoscaler.domain.memory import DeploymentMemory, ReplicaMemory, State
 from services.autoscaler.domain.round import Round, in_words, verdicts_of
 from services.autoscaler.domain.snapshot import Action, Decision, Drain, Kill, Launch, Plan, Policy, Snapshot
 from tidegate.protocol.presence import ReplicaReport
+
+STARTS_KEPT = 5
 
 
 def decide(snapshot: Snapshot, policy: Policy, state: State, now: float) -> tuple[Plan, State]:
@@ -29,18 +33,18 @@ def decide(snapshot: Snapshot, policy: Policy, state: State, now: float) -> tupl
     actions: list[Action] = []
     decisions: list[Decision] = []
     memories: dict[str, DeploymentMemory] = {}
-    reports = reports_by_deployment(snapshot.reports)
+    reports, known = reports_by_deployment(snapshot.reports), lookup(snapshot.intention)
     for deployment in snapshot.intention.deployments:
         name = deployment.name
         verdicts = verdicts_of(
             by_deployment.pop(name, []),
-            deployment.start_timeout_s,
+            Patience(deployment.start_timeout_s, deployment.progress_timeout_s),
             snapshot,
             state,
             policy,
             now,
         )
-        round_ = Round(deployment, verdicts, reports.get(name, []), snapshot, policy, now)
+        round_ = Round(deployment, verdicts, reports.get(name, []), snapshot, known, policy, now)
         done, decision, memories[name] = round_.decide(state)
         actions += done
         decisions += [decision] if decision else []
@@ -71,17 +75,21 @@ def _adopt(
     state: State,
     now: float,
 ) -> State:
-    """Take over what runs: heartbeats, and generations (a name that exists was given once)."""
+    """Take over what runs: heartbeats, generations (a name that exists was given once), times of starts."""
     replicas: dict[str, ReplicaMemory] = {}
+    starts = dict(state.starts)
     generations = dict(state.generations)
     for each in running:
         memory = state.replicas.get(each.replica, ReplicaMemory(now))
-        replicas[each.replica] = healing.look(each, (reports or {}).get(each.replica), memory, now)
+        seen = replicas[each.replica] = healing.look(each, (reports or {}).get(each.replica), memory, now)
+        if each.replica in state.replicas and seen.ready_at is not None and memory.ready_at is None:
+            took = max(0.0, now - each.launched_at - seen.installing_s)
+            starts[each.deployment] = (took, *starts.get(each.deployment, ()))[:STARTS_KEPT]
         _raise_generation(generations, each.deployment, each.slot, each.generation)
     for name in reports or {}:  # a failed one reports longer than it lives
         if parsed := parse_replica(name):
             _raise_generation(generations, *parsed)
-    return replace(state, replicas=replicas, generations=generations)
+    return replace(state, replicas=replicas, generations=generations, starts=starts)
 
 
 def _raise_generation(generations: dict[tuple[str, int], int], deployment: str, slot: int, seen: int) -> None:
@@ -97,7 +105,8 @@ def _retire(
     now: float,
 ) -> tuple[list[Action], Decision | None]:
     """Let go everything of a Deployment that is no longer wanted."""
-    verdicts = verdicts_of(running, float("inf"), snapshot, state, policy, now)
+    forever = Patience(float("inf"), float("inf"))
+    verdicts = verdicts_of(running, forever, snapshot, state, policy, now)
     actions: list[Action] = [Kill(v.running.replica, v.ended) for v in verdicts if v.ended]
     actions += [Drain(v.running.replica, "deployment deleted") for v in verdicts if v.active]
     if not actions:

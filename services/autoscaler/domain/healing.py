@@ -27,13 +27,26 @@ FAILED = "failed"
 START_TIMEOUT = "start timeout"
 STUCK = "stuck"
 DRAIN_OVERDUE = "drain overdue"
+OUT_OF_MEMORY = "out of memory"
 NOT_LAUNCHED = "launch failed"
 
 REASONS = {
     FAILED: "LoadFailed",
     START_TIMEOUT: "StartTimeout",
+    OUT_OF_MEMORY: "OutOfMemory",
     NOT_LAUNCHED: "LaunchFailed",
 }
+
+
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """How long a Deployment's replicas may take (seconds): to be ready, and to finish some of their work.
+
+    ``progress_s`` None: the policy's time, and not for those that hold jobs or streams.
+    """
+
+    start_s: float
+    progress_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +76,8 @@ def look(running: Running, report: ReplicaReport | None, memory: ReplicaMemory, 
         return replace(memory, draining_since=draining)
     if report.state == "draining":
         draining = draining or now
+    done = (report.completed + report.failed, report.busy_ms)
+    moved = done != memory.progress or not report.inflight or report.state != "ready"
     return replace(
         memory,
         last_report=now,
@@ -70,6 +85,8 @@ def look(running: Running, report: ReplicaReport | None, memory: ReplicaMemory, 
         draining_since=draining,
         message=report.message or memory.message,
         installing_s=report.phases_ms.get("environment", 0.0) / 1000.0,
+        progress=done,
+        progress_at=now if moved or not memory.progress_at else memory.progress_at,
     )
 
 
@@ -78,7 +95,7 @@ def judge(
     report: ReplicaReport | None,
     memory: ReplicaMemory,
     state: State,
-    start_timeout_s: float,
+    patience: Patience,
     policy: Policy,
     now: float,
 ) -> Verdict:
@@ -91,7 +108,8 @@ def judge(
         if phase == "draining":
             return Verdict(running, phase, DRAINED, "as it was asked to")
         message = told or running.ending or memory.message or "the worker's process is gone"
-        return Verdict(running, phase, FAILED if failed else DIED, message)
+        cause = OUT_OF_MEMORY if running.out_of_memory else FAILED if failed else DIED
+        return Verdict(running, phase, cause, message)
     if failed:
         return Verdict(
             running,
@@ -103,17 +121,17 @@ def judge(
         overdue = now - memory.draining_since > running.drain_limit_s + policy.drain_grace_s
         message = f"not done {running.drain_limit_s:g} s after it was asked to finish" if overdue else ""
         return Verdict(running, phase, DRAIN_OVERDUE if overdue else "", message, inflight)
-    patience_s = start_timeout_s + memory.installing_s
-    if phase == "starting" and _start_overdue(running, state, patience_s, policy, now):
+    start_s = patience.start_s + memory.installing_s
+    if phase == "starting" and _start_overdue(running, state, start_s, policy, now):
         last = f" Last word: {memory.message}" if memory.message else ""
         return Verdict(
             running,
             phase,
             START_TIMEOUT,
-            f"not ready after {start_timeout_s:g} s.{last}",
+            f"not ready after {patience.start_s:g} s.{last}",
         )
-    if phase == "ready" and _stuck(memory, state, policy, now):
-        return Verdict(running, phase, STUCK, f"no heartbeat for {policy.stuck_after_s:g} s")
+    if phase == "ready" and (stuck := _stuck(report, memory, state, patience, policy, now)):
+        return Verdict(running, phase, STUCK, stuck, inflight)
     return Verdict(running, phase, inflight=inflight, reported=report is not None)
 
 
@@ -130,10 +148,29 @@ def _start_overdue(running: Running, state: State, limit: float, policy: Policy,
     return now - running.launched_at > limit + policy.start_grace_s
 
 
-def _stuck(memory: ReplicaMemory, state: State, policy: Policy, now: float) -> bool:
+def _stuck(
+    report: ReplicaReport | None,
+    memory: ReplicaMemory,
+    state: State,
+    patience: Patience,
+    policy: Policy,
+    now: float,
+) -> str:
+    """Why a ready replica counts as stuck; empty: it does not."""
     if state.evidence_since is None or memory.last_report is None:
-        return False
-    return now - max(memory.last_report, state.evidence_since) > policy.stuck_after_s
+        return ""
+    if now - max(memory.last_report, state.evidence_since) > policy.stuck_after_s:
+        return f"no heartbeat for {policy.stuck_after_s:g} s"
+    if report is None or (patience.progress_s is None and _may_be_long(report)):
+        return ""
+    limit = patience.progress_s or policy.progress_timeout_s
+    if now - memory.progress_at <= limit:
+        return ""
+    return f"heartbeats, but none of {report.inflight} in hand finished for {limit:g} s"
+
+
+def _may_be_long(report: ReplicaReport) -> bool:
+    return report.jobs > 0 or bool((report.signature or {}).get("decoupled"))
 
 
 def note_end(

@@ -28,7 +28,9 @@ class Running:
     """A replica that exists at the launcher; ``alive`` False: its worker is gone, its remains are not.
 
     ``pid`` 0: not known (yet). Times are seconds since the epoch. ``fingerprint`` is that of the
-    Deployment it was launched with. ``ending`` tells how a dead one ended, as far as that is known.
+    Deployment it was launched with. ``ending`` tells how a dead one ended, as far as that is known;
+    ``out_of_memory``: the kernel ended it, as it had reached its limit. ``image`` is what a container runs,
+    with its digest, ``gpus`` the UUIDs of those it holds.
     """
 
     replica: str
@@ -42,6 +44,9 @@ class Running:
     drain_limit_s: float = 60.0
     draining_since: float | None = None
     ending: str = ""
+    out_of_memory: bool = False
+    image: str = ""
+    gpus: tuple[str, ...] = ()
 
 
 class Launcher(Protocol):
@@ -75,8 +80,6 @@ def parse_replica(replica: str) -> tuple[str, int, int] | None:
 
 def fingerprint(deployment: Deployment) -> str:
     """Digest of what a worker reads at its start: another value asks for another worker."""
-    start = deployment.model_dump(
-        mode="json",
-        include={"model", "version", "env", "threads", "instances", "batching"},
-    )
+    read = {"model", "version", "env", "threads", "instances", "batching", "resources", "image"}
+    start = deployment.model_dump(mode="json", include=read)
     return hashlib.sha256(json.dumps(start, sort_keys=True).encode()).hexdigest()[:16]

@@ -1,47 +1,95 @@
 """How much is asked of a Deployment, and how fast its replicas answer.
 
-Demand is counted in requests: what the gateways have outstanding. It is known only when every
-gateway that is known reports; a missing one makes it unknown, never smaller.
+Demand is counted in requests: what the gateways have outstanding, and the jobs that wait or run. It is
+known only when every gateway that is known reports and the jobs can be counted; a missing one makes it
+unknown, never smaller.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from itertools import pairwise
+from statistics import fmean
+from typing import NamedTuple
 
 from services.autoscaler.domain.memory import Load, LoadMemory, Sample
 from services.autoscaler.domain.snapshot import Policy
 from tidegate.protocol.capacity import measured_rps
 from tidegate.protocol.models import Version
-from tidegate.protocol.presence import GatewayLoad, GatewayView, ReplicaReport
+from tidegate.protocol.presence import GatewayLoad, GatewayReport, GatewayView, ReplicaReport
+
+# A trend: at least so many rates, so much of their spread explained, and so many standard errors.
+TREND_POINTS = 6
+TREND_EXPLAINS = 0.85
+TREND_CLEAR = 3.0
 
 
 def measure(
     deployment: str,
     gateways: GatewayView | None,
+    jobs: Mapping[str, int] | None,
     reports: Iterable[ReplicaReport],
     memory: LoadMemory,
     policy: Policy,
     now: float,
+    slots: int = 1,
+    start_s: float = 0.0,
 ) -> tuple[Load, LoadMemory]:
-    """The load on ``deployment``; ``reports`` are those of its own replicas."""
+    """The load on ``deployment``; ``reports`` are those of its own replicas, ``jobs`` the unfinished ones
+    by Deployment, ``slots`` the model instances of a replica, ``start_s`` what one takes to become ready.
+    """
     reports = list(reports)
-    demand, new, memory = _arrivals(deployment, gateways, memory, policy, now)
-    memory = _service(reports, memory, policy, now)
+    windows = _windows(memory.ms_per_request, start_s, policy)
+    asked, new, memory = _arrivals(deployment, gateways, memory, windows.whole_s, policy, now)
+    waiting = None if jobs is None else jobs.get(deployment, 0)
+    told = sum(g.deployments[deployment].outstanding for g in _reporting(gateways, deployment))
+    memory = _service(reports, memory, policy, now, slots)
+    known = asked is not None
+    burst = _window(memory.arrivals, now - windows.burst_s)
     load = Load(
-        demand=demand,
+        demand=None if asked is None or waiting is None else asked + waiting,
+        at_least=told + (waiting or 0),
         new=new,
-        arrival_rate=None if demand is None else _rate(memory.arrivals),
+        arrival_rate=_rate(memory.arrivals, windows.burst_s) if known else None,
+        burst_rate=_rate(burst, windows.burst_s) if known else None,
+        trend=memory.trend if known else 0.0,
         ms_per_request=memory.ms_per_request,
         batch=max(1.0, memory.batch),
+        slots=slots,
+        utilization=_utilization(memory.services),
+        measured=memory.services[-1].count > memory.services[0].count,
     )
     return load, memory
+
+
+class _Windows(NamedTuple):
+    whole_s: float
+    burst_s: float
+
+
+def _windows(each_ms: float | None, start_s: float, policy: Policy) -> _Windows:
+    """How long arrivals are counted for a rate.
+
+    Chance makes a count of n uncertain by its square root. What matters is how uncertain the number of
+    replicas is, and one busy replica means one arrival in each service time: so 30 of these, within limits.
+    Where a start takes long, a moment is no reason for one: a quarter of that time.
+    """
+    wanted = max(policy.rate_window_s, 0.03 * (each_ms or 0.0), start_s / 4)
+    whole = min(policy.longest_rate_window_s, wanted)
+    return _Windows(whole, policy.burst_window_s * whole / policy.rate_window_s)
+
+
+def _reporting(gateways: GatewayView | None, deployment: str) -> list[GatewayReport]:
+    return [g for g in gateways.reports if deployment in g.deployments] if gateways else []
 
 
 def _arrivals(
     deployment: str,
     gateways: GatewayView | None,
     memory: LoadMemory,
+    window_s: float,
     policy: Policy,
     now: float,
 ) -> tuple[int | None, int, LoadMemory]:
@@ -57,9 +105,9 @@ def _arrivals(
         new += max(0, load.arrived - before)
     total = memory.arrivals[-1].count + new if memory.arrivals else 0.0
     memory = replace(
-        memory,
+        _followed(memory, Sample(now, total), policy),
         arrived={**memory.arrived, **{i: load.arrived for i, load in loads.items()}},
-        arrivals=_window((*memory.arrivals, Sample(now, total)), now - policy.rate_window_s),
+        arrivals=_window((*memory.arrivals, Sample(now, total)), now - window_s),
     )
     if gateways.missing:
         return None, new, memory
@@ -71,7 +119,44 @@ def _arrivals(
     )
 
 
-def _service(reports: list[ReplicaReport], memory: LoadMemory, policy: Policy, now: float) -> LoadMemory:
+def _followed(memory: LoadMemory, sample: Sample, policy: Policy) -> LoadMemory:
+    """``memory`` with the trail and its trend, every few seconds."""
+    if memory.trail and sample.at - memory.trail[-1].at < policy.trail_every_s:
+        return memory
+    trail = _window((*memory.trail, sample), sample.at - policy.trail_s)
+    return replace(memory, trail=trail, trend=growth(trail))
+
+
+def growth(trail: tuple[Sample, ...]) -> float:
+    """How fast the arrival rate grows (requests a second, each second); 0 unless it grows steadily.
+
+    The slope of a least-squares line through the rates between samples. It counts when the line explains
+    most of them (R squared; a step explains at most three quarters) and is clear of what chance arrivals
+    alone would give.
+    """
+    gaps = [(a, b) for a, b in pairwise(trail) if b.at > a.at]
+    if len(gaps) < TREND_POINTS:
+        return 0.0
+    times = [(a.at + b.at) / 2 for a, b in gaps]
+    rates = [(b.count - a.count) / (b.at - a.at) for a, b in gaps]
+    middle, mean = fmean(times), fmean(rates)
+    spread = sum((t - middle) ** 2 for t in times)
+    slope = sum((t - middle) * (r - mean) for t, r in zip(times, rates, strict=True)) / spread
+    varied = sum((r - mean) ** 2 for r in rates)
+    if slope <= 0 or slope**2 * spread < TREND_EXPLAINS * varied:
+        return 0.0
+    by_chance = math.sqrt(mean * len(gaps) / (trail[-1].at - trail[0].at) / spread)
+    return slope if slope > TREND_CLEAR * by_chance else 0.0
+
+
+def _utilization(services: tuple[Sample, ...]) -> float | None:
+    offered = services[-1].offered_ms - services[0].offered_ms if services else 0.0
+    return min(1.0, (services[-1].busy_ms - services[0].busy_ms) / offered) if offered > 0 else None
+
+
+def _service(
+    reports: list[ReplicaReport], memory: LoadMemory, policy: Policy, now: float, slots: int
+) -> LoadMemory:
     """Time per request over the window, from the sums the workers keep (Little's law needs no more)."""
     done, busy = 0, 0.0
     served: dict[str, tuple[int, float]] = {}
@@ -82,8 +167,10 @@ def _service(reports: list[ReplicaReport], memory: LoadMemory, policy: Policy, n
         busy += max(0.0, now_busy - old_busy)
         served[report.replica] = (now_done, now_busy)
     last = memory.services[-1] if memory.services else Sample(now, 0.0)
+    able = slots * sum(report.state == "ready" for report in reports)
+    offered = last.offered_ms + able * (now - last.at) * 1000.0
     services = _window(
-        (*memory.services, Sample(now, last.count + done, last.busy_ms + busy)),
+        (*memory.services, Sample(now, last.count + done, last.busy_ms + busy, offered)),
         now - policy.service_window_s,
     )
     return replace(
@@ -109,9 +196,10 @@ def _mean(values: Iterable[float | None]) -> float | None:
     return sum(known) / len(known) if known else None
 
 
-def _rate(samples: tuple[Sample, ...]) -> float | None:
+def _rate(samples: tuple[Sample, ...], least_s: float) -> float | None:
+    """Of less than ``least_s`` it would tell more of chance than of the load."""
     span = samples[-1].at - samples[0].at if samples else 0.0
-    return (samples[-1].count - samples[0].count) / span if span > 0 else None
+    return (samples[-1].count - samples[0].count) / span if span >= least_s else None
 
 
 def _window(samples: tuple[Sample, ...], since: float) -> tuple[Sample, ...]:
@@ -129,7 +217,7 @@ def or_guessed(load: Load, version: Version | None) -> Load:
         return load
     shown = f"{rps:,.0f}" if rps >= 10 else f"{rps:.2g}"
     guess = f"a first guess: its version's measured capacity, {shown} requests/s"
-    return replace(load, ms_per_request=1000.0 / rps, guess=guess)
+    return replace(load, ms_per_request=1000.0 * load.slots / rps, guess=guess)
 
 
 def reports_by_deployment(

@@ -7,11 +7,13 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from services.autoscaler.domain import healing
-from services.autoscaler.domain.healing import Verdict
+from services.autoscaler.domain.healing import Patience, Verdict
 from services.autoscaler.domain.launcher import Running, fingerprint, parse_replica
 from services.autoscaler.domain.load import measure, or_guessed
-from services.autoscaler.domain.memory import DeploymentMemory, Load, StartTrouble, State
+from services.autoscaler.domain.lookup import Lookup
+from services.autoscaler.domain.memory import DeploymentMemory, Ended, Load, StartTrouble, State, Target
 from services.autoscaler.domain.placement import to_drain, to_launch
+from services.autoscaler.domain.rules import Fleet
 from services.autoscaler.domain.snapshot import (
     Action,
     Decision,
@@ -21,13 +23,16 @@ from services.autoscaler.domain.snapshot import (
     Policy,
     Snapshot,
 )
-from services.autoscaler.domain.target import Circumstances, Target, target
-from tidegate.protocol.models import Deployment, Intention, Version
+from services.autoscaler.domain.target import Circumstances, target
+from tidegate.protocol.models import Deployment
 from tidegate.protocol.presence import ReplicaReport
 
 FORGET_SLOT_AFTER_S = 600.0
+ENDED_KEPT = 5
+# The slowest of the last few starts is what the next one is expected to take.
+STARTS_COUNTED = 3
 # Rules whose coming and going is worth a record even when the number stays; "" is the first round.
-NOTABLE_RULES = {"", "override", "demand unknown"}
+NOTABLE_RULES = {"", "override", "demand unknown", "panic", "cost cap", "limited"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +43,7 @@ class Round:
     verdicts: list[Verdict]
     reports: list[ReplicaReport]
     snapshot: Snapshot
+    known: Lookup
     policy: Policy
     now: float
 
@@ -49,27 +55,27 @@ class Round:
         load, measured = measure(
             self.deployment.name,
             self.snapshot.gateways,
+            self.snapshot.jobs,
             self.reports,
             memory.load,
             self.policy,
             self.now,
+            self.deployment.instances,
+            start_time(state, self.deployment.name) or 0.0,
         )
-        reckoned = or_guessed(load, version_of(self.snapshot.intention, self.deployment))
+        load = replace(load, expected=self.snapshot.expected.get(self.deployment.name))
+        reckoned = or_guessed(load, self.known.version_of(self.deployment))
+        around = self._around(state)
         wanted, memory = target(
-            self.deployment,
-            reckoned,
-            replace(memory, load=measured),
-            self._around(),
-            self.policy,
-            self.now,
+            self.deployment, reckoned, replace(memory, load=measured), around, self.policy, self.now
         )
-        memory = replace(memory, rule=wanted.rule, seen=load)
+        memory = replace(memory, rule=wanted.rule, seen=load, wanted=wanted)
         cause = wanted.rule if before.rule else "first look"
         actions = [*self._kills(), *self._moves(wanted, memory, state.generations, cause)]
         decision = None
         turned = wanted.rule != before.rule and bool({wanted.rule, before.rule} & NOTABLE_RULES)
         if actions or turned or wanted.replicas != before.target:
-            decision = self._decision(before.target, wanted, reckoned, memory, actions)
+            decision = self._decision(before.target, wanted, reckoned, memory, around.fleet, actions)
         return actions, decision, memory
 
     def _first_memory(self, state: State) -> DeploymentMemory:
@@ -111,6 +117,9 @@ class Round:
         memory = replace(memory, slots=recent)
         for verdict in self.verdicts:
             ready_at = state.replicas[verdict.running.replica].ready_at
+            if verdict.ended and verdict.ended != healing.DRAINED:
+                end = Ended(verdict.running.replica, verdict.ended, verdict.message, self.now)
+                memory = replace(memory, ended=(end, *memory.ended)[:ENDED_KEPT])
             if verdict.ended and verdict.running.fingerprint == memory.fingerprint:
                 memory = healing.note_end(memory, verdict, ready_at, self.policy, self.now)
         for replica, message in self.snapshot.launch_failures.items():
@@ -119,13 +128,16 @@ class Round:
                 memory = healing.failed_start(memory, healing.NOT_LAUNCHED, message, self.policy, self.now)
         return memory
 
-    def _around(self) -> Circumstances:
+    def _around(self, state: State) -> Circumstances:
         name = self.deployment.name
         active = [v for v in self.verdicts if v.active]
         return Circumstances(
-            ready=sum(v.phase == "ready" for v in active),
-            starting=sum(v.phase == "starting" for v in active),
-            hint_at=self.now if awaited(self.snapshot.intention, name) else self.snapshot.hints.get(name),
+            Fleet(
+                ready=sum(v.phase == "ready" for v in active),
+                starting=sum(v.phase == "starting" for v in active),
+                start_s=start_time(state, name) or 0.0,
+            ),
+            hint_at=self.now if name in self.known.awaited else self.snapshot.hints.get(name),
             override=effective_override(self.deployment, self.snapshot.overrides.get(name)),
         )
 
@@ -145,9 +157,9 @@ class Round:
         cause: str,
     ) -> list[Action]:
         drains = to_drain(self.verdicts, wanted.replicas, memory.fingerprint)
-        version = version_of(self.snapshot.intention, self.deployment)
+        version = self.known.version_of(self.deployment)
         launches: list[Launch] = []
-        if version is not None:
+        if version is not None and self.snapshot.host not in self.snapshot.cordoned:
             launches = to_launch(
                 self.deployment,
                 version,
@@ -166,6 +178,7 @@ class Round:
         wanted: Target,
         load: Load,
         memory: DeploymentMemory,
+        fleet: Fleet,
         actions: list[Action],
     ) -> Decision:
         inputs: dict[str, Any] = {
@@ -174,12 +187,18 @@ class Round:
             "ms_per_request": load.ms_per_request,
             "guessed": bool(load.guess),
             "batch": load.batch,
-            "ready": sum(v.active and v.phase == "ready" for v in self.verdicts),
-            "starting": sum(v.active and v.phase == "starting" for v in self.verdicts),
+            "utilization": load.utilization,
+            "trend": load.trend,
+            "expected": load.expected,
+            "ready": fleet.ready,
+            "starting": fleet.starting,
             "draining": sum(not v.ended and v.phase == "draining" for v in self.verdicts),
-            "min": self.deployment.min_replicas,
-            "max": self.deployment.max_replicas,
+            "start_s": fleet.start_s,
+            "min": wanted.low,
+            "max": wanted.high,
             "idle_s": self.now - memory.last_active,
+            "cordoned": self.snapshot.host in self.snapshot.cordoned,
+            "needs": {term.rule: term.replicas for term in wanted.terms},
         }
         told = [f"{v.running.replica}: {v.ended}: {v.message}" for v in self.verdicts if v.ended]
         reason = "; ".join([wanted.reason, *told])
@@ -195,20 +214,9 @@ class Round:
         )
 
 
-def awaited(intention: Intention | None, deployment: str) -> bool:
-    """Whether a roll-over waits for the Deployment: traffic moves when every target has a ready replica."""
-    rolling = [endpoint for endpoint in intention.endpoints if endpoint.previous] if intention else []
-    targets = [target for endpoint in rolling for target in endpoint.targets if target.weight]
-    return any(target.deployment == deployment for target in targets)
-
-
-def version_of(intention: Intention | None, deployment: Deployment) -> Version | None:
-    """The Version that a Deployment runs; None when the registry did not list it."""
-    versions = intention.versions if intention else []
-    return next(
-        (v for v in versions if (v.model, v.number) == (deployment.model, deployment.version)),
-        None,
-    )
+def start_time(state: State, deployment: str) -> float | None:
+    """What a replica is expected to take to become ready, in seconds; None: none was seen to."""
+    return max(state.starts.get(deployment, ())[:STARTS_COUNTED], default=None)
 
 
 def effective_override(deployment: Deployment, local: LocalOverride | None) -> LocalOverride | None:
@@ -223,7 +231,7 @@ def effective_override(deployment: Deployment, local: LocalOverride | None) -> L
 
 def verdicts_of(
     running: list[Running],
-    start_timeout_s: float,
+    patience: Patience,
     snapshot: Snapshot,
     state: State,
     policy: Policy,
@@ -237,7 +245,7 @@ def verdicts_of(
             reports.get(each.replica),
             state.replicas[each.replica],
             state,
-            start_timeout_s,
+            patience,
             policy,
             now,
         )

@@ -23,17 +23,23 @@ class LocalOverride:
 class Snapshot:
     """One observation. None always means "could not be read", never "nothing there".
 
-    ``hints`` holds the time of the last demand event by Deployment; ``launch_failures`` why a
-    launch of the previous round failed, by replica.
+    ``jobs`` counts those that are not over, by Deployment. ``hints`` holds the time of the last demand
+    event by Deployment; ``launch_failures`` why a launch of the previous round failed, by replica.
+    ``expected`` are the forecasts of arrivals a second, by Deployment. Nothing is started on a ``host`` that
+    is ``cordoned``.
     """
 
     intention: Intention | None
     running: tuple[Running, ...] | None
     reports: Mapping[str, ReplicaReport] | None
     gateways: GatewayView | None
+    jobs: Mapping[str, int] | None = field(default_factory=dict)
     hints: Mapping[str, float] = field(default_factory=dict)
     overrides: Mapping[str, LocalOverride] = field(default_factory=dict)
     launch_failures: Mapping[str, str] = field(default_factory=dict)
+    expected: Mapping[str, float] = field(default_factory=dict)
+    host: str = ""
+    cordoned: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,11 +49,17 @@ class Policy:
     down_window_s: float = 30.0
     idle_s: float = 60.0  # scale to zero after so long, where the Deployment does not say
     hint_hold_s: float = 10.0  # a demand event counts as one request for so long
+    # Arrivals are counted over at least so long, and longer for slow models and slow starts (``load.py``).
     rate_window_s: float = 10.0
+    burst_window_s: float = 3.0
+    longest_rate_window_s: float = 120.0
+    trail_every_s: float = 5.0  # arrivals are kept so far apart, and for the time below, to see a trend
+    trail_s: float = 60.0
     service_window_s: float = 30.0
     step_every_s: float = 5.0  # between steps up while the service rate is not known
     utilisation: float = 0.8  # share of a replica's capacity that arrivals may use
     stuck_after_s: float = 15.0
+    progress_timeout_s: float = 300.0  # work in hand and none done, where the Deployment does not say
     reports_return_s: float = 10.0  # heartbeats get so long to come back after the store did
     # A worker keeps its Deployment's limits by itself, and then says why: it gets so long to do so.
     start_grace_s: float = 5.0

@@ -7,8 +7,10 @@ from dataclasses import asdict
 from typing import Any
 
 from services.autoscaler.domain.launcher import Running, fingerprint
+from services.autoscaler.domain.lookup import Lookup, lookup
 from services.autoscaler.domain.memory import DeploymentMemory, ReplicaMemory, State
-from services.autoscaler.domain.round import version_of
+from services.autoscaler.domain.round import start_time
+from services.autoscaler.domain.rules import Fleet, predicted_wait_ms
 from services.autoscaler.domain.snapshot import Snapshot
 from tidegate.protocol.models import Condition, Deployment, DeploymentStatus
 from tidegate.protocol.presence import ReplicaReport
@@ -27,10 +29,16 @@ def statuses(
     if snapshot.intention is None:
         return dict(previous)
     found: dict[str, DeploymentStatus] = {}
+    known = lookup(snapshot.intention)
+    running: dict[str, list[Running]] = {}
+    for each in snapshot.running or ():
+        if each.alive:
+            running.setdefault(each.deployment, []).append(each)
     for deployment in snapshot.intention.deployments:
         memory = state.deployments.get(deployment.name)
         if memory is not None:
-            status = _status(deployment, memory, snapshot, state, now)
+            mine = running.get(deployment.name, [])
+            status = _status(deployment, memory, mine, known, snapshot, state, now)
             status.cold_starts = list(cold_starts.get(deployment.name, ()))
             status.conditions = _dated(status.conditions, previous.get(deployment.name))
             found[deployment.name] = status
@@ -38,14 +46,24 @@ def statuses(
 
 
 def _status(
-    deployment: Deployment, memory: DeploymentMemory, snapshot: Snapshot, state: State, now: float
+    deployment: Deployment,
+    memory: DeploymentMemory,
+    running: list[Running],
+    known: Lookup,
+    snapshot: Snapshot,
+    state: State,
+    now: float,
 ) -> DeploymentStatus:
-    running = [r for r in snapshot.running or () if r.deployment == deployment.name and r.alive]
     reports = snapshot.reports or {}
     phases = [phase(state.replicas.get(r.replica)) for r in running]
     inflight = sum(reports[r.replica].inflight for r in running if r.replica in reports)
-    load = memory.seen
+    load, wanted = memory.seen, memory.wanted
     demand = load.demand if load else None
+    start_s = start_time(state, deployment.name)
+    fleet = Fleet(phases.count("ready"), phases.count("starting"), start_s or 0.0)
+    mine = [reports[r.replica] for r in running if r.replica in reports]
+    gpus = [r.gpu_utilization for r in mine if r.gpu_utilization is not None]
+    price = deployment.scaling.price_per_hour
     status = DeploymentStatus(
         deployment=deployment.name,
         desired=memory.target,
@@ -56,9 +74,19 @@ def _status(
         demand=demand,
         arrival_rate=load.arrival_rate if load else None,
         service_rate=load.service_rate if load else None,
+        utilization=load.utilization if load else None,
+        gpu_utilization=sum(gpus) / len(gpus) if gpus else None,
+        gpu_memory_bytes=sum(r.gpu_memory_bytes or 0 for r in mine) if gpus else None,
+        predicted_wait_ms=predicted_wait_ms(load, fleet) if load else None,
+        start_s=start_s,
+        cost_per_hour=None if price is None else price * len(running),
+        rule=memory.rule,
+        reason=wanted.reason if wanted else "",
+        limits=(wanted.low, wanted.high) if wanted else None,
         replicas=[replica_view(r, reports.get(r.replica), state.replicas.get(r.replica)) for r in running],
+        ended=[asdict(end) for end in memory.ended],
     )
-    status.conditions = list(_conditions(deployment, memory, status, running, snapshot, now))
+    status.conditions = list(_conditions(deployment, memory, status, running, known, snapshot, now))
     return status
 
 
@@ -83,7 +111,9 @@ def replica_view(
         pid=running.pid,
         state="starting",
     )
-    known = {"state": phase(memory), "slot": running.slot, "launched_at": running.launched_at}
+    known: dict[str, Any] = {"state": phase(memory), "slot": running.slot, "launched_at": running.launched_at}
+    if running.image:
+        known |= {"image": running.image, "gpus": list(running.gpus)}
     return {**asdict(report), **known, "last_report": memory.last_report if memory else None}
 
 
@@ -92,23 +122,27 @@ def _conditions(
     memory: DeploymentMemory,
     status: DeploymentStatus,
     running: list[Running],
+    known: Lookup,
     snapshot: Snapshot,
     now: float,
 ) -> Iterable[Condition]:
     yield _ready(status, memory, now)
+    if snapshot.host in snapshot.cordoned:
+        text = f"nothing is started on {snapshot.host}: an operator cordoned it"
+        yield _condition("Placeable", False, "Cordoned", text, now)
     if memory.start.failures:
         yield _condition("Loaded", False, memory.start.reason, _trouble(memory, now), now)
     elif status.ready:
         yield _condition("Loaded", True, "Loaded", "", now)
     yield _healthy(memory, now)
-    known = status.demand is not None
-    missing = "" if known else "a gateway or the store does not report, so nothing is scaled down"
-    yield _condition("DemandKnown", known, "Reported" if known else "Unknown", missing, now)
+    told = status.demand is not None
+    missing = "" if told else "a gateway or the store does not report, so nothing is scaled down"
+    yield _condition("DemandKnown", told, "Reported" if told else "Unknown", missing, now)
     current = fingerprint(deployment)
     old = sum(r.fingerprint != current and r.draining_since is None for r in running)
     message = f"{old} replicas still run the former configuration" if old else ""
     yield _condition("Current", not old, "RollingOut" if old else "Current", message, now)
-    if version_of(snapshot.intention, deployment) is None:
+    if known.version_of(deployment) is None:
         text = f"the registry lists no version {deployment.version} of model {deployment.model}"
         yield _condition("VersionKnown", False, "VersionUnknown", text, now)
 

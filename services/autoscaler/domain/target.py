@@ -1,43 +1,40 @@
-"""How many replicas a Deployment needs.
+"""How many replicas a Deployment is to have: the rules' largest need, shaped over time, within its bounds.
 
-The queue term. With N requests outstanding, R replicas, s ms of model time per request and c requests
-sharing a call, a replica serves c at once while its share N/R - c waits, which takes (N/R - c)*s. That
-stays within the target wait W for R >= N*s / (W + c*s). A single slow request thus asks for one replica
-and not for s/W of them.
-
-The rate term. Arrivals at rate L keep L*s replicas busy (Little's law); at a utilisation of u: L*s/u.
-
-The larger of both counts at once on the way up; on the way down the largest of a window does. Every
-rule is a function below that returns None when it does not apply; the first that does wins.
+``rules.py`` says what is needed, ``shaping.py`` how fast to follow, ``bounds.py`` what is allowed. Here they
+meet what goes before them: an operator's word, a demand that is not known, and sleep. Each of these is a
+function below that returns None when it does not apply; the first that does wins.
 """
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 
-from services.autoscaler.domain.memory import DeploymentMemory, Load
+from services.autoscaler.domain.bounds import Bounds, bounds
+from services.autoscaler.domain.memory import DeploymentMemory, Load, Target, Term
+from services.autoscaler.domain.rules import Fleet, burst, largest, terms
+from services.autoscaler.domain.shaping import Shaped, moved, remember, shape
 from services.autoscaler.domain.snapshot import LocalOverride, Policy
+from services.autoscaler.domain.tuning import Tuning, tuning
 from tidegate.protocol.models import Deployment
-
-
-@dataclass(frozen=True, slots=True)
-class Target:
-    """The wanted number of replicas, by which rule, and the reason in words."""
-
-    replicas: int
-    rule: str
-    reason: str
 
 
 @dataclass(frozen=True, slots=True)
 class Circumstances:
     """What the target depends on besides the load: who is there, who asked."""
 
-    ready: int
-    starting: int
+    fleet: Fleet
     hint_at: float | None
     override: LocalOverride | None
+
+
+@dataclass(frozen=True, slots=True)
+class Need:
+    """What the load asks for: ``replicas`` by ``rule``, because of ``why``; ``terms`` are all the rules'."""
+
+    replicas: int
+    rule: str
+    why: str
+    terms: tuple[Term, ...] = ()
 
 
 def target(
@@ -48,65 +45,80 @@ def target(
     policy: Policy,
     now: float,
 ) -> tuple[Target, DeploymentMemory]:
-    """The target of this round and the memory with it (last activity, recommendations, last step)."""
+    """The target of this round and the memory with it (last activity, windows, last step, panic)."""
+    start_s = around.fleet.start_s
+    tuned, limits = tuning(deployment, policy, start_s), bounds(deployment, now, start_s)
     hinted = around.hint_at is not None and now - around.hint_at < policy.hint_hold_s
     busy = load.demand is None or load.demand > 0 or load.new > 0 or hinted
     memory = replace(memory, last_active=now) if busy else memory
-    asked = max(load.demand or 0, 1 if hinted else 0)
-    wanted, why, memory = _wanted(deployment, load, asked, memory, around, policy, now)
-    # Older recommendations that are not larger will never be the largest again.
-    kept = [(at, n) for at, n in memory.recommended if at > now - policy.down_window_s and n > wanted]
-    if load.demand is not None:
-        memory = replace(memory, recommended=(*kept, (now, wanted)))
-    held = kept[0][1] if kept else wanted
+    asked = max(load.at_least if load.demand is None else load.demand, 1 if hinted else 0)
+    need, memory = _need(load, asked, memory, around.fleet, tuned, policy, now)
+    need, memory = _panicked(need, load, memory, around.fleet, tuned, limits, now)
+    panic = now < memory.panic_until
+    known = load.demand is not None
+    least, most, memory = remember(memory, need.replicas, tuned, now, known=known)
     found = (
         _overridden(around.override, now)
-        or _unknown(deployment, load, hinted, memory)
-        or _asleep(deployment, wanted, held, memory, policy, now)
-        or _by_demand(deployment, wanted, held, why)
+        or _unknown(load, need, memory, limits)
+        or _asleep(need, most, memory, tuned, limits, now)
+        or _by_need(
+            need,
+            shape(memory, need.replicas, least, most, panic=panic, tuning=tuned, now=now),
+            limits,
+        )
     )
-    return found, replace(memory, target=found.replicas)
+    found = replace(found, terms=need.terms, low=limits.low, high=limits.high)
+    return found, moved(memory, found.replicas, now)
 
 
-def recommend(load: Load, policy: Policy, target_wait_ms: float) -> int | None:
-    """Replicas for a known load; None while the service rate is not known. Monotone in the load."""
-    if load.demand is None or load.ms_per_request is None:
-        return None
-    # Against ceil(2.0000000001): a float's last digit is no reason for a replica.
-    tiny = 1e-9
-    spare = target_wait_ms + load.batch * load.ms_per_request
-    queue = math.ceil(load.demand * load.ms_per_request / spare - tiny)
-    busy = (load.arrival_rate or 0.0) * load.ms_per_request / 1000.0
-    return max(queue, math.ceil(busy / policy.utilisation - tiny))
-
-
-def bounded(deployment: Deployment, replicas: int) -> int:
-    """``replicas`` within the Deployment's own bounds."""
-    return max(deployment.min_replicas, min(deployment.max_replicas, replicas))
-
-
-def _wanted(
-    deployment: Deployment,
+def _need(
     load: Load,
     asked: int,
     memory: DeploymentMemory,
-    around: Circumstances,
+    fleet: Fleet,
+    tuned: Tuning,
     policy: Policy,
     now: float,
-) -> tuple[int, str, DeploymentMemory]:
+) -> tuple[Need, DeploymentMemory]:
     """What the load alone asks for, unbounded, and why."""
-    known = recommend(load, policy, deployment.target_wait_ms)
-    if known is not None:
-        by = f" ({load.guess})" if load.guess else ""
-        why = f"{load.demand} outstanding at {load.ms_per_request:.3g} ms each{by}"
-        return max(known, 1 if asked else 0), why, memory
+    found = terms(load, asked, tuned, fleet)
+    most = largest(found)
+    first = 1 if asked else 0
+    if load.ms_per_request is not None and most is not None:
+        rule = "demand" if most.rule == "wait" else most.rule
+        return Need(max(most.replicas, first), rule, most.why, tuple(found)), memory
+    by_backlog = most.replicas if most else 0
     if not asked:
-        return 0, "nothing outstanding", memory
+        return Need(by_backlog, "demand", "nothing outstanding", tuple(found)), memory
     why = f"{asked} outstanding, service rate not known yet"
-    settled = around.starting == 0 and now - memory.last_step >= policy.step_every_s
-    if asked > around.ready and settled:
-        return max(memory.target, around.ready + 1), why, replace(memory, last_step=now)
-    return max(memory.target, 1), why, memory
+    replicas, settled = max(memory.target, 1), now - memory.last_step >= policy.step_every_s
+    if asked > fleet.ready and fleet.starting == 0 and settled:
+        replicas, memory = max(memory.target, fleet.ready + 1), replace(memory, last_step=now)
+    if most is not None and by_backlog >= replicas:
+        return Need(by_backlog, most.rule, most.why, tuple(found)), memory
+    return Need(replicas, "demand", why, (*found, Term("step", replicas, why))), memory
+
+
+def _panicked(
+    need: Need,
+    load: Load,
+    memory: DeploymentMemory,
+    fleet: Fleet,
+    tuned: Tuning,
+    limits: Bounds,
+    now: float,
+) -> tuple[Need, DeploymentMemory]:
+    """``need`` with that of the last few seconds, while that is, or lately was, far above what is ready."""
+    if not tuned.panic_factor or load.demand is None:
+        return need, memory
+    sudden = burst(load, tuned)
+    most = max(need.replicas, sudden.replicas if sudden else 0)
+    if most > 1 and limits.hold(most) >= tuned.panic_factor * max(1, fleet.ready):
+        memory = replace(memory, panic_until=now + tuned.down_window_s)
+    if now < memory.panic_until and sudden is not None and sudden.replicas > need.replicas:
+        every = (*need.terms, replace(sudden, rule="panic"))
+        return Need(sudden.replicas, "panic", sudden.why, every), memory
+    return need, memory
 
 
 def _overridden(override: LocalOverride | None, now: float) -> Target | None:
@@ -122,41 +134,44 @@ def _overridden(override: LocalOverride | None, now: float) -> Target | None:
     )
 
 
-def _unknown(deployment: Deployment, load: Load, hinted: bool, memory: DeploymentMemory) -> Target | None:
+def _unknown(load: Load, need: Need, memory: DeploymentMemory, limits: Bounds) -> Target | None:
     if load.demand is not None:
         return None
-    held = bounded(deployment, max(memory.target, 1 if hinted else 0))
-    return Target(
-        held,
-        "demand unknown",
-        "a gateway or the store does not report: nothing is scaled down",
-    )
+    held = limits.hold(max(memory.target, need.replicas))
+    silent = "a gateway or the store does not report: nothing is scaled down"
+    grown = f"; of what is known: {need.why}" if held > memory.target else ""
+    return Target(held, "demand unknown", f"{silent}{grown}")
 
 
 def _asleep(
-    deployment: Deployment, wanted: int, held: int, memory: DeploymentMemory, policy: Policy, now: float
+    need: Need, held: int, memory: DeploymentMemory, tuned: Tuning, limits: Bounds, now: float
 ) -> Target | None:
-    if deployment.min_replicas > 0 or wanted > 0:
+    if limits.low > 0 or need.replicas > 0:
         return None
     if memory.target == 0:
         return Target(0, "asleep", "nothing outstanding; the first request wakes it")
-    limit = policy.idle_s if deployment.scale_to_zero_after_s is None else deployment.scale_to_zero_after_s
+    if memory.target > 1 and tuned.max_down_per_minute is not None:
+        return None
     idle = now - memory.last_active
-    if idle >= limit:
-        return Target(0, "idle", f"idle for {idle:.0f} s, {limit:g} s are allowed")
-    return None if held > 1 else Target(bounded(deployment, 1), "awake", f"idle for less than {limit:g} s")
+    if idle >= tuned.idle_s:
+        return Target(0, "idle", f"idle for {idle:.0f} s, {tuned.idle_s:g} s are allowed")
+    return None if held > 1 else Target(limits.hold(1), "awake", f"idle for less than {tuned.idle_s:g} s")
 
 
-def _by_demand(deployment: Deployment, wanted: int, held: int, why: str) -> Target:
+def _by_need(need: Need, shaped: Shaped, limits: Bounds) -> Target:
     # One stays until the idle time is over, also where the minimum is 0.
-    asked = max(held, 1)
-    found = bounded(deployment, asked)
+    asked = max(shaped.replicas, 1)
+    found = limits.hold(asked)
     if found > asked:
-        return Target(found, "minimum", f"{why}; at least {found} are wanted")
+        wanted = limits.low_words or f"at least {found} are wanted"
+        return Target(found, limits.low_rule, f"{need.why}; {wanted}")
     if found < asked:
-        return Target(found, "maximum", f"{why} would take {asked}; at most {found} are allowed")
-    if held > max(wanted, deployment.min_replicas, 1):
-        return Target(found, "stabilising", f"{why}; {held} were needed within the window")
-    if found > wanted:
-        return Target(found, "minimum", f"{why}; {found} stay")
-    return Target(found, "demand", why)
+        allowed = limits.high_words or f"at most {found} are allowed"
+        return Target(found, limits.high_rule, f"{need.why} would take {asked}; {allowed}")
+    if shaped.rule:
+        return Target(found, shaped.rule, f"{need.why}; {shaped.words}")
+    if shaped.held > max(need.replicas, limits.low, 1):
+        return Target(found, "stabilising", f"{need.why}; {shaped.held} were needed within the window")
+    if found > need.replicas:
+        return Target(found, limits.low_rule, f"{need.why}; {found} stay")
+    return Target(found, need.rule, need.why)

@@ -1,9 +1,11 @@
-"""A process launcher whose workers are a small script: lock, a child of its own, drain on SIGTERM."""
+"""Launchers whose workers are a small script: lock, a child of its own, drain on SIGTERM.
+
+A yard is a place where they run, and knows how to look at and break what runs there: one of processes, one
+of containers. The launchers' behaviour suite runs in each.
+"""
 
 from __future__ import annotations
 
-import signal
-import sys
 import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
@@ -11,36 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from services.autoscaler.adapters import procfs
-from services.autoscaler.adapters.launcher_process import ProcessLauncher, ProcessPlan
-from services.autoscaler.adapters.replica_folder import ReplicaFolder
 from services.autoscaler.domain.launcher import parse_replica
+from tests.integration.autoscaler.container_yard import ContainerYard, missing
+from tests.integration.autoscaler.process_yard import ProcessYard
 from tidegate.protocol.models import Assignment, Deployment, Version
-
-# As the worker does it: the lock for life, the pid in it, a server of its own (here `sleep`).
-WORKER = """
-import fcntl, os, signal, subprocess, sys, time
-folder, mode = sys.argv[1], os.environ.get("MODE", "")
-if mode == "broken":
-    print("Traceback: no module named onnx", flush=True); sys.exit(3)
-if mode == "slow":
-    time.sleep(1000)
-lock = open(folder + "/lock", "w")
-fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-# Of the environment only the mark goes on, as to a model server; it stands in the folder.
-mark = {"TIDEGATE_REPLICA": os.environ["TIDEGATE_REPLICA"], "PATH": os.environ["PATH"]}
-apart = mode == "own session"
-server = subprocess.Popen(["sleep", "1000"], env=mark, cwd=folder, start_new_session=apart)
-lock.write(str(os.getpid())); lock.flush()
-def drain(*_):
-    if mode != "deaf":
-        server.kill() if mode != "messy" else None
-        print("drained", flush=True); os._exit(0)
-signal.signal(signal.SIGTERM, drain)
-print("up", flush=True)
-while True:
-    time.sleep(1000)
-"""
 
 BORN = datetime(2024, 1, 1, tzinfo=UTC)
 
@@ -68,53 +44,37 @@ def assignment(replica: str, **given) -> Assignment:
     )
 
 
-class Yard:
-    """A state folder with launchers on it; everything that was started ends with the test."""
-
-    def __init__(self, state: Path) -> None:
-        self.state = state
-        self.script = state / "worker.py"
-        self.script.write_text(WORKER)
-        self._launchers: list[ProcessLauncher] = []
-
-    def launcher(self, mode: str = "") -> ProcessLauncher:
-        """A launcher as after a restart: it has no children yet."""
-        command = [sys.executable, "-S", "-E", str(self.script)]
-        self._launchers.append(ProcessLauncher(ProcessPlan(command, self.state, {"MODE": mode})))
-        return self._launchers[-1]
-
-    def processes(self, replica: str) -> list[procfs.Process]:
-        folder = self.state / "replicas" / replica
-        return procfs.owned(procfs.Owner(replica, folder, self.state, 0))
-
-    def until(self, true: Callable[[], bool | None], what: str, seconds: float = 10.0) -> None:
-        deadline = time.monotonic() + seconds
-        while not true():
-            assert time.monotonic() < deadline, f"not within {seconds} s: {what}"
-            time.sleep(0.01)
-
-    def until_up(self, *replicas: str) -> None:
-        """Wait until the workers have their lock and their own child."""
-        for replica in replicas:
-            self.until(ReplicaFolder(self.state / "replicas" / replica).lock_held, f"{replica} is up")
-
-    def clear(self) -> None:
-        for replica in procfs.marked_in(self.state) | {p.name for p in self.folders()}:
-            for process in self.processes(replica):
-                procfs.send(process, signal.SIGKILL)
-        for child in (child for each in self._launchers for child in each._children.values()):
-            child.wait(timeout=5)
-
-    def folders(self) -> list[Path]:
-        replicas = self.state / "replicas"
-        return sorted(replicas.iterdir()) if replicas.is_dir() else []
+@pytest.fixture
+def processes(tmp_path: Path) -> Iterator[ProcessYard]:
+    """Workers as processes."""
+    found = ProcessYard(tmp_path)
+    yield found
+    found.clear()
 
 
 @pytest.fixture
-def yard(tmp_path: Path) -> Iterator[Yard]:
-    found = Yard(tmp_path)
+def containers(tmp_path: Path) -> Iterator[ContainerYard]:
+    """Workers as containers; skipped, with the reason, where no engine runs."""
+    reason = missing()
+    if reason:
+        pytest.skip(reason)
+    found = ContainerYard(tmp_path)
     yield found
     found.clear()
+
+
+@pytest.fixture
+def proxied(containers: ContainerYard) -> Iterator[ContainerYard]:
+    """Workers as containers of an engine behind the proxy, which must let everything pass that is needed."""
+    with containers.behind_proxy():
+        yield containers
+
+
+@pytest.fixture(params=["processes", "containers", "proxied"])
+def yard(request: pytest.FixtureRequest) -> ProcessYard | ContainerYard:
+    """Each of them in turn."""
+    found: ProcessYard | ContainerYard = request.getfixturevalue(request.param)
+    return found
 
 
 @pytest.fixture(scope="session")

@@ -17,11 +17,14 @@ import httpx
 import pytest
 import uvicorn
 from fastapi import FastAPI
+from fastapi.responses import JSONResponse
+from pydantic import ValidationError
 
 from services.autoscaler.app import build
 from services.autoscaler.settings import AutoscalerSettings
 from tidegate import tasks
 from tidegate.broker import Link, Session
+from tidegate.protocol.models import Deployment
 from tidegate.protocol.presence import GatewayLoad, GatewayReport, ReplicaReport
 from tidegate.store import Store
 from tidegate.topology import EVENTS, REGISTRY_CHANGED, demand_key
@@ -45,12 +48,22 @@ class Registry:
         self.overrides: list[dict[str, Any] | None] = []
         self.app = FastAPI()
         self.app.get("/v1/intention")(self.intention)
+        self.app.patch("/v1/deployments/{name}")(self.patch)
         self.app.put("/v1/deployments/{name}/override")(self.put_override)
         self.app.delete("/v1/deployments/{name}/override")(self.lift_override)
 
     def intention(self) -> dict[str, Any]:
         stored = [self.deployment.model_dump(mode="json")]
         return {"revision": 1, "versions": [self.version.model_dump(mode="json")], "deployments": stored}
+
+    def patch(self, name: str, body: dict[str, Any]) -> Any:
+        merged = {**self.deployment.model_dump(mode="json"), **body}
+        try:
+            self.deployment = Deployment.model_validate(merged)
+        except ValidationError as error:
+            told = {"error": str(error), "reason": "bad_request", "request_id": "r"}
+            return JSONResponse(told, status_code=400)
+        return self.deployment.model_dump(mode="json")
 
     def put_override(self, name: str, body: dict[str, Any]) -> dict[str, Any]:
         self.overrides.append({"name": name, **body})
@@ -83,10 +96,12 @@ class Bench:
         self.registry = registry
         self.store = Store.connect(redis_url)
         self.outstanding = 0
+        self.arrived = 0
         self.silent: set[str] = set()
         self.settings = AutoscalerSettings(
             state_dir=yard.state,
             redis_url=redis_url,
+            jobs_url=redis_url,
             registry_url=f"http://127.0.0.1:{registry.port}",
             amqp_url=amqp_url,
             service_token=TOKEN,
@@ -112,7 +127,7 @@ class Bench:
                 lock = folder / "lock"
                 if folder.name not in self.silent and lock.is_file():
                     await self.store.report_replica(self.report(folder))
-            load = {NAME: GatewayLoad(outstanding=self.outstanding)}
+            load = {NAME: GatewayLoad(outstanding=self.outstanding, arrived=self.arrived)}
             await self.store.report_gateway(GatewayReport("g1", time.time(), load))
             await asyncio.sleep(0.1)
 
@@ -150,10 +165,10 @@ class Bench:
 
 @pytest.fixture
 async def bench(
-    yard: Any, assign: Callable[..., Any], valkey_url: str, rabbitmq_url: str
+    processes: Any, assign: Callable[..., Any], valkey_url: str, rabbitmq_url: str
 ) -> AsyncIterator[Bench]:
     # A database of its own on the shared server: other tests' gateways would be missing here.
-    bench = Bench(yard, Registry(assign), valkey_url.removesuffix("/0") + "/5", rabbitmq_url)
+    bench = Bench(processes, Registry(assign), valkey_url.removesuffix("/0") + "/5", rabbitmq_url)
     beating = asyncio.create_task(bench.heartbeats())
     yield bench
     while not beating.done():  # the store's client can lose a cancellation

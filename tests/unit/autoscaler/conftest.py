@@ -58,6 +58,7 @@ class Worker:
     running: Running
     ready_at: float
     inflight: int = 0
+    jobs: int = 0
     completed: int = 0
     busy_ms: float = 0.0
     call_ms: float | None = None
@@ -84,12 +85,15 @@ class World:
         self.overrides: dict[str, LocalOverride] = {}
         self.gateway_known = True
         self.store_up = True
+        self.jobs: dict[str, int] | None = {}
+        self.cordoned: set[str] = set()
         self.intention_known = True
         self.fail_load = ""
         self.fail_launch = ""
         self.call_ms: float | None = None
         self.metrics: dict[str, float] = {}
         self.decisions: list[Decision] = []
+        self.rounds: list[tuple[State, Snapshot, Plan, float]] = []
         self.launched: list[tuple[float, str]] = []
         self.killed: list[tuple[float, str, str]] = []
         self.launch_failures: dict[str, str] = {}
@@ -106,8 +110,9 @@ class World:
             since = worker.running.draining_since
             if since is not None and worker.running.alive and self.now - since >= self.drain_s:
                 self.workers[name].running = replace(worker.running, alive=False)
-        snapshot = self.snapshot()
+        snapshot, before = self.snapshot(), self.state
         plan, self.state = decide(snapshot, self.policy, self.state, self.now)
+        self.rounds.append((before, snapshot, plan, self.now))
         self.launch_failures = {}
         self.decisions += plan.decisions
         self.statuses = statuses(snapshot, self.state, self.statuses, {}, self.now)
@@ -119,12 +124,15 @@ class World:
         known = self.store_up
         return Snapshot(
             intention=self.intention() if self.intention_known else None,
-            running=tuple(worker.running for worker in self.workers.values()),
+            running=tuple(worker.running for _, worker in sorted(self.workers.items())),
             reports={r.replica: r for r in self.reports()} if known else None,
             gateways=self.gateways() if known else None,
+            jobs=self.jobs,
             hints=dict(self.hints),
             overrides=dict(self.overrides),
             launch_failures=dict(self.launch_failures),
+            host="here",
+            cordoned=frozenset(self.cordoned),
         )
 
     def intention(self) -> Intention:
@@ -136,7 +144,7 @@ class World:
         )
 
     def reports(self) -> list[ReplicaReport]:
-        return [self._report(worker) for worker in self.workers.values() if not worker.silent]
+        return [self._report(worker) for _, worker in sorted(self.workers.items()) if not worker.silent]
 
     def gateways(self) -> GatewayView:
         names = {*self.outstanding, *self.arrived}
@@ -181,6 +189,7 @@ class World:
             message=worker.failed,
             phases_ms=worker.phases_ms,
             inflight=worker.inflight,
+            jobs=worker.jobs,
             completed=worker.completed,
             busy_ms=worker.busy_ms,
             call_ms=self.call_ms,

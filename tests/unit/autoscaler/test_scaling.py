@@ -11,11 +11,19 @@ from hypothesis import strategies as st
 
 from services.autoscaler.domain.load import or_guessed
 from services.autoscaler.domain.memory import Load
+from services.autoscaler.domain.rules import Fleet, largest, terms
 from services.autoscaler.domain.snapshot import LocalOverride, Policy
-from services.autoscaler.domain.target import recommend
+from services.autoscaler.domain.tuning import tuning
+from tests.unit.autoscaler.conftest import a_deployment
 from tidegate.protocol.models import Endpoint, Override, Target
 
 NAME = "digits-v1"
+
+
+def recommend(load: Load, **given) -> int:
+    """What the rules ask for, with the default policy unless ``given`` says otherwise."""
+    found = largest(terms(load, load.demand or 0, tuning(a_deployment(**given), Policy()), Fleet()))
+    return found.replicas if found else 0
 
 
 def test_holds_the_minimum(make_world, deployment):
@@ -30,7 +38,7 @@ def test_holds_the_minimum(make_world, deployment):
 
 def test_a_single_slow_request_asks_for_one_replica():
     slow = Load(demand=1, new=1, arrival_rate=0.5, ms_per_request=1000.0, batch=1.0)
-    assert recommend(slow, Policy(), 200.0) == 1
+    assert recommend(slow) == 1
 
 
 @pytest.mark.parametrize(
@@ -40,7 +48,7 @@ def test_a_single_slow_request_asks_for_one_replica():
 def test_queue_and_rate_terms(demand, rate, expected):
     """20 ms a request, 200 ms of wait: a replica carries 11 outstanding, or 40 arrivals a second."""
     load = Load(demand=demand, new=0, arrival_rate=rate, ms_per_request=20.0, batch=1.0)
-    assert recommend(load, Policy(), 200.0) == expected
+    assert recommend(load) == expected
 
 
 def test_up_at_once_and_down_after_the_window(make_world, deployment):
@@ -57,6 +65,46 @@ def test_up_at_once_and_down_after_the_window(make_world, deployment):
     world.run(3)
     assert world.target() == 1
     assert world.names() == ["digits-v1-0-1"]
+
+
+def test_jobs_are_demand_too(make_world, deployment):
+    """Those that wait and those that run, beside what the gateways have outstanding."""
+    world = make_world(deployment(max_replicas=8))
+    world.call_ms = 20.0
+    world.run(5)
+    world.outstanding[NAME] = 10
+    world.jobs = {NAME: 30, "another-v1": 500}
+    world.round()
+    assert world.statuses[NAME].demand == 40
+    assert world.target() == 4
+
+
+def test_a_job_wakes_what_sleeps_and_keeps_it_awake(make_world, deployment):
+    world = make_world(deployment(min_replicas=0, scale_to_zero_after_s=10.0))
+    world.run(60)
+    assert world.names() == []
+    world.jobs = {NAME: 1}
+    world.run(120)
+    assert len(world.names()) == 1
+    world.jobs = {}
+    world.run(60)
+    assert world.names() == []
+
+
+def test_jobs_that_cannot_be_counted_are_not_none(make_world, deployment):
+    world = make_world(deployment(min_replicas=0, max_replicas=8, scale_to_zero_after_s=10.0))
+    world.call_ms = 20.0
+    world.jobs = {NAME: 40}
+    world.run(5)
+    assert world.target() == 4
+    world.jobs = None
+    world.run(120)
+    assert world.statuses[NAME].demand is None
+    assert world.target() == 4, "nothing is scaled down on a guess"
+    assert not world.condition("DemandKnown").ok
+    world.jobs = {}
+    world.run(60)
+    assert world.target() == 0
 
 
 def test_a_short_dip_does_not_scale_down(make_world, deployment):
@@ -272,14 +320,12 @@ def test_bounds_hold_and_unknown_never_lowers(make_world, deployment, loads, bou
 def test_the_recommendation_grows_with_the_load(less, more, rate, faster, call_ms, batch):
     low = Load(less, 0, rate, call_ms, batch)
     high = Load(less + more, 0, rate + faster, call_ms, batch)
-    smaller, larger = recommend(low, Policy(), 200.0), recommend(high, Policy(), 200.0)
-    assert smaller is not None
-    assert larger is not None
+    smaller, larger = recommend(low), recommend(high)
     assert 0 <= smaller <= larger
-    assert less == 0 or recommend(Load(less, 0, 0.0, call_ms, batch), Policy(), 200.0) <= less
+    assert less == 0 or recommend(Load(less, 0, 0.0, call_ms, batch)) <= less
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(demand=st.integers(0, 200), call_ms=st.floats(1, 500))
 def test_a_constant_load_does_not_flap(make_world, deployment, demand, call_ms):
     world = make_world(deployment(max_replicas=10))

@@ -1,0 +1,1 @@
+"""The compose stack from the outside: `make compose-up`, `compose-down`. Only the standard library."""

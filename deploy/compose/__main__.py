@@ -1,0 +1,59 @@
+"""``python3 -m deploy.compose up|down|missing``."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+from pathlib import Path
+
+from deploy.compose import stack, tool
+from deploy.compose.tool import ROOT, ComposeFailed, Tool
+
+
+def main() -> int:
+    """The exit code: 0 done, 1 failed, 2 cannot run here."""
+    parser = argparse.ArgumentParser(prog="deploy.compose", description="Tidegate in containers.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    up = commands.add_parser("up", help="build the images, start everything, serve the example")
+    up.add_argument("--no-build", action="store_true", help="use the images as they are")
+    up.add_argument("--no-example", action="store_true", help="an empty stack")
+    down = commands.add_parser("down", help="stop everything")
+    down.add_argument("--volumes", action="store_true", help="and forget the data")
+    commands.add_parser("missing", help="print why the stack cannot run here, if so")
+    given = parser.parse_args()
+    if given.command == "missing":
+        print(tool.missing())
+        return 0
+    try:
+        found = tool.find()
+    except ComposeFailed as error:
+        print(error, file=sys.stderr)
+        return 2
+    try:
+        if given.command == "up":
+            _up(found, build=not given.no_build, example=not given.no_example)
+        else:
+            stack.down(found, volumes=given.volumes)
+    except ComposeFailed as error:
+        print(error, file=sys.stderr)
+        return 1
+    return 0
+
+
+def _up(found: Tool, *, build: bool, example: bool) -> None:
+    began = time.monotonic()
+    stack.up(found, build=build)
+    state = Path(os.environ.get("TIDEGATE_STATE_DIR") or ROOT / ".tidegate")
+    path = stack.hand_over(found, state.absolute() / "compose")
+    if example:
+        stack.example(found)
+    shown = path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+    print(f"Tidegate runs in containers ({time.monotonic() - began:.0f} s). To use it from here:")
+    print(f"  . {shown}      # the gateway's address, and a key that may do everything: keep it")
+    print("  .venv/bin/tidegate ls        # the command line comes with `make bootstrap`")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,119 @@
+"""Up and down: build, start, wait until everything is well; drain the workers, take everything away."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from deploy.compose.tool import SERVICE, ComposeFailed, Tool
+
+ONCE = {"migrate", "worker"}
+LAUNCHED = "tidegate.replica"
+WAIT_S = 300.0
+POLL_S = 1.0
+DRAIN_S = 60
+STATE = "/var/lib/tidegate"
+
+
+def up(tool: Tool, *, build: bool = True) -> None:
+    """From whatever there is to a stack in which everything is healthy. Raises ComposeFailed."""
+    if build:
+        # One of the services stands for all: they share their image.
+        tool.compose("build", "migrate", "worker")
+    tool.compose("up", "-d", "--no-build", "--remove-orphans")
+    wait(tool)
+
+
+def wait(tool: Tool, timeout_s: float = WAIT_S) -> None:
+    """Until every container is healthy, or done if it runs once. Raises ComposeFailed, with its output."""
+    deadline = time.monotonic() + timeout_s
+    while waiting := [(name, said) for name, said in states(tool.containers()) if said != "well"]:
+        broken = [name for name, said in waiting if said == "broken"]
+        if broken:
+            raise ComposeFailed(f"{broken[0]} does not work:\n{_logs(tool, broken[0])}")
+        if time.monotonic() > deadline:
+            names = ", ".join(f"{name} ({said})" for name, said in waiting)
+            raise ComposeFailed(f"Not well within {timeout_s:g} s: {names}.\n{_logs(tool, waiting[0][0])}")
+        time.sleep(POLL_S)
+
+
+def states(containers: Iterable[dict[str, Any]]) -> list[tuple[str, str]]:
+    """Each container of compose.yaml, and whether it is well, waiting or broken. Workers are not of it."""
+    return [
+        (each["Name"].lstrip("/"), _state(each))
+        for each in containers
+        if LAUNCHED not in each["Config"]["Labels"]
+    ]
+
+
+def _state(container: dict[str, Any]) -> str:
+    state = container["State"]
+    if container["Config"]["Labels"].get(SERVICE) in ONCE:
+        if state["Status"] != "exited":
+            return "waiting"
+        return "well" if state["ExitCode"] == 0 else "broken"
+    if not state["Running"]:
+        return "waiting" if state.get("Restarting") or state["Status"] == "created" else "broken"
+    health = (state.get("Health") or {}).get("Status", "healthy")
+    return {"healthy": "well", "starting": "waiting"}.get(health, "broken")
+
+
+def _logs(tool: Tool, name: str) -> str:
+    try:
+        return tool.engine("logs", "--tail", "20", name)
+    except ComposeFailed as error:
+        return str(error)
+
+
+def down(tool: Tool, *, volumes: bool) -> None:
+    """Take everything away, workers first and in an orderly way; data only with ``volumes``."""
+    if any(LAUNCHED in each["Config"]["Labels"] for each in tool.containers()):
+        tool.compose("stop", "autoscaler", quiet=True)
+        try:
+            command = ["python", "-P", "-m", "services.autoscaler", "sweep", "--grace", str(DRAIN_S)]
+            tool.compose("run", "--rm", "--no-deps", "-T", "autoscaler", *command, quiet=True)
+        except ComposeFailed as error:  # `down` ends them all the same, less gently
+            print(f"The workers were not drained: {error}")
+    tool.compose("down", "--remove-orphans", *(["--volumes"] if volumes else []))
+
+
+def hand_over(tool: Tool, folder: Path) -> Path:
+    """Write what the CLI needs to reach the stack into a file that only its owner can read; the file.
+
+    The key in it is the stack's service token, which may do everything.
+    """
+    gateway = next(each for each in tool.containers() if each["Config"]["Labels"].get(SERVICE) == "gateway")
+    ports = gateway["NetworkSettings"]["Ports"]
+    token = gateway_token(tool, gateway["Name"].lstrip("/"))
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "env"
+    path.touch(0o600)
+    path.chmod(0o600)
+    path.write_text(
+        f"export TIDEGATE_GATEWAY_URL=http://127.0.0.1:{ports['8000/tcp'][0]['HostPort']}\n"
+        f"export TIDEGATE_GATEWAY_GRPC_PORT={ports['8001/tcp'][0]['HostPort']}\n"
+        f"export TIDEGATE_API_KEY={token}\n"
+    )
+    return path
+
+
+def gateway_token(tool: Tool, container: str) -> str:
+    """The stack's service token, as its services read it."""
+    stated = tool.environ.get("TIDEGATE_SERVICE_TOKEN", "")
+    return stated or tool.engine("exec", container, "cat", f"{STATE}/token").strip()
+
+
+def example(tool: Tool) -> None:
+    """Train, deploy and ask the digits example, all of it inside of the stack."""
+    by_service = {each["Config"]["Labels"].get(SERVICE): each for each in tool.containers()}
+    image, name = by_service["worker"]["Config"]["Image"], by_service["gateway"]["Name"].lstrip("/")
+    tool.engine(
+        "run", "--rm", "-v", f"{tool.project}_state:{STATE}", image,
+        "/opt/tidegate/runtime/model-env/bin/python3", "/opt/tidegate/examples/digits/train.py",
+        "--out", f"{STATE}/examples/digits",
+    )  # fmt: skip
+    said = tool.engine("exec", name, "python", "-P", "-m", "tidegate.cli.example")
+    # How to ask it is for those inside; outside there are another address and a key.
+    print(said.partition("Ask it yourself:")[0].rstrip())

@@ -1,0 +1,123 @@
+"""The commands of the container engine and of compose, with the variables that compose.yaml reads."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from deploy.compose.images import stand_ins
+
+ROOT = Path(__file__).resolve().parents[2]
+FILE = ROOT / "deploy" / "compose.yaml"
+PROJECT = "com.docker.compose.project"
+SERVICE = "com.docker.compose.service"
+
+
+class ComposeFailed(Exception):
+    """What failed, in words for people."""
+
+
+@dataclass(frozen=True)
+class Tool:
+    """Compose (``command``) on one project."""
+
+    command: tuple[str, ...]
+    project: str
+    environ: Mapping[str, str]
+
+    def compose(self, *arguments: str, quiet: bool = False) -> None:
+        """Run a compose command. Raises ComposeFailed with the end of what it said."""
+        command = [*self.command, "-f", str(FILE), *arguments]
+        done = subprocess.run(
+            command,
+            env=dict(self.environ),
+            cwd=ROOT,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE if quiet else None,
+            stderr=subprocess.STDOUT if quiet else None,
+            text=True,
+        )
+        if done.returncode:
+            said = f":\n{done.stdout.strip()[-2000:]}" if quiet else "."
+            raise ComposeFailed(f"`{' '.join(command)}` ended with {done.returncode}{said}")
+
+    def engine(self, *arguments: str) -> str:
+        """Run a command of the engine; its output."""
+        done = self._engine(*arguments)
+        if done.returncode:
+            raise ComposeFailed(f"`docker {' '.join(arguments)}`: {done.stderr.strip()[-2000:]}")
+        return done.stdout
+
+    def containers(self) -> list[dict[str, Any]]:
+        """Everything about each container of the project, the launched workers included."""
+        ids = self.engine("ps", "-aq", "--filter", f"label={PROJECT}={self.project}").split()
+        # One that went meanwhile is an error, beside the others' answers.
+        found: list[dict[str, Any]] = json.loads(self._engine("inspect", *ids).stdout or "[]") if ids else []
+        return found
+
+    def _engine(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            ["docker", *arguments],
+            env=dict(self.environ),
+            capture_output=True,
+            text=True,
+            stdin=subprocess.DEVNULL,
+        )
+
+    @cached_property
+    def version(self) -> str:
+        """What the compose command says of itself."""
+        done = subprocess.run([*self.command, "version", "--short"], capture_output=True, text=True)
+        return done.stdout.strip()
+
+
+def missing(environ: Mapping[str, str] = os.environ) -> str:
+    """Why the stack cannot run here; empty when it can."""
+    if shutil.which("docker") is None:
+        return "there is no `docker` command"
+    if _fails(["docker", "info"], environ):
+        return "no container engine answers to `docker info`"
+    if not _command(environ):
+        return "there is neither `docker compose` nor `docker-compose`"
+    return ""
+
+
+def find(environ: Mapping[str, str] = os.environ) -> Tool:
+    """The tool for the project that COMPOSE_PROJECT_NAME names. Raises ComposeFailed when it cannot run."""
+    reason = missing(environ)
+    if reason:
+        raise ComposeFailed(f"The compose stack needs a container engine and compose: {reason}.")
+    listed = subprocess.run(
+        ["docker", "images", "--format", "{{.Repository}}:{{.Tag}}"], capture_output=True, text=True
+    )
+    project = environ.get("COMPOSE_PROJECT_NAME") or "tidegate"
+    chosen = stand_ins(environ, set(listed.stdout.split()))
+    # Old engines have the builder that needs no plug-in; new ones pass this over.
+    plain = {} if _has_buildx(environ) else {"DOCKER_BUILDKIT": "0", "COMPOSE_DOCKER_CLI_BUILD": "0"}
+    known = {**environ, **plain, **chosen, "COMPOSE_PROJECT_NAME": project}
+    return Tool(_command(environ), project, known)
+
+
+def _command(environ: Mapping[str, str]) -> tuple[str, ...]:
+    candidates: Sequence[tuple[str, ...]] = (("docker", "compose"), ("docker-compose",))
+    if environ.get("TIDEGATE_COMPOSE"):
+        candidates = (tuple(environ["TIDEGATE_COMPOSE"].split()),)
+    return next((each for each in candidates if not _fails([*each, "version"], environ)), ())
+
+
+def _has_buildx(environ: Mapping[str, str]) -> bool:
+    return not _fails(["docker", "buildx", "version"], environ)
+
+
+def _fails(command: Sequence[str], environ: Mapping[str, str]) -> bool:
+    try:
+        return subprocess.run(command, capture_output=True, env=dict(environ)).returncode != 0
+    except OSError:
+        return True

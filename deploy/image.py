@@ -1,0 +1,40 @@
+"""``python -m deploy.image services|triton|models``: a part of an image, from the locks of `make up`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from deploy.bootstrap import install, screen
+from deploy.bootstrap.command import Runner, tail
+from deploy.bootstrap.places import from_environment
+from deploy.bootstrap.step import StepFailed
+
+PARTS = {
+    "services": ("venv", "services"),
+    "triton": ("triton",),
+    "models": ("model-env",),
+}
+"""The steps of the bootstrap that make each part; the base image stands in for the system's packages."""
+
+
+def main(argv: Sequence[str]) -> int:
+    """Make the parts that are named; the exit code."""
+    if not argv or set(argv) - PARTS.keys():
+        print(f"usage: python -m deploy.image {'|'.join(PARTS)} ...", file=sys.stderr)
+        return 2
+    names = {name for part in argv for name in PARTS[part]}
+    runner = Runner()
+    wanted = [step for step in install.steps(from_environment(), runner, dev=False) if step.name in names]
+    show = screen.for_output({step.name: step.title for step in wanted})
+    try:
+        install.run(wanted, runner, show)
+    except StepFailed as failure:
+        said = tail(failure.log, 30) if failure.log else ""
+        print(f"{failure.what}\n{said}\n{failure.remedy}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

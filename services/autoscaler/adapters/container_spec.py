@@ -1,0 +1,134 @@
+"""What the container of a replica is created with, as the engine's API reads it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from services.autoscaler.domain.gpus import Shares, to_label
+from services.autoscaler.domain.launcher import fingerprint
+from tidegate.protocol.models import Assignment
+
+MIB = 1024 * 1024
+PIDS_LIMIT = 4096
+
+STACK = "tidegate.stack"
+REPLICA = "tidegate.replica"
+FINGERPRINT = "tidegate.fingerprint"
+LAUNCHED_AT = "tidegate.launched-at"
+DRAIN_LIMIT = "tidegate.drain-limit-s"
+IMAGE_DIGEST = "tidegate.image-digest"
+GPUS = "tidegate.gpus"
+
+Pull = Literal["never", "missing", "always"]
+# How an engine is told the GPUs of a container: by device requests, or, where NVIDIA's runtime is its default
+# one, by an environment variable.
+GpuRequest = Literal["devices", "environment"]
+
+
+@dataclass(frozen=True, slots=True)
+class DockerPlan:
+    """How workers are started as containers.
+
+    ``stack`` begins their names, so two stacks on one engine do not meet. ``home`` is the state folder inside
+    of them, ``volumes`` are named ones by the path where they appear. Memory in MiB, 0: no limit.
+    ``compose_project`` lets `docker compose down` end what was launched beside it.
+    """
+
+    stack: str
+    image: str
+    network: str
+    state_dir: Path
+    token: str
+    environment: Mapping[str, str] = field(default_factory=dict)
+    volumes: Mapping[str, str] = field(default_factory=dict)
+    home: str = "/var/lib/tidegate"
+    command: Sequence[str] | None = None
+    pull: Pull = "missing"
+    memory_mb: int = 0
+    cpus: float = 0.0
+    shm_mb: int = 256
+    gpu_request: GpuRequest = "devices"
+    log_driver: str = "json-file"
+    log_options: Mapping[str, str] = field(default_factory=dict)
+    compose_project: str = ""
+
+    def name(self, replica: str) -> str:
+        """The container's name, which the engine gives only once: the fence. No name of compose has a dot."""
+        return f"{self.stack}.{replica}"
+
+    def memory_of(self, assignment: Assignment) -> int:
+        """The memory limit of a replica in MiB; 0: none."""
+        return assignment.deployment.resources.memory_mb or self.memory_mb
+
+
+def body(plan: DockerPlan, assignment: Assignment, image: str, digest: str, gpus: Shares) -> dict[str, Any]:
+    """The request that creates the container."""
+    environment = dict(plan.environment)
+    if plan.gpu_request == "environment":
+        environment["NVIDIA_VISIBLE_DEVICES"] = ",".join(sorted(gpus)) or "void"
+    made: dict[str, Any] = {
+        "Image": image,
+        "Env": [f"{key}={value}" for key, value in sorted(environment.items())],
+        "Labels": _labels(plan, assignment, digest, gpus),
+        # For an engine's own `stop`: the worker gets the time that it may need to drain.
+        "StopSignal": "SIGTERM",
+        "StopTimeout": int(assignment.deployment.drain_limit_s) + 10,
+        "HostConfig": _host_config(plan, assignment, gpus),
+    }
+    if plan.command is not None:
+        made["Cmd"] = list(plan.command)
+    return made
+
+
+def _labels(plan: DockerPlan, assignment: Assignment, digest: str, gpus: Shares) -> dict[str, str]:
+    labels = {
+        STACK: plan.stack,
+        REPLICA: assignment.replica,
+        FINGERPRINT: fingerprint(assignment.deployment),
+        LAUNCHED_AT: f"{assignment.launched_at:.3f}",
+        DRAIN_LIMIT: f"{assignment.deployment.drain_limit_s:g}",
+        IMAGE_DIGEST: digest,
+    }
+    if gpus:
+        labels[GPUS] = to_label(gpus)
+    if plan.compose_project:
+        # As one of `docker compose run`: `down` ends it, `up` and `scale` leave it alone.
+        labels |= {
+            "com.docker.compose.project": plan.compose_project,
+            "com.docker.compose.service": "worker",
+            "com.docker.compose.oneoff": "True",
+            "com.docker.compose.container-number": "1",
+        }
+    return labels
+
+
+def _host_config(plan: DockerPlan, assignment: Assignment, gpus: Shares) -> dict[str, Any]:
+    wanted = assignment.deployment.resources
+    memory = plan.memory_of(assignment) * MIB
+    config: dict[str, Any] = {
+        "NetworkMode": plan.network,
+        # Whether, when and as what it starts again is decided here, not by the engine.
+        "RestartPolicy": {"Name": "no", "MaximumRetryCount": 0},
+        # A first process that passes signals on and buries what a killed worker leaves.
+        "Init": True,
+        "CapDrop": ["ALL"],
+        "SecurityOpt": ["no-new-privileges"],
+        "PidsLimit": PIDS_LIMIT,
+        "ShmSize": (wanted.shm_mb or plan.shm_mb) * MIB,
+        "Memory": memory,
+        "MemorySwap": memory,  # no swap on top: a worker that swaps is worse than one that ends
+        "NanoCpus": int((wanted.cpus or plan.cpus) * 1e9),
+        "LogConfig": {"Type": plan.log_driver, "Config": dict(plan.log_options)},
+        "Mounts": [
+            {"Type": "volume", "Source": volume, "Target": path}
+            for volume, path in sorted(plan.volumes.items())
+        ],
+    }
+    if gpus and plan.gpu_request == "devices":
+        config["DeviceRequests"] = [
+            {"Driver": "nvidia", "DeviceIDs": sorted(gpus), "Capabilities": [["gpu", "utility", "compute"]]}
+        ]
+    return config

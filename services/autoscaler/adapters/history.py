@@ -1,0 +1,147 @@
+"""What happened: ``<state>/data/history.db`` (SQLite). Arrivals for weeks, observations as long as they fit.
+
+Arrivals are kept by second for a day and by minute for four weeks. Observations are kept in chunks of rounds
+that begin with the state before them, so that any part of the history can be decided again.
+"""
+
+from __future__ import annotations
+
+import zlib
+from array import array
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import orjson
+
+from services.autoscaler.adapters.database import Database, Row
+from services.autoscaler.domain.recording import Document
+
+MINUTE_S, HOUR_S = 60, 3600
+SECONDS_KEPT_S = 24 * HOUR_S
+MINUTES_KEPT_S = 28 * 24 * HOUR_S
+# What fits is looked at now and then: counting costs more than a chunk too many.
+COUNT_EVERY = 32
+
+SCHEMA = """
+CREATE TABLE IF NOT EXISTS seconds (
+    minute INTEGER NOT NULL, deployment TEXT NOT NULL, counts BLOB NOT NULL,
+    PRIMARY KEY (deployment, minute)) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS seconds_by_minute ON seconds (minute);
+CREATE TABLE IF NOT EXISTS minutes (
+    hour INTEGER NOT NULL, deployment TEXT NOT NULL, counts BLOB NOT NULL,
+    PRIMARY KEY (deployment, hour)) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS minutes_by_hour ON minutes (hour);
+CREATE TABLE IF NOT EXISTS chunks (
+    id INTEGER PRIMARY KEY, first REAL NOT NULL, last REAL NOT NULL, body BLOB NOT NULL);
+"""
+
+
+class History:
+    """Safe to call from several threads; one process at a time writes (the leader)."""
+
+    def __init__(self, path: Path, most_bytes: int) -> None:
+        self.path = path
+        self._db = Database(path, SCHEMA)
+        self._most_bytes = most_bytes
+        self._added = 0
+
+    def close(self) -> None:
+        """Close the file."""
+        self._db.close()
+
+    def add_arrivals(self, counts: Mapping[tuple[str, int], int]) -> None:
+        """Add the arrivals of each (Deployment, second since the epoch) to what is known of it."""
+        fine, coarse = _grouped(counts, MINUTE_S, 1), _grouped(counts, HOUR_S, MINUTE_S)
+        self._db.write(
+            ("INSERT OR REPLACE INTO seconds VALUES (?, ?, ?)", self._added_to("seconds", "minute", fine)),
+            ("INSERT OR REPLACE INTO minutes VALUES (?, ?, ?)", self._added_to("minutes", "hour", coarse)),
+        )
+
+    def retire(self, now: float) -> None:
+        """Forget arrivals that are too old."""
+        self._db.write(
+            ("DELETE FROM seconds WHERE minute < ?", [(int(now - SECONDS_KEPT_S) // MINUTE_S,)]),
+            ("DELETE FROM minutes WHERE hour < ?", [(int(now - MINUTES_KEPT_S) // HOUR_S,)]),
+        )
+
+    def by_second(self, deployment: str, since: int, until: int) -> dict[int, int]:
+        """Arrivals by second of the epoch; seconds without any are left out."""
+        rows = self._db.read(
+            "SELECT minute, counts FROM seconds WHERE deployment = ? AND minute BETWEEN ? AND ?",
+            (deployment, since // MINUTE_S, until // MINUTE_S),
+        )
+        every = _spread(rows, MINUTE_S, 1)
+        return {second: count for second, count in every if count and since <= second < until}
+
+    def by_minute(self, deployment: str, since: int, until: int) -> dict[int, int]:
+        """Arrivals by minute of the epoch, both given in seconds; minutes without any are left out."""
+        rows = self._db.read(
+            "SELECT hour, counts FROM minutes WHERE deployment = ? AND hour BETWEEN ? AND ?",
+            (deployment, since // HOUR_S, until // HOUR_S),
+        )
+        every = _spread(rows, MINUTE_S, 1)
+        return {minute: count for minute, count in every if count and since <= minute * MINUTE_S < until}
+
+    def first_second(self, deployment: str) -> int | None:
+        """When arrivals of a Deployment began to be kept, to the hour."""
+        rows = self._db.read("SELECT min(hour) FROM minutes WHERE deployment = ?", (deployment,))
+        return None if rows[0][0] is None else int(rows[0][0]) * HOUR_S
+
+    def add_chunk(self, first: float, last: float, chunk: Document) -> None:
+        """Keep a chunk of observations; the oldest beyond the limit go."""
+        body = zlib.compress(orjson.dumps(chunk), 1)
+        self._db.write(("INSERT INTO chunks (first, last, body) VALUES (?, ?, ?)", [(first, last, body)]))
+        self._added += 1
+        if self._added % COUNT_EVERY == 1:
+            self._make_room()
+
+    def chunks(self, since: float, until: float) -> Iterator[Document]:
+        """The chunks with rounds between two times, oldest first."""
+        rows = self._db.read(
+            "SELECT id FROM chunks WHERE last >= ? AND first <= ? ORDER BY id", (since, until)
+        )
+        for (id_,) in rows:
+            for (body,) in self._db.read("SELECT body FROM chunks WHERE id = ?", (id_,)):
+                yield orjson.loads(zlib.decompress(body))
+
+    def span(self) -> tuple[float, float] | None:
+        """From when to when there are observations; None: there are none."""
+        ((first, last),) = self._db.read("SELECT min(first), max(last) FROM chunks")
+        return None if first is None else (first, last)
+
+    def _make_room(self) -> None:
+        rows = self._db.read("SELECT id, length(body) FROM chunks ORDER BY id DESC")
+        total, gone = 0, []
+        for id_, size in rows:
+            total += size
+            if total > self._most_bytes:
+                gone.append((id_,))
+        self._db.write(("DELETE FROM chunks WHERE id = ?", gone))
+
+    def _added_to(self, table: str, key: str, counts: Mapping[tuple[str, int], dict[int, int]]) -> list[Row]:
+        rows: list[Row] = []
+        for (deployment, at), more in counts.items():
+            found = self._db.read(
+                f"SELECT counts FROM {table} WHERE deployment = ? AND {key} = ?", (deployment, at)
+            )
+            whole = array("I", found[0][0]) if found else array("I", bytes(60 * array("I").itemsize))
+            for place, count in more.items():
+                whole[place] += count
+            rows.append((at, deployment, whole.tobytes()))
+        return rows
+
+
+def _grouped(
+    counts: Mapping[tuple[str, int], int], group_s: int, unit_s: int
+) -> dict[tuple[str, int], dict[int, int]]:
+    found: dict[tuple[str, int], dict[int, int]] = defaultdict(lambda: defaultdict(int))
+    for (deployment, second), count in counts.items():
+        found[deployment, second // group_s][second % group_s // unit_s] += count
+    return found
+
+
+def _spread(rows: list[Row], size: int, unit: int) -> Iterator[tuple[int, int]]:
+    for at, counts in sorted(rows):
+        for place, count in enumerate(array("I", counts)):
+            yield at * size + place * unit, count

@@ -1,0 +1,251 @@
+"""Workers as containers of an engine: the launcher of the compose stack.
+
+The engine remembers what matters: names are unique, so they fence; labels say what a container was launched
+with and which GPUs it holds. Only since when it drains is kept in a file here, as labels cannot change; when
+that is lost, the worker's own report still says that it drains.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Callable, Sequence
+
+from services.autoscaler.adapters.container_spec import (
+    DRAIN_LIMIT,
+    FINGERPRINT,
+    GPUS,
+    IMAGE_DIGEST,
+    LAUNCHED_AT,
+    REPLICA,
+    STACK,
+    DockerPlan,
+    body,
+)
+from services.autoscaler.adapters.drain_marks import DrainMarks
+from services.autoscaler.adapters.engine import Doc, Engine, EngineError
+from services.autoscaler.adapters.gpu_inventory import EngineInventory, Inventory
+from services.autoscaler.adapters.images import Images
+from services.autoscaler.adapters.kept_logs import KeptLogs
+from services.autoscaler.adapters.last_words import how_it_ended, with_last_line
+from services.autoscaler.domain.gpus import Claim, NoRoom, from_label, place, stands
+from services.autoscaler.domain.launcher import LaunchFailed, NameTaken, Running, parse_replica
+from tidegate import telemetry
+from tidegate.errors import Unavailable
+from tidegate.protocol.models import Assignment
+
+log = telemetry.logger(__name__)
+
+# Inside a class with a method `list` the builtin of that name cannot be written as a type.
+Rows = list[Doc]
+Replicas = list[Running]
+
+# How long a container that was created but not started may belong to a launch of another process.
+LAUNCH_GRACE_S = 5.0
+LAST_LINES = 20
+KEPT_LINES = 2000
+ALIVE = {"running", "paused", "restarting"}
+HOLDS_GPUS = ALIVE | {"created"}
+
+
+class DockerLauncher:
+    """See :class:`services.autoscaler.domain.launcher.Launcher`."""
+
+    def __init__(
+        self,
+        plan: DockerPlan,
+        engine: Engine,
+        inventory: Inventory | None = None,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._plan = plan
+        self._engine = engine
+        self._inventory = inventory or EngineInventory(engine, plan)
+        self._clock = clock
+        self._images = Images(engine, plan.pull)
+        self._marks = DrainMarks(plan.state_dir / "draining")
+        self._logs = KeptLogs(plan.state_dir / "log")
+        self._launching: set[str] = set()
+        # Two launches of this process would choose the same GPU, and one would fail for nothing.
+        self._choosing = asyncio.Lock()
+
+    async def launch(self, assignment: Assignment) -> None:
+        """Create a container, hand it its assignment, start it. Raises ``NameTaken`` or ``LaunchFailed``."""
+        replica = assignment.replica
+        self._launching.add(replica)
+        try:
+            wanted = assignment.deployment.resources
+            if wanted.gpus or wanted.gpu_memory_mb:
+                async with self._choosing:
+                    await self._create_with_gpus(assignment)
+            else:
+                await self._create(assignment, {})
+            await self._start(assignment)
+        finally:
+            self._launching.discard(replica)
+
+    async def drain(self, replica: str) -> None:
+        """SIGTERM to the worker, which finishes what it has and ends, and its container with it."""
+        name = self._plan.name(replica)
+        with contextlib.suppress(EngineError):
+            # Marked before the signal: a worker that ends at once was drained and did not die.
+            await self._engine.inspect(name)
+            self._marks.put(replica, self._clock())
+            await self._engine.signal(name, "SIGTERM")
+
+    async def kill(self, replica: str) -> None:
+        """End the container with all of its processes and remove it; the end of its output is kept."""
+        name = self._plan.name(replica)
+        output = await self._engine.output(name, KEPT_LINES)
+        if await self._engine.remove(name) and output:
+            await asyncio.to_thread(self._logs.keep, replica, output)
+        self._marks.drop(replica)
+
+    async def list(self) -> Replicas:
+        """Every container of this stack that is a replica."""
+        rows = await self._rows()
+        found = await asyncio.gather(*(self._running(row) for row in rows))
+        return sorted((each for each in found if each is not None), key=lambda each: each.replica)
+
+    async def close(self) -> None:
+        """Let go of the engine; workers are left running."""
+        self._engine.close()
+
+    async def _rows(self) -> Rows:
+        return await self._engine.containers({STACK: self._plan.stack, REPLICA: ""})
+
+    # -- launching -------------------------------------------------------------------------------------------
+
+    async def _create(self, assignment: Assignment, gpus: dict[str, int]) -> None:
+        reference = assignment.deployment.image or self._plan.image
+        digest = await self._images.digest(reference)
+        request = body(self._plan, assignment, reference, digest, gpus)
+        try:
+            await self._engine.create(self._plan.name(assignment.replica), request)
+        except EngineError as error:
+            if error.status == 409:
+                raise NameTaken(f"A replica {assignment.replica} exists already.") from None
+            raise LaunchFailed(
+                f"The worker {assignment.replica} cannot be created: {error.message}"
+            ) from error
+
+    async def _create_with_gpus(self, assignment: Assignment) -> None:
+        replica = assignment.replica
+        inventory = await self._inventory.gpus()
+        try:
+            shares = place(inventory, await self._claims(), assignment.deployment.resources)
+        except NoRoom as reason:
+            raise LaunchFailed(f"The worker {replica} {reason}.") from None
+        await self._create(assignment, shares)
+        # Another process may have chosen alike, before it saw this one: the claims' order decides.
+        claims = await self._claims()
+        mine = next((claim for claim in claims if claim.replica == replica), None)
+        if mine is None or not stands(inventory, claims, mine):
+            await self._engine.remove(self._plan.name(replica))
+            raise LaunchFailed(
+                f"The worker {replica} lost its GPU to another that chose it at the same time."
+            )
+
+    async def _claims(self) -> Sequence[Claim]:
+        """What is held of GPUs, by what runs or is about to."""
+        rows = [row for row in await self._rows() if GPUS in row["Labels"] and row["State"] in HOLDS_GPUS]
+        return [
+            Claim(row["Labels"][REPLICA], from_label(row["Labels"][GPUS]), await self._order(row))
+            for row in rows
+        ]
+
+    async def _order(self, row: Doc) -> tuple[int, str, str]:
+        """What has started comes first; then by when it was created, to the nanosecond."""
+        if row["State"] != "created":
+            return 0, "", row["Id"]
+        try:
+            found = await self._engine.inspect(self._plan.name(row["Labels"][REPLICA]))
+            return 1, str(found["Created"]), row["Id"]
+        except EngineError:  # gone meanwhile
+            return 2, "", row["Id"]
+
+    async def _start(self, assignment: Assignment) -> None:
+        name = self._plan.name(assignment.replica)
+        try:
+            reference = assignment.deployment.image or self._plan.image
+            uid = await self._images.uid(reference)
+            files = {
+                "token": self._plan.token.encode(),
+                # Not by its environment, which anyone who may look at the engine reads.
+                "replica/assignment.json": assignment.model_dump_json().encode(),
+            }
+            await self._engine.put_files(name, self._plan.home, files, uid)
+            await self._engine.start(name)
+        except BaseException as error:
+            with contextlib.suppress(Unavailable):
+                await self._engine.remove(name)
+            if isinstance(error, EngineError):
+                message = f"The worker {assignment.replica} cannot be started: {error.message}"
+                raise LaunchFailed(message) from error
+            raise
+
+    # -- telling ---------------------------------------------------------------------------------------------
+
+    async def _running(self, row: Doc) -> Running | None:
+        labels = row["Labels"]
+        parsed = parse_replica(labels[REPLICA])
+        if parsed is None or row["State"] == "removing":
+            return None
+        alive = self._alive(row)
+        ending, out_of_memory = ("", False) if alive else await self._ending(row)
+        return Running(
+            replica=labels[REPLICA],
+            deployment=parsed[0],
+            slot=parsed[1],
+            generation=parsed[2],
+            pid=0,  # that is the engine's affair
+            alive=alive,
+            launched_at=_number(labels.get(LAUNCHED_AT), float(row["Created"])),
+            fingerprint=labels.get(FINGERPRINT, ""),
+            drain_limit_s=_number(labels.get(DRAIN_LIMIT), 0.0),
+            draining_since=self._marks.since(labels[REPLICA]),
+            ending=ending,
+            out_of_memory=out_of_memory,
+            image=labels.get(IMAGE_DIGEST, ""),
+            gpus=tuple(sorted(from_label(labels.get(GPUS, "")))),
+        )
+
+    def _alive(self, row: Doc) -> bool:
+        if row["State"] == "created":
+            age_s = self._clock() - row["Created"]
+            return row["Labels"][REPLICA] in self._launching or age_s < LAUNCH_GRACE_S
+        return row["State"] in ALIVE
+
+    async def _ending(self, row: Doc) -> tuple[str, bool]:
+        """How a container ended, in words, and whether it ran out of memory."""
+        if row["State"] == "created":
+            return "its launch was cut off before it started", False
+        # By name and not by id: a proxy in front of the engine knows ours by their names.
+        name = self._plan.name(row["Labels"][REPLICA])
+        try:
+            found = await self._engine.inspect(name)
+        except EngineError:  # removed meanwhile
+            return how_it_ended(None), False
+        how, out_of_memory = _how(found)
+        return with_last_line(how, await self._engine.output(name, LAST_LINES)), out_of_memory
+
+
+def _how(found: Doc) -> tuple[str, bool]:
+    state, limit_mb = found["State"], found["HostConfig"]["Memory"] // (1024 * 1024)
+    code = int(state["ExitCode"])
+    # The first process tells a signal by 128 + its number.
+    how = how_it_ended(128 - code if 128 < code < 128 + 65 else code)
+    if state.get("OOMKilled"):
+        limit = f"its container's limit of {limit_mb} MiB" if limit_mb else "what its machine has"
+        return f"{how}, out of memory: it reached {limit}", True
+    if state.get("Error"):
+        return f"{how} ({state['Error']})", False
+    return how, False
+
+
+def _number(text: str | None, otherwise: float) -> float:
+    try:
+        return float(text or "")
+    except ValueError:
+        return otherwise

@@ -1,0 +1,68 @@
+"""A replay as a picture: arrivals, backlog, replicas and waits over time, a line for each policy."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+OURS = ("#0a6cbd", "#2a9d5c", "#8a4fbf", "#c2407d", "#4c5f7a", "#b08900")
+OTHERS = {"keda": "#e08b2c", "knative": "#9aa5b1"}
+
+Course = Mapping[str, Sequence[float]]
+
+
+def draw(title: str, courses: Mapping[str, Course], target_wait_ms: float) -> bytes:
+    """A PNG. A course has lists of ``at`` (seconds), ``arrivals``, ``backlog``, ``ready``, ``target`` and
+    ``wait_p95_ms``, all of one length.
+    """
+    # Loaded here: matplotlib takes longer to load than the rest. No window system is asked for.
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure: Any = Figure(figsize=(11, 9), layout="constrained")
+    FigureCanvasAgg(figure)
+    rows: Any = figure.subplots(4, 1, sharex=True)
+    arrivals, backlog, replicas, waits = rows
+    first = next(iter(courses.values()))
+    unit, name = _unit(first["at"][-1])
+    times = [at / unit for at in first["at"]]
+    arrivals.fill_between(times, first["arrivals"], step="post", color="#c9d3df", linewidth=0)
+    colours = _colours(courses)
+    for label, course in courses.items():
+        look = {"color": colours[label], "linewidth": 1.3, "label": label}
+        times = [at / unit for at in course["at"]]
+        backlog.plot(times, course["backlog"], drawstyle="steps-post", **look)
+        replicas.plot(times, course["ready"], drawstyle="steps-post", **look)
+        waits.plot(times, [max(wait, 0.0) for wait in course["wait_p95_ms"]], drawstyle="steps-post", **look)
+        if course["target"]:
+            look |= {"linewidth": 0.8, "linestyle": (0, (3, 2)), "label": None}
+            replicas.plot(times, course["target"], drawstyle="steps-post", **look)
+    waits.axhline(target_wait_ms, color="#777777", linewidth=1, linestyle=(0, (6, 3)))
+    waits.set_yscale("symlog", linthresh=max(1.0, target_wait_ms))
+    labels = ("requests/s", "outstanding", "replicas ready", "wait p95, ms")
+    for axis, label in zip(rows, labels, strict=True):
+        axis.set_ylabel(label)
+        axis.set_ylim(bottom=0)
+        axis.grid(True, color="#e8e8e8", linewidth=0.7)
+        axis.set_axisbelow(True)
+        axis.spines[["top", "right"]].set_visible(False)
+    waits.set_xlabel(name)
+    arrivals.set_title(title, loc="left", fontsize=12)
+    replicas.legend(fontsize=9, frameon=False, ncols=len(courses), loc="upper left")
+    out = io.BytesIO()
+    figure.savefig(out, format="png", dpi=120)
+    return out.getvalue()
+
+
+def _colours(courses: Mapping[str, Course]) -> dict[str, str]:
+    ours = [label for label in courses if label not in OTHERS]
+    return OTHERS | {label: OURS[place % len(OURS)] for place, label in enumerate(ours)}
+
+
+def _unit(last_s: float) -> tuple[float, str]:
+    if last_s > 2 * 86_400:
+        return 86_400.0, "days"
+    if last_s > 3 * 3600:
+        return 3600.0, "hours"
+    return (60.0, "minutes") if last_s > 300 else (1.0, "seconds")

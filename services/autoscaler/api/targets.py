@@ -1,0 +1,28 @@
+"""Where Prometheus finds the workers: its HTTP service discovery. Open, as `/metrics` itself is."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter, Request
+
+from services.autoscaler.domain.targets import targets
+from services.autoscaler.loop import Loop
+from tidegate.errors import Unavailable
+from tidegate.service import LOOPBACK
+
+PREFIX = "/prometheus/"
+router = APIRouter(tags=["prometheus"])
+
+
+@router.get(f"{PREFIX}workers")
+async def list_workers(request: Request) -> list[dict[str, Any]]:
+    """Every worker that reports, as `http_sd_configs` reads it.
+
+    503 while the store is away: Prometheus then keeps the workers that it knows.
+    """
+    loop: Loop = request.app.state.operations.loop
+    snapshot = loop.snapshot
+    if snapshot is None or snapshot.reports is None:
+        raise Unavailable("Workers are not known now: the store does not answer, or this one does not lead.")
+    return targets(snapshot.reports.values(), local=request.app.state.host in LOOPBACK)

@@ -1,0 +1,171 @@
+"""Which calls to the container engine the launcher needs, and no others.
+
+Whoever may create any container at an engine owns its machine: one call mounts the disk. So a proxy holds the
+engine's socket, and passes on only what these rules allow: containers of this stack by name, of the workers'
+images, on the workers' network, with named volumes, without privileges.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from typing import Any
+
+Doc = dict[str, Any]
+Query = Mapping[str, Sequence[str]]
+
+_VERSION = re.compile(r"^/v1\.\d+(?=/)")
+_ON_CONTAINER = re.compile(r"/containers/(?P<name>[^/]+)(?P<verb>/(json|logs|start|kill|wait|archive))?")
+_ON_IMAGE = re.compile(r"/images/(?P<image>.+)/json")
+_WORDS: Mapping[str, set[str | None]] = {
+    "GET": {"/json", "/logs"},
+    "POST": {"/start", "/kill", "/wait"},
+    "PUT": {"/archive"},
+    "DELETE": {None},
+}
+_TOP = {"Image", "Env", "Cmd", "Entrypoint", "Labels", "StopSignal", "StopTimeout", "HostConfig"}
+_HOST = {
+    "NetworkMode", "RestartPolicy", "Init", "CapDrop", "SecurityOpt", "PidsLimit", "ShmSize", "Memory",
+    "MemorySwap", "NanoCpus", "LogConfig", "Mounts", "DeviceRequests",
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """What belongs to this stack. ``images`` are patterns with ``*``, ``home`` the folder of workers."""
+
+    stack: str
+    images: tuple[str, ...]
+    network: str
+    volumes: frozenset[str] = frozenset()
+    log_drivers: frozenset[str] = field(default_factory=lambda: frozenset({"json-file"}))
+    home: str = "/var/lib/tidegate"
+
+
+def refusal(method: str, path: str, query: Query, body: bytes, bounds: Bounds) -> str | None:
+    """None for a call that may pass; else why it may not. ``path`` is decoded."""
+    path = _VERSION.sub("", path)
+    # What the engine could read otherwise than these rules do: a parameter said twice, or in a form's body.
+    if any(len(values) > 1 or ";" in values[0] for values in query.values()):
+        return "a parameter is said once"
+    if body and content_type(path) is None:
+        return f"{method} {path} has no body"
+    if path in {"/_ping", "/version"} and method in {"GET", "HEAD"}:
+        return None
+    if path == "/containers/json" and method == "GET":
+        return _listing(query, bounds)
+    if path == "/containers/create" and method == "POST":
+        return _creation(query, body, bounds)
+    if path == "/images/create" and method == "POST":
+        return _pull(query, bounds)
+    if method == "GET" and (found := _ON_IMAGE.fullmatch(path)):
+        return _image(found["image"], bounds)
+    if found := _ON_CONTAINER.fullmatch(path):
+        return _container(method, found["name"], found["verb"], query, bounds)
+    return f"{method} {path} is not a call that workers need"
+
+
+def content_type(path: str) -> str | None:
+    """What a body on this path is; None: there is none."""
+    path = _VERSION.sub("", path)
+    if path == "/containers/create":
+        return "application/json"
+    return "application/x-tar" if path.endswith("/archive") else None
+
+
+def _listing(query: Query, bounds: Bounds) -> str | None:
+    try:
+        labels = json.loads(_one(query, "filters") or "{}").get("label", [])
+    except (ValueError, AttributeError):
+        return "the filters of a listing must be JSON"
+    mine = f"tidegate.stack={bounds.stack}"
+    return None if mine in labels else f"only containers with the label {mine} can be listed"
+
+
+def _container(method: str, name: str, verb: str | None, query: Query, bounds: Bounds) -> str | None:
+    if verb not in _WORDS.get(method, set()):
+        return f"{method} on a container{verb or ''} is not a call that workers need"
+    if verb == "/archive" and _one(query, "path") != bounds.home:
+        return f"files go into {bounds.home} only"
+    return _name(name, bounds)
+
+
+def _name(name: str, bounds: Bounds) -> str | None:
+    own = re.fullmatch(re.escape(bounds.stack) + r"\.[a-z0-9-]+", name)
+    return None if own else f"{name!r} is not a container of the stack {bounds.stack}"
+
+
+def _image(reference: str, bounds: Bounds) -> str | None:
+    if ".." in reference or not any(fnmatchcase(reference, pattern) for pattern in bounds.images):
+        return f"{reference!r} is not an image of workers: it is none of {', '.join(bounds.images)}"
+    return None
+
+
+def _pull(query: Query, bounds: Bounds) -> str | None:
+    if set(query) - {"fromImage", "tag", "platform"}:
+        return "an image can be fetched and not imported"
+    repository, tag = _one(query, "fromImage"), _one(query, "tag")
+    joined = f"{repository}@{tag}" if ":" in tag else f"{repository}:{tag}"
+    return _image(repository, bounds) if tag in {"", "latest"} else _image(joined, bounds)
+
+
+def _creation(query: Query, raw: bytes, bounds: Bounds) -> str | None:
+    try:
+        body = json.loads(raw)
+        host = body.get("HostConfig") or {}
+        strange = _strange(body, _TOP) | _strange(host, _HOST)
+    except (ValueError, AttributeError):
+        return "the container to create must be stated as JSON"
+    if strange:
+        return f"a worker's container may not state {', '.join(sorted(strange))}"
+    if (body.get("Labels") or {}).get("tidegate.stack") != bounds.stack:
+        return f"a worker's container has the label tidegate.stack={bounds.stack}"
+    return (
+        _name(_one(query, "name"), bounds) or _image(str(body.get("Image")), bounds) or _bounded(host, bounds)
+    )
+
+
+def _strange(stated: Doc, known: set[str]) -> set[str]:
+    # Empty ones too: the engine takes `capdrop` for `CapDrop`, and the last one counts.
+    return set(stated) - known
+
+
+def _bounded(host: Doc, bounds: Bounds) -> str | None:
+    """What of a container touches its machine."""
+    if host.get("NetworkMode") not in {bounds.network, "none"}:
+        return f"a worker's network is {bounds.network}"
+    if host.get("CapDrop") != ["ALL"] or host.get("SecurityOpt") != ["no-new-privileges"]:
+        return "a worker's container drops all capabilities and gains no privileges"
+    restart, logs = host.get("RestartPolicy") or {}, host.get("LogConfig") or {}
+    if _strange(restart, {"Name", "MaximumRetryCount"}) or restart.get("Name", "no") != "no":
+        return "a worker's container is not started again by the engine"
+    if _strange(logs, {"Type", "Config"}) or logs.get("Type", "json-file") not in bounds.log_drivers:
+        return f"a worker's log driver is one of {', '.join(sorted(bounds.log_drivers))}"
+    if not all(_is_own_volume(mount, bounds) for mount in host.get("Mounts") or []):
+        return f"a worker mounts only the volumes {', '.join(sorted(bounds.volumes)) or '(none)'}"
+    if not all(_is_gpu(request) for request in host.get("DeviceRequests") or []):
+        return "a worker is given GPUs and no other devices"
+    return None
+
+
+def _is_own_volume(mount: Doc, bounds: Bounds) -> bool:
+    # Nothing beside these keys: a volume's driver options can name any folder of the machine.
+    return (
+        set(mount) == {"Type", "Source", "Target"}
+        and mount["Type"] == "volume"
+        and mount["Source"] in bounds.volumes
+    )
+
+
+def _is_gpu(request: Doc) -> bool:
+    if _strange(request, {"Driver", "Count", "DeviceIDs", "Capabilities"}):
+        return False
+    words = {word for group in request.get("Capabilities") or [] for word in group}
+    return request.get("Driver") == "nvidia" and words <= {"gpu", "utility", "compute"} and "gpu" in words
+
+
+def _one(query: Query, key: str) -> str:
+    return next(iter(query.get(key, ())), "")

@@ -1,0 +1,91 @@
+"""Why a Deployment has the replicas that it has, and what would change that: for people."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict
+from typing import Any
+
+from services.autoscaler.domain.bounds import bounds
+from services.autoscaler.domain.memory import DeploymentMemory, State
+from services.autoscaler.domain.round import effective_override, start_time
+from services.autoscaler.domain.shaping import MINUTE_S
+from services.autoscaler.domain.snapshot import Policy, Snapshot
+from services.autoscaler.domain.tuning import Tuning, tuning
+from tidegate.protocol.models import Deployment
+
+
+def policy_of(deployment: Deployment, policy: Policy, start_s: float, now: float) -> dict[str, Any]:
+    """What is given for a Deployment, what that makes in numbers, and the bounds in force."""
+    return {
+        "deployment": deployment.name,
+        "given": {
+            "min_replicas": deployment.min_replicas,
+            "max_replicas": deployment.max_replicas,
+            "scale_to_zero_after_s": deployment.scale_to_zero_after_s,
+            "target_wait_ms": deployment.target_wait_ms,
+            "scaling": deployment.scaling.changes(),
+        },
+        "effective": asdict(tuning(deployment, policy, start_s)),
+        "bounds": asdict(bounds(deployment, now, start_s)),
+    }
+
+
+def explain(
+    deployment: Deployment, snapshot: Snapshot, state: State, policy: Policy, now: float
+) -> dict[str, Any]:
+    """The last target with every rule's word, the numbers behind it, and what holds it where it is."""
+    memory = state.deployments[deployment.name]
+    wanted, load = memory.wanted, memory.seen
+    start_s = start_time(state, deployment.name)
+    tuned = tuning(deployment, policy, start_s or 0.0)
+    return {
+        "deployment": deployment.name,
+        "desired": memory.target,
+        "rule": memory.rule,
+        "reason": wanted.reason if wanted else "",
+        "signals": asdict(load) if load else None,
+        "start_s": start_s,
+        "needs": [asdict(term) for term in wanted.terms] if wanted else [],
+        "policy": policy_of(deployment, policy, start_s or 0.0, now),
+        "holds": list(_holds(deployment, memory, snapshot, tuned, now)),
+    }
+
+
+def _holds(
+    deployment: Deployment, memory: DeploymentMemory, snapshot: Snapshot, tuned: Tuning, now: float
+) -> Iterator[str]:
+    override = effective_override(deployment, snapshot.overrides.get(deployment.name))
+    if override is not None and override.replicas is not None:
+        left = None if override.expires_at is None else override.expires_at - now
+        until = "until it is lifted" if left is None else f"for {left:.0f} s more"
+        if left is None or left > 0:
+            yield f"an operator asked for {override.replicas}, {until}"
+    needed = max((n for _, n in memory.recommended), default=0)
+    if memory.recommended and needed > memory.recommended[-1][1]:
+        at = next(at for at, n in memory.recommended if n == needed)
+        yield f"{needed} were needed {now - at:.0f} s ago; that counts for {_left(at, tuned, now):.0f} s more"
+    if now < memory.panic_until:
+        yield f"a sudden load: nothing is taken away for {memory.panic_until - now:.0f} s"
+    yield from _limits(memory, tuned, now)
+    if memory.start.failures:
+        wait = max(0.0, memory.start.not_before - now)
+        yield f"{memory.start.failures} starts failed ({memory.start.message}); the next is in {wait:.0f} s"
+    for slot, found in memory.slots.items():
+        if found.not_before > now:
+            yield f"slot {slot} crashed and waits {found.not_before - now:.0f} s: {found.message}"
+    if snapshot.host in snapshot.cordoned:
+        yield f"{snapshot.host} is cordoned: nothing is started on it"
+
+
+def _left(at: float, tuned: Tuning, now: float) -> float:
+    return max(0.0, at + tuned.down_window_s - now)
+
+
+def _limits(memory: DeploymentMemory, tuned: Tuning, now: float) -> Iterator[str]:
+    recent = [change for at, change in memory.moves if now - at < MINUTE_S]
+    up, down = sum(c for c in recent if c > 0), -sum(c for c in recent if c < 0)
+    if tuned.max_up_per_minute is not None and up:
+        yield f"{up} of {tuned.max_up_per_minute} that may come in a minute have come"
+    if tuned.max_down_per_minute is not None and down:
+        yield f"{down} of {tuned.max_down_per_minute} that may go in a minute have gone"

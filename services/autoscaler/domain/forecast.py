@@ -1,0 +1,60 @@
+"""A forecast of arrivals from earlier days or weeks. It can only start replicas sooner, never stop one.
+
+The method, a seasonal average with a correction of its level: the rate expected at a time is the mean of
+what the same time of the last seasons brought (five minutes around it, each season counting half of the one
+after it), times how much busier or quieter the last half hour was than the same average had said of it,
+within half and twice. Nothing is expected before two seasons have been seen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from tidegate.protocol.scaling import Season
+
+MINUTE_S = 60
+SEASON_MINUTES: dict[Season, int] = {"daily": 24 * 60, "weekly": 7 * 24 * 60}
+SEASONS_USED: dict[Season, int] = {"daily": 7, "weekly": 4}
+FEWEST_SEASONS = 2
+AROUND_MINUTES = 2
+LEVEL_MINUTES = 30
+LEVEL_LIMIT = 2.0
+
+# Arrivals by minute since the epoch; a minute without any may be missing.
+Minutes = Mapping[int, int]
+
+
+def expected(history: Minutes, first: int, season: Season, now: float, ahead_s: float) -> float | None:
+    """The largest rate (requests a second) expected between ``now`` and ``ahead_s`` seconds later.
+
+    ``first`` is the minute in which ``history`` begins. None: it is off, or the history is too short.
+    """
+    if season == "off":
+        return None
+    current = int(now // MINUTE_S)
+    length = SEASON_MINUTES[season]
+    seasons = min(SEASONS_USED[season], (current - first - LEVEL_MINUTES) // length)
+    if seasons < FEWEST_SEASONS:
+        return None
+    weights = [0.5**back for back in range(seasons)]
+    minutes = range(current, current + int(ahead_s // MINUTE_S) + 2)
+    rate = max(_average(history, minute, length, weights, AROUND_MINUTES) for minute in minutes)
+    return rate * _level(history, current, length, weights) / MINUTE_S
+
+
+def _average(history: Minutes, minute: int, length: int, weights: Sequence[float], around: int) -> float:
+    """Arrivals in a minute, as the same minutes of earlier seasons had them."""
+    total = 0.0
+    for back, weight in enumerate(weights, start=1):
+        middle = minute - back * length
+        seen = sum(history.get(m, 0) for m in range(middle - around, middle + around + 1))
+        total += weight * seen / (2 * around + 1)
+    return total / sum(weights)
+
+
+def _level(history: Minutes, current: int, length: int, weights: Sequence[float]) -> float:
+    recent = range(current - LEVEL_MINUTES, current)
+    said = sum(_average(history, minute, length, weights, 0) for minute in recent)
+    if said <= 0:
+        return 1.0
+    return min(LEVEL_LIMIT, max(1 / LEVEL_LIMIT, sum(history.get(m, 0) for m in recent) / said))

@@ -1,0 +1,1 @@
+"""What another policy would have done: arrivals through a simulated queue and the very ``decide``."""

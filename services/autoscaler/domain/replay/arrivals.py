@@ -1,0 +1,162 @@
+"""Arrivals to replay, as sorted seconds from the beginning: made up, from a file, or as recorded."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+import random
+from collections.abc import Callable, Mapping
+from datetime import datetime
+from itertools import pairwise
+from statistics import median
+from typing import Literal
+
+from tidegate.errors import BadRequest
+
+Shape = Literal["constant", "step", "ramp", "spike", "diurnal", "workday", "bursty"]
+
+MOST = 3_000_000
+DAY_S = 86_400.0
+OPEN_S = (9 * 3600.0, 17 * 3600.0)
+BURST_S = (20.0, 100.0)  # mean length of a burst, and of the pause between two
+
+
+def synthetic(shape: Shape, *, rps: float, factor: float, seconds: float, seed: int) -> list[float]:
+    """Requests that come by chance (a Poisson process) at a rate that follows ``shape``.
+
+    ``constant``: ``rps``. ``step``: ``factor`` times that from a third on. ``ramp``: from ``rps`` up to
+    ``factor`` times that at two thirds, and on. ``spike``: ``factor`` times for a fifth, after two fifths.
+    ``diurnal``: between ``rps`` at midnight and ``factor`` times that at noon, each day. ``workday``:
+    ``factor`` times from nine to five, each day, reached within a minute. ``bursty``: ``factor`` times for
+    20 s now and then, on average. Raises BadRequest for more than can be replayed.
+    """
+    draw = random.Random(seed)
+    rate = _rates(shape, rps, factor, seconds, draw)
+    highest = rps * max(1.0, factor)
+    if highest * seconds > MOST:
+        raise _too_many(highest * seconds)
+    found, at = [], 0.0
+    while highest > 0:  # thinning (Lewis and Shedler): candidates at the highest rate, kept by their share
+        at += draw.expovariate(highest)
+        if at >= seconds:
+            break
+        if draw.random() * highest < rate(at):
+            found.append(at)
+    return found
+
+
+def from_csv(text: str) -> list[float]:
+    """Arrivals of a file: a time for each request, or times with the number of requests until the next time.
+
+    Times are seconds (of any origin) or ISO dates; a first line of names is passed over. Raises BadRequest
+    that names the line.
+    """
+    rows = [(number, row) for number, row in enumerate(csv.reader(io.StringIO(text)), start=1) if row]
+    if rows and not _is_time(rows[0][1][0]):
+        rows = rows[1:]
+    if not rows:
+        raise BadRequest("The file holds no arrival: lines of `time` or `time,count` are expected.")
+    parsed = [(_time(row[0], number), _count(row, number)) for number, row in rows]
+    parsed.sort()
+    if sum(count for _, count in parsed) > MOST:
+        raise _too_many(sum(count for _, count in parsed))
+    start = parsed[0][0]
+    gaps = [b[0] - a[0] for a, b in pairwise(parsed)]
+    usual = median([gap for gap in gaps if gap > 0] or [1.0])  # as far as the last line reaches
+    return [
+        at - start + gap * place / count
+        for (at, count), gap in zip(parsed, [*gaps, usual], strict=True)
+        for place in range(count)
+    ]
+
+
+def recorded(by_second: Mapping[int, int], since: int) -> list[float]:
+    """Arrivals of each second since the epoch, spread evenly over it."""
+    if sum(by_second.values()) > MOST:
+        raise _too_many(sum(by_second.values()))
+    return [
+        second - since + place / count
+        for second, count in sorted(by_second.items())
+        for place in range(count)
+    ]
+
+
+def _rates(
+    shape: Shape, rps: float, factor: float, seconds: float, draw: random.Random
+) -> Callable[[float], float]:
+    match shape:
+        case "constant":
+            return lambda at: rps
+        case "step":
+            return lambda at: rps * (factor if at >= seconds / 3 else 1.0)
+        case "ramp":
+            return lambda at: rps * (1.0 + (factor - 1.0) * min(1.0, at / (seconds * 2 / 3)))
+        case "spike":
+            return lambda at: rps * (factor if seconds * 0.4 <= at < seconds * 0.6 else 1.0)
+        case "diurnal":
+            return lambda at: rps * (1.0 + (factor - 1.0) * (1 - math.cos(2 * math.pi * at / DAY_S)) / 2)
+        case "workday":
+            return lambda at: rps * (1.0 + (factor - 1.0) * _open(at % DAY_S))
+        case "bursty":
+            return _bursts(rps, factor, seconds, draw)
+
+
+def _open(second: float) -> float:
+    """How far open the office is at a second of the day, 0 to 1."""
+    return max(0.0, min(1.0, (second - OPEN_S[0]) / 60.0, (OPEN_S[1] - second) / 60.0))
+
+
+def _bursts(rps: float, factor: float, seconds: float, draw: random.Random) -> Callable[[float], float]:
+    edges, at = [0.0], 0.0
+    while at < seconds:
+        at += draw.expovariate(1 / BURST_S[1 if len(edges) % 2 else 0])
+        edges.append(at)
+    place = 0
+
+    def rate(at: float) -> float:
+        nonlocal place
+        while place + 1 < len(edges) and edges[place + 1] <= at:
+            place += 1
+        return rps * (factor if place % 2 else 1.0)
+
+    return rate
+
+
+def _is_time(text: str) -> bool:
+    try:
+        _time(text, 0)
+    except BadRequest:
+        return False
+    return True
+
+
+def _time(text: str, line: int) -> float:
+    try:
+        found = float(text)
+    except ValueError:
+        try:
+            found = datetime.fromisoformat(text.strip()).timestamp()
+        except ValueError:
+            raise BadRequest(f"Line {line}: {text[:40]!r} is neither seconds nor a date.") from None
+    if not math.isfinite(found):
+        raise BadRequest(f"Line {line}: {text[:40]!r} is no time.")
+    return found
+
+
+def _count(row: list[str], line: int) -> int:
+    if len(row) < 2 or not row[1].strip():
+        return 1
+    try:
+        count = float(row[1])
+    except ValueError:
+        raise BadRequest(f"Line {line}: {row[1][:40]!r} is not a number of requests.") from None
+    if not 0 <= count <= MOST:
+        raise BadRequest(f"Line {line}: {row[1][:40]!r} is not a number of requests that can be replayed.")
+    return round(count)
+
+
+def _too_many(count: float) -> BadRequest:
+    return BadRequest(
+        f"{count:,.0f} requests are more than can be replayed ({MOST:,}): choose a shorter time."
+    )

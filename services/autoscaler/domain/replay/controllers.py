@@ -1,0 +1,162 @@
+"""Who decides in a replay: our own ``decide``, or another system's formula over the same replicas."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field, replace
+from typing import Protocol
+
+from services.autoscaler.domain.decide import decide
+from services.autoscaler.domain.forecast import MINUTE_S, expected
+from services.autoscaler.domain.launcher import Running, fingerprint, replica_name
+from services.autoscaler.domain.memory import State
+from services.autoscaler.domain.replay.fleet import Fleet, Server
+from services.autoscaler.domain.replay.formulas import Formula, Seen
+from services.autoscaler.domain.round import start_time
+from services.autoscaler.domain.snapshot import Decision, Drain, Kill, Launch, Policy, Snapshot
+from tidegate.protocol.models import Deployment, Intention, Version
+from tidegate.protocol.presence import GatewayLoad, GatewayReport, GatewayView, ReplicaReport
+
+
+class Controller(Protocol):
+    """Looks at a fleet and changes it; ``target`` is how many replicas it wants."""
+
+    name: str
+    target: int
+    decisions: list[Decision]
+
+    def begin(self, fleet: Fleet, now: float) -> None:
+        """Have the least replicas there, ready."""
+
+    def round(self, fleet: Fleet, now: float) -> None:
+        """One look, and what comes of it."""
+
+
+@dataclass(slots=True)
+class Ours:
+    """The Deployment under its own policy or another one, by the ``decide`` that runs live."""
+
+    name: str
+    deployment: Deployment
+    version: Version
+    policy: Policy
+    target: int = 0
+    decisions: list[Decision] = field(default_factory=list)
+    history: Counter[int] = field(default_factory=Counter)
+    _state: State = field(default_factory=State)
+    _arrived: int = 0
+    _expected: float | None = None
+    _expected_at: float = 0.0
+
+    def begin(self, fleet: Fleet, now: float) -> None:
+        """Have the least replicas there, ready, and the time of a start known."""
+        name, least = self.deployment.name, self.deployment.min_replicas
+        generations = {(name, slot): 1 for slot in range(max(1, least))}
+        self._state = State(generations=generations, starts={name: (fleet.service.start_s,)})
+        for slot in range(least):
+            fleet.ready(_running(self.deployment, slot, 1, now), now)
+
+    def round(self, fleet: Fleet, now: float) -> None:
+        """One look, and what comes of it."""
+        self.history[int(now // MINUTE_S)] += fleet.arrived - self._arrived
+        self._arrived = fleet.arrived
+        snapshot = self._snapshot(fleet, now)
+        plan, self._state = decide(snapshot, self.policy, self._state, now)
+        self.target = self._state.deployments[self.deployment.name].target
+        self.decisions += plan.decisions
+        for action in plan.actions:
+            match action:
+                case Launch():
+                    fleet.launch(_running(self.deployment, action.slot, action.generation, now), now)
+                case Drain():
+                    fleet.drain(action.replica, now)
+                case Kill():
+                    fleet.kill(action.replica)
+
+    def _snapshot(self, fleet: Fleet, now: float) -> Snapshot:
+        name = self.deployment.name
+        load = GatewayLoad(outstanding=fleet.outstanding(), arrived=fleet.arrived)
+        expects = {} if self._forecast(now) is None else {name: self._expected or 0.0}
+        return Snapshot(
+            intention=Intention(revision=1, versions=[self.version], deployments=[self.deployment]),
+            running=tuple(replace(s.running, alive=s.gone_at is None) for s in fleet.servers.values()),
+            reports={replica: _report(s, now) for replica, s in fleet.servers.items() if s.gone_at is None},
+            gateways=GatewayView([GatewayReport("replay", now, {name: load})]),
+            expected=expects,
+        )
+
+    def _forecast(self, now: float) -> float | None:
+        season = self.deployment.scaling.forecast
+        if season != "off" and now - self._expected_at >= MINUTE_S:
+            self._expected_at = now
+            ahead_s = start_time(self._state, self.deployment.name) or 0.0
+            self._expected = expected(self.history, min(self.history), season, now, ahead_s)
+        return self._expected
+
+
+@dataclass(slots=True)
+class Theirs:
+    """Another system's formula, between the same bounds, with the same replicas to start and to drain."""
+
+    name: str
+    deployment: Deployment
+    formula: Formula
+    target: int = 0
+    decisions: list[Decision] = field(default_factory=list)
+    _generation: int = 0
+
+    def begin(self, fleet: Fleet, now: float) -> None:
+        """Have the least replicas there, ready."""
+        self.target = self.deployment.min_replicas
+        for _ in range(self.target):
+            fleet.ready(self._next(now), now)
+
+    def round(self, fleet: Fleet, now: float) -> None:
+        """One look, and what comes of it."""
+        for replica in [name for name, s in fleet.servers.items() if s.gone_at is not None]:
+            fleet.kill(replica)
+        active = [s for s in fleet.servers.values() if not s.draining]
+        ready = sum(s.ready_at <= now for s in active)
+        seen = Seen(now, fleet.outstanding(), ready, self.target)
+        found = self.formula.desired(seen)
+        self.target = max(self.deployment.min_replicas, min(self.deployment.max_replicas, found))
+        for _ in range(self.target - len(active)):
+            fleet.launch(self._next(now), now)
+        leave = sorted(active, key=lambda s: (s.ready_at <= now, s.under_way, -s.ready_at))
+        for server in leave[: max(0, len(active) - self.target)]:
+            fleet.drain(server.running.replica, now)
+
+    def _next(self, now: float) -> Running:
+        self._generation += 1
+        return _running(self.deployment, 0, self._generation, now)
+
+
+def _running(deployment: Deployment, slot: int, generation: int, now: float) -> Running:
+    return Running(
+        replica=replica_name(deployment.name, slot, generation),
+        deployment=deployment.name,
+        slot=slot,
+        generation=generation,
+        pid=1,
+        alive=True,
+        launched_at=now,
+        fingerprint=fingerprint(deployment),
+        drain_limit_s=1e9,
+    )
+
+
+def _report(server: Server, now: float) -> ReplicaReport:
+    calls = server.calls
+    return ReplicaReport(
+        replica=server.running.replica,
+        deployment=server.running.deployment,
+        generation=server.running.generation,
+        host="replay",
+        pid=1,
+        state="draining" if server.draining else "ready" if server.ready_at <= now else "starting",
+        inflight=server.under_way,
+        completed=server.completed,
+        busy_ms=server.busy_ms,
+        call_ms=server.busy_ms / calls if calls else None,
+        batch_mean=server.completed / calls if calls else None,
+    )

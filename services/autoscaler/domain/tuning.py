@@ -1,0 +1,94 @@
+"""One knob and its exceptions: what a Deployment's ``scaling`` means in numbers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from services.autoscaler.domain.snapshot import Policy
+from tidegate.protocol.models import Deployment
+from tidegate.protocol.scaling import Aggressiveness
+
+
+@dataclass(frozen=True, slots=True)
+class Tuning:
+    """Every number that the target depends on. Times are seconds unless said otherwise.
+
+    ``utilization`` is the share of its time that a replica may be busy; ``by_utilization``: somebody asked
+    for it, so what replicas measure of themselves counts as well. ``ahead`` is how much of a replica's start
+    time a trend is followed into the future. ``panic_factor`` 0: never. ``impatient``: a queue counts also
+    when it will be gone before another replica is ready.
+    """
+
+    wait_ms: float
+    utilization: float
+    by_utilization: bool
+    backlog_per_replica: float | None
+    up_window_s: float
+    down_window_s: float
+    idle_s: float
+    max_up_per_minute: int | None
+    max_down_per_minute: int | None
+    panic_factor: float
+    ahead: float
+    impatient: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Preset:
+    """A position of the knob; ``down`` and ``idle`` multiply what the service is set to."""
+
+    wait: float
+    utilization: float
+    up_window_s: float
+    down: float
+    idle: float
+    panic_factor: float
+    ahead: float
+    impatient: bool = False
+
+
+PRESETS: dict[Aggressiveness, Preset] = {
+    "economy": Preset(
+        wait=2.0, utilization=0.9, up_window_s=5.0, down=0.5, idle=0.5, panic_factor=3.0, ahead=0.0
+    ),
+    "balanced": Preset(
+        wait=1.0, utilization=0.8, up_window_s=0.0, down=1.0, idle=1.0, panic_factor=2.0, ahead=1.0
+    ),
+    "latency": Preset(
+        wait=0.5,
+        utilization=0.6,
+        up_window_s=0.0,
+        down=4.0,
+        idle=5.0,
+        panic_factor=1.5,
+        ahead=1.5,
+        impatient=True,
+    ),
+}
+
+
+def tuning(deployment: Deployment, policy: Policy, start_s: float = 0.0) -> Tuning:
+    """What is given for ``deployment``, and for the rest what its aggressiveness makes of ``policy``.
+
+    Unless somebody says so, nothing is taken away sooner than another one would take to start (``start_s``).
+    """
+    given = deployment.scaling
+    preset = PRESETS[given.aggressiveness]
+    return Tuning(
+        wait_ms=deployment.target_wait_ms * preset.wait,
+        utilization=_or(given.target_utilization, preset.utilization),
+        by_utilization=given.target_utilization is not None,
+        backlog_per_replica=given.backlog_per_replica,
+        up_window_s=_or(given.up_window_s, preset.up_window_s),
+        down_window_s=_or(given.down_window_s, max(start_s, policy.down_window_s * preset.down)),
+        idle_s=_or(deployment.scale_to_zero_after_s, max(start_s, policy.idle_s * preset.idle)),
+        max_up_per_minute=given.max_up_per_minute,
+        max_down_per_minute=given.max_down_per_minute,
+        panic_factor=_or(given.panic_factor, preset.panic_factor),
+        ahead=preset.ahead,
+        impatient=preset.impatient,
+    )
+
+
+def _or(given: float | None, otherwise: float) -> float:
+    return otherwise if given is None else given

@@ -1,0 +1,216 @@
+"""Tidegate in containers: from nothing to the first right answer, losses, scale, and back to nothing.
+
+The tests share one stack and run in this order.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+
+import numpy as np
+import pytest
+
+from deploy.compose import stack, tool
+from tests.compose.conftest import KEEP, until
+from tidegate.errors import TidegateError
+
+DEPLOYMENT = "identity-v1"
+UNREACHABLE = r"gaierror|timed out|refused"
+
+
+class Traffic:
+    """Requests one after the other, each answer checked, while a block runs."""
+
+    def __init__(self, world) -> None:
+        self._world = world
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run)
+        self.answered = 0
+        self.wrong: list[str] = []
+
+    def __enter__(self):
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_):
+        self._stop.set()
+        self._thread.join(timeout=90)
+
+    def _run(self) -> None:
+        with self._world.client() as client:
+            while not self._stop.is_set():
+                sent = np.full((1, 16), float(self.answered), dtype=np.float32)
+                try:
+                    got = client.infer("identity", {"x": sent}, timeout_s=60)
+                except TidegateError as error:
+                    self.wrong.append(f"{error.reason}: {error.message}")
+                else:
+                    self.wrong += [] if np.array_equal(got["y"], sent) else ["another answer"]
+                    self.answered += 1
+                time.sleep(0.01)
+
+
+def settled(world, count: int):
+    """The workers, once there are ``count`` that are ready and none comes or goes."""
+
+    def look():
+        status, workers = world.status(DEPLOYMENT), world.workers(DEPLOYMENT)
+        calm = status["ready"] == count and not status["starting"] and not status["draining"]
+        return workers if calm and len(workers) == count else None
+
+    return until(look, f"{count} workers")
+
+
+def test_the_example_trained_deployed_and_answered_inside(world):
+    stack.example(world.tool)
+    print(f"from nothing to a stack that is well: {world.took_s:.1f} s")
+
+
+def test_the_first_right_answer_from_outside(world, identity, tmp_path, monkeypatch):
+    """With the command line of this machine, everything through the gateway."""
+    from typer.testing import CliRunner
+
+    from tidegate.cli.app import app
+
+    monkeypatch.setenv("TIDEGATE_GATEWAY_URL", world.url)
+    monkeypatch.setenv("TIDEGATE_API_KEY", world.key)
+    monkeypatch.setenv("TIDEGATE_STATE_DIR", str(tmp_path))
+    began = time.monotonic()
+    order = ["deploy", str(identity), "--signature", str(identity / "signature.json"), "--name", "identity"]
+    done = CliRunner().invoke(app, [*order, "--min", "1", "--max", "4", "--resource", "memory_mb=1024"])
+    assert done.exit_code == 0, done.output
+    sent = np.arange(16, dtype=np.float32).reshape(1, 16)
+    with world.client() as client:
+        got = client.infer("identity", {"x": sent}, timeout_s=60)
+    assert np.array_equal(got["y"], sent)
+    print(f"from a file to the first right answer: {time.monotonic() - began:.1f} s")
+    assert list(world.workers(DEPLOYMENT)) == [f"{DEPLOYMENT}-0-1"]
+
+
+def test_nobody_without_a_key_is_let_in(world):
+    import httpx
+
+    answer = httpx.post(f"{world.url}/v2/models/identity/infer", json={"inputs": []}, trust_env=False)
+    assert answer.status_code == 401
+
+
+def test_a_worker_that_is_killed_is_replaced_and_nothing_is_lost(world):
+    (before,) = settled(world, 1).values()
+    with Traffic(world) as traffic:
+        until(lambda: traffic.answered > 20, "traffic")
+        killed = time.monotonic()
+        world.tool.engine("kill", before)
+        (after,) = until(lambda: set(world.workers(DEPLOYMENT).values()) - {before}, "another container")
+        answered = traffic.answered
+        until(lambda: traffic.answered > answered + 20, "traffic again")
+    print(f"a killed container is replaced and answers after {time.monotonic() - killed:.1f} s")
+    assert traffic.wrong == []
+    assert after == f"{world.tool.project}.{DEPLOYMENT}-0-2"
+
+
+def test_scale_up_and_down_by_the_api(world):
+    with Traffic(world) as traffic:
+        for count in (3, 1):
+            began = time.monotonic()
+            path = f"/api/autoscaler/v1/deployments/{DEPLOYMENT}/replicas"
+            world.ask("PUT", path, {"replicas": count})
+            workers = sorted(settled(world, count))
+            print(f"{count} workers after {time.monotonic() - began:.1f} s: {workers}")
+        world.ask("DELETE", path)
+    assert traffic.wrong == []
+    assert traffic.answered > 0
+
+
+def test_an_autoscaler_that_is_killed_adopts_what_runs(world):
+    path = f"/api/autoscaler/v1/deployments/{DEPLOYMENT}/replicas"
+    world.ask("PUT", path, {"replicas": 2})
+    before = settled(world, 2)
+    name = world.container("autoscaler")["Name"].lstrip("/")
+    world.tool.engine("kill", name)
+    with world.client() as client:
+        sent = np.ones((1, 16), dtype=np.float32)
+        assert np.array_equal(client.infer("identity", {"x": sent})["y"], sent)
+    world.tool.engine("start", name)
+    until(lambda: stack.states([world.container("autoscaler")])[0][1] == "well", "the autoscaler is back")
+    assert settled(world, 2) == before, "the same containers: none lost, none doubled"
+    world.ask("PUT", path, {"replicas": 1})
+    settled(world, 1)
+    world.ask("DELETE", path)
+
+
+def test_prometheus_finds_the_services_and_the_workers(world):
+    import httpx
+
+    def look():
+        answer = httpx.get(f"{world.prometheus}/api/v1/targets", trust_env=False).json()
+        active = answer["data"]["activeTargets"]
+        jobs = {job: [t for t in active if t["labels"]["job"] == job] for job in ("services", "workers")}
+        good = all(target["health"] == "up" for targets in jobs.values() for target in targets)
+        running = {name.removeprefix(f"{world.tool.project}.") for name in world.workers().values()}
+        seen = {target["labels"]["replica"] for target in jobs["workers"]}
+        return good and len(jobs["services"]) == 4 and seen == running
+
+    until(look, "every target is up, and the workers are those that run", 60)
+
+
+def test_images_are_small_in_rights(world):
+    """No root, no build tools; a healthcheck for all that stays."""
+    for service in ("gateway", "worker"):
+        image = world.container(service)["Config"]["Image"]
+        user = json.loads(world.tool.engine("inspect", image))[0]["Config"]["User"]
+        assert user == "10001:10001"
+        found = world.tool.engine(
+            "run", "--rm", "--entrypoint", "sh", image, "-c",
+            "for tool in gcc cc g++ make ld cmake cargo; do command -v $tool; done; true",
+        )  # fmt: skip
+        assert found == ""
+    for container in world.tool.containers():
+        labels = container["Config"]["Labels"]
+        if labels[tool.SERVICE] in stack.ONCE and stack.LAUNCHED not in labels:
+            continue
+        assert container["State"]["Health"]["Status"] == "healthy", container["Name"]
+
+
+def test_only_the_proxy_has_the_engines_socket(world):
+    holders = {
+        each["Config"]["Labels"][tool.SERVICE]
+        for each in world.tool.containers()
+        if any("docker.sock" in mount["Source"] for mount in each["Mounts"])
+    }
+    assert holders == {"engine-proxy"}
+    escape = {
+        "Image": "tidegate/worker:latest",
+        "HostConfig": {"Binds": ["/:/host"], "Privileged": True},
+    }
+    script = (
+        "import httpx, json, sys; "
+        "print(httpx.post('http://engine-proxy:2375/containers/create?name=x', "
+        f"json=json.loads('{json.dumps(escape)}')).status_code)"
+    )
+    assert world.inside("autoscaler", "python", "-c", script).strip() == "403"
+    cut_off = "import socket; socket.create_connection(('engine-proxy', 2375), 3)"
+    with pytest.raises(tool.ComposeFailed, match=UNREACHABLE):
+        world.inside("gateway", "python", "-c", cut_off)
+
+
+def test_workers_do_not_reach_the_database(world):
+    (name,) = world.workers(DEPLOYMENT).values()
+    cut_off = "import socket; socket.create_connection(('postgres', 5432), 3)"
+    with pytest.raises(tool.ComposeFailed, match=UNREACHABLE):
+        world.tool.engine("exec", name, "python", "-c", cut_off)
+
+
+@pytest.mark.skipif(KEEP, reason="the stack is to stay")
+def test_down_takes_everything_away(world):
+    began = time.monotonic()
+    stack.down(world.tool, volumes=True)
+    print(f"down in {time.monotonic() - began:.1f} s")
+    mine = f"label={tool.PROJECT}={world.tool.project}"
+    assert world.tool.engine("ps", "-aq", "--filter", mine) == ""
+    assert world.tool.engine("ps", "-aq", "--filter", f"label=tidegate.stack={world.tool.project}") == ""
+    assert world.tool.engine("network", "ls", "-q", "--filter", mine) == ""
+    volumes = world.tool.engine("volume", "ls", "-q", "--filter", mine)
+    named = world.tool.engine("volume", "ls", "-q", "--filter", f"name={world.tool.project}_")
+    assert (volumes, named) == ("", "")

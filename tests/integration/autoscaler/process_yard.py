@@ -1,0 +1,90 @@
+"""Workers as processes, in a state folder of their own."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from services.autoscaler.adapters import procfs
+from services.autoscaler.adapters.launcher_process import ProcessLauncher, ProcessPlan
+from services.autoscaler.adapters.replica_folder import ReplicaFolder
+from tests.integration.autoscaler.script import WORKER
+
+
+class ProcessYard:
+    """A state folder with launchers on it; everything that was started ends with the test."""
+
+    def __init__(self, state: Path) -> None:
+        self.state = state
+        self.script = state / "worker.py"
+        self.script.write_text(WORKER)
+        self._launchers: list[ProcessLauncher] = []
+        self._others: list[ProcessYard] = []
+
+    def launcher(self, mode: str = "", late_s: float = 0.0) -> ProcessLauncher:
+        """A launcher as after a restart: it has no children yet. ``late_s``: how far its clock is ahead."""
+        command = [sys.executable, "-S", "-E", str(self.script)]
+        plan = ProcessPlan(command, self.state, {"MODE": mode})
+        self._launchers.append(ProcessLauncher(plan, clock=lambda: time.time() + late_s))
+        return self._launchers[-1]
+
+    def other(self) -> ProcessYard:
+        """Another stack on the same machine."""
+        folder = self.state / "other"
+        folder.mkdir()
+        self._others.append(ProcessYard(folder))
+        return self._others[-1]
+
+    def processes(self, replica: str) -> list[procfs.Process]:
+        folder = self.state / "replicas" / replica
+        return procfs.owned(procfs.Owner(replica, folder, self.state, 0))
+
+    def alive(self, replica: str) -> int:
+        """How many processes of the replica there are."""
+        return len(self.processes(replica))
+
+    def crash(self, replica: str) -> None:
+        """Kill the worker itself."""
+        pid = ReplicaFolder(self.state / "replicas" / replica).worker_pid()
+        os.kill(pid, signal.SIGKILL)
+        self.until(lambda: procfs.read(pid) is None, "the worker is dead")
+
+    def cut_off(self, replica: str) -> None:
+        """What a launch leaves that was killed before it started anything."""
+        (self.state / "replicas" / replica).mkdir(parents=True)
+
+    def output(self, replica: str) -> str:
+        """What the worker said, also after its end."""
+        return (self.state / "log" / f"worker-{replica}.log").read_text()
+
+    def left(self) -> list[str]:
+        """What is left of any replica."""
+        return sorted({path.name for path in self.folders()} | procfs.marked_in(self.state))
+
+    def until(self, true: Callable[[], object], what: str, seconds: float = 20.0) -> None:
+        deadline = time.monotonic() + seconds
+        while not true():
+            assert time.monotonic() < deadline, f"not within {seconds} s: {what}"
+            time.sleep(0.01)
+
+    def until_up(self, *replicas: str) -> None:
+        """Wait until the workers have their lock and their own child."""
+        for replica in replicas:
+            self.until(ReplicaFolder(self.state / "replicas" / replica).lock_held, f"{replica} is up")
+
+    def clear(self) -> None:
+        for other in self._others:
+            other.clear()
+        for replica in procfs.marked_in(self.state) | {p.name for p in self.folders()}:
+            for process in self.processes(replica):
+                procfs.send(process, signal.SIGKILL)
+        for child in (child for each in self._launchers for child in each._children.values()):
+            child.wait(timeout=5)
+
+    def folders(self) -> list[Path]:
+        replicas = self.state / "replicas"
+        return sorted(replicas.iterdir()) if replicas.is_dir() else []

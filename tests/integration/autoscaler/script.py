@@ -1,0 +1,29 @@
+"""What stands in for a worker: as it does it, the lock for life, the pid in it, a server of its own."""
+
+WORKER = """
+import fcntl, os, signal, subprocess, sys, time
+folder, mode = sys.argv[1], os.environ.get("MODE", "")
+if mode == "broken":
+    print("Traceback: no module named onnx", flush=True); sys.exit(3)
+if mode == "slow":
+    time.sleep(1000)
+if mode == "greedy":
+    hoard = []
+    while True:
+        hoard.append(b"x" * 2**20)
+lock = open(folder + "/lock", "w")
+fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+# Of the environment only the mark goes on, as to a model server; it stands in the folder.
+mark = {"TIDEGATE_REPLICA": os.environ.get("TIDEGATE_REPLICA", ""), "PATH": os.environ["PATH"]}
+apart = mode == "own session"
+server = subprocess.Popen(["sleep", "1000"], env=mark, cwd=folder, start_new_session=apart)
+lock.write(str(os.getpid())); lock.flush()
+def drain(*_):
+    if mode != "deaf":
+        server.kill() if mode != "messy" else None
+        print("drained", flush=True); os._exit(0)
+signal.signal(signal.SIGTERM, drain)
+print("up", flush=True)
+while True:
+    time.sleep(1000)
+"""

@@ -1,0 +1,201 @@
+"""The docker launcher on a real engine: what only it does. The rest is in test_launchers.py."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+
+import pytest
+
+from services.autoscaler.adapters.engine import Engine
+from services.autoscaler.adapters.launcher_docker import DockerLauncher
+from services.autoscaler.domain.gpus import Gpu
+from services.autoscaler.domain.launcher import LaunchFailed
+from tests.integration.autoscaler.container_yard import HOME, api, image
+from tidegate.errors import Unavailable
+
+ONE, TWO, THREE = "digits-v1-0-1", "digits-v1-1-1", "digits-v1-2-1"
+# Injected: no machine of the tests has GPUs. What is real here is who owns them.
+BIG, SMALL = Gpu("GPU-big", 80_000), Gpu("GPU-small", 16_000)
+
+
+@pytest.fixture
+def yard(containers):
+    return containers
+
+
+async def one(launcher):
+    running = await launcher.list()
+    assert len(running) == 1
+    return running[0]
+
+
+async def gone(launcher):
+    async with asyncio.timeout(30):
+        while (found := await one(launcher)).alive:
+            await asyncio.sleep(0.02)
+    return found
+
+
+async def test_limits_labels_and_what_a_container_may_do(yard, assign):
+    launcher = yard.launcher(
+        memory_mb=512, cpus=0.5, shm_mb=96, log_options={"max-size": "1m"}, compose_project="stack"
+    )
+    await launcher.launch(assign(ONE, drain_limit_s=42))
+    await launcher.launch(assign(TWO, resources={"memory_mb": 256, "cpus": 0.25, "shm_mb": 32}))
+    found, own = yard.inspect(ONE), yard.inspect(TWO)["HostConfig"]
+    host = found["HostConfig"]
+    assert (host["Memory"], host["MemorySwap"]) == (512 * 2**20, 512 * 2**20)
+    assert (host["NanoCpus"], host["ShmSize"]) == (500_000_000, 96 * 2**20)
+    assert (own["Memory"], own["NanoCpus"], own["ShmSize"]) == (256 * 2**20, 250_000_000, 32 * 2**20)
+    assert host["RestartPolicy"]["Name"] == "no"
+    assert host["CapDrop"] == ["ALL"]
+    assert host["SecurityOpt"] == ["no-new-privileges"]
+    assert host["LogConfig"] == {"Type": "json-file", "Config": {"max-size": "1m"}}
+    assert not host["Privileged"]
+    assert not host["Binds"]
+    assert found["Config"]["StopTimeout"] == 52
+    labels = found["Config"]["Labels"]
+    assert labels["com.docker.compose.project"] == "stack"
+    assert labels["com.docker.compose.service"] == "worker"
+    assert labels["tidegate.image-digest"] == (await one_of(launcher, ONE)).image
+    known = api().inspect_image(image())
+    assert labels["tidegate.image-digest"] in [known["Id"], *known["RepoDigests"]]
+
+
+async def one_of(launcher, replica):
+    return next(each for each in await launcher.list() if each.replica == replica)
+
+
+async def test_no_secret_can_be_read_at_the_engine(yard, assign):
+    """Token and assignment go in as files: a Deployment's environment may hold secrets too."""
+    await yard.launcher().launch(assign(ONE, env={"API_PASSWORD": "sesame"}))
+    yard.until_up(ONE)
+    shown = json.dumps(yard.inspect(ONE))
+    assert "the-token" not in shown
+    assert "sesame" not in shown
+    read = f"cat {HOME}/token; cat {HOME}/replica/assignment.json; ls -ln {HOME}/replica/assignment.json"
+    started = api().exec_create(yard.name(ONE), ["sh", "-c", read])["Id"]
+    said = api().exec_start(started).decode()
+    assert "the-token" in said
+    assert "sesame" in said
+    assert "-r--------" in said
+
+
+async def test_out_of_memory_is_told_as_such(yard, assign):
+    launcher = yard.launcher("greedy", memory_mb=64)
+    await launcher.launch(assign(ONE))
+    found = await gone(launcher)
+    assert found.out_of_memory
+    assert "out of memory" in found.ending
+    assert "64 MiB" in found.ending
+
+
+async def test_an_image_that_is_not_there_fails_the_launch_and_frees_the_name(yard, assign):
+    launcher = yard.launcher()
+    with pytest.raises(LaunchFailed, match="no image tidegate/nowhere:1"):
+        await launcher.launch(assign(ONE, image="tidegate/nowhere:1"))
+    assert await launcher.list() == []
+
+
+async def test_fetching_an_image_does_not_hold_up_the_launcher(yard, assign):
+    """In the background; what the registry says comes with the next launch."""
+    launcher = yard.launcher(pull="missing")
+    work = assign(ONE, image="127.0.0.1:1/tidegate/nowhere:1")
+    with pytest.raises(LaunchFailed, match="is being fetched"):
+        await launcher.launch(work)
+
+    async def told():
+        try:
+            await launcher.launch(work)
+        except LaunchFailed as error:
+            return "is not there" in error.message and "127.0.0.1:1" in error.message
+
+    async with asyncio.timeout(30):
+        while not await told():
+            await asyncio.sleep(0.1)
+    assert await launcher.list() == []
+
+
+async def test_a_start_that_the_engine_refuses_leaves_nothing(yard, assign):
+    launcher = yard.launcher(network="nowhere")
+    with pytest.raises(LaunchFailed, match="nowhere"):
+        await launcher.launch(assign(ONE))
+    assert yard.left() == []
+
+
+async def test_an_engine_that_does_not_answer_is_unknown_and_not_empty(yard, assign, tmp_path):
+    engine = Engine(f"unix://{tmp_path}/nowhere.sock")
+    launcher = DockerLauncher(yard.plan(), engine)
+    with pytest.raises(Unavailable, match="does not answer"):
+        await launcher.list()
+    with pytest.raises(Unavailable, match="does not answer"):
+        await launcher.launch(assign(ONE))
+    await launcher.close()
+
+
+async def test_an_engine_without_gpus_says_so(yard, assign):
+    """Not injected: this asks the engine itself."""
+    engine = Engine(yard.launcher()._engine._url)
+    launcher = DockerLauncher(yard.plan(gpu_request="devices"), engine)
+    if any("nvidia" in name for name in api().info().get("Runtimes", {})):
+        pytest.skip("this engine has NVIDIA's runtime")
+    with pytest.raises(Unavailable, match="GPUs cannot be listed"):
+        await launcher.launch(assign(ONE, resources={"gpus": 1}))
+    assert yard.left() == [], "the container that asked is gone too"
+    await launcher.close()
+
+
+async def test_a_gpu_belongs_to_who_runs_on_it(yard, assign):
+    launcher = yard.launcher(gpus=[BIG, SMALL])
+    await launcher.launch(assign(ONE, resources={"gpus": 1}))
+    await launcher.launch(assign(TWO, resources={"gpus": 1}))
+    assert (await one_of(launcher, ONE)).gpus == ("GPU-small",), "the smallest that does"
+    assert "NVIDIA_VISIBLE_DEVICES=GPU-small" in yard.inspect(ONE)["Config"]["Env"]
+    adopted = yard.launcher(gpus=[BIG, SMALL])
+    with pytest.raises(LaunchFailed, match=f"GPU-big has 0 of 80000 MiB free, held by {TWO}"):
+        await adopted.launch(assign(THREE, resources={"gpus": 1}))
+    yard.until_up(ONE, TWO)
+    yard.crash(ONE)
+    await gone_of(adopted, ONE)
+    await adopted.launch(assign(THREE, resources={"gpus": 1}))
+    assert (await one_of(adopted, THREE)).gpus == ("GPU-small",), "free as soon as its holder is dead"
+
+
+async def gone_of(launcher, replica):
+    async with asyncio.timeout(30):
+        while (await one_of(launcher, replica)).alive:
+            await asyncio.sleep(0.02)
+
+
+async def test_small_deployments_share_a_gpu_by_declared_memory(yard, assign):
+    launcher = yard.launcher(gpus=[BIG, SMALL])
+    await launcher.launch(assign("a-v1-0-1", resources={"gpu_memory_mb": 8_000}))
+    await launcher.launch(assign("b-v1-0-1", resources={"gpu_memory_mb": 6_000}))
+    await launcher.launch(assign("c-v1-0-1", resources={"gpu_memory_mb": 4_000}))
+    held = {each.replica: each.gpus for each in await launcher.list()}
+    assert held == {"a-v1-0-1": ("GPU-small",), "b-v1-0-1": ("GPU-small",), "c-v1-0-1": ("GPU-big",)}
+    with pytest.raises(LaunchFailed, match="needs 1 whole GPUs"):
+        await launcher.launch(assign("d-v1-0-1", resources={"gpus": 1}))
+
+
+@pytest.mark.parametrize("attempt", range(3))
+async def test_two_autoscalers_that_choose_a_gpu_at_once_do_not_both_get_it(yard, assign, attempt):
+    launches = [
+        yard.launcher(gpus=[SMALL]).launch(assign(f"digits-v1-{slot}-1", resources={"gpus": 1}))
+        for slot in range(4)
+    ]
+    ends = await asyncio.gather(*launches, return_exceptions=True)
+    assert [type(end).__name__ for end in ends].count("NoneType") == 1
+    running = await yard.launcher().list()
+    assert [each.gpus for each in running] == [("GPU-small",)]
+
+
+async def test_logs_of_dead_replicas_are_bounded(yard, assign, monkeypatch):
+    monkeypatch.setattr("services.autoscaler.adapters.kept_logs.KEPT_LOGS", 2)
+    launcher = yard.launcher("broken")
+    for generation in range(1, 5):
+        await launcher.launch(assign(f"digits-v1-0-{generation}"))
+        await gone(launcher)
+        await launcher.kill(f"digits-v1-0-{generation}")
+    assert len(list((yard.state / "log").glob("worker-*.log"))) == 2

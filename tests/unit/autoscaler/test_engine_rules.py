@@ -1,0 +1,187 @@
+"""What the proxy in front of the engine lets pass: all that the launcher does, and no way out of the box."""
+
+from __future__ import annotations
+
+import copy
+import json
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from services.autoscaler.adapters.container_spec import DockerPlan, body
+from services.autoscaler.adapters.gpu_inventory import probe_body
+from services.autoscaler.domain.engine_rules import Bounds, refusal
+from tidegate.protocol.models import Assignment, Deployment, Version
+
+BOUNDS = Bounds("stack", ("tidegate/worker", "ours/*"), "net", frozenset({"stack_cache"}))
+BORN = datetime(2024, 1, 1, tzinfo=UTC)
+
+
+def made(**given) -> dict:
+    """The request of a worker, as the launcher makes it."""
+    plan = DockerPlan(
+        stack="stack",
+        image="tidegate/worker",
+        network="net",
+        state_dir=Path("/nowhere"),
+        token="t",
+        volumes={"stack_cache": "/var/lib/tidegate/cache"},
+        compose_project="stack",
+        memory_mb=512,
+    )
+    deployment = Deployment.model_validate(
+        {"name": "m-v1", "model": "m", "version": 1, "revision": 1, "created_at": BORN, **given}
+    )
+    version = Version(
+        model="m", number=1, format="onnx", artifact_sha256="0" * 64, artifact_size=1, filename="m.onnx",
+        created_at=BORN,
+    )  # fmt: skip
+    work = Assignment(
+        replica="m-v1-0-1", generation=1, deployment=deployment, version=version, registry_url="http://r",
+        launched_at=1.0,
+    )  # fmt: skip
+    return body(plan, work, "tidegate/worker", "sha256:1", {"GPU-a": 1} if given else {})
+
+
+def create(request: dict, name: str = "stack.m-v1-0-1") -> str | None:
+    return refusal("POST", "/v1.41/containers/create", {"name": [name]}, json.dumps(request).encode(), BOUNDS)
+
+
+def ask(method: str, path: str, query: dict[str, str] | None = None, body: bytes = b"") -> str | None:
+    return refusal(method, path, {key: [value] for key, value in (query or {}).items()}, body, BOUNDS)
+
+
+def test_what_the_launcher_creates_may_pass():
+    assert create(made()) is None
+    assert create(made(resources={"gpus": 1})) is None
+    plan = DockerPlan("stack", "tidegate/worker", "net", Path("/nowhere"), "t")
+    assert create(dict(probe_body(plan)), "stack.gpu-probe") is None
+
+
+def broken(path: str, value) -> dict:
+    """A worker's request with one thing changed."""
+    request = copy.deepcopy(made())
+    at = request
+    *folders, last = path.split("/")
+    for folder in folders:
+        at = at[folder]
+    at[last] = value
+    return request
+
+
+OUT_OF_THE_BOX = {
+    "HostConfig/Binds": ["/:/host"],
+    "HostConfig/Privileged": True,
+    "HostConfig/PidMode": "host",
+    "HostConfig/IpcMode": "host",
+    "HostConfig/UsernsMode": "host",
+    "HostConfig/CapAdd": ["SYS_ADMIN"],
+    "HostConfig/CapDrop": [],
+    "HostConfig/SecurityOpt": ["seccomp=unconfined"],
+    "HostConfig/Devices": [{"PathOnHost": "/dev/sda"}],
+    "HostConfig/VolumesFrom": ["postgres"],
+    "HostConfig/NetworkMode": "host",
+    "HostConfig/PortBindings": {"22/tcp": [{"HostPort": "22"}]},
+    "HostConfig/CgroupParent": "/",
+    "HostConfig/Runtime": "other",
+    "HostConfig/RestartPolicy": {"Name": "always"},
+    "HostConfig/LogConfig": {"Type": "syslog", "Config": {}},
+    "HostConfig/DeviceRequests": [{"Driver": "cdi", "DeviceIDs": ["vendor.com/disk=0"]}],
+    "HostConfig/Mounts": [{"Type": "bind", "Source": "/", "Target": "/host"}],
+    # The engine reads keys in any case, and the last one counts.
+    "HostConfig/capdrop": [],
+    "HostConfig/privileged": False,
+    "hostconfig": {},
+    "HostConfig/RestartPolicy/name": "always",
+    "HostConfig/LogConfig/type": "syslog",
+    "Image": "alpine",
+    "User": "root",
+    "Volumes": {"/x": {}},
+    "NetworkingConfig": {"EndpointsConfig": {"database": {}}},
+    "Labels": {"tidegate.stack": "another"},
+}
+
+
+@pytest.mark.parametrize(("path", "value"), OUT_OF_THE_BOX.items())
+def test_no_way_out_of_the_box(path, value):
+    assert create(broken(path, value)) is not None
+
+
+def test_a_named_volume_is_one_of_ours_and_nothing_more():
+    mount = {"Type": "volume", "Source": "stack_cache", "Target": "/c"}
+    assert create(broken("HostConfig/Mounts", [mount])) is None
+    assert create(broken("HostConfig/Mounts", [mount | {"Source": "stack_postgres"}])) is not None
+    driver = {"VolumeOptions": {"DriverConfig": {"Options": {"type": "none", "o": "bind", "device": "/"}}}}
+    assert create(broken("HostConfig/Mounts", [mount | driver])) is not None
+
+
+@pytest.mark.parametrize("name", ["stack-registry-1", "other.m-v1-0-1", "stack.", "", "stack.a/b", "stack.A"])
+def test_names_are_of_the_stack(name):
+    assert create(made(), name) is not None
+    assert ask("DELETE", f"/v1.41/containers/{name}") is not None
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "query"),
+    [
+        ("GET", "/version", {}),
+        ("GET", "/v1.41/containers/json", {"filters": '{"label": ["tidegate.stack=stack", "x"]}'}),
+        ("GET", "/v1.41/containers/stack.m-v1-0-1/json", {}),
+        ("GET", "/v1.41/containers/stack.m-v1-0-1/logs", {"tail": "20"}),
+        ("PUT", "/v1.41/containers/stack.m-v1-0-1/archive", {"path": "/var/lib/tidegate"}),
+        ("POST", "/v1.41/containers/stack.m-v1-0-1/start", {}),
+        ("POST", "/v1.41/containers/stack.m-v1-0-1/kill", {"signal": "SIGTERM"}),
+        ("DELETE", "/v1.41/containers/stack.m-v1-0-1", {"force": "1"}),
+        ("GET", "/v1.41/images/tidegate/worker/json", {}),
+        ("GET", "/v1.41/images/ours/special:1/json", {}),
+        ("POST", "/v1.41/images/create", {"fromImage": "tidegate/worker", "tag": "latest"}),
+        ("POST", "/v1.41/images/create", {"fromImage": "ours/special", "tag": "1"}),
+    ],
+)
+def test_the_other_calls_of_the_launcher(method, path, query):
+    assert ask(method, path, query) is None
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "query"),
+    [
+        ("GET", "/v1.41/containers/json", {}),
+        ("GET", "/v1.41/containers/json", {"filters": '{"label": ["tidegate.stack=other"]}'}),
+        ("GET", "/v1.41/containers/json", {"filters": "[]"}),
+        ("POST", "/v1.41/containers/stack.m-v1-0-1/exec", {}),
+        ("POST", "/v1.41/containers/stack.m-v1-0-1/update", {}),
+        ("GET", "/v1.41/containers/stack.m-v1-0-1/archive", {"path": "/var/lib/tidegate"}),
+        ("PUT", "/v1.41/containers/stack.m-v1-0-1/archive", {"path": "/"}),
+        ("GET", "/v1.41/containers/other/../stack.m-v1-0-1/json", {}),
+        ("GET", "/v1.41/images/ours/../alpine/json", {}),
+        ("POST", "/v1.41/images/create", {"fromImage": "alpine", "tag": "3"}),
+        ("POST", "/v1.41/images/create", {"fromSrc": "-", "fromImage": "ours/x"}),
+        ("DELETE", "/v1.41/images/tidegate/worker", {}),
+        ("GET", "/v1.41/info", {}),
+        ("POST", "/v1.41/volumes/create", {}),
+        ("POST", "/v1.41/networks/net/connect", {}),
+        ("POST", "/v1.41/build", {}),
+        ("GET", "/v1.41/secrets", {}),
+        ("POST", "/v1.41/plugins/pull", {}),
+    ],
+)
+def test_calls_that_workers_do_not_need(method, path, query):
+    assert ask(method, path, query) is not None
+
+
+def test_what_is_not_json_is_refused():
+    assert refusal("POST", "/containers/create", {"name": ["stack.a-0-1"]}, b"\xff", BOUNDS) is not None
+    assert refusal("POST", "/containers/create", {"name": ["stack.a-0-1"]}, b"[]", BOUNDS) is not None
+
+
+def test_what_the_engine_could_read_otherwise_is_refused():
+    gpu = {"Driver": "nvidia", "Capabilities": [["gpu"]]}
+    assert create(broken("HostConfig/DeviceRequests", [gpu])) is None
+    assert create(broken("HostConfig/DeviceRequests", [gpu | {"driver": "cdi"}])) is not None
+    twice = {"name": ["stack.m-v1-0-1", "registry"]}
+    assert refusal("POST", "/containers/create", twice, json.dumps(made()).encode(), BOUNDS) is not None
+    pull = {"fromImage": "ours/x", "tag": "1"}
+    assert ask("POST", "/images/create", pull) is None
+    assert ask("POST", "/images/create", pull, b"fromImage=alpine") is not None
+    assert ask("POST", "/images/create", {"fromImage": "ours/x;fromImage=alpine"}) is not None

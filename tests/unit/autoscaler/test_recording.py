@@ -1,0 +1,105 @@
+"""What was observed, kept and read back, gives the very same decisions."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+
+import orjson
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from services.autoscaler.domain.recording import Pages, Written, again, read, write_chunk, written
+from services.autoscaler.domain.snapshot import LocalOverride, Policy
+from tests.unit.autoscaler.conftest import World, a_deployment
+
+NAME = "digits-v1"
+
+
+def kept(world: World, first: int = 0) -> dict:
+    """The rounds of a world from ``first`` on, as they come back from disk."""
+    pages = Pages()
+    rounds = [
+        Written(now, written(snapshot, pages), plan.decisions)
+        for _, snapshot, plan, now in world.rounds[first:]
+    ]
+    return orjson.loads(orjson.dumps(write_chunk(Policy(), world.rounds[first][0], rounds)))
+
+
+events = st.lists(
+    st.tuples(
+        st.sampled_from(
+            ["load", "silence", "store", "kill", "change", "override", "hint", "jobs", "nothing", "registry"]
+        ),
+        st.integers(0, 300),
+        st.floats(0.5, 15),
+    ),
+    min_size=2,
+    max_size=12,
+)
+
+
+def let(world: World, event: str, number: int) -> None:
+    match event:
+        case "load":
+            world.outstanding[NAME] = number
+            world.arrived[NAME] = world.arrived.get(NAME, 0) + number
+        case "silence":
+            world.gateway_known = not world.gateway_known
+        case "store":
+            world.store_up = not world.store_up
+        case "registry":
+            world.intention_known = not world.intention_known
+        case "kill" if world.names():
+            world.die(world.names()[number % len(world.names())])
+        case "change":
+            world.deployments = [a_deployment(max_replicas=1 + number % 9, threads=1 + number % 2)]
+        case "override":
+            world.overrides = {NAME: LocalOverride(number % 4, None)} if number % 2 else {}
+        case "hint":
+            world.hints[NAME] = world.now
+        case "jobs":
+            world.jobs = None if number % 3 == 0 else {NAME: number}
+
+
+@settings(max_examples=40, deadline=None)
+@given(events=events, call_ms=st.floats(1, 500), first=st.integers(0, 20))
+def test_whatever_happened_is_decided_the_same_again(events, call_ms, first):
+    world = World(a_deployment(min_replicas=0, max_replicas=9, scaling={"aggressiveness": "latency"}))
+    world.call_ms = call_ms
+    for event, number, seconds in events:
+        let(world, event, number)
+        for worker in world.workers.values():
+            worker.completed += number
+            worker.busy_ms += number * call_ms
+        world.run(seconds)
+    first = min(first, len(world.rounds) - 1)
+    found = list(again(kept(world, first)))
+    assert len(found) == len(world.rounds) - first
+    for _, then, now in found:
+        assert then == now
+
+
+def test_a_round_is_told_by_what_changed():
+    world = World(a_deployment(min_replicas=3, max_replicas=3))
+    world.run(30)
+    pages = Pages()
+    sizes = [len(orjson.dumps(written(snapshot, pages))) for _, snapshot, _, _ in world.rounds]
+    assert sizes[0] > 500
+    assert sizes[-1] < 100
+
+
+def test_nothing_is_not_unknown():
+    world = World(a_deployment())
+    world.run(2)
+    world.store_up, world.jobs = False, None
+    world.run(2)
+    world.store_up, world.jobs = True, {}
+    world.run(2)
+    writing, reading = Pages(), Pages()
+    for _, snapshot, _, _ in world.rounds:
+        back = read(orjson.loads(orjson.dumps(written(snapshot, writing))), reading)
+        assert (back.reports is None) == (snapshot.reports is None)
+        assert (back.gateways is None) == (snapshot.gateways is None)
+        assert back.jobs == snapshot.jobs
+        assert back.running == snapshot.running
+        assert asdict(back)["intention"] == asdict(snapshot)["intention"]

@@ -1,0 +1,87 @@
+"""The compose stack's own decisions: images, and when a stack is well."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+import yaml
+
+from deploy.compose.images import OFFICIAL, STAND_INS, absent, stand_ins
+from deploy.compose.stack import states
+from deploy.compose.tool import FILE, SERVICE
+
+
+def test_stand_ins_only_where_nothing_is_stated_and_the_official_one_is_not_there():
+    everything = set(STAND_INS.values())
+    assert stand_ins({}, everything) == STAND_INS
+    assert stand_ins({}, set()) == {}
+    assert "TIDEGATE_VALKEY_IMAGE" not in stand_ins({}, everything | {OFFICIAL["TIDEGATE_VALKEY_IMAGE"]})
+    assert "TIDEGATE_VALKEY_IMAGE" not in stand_ins({"TIDEGATE_VALKEY_IMAGE": "mine"}, everything)
+
+
+def test_what_would_have_to_be_fetched():
+    assert absent({}, set(STAND_INS.values())) == []
+    assert absent({}, set(OFFICIAL.values())) == []
+    assert set(absent({}, set())) == set(OFFICIAL.values())
+    assert "mine" in absent({"TIDEGATE_VALKEY_IMAGE": "mine"}, set(STAND_INS.values()))
+
+
+def test_compose_yaml_has_the_same_official_images():
+    found = dict(re.findall(r"\$\{(TIDEGATE_[A-Z]+_IMAGE):-([^}]+)\}", FILE.read_text()))
+    assert {name: found[name] for name in OFFICIAL} == OFFICIAL
+
+
+def test_compose_yaml_keeps_to_what_both_tools_read():
+    document = yaml.safe_load(FILE.read_text())
+    assert "name" not in document, "docker-compose 1.29 refuses it"
+    assert "version" not in document, "Compose v2 warns of it"
+
+
+def test_only_the_proxy_gets_the_socket_and_only_the_registry_the_database():
+    services = yaml.safe_load(FILE.read_text())["services"]
+    sockets = {name for name, each in services.items() if "docker.sock" in str(each.get("volumes"))}
+    assert sockets == {"engine-proxy"}
+    assert {n for n, s in services.items() if "engine" in s.get("networks", ())} == {
+        "autoscaler",
+        "engine-proxy",
+    }
+    on_database = {name for name, each in services.items() if "database" in each.get("networks", ())}
+    assert on_database == {"postgres", "registry", "migrate"}
+
+
+def test_every_service_that_stays_has_a_healthcheck_and_few_rights():
+    services = yaml.safe_load(FILE.read_text())["services"]
+    for name, each in services.items():
+        assert each["security_opt"] == ["no-new-privileges:true"], name
+        if each.get("restart") != "no":
+            assert each["healthcheck"]["test"], name
+
+
+def container(service: str, **state):
+    labels = {SERVICE: service} | ({"tidegate.replica": "x-0-1"} if service == "launched" else {})
+    usual = {"Status": "running", "Running": True, "ExitCode": 0}
+    return {"Name": f"/{service}", "Config": {"Labels": labels}, "State": {**usual, **state}}
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        (container("gateway", Health={"Status": "healthy"}), "well"),
+        (container("gateway", Health={"Status": "starting"}), "waiting"),
+        (container("gateway", Health={"Status": "unhealthy"}), "broken"),
+        (container("gateway", Running=False, Status="exited", ExitCode=1), "broken"),
+        (container("gateway", Running=False, Status="created"), "waiting"),
+        (container("gateway", Running=False, Status="restarting", Restarting=True), "waiting"),
+        (container("gateway"), "well"),
+        (container("migrate"), "waiting"),
+        (container("migrate", Running=False, Status="exited"), "well"),
+        (container("migrate", Running=False, Status="exited", ExitCode=1), "broken"),
+    ],
+)
+def test_when_a_container_is_well(given, expected):
+    assert states([given]) == [(given["Name"][1:], expected)]
+
+
+def test_workers_are_not_waited_for():
+    assert states([container("launched")]) == []
