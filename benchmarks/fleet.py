@@ -2,7 +2,8 @@
 
 Deployments with five replicas each, all of them busy, four gateways, and a load that changes in every round
 for one in ten. Measured are the decisions alone, the statuses made of them, and the record kept of the round;
-what is started is there at once, what is drained is gone. The 99th percentile of the rounds must be below a second at 1,000 Deployments.
+what is started is there at once, what is drained is gone. The 99th percentile of the rounds must be below a
+second at 1,000 Deployments.
 """
 
 from __future__ import annotations

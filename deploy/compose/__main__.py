@@ -52,7 +52,7 @@ def _up(found: Tool, *, build: bool, example: bool) -> None:
     shown = path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
     print(f"Tidegate runs in containers ({time.monotonic() - began:.0f} s). To use it from here:")
     print(f"  . {shown}      # the gateway's address, and a key that may do everything: keep it")
-    print("  .venv/bin/tidegate ls        # the command line comes with `make bootstrap`")
+    print("  .venv/bin/tidegate status        # the command line comes with `make bootstrap`")
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ def up(tool: Tool, *, build: bool = True) -> None:
     if build:
         # One of the services stands for all: they share their image.
         tool.compose("build", "migrate", "worker")
-    tool.compose("up", "-d", "--no-build", "--remove-orphans")
+    tool.compose("up", "-d", "--no-build")
     wait(tool)
 
 

@@ -19,6 +19,7 @@ from tidegate.protocol.models import Deployment
 log = telemetry.logger(__name__)
 
 CHUNK_S = 20.0
+WHOLE_EVERY_S = 300.0
 ARRIVALS_EVERY_S = 15.0
 RETIRE_EVERY_S = 600.0
 
@@ -32,7 +33,8 @@ class Recorder:
         self._observations = observations
         self._pages = Pages()
         self._rounds: list[Written] = []
-        self._before = State()
+        self._before: State | None = None
+        self._whole_at = float("-inf")
         self._arrivals: Counter[tuple[str, int]] = Counter()
         self._arrivals_at = self._retired_at = self._expected_at = 0.0
         self._writing: asyncio.Task[None] | None = None
@@ -46,7 +48,9 @@ class Recorder:
                 self._arrivals[name, int(now)] += memory.seen.new
         if self._observations and snapshot.intention is not None:
             if not self._rounds:
-                self._before, self._pages = before, Pages()
+                self._before = None
+                if now - self._whole_at >= WHOLE_EVERY_S:
+                    self._before, self._pages, self._whole_at = before, Pages(), now
             self._rounds.append(Written(now, written(snapshot, self._pages), plan.decisions))
         if self._writing is None or self._writing.done():
             self._writing = asyncio.create_task(self._write(now, whole=False))
@@ -92,7 +96,8 @@ class Recorder:
                 self._retired_at = now
                 await asyncio.to_thread(self._history.retire, now)
         except Unavailable as error:
+            self._whole_at = float("-inf")  # what follows cannot go on from what was lost
             log.warning("history was not kept", extra={"problem": error.message})
 
-    def _keep(self, before: State, rounds: list[Written]) -> None:
+    def _keep(self, before: State | None, rounds: list[Written]) -> None:
         self._history.add_chunk(rounds[0].now, rounds[-1].now, write_chunk(self._policy, before, rounds))

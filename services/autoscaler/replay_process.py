@@ -73,20 +73,18 @@ def verify(path: str, since: float, until: float, deployment: str | None) -> dic
     history, counts = History(Path(path), 0), Counter[str]()
     different: list[dict[str, Any]] = []
     first = last = None
-    for chunk in history.chunks(since, until):
-        for now, before, after in again(chunk):
-            if not since <= now <= until:
-                continue
-            first, last = first or now, now
-            counts["rounds"] += 1
-            then, today = (
-                [each for each in found if deployment in (None, each["deployment"])]
-                for found in (before, after)
-            )
-            counts["decisions"] += len(then)
-            counts["reproduced"] += sum(each in today for each in then)
-            if then != today:
-                different.append({"at": now, "then": then, "now": today})
+    for now, before, after in again(history.chunks(since, until)):
+        if not since <= now <= until:
+            continue
+        first, last = first or now, now
+        counts["rounds"] += 1
+        then, today = (
+            [each for each in found if deployment in (None, each["deployment"])] for found in (before, after)
+        )
+        counts["decisions"] += len(then)
+        counts["reproduced"] += sum(each in today for each in then)
+        if then != today:
+            different.append({"at": now, "then": then, "now": today})
     history.close()
     return {
         "rounds": counts["rounds"],

@@ -56,7 +56,7 @@ class World:
             "--format", '{{.Label "tidegate.replica"}} {{.Names}}',
         )  # fmt: skip
         found = dict(line.split() for line in listed.splitlines() if len(line.split()) == 2)
-        return {replica: name for replica, name in found.items() if replica.startswith(f"{deployment}-")}
+        return {replica: name for replica, name in found.items() if replica.startswith(deployment)}
 
     def container(self, service: str) -> dict[str, Any]:
         return next(

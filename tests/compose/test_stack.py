@@ -143,16 +143,24 @@ def test_an_autoscaler_that_is_killed_adopts_what_runs(world):
 def test_prometheus_finds_the_services_and_the_workers(world):
     import httpx
 
-    def look():
+    def found():
         answer = httpx.get(f"{world.prometheus}/api/v1/targets", trust_env=False).json()
         active = answer["data"]["activeTargets"]
-        jobs = {job: [t for t in active if t["labels"]["job"] == job] for job in ("services", "workers")}
-        good = all(target["health"] == "up" for targets in jobs.values() for target in targets)
-        running = {name.removeprefix(f"{world.tool.project}.") for name in world.workers().values()}
-        seen = {target["labels"]["replica"] for target in jobs["workers"]}
-        return good and len(jobs["services"]) == 4 and seen == running
+        return sorted(
+            (each["labels"]["job"], each["labels"].get("replica", each["labels"]["instance"]), each["health"])
+            for each in active
+            if each["labels"]["job"] != "rabbitmq"
+        )
 
-    until(look, "every target is up, and the workers are those that run", 60)
+    def expected():
+        replicas = (("workers", replica, "up") for replica in world.workers(""))
+        ports = {"gateway": 8000, "registry": 8010, "router": 8020, "autoscaler": 8030}
+        return sorted([*replicas, *(("services", f"{name}:{port}", "up") for name, port in ports.items())])
+
+    deadline = time.monotonic() + 60
+    while found() != expected():
+        assert time.monotonic() < deadline, f"{found()} and not {expected()}"
+        time.sleep(0.5)
 
 
 def test_images_are_small_in_rights(world):

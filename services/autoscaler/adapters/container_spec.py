@@ -95,11 +95,11 @@ def _labels(plan: DockerPlan, assignment: Assignment, digest: str, gpus: Shares)
     if gpus:
         labels[GPUS] = to_label(gpus)
     if plan.compose_project:
-        # As one of `docker compose run`: `down` ends it, `up` and `scale` leave it alone.
+        # A service that the file does not name: `up` leaves it alone, `down --remove-orphans` ends it.
         labels |= {
             "com.docker.compose.project": plan.compose_project,
-            "com.docker.compose.service": "worker",
-            "com.docker.compose.oneoff": "True",
+            "com.docker.compose.service": "replica",
+            "com.docker.compose.oneoff": "False",
             "com.docker.compose.container-number": "1",
         }
     return labels

@@ -1,7 +1,7 @@
 """What happened: ``<state>/data/history.db`` (SQLite). Arrivals for weeks, observations as long as they fit.
 
 Arrivals are kept by second for a day and by minute for four weeks. Observations are kept in chunks of rounds
-that begin with the state before them, so that any part of the history can be decided again.
+of which some have the state before them: from each of these on the history can be decided again.
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ CREATE TABLE IF NOT EXISTS minutes (
     PRIMARY KEY (deployment, hour)) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS minutes_by_hour ON minutes (hour);
 CREATE TABLE IF NOT EXISTS chunks (
-    id INTEGER PRIMARY KEY, first REAL NOT NULL, last REAL NOT NULL, body BLOB NOT NULL);
+    id INTEGER PRIMARY KEY, first REAL NOT NULL, last REAL NOT NULL, whole INTEGER NOT NULL,
+    body BLOB NOT NULL);
 """
 
 
@@ -90,16 +91,20 @@ class History:
 
     def add_chunk(self, first: float, last: float, chunk: Document) -> None:
         """Keep a chunk of observations; the oldest beyond the limit go."""
-        body = zlib.compress(orjson.dumps(chunk), 1)
-        self._db.write(("INSERT INTO chunks (first, last, body) VALUES (?, ?, ?)", [(first, last, body)]))
+        body, whole = zlib.compress(orjson.dumps(chunk), 1), chunk["state"] is not None
+        statement = "INSERT INTO chunks (first, last, whole, body) VALUES (?, ?, ?, ?)"
+        self._db.write((statement, [(first, last, whole, body)]))
         self._added += 1
         if self._added % COUNT_EVERY == 1:
             self._make_room()
 
     def chunks(self, since: float, until: float) -> Iterator[Document]:
-        """The chunks with rounds between two times, oldest first."""
+        """The chunks with rounds between two times, oldest first, from one on that stands by itself."""
         rows = self._db.read(
-            "SELECT id FROM chunks WHERE last >= ? AND first <= ? ORDER BY id", (since, until)
+            "SELECT id FROM chunks WHERE first <= ? AND id >= coalesce("
+            "(SELECT max(id) FROM chunks WHERE whole AND first <= ?), "
+            "(SELECT min(id) FROM chunks WHERE whole), 0) ORDER BY id",
+            (until, since),
         )
         for (id_,) in rows:
             for (body,) in self._db.read("SELECT body FROM chunks WHERE id = ?", (id_,)):

@@ -96,22 +96,31 @@ def read_state(document: Document) -> State:
     return replace(_STATE.validate_python({**document, "generations": {}}), generations=generations)
 
 
-def write_chunk(policy: Policy, state: State, rounds: Iterable[Written]) -> Document:
-    """Rounds that follow each other, with the state before the first; the first is told in full."""
+def write_chunk(policy: Policy, before: State | None, rounds: Iterable[Written]) -> Document:
+    """Rounds that follow each other. With the state ``before`` the first, which is told in full, a chunk
+    stands by itself; without, it goes on where the chunk before it ended.
+    """
     return {
         "policy": asdict(policy),
-        "state": write_state(state),
+        "state": None if before is None else write_state(before),
         "rounds": [[each.now, each.document, [asdict(d) for d in each.decisions]] for each in rounds],
     }
 
 
-def again(chunk: Document) -> Iterator[tuple[float, list[Document], list[Document]]]:
-    """Decide every round of a chunk once more: its time, what was decided then, and what is now."""
-    policy, state, pages = Policy(**chunk["policy"]), read_state(chunk["state"]), Pages()
-    for now, document, before in chunk["rounds"]:
-        plan, state = decide(read(document, pages), policy, state, now)
-        # As a document, as those of then are: there a tuple is a list.
-        yield now, before, [orjson.loads(orjson.dumps(asdict(decision))) for decision in plan.decisions]
+def again(chunks: Iterable[Document]) -> Iterator[tuple[float, list[Document], list[Document]]]:
+    """Decide every round of the chunks once more: its time, what was decided then, and what is now.
+
+    The first chunk must be one that stands by itself.
+    """
+    state, pages = State(), Pages()
+    for chunk in chunks:
+        policy = Policy(**chunk["policy"])
+        if chunk["state"] is not None:
+            state, pages = read_state(chunk["state"]), Pages()
+        for now, document, before in chunk["rounds"]:
+            plan, state = decide(read(document, pages), policy, state, now)
+            # As a document, as those of then are: there a tuple is a list.
+            yield now, before, [orjson.loads(orjson.dumps(asdict(d))) for d in plan.decisions]
 
 
 def _sections(snapshot: Snapshot) -> dict[str, Section | None]:

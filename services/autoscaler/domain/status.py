@@ -114,7 +114,8 @@ def replica_view(
     known: dict[str, Any] = {"state": phase(memory), "slot": running.slot, "launched_at": running.launched_at}
     if running.image:
         known |= {"image": running.image, "gpus": list(running.gpus)}
-    return {**asdict(report), **known, "last_report": memory.last_report if memory else None}
+    told = {name: getattr(report, name) for name in ReplicaReport.__dataclass_fields__}
+    return {**told, **known, "last_report": memory.last_report if memory else None}
 
 
 def _conditions(

@@ -57,7 +57,7 @@ async def test_limits_labels_and_what_a_container_may_do(yard, assign):
     assert found["Config"]["StopTimeout"] == 52
     labels = found["Config"]["Labels"]
     assert labels["com.docker.compose.project"] == "stack"
-    assert labels["com.docker.compose.service"] == "worker"
+    assert labels["com.docker.compose.service"] == "replica"
     assert labels["tidegate.image-digest"] == (await one_of(launcher, ONE)).image
     known = api().inspect_image(image())
     assert labels["tidegate.image-digest"] in [known["Id"], *known["RepoDigests"]]

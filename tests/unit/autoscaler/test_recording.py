@@ -73,7 +73,7 @@ def test_whatever_happened_is_decided_the_same_again(events, call_ms, first):
             worker.busy_ms += number * call_ms
         world.run(seconds)
     first = min(first, len(world.rounds) - 1)
-    found = list(again(kept(world, first)))
+    found = list(again([kept(world, first)]))
     assert len(found) == len(world.rounds) - first
     for _, then, now in found:
         assert then == now
@@ -103,3 +103,21 @@ def test_nothing_is_not_unknown():
         assert back.jobs == snapshot.jobs
         assert back.running == snapshot.running
         assert asdict(back)["intention"] == asdict(snapshot)["intention"]
+
+
+def test_a_chunk_goes_on_where_the_one_before_it_ended():
+    world = World(a_deployment(max_replicas=9))
+    world.call_ms = 20.0
+    for number in range(8):
+        world.outstanding[NAME] = 30 * (number % 3)
+        world.run(10)
+    pages, chunks = Pages(), []
+    for start in range(0, len(world.rounds), 20):
+        part = world.rounds[start : start + 20]
+        rounds = [Written(now, written(seen, pages), plan.decisions) for _, seen, plan, now in part]
+        before = part[0][0] if start == 0 else None
+        chunks.append(orjson.loads(orjson.dumps(write_chunk(Policy(), before, rounds))))
+    found = list(again(chunks))
+    assert len(found) == len(world.rounds)
+    assert all(then == now for _, then, now in found)
+    assert sum(len(then) for _, then, _ in found) == len(world.decisions)

@@ -177,8 +177,3 @@ def test_a_schedule_and_a_forecast_go_with_the_traffic(book):
     back = book.now.deployment("digits-v1").spec.scaling
     kept = (len(back.schedule), back.forecast, back.max_up_per_minute, back.down_window_s)
     assert kept == (1, "off", 3, 90)
-        1,
-        "off",
-        3,
-        90,
-    )
