@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from pathlib import Path
 
 import pytest
@@ -40,7 +41,7 @@ def test_old_arrivals_go_by_second_first(history: History):
 
 
 def chunk(number: int, *, whole: bool, size: int = 10) -> dict:
-    noise = "".join(chr(33 + (number * 7919 + place * place * 31) % 90) for place in range(size))
+    noise = random.Random(number).randbytes(size).hex()  # which no compression makes small
     return {"policy": {}, "state": {} if whole else None, "rounds": [], "noise": noise, "number": number}
 
 

@@ -235,7 +235,7 @@ async def test_no_secret_is_in_a_log_line(client, gateway, registry, worker, as_
     assert '"path": "/api/registry/v1/keys"' in logs, "the log is the one that is meant"
     for secret in [*secrets, "c2VjcmV0OnNlY3JldA=="]:
         assert secret not in logs
-        assert secret.rpartition("_")[2].rpartition(".")[2][:16] not in logs
+        assert secret[-16:] not in logs, "not in part either"
     assert not re.search(r"[Bb]earer \S", logs)
     kept = gateway.state / "data" / "gateway-keys.json"
     assert kept.stat().st_mode & 0o777 == 0o600
