@@ -3,7 +3,7 @@
 
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help up down clean test test-clients check fmt lock bootstrap bootstrap-dev bare-test compose-up compose-down compose-test docs torch bench bench-broker-tax bench-overload bench-heavy bench-mixups bench-rate-limit bench-chaos bench-flame
+.PHONY: help up down clean test test-clients check fmt lock bootstrap bootstrap-dev bare-test compose-up compose-down compose-test docs torch bench bench-broker-tax bench-overload bench-heavy bench-mixups bench-rate-limit bench-chaos bench-flame bench-fleet bench-spike bench-healing
 
 PY := .venv/bin/python
 STATE := $(or $(TIDEGATE_STATE_DIR),.tidegate)
@@ -94,6 +94,15 @@ bench-rate-limit: bootstrap ## one key's limit over four gateway processes; what
 bench-flame: bootstrap ## flame graphs of gateway and worker under load
 	$(PY) -m benchmarks.install --only plot
 	$(PY) -m benchmarks.flame $(BENCH_FLAGS)
+
+bench-fleet: bootstrap ## one round of the autoscaler over up to 2,000 Deployments, simulated
+	$(PY) -m benchmarks.fleet $(BENCH_FLAGS)
+
+bench-spike: bootstrap ## ten times the load for two minutes: wait, replicas, the curve; beside KEDA and Knative
+	$(PY) -m benchmarks.spike $(BENCH_FLAGS)
+
+bench-healing: bootstrap ## kill -9 of twenty workers in turn under load
+	$(PY) -m benchmarks.healing $(BENCH_FLAGS)
 
 bench-chaos: bootstrap ## 20,000 jobs while every part is killed with -9 and restarted once
 	$(PY) -m benchmarks.chaos $(BENCH_FLAGS)

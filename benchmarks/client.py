@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 HOST = "127.0.0.1"
 LINE_LIMIT = 2**20
+IDLE_S = 3.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +26,7 @@ class Client:
 
     def __init__(self, port: int) -> None:
         self._port = port
-        self._idle: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = []
+        self._idle: list[tuple[float, asyncio.StreamReader, asyncio.StreamWriter]] = []
 
     async def post(self, path: str, body: bytes, headers: Mapping[str, str]) -> Answer:
         """POST; see :meth:`request`."""
@@ -39,8 +41,7 @@ class Client:
 
         A cancelled request closes its connection, as a caller that hangs up does.
         """
-        connection = self._idle.pop() if self._idle else await self._open()
-        reader, writer = connection
+        reader, writer = await self._connection()
         done = False
         try:
             lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
@@ -50,16 +51,24 @@ class Client:
             done = True
         finally:
             if done:
-                self._idle.append(connection)
+                self._idle.append((time.monotonic(), reader, writer))
             else:
                 writer.close()
         return answer
 
     def close(self) -> None:
         """Close the connections that are idle."""
-        for _, writer in self._idle:
+        for _, _, writer in self._idle:
             writer.close()
         self._idle.clear()
+
+    async def _connection(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        """One that was used last, or a new one: servers close what is idle for a few seconds."""
+        fresh = [each for each in self._idle if time.monotonic() - each[0] < IDLE_S]
+        for _, _, writer in self._idle[: len(self._idle) - len(fresh)]:
+            writer.close()
+        self._idle = fresh
+        return self._idle.pop()[1:] if self._idle else await self._open()
 
     async def _open(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         return await asyncio.open_connection(HOST, self._port, limit=LINE_LIMIT)

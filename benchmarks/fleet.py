@@ -156,8 +156,7 @@ async def _rounds(world: World, history: History, rounds: int) -> tuple[dict[str
             ):  # fmt: skip
                 times[name].append(spent)
     await recorder.flush(now)
-    span = history.span()
-    assert span is not None
+    assert history.span() is not None, "nothing was recorded"
     return times, decided, history.path.stat().st_size
 
 

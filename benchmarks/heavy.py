@@ -1,7 +1,8 @@
 """``python -m benchmarks.heavy``: envelopes must cost nothing where they cannot gain anything.
 
 A model that sleeps 20 ms, 4 workers, 64 connections: the gateway as shipped against one that sends every
-request as a message of its own, in turns. Then a light and a heavy Deployment side by side.
+request as a message of its own, in turns. Then a light and a heavy Deployment side by side: in one stack and,
+to tell what a shared queue costs from what shared cores do, in two.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from benchmarks.workloads import Exchange
 
 WORKERS, CONNECTIONS, LIGHT_CONNECTIONS = 4, 64, 4
 SINGLE = {"TIDEGATE_ENVELOPE_MAX_FRAMES": "1"}
+ELSEWHERE = ", two stacks"
 RATE_SHARE, P99_SHARE, MIX_SHARE = 0.97, 1.10, 0.90
 
 Runs = dict[str, list[Figures]]
@@ -54,16 +56,20 @@ def measure(repeats: int, seconds: int) -> Runs:
                 keep(runs, name, load.measure(running.url, heavy, CONNECTIONS, seconds))
             load.warm(shipped.url, light, LIGHT_CONNECTIONS)
             keep(runs, "light alone", load.measure(shipped.url, light, LIGHT_CONNECTIONS, seconds))
-            mixed(runs, shipped, light, heavy, seconds)
+            load.warm(single.url, heavy, CONNECTIONS)
+            for where, other in (("", shipped), (ELSEWHERE, single)):
+                mixed(runs, where, (shipped, light), (other, heavy), seconds)
     return runs
 
 
-def mixed(runs: Runs, running: Stack, light: Exchange, heavy: Exchange, seconds: int) -> None:
-    """Both loads at once."""
+def mixed(
+    runs: Runs, where: str, light: tuple[Stack, Exchange], heavy: tuple[Stack, Exchange], seconds: int
+) -> None:
+    """Both loads at once, each on its stack; ``where`` ends the names of the runs."""
     with ExitStack() as held:
         both = [
-            (name, Load(running.url, exchange, connections, seconds))
-            for name, exchange, connections in (
+            (name + where, Load(running.url, exchange, connections, seconds))
+            for name, (running, exchange), connections in (
                 ("light beside heavy", light, LIGHT_CONNECTIONS),
                 ("heavy beside light", heavy, CONNECTIONS),
             )
@@ -78,7 +84,7 @@ def keep(runs: Runs, name: str, figures: Figures) -> None:
     """Keep one run and show it."""
     runs.setdefault(name, []).append(figures)
     print(
-        f"  {name:19} {figures.rate:8,.1f} req/s  p99 {figures.p99_ms:7.1f} ms  {figures.errors} errors",
+        f"  {name:30} {figures.rate:8,.1f} req/s  p99 {figures.p99_ms:7.1f} ms  {figures.errors} errors",
         flush=True,
     )
 
@@ -95,6 +101,16 @@ def judge(runs: Runs) -> list[tuple[str, str]]:
         ),
         _bar("heavy beside light against alone, throughput", beside / rate["envelopes"], MIX_SHARE),
         _bar("light beside heavy against alone, throughput", mixed_light / rate["light alone"], MIX_SHARE),
+        _bar(
+            "light beside heavy in one stack against in two, throughput",
+            mixed_light / rate["light beside heavy" + ELSEWHERE],
+            MIX_SHARE,
+        ),
+        _bar(
+            "heavy beside light in one stack against in two, throughput",
+            beside / rate["heavy beside light" + ELSEWHERE],
+            MIX_SHARE,
+        ),
         _bar("errors", errors, 0, most=True),
     ]
 

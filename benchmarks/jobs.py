@@ -65,7 +65,7 @@ class Candidate:
 def main() -> int:
     """Measure, print the table, write jobs.json; 1 when the bar is missed."""
     parser = options.parser(__doc__, seconds=10, repeats=3)
-    parser.add_argument("--connections", type=int, default=64, help="submitting at once (default: 64)")
+    parser.add_argument("--connections", type=int, default=128, help="submitting at once (default: 128)")
     parser.add_argument(
         "--only", type=options.names(list(TITLES)), default=list(TITLES), help=", ".join(TITLES)
     )

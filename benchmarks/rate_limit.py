@@ -21,8 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import options, report, session, stack
-from benchmarks.client import Answer, Client
-from benchmarks.errors import BenchmarkFailed
+from benchmarks.client import Client
 from benchmarks.stack import Stack
 from services.gateway.access import Access
 from services.gateway.domain.keys import KeyTable
@@ -136,7 +135,7 @@ async def offer(
     began = time.monotonic()
 
     async def ask(client: Client) -> None:
-        answer = await _post(client, headers)
+        answer = await client.post(PATH, BODY, headers)
         step.statuses[answer.status] += 1
         if answer.status == 200:
             step.by_second[int(time.monotonic() - began)] += 1
@@ -154,16 +153,6 @@ async def offer(
         task.add_done_callback(tasks.discard)
     await asyncio.gather(*tasks)
     step.seconds = time.monotonic() - began
-
-
-async def _post(client: Client, headers: dict[str, str]) -> Answer:
-    """A request's answer; again where the connection had been idle for so long that the server closed it."""
-    for _ in range(2):
-        try:
-            return await client.post(PATH, BODY, headers)
-        except EOFError:
-            client.close()
-    raise BenchmarkFailed("the gateway closes connections that are in use")
 
 
 async def _keep_away(running: Stack, seconds: float) -> None:
@@ -270,4 +259,4 @@ def _arguments() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    session.run(main)

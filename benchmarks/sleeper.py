@@ -18,16 +18,16 @@ def deploy(running: Stack, replicas: int) -> None:
     running.deploy(path, "sleep", "--max-batch", "1", replicas=replicas)
 
 
-def exchange(timeout_ms: float | None = None) -> Exchange:
-    """A request that takes the model 20 ms, with a deadline or without."""
-    tensor = {"name": "ms", "shape": [1, 1], "datatype": "FP32", "data": [MODEL_MS]}
+def exchange(timeout_ms: float | None = None, model_ms: float = MODEL_MS) -> Exchange:
+    """A request that takes the model so long, with a deadline or without."""
+    tensor = {"name": "ms", "shape": [1, 1], "datatype": "FP32", "data": [model_ms]}
     headers = {"Content-Type": "application/json"}
     if timeout_ms is not None:
         headers["X-Request-Timeout-Ms"] = f"{timeout_ms:g}"
-    return Exchange("/v2/models/sleep/infer", json.dumps({"inputs": [tensor]}).encode(), _check, headers)
 
+    def check(_: Mapping[str, str], answer: bytes) -> None:
+        given = json.loads(answer)["outputs"][0]["data"]
+        if given != [model_ms]:
+            raise WrongAnswer(f"slept {given}, asked for {model_ms}")
 
-def _check(_: Mapping[str, str], answer: bytes) -> None:
-    given = json.loads(answer)["outputs"][0]["data"]
-    if given != [MODEL_MS]:
-        raise WrongAnswer(f"slept {given}, asked for {MODEL_MS}")
+    return Exchange("/v2/models/sleep/infer", json.dumps({"inputs": [tensor]}).encode(), check, headers)

@@ -8,7 +8,6 @@ import shutil
 import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -71,12 +70,6 @@ class Tool:
             stdin=subprocess.DEVNULL,
         )
 
-    @cached_property
-    def version(self) -> str:
-        """What the compose command says of itself."""
-        done = subprocess.run([*self.command, "version", "--short"], capture_output=True, text=True)
-        return done.stdout.strip()
-
 
 def missing(environ: Mapping[str, str] = os.environ) -> str:
     """Why the stack cannot run here; empty when it can."""
@@ -95,7 +88,10 @@ def find(environ: Mapping[str, str] = os.environ) -> Tool:
     if reason:
         raise ComposeFailed(f"The compose stack needs a container engine and compose: {reason}.")
     listed = subprocess.run(
-        ["docker", "images", "--format", "{{.Repository}}:{{.Tag}}"], capture_output=True, text=True
+        ["docker", "images", "--format", "{{.Repository}}:{{.Tag}}"],
+        capture_output=True,
+        text=True,
+        env=dict(environ),
     )
     project = environ.get("COMPOSE_PROJECT_NAME") or "tidegate"
     chosen = stand_ins(environ, set(listed.stdout.split()))

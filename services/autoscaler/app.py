@@ -85,7 +85,6 @@ async def _start(
         settings.policy(),
         settings.autoscaler_period_s,
         state / "cache" / "matplotlib",
-        asyncio.Semaphore(1),
     )
     _add_checks(app, leader, source, loop, events)
     _run(stack, source.run(settings.autoscaler_relist_s))

@@ -164,9 +164,9 @@ class Loop:
         await asyncio.gather(*(self._in_order(actions) for actions in by_deployment.values()))
 
     async def cordon(self, host: str) -> None:
-        """Start nothing on a host any more."""
-        self.cordoned[host] = self._clock()
-        await asyncio.to_thread(self._parts.ledger.cordon, host, self.cordoned[host])
+        """Start nothing on a host any more; of several times the first stays."""
+        at = self.cordoned.setdefault(host, self._clock())
+        await asyncio.to_thread(self._parts.ledger.cordon, host, at)
         self.wake()
 
     async def uncordon(self, host: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -97,10 +98,14 @@ class Operations:
         if host not in {each["host"] for each in self.hosts()}:
             raise NotFound(f"There is no host {host}.")
         await self.loop.cordon(host)
-        gone = [r["replica"] for r in self.replicas() if r["alive"] and r["state"] != "draining"]
-        for replica in gone if drain else []:
-            await self.loop.drain(replica)
-        return gone if drain else []
+        drained = []
+        # All replicas are on this host; another one can only be cordoned already, under its former name.
+        for each in self.replicas() if drain and host == self.loop.host else []:
+            if each["alive"] and each["state"] != "draining":
+                with contextlib.suppress(NotFound):  # it ended meanwhile
+                    await self.loop.drain(each["replica"])
+                    drained.append(each["replica"])
+        return drained
 
     async def uncordon(self, host: str) -> None:
         """Let replicas be started on a host again."""

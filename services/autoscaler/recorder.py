@@ -38,6 +38,8 @@ class Recorder:
         self._arrivals: Counter[tuple[str, int]] = Counter()
         self._arrivals_at = self._retired_at = self._expected_at = 0.0
         self._writing: asyncio.Task[None] | None = None
+        # Arrivals are added to what is read before, and chunks go on from each other: one after the other.
+        self._turn = asyncio.Lock()
         self._expected: dict[str, float] = {}
         self._forecast_for: set[str] = set()
 
@@ -85,6 +87,10 @@ class Recorder:
         return expected(minutes, first // MINUTE_S, season, now, ahead_s)
 
     async def _write(self, now: float, *, whole: bool) -> None:
+        async with self._turn:
+            await self._write_noted(now, whole=whole)
+
+    async def _write_noted(self, now: float, *, whole: bool) -> None:
         try:
             if self._arrivals and (whole or now - self._arrivals_at >= ARRIVALS_EVERY_S):
                 arrivals, self._arrivals, self._arrivals_at = self._arrivals, Counter(), now
@@ -96,7 +102,8 @@ class Recorder:
                 self._retired_at = now
                 await asyncio.to_thread(self._history.retire, now)
         except Unavailable as error:
-            self._whole_at = float("-inf")  # what follows cannot go on from what was lost
+            # What follows cannot go on from what was lost, nor can what was noted meanwhile.
+            self._whole_at, self._rounds = float("-inf"), []
             log.warning("history was not kept", extra={"problem": error.message})
 
     def _keep(self, before: State | None, rounds: list[Written]) -> None:

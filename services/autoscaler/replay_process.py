@@ -17,7 +17,7 @@ from typing import Any
 import orjson
 
 from services.autoscaler.adapters.history import History
-from services.autoscaler.adapters.picture import draw
+from services.autoscaler.adapters.replay_picture import draw
 from services.autoscaler.domain.recording import again
 from services.autoscaler.domain.replay import arrivals
 from services.autoscaler.domain.replay.fleet import Service

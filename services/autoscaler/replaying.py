@@ -6,22 +6,22 @@ import asyncio
 import os
 import sys
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import orjson
 
 from services.autoscaler.adapters.history import MINUTES_KEPT_S, History
-from services.autoscaler.domain.lookup import lookup
+from services.autoscaler.domain.intention import lookup
 from services.autoscaler.domain.replay.fleet import Service
 from services.autoscaler.domain.snapshot import Policy
+from services.autoscaler.launchers import ROOT
 from services.autoscaler.operations import Operations
 from tidegate.errors import BY_REASON, BadRequest, DeadlinePassed, TidegateError, Unavailable
 from tidegate.protocol.models import Deployment
 
 TIME_LIMIT_S = 240.0
-ROOT = Path(__file__).resolve().parents[2]
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +33,7 @@ class Replays:
     policy: Policy
     period_s: float
     cache: Path
-    turn: asyncio.Semaphore
+    turn: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(1))
 
     async def run(self, name: str, order: dict[str, Any]) -> dict[str, Any]:
         """Replay arrivals under the policy of a Deployment and others; ``api/replay.py`` has the order."""

@@ -61,12 +61,17 @@ class Lost(Exception):
 
 @dataclass(slots=True)
 class Row:
-    """A line under way: its job, or why it has none."""
+    """A line under way: its job, or why it has none; neither while it waits to be taken in."""
 
     number: int
     id: str | None
     job: bytes | None = None
     error: TidegateError | None = None
+
+    @property
+    def waits(self) -> bool:
+        """Whether it is still to be taken in."""
+        return self.job is None and self.error is None
 
 
 class Runner:
@@ -123,14 +128,22 @@ class Runner:
 
     async def _work(self) -> None:
         pause = PAUSES_S[0]
-        while self._emitted < self._batch.lines:
-            moved = await self._begin()
-            moved |= await self._emit()
-            if self._writer.held and time.monotonic() - self._saved_at > SAVE_S:
-                await self._save()
-            pause = PAUSES_S[0] if moved else min(pause * 2, PAUSES_S[1])
-            if not moved:
-                await asyncio.sleep(pause)
+        beginning: asyncio.Task[bool] | None = None
+        try:
+            while self._emitted < self._batch.lines:
+                # Lines may wait for their caller's quota for hours; results are written meanwhile.
+                beginning = beginning or self._begin()
+                moved = await self._emit()
+                if self._writer.held and time.monotonic() - self._saved_at > SAVE_S:
+                    await self._save()
+                if beginning is not None and beginning.done():
+                    moved |= beginning.result()
+                    beginning = None
+                pause = PAUSES_S[0] if moved else min(pause * 2, PAUSES_S[1])
+                if not moved:
+                    await (asyncio.wait({beginning}, timeout=pause) if beginning else asyncio.sleep(pause))
+        finally:
+            await tasks.end(beginning)
         await self._save()
         end: State = "cancelled" if self._cancelling else "completed"
         async with self._stepping:
@@ -159,16 +172,20 @@ class Runner:
 
     # --- lines into jobs -------------------------------------------------------------------------------
 
-    async def _begin(self) -> bool:
-        """Submit as many lines as the window has room for; whether there were any."""
+    def _begin(self) -> asyncio.Task[bool] | None:
+        """Begin to submit as many lines as the window has room for; None: it has none."""
         room = min(WINDOW - len(self._rows), AT_ONCE)
         if room <= 0 or self._read >= self._batch.lines:
-            return False
-        lines = await self._take(room)
-        rows = [Row(self._read + at, None) for at in range(len(lines))]
-        await asyncio.gather(*(self._submit(row, raw) for row, raw in zip(rows, lines, strict=True)))
+            return None
+        return asyncio.create_task(self._submit_next(room))
+
+    async def _submit_next(self, count: int) -> bool:
+        """Submit the next lines; whether there were any."""
+        lines = await self._take(count)
+        rows = [Row(self._read + at, batch_lines.line_id(raw)) for at, raw in enumerate(lines)]
         self._read += len(lines)
         self._rows += rows
+        await asyncio.gather(*(self._submit(row, raw) for row, raw in zip(rows, lines, strict=True)))
         return bool(rows)
 
     async def _take(self, count: int) -> list[bytes]:
@@ -183,16 +200,16 @@ class Runner:
         return [self._lines.popleft() for _ in range(min(count, len(self._lines)))]
 
     async def _submit(self, row: Row, raw: bytes) -> None:
-        row.id = batch_lines.line_id(raw)
         key = Idempotency(f"batch {self._batch.id.hex()} {row.number}", hashlib.sha256(raw).digest())
         while not self._cancelling:
             grant: Grant | None = None
             try:
                 line = batch_lines.read_line(raw, self._batch)
                 grant = self._access.admit(self._principal, line.model)
-                row.job = (await self._jobs.submit(self._order(row, line, key))).job.id
-                if grant is not None:
-                    grant.done(received=len(raw))
+                submitted = await self._jobs.submit(self._order(row, line, key))
+                row.job = submitted.job.id
+                if grant is not None and submitted.fresh:
+                    grant.accepted(len(raw))
             except _COME_BACK as error:
                 await asyncio.sleep(min(error.retry_after_s or AGAIN_S, LONGEST_PAUSE_S))
                 continue
@@ -224,7 +241,7 @@ class Runner:
             return False
         # While the first one is not over the others can wait: they would have to wait for it anyway.
         first = self._rows[0]
-        if first.job is not None and not await self._over([first]):
+        if first.error is None and not await self._over([first]):
             return False
         over = await self._over(list(islice(self._rows, AT_ONCE)))
         while over:
@@ -245,6 +262,7 @@ class Runner:
 
     async def _over(self, rows: Sequence[Row]) -> list[tuple[Row, Job | None]]:
         """Those at the front that are over, with their jobs."""
+        rows = list(takewhile(lambda row: not row.waits, rows))
         ids = [row.job for row in rows if row.job is not None]
         found = dict(zip(ids, await self._insist(partial(self._jobs.store.get_many, ids)), strict=True))
         pairs = [(row, found[row.job] if row.job is not None else None) for row in rows]

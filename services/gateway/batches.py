@@ -18,7 +18,7 @@ from services.gateway.results import Results
 from tidegate import tasks, telemetry
 from tidegate.blobs import Blobs
 from tidegate.errors import BadRequest, NotFound, TidegateError, Unavailable
-from tidegate.protocol.access import ADMIN, Principal
+from tidegate.protocol.access import Principal
 from tidegate.protocol.batches import Batch, Chunk
 from tidegate.protocol.jobs import new_id
 from tidegate.store import StoreUnavailable
@@ -109,7 +109,7 @@ class Batches:
     async def find(self, id_: bytes, principal: Principal) -> Batch:
         """A batch that ``principal`` may see: its own, or any with the scope admin. Raises NotFound."""
         batch = await self._store.get(id_)
-        if batch is None or not (batch.principal == principal.id or principal.may(ADMIN)):
+        if batch is None or not principal.sees(batch.principal):
             raise NotFound(f"there is no batch {id_.hex()}")
         return batch
 

@@ -6,7 +6,7 @@ import asyncio
 from collections import deque
 from collections.abc import AsyncGenerator, Callable
 
-from services.gateway.adapters.dispatcher import Outcome
+from services.gateway.adapters.pending import Outcome
 from tidegate.errors import Overloaded, TidegateError
 from tidegate.protocol import envelope
 from tidegate.protocol.envelope import Reply

@@ -11,7 +11,8 @@ from typing import Any
 
 import orjson
 
-from services.gateway.adapters.dispatcher import Dispatcher, Outcome
+from services.gateway.adapters.dispatcher import Dispatcher
+from services.gateway.adapters.pending import Outcome
 from services.gateway.adapters.reporter import Reporter
 from services.gateway.adapters.routes import Routes
 from services.gateway.chunks import Chunks

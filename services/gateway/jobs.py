@@ -25,7 +25,7 @@ from tidegate import telemetry
 from tidegate.claims import Claims
 from tidegate.errors import BadRequest, Conflict, NotFound, Overloaded, Unavailable
 from tidegate.protocol import envelope
-from tidegate.protocol.access import ADMIN, Principal
+from tidegate.protocol.access import Principal
 from tidegate.protocol.contract import Contract, Decoded
 from tidegate.protocol.envelope import Buffer
 from tidegate.protocol.jobs import Accepted, Idempotency, Job, JobLoad, NewJob, new_id
@@ -134,7 +134,11 @@ class Jobs:
                     retry_after_s=10.0,
                 )
             new = await self._new(order)
-            accepted = await self._accept(new)
+            try:
+                accepted = await self._accept(new)
+            except Conflict:
+                await self._drop_payload(new)
+                raise
             if not accepted.fresh:
                 await self._drop_payload(new)
                 return await self._again(accepted.id)
@@ -177,7 +181,7 @@ class Jobs:
     async def find(self, id_: bytes, principal: Principal) -> Job:
         """A job that ``principal`` may see: its own, or any with the scope admin. Raises NotFound."""
         job = await self.store.get(id_)
-        if job is None or not (job.principal == principal.id or principal.may(ADMIN)):
+        if job is None or not principal.sees(job.principal):
             raise NotFound(f"there is no job {id_.hex()}")
         return job
 

@@ -77,19 +77,23 @@ class JobResults:
 
     async def _finish(self, end: End) -> Finish:
         error = {"reason": end.error.reason, "message": _clean(end.error.message)} if end.error else None
+        reply = end.reply if isinstance(end.reply, bytes) else await self._framed(end.reply, end.held)
         return Finish(
             end.held.id,
             end.held.attempt,
-            end.state,
-            reply=end.reply if isinstance(end.reply, bytes) else await self._framed(end.reply, end.held),
+            "expired" if reply is None else end.state,
+            reply=reply or b"",
             error=error,
             wait_us=int(max(end.wait_s, 0.0) * 1e6),
             compute_us=int(end.compute_s * 1e6),
             used_us=int(end.compute_s / end.shared * 1e6),
         )
 
-    async def _framed(self, reply: Reply, held: Held) -> bytes:
-        """A large reply as a frame with a claim; the job's record is no place for it."""
+    async def _framed(self, reply: Reply, held: Held) -> bytes | None:
+        """A large reply as a frame with a claim; the job's record is no place for it.
+
+        None: the blob store was away until the job's time was over.
+        """
         again = 0
         while True:
             try:
@@ -99,7 +103,7 @@ class JobResults:
                 if again == 0:
                     log.warning("a result waits for the blob store", extra={"problem": error.message})
                 if held.request.deadline_ms < time.time() * 1e3:
-                    return b""  # the record will not take it either
+                    return None
                 await asyncio.sleep(_backoff(again))
                 again += 1
         return b"".join(envelope.reply_pieces(reply._replace(data=[claim], claimed=True)))

@@ -126,12 +126,16 @@ class Jobs:
             self._let_go(held)
             self._done([held])
 
-    def forget(self, before: float) -> list[Held]:
-        """Forget what waits since before a time of the worker's monotonic clock; gives it."""
-        found = self._backlog.remove(lambda held: held.received <= before and not held.attempt)
-        for held in found:
-            self._drop(held)
-        return found
+    def give_back(self, before: float) -> list[Held]:
+        """Let go of what waits since before a time of the worker's monotonic clock; gives it.
+
+        Not of what may have begun by its record: to whoever had it next, a worker would have been lost.
+        """
+        return self._leave(lambda held: held.received <= before and not held.asked)
+
+    def forget(self) -> None:
+        """Forget what waits: its session has ended and the broker delivers it again."""
+        self._leave(lambda held: True)
 
     async def stop(self) -> None:
         """Stop at once; what is in hand comes to others, by its message or when its lease is given up."""
@@ -142,7 +146,7 @@ class Jobs:
     async def _take(self, group: list[Held]) -> None:
         group = [held for held in group if not held.over]
         for held in group:
-            held.begun = True
+            held.begun = held.asked = True
         try:
             found = await self._store.take([self._claim(held) for held in group])
         except Unavailable as error:
@@ -151,6 +155,7 @@ class Jobs:
             return
         live: list[Held] = []
         for held, taken in zip(group, found, strict=True):
+            held.asked = False
             if taken.outcome == "run" and not held.over:
                 held.attempt, held.seen_at = taken.attempt, time.monotonic()
                 held.request = held.request._replace(attempt=min(taken.attempt, 255))
@@ -277,6 +282,12 @@ class Jobs:
             self._drop(held)
         self._door.settle(group)
         self.wake()
+
+    def _leave(self, which: Callable[[Held], bool]) -> list[Held]:
+        found = self._backlog.remove(lambda held: not held.attempt and which(held))
+        for held in found:
+            self._drop(held)
+        return found
 
     def _drop(self, held: Held) -> None:
         if self.held.get(held.id) is held:

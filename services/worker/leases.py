@@ -25,7 +25,10 @@ STOP_S = 1.0
 
 
 class Leases:
-    """Looks at the running jobs once a second. ``ack_timeout_s``: how long a message may be held."""
+    """Looks at the running jobs once a second. ``ack_timeout_s``: how long a message may be held.
+
+    A job whose end is on its way to its record is kept too: that may have to wait, for the blob store.
+    """
 
     def __init__(
         self, store: JobStore, jobs: Jobs, door: Door, replica: str, *, ack_timeout_s: float
@@ -66,12 +69,19 @@ class Leases:
 
     async def _round(self) -> None:
         now = time.monotonic()
-        running = [held for held in self._jobs.held.values() if held.attempt and not held.over]
+        running = [held for held in self._jobs.held.values() if held.attempt and not held.asked]
         wanted = [held for held in running if self._wants(held, now)]
+        attempts = [held.attempt for held in wanted]
         kept = await asyncio.gather(*(self._lease(held, LEASE_S) for held in wanted))
-        for held, ours in zip(wanted, kept, strict=True):
-            self._leased(held, ours, now)
-        await self._look([h for h in running if h.leased_at is None and now - h.seen_at >= RENEW_S], now)
+        for held, attempt, ours in zip(wanted, attempts, kept, strict=True):
+            if self._is_same(held, attempt):
+                self._leased(held, ours, now)
+        seen = [h for h in running if h.leased_at is None and now - h.seen_at >= RENEW_S and not h.asked]
+        await self._look([held for held in seen if not held.over], now)
+
+    def _is_same(self, held: Held, attempt: int) -> bool:
+        """Whether it is still in hand as the attempt that its record was asked about."""
+        return self._jobs.held.get(held.id) is held and held.attempt == attempt and not held.asked
 
     def _wants(self, held: Held, now: float) -> bool:
         if held.leased_at is not None:
@@ -83,10 +93,9 @@ class Leases:
         return await self._store.lease(held.id, held.attempt, self._replica, until_ms)
 
     def _leased(self, held: Held, ours: bool, now: float) -> None:
-        if held.over:
-            return
         if not ours:
-            self._jobs.lose(held)
+            if not held.over:  # else whoever records its end hears the same
+                self._jobs.lose(held)
             return
         if held.leased_at is None:
             LEASES.inc()
@@ -97,8 +106,10 @@ class Leases:
         """The word that a job was cancelled may be lost; its record is not."""
         if not running:
             return
+        attempts = [held.attempt for held in running]
         found = await self._store.get_many([held.id for held in running])
-        for held, job in zip(running, found, strict=True):
+        for held, attempt, job in zip(running, attempts, found, strict=True):
             held.seen_at = now
-            if not held.over and (job is None or job.terminal or job.attempt != held.attempt):
+            gone = job is None or job.terminal or job.attempt != attempt
+            if gone and not held.over and self._is_same(held, attempt):
                 self._jobs.lose(held)

@@ -12,6 +12,7 @@ from pathlib import Path
 from services.worker.adapters import model_repository
 from services.worker.adapters.artifacts import ArtifactCache
 from services.worker.adapters.environments import Environments
+from services.worker.adapters.gpus import Gpus
 from services.worker.adapters.heartbeat import Heartbeat
 from services.worker.adapters.model import Model
 from services.worker.adapters.model_report import ModelReport
@@ -93,6 +94,7 @@ class Life:
         self._leases: Leases | None = None
         self._heartbeat = Heartbeat(store, settings.heartbeat_interval_s, self._report)
         self._model_report = ModelReport(store, self._deployment.name)
+        self._gpus = Gpus(lambda: self._triton.metrics_port if self._triton else 0)
         self.ended = asyncio.Event()
         self.failed = False
         IN_HAND.set_function(lambda: self._work.in_hand if self._work else 0)
@@ -125,6 +127,7 @@ class Life:
     async def stop(self) -> None:
         """End everything; Triton goes last of all that works."""
         await tasks.end(self._task)
+        await self._gpus.stop()
         if self._work is not None:
             await self._work.stop()
         if self._leases is not None:
@@ -298,6 +301,7 @@ class Life:
             jobs=jobs,
         )
         self._model_report.tally = self._work.stats.tally
+        self._gpus.start()
         self._requests.feed(self._work)
         self._work.use(model)
         self._work.start()
@@ -377,4 +381,6 @@ class Life:
             started_at=self._started_at,
             signature=self._signature.model_dump() if self._signature else None,
             jobs=self._messages.unsettled if self._messages else 0,
+            gpu_utilization=self._gpus.utilization,
+            gpu_memory_bytes=self._gpus.memory_bytes,
         )

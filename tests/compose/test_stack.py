@@ -6,9 +6,13 @@ The tests share one stack and run in this order.
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 import threading
 import time
 
+import httpx
 import numpy as np
 import pytest
 
@@ -63,24 +67,31 @@ def settled(world, count: int):
     return until(look, f"{count} workers")
 
 
+def command_line(world, state, *arguments):
+    """Run `tidegate` with what `make compose-up` hands over."""
+    environment = {
+        **os.environ,
+        "TIDEGATE_GATEWAY_URL": world.url,
+        "TIDEGATE_API_KEY": world.key,
+        "TIDEGATE_STATE_DIR": str(state),
+    }
+    command = [sys.executable, "-m", "tidegate.cli", *arguments]
+    return subprocess.run(
+        command, env=environment, cwd=tool.ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+
+
 def test_the_example_trained_deployed_and_answered_inside(world):
     stack.example(world.tool)
     print(f"from nothing to a stack that is well: {world.took_s:.1f} s")
 
 
-def test_the_first_right_answer_from_outside(world, identity, tmp_path, monkeypatch):
+def test_the_first_right_answer_from_outside(world, identity, tmp_path):
     """With the command line of this machine, everything through the gateway."""
-    from typer.testing import CliRunner
-
-    from tidegate.cli.app import app
-
-    monkeypatch.setenv("TIDEGATE_GATEWAY_URL", world.url)
-    monkeypatch.setenv("TIDEGATE_API_KEY", world.key)
-    monkeypatch.setenv("TIDEGATE_STATE_DIR", str(tmp_path))
     began = time.monotonic()
     order = ["deploy", str(identity), "--signature", str(identity / "signature.json"), "--name", "identity"]
-    done = CliRunner().invoke(app, [*order, "--min", "1", "--max", "4", "--resource", "memory_mb=1024"])
-    assert done.exit_code == 0, done.output
+    done = command_line(world, tmp_path, *order, "--min", "1", "--max", "4", "--resource", "memory_mb=1024")
+    assert done.returncode == 0, done.stdout
     sent = np.arange(16, dtype=np.float32).reshape(1, 16)
     with world.client() as client:
         got = client.infer("identity", {"x": sent}, timeout_s=60)
@@ -90,8 +101,6 @@ def test_the_first_right_answer_from_outside(world, identity, tmp_path, monkeypa
 
 
 def test_nobody_without_a_key_is_let_in(world):
-    import httpx
-
     answer = httpx.post(f"{world.url}/v2/models/identity/infer", json={"inputs": []}, trust_env=False)
     assert answer.status_code == 401
 
@@ -123,6 +132,36 @@ def test_scale_up_and_down_by_the_api(world):
     assert traffic.answered > 0
 
 
+def test_a_model_that_is_too_large_for_its_memory_is_told_so(world, identity, tmp_path):
+    """And leaves its neighbours alone."""
+    greedy = (
+        "class TritonPythonModel:\n"
+        "    def initialize(self, args):\n"
+        "        self.hoard = [b'x' * 2**20 for _ in range(8192)]\n"
+    )
+    folder = tmp_path / "greedy"
+    folder.mkdir()
+    (folder / "model.py").write_text(greedy)
+    order = ["deploy", str(folder), "--signature", str(identity / "signature.json"), "--name", "greedy"]
+    done = command_line(world, tmp_path, *order, "--resource", "memory_mb=768")
+    assert done.returncode != 0
+    assert "for want of memory" in done.stdout
+    (name,) = world.workers(DEPLOYMENT).values()
+    assert world.tool.engine("inspect", "-f", "{{.State.Running}}", name).strip() == "true"
+    assert command_line(world, tmp_path, "delete", "greedy", "--yes").returncode == 0
+
+
+def test_up_again_leaves_the_workers_alone(world):
+    def ids():
+        return {
+            name: world.tool.engine("inspect", "-f", "{{.Id}}", name) for name in world.workers().values()
+        }
+
+    before = ids()
+    stack.up(world.tool, build=False)
+    assert ids() == before
+
+
 def test_an_autoscaler_that_is_killed_adopts_what_runs(world):
     path = f"/api/autoscaler/v1/deployments/{DEPLOYMENT}/replicas"
     world.ask("PUT", path, {"replicas": 2})
@@ -141,8 +180,6 @@ def test_an_autoscaler_that_is_killed_adopts_what_runs(world):
 
 
 def test_prometheus_finds_the_services_and_the_workers(world):
-    import httpx
-
     def found():
         answer = httpx.get(f"{world.prometheus}/api/v1/targets", trust_env=False).json()
         active = answer["data"]["activeTargets"]
@@ -210,7 +247,7 @@ def test_workers_do_not_reach_the_database(world):
         world.tool.engine("exec", name, "python", "-c", cut_off)
 
 
-@pytest.mark.skipif(KEEP, reason="the stack is to stay")
+@pytest.mark.skipif(KEEP, reason="COMPOSE_TEST_KEEP: the stack is to stay")
 def test_down_takes_everything_away(world):
     began = time.monotonic()
     stack.down(world.tool, volumes=True)

@@ -6,7 +6,8 @@ the service token.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
@@ -51,9 +52,8 @@ class Service:
 
     def get(self, path: str, **query: Any) -> Any:
         """GET; query values of None are left out."""
-        given = {key: value for key, value in query.items() if value is not None}
         # A job's result may have been asked for in binary, and is shown here as JSON.
-        return self._send("GET", path, params=given, headers={"Accept": "application/json"})
+        return self._send("GET", path, params=_given(query), headers={"Accept": "application/json"})
 
     def get_waiting(self, path: str, wait_s: float) -> Any:
         """GET what the gateway gives when it is there, or as it is after ``wait_s``."""
@@ -79,8 +79,7 @@ class Service:
 
     def delete(self, path: str, **query: Any) -> Any:
         """DELETE; query values of None are left out."""
-        given = {key: value for key, value in query.items() if value is not None}
-        return self._send("DELETE", path, params=given)
+        return self._send("DELETE", path, params=_given(query))
 
     def upload(self, path: str, chunks: Iterable[bytes], size: int, **query: Any) -> Any:
         """PUT raw bytes, streamed."""
@@ -91,26 +90,18 @@ class Service:
 
     def send_lines(self, path: str, chunks: Iterable[bytes], **query: Any) -> Any:
         """POST a file of lines (JSONL), streamed; query values of None are left out."""
-        given = {key: value for key, value in query.items() if value is not None}
         headers = {"Content-Type": "application/jsonl"}
         return self._send(
-            "POST", path, content=chunks, headers=headers, params=given, timeout=UPLOAD_TIMEOUT_S
+            "POST", path, content=chunks, headers=headers, params=_given(query), timeout=UPLOAD_TIMEOUT_S
         )
 
     def download(self, path: str, take: Callable[[bytes], object]) -> None:
         """GET a body of any size; each piece of it goes to ``take``."""
-        import httpx
-
-        try:
-            with self._http.stream("GET", path, timeout=UPLOAD_TIMEOUT_S) as response:
-                if response.status_code >= 400:
-                    raise from_answer(response.status_code, response.headers, response.read())
-                for piece in response.iter_bytes():
-                    take(piece)
-        except httpx.ReadTimeout:
-            raise DeadlinePassed(f"{self.name} at {self.url} did not answer in time.") from None
-        except httpx.HTTPError as error:
-            raise unreachable(self.name, self.url) from error
+        with self._failing(), self._http.stream("GET", path, timeout=UPLOAD_TIMEOUT_S) as response:
+            if response.status_code >= 400:
+                raise from_answer(response.status_code, response.headers, response.read())
+            for piece in response.iter_bytes():
+                take(piece)
 
     def exists(self, path: str) -> bool:
         """Whether HEAD finds the path."""
@@ -126,10 +117,16 @@ class Service:
         return response.status_code, _json(response, self)
 
     def _exchange(self, method: str, path: str, **arguments: Any) -> httpx.Response:
+        with self._failing():
+            return self._http.request(method, path, **arguments)
+
+    @contextmanager
+    def _failing(self) -> Iterator[None]:
+        """What fails on the way is told as one of our errors."""
         import httpx
 
         try:
-            return self._http.request(method, path, **arguments)
+            yield
         except httpx.ReadTimeout:
             raise DeadlinePassed(f"{self.name} at {self.url} did not answer in time.") from None
         except httpx.HTTPError as error:
@@ -140,6 +137,10 @@ class Service:
         if response.status_code >= 400:
             raise from_answer(response.status_code, response.headers, response.content)
         return _json(response, self) if response.content else None
+
+
+def _given(query: Doc) -> Doc:
+    return {key: value for key, value in query.items() if value is not None}
 
 
 def _json(response: httpx.Response, service: Service) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -78,8 +78,7 @@ def create(
     json: Json = False,
 ) -> None:
     """Make a key. It is shown this once: only a digest of it is kept."""
-    limits = {"rate": rate, "burst": burst, "concurrency": concurrency, "day": day, "month": month}
-    body = _fields({"name": name, "scopes": scope, "endpoints": endpoint, **limits}, expires)
+    body = _fields(name, scope, endpoint, expires, (rate, burst, concurrency, day, month))
     from tidegate.cli.api import control
 
     _show_key(control().registry.post("/v1/keys", body), json)
@@ -104,8 +103,7 @@ def change(
     json: Json = False,
 ) -> None:
     """Change what a key may do or use; it stays the same key."""
-    limits = {"rate": rate, "burst": burst, "concurrency": concurrency, "day": day, "month": month}
-    body = _fields({"name": name, "scopes": scope, "endpoints": endpoint, **limits}, expires)
+    body = _fields(name, scope, endpoint, expires, (rate, burst, concurrency, day, month))
     for what in lift or ():
         if what not in (*_LIMITS, "endpoints", "expires"):
             raise UsageError(f"--lift {what}: there is no such limit.")
@@ -153,11 +151,22 @@ def revoke(
     output.show(gone, json, lambda: output.line(f"{gone['prefix']} ({gone['name']}) is revoked"))
 
 
-def _fields(given: dict[str, Any], expires: str | None) -> Doc:
-    body = {name: value for name, value in given.items() if value is not None}
-    if expires is not None:
-        body["ttl_s"] = seconds(expires)
-    return body
+def _fields(
+    name: str | None,
+    scopes: list[str] | None,
+    endpoints: list[str] | None,
+    expires: str | None,
+    limits: tuple[float | None, ...],
+) -> Doc:
+    """What of a key is given; ``limits`` in the order of ``_LIMITS``."""
+    fields = {
+        "name": name,
+        "scopes": scopes,
+        "endpoints": endpoints,
+        "ttl_s": None if expires is None else seconds(expires),
+        **dict(zip(_LIMITS, limits, strict=True)),
+    }
+    return {name: value for name, value in fields.items() if value is not None}
 
 
 def _id_of(registry: Service, key: str) -> str:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import os
 import platform
+import shutil
+import sys
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 from urllib.parse import urlsplit, urlunsplit
 
@@ -78,10 +81,20 @@ def _show_urls(found: Settings, took_s: float) -> None:
     for name in SERVICES:
         also = f", gRPC {found.gateway_grpc_target}" if name == "gateway" else ""
         output.line(f"  {name:<11} {getattr(found, f'{name}_url')}{also}")
+    command = _typed()
+    output.line(f"Your own model: {command} deploy FILE.onnx --name my-model. Stop it all: {command} down.")
     output.line("Next:")
-    output.line("  tidegate status")
-    output.line("  tidegate deploy FILE.onnx --name my-model")
-    output.line("  tidegate down")
+    output.line(f"  {command} status")
+
+
+def _typed() -> str:
+    """How this command is typed in the shell it was started from: by its name only where that finds it."""
+    ours = Path(sys.executable).with_name("tidegate")
+    found = shutil.which("tidegate")
+    if found is not None and Path(found).resolve() == ours.resolve():
+        return "tidegate"
+    here = Path.cwd()
+    return str(ours.relative_to(here)) if ours.is_relative_to(here) else str(ours)
 
 
 def down(json: Json = False) -> None:

@@ -6,6 +6,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import quote
 
 import orjson
 
@@ -42,6 +43,21 @@ class JobOptions:
             "metadata": None if self.metadata is None else dict(self.metadata),
         }
         return {name: value for name, value in given.items() if value is not None}
+
+
+class Handle:
+    """A job's handle without its calls."""
+
+    def __init__(self, document: Document) -> None:
+        self.document = document
+
+    @property
+    def id(self) -> str:
+        """Its id."""
+        return str(self.document["id"])
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.id}; {self.document.get('status')})"
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +100,7 @@ class JobFlows:
 
     def status(self, id: str, *, wait_s: float = 0.0) -> Flow[Document]:
         """A job's document, as it is or once it is over, after at most ``wait_s``."""
-        answer = yield from self._get(f"{PATH}/{id}", wait_s)
+        answer = yield from self._get(_path(id), wait_s)
         return document_of(answer)
 
     def wait(self, id: str, timeout_s: float | None) -> Flow[Document]:
@@ -104,21 +120,25 @@ class JobFlows:
     def result(self, id: str, timeout_s: float | None) -> Flow[InferResult]:
         """A job's result once there is one. Raises what went wrong with the job, or DeadlinePassed."""
         yield from self.wait(id, timeout_s)
-        return read_result((yield from self._get(f"{PATH}/{id}/result", 0.0)))
+        return read_result((yield from self._get(f"{_path(id)}/result", 0.0)))
 
     def cancel(self, id: str) -> Flow[Document]:
         """A job's document after it was cancelled, or as it had ended before."""
-        return document_of((yield from self.core.call("DELETE", f"{PATH}/{id}", None)))
+        return document_of((yield from self.core.call("DELETE", _path(id), None)))
 
     def retry(self, id: str) -> Flow[Document]:
         """The document of a new job with the request of one that failed."""
-        return document_of((yield from self.core.call("POST", f"{PATH}/{id}/retry", None)))
+        return document_of((yield from self.core.call("POST", f"{_path(id)}/retry", None)))
 
     def _get(self, path: str, wait_s: float) -> Flow[Answer]:
         # The header is in whole seconds, and at least one while there is any time to wait.
         headers = {"Prefer": f"wait={max(1, round(wait_s))}"} if wait_s > 0 else {}
         limit = self.core.timeout_s + wait_s
         return (yield from self.core.caller.call("GET", path, timeout_s=limit, headers=headers))
+
+
+def _path(id: str) -> str:
+    return f"{PATH}/{quote(id, safe='')}"
 
 
 def document_of(answer: Answer) -> Document:

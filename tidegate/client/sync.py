@@ -13,22 +13,17 @@ import numpy.typing as npt
 from tidegate.client import http
 from tidegate.client.core import Core, Metadata, Version, default_url
 from tidegate.client.flow import Alone, Caller, Flow, Send, Sleep, Step, T
-from tidegate.client.jobs import Document, JobFlows, JobOptions
+from tidegate.client.jobs import Document, Handle, JobFlows, JobOptions
 from tidegate.client.result import InferResult
 from tidegate.errors import TidegateError
 
 
-class JobHandle:
+class JobHandle(Handle):
     """A job that was submitted. ``document`` is what was last heard of it."""
 
     def __init__(self, client: Client, document: Document) -> None:
+        super().__init__(document)
         self._client = client
-        self.document = document
-
-    @property
-    def id(self) -> str:
-        """Its id."""
-        return str(self.document["id"])
 
     def status(self) -> str:
         """``queued``, ``running``, ``succeeded``, ``failed``, ``cancelled`` or ``expired``, asked anew."""
@@ -57,9 +52,6 @@ class JobHandle:
     def _heard(self, flow: Flow[Document]) -> str:
         self.document = self._client._run(flow)
         return str(self.document["status"])
-
-    def __repr__(self) -> str:
-        return f"JobHandle({self.id}; {self.document.get('status')})"
 
 
 class Client:

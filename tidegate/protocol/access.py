@@ -37,6 +37,10 @@ class Principal:
             return False
         return endpoint is None or self.endpoints is None or endpoint in self.endpoints
 
+    def sees(self, owner: str) -> bool:
+        """Whether it may know of what belongs to the principal ``owner``: its own, or all with ``admin``."""
+        return owner == self.id or self.may(ADMIN)
+
     def to_header(self) -> str:
         """As one line of ASCII, for a proxied call."""
         endpoints = None if self.endpoints is None else sorted(self.endpoints)

@@ -27,8 +27,6 @@ LEVELS: tuple[Level, ...] = get_args(Level)
 WEIGHTS: Mapping[Level, int] = {"high": 16, "normal": 4, "low": 1}
 MAX_ATTEMPTS = 3
 
-WORKER_LOST, ATTEMPTS_EXHAUSTED = "worker_lost", "attempts_exhausted"
-
 ID_SIZE = 16
 _ENTROPY_SIZE = 10
 
@@ -199,15 +197,13 @@ class Take(NamedTuple):
 
     ``frame_attempt`` is that of the delivered frame. ``token`` is the delivery's own, random: a wish that is
     repeated, because its answer was lost, is the same attempt; except that ``lost`` is the attempt of this
-    very delivery that was lost, with the model server under it. ``retry_safe`` is what the frame says; the
-    record decides.
+    very delivery that was lost, with the model server under it.
     """
 
     id: bytes
     worker: str
     redelivered: bool
     frame_attempt: int
-    retry_safe: bool = True
     token: bytes = b""
     lost: int = 0
 
@@ -251,7 +247,8 @@ class Counts:
     """All records in one consistent view.
 
     ``states``: records by state. ``ledger``: totals since the store was made: accepted, succeeded, failed,
-    cancelled, expired, removed. ``acknowledged``: the 202s that each gateway process says it gave.
+    cancelled, expired, removed; one that was never counted is not there. ``acknowledged``: the 202s that each
+    gateway process says it gave.
     ``watched``: jobs that somebody looks after by the clock, not by a message: not confirmed yet, or leased.
     """
 

@@ -33,6 +33,11 @@ maxmemory-policy noeviction
 """
 
 
+# The wheel's server is built with glibc's malloc, and a script makes more small pieces at once than it keeps
+# at hand by default: without this a job costs the server a fifth more.
+MALLOC = {"GLIBC_TUNABLES": "glibc.malloc.tcache_count=4000"}
+
+
 def child(home: Path, *, port: int, environ: Mapping[str, str]) -> Child:
     """The server of the live facts, with its folder in ``home``; it forgets them when it stops."""
     return _child("valkey", home, port, "TIDEGATE_VALKEY_PORT", LIVE, environ)
@@ -47,7 +52,7 @@ def _child(name: str, home: Path, port: int, setting: str, config: str, environ:
     return Child(
         name=name,
         argv=(str(_server()), str(home / "valkey.conf")),
-        env=dict(environ),
+        env={**environ, **MALLOC},
         probe=Probe("valkey", port),
         stop_order=70,
         ports=(Port(port, setting),),

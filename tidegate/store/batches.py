@@ -10,14 +10,14 @@ tidegate:batch:of:<name>     ids of a principal's batches, in the order of creat
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Self, cast
+from typing import Any, cast
 
 import orjson
 from redis.asyncio import Redis
 
 from tidegate.protocol.batches import Batch, Chunk, State
 from tidegate.protocol.jobs import Level
-from tidegate.store.connection import answer, connect
+from tidegate.store.connection import Connected, answer
 from tidegate.store.jobs import REPLY
 from tidegate.store.scripts import Scripts
 
@@ -31,21 +31,12 @@ RECORD, LINES, RESULTS, OPEN, OF = (
 )
 
 
-class BatchStore:
+class BatchStore(Connected):
     """Typed access to the batches; every failure is a ``StoreUnavailable``."""
 
     def __init__(self, redis: Redis) -> None:
-        self._redis = redis
+        super().__init__(redis)
         self._scripts = Scripts(redis)
-
-    @classmethod
-    def connect(cls, url: str) -> Self:
-        """A store on ``url``; connects on first use."""
-        return cls(connect(url))
-
-    async def close(self) -> None:
-        """Close the connections."""
-        await self._redis.aclose()
 
     async def create(self, batch: Batch, lines: Sequence[Chunk]) -> None:
         """Record a batch with its file; from now on somebody may work at it."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable
-from typing import Any
+from typing import Any, Self
 
 from redis.asyncio import BlockingConnectionPool, Redis
 from redis.exceptions import RedisError
@@ -35,6 +35,22 @@ def connect(url: str) -> Redis:
         protocol=2,
     )
     return Redis.from_pool(pool)
+
+
+class Connected:
+    """Typed access to a part of what is on a server; every failure is a :class:`StoreUnavailable`."""
+
+    def __init__(self, redis: Redis) -> None:
+        self._redis = redis
+
+    @classmethod
+    def connect(cls, url: str) -> Self:
+        """The store on ``url``; connects on first use."""
+        return cls(connect(url))
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._redis.aclose()
 
 
 async def answer(operation: Awaitable[Any]) -> Any:  # redis types its answers too loosely to carry on

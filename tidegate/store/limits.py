@@ -8,34 +8,25 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cache
-from typing import Any, Self
+from typing import Any
 
 import orjson
 from redis.asyncio import Redis
 
 from tidegate.protocol.limits import Ask, Given, Holding, Used
-from tidegate.store.connection import answer, connect
+from tidegate.store.connection import Connected, answer
 from tidegate.store.scripts import FOLDER
 
 ACCOUNT = "tidegate:limit:"  # + principal: hash of its bucket, its counts, and who holds what; gateways
 
 
-class LimitStore:
+class LimitStore(Connected):
     """Settles with the accounts; every failure is a ``StoreUnavailable``."""
 
     def __init__(self, redis: Redis) -> None:
-        self._redis = redis
+        super().__init__(redis)
         self._settle = redis.register_script(_source("limits_settle"))
         self._seed = redis.register_script(_source("limits_seed"))
-
-    @classmethod
-    def connect(cls, url: str) -> Self:
-        """On the live store at ``url``; connects on first use."""
-        return cls(connect(url))
-
-    async def close(self) -> None:
-        """Close the connections."""
-        await self._redis.aclose()
 
     async def settle(self, process: str, asks: Sequence[Ask]) -> list[Given]:
         """One call for all: what ``process`` may hold of each caller's account, in the order of ``asks``."""

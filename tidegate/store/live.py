@@ -8,15 +8,14 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import AsyncIterator, Mapping, Sequence
-from typing import Any, Self
+from typing import Any
 
 import orjson
-from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from tidegate.protocol.presence import GatewayReport, GatewayView, ModelCard, ReplicaReport
 from tidegate.protocol.statistics import LAST_INFERENCE
-from tidegate.store.connection import answer, connect
+from tidegate.store.connection import Connected, answer
 
 ROUTES = "tidegate:routes"  # the route table; router
 ROUTES_CHANGED = "tidegate:routes:changed"  # channel; router -> gateways
@@ -36,20 +35,8 @@ MODEL_TTL_S = STATISTICS_TTL_S = 30 * 86_400
 GATEWAY_GONE_S = 30.0
 
 
-class Store:
+class Store(Connected):
     """Typed access to the live facts; every failure is a ``StoreUnavailable``."""
-
-    def __init__(self, redis: Redis) -> None:
-        self._redis = redis
-
-    @classmethod
-    def connect(cls, url: str) -> Self:
-        """A store on ``url``; connects on first use."""
-        return cls(connect(url))
-
-    async def close(self) -> None:
-        """Close the connections."""
-        await self._redis.aclose()
 
     async def ping(self) -> None:
         """Return when the store answers."""

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import os
 from datetime import date, timedelta
-from typing import Self
 
 from redis.asyncio import Redis
 
 from tidegate.protocol.usage import COUNTS, Subject, UsageReport
-from tidegate.store.connection import connect
+from tidegate.store.connection import Connected
 from tidegate.store.scripts import Scripts
 
 # Whoever has taken counts and not settled them by then is gone: somebody else reports them, as the same.
@@ -17,21 +16,12 @@ REPORT_MS = 60_000
 _EPOCH = date(1970, 1, 1)
 
 
-class JobUsage:
+class JobUsage(Connected):
     """Takes and settles the counts; every failure is a ``StoreUnavailable``."""
 
     def __init__(self, redis: Redis) -> None:
-        self._redis = redis
+        super().__init__(redis)
         self._scripts = Scripts(redis)
-
-    @classmethod
-    def connect(cls, url: str) -> Self:
-        """Beside the jobs in the store on ``url``; connects on first use."""
-        return cls(connect(url))
-
-    async def close(self) -> None:
-        """Close the connections."""
-        await self._redis.aclose()
 
     async def take(self) -> UsageReport | None:
         """What is to be reported, and then :meth:`settle`d; None: nothing. The same may be taken again."""

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple
 
 import orjson
 from redis.asyncio import Redis
 
-from tidegate.store.connection import answer, connect
+from tidegate.store.connection import Connected, answer
 from tidegate.store.scripts import Argument, Scripts
 
 DELIVERIES = b"tidegate:job:deliveries:"
@@ -41,21 +41,12 @@ class Settled:
     counted: str = ""
 
 
-class WebhookStore:
+class WebhookStore(Connected):
     """Typed access to the schedule; every failure is a ``StoreUnavailable``."""
 
     def __init__(self, redis: Redis) -> None:
-        self._redis = redis
+        super().__init__(redis)
         self._scripts = Scripts(redis)
-
-    @classmethod
-    def connect(cls, url: str) -> Self:
-        """The schedule in the jobs' store at ``url``; connects on first use."""
-        return cls(connect(url))
-
-    async def close(self) -> None:
-        """Close the connections."""
-        await self._redis.aclose()
 
     async def claim(self, limit: int, lease_ms: int) -> tuple[list[Due], int]:
         """Up to ``limit`` webhooks that are due, claimed for ``lease_ms``; and how many wait in all."""

@@ -27,11 +27,11 @@ class KeptLogs:
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
             self.path(replica).write_text(output)
-            self.prune(lambda _: False)
+            self.prune()
         except OSError as error:
             log.warning("a worker's output was not kept", extra={"replica": replica, "problem": str(error)})
 
-    def prune(self, lives: Callable[[str], bool]) -> None:
+    def prune(self, lives: Callable[[str], bool] = lambda _: False) -> None:
         """Delete the oldest ones, but for those of replicas that live."""
         dead = [path for path in self._folder.glob("worker-*.log") if not lives(path.stem[7:])]
         for path in sorted(dead, key=lambda p: p.stat().st_mtime)[:-KEPT_LOGS]:

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from services.autoscaler.adapters import procfs
+from services.autoscaler.adapters.kept_logs import KeptLogs
 from services.autoscaler.adapters.last_words import how_it_ended, with_last_line
 from services.autoscaler.adapters.replica_folder import ReplicaFolder
 from services.autoscaler.domain.launcher import LaunchFailed, Running, parse_replica
@@ -29,7 +30,6 @@ Replicas = list[Running]
 # How long a folder without any sign of a process may belong to a launch that is under way.
 LAUNCH_GRACE_S = 5.0
 KILL_TIMEOUT_S = 5.0
-KEPT_LOGS = 40
 TAIL_BYTES = 4000
 
 
@@ -50,7 +50,7 @@ class ProcessLauncher:
         self._plan = plan
         self._clock = clock
         self._replicas = plan.state_dir / "replicas"
-        self._logs = plan.state_dir / "log"
+        self._logs = KeptLogs(plan.state_dir / "log")
         self._children: dict[str, subprocess.Popen[bytes]] = {}
 
     async def launch(self, assignment: Assignment) -> None:
@@ -74,14 +74,15 @@ class ProcessLauncher:
 
     def log_path(self, replica: str) -> Path:
         """Where the worker's output goes."""
-        return self._logs / f"worker-{replica}.log"
+        return self._logs.path(replica)
 
     def _launch(self, assignment: Assignment) -> None:
         folder = self._folder(assignment.replica)
         folder.create(assignment)
-        self._logs.mkdir(parents=True, exist_ok=True)
+        log_path = self.log_path(assignment.replica)
+        log_path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            with self.log_path(assignment.replica).open("ab") as output:
+            with log_path.open("ab") as output:
                 child = subprocess.Popen(
                     [*self._plan.command, str(folder.path)],
                     stdin=subprocess.DEVNULL,
@@ -133,7 +134,7 @@ class ProcessLauncher:
             raise Unavailable(f"Processes of {replica} do not die: {pids}.")
         self._children.pop(replica, None)
         folder.remove()
-        self._prune_logs()
+        self._logs.prune(lambda each: self._folder(each).path.is_dir())
 
     def _owner(self, folder: ReplicaFolder) -> procfs.Owner:
         child = self._children.get(folder.replica)
@@ -195,12 +196,6 @@ class ProcessLauncher:
                 return output.read().decode(errors="replace")
         except OSError:
             return ""
-
-    def _prune_logs(self) -> None:
-        """Keep the logs of what runs and the newest few of what does not."""
-        dead = [p for p in self._logs.glob("worker-*.log") if not self._folder(p.stem[7:]).path.is_dir()]
-        for path in sorted(dead, key=lambda p: p.stat().st_mtime)[:-KEPT_LOGS]:
-            path.unlink(missing_ok=True)
 
     def _folder(self, replica: str) -> ReplicaFolder:
         return ReplicaFolder(self._replicas / replica)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import islice
 from statistics import median
 from typing import Any
 
-from services.autoscaler.domain.memory import State
+from services.autoscaler.domain.memory import STARTS_KEPT, State
 from services.autoscaler.domain.snapshot import Snapshot
 
 
@@ -54,9 +55,8 @@ def cold_starts(
 
 def start_times(views: Iterable[Mapping[str, Any]]) -> tuple[float, ...]:
     """Seconds that earlier replicas took, as ``State.starts`` has them; ``views`` are newest first."""
-    return tuple((view["total_ms"] - view["phases_ms"].get("environment", 0.0)) / 1000.0 for view in views)[
-        :5
-    ]
+    took = (view["total_ms"] - view["phases_ms"].get("environment", 0.0) for view in views)
+    return tuple(ms / 1000.0 for ms in islice(took, STARTS_KEPT))
 
 
 def report(deployment: str, views: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

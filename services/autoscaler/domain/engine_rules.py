@@ -78,7 +78,7 @@ def content_type(path: str) -> str | None:
 
 def _listing(query: Query, bounds: Bounds) -> str | None:
     try:
-        labels = json.loads(_one(query, "filters") or "{}").get("label", [])
+        labels = _read(_one(query, "filters") or "{}").get("label", [])
     except (ValueError, AttributeError):
         return "the filters of a listing must be JSON"
     mine = f"tidegate.stack={bounds.stack}"
@@ -114,11 +114,11 @@ def _pull(query: Query, bounds: Bounds) -> str | None:
 
 def _creation(query: Query, raw: bytes, bounds: Bounds) -> str | None:
     try:
-        body = json.loads(raw)
+        body = _read(raw)
         host = body.get("HostConfig") or {}
         strange = _strange(body, _TOP) | _strange(host, _HOST)
     except (ValueError, AttributeError):
-        return "the container to create must be stated as JSON"
+        return "the container to create must be stated as JSON, each key once"
     if strange:
         return f"a worker's container may not state {', '.join(sorted(strange))}"
     if (body.get("Labels") or {}).get("tidegate.stack") != bounds.stack:
@@ -126,6 +126,22 @@ def _creation(query: Query, raw: bytes, bounds: Bounds) -> str | None:
     return (
         _name(_one(query, "name"), bounds) or _image(str(body.get("Image")), bounds) or _bounded(host, bounds)
     )
+
+
+def _read(text: str | bytes) -> Any:
+    """JSON; raises ValueError also for a key said twice.
+
+    The engine lays a second `HostConfig` over the first and keeps what only that one states; here the first
+    would be gone unseen.
+    """
+    return json.loads(text, object_pairs_hook=_each_once)
+
+
+def _each_once(pairs: Sequence[tuple[str, Any]]) -> Doc:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a key is said twice")
+    return found
 
 
 def _strange(stated: Doc, known: set[str]) -> set[str]:

@@ -100,7 +100,7 @@ def judge(
     now: float,
 ) -> Verdict:
     """How a replica is; ``memory`` is that of :func:`look`."""
-    phase = _phase(memory)
+    phase = phase_of(memory)
     inflight = report.inflight if report else 0
     failed = report is not None and report.state == "failed"
     told = report.message.strip("; \n") if report is not None and failed else ""
@@ -135,7 +135,10 @@ def judge(
     return Verdict(running, phase, inflight=inflight, reported=report is not None)
 
 
-def _phase(memory: ReplicaMemory) -> Phase:
+def phase_of(memory: ReplicaMemory | None) -> Phase:
+    """The phase of a replica; None: nothing was heard of it yet."""
+    if memory is None:
+        return "starting"
     if memory.draining_since is not None:
         return "draining"
     return "starting" if memory.ready_at is None else "ready"

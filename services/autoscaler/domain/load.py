@@ -59,6 +59,7 @@ def measure(
         batch=max(1.0, memory.batch),
         slots=slots,
         utilization=_utilization(memory.services),
+        gpu_utilization=_mean(r.gpu_utilization for r in reports if r.state == "ready"),
         measured=memory.services[-1].count > memory.services[0].count,
     )
     return load, memory

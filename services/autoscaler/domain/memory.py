@@ -8,6 +8,9 @@ from typing import Literal
 
 Phase = Literal["starting", "ready", "draining"]
 
+# Of each Deployment, in `State.starts`.
+STARTS_KEPT = 5
+
 
 @dataclass(frozen=True, slots=True)
 class Term:
@@ -43,7 +46,8 @@ class Load:
     measured yet. ``at_least`` is the part of the demand that is known. ``burst_rate`` is the arrival rate
     over a shorter window, ``trend`` its steady growth (requests a second, each second), ``expected`` what
     the forecast says of the time when a replica that is started now is ready. ``utilization`` is the share
-    of its time that a replica was busy; ``measured``: replicas have finished work in the last while.
+    of its time that a replica was busy, ``gpu_utilization`` that of its GPUs as these say themselves.
+    ``measured``: replicas have finished work in the last while.
     """
 
     demand: int | None
@@ -58,6 +62,7 @@ class Load:
     trend: float = 0.0
     expected: float | None = None
     utilization: float | None = None
+    gpu_utilization: float | None = None
     measured: bool = False
 
     @property

@@ -205,12 +205,13 @@ def _report(report: ReplicaReport) -> list[Any]:
         report.batch_mean,
         report.jobs,
         decoupled,
+        report.gpu_utilization,
     ]
 
 
 def _read_report(plain: list[Any]) -> ReplicaReport:
     replica, deployment, generation, state, message, environment, inflight, completed = plain[:8]
-    failed, busy_ms, call_ms, batch_mean, jobs, decoupled = plain[8:]
+    failed, busy_ms, call_ms, batch_mean, jobs, decoupled, gpu_utilization = plain[8:]
     return ReplicaReport(
         replica=replica,
         deployment=deployment,
@@ -228,6 +229,7 @@ def _read_report(plain: list[Any]) -> ReplicaReport:
         batch_mean=batch_mean,
         jobs=jobs,
         signature={"decoupled": True} if decoupled else None,
+        gpu_utilization=gpu_utilization,
     )
 
 

@@ -8,9 +8,9 @@ from typing import Any
 
 from services.autoscaler.domain import healing
 from services.autoscaler.domain.healing import Patience, Verdict
+from services.autoscaler.domain.intention import Lookup
 from services.autoscaler.domain.launcher import Running, fingerprint, parse_replica
 from services.autoscaler.domain.load import measure, or_guessed
-from services.autoscaler.domain.lookup import Lookup
 from services.autoscaler.domain.memory import DeploymentMemory, Ended, Load, StartTrouble, State, Target
 from services.autoscaler.domain.placement import to_drain, to_launch
 from services.autoscaler.domain.rules import Fleet
@@ -188,6 +188,7 @@ class Round:
             "guessed": bool(load.guess),
             "batch": load.batch,
             "utilization": load.utilization,
+            "gpu_utilization": load.gpu_utilization,
             "trend": load.trend,
             "expected": load.expected,
             "ready": fleet.ready,

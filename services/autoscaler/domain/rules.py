@@ -128,10 +128,12 @@ def _ahead(load: Load, tuning: Tuning, fleet: Fleet) -> float | None:
 
 def _measured(load: Load, tuning: Tuning, fleet: Fleet) -> Term | None:
     # While some start, the ones that are ready do the work of all.
-    if load.utilization is None or fleet.starting or not fleet.ready:
+    measures = [u for u in (load.utilization, load.gpu_utilization) if u is not None]
+    if not measures or fleet.starting or not fleet.ready:
         return None
-    ratio = load.utilization / tuning.utilization
+    measured = max(measures)
+    ratio = measured / tuning.utilization
     near = abs(ratio - 1.0) <= TOLERANCE
     replicas = fleet.ready if near else math.ceil(fleet.ready * ratio - TINY)
-    words = f"{fleet.ready} replicas {load.utilization:.0%} busy, {tuning.utilization:.0%} at most"
+    words = f"{fleet.ready} replicas {measured:.0%} busy, {tuning.utilization:.0%} at most"
     return Term("busy", replicas, words)

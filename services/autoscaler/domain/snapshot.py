@@ -57,7 +57,6 @@ class Policy:
     trail_s: float = 60.0
     service_window_s: float = 30.0
     step_every_s: float = 5.0  # between steps up while the service rate is not known
-    utilisation: float = 0.8  # share of a replica's capacity that arrivals may use
     stuck_after_s: float = 15.0
     progress_timeout_s: float = 300.0  # work in hand and none done, where the Deployment does not say
     reports_return_s: float = 10.0  # heartbeats get so long to come back after the store did

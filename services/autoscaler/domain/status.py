@@ -6,8 +6,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from services.autoscaler.domain.healing import phase_of
+from services.autoscaler.domain.intention import Lookup, lookup
 from services.autoscaler.domain.launcher import Running, fingerprint
-from services.autoscaler.domain.lookup import Lookup, lookup
 from services.autoscaler.domain.memory import DeploymentMemory, ReplicaMemory, State
 from services.autoscaler.domain.round import start_time
 from services.autoscaler.domain.rules import Fleet, predicted_wait_ms
@@ -55,14 +56,14 @@ def _status(
     now: float,
 ) -> DeploymentStatus:
     reports = snapshot.reports or {}
-    phases = [phase(state.replicas.get(r.replica)) for r in running]
+    phases = [phase_of(state.replicas.get(r.replica)) for r in running]
     inflight = sum(reports[r.replica].inflight for r in running if r.replica in reports)
     load, wanted = memory.seen, memory.wanted
     demand = load.demand if load else None
     start_s = start_time(state, deployment.name)
     fleet = Fleet(phases.count("ready"), phases.count("starting"), start_s or 0.0)
     mine = [reports[r.replica] for r in running if r.replica in reports]
-    gpus = [r.gpu_utilization for r in mine if r.gpu_utilization is not None]
+    gpus = load.gpu_utilization if load else None
     price = deployment.scaling.price_per_hour
     status = DeploymentStatus(
         deployment=deployment.name,
@@ -75,8 +76,8 @@ def _status(
         arrival_rate=load.arrival_rate if load else None,
         service_rate=load.service_rate if load else None,
         utilization=load.utilization if load else None,
-        gpu_utilization=sum(gpus) / len(gpus) if gpus else None,
-        gpu_memory_bytes=sum(r.gpu_memory_bytes or 0 for r in mine) if gpus else None,
+        gpu_utilization=gpus,
+        gpu_memory_bytes=None if gpus is None else sum(r.gpu_memory_bytes or 0 for r in mine),
         predicted_wait_ms=predicted_wait_ms(load, fleet) if load else None,
         start_s=start_s,
         cost_per_hour=None if price is None else price * len(running),
@@ -88,15 +89,6 @@ def _status(
     )
     status.conditions = list(_conditions(deployment, memory, status, running, known, snapshot, now))
     return status
-
-
-def phase(memory: ReplicaMemory | None) -> str:
-    """starting, ready or draining."""
-    if memory is None:
-        return "starting"
-    if memory.draining_since is not None:
-        return "draining"
-    return "starting" if memory.ready_at is None else "ready"
 
 
 def replica_view(
@@ -111,7 +103,11 @@ def replica_view(
         pid=running.pid,
         state="starting",
     )
-    known: dict[str, Any] = {"state": phase(memory), "slot": running.slot, "launched_at": running.launched_at}
+    known: dict[str, Any] = {
+        "state": phase_of(memory),
+        "slot": running.slot,
+        "launched_at": running.launched_at,
+    }
     if running.image:
         known |= {"image": running.image, "gpus": list(running.gpus)}
     told = {name: getattr(report, name) for name in ReplicaReport.__dataclass_fields__}

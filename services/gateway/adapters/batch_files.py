@@ -1,8 +1,8 @@
-"""Files of lines in the blob store, in chunks of whole lines: written and read in bounded memory."""
+"""Files of lines in the blob store, in chunks of whole lines: written in bounded memory."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import Sequence
 
 from tidegate.blobs import Blobs
 from tidegate.errors import BadRequest, PayloadTooLarge
@@ -45,7 +45,7 @@ class Splitter:
         self._line_bytes = line_bytes
         self._total_bytes = total_bytes
         self._most_lines = lines
-        self._rest = b""
+        self._rest = bytearray()
         self._total = 0
         self.lines = 0
 
@@ -54,15 +54,19 @@ class Splitter:
         self._total += len(data)
         if self._total > self._total_bytes:
             raise PayloadTooLarge(f"the file is larger than {self._total_bytes} bytes")
-        *whole, self._rest = (self._rest + data).split(b"\n") if b"\n" in data else (self._rest + data,)
-        found = self._checked(whole)
+        head, newline, tail = data.partition(b"\n")
+        self._rest += head
+        found: list[bytes] = []
+        if newline:
+            first, (*whole, rest) = bytes(self._rest), tail.split(b"\n")
+            found, self._rest = self._checked([first, *whole]), bytearray(rest)
         if len(self._rest) > self._line_bytes:
             raise self._too_long(self.lines + 1)
         return found
 
     def end(self) -> list[bytes]:
         """The last line, if it had no newline."""
-        rest, self._rest = self._rest, b""
+        rest, self._rest = bytes(self._rest), bytearray()
         return self._checked([rest])
 
     def _checked(self, lines: Sequence[bytes]) -> list[bytes]:
@@ -77,14 +81,3 @@ class Splitter:
 
     def _too_long(self, number: int) -> PayloadTooLarge:
         return PayloadTooLarge(f"line {number} is longer than {self._line_bytes} bytes")
-
-
-async def read_lines(blobs: Blobs, chunks: Sequence[Chunk], start: int) -> AsyncGenerator[tuple[int, bytes]]:
-    """The lines from number ``start`` (from 0) on, with their numbers; one chunk in memory at a time."""
-    first = 0
-    for chunk in chunks:
-        if first + chunk.lines > start:
-            for at, line in enumerate((await blobs.get(chunk.key)).split(b"\n")[: chunk.lines], first):
-                if at >= start:
-                    yield at, line
-        first += chunk.lines

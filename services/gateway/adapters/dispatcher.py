@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import defaultdict, deque
+from collections import defaultdict
 from collections.abc import Callable, Coroutine
-from dataclasses import dataclass, field
+from typing import Any
 
+from services.gateway.adapters.hints import Hints
+from services.gateway.adapters.pending import Lane, OnOutcome, Pending, message_of, renumbered
+from services.gateway.adapters.redeeming import Redeemer
 from services.gateway.domain.admission import Fleet
 from services.gateway.domain.budget import Budget
 from services.gateway.domain.ordering import Ordering, Place
@@ -20,51 +23,9 @@ from tidegate.errors import DeadlinePassed, TidegateError, Unavailable
 from tidegate.protocol import envelope
 from tidegate.protocol.envelope import Buffer, Reply
 from tidegate.protocol.presence import GatewayLoad
-from tidegate.topology import CANCELS, EVENTS, Queue, demand_key, replies_queue
+from tidegate.topology import CANCELS, EVENTS, Queue, replies_queue
 
 log = telemetry.logger(__name__)
-
-DEMAND_EVERY_S = 1.0
-ROOM_POLL_S = 0.01
-
-
-Outcome = Reply | TidegateError
-OnOutcome = Callable[[Outcome], None]
-
-
-@dataclass(slots=True)
-class Pending:
-    """A request that waits for its reply; ``done`` is called once, with the reply or what went wrong.
-
-    With ``order`` the caller takes many answers: ``done`` is called with each chunk and then with the end,
-    and each chunk moves the deadline: ``timeout_s`` is then the longest time between two.
-
-    ``frame`` is in pieces when it is large, and None while its data is on the way to the blob store; ``size``
-    counts that data too, as it is what the worker will hold.
-    """
-
-    id: bytes
-    done: OnOutcome
-    route: DeploymentRoute
-    frame: bytes | list[Buffer] | None
-    size: int
-    deadline: float
-    timer: asyncio.TimerHandle
-    timeout_s: float
-    order: Ordering | None = None
-    claim: bytes | None = None
-    sent: bool = False
-    resent: bool = False
-
-
-@dataclass(slots=True)
-class Lane:
-    """What goes to one Deployment: frames of this turn of the event loop, and its counters."""
-
-    queue: Queue
-    waiting: list[Pending] = field(default_factory=list)
-    load: GatewayLoad = field(default_factory=GatewayLoad)
-    demand_at: float = 0.0
 
 
 class Dispatcher:
@@ -82,8 +43,6 @@ class Dispatcher:
     ) -> None:
         self._incarnation = incarnation
         self._claims = claims
-        self._answers = answers
-        self._redeeming: dict[bytes, deque[Reply]] = {}
         self._max_frames = max_frames
         self._fleet = fleet
         self._reply_to = replies_queue(incarnation.hex())
@@ -93,10 +52,18 @@ class Dispatcher:
         self._declared: set[str] = set()
         self._flush_due = False
         self._tasks: set[asyncio.Task[None]] = set()
-        self._cancelled: list[bytes] = []
         self._loop: asyncio.AbstractEventLoop
         self.out = Link(amqp_url, "gateway-out", self._on_out_setup, on_up=self._resend)
         self.back = Link(amqp_url, "gateway-in", self._on_back_setup)
+        self._hints = Hints(self.out, self._spawn)
+        self._redeemer = Redeemer(
+            claims,
+            answers,
+            self._pending,
+            on_reply=self._answer,
+            on_failure=self._fail,
+            spawn=self._spawn,
+        )
 
     def start(self) -> None:
         """Connect."""
@@ -125,28 +92,6 @@ class Dispatcher:
     def loads(self) -> dict[str, GatewayLoad]:
         """The counters of every Deployment that had requests here."""
         return {name: lane.load for name, lane in self._lanes.items()}
-
-    def submit(
-        self,
-        route: DeploymentRoute,
-        rows: int,
-        key: bytes,
-        data: list[Buffer],
-        timeout_s: float,
-        trace: bytes,
-    ) -> tuple[bytes, asyncio.Future[Reply]]:
-        """Queue a request; gives its id and the future of its reply, which raises what went wrong."""
-        future: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
-
-        def done(outcome: Outcome) -> None:
-            if future.done():
-                return
-            if isinstance(outcome, TidegateError):
-                future.set_exception(outcome)
-            else:
-                future.set_result(outcome)
-
-        return self.send(route, rows, key, data, timeout_s, trace, done), future
 
     def send(
         self,
@@ -229,11 +174,7 @@ class Dispatcher:
     def abandon(self, id_: bytes) -> None:
         """The caller has gone: forget the request and tell the workers, best effort."""
         if self._settle(id_) is not None:
-            self._cancel(id_)
-
-    def _cancel(self, id_: bytes) -> None:
-        self._cancelled.append(id_)
-        self._spawn(self._publish_cancels())
+            self._hints.cancel(id_)
 
     def _flush(self) -> None:
         self._flush_due = False
@@ -246,7 +187,7 @@ class Dispatcher:
             waiting, lane.waiting = lane.waiting, []
             fleet = self._fleet(name)
             if fleet.ready == 0:
-                self._demand(session, name, lane)
+                self._hints.demand(session, name)
             most = frames_per_envelope(len(waiting), fleet, self._max_frames)
             for start, end in split([pending.size for pending in waiting], most):
                 self._spawn(self._publish(session, lane.queue, waiting[start:end]))
@@ -259,7 +200,7 @@ class Dispatcher:
         expiration_ms = int((max(pending.deadline for pending in live) - now) * 1e3)
         for pending in live:
             pending.sent = True
-        body = _envelope([pending.frame for pending in live if pending.frame is not None])
+        body = message_of([pending.frame for pending in live if pending.frame is not None])
         try:
             if queue.name not in self._declared:
                 await session.declare(queue)
@@ -304,7 +245,7 @@ class Dispatcher:
             if pending.sent and pending.order is not None:
                 # The first sending may run too. Its chunks must not mix with those of the second.
                 pending.order.attempt += 1
-                pending.frame = _renumbered(pending.frame, pending.order.attempt)
+                pending.frame = renumbered(pending.frame, pending.order.attempt)
             pending.resent = pending.sent
             again[pending.route.name].append(pending)
         for name, waiting in again.items():
@@ -322,14 +263,10 @@ class Dispatcher:
             log.error("undecodable reply envelope", extra={"problem": str(error)})
             return
         for reply in replies:
-            behind = self._redeeming.get(reply.id)
-            if behind is not None:
-                behind.append(reply)  # the answers of one request stay in order
-            elif not reply.claimed:
-                self._answer(reply)
+            if reply.claimed or reply.id in self._redeemer.behind:
+                self._redeemer.take(reply)
             else:
-                self._redeeming[reply.id] = deque((reply,))
-                self._spawn(self._redeem(reply.id))
+                self._answer(reply)
 
     def _answer(self, reply: Reply) -> None:
         if reply.status >= envelope.CHUNK:
@@ -344,7 +281,7 @@ class Dispatcher:
         pending, end = self._pending.get(reply.id), reply.status == envelope.END
         if pending is None or pending.order is None:
             if not end:
-                self._cancel(reply.id)  # nobody reads it any more, and its worker has not heard of that
+                self._hints.cancel(reply.id)  # nobody reads it any more, and its worker has not heard of that
             return
         match pending.order.place(reply.attempt, reply.seq, end=end):
             case Place.NEXT:
@@ -354,42 +291,11 @@ class Dispatcher:
                     self._settle(reply.id)
                 pending.done(reply)
             case Place.RESTARTED:
-                self._cancel(reply.id)
+                self._hints.cancel(reply.id)
                 self._fail(reply.id, Unavailable("the worker was lost in the middle of the stream"))
             case Place.GAP:
-                self._cancel(reply.id)
+                self._hints.cancel(reply.id)
                 self._fail(reply.id, Unavailable("a part of the stream was lost on its way"))
-
-    async def _redeem(self, id_: bytes) -> None:
-        """Answers whose data is in the blob store, and those behind them."""
-        replies = self._redeeming[id_]
-        try:
-            while replies:
-                reply = replies.popleft()
-                if reply.claimed:
-                    await self._redeem_one(reply)
-                    self._spawn(self._claims.drop(reply.data[0]))
-                else:
-                    self._answer(reply)
-        finally:
-            del self._redeeming[id_]
-
-    async def _redeem_one(self, reply: Reply) -> None:
-        size = self._claims.size(reply.data)
-        while reply.id in self._pending and not self._answers.take(size):
-            if not self._answers.used:
-                self._answers.force(size)  # larger than the limit: alone
-                break
-            await asyncio.sleep(ROOM_POLL_S)
-        if reply.id not in self._pending:
-            return
-        try:
-            data = await self._claims.redeem(reply.data)
-            self._answer(reply._replace(data=data))
-        except Unavailable as error:
-            self._fail(reply.id, error)
-        finally:
-            self._answers.give(size)
 
     def _expire(self, id_: bytes) -> None:
         pending = self._pending[id_]
@@ -398,7 +304,7 @@ class Dispatcher:
         elif (left := pending.deadline - self._loop.time()) > 0:
             pending.timer = self._loop.call_later(left, self._expire, id_)
         else:
-            self._cancel(id_)  # a stream runs until it is told
+            self._hints.cancel(id_)  # a stream runs until it is told
             what = "next" if pending.order.emitted else "first"
             passed = f"{pending.timeout_s:g} s passed before the {what} part of the stream was there"
             self._fail(id_, DeadlinePassed(passed))
@@ -420,49 +326,13 @@ class Dispatcher:
             load.completed += 1
         return pending
 
-    def _demand(self, session: Session, name: str, lane: Lane) -> None:
-        now = time.monotonic()
-        if now - lane.demand_at >= DEMAND_EVERY_S:
-            lane.demand_at = now
-            self._spawn(self._hint(session, name))
-
     def demand(self, route: DeploymentRoute) -> None:
         """Say that a Deployment is wanted although nothing was queued: a refusal is demand too."""
+        self.lane(route)  # its load is told from now on
         if self.out.session is not None:
-            self._demand(self.out.session, route.name, self.lane(route))
+            self._hints.demand(self.out.session, route.name)
 
-    async def _hint(self, session: Session, name: str) -> None:
-        try:
-            await session.publish(
-                b'{"deployment":"%s"}' % name.encode(), exchange=EVENTS.name, routing_key=demand_key(name)
-            )
-        except Unavailable:
-            log.info("a demand hint was lost with the broker", extra={"deployment": name})
-
-    async def _publish_cancels(self) -> None:
-        ids, self._cancelled = self._cancelled, []
-        if not ids or self.out.session is None:
-            return
-        try:
-            body = envelope.pack(envelope.CANCELS, list(ids))
-            await self.out.session.publish(body, exchange=CANCELS.name, routing_key="")
-        except Unavailable:
-            log.info("cancels were lost with the broker", extra={"count": len(ids)})
-
-    def _spawn(self, coroutine: Coroutine[None, None, None]) -> None:
+    def _spawn(self, coroutine: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(coroutine)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-
-
-def _renumbered(frame: bytes | list[Buffer], attempt: int) -> bytes | list[Buffer]:
-    if isinstance(frame, list):
-        return [envelope.with_attempt(frame[0], attempt), *frame[1:]]
-    return envelope.with_attempt(frame, attempt)
-
-
-def _envelope(frames: list[bytes | list[Buffer]]) -> bytes | list[Buffer]:
-    """Frames as one message; a frame in pieces is alone."""
-    if isinstance(frames[0], list):
-        return envelope.pack_alone(envelope.REQUESTS, frames[0])
-    return envelope.pack(envelope.REQUESTS, [frame for frame in frames if not isinstance(frame, list)])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 
+from services.gateway.adapters.hints import publish_cancels
 from tidegate import telemetry
 from tidegate.broker import Link, Refused, Session, Unroutable
 from tidegate.errors import Unavailable
@@ -72,14 +73,7 @@ class JobQueue:
 
     async def cancel(self, ids: Sequence[bytes]) -> None:
         """Tell every worker, best effort, that nobody wants these any more."""
-        session = self.link.session
-        if session is None or not ids:
-            return
-        try:
-            body = envelope.pack(envelope.CANCELS, list(ids))
-            await session.publish(body, exchange=CANCELS.name, routing_key="")
-        except Unavailable:
-            log.info("cancels were lost with the broker", extra={"count": len(ids)})
+        await publish_cancels(self.link.session, ids)
 
     async def _on_setup(self, session: Session) -> None:
         self._declared.clear()

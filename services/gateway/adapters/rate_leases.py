@@ -113,6 +113,7 @@ class Leases:
         now, share = time.monotonic(), self._share()
         if self._away_since is not None and now < self._retry_at:
             self._on_own(now)
+            self._let_rest()
             return
         asks: list[tuple[Meter, Ask]] = []
         for meter in list(self._active):
@@ -155,7 +156,6 @@ class Leases:
         ON_OWN.inc(len(self._active))
         for meter in self._active:
             meter.on_own(now)
-        self._let_rest()
 
     def _let_rest(self) -> None:
         for meter in [meter for meter in self._active if not meter.active]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import AsyncGenerator
-from typing import Annotated, Any
+from typing import Annotated
 
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import StreamingResponse
@@ -12,14 +12,13 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
 from services.gateway.adapters.batch_files import Splitter
-from services.gateway.api.jobs import json_response, request_principal
+from services.gateway.api.records import id_in_path, json_response, page, read_cursor, request_principal
 from services.gateway.batches import Batches
 from services.gateway.domain import job_options
 from services.gateway.domain.job_options import JobOptions
-from tidegate.errors import BadRequest, NotFound
+from tidegate.errors import BadRequest
 from tidegate.protocol.access import ADMIN
 from tidegate.protocol.batches import Batch
-from tidegate.protocol.jobs import read_id
 
 PIECE = 2**20
 _WBITS = {"gzip": 31, "deflate": 15}
@@ -67,12 +66,9 @@ class BatchesDoor:
     ) -> Response:
         """Batches, newest first. ``cursor``: the ``next`` of the page before."""
         who = request_principal()
-        before = None if cursor is None else read_id(cursor)
-        if cursor is not None and before is None:
-            raise BadRequest(f"cursor must be the 'next' of another page, got {cursor[:40]!r}")
-        found = await self._batches.latest(principal if who.may(ADMIN) else who.id, before, limit)
-        items = [batch.public() for batch in found]
-        return json_response({"items": items, "next": items[-1]["id"] if len(items) == limit else None})
+        owner = principal if who.may(ADMIN) else who.id
+        found = await self._batches.latest(owner, read_cursor(cursor), limit)
+        return page([batch.public() for batch in found], limit)
 
     async def status(self, id: str) -> Response:
         """A batch, and how far it is."""
@@ -93,15 +89,12 @@ class BatchesDoor:
         return StreamingResponse(self._batches.results(batch), media_type="application/jsonl")
 
     async def _find(self, id: str) -> Batch:
-        who, raw = request_principal(), read_id(id)
-        if raw is None:
-            raise NotFound(f"there is no batch {id[:64]}")
-        return await self._batches.find(raw, who)
+        who = request_principal()
+        return await self._batches.find(id_in_path(id, "batch"), who)
 
 
 def _answer(batch: Batch, status: int = 200, headers: dict[str, str] | None = None) -> Response:
-    document: dict[str, Any] = batch.public()
-    return json_response(document, status, headers)
+    return json_response(batch.public(), status, headers)
 
 
 async def _plain(request: Request) -> AsyncGenerator[bytes]:
@@ -117,8 +110,13 @@ async def _plain(request: Request) -> AsyncGenerator[bytes]:
     try:
         async for packed in request.stream():
             while packed:
+                if unpacker.eof:
+                    # Another member, or zeros behind the last. One that is done keeps all that it is given.
+                    packed = packed.lstrip(b"\0")
+                    unpacker = zlib.decompressobj(_WBITS[encoding]) if packed else unpacker
+                    continue
                 yield unpacker.decompress(packed, PIECE)
-                packed = unpacker.unconsumed_tail
+                packed = unpacker.unconsumed_tail or unpacker.unused_data
     except zlib.error as error:
         raise BadRequest(f"the body is not {encoding}: {error}") from None
     if not unpacker.eof:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections.abc import Callable
+from contextlib import suppress
 
 import orjson
 
@@ -16,7 +17,7 @@ from services.gateway.domain import job_options
 from services.gateway.domain.job_options import JobOptions, Preference
 from services.gateway.jobs import Jobs, Order
 from tidegate import telemetry
-from tidegate.errors import BadRequest, TidegateError
+from tidegate.errors import BadRequest, TidegateError, Unavailable
 from tidegate.protocol import oip
 from tidegate.protocol.access import Principal
 from tidegate.protocol.envelope import Buffer
@@ -120,7 +121,8 @@ class JobDoor:
             if grant is not None:
                 grant.accepted(received)
             if prefer.wait_s and not job.terminal:
-                job = await self._jobs.wait(job.id, prefer.wait_s)
+                with suppress(Unavailable):  # it was taken in all the same, and its caller must hear of that
+                    job = await self._jobs.wait(job.id, prefer.wait_s)
             if prefer.wait_s and job.terminal:
                 response = await self._answers.result(job, headers, rid)
                 response.headers.append((b"preference-applied", prefer.applied))
@@ -142,12 +144,11 @@ class JobDoor:
 
 def _named(head: dict[str, object], base: JobOptions) -> tuple[str, str, JobOptions]:
     """Model, version and options in the body of POST /v1/jobs; raises BadRequest."""
-    model, version = head.get("model"), head.get("version", "")
+    model = head.get("model")
     if not isinstance(model, str) or not model:
         raise BadRequest("'model' must be the name of a model")
-    if isinstance(version, bool) or not isinstance(version, str | int | None):
-        raise BadRequest(f"'version' must be a number, got {str(version)[:40]!r}")
-    return model, "" if version is None else str(version), job_options.from_fields(head, base)
+    version = job_options.check_version(head.get("version"))
+    return model, version, job_options.from_fields(head, base)
 
 
 def _digest(target: str, headers: Headers, body: Buffer) -> bytes:

@@ -18,12 +18,13 @@ from services.gateway.api.compression import Response as Answer
 from services.gateway.api.compression import deliver
 from services.gateway.api.job_answers import JobAnswers
 from services.gateway.api.limits import Headers
+from services.gateway.api.records import id_in_path, json_response, page, read_cursor, request_principal
 from services.gateway.domain import job_options
 from services.gateway.jobs import Jobs
-from tidegate import caller, telemetry
-from tidegate.errors import BadRequest, NotFound
-from tidegate.protocol.access import ADMIN, INFER, Principal
-from tidegate.protocol.jobs import TERMINAL, Job, JobEvent, State, read_id
+from tidegate import telemetry
+from tidegate.errors import BadRequest
+from tidegate.protocol.access import ADMIN
+from tidegate.protocol.jobs import TERMINAL, Job, JobEvent, State
 
 MAX_LIST = 1000
 KEEPALIVE_S = 15.0
@@ -60,9 +61,7 @@ class JobsDoor:
         who = request_principal()
         if not who.may(ADMIN):
             principal = who.id
-        before = None if cursor is None else read_id(cursor)
-        if cursor is not None and before is None:
-            raise BadRequest(f"cursor must be the 'next' of another page, got {cursor[:40]!r}")
+        before = read_cursor(cursor)
         if status is not None and status not in STATUSES:
             raise BadRequest(f"status must be one of {', '.join(STATUSES)}, got {status[:40]!r}")
         found = await self._jobs.store.list(
@@ -74,8 +73,7 @@ class JobsDoor:
             before=before,
             limit=limit,
         )
-        items = [self._answers.document(job, None) for job in found]
-        return json_response({"items": items, "next": items[-1]["id"] if len(items) == limit else None})
+        return page([self._answers.document(job, None) for job in found], limit)
 
     async def status(self, request: Request, id: str) -> Response:
         """A job as it is, or with ``Prefer: wait=N`` once it is over."""
@@ -112,20 +110,16 @@ class JobsDoor:
         grant = self._access.admit(request_principal(), before.endpoint)
         try:
             submitted = await self._jobs.retry(before)
-            if grant is not None:
-                grant.done()
         finally:
             if grant is not None:
-                grant.cancel()
+                grant.cancel()  # what it uses counts at the end of the job
         job = submitted.job
         document = self._answers.document(job, submitted.position)
         return json_response(document, 202, {"Location": f"/v1/jobs/{job.id.hex()}"})
 
     async def _find(self, id: str) -> Job:
-        who, raw = request_principal(), read_id(id)
-        if raw is None:
-            raise NotFound(f"there is no job {id[:64]}")
-        return await self._jobs.find(raw, who)
+        who = request_principal()
+        return await self._jobs.find(id_in_path(id, "job"), who)
 
     async def _awaited(self, request: Request, job: Job) -> Job:
         header = request.headers.get("prefer")
@@ -163,11 +157,6 @@ class JobsDoor:
                         return
 
 
-def request_principal() -> Principal:
-    """Who asks for jobs. Raises Unauthorized or Forbidden."""
-    return caller.require(INFER)
-
-
 def last_event_id(found: str | None) -> int:
     """The number of the last event that a client has seen; 0: none. Raises BadRequest."""
     if not found:
@@ -183,11 +172,6 @@ def shown(event: JobEvent | None) -> bytes:
         return b": still here\n\n"
     name = event.public()["status"]
     return b"id: %d\nevent: %b\ndata: %b\n\n" % (event.seq, name.encode(), orjson.dumps(event.public()))
-
-
-def json_response(document: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
-    """A document as JSON."""
-    return Response(orjson.dumps(document), status, headers, "application/json")
 
 
 async def packed(answer: Answer, headers: Headers) -> Response:

@@ -10,12 +10,12 @@ from urllib.parse import quote
 
 import httpx
 from starlette.background import BackgroundTask
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response, StreamingResponse
 
 from services.gateway.domain.control import scopes_for
 from tidegate import caller, telemetry
-from tidegate.errors import DeadlinePassed, Forbidden, NotFound, TidegateError, Unavailable
+from tidegate.errors import BadRequest, DeadlinePassed, Forbidden, NotFound, TidegateError, Unavailable
 from tidegate.protocol.access import ORIGIN_HEADER, PRINCIPAL_HEADER
 
 log = telemetry.logger(__name__)
@@ -76,6 +76,8 @@ class Proxy:
         )
         try:
             return await self._http.send(asked, stream=True)
+        except ClientDisconnect:
+            raise BadRequest("the caller left before its request was complete") from None
         except httpx.TimeoutException:
             raise DeadlinePassed(f"the {service} did not answer in time") from None
         except httpx.HTTPError as error:

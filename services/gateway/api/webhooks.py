@@ -7,10 +7,8 @@ from typing import Any
 from fastapi import APIRouter
 
 from services.gateway.adapters.router import Router
-from services.gateway.api.jobs import request_principal
+from services.gateway.api.records import id_in_path, request_principal
 from services.gateway.jobs import Jobs
-from tidegate.errors import NotFound
-from tidegate.protocol.jobs import read_id
 from tidegate.store.webhooks import WebhookStore
 
 
@@ -32,8 +30,6 @@ class WebhooksDoor:
 
     async def deliveries(self, id: str) -> dict[str, Any]:
         """Every try to deliver the job's webhook, oldest first."""
-        who, raw = request_principal(), read_id(id)
-        if raw is None:
-            raise NotFound(f"there is no job {id[:64]}")
-        job = await self._jobs.find(raw, who)
-        return {"webhook": job.webhook, "items": await self._schedule.deliveries(raw)}
+        who = request_principal()
+        job = await self._jobs.find(id_in_path(id, "job"), who)
+        return {"webhook": job.webhook, "items": await self._schedule.deliveries(job.id)}

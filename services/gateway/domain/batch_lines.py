@@ -27,12 +27,11 @@ def read_line(raw: bytes, batch: Batch) -> Line:
     if head.get("webhook") is not None:
         raise BadRequest("a line of a batch has no webhook of its own")
     base = JobOptions(batch.level, batch.ttl_s)
-    model, version = head.get("model") or batch.model, head.get("version") or batch.version
+    model = head.get("model") or batch.model
     if not isinstance(model, str) or not model:
         raise BadRequest("neither the line nor the batch names a model")
-    if isinstance(version, bool) or not isinstance(version, str | int):
-        raise BadRequest(f"'version' must be a number, got {str(version)[:40]!r}")
-    return Line(model, str(version), head, job_options.from_fields(head, base))
+    version = job_options.check_version(head.get("version") or batch.version)
+    return Line(model, version, head, job_options.from_fields(head, base))
 
 
 def read_object(raw: bytes) -> dict[str, Any]:

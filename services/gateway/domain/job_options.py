@@ -98,6 +98,13 @@ def from_fields(head: Mapping[str, Any], base: JobOptions = _DEFAULT) -> JobOpti
     return replace(base, **changes) if changes else base
 
 
+def check_version(found: Any) -> str:
+    """A version as the routes name it; empty: none is named. Raises BadRequest."""
+    if isinstance(found, bool) or not isinstance(found, str | int | None):
+        raise BadRequest(f"'version' must be a number, got {str(found)[:40]!r}")
+    return "" if found is None else str(found)
+
+
 def check_level(found: Any) -> Level:
     """A priority level; raises BadRequest."""
     if found not in LEVELS:

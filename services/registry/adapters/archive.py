@@ -17,6 +17,7 @@ from tidegate.errors import BadRequest
 
 # tarfile reads a member's extended header in one piece, as large as the archive says it is.
 MAX_READ = 4 * 1024 * 1024
+# NotImplementedError is zipfile's word for a compression or a version that it does not know.
 _BROKEN = (
     zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError, OSError, NotImplementedError,
     ValueError, RuntimeError,

@@ -199,7 +199,7 @@ def _written_at(fs: fsspec.AbstractFileSystem, path: str) -> float:
     """When a file was last written, in seconds since the epoch; now, where the store cannot say."""
     try:
         return float(fs.modified(path).timestamp())
-    except (NotImplementedError, FileNotFoundError):
+    except (NotImplementedError, FileNotFoundError):  # the first is fsspec's word for a store without times
         return time.time()
 
 

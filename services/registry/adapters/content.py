@@ -70,6 +70,7 @@ def _check_torchscript(path: Path) -> None:
     try:
         with zipfile.ZipFile(path) as archive:
             inside = [name.partition("/")[2] for name in archive.namelist()]
+    # NotImplementedError is zipfile's word for a version of zip that it does not know.
     except (zipfile.BadZipFile, OSError, NotImplementedError, ValueError) as error:
         raise BadRequest(f"The file is not TorchScript ({error}): {remedy}.") from None
     if "constants.pkl" not in inside or not any(name.startswith("code/") for name in inside):

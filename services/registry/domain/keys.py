@@ -102,11 +102,18 @@ def spec_of(fields: Mapping[str, Any], now: datetime) -> KeySpec:
     if ttl_s is not None:
         if given.get("expires_at") is not None:
             raise BadRequest("Give either ttl_s or expires_at.")
-        given["expires_at"] = now + timedelta(seconds=ttl_s)
+        given["expires_at"] = _after(now, ttl_s)
     spec = merge.checked(KeySpec, given, "key")
     if spec.expires_at is not None and spec.expires_at <= now:
         raise BadRequest("A key cannot expire before it is made.")
     return spec
+
+
+def _after(now: datetime, ttl_s: Any) -> datetime:
+    try:
+        return now + timedelta(seconds=ttl_s)
+    except (TypeError, ValueError, OverflowError):
+        raise BadRequest(f"key: ttl_s must be a number of seconds, not {str(ttl_s)[:80]!r}.") from None
 
 
 def made(spec: KeySpec, random: bytes, now: datetime) -> tuple[HeldKey, str]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
-import os
 import time
 from collections import deque
 from pathlib import Path
@@ -17,10 +17,15 @@ from tidegate.broker import Delivery, Link, Session
 from tidegate.errors import Unavailable
 from tidegate.protocol import envelope
 from tidegate.protocol.jobs import Finish, Take
-from tidegate.store import JobStore
+from tidegate.store import JobStore, StoreUnavailable
 from tidegate.topology import EXCEPTIONS, JOBS_PREFIX
 
 log = telemetry.logger(__name__)
+
+# A job's message of which no record could be had goes back to its queue after this time.
+AWAY_S = 1.0
+# By this token a job is ours to fail however often its message comes, should an answer have been lost.
+TOKEN = b"exceptions"
 
 DEAD = Counter("tidegate_router_dead_letters_total", "Requests given up.", ["cause"])
 
@@ -59,6 +64,11 @@ class Exceptions:
         async def on_delivery(delivery: Delivery) -> None:
             try:
                 await self._handle(delivery)
+            except StoreUnavailable:
+                await asyncio.sleep(AWAY_S)
+                with contextlib.suppress(Unavailable):
+                    await session.give_back(delivery.tag)
+                return
             except Unavailable:
                 return  # unsettled: it comes again with the next session
             await session.ack(delivery.tag)
@@ -103,8 +113,7 @@ class Exceptions:
 
     async def _fail(self, id_: bytes, cause: str) -> None:
         # Taken as a worker takes it: if one runs it after all, or it is over, that stands.
-        token = os.urandom(8)
-        (taken,) = await self._jobs.take([Take(id_, "router", False, 0, False, token)])
+        (taken,) = await self._jobs.take([Take(id_, "router", False, 0, TOKEN)])
         if taken.outcome == "run":
             error = {"reason": cause, "message": f"the job's message could not be handled: {cause}"}
             await self._jobs.finish([Finish(id_, taken.attempt, "failed", error=error)])

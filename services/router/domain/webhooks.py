@@ -28,7 +28,7 @@ class Patience:
 
     first_s: float = 5.0
     longest_s: float = 3 * 3600.0
-    give_up_s: float = 24 * 3600.0
+    give_up_s: float = 12 * 3600.0
 
 
 @dataclass(frozen=True, slots=True)

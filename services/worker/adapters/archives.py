@@ -52,7 +52,7 @@ def unpack(archive: Path, into: Path, limits: Limits | None = None) -> None:
         EOFError,
         OSError,
         RuntimeError,
-        NotImplementedError,
+        NotImplementedError,  # zipfile's word for a compression or a version that it does not know
     ) as problem:
         shutil.rmtree(into, ignore_errors=True)
         raise ModelFailed(f"The archive cannot be unpacked: {problem}") from None

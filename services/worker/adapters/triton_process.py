@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from services.worker.adapters import memory_limit
 from services.worker.adapters.triton_install import TritonInstall
 from tidegate import telemetry
 from tidegate.errors import Unavailable
@@ -52,6 +53,7 @@ class TritonProcess:
         self.repository = self._work_dir / "models"
         self.log_path = self._work_dir / "triton.log"
         self.metrics_port = 0
+        self._kills = 0
 
     @property
     def region(self) -> str:
@@ -80,6 +82,7 @@ class TritonProcess:
         self.repository.mkdir(exist_ok=True)
         for attempt in range(1, START_TRIES + 1):
             self._sweep()
+            self._kills = memory_limit.kills()
             self.metrics_port = _free_port()
             await self._spawn()
             try:
@@ -129,7 +132,7 @@ class TritonProcess:
         self._sweep()
 
     def tail(self, lines: int = 12) -> str:
-        """The last lines of Triton's log, the informational ones left out."""
+        """The last lines of Triton's log, the informational ones left out; before them, if memory ran out."""
         try:
             text = self.log_path.read_bytes()[-64_000:].decode(errors="replace")
         except FileNotFoundError:
@@ -137,7 +140,9 @@ class TritonProcess:
         telling = [
             line for line in text.splitlines() if line.strip() and not line.startswith(("I1", "I0", "|", "+"))
         ]
-        return "\n".join(telling[-lines:])
+        # Triton does not know what ended its models' processes.
+        starved = [memory_limit.TOLD] if memory_limit.kills() > self._kills else []
+        return "\n".join([*starved, *telling[-lines:]])
 
     async def _spawn(self) -> None:
         options = self._options

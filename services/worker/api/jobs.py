@@ -111,7 +111,7 @@ class JobMessages:
 
     def _give_back(self, before: float) -> None:
         session = self._session
-        found = self._jobs.forget(before)
+        found = self._jobs.give_back(before)
         if found and session is not None:
             self._send(self._nack(session, [held.tag for held in found if held.session is session]))
 
@@ -135,12 +135,13 @@ class JobMessages:
         for queue in (*self._queues.values(), EXCEPTIONS):
             await session.declare(queue)
         self._session, self._settling, self._over, self._consumers = session, Settling(), [], []
-        if self._open:
-            await self._consume(session)
+        async with self._changing:
+            if self._open and not self._consumers:
+                await self._consume(session)
 
     def _on_down(self) -> None:
         self._session, self._consumers = None, []
-        self._jobs.forget(time.monotonic())
+        self._jobs.forget()
 
     async def _change(self) -> None:
         """Consumers as they are wanted now; a new prefetch needs new ones."""

@@ -130,6 +130,8 @@ class Requests:
     async def _consume(self, session: Session) -> None:
         self._prefetch = self._wanted_prefetch()
         self._consumer = await session.consume(self._queue, self._on_requests, prefetch=self._prefetch)
+        if not self._open:  # closed meanwhile
+            await self._stop_consuming()
 
     async def _stop_consuming(self) -> None:
         session, consumer, self._consumer = self._session, self._consumer, None

@@ -15,9 +15,10 @@ class Held:
     """A job in hand and its delivery. Times are on the worker's monotonic clock, in seconds.
 
     ``received``: when it came; ``delivered``: when its last delivery did. ``attempt`` 0: it waits. ``lost``
-    is its attempt under which the model server died. ``leased_at``: when its record was last told that it is
-    ours, with no delivery. ``seen_at``: when its record was last read. ``over``: nothing is done for it any
-    more.
+    is its attempt under which the model server died. ``asked``: it was asked for and the answer is not here
+    (yet), so its record may say that it runs here, as an attempt that is not known here. ``leased_at``: when
+    its record was last told that it is ours, with no delivery. ``seen_at``: when its record was last read.
+    ``over``: nothing is computed for it any more; its end may still have to be recorded.
     """
 
     request: Request
@@ -31,6 +32,7 @@ class Held:
     begun: bool = False
     attempt: int = 0
     lost: int = 0
+    asked: bool = False
     leased_at: float | None = None
     seen_at: float = 0.0
     over: bool = False

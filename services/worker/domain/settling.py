@@ -35,7 +35,8 @@ class Settling:
 
     def settle(self, tags: list[int]) -> list[Ack]:
         """The acks to send, now that ``tags`` are done."""
-        done = [tag for tag in tags if tag in self._open]
+        # Two may say of one delivery at the same time that it is done; it is acked once.
+        done = [tag for tag in dict.fromkeys(tags) if tag in self._open]
         for tag in done:
             del self._open[tag]
         lowest = next(iter(self._open), None)

@@ -57,7 +57,7 @@ def containers(tmp_path: Path) -> Iterator[ContainerYard]:
     """Workers as containers; skipped, with the reason, where no engine runs."""
     reason = missing()
     if reason:
-        pytest.skip(reason)
+        pytest.skip(f"no containers here: {reason}")
     found = ContainerYard(tmp_path)
     yield found
     found.clear()

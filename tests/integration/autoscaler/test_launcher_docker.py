@@ -12,6 +12,7 @@ from services.autoscaler.adapters.launcher_docker import DockerLauncher
 from services.autoscaler.domain.gpus import Gpu
 from services.autoscaler.domain.launcher import LaunchFailed
 from tests.integration.autoscaler.container_yard import HOME, api, image
+from tests.integration.autoscaler.test_launchers import gone
 from tidegate.errors import Unavailable
 
 ONE, TWO, THREE = "digits-v1-0-1", "digits-v1-1-1", "digits-v1-2-1"
@@ -22,19 +23,6 @@ BIG, SMALL = Gpu("GPU-big", 80_000), Gpu("GPU-small", 16_000)
 @pytest.fixture
 def yard(containers):
     return containers
-
-
-async def one(launcher):
-    running = await launcher.list()
-    assert len(running) == 1
-    return running[0]
-
-
-async def gone(launcher):
-    async with asyncio.timeout(30):
-        while (found := await one(launcher)).alive:
-            await asyncio.sleep(0.02)
-    return found
 
 
 async def test_limits_labels_and_what_a_container_may_do(yard, assign):
@@ -136,10 +124,9 @@ async def test_an_engine_that_does_not_answer_is_unknown_and_not_empty(yard, ass
 
 async def test_an_engine_without_gpus_says_so(yard, assign):
     """Not injected: this asks the engine itself."""
-    engine = Engine(yard.launcher()._engine._url)
-    launcher = DockerLauncher(yard.plan(gpu_request="devices"), engine)
     if any("nvidia" in name for name in api().info().get("Runtimes", {})):
-        pytest.skip("this engine has NVIDIA's runtime")
+        pytest.skip("this engine has NVIDIA's runtime, so it may have GPUs to list")
+    launcher = DockerLauncher(yard.plan(gpu_request="devices"), Engine(yard.url))
     with pytest.raises(Unavailable, match="GPUs cannot be listed"):
         await launcher.launch(assign(ONE, resources={"gpus": 1}))
     assert yard.left() == [], "the container that asked is gone too"

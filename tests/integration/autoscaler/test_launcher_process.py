@@ -14,6 +14,7 @@ from services.autoscaler.adapters import procfs
 from services.autoscaler.adapters.launcher_process import LAUNCH_GRACE_S, ProcessLauncher, ProcessPlan
 from services.autoscaler.adapters.sweep import sweep
 from services.autoscaler.domain.launcher import LaunchFailed
+from tests.integration.autoscaler.test_launchers import one
 
 ONE, TWO = "digits-v1-0-1", "digits-v1-1-1"
 
@@ -21,12 +22,6 @@ ONE, TWO = "digits-v1-0-1", "digits-v1-1-1"
 @pytest.fixture
 def yard(processes):
     return processes
-
-
-async def one(launcher):
-    running = await launcher.list()
-    assert len(running) == 1
-    return running[0]
 
 
 async def test_its_pid_and_session(yard, assign):
@@ -89,7 +84,7 @@ async def test_a_pid_that_was_given_to_another_process_is_left_alone(yard, assig
 
 
 async def test_logs_of_dead_replicas_are_bounded(yard, assign, monkeypatch):
-    monkeypatch.setattr("services.autoscaler.adapters.launcher_process.KEPT_LOGS", 2)
+    monkeypatch.setattr("services.autoscaler.adapters.kept_logs.KEPT_LOGS", 2)
     launcher = yard.launcher("broken")
     for generation in range(1, 5):
         await launcher.launch(assign(f"digits-v1-0-{generation}"))

@@ -7,7 +7,9 @@ import base64
 from typing import Any
 
 import httpx
+import pytest
 
+from services.autoscaler.loop import Loop
 from tests.integration.autoscaler.test_service import NAME, Bench, bench
 
 __all__ = ["bench"]
@@ -92,6 +94,34 @@ async def test_a_cordoned_host_starts_nothing_also_after_a_restart(bench: Bench)
             assert (await client.delete("/v1/hosts/machine/cordon")).status_code == 200
             await bench.until_ready(client, 1)
             assert (await client.delete("/v1/hosts/machine/cordon")).status_code == 404
+
+
+async def test_draining_a_host_ends_nothing_of_another_and_passes_over_who_is_gone(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench.settings.autoscaler_host_name = "former"
+    async with bench.registry.serving():
+        async with bench.autoscaler() as client:
+            await bench.until_ready(client, 1)
+            await client.put("/v1/hosts/former/cordon", json={})
+        bench.settings.autoscaler_host_name = "machine"
+        bench.outstanding = 40
+        async with bench.autoscaler() as client:
+            names = await bench.until_ready(client, 3)
+            since = {h["host"]: h["cordoned_at"] for h in (await client.get("/v1/hosts")).json()["items"]}
+            answer = await client.put("/v1/hosts/former/cordon", json={"drain": True})
+            assert answer.json() == {"host": "former", "cordoned": True, "drained": []}
+            assert await bench.until_ready(client, 3) == names
+            again = {h["host"]: h["cordoned_at"] for h in (await client.get("/v1/hosts")).json()["items"]}
+            assert again == since
+            drain = Loop.drain
+
+            async def all_but_the_first(loop: Loop, replica: str) -> None:
+                await drain(loop, "gone-v1-0-1" if replica == names[0] else replica)
+
+            monkeypatch.setattr(Loop, "drain", all_but_the_first)
+            answer = await client.put("/v1/hosts/machine/cordon", json={"drain": True})
+            assert answer.json()["drained"] == names[1:]
 
 
 async def test_cold_starts_are_reported(bench: Bench) -> None:

@@ -281,12 +281,13 @@ async def test_a_demand_event_wakes_a_sleeping_model_and_a_registry_event_is_rea
             assert await bench.until_ready(client, 1) == [f"{NAME}-0-2"]
             await tasks.end(hints)
             bench.registry.deployment = assign(f"{NAME}-0-1", min_replicas=2, max_replicas=2).deployment
-            await session.publish(b"{}", exchange=EVENTS.name, routing_key=REGISTRY_CHANGED)
+            changes = asyncio.create_task(repeated(session, REGISTRY_CHANGED))
             await bench.until_ready(client, 2)
+            await tasks.end(changes)
 
 
 async def repeated(session: Session, routing_key: str) -> None:
-    """A hint as gateways give it while a request waits: again each second, since one may be lost."""
+    """An event again each second, as gateways hint while a request waits: one may be lost."""
     while True:
         await session.publish(b"{}", exchange=EVENTS.name, routing_key=routing_key)
         await asyncio.sleep(1.0)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -23,11 +23,13 @@ from services.gateway.adapters.dispatcher import Dispatcher
 from services.gateway.domain.admission import UNKNOWN_FLEET, Fleet
 from services.gateway.domain.budget import Budget
 from services.gateway.domain.routing import DeploymentRoute, compile_table
+from tests.integration.gateway.process import echo, make_table, wait_ready
 from tidegate.blobs import Blobs
 from tidegate.broker import Delivery, Link, Session
 from tidegate.claims import Claims
+from tidegate.errors import TidegateError
 from tidegate.protocol import envelope
-from tidegate.protocol.envelope import Request
+from tidegate.protocol.envelope import Reply, Request
 from tidegate.stack.ports import free_ports
 from tidegate.store.live import GATEWAY, ROUTES
 from tidegate.topology import (
@@ -40,24 +42,33 @@ from tidegate.topology import (
 )
 
 CLAIM_ABOVE = 2 * 2**20
-SIGNATURE = {
-    "inputs": [{"name": "x", "datatype": "FP32", "shape": [2]}],
-    "outputs": [{"name": "y", "datatype": "FP32", "shape": [2]}],
-    "max_batch_size": 8,
-}
-
-
-def echo(request: Request) -> bytes:
-    """The answer of the identity: what came in as ``x`` goes out as ``y``."""
-    inputs = envelope.read_call_key(request.key).inputs
-    key = envelope.result_key((inputs[0]._replace(name="y"),))
-    return envelope.reply_frame(
-        request.id, request.attempt, request.rows, key, list(request.data[:1]), wait_us=100, compute_us=200
-    )
 
 
 def silent(_: Request) -> None:
     """Never an answer."""
+
+
+def submit(
+    dispatcher: Dispatcher,
+    route: DeploymentRoute,
+    rows: int,
+    key: bytes,
+    data: bytes,
+    timeout_s: float,
+    trace: bytes,
+) -> tuple[bytes, asyncio.Future[Reply]]:
+    """Queue a request; its id and the future of its reply, which raises what went wrong."""
+    future: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
+
+    def done(outcome: Reply | TidegateError) -> None:
+        if future.done():
+            return
+        if isinstance(outcome, TidegateError):
+            future.set_exception(outcome)
+        else:
+            future.set_result(outcome)
+
+    return dispatcher.send(route, rows, key, [data], timeout_s, trace, done), future
 
 
 class Peer:
@@ -109,29 +120,6 @@ class Peer:
 
     async def _on_demand(self, delivery: Delivery) -> None:
         self.demanded.append(delivery.routing_key.removeprefix("demand."))
-
-
-def make_table(deployment: str, **given: Any) -> dict[str, Any]:
-    """A route table with an endpoint ``digits`` on one Deployment."""
-    entry = {
-        "model": "digits",
-        "version": 1,
-        "queue": requests_queue(deployment).name,
-        "format": "onnx",
-        "signature": SIGNATURE,
-        "max_queue": 10_000,
-        "max_concurrency": None,
-        "retry": "safe",
-        "wakeable": True,
-        "ready": 1,
-        **given,
-    }
-    endpoint = {
-        "targets": [{"deployment": deployment, "weight": 100}],
-        "versions": {"1": deployment},
-        "default_timeout_ms": 20_000,
-    }
-    return {"epoch": "e", "n": 1, "endpoints": {"digits": endpoint}, "deployments": {deployment: entry}}
 
 
 class Fleets(dict[str, Fleet]):
@@ -201,8 +189,8 @@ async def dispatch(rabbitmq_url, fleets, claims) -> AsyncIterator[Callable[..., 
     """Opens a dispatcher that is up, and stops it after the test."""
     async with AsyncExitStack() as stack:
 
-        async def opened(url: str = rabbitmq_url, answers: int = 2**30) -> Dispatcher:
-            found = Dispatcher(url, os.urandom(8), fleets, claims=claims, answers=Budget(answers))
+        async def opened(url: str = rabbitmq_url, answers: Budget | None = None) -> Dispatcher:
+            found = Dispatcher(url, os.urandom(8), fleets, claims=claims, answers=answers or Budget(2**30))
             found.start()
             stack.push_async_callback(found.stop)
             await found.out.wait_up(20)
@@ -270,7 +258,7 @@ def gateway(rabbitmq_url, valkey_url, table, gateway_env, gateway_route) -> Iter
             stderr=log,
         )
         try:
-            _wait_ready(process, port, Path(state) / "log")
+            wait_ready(process, port, Path(state) / "log")
             yield Gateway(process, port, grpc_port, deployment, redis, Path(state))
         finally:
             process.send_signal(signal.SIGTERM)
@@ -278,18 +266,6 @@ def gateway(rabbitmq_url, valkey_url, table, gateway_env, gateway_route) -> Iter
             redis.close()
         assert code == 0, (Path(state) / "log").read_text()
         assert not redis.keys(GATEWAY + "*"), "it signs off"
-
-
-def _wait_ready(process: subprocess.Popen[bytes], port: int, log: Path) -> None:
-    end = time.monotonic() + 30
-    while process.poll() is None and time.monotonic() < end:
-        try:
-            if httpx.get(f"http://127.0.0.1:{port}/health/ready").status_code == 200:
-                return
-        except httpx.TransportError:
-            pass
-        time.sleep(0.02)
-    raise AssertionError(log.read_text())
 
 
 @pytest.fixture
@@ -337,7 +313,7 @@ def registry(rabbitmq_url) -> Iterator[Registry]:
         process = subprocess.Popen(command, env={**os.environ, **environment}, stdout=log, stderr=log)
         url = f"http://127.0.0.1:{port}"
         try:
-            _wait_ready(process, port, Path(state) / "log")
+            wait_ready(process, port, Path(state) / "log")
             with httpx.Client(base_url=url, headers={"Authorization": "Bearer token"}, timeout=20) as http:
                 yield Registry(http, url, Path(state) / "log")
         finally:

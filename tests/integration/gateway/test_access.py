@@ -12,7 +12,8 @@ import pytest
 import tritonclient.grpc.aio as triton
 from tritonclient.grpc import InferInput
 
-from tests.integration.gateway.conftest import echo, silent
+from tests.integration.gateway.conftest import silent
+from tests.integration.gateway.process import echo
 
 pytestmark = pytest.mark.integration
 

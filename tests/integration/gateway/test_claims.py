@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 
 from services.gateway.adapters.dispatcher import Dispatcher
-from tests.integration.gateway.conftest import CLAIM_ABOVE, echo
+from services.gateway.domain.budget import Budget
+from tests.integration.gateway.conftest import CLAIM_ABOVE, submit
+from tests.integration.gateway.process import echo
 from tidegate.blobs import Blobs
 from tidegate.claims import Claims
 from tidegate.errors import DeadlinePassed, TidegateError, Unavailable
@@ -22,7 +24,7 @@ KEY = call_key((tensor("x", "UINT8", (-1,)),), (), {})
 
 
 def send(dispatcher: Dispatcher, route, data: bytes, timeout_s: float = 20):
-    return dispatcher.submit(route, 0, KEY, [data], timeout_s, b"t")
+    return submit(dispatcher, route, 0, KEY, data, timeout_s, b"t")
 
 
 def blobs_of(folder: Path) -> list[Path]:
@@ -138,18 +140,19 @@ async def test_the_claim_is_sent_again_after_a_reconnect(dispatch, line, peer, r
 async def test_answers_wait_for_room(dispatch, peer, route, claims, until):
     """Two that do not fit together: one after the other, and both come."""
     peer.answer = lambda _: None
-    dispatcher = await dispatch(answers=CLAIM_ABOVE + 10)
-    dispatcher._answers.force(CLAIM_ABOVE)  # an answer that its reader has not taken yet
+    answers = Budget(CLAIM_ABOVE + 10)
+    dispatcher = await dispatch(answers=answers)
+    answers.force(CLAIM_ABOVE)  # an answer that its reader has not taken yet
     futures = [send(dispatcher, route(), b"s")[1] for _ in range(2)]
     await until(lambda: len(peer.requests) == 2)
     for request in peer.requests:
         await answer(peer, request, reply(request, await claims.give([bytes(CLAIM_ABOVE)], 10), claimed=True))
     done, _ = await asyncio.wait(futures, timeout=0.3)
     assert not done
-    dispatcher._answers.give(CLAIM_ABOVE)
+    answers.give(CLAIM_ABOVE)
     for found in await asyncio.gather(*futures):
         assert len(found.data[0]) == CLAIM_ABOVE
-    assert dispatcher._answers.used == 0
+    assert answers.used == 0
 
 
 async def test_a_claim_of_another_store(dispatch, peer, route, tmp_path, until):

@@ -240,3 +240,21 @@ async def test_no_secret_is_in_a_log_line(client, gateway, registry, worker, as_
     kept = gateway.state / "data" / "gateway-keys.json"
     assert kept.stat().st_mode & 0o777 == 0o600
     assert not any(secret.rpartition("_")[2] in kept.read_text() for secret in secrets)
+
+
+async def test_who_leaves_in_the_middle_of_an_upload_is_no_error_of_ours(gateway, as_, until):
+    headers = await as_("publish")
+    _, writer = await asyncio.open_connection("127.0.0.1", gateway.port)
+    told_of = headers | {"Host": "localhost", "X-Request-Id": "leaves", "Content-Length": "1000"}
+    head = "".join(f"{name}: {value}\r\n" for name, value in told_of.items())
+    writer.write(f"POST /api/registry/v1/models HTTP/1.1\r\n{head}\r\nhalf".encode())
+    await writer.drain()
+    await asyncio.sleep(0.2)
+    writer.close()
+
+    def told() -> list[dict[str, Any]]:
+        lines = [json.loads(line) for line in (gateway.state / "log").read_text().splitlines()]
+        return [line for line in lines if line.get("request_id") == "leaves"]
+
+    await until(lambda: [line for line in told() if line.get("path")])
+    assert [line for line in told() if line["level"].lower() == "error"] == []

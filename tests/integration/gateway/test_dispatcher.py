@@ -16,6 +16,7 @@ from services.gateway.core import failure
 from services.gateway.domain.admission import Fleet
 from services.gateway.domain.budget import Budget
 from services.gateway.domain.packing import MAX_BYTES
+from tests.integration.gateway import conftest
 from tidegate.broker import Link
 from tidegate.errors import DeadlinePassed, ModelFailed, Unavailable
 from tidegate.protocol import envelope
@@ -30,7 +31,7 @@ KEY = envelope.call_key((Tensor("x", DATATYPES["FP32"], (2,)),), (), {})
 
 def submit(dispatcher: Dispatcher, route, number: int = 0, timeout_s: float = 20.0, size: int = 0):
     data = struct.pack("<2f", number, -number) + bytes(size)
-    return dispatcher.submit(route, 1, KEY, [data], timeout_s, b"trace-%d" % number)
+    return conftest.submit(dispatcher, route, 1, KEY, data, timeout_s, b"trace-%d" % number)
 
 
 def told(reply) -> int:
@@ -433,7 +434,7 @@ async def test_the_hint_is_json(dispatch, rabbitmq_url, route, deployment, peer,
     await line_session.consume(peer._events, keep, prefetch=1, no_ack=True)
     dispatcher = await dispatch()
     for _ in range(2):
-        dispatcher.lane(route()).demand_at = 0.0
+        dispatcher._hints._demanded_at.clear()
         dispatcher.demand(route())
         await submit(dispatcher, route())[1]
     await until(lambda: seen)

@@ -8,17 +8,16 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import httpx
 import orjson
 import pytest
 from redis import Redis
 
+from tests.integration.gateway.process import echo, make_table, wait_ready
 from tidegate.blobs import Blobs
 from tidegate.broker import Delivery, Link, Session
 from tidegate.claims import Claims
@@ -29,20 +28,6 @@ from tidegate.stack.ports import free_ports
 from tidegate.store import JobStore
 from tidegate.store.live import ROUTES
 from tidegate.topology import CANCELS, cancels_queue, jobs_queue
-
-SIGNATURE = {
-    "inputs": [{"name": "x", "datatype": "FP32", "shape": [2]}],
-    "outputs": [{"name": "y", "datatype": "FP32", "shape": [2]}],
-    "max_batch_size": 8,
-}
-BODY = {"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 2], "data": [1, 2]}]}
-
-
-def echo(request: Request) -> bytes:
-    """The answer of the identity."""
-    inputs = envelope.read_call_key(request.key).inputs
-    key = envelope.result_key((inputs[0]._replace(name="y"),))
-    return envelope.reply_frame(request.id, request.attempt, request.rows, key, list(request.data[:1]))
 
 
 @dataclass
@@ -89,7 +74,7 @@ class JobWorker:
             request = request._replace(data=await self.claims.redeem(request.data))
         self.frames.append(request)
         await self.open.wait()
-        wish = Take(request.id, "w1", delivery.redelivered, request.attempt, True, os.urandom(8))
+        wish = Take(request.id, "w1", delivery.redelivered, request.attempt, os.urandom(8))
         (taken,) = await self.store.take([wish])
         if taken.outcome == "run":
             self.taken.append(request.id)
@@ -114,27 +99,6 @@ class Gateway:
     deployment: str
     jobs: Redis
     state: Path
-
-
-def make_table(deployment: str) -> dict[str, Any]:
-    entry = {
-        "model": "digits",
-        "version": 1,
-        "queue": f"requests.v1.{deployment}",
-        "format": "onnx",
-        "signature": SIGNATURE,
-        "max_queue": 10_000,
-        "max_concurrency": None,
-        "retry": "safe",
-        "wakeable": True,
-        "ready": 1,
-    }
-    endpoint = {
-        "targets": [{"deployment": deployment, "weight": 100}],
-        "versions": {"1": deployment},
-        "default_timeout_ms": 20_000,
-    }
-    return {"epoch": "e", "n": 1, "endpoints": {"digits": endpoint}, "deployments": {deployment: entry}}
 
 
 class Gateways:
@@ -171,17 +135,8 @@ class Gateways:
                 [sys.executable, "-m", "services.gateway"], env={**os.environ, **env}, stdout=out, stderr=out
             )
         self.processes.append(process)
-        end = time.monotonic() + 30
-        while process.poll() is None and time.monotonic() < end:
-            try:
-                if httpx.get(f"http://127.0.0.1:{port}/health/ready").status_code == 200:
-                    return Gateway(
-                        process, f"http://127.0.0.1:{port}", self.deployment, self._jobs, self._folder
-                    )
-            except httpx.TransportError:
-                pass
-            time.sleep(0.02)
-        raise AssertionError(log.read_text())
+        wait_ready(process, port, log)
+        return Gateway(process, f"http://127.0.0.1:{port}", self.deployment, self._jobs, self._folder)
 
     def stop(self) -> None:
         for process in self.processes:

@@ -86,6 +86,26 @@ async def test_the_store_is_away_for_a_moment(gateways):
                 await asyncio.to_thread(mine.process.wait, 30)
 
 
+async def test_who_waits_for_a_result_when_the_store_goes_hears_that_there_is_a_job(gateways):
+    (port,) = free_ports(1)
+    with tempfile.TemporaryDirectory() as folder:
+        async with httpx.AsyncClient(timeout=30) as http:
+            with jobs_running(Path(folder), port=port) as url:
+                mine = await asyncio.to_thread(gateways.start, jobs_url=url)
+                call = asyncio.create_task(
+                    http.post(mine.url + INFER, json=BODY, headers={"Prefer": "wait=9"})
+                )
+                store = JobStore.connect(url)
+                while not (await store.counts()).states.get("queued"):
+                    await asyncio.sleep(0.01)
+                await store.close()
+            answer = await call
+        assert answer.status_code == 202
+        assert answer.json()["urls"]["status"] == answer.headers["location"]
+        mine.process.terminate()
+        await asyncio.to_thread(mine.process.wait, 30)
+
+
 async def test_too_many_wait(gateways, worker):
     mine = await asyncio.to_thread(gateways.start, max_waiting_jobs="3")
     worker.open.clear()

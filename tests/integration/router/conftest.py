@@ -166,7 +166,7 @@ class Jobs:
         """A job at a worker, as its first attempt."""
         id_ = await self.accepted(webhook, **given)
         await self.store.queued([id_])
-        (taken,) = await self.store.take([Take(id_, "w", False, 0, True, os.urandom(8))])
+        (taken,) = await self.store.take([Take(id_, "w", False, 0, os.urandom(8))])
         assert taken.outcome == "run"
         return id_
 

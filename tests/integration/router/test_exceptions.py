@@ -15,6 +15,7 @@ from services.router.domain.exceptions import EXHAUSTED, NOT_RETRIED, UNDECODABL
 from tidegate.broker import Delivery, Link, Session
 from tidegate.protocol import envelope
 from tidegate.protocol.envelope import Reply
+from tidegate.store import StoreUnavailable
 from tidegate.topology import EXCEPTIONS, replies_queue
 
 pytestmark = pytest.mark.integration
@@ -243,3 +244,28 @@ async def test_a_job_of_which_nothing_is_known_is_buried(start, gateway, until, 
     await gateway.give_up(b"garbage", None, cause=UNDECODABLE, queue="jobs.v1.d.normal")
     await until(lambda: acked)
     assert door.letters[-1].id == ""
+
+
+async def test_a_job_whose_record_could_not_be_had_at_once(start, gateway, making, until, acked, monkeypatch):
+    """The store takes the job for the router, then is away: the message stays until the job has failed."""
+    from services.router.api import exceptions
+
+    monkeypatch.setattr(exceptions, "AWAY_S", 0.05)
+    finish, tries = making.store.finish, []
+
+    async def away_twice(ends):
+        tries.append(ends)
+        if len(tries) < 3:
+            raise StoreUnavailable("The store does not answer.")
+        return await finish(ends)
+
+    monkeypatch.setattr(making.store, "finish", away_twice)
+    id_ = await making.accepted()
+    door = await start()
+    await gateway.give_up(job_message(id_), None, cause=UNDECODABLE, queue="jobs.v1.d.normal")
+    await until(lambda: acked)
+    job = await making.store.get(id_)
+    assert (job.state, job.attempt, len(tries)) == ("failed", 1, 3)
+    assert [letter.id for letter in door.letters] == [id_.hex()]
+    await door.stop()
+    assert await gateway.depth() == 0

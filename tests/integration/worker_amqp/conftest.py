@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,7 +17,7 @@ from services.worker.api.outbox import Outbox
 from services.worker.api.requests import Requests
 from services.worker.domain.split import Output
 from services.worker.work import Work
-from tidegate.blobs import Blobs
+from tests.integration.gated_model import GatedModel
 from tidegate.broker import Delivery, Link, Session
 from tidegate.claims import Claims
 from tidegate.errors import BadRequest
@@ -32,28 +31,11 @@ MAX_ROWS = 8
 CLAIM_ABOVE = 2 * 2**20
 
 
-class Doubler:
-    """A model: twice ``x``, and ``words`` backwards if there are any. Takes no negative numbers.
-
-    ``open`` lets calls through; ``fail`` may raise for a call; ``calls`` are the ids of each call.
-    """
-
-    def __init__(self) -> None:
-        self.open = asyncio.Event()
-        self.open.set()
-        self.fail: Callable[[list[Request]], None] = lambda _: None
-        self.calls: list[list[bytes]] = []
-        self.cancelled = 0
+class Doubler(GatedModel):
+    """A model: twice ``x``, and ``words`` backwards if there are any. Takes no negative numbers."""
 
     async def call(self, requests: list[Request], timeout_s: float) -> list[Output]:
-        assert timeout_s > 0
-        self.calls.append([request.id for request in requests])
-        try:
-            await self.open.wait()
-        except asyncio.CancelledError:
-            self.cancelled += 1
-            raise
-        self.fail(requests)
+        await self.gate(requests, timeout_s)
         x = np.frombuffer(b"".join(r.data[0] for r in requests), "<f4").reshape(-1, 2)
         if (x < 0).any():
             raise BadRequest("a negative number")
@@ -201,14 +183,6 @@ async def letters(rabbitmq_url, queue) -> AsyncIterator[Letters]:
     async with Link(rabbitmq_url, "letters", found.setup) as link:
         await link.wait_up(20)
         yield found
-
-
-@pytest.fixture
-def blobs(tmp_path) -> Iterator[Blobs]:
-    """A blob store of this test's own."""
-    found = Blobs(f"file://{tmp_path / 'blobs'}")
-    yield found
-    found.close()
 
 
 @pytest.fixture

@@ -408,3 +408,20 @@ async def test_a_deleted_queue_comes_back(start, caller, make, queue, until):
 
     await until(answered)
     assert worker.requests.link.session is not session or worker.requests.link.session is not None
+
+
+async def test_closed_while_it_begins_to_consume(start, caller, make, left, line, hold_up):
+    """A new session is being set up when the worker is told to take no more."""
+    worker = await start(in_url=line.url)
+    consuming = hold_up("requests.v1.")
+    line.cut()
+    await consuming.begun.wait()
+    closing = asyncio.create_task(worker.requests.close())
+    await asyncio.sleep(0)
+    consuming.go.set()
+    await closing
+    await worker.requests.link.wait_up(20)
+    await caller.send(make([1, 2]))
+    await asyncio.sleep(0.1)
+    assert worker.model.calls == []
+    assert await left() == 1

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -22,7 +21,7 @@ from services.worker.job_results import JobResults
 from services.worker.jobs import Jobs
 from services.worker.leases import Leases
 from services.worker.work import Work
-from tidegate.blobs import Blobs
+from tests.integration.gated_model import GatedModel
 from tidegate.broker import Link, Session
 from tidegate.claims import Claims
 from tidegate.errors import BadRequest
@@ -37,29 +36,18 @@ FP32 = DATATYPES["FP32"]
 CLAIM_ABOVE = 64 * 1024
 
 
-class Doubler:
-    """A model: twice ``x``. Takes no negative numbers. ``open`` lets calls through, ``fail`` may raise."""
+class Doubler(GatedModel):
+    """A model: twice ``x``. Takes no negative numbers. ``told`` are the parameters of each call."""
 
     def __init__(self) -> None:
-        self.open = asyncio.Event()
-        self.open.set()
-        self.fail: Callable[[list[Request]], None] = lambda _: None
-        self.calls: list[list[bytes]] = []
+        super().__init__()
         self.told: list[Mapping[str, str] | None] = []
-        self.cancelled = 0
 
     async def call(
         self, requests: list[Request], timeout_s: float, parameters: Mapping[str, str] | None = None
     ) -> list[Output]:
-        assert timeout_s > 0
-        self.calls.append([request.id for request in requests])
         self.told.append(parameters)
-        try:
-            await self.open.wait()
-        except asyncio.CancelledError:
-            self.cancelled += 1
-            raise
-        self.fail(requests)
+        await self.gate(requests, timeout_s)
         x = np.frombuffer(b"".join(r.data[0] for r in requests), "<f4")
         if (x < 0).any():
             raise BadRequest("a negative number")
@@ -197,13 +185,6 @@ async def shop(rabbitmq_url, store, fresh) -> AsyncIterator[Shop]:
     async with found.link:
         await found.link.wait_up(20)
         yield found
-
-
-@pytest.fixture
-def blobs(tmp_path) -> Iterator[Blobs]:
-    found = Blobs(f"file://{tmp_path / 'blobs'}")
-    yield found
-    found.close()
 
 
 @pytest.fixture

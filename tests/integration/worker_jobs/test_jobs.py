@@ -13,6 +13,7 @@ from prometheus_client import REGISTRY
 from services.worker.api import jobs as door_module
 from services.worker.domain.backlog import Item, Parcel
 from tidegate.broker import Link
+from tidegate.errors import Unavailable
 from tidegate.protocol import envelope
 from tidegate.topology import EXCEPTIONS, jobs_queue
 
@@ -238,3 +239,18 @@ def _key_and_data():
         )
     )
     return read.key, read.data
+
+
+async def test_a_large_result_that_nobody_keeps(start, shop, until, claims, monkeypatch, nothing_is_left):
+    """While the blob store is away it waits; when its time is over it is no success without a result."""
+
+    async def away(*_, **__):
+        raise Unavailable("the blob store is away")
+
+    worker = await start()
+    monkeypatch.setattr(claims, "give", away)
+    id_ = await shop.submit(*[1.0] * 100_000, ttl_s=1.0)
+    await until(lambda: worker.model.calls == [[id_]])
+    await until(lambda: shop.is_in("expired", id_), "although no router sweeps here")
+    assert await shop.store.result(id_) is None
+    await nothing_is_left(worker)

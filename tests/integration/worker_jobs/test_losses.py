@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import time
+from typing import Any
 
 import pytest
 
 from services.worker import jobs as jobs_module
 from services.worker import leases as leases_module
+from services.worker.api import jobs as door_module
 from tidegate.errors import Unavailable
-from tidegate.protocol.jobs import MAX_ATTEMPTS
+from tidegate.protocol.jobs import MAX_ATTEMPTS, Taken
 from tidegate.stack.ports import free_ports
 from tidegate.stack.standalone import jobs_running
-from tidegate.store import JobStore
+from tidegate.store import JobStore, StoreUnavailable
 
 pytestmark = pytest.mark.integration
 
@@ -241,3 +243,111 @@ async def test_the_store_is_away(start, shop, until, tmp_path, monkeypatch):
             assert await log_of(shop, id_) == [("running", 1), ("succeeded", 1)]
         await worker.stop()
         await shop.store.close()
+
+
+async def test_a_lease_is_renewed_while_the_result_waits(
+    start, shop, until, claims, monkeypatch, nothing_is_left
+):
+    """Its end cannot be recorded while the blob store is away: until then it stays this worker's."""
+    monkeypatch.setattr(leases_module, "RENEW_S", 0.1)
+    away = [True]
+    give = claims.give
+
+    async def given(*data, **how):
+        if away:
+            raise Unavailable("the blob store is away")
+        return await give(*data, **how)
+
+    monkeypatch.setattr(claims, "give", given)
+    worker = await start(max_rows=0, ack_timeout_s=0.2)
+    id_ = await shop.submit(*[1.0] * 100_000, retry_safe=False, batched=False)
+    await until(lambda: worker.model.calls == [[id_]] and worker.jobs.calling == 0)
+
+    async def leased(above: int) -> int:
+        lease_ms = (await shop.job(id_)).lease_ms
+        return lease_ms if lease_ms > above else 0
+
+    first = await until(lambda: leased(0))
+    await until(lambda: worker.messages.unsettled == 0)
+    await until(lambda: leased(first))
+    away.clear()
+    await until(lambda: shop.is_in("succeeded", id_))
+    assert (await shop.job(id_)).attempt == 1
+    await nothing_is_left(worker)
+
+
+class Deaf:
+    """The store for a worker that does not hear what came of its next ``take``, though it is done."""
+
+    def __init__(self, store: JobStore) -> None:
+        self._store = store
+        self.deaf = False
+        self.missed: list[list[Taken]] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._store, name)
+
+    async def take(self, claims):
+        found = await self._store.take(claims)
+        if self.deaf:
+            self.missed.append(found)
+            raise StoreUnavailable("the answer was lost")
+        return found
+
+
+async def test_an_answer_is_lost_and_the_message_stays(start, shop, until, monkeypatch, nothing_is_left):
+    """The record may say that it runs here: given back, it would look as if its worker had been lost."""
+    monkeypatch.setattr(jobs_module, "REST_S", 0.01)
+    monkeypatch.setattr(door_module, "PATIENCE_S", 0.05)
+    monkeypatch.setattr(door_module, "RETUNE_S", 0.02)
+    worker = await start(max_rows=0, serving=False)
+    store = worker.jobs._store = Deaf(worker.jobs._store)
+    store.deaf = True
+    worker.work.use(worker.model)
+    id_ = await shop.submit(retry_safe=False)
+    await until(lambda: len(store.missed) > 2)
+    await asyncio.sleep(0.2)
+    store.deaf = False
+    await until(lambda: shop.is_in("succeeded", id_))
+    assert await log_of(shop, id_) == [("running", 1), ("succeeded", 1)]
+    await nothing_is_left(worker)
+
+
+async def test_an_answer_is_lost_after_the_model_server(start, shop, until, monkeypatch, nothing_is_left):
+    """The record is an attempt ahead of what is known here: it is nobody else's for that."""
+    monkeypatch.setattr(jobs_module, "REST_S", 0.01)
+    monkeypatch.setattr(leases_module, "RENEW_S", 0.0)
+    monkeypatch.setattr(leases_module, "LOOK_S", 0.01)
+    worker = await start(max_rows=0)
+    store = worker.jobs._store = Deaf(worker.jobs._store)
+
+    def fail(requests) -> None:
+        store.deaf = True
+        worker.model.fail = lambda _: None
+        raise Unavailable("Triton has gone")
+
+    worker.model.fail = fail
+    id_ = await shop.submit()
+    await until(lambda: len(store.missed) > 5)
+    assert set(worker.jobs.held) == {id_}
+    store.deaf = False
+    await until(lambda: shop.is_in("succeeded", id_))
+    assert await log_of(shop, id_) == [("running", 1), ("running", 2), ("succeeded", 2)]
+    await nothing_is_left(worker)
+
+
+async def test_closed_while_it_begins_to_consume(start, shop, line, hold_up):
+    """A new session is being set up when the worker is told to take no more."""
+    worker = await start(url=line.url)
+    consuming = hold_up("jobs.v1.")
+    line.cut()
+    await consuming.begun.wait()
+    closing = asyncio.create_task(worker.messages.close())
+    await asyncio.sleep(0)
+    consuming.go.set()
+    await closing
+    await worker.messages.link.wait_up(20)
+    await shop.submit()
+    await asyncio.sleep(0.1)
+    assert worker.model.calls == []
+    assert await shop.waiting() == 1

@@ -175,6 +175,20 @@ def test_what_is_not_json_is_refused():
     assert refusal("POST", "/containers/create", {"name": ["stack.a-0-1"]}, b"[]", BOUNDS) is not None
 
 
+def test_a_key_that_is_said_twice_is_refused():
+    """The engine lays the second over the first: what only the first states would stay, unseen here."""
+    sound = json.dumps(made())
+    name = {"name": ["stack.m-v1-0-1"]}
+    assert refusal("POST", "/containers/create", name, sound.encode(), BOUNDS) is None
+    hidden = '{"HostConfig": {"Privileged": true, "Binds": ["/:/host"]}, ' + sound[1:]
+    assert "each key once" in (refusal("POST", "/containers/create", name, hidden.encode(), BOUNDS) or "")
+    deeper = sound.replace('"LogConfig": {', '"LogConfig": {"Type": "syslog", ')
+    assert deeper != sound
+    assert refusal("POST", "/containers/create", name, deeper.encode(), BOUNDS) is not None
+    labels = '{"label": ["tidegate.stack=other"], "label": ["tidegate.stack=stack"]}'
+    assert ask("GET", "/v1.41/containers/json", {"filters": labels}) is not None
+
+
 def test_what_the_engine_could_read_otherwise_is_refused():
     gpu = {"Driver": "nvidia", "Capabilities": [["gpu"]]}
     assert create(broken("HostConfig/DeviceRequests", [gpu])) is None

@@ -95,6 +95,8 @@ def test_the_largest_of_the_rules_counts(deployment):
     }
     assert asks(both, a_load(22, arrival_rate=100.0, utilization=0.52), Fleet(4))["busy"] == 4, "near enough"
     assert "busy" not in asks(both, a_load(22, utilization=0.9), Fleet(2, starting=1)), "two do three's work"
+    gpus = a_load(22, utilization=0.2, gpu_utilization=0.9)
+    assert asks(both, gpus, Fleet(4))["busy"] == 8, "the busier of worker and GPU"
 
 
 def test_instances_share_the_work_of_a_replica(deployment):

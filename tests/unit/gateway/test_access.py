@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import time
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from services.gateway import access as module
 from services.gateway.access import Access, Grant
+from services.gateway.api.jobs import JobsDoor
 from services.gateway.domain.control import scopes_for
 from services.gateway.domain.keys import KeyTable
 from services.gateway.domain.ratelimit import left, policy, seconds_left
 from services.gateway.domain.roles import principal_of
 from services.gateway.domain.spent import Spent, compute_us, tokens
 from services.gateway.domain.tokens import Meter
+from tidegate import caller
+from tidegate.caller import Caller
 from tidegate.errors import Forbidden, TooMany, Unauthorized, Unavailable
 from tidegate.protocol import access
 from tidegate.protocol.access import (
@@ -147,6 +152,27 @@ def test_a_grant_counts_once():
     assert door.counts == {("ab12", "digits"): [1, 0, 5, 10, 2, 3, 4]}
     door.admit().streamed(Spent(), 1)
     assert door.counts["ab12", "digits"][:2] == [2, 1], "a stream without an answer has failed"
+    assert door.meters["ab12"].under_way == 0
+
+
+async def test_a_job_that_is_tried_again_counts_at_its_end_alone():
+    class Jobs:
+        async def find(self, *_):
+            return SimpleNamespace(endpoint="digits")
+
+        async def retry(self, _):
+            return SimpleNamespace(job=SimpleNamespace(id=bytes(16)), position=None)
+
+    door = Door(allowance=Allowance(concurrency=2))
+    answers: Any = SimpleNamespace(document=lambda *_: {})
+    jobs: Any = Jobs()
+    mark = caller.current.set(Caller(WHO))
+    try:
+        answer = await JobsDoor(jobs, answers, door.access).retry(bytes(16).hex())
+    finally:
+        caller.current.reset(mark)
+    assert answer.status_code == 202
+    assert not any(map(sum, door.counts.values()))
     assert door.meters["ab12"].under_way == 0
 
 

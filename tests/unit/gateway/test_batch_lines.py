@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
+import gzip
+import time
+import zlib
 from typing import Any
 
 import orjson
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from starlette.requests import Request
 
 from services.gateway.adapters.batch_files import Splitter
+from services.gateway.api import batches
 from services.gateway.domain.batch_lines import failed_line, line_id, read_line, result_line
 from services.gateway.domain.job_options import JobOptions
 from tidegate.errors import BadRequest, NotFound, PayloadTooLarge
@@ -37,6 +43,50 @@ def test_lines_do_not_depend_on_how_their_bytes_come(lines, step, closed):
     expected = [line.strip().encode() for line in lines if line.strip()]
     assert found == expected
     assert cut.lines == len(expected)
+
+
+def test_a_long_line_in_small_pieces_costs_as_much_as_it_is_long():
+    size = 4 * 2**20
+    cut, begun = splitter(line_bytes=size, total_bytes=2 * size), time.process_time()
+    for _ in range(size // 64):
+        assert cut.feed(b"x" * 64) == []
+    assert cut.feed(b"\ny") == [b"x" * size]
+    assert cut.end() == [b"y"]
+    assert time.process_time() - begun < 2, "what is held must not be copied for each piece"
+
+
+async def plain(*pieces, encoding="gzip"):
+    async def receive():
+        return next(messages)
+
+    messages = iter(
+        [{"type": "http.request", "body": piece, "more_body": True} for piece in pieces]
+        + [{"type": "http.request", "body": b""}]
+    )
+    scope = {
+        "type": "http",
+        "method": "POST",
+        "path": "/",
+        "headers": [(b"content-encoding", encoding.encode())],
+    }
+    return b"".join([piece async for piece in batches._plain(Request(scope, receive))])
+
+
+@given(st.integers(1, 60))
+def test_a_packed_file_may_have_several_members(step):
+    packed = gzip.compress(b"a\n" * 9) + gzip.compress(b"") + gzip.compress(b"b\n") + bytes(7)
+    pieces = [packed[at : at + step] for at in range(0, len(packed), step)]
+    assert asyncio.run(plain(*pieces)) == b"a\n" * 9 + b"b\n"
+
+
+def test_what_follows_packed_data_is_not_kept():
+    """It would be, all of it, in the unpacker's memory."""
+    with pytest.raises(BadRequest, match="not gzip"):
+        asyncio.run(plain(gzip.compress(b"a\n"), b"x" * 100))
+    with pytest.raises(BadRequest, match="not deflate"):
+        asyncio.run(plain(zlib.compress(b"a\n"), b"x" * 100, encoding="deflate"))
+    with pytest.raises(BadRequest, match="cut off"):
+        asyncio.run(plain(gzip.compress(b"a\n")[:-1]))
 
 
 def test_what_is_too_much():

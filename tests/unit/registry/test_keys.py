@@ -66,6 +66,9 @@ def test_changes():
         keys.changed(key, {"rate": None}, NOW)
     with pytest.raises(BadRequest, match="either ttl_s or expires_at"):
         keys.spec_of({"name": "a", "ttl_s": 1, "expires_at": NOW}, NOW)
+    for wrong in ("60", [1], 1e30, float("nan")):
+        with pytest.raises(BadRequest, match="ttl_s must be a number of seconds"):
+            keys.spec_of({"name": "a", "ttl_s": wrong}, NOW)
 
 
 def test_environments_are_hidden_and_their_changes_seen():

@@ -106,3 +106,11 @@ def test_what_is_not_open_is_passed_over():
     assert settling.settle([1, 7]) == [Ack(1, True)]
     assert settling.settle([1]) == []
     assert len(settling) == 0
+
+
+def test_what_is_said_twice_at_once_is_acked_once():
+    settling = Settling()
+    for tag in (1, 2, 3):
+        settling.delivered(tag)
+    assert settling.settle([2, 2, 3, 2]) == [Ack(2, False), Ack(3, False)]
+    assert settling.settle([1, 1]) == [Ack(1, True)]

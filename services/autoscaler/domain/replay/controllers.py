@@ -76,13 +76,13 @@ class Ours:
     def _snapshot(self, fleet: Fleet, now: float) -> Snapshot:
         name = self.deployment.name
         load = GatewayLoad(outstanding=fleet.outstanding(), arrived=fleet.arrived)
-        expects = {} if self._forecast(now) is None else {name: self._expected or 0.0}
+        rate = self._forecast(now)
         return Snapshot(
             intention=Intention(revision=1, versions=[self.version], deployments=[self.deployment]),
             running=tuple(replace(s.running, alive=s.gone_at is None) for s in fleet.servers.values()),
             reports={replica: _report(s, now) for replica, s in fleet.servers.items() if s.gone_at is None},
             gateways=GatewayView([GatewayReport("replay", now, {name: load})]),
-            expected=expects,
+            expected={} if rate is None else {name: rate},
         )
 
     def _forecast(self, now: float) -> float | None:

@@ -1,0 +1,67 @@
+"""How busy the worker's GPUs are and how full, from its Triton's own metrics; nothing where it has none."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Callable
+
+import httpx
+
+from tidegate import tasks
+
+EVERY_S = 2.0
+TIMEOUT_S = 1.0
+# Triton shows its GPUs from the start on: one that has shown none for so many looks has none.
+LOOKS_WITHOUT = 3
+
+_SAMPLE = re.compile(r"^(nv_gpu_utilization|nv_gpu_memory_used_bytes)\{[^}]*\} ([0-9.eE+-]+)$", re.MULTILINE)
+
+
+def read(metrics: str) -> tuple[float, int] | None:
+    """Mean utilization (0 to 1) and used bytes over all GPUs of a page of metrics; None: it has none."""
+    found: dict[str, list[float]] = {}
+    for name, value in _SAMPLE.findall(metrics):
+        found.setdefault(name, []).append(float(value))
+    busy = found.get("nv_gpu_utilization")
+    if not busy:
+        return None
+    return sum(busy) / len(busy), int(sum(found.get("nv_gpu_memory_used_bytes", [])))
+
+
+class Gpus:
+    """Looks every two seconds. ``port`` is that of Triton's metrics; 0: it is not up."""
+
+    def __init__(self, port: Callable[[], int]) -> None:
+        self._port = port
+        self._task: asyncio.Task[None] | None = None
+        self.utilization: float | None = None
+        self.memory_bytes: int | None = None
+
+    def start(self) -> None:
+        """Begin to look."""
+        self._task = asyncio.create_task(self._run(), name="gpus")
+
+    async def stop(self) -> None:
+        """End."""
+        await tasks.end(self._task)
+
+    async def _run(self) -> None:
+        looks = 0
+        async with httpx.AsyncClient(timeout=TIMEOUT_S, trust_env=False) as http:
+            while looks < LOOKS_WITHOUT:
+                port = self._port()
+                found = await _look(http, port) if port else None
+                if found is not None:
+                    told = read(found)
+                    self.utilization, self.memory_bytes = told if told else (None, None)
+                    looks = 0 if told else looks + 1
+                await asyncio.sleep(EVERY_S)
+
+
+async def _look(http: httpx.AsyncClient, port: int) -> str | None:
+    try:
+        answer = await http.get(f"http://127.0.0.1:{port}/metrics")
+    except httpx.HTTPError:
+        return None
+    return answer.text if answer.status_code == 200 else None

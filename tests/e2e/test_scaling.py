@@ -1,0 +1,169 @@
+"""Policies, explanations, replays and healing on real workers, by the commands that operators type."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import psutil
+import pytest
+
+from tests.e2e.conftest import Stack
+from tests.e2e.test_resilience import wait_until
+from tests.e2e.test_scale import wait_replicas
+from tidegate import Client
+
+NAME = "napper-v1"
+
+
+def naps(client: Client, count: int, ms: float) -> list[Any]:
+    """So many requests at once that each take the model ``ms``."""
+    x = np.full((1, 1), ms, np.float32)
+    with ThreadPoolExecutor(count) as pool:
+        return [f.result() for f in [pool.submit(client.infer, "napper", {"ms": x}) for _ in range(count)]]
+
+
+@pytest.fixture(scope="module")
+def napper(stack: Stack, deploy_python: Callable[..., str]) -> Iterator[str]:
+    """The example that sleeps, one request in a call, with one replica that may become two."""
+    limits = ("--min", "1", "--max", "2", "--max-batch", "1", "--target-wait-ms", "100")
+    deploy_python("sleep", "napper", *limits)
+    yield NAME
+    stack.cli("delete", "napper", "--yes")
+    wait_replicas(stack, NAME, 0)
+
+
+def patch(stack: Stack, changes: dict[str, Any]) -> None:
+    """Change a Deployment's options in the registry."""
+    headers = {"Authorization": f"Bearer {stack.settings.service_token}"}
+    url = f"{stack.settings.registry_url}/v1/deployments/{NAME}"
+    httpx.patch(url, json=changes, headers=headers, trust_env=False).raise_for_status()
+
+
+def is_over(process: psutil.Process) -> bool:
+    return process.info["status"] == psutil.STATUS_ZOMBIE
+
+
+def triton_of(pid: int) -> psutil.Process:
+    (found,) = [p for p in psutil.Process(pid).children() if p.name() == "tritonserver"]
+    return found
+
+
+def test_load_scales_up_and_every_decision_can_be_explained_and_made_again(
+    stack: Stack, napper: str, client: Client, tmp_path: Path
+) -> None:
+    done = threading.Event()
+
+    def keep_busy() -> None:
+        while not done.is_set():
+            naps(client, 12, 150.0)
+
+    load = threading.Thread(target=keep_busy)
+    load.start()
+    try:
+        wait_until(
+            "two replicas", lambda: len([r for r in stack.replicas(NAME) if r["state"] == "ready"]) == 2
+        )
+        why = stack.cli("why", "napper")
+    finally:
+        done.set()
+        load.join()
+    assert why["desired"] == 2
+    assert why["rule"] in {"maximum", "panic", "demand", "utilization"}
+    assert max(need["replicas"] for need in why["needs"]) >= 2
+    assert why["signals"]["demand"] > 0
+    assert "outstanding" in why["decisions"][0]["reason"]
+
+    checked = stack.cli("replay", "napper", "--verify", "--for", "1h")
+    assert checked["decisions"] == checked["reproduced"] >= 2
+    assert checked["rounds"] > 20
+    out = tmp_path / "napper.png"
+    replayed = stack.cli(
+        *("replay", "napper", "--recorded", "--for", "10m", "--with", "max_replicas=1", "--keda"),
+        *("--picture", str(out)),
+    )
+    assert [result["name"] for result in replayed["results"]] == ["live", "max_replicas=1", "keda"]
+    assert replayed["requests"] >= 24
+    assert 100 < replayed["service"]["call_ms"] < 1000
+    assert out.read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_policy_takes_effect_and_a_pause_ends_all(stack: Stack, napper: str, client: Client) -> None:
+    found = stack.cli("policy", "napper", "--set", "min_replicas=2", "--set", "aggressiveness=latency")
+    assert found["effective"]["utilization"] == 0.6
+    wait_replicas(stack, NAME, 2)
+    stack.cli(
+        "policy", "napper", "--set", "min_replicas=1", "--set", "aggressiveness=", "--set", "down_window_s=1"
+    )
+    wait_replicas(stack, NAME, 1)
+    stack.cli("pause", "napper", "--for", "10m")
+    wait_replicas(stack, NAME, 0)
+    stack.cli("resume", "napper")
+    wait_replicas(stack, NAME, 1)
+    assert naps(client, 1, 1.0)[0]["slept"][0, 0] == 1.0
+
+
+def test_a_cordoned_host_takes_nothing(stack: Stack, napper: str) -> None:
+    (host,) = stack.cli("cordon")["items"]
+    stack.cli("cordon", host["host"])
+    try:
+        stack.cli("scale", "napper", "2")
+        wait_until("it is told", lambda: any("cordoned" in h for h in stack.cli("why", "napper")["holds"]))
+        assert len(stack.replicas(NAME)) == 1
+    finally:
+        stack.cli("cordon", host["host"], "--off")
+    wait_replicas(stack, NAME, 2)
+    stack.cli("scale", "napper", "--auto")
+    wait_replicas(stack, NAME, 1)
+
+
+def test_a_worker_that_reports_but_does_nothing_is_replaced(
+    stack: Stack, napper: str, client: Client
+) -> None:
+    patch(stack, {"progress_timeout_s": 3.0})
+    wait_replicas(stack, NAME, 1)
+    worker = stack.worker(NAME)
+    triton_of(worker.pid).suspend()
+    answer = naps(client, 1, 5.0)[0]
+    assert answer["slept"][0, 0] == 5.0, "another worker did it"
+    assert not worker.is_running()
+    ended = stack.cli("why", "napper")["ended"][0]
+    assert ended["cause"] == "stuck"
+    assert "none of 1 in hand finished for 3 s" in ended["message"]
+    patch(stack, {"progress_timeout_s": None})
+
+
+def test_an_autoscaler_killed_amid_a_launch_and_a_drain_leaves_nothing_behind(
+    stack: Stack, napper: str, client: Client
+) -> None:
+    stack.cli("scale", "napper", "3")
+    wait_until("a launch", lambda: len(stack.replicas(NAME)) > 1)
+    stack.child("autoscaler").kill()
+    wait_until("it is back", lambda: stack.run("status").returncode == 0)
+    wait_replicas(stack, NAME, 3)
+    pids = {r["pid"] for r in stack.replicas(NAME)}
+    assert len(pids) == 3
+
+    slow = threading.Thread(target=naps, args=(client, 6, 3000.0))
+    slow.start()
+    wait_until("work in hand", lambda: sum(r["inflight"] for r in stack.replicas(NAME)) >= 3)
+    stack.cli("scale", "napper", "1")
+    wait_until("a drain", lambda: any(r["state"] == "draining" for r in stack.replicas(NAME)))
+    stack.child("autoscaler").kill()
+    slow.join(60)
+    assert not slow.is_alive(), "every request was answered"
+    wait_until("it is back", lambda: stack.run("status").returncode == 0)
+    wait_replicas(stack, NAME, 1)
+    # Who lost its parent may have to wait until somebody takes its exit code.
+    left = [p for p in psutil.process_iter(["pid", "status"]) if p.info["pid"] in pids and not is_over(p)]
+    assert len(left) == 1, "one of the three workers is left"
+    named = [p for p in psutil.process_iter(["name", "status"]) if p.info["name"] == "tritonserver"]
+    tritons = [triton for triton in named if not is_over(triton)]
+    mine = [t for t in tritons if t.environ().get("TIDEGATE_REPLICA", "").startswith(NAME)]
+    assert [t.ppid() for t in mine] == [left[0].pid]
+    stack.cli("scale", "napper", "--auto")

@@ -1,0 +1,48 @@
+"""What the integration tests of several rooms stand on."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+
+from tidegate.blobs import Blobs
+from tidegate.broker import Session
+
+
+@pytest.fixture
+def blobs(tmp_path) -> Iterator[Blobs]:
+    """A blob store of this test's own."""
+    found = Blobs(f"file://{tmp_path / 'blobs'}")
+    yield found
+    found.close()
+
+
+@dataclass
+class HeldUp:
+    """``begun``: somebody begins to consume; ``go``: lets it."""
+
+    begun: asyncio.Event = field(default_factory=asyncio.Event)
+    go: asyncio.Event = field(default_factory=asyncio.Event)
+
+
+@pytest.fixture
+def hold_up(monkeypatch) -> Callable[[str], HeldUp]:
+    """``hold_up(prefix)``: from now on who begins to consume a queue of that prefix has to wait."""
+
+    def held_up(prefix: str) -> HeldUp:
+        found, consume = HeldUp(), Session.consume
+
+        async def held(session: Session, queue: Any, *args: Any, **how: Any) -> str:
+            if queue.name.startswith(prefix):
+                found.begun.set()
+                await found.go.wait()
+            return await consume(session, queue, *args, **how)
+
+        monkeypatch.setattr(Session, "consume", held)
+        return found
+
+    return held_up

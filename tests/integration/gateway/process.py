@@ -1,0 +1,65 @@
+"""What every test of a gateway process needs: its route table, a model that answers, its start."""
+
+from __future__ import annotations
+
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from tidegate.protocol import envelope
+from tidegate.protocol.envelope import Request
+from tidegate.topology import requests_queue
+
+SIGNATURE = {
+    "inputs": [{"name": "x", "datatype": "FP32", "shape": [2]}],
+    "outputs": [{"name": "y", "datatype": "FP32", "shape": [2]}],
+    "max_batch_size": 8,
+}
+
+
+def echo(request: Request) -> bytes:
+    """The answer of the identity: what came in as ``x`` goes out as ``y``."""
+    inputs = envelope.read_call_key(request.key).inputs
+    key = envelope.result_key((inputs[0]._replace(name="y"),))
+    return envelope.reply_frame(
+        request.id, request.attempt, request.rows, key, list(request.data[:1]), wait_us=100, compute_us=200
+    )
+
+
+def make_table(deployment: str, **given: Any) -> dict[str, Any]:
+    """A route table with an endpoint ``digits`` on one Deployment."""
+    entry = {
+        "model": "digits",
+        "version": 1,
+        "queue": requests_queue(deployment).name,
+        "format": "onnx",
+        "signature": SIGNATURE,
+        "max_queue": 10_000,
+        "max_concurrency": None,
+        "retry": "safe",
+        "wakeable": True,
+        "ready": 1,
+        **given,
+    }
+    endpoint = {
+        "targets": [{"deployment": deployment, "weight": 100}],
+        "versions": {"1": deployment},
+        "default_timeout_ms": 20_000,
+    }
+    return {"epoch": "e", "n": 1, "endpoints": {"digits": endpoint}, "deployments": {deployment: entry}}
+
+
+def wait_ready(process: subprocess.Popen[bytes], port: int, log: Path) -> None:
+    """Return once a service that was just started says that it is ready."""
+    end = time.monotonic() + 30
+    while process.poll() is None and time.monotonic() < end:
+        try:
+            if httpx.get(f"http://127.0.0.1:{port}/health/ready").status_code == 200:
+                return
+        except httpx.TransportError:
+            pass
+        time.sleep(0.02)
+    raise AssertionError(log.read_text())
