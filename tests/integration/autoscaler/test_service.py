@@ -268,10 +268,11 @@ async def test_a_demand_event_wakes_a_sleeping_model_and_a_registry_event_is_rea
 ) -> None:
     """With long periods, so that only the events can be what makes it quick."""
     asleep = {"min_replicas": 0, "max_replicas": 1, "scale_to_zero_after_s": 0.1}
-    bench.registry.deployment = assign(f"{NAME}-0-1", **asleep).deployment
     async with bench.registry.serving():
         async with bench.autoscaler() as client:
+            # Awake until it was seen so: at once asleep, it could be gone between two looks.
             await bench.until_ready(client, 1)
+            bench.registry.deployment = assign(f"{NAME}-0-1", **asleep).deployment
             await bench.until_ready(client, 0)
         bench.settings.autoscaler_period_s = bench.settings.autoscaler_relist_s = 60.0
         async with bench.autoscaler() as client, Link(rabbitmq_url, "test", declared) as link:
