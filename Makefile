@@ -3,7 +3,7 @@
 
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help up down clean test test-clients check fmt lock bootstrap bootstrap-dev bare-test compose-up compose-down compose-test docs torch bench bench-broker-tax bench-overload bench-heavy bench-mixups bench-rate-limit bench-chaos bench-flame bench-fleet bench-spike bench-healing
+.PHONY: help up down clean test test-clients check fmt lock bootstrap bootstrap-dev bare-test compose-up compose-down compose-test docs torch bench bench-broker-tax bench-overload bench-heavy bench-mixups bench-rate-limit bench-chaos bench-flame bench-fleet bench-spike bench-healing bench-cold-start
 
 PY := .venv/bin/python
 STATE := $(or $(TIDEGATE_STATE_DIR),.tidegate)
@@ -103,6 +103,9 @@ bench-spike: bootstrap ## ten times the load for two minutes: wait, replicas, th
 
 bench-healing: bootstrap ## kill -9 of twenty workers in turn under load
 	$(PY) -m benchmarks.healing $(BENCH_FLAGS)
+
+bench-cold-start: bootstrap ## the first request to a sleeping model, without and with a warm pool
+	$(PY) -m benchmarks.cold_start $(BENCH_FLAGS)
 
 bench-chaos: bootstrap ## 20,000 jobs while every part is killed with -9 and restarted once
 	$(PY) -m benchmarks.chaos $(BENCH_FLAGS)

@@ -67,6 +67,11 @@ def jobs_queue(deployment: str, level: Level) -> Queue:
     return Queue(f"{JOBS_PREFIX}{deployment}.{level}", arguments)
 
 
+def warm_queue(flavour: str) -> Queue:
+    """Assignments for workers that wait without a model: autoscaler -> one of them. Short-lived."""
+    return Queue(f"warm.v1.{flavour}")
+
+
 def replies_queue(incarnation: str) -> Queue:
     """Reply envelopes: worker, router -> one gateway process. Survives a reconnect, not the process."""
     return Queue(f"replies.v1.{incarnation}", {"x-expires": 60_000})

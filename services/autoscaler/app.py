@@ -16,6 +16,7 @@ from services.autoscaler.adapters.leader import LeaderLock
 from services.autoscaler.adapters.ledger import Ledger
 from services.autoscaler.adapters.overrides import Overrides
 from services.autoscaler.adapters.registry import IntentionSource, RegistryClient
+from services.autoscaler.adapters.warm_offers import WarmOffers
 from services.autoscaler.api import operators, replay, targets
 from services.autoscaler.domain.launcher import Launcher
 from services.autoscaler.launchers import launcher_of
@@ -24,6 +25,7 @@ from services.autoscaler.operations import Operations
 from services.autoscaler.recorder import Recorder
 from services.autoscaler.replaying import Replays
 from services.autoscaler.settings import AutoscalerSettings
+from services.autoscaler.warm import WarmPool
 from tidegate import tasks
 from tidegate.service import create_app
 from tidegate.store import JobStore, Store
@@ -72,12 +74,14 @@ async def _start(
     recorder = Recorder(history, settings.policy(), observations=settings.autoscaler_history_mb > 0)
     stack.push_async_callback(lambda: recorder.flush(time.time()))
     overrides = Overrides(registry, ledger, time.time)
-    parts = Parts(launcher, store, jobs, source, overrides, ledger, recorder, settings.registry_url)
+    offers = await stack.enter_async_context(WarmOffers(settings.amqp_url, settings.autoscaler_warm))
+    pool = WarmPool(launcher, store, ledger, offers, settings.autoscaler_warm, state / "log")
+    parts = Parts(pool, store, jobs, source, overrides, ledger, recorder, settings.registry_url)
     host = settings.autoscaler_host_name or socket.gethostname()
     loop = Loop(parts, settings.policy(), settings.autoscaler_period_s, host)
     events = Events(settings.amqp_url, on_registry=source.refresh_soon, on_demand=loop.hint)
     await stack.enter_async_context(events)
-    operations = Operations(loop, parts, leader, settings.policy())
+    operations = Operations(loop, parts, pool, leader, settings.policy())
     app.state.operations = operations
     app.state.replays = Replays(
         operations,
@@ -88,7 +92,7 @@ async def _start(
     )
     _add_checks(app, leader, source, loop, events)
     _run(stack, source.run(settings.autoscaler_relist_s))
-    _run(stack, _lead(leader, loop))
+    _run(stack, _lead(leader, loop, pool))
 
 
 def _add_checks(
@@ -115,8 +119,11 @@ def _run(stack: AsyncExitStack, work: Coroutine[None, None, None]) -> None:
     stack.push_async_callback(stop)
 
 
-async def _lead(leader: LeaderLock, loop: Loop) -> None:
+async def _lead(leader: LeaderLock, loop: Loop, pool: WarmPool) -> None:
     """Wait for the lock, then take over what the former leader left and run the loop."""
     await leader.take()
     loop.take_over()
-    await loop.run()
+    pool.take_over()
+    async with asyncio.TaskGroup() as group:
+        group.create_task(loop.run())
+        group.create_task(pool.hold(lambda: loop.host not in loop.cordoned))

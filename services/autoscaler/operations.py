@@ -15,6 +15,7 @@ from services.autoscaler.domain.round import start_time
 from services.autoscaler.domain.snapshot import Policy
 from services.autoscaler.domain.status import replica_view
 from services.autoscaler.loop import Loop, Parts
+from services.autoscaler.warm import WarmPool
 from tidegate.errors import NotFound, Unavailable
 from tidegate.protocol.models import Deployment, DeploymentStatus
 
@@ -27,6 +28,7 @@ class Operations:
 
     loop: Loop
     parts: Parts
+    pool: WarmPool
     leader: LeaderLock
     policy: Policy
 
@@ -138,6 +140,11 @@ class Operations:
     async def cold_starts(self) -> list[dict[str, Any]]:
         """What starts took, by Deployment: how many are known, and their parts."""
         return [report(status.deployment, status.cold_starts) for status in await self.statuses()]
+
+    def warm(self) -> list[dict[str, Any]]:
+        """The flavours of the warm pool, and what waits of each."""
+        self._must_lead()
+        return self.pool.view()
 
     def replicas(self) -> list[dict[str, Any]]:
         """Every replica of the last look."""

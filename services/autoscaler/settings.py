@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal
+import re
+from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from services.autoscaler.domain.snapshot import Policy
+from tidegate.protocol.models import NAME_PATTERN, Flavour
 from tidegate.settings import Settings
 
 
@@ -31,6 +33,10 @@ class AutoscalerSettings(Settings):
     autoscaler_decisions_kept: int = Field(5000, ge=1, description="Decisions that are kept on disk.")
     autoscaler_history_mb: int = Field(
         256, ge=0, description="Disk for what was observed, so that it can be decided again; 0: none is kept."
+    )
+    autoscaler_warm: dict[str, Flavour] = Field(
+        default_factory=dict,
+        description='Workers that wait with Triton up and no model, by flavour, as JSON: `{"cpu": 1}`.',
     )
     autoscaler_host_name: str = Field(
         "",
@@ -85,6 +91,22 @@ class AutoscalerSettings(Settings):
     docker_compose_project: str = Field(
         "", description="The compose project that workers belong to, so that `down` ends them."
     )
+
+    @field_validator("autoscaler_warm", mode="before")
+    @classmethod
+    def _number_alone(cls, given: Any) -> Any:
+        """``{"cpu": 1}`` is short for ``{"cpu": {"workers": 1}}``."""
+        if not isinstance(given, dict):
+            return given
+        return {name: {"workers": it} if isinstance(it, int) else it for name, it in given.items()}
+
+    @field_validator("autoscaler_warm")
+    @classmethod
+    def _named(cls, given: dict[str, Flavour]) -> dict[str, Flavour]:
+        strange = [name for name in given if not re.fullmatch(NAME_PATTERN, name)]
+        if strange:
+            raise ValueError(f"a flavour's name is of lower case letters, digits and -: not {strange[0]!r}")
+        return given
 
     def policy(self) -> Policy:
         """The part of the settings that decisions depend on."""

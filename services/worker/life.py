@@ -19,7 +19,7 @@ from services.worker.adapters.model_report import ModelReport
 from services.worker.adapters.shared_memory import Regions
 from services.worker.adapters.triton_client import TritonClient
 from services.worker.adapters.triton_install import TritonInstall
-from services.worker.adapters.triton_process import TritonOptions, TritonProcess
+from services.worker.adapters.triton_process import TritonOptions, TritonProcess, new_triton
 from services.worker.adapters.warmup import warm_up
 from services.worker.api.jobs import JobMessages
 from services.worker.api.outbox import Outbox
@@ -49,7 +49,10 @@ CRASH_WINDOW_S = 300.0
 
 
 class Life:
-    """One replica from its start to its end. ``ended`` is set when the process should go."""
+    """One replica from its start to its end. ``ended`` is set when the process should go.
+
+    ``triton`` is one that was started ahead; it is ended with the replica, used or not.
+    """
 
     def __init__(
         self,
@@ -59,6 +62,7 @@ class Life:
         store: Store,
         job_store: JobStore,
         http_port: int,
+        triton: TritonProcess | None = None,
     ) -> None:
         self._settings = settings
         self._assignment = assignment
@@ -72,7 +76,7 @@ class Life:
         self._signature: Signature | None = assignment.version.signature
         # Until the model is loaded: its own configuration may say another number.
         self._instances = assignment.deployment.instances
-        self._triton: TritonProcess | None = None
+        self._triton = triton
         self._client: TritonClient | None = None
         self._regions: Regions | None = None
         self._task: asyncio.Task[None] | None = None
@@ -225,9 +229,10 @@ class Life:
             auto_complete=not config_is_complete(version),
             start_timeout_s=self._deployment.start_timeout_s,
         )
-        self._triton = TritonProcess(install, self._folder / "triton", options)
-        # For the launcher: if this process is killed, nobody else knows what to take out of /dev/shm.
-        (self._folder / "shared-memory").write_text(self._triton.region)
+        if self._triton is None or not self._triton.serves(install, options):
+            if self._triton is not None:
+                await self._triton.stop(grace_s=0)
+            self._triton = new_triton(install, self._folder, options)
         return await asyncio.to_thread(
             model_repository.prepare, version, self._deployment, artifact, self._triton.repository, install
         )
@@ -237,7 +242,8 @@ class Life:
         assert self._triton is not None
         self._message = "starting Triton"
         with self._phases.measure("triton_start"):
-            await self._triton.start()
+            if not self._triton.running:
+                await self._triton.start()
         client = TritonClient(self._triton.target)
         if self._settings.shared_memory_above_bytes:
             self._regions = Regions(client, self._triton.region)

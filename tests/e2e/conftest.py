@@ -102,7 +102,7 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
 
 
 @contextmanager
-def running_stack(state: Path, **fields: float) -> Iterator[Stack]:
+def running_stack(state: Path, **fields: float | str) -> Iterator[Stack]:
     """A stack with these settings, with nothing deployed. At the end no process of it is left."""
     runtime = Settings().runtime_path
     ports = dict(zip(PORTS, free_ports(len(PORTS)), strict=True))

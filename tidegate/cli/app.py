@@ -62,6 +62,7 @@ for name, command, panel in (
     ("resume", scaling.resume, _SCALING),
     ("drain", scaling.drain, _SCALING),
     ("cordon", scaling.cordon, _SCALING),
+    ("warm", scaling.warm, _SCALING),
     ("apply", manage.apply, _MODELS),
     ("delete", manage.delete, _MODELS),
     ("routes", inspect.routes, _WATCH),

@@ -1,4 +1,6 @@
-"""How things scale: ``deployments``, ``why``, ``policy``, ``pause``, ``resume``, ``drain``, ``cordon``."""
+"""How things scale: ``deployments``, ``why``, ``policy``, ``pause``, ``resume``, ``drain``, ``cordon``,
+``warm``.
+"""
 
 from __future__ import annotations
 
@@ -189,6 +191,21 @@ def cordon(
     told = "takes replicas again" if off else "takes no more replicas"
     gone = f"; {len(found['drained'])} drain" if found.get("drained") else ""
     output.show(found, json, lambda: output.line(f"{host} {told}{gone}"))
+
+
+def warm(json: Json = False) -> None:
+    """List the workers that wait with a model server and no model, by flavour."""
+    from tidegate.cli import output
+    from tidegate.cli.api import control
+
+    items = control().autoscaler.items("/v1/warm")
+    rows = [
+        (each["flavour"], each["workers"], len(each["ready"]), each["there"], each["image"], each["problem"])
+        for each in items
+    ]
+    columns = ("flavour", "wanted", "ready", "there", "image", "problem")
+    none = "There is no warm pool: TIDEGATE_AUTOSCALER_WARM sets one."
+    output.show({"items": items}, json, lambda: output.table(rows, columns, none))
 
 
 def _ask(name: str, verb: str, body: dict[str, Any], told: Any, json: bool) -> None:

@@ -191,6 +191,30 @@ class Assignment(Noun):
     launched_at: float
 
 
+class Flavour(Noun):
+    """Workers that wait without a model: how many, and of which image, resources and threads.
+
+    A Deployment is given one of them if it asks for the same ``image`` and ``resources``; where it asks for
+    other ``threads`` or has an ``env`` of its own, the worker starts its Triton anew.
+    """
+
+    workers: int = Field(1, ge=0, le=1000)
+    image: str | None = Field(None, min_length=1, max_length=512)
+    resources: Resources = Resources(gpus=0)
+    threads: int = Field(1, ge=1, le=1024)
+    start_timeout_s: float = Field(120.0, gt=0)
+
+
+class WarmAssignment(Noun):
+    """All that a worker of a warm pool is started with; its :class:`Assignment` comes later."""
+
+    replica: str
+    generation: int
+    flavour: Name
+    pool: Flavour
+    launched_at: float
+
+
 class Condition(Noun):
     """One thing that is well or not, with the reason, as of ``at`` (seconds since the epoch)."""
 

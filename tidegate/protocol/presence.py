@@ -7,7 +7,7 @@ from typing import Any, Literal, Self
 
 import orjson
 
-ReplicaState = Literal["starting", "ready", "draining", "failed"]
+ReplicaState = Literal["warm", "starting", "ready", "draining", "failed"]
 
 
 @dataclass(slots=True)

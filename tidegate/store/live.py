@@ -24,6 +24,7 @@ GATEWAY = "tidegate:gateway:"  # + incarnation: its report; gateway
 GATEWAYS = "tidegate:gateways"  # sorted set: incarnation by the time of its last report; gateway
 STATUSES = "tidegate:statuses"  # DeploymentStatus by name; autoscaler
 MODEL = "tidegate:model:"  # + deployment: a ModelCard, again every 10 s; its workers
+CLAIM = "tidegate:claim:"  # + replica: which waiting worker it became; that worker, or the autoscaler
 STATISTICS = "tidegate:statistics:"  # + deployment: hash of counts, each worker adds to it; its workers
 
 REPLICA_TTL_MS = 6_000
@@ -31,6 +32,7 @@ FAILED_TTL_MS = 120_000
 GATEWAY_TTL_MS = 3_000
 # Of a Deployment that sleeps both are still wanted; of one that was removed nobody reads them.
 MODEL_TTL_S = STATISTICS_TTL_S = 30 * 86_400
+CLAIM_TTL_S = 3600
 # A gateway that has been silent for so long is taken for gone, not for missing.
 GATEWAY_GONE_S = 30.0
 
@@ -74,6 +76,17 @@ class Store(Connected):
     async def forget_replica(self, replica: str) -> None:
         """Remove a worker's heartbeat, at its orderly end."""
         await answer(self._redis.delete(REPLICA + replica))
+
+    async def claim_replica(self, replica: str, by: str) -> str:
+        """Be the one that runs ``replica``; who it is, which is somebody else if they were first."""
+        key = CLAIM + replica
+        await answer(self._redis.set(key, by, nx=True, ex=CLAIM_TTL_S))
+        return await self.claimant(replica) or by
+
+    async def claimant(self, replica: str) -> str | None:
+        """Who said that it runs ``replica``; None: nobody did."""
+        raw = await answer(self._redis.get(CLAIM + replica))
+        return raw.decode() if raw is not None else None
 
     async def replicas(self) -> list[ReplicaReport]:
         """The heartbeats of all workers."""

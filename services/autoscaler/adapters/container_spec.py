@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from services.autoscaler.domain.gpus import Shares, to_label
-from services.autoscaler.domain.launcher import fingerprint
-from tidegate.protocol.models import Assignment
+from services.autoscaler.domain.launcher import Start
 
 MIB = 1024 * 1024
 PIDS_LIMIT = 4096
@@ -59,12 +58,12 @@ class DockerPlan:
         """The container's name, which the engine gives only once: the fence. No name of compose has a dot."""
         return f"{self.stack}.{replica}"
 
-    def memory_of(self, assignment: Assignment) -> int:
+    def memory_of(self, start: Start) -> int:
         """The memory limit of a replica in MiB; 0: none."""
-        return assignment.deployment.resources.memory_mb or self.memory_mb
+        return start.resources.memory_mb or self.memory_mb
 
 
-def body(plan: DockerPlan, assignment: Assignment, image: str, digest: str, gpus: Shares) -> dict[str, Any]:
+def body(plan: DockerPlan, start: Start, image: str, digest: str, gpus: Shares) -> dict[str, Any]:
     """The request that creates the container."""
     environment = dict(plan.environment)
     if plan.gpu_request == "environment":
@@ -72,24 +71,24 @@ def body(plan: DockerPlan, assignment: Assignment, image: str, digest: str, gpus
     made: dict[str, Any] = {
         "Image": image,
         "Env": [f"{key}={value}" for key, value in sorted(environment.items())],
-        "Labels": _labels(plan, assignment, digest, gpus),
+        "Labels": _labels(plan, start, digest, gpus),
         # For an engine's own `stop`: the worker gets the time that it may need to drain.
         "StopSignal": "SIGTERM",
-        "StopTimeout": int(assignment.deployment.drain_limit_s) + 10,
-        "HostConfig": _host_config(plan, assignment, gpus),
+        "StopTimeout": int(start.drain_limit_s) + 10,
+        "HostConfig": _host_config(plan, start, gpus),
     }
     if plan.command is not None:
         made["Cmd"] = list(plan.command)
     return made
 
 
-def _labels(plan: DockerPlan, assignment: Assignment, digest: str, gpus: Shares) -> dict[str, str]:
+def _labels(plan: DockerPlan, start: Start, digest: str, gpus: Shares) -> dict[str, str]:
     labels = {
         STACK: plan.stack,
-        REPLICA: assignment.replica,
-        FINGERPRINT: fingerprint(assignment.deployment),
-        LAUNCHED_AT: f"{assignment.launched_at:.3f}",
-        DRAIN_LIMIT: f"{assignment.deployment.drain_limit_s:g}",
+        REPLICA: start.replica,
+        FINGERPRINT: start.fingerprint,
+        LAUNCHED_AT: f"{start.launched_at:.3f}",
+        DRAIN_LIMIT: f"{start.drain_limit_s:g}",
         IMAGE_DIGEST: digest,
     }
     if gpus:
@@ -105,9 +104,9 @@ def _labels(plan: DockerPlan, assignment: Assignment, digest: str, gpus: Shares)
     return labels
 
 
-def _host_config(plan: DockerPlan, assignment: Assignment, gpus: Shares) -> dict[str, Any]:
-    wanted = assignment.deployment.resources
-    memory = plan.memory_of(assignment) * MIB
+def _host_config(plan: DockerPlan, start: Start, gpus: Shares) -> dict[str, Any]:
+    wanted = start.resources
+    memory = plan.memory_of(start) * MIB
     config: dict[str, Any] = {
         "NetworkMode": plan.network,
         # Whether, when and as what it starts again is decided here, not by the engine.

@@ -30,10 +30,10 @@ from services.autoscaler.adapters.images import Images
 from services.autoscaler.adapters.kept_logs import KeptLogs
 from services.autoscaler.adapters.last_words import how_it_ended, with_last_line
 from services.autoscaler.domain.gpus import Claim, NoRoom, from_label, place, stands
-from services.autoscaler.domain.launcher import LaunchFailed, NameTaken, Running, parse_replica
+from services.autoscaler.domain.launcher import LaunchFailed, NameTaken, Running, Start, parse_replica
 from tidegate import telemetry
 from tidegate.errors import Unavailable
-from tidegate.protocol.models import Assignment
+from tidegate.protocol.models import Assignment, WarmAssignment
 
 log = telemetry.logger(__name__)
 
@@ -70,18 +70,18 @@ class DockerLauncher:
         # Two launches of this process would choose the same GPU, and one would fail for nothing.
         self._choosing = asyncio.Lock()
 
-    async def launch(self, assignment: Assignment) -> None:
+    async def launch(self, assignment: Assignment | WarmAssignment) -> None:
         """Create a container, hand it its assignment, start it. Raises ``NameTaken`` or ``LaunchFailed``."""
-        replica = assignment.replica
+        start = Start.of(assignment)
+        replica, wanted = start.replica, start.resources
         self._launching.add(replica)
         try:
-            wanted = assignment.deployment.resources
             if wanted.gpus or wanted.gpu_memory_mb:
                 async with self._choosing:
-                    await self._create_with_gpus(assignment)
+                    await self._create_with_gpus(start)
             else:
-                await self._create(assignment, {})
-            await self._start(assignment)
+                await self._create(start, {})
+            await self._start(start)
         finally:
             self._launching.discard(replica)
 
@@ -117,27 +117,25 @@ class DockerLauncher:
 
     # -- launching -------------------------------------------------------------------------------------------
 
-    async def _create(self, assignment: Assignment, gpus: dict[str, int]) -> None:
-        reference = assignment.deployment.image or self._plan.image
+    async def _create(self, start: Start, gpus: dict[str, int]) -> None:
+        reference = start.image or self._plan.image
         digest = await self._images.digest(reference)
-        request = body(self._plan, assignment, reference, digest, gpus)
+        request = body(self._plan, start, reference, digest, gpus)
         try:
-            await self._engine.create(self._plan.name(assignment.replica), request)
+            await self._engine.create(self._plan.name(start.replica), request)
         except EngineError as error:
             if error.status == 409:
-                raise NameTaken(f"A replica {assignment.replica} exists already.") from None
-            raise LaunchFailed(
-                f"The worker {assignment.replica} cannot be created: {error.message}"
-            ) from error
+                raise NameTaken(f"A replica {start.replica} exists already.") from None
+            raise LaunchFailed(f"The worker {start.replica} cannot be created: {error.message}") from error
 
-    async def _create_with_gpus(self, assignment: Assignment) -> None:
-        replica = assignment.replica
+    async def _create_with_gpus(self, start: Start) -> None:
+        replica = start.replica
         inventory = await self._inventory.gpus()
         try:
-            shares = place(inventory, await self._claims(), assignment.deployment.resources)
+            shares = place(inventory, await self._claims(), start.resources)
         except NoRoom as reason:
             raise LaunchFailed(f"The worker {replica} {reason}.") from None
-        await self._create(assignment, shares)
+        await self._create(start, shares)
         # Another process may have chosen alike, before it saw this one: the claims' order decides.
         claims = await self._claims()
         mine = next((claim for claim in claims if claim.replica == replica), None)
@@ -165,15 +163,15 @@ class DockerLauncher:
         except EngineError:  # gone meanwhile
             return 2, "", row["Id"]
 
-    async def _start(self, assignment: Assignment) -> None:
-        name = self._plan.name(assignment.replica)
+    async def _start(self, start: Start) -> None:
+        name = self._plan.name(start.replica)
         try:
-            reference = assignment.deployment.image or self._plan.image
+            reference = start.image or self._plan.image
             uid = await self._images.uid(reference)
             files = {
                 "token": self._plan.token.encode(),
                 # Not by its environment, which anyone who may look at the engine reads.
-                "replica/assignment.json": assignment.model_dump_json().encode(),
+                "replica/assignment.json": start.document.encode(),
             }
             await self._engine.put_files(name, self._plan.home, files, uid)
             await self._engine.start(name)
@@ -181,7 +179,7 @@ class DockerLauncher:
             with contextlib.suppress(Unavailable):
                 await self._engine.remove(name)
             if isinstance(error, EngineError):
-                message = f"The worker {assignment.replica} cannot be started: {error.message}"
+                message = f"The worker {start.replica} cannot be started: {error.message}"
                 raise LaunchFailed(message) from error
             raise
 

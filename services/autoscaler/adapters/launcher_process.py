@@ -20,9 +20,9 @@ from services.autoscaler.adapters import procfs
 from services.autoscaler.adapters.kept_logs import KeptLogs
 from services.autoscaler.adapters.last_words import how_it_ended, with_last_line
 from services.autoscaler.adapters.replica_folder import ReplicaFolder
-from services.autoscaler.domain.launcher import LaunchFailed, Running, parse_replica
+from services.autoscaler.domain.launcher import LaunchFailed, Running, Start, parse_replica
 from tidegate.errors import Unavailable
-from tidegate.protocol.models import Assignment
+from tidegate.protocol.models import Assignment, WarmAssignment
 
 # Inside a class with a method `list` the builtin of that name cannot be written as a type.
 Replicas = list[Running]
@@ -53,9 +53,9 @@ class ProcessLauncher:
         self._logs = KeptLogs(plan.state_dir / "log")
         self._children: dict[str, subprocess.Popen[bytes]] = {}
 
-    async def launch(self, assignment: Assignment) -> None:
+    async def launch(self, assignment: Assignment | WarmAssignment) -> None:
         """Start a worker process. Raises ``NameTaken`` or ``LaunchFailed``."""
-        await asyncio.to_thread(self._launch, assignment)
+        await asyncio.to_thread(self._launch, Start.of(assignment))
 
     async def drain(self, replica: str) -> None:
         """SIGTERM to the worker alone, not to its group: it needs its Triton to finish."""
@@ -76,10 +76,10 @@ class ProcessLauncher:
         """Where the worker's output goes."""
         return self._logs.path(replica)
 
-    def _launch(self, assignment: Assignment) -> None:
-        folder = self._folder(assignment.replica)
-        folder.create(assignment)
-        log_path = self.log_path(assignment.replica)
+    def _launch(self, start: Start) -> None:
+        folder = self._folder(start.replica)
+        folder.create(start)
+        log_path = self.log_path(start.replica)
         log_path.parent.mkdir(parents=True, exist_ok=True)
         try:
             with log_path.open("ab") as output:
@@ -88,14 +88,14 @@ class ProcessLauncher:
                     stdin=subprocess.DEVNULL,
                     stdout=output,
                     stderr=subprocess.STDOUT,
-                    env=self._environment(assignment.replica),
+                    env=self._environment(start.replica),
                     cwd=self._plan.cwd,
                     start_new_session=True,
                 )
         except OSError as error:
             folder.remove()
-            raise LaunchFailed(f"The worker {assignment.replica} cannot be started: {error}.") from error
-        self._children[assignment.replica] = child
+            raise LaunchFailed(f"The worker {start.replica} cannot be started: {error}.") from error
+        self._children[start.replica] = child
         folder.note_process(child.pid)
 
     def _environment(self, replica: str) -> dict[str, str]:
@@ -156,7 +156,7 @@ class ProcessLauncher:
         if parsed is None:
             return None
         deployment, slot, generation = parsed
-        assignment = folder.assignment()
+        launched_at, drain_limit_s = folder.launched()
         alive = self._alive(folder)
         return Running(
             replica=folder.replica,
@@ -165,9 +165,9 @@ class ProcessLauncher:
             generation=generation,
             pid=folder.worker_pid(),
             alive=alive,
-            launched_at=assignment.launched_at if assignment else folder.born(),
+            launched_at=launched_at,
             fingerprint=folder.fingerprint(),
-            drain_limit_s=assignment.deployment.drain_limit_s if assignment else 0.0,
+            drain_limit_s=drain_limit_s,
             draining_since=folder.draining_since(),
             ending="" if alive else self._ending(folder.replica),
         )

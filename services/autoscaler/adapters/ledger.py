@@ -1,6 +1,7 @@
 """What the autoscaler remembers over restarts: ``<state>/data/autoscaler.db`` (SQLite).
 
-Generations (a name is never given twice), overrides that wait for the registry, cordoned hosts, and, bounded,
+Generations (a name is never given twice), overrides that wait for the registry, cordoned hosts, which worker
+of the warm pool is which replica, and, bounded,
 the decisions and cold starts. Every call is a local write of well under a millisecond or a read of a few
 rows; a failing one is ``Unavailable``.
 """
@@ -9,12 +10,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, astuple
 from pathlib import Path
 from typing import Any
 
 from services.autoscaler.adapters.database import Database
 from services.autoscaler.domain.snapshot import Decision, LocalOverride
+from services.autoscaler.domain.warm_pool import Claim
 
 COLD_STARTS_KEPT = 20
 
@@ -24,6 +26,9 @@ CREATE TABLE IF NOT EXISTS generations (
     PRIMARY KEY (deployment, slot)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS overrides (
     deployment TEXT PRIMARY KEY, replicas INTEGER, expires_at REAL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS claims (
+    replica TEXT PRIMARY KEY, fingerprint TEXT NOT NULL, launched_at REAL NOT NULL,
+    drain_limit_s REAL NOT NULL, worker TEXT) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS cordons (host TEXT PRIMARY KEY, at REAL NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS decisions (
     id INTEGER PRIMARY KEY, deployment TEXT NOT NULL, body TEXT NOT NULL);
@@ -71,6 +76,19 @@ class Ledger:
     def drop_override(self, deployment: str) -> None:
         """Forget an override."""
         self._db.write(("DELETE FROM overrides WHERE deployment = ?", [(deployment,)]))
+
+    def claims(self) -> list[Claim]:
+        """The replicas that were offered to the warm pool, and who took each."""
+        rows = self._db.read("SELECT replica, fingerprint, launched_at, drain_limit_s, worker FROM claims")
+        return [Claim(*row) for row in rows]
+
+    def save_claim(self, claim: Claim) -> None:
+        """Remember an offer, before it is made, and then who took it."""
+        self._db.write(("INSERT OR REPLACE INTO claims VALUES (?, ?, ?, ?, ?)", [astuple(claim)]))
+
+    def drop_claim(self, replica: str) -> None:
+        """Forget it: nobody took it, or the replica is gone."""
+        self._db.write(("DELETE FROM claims WHERE replica = ?", [(replica,)]))
 
     def cordons(self) -> dict[str, float]:
         """The cordoned hosts, and since when (seconds since the epoch)."""

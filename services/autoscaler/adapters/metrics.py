@@ -30,6 +30,14 @@ ROUND_SECONDS = Histogram(
     "Time of one round of observe, decide and act.",
     buckets=(0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10),
 )
+WARM_WORKERS = Gauge(
+    "tidegate_autoscaler_warm_workers", "Workers that wait without a model and can be had.", ["flavour"]
+)
+WARM_GIVEN = Counter(
+    "tidegate_autoscaler_warm_given_total",
+    "Replicas asked of the warm pool: given, none waits, not taken.",
+    ["flavour", "outcome"],
+)
 STATES = ("desired", "ready", "starting", "draining")
 
 

@@ -2,6 +2,7 @@
 
 assignment.json   what the worker was started with           written here, before the start
 fingerprint       of the configuration it was started with   written here
+launch            when, and how long it may drain            written here
 process           pid and start tick of the worker           written here, after the start
 lock              held by the worker for its life, its pid   written by the worker
 shared-memory     how its Triton's regions in /dev/shm are named   written by the worker
@@ -17,8 +18,7 @@ import shutil
 from pathlib import Path
 
 from services.autoscaler.adapters import procfs
-from services.autoscaler.domain.launcher import NameTaken, fingerprint
-from tidegate.protocol.models import Assignment
+from services.autoscaler.domain.launcher import NameTaken, Start
 
 ASSIGNMENT = "assignment.json"
 SHARED_MEMORY = Path("/dev/shm")
@@ -31,22 +31,26 @@ class ReplicaFolder:
         self.path = path
         self.replica = path.name
 
-    def create(self, assignment: Assignment) -> None:
+    def create(self, start: Start) -> None:
         """Take the name and write what the worker reads. Raises ``NameTaken``."""
         try:
             self.path.mkdir(parents=True)
         except FileExistsError:
             raise NameTaken(f"A replica {self.replica} exists already.") from None
-        self._write("fingerprint", fingerprint(assignment.deployment))
+        self._write("fingerprint", start.fingerprint)
+        self._write("launch", f"{start.launched_at} {start.drain_limit_s}")
         # Last and whole: a folder without it was interrupted, and no worker was started in it.
-        self._write(ASSIGNMENT, assignment.model_dump_json())
+        self._write(ASSIGNMENT, start.document)
 
-    def assignment(self) -> Assignment | None:
-        """What the worker was started with; None when the launch was cut off before it was written."""
+    def launched(self) -> tuple[float, float]:
+        """When it was launched (epoch seconds) and how long it may drain; what a cut off launch left has no
+        time to drain.
+        """
         try:
-            return Assignment.model_validate_json((self.path / ASSIGNMENT).read_bytes())
-        except (OSError, ValueError):
-            return None
+            at, drain_limit_s = map(float, self._read("launch").split())
+        except ValueError:
+            return self.born(), 0.0
+        return at, drain_limit_s
 
     def fingerprint(self) -> str:
         """The fingerprint it was launched with, empty when not known."""

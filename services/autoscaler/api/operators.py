@@ -173,6 +173,12 @@ async def drain_replica(replica: str, core: Core) -> dict[str, str]:
     return {"replica": replica, "state": "draining"}
 
 
+@router.get("/warm")
+async def list_warm(core: Core) -> dict[str, list[dict[str, Any]]]:
+    """Workers that wait without a model, by flavour: how many are wanted, which can be had, what is wrong."""
+    return {"items": core.warm()}
+
+
 @router.get("/decisions")
 async def list_decisions(
     core: Core,

@@ -17,7 +17,7 @@ class ColdStart:
     """Milliseconds; ``phases_ms`` are the worker's: launch, fetch, triton_start, load, warm_up.
 
     ``total_ms`` runs from the decision to the first look that saw the replica ready, so it is late
-    by up to the time between two looks and one heartbeat.
+    by up to the time between two looks and one heartbeat. ``warm``: a worker of the warm pool became it.
     """
 
     replica: str
@@ -26,6 +26,7 @@ class ColdStart:
     total_ms: float
     phases_ms: dict[str, float] = field(default_factory=dict)
     cause: str = ""
+    warm: bool = False
 
     def view(self) -> dict[str, Any]:
         """For JSON."""
@@ -50,7 +51,8 @@ def cold_starts(
         phases = dict(report.phases_ms) if report else {}
         total = (now - running.launched_at) * 1000.0
         cause = causes.get(running.replica, "")
-        yield ColdStart(running.replica, running.deployment, now, total, phases, cause)
+        warm = bool(running.worker)
+        yield ColdStart(running.replica, running.deployment, now, total, phases, cause, warm)
 
 
 def start_times(views: Iterable[Mapping[str, Any]]) -> tuple[float, ...]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from tidegate.errors import Conflict, Unavailable
-from tidegate.protocol.models import Assignment, Deployment
+from tidegate.protocol.models import Assignment, Deployment, Flavour, Resources, WarmAssignment
 
 
 class NameTaken(Conflict):
@@ -30,7 +30,8 @@ class Running:
     ``pid`` 0: not known (yet). Times are seconds since the epoch. ``fingerprint`` is that of the
     Deployment it was launched with. ``ending`` tells how a dead one ended, as far as that is known;
     ``out_of_memory``: the kernel ended it, as it had reached its limit. ``image`` is what a container runs,
-    with its digest, ``gpus`` the UUIDs of those it holds.
+    with its digest, ``gpus`` the UUIDs of those it holds. ``worker`` is the name by which the launcher knows
+    it, if that is another: it waited in a warm pool.
     """
 
     replica: str
@@ -47,12 +48,39 @@ class Running:
     out_of_memory: bool = False
     image: str = ""
     gpus: tuple[str, ...] = ()
+    worker: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """What a launcher reads of an assignment; the worker is handed the ``document``."""
+
+    replica: str
+    launched_at: float
+    drain_limit_s: float
+    fingerprint: str
+    image: str | None
+    resources: Resources
+    document: str
+
+    @classmethod
+    def of(cls, given: Assignment | WarmAssignment) -> Start:
+        """The start of a replica, or of a worker that waits to become one."""
+        if isinstance(given, WarmAssignment):
+            pool = given.pool
+            drain_limit_s, read, image, resources = 0.0, flavour_fingerprint(pool), pool.image, pool.resources
+        else:
+            wanted = given.deployment
+            drain_limit_s, read = wanted.drain_limit_s, fingerprint(wanted)
+            image, resources = wanted.image, wanted.resources
+        document = given.model_dump_json()
+        return cls(given.replica, given.launched_at, drain_limit_s, read, image, resources, document)
 
 
 class Launcher(Protocol):
     """Starts and ends workers. Every method may raise ``Unavailable``: then nothing is known."""
 
-    async def launch(self, assignment: Assignment) -> None:
+    async def launch(self, assignment: Assignment | WarmAssignment) -> None:
         """Start a worker. Raises :class:`NameTaken` or :class:`LaunchFailed`."""
 
     async def drain(self, replica: str) -> None:
@@ -70,6 +98,16 @@ def replica_name(deployment: str, slot: int, generation: int) -> str:
     return f"{deployment}-{slot}-{generation}"
 
 
+def pool_name(flavour: str) -> str:
+    """The pool in place of the Deployment in its workers' names; no Deployment has a - at the end."""
+    return f"warm-{flavour}-"
+
+
+def flavour_in(pool: str) -> str | None:
+    """The flavour that :func:`pool_name` has in it; None: that is the name of a Deployment."""
+    return pool[5:-1] if pool.startswith("warm-") and pool.endswith("-") else None
+
+
 def parse_replica(replica: str) -> tuple[str, int, int] | None:
     """Deployment, slot and generation of a replica's name; None when it is not one."""
     parts = replica.rsplit("-", 2)
@@ -81,5 +119,13 @@ def parse_replica(replica: str) -> tuple[str, int, int] | None:
 def fingerprint(deployment: Deployment) -> str:
     """Digest of what a worker reads at its start: another value asks for another worker."""
     read = {"model", "version", "env", "threads", "instances", "batching", "resources", "image"}
-    start = deployment.model_dump(mode="json", include=read)
+    return _digest(deployment.model_dump(mode="json", include=read))
+
+
+def flavour_fingerprint(flavour: Flavour) -> str:
+    """Digest of what a worker of a warm pool is started with."""
+    return _digest(flavour.model_dump(mode="json", exclude={"workers"}))
+
+
+def _digest(start: dict[str, object]) -> str:
     return hashlib.sha256(json.dumps(start, sort_keys=True).encode()).hexdigest()[:16]

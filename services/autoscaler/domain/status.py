@@ -108,6 +108,8 @@ def replica_view(
         "slot": running.slot,
         "launched_at": running.launched_at,
     }
+    if running.worker:
+        known["worker"] = running.worker
     if running.image:
         known |= {"image": running.image, "gpus": list(running.gpus)}
     told = {name: getattr(report, name) for name in ReplicaReport.__dataclass_fields__}

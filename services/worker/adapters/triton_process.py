@@ -10,7 +10,7 @@ import shutil
 import signal
 import socket
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from services.worker.adapters import memory_limit
@@ -54,6 +54,11 @@ class TritonProcess:
         self.log_path = self._work_dir / "triton.log"
         self.metrics_port = 0
         self._kills = 0
+
+    def serves(self, install: TritonInstall, options: TritonOptions) -> bool:
+        """Whether it runs, and as it would be started with these; ``options.replica`` may differ."""
+        alike = replace(options, replica=self._options.replica) == self._options
+        return self.running and install == self._install and alike
 
     @property
     def region(self) -> str:
@@ -205,6 +210,14 @@ class TritonProcess:
         for region in SHARED_MEMORY.glob(f"{self._region}*"):
             region.unlink(missing_ok=True)
         (self._work_dir / "grpc:1").unlink(missing_ok=True)
+
+
+def new_triton(install: TritonInstall, folder: Path, options: TritonOptions) -> TritonProcess:
+    """The Triton of the worker in ``folder``, not started yet."""
+    triton = TritonProcess(install, folder / "triton", options)
+    # For the launcher: if this process is killed, nobody else knows what to take out of /dev/shm.
+    (folder / "shared-memory").write_text(triton.region)
+    return triton
 
 
 def _free_port() -> int:

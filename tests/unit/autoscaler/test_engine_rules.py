@@ -12,6 +12,7 @@ import pytest
 from services.autoscaler.adapters.container_spec import DockerPlan, body
 from services.autoscaler.adapters.gpu_inventory import probe_body
 from services.autoscaler.domain.engine_rules import Bounds, refusal
+from services.autoscaler.domain.launcher import Start
 from tidegate.protocol.models import Assignment, Deployment, Version
 
 BOUNDS = Bounds("stack", ("tidegate/worker", "ours/*"), "net", frozenset({"stack_cache"}))
@@ -41,7 +42,7 @@ def made(**given) -> dict:
         replica="m-v1-0-1", generation=1, deployment=deployment, version=version, registry_url="http://r",
         launched_at=1.0,
     )  # fmt: skip
-    return body(plan, work, "tidegate/worker", "sha256:1", {"GPU-a": 1} if given else {})
+    return body(plan, Start.of(work), "tidegate/worker", "sha256:1", {"GPU-a": 1} if given else {})
 
 
 def create(request: dict, name: str = "stack.m-v1-0-1") -> str | None:

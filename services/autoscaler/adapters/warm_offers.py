@@ -1,0 +1,49 @@
+"""Assignments for workers that wait without a model, through RabbitMQ: one of them gets each."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from types import TracebackType
+from typing import Self
+
+from tidegate.broker import Link, Session
+from tidegate.errors import Unavailable
+from tidegate.protocol.models import Assignment
+from tidegate.topology import warm_queue
+
+
+class WarmOffers:
+    """Publishes to ``warm.v1.<flavour>``. Not connected is an ``Unavailable``: then nothing was offered."""
+
+    def __init__(self, amqp_url: str, flavours: Collection[str]) -> None:
+        self._flavours = flavours
+        self._link = Link(amqp_url, "autoscaler warm pool", self._setup)
+
+    async def __aenter__(self) -> Self:
+        if self._flavours:
+            self._link.start()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._link.stop()
+
+    async def offer(self, flavour: str, assignment: Assignment, lives_s: float) -> None:
+        """Offer a replica to whoever waits, for so long; returns when the broker has it.
+
+        Raises ``Unavailable``; unless it was not connected, the offer may have been made all the same.
+        """
+        session = self._link.session
+        if session is None:
+            raise Unavailable(self._link.problem or "RabbitMQ is not connected.")
+        await session.publish(
+            assignment.model_dump_json().encode(),
+            routing_key=warm_queue(flavour).name,
+            expiration_ms=int(lives_s * 1000),
+            mandatory=True,
+        )
+
+    async def _setup(self, session: Session) -> None:
+        for flavour in self._flavours:
+            await session.declare(warm_queue(flavour))

@@ -1,0 +1,151 @@
+"""A worker of the warm pool: Triton up and no model, until it is told which replica it is."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import time
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from services.worker.adapters.heartbeat import Heartbeat
+from services.worker.adapters.triton_install import TritonInstall
+from services.worker.adapters.triton_process import TritonOptions, TritonProcess, new_triton
+from services.worker.settings import WorkerSettings
+from tidegate import tasks, telemetry
+from tidegate.broker import Delivery, Link, Session
+from tidegate.errors import TidegateError, Unavailable
+from tidegate.protocol.models import Assignment, WarmAssignment
+from tidegate.protocol.presence import ReplicaReport, ReplicaState
+from tidegate.store import Store, StoreUnavailable
+from tidegate.topology import warm_queue
+
+log = telemetry.logger(__name__)
+
+STORE_AWAY_S = 0.1  # before an offer goes back that the store was not there to settle
+
+
+class Waiting:
+    """Waits on ``warm.v1.<flavour>`` with one offer in hand at a time. ``failed``: nothing can come of it."""
+
+    def __init__(
+        self, settings: WorkerSettings, start: WarmAssignment, folder: Path, store: Store, http_port: int
+    ) -> None:
+        self._settings = settings
+        self._start = start
+        self._folder = folder
+        self._store = store
+        self._http_port = http_port
+        self._started_at = time.time()
+        self._launch_ms = round(max(0.0, self._started_at - start.launched_at) * 1000, 1)
+        self._state: ReplicaState = "starting"
+        self._message = "starting Triton"
+        self._taken: asyncio.Future[Assignment] = asyncio.get_running_loop().create_future()
+        self._link = Link(settings.amqp_url, f"worker {start.replica}", self._listen)
+        self._heartbeat = Heartbeat(store, settings.heartbeat_interval_s, self._report)
+        self._triton: TritonProcess | None = None
+        self.failed = False
+
+    def problem(self) -> str | None:
+        """Why no replica can be had of it, if so."""
+        return f"{self._state}: {self._message}" if self._state != "warm" else self._link.problem
+
+    async def assignment(self) -> tuple[Assignment, TritonProcess] | None:
+        """What to be from now on, and the Triton to be it with; None: it failed, as its heartbeat says."""
+        self._heartbeat.start()
+        try:
+            triton = await self._start_triton()
+            self._link.start()
+            await self._link.wait_up(self._start.pool.start_timeout_s)
+            self._state, self._message = "warm", ""
+            await self._heartbeat.beat()
+            log.info("waiting for a model", extra={"flavour": self._start.flavour})
+            crash = asyncio.create_task(triton.wait())
+            events: set[asyncio.Future[Any]] = {crash, self._taken}
+            try:
+                await asyncio.wait(events, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                await tasks.end(crash)
+            if not self._taken.done():
+                raise Unavailable(f"Triton ended while it waited: {triton.tail()}")
+        except TidegateError as error:
+            self._state, self._message, self.failed = "failed", error.message, True
+            log.error("cannot wait for a model", extra={"problem": error.message})
+            await self._heartbeat.beat()
+            return None
+        await self._close()
+        self._triton = None
+        return self._taken.result(), triton
+
+    async def stop(self) -> None:
+        """Take no offers any more, and end the Triton that was not handed on."""
+        await self._close()
+        if self._triton is not None:
+            await self._triton.stop(grace_s=0)
+
+    async def _close(self) -> None:
+        await self._link.stop()
+        await self._heartbeat.stop(forget=not self.failed)
+
+    async def _start_triton(self) -> TritonProcess:
+        install = TritonInstall.find(
+            self._settings.runtime_path, self._settings.triton_server, self._settings.triton_backends
+        )
+        pool = self._start.pool
+        # As most Deployments need it; one that needs it otherwise starts its own in a moment.
+        options = TritonOptions(
+            replica=self._start.replica,
+            threads=pool.threads,
+            auto_complete=False,
+            start_timeout_s=pool.start_timeout_s,
+        )
+        self._triton = new_triton(install, self._folder, options)
+        await self._triton.start()
+        return self._triton
+
+    async def _listen(self, session: Session) -> None:
+        queue = warm_queue(self._start.flavour)
+        await session.declare(queue)
+
+        async def on_offer(delivery: Delivery) -> None:
+            await self._answer(session, delivery)
+
+        await session.consume(queue, on_offer, prefetch=1)
+
+    async def _answer(self, session: Session, delivery: Delivery) -> None:
+        """Take an offer, unless somebody else did. It is acked once that is settled."""
+        try:
+            offered = Assignment.model_validate_json(bytes(delivery.body))
+        except ValidationError as error:
+            log.error("an offer cannot be read", extra={"problem": str(error)})
+            await session.ack(delivery.tag)
+            return
+        if self._taken.done():  # it came with the one that was taken, before the consumer ended
+            await session.give_back(delivery.tag)
+            return
+        try:
+            worker = await self._store.claim_replica(offered.replica, self._start.replica)
+        except StoreUnavailable:
+            await asyncio.sleep(STORE_AWAY_S)
+            await session.give_back(delivery.tag)
+            return
+        if worker == self._start.replica and not self._taken.done():
+            self._taken.set_result(offered)
+        await session.ack(delivery.tag)
+
+    def _report(self) -> ReplicaReport:
+        return ReplicaReport(
+            replica=self._start.replica,
+            deployment=f"warm-{self._start.flavour}-",
+            generation=self._start.generation,
+            host=socket.gethostname(),
+            pid=os.getpid(),
+            state=self._state,
+            message=self._message,
+            phases_ms={"launch": self._launch_ms},
+            metrics_port=self._http_port,
+            started_at=self._started_at,
+        )

@@ -1,0 +1,218 @@
+"""The pool between the loop and a launcher, with the real broker and store; the test is the worker."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+from services.autoscaler import warm
+from services.autoscaler.adapters.ledger import Ledger
+from services.autoscaler.adapters.warm_offers import WarmOffers
+from services.autoscaler.domain.warm_pool import Claim
+from services.autoscaler.warm import NOBODY, WarmPool
+from tests.integration.autoscaler.process_yard import ProcessYard
+from tidegate.broker import Delivery, Link, Session
+from tidegate.protocol.models import Assignment, Flavour
+from tidegate.protocol.presence import ReplicaReport
+from tidegate.store import Store
+from tidegate.topology import warm_queue
+
+REPLICA = "digits-v1-0-1"
+
+
+@dataclass
+class Yard:
+    """A pool of one flavour over real processes, and what waits as the store is told."""
+
+    processes: ProcessYard
+    store: Store
+    amqp_url: str
+    flavour: str
+
+    @asynccontextmanager
+    async def pool(self, workers: int = 1) -> AsyncIterator[WarmPool]:
+        """A pool as after a restart of the autoscaler."""
+        ledger = Ledger(self.processes.state / "autoscaler.db")
+        flavours = {self.flavour: Flavour(workers=workers)}
+        async with WarmOffers(self.amqp_url, flavours) as offers:
+            await offers._link.wait_up(10)
+            launcher = self.processes.launcher()
+            pool = WarmPool(launcher, self.store, ledger, offers, flavours, self.processes.state / "log")
+            pool.take_over()
+            yield pool
+        ledger.close()
+
+    @asynccontextmanager
+    async def filled(self, workers: int = 1) -> AsyncIterator[tuple[WarmPool, list[str]]]:
+        """A pool whose workers are there and report; their names."""
+        async with self.pool(workers) as pool:
+            await pool.look()
+            names = self.names()
+            for name in names:
+                await self.report(name)
+            await pool.look()
+            yield pool, names
+
+    def names(self) -> list[str]:
+        return [path.name for path in self.processes.folders() if path.name.startswith("warm-")]
+
+    async def report(self, name: str, state: str = "warm") -> None:
+        await self.store.report_replica(ReplicaReport(name, f"warm-{self.flavour}-", 1, "h", 1, state))  # type: ignore[arg-type]
+
+    @asynccontextmanager
+    async def taking(self, by: str) -> AsyncIterator[list[str]]:
+        """A worker that takes what it is offered; the replicas."""
+        taken: list[str] = []
+
+        async def take(delivery: Delivery) -> None:
+            offered = Assignment.model_validate_json(bytes(delivery.body))
+            if await self.store.claim_replica(offered.replica, by) == by:
+                taken.append(offered.replica)
+
+        async def listen(session: Session) -> None:
+            await session.declare(warm_queue(self.flavour))
+            await session.consume(warm_queue(self.flavour), take, prefetch=1, no_ack=True)
+
+        async with Link(self.amqp_url, "worker", listen) as link:
+            await link.wait_up(10)
+            yield taken
+
+
+@pytest.fixture
+async def yard(
+    processes: ProcessYard, valkey_url: str, rabbitmq_url: str, request: pytest.FixtureRequest
+) -> AsyncIterator[Yard]:
+    store = Store.connect(valkey_url.removesuffix("/0") + "/6")
+    flavour = f"f{abs(hash(request.node.name)) % 10**8}"
+    yield Yard(processes, store, rabbitmq_url, flavour)
+    for report in await store.replicas():
+        await store.forget_replica(report.replica)
+    await store._redis.delete(f"tidegate:claim:{REPLICA}")
+    await store.close()
+
+
+async def test_a_worker_that_waits_becomes_the_replica_and_another_takes_its_place(
+    yard: Yard, assign: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(warm, "REFILL_AFTER_S", 0.0)
+    async with yard.filled() as (pool, [worker]):
+        assert [each["ready"] for each in pool.view()] == [[worker]]
+        async with yard.taking(worker) as taken:
+            await pool.launch(assign(REPLICA, drain_limit_s=7.0))
+        assert taken == [REPLICA]
+        (found,) = await pool.list()
+        assert (found.replica, found.worker, found.alive) == (REPLICA, worker, True)
+        assert (found.deployment, found.slot, found.generation) == ("digits-v1", 0, 1)
+        assert found.drain_limit_s == 7.0
+        log = yard.processes.state / "log" / f"worker-{REPLICA}.log"
+        assert log.resolve().name == f"worker-{worker}.log"
+        await pool.look()
+        (other,) = set(yard.names()) - {worker}
+
+        # Restarted, the autoscaler knows both names.
+        async with yard.pool() as again:
+            assert [each.replica for each in await again.list()] == [REPLICA]
+            await again.drain(REPLICA)
+            assert (await again.list())[0].draining_since is not None
+            await again.kill(REPLICA)
+            assert await again.list() == []
+            assert yard.names() == [other]
+
+
+async def test_without_one_that_waits_it_is_started_at_once(yard: Yard, assign: Callable[..., Any]) -> None:
+    async with yard.pool() as pool:
+        await pool.launch(assign(REPLICA))
+        assert [(each.replica, each.worker) for each in await pool.list()] == [(REPLICA, "")]
+
+
+async def test_an_offer_that_nobody_takes_is_withdrawn_and_the_replica_started(
+    yard: Yard, assign: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(warm, "OFFER_S", 0.2)
+    async with yard.filled() as (pool, [worker]):
+        await pool.launch(assign(REPLICA))
+        assert [(each.replica, each.worker) for each in await pool.list()] == [(REPLICA, "")]
+        # Whoever is late is told that it is not theirs any more.
+        assert await yard.store.claim_replica(REPLICA, worker) == NOBODY
+        assert [each["there"] for each in pool.view()] == [1]
+
+
+async def test_with_the_broker_away_it_is_started_at_once(yard: Yard, assign: Callable[..., Any]) -> None:
+    async with yard.filled() as (pool, _):
+        await pool._offers._link.stop()
+        await pool.launch(assign(REPLICA))
+        assert [(each.replica, each.worker) for each in await pool.list()] == [(REPLICA, "")]
+
+
+@pytest.mark.parametrize("taken", [True, False])
+async def test_an_offer_of_a_leader_that_was_killed_is_settled_by_the_store(
+    yard: Yard, assign: Callable[..., Any], taken: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The leader noted the offer and died before it knew of an answer."""
+    monkeypatch.setattr(warm, "SETTLE_S", 0.3)
+    async with yard.filled() as (pool, [worker]):
+        start = assign(REPLICA)
+        pool._ledger.save_claim(Claim(REPLICA, "f", start.launched_at, 7.0))
+        async with yard.pool(workers=0) as again:
+            # As long as it may be the replica it is not ended, though none is to wait now.
+            await again.look()
+            assert yard.names() == [worker]
+            if taken:
+                await yard.store.claim_replica(REPLICA, worker)
+            await asyncio.sleep(0.4)
+            await again.look()
+            found = [(each.replica, each.worker) for each in await again.list()]
+            assert found == ([(REPLICA, worker)] if taken else [])
+            assert yard.names() == ([worker] if taken else [])
+
+
+async def test_two_at_once_are_not_given_the_same_worker(
+    yard: Yard, assign: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with yard.filled() as (pool, [worker]), yard.taking(worker) as taken:
+        second = "digits-v1-1-1"
+        await asyncio.gather(pool.launch(assign(REPLICA)), pool.launch(assign(second)))
+        found = {each.replica: each.worker for each in await pool.list()}
+        assert len(taken) == 1
+        assert found == {REPLICA: "", second: ""} | {taken[0]: worker}
+        await yard.store._redis.delete(f"tidegate:claim:{second}")
+
+
+async def test_one_that_died_while_it_waited_is_replaced(
+    yard: Yard, until: Callable[..., Awaitable[Any]]
+) -> None:
+    async with yard.filled() as (pool, [worker]):
+        yard.processes.until_up(worker)
+        yard.processes.crash(worker)
+        await pool.look()
+        assert yard.names() == []
+        assert "ended" in pool.view()[0]["problem"] or "gone" in pool.view()[0]["problem"]
+
+        async def another() -> bool:
+            await pool.look()
+            return bool(yard.names())
+
+        assert not await another(), "the first one after a failure waits a second"
+        await until(another)
+        assert yard.names() != [worker]
+
+
+async def test_the_pool_is_filled_and_emptied_as_it_is_wanted(yard: Yard) -> None:
+    async with yard.filled(workers=3) as (pool, names):
+        assert len(names) == 3
+        holding = asyncio.create_task(pool.hold(lambda: False))
+        await asyncio.sleep(0)
+        holding.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await holding
+    async with yard.pool(workers=1) as pool:
+        await pool.look()
+        assert len(yard.names()) == 1
+        await pool.look(may_start=False)
+        assert len(yard.names()) == 1

@@ -1,0 +1,159 @@
+"""How many workers wait without a model, and whose kind a Deployment is."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from services.autoscaler.domain.launcher import (
+    Running,
+    flavour_fingerprint,
+    flavour_in,
+    parse_replica,
+    pool_name,
+    replica_name,
+)
+from services.autoscaler.domain.warm_pool import (
+    SILENT_S,
+    Claim,
+    PoolMemory,
+    as_replica,
+    flavour_for,
+    plan_pool,
+)
+from services.autoscaler.settings import AutoscalerSettings
+from tests.unit.autoscaler.conftest import START, a_deployment
+from tidegate.protocol.models import Flavour, Resources
+from tidegate.protocol.presence import ReplicaReport
+
+CPU = Flavour(workers=2)
+
+
+def waiting(number: int, *, alive: bool = True, flavour: str = "cpu", born: float = START) -> Running:
+    name = replica_name(pool_name(flavour), 0, number)
+    return Running(name, pool_name(flavour), 0, number, 1, alive, born, flavour_fingerprint(CPU))
+
+
+def reports(*rows: Running, state: str = "warm", message: str = "") -> dict[str, ReplicaReport]:
+    return {
+        row.replica: ReplicaReport(row.replica, row.deployment, row.generation, "h", 1, state, message)  # type: ignore[arg-type]
+        for row in rows
+    }
+
+
+def test_names_of_the_pool_are_names_of_no_deployment():
+    name = replica_name(pool_name("cpu"), 0, 3)
+    assert name == "warm-cpu--0-3"
+    parsed = parse_replica(name)
+    assert parsed == ("warm-cpu-", 0, 3)
+    assert flavour_in(parsed[0]) == "cpu"
+    assert flavour_in("warm-cpu") is None
+    with pytest.raises(ValidationError):
+        a_deployment(name=pool_name("cpu"))
+
+
+def test_a_deployment_is_of_the_flavour_with_its_image_and_resources():
+    flavours = {"cpu": CPU, "gpu": Flavour(resources=Resources(gpus=1)), "own": Flavour(image="ours/worker")}
+    assert flavour_for(a_deployment(), flavours) == "cpu"
+    assert flavour_for(a_deployment(threads=4, env={"A": "b"}), flavours) == "cpu"
+    assert flavour_for(a_deployment(resources={"gpus": 1}), flavours) == "gpu"
+    assert flavour_for(a_deployment(image="ours/worker"), flavours) == "own"
+    assert flavour_for(a_deployment(resources={"memory_mb": 512}), flavours) is None
+    assert flavour_for(a_deployment(), {"cpu": Flavour(workers=0)}) is None
+
+
+def test_what_is_missing_is_started_and_what_waits_can_be_had():
+    plan, _ = plan_pool({"cpu": CPU}, [], {}, PoolMemory(), START)
+    assert plan.launch == ("cpu", "cpu")
+    first, second = waiting(1), waiting(2)
+    plan, _ = plan_pool({"cpu": CPU}, [first, second], reports(first), PoolMemory(), START + 1)
+    assert (plan.launch, plan.kill) == ((), ())
+    assert plan.idle == {"cpu": {first.replica}}
+
+
+def test_of_too_many_those_go_that_cannot_be_had_yet():
+    rows = [waiting(1), waiting(2, born=START + 1), waiting(3, born=START + 2)]
+    plan, _ = plan_pool({"cpu": CPU}, rows, reports(rows[0], rows[2]), PoolMemory(), START + 3)
+    assert [worker for worker, _ in plan.kill] == [rows[1].replica]
+
+
+def test_a_changed_flavour_and_one_that_is_no_more_end_theirs():
+    rows = [waiting(1), waiting(1, flavour="old")]
+    changed = {"cpu": Flavour(workers=1, threads=8)}
+    plan, _ = plan_pool(changed, rows, reports(*rows), PoolMemory(), START + 1)
+    assert {worker for worker, _ in plan.kill} == {row.replica for row in rows}
+    assert plan.launch == ("cpu",)
+
+
+@pytest.mark.parametrize(
+    ("row", "told", "later_s", "why"),
+    [
+        (waiting(1, alive=False), {}, 1, "the worker's process is gone"),
+        (waiting(1), reports(waiting(1), state="failed", message="no Triton"), 1, "no Triton"),
+        (waiting(1), {}, 130, "not there after 120 s"),
+        (waiting(1), reports(waiting(1), state="starting"), 130, "not there after 120 s"),
+    ],
+)
+def test_one_that_is_not_well_is_ended_and_the_next_one_waits(row, told, later_s, why):
+    one = {"cpu": Flavour(workers=1)}
+    now = START + later_s
+    plan, memory = plan_pool(one, [row], told, PoolMemory(), now)
+    assert plan.kill == ((row.replica, why),)
+    assert plan.launch == ()
+    assert memory.trouble["cpu"].message == why
+    plan, memory = plan_pool(one, [], {}, memory, now + 1.0)
+    assert plan.launch == ("cpu",)
+    # Once more: twice the wait; one that can be had ends the trouble.
+    plan, memory = plan_pool(one, [row], told, memory, now + 1.0)
+    assert plan_pool(one, [], {}, memory, now + 2.5)[0].launch == ()
+    assert plan_pool(one, [], {}, memory, now + 3.0)[0].launch == ("cpu",)
+    good = waiting(2, born=now + 3.0)
+    assert "cpu" not in plan_pool(one, [good], reports(good), memory, now + 3.0)[1].trouble
+
+
+def test_one_that_fell_silent_is_not_offered_anything_and_then_given_up():
+    row = waiting(1)
+    one = {"cpu": Flavour(workers=1)}
+    _, memory = plan_pool(one, [row], reports(row), PoolMemory(), START + 300)
+    plan, memory = plan_pool(one, [row], {}, memory, START + 300 + SILENT_S)
+    assert (plan.kill, plan.idle) == ((), {"cpu": frozenset()})
+    plan, _ = plan_pool(one, [row], {}, memory, START + 301 + SILENT_S)
+    assert plan.kill == ((row.replica, f"no heartbeat for {SILENT_S:g} s"),)
+
+
+@given(
+    st.integers(0, 5),
+    st.lists(st.tuples(st.booleans(), st.sampled_from(["warm", "starting", "failed", "silent"])), max_size=8),
+)
+def test_after_every_look_the_number_is_right(wanted, rows):
+    flavours = {"cpu": Flavour(workers=wanted)}
+    there = [waiting(number, alive=alive) for number, (alive, _) in enumerate(rows)]
+    told = [(row, state) for row, (_, state) in zip(there, rows, strict=True) if state != "silent"]
+    heard = {name: each for row, state in told for name, each in reports(row, state=state).items()}
+    plan, memory = plan_pool(flavours, there, heard, PoolMemory(), START + 1)
+    ended = {worker for worker, _ in plan.kill}
+    after = len(there) - len(ended) + len(plan.launch)
+    assert after == wanted or (after < wanted and memory.trouble["cpu"].not_before > START + 1)
+    assert plan.idle["cpu"] <= {row.replica for row in there if row.alive} - ended
+
+
+def test_a_worker_that_became_a_replica_is_known_by_both_names():
+    worker = waiting(4)
+    claim = Claim("digits-v1-2-7", "f", START + 5, 30.0, worker.replica)
+    found = as_replica(worker, claim, ("digits-v1", 2, 7))
+    assert (found.replica, found.deployment, found.slot, found.generation) == (
+        "digits-v1-2-7", "digits-v1", 2, 7,
+    )  # fmt: skip
+    assert (found.launched_at, found.fingerprint, found.drain_limit_s) == (START + 5, "f", 30.0)
+    assert (found.worker, found.alive) == (worker.replica, True)
+
+
+def test_the_setting_takes_a_number_or_the_whole(monkeypatch):
+    monkeypatch.setenv("TIDEGATE_AUTOSCALER_WARM", '{"cpu": 2, "gpu": {"resources": {"gpus": 1}}}')
+    found = AutoscalerSettings().autoscaler_warm
+    assert found == {"cpu": Flavour(workers=2), "gpu": Flavour(resources=Resources(gpus=1))}
+    monkeypatch.setenv("TIDEGATE_AUTOSCALER_WARM", '{"GPU.big": 1}')
+    with pytest.raises(ValidationError, match="a flavour's name is of lower case letters"):
+        AutoscalerSettings()
