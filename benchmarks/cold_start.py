@@ -2,8 +2,8 @@
 
 The digits example at zero replicas is asked again and again, by a stack without a warm pool and by one where
 a worker waits; between two requests the model goes back to sleep. Shown: the wait of the caller, and the
-parts of the start as the worker measures them. `rest` is what remains of the caller's wait: until the autoscaler
-has heard of the request, until the worker has its queue, the call itself.
+parts of the start as the worker measures them. `rest` is what remains of the caller's wait: until the
+autoscaler has heard of the request, until the worker has its queue, the call itself.
 """
 
 from __future__ import annotations
