@@ -79,9 +79,14 @@ class UsageIntake:
             try:
                 async with self._database.write() as writer:
                     new = await usage.add(writer.connection, report, writer.now)
-            except TidegateError as error:
+            except Unavailable as error:
                 log.warning("usage waits for the database", extra={"problem": error.message})
                 await asyncio.sleep(RETRY_S)
+            except TidegateError as error:
+                # It would be refused for ever, and hold up all that wait behind it.
+                _tell_refused(report, error)
+                TAKEN.labels("refused").inc()
+                return
             else:
                 TAKEN.labels("added" if new else "again").inc()
                 return
@@ -94,3 +99,9 @@ class UsageIntake:
             except TidegateError as error:
                 log.warning("old usage reports stay for now", extra={"problem": error.message})
             await asyncio.sleep(FORGET_EVERY_S)
+
+
+def _tell_refused(report: UsageReport, error: TidegateError) -> None:
+    requests = sum(counts[0] for counts in report.counts.values())
+    told = {"incarnation": report.incarnation, "seq": report.seq, "requests": requests}
+    log.error("usage is lost: the database refuses a report", extra=told | {"problem": error.message})

@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from datetime import date
 
+from sqlalchemy.exc import OperationalError
+
+from services.registry.adapters import usage_intake
+from services.registry.adapters.sql import usage
 from tests.integration.registry.onnx_files import onnx_bytes
 from tidegate.broker import Link, Session
 from tidegate.protocol.access import Principal
@@ -90,12 +97,19 @@ def report(seq: int, *, requests: int = 2, endpoint: str = "digits", day: date =
     return UsageReport("beef", seq, {Subject(day, "k1", endpoint): counts}).to_json()
 
 
-async def test_usage_is_added_once_and_summed(opened, rabbitmq_url, until):
+@asynccontextmanager
+async def reporting(url: str) -> AsyncIterator[Session]:
+    """A gateway's way to report usage."""
+
     async def declare(session: Session) -> None:
         await session.declare(USAGE)
 
-    async with Link(rabbitmq_url, "test", declare) as link, opened(amqp_url=rabbitmq_url) as call:
-        session = await link.wait_up(10)
+    async with Link(url, "test", declare) as link:
+        yield await link.wait_up(10)
+
+
+async def test_usage_is_added_once_and_summed(opened, rabbitmq_url, until):
+    async with reporting(rabbitmq_url) as session, opened(amqp_url=rabbitmq_url) as call:
         next_day = date(2026, 1, 3)
         for body in (report(1), report(1), b"no report", report(2, requests=3), report(3, day=next_day)):
             await session.publish(body, routing_key=USAGE.name, persistent=True)
@@ -140,3 +154,41 @@ async def test_usage_is_added_once_and_summed(opened, rabbitmq_url, until):
 
 async def _has(rows, count: int) -> bool:
     return len(await rows()) == count
+
+
+async def test_a_report_that_the_database_refuses_holds_up_nobody(
+    opened, rabbitmq_url, until, caplog, monkeypatch
+):
+    monkeypatch.setattr(usage_intake, "PREFETCH", 1)  # the second comes when the first is acked
+    too_large = report(1, requests=2**63)
+    async with reporting(rabbitmq_url) as session, opened(amqp_url=rabbitmq_url) as call:
+        for body in (too_large, report(2)):
+            await session.publish(body, routing_key=USAGE.name, persistent=True)
+
+        async def rows():
+            return (await call("GET", "/v1/usage"))["items"]
+
+        await until(lambda: _has(rows, 1))
+        assert [row["requests"] for row in await rows()] == [2]
+    (told,) = [r for r in caplog.records if r.levelno == logging.ERROR]
+    assert (told.seq, told.requests, bool(told.problem)) == (1, 2**63, True)
+
+
+async def test_a_report_waits_for_a_database_that_is_away(opened, rabbitmq_url, until, monkeypatch):
+    add, asked = usage.add, []
+
+    async def away_at_first(*args):
+        asked.append(1)
+        if len(asked) < 4:
+            raise OperationalError("INSERT", {}, OSError("disk I/O error"))
+        return await add(*args)
+
+    monkeypatch.setattr(usage_intake, "RETRY_S", 0.01)
+    monkeypatch.setattr(usage, "add", away_at_first)
+    async with reporting(rabbitmq_url) as session, opened(amqp_url=rabbitmq_url) as call:
+        await session.publish(report(1), routing_key=USAGE.name, persistent=True)
+
+        async def rows():
+            return (await call("GET", "/v1/usage"))["items"]
+
+        await until(lambda: _has(rows, 1))

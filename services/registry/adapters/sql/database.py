@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy.exc import DBAPIError, IntegrityError
+from sqlalchemy.exc import DataError, DBAPIError, IntegrityError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from services.registry.adapters.sql.reading import Reader
 from services.registry.adapters.sql.writing import Writer
 from tidegate import telemetry
-from tidegate.errors import Conflict, Unavailable
+from tidegate.errors import BadRequest, Conflict, Unavailable
 
 log = telemetry.logger(__name__)
 
@@ -97,7 +97,8 @@ class Database:
     async def write(self) -> AsyncIterator[Writer]:
         """One change, alone of its kind: committed when the block ends well, else undone.
 
-        Raises Unavailable when the database fails, Conflict when it refuses a reference.
+        Raises Unavailable when the database fails, Conflict when it refuses a reference, BadRequest when it
+        refuses a value: too long, too large, or not to be written in it at all.
         """
         with self._judged():
             async with self._turn, self._writes.begin() as connection:
@@ -132,7 +133,21 @@ class _Judged:
             self._database.problem = None
         elif isinstance(error, IntegrityError):
             raise Conflict("What this refers to has just been changed or deleted: read it again.") from error
+        elif _refuses_value(error):
+            raise BadRequest(f"The database does not take a value of this: {_cause(error)}.") from error
         elif isinstance(error, DBAPIError | PoolTimeout | OSError):
-            cause = error.orig if isinstance(error, DBAPIError) else error
-            self._database.problem = f"The registry's database does not work: {cause}."
+            self._database.problem = f"The registry's database does not work: {_cause(error)}."
             raise Unavailable(self._database.problem) from error
+
+
+def _refuses_value(error: BaseException) -> bool:
+    """Whether the fault is in what was to be written, so that it is the same the next time."""
+    if isinstance(error, DBAPIError):
+        # The dialect of asyncpg has no class of its own for these, only the state: class 22, data exception.
+        state = getattr(error.orig, "sqlstate", None) or ""
+        return isinstance(error, DataError) or str(state).startswith("22")
+    return isinstance(error, OverflowError)  # of SQLite's driver, for a number of more than 64 bits
+
+
+def _cause(error: BaseException) -> BaseException | None:
+    return error.orig if isinstance(error, DBAPIError) else error
