@@ -47,6 +47,9 @@ class Door(Protocol):
     def settle(self, group: Sequence[Held]) -> None:
         """These are over: ack their messages."""
 
+    def give_back(self, group: Sequence[Held]) -> None:
+        """Nothing is known of these here any more: have their messages delivered again."""
+
     def is_open(self, held: Held) -> bool:
         """Whether its message is still ours to ack."""
 
@@ -293,17 +296,24 @@ class Jobs:
         if self.held.get(held.id) is held:
             del self.held[held.id]
 
+    def _abandon(self, group: list[Held]) -> None:
+        """Let go of what is not done yet: it comes again, by its message or when its lease lapses."""
+        assert self._door is not None
+        left = [held for held in group if self.held.get(held.id) is held]
+        for held in left:
+            held.over = True
+            self._drop(held)
+        self._door.give_back(left)
+        self._rest()  # what has failed here once may well fail again
+
     def _track(
         self, where: set[asyncio.Task[None]], work: Coroutine[Any, Any, None], group: list[Held]
     ) -> None:
         def ended(task: asyncio.Task[None]) -> None:
             where.discard(task)
             if not task.cancelled() and (error := task.exception()) is not None:
-                # Not settled and not leased any more: it comes again, as another attempt.
-                log.error("jobs were not handled", exc_info=error)
-                for held in group:
-                    held.over = True
-                    self._drop(held)
+                log.error("jobs were not handled; they are given back", exc_info=error)
+                self._abandon(group)
             self.wake()
 
         task = asyncio.create_task(work)

@@ -94,6 +94,13 @@ class JobMessages:
         if session is not None:
             self._ack(session, [h.tag for h in group if h.session is session and h.leased_at is None])
 
+    def give_back(self, group: Sequence[Held]) -> None:
+        """Have the messages of these delivered again, here or elsewhere; what is leased has none."""
+        session = self._session
+        tags = [held.tag for held in group if held.session is session and held.leased_at is None]
+        if tags and session is not None:
+            self._send(self._nack(session, tags))
+
     def _ack(self, session: Session, tags: list[int]) -> None:
         if tags and session is self._session:
             if not self._over:
@@ -110,10 +117,7 @@ class JobMessages:
             await session.ack(tag, multiple=multiple)
 
     def _give_back(self, before: float) -> None:
-        session = self._session
-        found = self._jobs.give_back(before)
-        if found and session is not None:
-            self._send(self._nack(session, [held.tag for held in found if held.session is session]))
+        self.give_back(self._jobs.give_back(before))
 
     async def _nack(self, session: Session, tags: list[int]) -> None:
         for tag in tags:

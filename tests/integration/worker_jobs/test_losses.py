@@ -276,6 +276,27 @@ async def test_a_lease_is_renewed_while_the_result_waits(
     await nothing_is_left(worker)
 
 
+@pytest.mark.parametrize("call", ["take", "finish"])
+async def test_what_nobody_thought_of(start, shop, until, monkeypatch, caplog, nothing_is_left, call):
+    """A mistake of ours while jobs are taken, or recorded: their messages come again, as another attempt."""
+    monkeypatch.setattr(jobs_module, "REST_S", 0.01)
+    worker = await start(max_rows=0)
+    works, broken = getattr(worker.jobs._store, call), [True]
+
+    async def breaks_once(*args):
+        if broken:
+            broken.clear()
+            raise ZeroDivisionError("a mistake")
+        return await works(*args)
+
+    monkeypatch.setattr(worker.jobs._store, call, breaks_once)
+    id_ = await shop.submit()
+    await until(lambda: shop.is_in("succeeded", id_))
+    assert (await shop.job(id_)).attempt == {"take": 1, "finish": 2}[call]
+    assert [r.exc_info[0] for r in caplog.records if r.exc_info] == [ZeroDivisionError]
+    await nothing_is_left(worker)
+
+
 class Deaf:
     """The store for a worker that does not hear what came of its next ``take``, though it is done."""
 
