@@ -87,7 +87,9 @@ class Grant:
             self._count(self._principal.id, self._endpoint)[3] += received
 
     def streamed(self, spent: Spent, received: int) -> None:
-        """:meth:`done`, of a stream."""
+        """:meth:`done`, of a stream; :meth:`cancel`, where it was never queued."""
+        if not spent.queued:
+            self.cancel()
         self.done(
             compute_us=spent.compute_us,
             received=received,

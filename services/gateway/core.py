@@ -51,6 +51,10 @@ class Answer:
     timing: Timing
 
 
+def _nothing() -> None:
+    """What nobody wants to hear."""
+
+
 class Core:
     """The gateway's one way of a request."""
 
@@ -109,8 +113,12 @@ class Core:
         timeout_ms: float | None,
         decode: Callable[[Contract], Decoded],
         trace: bytes = b"",
+        queued: Callable[[], None] = _nothing,
     ) -> Answer:
-        """:meth:`begin` for who can wait: the answer, or the TidegateError raised. Cancelling abandons it."""
+        """:meth:`begin` for who can wait: the answer, or the TidegateError raised. Cancelling abandons it.
+
+        ``queued`` is called when it was not refused.
+        """
         future: asyncio.Future[Answer | TidegateError] = asyncio.get_running_loop().create_future()
 
         def done(outcome: Answer | TidegateError) -> None:
@@ -118,6 +126,7 @@ class Core:
                 future.set_result(outcome)
 
         id_ = self.begin(model, version, timeout_ms, decode, trace, done)
+        queued()
         try:
             outcome = await future
         except asyncio.CancelledError:
@@ -134,11 +143,13 @@ class Core:
         timeout_ms: float | None,
         decode: Callable[[Contract], Decoded],
         trace: bytes = b"",
+        queued: Callable[[], None] = _nothing,
     ) -> AsyncGenerator[Answer]:
         """Many answers to one request, each as it is made; of a model that gives one, just that.
 
         ``timeout_ms`` is the time until the first and between two. Raises a TidegateError when the request is
-        refused, or fails at any point. Closing the generator early cancels the request.
+        refused, or fails at any point; ``queued`` is called when it was not refused. Closing the generator
+        early cancels the request.
         """
         route, request, timeout_ms, decode_s = self._prepare(model, version, timeout_ms, decode)
         self._admit(route, timeout_ms)
@@ -156,6 +167,7 @@ class Core:
             stream=True,
         )
         del request
+        queued()
         try:
             async for reply in chunks.read():
                 answer = _answer(route, kept, decode_s, reply)

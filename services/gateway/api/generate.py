@@ -103,6 +103,7 @@ class Generate:
             call.timeout_ms,
             lambda contract: generate.decode(call.body, contract),
             telemetry.request_id.get().encode("latin-1", "replace"),
+            call.spent.begin,
         )
         return self._metrics.watch(call.model, call.started, stream)
 

@@ -25,13 +25,18 @@ def tokens(parameters: Mapping[str, Any]) -> tuple[int, int]:
 
 @dataclass(slots=True)
 class Spent:
-    """The cost of a stream so far."""
+    """The cost of a stream so far. ``queued``: it was not refused before it could cost anything."""
 
     answers: int = 0
     compute_us: int = 0
     sent: int = 0
     tokens_in: int = 0
     tokens_out: int = 0
+    queued: bool = False
+
+    def begin(self) -> None:
+        """It was queued for a model."""
+        self.queued = True
 
     def add(self, reply: Reply, parameters: Mapping[str, Any], sent: int) -> None:
         """One answer more, of ``sent`` bytes. Its tokens are those of the stream up to it."""

@@ -55,9 +55,10 @@ def made(registry, client, until):
     return Made()
 
 
-def x_grpc() -> InferInput:
-    made = InferInput("x", [1, 2], "FP32")
-    made.set_data_from_numpy(np.array([[1, 2]], np.float32))
+def x_grpc(*values: float) -> InferInput:
+    row = np.array([values or (1, 2)], np.float32)
+    made = InferInput("x", list(row.shape), "FP32")
+    made.set_data_from_numpy(row)
     return made
 
 
@@ -251,6 +252,27 @@ async def test_what_is_used_is_counted(gateway, client, worker, made, registry, 
     assert row["compute_us"] == 6 * 200
     assert row["received_bytes"] > 4 * len(str(BODY)) * 0.8
     assert row["sent_bytes"] > 0
+
+
+async def test_doors_count_alike(gateway, client, worker, made, registry, until):
+    key = await made()
+    for x, status, code in (([1] * 3, 400, "INVALID_ARGUMENT"), ([1, 2], 504, "DEADLINE_EXCEEDED")):
+        worker.answer = silent
+        wanted = {"inputs": [BODY["inputs"][0] | {"shape": [1, len(x)], "data": x}]}
+        for door, body in (("infer", wanted), ("generate", {"x": x}), ("generate_stream", {"x": x})):
+            headers = bearer(key["key"]) | {"X-Request-Timeout-Ms": "200"}
+            answer = await client.post(f"/v2/models/digits/{door}", json=body, headers=headers)
+            assert answer.status_code == status, (door, answer.text)
+        async with triton.InferenceServerClient(gateway.grpc) as stub:
+            headers = {"authorization": f"Bearer {key['key']}", "x-request-timeout-ms": "200"}
+            with pytest.raises(triton.InferenceServerException) as caught:
+                await stub.infer("digits", [x_grpc(*x)], headers=headers)
+            assert caught.value.status() == f"StatusCode.{code}"
+    worker.answer = echo
+    assert (await made.infer(key["key"])).status_code == 200
+    await until(lambda: _requests(registry, key["id"]) >= 5)
+    (row,) = registry("GET", f"/v1/usage?principal={key['id']}")["items"]
+    assert (row["requests"], row["failed"]) == (5, 4), "of those that were refused none counts"
 
 
 def _requests(registry, principal: str) -> int:

@@ -151,6 +151,8 @@ def test_a_grant_counts_once():
     door.admit().accepted(9)
     assert door.counts == {("ab12", "digits"): [1, 0, 5, 10, 2, 3, 4]}
     door.admit().streamed(Spent(), 1)
+    assert door.counts["ab12", "digits"][:2] == [1, 0], "one that was refused was none"
+    door.admit().streamed(Spent(queued=True), 1)
     assert door.counts["ab12", "digits"][:2] == [2, 1], "a stream without an answer has failed"
     assert door.meters["ab12"].under_way == 0
 

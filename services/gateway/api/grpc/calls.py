@@ -74,7 +74,7 @@ class Calls:
             if not self._limits.bodies.take(size):
                 raise self._limits.overloaded()
             try:
-                answer = await self._ask(request, rid, timeout_ms)
+                answer = await self._ask(request, rid, timeout_ms, spent)
             finally:
                 self._limits.bodies.give(size)
             response, trailers = self.encode(request.model_name, answer, rid, started)
@@ -91,7 +91,7 @@ class Calls:
         self.core.pick(request.model_name, request.model_version)
         return self.access.admit(principal, request.model_name)
 
-    async def _ask(self, request: Any, rid: str, timeout_ms: float | None) -> Answer:
+    async def _ask(self, request: Any, rid: str, timeout_ms: float | None, spent: Spent) -> Answer:
         model: str = request.model_name
         company = self._companies.get(model)
         if company is not None:
@@ -103,6 +103,7 @@ class Calls:
                 timeout_ms,
                 lambda contract: codec.decode(request, contract),
                 rid.encode("latin-1"),
+                spent.begin,
             )
         finally:
             if company is not None:

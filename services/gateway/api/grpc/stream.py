@@ -104,6 +104,7 @@ class Stream:
                 timeout_ms,
                 lambda contract: codec.decode(request, contract),
                 rid.encode("latin-1"),
+                spent.begin,
             )
             begun = False
             async with aclosing(answers):
