@@ -71,14 +71,16 @@ class Leases:
                 await self._store.settle(self._process, asks)
 
     def replace(self, allowances: dict[str, Allowance]) -> None:
-        """These are all callers that have limits; who had the same before keeps what it holds."""
-        kept = {}
+        """These are all callers that have limits; who had some before keeps what it holds and has spent."""
+        kept, now = {}, time.monotonic()
         for principal, allowance in allowances.items():
-            old = self.meters.get(principal)
-            if old is None or old.allowance != allowance:
-                old = Meter(principal, allowance, self._activate)
-                old.share = self._share()
-            kept[principal] = old
+            meter = self.meters.get(principal)
+            if meter is None:
+                meter = Meter(principal, allowance, self._activate)
+                meter.share = self._share()
+            elif meter.allowance != allowance:
+                meter.change(allowance, now)
+            kept[principal] = meter
         self.meters = kept
 
     def _activate(self, meter: Meter) -> None:

@@ -61,10 +61,22 @@ class Tokens:
 
     def settled(self, asked: Holding, given: int, left: float, credit: int = 0) -> None:
         """The account has answered; what was taken in the meantime stays taken."""
-        self.have = math.floor(self.have - self.lent) - asked.have + given
+        have = math.floor(self.have - self.lent) - asked.have + given
+        # What was given under a limit that is lower since counts up to that.
+        self.have, self.left = min(have, self.limit), min(left, self.limit)
         self.lent = 0
-        self.left = left
-        self.least = 1 - credit
+        self.least = 1 - min(credit, self.limit)
+
+    def change(self, limit: int) -> None:
+        """Another limit: what was spent of the old one is spent, and no more is left than the new one."""
+        rest = self.left + self.have
+        if self.kind != "rate" or self.left >= self.limit:
+            rest += limit - self.limit  # a bucket that was not full has to fill up to its new size
+        rest, held = min(rest, limit), self.have
+        self.have = min(held, max(0, rest))
+        self.lent = max(0, self.lent - (held - self.have))
+        self.left = min(limit, max(0, rest - self.have))
+        self.limit = limit
 
     def begin(self) -> None:
         """A new period: tokens of the old one are worth nothing."""
@@ -88,10 +100,10 @@ class Meter:
         self.share = 1.0  # of one process in each limit
         self.active = False
         self.local = False
-        self.rate = None if allowance.rate is None else Tokens("rate", allowance.burst)
-        self.of_day = None if allowance.day is None else Tokens("day", allowance.day)
-        self.of_month = None if allowance.month is None else Tokens("month", allowance.month)
-        self._tokens = tuple(kind for kind in (self.rate, self.of_day, self.of_month) if kind is not None)
+        self.rate: Tokens | None = None
+        self.of_day: Tokens | None = None
+        self.of_month: Tokens | None = None
+        self._bound(allowance)
         self.under_way = 0
         self.slots = 0
         self._slots_heard = False
@@ -123,6 +135,37 @@ class Meter:
     def give(self) -> None:
         """A request is over."""
         self.under_way -= 1
+
+    def change(self, allowance: Allowance, now: float) -> None:
+        """Other limits from now on; what was spent and what is under way counts for them too."""
+        before, self.allowance = self.allowance, allowance
+        self._bound(allowance)
+        if before.rate is not None and allowance.rate is not None:
+            wait = max(0.0, self._wait_until - now)
+            self._wait_until = now + wait * before.rate / allowance.rate
+        if before.concurrency != allowance.concurrency:
+            self._slots_heard = False
+
+    def _bound(self, to: Allowance) -> None:
+        self.rate = self._kind(self.rate, "rate", None if to.rate is None else to.burst)
+        self.of_day = self._kind(self.of_day, "day", to.day)
+        self.of_month = self._kind(self.of_month, "month", to.month)
+        self._tokens = tuple(kind for kind in (self.rate, self.of_day, self.of_month) if kind is not None)
+
+    def _kind(self, tokens: Tokens | None, kind: str, limit: int | None) -> Tokens | None:
+        """Those of one kind, under a limit that is new to them."""
+        if limit is None:
+            return None
+        if tokens is None:
+            tokens = Tokens(kind, limit)
+            tokens.lend(self._part(limit))
+        elif limit != tokens.limit:
+            tokens.change(limit)
+            least = tokens.least
+            tokens.lend(self._part(tokens.left) if tokens.left >= 1 else 0)
+            if kind == "rate" or self.local:  # of these no more is lent than was before
+                tokens.least = max(tokens.least, least)
+        return tokens
 
     def new_day(self, *, new_month: bool) -> None:
         """The day is over."""
@@ -169,17 +212,19 @@ class Meter:
 
     def settled(self, asked: Ask, given: Given, now: float) -> None:
         """The account has answered ``asked``."""
-        if self.rate is not None:
+        of = asked.allowance  # they may have been changed since
+        if self.rate is not None and of.rate is not None:
             credit = self._rest_of_share(asked.rate, given.rate_left) if self._fresh else 0
             self.rate.settled(asked.rate, given.rate, given.rate_left, credit)
         # Of a quota little is held, since that is lost with the process; its share of the rest is lent.
-        if self.of_day is not None:
-            credit = int(given.day_left * self.share)
-            self.of_day.settled(asked.of_day, given.of_day, given.day_left, credit)
-        if self.of_month is not None:
-            credit = int(given.month_left * self.share)
-            self.of_month.settled(asked.of_month, given.of_month, given.month_left, credit)
-        self.slots, self._tight, self._slots_heard = given.slots, given.tight, True
+        if self.of_day is not None and of.day is not None:
+            left = max(0, given.day_left + self.of_day.limit - of.day)
+            self.of_day.settled(asked.of_day, given.of_day, left, int(left * self.share))
+        if self.of_month is not None and of.month is not None:
+            left = max(0, given.month_left + self.of_month.limit - of.month)
+            self.of_month.settled(asked.of_month, given.of_month, left, int(left * self.share))
+        self.slots, self._tight = given.slots, given.tight
+        self._slots_heard = of.concurrency == self.allowance.concurrency
         self._wait_until = now + given.wait_ms / 1e3
         self.local = self._fresh = False
         self._rest(now)
@@ -245,7 +290,7 @@ class Meter:
         return since >= REFRESH_S and (self._asked > 0 or spare)
 
     def _room(self, limit: int) -> int:
-        return self.slots if self._slots_heard else max(self.slots, self._part(limit))
+        return min(limit, self.slots if self._slots_heard else max(self.slots, self._part(limit)))
 
     def _part(self, of: float) -> int:
         """This process's share, at least one."""

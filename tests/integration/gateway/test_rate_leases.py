@@ -109,12 +109,17 @@ async def test_a_quota_counts_what_was_used_before(opened, fresh, until):
     assert only.meters[key].of_day.left == 0
 
 
-async def test_a_changed_limit_is_taken_and_others_keep_what_they_hold(opened, fresh):
+async def test_a_changed_limit_is_taken_and_what_was_spent_is_spent(opened, fresh, until):
     key = fresh("key")
-    (only,) = opened(key, Allowance(rate=1, burst=5), 1)
+    (only,) = opened(key, Allowance(rate=0.001, burst=5), 1)
     meter = only.meters[key]
-    only.replace({key: Allowance(rate=1, burst=5), "other": Allowance(day=1)})
+    assert [take(only, key) for _ in range(6)] == [True] * 5 + [False]
+    only.replace({key: Allowance(rate=0.001, burst=5), "other": Allowance(day=1)})
     assert only.meters[key] is meter
-    only.replace({key: Allowance(rate=2, burst=5)})
-    assert only.meters[key] is not meter
+    for burst in (5, 8, 3):
+        only.replace({key: Allowance(rate=0.002, burst=burst)})
+        assert only.meters[key].allowance == Allowance(rate=0.002, burst=burst)
+        assert not take(only, key)
     assert "other" not in only.meters
+    only.replace({key: Allowance(rate=1000, burst=5)})
+    await until(lambda: take(only, key), "the account goes by the new rate")

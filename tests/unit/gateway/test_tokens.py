@@ -293,3 +293,86 @@ def test_tokens_taken_while_the_account_answers_stay_taken():
     held.have -= 2
     held.settled(asked, given=8, left=1)
     assert (held.have, held.remaining) == (6, 7)
+
+
+def changed(process: Process, allowance: Allowance, now: float) -> None:
+    """The caller's limits are others from now on, here and in the account."""
+    process.account.allowance = allowance
+    process.meter.change(allowance, now)
+
+
+def taken(process: Process, now: float, count: int = 20) -> int:
+    """How many of so many requests at one time are let in."""
+    found = [process.take(now) for _ in range(count)]
+    for _ in range(sum(found)):
+        process.meter.give()
+    return sum(found)
+
+
+@pytest.mark.parametrize("settled", [False, True])
+@pytest.mark.parametrize("burst", [2, 6, 12])
+def test_a_changed_bucket_is_not_full_again(settled, burst):
+    process = Process("a", Account(Allowance(rate=0.01, burst=6)))
+    assert taken(process, 0.0, 2) == 2
+    if settled:
+        process.tick(0.0)
+        process.tick(0.02)
+    changed(process, Allowance(rate=0.02, burst=burst), 0.03)
+    assert taken(process, 0.03) <= min(burst, burst - 2 if burst > 6 else 4)
+    for tick in range(5):
+        process.tick(0.04 + tick * TICK_S)
+    assert taken(process, 0.2) == 0
+
+
+def test_a_bucket_that_nobody_has_used_is_full_whatever_its_size():
+    for burst in (3, 9):
+        process = Process("a", Account(Allowance(rate=0.01, burst=6)))
+        process.meter.change(Allowance(rate=0.01, burst=burst), 0.0)
+        assert taken(process, 0.0) == burst
+
+
+@pytest.mark.parametrize(("day", "more"), [(2, 0), (4, 0), (6, 2), (30, 20)])
+@pytest.mark.parametrize("settled", [False, True])
+def test_a_changed_quota_counts_what_was_used(day, more, settled):
+    process = Process("a", Account(Allowance(day=5)))
+    assert taken(process, 0.0, 4) == 4
+    if settled:
+        process.tick(0.0)
+        process.tick(0.02)
+    changed(process, Allowance(day=day), 0.03)
+    assert taken(process, 0.03) == more
+    process.tick(0.04)
+    assert process.account.used - tokens_of_day(process).have >= 4 + more, "all of it is charged"
+
+
+def tokens_of_day(process: Process) -> Tokens:
+    assert process.meter.of_day is not None
+    return process.meter.of_day
+
+
+def test_an_answer_to_limits_that_are_others_since():
+    process = Process("a", Account(Allowance(rate=1, burst=50, day=100)))
+    assert process.take(0.0)
+    meter = process.meter
+    ask = meter.ask(0.0, DAY)
+    assert ask is not None
+    given = process.account.settle("a", ask, 0.0)
+    changed(process, Allowance(rate=1, burst=3, day=4, month=8, concurrency=2), 0.0)
+    meter.settled(ask, given, 0.0)
+    assert max(tokens(meter).have, tokens(meter).left) == 3
+    assert tokens_of_day(process).left <= 3, "one is used"
+    assert meter.of_month is not None
+    assert meter.of_month.left == 8, "nothing was heard of it"
+    assert meter.take(0.0) is None
+    assert limit_of(meter.take(0.0)) == "concurrency", "what was under way is so still"
+
+
+def test_when_to_come_back_goes_by_the_new_rate():
+    process = Process("a", Account(Allowance(rate=0.001, burst=1)))
+    assert taken(process, 0.0) == 1
+    process.tick(0.0)
+    process.meter.change(Allowance(rate=0.1, burst=1), 0.0)
+    denied = process.meter.take(0.0)
+    assert limit_of(denied) == "rate"
+    assert denied is not None
+    assert denied.retry_after_s == pytest.approx(10.0)
