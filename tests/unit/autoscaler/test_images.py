@@ -1,0 +1,111 @@
+"""Images that are fetched for each launch: never in its way for longer than a moment."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from services.autoscaler.adapters import images as module
+from services.autoscaler.adapters.engine import EngineError
+from services.autoscaler.adapters.images import Images
+from services.autoscaler.domain.launcher import LaunchFailed
+
+pytestmark = pytest.mark.unit
+
+# More than a whole test takes.
+LONG_S = 30.0
+
+
+class Registry:
+    """An engine whose pulls end when ``open`` is set; each brings an image newer than the last."""
+
+    def __init__(self) -> None:
+        self.open = asyncio.Event()
+        self.pulls = self.version = 0
+        self.refuses = ""
+
+    async def pull(self, reference: str) -> None:
+        self.pulls += 1
+        await self.open.wait()
+        if self.refuses:
+            raise EngineError(self.refuses, 500)
+        self.version += 1
+
+    async def image(self, reference: str) -> dict[str, Any] | None:
+        return {"Id": f"sha256:{self.version}"}
+
+
+@pytest.fixture
+def registry() -> Registry:
+    return Registry()
+
+
+@pytest.fixture
+def images(registry: Any) -> Images:
+    return Images(registry, "always")
+
+
+@pytest.fixture
+def no_patience(monkeypatch):
+    monkeypatch.setattr(module, "MOMENT_S", 0.0)
+
+
+async def being_fetched(images: Images) -> None:
+    async with asyncio.timeout(LONG_S):
+        with pytest.raises(LaunchFailed, match="image ours/worker is being fetched"):
+            await images.digest("ours/worker")
+
+
+async def fetched(registry: Registry) -> None:
+    """What is on its way arrives; what is asked for after that does not yet."""
+    registry.open.set()
+    for _ in range(5):
+        await asyncio.sleep(0)
+    registry.open.clear()
+
+
+async def test_a_slow_pull_holds_up_no_launch(images, registry, no_patience):
+    for _ in range(3):
+        await being_fetched(images)
+    await fetched(registry)
+    assert await images.digest("ours/worker") == "sha256:1"
+    assert registry.pulls == 1, "what was fetched meanwhile is what this launch asked for"
+    await being_fetched(images)
+    assert registry.pulls == 2, "the next one wants the newest again"
+
+
+async def test_a_quick_pull_fails_no_launch(images, registry, monkeypatch):
+    monkeypatch.setattr(module, "MOMENT_S", LONG_S)
+    registry.open.set()
+    assert [await images.digest("ours/worker") for _ in range(2)] == ["sha256:1", "sha256:2"]
+
+
+async def test_launches_at_one_time_share_a_pull(images, registry, monkeypatch):
+    monkeypatch.setattr(module, "MOMENT_S", LONG_S)
+    launches = asyncio.gather(*(images.digest("ours/worker") for _ in range(3)))
+    await asyncio.sleep(0)
+    await fetched(registry)
+    assert await launches == ["sha256:1"] * 3
+    assert registry.pulls == 1
+
+
+async def test_a_pull_that_fails_is_told_and_tried_again(images, registry, no_patience):
+    registry.refuses = "no such host."
+    await being_fetched(images)
+    await fetched(registry)
+    with pytest.raises(LaunchFailed, match=r"was not fetched: no such host\. It is tried again"):
+        await images.digest("ours/worker")
+    registry.refuses = ""
+    await being_fetched(images)
+    await fetched(registry)
+    assert await images.digest("ours/worker") == "sha256:1"
+
+
+async def test_what_was_fetched_long_ago_is_not_the_newest(images, registry, no_patience, monkeypatch):
+    await being_fetched(images)
+    await fetched(registry)
+    monkeypatch.setattr(module, "OLD_S", 0.0)
+    await being_fetched(images)
+    assert registry.pulls == 2
