@@ -8,9 +8,10 @@ SHELL := /bin/sh
 PY := .venv/bin/python
 STATE := $(or $(TIDEGATE_STATE_DIR),.tidegate)
 RUNTIME := $(or $(TIDEGATE_RUNTIME_DIR),$(STATE)/runtime)
-# Each test process has servers of its own; the tests of the whole stack want the machine to themselves.
-PARALLEL_TESTS ?= tests/unit tests/integration
-SERIAL_TESTS ?= tests/chaos tests/e2e
+# Each test process has servers of its own, or a whole stack, which the tests of a file share. They wait more
+# than they compute, so there are more of them than cores.
+PART_TESTS ?= tests/unit tests/integration
+STACK_TESTS ?= tests/chaos tests/e2e
 PYTEST_FLAGS ?= -q
 
 # The first Python that fits, that of an existing environment before others; else python3, which then says what to do.
@@ -49,8 +50,8 @@ clean: down ## stop everything and forget the data (what was installed stays)
 
 test: bootstrap-dev ## install what is missing, check the code, run every test
 	@$(MAKE) --no-print-directory check
-	$(PY) -m pytest -n 2 $(PYTEST_FLAGS) $(PARALLEL_TESTS)
-	$(PY) -m pytest $(PYTEST_FLAGS) $(SERIAL_TESTS)
+	$(PY) -m pytest -n 4 $(PYTEST_FLAGS) $(PART_TESTS)
+	$(PY) -m pytest -n 3 --dist loadfile $(PYTEST_FLAGS) $(STACK_TESTS)
 
 test-clients: bootstrap-dev ## the clients that need an environment of their own, against a stack
 	$(PY) -m benchmarks.install --only kserve

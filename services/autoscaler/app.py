@@ -92,7 +92,9 @@ async def _start(
     )
     _add_checks(app, leader, source, loop, events)
     _run(stack, source.run(settings.autoscaler_relist_s))
-    _run(stack, _lead(leader, loop, pool))
+    leads = asyncio.Event()
+    _run(stack, _lead(leader, loop, pool, leads))
+    _run(stack, _hold(pool, loop, leads))
 
 
 def _add_checks(
@@ -119,11 +121,16 @@ def _run(stack: AsyncExitStack, work: Coroutine[None, None, None]) -> None:
     stack.push_async_callback(stop)
 
 
-async def _lead(leader: LeaderLock, loop: Loop, pool: WarmPool) -> None:
+async def _lead(leader: LeaderLock, loop: Loop, pool: WarmPool, leads: asyncio.Event) -> None:
     """Wait for the lock, then take over what the former leader left and run the loop."""
     await leader.take()
     loop.take_over()
     pool.take_over()
-    async with asyncio.TaskGroup() as group:
-        group.create_task(loop.run())
-        group.create_task(pool.hold(lambda: loop.host not in loop.cordoned))
+    leads.set()
+    await loop.run()
+
+
+async def _hold(pool: WarmPool, loop: Loop, leads: asyncio.Event) -> None:
+    """Keep the warm pool filled, once this process leads."""
+    await leads.wait()
+    await pool.hold(lambda: loop.host not in loop.cordoned)
