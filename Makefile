@@ -50,7 +50,7 @@ clean: down ## stop everything and forget the data (what was installed stays)
 
 test: bootstrap-dev ## install what is missing, check the code, run every test
 	@$(MAKE) --no-print-directory check
-	$(PY) -m pytest -n 4 $(PYTEST_FLAGS) $(PART_TESTS)
+	$(PY) -m pytest -n 3 $(PYTEST_FLAGS) $(PART_TESTS)
 	$(PY) -m pytest -n 3 --dist loadfile $(PYTEST_FLAGS) $(STACK_TESTS)
 
 test-clients: bootstrap-dev ## the clients that need an environment of their own, against a stack

@@ -50,7 +50,16 @@ def decide(snapshot: Snapshot, policy: Policy, state: State, now: float) -> tupl
         done, decision = _retire(name, gone, snapshot, state, policy, now)
         actions += done
         decisions += [decision] if decision else []
-    state = replace(state, deployments=memories, generations=_generations(state, actions))
+    state = replace(
+        state,
+        deployments=memories,
+        generations=_generations(state, actions),
+        # So that the start is timed also of one that is ready at the first look.
+        replicas={
+            **state.replicas,
+            **{a.replica: ReplicaMemory(now) for a in actions if isinstance(a, Launch)},
+        },
+    )
     return Plan(tuple(actions), tuple(decisions)), state
 
 

@@ -253,6 +253,13 @@ def test_the_time_of_a_start_is_measured(make_world, deployment):
     assert world.decisions[0].inputs["start_s"] == 0.0
 
 
+def test_a_start_that_is_over_before_the_next_look_is_timed_all_the_same(make_world, deployment):
+    world = make_world(deployment(), start_s=0.0)
+    world.run(2)
+    assert world.statuses[NAME].ready == 1
+    assert world.statuses[NAME].start_s == pytest.approx(0.5, abs=0.01)
+
+
 def test_the_predicted_wait():
     assert predicted_wait_ms(a_load(30), Fleet(ready=2)) == 14 * 20
     assert predicted_wait_ms(a_load(1), Fleet(ready=2)) == 0.0
