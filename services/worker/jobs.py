@@ -55,7 +55,9 @@ class Door(Protocol):
 
 
 class Jobs:
-    """Runs jobs. ``wake`` is called when there may be something to begin; ``held`` are all in hand, by id."""
+    """Runs jobs. ``wake`` is called when there may be something to begin, ``lost`` with a model whose server
+    is gone; ``held`` are all in hand, by id.
+    """
 
     def __init__(self, store: JobStore, results: JobResults, replica: str, *, max_rows: int) -> None:
         self._store = store
@@ -73,6 +75,7 @@ class Jobs:
         self.held: dict[bytes, Held] = {}
         self.stats = Stats()
         self.wake: Callable[[], None] = lambda: None
+        self.lost: Callable[[Model], None] = lambda _: None
 
     @property
     def calling(self) -> int:
@@ -218,6 +221,7 @@ class Jobs:
             self._record([End(held, "expired") for held in group])
         except Unavailable as error:
             self._on_lost(group, error)
+            self.lost(model)
         except Exception as error:
             log.exception("a job's call failed unexpectedly")
             await self._on_model_error(model, group, ModelFailed(f"the job could not be run: {error!r}"))

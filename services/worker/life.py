@@ -44,6 +44,7 @@ from tidegate.topology import requests_queue
 log = telemetry.logger(__name__)
 
 CRASHES_ALLOWED = 5
+LOOK_AGAIN_S = 0.1
 STREAMS = 16
 CRASH_WINDOW_S = 300.0
 
@@ -80,6 +81,7 @@ class Life:
         self._client: TritonClient | None = None
         self._regions: Regions | None = None
         self._task: asyncio.Task[None] | None = None
+        self._looking: asyncio.Task[None] | None = None
         self._work: Work | None = None
         queue = requests_queue(self._deployment.name)
         self._blobs = Blobs(settings.blob_url)
@@ -130,7 +132,7 @@ class Life:
 
     async def stop(self) -> None:
         """End everything; Triton goes last of all that works."""
-        await tasks.end(self._task)
+        await tasks.end(self._task, self._looking)
         await self._gpus.stop()
         if self._work is not None:
             await self._work.stop()
@@ -303,6 +305,7 @@ class Life:
             max_rows=self._max_rows(),
             window_s=self._deployment.batching.window_ms / 1e3,
             instances=self._instances,
+            on_lost=self._lost,
             streams=self._streams(),
             jobs=jobs,
         )
@@ -333,6 +336,18 @@ class Life:
         )
         self._leases.start()
         return jobs
+
+    def _lost(self, model: Model) -> None:
+        """A call found Triton gone; the kernel may say so only later, and it may be there all the same."""
+        self._looking = asyncio.create_task(self._look_again(model, self._client))
+
+    async def _look_again(self, model: Model, client: TritonClient | None) -> None:
+        """Use the model again if only the connection broke; where Triton ended ``_mend`` has the word."""
+        while client is not None and client is self._client and not self.ended.is_set():
+            await asyncio.sleep(LOOK_AGAIN_S)
+            if self._work is not None and client is self._client and await client.live():
+                self._work.use(model)
+                return
 
     async def _mend(self, models: list[str]) -> None:
         """Wait for Triton to crash, start it again, go on; too many crashes in a while end the replica."""

@@ -43,11 +43,13 @@ class Streams:
         *,
         limit: int,
         cancelled: Callable[[bytes], bool],
+        lost: Callable[[Model], None],
     ) -> None:
         self._outbox = outbox
         self._settle = settle
         self._stats = stats
         self._cancelled = cancelled
+        self._lost = lost
         self._model: Model | None = None
         self._waiting: deque[Item] = deque()
         self._running: dict[asyncio.Task[None], Item] = {}
@@ -118,6 +120,8 @@ class Streams:
     async def _stream(self, model: Model, item: Item) -> None:
         request, began = item.request, time.monotonic()
         chunks, told = await self._forward(model, item, began)
+        if isinstance(told, Unavailable):
+            self._lost(model)
         if isinstance(told, Unavailable) and chunks == 0:
             # Triton is gone and the caller has nothing yet: another attempt, by whoever is there.
             await self._outbox.again([item])

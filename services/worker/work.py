@@ -36,12 +36,14 @@ from tidegate.protocol.envelope import Buffer, Reply
 log = telemetry.logger(__name__)
 
 Settle = Callable[[list[Item]], None]
+Lost = Callable[[Model], None]
 
 
 class Work:
     """Runs the model over the backlog. ``model`` None: Triton is away, the backlog waits.
 
-    ``streams``: how many a decoupled model may have at once; 0: it is not decoupled.
+    ``on_lost`` is called with a model whose server was gone in the middle of a call; nothing is called
+    then until :meth:`use`. ``streams``: how many a decoupled model may have at once; 0: it is not decoupled.
     """
 
     def __init__(
@@ -52,6 +54,7 @@ class Work:
         max_rows: int,
         window_s: float,
         instances: int,
+        on_lost: Lost,
         streams: int = 0,
         jobs: Jobs | None = None,
     ) -> None:
@@ -60,6 +63,7 @@ class Work:
         self._max_rows = max_rows
         self._window_s = window_s
         self._instances = instances
+        self._on_lost = on_lost
         self._wake = asyncio.Event()
         self._calls: dict[asyncio.Task[None], list[Item]] = {}
         self._withdrawn: set[asyncio.Task[None]] = set()
@@ -70,9 +74,14 @@ class Work:
         self.backlog = Backlog()
         self.stats = jobs.stats if jobs is not None else Stats()
         if jobs is not None:
-            jobs.wake = self._wake.set
+            jobs.wake, jobs.lost = self._wake.set, self._lose
         self.streams = Streams(
-            outbox, settle, self.stats, limit=streams, cancelled=lambda id_: id_ in self._cancelled
+            outbox,
+            settle,
+            self.stats,
+            limit=streams,
+            cancelled=lambda id_: id_ in self._cancelled,
+            lost=self._lose,
         )
 
     @property
@@ -121,6 +130,12 @@ class Work:
         if self._jobs is not None:
             self._jobs.use(model)
         self._wake.set()
+
+    def _lose(self, model: Model) -> None:
+        """Nothing more goes there: an attempt on a server that is gone would count as one that killed it."""
+        if self._model is model:
+            self.use(None)
+            self._on_lost(model)
 
     def add(self, item: Item) -> None:
         """Take a request in."""
@@ -221,6 +236,7 @@ class Work:
             return
         except Unavailable:
             # Triton is gone in the middle of a call: any of these may be what killed it.
+            self._lose(model)
             await self._outbox.again(group)
             self._settle(group)
             return

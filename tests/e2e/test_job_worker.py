@@ -72,6 +72,15 @@ def ends_right(job: JobHandle, value: float) -> dict[str, Any]:
     return job.document
 
 
+def some_jobs(client: Client, sleeper: str) -> list[tuple[JobHandle, float]]:
+    """Jobs and their right results; one has ended, one of a while is running, the others wait."""
+    values = [100.0, 2000.0, *(100.0 + n for n in range(8))]
+    jobs = [(client.submit(sleeper, ms(value)), value) for value in values]
+    while jobs[1][0].status() == "queued":
+        time.sleep(0.01)
+    return jobs
+
+
 def test_the_model_is_told_which_job_it_runs(stack: Stack, client: Client, tmp_path: Path):
     (tmp_path / "model.py").write_text(PARAMETERS)
     signature = {
@@ -87,10 +96,8 @@ def test_the_model_is_told_which_job_it_runs(stack: Stack, client: Client, tmp_p
 
 
 def test_a_worker_is_killed_under_its_jobs(stack: Stack, client: Client, sleeper: str):
-    jobs = [(client.submit(sleeper, ms(100.0 + n)), 100.0 + n) for n in range(20)]
     worker = stack.worker("job-sleeper-v1")
-    while jobs[2][0].status() == "queued":
-        time.sleep(0.01)
+    jobs = some_jobs(client, sleeper)
     worker.kill()
     documents = [ends_right(job, value) for job, value in jobs]
     attempts = [document["attempts"] for document in documents]
@@ -101,11 +108,9 @@ def test_a_worker_is_killed_under_its_jobs(stack: Stack, client: Client, sleeper
 
 
 def test_triton_is_killed_under_its_jobs(stack: Stack, client: Client, sleeper: str):
-    jobs = [(client.submit(sleeper, ms(100.0 + n)), 100.0 + n) for n in range(10)]
     worker = stack.worker("job-sleeper-v1")
     (triton,) = [p for p in worker.children() if p.name() == "tritonserver"]
-    while jobs[1][0].status() == "queued":
-        time.sleep(0.01)
+    jobs = some_jobs(client, sleeper)
     triton.kill()
     attempts = [ends_right(job, value)["attempts"] for job, value in jobs]
     assert max(attempts) == 2, attempts
@@ -114,7 +119,7 @@ def test_triton_is_killed_under_its_jobs(stack: Stack, client: Client, sleeper: 
 
 def test_more_urgent_jobs_go_first(client: Client, sleeper: str):
     """While one runs others gather: 6 that can wait, then 6 that are urgent."""
-    first = client.submit(sleeper, ms(1500.0))
+    first = client.submit(sleeper, ms(4000.0))
     low = [client.submit(sleeper, ms(20.0), priority="low") for _ in range(6)]
     high = [client.submit(sleeper, ms(20.0), priority="high") for _ in range(6)]
     assert {job.wait(PATIENCE_S) for job in [first, *low, *high]} == {"succeeded"}

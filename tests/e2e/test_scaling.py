@@ -69,7 +69,11 @@ def test_load_scales_up_and_every_decision_can_be_explained_and_made_again(
         wait_until(
             "two replicas", lambda: len([r for r in stack.replicas(NAME) if r["state"] == "ready"]) == 2
         )
-        why = stack.cli("why", "napper")
+        # While the machine has no time for a heartbeat the demand is not known, and that says why.
+        why: dict[str, Any] = {}
+        wait_until(
+            "it says why", lambda: why.update(stack.cli("why", "napper")) or why["rule"] != "demand unknown"
+        )
     finally:
         done.set()
         load.join()

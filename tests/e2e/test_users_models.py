@@ -271,14 +271,14 @@ import triton_python_backend_utils as pb_utils
 
 class TritonPythonModel:
     def initialize(self, args):
-        time.sleep(2)
+        time.sleep(1)
 
     def execute(self, requests):
         x = [pb_utils.get_input_tensor_by_name(request, "x").as_numpy() for request in requests]
         return [pb_utils.InferenceResponse([pb_utils.Tensor("y", value * {factor})]) for value in x]
 """
     path = tmp_path / "model.py"
-    for factor in (1, 2, 1):
+    for factor in (1, 2):
         path.write_text(source.replace("{factor}", str(factor)))
         stack.deploy(path, "quiet", *options)
         number = stack.cli("versions", "quiet")["items"][-1]["number"]

@@ -207,7 +207,9 @@ async def start(rabbitmq_url, queue, fresh, claims) -> AsyncIterator[Callable[..
             fetch_bytes: int = 2**30,
             streams: int = 0,
             model: Any = None,
+            again: bool = True,
         ) -> Worker:
+            """``again``: a model server that was lost is there again at once."""
             outbox = Outbox(out_url, queue, claims)
             requests = Requests(
                 in_url, queue, fresh("doubler-0"), outbox, claims=claims, fetch_bytes=fetch_bytes
@@ -218,6 +220,7 @@ async def start(rabbitmq_url, queue, fresh, claims) -> AsyncIterator[Callable[..
                 max_rows=max_rows,
                 window_s=window_s,
                 instances=instances,
+                on_lost=lambda lost: work.use(lost) if again else None,
                 streams=streams,
             )
             worker = Worker(model or Doubler(), outbox, requests, work)

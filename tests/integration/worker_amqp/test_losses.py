@@ -122,6 +122,29 @@ async def test_the_model_server_is_gone(start, caller, make, shown, until, nothi
     await nothing_is_left(worker)
 
 
+async def test_a_model_server_that_is_gone_costs_one_attempt(
+    start, caller, make, shown, until, nothing_is_left
+):
+    """However long it takes until it is known to be back: nothing is sent there, so nothing dies of it."""
+    worker = await start(again=False)
+
+    def gone(_) -> None:
+        raise Unavailable("connection refused")
+
+    worker.model.fail = gone
+    (id_,) = await caller.send(make([1, 1]))
+    await until(lambda: worker.model.calls)
+    await in_hand(worker, 1, until)
+    for _ in range(20):
+        await asyncio.sleep(0.01)
+    assert worker.model.calls == [[id_]]
+    worker.model.fail = lambda _: None
+    worker.work.use(worker.model)
+    await until(lambda: caller.replies)
+    assert (caller.reply(id_).attempt, shown(caller.reply(id_))) == (1, [[2, 2]])
+    await nothing_is_left(worker)
+
+
 async def test_the_model_server_dies_each_time(start, caller, letters, make, until, nothing_is_left):
     worker = await start()
 

@@ -221,7 +221,13 @@ async def start(
             jobs.come_from(messages)
             leases = Leases(store, jobs, messages, replica, ack_timeout_s=ack_timeout_s)
             work = Work(
-                outbox, requests.settle, max_rows=max_rows, window_s=0.0, instances=instances, jobs=jobs
+                outbox,
+                requests.settle,
+                max_rows=max_rows,
+                window_s=0.0,
+                instances=instances,
+                on_lost=lambda lost: work.use(lost),
+                jobs=jobs,
             )
             worker = Worker(Doubler(), outbox, requests, work, jobs, messages, leases)
             requests.feed(work)
