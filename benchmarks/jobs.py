@@ -102,7 +102,7 @@ def candidate(name: str, running: Stack) -> Iterator[Candidate]:
         **({"BENCH_DURABLE": "1"} if durable else {}),
     }
     with server.process(peer, given) as url:
-        server.check(url, peer, "identity")
+        server.check(server.Served(url), peer, "identity")
         exchange = workloads.exchange("identity", "plain")
         asked = replace(exchange, path="/jobs/identity")
         yield Candidate(name, url, asked, lambda: _celery_done(url))

@@ -20,7 +20,8 @@ class Peer:
 
     ``command`` may hold ``{python}`` (of the peer's own environment), ``{ours}`` (of the checkout),
     ``{bin}`` and ``{port}``; several commands are started together. ``needs`` names servers that must run
-    first. ``setup`` says for the table's reader how it is configured.
+    first. ``setup`` says for the table's reader how it is configured. ``keyed``: Tidegate is asked with an
+    API key.
     """
 
     name: str
@@ -32,6 +33,7 @@ class Peer:
     ready: str
     needs: tuple[str, ...] = ()
     start_limit_s: float = 60.0
+    keyed: bool = False
 
     @property
     def folder(self) -> Path:
@@ -69,4 +71,5 @@ def _peer(name: str, given: dict[str, Any]) -> Peer:
         ready=given.get("ready", "/ready"),
         needs=tuple(given.get("needs", ())),
         start_limit_s=given.get("start_limit_s", 60.0),
+        keyed=given.get("keyed", False),
     )

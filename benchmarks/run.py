@@ -60,13 +60,13 @@ def measure(peers: Sequence[Peer], chosen: argparse.Namespace, results: Results)
 def visit(peer: Peer, chosen: argparse.Namespace, results: Results) -> None:
     """One round of one peer: start, check its answers, warm, measure, stop."""
     began = time.monotonic()
-    with server.serving(peer, chosen.workloads) as url:
+    with server.serving(peer, chosen.workloads) as served:
         print(f"  serves after {time.monotonic() - began:.1f} s, answers are right", flush=True)
         for name in chosen.workloads:
-            exchange = workloads.exchange(name, peer.wires[name])
+            exchange = served.exchange(peer, name)
             for connections in chosen.concurrency:
-                load.warm(url, exchange, connections)
-                figures = load.measure(url, exchange, connections, chosen.seconds)
+                load.warm(served.url, exchange, connections)
+                figures = load.measure(served.url, exchange, connections, chosen.seconds)
                 results.add(peer.name, name, figures)
                 print(
                     f"  {name:9} {connections:3} connections {figures.rate:9,.0f} req/s"

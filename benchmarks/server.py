@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import secrets
 import shutil
@@ -13,6 +14,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from benchmarks import install, leftovers, places, stack, workloads
@@ -37,26 +39,42 @@ class NotServing(BenchmarkFailed):
     """A peer cannot be measured here; the text is the reason."""
 
 
+@dataclass(frozen=True, slots=True)
+class Served:
+    """Where a server answers, and what every request to it has in its head beside the workload's own."""
+
+    url: str
+    headers: dict[str, str] = field(default_factory=dict)
+
+    def exchange(self, peer: Peer, name: Name) -> Exchange:
+        """A workload's request to this server."""
+        plain = workloads.exchange(name, peer.wires[name])
+        return replace(plain, headers=plain.headers | self.headers)
+
+
 @contextmanager
-def serving(peer: Peer, names: Sequence[Name]) -> Iterator[str]:
-    """The peer, started fresh and answering right; yields its base URL. Raises NotServing."""
+def serving(peer: Peer, names: Sequence[Name]) -> Iterator[Served]:
+    """The peer, started fresh and answering right. Raises NotServing."""
     with ExitStack() as held:
         try:
-            url = held.enter_context(_tidegate(peer) if peer.role == "tidegate" else process(peer))
+            if peer.role == "tidegate":
+                served = held.enter_context(_tidegate(peer))
+            else:
+                served = Served(held.enter_context(process(peer)))
             for name in names:
-                check(url, peer, name)
+                check(served, peer, name)
         except (StackFailed, StackError, OSError, subprocess.SubprocessError) as problem:
             raise NotServing(_one_line(str(problem))) from None
-        yield url
+        yield served
 
 
-def check(url: str, peer: Peer, name: Name) -> None:
+def check(served: Served, peer: Peer, name: Name) -> None:
     """Ask some times and compare with the model's own answer; raises NotServing."""
-    exchange = workloads.exchange(name, peer.wires[name])
+    exchange = served.exchange(peer, name)
     # A server may say that it is ready before its routes are there.
     end, right = time.monotonic() + SETTLE_LIMIT_S, 0
     while right < CHECKS:
-        problem = _ask(url, exchange)
+        problem = _ask(served.url, exchange)
         right = 0 if problem else right + 1
         if problem and time.monotonic() > end:
             raise NotServing(f"{name}: {problem}")
@@ -79,12 +97,17 @@ def _ask(url: str, exchange: Exchange) -> str:
 
 
 @contextmanager
-def _tidegate(peer: Peer) -> Iterator[str]:
+def _tidegate(peer: Peer) -> Iterator[Served]:
     with stack.tidegate(peer.name) as running:
         running.deploy(stack.EXAMPLES / "identity" / "model.py", "identity")
         running.deploy(workloads.onnx_model(), "digits")
         running.deploy(stack.MODELS / "mean" / "model.py", "image")
-        yield running.url
+        headers = {}
+        if peer.keyed:
+            limits = ("--rate", "1000000", "--burst", "1000000", "--concurrency", "10000")
+            made = json.loads(running.command("keys", "create", "bench", *limits, "--json"))
+            headers["Authorization"] = f"Bearer {made['key']}"
+        yield Served(running.url, headers)
 
 
 @contextmanager
