@@ -343,9 +343,11 @@ class _Server(uvicorn.Server):
         gc.set_threshold(*_GC_THRESHOLDS)
 
     async def shutdown(self, sockets: Any = None) -> None:
-        if self._on_stop is not None:
-            await self._on_stop()
-        await super().shutdown(sockets)
+        try:
+            if self._on_stop is not None:
+                await self._on_stop()
+        finally:
+            await super().shutdown(sockets)
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:

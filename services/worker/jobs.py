@@ -236,8 +236,12 @@ class Jobs:
         """A bad job must not fail its neighbours: each is tried alone; a single one has failed."""
         if len(group) > 1:
             for held in group:
-                if not held.over:
+                if held.over:
+                    continue
+                if self._model is model:
                     await self._call(model, [held])
+                else:  # one of them before it took the server along
+                    self._put_back([held])
             return
         self.stats.failed += 1
         self.stats.tally.failed(1, time.monotonic() - group[0].received)

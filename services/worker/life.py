@@ -45,6 +45,8 @@ log = telemetry.logger(__name__)
 
 CRASHES_ALLOWED = 5
 LOOK_AGAIN_S = 0.1
+# A Triton that runs and does not answer for so long is started anew; one that ends takes less than a second.
+LOST_LIMIT_S = 5.0
 STREAMS = 16
 CRASH_WINDOW_S = 300.0
 
@@ -74,6 +76,7 @@ class Life:
         self._phases = Phases(time.perf_counter)
         self._state: ReplicaState = "starting"
         self._message = "starting"
+        self._draining = False
         self._signature: Signature | None = assignment.version.signature
         # Until the model is loaded: its own configuration may say another number.
         self._instances = assignment.deployment.instances
@@ -109,6 +112,8 @@ class Life:
         """Why this replica does not serve, if so."""
         if self._state != "ready":
             return f"{self._state}: {self._message}"
+        if self._looking is not None and not self._looking.done():
+            return "Triton does not answer"
         return self._outbox.link.problem or self._requests.link.problem
 
     def start(self) -> None:
@@ -119,14 +124,18 @@ class Life:
         self._task = asyncio.create_task(self._live(), name="life")
 
     async def drain(self) -> None:
-        """Take no more work, finish what is in hand (up to the Deployment's limit), sign off."""
-        if self._state == "ready":
-            self._state, self._message = "draining", "asked to stop"
+        """Take no more work, finish what is in hand (up to the Deployment's limit), sign off.
+
+        If Triton crashes, or just has, it is started again for what is in hand.
+        """
+        self._draining = True
+        if self._work is not None and not self.failed:
+            self._say("draining", "asked to stop")
             await self._heartbeat.beat()
             await self._close()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self._deployment.drain_limit_s):
-                    while self._unsettled or (self._work and self._work.in_hand):
+                    while (self._unsettled or self._work.in_hand) and not self.ended.is_set():
                         await asyncio.sleep(0.005)
         self.ended.set()
 
@@ -174,8 +183,14 @@ class Life:
     def _unsettled(self) -> int:
         return self._requests.unsettled + (self._messages.unsettled if self._messages else 0)
 
+    def _say(self, state: ReplicaState, message: str = "") -> None:
+        """What it is, for all to read; while it drains it is nothing else, until it fails."""
+        self._state, self._message = "draining" if self._draining else state, message
+
     async def _open(self) -> None:
-        """Take requests and jobs from now on."""
+        """Take requests and jobs from now on, unless it drains."""
+        if self._draining:
+            return
         await self._requests.open()
         if self._messages is not None:
             await self._messages.open()
@@ -281,6 +296,11 @@ class Life:
         limits = (model, self._deployment.batching.max_batch, self._deployment.max_concurrency)
         return min(limit for limit in limits if limit is not None)
 
+    def _parallel(self) -> int:
+        """Requests that the model works on at once, all of its instances together."""
+        together = max(1, self._max_rows() if self._signature else 1) * self._instances
+        return min(together, self._deployment.max_concurrency or together)
+
     def _model(self, client: TritonClient, name: str) -> Model:
         assert self._signature is not None
         return Model(
@@ -306,6 +326,7 @@ class Life:
             window_s=self._deployment.batching.window_ms / 1e3,
             instances=self._instances,
             on_lost=self._lost,
+            max_concurrency=self._deployment.max_concurrency,
             streams=self._streams(),
             jobs=jobs,
         )
@@ -320,7 +341,7 @@ class Life:
         self._message = "waiting for RabbitMQ"
         for link in (self._outbox.link, self._requests.link):
             await link.wait_up(self._deployment.start_timeout_s)
-        self._state, self._message = "ready", ""
+        self._say("ready")
         log.info("ready", extra={"phases_ms": self._phases.ms})
 
     def _with_jobs(self) -> Jobs:
@@ -339,15 +360,26 @@ class Life:
 
     def _lost(self, model: Model) -> None:
         """A call found Triton gone; the kernel may say so only later, and it may be there all the same."""
-        self._looking = asyncio.create_task(self._look_again(model, self._client))
+        if self._client is not None:
+            self._looking = asyncio.create_task(self._look_again(model, self._client))
 
-    async def _look_again(self, model: Model, client: TritonClient | None) -> None:
-        """Use the model again if only the connection broke; where Triton ended ``_mend`` has the word."""
-        while client is not None and client is self._client and not self.ended.is_set():
+    async def _look_again(self, model: Model, client: TritonClient) -> None:
+        """Use the model again if only the connection broke; where Triton ended ``_mend`` has the word.
+
+        One that runs and does not answer is ended, for ``_mend`` to start another.
+        """
+        assert self._triton is not None
+        assert self._work is not None
+        until = time.monotonic() + LOST_LIMIT_S
+        while client is self._client and self._triton.running and time.monotonic() < until:
             await asyncio.sleep(LOOK_AGAIN_S)
-            if self._work is not None and client is self._client and await client.live():
-                self._work.use(model)
+            if client is self._client and await client.live():
+                if client is self._client and self._triton.running:
+                    self._work.use(model)
                 return
+        if client is self._client and self._triton.running:
+            log.error("Triton does not answer", extra={"for_s": LOST_LIMIT_S})
+            await self._triton.stop(grace_s=0)
 
     async def _mend(self, models: list[str]) -> None:
         """Wait for Triton to crash, start it again, go on; too many crashes in a while end the replica."""
@@ -365,18 +397,19 @@ class Life:
             if len(crashes) > CRASHES_ALLOWED:
                 await self._fail(f"Triton crashed {len(crashes)} times in {CRASH_WINDOW_S:g} s: {tail}")
                 return
-            self._state, self._message = "starting", "Triton crashed; starting it again"
+            self._say("starting", "Triton crashed; starting it again")
             await self._close()
             await self._heartbeat.beat()
             await self._triton.stop(grace_s=0)
             if self._regions is not None:
                 await self._regions.close()
             if self._client is not None:
-                await self._client.close()
+                client, self._client = self._client, None
+                await client.close()
             async with asyncio.timeout(self._deployment.start_timeout_s):
                 self._client = await self._start_triton(models)
             self._work.use(self._model(self._client, models[-1]))
-            self._state, self._message = "ready", ""
+            self._say("ready")
             await self._open()
             await self._heartbeat.beat()
 
@@ -397,7 +430,7 @@ class Life:
             busy_ms=stats.busy_s * 1e3 if stats else 0.0,
             call_ms=stats.call_ms.value if stats else None,
             batch_mean=stats.batch.value if stats else None,
-            parallel=max(1, self._max_rows() if self._signature else 1) * self._instances,
+            parallel=self._parallel(),
             metrics_port=self._http_port,
             started_at=self._started_at,
             signature=self._signature.model_dump() if self._signature else None,

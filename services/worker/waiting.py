@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import socket
 import time
@@ -25,7 +26,7 @@ from tidegate.topology import warm_queue
 
 log = telemetry.logger(__name__)
 
-STORE_AWAY_S = 0.1  # before an offer goes back that the store was not there to settle
+STORE_AWAY_S = 0.1  # between the questions whose an offer is, while the store does not answer
 
 
 class Waiting:
@@ -47,6 +48,8 @@ class Waiting:
         self._link = Link(settings.amqp_url, f"worker {start.replica}", self._listen)
         self._heartbeat = Heartbeat(store, settings.heartbeat_interval_s, self._report)
         self._triton: TritonProcess | None = None
+        self._answering = asyncio.Lock()
+        self._closed = False
         self.failed = False
 
     def problem(self) -> str | None:
@@ -71,9 +74,10 @@ class Waiting:
                 await tasks.end(crash)
             if not self._taken.done():
                 raise Unavailable(f"Triton ended while it waited: {triton.tail()}")
-        except TidegateError as error:
-            self._state, self._message, self.failed = "failed", error.message, True
-            log.error("cannot wait for a model", extra={"problem": error.message})
+        except Exception as error:
+            told = error.message if isinstance(error, TidegateError) else f"unexpected error: {error!r}"
+            self._state, self._message, self.failed, self._closed = "failed", told, True, True
+            log.exception("cannot wait for a model")
             await self._heartbeat.beat()
             return None
         await self._close()
@@ -87,6 +91,7 @@ class Waiting:
             await self._triton.stop(grace_s=0)
 
     async def _close(self) -> None:
+        self._closed = True
         await self._link.stop()
         await self._heartbeat.stop(forget=not self.failed)
 
@@ -123,18 +128,30 @@ class Waiting:
             log.error("an offer cannot be read", extra={"problem": str(error)})
             await session.ack(delivery.tag)
             return
-        if self._taken.done():  # it came with the one that was taken, before the consumer ended
-            await session.give_back(delivery.tag)
-            return
-        try:
-            worker = await self._store.claim_replica(offered.replica, self._start.replica)
-        except StoreUnavailable:
-            await asyncio.sleep(STORE_AWAY_S)
-            await session.give_back(delivery.tag)
-            return
-        if worker == self._start.replica and not self._taken.done():
-            self._taken.set_result(offered)
-        await session.ack(delivery.tag)
+        # Where the session is over, an offer that is not settled comes again.
+        with contextlib.suppress(Unavailable):
+            async with self._answering:
+                if await self._take(offered):
+                    await session.ack(delivery.tag)
+                else:
+                    await session.give_back(delivery.tag)
+
+    async def _take(self, offered: Assignment) -> bool:
+        """Whether it is settled whose the offer is; it is not where this worker takes none any more.
+
+        An answer of the store that was lost may have said that it is ours, and then nobody else takes it: so
+        the store is asked until it answers, as long as this worker waits.
+        """
+        while not self._closed and not self._taken.done():
+            try:
+                worker = await self._store.claim_replica(offered.replica, self._start.replica)
+            except StoreUnavailable:
+                await asyncio.sleep(STORE_AWAY_S)
+                continue
+            if worker == self._start.replica and not self._closed:
+                self._taken.set_result(offered)
+            return True
+        return False
 
     def _report(self) -> ReplicaReport:
         return ReplicaReport(

@@ -43,7 +43,8 @@ class Work:
     """Runs the model over the backlog. ``model`` None: Triton is away, the backlog waits.
 
     ``on_lost`` is called with a model whose server was gone in the middle of a call; nothing is called
-    then until :meth:`use`. ``streams``: how many a decoupled model may have at once; 0: it is not decoupled.
+    then until :meth:`use`. ``max_concurrency``: requests in calls at once, at most. ``streams``: how many
+    a decoupled model may have at once; 0: it is not decoupled.
     """
 
     def __init__(
@@ -55,6 +56,7 @@ class Work:
         window_s: float,
         instances: int,
         on_lost: Lost,
+        max_concurrency: int | None = None,
         streams: int = 0,
         jobs: Jobs | None = None,
     ) -> None:
@@ -63,6 +65,7 @@ class Work:
         self._max_rows = max_rows
         self._window_s = window_s
         self._instances = instances
+        self._max_concurrency = max_concurrency
         self._on_lost = on_lost
         self._wake = asyncio.Event()
         self._calls: dict[asyncio.Task[None], list[Item]] = {}
@@ -94,7 +97,10 @@ class Work:
     def in_flight(self) -> int:
         """How many calls may be open at once."""
         return self.streams.limit or calls_in_flight(
-            instances=self._instances, batches=self._max_rows > 0, call_ms=self.stats.call_ms.value
+            instances=self._instances,
+            batch=self._max_rows,
+            call_ms=self.stats.call_ms.value,
+            limit=self._max_concurrency,
         )
 
     @property
@@ -166,11 +172,13 @@ class Work:
     async def _run(self) -> None:
         while True:
             self._wake.clear()
-            while self._model is not None and len(self.backlog) and self._room() > 0:
+            while (model := self._model) is not None and len(self.backlog) and self._room() > 0:
                 await self._window()
+                if self._model is not model:
+                    continue  # it was lost meanwhile: what waits, waits on
                 group = self._live(self.backlog.take(self._max_rows))
-                if group and self._model is not None:
-                    task = asyncio.create_task(self._call(self._model, group))
+                if group:
+                    task = asyncio.create_task(self._call(model, group))
                     self._calls[task] = group
                     task.add_done_callback(self._called)
             if self._jobs is not None:
@@ -253,7 +261,10 @@ class Work:
         """A bad request must not fail its neighbours: each is tried alone; a single one is told."""
         if len(group) > 1:
             for item in group:
-                await self._call(model, [item])
+                if self._model is model:
+                    await self._call(model, [item])
+                else:  # one of them before it took the server along
+                    self.add(item)
             return
         told = error if isinstance(error, TidegateError) else ModelFailed(str(error))
         request = group[0].request

@@ -142,6 +142,35 @@ def test_a_worker_that_reports_but_does_nothing_is_replaced(
     patch(stack, {"progress_timeout_s": None})
 
 
+def test_a_worker_whose_triton_dies_while_it_drains_takes_nothing_more(
+    stack: Stack, napper: str, client: Client
+) -> None:
+    """It finishes what it holds with another one. Where it took on more it would never have finished."""
+    stack.cli("scale", "napper", "1")
+    wait_replicas(stack, NAME, 1)
+    done = threading.Event()
+
+    def ask() -> None:
+        while not done.is_set():
+            naps(client, 1, 200.0)
+
+    with ThreadPoolExecutor(6) as pool:
+        asked = [pool.submit(ask) for _ in range(6)]
+        wait_until("work in hand", lambda: stack.replicas(NAME)[0]["inflight"] > 1)
+        (draining,) = stack.replicas(NAME)
+        worker, triton = psutil.Process(draining["pid"]), triton_of(draining["pid"])
+        worker.terminate()
+        triton.kill()
+        try:
+            worker.wait(30)
+        finally:
+            done.set()
+        for each in asked:
+            each.result(60)
+    wait_replicas(stack, NAME, 1)
+    stack.cli("scale", "napper", "--auto")
+
+
 def test_an_autoscaler_killed_amid_a_launch_and_a_drain_leaves_nothing_behind(
     stack: Stack, napper: str, client: Client
 ) -> None:

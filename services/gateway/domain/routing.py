@@ -22,7 +22,6 @@ class DeploymentRoute:
     queue: Queue
     contract: Contract
     max_queue: int
-    max_concurrency: int | None
     retry_safe: bool
     wakeable: bool
     ready: int
@@ -101,7 +100,6 @@ def _deployment(name: str, entry: dict[str, Any]) -> DeploymentRoute:
         queue=requests_queue(name),
         contract=Contract(signature),
         max_queue=entry["max_queue"],
-        max_concurrency=entry["max_concurrency"],
         retry_safe=entry["retry"] == "safe",
         wakeable=entry["wakeable"],
         ready=entry["ready"],

@@ -49,7 +49,6 @@ def _deployment(deployment: Deployment, version: Version, ready: int, learned: A
         "format": version.format,
         "signature": signature,
         "max_queue": deployment.max_queue,
-        "max_concurrency": deployment.max_concurrency,
         "retry": deployment.retry,
         "wakeable": deployment.max_replicas > 0 and not _held_at_zero(deployment),
         "ready": ready,

@@ -99,12 +99,12 @@ class TritonClient:
             raise await self._meaning(*_words(error)) from None
 
     async def live(self) -> bool:
-        """Whether the server answers."""
+        """Whether the server answers; one whose channel was closed does not."""
         try:
             answer = await self._send(
                 "ServerLive", pb.ServerLiveResponse, pb.ServerLiveRequest(), LIVE_TIMEOUT_S
             )
-        except grpc.aio.AioRpcError:
+        except (grpc.aio.AioRpcError, grpc.aio.UsageError):
             return False
         return bool(answer.live)
 

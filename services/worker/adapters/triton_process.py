@@ -157,7 +157,8 @@ class TritonProcess:
                 ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS"), threads
             )
             | {key: value for key, value in options.env.items() if not key.startswith("TIDEGATE_")}
-            | {"TIDEGATE_REPLICA": options.replica}
+            # The launcher's mark: its name for this worker, which of one that waited is not the replica's.
+            | {"TIDEGATE_REPLICA": os.environ.get("TIDEGATE_REPLICA", options.replica)}
         )
         # If the worker is killed, its Triton goes with it and does not keep the memory of a replica that is
         # replaced.

@@ -136,7 +136,8 @@ class Requests:
     async def _stop_consuming(self) -> None:
         session, consumer, self._consumer = self._session, self._consumer, None
         if session is not None and consumer is not None:
-            await session.cancel(consumer)
+            with contextlib.suppress(Unavailable):  # the session is over, and the consumer with it
+                await session.cancel(consumer)
 
     def _wanted_prefetch(self) -> int:
         assert self._work is not None

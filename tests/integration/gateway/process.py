@@ -38,7 +38,6 @@ def make_table(deployment: str, **given: Any) -> dict[str, Any]:
         "format": "onnx",
         "signature": SIGNATURE,
         "max_queue": 10_000,
-        "max_concurrency": None,
         "retry": "safe",
         "wakeable": True,
         "ready": 1,

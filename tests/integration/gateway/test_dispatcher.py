@@ -228,7 +228,6 @@ def _entry() -> dict:
         "format": "onnx",
         "signature": None,
         "max_queue": 1,
-        "max_concurrency": None,
         "retry": "safe",
         "wakeable": True,
         "ready": 0,

@@ -201,6 +201,7 @@ async def start(rabbitmq_url, queue, fresh, claims) -> AsyncIterator[Callable[..
             max_rows: int = MAX_ROWS,
             window_s: float = 0.0,
             instances: int = 1,
+            max_concurrency: int | None = None,
             in_url: str = rabbitmq_url,
             out_url: str = rabbitmq_url,
             serving: bool = True,
@@ -221,6 +222,7 @@ async def start(rabbitmq_url, queue, fresh, claims) -> AsyncIterator[Callable[..
                 window_s=window_s,
                 instances=instances,
                 on_lost=lambda lost: work.use(lost) if again else None,
+                max_concurrency=max_concurrency,
                 streams=streams,
             )
             worker = Worker(model or Doubler(), outbox, requests, work)

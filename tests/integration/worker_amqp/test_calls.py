@@ -273,6 +273,22 @@ async def test_a_window_ends(start, caller, make, until):
     assert worker.model.calls == [[one, other]]
 
 
+@pytest.mark.parametrize(("max_rows", "limit", "together"), [(0, 3, 3), (2, 4, 4), (8, None, 16)])
+async def test_no_more_requests_at_once_than_may_be(start, caller, make, until, max_rows, limit, together):
+    """``max_concurrency`` of a Deployment, over all calls of a replica."""
+    worker = await start(max_rows=max_rows, instances=2, max_concurrency=limit, serving=False)
+    worker.work.stats.call_ms.add(0.1)
+    worker.model.open.clear()
+    await caller.send(*(make([n, n], batched=max_rows > 0) for n in range(20)))
+    await until(lambda: worker.work.in_hand == 20)
+    worker.work.use(worker.model)
+    await until(lambda: sum(map(len, worker.model.calls)) >= together)
+    await asyncio.sleep(0.05)
+    assert sum(map(len, worker.model.calls)) == together
+    worker.model.open.set()
+    await until(lambda: len(caller.replies) == 20)
+
+
 async def test_calls_in_flight_are_bounded(start, caller, make, until):
     worker = await start(instances=2, max_rows=1)
     worker.model.open.clear()

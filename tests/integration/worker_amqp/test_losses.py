@@ -10,7 +10,7 @@ import pytest
 from services.worker.api import requests as requests_module
 from services.worker.domain import attempts
 from tidegate.broker import Link
-from tidegate.errors import Unavailable
+from tidegate.errors import BadRequest, Unavailable
 from tidegate.protocol import envelope
 
 pytestmark = pytest.mark.integration
@@ -142,6 +142,46 @@ async def test_a_model_server_that_is_gone_costs_one_attempt(
     worker.work.use(worker.model)
     await until(lambda: caller.replies)
     assert (caller.reply(id_).attempt, shown(caller.reply(id_))) == (1, [[2, 2]])
+    await nothing_is_left(worker)
+
+
+async def test_a_model_lost_while_a_call_waits_for_company(
+    start, caller, make, shown, until, nothing_is_left
+):
+    """What would have been in the call waits on: it is neither dropped nor has it lost an attempt."""
+    worker = await start(window_s=0.1, instances=2)
+    (id_,) = await caller.send(make([1, 1]))
+    await in_hand(worker, 1, until)
+    worker.work.use(None)
+    await asyncio.sleep(0.2)
+    assert worker.model.calls == []
+    await in_hand(worker, 1, until)
+    worker.work.use(worker.model)
+    await until(lambda: caller.replies)
+    assert (caller.reply(id_).attempt, shown(caller.reply(id_))) == (0, [[2, 2]])
+    await nothing_is_left(worker)
+
+
+async def test_the_neighbours_of_a_bad_request_that_killed_the_model_server(
+    start, caller, make, until, nothing_is_left
+):
+    """One by one after a call that failed; where one of them takes the server along the rest wait for it."""
+    worker = await start(serving=False, again=False)
+
+    def fail(requests) -> None:
+        raise BadRequest("no") if len(requests) > 1 else Unavailable("connection refused")
+
+    worker.model.fail = fail
+    ids = await caller.send(*(make([n, n]) for n in range(3)))
+    await in_hand(worker, 3, until)
+    worker.work.use(worker.model)
+    await until(lambda: len(worker.model.calls) == 2)
+    await in_hand(worker, 3, until)
+    assert worker.model.calls == [ids, [ids[0]]]
+    worker.model.fail = lambda _: None
+    worker.work.use(worker.model)
+    await until(lambda: len(caller.replies) == 3)
+    assert [caller.reply(id_).attempt for id_ in ids] == [1, 0, 0]
     await nothing_is_left(worker)
 
 

@@ -11,7 +11,7 @@ import pytest
 from services.worker import jobs as jobs_module
 from services.worker import leases as leases_module
 from services.worker.api import jobs as door_module
-from tidegate.errors import Unavailable
+from tidegate.errors import BadRequest, Unavailable
 from tidegate.protocol.jobs import MAX_ATTEMPTS, Taken
 from tidegate.stack.ports import free_ports
 from tidegate.stack.standalone import jobs_running
@@ -99,6 +99,31 @@ async def test_the_model_server_dies_and_comes_back(start, shop, until, monkeypa
     assert sorted(worker.model.calls[1:]) == sorted([id_] for id_ in ids), "none takes a neighbour with it"
     assert worker.model.told[-1]["tidegate_jobs"].endswith(":2:1")
     assert await log_of(shop, ids[0]) == [("running", 1), ("running", 2), ("succeeded", 2)]
+    await nothing_is_left(worker)
+
+
+async def test_the_neighbours_of_a_bad_job_that_killed_the_model_server(
+    start, shop, until, monkeypatch, nothing_is_left
+):
+    monkeypatch.setattr(jobs_module, "REST_S", 0.01)
+    worker = await start(serving=False)
+    ids = [await shop.submit(float(n), 0.0) for n in range(3)]
+    await until(lambda: len(worker.jobs.held) == 3)
+
+    def fail(requests) -> None:
+        if len(requests) > 1:
+            raise BadRequest("no")
+        worker.model.fail = lambda _: None
+        worker.work.use(None)
+        raise Unavailable("Triton has gone")
+
+    worker.model.fail = fail
+    worker.work.use(worker.model)
+    await until(lambda: len(worker.model.calls) == 2)
+    worker.work.use(worker.model)
+    await until(lambda: shop.is_in("succeeded", *ids))
+    assert worker.model.calls[:2] == [ids, [ids[0]]]
+    assert [(await shop.job(id_)).attempt for id_ in ids] == [2, 1, 1]
     await nothing_is_left(worker)
 
 

@@ -188,7 +188,7 @@ def test_wrong_contents(datatype, field, values, said):
 def answer(request: Any, data: list[Any], rows: int = 2) -> Answer:
     entry = {
         "model": "m", "version": 3, "format": "onnx", "signature": None, "max_queue": 1,
-        "max_concurrency": None, "retry": "safe", "wakeable": True, "ready": 1,
+        "retry": "safe", "wakeable": True, "ready": 1,
     }  # fmt: skip
     endpoint = {
         "targets": [{"deployment": "d", "weight": 1}],

@@ -23,7 +23,6 @@ def deployment(version: int = 1, **given_: Any) -> dict[str, Any]:
         "format": "onnx",
         "signature": None,
         "max_queue": 100,
-        "max_concurrency": None,
         "retry": "safe",
         "wakeable": True,
         "ready": 1,
@@ -136,7 +135,7 @@ def test_what_a_deployment_says_is_kept():
         "outputs": [{"name": "y", "datatype": "FP32", "shape": []}],
         "max_batch_size": 8,
     }
-    raw = deployment(7, signature=signature, retry="never", wakeable=False, max_concurrency=3, ready=2)
+    raw = deployment(7, signature=signature, retry="never", wakeable=False, ready=2)
     compiled = compile_table(
         {
             "epoch": "e",
@@ -154,7 +153,7 @@ def test_what_a_deployment_says_is_kept():
     endpoint, found = compiled.pick("m", "", 0.0)
     assert endpoint.timeout_ms == 77
     assert (found.name, found.version, found.queue.name) == ("d", "7", "requests.v1.d")
-    assert (found.retry_safe, found.wakeable, found.max_concurrency, found.ready) == (False, False, 3, 2)
+    assert (found.retry_safe, found.wakeable, found.ready) == (False, False, 2)
     assert found.contract.max_batch == 8
 
 

@@ -155,7 +155,6 @@ def test_what_a_gateway_needs_to_know():
         "format": "onnx",
         "signature": SIGNATURE.model_dump(),
         "max_queue": 7,
-        "max_concurrency": None,
         "retry": "never",
         "wakeable": False,
         "ready": 2,
