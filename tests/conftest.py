@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import inspect
 import os
 import signal
@@ -25,6 +26,9 @@ from yarl import URL
 hypothesis_settings.register_profile("tidegate", deadline=None, derandomize=True, database=None)
 hypothesis_settings.load_profile("tidegate")
 
+FIGURE = "figure"
+Figure = Callable[[str], None]
+
 PATIENCE_S = 20.0
 POLL_S = 0.005
 
@@ -35,6 +39,21 @@ def pytest_configure() -> None:
         signal.signal(signal.SIGTERM, signal.default_int_handler)
         # A shell starts background jobs with SIGINT ignored, and what they start inherits that.
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """The figures that tests saw on their way, from whichever process ran them."""
+    passed = terminalreporter.getreports("passed")
+    found = [text for each in passed for name, text in each.user_properties if name == FIGURE]
+    if found:
+        terminalreporter.section("measured")
+        terminalreporter.write("".join(f"{text}\n" for text in found))
+
+
+@pytest.fixture
+def figure(record_property: Callable[[str, object], None]) -> Figure:
+    """``figure(text)``: a line for the end of the run."""
+    return functools.partial(record_property, FIGURE)
 
 
 @pytest.fixture(scope="session")
@@ -106,6 +125,8 @@ class Line:
         self._port = 0
         self._writers: set[asyncio.StreamWriter] = set()
         self._pumps: set[asyncio.Task[None]] = set()
+        self.flows = asyncio.Event()  # cleared, nothing comes through, and the connections stay open
+        self.flows.set()
 
     @property
     def url(self) -> str:
@@ -158,6 +179,7 @@ class Line:
     async def _pump(self, source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
         with contextlib.suppress(OSError):
             while data := await source.read(65536):
+                await self.flows.wait()
                 sink.write(data)
                 await sink.drain()
         sink.transport.abort()

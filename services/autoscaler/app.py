@@ -90,7 +90,7 @@ async def _start(
         settings.autoscaler_period_s,
         state / "cache" / "matplotlib",
     )
-    _add_checks(app, leader, source, loop, events)
+    _add_checks(app, leader, source, loop, events, pool)
     _run(stack, source.run(settings.autoscaler_relist_s))
     leads = asyncio.Event()
     _run(stack, _lead(leader, loop, pool, leads))
@@ -98,7 +98,7 @@ async def _start(
 
 
 def _add_checks(
-    app: FastAPI, leader: LeaderLock, source: IntentionSource, loop: Loop, events: Events
+    app: FastAPI, leader: LeaderLock, source: IntentionSource, loop: Loop, events: Events, pool: WarmPool
 ) -> None:
     app.state.health.add(
         "leader",
@@ -106,6 +106,7 @@ def _add_checks(
     )
     app.state.health.add("intention", lambda: source.problem if source.current is None else None)
     app.state.health.add("loop", lambda: loop.problem if leader.held else None)
+    app.state.health.add("warm pool", lambda: pool.problem)
     app.state.health.add("store", lambda: loop.store_problem)
     app.state.health.add("jobs", lambda: loop.jobs_problem)
     app.state.health.add("events", lambda: events.problem)

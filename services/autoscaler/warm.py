@@ -41,6 +41,7 @@ from services.autoscaler.domain.warm_pool import (
 from tidegate import telemetry
 from tidegate.errors import TidegateError, Unavailable
 from tidegate.protocol.models import Assignment, Flavour, WarmAssignment
+from tidegate.protocol.presence import ReplicaReport
 from tidegate.store import Store, StoreUnavailable
 
 log = telemetry.logger(__name__)
@@ -85,7 +86,9 @@ class WarmPool:
         self._idle: dict[str, set[str]] = {}
         self._offered: Counter[str] = Counter()
         self._not_before: dict[str, float] = {}
+        self._answered_since: float | None = None
         self._refill_at = 0.0
+        self.problem: str | None = None
 
     def take_over(self) -> None:
         """Read what the former leader left; to be called once this process leads."""
@@ -132,24 +135,30 @@ class WarmPool:
 
     async def hold(self, may_start: Callable[[], bool]) -> None:
         """Keep the pool filled, for ever."""
-        problem = ""
         while True:
             try:
                 await self.look(may_start())
-                problem = ""
+                self.problem = None
             except Unavailable as error:
-                if error.message != problem:
+                if error.message != self.problem:
                     log.warning("the warm pool is left as it is", extra={"problem": error.message})
-                problem = error.message
+                self.problem = error.message
+            except Exception as error:  # it must outlive whatever one look met
+                log.exception("the warm pool's look failed")
+                self.problem = f"The last look at the warm pool failed: {error}"
             await asyncio.sleep(PERIOD_S)
 
     async def look(self, may_start: bool = True) -> None:
         """One look at those that wait: end what is not wanted or not well, start what is missing."""
         await self.list()
-        reports = {report.replica: report for report in await self._store.replicas()}
-        plan, memory = plan_pool(self._flavours, self._waiting, reports, self._memory, self._clock())
-        if any(self._offered.values()) or any(not claim.worker for claim in self._claims.values()):
-            return  # one of those that seem to wait may be a replica already
+        reports = await self._reports()
+        now = self._clock()
+        given = {claim.worker for claim in self._claims.values()}  # one may have been, since it was listed
+        waiting = [worker for worker in self._waiting if worker.replica not in given]
+        assert self._answered_since is not None
+        plan, memory = plan_pool(self._flavours, waiting, reports, self._memory, now, self._answered_since)
+        if self._in_doubt:
+            return
         self._memory = memory
         self._idle = {flavour: set(workers) for flavour, workers in plan.idle.items()}
         for flavour, workers in self._idle.items():
@@ -169,6 +178,22 @@ class WarmPool:
             for name, flavour in sorted(self._flavours.items())
         ]
 
+    @property
+    def _in_doubt(self) -> bool:
+        """Whether one of those that seem to wait may be a replica already."""
+        return any(self._offered.values()) or any(not claim.worker for claim in self._claims.values())
+
+    async def _reports(self) -> dict[str, ReplicaReport]:
+        """What the workers say. While the store was away nobody was heard: that is no silence of theirs."""
+        try:
+            found = {report.replica: report for report in await self._store.replicas()}
+        except StoreUnavailable:
+            self._answered_since = None
+            raise
+        if self._answered_since is None:
+            self._answered_since = self._clock()
+        return found
+
     # -- giving away -----------------------------------------------------------------------------------------
 
     async def _give(self, flavour: str, assignment: Assignment) -> bool:
@@ -181,6 +206,9 @@ class WarmPool:
         self._offered[flavour] += 1
         try:
             worker = await self._offer(flavour, assignment)
+        except StoreUnavailable:
+            self._not_before[flavour] = self._clock() + MISTRUST_S
+            raise
         finally:
             self._offered[flavour] -= 1
         metrics.WARM_GIVEN.labels(flavour, "given" if worker else "not taken").inc()
@@ -193,15 +221,20 @@ class WarmPool:
 
     async def _offer(self, flavour: str, assignment: Assignment) -> str | None:
         start = Start.of(assignment)
+        try:
+            await self._store.claimant(start.replica)
+        except StoreUnavailable:
+            return None  # nobody could settle who takes it, so it is not offered
         claim = Claim(start.replica, start.fingerprint, start.launched_at, start.drain_limit_s)
         self._note(claim)
         try:
-            await self._offers.offer(flavour, assignment, OFFER_S)
+            async with asyncio.timeout(OFFER_S):
+                await self._offers.offer(flavour, assignment, OFFER_S)
             worker = await self._taker(start.replica)
         except StoreUnavailable:
             raise
-        except Unavailable as error:
-            log.warning("the warm pool was not reached", extra={"problem": error.message})
+        except (Unavailable, TimeoutError) as error:
+            log.warning("the warm pool was not reached", extra={"problem": str(error) or "no confirm"})
             worker = await self._store.claim_replica(start.replica, NOBODY)
         if worker == NOBODY:
             self._drop(start.replica)
@@ -252,19 +285,23 @@ class WarmPool:
                 continue
             try:
                 worker = await self._store.claimant(claim.replica)
+                if worker is None and self._clock() - claim.launched_at > SETTLE_S:
+                    worker = await self._store.claim_replica(claim.replica, NOBODY)
             except StoreUnavailable:
                 return
             if worker is not None and worker != NOBODY:
                 self._note(
                     Claim(claim.replica, claim.fingerprint, claim.launched_at, claim.drain_limit_s, worker)
                 )
-            elif worker == NOBODY or self._clock() - claim.launched_at > SETTLE_S:
+            elif worker == NOBODY:
                 self._drop(claim.replica)
 
     # -- refilling -------------------------------------------------------------------------------------------
 
     async def _act(self, plan: PoolPlan, may_start: bool) -> None:
         for worker, cause in plan.kill:
+            if self._in_doubt or worker in {claim.worker for claim in self._claims.values()}:
+                return  # given away while others were ended
             log.info("a waiting worker is ended", extra={"worker": worker, "cause": cause})
             await self._launcher.kill(worker)
             with contextlib.suppress(StoreUnavailable):

@@ -10,6 +10,7 @@ import numpy as np
 import psutil
 import pytest
 
+from tests.conftest import Figure
 from tests.e2e.conftest import REPO, Stack, running_stack
 from tests.e2e.test_resilience import wait_until
 from tests.e2e.test_scale import PHASES, wait_replicas
@@ -56,7 +57,7 @@ def running() -> set[int]:
     return {each.info["pid"] for each in found if each.info["status"] != psutil.STATUS_ZOMBIE}
 
 
-def test_a_model_wakes_in_a_worker_that_waited(warm: Stack, client: Client) -> None:
+def test_a_model_wakes_in_a_worker_that_waited(warm: Stack, client: Client, figure: Figure) -> None:
     example = REPO / "examples" / "python-model" / "identity" / "model.py"
     options = ("--signature", str(SIGNATURE), "--min", "0", "--max", "1", "--scale-to-zero-after", "1")
     wait_until("a worker waits", lambda: waiting(warm))
@@ -69,7 +70,7 @@ def test_a_model_wakes_in_a_worker_that_waited(warm: Stack, client: Client) -> N
     start = warm.cli("cold-starts", "sleeper-v1")["items"][0]
     assert start["warm"]
     assert start["phases_ms"].keys() == PHASES
-    print(f"cold start in a worker that waited: {json.dumps(start['phases_ms'])}")
+    figure(f"cold start in a worker that waited: {json.dumps(start['phases_ms'])}")
     (replica,) = warm.replicas("sleeper-v1")
     assert replica["worker"] == worker
     assert "waiting for a model" in warm.run("logs", replica["replica"]).stdout

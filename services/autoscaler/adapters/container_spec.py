@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +21,7 @@ LAUNCHED_AT = "tidegate.launched-at"
 DRAIN_LIMIT = "tidegate.drain-limit-s"
 IMAGE_DIGEST = "tidegate.image-digest"
 GPUS = "tidegate.gpus"
+DEFAULTS = "tidegate.defaults"
 
 Pull = Literal["never", "missing", "always"]
 # How an engine is told the GPUs of a container: by device requests, or, where NVIDIA's runtime is its default
@@ -58,6 +60,13 @@ class DockerPlan:
         """The container's name, which the engine gives only once: the fence. No name of compose has a dot."""
         return f"{self.stack}.{replica}"
 
+    @property
+    def defaults(self) -> str:
+        """Digest of what a worker gets that its assignment does not say."""
+        given = (self.image, sorted(self.environment.items()), sorted(self.volumes.items()), self.network)
+        limits = (self.memory_mb, self.cpus, self.shm_mb, self.gpu_request, self.command)
+        return hashlib.sha256(repr((given, limits)).encode()).hexdigest()[:16]
+
     def memory_of(self, start: Start) -> int:
         """The memory limit of a replica in MiB; 0: none."""
         return start.resources.memory_mb or self.memory_mb
@@ -90,6 +99,7 @@ def _labels(plan: DockerPlan, start: Start, digest: str, gpus: Shares) -> dict[s
         LAUNCHED_AT: f"{start.launched_at:.3f}",
         DRAIN_LIMIT: f"{start.drain_limit_s:g}",
         IMAGE_DIGEST: digest,
+        DEFAULTS: plan.defaults,
     }
     if gpus:
         labels[GPUS] = to_label(gpus)

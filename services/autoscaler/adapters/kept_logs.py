@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,7 +14,7 @@ KEPT_LOGS = 40
 
 
 class KeptLogs:
-    """``worker-<replica>.log`` in ``folder``."""
+    """``worker-<replica>.log`` in ``folder``; it may be a link to one that began under another name."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -32,7 +33,18 @@ class KeptLogs:
             log.warning("a worker's output was not kept", extra={"replica": replica, "problem": str(error)})
 
     def prune(self, lives: Callable[[str], bool] = lambda _: False) -> None:
-        """Delete the oldest ones, but for those of replicas that live."""
-        dead = [path for path in self._folder.glob("worker-*.log") if not lives(path.stem[7:])]
-        for path in sorted(dead, key=lambda p: p.stat().st_mtime)[:-KEPT_LOGS]:
-            path.unlink(missing_ok=True)
+        """Delete the oldest ones, but for those of replicas that live, under either name."""
+        found = [*self._folder.glob("worker-*.log")]
+        living = {path.resolve() for path in found if lives(path.stem[7:])}
+        dead = [path for path in found if path.resolve() not in living]
+        for path in sorted(dead, key=_written_at)[:-KEPT_LOGS]:
+            with contextlib.suppress(OSError):
+                path.unlink(missing_ok=True)
+
+
+def _written_at(path: Path) -> float:
+    """Of a link its own time: what it leads to may be gone, or not there yet."""
+    try:
+        return path.lstat().st_mtime
+    except OSError:
+        return 0.0

@@ -10,9 +10,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from services.autoscaler.adapters.container_spec import (
+    DEFAULTS,
     DRAIN_LIMIT,
     FINGERPRINT,
     GPUS,
@@ -30,7 +31,14 @@ from services.autoscaler.adapters.images import Images
 from services.autoscaler.adapters.kept_logs import KeptLogs
 from services.autoscaler.adapters.last_words import how_it_ended, with_last_line
 from services.autoscaler.domain.gpus import Claim, NoRoom, from_label, place, stands
-from services.autoscaler.domain.launcher import LaunchFailed, NameTaken, Running, Start, parse_replica
+from services.autoscaler.domain.launcher import (
+    LaunchFailed,
+    NameTaken,
+    Running,
+    Start,
+    flavour_in,
+    parse_replica,
+)
 from tidegate import telemetry
 from tidegate.errors import Unavailable
 from tidegate.protocol.models import Assignment, WarmAssignment
@@ -200,7 +208,7 @@ class DockerLauncher:
             pid=0,  # that is the engine's affair
             alive=alive,
             launched_at=_number(labels.get(LAUNCHED_AT), float(row["Created"])),
-            fingerprint=labels.get(FINGERPRINT, ""),
+            fingerprint=self._fingerprint(parsed[0], labels),
             drain_limit_s=_number(labels.get(DRAIN_LIMIT), 0.0),
             draining_since=self._marks.since(labels[REPLICA]),
             ending=ending,
@@ -208,6 +216,11 @@ class DockerLauncher:
             image=labels.get(IMAGE_DIGEST, ""),
             gpus=tuple(sorted(from_label(labels.get(GPUS, "")))),
         )
+
+    def _fingerprint(self, deployment: str, labels: Mapping[str, str]) -> str:
+        """One that waits is to be what a worker started now would be: else it is out of date."""
+        stale = flavour_in(deployment) is not None and labels.get(DEFAULTS) != self._plan.defaults
+        return "" if stale else labels.get(FINGERPRINT, "")
 
     def _alive(self, row: Doc) -> bool:
         if row["State"] == "created":

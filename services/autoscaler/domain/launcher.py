@@ -14,6 +14,10 @@ from typing import Protocol
 from tidegate.errors import Conflict, Unavailable
 from tidegate.protocol.models import Assignment, Deployment, Flavour, Resources, WarmAssignment
 
+# What an engine's own `stop` grants a worker that waits, as it cannot be told later what its Deployment asks
+# for; as long as it only waits it ends at once.
+POOL_DRAIN_S = 600.0
+
 
 class NameTaken(Conflict):
     """A replica of that name exists, alive or not yet cleared away."""
@@ -68,7 +72,8 @@ class Start:
         """The start of a replica, or of a worker that waits to become one."""
         if isinstance(given, WarmAssignment):
             pool = given.pool
-            drain_limit_s, read, image, resources = 0.0, flavour_fingerprint(pool), pool.image, pool.resources
+            drain_limit_s, read, image = POOL_DRAIN_S, flavour_fingerprint(pool), pool.image
+            resources = pool.resources
         else:
             wanted = given.deployment
             drain_limit_s, read = wanted.drain_limit_s, fingerprint(wanted)

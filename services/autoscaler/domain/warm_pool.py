@@ -67,9 +67,11 @@ def plan_pool(
     reports: Mapping[str, ReplicaReport],
     memory: PoolMemory,
     now: float,
+    evidence_since: float = 0.0,
 ) -> tuple[PoolPlan, PoolMemory]:
     """Hold every flavour at its number; ``waiting`` are all workers that no Deployment was given.
 
+    Since ``evidence_since`` whoever lives could be heard.
     A worker that ends before it was given away counts as a failed start: the next waits 1, 2, 4.. 60 s.
     """
     heard = {r.replica: memory.heard.get(r.replica, 0.0) for r in waiting}
@@ -82,7 +84,9 @@ def plan_pool(
         flavour = flavours.get(name)
         if flavour is None or each.fingerprint != flavour_fingerprint(flavour):
             kill.append((each.replica, "configuration changed"))
-        elif failure := _failure(each, flavour, reports.get(each.replica), heard[each.replica], now):
+        elif failure := _failure(
+            each, flavour, reports.get(each.replica), heard[each.replica], now - evidence_since, now
+        ):
             kill.append((each.replica, failure))
             trouble[name] = _once_more(trouble.get(name, Trouble()), failure, now)
         else:
@@ -124,13 +128,20 @@ def as_replica(worker: Running, claim: Claim, parsed: tuple[str, int, int]) -> R
 
 
 def _failure(
-    worker: Running, flavour: Flavour, report: ReplicaReport | None, heard: float, now: float
+    worker: Running,
+    flavour: Flavour,
+    report: ReplicaReport | None,
+    heard: float,
+    evidence_s: float,
+    now: float,
 ) -> str:
-    """Why a worker is given up; empty: it is not."""
+    """Why a worker is given up; empty: it is not. ``evidence_s``: for how long it could have been heard."""
     if not worker.alive:
         return worker.ending or "the worker's process is gone"
     if report is not None and report.state == "failed":
         return report.message or "the worker reports a failure without a message"
+    if evidence_s <= SILENT_S:
+        return ""
     if not heard and now - worker.launched_at > flavour.start_timeout_s + START_GRACE_S:
         return f"not there after {flavour.start_timeout_s:g} s"
     if heard and now - heard > SILENT_S:

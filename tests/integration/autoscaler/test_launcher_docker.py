@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 
 import pytest
 
 from services.autoscaler.adapters.engine import Engine
 from services.autoscaler.adapters.launcher_docker import DockerLauncher
 from services.autoscaler.domain.gpus import Gpu
-from services.autoscaler.domain.launcher import LaunchFailed
+from services.autoscaler.domain.launcher import LaunchFailed, flavour_fingerprint
 from tests.integration.autoscaler.container_yard import HOME, api, image
 from tests.integration.autoscaler.test_launchers import gone
 from tidegate.errors import Unavailable
+from tidegate.protocol.models import Flavour, WarmAssignment
 
 ONE, TWO, THREE = "digits-v1-0-1", "digits-v1-1-1", "digits-v1-2-1"
+WAITS = "warm-cpu--0-1"
 # Injected: no machine of the tests has GPUs. What is real here is who owns them.
 BIG, SMALL = Gpu("GPU-big", 80_000), Gpu("GPU-small", 16_000)
 
@@ -49,6 +52,21 @@ async def test_limits_labels_and_what_a_container_may_do(yard, assign):
     assert labels["tidegate.image-digest"] == (await one_of(launcher, ONE)).image
     known = api().inspect_image(image())
     assert labels["tidegate.image-digest"] in [known["Id"], *known["RepoDigests"]]
+
+
+async def test_one_that_waits_is_out_of_date_once_workers_are_started_otherwise(yard, assign):
+    """It is to be given away as what a worker that is started now would be."""
+    given = WarmAssignment(
+        replica=WAITS, generation=1, flavour="cpu", pool=Flavour(), launched_at=time.time()
+    )
+    launcher = yard.launcher()
+    await launcher.launch(given)
+    await launcher.launch(assign(ONE))
+    assert yard.inspect(WAITS)["Config"]["StopTimeout"] == 610
+    assert (await one_of(launcher, WAITS)).fingerprint == flavour_fingerprint(given.pool)
+    other = yard.launcher(memory_mb=512)
+    assert (await one_of(other, WAITS)).fingerprint == ""
+    assert (await one_of(other, ONE)).fingerprint == (await one_of(launcher, ONE)).fingerprint != ""
 
 
 async def one_of(launcher, replica):

@@ -4,23 +4,29 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from services.autoscaler import warm
+from services.autoscaler.adapters.kept_logs import KEPT_LOGS, KeptLogs
 from services.autoscaler.adapters.ledger import Ledger
 from services.autoscaler.adapters.warm_offers import WarmOffers
 from services.autoscaler.domain.warm_pool import Claim
 from services.autoscaler.warm import NOBODY, WarmPool
+from services.worker.settings import WorkerSettings
+from services.worker.waiting import Waiting
+from tests.conftest import Line
 from tests.integration.autoscaler.process_yard import ProcessYard
 from tidegate.broker import Delivery, Link, Session
-from tidegate.protocol.models import Assignment, Flavour
+from tidegate.protocol.models import Assignment, Flavour, WarmAssignment
 from tidegate.protocol.presence import ReplicaReport
-from tidegate.store import Store
+from tidegate.store import Store, StoreUnavailable
 from tidegate.topology import warm_queue
 
 REPLICA = "digits-v1-0-1"
@@ -148,6 +154,115 @@ async def test_with_the_broker_away_it_is_started_at_once(yard: Yard, assign: Ca
         await pool._offers._link.stop()
         await pool.launch(assign(REPLICA))
         assert [(each.replica, each.worker) for each in await pool.list()] == [(REPLICA, "")]
+
+
+async def test_with_a_broker_that_does_not_answer_it_is_started_after_a_moment(
+    yard: Yard, line: Line, assign: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(warm, "OFFER_S", 0.2)
+    yard.amqp_url = line.url
+    async with yard.filled() as (pool, _):
+        line.flows.clear()
+        async with asyncio.timeout(10):
+            await pool.launch(assign(REPLICA))
+        assert [(each.replica, each.worker) for each in await pool.list()] == [(REPLICA, "")]
+        line.flows.set()
+
+
+async def test_with_the_store_away_it_is_started_at_once(yard: Yard, assign: Callable[..., Any]) -> None:
+    """Nobody could settle who takes it."""
+    async with yard.filled() as (pool, [worker]), yard.taking(worker) as taken:
+        pool._store = Store.connect("redis://127.0.0.1:1/0")
+        await pool.launch(assign(REPLICA))
+        assert [(each.replica, each.worker) for each in await pool.list()] == [(REPLICA, "")]
+        assert taken == []
+        await pool._store.close()
+
+
+async def test_with_the_store_lost_after_the_offer_the_next_start_does_not_try_it(
+    yard: Yard, assign: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with yard.filled() as (pool, _):
+        away = Store.connect("redis://127.0.0.1:1/0")
+        monkeypatch.setattr(pool, "_taker", away.claimant)
+        with pytest.raises(StoreUnavailable):
+            await pool.launch(assign(REPLICA))
+        await pool.launch(assign("digits-v1-0-2"))
+        assert yard.processes.folders()[0].name == "digits-v1-0-2"
+        await away.close()
+
+
+async def test_the_pool_outlives_a_look_that_fails(
+    yard: Yard, until: Callable[..., Awaitable[Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(warm, "PERIOD_S", 0.01)
+    async with yard.pool() as pool:
+        launch = pool._launcher.launch
+
+        async def full(_: Any) -> None:
+            raise OSError("No space left on device")
+
+        monkeypatch.setattr(pool._launcher, "launch", full)
+        holding = asyncio.create_task(pool.hold(lambda: True))
+        await until(lambda: pool.problem)
+        assert "No space left" in str(pool.problem)
+        monkeypatch.setattr(pool._launcher, "launch", launch)
+        await until(yard.names)
+        await until(lambda: pool.problem is None)
+        holding.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await holding
+
+
+async def test_logs_under_two_names_are_kept_and_deleted_like_others(tmp_path: Path) -> None:
+    logs = KeptLogs(tmp_path)
+    for number in range(KEPT_LOGS):
+        logs.path(f"warm-cpu--0-{number}").write_text("output")
+        logs.path(f"digits-v1-0-{number}").symlink_to(logs.path(f"warm-cpu--0-{number}").name)
+        os.utime(logs.path(f"warm-cpu--0-{number}"), (number, number))
+        os.utime(logs.path(f"digits-v1-0-{number}"), (number, number), follow_symlinks=False)
+    logs.path("soon").symlink_to("worker-not-there-yet.log")
+    logs.prune(lambda each: each == "warm-cpu--0-0")
+    left = {path.stem[7:] for path in tmp_path.iterdir()}
+    assert {"warm-cpu--0-0", "digits-v1-0-0", "soon"} <= left, "those of one that lives, and the newest"
+    assert len(left) == KEPT_LOGS + 2
+    logs.prune()
+    assert len(list(tmp_path.iterdir())) == KEPT_LOGS
+    logs.prune()
+
+
+@pytest.mark.parametrize("ours", [True, False])
+async def test_a_worker_asks_until_it_knows_whose_an_offer_is(
+    valkey_url: str, assign: Callable[..., Any], tmp_path: Path, ours: bool
+) -> None:
+    """An answer that was lost may have said that it is its own: then nobody else would take it."""
+    url = valkey_url.removesuffix("/0") + "/6"
+    line, there = Line(url), Store.connect(url)
+    await line.up()
+    await there._redis.delete(f"tidegate:claim:{REPLICA}")
+    away = Store.connect(line.url)
+    await away.claimant(REPLICA)
+    given = WarmAssignment(
+        replica="warm-cpu--0-1", generation=1, flavour="cpu", pool=Flavour(), launched_at=0
+    )
+    worker = Waiting(WorkerSettings(), given, tmp_path, away, 0)
+    await line.down()
+    taking = asyncio.create_task(worker._take(assign(REPLICA)))
+    await asyncio.sleep(0.3)
+    assert not taking.done()
+    await there.claim_replica(REPLICA, given.replica if ours else NOBODY)
+    await line.up()
+    assert await taking
+    assert worker._taken.done() is ours
+    # Who has one takes no other, nor does who ends.
+    assert await worker._take(assign("digits-v1-1-1")) is not ours
+    await worker._close()
+    assert not await worker._take(assign("digits-v1-1-1"))
+    for replica in (REPLICA, "digits-v1-1-1"):
+        await there._redis.delete(f"tidegate:claim:{replica}")
+    await line.close()
+    await away.close()
+    await there.close()
 
 
 @pytest.mark.parametrize("taken", [True, False])

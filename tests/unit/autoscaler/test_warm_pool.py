@@ -123,6 +123,18 @@ def test_one_that_fell_silent_is_not_offered_anything_and_then_given_up():
     assert plan.kill == ((row.replica, f"no heartbeat for {SILENT_S:g} s"),)
 
 
+def test_silence_counts_from_when_it_could_be_heard():
+    """While the store was away nobody was heard, and a new leader has heard nobody yet."""
+    row = waiting(1)
+    one = {"cpu": Flavour(workers=1)}
+    since = START + 1000
+    for memory in (PoolMemory(), PoolMemory({row.replica: START + 300})):
+        plan, _ = plan_pool(one, [row], {}, memory, since + SILENT_S, since)
+        assert (plan.kill, plan.launch) == ((), ())
+        plan, _ = plan_pool(one, [row], {}, memory, since + SILENT_S + 1, since)
+        assert [worker for worker, _ in plan.kill] == [row.replica]
+
+
 @given(
     st.integers(0, 5),
     st.lists(st.tuples(st.booleans(), st.sampled_from(["warm", "starting", "failed", "silent"])), max_size=8),
