@@ -180,7 +180,7 @@ def cases() -> dict[str, Callable[[], None]]:
             if kind is not None:
                 kind.have = 10**9
         meters = {} if allowance.unlimited else {"ab12": meter}
-        access = Access(required=False, service_token="t", count=lambda *_: counts, meters=lambda: meters)
+        access = Access(required=False, service_token="t", count=lambda *_: counts, meters=meters)
         who = Principal("ab12", "bench", frozenset({"infer"}))
         access.replace(KeyTable("1", {"ab12": Key(who, digest_of(key), allowance=allowance)}))
 

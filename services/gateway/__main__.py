@@ -22,6 +22,7 @@ def main() -> int:
     if workers > 1 and not member:
         return processes.Members(workers, settings.state_path / "run" / "gateway-metrics").run()
 
+    processes.return_large_blocks()
     # Only now: a parent of several processes needs nothing of all this.
     from services.gateway.app import build
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from prometheus_client import Counter
 
@@ -70,15 +70,19 @@ class Grant:
         """The request is over: its share of the model's time in us, bytes of both bodies, tokens if known."""
         if not self._open:
             return
-        self.cancel()
+        self._open = False
+        if self._meter is not None:
+            self._meter.under_way -= 1
         counts = self._count(self._principal.id, self._endpoint)
         counts[0] += 1
-        counts[1] += failed
         counts[2] += compute_us
         counts[3] += received
         counts[4] += sent
-        counts[5] += tokens_in
-        counts[6] += tokens_out
+        if failed:
+            counts[1] += 1
+        if tokens_in or tokens_out:
+            counts[5] += tokens_in
+            counts[6] += tokens_out
 
     def accepted(self, received: int) -> None:
         """The request is a job now: it counts as a request, with what it used, at its end."""
@@ -116,7 +120,7 @@ class Access:
         required: bool,
         service_token: str,
         count: Count,
-        meters: Callable[[], dict[str, Meter]],
+        meters: Mapping[str, Meter],
         verify: Verify | None = None,
     ) -> None:
         self.required = required
@@ -162,7 +166,7 @@ class Access:
             return None
         if not principal.may(INFER, endpoint):
             raise Forbidden(f"{principal.name!r} may not use the model {endpoint[:80]!r}")
-        meter = self._meters().get(principal.id)
+        meter = self._meters.get(principal.id)
         if meter is not None:
             denied = meter.take(time.monotonic())
             if denied is not None:

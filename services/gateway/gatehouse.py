@@ -43,7 +43,7 @@ class Gatehouse:
             required=settings.auth == "required" or settings.host not in LOOPBACK,
             service_token=settings.service_token,
             count=self._usage.counts,
-            meters=lambda: self._leases.meters,
+            meters=self._leases.meters,
             verify=self._jwks.verify if self._jwks is not None else None,
         )
         urls = {name: getattr(settings, f"{name}_url") for name in ("registry", "router", "autoscaler")}

@@ -109,7 +109,7 @@ class DeploymentSpec(Noun):
 
     ``image`` is that of its workers where they are containers; None: the launcher's.
     ``progress_timeout_s``: a replica with work in hand that finishes none of it for so long is replaced;
-    None: after 5 minutes, but not while it holds jobs or streams, whose work may be longer.
+    None: after 5 minutes, but not while it holds jobs or its model is decoupled: their work may be longer.
     """
 
     name: Name

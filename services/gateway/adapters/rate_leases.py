@@ -56,7 +56,7 @@ class Leases:
         self._day = ""
         self._away_since: float | None = None
         self._retry_at = 0.0
-        self.meters: dict[str, Meter] = {}
+        self.meters: dict[str, Meter] = {}  # always this one: every request looks into it
 
     def start(self) -> None:
         """Begin settling."""
@@ -72,7 +72,8 @@ class Leases:
 
     def replace(self, allowances: dict[str, Allowance]) -> None:
         """These are all callers that have limits; who had some before keeps what it holds and has spent."""
-        kept, now = {}, time.monotonic()
+        kept: dict[str, Meter] = {}
+        now = time.monotonic()
         for principal, allowance in allowances.items():
             meter = self.meters.get(principal)
             if meter is None:
@@ -81,7 +82,8 @@ class Leases:
             elif meter.allowance != allowance:
                 meter.change(allowance, now)
             kept[principal] = meter
-        self.meters = kept
+        self.meters.clear()
+        self.meters.update(kept)
 
     def _activate(self, meter: Meter) -> None:
         meter.share = self._share()

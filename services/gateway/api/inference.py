@@ -244,11 +244,11 @@ class Inference:
 def _account(grant: Grant, outcome: Answer | TidegateError, received: int, response: Response) -> None:
     """The end of an admitted request: what it used is counted, and its caller told what is left."""
     if isinstance(outcome, Answer):
-        tokens_in, tokens_out = spent.tokens(outcome.parameters)
+        tokens_in, tokens_out = spent.tokens(outcome.parameters) if outcome.parameters else (0, 0)
         grant.done(
             compute_us=spent.compute_us(outcome.reply),
             received=received,
-            sent=len(response.body) + sum(map(len, response.tail)),
+            sent=len(response.body) + sum(map(len, response.tail)) if response.tail else len(response.body),
             tokens_in=tokens_in,
             tokens_out=tokens_out,
             failed=response.status != 200,

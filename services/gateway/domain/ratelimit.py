@@ -38,11 +38,14 @@ def left(meter: Meter, epoch_s: float) -> bytes:
     found = []
     rate, allowance = meter.rate, meter.allowance
     if rate is not None and allowance.rate is not None:
-        remaining = min(rate.remaining, allowance.burst)
-        full_s = math.ceil((allowance.burst - remaining) / allowance.rate)
-        found.append(b'"rate";r=%d;t=%d' % (remaining, full_s))
+        remaining, burst = rate.remaining, allowance.burst
+        if remaining >= burst:
+            found.append(b'"rate";r=%d;t=0' % burst)
+        else:
+            found.append(b'"rate";r=%d;t=%d' % (remaining, math.ceil((burst - remaining) / allowance.rate)))
     if allowance.concurrency is not None:
-        found.append(b'"concurrency";r=%d' % max(0, allowance.concurrency - meter.under_way))
+        free = allowance.concurrency - meter.under_way
+        found.append(b'"concurrency";r=%d' % (free if free > 0 else 0))
     if meter.of_day is not None:
         found.append(b'"day";r=%d;t=%d' % (meter.of_day.remaining, seconds_left("day", epoch_s)))
     if meter.of_month is not None:

@@ -36,7 +36,7 @@ class Denied:
 class Tokens:
     """Those of one kind. ``least``: so many must be there for one to be taken; below 1 there is credit."""
 
-    __slots__ = ("have", "kind", "least", "left", "lent", "limit")
+    __slots__ = ("cut", "have", "kind", "least", "left", "lent", "limit")
 
     def __init__(self, kind: str, limit: int) -> None:
         self.kind = kind
@@ -45,6 +45,9 @@ class Tokens:
         self.least: float = 1
         self.left: float = limit  # in the account, when last heard of
         self.lent: float = 0  # of those held, what the account does not know of
+        self.cut: float = (
+            0  # of those that the account was told of and has not answered for, what went by a change
+        )
 
     @property
     def remaining(self) -> int:
@@ -57,14 +60,15 @@ class Tokens:
 
     def holding(self, want: int) -> Holding:
         """What to tell the account."""
+        self.cut = 0
         return Holding(math.floor(self.have - self.lent), min(want, self.limit))
 
     def settled(self, asked: Holding, given: int, left: float, credit: int = 0) -> None:
         """The account has answered; what was taken in the meantime stays taken."""
-        have = math.floor(self.have - self.lent) - asked.have + given
+        have = math.floor(self.have - self.lent + self.cut) - asked.have + given
         # What was given under a limit that is lower since counts up to that.
         self.have, self.left = min(have, self.limit), min(left, self.limit)
-        self.lent = 0
+        self.lent = self.cut = 0
         self.least = 1 - min(credit, self.limit)
 
     def change(self, limit: int) -> None:
@@ -72,15 +76,16 @@ class Tokens:
         rest = self.left + self.have
         if self.kind != "rate" or self.left >= self.limit:
             rest += limit - self.limit  # a bucket that was not full has to fill up to its new size
-        rest, held = min(rest, limit), self.have
+        rest, held, known = min(rest, limit), self.have, self.have - self.lent
         self.have = min(held, max(0, rest))
         self.lent = max(0, self.lent - (held - self.have))
+        self.cut += known - (self.have - self.lent)
         self.left = min(limit, max(0, rest - self.have))
         self.limit = limit
 
     def begin(self) -> None:
         """A new period: tokens of the old one are worth nothing."""
-        self.have = self.lent = 0
+        self.have = self.lent = self.cut = 0
         self.left = self.limit
 
 

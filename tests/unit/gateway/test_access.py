@@ -55,7 +55,7 @@ class Door:
             required=required,
             service_token="token",
             count=lambda *who: self.counts.setdefault(who, [0] * 7),
-            meters=lambda: self.meters,
+            meters=self.meters,
             verify=verify,
         )
 

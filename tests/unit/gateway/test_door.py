@@ -162,7 +162,7 @@ def core():
 @pytest.fixture
 def door(core):
     limits = Limits(body_bytes=10, json_bytes=10, bodies=Budget(1000), answers=Budget(1000))
-    access = Access(required=False, service_token="", count=lambda *_: [0] * 7, meters=dict)
+    access = Access(required=False, service_token="", count=lambda *_: [0] * 7, meters={})
     inference = Inference(core, access=access, limits=limits, local_only=True, metrics=Metrics())
     return InferDoor(elsewhere, inference)
 

@@ -367,6 +367,18 @@ def test_an_answer_to_limits_that_are_others_since():
     assert limit_of(meter.take(0.0)) == "concurrency", "what was under way is so still"
 
 
+@pytest.mark.parametrize("lent", [0, 5])
+def test_a_limit_lowered_while_the_account_answers_makes_no_debt(lent):
+    """What was told to the account as held and was cut off meanwhile is not spent."""
+    held = Tokens("rate", 100)
+    held.have, held.lent, held.left = 98, lent, 0
+    asked = held.holding(0)
+    held.change(10)
+    held.settled(asked, given=0, left=10)
+    assert held.have == 0
+    assert held.holding(0).have == 0
+
+
 def test_when_to_come_back_goes_by_the_new_rate():
     process = Process("a", Account(Allowance(rate=0.001, burst=1)))
     assert taken(process, 0.0) == 1
