@@ -3,7 +3,7 @@
 
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help up down clean test test-clients check fmt lock bootstrap bootstrap-dev bare-test compose-up compose-down compose-test docs torch bench bench-broker-tax bench-overload bench-heavy bench-mixups bench-rate-limit bench-chaos bench-flame bench-fleet bench-spike bench-healing bench-cold-start
+.PHONY: help up down clean test test-clients check fmt lock bootstrap bootstrap-dev bare-test compose-up compose-down compose-test docs torch bench bench-broker-tax bench-overload bench-heavy bench-mixups bench-rate-limit bench-chaos bench-flame bench-fleet bench-spike bench-healing bench-cold-start bench-plot bench-jobs bench-long-job
 
 PY := .venv/bin/python
 STATE := $(or $(TIDEGATE_STATE_DIR),.tidegate)
@@ -77,10 +77,14 @@ bench: bootstrap ## measure Tidegate beside its peers (about 45 minutes)
 	-$(PY) -m benchmarks.install
 	$(PY) -m benchmarks.run $(BENCH_FLAGS)
 
+# What draws charts and flame graphs.
+bench-plot: bootstrap
+	@$(PY) -m benchmarks.install --only plot
+
 bench-broker-tax: bootstrap ## what the queue costs, by hop and by process
 	$(PY) -m benchmarks.broker_tax $(BENCH_FLAGS)
 
-bench-overload: bootstrap ## offered load from 0.5 to 3 times the capacity: goodput, waits, refusals
+bench-overload: bench-plot ## offered load from 0.5 to 3 times the capacity: goodput, waits, refusals
 	$(PY) -m benchmarks.overload $(BENCH_FLAGS)
 
 bench-heavy: bootstrap ## envelopes with heavy models, and a light and a heavy one side by side
@@ -92,8 +96,7 @@ bench-mixups: bootstrap ## 100,000 requests of mixed sizes, each answer checked 
 bench-rate-limit: bootstrap ## one key's limit over four gateway processes; what access costs a request
 	$(PY) -m benchmarks.rate_limit $(BENCH_FLAGS)
 
-bench-flame: bootstrap ## flame graphs of gateway and worker under load
-	$(PY) -m benchmarks.install --only plot
+bench-flame: bench-plot ## flame graphs of gateway and worker under load
 	$(PY) -m benchmarks.flame $(BENCH_FLAGS)
 
 bench-fleet: bootstrap ## one round of the autoscaler over up to 2,000 Deployments, simulated
@@ -107,6 +110,13 @@ bench-healing: bootstrap ## kill -9 of twenty workers in turn under load
 
 bench-cold-start: bootstrap ## the first request to a sleeping model, without and with a warm pool
 	$(PY) -m benchmarks.cold_start $(BENCH_FLAGS)
+
+bench-jobs: bootstrap ## jobs accepted and done per second, beside FastAPI + Celery
+	$(PY) -m benchmarks.install --only celery
+	$(PY) -m benchmarks.jobs $(BENCH_FLAGS)
+
+bench-long-job: bootstrap ## a job of 150 s on a broker that lets a message be held for 5 s
+	$(PY) -m benchmarks.long_job $(BENCH_FLAGS)
 
 bench-chaos: bootstrap ## 20,000 jobs while every part is killed with -9 and restarted once
 	$(PY) -m benchmarks.chaos $(BENCH_FLAGS)

@@ -18,6 +18,7 @@ import pytest
 
 from deploy.compose import stack, tool
 from tests.compose.conftest import KEEP, until
+from tests.conftest import Figure
 from tidegate.errors import TidegateError
 
 DEPLOYMENT = "identity-v1"
@@ -81,12 +82,12 @@ def command_line(world, state, *arguments):
     )
 
 
-def test_the_example_trained_deployed_and_answered_inside(world):
+def test_the_example_trained_deployed_and_answered_inside(world, figure: Figure):
     stack.example(world.tool)
-    print(f"from nothing to a stack that is well: {world.took_s:.1f} s")
+    figure(f"from nothing to a stack that is well: {world.took_s:.1f} s")
 
 
-def test_the_first_right_answer_from_outside(world, identity, tmp_path):
+def test_the_first_right_answer_from_outside(world, identity, tmp_path, figure: Figure):
     """With the command line of this machine, everything through the gateway."""
     began = time.monotonic()
     order = ["deploy", str(identity), "--signature", str(identity / "signature.json"), "--name", "identity"]
@@ -96,7 +97,7 @@ def test_the_first_right_answer_from_outside(world, identity, tmp_path):
     with world.client() as client:
         got = client.infer("identity", {"x": sent}, timeout_s=60)
     assert np.array_equal(got["y"], sent)
-    print(f"from a file to the first right answer: {time.monotonic() - began:.1f} s")
+    figure(f"from a file to the first right answer: {time.monotonic() - began:.1f} s")
     assert list(world.workers(DEPLOYMENT)) == [f"{DEPLOYMENT}-0-1"]
 
 
@@ -105,7 +106,7 @@ def test_nobody_without_a_key_is_let_in(world):
     assert answer.status_code == 401
 
 
-def test_a_worker_that_is_killed_is_replaced_and_nothing_is_lost(world):
+def test_a_worker_that_is_killed_is_replaced_and_nothing_is_lost(world, figure: Figure):
     (before,) = settled(world, 1).values()
     with Traffic(world) as traffic:
         until(lambda: traffic.answered > 20, "traffic")
@@ -114,19 +115,19 @@ def test_a_worker_that_is_killed_is_replaced_and_nothing_is_lost(world):
         (after,) = until(lambda: set(world.workers(DEPLOYMENT).values()) - {before}, "another container")
         answered = traffic.answered
         until(lambda: traffic.answered > answered + 20, "traffic again")
-    print(f"a killed container is replaced and answers after {time.monotonic() - killed:.1f} s")
+    figure(f"a killed container is replaced and answers after {time.monotonic() - killed:.1f} s")
     assert traffic.wrong == []
     assert after == f"{world.tool.project}.{DEPLOYMENT}-0-2"
 
 
-def test_scale_up_and_down_by_the_api(world):
+def test_scale_up_and_down_by_the_api(world, figure: Figure):
     with Traffic(world) as traffic:
         for count in (3, 1):
             began = time.monotonic()
             path = f"/api/autoscaler/v1/deployments/{DEPLOYMENT}/replicas"
             world.ask("PUT", path, {"replicas": count})
             workers = sorted(settled(world, count))
-            print(f"{count} workers after {time.monotonic() - began:.1f} s: {workers}")
+            figure(f"{count} workers after {time.monotonic() - began:.1f} s: {workers}")
         world.ask("DELETE", path)
     assert traffic.wrong == []
     assert traffic.answered > 0
@@ -248,10 +249,10 @@ def test_workers_do_not_reach_the_database(world):
 
 
 @pytest.mark.skipif(KEEP, reason="COMPOSE_TEST_KEEP: the stack is to stay")
-def test_down_takes_everything_away(world):
+def test_down_takes_everything_away(world, figure: Figure):
     began = time.monotonic()
     stack.down(world.tool, volumes=True)
-    print(f"down in {time.monotonic() - began:.1f} s")
+    figure(f"down in {time.monotonic() - began:.1f} s")
     mine = f"label={tool.PROJECT}={world.tool.project}"
     assert world.tool.engine("ps", "-aq", "--filter", mine) == ""
     assert world.tool.engine("ps", "-aq", "--filter", f"label=tidegate.stack={world.tool.project}") == ""

@@ -8,13 +8,14 @@ import urllib.request
 import numpy as np
 import tritonclient.http as triton
 
+from tests.conftest import Figure
 from tests.e2e.conftest import Digits, Stack
 from tidegate import Client
 
 TOLERANCE = 1e-5
 
 
-def test_all_by_json_as_curl_sends_it(stack: Stack, served: str, digits: Digits):
+def test_all_by_json_as_curl_sends_it(stack: Stack, served: str, digits: Digits, figure: Figure):
     url = f"{stack.settings.gateway_url}/v2/models/{served}/infer"
     labels, probabilities = [], []
     for image in digits.images:
@@ -28,7 +29,7 @@ def test_all_by_json_as_curl_sends_it(stack: Stack, served: str, digits: Digits)
         probabilities.append(outputs["probabilities"]["data"])
     assert labels == digits.labels.tolist()
     assert np.abs(np.array(probabilities, np.float32) - digits.probabilities).max() <= TOLERANCE
-    print(f"{len(labels)} held-out images by JSON: labels equal, probabilities within {TOLERANCE}")
+    figure(f"{len(labels)} held-out images by JSON: labels equal, probabilities within {TOLERANCE}")
 
 
 def test_all_by_an_unmodified_tritonclient(stack: Stack, served: str, digits: Digits):

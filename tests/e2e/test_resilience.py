@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
+import errno
+import os
 import shutil
 import signal
+import socket
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
 import psutil
 import pytest
 
+from tests.conftest import Figure
 from tests.e2e.conftest import Digits, Stack
 from tidegate import Client
 
 PATIENCE_S = 60.0
+PIDFD_GETFD = 438  # the number of the system call, on every architecture
 
 
 class Flow(threading.Thread):
@@ -79,7 +87,7 @@ def wait_until(what: str, check, limit_s: float = PATIENCE_S) -> float:
     return time.monotonic() - began
 
 
-def test_worker_killed(stack: Stack, served: str, digits: Digits):
+def test_worker_killed(stack: Stack, served: str, digits: Digits, figure: Figure):
     with flowing(stack, served, digits) as flow:
         worker = stack.worker("digits-v1")
         worker.kill()
@@ -89,10 +97,10 @@ def test_worker_killed(stack: Stack, served: str, digits: Digits):
                 r["state"] == "ready" and r["pid"] != worker.pid for r in stack.replicas("digits-v1")
             ),
         )
-    print(f"worker killed: replaced in {replaced:.1f} s, longest request {flow.longest_s:.1f} s")
+    figure(f"worker killed: replaced in {replaced:.1f} s, longest request {flow.longest_s:.1f} s")
 
 
-def test_triton_killed(stack: Stack, served: str, digits: Digits):
+def test_triton_killed(stack: Stack, served: str, digits: Digits, figure: Figure):
     with flowing(stack, served, digits) as flow:
         worker = stack.worker("digits-v1")
         (triton,) = [p for p in worker.children() if p.name() == "tritonserver"]
@@ -106,8 +114,41 @@ def test_triton_killed(stack: Stack, served: str, digits: Digits):
             ),
         )
         wait_until("ready again", lambda: stack.replicas("digits-v1")[0]["state"] == "ready")
-    print(f"tritonserver killed: replaced in {replaced:.1f} s, longest request {flow.longest_s:.1f} s")
+    figure(f"tritonserver killed: replaced in {replaced:.1f} s, longest request {flow.longest_s:.1f} s")
     assert worker.is_running()
+
+
+def connections_to_triton(worker: psutil.Process) -> list[socket.socket]:
+    """Those of a worker, as sockets of this process too: what is done to them is done to the worker's."""
+    call, pidfd = ctypes.CDLL(None, use_errno=True).syscall, os.pidfd_open(worker.pid)
+    found = []
+    for entry in Path(f"/proc/{worker.pid}/fd").iterdir():
+        if str(entry.readlink()).startswith("socket:"):
+            fd = call(PIDFD_GETFD, pidfd, int(entry.name), 0)
+            if fd < 0 and ctypes.get_errno() == errno.EPERM:
+                pytest.skip("this user may not reach into the processes of its own (ptrace)")
+            with contextlib.suppress(OSError):  # one that is not connected, or closed meanwhile
+                each = socket.socket(fileno=fd)
+                if each.family == socket.AF_UNIX and str(each.getpeername()).endswith("grpc:1"):
+                    found.append(each)
+    os.close(pidfd)
+    return found
+
+
+def test_connection_to_triton_broken(stack: Stack, served: str, digits: Digits, figure: Figure):
+    """While calls are on it; Triton lives on, and so the worker goes on with it."""
+    with flowing(stack, served, digits), flowing(stack, served, digits) as flow:
+        worker = stack.worker("digits-v1")
+        (triton,) = [p for p in worker.children() if p.name() == "tritonserver"]
+        for _ in range(10):
+            broken = connections_to_triton(worker)
+            assert broken
+            for each in broken:
+                each.shutdown(socket.SHUT_RDWR)
+                each.close()
+            flow.wait_for(5)
+    figure(f"connection to Triton broken ten times: longest request {flow.longest_s:.1f} s")
+    assert [p for p in worker.children() if p.name() == "tritonserver"] == [triton]
 
 
 def test_registry_stopped(stack: Stack, served: str, digits: Digits):
@@ -124,7 +165,7 @@ def test_registry_stopped(stack: Stack, served: str, digits: Digits):
             registry.resume()
 
 
-def test_store_restarted_empty(stack: Stack, served: str, digits: Digits):
+def test_store_restarted_empty(stack: Stack, served: str, digits: Digits, figure: Figure):
     valkey = stack.child("valkey")
     with flowing(stack, served, digits) as flow:
         valkey.suspend()
@@ -137,7 +178,7 @@ def test_store_restarted_empty(stack: Stack, served: str, digits: Digits):
             wait_until("the route table", lambda: stack.cli("routes")["endpoints"] and client.models())
             wait_until("presence", lambda: len(stack.replicas("digits-v1")) == 1)
         wait_until("the store has the table", lambda: _table_in_store(stack))
-        print(f"store restarted empty: the route table is back {time.monotonic() - began:.1f} s later")
+        figure(f"store restarted empty: the route table is back {time.monotonic() - began:.1f} s later")
 
 
 def _table_in_store(stack: Stack) -> bool:
@@ -150,11 +191,11 @@ def _table_in_store(stack: Stack) -> bool:
         return False
 
 
-def test_broker_killed(stack: Stack, served: str, digits: Digits):
+def test_broker_killed(stack: Stack, served: str, digits: Digits, figure: Figure):
     with flowing(stack, served, digits) as flow:
         stack.child("rabbitmq").kill()
         flow.wait_for(50)
-    print(f"broker killed: every request answered, the longest took {flow.longest_s:.1f} s")
+    figure(f"broker killed: every request answered, the longest took {flow.longest_s:.1f} s")
 
 
 @pytest.mark.parametrize("service", ["autoscaler", "router"])

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from tests.conftest import Figure
 from tests.e2e.conftest import Digits, Stack
 from tidegate import Client
 
@@ -23,7 +24,7 @@ def wait_replicas(stack: Stack, deployment: str, count: int, limit_s: float = 60
         time.sleep(0.2)
 
 
-def test_to_zero_and_woken_by_a_request(stack: Stack, client: Client, digits: Digits):
+def test_to_zero_and_woken_by_a_request(stack: Stack, client: Client, digits: Digits, figure: Figure):
     stack.deploy(digits.model, "sleeper", "--min", "0", "--max", "1", "--scale-to-zero-after", "1")
     wait_replicas(stack, "sleeper-v1", 0)
     assert client.is_ready("sleeper"), "a model that wakes is ready for clients that ask first"
@@ -37,7 +38,7 @@ def test_to_zero_and_woken_by_a_request(stack: Stack, client: Client, digits: Di
     assert report["phases_ms"].keys() == PHASES
     assert all(value >= 0 for value in report["phases_ms"].values())
     parts = ", ".join(f"{name} {value:.0f} ms" for name, value in report["phases_ms"].items())
-    print(f"cold start: the request took {took * 1e3:.0f} ms; {parts}")
+    figure(f"cold start: the request took {took * 1e3:.0f} ms; {parts}")
 
 
 def test_by_hand(stack: Stack, client: Client, deploy_python: Callable[..., str]):

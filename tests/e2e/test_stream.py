@@ -15,6 +15,7 @@ from typing import Any
 import httpx
 import pytest
 
+from tests.conftest import Figure
 from tests.e2e.conftest import REPO, Stack
 
 # A decoupled model that keeps a diary of what became of each request, in a folder that the request names.
@@ -267,7 +268,7 @@ def test_a_caller_that_hangs_up_cancels_the_work(stack: Stack, diarist: str, dia
     assert words(stack, diarist, {"diary": str(diary), "plan": "well"})[0]["said"] == "well"
 
 
-def test_a_worker_killed_in_the_middle(stack: Stack, diarist: str, diary: Path):
+def test_a_worker_killed_in_the_middle(stack: Stack, diarist: str, diary: Path, figure: Figure):
     """The caller has seen a part, so it is told; and the second attempt does not run on."""
     worker = stack.worker("diarist-v1")
     body = {"diary": str(diary), "plan": "word sleep=0.1 " * 300}
@@ -278,7 +279,7 @@ def test_a_worker_killed_in_the_middle(stack: Stack, diarist: str, diary: Path):
         rest = list(events)
     assert rest[-1]["reason"] == "unavailable", rest[-1]
     assert all("said" in event for event in rest[:-1])
-    print(f"told {time.monotonic() - began:.1f} s after the kill")
+    figure(f"told {time.monotonic() - began:.1f} s after the kill")
     wait_for(
         "the second attempt is cancelled", lambda: diary.read_text().split()[-2:] == ["begun", "cancelled"]
     )
