@@ -26,7 +26,9 @@ def test_every_part_is_killed_once(tmp_path, monkeypatch, figure: Figure):
         running.deploy(stack.MODELS / "echo" / "model.py", course.MODEL)
         outcome = asyncio.run(course.run(running, JOBS, RATE, kills.PARTS))
     bars = verdict.judge(outcome.evidence)
-    figure(f"{outcome.seconds:.0f} s; {outcome.kills}; {outcome.trouble}; {dict(outcome.evidence.gauge)}")
+    away = ", ".join(f"{kill.part} {kill.away_s:.1f} s" for kill in outcome.kills)
+    figure(f"{JOBS} jobs in {outcome.seconds:.0f} s, killed meanwhile and away: {away}")
+    print(outcome.trouble, dict(outcome.evidence.gauge))
     assert [kill.part for kill in outcome.kills] == list(kills.PARTS)
     assert all(bar.met for bar in bars), verdict.lines(bars)
     assert places.bench_dir() == tmp_path

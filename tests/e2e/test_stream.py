@@ -279,7 +279,7 @@ def test_a_worker_killed_in_the_middle(stack: Stack, diarist: str, diary: Path, 
         rest = list(events)
     assert rest[-1]["reason"] == "unavailable", rest[-1]
     assert all("said" in event for event in rest[:-1])
-    figure(f"told {time.monotonic() - began:.1f} s after the kill")
+    figure(f"worker killed amid a stream: its caller was told after {time.monotonic() - began:.1f} s")
     wait_for(
         "the second attempt is cancelled", lambda: diary.read_text().split()[-2:] == ["begun", "cancelled"]
     )

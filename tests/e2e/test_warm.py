@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -70,7 +69,8 @@ def test_a_model_wakes_in_a_worker_that_waited(warm: Stack, client: Client, figu
     start = warm.cli("cold-starts", "sleeper-v1")["items"][0]
     assert start["warm"]
     assert start["phases_ms"].keys() == PHASES
-    figure(f"cold start in a worker that waited: {json.dumps(start['phases_ms'])}")
+    parts = ", ".join(f"{name} {value:.0f} ms" for name, value in start["phases_ms"].items())
+    figure(f"cold start in a worker that waited: {parts}")
     (replica,) = warm.replicas("sleeper-v1")
     assert replica["worker"] == worker
     assert "waiting for a model" in warm.run("logs", replica["replica"]).stdout
