@@ -21,7 +21,7 @@ METRICS = "PROMETHEUS_MULTIPROC_DIR"
 BACKOFF_S = (0.2, 5.0)
 HEALTHY_AFTER_S = 10.0
 POLL_S = 0.1
-M_MMAP_THRESHOLD = -3  # malloc.h
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
 LARGE_BLOCK = 4 * 2**20
 
 
@@ -35,6 +35,8 @@ def return_large_blocks() -> None:
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # only glibc has it, and needs it
     if mallopt is not None:
         mallopt(M_MMAP_THRESHOLD, LARGE_BLOCK)
+        # From then on fixed too, and too low: smaller bodies would be given back and had anew each time.
+        mallopt(M_TRIM_THRESHOLD, 2 * LARGE_BLOCK)
 
 
 def listen(host: str, port: int) -> socket.socket:

@@ -98,15 +98,27 @@ class Jobs:
         self._backlog.add(held)
         self.wake()
 
-    def begin(self, room: int, limit: int) -> None:
-        """Open calls, ``room`` more and ``limit`` of jobs at most, and prepare the next ones."""
+    @property
+    def called(self) -> int:
+        """Jobs that are in calls."""
+        return sum(map(len, self._calls.values()))
+
+    def begin(self, room: int, limit: int, free: int) -> None:
+        """Open calls and prepare the next ones.
+
+        ``room`` more calls at most, with ``free`` jobs in all, so that no more than ``limit`` are of jobs.
+        """
         model = self._model
         if model is None:
             return
-        while self._ready and room > 0 and len(self._calls) < limit:
-            group = [held for held in self._ready.popleft() if not held.over]
+        while self._ready and room > 0 and free > 0 and len(self._calls) < limit:
+            together = self._ready.popleft()
+            if len(together) > free:
+                self._ready.appendleft(together[free:])
+            group = [held for held in together[:free] if not held.over]
             if group:
                 room -= 1
+                free -= len(group)
                 task = asyncio.create_task(self._call(model, group))
                 self._calls[task] = group
                 task.add_done_callback(self._called)

@@ -192,7 +192,7 @@ class Life:
         if self._draining:
             return
         await self._requests.open()
-        if self._messages is not None:
+        if self._messages is not None and not self._draining:  # it may have been told so meanwhile
             await self._messages.open()
 
     async def _close(self) -> None:

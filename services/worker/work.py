@@ -7,6 +7,7 @@ when each of its requests was answered, given up as expired, or published again 
 from __future__ import annotations
 
 import asyncio
+import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
@@ -97,10 +98,7 @@ class Work:
     def in_flight(self) -> int:
         """How many calls may be open at once."""
         return self.streams.limit or calls_in_flight(
-            instances=self._instances,
-            batch=self._max_rows,
-            call_ms=self.stats.call_ms.value,
-            limit=self._max_concurrency,
+            instances=self._instances, batches=self._max_rows > 0, call_ms=self.stats.call_ms.value
         )
 
     @property
@@ -172,22 +170,29 @@ class Work:
     async def _run(self) -> None:
         while True:
             self._wake.clear()
-            while (model := self._model) is not None and len(self.backlog) and self._room() > 0:
+            while (model := self._model) is not None and len(self.backlog) and self._room() and self._free():
                 await self._window()
                 if self._model is not model:
                     continue  # it was lost meanwhile: what waits, waits on
-                group = self._live(self.backlog.take(self._max_rows))
+                group = self._live(self.backlog.take(min(self._max_rows, self._free())))
                 if group:
                     task = asyncio.create_task(self._call(model, group))
                     self._calls[task] = group
                     task.add_done_callback(self._called)
             if self._jobs is not None:
-                self._jobs.begin(self._room(), job_calls(self.in_flight))
+                self._jobs.begin(self._room(), job_calls(self.in_flight), self._free())
             await self._wake.wait()
 
     def _room(self) -> int:
         """Calls that may be opened now. Whoever waits for an answer goes first; jobs take what is left."""
-        return self.in_flight - len(self._calls) - (self._jobs.calling if self._jobs else 0)
+        return max(0, self.in_flight - len(self._calls) - (self._jobs.calling if self._jobs else 0))
+
+    def _free(self) -> int:
+        """Requests that calls may take now, so that no more are in calls than the Deployment allows."""
+        if self._max_concurrency is None:
+            return sys.maxsize
+        held = sum(map(len, self._calls.values())) + (self._jobs.called if self._jobs else 0)
+        return max(0, self._max_concurrency - held)
 
     def _called(self, task: asyncio.Task[None]) -> None:
         group = self._calls.pop(task)

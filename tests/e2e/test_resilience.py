@@ -123,14 +123,17 @@ def connections_to_triton(worker: psutil.Process) -> list[socket.socket]:
     call, pidfd = ctypes.CDLL(None, use_errno=True).syscall, os.pidfd_open(worker.pid)
     found = []
     for entry in Path(f"/proc/{worker.pid}/fd").iterdir():
-        if str(entry.readlink()).startswith("socket:"):
+        with contextlib.suppress(OSError):  # it was closed meanwhile, or is not connected
+            if not str(entry.readlink()).startswith("socket:"):
+                continue
             fd = call(PIDFD_GETFD, pidfd, int(entry.name), 0)
             if fd < 0 and ctypes.get_errno() == errno.EPERM:
                 pytest.skip("this user may not reach into the processes of its own (ptrace)")
-            with contextlib.suppress(OSError):  # one that is not connected, or closed meanwhile
-                each = socket.socket(fileno=fd)
-                if each.family == socket.AF_UNIX and str(each.getpeername()).endswith("grpc:1"):
-                    found.append(each)
+            if fd < 0:
+                continue
+            each = socket.socket(fileno=fd)
+            if each.family == socket.AF_UNIX and str(each.getpeername()).endswith("grpc:1"):
+                found.append(each)
     os.close(pidfd)
     return found
 

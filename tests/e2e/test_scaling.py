@@ -156,12 +156,12 @@ def test_a_worker_whose_triton_dies_while_it_drains_takes_nothing_more(
 
     with ThreadPoolExecutor(6) as pool:
         asked = [pool.submit(ask) for _ in range(6)]
-        wait_until("work in hand", lambda: stack.replicas(NAME)[0]["inflight"] > 1)
-        (draining,) = stack.replicas(NAME)
-        worker, triton = psutil.Process(draining["pid"]), triton_of(draining["pid"])
-        worker.terminate()
-        triton.kill()
         try:
+            wait_until("work in hand", lambda: any(r["inflight"] > 1 for r in stack.replicas(NAME)))
+            (draining,) = stack.replicas(NAME)
+            worker, triton = psutil.Process(draining["pid"]), triton_of(draining["pid"])
+            worker.terminate()
+            triton.kill()
             worker.wait(30)
         finally:
             done.set()

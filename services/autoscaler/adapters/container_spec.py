@@ -65,7 +65,7 @@ class DockerPlan:
         """Digest of what a worker gets that its assignment does not say."""
         given = (self.image, sorted(self.environment.items()), sorted(self.volumes.items()), self.network)
         limits = (self.memory_mb, self.cpus, self.shm_mb, self.gpu_request, self.command)
-        return hashlib.sha256(repr((given, limits)).encode()).hexdigest()[:16]
+        return hashlib.sha256(repr((given, limits, self.token)).encode()).hexdigest()[:16]
 
     def memory_of(self, start: Start) -> int:
         """The memory limit of a replica in MiB; 0: none."""

@@ -13,20 +13,18 @@ LIGHT_CALLS = 8
 AHEAD_CALL_MS = 100.0
 
 
-def calls_in_flight(*, instances: int, batch: int, call_ms: float | None, limit: int | None = None) -> int:
-    """Model calls to have open at once; one with ``batch`` 0 takes one request, others up to that many.
+def calls_in_flight(*, instances: int, batches: bool, call_ms: float | None) -> int:
+    """Model calls to have open at once.
 
-    ``limit``: requests in all of them together, at most. A model that batches gets one call for each
-    instance: more calls only made smaller batches. Without batching, light calls overlap to hide the way to
-    Triton and back; heavy ones do not, since what waits inside Triton is lost to other replicas.
+    A model that batches gets one call for each instance: more calls only made smaller batches. Without
+    batching, light calls overlap to hide the way to Triton and back; heavy ones do not, since what waits
+    inside Triton is lost to other replicas.
     """
-    if batch:
-        calls = instances
-    elif call_ms is not None and call_ms < LIGHT_CALL_MS:
-        calls = instances + LIGHT_CALLS
-    else:
-        calls = instances + 1
-    return calls if limit is None else max(1, min(calls, limit // max(batch, 1)))
+    if batches:
+        return instances
+    if call_ms is not None and call_ms < LIGHT_CALL_MS:
+        return instances + LIGHT_CALLS
+    return instances + 1
 
 
 def prefetch(

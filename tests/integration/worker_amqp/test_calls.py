@@ -273,7 +273,9 @@ async def test_a_window_ends(start, caller, make, until):
     assert worker.model.calls == [[one, other]]
 
 
-@pytest.mark.parametrize(("max_rows", "limit", "together"), [(0, 3, 3), (2, 4, 4), (8, None, 16)])
+@pytest.mark.parametrize(
+    ("max_rows", "limit", "together"), [(0, 3, 3), (2, 3, 3), (2, 100, 4), (4, 4, 4), (8, None, 16)]
+)
 async def test_no_more_requests_at_once_than_may_be(start, caller, make, until, max_rows, limit, together):
     """``max_concurrency`` of a Deployment, over all calls of a replica."""
     worker = await start(max_rows=max_rows, instances=2, max_concurrency=limit, serving=False)

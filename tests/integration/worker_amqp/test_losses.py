@@ -149,11 +149,11 @@ async def test_a_model_lost_while_a_call_waits_for_company(
     start, caller, make, shown, until, nothing_is_left
 ):
     """What would have been in the call waits on: it is neither dropped nor has it lost an attempt."""
-    worker = await start(window_s=0.1, instances=2)
+    worker = await start(window_s=1.0, instances=2)
     (id_,) = await caller.send(make([1, 1]))
     await in_hand(worker, 1, until)
     worker.work.use(None)
-    await asyncio.sleep(0.2)
+    await asyncio.sleep(1.1)
     assert worker.model.calls == []
     await in_hand(worker, 1, until)
     worker.work.use(worker.model)

@@ -203,6 +203,7 @@ async def start(
             *,
             max_rows: int = 8,
             instances: int = 1,
+            max_concurrency: int | None = None,
             url: str = rabbitmq_url,
             store_url: str = jobs_url,
             ack_timeout_s: float = 1800.0,
@@ -227,6 +228,7 @@ async def start(
                 window_s=0.0,
                 instances=instances,
                 on_lost=lambda lost: work.use(lost),
+                max_concurrency=max_concurrency,
                 jobs=jobs,
             )
             worker = Worker(Doubler(), outbox, requests, work, jobs, messages, leases)

@@ -254,3 +254,18 @@ async def test_a_large_result_that_nobody_keeps(start, shop, until, claims, monk
     await until(lambda: shop.is_in("expired", id_), "although no router sweeps here")
     assert await shop.store.result(id_) is None
     await nothing_is_left(worker)
+
+
+async def test_no_more_jobs_at_once_than_may_be(start, shop, until, nothing_is_left):
+    """``max_concurrency`` counts jobs as well, whatever a call could take together."""
+    worker = await start(instances=3, max_concurrency=3, max_rows=3, serving=False)
+    worker.model.open.clear()
+    ids = [await shop.submit(float(n), 0.0) for n in range(8)]
+    await until(lambda: len(worker.jobs.held) == 8)
+    worker.work.use(worker.model)
+    await until(lambda: sum(map(len, worker.model.calls)) == 3)
+    await asyncio.sleep(0.05)
+    assert sum(map(len, worker.model.calls)) == 3
+    worker.model.open.set()
+    await until(lambda: shop.is_in("succeeded", *ids))
+    await nothing_is_left(worker)

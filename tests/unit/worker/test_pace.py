@@ -18,26 +18,19 @@ pytestmark = pytest.mark.unit
 
 
 @pytest.mark.parametrize(
-    ("instances", "batch", "call_ms", "limit", "expected"),
+    ("instances", "batches", "call_ms", "expected"),
     [
-        (1, 8, None, None, 1),
-        (1, 8, 0.1, None, 1),
-        (3, 8, 500.0, None, 3),
-        (1, 0, None, None, 2),
-        (1, 0, 0.1, None, 9),
-        (2, 0, 4.9, None, 10),
-        (2, 0, 5.0, None, 3),
-        (1, 0, 0.1, 3, 3),
-        (1, 0, None, 1, 1),
-        (3, 4, None, 8, 2),
-        (3, 4, None, 4, 1),
-        (3, 4, None, 12, 3),
-        (3, 4, None, 100, 3),
+        (1, True, None, 1),
+        (1, True, 0.1, 1),
+        (3, True, 500.0, 3),
+        (1, False, None, 2),
+        (1, False, 0.1, 9),
+        (2, False, 4.9, 10),
+        (2, False, 5.0, 3),
     ],
 )
-def test_calls_in_flight(instances, batch, call_ms, limit, expected):
-    found = calls_in_flight(instances=instances, batch=batch, call_ms=call_ms, limit=limit)
-    assert found == expected
+def test_calls_in_flight(instances, batches, call_ms, expected):
+    assert calls_in_flight(instances=instances, batches=batches, call_ms=call_ms) == expected
 
 
 @pytest.mark.parametrize(
