@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import errno
+import itertools
+import os
 import socket
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from pathlib import Path
 
 import psutil
 
@@ -12,17 +15,40 @@ from tidegate.stack import processes
 from tidegate.stack.child import MARK, Port
 from tidegate.stack.errors import PortBusy
 
+# Below the range that the kernel takes the ports of clients' sockets from.
+_FIRST = 10_000
+_EPHEMERAL = Path("/proc/sys/net/ipv4/ip_local_port_range")
+_APART = 997  # ports between two processes that began one after the other
+
 
 def free_ports(count: int) -> list[int]:
-    """``count`` different loopback ports that are free now."""
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]
-    finally:
-        for each in sockets:
-            each.close()
+    """``count`` different loopback ports that are free now, and likely to be so until they are listened on.
+
+    One that the kernel offers may be any client's a moment later. These are none that it gives away, no two
+    calls of a process give the same, and processes begin at different ones.
+    """
+    return list(itertools.islice(filter(_is_free, _ports), count))
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True
+
+
+def _candidates() -> Iterator[int]:
+    end = int(_EPHEMERAL.read_text().split()[0])
+    span = range(_FIRST, end) if end - _FIRST > 2 * _APART else range(_FIRST, 2**16)
+    at = os.getpid() * _APART
+    while True:
+        yield span[at % len(span)]
+        at += 1
+
+
+_ports = _candidates()
 
 
 def check_free(ports: Iterable[Port]) -> None:
