@@ -141,7 +141,7 @@ async def test_a_wish_repeated_is_the_same_attempt(store, way):
 
 
 async def test_expiry(store, way):
-    soon = int(time.time() * 1e3) + 30
+    soon = int(time.time() * 1e3) + 60_000
     jobs = [await way.queued(expires_ms=soon), await way.running(expires_ms=soon), await way.queued()]
     late = await way.queued(expires_ms=1)
     assert await way.take(late.id) == Taken("expired", 0), "nobody had noticed yet"

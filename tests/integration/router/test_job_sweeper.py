@@ -192,8 +192,8 @@ async def test_with_the_broker_away_it_waits(start, making, line, rabbitmq_url, 
 
 
 async def test_what_took_too_long_expires_and_its_worker_is_told(start, making, worker, until):
-    waiting = await making.accepted(ttl_s=0.3)
-    running = await making.running(ttl_s=0.3)
+    waiting = await making.accepted(ttl_s=1.0)
+    running = await making.running(ttl_s=1.0)
     lasting = await making.accepted()
     await start()
 

@@ -145,10 +145,10 @@ async def test_expired_while_it_waits_for_room(start, caller, claimed, until, no
     """One is in hand and fills the room; the next runs out of time before there is any."""
     worker = await start(fetch_bytes=10, serving=False)
     first, _ = await claimed([1, 1])
-    second, _ = await claimed([2, 2], deadline_ms=int((time.time() + 0.3) * 1e3))
+    second, _ = await claimed([2, 2], deadline_ms=int((time.time() + 1.0) * 1e3))
     one, two = await caller.send(first, second)
     await until(lambda: worker.work.in_hand == 1)
-    await asyncio.sleep(0.4)
+    await asyncio.sleep(1.1)
     worker.work.use(worker.model)
     await until(lambda: caller.reply(one))
     await nothing_is_left(worker)
