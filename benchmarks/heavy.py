@@ -100,8 +100,7 @@ def judge(runs: Runs) -> list[tuple[str, str]]:
             "envelopes against single messages, p99", p99["envelopes"] / p99["single"], P99_SHARE, most=True
         ),
         _bar("heavy beside light against alone, throughput", beside / rate["envelopes"], MIX_SHARE),
-        # Alone it has the cores to itself: what it loses beside the other one in another stack is no queue's.
-        ("INFO", f"light beside heavy against alone, throughput: {mixed_light / rate['light alone']:.2f}"),
+        _bar("light beside heavy against alone, throughput", mixed_light / rate["light alone"], MIX_SHARE),
         _bar(
             "light beside heavy in one stack against in two, throughput",
             mixed_light / rate["light beside heavy" + ELSEWHERE],

@@ -6,7 +6,7 @@ import argparse
 import os
 import sys
 
-from services.gateway import processes
+from services.gateway import memory, processes
 from services.gateway.settings import GatewaySettings
 from tidegate import service, telemetry
 
@@ -22,7 +22,7 @@ def main() -> int:
     if workers > 1 and not member:
         return processes.Members(workers, settings.state_path / "run" / "gateway-metrics").run()
 
-    processes.return_large_blocks()
+    memory.return_large_blocks()
     # Only now: a parent of several processes needs nothing of all this.
     from services.gateway.app import build
 

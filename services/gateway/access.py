@@ -72,7 +72,7 @@ class Grant:
             return
         self._open = False
         if self._meter is not None:
-            self._meter.under_way -= 1
+            self._meter.give()
         counts = self._count(self._principal.id, self._endpoint)
         counts[0] += 1
         counts[2] += compute_us

@@ -99,7 +99,7 @@ class Jobs:
         self.wake()
 
     @property
-    def called(self) -> int:
+    def in_calls(self) -> int:
         """Jobs that are in calls."""
         return sum(map(len, self._calls.values()))
 

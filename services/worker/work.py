@@ -191,7 +191,7 @@ class Work:
         """Requests that calls may take now, so that no more are in calls than the Deployment allows."""
         if self._max_concurrency is None:
             return sys.maxsize
-        held = sum(map(len, self._calls.values())) + (self._jobs.called if self._jobs else 0)
+        held = sum(map(len, self._calls.values())) + (self._jobs.in_calls if self._jobs else 0)
         return max(0, self._max_concurrency - held)
 
     def _called(self, task: asyncio.Task[None]) -> None:

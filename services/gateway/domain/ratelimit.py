@@ -44,8 +44,7 @@ def left(meter: Meter, epoch_s: float) -> bytes:
         else:
             found.append(b'"rate";r=%d;t=%d' % (remaining, math.ceil((burst - remaining) / allowance.rate)))
     if allowance.concurrency is not None:
-        free = allowance.concurrency - meter.under_way
-        found.append(b'"concurrency";r=%d' % (free if free > 0 else 0))
+        found.append(b'"concurrency";r=%d' % max(0, allowance.concurrency - meter.under_way))
     if meter.of_day is not None:
         found.append(b'"day";r=%d;t=%d' % (meter.of_day.remaining, seconds_left("day", epoch_s)))
     if meter.of_month is not None:

@@ -45,9 +45,8 @@ class Tokens:
         self.least: float = 1
         self.left: float = limit  # in the account, when last heard of
         self.lent: float = 0  # of those held, what the account does not know of
-        self.cut: float = (
-            0  # of those that the account was told of and has not answered for, what went by a change
-        )
+        # Of those that the account was told of and has not answered for, what went by a change.
+        self.cut: float = 0
 
     @property
     def remaining(self) -> int:
