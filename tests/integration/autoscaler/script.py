@@ -1,4 +1,4 @@
-"""What stands in for a worker: as it does it, the lock for life, the pid in it, a server of its own."""
+"""What stands in for a worker: as it does it, the lock for life, a server of its own, the pid."""
 
 WORKER = """
 import fcntl, os, signal, subprocess, sys, time
@@ -17,13 +17,14 @@ fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
 mark = {"TIDEGATE_REPLICA": os.environ.get("TIDEGATE_REPLICA", ""), "PATH": os.environ["PATH"]}
 apart = mode == "own session"
 server = subprocess.Popen(["sleep", "1000"], env=mark, cwd=folder, start_new_session=apart)
-lock.write(str(os.getpid())); lock.flush()
 def drain(*_):
     if mode != "deaf":
         server.kill() if mode != "messy" else None
         print("drained", flush=True); os._exit(0)
 signal.signal(signal.SIGTERM, drain)
 print("up", flush=True)
+# The sign that a test waits for, so it comes last.
+lock.write(str(os.getpid())); lock.flush()
 while True:
     time.sleep(1000)
 """
