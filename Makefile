@@ -8,8 +8,8 @@ SHELL := /bin/sh
 PY := .venv/bin/python
 STATE := $(or $(TIDEGATE_STATE_DIR),.tidegate)
 RUNTIME := $(or $(TIDEGATE_RUNTIME_DIR),$(STATE)/runtime)
-# Each test process has servers of its own, or a whole stack, which the tests of a file share. Stacks wait more
-# than they compute, so there may be more of them than cores.
+# Each test process has servers of its own, or a whole stack, which the tests of a file share. They wait as well
+# as compute, so there may be more of them than cores.
 PART_TESTS ?= tests/unit tests/integration
 STACK_TESTS ?= tests/chaos tests/e2e
 PYTEST_FLAGS ?= -q
@@ -50,8 +50,8 @@ clean: down ## stop everything and forget the data (what was installed stays)
 
 test: bootstrap-dev ## install what is missing, check the code, run every test
 	@$(MAKE) --no-print-directory check
-	$(PY) -m pytest -n 2 $(PYTEST_FLAGS) $(PART_TESTS)
-	$(PY) -m pytest -n 3 --dist loadfile $(PYTEST_FLAGS) $(STACK_TESTS)
+	$(PY) -m pytest -n 3 $(PYTEST_FLAGS) $(PART_TESTS)
+	$(PY) -m pytest -n 3 --dist loadfile --no-loadscope-reorder $(PYTEST_FLAGS) $(STACK_TESTS)
 
 test-clients: bootstrap-dev ## the clients that need an environment of their own, against a stack
 	$(PY) -m benchmarks.install --only kserve

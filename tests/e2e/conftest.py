@@ -37,6 +37,24 @@ PORTS = (
 )
 
 
+# The files that take longest, in that order: begun last, one would be left to run alone at the end.
+LONG = (
+    "test_users_models",
+    "test_scaling",
+    "test_job_worker",
+    "test_warm",
+    "test_stream",
+    "test_tune",
+    "test_jobs",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Long files before short ones; the tests of a file stay in their order."""
+    places = {name: at for at, name in enumerate(LONG)}
+    items.sort(key=lambda item: -1 if "chaos" in item.path.parts else places.get(item.path.stem, len(LONG)))
+
+
 @dataclass(frozen=True)
 class Stack:
     """A running stack: its settings, and the CLI against it."""

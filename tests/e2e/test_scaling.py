@@ -69,10 +69,15 @@ def test_load_scales_up_and_every_decision_can_be_explained_and_made_again(
         wait_until(
             "two replicas", lambda: len([r for r in stack.replicas(NAME) if r["state"] == "ready"]) == 2
         )
-        # While the machine has no time for a heartbeat the demand is not known, and that says why.
+        # Between two waves there may be no demand, and while the machine has no time for a heartbeat it is
+        # not known.
         why: dict[str, Any] = {}
         wait_until(
-            "it says why", lambda: why.update(stack.cli("why", "napper")) or why["rule"] != "demand unknown"
+            "it says why",
+            lambda: (
+                why.update(stack.cli("why", "napper"))
+                or (why["rule"] != "demand unknown" and why["signals"]["demand"])
+            ),
         )
     finally:
         done.set()
@@ -80,7 +85,6 @@ def test_load_scales_up_and_every_decision_can_be_explained_and_made_again(
     assert why["desired"] == 2
     assert why["rule"] in {"maximum", "panic", "demand", "utilization"}
     assert max(need["replicas"] for need in why["needs"]) >= 2
-    assert why["signals"]["demand"] > 0
     assert any("outstanding" in decision["reason"] for decision in why["decisions"])
 
     checked = stack.cli("replay", "napper", "--verify", "--for", "1h")
