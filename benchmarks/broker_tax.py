@@ -86,7 +86,7 @@ def measure(chosen: argparse.Namespace) -> dict[str, Any]:
     peer = next(peer for peer in all_peers() if peer.name == "triton")
     exchange = workloads.exchange("digits", "oip")
     with ExitStack() as held:
-        direct_url = held.enter_context(server.serving(peer, ["digits"])).url
+        direct_url = held.enter_context(server.serving([peer], ["digits"])).url
         running = held.enter_context(stack.tidegate("broker-tax"))
         running.deploy(workloads.onnx_model(), "digits")
         direct = Side("Triton", direct_url, lambda: _direct_processes(peer.name))

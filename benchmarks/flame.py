@@ -58,14 +58,12 @@ def _record(spy: Path, pid: int, out: Path, seconds: int) -> str:
     half = max(1, seconds // 2)
     raw = out.with_suffix(".txt")
     for form, target in (("flamegraph", out.with_suffix(".svg")), ("raw", raw)):
-        done = subprocess.run(
-            [*common, "--duration", str(half), "--format", form, "--output", str(target)],
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        command = [*common, "--duration", str(half), "--format", form, "--output", str(target)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode != 0:
             raise BenchmarkFailed(f"py-spy: {done.stderr.strip()[-500:]}")
+        # The picture's title is the command: paths of this machine.
+        target.write_text(target.read_text().replace(" ".join(command), f"{out.name}, {half} s"))
     return raw.read_text()
 
 

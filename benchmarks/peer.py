@@ -41,6 +41,11 @@ class Peer:
         return places.PEERS / self.name.partition("@")[0]
 
     @property
+    def server(self) -> str:
+        """Whose server it asks: a caller with a key asks the one that others ask without."""
+        return self.name.partition("@")[0] if self.keyed else self.name
+
+    @property
     def has_environment(self) -> bool:
         """Whether it wants packages of its own."""
         return (self.folder / "requirements.lock").exists()

@@ -54,6 +54,14 @@ class Results:
             errors=sum(run.errors for run in runs),
         )
 
+    def ratio(self, peer: str, to: str, workload: Name, connections: int) -> float | None:
+        """How much of the rate of another one a peer has that asks the same server in turns with it: the
+        median over the rounds, of those in which both had valid runs.
+        """
+        ours, others = (self.runs.get((name, workload, connections), []) for name in (peer, to))
+        found = [a.rate / b.rate for a, b in zip(ours, others, strict=False) if a.valid and b.valid]
+        return median(found) if found else None
+
     def errors(self, peer: str, workload: Name, connections: int) -> int:
         """Answers that were no good ones, over all rounds."""
         return sum(run.errors for run in self.runs.get((peer, workload, connections), []))

@@ -1,7 +1,8 @@
 """``python -m benchmarks.run``: Tidegate, Triton asked directly and the peers, same models, same load.
 
-One server runs at a time, started fresh. Each round visits every peer, so that a noisy minute of the
-machine does not fall on one of them only; the table has the medians of the rounds.
+One server runs at a time, started fresh. Each round visits every server, so that a noisy minute of the
+machine does not fall on one of them only; the table has the medians of the rounds. Who asks the same server
+(without and with an API key) does so in turns.
 """
 
 from __future__ import annotations
@@ -46,33 +47,47 @@ def measure(peers: Sequence[Peer], chosen: argparse.Namespace, results: Results)
     """Every round of every peer, into ``results``."""
     for number in range(chosen.repeats):
         # Another order in each round: whoever follows a server that heats the machine is another one.
-        for peer in (*peers[number:], *peers[:number]):
-            if peer.name in results.absent:
+        for together in _by_server((*peers[number:], *peers[:number])):
+            if any(peer.name in results.absent for peer in together):
                 continue
-            print(f"round {number + 1} of {chosen.repeats}: {peer.title}", flush=True)
+            titles = " and ".join(peer.title for peer in together)
+            print(f"round {number + 1} of {chosen.repeats}: {titles}", flush=True)
             try:
-                visit(peer, chosen, results)
+                visit(together[:: -1 if number % 2 else 1], chosen, results)
             except (server.NotServing, load.LoadFailed) as problem:
-                results.absent[peer.name] = f"round {number + 1}: {problem}"
+                results.absent |= {peer.name: f"round {number + 1}: {problem}" for peer in together}
                 print(f"  not measured: {problem}", flush=True)
 
 
-def visit(peer: Peer, chosen: argparse.Namespace, results: Results) -> None:
-    """One round of one peer: start, check its answers, warm, measure, stop."""
+def _by_server(peers: Sequence[Peer]) -> list[list[Peer]]:
+    servers: dict[str, list[Peer]] = {}
+    for peer in peers:
+        servers.setdefault(peer.server, []).append(peer)
+    return list(servers.values())
+
+
+def visit(together: Sequence[Peer], chosen: argparse.Namespace, results: Results) -> None:
+    """One round of the peers of one server: start, check its answers, warm, measure, stop."""
     began = time.monotonic()
-    with server.serving(peer, chosen.workloads) as served:
+    with server.serving(together, chosen.workloads) as served:
         print(f"  serves after {time.monotonic() - began:.1f} s, answers are right", flush=True)
         for name in chosen.workloads:
-            exchange = served.exchange(peer, name)
             for connections in chosen.concurrency:
-                load.warm(served.url, exchange, connections)
-                figures = load.measure(served.url, exchange, connections, chosen.seconds)
-                results.add(peer.name, name, figures)
-                print(
-                    f"  {name:9} {connections:3} connections {figures.rate:9,.0f} req/s"
-                    f"  p50 {figures.p50_ms:8.2f} ms  p99 {figures.p99_ms:8.2f} ms  {figures.errors} errors",
-                    flush=True,
-                )
+                for peer in together:
+                    exchange = served.exchange(peer, name)
+                    load.warm(served.url, exchange, connections)
+                    figures = load.measure(served.url, exchange, connections, chosen.seconds)
+                    results.add(peer.name, name, figures)
+                    _tell(peer, name, figures)
+
+
+def _tell(peer: Peer, name: workloads.Name, figures: load.Figures) -> None:
+    print(
+        f"  {name:9} {figures.connections:3} connections {figures.rate:9,.0f} req/s"
+        f"  p50 {figures.p50_ms:8.2f} ms  p99 {figures.p99_ms:8.2f} ms  {figures.errors} errors"
+        f"{', with an API key' if peer.keyed else ''}",
+        flush=True,
+    )
 
 
 def conclude(

@@ -41,28 +41,29 @@ class NotServing(BenchmarkFailed):
 
 @dataclass(frozen=True, slots=True)
 class Served:
-    """Where a server answers, and what every request to it has in its head beside the workload's own."""
+    """Where a server answers, and what a request with a key has in its head beside the workload's own."""
 
     url: str
-    headers: dict[str, str] = field(default_factory=dict)
+    key: dict[str, str] = field(default_factory=dict)
 
     def exchange(self, peer: Peer, name: Name) -> Exchange:
         """A workload's request to this server."""
         plain = workloads.exchange(name, peer.wires[name])
-        return replace(plain, headers=plain.headers | self.headers)
+        return replace(plain, headers=plain.headers | self.key) if peer.keyed else plain
 
 
 @contextmanager
-def serving(peer: Peer, names: Sequence[Name]) -> Iterator[Served]:
-    """The peer, started fresh and answering right. Raises NotServing."""
+def serving(peers: Sequence[Peer], names: Sequence[Name]) -> Iterator[Served]:
+    """The server of these peers, which is one, started fresh and answering each right. Raises NotServing."""
     with ExitStack() as held:
         try:
-            if peer.role == "tidegate":
-                served = held.enter_context(_tidegate(peer))
+            if peers[0].role == "tidegate":
+                served = held.enter_context(_tidegate(peers))
             else:
-                served = Served(held.enter_context(process(peer)))
-            for name in names:
-                check(served, peer, name)
+                served = Served(held.enter_context(process(peers[0])))
+            for peer in peers:
+                for name in names:
+                    check(served, peer, name)
         except (StackFailed, StackError, OSError, subprocess.SubprocessError) as problem:
             raise NotServing(_one_line(str(problem))) from None
         yield served
@@ -97,17 +98,17 @@ def _ask(url: str, exchange: Exchange) -> str:
 
 
 @contextmanager
-def _tidegate(peer: Peer) -> Iterator[Served]:
-    with stack.tidegate(peer.name) as running:
+def _tidegate(peers: Sequence[Peer]) -> Iterator[Served]:
+    with stack.tidegate(peers[0].server) as running:
         running.deploy(stack.EXAMPLES / "identity" / "model.py", "identity")
         running.deploy(workloads.onnx_model(), "digits")
         running.deploy(stack.MODELS / "mean" / "model.py", "image")
-        headers = {}
-        if peer.keyed:
+        key = {}
+        if any(peer.keyed for peer in peers):
             limits = ("--rate", "1000000", "--burst", "1000000", "--concurrency", "10000")
             made = json.loads(running.command("keys", "create", "bench", *limits, "--json"))
-            headers["Authorization"] = f"Bearer {made['key']}"
-        yield Served(running.url, headers)
+            key["Authorization"] = f"Bearer {made['key']}"
+        yield Served(running.url, key)
 
 
 @contextmanager

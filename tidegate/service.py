@@ -6,7 +6,7 @@ import gc
 import os
 import socket
 import time
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager, contextmanager
 from functools import lru_cache
 from typing import Any
@@ -14,14 +14,16 @@ from urllib.parse import urlsplit
 
 import orjson
 import uvicorn
-from fastapi import APIRouter, FastAPI, Request, Response
-from fastapi.exceptions import RequestValidationError
 from prometheus_client import CONTENT_TYPE_LATEST, REGISTRY, CollectorRegistry, generate_latest
 from prometheus_client.multiprocess import MultiProcessCollector
+from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from tidegate import __version__, caller, errors, telemetry
+from tidegate import caller, errors, telemetry
 from tidegate.caller import Caller, ServiceToken
 from tidegate.errors import TidegateError
 from tidegate.protocol import access
@@ -47,11 +49,12 @@ STATUS: dict[type[TidegateError], int] = {
     errors.DeadlinePassed: 504,
 }
 
-ALWAYS_OPEN = ("/health/", "/metrics", "/docs", "/openapi.json")
+METRICS = "/metrics"
+ALWAYS_OPEN = ("/health/", METRICS, "/docs", "/openapi.json")
 _GC_THRESHOLDS = (20_000, 20, 50)
 LOOPBACK = {"localhost", "127.0.0.1", "::1"}
 
-Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
+Lifespan = Callable[[Any], AbstractAsyncContextManager[None]]
 # Who sends these headers; raises Unauthorized.
 Identify = Callable[[dict[bytes, bytes]], Principal]
 
@@ -197,16 +200,25 @@ def error_response(error: TidegateError, rid: str) -> Response:
     return _json(error_body(error.message, error.reason, rid), status_of(error), headers)
 
 
-def create_app(
+def bare_app(*, name: str, settings: Settings, lifespan: Lifespan) -> Starlette:
+    """The app of a service that answers nothing but health and metrics; any other has ``tidegate.api``'s.
+
+    Without FastAPI, whose import takes a quarter of the time in which a worker starts.
+    """
+    app = Starlette(routes=[Route(path, answer) for path, answer in OWN_PATHS.items()], lifespan=lifespan)
+    furnish(app, name=name, settings=settings)
+    return app
+
+
+def furnish(
+    app: Starlette,
     *,
     name: str,
     settings: Settings,
-    lifespan: Lifespan,
-    routers: Sequence[APIRouter],
     open_paths: tuple[str, ...] = (),
     identify: Identify | None = None,
-) -> FastAPI:
-    """The FastAPI app of a service, with health, metrics, guard and error answers in place.
+) -> None:
+    """Put health, guard and error answers in place.
 
     ``identify``: who sends these headers; None: only holders of the service token are answered.
     """
@@ -215,36 +227,30 @@ def create_app(
             f"tidegate {name}: no service token. Set TIDEGATE_SERVICE_TOKEN, or write one to "
             f"{settings.state_path / 'token'} (`tidegate up` does)."
         )
-    app = FastAPI(title=f"Tidegate {name}", version=__version__, lifespan=lifespan)
     app.state.health = Health()
-    app.include_router(_health_router())
-    for router in routers:
-        app.include_router(router)
     app.add_exception_handler(TidegateError, _on_tidegate_error)
-    app.add_exception_handler(RequestValidationError, _on_validation_error)
     app.add_exception_handler(HTTPException, _on_http_error)
     app.add_middleware(Guard, settings=settings, open_paths=open_paths, identify=identify)
-    return app
 
 
-def _health_router() -> APIRouter:
-    router = APIRouter(tags=["health"])
+async def live(_: Request) -> Response:
+    """The process answers."""
+    return _json({"status": "live"}, 200)
 
-    @router.get("/health/live")
-    async def live() -> dict[str, str]:
-        return {"status": "live"}
 
-    @router.get("/health/ready")
-    async def ready(request: Request, response: Response) -> dict[str, Any]:
-        problems = request.app.state.health.problems()
-        response.status_code = 503 if problems else 200
-        return {"status": "not ready" if problems else "ready", "problems": problems}
+async def ready(request: Request) -> Response:
+    """Whether it can do its work, and what is wrong if not (503)."""
+    problems = request.app.state.health.problems()
+    told = {"status": "not ready" if problems else "ready", "problems": problems}
+    return _json(told, 503 if problems else 200)
 
-    @router.get("/metrics", include_in_schema=False)
-    async def metrics() -> Response:
-        return Response(generate_latest(_registry()), media_type=CONTENT_TYPE_LATEST)
 
-    return router
+async def metrics(_: Request) -> Response:
+    """What Prometheus reads."""
+    return Response(generate_latest(_registry()), media_type=CONTENT_TYPE_LATEST)
+
+
+OWN_PATHS = {"/health/live": live, "/health/ready": ready, METRICS: metrics}
 
 
 def _registry() -> CollectorRegistry:
@@ -261,22 +267,6 @@ async def _on_tidegate_error(_: Request, error: Exception) -> Response:
     return error_response(error, telemetry.request_id.get())
 
 
-async def _on_validation_error(_: Request, error: Exception) -> Response:
-    assert isinstance(error, RequestValidationError)
-    return error_response(errors.BadRequest(explain_validation(error.errors())), telemetry.request_id.get())
-
-
-def explain_validation(found: Sequence[Any]) -> str:
-    """Pydantic's list of findings as one sentence: where, what was wrong, what was given."""
-    parts = []
-    for finding in found[:5]:
-        where = ".".join(str(step) for step in finding["loc"] if step != "body") or "body"
-        given = finding.get("input")
-        shown = f" (given: {str(given)[:80]!r})" if isinstance(given, str | int | float | bool) else ""
-        parts.append(f"{where}: {finding['msg']}{shown}")
-    return "; ".join(parts)
-
-
 async def _on_http_error(_: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     reason = "not_found" if error.status_code == 404 else "http"
@@ -288,7 +278,7 @@ def _broken(rid: str) -> Response:
     return _json(error_body("Something went wrong here; the log has it.", "internal", rid), 500)
 
 
-def _json(body: dict[str, str], status: int, headers: Mapping[str, str] | None = None) -> Response:
+def _json(body: Mapping[str, Any], status: int, headers: Mapping[str, str] | None = None) -> Response:
     return Response(orjson.dumps(body), status, dict(headers or {}), "application/json")
 
 

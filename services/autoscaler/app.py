@@ -27,7 +27,7 @@ from services.autoscaler.replaying import Replays
 from services.autoscaler.settings import AutoscalerSettings
 from services.autoscaler.warm import WarmPool
 from tidegate import tasks
-from tidegate.service import create_app
+from tidegate.api import create_app
 from tidegate.store import JobStore, Store
 
 

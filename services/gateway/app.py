@@ -34,9 +34,10 @@ from services.gateway.domain.budget import Budget
 from services.gateway.gatehouse import Gatehouse
 from services.gateway.job_office import JobOffice
 from services.gateway.settings import GatewaySettings
+from tidegate.api import create_app
 from tidegate.blobs import Blobs
 from tidegate.claims import Claims
-from tidegate.service import LOOPBACK, Health, create_app
+from tidegate.service import LOOPBACK, Health
 from tidegate.store import Store
 
 

@@ -19,7 +19,7 @@ from services.registry.domain.archive import Limits
 from services.registry.keyring import Keyring
 from services.registry.registrar import Policy, Registrar
 from services.registry.settings import RegistrySettings
-from tidegate import service
+from tidegate.api import create_app
 
 COLLECT_EVERY_S = 600.0
 
@@ -50,7 +50,7 @@ def build(settings: RegistrySettings, clock: Clock = utc_now) -> FastAPI:
             await stack.enter_async_context(_background(registrar, settings.probe_every_s))
             yield
 
-    app = service.create_app(
+    app = create_app(
         name="registry",
         settings=settings,
         lifespan=lifespan,

@@ -20,8 +20,8 @@ from services.router.job_sweeper import JobSweeper
 from services.router.ledger import Ledger
 from services.router.settings import RouterSettings
 from services.router.sweeper import Sweeper
+from tidegate.api import create_app
 from tidegate.blobs import Blobs
-from tidegate.service import create_app
 from tidegate.store import JobStore, Store
 from tidegate.store.webhooks import WebhookStore
 

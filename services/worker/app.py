@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import orjson
-from fastapi import FastAPI
+from starlette.applications import Starlette
 
 from services.worker.adapters.triton_process import TritonProcess
 from services.worker.life import Life
@@ -18,7 +18,7 @@ from services.worker.settings import WorkerSettings
 from services.worker.waiting import Waiting
 from tidegate import tasks
 from tidegate.protocol.models import Assignment, WarmAssignment
-from tidegate.service import create_app
+from tidegate.service import bare_app
 from tidegate.store import JobStore, Store
 
 
@@ -31,7 +31,7 @@ class Worker:
         self._http_port = http_port
         self._life: Life | None = None
         self._waiting: Waiting | None = None
-        self.app = create_app(name="worker", settings=settings, lifespan=self._lifespan, routers=[])
+        self.app = bare_app(name="worker", settings=settings, lifespan=self._lifespan)
 
     @property
     def failed(self) -> bool:
@@ -44,7 +44,7 @@ class Worker:
             await self._life.drain()
 
     @asynccontextmanager
-    async def _lifespan(self, app: FastAPI) -> AsyncIterator[None]:
+    async def _lifespan(self, app: Starlette) -> AsyncIterator[None]:
         store, job_store = Store.connect(self._settings.redis_url), JobStore.connect(self._settings.jobs_url)
         start = read_start(self._folder)
         app.state.health.add("replica", self._problem)

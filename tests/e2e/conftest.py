@@ -80,11 +80,14 @@ class Stack:
         return self.cli("deploy", str(file), "--name", name, "--wait", "--timeout", "120", *options)
 
     def replicas(self, deployment: str) -> list[dict[str, Any]]:
-        """The replicas of a Deployment as the autoscaler tells them, without the CLI: tests wait in loops."""
+        """The replicas of a Deployment."""
+        return [r for r in self.autoscaler("/v1/replicas")["items"] if r["deployment"] == deployment]
+
+    def autoscaler(self, path: str) -> Any:
+        """What the autoscaler says, without the CLI: tests ask it in loops."""
         headers = {"Authorization": f"Bearer {self.settings.service_token}"}
-        url = f"{self.settings.autoscaler_url}/v1/replicas"
-        told = httpx.get(url, headers=headers, trust_env=False, timeout=30).raise_for_status().json()
-        return [r for r in told["items"] if r["deployment"] == deployment]
+        url = f"{self.settings.autoscaler_url}{path}"
+        return httpx.get(url, headers=headers, trust_env=False, timeout=30).raise_for_status().json()
 
     def worker(self, deployment: str) -> psutil.Process:
         """The process of the only ready worker of a Deployment."""

@@ -45,7 +45,7 @@ def client(warm: Stack) -> Iterator[Client]:
 
 
 def waiting(stack: Stack) -> list[str]:
-    (pool,) = stack.cli("warm")["items"]
+    (pool,) = stack.autoscaler("/v1/warm")["items"]
     assert pool["problem"] == ""
     return list(pool["ready"])
 
@@ -102,7 +102,8 @@ def test_an_autoscaler_killed_knows_afterwards_who_is_who(warm: Stack, client: C
     old = warm.child("autoscaler")
     old.kill()
     old.wait(10)
-    wait_until("it is there again", lambda: warm.run("warm").returncode == 0 and waiting(warm))
+    wait_until("it is there again", lambda: warm.run("warm").returncode == 0)
+    wait_until("the worker waits", lambda: waiting(warm))
     after = warm.replicas("told-v1")
     assert [(r["replica"], r["worker"], r["pid"]) for r in after] == [
         (r["replica"], r["worker"], r["pid"]) for r in before

@@ -12,8 +12,9 @@ from fastapi import APIRouter, FastAPI, HTTPException
 from pydantic import BaseModel
 
 from tidegate import errors
+from tidegate.api import create_app, explain_validation
 from tidegate.errors import TidegateError
-from tidegate.service import STATUS, create_app, explain_validation, is_local, status_of
+from tidegate.service import STATUS, bare_app, is_local, status_of
 from tidegate.settings import Settings
 from tidegate.store import StoreUnavailable
 
@@ -273,6 +274,21 @@ def test_no_service_starts_without_a_token(tmp_path, monkeypatch):
     settings = Settings(state_dir=tmp_path)
     with pytest.raises(SystemExit, match="no service token"):
         create_app(name="test", settings=settings, lifespan=lifespan, routers=[])
+
+
+async def test_an_app_without_an_api(tmp_path):
+    settings = Settings(state_dir=tmp_path, service_token=TOKEN)
+    app = bare_app(name="test", settings=settings, lifespan=lifespan)
+    app.state.health.add("model", lambda: "not loaded")
+    async with client_of(app) as client:
+        assert (await client.get("/health/live")).json() == {"status": "live"}
+        answer = await client.get("/health/ready")
+        assert (answer.status_code, answer.json()["problems"]) == (503, {"model": "not loaded"})
+        assert "# TYPE" in (await client.get("/metrics")).text
+        assert (await client.get("/v1/nothing")).status_code == 401
+        answer = await client.get("/v1/nothing", headers=OURS)
+        assert (answer.status_code, answer.json()["reason"]) == (404, "not_found")
+        assert (await client.get("/health/live", headers={"Host": "evil.example"})).status_code == 403
 
 
 async def test_each_request_is_one_line(client, caplog):
