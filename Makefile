@@ -23,14 +23,19 @@ FIND_PYTHON = for p in "$$TIDEGATE_PYTHON" $(PY) python3 python3.12 python3.11; 
 	done; \
 	command -v "$$p" >/dev/null 2>&1 || { echo "There is no $$p here: install Python 3.11 or 3.12."; exit 2; }
 
+# Where Python writes no bytecode (PYTHONDONTWRITEBYTECODE), every process would compile our modules anew.
+COMPILE = $(PY) -m compileall -qq tidegate services || true
+
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /|/' | awk -F'|' '{printf "  make %-16s %s\n", $$1, $$2}'
 
 bootstrap:
-	@$(FIND_PYTHON); exec "$$p" -m deploy.bootstrap
+	@$(FIND_PYTHON); "$$p" -m deploy.bootstrap
+	@$(COMPILE)
 
 bootstrap-dev:
-	@$(FIND_PYTHON); exec "$$p" -m deploy.bootstrap --dev
+	@$(FIND_PYTHON); "$$p" -m deploy.bootstrap --dev
+	@$(COMPILE)
 
 up: bootstrap ## install what is missing, start everything, serve the example
 	@exec .venv/bin/tidegate up --example
