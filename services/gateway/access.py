@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from prometheus_client import Counter
 
 from services.gateway.domain.keys import FOREVER, KeyTable
-from services.gateway.domain.ratelimit import left, policy, seconds_left
+from services.gateway.domain.ratelimit import left, seconds_left
 from services.gateway.domain.spent import Spent
 from services.gateway.domain.tokens import Denied, Meter
 from tidegate.caller import ServiceToken
@@ -53,7 +53,7 @@ class Grant:
         if self._meter is None:
             return []
         return [
-            (b"ratelimit-policy", policy(self._meter.allowance)),
+            (b"ratelimit-policy", self._meter.policy),
             (b"ratelimit", left(self._meter, time.time())),
         ]
 
@@ -203,7 +203,7 @@ def _too_many(denied: Denied, meter: Meter) -> TooMany:
     quota = denied.limit in ("day", "month")
     retry_after_s = seconds_left(denied.limit, now) if quota else denied.retry_after_s
     told = {
-        "RateLimit-Policy": policy(meter.allowance).decode(),
+        "RateLimit-Policy": meter.policy.decode(),
         "RateLimit": left(meter, now).decode(),
     }
     return TooMany(words, reason=reason, retry_after_s=retry_after_s, told=told)

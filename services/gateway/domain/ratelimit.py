@@ -9,15 +9,17 @@ from __future__ import annotations
 import math
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
-from services.gateway.domain.tokens import Meter
 from tidegate.protocol.access import Allowance
+
+if TYPE_CHECKING:
+    from services.gateway.domain.tokens import Meter
 
 DAY_S = 86_400
 MONTH_S = 30 * DAY_S
 
 
-@lru_cache(maxsize=4096)
 def policy(allowance: Allowance) -> bytes:
     """What a key may use at most."""
     found = []
@@ -37,14 +39,17 @@ def left(meter: Meter, epoch_s: float) -> bytes:
     """What is left of each limit (``r``), and in how many seconds it is whole again (``t``)."""
     found = []
     rate, allowance = meter.rate, meter.allowance
+    # Every answer to a key has this: hence no min, max and math.ceil.
     if rate is not None and allowance.rate is not None:
-        remaining, burst = rate.remaining, allowance.burst
-        if remaining >= burst:
-            found.append(b'"rate";r=%d;t=0' % burst)
+        missing = allowance.burst - rate.remaining
+        if missing > 0:
+            seconds = -(-missing // allowance.rate)
+            found.append(b'"rate";r=%d;t=%d' % (allowance.burst - missing, seconds))
         else:
-            found.append(b'"rate";r=%d;t=%d' % (remaining, math.ceil((burst - remaining) / allowance.rate)))
+            found.append(b'"rate";r=%d;t=0' % allowance.burst)
     if allowance.concurrency is not None:
-        found.append(b'"concurrency";r=%d' % max(0, allowance.concurrency - meter.under_way))
+        free = allowance.concurrency - meter.under_way
+        found.append(b'"concurrency";r=%d' % (free if free > 0 else 0))
     if meter.of_day is not None:
         found.append(b'"day";r=%d;t=%d' % (meter.of_day.remaining, seconds_left("day", epoch_s)))
     if meter.of_month is not None:

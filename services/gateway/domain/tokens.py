@@ -12,6 +12,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from services.gateway.domain.ratelimit import policy
 from tidegate.protocol.access import Allowance
 from tidegate.protocol.limits import Ask, Given, Holding
 
@@ -51,7 +52,8 @@ class Tokens:
     @property
     def remaining(self) -> int:
         """What this process can tell of what is left."""
-        return max(0, int(self.left + self.have))
+        found = int(self.left + self.have)
+        return found if found > 0 else 0
 
     def lend(self, share: int) -> None:
         """Until the account is heard of, so many may be taken."""
@@ -94,7 +96,7 @@ class Meter:
     __slots__ = (
         "_activate", "_asked", "_fresh", "_heard_at", "_last_at", "_rate_denied", "_slots_denied",
         "_slots_heard", "_tight", "_tokens", "_wait_until", "active", "allowance", "local", "of_day",
-        "of_month", "principal", "rate", "share", "slots", "under_way",
+        "of_month", "policy", "principal", "rate", "share", "slots", "under_way",
     )  # fmt: skip
 
     def __init__(self, principal: str, allowance: Allowance, activate: Callable[[Meter], None]) -> None:
@@ -151,6 +153,7 @@ class Meter:
             self._slots_heard = False
 
     def _bound(self, to: Allowance) -> None:
+        self.policy = policy(to)
         self.rate = self._kind(self.rate, "rate", None if to.rate is None else to.burst)
         self.of_day = self._kind(self.of_day, "day", to.day)
         self.of_month = self._kind(self.of_month, "month", to.month)
