@@ -14,6 +14,7 @@ from tritonclient.grpc import InferInput
 
 from tests.integration.gateway.conftest import silent
 from tests.integration.gateway.process import echo
+from tidegate.store.limits import ACCOUNT
 
 pytestmark = pytest.mark.integration
 
@@ -172,13 +173,16 @@ async def test_a_quota_outlives_the_store(client, gateway, worker, made, registr
     routes = gateway.redis.get("tidegate:routes")
     gateway.redis.flushall()
     gateway.redis.set("tidegate:routes", routes)
-    await asyncio.sleep(0)
+    await made.infer(key["key"])
+    await until(lambda: gateway.redis.hget(ACCOUNT + key["id"], "day_seeded") == b"1")
 
-    async def seeded() -> bool:
-        # The first may pass before the registry has been asked; after that the count stands.
-        return (await made.infer(key["key"])).status_code == 429
+    async def refused() -> bool:
+        # One more may pass on what the gateway knew before the registry was asked; then it has settled.
+        answer = await made.infer(key["key"])
+        await asyncio.sleep(0.5)
+        return answer.status_code == 429
 
-    await until(seeded)
+    await until(refused)
     assert _requests(registry, key["id"]) <= 5
 
 
