@@ -24,6 +24,7 @@ FIND_PYTHON = for p in "$$TIDEGATE_PYTHON" $(PY) python3 python3.12 python3.11; 
 	command -v "$$p" >/dev/null 2>&1 || { echo "There is no $$p here: install Python 3.11 or 3.12."; exit 2; }
 
 # Where Python writes no bytecode (PYTHONDONTWRITEBYTECODE), every process would compile our modules anew.
+# In a folder that may not be written it stays so.
 COMPILE = $(PY) -m compileall -qq tidegate services || true
 
 help: ## show this list

@@ -203,7 +203,7 @@ def error_response(error: TidegateError, rid: str) -> Response:
 def bare_app(*, name: str, settings: Settings, lifespan: Lifespan) -> Starlette:
     """The app of a service that answers nothing but health and metrics; any other has ``tidegate.api``'s.
 
-    Without FastAPI, whose import takes a quarter of the time in which a worker starts.
+    Without FastAPI, which takes a quarter of the time in which a worker loads its modules.
     """
     app = Starlette(routes=[Route(path, answer) for path, answer in OWN_PATHS.items()], lifespan=lifespan)
     furnish(app, name=name, settings=settings)

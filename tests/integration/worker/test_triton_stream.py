@@ -77,11 +77,13 @@ async def test_what_it_is_and_says(tokens):
 async def test_each_answer_comes_when_it_is_made(tokens):
     model = await model_of(tokens)
     delays = []
-    async for answer in model.stream(ask("a b c", delay_ms=300)):
+    async for answer in model.stream(ask("a b c d", delay_ms=300)):
         assert [output.name for output in answer.outputs] == ["text_output", "made_at"]
         delays.append(time.time() - struct.unpack("<d", answer.outputs[1].raw)[0])
-    assert len(delays) == 3
-    assert max(delays) < 0.25, "before the next one is made"
+    assert len(delays) == 4
+    # The machine may hold up one of them, but none until the next one is made.
+    assert sorted(delays)[2] < 0.06
+    assert max(delays) < 0.25
 
 
 async def test_streams_run_side_by_side(tokens):
