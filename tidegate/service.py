@@ -331,6 +331,8 @@ class _Server(uvicorn.Server):
         gc.collect()
         gc.freeze()
         gc.set_threshold(*_GC_THRESHOLDS)
+        # The services' main functions turn it off while they load: there is no garbage in that.
+        gc.enable()
 
     async def shutdown(self, sockets: Any = None) -> None:
         try:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import gc
 import sys
 
 from services.autoscaler.adapters import procfs
@@ -36,6 +37,7 @@ def main(arguments: list[str] | None = None) -> int:
 
         engine_proxy.run(settings)
         return 0
+    gc.disable()  # tidegate.service enables it again once all is loaded
     from services.autoscaler.app import build
 
     run(build(settings), settings, settings.autoscaler_port)

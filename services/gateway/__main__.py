@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import os
 import sys
 
@@ -23,6 +24,7 @@ def main() -> int:
         return processes.Members(workers, settings.state_path / "run" / "gateway-metrics").run()
 
     memory.return_large_blocks()
+    gc.disable()  # tidegate.service enables it again once all is loaded
     # Only now: a parent of several processes needs nothing of all this.
     from services.gateway.app import build
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import sys
 
 from services.registry.adapters.sql import migrate
@@ -17,6 +18,7 @@ def main(arguments: list[str]) -> None:
     if arguments:
         asyncio.run(migrate.migrate(settings.database_url))
         return
+    gc.disable()  # tidegate.service enables it again once all is loaded
     # Imported here: a migration needs none of it, and everybody who starts waits for the migration.
     from services.registry.app import build
     from tidegate import service, telemetry

@@ -39,12 +39,14 @@ PORTS = (
 
 # The files that take longest, in that order: begun last, one would be left to run alone at the end.
 LONG = (
-    "test_users_models",
     "test_scaling",
+    "test_users_models",
     "test_job_worker",
     "test_warm",
-    "test_stream",
+    "test_resilience",
     "test_tune",
+    "test_stream",
+    "test_access",
     "test_jobs",
 )
 

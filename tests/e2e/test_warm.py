@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import numpy as np
 import psutil
 import pytest
@@ -48,6 +49,15 @@ def waiting(stack: Stack) -> list[str]:
     (pool,) = stack.autoscaler("/v1/warm")["items"]
     assert pool["problem"] == ""
     return list(pool["ready"])
+
+
+def answers(stack: Stack) -> bool:
+    """Whether the autoscaler does."""
+    try:
+        stack.autoscaler("/v1/warm")
+    except httpx.HTTPError:
+        return False
+    return True
 
 
 def running() -> set[int]:
@@ -102,7 +112,8 @@ def test_an_autoscaler_killed_knows_afterwards_who_is_who(warm: Stack, client: C
     old = warm.child("autoscaler")
     old.kill()
     old.wait(10)
-    wait_until("it is there again", lambda: warm.run("warm").returncode == 0)
+    wait_until("it is there again", lambda: answers(warm))
+    assert warm.run("warm").returncode == 0
     wait_until("the worker waits", lambda: waiting(warm))
     after = warm.replicas("told-v1")
     assert [(r["replica"], r["worker"], r["pid"]) for r in after] == [

@@ -38,7 +38,7 @@ class Child:
 
     ``probe`` None means a step: it runs once and must exit with 0. ``after`` names children that must be
     ready first. Children stop in the order of ``stop_order``; ``after_stop`` is a command that runs once
-    the child is gone. ``files`` are written before each start.
+    the child is gone. Before each start ``files`` are written, and ``links`` (place to target) are made.
     """
 
     name: str
@@ -50,6 +50,7 @@ class Child:
     after: tuple[str, ...] = ()
     folders: tuple[Path, ...] = ()
     files: Mapping[Path, str] = field(default_factory=dict)
+    links: Mapping[Path, Path] = field(default_factory=dict)
     after_stop: tuple[str, ...] = ()
     start_limit_s: float = 60.0
     grace_s: float = 15.0

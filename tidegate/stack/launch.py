@@ -16,6 +16,9 @@ def spawn(child: Child, log: Path) -> subprocess.Popen[bytes]:
         folder.mkdir(parents=True, exist_ok=True)
     for path, text in child.files.items():
         path.write_text(text)
+    for place, target in child.links.items():
+        place.unlink(missing_ok=True)
+        place.symlink_to(target)
     with log.open("ab") as output:
         return subprocess.Popen(
             child.argv,

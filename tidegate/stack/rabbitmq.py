@@ -6,13 +6,15 @@ import hashlib
 import os
 import shutil
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from tidegate.stack.child import Child, Port, Probe
 from tidegate.stack.errors import MissingPart
 
 # The wrapper in /usr/sbin changes to the user `rabbitmq`; these are the scripts behind it.
-PLACES = (Path("/usr/lib/rabbitmq/bin/rabbitmq-server"), Path("/opt/rabbitmq/sbin/rabbitmq-server"))
+DEBIANS = Path("/usr/lib/rabbitmq/bin/rabbitmq-server")
+PLACES = (DEBIANS, Path("/opt/rabbitmq/sbin/rabbitmq-server"))
 
 CONFIG = """\
 listeners.tcp.1 = 127.0.0.1:{port}
@@ -45,6 +47,8 @@ def children(
     """epmd (Erlang's name server) and the node itself, with everything they write below ``home``."""
     ours = {"HOME": str(home), "ERL_EPMD_PORT": str(epmd_port), "ERL_EPMD_ADDRESS": "127.0.0.1"}
     env = {k: v for k, v in environ.items() if not k.startswith(("RABBITMQ_", "ERL_"))} | ours
+    server = _server()
+    quick = _quick_start(server.resolve().parents[1] / "plugins") if server == DEBIANS else None
     epmd = Child(
         name="epmd",
         argv=(_epmd(), "-port", str(epmd_port), "-address", "127.0.0.1"),
@@ -57,27 +61,57 @@ def children(
     )
     node = Child(
         name="rabbitmq",
-        argv=(str(_server()),),
-        env=env | _node_environment(home, dist_port),
+        argv=(str(server),),
+        env=env | _node_environment(home, dist_port, quick),
         probe=Probe("amqp", port),
         stop_order=80,
         ports=(Port(port, "TIDEGATE_RABBITMQ_PORT"), Port(dist_port, "TIDEGATE_RABBITMQ_DIST_PORT")),
         after=("epmd",),
-        folders=(home / "conf.d", home / "mnesia", home / "log", home / "config"),
+        folders=(home / "conf.d", home / "mnesia", home / "log", home / "config", home / "plugins"),
         files={
             home / "rabbitmq.conf": CONFIG.format(port=port, ack_timeout_ms=max(int(ack_timeout_s * 1e3), 1)),
             home / "enabled_plugins": "[].\n",
         },
+        links={home / "plugins" / "rabbit": quick.broker} if quick else {},
         start_limit_s=90.0,
         grace_s=30.0,
     )
     return epmd, node
 
 
-def _node_environment(home: Path, dist_port: int) -> dict[str, str]:
+@dataclass(frozen=True, slots=True)
+class _QuickStart:
+    """The broker's own application, and every folder of code that a start reads, that with most first."""
+
+    broker: Path
+    code: tuple[Path, ...]
+
+
+def _quick_start(plugins: Path) -> _QuickStart | None:
+    """What makes a node start in half the time; None where the folders are not as in Debian's packages.
+
+    A start loads some 600 modules, and tries the folders in turn for each: those of 70 plugins that nobody
+    enabled, then those of Erlang. That is some 20,000 failed opens, each a change of threads. So the broker
+    is shown itself as its only plugin, and the folders that have most come first.
+    """
+    broker = next(plugins.glob("rabbit-*"), None)
+    erl = shutil.which("erl")
+    if broker is None or erl is None:
+        return None
+    ours = [f for f in plugins.glob("*/ebin") if not f.parent.name.startswith("rabbitmq_")]
+    code = [
+        *ours,
+        *plugins.glob("rabbitmq_prelaunch-*/ebin"),
+        *Path(erl).resolve().parents[1].glob("lib/*/ebin"),
+    ]
+    modules = {folder: len(list(folder.glob("*.beam"))) for folder in code}
+    return _QuickStart(broker, tuple(sorted(code, key=lambda folder: (-modules[folder], folder))))
+
+
+def _node_environment(home: Path, dist_port: int, quick: _QuickStart | None) -> dict[str, str]:
     # The data belongs to the node's name, so the name follows from the folder: same folder, same node.
     name = hashlib.sha256(str(home).encode()).hexdigest()[:12]
-    return {
+    env = {
         "RABBITMQ_NODENAME": f"tidegate-{name}@localhost",
         "RABBITMQ_DIST_PORT": str(dist_port),
         "RABBITMQ_CONF_ENV_FILE": str(home / "rabbitmq-env.conf"),
@@ -95,6 +129,11 @@ def _node_environment(home: Path, dist_port: int) -> dict[str, str]:
         # pid, and SIGTERM reaches the node. The flag -noinput above keeps it from wanting a terminal.
         "RABBITMQ_ALLOW_INPUT": "1",
     }
+    if quick is not None:
+        env["RABBITMQ_PLUGINS_DIR"] = str(home / "plugins")
+        # Each folder that -pa names comes before those that it named earlier.
+        env["RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS"] += " -pa " + " ".join(map(str, reversed(quick.code)))
+    return env
 
 
 def _server() -> Path:

@@ -10,8 +10,12 @@ from typing import Any
 
 import httpx
 import pytest
+import typer
 
 from tidegate.cli import api, app, output
+
+# A process builds the tree of its commands once; hundreds of tests in one process need not do so each.
+COMMANDS = typer.main.get_command(app.app)
 
 Route = Callable[[httpx.Request], httpx.Response] | Any
 
@@ -69,8 +73,11 @@ def _fresh_console() -> None:
 
 
 @pytest.fixture
-def tidegate(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+def tidegate(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., tuple[int, str, str]]:
     """Runs a command line: exit code, stdout, stderr."""
+    monkeypatch.setattr(app, "app", COMMANDS)
 
     def run(*arguments: str) -> tuple[int, str, str]:
         with pytest.raises(SystemExit) as ended:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +92,42 @@ def test_the_broker_is_private():
     assert "{127,0,0,1}" in node.env["RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS"]
     (config,) = (text for path, text in node.files.items() if path.name == "rabbitmq.conf")
     assert "listeners.tcp.1 = 127.0.0.1:8072" in config
+
+
+def test_a_start_of_the_broker_looks_first_where_most_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    plugins = tmp_path / "rabbitmq_server-3" / "plugins"
+    server = plugins.parent / "sbin" / "rabbitmq-server"
+    erl = tmp_path / "erlang" / "bin" / "erl"
+    many = {
+        plugins / "rabbit-3": 3,
+        plugins / "rabbitmq_prelaunch-3": 1,
+        plugins / "rabbitmq_management-3": 9,
+        erl.parents[1] / "lib" / "stdlib-4": 2,
+    }
+    for app, modules in many.items():
+        (app / "ebin").mkdir(parents=True)
+        for number in range(modules):
+            (app / "ebin" / f"{number}.beam").touch()
+    monkeypatch.setattr(rabbitmq, "DEBIANS", server)
+    monkeypatch.setattr(rabbitmq, "_server", lambda: server)
+    monkeypatch.setattr(shutil, "which", lambda _: str(erl))
+    node = children()["rabbitmq"]
+    first, second, last = (
+        plugins / "rabbit-3",
+        erl.parents[1] / "lib" / "stdlib-4",
+        plugins / "rabbitmq_prelaunch-3",
+    )
+    flags = node.env["RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS"]
+    # The last one named is the first one searched. A plugin that is not used is nowhere.
+    assert flags.endswith(f" -pa {last}/ebin {second}/ebin {first}/ebin")
+    assert node.links == {Path(node.env["RABBITMQ_PLUGINS_DIR"], "rabbit"): first}
+
+
+def test_a_broker_of_another_layout_starts_as_it_comes():
+    node = children()["rabbitmq"]
+    assert not node.links
+    assert "RABBITMQ_PLUGINS_DIR" not in node.env
+    assert " -pa " not in node.env["RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS"]
 
 
 def test_two_state_folders_have_two_nodes():
