@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from fastapi import APIRouter, FastAPI
 
 from services.gateway.access import Access
-from services.gateway.adapters.jwks import Jwks
 from services.gateway.adapters.key_cache import KeyCache
 from services.gateway.adapters.rate_leases import Leases
 from services.gateway.adapters.usage import Usage
@@ -18,6 +18,9 @@ from services.gateway.settings import GatewaySettings
 from tidegate.service import LOOPBACK
 from tidegate.store.limits import LimitStore
 from tidegate.store.usage import JobUsage
+
+if TYPE_CHECKING:
+    from services.gateway.adapters.jwks import Jwks
 
 
 class Gatehouse:
@@ -85,6 +88,9 @@ class Gatehouse:
 def _jwks(settings: GatewaySettings) -> Jwks | None:
     if not settings.jwks_url:
         return None
+    # Imported here: what checks signatures takes a tenth of a start, and few gateways know such an issuer.
+    from services.gateway.adapters.jwks import Jwks
+
     return Jwks(
         settings.jwks_url,
         issuer=settings.jwt_issuer,
