@@ -7,6 +7,7 @@ from urllib.parse import urlsplit
 
 import httpx
 
+from tidegate.certificates import trusted
 from tidegate.client.errors import DeadlinePassed, Unreachable
 from tidegate.client.flow import Answer, Send
 from tidegate.errors import TidegateError
@@ -23,14 +24,16 @@ def options(url: str, token: str | None) -> dict[str, Any]:
     parts = urlsplit(url)
     if parts.scheme not in {"http", "https"} or not parts.hostname:
         raise ValueError(f"not an http(s) URL: {url!r}")
+    # A proxy for the internet must not see, and cannot reach, what listens on this machine.
+    trust_env = parts.hostname not in {"127.0.0.1", "localhost", "::1"}
     return {
         "base_url": url,
         "headers": {"Authorization": f"Bearer {token}"} if token else {},
         "limits": httpx.Limits(
             max_connections=256, max_keepalive_connections=256, keepalive_expiry=KEEPALIVE_S
         ),
-        # A proxy for the internet must not see, and cannot reach, what listens on this machine.
-        "trust_env": parts.hostname not in {"127.0.0.1", "localhost", "::1"},
+        "trust_env": trust_env,
+        "verify": trusted(url, trust_env=trust_env),
     }
 
 

@@ -40,10 +40,12 @@ def read(replica: Mapping[str, Any]) -> Calls | None:
     """A replica's counters; None where they cannot be read: its metrics are open to its own host only."""
     import httpx
 
+    from tidegate.certificates import trusted
+
     if replica["host"] != socket.gethostname() or not replica["metrics_port"]:
         return None
     url = f"http://127.0.0.1:{replica['metrics_port']}/metrics"
     try:
-        return parse(httpx.get(url, timeout=TIMEOUT_S, trust_env=False).text)
+        return parse(httpx.get(url, timeout=TIMEOUT_S, trust_env=False, verify=trusted(url)).text)
     except httpx.HTTPError:
         return None

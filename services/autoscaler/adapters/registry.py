@@ -12,6 +12,7 @@ import httpx
 
 from services.autoscaler.domain.intention import acceptable
 from tidegate import caller, telemetry
+from tidegate.certificates import trusted
 from tidegate.errors import BY_REASON, BadRequest, TidegateError, Unavailable
 from tidegate.protocol.models import Deployment, Intention
 
@@ -25,7 +26,9 @@ class RegistryClient:
 
     def __init__(self, url: str, token: str) -> None:
         headers = {"Authorization": f"Bearer {token}"}
-        self._http = httpx.AsyncClient(base_url=url, headers=headers, timeout=TIMEOUT_S, trust_env=False)
+        self._http = httpx.AsyncClient(
+            base_url=url, headers=headers, timeout=TIMEOUT_S, trust_env=False, verify=trusted(url)
+        )
 
     async def close(self) -> None:
         """Close the connections."""

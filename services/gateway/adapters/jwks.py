@@ -14,6 +14,7 @@ import orjson
 
 from services.gateway.domain.roles import principal_of
 from tidegate import tasks, telemetry
+from tidegate.certificates import trusted
 from tidegate.errors import Unauthorized, Unavailable
 from tidegate.protocol.access import Principal
 
@@ -118,7 +119,7 @@ class Jwks:
     async def _read(self) -> bytes:
         if not self._url.startswith(("http://", "https://")):
             return await asyncio.to_thread(Path(self._url.removeprefix("file://")).read_bytes)
-        async with httpx.AsyncClient(timeout=TIMEOUT_S) as http:
+        async with httpx.AsyncClient(timeout=TIMEOUT_S, verify=trusted(self._url, trust_env=True)) as http:
             return (await http.get(self._url)).raise_for_status().content
 
 

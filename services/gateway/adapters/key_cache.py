@@ -14,6 +14,7 @@ import orjson
 from services.gateway.domain.keys import KeyTable
 from tidegate import tasks, telemetry
 from tidegate.broker import Delivery, Link, Session
+from tidegate.certificates import trusted
 from tidegate.errors import Unavailable
 from tidegate.protocol.limits import Used
 from tidegate.topology import EVENTS, REGISTRY_CHANGED, events_queue
@@ -46,6 +47,7 @@ class KeyCache:
             headers={"Authorization": f"Bearer {token}"},
             timeout=TIMEOUT_S,
             trust_env=False,
+            verify=trusted(registry_url),
         )
         self._disk = disk
         self._on_change = on_change

@@ -7,6 +7,7 @@ from typing import Any
 import httpx
 
 from tidegate import caller
+from tidegate.certificates import trusted
 from tidegate.errors import Unavailable
 
 TIMEOUT_S = 5.0
@@ -17,7 +18,11 @@ class Router:
 
     def __init__(self, url: str, token: str) -> None:
         self._client = httpx.AsyncClient(
-            base_url=url, headers={"Authorization": f"Bearer {token}"}, timeout=TIMEOUT_S, trust_env=False
+            base_url=url,
+            headers={"Authorization": f"Bearer {token}"},
+            timeout=TIMEOUT_S,
+            trust_env=False,
+            verify=trusted(url),
         )
 
     async def close(self) -> None:

@@ -15,6 +15,7 @@ from starlette.responses import Response, StreamingResponse
 
 from services.gateway.domain.control import scopes_for
 from tidegate import caller, telemetry
+from tidegate.certificates import trusted
 from tidegate.errors import BadRequest, DeadlinePassed, Forbidden, NotFound, TidegateError, Unavailable
 from tidegate.protocol.access import ORIGIN_HEADER, PRINCIPAL_HEADER
 
@@ -64,7 +65,9 @@ class Proxy:
 
     async def _send(self, request: Request, url: str, service: str) -> httpx.Response:
         if self._http is None:
-            self._http = httpx.AsyncClient(timeout=TIMEOUT, trust_env=False)
+            self._http = httpx.AsyncClient(
+                timeout=TIMEOUT, trust_env=False, verify=trusted(*self._urls.values())
+            )
         headers = {name: value for name, value in request.headers.items() if name not in _HOPS}
         headers |= caller.onward() | {"authorization": f"Bearer {self._token}"}
         has_body = "content-length" in request.headers or "transfer-encoding" in request.headers

@@ -9,6 +9,7 @@ import httpx
 from pydantic import ValidationError
 
 from tidegate import telemetry
+from tidegate.certificates import trusted
 from tidegate.protocol.models import Endpoint, Intention
 
 log = telemetry.logger(__name__)
@@ -19,7 +20,10 @@ class Registry:
 
     def __init__(self, url: str, token: str, disk: Path) -> None:
         self._client = httpx.AsyncClient(
-            base_url=url, headers={"Authorization": f"Bearer {token}"}, timeout=5.0
+            base_url=url,
+            headers={"Authorization": f"Bearer {token}"},
+            timeout=5.0,
+            verify=trusted(url, trust_env=True),
         )
         self._disk = disk
         self.intention: Intention | None = None

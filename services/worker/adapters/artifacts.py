@@ -13,6 +13,7 @@ import httpx
 
 from services.worker.adapters.file_lock import alone
 from tidegate import telemetry
+from tidegate.certificates import trusted
 from tidegate.errors import NotFound, TidegateError, Unavailable
 
 log = telemetry.logger(__name__)
@@ -52,7 +53,9 @@ class ArtifactCache:
     async def _download(self, url: str, token: str, path: Path, size: int) -> None:
         pause_s = FIRST_PAUSE_S
         headers = {"Authorization": f"Bearer {token}"}
-        async with httpx.AsyncClient(timeout=TIMEOUT, headers=headers, trust_env=False) as client:
+        async with httpx.AsyncClient(
+            timeout=TIMEOUT, headers=headers, trust_env=False, verify=trusted(url)
+        ) as client:
             for attempt in range(1, TRIES + 1):
                 try:
                     await _stream(client, url, path, size)

@@ -56,7 +56,7 @@ def wait_ready(process: subprocess.Popen[bytes], port: int, log: Path) -> None:
     end = time.monotonic() + 30
     while process.poll() is None and time.monotonic() < end:
         try:
-            if httpx.get(f"http://127.0.0.1:{port}/health/ready").status_code == 200:
+            if httpx.get(f"http://127.0.0.1:{port}/health/ready", verify=False).status_code == 200:
                 return
         except httpx.TransportError:
             pass

@@ -1,0 +1,24 @@
+"""Which certificates are read, and how often."""
+
+from __future__ import annotations
+
+import ssl
+
+from tidegate.certificates import trusted
+
+
+def test_without_encryption_there_is_nothing_to_verify():
+    assert trusted("http://127.0.0.1:8000", "http://gateway") is False
+
+
+def test_whoever_encrypts_is_verified_by_what_was_read_once():
+    found = trusted("http://127.0.0.1:8000", "https://gateway.example")
+    assert isinstance(found, ssl.SSLContext)
+    assert found.verify_mode == ssl.CERT_REQUIRED
+    assert found.check_hostname
+    assert trusted("https://other.example") is found
+
+
+def test_what_is_no_plain_http_is_verified():
+    for url in ("HTTPS://gateway.example", "gateway.example:443", ""):
+        assert trusted(url) is not False
