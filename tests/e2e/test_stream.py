@@ -126,11 +126,12 @@ def test_words_one_after_the_other(stack: Stack, tokens: str):
 
 
 def test_the_first_leaves_before_the_last_is_made(stack: Stack, tokens: str):
-    with streaming(stack, tokens, {"text_input": "a b c d e", "delay_ms": 100}) as events:
+    with streaming(stack, tokens, {"text_input": "a b c d", "delay_ms": 400}) as events:
         arrived = [(time.time(), event["made_at"]) for event in events]
-    assert len(arrived) == 5
-    assert arrived[0][0] < arrived[-1][1] - 0.3, "the first came long before the last was made"
-    assert all(0 <= came - made < 0.09 for came, made in arrived), "each came soon after it was made"
+    assert len(arrived) == 4
+    assert all(came >= made for came, made in arrived)
+    pairs = itertools.pairwise(arrived)
+    assert all(came < made for (came, _), (_, made) in pairs), "each came before the next one was made"
 
 
 def test_a_thousand_in_order(stack: Stack, tokens: str):
@@ -145,7 +146,7 @@ def test_streams_run_side_by_side(stack: Stack, tokens: str):
 
     def one(number: int) -> list[str]:
         found = []
-        body = {"text_input": f"w{number}", "count": 10, "delay_ms": 50}
+        body = {"text_input": f"w{number}", "count": 10, "delay_ms": 100}
         with streaming(stack, tokens, body) as events:
             for event in events:
                 came.append((time.monotonic(), number))
@@ -155,7 +156,7 @@ def test_streams_run_side_by_side(stack: Stack, tokens: str):
     with ThreadPoolExecutor(8) as pool:
         results = list(pool.map(one, range(8)))
     assert results == [[f"w{number}"] * 10 for number in range(8)]
-    assert time.monotonic() - started < 2.5, "one after the other would take 4 s"
+    assert time.monotonic() - started < 5, "one after the other would take 8 s"
     order = [number for _, number in sorted(came)]
     changes = sum(a != b for a, b in itertools.pairwise(order))
     assert changes > 40, f"interleaved: {order}"
