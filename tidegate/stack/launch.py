@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -17,6 +18,8 @@ def spawn(child: Child, log: Path) -> subprocess.Popen[bytes]:
     for path, text in child.files.items():
         path.write_text(text)
     for place, target in child.links.items():
+        if place.is_dir() and not place.is_symlink():
+            shutil.rmtree(place)  # a copy that was made of what the link led to
         place.unlink(missing_ok=True)
         place.symlink_to(target)
     with log.open("ab") as output:

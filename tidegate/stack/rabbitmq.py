@@ -48,7 +48,9 @@ def children(
     ours = {"HOME": str(home), "ERL_EPMD_PORT": str(epmd_port), "ERL_EPMD_ADDRESS": "127.0.0.1"}
     env = {k: v for k, v in environ.items() if not k.startswith(("RABBITMQ_", "ERL_"))} | ours
     server = _server()
-    quick = _quick_start(server.resolve().parents[1] / "plugins") if server == DEBIANS else None
+    # RabbitMQ takes a ':' in the path of its plugins for the end of one path.
+    usual = server == DEBIANS and ":" not in str(home)
+    quick = _quick_start(server.resolve().parents[1] / "plugins") if usual else None
     epmd = Child(
         name="epmd",
         argv=(_epmd(), "-port", str(epmd_port), "-address", "127.0.0.1"),
@@ -92,18 +94,19 @@ def _quick_start(plugins: Path) -> _QuickStart | None:
 
     A start loads some 600 modules, and tries the folders in turn for each: those of 70 plugins that nobody
     enabled, then those of Erlang. That is some 20,000 failed opens, each a change of threads. So the broker
-    is shown itself as its only plugin, and the folders that have most come first.
+    is shown itself as its only plugin, and the folders that have most come first. From its release 26 on
+    Erlang remembers what its folders have, but not those that are named to it: so there none is.
     """
     broker = next(plugins.glob("rabbit-*"), None)
     erl = shutil.which("erl")
     if broker is None or erl is None:
         return None
+    root = Path(erl).resolve().parents[1]
+    releases = [int(each.name) for each in root.glob("releases/*") if each.name.isdigit()]
+    if max(releases, default=0) >= 26:
+        return _QuickStart(broker, ())
     ours = [f for f in plugins.glob("*/ebin") if not f.parent.name.startswith("rabbitmq_")]
-    code = [
-        *ours,
-        *plugins.glob("rabbitmq_prelaunch-*/ebin"),
-        *Path(erl).resolve().parents[1].glob("lib/*/ebin"),
-    ]
+    code = [*ours, *plugins.glob("rabbitmq_prelaunch-*/ebin"), *root.glob("lib/*/ebin")]
     modules = {folder: len(list(folder.glob("*.beam"))) for folder in code}
     return _QuickStart(broker, tuple(sorted(code, key=lambda folder: (-modules[folder], folder))))
 
@@ -131,6 +134,7 @@ def _node_environment(home: Path, dist_port: int, quick: _QuickStart | None) -> 
     }
     if quick is not None:
         env["RABBITMQ_PLUGINS_DIR"] = str(home / "plugins")
+    if quick is not None and quick.code:
         # Each folder that -pa names comes before those that it named earlier.
         env["RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS"] += " -pa " + " ".join(map(str, reversed(quick.code)))
     return env

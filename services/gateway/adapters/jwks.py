@@ -14,7 +14,6 @@ import orjson
 
 from services.gateway.domain.roles import principal_of
 from tidegate import tasks, telemetry
-from tidegate.certificates import trusted
 from tidegate.errors import Unauthorized, Unavailable
 from tidegate.protocol.access import Principal
 
@@ -119,7 +118,9 @@ class Jwks:
     async def _read(self) -> bytes:
         if not self._url.startswith(("http://", "https://")):
             return await asyncio.to_thread(Path(self._url.removeprefix("file://")).read_bytes)
-        async with httpx.AsyncClient(timeout=TIMEOUT_S, verify=trusted(self._url, trust_env=True)) as http:
+        # Read anew each time: the authority of an issuer of our own may have been renewed in its file.
+        verify = not self._url.startswith("http://")
+        async with httpx.AsyncClient(timeout=TIMEOUT_S, verify=verify) as http:
             return (await http.get(self._url)).raise_for_status().content
 
 

@@ -94,33 +94,54 @@ def test_the_broker_is_private():
     assert "listeners.tcp.1 = 127.0.0.1:8072" in config
 
 
+def debians(folder: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path]:
+    """The folders of RabbitMQ's plugins and of Erlang; both commands are found in there."""
+    plugins = folder / "rabbitmq_server-3" / "plugins"
+    (plugins / "rabbit-3" / "ebin").mkdir(parents=True)
+    server, erlang = plugins.parent / "sbin" / "rabbitmq-server", folder / "erlang"
+    monkeypatch.setattr(rabbitmq, "DEBIANS", server)
+    monkeypatch.setattr(rabbitmq, "_server", lambda: server)
+    monkeypatch.setattr(shutil, "which", lambda _: str(erlang / "bin" / "erl"))
+    return plugins, erlang
+
+
 def test_a_start_of_the_broker_looks_first_where_most_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    plugins = tmp_path / "rabbitmq_server-3" / "plugins"
-    server = plugins.parent / "sbin" / "rabbitmq-server"
-    erl = tmp_path / "erlang" / "bin" / "erl"
+    plugins, erlang = debians(tmp_path, monkeypatch)
+    stdlib = erlang / "lib" / "stdlib-4"
     many = {
         plugins / "rabbit-3": 3,
         plugins / "rabbitmq_prelaunch-3": 1,
         plugins / "rabbitmq_management-3": 9,
-        erl.parents[1] / "lib" / "stdlib-4": 2,
+        stdlib: 2,
     }
     for app, modules in many.items():
-        (app / "ebin").mkdir(parents=True)
+        (app / "ebin").mkdir(parents=True, exist_ok=True)
         for number in range(modules):
             (app / "ebin" / f"{number}.beam").touch()
-    monkeypatch.setattr(rabbitmq, "DEBIANS", server)
-    monkeypatch.setattr(rabbitmq, "_server", lambda: server)
-    monkeypatch.setattr(shutil, "which", lambda _: str(erl))
+    (erlang / "releases" / "25").mkdir(parents=True)
     node = children()["rabbitmq"]
-    first, second, last = (
-        plugins / "rabbit-3",
-        erl.parents[1] / "lib" / "stdlib-4",
-        plugins / "rabbitmq_prelaunch-3",
-    )
+    first, second, last = plugins / "rabbit-3", stdlib, plugins / "rabbitmq_prelaunch-3"
     flags = node.env["RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS"]
     # The last one named is the first one searched. A plugin that is not used is nowhere.
     assert flags.endswith(f" -pa {last}/ebin {second}/ebin {first}/ebin")
     assert node.links == {Path(node.env["RABBITMQ_PLUGINS_DIR"], "rabbit"): first}
+
+
+def test_an_erlang_that_remembers_its_folders_is_not_told_of_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    plugins, erlang = debians(tmp_path, monkeypatch)
+    (erlang / "releases" / "27").mkdir(parents=True)
+    node = children()["rabbitmq"]
+    assert " -pa " not in node.env["RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS"]
+    assert list(node.links.values()) == [plugins / "rabbit-3"]
+
+
+def test_a_folder_whose_path_would_be_two_to_rabbitmq(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    debians(tmp_path, monkeypatch)
+    _, node = rabbitmq.children(Path("/srv/a:b"), port=1, dist_port=2, epmd_port=3, environ={})
+    assert not node.links
+    assert "RABBITMQ_PLUGINS_DIR" not in node.env
 
 
 def test_a_broker_of_another_layout_starts_as_it_comes():
