@@ -148,7 +148,7 @@ async def test_what_was_decided_live_is_decided_again(bench: Bench) -> None:
             found = (await client.post("/v1/replay/verify", json={"deployment": NAME})).json()
             assert found["differences"] == 0, found["different"]
             assert found["decisions"] == found["reproduced"] == len(live) >= 3
-            assert found["rounds"] > 10
+            assert found["rounds"] > len(live), "rounds in which nothing was decided are there too"
             nothing = (await client.post("/v1/replay/verify", json={"until": 1.0})).json()
             assert nothing["rounds"] == 0
 
