@@ -12,14 +12,6 @@ import pytest
 from tidegate.blobs import Blobs
 from tidegate.broker import Session
 
-# The folders whose tests take longest: begun last, one would be left to run alone at the end.
-LONG = ("stack", "gateway_jobs")
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Long tests first; all others stay in their order."""
-    items.sort(key=lambda item: item.path.parts[-3] != "integration" or item.path.parts[-2] not in LONG)
-
 
 @pytest.fixture
 def blobs(tmp_path) -> Iterator[Blobs]:

@@ -134,9 +134,9 @@ def _node_environment(home: Path, dist_port: int, quick: _QuickStart | None) -> 
     }
     if quick is not None:
         env["RABBITMQ_PLUGINS_DIR"] = str(home / "plugins")
-    if quick is not None and quick.code:
-        # Each folder that -pa names comes before those that it named earlier.
-        env["RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS"] += " -pa " + " ".join(map(str, reversed(quick.code)))
+        if quick.code:
+            # Each folder that -pa names comes before those that it named earlier.
+            env["RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS"] += " -pa " + " ".join(map(str, reversed(quick.code)))
     return env
 
 
