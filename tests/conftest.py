@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import fcntl
 import functools
 import gc
 import inspect
 import os
+import shutil
 import signal
 import tempfile
 import threading
@@ -19,7 +21,9 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
+from httpx._transports import default as httpx_transport
 from hypothesis import settings as hypothesis_settings
 from yarl import URL
 
@@ -27,8 +31,14 @@ from yarl import URL
 hypothesis_settings.register_profile("tidegate", deadline=None, derandomize=True, database=None)
 hypothesis_settings.load_profile("tidegate")
 
+# Every client, and so each call without one, reads the certificates of all authorities: 20 ms, for http too.
+httpx_transport.create_ssl_context = functools.cache(  # type: ignore[attr-defined]
+    httpx.create_ssl_context
+)
+
 FIGURE = "figure"
 Figure = Callable[[str], None]
+MadeOnce = Callable[[str, Callable[[Path], object]], Path]
 
 PATIENCE_S = 20.0
 POLL_S = 0.005
@@ -46,6 +56,7 @@ def pytest_collection_finish() -> None:
     """Keeps the garbage collector from walking thousands of tests and their modules over and over."""
     gc.collect()
     gc.freeze()
+    gc.set_threshold(20_000, 20, 50)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
@@ -61,6 +72,26 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 def figure(record_property: Callable[[str, object], None]) -> Figure:
     """``figure(text)``: a line for the end of the run."""
     return functools.partial(record_property, FIGURE)
+
+
+@pytest.fixture(scope="session")
+def made_once(tmp_path_factory: pytest.TempPathFactory) -> MadeOnce:
+    """``made_once(name, fill)``: what ``fill`` put into a folder, for all processes of this run to read."""
+    own = tmp_path_factory.getbasetemp()
+    shared = own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+
+    def made(name: str, fill: Callable[[Path], object]) -> Path:
+        folder, partly = shared / name, shared / f"{name}.part"
+        with (shared / f"{name}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not folder.exists():
+                shutil.rmtree(partly, ignore_errors=True)
+                partly.mkdir()
+                fill(partly)
+                partly.rename(folder)
+        return folder
+
+    return made
 
 
 @pytest.fixture(scope="session")

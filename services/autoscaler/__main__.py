@@ -6,17 +6,13 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import gc
 import sys
+from typing import TYPE_CHECKING
 
-from services.autoscaler.adapters import procfs
-from services.autoscaler.adapters.leader import LeaderLock
-from services.autoscaler.adapters.sweep import sweep
-from services.autoscaler.launchers import launcher_of
-from services.autoscaler.settings import AutoscalerSettings
-from tidegate import telemetry
-from tidegate.errors import Unavailable
-from tidegate.service import run
+from tidegate import quick_start
+
+if TYPE_CHECKING:
+    from services.autoscaler.settings import AutoscalerSettings
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -27,25 +23,35 @@ def main(arguments: list[str] | None = None) -> int:
     sweeping.add_argument("--grace", type=float, default=10.0, help="seconds to finish work (default 10)")
     commands.add_parser("engine-proxy", help="stand between the launcher and a container engine")
     given = parser.parse_args(arguments)
+    quick_start.begin()
+    # Imported here and below: each command needs none of the others' parts.
+    from services.autoscaler.settings import AutoscalerSettings
+    from tidegate import telemetry
+
     settings = AutoscalerSettings()
     if given.command == "sweep":
         return _sweep(settings, given.grace)
     telemetry.configure(given.command or "autoscaler", settings.log_level)
-    # Imported here: each of them needs none of the others' parts.
     if given.command == "engine-proxy":
         from services.autoscaler import engine_proxy
 
         engine_proxy.run(settings)
         return 0
-    gc.disable()  # tidegate.service enables it again once all is loaded
     from services.autoscaler.app import build
+    from tidegate import service
 
-    run(build(settings), settings, settings.autoscaler_port)
+    service.run(build(settings), settings, settings.autoscaler_port)
     return 0
 
 
 def _sweep(settings: AutoscalerSettings, grace_s: float) -> int:
     """0: nothing is left. 1: an autoscaler leads (it would start them again), or something does not die."""
+    from services.autoscaler.adapters import procfs
+    from services.autoscaler.adapters.leader import LeaderLock
+    from services.autoscaler.adapters.sweep import sweep
+    from services.autoscaler.launchers import launcher_of
+    from tidegate.errors import Unavailable
+
     leader = LeaderLock(settings.state_path / "run" / "autoscaler.lock")
     if not leader.try_take():
         print(

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import argparse
-import gc
 import os
 import sys
 
-from services.gateway import memory, processes
-from services.gateway.settings import GatewaySettings
-from tidegate import service, telemetry
+from tidegate import quick_start
 
 
 def main() -> int:
     """Serve until told to stop."""
+    quick_start.begin()
+    from services.gateway import memory, processes
+    from services.gateway.settings import GatewaySettings
+    from tidegate import telemetry
+
     settings = GatewaySettings()
     parser = argparse.ArgumentParser(prog="services.gateway", description="The gateway.")
     parser.add_argument("--workers", type=int, default=settings.gateway_workers, help="processes on the port")
@@ -24,9 +26,9 @@ def main() -> int:
         return processes.Members(workers, settings.state_path / "run" / "gateway-metrics").run()
 
     memory.return_large_blocks()
-    gc.disable()  # tidegate.service enables it again once all is loaded
     # Only now: a parent of several processes needs nothing of all this.
     from services.gateway.app import build
+    from tidegate import service
 
     gateway = build(settings)
     if member:

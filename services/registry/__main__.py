@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import sys
 
-from services.registry.adapters.sql import migrate
-from services.registry.settings import RegistrySettings
+from tidegate import quick_start
 
 
 def main(arguments: list[str]) -> None:
     """Serve; or, with ``migrate``, bring the database up to date and end."""
     if arguments not in ([], ["migrate"]):
         raise SystemExit("usage: python -m services.registry [migrate]")
+    quick_start.begin()
+    from services.registry.adapters.sql import migrate
+    from services.registry.settings import RegistrySettings
+
     settings = RegistrySettings()
     if arguments:
         asyncio.run(migrate.migrate(settings.database_url))
         return
-    gc.disable()  # tidegate.service enables it again once all is loaded
     # Imported here: a migration needs none of it, and everybody who starts waits for the migration.
     from services.registry.app import build
     from tidegate import service, telemetry

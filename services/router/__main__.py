@@ -1,11 +1,11 @@
 """``python -m services.router``."""
 
-import gc
+from tidegate import quick_start
 
 
 def main() -> None:
     """Serve until told to stop."""
-    gc.disable()  # tidegate.service enables it again once all is loaded
+    quick_start.begin()
     from services.router.app import build
     from services.router.settings import RouterSettings
     from tidegate import service, telemetry

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import argparse
 import fcntl
-import gc
 import os
 import socket
 import sys
 from pathlib import Path
+
+from tidegate import quick_start
 
 
 def main() -> int:
@@ -16,7 +17,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="services.worker", description="One replica of a Deployment.")
     parser.add_argument("--replica-dir", type=Path, required=True, help="the folder with assignment.json")
     folder: Path = parser.parse_args().replica_dir
-    gc.disable()  # tidegate.service enables it again once all is loaded
+    quick_start.begin()
     from services.worker.app import Worker
     from services.worker.settings import WorkerSettings
     from tidegate import service, telemetry

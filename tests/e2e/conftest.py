@@ -18,6 +18,7 @@ import numpy as np
 import psutil
 import pytest
 
+from tests.conftest import MadeOnce
 from tidegate import Client
 from tidegate.settings import Settings
 from tidegate.stack.ports import free_ports
@@ -42,12 +43,15 @@ LONG = (
     "test_scaling",
     "test_users_models",
     "test_job_worker",
-    "test_warm",
-    "test_resilience",
-    "test_tune",
     "test_stream",
-    "test_access",
+    "test_warm",
+    "test_tune",
+    "test_resilience",
     "test_jobs",
+    "test_scale",
+    "test_batches",
+    "test_large",
+    "test_access",
 )
 
 
@@ -171,12 +175,13 @@ class Digits:
 
 
 @pytest.fixture(scope="session")
-def digits(tmp_path_factory: pytest.TempPathFactory) -> Digits:
+def digits(made_once: MadeOnce) -> Digits:
     """Train the example, in the environment that it is served in."""
-    out = tmp_path_factory.mktemp("digits")
     python = Settings().runtime_path / "model-env" / "bin" / "python3"
     script = REPO / "examples" / "digits" / "train.py"
-    subprocess.run([python, script, "--out", out], check=True, capture_output=True)
+    out = made_once(
+        "digits", lambda out: subprocess.run([python, script, "--out", out], check=True, capture_output=True)
+    )
     held = np.load(out / "heldout.npz")
     return Digits(out / "model.onnx", held["image"], held["label"], held["probabilities"])
 

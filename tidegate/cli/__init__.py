@@ -1,5 +1,11 @@
 """The ``tidegate`` command. ``docs/cli.md`` lists its commands and exit codes."""
 
-from tidegate.cli.app import main
+from tidegate import quick_start
 
-__all__ = ["main"]
+
+def main() -> None:
+    """The command: what was typed is run, and the process ends."""
+    quick_start.begin()
+    from tidegate.cli import app
+
+    app.main()

@@ -1,5 +1,5 @@
 """``python -m tidegate.cli``: the same as ``tidegate``."""
 
-from tidegate.cli.app import main
+from tidegate.cli import main
 
 main()

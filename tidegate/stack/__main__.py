@@ -2,6 +2,16 @@
 
 import sys
 
-from tidegate.stack.supervisor import main
+from tidegate import quick_start
 
-sys.exit(main())
+
+def main() -> int:
+    """Keep the stack until told to stop."""
+    quick_start.begin()
+    from tidegate.stack import supervisor
+
+    return supervisor.main()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

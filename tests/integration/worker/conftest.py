@@ -15,6 +15,7 @@ from services.worker.adapters.triton_client import TritonClient
 from services.worker.adapters.triton_install import TritonInstall
 from services.worker.adapters.triton_process import TritonOptions, TritonProcess
 from services.worker.domain.formats import config_is_complete
+from tests.conftest import MadeOnce
 from tidegate.errors import ModelFailed
 from tidegate.protocol.models import DeploymentSpec, Format, Signature, Version
 
@@ -57,13 +58,15 @@ def install(runtime: Path) -> TritonInstall:
 
 
 @pytest.fixture(scope="session")
-def models(runtime: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def models(runtime: Path, made_once: MadeOnce) -> Path:
     """A folder with the digits example, ``model.joblib`` and ``zipmap.onnx``."""
-    folder = tmp_path_factory.mktemp("models")
     python = runtime / "model-env" / "bin" / "python3"
-    subprocess.run([python, ROOT / "examples/digits/train.py", "--out", folder], check=True, timeout=120)
-    subprocess.run([python, "-c", OTHER_MODELS, folder], check=True, timeout=120)
-    return folder
+
+    def make(folder: Path) -> None:
+        subprocess.run([python, ROOT / "examples/digits/train.py", "--out", folder], check=True, timeout=120)
+        subprocess.run([python, "-c", OTHER_MODELS, folder], check=True, timeout=120)
+
+    return made_once("models", make)
 
 
 @pytest.fixture(scope="session")
