@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import os
 import socket
 import time
@@ -23,7 +22,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from tidegate import caller, errors, telemetry
+from tidegate import caller, errors, quick_start, telemetry
 from tidegate.caller import Caller, ServiceToken
 from tidegate.errors import TidegateError
 from tidegate.protocol import access
@@ -51,7 +50,6 @@ STATUS: dict[type[TidegateError], int] = {
 
 METRICS = "/metrics"
 ALWAYS_OPEN = ("/health/", METRICS, "/docs", "/openapi.json")
-_GC_THRESHOLDS = (20_000, 20, 50)
 LOOPBACK = {"localhost", "127.0.0.1", "::1"}
 
 Lifespan = Callable[[Any], AbstractAsyncContextManager[None]]
@@ -322,15 +320,9 @@ class _Server(uvicorn.Server):
         self._on_stop = on_stop
 
     async def startup(self, sockets: Any = None) -> None:
-        """Start, then have the garbage collector leave out what will live as long as the process.
-
-        A full collection walks every module, model class and route, some 40 ms at a time, in which every
-        request waits; what a request makes is freed without it, since none of it is in a cycle.
-        """
+        """Start, and from then on be spared full garbage collections."""
         await super().startup(sockets)
-        # Without a collection first: some 1,200 of 150,000 objects would go, in 60 ms.
-        gc.freeze()
-        gc.set_threshold(*_GC_THRESHOLDS)
+        quick_start.loaded()
 
     async def shutdown(self, sockets: Any = None) -> None:
         try:

@@ -35,6 +35,7 @@ def main(arguments: list[str] | None = None) -> int:
     if given.command == "engine-proxy":
         from services.autoscaler import engine_proxy
 
+        quick_start.loaded()
         engine_proxy.run(settings)
         return 0
     from services.autoscaler.app import build

@@ -10,6 +10,7 @@ def main() -> int:
     quick_start.begin()
     from tidegate.stack import supervisor
 
+    quick_start.loaded()
     return supervisor.main()
 
 

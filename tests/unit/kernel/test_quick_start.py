@@ -1,0 +1,33 @@
+"""What a process of ours does without while it loads and when it ends."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+# What is registered first is called last at the end.
+PROGRAM = """
+import atexit, gc, sys
+atexit.register(lambda: print("left out at the end:", gc.get_freeze_count() > 1000))
+from tidegate import quick_start
+quick_start.begin()
+before = sum(each["collections"] for each in gc.get_stats())
+import httpx
+print("highlighter:", any(name.startswith(("pygments", "rich")) for name in sys.modules))
+print("collections:", sum(each["collections"] for each in gc.get_stats()) - before)
+print("client:", httpx.Client(verify=False).is_closed)
+quick_start.loaded()
+print("threshold:", gc.get_threshold(), gc.get_freeze_count() > 1000)
+"""
+
+
+def test_nothing_is_loaded_or_collected_in_vain():
+    done = subprocess.run([sys.executable, "-c", PROGRAM], text=True, capture_output=True, check=True)
+    told = dict(line.split(": ") for line in done.stdout.splitlines())
+    assert told == {
+        "highlighter": "False",
+        "collections": "0",
+        "client": "False",
+        "threshold": "(20000, 20, 50) True",
+        "left out at the end": "True",
+    }
