@@ -9,8 +9,9 @@ PY := .venv/bin/python
 STATE := $(or $(TIDEGATE_STATE_DIR),.tidegate)
 RUNTIME := $(or $(TIDEGATE_RUNTIME_DIR),$(STATE)/runtime)
 # Each test process has servers of its own, or a whole stack, which the tests of a file share. They wait as well
-# as compute, so there may be more of them than cores. Tests of parts lie in a row that the processes share out, so
-# that neighbours stand on the same servers; who is done takes from the others, at the end the shortest.
+# as compute, so there may be more of them than cores. Of the tests of parts each
+# process begins with a stretch of its own, so that neighbours stand on the same servers; who is done takes half of
+# what the longest stretch has left.
 PART_TESTS ?= tests/integration tests/unit
 STACK_TESTS ?= tests/chaos tests/e2e
 PYTEST_FLAGS ?= -q

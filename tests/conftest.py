@@ -27,11 +27,14 @@ from httpx._transports import default as httpx_transport
 from hypothesis import settings as hypothesis_settings
 from yarl import URL
 
+from tidegate import quick_start
+
 # The same examples each time: a test that fails fails for everybody, and leaves no files.
 hypothesis_settings.register_profile("tidegate", deadline=None, derandomize=True, database=None)
 hypothesis_settings.load_profile("tidegate")
 
 # Every client, and so each call without one, reads the certificates of all authorities: 20 ms, for http too.
+# Here they are read once.
 httpx_transport.create_ssl_context = functools.cache(  # type: ignore[attr-defined]
     httpx.create_ssl_context
 )
@@ -53,10 +56,12 @@ def pytest_configure() -> None:
 
 
 def pytest_collection_finish() -> None:
-    """Keeps the garbage collector from walking thousands of tests and their modules over and over."""
+    """Keeps the garbage collector from walking thousands of tests and their modules over and over.
+
+    It runs more seldom as well, as in the services; :func:`nothing_unraisable` sees to what it has not found.
+    """
     gc.collect()
-    gc.freeze()
-    gc.set_threshold(20_000, 20, 50)
+    quick_start.loaded()
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
@@ -72,6 +77,13 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 def figure(record_property: Callable[[str, object], None]) -> Figure:
     """``figure(text)``: a line for the end of the run."""
     return functools.partial(record_property, FIGURE)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def nothing_unraisable() -> Iterator[None]:
+    """What fails in a destructor fails the last test at the latest: garbage of before has none after it."""
+    yield
+    gc.collect()
 
 
 @pytest.fixture(scope="session")

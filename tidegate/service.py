@@ -320,9 +320,9 @@ class _Server(uvicorn.Server):
         self._on_stop = on_stop
 
     async def startup(self, sockets: Any = None) -> None:
-        """Start, and from then on be spared full garbage collections."""
-        await super().startup(sockets)
+        """Start; what is loaded by now the garbage collector leaves out, what a start makes it does not."""
         quick_start.loaded()
+        await super().startup(sockets)
 
     async def shutdown(self, sockets: Any = None) -> None:
         try:

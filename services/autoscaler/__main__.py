@@ -24,7 +24,7 @@ def main(arguments: list[str] | None = None) -> int:
     commands.add_parser("engine-proxy", help="stand between the launcher and a container engine")
     given = parser.parse_args(arguments)
     quick_start.begin()
-    # Imported here and below: each command needs none of the others' parts.
+    # Below, what one command alone needs.
     from services.autoscaler.settings import AutoscalerSettings
     from tidegate import telemetry
 

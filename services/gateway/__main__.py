@@ -23,6 +23,7 @@ def main() -> int:
     telemetry.configure("gateway", settings.log_level)
     member = processes.MEMBER in os.environ
     if workers > 1 and not member:
+        quick_start.loaded()
         return processes.Members(workers, settings.state_path / "run" / "gateway-metrics").run()
 
     memory.return_large_blocks()

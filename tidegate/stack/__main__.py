@@ -3,13 +3,11 @@
 import sys
 
 from tidegate import quick_start
+from tidegate.stack import supervisor
 
 
 def main() -> int:
     """Keep the stack until told to stop."""
-    quick_start.begin()
-    from tidegate.stack import supervisor
-
     quick_start.loaded()
     return supervisor.main()
 

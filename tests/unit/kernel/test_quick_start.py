@@ -18,6 +18,7 @@ print("collections:", sum(each["collections"] for each in gc.get_stats()) - befo
 print("client:", httpx.Client(verify=False).is_closed)
 quick_start.loaded()
 print("threshold:", gc.get_threshold(), gc.get_freeze_count() > 1000)
+gc.unfreeze()  # so that only what is done at the end can leave anything out
 """
 
 
