@@ -9,9 +9,8 @@ PY := .venv/bin/python
 STATE := $(or $(TIDEGATE_STATE_DIR),.tidegate)
 RUNTIME := $(or $(TIDEGATE_RUNTIME_DIR),$(STATE)/runtime)
 # Each test process has servers of its own, or a whole stack, which the tests of a file share. They wait as well
-# as compute, so there may be more of them than cores. Of the tests of parts each
-# process begins with a stretch of its own, so that neighbours stand on the same servers; who is done takes half of
-# what the longest stretch has left.
+# as compute, so there may be more of them than cores. They take
+# file after file, the short ones last: its servers are started once and its tests stay in their order.
 PART_TESTS ?= tests/integration tests/unit
 STACK_TESTS ?= tests/chaos tests/e2e
 PYTEST_FLAGS ?= -q
@@ -61,7 +60,7 @@ clean: down ## stop everything and forget the data (what was installed stays)
 test: export PYTHONDONTWRITEBYTECODE =
 test: bootstrap-dev ## install what is missing, check the code, run every test
 	@$(MAKE) --no-print-directory --jobs=2 check test-bytecode
-	$(PY) -m pytest -n 4 --dist worksteal $(PYTEST_FLAGS) $(PART_TESTS)
+	$(PY) -m pytest -n 4 --dist loadfile --no-loadscope-reorder $(PYTEST_FLAGS) $(PART_TESTS)
 	$(PY) -m pytest -n 4 --dist loadfile --no-loadscope-reorder $(PYTEST_FLAGS) $(STACK_TESTS)
 
 test-bytecode:
