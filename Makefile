@@ -9,8 +9,8 @@ PY := .venv/bin/python
 STATE := $(or $(TIDEGATE_STATE_DIR),.tidegate)
 RUNTIME := $(or $(TIDEGATE_RUNTIME_DIR),$(STATE)/runtime)
 # Each test process has servers of its own, or a whole stack, which the tests of a file share. They wait as well
-# as compute, so there may be more of them than cores. They take
-# file after file, the short ones last: its servers are started once and its tests stay in their order.
+# as compute, so there may be more of them than cores. They take file after file, the short ones last: so a file's
+# servers start once, and its tests stay in their order.
 PART_TESTS ?= tests/integration tests/unit
 STACK_TESTS ?= tests/chaos tests/e2e
 PYTEST_FLAGS ?= -q
