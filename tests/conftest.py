@@ -81,7 +81,7 @@ def figure(record_property: Callable[[str, object], None]) -> Figure:
 
 @pytest.fixture(scope="session", autouse=True)
 def nothing_unraisable() -> Iterator[None]:
-    """What fails in a destructor fails the last test at the latest: garbage of before has none after it."""
+    """What fails in a destructor is told by the last test at the latest, if nothing was collected before."""
     yield
     gc.collect()
 

@@ -24,7 +24,6 @@ def main(arguments: list[str] | None = None) -> int:
     commands.add_parser("engine-proxy", help="stand between the launcher and a container engine")
     given = parser.parse_args(arguments)
     quick_start.begin()
-    # Below, what one command alone needs.
     from services.autoscaler.settings import AutoscalerSettings
     from tidegate import telemetry
 
@@ -32,6 +31,7 @@ def main(arguments: list[str] | None = None) -> int:
     if given.command == "sweep":
         return _sweep(settings, given.grace)
     telemetry.configure(given.command or "autoscaler", settings.log_level)
+    # Imported here: each of them needs none of the others' parts.
     if given.command == "engine-proxy":
         from services.autoscaler import engine_proxy
 
