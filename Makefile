@@ -15,13 +15,16 @@ PART_TESTS ?= tests/integration tests/unit
 STACK_TESTS ?= tests/chaos tests/e2e
 PYTEST_FLAGS ?= -q
 
-# The first Python that fits, that of an existing environment before others; else python3, which then says what to do.
-FIND_PYTHON = for p in "$$TIDEGATE_PYTHON" $(PY) python3 python3.12 python3.11; do \
-	  [ -n "$$p" ] && command -v "$$p" >/dev/null 2>&1 || continue; \
-	  [ "$$p" = "$$TIDEGATE_PYTHON" ] && break; \
-	  "$$p" -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' 2>/dev/null && break; \
-	  p=python3; \
+# TIDEGATE_PYTHON, else the Python of an existing environment, else the first that is complete and was compiled with
+# optimizations, else the first that can be used; else python3, which then says what to do.
+FIND_PYTHON = usable=; \
+	for p in $(PY) python3 python3.12 python3.11 /usr/bin/python3 /usr/bin/python3.12 /usr/bin/python3.11; do \
+	  command -v "$$p" >/dev/null 2>&1 || continue; \
+	  [ -z "$$TIDEGATE_PYTHON" ] || break; \
+	  "$$p" -m deploy.bootstrap.suits 2>/dev/null; s=$$?; \
+	  case "$$s-$$p" in 0-*|1-$(PY)) usable="$$p"; break;; 1-*) usable="$${usable:-$$p}";; esac; \
 	done; \
+	p="$${TIDEGATE_PYTHON:-$${usable:-python3}}"; \
 	command -v "$$p" >/dev/null 2>&1 || { echo "There is no $$p here: install Python 3.11 or 3.12."; exit 2; }
 
 # Where Python writes no bytecode (PYTHONDONTWRITEBYTECODE), every process would compile our modules anew.

@@ -15,7 +15,8 @@ def wrong_python() -> str:
         "What to do: install one of them and name it, for example\n"
         "    sudo apt-get install python3.11 python3.11-venv    # Debian 12; Ubuntu 24.04 has 3.12\n"
         "    TIDEGATE_PYTHON=/usr/bin/python3.11 make up\n"
-        "Any other way to get a Python 3.11 or 3.12 (pyenv, uv python install 3.12, ...) is as good."
+        "Any other way to get a Python 3.11 or 3.12 (uv python install 3.12, pyenv, ...) works too;\n"
+        "build that of pyenv with PYTHON_CONFIGURE_OPTS=--enable-optimizations, or it is slow."
     )
 
 

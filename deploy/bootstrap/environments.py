@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -31,14 +32,14 @@ exec "{python}" -P -m tidegate.cli "$@"
 
 
 def usable(env: Path, module: str) -> bool:
-    """True when the environment's interpreter runs, is the version in use, and can import ``module``."""
-    code = f"import sys, {module}; print('%d.%d' % sys.version_info[:2])"
+    """True when the environment's interpreter runs, is the one in use, and can import ``module``."""
+    code = f"import sys, {module}; print('%d.%d' % sys.version_info[:2], sys.base_prefix)"
     try:
         command = [str(env / "bin" / "python"), "-c", code]
         found = subprocess.run(command, capture_output=True, text=True, check=False, env=environment())
     except OSError:
         return False
-    return found.stdout.strip() == python_version()
+    return found.stdout.strip() == f"{python_version()} {sys.base_prefix}"
 
 
 def create(places: Places, env: Path, runner: Runner, *, log: Path, pip: bool) -> None:

@@ -13,9 +13,14 @@ from deploy.bootstrap import environments, screen, system, triton
 from deploy.bootstrap.command import OTHERWISE, Runner, tail
 from deploy.bootstrap.places import Places, from_environment
 from deploy.bootstrap.step import Step, StepFailed, Tell
+from deploy.bootstrap.suits import optimized
 
 WORKERS = 3
 """One waits for the network or the disk while the others unpack."""
+
+SLOW = f"""\
+  Note: {sys.executable} was compiled without optimizations, as pyenv does it.
+  It works, but a request takes a third longer. The system's own: TIDEGATE_PYTHON=/usr/bin/python3 make up"""
 
 
 def steps(places: Places, runner: Runner, *, dev: bool) -> list[Step]:
@@ -136,6 +141,8 @@ def main(argv: Sequence[str]) -> int:
     if not todo:
         return 0
     print("Installing what is missing (only the first time):", flush=True)
+    if not optimized():
+        print(SLOW, flush=True)
     show = screen.for_output({step.name: step.title for step in todo})
     try:
         run(todo, runner, show)

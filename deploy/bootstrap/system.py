@@ -44,8 +44,14 @@ def rabbitmq_missing() -> list[str]:
 
 def python_missing(places: Places) -> list[str]:
     """The Debian packages that complete the Python in use; their names are good for Ubuntu too."""
+    there = places.venv_python.exists()
+    return [name for name in python_lacks() if not (there and name.endswith("-venv"))]
+
+
+def python_lacks() -> list[str]:
+    """The Debian packages that are to be installed before an environment can be made from this Python."""
     wanted = []
-    if not places.venv_python.exists() and importlib.util.find_spec("ensurepip") is None:
+    if importlib.util.find_spec("ensurepip") is None:
         wanted.append(f"python{python_version()}-venv")
     if own_library_folder() is None and not _on_loader_path(libpython()):
         wanted.append(f"libpython{python_version()}")

@@ -1,0 +1,95 @@
+"""Which Python the environments are made from."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+import pytest
+
+from deploy.bootstrap import suits, system
+from deploy.bootstrap.environments import usable
+
+ROOT = Path(__file__).parents[3]
+
+
+@pytest.mark.parametrize(
+    ("prefix", "arguments", "fast"),
+    [
+        ("/usr", "'--enable-shared'", True),
+        ("/usr/local", "'--enable-shared' '--enable-optimizations' '--with-lto'", True),
+        ("/root/.pyenv/versions/3.11.7", "'--prefix=/root/.pyenv/versions/3.11.7'", False),
+        ("/opt/python", None, False),
+    ],
+)
+def test_a_python_is_fast_when_it_was_compiled_with_optimizations(
+    monkeypatch: pytest.MonkeyPatch, prefix: str, arguments: str | None, fast: bool
+):
+    monkeypatch.setattr(sys, "base_prefix", prefix)
+    monkeypatch.setitem(sysconfig.get_config_vars(), "CONFIG_ARGS", arguments)
+    assert suits.optimized() is fast
+
+
+def test_a_slow_or_incomplete_python_can_be_used_and_a_wrong_version_cannot(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(sys, "base_prefix", "/usr")
+    monkeypatch.setattr(system, "python_lacks", list)
+    assert suits.suitability() == suits.GOOD
+    monkeypatch.setattr(system, "python_lacks", lambda: ["python3.11-venv"])
+    assert suits.suitability() == suits.USABLE
+    monkeypatch.setattr(system, "python_lacks", list)
+    monkeypatch.setattr(suits, "optimized", lambda: False)
+    assert suits.suitability() == suits.USABLE
+    monkeypatch.setattr(suits, "SUPPORTED", ((3, 99),))
+    assert suits.suitability() == suits.UNFIT
+
+
+@pytest.mark.parametrize(
+    ("found", "chosen"),
+    [
+        ({"python3": 0, "python3.12": 0}, "python3"),
+        ({"python3": 1, "python3.12": 0, "python3.11": 0}, "python3.12"),
+        ({"python3": 2, "python3.12": 1, "python3.11": 1}, "python3.12"),
+        ({"python3": 0, "environment": 0}, "environment"),
+        ({"python3": 0, "environment": 1}, "environment"),
+        ({"python3": 0, "environment": 2}, "python3"),
+        ({"python3": 0, "environment": 127}, "python3"),
+        ({"python3": 2}, "python3"),
+    ],
+)
+def test_the_first_good_python_is_taken_but_that_of_an_environment_before_it(
+    tmp_path: Path, found: dict[str, int], chosen: str
+):
+    assert _found(tmp_path, found) == chosen
+
+
+def test_the_python_that_was_named_is_taken_whatever_it_is(tmp_path: Path):
+    named = str(tmp_path / "python3.11")
+    assert _found(tmp_path, {"python3": 0, "environment": 0, "python3.11": 2}, TIDEGATE_PYTHON=named) == named
+
+
+def _found(folder: Path, pythons: dict[str, int], **variables: str) -> str:
+    """What `make` takes where these are all the Pythons; with each what it says of itself."""
+    for name, status in pythons.items():
+        (folder / name).write_text(f'#!/bin/sh\n[ "$*" = "-m deploy.bootstrap.suits" ] && exit {status}\n')
+        (folder / name).chmod(0o755)
+    for tool in ("sh", "make"):
+        (folder / tool).symlink_to(str(shutil.which(tool)))
+    # Those of this machine are not in question.
+    text = (ROOT / "Makefile").read_text().replace("/usr/bin/python3", "/nowhere/python3")
+    (folder / "Makefile").write_text(text + '\nfind:\n\t@$(FIND_PYTHON); echo "$$p"\n')
+    command = [str(folder / "make"), "--no-print-directory", "find", f"PY={folder / 'environment'}"]
+    environment = {"PATH": str(folder), **variables}
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=True)
+    return done.stdout.strip().removeprefix(f"{folder}/") if not variables else done.stdout.strip()
+
+
+def test_an_environment_of_another_python_is_made_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "python").symlink_to(os.path.realpath(sys.executable))
+    assert usable(tmp_path, "sys")
+    monkeypatch.setattr(sys, "base_prefix", "/another")
+    assert not usable(tmp_path, "sys")
