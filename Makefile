@@ -22,7 +22,7 @@ FIND_PYTHON = usable=; \
 	  command -v "$$p" >/dev/null 2>&1 || continue; \
 	  [ -z "$$TIDEGATE_PYTHON" ] || break; \
 	  "$$p" -m deploy.bootstrap.suits 2>/dev/null; s=$$?; \
-	  case "$$s-$$p" in 0-*|1-$(PY)) usable="$$p"; break;; 1-*) usable="$${usable:-$$p}";; esac; \
+	  case "$$s-$$p" in 0-*|10-$(PY)) usable="$$p"; break;; 10-*) usable="$${usable:-$$p}";; esac; \
 	done; \
 	p="$${TIDEGATE_PYTHON:-$${usable:-python3}}"; \
 	command -v "$$p" >/dev/null 2>&1 || { echo "There is no $$p here: install Python 3.11 or 3.12."; exit 2; }

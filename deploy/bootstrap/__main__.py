@@ -1,4 +1,4 @@
-"""``python3 -m deploy.bootstrap [--dev]``. This file alone must be readable for any Python 3."""
+"""``python3 -m deploy.bootstrap [--dev]``. This file and suits.py must be readable for any Python 3."""
 
 import sys
 

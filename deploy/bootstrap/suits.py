@@ -1,6 +1,7 @@
 """``PYTHON -m deploy.bootstrap.suits``: whether this is a Python to make the environments from.
 
-The exit status: 0, it is complete and fast; 1, it can be used; 2, it cannot. Readable for any Python 3.
+The exit status: 0, it is complete and fast; 10, it can be used; any other, it cannot.
+This must be readable for any Python 3.
 """
 
 import sys
@@ -8,7 +9,8 @@ import sysconfig
 
 from deploy.bootstrap.__main__ import SUPPORTED
 
-GOOD, USABLE, UNFIT = 0, 1, 2
+# Not 1: with that a Python ends which cannot even start.
+GOOD, USABLE, UNFIT = 0, 10, 11
 
 
 def optimized():

@@ -13,6 +13,7 @@ import pytest
 
 from deploy.bootstrap import suits, system
 from deploy.bootstrap.environments import usable
+from deploy.bootstrap.suits import GOOD, UNFIT, USABLE
 
 ROOT = Path(__file__).parents[3]
 
@@ -37,27 +38,29 @@ def test_a_python_is_fast_when_it_was_compiled_with_optimizations(
 def test_a_slow_or_incomplete_python_can_be_used_and_a_wrong_version_cannot(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(sys, "base_prefix", "/usr")
     monkeypatch.setattr(system, "python_lacks", list)
-    assert suits.suitability() == suits.GOOD
+    assert suits.suitability() == GOOD
     monkeypatch.setattr(system, "python_lacks", lambda: ["python3.11-venv"])
-    assert suits.suitability() == suits.USABLE
+    assert suits.suitability() == USABLE
     monkeypatch.setattr(system, "python_lacks", list)
     monkeypatch.setattr(suits, "optimized", lambda: False)
-    assert suits.suitability() == suits.USABLE
+    assert suits.suitability() == USABLE
     monkeypatch.setattr(suits, "SUPPORTED", ((3, 99),))
-    assert suits.suitability() == suits.UNFIT
+    assert suits.suitability() == UNFIT
 
 
 @pytest.mark.parametrize(
     ("found", "chosen"),
     [
-        ({"python3": 0, "python3.12": 0}, "python3"),
-        ({"python3": 1, "python3.12": 0, "python3.11": 0}, "python3.12"),
-        ({"python3": 2, "python3.12": 1, "python3.11": 1}, "python3.12"),
-        ({"python3": 0, "environment": 0}, "environment"),
-        ({"python3": 0, "environment": 1}, "environment"),
-        ({"python3": 0, "environment": 2}, "python3"),
-        ({"python3": 0, "environment": 127}, "python3"),
-        ({"python3": 2}, "python3"),
+        ({"python3": GOOD, "python3.12": GOOD}, "python3"),
+        ({"python3": USABLE, "python3.12": GOOD, "python3.11": GOOD}, "python3.12"),
+        ({"python3": UNFIT, "python3.12": USABLE, "python3.11": USABLE}, "python3.12"),
+        ({"python3": 1, "python3.12": USABLE}, "python3.12"),
+        ({"python3": GOOD, "environment": GOOD}, "environment"),
+        ({"python3": GOOD, "environment": USABLE}, "environment"),
+        ({"python3": GOOD, "environment": UNFIT}, "python3"),
+        ({"python3": GOOD, "environment": 1}, "python3"),
+        ({"python3": GOOD, "environment": 127}, "python3"),
+        ({"python3": UNFIT}, "python3"),
     ],
 )
 def test_the_first_good_python_is_taken_but_that_of_an_environment_before_it(
@@ -68,7 +71,10 @@ def test_the_first_good_python_is_taken_but_that_of_an_environment_before_it(
 
 def test_the_python_that_was_named_is_taken_whatever_it_is(tmp_path: Path):
     named = str(tmp_path / "python3.11")
-    assert _found(tmp_path, {"python3": 0, "environment": 0, "python3.11": 2}, TIDEGATE_PYTHON=named) == named
+    assert (
+        _found(tmp_path, {"python3": GOOD, "environment": GOOD, "python3.11": UNFIT}, TIDEGATE_PYTHON=named)
+        == named
+    )
 
 
 def _found(folder: Path, pythons: dict[str, int], **variables: str) -> str:
