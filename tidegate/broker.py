@@ -5,7 +5,7 @@ A :class:`Link` is one connection with one channel that comes back for ever. Who
 broker cancelled a consumer (a deleted queue), so no consumer is ever silently gone.
 
 Publish and consume on separate links: RabbitMQ blocks a connection that publishes while its memory
-alarm is on, and the acks on that connection with it.
+alarm is on, and the acks on that connection with it. Only what must precede an ack anyway goes on its link.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import contextlib
 import random
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from types import TracebackType
 from typing import Any, Self
 
@@ -68,6 +69,11 @@ class Session:
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
         self._tasks: set[asyncio.Future[None]] = set()
+
+    @property
+    def blocked(self) -> bool:
+        """Whether the broker takes no messages now, for want of memory or disk."""
+        return self._connection.blocked
 
     async def declare(self, what: Queue | Exchange) -> None:
         """Declare a queue or an exchange; a no-op when it is there with the same arguments."""
@@ -128,14 +134,14 @@ class Session:
         except Lost as error:
             raise Unavailable(f"RabbitMQ: {error}") from error
 
-    async def ack(self, tag: int, *, multiple: bool = False) -> None:
+    def ack(self, tag: int, *, multiple: bool = False) -> None:
         """Settle a delivery (``multiple``: and every earlier one). Does not wait for the socket."""
         try:
             self._connection.ack(tag, multiple)
         except Lost as error:
             raise Unavailable(f"RabbitMQ: {error}") from error
 
-    async def give_back(self, tag: int) -> None:
+    def give_back(self, tag: int) -> None:
         """Let the broker deliver a message again, to whoever is next. Does not wait for the socket."""
         try:
             self._connection.give_back(tag)
@@ -161,21 +167,53 @@ class Session:
         that was not taken, ``Unavailable`` when the connection broke. ``expiration_ms`` below 1 is
         sent as 1: RabbitMQ closes the channel on less.
         """
+        properties = _properties(persistent, reply_to, expiration_ms, headers)
+        confirm = self._write(body, exchange, routing_key, mandatory, properties)
+        if confirm is not None:
+            try:
+                await confirm
+            except (NotTaken, Lost) as error:
+                raise _meaning(error, routing_key) from error
+
+    def send(
+        self,
+        body: bytes | Sequence[Buffer],
+        *,
+        routing_key: str,
+        expiration_ms: int | None = None,
+        reply_to: str | None = None,
+        mandatory: bool = False,
+        on_failure: Callable[[Unavailable], None] | None = None,
+    ) -> None:
+        """Publish to a queue without waiting, before anything that is written later, as an ack.
+
+        Raises what :meth:`publish` does where that is known at once. ``on_failure`` is called with what is
+        learned later; on a link without confirms that is nothing.
+        """
+        properties = _properties(False, reply_to, expiration_ms, None)
+        confirm = self._write(body, "", routing_key, mandatory, properties)
+        if confirm is not None:
+            confirm.add_done_callback(partial(_report, routing_key, on_failure))
+
+    def together(self) -> contextlib.AbstractContextManager[None]:
+        """Within it, what is sent and acked waits for its end and then goes in one write."""
+        return self._connection.together
+
+    def _write(
+        self,
+        body: bytes | Sequence[Buffer],
+        exchange: str,
+        routing_key: str,
+        mandatory: bool,
+        properties: Properties,
+    ) -> asyncio.Future[None] | None:
         if self._connection.blocked:
             raise Refused("RabbitMQ takes no messages: it is short of memory or disk.", retry_after_s=5.0)
-        expiration = None if expiration_ms is None else str(max(1, int(expiration_ms)))
-        properties = Properties(persistent, reply_to, expiration, None, headers)
         pieces = (body,) if isinstance(body, bytes) else body
         try:
-            confirm = self._connection.publish(
+            return self._connection.publish(
                 pieces, exchange, routing_key, mandatory=mandatory, properties=properties
             )
-            if confirm is not None:
-                await confirm
-        except NotTaken as error:
-            if error.unroutable:
-                raise Unroutable(f"No queue for {routing_key!r}.") from error
-            raise Refused("The broker did not take the message.") from error
         except Lost as error:
             raise Unavailable(f"RabbitMQ: {error}") from error
 
@@ -200,6 +238,29 @@ class Session:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             log.error("a delivery was not handled", exc_info=error)
+
+
+def _properties(
+    persistent: bool, reply_to: str | None, expiration_ms: int | None, headers: dict[str, Any] | None
+) -> Properties:
+    expiration = None if expiration_ms is None else str(max(1, int(expiration_ms)))
+    return Properties(persistent, reply_to, expiration, None, headers)
+
+
+def _meaning(error: NotTaken | Lost, routing_key: str) -> Unavailable:
+    if isinstance(error, Lost):
+        return Unavailable(f"RabbitMQ: {error}")
+    if error.unroutable:
+        return Unroutable(f"No queue for {routing_key!r}.")
+    return Refused("The broker did not take the message.")
+
+
+def _report(
+    routing_key: str, on_failure: Callable[[Unavailable], None] | None, confirm: asyncio.Future[None]
+) -> None:
+    error = confirm.exception()
+    if on_failure is not None and isinstance(error, NotTaken | Lost):
+        on_failure(_meaning(error, routing_key))
 
 
 def _delivery(delivered: Delivered) -> Delivery:
@@ -310,7 +371,9 @@ class Link:
                 self._up.clear()
                 if self._on_down is not None:
                     self._on_down()
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(1.0):
-                    await connection.close()
-            connection.abort("closed")
+            try:
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(1.0):
+                        await connection.close()
+            finally:  # who ends this task does not wait for long
+                connection.abort("closed")

@@ -261,7 +261,7 @@ class Life:
         with self._phases.measure("triton_start"):
             if not self._triton.running:
                 await self._triton.start()
-        client = TritonClient(self._triton.target)
+        client = TritonClient(self._triton.target, self._triton.http)
         if self._settings.shared_memory_above_bytes:
             self._regions = Regions(client, self._triton.region)
         self._message = "loading the model"
@@ -322,6 +322,7 @@ class Life:
         self._work = Work(
             self._outbox,
             self._requests.settle,
+            self._requests.answer,
             max_rows=self._max_rows(),
             window_s=self._deployment.batching.window_ms / 1e3,
             instances=self._instances,

@@ -126,15 +126,15 @@ class Waiting:
             offered = Assignment.model_validate_json(bytes(delivery.body))
         except ValidationError as error:
             log.error("an offer cannot be read", extra={"problem": str(error)})
-            await session.ack(delivery.tag)
+            session.ack(delivery.tag)
             return
         # Where the session is over, an offer that is not settled comes again.
         with contextlib.suppress(Unavailable):
             async with self._answering:
                 if await self._take(offered):
-                    await session.ack(delivery.tag)
+                    session.ack(delivery.tag)
                 else:
-                    await session.give_back(delivery.tag)
+                    session.give_back(delivery.tag)
 
     async def _take(self, offered: Assignment) -> bool:
         """Whether it is settled whose the offer is; it is not where this worker takes none any more.

@@ -10,7 +10,7 @@ import asyncio
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from services.worker.adapters.model import Model
 from services.worker.api.outbox import Outbox
@@ -37,11 +37,15 @@ from tidegate.protocol.envelope import Buffer, Reply
 log = telemetry.logger(__name__)
 
 Settle = Callable[[list[Item]], None]
+Answer = Callable[[list[Item], Mapping[str, Sequence[Buffer | Reply]]], bool]
 Lost = Callable[[Model], None]
 
 
 class Work:
     """Runs the model over the backlog. ``model`` None: Triton is away, the backlog waits.
+
+    ``answer`` sends replies and settles their requests; where it does not take them, the outbox sends them
+    and ``settle`` follows.
 
     ``on_lost`` is called with a model whose server was gone in the middle of a call; nothing is called
     then until :meth:`use`. ``max_concurrency``: requests in calls at once, at most. ``streams``: how many
@@ -52,6 +56,7 @@ class Work:
         self,
         outbox: Outbox,
         settle: Settle,
+        answer: Answer,
         *,
         max_rows: int,
         window_s: float,
@@ -63,22 +68,23 @@ class Work:
     ) -> None:
         self._outbox = outbox
         self._settle = settle
+        self._answer = answer
         self._max_rows = max_rows
         self._window_s = window_s
         self._instances = instances
         self._max_concurrency = max_concurrency
         self._on_lost = on_lost
-        self._wake = asyncio.Event()
+        self._working = self._due = False
+        self._window_ends: asyncio.TimerHandle | None = None
         self._calls: dict[asyncio.Task[None], list[Item]] = {}
         self._withdrawn: set[asyncio.Task[None]] = set()
         self._cancelled: dict[bytes, float] = {}
         self._model: Model | None = None
-        self._loop_task: asyncio.Task[None] | None = None
         self._jobs = jobs
         self.backlog = Backlog()
         self.stats = jobs.stats if jobs is not None else Stats()
         if jobs is not None:
-            jobs.wake, jobs.lost = self._wake.set, self._lose
+            jobs.wake, jobs.lost = self._wake, self._lose
         self.streams = Streams(
             outbox,
             settle,
@@ -113,11 +119,13 @@ class Work:
 
     def start(self) -> None:
         """Begin to work."""
-        self._loop_task = asyncio.create_task(self._run(), name="work")
+        self._working = True
+        self._wake()
 
     async def stop(self) -> None:
         """Stop at once; what is in hand stays unsettled and goes back to the queue."""
-        await tasks.end(self._loop_task, *self._calls)
+        self._working = False
+        await tasks.end(*self._calls)
         await self.streams.stop()
         if self._jobs is not None:
             await self._jobs.stop()
@@ -133,7 +141,7 @@ class Work:
         self.streams.use(model)
         if self._jobs is not None:
             self._jobs.use(model)
-        self._wake.set()
+        self._wake()
 
     def _lose(self, model: Model) -> None:
         """Nothing more goes there: an attempt on a server that is gone would count as one that killed it."""
@@ -147,7 +155,7 @@ class Work:
             self.streams.add(item)
             return
         self.backlog.add(item)
-        self._wake.set()
+        self._wake()
 
     def cancel(self, ids: list[bytes]) -> None:
         """Callers have gone: skip what waits; end a call when all of its requests are cancelled."""
@@ -167,21 +175,26 @@ class Work:
         self.backlog.clear()
         self.streams.clear()
 
-    async def _run(self) -> None:
-        while True:
-            self._wake.clear()
-            while (model := self._model) is not None and len(self.backlog) and self._room() and self._free():
-                await self._window()
-                if self._model is not model:
-                    continue  # it was lost meanwhile: what waits, waits on
-                group = self._live(self.backlog.take(min(self._max_rows, self._free())))
-                if group:
-                    task = asyncio.create_task(self._call(model, group))
-                    self._calls[task] = group
-                    task.add_done_callback(self._called)
-            if self._jobs is not None:
-                self._jobs.begin(self._room(), job_calls(self.in_flight), self._free())
-            await self._wake.wait()
+    def _wake(self) -> None:
+        """Something has changed: look, at the end of this turn of the event loop, what can begin."""
+        if self._working and not self._due:
+            self._due = True
+            asyncio.get_running_loop().call_soon(self._begin)
+
+    def _begin(self) -> None:
+        self._due = False
+        if not self._working:
+            return
+        while (model := self._model) is not None and len(self.backlog) and self._room() and self._free():
+            if self._in_company():
+                return
+            group = self._live(self.backlog.take(min(self._max_rows, self._free())))
+            if group:
+                task = asyncio.create_task(self._call(model, group))
+                self._calls[task] = group
+                task.add_done_callback(self._called)
+        if self._jobs is not None:
+            self._jobs.begin(self._room(), job_calls(self.in_flight), self._free())
 
     def _room(self) -> int:
         """Calls that may be opened now. Whoever waits for an answer goes first; jobs take what is left."""
@@ -196,7 +209,7 @@ class Work:
 
     def _called(self, task: asyncio.Task[None]) -> None:
         group = self._calls.pop(task)
-        self._wake.set()
+        self._wake()
         withdrawn = task in self._withdrawn
         self._withdrawn.discard(task)
         if task.cancelled():
@@ -206,15 +219,17 @@ class Work:
             # Unsettled: the broker delivers it again, as another attempt.
             log.error("a call ended unexpectedly", exc_info=error)
 
-    async def _window(self) -> None:
-        """Wait for company, if the Deployment asks for it: it trades latency for fuller batches."""
-        oldest = self.backlog.oldest()
-        if not self._window_s or oldest is None or oldest.request.rows == 0:
-            return
-        while (left := oldest.received + self._window_s - time.monotonic()) > 0:
-            if self.backlog.rows_at_head() >= self._max_rows:
-                return
-            await asyncio.sleep(min(left, 0.001))
+    def _in_company(self) -> bool:
+        """Whether a call waits for company, if the Deployment asks for it: latency for fuller batches."""
+        oldest = self.backlog.oldest() if self._window_s else None
+        if oldest is None or oldest.request.rows == 0 or self.backlog.rows_at_head() >= self._max_rows:
+            return False
+        left = oldest.received + self._window_s - time.monotonic()
+        if left > 0:
+            if self._window_ends is not None:
+                self._window_ends.cancel()  # it may be another's, who was due later
+            self._window_ends = asyncio.get_running_loop().call_later(left, self._wake)
+        return left > 0
 
     def _live(self, group: list[Item]) -> list[Item]:
         """Without those whose deadline has passed or whose caller has gone; these are settled unanswered."""
@@ -258,9 +273,10 @@ class Work:
             log.exception("a call failed unexpectedly")
             await self._on_model_error(model, group, ModelFailed(f"the request could not be run: {error!r}"))
             return
+        # Whoever waits goes first.
+        await self._reply(group, frames)
         measure(self.stats, group, started, spent)
         self._count("ok", group)
-        await self._reply(group, frames)
 
     async def _on_model_error(self, model: Model, group: list[Item], error: Exception) -> None:
         """A bad request must not fail its neighbours: each is tried alone; a single one is told."""
@@ -288,6 +304,8 @@ class Work:
             if answered and item.request.flags & envelope.STREAM:
                 end = envelope.end_frame(item.request.id, item.request.attempt, 1)
                 by_gateway[item.parcel.reply_to].append(end)
+        if self._answer(group, by_gateway):
+            return
         left_s = max(item.request.deadline_ms for item in group) / 1e3 - time.time()
         for reply_to, replies in by_gateway.items():
             await self._outbox.reply(reply_to, replies, left_s=left_s)

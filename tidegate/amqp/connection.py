@@ -30,6 +30,22 @@ _CAPABILITIES = {
     "authentication_failure_close": True,
 }
 
+
+class Together(contextlib.AbstractContextManager[None]):
+    """Holds what a connection writes, as long as it is entered; an object, since it is entered so often."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    def __enter__(self) -> None:
+        self._connection.held = []
+
+    def __exit__(self, *error: object) -> None:
+        held, self._connection.held = self._connection.held, None
+        if held:
+            self._connection.write(b"".join(held))
+
+
 OnDelivered = Callable[[Delivered], None]
 
 
@@ -86,6 +102,8 @@ class Connection(asyncio.BufferedProtocol):
         self._heard_at = self._loop.time()
         self._beat: asyncio.TimerHandle | None = None
         self.blocked = False
+        self.held: list[bytes] | None = None
+        self.together = Together(self)
         self.ended: asyncio.Future[str] = self._loop.create_future()
 
     # --- opening and closing ---------------------------------------------------------------------------
@@ -94,7 +112,7 @@ class Connection(asyncio.BufferedProtocol):
         """The handshake: start, tune, open, channel, confirm mode."""
         user, password = unquote(parts.username or "guest"), unquote(parts.password or "guest")
         start = self._expect()
-        self._write(b"AMQP\x00\x00\x09\x01")
+        self.write(b"AMQP\x00\x00\x09\x01")
         await start
         properties: dict[str, Any] = {
             "product": "tidegate",
@@ -294,8 +312,8 @@ class Connection(asyncio.BufferedProtocol):
             pieces=pieces,
             frame_max=self._frame_max,
         )
-        if sum(map(len, pieces)) < SCATTER:
-            self._write(b"".join(parts))
+        if self.held is not None or sum(map(len, pieces)) < SCATTER:
+            self.write(b"".join(parts))
         elif self._transport is not None:
             self._transport.writelines(parts)
         return confirm
@@ -304,7 +322,7 @@ class Connection(asyncio.BufferedProtocol):
         """Settle a delivery."""
         if self.ended.done():
             raise Lost(self.ended.result())
-        self._write(wire.ack(CHANNEL, tag, multiple))
+        self.write(wire.ack(CHANNEL, tag, multiple))
 
     def give_back(self, tag: int) -> None:
         """Put a delivery back into its queue."""
@@ -313,10 +331,13 @@ class Connection(asyncio.BufferedProtocol):
         self._send(commands.Basic.Nack(tag, False, True))
 
     def _send(self, command: Frame, *, channel: int = CHANNEL) -> None:
-        self._write(wire.method(channel, command))
+        self.write(wire.method(channel, command))
 
-    def _write(self, data: bytes) -> None:
-        if self._transport is not None:
+    def write(self, data: bytes) -> None:
+        """Whole frames to the socket, or to those that :attr:`together` holds."""
+        if self.held is not None:
+            self.held.append(data)
+        elif self._transport is not None:
             self._transport.write(data)
 
     def _pulse(self) -> None:
@@ -324,5 +345,5 @@ class Connection(asyncio.BufferedProtocol):
         if self._loop.time() - self._heard_at > 2 * self._heartbeat_s:
             self.abort(f"nothing was heard for {2 * self._heartbeat_s} s")
             return
-        self._write(wire.HEARTBEAT_FRAME)
+        self.write(wire.HEARTBEAT_FRAME)
         self._beat = self._loop.call_later(self._heartbeat_s / 2, self._pulse)

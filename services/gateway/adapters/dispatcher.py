@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections import defaultdict
 from collections.abc import Callable, Coroutine
+from functools import partial
 from typing import Any
 
 from services.gateway.adapters.hints import Hints
@@ -181,7 +182,7 @@ class Dispatcher:
         session = self.out.session
         if session is None:
             return  # everything waits in its lane for the link, or for its own deadline
-        for name, lane in self._lanes.items():
+        for name, lane in list(self._lanes.items()):
             if not lane.waiting:
                 continue
             waiting, lane.waiting = lane.waiting, []
@@ -190,9 +191,24 @@ class Dispatcher:
                 self._hints.demand(session, name)
             most = frames_per_envelope(len(waiting), fleet, self._max_frames)
             for start, end in split([pending.size for pending in waiting], most):
-                self._spawn(self._publish(session, lane.queue, waiting[start:end]))
+                if lane.queue.name not in self._declared:
+                    self._spawn(self._declare(session, lane.queue, waiting[start:end]))
+                    continue
+                try:
+                    self._publish(session, lane.queue, waiting[start:end])
+                except Exception:  # nobody thought of it; it must not take the other envelopes along
+                    log.exception("an envelope was not sent", extra={"queue": lane.queue.name})
 
-    async def _publish(self, session: Session, queue: Queue, batch: list[Pending]) -> None:
+    async def _declare(self, session: Session, queue: Queue, batch: list[Pending]) -> None:
+        try:
+            await session.declare(queue)
+        except Unavailable as error:
+            self._on_not_taken(queue, batch, error)
+        else:
+            self._declared.add(queue.name)
+            self._publish(session, queue, batch)
+
+    def _publish(self, session: Session, queue: Queue, batch: list[Pending]) -> None:
         live = [pending for pending in batch if pending.id in self._pending]
         if not live:
             return
@@ -200,30 +216,33 @@ class Dispatcher:
         expiration_ms = int((max(pending.deadline for pending in live) - now) * 1e3)
         for pending in live:
             pending.sent = True
-        body = message_of([pending.frame for pending in live if pending.frame is not None])
+        on_failure = partial(self._on_not_taken, queue, live)
         try:
-            if queue.name not in self._declared:
-                await session.declare(queue)
-                self._declared.add(queue.name)
-            await session.publish(
-                body,
+            session.send(
+                message_of([pending.frame for pending in live if pending.frame is not None]),
                 routing_key=queue.name,
                 expiration_ms=expiration_ms,
                 reply_to=self._reply_to.name,
                 mandatory=True,
+                on_failure=on_failure,
             )
-        except Unroutable:
+        except Unavailable as error:
+            on_failure(error)
+
+    def _on_not_taken(self, queue: Queue, batch: list[Pending], error: Unavailable) -> None:
+        if isinstance(error, Unroutable):
             # Somebody deleted the queue. Declaring it again is for the next request; this one is told.
             self._declared.discard(queue.name)
-            for pending in live:
-                self._fail(pending.id, Unavailable(f"the queue of {queue.name} has gone", retry_after_s=1.0))
-        except Refused as error:
-            for pending in live:
-                self._fail(pending.id, Unavailable(error.message, retry_after_s=error.retry_after_s or 1.0))
-        except Unavailable:
+            error = Unavailable(f"the queue of {queue.name} has gone", retry_after_s=1.0)
+        elif isinstance(error, Refused):
+            error = Unavailable(error.message, retry_after_s=error.retry_after_s or 1.0)
+        else:
             log.info(
                 "publish interrupted; it is sent again when the broker is back", extra={"queue": queue.name}
             )
+            return
+        for pending in batch:
+            self._fail(pending.id, error)
 
     async def _on_out_setup(self, session: Session) -> None:
         self._declared.clear()

@@ -66,7 +66,7 @@ class UsageIntake:
                 continue  # it comes again on the session of now
             await self._take(delivery)
             with contextlib.suppress(Unavailable):
-                await session.ack(delivery.tag)
+                session.ack(delivery.tag)
 
     async def _take(self, delivery: Delivery) -> None:
         try:

@@ -67,11 +67,11 @@ class Exceptions:
             except StoreUnavailable:
                 await asyncio.sleep(AWAY_S)
                 with contextlib.suppress(Unavailable):
-                    await session.give_back(delivery.tag)
+                    session.give_back(delivery.tag)
                 return
             except Unavailable:
                 return  # unsettled: it comes again with the next session
-            await session.ack(delivery.tag)
+            session.ack(delivery.tag)
 
         await session.declare(EXCEPTIONS)
         await session.consume(EXCEPTIONS, on_delivery, prefetch=32)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import struct
+import time
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -79,15 +80,19 @@ class UnaryChannel:
         self._connection: _Connection | None = None
         self._connecting = asyncio.Lock()
 
-    async def call(self, message: Sequence[Buffer]) -> Buffer:
+    async def call(self, message: Sequence[Buffer], timeout_s: float | None = None) -> Buffer:
         """Send a message, in pieces that are not joined, and give the answer's bytes.
 
-        Cancelling the task resets the stream, which cancels the call at the server. Raises Failed and Gone.
+        Cancelling the task resets the stream, which cancels the call at the server, as the time limit does.
+        Raises Failed, Gone and TimeoutError.
         """
         connection = self._connection
         if connection is None or not connection.usable:
-            connection = await self._connect()
-        return await connection.call(self._head, message)
+            began = time.monotonic()
+            async with asyncio.timeout(timeout_s):
+                connection = await self._connect()
+            timeout_s = None if timeout_s is None else timeout_s - (time.monotonic() - began)
+        return await connection.call(self._head, message, timeout_s)
 
     def close(self) -> None:
         """End the connection; calls under way raise Gone."""
@@ -127,14 +132,15 @@ class _Connection(asyncio.Protocol):
         """Whether new calls may begin here."""
         return not self._problem and not self._draining
 
-    async def call(self, head: bytes, message: Sequence[Buffer]) -> Buffer:
+    async def call(self, head: bytes, message: Sequence[Buffer], timeout_s: float | None) -> Buffer:
         """One call; see :meth:`UnaryChannel.call`."""
         if self._problem:
             raise Gone(self._problem)
         id_, self._next = self._next, self._next + 2
         if self._next > _LAST_STREAM:
             self._draining = True
-        call = _Call(asyncio.get_running_loop().create_future(), self._first_window)
+        loop = asyncio.get_running_loop()
+        call = _Call(loop.create_future(), self._first_window)
         self._calls[id_] = call
         size = sum(map(len, message))
         out: list[Buffer] = [_frame(len(head), _HEADERS, _END_HEADERS, id_), head]
@@ -147,13 +153,17 @@ class _Connection(asyncio.Protocol):
             self._transport.write(b"".join(out))
             call.unsent.extend((struct.pack(">BI", 0, size), *message))
             self._send(id_, call)
+        # A timer and not asyncio.timeout, which costs a light model's call several times as much.
+        timer = None if timeout_s is None else loop.call_later(timeout_s, self._expire, id_)
         try:
             return await call.answer
         except asyncio.CancelledError:
-            if self._calls.pop(id_, None) is not None and not self._problem:
-                self._transport.write(_frame(4, _RST_STREAM, 0, id_) + struct.pack(">I", _CANCEL))
+            if self._calls.pop(id_, None) is not None:
+                self._reset(id_)
             raise
         finally:
+            if timer is not None:
+                timer.cancel()
             if self._draining and not self._calls:
                 self.close("drained")
 
@@ -325,6 +335,15 @@ class _Connection(asyncio.Protocol):
             call.answer.set_exception(Failed(_INTERNAL, "an answer without a message, or a compressed one"))
             return
         call.answer.set_result(memoryview(body)[5:])
+
+    def _expire(self, id_: int) -> None:
+        if id_ in self._calls:
+            self._fail(id_, TimeoutError())
+            self._reset(id_)
+
+    def _reset(self, id_: int) -> None:
+        if not self._problem:
+            self._transport.write(_frame(4, _RST_STREAM, 0, id_) + struct.pack(">I", _CANCEL))
 
     def _fail(self, id_: int, error: Exception) -> None:
         call = self._calls.pop(id_, None)

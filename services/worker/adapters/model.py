@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
+from functools import lru_cache
 from typing import Any, NamedTuple
+from urllib.parse import quote
 
+import orjson
+
+from services.worker.adapters.http_calls import HttpAnswer
 from services.worker.adapters.shared_memory import Region, Regions, aligned
 from services.worker.adapters.triton_client import ModelInferRequest, TritonClient
+from services.worker.domain.pace import Quickness
 from services.worker.domain.split import Output
 from tidegate.errors import BadRequest, ModelFailed
 from tidegate.protocol.envelope import RETRY_SAFE, Buffer, CallKey, Request, read_call_key
@@ -18,6 +25,10 @@ from tidegate.protocol.tensors import DATATYPES, elements
 # the contents follow a head that was serialized before.
 RAW_INPUT = bytes((7 << 3 | 2,))
 HEADS_KEPT = 1024
+# Over HTTP a call costs Triton half as much, but it cannot be cancelled there: for calls of a model whose
+# calls take less than QUICK_S, with inputs of no more than QUICK_BYTES together.
+QUICK_S = 0.01
+QUICK_BYTES = 64 * 1024
 
 
 class Answer(NamedTuple):
@@ -49,6 +60,8 @@ class Model:
         self._regions = regions
         self._shared_above = shared_above
         self._heads: dict[tuple[bytes, int], bytes] = {}
+        self._http_heads: dict[tuple[bytes, int, tuple[int, ...]], bytes] = {}
+        self._quickness = Quickness(QUICK_S)
         self._row_bytes = {output.name: size for output in outputs if (size := _row_bytes(output)) > 0}
 
     async def call(
@@ -57,7 +70,8 @@ class Model:
         """Run requests of one call key as one batch; the answer has their rows in order.
 
         ``parameters`` are for the model to read, besides those that the requests bring.
-        Raises what :meth:`TritonClient.infer` raises. Cancelling the task cancels the call in Triton.
+        Raises what :meth:`TritonClient.infer` raises. Cancelling the task cancels the call in Triton, unless
+        it is one of a quick model (ADR 011).
         """
         if self.decoupled:
             raise BadRequest(
@@ -68,13 +82,7 @@ class Model:
         rows = sum(request.rows for request in requests)
         contents = [[request.data[at] for request in requests] for at in range(len(key.inputs))]
         region = await self._region(key, rows, contents)
-        if region is None:
-            head = self._head(requests[0].key, rows)
-            if parameters:
-                # These differ from call to call; where in a message a field stands is open.
-                head += _with_parameters(ModelInferRequest(), parameters).SerializeToString()
-            found = await self._by_grpc(head, contents, timeout_s)
-        else:
+        if region is not None:
             try:
                 message = _with_parameters(self._begun(key), parameters or {})
                 found = await self._by_region(message, key, rows, contents, timeout_s, region)
@@ -86,7 +94,39 @@ class Model:
                     raise
                 self._row_bytes = {}
                 return await self.call(requests, timeout_s, parameters)
+        else:
+            found = await self._small(requests[0].key, key, rows, contents, timeout_s, parameters)
         return self._sorted(found, key)
+
+    async def _small(
+        self,
+        raw_key: bytes,
+        key: CallKey,
+        rows: int,
+        contents: list[list[Buffer]],
+        timeout_s: float,
+        parameters: Mapping[str, str] | None,
+    ) -> list[Output]:
+        """Without shared memory: over HTTP if that is for this call, else over gRPC."""
+        started, whole = time.monotonic(), False
+        try:
+            found = None
+            if self._quickness.quick and not parameters:
+                found = await self._by_http(raw_key, key, rows, contents, timeout_s)
+            if found is None:
+                head = self._head(raw_key, rows)
+                if parameters:
+                    # These differ from call to call; where in a message a field stands is open.
+                    head += _with_parameters(ModelInferRequest(), parameters).SerializeToString()
+                left_s = timeout_s - (time.monotonic() - started)
+                found = await self._by_grpc(head, contents, left_s)
+            whole = True
+        except (BadRequest, ModelFailed):
+            whole = True
+            raise
+        finally:
+            self._quickness.took(time.monotonic() - started, whole=whole)
+        return found
 
     async def _region(self, key: CallKey, rows: int, contents: list[list[Buffer]]) -> Region | None:
         """Room for what is large of a call; None: nothing is, or there is no room."""
@@ -134,6 +174,22 @@ class Model:
                 self._heads.clear()
             head = self._heads[raw_key, rows] = message.SerializeToString()
         return head
+
+    async def _by_http(
+        self, raw_key: bytes, key: CallKey, rows: int, contents: list[list[Buffer]], timeout_s: float
+    ) -> list[Output] | None:
+        """As one HTTP request; None, and nothing was sent, where it is not for HTTP."""
+        sizes = tuple([sum(map(len, pieces)) for pieces in contents])
+        if key.parameters or not all(sizes) or sum(sizes) > QUICK_BYTES:
+            return None
+        head = self._http_heads.get((raw_key, rows, sizes))
+        if head is None:
+            if len(self._http_heads) >= HEADS_KEPT:
+                self._http_heads.clear()
+            head = self._http_heads[raw_key, rows, sizes] = http_head(self._name, key, rows, sizes)
+        request = b"".join((head, *[piece for pieces in contents for piece in pieces]))
+        answer = await self._client.infer_http(request, timeout_s)
+        return None if answer is None else _http_outputs(answer)
 
     async def _by_grpc(self, head: bytes, contents: list[list[Buffer]], timeout_s: float) -> list[Output]:
         pieces: list[Buffer] = [head]
@@ -200,6 +256,46 @@ def _varint(number: int) -> bytes:
         number >>= 7
     written.append(number)
     return bytes(written)
+
+
+def http_head(model: str, key: CallKey, rows: int, sizes: Sequence[int]) -> bytes:
+    """All of an HTTP request for inference but the tensors' bytes, of which ``sizes`` says how many."""
+    asked: dict[str, Any] = {
+        "inputs": [
+            {
+                "name": tensor.name,
+                "datatype": tensor.datatype.name,
+                "shape": [rows, *tensor.dims] if rows else list(tensor.dims),
+                "parameters": {"binary_data_size": size},
+            }
+            for tensor, size in zip(key.inputs, sizes, strict=True)
+        ],
+        "parameters": {"binary_data_output": True},
+    }
+    if key.outputs:
+        asked["outputs"] = [{"name": name, "parameters": {"binary_data": True}} for name in key.outputs]
+    head = orjson.dumps(asked)
+    return (
+        b"POST /v2/models/%s/infer HTTP/1.1\r\nHost: triton\r\nInference-Header-Content-Length: %d\r\n"
+        b"Content-Length: %d\r\n\r\n%s"
+    ) % (quote(model, safe="").encode(), len(head), len(head) + sum(sizes), head)
+
+
+def _http_outputs(answer: HttpAnswer) -> list[Output]:
+    found, at = [], 0
+    for name, datatype, shape, size in _described(answer.head):
+        found.append(Output(name, datatype, shape, answer.data[at : at + size]))
+        at += size
+    return found
+
+
+@lru_cache(HEADS_KEPT)
+def _described(head: bytes) -> list[tuple[str, str, tuple[int, ...], int]]:
+    """Name, datatype, shape and size in bytes of each output, kept because those of equal calls are equal."""
+    return [
+        (output["name"], output["datatype"], tuple(output["shape"]), output["parameters"]["binary_data_size"])
+        for output in orjson.loads(head)["outputs"]
+    ]
 
 
 def _outputs(answer: Any) -> list[Output]:

@@ -1,16 +1,17 @@
-"""Triton over gRPC, with tensors as raw bytes: nothing here parses one."""
+"""Triton over gRPC, inference over HTTP too, with tensors as raw bytes: nothing here parses one."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Sequence, Set
+from collections.abc import AsyncGenerator, Awaitable, Sequence, Set
 from contextlib import aclosing
-from typing import Any
+from typing import Any, TypeVar
 
 import grpc
 from grpc import StatusCode
 
 from services.worker.adapters.grpc_unary import Failed, Gone, UnaryChannel
+from services.worker.adapters.http_calls import HttpAnswer, HttpCalls, NotThere
 from services.worker.adapters.triton_stream import TritonStreams
 from services.worker.domain.model_config import ROWS
 from tidegate.errors import (
@@ -35,6 +36,7 @@ _OPTIONS = (
     ("grpc.max_reconnect_backoff_ms", 500),
 )
 LIVE_TIMEOUT_S = 2.0
+T = TypeVar("T")
 _BY_CODE: dict[int, type[TidegateError]] = {
     StatusCode.INVALID_ARGUMENT.value[0]: BadRequest,
     StatusCode.DEADLINE_EXCEEDED.value[0]: DeadlinePassed,
@@ -45,12 +47,14 @@ _BY_CODE: dict[int, type[TidegateError]] = {
 class TritonClient:
     """Calls one Triton. Unavailable: the server is gone; ModelFailed: the model is at fault.
 
-    ``target`` is ``unix:`` and the path of its gRPC socket.
+    ``target`` is ``unix:`` and the path of its gRPC socket, ``http`` the path of its HTTP socket, if it is
+    to be used.
     """
 
-    def __init__(self, target: str) -> None:
+    def __init__(self, target: str, http: str | None = None) -> None:
         self._channel = grpc.aio.insecure_channel(target, options=_OPTIONS)
         self._inference = UnaryChannel(target.removeprefix("unix:"), _SERVICE + "ModelInfer")
+        self._http = None if http is None else HttpCalls(http)
         self._streams = TritonStreams(
             self._channel.stream_stream(
                 _SERVICE + "ModelStreamInfer",
@@ -62,6 +66,8 @@ class TritonClient:
     async def close(self) -> None:
         """Close the channel; calls in flight are cancelled."""
         self._inference.close()
+        if self._http is not None:
+            self._http.close()
         await self._streams.close()
         await self._channel.close()
 
@@ -75,16 +81,29 @@ class TritonClient:
         Cancelling the task cancels the call in Triton. Raises BadRequest (the model does not take this),
         DeadlinePassed, PayloadTooLarge, ModelFailed, Unavailable.
         """
+        return ModelInferResponse.FromString(await self._told(self._inference.call(request, timeout_s)))
+
+    async def infer_http(self, request: bytes, timeout_s: float | None = None) -> HttpAnswer | None:
+        """One whole HTTP request for inference -> its answer; None: no HTTP there, nothing was sent.
+
+        Cancelling the task does not cancel the call in Triton. Raises as :meth:`infer_raw`.
+        """
+        if self._http is None:
+            return None
         try:
-            async with asyncio.timeout(timeout_s):
-                answer = await self._inference.call(request)
+            return await self._told(self._http.call(request, timeout_s))
+        except NotThere:
+            return None
+
+    async def _told(self, call: Awaitable[T]) -> T:
+        try:
+            return await call
         except TimeoutError:
             raise DeadlinePassed("the deadline passed while the model ran") from None
         except Failed as error:
             raise await self._meaning(error.code, error.message) from None
         except Gone as error:
             raise Unavailable(f"The model server is gone: {error}") from None
-        return ModelInferResponse.FromString(answer)
 
     async def stream(self, request: Any) -> AsyncGenerator[Any]:
         """One ``ModelInferRequest`` -> its ``ModelInferResponse``s, each as it is made, without a time limit.

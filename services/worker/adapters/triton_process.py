@@ -37,9 +37,9 @@ class TritonOptions:
 
 
 class TritonProcess:
-    """A tritonserver in ``work_dir``, which is its own: model repository, gRPC socket, log.
+    """A tritonserver in ``work_dir``, which is its own: model repository, gRPC and HTTP sockets, log.
 
-    gRPC listens on a Unix socket in that folder (mode 0700): no port is fought over, and only this user can
+    Both listen on Unix sockets in that folder (mode 0700): no port is fought over, and only this user can
     load code into it. Metrics are on a free loopback port. The output goes to ``work_dir/triton.log``.
     """
 
@@ -74,6 +74,11 @@ class TritonProcess:
     def target(self) -> str:
         """Where a gRPC channel connects; by way of /proc, as the path of a socket has at most 107 bytes."""
         return f"unix:/proc/{self.pid}/cwd/grpc:1"
+
+    @property
+    def http(self) -> str:
+        """The path of its HTTP socket, in the same way."""
+        return f"/proc/{self.pid}/cwd/http"
 
     @property
     def running(self) -> bool:
@@ -178,7 +183,10 @@ class TritonProcess:
             f"--backend-directory={self._install.backends_dir}",
             "--model-control-mode=explicit",
             "--strict-readiness=true",
-            "--allow-http=false",
+            "--http-address=unix:http",
+            # Without a port it is taken for a TCP address and refused.
+            "--http-port=1",
+            "--http-thread-count=2",
             "--grpc-address=unix:grpc",
             "--grpc-port=1",
             "--metrics-address=127.0.0.1",
@@ -204,13 +212,14 @@ class TritonProcess:
         return False
 
     def _sweep(self) -> None:
-        """Take away what a killed Triton leaves: its Python stubs, their shared memory, its socket."""
+        """Take away what a killed Triton leaves: its Python stubs, their shared memory, its sockets."""
         for pid in _members(self._region):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         for region in SHARED_MEMORY.glob(f"{self._region}*"):
             region.unlink(missing_ok=True)
-        (self._work_dir / "grpc:1").unlink(missing_ok=True)
+        for name in ("grpc:1", "http"):
+            (self._work_dir / name).unlink(missing_ok=True)
 
 
 def new_triton(install: TritonInstall, folder: Path, options: TritonOptions) -> TritonProcess:

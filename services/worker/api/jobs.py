@@ -51,7 +51,6 @@ class JobMessages:
         self._changing = asyncio.Lock()
         self._retune_task: asyncio.Task[None] | None = None
         self._over: list[int] = []
-        self._sending: set[asyncio.Task[None]] = set()
         self.link = Link(amqp_url, "worker-jobs", self._on_setup, self._on_down)
 
     @property
@@ -70,7 +69,6 @@ class JobMessages:
         await tasks.end(self._retune_task)
         if self._session is not None:
             self._ack_all(self._session)
-        await asyncio.gather(*self._sending, return_exceptions=True)
         await self.link.stop()
 
     async def open(self) -> None:
@@ -99,7 +97,7 @@ class JobMessages:
         session = self._session
         tags = [held.tag for held in group if held.session is session and held.leased_at is None]
         if tags and session is not None:
-            self._send(self._nack(session, tags))
+            self._nack(session, tags)
 
     def _ack(self, session: Session, tags: list[int]) -> None:
         if tags and session is self._session:
@@ -110,28 +108,18 @@ class JobMessages:
     def _ack_all(self, session: Session) -> None:
         if session is self._session:
             tags, self._over = self._over, []
-            self._send(self._ack_now(session, tags))
-
-    async def _ack_now(self, session: Session, tags: list[int]) -> None:
-        for tag, multiple in self._settling.settle(tags):
-            await session.ack(tag, multiple=multiple)
+            with contextlib.suppress(Unavailable):  # the session is over: all of it is delivered again
+                for tag, multiple in self._settling.settle(tags):
+                    session.ack(tag, multiple=multiple)
 
     def _give_back(self, before: float) -> None:
         self.give_back(self._jobs.give_back(before))
 
-    async def _nack(self, session: Session, tags: list[int]) -> None:
-        for tag in tags:
-            if session is self._session and self._settling.given_back(tag):
-                await session.give_back(tag)
-
-    def _send(self, settling: Coroutine[Any, Any, None]) -> None:
-        async def sent() -> None:
-            with contextlib.suppress(Unavailable):  # the session is over: all of it is delivered again
-                await settling
-
-        task = asyncio.create_task(sent())
-        self._sending.add(task)
-        task.add_done_callback(self._sending.discard)
+    def _nack(self, session: Session, tags: list[int]) -> None:
+        with contextlib.suppress(Unavailable):  # as above
+            for tag in tags:
+                if session is self._session and self._settling.given_back(tag):
+                    session.give_back(tag)
 
     # --- session and consumers -------------------------------------------------------------------------
 
@@ -186,7 +174,8 @@ class JobMessages:
 
     def _on_job(self, level: Level, delivery: Delivery) -> Coroutine[Any, Any, None] | None:
         session = self._session
-        assert session is not None
+        if session is None:
+            return None  # it came while the session ends: unsettled, it is delivered again
         self._settling.delivered(delivery.tag)
         try:
             (frame,) = envelope.unpack(envelope.REQUESTS, delivery.body)

@@ -1,4 +1,6 @@
-"""What a worker publishes: replies, requests to be tried again alone, requests nobody may try again."""
+"""What a worker publishes with confirms: large replies, and others that cannot go beside their acks;
+requests to be tried again alone; requests nobody may try again.
+"""
 
 from __future__ import annotations
 

@@ -6,13 +6,15 @@ import asyncio
 import contextlib
 import os
 import time
+from collections.abc import Coroutine, Mapping, Sequence
+from typing import Any
 
 from services.worker.api.outbox import Outbox
 from services.worker.api.redeeming import Redeeming
 from services.worker.domain.attempts import UNDECODABLE
 from services.worker.domain.backlog import Item, Parcel
 from services.worker.domain.pace import Mean, prefetch, worth_changing
-from services.worker.domain.settling import Ack, Settling
+from services.worker.domain.settling import Settling
 from services.worker.metrics import REDELIVERED
 from services.worker.work import Work
 from tidegate import tasks, telemetry
@@ -20,11 +22,13 @@ from tidegate.broker import Delivery, Link, Session
 from tidegate.claims import Claims
 from tidegate.errors import Unavailable
 from tidegate.protocol import envelope
+from tidegate.protocol.envelope import Buffer, Reply, Request
 from tidegate.topology import CANCELS, EXCEPTIONS, Queue, cancels_queue
 
 log = telemetry.logger(__name__)
 
 RETUNE_S = 1.0
+BLOCKED_POLL_S = 1.0
 
 
 class Requests:
@@ -40,13 +44,15 @@ class Requests:
         self._session: Session | None = None
         self._consumer: str | None = None
         self._prefetch = 0
+        self._changing = asyncio.Lock()
+        self._changes: set[asyncio.Task[None]] = set()
         self._frames = Mean(weight=0.1)
         self._retune_task: asyncio.Task[None] | None = None
-        self._acks: set[asyncio.Task[None]] = set()
         self._open = False
         self._work: Work | None = None
         self._redeeming = Redeeming(claims, outbox, fetch_bytes, self._on_redeemed, self.settle)
-        self.link = Link(amqp_url, "worker-in", self._on_setup, self._on_down)
+        # No confirms: a reply goes before the ack of its request, and the broker takes them in this order.
+        self.link = Link(amqp_url, "worker-in", self._on_setup, self._on_down, confirms=False)
 
     def feed(self, work: Work) -> None:
         """Where the requests go."""
@@ -61,25 +67,47 @@ class Requests:
         """Disconnect; what is unsettled goes back to the queue."""
         await tasks.end(self._retune_task)
         await self._redeeming.stop()
-        await asyncio.gather(*self._acks, return_exceptions=True)
         await self.link.stop()
+        await asyncio.gather(*self._changes, return_exceptions=True)
 
     async def open(self) -> None:
         """Take requests from now on."""
         self._open = True
-        if self._session is not None and self._consumer is None:
-            with contextlib.suppress(Unavailable):
-                await self._consume(self._session)
+        await self._change()
 
     async def close(self) -> None:
         """Take no more; what was delivered is still worked off and settled."""
         self._open = False
-        await self._stop_consuming()
+        await self._change()
 
     @property
     def unsettled(self) -> int:
         """Deliveries not acked yet."""
         return len(self._settling)
+
+    def answer(self, group: list[Item], by_gateway: Mapping[str, Sequence[Buffer | Reply]]) -> bool:
+        """Send small answers and settle their requests, all in one write; False: it has to go another way.
+
+        No confirm is waited for. What the broker has not read of this connection when it breaks is neither
+        answered nor acked, and so delivered again.
+        """
+        session = self._session
+        if session is None or any(
+            isinstance(reply, Reply) or len(reply) > envelope.LARGE
+            for replies in by_gateway.values()
+            for reply in replies
+        ):
+            return False
+        with contextlib.suppress(Unavailable), session.together():
+            for reply_to, replies in by_gateway.items():
+                for start, end in envelope.runs([len(frame) for frame in replies]):
+                    session.send(
+                        envelope.pack(envelope.REPLIES, replies[start:end]),  # type: ignore[arg-type]
+                        routing_key=reply_to,
+                    )
+            self.settle(group)
+            return True
+        return False  # over, or blocked by an alarm: nothing was written
 
     def settle(self, group: list[Item]) -> None:
         """These requests are done; acks the deliveries that have no open request left."""
@@ -99,16 +127,9 @@ class Requests:
     def _ack(self, session: Session, tags: list[int]) -> None:
         if session is not self._session:
             return  # over: all of it is delivered again, and its tags mean other deliveries by now
-        acks = self._settling.settle(tags)
-        task = asyncio.create_task(self._send_acks(session, acks))
-        self._acks.add(task)
-        task.add_done_callback(self._acks.discard)
-
-    @staticmethod
-    async def _send_acks(session: Session, acks: list[Ack]) -> None:
         with contextlib.suppress(Unavailable):  # the session is over: all of it is delivered again
-            for tag, multiple in acks:
-                await session.ack(tag, multiple=multiple)
+            for tag, multiple in self._settling.settle(tags):
+                session.ack(tag, multiple=multiple)
 
     async def _on_setup(self, session: Session) -> None:
         await session.declare(self._queue)
@@ -118,8 +139,9 @@ class Requests:
         await session.bind(self._cancels, CANCELS)
         await session.consume(self._cancels, self._on_cancels, prefetch=100, no_ack=True)
         self._session, self._settling, self._consumer = session, Settling(), None
-        if self._open:
-            await self._consume(session)
+        async with self._changing:
+            if self._open and self._consumer is None:
+                await self._consume(session)
 
     def _on_down(self) -> None:
         self._session = self._consumer = None
@@ -127,17 +149,34 @@ class Requests:
         if self._work is not None:
             self._work.forget()
 
+    async def _change(self) -> None:
+        """A consumer as it is wanted now, or none; a new prefetch needs a new one.
+
+        Returns before that is so when the broker, short of memory, reads nothing from this connection: it
+        will be so when the alarm is over.
+        """
+        changing = asyncio.create_task(self._changed())
+        self._changes.add(changing)
+        changing.add_done_callback(self._changes.discard)
+        while not (await asyncio.wait({changing}, timeout=BLOCKED_POLL_S))[0]:
+            if self._session is not None and self._session.blocked:
+                return
+
+    async def _changed(self) -> None:
+        async with self._changing:
+            session, consumer = self._session, self._consumer
+            if session is None:
+                return
+            with contextlib.suppress(Unavailable):  # over, and the consumer with it
+                if consumer is not None:
+                    self._consumer = None
+                    await session.cancel(consumer)
+                if self._open and session is self._session:
+                    await self._consume(session)
+
     async def _consume(self, session: Session) -> None:
         self._prefetch = self._wanted_prefetch()
         self._consumer = await session.consume(self._queue, self._on_requests, prefetch=self._prefetch)
-        if not self._open:  # closed meanwhile
-            await self._stop_consuming()
-
-    async def _stop_consuming(self) -> None:
-        session, consumer, self._consumer = self._session, self._consumer, None
-        if session is not None and consumer is not None:
-            with contextlib.suppress(Unavailable):  # the session is over, and the consumer with it
-                await session.cancel(consumer)
 
     def _wanted_prefetch(self) -> int:
         assert self._work is not None
@@ -154,36 +193,24 @@ class Requests:
     async def _retune(self) -> None:
         while True:
             await asyncio.sleep(RETUNE_S)
-            session = self._session
-            if session is None or self._consumer is None:
-                continue
-            if worth_changing(self._prefetch, self._wanted_prefetch()):
-                with contextlib.suppress(Unavailable):
-                    await self._stop_consuming()
-                    if self._open:
-                        await self._consume(session)
+            if self._consumer is not None and worth_changing(self._prefetch, self._wanted_prefetch()):
+                await self._change()
 
-    async def _on_requests(self, delivery: Delivery) -> None:
+    def _on_requests(self, delivery: Delivery) -> Coroutine[Any, Any, None] | None:
         session = self._session
-        assert session is not None
-        assert self._work is not None
+        if session is None or self._work is None:
+            return None  # it came while the session ends: unsettled, it is delivered again
         self._settling.delivered(delivery.tag)
         try:
             requests = [envelope.read_request(f) for f in envelope.unpack(envelope.REQUESTS, delivery.body)]
         except envelope.Undecodable as error:
             log.error("undecodable request envelope", extra={"problem": str(error)})
-            await self._outbox.give_up(delivery.body, UNDECODABLE, delivery.reply_to)
-            self._ack(session, [delivery.tag])
-            return
-        reply_to = delivery.reply_to or ""
+            return self._refuse(session, delivery)
         if delivery.redelivered:
             REDELIVERED.inc(len(requests))
-            for request in requests:
-                await self._outbox.retry(request, reply_to)
-            self._ack(session, [delivery.tag])
-            return
+            return self._try_again(session, delivery, requests)
         self._frames.add(len(requests))
-        parcel = Parcel(session, delivery.tag, reply_to, len(requests))
+        parcel = Parcel(session, delivery.tag, delivery.reply_to or "", len(requests))
         received = time.monotonic()
         work = self._work
         for request in requests:
@@ -192,6 +219,16 @@ class Requests:
                 self._redeeming.take(item)
             else:
                 work.add(item)
+        return None
+
+    async def _refuse(self, session: Session, delivery: Delivery) -> None:
+        await self._outbox.give_up(delivery.body, UNDECODABLE, delivery.reply_to)
+        self._ack(session, [delivery.tag])
+
+    async def _try_again(self, session: Session, delivery: Delivery, requests: list[Request]) -> None:
+        for request in requests:
+            await self._outbox.retry(request, delivery.reply_to or "")
+        self._ack(session, [delivery.tag])
 
     def _on_redeemed(self, item: Item) -> None:
         if self._work is not None and item.parcel.session is self._session:

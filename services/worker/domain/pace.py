@@ -93,3 +93,30 @@ class Mean:
     def add(self, sample: float) -> None:
         """Take a sample in; the first ones count in full."""
         self.value = sample if self.value is None else self.value + self.weight * (sample - self.value)
+
+
+SLOW_LIMITS = 5
+
+
+class Quickness:
+    """Whether a model's calls are over before anybody could cancel one: their mean is below ``limit_s``.
+
+    A call that took many times the limit, or was given up, is taken for what all of them take from now on,
+    until enough others have shown that it was not.
+    """
+
+    def __init__(self, limit_s: float) -> None:
+        self._limit_s = limit_s
+        self._mean = Mean()
+
+    @property
+    def quick(self) -> bool:
+        """False, too, before anything was measured."""
+        return self._mean.value is not None and self._mean.value < self._limit_s
+
+    def took(self, spent_s: float, *, whole: bool) -> None:
+        """A call took so long; not ``whole``: it was given up then."""
+        if whole and spent_s < SLOW_LIMITS * self._limit_s:
+            self._mean.add(spent_s)
+        else:
+            self._mean.value = max(self._mean.value or 0.0, spent_s, SLOW_LIMITS * self._limit_s)

@@ -107,7 +107,7 @@ class Peer:
         found = [envelope.read_request(f) for f in envelope.unpack(envelope.REQUESTS, delivery.body)]
         self.envelopes.append(found)
         self.deliveries.append(delivery)
-        await session.ack(delivery.tag)
+        session.ack(delivery.tag)
         replies = [frame for request in found if (frame := self.answer(request)) is not None]
         if replies:
             assert delivery.reply_to is not None

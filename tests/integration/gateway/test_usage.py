@@ -33,7 +33,7 @@ class Registry:
                 self.seen.add((report.incarnation, report.seq))
                 for subject, counts in report.counts.items():
                     self.requests[subject.principal] += counts[0]
-            await session.ack(delivery.tag)
+            session.ack(delivery.tag)
 
         await session.declare(USAGE)
         await session.consume(USAGE, on_delivery, prefetch=10)

@@ -79,7 +79,7 @@ class JobWorker:
         if taken.outcome == "run":
             self.taken.append(request.id)
             await self._finish(request, taken.attempt)
-        await session.ack(delivery.tag)
+        session.ack(delivery.tag)
 
     async def _finish(self, request: Request, attempt: int) -> None:
         try:

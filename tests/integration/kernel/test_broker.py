@@ -34,7 +34,7 @@ class Inbox:
         async def on_delivery(delivery: Delivery) -> None:
             self.got.append(delivery)
             if self._ack and not self._how.get("no_ack"):
-                await session.ack(delivery.tag)
+                session.ack(delivery.tag)
 
         self.setups += 1
         await session.declare(self.queue)
@@ -173,7 +173,7 @@ async def test_prefetch_bounds_what_is_held(connect, queue, until):
     consuming = session_of(await connect(inbox.setup))
     await until(lambda: _depth_is(session, queue, 3))
     assert len(inbox.got) == 2
-    await consuming.ack(inbox.got[1].tag, multiple=True)
+    consuming.ack(inbox.got[1].tag, multiple=True)
     await until(lambda: len(inbox.got) == 4)
 
 
@@ -199,7 +199,7 @@ async def test_a_cancelled_consumer_keeps_what_it_holds(connect, queue, until):
     await session.cancel(consumer)
     await session.publish(b"two", routing_key=queue.name)
     assert await session.depth(queue) == 1
-    await session.ack(got[0].tag)
+    session.ack(got[0].tag)
     await session.consume(queue, keep, prefetch=10)
     await until(lambda: [d.body for d in got] == [b"one", b"two"])
     assert not got[1].redelivered
@@ -340,7 +340,7 @@ async def test_a_channel_error_brings_a_new_session(connect, queue, fresh, until
 async def test_an_ack_of_what_is_not_there_brings_a_new_session(connect, until):
     link = await connect()
     session = session_of(link)
-    await session.ack(999)
+    session.ack(999)
     await until(lambda: link.session is not None and link.session is not session)
 
 

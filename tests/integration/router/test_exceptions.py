@@ -67,8 +67,8 @@ def acked(monkeypatch) -> list[int]:
     found: list[int] = []
     ack = Session.ack
 
-    async def noted(session: Session, tag: int, **how: bool) -> None:
-        await ack(session, tag, **how)
+    def noted(session: Session, tag: int, **how: bool) -> None:
+        ack(session, tag, **how)
         found.append(tag)
 
     monkeypatch.setattr(Session, "ack", noted)

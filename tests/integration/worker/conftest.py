@@ -104,7 +104,7 @@ async def run(install: TritonInstall, tmp_path: Path) -> AsyncIterator[Run]:
         )
         process = TritonProcess(install, tmp_path / f"replica-{len(started)}", options)
         await process.start()
-        client = TritonClient(process.target)
+        client = TritonClient(process.target, process.http)
         started.append((process, client))
         for model in prepare(version, spec, artifact, process.repository, install):
             try:

@@ -124,6 +124,17 @@ async def test_a_cancelled_call_is_cancelled_at_the_server(channel: UnaryChannel
         assert bytes(await channel.call([b"next"])) == b"next"
 
 
+async def test_a_call_that_takes_too_long_is_cancelled_at_the_server(
+    channel: UnaryChannel, tmp_path: Path
+) -> None:
+    async with serving(tmp_path / "grpc") as echo:
+        with pytest.raises(TimeoutError):
+            await channel.call([b"wait"], 0.05)
+        async with asyncio.timeout(10):
+            await echo.cancelled.wait()
+        assert bytes(await channel.call([b"next"], 10)) == b"next"
+
+
 async def test_calls_cancelled_while_they_are_sent(channel: UnaryChannel, tmp_path: Path) -> None:
     """Half a message is left behind; the windows must still be right for those that follow."""
     async with serving(tmp_path / "grpc"):

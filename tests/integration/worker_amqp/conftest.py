@@ -155,7 +155,7 @@ class Letters:
         async def on_delivery(delivery: Delivery) -> None:
             if delivery.headers.get("queue") == self.queue.name:
                 self.got.append(delivery)
-            await session.ack(delivery.tag)
+            session.ack(delivery.tag)
 
         await session.declare(EXCEPTIONS)
         await session.consume(EXCEPTIONS, on_delivery, prefetch=100)
@@ -218,6 +218,7 @@ async def start(rabbitmq_url, queue, fresh, claims) -> AsyncIterator[Callable[..
             work = Work(
                 outbox,
                 requests.settle,
+                requests.answer,
                 max_rows=max_rows,
                 window_s=window_s,
                 instances=instances,
@@ -263,7 +264,7 @@ def nothing_is_left(rabbitmq_url, caller, queue, until) -> Callable[[Worker], An
         async def setup(session: Session) -> None:
             async def on_delivery(delivery: Delivery) -> None:
                 found.append(bytes(delivery.body))
-                await session.ack(delivery.tag)
+                session.ack(delivery.tag)
 
             await session.consume(queue, on_delivery, prefetch=100, exclusive=True)
 

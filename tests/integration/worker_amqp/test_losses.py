@@ -47,6 +47,8 @@ async def test_a_request_that_kills_workers_is_given_up(start, caller, letters, 
     for attempt in range(attempts.MAX_ATTEMPTS):
         worker = await start(serving=False)
         await in_hand(worker, 1, until)
+        # The next attempt is here before the last one is acked.
+        await until(lambda worker=worker: worker.requests.unsettled == 1)
         item = worker.work.backlog.oldest()
         assert item.request.attempt == attempt
         assert letters.got == []
@@ -67,7 +69,7 @@ async def test_the_neighbours_of_a_killer(start, caller, letters, make, until):
     killer, *others = ids = await caller.send(*(make([n, n]) for n in range(4)))
     deaths = 0
     while not letters.got and deaths < 10:
-        worker = await start()
+        worker = await start(serving=False)
         original = worker.model.call
 
         async def call(requests, timeout_s, worker=worker, original=original):
@@ -76,6 +78,7 @@ async def test_the_neighbours_of_a_killer(start, caller, letters, make, until):
             return await original(requests, timeout_s)
 
         worker.model.call = call
+        worker.work.use(worker.model)
         await until(lambda worker=worker: letters.got or not worker.model.open.is_set())
         deaths += not letters.got
         await worker.die()

@@ -224,6 +224,7 @@ async def start(
             work = Work(
                 outbox,
                 requests.settle,
+                requests.answer,
                 max_rows=max_rows,
                 window_s=0.0,
                 instances=instances,

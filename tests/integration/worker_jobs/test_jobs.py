@@ -211,7 +211,7 @@ async def test_what_is_no_job(start, shop, rabbitmq_url, until, nothing_is_left)
     async def setup(session):
         async def on_delivery(delivery):
             got.append(delivery)
-            await session.ack(delivery.tag)
+            session.ack(delivery.tag)
 
         await session.declare(EXCEPTIONS)
         await session.consume(EXCEPTIONS, on_delivery, prefetch=100)

@@ -1,0 +1,208 @@
+"""Calls to Triton over HTTP/1.1 on its Unix socket: half the work for Triton of the same call over gRPC.
+
+But Triton does not notice when such a call is given up, and runs it to its end: these are for calls that are
+over before anybody could want that. One call at a time goes over a connection; connections are kept.
+
+After RFC 9112 (HTTP/1.1) and Triton's binary tensor extension. Only what Triton sends is understood: answers
+with a Content-Length.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from functools import lru_cache
+from typing import NamedTuple, cast
+
+import orjson
+
+from services.worker.adapters.grpc_unary import Failed, Gone
+
+_INVALID_ARGUMENT, _INTERNAL = 3, 13
+
+
+class NotThere(Exception):
+    """Nobody listens, or a kept connection ended before anybody can have read the request."""
+
+
+class HttpAnswer(NamedTuple):
+    """What describes the tensors, as JSON, and behind it their bytes."""
+
+    head: bytes
+    data: memoryview
+
+
+class _Head(NamedTuple):
+    """Of an answer: the status, how long its JSON and all of its body are, in bytes; if it is the last."""
+
+    status: int
+    json_size: int
+    size: int
+    last: bool
+
+
+class HttpCalls:
+    """Calls to one server; as many connections as calls at the same time."""
+
+    def __init__(self, socket_path: str) -> None:
+        self._path = socket_path
+        self._all: set[_Connection] = set()
+        self._idle: list[_Connection] = []
+
+    async def call(self, request: bytes, timeout_s: float | None = None) -> HttpAnswer:
+        """Send a whole request and give its answer, if that is 200.
+
+        Raises Failed with gRPC's number for what the server says instead, Gone, NotThere, TimeoutError.
+        """
+        if self._idle:
+            connection = self._idle.pop()
+        else:
+            began = time.monotonic()
+            connection = await self._connect(timeout_s)
+            timeout_s = None if timeout_s is None else timeout_s - (time.monotonic() - began)
+        try:
+            return await connection.call(request, timeout_s)
+        finally:
+            if connection.usable:
+                self._idle.append(connection)
+
+    def close(self) -> None:
+        """End the connections; calls under way raise Gone."""
+        for connection in list(self._all):
+            connection.close()
+
+    async def _connect(self, timeout_s: float | None) -> _Connection:
+        loop = asyncio.get_running_loop()
+        try:
+            async with asyncio.timeout(timeout_s):
+                _, connection = await loop.create_unix_connection(lambda: _Connection(self._lost), self._path)
+        except TimeoutError:
+            raise
+        except OSError as error:
+            raise NotThere(error.strerror or str(error)) from None
+        self._all.add(connection)
+        return connection
+
+    def _lost(self, connection: _Connection) -> None:
+        self._all.discard(connection)
+        if connection in self._idle:
+            self._idle.remove(connection)
+
+
+class _Connection(asyncio.Protocol):
+    """One connection, and the call that is under way there."""
+
+    def __init__(self, lost: Callable[[_Connection], None]) -> None:
+        self._lost = lost
+        self._transport: asyncio.Transport
+        self._answer: asyncio.Future[HttpAnswer] | None = None
+        self._head: _Head | None = None
+        self._parts: list[bytes] = []
+        self._came = 0
+        self._over = False
+        self._answered = False
+
+    @property
+    def usable(self) -> bool:
+        """Whether another call may go here: the last one has its whole answer."""
+        return not self._over and self._answer is None
+
+    async def call(self, request: bytes, timeout_s: float | None) -> HttpAnswer:
+        """One call; see :meth:`HttpCalls.call`."""
+        if self._over:
+            raise Gone("the connection was lost")
+        loop = asyncio.get_running_loop()
+        answer: asyncio.Future[HttpAnswer] = loop.create_future()
+        self._answer = answer
+        timer = None if timeout_s is None else loop.call_later(timeout_s, _expire, answer)
+        self._transport.write(request)
+        try:
+            return await answer
+        except (asyncio.CancelledError, TimeoutError):
+            self.close()  # what comes late must not be taken for the answer of the next call
+            raise
+        finally:
+            if timer is not None:
+                timer.cancel()
+
+    def close(self) -> None:
+        """End it."""
+        self._over = True
+        self._transport.abort()
+
+    # What asyncio calls.
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """The socket is there."""
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's own is no subclass
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The server has gone, or we have."""
+        self._over = True
+        self._lost(self)
+        if self._answered and self._head is None and not self._parts:
+            # Servers end connections that were idle. If this one has crashed, whoever asks it next is told.
+            self._finish(NotThere("a kept connection had ended"))
+        else:
+            self._finish(Gone(f"the connection was lost{f': {exc}' if exc else ''}"))
+
+    def data_received(self, data: bytes) -> None:
+        """An answer, or a part of one."""
+        if self._head is None:
+            data = b"".join((*self._parts, data))
+            end = data.find(b"\r\n\r\n")
+            if end < 0:
+                self._parts = [data]
+                return
+            try:
+                self._head = _read_head(data[:end])
+            except (ValueError, KeyError, IndexError):
+                self.close()
+                self._finish(Failed(_INTERNAL, f"an answer that cannot be read: {data[:80]!r}"))
+                return
+            self._parts, self._came = [], 0
+            data = data[end + 4 :]
+        self._parts.append(data)
+        self._came += len(data)
+        if self._came >= self._head.size:
+            head, self._head = self._head, None
+            body = self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
+            self._parts = []
+            self._answered, self._over = True, self._over or head.last
+            self._finish(_outcome(head, body))
+
+    def _finish(self, outcome: HttpAnswer | Exception) -> None:
+        answer, self._answer = self._answer, None
+        if answer is None or answer.done():
+            return
+        if isinstance(outcome, Exception):
+            answer.set_exception(outcome)
+        else:
+            answer.set_result(outcome)
+
+
+def _expire(answer: asyncio.Future[HttpAnswer]) -> None:
+    if not answer.done():
+        answer.set_exception(TimeoutError())
+
+
+@lru_cache(1024)
+def _read_head(head: bytes) -> _Head:
+    """Kept, because those of equal calls are equal."""
+    first, *lines = head.lower().split(b"\r\n")
+    fields = dict(line.split(b":", 1) for line in lines)
+    size = fields[b"content-length"]
+    json_size = fields.get(b"inference-header-content-length", size)
+    last = fields.get(b"connection", b"").strip() == b"close"
+    return _Head(int(first.split(b" ", 2)[1]), int(json_size), int(size), last)
+
+
+def _outcome(head: _Head, body: bytes) -> HttpAnswer | Failed:
+    if head.status == 200:
+        return HttpAnswer(body[: head.json_size], memoryview(body)[head.json_size :])
+    try:
+        message = str(orjson.loads(body)["error"])
+    except (ValueError, KeyError, TypeError):
+        message = body.decode(errors="replace") or f"HTTP status {head.status}"
+    return Failed(_INVALID_ARGUMENT if head.status == 400 else _INTERNAL, message)

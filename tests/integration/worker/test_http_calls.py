@@ -1,0 +1,345 @@
+"""Quick calls go to Triton over HTTP: they answer what gRPC answers, and answers are not mixed up."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from services.worker.adapters import model as model_module
+from services.worker.adapters.grpc_unary import Failed, Gone
+from services.worker.adapters.http_calls import HttpCalls, NotThere
+from services.worker.adapters.model import Model
+from services.worker.adapters.triton_client import TritonClient
+from services.worker.domain.pace import Quickness
+from tidegate.errors import BadRequest, DeadlinePassed, ModelFailed, Unavailable
+from tidegate.protocol.envelope import Request, call_key, read_request, request_frame, tensor
+from tidegate.protocol.models import Signature, TensorSpec
+
+pytestmark = pytest.mark.integration
+
+ECHO = """
+import time
+import triton_python_backend_utils as pb_utils
+
+
+class TritonPythonModel:
+    def execute(self, requests):
+        return [self._answer(request) for request in requests]
+
+    def _answer(self, request):
+        get = lambda name: pb_utils.get_input_tensor_by_name(request, name).as_numpy()
+        numbers, words = get("numbers"), get("words")
+        if numbers.size and numbers[0, 0] < 0:
+            raise ValueError("a negative number")
+        if numbers.size and numbers[0, 0] > 1000:
+            time.sleep(0.3)
+        return pb_utils.InferenceResponse([
+            pb_utils.Tensor("numbers_back", numbers), pb_utils.Tensor("words_back", words),
+        ])
+"""
+SIGNATURE = Signature(
+    inputs=[
+        TensorSpec(name="numbers", datatype="FP32", shape=[-1]),
+        TensorSpec(name="words", datatype="BYTES", shape=[1]),
+    ],
+    outputs=[
+        TensorSpec(name="numbers_back", datatype="FP32", shape=[-1]),
+        TensorSpec(name="words_back", datatype="BYTES", shape=[1]),
+    ],
+    max_batch_size=64,
+)
+SLOW = 2000.0
+
+
+def request(first: float, *, width=2, rows=1, word=b"word", outputs=(), parameters=None) -> Request:
+    numbers = np.tile(np.array([first, *range(1, width)][:width], np.float32), (rows, 1))
+    inputs = (tensor("numbers", "FP32", (width,)), tensor("words", "BYTES", (1,)))
+    words = (len(word).to_bytes(4, "little") + word) * rows
+    key = call_key(inputs, tuple(outputs), parameters or {})
+    frame = request_frame(os.urandom(16), 1, rows, key, [numbers.tobytes(), words], flags=1)
+    return read_request(memoryview(frame))
+
+
+class Ways:
+    """A model, and by which way its calls went."""
+
+    def __init__(self, running: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.running = running
+        self.model = Model(running.client, running.model, SIGNATURE.outputs)
+        self.went: list[str] = []
+        for way, name in (("http", "infer_http"), ("grpc", "infer_raw")):
+            monkeypatch.setattr(TritonClient, name, self._noted(way, getattr(TritonClient, name)))
+
+    def _noted(
+        self, way: str, original: Callable[..., Awaitable[object]]
+    ) -> Callable[..., Awaitable[object]]:
+        async def noted(*given: object) -> object:
+            self.went.append(way)
+            return await original(*given)
+
+        return noted
+
+    async def ask(self, *requests: Request, timeout_s: float = 10) -> list[tuple[object, ...]]:
+        outputs = await self.model.call(list(requests), timeout_s)
+        return [(o.name, o.datatype, o.shape, bytes(o.raw)) for o in outputs]
+
+
+@pytest.fixture
+async def echo(run, tmp_path, monkeypatch) -> Ways:
+    """Its model has been called, and its calls are known to be quick: on a busy machine, too."""
+    monkeypatch.setattr(model_module, "QUICK_S", 0.05)
+    (tmp_path / "model.py").write_text(ECHO)
+    running = await run("python", tmp_path / "model.py", SIGNATURE)
+    found = Ways(running, monkeypatch)
+    await until_quick(found)
+    return found
+
+
+async def until_quick(ways: Ways) -> None:
+    """Call until a call goes over HTTP."""
+    async with asyncio.timeout(30):
+        await ways.ask(request(1.0))
+        while ways.went[-1] != "http":
+            await ways.ask(request(1.0))
+
+
+async def test_the_answers_are_those_of_grpc(echo):
+    asked: list[list[Request]] = [
+        [request(1.0)],
+        [request(2.0, rows=3, word=b"another")],
+        [request(3.0), request(4.0, rows=2), request(5.0)],
+        [request(6.0, outputs=("words_back",))],
+        [request(7.0, outputs=("words_back", "numbers_back"))],
+        [request(8.0, word=b"")],
+        [request(9.0, width=5000, word=bytes(range(256)))],
+    ]
+    echo.went.clear()
+    over_http = [await echo.ask(*requests) for requests in asked]
+    assert echo.went == ["http"] * len(asked)
+    echo.model._quickness = Quickness(0.0)
+    echo.went.clear()
+    assert [await echo.ask(*requests) for requests in asked] == over_http
+    assert echo.went == ["grpc"] * len(asked)
+
+
+async def test_what_is_not_for_http_goes_over_grpc(echo):
+    for each in (
+        request(1.0, parameters={"a": 1}),
+        request(1.0, width=0),
+        request(1.0, width=model_module.QUICK_BYTES // 4 + 1),
+    ):
+        echo.went.clear()
+        assert (await echo.ask(each))[0][0] == "numbers_back"
+        assert echo.went == ["grpc"]
+
+
+async def test_the_errors_are_those_of_grpc(echo):
+    wrong = request(1.0)._replace(
+        key=call_key((tensor("nombres", "FP32", (2,)), tensor("words", "BYTES", (1,))), (), {})
+    )
+    told: list[list[str]] = []
+    for way in ("http", "grpc"):
+        echo.went.clear()
+        with pytest.raises(BadRequest) as bad:
+            await echo.ask(wrong)
+        with pytest.raises(ModelFailed) as failed:
+            await echo.ask(request(-1.0))
+        with pytest.raises(DeadlinePassed) as late:
+            await echo.ask(request(SLOW), timeout_s=0.05)
+        told.append([bad.value.message, failed.value.message, late.value.message])
+        assert echo.went == [way] * 3, "after one that was given up it is gRPC"
+    assert told[0] == told[1]
+    assert "nombres" in told[0][0]
+    assert "a negative number" in told[0][1]
+
+
+@pytest.mark.parametrize("given_up", [True, False])
+async def test_a_model_that_turns_out_slow_goes_over_grpc_until_it_is_quick_again(echo, given_up):
+    """There its calls can be cancelled."""
+    if given_up:
+        call = asyncio.create_task(echo.ask(request(SLOW)))
+        await asyncio.sleep(0.02)
+        call.cancel()
+        await asyncio.gather(call, return_exceptions=True)
+    else:
+        await echo.ask(request(SLOW))
+    echo.went.clear()
+    await echo.ask(request(1.0))
+    assert echo.went == ["grpc"]
+    await until_quick(echo)
+
+
+async def test_a_late_answer_is_not_the_next_one(echo):
+    for _ in range(2):
+        calls = [asyncio.create_task(echo.ask(request(SLOW), timeout_s=0.02)) for _ in range(3)]
+        calls.append(asyncio.create_task(echo.ask(request(SLOW + 1))))
+        echo.went.clear()
+        await asyncio.sleep(0.02)
+        calls[-1].cancel()
+        ends = await asyncio.gather(*calls, return_exceptions=True)
+        assert [type(end) for end in ends] == [DeadlinePassed] * 3 + [asyncio.CancelledError]
+        assert echo.went == ["http"] * 4
+        await until_quick(echo)
+    answers = await asyncio.gather(*(echo.ask(request(float(n))) for n in range(20)))
+    assert [np.frombuffer(found[0][3], np.float32)[0] for found in answers] == list(range(20))
+
+
+async def test_a_triton_that_has_gone_is_unavailable(echo):
+    call = asyncio.create_task(echo.ask(request(SLOW)))
+    await asyncio.sleep(0.1)
+    assert echo.went[-1] == "http"
+    await echo.running.process.stop(grace_s=0)
+    with pytest.raises(Unavailable):
+        await call
+    with pytest.raises(Unavailable):
+        await echo.ask(request(1.0))
+
+
+# What no Triton does on demand, by a server that answers with what it is told to.
+
+Script = Callable[[bytes, asyncio.StreamWriter], Awaitable[None]]
+
+
+@asynccontextmanager
+async def serving(path: Path, script: Script) -> AsyncIterator[list[int]]:
+    """Gives the requests that came over each connection."""
+    counts: list[int] = []
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        at = len(counts)
+        counts.append(0)
+        try:
+            while word := await reader.readexactly(4):
+                counts[at] += 1
+                await script(word, writer)
+        except (asyncio.IncompleteReadError, ConnectionError):
+            writer.close()
+
+    server = await asyncio.start_unix_server(serve, path)
+    try:
+        yield counts
+    finally:
+        server.close()  # and no more: whoever waited for it would wait for the connections that are kept
+
+
+def answer(body: bytes, json_size: int | None = None, status: bytes = b"200 OK") -> bytes:
+    head = b"HTTP/1.1 " + status + b"\r\nContent-Length: %d\r\n" % len(body)
+    if json_size is not None:
+        head += b"Inference-Header-Content-Length: %d\r\n" % json_size
+    return head + b"\r\n" + body
+
+
+@pytest.fixture
+async def calls(tmp_path) -> AsyncIterator[HttpCalls]:
+    found = HttpCalls(str(tmp_path / "http"))
+    yield found
+    found.close()
+
+
+async def test_answers_in_pieces_of_any_size(calls, tmp_path):
+    body = b'{"a":1}' + bytes(range(256)) * 400
+
+    async def script(word: bytes, writer: asyncio.StreamWriter) -> None:
+        step, whole = int(word), answer(body, 7)
+        for at in range(0, min(len(whole), 200 * step), step):
+            writer.write(whole[at : at + step])
+            await writer.drain()
+            await asyncio.sleep(0)
+        writer.write(whole[200 * step :])
+
+    async with serving(tmp_path / "http", script) as counts:
+        for step in (b"0001", b"0007", b"0071", b"9999"):
+            found = await calls.call(step, 10)
+            assert found.head == b'{"a":1}'
+            assert bytes(found.data) == body[7:]
+        assert counts == [4], "over one connection"
+
+
+async def test_calls_at_the_same_time_have_connections_of_their_own(calls, tmp_path):
+    async def script(word: bytes, writer: asyncio.StreamWriter) -> None:
+        await asyncio.sleep(0.05 - int(word) / 1000)
+        writer.write(answer(word, 4))
+
+    async with serving(tmp_path / "http", script) as counts:
+        for _ in range(3):
+            words = [b"%04d" % n for n in range(10)]
+            found = await asyncio.gather(*(calls.call(word, 10) for word in words))
+            assert [each.head for each in found] == words
+        assert counts == [3] * 10
+
+
+async def test_an_idle_connection_that_the_server_closed_is_not_used(calls, tmp_path):
+    async def script(word: bytes, writer: asyncio.StreamWriter) -> None:
+        writer.write(answer(word, 4))
+        await writer.drain()
+        writer.close()
+
+    async with serving(tmp_path / "http", script) as counts:
+        for _ in range(3):
+            assert (await calls.call(b"word", 10)).head == b"word"
+            while calls._idle:
+                await asyncio.sleep(0.001)
+        assert counts == [1, 1, 1]
+        assert not calls._all
+
+
+async def test_a_kept_connection_that_ends_under_a_request_is_not_a_lost_server(calls, tmp_path):
+    """The server closed it while the request was on its way: nobody has read that."""
+
+    async def script(word: bytes, writer: asyncio.StreamWriter) -> None:
+        if word == b"last":
+            writer.close()
+        else:
+            writer.write(answer(word, 4, b"200 OK\r\nConnection: close" if word == b"bye!" else b"200 OK"))
+
+    async with serving(tmp_path / "http", script) as counts:
+        await calls.call(b"word", 10)
+        with pytest.raises(NotThere):
+            await calls.call(b"last", 10)
+        with pytest.raises(Gone):
+            await calls.call(b"last", 10)
+        await calls.call(b"bye!", 10)
+        assert not calls._idle, "it said so"
+        assert counts == [2, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("sent", "code", "words"),
+    [
+        (answer(b'{"error":"no such input"}', status=b"400 Bad Request"), 3, "no such input"),
+        (answer(b"something else", status=b"503 Unavailable"), 13, "something else"),
+        (answer(b"", status=b"500 Internal Server Error"), 13, "HTTP status 500"),
+        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", 13, "cannot be read"),
+        (b"anything\r\n\r\n", 13, "cannot be read"),
+    ],
+)
+async def test_other_answers_are_failures(calls, tmp_path, sent, code, words):
+    async def script(word: bytes, writer: asyncio.StreamWriter) -> None:
+        writer.write(sent)
+
+    async with serving(tmp_path / "http", script):
+        with pytest.raises(Failed, match=words) as failed:
+            await calls.call(b"word", 10)
+        assert failed.value.code == code
+
+
+async def test_nobody_there_and_a_server_that_goes(calls, tmp_path):
+    with pytest.raises(NotThere):
+        await calls.call(b"word", 10)
+
+    async def script(word: bytes, writer: asyncio.StreamWriter) -> None:
+        writer.write(answer(b"half of it" * 10)[:-5])
+        await writer.drain()
+        writer.close()
+
+    async with serving(tmp_path / "http", script):
+        with pytest.raises(Gone):
+            await calls.call(b"word", 10)
+        assert not calls._idle

@@ -1,0 +1,81 @@
+"""RabbitMQ short of memory: it stops reading from whoever publishes, and the worker's answers wait."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tidegate.stack.rabbitmq import PLACES
+from tidegate.stack.standalone import rabbitmq_running
+
+pytestmark = pytest.mark.integration
+
+
+@pytest.fixture(scope="module")
+def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path]]:
+    """A RabbitMQ of this module's own, and its folder: an alarm would hold up other tests."""
+    folder = tmp_path_factory.mktemp("rabbitmq")
+    with rabbitmq_running(folder) as url:
+        yield url, folder
+
+
+@pytest.fixture
+def rabbitmq_url(broker: tuple[str, Path]) -> str:
+    return broker[0]
+
+
+@pytest.fixture
+def alarm(broker: tuple[str, Path]) -> Callable[[bool], Awaitable[None]]:
+    """``await alarm(True)``: there is a memory alarm; with False there is none any more."""
+    pid = int((broker[1] / "data" / "node.pid").read_text())
+    node = dict(line.split("=", 1) for line in Path(f"/proc/{pid}/environ").read_text().split("\0") if line)
+
+    async def turn(on: bool) -> None:
+        # Not the one on PATH: as root that would become another user, who may not ask this node.
+        tool = next(place for place in PLACES if place.exists()).resolve().parent / "rabbitmqctl"
+        limit = ["absolute", "1"] if on else ["0.9"]
+        done = await asyncio.create_subprocess_exec(
+            *(str(tool), "-n", node["RABBITMQ_NODENAME"], "set_vm_memory_high_watermark", *limit),
+            env={**node, "PATH": os.environ["PATH"]},
+        )
+        assert await done.wait() == 0
+
+    return turn
+
+
+async def test_answers_wait_for_the_end_of_an_alarm(
+    start, caller, make, shown, until, alarm, nothing_is_left
+):
+    """The first reply of each connection is still taken; after it that is blocked, acks and all."""
+    worker = await start(max_rows=1)
+    worker.model.open.clear()
+    ids = await caller.send(*(make([n, n]) for n in range(8)))
+    await until(lambda: worker.model.calls)
+    await alarm(True)
+    worker.model.open.set()
+    await until(lambda: worker.requests.link.session.blocked)
+    await asyncio.sleep(0.5)
+    assert len(caller.replies) < len(ids), "there was no alarm"
+    await alarm(False)
+    await until(lambda: len(caller.replies) == len(ids))
+    assert [shown(caller.reply(id_)) for id_ in ids] == [[[2 * n, 2 * n]] for n in range(8)]
+    assert len(worker.model.calls) == len(ids), "one was run twice"
+    await nothing_is_left(worker)
+
+
+async def test_a_worker_that_drains_in_an_alarm_does_not_wait_for_it(start, caller, make, until, alarm):
+    worker = await start(max_rows=1)
+    worker.model.open.clear()
+    await caller.send(*(make([n, n]) for n in range(3)))
+    await until(lambda: worker.model.calls)
+    await alarm(True)
+    worker.model.open.set()
+    await until(lambda: worker.requests.link.session.blocked)
+    async with asyncio.timeout(10):
+        await worker.requests.close()
+        await worker.stop()
+    await alarm(False)
