@@ -132,7 +132,7 @@ def connections_to_triton(worker: psutil.Process) -> list[socket.socket]:
             if fd < 0:
                 continue
             each = socket.socket(fileno=fd)
-            if each.family == socket.AF_UNIX and str(each.getpeername()).endswith("grpc:1"):
+            if each.family == socket.AF_UNIX and str(each.getpeername()).endswith(("grpc:1", "http")):
                 found.append(each)
     os.close(pidfd)
     return found

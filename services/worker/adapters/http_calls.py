@@ -23,7 +23,7 @@ _INVALID_ARGUMENT, _INTERNAL = 3, 13
 
 
 class NotThere(Exception):
-    """Nobody listens, or a kept connection ended before anybody can have read the request."""
+    """Nobody listens; nothing was sent."""
 
 
 class HttpAnswer(NamedTuple):
@@ -101,7 +101,6 @@ class _Connection(asyncio.Protocol):
         self._parts: list[bytes] = []
         self._came = 0
         self._over = False
-        self._answered = False
 
     @property
     def usable(self) -> bool:
@@ -141,11 +140,7 @@ class _Connection(asyncio.Protocol):
         """The server has gone, or we have."""
         self._over = True
         self._lost(self)
-        if self._answered and self._head is None and not self._parts:
-            # Servers end connections that were idle. If this one has crashed, whoever asks it next is told.
-            self._finish(NotThere("a kept connection had ended"))
-        else:
-            self._finish(Gone(f"the connection was lost{f': {exc}' if exc else ''}"))
+        self._finish(Gone(f"the connection was lost{f': {exc}' if exc else ''}"))
 
     def data_received(self, data: bytes) -> None:
         """An answer, or a part of one."""
@@ -169,7 +164,7 @@ class _Connection(asyncio.Protocol):
             head, self._head = self._head, None
             body = self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
             self._parts = []
-            self._answered, self._over = True, self._over or head.last
+            self._over = self._over or head.last
             self._finish(_outcome(head, body))
 
     def _finish(self, outcome: HttpAnswer | Exception) -> None:
