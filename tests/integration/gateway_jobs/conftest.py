@@ -8,9 +8,10 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 import httpx
 import orjson
@@ -25,9 +26,11 @@ from tidegate.protocol import envelope
 from tidegate.protocol.envelope import Request
 from tidegate.protocol.jobs import LEVELS, Finish, Take
 from tidegate.stack.ports import free_ports
-from tidegate.store import JobStore
+from tidegate.store import JobStore, StoreUnavailable
 from tidegate.store.live import ROUTES
 from tidegate.topology import CANCELS, cancels_queue, jobs_queue
+
+T = TypeVar("T")
 
 
 @dataclass
@@ -75,7 +78,7 @@ class JobWorker:
         self.frames.append(request)
         await self.open.wait()
         wish = Take(request.id, "w1", delivery.redelivered, request.attempt, os.urandom(8))
-        (taken,) = await self.store.take([wish])
+        (taken,) = await _with_patience(lambda: self.store.take([wish]))
         if taken.outcome == "run":
             self.taken.append(request.id)
             await self._finish(request, taken.attempt)
@@ -87,7 +90,16 @@ class JobWorker:
         except ValueError as problem:
             error = {"reason": "model_failed", "message": str(problem)}
             end = Finish(request.id, attempt, "failed", b"", error)
-        await self.store.finish([end])
+        await _with_patience(lambda: self.store.finish([end]))
+
+
+async def _with_patience(asked: Callable[[], Awaitable[T]]) -> T:
+    """What a worker does while it cannot reach its store: on a busy machine connecting can take too long."""
+    while True:
+        try:
+            return await asked()
+        except StoreUnavailable:
+            await asyncio.sleep(0.1)
 
 
 @dataclass
