@@ -81,7 +81,7 @@ async def test_the_neighbours_of_a_killer(start, caller, letters, make, until):
         worker.work.use(worker.model)
         await until(lambda worker=worker: letters.got or not worker.model.open.is_set())
         # Who dies between publishing again and the ack of what came leaves each of them twice.
-        await until(lambda worker=worker: letters.got or worker.requests.unsettled <= worker.work.in_hand)
+        await until(lambda worker=worker: worker.requests.unsettled <= worker.work.in_hand)
         deaths += not letters.got
         await worker.die()
     await start()
