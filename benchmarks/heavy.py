@@ -2,17 +2,22 @@
 
 A model that sleeps 20 ms, 4 workers, 64 connections: the gateway as shipped against one that sends every
 request as a message of its own, in turns. Then a light and a heavy Deployment side by side: in one stack and,
-to tell what a shared queue costs from what shared cores do, in two.
+to tell what a shared queue costs from what shared cores do, in two. Four callers that ask the light one again
+at once take all the cores that there are, so whatever else runs costs them requests; as a service with room
+to spare has it, the light one is also asked at a quarter of that pace, by callers who do not wait for each
+other.
 """
 
 from __future__ import annotations
 
 import argparse
+import asyncio
+import random
 from contextlib import ExitStack
 from pathlib import Path
 from statistics import median
 
-from benchmarks import load, options, report, session, sleeper, stack, workloads
+from benchmarks import load, open_loop, options, report, session, sleeper, stack, workloads
 from benchmarks.load import Figures, Load
 from benchmarks.stack import Stack
 from benchmarks.workloads import Exchange
@@ -20,7 +25,9 @@ from benchmarks.workloads import Exchange
 WORKERS, CONNECTIONS, LIGHT_CONNECTIONS = 4, 64, 4
 SINGLE = {"TIDEGATE_ENVELOPE_MAX_FRAMES": "1"}
 ELSEWHERE = ", two stacks"
-RATE_SHARE, P99_SHARE, MIX_SHARE = 0.97, 1.10, 0.90
+PACED = "light at a quarter"
+PACE_SHARE, SEED = 0.25, 7
+RATE_SHARE, P99_SHARE, MIX_SHARE, MIX_MS = 0.97, 1.10, 0.90, 0.5
 
 Runs = dict[str, list[Figures]]
 
@@ -56,6 +63,13 @@ def measure(repeats: int, seconds: int) -> Runs:
                 keep(runs, name, load.measure(running.url, heavy, CONNECTIONS, seconds))
             load.warm(shipped.url, light, LIGHT_CONNECTIONS)
             keep(runs, "light alone", load.measure(shipped.url, light, LIGHT_CONNECTIONS, seconds))
+            rate = runs["light alone"][-1].rate * PACE_SHARE
+            keep(runs, f"{PACED} alone", paced(shipped, light, rate, seconds))
+            load.warm(shipped.url, heavy, CONNECTIONS)
+            beside = Load(shipped.url, heavy, CONNECTIONS, seconds + 1)
+            held.callback(beside.stop)
+            keep(runs, f"{PACED} beside heavy", paced(shipped, light, rate, seconds))
+            beside.result()
             load.warm(single.url, heavy, CONNECTIONS)
             for where, other in (("", shipped), (ELSEWHERE, single)):
                 mixed(runs, where, (shipped, light), (other, heavy), seconds)
@@ -80,6 +94,19 @@ def mixed(
             keep(runs, name, each.result())
 
 
+def paced(running: Stack, light: Exchange, rate: float, seconds: int) -> Figures:
+    """Requests at ``rate`` a second that come when they come (Poisson), on any number of connections."""
+    draws, at, times = random.Random(SEED), 0.0, []
+    while (at := at + draws.expovariate(rate)) < seconds:
+        times.append(at)
+    asked = asyncio.run(open_loop.offer(running.gateway_port, light, times))
+    took = [each.took_ms for each in asked]
+    p50, p90, p99 = (open_loop.percentile(took, percent) for percent in (50, 90, 99))
+    ended = max(each.at + each.took_ms / 1e3 for each in asked)
+    errors = sum(not each.good for each in asked)
+    return Figures(0, len(asked), max(seconds, ended), p50, p90, p99, max(took), errors)
+
+
 def keep(runs: Runs, name: str, figures: Figures) -> None:
     """Keep one run and show it."""
     runs.setdefault(name, []).append(figures)
@@ -91,7 +118,7 @@ def keep(runs: Runs, name: str, figures: Figures) -> None:
 
 def judge(runs: Runs) -> list[tuple[str, str]]:
     """The bars, on the medians of the rounds."""
-    rate, p99 = _medians(runs)
+    rate, p50, p99 = (_medians(runs, figure) for figure in ("rate", "p50_ms", "p99_ms"))
     beside, mixed_light = rate["heavy beside light"], rate["light beside heavy"]
     errors = float(sum(run.errors for each in runs.values() for run in each))
     return [
@@ -101,6 +128,17 @@ def judge(runs: Runs) -> list[tuple[str, str]]:
         ),
         _bar("heavy beside light against alone, throughput", beside / rate["envelopes"], MIX_SHARE),
         _bar("light beside heavy against alone, throughput", mixed_light / rate["light alone"], MIX_SHARE),
+        _bar(
+            f"{PACED} of its pace beside heavy against alone, throughput",
+            rate[f"{PACED} beside heavy"] / rate[f"{PACED} alone"],
+            MIX_SHARE,
+        ),
+        _bar(
+            f"{PACED} of its pace beside heavy less alone, p50 in ms",
+            p50[f"{PACED} beside heavy"] - p50[f"{PACED} alone"],
+            MIX_MS,
+            most=True,
+        ),
         _bar(
             "light beside heavy in one stack against in two, throughput",
             mixed_light / rate["light beside heavy" + ELSEWHERE],
@@ -120,18 +158,15 @@ def _bar(text: str, value: float, limit: float, *, most: bool = False) -> tuple[
     return "PASS" if met else "MISS", f"{text}: {value:.2f}, {'at most' if most else 'at least'} {limit:.2f}"
 
 
-def _medians(runs: Runs) -> tuple[dict[str, float], dict[str, float]]:
-    return (
-        {name: median(run.rate for run in each) for name, each in runs.items()},
-        {name: median(run.p99_ms for run in each) for name, each in runs.items()},
-    )
+def _medians(runs: Runs, figure: str) -> dict[str, float]:
+    return {name: median(getattr(run, figure) for run in each) for name, each in runs.items()}
 
 
 def _table(runs: Runs) -> str:
     rows = [
         [
             name,
-            str(each[0].connections),
+            str(each[0].connections or "as come"),
             f"{median(run.rate for run in each):,.1f}",
             f"{median(run.p50_ms for run in each):.1f}",
             f"{median(run.p99_ms for run in each):.1f}",
