@@ -31,8 +31,10 @@ from tidegate.topology import Exchange, Queue
 log = telemetry.logger(__name__)
 
 CONNECT_TIMEOUT_S = 5.0
+CLOSE_TIMEOUT_S = 1.0
 HEARTBEAT_S = 20
 BACKOFF_S = (0.05, 2.0)
+MAX_EXPIRATION_MS = 2**32 - 1
 
 
 class Unroutable(Unavailable):
@@ -114,7 +116,12 @@ class Session:
         """
 
         def on_delivered(delivered: Delivered) -> None:
-            awaitable = on_delivery(_delivery(delivered))
+            try:
+                awaitable = on_delivery(_delivery(delivered))
+            except Exception:
+                # Nobody thought of it. It stays unsettled; raised here it would take the connection along.
+                log.exception("a delivery was not handled")
+                return
             if awaitable is not None:
                 task = asyncio.ensure_future(awaitable)
                 self._tasks.add(task)
@@ -165,7 +172,7 @@ class Session:
         A ``body`` in pieces is written without joining them.
         Raises :class:`Unroutable` for a mandatory message without a queue, :class:`Refused` for one
         that was not taken, ``Unavailable`` when the connection broke. ``expiration_ms`` below 1 is
-        sent as 1: RabbitMQ closes the channel on less.
+        sent as 1, and above 49 days as that: RabbitMQ closes the channel on anything else.
         """
         properties = _properties(persistent, reply_to, expiration_ms, headers)
         confirm = self._write(body, exchange, routing_key, mandatory, properties)
@@ -243,7 +250,7 @@ class Session:
 def _properties(
     persistent: bool, reply_to: str | None, expiration_ms: int | None, headers: dict[str, Any] | None
 ) -> Properties:
-    expiration = None if expiration_ms is None else str(max(1, int(expiration_ms)))
+    expiration = None if expiration_ms is None else str(min(max(1, int(expiration_ms)), MAX_EXPIRATION_MS))
     return Properties(persistent, reply_to, expiration, None, headers)
 
 
@@ -317,7 +324,10 @@ class Link:
         self._task = asyncio.create_task(self._run(), name=f"link {self._name}")
 
     async def stop(self) -> None:
-        """Close the connection; unsettled deliveries go back to their queues."""
+        """Close the connection, what was written before it; unsettled deliveries go back to their queues."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait({self._task}, timeout=CLOSE_TIMEOUT_S)
         await tasks.end(self._task)
         self._task = None
 
@@ -373,7 +383,7 @@ class Link:
                     self._on_down()
             try:
                 with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(1.0):
+                    async with asyncio.timeout(CLOSE_TIMEOUT_S):
                         await connection.close()
             finally:  # who ends this task does not wait for long
                 connection.abort("closed")

@@ -32,12 +32,16 @@ _CAPABILITIES = {
 
 
 class Together(contextlib.AbstractContextManager[None]):
-    """Holds what a connection writes, as long as it is entered; an object, since it is entered so often."""
+    """Holds what a connection writes, as long as it is entered; an object, since it is entered so often.
+
+    It is not entered twice: the inner one would drop what the outer one holds.
+    """
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
 
     def __enter__(self) -> None:
+        assert self._connection.held is None
         self._connection.held = []
 
     def __exit__(self, *error: object) -> None:

@@ -107,6 +107,16 @@ async def test_an_expiration_below_one_does_not_close_the_channel(connect, queue
     assert link.session is session
 
 
+async def test_an_expiration_of_years_does_not_close_the_channel(connect, queue, until):
+    link = await connect()
+    session = session_of(link)
+    inbox = Inbox(queue)
+    await connect(inbox.setup)
+    await session.publish(b"some day", routing_key=queue.name, expiration_ms=10 * 366 * 86_400_000)
+    await until(lambda: inbox.bodies == [b"some day"])
+    assert link.session is session
+
+
 async def test_an_expired_message_is_not_delivered(connect, queue, until):
     session = session_of(await connect())
     await session.declare(queue)
@@ -401,6 +411,47 @@ async def test_a_cancelled_call_leaves_its_answer_to_nobody(connect, queue, fres
         await until(lambda: link.session not in (None, session), "a session that cannot tell is replaced")
         depths = [await session_of(link).depth(queue)]
     assert set(depths) == {3}
+
+
+async def test_a_delivery_that_nobody_can_handle_takes_nothing_along(connect, queue, until):
+    """It stays unsettled; those behind it are handled, on the same session."""
+    got: list[bytes] = []
+
+    async def setup(session: Session) -> None:
+        def on_delivery(delivery: Delivery) -> None:
+            if delivery.body == b"poison":
+                raise ValueError("not this one")
+            got.append(bytes(delivery.body))
+            session.ack(delivery.tag)
+
+        await session.declare(queue)
+        await session.consume(queue, on_delivery, prefetch=10)
+
+    link = await connect(setup)
+    session = link.session
+    sender = session_of(await connect())
+    for body in (b"poison", b"good", b"better"):
+        await sender.publish(body, routing_key=queue.name)
+    await until(lambda: got == [b"good", b"better"])
+    assert link.session is session
+    await link.stop()
+    inbox = Inbox(queue)
+    await connect(inbox.setup)
+    await until(lambda: inbox.bodies == [b"poison"], "the broker has it still")
+
+
+async def test_what_was_written_before_the_stop_arrives(connect, queue, until):
+    """Without confirms, and more of it than a socket takes at once."""
+    link = await connect(confirms=False)
+    session = session_of(link)
+    await session.declare(queue)
+    body = bytes(200_000)
+    for _ in range(100):
+        session.send(body, routing_key=queue.name)
+    await link.stop()
+    inbox = Inbox(queue)
+    await connect(inbox.setup)
+    await until(lambda: len(inbox.got) == 100)
 
 
 async def test_stopping_does_not_wait_for_a_broker_that_is_away(connect, line, until):
