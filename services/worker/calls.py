@@ -61,5 +61,6 @@ def measure(stats: Stats, group: Sequence[Waited], started: float, spent: float)
     stats.busy_s += spent
     stats.call_ms.add(spent * 1e3)
     stats.batch.add(requests)
+    stats.request_rows.add(rows / requests)
     CALL_SECONDS.observe(spent)
     CALL_SIZE.observe(requests)

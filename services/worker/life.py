@@ -25,6 +25,7 @@ from services.worker.api.jobs import JobMessages
 from services.worker.api.outbox import Outbox
 from services.worker.api.requests import Requests
 from services.worker.domain.formats import config_is_complete
+from services.worker.domain.pace import at_once
 from services.worker.domain.phases import Phases
 from services.worker.job_results import JobResults
 from services.worker.jobs import Jobs
@@ -296,10 +297,17 @@ class Life:
         limits = (model, self._deployment.batching.max_batch, self._deployment.max_concurrency)
         return min(limit for limit in limits if limit is not None)
 
-    def _parallel(self) -> int:
+    def _parallel(self) -> float:
         """Requests that the model works on at once, all of its instances together."""
-        together = max(1, self._max_rows() if self._signature else 1) * self._instances
-        return min(together, self._deployment.max_concurrency or together)
+        if self._work is None:
+            return 1.0
+        return at_once(
+            instances=self._instances,
+            batch=self._max_rows(),
+            in_flight=self._work.in_flight,
+            request_rows=self._work.stats.request_rows.value,
+            max_concurrency=self._deployment.max_concurrency,
+        )
 
     def _model(self, client: TritonClient, name: str) -> Model:
         assert self._signature is not None

@@ -18,7 +18,8 @@ class ReplicaReport:
     triton_start, load, warm_up; one that is under way runs on.
     ``busy_ms`` is the sum of the model calls' durations, ``call_ms`` the recent mean of one call,
     ``batch_mean`` the recent mean of requests in a call; None: nothing measured yet.
-    ``parallel`` is how many requests the model can have at once: rows of a call x instances.
+    ``parallel`` is how many requests the model works on at once when it has enough of them: those of a full
+    call x instances, or, where a call has one request, the calls that are open at once.
     ``signature`` is what the model server says of its model, as a ``Signature``.
     ``jobs`` is how many messages of jobs it holds, not settled yet.
     ``gpu_utilization`` (0 to 1) and ``gpu_memory_bytes`` (used) are those of its GPUs; None: it has none.
@@ -38,7 +39,7 @@ class ReplicaReport:
     busy_ms: float = 0.0
     call_ms: float | None = None
     batch_mean: float | None = None
-    parallel: int = 1
+    parallel: float = 1.0
     metrics_port: int = 0
     started_at: float = 0.0
     signature: dict[str, Any] | None = None

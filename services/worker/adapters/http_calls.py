@@ -1,4 +1,4 @@
-"""Calls to Triton over HTTP/1.1 on its Unix socket: half the work for Triton of the same call over gRPC.
+"""Calls to Triton over HTTP/1.1 on its Unix socket: a third less work for Triton than over gRPC.
 
 But Triton does not notice when such a call is given up, and runs it to its end: these are for calls that are
 over before anybody could want that. One call at a time goes over a connection; connections are kept.
@@ -110,7 +110,7 @@ class _Connection(asyncio.Protocol):
     async def call(self, request: bytes, timeout_s: float | None) -> HttpAnswer:
         """One call; see :meth:`HttpCalls.call`."""
         if self._over:
-            raise Gone("the connection was lost")
+            raise NotThere("the connection was lost before the call")
         loop = asyncio.get_running_loop()
         answer: asyncio.Future[HttpAnswer] = loop.create_future()
         self._answer = answer
@@ -143,7 +143,10 @@ class _Connection(asyncio.Protocol):
         self._finish(Gone(f"the connection was lost{f': {exc}' if exc else ''}"))
 
     def data_received(self, data: bytes) -> None:
-        """An answer, or a part of one."""
+        """An answer, or a part of one. What nobody asked for must not become the answer of the next call."""
+        if self._answer is None:
+            self.close()
+            return
         if self._head is None:
             data = b"".join((*self._parts, data))
             end = data.find(b"\r\n\r\n")
@@ -160,7 +163,10 @@ class _Connection(asyncio.Protocol):
             data = data[end + 4 :]
         self._parts.append(data)
         self._came += len(data)
-        if self._came >= self._head.size:
+        if self._came > self._head.size:
+            self.close()
+            self._finish(Failed(_INTERNAL, f"{self._came} bytes of an answer that has {self._head.size}"))
+        elif self._came == self._head.size:
             head, self._head = self._head, None
             body = self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
             self._parts = []
@@ -190,7 +196,10 @@ def _read_head(head: bytes) -> _Head:
     size = fields[b"content-length"]
     json_size = fields.get(b"inference-header-content-length", size)
     last = fields.get(b"connection", b"").strip() == b"close"
-    return _Head(int(first.split(b" ", 2)[1]), int(json_size), int(size), last)
+    found = _Head(int(first.split(b" ", 2)[1]), int(json_size), int(size), last)
+    if not 0 <= found.json_size <= found.size:
+        raise ValueError("an answer of a negative size")
+    return found
 
 
 def _outcome(head: _Head, body: bytes) -> HttpAnswer | Failed:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from functools import lru_cache
 from typing import Any, NamedTuple
-from urllib.parse import quote
 
 import orjson
 
@@ -17,7 +17,7 @@ from services.worker.adapters.triton_client import ModelInferRequest, TritonClie
 from services.worker.domain.pace import Quickness
 from services.worker.domain.split import Output
 from tidegate.errors import BadRequest, ModelFailed
-from tidegate.protocol.envelope import RETRY_SAFE, Buffer, CallKey, Request, read_call_key
+from tidegate.protocol.envelope import KEPT_KEY, RETRY_SAFE, Buffer, CallKey, Request, read_call_key
 from tidegate.protocol.models import TensorSpec
 from tidegate.protocol.tensors import DATATYPES, elements
 
@@ -25,10 +25,11 @@ from tidegate.protocol.tensors import DATATYPES, elements
 # the contents follow a head that was serialized before.
 RAW_INPUT = bytes((7 << 3 | 2,))
 HEADS_KEPT = 1024
-# Over HTTP a call costs Triton half as much, but it cannot be cancelled there: for calls of a model whose
+# Over HTTP a call costs Triton a third less, but it cannot be cancelled there: for calls of a model whose
 # calls take less than QUICK_S, with inputs of no more than QUICK_BYTES together.
 QUICK_S = 0.01
 QUICK_BYTES = 64 * 1024
+_PLAIN_NAME = re.compile("[A-Za-z0-9._~-]+")
 
 
 class Answer(NamedTuple):
@@ -62,6 +63,8 @@ class Model:
         self._heads: dict[tuple[bytes, int], bytes] = {}
         self._http_heads: dict[tuple[bytes, int, tuple[int, ...]], bytes] = {}
         self._quickness = Quickness(QUICK_S)
+        # Triton's HTTP server looks a model up by the path as it is written, percents and all.
+        self._http = _PLAIN_NAME.fullmatch(name) is not None
         self._row_bytes = {output.name: size for output in outputs if (size := _row_bytes(output)) > 0}
 
     async def call(
@@ -108,10 +111,10 @@ class Model:
         parameters: Mapping[str, str] | None,
     ) -> list[Output]:
         """Without shared memory: over HTTP if that is for this call, else over gRPC."""
-        started, whole = time.monotonic(), False
+        started = time.monotonic()
         try:
             found = None
-            if self._quickness.quick and not parameters:
+            if self._http and self._quickness.quick and not parameters:
                 found = await self._by_http(raw_key, key, rows, contents, timeout_s)
             if found is None:
                 head = self._head(raw_key, rows)
@@ -120,12 +123,13 @@ class Model:
                     head += _with_parameters(ModelInferRequest(), parameters).SerializeToString()
                 left_s = timeout_s - (time.monotonic() - started)
                 found = await self._by_grpc(head, contents, left_s)
-            whole = True
         except (BadRequest, ModelFailed):
-            whole = True
+            self._quickness.refused(time.monotonic() - started)
             raise
-        finally:
-            self._quickness.took(time.monotonic() - started, whole=whole)
+        except BaseException:
+            self._quickness.given_up(time.monotonic() - started)
+            raise
+        self._quickness.answered(time.monotonic() - started)
         return found
 
     async def _region(self, key: CallKey, rows: int, contents: list[list[Buffer]]) -> Region | None:
@@ -170,9 +174,11 @@ class Model:
             key = read_call_key(raw_key)
             message = self._begun(key)
             _put_tensors(message, key, rows)
-            if len(self._heads) >= HEADS_KEPT:
-                self._heads.clear()
-            head = self._heads[raw_key, rows] = message.SerializeToString()
+            head = message.SerializeToString()
+            if len(raw_key) <= KEPT_KEY:
+                if len(self._heads) >= HEADS_KEPT:
+                    self._heads.clear()
+                self._heads[raw_key, rows] = head
         return head
 
     async def _by_http(
@@ -180,7 +186,7 @@ class Model:
     ) -> list[Output] | None:
         """As one HTTP request; None, and nothing was sent, where it is not for HTTP."""
         sizes = tuple([sum(map(len, pieces)) for pieces in contents])
-        if key.parameters or not all(sizes) or sum(sizes) > QUICK_BYTES:
+        if key.parameters or len(raw_key) > KEPT_KEY or not all(sizes) or sum(sizes) > QUICK_BYTES:
             return None
         head = self._http_heads.get((raw_key, rows, sizes))
         if head is None:
@@ -278,7 +284,7 @@ def http_head(model: str, key: CallKey, rows: int, sizes: Sequence[int]) -> byte
     return (
         b"POST /v2/models/%s/infer HTTP/1.1\r\nHost: triton\r\nInference-Header-Content-Length: %d\r\n"
         b"Content-Length: %d\r\n\r\n%s"
-    ) % (quote(model, safe="").encode(), len(head), len(head) + sum(sizes), head)
+    ) % (model.encode(), len(head), len(head) + sum(sizes), head)
 
 
 def _http_outputs(answer: HttpAnswer) -> list[Output]:

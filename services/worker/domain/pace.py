@@ -1,4 +1,4 @@
-"""How much work to hold and how many model calls to have in flight."""
+"""How much work to hold, how many model calls to have in flight, and which way a call goes."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ UNKNOWN_PREFETCH = 2
 LIGHT_CALL_MS = 5.0
 LIGHT_CALLS = 8
 AHEAD_CALL_MS = 100.0
+SLOW_LIMITS = 5
 
 
 def calls_in_flight(*, instances: int, batches: bool, call_ms: float | None) -> int:
@@ -25,6 +26,19 @@ def calls_in_flight(*, instances: int, batches: bool, call_ms: float | None) -> 
     if call_ms is not None and call_ms < LIGHT_CALL_MS:
         return instances + LIGHT_CALLS
     return instances + 1
+
+
+def at_once(
+    *, instances: int, batch: int, in_flight: int, request_rows: float | None, max_concurrency: int | None
+) -> float:
+    """Requests in the calls of a model that has all it can take: what the duration of one call is shared by.
+
+    ``batch``: rows of a call, 0 without a batch axis; ``request_rows``: the recent mean of rows in a request.
+    Without a batch axis a call has one request, and its duration the wait inside Triton for the calls that
+    are open beside it.
+    """
+    together = instances * max(1.0, batch / max(request_rows or 1.0, 1.0)) if batch else float(in_flight)
+    return min(together, max_concurrency or together)
 
 
 def prefetch(
@@ -95,14 +109,12 @@ class Mean:
         self.value = sample if self.value is None else self.value + self.weight * (sample - self.value)
 
 
-SLOW_LIMITS = 5
-
-
 class Quickness:
     """Whether a model's calls are over before anybody could cancel one: their mean is below ``limit_s``.
 
     A call that took many times the limit, or was given up, is taken for what all of them take from now on,
-    until enough others have shown that it was not.
+    until enough others have shown that it was not. One that was refused, or failed, shows it by being slow,
+    but never by being quick: the model may not have run.
     """
 
     def __init__(self, limit_s: float) -> None:
@@ -114,9 +126,18 @@ class Quickness:
         """False, too, before anything was measured."""
         return self._mean.value is not None and self._mean.value < self._limit_s
 
-    def took(self, spent_s: float, *, whole: bool) -> None:
-        """A call took so long; not ``whole``: it was given up then."""
-        if whole and spent_s < SLOW_LIMITS * self._limit_s:
+    def answered(self, spent_s: float) -> None:
+        """A call had its answer after so long."""
+        if spent_s < SLOW_LIMITS * self._limit_s:
             self._mean.add(spent_s)
         else:
-            self._mean.value = max(self._mean.value or 0.0, spent_s, SLOW_LIMITS * self._limit_s)
+            self.given_up(spent_s)
+
+    def refused(self, spent_s: float) -> None:
+        """A call had an error for an answer."""
+        if self._mean.value is not None and spent_s > self._mean.value:
+            self.answered(spent_s)
+
+    def given_up(self, spent_s: float) -> None:
+        """Nobody waited any longer for a call."""
+        self._mean.value = max(self._mean.value or 0.0, spent_s, SLOW_LIMITS * self._limit_s)

@@ -15,4 +15,5 @@ class Stats:
         self.busy_s = 0.0
         self.call_ms = Mean()
         self.batch = Mean()
+        self.request_rows = Mean()
         self.tally = Tally()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -138,6 +139,27 @@ async def test_what_is_not_for_http_goes_over_grpc(echo):
         echo.went.clear()
         assert (await echo.ask(each))[0][0] == "numbers_back"
         assert echo.went == ["grpc"]
+
+
+async def test_a_name_that_a_path_cannot_have_goes_over_grpc(run, tmp_path, monkeypatch):
+    """Triton looks it up as it is written in the path, percents and all."""
+    monkeypatch.setattr(model_module, "QUICK_S", 5.0)
+    folder = tmp_path / "a+b" / "1"
+    folder.mkdir(parents=True)
+    (folder / "model.py").write_text(ECHO)
+    config = 'backend: "python" max_batch_size: 64 ' + "".join(
+        f'{kind} {{ name: "{name}{back}" data_type: TYPE_{datatype} dims: {dim} }} '
+        for kind, back in (("input", ""), ("output", "_back"))
+        for name, datatype, dim in (("numbers", "FP32", -1), ("words", "STRING", 1))
+    )
+    (tmp_path / "a+b" / "config.pbtxt").write_text(config)
+    archive = shutil.make_archive(str(tmp_path / "packed"), "zip", tmp_path, "a+b")
+    running = await run("triton", Path(archive), SIGNATURE)
+    assert running.model == "a+b"
+    ways = Ways(running, monkeypatch)
+    for _ in range(3):
+        assert (await ways.ask(request(1.0)))[0][0] == "numbers_back"
+    assert ways.went == ["grpc"] * 3
 
 
 async def test_the_errors_are_those_of_grpc(echo):

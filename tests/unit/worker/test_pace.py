@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from services.worker.domain.pace import (
     MAX_PREFETCH,
     Mean,
+    at_once,
     calls_in_flight,
     prefetch,
     worth_changing,
@@ -113,3 +114,27 @@ def test_mean_is_between_its_samples(samples, weight):
         mean.add(sample)
     assert mean.value is not None
     assert min(samples) - 1e-6 <= mean.value <= max(samples) + 1e-6
+
+
+@pytest.mark.parametrize(
+    ("batch", "request_rows", "in_flight", "max_concurrency", "expected"),
+    [
+        (8, None, 3, None, 24),  # nothing measured: requests of one row
+        (8, 1.0, 3, None, 24),
+        (8, 4.0, 3, None, 6),
+        (8, 100.0, 3, None, 3),  # never less than one for each instance
+        (8, 4.0, 3, 5, 5),
+        (0, 1.0, 4, None, 4),  # instances and one more
+        (0, 1.0, 11, None, 11),
+        (0, 1.0, 11, 2, 2),
+    ],
+)
+def test_what_the_duration_of_a_call_is_shared_by(batch, request_rows, in_flight, max_concurrency, expected):
+    found = at_once(
+        instances=3,
+        batch=batch,
+        in_flight=in_flight,
+        request_rows=request_rows,
+        max_concurrency=max_concurrency,
+    )
+    assert found == expected
