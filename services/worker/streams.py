@@ -183,12 +183,17 @@ class Streams:
 
 
 def _chunk(item: Item, answer: Answer, seq: int, waited_s: float, made_s: float) -> Buffer | Reply:
-    """An answer as a CHUNK, framed unless it is large."""
+    """An answer as a CHUNK, framed unless it is large; raises ModelFailed for one that is no message."""
     request = item.request
     rows, tensors = describe(answer.outputs, request.rows)
     data: list[Buffer] = [output.raw for output in answer.outputs]
     wait_us, compute_us = (min(int(s * 1e6), _MOST_US) for s in (waited_s, made_s))
     key = envelope.result_key(tensors, answer.parameters)
+    if len(key) > envelope.MAX_KEY:
+        raise ModelFailed(
+            f"names, shapes and parameters of an answer take {len(key)} bytes, at most {envelope.MAX_KEY} "
+            "are possible"
+        )
     reply = Reply(request.id, envelope.CHUNK, request.attempt, seq, rows, wait_us, compute_us, 1, key, data)
     if sum(map(len, data)) > envelope.LARGE:
         return reply

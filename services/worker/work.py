@@ -273,39 +273,56 @@ class Work:
             log.exception("a call failed unexpectedly")
             await self._on_model_error(model, group, ModelFailed(f"the request could not be run: {error!r}"))
             return
-        # Whoever waits goes first.
-        await self._reply(group, frames)
+        # Whoever waits goes first, but it is measured before the broker confirms what it has to confirm.
+        rest = self._reply(group, frames)
         measure(self.stats, group, started, spent)
         self._count("ok", group)
+        if rest:
+            await self._reply_by_outbox(group, rest)
 
     async def _on_model_error(self, model: Model, group: list[Item], error: Exception) -> None:
-        """A bad request must not fail its neighbours: each is tried alone; a single one is told."""
-        if len(group) > 1:
-            for item in group:
-                if self._model is model:
-                    await self._call(model, [item])
-                else:  # one of them before it took the server along
-                    self.add(item)
-            return
-        told = error if isinstance(error, TidegateError) else ModelFailed(str(error))
-        request = group[0].request
-        self.stats.failed += 1
-        self.stats.tally.failed(1, time.monotonic() - group[0].received)
-        self._count(told.reason, group)
-        frame = envelope.failure_frame(request.id, request.attempt, told.reason, told.message)
-        await self._reply(group, [frame], answered=False)
+        """A bad request must not fail its neighbours: each is tried alone; a single one is told.
 
-    async def _reply(
+        Those that may not run twice are told as well, unless the call was refused as a bad one.
+        """
+        again: list[Item] = []
+        told = error if isinstance(error, TidegateError) else ModelFailed(str(error))
+        for item in group:
+            safe = isinstance(error, BadRequest) or item.request.flags & envelope.RETRY_SAFE
+            if len(group) > 1 and safe:
+                again.append(item)
+            else:
+                await self._tell(item, told)
+        for item in again:
+            if self._model is not model:  # one of them before it took the server along
+                self.add(item)
+            elif self._live([item]):
+                await self._call(model, [item])
+
+    async def _tell(self, item: Item, error: TidegateError) -> None:
+        request = item.request
+        self.stats.failed += 1
+        self.stats.tally.failed(1, time.monotonic() - item.received)
+        self._count(error.reason, [item])
+        frame = envelope.failure_frame(request.id, request.attempt, error.reason, error.message)
+        if rest := self._reply([item], [frame], answered=False):
+            await self._reply_by_outbox([item], rest)
+
+    def _reply(
         self, group: list[Item], frames: Sequence[Buffer | Reply], *, answered: bool = True
-    ) -> None:
+    ) -> Mapping[str, Sequence[Buffer | Reply]]:
+        """Answer a group at once; gives the frames, by gateway, if that is for the outbox."""
         by_gateway: dict[str, list[Buffer | Reply]] = defaultdict(list)
         for item, frame in zip(group, frames, strict=True):
             by_gateway[item.parcel.reply_to].append(frame)
             if answered and item.request.flags & envelope.STREAM:
                 end = envelope.end_frame(item.request.id, item.request.attempt, 1)
                 by_gateway[item.parcel.reply_to].append(end)
-        if self._answer(group, by_gateway):
-            return
+        return {} if self._answer(group, by_gateway) else by_gateway
+
+    async def _reply_by_outbox(
+        self, group: list[Item], by_gateway: Mapping[str, Sequence[Buffer | Reply]]
+    ) -> None:
         left_s = max(item.request.deadline_ms for item in group) / 1e3 - time.time()
         for reply_to, replies in by_gateway.items():
             await self._outbox.reply(reply_to, replies, left_s=left_s)

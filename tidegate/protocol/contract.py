@@ -8,12 +8,21 @@ from __future__ import annotations
 
 import struct
 from dataclasses import dataclass, field
+from math import isfinite
 from typing import Any, NamedTuple
 
-from tidegate.errors import BadRequest
-from tidegate.protocol.envelope import LAST_PRIORITY, Buffer, Tensor, call_key
+from tidegate.errors import BadRequest, Unavailable
+from tidegate.protocol.envelope import KEPT_KEY, LAST_PRIORITY, MAX_KEY, Buffer, Tensor, call_key
 from tidegate.protocol.models import Signature
-from tidegate.protocol.tensors import BINARY_ONLY, DATATYPES, Datatype, elements, string_offsets
+from tidegate.protocol.tensors import (
+    BINARY_ONLY,
+    DATATYPES,
+    MAX_STRINGS,
+    Datatype,
+    check_count,
+    count_strings,
+    elements,
+)
 
 # What tells the door how to answer, or the gateway how to queue; the model does not see it.
 _FOR_US = frozenset({"binary_data_output", "binary_data", "binary_data_size", "classification"})
@@ -25,6 +34,8 @@ _SHARED_MEMORY = {"shared_memory_region", "shared_memory_offset", "shared_memory
 _KEYS_KEPT = 1024
 # What the call key has room for; see tidegate.protocol.envelope.
 _MAX_NAME, _MAX_DIMS, _MAX_DIM = 255, 255, 2**63 - 1
+_MAX_INT = 2**63
+RETRY_AFTER_S = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,15 +103,19 @@ class Contract:
         return self.signature is not None and not self.required and not self.max_batch
 
     def key(self, inputs: tuple[Tensor, ...], outputs: tuple[str, ...], parameters: dict[str, Any]) -> bytes:
-        """The call key; the same shapes come again and again, so it is made once for each."""
-        if parameters:
-            return call_key(inputs, outputs, parameters)
-        known = self._keys.get((inputs, outputs))
-        if known is None:
+        """The call key; the same shapes come again and again, so it is made once for each.
+
+        Raises BadRequest when it is too large.
+        """
+        known = None if parameters else self._keys.get((inputs, outputs))
+        if known is not None:
+            return known
+        made = _bounded(inputs, outputs, parameters)
+        if not parameters and len(made) <= KEPT_KEY:
             if len(self._keys) >= _KEYS_KEPT:
                 self._keys.clear()
-            known = self._keys[(inputs, outputs)] = call_key(inputs, outputs, parameters)
-        return known
+            self._keys[(inputs, outputs)] = made
+        return made
 
     def want(self, name: str, binary: bool, parameters: dict[str, Any]) -> WantedOutput:
         """A requested output, checked; raises BadRequest."""
@@ -164,6 +179,20 @@ class Inputs:
         return tuple(entry[1] for entry in slots), [entry[2] for entry in slots], max(self.rows, 0)
 
 
+def _bounded(inputs: tuple[Tensor, ...], outputs: tuple[str, ...], parameters: dict[str, Any]) -> bytes:
+    names = len(inputs) + len(outputs)
+    size = 2 * names  # at least; the key counts them in 16 bits
+    if size <= MAX_KEY:
+        key = call_key(inputs, outputs, parameters)
+        if len(key) <= MAX_KEY:
+            return key
+        size = len(key)
+    raise BadRequest(
+        f"the names, shapes and parameters of {names} tensors take {size} bytes, at most {MAX_KEY} are "
+        "possible: send what is large as a tensor"
+    )
+
+
 def check_parameters(found: Any, where: str) -> dict[str, Any]:
     """The parameters of a request, an input or an output, without what a queue cannot honour: BadRequest."""
     if found is None:
@@ -190,12 +219,19 @@ def options(parameters: dict[str, Any]) -> Options:
         if name in _FOR_US or name in _STATEFUL:
             continue
         if name in _FOR_THE_QUEUE:
-            if type(value) is not int or value < 0:
-                raise BadRequest(f"parameter {name!r} must be a whole number, not negative, got {value!r}")
+            if type(value) is not int or not 0 <= value < _MAX_INT:
+                shown = repr(value)[:50]
+                raise BadRequest(f"parameter {name!r} must be a whole number, not negative, got {shown}")
         elif name.startswith("triton_"):
             raise BadRequest(f"parameter {name!r}: names that begin with triton_ are Triton's own")
         elif not isinstance(value, str | int | float):
             raise BadRequest(f"parameter {name!r} must be a string, a number or a boolean")
+        elif isinstance(value, float) and not isfinite(value):
+            raise BadRequest(f"parameter {name!r} must be a finite number, got {value}")
+        elif isinstance(value, int) and not -_MAX_INT <= value < _MAX_INT:
+            raise BadRequest(
+                f"parameter {name!r} must fit into 64 bits, got a number of {len(str(value))} digits"
+            )
         else:
             for_model[name] = value
     timeout_us = parameters.get("timeout", 0)
@@ -247,12 +283,21 @@ def check_size(name: str, datatype: Datatype, shape: list[int], raw: Buffer) -> 
             f"input {name!r}: {datatype.name} {shape} needs {count * size} bytes, got {len(raw)}"
         )
     if not size:
+        check_count(name, count)
         try:
-            found = len(string_offsets(raw, 1))
+            found = count_strings(raw)
         except (ValueError, struct.error) as error:
             raise BadRequest(f"input {name!r}: the BYTES data is malformed: {error}") from None
         if found != count:
-            raise BadRequest(f"input {name!r}: shape {shape} needs {count} elements, got {found}")
+            got = found if found <= MAX_STRINGS else f"more than {MAX_STRINGS}"
+            raise BadRequest(f"input {name!r}: shape {shape} needs {count} elements, got {got}")
+
+
+def inputs_unknown() -> Unavailable:
+    """A request that only a signature makes readable, and none is known yet; a replica will tell it."""
+    return Unavailable(
+        "the model's inputs are not known before its first replica is ready", retry_after_s=RETRY_AFTER_S
+    )
 
 
 def json_refusal(output: str) -> BadRequest:

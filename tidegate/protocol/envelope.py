@@ -55,6 +55,13 @@ _ATTEMPT_AT = 28
 # each tensor as it is, never copied together.
 LARGE = 256 * 1024
 
+# Names, shapes and parameters travel in every message, whatever becomes of the data: they must be small.
+MAX_KEY = 64 * 1024
+# Keys come again and again, but not those that a caller fills with parameters of its own: of what is larger
+# nothing is remembered.
+KEPT_KEY = 2048
+_KEYS_KEPT = 4096
+
 Buffer = bytes | memoryview
 
 
@@ -246,7 +253,7 @@ def reply_pieces(reply: Reply) -> list[Buffer]:
 
 def failure_frame(id: bytes, attempt: int, reason: str, message: str) -> bytes:
     """A failure as a reply frame."""
-    key = orjson.dumps({"reason": reason, "message": message})
+    key = orjson.dumps({"reason": reason, "message": message[:LARGE]})
     return _REPLY.pack(id, FAILED, attempt, 0, 0, 0, 0, 0, 1, len(key)) + key
 
 
@@ -288,9 +295,12 @@ def call_key(inputs: tuple[Tensor, ...], outputs: tuple[str, ...], parameters: d
     return b"".join((_tensors(inputs), *parts, extra))
 
 
-@lru_cache(maxsize=4096)
 def read_call_key(key: bytes) -> CallKey:
     """Parse a request's key; raises :class:`Undecodable`."""
+    return _kept_call_key(key) if len(key) <= KEPT_KEY else _parse_call_key(key)
+
+
+def _parse_call_key(key: bytes) -> CallKey:
     try:
         inputs, at = _read_tensors(key)
         (count,) = struct.unpack_from("<H", key, at)
@@ -304,20 +314,29 @@ def read_call_key(key: bytes) -> CallKey:
         raise Undecodable(f"a request's key cannot be read: {error}") from None
 
 
+_kept_call_key = lru_cache(maxsize=_KEYS_KEPT)(_parse_call_key)
+
+
 def result_key(outputs: tuple[Tensor, ...], parameters: dict[str, Any] | None = None) -> bytes:
     """The key of a successful reply: its outputs and the model's answer parameters."""
     extra = orjson.dumps(parameters, option=orjson.OPT_SORT_KEYS) if parameters else b""
     return _tensors(outputs) + extra
 
 
-@lru_cache(maxsize=4096)
 def read_result_key(key: bytes) -> tuple[tuple[Tensor, ...], dict[str, Any]]:
     """Parse a successful reply's key; raises :class:`Undecodable`."""
+    return _kept_result_key(key) if len(key) <= KEPT_KEY else _parse_result_key(key)
+
+
+def _parse_result_key(key: bytes) -> tuple[tuple[Tensor, ...], dict[str, Any]]:
     try:
         outputs, at = _read_tensors(key)
         return outputs, _object(key[at:])
     except (struct.error, IndexError, KeyError, ValueError) as error:
         raise Undecodable(f"a reply's key cannot be read: {error}") from None
+
+
+_kept_result_key = lru_cache(maxsize=_KEYS_KEPT)(_parse_result_key)
 
 
 def _tensors(tensors: tuple[Tensor, ...]) -> bytes:

@@ -100,6 +100,59 @@ async def test_a_bad_request_does_not_fail_its_neighbours(
     await nothing_is_left(worker)
 
 
+async def test_what_may_not_run_twice_is_told_of_a_failure_and_its_neighbours_run_again(
+    start, caller, make, shown, told, until, nothing_is_left
+):
+    worker = await start(serving=False)
+    never = make([2, 2], flags=0)
+    ids = await caller.send(make([1, 1]), never, make([3, 3]))
+    await until(lambda: worker.work.in_hand == 3)
+
+    def fail(requests) -> None:
+        if len(requests) > 1:
+            raise ModelFailed("out of tea")
+
+    worker.model.fail = fail
+    worker.work.use(worker.model)
+    await until(lambda: len(caller.replies) == 3)
+    assert told(caller.reply(ids[1])) == ("model_failed", "out of tea")
+    assert shown(caller.reply(ids[0])) == [[2, 2]]
+    assert shown(caller.reply(ids[2])) == [[6, 6]]
+    assert worker.model.calls == [ids, [ids[0]], [ids[2]]], "it ran once"
+    await nothing_is_left(worker)
+
+
+async def test_what_may_not_run_twice_has_a_bad_neighbour(start, caller, make, shown, until, nothing_is_left):
+    """The call was refused: it is for the bad one to fail, and for no other."""
+    worker = await start(serving=False)
+    good, _ = await caller.send(make([1, 1], flags=0), make([-2, 2], flags=0))
+    await until(lambda: worker.work.in_hand == 2)
+    worker.work.use(worker.model)
+    await until(lambda: len(caller.replies) == 2)
+    assert shown(caller.reply(good)) == [[2, 2]]
+    await nothing_is_left(worker)
+
+
+async def test_nobody_is_tried_again_alone_whose_caller_has_gone_meanwhile(
+    start, caller, make, until, nothing_is_left
+):
+    worker = await start(serving=False)
+    gone, wanted = await caller.send(make([1, 1]), make([2, 2]))
+    await until(lambda: worker.work.in_hand == 2)
+
+    def fail(requests) -> None:
+        if len(requests) > 1:
+            worker.work.cancel([gone])
+            raise BadRequest("one of them is wrong")
+
+    worker.model.fail = fail
+    worker.work.use(worker.model)
+    await until(lambda: caller.reply(wanted))
+    assert worker.model.calls == [[gone, wanted], [wanted]]
+    assert list(caller.replies) == [wanted]
+    await nothing_is_left(worker)
+
+
 @pytest.mark.parametrize(
     ("error", "expected"),
     [

@@ -31,6 +31,7 @@ class Speaker:
         self.attempts: list[int] = []
         self.cancelled = 0
         self.fail: dict[int, Exception] = {}
+        self.parameters: dict[str, str] = {}
 
     async def call(self, requests: list[Request], timeout_s: float) -> list[Output]:
         raise BadRequest("the model gives any number of answers")
@@ -44,7 +45,8 @@ class Speaker:
                     await self.go.acquire()
                 if at in self.fail:
                     raise self.fail.pop(at)
-                yield Answer([Output("said", "BYTES", (1,), pack_strings([word]))], {"at": at})
+                more = {"at": at, **self.parameters}
+                yield Answer([Output("said", "BYTES", (1,), pack_strings([word]))], more)
         except (asyncio.CancelledError, GeneratorExit):
             self.cancelled += 1
             raise
@@ -82,6 +84,17 @@ async def test_an_answer_each(worker, model, caller, make, until, nothing_is_lef
     assert said(found) == ["one", "two", "three"]
     assert [envelope.read_result_key(r.key)[1] for r in found[:3]] == [{"at": 0}, {"at": 1}, {"at": 2}]
     assert (worker.work.stats.completed, worker.work.stats.call_ms.value) == (1, None)
+    await nothing_is_left(worker)
+
+
+async def test_an_answer_with_more_parameters_than_a_message_holds(
+    worker, model, caller, make, told, until, nothing_is_left
+):
+    model.free, model.parameters = True, {"why": "x" * envelope.MAX_KEY}
+    (id_,) = await caller.send(make([1, 2], flags=SAFE))
+    await until(lambda: caller.replies.get(id_))
+    reason, message = told(caller.reply(id_))
+    assert (reason, "at most 65536 are possible" in message) == ("model_failed", True)
     await nothing_is_left(worker)
 
 

@@ -11,9 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tidegate.errors import BadRequest
+from tidegate.protocol import tensors
 from tidegate.protocol.tensors import (
     BY_CODE,
     DATATYPES,
+    count_strings,
     elements,
     from_json,
     pack_strings,
@@ -236,3 +238,20 @@ def test_any_bytes_are_strings_or_an_error(raw):
 def test_cut_off_strings(raw, message):
     with pytest.raises(ValueError, match=message):
         unpack_strings(raw)
+
+
+def test_no_more_strings_than_may_be(monkeypatch):
+    """They are gone over one by one, while nothing else is done."""
+    monkeypatch.setattr(tensors, "MAX_STRINGS", 3)
+    assert len(encode("BYTES", ["a"] * 3)) == 15
+    with pytest.raises(BadRequest, match="input 'x': 4 elements of BYTES, at most 3 are possible"):
+        encode("BYTES", ["a"] * 4)
+    assert [count_strings(pack_strings(["a"] * count)) for count in (0, 3, 4, 5, 900)] == [0, 3, 4, 4, 4]
+    with pytest.raises(ValueError, match="cut off"):
+        count_strings(pack_strings(["a"])[:-1])
+
+
+def test_strings_and_bytes_side_by_side():
+    assert unpack_strings(pack_strings(["ö", b"\xff", ""])) == ["ö".encode(), b"\xff", b""]
+    with pytest.raises(TypeError, match="expected a string, got NoneType"):
+        pack_strings(["a", None])
