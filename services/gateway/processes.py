@@ -21,6 +21,8 @@ BACKOFF_S = (0.2, 5.0)
 HEALTHY_AFTER_S = 10.0
 POLL_S = 0.1
 
+_COMMAND = [sys.executable, "-P", "-m", "services.gateway"]
+
 
 def listen(host: str, port: int) -> socket.socket:
     """A socket that shares its port with the sockets of the other members."""
@@ -39,6 +41,7 @@ class Members:
         # The members' metrics meet in files, so that a scrape of any of them tells of all.
         shutil.rmtree(metrics_dir, ignore_errors=True)
         metrics_dir.mkdir(parents=True)
+        self._metrics_dir = metrics_dir
         self._env = os.environ | {MEMBER: "1", METRICS: str(metrics_dir)}
         self._alive: dict[subprocess.Popen[bytes], float] = {}
         self._count = count
@@ -49,9 +52,12 @@ class Members:
         """Until told to stop; 0 when every member ended in order."""
         signal.signal(signal.SIGTERM, self._stop)
         signal.signal(signal.SIGINT, self._stop)
+        # If this process is killed the members end in order, and do not answer beside those of the next one.
+        setpriv = shutil.which("setpriv")
+        leash = [setpriv, "--pdeathsig", "TERM", "--"] if setpriv else []
         while not self._stopping:
             while len(self._alive) < self._count and not self._stopping:
-                member = subprocess.Popen([sys.executable, "-P", "-m", "services.gateway"], env=self._env)
+                member = subprocess.Popen([*leash, *_COMMAND], env=self._env)
                 self._alive[member] = time.monotonic()
             time.sleep(POLL_S)
             self._bury()
@@ -65,7 +71,7 @@ class Members:
                 continue
             del self._alive[member]
             log.error("a gateway process ended; starting another", extra={"pid": member.pid, "code": code})
-            _forget_metrics(member.pid)
+            _forget_metrics(member.pid, self._metrics_dir)
             lived = time.monotonic() - since
             self._delay = BACKOFF_S[0] if lived > HEALTHY_AFTER_S else min(self._delay * 2, BACKOFF_S[1])
             time.sleep(self._delay)
@@ -77,8 +83,9 @@ class Members:
                 member.send_signal(signal.SIGTERM)
 
 
-def _forget_metrics(pid: int) -> None:
+def _forget_metrics(pid: int, metrics_dir: Path) -> None:
     """Take the gauges of a dead member out of the common view; its counts stay."""
     from prometheus_client import multiprocess
 
-    multiprocess.mark_process_dead(pid)  # type: ignore[no-untyped-call]
+    # By its path: METRICS is set for the members alone.
+    multiprocess.mark_process_dead(pid, str(metrics_dir))  # type: ignore[no-untyped-call]

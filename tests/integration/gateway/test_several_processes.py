@@ -1,18 +1,29 @@
-"""Several gateway processes behind one gRPC port: calls and streams are answered by whichever has them."""
+"""Several gateway processes behind one port: whichever has a call answers it, and one may be lost."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import os
+import signal
 import struct
+import subprocess
+import sys
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from typing import Any
 
 import grpc
+import httpx
 import psutil
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 from tritonclient.grpc import service_pb2 as pb
 from tritonclient.grpc import service_pb2_grpc as stubs
+
+from tests.integration.gateway.process import echo, wait_ready
+from tidegate.stack.ports import free_ports
+from tidegate.store.live import GATEWAY
 
 pytestmark = pytest.mark.integration
 
@@ -49,22 +60,133 @@ async def stream(stub: Any, number: int) -> None:
     assert {answer.id for answer in answers} == {str((-number, turn)) for turn in range(EACH)}
 
 
-def processes_with(gateway: Any, status: str) -> int:
-    """How many of the processes have a gRPC socket in this state."""
-    members = psutil.Process(gateway.process.pid).children()
+def members(gateway: Any) -> dict[int, psutil.Process]:
+    """The processes by their ids."""
+    return {each.pid: each for each in psutil.Process(gateway.process.pid).children()}
+
+
+def processes_with(status: str, gateway: Any, port: int) -> int:
+    """How many of the processes have a socket of this port in this state."""
     sockets = [
-        {each.status for each in member.net_connections("tcp") if each.laddr.port == gateway.grpc_port}
-        for member in members
+        {each.status for each in member.net_connections("tcp") if each.laddr.port == port}
+        for member in members(gateway).values()
     ]
     return sum(status in found for found in sockets)
 
 
 async def test_each_answers_its_own_callers(gateway, worker, until):
-    await until(lambda: processes_with(gateway, psutil.CONN_LISTEN) == PROCESSES)
+    await until(lambda: processes_with(psutil.CONN_LISTEN, gateway, gateway.grpc_port) == PROCESSES)
     own = [("grpc.use_local_subchannel_pool", 1)]  # a connection for each channel
     async with AsyncExitStack() as stack:
         made = [grpc.aio.insecure_channel(gateway.grpc, options=own) for _ in range(CHANNELS)]
         callers = [stubs.GRPCInferenceServiceStub(await stack.enter_async_context(each)) for each in made]
         await asyncio.gather(*(calls(stub, number) for number, stub in enumerate(callers)))
         await asyncio.gather(*(stream(stub, number) for number, stub in enumerate(callers)))
-        assert processes_with(gateway, psutil.CONN_ESTABLISHED) == PROCESSES
+        assert processes_with(psutil.CONN_ESTABLISHED, gateway, gateway.grpc_port) == PROCESSES
+
+
+async def member_of(gateway: Any, client: httpx.AsyncClient) -> int:
+    """Which of them has the client's connection."""
+    answer = await client.get("/health/live")
+    _, port = answer.extensions["network_stream"].get_extra_info("client_addr")
+    (found,) = [
+        pid
+        for pid, member in members(gateway).items()
+        if any(each.raddr and each.raddr.port == port for each in member.net_connections("tcp"))
+    ]
+    return found
+
+
+async def clients_by_member(gateway: Any, stack: AsyncExitStack) -> dict[int, httpx.AsyncClient]:
+    """A client of each member, by its id: the kernel decides who takes a connection, so it takes some."""
+    found: dict[int, httpx.AsyncClient] = {}
+    for _ in range(100):
+        client = await stack.enter_async_context(httpx.AsyncClient(base_url=gateway.url, timeout=20))
+        found[await member_of(gateway, client)] = client
+        if len(found) == PROCESSES:
+            return found
+    raise AssertionError(f"all connections are those of {found.keys()}")
+
+
+async def infer(client: httpx.AsyncClient, *values: float) -> bool:
+    """Whether the answer is right."""
+    body = {"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 2], "data": values}]}
+    answer = await client.post("/v2/models/digits/infer", json=body)
+    return answer.status_code == 200 and answer.json()["outputs"][0]["data"] == list(values)
+
+
+async def outstanding(gateway: Any, client: httpx.AsyncClient) -> float:
+    """Requests that wait in all processes, as any of them tells."""
+    (family,) = [
+        each
+        for each in text_string_to_metric_families((await client.get("/metrics")).text)
+        if each.name == "tidegate_gateway_outstanding"
+    ]
+    return sum(each.value for each in family.samples if each.labels == {"deployment": gateway.deployment})
+
+
+async def test_one_that_is_killed_is_replaced_and_takes_only_its_own_calls_along(gateway, worker, until):
+    await until(lambda: processes_with(psutil.CONN_LISTEN, gateway, gateway.port) == PROCESSES)
+    async with AsyncExitStack() as stack:
+        clients = await clients_by_member(gateway, stack)
+        (lost, doomed), (kept, client) = clients.items()
+        worker.answer = lambda request: None if request.data == [struct.pack("<2f", 6, 6)] else echo(request)
+        waits = asyncio.create_task(infer(doomed, 6, 6))
+        await until(lambda: worker.requests)
+
+        async def waiting(count: int) -> bool:
+            return await outstanding(gateway, client) == count
+
+        await until(lambda: waiting(1))
+        members(gateway)[lost].send_signal(signal.SIGKILL)
+        with pytest.raises(httpx.TransportError):
+            await waits
+
+        async def replaced() -> bool:
+            assert gateway.process.poll() is None, "the parent lives on"
+            assert await infer(client, 1, 2), "and so does the other member"
+            listening = processes_with(psutil.CONN_LISTEN, gateway, gateway.port)
+            return lost not in members(gateway) and listening == PROCESSES
+
+        await until(replaced)
+        assert kept in members(gateway)
+        await until(lambda: waiting(0), "nobody waits for what the lost one had in hand")
+
+        clients = await clients_by_member(gateway, stack)
+        assert clients.keys() == members(gateway).keys()
+        for number, each in enumerate(clients.values()):
+            assert await infer(each, number, 3)
+        # What it reported of itself lapses; those that are left go on.
+        await until(lambda: len(gateway.redis.keys(GATEWAY + "*")) == PROCESSES)
+
+
+def test_they_end_with_a_parent_that_is_killed(gateway, rabbitmq_url, valkey_url, tmp_path):
+    """They would go on taking calls beside those of the gateway that is started next."""
+    port, grpc_port = free_ports(2)
+    environment = os.environ | {
+        "TIDEGATE_STATE_DIR": str(tmp_path),
+        "TIDEGATE_SERVICE_TOKEN": "token",
+        "TIDEGATE_GATEWAY_PORT": str(port),
+        "TIDEGATE_GATEWAY_GRPC_PORT": str(grpc_port),
+        "TIDEGATE_GATEWAY_WORKERS": str(PROCESSES),
+        "TIDEGATE_AMQP_URL": rabbitmq_url,
+        "TIDEGATE_REDIS_URL": valkey_url,
+    }
+    with (tmp_path / "log").open("wb") as log:
+        parent = subprocess.Popen(
+            [sys.executable, "-m", "services.gateway"], env=environment, stdout=log, stderr=log
+        )
+    started: list[psutil.Process] = []
+    try:
+        wait_ready(parent, port, tmp_path / "log")
+        started = psutil.Process(parent.pid).children()
+        assert len(started) == PROCESSES
+        parent.kill()
+        _, alive = psutil.wait_procs(started, timeout=20)
+        assert not alive
+    finally:
+        parent.kill()
+        parent.wait()
+        for each in started:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                each.kill()
