@@ -32,18 +32,18 @@ class Catalogue:
         self._cards = cards
         self._store = store
 
-    def index(self) -> list[dict[str, str]]:
-        """Every model version, and whether it can answer."""
+    def index(self, *, ready: bool = False) -> list[dict[str, str]]:
+        """Every model version, and whether it can answer; with ``ready`` only those that can."""
         table = require(self._core.routes.table)
-        return [
-            {
-                "name": endpoint.name,
-                "version": version,
-                "state": "READY" if self.answers(route) else "UNAVAILABLE",
-                "reason": "",
-            }
+        found = [
+            (endpoint.name, version, self.answers(route))
             for endpoint in table.endpoints.values()
             for version, route in sorted(endpoint.versions.items())
+        ]
+        return [
+            {"name": name, "version": version, "state": "READY" if well else "UNAVAILABLE", "reason": ""}
+            for name, version, well in found
+            if well or not ready
         ]
 
     def answers(self, route: DeploymentRoute) -> bool:
@@ -55,13 +55,11 @@ class Catalogue:
         return self.answers(self._core.pick(model, version)[1])
 
     def metadata(self, model: str, version: str) -> dict[str, Any]:
-        """Inputs, outputs and versions of a model."""
+        """Inputs, outputs and versions of a model; Unavailable before its signature is known."""
         endpoint, route = self._core.pick(model, version)
         signature = route.contract.signature
         if signature is None:
-            raise NotFound(
-                f"the signature of {endpoint.name!r} is not known before its first replica is ready"
-            )
+            raise self._not_known_yet("signature", endpoint, route)
         batch = [-1] if signature.max_batch_size else []
 
         def shown(specs: Any) -> list[dict[str, Any]]:
@@ -80,13 +78,17 @@ class Catalogue:
         endpoint, route = self._core.pick(model, version)
         card = await self._cards.card(route.name)
         if card is None:
-            self._core.dispatcher.demand(route)
-            raise Unavailable(
-                f"the configuration of {endpoint.name!r} is not known before its first replica is ready",
-                reason="not_known_yet",
-                retry_after_s=1.0,
-            )
+            raise self._not_known_yet("configuration", endpoint, route)
         return card.config | {"name": endpoint.name}
+
+    def _not_known_yet(self, what: str, endpoint: EndpointRoute, route: DeploymentRoute) -> Unavailable:
+        """The error for what a replica tells; one is asked for."""
+        self._core.dispatcher.demand(route)
+        return Unavailable(
+            f"the {what} of {endpoint.name!r} is not known before its first replica is ready",
+            reason="not_known_yet",
+            retry_after_s=1.0,
+        )
 
     async def statistics(self, model: str = "", version: str = "") -> dict[str, Any]:
         """Counts and durations of one version, of all versions of a model, or of all models."""

@@ -1,11 +1,14 @@
-"""To zero and back, up by hand, and away."""
+"""To zero and back, up by hand, and away; and what several replicas did, together."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from typing import Any
 
+import httpx
 import numpy as np
+from prometheus_client.parser import text_string_to_metric_families
 
 from tests.conftest import Figure
 from tests.e2e.conftest import Digits, Stack
@@ -52,3 +55,58 @@ def test_by_hand(stack: Stack, client: Client, deploy_python: Callable[..., str]
     stack.cli("delete", "twins", "--yes")
     wait_replicas(stack, "twins-v1", 0)
     assert "twins" not in [m["name"] for m in client.models()]
+
+
+async def test_statistics_add_up_over_replicas(
+    stack: Stack, client: Client, deploy_python: Callable[..., str], until: Callable[..., Any]
+):
+    """Every request once, whichever replica answered it, also after one of them has gone."""
+    deploy_python("identity", "pair", "--min", "2", "--max", "2")
+    wait_replicas(stack, "pair-v1", 2)
+
+    def counted() -> tuple[int, int, int]:
+        (found,) = httpx.get(f"{stack.settings.gateway_url}/v2/models/pair/stats").json()["model_stats"]
+        success, infer = found["inference_stats"]["success"], found["inference_stats"]["compute_infer"]
+        return success["count"], infer["count"], found["inference_count"]
+
+    def ask(requests: int) -> None:
+        for value in range(requests):
+            x = np.full((2, 16), value, np.float32)
+            assert np.array_equal(client.infer("pair", {"x": x})["y"], x)
+
+    before = {address: answered(address) for address in workers(stack, "pair-v1")}
+    begun = counted()
+    ask(40)
+    grown = {address: answered(address) - count for address, count in before.items()}
+    assert len(grown) == 2
+    assert sum(grown.values()) == 40
+    assert all(grown.values()), "both had some, so neither's counts are the whole"
+    wanted = (begun[0] + 40, begun[1] + 40, begun[2] + 80)
+    await until(lambda: counted() == wanted, f"{wanted}: requests, requests, rows")
+
+    stack.cli("scale", "pair", "1")
+    wait_replicas(stack, "pair-v1", 1)
+    assert counted() == wanted
+    ask(10)
+    wanted = (wanted[0] + 10, wanted[1] + 10, wanted[2] + 20)
+    await until(lambda: counted() == wanted, f"{wanted}: requests, requests, rows")
+    stack.cli("delete", "pair", "--yes")
+
+
+def workers(stack: Stack, deployment: str) -> list[str]:
+    """The addresses of a Deployment's workers, as Prometheus is told them."""
+    found = stack.autoscaler("/prometheus/workers")
+    return [
+        address for each in found if each["labels"]["deployment"] == deployment for address in each["targets"]
+    ]
+
+
+def answered(address: str) -> float:
+    """Requests that a worker has answered, as it tells itself."""
+    families = text_string_to_metric_families(httpx.get(f"http://{address}/metrics").text)
+    return sum(
+        sample.value
+        for family in families
+        for sample in family.samples
+        if sample.name == "tidegate_worker_requests_total" and sample.labels["outcome"] == "ok"
+    )

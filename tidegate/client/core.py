@@ -20,6 +20,7 @@ from tidegate.errors import BadRequest, DeadlinePassed, NotFound, TidegateError,
 DEFAULT_URL = "http://127.0.0.1:8000"
 METADATA_TTL_S = 60.0
 POLL_S = 0.25
+NOT_KNOWN_YET = "not_known_yet"
 
 Metadata = dict[str, Any]
 Version = int | str | None
@@ -142,31 +143,42 @@ class Core:
         at, metadata = self._known.get(path, (0.0, {}))
         return metadata if metadata and self.caller.clock() - at < METADATA_TTL_S else None
 
-    def _fetch(self, path: str, timeout_s: float | None) -> Flow[Metadata]:
-        metadata = _json((yield from self.call("GET", path, timeout_s)))
+    def _fetch(self, path: str, timeout_s: float | None, at_once: str = "") -> Flow[Metadata]:
+        metadata = _json((yield from self.call("GET", path, timeout_s, at_once=at_once)))
         if not isinstance(metadata, dict):
             raise BadAnswer("The model's metadata is not a JSON object.")
         self._known[path] = (self.caller.clock(), metadata)
         return metadata
 
     def _expected(self, path: str, inputs: Any, deadline: float) -> Flow[Metadata]:
-        """The metadata; {} where the gateway has none yet and the inputs have names to do without."""
+        """The metadata. Where the gateway has none yet, {} for inputs that have names and so do without;
+        for others this waits until the model, which it has woken, is ready.
+        """
 
         def unless_known() -> Flow[Metadata]:
-            return self._fresh(path) or (yield from self._fetch(path, self._left(deadline)))
+            return self._fresh(path) or (yield from self._fetch(path, self._left(deadline), NOT_KNOWN_YET))
 
-        try:
-            metadata: Metadata = yield Alone(unless_known())
-        except NotFound:
-            if isinstance(inputs, Mapping):
-                return {}
-            raise
-        return metadata
+        while True:
+            try:
+                metadata: Metadata = yield Alone(unless_known())
+            except Unavailable as error:
+                if error.reason != NOT_KNOWN_YET:
+                    raise
+                if isinstance(inputs, Mapping):
+                    return {}
+                pause = error.retry_after_s or POLL_S
+                if self.caller.clock() + pause >= deadline:
+                    raise
+                yield Sleep(pause)
+            else:
+                return metadata
 
-    def call(self, method: str, path: str, timeout_s: float | None, content: bytes = b"") -> Flow[Answer]:
+    def call(
+        self, method: str, path: str, timeout_s: float | None, content: bytes = b"", at_once: str = ""
+    ) -> Flow[Answer]:
         """The answer to one call, within ``timeout_s`` (None: the client's)."""
         limit = self.timeout_s if timeout_s is None else timeout_s
-        return (yield from self.caller.call(method, path, timeout_s=limit, content=content))
+        return (yield from self.caller.call(method, path, timeout_s=limit, content=content, at_once=at_once))
 
 
 def arrange(model: str, inputs: Any, metadata: Metadata) -> list[Tensor]:

@@ -84,8 +84,12 @@ class Caller:
         timeout_s: float,
         headers: Mapping[str, str] | None = None,
         content: bytes = b"",
+        at_once: str = "",
     ) -> Flow[Answer]:
-        """The answer, if its status is below 400; else the error that it stands for is raised."""
+        """The answer, if its status is below 400; else the error that it stands for is raised.
+
+        ``at_once``: the reason of errors that are not sent again.
+        """
         deadline = self.clock() + timeout_s
         for attempt in count():
             left = max(0.001, deadline - self.clock())
@@ -96,7 +100,8 @@ class Caller:
                 if answer.status < 400:
                     return answer
                 error = from_answer(answer.status, answer.headers, answer.body)
-                pause = self._pause(error, attempt) if answer.status == 503 else None
+                again = answer.status == 503 and error.reason != at_once
+                pause = self._pause(error, attempt) if again else None
             except Unreachable as lost:
                 error, pause = lost, self._pause(lost, attempt)
             if pause is None or attempt >= self.retries or self.clock() + pause >= deadline:

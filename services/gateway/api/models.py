@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
+import orjson
 from fastapi import APIRouter, Depends, Request, Response
+from starlette.requests import ClientDisconnect
 
 from services.gateway.catalogue import EXTENSIONS, Catalogue
 from services.gateway.core import Core
 from services.gateway.domain.routing import require
 from tidegate import __version__, caller
-from tidegate.errors import BadRequest, Forbidden
+from tidegate.errors import BadRequest, Forbidden, PayloadTooLarge
 from tidegate.protocol.access import INFER, Principal
+
+SMALL_BODY = 65_536
 
 
 async def _caller(request: Request) -> Principal:
@@ -31,6 +35,33 @@ router = APIRouter(prefix="/v2", tags=["Open Inference Protocol v2"], dependenci
 def _catalogue(request: Request) -> Catalogue:
     catalogue: Catalogue = request.app.state.catalogue
     return catalogue
+
+
+async def _small_body(request: Request) -> bytes:
+    """A body that says what is asked for: whatever its content type, as Triton takes it."""
+    body = b""
+    try:
+        async for chunk in request.stream():
+            body += chunk
+            if len(body) > SMALL_BODY:
+                raise PayloadTooLarge(f"the body is larger than {SMALL_BODY} bytes")
+    except ClientDisconnect:
+        raise BadRequest("the caller left before its request was complete") from None
+    return body
+
+
+def _only_ready(body: bytes) -> bool:
+    """What ``/repository/index`` is asked: an object with ``ready``, or nothing; raises BadRequest."""
+    try:
+        asked = orjson.loads(body) if body else {}
+    except orjson.JSONDecodeError as error:
+        raise BadRequest(f"the request is not JSON: {error}") from None
+    if not isinstance(asked, dict):
+        raise BadRequest("the request must be a JSON object")
+    ready = asked.get("ready", False)
+    if not isinstance(ready, bool):
+        raise BadRequest(f"'ready' must be true or false, got {type(ready).__name__}")
+    return ready
 
 
 @router.get("")
@@ -65,8 +96,11 @@ async def models(request: Request, who: Who) -> dict[str, Any]:
 
 @router.post("/repository/index")
 async def index(request: Request, who: Who) -> list[dict[str, str]]:
-    """Every model version, and whether it can answer (Triton's repository extension)."""
-    return [entry for entry in _catalogue(request).index() if who.may(INFER, entry["name"])]
+    """Every model version, and whether it can answer (Triton's repository extension); with the body
+    ``{"ready": true}`` only those that can.
+    """
+    ready = _only_ready(await _small_body(request))
+    return [entry for entry in _catalogue(request).index(ready=ready) if who.may(INFER, entry["name"])]
 
 
 @router.post("/repository/models/{model}/{action}")
@@ -128,5 +162,5 @@ async def model_ready(
 @router.get("/models/{model}")
 @router.get("/models/{model}/versions/{version}")
 async def model_metadata(request: Request, model: str, version: str = "") -> dict[str, Any]:
-    """Inputs, outputs and versions of a model."""
+    """Inputs, outputs and versions of a model; 503 before its signature is known."""
     return _catalogue(request).metadata(model, version)

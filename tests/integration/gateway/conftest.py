@@ -31,7 +31,7 @@ from tidegate.errors import TidegateError
 from tidegate.protocol import envelope
 from tidegate.protocol.envelope import Reply, Request
 from tidegate.stack.ports import free_ports
-from tidegate.store.live import GATEWAY, ROUTES
+from tidegate.store.live import GATEWAY, ROUTES, ROUTES_CHANGED
 from tidegate.topology import (
     CANCELS,
     EVENTS,
@@ -189,8 +189,9 @@ async def dispatch(rabbitmq_url, fleets, claims) -> AsyncIterator[Callable[..., 
     """Opens a dispatcher that is up, and stops it after the test."""
     async with AsyncExitStack() as stack:
 
-        async def opened(url: str = rabbitmq_url, answers: Budget | None = None) -> Dispatcher:
-            found = Dispatcher(url, os.urandom(8), fleets, claims=claims, answers=answers or Budget(2**30))
+        async def opened(url: str = rabbitmq_url, answers: Budget | None = None, **given: Any) -> Dispatcher:
+            answers = answers or Budget(2**30)
+            found = Dispatcher(url, os.urandom(8), fleets, claims=claims, answers=answers, **given)
             found.start()
             stack.push_async_callback(found.stop)
             await found.out.wait_up(20)
@@ -274,6 +275,32 @@ async def worker(gateway, make_peer) -> AsyncIterator[Peer]:
     async with make_peer(gateway.deployment) as found:
         await found.link.wait_up(20)
         yield found
+
+
+@pytest.fixture
+def add_model(gateway, table, fresh, until) -> Callable[..., Any]:
+    """``await add_model(**fields)``: one model more in its table, on a Deployment with these fields.
+
+    Both have the name that it gives.
+    """
+
+    async def added(**fields: Any) -> str:
+        name: str = fresh("model")
+        raw, new = orjson.loads(gateway.redis.get(ROUTES)), table(name, **fields)
+        raw["n"] += 1
+        raw["deployments"] |= new["deployments"]
+        raw["endpoints"][name] = new["endpoints"]["digits"]
+        gateway.redis.set(ROUTES, orjson.dumps(raw))
+        gateway.redis.publish(ROUTES_CHANGED, b"")
+        async with httpx.AsyncClient(base_url=gateway.url) as client:
+
+            async def taken() -> bool:
+                return name in [m["name"] for m in (await client.get("/v2/models")).json()["models"]]
+
+            await until(taken)
+        return name
+
+    return added
 
 
 @dataclass

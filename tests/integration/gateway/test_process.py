@@ -10,6 +10,7 @@ import struct
 import httpx
 import orjson
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from tidegate.protocol import envelope
 from tidegate.protocol.presence import GatewayReport, ModelCard, ReplicaReport
@@ -99,6 +100,9 @@ async def test_errors(client, path, content, headers, status, reason):
     assert (answer.status_code, answer.json()["reason"]) == (status, reason)
     assert answer.json()["request_id"] == answer.headers["x-request-id"] == "abc"
     assert answer.json()["error"]
+    transit, total = answer.headers["server-timing"].split(", ")
+    assert transit.split(";dur=")[1] == total.split(";dur=")[1]
+    assert float(total.split(";dur=")[1]) > (45 if status == 504 else 0), "timers are good to a millisecond"
 
 
 async def test_the_models_own_words(client, worker):
@@ -215,6 +219,42 @@ async def test_it_reports_its_load(gateway, client, worker, until):
     metrics = (await client.get("/metrics")).text
     assert f'tidegate_gateway_outstanding{{deployment="{gateway.deployment}"}} 0.0' in metrics
     assert 'tidegate_gateway_requests_total{model="digits",outcome="ok"}' in metrics
+
+
+async def test_the_parts_of_a_requests_time_are_observed(client, add_model, make_peer, until):
+    """Each answered request once, in all parts, and the parts make up the whole."""
+    model = await add_model()
+    whole, part = "tidegate_gateway_request_seconds", "tidegate_gateway_part_seconds"
+
+    async def observed(which: str) -> dict[str, float]:
+        """The ``count`` or ``sum`` of the whole, and of each part."""
+        return {
+            sample.labels.get("part", "whole"): sample.value
+            for family in text_string_to_metric_families((await client.get("/metrics")).text)
+            for sample in family.samples
+            if sample.name in {f"{whole}_{which}", f"{part}_{which}"} and sample.labels["deployment"] == model
+        }
+
+    async with make_peer(model) as peer:
+        await peer.link.wait_up(20)
+        for _ in range(5):
+            answer = await client.post(f"/v2/models/{model}/infer", json={"inputs": [X]})
+            assert answer.status_code == 200
+        refused = await client.post(f"/v2/models/{model}/infer", json={"inputs": []})
+        assert refused.status_code == 400, "the model answers five"
+
+    parts = ("decode", "transit", "wait", "compute", "encode")
+    wanted = dict.fromkeys(("whole", *parts), 5)
+
+    async def counted() -> bool:
+        return await observed("count") == wanted
+
+    await until(counted)
+    took = await observed("sum")
+    assert took["wait"] == pytest.approx(5 * 100e-6)
+    assert took["compute"] == pytest.approx(5 * 200e-6)
+    assert all(took[each] > 0 for each in parts)
+    assert sum(took[each] for each in parts) == pytest.approx(took["whole"])
 
 
 async def test_hopeless_requests_are_refused_at_once(gateway, client, worker, until):

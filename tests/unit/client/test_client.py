@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -23,7 +24,7 @@ class Gateway:
 
     def __init__(self) -> None:
         self.datatype = "FP32"
-        self.signature_known = True
+        self.known_after: float = 0
         self.ready_after = 0
         self.calls: list[str] = []
         self.headers: httpx.Headers = httpx.Headers()
@@ -39,13 +40,17 @@ class Gateway:
             return httpx.Response(200 if self.ready_after < 0 else 503)
         if request.url.path == "/v2/repository/index":
             return httpx.Response(200, json=[{"name": "double", "version": "1", "state": "READY"}])
-        if path == "" and self.signature_known:
+        if path == "" and self.known_after > 0:
+            self.known_after -= 1
+            return self._refuse(503, "not_known_yet", {"Retry-After": "0.01"})
+        if path == "":
             inputs = [{"name": "x", "datatype": self.datatype, "shape": [-1]}]
             return httpx.Response(200, json={"name": "double", "inputs": inputs})
         return self._refuse(404, "not_found")
 
-    def _refuse(self, status: int, reason: str) -> httpx.Response:
-        return httpx.Response(status, json={"error": f"it is {reason}", "reason": reason, "request_id": "r"})
+    def _refuse(self, status: int, reason: str, headers: dict[str, str] | None = None) -> httpx.Response:
+        told = {"error": f"it is {reason}", "reason": reason, "request_id": "r"}
+        return httpx.Response(status, json=told, headers=headers)
 
     def _infer(self, request: httpx.Request) -> httpx.Response:
         length = int(request.headers[HEAD_LENGTH])
@@ -159,11 +164,25 @@ def test_a_misfit_is_told_before_anything_is_sent(make: Any, gateway: Gateway) -
 
 
 def test_without_a_known_signature_the_arrays_decide(make: Any, gateway: Gateway) -> None:
-    gateway.signature_known = False
+    gateway.known_after = math.inf
     client = make(gateway)
     assert client.infer("double", {"x": np.array([1], np.float32)})["y"].tolist() == [2]
-    with pytest.raises(errors.NotFound):
-        client.infer("double", np.array([1], np.float32))
+    assert gateway.calls == ["GET /v2/models/double", "POST /v2/models/double/infer"], "nothing is waited for"
+    with pytest.raises(errors.Unavailable, match="it is not_known_yet"):
+        client.infer("double", np.array([1], np.float32), timeout_s=0.05)
+
+
+def test_a_bare_array_waits_for_the_signature_of_a_model_that_wakes(make: Any, gateway: Gateway) -> None:
+    gateway.known_after = 4
+    client = make(gateway, retries=0)
+    assert client.infer("double", np.array([1], np.float32))["y"].tolist() == [2]
+    assert gateway.calls == ["GET /v2/models/double"] * 5 + ["POST /v2/models/double/infer"]
+
+
+def test_no_such_model(make: Any, gateway: Gateway) -> None:
+    with pytest.raises(errors.NotFound, match="it is not_found"):
+        make(gateway).infer("other", {"x": np.array([1], np.float32)})
+    assert gateway.calls == ["GET /v2/models/other"]
 
 
 def test_readiness(make: Any, gateway: Gateway) -> None:

@@ -122,10 +122,7 @@ class InferenceService:
         return ParseDict(found, pb.ModelStatisticsResponse(), ignore_unknown_fields=True)
 
     async def _index(self, request: Any, context: Any) -> Any:
-        models = self._catalogue.index()
-        if request.ready:
-            models = [model for model in models if model["state"] == "READY"]
-        return pb.RepositoryIndexResponse(models=models)
+        return pb.RepositoryIndexResponse(models=self._catalogue.index(ready=request.ready))
 
     @staticmethod
     def _no_regions(name: str) -> Method:

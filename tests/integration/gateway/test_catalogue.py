@@ -1,0 +1,111 @@
+"""What a gateway tells of models that sleep, that may not start, and that nobody knows much of yet."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+import grpc
+import httpx
+import pytest
+from tritonclient.grpc import service_pb2 as pb
+from tritonclient.grpc import service_pb2_grpc as stubs
+
+from tidegate.protocol.presence import ReplicaReport
+from tidegate.store.live import REPLICA
+
+pytestmark = pytest.mark.integration
+
+INDEX = "/v2/repository/index"
+
+
+@pytest.fixture
+async def client(gateway) -> AsyncIterator[httpx.AsyncClient]:
+    async with httpx.AsyncClient(base_url=gateway.url, timeout=20) as found:
+        yield found
+
+
+@pytest.fixture
+async def stub(gateway) -> AsyncIterator[Any]:
+    async with grpc.aio.insecure_channel(gateway.grpc) as channel:
+        yield stubs.GRPCInferenceServiceStub(channel)
+
+
+@pytest.mark.parametrize("version", ["", "/versions/1"])
+async def test_metadata_that_is_not_known_yet_wakes_the_model(client, add_model, make_peer, until, version):
+    model = await add_model(signature=None)
+    async with make_peer(model) as peer:
+        await peer.link.wait_up(20)
+        answer = await client.get(f"/v2/models/{model}{version}")
+        assert (answer.status_code, answer.json()["reason"]) == (503, "not_known_yet")
+        assert answer.headers["retry-after"] == "1"
+        await until(lambda: model in peer.demanded)
+
+
+async def test_the_same_over_grpc(stub, add_model, make_peer, until):
+    model = await add_model(signature=None)
+    async with make_peer(model) as peer:
+        await peer.link.wait_up(20)
+        with pytest.raises(grpc.aio.AioRpcError, match="not known before its first replica") as caught:
+            await stub.ModelMetadata(pb.ModelMetadataRequest(name=model))
+        assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+        trailers = dict(caught.value.trailing_metadata())
+        assert (trailers["reason"], trailers["retry-after"]) == ("not_known_yet", "1")
+        await until(lambda: model in peer.demanded)
+
+
+async def test_a_model_that_is_not_there_is_still_that(client, stub):
+    answer = await client.get("/v2/models/letters")
+    assert (answer.status_code, answer.json()["reason"]) == (404, "not_found")
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await stub.ModelMetadata(pb.ModelMetadataRequest(name="letters"))
+    assert caught.value.code() is grpc.StatusCode.NOT_FOUND
+
+
+async def test_the_index_of_those_that_are_ready(gateway, client, stub, add_model, until):
+    """``digits`` would wake, the other may not; once it has a replica it is ready too."""
+    held = await add_model(wakeable=False)
+
+    async def indexes(ready: bool) -> dict[str, str]:
+        """The states of these two over HTTP; the whole index over gRPC is the same."""
+        shown = (await client.post(INDEX, json={"ready": ready})).json()
+        told = (await stub.RepositoryIndex(pb.RepositoryIndexRequest(ready=ready))).models
+        over_grpc = [(each.name, each.version, each.state) for each in told]
+        assert [(each["name"], each["version"], each["state"]) for each in shown] == over_grpc
+        return {each["name"]: each["state"] for each in shown if each["name"] in {"digits", held}}
+
+    assert await indexes(ready=True) == {"digits": "READY"}
+    assert await indexes(ready=False) == {"digits": "READY", held: "UNAVAILABLE"}
+    report = ReplicaReport("r", held, 1, "h", 1, "ready")
+    gateway.redis.set(REPLICA + "r", report.to_json(), px=60_000)
+
+    async def heard() -> bool:
+        return (await client.get(f"/v2/models/{held}/ready")).status_code == 200
+
+    await until(heard)
+    assert await indexes(ready=True) == {"digits": "READY", held: "READY"}
+    gateway.redis.delete(REPLICA + "r")
+
+
+@pytest.mark.parametrize("content", [b"", b"{}", b'{"ready": false}', b'{"of_a_later_day": 1}'])
+async def test_the_index_of_all(client, add_model, content):
+    held = await add_model(wakeable=False)
+    for kind in ("application/json", "application/x-www-form-urlencoded"):  # the latter is curl's -d
+        answer = await client.post(INDEX, content=content, headers={"Content-Type": kind})
+        assert {"digits", held} <= {each["name"] for each in answer.json()}
+
+
+@pytest.mark.parametrize(
+    ("content", "status", "told"),
+    [
+        (b'{"ready": tru', 400, "not JSON"),
+        (b"[true]", 400, "a JSON object"),
+        (b'{"ready": "yes"}', 400, "'ready' must be true or false, got str"),
+        (b'{"ready": 1}', 400, "'ready' must be true or false, got int"),
+        (b" " * 65_537, 413, "larger than 65536 bytes"),
+    ],
+)
+async def test_an_index_that_is_asked_for_wrongly(client, content, status, told):
+    answer = await client.post(INDEX, content=content)
+    assert answer.status_code == status
+    assert told in answer.json()["error"]
