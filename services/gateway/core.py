@@ -23,6 +23,8 @@ from tidegate.protocol import envelope
 from tidegate.protocol.contract import Contract, Decoded
 from tidegate.protocol.envelope import Reply, Tensor
 
+MAX_TIMEOUT_MS = 86_400_000
+
 
 @dataclass(slots=True)
 class Timing:
@@ -189,7 +191,11 @@ class Core:
         endpoint, route = self.pick(model, version)
         if timeout_ms is None:
             timeout_ms = endpoint.timeout_ms
-        request = decode(route.contract)
+        try:
+            request = decode(route.contract)
+        except Unavailable:
+            self.dispatcher.demand(route)  # its first replica will know what it takes
+            raise
         if request.timeout_ms is not None:
             timeout_ms = min(timeout_ms, request.timeout_ms)
         return route, request, timeout_ms, time.perf_counter() - started
@@ -237,8 +243,8 @@ def parse_timeout(header: bytes | None) -> float | None:
         value = float(header)
     except ValueError:
         value = -1.0
-    if not 1 <= value <= 86_400_000:
+    if not 1 <= value <= MAX_TIMEOUT_MS:
         raise BadRequest(
-            f"X-Request-Timeout-Ms must be 1..86400000 milliseconds, got {header.decode('latin-1')!r}"
+            f"X-Request-Timeout-Ms must be 1..{MAX_TIMEOUT_MS} milliseconds, got {header.decode('latin-1')!r}"
         )
     return value

@@ -116,7 +116,11 @@ class Jobs:
             raise BadRequest(
                 f"model {model!r} gives any number of answers to a request (it is decoupled), a job has one"
             )
-        request = decode(route.contract)
+        try:
+            request = decode(route.contract)
+        except Unavailable:
+            self._core.dispatcher.demand(route)  # its first replica will know what it takes
+            raise
         ask = ask_of(request)
         return Order(
             endpoint.name, route, request, ask, options, principal.id, trace[:255], idempotency, batch, line

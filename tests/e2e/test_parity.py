@@ -7,10 +7,8 @@ model, deployed from a Triton directory, and the same directory served by a Trit
 from __future__ import annotations
 
 import json
-import subprocess
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +19,8 @@ import pytest
 from tritonclient.grpc import service_pb2 as pb
 from tritonclient.grpc import service_pb2_grpc as stubs
 
-from services.worker.adapters.triton_install import TritonInstall
+from tests.e2e.direct import Doors, running_triton
 from tidegate.protocol.tensors import DATATYPES, pack_strings, unpack_strings
-from tidegate.settings import Settings
-from tidegate.stack.ports import free_ports
 
 pytestmark = pytest.mark.e2e
 
@@ -72,14 +68,6 @@ def config() -> str:
     return "\n".join([f'name: "{NAME}"', 'backend: "python"', "max_batch_size: 8", *tensors])
 
 
-@dataclass(frozen=True)
-class Doors:
-    """Where a server answers."""
-
-    http: str
-    grpc: str
-
-
 @pytest.fixture(scope="session")
 def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A Triton model repository with the model in it."""
@@ -95,37 +83,8 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def direct(directory: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Doors]:
     """A Triton of its own."""
-    install = TritonInstall.find(Settings().runtime_path)
-    http, rpc = free_ports(2)
-    log = tmp_path_factory.mktemp("triton") / "log"
-    arguments = [
-        f"--model-repository={directory}", f"--backend-directory={install.backends_dir}",
-        "--http-address=127.0.0.1", f"--http-port={http}",
-        "--grpc-address=127.0.0.1", f"--grpc-port={rpc}",
-        "--allow-metrics=false", "--backend-config=python,shm-region-prefix-name=tidegate-parity",
-    ]  # fmt: skip
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            [install.server, *arguments], env=install.environment({}), stdout=output, stderr=output
-        )
-    try:
-        _wait_ready(process, f"http://127.0.0.1:{http}", log)
-        yield Doors(f"http://127.0.0.1:{http}", f"127.0.0.1:{rpc}")
-    finally:
-        process.terminate()
-        process.wait(30)
-
-
-def _wait_ready(process: subprocess.Popen[bytes], url: str, log: Path) -> None:
-    end = time.monotonic() + 60
-    while process.poll() is None and time.monotonic() < end:
-        try:
-            if httpx.get(f"{url}/v2/models/{NAME}/ready").status_code == 200:
-                return
-        except httpx.TransportError:
-            pass
-        time.sleep(0.1)
-    raise AssertionError(log.read_text()[-4000:])
+    with running_triton(directory, tmp_path_factory.mktemp("triton") / "log") as doors:
+        yield doors
 
 
 @pytest.fixture(scope="session")

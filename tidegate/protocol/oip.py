@@ -7,6 +7,8 @@ rows, the call key and each input's raw bytes. Errors name the tensor, what was 
 from __future__ import annotations
 
 import json
+import struct
+from math import prod
 from typing import Any
 
 import orjson
@@ -21,25 +23,30 @@ from tidegate.protocol.contract import (
     check_parameters,
     check_shape,
     check_size,
+    inputs_unknown,
     json_refusal,
     options,
 )
 from tidegate.protocol.envelope import Buffer, Tensor
-from tidegate.protocol.tensors import BINARY_ONLY, from_json, to_json
+from tidegate.protocol.tensors import BINARY_ONLY, Datatype, from_json, to_json
 
 HEADER_LENGTH = "Inference-Header-Content-Length"
+_MAX_STRING = 2**32 - 1
 
 
 def decode(body: Buffer, header_length: int | None, contract: Contract) -> Decoded:
     """Decode and check a request body; raises BadRequest.
 
-    ``header_length`` is the size of the JSON part when binary tensor data follows it, else None.
+    ``header_length`` is the size of the JSON part when binary tensor data follows it, else None. With 0 the
+    whole body is the data of the model's only input: Unavailable while no signature is known.
     """
     return decode_head(*parts(body, header_length), contract)
 
 
-def decode_head(head: dict[str, Any], tail: memoryview, contract: Contract) -> Decoded:
+def decode_head(head: dict[str, Any] | None, tail: memoryview, contract: Contract) -> Decoded:
     """The same of a body whose JSON was read by :func:`parts`; fields that are not OIP's are passed over."""
+    if head is None:
+        return _raw(tail, contract)
     parameters = check_parameters(head.get("parameters"), "request")
     binary = bool(parameters.get("binary_data_output", False))
     wanted = _wanted(head.get("outputs"), binary, contract)
@@ -53,9 +60,11 @@ def decode_head(head: dict[str, Any], tail: memoryview, contract: Contract) -> D
     return Decoded(id_, rows, key, data, wanted, binary, timeout_ms, priority)
 
 
-def parts(body: Buffer, header_length: int | None) -> tuple[dict[str, Any], memoryview]:
-    """The JSON object of a body, and the binary tensor data behind it; raises BadRequest."""
+def parts(body: Buffer, header_length: int | None) -> tuple[dict[str, Any] | None, memoryview]:
+    """The JSON object of a body, None where it has none, and the binary tensor data behind it: BadRequest."""
     view = memoryview(body)
+    if header_length == 0:
+        return None, view
     size = len(view) if header_length is None else header_length
     if not 0 <= size <= len(view):
         raise BadRequest(f"{HEADER_LENGTH} is {size}, but the body has {len(view)} bytes")
@@ -73,7 +82,7 @@ def _with_infinities(raw: bytes, error: ValueError) -> Any:
     if b"NaN" in raw or b"Infinity" in raw:
         try:
             return json.loads(raw)
-        except ValueError:
+        except (ValueError, RecursionError):
             pass
     raise BadRequest(f"the request is not JSON: {error}")
 
@@ -130,6 +139,53 @@ def _binary(name: str, size: Any, tail: memoryview, at: int) -> tuple[memoryview
     return tail[at : at + size], at + size
 
 
+def _raw(body: memoryview, contract: Contract) -> Decoded:
+    """Triton's raw binary request: the signature says what the body is, and all outputs go back as binary.
+
+    A model that batches takes one row; at most one size of the shape may be open.
+    """
+    if contract.signature is None:
+        raise inputs_unknown()
+    if len(contract.inputs) != 1:
+        raise BadRequest(
+            f"{HEADER_LENGTH} is 0: the body is the model's only input, but it takes {list(contract.inputs)}"
+        )
+    ((name, (_, spec)),) = contract.inputs.items()
+    shape = [1, *spec.dims] if contract.max_batch else list(spec.dims)
+    if shape.count(-1) > 1:
+        raise BadRequest(
+            f"input {name!r}: the size of a raw body gives one dimension, but more are open in {shape}"
+        )
+    raw: Buffer = body
+    if spec.datatype.size:
+        shape = _closed(name, spec.datatype, shape, len(body))
+    else:
+        raw = _one_string(name, shape, body)
+    inputs = Inputs(contract)
+    inputs.expect(name, spec.datatype.name, shape)
+    inputs.put(raw)
+    tensors, data, rows = inputs.done()
+    return Decoded("", rows, contract.key(tensors, (), {}), data, None, True)
+
+
+def _closed(name: str, datatype: Datatype, shape: list[int], size: int) -> list[int]:
+    """The shape of ``size`` bytes, which give the dimension that is open (-1); raises BadRequest."""
+    each, is_open = prod(d for d in shape if d != -1) * datatype.size, -1 in shape
+    if (size % each) if is_open and each else size != each:
+        many = "a multiple of " if is_open else ""
+        raise BadRequest(f"input {name!r}: {datatype.name} {shape} needs {many}{each} bytes, got {size}")
+    return [size // max(each, 1) if d == -1 else d for d in shape]
+
+
+def _one_string(name: str, shape: list[int], body: memoryview) -> bytes:
+    """The body as the one element that a BYTES input of ``shape`` has; raises BadRequest."""
+    if -1 in shape or prod(shape) != 1:
+        raise BadRequest(f"input {name!r}: a raw body is one element of BYTES, but its shape is {shape}")
+    if len(body) > _MAX_STRING:
+        raise BadRequest(f"input {name!r}: an element of BYTES has at most {_MAX_STRING} bytes")
+    return b"".join((struct.pack("<I", len(body)), body))
+
+
 def encode(
     model: str,
     version: str,
@@ -172,7 +228,8 @@ def encode_pieces(
         values = None if forms.get(tensor.name, request.binary) else _values(tensor, raw)
         if values is None:  # asked for in binary, or strings that are no text
             item["parameters"] = {"binary_data_size": len(raw)}
-            tail.append(raw)
+            if len(raw):  # without a byte behind it, it is plain JSON, as Triton's is
+                tail.append(raw)
         else:
             item["data"] = values
         items.append(item)

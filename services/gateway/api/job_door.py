@@ -142,8 +142,10 @@ class JobDoor:
                 grant.cancel()
 
 
-def _named(head: dict[str, object], base: JobOptions) -> tuple[str, str, JobOptions]:
+def _named(head: dict[str, object] | None, base: JobOptions) -> tuple[str, str, JobOptions]:
     """Model, version and options in the body of POST /v1/jobs; raises BadRequest."""
+    if head is None:
+        raise BadRequest(f"{oip.HEADER_LENGTH} is 0, but only JSON can name the model of a job")
     model = head.get("model")
     if not isinstance(model, str) or not model:
         raise BadRequest("'model' must be the name of a model")

@@ -9,12 +9,11 @@ from typing import Any
 import numpy as np
 import orjson
 
-from tidegate.errors import BadRequest, Unavailable
-from tidegate.protocol.contract import Contract, Decoded, Inputs, check_parameters, options
+from tidegate.errors import BadRequest
+from tidegate.protocol.contract import Contract, Decoded, Inputs, check_parameters, inputs_unknown, options
 from tidegate.protocol.envelope import Buffer, Tensor
 from tidegate.protocol.tensors import Datatype, from_json, unpack_strings
 
-RETRY_AFTER_S = 2.0
 _OURS = frozenset({"id", "parameters"})
 
 
@@ -25,9 +24,7 @@ def decode(body: Buffer, contract: Contract) -> Decoded:
     a batch axis of 1; others are parameters for the model, as are those in ``parameters``.
     """
     if contract.signature is None:
-        raise Unavailable(
-            "the model's inputs are not known before its first replica is ready", retry_after_s=RETRY_AFTER_S
-        )
+        raise inputs_unknown()
     members = _members(body)
     if missing := sorted(contract.required - members.keys()):
         shown = ", ".join(map(repr, missing))

@@ -69,6 +69,15 @@ def test_binary():
     assert tail == LABELS + FLOATS
 
 
+def test_binary_without_a_byte_is_plain_json():
+    asked = Decoded("", 0, b"", [], None, True)
+    scores = tensor("scores", "FP32", (0, 2))
+    body, length = encode("digits", "2", asked, 0, (scores,), {}, [b""])
+    assert length is None
+    (output,) = orjson.loads(body)["outputs"]
+    assert (output["shape"], output["parameters"]) == ([0, 2], {"binary_data_size": 0})
+
+
 def test_each_output_in_its_own_form():
     wanted = (WantedOutput("scores", True), WantedOutput("label", False))
     head, tail = answer((LABEL, SCORES), [LABELS, FLOATS], wanted=wanted)
