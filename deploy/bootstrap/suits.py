@@ -15,7 +15,7 @@ GOOD, USABLE, UNFIT = 0, 10, 11
 
 def optimized():
     # type: () -> bool
-    """Whether it was compiled with what a profile told: without, as pyenv does it, it takes twice the time.
+    """Whether it was compiled with what a profile told: without, as pyenv does it, loops take twice the time.
 
     Distributions do so for the Python in /usr, with a build of their own that leaves no word of it.
     """

@@ -194,10 +194,7 @@ class Dispatcher:
                 if lane.queue.name not in self._declared:
                     self._spawn(self._declare(session, lane.queue, waiting[start:end]))
                     continue
-                try:
-                    self._publish(session, lane.queue, waiting[start:end])
-                except Exception:  # nobody thought of it; it must not take the other envelopes along
-                    log.exception("an envelope was not sent", extra={"queue": lane.queue.name})
+                self._publish(session, lane.queue, waiting[start:end])
 
     async def _declare(self, session: Session, queue: Queue, batch: list[Pending]) -> None:
         try:
@@ -228,6 +225,10 @@ class Dispatcher:
             )
         except Unavailable as error:
             on_failure(error)
+        except Exception:  # nobody thought of it; it must not take the other envelopes along
+            log.exception("an envelope was not sent", extra={"queue": queue.name})
+            for pending in live:
+                self._fail(pending.id, Unavailable("the request could not be sent"))
 
     def _on_not_taken(self, queue: Queue, batch: list[Pending], error: Unavailable) -> None:
         if isinstance(error, Unroutable):

@@ -81,8 +81,14 @@ class Generate:
                 refusal = refusal or held.add(chunk)
                 if refusal is not None:
                     raise refusal
-            body = decompress(held.whole(), headers, self._limits.body_bytes)
+            packed = held.whole()
+            body = decompress(packed, headers, self._limits.body_bytes)
             self._limits.check_json(len(body))
+            if body is not packed:
+                held.release()
+                held = Body(self._limits)
+                if (refusal := held.add(bytes(body))) is not None:
+                    raise refusal
             self._core.pick(model, version)
             grant = self._access.admit(caller.current.get().principal, model)
         except ClientDisconnect:
@@ -94,9 +100,6 @@ class Generate:
         return Call(model, version, timeout_ms, body, held, started, grant, Spent())
 
     def _answers(self, call: Call) -> AsyncGenerator[Answer]:
-        _, route = self._core.pick(call.model, call.version)
-        if route.contract.signature is None:
-            self._core.dispatcher.demand(route)  # its first replica will know what it takes
         stream = self._core.stream(
             call.model,
             call.version,

@@ -79,18 +79,25 @@ class Inference:
         return self._access.authenticate(headers)
 
     def begin(
-        self, target: str, headers: Headers, body: Buffer, done: Callable[[Response], None]
+        self,
+        target: str,
+        headers: Headers,
+        body: Buffer,
+        done: Callable[[Response], None],
+        started: float | None = None,
     ) -> bytes | None:
         """Start the call; gives the id of what is under way, or None when ``done`` was called already.
 
-        Nobody may change ``body`` any more: its tensors are sent from where they are.
+        Nobody may change ``body`` any more: its tensors are sent from where they are. ``started``: when it
+        was whole, on the clock ``time.perf_counter``, if that was before now.
         """
+        started = started or time.perf_counter()
         rid = headers.get(b"x-request-id") or new_request_id().encode()
         model, version = named(target)
         try:
             principal = self._caller(headers)
             if b"content-encoding" in headers:
-                return self._begin_compressed(target, headers, body, done)
+                return self._begin_compressed(target, headers, body, done, started)
             length = parse_header_length(headers)
             self.limits.check_json(len(body) if length is None else length)
             if self._jobs is not None and (prefer := self._jobs.preference(target, headers)) is not None:
@@ -103,14 +110,14 @@ class Inference:
                     prefer,
                     rid,
                     done,
-                    lambda error: done(self._refuse(model, error, rid)),
+                    lambda error: done(self._refuse(model, error, rid, started)),
                 )
                 return None
-            return self._infer(model, version, headers, body, length, principal, rid, done)
+            return self._infer(model, version, headers, body, length, principal, rid, done, started)
         except TidegateError as error:
-            done(self._refuse(model, error, rid))
+            done(self._refuse(model, error, rid, started))
         except Exception:
-            done(self._broken(model, rid))
+            done(self._broken(model, rid, started))
         return None
 
     def _infer(
@@ -123,8 +130,8 @@ class Inference:
         principal: Principal,
         rid: bytes,
         done: Callable[[Response], None],
+        started: float,
     ) -> bytes:
-        started = time.perf_counter()
         timeout_ms = parse_timeout(headers.get(b"x-request-timeout-ms"))
         grant = self._access.admit(principal, model)
         received = len(body)
@@ -135,9 +142,9 @@ class Inference:
                     raise outcome
                 response = self._respond(model, outcome, rid, started)
             except TidegateError as error:
-                response = self._refuse(model, error, rid)
+                response = self._refuse(model, error, rid, started)
             except Exception:
-                response = self._broken(model, rid)
+                response = self._broken(model, rid, started)
             if grant is not None:
                 self._grants.pop(id_, None)
                 _account(grant, outcome, received, response)
@@ -164,7 +171,7 @@ class Inference:
         return id_
 
     def _begin_compressed(
-        self, target: str, headers: Headers, body: Buffer, done: Callable[[Response], None]
+        self, target: str, headers: Headers, body: Buffer, done: Callable[[Response], None], started: float
     ) -> bytes | None:
         plain = decompress(body, headers, self.limits.body_bytes)
         if not self.limits.bodies.take(len(plain)):
@@ -179,7 +186,7 @@ class Inference:
 
         id_: bytes | None = None
         rest = {name: value for name, value in headers.items() if name != b"content-encoding"}
-        id_ = self.begin(target, rest, plain, given_back)
+        id_ = self.begin(target, rest, plain, given_back, started)
         if id_ is not None:
             self._inflated[id_] = held
         return id_
@@ -196,7 +203,7 @@ class Inference:
     def refuse(self, target: str, headers: Headers, error: TidegateError) -> Response:
         """The refusal of a body that has not come, or not all of it."""
         rid = headers.get(b"x-request-id") or new_request_id().encode()
-        return self._refuse(named(target)[0], error, rid)
+        return self._refuse(named(target)[0], error, rid, time.perf_counter())
 
     def _respond(self, model: str, answer: Answer, rid: bytes, started: float) -> Response:
         encoding = time.perf_counter()
@@ -224,10 +231,15 @@ class Inference:
             headers.append((_HEADER_LENGTH, b"%d" % len(body)))
         return Response(200, headers, body, tail)
 
-    def _refuse(self, model: str, error: TidegateError, rid: bytes) -> Response:
+    def _refuse(self, model: str, error: TidegateError, rid: bytes, started: float) -> Response:
         self._metrics.refused(model, error.reason)
         body = orjson.dumps(error_body(error.message, error.reason, rid.decode("latin-1")))
-        headers = [_JSON, (b"content-length", b"%d" % len(body)), (b"x-request-id", rid)]
+        headers = [
+            _JSON,
+            (b"content-length", b"%d" % len(body)),
+            (b"x-request-id", rid),
+            (b"server-timing", failure_timing(time.perf_counter() - started)),
+        ]
         if error.retry_after_s is not None:
             headers.append((b"retry-after", b"%d" % max(1, int(-(-error.retry_after_s // 1)))))
         if isinstance(error, Unauthorized):
@@ -236,9 +248,9 @@ class Inference:
             headers += [(name.lower().encode(), value.encode()) for name, value in error.told.items()]
         return Response(status_of(error), headers, body)
 
-    def _broken(self, model: str, rid: bytes) -> Response:
+    def _broken(self, model: str, rid: bytes, started: float) -> Response:
         log.exception("unexpected error", extra={"request_id": rid.decode("latin-1")})
-        return self._refuse(model, TidegateError("something went wrong here; the log has it"), rid)
+        return self._refuse(model, TidegateError("something went wrong here; the log has it"), rid, started)
 
 
 def _account(grant: Grant, outcome: Answer | TidegateError, received: int, response: Response) -> None:
@@ -273,6 +285,11 @@ def server_timing(answer: Answer, total: float) -> bytes:
         b"decode;dur=%.3f, transit;dur=%.3f, wait;dur=%.3f, compute;dur=%.3f, encode;dur=%.3f, total;dur=%.3f"
         % (t.decode * 1e3, t.transit(total) * 1e3, t.wait * 1e3, t.compute * 1e3, t.encode * 1e3, total * 1e3)
     )
+
+
+def failure_timing(total: float) -> bytes:
+    """The same of an answer that is an error: its parts are not known."""
+    return b"transit;dur=%.3f, total;dur=%.3f" % (total * 1e3, total * 1e3)
 
 
 def parse_header_length(headers: Headers) -> int | None:

@@ -147,6 +147,21 @@ async def test_compressed(client, echoing):
     assert (answer.status_code, answer.json()["reason"]) == (413, "payload_too_large")
 
 
+async def test_compressed_text_counts_as_what_it_becomes(client, until):
+    """Each of these is kept, plain, until its answer: the memory of all is bounded by what they are then."""
+    text = gzip.compress(json.dumps({"x": [1] * (MIB // 2 - 10)}, separators=(",", ":")).encode())
+    fitting = INFLIGHT // MIB
+
+    async def ask() -> tuple[int, str]:
+        headers = {"Content-Encoding": "gzip", "X-Request-Timeout-Ms": "5000"}
+        answer = await client.post("/v2/models/digits/generate_stream", content=text, headers=headers)
+        return answer.status_code, answer.json()["reason"]
+
+    found = await asyncio.gather(*(ask() for _ in range(fitting + 6)))
+    assert found.count((503, "overloaded")) in range(5, 8)
+    assert found.count((504, "deadline_passed")) in range(fitting - 1, fitting + 2), "no worker answers"
+
+
 async def test_json_has_a_lower_limit(client):
     text = json.dumps({"inputs": [{"name": "x", "datatype": "UINT8", "shape": [1], "data": [1] * MIB}]})
     answer = await client.post(INFER, content=text)

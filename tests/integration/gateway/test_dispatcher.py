@@ -392,6 +392,27 @@ async def test_a_message_that_the_broker_refuses_is_told_at_once(dispatch, deplo
     dispatcher.abandon(kept_id)
 
 
+async def test_an_envelope_that_cannot_be_made_is_told_at_once_and_takes_no_other_along(
+    dispatch, peer, route, monkeypatch
+):
+    """Nobody knows of one; it must not leave its callers to their deadlines."""
+    dispatcher = await dispatch(max_frames=1)
+    assert told(await submit(dispatcher, route(), 1)[1]) == 1
+    session = dispatcher.out.session
+    send, spoilt = session.send, iter([True])
+
+    def sometimes(body, **given):
+        if next(spoilt, False):
+            raise ValueError("nobody thought of it")
+        send(body, **given)
+
+    monkeypatch.setattr(session, "send", sometimes)
+    (_, bad), (_, good) = (submit(dispatcher, route(), number) for number in (2, 3))
+    with pytest.raises(Unavailable, match="could not be sent"):
+        await bad
+    assert told(await good) == 3
+
+
 async def test_stopping_tells_those_who_wait(dispatch, peer, route):
     peer.answer = lambda _: None
     dispatcher = await dispatch()

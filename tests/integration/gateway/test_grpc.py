@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import queue
 import struct
+import time
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -18,6 +19,7 @@ from tritonclient.grpc import service_pb2 as pb
 from tritonclient.grpc import service_pb2_grpc as stubs
 from tritonclient.utils import InferenceServerException
 
+from services.gateway.core import MAX_TIMEOUT_MS
 from tidegate.protocol import envelope
 from tidegate.protocol.presence import ModelCard
 from tidegate.store import Store
@@ -177,6 +179,23 @@ async def test_deadlines(stub, worker, metadata):
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await stub.ModelInfer(request(), timeout=None if metadata else 0.05, metadata=metadata)
     assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+
+
+async def test_a_deadline_in_years(stub, worker):
+    """Longer than the broker counts; it must not cost the others their connection."""
+    for _ in range(2):
+        answer = await stub.ModelInfer(request(), timeout=10 * 366 * 86_400)
+        assert len(answer.raw_output_contents) == 1
+    left_ms = worker.requests[0].deadline_ms - time.time() * 1e3
+    assert left_ms <= MAX_TIMEOUT_MS
+
+
+async def test_errors_have_their_time(stub, worker):
+    worker.answer = lambda r: envelope.failure_frame(r.id, r.attempt, "model_failed", "out of tea")
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await stub.ModelInfer(request())
+    transit, total = dict(caught.value.trailing_metadata())["server-timing"].split(", ")
+    assert transit.removeprefix("transit;dur=") == total.removeprefix("total;dur=")
 
 
 async def test_the_models_own_words_even_if_they_are_many(stub, worker):

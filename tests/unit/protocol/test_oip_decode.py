@@ -10,8 +10,9 @@ import orjson
 import pytest
 
 from tidegate.errors import BadRequest
+from tidegate.protocol import envelope
 from tidegate.protocol.contract import Contract, WantedOutput
-from tidegate.protocol.envelope import read_call_key
+from tidegate.protocol.envelope import KEPT_KEY, read_call_key
 from tidegate.protocol.models import Signature, TensorSpec
 from tidegate.protocol.oip import decode
 from tidegate.protocol.tensors import pack_strings
@@ -183,6 +184,7 @@ def test_a_sequence_of_zero_is_none():
         (b'{"inputs": [nan]}', "the request is not JSON: "),
         (b"[]", "the request must be a JSON object with 'inputs'"),
         (b"null", "the request must be a JSON object with 'inputs'"),
+        (b'{"inputs": [NaN], "x": ' + b"[" * 100_000 + b"]" * 100_000 + b"}", "the request is not JSON: "),
     ],
 )
 def test_no_json_object(body, message):
@@ -408,10 +410,46 @@ def test_what_is_for_the_queue_is_not_for_the_model():
         ({"triton_x": 1}, "parameter 'triton_x': names that begin with triton_ are Triton's own"),
         ({"seeds": [1]}, "parameter 'seeds' must be a string, a number or a boolean"),
         ({"seeds": None}, "parameter 'seeds' must be a string, a number or a boolean"),
+        ({"seed": 2**63}, "parameter 'seed' must fit into 64 bits, got a number of 19 digits"),
+        ({"timeout": 2**63}, f"parameter 'timeout' must be a whole number, not negative, got {2**63}"),
     ],
 )
 def test_wrong_parameters(parameters, message):
     assert refused(SINGLE, X, parameters=parameters) == message
+
+
+@pytest.mark.parametrize("value", ["NaN", "-Infinity"])
+def test_parameters_that_are_no_number(value):
+    body = b'{"inputs": [%b], "parameters": {"heat": %b}}' % (orjson.dumps(X), value.encode())
+    with pytest.raises(BadRequest, match="parameter 'heat' must be a finite number"):
+        decode(body, None, SINGLE)
+
+
+def test_the_largest_numbers_are_carried():
+    limits = {"least": -(2**63), "most": 2**63 - 1}
+    assert read_call_key(ask(SINGLE, X, parameters=limits).key).parameters == limits
+
+
+def test_names_and_parameters_have_a_limit():
+    """They are a part of every message, beside data that may take another way."""
+    message = "at most 65536 are possible: send what is large as a tensor"
+    ask(SINGLE, X, parameters={"prompt": "a" * 65_000})
+    assert message in refused(SINGLE, X, parameters={"prompt": "a" * 65_536})
+    free = OPEN
+    many = [{"name": str(number)} for number in range(70_000)]
+    assert message in refused(free, X, outputs=many)
+    assert message in refused(free, X, outputs=many[:20_000])
+    assert len(read_call_key(ask(free, X, outputs=many[:5_000]).key).outputs) == 5_000
+
+
+def test_what_a_caller_fills_is_not_remembered():
+    envelope._kept_call_key.cache_clear()
+    for number in range(10):
+        key = ask(SINGLE, X, parameters={"prompt": f"{number}" * KEPT_KEY}).key
+        assert read_call_key(key).parameters["prompt"].startswith(str(number))
+    assert envelope._kept_call_key.cache_info().currsize == 0
+    read_call_key(ask(SINGLE, X).key)
+    assert envelope._kept_call_key.cache_info().currsize == 1
 
 
 def test_optional_inputs_may_be_missing():

@@ -11,10 +11,10 @@ from services.gateway.adapters.cards import Cards
 from services.gateway.api.grpc import codec
 from services.gateway.api.grpc.company import Company
 from services.gateway.api.grpc.status import Metadata, refuse
-from services.gateway.api.inference import server_timing
+from services.gateway.api.inference import failure_timing, server_timing
 from services.gateway.api.limits import Limits
 from services.gateway.api.metrics import Metrics
-from services.gateway.core import Answer, Core, parse_timeout
+from services.gateway.core import MAX_TIMEOUT_MS, Answer, Core, parse_timeout
 from services.gateway.domain.spent import Spent
 from tidegate import telemetry
 from tidegate.errors import TidegateError
@@ -57,9 +57,9 @@ class Calls:
             self.metrics.refused(request.model_name, "caller_gone")
             raise
         except TidegateError as error:
-            await refuse(context, self.refused(request.model_name, error), rid)
+            await refuse(context, self.refused(request.model_name, error), rid, _failed_after(started))
         except Exception:
-            await refuse(context, self.broken(request.model_name, rid), rid)
+            await refuse(context, self.broken(request.model_name, rid), rid, _failed_after(started))
         else:
             context.set_trailing_metadata(trailers)
             return response
@@ -152,9 +152,13 @@ def read_head(context: Any) -> Head:
     left_s = context.time_remaining()
     timeout_ms = parse_timeout(header.encode("latin-1")) if header else None
     if left_s is not None:
-        left_ms = max(left_s * 1e3, 0.001)
+        left_ms = min(max(left_s * 1e3, 0.001), MAX_TIMEOUT_MS)
         timeout_ms = left_ms if timeout_ms is None else min(timeout_ms, left_ms)
     return Head(rid or new_request_id(), timeout_ms, credential)
+
+
+def _failed_after(started: float) -> Metadata:
+    return (("server-timing", failure_timing(time.perf_counter() - started).decode()),)
 
 
 def _told(grant: Grant) -> Metadata:

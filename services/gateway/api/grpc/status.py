@@ -53,6 +53,6 @@ def trailers_of(error: TidegateError, rid: str) -> Metadata:
     return found
 
 
-async def refuse(context: Any, error: TidegateError, rid: str) -> None:
-    """End the call with an error."""
-    await context.abort(code_of(error), details_of(error), trailers_of(error, rid))
+async def refuse(context: Any, error: TidegateError, rid: str, more: Metadata = ()) -> None:
+    """End the call with an error; ``more``: trailers beside its own."""
+    await context.abort(code_of(error), details_of(error), trailers_of(error, rid) + more)
