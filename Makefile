@@ -3,7 +3,7 @@
 
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help up down clean test test-bytecode test-clients check fmt lock bootstrap bootstrap-dev bare-test compose-up compose-down compose-test docs torch bench bench-broker-tax bench-overload bench-heavy bench-mixups bench-rate-limit bench-chaos bench-flame bench-fleet bench-spike bench-healing bench-cold-start bench-plot bench-jobs bench-long-job
+.PHONY: help up down clean test test-bytecode test-clients check fmt lock bootstrap bootstrap-dev bare-test compose-up compose-down compose-test docs torch bench bench-broker-tax bench-overload bench-heavy bench-mixups bench-perf-analyzer bench-rate-limit bench-chaos bench-flame bench-fleet bench-spike bench-healing bench-cold-start bench-plot bench-jobs bench-long-job
 
 PY := .venv/bin/python
 STATE := $(or $(TIDEGATE_STATE_DIR),.tidegate)
@@ -108,6 +108,9 @@ bench-heavy: bootstrap ## envelopes with heavy models, and a light and a heavy o
 
 bench-mixups: bootstrap ## 100,000 requests of mixed sizes, each answer checked against its input
 	$(PY) -m benchmarks.mixups $(BENCH_FLAGS)
+
+bench-perf-analyzer: up ## NVIDIA's perf_analyzer, as it is, over HTTP and gRPC (needs Debian's libb64-0d)
+	benchmarks/perf_analyzer.sh digits --concurrency-range 1:17:16 $(BENCH_FLAGS)
 
 bench-rate-limit: bootstrap ## one key's limit over four gateway processes; what access costs a request
 	$(PY) -m benchmarks.rate_limit $(BENCH_FLAGS)

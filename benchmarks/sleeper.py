@@ -12,22 +12,22 @@ from benchmarks.workloads import Exchange, WrongAnswer
 MODEL_MS = 20.0
 
 
-def deploy(running: Stack, replicas: int) -> None:
-    """Serve the example that sleeps, one request per model call."""
+def deploy(running: Stack, replicas: int, max_batch: int = 1) -> None:
+    """Serve the example that sleeps, as long for a call of ``max_batch`` rows as for one of a single row."""
     path = stack.EXAMPLES / "sleep" / "model.py"
-    running.deploy(path, "sleep", "--max-batch", "1", replicas=replicas)
+    running.deploy(path, "sleep", "--max-batch", str(max_batch), replicas=replicas)
 
 
-def exchange(timeout_ms: float | None = None, model_ms: float = MODEL_MS) -> Exchange:
-    """A request that takes the model so long, with a deadline or without."""
-    tensor = {"name": "ms", "shape": [1, 1], "datatype": "FP32", "data": [model_ms]}
+def exchange(timeout_ms: float | None = None, model_ms: float = MODEL_MS, rows: int = 1) -> Exchange:
+    """A request of so many rows that takes the model so long, with a deadline or without."""
+    tensor = {"name": "ms", "shape": [rows, 1], "datatype": "FP32", "data": [model_ms] * rows}
     headers = {"Content-Type": "application/json"}
     if timeout_ms is not None:
         headers["X-Request-Timeout-Ms"] = f"{timeout_ms:g}"
 
     def check(_: Mapping[str, str], answer: bytes) -> None:
         given = json.loads(answer)["outputs"][0]["data"]
-        if given != [model_ms]:
-            raise WrongAnswer(f"slept {given}, asked for {model_ms}")
+        if given != [model_ms] * rows:
+            raise WrongAnswer(f"slept {given}, asked for {rows} times {model_ms}")
 
     return Exchange("/v2/models/sleep/infer", json.dumps({"inputs": [tensor]}).encode(), check, headers)

@@ -290,12 +290,13 @@ async def test_an_offer_of_a_leader_that_was_killed_is_settled_by_the_store(
 
 
 async def test_two_at_once_are_not_given_the_same_worker(
-    yard: Yard, assign: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+    yard: Yard, assign: Callable[..., Any], until: Callable[..., Awaitable[Any]]
 ) -> None:
     async with yard.filled() as (pool, [worker]), yard.taking(worker) as taken:
         second = "digits-v1-1-1"
         await asyncio.gather(pool.launch(assign(REPLICA)), pool.launch(assign(second)))
         found = {each.replica: each.worker for each in await pool.list()}
+        await until(lambda: taken, "the pool may know it before the worker's own task does")
         assert len(taken) == 1
         assert found == {REPLICA: "", second: ""} | {taken[0]: worker}
         await yard.store._redis.delete(f"tidegate:claim:{second}")
