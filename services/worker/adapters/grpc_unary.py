@@ -54,7 +54,7 @@ class Gone(Exception):
 
 
 class Failed(Exception):
-    """The server's own word: a gRPC status other than OK."""
+    """The server's own word: a gRPC status other than OK, or what over HTTP stands for one."""
 
     def __init__(self, code: int, message: str) -> None:
         super().__init__(message)

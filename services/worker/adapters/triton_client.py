@@ -64,7 +64,7 @@ class TritonClient:
         )
 
     async def close(self) -> None:
-        """Close the channel; calls in flight are cancelled."""
+        """Close the connections; calls in flight are cancelled, those over HTTP only for us."""
         self._inference.close()
         if self._http is not None:
             self._http.close()

@@ -24,7 +24,7 @@ PATIENCE_S = 60.0
 
 
 class Outbox:
-    """The publishing link of a worker, apart from the consuming one."""
+    """The link of a worker that only publishes, with confirms."""
 
     def __init__(self, amqp_url: str, queue: Queue, claims: Claims) -> None:
         self._queue = queue
