@@ -119,7 +119,8 @@ class Session:
             try:
                 awaitable = on_delivery(_delivery(delivered))
             except Exception:
-                # Nobody thought of it. It stays unsettled; raised here it would take the connection along.
+                # Nobody thought of it. What is to be acked stays unsettled; raised here it would take the
+                # connection along.
                 log.exception("a delivery was not handled")
                 return
             if awaitable is not None:

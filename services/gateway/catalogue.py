@@ -7,7 +7,7 @@ from typing import Any
 from services.gateway.adapters.cards import Cards
 from services.gateway.core import Core
 from services.gateway.domain.routing import DeploymentRoute, EndpointRoute, require
-from tidegate.errors import NotFound, Unavailable
+from tidegate.errors import NotFound, TidegateError, Unavailable
 from tidegate.protocol import statistics
 from tidegate.store import Store
 
@@ -81,14 +81,14 @@ class Catalogue:
             raise self._not_known_yet("configuration", endpoint, route)
         return card.config | {"name": endpoint.name}
 
-    def _not_known_yet(self, what: str, endpoint: EndpointRoute, route: DeploymentRoute) -> Unavailable:
-        """The error for what a replica tells; one is asked for."""
-        self._core.dispatcher.demand(route)
-        return Unavailable(
+    def _not_known_yet(self, what: str, endpoint: EndpointRoute, route: DeploymentRoute) -> TidegateError:
+        """The error for what only a replica tells."""
+        error = Unavailable(
             f"the {what} of {endpoint.name!r} is not known before its first replica is ready",
             reason="not_known_yet",
             retry_after_s=1.0,
         )
+        return self._core.unknown(route, error)
 
     async def statistics(self, model: str = "", version: str = "") -> dict[str, Any]:
         """Counts and durations of one version, of all versions of a model, or of all models."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 import time
 from collections.abc import AsyncGenerator, Callable
@@ -193,12 +194,19 @@ class Core:
             timeout_ms = endpoint.timeout_ms
         try:
             request = decode(route.contract)
-        except Unavailable:
-            self.dispatcher.demand(route)  # its first replica will know what it takes
-            raise
+        except Unavailable as error:
+            raise self.unknown(route, error) from None
         if request.timeout_ms is not None:
             timeout_ms = min(timeout_ms, request.timeout_ms)
         return route, request, timeout_ms, time.perf_counter() - started
+
+    def unknown(self, route: DeploymentRoute, error: Unavailable) -> TidegateError:
+        """``error``, that only a replica knows, once one is asked for; or why there will be none."""
+        self.dispatcher.demand(route)
+        fleet = self.reporter.fleet(route.name)
+        if fleet.ready:
+            return error
+        return admission.nobody_there(route.wakeable, fleet, math.inf, route.name) or error
 
     def _admit(self, route: DeploymentRoute, timeout_ms: float) -> None:
         load = self.dispatcher.lane(route).load

@@ -118,9 +118,8 @@ class Jobs:
             )
         try:
             request = decode(route.contract)
-        except Unavailable:
-            self._core.dispatcher.demand(route)  # its first replica will know what it takes
-            raise
+        except Unavailable as error:
+            raise self._core.unknown(route, error) from None
         ask = ask_of(request)
         return Order(
             endpoint.name, route, request, ask, options, principal.id, trace[:255], idempotency, batch, line

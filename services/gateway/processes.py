@@ -55,12 +55,15 @@ class Members:
         # If this process is killed the members end in order, and do not answer beside those of the next one.
         setpriv = shutil.which("setpriv")
         leash = [setpriv, "--pdeathsig", "TERM", "--"] if setpriv else []
+        if not setpriv:
+            log.warning("no setpriv: should this process be killed, its members go on")
         while not self._stopping:
             while len(self._alive) < self._count and not self._stopping:
                 member = subprocess.Popen([*leash, *_COMMAND], env=self._env)
                 self._alive[member] = time.monotonic()
             time.sleep(POLL_S)
             self._bury()
+        self._stop()  # one that was starting when the signal came has not had it
         codes = [member.wait() for member in self._alive]
         return max(map(abs, codes), default=0)
 

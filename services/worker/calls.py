@@ -8,6 +8,7 @@ from typing import Protocol
 from services.worker.domain.split import Output, describe, split
 from services.worker.domain.stats import Stats
 from services.worker.metrics import CALL_SECONDS, CALL_SIZE
+from tidegate.errors import ModelFailed, TidegateError
 from tidegate.protocol import envelope
 from tidegate.protocol.envelope import Reply, Request
 
@@ -50,6 +51,13 @@ def answers(
     return found
 
 
+def as_told(error: Exception, shared: int) -> TidegateError:
+    """What the caller of a request is told that may not run again, after a call of ``shared`` requests."""
+    if shared > 1:
+        return ModelFailed(f"a call that it shared with others failed, and it may not run twice: {error}")
+    return error if isinstance(error, TidegateError) else ModelFailed(str(error))
+
+
 def measure(stats: Stats, group: Sequence[Waited], started: float, spent: float) -> None:
     """Take a call that went well into the statistics; times in seconds, ``started`` as ``received``."""
     requests, rows, waited = len(group), 0, 0.0
@@ -61,6 +69,6 @@ def measure(stats: Stats, group: Sequence[Waited], started: float, spent: float)
     stats.busy_s += spent
     stats.call_ms.add(spent * 1e3)
     stats.batch.add(requests)
-    stats.request_rows.add(rows / requests)
+    stats.rows.add(rows)
     CALL_SECONDS.observe(spent)
     CALL_SIZE.observe(requests)

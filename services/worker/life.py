@@ -301,11 +301,13 @@ class Life:
         """Requests that the model works on at once, all of its instances together."""
         if self._work is None:
             return 1.0
+        stats = self._work.stats
         return at_once(
             instances=self._instances,
             batch=self._max_rows(),
-            in_flight=self._work.in_flight,
-            request_rows=self._work.stats.request_rows.value,
+            call_rows=stats.rows.value,
+            call_requests=stats.batch.value,
+            open_calls=stats.open_calls.value,
             max_concurrency=self._deployment.max_concurrency,
         )
 

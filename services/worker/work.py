@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from services.worker.adapters.model import Model
 from services.worker.api.outbox import Outbox
-from services.worker.calls import answers, measure
+from services.worker.calls import answers, as_told, measure
 from services.worker.domain.backlog import Backlog, Item
 from services.worker.domain.pace import calls_in_flight, job_calls
 from services.worker.domain.split import Mismatch
@@ -250,6 +250,7 @@ class Work:
 
     async def _call(self, model: Model, group: list[Item]) -> None:
         started = time.monotonic()
+        self.stats.open_calls.add(len(self._calls) + (self._jobs.calling if self._jobs else 0))
         timeout_s = max(max(item.request.deadline_ms for item in group) / 1e3 - time.time(), 0.001)
         try:
             outputs = await model.call([item.request for item in group], timeout_s)
@@ -283,15 +284,12 @@ class Work:
     async def _on_model_error(self, model: Model, group: list[Item], error: Exception) -> None:
         """A bad request must not fail its neighbours: each is tried alone; a single one is told.
 
-        Those that may not run twice are told as well, unless the call was refused as a bad one.
+        Those that may not run twice are told as well: whatever the error, the model may have run.
         """
-        again: list[Item] = []
-        told = error if isinstance(error, TidegateError) else ModelFailed(str(error))
+        again = [item for item in group if len(group) > 1 and item.request.flags & envelope.RETRY_SAFE]
+        told = as_told(error, len(group))
         for item in group:
-            safe = isinstance(error, BadRequest) or item.request.flags & envelope.RETRY_SAFE
-            if len(group) > 1 and safe:
-                again.append(item)
-            else:
+            if len(group) == 1 or not item.request.flags & envelope.RETRY_SAFE:
                 await self._tell(item, told)
         for item in again:
             if self._model is not model:  # one of them before it took the server along

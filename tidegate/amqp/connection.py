@@ -300,13 +300,9 @@ class Connection(asyncio.BufferedProtocol):
         """
         if self.ended.done():
             raise Lost(self.ended.result())
-        confirm = None
-        if self._confirms:
-            self._published += 1
-            confirm = self._open[self._published] = self._loop.create_future()
-            if mandatory:
-                # The way to tell which message a basic.return is about.
-                properties = properties._replace(message_id=str(self._published))
+        if self._confirms and mandatory:
+            # The way to tell which message a basic.return is about.
+            properties = properties._replace(message_id=str(self._published + 1))
         parts = wire.publish(
             CHANNEL,
             exchange.encode(),
@@ -316,6 +312,10 @@ class Connection(asyncio.BufferedProtocol):
             pieces=pieces,
             frame_max=self._frame_max,
         )
+        confirm = None
+        if self._confirms:  # counted as the broker counts: what could not be made is not
+            self._published += 1
+            confirm = self._open[self._published] = self._loop.create_future()
         if self.held is not None or sum(map(len, pieces)) < SCATTER:
             self.write(b"".join(parts))
         elif self._transport is not None:

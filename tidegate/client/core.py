@@ -89,7 +89,10 @@ class Core:
             if known is None:
                 raise
             self._known.pop(path, None)
-            metadata = yield from self._fetch(path, self._left(deadline))
+            try:
+                metadata = yield from self._fetch(path, self._left(deadline), NOT_KNOWN_YET)
+            except Unavailable:
+                metadata = known  # nothing tells that it has changed
             if metadata.get("inputs") == known.get("inputs"):
                 raise
         return (yield from attempt(metadata, self._left(deadline)))

@@ -245,6 +245,8 @@ def check_shape(name: str, shape: Any) -> list[int]:
         raise BadRequest(f"input {name!r}: 'shape' must be a list of sizes, got {repr(shape)[:200]}")
     if len(shape) > _MAX_DIMS:
         raise BadRequest(f"input {name!r}: {len(shape)} dimensions, at most {_MAX_DIMS} are possible")
+    if elements(shape) > _MAX_DIM:
+        raise BadRequest(f"input {name!r}: 'shape' says more than {_MAX_DIM} elements")
     return shape
 
 

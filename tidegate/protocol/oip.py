@@ -81,8 +81,12 @@ def _with_infinities(raw: bytes, error: ValueError) -> Any:
     """JSON with ``NaN`` and ``Infinity``, which is none, but Triton and its clients write it for floats."""
     if b"NaN" in raw or b"Infinity" in raw:
         try:
-            return json.loads(raw)
-        except (ValueError, RecursionError):
+            found = json.loads(raw)
+            orjson.dumps(
+                found
+            )  # what it does not write, as half a surrogate pair, is no JSON for anybody else
+            return found
+        except (ValueError, TypeError, RecursionError):
             pass
     raise BadRequest(f"the request is not JSON: {error}")
 

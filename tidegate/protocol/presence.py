@@ -19,7 +19,7 @@ class ReplicaReport:
     ``busy_ms`` is the sum of the model calls' durations, ``call_ms`` the recent mean of one call,
     ``batch_mean`` the recent mean of requests in a call; None: nothing measured yet.
     ``parallel`` is how many requests the model works on at once when it has enough of them: those of a full
-    call x instances, or, where a call has one request, the calls that are open at once.
+    call x instances, or, where a call has one request, the calls that were open at once of late.
     ``signature`` is what the model server says of its model, as a ``Signature``.
     ``jobs`` is how many messages of jobs it holds, not settled yet.
     ``gpu_utilization`` (0 to 1) and ``gpu_memory_bytes`` (used) are those of its GPUs; None: it has none.

@@ -283,10 +283,13 @@ class Dispatcher:
             log.error("undecodable reply envelope", extra={"problem": str(error)})
             return
         for reply in replies:
-            if reply.claimed or reply.id in self._redeemer.behind:
-                self._redeemer.take(reply)
-            else:
-                self._answer(reply)
+            try:
+                if reply.claimed or reply.id in self._redeemer.behind:
+                    self._redeemer.take(reply)
+                else:
+                    self._answer(reply)
+            except Exception:  # nobody thought of it; it must not take the other replies along
+                log.exception("a reply was not handled")
 
     def _answer(self, reply: Reply) -> None:
         if reply.status >= envelope.CHUNK:

@@ -71,7 +71,6 @@ class Generate:
         return Attended(lambda send: self._many(call, send), call.end)
 
     async def _read(self, request: Request, model: str, version: str) -> Call:
-        started = time.perf_counter()
         headers: Headers = dict(request.scope["headers"])
         timeout_ms = parse_timeout(headers.get(b"x-request-timeout-ms"))
         held = Body(self._limits)
@@ -81,6 +80,7 @@ class Generate:
                 refusal = refusal or held.add(chunk)
                 if refusal is not None:
                     raise refusal
+            started = time.perf_counter()
             packed = held.whole()
             body = decompress(packed, headers, self._limits.body_bytes)
             self._limits.check_json(len(body))

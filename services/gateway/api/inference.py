@@ -179,9 +179,8 @@ class Inference:
         held = len(plain)
 
         def given_back(response: Response) -> None:
-            self.limits.bodies.give(held)
-            if id_ is not None:
-                self._inflated.pop(id_, None)
+            # Its caller may have gone while it was compressed: then it was given back already.
+            self.limits.bodies.give(held if id_ is None else self._inflated.pop(id_, 0))
             done(response)
 
         id_: bytes | None = None

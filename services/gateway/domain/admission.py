@@ -39,7 +39,7 @@ def refusal(
     The predicted wait is outstanding x model time per request / ready workers (Little's law). What is
     not known admits: a sleeping model has to be woken by somebody.
     """
-    if fleet.ready == 0 and (found := _nobody_there(wakeable, fleet, timeout_ms, name)) is not None:
+    if fleet.ready == 0 and (found := nobody_there(wakeable, fleet, timeout_ms, name)) is not None:
         return found
     wait_ms = predicted_wait_ms(outstanding, fleet)
     waiting = outstanding + fleet.elsewhere
@@ -56,7 +56,8 @@ def refusal(
     return None
 
 
-def _nobody_there(wakeable: bool, fleet: Fleet, timeout_ms: float, name: str) -> TidegateError | None:
+def nobody_there(wakeable: bool, fleet: Fleet, timeout_ms: float, name: str) -> TidegateError | None:
+    """Why nobody will answer a request with ``timeout_ms`` left to a model without a replica, or None."""
     if not wakeable:
         return NoCapacity(
             f"{name} has no replica and may not start one: it is held at 0 replicas", retry_after_s=30.0

@@ -16,7 +16,7 @@ from services.worker.adapters.shared_memory import Region, Regions, aligned
 from services.worker.adapters.triton_client import ModelInferRequest, TritonClient
 from services.worker.domain.pace import Quickness
 from services.worker.domain.split import Output
-from tidegate.errors import BadRequest, ModelFailed
+from tidegate.errors import BadRequest, ModelFailed, PayloadTooLarge
 from tidegate.protocol.envelope import KEPT_KEY, RETRY_SAFE, Buffer, CallKey, Request, read_call_key
 from tidegate.protocol.models import TensorSpec
 from tidegate.protocol.tensors import DATATYPES, elements
@@ -123,7 +123,7 @@ class Model:
                     head += _with_parameters(ModelInferRequest(), parameters).SerializeToString()
                 left_s = timeout_s - (time.monotonic() - started)
                 found = await self._by_grpc(head, contents, left_s)
-        except (BadRequest, ModelFailed):
+        except (BadRequest, ModelFailed, PayloadTooLarge):
             self._quickness.refused(time.monotonic() - started)
             raise
         except BaseException:

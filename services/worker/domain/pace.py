@@ -29,15 +29,26 @@ def calls_in_flight(*, instances: int, batches: bool, call_ms: float | None) -> 
 
 
 def at_once(
-    *, instances: int, batch: int, in_flight: int, request_rows: float | None, max_concurrency: int | None
+    *,
+    instances: int,
+    batch: int,
+    call_rows: float | None,
+    call_requests: float | None,
+    open_calls: float | None,
+    max_concurrency: int | None,
 ) -> float:
-    """Requests in the calls of a model that has all it can take: what the duration of one call is shared by.
+    """Requests that share the duration of one call when the model has all it can take.
 
-    ``batch``: rows of a call, 0 without a batch axis; ``request_rows``: the recent mean of rows in a request.
-    Without a batch axis a call has one request, and its duration the wait inside Triton for the calls that
-    are open beside it.
+    ``batch``: rows of a call, 0 without a batch axis; the others are recent means, None before anything was
+    measured: rows and requests in a call, calls that were open while one was. Without a batch axis a call has
+    one request, and its duration holds the wait inside Triton for the calls that are open beside it: by
+    Little's law so many requests end in that time.
     """
-    together = instances * max(1.0, batch / max(request_rows or 1.0, 1.0)) if batch else float(in_flight)
+    if batch:
+        rows = max((call_rows or 1.0) / max(call_requests or 1.0, 1.0), 1.0)
+        together = float(instances * max(1, int(batch / rows)))
+    else:
+        together = max(float(instances), open_calls or 1.0)
     return min(together, max_concurrency or together)
 
 

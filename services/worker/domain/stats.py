@@ -15,5 +15,6 @@ class Stats:
         self.busy_s = 0.0
         self.call_ms = Mean()
         self.batch = Mean()
-        self.request_rows = Mean()
+        self.rows = Mean()
+        self.open_calls = Mean()
         self.tally = Tally()

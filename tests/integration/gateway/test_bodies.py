@@ -153,7 +153,7 @@ async def test_compressed_text_counts_as_what_it_becomes(client, until):
     fitting = INFLIGHT // MIB
 
     async def ask() -> tuple[int, str]:
-        headers = {"Content-Encoding": "gzip", "X-Request-Timeout-Ms": "5000"}
+        headers = {"Content-Encoding": "gzip", "X-Request-Timeout-Ms": "8000"}
         answer = await client.post("/v2/models/digits/generate_stream", content=text, headers=headers)
         return answer.status_code, answer.json()["reason"]
 

@@ -100,9 +100,11 @@ async def test_a_bad_request_does_not_fail_its_neighbours(
     await nothing_is_left(worker)
 
 
+@pytest.mark.parametrize("error", [ModelFailed, BadRequest])
 async def test_what_may_not_run_twice_is_told_of_a_failure_and_its_neighbours_run_again(
-    start, caller, make, shown, told, until, nothing_is_left
+    start, caller, make, shown, told, until, nothing_is_left, error
 ):
+    """A model may find a request bad after it has worked, too."""
     worker = await start(serving=False)
     never = make([2, 2], flags=0)
     ids = await caller.send(make([1, 1]), never, make([3, 3]))
@@ -110,26 +112,16 @@ async def test_what_may_not_run_twice_is_told_of_a_failure_and_its_neighbours_ru
 
     def fail(requests) -> None:
         if len(requests) > 1:
-            raise ModelFailed("out of tea")
+            raise error("out of tea")
 
     worker.model.fail = fail
     worker.work.use(worker.model)
     await until(lambda: len(caller.replies) == 3)
-    assert told(caller.reply(ids[1])) == ("model_failed", "out of tea")
+    shared = "a call that it shared with others failed, and it may not run twice: out of tea"
+    assert told(caller.reply(ids[1])) == ("model_failed", shared)
     assert shown(caller.reply(ids[0])) == [[2, 2]]
     assert shown(caller.reply(ids[2])) == [[6, 6]]
     assert worker.model.calls == [ids, [ids[0]], [ids[2]]], "it ran once"
-    await nothing_is_left(worker)
-
-
-async def test_what_may_not_run_twice_has_a_bad_neighbour(start, caller, make, shown, until, nothing_is_left):
-    """The call was refused: it is for the bad one to fail, and for no other."""
-    worker = await start(serving=False)
-    good, _ = await caller.send(make([1, 1], flags=0), make([-2, 2], flags=0))
-    await until(lambda: worker.work.in_hand == 2)
-    worker.work.use(worker.model)
-    await until(lambda: len(caller.replies) == 2)
-    assert shown(caller.reply(good)) == [[2, 2]]
     await nothing_is_left(worker)
 
 

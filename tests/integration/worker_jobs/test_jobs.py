@@ -13,7 +13,7 @@ from prometheus_client import REGISTRY
 from services.worker.api import jobs as door_module
 from services.worker.domain.backlog import Item, Parcel
 from tidegate.broker import Link
-from tidegate.errors import Unavailable
+from tidegate.errors import ModelFailed, Unavailable
 from tidegate.protocol import envelope
 from tidegate.topology import EXCEPTIONS, jobs_queue
 
@@ -68,6 +68,29 @@ async def test_a_bad_job_does_not_fail_its_neighbours(start, shop, until, nothin
     await until(lambda: shop.is_in("failed", bad))
     assert (await shop.job(bad)).error == {"reason": "bad_request", "message": "a negative number"}
     assert worker.model.calls[0] == [good, bad]
+    await nothing_is_left(worker)
+
+
+async def test_jobs_that_may_not_run_twice_fail_with_the_call_that_they_shared(
+    start, shop, until, nothing_is_left
+):
+    worker = await start(serving=False)
+    safe, never = await shop.submit(1.0, 1.0), await shop.submit(2.0, 2.0, retry_safe=False)
+    await until(lambda: len(worker.jobs.held) == 2)
+
+    def fail(requests) -> None:
+        if len(requests) > 1:
+            raise ModelFailed("out of tea")
+
+    worker.model.fail = fail
+    worker.work.use(worker.model)
+    await until(lambda: shop.is_in("succeeded", safe))
+    await until(lambda: shop.is_in("failed", never))
+    assert (await shop.job(never)).error == {
+        "reason": "model_failed",
+        "message": "a call that it shared with others failed, and it may not run twice: out of tea",
+    }
+    assert worker.model.calls == [[safe, never], [safe]], "it ran once"
     await nothing_is_left(worker)
 
 

@@ -8,18 +8,28 @@ from typing import Any
 import pytest
 
 from services.gateway.core import Core
+from services.gateway.domain.admission import Fleet
 from tests.unit.gateway.test_routing import table
-from tidegate.errors import Unavailable
+from tidegate.errors import TidegateError
 from tidegate.protocol import oip
 
 pytestmark = pytest.mark.unit
 
 
-def test_what_only_a_replica_can_tell_asks_for_one():
+@pytest.mark.parametrize(
+    ("fleet", "told"),
+    [
+        (Fleet(), "not known before its first replica is ready"),
+        (Fleet(start_ms=60_000), "not known before its first replica is ready"),
+        (Fleet(fault="the model does not load"), "digits-v1 has no replica: the model does not load"),
+    ],
+)
+def test_what_only_a_replica_can_tell_asks_for_one_and_says_if_there_will_be_none(fleet, told):
     asked: list[str] = []
     routes: Any = SimpleNamespace(table=table([100]))
     dispatcher: Any = SimpleNamespace(demand=lambda route: asked.append(route.name))
-    core = Core(routes, dispatcher, reporter=SimpleNamespace())  # type: ignore[arg-type]
-    with pytest.raises(Unavailable):
+    reporter: Any = SimpleNamespace(fleet=lambda name: fleet)
+    core = Core(routes, dispatcher, reporter)
+    with pytest.raises(TidegateError, match=told):
         core.begin("digits", "", None, lambda contract: oip.decode(b"abcd", 0, contract), b"", print)
     assert asked == ["digits-v1"]

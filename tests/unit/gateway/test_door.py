@@ -266,3 +266,18 @@ async def test_what_nobody_thought_of(door, core, caplog):
     assert (answer["reason"], answer["request_id"]) == ("internal", "abc")
     assert "details" not in answer["error"]
     assert "the details are for the log" in caplog.text
+
+
+@pytest.mark.parametrize("gone", [False, True])
+def test_what_a_compressed_body_took_is_given_back_once(door, core, gone):
+    """Its answer may be under way still, in a thread that compresses it, when its caller goes."""
+    core.later = True
+    inference, answers = door._inference, []
+    headers = {b"content-encoding": b"gzip"}
+    assert inference.begin("digits", headers, gzip.compress(b"{}"), answers.append) == b"id"
+    assert inference.limits.bodies.used == 2
+    if gone:
+        inference.abandon(b"id", "digits")
+        assert inference.limits.bodies.used == 0
+    core.done(core.error)
+    assert (inference.limits.bodies.used, len(answers)) == (0, 1)

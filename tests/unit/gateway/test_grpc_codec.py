@@ -14,6 +14,7 @@ from services.gateway.core import Answer, Timing
 from services.gateway.domain.routing import compile_table
 from tidegate import errors
 from tidegate.errors import BadRequest, TidegateError
+from tidegate.protocol import tensors
 from tidegate.protocol.contract import Contract, WantedOutput
 from tidegate.protocol.envelope import Reply, read_call_key, tensor
 from tidegate.protocol.models import Signature, TensorSpec
@@ -91,6 +92,15 @@ def test_many_floats(datatype):
         values = np.linspace(-1, 1, size).astype(DATATYPES[datatype].numpy)
         made = typed(datatype, f"{datatype.lower()}_contents", values.tolist(), (size,))
         assert codec.decode(made, OPEN).data == [values.tobytes()]
+
+
+def test_no_more_strings_than_may_be(monkeypatch):
+    monkeypatch.setattr(tensors, "MAX_STRINGS", 3)
+    codec.decode(typed("BYTES", "bytes_contents", [b"a"] * 3, (3,)), OPEN)
+    codec.decode(raw(pack_strings([b"a"] * 3), datatype="BYTES", shape=(3,)), OPEN)
+    told = "input 'x': 4 elements of BYTES, at most 3 are possible"
+    assert refused(typed("BYTES", "bytes_contents", [b"a"] * 4, (4,)), OPEN) == told
+    assert refused(raw(pack_strings([b"a"] * 4), datatype="BYTES", shape=(4,)), OPEN) == told
 
 
 def test_floats_beside_contents_of_another_type():

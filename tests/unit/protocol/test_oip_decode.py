@@ -184,6 +184,7 @@ def test_a_sequence_of_zero_is_none():
         (b'{"inputs": [nan]}', "the request is not JSON: "),
         (b"[]", "the request must be a JSON object with 'inputs'"),
         (b"null", "the request must be a JSON object with 'inputs'"),
+        (b'{"inputs": [NaN], "id": "\\ud800"}', "the request is not JSON: "),
         (b'{"inputs": [NaN], "x": ' + b"[" * 100_000 + b"]" * 100_000 + b"}", "the request is not JSON: "),
     ],
 )
@@ -428,6 +429,13 @@ def test_parameters_that_are_no_number(value):
 def test_the_largest_numbers_are_carried():
     limits = {"least": -(2**63), "most": 2**63 - 1}
     assert read_call_key(ask(SINGLE, X, parameters=limits).key).parameters == limits
+
+
+def test_a_shape_that_nothing_could_have():
+    """Its product has more digits than Python writes."""
+    shape = [2**63 - 1] * 255
+    message = f"input 'x': 'shape' says more than {2**63 - 1} elements"
+    assert refused(OPEN, x(shape=shape)) == message
 
 
 def test_names_and_parameters_have_a_limit():

@@ -117,24 +117,31 @@ def test_mean_is_between_its_samples(samples, weight):
 
 
 @pytest.mark.parametrize(
-    ("batch", "request_rows", "in_flight", "max_concurrency", "expected"),
+    ("batch", "call_rows", "call_requests", "open_calls", "max_concurrency", "expected"),
     [
-        (8, None, 3, None, 24),  # nothing measured: requests of one row
-        (8, 1.0, 3, None, 24),
-        (8, 4.0, 3, None, 6),
-        (8, 100.0, 3, None, 3),  # never less than one for each instance
-        (8, 4.0, 3, 5, 5),
-        (0, 1.0, 4, None, 4),  # instances and one more
-        (0, 1.0, 11, None, 11),
-        (0, 1.0, 11, 2, 2),
+        (8, None, None, None, None, 24),  # nothing measured: requests of one row
+        (8, 8.0, 8.0, 3.0, None, 24),
+        (8, 8.0, 2.0, 3.0, None, 6),
+        (8, 5.0, 1.0, 3.0, None, 3),  # a second one of five rows does not fit
+        (8, 6.0, 2.0, 3.0, None, 6),  # nor a third one of three
+        (8, 8.0, 4.5, 3.0, None, 12),  # one of 8 rows in turn with 8 of one: 1.8 rows each
+        (8, 300.0, 1.0, 3.0, None, 3),  # never less than one for each instance
+        (8, 8.0, 2.0, 3.0, 5, 5),
+        (0, 1.0, 1.0, None, None, 3),
+        (0, 1.0, 1.0, 1.5, None, 3),  # they are not all busy: a call has the model for itself
+        (0, 1.0, 1.0, 7.5, None, 7.5),
+        (0, 1.0, 1.0, 7.5, 2, 2),
     ],
 )
-def test_what_the_duration_of_a_call_is_shared_by(batch, request_rows, in_flight, max_concurrency, expected):
+def test_what_the_duration_of_a_call_is_shared_by(
+    batch, call_rows, call_requests, open_calls, max_concurrency, expected
+):
     found = at_once(
         instances=3,
         batch=batch,
-        in_flight=in_flight,
-        request_rows=request_rows,
+        call_rows=call_rows,
+        call_requests=call_requests,
+        open_calls=open_calls,
         max_concurrency=max_concurrency,
     )
     assert found == expected

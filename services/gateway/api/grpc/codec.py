@@ -18,7 +18,7 @@ from tidegate.protocol.contract import (
     check_size,
     options,
 )
-from tidegate.protocol.tensors import Datatype, elements, pack_strings
+from tidegate.protocol.tensors import Datatype, check_count, elements, pack_strings
 from tidegate.triton_protocol import ModelInferResponse
 
 # Whether a stream is to end each request with a response without outputs.
@@ -106,6 +106,7 @@ def _contents(name: str, datatype: Datatype, shape: list[int], contents: Any) ->
     if len(values) != expected:
         raise BadRequest(f"input {name!r}: shape {shape} needs {expected} elements, got {len(values)}")
     if datatype.name == "BYTES":
+        check_count(name, expected)
         return pack_strings(list(values))
     if datatype.name in _RAW_ON_THE_WIRE:
         raw = _packed(contents.SerializeToString(), _RAW_ON_THE_WIRE[datatype.name], expected * datatype.size)
