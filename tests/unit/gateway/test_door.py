@@ -272,7 +272,8 @@ async def test_what_nobody_thought_of(door, core, caplog):
 def test_what_a_compressed_body_took_is_given_back_once(door, core, gone):
     """Its answer may be under way still, in a thread that compresses it, when its caller goes."""
     core.later = True
-    inference, answers = door._inference, []
+    inference = door._inference
+    answers: list[object] = []
     headers = {b"content-encoding": b"gzip"}
     assert inference.begin("digits", headers, gzip.compress(b"{}"), answers.append) == b"id"
     assert inference.limits.bodies.used == 2
