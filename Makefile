@@ -110,7 +110,7 @@ bench-mixups: bootstrap ## 100,000 requests of mixed sizes, each answer checked 
 	$(PY) -m benchmarks.mixups $(BENCH_FLAGS)
 
 bench-perf-analyzer: up ## NVIDIA's perf_analyzer, as it is, over HTTP and gRPC (needs Debian's libb64-0d)
-	benchmarks/perf_analyzer.sh digits --concurrency-range 1:17:16 $(BENCH_FLAGS)
+	benchmarks/perf_analyzer.sh digits --shape image:1,64 --concurrency-range 1:17:16 $(BENCH_FLAGS)
 
 bench-rate-limit: bootstrap ## one key's limit over four gateway processes; what access costs a request
 	$(PY) -m benchmarks.rate_limit $(BENCH_FLAGS)
