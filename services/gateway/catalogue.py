@@ -88,7 +88,7 @@ class Catalogue:
             reason="not_known_yet",
             retry_after_s=1.0,
         )
-        return self._core.unknown(route, error)
+        return self._core.for_want_of_replica(route, error)
 
     async def statistics(self, model: str = "", version: str = "") -> dict[str, Any]:
         """Counts and durations of one version, of all versions of a model, or of all models."""

@@ -195,12 +195,12 @@ class Core:
         try:
             request = decode(route.contract)
         except Unavailable as error:
-            raise self.unknown(route, error) from None
+            raise self.for_want_of_replica(route, error) from None
         if request.timeout_ms is not None:
             timeout_ms = min(timeout_ms, request.timeout_ms)
         return route, request, timeout_ms, time.perf_counter() - started
 
-    def unknown(self, route: DeploymentRoute, error: Unavailable) -> TidegateError:
+    def for_want_of_replica(self, route: DeploymentRoute, error: Unavailable) -> TidegateError:
         """``error``, that only a replica knows, once one is asked for; or why there will be none."""
         self.dispatcher.demand(route)
         fleet = self.reporter.fleet(route.name)

@@ -119,7 +119,7 @@ class Jobs:
         try:
             request = decode(route.contract)
         except Unavailable as error:
-            raise self._core.unknown(route, error) from None
+            raise self._core.for_want_of_replica(route, error) from None
         ask = ask_of(request)
         return Order(
             endpoint.name, route, request, ask, options, principal.id, trace[:255], idempotency, batch, line

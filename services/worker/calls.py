@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from services.worker.domain.split import Output, describe, split
 from services.worker.domain.stats import Stats
@@ -49,6 +49,21 @@ def answers(
             times = {"wait_us": wait_us, "compute_us": compute_us, "shared": shared}
             found.append(envelope.reply_frame(id_, attempt, rows, key, part, status=status, **times))
     return found
+
+
+W = TypeVar("W", bound=Waited)
+
+
+def divided(group: list[W]) -> tuple[list[W], list[W]]:
+    """Of a call that failed: who is told so, and who is tried alone, since it may not have been his fault.
+
+    One that was alone is told, and so is each that may not run twice: whatever the error, the model may have
+    run.
+    """
+    if len(group) == 1:
+        return group, []
+    told = [item for item in group if not item.request.flags & envelope.RETRY_SAFE]
+    return told, [item for item in group if item.request.flags & envelope.RETRY_SAFE]
 
 
 def as_told(error: Exception, shared: int) -> TidegateError:

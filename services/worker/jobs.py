@@ -13,7 +13,7 @@ from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, Protocol
 
 from services.worker.adapters.model import Model
-from services.worker.calls import answers, as_told, measure
+from services.worker.calls import answers, as_told, divided, measure
 from services.worker.domain.job_backlog import Held, JobBacklog
 from services.worker.domain.pace import jobs_ahead
 from services.worker.domain.split import Mismatch
@@ -29,7 +29,7 @@ from tidegate.errors import (
     TidegateError,
     Unavailable,
 )
-from tidegate.protocol.envelope import RETRY_SAFE, Undecodable
+from tidegate.protocol.envelope import Undecodable
 from tidegate.protocol.jobs import Take
 from tidegate.store import JobStore
 
@@ -245,17 +245,13 @@ class Jobs:
             self._record([End(h, "succeeded", reply, None, wait, spent, shared) for h, reply, wait in ends])
 
     async def _on_model_error(self, model: Model, group: list[Held], error: Exception) -> None:
-        """A bad job must not fail its neighbours: each is tried alone; a single one has failed.
-
-        Those that may not run twice have failed as well: whatever the error, the model may have run.
-        """
-        again = [held for held in group if len(group) > 1 and held.request.flags & RETRY_SAFE]
+        """A bad job must not fail its neighbours."""
+        over, again = divided(group)
         told = as_told(error, len(group))
-        for held in group:
-            if len(group) == 1 or not held.request.flags & RETRY_SAFE:
-                self.stats.failed += 1
-                self.stats.tally.failed(1, time.monotonic() - held.received)
-                self._record([End(held, "failed", error=told)])
+        for held in over:
+            self.stats.failed += 1
+            self.stats.tally.failed(1, time.monotonic() - held.received)
+            self._record([End(held, "failed", error=told)])
         for held in again:
             if held.over:
                 continue

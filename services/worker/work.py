@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from services.worker.adapters.model import Model
 from services.worker.api.outbox import Outbox
-from services.worker.calls import answers, as_told, measure
+from services.worker.calls import answers, as_told, divided, measure
 from services.worker.domain.backlog import Backlog, Item
 from services.worker.domain.pace import calls_in_flight, job_calls
 from services.worker.domain.split import Mismatch
@@ -282,15 +282,11 @@ class Work:
             await self._reply_by_outbox(group, rest)
 
     async def _on_model_error(self, model: Model, group: list[Item], error: Exception) -> None:
-        """A bad request must not fail its neighbours: each is tried alone; a single one is told.
-
-        Those that may not run twice are told as well: whatever the error, the model may have run.
-        """
-        again = [item for item in group if len(group) > 1 and item.request.flags & envelope.RETRY_SAFE]
+        """A bad request must not fail its neighbours."""
+        over, again = divided(group)
         told = as_told(error, len(group))
-        for item in group:
-            if len(group) == 1 or not item.request.flags & envelope.RETRY_SAFE:
-                await self._tell(item, told)
+        for item in over:
+            await self._tell(item, told)
         for item in again:
             if self._model is not model:  # one of them before it took the server along
                 self.add(item)
