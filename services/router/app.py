@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator
+import socket
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
@@ -17,12 +18,14 @@ from services.router.api.exceptions import Exceptions
 from services.router.controller import Controller
 from services.router.courier import Courier
 from services.router.job_sweeper import JobSweeper
+from services.router.leadership import Leadership
 from services.router.ledger import Ledger
 from services.router.settings import RouterSettings
 from services.router.sweeper import Sweeper
 from tidegate.api import create_app
 from tidegate.blobs import Blobs
 from tidegate.store import JobStore, Store
+from tidegate.store.leader import LeaderStore
 from tidegate.store.webhooks import WebhookStore
 
 
@@ -30,34 +33,47 @@ def build(settings: RouterSettings) -> FastAPI:
     """The router as an app; its loops start and stop with its lifespan."""
     data = settings.state_path / "data"
     store, job_store = Store.connect(settings.redis_url), JobStore.connect(settings.jobs_url)
-    schedule = WebhookStore.connect(settings.jobs_url)
+    schedule, leases = WebhookStore.connect(settings.jobs_url), LeaderStore.connect(settings.jobs_url)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        incarnation = os.urandom(4).hex()
+        revision = Revision(data / "router-revision.json")
+        leadership = Leadership(
+            leases,
+            f"{socket.gethostname()}:{os.getpid()}:{incarnation}",
+            lease_s=settings.router_lease_s,
+            seen=revision.epoch,
+        )
+
+        def leads() -> bool:
+            return leadership.leads
+
         controller = Controller(
             store,
             Registry(settings.registry_url, settings.service_token, data / "router-intention.json"),
-            Revision(data / "router-revision.json"),
+            revision,
+            leadership,
             settings.amqp_url,
-            os.urandom(4).hex(),
+            incarnation,
             interval_s=settings.route_interval_s,
             relist_s=settings.relist_interval_s,
         )
         exceptions = Exceptions(
             settings.amqp_url, job_store, data / "dead-letters.jsonl", settings.dead_letters_kept
         )
-        sweeper = Sweeper(Blobs(settings.blob_url), settings.blob_sweep_interval_s)
-        ledger = Ledger(job_store, store, settings.amqp_url, settings.ledger_interval_s)
-        job_sweeper = _job_sweeper(settings, job_store, ledger)
+        sweeper = Sweeper(Blobs(settings.blob_url), settings.blob_sweep_interval_s, leads=leads)
+        ledger = Ledger(job_store, store, settings.amqp_url, settings.ledger_interval_s, leads=leads)
+        job_sweeper = _job_sweeper(settings, job_store, ledger, leads)
         master = load(settings.state_path / "webhook-secret")
-        courier = _courier(settings, schedule, job_store, master)
+        courier = _courier(settings, schedule, job_store, master, leads)
         app.state.controller, app.state.exceptions = controller, exceptions
         app.state.ledger, app.state.webhook_master = ledger, master
         app.state.health.add("table", controller.problem)
         app.state.health.add("broker", lambda: controller.link.problem)
         app.state.health.add("exceptions", lambda: exceptions.link.problem or exceptions.out.problem)
         app.state.health.add("jobs", lambda: job_sweeper.problem or courier.problem)
-        loops = (controller, exceptions, sweeper, job_sweeper, courier, ledger)
+        loops = (leadership, controller, exceptions, sweeper, job_sweeper, courier, ledger)
         for loop in loops:
             loop.start()
         yield
@@ -72,7 +88,9 @@ def build(settings: RouterSettings) -> FastAPI:
     )
 
 
-def _job_sweeper(settings: RouterSettings, jobs: JobStore, ledger: Ledger) -> JobSweeper:
+def _job_sweeper(
+    settings: RouterSettings, jobs: JobStore, ledger: Ledger, leads: Callable[[], bool]
+) -> JobSweeper:
     return JobSweeper(
         jobs,
         settings.amqp_url,
@@ -80,12 +98,21 @@ def _job_sweeper(settings: RouterSettings, jobs: JobStore, ledger: Ledger) -> Jo
         interval_s=settings.job_sweep_interval_s,
         keep_s=settings.job_retention_s,
         keep_count=settings.jobs_kept,
+        leads=leads,
     )
 
 
-def _courier(settings: RouterSettings, schedule: WebhookStore, jobs: JobStore, master: bytes) -> Courier:
+def _courier(
+    settings: RouterSettings,
+    schedule: WebhookStore,
+    jobs: JobStore,
+    master: bytes,
+    leads: Callable[[], bool],
+) -> Courier:
     limits = settings.webhook_limits()
     sender = Sender(
         allow_private=settings.webhook_allow_private, timeout_s=limits.timeout_s, at_once=limits.at_once
     )
-    return Courier(schedule, jobs, sender, master, limits=limits, patience=settings.webhook_patience())
+    return Courier(
+        schedule, jobs, sender, master, limits=limits, patience=settings.webhook_patience(), leads=leads
+    )

@@ -1,4 +1,7 @@
-"""The router's loop: read intention, look at the workers, compile, publish. Level-triggered."""
+"""The router's loop: read intention, look at the workers, compile, publish. Level-triggered.
+
+Only the router that leads compiles and publishes; the others read what it published.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ from prometheus_client import Counter, Gauge
 from services.router.adapters.registry import Registry
 from services.router.adapters.revision import Revision
 from services.router.domain import table as compiler
+from services.router.leadership import Leadership
 from tidegate import tasks, telemetry
 from tidegate.broker import Delivery, Link, Session
 from tidegate.errors import Unavailable
@@ -32,6 +36,7 @@ class Controller:
         store: Store,
         registry: Registry,
         revision: Revision,
+        leadership: Leadership,
         amqp_url: str,
         incarnation: str,
         *,
@@ -41,10 +46,12 @@ class Controller:
         self._store = store
         self._registry = registry
         self._revision = revision
+        self._leadership = leadership
         self._interval_s = interval_s
         self._relist_s = relist_s
         self._events = events_queue("router", incarnation)
         self._wake = asyncio.Event()
+        leadership.on_change(self._wake.set)
         self._relist = True
         self._reports: list[ReplicaReport] = []
         self._learned: dict[str, object] = {}
@@ -70,6 +77,8 @@ class Controller:
     def problem(self) -> str | None:
         """Why no table can be published, if so."""
         if self.table is None:
+            if not self._leadership.leads:
+                return self.store_problem or self._leadership.standing
             return self._registry.problem or self.store_problem or "No table was compiled yet."
         return None
 
@@ -99,6 +108,10 @@ class Controller:
             self._wake.clear()
 
     async def _round(self) -> None:
+        if not self._leadership.leads:
+            await self._follow()
+            return
+        epoch = self._leadership.epoch
         intention = self._registry.intention
         if intention is None:
             return
@@ -111,7 +124,7 @@ class Controller:
         self._learned |= {r.deployment: r.signature for r in self._reports if r.signature}
         table = compiler.compile_table(intention, ready, self._learned)
         await self._declare_queues(set(table["deployments"]))
-        await self._publish(table)
+        await self._publish(table, epoch)
         for endpoint in compiler.settled(intention, ready):
             await self._registry.settle(endpoint)
             self._relist = True
@@ -126,17 +139,34 @@ class Controller:
         # A Deployment that comes back under its old name needs its queue again.
         self._declared &= deployments
 
-    async def _publish(self, table: compiler.Table) -> None:
+    async def _follow(self) -> None:
+        """Take the table that the leader has published."""
+        try:
+            raw = await self._store.read_routes()
+            self.store_problem = None
+        except StoreUnavailable as error:
+            self.store_problem = error.message
+            return
+        if raw is not None:
+            self.table = orjson.loads(raw)
+
+    async def _publish(self, table: compiler.Table, epoch: int) -> None:
+        if epoch != self._revision.epoch:
+            self._revision.begin(epoch)
+            self._last = {}
         if table != self._last:
             self._revision.advance()
             self._last = table
-        self.table = {"epoch": self._revision.epoch, "n": self._revision.n, **table}
+        self.table = {"epoch": self._revision.text, "n": self._revision.n, **table}
         ENDPOINTS.set(len(table["endpoints"]))
         wanted = orjson.dumps(self.table)
         with contextlib.suppress(StoreUnavailable):
             # Read before writing: the store may have been emptied since.
             if await self._store.read_routes() != wanted:
-                await self._store.publish_routes(wanted)
+                if (newer := await self._store.publish_routes(wanted)) is not None:
+                    log.warning("another router has published since", extra={"epoch": newer, "ours": epoch})
+                    self._leadership.overtaken(newer)
+                    return
                 PUBLISHED.inc()
                 log.info(
                     "route table published",

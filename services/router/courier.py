@@ -1,4 +1,4 @@
-"""Delivers webhooks: claims what is due, sends it, keeps what came of it. Several routers share the work."""
+"""Delivers webhooks: claims what is due, sends it, keeps what came of it. Only the leader claims."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import contextlib
 import random
 import time
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -67,6 +68,7 @@ class Courier:
         *,
         limits: Limits,
         patience: Patience,
+        leads: Callable[[], bool],
     ) -> None:
         self._store = store
         self._jobs = jobs
@@ -75,6 +77,7 @@ class Courier:
         self._limits = limits
         self._lease_s = max(LEASE_S, 2 * limits.timeout_s + MARGIN_S)
         self._patience = patience
+        self._leads = leads
         self._roads: dict[str, Road] = {}
         self._under_way: set[asyncio.Task[None]] = set()
         self._settled: list[Settled] = []
@@ -117,6 +120,9 @@ class Courier:
     async def _round(self) -> bool:
         """Settle what has ended, claim and place what is due; whether there may be more at once."""
         await self._settle()
+        if not self._leads():
+            PENDING.set(0)
+            return False  # what is claimed is still sent while its claim lasts
         room = min(CLAIMED_AT_ONCE, HELD - sum(len(r.parcels) for r in self._roads.values()))
         if room <= 0:
             return False

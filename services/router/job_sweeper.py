@@ -29,7 +29,7 @@ RETIRED = Counter("tidegate_jobs_retired_total", "Job records removed by age or 
 
 
 class JobSweeper:
-    """One of the router's loops. Several routers may sweep: every step is fenced in the store."""
+    """One of the router's loops. Only the leader sweeps; each step is fenced, should two lead at once."""
 
     def __init__(
         self,
@@ -40,6 +40,7 @@ class JobSweeper:
         interval_s: float,
         keep_s: float,
         keep_count: int,
+        leads: Callable[[], bool],
     ) -> None:
         """``lost``: see :meth:`services.router.ledger.Ledger.take_lost`."""
         self._jobs = jobs
@@ -47,6 +48,7 @@ class JobSweeper:
         self._interval_s = interval_s
         self._keep_ms = int(keep_s * 1e3)
         self._keep_count = keep_count
+        self._leads = leads
         self._declared: set[str] = set()
         self._task: asyncio.Task[None] | None = None
         self.problem: str | None = None
@@ -68,7 +70,8 @@ class JobSweeper:
     async def _run(self) -> None:
         while True:
             try:
-                await self._round()
+                if self._leads():
+                    await self._round()
                 self.problem = None
             except Unavailable as error:
                 if self.problem is None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from prometheus_client import Counter, Gauge
 
@@ -41,12 +41,15 @@ class Away(Exception):
 
 
 class Ledger:
-    """One of the router's loops; ``statement`` is its last word."""
+    """One of the router's loops; ``statement`` is its last word. Only the router that leads keeps it."""
 
-    def __init__(self, jobs: JobStore, store: Store, amqp_url: str, interval_s: float) -> None:
+    def __init__(
+        self, jobs: JobStore, store: Store, amqp_url: str, interval_s: float, *, leads: Callable[[], bool]
+    ) -> None:
         self._jobs = jobs
         self._store = store
         self._interval_s = interval_s
+        self._leads = leads
         self._link = Link(amqp_url, "router-ledger", self._no_setup)
         self._looks: list[Missing] = []
         self._task: asyncio.Task[None] | None = None
@@ -78,6 +81,8 @@ class Ledger:
     async def _run(self) -> None:
         while True:
             try:
+                if not self._leads():
+                    raise Away("leader", "this router does not lead; ask the one that does")
                 self._say(await self._look())
             except Away as away:
                 self._say_unknown(away)
@@ -101,7 +106,10 @@ class Ledger:
         self._looks = []
         if away.source not in self.statement.away:
             log.warning("the ledger of jobs is unknown", extra={"source": away.source, "problem": away.why})
-        LOST_SIGHT.labels(away.source).inc()
+        if away.source == "leader":
+            JOBS.clear()  # the leader tells them
+        else:
+            LOST_SIGHT.labels(away.source).inc()
         self.statement = Statement(time.time(), None, {away.source: away.why})
         UNACCOUNTED.set(self.statement.gauge)
 

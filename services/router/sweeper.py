@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
 
 from prometheus_client import Counter
 
@@ -17,11 +18,12 @@ SWEPT = Counter("tidegate_router_blob_folders_swept_total", "Folders of expired 
 
 
 class Sweeper:
-    """One of the router's loops; that several routers sweep does no harm."""
+    """One of the router's loops; only the router that leads sweeps."""
 
-    def __init__(self, blobs: Blobs, interval_s: float) -> None:
+    def __init__(self, blobs: Blobs, interval_s: float, *, leads: Callable[[], bool]) -> None:
         self._blobs = blobs
         self._interval_s = interval_s
+        self._leads = leads
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -36,7 +38,8 @@ class Sweeper:
     async def _run(self) -> None:
         while True:
             try:
-                SWEPT.inc(await self._blobs.sweep(time.time()))
+                if self._leads():
+                    SWEPT.inc(await self._blobs.sweep(time.time()))
             except Unavailable as error:
                 log.warning("expired payloads were not swept", extra={"problem": error.message})
             await asyncio.sleep(self._interval_s)

@@ -36,6 +36,22 @@ CLAIM_TTL_S = 3600
 # A gateway that has been silent for so long is taken for gone, not for missing.
 GATEWAY_GONE_S = 30.0
 
+# Sets the route table unless the one in place has a greater revision; then it gives that one's epoch. A table
+# begins with its revision, so most of it is not read. What has no revision is overwritten.
+PUBLISH_ROUTES = """
+local function revision(head)
+  return string.match(head, '^{"epoch":"(%d+)","n":(%d+)')
+end
+local epoch, n = revision(string.sub(ARGV[1], 1, 80))
+local held, held_n = revision(redis.call('GETRANGE', KEYS[1], 0, 79))
+if epoch and held and (held > epoch or (held == epoch and tonumber(held_n) > tonumber(n))) then
+  return held
+end
+redis.call('SET', KEYS[1], ARGV[1])
+redis.call('PUBLISH', KEYS[2], '')
+return false
+"""
+
 
 class Store(Connected):
     """Typed access to the live facts; every failure is a ``StoreUnavailable``."""
@@ -44,12 +60,13 @@ class Store(Connected):
         """Return when the store answers."""
         await answer(self._redis.ping())
 
-    async def publish_routes(self, table: bytes) -> None:
-        """Set the route table and wake those who watch it."""
-        pipe = self._redis.pipeline(transaction=False)
-        pipe.set(ROUTES, table)
-        pipe.publish(ROUTES_CHANGED, b"")
-        await answer(pipe.execute())
+    async def publish_routes(self, table: bytes) -> int | None:
+        """Set the route table and wake those who watch it.
+
+        Return None, or, if the table in place has a greater revision and stays, the epoch of that table.
+        """
+        newer = await answer(self._redis.eval(PUBLISH_ROUTES, 2, ROUTES, ROUTES_CHANGED, table))
+        return None if newer is None else int(newer)
 
     async def read_routes(self) -> bytes | None:
         """The route table, or None when the store has none (which says nothing of the truth)."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from pathlib import Path
 
 import httpx
@@ -50,7 +51,7 @@ class Registry:
         self.problem = None
         if self.intention is None or intention.revision != self.intention.revision:
             self._disk.parent.mkdir(parents=True, exist_ok=True)
-            fresh = self._disk.with_suffix(".new")
+            fresh = self._disk.with_suffix(f".{os.getpid()}")  # other routers write too
             fresh.write_bytes(answer.content)
             fresh.replace(self._disk)
         self.intention = intention

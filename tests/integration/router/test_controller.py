@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
 from typing import Any
@@ -16,31 +15,49 @@ from services.router.adapters.registry import Registry
 from services.router.adapters.revision import Revision
 from services.router.app import build
 from services.router.controller import Controller
+from services.router.leadership import Leadership
 from services.router.settings import RouterSettings
 from tidegate.broker import Link
 from tidegate.protocol.presence import ReplicaReport
 from tidegate.stack.ports import free_ports
 from tidegate.stack.standalone import valkey_running
 from tidegate.store import Store
+from tidegate.store.leader import LeaderStore
 from tidegate.topology import EVENTS, REGISTRY_CHANGED, requests_queue
 
 pytestmark = pytest.mark.integration
 
 FAST = {"interval_s": 0.02, "relist_s": 0.05}
+LEASE_S = 2.0
+
+
+class Router(Controller):
+    """A controller with its lease: it is given up when the controller stops."""
+
+    def start(self) -> None:
+        self._leadership.start()
+        super().start()
+
+    async def stop(self) -> None:
+        await super().stop()
+        await self._leadership.stop()
 
 
 @pytest.fixture
-async def start(rabbitmq_url, registry, store, tmp_path) -> AsyncIterator[Callable[..., Any]]:
+async def start(rabbitmq_url, registry, store, jobs_url, tmp_path) -> AsyncIterator[Callable[..., Any]]:
     """Starts a router on one state folder; stops it after the test."""
     async with AsyncExitStack() as stack:
 
-        async def started(given: Store = store, **intervals: float) -> Controller:
-            found = Controller(
+        async def started(given: Store = store, **intervals: float) -> Router:
+            name, revision = os.urandom(4).hex(), Revision(tmp_path / "revision.json")
+            leadership = Leadership(LeaderStore.connect(jobs_url), name, lease_s=LEASE_S, seen=revision.epoch)
+            found = Router(
                 given,
                 Registry(registry.url, "token", tmp_path / "intention.json"),
-                Revision(tmp_path / "revision.json"),
+                revision,
+                leadership,
                 rabbitmq_url,
-                os.urandom(4).hex(),
+                name,
                 **{**FAST, **intervals},
             )
             found.start()
@@ -216,18 +233,18 @@ async def test_without_a_store(start, registry, tmp_path, until):
         await store.close()
 
 
-def test_revisions_only_grow(tmp_path):
-    first = Revision(tmp_path / "data" / "revision.json")
+def test_the_epoch_is_kept(tmp_path):
+    path = tmp_path / "data" / "revision.json"
+    first = Revision(path)
+    assert (first.epoch, first.n) == (0, 0)
+    first.begin(17)
     first.advance()
-    first.advance()
-    second = Revision(tmp_path / "data" / "revision.json")
-    assert (second.epoch, second.n) == (first.epoch, 2)
-    second.advance()
-    time.sleep(0.002)  # another epoch is another millisecond
-    (tmp_path / "data" / "revision.json").write_bytes(b"{")
-    lost = Revision(tmp_path / "data" / "revision.json")
-    assert lost.n == 0
-    assert (lost.epoch, lost.n) > (second.epoch, second.n)
+    assert (first.text, first.n) == ("00000000000017", 1)
+    assert (Revision(path).epoch, Revision(path).n) == (17, 0)
+    path.write_bytes(b'{"epoch":"01764000000000","n":5}')  # as written before there were leases
+    assert Revision(path).epoch == 1_764_000_000_000
+    path.write_bytes(b"{")
+    assert Revision(path).epoch == 0
 
 
 async def test_the_http_door(start, registry, store, rabbitmq_url, valkey_url, tmp_path, until):

@@ -39,13 +39,17 @@ async def start(valkey_url, schedule) -> AsyncIterator[Callable[..., Any]]:
     async with AsyncExitStack() as stack:
 
         async def started(
-            *, patience: Patience = QUICK, limits: Limits = Limits(), allow_private: bool = True
+            *,
+            patience: Patience = QUICK,
+            limits: Limits = Limits(),
+            allow_private: bool = True,
+            leads: Callable[[], bool] = lambda: True,
         ) -> Courier:
             store, jobs = WebhookStore.connect(valkey_url), JobStore.connect(valkey_url)
             stack.push_async_callback(store.close)
             stack.push_async_callback(jobs.close)
             sender = Sender(allow_private=allow_private, timeout_s=limits.timeout_s, at_once=limits.at_once)
-            found = Courier(store, jobs, sender, MASTER, limits=limits, patience=patience)
+            found = Courier(store, jobs, sender, MASTER, limits=limits, patience=patience, leads=leads)
             found.start()
             stack.push_async_callback(found.stop)
             return found
@@ -255,3 +259,19 @@ async def test_bodies_are_the_jobs_as_the_api_shows_them(start, making, receiver
     job = await making.store.get(id_)
     assert job is not None
     assert orjson.loads(receiver.got[0][1])["data"] == orjson.loads(orjson.dumps(job.public()))
+
+
+async def test_a_router_that_does_not_lead_claims_nothing(start, making, receiver, schedule, until):
+    await making.ended(receiver.url)
+    asked, led = [], []
+
+    def leads() -> bool:
+        asked.append(None)
+        return bool(led)
+
+    await start(leads=leads)
+    await until(lambda: len(asked) > 2)
+    assert receiver.got == []
+    assert await waiting(schedule) == 1
+    led.append(True)
+    await until(lambda: len(receiver.got) == 1)

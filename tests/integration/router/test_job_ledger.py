@@ -29,8 +29,13 @@ async def start(rabbitmq_url, valkey_url, store, jobs, monkeypatch) -> AsyncIter
     monkeypatch.setattr(ledger_module, "REPORTS_S", 0.02)
     async with AsyncExitStack() as stack:
 
-        async def started(url: str = rabbitmq_url, records: JobStore = jobs, live: Store = store) -> Ledger:
-            found = Ledger(records, live, url, 0.02)
+        async def started(
+            url: str = rabbitmq_url,
+            records: JobStore = jobs,
+            live: Store = store,
+            leads: Callable[[], bool] = lambda: True,
+        ) -> Ledger:
+            found = Ledger(records, live, url, 0.02, leads=leads)
             found.start()
             stack.push_async_callback(found.stop)
             return found
@@ -69,7 +74,7 @@ async def queued(making, broker) -> bytes:
 
 
 async def test_before_the_first_look_nothing_is_known(store, jobs, rabbitmq_url):
-    assert Ledger(jobs, store, rabbitmq_url, 1.0).statement.unaccounted is None
+    assert Ledger(jobs, store, rabbitmq_url, 1.0, leads=lambda: True).statement.unaccounted is None
     assert math.isnan(gauge())
 
 
@@ -172,3 +177,18 @@ async def test_never_a_false_loss_while_jobs_move(start, making, broker, store, 
             await making.store.cancel(taken[0].id)
         told.add(ledger.statement.unaccounted)
     assert told == {0}
+
+
+async def test_a_router_that_does_not_lead_says_so(start, making, broker, until):
+    """Two routers must not both count the jobs: a sum over them would be twice the truth."""
+    led = [True]
+    ledger = await start(leads=lambda: led[0])
+    await queued(making, broker)
+    await until(lambda: ledger.statement.unaccounted == 0)
+    assert REGISTRY.get_sample_value("tidegate_jobs", {"state": "queued"}) == 1
+    led.clear()
+    led.append(False)
+    await until(lambda: "leader" in ledger.statement.away)
+    assert ledger.statement.unaccounted is None
+    assert math.isnan(gauge())
+    assert REGISTRY.get_sample_value("tidegate_jobs", {"state": "queued"}) is None

@@ -66,10 +66,19 @@ async def start(rabbitmq_url, valkey_url, jobs) -> AsyncIterator[Callable[..., A
             keep_s: float = 3600.0,
             keep_count: int = 1000,
             lost: Callable[[], dict[str, bool]] = dict,
+            leads: Callable[[], bool] = lambda: True,
         ) -> JobSweeper:
             own = JobStore.connect(valkey_url)
             stack.push_async_callback(own.close)
-            found = JobSweeper(own, url, lost, interval_s=0.02, keep_s=keep_s, keep_count=keep_count)
+            found = JobSweeper(
+                own,
+                url,
+                lost,
+                interval_s=0.02,
+                keep_s=keep_s,
+                keep_count=keep_count,
+                leads=leads,
+            )
             found.start()
             stack.push_async_callback(found.stop)
             return found
@@ -261,3 +270,21 @@ async def test_what_runs_is_not_published_while_workers_hold_messages(
     await start(lost=lambda: {making.deployment: True})
     await until(lambda: waiting in {request.id for request in worker.got})
     assert running not in {request.id for request in worker.got}
+
+
+async def test_a_router_that_does_not_lead_does_not_sweep(start, making, worker, lapse, until):
+    id_ = await making.accepted()
+    await lapse(id_)
+    asked, led = [], []
+
+    def leads() -> bool:
+        asked.append(None)
+        return bool(led)
+
+    sweeper = await start(leads=leads)
+    await sweeper.out.wait_up(20)
+    rounds = len(asked)
+    await until(lambda: len(asked) > rounds + 3)
+    assert worker.got == []
+    led.append(True)
+    await until(lambda: worker.got)

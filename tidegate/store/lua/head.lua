@@ -21,6 +21,8 @@
 --   tidegate:job:used              a hash: what callers used and nobody has reported yet; fields are
 --                                  "<day>\n<principal>\n<endpoint>\n<what>", the day since the epoch
 --   tidegate:job:used:<take>       the same, while it is reported; tidegate:job:used:open has since when (ms)
+--   tidegate:router:leader         a hash: the router that leads and its epoch; expires with its lease
+--   tidegate:router:epoch          the last epoch that was given to a leader; never expires
 local RECORD, REQUEST, REPLY = 'tidegate:job:r:', 'tidegate:job:request:', 'tidegate:job:reply:'
 local LOG, CHANGED, IDEM = 'tidegate:job:log:', 'tidegate:job:changed:', 'tidegate:job:idem:'
 local ALL, STATE, OF = 'tidegate:job:all', 'tidegate:job:state:', 'tidegate:job:of:'
@@ -30,6 +32,7 @@ local FINISHED, WEBHOOKS = 'tidegate:job:finished', 'tidegate:job:webhooks'
 local DELIVERIES = 'tidegate:job:deliveries:'
 local LEDGER, ACKNOWLEDGED = 'tidegate:job:ledger', 'tidegate:job:acknowledged'
 local USED = 'tidegate:job:used'
+local LEADER, EPOCH = 'tidegate:router:leader', 'tidegate:router:epoch'
 local OVER = {succeeded = true, failed = true, cancelled = true, expired = true}
 local LEVELS = {'high', 'normal', 'low'}
 -- How long a message may take to be confirmed, and a republished one to be taken note of.

@@ -1,0 +1,148 @@
+"""The lease of the leading router: one at a time, rising epochs, a store that is away or empty."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack
+from typing import Any
+
+import orjson
+import pytest
+from redis.asyncio import Redis
+
+from services.router.leadership import Leadership
+from tidegate.stack.ports import free_ports
+from tidegate.stack.standalone import jobs_running
+from tidegate.store import Store
+from tidegate.store.leader import LeaderStore
+
+pytestmark = pytest.mark.integration
+
+# Long enough for a busy machine to renew it: no test waits for its end but those of a short one.
+LEASE_S, SHORT_S = 60.0, 0.3
+
+
+@pytest.fixture
+async def redis(jobs_url) -> AsyncIterator[Redis]:
+    """The store of the jobs, seen past its client; empty."""
+    found = Redis.from_url(jobs_url)
+    await found.flushall()
+    yield found
+    await found.aclose()
+
+
+@pytest.fixture
+async def start(jobs_url, redis) -> AsyncIterator[Callable[..., Any]]:
+    """Starts to ask for the lease; stops after the test."""
+    async with AsyncExitStack() as stack:
+
+        async def started(
+            name: str, url: str = jobs_url, lease_s: float = LEASE_S, seen: int = 0
+        ) -> Leadership:
+            found = Leadership(LeaderStore.connect(url), name, lease_s=lease_s, seen=seen)
+            found.start()
+            stack.push_async_callback(found.stop)
+            return found
+
+        yield started
+
+
+async def test_one_of_two_leads(start, until):
+    a = await start("a")
+    await until(lambda: a.leads)
+    b = await start("b")
+    await until(lambda: b.holder == "a")
+    assert (a.leads, b.leads) == (True, False)
+    assert b.standing == "Router a leads; this one waits."
+
+
+async def test_an_orderly_end_hands_over_under_a_greater_epoch(start, until):
+    a = await start("a")
+    await until(lambda: a.leads)
+    first = a.epoch
+    await a.stop()
+    b = await start("b")
+    await until(lambda: b.leads)
+    assert b.epoch > first
+
+
+async def test_a_leader_that_does_not_renew_is_replaced(start, redis, jobs_url, until):
+    store = LeaderStore.connect(jobs_url)
+    gone = await store.claim("gone", SHORT_S, 0)
+    b = await start("b")
+    await until(lambda: b.leads)
+    assert b.epoch > gone.epoch
+    assert (await store.claim("gone", SHORT_S, 0)).holder == "b", "the former leader is told so"
+    await store.close()
+
+
+async def test_a_process_that_slept_does_not_lead_until_it_has_asked(start, until):
+    a = await start("a")
+    await until(lambda: a.leads)
+    a._until = 0.0  # as after a stop of the process that was longer than the lease
+    assert not a.leads
+
+
+async def test_epochs_rise_when_the_store_has_lost_them(start, redis, until):
+    a = await start("a")
+    await until(lambda: a.leads)
+    first = a.epoch
+    await a.stop()
+    await redis.flushall()
+    b = await start("b", seen=first + 10**9)  # as after a clock that was set back
+    await until(lambda: b.leads)
+    assert b.epoch > first + 10**9
+
+
+async def test_the_leader_goes_on_while_the_store_is_away(tmp_path, start, until):
+    """Nobody else can take the lease, and afterwards the epoch is the same: it was on disk."""
+    (port,) = free_ports(1)
+    with jobs_running(tmp_path, port=port) as url:
+        a = await start("a", url, lease_s=SHORT_S)
+        await until(lambda: a.leads)
+        epoch = a.epoch
+    await until(lambda: a._away)
+    await asyncio.sleep(2 * SHORT_S)
+    assert a.leads
+    with jobs_running(tmp_path, port=port):
+        await until(lambda: not a._away)
+        await until(lambda: a.leads)
+        assert a.epoch >= epoch
+        await a.stop()
+
+
+async def test_a_newcomer_does_not_lead_while_the_store_is_away(start, until):
+    (port,) = free_ports(1)
+    a = await start("a", f"redis://127.0.0.1:{port}/0")
+    await until(lambda: a._away)
+    assert not a.leads
+    assert a.standing == "No router leads yet: the store of the jobs does not answer."
+
+
+async def test_overtaken_by_a_greater_epoch_elsewhere(start, until):
+    """The store of the jobs was emptied and the clock set back: the leader moves past what it met."""
+    a = await start("a")
+    await until(lambda: a.leads)
+    met = a.epoch + 10**9
+    a.overtaken(met)
+    assert not a.leads
+    await until(lambda: a.leads)
+    assert a.epoch > met
+
+
+async def test_an_old_table_does_not_overwrite_a_newer_one(valkey_url):
+    store = Store.connect(valkey_url)
+    await store._redis.flushall()
+
+    def table(epoch: int, n: int, **more: Any) -> bytes:
+        return orjson.dumps({"epoch": f"{epoch:014d}", "n": n, "endpoints": more})
+
+    for epoch, n, refused in ((5, 1, None), (5, 2, None), (5, 1, 5), (4, 9, 5), (5, 10, None), (5, 9, 5)):
+        assert await store.publish_routes(table(epoch, n)) == refused, (epoch, n)
+    assert await store.read_routes() == table(5, 10)
+    assert await store.publish_routes(table(5, 10, a=1)) is None, "the leader may write its own again"
+    assert await store.publish_routes(table(6, 1)) is None
+    await store._redis.set("tidegate:routes", b"garbage")
+    assert await store.publish_routes(table(1, 1)) is None
+    await store.close()

@@ -1,0 +1,16 @@
+-- Become or stay the leader of the routers. ARGV: the candidate, the length of the lease (ms), and the highest epoch
+-- that the candidate has seen. Gives the holder, its epoch, and for how long its lease lasts (ms).
+local candidate, ttl, seen = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
+local holder, held = unpack(call('HMGET', LEADER, 'holder', 'epoch'))
+if holder and holder ~= candidate then
+  return {holder, tonumber(held), call('PTTL', LEADER)}
+end
+local epoch = tonumber(held or 0)
+if not holder or epoch <= seen then
+  -- The clock keeps epochs rising even if this store has lost the last one.
+  epoch = math.max(tonumber(call('GET', EPOCH) or 0), seen, clock()) + 1
+  call('SET', EPOCH, string.format('%d', epoch))
+  call('HSET', LEADER, 'holder', candidate, 'epoch', string.format('%d', epoch))
+end
+call('PEXPIRE', LEADER, ttl)
+return {candidate, epoch, ttl}

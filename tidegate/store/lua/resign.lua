@@ -1,0 +1,5 @@
+-- Give up the lead at once, if ARGV[1] has it.
+if call('HGET', LEADER, 'holder') == ARGV[1] then
+  call('DEL', LEADER)
+end
+return 1
