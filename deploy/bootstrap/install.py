@@ -30,9 +30,17 @@ def steps(places: Places, runner: Runner, *, dev: bool) -> list[Step]:
     packages = system.Packages(places, runner)
     installs = [_locked(places, runner, "services", "Packages of the services", "requirements.lock", "venv")]
     if dev:
-        installs.append(
-            _locked(places, runner, "tests", "Packages of the tests", "requirements-dev.lock", "services")
-        )
+        installs += [
+            _locked(places, runner, "tests", "Packages of the tests", "requirements-dev.lock", "services"),
+            Step(
+                "postgres",
+                "PostgreSQL, for the tests",
+                # Where nothing can be installed, the tests say what they skip.
+                done=lambda: not system.postgres_missing() or not system.can_install(),
+                work=packages.install_postgres,
+                after=("rabbitmq",),
+            ),
+        ]
     return [
         Step(
             "system",

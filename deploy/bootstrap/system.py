@@ -1,4 +1,6 @@
-"""What has to come from the system: RabbitMQ, Python's venv, and the shared libpython that Triton loads."""
+"""What has to come from the system: RabbitMQ, Python's venv, the shared libpython that Triton loads; for the
+tests PostgreSQL.
+"""
 
 from __future__ import annotations
 
@@ -15,9 +17,11 @@ from deploy.bootstrap.places import Places, libpython, own_library_folder, pytho
 from deploy.bootstrap.step import StepFailed, Tell
 
 RABBITMQ = (Path("/usr/lib/rabbitmq/bin/rabbitmq-server"), Path("/opt/rabbitmq/sbin/rabbitmq-server"))
+POSTGRES = Path("/usr/lib/postgresql")
 
 # The packages' own RabbitMQ service is neither started by the installation nor left enabled: the stack
 # runs a private node, and a second broker would hold memory and the well-known ports for nothing.
+# PostgreSQL's package would make a cluster and start it at each boot; the tests make one of their own.
 INSTALL = """
 set -e
 export DEBIAN_FRONTEND=noninteractive
@@ -27,12 +31,24 @@ if [ ! -e "$policy" ]; then
   printf '#!/bin/sh\\nexit 101\\n' >"$policy"
   chmod 755 "$policy"
 fi
-apt-get install -y -q --no-install-recommends -o DPkg::Lock::Timeout=120 "$@"
+install="apt-get install -y -q --no-install-recommends -o DPkg::Lock::Timeout=120"
+#UPDATE
+if [ "$1" = postgresql ]; then
+  $install postgresql-common
+  conf=/etc/postgresql-common/createcluster.conf
+  sed -i 's/^#create_main_cluster = true/create_main_cluster = false #tidegate/' "$conf"
+fi
+done=0
+$install "$@" || done=$?
+if [ "$1" = postgresql ]; then
+  sed -i 's/^create_main_cluster = false #tidegate/#create_main_cluster = true/' "$conf"
+fi
+[ "$done" = 0 ] || exit "$done"
 if [ "$1" = rabbitmq-server ] && [ -d /run/systemd/system ]; then
   systemctl disable -q rabbitmq-server || true
 fi
 """
-UPDATE = "apt-get update -q\n"
+UPDATE = "apt-get update -q"
 
 MIN_GLIBC = (2, 35)
 
@@ -40,6 +56,21 @@ MIN_GLIBC = (2, 35)
 def rabbitmq_missing() -> list[str]:
     """The Debian package of RabbitMQ, unless it is there."""
     return [] if any(os.access(place, os.X_OK) for place in RABBITMQ) else ["rabbitmq-server"]
+
+
+def postgres_missing() -> list[str]:
+    """The Debian package of PostgreSQL, unless a server is there."""
+    there = any(POSTGRES.glob("*/bin/initdb")) or shutil.which("initdb") is not None
+    return [] if there else ["postgresql"]
+
+
+def can_install() -> bool:
+    """Return True if packages of the system can be installed from here."""
+    try:
+        _as_root([])
+    except StepFailed:
+        return False
+    return True
 
 
 def python_missing(places: Places) -> list[str]:
@@ -77,9 +108,16 @@ class Packages:
         self._install(rabbitmq_missing(), "rabbitmq-package", tell)
         self._verify(rabbitmq_missing(), "rabbitmq-package")
 
+    def install_postgres(self, tell: Tell) -> None:
+        """Install PostgreSQL. The tests that need it are skipped without it, so a failure ends nothing."""
+        try:
+            self._install(postgres_missing(), "postgres-package", tell)
+        except StepFailed as failure:
+            tell(f"not installed, the tests skip what needs it: {failure.what}")
+
     def _install(self, packages: list[str], log_name: str, tell: Tell) -> None:
         prefix = _as_root([*python_missing(self._places), *rabbitmq_missing()])
-        script = INSTALL if self._updated else INSTALL.replace("apt-get install", UPDATE + "apt-get install")
+        script = INSTALL if self._updated else INSTALL.replace("#UPDATE", UPDATE)
         self._runner.run(
             [*prefix, "sh", "-c", script, "install", *packages],
             self._places.log(log_name),

@@ -1,14 +1,17 @@
-"""The real app on a real SQLite file (PostgreSQL, when TIDEGATE_TEST_DATABASE_URL names one)."""
+"""The real app on SQLite and on PostgreSQL: that of TIDEGATE_TEST_DATABASE_URL, or one of our own."""
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import os
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import asyncpg
 import httpx
 import pytest
 import sqlalchemy as sa
@@ -18,8 +21,10 @@ from services.registry.adapters.sql.database import engine_for
 from services.registry.app import build
 from services.registry.registrar import Registrar
 from services.registry.settings import RegistrySettings
+from tests.integration.registry import postgres as postgresql
 
 TOKEN = "registry-test-token"
+TEMPLATE = "migrated"
 # Nothing listens on the discard port: the broker is away, and writes must succeed all the same.
 NO_BROKER = "amqp://guest:guest@127.0.0.1:9/"
 
@@ -80,16 +85,56 @@ class Caller:
         return list((root / "incoming").iterdir())
 
 
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[postgresql.Server]:
+    """A PostgreSQL that belongs to this xdist worker; what needs it is skipped where none can be had."""
+    with contextlib.ExitStack() as stack:
+        try:
+            server = stack.enter_context(postgresql.running())
+        except postgresql.NoPostgres as reason:
+            pytest.skip(str(reason))
+        asyncio.run(_make_template(server))
+        yield server
+
+
+async def _make_template(server: postgresql.Server) -> None:
+    async with _admin(server) as admin:
+        await admin.execute(f"CREATE DATABASE {TEMPLATE}")
+    await migrate.migrate(server.url(TEMPLATE))
+
+
+@asynccontextmanager
+async def _admin(server: postgresql.Server) -> AsyncIterator[asyncpg.Connection]:
+    connection = await asyncpg.connect(host=str(server.folder), user="tidegate", database="postgres")
+    try:
+        yield connection
+    finally:
+        await connection.close()
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def server(request: pytest.FixtureRequest) -> postgresql.Server | str:
+    """The kind of database: PostgreSQL by its server or by a URL, or SQLite (empty)."""
+    if request.param == "sqlite":
+        return ""
+    return os.environ.get("TIDEGATE_TEST_DATABASE_URL") or request.getfixturevalue("postgres")
+
+
 @pytest.fixture
-async def database_url(tmp_path: Path) -> str:
-    """An empty, migrated database."""
-    url = os.environ.get("TIDEGATE_TEST_DATABASE_URL", "")
-    if url:
-        await _emptied(url)
-    else:
-        url = f"sqlite+aiosqlite:///{tmp_path}/data/registry.db"
-    await migrate.migrate(url)
-    return url
+async def database_url(server: postgresql.Server | str, tmp_path: Path) -> AsyncIterator[str]:
+    """An empty, migrated database of each kind."""
+    if isinstance(server, str):
+        url = server or f"sqlite+aiosqlite:///{tmp_path}/data/registry.db"
+        if server:
+            await _emptied(url)
+        await migrate.migrate(url)
+        yield url
+        return
+    name = f"t{os.urandom(8).hex()}"
+    async with _admin(server) as admin:
+        await admin.execute(f"CREATE DATABASE {name} TEMPLATE {TEMPLATE}")
+        yield server.url(name)
+        await admin.execute(f"DROP DATABASE {name} WITH (FORCE)")
 
 
 async def _emptied(url: str) -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
+import shutil
+import subprocess
 import sys
 from pathlib import Path
 from typing import cast
@@ -10,9 +13,9 @@ from typing import cast
 import pytest
 
 from deploy.bootstrap import __main__ as entry
-from deploy.bootstrap import command, environments, places
+from deploy.bootstrap import command, environments, places, system
 from deploy.bootstrap.command import Runner
-from deploy.bootstrap.install import _undone, run
+from deploy.bootstrap.install import _undone, run, steps
 from deploy.bootstrap.screen import Screen
 from deploy.bootstrap.step import Step, StepFailed, fingerprint, stamped
 
@@ -159,3 +162,45 @@ def test_locks_have_hashes_and_name_no_place(lock: Path):
     assert text.count("--hash=sha256:") >= len(pinned)
     assert "://" not in text
     assert "--index" not in text
+
+
+def test_postgres_is_for_the_tests_only():
+    here = places.from_environment()
+    names = {dev: [step.name for step in steps(here, Runner(), dev=dev)] for dev in (False, True)}
+    assert "postgres" not in names[False]
+    assert "postgres" in names[True]
+
+
+def test_without_root_the_tests_do_without_postgres(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    """Its absence must not keep an ordinary user from `make test`."""
+    monkeypatch.setattr(system, "POSTGRES", tmp_path)
+    monkeypatch.setattr(shutil, "which", lambda _: None)
+    (step,) = [s for s in steps(places.from_environment(), Runner(), dev=True) if s.name == "postgres"]
+    assert system.postgres_missing() == ["postgresql"]
+    assert step.done(), "there is no apt-get: nothing to do"
+    monkeypatch.setattr(shutil, "which", lambda name: "/bin/apt-get" if name == "apt-get" else None)
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    assert not step.done()
+
+
+@pytest.mark.parametrize("status", [0, 100])
+def test_the_package_of_postgres_makes_no_cluster(tmp_path: Path, status: int):
+    """While it is installed its setting says so; afterwards the setting is as it was."""
+    conf, seen = tmp_path / "createcluster.conf", tmp_path / "seen"
+    conf.write_text("#create_main_cluster = true\n")
+    apt = tmp_path / "apt-get"
+    apt.write_text(
+        f'#!/bin/sh\ncase "$*" in *" postgresql") cat "{conf}" >"{seen}"; exit {status};; esac\nexit 0\n'
+    )
+    apt.chmod(0o755)
+    script = system.INSTALL.replace("/etc/postgresql-common/createcluster.conf", str(conf))
+    script = script.replace("/usr/sbin/policy-rc.d", str(tmp_path / "policy-rc.d"))
+    done = subprocess.run(
+        ["sh", "-c", script, "install", "postgresql"],
+        env={"PATH": f"{tmp_path}:/usr/bin:/bin"},
+        check=False,
+    )
+    assert done.returncode == status
+    assert seen.read_text().startswith("create_main_cluster = false")
+    assert conf.read_text() == "#create_main_cluster = true\n"
+    assert not (tmp_path / "policy-rc.d").exists()

@@ -1,0 +1,107 @@
+"""A PostgreSQL of the tests' own: the system's package, with its own folder and socket, without root."""
+
+from __future__ import annotations
+
+import os
+import pwd
+import re
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+START_LIMIT_S = 60.0
+POLL_S = 0.02
+# Durability is not what is tested; without it a database is made in a tenth of the time.
+FAST = ("fsync=off", "full_page_writes=off", "synchronous_commit=off", "shared_buffers=32MB")
+# PostgreSQL refuses to run as root. Debian's package makes the first of these users.
+OTHER_USERS = ("postgres", "nobody")
+
+
+class NoPostgres(Exception):
+    """No server can be started here; the text says why and what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """A running server; everyone who reaches its socket is let in."""
+
+    folder: Path
+
+    def url(self, database: str) -> str:
+        """The URL of a database, as TIDEGATE_DATABASE_URL takes it."""
+        return f"postgresql+asyncpg://tidegate@/{database}?host={self.folder}"
+
+
+@contextmanager
+def running() -> Iterator[Server]:
+    """Start a server for as long as the block runs. Raises NoPostgres."""
+    programs, user = _programs(), _user()
+    # Not in the tests' own folder: another user could not enter it, and a socket's path is short.
+    with tempfile.TemporaryDirectory(prefix="tidegate-postgres-") as name:
+        folder, log = Path(name), Path(name) / "log"
+        given = {} if user is None else {"user": user.pw_uid, "group": user.pw_gid, "extra_groups": []}
+        if user is not None:
+            os.chown(folder, user.pw_uid, user.pw_gid)
+        settings = [part for setting in FAST for part in ("-c", setting)]
+        make = [programs / "initdb", "-D", folder / "data", "-U", "tidegate", "-A", "trust", "-E", "UTF8"]
+        serve = [programs / "postgres", "-D", folder / "data", "-k", folder, "-h", "", *settings]
+        with log.open("wb") as out:
+            how = {"cwd": folder, "stdin": subprocess.DEVNULL, "stdout": out, "stderr": out, **given}
+            made = subprocess.run([*make, "--no-sync", *_locale(programs)], check=False, **how)
+            if made.returncode != 0:
+                raise AssertionError(f"initdb failed: {log.read_text()}")
+            process = subprocess.Popen(serve, **how)
+        try:
+            _wait_ready(programs, folder, process, log)
+            yield Server(folder)
+        finally:
+            process.send_signal(signal.SIGINT)  # it ends at once and in order
+            process.wait()
+
+
+def _programs() -> Path:
+    """The folder of the newest installed server's programs."""
+    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"), key=lambda path: int(path.parts[-3]))
+    if found:
+        return found[-1].parent
+    if (on_path := shutil.which("initdb")) is not None:
+        return Path(on_path).resolve().parent
+    raise NoPostgres("PostgreSQL is not installed: sudo apt-get install --no-install-recommends postgresql")
+
+
+def _user() -> pwd.struct_passwd | None:
+    """The user that is to run the server; None: the one that runs the tests."""
+    if os.geteuid() != 0:
+        return None
+    for name in OTHER_USERS:
+        try:
+            return pwd.getpwnam(name)
+        except KeyError:
+            continue
+    raise NoPostgres(f"PostgreSQL does not run as root, and there is no user {' or '.join(OTHER_USERS)}")
+
+
+def _locale(programs: Path) -> list[str]:
+    """Choose an order of texts that passes over punctuation, as many systems do; SQLite and Python do not."""
+    told = subprocess.run(
+        [programs / "initdb", "--version"], capture_output=True, text=True, check=True
+    ).stdout
+    version = re.search(r"(\d+)", told)
+    if version is None or int(version[1]) < 15:
+        return ["--locale=C.UTF-8"]
+    return ["--locale=C.UTF-8", "--locale-provider=icu", "--icu-locale=en-US-u-ka-shifted"]
+
+
+def _wait_ready(programs: Path, folder: Path, process: subprocess.Popen[bytes], log: Path) -> None:
+    end = time.monotonic() + START_LIMIT_S
+    ask = [programs / "pg_isready", "-q", "-h", folder, "-U", "tidegate", "-d", "postgres"]
+    while subprocess.run(ask, check=False, stdin=subprocess.DEVNULL).returncode != 0:
+        if process.poll() is not None or time.monotonic() > end:
+            raise AssertionError(f"PostgreSQL did not start: {log.read_text()}")
+        time.sleep(POLL_S)
