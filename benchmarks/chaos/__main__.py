@@ -1,8 +1,8 @@
 """``python -m benchmarks.chaos``: 20,000 jobs while every part is killed with -9 and restarted once.
 
-A client submits jobs with inputs of their own and keeps a list of the 202s it saw. RabbitMQ, the worker, both
-Valkeys, the gateway, the worker's Triton and the router are killed on the way. At the end its list is
-compared with the records, each result with its input, and the webhooks that came are counted by id.
+A client submits jobs with inputs of their own and keeps a list of the 202s it saw. RabbitMQ, both Valkeys,
+all services, the worker and its Triton are killed on the way. At the end its list is compared with the
+records, each result with its input, and the webhooks that came are counted by id.
 """
 
 from __future__ import annotations

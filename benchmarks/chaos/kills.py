@@ -18,7 +18,17 @@ from tidegate.stack import processes
 from tidegate.stack.processes import Process
 from tidegate.stack.record import Folder
 
-PARTS = ("rabbitmq", "worker", "valkey-jobs", "gateway", "triton", "valkey", "router")
+PARTS = (
+    "rabbitmq",
+    "worker",
+    "valkey-jobs",
+    "gateway",
+    "registry",
+    "triton",
+    "autoscaler",
+    "valkey",
+    "router",
+)
 LIMIT_S = 120.0
 POLL_S = 0.1
 # What is told of a worker by then is of its new process.
