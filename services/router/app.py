@@ -39,12 +39,7 @@ def build(settings: RouterSettings) -> FastAPI:
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         incarnation = os.urandom(4).hex()
         revision = Revision(data / "router-revision.json")
-        leadership = Leadership(
-            leases,
-            f"{socket.gethostname()}:{os.getpid()}:{incarnation}",
-            lease_s=settings.router_lease_s,
-            seen=revision.epoch,
-        )
+        leadership = _leadership(settings, leases, incarnation, seen=revision.epoch)
 
         def leads() -> bool:
             return leadership.leads
@@ -86,6 +81,11 @@ def build(settings: RouterSettings) -> FastAPI:
     return create_app(
         name="router", settings=settings, lifespan=lifespan, routers=[routes.router, jobs.router]
     )
+
+
+def _leadership(settings: RouterSettings, leases: LeaderStore, incarnation: str, seen: int) -> Leadership:
+    name = f"{socket.gethostname()}:{os.getpid()}:{incarnation}"
+    return Leadership(leases, name, lease_s=settings.router_lease_s, seen=seen)
 
 
 def _job_sweeper(
