@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 from urllib.parse import unquote, urlsplit
 
+from tidegate import object_store
 from tidegate.errors import Unavailable
 from tidegate.protocol.envelope import Buffer
 
@@ -34,7 +35,7 @@ T = TypeVar("T")
 
 
 class Blobs:
-    """The blob store at an fsspec URL; a ``file://`` one is used without fsspec, and with fewer copies.
+    """The blob store at a URL of :mod:`tidegate.object_store`; a folder is used directly, with fewer copies.
 
     Every failure raises :class:`Unavailable` and says what could not be done.
     """
@@ -85,7 +86,7 @@ class Blobs:
             ) from None
         except Unavailable:
             raise
-        except Exception as error:  # whatever an fsspec implementation raises
+        except Exception as error:  # each driver has errors of its own
             reason = str(error) or type(error).__name__
             raise Unavailable(f"the blob store cannot be {what}: {reason}", retry_after_s=5.0) from error
 
@@ -104,7 +105,7 @@ def _checked(key: str) -> str:
 
 
 def _is_local(url: str) -> bool:
-    return urlsplit(url).scheme in {"", "file", "local"}
+    return urlsplit(url).scheme in object_store.LOCAL
 
 
 def _local_path(url: str) -> Path:
@@ -192,15 +193,10 @@ def _read_exactly(file: Any, size: int) -> bytes:
 
 
 class _Remote(_Place):
-    """Anything that fsspec reaches."""
+    """An object store, or another that is no folder."""
 
     def __init__(self, url: str) -> None:
-        # Only here: its import is not for the start of a worker that never needs it.
-        from fsspec.core import url_to_fs
-
-        self._fs: Any
-        self._fs, root = url_to_fs(url)
-        self._root = root.rstrip("/")
+        self._fs, self._root, _ = object_store.opened(url)
 
     def write(self, key: str, buffers: Sequence[Buffer], durable: bool) -> None:
         self._fs.pipe_file(f"{self._root}/{key}", b"".join(buffers))

@@ -42,9 +42,13 @@ class Settings(BaseSettings):
     database_url: str = Field(
         "", description="The registry's database; SQLite in the state folder by default."
     )
-    artifact_url: str = Field("", description="Artifact store, any fsspec URL; a local folder by default.")
+    artifact_url: str = Field(
+        "", description="Artifact store: a folder, or `s3://`, `gs://`, `az://`; a local folder by default."
+    )
     blob_url: str = Field(
-        "", description="Store of large payloads, any fsspec URL; the same for gateways, workers and router."
+        "",
+        description="Store of large payloads: a folder, or `s3://`, `gs://`, `az://`; the same for gateways, "
+        "workers and router.",
     )
     claim_above_bytes: int = Field(
         4 * 2**20,

@@ -14,9 +14,10 @@ def main() -> int:
     quick_start.begin()
     from services.gateway import memory, processes
     from services.gateway.settings import GatewaySettings
-    from tidegate import telemetry
+    from tidegate import object_store, telemetry
 
     settings = GatewaySettings()
+    object_store.require("gateway", blob_url=settings.blob_url)
     parser = argparse.ArgumentParser(prog="services.gateway", description="The gateway.")
     parser.add_argument("--workers", type=int, default=settings.gateway_workers, help="processes on the port")
     workers: int = parser.parse_args().workers

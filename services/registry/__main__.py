@@ -15,8 +15,10 @@ def main(arguments: list[str]) -> None:
     quick_start.begin()
     from services.registry.adapters.sql import migrate
     from services.registry.settings import RegistrySettings
+    from tidegate import object_store
 
     settings = RegistrySettings()
+    object_store.require("registry", artifact_url=settings.artifact_url)
     if arguments:
         asyncio.run(migrate.migrate(settings.database_url))
         return

@@ -8,9 +8,10 @@ def main() -> None:
     quick_start.begin()
     from services.router.app import build
     from services.router.settings import RouterSettings
-    from tidegate import service, telemetry
+    from tidegate import object_store, service, telemetry
 
     settings = RouterSettings()
+    object_store.require("router", blob_url=settings.blob_url)
     telemetry.configure("router", settings.log_level)
     service.run(build(settings), settings, settings.router_port)
 

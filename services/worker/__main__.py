@@ -20,9 +20,10 @@ def main() -> int:
     quick_start.begin()
     from services.worker.app import Worker
     from services.worker.settings import WorkerSettings
-    from tidegate import service, telemetry
+    from tidegate import object_store, service, telemetry
 
     settings = WorkerSettings()
+    object_store.require("worker", blob_url=settings.blob_url)
     telemetry.configure("worker", settings.log_level)
     lock = take_lock(folder)
     with socket.socket() as door:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from tests.integration.kernel import s3 as s3_of
 from tidegate.blobs import Blobs
 from tidegate.broker import Session
 
@@ -19,6 +20,21 @@ def blobs(tmp_path) -> Iterator[Blobs]:
     found = Blobs(f"file://{tmp_path / 'blobs'}")
     yield found
     found.close()
+
+
+@pytest.fixture(scope="session")
+def s3_server(tmp_path_factory) -> Iterator[dict[str, str]]:
+    """The environment of the clients of an S3 server that belongs to this xdist worker."""
+    with s3_of.running(tmp_path_factory.mktemp("s3")) as environment:
+        yield environment
+
+
+@pytest.fixture
+def s3(s3_server, monkeypatch, fresh) -> s3_of.S3:
+    """A place in the S3 server of this test's own; this process reaches it."""
+    for name, value in s3_server.items():
+        monkeypatch.setenv(name, value)
+    return s3_of.S3(f"s3://{s3_of.BUCKET}/{fresh('store')}", s3_server)
 
 
 @dataclass

@@ -10,10 +10,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from tidegate import object_store
 from tidegate.settings import Settings
 from tidegate.stack import halt, launch, processes, token
 from tidegate.stack.child import Child
-from tidegate.stack.errors import ChildFailed
+from tidegate.stack.errors import ChildFailed, MissingPart
 from tidegate.stack.plan import log_file, plan
 from tidegate.stack.ports import check_free
 from tidegate.stack.record import ChildPhase, ChildRecord, Folder, StackRecord
@@ -72,6 +73,7 @@ def up(settings: Settings, on_progress: OnProgress = ignore) -> StackRecord:
     """
     state = settings.state_path
     folder = Folder(state / "run")
+    _check_stores(settings)
     with folder.turn():
         for name in ("run", "log", "data"):
             (state / name).mkdir(parents=True, exist_ok=True)
@@ -85,6 +87,14 @@ def up(settings: Settings, on_progress: OnProgress = ignore) -> StackRecord:
             check_free(port for child in children for port in child.ports)
             return _wait(folder, _start_supervisor(children, state), watch, state)
         return _wait(folder, None, watch, state)
+
+
+def _check_stores(settings: Settings) -> None:
+    """Raise MissingPart if a store's URL needs a driver that is not installed."""
+    for name in ("artifact_url", "blob_url"):
+        found = object_store.problem(f"TIDEGATE_{name.upper()}", getattr(settings, name))
+        if found is not None:
+            raise MissingPart(found)
 
 
 def _clear_leftovers(record: StackRecord, children: Sequence[Child]) -> None:

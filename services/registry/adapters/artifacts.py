@@ -1,4 +1,4 @@
-"""The artifact store: bytes under their sha256, on whatever fsspec reaches.
+"""The artifact store: bytes under their sha256, in a folder or an object store.
 
 ``<root>/sha256/aa/bb/<digest>`` holds an artifact, ``<root>/incoming/`` what is still being uploaded.
 An artifact is moved into place whole, so whoever sees it sees all of it.
@@ -18,10 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
-import fsspec
-from fsspec.core import url_to_fs
-
-from tidegate import telemetry
+from tidegate import object_store, telemetry
 from tidegate.errors import BadRequest, NotFound, PayloadTooLarge, Unavailable
 
 log = telemetry.logger(__name__)
@@ -46,9 +43,7 @@ class ArtifactStore:
     """Files by digest. Every method that touches the store does so in a thread."""
 
     def __init__(self, url: str, *, max_bytes: int) -> None:
-        self._fs: fsspec.AbstractFileSystem
-        self._fs, root = url_to_fs(url)
-        self._root = root.rstrip("/")
+        self._fs, self._root, self._stream = object_store.opened(url)
         self._incoming = f"{self._root}/incoming"
         self.max_bytes = max_bytes
         self.problem: str | None = None
@@ -109,10 +104,10 @@ class ArtifactStore:
     async def read(self, sha256: str) -> AsyncIterator[bytes]:
         """The bytes of an artifact in pieces of 1 MiB. Opened before this returns; raises NotFound."""
         try:
-            file = await self._do(self._fs.open, self._place(sha256), "rb")
+            stream = await self._do(self._stream, self._place(sha256))
         except FileNotFoundError:
             raise NotFound(f"The artifact store has no {sha256}.") from None
-        return self._pieces(file)
+        return self._pieces(stream)
 
     @asynccontextmanager
     async def local(self, sha256: str) -> AsyncIterator[Path]:
@@ -131,12 +126,12 @@ class ArtifactStore:
         except FileNotFoundError:
             raise NotFound(f"The artifact store has no {sha256}.") from None
 
-    async def _pieces(self, file: Any) -> AsyncIterator[bytes]:
+    async def _pieces(self, stream: object_store.Stream) -> AsyncIterator[bytes]:
         try:
-            while piece := await self._do(file.read, CHUNK):
+            while piece := await self._do(next, stream.pieces, b""):
                 yield piece
         finally:
-            await asyncio.shield(asyncio.to_thread(file.close))
+            await asyncio.shield(asyncio.to_thread(stream.close))
 
     async def _abandon(self, file: Any, path: str) -> None:
         with suppress(Unavailable):
@@ -144,12 +139,12 @@ class ArtifactStore:
             await self._do(self._delete, path)
 
     async def _do(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Run a blocking call in a thread; all OSErrors but FileNotFoundError become Unavailable."""
+        """Run a blocking call in a thread; what fails raises Unavailable, and FileNotFoundError as it is."""
         try:
             result = await asyncio.to_thread(call, *args, **kwargs)
         except FileNotFoundError:
             raise
-        except OSError as error:
+        except Exception as error:  # each driver has errors of its own
             self.problem = f"The artifact store does not work: {error}."
             raise Unavailable(self.problem) from error
         self.problem = None
@@ -174,9 +169,13 @@ class ArtifactStore:
     def _sweep(self) -> int:
         self._fs.invalidate_cache()
         old = time.time() - ORPHAN_AFTER_S
+        try:
+            found = self._fs.ls(self._incoming, detail=True)
+        except FileNotFoundError:  # an object store has no empty folders
+            return 0
         orphans = [
             entry["name"]
-            for entry in self._fs.ls(self._incoming, detail=True)
+            for entry in found
             if entry["type"] == "file" and _written_at(self._fs, entry["name"]) < old
         ]
         for path in orphans:
@@ -195,7 +194,7 @@ class ArtifactStore:
         )
 
 
-def _written_at(fs: fsspec.AbstractFileSystem, path: str) -> float:
+def _written_at(fs: Any, path: str) -> float:
     """When a file was last written, in seconds since the epoch; now, where the store cannot say."""
     try:
         return float(fs.modified(path).timestamp())

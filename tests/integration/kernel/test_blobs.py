@@ -18,14 +18,18 @@ from tidegate.protocol.claim import read_claim, write_claim
 pytestmark = pytest.mark.integration
 
 
-@pytest.fixture(params=["file", "path", "memory"])
+@pytest.fixture(params=["file", "path", "memory", "s3"])
 def blobs(request, tmp_path, fresh) -> Iterator[Blobs]:
-    """The same store by a local URL, by a path, and through fsspec."""
-    url = {
-        "file": f"file://{tmp_path}/with%20space/blobs",
-        "path": str(tmp_path / "blobs"),
-        "memory": f"memory://{fresh('blobs')}",
-    }[request.param]
+    """The same store by a local URL, by a path, through fsspec, and on a real S3 server."""
+    url = (
+        request.getfixturevalue("s3").url
+        if request.param == "s3"
+        else {
+            "file": f"file://{tmp_path}/with%20space/blobs",
+            "path": str(tmp_path / "blobs"),
+            "memory": f"memory://{fresh('blobs')}",
+        }[request.param]
+    )
     found = Blobs(url)
     yield found
     found.close()

@@ -18,7 +18,7 @@ from services.registry.app import build
 from services.registry.settings import RegistrySettings
 from tests.integration.registry.conftest import NO_BROKER, TOKEN
 from tests.integration.registry.onnx_files import onnx_bytes
-from tidegate.errors import BadRequest, NotFound, PayloadTooLarge
+from tidegate.errors import BadRequest, NotFound, PayloadTooLarge, Unavailable
 
 
 async def pieces(*content: bytes) -> AsyncIterator[bytes]:
@@ -26,11 +26,17 @@ async def pieces(*content: bytes) -> AsyncIterator[bytes]:
         yield piece
 
 
-@pytest.fixture(params=["file", "memory"])
-async def store(request, tmp_path) -> ArtifactStore:
-    """A store on the local disk, and one of another kind that fsspec reaches."""
+@pytest.fixture(params=["file", "memory", "s3"])
+def url(request, tmp_path) -> str:
+    """A store on the local disk, one of another kind that fsspec reaches, and a real S3 server."""
+    if request.param == "s3":
+        return request.getfixturevalue("s3").url
     where = tmp_path / "a b%20c"
-    url = f"file://{where}" if request.param == "file" else f"memory://{tmp_path.name}"
+    return f"file://{where}" if request.param == "file" else f"memory://{tmp_path.name}"
+
+
+@pytest.fixture
+async def store(url) -> ArtifactStore:
     made = ArtifactStore(url, max_bytes=3 * CHUNK)
     await made.start()
     return made
@@ -67,7 +73,8 @@ async def test_too_large_empty_and_broken_off_leave_nothing(store):
         await store.stage(pieces())
     with pytest.raises(ConnectionResetError):
         await store.stage(breaks_off())
-    assert store._fs.ls(store._incoming, detail=False) == []
+    assert store._fs.find(store._incoming) == []
+    assert await store.sweep() == 0
 
 
 async def test_orphans_of_a_crash_are_swept(tmp_path):
@@ -192,3 +199,17 @@ async def test_sender_that_hangs_up_leaves_nothing(served, tmp_path):
         writer.close()
         while list(incoming.iterdir()):
             await asyncio.sleep(0.01)
+
+
+async def test_a_store_that_refuses_is_away_not_broken(s3, monkeypatch):
+    """A driver's own errors are no OSErrors: they were answered as 500 `unexpected error`."""
+    store = ArtifactStore(s3.url, max_bytes=CHUNK)
+    await store.start()
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
+    s3.forget_clients()
+    refused = ArtifactStore(s3.url, max_bytes=CHUNK)
+    with pytest.raises(Unavailable, match="The artifact store does not work"):
+        await refused.read("0" * 64)
+    await refused.probe()
+    assert refused.problem is not None
+    s3.forget_clients()

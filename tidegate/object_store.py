@@ -1,0 +1,138 @@
+"""Where a store's URL leads: a folder, an object store, or what another driver of fsspec reaches.
+
+Folders, ``s3://``, ``gs://`` and ``az://`` work as installed. Credentials come from the environment, by names
+that the vendors' own tools read, for example ``AWS_ACCESS_KEY_ID`` and ``AWS_ENDPOINT_URL``.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from functools import partial
+from typing import Any, NamedTuple
+from urllib.parse import urlsplit
+
+LOCAL = {"", "file", "local"}
+# Reached through obstore, which is installed with Tidegate.
+OBJECTS = {"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss"}
+# Protocols that fsspec knows and that cannot hold a store.
+UNUSABLE = {
+    "memory": "keeps its data inside of one process, and several processes need it",
+    **dict.fromkeys(("http", "https", "data", "github", "gist", "git", "jupyter"), "cannot be written"),
+}
+# The packages of drivers that are part of fsspec themselves.
+PACKAGES = {
+    "sftp": "paramiko",
+    "ssh": "paramiko",
+    "smb": "smbprotocol",
+    "hdfs": "pyarrow",
+    "webhdfs": "requests",
+}
+GOOD = "Name a folder, s3://, gs:// or az://."
+PIECE = 2**20
+
+# A request is begun again twice; one whose bytes stand still ends, however large it is.
+# Whether a store is asked over http is said by its endpoint.
+CLIENT: Any = {"connect_timeout": "3s", "read_timeout": "30s", "timeout": "1h", "allow_http": True}
+RETRIES: Any = {"max_retries": 2, "retry_timeout": timedelta(seconds=10)}
+
+
+class Stream(NamedTuple):
+    """A file that is being read: its bytes in pieces, and how to stop."""
+
+    pieces: Iterator[bytes]
+    close: Callable[[], object]
+
+
+class Opened(NamedTuple):
+    """A store. ``files``: an fsspec file system; ``root``: the URL's place in it.
+
+    ``stream`` begins to read a file, in one request. It raises FileNotFoundError at once.
+    """
+
+    files: Any  # fsspec has no types
+    root: str
+    stream: Callable[[str], Stream]
+
+
+def opened(url: str) -> Opened:
+    """Open the store at ``url``; nothing is asked of it yet."""
+    if urlsplit(url).scheme in OBJECTS:
+        return _objects(url)
+    # Only here: its import is not for the start of a process that never needs it.
+    from fsspec.core import url_to_fs
+
+    files, root = url_to_fs(url)
+
+    def stream(path: str) -> Stream:
+        file = files.open(path, "rb")
+        return Stream(iter(partial(file.read, PIECE), b""), file.close)
+
+    return Opened(files, root.rstrip("/"), stream)
+
+
+def problem(setting: str, url: str) -> str | None:
+    """Return why ``url`` cannot be a store here, and what to do; None if it can.
+
+    The store itself is not asked.
+    """
+    parts = urlsplit(url)
+    scheme = parts.scheme
+    if scheme in LOCAL:
+        return None
+    if scheme in UNUSABLE:
+        return f"{setting} is {scheme}://..., which {UNUSABLE[scheme]}. {GOOD}"
+    if scheme in OBJECTS:
+        if not parts.netloc:
+            return f"{setting} names no bucket: write {scheme}://BUCKET/PREFIX."
+        return _missing(setting, scheme, "obstore", "")
+    from fsspec.registry import known_implementations
+
+    if scheme not in known_implementations:
+        return f"{setting} begins with {scheme}://, a protocol that is not known. {GOOD}"
+    told = known_implementations[scheme]
+    package = PACKAGES.get(scheme) or told["class"].partition(".")[0]
+    return _missing(setting, scheme, package, told.get("err", ""))
+
+
+def require(service: str, **urls: str) -> None:
+    """End the process if one of the settings names a store that cannot be reached from here."""
+    for setting, url in urls.items():
+        if (found := problem(f"TIDEGATE_{setting.upper()}", url)) is not None:
+            raise SystemExit(f"tidegate {service}: {found}")
+
+
+def _missing(setting: str, scheme: str, package: str, hint: str) -> str | None:
+    try:
+        if scheme in OBJECTS:
+            import obstore  # noqa: F401
+        else:
+            from fsspec import get_filesystem_class
+
+            get_filesystem_class(scheme)
+    except ImportError as error:
+        return (
+            f"{setting} begins with {scheme}://, and its driver is not installed: {hint or error}. "
+            f"Type: {sys.executable} -m pip install {package}"
+        )
+    return None
+
+
+def _objects(url: str) -> Opened:
+    import obstore
+    from obstore.fsspec import FsspecStore
+    from obstore.store import from_url
+
+    parts = urlsplit(url)
+    root = f"{parts.netloc}{parts.path}".rstrip("/")
+    how: Any = {"client_options": CLIENT, "retry_config": RETRIES}
+    files = FsspecStore(parts.scheme, **how)  # type: ignore[call-overload]
+    whole = from_url(f"{parts.scheme}://{root}", **how)
+
+    def stream(path: str) -> Stream:
+        found = obstore.get(whole, path.removeprefix(f"{root}/"))
+        pieces = (bytes(piece) for piece in found.stream(min_chunk_size=PIECE))
+        return Stream(pieces, pieces.close)
+
+    return Opened(files, root, stream)
