@@ -149,6 +149,7 @@ class Controller:
             return
         if raw is not None:
             self.table = orjson.loads(raw)
+            ENDPOINTS.set(len(self.table["endpoints"]))
 
     async def _publish(self, table: compiler.Table, epoch: int) -> None:
         if epoch != self._revision.epoch:
