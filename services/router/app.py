@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
 
+from services.router.adapters import process_name
 from services.router.adapters.registry import Registry
 from services.router.adapters.revision import Revision
 from services.router.adapters.webhook_secret import load
@@ -55,8 +55,9 @@ def build(settings: RouterSettings) -> FastAPI:
             relist_s=settings.relist_interval_s,
         )
         exceptions = Exceptions(
-            settings.amqp_url, job_store, data / "dead-letters.jsonl", settings.dead_letters_kept
+            settings.amqp_url, job_store, data / "dead-letters.jsonl", settings.dead_letters_kept, leads
         )
+        leadership.on_change(exceptions.on_change)
         sweeper = Sweeper(Blobs(settings.blob_url), settings.blob_sweep_interval_s, leads=leads)
         ledger = Ledger(job_store, store, settings.amqp_url, settings.ledger_interval_s, leads=leads)
         job_sweeper = _job_sweeper(settings, job_store, ledger, leads)
@@ -84,8 +85,13 @@ def build(settings: RouterSettings) -> FastAPI:
 
 
 def _leadership(settings: RouterSettings, leases: LeaderStore, incarnation: str, seen: int) -> Leadership:
-    name = f"{socket.gethostname()}:{os.getpid()}:{incarnation}"
-    return Leadership(leases, name, lease_s=settings.router_lease_s, seen=seen)
+    return Leadership(
+        leases,
+        process_name.own(incarnation),
+        lease_s=settings.router_lease_s,
+        seen=seen,
+        is_dead=process_name.is_dead,
+    )
 
 
 def _job_sweeper(

@@ -29,12 +29,21 @@ LEADS = Gauge("tidegate_router_leads", "1 on the router that leads, 0 on the oth
 class Leadership:
     """Keeps the lease, or waits for it. ``holder`` is the router that leads, as far as is known."""
 
-    def __init__(self, store: LeaderStore, name: str, *, lease_s: float, seen: int = 0) -> None:
-        """``seen``: the highest epoch known from before the start."""
+    def __init__(
+        self,
+        store: LeaderStore,
+        name: str,
+        *,
+        lease_s: float,
+        seen: int = 0,
+        is_dead: Callable[[str], bool] = lambda _: False,
+    ) -> None:
+        """``seen``: the highest epoch known from before the start. ``is_dead``: whether a holder has died."""
         self._store = store
         self._name = name
         self._lease_s = lease_s
         self._seen = seen
+        self._is_dead = is_dead
         self._until = 0.0
         self._away = False
         self._wake = asyncio.Event()
@@ -69,7 +78,7 @@ class Leadership:
     def standing(self) -> str:
         """Say why this router does not lead, for an error message or a health check."""
         if self.holder:
-            return f"Router {self.holder} leads; this one waits."
+            return f"Router {self.holder.partition('@')[0]} leads; this one waits."
         if self._away:
             return "No router leads yet: the store of the jobs does not answer."
         return "No router leads yet; the next one takes over when the last lease has ended."
@@ -93,6 +102,9 @@ class Leadership:
         asked_at, led = time.monotonic(), self.leads
         try:
             lease = await self._store.claim(self._name, self._lease_s, self._seen)
+            if lease.holder != self._name and self._is_dead(lease.holder):
+                # Nobody needs to wait for the lease of a router that was killed on this machine.
+                lease = await self._store.claim(self._name, self._lease_s, self._seen, lease.holder)
         except StoreUnavailable as error:
             if not self._away:
                 log.warning("the lease cannot be renewed", extra={"problem": error.message, "leads": led})

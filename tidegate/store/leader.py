@@ -29,12 +29,13 @@ class LeaderStore(Connected):
         super().__init__(redis)
         self._scripts = Scripts(redis)
 
-    async def claim(self, candidate: str, lease_s: float, seen: int) -> Lease:
+    async def claim(self, candidate: str, lease_s: float, seen: int, dead: str = "") -> Lease:
         """Take the lease if it is free, renew it if ``candidate`` holds it; return the one that is valid now.
 
-        ``seen`` is the highest epoch that ``candidate`` has met; its own will be greater.
+        ``seen`` is the highest epoch that ``candidate`` has met; its own will be greater. The lease of the
+        holder ``dead`` counts as free.
         """
-        holder, epoch, lasts_ms = await self._scripts.run("lead", [candidate, int(lease_s * 1e3), seen])
+        holder, epoch, lasts_ms = await self._scripts.run("lead", [candidate, int(lease_s * 1e3), seen, dead])
         return Lease(holder.decode(), epoch, max(0, lasts_ms) / 1e3)
 
     async def resign(self, candidate: str) -> None:

@@ -1,4 +1,7 @@
-"""The AMQP door: answers the callers of requests that no worker may take, and keeps the dead letters."""
+"""The AMQP door: answers the callers of requests that no worker may take, and keeps the dead letters.
+
+Only the router that leads consumes: routers on one state folder share the journal of the dead letters.
+"""
 
 from __future__ import annotations
 
@@ -6,13 +9,14 @@ import asyncio
 import contextlib
 import time
 from collections import deque
+from collections.abc import Callable
 from pathlib import Path
 
 import orjson
 from prometheus_client import Counter
 
 from services.router.domain.exceptions import UNDECODABLE, DeadLetter, job_of, verdict
-from tidegate import telemetry
+from tidegate import tasks, telemetry
 from tidegate.broker import Delivery, Link, Session
 from tidegate.errors import Unavailable
 from tidegate.protocol import envelope
@@ -33,27 +37,63 @@ DEAD = Counter("tidegate_router_dead_letters_total", "Requests given up.", ["cau
 class Exceptions:
     """Consumer of the exceptions queue."""
 
-    def __init__(self, amqp_url: str, jobs: JobStore, journal: Path, keep: int) -> None:
+    def __init__(
+        self,
+        amqp_url: str,
+        jobs: JobStore,
+        journal: Path,
+        keep: int,
+        leads: Callable[[], bool] = lambda: True,
+    ) -> None:
         self._jobs = jobs
         self._journal = journal
         self._keep = keep
+        self._leads = leads
+        self._consumes = False
+        self._changed = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
         self.letters: deque[DeadLetter] = deque(maxlen=keep)
         self.out = Link(amqp_url, "router-out", self._no_setup)
         self.link = Link(amqp_url, "router-exceptions", self._on_setup)
 
     def start(self) -> None:
-        """Read what is kept, connect."""
+        """Connect; consume while this router leads."""
+        self._turn()
+        self.out.start()
+        self.link.start()
+        self._task = asyncio.create_task(self._follow(), name="exceptions")
+
+    def on_change(self) -> None:
+        """Begin or end to consume if this router has become the leader, or is it no longer."""
+        self._changed.set()
+
+    async def _follow(self) -> None:
+        while True:
+            await self._changed.wait()
+            self._changed.clear()
+            if self._leads() != self._consumes:
+                await self.link.stop()  # what is unsettled goes to the next leader
+                self._turn()
+                self.link.start()
+
+    def _turn(self) -> None:
+        self._consumes = self._leads()
+        if self._consumes:
+            self._read_journal()
+
+    def _read_journal(self) -> None:
+        """Take what this router, or the leader before it, has kept."""
+        self.letters.clear()
         if self._journal.exists():
             for line in self._journal.read_bytes().splitlines():
                 with contextlib.suppress(ValueError, TypeError):  # half a line: the end of a crash
                     self.letters.append(DeadLetter(**orjson.loads(line)))
             kept = (orjson.dumps(letter.shown()) + b"\n" for letter in self.letters)
             self._journal.write_bytes(b"".join(kept))
-        self.out.start()
-        self.link.start()
 
     async def stop(self) -> None:
         """Disconnect; what is unsettled stays in the queue."""
+        await tasks.end(self._task)
         await self.link.stop()
         await self.out.stop()
 
@@ -74,6 +114,8 @@ class Exceptions:
             session.ack(delivery.tag)
 
         await session.declare(EXCEPTIONS)
+        if not self._consumes:
+            return
         await session.consume(EXCEPTIONS, on_delivery, prefetch=32)
 
     async def _handle(self, delivery: Delivery) -> None:

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 START_LIMIT_S = 60.0
 POLL_S = 0.02
@@ -45,14 +46,15 @@ def running() -> Iterator[Server]:
     # Not in the tests' own folder: another user could not enter it, and a socket's path is short.
     with tempfile.TemporaryDirectory(prefix="tidegate-postgres-") as name:
         folder, log = Path(name), Path(name) / "log"
-        given = {} if user is None else {"user": user.pw_uid, "group": user.pw_gid, "extra_groups": []}
+        how: dict[str, Any] = {"cwd": folder, "stdin": subprocess.DEVNULL}
         if user is not None:
             os.chown(folder, user.pw_uid, user.pw_gid)
+            how |= {"user": user.pw_uid, "group": user.pw_gid, "extra_groups": []}
         settings = [part for setting in FAST for part in ("-c", setting)]
-        make = [programs / "initdb", "-D", folder / "data", "-U", "tidegate", "-A", "trust", "-E", "UTF8"]
-        serve = [programs / "postgres", "-D", folder / "data", "-k", folder, "-h", "", *settings]
+        make = [f"{programs}/initdb", "-D", f"{folder}/data", "-U", "tidegate", "-A", "trust", "-E", "UTF8"]
+        serve = [f"{programs}/postgres", "-D", f"{folder}/data", "-k", name, "-h", "", *settings]
         with log.open("wb") as out:
-            how = {"cwd": folder, "stdin": subprocess.DEVNULL, "stdout": out, "stderr": out, **given}
+            how |= {"stdout": out, "stderr": out}
             made = subprocess.run([*make, "--no-sync", *_locale(programs)], check=False, **how)
             if made.returncode != 0:
                 raise AssertionError(f"initdb failed: {log.read_text()}")
@@ -100,7 +102,7 @@ def _locale(programs: Path) -> list[str]:
 
 def _wait_ready(programs: Path, folder: Path, process: subprocess.Popen[bytes], log: Path) -> None:
     end = time.monotonic() + START_LIMIT_S
-    ask = [programs / "pg_isready", "-q", "-h", folder, "-U", "tidegate", "-d", "postgres"]
+    ask = [f"{programs}/pg_isready", "-q", "-h", str(folder), "-U", "tidegate", "-d", "postgres"]
     while subprocess.run(ask, check=False, stdin=subprocess.DEVNULL).returncode != 0:
         if process.poll() is not None or time.monotonic() > end:
             raise AssertionError(f"PostgreSQL did not start: {log.read_text()}")

@@ -263,7 +263,8 @@ async def test_bodies_are_the_jobs_as_the_api_shows_them(start, making, receiver
 
 async def test_a_router_that_does_not_lead_claims_nothing(start, making, receiver, schedule, until):
     await making.ended(receiver.url)
-    asked, led = [], []
+    asked: list[None] = []
+    led: list[bool] = []
 
     def leads() -> bool:
         asked.append(None)

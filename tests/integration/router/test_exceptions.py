@@ -269,3 +269,30 @@ async def test_a_job_whose_record_could_not_be_had_at_once(start, gateway, makin
     assert [letter.id for letter in door.letters] == [id_.hex()]
     await door.stop()
     assert await gateway.depth() == 0
+
+
+async def test_only_the_leader_consumes(gateway, jobs, rabbitmq_url, tmp_path, until):
+    """Two routers that both kept letters would each overwrite the other's journal."""
+    led = {"a": True, "b": False}
+
+    def router(name: str) -> Exceptions:
+        return Exceptions(rabbitmq_url, jobs, tmp_path / "letters.jsonl", 10, lambda: led[name])
+
+    async with AsyncExitStack() as stack:
+        a, b = router("a"), router("b")
+        for each in (a, b):
+            each.start()
+            stack.push_async_callback(each.stop)
+            await each.link.wait_up(20)
+        await gateway.give_up(b"1", None, cause="x", queue="requests.v1.d")
+        await gateway.give_up(b"2", None, cause="x", queue="requests.v1.d")
+        await until(lambda: len(a.letters) == 2)
+        assert len(b.letters) == 0
+        led |= {"a": False, "b": True}
+        a.on_change()
+        b.on_change()
+        await until(lambda: len(b.letters) == 2)
+        await gateway.give_up(b"3", None, cause="x", queue="requests.v1.d")
+        await until(lambda: len(b.letters) == 3)
+        assert len(a.letters) == 2
+        assert len((tmp_path / "letters.jsonl").read_bytes().splitlines()) == 3

@@ -275,7 +275,8 @@ async def test_what_runs_is_not_published_while_workers_hold_messages(
 async def test_a_router_that_does_not_lead_does_not_sweep(start, making, worker, lapse, until):
     id_ = await making.accepted()
     await lapse(id_)
-    asked, led = [], []
+    asked: list[None] = []
+    led: list[bool] = []
 
     def leads() -> bool:
         asked.append(None)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
 from typing import Any
@@ -11,6 +14,7 @@ import orjson
 import pytest
 from redis.asyncio import Redis
 
+from services.router.adapters import process_name
 from services.router.leadership import Leadership
 from tidegate.stack.ports import free_ports
 from tidegate.stack.standalone import jobs_running
@@ -38,9 +42,9 @@ async def start(jobs_url, redis) -> AsyncIterator[Callable[..., Any]]:
     async with AsyncExitStack() as stack:
 
         async def started(
-            name: str, url: str = jobs_url, lease_s: float = LEASE_S, seen: int = 0
+            name: str, url: str = jobs_url, lease_s: float = LEASE_S, **more: Any
         ) -> Leadership:
-            found = Leadership(LeaderStore.connect(url), name, lease_s=lease_s, seen=seen)
+            found = Leadership(LeaderStore.connect(url), name, lease_s=lease_s, **more)
             found.start()
             stack.push_async_callback(found.stop)
             return found
@@ -75,6 +79,28 @@ async def test_a_leader_that_does_not_renew_is_replaced(start, redis, jobs_url, 
     assert b.epoch > gone.epoch
     assert (await store.claim("gone", SHORT_S, 0)).holder == "b", "the former leader is told so"
     await store.close()
+
+
+async def test_the_lease_of_a_dead_process_counts_as_free(start, jobs_url, until):
+    store = LeaderStore.connect(jobs_url)
+    killed = await store.claim("killed", LEASE_S, 0)
+    b = await start("b", is_dead=lambda name: name == "killed")
+    await until(lambda: b.leads)
+    assert b.epoch > killed.epoch
+    c = await start("c", is_dead=lambda _: False)
+    await until(lambda: c.holder == "b")
+    await store.close()
+
+
+def test_a_name_tells_whether_its_process_lives():
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as other:
+        mine = process_name.own("abc")
+        lives = mine.replace(f":{os.getpid()}:", f":{other.pid}:")
+        assert not process_name.is_dead(lives)
+    assert process_name.is_dead(lives)
+    assert process_name.is_dead(mine), "another process had this name before"
+    assert not process_name.is_dead(lives.partition("@")[0] + "@elsewhere-1"), "its pid says nothing here"
+    assert not process_name.is_dead("garbage")
 
 
 async def test_a_process_that_slept_does_not_lead_until_it_has_asked(start, until):

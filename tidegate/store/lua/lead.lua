@@ -1,7 +1,11 @@
--- Become or stay the leader of the routers. ARGV: the candidate, the length of the lease (ms), and the highest epoch
--- that the candidate has seen. Gives the holder, its epoch, and for how long its lease lasts (ms).
-local candidate, ttl, seen = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
+-- Become or stay the leader of the routers. ARGV: the candidate, the length of the lease (ms), the highest epoch that
+-- the candidate has seen, and a holder that it knows to be dead (or nothing). Gives the holder, its epoch, and for how
+-- long its lease lasts (ms).
+local candidate, ttl, seen, dead = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), ARGV[4]
 local holder, held = unpack(call('HMGET', LEADER, 'holder', 'epoch'))
+if holder == dead then
+  holder = false
+end
 if holder and holder ~= candidate then
   return {holder, tonumber(held), call('PTTL', LEADER)}
 end
