@@ -236,6 +236,17 @@ async def test_revision_rises_with_every_change_and_only_then(call):
     assert await revision() == 2
 
 
+async def test_names_have_one_order_whatever_the_database(call):
+    """PostgreSQL sorts by the rules of a language, in which "a-c" may come after "ab"."""
+    for model in ("ab", "a-c"):
+        await call.register(model, onnx_bytes())
+        await call("POST", "/v1/deploy", {"model": model})
+    told = await call("GET", "/v1/intention")
+    assert [version["model"] for version in told["versions"]] == ["a-c", "ab"]
+    assert [each["name"] for each in told["deployments"]] == ["a-c-v1", "ab-v1"]
+    assert [each["name"] for each in told["endpoints"]] == ["a-c", "ab"]
+
+
 async def test_it_survives_a_restart(opened):
     async with opened() as call:
         await call.register("digits", onnx_bytes(), metadata={"trained_at": "2025-05-04T03:02:01+02:00"})

@@ -64,17 +64,17 @@ class Reader:
 
     async def versions(self, model: str | None = None, number: int | None = None) -> list[Version]:
         """Versions by model and number, ascending; of one model, or the one version."""
-        query = (
-            sa.select(versions, artifacts.c.size.label("artifact_size"))
-            .join(artifacts, artifacts.c.sha256 == versions.c.artifact_sha256)
-            .order_by(versions.c.model, versions.c.number)
+        query = sa.select(versions, artifacts.c.size.label("artifact_size")).join(
+            artifacts, artifacts.c.sha256 == versions.c.artifact_sha256
         )
         if model is not None:
             query = query.where(versions.c.model == model)
         if number is not None:
             query = query.where(versions.c.number == number)
         rows = await self._connection.execute(query)
-        return [Version.model_validate(dict(row)) for row in rows.mappings()]
+        found = [Version.model_validate(dict(row)) for row in rows.mappings()]
+        # Here and not in SQL: PostgreSQL sorts texts by the rules of a language, SQLite by their bytes.
+        return sorted(found, key=lambda version: (version.model, version.number))
 
     async def model_created(self) -> dict[str, datetime]:
         """When each name was first used, by model, those included that have no version any more."""
@@ -83,13 +83,13 @@ class Reader:
 
     async def deployments(self, name: str | None = None, model: str | None = None) -> list[Deployment]:
         """Deployments by name; the one of that name, or those of one model."""
-        query = sa.select(deployments).order_by(deployments.c.name)
+        query = sa.select(deployments)
         if name is not None:
             query = query.where(deployments.c.name == name)
         if model is not None:
             query = query.where(deployments.c.model == model)
         rows = await self._connection.execute(query)
-        return [
+        found = [
             Deployment.model_validate(
                 {
                     **_spec_fields(row),
@@ -100,20 +100,22 @@ class Reader:
             )
             for row in rows.mappings()
         ]
+        return sorted(found, key=lambda deployment: deployment.name)
 
     async def endpoints(self, name: str | None = None) -> list[Endpoint]:
         """Endpoints by name, or the one of that name."""
-        query = sa.select(endpoints).order_by(endpoints.c.name)
+        query = sa.select(endpoints)
         if name is not None:
             query = query.where(endpoints.c.name == name)
         rows = (await self._connection.execute(query)).mappings().all()
         targets = await self._targets(name)
-        return [
+        found = [
             Endpoint.model_validate(
                 {**_endpoint_fields(row, targets), "revision": row["revision"]},
             )
             for row in rows
         ]
+        return sorted(found, key=lambda endpoint: endpoint.name)
 
     async def intention(self) -> Intention:
         """Everything that is wanted."""

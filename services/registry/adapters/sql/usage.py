@@ -42,7 +42,7 @@ async def sums(connection: AsyncConnection, wanted: Wanted) -> list[dict[str, An
     """Sums by the columns of ``wanted.by`` and in their order; with a principal, the name of its key."""
     by = [usage_daily.c[name] for name in wanted.by]
     counts = [sa.func.sum(usage_daily.c[name]).label(name) for name in COUNTS]
-    query = sa.select(*by, *counts).group_by(*by).order_by(*by)
+    query = sa.select(*by, *counts).group_by(*by)
     for name in ("principal", "endpoint"):
         if getattr(wanted, name) is not None:
             query = query.where(usage_daily.c[name] == getattr(wanted, name))
@@ -51,6 +51,7 @@ async def sums(connection: AsyncConnection, wanted: Wanted) -> list[dict[str, An
     if wanted.until is not None:
         query = query.where(usage_daily.c.day <= wanted.until)
     rows = [dict(row) for row in (await connection.execute(query)).mappings()]
+    rows.sort(key=lambda row: [str(row[name]) for name in wanted.by])  # one order on every database
     # Sums of nothing at all are no row; without columns to group by SQL gives one of nulls.
     found: list[dict[str, Any]] = [
         {name: int(v) if name in COUNTS else v for name, v in row.items()}
