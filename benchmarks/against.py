@@ -106,9 +106,12 @@ def conclude(pairs: list[Pair], machine: dict[str, Any], chosen: Any) -> int:
             ("this checkout", [pair.ours for pair in mine]),
             (chosen.revision, [pair.theirs for pair in mine]),
         ):
+            rate, p50, p99 = (
+                median(getattr(each, name) for each in figures) for name in ("rate", "p50_ms", "p99_ms")
+            )
             print(
-                f"{title:>16}, {connections} connections: {median(f.rate for f in figures):,.0f} requests/s, "
-                f"p50 {median(f.p50_ms for f in figures):.2f} ms, p99 {median(f.p99_ms for f in figures):.2f} ms"
+                f"{title:>16}, {connections} connections: {rate:,.0f} requests/s, "
+                f"p50 {p50:.2f} ms, p99 {p99:.2f} ms"
             )
         print(f"{'PASS' if ratio >= BAR and not wrong else 'MISS'}  {ratio:.3f}x, wrong answers: {wrong}")
     found = [
