@@ -111,7 +111,9 @@ def replica_view(
     if running.worker:
         known["worker"] = running.worker
     if running.image:
-        known |= {"image": running.image, "gpus": list(running.gpus)}
+        known["image"] = running.image
+    if running.image or running.gpus:
+        known["gpus"] = list(running.gpus)
     told = {name: getattr(report, name) for name in ReplicaReport.__dataclass_fields__}
     return {**told, **known, "last_report": memory.last_report if memory else None}
 
