@@ -78,6 +78,7 @@ def _status(
         utilization=load.utilization if load else None,
         gpu_utilization=gpus,
         gpu_memory_bytes=None if gpus is None else sum(r.gpu_memory_bytes or 0 for r in mine),
+        devices=sorted({report.device for report in mine if report.device}),
         predicted_wait_ms=predicted_wait_ms(load, fleet) if load else None,
         start_s=start_s,
         cost_per_hour=None if price is None else price * len(running),
