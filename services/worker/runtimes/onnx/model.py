@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import re
+import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -58,10 +64,31 @@ def open_session(path: Path, settings: Any, gpu: int | None) -> Any:
     if hasattr(onnxruntime, "preload_dlls"):
         # CUDA and cuDNN as pip's packages bring them; where the system has them, nothing is missed.
         onnxruntime.preload_dlls()
-    session = onnxruntime.InferenceSession(str(path), settings, providers=[(CUDA, {"device_id": gpu}), cpu])
+    providers = [(CUDA, {"device_id": gpu}), cpu]
+    with tempfile.TemporaryFile() as said:
+        with stderr_into(said):
+            session = onnxruntime.InferenceSession(str(path), settings, providers=providers)
+        said.seek(0)
+        words = said.read().decode(errors="replace")
+    sys.stderr.write(words)
     if session.get_providers()[0] != CUDA:
-        raise RuntimeError(no_cuda("its CUDA provider did not start (the lines above say why)"))
+        errors = re.findall(r"error: (.+)", words)
+        reason = f"its CUDA provider did not start ({errors[-1] if errors else words.strip()[-200:]})"
+        raise RuntimeError(no_cuda(reason))
     return session
+
+
+@contextlib.contextmanager
+def stderr_into(file: Any) -> Iterator[None]:
+    """Let the process's stderr go to a file: onnxruntime tells its reasons nowhere else."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    os.dup2(file.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
 
 
 def no_cuda(reason: str) -> str:
