@@ -142,7 +142,7 @@ async def test_requests_that_come_together_share_a_call(
     *answers, failure = await asyncio.gather(*calls, return_exceptions=True)
     assert isinstance(failure, ModelFailed)
     assert "too large" in failure.message
-    together = np.concatenate([answer["y"] for answer in answers])  # type: ignore[index,call-overload]
+    together = np.concatenate([answer["y"] for answer in answers])  # type: ignore[index]
     np.testing.assert_allclose(together, expected["y"][:16], rtol=0, atol=1e-6)
     statistics = await running.client.statistics("m")
     assert statistics.execution_count < 17, "they came together"
