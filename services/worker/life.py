@@ -317,6 +317,7 @@ class Life:
             self._regions,
             self._settings.shared_memory_above_bytes,
             self._signature.decoupled,
+            self._triton is not None and self._triton.caches,
         )
 
     def _streams(self) -> int:

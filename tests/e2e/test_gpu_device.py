@@ -12,6 +12,7 @@ import pytest
 
 from tests.conftest import Figure
 from tests.e2e.conftest import Digits, Stack
+from tests.e2e.test_gpus import deleted
 from tests.integration.worker.test_torchscript import MAKE
 from tidegate import Client
 from tidegate.settings import Settings
@@ -84,7 +85,7 @@ def test_digits_on_cuda(stack: Stack, client: Client, digits: Digits, gpu: str, 
     off = np.abs(answer["probabilities"] - digits.probabilities[:60]).max()
     assert off < 1e-3
     figure(f"digits by onnxruntime on {gpu}: labels equal, probabilities within {off:.1e}")
-    stack.cli("delete", "digits-gpu", "--yes")
+    deleted(stack, "digits-gpu")
 
 
 def test_torchscript_on_cuda(stack: Stack, client: Client, gpu: str, tmp_path: Path, figure: Figure):
@@ -100,7 +101,7 @@ def test_torchscript_on_cuda(stack: Stack, client: Client, gpu: str, tmp_path: P
         off = np.abs(client.infer("net-gpu", {"x": expected["x"]})["y"] - expected["y"]).max()
     assert off < 1e-3
     figure(f"TorchScript on {gpu}: answers within {off:.1e} of torch on the CPU")
-    stack.cli("delete", "net-gpu", "--yes")
+    deleted(stack, "net-gpu")
 
 
 def test_a_replica_without_gpus_stays_on_the_cpu(stack: Stack, digits: Digits):
@@ -108,4 +109,4 @@ def test_a_replica_without_gpus_stays_on_the_cpu(stack: Stack, digits: Digits):
     stack.deploy(digits.model, "digits-cpu")
     (replica,) = stack.replicas("digits-cpu-v1")
     assert replica["device"] == "cpu"
-    stack.cli("delete", "digits-cpu", "--yes")
+    deleted(stack, "digits-cpu")

@@ -68,6 +68,11 @@ class TritonProcess:
         return self.running and install == self._install and alike
 
     @property
+    def caches(self) -> bool:
+        """Whether it keeps answers for repeated requests."""
+        return self._options.response_cache_mb > 0
+
+    @property
     def region(self) -> str:
         """What the names of its shared memory begin with."""
         return self._region
@@ -169,6 +174,8 @@ class TritonProcess:
                 ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS"), threads
             )
             | {key: value for key, value in options.env.items() if _is_the_models(key)}
+            # CUDA then numbers the GPUs as `nvidia-smi` lists them.
+            | {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
             # The launcher's mark: its name for this worker, which of one that waited is not the replica's.
             | {"TIDEGATE_REPLICA": os.environ.get("TIDEGATE_REPLICA", options.replica)}
         )

@@ -3,7 +3,7 @@
 import asyncio
 import os
 import zipfile
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from services.worker.adapters.shared_memory import Regions
 from services.worker.adapters.triton_facts import counts
 from services.worker.adapters.triton_install import TritonInstall
 from tests.conftest import Figure
-from tidegate.errors import ModelFailed
+from tidegate.errors import BadRequest, ModelFailed
 from tidegate.protocol.envelope import Request, call_key, read_request, request_frame, tensor
 from tidegate.protocol.models import DeploymentSpec, TensorSpec
 
@@ -80,10 +80,12 @@ def outputs(size: int) -> list[TensorSpec]:
     ]
 
 
-def asked(*values: float, size: int = 4) -> Request:
+def asked(
+    *values: float, size: int = 4, select: Sequence[str] = (), parameters: Mapping[str, Any] | None = None
+) -> Request:
     """A request with a row for each value."""
     x = np.repeat(np.array(values, "f4")[:, None], size, axis=1)
-    key = call_key((tensor("x", "FP32", (size,)),), (), {})
+    key = call_key((tensor("x", "FP32", (size,)),), tuple(select), dict(parameters or {}))
     frame = request_frame(os.urandom(16), 1, len(values), key, [x.tobytes()], flags=1)
     return read_request(memoryview(frame))
 
@@ -100,7 +102,7 @@ async def test_a_call_that_is_repeated_is_answered_from_the_cache(
 ) -> None:
     """It never was: Triton was started without a cache, and said nothing."""
     running = await counting(4)
-    model = Model(running.client, "m", outputs(4))
+    model = Model(running.client, "m", outputs(4), cached=running.process.caches)
     assert await answer(model, asked(1)) == ([2], [1])
     for _ in range(5):
         # Over gRPC first, over HTTP once the model is known to be quick.
@@ -115,7 +117,7 @@ async def test_requests_that_share_a_call_get_their_own_answers(
 ) -> None:
     """What is looked up is the whole call: a known request in other company is another call."""
     running = await counting(4)
-    model = Model(running.client, "m", outputs(4))
+    model = Model(running.client, "m", outputs(4), cached=running.process.caches)
     assert await answer(model, asked(1)) == ([2], [1])
     assert await answer(model, asked(1), asked(5, 6)) == ([2, 10, 12], [2, 2, 2])
     assert await answer(model, asked(5, 6), asked(1)) == ([10, 12, 2], [3, 3, 3])
@@ -125,12 +127,30 @@ async def test_requests_that_share_a_call_get_their_own_answers(
     assert [y for y, _ in many] == [[n % 3 * 2, n % 3 * 2] for n in range(60)]
 
 
+async def test_a_request_that_selects_outputs_does_not_take_them_from_others(
+    counting: Callable[..., Awaitable[Any]],
+) -> None:
+    """Triton looks answers up by inputs alone, and would give all callers what the first of them selected."""
+    running = await counting(4)
+    model = Model(running.client, "m", outputs(4), cached=running.process.caches)
+    for select in (["y"], [], ["calls"], ["calls", "y"], ["y"]):
+        found = await model.call([asked(1, select=select), asked(2, select=select)], 10)
+        assert [output.name for output in found] == (select or ["y", "calls"])
+    assert (await running.client.statistics("m")).execution_count == 1
+    with pytest.raises(BadRequest, match="has no output 'z'"):
+        await model.call([asked(1, select=["z"])], 10)
+    with pytest.raises(BadRequest, match=r"response cache, .* parameters \(temperature\) apart"):
+        await model.call([asked(1, parameters={"temperature": 1})], 10)
+    # What is told of jobs is for the model to read if it runs at all.
+    assert await model.call([asked(1)], 10, {"tidegate_jobs": "1:1:1"})
+
+
 async def test_large_tensors_in_shared_memory_are_right_as_well(
     counting: Callable[..., Awaitable[Any]],
 ) -> None:
     running = await counting(LARGE)
     regions = Regions(running.client, running.process.region)
-    model = Model(running.client, "m", outputs(LARGE), regions, 1000)
+    model = Model(running.client, "m", outputs(LARGE), regions, 1000, cached=True)
     try:
         for _ in range(2):
             for value in (1, 2, 3):
@@ -143,7 +163,10 @@ async def test_large_tensors_in_shared_memory_are_right_as_well(
 async def test_the_cache_keeps_to_its_size(counting: Callable[..., Awaitable[Any]], figure: Figure) -> None:
     """It takes memory as it fills, and no more than the Deployment's response_cache_mb."""
     running = await counting(LARGE, response_cache_mb=16)
-    model, triton = Model(running.client, "m", outputs(LARGE)), psutil.Process(running.process.pid)
+    model, triton = (
+        Model(running.client, "m", outputs(LARGE), cached=True),
+        psutil.Process(running.process.pid),
+    )
 
     async def filled(first: int, mib: int) -> float:
         for value in range(first, first + mib * 4):  # 256 KiB each
@@ -161,9 +184,16 @@ async def test_the_cache_keeps_to_its_size(counting: Callable[..., Awaitable[Any
 
 async def test_a_model_that_does_not_ask_has_none(counting: Callable[..., Awaitable[Any]]) -> None:
     running = await counting(4, "response_cache { enable: false }\n")
-    model = Model(running.client, "m", outputs(4))
+    model = Model(running.client, "m", outputs(4), cached=running.process.caches)
     assert [await answer(model, asked(1)) for _ in range(2)] == [([2], [1]), ([2], [2])]
     assert "--cache-config" not in " ".join(psutil.Process(running.process.pid).cmdline())
+
+
+async def test_a_decoupled_model_with_a_cache_is_refused_by_triton(
+    counting: Callable[..., Awaitable[Any]],
+) -> None:
+    with pytest.raises(ModelFailed, match="ache"):
+        await counting(4, CACHE + "model_transaction_policy { decoupled: true }\n")
 
 
 def test_a_triton_without_the_cache_is_refused(install: TritonInstall, tmp_path: Path) -> None:
