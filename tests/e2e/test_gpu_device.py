@@ -12,7 +12,7 @@ import pytest
 
 from tests.conftest import Figure
 from tests.e2e.conftest import Digits, Stack
-from tests.e2e.test_gpus import deleted
+from tests.e2e.test_gpus import deleted, placed
 from tests.integration.worker.test_torchscript import MAKE
 from tidegate import Client
 from tidegate.settings import Settings
@@ -65,11 +65,10 @@ def used_mib() -> dict[str, int]:
 
 def on_the_gpu(stack: Stack, deployment: str, gpu: str, before: dict[str, int]) -> None:
     """Assert that the replica and the status say so, and that the GPU's memory agrees."""
-    (replica,) = stack.replicas(deployment)
+    replica, devices = placed(stack, deployment)
     assert replica["device"] == f"cuda:0 ({gpu})"
+    assert devices == [f"cuda:0 ({gpu})"]
     (held,) = replica["gpus"]
-    (status,) = [d for d in stack.cli("status")["deployments"] if d["deployment"] == deployment]
-    assert status["devices"] == [f"cuda:0 ({gpu})"]
     assert f"cuda:0 ({gpu})" in stack.run("status").stdout
     assert used_mib()[held] > before[held] + CONTEXT_MIB, "a process computes on the GPU that it holds"
 
@@ -107,6 +106,6 @@ def test_torchscript_on_cuda(stack: Stack, client: Client, gpu: str, tmp_path: P
 def test_a_replica_without_gpus_stays_on_the_cpu(stack: Stack, digits: Digits):
     """Although the machine has one."""
     stack.deploy(digits.model, "digits-cpu")
-    (replica,) = stack.replicas("digits-cpu-v1")
+    replica, _ = placed(stack, "digits-cpu-v1")
     assert replica["device"] == "cpu"
     deleted(stack, "digits-cpu")

@@ -49,6 +49,19 @@ def failed_start(stack: Stack, deployment: str) -> dict[str, Any]:
     raise AssertionError(f"no start of {deployment} failed")
 
 
+def placed(stack: Stack, deployment: str) -> tuple[dict[str, Any], list[str]]:
+    """Return the only replica once it says where its model runs, and what status says of the Deployment."""
+    for _ in range(600):
+        status = next(
+            d for d in stack.autoscaler("/v1/deployments")["items"] if d["deployment"] == deployment
+        )
+        found: list[dict[str, Any]] = status["replicas"]
+        if len(found) == 1 and found[0]["state"] == "ready" and found[0]["device"]:
+            return found[0], status["devices"]
+        time.sleep(0.1)
+    raise AssertionError(f"the replica of {deployment} does not say where it runs")
+
+
 def deleted(stack: Stack, name: str) -> None:
     """Delete a model and wait until its replicas hold no GPU any more."""
     stack.cli("delete", name, "--yes")
@@ -79,20 +92,19 @@ def test_more_gpus_than_the_host_has_are_explained_by_why(stack: Stack, digits: 
 
 def test_allow_cpu_serves_and_status_says_where(stack: Stack, client: Client, digits: Digits):
     stack.deploy(digits.model, "lenient", "--resource", "gpu_memory_mb=100", "--resource", "allow_cpu=1")
-    (replica,) = stack.replicas("lenient-v1")
+    replica, devices = placed(stack, "lenient-v1")
+    assert devices == ["cpu"]
     assert replica["gpus"] == ["GPU-0a1b"], "the lease"
     assert replica["device"] == "cpu", "the truth"
     assert replica["message"].startswith("runs on the CPU, as allow_cpu says; on the GPU it failed")
     assert (client.infer("lenient", {"image": digits.images[:9]})["label"] == digits.labels[:9]).all()
-    (status,) = [d for d in stack.cli("status")["deployments"] if d["deployment"] == "lenient-v1"]
-    assert status["devices"] == ["cpu"]
     for command in ("status", "replicas"):
         assert "RUNS ON" in stack.run(command).stdout
 
 
 def test_a_model_without_gpus_sees_none(stack: Stack, digits: Digits):
     stack.deploy(digits.model, "plain")
-    (replica,) = stack.replicas("plain-v1")
+    replica, _ = placed(stack, "plain-v1")
     assert replica["device"] == "cpu"
     assert "gpus" not in replica
     environ = Path(f"/proc/{replica['pid']}/environ").read_bytes().split(b"\0")
