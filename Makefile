@@ -55,7 +55,7 @@ torch: bootstrap ## let the models' environment serve TorchScript (TORCH=torch==
 
 # onnxruntime and onnxruntime-gpu are the same Python package, so one replaces the other.
 ONNX_GPU ?= onnxruntime-gpu[cuda,cudnn]
-onnx-gpu: bootstrap ## let the models' environment run ONNX models on NVIDIA GPUs (CUDA's libraries come along: a large download)
+onnx-gpu: bootstrap ## let the models' environment run ONNX models on NVIDIA GPUs (with CUDA's libraries a download of 1.6 GB)
 	$(PY) -m pip --python "$(RUNTIME)/model-env/bin/python3" uninstall --yes onnxruntime
 	$(PY) -m pip --python "$(RUNTIME)/model-env/bin/python3" install '$(ONNX_GPU)' 'numpy<2'
 
