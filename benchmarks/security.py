@@ -1,8 +1,8 @@
 """``python -m benchmarks.security``: the defects that a security review found, each with its test, run now.
 
-The table of docs/security.md is read, so that page and run cannot differ. Every test that it names is run, and
-the table is printed with what was seen. ``--measure`` also runs the programs that measure the attacks, which
-take some minutes.
+The table of docs/security.md is read, so that page and run cannot differ. Every test that it names is run,
+and the table is printed with what was seen. ``--measure`` also runs the programs that measure the attacks,
+which take some minutes.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Defect:
 
 @dataclass(frozen=True, slots=True)
 class Ran:
-    """One test that ran: its file, its name without parameters, how it ended, and the figures that it told."""
+    """One test that ran: its file, its name without parameters, how it ended, and the figures it told."""
 
     file: str
     name: str
