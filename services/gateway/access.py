@@ -14,7 +14,7 @@ from services.gateway.domain.tokens import Denied, Meter
 from tidegate.caller import ServiceToken
 from tidegate.errors import Forbidden, TooMany, Unauthorized, Unavailable
 from tidegate.protocol import access
-from tidegate.protocol.access import ANONYMOUS, INFER, SERVICE, Principal
+from tidegate.protocol.access import ANONYMOUS, INFER, SCRAPER, SERVICE, Principal
 
 LIMITED = Counter(
     "tidegate_gateway_limited_total", "Requests refused by a limit of their key.", ["key", "limit"]
@@ -176,6 +176,8 @@ class Access:
     def _look(self, credential: bytes) -> tuple[Principal, float]:
         if self._token.given({b"authorization": credential}):
             return SERVICE, FOREVER
+        if self._token.scrapes({b"authorization": credential}):
+            return SCRAPER, FOREVER
         if not credential.startswith(_BEARER):
             raise Unauthorized("the credential must be 'Authorization: Bearer <key>'")
         bearer = credential[len(_BEARER) :]

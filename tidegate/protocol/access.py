@@ -6,6 +6,7 @@ A scope is a kind of deed, not a rank: ``publish`` does not contain ``infer``. O
 from __future__ import annotations
 
 import hashlib
+import hmac
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,6 +17,8 @@ PUBLISH = "publish"  # upload, register, deploy, delete models
 OPERATE = "operate"  # scale, override, look inside; jobs of everybody
 ADMIN = "admin"  # keys, audit, usage; and everything else
 SCOPES = (INFER, PUBLISH, OPERATE, ADMIN)
+# Read counts and find the workers, as Prometheus does. No key has this scope: the metrics token has it.
+METRICS = "metrics"
 
 # Headers of a proxied call. Only who holds the service token is believed when it sends them.
 PRINCIPAL_HEADER = b"x-tidegate-principal"
@@ -67,9 +70,16 @@ class Principal:
 
 
 # Who calls on loopback without a credential.
-ANONYMOUS = Principal("anonymous", "anonymous", frozenset({INFER}))
+ANONYMOUS = Principal("anonymous", "anonymous", frozenset({INFER, METRICS}))
 # Who holds the service token: Tidegate's own services, and the operator of this machine.
 SERVICE = Principal("service", "service token", frozenset(SCOPES))
+# A holder of the metrics token.
+SCRAPER = Principal("metrics", "metrics token", frozenset({METRICS}))
+
+
+def metrics_token(service_token: str) -> str:
+    """Return the token that opens the metrics of a stack and nothing else; it is derived, not stored."""
+    return "tgm_" + hmac.digest(service_token.encode(), b"tidegate metrics", hashlib.sha256).hex()
 
 
 def carried(headers: Mapping[bytes, bytes]) -> Principal:

@@ -9,12 +9,13 @@ from fastapi import APIRouter, Depends, Query, Request
 from pydantic import BaseModel, ConfigDict, Field
 
 from services.autoscaler.operations import Operations
+from tidegate.openapi import inlined
 from tidegate.protocol.models import DeploymentStatus
 from tidegate.protocol.scaling import Scaling
 
 router = APIRouter(prefix="/v1", tags=["autoscaler"])
 
-SCALING = Scaling.model_json_schema(ref_template="#/components/schemas/{model}")
+SCALING = inlined(Scaling)
 
 
 class ReplicasWish(BaseModel):

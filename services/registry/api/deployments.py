@@ -13,6 +13,7 @@ from services.registry.api.bodies import (
     DeploymentPatch,
     Items,
     OverrideBody,
+    PolicyPatch,
     if_match,
     registrar,
 )
@@ -72,6 +73,15 @@ async def patch(
     found = await core.decide(
         lambda now: statement.patch_deployment(now, name, body, expected),
         lambda reader: _one(reader, name),
+    )
+    return _tagged(found, response)
+
+
+@router.patch("/{name}/policy")
+async def patch_policy(core: Core, name: str, body: PolicyPatch, response: Response) -> Deployment:
+    """Change how a Deployment scales, and nothing of what it runs (JSON merge patch)."""
+    found = await core.decide(
+        lambda now: statement.change_policy(now, name, body), lambda reader: _one(reader, name)
     )
     return _tagged(found, response)
 
