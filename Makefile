@@ -55,7 +55,7 @@ torch: bootstrap ## let the models' environment serve TorchScript (TORCH=torch==
 
 clean: down ## stop everything and forget the data (what was installed stays)
 	@rm -rf "$(STATE)/data" "$(STATE)/run" "$(STATE)/log" "$(STATE)/cache" "$(STATE)/replicas" \
-	  "$(STATE)/examples" "$(STATE)/token"
+	  "$(STATE)/examples" "$(STATE)/token" "$(STATE)/metrics"
 	@echo "The data in $(STATE) is gone; what was installed stays."
 
 # Each process of the tests would rewrite their asserts anew; so they are collected once first, into bytecode, on the

@@ -75,8 +75,8 @@ def up(settings: Settings, on_progress: OnProgress = ignore) -> StackRecord:
     with folder.turn():
         for name in ("run", "log", "data"):
             (state / name).mkdir(parents=True, exist_ok=True)
-        if not settings.service_token:
-            token.ensure(state)
+        service_token = settings.service_token or token.ensure(state).read_text().strip()
+        token.write_metrics_token(state, service_token)
         watch = Watch(on_progress)
         record = folder.read()
         if not (record.supervisor and record.supervisor.alive()):
