@@ -82,6 +82,11 @@ def metrics_token(service_token: str) -> str:
     return "tgm_" + hmac.digest(service_token.encode(), b"tidegate metrics", hashlib.sha256).hex()
 
 
+def engine_token(service_token: str) -> str:
+    """Return the token that opens the proxy in front of the container engine and nothing else."""
+    return "tge_" + hmac.digest(service_token.encode(), b"tidegate engine", hashlib.sha256).hex()
+
+
 def carried(headers: Mapping[bytes, bytes]) -> Principal:
     """For whom a holder of the service token calls: itself, unless it names another. Raises ValueError."""
     raw = headers.get(PRINCIPAL_HEADER)
