@@ -12,13 +12,13 @@ import re
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import httpx
 
-from tidegate.protocol import permissions
-from tidegate.protocol.access import METRICS, SCOPES, Principal, metrics_token
+from tidegate.protocol import permissions, replica_token
+from tidegate.protocol.access import METRICS, REPLICA, SCOPES, Principal, metrics_token
 from tidegate.protocol.permissions import ANY, INTERNAL, LOOK, OPEN, SERVICES, Scopes
 
 AT_ONCE = 16
@@ -30,18 +30,12 @@ QUERIES = {"PUT /v1/artifacts": "?sha256=none"}
 
 @dataclass(frozen=True, slots=True)
 class Credential:
-    """What a caller sends, and the scopes that it has at the gateway and at the services themselves.
-
-    None: nobody there knows it. ``also`` are single routes (service, line of the table) that it opens at the
-    service itself.
-    """
+    """What a caller sends, and the scopes that it has at the services that know it."""
 
     name: str
     header: str | None
-    at_gateway: frozenset[str] | None = None
-    at_services: frozenset[str] | None = None
+    scopes: Mapping[str, frozenset[str]] = field(default_factory=dict)
     is_service: bool = False
-    also: frozenset[tuple[str, str]] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,10 +52,10 @@ class Call:
         """The HTTP method."""
         return self.line.partition(" ")[0]
 
-    @property
-    def path(self) -> str:
-        """The path as it is asked, with names that nothing has."""
-        path = re.sub(r"\{([^}]+)\}", lambda m: FILLED.get(m[1], "none-such"), self.line.partition(" ")[2])
+    def path(self, sha256: str) -> str:
+        """Return the path as it is asked, with names that nothing has; but for the artifact ``sha256``."""
+        filled = FILLED | {"sha256": sha256}
+        path = re.sub(r"\{([^}]+)\}", lambda m: filled.get(m[1], "none-such"), self.line.partition(" ")[2])
         path += QUERIES.get(self.line, "")
         return f"/api/{self.service}{path}" if self.by_gateway else path
 
@@ -99,12 +93,9 @@ def calls() -> Iterator[Call]:
 
 def expected(call: Call, credential: Credential) -> str:
     """Return what the table says of a call: ``in``, ``401`` or ``403``."""
-    at_gateway = call.by_gateway or call.service == "gateway"
     if call.scopes == (OPEN,) and not call.by_gateway:
         return "in"
-    if not at_gateway and (call.service, call.line) in credential.also:
-        return "in"
-    held = credential.at_gateway if at_gateway else credential.at_services
+    held = credential.scopes.get("gateway" if call.by_gateway else call.service)
     if held is None:
         return "401"
     if INTERNAL in call.scopes:
@@ -149,40 +140,44 @@ class Keys:
             time.sleep(0.02)
 
 
-def credentials(keys: Keys, service_token: str) -> dict[str, Credential]:
-    """Make and return every kind of credential, by its name."""
-    found = [
-        Credential("none", None),
-        Credential("wrong", "Bearer tg_none_wrong"),
-    ]
+def credentials(keys: Keys, service_token: str, replica: str) -> dict[str, Credential]:
+    """Make and return every kind of credential, by its name. ``replica`` is one that runs."""
     _, expired = keys.make("expired", SCOPES, ttl_s=1.0)
     id_, revoked = keys.make("revoked", SCOPES)
-    for scope in SCOPES:
-        _, key = keys.make(scope, [scope])
+    known = {scope: keys.make(scope, [scope])[1] for scope in SCOPES}
+    for key in (revoked, *known.values()):
         keys.wait(key, good=True)
-        found.append(Credential(scope, f"Bearer {key}", frozenset({scope})))
     keys.revoke(id_)
     for key in (revoked, expired):
         keys.wait(key, good=False)
     everything, counts = frozenset(SCOPES), frozenset({METRICS})
-    found[2:2] = [
+    everywhere = (*permissions.CONTROL, "gateway")
+    found = [
+        Credential("none", None),
+        Credential("wrong", "Bearer tg_none_wrong"),
         Credential("expired", f"Bearer {expired}"),
         Credential("revoked", f"Bearer {revoked}"),
-    ]
-    found += [
-        Credential("metrics token", f"Bearer {metrics_token(service_token)}", counts, counts),
-        Credential("service token", f"Bearer {service_token}", everything, everything, is_service=True),
-        # The place of the replica token: a real one here, and in `also` what it opens at the registry,
-        # which is ("registry", "GET /v1/artifacts/{sha256}") for its own version's artifact.
-        Credential("replica token", "Bearer trt_none-such", also=frozenset()),
+        *(Credential(s, f"Bearer {key}", {"gateway": frozenset({s})}) for s, key in known.items()),
+        Credential(
+            "metrics token", f"Bearer {metrics_token(service_token)}", dict.fromkeys(everywhere, counts)
+        ),
+        Credential(
+            "service token", f"Bearer {service_token}", dict.fromkeys(everywhere, everything), is_service=True
+        ),
+        Credential(
+            "replica token",
+            f"Bearer {replica_token.issue(service_token, replica)}",
+            {"registry": frozenset({REPLICA})},
+        ),
     ]
     return {each.name: each for each in found}
 
 
-async def tried(
-    urls: Mapping[str, str], credentials: Mapping[str, Credential], among: Sequence[Call] | None = None
-) -> list[Cell]:
-    """Make every call with every credential. ``urls``: where each service answers."""
+async def tried(urls: Mapping[str, str], credentials: Mapping[str, Credential], sha256: str) -> list[Cell]:
+    """Make every call with every credential. ``urls``: where each service answers.
+
+    ``sha256``: the artifact of the replica whose token is tried.
+    """
     limit = asyncio.Semaphore(AT_ONCE)
     async with httpx.AsyncClient(timeout=60, trust_env=False) as client:
 
@@ -191,11 +186,12 @@ async def tried(
             body = b"" if call.method in {"POST", "PUT", "PATCH"} else None
             base = urls["gateway" if call.by_gateway else call.service]
             async with limit:
-                answer = await client.request(call.method, base + call.path, headers=headers, content=body)
+                answer = await client.request(
+                    call.method, base + call.path(sha256), headers=headers, content=body
+                )
             return Cell(call, credential.name, expected(call, credential), answer.status_code)
 
-        every = list(calls()) if among is None else among
-        return list(await asyncio.gather(*(one(c, k) for c in every for k in credentials.values())))
+        return list(await asyncio.gather(*(one(c, k) for c in calls() for k in credentials.values())))
 
 
 def undeclared(urls: Mapping[str, str]) -> list[str]:
@@ -249,10 +245,10 @@ def main() -> int:
         token = (running.state / "token").read_text().strip()
         ports = {s: running.env[f"TIDEGATE_{s.upper()}_PORT"] for s in (*permissions.CONTROL, "gateway")}
         urls = {service: f"http://127.0.0.1:{port}" for service, port in ports.items()}
-        urls["worker"] = worker_url(urls["autoscaler"], token)
+        replica, urls["worker"], sha256 = running_replica(urls, token)
         keys = Keys(urls["registry"], urls["gateway"], token)
         try:
-            found = asyncio.run(tried(urls, credentials(keys, token)))
+            found = asyncio.run(tried(urls, credentials(keys, token, replica), sha256))
         finally:
             keys.close()
         missing = undeclared(urls)
@@ -267,16 +263,26 @@ def main() -> int:
     return 1 if wrong or missing else 0
 
 
-def worker_url(autoscaler: str, token: str) -> str:
-    """Return where a worker of the stack answers; waits until one reports."""
+def running_replica(urls: Mapping[str, str], token: str) -> tuple[str, str, str]:
+    """Return a replica of the stack: its name, where it answers, and the sha256 of its artifact.
+
+    Waits until one reports.
+    """
     end = time.monotonic() + PATIENCE_S
     while True:
-        answer = httpx.get(f"{autoscaler}/prometheus/workers", headers=_bearer(token), trust_env=False)
-        if answer.status_code == 200 and answer.json():
-            return f"http://{answer.json()[0]['targets'][0]}"
+        found = httpx.get(f"{urls['autoscaler']}/prometheus/workers", headers=_bearer(token), trust_env=False)
+        if found.status_code == 200 and found.json():
+            break
         if time.monotonic() > end:
             raise TimeoutError("no worker reports")
         time.sleep(0.1)
+    worker = found.json()[0]
+    intention = httpx.get(f"{urls['registry']}/v1/intention", headers=_bearer(token), trust_env=False).json()
+    return (
+        worker["labels"]["replica"],
+        f"http://{worker['targets'][0]}",
+        intention["versions"][0]["artifact_sha256"],
+    )
 
 
 if __name__ == "__main__":

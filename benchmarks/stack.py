@@ -14,6 +14,7 @@ from pathlib import Path
 from benchmarks import places
 from benchmarks.errors import BenchmarkFailed
 from benchmarks.session import MARK
+from tidegate import credentials
 from tidegate.stack import processes
 from tidegate.stack.ports import free_ports
 
@@ -54,6 +55,16 @@ class Stack:
     def gateway_port(self) -> int:
         """The gateway's REST port."""
         return int(self.env["TIDEGATE_GATEWAY_PORT"])
+
+    def server_url(self, server: str, service: str) -> str:
+        """Return the URL of a server of the stack (``tidegate.credentials``), as a service logs in there."""
+        scheme, setting = {
+            credentials.RABBITMQ: ("amqp", "TIDEGATE_RABBITMQ_PORT"),
+            credentials.VALKEY: ("redis", "TIDEGATE_VALKEY_PORT"),
+            credentials.VALKEY_JOBS: ("redis", "TIDEGATE_JOBS_PORT"),
+        }[server]
+        url = f"{scheme}://127.0.0.1:{self.env[setting]}/"
+        return credentials.logged_in(url, self.state / "secrets", server, service)
 
     def command(self, *arguments: str) -> str:
         """Run ``tidegate ARGUMENTS``; what it printed. Raises StackFailed."""

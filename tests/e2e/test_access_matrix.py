@@ -9,7 +9,7 @@ import httpx
 import pytest
 
 from benchmarks import access_matrix
-from benchmarks.access_matrix import Keys, credentials, tried, undeclared, worker_url
+from benchmarks.access_matrix import Keys, credentials, running_replica, tried, undeclared
 from tests.e2e.conftest import REPO, Stack, running_stack
 from tidegate.protocol.permissions import CONTROL, SERVICES
 
@@ -29,13 +29,15 @@ def closed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
 def urls(closed: Stack) -> dict[str, str]:
     """Where each service answers."""
     found = {name: getattr(closed.settings, f"{name}_url") for name in (*CONTROL, "gateway")}
-    return found | {"worker": worker_url(found["autoscaler"], closed.settings.service_token)}
+    return found | {"worker": running_replica(found, closed.settings.service_token)[1]}
 
 
 async def test_every_route_with_every_credential(closed: Stack, urls: dict[str, str], figure) -> None:
-    keys = Keys(urls["registry"], urls["gateway"], closed.settings.service_token)
+    token = closed.settings.service_token
+    replica, _, sha256 = running_replica(urls, token)
+    keys = Keys(urls["registry"], urls["gateway"], token)
     try:
-        cells = await tried(urls, credentials(keys, closed.settings.service_token))
+        cells = await tried(urls, credentials(keys, token, replica), sha256)
     finally:
         keys.close()
     wrong = [cell for cell in cells if not cell.well]

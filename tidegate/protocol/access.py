@@ -19,6 +19,8 @@ ADMIN = "admin"  # keys, audit, usage; and everything else
 SCOPES = (INFER, PUBLISH, OPERATE, ADMIN)
 # Read counts and find the workers, as Prometheus does. No key has this scope: the metrics token has it.
 METRICS = "metrics"
+# Read the artifact of one's own version. No key has this scope: the tokens of replicas have it.
+REPLICA = "replica"
 
 # Headers of a proxied call. Only who holds the service token is believed when it sends them.
 PRINCIPAL_HEADER = b"x-tidegate-principal"
@@ -85,6 +87,15 @@ def metrics_token(service_token: str) -> str:
 def engine_token(service_token: str) -> str:
     """Return the token that opens the proxy in front of the container engine and nothing else."""
     return "tge_" + hmac.digest(service_token.encode(), b"tidegate engine", hashlib.sha256).hex()
+
+
+# What the id of a replica's principal begins with.
+REPLICA_PREFIX = "replica:"
+
+
+def replica_principal(replica: str) -> Principal:
+    """Return the principal of a replica that shows its token: it may read an artifact, its own."""
+    return Principal(f"{REPLICA_PREFIX}{replica}", replica, frozenset({REPLICA}))
 
 
 def carried(headers: Mapping[bytes, bytes]) -> Principal:

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
-from tidegate.protocol.access import ADMIN, INFER, METRICS, OPERATE, PUBLISH
+from tidegate.protocol.access import ADMIN, INFER, METRICS, OPERATE, PUBLISH, REPLICA
 
 # Words that stand where scopes do.
 OPEN = "open"  # no credential is needed
@@ -117,8 +117,10 @@ REGISTRY = Permissions(
     _OWN
     | {
         "PUT /v1/artifacts": (PUBLISH,),
-        "HEAD /v1/artifacts/{sha256}": LOOK,
-        "GET /v1/artifacts/{sha256}": LOOK,
+        # A replica reads its own artifact; the handler refuses it any other.
+        "HEAD /v1/artifacts/{sha256}": (*LOOK, REPLICA),
+        "GET /v1/artifacts/{sha256}": (*LOOK, REPLICA),
+        "PUT /v1/replicas": (INTERNAL,),
         "GET /v1/models": LOOK,
         "GET /v1/models/{name}": LOOK,
         "DELETE /v1/models/{name}": (PUBLISH,),

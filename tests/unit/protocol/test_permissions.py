@@ -108,7 +108,8 @@ def test_words_of_routes_are_names_like_others():
     ("service", "method", "path", "scopes"),
     [
         ("registry", "GET", "/v1/models", ("publish", "operate")),
-        ("registry", "HEAD", "/v1/artifacts/a", ("publish", "operate")),
+        ("registry", "HEAD", "/v1/artifacts/a", ("publish", "operate", "replica")),
+        ("registry", "PUT", "/v1/replicas", ("internal",)),
         ("registry", "PUT", "/v1/artifacts", ("publish",)),
         ("registry", "PATCH", "/v1/deployments/a", ("publish",)),
         ("registry", "GET", "/v1/keys", ("admin",)),
@@ -141,7 +142,7 @@ def test_other_methods_and_words():
     for service in SERVICES.values():
         for scopes in service.table.values():
             assert scopes
-            words = {"infer", "publish", "operate", "admin", "metrics"}
+            words = {"infer", "publish", "operate", "admin", "metrics", "replica"}
             assert set(scopes) <= words or scopes in (
                 (permissions.OPEN,),
                 (permissions.ANY,),
