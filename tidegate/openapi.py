@@ -84,7 +84,7 @@ def _statuses(method: str, path: str, scopes: Scopes, models: bool) -> list[str]
     if "{" in path:
         found.append("404")
     if method in _WRITES:
-        found += ["409", "413"]
+        found += ["404", "409", "413"]
     if models and scopes != (OPEN,):
         found += ["404", "429", "504"]
         if method in _WRITES:

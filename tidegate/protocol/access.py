@@ -56,7 +56,10 @@ class Principal:
     @classmethod
     def from_header(cls, raw: bytes) -> Principal:
         """What :meth:`to_header` gave; raises ValueError."""
-        told = json.loads(raw)
+        try:
+            told = json.loads(raw)
+        except RecursionError:
+            raise ValueError("it is nested too deeply") from None
         if not isinstance(told, dict):
             raise ValueError("a principal is a JSON object")
         endpoints = told.get("endpoints")

@@ -27,6 +27,8 @@ from tidegate.protocol.models import (
 
 T = TypeVar("T")
 
+LONGEST_REVISION = 18  # digits: what the database counts with
+
 
 def _schema(model: type[BaseModel], required: tuple[str, ...]) -> dict[str, Any]:
     """A model's JSON schema with other required fields and its definitions written out in place."""
@@ -144,6 +146,6 @@ def if_match(
     if value is None:
         return None
     bare = value.strip().removeprefix("W/").strip('"')
-    if not bare.isdecimal():
+    if not bare.isdecimal() or len(bare) > LONGEST_REVISION:
         raise BadRequest(f"If-Match must be an object's revision, a number, not {value[:40]!r}.")
     return int(bare)

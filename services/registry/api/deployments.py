@@ -20,10 +20,11 @@ from services.registry.api.bodies import (
 from services.registry.domain import statement
 from services.registry.domain.state import Change, Snapshot
 from services.registry.registrar import Registrar
+from tidegate.api import JsonRoute
 from tidegate.errors import NotFound
 from tidegate.protocol.models import Deployment, Override
 
-router = APIRouter(prefix="/v1/deployments", tags=["deployments"])
+router = APIRouter(prefix="/v1/deployments", tags=["deployments"], route_class=JsonRoute)
 
 Core = Annotated[Registrar, Depends(registrar)]
 IfMatch = Annotated[int | None, Depends(if_match)]

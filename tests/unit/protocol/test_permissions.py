@@ -15,6 +15,7 @@ from fastapi import FastAPI
 from fastapi.routing import iter_route_contexts
 
 from tidegate import api_page
+from tidegate.api import JsonRoute
 from tidegate.protocol import permissions
 from tidegate.protocol.permissions import CONTROL, SERVICES, has_control_character
 
@@ -205,3 +206,12 @@ def test_the_page_shows_names_as_text():
     shown = api_page.page(document)
     assert "<script" not in shown
     assert "<i>" not in shown
+
+
+@pytest.mark.parametrize("service", ["registry", "autoscaler"])
+def test_every_route_with_a_body_reads_it_by_the_standard(apps, service):
+    contexts = list(iter_route_contexts(apps[service].routes))
+    with_body = [each for each in contexts if getattr(each.original_route, "body_field", None) is not None]
+    assert with_body
+    for each in with_body:
+        assert isinstance(each.original_route, JsonRoute), each.path
