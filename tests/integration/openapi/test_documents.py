@@ -19,6 +19,7 @@ from hypothesis.strategies import one_of
 from schemathesis import GenerationMode
 from schemathesis.checks import CheckFunction
 from schemathesis.core.failures import FailureGroup
+from schemathesis.core.result import Ok
 from schemathesis.specs.openapi import checks
 
 from tests.integration.openapi.conftest import TOKEN
@@ -50,6 +51,7 @@ def problems(url: str) -> Iterator[Problem]:
     document = session.get(f"{url}/openapi.json", timeout=30).json()
     schema = schemathesis.openapi.from_dict(document)
     for result in schema.get_all_operations():
+        assert isinstance(result, Ok), result
         operation = result.ok()
         cases = one_of(*(operation.as_strategy(generation_mode=mode) for mode in GenerationMode))
 
