@@ -49,22 +49,27 @@ class Permissions:
         return found
 
     @cached_property
-    def _pattern(self) -> re.Pattern[str]:
-        return re.compile("|".join(f"({_pattern_of(path)})" for path in self.by_path))
-
-    @cached_property
-    def _paths(self) -> list[str]:
-        return list(self.by_path)
+    def _patterns(self) -> dict[int, tuple[re.Pattern[str], list[str]]]:
+        """One pattern for the paths of each number of steps, and one for those of any number (0)."""
+        by_steps: dict[int, list[str]] = {}
+        for path in self.by_path:
+            by_steps.setdefault(0 if ":path}" in path else path.count("/"), []).append(path)
+        return {
+            steps: (re.compile("|".join(f"({_pattern_of(path)})" for path in paths)), paths)
+            for steps, paths in by_steps.items()
+        }
 
     def methods(self, path: str) -> tuple[str, dict[str, Scopes]] | None:
         """The path of the table that a request's (decoded) path is, and its methods; None: there is none."""
         if any(step in ("", ".", "..") for step in path[1:].split("/")):
             return None
-        found = self._pattern.fullmatch(path)
-        if found is None or found.lastindex is None:
-            return None
-        template = self._paths[found.lastindex - 1]
-        return template, self.by_path[template]
+        for steps in (path.count("/"), 0):
+            pattern, paths = self._patterns.get(steps, (None, []))
+            found = pattern.fullmatch(path) if pattern is not None else None
+            if found is not None and found.lastindex is not None:
+                template = paths[found.lastindex - 1]
+                return template, self.by_path[template]
+        return None
 
     def find(self, method: str, path: str) -> Route | None:
         """The route of a call; None: the service has no such route."""
