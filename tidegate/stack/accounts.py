@@ -5,13 +5,18 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import os
+import sys
 from collections.abc import Mapping
+from pathlib import Path
 
-from tidegate.permissions import BROKER
+from tidegate import credentials
+from tidegate.permissions import BROKER, JOB_STORE, LIVE_STORE
 
 VHOST = "/"
-# RabbitMQ's default user. A node of an earlier release has it, with the password that everybody knows.
-GUEST = "guest"
+# Users of earlier releases, with passwords that everybody knows: RabbitMQ's default one, and that of the
+# stack in containers. A node that has them locks them.
+LOCKED = ("guest", "tidegate")
 
 
 def rabbitmq_definitions(passwords: Mapping[str, str]) -> str:
@@ -28,8 +33,8 @@ def rabbitmq_definitions(passwords: Mapping[str, str]) -> str:
         }
         for service, password in passwords.items()
     ]
-    locked = _rabbitmq_hash("".join(passwords.values()))
-    guest = {"name": GUEST, "password_hash": locked, "tags": []}
+    unknown = _rabbitmq_hash("".join(passwords.values()))
+    locked = [{"name": name, "password_hash": unknown, "tags": []} for name in LOCKED]
     permissions = [
         {
             "user": service,
@@ -40,8 +45,9 @@ def rabbitmq_definitions(passwords: Mapping[str, str]) -> str:
         }
         for service in passwords
     ]
-    permissions.append({"user": GUEST, "vhost": VHOST, "configure": "^$", "write": "^$", "read": "^$"})
-    document = {"users": [*users, guest], "vhosts": [{"name": VHOST}], "permissions": permissions}
+    nothing = {"vhost": VHOST, "configure": "^$", "write": "^$", "read": "^$"}
+    permissions += [{"user": name, **nothing} for name in LOCKED]
+    document = {"users": [*users, *locked], "vhosts": [{"name": VHOST}], "permissions": permissions}
     return json.dumps(document, indent=1) + "\n"
 
 
@@ -65,3 +71,34 @@ def _rabbitmq_hash(password: str) -> str:
     """
     salt = hashlib.sha256(f"salt {password}".encode()).digest()[:4]
     return base64.b64encode(salt + hashlib.sha256(salt + password.encode()).digest()).decode()
+
+
+def write(secrets: Path, servers: Path) -> None:
+    """Make what passwords are missing in ``secrets``, and write what each server reads below ``servers``.
+
+    The servers' files hold hashes and no passwords. They may be read by any user: a server in a container
+    has a user of its own, and nothing but its own folder.
+    """
+    credentials.ensure(secrets)
+    broker, live, jobs = (credentials.read_all(secrets, server) for server in credentials.SERVERS)
+    definitions = servers / credentials.RABBITMQ / "definitions.json"
+    texts = {
+        definitions: rabbitmq_definitions(broker),
+        definitions.with_name("rabbitmq.conf"): f"load_definitions = {definitions}\n",
+        servers / credentials.VALKEY / "users.acl": valkey_users(live, LIVE_STORE),
+        servers / credentials.VALKEY_JOBS / "users.acl": valkey_users(jobs, JOB_STORE),
+    }
+    for path, text in texts.items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+        path.chmod(0o644)
+
+
+def main() -> None:
+    """``python -m tidegate.stack.accounts SECRETS SERVERS``: as :func:`write`, for servers in containers."""
+    os.umask(0o022)
+    write(Path(sys.argv[1]), Path(sys.argv[2]))
+
+
+if __name__ == "__main__":
+    main()

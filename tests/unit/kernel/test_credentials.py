@@ -108,9 +108,9 @@ def test_the_definitions_hold_no_password_and_lock_the_default_user():
     assert "pass-word" not in text
     assert text == accounts.rabbitmq_definitions(passwords)
     document = json.loads(text)
-    assert {user["name"] for user in document["users"]} == {*credentials.SERVICES, "guest"}
-    guest = next(each for each in document["permissions"] if each["user"] == "guest")
-    assert {guest["configure"], guest["write"], guest["read"]} == {"^$"}
+    assert {user["name"] for user in document["users"]} == {*credentials.SERVICES, *accounts.LOCKED}
+    for guest in [each for each in document["permissions"] if each["user"] in accounts.LOCKED]:
+        assert {guest["configure"], guest["write"], guest["read"]} == {"^$"}
     for rules in (LIVE_STORE, JOB_STORE):
         assert "pass-word" not in accounts.valkey_users(passwords, rules)
 
@@ -118,3 +118,19 @@ def test_the_definitions_hold_no_password_and_lock_the_default_user():
 def test_stale_folders_do_not_matter(tmp_path: Path):
     assert credentials.read(tmp_path / "missing", "valkey", "worker") == ""
     assert credentials.read_all(tmp_path / "missing", "valkey") == {}
+
+
+def test_servers_in_containers_read_hashes_from_folders_of_their_own(tmp_path):
+    accounts.write(tmp_path / "secrets", tmp_path / "servers")
+    files = sorted(path for path in (tmp_path / "servers").rglob("*") if path.is_file())
+    assert [str(path.relative_to(tmp_path / "servers")) for path in files] == [
+        "rabbitmq/definitions.json",
+        "rabbitmq/rabbitmq.conf",
+        "valkey/users.acl",
+        "valkey-jobs/users.acl",
+    ]
+    texts = "".join(path.read_text() for path in files)
+    for server in credentials.SERVERS:
+        for password in credentials.read_all(tmp_path / "secrets", server).values():
+            assert password not in texts
+    assert {path.stat().st_mode & 0o777 for path in files} == {0o644}
