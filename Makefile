@@ -62,7 +62,7 @@ onnx-gpu: bootstrap ## let the models' environment run ONNX models on NVIDIA GPU
 
 clean: down ## stop everything and forget the data (what was installed stays)
 	@rm -rf "$(STATE)/data" "$(STATE)/run" "$(STATE)/log" "$(STATE)/cache" "$(STATE)/replicas" \
-	  "$(STATE)/examples" "$(STATE)/token"
+	  "$(STATE)/examples" "$(STATE)/token" "$(STATE)/metrics"
 	@echo "The data in $(STATE) is gone; what was installed stays."
 
 # Each process of the tests would rewrite their asserts anew; so they are collected once first, into bytecode, on the
@@ -162,6 +162,9 @@ bench-jobs: bootstrap ## jobs accepted and done per second, beside FastAPI + Cel
 
 bench-long-job: bootstrap ## a job of 150 s on a broker that lets a message be held for 5 s
 	$(PY) -m benchmarks.long_job $(BENCH_FLAGS)
+
+access-matrix: bootstrap ## every route of every service with every credential: expected and seen, as a table
+	@$(PY) -m benchmarks.access_matrix $(BENCH_FLAGS)
 
 bench-chaos: bootstrap ## 20,000 jobs while every part is killed with -9 and restarted once
 	$(PY) -m benchmarks.chaos $(BENCH_FLAGS)

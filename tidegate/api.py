@@ -2,16 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
+import orjson
 from fastapi import APIRouter, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
+from fastapi.responses import HTMLResponse
+from fastapi.routing import APIRoute
 
-from tidegate import __version__, telemetry
+from tidegate import __version__, api_page, telemetry
 from tidegate.errors import BadRequest
-from tidegate.service import METRICS, OWN_PATHS, Identify, Lifespan, error_response, furnish
+from tidegate.openapi import document
+from tidegate.protocol.permissions import SERVICES, Permissions
+from tidegate.service import DOCS, METRICS, OWN_PATHS, Identify, Lifespan, error_response, furnish
 from tidegate.settings import Settings
+
+
+class _StrictRequest(Request):
+    async def json(self) -> Any:
+        """Return the body as JSON. Raise JSONDecodeError, also for NaN, 1e400 and half a surrogate."""
+        return orjson.loads(await self.body())
+
+
+class JsonRoute(APIRoute):
+    """A route that reads JSON by the standard (RFC 8259): give it to a router whose routes have bodies.
+
+    Python's own reader also takes what cannot be written again, which fails as late as in the database or in
+    the answer.
+    """
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        """Return the framework's handler, with another reader of the body."""
+        handle = super().get_route_handler()
+
+        async def handle_strictly(request: Request) -> Response:
+            return await handle(_StrictRequest(request.scope, request.receive))
+
+        return handle_strictly
 
 
 def create_app(
@@ -20,22 +49,43 @@ def create_app(
     settings: Settings,
     lifespan: Lifespan,
     routers: Sequence[APIRouter],
-    open_paths: tuple[str, ...] = (),
+    permissions: Permissions | None = None,
     identify: Identify | None = None,
+    front: Mapping[str, Any] | None = None,
 ) -> FastAPI:
     """The app with these routes, and with health, metrics, guard and error answers in place.
 
     ``identify``: who sends these headers; None: only holders of the service token are answered.
+    ``permissions`` None: the table of the service ``name``. ``front``: the OpenAPI paths of routes in front
+    of the app.
     """
-    app = FastAPI(title=f"Tidegate {name}", version=__version__, lifespan=lifespan)
-    furnish(app, name=name, settings=settings, open_paths=open_paths, identify=identify)
+    permissions = permissions or SERVICES[name]
+    app = FastAPI(
+        title=f"Tidegate {name}", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None
+    )
+    furnish(app, name=name, settings=settings, permissions=permissions, identify=identify)
+    app.add_api_route(DOCS, _page, include_in_schema=False)
     for path, answer in OWN_PATHS.items():
         told = path != METRICS
         app.add_api_route(path, answer, tags=["health"], response_model=None, include_in_schema=told)
     for router in routers:
         app.include_router(router)
     app.add_exception_handler(RequestValidationError, _on_validation_error)
+    _describe(app, permissions, front or {})
     return app
+
+
+def _describe(app: FastAPI, permissions: Permissions, front: Mapping[str, Any]) -> None:
+    @lru_cache(maxsize=1)
+    def openapi() -> dict[str, Any]:
+        return document(app, permissions, front)
+
+    app.openapi = openapi  # type: ignore[method-assign]
+
+
+async def _page(request: Request) -> Response:
+    """Return the page of this service's API."""
+    return HTMLResponse(api_page.page(request.app.openapi()), headers=api_page.HEADERS)
 
 
 async def _on_validation_error(_: Request, error: Exception) -> Response:

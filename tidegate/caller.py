@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from tidegate import telemetry
 from tidegate.errors import BadRequest, Forbidden, Unauthorized
 from tidegate.protocol import access
-from tidegate.protocol.access import ANONYMOUS, SERVICE, Principal
+from tidegate.protocol.access import ANONYMOUS, SCRAPER, SERVICE, Principal
+from tidegate.protocol.permissions import ANY, INTERNAL, OPEN
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,14 +45,22 @@ class ServiceToken:
 
     def __init__(self, token: str) -> None:
         self._token = token.encode()
+        self._metrics_token = access.metrics_token(token).encode()
 
     def given(self, headers: Mapping[bytes, bytes]) -> bool:
         """Whether these headers carry the token."""
         given = headers.get(b"authorization", b"").removeprefix(b"Bearer ")
         return bool(self._token) and hmac.compare_digest(given, self._token)
 
+    def scrapes(self, headers: Mapping[bytes, bytes]) -> bool:
+        """Return whether these headers carry the metrics token."""
+        given = headers.get(b"authorization", b"").removeprefix(b"Bearer ")
+        return bool(self._token) and hmac.compare_digest(given, self._metrics_token)
+
     def identify(self, headers: dict[bytes, bytes]) -> Principal:
         """The holder, or for whom it asks; raises Unauthorized for anybody else."""
+        if self.scrapes(headers):
+            return SCRAPER
         if not self.given(headers):
             raise Unauthorized(
                 "Needs 'Authorization: Bearer <service token>'; the token is in <state>/token."
@@ -67,8 +76,19 @@ def require(*scopes: str) -> Principal:
 
     Raises Forbidden, or Unauthorized for a caller of whom nothing is known.
     """
-    who = current.get().principal
-    if any(who.may(scope) for scope in scopes):
+    return permit(current.get().principal, scopes)
+
+
+def permit(who: Principal, scopes: tuple[str, ...]) -> Principal:
+    """Return ``who`` if one of these scopes lets it in, or a word of ``tidegate.protocol.permissions``.
+
+    Raises Forbidden, or Unauthorized for a caller of whom nothing is known.
+    """
+    if INTERNAL in scopes:
+        if who is SERVICE:
+            return who
+        raise Forbidden("this route is for Tidegate's own services, not for callers from outside")
+    if OPEN in scopes or ANY in scopes or any(who.may(scope) for scope in scopes):
         return who
     named = " or ".join(repr(scope) for scope in scopes)
     if who is ANONYMOUS:

@@ -45,6 +45,23 @@ class NotFound(TidegateError):
     reason = "not_found"
 
 
+class MethodNotAllowed(TidegateError):
+    """The path exists, but not for this method; ``allowed`` are those that it has."""
+
+    reason = "method_not_allowed"
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        reason: str | None = None,
+        retry_after_s: float | None = None,
+        allowed: tuple[str, ...] = (),
+    ) -> None:
+        super().__init__(message, reason=reason, retry_after_s=retry_after_s)
+        self.allowed = allowed
+
+
 class Conflict(TidegateError):
     """The named thing exists, is in use, or has changed since it was read."""
 
@@ -126,6 +143,7 @@ BY_REASON: dict[str, type[TidegateError]] = {
         Unauthorized,
         Forbidden,
         NotFound,
+        MethodNotAllowed,
         Conflict,
         PayloadTooLarge,
         TooMany,

@@ -26,7 +26,9 @@ from tidegate import caller, errors, quick_start, telemetry
 from tidegate.caller import Caller, ServiceToken
 from tidegate.errors import TidegateError
 from tidegate.protocol import access
+from tidegate.protocol import permissions as tables
 from tidegate.protocol.access import ANONYMOUS, Principal
+from tidegate.protocol.permissions import OPEN, Permissions, has_control_character
 from tidegate.settings import Settings
 
 log = telemetry.logger(__name__)
@@ -36,6 +38,7 @@ STATUS: dict[type[TidegateError], int] = {
     errors.Unauthorized: 401,
     errors.Forbidden: 403,
     errors.NotFound: 404,
+    errors.MethodNotAllowed: 405,
     errors.Conflict: 409,
     errors.PayloadTooLarge: 413,
     errors.TooMany: 429,
@@ -49,7 +52,9 @@ STATUS: dict[type[TidegateError], int] = {
 }
 
 METRICS = "/metrics"
-ALWAYS_OPEN = ("/health/", METRICS, "/docs", "/openapi.json")
+DOCS = "/docs"
+# Asked all the time: an answered call to these is no news.
+QUIET = ("/health/", METRICS, DOCS, "/openapi.json")
 LOOPBACK = {"localhost", "127.0.0.1", "::1"}
 
 Lifespan = Callable[[Any], AbstractAsyncContextManager[None]]
@@ -88,16 +93,18 @@ class Guard:
 
     Loopback is no trust boundary: a page in a browser can post to it. So a request with a foreign
     ``Host`` (DNS rebinding) or ``Origin`` (a page) is refused, and everything that is not open needs
-    the service token, or what else ``identify`` knows, which a page cannot know.
+    the service token, or what else ``identify`` knows, which a page cannot know. The caller, or the one for
+    whom a service asks, needs a scope that opens the route in ``permissions``. A route that is not there is
+    not found.
     """
 
     def __init__(
-        self, app: ASGIApp, *, settings: Settings, open_paths: tuple[str, ...], identify: Identify | None
+        self, app: ASGIApp, *, settings: Settings, permissions: Permissions, identify: Identify | None
     ) -> None:
         self._app = app
         self._token = ServiceToken(settings.service_token)
         self._identify = identify or self._token.identify
-        self._open = ALWAYS_OPEN + open_paths
+        self._permissions = permissions
         self._local = settings.host in LOOPBACK
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -121,7 +128,7 @@ class Guard:
 
         try:
             try:
-                who = self._admit(scope["path"], headers)
+                who = self._admit(scope["method"], scope["path"], headers)
             except TidegateError as refusal:
                 await error_response(refusal, rid)(scope, receive, send_with_id)
             else:
@@ -134,7 +141,7 @@ class Guard:
                 raise
             await _broken(rid)(scope, receive, send_with_id)
         finally:
-            quiet = status < 400 and (scope["method"] == "GET" or scope["path"].startswith(ALWAYS_OPEN))
+            quiet = status < 400 and (scope["method"] == "GET" or scope["path"].startswith(QUIET))
             log.log(
                 10 if quiet else 20,
                 "request",
@@ -148,12 +155,29 @@ class Guard:
             telemetry.request_id.reset(mark)
             caller.current.reset(caller_mark)
 
-    def _admit(self, path: str, headers: dict[bytes, bytes]) -> Principal:
+    def _admit(self, method: str, path: str, headers: dict[bytes, bytes]) -> Principal:
         if self._local and not is_local(headers):
             raise errors.Forbidden(
                 "This address answers only to local callers: foreign Host or Origin header."
             )
-        return ANONYMOUS if path.startswith(self._open) else self._identify(headers)
+        # A trailing slash is redirected by the framework.
+        found = self._permissions.methods(path.rstrip("/"))
+        scopes = found[1].get(method) if found is not None else None
+        if scopes == (OPEN,):
+            return ANONYMOUS
+        who = self._identify(headers)
+        if has_control_character(path):
+            raise errors.BadRequest("the path has a control character, which no name has")
+        if found is None:
+            raise errors.NotFound(
+                f"there is no path {path[:80]!r} here; /openapi.json lists those that there are"
+            )
+        if scopes is None:
+            allowed = tuple(found[1])
+            raise errors.MethodNotAllowed(
+                f"this path takes {', '.join(allowed)}, not {method[:20]}", allowed=allowed
+            )
+        return caller.permit(who, scopes)
 
     def _origin(self, scope: Scope, headers: dict[bytes, bytes]) -> str:
         told = headers.get(access.ORIGIN_HEADER)
@@ -193,18 +217,22 @@ def error_response(error: TidegateError, rid: str) -> Response:
         headers["Retry-After"] = str(max(1, int(-(-error.retry_after_s // 1))))
     if isinstance(error, errors.Unauthorized):
         headers["WWW-Authenticate"] = "Bearer"
+    if isinstance(error, errors.MethodNotAllowed) and error.allowed:
+        headers["Allow"] = ", ".join(error.allowed)
     if isinstance(error, errors.TooMany):
         headers |= error.told
     return _json(error_body(error.message, error.reason, rid), status_of(error), headers)
 
 
-def bare_app(*, name: str, settings: Settings, lifespan: Lifespan) -> Starlette:
+def bare_app(
+    *, name: str, settings: Settings, lifespan: Lifespan, permissions: Permissions | None = None
+) -> Starlette:
     """The app of a service that answers nothing but health and metrics; any other has ``tidegate.api``'s.
 
     Without FastAPI, which takes a quarter of the time in which a worker loads its modules.
     """
     app = Starlette(routes=[Route(path, answer) for path, answer in OWN_PATHS.items()], lifespan=lifespan)
-    furnish(app, name=name, settings=settings)
+    furnish(app, name=name, settings=settings, permissions=permissions)
     return app
 
 
@@ -213,12 +241,13 @@ def furnish(
     *,
     name: str,
     settings: Settings,
-    open_paths: tuple[str, ...] = (),
+    permissions: Permissions | None = None,
     identify: Identify | None = None,
 ) -> None:
     """Put health, guard and error answers in place.
 
     ``identify``: who sends these headers; None: only holders of the service token are answered.
+    ``permissions`` None: the table of the service ``name``.
     """
     if settings.holds_service_token and not settings.service_token:
         raise SystemExit(
@@ -228,7 +257,9 @@ def furnish(
     app.state.health = Health()
     app.add_exception_handler(TidegateError, _on_tidegate_error)
     app.add_exception_handler(HTTPException, _on_http_error)
-    app.add_middleware(Guard, settings=settings, open_paths=open_paths, identify=identify)
+    app.add_middleware(
+        Guard, settings=settings, permissions=permissions or tables.SERVICES[name], identify=identify
+    )
 
 
 async def live(_: Request) -> Response:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections import Counter
+from pathlib import Path
 
 from benchmarks.client import Client
 from benchmarks.stack import Stack
@@ -18,6 +19,8 @@ class Gauge:
 
     def __init__(self, stack: Stack) -> None:
         self._client = Client(int(stack.env["TIDEGATE_ROUTER_PORT"]))
+        token = (Path(stack.env["TIDEGATE_STATE_DIR"]) / "token").read_text().strip()
+        self._headers = {"Authorization": f"Bearer {token}"}
         self.readings: Counter[str] = Counter()
         self.worst = 0.0
         self.last = math.nan
@@ -35,7 +38,7 @@ class Gauge:
     async def read(self) -> None:
         """Read it once."""
         try:
-            answer = await self._client.get("/metrics")
+            answer = await self._client.get("/metrics", self._headers)
         except (OSError, EOFError):
             self.readings["no answer"] += 1
             return

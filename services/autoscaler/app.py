@@ -47,7 +47,6 @@ def build(settings: AutoscalerSettings, launcher: Launcher | None = None) -> Fas
         settings=settings,
         lifespan=lifespan,
         routers=[operators.router, replay.router, targets.router],
-        open_paths=(targets.PREFIX,),
     )
     app.state.host = settings.host
     return app

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hmac
 import json
 from collections.abc import AsyncIterator
 from urllib.parse import parse_qs, quote
@@ -16,6 +17,7 @@ from starlette.types import Receive, Scope, Send
 from services.autoscaler.domain.engine_rules import Bounds, content_type, refusal
 from services.autoscaler.settings import AutoscalerSettings
 from tidegate import telemetry
+from tidegate.protocol.access import engine_token
 
 log = telemetry.logger(__name__)
 
@@ -27,10 +29,14 @@ _NOT_BACK = {"connection", "keep-alive", "transfer-encoding", "date", "server"}
 
 
 class EngineProxy:
-    """An ASGI app between the launcher and the engine at the Unix socket ``socket``."""
+    """An ASGI app between the launcher and the engine at the Unix socket ``socket``.
 
-    def __init__(self, bounds: Bounds, socket: str) -> None:
+    ``token``: what a caller must send; None: the network lets nobody but the autoscaler in.
+    """
+
+    def __init__(self, bounds: Bounds, socket: str, token: str | None) -> None:
         self._bounds = bounds
+        self._token = None if token is None else f"Bearer {token}".encode()
         self._http = httpx.AsyncClient(
             transport=httpx.AsyncHTTPTransport(uds=socket, verify=False),
             base_url="http://engine",
@@ -43,6 +49,11 @@ class EngineProxy:
             await response(scope, receive, send)
 
     async def _answer(self, request: Request) -> Response:
+        if not self._knows(request):
+            return _message(
+                401,
+                "The proxy in front of the engine needs the token of the autoscaler: see docs/compose.md.",
+            )
         body = b""
         async for chunk in request.stream():
             body += chunk
@@ -56,6 +67,12 @@ class EngineProxy:
             )
             return _message(403, f"The proxy in front of the engine refuses this: {why_not}.")
         return await self._pass_on(request, body)
+
+    def _knows(self, request: Request) -> bool:
+        """Return whether the caller may ask at all; a ping is what health checks send."""
+        if self._token is None or (request.method in ("GET", "HEAD") and request.url.path == "/_ping"):
+            return True
+        return hmac.compare_digest(request.headers.get("authorization", "").encode(), self._token)
 
     async def _pass_on(self, request: Request, body: bytes) -> Response:
         # Quoted anew from what was judged, so that engine and rules read the same path.
@@ -94,12 +111,27 @@ def bounds_of(settings: AutoscalerSettings) -> Bounds:
     )
 
 
+def token_of(settings: AutoscalerSettings) -> str | None:
+    """Return the token that callers must send; None where the settings say that none is needed.
+
+    Raises SystemExit where there is nothing to derive it from.
+    """
+    if settings.service_token:
+        return engine_token(settings.service_token)
+    if settings.engine_proxy_open:
+        return None
+    raise SystemExit(
+        "tidegate engine-proxy: no service token. Set TIDEGATE_SERVICE_TOKEN or TIDEGATE_STATE_DIR to the "
+        "autoscaler's, or TIDEGATE_ENGINE_PROXY_OPEN=true on a network that only the autoscaler is on."
+    )
+
+
 def run(settings: AutoscalerSettings) -> None:
     """Serve until told to stop."""
     bounds = bounds_of(settings)
     shown = {"stack": bounds.stack, "images": list(bounds.images), "network": bounds.network}
     log.info("between the launcher and the engine", extra={"bounds": json.dumps(shown)})
-    proxy = EngineProxy(bounds, settings.engine_socket)
+    proxy = EngineProxy(bounds, settings.engine_socket, token_of(settings))
     uvicorn.run(
         proxy, host=settings.host, port=settings.engine_proxy_port, log_config=None, access_log=False,
         server_header=False, lifespan="off", timeout_graceful_shutdown=5,

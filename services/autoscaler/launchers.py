@@ -10,6 +10,7 @@ from services.autoscaler.adapters.launcher_process import ProcessLauncher, Proce
 from services.autoscaler.domain.launcher import Launcher
 from services.autoscaler.settings import AutoscalerSettings
 from tidegate import credentials
+from tidegate.protocol.access import engine_token
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -68,7 +69,10 @@ def docker_launcher(settings: AutoscalerSettings) -> Launcher:
         log_options=settings.docker_log_options,
         compose_project=settings.docker_compose_project,
     )
-    return DockerLauncher(plan, Engine(settings.docker_host))
+    # The engine's own socket needs no token, and another's engine is not to be shown one.
+    behind_proxy = not settings.docker_host.startswith("unix:")
+    token = engine_token(settings.service_token) if behind_proxy else ""
+    return DockerLauncher(plan, Engine(settings.docker_host, token))
 
 
 def _shared(settings: AutoscalerSettings) -> dict[str, str]:

@@ -67,7 +67,7 @@ class Operations:
 
     async def change_policy(self, name: str, changes: dict[str, Any]) -> dict[str, Any]:
         """Change how a Deployment scales; the registry must be there, since it keeps it."""
-        changed = await self.parts.source.registry.patch_deployment(name, changes)
+        changed = await self.parts.source.registry.patch_policy(name, changes)
         self._changed()
         start_s = start_time(self.loop.state, name) or 0.0
         return policy_of(changed, self.policy, start_s, time.time())

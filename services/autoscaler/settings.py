@@ -90,6 +90,10 @@ class AutoscalerSettings(Settings):
         "/var/run/docker.sock", description="The engine's socket, for the proxy in front of it."
     )
     engine_proxy_port: int = Field(2375, description="Port of the proxy in front of the engine.")
+    engine_proxy_open: bool = Field(
+        False,
+        description="Whether the proxy needs no token: for a network that only the autoscaler is on.",
+    )
     docker_compose_project: str = Field(
         "", description="The compose project that workers belong to, so that `down` ends them."
     )

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 
 from prometheus_client import Counter
 
+from services.gateway.domain import roles
 from services.gateway.domain.keys import FOREVER, KeyTable
 from services.gateway.domain.ratelimit import left, seconds_left
 from services.gateway.domain.spent import Spent
@@ -14,7 +15,7 @@ from services.gateway.domain.tokens import Denied, Meter
 from tidegate.caller import ServiceToken
 from tidegate.errors import Forbidden, TooMany, Unauthorized, Unavailable
 from tidegate.protocol import access
-from tidegate.protocol.access import ANONYMOUS, INFER, SERVICE, Principal
+from tidegate.protocol.access import ANONYMOUS, INFER, SCRAPER, SERVICE, Principal
 
 LIMITED = Counter(
     "tidegate_gateway_limited_total", "Requests refused by a limit of their key.", ["key", "limit"]
@@ -173,9 +174,28 @@ class Access:
                 raise _too_many(denied, meter)
         return Grant(self._count, principal, endpoint, meter)
 
+    def standing(self, principal: Principal) -> Principal:
+        """Return a caller of earlier as it is now: its key may have been changed, revoked, or have expired.
+
+        Raises Unauthorized for one that would not be let in any more, Unavailable while keys are unknown. A
+        token of an issuer cannot be asked for again, so its bearer stays as it was.
+        """
+        if principal is ANONYMOUS and self.required:
+            raise Unauthorized("callers without a credential are not let in any more", reason="key_revoked")
+        if principal is ANONYMOUS or principal is SERVICE or principal.id.startswith(roles.PREFIX):
+            return principal
+        if self._table is None:
+            raise _keys_unknown()
+        key = self._table.keys.get(principal.id)
+        if key is None or (key.expires_ms is not None and time.time() * 1e3 >= key.expires_ms):
+            raise Unauthorized(f"the key {principal.id} is revoked or expired", reason="key_revoked")
+        return key.principal
+
     def _look(self, credential: bytes) -> tuple[Principal, float]:
         if self._token.given({b"authorization": credential}):
             return SERVICE, FOREVER
+        if self._token.scrapes({b"authorization": credential}):
+            return SCRAPER, FOREVER
         if not credential.startswith(_BEARER):
             raise Unauthorized("the credential must be 'Authorization: Bearer <key>'")
         bearer = credential[len(_BEARER) :]
@@ -184,16 +204,20 @@ class Access:
                 return self._verify(bearer)
             raise Unauthorized("the credential is neither a key nor a token that is taken here")
         if self._table is None:
-            raise Unavailable(
-                "keys are not known here yet: the registry has not been read",
-                reason="not_known_yet",
-                retry_after_s=1.0,
-            )
+            raise _keys_unknown()
         found = self._table.find(bearer, time.time() * 1e3)
         if found is None:
             raise Unauthorized("the key is not good: it is unknown, revoked or expired")
         key, until = found
         return key.principal, until
+
+
+def _keys_unknown() -> Unavailable:
+    return Unavailable(
+        "keys are not known here yet: the registry has not been read",
+        reason="not_known_yet",
+        retry_after_s=1.0,
+    )
 
 
 def _too_many(denied: Denied, meter: Meter) -> TooMany:

@@ -17,7 +17,7 @@ from services.gateway.adapters.cards import Cards
 from services.gateway.adapters.dispatcher import Dispatcher
 from services.gateway.adapters.reporter import Reporter
 from services.gateway.adapters.routes import Routes
-from services.gateway.api import models
+from services.gateway.api import front, models
 from services.gateway.api.direct import DirectProtocol
 from services.gateway.api.generate import Generate
 from services.gateway.api.grpc.calls import Calls
@@ -77,8 +77,8 @@ def build(settings: GatewaySettings) -> Gateway:
             *parts.office.routers,
             parts.gatehouse.router,
         ],
-        open_paths=("/v2/health/",),
         identify=access.authenticate,
+        front=front.PATHS,
     )
     inference = Inference(
         core,

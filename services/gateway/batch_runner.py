@@ -26,7 +26,15 @@ from services.gateway.jobs import Jobs, Order
 from services.gateway.results import Results
 from tidegate import tasks, telemetry
 from tidegate.blobs import Blobs
-from tidegate.errors import Conflict, NoRoutes, Overloaded, TidegateError, TooMany, Unavailable
+from tidegate.errors import (
+    Conflict,
+    NoRoutes,
+    Overloaded,
+    TidegateError,
+    TooMany,
+    Unauthorized,
+    Unavailable,
+)
 from tidegate.protocol import oip
 from tidegate.protocol.access import ANONYMOUS, INFER, SERVICE, Principal
 from tidegate.protocol.batches import Batch, Chunk, State
@@ -108,6 +116,9 @@ class Runner:
         self._saved_at = time.monotonic()
         self._stepping = asyncio.Lock()
         self._cancelling = batch.state == "cancelling"
+        # Why its caller would not be let in any more, once it is so; and whether that cost a line.
+        self._revoked: TidegateError | None = None
+        self._cut_off = False
 
     async def run(self) -> None:
         """Until the batch is over. Raises :class:`Lost`, or Unavailable when nothing can be read."""
@@ -146,8 +157,11 @@ class Runner:
             await tasks.end(beginning)
         await self._save()
         end: State = "cancelled" if self._cancelling else "completed"
+        error = ""
+        if self._cut_off and self._revoked is not None:
+            end, error = "failed", self._revoked.message
         async with self._stepping:
-            await self._insist(partial(self._end, end))
+            await self._insist(partial(self._end, end, error))
         await asyncio.gather(*(self._blobs.delete(chunk.key) for chunk in self._chunks))
 
     async def fail(self, error: str) -> None:
@@ -201,11 +215,11 @@ class Runner:
 
     async def _submit(self, row: Row, raw: bytes) -> None:
         key = Idempotency(f"batch {self._batch.id.hex()} {row.number}", hashlib.sha256(raw).digest())
-        while not self._cancelling:
+        while not self._ending():
             grant: Grant | None = None
             try:
                 line = batch_lines.read_line(raw, self._batch)
-                grant = self._access.admit(self._principal, line.model)
+                grant = self._access.admit(self._access.standing(self._principal), line.model)
                 submitted = await self._jobs.submit(self._order(row, line, key))
                 row.job = submitted.job.id
                 if grant is not None and submitted.fresh:
@@ -219,7 +233,17 @@ class Runner:
                 if grant is not None:
                     grant.cancel()
             return
-        row.error = _CANCELLED
+        row.error = self._revoked or _CANCELLED
+
+    def _ending(self) -> bool:
+        """Return whether no line is to be begun any more: it is cancelled, or its caller's key is revoked."""
+        try:
+            self._access.standing(self._principal)
+        except Unauthorized as error:
+            self._revoked = self._revoked or error
+        except Unavailable:
+            pass  # the next look tells
+        return self._cancelling or self._revoked is not None
 
     def _order(self, row: Row, line: Line, key: Idempotency) -> Order:
         return self._jobs.order(
@@ -253,6 +277,7 @@ class Runner:
             for row, job in group:
                 outcome, line = await self._line(row, job, frames.get(row.job or b""))
                 self._counts[outcome] += 1
+                self._cut_off |= self._revoked is not None and outcome != "succeeded"
                 full = self._writer.add(line)
                 self._rows.popleft()
                 self._emitted += 1
@@ -317,7 +342,7 @@ class Runner:
                     await self._step()
                 except Unavailable:
                     continue
-            if self._cancelling:
+            if self._ending():
                 await self._jobs.cancel_all([row.job for row in self._rows if row.job is not None])
 
     async def _step(self, chunk: Chunk | None = None, lease_ms: int = LEASE_MS) -> None:

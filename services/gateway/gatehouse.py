@@ -52,12 +52,14 @@ class Gatehouse:
         urls = {name: getattr(settings, f"{name}_url") for name in ("registry", "router", "autoscaler")}
         self._proxy = Proxy(urls, settings.service_token)
         self.router = APIRouter(tags=["Control plane"])
-        self.router.add_api_route(
-            f"{proxy.PREFIX}/{{service}}/{{rest:path}}",
-            self._proxy.__call__,
-            methods=proxy.METHODS,
-            response_model=None,
-        )
+        for method in proxy.METHODS:
+            self.router.add_api_route(
+                f"{proxy.PREFIX}/{{service}}/{{rest:path}}",
+                self._proxy.__call__,
+                methods=[method],
+                name="pass_on",
+                response_model=None,
+            )
 
     async def start(self, app: FastAPI) -> None:
         """Read what there is, and go on in the background."""

@@ -36,7 +36,7 @@ def test_a_private_receiver_is_refused_and_the_log_says_so(stack: Stack, served:
         assert client.get(f"/v1/jobs/{'0' * 32}/deliveries").status_code == 404
     first = tries["items"][0]
     assert (first["webhook_id"], first["attempt"], first["status"]) == (f"msg_{job}", 1, None)
-    assert "not a public address" in first["problem"]
+    assert first["problem"] == "the address is not allowed: webhooks go to public addresses only"
 
 
 def test_the_ledger_balances(stack: Stack, served: str) -> None:

@@ -6,6 +6,7 @@ A scope is a kind of deed, not a rank: ``publish`` does not contain ``infer``. O
 from __future__ import annotations
 
 import hashlib
+import hmac
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,6 +17,10 @@ PUBLISH = "publish"  # upload, register, deploy, delete models
 OPERATE = "operate"  # scale, override, look inside; jobs of everybody
 ADMIN = "admin"  # keys, audit, usage; and everything else
 SCOPES = (INFER, PUBLISH, OPERATE, ADMIN)
+# Read counts and find the workers, as Prometheus does. No key has this scope: the metrics token has it.
+METRICS = "metrics"
+# Read the artifact of one's own version. No key has this scope: the tokens of replicas have it.
+REPLICA = "replica"
 
 # Headers of a proxied call. Only who holds the service token is believed when it sends them.
 PRINCIPAL_HEADER = b"x-tidegate-principal"
@@ -51,7 +56,10 @@ class Principal:
     @classmethod
     def from_header(cls, raw: bytes) -> Principal:
         """What :meth:`to_header` gave; raises ValueError."""
-        told = json.loads(raw)
+        try:
+            told = json.loads(raw)
+        except RecursionError:
+            raise ValueError("it is nested too deeply") from None
         if not isinstance(told, dict):
             raise ValueError("a principal is a JSON object")
         endpoints = told.get("endpoints")
@@ -67,9 +75,21 @@ class Principal:
 
 
 # Who calls on loopback without a credential.
-ANONYMOUS = Principal("anonymous", "anonymous", frozenset({INFER}))
+ANONYMOUS = Principal("anonymous", "anonymous", frozenset({INFER, METRICS}))
 # Who holds the service token: Tidegate's own services, and the operator of this machine.
 SERVICE = Principal("service", "service token", frozenset(SCOPES))
+# A holder of the metrics token.
+SCRAPER = Principal("metrics", "metrics token", frozenset({METRICS}))
+
+
+def metrics_token(service_token: str) -> str:
+    """Return the token that opens the metrics of a stack and nothing else; it is derived, not stored."""
+    return "tgm_" + hmac.digest(service_token.encode(), b"tidegate metrics", hashlib.sha256).hex()
+
+
+def engine_token(service_token: str) -> str:
+    """Return the token that opens the proxy in front of the container engine and nothing else."""
+    return "tge_" + hmac.digest(service_token.encode(), b"tidegate engine", hashlib.sha256).hex()
 
 
 # What the id of a replica's principal begins with.
@@ -77,8 +97,8 @@ REPLICA_PREFIX = "replica:"
 
 
 def replica_principal(replica: str) -> Principal:
-    """Return the principal of a replica that shows its token: it has no scope."""
-    return Principal(f"{REPLICA_PREFIX}{replica}", replica, frozenset())
+    """Return the principal of a replica that shows its token: it may read an artifact, its own."""
+    return Principal(f"{REPLICA_PREFIX}{replica}", replica, frozenset({REPLICA}))
 
 
 def carried(headers: Mapping[bytes, bytes]) -> Principal:

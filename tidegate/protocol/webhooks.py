@@ -16,8 +16,13 @@ _URL = re.compile(
     r"(?P<path>/[^#]*|\?[^#]*)?"
 )
 _PORTS = {"http": 80, "https": 443}
-# IPv6 addresses that carry an IPv4 one in their last bytes, by which a translator would send.
-_NAT64 = (IPv6Network("64:ff9b::/96"), IPv6Network("64:ff9b:1::/48"))
+# What names of the public internet resolve to by IPv6: of it, only global unicast addresses.
+_GLOBAL_UNICAST = IPv6Network("2000::/3")
+# Of these, those that reach an IPv4 network through a tunnel, and those for documents (RFC 9637).
+_NO_RECEIVER = (IPv6Network("2001::/32"), IPv6Network("2002::/16"), IPv6Network("3fff::/20"))
+# The well-known prefix of translators: the IPv4 address that is asked is in the last four bytes. In
+# 64:ff9b:1::/48 it may be in other places and may be a private one, so nothing of it is public (RFC 8215).
+_NAT64 = IPv6Network("64:ff9b::/96")
 
 Address = IPv4Address | IPv6Address
 
@@ -72,24 +77,17 @@ def is_public(address: Address) -> bool:
         carried = _carried(address)
         if carried is not None:
             return is_public(carried)
-        if address.is_site_local:
+        if address not in _GLOBAL_UNICAST or any(address in network for network in _NO_RECEIVER):
             return False
     special = address.is_multicast or address.is_reserved or address.is_unspecified
     return address.is_global and not special
 
 
 def _carried(address: IPv6Address) -> IPv4Address | None:
-    """The IPv4 address inside of an IPv6 one, if it is of a kind that has one."""
+    """Return the IPv4 address that is really asked at an IPv6 one; None: it is asked itself."""
     if address.ipv4_mapped is not None:
         return address.ipv4_mapped
-    if address.sixtofour is not None:
-        return address.sixtofour
-    if address.teredo is not None:
-        return address.teredo[1]
-    low = int(address) & 0xFFFFFFFF
-    if any(address in network for network in _NAT64) or 1 < int(address) <= 0xFFFFFFFF:
-        return IPv4Address(low)
-    return None
+    return IPv4Address(int(address) & 0xFFFFFFFF) if address in _NAT64 else None
 
 
 def _literal(host: str) -> Address | None:

@@ -79,8 +79,8 @@ def up(settings: Settings, on_progress: OnProgress = ignore) -> StackRecord:
     with folder.turn():
         for name in ("run", "log", "data"):
             (state / name).mkdir(parents=True, exist_ok=True)
-        if not settings.service_token:
-            token.ensure(state)
+        service_token = settings.service_token or token.ensure(state).read_text().strip()
+        token.write_metrics_token(state, service_token)
         credentials.ensure(settings.secrets_path)
         watch = Watch(on_progress)
         record = folder.read()

@@ -1,12 +1,17 @@
-"""The service token of a stack: a file that only its owner can read."""
+"""The tokens of a stack, as files that only its owner can read: the service token, and Prometheus's."""
 
 from __future__ import annotations
 
 import os
 import secrets
+import sys
 from pathlib import Path
 
 from tidegate import credentials
+from tidegate.protocol.access import metrics_token
+
+# In a folder of its own, so that a container can be given it without the service token beside.
+METRICS_TOKEN = Path("metrics") / "token"
 
 
 def ensure(state: Path) -> Path:
@@ -16,15 +21,35 @@ def ensure(state: Path) -> Path:
     return path
 
 
+def write_metrics_token(state: Path, service_token: str, mode: int = 0o600) -> Path:
+    """Write the token that opens the metrics of this stack to ``<state>/metrics/token``; return the file."""
+    path = state / METRICS_TOKEN
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fresh = path.with_name(f"token.{os.getpid()}")
+    descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with os.fdopen(descriptor, "w") as file:
+        file.write(metrics_token(service_token) + "\n")
+    fresh.chmod(mode)
+    fresh.replace(path)
+    return path
+
+
 def main() -> None:
-    """``python -m tidegate.stack.token``: as :func:`ensure`, for the state folder of the settings."""
+    """Run ``python -m tidegate.stack.token [--share-metrics]`` for the state folder of the settings.
+
+    With ``--share-metrics`` every user can read the metrics token: for a volume that Prometheus is given.
+    """
     from tidegate.settings import Settings
 
     settings = Settings()
-    # Stated otherwise: then nobody reads the file.
-    if "TIDEGATE_SERVICE_TOKEN" not in os.environ or not os.environ["TIDEGATE_SERVICE_TOKEN"]:
-        settings.state_path.mkdir(parents=True, exist_ok=True)
-        ensure(settings.state_path)
+    settings.state_path.mkdir(parents=True, exist_ok=True)
+    # Stated in the environment: then nobody reads the file.
+    stated = os.environ.get("TIDEGATE_SERVICE_TOKEN", "")
+    service_token = stated or ensure(settings.state_path).read_text().strip()
+    shared = "--share-metrics" in sys.argv[1:]
+    path = write_metrics_token(settings.state_path, service_token, 0o644 if shared else 0o600)
+    if shared:
+        path.parent.chmod(0o755)
 
 
 if __name__ == "__main__":

@@ -35,11 +35,13 @@ class EngineError(Unavailable):
 class Engine:
     """A container engine at ``url`` (``unix://`` or ``tcp://``). Every failure is ``Unavailable``.
 
-    The SDK blocks, so calls run in threads, each with a connection of its own.
+    The SDK blocks, so calls run in threads, each with a connection of its own. ``token``: what the proxy in
+    front of the engine asks for; an engine itself does not look at it.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, token: str = "") -> None:
         self._url = url
+        self._token = token
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="engine")
         self._local = threading.local()
 
@@ -129,13 +131,24 @@ class Engine:
         try:
             api = getattr(self._local, "api", None)
             if api is None:
-                api = self._local.api = docker.APIClient(self._url, version="auto", timeout=TIMEOUT_S)
+                api = self._local.api = _client(self._url, self._token)
             return work(api)
         except APIError as error:
             status = error.response.status_code if error.response is not None else 500
             raise EngineError(str(error.explanation or error).strip(), status) from error
         except (DockerException, requests.RequestException, OSError) as error:
             raise Unavailable(f"The container engine at {self._url} does not answer: {error}") from error
+
+
+def _client(url: str, token: str) -> docker.APIClient:
+    class Client(docker.APIClient):  # type: ignore[misc]
+        # Its first call is made by its constructor, so a header of the session would come too late.
+        def send(self, request: Any, **how: Any) -> Any:
+            if token:
+                request.headers["Authorization"] = f"Bearer {token}"
+            return super().send(request, **how)
+
+    return Client(url, version="auto", timeout=TIMEOUT_S)
 
 
 def _pull(api: docker.APIClient, reference: str) -> None:

@@ -7,6 +7,7 @@ import contextlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import httpx
 
@@ -47,19 +48,19 @@ class RegistryClient:
         body: dict[str, Any] = {"replicas": replicas}
         if ttl_s is not None:
             body["ttl_s"] = ttl_s
-        await self._call("PUT", f"/v1/deployments/{deployment}/override", body)
+        await self._call("PUT", f"{_path(deployment)}/override", body)
 
     async def lift_override(self, deployment: str) -> None:
         """Remove the override of a Deployment."""
-        await self._call("DELETE", f"/v1/deployments/{deployment}/override")
+        await self._call("DELETE", f"{_path(deployment)}/override")
 
     async def put_replicas(self, artifacts: dict[str, str]) -> None:
         """Say which replicas run, and the sha256 of the artifact that each may read."""
         await self._call("PUT", "/v1/replicas", {"artifacts": artifacts})
 
-    async def patch_deployment(self, deployment: str, changes: dict[str, Any]) -> Deployment:
-        """Change some options of a Deployment; what it is then."""
-        raw = await self._call("PATCH", f"/v1/deployments/{deployment}", changes)
+    async def patch_policy(self, deployment: str, changes: dict[str, Any]) -> Deployment:
+        """Change how a Deployment scales; return what it is then."""
+        raw = await self._call("PATCH", f"{_path(deployment)}/policy", changes)
         return Deployment.model_validate_json(raw)
 
     async def _call(self, method: str, path: str, body: dict[str, Any] | None = None) -> bytes:
@@ -70,6 +71,11 @@ class RegistryClient:
         if answer.status_code >= 400:
             raise _error(answer)
         return answer.content
+
+
+def _path(deployment: str) -> str:
+    # The name is a caller's: it must stay one step of the path.
+    return f"/v1/deployments/{quote(deployment, safe='')}"
 
 
 def _error(answer: httpx.Response) -> TidegateError:

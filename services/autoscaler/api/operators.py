@@ -9,18 +9,20 @@ from fastapi import APIRouter, Depends, Query, Request
 from pydantic import BaseModel, ConfigDict, Field
 
 from services.autoscaler.operations import Operations
+from tidegate.api import JsonRoute
+from tidegate.openapi import inlined
 from tidegate.protocol.models import DeploymentStatus
 from tidegate.protocol.scaling import Scaling
 
-router = APIRouter(prefix="/v1", tags=["autoscaler"])
+router = APIRouter(prefix="/v1", tags=["autoscaler"], route_class=JsonRoute)
 
-SCALING = Scaling.model_json_schema(ref_template="#/components/schemas/{model}")
+SCALING = inlined(Scaling)
 
 
 class ReplicasWish(BaseModel):
     """An operator's word: so many replicas, for ``ttl_s`` seconds (null: until it is lifted)."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
     replicas: int = Field(ge=0, le=10_000)
     ttl_s: float | None = Field(None, gt=0)
@@ -29,7 +31,7 @@ class ReplicasWish(BaseModel):
 class PauseWish(BaseModel):
     """For how long to stop (null: until it is resumed); ``hold`` keeps the replicas that there are."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
     hold: bool = False
     ttl_s: float | None = Field(None, gt=0)
@@ -38,7 +40,7 @@ class PauseWish(BaseModel):
 class CordonWish(BaseModel):
     """``drain``: let the replicas that are there finish and exit as well."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
     drain: bool = False
 
@@ -46,7 +48,7 @@ class CordonWish(BaseModel):
 class PolicyChange(BaseModel):
     """What to change of how a Deployment scales; what is left out stays, null goes back to the default."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
     min_replicas: int | None = Field(None, ge=0, le=10_000)
     max_replicas: int | None = Field(None, ge=1, le=10_000)

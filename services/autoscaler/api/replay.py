@@ -10,14 +10,15 @@ from pydantic import BaseModel, ConfigDict, Field
 from services.autoscaler.domain.replay.arrivals import Shape
 from services.autoscaler.domain.replay.study import Other
 from services.autoscaler.replaying import Replays
+from tidegate.api import JsonRoute
 
-router = APIRouter(prefix="/v1", tags=["replay"])
+router = APIRouter(prefix="/v1", tags=["replay"], route_class=JsonRoute)
 
 WEEK_S = 7 * 86_400.0
 
 
 class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
 
 class Synthetic(_Part):

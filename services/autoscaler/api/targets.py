@@ -1,4 +1,4 @@
-"""Where Prometheus finds the workers: its HTTP service discovery. Open, as `/metrics` itself is."""
+"""The HTTP service discovery by which Prometheus finds the workers; the metrics token opens it."""
 
 from __future__ import annotations
 
@@ -11,11 +11,10 @@ from services.autoscaler.loop import Loop
 from tidegate.errors import Unavailable
 from tidegate.service import LOOPBACK
 
-PREFIX = "/prometheus/"
 router = APIRouter(tags=["prometheus"])
 
 
-@router.get(f"{PREFIX}workers")
+@router.get("/prometheus/workers")
 async def list_workers(request: Request) -> list[dict[str, Any]]:
     """Every worker that reports, as `http_sd_configs` reads it.
 

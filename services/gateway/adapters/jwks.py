@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -26,6 +27,9 @@ TIMEOUT_S = 5.0
 LEEWAY_S = 30
 # How long a token is taken without being looked at again.
 TRUST_S = 300.0
+# Tokens that were found good are remembered, thousands of them.
+LONGEST = 8192
+_TOKEN = re.compile(rb"[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+")
 # Signatures that only the issuer can make: never a shared secret, never none.
 _ALGORITHMS = {
     "RSA": ["RS256", "RS384", "RS512", "PS256", "PS384", "PS512"],
@@ -77,6 +81,9 @@ class Jwks:
                 reason="not_known_yet",
                 retry_after_s=1,
             )
+        # The decoder ignores other characters, so that one token would have any number of spellings.
+        if len(token) > LONGEST or _TOKEN.fullmatch(token) is None:
+            raise Unauthorized(f"the token is not good: no JWT of at most {LONGEST} characters")
         try:
             key = self._keys.get(jwt.get_unverified_header(token).get("kid", ""))
             if key is None:
@@ -93,7 +100,10 @@ class Jwks:
             )
         except jwt.PyJWTError as error:
             raise Unauthorized(f"the token is not good: {error}") from None
-        until = min(float(claims["exp"]) + LEEWAY_S, time.time() + TRUST_S)
+        if not claims["sub"]:
+            raise Unauthorized("the token is not good: its sub is empty")
+        # As whole numbers: one that no float can hold is far away, too.
+        until = min(int(claims["exp"]) + LEEWAY_S, time.time() + TRUST_S)
         return principal_of(claims, self._roles_claim, self._scopes_of), until * 1e3
 
     def _ask_again(self) -> None:

@@ -7,6 +7,7 @@ import contextlib
 import os
 from collections.abc import Callable
 from pathlib import Path
+from urllib.parse import quote
 
 import httpx
 import orjson
@@ -75,7 +76,7 @@ class KeyCache:
     async def used(self, principal: str, day: str) -> Used:
         """What the registry knows of a principal's requests; raises Unavailable."""
         try:
-            answer = await self._http.get(f"/v1/usage/{principal}/quota", params={"day": day})
+            answer = await self._http.get(f"/v1/usage/{quote(principal, safe='')}/quota", params={"day": day})
             told = answer.raise_for_status().json()
             return Used(principal, day, day[:7], int(told["day"]), int(told["month"]))
         except (httpx.HTTPError, ValueError, KeyError) as error:

@@ -24,14 +24,14 @@ class InferDoor:
     """Takes inference calls out of the stream of requests; passes all others on."""
 
     def __init__(self, app: ASGIApp, inference: Inference) -> None:
-        self._app = app
+        self.app = app
         self._inference = inference
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI."""
         target = self._inference.target(scope["method"], scope["path"]) if scope["type"] == "http" else None
         if target is None:
-            await self._app(scope, receive, send)
+            await self.app(scope, receive, send)
             return
         headers: Headers = dict(scope["headers"])
         body = Body(self._inference.limits)

@@ -17,9 +17,9 @@ from services.gateway.domain import job_options
 from services.gateway.domain.job_options import JobOptions, Preference
 from services.gateway.jobs import Jobs, Order
 from tidegate import telemetry
-from tidegate.errors import BadRequest, TidegateError, Unavailable
+from tidegate.errors import BadRequest, Forbidden, TidegateError, Unavailable
 from tidegate.protocol import oip
-from tidegate.protocol.access import Principal
+from tidegate.protocol.access import INFER, Principal
 from tidegate.protocol.envelope import Buffer
 from tidegate.protocol.jobs import Idempotency
 
@@ -78,6 +78,8 @@ class JobDoor:
         principal: Principal,
         rid: bytes,
     ) -> tuple[Order, Grant | None]:
+        if not principal.may(INFER):
+            raise Forbidden(f"{principal.name!r} does not have the scope {INFER!r}")
         key = job_options.check_key(headers.get(b"idempotency-key"))
         idempotency = Idempotency(key, _digest(target, headers, body)) if key is not None else None
         options = job_options.from_headers(headers)

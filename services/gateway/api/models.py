@@ -124,9 +124,12 @@ async def register_shared_memory(kind: str, rest: str) -> None:
     raise BadRequest("shared memory regions are not supported: the model may run on another host")
 
 
-@router.api_route("/logging", methods=["GET", "POST"])
-@router.api_route("/trace/setting", methods=["GET", "POST"])
-@router.api_route("/models/{model}/trace/setting", methods=["GET", "POST"])
+@router.get("/logging")
+@router.post("/logging")
+@router.get("/trace/setting")
+@router.post("/trace/setting")
+@router.get("/models/{model}/trace/setting")
+@router.post("/models/{model}/trace/setting")
 async def operators_settings(model: str = "") -> None:
     """Refused: log and trace settings are not for inference clients."""
     raise BadRequest("log and trace settings are not for inference clients")

@@ -1,4 +1,4 @@
-"""``/api/{registry,router,autoscaler}/...``: the control plane from outside, for who has the scope.
+"""``/api/{registry,router,autoscaler}/...``: the control plane from outside, for callers with the scope.
 
 Bodies stream both ways. The service sees the gateway's service token, and for whom the gateway asks.
 """
@@ -13,11 +13,19 @@ from starlette.background import BackgroundTask
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response, StreamingResponse
 
-from services.gateway.domain.control import scopes_for
 from tidegate import caller, telemetry
 from tidegate.certificates import trusted
-from tidegate.errors import BadRequest, DeadlinePassed, Forbidden, NotFound, TidegateError, Unavailable
-from tidegate.protocol.access import ORIGIN_HEADER, PRINCIPAL_HEADER
+from tidegate.errors import (
+    BadRequest,
+    DeadlinePassed,
+    MethodNotAllowed,
+    NotFound,
+    TidegateError,
+    Unauthorized,
+    Unavailable,
+)
+from tidegate.protocol import permissions
+from tidegate.protocol.access import ANONYMOUS, ORIGIN_HEADER, PRINCIPAL_HEADER
 
 log = telemetry.logger(__name__)
 
@@ -48,13 +56,13 @@ class Proxy:
             await self._http.aclose()
 
     async def __call__(self, request: Request, service: str, rest: str) -> Response:
-        """One call. Raises Unauthorized, Forbidden, NotFound, Unavailable or DeadlinePassed."""
+        """Pass one call on.
+
+        Raises Unauthorized, Forbidden, NotFound, MethodNotAllowed, Unavailable or DeadlinePassed.
+        """
         if service not in self._urls:
             raise NotFound(f"there is no service {service[:40]!r}; there are {', '.join(self._urls)}")
-        scopes = scopes_for(service, request.method, f"/{rest}")
-        if not scopes:
-            raise Forbidden("this is not for callers from outside")
-        caller.require(*scopes)
+        _permit(service, request.method, f"/{rest}")
         answer = await self._send(request, f"{self._urls[service]}/{quote(rest)}", service)
         headers = [(name, value) for name, value in answer.headers.multi_items() if name not in _NOT_BACK]
         response = StreamingResponse(
@@ -85,6 +93,26 @@ class Proxy:
             raise DeadlinePassed(f"the {service} did not answer in time") from None
         except httpx.HTTPError as error:
             raise _away(service, error) from error
+
+
+def _permit(service: str, method: str, path: str) -> None:
+    """Raise unless the caller may make this call; the service itself judges by the same table again."""
+    who = caller.current.get().principal
+    if who is ANONYMOUS:
+        raise Unauthorized(
+            "the control plane needs a credential: `tidegate keys create --scope ...` makes one"
+        )
+    found = permissions.CONTROL[service].methods(path)
+    if found is None:
+        raise NotFound(
+            f"the {service} has no path {path[:80]!r}; its /openapi.json lists those that there are"
+        )
+    scopes = found[1].get(method)
+    if scopes is None:
+        allowed = tuple(found[1])
+        raise MethodNotAllowed(f"this path takes {', '.join(allowed)}, not {method}", allowed=allowed)
+    # What is open there is open to its neighbours; from outside it shows the insides.
+    caller.permit(who, permissions.LOOK if scopes == (permissions.OPEN,) else scopes)
 
 
 async def _body(request: Request) -> AsyncIterator[bytes]:

@@ -21,7 +21,7 @@ def principal_of(
     """
     subject = str(claims["sub"])
     if len(subject) > _ID_CHARS or not subject.isprintable():
-        subject = hashlib.sha256(subject.encode()).hexdigest()
+        subject = hashlib.sha256(subject.encode(errors="surrogatepass")).hexdigest()
     told = claims.get("preferred_username") or claims.get("name") or subject
     name = "".join(filter(str.isprintable, str(told)))[:_ID_CHARS]
     found: set[str] = set()

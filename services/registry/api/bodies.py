@@ -7,9 +7,10 @@ from typing import Annotated, Any, Generic, TypeVar
 from fastapi import Header, Request
 from pydantic import BaseModel, Field, WithJsonSchema
 
-from services.registry.domain.statement import Outcome
+from services.registry.domain.statement import POLICY_FIELDS, Outcome
 from services.registry.registrar import Registrar
 from tidegate.errors import BadRequest
+from tidegate.openapi import inlined
 from tidegate.protocol.models import (
     Deployment,
     DeploymentSpec,
@@ -26,26 +27,21 @@ from tidegate.protocol.models import (
 
 T = TypeVar("T")
 
+LONGEST_REVISION = 18  # digits: what the database counts with
+
 
 def _schema(model: type[BaseModel], required: tuple[str, ...]) -> dict[str, Any]:
     """A model's JSON schema with other required fields and its definitions written out in place."""
-    whole = model.model_json_schema()
-    definitions = whole.pop("$defs", {})
-
-    def written_out(part: Any) -> Any:
-        if isinstance(part, dict):
-            if "$ref" in part:
-                return written_out(definitions[part["$ref"].rpartition("/")[2]])
-            return {key: written_out(value) for key, value in part.items()}
-        return [written_out(value) for value in part] if isinstance(part, list) else part
-
-    schema: dict[str, Any] = written_out(whole)
+    schema = inlined(model)
     return {**schema, "required": list(required)} if required else {**schema, "required": []}
 
 
 # Read as plain fields, because what was left out matters; checked against the noun by the domain.
 DeploymentFields = Annotated[dict[str, Any], WithJsonSchema(_schema(DeploymentSpec, ("model", "version")))]
 DeploymentPatch = Annotated[dict[str, Any], WithJsonSchema(_schema(DeploymentSpec, ()))]
+_SPEC = _schema(DeploymentSpec, ())
+_POLICY = _SPEC | {"properties": {name: _SPEC["properties"][name] for name in POLICY_FIELDS}}
+PolicyPatch = Annotated[dict[str, Any], WithJsonSchema(_POLICY)]
 EndpointFields = Annotated[dict[str, Any], WithJsonSchema(_schema(EndpointSpec, ("targets",)))]
 
 
@@ -150,6 +146,6 @@ def if_match(
     if value is None:
         return None
     bare = value.strip().removeprefix("W/").strip('"')
-    if not bare.isdecimal():
+    if not bare.isdecimal() or len(bare) > LONGEST_REVISION:
         raise BadRequest(f"If-Match must be an object's revision, a number, not {value[:40]!r}.")
     return int(bare)

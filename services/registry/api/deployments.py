@@ -13,16 +13,18 @@ from services.registry.api.bodies import (
     DeploymentPatch,
     Items,
     OverrideBody,
+    PolicyPatch,
     if_match,
     registrar,
 )
 from services.registry.domain import statement
 from services.registry.domain.state import Change, Snapshot
 from services.registry.registrar import Registrar
+from tidegate.api import JsonRoute
 from tidegate.errors import NotFound
 from tidegate.protocol.models import Deployment, Override
 
-router = APIRouter(prefix="/v1/deployments", tags=["deployments"])
+router = APIRouter(prefix="/v1/deployments", tags=["deployments"], route_class=JsonRoute)
 
 Core = Annotated[Registrar, Depends(registrar)]
 IfMatch = Annotated[int | None, Depends(if_match)]
@@ -72,6 +74,15 @@ async def patch(
     found = await core.decide(
         lambda now: statement.patch_deployment(now, name, body, expected),
         lambda reader: _one(reader, name),
+    )
+    return _tagged(found, response)
+
+
+@router.patch("/{name}/policy")
+async def patch_policy(core: Core, name: str, body: PolicyPatch, response: Response) -> Deployment:
+    """Change how a Deployment scales, and nothing of what it runs (JSON merge patch)."""
+    found = await core.decide(
+        lambda now: statement.change_policy(now, name, body), lambda reader: _one(reader, name)
     )
     return _tagged(found, response)
 

@@ -11,10 +11,11 @@ from services.registry.api.bodies import EndpointFields, Items, SettleBody, if_m
 from services.registry.domain import rollover, statement
 from services.registry.domain.state import Change, Snapshot
 from services.registry.registrar import Registrar
+from tidegate.api import JsonRoute
 from tidegate.errors import NotFound
 from tidegate.protocol.models import Endpoint
 
-router = APIRouter(prefix="/v1/endpoints", tags=["endpoints"])
+router = APIRouter(prefix="/v1/endpoints", tags=["endpoints"], route_class=JsonRoute)
 
 Core = Annotated[Registrar, Depends(registrar)]
 IfMatch = Annotated[int | None, Depends(if_match)]

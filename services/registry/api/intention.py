@@ -11,9 +11,10 @@ from services.registry.api.bodies import Applied, ApplyBody, DeployBody, Deploye
 from services.registry.domain import rollover, statement
 from services.registry.domain.state import Change, Snapshot
 from services.registry.registrar import Registrar
+from tidegate.api import JsonRoute
 from tidegate.protocol.models import Intention
 
-router = APIRouter(prefix="/v1", tags=["intention"])
+router = APIRouter(prefix="/v1", tags=["intention"], route_class=JsonRoute)
 
 Core = Annotated[Registrar, Depends(registrar)]
 

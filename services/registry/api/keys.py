@@ -11,11 +11,14 @@ from pydantic import Field, WithJsonSchema
 from services.registry.api.bodies import Items
 from services.registry.domain.keys import HeldKey, KeySpec
 from services.registry.keyring import Keyring
+from tidegate.api import JsonRoute
 from tidegate.caller import needs
 from tidegate.protocol.access import ADMIN, KEY_PREFIX
 from tidegate.protocol.models import Noun
 
-router = APIRouter(prefix="/v1/keys", tags=["keys"], dependencies=[Depends(needs(ADMIN))])
+router = APIRouter(
+    prefix="/v1/keys", tags=["keys"], dependencies=[Depends(needs(ADMIN))], route_class=JsonRoute
+)
 
 _FIELDS = KeySpec.model_json_schema()["properties"] | {"ttl_s": {"type": "number"}}
 # Read as plain fields, because what was left out matters; checked by the domain.

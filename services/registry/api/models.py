@@ -9,10 +9,11 @@ from fastapi import APIRouter, Depends, Path, Query, Response
 from services.registry.api.bodies import Items, ModelInfo, NewVersion, VersionPatch, registrar
 from services.registry.domain.state import Notice
 from services.registry.registrar import Registrar, Registration
+from tidegate.api import JsonRoute
 from tidegate.errors import NotFound
 from tidegate.protocol.models import Version
 
-router = APIRouter(prefix="/v1/models", tags=["models"])
+router = APIRouter(prefix="/v1/models", tags=["models"], route_class=JsonRoute)
 
 Core = Annotated[Registrar, Depends(registrar)]
 Number = Annotated[int, Path(ge=1, le=2**31 - 1)]

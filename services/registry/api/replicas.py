@@ -8,6 +8,7 @@ from fastapi import APIRouter, Depends, Request
 from pydantic import Field
 
 from tidegate import caller
+from tidegate.api import JsonRoute
 from tidegate.caller import ServiceToken
 from tidegate.errors import Forbidden
 from tidegate.protocol import access, replica_token
@@ -16,7 +17,7 @@ from tidegate.protocol.models import Digest, Noun
 from tidegate.protocol.replica_token import Replicas
 from tidegate.service import Identify
 
-router = APIRouter(prefix="/v1/replicas", tags=["replicas"])
+router = APIRouter(prefix="/v1/replicas", tags=["replicas"], route_class=JsonRoute)
 MOST = 100_000
 LONGEST_NAME = 255
 

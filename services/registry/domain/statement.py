@@ -23,6 +23,8 @@ from tidegate.errors import BadRequest, Conflict
 from tidegate.protocol.models import DeploymentSpec, EndpointSpec, Override
 
 Fields = Mapping[str, Any]
+# How a Deployment scales, and nothing of what it runs.
+POLICY_FIELDS = ("min_replicas", "max_replicas", "scale_to_zero_after_s", "target_wait_ms", "scaling")
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +60,14 @@ def patch_deployment(
     spec = merge.deployment(held.spec.model_dump(), _named(name, fields), f"Deployment {name!r}")
     _same_version(held.spec, spec)
     return _changed(held, replace(held, spec=spec))
+
+
+def change_policy(snapshot: Snapshot, name: str, fields: Fields) -> list[Change]:
+    """Change how a Deployment scales. Raise BadRequest for a field of what it runs."""
+    other = sorted(set(fields) - set(POLICY_FIELDS))
+    if other:
+        raise BadRequest(f"A policy has the fields {', '.join(POLICY_FIELDS)}, not {', '.join(other)[:80]}.")
+    return patch_deployment(snapshot, name, fields)
 
 
 def delete_deployment(snapshot: Snapshot, name: str) -> list[Change]:

@@ -14,8 +14,10 @@ import httpcore
 import httpx
 
 from services.router.domain.webhooks import Sent
-from tidegate import __version__
+from tidegate import __version__, telemetry
 from tidegate.protocol.webhooks import Target, is_public
+
+log = telemetry.logger(__name__)
 
 KEPT_IDLE_S = 5.0
 # Of a name with many addresses so many are tried, each for its share of the time.
@@ -57,7 +59,9 @@ class GuardedNetwork(httpcore.AsyncNetworkBackend):
         found = await self._resolve(host, port)
         allowed = [each for each in found if self._allow_private or is_public(ip_address(each))]
         if not allowed:
-            raise Refused(f"{host} is at {', '.join(found)}, which is not a public address")
+            # The caller reads this: what a name resolves to in here is not told.
+            log.info("a webhook's address is refused", extra={"host": host, "addresses": found[:ADDRESSES]})
+            raise Refused("the address is not allowed: webhooks go to public addresses only")
         problem: Exception | None = None
         share_s = self._connect_s / min(len(allowed), ADDRESSES)
         for address in allowed[:ADDRESSES]:
@@ -65,7 +69,9 @@ class GuardedNetwork(httpcore.AsyncNetworkBackend):
                 return await self._network.connect_tcp(address, port, share_s, local_address, socket_options)
             except (httpcore.ConnectError, httpcore.ConnectTimeout) as error:
                 problem = error
-        raise problem or httpcore.ConnectError(f"{host} cannot be reached")
+        if problem is not None:
+            log.info("a webhook's receiver is not reached", extra={"host": host, "problem": str(problem)})
+        raise httpcore.ConnectError("the receiver cannot be reached")
 
     async def connect_unix_socket(
         self, path: str, timeout: float | None = None, socket_options: Iterable[Any] | None = None
@@ -86,7 +92,7 @@ class GuardedNetwork(httpcore.AsyncNetworkBackend):
         try:
             found = await loop.run_in_executor(self._threads, _addresses, host, port)
         except (OSError, UnicodeError) as error:
-            raise httpcore.ConnectError(f"{host} cannot be resolved: {error}") from error
+            raise httpcore.ConnectError("the receiver's name cannot be resolved") from error
         return found
 
 

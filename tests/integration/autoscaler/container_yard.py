@@ -30,6 +30,7 @@ URL = os.environ.get("DOCKER_HOST") or "unix:///var/run/docker.sock"
 # The first that the engine has; none is fetched. Any image with a `python3` serves.
 IMAGES = ("python:3.11-slim-bookworm", "python:3.11-slim", "standin/python:3.11-slim")
 HOME = "/tmp"
+TOKEN = "the-proxy's"
 
 
 @functools.cache
@@ -78,7 +79,7 @@ class ContainerYard:
     def behind_proxy(self) -> Iterator[None]:
         """From now on launchers of this yard reach the engine through a proxy."""
         bounds = Bounds(self.stack, (image(),), "none", home=HOME)
-        app = EngineProxy(bounds, URL.removeprefix("unix://"))
+        app = EngineProxy(bounds, URL.removeprefix("unix://"), TOKEN)
         config = uvicorn.Config(app, log_config=None, lifespan="off", timeout_graceful_shutdown=1)
         server = uvicorn.Server(config)
         with socket.socket() as door:
@@ -114,7 +115,7 @@ class ContainerYard:
         self, mode: str = "", late_s: float = 0.0, gpus: Sequence[Gpu] = (), **given: Any
     ) -> DockerLauncher:
         """A launcher as after a restart. ``late_s``: how far its clock is ahead."""
-        self._engines.append(Engine(self.url))
+        self._engines.append(Engine(self.url, TOKEN))
         return DockerLauncher(
             self.plan(mode, **given), self._engines[-1], InjectedGpus(*gpus), lambda: time.time() + late_s
         )

@@ -48,7 +48,7 @@ class Registry:
         self.overrides: list[dict[str, Any] | None] = []
         self.app = FastAPI()
         self.app.get("/v1/intention")(self.intention)
-        self.app.patch("/v1/deployments/{name}")(self.patch)
+        self.app.patch("/v1/deployments/{name}/policy")(self.patch)
         self.app.put("/v1/deployments/{name}/override")(self.put_override)
         self.app.delete("/v1/deployments/{name}/override")(self.lift_override)
 

@@ -19,6 +19,7 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from jwt.algorithms import RSAAlgorithm
 
 from tests.integration.registry.onnx_files import onnx_bytes
+from tidegate.protocol.access import metrics_token
 
 pytestmark = pytest.mark.integration
 
@@ -124,6 +125,15 @@ async def test_each_scope_has_its_part_of_the_control_plane(client, as_):
         ("GET", "registry", "/v1/models"): {"publish": 200, "operate": 200, "admin": 200, "infer": 403},
         ("POST", "registry", "/v1/deploy"): {"publish": 400, "operate": 403, "admin": 400, "infer": 403},
         ("PUT", "registry", "/v1/deployments/x/override"): {"publish": 403, "operate": 400, "infer": 403},
+        ("PUT", "registry", "/v1/deployments/override"): {"publish": 400, "operate": 403, "infer": 403},
+        ("PUT", "registry", "/v1/endpoints/settle"): {"publish": 400, "operate": 403},
+        ("PUT", "registry", "/v1/endpoints/quota"): {"publish": 400, "operate": 403, "admin": 400},
+        ("PATCH", "registry", "/v1/deployments/x/policy"): {"publish": 403, "operate": 404},
+        ("GET", "registry", "/health/live"): {"publish": 200, "operate": 200, "infer": 403},
+        ("GET", "registry", "/metrics"): {"publish": 403, "operate": 200, "infer": 403},
+        ("PATCH", "registry", "/v1/models"): {"admin": 405},
+        ("GET", "registry", "/v1/nothing"): {"admin": 404},
+        ("GET", "registry", "/v1/keys/table%0A"): {"admin": 400},
         ("GET", "registry", "/v1/keys"): {"publish": 403, "operate": 403, "admin": 200},
         ("GET", "registry", "/v1/audit"): {"operate": 403, "admin": 200},
         ("GET", "router", "/v1/routes"): {"publish": 403, "operate": 503, "infer": 403},
@@ -137,6 +147,18 @@ async def test_each_scope_has_its_part_of_the_control_plane(client, as_):
                 method, f"/api/{service}{path}", headers=keys[scope], json={} if method != "GET" else None
             )
             assert answer.status_code == status, (scope, method, path, answer.text)
+
+
+async def test_metrics_beyond_loopback_need_the_metrics_token(client, as_):
+    scrapes = bearer(metrics_token("token"))
+    assert (await client.get("/metrics")).status_code == 401
+    assert (await client.get("/metrics", headers=await as_("infer"))).status_code == 403
+    for headers in (scrapes, await as_("operate"), bearer("token")):
+        assert "# TYPE" in (await client.get("/metrics", headers=headers)).text
+    for path in ("/v2/models", "/v1/jobs", "/api/registry/v1/models", "/api/autoscaler/v1/replicas"):
+        assert (await client.get(path, headers=scrapes)).status_code == 403, path
+    infer = await client.post(INFER, json=BODY, headers=scrapes)
+    assert infer.status_code == 403
 
 
 async def test_raw_paths_lead_nowhere_else(client, gateway, as_):

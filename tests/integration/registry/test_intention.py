@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 
+import pytest
+
 from tests.integration.registry.onnx_files import onnx_bytes
+from tidegate.protocol.access import SCOPES, Principal
 
 
 async def test_register_reads_the_signature_and_numbers_versions(call):
@@ -267,3 +270,48 @@ async def test_health_metrics_docs_and_token(call):
     schema = await call("GET", "/openapi.json")
     put = schema["paths"]["/v1/deployments/{name}"]["put"]["requestBody"]["content"]["application/json"]
     assert "min_replicas" in put["schema"]["properties"]
+
+
+AS = {scope: Principal("k", "somebody", frozenset({scope})).to_header() for scope in SCOPES}
+
+
+@pytest.mark.parametrize("word", ["override", "settle", "quota", "table", "policy"])
+async def test_a_word_of_a_route_is_a_name_like_any_other(call, word):
+    await call.register("digits", onnx_bytes())
+    as_ = {scope: {"headers": {"X-Tidegate-Principal": header}} for scope, header in AS.items()}
+    deployment, endpoint = f"/v1/deployments/{word}", f"/v1/endpoints/{word}"
+    stated = {"model": "digits", "version": 1}
+    await call("PUT", deployment, stated, status=403, **as_["operate"])
+    await call("PUT", deployment, stated, status=201, **as_["publish"])
+    targets = {"targets": [{"deployment": word}]}
+    await call("PUT", endpoint, targets, status=403, **as_["operate"])
+    seen = await call("PUT", endpoint, targets, status=201, **as_["publish"])
+    assert await call("GET", endpoint, **as_["operate"]) == seen
+    await call("PUT", f"{deployment}/override", {"replicas": 1}, status=403, **as_["publish"])
+    assert (await call("PUT", f"{deployment}/override", {"replicas": 1}, **as_["operate"]))["override"]
+    await call("DELETE", f"{deployment}/override", **as_["operate"])
+    await call("POST", f"{endpoint}/settle", status=403, **as_["publish"])
+    assert (await call("POST", f"{endpoint}/settle", **as_["operate"]))["previous"] == []
+    await call("DELETE", endpoint, status=204, **as_["publish"])
+    await call("DELETE", deployment, status=204, **as_["admin"])
+
+
+async def test_an_operator_changes_how_a_deployment_scales_and_not_what_it_runs(call):
+    await call.register("digits", onnx_bytes())
+    await call("PUT", "/v1/deployments/d", {"model": "digits", "version": 1}, status=201)
+    operator = {"headers": {"X-Tidegate-Principal": AS["operate"]}}
+    await call("PATCH", "/v1/deployments/d", {"max_replicas": 2}, status=403, **operator)
+    changed = await call("PATCH", "/v1/deployments/d/policy", {"max_replicas": 2}, **operator)
+    assert changed["max_replicas"] == 2
+    for other in ({"env": {"A": "b"}}, {"version": 2}, {"max_replicas": 3, "threads": 2}, {"name": "e"}):
+        told = await call("PATCH", "/v1/deployments/d/policy", other, status=400, **operator)
+        assert "A policy has the fields" in told["error"]
+    assert await call("GET", "/v1/deployments/d") == changed
+
+
+async def test_only_services_themselves_read_digests_and_quotas(call):
+    admin = {"headers": {"X-Tidegate-Principal": AS["admin"]}}
+    for path in ("/v1/keys/table", "/v1/usage/k/quota?day=2026-01-01"):
+        await call("GET", path, status=403, **admin)
+        await call("GET", path, status=200)
+    await call("GET", "/v1/keys/table%0A", status=400, **admin)

@@ -148,7 +148,7 @@ async def test_private_addresses_are_refused_when_it_connects(start, making, rec
 
     first = (await until(tried))[0]
     assert first["status"] is None
-    assert "not a public address" in first["problem"]
+    assert first["problem"] == "the address is not allowed: webhooks go to public addresses only"
     assert receiver.got == []
 
 

@@ -50,6 +50,19 @@ def test_only_the_proxy_gets_the_socket_and_only_the_registry_the_database():
     assert on_database == {"postgres", "registry", "migrate"}
 
 
+def test_prometheus_gets_the_metrics_token_and_no_other():
+    services = yaml.safe_load(FILE.read_text())["services"]
+    mounted = {volume.split(":")[0]: volume.split(":")[1] for volume in services["prometheus"]["volumes"]}
+    assert "state" not in mounted
+    with_metrics = {n for n, s in services.items() if any("metrics:" in v for v in s.get("volumes", ()))}
+    assert with_metrics == {"migrate", "prometheus"}
+    scraped = yaml.safe_load((FILE.parent / "prometheus.yml").read_text())["scrape_configs"]
+    jobs = {each["job_name"]: each for each in scraped}
+    token = {"credentials_file": f"{mounted['metrics']}/token"}
+    assert jobs["services"]["authorization"] == token
+    assert jobs["workers"]["http_sd_configs"][0]["authorization"] == token
+
+
 def test_every_service_that_stays_has_a_healthcheck_and_few_rights():
     services = yaml.safe_load(FILE.read_text())["services"]
     for name, each in services.items():

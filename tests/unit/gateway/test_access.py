@@ -11,7 +11,6 @@ import pytest
 from services.gateway import access as module
 from services.gateway.access import Access, Grant
 from services.gateway.api.jobs import JobsDoor
-from services.gateway.domain.control import scopes_for
 from services.gateway.domain.keys import KeyTable
 from services.gateway.domain.ratelimit import left, policy, seconds_left
 from services.gateway.domain.roles import principal_of
@@ -249,30 +248,6 @@ def test_roles():
     for path in ("nothing", "realm.nothing.more", "sub.x", "name"):
         assert principal_of(claims, path, {}).scopes == set()
     assert len(principal_of({"sub": "x" * 500}, "roles", {}).id) < 100
-
-
-@pytest.mark.parametrize(
-    ("service", "method", "path", "scopes"),
-    [
-        ("registry", "GET", "/v1/models", ("publish", "operate")),
-        ("registry", "HEAD", "/v1/artifacts/a", ("publish", "operate")),
-        ("registry", "PUT", "/v1/artifacts", ("publish",)),
-        ("registry", "PUT", "/v1/deployments/a/override", ("operate",)),
-        ("registry", "POST", "/v1/endpoints/a/settle", ("operate",)),
-        ("registry", "GET", "/v1/keys", ("admin",)),
-        ("registry", "POST", "/v1/keys/a/rotate", ("admin",)),
-        ("registry", "GET", "/v1/usage.csv", ("admin",)),
-        ("registry", "GET", "/v1/keys/table", ()),
-        ("registry", "GET", "/v1/usage/a/quota", ()),
-        ("registry", "GET", "/v1/../v1/keys", ()),
-        ("registry", "GET", "//v1/keys", ()),
-        ("router", "GET", "/v1/routes", ("operate",)),
-        ("autoscaler", "PUT", "/v1/deployments/a/replicas", ("operate",)),
-        ("worker", "GET", "/", ()),
-    ],
-)
-def test_the_control_plane(service, method, path, scopes):
-    assert scopes_for(service, method, path) == scopes
 
 
 def test_what_an_answer_cost():

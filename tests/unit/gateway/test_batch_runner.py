@@ -71,6 +71,9 @@ class Access:
         self.left = left
         self.counts = [0] * len(COUNTS)
 
+    def standing(self, principal: Principal) -> Principal:
+        return principal
+
     def admit(self, principal: Principal, endpoint: str) -> Grant:
         if self.left <= 0:
             raise TooMany("the quota is used up", reason="quota_exhausted", retry_after_s=0.05)

@@ -14,6 +14,8 @@ from pydantic import BaseModel
 from tidegate import errors
 from tidegate.api import create_app, explain_validation
 from tidegate.errors import TidegateError
+from tidegate.protocol.access import ADMIN, METRICS, OPERATE, PUBLISH, Principal, metrics_token
+from tidegate.protocol.permissions import INTERNAL, OPEN, Permissions
 from tidegate.service import STATUS, bare_app, is_local, status_of
 from tidegate.settings import Settings
 from tidegate.store import StoreUnavailable
@@ -24,6 +26,21 @@ TOKEN = "secret-token"
 OURS = {"Authorization": f"Bearer {TOKEN}"}
 
 
+PERMISSIONS = Permissions(
+    {
+        "GET /health/live": (OPEN,),
+        "GET /health/ready": (OPEN,),
+        "GET /openapi.json": (OPEN,),
+        "GET /metrics": (METRICS, OPERATE),
+        "GET /v1/thing": (OPERATE,),
+        "GET /v1/thing/table": (INTERNAL,),
+        "GET /open/thing": (OPEN,),
+        "POST /v1/number": (PUBLISH,),
+        "GET /v1/raise/{name}": (OPERATE,),
+    }
+)
+
+
 class Body(BaseModel):
     number: int
 
@@ -32,6 +49,8 @@ def routes() -> APIRouter:
     router = APIRouter()
 
     @router.get("/v1/thing")
+    @router.get("/v1/thing/table")
+    @router.get("/v1/unlisted")
     @router.get("/open/thing")
     async def thing() -> dict[str, str]:
         return {"a": "thing"}
@@ -60,7 +79,7 @@ async def lifespan(_: FastAPI) -> AsyncIterator[None]:
 def build(tmp_path, **settings) -> FastAPI:
     wanted = Settings(state_dir=tmp_path, service_token=TOKEN, **settings)
     return create_app(
-        name="test", settings=wanted, lifespan=lifespan, routers=[routes()], open_paths=("/open",)
+        name="test", settings=wanted, lifespan=lifespan, routers=[routes()], permissions=PERMISSIONS
     )
 
 
@@ -99,11 +118,45 @@ async def test_no_other_token_opens(client, given):
     assert answer.headers["www-authenticate"] == "Bearer"
 
 
-@pytest.mark.parametrize(
-    "path", ["/health/live", "/health/ready", "/metrics", "/openapi.json", "/open/thing"]
-)
+@pytest.mark.parametrize("path", ["/health/live", "/health/ready", "/openapi.json", "/open/thing"])
 async def test_open_paths_need_no_token(client, path):
     assert (await client.get(path)).status_code == 200
+
+
+async def test_metrics_need_the_metrics_token_which_opens_nothing_else(client):
+    scrapes = {"Authorization": f"Bearer {metrics_token(TOKEN)}"}
+    assert (await client.get("/metrics")).status_code == 401
+    assert (await client.get("/metrics", headers=scrapes)).status_code == 200
+    assert (await client.get("/metrics", headers=OURS)).status_code == 200
+    assert (await client.get("/v1/thing", headers=scrapes)).status_code == 403
+    wrong = {"Authorization": f"Bearer {metrics_token(TOKEN + 'x')}"}
+    assert (await client.get("/metrics", headers=wrong)).status_code == 401
+
+
+def carried(*scopes: str) -> dict[str, str]:
+    """Return headers of a service that asks for somebody with these scopes."""
+    principal = Principal("k", "somebody", frozenset(scopes))
+    return OURS | {"X-Tidegate-Principal": principal.to_header()}
+
+
+async def test_the_scope_of_the_carried_principal_is_checked_here_too(client):
+    for scopes, status in (((OPERATE,), 200), ((ADMIN,), 200), ((PUBLISH,), 403), ((), 403)):
+        assert (await client.get("/v1/thing", headers=carried(*scopes))).status_code == status, scopes
+    refused = await client.post("/v1/number", headers=carried(OPERATE), content=b"not JSON")
+    assert refused.status_code == 403, "judged before the body is read"
+    assert (await client.get("/v1/thing/table", headers=OURS)).status_code == 200
+    assert (await client.get("/v1/thing/table", headers=carried(ADMIN))).status_code == 403
+
+
+async def test_a_route_that_the_table_does_not_name_is_answered_to_nobody(client):
+    assert (await client.get("/v1/unlisted", headers=OURS)).status_code == 404
+
+
+@pytest.mark.parametrize("path", ["/v1/raise/%0A", "/v1/thing/table%0A", "/v1/raise/a%00", "/v1/raise/a%7F"])
+async def test_a_path_with_a_control_character_is_refused(client, path):
+    for headers in (OURS, carried(ADMIN)):
+        answer = await client.get(path, headers=headers)
+        assert (answer.status_code, answer.json()["reason"]) == (400, "bad_request")
 
 
 async def test_what_does_not_exist_is_not_told_to_strangers(client):
@@ -185,6 +238,7 @@ EXPECTED = {
     "Unauthorized": (401, "unauthorized"),
     "Forbidden": (403, "forbidden"),
     "NotFound": (404, "not_found"),
+    "MethodNotAllowed": (405, "method_not_allowed"),
     "Conflict": (409, "conflict"),
     "PayloadTooLarge": (413, "payload_too_large"),
     "TooMany": (429, "too_many_requests"),
@@ -233,7 +287,8 @@ async def test_framework_errors_look_alike(client):
     assert (answer.status_code, answer.headers["x-tea"]) == (418, "green")
     assert (answer.json()["error"], answer.json()["reason"]) == ("a teapot", "http")
     answer = await client.put("/v1/thing", headers=OURS)
-    assert (answer.status_code, answer.json()["reason"]) == (405, "http")
+    assert (answer.status_code, answer.json()["reason"]) == (405, "method_not_allowed")
+    assert answer.headers["allow"] == "GET"
 
 
 @pytest.mark.parametrize(
@@ -273,12 +328,12 @@ def test_no_service_starts_without_a_token(tmp_path, monkeypatch):
     monkeypatch.delenv("TIDEGATE_SERVICE_TOKEN", raising=False)
     settings = Settings(state_dir=tmp_path)
     with pytest.raises(SystemExit, match="no service token"):
-        create_app(name="test", settings=settings, lifespan=lifespan, routers=[])
+        create_app(name="router", settings=settings, lifespan=lifespan, routers=[])
 
 
 async def test_an_app_without_an_api(tmp_path):
     settings = Settings(state_dir=tmp_path, service_token=TOKEN)
-    app = bare_app(name="test", settings=settings, lifespan=lifespan)
+    app = bare_app(name="worker", settings=settings, lifespan=lifespan)
     app.state.health.add("model", lambda: "not loaded")
     async with client_of(app) as client:
         assert (await client.get("/health/live")).json() == {"status": "live"}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import stat
 from pathlib import Path
 
+from tidegate.protocol.access import metrics_token
 from tidegate.stack import logs, token
 from tidegate.stack.keeper import BACKOFF_S, backoff_s
 from tidegate.stack.processes import Process
@@ -81,3 +82,20 @@ def test_a_long_log_is_moved_and_its_writer_goes_on(tmp_path: Path):
         writer.write("after\n")
     assert log.read_text() == "after\n"
     assert (tmp_path / "gateway.log.1").read_text() == "x" * 100
+
+
+def test_the_metrics_token_is_derived_and_in_a_folder_of_its_own(tmp_path, monkeypatch):
+    monkeypatch.setenv("TIDEGATE_STATE_DIR", str(tmp_path))
+    monkeypatch.delenv("TIDEGATE_SERVICE_TOKEN", raising=False)
+    monkeypatch.setattr("sys.argv", ["token"])
+    token.main()
+    service_token, path = (tmp_path / "token").read_text().strip(), tmp_path / "metrics" / "token"
+    assert path.read_text().strip() == metrics_token(service_token) != service_token
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert [each.name for each in path.parent.iterdir()] == ["token"]
+    monkeypatch.setattr("sys.argv", ["token", "--share-metrics"])
+    monkeypatch.setenv("TIDEGATE_SERVICE_TOKEN", "stated")
+    token.main()
+    assert path.read_text().strip() == metrics_token("stated")
+    assert path.stat().st_mode & 0o777 == 0o644
+    assert (tmp_path / "token").stat().st_mode & 0o777 == 0o600

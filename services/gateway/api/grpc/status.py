@@ -14,6 +14,7 @@ CODES: dict[type[TidegateError], StatusCode] = {
     errors.Unauthorized: StatusCode.UNAUTHENTICATED,
     errors.Forbidden: StatusCode.PERMISSION_DENIED,
     errors.NotFound: StatusCode.NOT_FOUND,
+    errors.MethodNotAllowed: StatusCode.UNIMPLEMENTED,
     errors.Conflict: StatusCode.ABORTED,
     errors.PayloadTooLarge: StatusCode.RESOURCE_EXHAUSTED,
     errors.TooMany: StatusCode.RESOURCE_EXHAUSTED,

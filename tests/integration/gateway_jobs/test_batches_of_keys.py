@@ -1,0 +1,112 @@
+"""Batches of keys that are revoked, expire or change while they run. The registry is real."""
+
+from __future__ import annotations
+
+import datetime as dt
+
+import httpx
+import pytest
+
+from tests.integration.gateway.conftest import registry
+from tests.integration.gateway_jobs.test_batches import create, file_of, line, over, rows_of
+
+__all__ = ["registry"]
+
+pytestmark = pytest.mark.integration
+
+LINES = 3000
+
+
+@pytest.fixture(scope="module")
+def gateway(gateways, registry):
+    """A gateway that knows the registry's keys."""
+    return gateways.start(registry_url=registry.url)
+
+
+@pytest.fixture
+async def key_client(gateway, registry, until):
+    """``await key_client()``: a client with a new key that the gateway knows, and the key's id."""
+    clients = []
+
+    async def made():
+        key = registry.key()
+        headers = {"Authorization": f"Bearer {key['key']}"}
+        client = httpx.AsyncClient(base_url=gateway.url, timeout=30, headers=headers)
+        clients.append(client)
+
+        async def known():
+            return (await client.get("/v2/models")).status_code == 200
+
+        await until(known)
+        return client, key["id"]
+
+    yield made
+    for client in clients:
+        await client.aclose()
+
+
+def as_operator(gateway):
+    headers = {"Authorization": "Bearer token"}
+    return httpx.AsyncClient(base_url=gateway.url, timeout=30, headers=headers)
+
+
+async def test_the_batch_of_a_revoked_key_ends_and_says_why(gateway, worker, registry, key_client, until):
+    client, id_ = await key_client()
+    async with as_operator(gateway) as operator:
+        worker.open.clear()
+        batch = await create(client, file_of(line(n) for n in range(LINES)))
+        await until(lambda: worker.frames)
+        registry("DELETE", f"/v1/keys/{id_}")
+        done = await over(operator, batch, until)
+        worker.open.set()
+        assert done["status"] == "failed"
+        assert done["error"] == f"the key {id_} is revoked or expired"
+        assert done["done"] == LINES, "each line is told of"
+        assert done["counts"]["succeeded"] == 0
+        rows = await rows_of(operator, batch)
+        reasons = {row["error"]["reason"] for row in rows}
+        assert reasons == {"cancelled", "key_revoked"}
+        begun = (await operator.get("/v1/jobs", params={"batch": batch["id"], "limit": 1})).json()["items"]
+        assert begun[0]["status"] == "cancelled"
+        assert rows[-1]["job"] is None, "lines behind the window never became jobs"
+
+
+async def test_the_batch_of_a_key_that_expires_ends(gateway, worker, registry, key_client, until):
+    client, id_ = await key_client()
+    async with as_operator(gateway) as operator:
+        worker.open.clear()
+        batch = await create(client, file_of(line(n) for n in range(5)))
+        await until(lambda: worker.frames)
+        soon = dt.datetime.now(dt.UTC) + dt.timedelta(seconds=2)
+        registry("PATCH", f"/v1/keys/{id_}", {"expires_at": soon.isoformat()})
+        done = await over(operator, batch, until)
+        worker.open.set()
+        assert (done["status"], done["counts"]["cancelled"]) == ("failed", 5)
+        assert id_ in done["error"]
+
+
+async def test_a_key_that_may_no_longer_use_the_model_fails_its_lines(
+    gateway, worker, registry, key_client, until
+):
+    client, id_ = await key_client()
+    worker.open.clear()
+    batch = await create(client, file_of(line(n) for n in range(1300)))
+    await until(lambda: worker.frames)
+    registry("PATCH", f"/v1/keys/{id_}", {"endpoints": ["other"]})
+
+    async def changed():
+        return (await client.get("/v2/models/digits")).status_code == 403
+
+    await until(changed)
+    worker.open.set()
+    done = await over(client, batch, until)
+    assert done["status"] == "completed"
+    assert done["counts"]["failed"] >= 1300 - 1024, "lines behind the window"
+    assert done["counts"]["succeeded"] == 1300 - done["counts"]["failed"] > 0
+
+
+async def test_a_good_key_keeps_its_batch(worker, key_client, until):
+    client, _ = await key_client()
+    batch = await create(client, file_of(line(n) for n in range(50)))
+    done = await over(client, batch, until)
+    assert (done["status"], done["error"], done["counts"]["succeeded"]) == ("completed", None, 50)
