@@ -23,6 +23,7 @@ class ReplicaReport:
     ``signature`` is what the model server says of its model, as a ``Signature``.
     ``jobs`` is how many messages of jobs it holds, not settled yet.
     ``gpu_utilization`` (0 to 1) and ``gpu_memory_bytes`` (used) are those of its GPUs; None: it has none.
+    ``sandbox`` says how the model's process is contained; empty: a worker that does not say.
     """
 
     replica: str
@@ -46,6 +47,7 @@ class ReplicaReport:
     jobs: int = 0
     gpu_utilization: float | None = None
     gpu_memory_bytes: int | None = None
+    sandbox: str = ""
 
     def to_json(self) -> bytes:
         """The report as JSON."""

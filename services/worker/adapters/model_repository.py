@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import stat
 from pathlib import Path
 
 from services.worker.adapters.archives import is_packed, unpack
@@ -17,17 +18,41 @@ CONFIG = "config.pbtxt"
 
 
 def prepare(
-    version: Version, deployment: DeploymentSpec, artifact: Path, repository: Path, install: TritonInstall
+    version: Version,
+    deployment: DeploymentSpec,
+    artifact: Path,
+    repository: Path,
+    install: TritonInstall,
+    *,
+    symlinks: bool = True,
 ) -> list[str]:
     """Make ``repository`` hold exactly this version and give the names of the models to load, in order.
 
     The last one serves; those before it are its parts (of an ensemble, or called from Python). Blocking
-    (disk). Raises ModelFailed, with the remedy, when it cannot be served here.
+    (disk). ``symlinks`` False: the model's process cannot follow a link into the cache. Raises ModelFailed,
+    with the remedy, when it cannot be served here.
     """
-    if repository.exists():
-        shutil.rmtree(repository)
+    # Emptied, not made anew: a Triton that runs in a sandbox has this very folder mounted.
+    repository.mkdir(parents=True, exist_ok=True)
+    for left in repository.iterdir():
+        shutil.rmtree(left)
     if version.format == "triton":
-        return _prepare_archive(version, deployment, artifact, repository, install)
+        models = _prepare_archive(version, deployment, artifact, repository, install)
+    else:
+        models = _prepare_file(version, deployment, artifact, repository, install, symlinks=symlinks)
+    _open_to_models(repository)
+    return models
+
+
+def _prepare_file(
+    version: Version,
+    deployment: DeploymentSpec,
+    artifact: Path,
+    repository: Path,
+    install: TritonInstall,
+    *,
+    symlinks: bool,
+) -> list[str]:
     serving = formats.choose(version.format, install.backends(), install.has_module)
     folder = repository / version.model / "1"
     folder.parent.mkdir(parents=True)
@@ -35,7 +60,7 @@ def prepare(
         unpack(artifact, folder)
     else:
         folder.mkdir()
-        place(artifact, folder / serving.file)
+        place(artifact, folder / serving.file, symlinks=symlinks)
     if serving.runtime is not None:
         _add_runtime(serving.runtime, folder)
     text = model_config.build(version, deployment, model=version.model, backend=serving.backend)
@@ -43,12 +68,26 @@ def prepare(
     return [version.model]
 
 
-def place(artifact: Path, target: Path) -> None:
+def place(artifact: Path, target: Path, *, symlinks: bool = True) -> None:
     """Put a cached file where Triton looks for it, without a copy where the file system allows it."""
     try:
         os.link(artifact, target)
     except OSError:
-        target.symlink_to(artifact.absolute())
+        if symlinks:
+            target.symlink_to(artifact.absolute())
+        else:
+            shutil.copyfile(artifact, target)
+
+
+def _open_to_models(repository: Path) -> None:
+    """Let a model's user read what is in the repository, whatever the umask of this process."""
+    for path in repository.rglob("*"):
+        found = path.lstat()
+        if stat.S_ISDIR(found.st_mode):
+            path.chmod(0o755)
+        # A link to a cached artifact has its mode from there.
+        elif stat.S_ISREG(found.st_mode) and found.st_nlink == 1:
+            path.chmod(0o644)
 
 
 def _prepare_archive(
@@ -59,7 +98,6 @@ def _prepare_archive(
     unpack(artifact, unpacked)
     try:
         folders = model_folders(unpacked, version.model)
-        repository.mkdir(parents=True)
         configs = {name: _text(folder) for name, folder in folders.items()}
         served = model_config.served_model(configs, version.model)
         for name, folder in folders.items():
