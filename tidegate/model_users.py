@@ -19,6 +19,8 @@ from tidegate.errors import Unavailable
 PROC = Path("/proc")
 # Shared by all stacks of this machine, or of this container: they see the same processes.
 HOST = Path("/run/tidegate/model-users")
+# Below a replica's folder: which user its worker claimed.
+NOTE = "model-user"
 COUNT = 4096
 # The first is far above what systems hand out; the second is for a container with 65,536 users.
 FIRST = (2_000_000_000, 20_000)
@@ -68,6 +70,15 @@ def end_left(uid: int, folder: Path = HOST) -> None:
             end_all(uid)
         finally:
             os.close(lock)
+
+
+def noted(state: Path) -> list[int]:
+    """The users that workers of this state folder claimed, by their replicas' folders."""
+    found = []
+    for note in (state / "replicas").glob(f"*/{NOTE}"):
+        with contextlib.suppress(OSError, ValueError):
+            found.append(int(note.read_text()))
+    return found
 
 
 def is_ours(uid: int) -> bool:

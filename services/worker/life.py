@@ -83,7 +83,7 @@ class Life:
         # Until the model is loaded: its own configuration may say another number.
         self._instances = assignment.deployment.instances
         self._triton = triton
-        self._sandbox = triton.sandbox if triton is not None else sandbox_of(settings)
+        self._sandbox = triton.sandbox if triton is not None else sandbox_of(settings, folder)
         self._client: TritonClient | None = None
         self._regions: Regions | None = None
         self._task: asyncio.Task[None] | None = None

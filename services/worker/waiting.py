@@ -49,7 +49,7 @@ class Waiting:
         self._link = Link(settings.amqp_url, f"worker {start.replica}", self._listen)
         self._heartbeat = Heartbeat(store, settings.heartbeat_interval_s, self._report)
         self._triton: TritonProcess | None = None
-        self._sandbox = sandbox_of(settings)
+        self._sandbox = sandbox_of(settings, folder)
         self._answering = asyncio.Lock()
         self._closed = False
         self.failed = False

@@ -80,8 +80,8 @@ def diarist(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture
-def diary(tmp_path: Path) -> Path:
-    return tmp_path / "diary"
+def diary(open_folder: Path) -> Path:
+    return open_folder / "diary"
 
 
 def url(stack: Stack, path: str) -> str:

@@ -24,7 +24,7 @@ from services.worker.adapters import sandbox_entry
 from services.worker.settings import WorkerSettings
 from tidegate import telemetry
 from tidegate.errors import Unavailable
-from tidegate.model_users import HOST, ModelUser, end_all
+from tidegate.model_users import HOST, NOTE, ModelUser, end_all
 
 log = telemetry.logger(__name__)
 
@@ -68,8 +68,12 @@ NONE = Degree()
 class Sandbox:
     """The containment of one worker's model. It gets weaker, never stronger, when the machine refuses."""
 
-    def __init__(self, mode: Mode, state: Path, hidden: Iterable[Path] = ()) -> None:
+    def __init__(
+        self, mode: Mode, state: Path, hidden: Iterable[Path] = (), note: Path | None = None
+    ) -> None:
+        # ``note`` gets the number of the claimed user, for the launcher.
         self._mode = mode
+        self._note = note
         self._state = state.absolute()
         self._hidden = [self._state, *hidden]
         self._degrees, self._why = ([NONE], "") if mode == "off" else possible()
@@ -107,8 +111,7 @@ class Sandbox:
         """
         while self._degrees[0].user:
             try:
-                self._user = self._user or ModelUser.claim(HOST, self._state / "cache" / "users")
-                self._check(needs, self._user.uid)
+                self._check(needs, self._claimed())
                 break
             except (Unavailable, OSError) as error:
                 self.weaken(error.message if isinstance(error, Unavailable) else str(error))
@@ -120,6 +123,14 @@ class Sandbox:
         if not self._degrees[0].user and not self._warned:
             self._warned = True
             log.warning("the model has no user of its own", extra={"sandbox": self.degree, "why": self._why})
+
+    def _claimed(self) -> int:
+        if self._user is None:
+            # Of this machine, whose processes it could signal, and of all who share the cache.
+            self._user = ModelUser.claim(HOST, self._state / "cache" / "users")
+            if self._note is not None:
+                self._note.write_text(str(self._user.uid))
+        return self._user.uid
 
     def weaken(self, why: str) -> None:
         """Go on with the next degree, as this one was refused. Raises Unavailable where none is left."""
@@ -262,11 +273,14 @@ async def _end(process: asyncio.subprocess.Process) -> None:
     await process.wait()
 
 
-def sandbox_of(settings: WorkerSettings) -> Sandbox:
-    """Return the sandbox that the settings ask for; it hides the state folder and the local stores."""
+def sandbox_of(settings: WorkerSettings, folder: Path) -> Sandbox:
+    """Return the sandbox that the settings ask for, for the replica in ``folder``.
+
+    It hides the state folder and the local stores.
+    """
     urls = (settings.blob_url, settings.artifact_url)
     stores = [Path(url.removeprefix("file://")) for url in urls if url.startswith("file:///")]
-    return Sandbox(settings.model_sandbox, settings.state_path, stores)
+    return Sandbox(settings.model_sandbox, settings.state_path, stores, folder / NOTE)
 
 
 def possible() -> tuple[list[Degree], str]:

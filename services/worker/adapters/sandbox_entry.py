@@ -18,7 +18,7 @@ the reason goes back and nothing is executed; when the command is executed, the 
 """
 
 # Path is not imported, as that takes longer than everything else here.
-# ruff: noqa: PTH103, PTH112, PTH120, PTH123
+# ruff: noqa: PTH103, PTH112, PTH120, PTH123, PTH208
 
 from __future__ import annotations
 
@@ -149,6 +149,8 @@ def split(words: list[str]) -> tuple[list[list[str]], list[str]]:
 
 def environment() -> tuple[int, dict[bytes, bytes]]:
     """Read the command's environment; also the socket that it came from, which no command inherits."""
+    # uvloop lets a child inherit copies of what it was started with.
+    os.closerange(3, 1 + max(map(int, os.listdir("/proc/self/fd"))))
     socket = os.dup(0)  # closed on exec
     nothing = os.open("/dev/null", os.O_RDONLY)
     os.dup2(nothing, 0)
