@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[2]
 # What a worker must know alike, wherever it runs.
 SHARED = {
     "amqp_url", "redis_url", "jobs_url", "registry_url", "blob_url", "claim_above_bytes", "ack_timeout_s",
-    "job_ttl_s", "job_retention_s", "log_level",
+    "job_ttl_s", "job_retention_s", "log_level", "model_sandbox",
 }  # fmt: skip
 
 
@@ -57,6 +57,7 @@ def docker_launcher(settings: AutoscalerSettings) -> Launcher:
         cpus=settings.docker_cpus,
         shm_mb=settings.docker_shm_mb,
         gpu_request=settings.docker_gpu_request,
+        model_users=settings.model_sandbox != "off",
         log_driver=settings.docker_log_driver,
         log_options=settings.docker_log_options,
         compose_project=settings.docker_compose_project,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
 
 from pydantic import Field
 
@@ -17,11 +16,6 @@ class WorkerSettings(Settings):
         None, description="A native tritonserver binary instead of the wheel's."
     )
     triton_backends: Path | None = Field(None, description="Where that Triton has its backends.")
-    model_sandbox: Literal["auto", "required", "off"] = Field(
-        "auto",
-        description="Containment of the model's process: as much as this machine allows (`auto`), or the "
-        "replica fails where there is none (`required`), or `off`.",
-    )
     environment_timeout_s: float = Field(
         1800.0, description="How long installing a version's requirements may take, in seconds."
     )

@@ -175,7 +175,7 @@ class DockerLauncher:
         name = self._plan.name(start.replica)
         try:
             reference = start.image or self._plan.image
-            uid = await self._images.uid(reference)
+            uid = 0 if self._plan.model_users else await self._images.uid(reference)
             files = {
                 "token": self._plan.token.encode(),
                 # Not by its environment, which anyone who may look at the engine reads.

@@ -213,6 +213,8 @@ class Sandbox:
                 raise Unavailable(f"other users cannot read {path}: `chmod -R a+rX` it")
         if self._degrees[0].mounts:
             return
+        for folder in filter(Path.is_dir, self._hidden[1:]):
+            folder.chmod(stat.S_IMODE(folder.stat().st_mode) & ~stat.S_IRWXO)
         for path in (needs.cwd, *needs.read, *needs.write):
             self._open_way(path.resolve())
             closed = first_closed(path.resolve(), uid)
