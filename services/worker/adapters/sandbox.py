@@ -226,8 +226,8 @@ class Sandbox:
         state = self._state.resolve()
         for folder in [each for each in path.parents if each == state or each.is_relative_to(state)]:
             mode = stat.S_IMODE(folder.stat().st_mode)
-            if not mode & (OTHERS_PASS | stat.S_IXGRP):
-                folder.chmod(mode | OTHERS_PASS)
+            if mode & stat.S_IRWXO != OTHERS_PASS and folder.stat().st_gid != self.user:
+                folder.chmod(mode & ~stat.S_IRWXO | OTHERS_PASS)
 
     def _rearranged(self, needs: Needs) -> list[str]:
         uid = self.user
