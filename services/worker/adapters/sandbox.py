@@ -192,6 +192,12 @@ class Sandbox:
             os.chown(folder, -1, self.user)
             folder.chmod(0o750 if to_read else 0o710)
 
+    def release(self) -> None:
+        """Let another worker have the model's user; the end of this process does the same."""
+        if self._user is not None:
+            self._user.release()
+            self._user = None
+
     def end_all(self) -> None:
         """End what the model's user still runs."""
         if self.user is not None:

@@ -4,20 +4,27 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
+from subprocess import PIPE, STDOUT
 from typing import Any
 
 import pytest
+import uvloop
 
+from services.worker.adapters.sandbox import Mode, Needs, Sandbox
 from tests.integration.worker.contained import OTHER, REPLICA, ROOT
 from tests.integration.worker.test_environments import wheel
+from tidegate import model_users
+from tidegate.errors import Unavailable
 
 pytestmark = pytest.mark.integration
 
-Contained = Callable[[str], dict[str, Any]]
+Contained = Callable[..., Any]
 ANYBODY = 60_123
 AS = {
     "root": [],
@@ -26,6 +33,7 @@ AS = {
         "setpriv", "--bounding-set", "-all,+chown,+dac_override,+fowner,+kill,+setgid,+setuid",
         "--inh-caps", "-all", "--no-new-privs",
     ],
+    "root without capabilities": ["setpriv", "--bounding-set", "-all", "--inh-caps", "-all"],
     "a user": ["setpriv", f"--reuid={ANYBODY}", f"--regid={ANYBODY}", "--clear-groups"],
 }  # fmt: skip
 
@@ -37,7 +45,7 @@ def contained(open_folder: Path, runtime: Path) -> Contained:
         pytest.skip("other users can be tried by root only")
     wheel(open_folder / "wheels", "tidepool", "1.0", "DEPTH = 3\n")
 
-    def run(kind: str) -> dict[str, Any]:
+    def run(kind: str, fails: bool = False) -> Any:
         if kind == "a user" and not others_reach(Path(sys.prefix), ROOT, runtime):
             pytest.skip("this checkout is closed to other users")
         command = [*AS[kind], sys.executable, "-m", "tests.integration.worker.contained"]
@@ -48,9 +56,11 @@ def contained(open_folder: Path, runtime: Path) -> Contained:
         )  # fmt: skip
         if "unshare" in done.stderr or "new namespaces" in done.stderr:
             pytest.skip("this kernel gives a user no namespaces")
+        if fails:
+            assert done.returncode != 0
+            return done.stderr
         assert done.returncode == 0, done.stderr[-4000:]
-        found: dict[str, Any] = json.loads(done.stdout)
-        return found
+        return json.loads(done.stdout)
 
     return run
 
@@ -59,7 +69,7 @@ def others_reach(*paths: Path) -> bool:
     return all(each.stat().st_mode & 1 for path in paths for each in (path, *path.parents))
 
 
-@pytest.mark.parametrize("kind", AS)
+@pytest.mark.parametrize("kind", ["root", "root of a container", "a user"])
 def test_a_hostile_model(kind: str, contained: Contained) -> None:
     said = contained(kind)
     found = said["found"]
@@ -96,3 +106,125 @@ def test_a_hostile_model(kind: str, contained: Contained) -> None:
     assert said["modes"]["artifact"] == "0o444"
     if own_user:
         assert said["modes"]["module"] == "0o444"
+
+
+def test_required_and_not_to_be_had(contained: Contained) -> None:
+    said = contained("root without capabilities", fails=True)
+    assert "The model cannot be contained: the worker lacks the capabilities CHOWN" in said
+
+
+def in_sandbox(state: Path, *command: str, mode: Mode = "auto", **environment: str) -> tuple[str, str]:
+    """Run a command in the sandbox of a worker that is this process: its output, and the degree."""
+    sandbox = Sandbox(mode, state)
+    needs = Needs(state / "replicas" / "r" / "run-1")
+    needs.cwd.mkdir(parents=True, exist_ok=True)
+
+    async def run() -> str:
+        process = None
+        while process is None:
+            sandbox.settle(needs)
+            sandbox.give(needs.cwd)
+            process = await sandbox.spawn(needs, command, environment, stdout=PIPE, stderr=STDOUT)
+        return (await process.communicate())[0].decode()
+
+    try:
+        return uvloop.run(run()), sandbox.degree
+    finally:
+        sandbox.release()
+
+
+def test_the_environment_is_the_commands_alone(open_folder: Path) -> None:
+    """A Deployment's LD_PRELOAD must not be loaded before the process is contained."""
+    said, _ = in_sandbox(
+        open_folder / "state", "/bin/cat", "/proc/self/environ", LD_PRELOAD="/no.so", A="b c"
+    )
+    assert said.count("cannot be preloaded") == 1, said
+    assert said.endswith("LD_PRELOAD=/no.so\0A=b c\0")
+
+
+@pytest.mark.parametrize("mode", ["auto", "off"])
+def test_nothing_is_inherited_and_files_are_private(mode: Mode, open_folder: Path) -> None:
+    """Under uvloop a child may inherit more than its standard streams, and would keep the worker waiting."""
+    with (open_folder / "held").open("w") as held:
+        os.set_inheritable(held.fileno(), True)
+        script = "ls /proc/self/fd; umask; touch new; stat -c %a new; pwd"
+        said, degree = in_sandbox(open_folder / "state", "/bin/sh", "-c", script, mode=mode)
+    *handles, umask, mode_of_new, folder = said.split()
+    assert set(handles) <= {"0", "1", "2", "3"}, "3 is the folder that is listed"
+    assert (umask, mode_of_new) == ("0077", "600")
+    assert folder == str(open_folder / "state/replicas/r/run-1")
+    assert (degree == "off") == (mode == "off")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="a user of its own is given by root only")
+def test_what_is_refused_is_tried_with_less(open_folder: Path) -> None:
+    state = open_folder / "state"
+    cwd = state / "run-1"
+    cwd.mkdir(parents=True)
+    sandbox = Sandbox("auto", state)
+    nothing = Needs(cwd, shared_memory=open_folder / "nothing")
+
+    async def run() -> None:
+        sandbox.settle(nothing)
+        if sandbox.mounts:
+            assert await sandbox.spawn(nothing, ["/bin/true"], {}) is None
+        assert not sandbox.mounts
+        sandbox.settle(nothing)
+        assert sandbox.degree == f"user {sandbox.user}"
+        # And what this user cannot reach leaves nothing but the worker's own.
+        closed = open_folder / "closed" / "below"
+        closed.mkdir(parents=True)
+        closed.parent.chmod(0o700)
+        sandbox.settle(Needs(cwd, read=[closed]))
+        assert sandbox.degree.startswith(f"none: other users cannot pass through {closed.parent}")
+
+    try:
+        uvloop.run(run())
+        strict = Sandbox("required", state)
+        if strict.mounts:
+            strict.weaken("mounts are refused")
+        with pytest.raises(Unavailable, match="The model cannot be contained: users are refused"):
+            strict.weaken("users are refused")
+    finally:
+        sandbox.release()
+
+
+WORKER = """
+import asyncio, sys
+from pathlib import Path
+from services.worker.adapters.sandbox import Needs, Sandbox
+
+async def main():
+    state = Path(sys.argv[1])
+    cwd = state / "replicas" / "r-1-0-1" / "run-1"
+    cwd.mkdir(parents=True)
+    sandbox = Sandbox("auto", state, note=cwd.parent / "model-user")
+    needs = Needs(cwd)
+    sandbox.settle(needs)
+    sandbox.give(cwd)
+    script = "setsid sleep 600 & echo $!; echo $$; exec sleep 600"
+    await (await sandbox.spawn(needs, ["/bin/sh", "-c", script], {})).wait()
+
+asyncio.run(main())
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="a user of its own is given by root only")
+def test_a_killed_worker_takes_its_model_along(open_folder: Path) -> None:
+    """And what the model hid from it, as a daemon of its own, goes with the next sweep."""
+    state = open_folder / "state"
+    worker = subprocess.Popen([sys.executable, "-c", WORKER, state], stdout=PIPE, cwd=ROOT)
+    assert worker.stdout is not None
+    daemon, model = int(worker.stdout.readline()), int(worker.stdout.readline())
+    (uid,) = model_users.noted(state)
+    model_users.end_left(uid)
+    assert sorted(model_users.processes_of(uid)) == sorted([daemon, model]), "its worker lives"
+    worker.send_signal(signal.SIGKILL)
+    worker.wait()
+    worker.stdout.close()
+    end = time.monotonic() + 20
+    while model in model_users.processes_of(uid):
+        assert time.monotonic() < end, "the model outlives its worker"
+        time.sleep(0.01)
+    model_users.end_left(uid)
+    assert daemon not in model_users.processes_of(uid)
