@@ -3,7 +3,7 @@
 
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help up down clean test test-bytecode test-clients check fmt lock bootstrap bootstrap-dev bare-test compose-up compose-down compose-test docs torch bench bench-broker-tax bench-overload bench-heavy bench-mixups bench-perf-analyzer bench-rate-limit bench-chaos bench-flame bench-fleet bench-spike bench-healing bench-cold-start bench-plot bench-jobs bench-long-job
+.PHONY: help up down clean test test-bytecode test-clients check fmt lock bootstrap bootstrap-dev bare-test compose-up compose-down compose-test docs torch bench bench-against bench-broker-tax bench-overload bench-heavy bench-mixups bench-perf-analyzer bench-rate-limit bench-chaos bench-flame bench-fleet bench-spike bench-healing bench-cold-start bench-plot bench-jobs bench-long-job
 
 PY := .venv/bin/python
 STATE := $(or $(TIDEGATE_STATE_DIR),.tidegate)
@@ -96,6 +96,11 @@ bench: bootstrap ## measure Tidegate beside its peers (about 45 minutes)
 # What draws charts and flame graphs.
 bench-plot: bootstrap
 	@$(PY) -m benchmarks.install --only plot
+
+# The promise of every change: the hot path within 3 % of what it was. REV names the other revision.
+REV ?= HEAD~1
+bench-against: bootstrap ## the hot path beside another revision (REV=HEAD~1), alternating in one run
+	$(PY) -m benchmarks.against $(REV) $(BENCH_FLAGS)
 
 bench-broker-tax: bootstrap ## what the queue costs, by hop and by process
 	$(PY) -m benchmarks.broker_tax $(BENCH_FLAGS)

@@ -56,7 +56,8 @@ CRASH_WINDOW_S = 300.0
 class Life:
     """One replica from its start to its end. ``ended`` is set when the process should go.
 
-    ``triton`` is one that was started ahead; it is ended with the replica, used or not.
+    ``token`` opens the artifact at the registry. ``triton`` is one that was started ahead; it is ended with
+    the replica, used or not.
     """
 
     def __init__(
@@ -67,9 +68,11 @@ class Life:
         store: Store,
         job_store: JobStore,
         http_port: int,
+        token: str,
         triton: TritonProcess | None = None,
     ) -> None:
         self._settings = settings
+        self._token = token
         self._assignment = assignment
         self._deployment = assignment.deployment
         self._folder = folder
@@ -238,8 +241,8 @@ class Life:
         with self._phases.measure("fetch"):
             cache = ArtifactCache(self._settings.state_path / "cache")
             artifact = await cache.fetch(
-                self._assignment.registry_url,
-                self._settings.service_token,
+                self._settings.registry_url,
+                self._token,
                 version.artifact_sha256,
                 version.artifact_size,
             )

@@ -181,13 +181,16 @@ class Intention(Noun):
 
 
 class Assignment(Noun):
-    """All that one worker is started with: it needs the registry for the artifact's bytes only."""
+    """All that one worker is started with: it needs the registry for the artifact's bytes only.
+
+    It also travels as a message, so it holds no address and no credential: a worker has these from its
+    own settings.
+    """
 
     replica: str
     generation: int
     deployment: Deployment
     version: Version
-    registry_url: str
     launched_at: float
 
 

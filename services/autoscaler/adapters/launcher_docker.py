@@ -41,6 +41,7 @@ from services.autoscaler.domain.launcher import (
 )
 from tidegate import telemetry
 from tidegate.errors import Unavailable
+from tidegate.protocol import replica_token
 from tidegate.protocol.models import Assignment, WarmAssignment
 
 log = telemetry.logger(__name__)
@@ -172,15 +173,16 @@ class DockerLauncher:
             return 2, "", row["Id"]
 
     async def _start(self, start: Start) -> None:
-        name = self._plan.name(start.replica)
+        replica, name = start.replica, self._plan.name(start.replica)
         try:
             reference = start.image or self._plan.image
             uid = 0 if self._plan.model_users else await self._images.uid(reference)
             files = {
-                "token": self._plan.token.encode(),
                 # Not by its environment, which anyone who may look at the engine reads.
+                "replica/token": replica_token.issue(self._plan.token, replica).encode(),
                 "replica/assignment.json": start.document.encode(),
             }
+            files |= {f"secrets/{path}": content for path, content in self._plan.secrets.items()}
             await self._engine.put_files(name, self._plan.home, files, uid)
             await self._engine.start(name)
         except BaseException as error:

@@ -23,6 +23,7 @@ from services.autoscaler.adapters.replica_folder import ReplicaFolder
 from services.autoscaler.domain.launcher import LaunchFailed, Running, Start, parse_replica
 from tidegate import model_users
 from tidegate.errors import Unavailable
+from tidegate.protocol import replica_token
 from tidegate.protocol.models import Assignment, WarmAssignment
 
 # Inside a class with a method `list` the builtin of that name cannot be written as a type.
@@ -36,11 +37,15 @@ TAIL_BYTES = 4000
 
 @dataclass(frozen=True, slots=True)
 class ProcessPlan:
-    """How workers are started here: the command (the replica's folder is appended) and where."""
+    """How workers are started here: the command (the replica's folder is appended), and where.
+
+    ``token``: the service token, from which those of replicas follow. ``environment``: the workers', whole.
+    """
 
     command: Sequence[str]
     state_dir: Path
-    environment: Mapping[str, str] = field(default_factory=dict)
+    token: str = ""
+    environment: Mapping[str, str] = field(default_factory=lambda: dict(os.environ))
     cwd: Path | None = None
 
 
@@ -79,7 +84,7 @@ class ProcessLauncher:
 
     def _launch(self, start: Start) -> None:
         folder = self._folder(start.replica)
-        folder.create(start)
+        folder.create(start, replica_token.issue(self._plan.token, start.replica))
         log_path = self.log_path(start.replica)
         log_path.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -101,7 +106,7 @@ class ProcessLauncher:
 
     def _environment(self, replica: str) -> dict[str, str]:
         mark = {procfs.MARK: replica, procfs.SCOPE: str(self._plan.state_dir)}
-        return {**os.environ, **self._plan.environment, **mark}
+        return {**self._plan.environment, **mark}
 
     def _drain(self, replica: str) -> None:
         folder = self._folder(replica)

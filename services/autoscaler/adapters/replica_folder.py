@@ -1,6 +1,7 @@
 """The folder of one replica: ``<state>/replicas/<replica>``. Its existence fences the name.
 
 assignment.json   what the worker was started with           written here, before the start
+token             opens the replica's artifact               written here, before the start
 fingerprint       of the configuration it was started with   written here
 launch            when, and how long it may drain            written here
 process           pid and start tick of the worker           written here, after the start
@@ -33,14 +34,15 @@ class ReplicaFolder:
         self.path = path
         self.replica = path.name
 
-    def create(self, start: Start) -> None:
+    def create(self, start: Start, token: str) -> None:
         """Take the name and write what the worker reads. Raises ``NameTaken``."""
         try:
-            self.path.mkdir(parents=True)
+            self.path.mkdir(mode=0o700, parents=True)
         except FileExistsError:
             raise NameTaken(f"A replica {self.replica} exists already.") from None
         self._write("fingerprint", start.fingerprint)
         self._write("launch", f"{start.launched_at} {start.drain_limit_s}")
+        self._write("token", token)
         # Last and whole: a folder without it was interrupted, and no worker was started in it.
         self._write(ASSIGNMENT, start.document)
 
@@ -142,5 +144,6 @@ class ReplicaFolder:
         # Under another name first: a reader, or we after a crash, never sees half of it.
         temporary = self.path / f".{name}.new"
         with contextlib.suppress(FileNotFoundError):  # the folder went meanwhile: nothing to note
+            temporary.touch(mode=0o600)
             temporary.write_text(text)
             temporary.replace(self.path / name)

@@ -288,7 +288,8 @@ def sandbox_of(settings: WorkerSettings, folder: Path) -> Sandbox:
     """
     urls = (settings.blob_url, settings.artifact_url)
     stores = [Path(url.removeprefix("file://")) for url in urls if url.startswith("file:///")]
-    return Sandbox(settings.model_sandbox, settings.state_path, stores, folder / NOTE)
+    hidden = [settings.secrets_path, *stores]
+    return Sandbox(settings.model_sandbox, settings.state_path, hidden, folder / NOTE)
 
 
 def possible() -> tuple[list[Degree], str]:

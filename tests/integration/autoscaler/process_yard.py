@@ -28,7 +28,7 @@ class ProcessYard:
     def launcher(self, mode: str = "", late_s: float = 0.0) -> ProcessLauncher:
         """A launcher as after a restart: it has no children yet. ``late_s``: how far its clock is ahead."""
         command = [sys.executable, "-S", "-E", str(self.script)]
-        plan = ProcessPlan(command, self.state, {"MODE": mode})
+        plan = ProcessPlan(command, self.state, environment={**os.environ, "MODE": mode})
         self._launchers.append(ProcessLauncher(plan, clock=lambda: time.time() + late_s))
         return self._launchers[-1]
 

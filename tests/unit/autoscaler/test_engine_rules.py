@@ -40,7 +40,7 @@ def made(*, model_users: bool = True, **given) -> dict:
         created_at=BORN,
     )  # fmt: skip
     work = Assignment(
-        replica="m-v1-0-1", generation=1, deployment=deployment, version=version, registry_url="http://r",
+        replica="m-v1-0-1", generation=1, deployment=deployment, version=version,
         launched_at=1.0,
     )  # fmt: skip
     return body(plan, Start.of(work), "tidegate/worker", "sha256:1", {"GPU-a": 1} if given else {})
