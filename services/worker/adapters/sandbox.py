@@ -24,7 +24,7 @@ from services.worker.adapters import sandbox_entry
 from services.worker.settings import WorkerSettings
 from tidegate import telemetry
 from tidegate.errors import Unavailable
-from tidegate.model_users import HOST, NOTE, ModelUser, end_all
+from tidegate.model_users import HOST, NOTE, ModelUser
 
 log = telemetry.logger(__name__)
 
@@ -78,6 +78,7 @@ class Sandbox:
         self._hidden = [self._state, *hidden]
         self._degrees, self._why = ([NONE], "") if mode == "off" else possible()
         self._user: ModelUser | None = None
+        self._spawned = False
         self._warned = mode == "off"
 
     @classmethod
@@ -148,6 +149,9 @@ class Sandbox:
         In every degree the command ends with this worker, and what it writes is for its user only. ``how``
         is for ``create_subprocess_exec``. Raises Unavailable as :meth:`weaken` does.
         """
+        if self._user is not None:
+            self._user.begin()
+            self._spawned = True
         ours, theirs = socket.socketpair()
         with ours, theirs:
             ours.setblocking(False)
@@ -200,8 +204,9 @@ class Sandbox:
 
     def end_all(self) -> None:
         """End what the model's user still runs."""
-        if self.user is not None:
-            end_all(self.user)
+        if self._user is not None and self._spawned:
+            self._user.end_all()
+            self._spawned = False
 
     def _options(self, needs: Needs) -> list[str]:
         options = ["--parent", str(os.getpid()), "--cwd", str(needs.cwd)]

@@ -52,6 +52,7 @@ def test_a_user_has_one_holder(user: ModelUser, tmp_path: Path) -> None:
 def test_a_new_holder_ends_what_the_last_one_left() -> None:
     """Whoever it is: a worker of another stack may be faster than this test."""
     first = ModelUser.claim(HOST)
+    first.begin()
     process = left_behind(first.uid)
     ModelUser.claim(HOST).release()
     assert process.poll() is None
