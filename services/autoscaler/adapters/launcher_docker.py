@@ -26,7 +26,8 @@ from services.autoscaler.adapters.container_spec import (
 )
 from services.autoscaler.adapters.drain_marks import DrainMarks
 from services.autoscaler.adapters.engine import Doc, Engine, EngineError
-from services.autoscaler.adapters.gpu_inventory import EngineInventory, Inventory
+from services.autoscaler.adapters.gpu_inventory import Inventory
+from services.autoscaler.adapters.gpu_inventory_engine import EngineInventory
 from services.autoscaler.adapters.images import Images
 from services.autoscaler.adapters.kept_logs import KeptLogs
 from services.autoscaler.adapters.last_words import how_it_ended, with_last_line

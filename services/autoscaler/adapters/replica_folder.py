@@ -4,6 +4,7 @@ assignment.json   what the worker was started with           written here, befor
 token             opens the replica's artifact               written here, before the start
 fingerprint       of the configuration it was started with   written here
 launch            when, and how long it may drain            written here
+gpus              what it holds of GPUs, if anything         written here, before the start
 process           pid and start tick of the worker           written here, after the start
 lock              held by the worker for its life, its pid   written by the worker
 shared-memory     how its Triton's regions in /dev/shm are named   written by the worker
@@ -20,6 +21,7 @@ import shutil
 from pathlib import Path
 
 from services.autoscaler.adapters import procfs
+from services.autoscaler.domain.gpus import Shares, from_label, to_label
 from services.autoscaler.domain.launcher import NameTaken, Start
 from tidegate import model_users
 
@@ -34,12 +36,14 @@ class ReplicaFolder:
         self.path = path
         self.replica = path.name
 
-    def create(self, start: Start, token: str) -> None:
-        """Take the name and write what the worker reads. Raises ``NameTaken``."""
+    def create(self, start: Start, token: str, gpus: Shares | None = None) -> None:
+        """Take the name and write what the worker reads, and its GPUs. Raises ``NameTaken``."""
         try:
             self.path.mkdir(mode=0o700, parents=True)
         except FileExistsError:
             raise NameTaken(f"A replica {self.replica} exists already.") from None
+        if gpus:
+            self._write("gpus", to_label(gpus))
         self._write("fingerprint", start.fingerprint)
         self._write("launch", f"{start.launched_at} {start.drain_limit_s}")
         self._write("token", token)
@@ -59,6 +63,10 @@ class ReplicaFolder:
     def fingerprint(self) -> str:
         """The fingerprint it was launched with, empty when not known."""
         return self._read("fingerprint")
+
+    def gpus(self) -> dict[str, int]:
+        """Return what it holds of GPUs, as MiB by UUID; empty when it holds none."""
+        return from_label(self._read("gpus"))
 
     def note_process(self, pid: int) -> None:
         """Remember the worker's process, which has not taken its lock yet."""

@@ -26,6 +26,7 @@ from tidegate.topology import (
     USAGE,
     WARM,
     WORKERS,
+    Exchange,
     Queue,
     cancels_queue,
     events_queue,
@@ -129,7 +130,7 @@ async def test_nobody_logs_in_as_the_default_user_or_without_a_password(servers:
 
 async def test_each_service_does_its_work(servers: Servers) -> None:
     """What the services declare, bind, publish and consume, each with its own account."""
-    mine = {
+    mine: dict[str, list[Queue | Exchange]] = {
         "gateway": [EVENTS, CANCELS, REPLIES, REQUESTS, USAGE, jobs_queue("m", "high")],
         "registry": [EVENTS, USAGE],
         "router": [EVENTS, CANCELS, REQUESTS, EXCEPTIONS, jobs_queue("m", "high")],

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from services.autoscaler.adapters.container_spec import DockerPlan, body
-from services.autoscaler.adapters.gpu_inventory import probe_body
+from services.autoscaler.adapters.gpu_inventory_engine import probe_body
 from services.autoscaler.domain.engine_rules import Bounds, refusal
 from services.autoscaler.domain.launcher import Start
 from tidegate.protocol.models import Assignment, Deployment, Version
