@@ -311,7 +311,7 @@ def repository_in(folder: Path) -> Path:
 
 
 def new_triton(
-    install: TritonInstall, folder: Path, options: TritonOptions, sandbox: Sandbox
+    install: TritonInstall, folder: Path, options: TritonOptions, sandbox: Sandbox | None = None
 ) -> TritonProcess:
     """The Triton of the worker in ``folder``, not started yet."""
     triton = TritonProcess(install, folder / WORK_DIR, options, sandbox)
