@@ -167,7 +167,8 @@ class Environments:
         code, words = await self._run_contained(path, home, command, environment)
         path.with_suffix(".log").write_text(words)
         if code != 0:
-            raise ModelFailed(f"The requirements cannot be installed: {_reason(words)}")
+            closed = self._sandbox.closed(environment.get("PIP_FIND_LINKS", "").split())
+            raise ModelFailed(f"The requirements cannot be installed: {_reason(words)}{_hint(closed)}")
         log.info("environment built", extra={"environment": path.name[:12]})
 
     async def _run_contained(
@@ -200,6 +201,15 @@ def _environment(settings: Mapping[str, str]) -> dict[str, str]:
     }
     kept = {key: value for key, value in (seen | dict(settings)).items() if key not in _ASTRAY}
     return kept | {"PYTHONUNBUFFERED": "1"}
+
+
+def _hint(closed: Sequence[str]) -> str:
+    if not closed:
+        return ""
+    return (
+        f"\nThe model's user cannot read {', '.join(closed)} of PIP_FIND_LINKS: pip runs as that user. "
+        "Open the folder to every user."
+    )
 
 
 def _reason(words: str) -> str:

@@ -180,8 +180,14 @@ class Sandbox:
         return [
             key
             for key in ("TMPDIR", "HF_HOME")
-            if self.user is not None and not _writable(os.environ.get(key), self.user)
+            if self.user is not None and not _usable(os.environ.get(key), self.user, OTHERS_WRITE)
         ]
+
+    def closed(self, paths: Iterable[str]) -> list[str]:
+        """Return those of these local paths that are there and that the model's user cannot read."""
+        uid = self.user
+        found = [Path(path) for path in paths if path.startswith("/") and Path(path).exists()]
+        return [str(path) for path in found if uid is not None and not _usable(path, uid, OTHERS_READ)]
 
     def give(self, folder: Path) -> None:
         """Make a folder that is the model's own, and nobody else's."""
@@ -328,9 +334,9 @@ def _open_to(found: os.stat_result, uid: int, bits: int) -> bool:
     return found.st_mode & wanted == wanted
 
 
-def _writable(folder: str | None, uid: int) -> bool:
+def _usable(folder: Path | str | None, uid: int, bits: int) -> bool:
     with contextlib.suppress(OSError):
-        if folder and _open_to(Path(folder).stat(), uid, OTHERS_READ | OTHERS_WRITE | OTHERS_PASS):
+        if folder and _open_to(Path(folder).stat(), uid, bits | OTHERS_READ | OTHERS_PASS):
             return first_closed(Path(folder).resolve(), uid) is None
     return False
 

@@ -16,11 +16,13 @@ from typing import Any
 import pytest
 import uvloop
 
+from services.worker.adapters.environments import Environments
 from services.worker.adapters.sandbox import Mode, Needs, Sandbox
+from services.worker.adapters.triton_install import TritonInstall
 from tests.integration.worker.contained import OTHER, REPLICA, ROOT
 from tests.integration.worker.test_environments import wheel
 from tidegate import model_users
-from tidegate.errors import Unavailable
+from tidegate.errors import ModelFailed, Unavailable
 
 pytestmark = pytest.mark.integration
 
@@ -228,3 +230,18 @@ def test_a_killed_worker_takes_its_model_along(open_folder: Path) -> None:
         time.sleep(0.01)
     model_users.end_left(uid)
     assert daemon not in model_users.processes_of(uid)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="a user of its own is given by root only")
+def test_a_folder_of_packages_that_pip_cannot_read(
+    open_folder: Path, install: TritonInstall, tmp_path: Path
+) -> None:
+    wheel(tmp_path / "wheels", "tidepool", "1.0", "DEPTH = 3\n")
+    sandbox = Sandbox("auto", open_folder / "state")
+    environments = Environments(open_folder / "state" / "cache" / "envs", install, lambda _: None, sandbox)
+    settings = {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(tmp_path / "wheels")}
+    try:
+        with pytest.raises(ModelFailed, match=f"user cannot read {tmp_path}/wheels of PIP_FIND_LINKS"):
+            uvloop.run(environments.provide(["tidepool"], settings, 60))
+    finally:
+        sandbox.release()
