@@ -111,6 +111,9 @@ bench: bootstrap ## measure Tidegate beside its peers (about 45 minutes)
 	-$(PY) -m benchmarks.install
 	$(PY) -m benchmarks.run $(BENCH_FLAGS)
 
+security: bootstrap-dev ## the defects of the security review, each with its test, as a table (SECURITY_FLAGS=--measure)
+	$(PY) -m benchmarks.security $(SECURITY_FLAGS)
+
 # What draws charts and flame graphs.
 bench-plot: bootstrap
 	@$(PY) -m benchmarks.install --only plot
