@@ -25,7 +25,7 @@ from services.worker.adapters.triton_client import TritonClient
 from services.worker.adapters.triton_install import TritonInstall
 from services.worker.adapters.triton_process import TritonOptions, TritonProcess
 from tests.integration.worker.hostile import MODEL
-from tidegate.protocol.envelope import call_key, read_request, request_frame, tensor
+from tidegate.protocol.envelope import Buffer, call_key, read_request, request_frame, tensor
 from tidegate.protocol.models import DeploymentSpec, Signature, TensorSpec, Version
 from tidegate.protocol.tensors import pack_strings, unpack_strings
 
@@ -134,7 +134,7 @@ async def attacks(model: Model, order: dict[str, Any]) -> dict[str, Any]:
     """Send the order and a large tensor; the tensor comes back times the package's number."""
     key = call_key((tensor("order", "BYTES", (1,)), tensor("large", "FP32", (LARGE,))), (), {})
     large = np.arange(LARGE, dtype=np.float32)
-    data = [pack_strings([json.dumps(order)]), large.tobytes()]
+    data: list[Buffer] = [pack_strings([json.dumps(order)]), large.tobytes()]
     frame = request_frame(os.urandom(16), 1, 1, key, data, flags=1)
     said, doubled = await model.call([read_request(memoryview(frame))], 60)
     assert (np.frombuffer(doubled.raw, np.float32) == 3 * large).all()
