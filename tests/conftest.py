@@ -86,6 +86,14 @@ def nothing_unraisable() -> Iterator[None]:
     gc.collect()
 
 
+@pytest.fixture
+def open_folder() -> Iterator[Path]:
+    """A folder that a model's user can reach and write to; pytest's own are closed to other users."""
+    with tempfile.TemporaryDirectory(prefix="tidegate-open-", ignore_cleanup_errors=True) as folder:
+        Path(folder).chmod(0o777)
+        yield Path(folder)
+
+
 @pytest.fixture(scope="session")
 def made_once(tmp_path_factory: pytest.TempPathFactory) -> MadeOnce:
     """``made_once(name, fill)``: what ``fill`` put into a folder, for all processes of this run to read."""

@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, PrivateAttr, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -99,6 +99,11 @@ class Settings(BaseSettings):
     )
     api_key: str = Field(
         "", description="Key of the CLI: with it everything goes through the gateway, from any machine."
+    )
+    model_sandbox: Literal["auto", "required", "off"] = Field(
+        "auto",
+        description="Containment of a model's process: as much as the machine allows (`auto`); the replica "
+        "fails where there is none (`required`); or `off`.",
     )
     log_level: str = Field("INFO", description="DEBUG, INFO, WARNING or ERROR.")
 

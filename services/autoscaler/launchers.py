@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[2]
 # What a worker must know alike, wherever it runs.
 SHARED = {
     "registry_url", "blob_url", "claim_above_bytes", "ack_timeout_s", "job_ttl_s", "job_retention_s",
-    "log_level",
+    "log_level", "model_sandbox",
 }  # fmt: skip
 
 # What a worker, which runs other people's models, does not inherit from this process.
@@ -65,6 +65,7 @@ def docker_launcher(settings: AutoscalerSettings) -> Launcher:
         cpus=settings.docker_cpus,
         shm_mb=settings.docker_shm_mb,
         gpu_request=settings.docker_gpu_request,
+        model_users=settings.model_sandbox != "off",
         log_driver=settings.docker_log_driver,
         log_options=settings.docker_log_options,
         compose_project=settings.docker_compose_project,

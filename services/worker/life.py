@@ -17,6 +17,7 @@ from services.worker.adapters.gpus import Gpus
 from services.worker.adapters.heartbeat import Heartbeat
 from services.worker.adapters.model import Model
 from services.worker.adapters.model_report import ModelReport
+from services.worker.adapters.sandbox import sandbox_of
 from services.worker.adapters.shared_memory import Regions
 from services.worker.adapters.triton_client import TritonClient
 from services.worker.adapters.triton_install import TritonInstall
@@ -87,6 +88,7 @@ class Life:
         # Until the model is loaded: its own configuration may say another number.
         self._instances = assignment.deployment.instances
         self._triton = triton
+        self._sandbox = triton.sandbox if triton is not None else sandbox_of(settings, folder)
         self._client: TritonClient | None = None
         self._regions: Regions | None = None
         self._task: asyncio.Task[None] | None = None
@@ -225,7 +227,8 @@ class Life:
         requirements = self._assignment.version.requirements
         if not requirements:
             return install
-        environments = Environments(self._settings.state_path / "cache" / "envs", install, self._tell)
+        folder = self._settings.state_path / "cache" / "envs"
+        environments = Environments(folder, install, self._tell, self._sandbox)
         with self._phases.measure("environment"):
             return await environments.provide(
                 requirements, self._deployment.env, self._settings.environment_timeout_s
@@ -247,7 +250,15 @@ class Life:
                 version.artifact_size,
             )
         repository = repository_in(self._folder)
-        write = partial(model_repository.prepare, version, self._deployment, artifact, repository, install)
+        write = partial(
+            model_repository.prepare,
+            version,
+            self._deployment,
+            artifact,
+            repository,
+            install,
+            symlinks=not self._sandbox.mounts,
+        )
         self._loading = Loading(self._deployment, write)
         models = await self._loading.prepare()
         options = TritonOptions(
@@ -261,7 +272,7 @@ class Life:
         if self._triton is None or not self._triton.serves(install, options):
             if self._triton is not None:
                 await self._triton.stop(grace_s=0)
-            self._triton = new_triton(install, self._folder, options)
+            self._triton = new_triton(install, self._folder, options, self._sandbox)
         return models
 
     async def _start_triton(self, models: list[str]) -> TritonClient:
@@ -274,7 +285,8 @@ class Life:
                 await self._triton.start()
         client = TritonClient(self._triton.target, self._triton.http)
         if self._settings.shared_memory_above_bytes:
-            self._regions = Regions(client, self._triton.region)
+            triton = self._triton
+            self._regions = Regions(client, triton.region, triton.shared_memory, self._sandbox.user)
         self._message = "loading the model"
         with self._phases.measure("load"):
             await self._loading.load(client, models, self._triton.tail)
@@ -450,4 +462,5 @@ class Life:
             gpu_utilization=self._gpus.utilization,
             gpu_memory_bytes=self._gpus.memory_bytes,
             device=self._loading.device if self._loading else "",
+            sandbox=self._sandbox.degree,
         )

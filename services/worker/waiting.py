@@ -13,6 +13,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from services.worker.adapters.heartbeat import Heartbeat
+from services.worker.adapters.sandbox import sandbox_of
 from services.worker.adapters.triton_install import TritonInstall
 from services.worker.adapters.triton_process import TritonOptions, TritonProcess, new_triton
 from services.worker.settings import WorkerSettings
@@ -48,6 +49,7 @@ class Waiting:
         self._link = Link(settings.amqp_url, f"worker {start.replica}", self._listen)
         self._heartbeat = Heartbeat(store, settings.heartbeat_interval_s, self._report)
         self._triton: TritonProcess | None = None
+        self._sandbox = sandbox_of(settings, folder)
         self._answering = asyncio.Lock()
         self._closed = False
         self.failed = False
@@ -107,7 +109,7 @@ class Waiting:
             auto_complete=False,
             start_timeout_s=pool.start_timeout_s,
         )
-        self._triton = new_triton(install, self._folder, options)
+        self._triton = new_triton(install, self._folder, options, self._sandbox)
         await self._triton.start()
         return self._triton
 
@@ -165,4 +167,5 @@ class Waiting:
             phases_ms={"launch": self._launch_ms},
             metrics_port=self._http_port,
             started_at=self._started_at,
+            sandbox=self._sandbox.degree,
         )

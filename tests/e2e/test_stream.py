@@ -80,8 +80,12 @@ def diarist(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture
-def diary(tmp_path: Path) -> Path:
-    return tmp_path / "diary"
+def diary(open_folder: Path) -> Path:
+    # Two replicas write to it, each as a user of its own.
+    found = open_folder / "diary"
+    found.touch()
+    found.chmod(0o666)
+    return found
 
 
 def url(stack: Stack, path: str) -> str:

@@ -84,10 +84,10 @@ def column(*values: float) -> Any:
 
 
 @pytest.fixture
-def only_local(tmp_path: Path) -> list[str]:
+def only_local(open_folder: Path) -> list[str]:
     """Options by which pip finds one package, in a folder, and nothing else."""
-    wheel(tmp_path / "wheels", "tidepool", "1.5", "DEPTH = 3\n")
-    return ["--env", "PIP_NO_INDEX=1", "--env", f"PIP_FIND_LINKS={tmp_path / 'wheels'}"]
+    wheel(open_folder / "wheels", "tidepool", "1.5", "DEPTH = 3\n")
+    return ["--env", "PIP_NO_INDEX=1", "--env", f"PIP_FIND_LINKS={open_folder / 'wheels'}"]
 
 
 def test_a_folder_with_code_and_requirements(

@@ -25,6 +25,7 @@ class ReplicaReport:
     ``gpu_utilization`` (0 to 1) and ``gpu_memory_bytes`` (used) are those of its GPUs; None: it has none.
     ``device`` is where its model runs, as Triton says: ``cpu``, ``cuda:0 (NVIDIA H100 80GB HBM3)``, several
     by commas; empty until the model is loaded.
+    ``sandbox`` says how the model's process is contained; empty: a worker that does not say.
     """
 
     replica: str
@@ -49,6 +50,7 @@ class ReplicaReport:
     gpu_utilization: float | None = None
     gpu_memory_bytes: int | None = None
     device: str = ""
+    sandbox: str = ""
 
     def to_json(self) -> bytes:
         """The report as JSON."""

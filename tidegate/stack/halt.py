@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from tidegate import model_users
 from tidegate.stack import processes
 from tidegate.stack.child import Child
 from tidegate.stack.plan import SWEEP_LIMIT_S, log_file
@@ -37,9 +38,14 @@ def stop_children(
 
 
 def sweep(state: Path) -> list[Process]:
-    """End every process that carries the stack's mark; the ones that were found."""
+    """End every process that carries the stack's mark; the ones that were found.
+
+    What runs as a model's user is ended too: its mark cannot be read without CAP_SYS_PTRACE.
+    """
     found = processes.marked(state)
     processes.stop(found, LEFTOVER_GRACE_S)
+    for uid in model_users.noted(state):
+        model_users.end_left(uid)
     return found
 
 

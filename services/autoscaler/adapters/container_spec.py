@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from services.autoscaler.domain.engine_rules import CAPABILITIES, ROOT
 from services.autoscaler.domain.gpus import Shares, to_label
 from services.autoscaler.domain.launcher import Start
 
@@ -38,6 +39,8 @@ class DockerPlan:
     state folder inside of them, ``volumes`` are named ones by the path where they appear. Memory in MiB,
     0: no limit.
     ``compose_project`` lets `docker compose down` end what was launched beside it.
+    With ``model_users`` the worker runs as root with what it takes to run its model as another user, and
+    nothing else of root's.
     """
 
     stack: str
@@ -55,6 +58,7 @@ class DockerPlan:
     cpus: float = 0.0
     shm_mb: int = 256
     gpu_request: GpuRequest = "devices"
+    model_users: bool = True
     log_driver: str = "json-file"
     log_options: Mapping[str, str] = field(default_factory=dict)
     compose_project: str = ""
@@ -67,7 +71,7 @@ class DockerPlan:
     def defaults(self) -> str:
         """Digest of what a worker gets that its assignment does not say."""
         given = (self.image, sorted(self.environment.items()), sorted(self.volumes.items()), self.network)
-        limits = (self.memory_mb, self.cpus, self.shm_mb, self.gpu_request, self.command)
+        limits = (self.memory_mb, self.cpus, self.shm_mb, self.gpu_request, self.command, self.model_users)
         keys = (self.token, sorted(self.secrets.items()))
         return hashlib.sha256(repr((given, limits, keys)).encode()).hexdigest()[:16]
 
@@ -92,6 +96,8 @@ def body(plan: DockerPlan, start: Start, image: str, digest: str, gpus: Shares) 
         "StopTimeout": int(start.drain_limit_s) + 10,
         "HostConfig": _host_config(plan, start, gpus),
     }
+    if plan.model_users:
+        made["User"] = ROOT
     if plan.command is not None:
         made["Cmd"] = list(plan.command)
     return made
@@ -130,6 +136,7 @@ def _host_config(plan: DockerPlan, start: Start, gpus: Shares) -> dict[str, Any]
         # A first process that passes signals on and buries what a killed worker leaves.
         "Init": True,
         "CapDrop": ["ALL"],
+        "CapAdd": list(CAPABILITIES) if plan.model_users else [],
         "SecurityOpt": ["no-new-privileges"],
         "PidsLimit": PIDS_LIMIT,
         "ShmSize": (wanted.shm_mb or plan.shm_mb) * MIB,

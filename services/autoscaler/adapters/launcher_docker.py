@@ -177,7 +177,7 @@ class DockerLauncher:
         replica, name = start.replica, self._plan.name(start.replica)
         try:
             reference = start.image or self._plan.image
-            uid = await self._images.uid(reference)
+            uid = 0 if self._plan.model_users else await self._images.uid(reference)
             files = {
                 # Not by its environment, which anyone who may look at the engine reads.
                 "replica/token": replica_token.issue(self._plan.token, replica).encode(),

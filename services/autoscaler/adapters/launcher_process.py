@@ -24,6 +24,7 @@ from services.autoscaler.adapters.last_words import how_it_ended, with_last_line
 from services.autoscaler.adapters.replica_folder import ReplicaFolder
 from services.autoscaler.domain.gpus import Claim, Gpu, NoRoom, Shares, place
 from services.autoscaler.domain.launcher import LaunchFailed, Running, Start, parse_replica
+from tidegate import model_users
 from tidegate.errors import Unavailable
 from tidegate.protocol import replica_token
 from tidegate.protocol.models import Assignment, WarmAssignment
@@ -171,6 +172,9 @@ class ProcessLauncher:
     def _kill(self, replica: str) -> None:
         folder = self._folder(replica)
         left = procfs.kill_all(self._owner(folder), KILL_TIMEOUT_S)
+        if not left:
+            # The environment of another user's process, which has the mark, may be closed to this one.
+            model_users.end_left(folder.model_user())
         child = self._children.get(replica)
         if child is not None and not left:
             with contextlib.suppress(subprocess.TimeoutExpired):

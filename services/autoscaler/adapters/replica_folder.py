@@ -8,6 +8,7 @@ gpus              what it holds of GPUs, if anything         written here, befor
 process           pid and start tick of the worker           written here, after the start
 lock              held by the worker for its life, its pid   written by the worker
 shared-memory     how its Triton's regions in /dev/shm are named   written by the worker
+model-user        the user of its model's process, where it has one of its own   written by the worker
 draining          since when it is asked to finish           written here
 """
 
@@ -22,6 +23,7 @@ from pathlib import Path
 from services.autoscaler.adapters import procfs
 from services.autoscaler.domain.gpus import Shares, from_label, to_label
 from services.autoscaler.domain.launcher import NameTaken, Start
+from tidegate import model_users
 
 ASSIGNMENT = "assignment.json"
 SHARED_MEMORY = Path("/dev/shm")
@@ -85,6 +87,11 @@ class ReplicaFolder:
                 return int(found)
         return 0
 
+    def model_user(self) -> int:
+        """The user of the model's process as the worker noted it; 0 when it has none of its own."""
+        noted = self._read(model_users.NOTE).strip()
+        return int(noted) if noted.isdecimal() else 0
+
     def lock_held(self) -> bool | None:
         """Whether a worker lives; None when none has written its pid yet.
 
@@ -129,7 +136,10 @@ class ReplicaFolder:
         prefix = self._read("shared-memory").strip()
         if prefix.startswith("tidegate-"):
             for left in SHARED_MEMORY.glob(f"{prefix}*"):
-                left.unlink(missing_ok=True)
+                if left.is_dir() and not left.is_symlink():
+                    shutil.rmtree(left, ignore_errors=True)
+                else:
+                    left.unlink(missing_ok=True)
         shutil.rmtree(self.path, ignore_errors=True)
 
     def _read(self, name: str) -> str:

@@ -26,10 +26,13 @@ _WORDS: Mapping[str, set[str | None]] = {
     "PUT": {"/archive"},
     "DELETE": {None},
 }
-_TOP = {"Image", "Env", "Cmd", "Entrypoint", "Labels", "StopSignal", "StopTimeout", "HostConfig"}
+# A worker's user, and what it may do as root: run its model as another user, and end it.
+ROOT = "0:0"
+CAPABILITIES = ("CHOWN", "DAC_OVERRIDE", "FOWNER", "KILL", "SETGID", "SETUID")
+_TOP = {"Image", "Env", "Cmd", "Entrypoint", "Labels", "StopSignal", "StopTimeout", "HostConfig", "User"}
 _HOST = {
-    "NetworkMode", "RestartPolicy", "Init", "CapDrop", "SecurityOpt", "PidsLimit", "ShmSize", "Memory",
-    "MemorySwap", "NanoCpus", "LogConfig", "Mounts", "DeviceRequests",
+    "NetworkMode", "RestartPolicy", "Init", "CapDrop", "CapAdd", "SecurityOpt", "PidsLimit", "ShmSize",
+    "Memory", "MemorySwap", "NanoCpus", "LogConfig", "Mounts", "DeviceRequests",
 }  # fmt: skip
 
 
@@ -121,6 +124,8 @@ def _creation(query: Query, raw: bytes, bounds: Bounds) -> str | None:
         return "the container to create must be stated as JSON, each key once"
     if strange:
         return f"a worker's container may not state {', '.join(sorted(strange))}"
+    if body.get("User", ROOT) != ROOT:
+        return f"a worker's container runs as its image says, or as {ROOT}"
     if (body.get("Labels") or {}).get("tidegate.stack") != bounds.stack:
         return f"a worker's container has the label tidegate.stack={bounds.stack}"
     return (
@@ -155,6 +160,8 @@ def _bounded(host: Doc, bounds: Bounds) -> str | None:
         return f"a worker's network is {bounds.network}"
     if host.get("CapDrop") != ["ALL"] or host.get("SecurityOpt") != ["no-new-privileges"]:
         return "a worker's container drops all capabilities and gains no privileges"
+    if not set(host.get("CapAdd") or ()) <= set(CAPABILITIES):
+        return f"a worker's container is given no capabilities but {', '.join(CAPABILITIES)}"
     restart, logs = host.get("RestartPolicy") or {}, host.get("LogConfig") or {}
     if _strange(restart, {"Name", "MaximumRetryCount"}) or restart.get("Name", "no") != "no":
         return "a worker's container is not started again by the engine"

@@ -19,6 +19,7 @@ from tidegate.errors import NotFound, Unavailable
 log = telemetry.logger(__name__)
 
 CHUNK = 1024 * 1024
+READ_ONLY = 0o444
 TRIES = 6
 FIRST_PAUSE_S = 0.2
 LONGEST_PAUSE_S = 5.0
@@ -45,6 +46,7 @@ class ArtifactCache:
         path = self._folder / sha256
         async with alone(path.with_suffix(".lock")):
             if await asyncio.to_thread(_is_whole, path, sha256, size):
+                _open_to_models(path)
                 return path
             await self._download(f"{registry_url.rstrip('/')}/v1/artifacts/{sha256}", token, path, size)
             await asyncio.to_thread(_remember, path)
@@ -109,8 +111,14 @@ def _look(path: Path) -> list[int]:
     return [seen.st_size, seen.st_mtime_ns, seen.st_ino]
 
 
+def _open_to_models(path: Path) -> None:
+    """Let a model's user read it: the model's folder has a link to it. The cache's folder is closed to it."""
+    if path.stat().st_mode & 0o777 != READ_ONLY:
+        path.chmod(READ_ONLY)
+
+
 def _remember(path: Path) -> None:
-    path.chmod(0o400)
+    path.chmod(READ_ONLY)
     path.with_suffix(".ok").write_text(json.dumps(_look(path)))
 
 

@@ -2,7 +2,8 @@
 
 ``<folder>/<digest>/`` is a virtual environment, ``<digest>.ok`` says that it is whole, ``<digest>.log`` is
 what pip wrote. It is built in place, because an environment's scripts name their own path, and the ``.ok``
-file is what makes it one step: without it the folder is begun anew.
+file is what makes it one step: without it the folder is begun anew. While pip runs, the folder belongs to the
+model's user, where it has one (``adapters/sandbox.py``); afterwards to the worker's, and only that can write.
 """
 
 from __future__ import annotations
@@ -18,9 +19,13 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from services.worker.adapters import pip_home
+from services.worker.adapters.environment_files import hand_over, is_whole, take_over
 from services.worker.adapters.file_lock import alone
-from services.worker.adapters.triton_install import TritonInstall
+from services.worker.adapters.sandbox import Needs, Sandbox
+from services.worker.adapters.triton_install import TritonInstall, prefixes
 from tidegate import telemetry
 from tidegate.errors import ModelFailed
 
@@ -43,9 +48,15 @@ _FLAGS = (
     "--no-input", "--disable-pip-version-check", "--root-user-action=ignore", "--progress-bar=off",
     "--no-warn-script-location",
 )  # fmt: skip
+_PIPED: dict[str, Any] = {
+    "stdout": asyncio.subprocess.PIPE,
+    "stderr": asyncio.subprocess.STDOUT,
+    # A group of its own, to be ended as one.
+    "start_new_session": True,
+    "limit": 1024 * 1024,  # bytes of the longest line
+}
 _TELLING = ("Collecting", "Downloading", "Using cached", "Building", "Installing")
 _TAIL_LINES = 12
-LONGEST_LINE = 1024 * 1024
 
 _DESCRIBE = (
     "import json, site, sys; print(json.dumps([sys.version, sys.prefix,"
@@ -70,8 +81,15 @@ class Base:
 class Environments:
     """The environments in ``folder``. ``tell`` gets the progress in words."""
 
-    def __init__(self, folder: Path, install: TritonInstall, tell: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        install: TritonInstall,
+        tell: Callable[[str], None],
+        sandbox: Sandbox | None = None,
+    ) -> None:
         self._folder = folder.absolute()
+        self._sandbox = sandbox or Sandbox.off()
         self._install = install
         self._tell = tell
 
@@ -91,7 +109,7 @@ class Environments:
                 path = self._folder / self._digest(base, requirements, settings)
                 waiting = "waiting for another replica to install the requirements"
                 async with alone(path.with_suffix(".lock"), lambda: self._tell(waiting)):
-                    if not (path.with_suffix(".ok").exists() and (path / "bin" / "python3").exists()):
+                    if not is_whole(path):
                         await self._build(path, base, requirements, settings)
         except TimeoutError:
             raise ModelFailed(f"The requirements were not installed within {timeout_s:g} s.") from None
@@ -118,9 +136,9 @@ class Environments:
         self._tell("making an environment for the requirements")
         path.with_suffix(".ok").unlink(missing_ok=True)
         await asyncio.to_thread(shutil.rmtree, path, ignore_errors=True)
-        environment = _environment(settings)
+        # Of no setting of the Deployment: this part runs as the worker.
         code, words = await _run(
-            [str(base.python), "-I", "-m", "venv", "--without-pip", str(path)], environment
+            [str(base.python), "-I", "-m", "venv", "--without-pip", str(path)], _environment({})
         )
         if code != 0:
             raise ModelFailed(f"No environment for the requirements could be made: {words}")
@@ -131,20 +149,43 @@ class Environments:
         (own / "models.pth").write_text("\n".join(below) + "\n")
         (path / "requirements.txt").write_text("\n".join(requirements) + "\n")
         (path / "constraints.txt").write_text("\n".join(self._install.constraints) + "\n")
-        await self._install_into(path, environment)
+        home = path.with_suffix(".home")
+        try:
+            await self._install_into(path, home, _environment(settings))
+            await asyncio.to_thread(take_over, path, self._sandbox.user)
+        finally:
+            self._sandbox.end_all()
+            await asyncio.to_thread(shutil.rmtree, home, ignore_errors=True)
         path.with_suffix(".ok").touch()
 
-    async def _install_into(self, path: Path, environment: dict[str, str]) -> None:
+    async def _install_into(self, path: Path, home: Path, environment: dict[str, str]) -> None:
         command = [
-            sys.executable, "-m", "pip", "--python", str(path / "bin" / "python3"), "install", *_FLAGS,
+            sys.executable, "-P", "-m", "pip", "--python", str(path / "bin" / "python3"), "install", *_FLAGS,
             "-r", str(path / "requirements.txt"), "-c", str(path / "constraints.txt"),
         ]  # fmt: skip
         self._tell("installing the requirements")
-        code, words = await _run(command, environment, self._progress)
+        code, words = await self._run_contained(path, home, command, environment)
         path.with_suffix(".log").write_text(words)
         if code != 0:
-            raise ModelFailed(f"The requirements cannot be installed: {_reason(words)}")
+            closed = self._sandbox.closed(environment.get("PIP_FIND_LINKS", "").split())
+            raise ModelFailed(f"The requirements cannot be installed: {_reason(words)}{_hint(closed)}")
         log.info("environment built", extra={"environment": path.name[:12]})
+
+    async def _run_contained(
+        self, path: Path, home: Path, command: Sequence[str], environment: dict[str, str]
+    ) -> tuple[int, str]:
+        """Run pip as the model would be run: the code of a package's setup is its author's."""
+        read = [Path(sys.prefix), *prefixes(Path(sys.executable)), *self._install.roots()]
+        needs = Needs(home, read, [path])
+        process = None
+        while process is None:
+            home.mkdir(exist_ok=True, mode=0o700)
+            self._sandbox.settle(needs)
+            self._sandbox.give(home)
+            await asyncio.to_thread(hand_over, path, self._sandbox.user)
+            own = pip_home.make(home, environment, self._sandbox.user)
+            process = await self._sandbox.spawn(needs, command, own, **_PIPED)
+        return await _outcome(process, self._progress)
 
     def _progress(self, line: str) -> None:
         if line.startswith(_TELLING):
@@ -162,6 +203,15 @@ def _environment(settings: Mapping[str, str]) -> dict[str, str]:
     return kept | {"PYTHONUNBUFFERED": "1"}
 
 
+def _hint(closed: Sequence[str]) -> str:
+    if not closed:
+        return ""
+    return (
+        f"\nThe model's user cannot read {', '.join(closed)} of PIP_FIND_LINKS: pip runs as that user. "
+        "Open the folder to every user."
+    )
+
+
 def _reason(words: str) -> str:
     """pip's errors, or the end of what it wrote if it names none."""
     lines = [line.rstrip() for line in words.splitlines() if line.strip()]
@@ -169,20 +219,16 @@ def _reason(words: str) -> str:
     return "\n".join(dict.fromkeys(errors) if errors else lines[-_TAIL_LINES:])
 
 
-async def _run(
-    command: Sequence[str], environment: Mapping[str, str], on_line: Callable[[str], None] = lambda _: None
-) -> tuple[int, str]:
-    """Exit code and output (errors included). Ends the command, and all that it started, with its caller."""
+async def _run(command: Sequence[str], environment: Mapping[str, str]) -> tuple[int, str]:
+    """Exit code and output (errors included) of a command of ours."""
     process = await asyncio.create_subprocess_exec(
-        *command,
-        env=dict(environment),
-        stdin=asyncio.subprocess.DEVNULL,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.STDOUT,
-        # A group of its own, to be ended as one.
-        start_new_session=True,
-        limit=LONGEST_LINE,
+        *command, env=dict(environment), stdin=asyncio.subprocess.DEVNULL, **_PIPED
     )
+    return await _outcome(process, lambda _: None)
+
+
+async def _outcome(process: asyncio.subprocess.Process, on_line: Callable[[str], None]) -> tuple[int, str]:
+    """Exit code and output. Ends the command, and all that it started, with its caller."""
     assert process.stdout is not None
     lines = []
     try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import stat
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -25,17 +26,38 @@ def prepare(
     repository: Path,
     install: TritonInstall,
     gpus: Devices = (),
+    *,
+    symlinks: bool = True,
 ) -> list[str]:
     """Make ``repository`` hold exactly this version and give the names of the models to load, in order.
 
     The last one serves; those before it are its parts (of an ensemble, or called from Python). ``gpus`` are
-    those that the model is to run on; empty: on the CPU. Blocking (disk). Raises ModelFailed, with the
-    remedy, when it cannot be served here.
+    those that the model is to run on; empty: on the CPU. Blocking (disk). ``symlinks`` False: the model's
+    process cannot follow a link into the cache. Raises ModelFailed, with the remedy, when it cannot be
+    served here.
     """
-    if repository.exists():
-        shutil.rmtree(repository)
+    # Emptied, not made anew: a Triton that runs in a sandbox has this very folder mounted.
+    repository.mkdir(parents=True, exist_ok=True)
+    for left in repository.iterdir():
+        shutil.rmtree(left)
     if version.format == "triton":
-        return _prepare_archive(version, deployment, artifact, repository, install, gpus)
+        models = _prepare_archive(version, deployment, artifact, repository, install, gpus)
+    else:
+        models = _prepare_file(version, deployment, artifact, repository, install, gpus, symlinks=symlinks)
+    _open_to_models(repository)
+    return models
+
+
+def _prepare_file(
+    version: Version,
+    deployment: DeploymentSpec,
+    artifact: Path,
+    repository: Path,
+    install: TritonInstall,
+    gpus: Devices,
+    *,
+    symlinks: bool,
+) -> list[str]:
     gpus = devices.usable(version.format, gpus, allow_cpu=deployment.resources.allow_cpu)
     serving = formats.choose(version.format, install.backends(), install.has_module)
     folder = repository / version.model / "1"
@@ -44,7 +66,7 @@ def prepare(
         unpack(artifact, folder)
     else:
         folder.mkdir()
-        place(artifact, folder / serving.file)
+        place(artifact, folder / serving.file, symlinks=symlinks)
     if serving.runtime is not None:
         _add_runtime(serving.runtime, folder)
     text = model_config.build(version, deployment, model=version.model, backend=serving.backend, gpus=gpus)
@@ -70,12 +92,26 @@ def cache_mb(
     return deployment.resources.response_cache_mb
 
 
-def place(artifact: Path, target: Path) -> None:
+def place(artifact: Path, target: Path, *, symlinks: bool = True) -> None:
     """Put a cached file where Triton looks for it, without a copy where the file system allows it."""
     try:
         os.link(artifact, target)
     except OSError:
-        target.symlink_to(artifact.absolute())
+        if symlinks:
+            target.symlink_to(artifact.absolute())
+        else:
+            shutil.copyfile(artifact, target)
+
+
+def _open_to_models(repository: Path) -> None:
+    """Let a model's user read what is in the repository, whatever the umask of this process."""
+    for path in repository.rglob("*"):
+        found = path.lstat()
+        if stat.S_ISDIR(found.st_mode):
+            path.chmod(0o755)
+        # A link to a cached artifact has its mode from there.
+        elif stat.S_ISREG(found.st_mode) and found.st_nlink == 1:
+            path.chmod(0o644)
 
 
 def _prepare_archive(
@@ -91,7 +127,6 @@ def _prepare_archive(
     unpack(artifact, unpacked)
     try:
         folders = model_folders(unpacked, version.model)
-        repository.mkdir(parents=True)
         configs = {name: _text(folder) for name, folder in folders.items()}
         served = model_config.served_model(configs, version.model)
         for name, folder in folders.items():

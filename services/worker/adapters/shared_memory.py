@@ -35,15 +35,21 @@ ALIGNMENT = 64
 class Region:
     """Memory that Triton knows as ``name``; ``put`` and ``reserve`` hand out its places in order."""
 
-    def __init__(self, name: str, size: int) -> None:
-        """Create the file and map it; raises OSError when there is no room."""
-        self.name = name
+    def __init__(self, path: Path, size: int, owner: int | None = None) -> None:
+        """Create the file and map it; raises OSError when there is no room.
+
+        ``owner`` is the user of Triton where it is not this process's.
+        """
+        self._path = path
+        self.name = path.name
         self.size = size
         self._at = 0
-        handle = os.open(FOLDER / name, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
             # Reserved for certain: writing to a file that has no room ends the process.
             os.posix_fallocate(handle, 0, size)
+            if owner is not None:
+                os.fchown(handle, owner, -1)
             self._view = memoryview(
                 mmap.mmap(handle, size, mmap.MAP_SHARED | mmap.MAP_POPULATE, mmap.PROT_READ | mmap.PROT_WRITE)
             )
@@ -55,7 +61,7 @@ class Region:
 
     def unlink(self) -> None:
         """Take the name away; the memory stays for those who have it mapped."""
-        (FOLDER / self.name).unlink(missing_ok=True)
+        self._path.unlink(missing_ok=True)
 
     def rewind(self) -> None:
         """Begin anew."""
@@ -89,11 +95,18 @@ def aligned(size: int) -> int:
 
 
 class Regions:
-    """The regions of one Triton's life. ``take`` gives None where gRPC has to do."""
+    """The regions of one Triton's life. ``take`` gives None where gRPC has to do.
 
-    def __init__(self, client: TritonClient, prefix: str) -> None:
+    ``folder`` is Triton's /dev/shm as this process sees it, ``owner`` Triton's user if it is another one.
+    """
+
+    def __init__(
+        self, client: TritonClient, prefix: str, folder: Path | None = None, owner: int | None = None
+    ) -> None:
         self._client = client
         self._prefix = prefix
+        self._folder = folder
+        self._owner = owner
         self._numbers = count()
         self._free: list[Region] = []
         self._in_use = 0
@@ -144,7 +157,7 @@ class Regions:
         name = f"{self._prefix}-io-{os.getpid()}-{next(self._numbers)}"
         self._in_use += size
         try:
-            region = await asyncio.to_thread(Region, name, size)
+            region = await asyncio.to_thread(Region, (self._folder or FOLDER) / name, size, self._owner)
         except OSError as error:
             self._in_use -= size
             log.warning("no shared memory; going on without", extra={"bytes": size, "problem": str(error)})

@@ -88,6 +88,12 @@ class TritonInstall:
         """The same with models run by another Python, which sees the packages of this one."""
         return replace(self, model_bin=model_bin, lower_bins=(self.python.parent, *self.lower_bins))
 
+    def roots(self) -> list[Path]:
+        """The folders that a process of this Triton, and the models' Python, read."""
+        pythons = [self.python, *(lower / "python3" for lower in self.lower_bins)]
+        found = [self.server.absolute().parent.parent, self.backends_dir.absolute(), *self.libraries]
+        return list(dict.fromkeys([*found, *(prefix for python in pythons for prefix in prefixes(python))]))
+
     def has_module(self, name: str) -> bool:
         """Whether the Python that runs models has the module ``name`` installed."""
         pythons = [self.python, *(lower / "python3" for lower in self.lower_bins)]
@@ -114,6 +120,17 @@ class TritonInstall:
         _put_first(environment, "PATH", (self.model_bin,) if self.model_bin else ())
         _put_first(environment, "LD_LIBRARY_PATH", self.libraries)
         return environment
+
+
+def prefixes(python: Path) -> list[Path]:
+    """The folders of a Python: of its environment, and of what that is made from, link by link."""
+    found, path = [], python.absolute()
+    for _ in range(40):  # as many links as the kernel follows
+        found.append(path.parent.parent)
+        if not path.is_symlink():
+            break
+        path = Path(os.path.normpath(path.parent / path.readlink()))
+    return [each for each in found if each != Path("/")]
 
 
 def _put_first(environment: dict[str, str], key: str, paths: tuple[Path, ...]) -> None:

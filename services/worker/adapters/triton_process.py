@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from services.worker.adapters import memory_limit
+from services.worker.adapters.sandbox import Needs, Sandbox
 from services.worker.adapters.triton_install import TritonInstall
 from tidegate import telemetry
 from tidegate.errors import Unavailable
@@ -44,14 +45,22 @@ class TritonOptions:
 
 
 class TritonProcess:
-    """A tritonserver in ``work_dir``, which is its own: model repository, gRPC and HTTP sockets, log.
+    """A tritonserver in ``work_dir``, which is its own.
 
-    Both listen on Unix sockets in that folder (mode 0700): no port is fought over, and only this user can
-    load code into it. Metrics are on a free loopback port. The output goes to ``work_dir/triton.log``.
+    models/       the model repository: the model reads it
+    home/         the model's HOME, where it has a user of its own
+    run-<n>/      working folder of the n-th start, with the gRPC and HTTP sockets: no port is fought over
+    triton.log    its output
+
+    Only the worker changes the folder itself, so a model cannot put something else in the place of one of
+    these. Metrics are on a free loopback port.
     """
 
-    def __init__(self, install: TritonInstall, work_dir: Path, options: TritonOptions) -> None:
+    def __init__(
+        self, install: TritonInstall, work_dir: Path, options: TritonOptions, sandbox: Sandbox | None = None
+    ) -> None:
         self._install = install
+        self.sandbox = sandbox or Sandbox.off()
         self._work_dir = work_dir.absolute()
         self._options = options
         self._process: asyncio.subprocess.Process | None = None
@@ -61,6 +70,8 @@ class TritonProcess:
         self.log_path = self._work_dir / "triton.log"
         self.metrics_port = 0
         self._kills = 0
+        self._starts = 0
+        self._handle = -1
 
     def serves(self, install: TritonInstall, options: TritonOptions) -> bool:
         """Whether it runs, and as it would be started with these; ``options.replica`` may differ."""
@@ -83,14 +94,28 @@ class TritonProcess:
         return self._process.pid if self._process else 0
 
     @property
+    def shared_memory(self) -> Path:
+        """Where this process finds what Triton has in its /dev/shm."""
+        return SHARED_MEMORY / self._region if self.sandbox.mounts else SHARED_MEMORY
+
+    @property
     def target(self) -> str:
-        """Where a gRPC channel connects; by way of /proc, as the path of a socket has at most 107 bytes."""
-        return f"unix:/proc/{self.pid}/cwd/grpc:1"
+        """Where a gRPC channel connects."""
+        return f"unix:{self._socket('grpc:1')}"
 
     @property
     def http(self) -> str:
-        """The path of its HTTP socket, in the same way."""
-        return f"/proc/{self.pid}/cwd/http"
+        """The path of its HTTP socket."""
+        return self._socket("http")
+
+    @property
+    def _run_dir(self) -> Path:
+        return self._work_dir / f"run-{self._starts}"
+
+    def _socket(self, name: str) -> str:
+        # By way of an open folder, as the path of a socket has at most 107 bytes. A channel keeps what it
+        # learned of an address, so each start has addresses of its own.
+        return f"/proc/self/fd/{self._handle}/run-{self._starts}/{name}"
 
     @property
     def running(self) -> bool:
@@ -100,10 +125,11 @@ class TritonProcess:
     async def start(self) -> None:
         """Start and wait until gRPC accepts connections; raises Unavailable with the end of Triton's log."""
         self._work_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
-        self._work_dir.chmod(0o700)
-        self.repository.mkdir(exist_ok=True)
+        if self._handle < 0:
+            self._handle = os.open(self._work_dir, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         for attempt in range(1, START_TRIES + 1):
             self._sweep()
+            self._starts += 1
             self._kills = memory_limit.kills()
             self.metrics_port = _free_port()
             await self._spawn()
@@ -134,6 +160,7 @@ class TritonProcess:
         With 0 it is killed at once, and a Python model's ``finalize`` does not run.
         """
         if self._process is None:
+            self._let_go()
             return
         models = _descendants(self.pid)
         if self.running and grace_s > 0:
@@ -152,6 +179,7 @@ class TritonProcess:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         self._sweep()
+        self._let_go()
 
     def tail(self, lines: int = 12) -> str:
         """The last lines of Triton's log, the informational ones left out; before them, if memory ran out."""
@@ -166,29 +194,60 @@ class TritonProcess:
         starved = [memory_limit.TOLD] if memory_limit.kills() > self._kills else []
         return "\n".join([*starved, *telling[-lines:]])
 
+    def _let_go(self) -> None:
+        if self._handle >= 0:
+            os.close(self._handle)
+            self._handle = -1
+
     async def _spawn(self) -> None:
+        command = [str(self._install.server), *self._arguments()]
+        self._process = None
+        with self.log_path.open("wb") as output:
+            while self._process is None:
+                needs = self._lay_out()
+                self._process = await self.sandbox.spawn(
+                    needs, command, self._environment(), stdout=output, stderr=asyncio.subprocess.STDOUT
+                )
+
+    def _lay_out(self) -> Needs:
+        """Make the folders of this start, each with the owner that the sandbox gives it."""
+        home = self._work_dir / "home"
+        for folder in (self.repository, self._run_dir):
+            folder.mkdir(exist_ok=True, mode=0o700)
+        read, write = [self.repository, *self._install.roots()], list[Path]()
+        needs = Needs(self._run_dir, read, write)
+        self._work_dir.chmod(0o700)
+        self.repository.chmod(0o755)
+        self.sandbox.settle(needs)
+        self.sandbox.admit(self._work_dir)
+        self.sandbox.admit(self.repository, to_read=True)
+        self.sandbox.give(self._run_dir)
+        if self.sandbox.user is not None:
+            self.sandbox.give(home)
+            write.append(home)
+        if self.sandbox.mounts:
+            self.sandbox.give(self.shared_memory)
+            needs = replace(needs, shared_memory=self.shared_memory)
+        return needs
+
+    def _environment(self) -> dict[str, str]:
         options = self._options
         threads = str(options.threads)
         environment = self._install.environment(
             dict.fromkeys(
                 ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS"), threads
             )
+            | self.sandbox.environment(self._work_dir / "home")
             | {key: value for key, value in options.env.items() if _is_the_models(key)}
             # CUDA then numbers the GPUs as `nvidia-smi` lists them.
             | {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
             # The launcher's mark: its name for this worker, which of one that waited is not the replica's.
             | {"TIDEGATE_REPLICA": os.environ.get("TIDEGATE_REPLICA", options.replica)}
         )
-        # If the worker is killed, its Triton goes with it and does not keep the memory of a replica that is
-        # replaced.
-        setpriv = shutil.which("setpriv")
-        leash = [setpriv, "--pdeathsig", "KILL", "--"] if setpriv else []
-        with self.log_path.open("wb") as output:
-            self._process = await asyncio.create_subprocess_exec(
-                *leash, str(self._install.server), *self._arguments(),
-                cwd=self._work_dir, env=environment,
-                stdin=asyncio.subprocess.DEVNULL, stdout=output, stderr=asyncio.subprocess.STDOUT,
-            )  # fmt: skip
+        for key in self.sandbox.astray():
+            if key not in options.env:
+                environment.pop(key, None)
+        return environment
 
     def _arguments(self) -> list[str]:
         arguments = [
@@ -234,12 +293,16 @@ class TritonProcess:
     def _sweep(self) -> None:
         """Take away what a killed Triton leaves: its Python stubs, their shared memory, its sockets."""
         for pid in _members(self._region):
-            with contextlib.suppress(ProcessLookupError):
+            with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.kill(pid, signal.SIGKILL)
+        self.sandbox.end_all()
         for region in SHARED_MEMORY.glob(f"{self._region}*"):
-            region.unlink(missing_ok=True)
-        for name in ("grpc:1", "http"):
-            (self._work_dir / name).unlink(missing_ok=True)
+            if region.is_dir() and not region.is_symlink():
+                shutil.rmtree(region, ignore_errors=True)
+            else:
+                region.unlink(missing_ok=True)
+        for folder in self._work_dir.glob("run-*"):
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def repository_in(folder: Path) -> Path:
@@ -247,9 +310,11 @@ def repository_in(folder: Path) -> Path:
     return (folder / WORK_DIR / MODELS).absolute()
 
 
-def new_triton(install: TritonInstall, folder: Path, options: TritonOptions) -> TritonProcess:
+def new_triton(
+    install: TritonInstall, folder: Path, options: TritonOptions, sandbox: Sandbox | None = None
+) -> TritonProcess:
     """The Triton of the worker in ``folder``, not started yet."""
-    triton = TritonProcess(install, folder / WORK_DIR, options)
+    triton = TritonProcess(install, folder / WORK_DIR, options, sandbox)
     # For the launcher: if this process is killed, nobody else knows what to take out of /dev/shm.
     (folder / "shared-memory").write_text(triton.region)
     return triton

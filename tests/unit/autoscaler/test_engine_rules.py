@@ -19,7 +19,7 @@ BOUNDS = Bounds("stack", ("tidegate/worker", "ours/*"), "net", frozenset({"stack
 BORN = datetime(2024, 1, 1, tzinfo=UTC)
 
 
-def made(**given) -> dict:
+def made(*, model_users: bool = True, **given) -> dict:
     """The request of a worker, as the launcher makes it."""
     plan = DockerPlan(
         stack="stack",
@@ -30,6 +30,7 @@ def made(**given) -> dict:
         volumes={"stack_cache": "/var/lib/tidegate/cache"},
         compose_project="stack",
         memory_mb=512,
+        model_users=model_users,
     )
     deployment = Deployment.model_validate(
         {"name": "m-v1", "model": "m", "version": 1, "revision": 1, "created_at": BORN, **given}
@@ -98,6 +99,7 @@ OUT_OF_THE_BOX = {
     "HostConfig/LogConfig/type": "syslog",
     "Image": "alpine",
     "User": "root",
+    "User ": "0:0",
     "Volumes": {"/x": {}},
     "NetworkingConfig": {"EndpointsConfig": {"database": {}}},
     "Labels": {"tidegate.stack": "another"},
@@ -107,6 +109,27 @@ OUT_OF_THE_BOX = {
 @pytest.mark.parametrize(("path", "value"), OUT_OF_THE_BOX.items())
 def test_no_way_out_of_the_box(path, value):
     assert create(broken(path, value)) is not None
+
+
+def test_a_worker_is_root_only_with_what_its_model_needs():
+    """It changes to the model's user, ends its processes, and reads what is theirs; it mounts nothing."""
+    stated = made()
+    assert stated["User"] == "0:0"
+    assert stated["HostConfig"]["CapDrop"] == ["ALL"]
+    assert stated["HostConfig"]["CapAdd"] == ["CHOWN", "DAC_OVERRIDE", "FOWNER", "KILL", "SETGID", "SETUID"]
+    assert create(broken("HostConfig/CapAdd", ["SETUID"])) is None
+    for more in ("SYS_ADMIN", "ALL", "CAP_SYS_PTRACE", "setuid"):
+        assert create(broken("HostConfig/CapAdd", ["SETUID", more])) is not None
+    for user in ("10001:0", "0", "root", "0:0 "):
+        assert create(broken("User", user)) is not None
+
+
+def test_without_a_sandbox_a_worker_is_its_images_user():
+    stated = made(model_users=False)
+    assert "User" not in stated
+    assert stated["HostConfig"]["CapAdd"] == []
+    assert create(stated) is None
+    assert stated["Labels"]["tidegate.defaults"] != made()["Labels"]["tidegate.defaults"]
 
 
 def test_a_named_volume_is_one_of_ours_and_nothing_more():

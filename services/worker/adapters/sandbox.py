@@ -1,0 +1,351 @@
+"""Contain a model's process as much as this machine allows.
+
+Three degrees, in the order in which they are tried (docs/adr/019-a-sandbox-for-the-models-process.md):
+
+user and mounts   root with CAP_SYS_ADMIN: a user of the replica's own, and the state folder hidden
+user              root without it, as in a container: a user of the replica's own
+mounts            not root: the same user, with the state folder hidden in a user namespace
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import socket
+import stat
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from services.worker.adapters import sandbox_entry
+from services.worker.settings import WorkerSettings
+from tidegate import telemetry
+from tidegate.errors import Unavailable
+from tidegate.model_users import HOST, NOTE, ModelUser
+
+log = telemetry.logger(__name__)
+
+Mode = Literal["auto", "required", "off"]
+
+CODE = Path(__file__).parents[3]
+# Bits of CapEff, by linux/capability.h.
+CAPABILITIES = {"CHOWN": 0, "DAC_OVERRIDE": 1, "FOWNER": 3, "KILL": 5, "SETGID": 6, "SETUID": 7}
+SYS_ADMIN = 21
+OTHERS_PASS, OTHERS_READ, OTHERS_WRITE = stat.S_IXOTH, stat.S_IROTH, stat.S_IWOTH
+# The name in the environment; there is no account of it.
+USER = "model"
+GPU_DEVICES = "nvidia*"
+
+
+@dataclass(frozen=True, slots=True)
+class Needs:
+    """What a command needs of the file system beside what everybody may read.
+
+    ``write`` belongs to the model's user; nothing else can be changed by it. ``shared_memory`` is shown as
+    /dev/shm where mounts can be made.
+    """
+
+    cwd: Path
+    read: Sequence[Path] = ()
+    write: Sequence[Path] = ()
+    shared_memory: Path | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Degree:
+    """How much a process is contained."""
+
+    user: bool = False
+    mounts: bool = False
+
+
+NONE = Degree()
+
+
+class Sandbox:
+    """The containment of one worker's model. It gets weaker, never stronger, when the machine refuses."""
+
+    def __init__(
+        self, mode: Mode, state: Path, hidden: Iterable[Path] = (), note: Path | None = None
+    ) -> None:
+        # ``note`` gets the number of the claimed user, for the launcher.
+        self._mode = mode
+        self._note = note
+        self._state = state.absolute()
+        self._hidden = [self._state, *hidden]
+        self._degrees, self._why = ([NONE], "") if mode == "off" else possible()
+        self._user: ModelUser | None = None
+        self._spawned = False
+        self._warned = mode == "off"
+
+    @classmethod
+    def off(cls) -> Sandbox:
+        """The same without any containment."""
+        return cls("off", Path("/"))
+
+    @property
+    def degree(self) -> str:
+        """In words, for the replica's report."""
+        if self._mode == "off":
+            return "off"
+        now = self._degrees[0]
+        words = [f"user {self._user.uid}" if self._user else "user of its own"] if now.user else []
+        return ", ".join([*words, *(["own mounts"] if now.mounts else [])]) or f"none: {self._why}"
+
+    @property
+    def mounts(self) -> bool:
+        """True where the model's process sees other mounts than the worker."""
+        return self._degrees[0].mounts
+
+    @property
+    def user(self) -> int | None:
+        """The number of the model's user and of its group; None where it is the worker's."""
+        return self._user.uid if self._user and self._degrees[0].user else None
+
+    def settle(self, needs: Needs) -> None:
+        """Find the strongest degree in which a command with these needs can run.
+
+        Raises Unavailable where containment is required and there is none.
+        """
+        while self._degrees[0].user:
+            try:
+                self._check(needs, self._claimed())
+                break
+            except (Unavailable, OSError) as error:
+                self.weaken(error.message if isinstance(error, Unavailable) else str(error))
+        if self._degrees == [NONE] and self._mode == "required":
+            raise Unavailable(
+                f"The model cannot be contained: {self._why}. TIDEGATE_MODEL_SANDBOX=required asks for it; "
+                "`auto` starts the model all the same."
+            )
+        if not self._degrees[0].user and not self._warned:
+            self._warned = True
+            log.warning("the model has no user of its own", extra={"sandbox": self.degree, "why": self._why})
+
+    def _claimed(self) -> int:
+        if self._user is None:
+            # Of this machine, whose processes it could signal, and of all who share the cache.
+            self._user = ModelUser.claim(HOST, self._state / "cache" / "users")
+            if self._note is not None:
+                self._note.write_text(str(self._user.uid))
+        return self._user.uid
+
+    def weaken(self, why: str) -> None:
+        """Go on with the next degree, as this one was refused. Raises Unavailable where none is left."""
+        self._why = " ".join(why.split())[:300]
+        if len(self._degrees) > 1:
+            self._degrees = self._degrees[1:]
+        if self._degrees == [NONE] and self._mode != "auto":
+            raise Unavailable(f"The model cannot be contained: {self._why}.")
+
+    async def spawn(
+        self, needs: Needs, command: Sequence[str], environment: Mapping[str, str], **how: Any
+    ) -> asyncio.subprocess.Process | None:
+        """Start a command; None: this degree was refused, and the next one needs its folders first.
+
+        In every degree the command ends with this worker, and what it writes is for its user only. ``how``
+        is for ``create_subprocess_exec``. Raises Unavailable as :meth:`weaken` does.
+        """
+        if self._user is not None:
+            self._user.begin()
+            self._spawned = True
+        ours, theirs = socket.socketpair()
+        with ours, theirs:
+            ours.setblocking(False)
+            process = await asyncio.create_subprocess_exec(
+                sys.executable, "-I", "-S", sandbox_entry.__file__, *self._options(needs), "--", *command,
+                cwd=needs.cwd, env={}, stdin=theirs.fileno(), **how,
+            )  # fmt: skip
+            theirs.close()
+            try:
+                refused = await _exchange(ours, environment)
+            except BaseException:
+                await _end(process)
+                raise
+        if not refused:
+            return process
+        await _end(process)
+        self.weaken(refused)
+        return None
+
+    def environment(self, home: Path) -> dict[str, str]:
+        """Return what the environment of a user without an account needs."""
+        return {} if self.user is None else {"HOME": str(home), "USER": USER, "LOGNAME": USER}
+
+    def astray(self) -> list[str]:
+        """Return the variables that name folders of the worker's user, which the model's cannot use."""
+        return [
+            key
+            for key in ("TMPDIR", "HF_HOME")
+            if self.user is not None and not _usable(os.environ.get(key), self.user, OTHERS_WRITE)
+        ]
+
+    def closed(self, paths: Iterable[str]) -> list[str]:
+        """Return those of these local paths that are there and that the model's user cannot read."""
+        uid = self.user
+        found = [Path(path) for path in paths if path.startswith("/") and Path(path).exists()]
+        return [str(path) for path in found if uid is not None and not _usable(path, uid, OTHERS_READ)]
+
+    def give(self, folder: Path) -> None:
+        """Make a folder that is the model's own, and nobody else's."""
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        folder.chmod(0o700)
+        if self.user is not None:
+            os.chown(folder, self.user, self.user)
+
+    def admit(self, folder: Path, *, to_read: bool = False) -> None:
+        """Let the model's user pass through a folder of ours, or read it; nobody else."""
+        if self.user is not None:
+            os.chown(folder, -1, self.user)
+            folder.chmod(0o750 if to_read else 0o710)
+
+    def release(self) -> None:
+        """Let another worker have the model's user; the end of this process does the same."""
+        if self._user is not None:
+            self._user.release()
+            self._user = None
+
+    def end_all(self) -> None:
+        """End what the model's user still runs."""
+        if self._user is not None and self._spawned:
+            self._user.end_all()
+            self._spawned = False
+
+    def _options(self, needs: Needs) -> list[str]:
+        options = ["--parent", str(os.getpid()), "--cwd", str(needs.cwd)]
+        if self.mounts:
+            options += ["--mounts", *self._rearranged(needs)]
+        if self.user is not None:
+            groups = ",".join(map(str, device_groups()))
+            options += ["--user", str(self.user), str(self.user), groups]
+        return options
+
+    def _check(self, needs: Needs, uid: int) -> None:
+        """Raises Unavailable where the user cannot reach what the command needs."""
+        for path in filter(Path.exists, needs.read):
+            if not _open_to(path.stat(), uid, OTHERS_READ | OTHERS_PASS):
+                raise Unavailable(f"other users cannot read {path}: `chmod -R a+rX` it")
+        if self._degrees[0].mounts:
+            return
+        for folder in filter(Path.is_dir, self._hidden[1:]):
+            folder.chmod(stat.S_IMODE(folder.stat().st_mode) & ~stat.S_IRWXO)
+        for path in (needs.cwd, *needs.read, *needs.write):
+            self._open_way(path.resolve())
+            closed = first_closed(path.resolve(), uid)
+            if closed is not None:
+                raise Unavailable(f"other users cannot pass through {closed}, which {path} is in")
+
+    def _open_way(self, path: Path) -> None:
+        """Let others pass through, not list, the folders of the state folder on the way to a path of it."""
+        state = self._state.resolve()
+        for folder in [each for each in path.parents if each == state or each.is_relative_to(state)]:
+            mode = stat.S_IMODE(folder.stat().st_mode)
+            if mode & stat.S_IRWXO != OTHERS_PASS and folder.stat().st_gid != self.user:
+                folder.chmod(mode & ~stat.S_IRWXO | OTHERS_PASS)
+
+    def _rearranged(self, needs: Needs) -> list[str]:
+        uid = self.user
+        wanted = [path for path in (needs.cwd, *needs.read, *needs.write) if path.exists()]
+        hidden = {path.resolve() for path in self._hidden if path.is_dir()}
+        if uid is not None:
+            hidden |= {c for path in wanted if (c := first_closed(path.resolve(), uid)) is not None}
+        hidden = {h for h in hidden if not any(h != other and h.is_relative_to(other) for other in hidden)}
+        options = [] if uid is not None else ["--namespace"]
+        for folder in sorted(hidden):
+            options += ["--hide", str(folder)]
+        shown = {(each, path) for path in wanted for each in _targets(path, hidden)}
+        writable = {path.resolve() for path in (needs.cwd, *needs.write)}
+        if uid is None:
+            # The same user could change them, and so what its next process is.
+            guarded = [*needs.read, CODE, Path(sys.prefix)]
+            shown |= {(p.resolve(), p) for p in guarded if p.is_dir() and os.access(p, os.W_OK)
+                      and not any(p.resolve().is_relative_to(h) for h in hidden)}  # fmt: skip
+        for target, path in sorted(shown):
+            kind = "--write" if path.resolve() in writable else "--read"
+            options += [kind, str(path), str(target)]
+        if needs.shared_memory is not None:
+            options += ["--write", str(needs.shared_memory), "/dev/shm"]
+        return options
+
+
+async def _exchange(ours: socket.socket, environment: Mapping[str, str]) -> str:
+    """Hand over the environment; gives the reason of a refusal, empty when the command runs."""
+    loop = asyncio.get_running_loop()
+    # One that has ended already says why on its output.
+    with contextlib.suppress(ConnectionError):
+        text = "".join(f"{key}={value}\0" for key, value in environment.items())
+        await loop.sock_sendall(ours, os.fsencode(text))
+        ours.shutdown(socket.SHUT_WR)
+    read = bytearray()
+    with contextlib.suppress(ConnectionError):
+        while data := await loop.sock_recv(ours, 4096):
+            read += data
+    return read.decode(errors="replace")
+
+
+async def _end(process: asyncio.subprocess.Process) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        process.kill()
+    await process.wait()
+
+
+def sandbox_of(settings: WorkerSettings, folder: Path) -> Sandbox:
+    """Return the sandbox that the settings ask for, for the replica in ``folder``.
+
+    It hides the state folder and the local stores.
+    """
+    urls = (settings.blob_url, settings.artifact_url)
+    stores = [Path(url.removeprefix("file://")) for url in urls if url.startswith("file:///")]
+    hidden = [settings.secrets_path, *stores]
+    return Sandbox(settings.model_sandbox, settings.state_path, hidden, folder / NOTE)
+
+
+def possible() -> tuple[list[Degree], str]:
+    """The degrees that this process may try, strongest first, and why there is none that is stronger."""
+    if os.geteuid() != 0:
+        return [Degree(mounts=True), NONE], "the worker does not run as root"
+    effective = _capabilities()
+    missing = [name for name, bit in CAPABILITIES.items() if not effective >> bit & 1]
+    if missing:
+        return [NONE], f"the worker lacks the capabilities {', '.join(missing)}"
+    degrees = [Degree(user=True), NONE]
+    return [Degree(user=True, mounts=True), *degrees] if effective >> SYS_ADMIN & 1 else degrees, ""
+
+
+def first_closed(path: Path, uid: int) -> Path | None:
+    """The topmost folder above a path that a user without groups cannot pass through."""
+    for folder in reversed(path.parents):
+        if not _open_to(folder.stat(), uid, OTHERS_PASS):
+            return folder
+    return None
+
+
+def device_groups() -> list[int]:
+    """The groups that open the GPUs, where not everybody may use them."""
+    found = (path.stat() for path in Path("/dev").glob(GPU_DEVICES) if not path.is_dir())
+    return sorted({each.st_gid for each in found if each.st_gid and not each.st_mode & stat.S_IWOTH})
+
+
+def _open_to(found: os.stat_result, uid: int, bits: int) -> bool:
+    wanted = bits << (6 if found.st_uid == uid else 3 if found.st_gid == uid else 0)
+    return found.st_mode & wanted == wanted
+
+
+def _usable(folder: Path | str | None, uid: int, bits: int) -> bool:
+    with contextlib.suppress(OSError):
+        if folder and _open_to(Path(folder).stat(), uid, bits | OTHERS_READ | OTHERS_PASS):
+            return first_closed(Path(folder).resolve(), uid) is None
+    return False
+
+
+def _targets(path: Path, hidden: Iterable[Path]) -> set[Path]:
+    """Where a path has to be shown again: at its own name and at its real one, if these are hidden."""
+    return {each for each in (path.absolute(), path.resolve()) if any(each.is_relative_to(h) for h in hidden)}
+
+
+def _capabilities() -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1], 16) for line in lines if line.startswith("CapEff:"))

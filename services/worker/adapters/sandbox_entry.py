@@ -1,0 +1,178 @@
+"""Contain this process, then exec a command: ``python -I -S sandbox_entry.py OPTIONS... -- COMMAND...``.
+
+A standalone script that imports little, because it runs before every model's process and its start counts. It
+keeps its pid, so signals to the child of the worker reach the command. Options, each with its words:
+
+--parent PID               the worker; the command is killed when it ends
+--cwd FOLDER               working folder of the command
+--mounts                   hide and bind in a mount namespace of the command's own
+--namespace                the same in a user namespace of its own: for a worker without privileges
+--hide FOLDER              lay an empty folder over it
+--read PATH TARGET         show PATH at TARGET, read-only
+--write PATH TARGET        show PATH at TARGET
+--user UID GID GROUPS      become this user; GROUPS is a list with commas, or empty
+
+Standard input is a socket. The command's environment comes from it, as NAME=VALUE with NUL behind each: the
+model's author has a part in it (LD_PRELOAD), so it must not be this process's own. When something is refused,
+the reason goes back and nothing is executed; when the command is executed, the socket is closed.
+"""
+
+# Path is not imported, as that takes longer than everything else here.
+# ruff: noqa: PTH103, PTH112, PTH120, PTH123, PTH208
+
+from __future__ import annotations
+
+import ctypes
+import os
+import sys
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+CLONE_NEWNS, CLONE_NEWUSER = 0x00020000, 0x10000000
+MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_REMOUNT = 1, 2, 4, 8, 32
+MS_NOATIME, MS_NODIRATIME, MS_BIND, MS_REC = 1024, 2048, 4096, 16384
+MS_PRIVATE, MS_RELATIME = 1 << 18, 1 << 21
+PR_SET_PDEATHSIG, PR_SET_NO_NEW_PRIVS = 1, 38
+SIGKILL = 9
+# What a mount has beside being read-only must stay when it is mounted again: (flag of statvfs, of mount).
+KEPT = ((2, MS_NOSUID), (4, MS_NODEV), (8, MS_NOEXEC), (1024, MS_NOATIME), (2048, MS_NODIRATIME),
+        (4096, MS_RELATIME))  # fmt: skip
+
+WORDS = {"--parent": 1, "--cwd": 1, "--mounts": 0, "--namespace": 0, "--hide": 1, "--read": 2, "--write": 2,
+         "--user": 3}  # fmt: skip
+
+libc = ctypes.CDLL(None, use_errno=True)
+
+
+def call(what: str, name: str, *arguments: Any) -> None:
+    """Call a function of libc; raises OSError that says ``what`` was tried."""
+    if getattr(libc, name)(*arguments) != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, f"{what}: {os.strerror(number)}")
+
+
+def mount(source: str, target: str, kind: str | None, flags: int, options: str | None = None) -> None:
+    """mount(2)."""
+    words = [None if word is None else os.fsencode(word) for word in (source, target, kind)]
+    call(f"mount on {target}", "mount", *words, ctypes.c_ulong(flags), options and options.encode())
+
+
+def own_namespaces(new_user: bool) -> None:
+    """Leave the worker's mounts; as the same user in a user namespace of its own, if so asked."""
+    uid, gid = os.geteuid(), os.getegid()
+    flags = CLONE_NEWNS | (CLONE_NEWUSER if new_user else 0)
+    call("new namespaces", "unshare", flags)
+    if new_user:
+        for name, text in (
+            ("setgroups", "deny"),
+            ("uid_map", f"{uid} {uid} 1"),
+            ("gid_map", f"{gid} {gid} 1"),
+        ):
+            with open(f"/proc/self/{name}", "w") as file:
+                file.write(text)
+    mount("none", "/", None, MS_REC | MS_PRIVATE)
+
+
+def rearrange(options: list[list[str]]) -> None:
+    """Hide folders, show again what is needed of them, and close the rest to writing."""
+    hidden = [words[1] for words in options if words[0] == "--hide"]
+    # Opened before they are hidden, and in the new namespace: of another one nothing can be bound.
+    shown = [
+        (os.open(words[1], os.O_PATH | os.O_CLOEXEC), words[2], words[0] == "--write")
+        for words in options
+        if words[0] in ("--read", "--write")
+    ]
+    for folder in hidden:
+        mount("tmpfs", folder, "tmpfs", MS_NOSUID | MS_NODEV, "size=1m,mode=0755")
+    for handle, target, writable in shown:
+        show(handle, target, writable)
+    for folder in hidden:
+        # What is bound below it stays as it is.
+        mount("none", folder, None, MS_REMOUNT | MS_BIND | MS_RDONLY | MS_NOSUID | MS_NODEV)
+
+
+def show(handle: int, target: str, writable: bool) -> None:
+    """Bind an open file or folder at a path, which is made where it is not there."""
+    source = f"/proc/self/fd/{handle}"
+    if not os.path.lexists(target):
+        if os.path.isdir(source):
+            os.makedirs(target, 0o755)
+        else:
+            os.makedirs(os.path.dirname(target), 0o755, exist_ok=True)
+            os.close(os.open(target, os.O_CREAT | os.O_WRONLY, 0o644))
+    mount(source, target, None, MS_BIND | MS_REC)
+    if not writable:
+        found = os.statvfs(target).f_flag
+        kept = sum(flag for bit, flag in KEPT if found & bit)
+        mount("none", target, None, MS_REMOUNT | MS_BIND | MS_RDONLY | kept)
+
+
+def become(uid: int, gid: int, groups: list[int]) -> None:
+    """Give up being root, for good."""
+    os.setgroups(groups)
+    os.setresgid(gid, gid, gid)
+    os.setresuid(uid, uid, uid)
+
+
+def contain(options: list[list[str]]) -> None:
+    """Do what the options say. Raises OSError."""
+    given = {words[0]: words[1:] for words in options}
+    os.umask(0o022)
+    if "--mounts" in given:
+        own_namespaces("--namespace" in given)
+        rearrange(options)
+    # Again, because the old working folder is still one of the hidden tree, and leads up into it.
+    os.chdir(given["--cwd"][0])
+    if "--user" in given:
+        uid, gid, groups = given["--user"]
+        become(int(uid), int(gid), [int(group) for group in groups.split(",") if group])
+    if "--mounts" in given or "--user" in given:
+        call("no new privileges", "prctl", PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+    # After the change of the user, which clears it.
+    call("end with the worker", "prctl", PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0)
+    if os.getppid() != int(given["--parent"][0]):
+        raise OSError(0, "the worker has ended")
+    os.umask(0o077)
+
+
+def split(words: list[str]) -> tuple[list[list[str]], list[str]]:
+    """Separate the options, each with its words, from the command."""
+    options, at = [], 0
+    while words[at] != "--":
+        end = at + 1 + WORDS[words[at]]
+        options.append(words[at:end])
+        at = end
+    return options, words[at + 1 :]
+
+
+def environment() -> tuple[int, dict[bytes, bytes]]:
+    """Read the command's environment; also the socket that it came from, which no command inherits."""
+    # uvloop lets a child inherit copies of what it was started with.
+    os.closerange(3, 1 + max(map(int, os.listdir("/proc/self/fd"))))
+    socket = os.dup(0)  # closed on exec
+    nothing = os.open("/dev/null", os.O_RDONLY)
+    os.dup2(nothing, 0)
+    read = []
+    while data := os.read(socket, 65536):
+        read.append(data)
+    pairs = [pair.partition(b"=") for pair in b"".join(read).split(b"\0")[:-1]]
+    return socket, {key: value for key, _, value in pairs}
+
+
+def main() -> int:
+    """Contain and exec; comes back only when one of the two is refused."""
+    socket, given = environment()
+    options, command = split(sys.argv[1:])
+    try:
+        contain(options)
+        os.execve(command[0], command, given)
+    except OSError as error:
+        where = f" ({error.filename})" if error.filename else ""
+        os.write(socket, f"{error.strerror}{where}".encode())
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,98 @@
+"""Users for models: each has one holder, and nothing of a former one is left.
+
+All claims here are in the folder that the workers of this machine use: a claim ends the user's processes.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from services.autoscaler.adapters.replica_folder import SHARED_MEMORY, ReplicaFolder
+from tidegate import model_users
+from tidegate.model_users import HOST, ModelUser
+from tidegate.stack import halt
+
+pytestmark = [
+    pytest.mark.integration,
+    pytest.mark.skipif(os.geteuid() != 0, reason="processes of other users are started by root only"),
+]
+
+
+@pytest.fixture
+def user(tmp_path: Path) -> Iterator[ModelUser]:
+    found = ModelUser.claim(HOST, tmp_path / "users")
+    yield found
+    found.release()
+    model_users.end_left(found.uid)
+
+
+def left_behind(uid: int) -> subprocess.Popen[bytes]:
+    """A process of the user, without the stack's mark in its environment."""
+    return subprocess.Popen(["sleep", "600"], user=uid, group=uid, extra_groups=[], env={})
+
+
+def test_a_user_has_one_holder(user: ModelUser, tmp_path: Path) -> None:
+    second = ModelUser.claim(HOST, tmp_path / "others")
+    assert user.uid != second.uid
+    second.release()
+    (tmp_path / "cache").mkdir()
+    with (tmp_path / "cache" / str(second.uid)).open("w") as taken:
+        fcntl.flock(taken, fcntl.LOCK_EX)
+        third = ModelUser.claim(HOST, tmp_path / "cache")
+    assert third.uid != second.uid, "taken in one of the folders is taken"
+    third.release()
+
+
+def test_a_new_holder_ends_what_the_last_one_left() -> None:
+    """Whoever it is: a worker of another stack may be faster than this test."""
+    first = ModelUser.claim(HOST)
+    first.begin()
+    process = left_behind(first.uid)
+    ModelUser.claim(HOST).release()
+    assert process.poll() is None
+    first.release()
+    second = ModelUser.claim(HOST)
+    assert process.wait(10) == -9
+    second.release()
+
+
+def test_a_sweep_ends_what_a_model_left(user: ModelUser, tmp_path: Path) -> None:
+    """Without CAP_SYS_PTRACE its mark cannot be read, and a model could take it away."""
+    folder = tmp_path / "state" / "replicas" / "m-v1-0-1"
+    folder.mkdir(parents=True)
+    (folder / "model-user").write_text(str(user.uid))
+    process = left_behind(user.uid)
+    halt.sweep(tmp_path / "state")
+    assert process.poll() is None, "its worker lives: it could be another stack's"
+    user.release()
+    halt.sweep(tmp_path / "state")
+    assert process.wait(10) == -9
+
+
+def test_a_replicas_own_shared_memory_goes_with_its_folder(tmp_path: Path) -> None:
+    region = SHARED_MEMORY / f"tidegate-{os.urandom(8).hex()}"
+    (region / "deep").mkdir(parents=True)
+    (region / "deep" / "x").touch()
+    folder = ReplicaFolder(tmp_path / "replicas" / "m-v1-0-1")
+    folder.path.mkdir(parents=True)
+    (folder.path / "shared-memory").write_text(region.name)
+    (folder.path / "model-user").write_text("2000000007")
+    assert folder.model_user() == 2_000_000_007
+    folder.remove()
+    assert not region.exists()
+    assert not folder.path.exists()
+
+
+def test_no_other_user_is_ever_ended(tmp_path: Path) -> None:
+    (tmp_path / "65534").touch()
+    process = left_behind(65_534)
+    model_users.end_left(65_534, tmp_path)
+    assert process.poll() is None
+    process.kill()
+    process.wait()
