@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 from fastapi import APIRouter, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 
 from tidegate import __version__, telemetry
+from tidegate.body_limit import BodyLimit
 from tidegate.errors import BadRequest
 from tidegate.service import METRICS, OWN_PATHS, Identify, Lifespan, error_response, furnish
 from tidegate.settings import Settings
@@ -22,12 +24,16 @@ def create_app(
     routers: Sequence[APIRouter],
     open_paths: tuple[str, ...] = (),
     identify: Identify | None = None,
+    larger_bodies: Mapping[str, int | None] = MappingProxyType({}),
 ) -> FastAPI:
     """The app with these routes, and with health, metrics, guard and error answers in place.
 
     ``identify``: who sends these headers; None: only holders of the service token are answered.
+    ``larger_bodies``: paths that take more than the usual body, see :class:`BodyLimit`.
     """
     app = FastAPI(title=f"Tidegate {name}", version=__version__, lifespan=lifespan)
+    # Before the guard, which so stands in front of it: nothing is read of a caller that is not admitted.
+    app.add_middleware(BodyLimit, most=settings.max_api_body_bytes, larger=larger_bodies)
     furnish(app, name=name, settings=settings, open_paths=open_paths, identify=identify)
     for path, answer in OWN_PATHS.items():
         told = path != METRICS

@@ -47,6 +47,7 @@ def build(settings: AutoscalerSettings, launcher: Launcher | None = None) -> Fas
         lifespan=lifespan,
         routers=[operators.router, replay.router, targets.router],
         open_paths=(targets.PREFIX,),
+        larger_bodies={"/v1/replay": replay.MAX_BODY},
     )
     app.state.host = settings.host
     return app

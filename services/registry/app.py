@@ -63,6 +63,7 @@ def build(settings: RegistrySettings, clock: Clock = utc_now) -> FastAPI:
             keys.router,
             history.router,
         ],
+        larger_bodies={r"/v1/artifacts": None},  # streamed into the store, which has a limit of its own
     )
     app.add_middleware(metrics.Requests)
     return app
