@@ -196,7 +196,7 @@ async def test_a_file_without_a_newline_is_bounded_by_the_line_and_by_the_budget
             yield last
 
     gateway = gateways.start(
-        max_batch_line_bytes=str(2 * mib), max_inflight_bytes=str(5 * mib), max_batch_bytes=str(64 * mib)
+        max_batch_line_bytes=str(2 * mib), max_inflight_bytes=str(6 * mib), max_batch_bytes=str(64 * mib)
     )
     async with httpx.AsyncClient(base_url=gateway.url, timeout=60, params={"model": "digits"}) as http:
         answer = await http.post("/v1/batches", content=pieces(4 * mib))
