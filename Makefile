@@ -3,7 +3,7 @@
 
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help up down clean test test-bytecode test-clients check fmt lock bootstrap bootstrap-dev bare-test compose-up compose-down compose-test docs torch bench bench-broker-tax bench-overload bench-heavy bench-mixups bench-perf-analyzer bench-rate-limit bench-chaos bench-flame bench-fleet bench-spike bench-healing bench-cold-start bench-plot bench-jobs bench-long-job
+.PHONY: help up down clean test test-bytecode test-clients check fmt lock bootstrap bootstrap-dev bare-test compose-up compose-down compose-test docs torch bench bench-broker-tax bench-overload bench-heavy bench-mixups bench-perf-analyzer bench-rate-limit bench-chaos bench-flame bench-fleet bench-spike bench-healing bench-cold-start bench-plot bench-jobs bench-long-job bench-amplification fuzz
 
 PY := .venv/bin/python
 STATE := $(or $(TIDEGATE_STATE_DIR),.tidegate)
@@ -68,6 +68,11 @@ test: bootstrap-dev ## install what is missing, check the code, run every test
 
 test-bytecode:
 	@$(PY) -m pytest --collect-only -qq $(PART_TESTS) $(STACK_TESTS) >/dev/null 2>&1 || true
+
+# How many times more examples than `make test` tries; at 100 it takes about half an hour.
+FUZZ_EXAMPLES ?= 100
+fuzz: bootstrap-dev ## the tests of parsers with made-up input, with FUZZ_EXAMPLES (100) times as many examples
+	TIDEGATE_FUZZ_EXAMPLES=$(FUZZ_EXAMPLES) $(PY) -m pytest -n 4 --timeout 7200 -m fuzz $(PYTEST_FLAGS) tests/unit tests/integration
 
 test-clients: bootstrap-dev ## the clients that need an environment of their own, against a stack
 	$(PY) -m benchmarks.install --only kserve
@@ -136,6 +141,9 @@ bench-jobs: bootstrap ## jobs accepted and done per second, beside FastAPI + Cel
 
 bench-long-job: bootstrap ## a job of 150 s on a broker that lets a message be held for 5 s
 	$(PY) -m benchmarks.long_job $(BENCH_FLAGS)
+
+bench-amplification: bootstrap ## what hostile bodies cost a gateway and a registry: memory, time, the answer
+	$(PY) -m benchmarks.amplification $(BENCH_FLAGS)
 
 bench-chaos: bootstrap ## 20,000 jobs while every part is killed with -9 and restarted once
 	$(PY) -m benchmarks.chaos $(BENCH_FLAGS)
