@@ -6,9 +6,10 @@ import os
 import shutil
 from pathlib import Path
 
-from services.worker.adapters.archives import is_packed, unpack
+from services.worker.adapters.archives import unpack
 from services.worker.adapters.triton_install import TritonInstall
 from services.worker.domain import formats, model_config
+from tidegate.archives import is_packed
 from tidegate.errors import ModelFailed
 from tidegate.protocol.models import DeploymentSpec, Version
 
