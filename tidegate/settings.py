@@ -64,7 +64,7 @@ class Settings(BaseSettings):
         86_400, ge=1, description="How long a job and its result are kept after its end, in seconds."
     )
     max_api_body_bytes: int = Field(
-        2**20,
+        4 * 2**20,
         ge=1024,
         description="Largest body of a call to an API that is no upload and no inference, in bytes.",
     )
