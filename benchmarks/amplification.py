@@ -1,8 +1,8 @@
 """``python -m benchmarks.amplification``: what a hostile body costs a gateway or the registry.
 
 Each body is sent to a stack of its own while another connection asks ``/health/live`` all the time: the
-longest of those answers is how long the event loop was blocked. Memory is the process's peak above what it had
-before; the processor's time, which no other process on the machine changes, is the process's own.
+longest of those answers is how long the event loop was blocked. Memory is the process's peak above what it
+had before; the processor's time, which no other process on the machine changes, is its own.
 """
 
 from __future__ import annotations
