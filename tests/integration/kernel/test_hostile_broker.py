@@ -29,6 +29,7 @@ class Hostile:
         self.reader: asyncio.StreamReader | None = None
         self.before: bytes | None = None
         self.tune = FRAME_MAX
+        self.port = 0
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.reader, self.writer = reader, writer

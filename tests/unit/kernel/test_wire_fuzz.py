@@ -96,7 +96,8 @@ def mutated(draw: st.DrawFn) -> bytes:
 
 def read(stream: bytes, step: int) -> list[wire.Event]:
     """Everything in a stream that comes ``step`` bytes at a time, as a connection reads it."""
-    reader, at, events = Reader(), 0, []
+    events: list[wire.Event] = []
+    reader, at = Reader(), 0
     reader.frame_max = FRAME_MAX
     while at < len(stream):
         place = reader.window()

@@ -26,7 +26,7 @@ OURS = (BadRequest, PayloadTooLarge, Unavailable)
 
 
 def contract_of(max_batch: int, *inputs: tuple[str, str, list[int]]) -> Contract:
-    specs: list[Any] = [TensorSpec(name=n, datatype=d, shape=s) for n, d, s in inputs]  # type: ignore[arg-type]
+    specs: list[Any] = [TensorSpec(name=n, datatype=d, shape=s) for n, d, s in inputs]
     return Contract(Signature(inputs=specs, outputs=specs[:1], max_batch_size=max_batch))
 
 
@@ -167,7 +167,7 @@ def test_a_line_of_a_batch_is_read_or_refused(body, cuts, contract):
 @example(bytes(3), 1)
 def test_strings_are_read_or_refused(raw, every):
     """By each of the three readers alike."""
-    found = []
+    found: list[int | None] = []
     for read in (
         lambda: len(unpack_strings(raw)),
         lambda: count_strings(raw),
