@@ -72,7 +72,7 @@ test-bytecode:
 # How many times more examples than `make test` tries; at 100 it takes about half an hour.
 FUZZ_EXAMPLES ?= 100
 fuzz: bootstrap-dev ## the tests of parsers with made-up input, with FUZZ_EXAMPLES (100) times as many examples
-	TIDEGATE_FUZZ_EXAMPLES=$(FUZZ_EXAMPLES) $(PY) -m pytest -n 4 --timeout 7200 -m fuzz $(PYTEST_FLAGS) tests/unit tests/integration
+	TIDEGATE_FUZZ_EXAMPLES=$(FUZZ_EXAMPLES) $(PY) -m pytest -n 4 --timeout 7200 -m "fuzz or hypothesis" $(PYTEST_FLAGS) tests/unit tests/integration
 
 test-clients: bootstrap-dev ## the clients that need an environment of their own, against a stack
 	$(PY) -m benchmarks.install --only kserve

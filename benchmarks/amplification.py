@@ -128,7 +128,7 @@ def attacks() -> list[Attack]:
             "registry",
             "POST",
             "/v1/deploy",
-            lambda: repeated(b"[[]", b",[]", b"]", 400 * MIB),
+            lambda: repeated(b"[[]", b",[]", b"]"),
         ),
         Attack(
             "registry: one string",
