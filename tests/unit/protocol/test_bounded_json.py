@@ -148,4 +148,4 @@ def test_an_error_does_not_tell_a_large_value_back(field):
 
 
 def test_the_limits_are_what_the_documents_say():
-    assert Parts(8_388_608, 1_114_112, 1_048_576, 131_072, 262_144) == MOST
+    assert Parts(8_388_608, 1_114_112, 524_288, 131_072, 262_144) == MOST
