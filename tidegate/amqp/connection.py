@@ -20,7 +20,7 @@ READ_SIZE = 256 * 1024
 # From here on pieces go to the socket as they are; below, one write of them joined is cheaper.
 SCATTER = 64 * 1024
 # What may wait for a broker that does not read; beyond it nothing is published any more.
-MAX_UNSENT = 128 * 2**20
+MAX_UNSENT = 256 * 2**20
 _PORTS = {"amqp": 5672, "amqps": 5671}
 _CAPABILITIES = {
     "publisher_confirms": True,
