@@ -87,6 +87,11 @@ test-gpu: bootstrap-dev ## test models on this machine's GPU (digits by ONNX, To
 test-bytecode:
 	@$(PY) -m pytest --collect-only -qq $(PART_TESTS) $(STACK_TESTS) >/dev/null 2>&1 || true
 
+# How many times more examples than `make test` tries; at 100 it takes about half an hour.
+FUZZ_EXAMPLES ?= 100
+fuzz: bootstrap-dev ## the tests of parsers with made-up input, with FUZZ_EXAMPLES (100) times as many examples
+	TIDEGATE_FUZZ_EXAMPLES=$(FUZZ_EXAMPLES) $(PY) -m pytest -n 4 --timeout 7200 -m "fuzz or hypothesis" $(PYTEST_FLAGS) tests/unit tests/integration
+
 test-clients: bootstrap-dev ## the clients that need an environment of their own, against a stack
 	$(PY) -m benchmarks.install --only kserve
 	$(PY) -m pytest $(PYTEST_FLAGS) tests/e2e/test_grpc.py -k kserve
@@ -165,6 +170,9 @@ bench-long-job: bootstrap ## a job of 150 s on a broker that lets a message be h
 
 access-matrix: bootstrap ## every route of every service with every credential: expected and seen, as a table
 	@$(PY) -m benchmarks.access_matrix $(BENCH_FLAGS)
+
+bench-amplification: bootstrap ## what hostile bodies cost a gateway and a registry: memory, time, the answer
+	$(PY) -m benchmarks.amplification $(BENCH_FLAGS)
 
 bench-chaos: bootstrap ## 20,000 jobs while every part is killed with -9 and restarted once
 	$(PY) -m benchmarks.chaos $(BENCH_FLAGS)

@@ -29,8 +29,17 @@ from yarl import URL
 
 from tidegate import quick_start
 
-# The same examples each time: a test that fails fails for everybody, and leaves no files.
-hypothesis_settings.register_profile("tidegate", deadline=None, derandomize=True, database=None)
+# The same examples each time: a test that fails fails for everybody, and leaves no files. A longer run
+# (`make fuzz`) has others each time, and prints how to repeat one that failed.
+EXAMPLES = int(os.environ.get("TIDEGATE_FUZZ_EXAMPLES", "1"))
+hypothesis_settings.register_profile(
+    "tidegate",
+    deadline=None,
+    derandomize=EXAMPLES == 1,
+    database=None,
+    max_examples=100 * EXAMPLES,
+    print_blob=True,
+)
 hypothesis_settings.load_profile("tidegate")
 
 # Every client, and so each call without one, reads the certificates of all authorities: 20 ms, for http too.

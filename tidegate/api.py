@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from functools import lru_cache
+from types import MappingProxyType
 from typing import Any
 
 import orjson
@@ -13,6 +14,7 @@ from fastapi.responses import HTMLResponse
 from fastapi.routing import APIRoute
 
 from tidegate import __version__, api_page, telemetry
+from tidegate.body_limit import BodyLimit
 from tidegate.errors import BadRequest
 from tidegate.openapi import document
 from tidegate.protocol.permissions import SERVICES, Permissions
@@ -52,17 +54,20 @@ def create_app(
     permissions: Permissions | None = None,
     identify: Identify | None = None,
     front: Mapping[str, Any] | None = None,
+    larger_bodies: Mapping[str, int | None] = MappingProxyType({}),
 ) -> FastAPI:
     """The app with these routes, and with health, metrics, guard and error answers in place.
 
     ``identify``: who sends these headers; None: only holders of the service token are answered.
     ``permissions`` None: the table of the service ``name``. ``front``: the OpenAPI paths of routes in front
-    of the app.
+    of the app. ``larger_bodies``: paths that take more than the usual body, see :class:`BodyLimit`.
     """
     permissions = permissions or SERVICES[name]
     app = FastAPI(
         title=f"Tidegate {name}", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None
     )
+    # Before the guard, which so stands in front of it: nothing is read of a caller that is not admitted.
+    app.add_middleware(BodyLimit, most=settings.max_api_body_bytes, larger=larger_bodies)
     furnish(app, name=name, settings=settings, permissions=permissions, identify=identify)
     app.add_api_route(DOCS, _page, include_in_schema=False)
     for path, answer in OWN_PATHS.items():

@@ -23,7 +23,7 @@ from pamqp import commands
 from pamqp.base import Frame
 
 from tidegate import tasks, telemetry
-from tidegate.amqp.connection import Connection, Lost, NotTaken, connect
+from tidegate.amqp.connection import Congested, Connection, Lost, NotTaken, connect
 from tidegate.amqp.wire import Buffer, Delivered, Properties
 from tidegate.errors import Unavailable
 from tidegate.topology import Exchange, Queue
@@ -44,7 +44,7 @@ class Unroutable(Unavailable):
 
 
 class Refused(Unavailable):
-    """The broker would not take a message: a limit of its queue, or a fault of its own."""
+    """The broker would not take a message: a limit of its queue, a fault of its own, or it does not read."""
 
     reason = "refused"
 
@@ -179,8 +179,9 @@ class Session:
 
         A ``body`` in pieces is written without joining them.
         Raises :class:`Unroutable` for a mandatory message without a queue, :class:`Refused` for one
-        that was not taken, ``Unavailable`` when the connection broke. ``expiration_ms`` below 1 is
-        sent as 1, and above 49 days as that: RabbitMQ closes the channel on anything else.
+        that was not taken, also because the broker does not read what was sent before it, ``Unavailable``
+        when the connection broke. ``expiration_ms`` below 1 is sent as 1, and above 49 days as that:
+        RabbitMQ closes the channel on anything else.
         """
         properties = _properties(persistent, reply_to, expiration_ms, headers)
         confirm = self._write(body, exchange, routing_key, mandatory, properties)
@@ -230,6 +231,8 @@ class Session:
             return self._connection.publish(
                 pieces, exchange, routing_key, mandatory=mandatory, properties=properties
             )
+        except Congested as error:
+            raise Refused(f"{error}.", retry_after_s=1.0) from error
         except Lost as error:
             raise Unavailable(f"RabbitMQ: {error}") from error
 

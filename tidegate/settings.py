@@ -87,6 +87,11 @@ class Settings(BaseSettings):
     job_retention_s: float = Field(
         86_400, ge=1, description="How long a job and its result are kept after its end, in seconds."
     )
+    max_api_body_bytes: int = Field(
+        4 * 2**20,
+        ge=1024,
+        description="Largest body of a call to an API that is no upload and no inference, in bytes.",
+    )
     gateway_url: str = Field("", description="Where clients and the CLI reach the gateway.")
     registry_url: str = Field("", description="Where workers and services reach the registry.")
     router_url: str = Field("", description="Where the CLI reaches the router.")

@@ -47,6 +47,7 @@ def build(settings: AutoscalerSettings, launcher: Launcher | None = None) -> Fas
         settings=settings,
         lifespan=lifespan,
         routers=[operators.router, replay.router, targets.router],
+        larger_bodies={"/v1/replay": replay.MAX_BODY},
     )
     app.state.host = settings.host
     return app

@@ -40,6 +40,9 @@ from tidegate.claims import Claims
 from tidegate.service import LOOPBACK, Health
 from tidegate.store import Store
 
+# These read their bodies piece by piece, each within limits of its own.
+STREAMED = {r"/v2/models/.*/generate(_stream)?": None, r"/v1/batches": None, r"/api/.*": None}
+
 
 class Gateway(NamedTuple):
     """The gateway as an ASGI app, whose parts start and stop with its lifespan, and its short way."""
@@ -79,6 +82,7 @@ def build(settings: GatewaySettings) -> Gateway:
         ],
         identify=access.authenticate,
         front=front.PATHS,
+        larger_bodies=STREAMED,
     )
     inference = Inference(
         core,
@@ -117,7 +121,7 @@ def _parts(settings: GatewaySettings) -> Parts:
     cards = Cards(store, routes.deployments)
     catalogue = Catalogue(core, cards, store)
     gatehouse = Gatehouse(settings, incarnation.hex(), lambda: reporter.gateways)
-    office = JobOffice(settings, incarnation.hex(), core, gatehouse.access, blobs, cards.labels)
+    office = JobOffice(settings, incarnation.hex(), core, gatehouse.access, blobs, cards.labels, limits)
     return Parts(store, blobs, limits, metrics, core, cards, catalogue, gatehouse, office)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import suppress
 
 from services.gateway.access import Access
@@ -27,6 +27,8 @@ from tidegate.store.batches import BatchStore
 log = telemetry.logger(__name__)
 
 AT_ONCE = 4
+# A line is copied once as it is cut out, and once more into its chunk.
+COPIES = 2
 LOOK_S = 1.0
 
 
@@ -71,13 +73,18 @@ class Batches:
         version: str,
         options: JobOptions,
         principal: Principal,
+        hold: Callable[[int], None],
     ) -> Batch:
-        """Take a file in; it is on disk when this returns. Raises BadRequest, PayloadTooLarge."""
+        """Take a file in; it is on disk when this returns. Raises BadRequest, PayloadTooLarge.
+
+        ``hold`` is told how many bytes of it are in memory, and may refuse them by raising Overloaded.
+        """
         # Lines that run as long as they may, one after the other: it is deleted when the batch is over.
         writer = LineWriter(self._blobs, MAX_TTL_S)
         chunks: list[Chunk] = []
         try:
             async for data in body:
+                hold(COPIES * (len(data) + splitter.held + writer.held))
                 await _store_lines(splitter.feed(data), splitter, writer, chunks)
             await _store_lines(splitter.end(), splitter, writer, chunks)
             if (last := await writer.write()) is not None:

@@ -14,6 +14,7 @@ from services.gateway.api.batches import BatchesDoor
 from services.gateway.api.job_answers import JobAnswers
 from services.gateway.api.job_door import JobDoor
 from services.gateway.api.jobs import JobsDoor
+from services.gateway.api.limits import Limits
 from services.gateway.api.webhooks import WebhooksDoor
 from services.gateway.batches import Batches
 from services.gateway.core import Core
@@ -40,6 +41,7 @@ class JobOffice:
         access: Access,
         blobs: Blobs,
         labels: Callable[[str], Labels],
+        limits: Limits,
     ) -> None:
         """``labels``: the names of a Deployment's classes."""
         self._store, self._queue = JobStore.connect(settings.jobs_url), JobQueue(settings.amqp_url)
@@ -68,8 +70,9 @@ class JobOffice:
         )
         batches_door = BatchesDoor(
             self._batches,
+            limits,
             file_bytes=settings.max_batch_bytes,
-            line_bytes=settings.max_json_bytes,
+            line_bytes=min(settings.max_batch_line_bytes, settings.max_json_bytes),
             lines=settings.max_batch_lines,
         )
         self._schedule = WebhookStore.connect(settings.jobs_url)

@@ -32,6 +32,9 @@ class GatewaySettings(Settings):
     max_batch_bytes: int = Field(
         2**31, ge=1, description="Largest file of a batch, unpacked, in bytes; it goes to the blob store."
     )
+    max_batch_line_bytes: int = Field(
+        16 * 2**20, ge=1, description="Longest line in the file of a batch, in bytes."
+    )
     max_batch_lines: int = Field(1_000_000, ge=1, description="Most lines in the file of a batch.")
     report_interval_s: float = Field(0.5, description="How often a gateway reports its load, in seconds.")
     auth: Literal["auto", "required"] = Field(

@@ -69,6 +69,7 @@ def build(settings: RegistrySettings, clock: Clock = utc_now) -> FastAPI:
         lifespan=lifespan,
         routers=[artifacts.reading, closed],
         identify=replicas.identify(settings.service_token),
+        larger_bodies={r"/v1/artifacts": None},  # streamed into the store, which has a limit of its own
     )
     app.state.replicas = Replicas()
     app.add_middleware(metrics.Requests)

@@ -13,14 +13,14 @@ from pamqp import commands
 from pamqp.base import Frame
 
 from tidegate.amqp import wire
-from tidegate.amqp.wire import Beat, Confirmed, Delivered, Malformed, Method, Properties, Returned
+from tidegate.amqp.wire import FRAME_MAX, Beat, Confirmed, Delivered, Malformed, Method, Properties, Returned
 
 CHANNEL = 1
-# Up to what the broker offers: a large content in few frames costs both sides less.
-FRAME_MAX = 1_048_576
 READ_SIZE = 256 * 1024
 # From here on pieces go to the socket as they are; below, one write of them joined is cheaper.
 SCATTER = 64 * 1024
+# What may wait for a broker that does not read; beyond it nothing is published any more.
+MAX_UNSENT = 256 * 2**20
 _PORTS = {"amqp": 5672, "amqps": 5671}
 _CAPABILITIES = {
     "publisher_confirms": True,
@@ -55,6 +55,10 @@ OnDelivered = Callable[[Delivered], None]
 
 class Lost(ConnectionError):
     """The connection or its channel has ended; the message says why."""
+
+
+class Congested(Exception):
+    """The broker does not read what was sent; the message says how much waits."""
 
 
 class NotTaken(Exception):
@@ -105,6 +109,7 @@ class Connection(asyncio.BufferedProtocol):
         self._unroutable: set[int] = set()
         self._heard_at = self._loop.time()
         self._beat: asyncio.TimerHandle | None = None
+        self._slow = False
         self.blocked = False
         self.held: list[bytes] | None = None
         self.together = Together(self)
@@ -127,7 +132,7 @@ class Connection(asyncio.BufferedProtocol):
         tune = await self._call(start_ok, channel=0)
         if not isinstance(tune, commands.Connection.Tune):
             raise Lost(f"the broker answered {type(tune).__name__} to the credentials")
-        self._frame_max = min(tune.frame_max or FRAME_MAX, FRAME_MAX)
+        self._frame_max = self._reader.frame_max = min(tune.frame_max or FRAME_MAX, FRAME_MAX)
         self._send(commands.Connection.TuneOk(1, self._frame_max, self._heartbeat_s), channel=0)
         vhost = unquote(parts.path[1:]) or "/"
         await self._call(commands.Connection.Open(vhost), channel=0)
@@ -173,6 +178,14 @@ class Connection(asyncio.BufferedProtocol):
         """The socket is gone."""
         self._end(f"the connection was lost{f': {error}' if error else ''}")
 
+    def pause_writing(self) -> None:
+        """The broker reads more slowly than we write: from here on what waits is looked at."""
+        self._slow = True
+
+    def resume_writing(self) -> None:
+        """The broker has read nearly all of it."""
+        self._slow = False
+
     def get_buffer(self, sizehint: int) -> memoryview:
         """Where to read to: for a large content, the very place where it stays."""
         place = self._reader.window()
@@ -200,8 +213,9 @@ class Connection(asyncio.BufferedProtocol):
             case Confirmed():
                 self._on_confirmed(event)
             case Returned():
-                if event.properties.message_id is not None:
-                    self._unroutable.add(int(event.properties.message_id))
+                number = int(event.properties.message_id or 0)
+                if number in self._open:
+                    self._unroutable.add(number)
             case Method():
                 self._on_method(event.frame)
             case Beat():
@@ -296,10 +310,13 @@ class Connection(asyncio.BufferedProtocol):
         """Write a message of these pieces; the future is its confirm (None without confirm mode).
 
         Nobody may change the pieces any more: they go to the socket as they are.
-        The future raises :class:`NotTaken` or :class:`Lost`.
+        The future raises :class:`NotTaken` or :class:`Lost`. Raises :class:`Congested` while more than
+        ``MAX_UNSENT`` bytes wait for the broker; acks and all other methods are still written then.
         """
         if self.ended.done():
             raise Lost(self.ended.result())
+        if self._slow:
+            self._check_room()
         if self._confirms and mandatory:
             # The way to tell which message a basic.return is about.
             properties = properties._replace(message_id=str(self._published + 1))
@@ -321,6 +338,11 @@ class Connection(asyncio.BufferedProtocol):
         elif self._transport is not None:
             self._transport.writelines(parts)
         return confirm
+
+    def _check_room(self) -> None:
+        unsent = self._transport.get_write_buffer_size() if self._transport is not None else 0
+        if unsent > MAX_UNSENT:
+            raise Congested(f"RabbitMQ does not read: {unsent} bytes wait to be sent")
 
     def ack(self, tag: int, multiple: bool) -> None:
         """Settle a delivery."""

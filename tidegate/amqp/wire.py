@@ -25,6 +25,7 @@ _INDEX = struct.Struct(">HH")
 _TAG = struct.Struct(">Q")
 
 _DELIVER, _RETURN, _ACKED, _NACKED = (60, 60), (60, 50), (60, 80), (60, 120)
+_WITH_CONTENT = (_DELIVER, _RETURN)
 _PUBLISH = b"\x00\x3c\x00\x28\x00\x00"
 
 # Content property flags, in the order in which the properties stand in the frame.
@@ -34,9 +35,13 @@ _STRINGS_BEFORE_HEADERS = (_CONTENT_TYPE, _ENCODING)
 _STRINGS_AFTER_PRIORITY = (_CORRELATION, _REPLY_TO, _EXPIRATION, _MESSAGE_ID)
 
 
+# The largest frame that we offer to agree on: a large content in few frames costs both sides less.
+FRAME_MAX = 1_048_576
+# Type, channel and size of a frame, and its end.
+_AROUND = 8
 # A content from LARGE on is put together in place, without copies between; RabbitMQ takes none above MOST.
 LARGE = 64 * 1024
-MOST = 512 * 2**20
+MOST = 16 * 2**20
 
 Buffer = bytes | memoryview
 
@@ -129,10 +134,10 @@ def publish(
         values,
         b"\xce",
     ]
-    if 0 < size <= frame_max - 8:
+    if 0 < size <= frame_max - _AROUND:
         parts += (_HEAD.pack(BODY, channel, size), *pieces, b"\xce")
     elif size:
-        parts += _frames(channel, pieces, size, frame_max - 8)
+        parts += _frames(channel, pieces, size, frame_max - _AROUND)
     return parts
 
 
@@ -183,6 +188,7 @@ class Reader:
     """
 
     def __init__(self) -> None:
+        self.frame_max = FRAME_MAX  # what was negotiated; no larger frame is taken
         self._rest = b""
         self._method: Delivered | Returned | None = None
         self._missing = 0
@@ -226,10 +232,10 @@ class Reader:
             if end - at < 7:
                 break
             kind, channel, size = _HEAD.unpack_from(data, at)
+            if size > self.frame_max - _AROUND:
+                raise Malformed(f"a frame of {size + _AROUND} bytes, {self.frame_max} were negotiated")
             if kind == BODY and self._content is not None:
-                if size > self._missing:
-                    raise Malformed("more content than its header says")
-                self._inside, self._left = True, size
+                self._enter(size)
                 at += 7
                 continue
             after = at + 7 + size
@@ -242,6 +248,12 @@ class Reader:
                 yield event
             at = after + 1
         self._rest = data[at:] if at else data
+
+    def _enter(self, size: int) -> None:
+        """Begin with a body frame of a large content."""
+        if size > self._missing:
+            raise Malformed("more content than its header says")
+        self._inside, self._left = True, size
 
     def _fill(self, data: bytes, at: int) -> tuple[int, bool]:
         """Take what belongs to a frame of a large content: where that ends, and whether more must come."""
@@ -259,29 +271,39 @@ class Reader:
 
     def _frame(self, kind: int, channel: int, data: bytes, at: int, end: int) -> Event | None:
         start = at + 7
-        if kind == METHOD:
-            return self._on_method(channel, data, at, start, end)
-        if kind == HEADER:
-            return self._on_header(data, start)
-        if kind == BODY:
-            return self._on_body(data[start:end])
-        if kind == HEARTBEAT:
-            return Beat()
+        try:
+            if kind == METHOD:
+                return self._on_method(channel, data, at, start, end)
+            if kind == HEADER:
+                return self._on_header(data, start, end)
+            if kind == BODY:
+                return self._on_body(data[start:end])
+            if kind == HEARTBEAT:
+                return Beat()
+        except Malformed:
+            raise
+        except Exception as error:
+            # Of many kinds: pamqp's own, and those of structs, texts, times and recursion.
+            raise Malformed(f"a frame of type {kind} cannot be read: {error!r}") from error
         raise Malformed(f"unknown frame type {kind}")
 
     def _on_method(self, channel: int, data: bytes, at: int, start: int, end: int) -> Event | None:
         index = _INDEX.unpack_from(data, start)
         start += 4
+        if index in _WITH_CONTENT and self._missing:
+            raise Malformed("a message in the middle of another one's content")
         if index == _DELIVER:
             consumer_tag, start = _short(data, start)
             (tag,) = _TAG.unpack_from(data, start)
             redelivered = data[start + 8] != 0
             exchange, start = _short(data, start + 9)
-            routing_key, _ = _short(data, start)
+            routing_key, start = _short(data, start)
+            _check_end(start, end)
             self._method = Delivered(consumer_tag, tag, redelivered, exchange, routing_key, Properties(), b"")
             return None
         if index in (_ACKED, _NACKED):
             (tag,) = _TAG.unpack_from(data, start)
+            _check_end(start + 9, end)
             return Confirmed(tag, bool(data[start + 8] & 1), index == _ACKED)
         if index == _RETURN:
             self._method = Returned(Properties())
@@ -289,13 +311,14 @@ class Reader:
         _, _, found = frame.unmarshal(data[at : end + 1])
         return Method(channel, found)
 
-    def _on_header(self, data: bytes, start: int) -> Event | None:
-        if self._method is None:
+    def _on_header(self, data: bytes, start: int, end: int) -> Event | None:
+        if self._method is None or self._missing:
             raise Malformed("a content header without its method")
-        self._missing, flags = struct.unpack_from(">QH", data, start + 4)
-        self._method = self._method._replace(properties=_properties(data, start + 14, flags))
-        if self._missing > MOST:
-            raise Malformed(f"a content of {self._missing} bytes")
+        size, flags = struct.unpack_from(">QH", data, start + 4)
+        if size > MOST:
+            raise Malformed(f"a content of {size} bytes, at most {MOST} are taken")
+        properties = _properties(data, start + 14, end, flags)
+        self._method, self._missing = self._method._replace(properties=properties), size
         if self._missing >= LARGE:
             self._content = memoryview(bytearray(self._missing))
         return None if self._missing else self._whole(b"")
@@ -318,19 +341,25 @@ class Reader:
         return method._replace(body=body) if isinstance(method, Delivered) else method
 
 
+def _check_end(at: int, end: int) -> None:
+    """Raise Malformed when what was read up to ``at`` reaches past its frame, which ends at ``end``."""
+    if at > end:
+        raise Malformed("a field reaches past its frame")
+
+
 def _short(data: bytes, at: int) -> tuple[str, int]:
     end = at + 1 + data[at]
     return data[at + 1 : end].decode(), end
 
 
-def _properties(data: bytes, at: int, flags: int) -> Properties:
+def _properties(data: bytes, at: int, end: int, flags: int) -> Properties:
     """The properties up to ``message-id``; those behind it are of no interest and stand last."""
     for flag in _STRINGS_BEFORE_HEADERS:
         if flags & flag:
             _, at = _short(data, at)
     headers = None
     if flags & _HEADERS:
-        used, headers = decode.field_table(data[at:])
+        used, headers = decode.field_table(data[at:end])
         at += used
     persistent = bool(flags & _MODE) and data[at] == 2
     at += (1 if flags & _MODE else 0) + (1 if flags & _PRIORITY else 0)
@@ -338,6 +367,7 @@ def _properties(data: bytes, at: int, flags: int) -> Properties:
     for flag in _STRINGS_AFTER_PRIORITY:
         if flags & flag:
             found[flag], at = _short(data, at)
+    _check_end(at, end)
     return Properties(
         persistent, found.get(_REPLY_TO), found.get(_EXPIRATION), found.get(_MESSAGE_ID), headers
     )

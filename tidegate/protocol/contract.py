@@ -12,6 +12,7 @@ from math import isfinite
 from typing import Any, NamedTuple
 
 from tidegate.errors import BadRequest, Unavailable
+from tidegate.protocol.bounded_json import shown
 from tidegate.protocol.envelope import KEPT_KEY, LAST_PRIORITY, MAX_KEY, Buffer, Tensor, call_key
 from tidegate.protocol.models import Signature
 from tidegate.protocol.tensors import (
@@ -121,11 +122,12 @@ class Contract:
         """A requested output, checked; raises BadRequest."""
         if self.outputs and name not in self.outputs:
             raise BadRequest(f"output {name!r} does not exist; the model gives {sorted(self.outputs)}")
-        if len(name.encode()) > _MAX_NAME:
-            raise BadRequest(f"output {name!r}: a name may have {_MAX_NAME} bytes")
+        check_name("output", name)
         classes = parameters.get("classification", 0)
         if type(classes) is not int or classes < 0:
-            raise BadRequest(f"output {name!r}: classification must be a number of classes, got {classes!r}")
+            raise BadRequest(
+                f"output {name!r}: classification must be a number of classes, got {shown(classes)}"
+            )
         binary = bool(parameters.get("binary_data", binary))
         if name in self.binary_only and not (binary or classes):
             raise json_refusal(name)
@@ -173,8 +175,8 @@ class Inputs:
                 f"'inputs' must be a list of tensors; the model takes {sorted(contract.inputs) or 'any'}"
             )
         if missing := contract.required - self._seen:
-            shown = ", ".join(map(repr, sorted(missing)))
-            raise BadRequest(f"missing input {shown}; the model takes {list(contract.inputs)}")
+            names = ", ".join(map(repr, sorted(missing)))
+            raise BadRequest(f"missing input {names}; the model takes {list(contract.inputs)}")
         slots.sort(key=lambda entry: entry[0])
         return tuple(entry[1] for entry in slots), [entry[2] for entry in slots], max(self.rows, 0)
 
@@ -220,17 +222,18 @@ def options(parameters: dict[str, Any]) -> Options:
             continue
         if name in _FOR_THE_QUEUE:
             if type(value) is not int or not 0 <= value < _MAX_INT:
-                shown = repr(value)[:50]
-                raise BadRequest(f"parameter {name!r} must be a whole number, not negative, got {shown}")
+                raise BadRequest(
+                    f"parameter {shown(name)} must be a whole number, not negative, got {shown(value)}"
+                )
         elif name.startswith("triton_"):
-            raise BadRequest(f"parameter {name!r}: names that begin with triton_ are Triton's own")
+            raise BadRequest(f"parameter {shown(name)}: names that begin with triton_ are Triton's own")
         elif not isinstance(value, str | int | float):
-            raise BadRequest(f"parameter {name!r} must be a string, a number or a boolean")
+            raise BadRequest(f"parameter {shown(name)} must be a string, a number or a boolean")
         elif isinstance(value, float) and not isfinite(value):
-            raise BadRequest(f"parameter {name!r} must be a finite number, got {value}")
+            raise BadRequest(f"parameter {shown(name)} must be a finite number, got {value}")
         elif isinstance(value, int) and not -_MAX_INT <= value < _MAX_INT:
             raise BadRequest(
-                f"parameter {name!r} must fit into 64 bits, got a number of {len(str(value))} digits"
+                f"parameter {shown(name)} must fit into 64 bits, got a number of {len(str(value))} digits"
             )
         else:
             for_model[name] = value
@@ -239,12 +242,18 @@ def options(parameters: dict[str, Any]) -> Options:
     return Options(for_model, timeout_us / 1e3 if timeout_us else None, priority)
 
 
+def check_name(kind: str, name: str) -> None:
+    """Raise BadRequest for the name of an input or output that is longer than any: it would be told back."""
+    if len(name) > _MAX_NAME or (not name.isascii() and len(name.encode()) > _MAX_NAME):
+        raise BadRequest(f"{kind} {shown(name)}: a name may have {_MAX_NAME} bytes")
+
+
 def check_shape(name: str, shape: Any) -> list[int]:
     """A tensor's shape, whole; raises BadRequest."""
-    if not isinstance(shape, list) or not all(type(d) is int and 0 <= d <= _MAX_DIM for d in shape):
-        raise BadRequest(f"input {name!r}: 'shape' must be a list of sizes, got {repr(shape)[:200]}")
-    if len(shape) > _MAX_DIMS:
+    if isinstance(shape, list) and len(shape) > _MAX_DIMS:
         raise BadRequest(f"input {name!r}: {len(shape)} dimensions, at most {_MAX_DIMS} are possible")
+    if not isinstance(shape, list) or not all(type(d) is int and 0 <= d <= _MAX_DIM for d in shape):
+        raise BadRequest(f"input {name!r}: 'shape' must be a list of sizes, got {shown(shape)}")
     if elements(shape) > _MAX_DIM:
         raise BadRequest(f"input {name!r}: 'shape' says more than {_MAX_DIM} elements")
     return shape
@@ -255,16 +264,17 @@ def _checked(
 ) -> tuple[int, Datatype, tuple[int, ...], int]:
     """The tensor's slot, datatype, dims without the batch axis, and rows (0: no batch axis)."""
     if contract.signature is None:
-        if len(name.encode()) > _MAX_NAME:
-            raise BadRequest(f"input {name!r}: a name may have {_MAX_NAME} bytes")
+        check_name("input", name)
         if not isinstance(datatype, str) or datatype not in DATATYPES:
-            raise BadRequest(f"input {name!r}: unknown datatype {datatype!r}; one of {sorted(DATATYPES)}")
+            raise BadRequest(
+                f"input {name!r}: unknown datatype {shown(datatype)}; one of {sorted(DATATYPES)}"
+            )
         return order, DATATYPES[datatype], tuple(shape), 0
     if name not in contract.inputs:
         raise BadRequest(f"input {name!r} does not exist; the model takes {list(contract.inputs)}")
     slot, spec = contract.inputs[name]
     if datatype != spec.datatype.name:
-        raise BadRequest(f"input {name!r}: expected datatype {spec.datatype.name}, got {datatype!r}")
+        raise BadRequest(f"input {name!r}: expected datatype {spec.datatype.name}, got {shown(datatype)}")
     batched = contract.max_batch > 0
     dims = tuple(shape[1:]) if batched else tuple(shape)
     fits = len(dims) == len(spec.dims) and all(e in (-1, d) for e, d in zip(spec.dims, dims, strict=True))

@@ -14,12 +14,14 @@ from typing import Any
 import orjson
 
 from tidegate.errors import BadRequest
+from tidegate.protocol import bounded_json
 from tidegate.protocol.classification import Labels, classified
 from tidegate.protocol.contract import (
     Contract,
     Decoded,
     Inputs,
     WantedOutput,
+    check_name,
     check_parameters,
     check_shape,
     check_size,
@@ -61,34 +63,20 @@ def decode_head(head: dict[str, Any] | None, tail: memoryview, contract: Contrac
 
 
 def parts(body: Buffer, header_length: int | None) -> tuple[dict[str, Any] | None, memoryview]:
-    """The JSON object of a body, None where it has none, and the binary tensor data behind it: BadRequest."""
+    """The JSON object of a body, None where it has none, and the binary tensor data behind it.
+
+    Raises BadRequest; PayloadTooLarge for JSON of more parts than are decoded.
+    """
     view = memoryview(body)
     if header_length == 0:
         return None, view
     size = len(view) if header_length is None else header_length
     if not 0 <= size <= len(view):
         raise BadRequest(f"{HEADER_LENGTH} is {size}, but the body has {len(view)} bytes")
-    try:
-        head = orjson.loads(view[:size])
-    except orjson.JSONDecodeError as error:
-        head = _with_infinities(bytes(view[:size]), error)
+    head = bounded_json.loads(view[:size])
     if not isinstance(head, dict):
         raise BadRequest("the request must be a JSON object with 'inputs'")
     return head, view[size:]
-
-
-def _with_infinities(raw: bytes, error: ValueError) -> Any:
-    """JSON with ``NaN`` and ``Infinity``, which is none, but Triton and its clients write it for floats."""
-    if b"NaN" in raw or b"Infinity" in raw:
-        try:
-            found = json.loads(raw)
-            orjson.dumps(
-                found
-            )  # what it does not write, as half a surrogate pair, is no JSON for anybody else
-            return found
-        except (ValueError, TypeError, RecursionError):
-            pass
-    raise BadRequest(f"the request is not JSON: {error}")
 
 
 def _wanted(found: Any, binary: bool, contract: Contract) -> tuple[WantedOutput, ...] | None:
@@ -102,6 +90,7 @@ def _wanted(found: Any, binary: bool, contract: Contract) -> tuple[WantedOutput,
         name = output.get("name") if isinstance(output, dict) else None
         if not isinstance(name, str):
             raise BadRequest("every requested output needs a 'name'")
+        check_name("output", name)
         parameters = check_parameters(output.get("parameters"), f"output {name!r}")
         wanted.append(contract.want(name, binary, parameters))
     return tuple(wanted)
@@ -118,6 +107,7 @@ def _inputs(found: Any, tail: memoryview, contract: Contract) -> tuple[tuple[Ten
         if not isinstance(item, dict) or not isinstance(item.get("name"), str):
             raise BadRequest(f"inputs[{order}]: needs a 'name'")
         name = item["name"]
+        check_name("input", name)
         shape = check_shape(name, item.get("shape"))
         datatype = inputs.expect(name, item.get("datatype"), shape)
         size = check_parameters(item.get("parameters"), f"input {name!r}").get("binary_data_size")
@@ -137,7 +127,9 @@ def _inputs(found: Any, tail: memoryview, contract: Contract) -> tuple[tuple[Ten
 
 def _binary(name: str, size: Any, tail: memoryview, at: int) -> tuple[memoryview, int]:
     if type(size) is not int or size < 0:
-        raise BadRequest(f"input {name!r}: binary_data_size must be a number of bytes, got {size!r}")
+        raise BadRequest(
+            f"input {name!r}: binary_data_size must be a number of bytes, got {bounded_json.shown(size)}"
+        )
     if at + size > len(tail):
         raise BadRequest(f"input {name!r}: binary_data_size {size} goes past the end of the body")
     return tail[at : at + size], at + size

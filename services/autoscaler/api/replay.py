@@ -15,6 +15,9 @@ from tidegate.api import JsonRoute
 router = APIRouter(prefix="/v1", tags=["replay"], route_class=JsonRoute)
 
 WEEK_S = 7 * 86_400.0
+MAX_CSV = 64 * 2**20
+# The text as JSON, whose newlines take two characters each, and the rest of an order.
+MAX_BODY = 2 * MAX_CSV
 
 
 class _Part(BaseModel):
@@ -35,7 +38,7 @@ class Uploaded(_Part):
     """Arrivals of a CSV file: lines of ``time`` or ``time,count``, times as seconds or dates."""
 
     kind: Literal["csv"]
-    text: str = Field(max_length=64 * 2**20)
+    text: str = Field(max_length=MAX_CSV)
     seconds: float | None = Field(None, gt=0, le=2 * WEEK_S, description="How long; default: to the end.")
 
 

@@ -49,18 +49,25 @@ class Splitter:
         self._total = 0
         self.lines = 0
 
+    @property
+    def held(self) -> int:
+        """Bytes of a line whose end has not come yet."""
+        return len(self._rest)
+
     def feed(self, data: bytes) -> list[bytes]:
         """The lines that are whole now; empty ones are no lines."""
         self._total += len(data)
         if self._total > self._total_bytes:
             raise PayloadTooLarge(f"the file is larger than {self._total_bytes} bytes")
         head, newline, tail = data.partition(b"\n")
+        if len(self._rest) + len(head) > self._line_bytes:
+            raise self._too_long(self.lines + 1)
         self._rest += head
         found: list[bytes] = []
         if newline:
             first, (*whole, rest) = bytes(self._rest), tail.split(b"\n")
             found, self._rest = self._checked([first, *whole]), bytearray(rest)
-        if len(self._rest) > self._line_bytes:
+        if len(self._rest) > self._line_bytes:  # the last piece, when it had a newline
             raise self._too_long(self.lines + 1)
         return found
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import AsyncGenerator
 from typing import Annotated
 
@@ -12,6 +11,8 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
 from services.gateway.adapters.batch_files import Splitter
+from services.gateway.api.inflating import Inflater, encoding_of
+from services.gateway.api.limits import Held, Limits
 from services.gateway.api.records import id_in_path, json_response, page, read_cursor, request_principal
 from services.gateway.batches import Batches
 from services.gateway.domain import job_options
@@ -20,15 +21,21 @@ from tidegate.errors import BadRequest
 from tidegate.protocol.access import ADMIN
 from tidegate.protocol.batches import Batch
 
-PIECE = 2**20
-_WBITS = {"gzip": 31, "deflate": 15}
+# Short lines take twenty times their size once they are cut, and wait for the store then.
+PIECE = 64 * 1024
 
 
 class BatchesDoor:
-    """The paths below ``/v1/batches``. Limits: bytes of a file and of a line, and lines."""
+    """The paths below ``/v1/batches``. ``limits``: the budget of what is held of files that come in.
 
-    def __init__(self, batches: Batches, *, file_bytes: int, line_bytes: int, lines: int) -> None:
+    Further limits: bytes of a file and of a line, and lines.
+    """
+
+    def __init__(
+        self, batches: Batches, limits: Limits, *, file_bytes: int, line_bytes: int, lines: int
+    ) -> None:
         self._batches = batches
+        self._limits = limits
         self._file_bytes = file_bytes
         self._line_bytes = line_bytes
         self._lines = lines
@@ -52,10 +59,15 @@ class BatchesDoor:
         who = request_principal()
         options = job_options.from_fields({"priority": priority, "ttl_s": ttl_s}, JobOptions(level="low"))
         splitter = Splitter(line_bytes=self._line_bytes, total_bytes=self._file_bytes, lines=self._lines)
+        held = Held(self._limits)
         try:
-            batch = await self._batches.create(_plain(request), splitter, model, version, options, who)
+            batch = await self._batches.create(
+                _plain(request), splitter, model, version, options, who, held.resize
+            )
         except ClientDisconnect:
             raise BadRequest("the caller left before its file was complete") from None
+        finally:
+            held.release()
         return _answer(batch, 202, {"Location": f"/v1/batches/{batch.id.hex()}"})
 
     async def list(
@@ -99,25 +111,11 @@ def _answer(batch: Batch, status: int = 200, headers: dict[str, str] | None = No
 
 async def _plain(request: Request) -> AsyncGenerator[bytes]:
     """The body, unpacked, in pieces of bounded size. Raises BadRequest."""
-    encoding = request.headers.get("content-encoding", "").lower()
-    if encoding in {"", "identity"}:
-        async for data in request.stream():
-            yield data
-        return
-    if encoding not in _WBITS:
-        raise BadRequest(f"Content-Encoding {encoding[:40]!r} is not known; gzip and deflate are")
-    unpacker = zlib.decompressobj(_WBITS[encoding])
-    try:
-        async for packed in request.stream():
-            while packed:
-                if unpacker.eof:
-                    # Another member, or zeros behind the last. One that is done keeps all that it is given.
-                    packed = packed.lstrip(b"\0")
-                    unpacker = zlib.decompressobj(_WBITS[encoding]) if packed else unpacker
-                    continue
-                yield unpacker.decompress(packed, PIECE)
-                packed = unpacker.unconsumed_tail or unpacker.unused_data
-    except zlib.error as error:
-        raise BadRequest(f"the body is not {encoding}: {error}") from None
-    if not unpacker.eof:
-        raise BadRequest(f"the body's {encoding} data is cut off")
+    encoding = encoding_of(dict(request.scope["headers"]))
+    inflater = Inflater(encoding) if encoding else None
+    async for data in request.stream():
+        for piece in (data,) if inflater is None else inflater.feed(data):
+            for at in range(0, len(piece), PIECE):
+                yield piece[at : at + PIECE]
+    if inflater is not None:
+        inflater.end()

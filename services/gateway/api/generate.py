@@ -14,7 +14,8 @@ from starlette.types import Send
 
 from services.gateway.access import Access, Grant
 from services.gateway.api.attended import EVENT_STREAM, Attended
-from services.gateway.api.inference import decompress, server_timing
+from services.gateway.api.inference import server_timing
+from services.gateway.api.inflating import inflated
 from services.gateway.api.limits import Body, Headers, Limits
 from services.gateway.api.metrics import Metrics
 from services.gateway.core import Answer, Core, parse_timeout
@@ -81,14 +82,11 @@ class Generate:
                 if refusal is not None:
                     raise refusal
             started = time.perf_counter()
-            packed = held.whole()
-            body = decompress(packed, headers, self._limits.body_bytes)
-            self._limits.check_json(len(body))
-            if body is not packed:
+            body = held.whole()
+            if (unpacked := inflated(body, headers, self._limits)) is not None:
                 held.release()
-                held = Body(self._limits)
-                if (refusal := held.add(bytes(body))) is not None:
-                    raise refusal
+                held, body = unpacked, unpacked.whole()
+            self._limits.check_json(len(body))
             self._core.pick(model, version)
             grant = self._access.admit(caller.current.get().principal, model)
         except ClientDisconnect:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-import zlib
 from collections.abc import Callable
 
 import orjson
@@ -11,13 +10,14 @@ import orjson
 from services.gateway.access import Access, Grant
 from services.gateway.api import job_door
 from services.gateway.api.compression import Response, deliver
+from services.gateway.api.inflating import inflated
 from services.gateway.api.job_door import JobDoor
-from services.gateway.api.limits import Headers, Limits
+from services.gateway.api.limits import Body, Headers, Limits
 from services.gateway.api.metrics import Metrics
 from services.gateway.core import Answer, Core, parse_timeout
 from services.gateway.domain import spent
 from tidegate import telemetry
-from tidegate.errors import BadRequest, Forbidden, PayloadTooLarge, TidegateError, TooMany, Unauthorized
+from tidegate.errors import BadRequest, Forbidden, TidegateError, TooMany, Unauthorized
 from tidegate.protocol import oip
 from tidegate.protocol.access import Principal
 from tidegate.protocol.classification import Labels
@@ -52,7 +52,7 @@ class Inference:
         self._jobs = jobs
         self._local_only = local_only
         self._metrics = metrics
-        self._inflated: dict[bytes, int] = {}
+        self._inflated: dict[bytes, Body] = {}
         self._grants: dict[bytes, Grant] = {}
         self.limits = limits
 
@@ -173,27 +173,29 @@ class Inference:
     def _begin_compressed(
         self, target: str, headers: Headers, body: Buffer, done: Callable[[Response], None], started: float
     ) -> bytes | None:
-        plain = decompress(body, headers, self.limits.body_bytes)
-        if not self.limits.bodies.take(len(plain)):
-            raise self.limits.overloaded()
-        held = len(plain)
+        unpacked = inflated(body, headers, self.limits)
+        rest = {name: value for name, value in headers.items() if name != b"content-encoding"}
+        if unpacked is None:
+            return self.begin(target, rest, body, done, started)
+        id_: bytes | None = None
 
         def given_back(response: Response) -> None:
-            # Its caller may have gone while it was compressed: then it was given back already.
-            self.limits.bodies.give(held if id_ is None else self._inflated.pop(id_, 0))
+            unpacked.release()
+            if id_ is not None:
+                self._inflated.pop(id_, None)
             done(response)
 
-        id_: bytes | None = None
-        rest = {name: value for name, value in headers.items() if name != b"content-encoding"}
-        id_ = self.begin(target, rest, plain, given_back, started)
+        id_ = self.begin(target, rest, unpacked.whole(), given_back, started)
         if id_ is not None:
-            self._inflated[id_] = held
+            self._inflated[id_] = unpacked
         return id_
 
     def abandon(self, id_: bytes, target: str) -> None:
         """The caller has gone."""
         self._core.dispatcher.abandon(id_)
-        self.limits.bodies.give(self._inflated.pop(id_, 0))
+        unpacked = self._inflated.pop(id_, None)
+        if unpacked is not None:
+            unpacked.release()
         grant = self._grants.pop(id_, None)
         if grant is not None:
             grant.done(failed=True)
@@ -299,24 +301,3 @@ def parse_header_length(headers: Headers) -> int | None:
     if not raw.isdigit():
         raise BadRequest(f"{oip.HEADER_LENGTH} must be a number of bytes, got {raw.decode('latin-1')!r}")
     return int(raw)
-
-
-def decompress(body: Buffer, headers: Headers, limit: int) -> Buffer:
-    """Undo ``Content-Encoding`` gzip or deflate up to ``limit`` bytes: BadRequest, PayloadTooLarge."""
-    encoding = headers.get(b"content-encoding", b"").lower()
-    if encoding in {b"", b"identity"}:
-        return body
-    if encoding not in {b"gzip", b"deflate"}:
-        raise BadRequest(
-            f"Content-Encoding {encoding.decode('latin-1')!r} is not known; gzip and deflate are"
-        )
-    try:
-        inflater = zlib.decompressobj(wbits=31 if encoding == b"gzip" else 15)
-        plain = inflater.decompress(body, limit + 1)
-    except zlib.error as error:
-        raise BadRequest(f"the body is not {encoding.decode()}: {error}") from None
-    if len(plain) > limit:
-        raise PayloadTooLarge(f"the decompressed body is larger than {limit} bytes")
-    if not inflater.eof:
-        raise BadRequest(f"the body's {encoding.decode()} data is cut off")
-    return plain

@@ -20,6 +20,7 @@ from tidegate import telemetry
 from tidegate.errors import BadRequest, Forbidden, TidegateError, Unavailable
 from tidegate.protocol import oip
 from tidegate.protocol.access import INFER, Principal
+from tidegate.protocol.contract import check_name
 from tidegate.protocol.envelope import Buffer
 from tidegate.protocol.jobs import Idempotency
 
@@ -151,6 +152,7 @@ def _named(head: dict[str, object] | None, base: JobOptions) -> tuple[str, str, 
     model = head.get("model")
     if not isinstance(model, str) or not model:
         raise BadRequest("'model' must be the name of a model")
+    check_name("model", model)
     version = job_options.check_version(head.get("version"))
     return model, version, job_options.from_fields(head, base)
 

@@ -131,3 +131,24 @@ class Body:
             return False
         self._held += count
         return True
+
+
+class Held:
+    """What is in memory of an upload that is stored as it comes; it counts against the budget."""
+
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
+        self._held = 0
+
+    def resize(self, size: int) -> None:
+        """So many bytes are held from now on; raises Overloaded when there is no room for them."""
+        more = size - self._held
+        if more <= 0:
+            self._limits.bodies.give(-more)
+        elif not self._limits.bodies.take(more, size):
+            raise self._limits.overloaded()
+        self._held = size
+
+    def release(self) -> None:
+        """Nothing is held any more."""
+        self.resize(0)

@@ -9,7 +9,9 @@ import orjson
 from services.gateway.domain import job_options
 from services.gateway.domain.job_options import JobOptions
 from tidegate.errors import BadRequest, TidegateError
+from tidegate.protocol import bounded_json
 from tidegate.protocol.batches import Batch
+from tidegate.protocol.contract import check_name
 
 
 class Line(NamedTuple):
@@ -30,16 +32,14 @@ def read_line(raw: bytes, batch: Batch) -> Line:
     model = head.get("model") or batch.model
     if not isinstance(model, str) or not model:
         raise BadRequest("neither the line nor the batch names a model")
+    check_name("model", model)
     version = job_options.check_version(head.get("version") or batch.version)
     return Line(model, version, head, job_options.from_fields(head, base))
 
 
 def read_object(raw: bytes) -> dict[str, Any]:
-    """A line's JSON object; raises BadRequest."""
-    try:
-        found = orjson.loads(raw)
-    except orjson.JSONDecodeError as error:
-        raise BadRequest(f"the line is not JSON: {error}") from None
+    """A line's JSON object; raises BadRequest, PayloadTooLarge."""
+    found = bounded_json.loads(raw, "the line")
     if not isinstance(found, dict):
         raise BadRequest("the line is no JSON object")
     return found
@@ -49,7 +49,7 @@ def line_id(raw: bytes) -> str | None:
     """The id that a line has by its caller's own choice."""
     try:
         found = read_object(raw).get("id")
-    except BadRequest:
+    except TidegateError:
         return None
     return found if isinstance(found, str) else None
 

@@ -10,6 +10,7 @@ import numpy as np
 import orjson
 
 from tidegate.errors import BadRequest
+from tidegate.protocol import bounded_json
 from tidegate.protocol.contract import Contract, Decoded, Inputs, check_parameters, inputs_unknown, options
 from tidegate.protocol.envelope import Buffer, Tensor
 from tidegate.protocol.tensors import Datatype, from_json, unpack_strings
@@ -63,10 +64,7 @@ def encode(
 
 
 def _members(body: Buffer) -> dict[str, Any]:
-    try:
-        found = orjson.loads(body)
-    except orjson.JSONDecodeError as error:
-        raise BadRequest(f"the request is not JSON: {error}") from None
+    found = bounded_json.loads(body)
     if not isinstance(found, dict):
         raise BadRequest("the request must be a JSON object with a member for each input")
     return found

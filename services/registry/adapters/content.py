@@ -11,13 +11,12 @@ from pathlib import Path, PurePosixPath
 from services.registry.adapters import archive, onnx_signature, triton_config
 from services.registry.domain import requirements, signature
 from services.registry.domain.archive import Limits
+from tidegate import archives
 from tidegate.errors import BadRequest
 from tidegate.protocol.models import Format, Signature
 
 MODEL = "model.py"
 MAX_PYTHON = 4 * 1024 * 1024
-# gzip and zip, which no Python source begins with.
-_ARCHIVES = (b"\x1f\x8b", b"PK\x03\x04")
 # A pickle of protocol 2 or later, or one that joblib compressed: zlib, gzip, bz2, xz, lzma, lz4.
 _PICKLES = (b"\x80", b"\x78", b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x5d\x00", b"\x04\x22\x4d\x18")
 
@@ -65,14 +64,13 @@ def _triton(declared: Signature | None, given: Signature | None) -> Signature | 
 
 def _check_torchscript(path: Path) -> None:
     remedy = "save the model with torch.jit.save(torch.jit.script(model), path)"
-    if not zipfile.is_zipfile(path):
-        raise BadRequest(f"The file is not TorchScript (a zip archive): {remedy}.")
     try:
+        archives.check_zip(path)
         with zipfile.ZipFile(path) as archive:
             inside = [name.partition("/")[2] for name in archive.namelist()]
     # NotImplementedError is zipfile's word for a version of zip that it does not know.
-    except (zipfile.BadZipFile, OSError, NotImplementedError, ValueError) as error:
-        raise BadRequest(f"The file is not TorchScript ({error}): {remedy}.") from None
+    except (archives.Broken, zipfile.BadZipFile, OSError, NotImplementedError, ValueError) as error:
+        raise BadRequest(f"The file is not TorchScript, a zip archive ({error}): {remedy}.") from None
     if "constants.pkl" not in inside or not any(name.startswith("code/") for name in inside):
         raise BadRequest(
             "The file holds weights but no code (torch.save of a module or a state dict), and it would "
@@ -82,9 +80,7 @@ def _check_torchscript(path: Path) -> None:
 
 def _python(path: Path, limits: Limits) -> list[str]:
     """Check a model.py, or an archive of a folder that has one; the requirements beside it."""
-    with path.open("rb") as file:
-        magic = file.read(4)
-    if not magic.startswith(_ARCHIVES):
+    if not archives.is_packed(path):
         if path.stat().st_size > MAX_PYTHON:
             raise BadRequest(f"A {MODEL} of more than {MAX_PYTHON} bytes is refused.")
         _check_python(path.read_bytes())

@@ -13,11 +13,14 @@ from services.registry.domain.signature import Graph, GraphValue
 from tidegate.errors import BadRequest
 from tidegate.protocol.models import Datatype
 
-MODEL_IR_VERSION, MODEL_GRAPH = 1, 7
+MODEL_IR_VERSION, MODEL_GRAPH, MODEL_TRAINING, MODEL_FUNCTIONS = 1, 7, 20, 25
+TRAINING_GRAPHS = (1, 2)
+FUNCTION_NODE, FUNCTION_ATTRIBUTE = 7, 11
 GRAPH_NODE, GRAPH_INITIALIZER, GRAPH_INPUT, GRAPH_OUTPUT, GRAPH_SPARSE = 1, 5, 11, 12, 15
-NODE_ATTRIBUTE, ATTRIBUTE_TENSOR, ATTRIBUTE_GRAPH = 5, 5, 6
-ATTRIBUTE_TENSORS, ATTRIBUTE_GRAPHS = 10, 11
-TENSOR_NAME, TENSOR_LOCATION, LOCATION_EXTERNAL, SPARSE_VALUES = 8, 14, 1, 1
+NODE_ATTRIBUTE = 5
+ATTRIBUTE_TENSORS, ATTRIBUTE_GRAPHS, ATTRIBUTE_SPARSE = (5, 10), (6, 11), (22, 23)
+TENSOR_NAME, TENSOR_EXTERNAL_DATA, TENSOR_LOCATION = 8, 13, 14
+SPARSE_TENSORS = (1, 2)
 VALUE_NAME, VALUE_TYPE = 1, 2
 TENSOR_ELEMENT, TENSOR_SHAPE, SHAPE_DIM, DIM_VALUE = 1, 2, 1, 1
 KINDS = {1: "tensor", 4: "sequence", 5: "map", 7: "opaque value", 8: "sparse tensor", 9: "optional value"}
@@ -39,7 +42,9 @@ def read(path: Path) -> Graph:
         raise BadRequest("The ONNX file is empty.")
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         try:
-            return _graph(_main_graph(Message(data, 0, len(data), Budget())))
+            model = Message(data, 0, len(data), Budget())
+            _check_others(model)
+            return _graph(_main_graph(model))
         except Malformed as error:
             raise BadRequest(f"The file is not an ONNX model ({error}).") from None
 
@@ -48,11 +53,30 @@ def _main_graph(model: Message) -> Message:
     graph, versioned = None, False
     for number, value in model.fields():
         if number == MODEL_GRAPH and isinstance(value, Message):
+            if graph is not None:  # a reader puts them together into one
+                raise Malformed("it has two graphs")
             graph = value
         versioned = versioned or (number == MODEL_IR_VERSION and isinstance(value, int))
     if graph is None or not versioned:
         raise Malformed("it has no graph" if versioned else "it has no IR version")
     return graph
+
+
+def _check_others(model: Message) -> None:
+    """Functions, which nodes call, and what is for training hold nodes and weights too."""
+    for number, value in model.fields():
+        if not isinstance(value, Message):
+            continue
+        if number == MODEL_FUNCTIONS:
+            for part, inner in value.fields():
+                if part == FUNCTION_NODE and isinstance(inner, Message):
+                    _check_node(inner, 0)
+                elif part == FUNCTION_ATTRIBUTE and isinstance(inner, Message):
+                    _check_attribute(inner, 0)
+        elif number == MODEL_TRAINING:
+            for part, inner in value.fields():
+                if part in TRAINING_GRAPHS and isinstance(inner, Message):
+                    _check_body(inner, 1)
 
 
 def _graph(graph: Message) -> Graph:
@@ -67,7 +91,7 @@ def _graph(graph: Message) -> Graph:
         elif number == GRAPH_INITIALIZER:
             weights.add(_stored_tensor(value))
         elif number == GRAPH_SPARSE:
-            weights.update(_stored_tensor(values) for values in value.messages(SPARSE_VALUES))
+            weights.update(_stored_sparse(value))
         elif number == GRAPH_INPUT:
             inputs.append(_value(value))
         elif number == GRAPH_OUTPUT:
@@ -82,8 +106,8 @@ def _stored_tensor(tensor: Message) -> str:
     for number, value in tensor.fields():
         if number == TENSOR_NAME and isinstance(value, Message):
             name = value.text()
-        elif number == TENSOR_LOCATION:
-            external = value == LOCATION_EXTERNAL
+        elif number == TENSOR_EXTERNAL_DATA or (number == TENSOR_LOCATION and value != 0):
+            external = True  # one is enough, whatever comes after it
     if external:
         raise BadRequest(
             f"The ONNX file keeps weights ({name!r}) in another file (external data). Save it as one file "
@@ -93,18 +117,33 @@ def _stored_tensor(tensor: Message) -> str:
     return name
 
 
+def _stored_sparse(sparse: Message) -> list[str]:
+    """The names of a sparse tensor's parts, its values and their places; as :func:`_stored_tensor`."""
+    return [
+        _stored_tensor(part)
+        for number, part in sparse.fields()
+        if number in SPARSE_TENSORS and isinstance(part, Message)
+    ]
+
+
 def _check_node(node: Message, depth: int) -> None:
     """Constants and the bodies of loops and branches may hold weights too."""
     if depth > MAX_NESTED_GRAPHS:
         raise Malformed(f"graphs nested more than {MAX_NESTED_GRAPHS} deep")
     for attribute in node.messages(NODE_ATTRIBUTE):
-        for number, value in attribute.fields():
-            if not isinstance(value, Message):
-                continue
-            if number in (ATTRIBUTE_TENSOR, ATTRIBUTE_TENSORS):
-                _stored_tensor(value)
-            elif number in (ATTRIBUTE_GRAPH, ATTRIBUTE_GRAPHS):
-                _check_body(value, depth + 1)
+        _check_attribute(attribute, depth)
+
+
+def _check_attribute(attribute: Message, depth: int) -> None:
+    for number, value in attribute.fields():
+        if not isinstance(value, Message):
+            continue
+        if number in ATTRIBUTE_TENSORS:
+            _stored_tensor(value)
+        elif number in ATTRIBUTE_SPARSE:
+            _stored_sparse(value)
+        elif number in ATTRIBUTE_GRAPHS:
+            _check_body(value, depth + 1)
 
 
 def _check_body(graph: Message, depth: int) -> None:
@@ -115,6 +154,8 @@ def _check_body(graph: Message, depth: int) -> None:
             _check_node(value, depth)
         elif number == GRAPH_INITIALIZER:
             _stored_tensor(value)
+        elif number == GRAPH_SPARSE:
+            _stored_sparse(value)
 
 
 def _value(info: Message) -> GraphValue:

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from mmap import mmap
 
 VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5
+# Libraries read a key of 32 bits, and not all of them refuse a longer one.
+MAX_NUMBER = 2**29 - 1
 
 
 class Malformed(Exception):
@@ -34,7 +36,11 @@ class Message:
     budget: Budget
 
     def fields(self) -> Iterator[tuple[int, int | Message]]:
-        """Field numbers with values: a varint or fixed as a number, anything with a length as a Message."""
+        """Field numbers with values: a varint or fixed as a number, anything with a length as a Message.
+
+        A field may come more than once. Of a singular message protobuf puts the fields of all its occurrences
+        together; of a number the last one counts, cut to the field's width, if its wire type is the field's.
+        """
         at = self.start
         while at < self.end:
             self.budget.fields -= 1
@@ -42,8 +48,8 @@ class Message:
                 raise Malformed("more fields than are read")
             key, at = self._varint(at)
             number, wire = key >> 3, key & 7
-            if number == 0:
-                raise Malformed("field number 0")
+            if not 0 < number <= MAX_NUMBER:
+                raise Malformed(f"field number {number}")
             value: int | Message
             if wire == VARINT:
                 value, at = self._varint(at)

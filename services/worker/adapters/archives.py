@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import shutil
-import stat
-import tarfile
-import zipfile
-from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
-from typing import IO
+from pathlib import Path
 
+from tidegate.archives import Broken, members, reading
 from tidegate.errors import ModelFailed
+from tidegate.protocol.archives import Paths, Unsafe
 
 CHUNK = 1024 * 1024
 
@@ -30,14 +27,8 @@ class Limits:
         return min(self.total_bytes, max(self.ratio_from_bytes, self.ratio * packed_bytes))
 
 
-def is_packed(path: Path) -> bool:
-    """Whether a file is an archive, by how it begins (gzip or zip)."""
-    with path.open("rb") as file:
-        return file.read(4).startswith((b"\x1f\x8b", b"PK\x03\x04"))
-
-
 def unpack(archive: Path, into: Path, limits: Limits | None = None) -> None:
-    """Unpack a zip or a tar (also .gz, .bz2, .xz), told apart by its content, into the new folder ``into``.
+    """Unpack a zip, tar or tar.gz into the new folder ``into``, read exactly as the registry has read it.
 
     Only plain files and folders below ``into`` are written, never a link or a device, and no file's mode is
     kept. Raises ModelFailed for anything else; then ``into`` is gone again.
@@ -45,15 +36,9 @@ def unpack(archive: Path, into: Path, limits: Limits | None = None) -> None:
     limits = limits or Limits()
     into.mkdir(parents=True)
     try:
-        _write_all(_entries(archive), into, limits.files, limits.allowed(archive.stat().st_size))
-    except (
-        tarfile.TarError,
-        zipfile.BadZipFile,
-        EOFError,
-        OSError,
-        RuntimeError,
-        NotImplementedError,  # zipfile's word for a compression or a version that it does not know
-    ) as problem:
+        with reading():
+            _write_all(archive, into, limits)
+    except Broken as problem:
         shutil.rmtree(into, ignore_errors=True)
         raise ModelFailed(f"The archive cannot be unpacked: {problem}") from None
     except ModelFailed:
@@ -61,64 +46,26 @@ def unpack(archive: Path, into: Path, limits: Limits | None = None) -> None:
         raise
 
 
-def _write_all(entries: Iterator[tuple[str, IO[bytes]]], into: Path, files: int, total_bytes: int) -> None:
-    left = total_bytes
-    for number, (name, content) in enumerate(entries, start=1):
-        if number > files:
-            raise ModelFailed(f"The archive holds more than {files} files.")
-        path = into / _inside(name)
+def _write_all(archive: Path, into: Path, limits: Limits) -> None:
+    allowed = left = limits.allowed(archive.stat().st_size)
+    paths = Paths()
+    for number, (member, content) in enumerate(members(archive), start=1):
+        if number > limits.files:
+            raise ModelFailed(f"The archive holds more than {limits.files} files.")
+        try:
+            inside = paths.admit(member)
+        except Unsafe as error:
+            raise ModelFailed(str(error)) from None
+        if inside is None:
+            continue
+        path = into / inside
         path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("xb") as output:
+        with content() as packed, path.open("xb") as output:
             # Counted as they come: the sizes in an archive's own headers are the sender's word.
-            while chunk := content.read(CHUNK):
+            while chunk := packed.read(CHUNK):
                 left -= len(chunk)
                 if left < 0:
                     raise ModelFailed(
-                        f"The archive unpacks to more than the {total_bytes} bytes allowed for its size."
+                        f"The archive unpacks to more than the {allowed} bytes allowed for its size."
                     )
                 output.write(chunk)
-
-
-def _inside(name: str) -> PurePosixPath:
-    path = PurePosixPath(name)
-    if not path.parts or path.is_absolute() or ".." in path.parts or "\\" in name or "\0" in name:
-        raise ModelFailed(f"The archive holds a path that leads out of it: {name!r}.")
-    return path
-
-
-def _entries(archive: Path) -> Iterator[tuple[str, IO[bytes]]]:
-    if zipfile.is_zipfile(archive):
-        yield from _zip_entries(archive)
-    elif tarfile.is_tarfile(archive):
-        yield from _tar_entries(archive)
-    else:
-        raise ModelFailed("The artifact is neither a zip nor a tar archive.")
-
-
-def _zip_entries(archive: Path) -> Iterator[tuple[str, IO[bytes]]]:
-    with zipfile.ZipFile(archive) as opened:
-        for info in opened.infolist():
-            kind = stat.S_IFMT(info.external_attr >> 16)
-            if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
-                raise ModelFailed(f"The archive holds a link or a device: {info.filename!r}.")
-            if info.is_dir():
-                _inside(info.filename)
-                continue
-            with opened.open(info) as content:
-                yield info.filename, content
-
-
-def _tar_entries(archive: Path) -> Iterator[tuple[str, IO[bytes]]]:
-    with tarfile.open(archive) as opened:
-        for info in opened:
-            if info.isdir():
-                # "." is how `tar c .` names the root.
-                if info.name not in (".", "./"):
-                    _inside(info.name)
-                continue
-            if not info.isreg():
-                raise ModelFailed(f"The archive holds a link or a device: {info.name!r}.")
-            content = opened.extractfile(info)
-            assert content is not None, "a regular file has content"
-            with content:
-                yield info.name, content

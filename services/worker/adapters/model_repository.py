@@ -8,10 +8,11 @@ import stat
 from collections.abc import Sequence
 from pathlib import Path
 
-from services.worker.adapters.archives import is_packed, unpack
+from services.worker.adapters.archives import unpack
 from services.worker.adapters.triton_install import TritonInstall
 from services.worker.domain import devices, formats, model_config
 from services.worker.domain.devices import Devices
+from tidegate.archives import is_packed
 from tidegate.errors import ModelFailed
 from tidegate.protocol.models import DeploymentSpec, Version
 

@@ -182,3 +182,34 @@ async def test_an_orderly_stop_hands_a_batch_over_at_once(gateways, worker, unti
     heir = gateways.start()
     async with httpx.AsyncClient(base_url=heir.url, timeout=30) as http:
         assert (await over(http, batch, until))["counts"]["succeeded"] == 500
+
+
+async def test_a_file_without_a_newline_is_bounded_by_the_line_and_by_the_budget(gateways, until):
+    """Its lines are refused as they are read; what is held of files counts as bodies of requests do."""
+    mib, rest = 2**20, asyncio.Event()
+
+    async def pieces(size, last=b""):
+        for _ in range(size // 65536):
+            yield b"x" * 65536
+        if last:
+            await rest.wait()
+            yield last
+
+    gateway = gateways.start(
+        max_batch_line_bytes=str(2 * mib), max_inflight_bytes=str(6 * mib), max_batch_bytes=str(64 * mib)
+    )
+    async with httpx.AsyncClient(base_url=gateway.url, timeout=60, params={"model": "digits"}) as http:
+        answer = await http.post("/v1/batches", content=pieces(4 * mib))
+        assert (answer.status_code, answer.json()["reason"]) == (413, "payload_too_large")
+        assert "line 1 is longer than 2097152 bytes" in answer.json()["error"]
+
+        held = asyncio.create_task(http.post("/v1/batches", content=pieces(2 * mib - 65536, b"\n")))
+
+        async def refused():
+            answer = await http.post("/v1/batches", content=pieces(mib, b""))
+            return answer if answer.status_code == 503 else None
+
+        assert (await until(refused)).json()["reason"] == "overloaded"
+        rest.set()
+        assert (await held).status_code == 400  # a line of x is no JSON
+        await create(http, file_of([line(0)]))  # all of it was given back

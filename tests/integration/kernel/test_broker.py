@@ -90,10 +90,11 @@ async def test_a_message_arrives_as_it_was_sent(connect, queue, until):
     assert second.tag > first.tag
 
 
-async def test_a_large_message(connect, queue, until):
+@pytest.mark.parametrize("size", [3_072_000, 16 * 2**20], ids=["3 MB", "the largest that RabbitMQ takes"])
+async def test_a_large_message(connect, queue, until, size):
     inbox = Inbox(queue)
     await connect(inbox.setup)
-    body = bytes(range(256)) * 12_000
+    body = bytes(range(256)) * (size // 256)
     await session_of(await connect()).publish(body, routing_key=queue.name)
     await until(lambda: inbox.bodies == [body])
 
@@ -173,6 +174,15 @@ async def test_without_confirms_publishing_returns_at_once(connect, queue, until
     for number in range(10):
         await session.publish(b"%d" % number, routing_key=queue.name)
     await until(lambda: len(inbox.got) == 10)
+
+
+async def test_many_large_messages_at_once_are_all_taken(connect, queue, until):
+    """80 MiB leave in one turn of the loop: a broker that reads is waited for, and refuses none."""
+    inbox = Inbox(queue)
+    await connect(inbox.setup)
+    session, body = session_of(await connect()), bytes(2 * 2**20)
+    await asyncio.gather(*(session.publish(body, routing_key=queue.name) for _ in range(40)))
+    await until(lambda: len(inbox.got) == 40)
 
 
 async def test_prefetch_bounds_what_is_held(connect, queue, until):

@@ -136,6 +136,7 @@ async def served(tmp_path, database_url) -> AsyncIterator[httpx.AsyncClient]:
         database_url=database_url,
         amqp_url=NO_BROKER,
         max_artifact_bytes=4 * CHUNK,
+        max_api_body_bytes=64 * 1024,
     )
     server = uvicorn.Server(uvicorn.Config(build(settings), log_config=None, access_log=False))
     with socket.socket() as listening:
@@ -213,3 +214,19 @@ async def test_a_store_that_refuses_is_away_not_broken(s3, monkeypatch):
     await refused.probe()
     assert refused.problem is not None
     s3.forget_clients()
+
+
+async def test_a_document_has_a_limit_that_an_upload_does_not_have(served):
+    """A document is refused while it is still being sent; an artifact may be larger than any document."""
+    limit = 64 * 1024
+    answer = await served.put("/v1/artifacts", content=os.urandom(2 * limit))
+    assert answer.status_code == 201
+    reader, writer = await asyncio.open_connection(served.base_url.host, served.base_url.port)
+    head = f"POST /v1/apply HTTP/1.1\r\nHost: 127.0.0.1\r\nAuthorization: Bearer {TOKEN}\r\n"
+    writer.write(head.encode() + b"Content-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n")
+    writer.write(b"%x\r\n" % (limit + 1) + b" " * (limit + 1) + b"\r\n")  # and no end
+    assert b" 413 " in await asyncio.wait_for(reader.readline(), 60)
+    writer.close()
+    declared = await served.post("/v1/apply", content=b"[" * (limit + 1))
+    assert declared.status_code == 413
+    assert declared.json()["error"] == f"the body is larger than the {limit} bytes that this path takes"

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import gzip
-import zlib
 
 import orjson
 import pytest
 
 from services.gateway.access import Access
 from services.gateway.api.infer import InferDoor
-from services.gateway.api.inference import Inference, decompress, parse_header_length
+from services.gateway.api.inference import Inference, parse_header_length
 from services.gateway.api.limits import Limits
 from services.gateway.api.metrics import Metrics
 from services.gateway.core import Timing, failure, parse_timeout
@@ -21,7 +20,6 @@ from tidegate.errors import (
     BadRequest,
     DeadlinePassed,
     ModelFailed,
-    PayloadTooLarge,
 )
 from tidegate.protocol import envelope
 
@@ -53,38 +51,6 @@ def test_header_length():
 def test_wrong_header_length(raw):
     with pytest.raises(BadRequest, match="Inference-Header-Content-Length must be a number of bytes"):
         parse_header_length({b"inference-header-content-length": raw})
-
-
-@pytest.mark.parametrize(
-    ("encoding", "sent"),
-    [
-        (None, BODY),
-        (b"identity", BODY),
-        (b"gzip", gzip.compress(BODY, mtime=0)),
-        (b"GZip", gzip.compress(BODY, mtime=0)),
-        (b"deflate", zlib.compress(BODY)),
-    ],
-)
-def test_content_encoding(encoding, sent):
-    headers = {} if encoding is None else {b"content-encoding": encoding}
-    assert decompress(sent, headers, len(BODY)) == BODY
-
-
-def test_an_unknown_content_encoding():
-    with pytest.raises(BadRequest, match="Content-Encoding 'br' is not known; gzip and deflate are"):
-        decompress(BODY, {b"content-encoding": b"br"}, 100)
-
-
-@pytest.mark.parametrize("encoding", [b"gzip", b"deflate"])
-def test_what_was_not_compressed(encoding):
-    with pytest.raises(BadRequest, match=f"the body is not {encoding.decode()}: "):
-        decompress(BODY, {b"content-encoding": encoding}, 10_000)
-
-
-def test_a_small_body_that_is_large():
-    bomb = gzip.compress(bytes(10_000_000), mtime=0)
-    with pytest.raises(PayloadTooLarge, match="the decompressed body is larger than 1000 bytes"):
-        decompress(bomb, {b"content-encoding": b"gzip"}, 1000)
 
 
 @pytest.mark.parametrize("reason", BY_REASON)

@@ -94,7 +94,10 @@ def test_large_pieces_are_not_copied():
     ("change", "told"),
     [
         (lambda raw: raw[:-1] + b"\x00", "does not end where it says"),
-        (lambda raw: raw.replace(b"\xce\x03\x00\x01\x00", b"\xce\x03\x00\x01\x7f", 1), "more content"),
+        (
+            lambda raw: raw.replace(b"\xce\x03\x00\x01\x00\x01", b"\xce\x03\x00\x01\x00\x02", 1),
+            "more content",
+        ),
     ],
     ids=["no end", "too long a frame"],
 )

@@ -25,7 +25,7 @@ from tidegate.protocol.envelope import (
 )
 from tidegate.protocol.tensors import DATATYPES
 
-pytestmark = pytest.mark.unit
+pytestmark = [pytest.mark.unit, pytest.mark.fuzz]
 
 KINDS = (REQUESTS, REPLIES, CANCELS)
 GOLDEN = [path.read_bytes() for path in sorted((Path(__file__).parent / "golden").glob("*.bin"))]

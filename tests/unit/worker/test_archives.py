@@ -50,8 +50,8 @@ def test_plain_files_come_out(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["../x", "/etc/x", "a/../../x", "a\\..\\x"])
 def test_paths_that_lead_out(tmp_path: Path, name: str) -> None:
-    refused(zipped(tmp_path / "a.zip", {name: b"x"}), tmp_path / "out", "leads out")
-    refused(tarred(tmp_path / "a.tgz", [(name, b"x")]), tmp_path / "out", "leads out")
+    refused(zipped(tmp_path / "a.zip", {name: b"x"}), tmp_path / "out", "below its root")
+    refused(tarred(tmp_path / "a.tgz", [(name, b"x")]), tmp_path / "out", "below its root")
     assert not (tmp_path / "x").exists()
 
 
@@ -59,7 +59,11 @@ def test_paths_that_lead_out(tmp_path: Path, name: str) -> None:
 def test_tar_links_and_devices(tmp_path: Path, kind: bytes) -> None:
     info = tarfile.TarInfo("m")
     info.type, info.linkname = kind, "/etc"
-    refused(tarred(tmp_path / "a.tgz", [info, ("m/passwd", b"x")]), tmp_path / "out", "link or a device")
+    refused(
+        tarred(tmp_path / "a.tgz", [info, ("m/passwd", b"x")]),
+        tmp_path / "out",
+        "only plain files and folders are taken",
+    )
 
 
 def test_zip_link(tmp_path: Path) -> None:
@@ -67,7 +71,7 @@ def test_zip_link(tmp_path: Path) -> None:
     info.external_attr = (stat.S_IFLNK | 0o777) << 16
     with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
         archive.writestr(info, "/etc")
-    refused(tmp_path / "a.zip", tmp_path / "out", "link or a device")
+    refused(tmp_path / "a.zip", tmp_path / "out", "only plain files and folders are taken")
 
 
 def test_bomb(tmp_path: Path) -> None:
@@ -84,12 +88,12 @@ def test_too_many_files(tmp_path: Path) -> None:
 
 
 def test_the_same_file_twice(tmp_path: Path) -> None:
-    refused(tarred(tmp_path / "a.tgz", [("m", b"1"), ("m", b"2")]), tmp_path / "out", "cannot be unpacked")
+    refused(tarred(tmp_path / "a.tgz", [("m", b"1"), ("m", b"2")]), tmp_path / "out", "has 'm' twice")
 
 
 def test_not_an_archive(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"hello")
-    refused(tmp_path / "a", tmp_path / "out", "neither a zip nor a tar")
+    refused(tmp_path / "a", tmp_path / "out", "cannot be unpacked")
 
 
 def test_a_cut_archive(tmp_path: Path) -> None:

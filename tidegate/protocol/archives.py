@@ -1,0 +1,79 @@
+"""The paths that an archive of a model may hold: below its root, each once, on every file system. Pure."""
+
+from __future__ import annotations
+
+import unicodedata
+from pathlib import PurePosixPath
+from typing import NamedTuple
+
+MAX_PATH = 1024
+MAX_DEPTH = 32
+
+
+class Member(NamedTuple):
+    """An entry as the archive declares it."""
+
+    name: str
+    size: int
+    kind: str  # "file", "folder", or in words what else it is
+
+
+class Unsafe(Exception):
+    """A member that no archive of a model may have; the message says which and why."""
+
+
+class Paths:
+    """Checks the members of one archive, one after the other."""
+
+    def __init__(self) -> None:
+        self._files: set[str] = set()
+        self._folders: set[str] = set()
+
+    def admit(self, member: Member) -> PurePosixPath | None:
+        """Return the normalised path of a file, None for a folder; raises :class:`Unsafe`.
+
+        Paths that differ by case or by Unicode form only are the same: on some file systems they are.
+        """
+        if member.kind not in {"file", "folder"}:
+            raise Unsafe(
+                f"The archive's {member.name[:80]!r} is a {member.kind}; only plain files and "
+                "folders are taken."
+            )
+        path = safe_path(member.name)
+        if member.kind == "folder":
+            self._begin_folders([path, *path.parents], member)
+            return None
+        if not path.parts:
+            raise Unsafe("The archive has a file without a name.")
+        same = _folded(path)
+        if same in self._files:
+            raise Unsafe(f"The archive has {member.name[:80]!r} twice (case and Unicode form do not count).")
+        if same in self._folders:
+            raise Unsafe(f"The archive has {member.name[:80]!r} as a file and as a folder.")
+        self._files.add(same)
+        self._begin_folders(list(path.parents), member)
+        return path
+
+    def _begin_folders(self, folders: list[PurePosixPath], member: Member) -> None:
+        for folder in folders:
+            same = _folded(folder)
+            if same in self._files:
+                raise Unsafe(f"The archive has {member.name[:80]!r} in what is a file in it.")
+            self._folders.add(same)
+
+
+def safe_path(name: str) -> PurePosixPath:
+    """Return ``name`` as a relative path that stays below its root; raises :class:`Unsafe`."""
+    path = PurePosixPath(name)
+    escapes = path.is_absolute() or ".." in path.parts
+    odd = "\\" in name or "\0" in name or (len(name) > 1 and name[1] == ":")
+    if escapes or odd or len(name) > MAX_PATH or len(path.parts) > MAX_DEPTH:
+        raise Unsafe(
+            f"The archive's {name[:80]!r} is not a path below its root: absolute paths, '..', "
+            "backslashes and drive letters are refused."
+        )
+    return path
+
+
+def _folded(path: PurePosixPath) -> str:
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", str(path)).casefold())
