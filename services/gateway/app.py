@@ -40,6 +40,9 @@ from tidegate.claims import Claims
 from tidegate.service import LOOPBACK, Health
 from tidegate.store import Store
 
+# Room in a gRPC message beside a body of the limit.
+HEAD_BYTES = 64 * 1024
+
 
 class Gateway(NamedTuple):
     """The gateway as an ASGI app, whose parts start and stop with its lifespan, and its short way."""
@@ -134,8 +137,7 @@ async def _running(app: FastAPI, settings: GatewaySettings, parts: Parts) -> Asy
     parts.office.start()
     await core.reporter.start()
     cards.start()
-    calls = Calls(core, parts.gatehouse.access, cards, parts.limits, parts.metrics)
-    grpc = _grpc_door(settings, calls, parts.catalogue, app.state.health)
+    grpc = _grpc_door(settings, parts, app.state.health)
     await grpc.start()
     yield
     await grpc.stop()
@@ -149,12 +151,21 @@ async def _running(app: FastAPI, settings: GatewaySettings, parts: Parts) -> Asy
     parts.blobs.close()
 
 
-def _grpc_door(settings: GatewaySettings, calls: Calls, catalogue: Catalogue, health: Health) -> GrpcDoor:
-    host = f"[{settings.host}]" if ":" in settings.host else settings.host
+def _grpc_door(settings: GatewaySettings, parts: Parts, health: Health) -> GrpcDoor:
+    access = parts.gatehouse.access
+    calls = Calls(parts.core, access, parts.cards, parts.metrics)
+    # The size of a message with a body of the limit, and some room for its head.
+    inference = InferenceService(
+        calls, parts.catalogue, health, max_bytes=settings.max_body_bytes + HEAD_BYTES
+    )
     return GrpcDoor(
-        InferenceService(calls, catalogue, health),
+        inference,
         HealthService(health),
-        address=f"{host}:{settings.gateway_grpc_port}",
-        max_bytes=settings.max_body_bytes,
-        shared=processes.MEMBER in os.environ,
+        host=settings.host,
+        port=settings.gateway_grpc_port,
+        authenticate=access.authenticate,
+        limits=parts.limits,
+        refused=partial(parts.metrics.refused, ""),
+        max_connections=settings.max_grpc_connections,
+        shared_port=processes.MEMBER in os.environ,
     )
