@@ -40,7 +40,7 @@ def message(data: bytes, size: int | None = None) -> bytes:
 
 
 class Raw:
-    """One connection. Frames that come are kept in ``frames``; flow control towards us is never an obstacle."""
+    """One connection. Frames that come are kept in ``frames``; our own windows are never full."""
 
     def __init__(self) -> None:
         self.frames: list[Frame] = []

@@ -161,6 +161,16 @@ def test_two_state_folders_have_two_nodes():
     assert len(names) == 2
 
 
+def test_a_gateway_with_a_certificate_is_asked_over_tls(tmp_path):
+    found = children(tls_cert=tmp_path / "cert.pem", tls_key=tmp_path / "key.pem")
+    assert {name: found[name].probe.kind for name in ("gateway", "registry", "router")} == {
+        "gateway": "https",
+        "registry": "http",
+        "router": "http",
+    }
+    assert found["gateway"].env["TIDEGATE_TLS_KEY"] == str(tmp_path / "key.pem")
+
+
 def test_a_service_on_every_address_is_asked_on_loopback():
     gateway = children(host="0.0.0.0")["gateway"]
     assert gateway.probe is not None

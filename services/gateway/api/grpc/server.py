@@ -22,6 +22,7 @@ log = telemetry.logger(__name__)
 # Calls under way may end; the same as over HTTP.
 GRACE_S = 30.0
 BACKLOG = 4096
+HANDSHAKE_S, GOODBYE_S = 10.0, 1.0
 SWEEP_S = 5.0
 # How long a client may be silent: in the middle of a frame, without a call yet, and after its last call.
 HALFWAY_S = 20.0
@@ -75,6 +76,8 @@ class GrpcDoor:
             host,
             port,
             ssl=self._tls,
+            ssl_handshake_timeout=None if self._tls is None else HANDSHAKE_S,
+            ssl_shutdown_timeout=None if self._tls is None else GOODBYE_S,
             backlog=BACKLOG,
             reuse_port=self._shared_port or None,
         )
