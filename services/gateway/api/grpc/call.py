@@ -15,6 +15,7 @@ from services.gateway.api.grpc.head import Head
 from services.gateway.api.grpc.incoming import Incoming
 from services.gateway.api.grpc.status import Metadata, code_of, details_of, percent, trailers_of
 from services.gateway.api.limits import Limits
+from services.gateway.domain.message_weight import FACTOR, structure
 from tidegate import telemetry
 from tidegate.errors import BadRequest, TidegateError
 from tidegate.protocol.access import ANONYMOUS, Principal
@@ -25,12 +26,15 @@ log = telemetry.logger(__name__)
 
 # A handler that writes waits while more than this is unsent.
 UNSENT_BYTES = 256 * 1024
+# Messages up to here are not looked at before they are parsed: they cannot become large.
+SMALL_MESSAGE = 64 * 1024
 
 
 class Method(NamedTuple):
     """``call`` takes a message, or with ``streams`` an iterator of :class:`Received`, and the Call.
 
-    It returns the one response, or None after it has written its responses or ended the call.
+    It returns the one response, or None after it has written its responses or ended the call. ``limit``:
+    bytes of the largest message. ``open``: needs no credential.
     """
 
     call: Callable[[Any, Any], Awaitable[Any]]
@@ -114,10 +118,10 @@ class Call:
 
     # What the connection says.
 
-    def received(self, data: bytes) -> None:
-        """Take bytes of the client's messages; an error in them ends the call."""
+    def received(self, data: bytes) -> bool:
+        """Take bytes of the client's messages; False: no more are taken. An error in them ends the call."""
         if self.ending is not None or (self.task is not None and not self.method.streams):
-            return
+            return False
         if not self.incoming.begun:
             self.since = self._loop.time()
         try:
@@ -126,6 +130,7 @@ class Call:
                 self._on_message()
         except TidegateError as error:
             self.fail(error)
+        return True
 
     def ended(self) -> None:
         """The client sends no more."""
@@ -192,10 +197,10 @@ class Call:
         """Yield the messages of a stream; give the bytes of each back by :meth:`give`."""
         while True:
             while self.incoming.messages:
-                data, held = self.incoming.take()
-                self._given += held
+                before = self._given
+                message = self._next()
                 self._wire.replenish(self)
-                yield Received(self._parsed(data), held)
+                yield Received(message, self._given - before)
             if self.half_closed or self.finished:
                 return
             self._news = self._loop.create_future()
@@ -242,12 +247,21 @@ class Call:
         if self.method.streams:
             self._wake()
             return
+        self.task = self._loop.create_task(self._run(self._next()))
+
+    def _next(self) -> Any:
+        """Return the next message, parsed; raises BadRequest, PayloadTooLarge and Overloaded.
+
+        Its bytes, and what its structure takes, count until they are given back.
+        """
         data, held = self.incoming.take()
         self._given += held
-        request = self._parsed(data)
-        self.task = self._loop.create_task(self._run(request))
-
-    def _parsed(self, data: bytes | bytearray) -> Any:
+        if len(data) > SMALL_MESSAGE:
+            size = structure(data)
+            self._limits.check_structure(size)
+            if not self._limits.bodies.take(size * FACTOR):
+                raise self._limits.overloaded()
+            self._given += size * FACTOR
         try:
             return self.method.request.FromString(data)  # type: ignore[attr-defined]
         except DecodeError as error:

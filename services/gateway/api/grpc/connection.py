@@ -7,64 +7,37 @@ an unknown client sends is kept; what others send is counted against the budget 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import cast
 
 from grpc import StatusCode
 
 from services.gateway.api.grpc import frames
-from services.gateway.api.grpc.call import Call, Method
+from services.gateway.api.grpc.call import Call
 from services.gateway.api.grpc.frames import Broken, Code, frame_head, header_block
 from services.gateway.api.grpc.head import BLOCK_BYTES, Head, Heads
 from services.gateway.api.grpc.outflow import HEADERS, Outflow
+from services.gateway.api.grpc.shared import Shared
 from services.gateway.api.grpc.status import Metadata, code_of, details_of, percent, trailers_of
-from services.gateway.api.limits import Limits
 from services.gateway.domain.patience import Patience
-from tidegate.errors import Overloaded, TidegateError
-from tidegate.protocol.access import Principal
+from tidegate.errors import TidegateError
 from tidegate.service import new_request_id
 
-# Calls of one connection; of the process; and of these such that need no credential.
+# Calls of one connection.
 STREAMS = 1024
-CALLS = 8192
-OPEN_CALLS = 256
+# How long what a client sends is still read, and dropped, after it was told that its connection ends.
+LINGER_S = 1.0
 # How much a client may send ahead on one stream, and on the connection.
 STREAM_WINDOW = 4 * 2**20
 CONNECTION_WINDOW = 16 * 2**20
 
 
-@dataclass(eq=False)
-class Shared:
-    """What all connections of the process have in common."""
-
-    methods: dict[str, Method]
-    authenticate: Callable[[dict[bytes, bytes]], Principal]
-    limits: Limits
-    refused: Callable[[str], None]
-    max_connections: int
-    connections: set[Connection] = field(default_factory=set)
-    heads: dict[bytes, Head] = field(default_factory=dict)
-    calls: int = 0
-    open_calls: int = 0
-
-    def make_room(self) -> bool:
-        """Return whether one more connection fits; the one that was silent for longest goes for it."""
-        if len(self.connections) < self.max_connections:
-            return True
-        idle = [connection for connection in self.connections if not connection.calls]
-        if not idle:
-            return False
-        # Those that have never had a call first.
-        min(idle, key=lambda connection: (connection.known, connection.active)).abort()
-        return True
-
-
 class Connection(asyncio.Protocol):
     """One client."""
 
-    def __init__(self, shared: Shared) -> None:
+    def __init__(self, shared: Shared, all_of_them: set[Connection]) -> None:
+        """``all_of_them``: where the connection is while it is open."""
         self._shared = shared
+        self._all = all_of_them
         self._transport: asyncio.Transport
         self._out: Outflow
         self._loop = asyncio.get_running_loop()
@@ -79,6 +52,7 @@ class Connection(asyncio.Protocol):
         self.calls: dict[int, Call] = {}
         self.active = self._loop.time()
         self.known = False
+        self.working = 0
         self.draining = False
         self.closing = False
 
@@ -98,10 +72,10 @@ class Connection(asyncio.Protocol):
         """Greet the client, if there is room for it."""
         self._transport = cast(asyncio.Transport, transport)  # uvloop's own is no subclass
         self._out = Outflow(self._transport, self.calls)
-        if not self._shared.make_room():
+        if not self._shared.enter(self):
             self.abort()
             return
-        self._shared.connections.add(self)
+        self._all.add(self)
         ours = (
             (frames.HEADER_TABLE_SIZE, 0),
             (frames.MAX_CONCURRENT_STREAMS, STREAMS),
@@ -114,10 +88,9 @@ class Connection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """Cancel all that is under way."""
         self.closing = True
-        self._shared.connections.discard(self)
-        for call in list(self.calls.values()):
-            self._forget(call)
-            call.cancel()
+        self._cancel_all()
+        self._shared.leave(self)
+        self._all.discard(self)
 
     def pause_writing(self) -> None:
         """The socket's buffer is full."""
@@ -154,15 +127,19 @@ class Connection(asyncio.Protocol):
             return
         self.closing = True
         self._transport.write(frames.goaway(self._last, code, why))
-        self._transport.close()
-        for call in list(self.calls.values()):
-            self._forget(call)
-            call.cancel()
+        self._cancel_all()
+        if self._transport.can_write_eof():
+            # Closed while bytes of the client are unread it would be reset, and the reason would be lost.
+            self._transport.write_eof()
+            self._loop.call_later(LINGER_S, self._transport.abort)
+        else:
+            self._transport.close()
 
     def abort(self) -> None:
         """End the connection without a word."""
         self.closing = True
-        self._shared.connections.discard(self)
+        self._cancel_all()
+        self._shared.leave(self)
         self._transport.abort()
 
     def reset(self, call: Call, code: Code) -> None:
@@ -197,7 +174,8 @@ class Connection(asyncio.Protocol):
             before = self._out.sent
             for call in self._out.send_all():
                 self._over(call)
-            self._patience.sent(self._out.sent - before)
+            if self._out.sent > before:
+                self._patience.sent(self._out.sent - before)
 
     def _over(self, call: Call) -> None:
         self._patience.answered()
@@ -205,10 +183,14 @@ class Connection(asyncio.Protocol):
         call.close()
         self._close_when_drained()
 
+    def _cancel_all(self) -> None:
+        for call in list(self.calls.values()):
+            self._forget(call)
+            call.cancel()
+
     def _forget(self, call: Call) -> None:
         if self.calls.pop(call.id, None) is not None:
-            self._shared.calls -= 1
-            self._shared.open_calls -= call.method.open
+            self._shared.end(self, call)
 
     def _close_when_drained(self) -> None:
         if self.draining and not self.calls and not self.closing:
@@ -292,8 +274,8 @@ class Connection(asyncio.Protocol):
         if call.credit < 0:
             self.reset(call, Code.FLOW_CONTROL_ERROR)
             return
-        if data:
-            call.received(data)
+        if data and not call.received(data):
+            self._must(self._patience.stray(size))
         if ended:
             call.ended()
         else:
@@ -368,19 +350,15 @@ class Connection(asyncio.Protocol):
         call = Call(self, stream, head, method, shared.limits, self._out.first_window)
         call.credit = STREAM_WINDOW
         try:
-            if not method.open:
-                call.principal = shared.authenticate(head.credential)
-            if shared.calls >= CALLS or (method.open and shared.open_calls >= OPEN_CALLS):
-                raise Overloaded("this gateway has as many calls as it takes", retry_after_s=1.0)
+            shared.admit(call, head.credential)
         except TidegateError as error:
             shared.refused(error.reason)
             trailers = trailers_of(error, head.rid or new_request_id())
             self._refuse(stream, code_of(error), details_of(error), trailers, ended)
             return
-        self.known = True
-        shared.calls += 1
-        shared.open_calls += method.open
         self.calls[stream] = call
+        self.known = self.known or not method.open
+        shared.begin(self, call)
         if method.streams:
             call.begin()
         if ended:

@@ -14,6 +14,8 @@ _PREFIX = struct.Struct(">BI")
 _WBITS = {b"gzip": 31, b"deflate": 15}  # zlib's
 ENCODINGS = "identity,deflate,gzip"
 _STEP = 2**20
+# What a message takes beside its bytes, however small it is.
+MESSAGE_BYTES = 256
 
 
 class Message(NamedTuple):
@@ -65,7 +67,7 @@ class Incoming:
         if not self.begun and len(data) >= 5:
             packed, size = _PREFIX.unpack_from(data)
             if size == len(data) - 5 and not packed and size <= self._limit:  # nearly always
-                self._count(size, size)
+                self._count(size + MESSAGE_BYTES, size)
                 self._whole(data[5:])
                 return
         at, end = 0, len(data)
@@ -105,6 +107,7 @@ class Incoming:
             raise BadRequest(f"a compressed message, but grpc-encoding is {self._encoding[:32]!r}: use gzip")
         if self._size > self._limit:
             raise self._too_large()
+        self._count(MESSAGE_BYTES, self._size)
 
     def _too_large(self) -> TidegateError:
         return PayloadTooLarge(f"the message is larger than {self._limit} bytes")

@@ -8,10 +8,11 @@ from collections.abc import Callable
 from functools import partial
 
 from services.gateway.api.grpc.call import Call
-from services.gateway.api.grpc.connection import Connection, Shared
+from services.gateway.api.grpc.connection import Connection
 from services.gateway.api.grpc.frames import Code
 from services.gateway.api.grpc.health import HealthService
 from services.gateway.api.grpc.service import InferenceService
+from services.gateway.api.grpc.shared import Shared
 from services.gateway.api.limits import Limits
 from tidegate import telemetry
 from tidegate.errors import DeadlinePassed
@@ -61,6 +62,7 @@ class GrpcDoor:
             refused=refused,
             max_connections=max_connections,
         )
+        self._connections: set[Connection] = set()
         self._at = host, port
         self._shared_port = shared_port
         self._tls = tls
@@ -72,7 +74,7 @@ class GrpcDoor:
         host, port = self._at
         loop = asyncio.get_running_loop()
         self._server = await loop.create_server(
-            partial(Connection, self._shared),
+            partial(Connection, self._shared, self._connections),
             host,
             port,
             ssl=self._tls,
@@ -89,7 +91,7 @@ class GrpcDoor:
         if self._server is None or self._sweeper is None:
             return
         self._server.close()
-        connections = self._shared.connections
+        connections = self._connections
         for connection in list(connections):
             connection.drain()
         end = asyncio.get_running_loop().time() + GRACE_S
@@ -104,18 +106,22 @@ class GrpcDoor:
         while True:
             await asyncio.sleep(SWEEP_S)
             now = asyncio.get_running_loop().time()
-            for connection in list(self._shared.connections):
+            for connection in list(self._connections):
                 sweep(connection, now)
 
 
 def sweep(connection: Connection, now: float) -> None:
     """End a connection, or calls of it, that have stood still for too long."""
     silent = now - connection.active
-    if connection.closing or (connection.paused and silent > UNREAD_S and not connection.calls):
+    if silent > UNREAD_S and (connection.closing or (connection.paused and not connection.calls)):
         connection.abort()  # the client does not even read that it is over
     elif connection.halfway and silent > HALFWAY_S:
         connection.end(Code.PROTOCOL_ERROR, "half a frame, and nothing more")
-    elif not connection.calls and silent > (IDLE_S if connection.known else STRANGER_S):
+    elif (
+        not connection.calls
+        and not connection.closing
+        and silent > (IDLE_S if connection.known else STRANGER_S)
+    ):
         connection.end(Code.NO_ERROR, "idle")
     for call in list(connection.calls.values()):
         _sweep_call(connection, call, now)
