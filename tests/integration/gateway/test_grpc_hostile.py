@@ -307,3 +307,13 @@ async def test_what_a_page_in_a_browser_could_send_is_no_call(gateway, key, conn
     writer.write(b"POST / HTTP/1.1\r\nHost: localhost\r\n\r\n")
     assert b"this port speaks gRPC" in await reader.read()
     writer.close()
+
+
+async def test_an_id_that_is_no_text_is_not_sent_back(gateway, key, connect):
+    client = await connect()
+    body = message(request().SerializeToString())
+    sent = frame(h2.DATA, h2.END_STREAM, 1, body)
+    client.send(client.headers(1, more=[*credential(key), ("x-request-id", "a\r\nb: c")]), sent)
+    told = await client.answer(1)
+    assert told["grpc-status"] == "0"
+    assert len(told["x-request-id"]) == 16, "one of the gateway's own"

@@ -75,10 +75,10 @@ def _understood(fields: list[tuple[bytes, bytes]]) -> Head:
     match = _TIMEOUT.fullmatch(timeout) if timeout is not None else None
     if timeout is not None and match is None:
         return Head(problem=400)
-    credential = found.get(b"authorization")
+    credential, rid = found.get(b"authorization"), found.get(b"x-request-id", b"")
     return Head(
         path=found.get(b":path", b"").decode("latin-1"),
-        rid=found.get(b"x-request-id", b"").decode("latin-1")[:128],
+        rid=rid[:128].decode() if rid.isascii() and rid.decode().isprintable() else "",
         asked_ms=found.get(b"x-request-timeout-ms") or None,
         timeout_s=int(match[1]) * _UNIT_S[match[2]] if match else None,
         credential={} if credential is None else {b"authorization": credential},

@@ -31,7 +31,7 @@ STRANGER_S = 60.0
 IDLE_S = 600.0
 # How long a message may take beside its size at the slowest rate, and an answer wait for its reader.
 STALL_S = 30.0
-SLOWEST_BYTES_A_SECOND = 16 * 1024
+SLOWEST_BYTES_A_SECOND = 64 * 1024
 UNREAD_S = 60.0
 # A handler answers a passed deadline by itself; here are those that wait for their client.
 LATE_S = 1.0
