@@ -34,7 +34,7 @@ class Method(NamedTuple):
     """``call`` takes a message, or with ``streams`` an iterator of :class:`Received`, and the Call.
 
     It returns the one response, or None after it has written its responses or ended the call. ``limit``:
-    bytes of the largest message. ``open``: needs no credential.
+    bytes of the largest message. ``open``: needs no credential. ``lasting``: may go on for ever.
     """
 
     call: Callable[[Any, Any], Awaitable[Any]]
@@ -42,6 +42,7 @@ class Method(NamedTuple):
     limit: int
     streams: bool = False
     open: bool = False
+    lasting: bool = False
 
 
 class Received(NamedTuple):

@@ -29,10 +29,10 @@ class HealthService:
 
     def methods(self) -> dict[str, Method]:
         """Return both methods by their paths."""
-        answers = {"Check": self._check, "Watch": self._watch}
+        request = pb.HealthCheckRequest
         return {
-            f"/{NAME}/{name}": Method(answer, pb.HealthCheckRequest, OPEN_BYTES, open=True)
-            for name, answer in answers.items()
+            f"/{NAME}/Check": Method(self._check, request, OPEN_BYTES, open=True),
+            f"/{NAME}/Watch": Method(self._watch, request, OPEN_BYTES, open=True, lasting=True),
         }
 
     def _status(self) -> int:

@@ -11,9 +11,11 @@ from services.gateway.api.limits import Limits
 from tidegate.errors import Overloaded
 from tidegate.protocol.access import Principal
 
-# Calls of the process; and of these such that need no credential: the oldest makes room for a new one.
+# Calls of the process. Of these such that need no credential, and of these such that may go on for ever: the
+# oldest makes room for a new one.
 CALLS = 8192
-OPEN_CALLS = 256
+OPEN_CALLS = 4096
+WATCHES = 256
 
 
 class Peer(Protocol):
@@ -46,6 +48,7 @@ class Shared:
         self.calls = 0
         self._max_connections = max_connections
         self._open_calls: dict[Call, None] = {}
+        self._watches: dict[Call, None] = {}
         self._peers: set[Peer] = set()
         # Those without a call of a known caller, the oldest first: such that never had one, and the others.
         self._strangers: dict[Peer, None] = {}
@@ -81,11 +84,10 @@ class Shared:
         """Count a call that was let in."""
         self.calls += 1
         if call.method.open:
-            self._open_calls[call] = None
-            if len(self._open_calls) > OPEN_CALLS:
-                next(iter(self._open_calls)).fail(
-                    Overloaded("newer calls without a credential took its place")
-                )
+            calls, most = self._among(call)
+            calls[call] = None
+            if len(calls) > most:
+                _end_oldest(calls)
             return
         if not peer.working:
             self._strangers.pop(peer, None)
@@ -96,8 +98,19 @@ class Shared:
         """The call is over."""
         self.calls -= 1
         if call.method.open:
-            self._open_calls.pop(call, None)
+            self._among(call)[0].pop(call, None)
             return
         peer.working -= 1
         if not peer.working and peer in self._peers:
             self._resting[peer] = None
+
+    def _among(self, call: Call) -> tuple[dict[Call, None], int]:
+        return (self._watches, WATCHES) if call.method.lasting else (self._open_calls, OPEN_CALLS)
+
+
+def _end_oldest(calls: dict[Call, None]) -> None:
+    """End the oldest of these calls, but none that is about to be answered."""
+    for call in calls:
+        if call.task is None or call.method.lasting:
+            call.fail(Overloaded("newer calls without a credential took its place"))
+            return
