@@ -30,9 +30,8 @@ class ServerCertificate:
         self._cert = cert
         self._key = key
         self._contexts: list[ssl.SSLContext] = []
-        self._seen = self._read()
-        _load(_new_context(), *self._seen, cert, key)
-        self._used = self._seen
+        self._used = self._read()
+        _load(_new_context(), *self._used, cert, key)
         self._problem = ""
 
     def context(self, *protocols: str) -> ssl.SSLContext:
@@ -50,18 +49,17 @@ class ServerCertificate:
         """
         try:
             found = self._read()
-            if found in (self._used, self._seen):
+            if found == self._used:
                 return False
-            self._seen = found
             # First into a context that nobody uses: a failed load leaves half a pair behind.
             _load(_new_context(), *found, self._cert, self._key)
+            for context in self._contexts:
+                _load(context, *found, self._cert, self._key)
         except BadCertificate as problem:
             if str(problem) != self._problem:
                 self._problem = str(problem)
                 log.warning("the new certificate is not used, the old one stays: %s", problem)
             return False
-        for context in self._contexts:
-            _load(context, *found, self._cert, self._key)
         self._used, self._problem = found, ""
         log.info("the certificate was renewed", extra={"file": str(self._cert)})
         return True
@@ -101,7 +99,7 @@ def _load(context: ssl.SSLContext, cert: bytes, key: bytes, cert_file: Path, key
     try:
         with _file(cert) as cert_copy, _file(key) as key_copy:
             context.load_cert_chain(cert_copy, key_copy, password=_no_password)
-    except (ssl.SSLError, ValueError) as error:
+    except (OSError, ValueError) as error:  # those of ssl are of OSError
         raise BadCertificate(
             f"{cert_file} and {key_file} are not a PEM certificate chain and its key: {error}"
         ) from None

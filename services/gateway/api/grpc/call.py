@@ -208,7 +208,7 @@ class Call:
             await self._news
 
     def give(self, held: int) -> None:
-        """The message of a stream that held so many bytes is no longer needed."""
+        """So many bytes of messages are no longer needed."""
         if not self.finished:
             self._given -= held
             self._limits.bodies.give(held)
@@ -271,6 +271,7 @@ class Call:
     async def _run(self, request: Any) -> None:
         try:
             response = await self.method.call(request, self)
+            self.give(self._given)
             if self.finished or self.ending is not None:
                 return
             if response is not None:

@@ -278,7 +278,7 @@ class Connection(asyncio.Protocol):
             self._must(self._patience.stray(size))
         if ended:
             call.ended()
-        else:
+        elif not call.finished:
             self.replenish(call)
 
     def _on_ping(self, payload: bytes, flags: int) -> None:
