@@ -202,9 +202,9 @@ async def test_a_renewed_certificate_and_a_connection_that_is_held(
 ):
     cert, key = folder / "cert.pem", folder / "key.pem"
     first = serial(gateway.port)
-    async with httpx.AsyncClient(base_url=url, verify=trust) as held:
-        stream = held.get("/v2/models/digits")
-        await stream
+    limits = httpx.Limits(keepalive_expiry=600)
+    async with httpx.AsyncClient(base_url=url, verify=trust, limits=limits) as held:
+        await held.get("/v2/models/digits")
         (connection,) = held._transport._pool.connections  # type: ignore[attr-defined]
 
         renewed = authority.sign()
