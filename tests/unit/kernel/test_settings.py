@@ -71,7 +71,7 @@ def test_a_certificate_makes_the_gateways_url_https():
 @pytest.mark.parametrize("one", ["tls_cert", "tls_key"])
 def test_a_certificate_and_its_key_go_together(one):
     with pytest.raises(ValueError, match="TIDEGATE_TLS_CERT and TIDEGATE_TLS_KEY go together"):
-        Settings(**{one: Path("file.pem")})
+        Settings.model_validate({one: Path("file.pem")})
 
 
 def test_environment(monkeypatch, tmp_path):
