@@ -16,7 +16,7 @@ from tidegate.claims import Claims
 from tidegate.errors import Unavailable
 from tidegate.protocol import envelope
 from tidegate.protocol.envelope import Buffer, Reply, Request
-from tidegate.topology import EXCEPTIONS, Queue
+from tidegate.topology import EXCEPTIONS, WORKERS, Queue
 
 log = telemetry.logger(__name__)
 
@@ -32,8 +32,7 @@ class Outbox:
         self.link = Link(amqp_url, "worker-out", self._on_setup)
 
     async def _on_setup(self, session: Session) -> None:
-        await session.declare(self._queue)
-        await session.declare(EXCEPTIONS)
+        await session.declare(WORKERS)
 
     async def reply(
         self, reply_to: str, frames: Sequence[Buffer | Reply], *, left_s: float = PATIENCE_S
@@ -78,7 +77,14 @@ class Outbox:
             return
         left_ms = int(request.deadline_ms - time.time() * 1e3)
         if left_ms > 0:
-            await self._publish(body, self._queue.name, reply_to=reply_to, expiration_ms=left_ms)
+            await self._publish(
+                body,
+                self._queue.name,
+                reply_to=reply_to,
+                expiration_ms=left_ms,
+                mandatory=True,
+                patience_s=min(left_ms / 1e3, PATIENCE_S),
+            )
         elif request.flags & envelope.STREAM:
             # Only one that has emitted outlives its deadline, and such a one is not begun again.
             lost = "the worker was lost in the middle of the stream"
@@ -90,7 +96,14 @@ class Outbox:
     ) -> None:
         """Hand an envelope to the router, which answers for it. ``queue``: whence, if not the requests'."""
         headers = {"cause": cause, "queue": queue or self._queue.name}
-        await self._publish(bytes(body), EXCEPTIONS.name, reply_to=reply_to, headers=headers, persistent=True)
+        await self._publish(
+            bytes(body),
+            EXCEPTIONS.name,
+            reply_to=reply_to,
+            headers=headers,
+            persistent=True,
+            mandatory=True,
+        )
 
     async def _publish(
         self,
@@ -101,19 +114,26 @@ class Outbox:
         expiration_ms: int | None = None,
         headers: dict[str, str] | None = None,
         persistent: bool = False,
+        mandatory: bool = False,
+        patience_s: float = PATIENCE_S,
     ) -> None:
-        """Until the broker has it; after ``PATIENCE_S`` its caller has long been told 504 by its gateway."""
-        give_up_at = time.monotonic() + PATIENCE_S
+        """Until the broker has it; after ``patience_s`` its caller has long been told 504 by its gateway.
+
+        ``mandatory``: until a queue has it, which another service may still have to declare.
+        """
+        give_up_at = time.monotonic() + patience_s
         while True:
             try:
-                session = await self.link.wait_up(PATIENCE_S)
+                session = await self.link.wait_up(patience_s)
                 await session.publish(
                     body,
+                    exchange=WORKERS.name,
                     routing_key=routing_key,
                     reply_to=reply_to,
                     expiration_ms=expiration_ms,
                     headers=headers,
                     persistent=persistent,
+                    mandatory=mandatory,
                 )
                 return
             except Unavailable as error:
