@@ -5,23 +5,57 @@ from __future__ import annotations
 import functools
 import os
 import ssl
+from pathlib import Path
+from urllib.parse import urlsplit
 
 import httpx
+
+OWN, MORE = "TIDEGATE_TLS_CERT", "TIDEGATE_TLS_CA"
+_LOOPBACK = {"localhost", "127.0.0.1", "::1"}
 
 
 def trusted(*urls: str, trust_env: bool = False) -> ssl.SSLContext | bool:
     """``verify`` of an httpx client that calls these URLs and follows no redirect to others.
 
     By default each client reads the certificates of all authorities, which takes 20 ms in which nothing else
-    is done. Here clients for https share what was read once; for http there is nothing to verify.
+    is done. Here clients for https share what was read once; for http there is nothing to verify. The
+    certificates of ``TIDEGATE_TLS_CA`` are trusted beside the public ones. On loopback, where
+    ``TIDEGATE_TLS_CERT`` names the gateway's own certificate, only that one is trusted, for any name.
     """
-    if all(url.startswith("http://") for url in urls):
+    encrypted = [url for url in urls if not url.startswith("http://")]
+    if not encrypted:
         return False
+    own = os.environ.get(OWN)
+    if own and all(_host(url) in _LOOPBACK for url in encrypted) and Path(own).is_file():
+        return _pinned(own, Path(own).stat().st_mtime_ns)
     named = (os.environ.get("SSL_CERT_FILE"), os.environ.get("SSL_CERT_DIR")) if trust_env else ()
-    return _authorities(trust_env, named)
+    return _authorities(trust_env, named, os.environ.get(MORE) or None)
 
 
 @functools.cache
-def _authorities(trust_env: bool, named: tuple[str | None, ...]) -> ssl.SSLContext:
+def _authorities(trust_env: bool, named: tuple[str | None, ...], more: str | None) -> ssl.SSLContext:
     """``named``: where the environment has them, since httpx reads other ones when that changes."""
-    return httpx.create_ssl_context(trust_env=trust_env)
+    context = httpx.create_ssl_context(trust_env=trust_env)
+    if more is not None:
+        try:
+            context.load_verify_locations(cafile=more)
+        except (OSError, ssl.SSLError) as error:
+            raise ValueError(f"{MORE}: {more} is no file of PEM certificates: {error}") from None
+    return context
+
+
+@functools.lru_cache(maxsize=4)
+def _pinned(path: str, changed: int) -> ssl.SSLContext:
+    """Trust this certificate and nothing else, as of when it last changed."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
+    context.load_verify_locations(cafile=path)
+    return context
+
+
+def _host(url: str) -> str | None:
+    try:
+        return urlsplit(url).hostname
+    except ValueError:
+        return None

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import socket
+import ssl
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager, contextmanager
@@ -55,6 +57,8 @@ METRICS = "/metrics"
 DOCS = "/docs"
 # Asked all the time: an answered call to these is no news.
 QUIET = ("/health/", METRICS, DOCS, "/openapi.json")
+# How long a TLS connection may take to close while the service stops.
+GOODBYE_S = 1.0
 LOOPBACK = {"localhost", "127.0.0.1", "::1"}
 
 Lifespan = Callable[[Any], AbstractAsyncContextManager[None]]
@@ -319,11 +323,13 @@ def run(
     sock: socket.socket | None = None,
     protocol: Any = "httptools",
     on_stop: Callable[[], Awaitable[None]] | None = None,
+    tls: ssl.SSLContext | None = None,
 ) -> None:
     """Serve until SIGTERM or SIGINT; requests under way get up to 30 s, then ``lifespan`` shuts down.
 
     ``sock``: a bound socket to serve on instead of ``port``. ``protocol``: uvicorn's HTTP protocol, or
-    a factory of one's own. ``on_stop`` runs first of all, while connections are still served.
+    a factory of one's own. ``on_stop`` runs first of all, while connections are still served. ``tls``: serve
+    over TLS with this context.
     """
     os.umask(0o077)  # what a service writes is for its user alone, whoever started it
     config = uvicorn.Config(
@@ -340,6 +346,7 @@ def run(
         backlog=4096,
         # Longer than clients and load balancers keep an idle connection, so that they are who closes it.
         timeout_keep_alive=75,
+        ssl_context_factory=None if tls is None else lambda *_: tls,
     )
     _Server(config, on_stop).run([sock] if sock is not None else None)
 
@@ -361,7 +368,19 @@ class _Server(uvicorn.Server):
             if self._on_stop is not None:
                 await self._on_stop()
         finally:
+            cutting = asyncio.create_task(self._cut_closing()) if self.config.ssl else None
             await super().shutdown(sockets)
+            if cutting is not None:
+                cutting.cancel()
+
+    async def _cut_closing(self) -> None:
+        """Cut TLS connections that are closing: an idle client does not read, so it answers no goodbye."""
+        while True:
+            await asyncio.sleep(GOODBYE_S)
+            for connection in list(self.server_state.connections):
+                transport = getattr(connection, "transport", None)
+                if transport is not None and transport.is_closing():
+                    transport.abort()
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:

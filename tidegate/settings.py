@@ -96,6 +96,17 @@ class Settings(BaseSettings):
     registry_url: str = Field("", description="Where workers and services reach the registry.")
     router_url: str = Field("", description="Where the CLI reaches the router.")
     autoscaler_url: str = Field("", description="Where the CLI reaches the autoscaler.")
+    tls_cert: Path | None = Field(
+        None,
+        description="Certificate chain (PEM) of the gateway: with its key, REST and gRPC are over TLS.",
+    )
+    tls_key: Path | None = Field(
+        None, description="Key (PEM, without a password) of that certificate; both are read again on change."
+    )
+    tls_ca: Path | None = Field(
+        None,
+        description="Certificates (PEM) that the CLI and the Python client trust beside the public ones.",
+    )
     webhook_allow_private: bool = Field(
         False, description="Whether webhooks may go to addresses that are not of the public internet."
     )
@@ -128,9 +139,15 @@ class Settings(BaseSettings):
         self.blob_url = self.blob_url or f"file://{self.state_path}/data/blobs"
         reach = "127.0.0.1" if self.host in {"0.0.0.0", "::"} else self.host
         reach = f"[{reach}]" if ":" in reach else reach
+        if (self.tls_cert is None) != (self.tls_key is None):
+            raise ValueError("TIDEGATE_TLS_CERT and TIDEGATE_TLS_KEY go together: set both, or neither")
+        for name in ("tls_cert", "tls_key", "tls_ca"):
+            if (path := getattr(self, name)) is not None:
+                setattr(self, name, path.absolute())
         for service in ("gateway", "registry", "router", "autoscaler"):
             if not getattr(self, f"{service}_url"):
-                setattr(self, f"{service}_url", f"http://{reach}:{getattr(self, f'{service}_port')}")
+                scheme = "https" if service == "gateway" and self.tls_cert else "http"
+                setattr(self, f"{service}_url", f"{scheme}://{reach}:{getattr(self, f'{service}_port')}")
         token_file = self.state_path / "token"
         if not self.holds_service_token:
             self.service_token = ""

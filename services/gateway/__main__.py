@@ -35,9 +35,9 @@ def main() -> int:
     gateway = build(settings)
     if member:
         with processes.listen(settings.host, settings.gateway_port) as door:
-            service.run(gateway.app, settings, 0, sock=door, protocol=gateway.protocol)
+            service.run(gateway.app, settings, 0, sock=door, protocol=gateway.protocol, tls=gateway.tls)
     else:
-        service.run(gateway.app, settings, settings.gateway_port, protocol=gateway.protocol)
+        service.run(gateway.app, settings, settings.gateway_port, protocol=gateway.protocol, tls=gateway.tls)
     return 0
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import ssl
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from functools import partial
@@ -39,6 +40,10 @@ from tidegate.blobs import Blobs
 from tidegate.claims import Claims
 from tidegate.service import LOOPBACK, Health
 from tidegate.store import Store
+from tidegate.tls import ServerCertificate, certificate_of
+
+# Room in a gRPC message beside a body of the limit.
+HEAD_BYTES = 64 * 1024
 
 # These read their bodies piece by piece, each within limits of its own.
 STREAMED = {r"/v2/models/.*/generate(_stream)?": None, r"/v1/batches": None, r"/api/.*": None}
@@ -49,6 +54,7 @@ class Gateway(NamedTuple):
 
     app: ASGIApp
     protocol: Callable[..., asyncio.Protocol]
+    tls: ssl.SSLContext | None
 
 
 class Parts(NamedTuple):
@@ -67,12 +73,13 @@ class Parts(NamedTuple):
 
 def build(settings: GatewaySettings) -> Gateway:
     """The gateway of these settings."""
+    certificate = certificate_of(settings)
     parts = _parts(settings)
     core, access, limits, metrics = parts.core, parts.gatehouse.access, parts.limits, parts.metrics
     app = create_app(
         name="gateway",
         settings=settings,
-        lifespan=lambda app: _running(app, settings, parts),
+        lifespan=lambda app: _running(app, settings, parts, certificate),
         routers=[
             models.health,
             models.router,
@@ -93,7 +100,8 @@ def build(settings: GatewaySettings) -> Gateway:
         labels=parts.cards.labels,
         jobs=parts.office.door,
     )
-    return Gateway(InferDoor(app, inference), partial(DirectProtocol, inference))
+    tls = None if certificate is None else certificate.context("http/1.1")
+    return Gateway(InferDoor(app, inference), partial(DirectProtocol, inference), tls)
 
 
 def _parts(settings: GatewaySettings) -> Parts:
@@ -126,7 +134,9 @@ def _parts(settings: GatewaySettings) -> Parts:
 
 
 @asynccontextmanager
-async def _running(app: FastAPI, settings: GatewaySettings, parts: Parts) -> AsyncIterator[None]:
+async def _running(
+    app: FastAPI, settings: GatewaySettings, parts: Parts, certificate: ServerCertificate | None
+) -> AsyncIterator[None]:
     core, cards = parts.core, parts.cards
     app.state.core = core
     app.state.catalogue = parts.catalogue
@@ -138,10 +148,12 @@ async def _running(app: FastAPI, settings: GatewaySettings, parts: Parts) -> Asy
     parts.office.start()
     await core.reporter.start()
     cards.start()
-    calls = Calls(core, parts.gatehouse.access, cards, parts.limits, parts.metrics)
-    grpc = _grpc_door(settings, calls, parts.catalogue, app.state.health)
+    grpc = _grpc_door(settings, parts, app.state.health, certificate)
     await grpc.start()
+    watch = None if certificate is None else asyncio.create_task(certificate.watch())
     yield
+    if watch is not None:
+        watch.cancel()
     await grpc.stop()
     await cards.stop()
     await parts.office.stop()
@@ -153,12 +165,24 @@ async def _running(app: FastAPI, settings: GatewaySettings, parts: Parts) -> Asy
     parts.blobs.close()
 
 
-def _grpc_door(settings: GatewaySettings, calls: Calls, catalogue: Catalogue, health: Health) -> GrpcDoor:
-    host = f"[{settings.host}]" if ":" in settings.host else settings.host
+def _grpc_door(
+    settings: GatewaySettings, parts: Parts, health: Health, certificate: ServerCertificate | None
+) -> GrpcDoor:
+    access = parts.gatehouse.access
+    calls = Calls(parts.core, access, parts.cards, parts.metrics)
+    # The size of a message with a body of the limit, and some room for its head.
+    inference = InferenceService(
+        calls, parts.catalogue, health, max_bytes=settings.max_body_bytes + HEAD_BYTES
+    )
     return GrpcDoor(
-        InferenceService(calls, catalogue, health),
+        inference,
         HealthService(health),
-        address=f"{host}:{settings.gateway_grpc_port}",
-        max_bytes=settings.max_body_bytes,
-        shared=processes.MEMBER in os.environ,
+        host=settings.host,
+        port=settings.gateway_grpc_port,
+        authenticate=access.authenticate,
+        limits=parts.limits,
+        refused=partial(parts.metrics.refused, ""),
+        max_connections=settings.max_grpc_connections,
+        shared_port=processes.MEMBER in os.environ,
+        tls=None if certificate is None else certificate.context("h2"),
     )

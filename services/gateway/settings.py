@@ -26,6 +26,11 @@ class GatewaySettings(Settings):
         512 * 2**20,
         description="Bodies that a gateway process holds at once, in bytes; and as much again for answers.",
     )
+    max_grpc_connections: int = Field(
+        4096,
+        ge=1,
+        description="Most gRPC connections of a gateway process; an idle one makes room for a new one.",
+    )
     max_waiting_jobs: int = Field(
         1_000_000, ge=1, description="Most jobs that wait for one Deployment; more are refused with 503."
     )

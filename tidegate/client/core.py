@@ -28,7 +28,9 @@ Version = int | str | None
 
 def default_url() -> str:
     """``TIDEGATE_GATEWAY_URL``, or the gateway of an embedded stack."""
-    return os.environ.get("TIDEGATE_GATEWAY_URL") or DEFAULT_URL
+    encrypted = bool(os.environ.get("TIDEGATE_TLS_CERT"))
+    url = DEFAULT_URL.replace("http:", "https:") if encrypted else DEFAULT_URL
+    return os.environ.get("TIDEGATE_GATEWAY_URL") or url
 
 
 @dataclass(slots=True)

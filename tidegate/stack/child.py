@@ -25,9 +25,9 @@ class Port:
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """How to see that a child is ready: in its own protocol; ``http`` asks /health/ready."""
+    """How to see that a child is ready: in its own protocol; ``http`` and ``https`` ask /health/ready."""
 
-    kind: Literal["tcp", "amqp", "valkey", "http"]
+    kind: Literal["tcp", "amqp", "valkey", "http", "https"]
     port: int
     host: str = "127.0.0.1"
 

@@ -80,7 +80,7 @@ def _service(name: str, settings: Settings, env: Mapping[str, str], needed: tupl
         name=name,
         argv=_module(f"services.{name}"),
         env=env,
-        probe=Probe("http", port, probe_host),
+        probe=Probe("https" if name == "gateway" and settings.tls_cert else "http", port, probe_host),
         stop_order=STOP_ORDER[name],
         ports=ports,
         # The registry starts while RabbitMQ does and waits for it itself; the others would only ask a

@@ -14,6 +14,7 @@ import time
 from dataclasses import asdict, dataclass, field
 from typing import cast
 
+from tidegate.certificates import trusted
 from tidegate.tune.curve import quantile
 
 CONNECT_TIMEOUT_S = 5.0
@@ -145,12 +146,14 @@ def _told(body: bytes) -> str:
 async def run(order: Order, request: bytes) -> Figures:
     """Load the gateway as ordered. Raises OSError when nothing takes the connections."""
     loop, count = asyncio.get_running_loop(), Count()
+    host = f"[{order.host}]" if ":" in order.host else order.host
+    context = trusted(f"https://{host}") if order.tls else None
     callers: list[Caller] = []
     try:
         async with asyncio.timeout(CONNECT_TIMEOUT_S):
             for _ in range(order.connections):
                 _, caller = await loop.create_connection(
-                    lambda: Caller(request, count), order.host, order.port, ssl=order.tls or None
+                    lambda: Caller(request, count), order.host, order.port, ssl=context
                 )
                 callers.append(caller)
         await asyncio.sleep(order.warm_s)

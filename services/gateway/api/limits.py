@@ -50,6 +50,14 @@ class Limits:
                 "send large tensors as binary data"
             )
 
+    def check_structure(self, size: int) -> None:
+        """The same for a gRPC message's part outside of its raw tensors; raises PayloadTooLarge."""
+        if size > self.json_bytes:
+            raise PayloadTooLarge(
+                f"the request has {size} bytes beside its raw tensors, the limit is {self.json_bytes}: "
+                "send large tensors as raw_input_contents"
+            )
+
 
 class Body:
     """A body as it comes in. It counts against the budget until :meth:`release`.

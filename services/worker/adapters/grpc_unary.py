@@ -37,13 +37,18 @@ _DATA, _HEADERS, _RST_STREAM, _SETTINGS, _PING, _GOAWAY, _WINDOW_UPDATE, _CONTIN
 )
 _END_STREAM, _ACK, _END_HEADERS, _PADDED, _PRIORITY = 0x1, 0x1, 0x4, 0x8, 0x20
 _HEADER_TABLE_SIZE, _ENABLE_PUSH, _INITIAL_WINDOW_SIZE, _MAX_FRAME_SIZE = 1, 2, 4, 5
-_CANCEL = 8
+_REFUSED_STREAM, _CANCEL = 7, 8
 _UNKNOWN, _INTERNAL = 2, 13
 _WINDOW_MAX = 2**31 - 1
 _DEFAULT_WINDOW = 65_535
 _LAST_STREAM = 2**31 - 1
 # What comes is put together frame by frame, so these are kept small.
 _FRAME_TAKEN = 256 * 1024
+# Largest header block that is put together, and most acknowledgements owed to a server that does not read.
+_BLOCK_TAKEN = 64 * 1024
+_ACKS_OWED = 10_000
+# How often a call that the server did not begin is sent again.
+_AGAIN = 2
 # How much of what has come is given back to the sender's window at once.
 _REPLENISH = 2**30
 _FRAME = struct.Struct(">HBBBI")
@@ -51,6 +56,14 @@ _FRAME = struct.Struct(">HBBBI")
 
 class Gone(Exception):
     """The connection could not be made, or ended under the call."""
+
+
+class NotBegun(Gone):
+    """The server said that it did not begin the call: it may be sent again, whatever it does."""
+
+
+class _Broken(Exception):
+    """The server broke a rule of HTTP/2."""
 
 
 class Failed(Exception):
@@ -84,8 +97,17 @@ class UnaryChannel:
         """Send a message, in pieces that are not joined, and give the answer's bytes.
 
         Cancelling the task resets the stream, which cancels the call at the server, as the time limit does.
-        Raises Failed, Gone and TimeoutError.
+        A call that the server did not begin is sent again. Raises Failed, Gone and TimeoutError.
         """
+        end = None if timeout_s is None else time.monotonic() + timeout_s
+        for _ in range(_AGAIN):
+            try:
+                return await self._call_once(message, timeout_s)
+            except NotBegun:
+                timeout_s = None if end is None else max(0.0, end - time.monotonic())
+        return await self._call_once(message, timeout_s)
+
+    async def _call_once(self, message: Sequence[Buffer], timeout_s: float | None) -> Buffer:
         connection = self._connection
         if connection is None or not connection.usable:
             began = time.monotonic()
@@ -122,7 +144,10 @@ class _Connection(asyncio.Protocol):
         self._first_window = _DEFAULT_WINDOW
         self._frame_size = 16_384
         self._taken = 0
-        self._block = b""
+        self._block: bytes | None = None
+        self._block_of = (0, 0)
+        self._paused = False
+        self._owed = 0
         self._seen: dict[bytes, dict[str, str]] = {}
         self._problem = ""
         self._draining = False
@@ -218,15 +243,34 @@ class _Connection(asyncio.Protocol):
         """The server has gone."""
         self._end(f"the connection was lost{f': {exc}' if exc else ''}")
 
+    def pause_writing(self) -> None:
+        """The server does not read."""
+        self._paused = True
+
+    def resume_writing(self) -> None:
+        """The server reads again."""
+        self._paused, self._owed = False, 0
+
     def data_received(self, data: bytes) -> None:
-        """Frames, and parts of frames."""
-        buffer = self._buffer + data if self._buffer else data
+        """Take frames, and parts of frames; a server that breaks the rules is one that is gone."""
+        if self._problem:
+            return
+        try:
+            self._read_frames(self._buffer + data if self._buffer else data)
+        except (_Broken, struct.error, HPACKError, ValueError, IndexError) as error:
+            self.close(f"the server broke HTTP/2: {error}")
+
+    def _read_frames(self, buffer: bytes) -> None:
         at, end = 0, len(buffer)
         while end - at >= 9:
             high, low, kind, flags, id_ = _FRAME.unpack_from(buffer, at)
             size = high << 8 | low
+            if size > _FRAME_TAKEN:
+                raise _Broken(f"a frame of {size} bytes")
             if end - at - 9 < size:
                 break
+            if self._block is not None and kind != _CONTINUATION:
+                raise _Broken("a header block was interrupted")
             self._on_frame(kind, flags, id_ & _LAST_STREAM, buffer[at + 9 : at + 9 + size])
             at += 9 + size
         self._buffer = buffer[at:]
@@ -241,12 +285,27 @@ class _Connection(asyncio.Protocol):
         elif kind == _SETTINGS and not flags & _ACK:
             self._on_settings(payload)
         elif kind == _PING and not flags & _ACK:
-            self._transport.write(_frame(8, _PING, _ACK, 0) + payload)
+            if len(payload) != 8:
+                raise _Broken("a PING that is not 8 bytes")
+            self._acknowledge(_frame(8, _PING, _ACK, 0) + payload)
         elif kind == _RST_STREAM:
             (code,) = struct.unpack(">I", payload)
-            self._fail(id_, Failed(_INTERNAL, f"the server reset the call (HTTP/2 error {code})"))
+            self._on_reset(id_, code)
         elif kind == _GOAWAY:
             self._on_goaway(payload)
+
+    def _acknowledge(self, frame: bytes) -> None:
+        self._owed += self._paused
+        if self._owed > _ACKS_OWED:
+            raise _Broken("it asks and does not read the answers")
+        self._transport.write(frame)
+
+    def _on_reset(self, id_: int, code: int) -> None:
+        if code == _REFUSED_STREAM:
+            # By RFC 9113, 8.7, nothing of the call has been processed.
+            self._fail(id_, NotBegun("the server did not take the call"))
+        else:
+            self._fail(id_, Failed(_INTERNAL, f"the server reset the call (HTTP/2 error {code})"))
 
     def _on_data(self, id_: int, payload: bytes, flags: int) -> None:
         self._taken += len(payload)
@@ -256,83 +315,87 @@ class _Connection(asyncio.Protocol):
         call = self._calls.get(id_)
         if call is None:
             return  # cancelled
-        if flags & _PADDED:
-            payload = payload[1 : len(payload) - payload[0]]
-        call.parts.append(payload)
+        call.parts.append(_unpadded(payload, flags))
         if flags & _END_STREAM:
             self._finish(id_, call)
 
     def _on_headers(self, id_: int, payload: bytes, flags: int, kind: int) -> None:
         if kind == _HEADERS:
-            if flags & _PADDED:
-                payload = payload[1 : len(payload) - payload[0]]
-            if flags & _PRIORITY:
-                payload = payload[5:]
-            self._block = b""
-            self._ends = flags & _END_STREAM
-        self._block += payload
+            payload = _unpadded(payload, flags)
+            block = payload[5:] if flags & _PRIORITY else payload
+            self._block_of = (id_, flags & _END_STREAM)
+        elif self._block is None or id_ != self._block_of[0]:
+            raise _Broken("a continuation of nothing")
+        else:
+            block = self._block + payload
+        if len(block) > _BLOCK_TAKEN:
+            raise _Broken(f"a header block of more than {_BLOCK_TAKEN} bytes")
         if not flags & _END_HEADERS:
+            self._block = block
             return
-        found = self._seen.get(self._block)
+        self._block = None
+        found = self._seen.get(block)
         if found is None:
-            found = self._read(self._block)
+            found = self._read(block)
         call = self._calls.get(id_)
         if call is not None:
             call.headers = found if not call.headers else {**call.headers, **found}
-            if self._ends:
+            if self._block_of[1]:
                 self._finish(id_, call)
 
     def _read(self, block: bytes) -> dict[str, str]:
-        try:
-            decoder = Decoder()
-            decoder.max_allowed_table_size = 0
-            decoder.header_table_size = 0
-            found = {str(name): str(value) for name, value in decoder.decode(block)}
-        except HPACKError as error:
-            self.close(f"unreadable headers: {error}")
-            return {}
+        decoder = Decoder()
+        decoder.max_allowed_table_size = 0
+        decoder.header_table_size = 0
+        found = {str(name): str(value) for name, value in decoder.decode(block)}
         if len(self._seen) < 256:
             self._seen[block] = found
         return found
 
     def _on_window(self, id_: int, payload: bytes) -> None:
-        (more,) = struct.unpack(">I", payload)
+        more = struct.unpack(">I", payload)[0] & _WINDOW_MAX
         if id_ == 0:
-            self._window += more
+            self._window = _checked(self._window + more)
             self._send_all()
         elif (call := self._calls.get(id_)) is not None:
-            call.window += more
+            call.window = _checked(call.window + more)
             self._send(id_, call)
 
     def _on_settings(self, payload: bytes) -> None:
         for name, value in struct.iter_unpack(">HI", payload):
             if name == _MAX_FRAME_SIZE:
+                if not 16_384 <= value < 2**24:
+                    raise _Broken(f"a largest frame of {value} bytes")
                 self._frame_size = value
             elif name == _INITIAL_WINDOW_SIZE:
+                _checked(value)
                 for call in self._calls.values():
                     call.window += value - self._first_window
                 self._first_window = value
-        self._transport.write(_frame(0, _SETTINGS, _ACK, 0))
+        self._acknowledge(_frame(0, _SETTINGS, _ACK, 0))
         self._send_all()
 
     def _on_goaway(self, payload: bytes) -> None:
         self._draining = True
-        (last,) = struct.unpack_from(">I", payload)
+        last = struct.unpack_from(">I", payload)[0] & _LAST_STREAM
         for id_ in [id_ for id_ in self._calls if id_ > last]:
-            self._fail(id_, Gone("the server is going away"))
+            self._fail(id_, NotBegun("the server is going away"))
 
     def _finish(self, id_: int, call: _Call) -> None:
         del self._calls[id_]
         if call.answer.done():
             return
-        status = int(call.headers.get("grpc-status", _UNKNOWN))
+        told = call.headers.get("grpc-status", "")
+        status = int(told) if told.isascii() and told.isdigit() and len(told) < 4 else _UNKNOWN
         if status:
             message = unquote(call.headers.get("grpc-message", "")) or f"gRPC status {status}"
             call.answer.set_exception(Failed(status, message))
             return
         body = call.parts[0] if len(call.parts) == 1 else b"".join(call.parts)
-        if len(body) < 5 or body[0]:
-            call.answer.set_exception(Failed(_INTERNAL, "an answer without a message, or a compressed one"))
+        if len(body) < 5 or body[0] or int.from_bytes(body[1:5], "big") != len(body) - 5:
+            call.answer.set_exception(
+                Failed(_INTERNAL, "an answer that is not one message, or a compressed one")
+            )
             return
         call.answer.set_result(memoryview(body)[5:])
 
@@ -358,6 +421,20 @@ class _Connection(asyncio.Protocol):
 
 def _frame(size: int, kind: int, flags: int, id_: int) -> bytes:
     return _FRAME.pack(size >> 8, size & 0xFF, kind, flags, id_)
+
+
+def _unpadded(payload: bytes, flags: int) -> bytes:
+    if not flags & _PADDED:
+        return payload
+    if not payload or payload[0] >= len(payload):
+        raise _Broken("more padding than payload")
+    return payload[1 : len(payload) - payload[0]]
+
+
+def _checked(window: int) -> int:
+    if window > _WINDOW_MAX:
+        raise _Broken("a window of more than 2^31-1")
+    return window
 
 
 def _header_block(method: str) -> bytes:

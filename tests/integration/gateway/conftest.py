@@ -259,7 +259,8 @@ def gateway(rabbitmq_url, valkey_url, table, gateway_env, gateway_route) -> Iter
             stderr=log,
         )
         try:
-            wait_ready(process, port, Path(state) / "log")
+            scheme = "https" if "TIDEGATE_TLS_CERT" in gateway_env else "http"
+            wait_ready(process, port, Path(state) / "log", scheme)
             yield Gateway(process, port, grpc_port, deployment, redis, Path(state))
         finally:
             process.send_signal(signal.SIGTERM)

@@ -51,12 +51,12 @@ def make_table(deployment: str, **given: Any) -> dict[str, Any]:
     return {"epoch": "e", "n": 1, "endpoints": {"digits": endpoint}, "deployments": {deployment: entry}}
 
 
-def wait_ready(process: subprocess.Popen[bytes], port: int, log: Path) -> None:
+def wait_ready(process: subprocess.Popen[bytes], port: int, log: Path, scheme: str = "http") -> None:
     """Return once a service that was just started says that it is ready."""
     end = time.monotonic() + 30
     while process.poll() is None and time.monotonic() < end:
         try:
-            if httpx.get(f"http://127.0.0.1:{port}/health/ready", verify=False).status_code == 200:
+            if httpx.get(f"{scheme}://127.0.0.1:{port}/health/ready", verify=False).status_code == 200:
                 return
         except httpx.TransportError:
             pass

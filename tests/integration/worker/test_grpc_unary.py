@@ -174,3 +174,47 @@ async def test_a_connection_whose_stream_ids_are_used_up(channel: UnaryChannel, 
         assert channel._connection is not first
         calls = [channel.call([b"late %d" % n]) for n in range(10)]
         assert [bytes(a) for a in await asyncio.gather(*calls)] == [b"late %d" % n for n in range(10)]
+
+
+@asynccontextmanager
+async def refusing(path: Path, refusals: int) -> AsyncIterator[list[int]]:
+    """A server that refuses its first calls without having looked at them, and fails all later ones."""
+    streams: list[int] = []
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readexactly(24)
+        writer.write(bytes((0, 0, 0, 4, 0, 0, 0, 0, 0)))
+        while head := await reader.read(9):
+            head += await reader.readexactly(9 - len(head))
+            await reader.readexactly(int.from_bytes(head[:3], "big"))
+            stream = int.from_bytes(head[5:], "big")
+            if head[3] != 1:
+                continue
+            streams.append(stream)
+            if len(streams) <= refusals:
+                writer.write(bytes((0, 0, 4, 3, 0)) + stream.to_bytes(4, "big") + (7).to_bytes(4, "big"))
+            else:
+                block = b"\x88\x10\x0bgrpc-status\x019"
+                writer.write(len(block).to_bytes(3, "big") + b"\x01\x05" + stream.to_bytes(4, "big") + block)
+
+    server = await asyncio.start_unix_server(serve, path)
+    async with server:
+        yield streams
+
+
+async def test_a_refused_call_is_sent_again(channel: UnaryChannel, tmp_path: Path) -> None:
+    """By RFC 9113 REFUSED_STREAM says that nothing of the call was processed: the model has no part in it."""
+    async with refusing(tmp_path / "grpc", 1) as streams:
+        with pytest.raises(Failed) as failure:
+            await channel.call([b"x"], 10)
+    assert failure.value.code == 9
+    assert streams == [1, 3]
+
+
+async def test_a_server_that_refuses_every_call_is_gone_and_no_failure_of_the_model(
+    channel: UnaryChannel, tmp_path: Path
+) -> None:
+    async with refusing(tmp_path / "grpc", 100) as streams:
+        with pytest.raises(Gone, match="did not take"):
+            await channel.call([b"x"], 10)
+    assert streams == [1, 3, 5]

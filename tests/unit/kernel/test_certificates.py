@@ -30,6 +30,22 @@ def test_where_they_are_may_change(monkeypatch: pytest.MonkeyPatch):
     assert trusted("https://gateway.example") is not found
 
 
+def test_a_file_of_authorities_that_is_none_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path):
+    monkeypatch.setenv("TIDEGATE_TLS_CA", str(tmp_path / "none.pem"))
+    with pytest.raises(ValueError, match=r"TIDEGATE_TLS_CA: .*none\.pem is no file of PEM certificates"):
+        trusted("https://gateway.example")
+
+
+def test_only_loopback_goes_by_the_gateways_own_certificate(monkeypatch: pytest.MonkeyPatch):
+    public = trusted("https://gateway.example")
+    monkeypatch.setenv("TIDEGATE_TLS_CERT", certifi.where())
+    assert trusted("https://gateway.example") is public
+    assert trusted("https://127.0.0.1:8000", "https://gateway.example") is public
+    own = trusted("https://127.0.0.1:8000")
+    assert isinstance(own, ssl.SSLContext)
+    assert (own.verify_mode, own.check_hostname) == (ssl.CERT_REQUIRED, False)
+
+
 def test_what_is_no_plain_http_is_verified():
     for url in ("HTTPS://gateway.example", "gateway.example:443", ""):
         assert trusted(url) is not False

@@ -62,6 +62,18 @@ def test_services_are_reached_where_they_listen(host, url):
     assert Settings(host=host).gateway_url == url
 
 
+def test_a_certificate_makes_the_gateways_url_https():
+    found = Settings(tls_cert=Path("cert.pem"), tls_key=Path("key.pem"))
+    assert (found.gateway_url, found.registry_url) == ("https://127.0.0.1:8000", "http://127.0.0.1:8010")
+    assert found.tls_cert == Path("cert.pem").absolute(), "the services may run in another folder"
+
+
+@pytest.mark.parametrize("one", ["tls_cert", "tls_key"])
+def test_a_certificate_and_its_key_go_together(one):
+    with pytest.raises(ValueError, match="TIDEGATE_TLS_CERT and TIDEGATE_TLS_KEY go together"):
+        Settings.model_validate({one: Path("file.pem")})
+
+
 def test_environment(monkeypatch, tmp_path):
     monkeypatch.setenv("TIDEGATE_STATE_DIR", str(tmp_path / "elsewhere"))
     monkeypatch.setenv("TIDEGATE_GATEWAY_PORT", "9000")

@@ -10,7 +10,7 @@ import pytest
 
 from tidegate.settings import Settings
 from tidegate.stack import rabbitmq, valkey
-from tidegate.stack.child import MARK, Child
+from tidegate.stack.child import MARK, Child, Probe
 from tidegate.stack.plan import plan
 
 STATE = Path("/srv/state")
@@ -159,6 +159,14 @@ def test_two_state_folders_have_two_nodes():
         for home in ("/one", "/two")
     }
     assert len(names) == 2
+
+
+def test_a_gateway_with_a_certificate_is_asked_over_tls(tmp_path):
+    found = children(tls_cert=tmp_path / "cert.pem", tls_key=tmp_path / "key.pem")
+    probes = {name: child.probe for name, child in found.items()}
+    assert probes["gateway"] == Probe("https", Settings().gateway_port)
+    assert probes["registry"] == Probe("http", Settings().registry_port)
+    assert found["gateway"].env["TIDEGATE_TLS_KEY"] == str(tmp_path / "key.pem")
 
 
 def test_a_service_on_every_address_is_asked_on_loopback():

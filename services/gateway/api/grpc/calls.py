@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from typing import Any, NamedTuple
+from typing import Any
 
 from services.gateway.access import Access, Grant
 from services.gateway.adapters.cards import Cards
@@ -12,7 +12,6 @@ from services.gateway.api.grpc import codec
 from services.gateway.api.grpc.company import Company
 from services.gateway.api.grpc.status import Metadata, refuse
 from services.gateway.api.inference import failure_timing, server_timing
-from services.gateway.api.limits import Limits
 from services.gateway.api.metrics import Metrics
 from services.gateway.core import MAX_TIMEOUT_MS, Answer, Core, parse_timeout
 from services.gateway.domain.spent import Spent
@@ -24,35 +23,23 @@ from tidegate.service import new_request_id
 log = telemetry.logger(__name__)
 
 
-class Head(NamedTuple):
-    """What a call's metadata says: the request's id, how long its caller waits (ms; None: as usual), and
-    who that is, as the headers of HTTP say it.
-    """
-
-    rid: str
-    timeout_ms: float | None
-    credential: dict[bytes, bytes]
-
-
 class Calls:
     """Decode, hand to the core, encode: what ``api/inference.py`` is to HTTP."""
 
-    def __init__(self, core: Core, access: Access, cards: Cards, limits: Limits, metrics: Metrics) -> None:
+    def __init__(self, core: Core, access: Access, cards: Cards, metrics: Metrics) -> None:
         self.core = core
         self.access = access
         self.metrics = metrics
         self._cards = cards
-        self._limits = limits
         self._companies: dict[str, Company] = {}
 
     async def infer(self, request: Any, context: Any) -> Any:
         """``ModelInfer``."""
         started = time.perf_counter()
-        rid = ""
+        rid = context.rid or new_request_id()
         try:
-            rid, timeout_ms, credential = read_head(context)
-            principal = self.access.authenticate(credential)
-            response, trailers = await self.answer(request, principal, rid, timeout_ms, started)
+            timeout_ms = timeout_of(context)
+            response, trailers = await self.answer(request, context.principal, rid, timeout_ms, started)
         except asyncio.CancelledError:
             self.metrics.refused(request.model_name, "caller_gone")
             raise
@@ -71,12 +58,7 @@ class Calls:
         size, spent = request.ByteSize(), Spent()
         grant = self.admit(principal, request)
         try:
-            if not self._limits.bodies.take(size):
-                raise self._limits.overloaded()
-            try:
-                answer = await self._ask(request, rid, timeout_ms, spent)
-            finally:
-                self._limits.bodies.give(size)
+            answer = await self._ask(request, rid, timeout_ms, spent)
             response, trailers = self.encode(request.model_name, answer, rid, started)
             if grant is not None:
                 spent.add(answer.reply, answer.parameters, response.ByteSize())
@@ -138,23 +120,14 @@ class Calls:
         return self.refused(model, TidegateError("something went wrong here; the log has it"))
 
 
-def read_head(context: Any) -> Head:
-    """The metadata of a call; raises BadRequest."""
-    rid = header = ""
-    credential = {}
-    for name, value in context.invocation_metadata():
-        if name == "x-request-id":
-            rid = value
-        elif name == "x-request-timeout-ms":
-            header = value
-        elif name == "authorization":
-            credential[b"authorization"] = value.encode("latin-1", "replace")
+def timeout_of(context: Any) -> float | None:
+    """Return how long a caller waits, in ms; None: as usual. Raises BadRequest."""
+    timeout_ms = parse_timeout(context.head.asked_ms)
     left_s = context.time_remaining()
-    timeout_ms = parse_timeout(header.encode("latin-1")) if header else None
     if left_s is not None:
         left_ms = min(max(left_s * 1e3, 0.001), MAX_TIMEOUT_MS)
         timeout_ms = left_ms if timeout_ms is None else min(timeout_ms, left_ms)
-    return Head(rid or new_request_id(), timeout_ms, credential)
+    return timeout_ms
 
 
 def _failed_after(started: float) -> Metadata:

@@ -1,6 +1,6 @@
 """Calls of light models meet before they are queued.
 
-The gRPC server takes one call per turn of the event loop, so each would travel alone, and cost the broker and
+A gRPC client sends its calls one at a time, so each would travel alone, and cost the broker and
 the worker as much as a whole envelope. A call that comes while others of its model are out waits until one of
 them is answered, 2 ms at most: what has come by then leaves together. A call to a heavy model, or one of few,
 does not wait; neither does anything over HTTP, where calls come together by themselves.

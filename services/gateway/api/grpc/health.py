@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-import grpc
 from grpc import StatusCode
 from grpc_health.v1 import health_pb2 as pb
 
+from services.gateway.api.grpc.call import Method
 from services.gateway.api.grpc.service import NAME as INFERENCE
+from services.gateway.api.grpc.service import OPEN_BYTES
 from tidegate.service import Health
 
 NAME = "grpc.health.v1.Health"
@@ -26,19 +27,13 @@ class HealthService:
         self._health = health
         self.stopping = False
 
-    def handler(self) -> Any:
-        """Both methods, as a gRPC server takes them."""
-        codec = {
-            "request_deserializer": pb.HealthCheckRequest.FromString,
-            "response_serializer": pb.HealthCheckResponse.SerializeToString,
+    def methods(self) -> dict[str, Method]:
+        """Return both methods by their paths."""
+        request = pb.HealthCheckRequest
+        return {
+            f"/{NAME}/Check": Method(self._check, request, OPEN_BYTES, open=True),
+            f"/{NAME}/Watch": Method(self._watch, request, OPEN_BYTES, open=True, lasting=True),
         }
-        return grpc.method_handlers_generic_handler(
-            NAME,
-            {
-                "Check": grpc.unary_unary_rpc_method_handler(self._check, **codec),
-                "Watch": grpc.unary_stream_rpc_method_handler(self._watch, **codec),
-            },
-        )
 
     def _status(self) -> int:
         well = not self.stopping and not self._health.problems()
@@ -47,7 +42,7 @@ class HealthService:
 
     async def _check(self, request: Any, context: Any) -> Any:
         if request.service not in _SERVED:
-            await context.abort(StatusCode.NOT_FOUND, f"there is no service {request.service!r}")
+            return await context.abort(StatusCode.NOT_FOUND, f"there is no service {request.service!r}")
         return _STATUS(status=self._status())
 
     async def _watch(self, request: Any, context: Any) -> None:

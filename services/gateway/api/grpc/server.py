@@ -2,59 +2,135 @@
 
 from __future__ import annotations
 
-from typing import Any
+import asyncio
+import ssl
+from collections.abc import Callable
+from functools import partial
 
-import grpc
-
+from services.gateway.api.grpc.call import Call
+from services.gateway.api.grpc.connection import Connection
+from services.gateway.api.grpc.frames import Code
 from services.gateway.api.grpc.health import HealthService
 from services.gateway.api.grpc.service import InferenceService
+from services.gateway.api.grpc.shared import Shared
+from services.gateway.api.limits import Limits
 from tidegate import telemetry
+from tidegate.errors import DeadlinePassed
+from tidegate.protocol.access import Principal
 
 log = telemetry.logger(__name__)
 
-# What is under way may end; the same as over HTTP.
+# Calls under way may end; the same as over HTTP.
 GRACE_S = 30.0
+BACKLOG = 4096
+HANDSHAKE_S, GOODBYE_S = 10.0, 1.0
+SWEEP_S = 5.0
+# How long a client may be silent: in the middle of a frame, without a call yet, and after its last call.
+HALFWAY_S = 20.0
+STRANGER_S = 60.0
+IDLE_S = 600.0
+# How long a message may take beside its size at the slowest rate, and an answer wait for its reader.
+STALL_S = 30.0
+SLOWEST_BYTES_A_SECOND = 64 * 1024
+UNREAD_S = 60.0
+# A handler answers a passed deadline by itself; here are those that wait for their client.
+LATE_S = 1.0
 
 
 class GrpcDoor:
-    """Listens from :meth:`start` to :meth:`stop`; ``shared``: other processes listen on the port too."""
+    """Listens from :meth:`start` to :meth:`stop`; ``shared_port``: other processes listen on the port too."""
 
     def __init__(
         self,
         inference: InferenceService,
         health: HealthService,
         *,
-        address: str,
-        max_bytes: int,
-        shared: bool,
+        host: str,
+        port: int,
+        authenticate: Callable[[dict[bytes, bytes]], Principal],
+        limits: Limits,
+        refused: Callable[[str], None],
+        max_connections: int,
+        shared_port: bool,
+        tls: ssl.SSLContext | None = None,
     ) -> None:
-        self._inference = inference
         self._health = health
-        self._address = address
-        # The size of a message with a body of the limit, and some room for its head.
-        self._options = [
-            ("grpc.max_receive_message_length", max_bytes + 64 * 1024),
-            ("grpc.max_send_message_length", -1),
-            ("grpc.so_reuseport", int(shared)),
-            # Clients may ping as often as they like, calls or none.
-            ("grpc.keepalive_permit_without_calls", 1),
-            ("grpc.http2.max_ping_strikes", 0),
-        ]
-        self._server: Any = None
+        self._shared = Shared(
+            methods=inference.methods() | health.methods(),
+            authenticate=authenticate,
+            limits=limits,
+            refused=refused,
+            max_connections=max_connections,
+        )
+        self._connections: set[Connection] = set()
+        self._at = host, port
+        self._shared_port = shared_port
+        self._tls = tls
+        self._server: asyncio.Server | None = None
+        self._sweeper: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
         """Listen; raises OSError when the port is taken."""
-        server = grpc.aio.server(options=self._options)
-        server.add_generic_rpc_handlers((self._inference.handler(), self._health.handler()))
-        try:
-            server.add_insecure_port(self._address)
-        except RuntimeError as error:
-            raise OSError(f"cannot listen for gRPC on {self._address}: {error}") from error
-        await server.start()
-        self._server = server
+        host, port = self._at
+        loop = asyncio.get_running_loop()
+        self._server = await loop.create_server(
+            partial(Connection, self._shared, self._connections),
+            host,
+            port,
+            ssl=self._tls,
+            ssl_handshake_timeout=None if self._tls is None else HANDSHAKE_S,
+            ssl_shutdown_timeout=None if self._tls is None else GOODBYE_S,
+            backlog=BACKLOG,
+            reuse_port=self._shared_port or None,
+        )
+        self._sweeper = asyncio.create_task(self._sweep())
 
     async def stop(self) -> None:
         """Take no more calls, let those under way end, close."""
         self._health.stopping = True
-        if self._server is not None:
-            await self._server.stop(GRACE_S)
+        if self._server is None or self._sweeper is None:
+            return
+        self._server.close()
+        connections = self._connections
+        for connection in list(connections):
+            connection.drain()
+        end = asyncio.get_running_loop().time() + GRACE_S
+        while connections and asyncio.get_running_loop().time() < end:
+            await asyncio.sleep(0.02)
+        self._sweeper.cancel()
+        for connection in list(connections):
+            connection.abort()
+
+    async def _sweep(self) -> None:
+        """End what stands still."""
+        while True:
+            await asyncio.sleep(SWEEP_S)
+            now = asyncio.get_running_loop().time()
+            for connection in list(self._connections):
+                sweep(connection, now)
+
+
+def sweep(connection: Connection, now: float) -> None:
+    """End a connection, or calls of it, that have stood still for too long."""
+    silent = now - connection.active
+    if silent > UNREAD_S and (connection.closing or (connection.paused and not connection.calls)):
+        connection.abort()  # the client does not even read that it is over
+    elif connection.halfway and silent > HALFWAY_S:
+        connection.end(Code.PROTOCOL_ERROR, "half a frame, and nothing more")
+    elif (
+        not connection.calls
+        and not connection.closing
+        and silent > (IDLE_S if connection.known else STRANGER_S)
+    ):
+        connection.end(Code.NO_ERROR, "idle")
+    for call in list(connection.calls.values()):
+        _sweep_call(connection, call, now)
+
+
+def _sweep_call(connection: Connection, call: Call, now: float) -> None:
+    if call.unsent_bytes and now - call.moved > UNREAD_S:
+        connection.reset(call, Code.CANCEL)
+    elif call.receiving and now - call.since > STALL_S + call.incoming.size / SLOWEST_BYTES_A_SECOND:
+        call.fail(DeadlinePassed("the message did not come in time"))
+    elif call.deadline is not None and now > call.deadline + LATE_S:
+        call.fail(DeadlinePassed("the deadline of the call passed"))

@@ -5,21 +5,18 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-import grpc
 from google.protobuf.json_format import ParseDict
 from grpc import StatusCode
 
-from services.gateway.api.grpc.calls import Calls, read_head
-from services.gateway.api.grpc.status import refuse
+from services.gateway.api.grpc.call import Method
+from services.gateway.api.grpc.calls import Calls
 from services.gateway.api.grpc.stream import Stream
 from services.gateway.catalogue import EXTENSIONS, Catalogue
-from tidegate import __version__, telemetry
-from tidegate.errors import Forbidden, TidegateError
+from tidegate import __version__
+from tidegate.errors import Forbidden, NotFound
 from tidegate.protocol.access import INFER, Principal
-from tidegate.service import Health, new_request_id
+from tidegate.service import Health
 from tidegate.triton_protocol import pb
-
-log = telemetry.logger(__name__)
 
 NAME = "inference.GRPCInferenceService"
 
@@ -38,22 +35,26 @@ REFUSED = {
     "LogSettings": _OPERATORS,
 }
 
-Method = Callable[[Any, Any], Awaitable[Any]]
+# Bytes of the largest message: of a method that needs no credential, and of one that only names a model.
+OPEN_BYTES = 4 * 1024
+NAME_BYTES = 64 * 1024
+
+Answer = Callable[[Any, Any], Awaitable[Any]]
 
 
 class InferenceService:
     """One instance for each gateway process."""
 
-    def __init__(self, calls: Calls, catalogue: Catalogue, health: Health) -> None:
+    def __init__(self, calls: Calls, catalogue: Catalogue, health: Health, *, max_bytes: int) -> None:
+        """``max_bytes``: of the largest message of an inference request."""
+        self._max_bytes = max_bytes
         self._calls = calls
         self._catalogue = catalogue
         self._health = health
 
-    def handler(self) -> Any:
-        """All methods, as a gRPC server takes them."""
-        methods = {
-            "ServerLive": self._live,
-            "ServerReady": self._ready,
+    def methods(self) -> dict[str, Method]:
+        """Return all methods by their paths."""
+        answers = {
             "ModelReady": self._model_ready,
             "ServerMetadata": self._server_metadata,
             "ModelMetadata": self._model_metadata,
@@ -65,25 +66,24 @@ class InferenceService:
             "CudaSharedMemoryStatus": self._no_regions("CudaSharedMemoryStatus"),
             "CudaSharedMemoryUnregister": self._no_regions("CudaSharedMemoryUnregister"),
         }
-        open_ = {"ServerLive", "ServerReady"}
-        handlers = {
-            name: _unary(name, _told(method if name in open_ else self._known(method)))
-            for name, method in methods.items()
-        }
-        handlers |= {name: _unary(name, _refusal(why)) for name, why in REFUSED.items()}
-        handlers["ModelInfer"] = _unary("ModelInfer", self._calls.infer)
-        handlers["ModelStreamInfer"] = grpc.stream_stream_rpc_method_handler(
-            self._stream,
-            request_deserializer=pb.ModelInferRequest.FromString,
-            response_serializer=pb.ModelStreamInferResponse.SerializeToString,
-        )
-        return grpc.method_handlers_generic_handler(NAME, handlers)
+        found = {name: self._method(name, self._known(answer)) for name, answer in answers.items()}
+        found |= {name: self._method(name, _refusal(why)) for name, why in REFUSED.items()}
+        for name, answer in (("ServerLive", self._live), ("ServerReady", self._ready)):
+            found[name] = self._method(name, answer, OPEN_BYTES, open_=True)
+        found["ModelInfer"] = self._method("ModelInfer", self._calls.infer, self._max_bytes)
+        found["ModelStreamInfer"] = Method(self._stream, pb.ModelInferRequest, self._max_bytes, streams=True)
+        return {f"/{NAME}/{name}": method for name, method in found.items()}
 
-    def _known(self, method: Method) -> Method:
+    @staticmethod
+    def _method(name: str, answer: Answer, limit: int = NAME_BYTES, *, open_: bool = False) -> Method:
+        return Method(answer, getattr(pb, f"{name}Request"), limit, open=open_)
+
+    @staticmethod
+    def _known(method: Answer) -> Answer:
         """The method, for callers that may ask models."""
 
         async def answer(request: Any, context: Any) -> Any:
-            principal = self._calls.access.authenticate(read_head(context).credential)
+            principal = context.principal
             if not principal.may(INFER, getattr(request, "name", "") or None):
                 raise Forbidden(f"{principal.name!r} may not ask for this")
             told = await method(request, context)
@@ -104,7 +104,11 @@ class InferenceService:
         return pb.ServerReadyResponse(ready=not self._health.problems())
 
     async def _model_ready(self, request: Any, context: Any) -> Any:
-        return pb.ModelReadyResponse(ready=self._catalogue.is_ready(request.name, request.version))
+        try:
+            ready = self._catalogue.is_ready(request.name, request.version)
+        except NotFound:
+            ready = False  # as Triton answers
+        return pb.ModelReadyResponse(ready=ready)
 
     async def _server_metadata(self, request: Any, context: Any) -> Any:
         return pb.ServerMetadataResponse(name="tidegate", version=__version__, extensions=EXTENSIONS)
@@ -125,7 +129,7 @@ class InferenceService:
         return pb.RepositoryIndexResponse(models=self._catalogue.index(ready=request.ready))
 
     @staticmethod
-    def _no_regions(name: str) -> Method:
+    def _no_regions(name: str) -> Answer:
         empty = getattr(pb, f"{name}Response")
 
         async def answer(request: Any, context: Any) -> Any:
@@ -141,30 +145,7 @@ def _keep_own(entries: Any, principal: Principal) -> None:
             del entries[at]
 
 
-def _unary(name: str, method: Method) -> Any:
-    return grpc.unary_unary_rpc_method_handler(
-        method,
-        request_deserializer=getattr(pb, f"{name}Request").FromString,
-        response_serializer=getattr(pb, f"{name}Response").SerializeToString,
-    )
-
-
-def _told(method: Method) -> Method:
-    """The method, with its errors as statuses."""
-
-    async def answer(request: Any, context: Any) -> Any:
-        try:
-            return await method(request, context)
-        except TidegateError as error:
-            await refuse(context, error, new_request_id())
-        except Exception:
-            log.exception("unexpected error")
-            await refuse(context, TidegateError("something went wrong here; the log has it"), "")
-
-    return answer
-
-
-def _refusal(why: str) -> Method:
+def _refusal(why: str) -> Answer:
     async def answer(request: Any, context: Any) -> Any:
         await context.abort(StatusCode.UNIMPLEMENTED, why)
 

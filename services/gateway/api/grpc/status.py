@@ -54,6 +54,15 @@ def trailers_of(error: TidegateError, rid: str) -> Metadata:
     return found
 
 
+def percent(text: str) -> str:
+    """Return a message as gRPC's ``grpc-message`` wants it."""
+    if text.isascii() and text.isprintable() and "%" not in text:
+        return text
+    return "".join(
+        chr(byte) if 0x20 <= byte <= 0x7E and byte != 0x25 else f"%{byte:02X}" for byte in text.encode()
+    )
+
+
 async def refuse(context: Any, error: TidegateError, rid: str, more: Metadata = ()) -> None:
     """End the call with an error; ``more``: trailers beside its own."""
     await context.abort(code_of(error), details_of(error), trailers_of(error, rid) + more)

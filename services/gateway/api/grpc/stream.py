@@ -10,13 +10,15 @@ from __future__ import annotations
 import asyncio
 import time
 from contextlib import aclosing
+from functools import partial
 from typing import Any
 
 from services.gateway.api.grpc import codec
-from services.gateway.api.grpc.calls import Calls, read_head
-from services.gateway.api.grpc.status import details_of, refuse
+from services.gateway.api.grpc.calls import Calls, timeout_of
+from services.gateway.api.grpc.status import details_of
 from services.gateway.domain.spent import Spent
 from tidegate.errors import TidegateError
+from tidegate.service import new_request_id
 from tidegate.triton_protocol import pb
 
 # Requests of one stream that may be under way; a caller that sends more is read no further.
@@ -33,34 +35,31 @@ class Stream:
         self._writing = asyncio.Lock()
         self._tasks: set[asyncio.Task[None]] = set()
         self._last: asyncio.Task[None] | None = None
-        self._credential: dict[bytes, bytes] = {}
+        self._credential: dict[bytes, bytes] = context.head.credential
 
     async def run(self, requests: Any) -> None:
         """Until the caller has no more requests and has all responses; cancelled, all of it is abandoned."""
+        rid = self._context.rid or new_request_id()
+        timeout_of(self._context)  # what is wrong with it ends the call
         try:
-            rid, _, self._credential = read_head(self._context)
-            self._calls.access.authenticate(self._credential)
-        except TidegateError as error:
-            await refuse(self._context, error, "")
-            return
-        try:
-            async for request in requests:
+            async for request, held in requests:
                 await self._room.acquire()
-                self._begin(request, rid, read_head(self._context).timeout_ms)
+                self._begin(request, held, rid, timeout_of(self._context))
             await asyncio.gather(*self._tasks)
         finally:
             for task in self._tasks:
                 task.cancel()
 
-    def _begin(self, request: Any, rid: str, timeout_ms: float | None) -> None:
+    def _begin(self, request: Any, held: int, rid: str, timeout_ms: float | None) -> None:
         if self._is_decoupled(request):
             task = asyncio.create_task(self._many(request, rid, timeout_ms))
         else:
             self._last = task = asyncio.create_task(self._one(request, rid, timeout_ms, self._last))
         self._tasks.add(task)
-        task.add_done_callback(self._ended)
+        task.add_done_callback(partial(self._ended, held))
 
-    def _ended(self, task: asyncio.Task[None]) -> None:
+    def _ended(self, held: int, task: asyncio.Task[None]) -> None:
+        self._context.give(held)
         self._tasks.discard(task)
         self._room.release()
         if task is self._last:

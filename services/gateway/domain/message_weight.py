@@ -1,0 +1,56 @@
+"""How much of a serialized ``ModelInferRequest`` is structure, which takes many times its size once parsed.
+
+Measured with upb, for each byte: 44 where inputs are empty, 8 for typed contents and shapes; raw tensors 1.
+"""
+
+from __future__ import annotations
+
+from tidegate.errors import BadRequest
+
+# A request has an input, an output, a parameter or a raw tensor in each.
+FIELDS = 4096
+# What a byte of structure takes, by the limit above, beside itself.
+FACTOR = 8
+RAW_INPUT_CONTENTS = 7
+_VARINT, _I64, _BYTES, _I32 = 0, 1, 2, 5
+
+
+def structure(message: bytes | bytearray) -> int:
+    """Return the bytes outside ``raw_input_contents``; raises BadRequest for too many fields.
+
+    What is no protobuf counts as structure: the parser will say so.
+    """
+    at, end, raw = 0, len(message), 0
+    for _ in range(FIELDS):
+        if at >= end:
+            return end - raw
+        tag, at = _varint(message, at)
+        kind = tag & 7
+        if kind == _BYTES:
+            size, at = _varint(message, at)
+            if tag >> 3 == RAW_INPUT_CONTENTS:
+                raw += min(size, end - at)
+            at += size
+        elif kind == _VARINT:
+            _, at = _varint(message, at)
+        elif kind in (_I64, _I32):
+            at += 8 if kind == _I64 else 4
+        else:
+            return end - raw
+    if at < end:
+        raise BadRequest(f"the request has more than {FIELDS} inputs, outputs, parameters and raw tensors")
+    return end - raw
+
+
+def _varint(message: bytes | bytearray, at: int) -> tuple[int, int]:
+    """Return a number and where it ends; the end of the message for one that is none."""
+    value = 0
+    for shift in range(0, 70, 7):
+        if at >= len(message):
+            break
+        byte = message[at]
+        at += 1
+        value |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return value, at
+    return 0, len(message)

@@ -1,0 +1,301 @@
+"""Whatever a client sends, the gRPC connection raises nothing and gives back all that it counted."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import struct
+from typing import Any
+
+import pytest
+from grpc_health.v1 import health_pb2
+from hpack import Encoder
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from services.gateway.api.grpc import server
+from services.gateway.api.grpc.call import Call, Method, Received
+from services.gateway.api.grpc.connection import Connection
+from services.gateway.api.grpc.shared import Shared
+from services.gateway.api.limits import Limits
+from services.gateway.domain.budget import Budget
+from tidegate.errors import Unauthorized
+from tidegate.protocol.access import SERVICE, Principal
+
+pytestmark = pytest.mark.unit
+
+DATA, HEADERS, RST_STREAM, SETTINGS, PING, GOAWAY, WINDOW_UPDATE, CONTINUATION = 0, 1, 3, 4, 6, 7, 8, 9
+PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+EXAMPLES = 150 * int(os.environ.get("TIDEGATE_FUZZ_EXAMPLES", "1"))
+Message = health_pb2.HealthCheckRequest
+
+
+class Wire:
+    """A transport whose other end is the test."""
+
+    def __init__(self) -> None:
+        self.sent = b""
+        self.closed = False
+
+    def write(self, data: bytes) -> None:
+        self.sent += data
+
+    def writelines(self, pieces: list[bytes]) -> None:
+        self.sent += b"".join(pieces)
+
+    def can_write_eof(self) -> bool:
+        return False
+
+    def close(self) -> None:
+        self.closed = True
+
+    abort = close
+
+    def kinds(self) -> list[int]:
+        """The kinds of the frames that were sent."""
+        found, at = [], 0
+        while at < len(self.sent):
+            found.append(self.sent[at + 3])
+            at += 9 + int.from_bytes(self.sent[at : at + 3], "big")
+        return found
+
+
+def frame(kind: int, flags: int, stream: int, payload: bytes = b"", size: int | None = None) -> bytes:
+    size = len(payload) if size is None else size
+    return struct.pack(">I", size)[1:] + struct.pack(">BBI", kind, flags, stream & 0xFFFFFFFF) + payload
+
+
+def message(data: bytes = b"", flag: int = 0) -> bytes:
+    return struct.pack(">BI", flag, len(data)) + data
+
+
+def head(path: str = "/t/Echo", *more: tuple[str, str]) -> bytes:
+    fields = [(":method", "POST"), (":path", path), ("content-type", "application/grpc"), *more]
+    block: bytes = Encoder().encode([(name, value.encode()) for name, value in fields])
+    return block
+
+
+async def echo(request: Any, call: Call) -> Any:
+    await asyncio.sleep(0)
+    return request
+
+
+async def echoes(requests: Any, call: Call) -> None:
+    received: Received
+    async for received in requests:
+        await call.write(received.message)
+        call.give(received.held)
+
+
+def authenticate(credential: dict[bytes, bytes]) -> Principal:
+    if credential.get(b"authorization") == b"bad":
+        raise Unauthorized("no")
+    return SERVICE
+
+
+class Door:
+    """One connection and what it counts against."""
+
+    def __init__(self, limit: int = 2**20) -> None:
+        self.limits = Limits(body_bytes=2**20, json_bytes=2**20, bodies=Budget(limit), answers=Budget(limit))
+        self.shared = Shared(
+            methods={
+                "/t/Echo": Method(echo, Message, 100_000),
+                "/t/Echoes": Method(echoes, Message, 100_000, streams=True),
+                "/t/Open": Method(echo, Message, 100, open=True),
+            },
+            authenticate=authenticate,
+            limits=self.limits,
+            refused=lambda reason: None,
+            max_connections=2,
+        )
+        self.all: set[Connection] = set()
+        self.wire = Wire()
+        self.connection = Connection(self.shared, self.all)
+        self.connection.connection_made(self.wire)  # type: ignore[arg-type]
+
+    async def send(self, *pieces: bytes) -> None:
+        for piece in pieces:
+            self.connection.data_received(piece)
+        for _ in range(6):
+            await asyncio.sleep(0)
+
+
+_numbers = st.one_of(
+    st.sampled_from([0, 1, 2**14, 2**24, 2**31 - 1, 2**31, 2**32 - 1]), st.integers(0, 2**32 - 1)
+)
+_streams = st.one_of(st.sampled_from([0, 1, 2, 3, 5, 7]), st.integers(0, 2**32 - 1))
+_heads = st.builds(
+    lambda path, more: head(path, *more),
+    st.sampled_from(["/t/Echo", "/t/Echoes", "/t/Open", "/t/None", ""]),
+    st.lists(
+        st.tuples(
+            st.sampled_from(["authorization", "grpc-timeout", "grpc-encoding", "x-request-timeout-ms", "a"]),
+            st.sampled_from(["bad", "good", "1S", "0n", "99999999H", "gzip", "x", "", "10"]),
+        ),
+        max_size=3,
+    ),
+)
+_messages = st.builds(
+    lambda data, flag, size: struct.pack(">BI", flag, len(data) if size is None else size) + data,
+    st.one_of(st.binary(max_size=30), st.binary(max_size=8).map(lambda s: b"\x0a" + bytes((len(s),)) + s)),
+    st.sampled_from([0, 0, 0, 1, 255]),
+    st.one_of(st.none(), st.none(), _numbers),
+)
+_payloads = st.one_of(
+    st.binary(max_size=40),
+    _numbers.map(lambda n: struct.pack(">I", n)),
+    st.lists(st.tuples(st.integers(0, 8), _numbers), max_size=4).map(
+        lambda pairs: b"".join(struct.pack(">HI", *pair) for pair in pairs)
+    ),
+)
+_flags = st.one_of(st.sampled_from([0, 1, 4, 5, 8, 13, 0x2D]), st.integers(0, 255))
+_frames = st.one_of(
+    st.builds(frame, st.just(HEADERS), st.sampled_from([4, 5, 4, 5, 0, 0x2C]), _streams, _heads),
+    st.builds(frame, st.just(DATA), st.sampled_from([0, 1, 0, 8]), _streams, _messages),
+    st.builds(frame, st.integers(0, 12), _flags, _streams, _payloads),
+    st.builds(frame, st.integers(0, 12), _flags, _streams, _payloads, _numbers.map(lambda n: n % 2**24)),
+    st.binary(max_size=30),
+)
+
+
+async def fuzz(pieces: list[bytes]) -> None:
+    door = Door()
+    failures: list[Any] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: failures.append(context))
+    await door.send(*pieces)
+    server.sweep(door.connection, asyncio.get_running_loop().time() + 10_000)
+    await door.send()
+    tasks = [call.task for call in door.connection.calls.values() if call.task is not None]
+    door.connection.connection_lost(None)
+    await asyncio.gather(*tasks, return_exceptions=True)
+    assert (door.limits.bodies.used, door.limits.answers.used, door.shared.calls) == (0, 0, 0)
+    assert not door.connection.calls
+    assert not door.all
+    assert not failures
+
+
+@given(
+    frames=st.lists(_frames, max_size=14), cut=st.integers(1, 80), greet=st.sampled_from([True] * 9 + [False])
+)
+@settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+def test_no_bytes_raise_and_everything_is_given_back(frames: list[bytes], cut: int, greet: bool) -> None:
+    stream = (PREFACE if greet else b"") + b"".join(frames)
+    asyncio.run(fuzz([stream[at : at + cut] for at in range(0, len(stream), cut)]))
+
+
+async def test_a_call_in_one_piece_and_byte_by_byte():
+    body = message(b"\x0a\x03abc")
+    whole = PREFACE + frame(HEADERS, 4, 1, head()) + frame(DATA, 1, 1, body)
+    for pieces in ([whole], [whole[at : at + 1] for at in range(len(whole))]):
+        door = Door()
+        await door.send(*pieces)
+        assert body in door.wire.sent
+        assert door.wire.kinds()[-3:] == [HEADERS, DATA, HEADERS]
+        assert b"grpc-status\x010" in door.wire.sent
+        assert door.limits.bodies.used == 0
+
+
+async def test_an_answer_waits_for_the_windows_of_its_client():
+    door = Door()
+    window = struct.pack(">HI", 4, 6)
+    body = message(b"\x0a\x0812345678")
+    await door.send(
+        PREFACE, frame(SETTINGS, 0, 0, window), frame(HEADERS, 4, 1, head()), frame(DATA, 1, 1, body)
+    )
+    assert body[:6] in door.wire.sent
+    assert b"grpc-status" not in door.wire.sent
+    assert door.limits.answers.used == len(body) - 6
+    await door.send(frame(WINDOW_UPDATE, 0, 1, struct.pack(">I", 100)))
+    assert b"grpc-status\x010" in door.wire.sent
+    assert door.limits.answers.used == 0
+
+
+async def test_a_client_that_does_not_read_stops_the_answers_of_its_streams():
+    door = Door(2**30)
+    door.connection.pause_writing()
+    stream = frame(HEADERS, 4, 1, head("/t/Echoes"))
+    big = message(b"\x0a\xa0\x9c\x01" + b"x" * 20_000)
+    pieces = [frame(DATA, 0, 1, big[at : at + 16_384]) for at in range(0, len(big), 16_384)]
+    await door.send(PREFACE, stream, *pieces * 40)
+    assert 256 * 1024 < door.limits.answers.used < 300 * 1024, "as much as a writer may be ahead"
+    assert door.limits.bodies.used > 20 * 20_000, "the rest has not been taken"
+    door.connection.resume_writing()
+    await door.send(frame(WINDOW_UPDATE, 0, 0, struct.pack(">I", 2**30)))
+    await door.send(frame(WINDOW_UPDATE, 0, 1, struct.pack(">I", 2**30)))
+    for _ in range(200):
+        await asyncio.sleep(0)
+    assert door.wire.sent.count(b"x" * 1000) > 0
+    assert (door.limits.answers.used, door.limits.bodies.used) == (0, 0)
+    door.connection.connection_lost(None)
+
+
+async def test_more_than_the_window_of_a_stream_resets_it():
+    door = Door(2**30)
+    door.shared.methods["/t/Echoes"] = Method(echoes, Message, 2**30, streams=True)
+    await door.send(PREFACE, frame(HEADERS, 4, 1, head("/t/Echoes")))
+    door.connection.calls[1].credit = 100
+    await door.send(frame(DATA, 0, 1, struct.pack(">BI", 0, 1000) + bytes(200)))
+    assert door.wire.kinds()[-1] == RST_STREAM
+    assert door.wire.sent.endswith(struct.pack(">I", 3))
+    assert door.limits.bodies.used == 0
+
+
+async def test_stopping_lets_calls_end_and_takes_no_more():
+    door = Door()
+    await door.send(PREFACE, frame(HEADERS, 4, 1, head()))
+    door.connection.drain()
+    assert door.wire.kinds()[-1] == GOAWAY
+    assert not door.wire.closed
+    await door.send(frame(HEADERS, 4, 3, head()))
+    assert door.wire.sent.endswith(struct.pack(">I", 7)), "REFUSED_STREAM: the client may send it elsewhere"
+    await door.send(frame(DATA, 1, 1, message()))
+    assert b"grpc-status\x010" in door.wire.sent
+    assert door.wire.closed
+
+
+@pytest.mark.parametrize(
+    ("sent", "after_s", "status"),
+    [
+        (frame(HEADERS, 4, 1, head()), server.STALL_S, b"grpc-status\x014"),
+        (
+            frame(HEADERS, 4, 1, head("/t/Echoes")) + frame(DATA, 0, 1, message(bytes(9))[:9]),
+            server.STALL_S,
+            b"\x014",
+        ),
+        (
+            frame(HEADERS, 4, 1, head("/t/Echoes", ("grpc-timeout", "2S"))),
+            2 + server.LATE_S,
+            b"grpc-status\x014",
+        ),
+    ],
+)
+async def test_what_stands_still_is_ended(sent, after_s, status):
+    door, loop = Door(), asyncio.get_running_loop()
+    await door.send(PREFACE, sent)
+    server.sweep(door.connection, loop.time() + after_s - 1)
+    assert b"grpc-status" not in door.wire.sent
+    server.sweep(door.connection, loop.time() + after_s + 1)
+    assert status in door.wire.sent
+    assert door.limits.bodies.used == 0
+
+
+async def test_an_idle_stream_may_live_on():
+    door, loop = Door(), asyncio.get_running_loop()
+    await door.send(PREFACE, frame(HEADERS, 4, 1, head("/t/Echoes")), frame(DATA, 0, 1, message()))
+    server.sweep(door.connection, loop.time() + 100_000)
+    assert list(door.connection.calls) == [1]
+    door.connection.connection_lost(None)
+
+
+@pytest.mark.parametrize(
+    ("sent", "limit_s"),
+    [(PREFACE[:5], server.HALFWAY_S), (PREFACE + b"\0", server.HALFWAY_S), (PREFACE, server.STRANGER_S)],
+)
+async def test_a_silent_connection_is_ended(sent, limit_s):
+    door, loop = Door(), asyncio.get_running_loop()
+    await door.send(sent)
+    server.sweep(door.connection, loop.time() + limit_s - 1)
+    assert not door.wire.closed
+    server.sweep(door.connection, loop.time() + limit_s + 1)
+    assert door.wire.closed
