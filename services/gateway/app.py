@@ -88,6 +88,7 @@ def build(settings: GatewaySettings) -> Gateway:
         metrics=metrics,
         labels=parts.cards.labels,
         jobs=parts.office.door,
+        body_bytes_per_s=settings.http_body_bytes_per_s,
     )
     return Gateway(InferDoor(app, inference), partial(DirectProtocol, inference))
 

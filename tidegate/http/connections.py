@@ -1,0 +1,125 @@
+"""All HTTP connections of a process: one sweep for their timeouts, and room for new ones."""
+
+from __future__ import annotations
+
+import asyncio
+import resource
+from typing import TYPE_CHECKING
+
+from prometheus_client import Counter
+
+from tidegate import telemetry
+from tidegate.http.patience import HttpLimits, peer_of, to_shed
+
+if TYPE_CHECKING:
+    from tidegate.http.protocol import Protocol
+
+log = telemetry.logger(__name__)
+
+CLOSED = Counter(
+    "tidegate_http_closed_total", "Connections that a server closed before their time, by reason.", ["reason"]
+)
+
+SWEEP_S = 1.0
+# Connections looked at in one turn of the event loop, so that a sweep delays no request noticeably.
+SLICE = 128
+# Connections that are closed at once when there are too many: looking for them takes a look at all.
+SHED_SHARE = 1 / 32
+# File descriptors kept for everything but HTTP connections.
+RESERVED_FILES = 512
+
+
+class Connections:
+    """Every open connection, oldest first."""
+
+    def __init__(self, limits: HttpLimits, now: float = 0.0) -> None:
+        self.limits = limits
+        self.now = now  # the sweeps' own clock: it stands still while the process is not run
+        self.pending_heads = 0
+        self._most = limits.connections
+        self._all: dict[Protocol, str] = {}
+        self._by_peer: dict[str, int] = {}
+        self._timer: asyncio.TimerHandle | None = None
+        self._swept_at = 0.0
+
+    def __len__(self) -> int:
+        return len(self._all)
+
+    def fit_files(self) -> None:
+        """Raise the soft limit of open files as far as needed, and allow only connections that fit."""
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        wanted = self.limits.connections + RESERVED_FILES
+        if soft != resource.RLIM_INFINITY and soft < wanted:
+            soft = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        if soft != resource.RLIM_INFINITY and soft < wanted:
+            self._most = max(soft - RESERVED_FILES, soft // 2)
+            log.warning(
+                "fewer connections than TIDEGATE_HTTP_CONNECTIONS fit into the limit of open files",
+                extra={"connections": self._most, "open_files": soft},
+            )
+
+    def add(self, connection: Protocol, address: str) -> bool:
+        """Count a new connection. Return False if there is no room and nothing to close for it."""
+        peer = peer_of(address)
+        if len(self._all) >= self._most and not self._shed(None):
+            return False
+        if self._by_peer.get(peer, 0) >= self.limits.connections_per_peer and not self._shed(peer):
+            return False
+        self._all[connection] = peer
+        self._by_peer[peer] = self._by_peer.get(peer, 0) + 1
+        if self._timer is None:
+            loop = asyncio.get_running_loop()
+            self._swept_at = loop.time()
+            self._timer = loop.call_later(SWEEP_S, self._sweep)
+        return True
+
+    def discard(self, connection: Protocol) -> None:
+        """Forget a connection that is gone."""
+        peer = self._all.pop(connection, None)
+        if peer is None:
+            return
+        self._by_peer[peer] -= 1
+        if not self._by_peer[peer]:
+            del self._by_peer[peer]
+
+    def hold_head(self, connection: Protocol, count: int) -> None:
+        """Count bytes of a head that is not complete yet; when all of them are too many, drop the oldest."""
+        self.pending_heads += count
+        if self.pending_heads <= self.limits.pending_head_bytes:
+            return
+        for each in sorted(self._all, key=lambda one: one.since):
+            if self.pending_heads <= self.limits.pending_head_bytes // 2:
+                break
+            if each is not connection and each.held_head:
+                each.shed("pending_heads")
+
+    def _shed(self, peer: str | None) -> bool:
+        """Close some connections, of one peer or of all; a closed one no longer counts."""
+        found = [each for each, of in self._all.items() if peer in (None, of)]
+        count = max(1, int(len(found) * SHED_SHARE))
+        places = to_shed([each.standing() for each in found], count)
+        for at in places:
+            self.discard(found[at])
+            found[at].shed("connections")
+        return bool(places)
+
+    def _sweep(self) -> None:
+        loop = asyncio.get_running_loop()
+        now = loop.time()
+        # A process that was stopped, or a loop that was blocked, could not read: that is nobody's delay.
+        self.now += min(now - self._swept_at, 2 * SWEEP_S)
+        self._swept_at = now
+        self._look_at(list(self._all), 0)
+
+    def _look_at(self, connections: list[Protocol], begin: int) -> None:
+        end = begin + SLICE
+        for each in connections[begin:end]:
+            each.check(self.now)
+        loop = asyncio.get_running_loop()
+        if end < len(connections):
+            loop.call_soon(self._look_at, connections, end)
+        elif self._all:
+            self._timer = loop.call_later(SWEEP_S, self._sweep)
+        else:
+            self._timer = None
