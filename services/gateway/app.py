@@ -95,7 +95,11 @@ def build(settings: GatewaySettings) -> Gateway:
 
 def _parts(settings: GatewaySettings) -> Parts:
     incarnation = os.urandom(8)
-    store, blobs, metrics = Store.connect(settings.redis_url), Blobs(settings.blob_url), Metrics()
+    store, blobs, metrics = (
+        Store.connect(settings.redis_url),
+        Blobs(settings.blob_url),
+        Metrics(lambda: routes.table),
+    )
     limits = Limits(
         body_bytes=settings.max_body_bytes,
         json_bytes=settings.max_json_bytes,
