@@ -49,6 +49,7 @@ class DirectCall:
         "headers",
         "id",
         "keep_alive",
+        "known",
         "message_event",
         "response_complete",
         "small",
@@ -68,6 +69,7 @@ class DirectCall:
         self.keep_alive = keep_alive
         self.small = b""
         self.body: Body | None = None
+        self.known = False  # its caller has shown a good credential
         self.admitted = False  # its caller was looked at before its body has come
         # The parser has seen that it is a number; 0: not known before.
         self.expected = int(headers.get(b"content-length", 0))
@@ -81,7 +83,7 @@ class DirectCall:
     def collected(self) -> Body:
         """The body from now on, as one that is not small."""
         if self.body is None:
-            self.body = Body(self._limits, self.small)
+            self.body = Body(self._limits, self.small, known=self.known)
             self.small = b""
         return self.body
 
@@ -127,6 +129,7 @@ class DirectProtocol(Protocol):
         """Look at the caller of a body that has not come yet, or not all of it."""
         call.admitted = True
         refusal = self._inference.at_head(call.headers)
+        call.known = self._inference.knows(call.headers)
         if refusal is None:
             self._inference.uploads.add(self)
         return refusal
@@ -310,7 +313,7 @@ class DirectProtocol(Protocol):
         if call is None or (call.body is not None and call.body.taking):
             return Unfinished(0, 0.0, 0, True)
         held = len(call.small) if call.body is None else call.body.held
-        return Unfinished(held, *self.pace(), self._inference.knows(call.headers))
+        return Unfinished(held, *self.pace(), call.known)
 
     def knows_caller(self) -> bool:
         """Return True if the credential of the last request was found good lately."""

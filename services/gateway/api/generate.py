@@ -22,6 +22,7 @@ from services.gateway.domain import generate
 from services.gateway.domain.spent import Spent
 from tidegate import caller, telemetry
 from tidegate.errors import BadRequest, ModelFailed, TidegateError
+from tidegate.protocol.access import ANONYMOUS
 from tidegate.protocol.envelope import Buffer
 from tidegate.service import error_body
 
@@ -73,12 +74,13 @@ class Generate:
     async def _read(self, request: Request, model: str, version: str) -> Call:
         headers: Headers = dict(request.scope["headers"])
         timeout_ms = parse_timeout(headers.get(b"x-request-timeout-ms"))
-        held = Body(self._limits)
+        known = caller.current.get().principal is not ANONYMOUS
+        held = Body(self._limits, known=known)
         try:
-            refusal = self._limits.at_head(headers)
+            if (refusal := self._limits.at_head(headers, known=known)) is not None:
+                raise refusal
             async for chunk in request.stream():
-                refusal = refusal or held.add(chunk)
-                if refusal is not None:
+                if (refusal := held.add(chunk)) is not None:
                     raise refusal
             started = time.perf_counter()
             packed = held.whole()
@@ -86,7 +88,7 @@ class Generate:
             self._limits.check_json(len(body))
             if body is not packed:
                 held.release()
-                held = Body(self._limits)
+                held = Body(self._limits, known=known)
                 if (refusal := held.add(bytes(body))) is not None:
                     raise refusal
             self._core.pick(model, version)

@@ -21,7 +21,6 @@ from tidegate import telemetry
 from tidegate.errors import (
     BadRequest,
     Forbidden,
-    Overloaded,
     PayloadTooLarge,
     TidegateError,
     TooMany,
@@ -83,11 +82,7 @@ class Inference:
             principal = self._caller(headers)
         except TidegateError as error:
             return error
-        refusal = self.limits.at_head(headers)
-        if isinstance(refusal, Overloaded) and principal is not ANONYMOUS:
-            self.uploads.reclaim(number(headers.get(b"content-length", b"0")) or 1, for_known=True)
-            return self.limits.at_head(headers)
-        return refusal
+        return self.limits.at_head(headers, known=principal is not ANONYMOUS)
 
     def knows(self, headers: Headers) -> bool:
         """Return True if these headers have a credential that was found good lately."""
@@ -197,7 +192,7 @@ class Inference:
         self, target: str, headers: Headers, body: Buffer, done: Callable[[Response], None], started: float
     ) -> bytes | None:
         plain = decompress(body, headers, self.limits.body_bytes)
-        if not self.limits.bodies.take(len(plain)):
+        if not self.limits.bodies.take(len(plain), known=self.knows(headers)):
             raise self.limits.overloaded()
         held = len(plain)
 

@@ -21,13 +21,16 @@ class Limits:
         self.bodies = bodies
         self.answers = answers
 
-    def at_head(self, headers: Headers) -> TidegateError | None:
-        """Why a request is refused before its body has come, or None."""
+    def at_head(self, headers: Headers, *, known: bool = False) -> TidegateError | None:
+        """Return why a request is refused before its body has come, or None.
+
+        ``known``: its caller has shown a good credential.
+        """
         # The parser takes white space behind the number, and refuses what is no number.
         size = number(headers.get(b"content-length", b"0")) or 0
         if size > self.body_bytes:
             return self.too_large()
-        if not self.bodies.room(size) or not self.answers.room(0):
+        if not self.bodies.room(size, known=known) or not self.answers.room(0):
             return self.overloaded()
         return None
 
@@ -59,11 +62,12 @@ class Body:
     telling :meth:`took`. Memory grows by steps, so that who declares much and sends little takes little.
     """
 
-    __slots__ = ("_data", "_limits", "_size", "_total", "held", "taking")
+    __slots__ = ("_data", "_known", "_limits", "_size", "_total", "held", "taking")
 
-    def __init__(self, limits: Limits, begun: bytes = b"") -> None:
-        """``begun``: what has come already and is counted."""
+    def __init__(self, limits: Limits, begun: bytes = b"", *, known: bool = False) -> None:
+        """``begun``: what has come already and is counted. ``known``: of a caller with a good credential."""
         self._limits = limits
+        self._known = known
         self._data: bytes | bytearray = begun
         self._size = len(begun)
         self._total = 0
@@ -130,7 +134,7 @@ class Body:
 
     def _take(self, count: int, of: int) -> bool:
         self.taking = True  # a body that makes room for itself must not be the one that goes
-        taken = self._limits.bodies.take(count, of)
+        taken = self._limits.bodies.take(count, of, known=self._known)
         self.taking = False
         if taken:
             self.held += count

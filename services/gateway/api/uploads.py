@@ -26,7 +26,7 @@ class Uploads:
         self.add, self.discard = self._all.add, self._all.discard
         bodies.reclaim = self.reclaim
 
-    def reclaim(self, need: int, *, for_known: bool = False) -> None:
+    def reclaim(self, need: int, for_known: bool) -> None:
         """Drop unfinished bodies that make too little progress, until ``need`` bytes are free.
 
         ``for_known``: a caller with a credential needs them, so bodies of callers without one go, too.
