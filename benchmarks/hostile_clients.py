@@ -11,6 +11,7 @@ import contextlib
 import resource
 import sys
 from itertools import cycle, islice
+from typing import cast
 
 import uvloop
 
@@ -45,9 +46,9 @@ class Hostile(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Send what this kind begins with."""
-        assert isinstance(transport, asyncio.Transport)
-        self._transport, self.open = transport, True
-        transport.write(KINDS[self.kind][0])
+        # Uvloop's transports are none of asyncio's classes.
+        self._transport, self.open = cast(asyncio.Transport, transport), True
+        self._transport.write(KINDS[self.kind][0])
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Note that the server has closed it."""

@@ -12,7 +12,7 @@ from tidegate import telemetry
 from tidegate.http.patience import HttpLimits, peer_of, to_shed
 
 if TYPE_CHECKING:
-    from tidegate.http.protocol import Protocol
+    from tidegate.http.lifetime import Lifetime
 
 log = telemetry.logger(__name__)
 
@@ -37,7 +37,7 @@ class Connections:
         self.now = now  # the sweeps' own clock: it stands still while the process is not run
         self.pending_heads = 0
         self._most = limits.connections
-        self._all: dict[Protocol, str] = {}
+        self._all: dict[Lifetime, str] = {}
         self._by_peer: dict[str, int] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._swept_at = 0.0
@@ -59,7 +59,7 @@ class Connections:
                 extra={"connections": self._most, "open_files": soft},
             )
 
-    def add(self, connection: Protocol, address: str) -> bool:
+    def add(self, connection: Lifetime, address: str) -> bool:
         """Count a new connection. Return False if there is no room and nothing to close for it."""
         peer = peer_of(address)
         if len(self._all) >= self._most and not self._shed(None):
@@ -74,7 +74,7 @@ class Connections:
             self._timer = loop.call_later(SWEEP_S, self._sweep)
         return True
 
-    def discard(self, connection: Protocol) -> None:
+    def discard(self, connection: Lifetime) -> None:
         """Forget a connection that is gone."""
         peer = self._all.pop(connection, None)
         if peer is None:
@@ -83,7 +83,7 @@ class Connections:
         if not self._by_peer[peer]:
             del self._by_peer[peer]
 
-    def hold_head(self, connection: Protocol, count: int) -> None:
+    def hold_head(self, connection: Lifetime, count: int) -> None:
         """Count bytes of a head that is not complete yet; when all of them are too many, drop the oldest."""
         self.pending_heads += count
         if self.pending_heads <= self.limits.pending_head_bytes:
@@ -112,7 +112,7 @@ class Connections:
         self._swept_at = now
         self._look_at(list(self._all), 0)
 
-    def _look_at(self, connections: list[Protocol], begin: int) -> None:
+    def _look_at(self, connections: list[Lifetime], begin: int) -> None:
         end = begin + SLICE
         for each in connections[begin:end]:
             each.check(self.now)

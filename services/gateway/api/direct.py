@@ -21,7 +21,8 @@ from services.gateway.domain.eviction import Unfinished
 from tidegate.errors import TidegateError
 from tidegate.http.answers import Refusal
 from tidegate.http.heads import valid_host
-from tidegate.http.protocol import BETWEEN, IN_BODY, Protocol, Refused
+from tidegate.http.lifetime import BETWEEN, IN_BODY, Refused
+from tidegate.http.protocol import Protocol
 from tidegate.protocol.envelope import Buffer
 
 _PREFIX, _SUFFIX, _JOBS = PREFIX.encode(), SUFFIX.encode(), job_door.PATH.encode()
