@@ -33,7 +33,7 @@ MIXED = "mixed"
 DRIP_S = 2.0
 # Connections opened in one go, and opened again in a second: the attacker has one core, too.
 BATCH = 100
-AGAIN_PER_S = 1000
+AGAIN_PER_S = 500
 
 
 class Hostile(asyncio.Protocol):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import resource
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from prometheus_client import Counter
@@ -22,9 +23,10 @@ CLOSED = Counter(
 
 SWEEP_S = 1.0
 # Connections looked at in one turn of the event loop, so that a sweep delays no request noticeably.
-SLICE = 128
-# Connections that are closed at once when there are too many: looking for them takes a look at all.
-SHED_SHARE = 1 / 32
+SLICE = 32
+# When there are too many, so many of the oldest are looked at together, and a share of all is closed at once.
+LOOK = 512
+SHED_SHARE = 1 / 64
 # File descriptors kept for everything but HTTP connections.
 RESERVED_FILES = 512
 
@@ -38,7 +40,7 @@ class Connections:
         self.pending_heads = 0
         self._most = limits.connections
         self._all: dict[Lifetime, str] = {}
-        self._by_peer: dict[str, int] = {}
+        self._by_peer: dict[str, dict[Lifetime, None]] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._swept_at = 0.0
 
@@ -62,12 +64,13 @@ class Connections:
     def add(self, connection: Lifetime, address: str) -> bool:
         """Count a new connection. Return False if there is no room and nothing to close for it."""
         peer = peer_of(address)
-        if len(self._all) >= self._most and not self._shed(None):
+        if len(self._all) >= self._most and not self._shed(self._all):
             return False
-        if self._by_peer.get(peer, 0) >= self.limits.connections_per_peer and not self._shed(peer):
+        of_peer = self._by_peer.get(peer, {})
+        if len(of_peer) >= self.limits.connections_per_peer and not self._shed(of_peer):
             return False
         self._all[connection] = peer
-        self._by_peer[peer] = self._by_peer.get(peer, 0) + 1
+        self._by_peer.setdefault(peer, {})[connection] = None
         if self._timer is None:
             loop = asyncio.get_running_loop()
             self._swept_at = loop.time()
@@ -79,8 +82,9 @@ class Connections:
         peer = self._all.pop(connection, None)
         if peer is None:
             return
-        self._by_peer[peer] -= 1
-        if not self._by_peer[peer]:
+        of_peer = self._by_peer[peer]
+        del of_peer[connection]
+        if not of_peer:
             del self._by_peer[peer]
 
     def hold_head(self, connection: Lifetime, count: int) -> None:
@@ -94,15 +98,21 @@ class Connections:
             if each is not connection and each.held_head:
                 each.shed("pending_heads")
 
-    def _shed(self, peer: str | None) -> bool:
-        """Close some connections, of one peer or of all; a closed one no longer counts."""
-        found = [each for each, of in self._all.items() if peer in (None, of)]
+    def _shed(self, among: Iterable[Lifetime]) -> bool:
+        """Close some of these connections, oldest first; a closed one no longer counts."""
+        found = list(among)
         count = max(1, int(len(found) * SHED_SHARE))
-        places = to_shed([each.standing() for each in found], count)
-        for at in places:
-            self.discard(found[at])
-            found[at].shed("connections")
-        return bool(places)
+        # To rank all of them would stop the event loop for tens of milliseconds.
+        for only_unknown in (True, False):
+            for begin in range(0, len(found), LOOK):
+                some = found[begin : begin + LOOK]
+                places = to_shed([each.standing() for each in some], count, only_unknown=only_unknown)
+                for at in places:
+                    self.discard(some[at])
+                    some[at].shed("connections")
+                if places:
+                    return True
+        return False
 
     def _sweep(self) -> None:
         loop = asyncio.get_running_loop()

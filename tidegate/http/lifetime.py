@@ -160,7 +160,7 @@ class Lifetime(HttpToolsProtocol):
         fields = headers.head if isinstance(headers, Trailers) else headers or ()
         given = next((value for name, value in fields if name == b"x-request-id"), b"")
         rid = given.decode("latin-1")[:128] or answers.new_request_id()
-        log.info("connection refused", extra={"status": refusal.status, "reason": refusal.reason})
+        log.debug("connection refused", extra={"status": refusal.status, "reason": refusal.reason})
         self.transport.write(answers.raw(refusal, rid))
         self.linger()
 

@@ -95,14 +95,15 @@ class Standing(NamedTuple):
 _ORDER = {Phase.CLOSING: 0, Phase.SILENT: 1, Phase.HEAD: 1, Phase.BODY: 2, Phase.IDLE: 3, Phase.UNREAD: 4}
 
 
-def to_shed(standings: Iterable[Standing], count: int) -> list[int]:
+def to_shed(standings: Iterable[Standing], count: int, *, only_unknown: bool = False) -> list[int]:
     """Return the places of up to ``count`` connections to close: unknown callers first, then by phase, then
     the one that has waited longest.
     """
     ranked = sorted(
         (each.known, _ORDER[each.phase], each.since, at)
         for at, each in enumerate(standings)
-        if each.phase in _ORDER and not (each.known and each.phase in (Phase.BODY, Phase.UNREAD))
+        if each.phase in _ORDER
+        and not (each.known and (only_unknown or each.phase in (Phase.BODY, Phase.UNREAD)))
     )
     return [at for *_, at in ranked[:count]]
 

@@ -61,6 +61,7 @@ def test_unknown_callers_go_first_then_by_phase_then_the_oldest():
     ]
     assert to_shed(standings, 100) == [9, 5, 4, 3, 2, 1, 0]
     assert to_shed(standings, 2) == [9, 5]
+    assert to_shed(standings, 100, only_unknown=True) == [9, 5, 4, 3, 2, 1]
 
 
 def test_what_is_being_answered_never_goes():
