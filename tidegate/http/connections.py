@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from prometheus_client import Counter
 
 from tidegate import telemetry
-from tidegate.http.patience import HttpLimits, peer_of, to_shed
+from tidegate.http.patience import KEPT_S, HttpLimits, peer_of, to_shed
 
 if TYPE_CHECKING:
     from tidegate.http.lifetime import Lifetime
@@ -103,10 +103,10 @@ class Connections:
         found = list(among)
         count = max(1, int(len(found) * SHED_SHARE))
         # To rank all of them would stop the event loop for tens of milliseconds.
-        for only_unknown in (True, False):
+        for known_before in (None, self.now - KEPT_S):
             for begin in range(0, len(found), LOOK):
                 some = found[begin : begin + LOOK]
-                places = to_shed([each.standing() for each in some], count, only_unknown=only_unknown)
+                places = to_shed([each.standing() for each in some], count, known_before)
                 for at in places:
                     self.discard(some[at])
                     some[at].shed("connections")

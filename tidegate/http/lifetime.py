@@ -82,7 +82,9 @@ class Lifetime(HttpToolsProtocol):
 
     def standing(self) -> Standing:
         """Return what speaks for this connection when some have to go."""
-        return Standing(self.phase(), self.knows_caller(), self.since)
+        phase = self.phase()
+        seen = phase is self._phase and self._token is self.headers
+        return Standing(phase, self.knows_caller(), self.since if seen else self._connections.now)
 
     def pace(self) -> tuple[float, int]:
         """Return for how long (s) the sweep has watched the present body, and its bytes since."""

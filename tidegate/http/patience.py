@@ -12,6 +12,8 @@ from tidegate.settings import Settings
 # How long an answer may wait for its reader, and a connection is read on after an early answer.
 UNREAD_S = 60.0
 LINGER_S = 2.0
+# A known caller's connection that was used within this time does not have to make room.
+KEPT_S = 5.0
 
 
 class HttpLimits(NamedTuple):
@@ -95,17 +97,22 @@ class Standing(NamedTuple):
 _ORDER = {Phase.CLOSING: 0, Phase.SILENT: 1, Phase.HEAD: 1, Phase.BODY: 2, Phase.IDLE: 3, Phase.UNREAD: 4}
 
 
-def to_shed(standings: Iterable[Standing], count: int, *, only_unknown: bool = False) -> list[int]:
+def to_shed(standings: Iterable[Standing], count: int, known_before: float | None = None) -> list[int]:
     """Return the places of up to ``count`` connections to close: unknown callers first, then by phase, then
     the one that has waited longest.
+
+    A known caller's connection has to go only if it has been idle since ``known_before``; None: never.
     """
     ranked = sorted(
         (each.known, _ORDER[each.phase], each.since, at)
         for at, each in enumerate(standings)
-        if each.phase in _ORDER
-        and not (each.known and (only_unknown or each.phase in (Phase.BODY, Phase.UNREAD)))
+        if each.phase in _ORDER and (not each.known or _long_idle(each, known_before))
     )
     return [at for *_, at in ranked[:count]]
+
+
+def _long_idle(standing: Standing, before: float | None) -> bool:
+    return before is not None and standing.phase is Phase.IDLE and standing.since <= before
 
 
 def peer_of(address: str) -> str:

@@ -54,6 +54,7 @@ class DirectCall:
         "message_event",
         "response_complete",
         "small",
+        "status",
         "target",
     )
 
@@ -76,6 +77,7 @@ class DirectCall:
         self.expected = int(headers.get(b"content-length", 0))
         self.disconnected = False
         self.response_complete = False
+        self.status = 0
         self.id: bytes | None = None
         self.message_event = self  # uvicorn calls message_event.set() when the connection is lost
         self._gone = gone
@@ -233,6 +235,7 @@ class DirectProtocol(Protocol):
 
     def _write(self, call: DirectCall, response: Response) -> None:
         call.response_complete = True
+        call.status = response.status
         call.release()
         if call.disconnected or self.transport.is_closing():
             return
@@ -317,12 +320,13 @@ class DirectProtocol(Protocol):
         return Unfinished(held, *self.pace(), call.known)
 
     def knows_caller(self) -> bool:
-        """Return True if the credential of the last request was found good lately."""
+        """Return True if the credential of the last request was good, as far as memory tells."""
         cycle: Any = self.cycle
-        if cycle is None:
-            return False
-        headers = cycle.headers if isinstance(cycle, DirectCall) else dict(cycle.scope["headers"])
-        return self._inference.knows(headers)
+        if isinstance(cycle, DirectCall):
+            # A credential that is not good is refused wherever it is shown.
+            answered = cycle.status == HTTPStatus.OK and b"authorization" in cycle.headers
+            return answered or self._inference.knows(cycle.headers)
+        return cycle is not None and self._inference.knows(dict(cycle.scope["headers"]))
 
     def _on_gone(self, call: DirectCall) -> None:
         if call.id is not None:

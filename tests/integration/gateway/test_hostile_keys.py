@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import httpx
 import pytest
 
@@ -17,6 +19,7 @@ def gateway_env(registry) -> dict[str, str]:
         "TIDEGATE_AUTH": "required",
         "TIDEGATE_REGISTRY_URL": registry.url,
         "TIDEGATE_HTTP_BODY_GRACE_S": "3600",
+        "TIDEGATE_HTTP_CONNECTIONS": "64",
     }
 
 
@@ -38,3 +41,23 @@ async def test_the_connection_is_good_for_callers_with_a_credential(gateway, wor
         for _ in range(3):
             assert (await client.post(INFER, content=BODY, headers=KNOWN)).status_code == 200
         assert (await client.post(INFER, content=BODY)).status_code == 401
+
+
+@pytest.mark.parametrize("open_request", [b"", b"GET /health/live HTTP/1.1\r\nHost: localhost\r\n\r\n"])
+async def test_a_flood_does_not_close_the_connection_of_a_caller_with_a_credential(
+    gateway, worker, open_request
+):
+    """Its connection is the oldest one that is idle; those of unknown callers go first all the same."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", gateway.port)
+    for round_ in range(2):
+        writer.write(infer(BODY, "Authorization: Bearer token"))
+        head = await reader.readuntil(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 200 "), round_
+        await reader.readexactly(int(head.lower().partition(b"content-length: ")[2].split(b"\r")[0]))
+        if round_ == 0:
+            flood = [await asyncio.open_connection("127.0.0.1", gateway.port) for _ in range(200)]
+            for _, hostile in flood:
+                hostile.write(open_request)
+            await asyncio.sleep(0.2)
+    for _, hostile in [(reader, writer), *flood]:
+        hostile.transport.abort()

@@ -12,7 +12,8 @@ import pytest
 
 from tests.integration.kernel.http_server import answers, serving
 from tidegate.http import connections as module
-from tidegate.http.connections import Connections
+from tidegate.http import patience
+from tidegate.http.connections import CLOSED, Connections
 from tidegate.http.patience import HttpLimits
 
 pytestmark = pytest.mark.integration
@@ -72,9 +73,12 @@ async def test_a_silent_connection_is_closed():
 
 @pytest.mark.parametrize("begun", [b"G", GET[:-1], GET[:-2] + b"x: " + b"v" * 30_000])
 async def test_half_a_head_is_told_that_it_is_late(begun):
+    counted = CLOSED.labels("header_timeout")._value
+    before = counted.get()
     async with serving(SHORT) as server:
         ((status, _, told),) = answers(await (await Peer.open(server.port, begun)).end())
         assert (status, told["reason"]) == (408, "header_timeout")
+        assert counted.get() == before + 1
         assert (server.app.seen, server.connections.pending_heads) == ([], 0)
 
 
@@ -121,6 +125,43 @@ async def test_an_idle_connection_is_closed_and_a_busy_one_is_not():
         await asyncio.sleep(1)  # longer than any limit
         server.app.gate.set()
         assert [status for status, _, _ in answers(await waiting.end())] == [200]
+
+
+def answer_of(size: int) -> bytes:
+    """A request whose answer is larger than the buffers of both sides."""
+    head = GET.replace(b"GET", b"POST")[:-2] + b"Connection: close\r\nContent-Length: %d\r\n\r\n" % size
+    return head + b"x" * size
+
+
+@pytest.fixture
+def _unread_soon(monkeypatch):
+    monkeypatch.setattr(patience, "UNREAD_S", 0.3)
+
+
+@pytest.mark.usefixtures("_unread_soon")
+async def test_an_answer_that_nobody_reads_is_given_up():
+    async with serving(SHORT) as server:
+        peer = await Peer.open(server.port)
+        peer.reader._transport.pause_reading()  # type: ignore[attr-defined]
+        peer.writer.write(answer_of(20_000_000))
+        while not server.app.seen or len(server.connections):
+            await asyncio.sleep(0.01)
+        peer.writer.transport.abort()
+
+
+@pytest.mark.usefixtures("_unread_soon")
+async def test_an_answer_that_is_read_slowly_is_not():
+    async with serving(SHORT) as server:
+        peer = await Peer.open(server.port)
+        peer.writer.write(answer_of(20_000_000))
+        head = await peer.reader.readuntil(b"\r\n\r\n")
+        left = int(head.lower().partition(b"content-length: ")[2].split(b"\r")[0])
+        while left > 0:
+            piece = await peer.reader.read(500_000)
+            assert piece, "it was cut off"
+            left -= len(piece)
+            await asyncio.sleep(0.02)
+        peer.writer.transport.abort()
 
 
 async def test_requests_set_no_timers():

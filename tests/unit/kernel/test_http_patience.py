@@ -59,9 +59,9 @@ def test_unknown_callers_go_first_then_by_phase_then_the_oldest():
         Standing(Phase.UNREAD, True, 0),
         Standing(Phase.CLOSING, False, 10),
     ]
-    assert to_shed(standings, 100) == [9, 5, 4, 3, 2, 1, 0]
-    assert to_shed(standings, 2) == [9, 5]
-    assert to_shed(standings, 100, only_unknown=True) == [9, 5, 4, 3, 2, 1]
+    assert to_shed(standings, 100, known_before=0) == [9, 5, 4, 3, 2, 1, 0]
+    assert to_shed(standings, 2, known_before=0) == [9, 5]
+    assert to_shed(standings, 100, known_before=-1) == to_shed(standings, 100) == [9, 5, 4, 3, 2, 1]
 
 
 def test_what_is_being_answered_never_goes():
