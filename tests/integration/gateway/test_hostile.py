@@ -13,6 +13,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from tests.conftest import Figure
 from tests.integration.kernel.http_server import answers
 from tidegate.stack.ports import free_ports
 
@@ -193,7 +194,7 @@ async def test_trailers_of_a_call_are_no_headers(gateway, worker):
     assert answers(await exchange(gateway.port, head.encode(), chunk))[0][0] == 200
 
 
-async def test_the_page_of_metrics_does_not_grow_by_names(client):
+async def test_the_page_of_metrics_does_not_grow_by_names(client, figure: Figure):
     """Names that callers make up, on the way to every early refusal."""
     before = len((await client.get("/metrics")).text)
     for number in range(300):
@@ -207,6 +208,7 @@ async def test_the_page_of_metrics_does_not_grow_by_names(client):
             answer = await client.post(f"/v2/models/{name}/infer", content=content, headers=headers)
             assert answer.status_code in {400, 401, 403, 404, 503}
     page = (await client.get("/metrics")).text
+    figure(f"1,200 requests with 300 made-up names: the page of metrics grew by {len(page) - before} bytes")
     assert "made-up" not in page
     assert len(page) - before < 5_000
 
