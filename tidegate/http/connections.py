@@ -41,6 +41,7 @@ class Connections:
         self._most = limits.connections
         self._all: dict[Lifetime, str] = {}
         self._by_peer: dict[str, dict[Lifetime, None]] = {}
+        self._in_vain: dict[str | None, float] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._swept_at = 0.0
 
@@ -64,10 +65,10 @@ class Connections:
     def add(self, connection: Lifetime, address: str) -> bool:
         """Count a new connection. Return False if there is no room and nothing to close for it."""
         peer = peer_of(address)
-        if len(self._all) >= self._most and not self._shed(self._all):
+        if len(self._all) >= self._most and not self._shed(None, self._all):
             return False
         of_peer = self._by_peer.get(peer, {})
-        if len(of_peer) >= self.limits.connections_per_peer and not self._shed(of_peer):
+        if len(of_peer) >= self.limits.connections_per_peer and not self._shed(peer, of_peer):
             return False
         self._all[connection] = peer
         self._by_peer.setdefault(peer, {})[connection] = None
@@ -98,8 +99,10 @@ class Connections:
             if each is not connection and each.held_head:
                 each.shed("pending_heads")
 
-    def _shed(self, among: Iterable[Lifetime]) -> bool:
-        """Close some of these connections, oldest first; a closed one no longer counts."""
+    def _shed(self, peer: str | None, among: Iterable[Lifetime]) -> bool:
+        """Close some connections of a peer, or of all, oldest first; a closed one no longer counts."""
+        if self._in_vain.get(peer) == self.now:
+            return False  # since the last sweep all were looked at, and none may be closed
         found = list(among)
         count = max(1, int(len(found) * SHED_SHARE))
         # To rank all of them would stop the event loop for tens of milliseconds.
@@ -112,6 +115,7 @@ class Connections:
                     some[at].shed("connections")
                 if places:
                     return True
+        self._in_vain = {peer: self.now}
         return False
 
     def _sweep(self) -> None:
@@ -125,7 +129,11 @@ class Connections:
     def _look_at(self, connections: list[Lifetime], begin: int) -> None:
         end = begin + SLICE
         for each in connections[begin:end]:
-            each.check(self.now)
+            try:
+                each.check(self.now)
+            except Exception:
+                log.exception("a connection could not be looked at; it is closed")
+                each.shed("error")
         loop = asyncio.get_running_loop()
         if end < len(connections):
             loop.call_soon(self._look_at, connections, end)
