@@ -217,10 +217,10 @@ class Held:
     """A connection with a body that stays one byte short."""
 
     @classmethod
-    async def open(cls, port: int, *lines: str) -> Held:
+    async def open(cls, port: int, *lines: str, size: int = 65_536) -> Held:
         found = cls()
         found.reader, found.writer = await asyncio.open_connection("127.0.0.1", port)
-        found.writer.write(infer(b"x" * 65_536, *lines)[:-1])
+        found.writer.write(infer(b"x" * size, *lines)[:-1])
         await found.writer.drain()
         return found
 
@@ -260,3 +260,21 @@ async def test_without_a_credential_those_that_make_progress_go_first(gateway, c
         assert await answered()
     for each in held:
         each.writer.transport.abort()
+
+
+async def test_large_bodies_that_stand_still_are_dropped_too(gateway, client, worker, until):
+    """They are received in place, without the parser; each is told why, and what it held is free again."""
+    held = [await Held.open(gateway.port, size=MIB) for _ in range(6)]
+    for _ in range(5):
+        answer = await client.post(INFER, content=BODY + b" " * MIB, headers=KNOWN)
+        assert answer.status_code == 200, answer.text
+    found = await asyncio.gather(*(each.answer() for each in held[:2]))
+    assert found == [(408, "body_too_slow")] * 2, "the oldest"
+    for each in held:
+        each.writer.transport.abort()
+
+    async def free() -> bool:
+        full = BODY + b" " * (MOST_HELD * 3 // 4)
+        return (await client.post(INFER, content=full)).status_code == 200
+
+    await until(free)
