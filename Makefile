@@ -174,6 +174,9 @@ access-matrix: bootstrap ## every route of every service with every credential: 
 bench-amplification: bootstrap ## what hostile bodies cost a gateway and a registry: memory, time, the answer
 	$(PY) -m benchmarks.amplification $(BENCH_FLAGS)
 
+bench-hostile: bootstrap ## a valid caller beside 8,000 hostile connections: answers, p99, memory
+	$(PY) -m benchmarks.hostile $(BENCH_FLAGS)
+
 bench-chaos: bootstrap ## 20,000 jobs while every part is killed with -9 and restarted once
 	$(PY) -m benchmarks.chaos $(BENCH_FLAGS)
 

@@ -9,9 +9,8 @@ import ssl
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager, contextmanager
-from functools import lru_cache
+from functools import partial
 from typing import Any
-from urllib.parse import urlsplit
 
 import orjson
 import uvicorn
@@ -27,6 +26,13 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from tidegate import caller, errors, quick_start, telemetry
 from tidegate.caller import Caller, ServiceToken
 from tidegate.errors import TidegateError
+from tidegate.http.answers import error_body as error_body
+from tidegate.http.answers import new_request_id as new_request_id
+from tidegate.http.connections import Connections
+from tidegate.http.heads import LOOPBACK as LOOPBACK
+from tidegate.http.heads import is_local
+from tidegate.http.patience import HttpLimits
+from tidegate.http.protocol import Protocol
 from tidegate.protocol import access
 from tidegate.protocol import permissions as tables
 from tidegate.protocol.access import ANONYMOUS, Principal
@@ -59,7 +65,6 @@ DOCS = "/docs"
 QUIET = ("/health/", METRICS, DOCS, "/openapi.json")
 # How long a TLS connection may take to close while the service stops.
 GOODBYE_S = 1.0
-LOOPBACK = {"localhost", "127.0.0.1", "::1"}
 
 Lifespan = Callable[[Any], AbstractAsyncContextManager[None]]
 # Who sends these headers; raises Unauthorized.
@@ -69,11 +74,6 @@ Identify = Callable[[dict[bytes, bytes]], Principal]
 def status_of(error: TidegateError) -> int:
     """The HTTP status code of an error: the nearest class of its line that has one, else 500."""
     return next((STATUS[cls] for cls in type(error).__mro__ if cls in STATUS), 500)
-
-
-def error_body(message: str, reason: str, rid: str) -> dict[str, str]:
-    """The JSON body of every error answer; ``error`` alone is what OIP clients read."""
-    return {"error": message, "reason": reason, "request_id": rid}
 
 
 class Health:
@@ -96,10 +96,10 @@ class Guard:
     """ASGI middleware: request id, foreign pages refused, the caller identified, one log line.
 
     Loopback is no trust boundary: a page in a browser can post to it. So a request with a foreign
-    ``Host`` (DNS rebinding) or ``Origin`` (a page) is refused, and everything that is not open needs
-    the service token, or what else ``identify`` knows, which a page cannot know. The caller, or the one for
-    whom a service asks, needs a scope that opens the route in ``permissions``. A route that is not there is
-    not found.
+    ``Host`` (DNS rebinding), ``Origin`` or ``Sec-Fetch-Site`` (a page) is refused, and everything that is
+    not open needs the service token, or what else ``identify`` knows, which a page cannot know. The caller,
+    or the one for whom a service asks, needs a scope that opens the route in ``permissions``. A route that is
+    not there is not found.
     """
 
     def __init__(
@@ -162,7 +162,8 @@ class Guard:
     def _admit(self, method: str, path: str, headers: dict[bytes, bytes]) -> Principal:
         if self._local and not is_local(headers):
             raise errors.Forbidden(
-                "This address answers only to local callers: foreign Host or Origin header."
+                "This address answers only to local callers: the Host, Origin or Sec-Fetch-Site header is "
+                "missing or foreign."
             )
         # A trailing slash is redirected by the framework.
         found = self._permissions.methods(path.rstrip("/"))
@@ -189,29 +190,6 @@ class Guard:
             return told.decode("latin-1")[:64]
         client = scope.get("client")
         return str(client[0]) if client else ""
-
-
-def is_local(headers: dict[bytes, bytes]) -> bool:
-    """Whether Host and, if sent, Origin name this machine's loopback."""
-    return _are_local(headers.get(b"host", b"localhost"), headers.get(b"origin", b""))
-
-
-@lru_cache(maxsize=256)
-def _are_local(host: bytes, origin: bytes) -> bool:
-    named = _hostname("//" + host.decode("latin-1"))
-    return named in LOOPBACK and (not origin or _hostname(origin.decode("latin-1")) in LOOPBACK)
-
-
-def _hostname(url: str) -> str | None:
-    try:
-        return urlsplit(url).hostname
-    except ValueError:
-        return None
-
-
-def new_request_id() -> str:
-    """A random id, 16 hex digits."""
-    return os.urandom(8).hex()
 
 
 def error_response(error: TidegateError, rid: str) -> Response:
@@ -321,31 +299,32 @@ def run(
     port: int,
     *,
     sock: socket.socket | None = None,
-    protocol: Any = "httptools",
+    protocol: Callable[..., Any] = Protocol,
     on_stop: Callable[[], Awaitable[None]] | None = None,
     tls: ssl.SSLContext | None = None,
 ) -> None:
     """Serve until SIGTERM or SIGINT; requests under way get up to 30 s, then ``lifespan`` shuts down.
 
-    ``sock``: a bound socket to serve on instead of ``port``. ``protocol``: uvicorn's HTTP protocol, or
-    a factory of one's own. ``on_stop`` runs first of all, while connections are still served. ``tls``: serve
-    over TLS with this context.
+    ``sock``: a bound socket to serve on instead of ``port``. ``protocol``: a factory of the service's own
+    kind of :class:`Protocol`. ``on_stop`` runs first of all, while connections are still served. ``tls``:
+    serve over TLS with this context.
     """
     os.umask(0o077)  # what a service writes is for its user alone, whoever started it
+    connections = Connections(HttpLimits.of(settings))
+    connections.fit_files()
     config = uvicorn.Config(
         app,
         host=settings.host,
         port=port,
         loop="uvloop",
-        http=protocol,
+        http=partial(protocol, connections=connections),  # type: ignore[arg-type]
+        ws="none",
         log_config=None,
         access_log=False,
         timeout_graceful_shutdown=30,
         server_header=False,
         proxy_headers=False,
         backlog=4096,
-        # Longer than clients and load balancers keep an idle connection, so that they are who closes it.
-        timeout_keep_alive=75,
         ssl_context_factory=None if tls is None else lambda *_: tls,
     )
     _Server(config, on_stop).run([sock] if sock is not None else None)

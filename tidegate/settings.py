@@ -121,6 +121,33 @@ class Settings(BaseSettings):
         description="Containment of a model's process: as much as the machine allows (`auto`); the replica "
         "fails where there is none (`required`); or `off`.",
     )
+    http_head_bytes: int = Field(
+        64 * 1024, ge=1024, description="Largest head of an HTTP request, with trailers, in bytes."
+    )
+    http_head_fields: int = Field(100, ge=10, description="Most fields in the head of an HTTP request.")
+    http_header_timeout_s: float = Field(
+        10.0, gt=0, description="How long the head of an HTTP request may take to come, in seconds."
+    )
+    http_idle_timeout_s: float = Field(
+        75.0,  # longer than clients and load balancers keep one, so that the client closes it
+        gt=0,
+        description="How long an HTTP connection may be idle between two requests, in seconds.",
+    )
+    http_body_bytes_per_s: int = Field(
+        1024, ge=0, description="Slowest pace of a request's body, in bytes per second, over the grace time."
+    )
+    http_body_grace_s: float = Field(
+        20.0, gt=0, description="Over how many seconds the pace of a request's body is measured."
+    )
+    http_connections: int = Field(
+        16_384, ge=16, description="Most HTTP connections of one process; the oldest unused ones make room."
+    )
+    http_connections_per_peer: int = Field(
+        8_192, ge=8, description="Most HTTP connections of one client address (IPv6: of one /64 network)."
+    )
+    http_pending_head_bytes: int = Field(
+        64 * 2**20, ge=2**20, description="Incomplete heads that one process holds at once, in bytes."
+    )
     log_level: str = Field("INFO", description="DEBUG, INFO, WARNING or ERROR.")
 
     _server_urls: dict[str, str] = PrivateAttr(default_factory=dict)

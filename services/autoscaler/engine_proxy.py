@@ -5,6 +5,7 @@ from __future__ import annotations
 import hmac
 import json
 from collections.abc import AsyncIterator
+from functools import partial
 from urllib.parse import parse_qs, quote
 
 import httpx
@@ -17,6 +18,9 @@ from starlette.types import Receive, Scope, Send
 from services.autoscaler.domain.engine_rules import Bounds, content_type, refusal
 from services.autoscaler.settings import AutoscalerSettings
 from tidegate import telemetry
+from tidegate.http.connections import Connections
+from tidegate.http.patience import HttpLimits
+from tidegate.http.protocol import Protocol
 from tidegate.protocol.access import engine_token
 
 log = telemetry.logger(__name__)
@@ -132,7 +136,9 @@ def run(settings: AutoscalerSettings) -> None:
     shown = {"stack": bounds.stack, "images": list(bounds.images), "network": bounds.network}
     log.info("between the launcher and the engine", extra={"bounds": json.dumps(shown)})
     proxy = EngineProxy(bounds, settings.engine_socket, token_of(settings))
+    protocol = partial(Protocol, connections=Connections(HttpLimits.of(settings)))
     uvicorn.run(
-        proxy, host=settings.host, port=settings.engine_proxy_port, log_config=None, access_log=False,
+        proxy, http=protocol, ws="none",  # type: ignore[arg-type]
+        host=settings.host, port=settings.engine_proxy_port, log_config=None, access_log=False,
         server_header=False, lifespan="off", timeout_graceful_shutdown=5,
     )  # fmt: skip

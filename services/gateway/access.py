@@ -158,6 +158,10 @@ class Access:
         self._known[credential] = found
         return found[0]
 
+    def remembers(self, headers: Headers) -> bool:
+        """Return True for a credential that was found good lately; costs one look into memory."""
+        return headers.get(b"authorization", b"") in self._known
+
     def admit(self, principal: Principal, endpoint: str) -> Grant | None:
         """Let an inference request of ``principal`` to ``endpoint`` in; None: nothing is counted for it.
 

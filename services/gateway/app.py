@@ -99,6 +99,7 @@ def build(settings: GatewaySettings) -> Gateway:
         metrics=metrics,
         labels=parts.cards.labels,
         jobs=parts.office.door,
+        body_bytes_per_s=settings.http_body_bytes_per_s,
     )
     tls = None if certificate is None else certificate.context("http/1.1")
     return Gateway(InferDoor(app, inference), partial(DirectProtocol, inference), tls)
@@ -106,7 +107,11 @@ def build(settings: GatewaySettings) -> Gateway:
 
 def _parts(settings: GatewaySettings) -> Parts:
     incarnation = os.urandom(8)
-    store, blobs, metrics = Store.connect(settings.redis_url), Blobs(settings.blob_url), Metrics()
+    store, blobs, metrics = (
+        Store.connect(settings.redis_url),
+        Blobs(settings.blob_url),
+        Metrics(lambda: routes.table),
+    )
     limits = Limits(
         body_bytes=settings.max_body_bytes,
         json_bytes=settings.max_json_bytes,

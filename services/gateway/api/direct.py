@@ -1,36 +1,36 @@
 """The hot path: inference calls answered on the connection itself, below ASGI.
 
 An inference call needs none of what ASGI brings (a task, a scope, messages), and those cost more than the
-queue does. So uvicorn's own HTTP protocol is extended: a plain inference call is collected and handed to
-:class:`Inference` from the parser's callbacks, and its response is one write. Anything else (other paths, a
-request that arrives while another is unanswered on the connection) goes uvicorn's way, to the ASGI app.
+queue does. So the HTTP protocol of all services is extended: a plain inference call is collected and handed
+to :class:`Inference` from the parser's callbacks, and its response is one write. Anything else (other paths,
+a request that arrives while another is unanswered on the connection) goes uvicorn's way, to the ASGI app.
 """
 
 from __future__ import annotations
 
-from asyncio import TimerHandle
 from collections.abc import Callable, Sequence
 from http import HTTPStatus
 from typing import Any
-
-from httptools import HttpRequestParser
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from services.gateway.api import job_door
 from services.gateway.api.compression import Response
 from services.gateway.api.inference import PREFIX, SUFFIX, Inference
 from services.gateway.api.limits import Body, Headers, Limits
 from services.gateway.api.upload import Upload
+from services.gateway.domain.eviction import Unfinished
 from tidegate.errors import TidegateError
+from tidegate.http.answers import Refusal
+from tidegate.http.heads import valid_host
+from tidegate.http.lifetime import BETWEEN, IN_BODY, Refused
+from tidegate.http.protocol import Protocol
 from tidegate.protocol.envelope import Buffer
 
 _PREFIX, _SUFFIX, _JOBS = PREFIX.encode(), SUFFIX.encode(), job_door.PATH.encode()
-# How long an upload may stand still, an answer may wait for its reader, and a refused upload is read on.
-STALL_S = 30.0
-UNREAD_S = 60.0
-LINGER_S = 2.0
 SCATTER = 64 * 1024
 
+_EVICTED = Refusal(
+    408, "body_too_slow", "The request's body came too slowly while memory for bodies was short; try again."
+)
 _STATUS = {s.value: f"HTTP/1.1 {s.value} {s.phrase}\r\n".encode() for s in HTTPStatus}
 
 
@@ -43,15 +43,18 @@ class DirectCall:
     __slots__ = (
         "_gone",
         "_limits",
+        "admitted",
         "body",
         "disconnected",
         "expected",
         "headers",
         "id",
         "keep_alive",
+        "known",
         "message_event",
         "response_complete",
         "small",
+        "status",
         "target",
     )
 
@@ -68,10 +71,13 @@ class DirectCall:
         self.keep_alive = keep_alive
         self.small = b""
         self.body: Body | None = None
+        self.known = False  # its caller has shown a good credential
+        self.admitted = False  # its caller was looked at before its body has come
         # The parser has seen that it is a number; 0: not known before.
         self.expected = int(headers.get(b"content-length", 0))
         self.disconnected = False
         self.response_complete = False
+        self.status = 0
         self.id: bytes | None = None
         self.message_event = self  # uvicorn calls message_event.set() when the connection is lost
         self._gone = gone
@@ -80,7 +86,7 @@ class DirectCall:
     def collected(self) -> Body:
         """The body from now on, as one that is not small."""
         if self.body is None:
-            self.body = Body(self._limits, self.small)
+            self.body = Body(self._limits, self.small, known=self.known)
             self.small = b""
         return self.body
 
@@ -99,37 +105,47 @@ class DirectCall:
             self._gone(self)
 
 
-class DirectProtocol(HttpToolsProtocol):
-    """Uvicorn's HTTP/1.1 protocol with a short way for inference calls."""
+class DirectProtocol(Protocol):
+    """The HTTP protocol of all services with a short way for inference calls."""
 
     def __init__(self, inference: Inference, **given: Any) -> None:
         super().__init__(**given)
         self._inference = inference
         self._direct: DirectCall | None = None
-        self._deaf = False
-        self._stall: TimerHandle | None = None
+        self._upload: Upload | None = None
         self._unsent = 0
-        self._unread: TimerHandle | None = None
 
     def data_received(self, data: bytes) -> None:
-        """Bytes from the client."""
-        if self._deaf:
-            return
+        """Take bytes from the client."""
         super().data_received(data)
         call = self._direct
-        if call is not None and call.expected > SCATTER and not call.response_complete:
+        if call is not None:
+            self._unfinished_call(call)
+
+    def _unfinished_call(self, call: DirectCall) -> None:
+        if not call.admitted and (refusal := self._admit(call)) is not None:
+            self._refuse(call, refusal)
+        elif call.expected > SCATTER:
             self._receive_in_place(call)
+
+    def _admit(self, call: DirectCall) -> TidegateError | None:
+        """Look at the caller of a body that has not come yet, or not all of it."""
+        call.admitted = True
+        refusal = self._inference.at_head(call.headers)
+        call.known = self._inference.knows(call.headers)
+        if refusal is None:
+            self._inference.uploads.add(self)
+        return refusal
 
     def _receive_in_place(self, call: DirectCall) -> None:
         """The rest of a large body comes without the parser, which begins anew behind it."""
 
         def done(refusal: TidegateError | None) -> None:
+            self._upload = None
             if refusal is None:
-                self.parser = HttpRequestParser(self)
-                self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn's own
+                self.new_parser()
                 self.on_message_complete()
             else:
-                self._deaf = True  # what still comes is the rest of the body
                 self._refuse(call, refusal)
 
         body = call.collected()
@@ -139,25 +155,33 @@ class DirectProtocol(HttpToolsProtocol):
         if refusal is not None:
             done(refusal)
             return
-        self._watch(call, body)
-        Upload(self, self.transport, body, done).start()
+        self._upload = Upload(self, self.transport, body, done)
+        self._upload.start()
 
     def on_headers_complete(self) -> None:
-        """The head is there: choose the way."""
+        """Choose the way of a request whose head is there; raise Refused."""
         target = self._direct_target()
         if target is None:
             self._direct = None
             super().on_headers_complete()
             return
+        self.check_head()
         limits, headers = self._inference.limits, dict(self.headers)
+        unusual = len(headers) != len(self.headers) or b"upgrade" in headers
+        # A line feed is in no header: it stands for a Host that is missing.
+        if (unusual or not valid_host(headers.get(b"host", b"\n"))) and self.check_unusual():
+            return
         call = DirectCall(target, headers, self.parser.should_keep_alive(), self._on_gone, limits)
         self._direct = call
         self.cycle = call  # type: ignore[assignment]
+        self._at = IN_BODY
+        if not call.expected:
+            self.keep_no_trailers()
         tight = limits.bodies.used > limits.bodies.limit or limits.answers.used > limits.answers.limit
-        # Small bodies are in hand as soon as their head; all else is let in, or refused, before it comes.
+        # A small body mostly comes with its head: all else is let in, or refused, before it comes.
         early = tight or call.expected > SCATTER or not call.expected
-        if early and (refusal := self._inference.at_head(headers)) is not None:
-            self._refuse(call, refusal)
+        if early and (refusal := self._admit(call)) is not None:
+            self._refuse_and_stop(call, refusal)
         elif self.expect_100_continue:
             self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
@@ -177,18 +201,13 @@ class DirectProtocol(HttpToolsProtocol):
         if call is None:
             super().on_body(body)
             return
-        if call.response_complete:
-            return
         if not call.small and call.body is None and len(body) <= SCATTER:
             call.small = body
             self._inference.limits.bodies.used += len(body)
             return
-        collected = call.collected()
-        refusal = collected.add(body)
+        refusal = call.collected().add(body)
         if refusal is not None:
-            self._refuse(call, refusal)
-        elif len(collected) > SCATTER:
-            self._watch(call, collected)
+            self._refuse_and_stop(call, refusal)
 
     def on_message_complete(self) -> None:
         """The request is whole: begin."""
@@ -197,12 +216,9 @@ class DirectProtocol(HttpToolsProtocol):
             super().on_message_complete()
             return
         self._direct = None
-        if call.response_complete:
-            self.transport.close()  # it was refused, and all of it has come
-            return
-        if self._stall is not None:
-            self._stall.cancel()
-            self._stall = None
+        self._at = BETWEEN
+        if call.admitted:
+            self._inference.uploads.discard(self)
         call.id = self._inference.begin(
             call.target,
             call.headers,
@@ -210,8 +226,16 @@ class DirectProtocol(HttpToolsProtocol):
             lambda response: self._write(call, response),
         )
 
+    def body_received(self) -> int:
+        """Return how many bytes of bodies this connection has brought."""
+        call = self._direct
+        if call is None:
+            return super().body_received()
+        return super().body_received() + (len(call.small) if call.body is None else len(call.body))
+
     def _write(self, call: DirectCall, response: Response) -> None:
         call.response_complete = True
+        call.status = response.status
         call.release()
         if call.disconnected or self.transport.is_closing():
             return
@@ -230,7 +254,7 @@ class DirectProtocol(HttpToolsProtocol):
             self._hold(len(response.body) + sum(map(len, response.tail)))
         if not call.keep_alive and self._direct is not call:
             self.transport.close()
-        self.on_response_complete()
+        self.answered()
 
     def _write_tail(self, head: bytes, tail: Sequence[Buffer]) -> None:
         if sum(map(len, tail)) < SCATTER:
@@ -242,25 +266,10 @@ class DirectProtocol(HttpToolsProtocol):
         """An answer waits in the socket's buffer: it counts until its reader has taken nearly all of it."""
         self._unsent += size
         self._inference.limits.answers.force(size)
-        if self._unread is None:
-            self._unread = self.loop.call_later(UNREAD_S, self._on_unread, self._left())
-
-    def _left(self) -> int:
-        return self.transport.get_write_buffer_size()
-
-    def _on_unread(self, seen: int) -> None:
-        """A reader that took nothing in all the time has gone; a slow one may go on."""
-        if self._left() >= seen:
-            self.transport.abort()
-        else:
-            self._unread = self.loop.call_later(UNREAD_S, self._on_unread, self._left())
 
     def _let_go(self) -> None:
         self._inference.limits.answers.give(self._unsent)
         self._unsent = 0
-        if self._unread is not None:
-            self._unread.cancel()
-            self._unread = None
 
     def resume_writing(self) -> None:
         """The socket's buffer is nearly empty."""
@@ -269,38 +278,55 @@ class DirectProtocol(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The connection is gone, and what it held."""
-        if self._stall is not None:
-            self._stall.cancel()
+        self._leave()
         self._let_go()
         super().connection_lost(exc)
 
     def _refuse(self, call: DirectCall, refusal: TidegateError) -> None:
-        """Answer an upload before its end, and read on for a while without keeping anything.
-
-        Closing at once would reset the connection, and the client, still sending, would not see the answer.
-        One that waits for a 100 sends nothing more.
-        """
+        """Answer an upload before its end, and read on for a while without keeping anything."""
         call.keep_alive = False
         self._write(call, self._inference.refuse(call.target, call.headers, refusal))
-        if self.transport.is_closing():
-            return
-        if self.transport.can_write_eof():
-            self.transport.write_eof()
-        self.loop.call_later(0 if self.expect_100_continue else LINGER_S, self.transport.close)
+        self._leave()
+        self.linger()
 
-    def _watch(self, call: DirectCall, body: Body) -> None:
-        """See to it that a large upload does not stand still."""
-        if self._stall is None:
-            self._stall = self.loop.call_later(STALL_S, self._on_stall, call, body, len(body))
+    def _refuse_and_stop(self, call: DirectCall, refusal: TidegateError) -> None:
+        """The same from inside of the parser, which would go on with the rest of what it has."""
+        self._refuse(call, refusal)
+        raise Refused(Refusal(0, refusal.reason, refusal.message))
 
-    def _on_stall(self, call: DirectCall, body: Body, seen: int) -> None:
-        self._stall = None
-        if call is not self._direct or call.response_complete:
-            return
-        if len(body) == seen:
-            self.transport.abort()
-        else:
-            self._watch(call, body)
+    def _leave(self) -> None:
+        """Its call, if one is coming in, comes in no further."""
+        self._inference.uploads.discard(self)
+        self._direct = None
+        if self._upload is not None:
+            self._upload.stop()
+            self._upload = None
+
+    def reject(self, refusal: Refusal) -> None:
+        """Refuse what comes in now and close."""
+        self._leave()
+        super().reject(refusal)
+
+    def evict(self) -> None:
+        """Refuse an unfinished body: its memory is needed."""
+        self.reject(_EVICTED)
+
+    def unfinished(self) -> Unfinished:
+        """Return the body that is coming in, as one that may have to go."""
+        call = self._direct
+        if call is None or (call.body is not None and call.body.taking):
+            return Unfinished(0, 0.0, 0, True)
+        held = len(call.small) if call.body is None else call.body.held
+        return Unfinished(held, *self.pace(), call.known)
+
+    def knows_caller(self) -> bool:
+        """Return True if the credential of the last request was good, as far as memory tells."""
+        cycle: Any = self.cycle
+        if isinstance(cycle, DirectCall):
+            # A credential that is not good is refused wherever it is shown.
+            answered = cycle.status == HTTPStatus.OK and b"authorization" in cycle.headers
+            return answered or self._inference.knows(cycle.headers)
+        return cycle is not None and self._inference.knows(dict(cycle.scope["headers"]))
 
     def _on_gone(self, call: DirectCall) -> None:
         if call.id is not None:

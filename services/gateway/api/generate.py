@@ -23,6 +23,7 @@ from services.gateway.domain import generate
 from services.gateway.domain.spent import Spent
 from tidegate import caller, telemetry
 from tidegate.errors import BadRequest, ModelFailed, TidegateError
+from tidegate.protocol.access import ANONYMOUS
 from tidegate.protocol.envelope import Buffer
 from tidegate.service import error_body
 
@@ -74,16 +75,17 @@ class Generate:
     async def _read(self, request: Request, model: str, version: str) -> Call:
         headers: Headers = dict(request.scope["headers"])
         timeout_ms = parse_timeout(headers.get(b"x-request-timeout-ms"))
-        held = Body(self._limits)
+        known = caller.current.get().principal is not ANONYMOUS
+        held = Body(self._limits, known=known)
         try:
-            refusal = self._limits.at_head(headers)
+            if (refusal := self._limits.at_head(headers, known=known)) is not None:
+                raise refusal
             async for chunk in request.stream():
-                refusal = refusal or held.add(chunk)
-                if refusal is not None:
+                if (refusal := held.add(chunk)) is not None:
                     raise refusal
             started = time.perf_counter()
             body = held.whole()
-            if (unpacked := inflated(body, headers, self._limits)) is not None:
+            if (unpacked := inflated(body, headers, self._limits, known=known)) is not None:
                 held.release()
                 held, body = unpacked, unpacked.whole()
             self._limits.check_json(len(body))

@@ -34,7 +34,7 @@ class InferDoor:
             await self.app(scope, receive, send)
             return
         headers: Headers = dict(scope["headers"])
-        body = Body(self._inference.limits)
+        body = Body(self._inference.limits, known=self._inference.knows(headers))
         try:
             refusal = await self._read(receive, headers, body)
             if refusal is not None:

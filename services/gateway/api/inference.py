@@ -14,15 +14,17 @@ from services.gateway.api.inflating import inflated
 from services.gateway.api.job_door import JobDoor
 from services.gateway.api.limits import Body, Headers, Limits
 from services.gateway.api.metrics import Metrics
+from services.gateway.api.uploads import Uploads
 from services.gateway.core import Answer, Core, parse_timeout
 from services.gateway.domain import spent
 from tidegate import telemetry
 from tidegate.errors import BadRequest, Forbidden, TidegateError, TooMany, Unauthorized
+from tidegate.http.heads import is_local, number
 from tidegate.protocol import oip
-from tidegate.protocol.access import Principal
+from tidegate.protocol.access import ANONYMOUS, Principal
 from tidegate.protocol.classification import Labels
 from tidegate.protocol.envelope import Buffer
-from tidegate.service import error_body, is_local, new_request_id, status_of
+from tidegate.service import error_body, new_request_id, status_of
 
 log = telemetry.logger(__name__)
 
@@ -45,6 +47,7 @@ class Inference:
         metrics: Metrics,
         labels: Callable[[str], Labels] = lambda _: {},
         jobs: JobDoor | None = None,
+        body_bytes_per_s: int = 1024,
     ) -> None:
         self._core = core
         self._access = access
@@ -55,6 +58,7 @@ class Inference:
         self._inflated: dict[bytes, Body] = {}
         self._grants: dict[bytes, Grant] = {}
         self.limits = limits
+        self.uploads = Uploads(limits.bodies, body_bytes_per_s)
 
     @staticmethod
     def target(method: str, path: str) -> str | None:
@@ -68,14 +72,21 @@ class Inference:
     def at_head(self, headers: Headers) -> TidegateError | None:
         """Why a request is refused before its body has come, or None."""
         try:
-            self._caller(headers)
+            principal = self._caller(headers)
         except TidegateError as error:
             return error
-        return self.limits.at_head(headers)
+        return self.limits.at_head(headers, known=principal is not ANONYMOUS)
+
+    def knows(self, headers: Headers) -> bool:
+        """Return True if these headers have a credential that was found good lately."""
+        return self._access.remembers(headers)
 
     def _caller(self, headers: Headers) -> Principal:
         if self._local_only and not is_local(headers):
-            raise Forbidden("this address answers only to local callers: foreign Host or Origin header")
+            raise Forbidden(
+                "this address answers only to local callers: the Host, Origin or Sec-Fetch-Site header is "
+                "missing or foreign"
+            )
         return self._access.authenticate(headers)
 
     def begin(
@@ -173,7 +184,7 @@ class Inference:
     def _begin_compressed(
         self, target: str, headers: Headers, body: Buffer, done: Callable[[Response], None], started: float
     ) -> bytes | None:
-        unpacked = inflated(body, headers, self.limits)
+        unpacked = inflated(body, headers, self.limits, known=self.knows(headers))
         rest = {name: value for name, value in headers.items() if name != b"content-encoding"}
         if unpacked is None:
             return self.begin(target, rest, body, done, started)
@@ -298,6 +309,8 @@ def parse_header_length(headers: Headers) -> int | None:
     raw = headers.get(_HEADER_LENGTH)
     if raw is None:
         return None
-    if not raw.isdigit():
-        raise BadRequest(f"{oip.HEADER_LENGTH} must be a number of bytes, got {raw.decode('latin-1')!r}")
-    return int(raw)
+    found = number(raw)
+    if found is None:
+        shown = raw[:40].decode("latin-1")
+        raise BadRequest(f"{oip.HEADER_LENGTH} must be a number of bytes, got {shown!r}")
+    return found

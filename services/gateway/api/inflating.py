@@ -55,15 +55,16 @@ def encoding_of(headers: Headers) -> str:
     return "" if found in _PLAIN else found
 
 
-def inflated(packed: Buffer, headers: Headers, limits: Limits) -> Body | None:
+def inflated(packed: Buffer, headers: Headers, limits: Limits, *, known: bool = False) -> Body | None:
     """The unpacked body, counted against the budget while it grows; None: it is not packed.
 
+    ``known``: its caller has shown a good credential.
     Raises BadRequest, PayloadTooLarge or Overloaded.
     """
     encoding = encoding_of(headers)
     if not encoding:
         return None
-    inflater, body = Inflater(encoding), Body(limits)
+    inflater, body = Inflater(encoding), Body(limits, known=known)
     # Without binary data behind it all of it is JSON, which has a lower limit.
     only_json = _HEADER_LENGTH not in headers
     try:

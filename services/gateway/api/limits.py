@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from services.gateway.domain.budget import Budget
 from tidegate.errors import Overloaded, PayloadTooLarge, TidegateError
+from tidegate.http.heads import number
 from tidegate.protocol.envelope import Buffer
 
 Headers = dict[bytes, bytes]
@@ -20,13 +21,16 @@ class Limits:
         self.bodies = bodies
         self.answers = answers
 
-    def at_head(self, headers: Headers) -> TidegateError | None:
-        """Why a request is refused before its body has come, or None."""
-        declared = headers.get(b"content-length")
-        size = int(declared) if declared is not None and declared.isdigit() else 0
+    def at_head(self, headers: Headers, *, known: bool = False) -> TidegateError | None:
+        """Return why a request is refused before its body has come, or None.
+
+        ``known``: its caller has shown a good credential.
+        """
+        # The parser takes white space behind the number, and refuses what is no number.
+        size = number(headers.get(b"content-length", b"0")) or 0
         if size > self.body_bytes:
             return self.too_large()
-        if not self.bodies.room(size) or not self.answers.room(0):
+        if not self.bodies.room(size, known=known) or not self.answers.room(0):
             return self.overloaded()
         return None
 
@@ -66,15 +70,17 @@ class Body:
     telling :meth:`took`. Memory grows by steps, so that who declares much and sends little takes little.
     """
 
-    __slots__ = ("_data", "_held", "_limits", "_size", "_total")
+    __slots__ = ("_data", "_known", "_limits", "_size", "_total", "held", "taking")
 
-    def __init__(self, limits: Limits, begun: bytes = b"") -> None:
-        """``begun``: what has come already and is counted."""
+    def __init__(self, limits: Limits, begun: bytes = b"", *, known: bool = False) -> None:
+        """``begun``: what has come already and is counted. ``known``: of a caller with a good credential."""
         self._limits = limits
+        self._known = known
         self._data: bytes | bytearray = begun
         self._size = len(begun)
         self._total = 0
-        self._held = len(begun)
+        self.held = len(begun)
+        self.taking = False
 
     def __len__(self) -> int:
         return self._size
@@ -109,14 +115,14 @@ class Body:
     def window(self) -> memoryview:
         """Where the next bytes belong."""
         assert isinstance(self._data, bytearray)
-        if len(self._data) < self._held:
-            self._data += bytes(self._held - len(self._data))
+        if len(self._data) < self.held:
+            self._data += bytes(self.held - len(self._data))
         return memoryview(self._data)[self._size :]
 
     def took(self, count: int) -> TidegateError | None:
         """``count`` bytes are in the window; gives why the rest is refused, when it is."""
         self._size += count
-        return self._make_room() if self._size == self._held and not self.complete else None
+        return self._make_room() if self._size == self.held and not self.complete else None
 
     def whole(self) -> Buffer:
         """All of it, uncopied; the budget goes on counting it."""
@@ -125,8 +131,8 @@ class Body:
 
     def release(self) -> None:
         """It is no longer needed."""
-        self._limits.bodies.give(self._held)
-        self._held = 0
+        self._limits.bodies.give(self.held)
+        self.held = 0
         self._data = b""
 
     def _make_room(self) -> TidegateError | None:
@@ -135,10 +141,12 @@ class Body:
         return None if self._take(step, self._total) else self._limits.overloaded()
 
     def _take(self, count: int, of: int) -> bool:
-        if not self._limits.bodies.take(count, of):
-            return False
-        self._held += count
-        return True
+        self.taking = True  # a body that makes room for itself must not be the one that goes
+        taken = self._limits.bodies.take(count, of, known=self._known)
+        self.taking = False
+        if taken:
+            self.held += count
+        return taken
 
 
 class Held:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 
 import numpy as np
 from prometheus_client import Counter, Gauge, Histogram
 
 from services.gateway.core import Answer, Timing
+from services.gateway.domain.routing import RouteTable
 from tidegate.errors import TidegateError
 from tidegate.protocol.presence import GatewayLoad
 
@@ -43,6 +45,8 @@ FIRST_CHUNK = Histogram(
 )
 CHUNKS = Counter("tidegate_gateway_chunks_total", "Answers of streams.", ["deployment"])
 
+# In place of a name that is not in the route table: a caller must not be able to make up labels.
+UNKNOWN = "unknown"
 _FLUSH_AT = 4096
 Row = tuple[float, float, float, float, float, float]
 
@@ -85,9 +89,15 @@ def observe_all(histogram: Histogram, values: np.ndarray) -> None:
 
 
 class Metrics:
-    """Counts requests and their times. :meth:`report` brings what was collected into view."""
+    """Counts requests and their times. :meth:`report` brings what was collected into view.
 
-    def __init__(self) -> None:
+    Only names of the route table become labels, and those that leave it are forgotten, so that the page of
+    metrics is bounded by the table.
+    """
+
+    def __init__(self, table: Callable[[], RouteTable | None] = lambda: None) -> None:
+        self._table = table
+        self._seen: RouteTable | None = None
         self._times: dict[tuple[str, str], _Times] = {}
 
     def answered(self, model: str, deployment: str, timing: Timing, total: float) -> None:
@@ -102,8 +112,32 @@ class Metrics:
         """Called a few times a second with what waits now, for each Deployment."""
         for times in self._times.values():
             times.flush()
+        table = self._table()
+        if table is not self._seen:
+            self._forget(self._seen, table)
+            self._seen = table
         for name, load in loads.items():
             OUTSTANDING.labels(name).set(load.outstanding)
+
+    def _forget(self, before: RouteTable | None, table: RouteTable | None) -> None:
+        """Drop the labels of what has left the table; the client cannot do so for several processes."""
+        if before is None or table is None or "PROMETHEUS_MULTIPROC_DIR" in os.environ:
+            return
+        endpoints = before.endpoints.keys() - table.endpoints.keys()
+        deployments = set(before.deployments()) - set(table.deployments())
+        for model, deployment in list(self._times):
+            if model in endpoints or deployment in deployments:
+                del self._times[model, deployment]
+        for model in endpoints:
+            ANSWERED.remove_by_labels({"model": model})
+        for deployment in deployments:
+            for metric in (TOTAL, PART, OUTSTANDING, FIRST_CHUNK, CHUNKS):
+                metric.remove_by_labels({"deployment": deployment})
+
+    def _label(self, model: str) -> str:
+        """Return the label of a model that a caller named; ``POST /v1/jobs`` names none here."""
+        table = self._table()
+        return model if not model or (table is not None and model in table.endpoints) else UNKNOWN
 
     async def watch(
         self, model: str, started: float, answers: AsyncGenerator[Answer]
@@ -124,8 +158,8 @@ class Metrics:
         except (GeneratorExit, asyncio.CancelledError):
             self.refused(model, "caller_gone")
             raise
-        ANSWERED.labels(model, "ok").inc()
+        ANSWERED.labels(self._label(model), "ok").inc()
 
     def refused(self, model: str, reason: str) -> None:
-        """A request was not answered by the model. Unknown model names share one label."""
-        ANSWERED.labels("" if reason == "not_found" else model, reason).inc()
+        """A request was not answered by the model. Names that are not in the route table share one label."""
+        ANSWERED.labels(self._label(model), reason).inc()

@@ -41,9 +41,13 @@ class Upload(asyncio.BufferedProtocol):
         refusal = self._body.took(nbytes)
         if refusal is None and not self._body.complete:
             return
+        self.stop()
+        self._done(refusal)
+
+    def stop(self) -> None:
+        """Give the connection back."""
         if not self._transport.is_closing():
             self._switch(self._owner)
-        self._done(refusal)
 
     def _switch(self, protocol: asyncio.BaseProtocol) -> None:
         # The two kinds of protocol are read for differently, which is decided when reading begins.

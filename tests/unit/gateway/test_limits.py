@@ -38,7 +38,13 @@ def test_the_last_part_is_for_small_ones():
 
 @pytest.mark.parametrize(
     ("declared", "refusal"),
-    [(b"10", None), (b"%d" % (4 * MIB), None), (b"%d" % (4 * MIB + 1), PayloadTooLarge), (b"x", None)],
+    [
+        (b"10", None),
+        (b"%d" % (4 * MIB), None),
+        (b"%d" % (4 * MIB + 1), PayloadTooLarge),
+        (b"%d  " % (4 * MIB + 1), PayloadTooLarge),
+        (b"x", None),
+    ],
 )
 def test_the_head_tells(declared, refusal):
     found = limits().at_head({b"content-length": declared})

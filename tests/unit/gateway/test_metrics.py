@@ -8,7 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry, Histogram
 
-from services.gateway.api.metrics import observe_all
+from services.gateway.api.metrics import ANSWERED, OUTSTANDING, TOTAL, Metrics, observe_all
+from services.gateway.core import Timing
+from services.gateway.domain.routing import compile_table
+from tests.integration.gateway.process import make_table
 
 pytestmark = pytest.mark.unit
 
@@ -32,3 +35,51 @@ def shown(values: list[float], together: bool) -> dict[tuple[str, str], float]:
 @given(st.lists(st.floats(0, 3) | st.sampled_from(BOUNDS), min_size=1, max_size=50))
 def test_together_or_one_by_one(values):
     assert shown(values, True) == pytest.approx(shown(values, False))
+
+
+def labels_of(metric, name: str) -> set[str]:
+    (family,) = metric.collect()
+    return {sample.labels[name] for sample in family.samples}
+
+
+def table_of(deployment: str, endpoint: str):
+    raw = make_table(deployment)
+    return compile_table(raw | {"endpoints": {endpoint: raw["endpoints"]["digits"]}})
+
+
+def test_only_names_of_the_table_are_labels():
+    """Whatever the reason: a caller without a credential can name anything."""
+    table = table_of("known-1", "known")
+    metrics = Metrics(lambda: table)
+    before = labels_of(ANSWERED, "model")
+    for reason in (
+        "unauthorized",
+        "forbidden",
+        "bad_request",
+        "payload_too_large",
+        "not_found",
+        "caller_gone",
+    ):
+        for number in range(50):
+            metrics.refused(f"made-up-{number}", reason)
+        metrics.refused("known", reason)
+        metrics.refused("", reason)
+    assert labels_of(ANSWERED, "model") - before <= {"known", "unknown", ""}
+
+
+def test_without_a_table_no_name_is_a_label():
+    Metrics().refused("made-up", "no_routes")
+    assert "made-up" not in labels_of(ANSWERED, "model")
+
+
+def test_what_leaves_the_table_is_forgotten():
+    tables = [table_of("gone-1", "gone"), table_of("stays-1", "stays")]
+    metrics = Metrics(lambda: tables[0])
+    metrics.answered("gone", "gone-1", Timing(), 0.1)
+    metrics.report({})
+    assert "gone" in labels_of(ANSWERED, "model")
+    assert "gone-1" in labels_of(TOTAL, "deployment")
+    del tables[0]
+    metrics.report({})
+    assert "gone" not in labels_of(ANSWERED, "model")
+    assert "gone-1" not in labels_of(TOTAL, "deployment") | labels_of(OUTSTANDING, "deployment")

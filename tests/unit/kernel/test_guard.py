@@ -14,9 +14,10 @@ from pydantic import BaseModel
 from tidegate import errors
 from tidegate.api import create_app, explain_validation
 from tidegate.errors import TidegateError
+from tidegate.http.heads import is_local
 from tidegate.protocol.access import ADMIN, METRICS, OPERATE, PUBLISH, Principal, metrics_token
 from tidegate.protocol.permissions import INTERNAL, OPEN, Permissions
-from tidegate.service import STATUS, bare_app, is_local, status_of
+from tidegate.service import STATUS, bare_app, status_of
 from tidegate.settings import Settings
 from tidegate.store import StoreUnavailable
 
@@ -208,8 +209,41 @@ async def test_a_public_address_answers_to_every_name(public_client):
     assert (await public_client.get("/v1/thing", headers=foreign)).status_code == 401
 
 
-def test_without_a_host_header_the_caller_is_local():
-    assert is_local({})
+LOCAL = {b"host": b"localhost:8000"}
+
+
+def test_without_a_host_header_nobody_is_local():
+    assert not is_local({})
+    assert is_local(LOCAL)
+
+
+@pytest.mark.parametrize(
+    "host", [b"x@localhost", b"localhost@evil.example", b"localhost/", b"localhost:x", b""]
+)
+def test_a_host_is_a_name_and_a_port(host):
+    assert not is_local({b"host": host})
+
+
+@pytest.mark.parametrize("origin", [b"http://x@localhost", b"localhost", b"http://localhost/x", b"null"])
+def test_an_origin_is_a_scheme_and_a_host(origin):
+    assert not is_local(LOCAL | {b"origin": origin})
+
+
+@pytest.mark.parametrize(
+    ("site", "local"),
+    [(b"cross-site", False), (b"same-site", False), (b"same-origin", True), (b"none", True)],
+)
+def test_what_a_browser_does_for_another_site_is_not_local(site, local):
+    """An image or a link has no Origin; a local page that says its own is known by that."""
+    told = LOCAL | {b"sec-fetch-site": site}
+    assert is_local(told) == local
+    assert is_local(told | {b"origin": b"http://127.0.0.1:3000"})
+
+
+async def test_a_page_cannot_even_read(client):
+    for path in ("/open/thing", "/health/live", "/v1/thing"):
+        answer = await client.get(path, headers=OURS | {"Sec-Fetch-Site": "cross-site"})
+        assert (answer.status_code, answer.json()["reason"]) == (403, "forbidden")
 
 
 @pytest.mark.parametrize("path", ["/v1/thing", "/health/live", "/v1/raise/NotFound", "/v1/raise/unexpected"])

@@ -1,0 +1,40 @@
+"""Which unfinished bodies have to go when memory for bodies is short."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+# A body is judged by its pace only after this time, in seconds.
+WATCHED_S = 1.0
+
+
+class Unfinished(NamedTuple):
+    """A body that is still coming in: the bytes it holds, and how many came in the last ``watched_s`` s."""
+
+    held: int
+    watched_s: float
+    moved: int
+    known: bool  # its caller has shown a good credential
+
+
+def choose(bodies: Sequence[Unfinished], need: int, bytes_per_s: int, *, for_known: bool) -> list[int]:
+    """Return the places of the bodies to drop so that ``need`` bytes become free, or fewer if there are few.
+
+    A body slower than ``bytes_per_s`` may be dropped, without the grace that it has while there is room. If
+    ``for_known``, a caller with a credential needs the room, and any body of a caller without one may be
+    dropped. Unknown callers go first, then the slowest, then the largest.
+    """
+    candidates = []
+    for at, body in enumerate(bodies):
+        slow = body.watched_s >= WATCHED_S and body.moved < body.watched_s * bytes_per_s
+        if body.held and (slow or (for_known and not body.known)):
+            pace = body.moved / body.watched_s if slow else float("inf")
+            candidates.append((body.known, pace, -body.held, at))
+    chosen, free = [], 0
+    for *_, at in sorted(candidates):
+        if free >= need:
+            break
+        chosen.append(at)
+        free += bodies[at].held
+    return chosen

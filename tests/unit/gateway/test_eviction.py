@@ -1,0 +1,57 @@
+"""Which unfinished bodies go when memory is short."""
+
+from __future__ import annotations
+
+import pytest
+
+from services.gateway.domain.budget import Budget
+from services.gateway.domain.eviction import Unfinished, choose
+
+pytestmark = pytest.mark.unit
+
+PACE = 1000
+STANDING = Unfinished(100, 5.0, 0, False)
+DRIPPING = Unfinished(100, 5.0, 10, False)
+FAST = Unfinished(100, 5.0, 50_000, False)
+NEW = Unfinished(100, 0.2, 0, False)
+KNOWN_STANDING = STANDING._replace(known=True)
+KNOWN_NEW = NEW._replace(known=True)
+EVERY = [KNOWN_NEW, FAST, NEW, KNOWN_STANDING, DRIPPING, STANDING]
+
+
+def chosen(need: int, *, for_known: bool) -> list[Unfinished]:
+    return [EVERY[at] for at in choose(EVERY, need, PACE, for_known=for_known)]
+
+
+def test_only_slow_ones_go_for_anybody():
+    assert chosen(10_000, for_known=False) == [STANDING, DRIPPING, KNOWN_STANDING]
+
+
+def test_for_a_caller_with_a_credential_those_without_go():
+    assert chosen(10_000, for_known=True) == [STANDING, DRIPPING, FAST, NEW, KNOWN_STANDING]
+
+
+@pytest.mark.parametrize(("need", "count"), [(1, 1), (100, 1), (101, 2), (300, 3)])
+def test_no_more_than_is_needed(need, count):
+    assert len(chosen(need, for_known=False)) == count
+
+
+def test_what_holds_nothing_is_left_alone():
+    assert choose([STANDING._replace(held=0)], 1, PACE, for_known=True) == []
+
+
+@pytest.mark.parametrize("known", [False, True])
+def test_a_budget_asks_for_room_before_it_refuses(known):
+    budget, asked = Budget(100), []
+
+    def reclaim(need: int, for_known: bool) -> None:
+        asked.append((need, for_known))
+        budget.give(30)
+
+    budget.reclaim = reclaim
+    budget.force(80)
+    assert budget.take(5, known=known)
+    assert asked == []
+    assert budget.take(30, known=known)
+    assert asked == [(15, known)]
+    assert not budget.take(60, known=known)

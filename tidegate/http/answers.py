@@ -1,0 +1,38 @@
+"""Error answers in the shape of the house, as JSON and as raw bytes for a connection without a request."""
+
+from __future__ import annotations
+
+import os
+from http import HTTPStatus
+from typing import NamedTuple
+
+import orjson
+
+
+class Refusal(NamedTuple):
+    """Why a connection is closed: the status, the stable word for programs, the sentence for a person."""
+
+    status: int
+    reason: str
+    message: str
+
+
+def error_body(message: str, reason: str, rid: str) -> dict[str, str]:
+    """Return the JSON body of an error answer; OIP clients read ``error`` only."""
+    return {"error": message, "reason": reason, "request_id": rid}
+
+
+def new_request_id() -> str:
+    """Return a random id, 16 hex digits."""
+    return os.urandom(8).hex()
+
+
+def raw(refusal: Refusal, rid: str) -> bytes:
+    """Return the whole HTTP/1.1 answer of a refusal; it says that the connection closes."""
+    body = orjson.dumps(error_body(refusal.message, refusal.reason, rid))
+    status = HTTPStatus(refusal.status)
+    return (
+        b"HTTP/1.1 %d %b\r\ncontent-type: application/json\r\ncontent-length: %d\r\n"
+        b"x-request-id: %b\r\nconnection: close\r\n\r\n%b"
+        % (status, status.phrase.encode(), len(body), rid.encode("latin-1"), body)
+    )
