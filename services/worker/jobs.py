@@ -224,9 +224,9 @@ class Jobs:
         started = time.monotonic()
         timeout_s = max(max(held.request.deadline_ms for held in group) / 1e3 - time.time(), 0.001)
         try:
-            outputs = await model.call([held.request for held in group], timeout_s, _told(group))
+            answer = await model.call([held.request for held in group], timeout_s, _told(group))
             spent = time.monotonic() - started
-            replies = answers(group, outputs, started, spent)
+            replies = answers(group, answer, started, spent)
         except (BadRequest, ModelFailed, PayloadTooLarge, Mismatch, Undecodable) as error:
             await self._on_model_error(model, group, error)
         except DeadlinePassed:

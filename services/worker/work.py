@@ -253,9 +253,9 @@ class Work:
         self.stats.open_calls.add(len(self._calls) + (self._jobs.calling if self._jobs else 0))
         timeout_s = max(max(item.request.deadline_ms for item in group) / 1e3 - time.time(), 0.001)
         try:
-            outputs = await model.call([item.request for item in group], timeout_s)
+            answer = await model.call([item.request for item in group], timeout_s)
             spent = time.monotonic() - started
-            frames = answers(group, outputs, started, spent)
+            frames = answers(group, answer, started, spent)
         except (BadRequest, ModelFailed, PayloadTooLarge, Mismatch, envelope.Undecodable) as error:
             await self._on_model_error(model, group, error)
             return

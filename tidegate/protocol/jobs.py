@@ -221,7 +221,8 @@ class Taken(NamedTuple):
 class Finish:
     """The end of an attempt. ``reply`` is the reply frame (empty: none).
 
-    ``compute_us`` is the time of the model call, ``used_us`` the job's own part of it, which counts as usage.
+    ``compute_us`` is the time of the model call, ``used_us`` the job's own part of it, which counts as usage,
+    as do the tokens that the model read and wrote.
     """
 
     id: bytes
@@ -232,6 +233,8 @@ class Finish:
     wait_us: int = 0
     compute_us: int = 0
     used_us: int = 0
+    tokens_in: int = 0
+    tokens_out: int = 0
 
 
 @dataclass(frozen=True, slots=True)

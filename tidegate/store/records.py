@@ -62,6 +62,8 @@ def to_finish(end: Finish) -> Arguments:
         end.wait_us,
         end.compute_us,
         end.used_us,
+        end.tokens_in,
+        end.tokens_out,
     )
 
 

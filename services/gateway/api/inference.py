@@ -22,6 +22,7 @@ from tidegate.protocol import oip
 from tidegate.protocol.access import Principal
 from tidegate.protocol.classification import Labels
 from tidegate.protocol.envelope import Buffer
+from tidegate.protocol.usage import tokens
 from tidegate.service import error_body, is_local, new_request_id, status_of
 
 log = telemetry.logger(__name__)
@@ -255,7 +256,7 @@ class Inference:
 def _account(grant: Grant, outcome: Answer | TidegateError, received: int, response: Response) -> None:
     """The end of an admitted request: what it used is counted, and its caller told what is left."""
     if isinstance(outcome, Answer):
-        tokens_in, tokens_out = spent.tokens(outcome.parameters) if outcome.parameters else (0, 0)
+        tokens_in, tokens_out = tokens(outcome.parameters) if outcome.parameters else (0, 0)
         grant.done(
             compute_us=spent.compute_us(outcome.reply),
             received=received,

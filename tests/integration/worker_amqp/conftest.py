@@ -13,6 +13,7 @@ import numpy as np
 import orjson
 import pytest
 
+from services.worker.adapters.model import Answer
 from services.worker.api.outbox import Outbox
 from services.worker.api.requests import Requests
 from services.worker.domain.split import Output
@@ -32,9 +33,16 @@ CLAIM_ABOVE = 2 * 2**20
 
 
 class Doubler(GatedModel):
-    """A model: twice ``x``, and ``words`` backwards if there are any. Takes no negative numbers."""
+    """A model: twice ``x``, and ``words`` backwards if there are any. Takes no negative numbers.
 
-    async def call(self, requests: list[Request], timeout_s: float) -> list[Output]:
+    ``parameters`` are those of each of its answers.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.parameters: dict[str, Any] = {}
+
+    async def call(self, requests: list[Request], timeout_s: float) -> Answer:
         await self.gate(requests, timeout_s)
         x = np.frombuffer(b"".join(r.data[0] for r in requests), "<f4").reshape(-1, 2)
         if (x < 0).any():
@@ -45,7 +53,7 @@ class Doubler(GatedModel):
         if len(requests[0].data) > 1:
             words = [word[::-1] for r in requests for word in unpack_strings(r.data[1])]
             outputs.append(Output("words", "BYTES", (rows,), pack_strings(words)))
-        return outputs
+        return Answer(outputs, self.parameters)
 
 
 @dataclass

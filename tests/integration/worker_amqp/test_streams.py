@@ -33,7 +33,7 @@ class Speaker:
         self.fail: dict[int, Exception] = {}
         self.parameters: dict[str, str] = {}
 
-    async def call(self, requests: list[Request], timeout_s: float) -> list[Output]:
+    async def call(self, requests: list[Request], timeout_s: float) -> Answer:
         raise BadRequest("the model gives any number of answers")
 
     async def stream(self, request: Request) -> AsyncGenerator[Answer]:
