@@ -10,7 +10,7 @@ import orjson
 
 from tidegate.protocol.jobs import Finish, Job, JobEvent, Level, NewJob, Outcome, State, Taken
 
-_OUTCOMES: dict[str, Outcome] = {"r": "run", "d": "drop", "f": "failed", "e": "expired"}
+_OUTCOMES: dict[str, Outcome] = {"r": "run", "d": "drop", "f": "failed", "e": "expired", "s": "suspect"}
 
 
 Arguments = tuple[bytes | int, ...]

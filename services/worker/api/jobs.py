@@ -81,6 +81,7 @@ class JobMessages:
         self._open = False
         await self._change()
         self._give_back(time.monotonic())
+        self.give_back(self._jobs.give_back_suspects())
 
     def is_open(self, held: Held) -> bool:
         """Whether its message can still be acked."""

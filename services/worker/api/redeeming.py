@@ -64,6 +64,11 @@ class Redeeming:
         await tasks.end(*self._tasks)
 
     async def _redeem(self, item: Item) -> None:
+        if await self.fetch(item):
+            self._add(item)
+
+    async def fetch(self, item: Item) -> bool:
+        """Fetch the tensors of a request's claim into it; False: they cannot be had, and it is settled."""
         request = item.request
         try:
             async with asyncio.timeout(max(request.deadline_ms / 1e3 - time.time(), 0.0)), self._slots:
@@ -80,7 +85,8 @@ class Redeeming:
             self._settle([item])
         else:
             item.request = request._replace(data=data)
-            self._add(item)
+            return True
+        return False
 
     async def _wait_for_room(self, id_: bytes, size: int) -> None:
         while self._held and sum(self._held.values()) + size > self._limit_bytes:

@@ -25,7 +25,7 @@ from tidegate.errors import BadRequest
 from tidegate.protocol import envelope
 from tidegate.protocol.envelope import Reply, Request, Tensor
 from tidegate.protocol.tensors import DATATYPES, pack_strings, unpack_strings
-from tidegate.topology import CANCELS, EXCEPTIONS, Queue, replies_queue, requests_queue
+from tidegate.topology import CANCELS, EXCEPTIONS, Queue, replies_queue, requests_queue, suspects_queue
 
 FP32, BYTES = DATATYPES["FP32"], DATATYPES["BYTES"]
 MAX_ROWS = 8
@@ -257,6 +257,12 @@ def left(caller, queue) -> Callable[[], Any]:
 
 
 @pytest.fixture
+def suspects(caller, queue) -> Callable[[], Any]:
+    """``await suspects()``: requests that wait to be run alone."""
+    return lambda: caller.session.depth(suspects_queue(queue))
+
+
+@pytest.fixture
 def nothing_is_left(rabbitmq_url, caller, queue, until) -> Callable[[Worker], Any]:
     """``await nothing_is_left(worker)``: it has settled all it got, as the broker sees it.
 
@@ -280,6 +286,7 @@ def nothing_is_left(rabbitmq_url, caller, queue, until) -> Callable[[Worker], An
             await link.wait_up(20)
             await caller.send(body=b"mark")
             await until(lambda: b"mark" in found)
+            assert await link.session.depth(suspects_queue(queue)) == 0, "a suspect was not settled"
         assert found == [b"mark"], "a delivery was taken for settled and was not"
 
     return checked

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import os
+import time
 
 import pytest
 
+from services.worker import work as work_module
 from services.worker.api import requests as requests_module
+from services.worker.api import suspects as suspects_module
 from services.worker.domain import attempts
 from tidegate.broker import Link
 from tidegate.errors import BadRequest, Unavailable
@@ -41,16 +44,16 @@ async def test_the_next_worker_takes_over_one_by_one(start, caller, make, shown,
 
 
 async def test_a_request_that_kills_workers_is_given_up(start, caller, letters, make, until):
-    """Three workers, no more; the router gets it, and whom to answer."""
+    """Once in company, twice alone; the router gets it, and whom to answer."""
     frame = make([1, 1], tenant=b"acme")
     (id_,) = await caller.send(frame)
-    for attempt in range(attempts.MAX_ATTEMPTS):
+    for _ in range(attempts.MAX_ATTEMPTS):
         worker = await start(serving=False)
-        await in_hand(worker, 1, until)
+        worker.model.open.clear()
+        worker.work.use(worker.model)
+        await until(lambda worker=worker: worker.model.calls == [[id_]])
         # The next attempt is here before the last one is acked.
         await until(lambda worker=worker: worker.requests.unsettled == 1)
-        item = worker.work.backlog.oldest()
-        assert item.request.attempt == attempt
         assert letters.got == []
         await worker.die()
     last = await start()
@@ -63,34 +66,182 @@ async def test_a_request_that_kills_workers_is_given_up(start, caller, letters, 
     assert (caller.reply(id_), last.model.calls) == (None, [])
 
 
-async def test_the_neighbours_of_a_killer(start, caller, letters, make, until):
-    """What killed the workers is given up after so many; its neighbours are answered, or else told too: those
-    that a worker merely held when it died have lost an attempt as well."""
-    killer, *others = ids = await caller.send(*(make([n, n]) for n in range(4)))
-    deaths = 0
-    while not letters.got and deaths < 10:
+async def until_it_kills(worker, killer: bytes, letters, until) -> bool:
+    """Let a worker work until the killer is in a call; False: it was given up before."""
+    original, killing = worker.model.call, asyncio.Event()
+
+    async def call(requests, timeout_s):
+        if any(request.id == killer for request in requests):
+            worker.model.open.clear()
+            killing.set()
+        return await original(requests, timeout_s)
+
+    worker.model.call = call
+    worker.work.use(worker.model)
+    await until(lambda: letters.got or killing.is_set())
+    return not letters.got
+
+
+async def test_64_held_requests_and_one_that_kills(start, caller, letters, make, shown, until):
+    """Whatever else the worker held or had in the same call is answered; only the killer is given up."""
+    ids = []
+    for first in range(0, 64, 8):
+        ids += await caller.send(*(make([n, n]) for n in range(first, first + 8)))
+    killer, deaths = ids[37], 0
+    while deaths < 10:
         worker = await start(serving=False)
-        original = worker.model.call
-
-        async def call(requests, timeout_s, worker=worker, original=original):
-            if any(request.id == killer for request in requests):
-                worker.model.open.clear()
-            return await original(requests, timeout_s)
-
-        worker.model.call = call
-        worker.work.use(worker.model)
-        await until(lambda worker=worker: letters.got or not worker.model.open.is_set())
-        # Who dies between publishing again and the ack of what came leaves each of them twice.
-        await until(lambda worker=worker: worker.requests.unsettled <= worker.work.in_hand)
-        deaths += not letters.got
+        worker.work.stats.call_ms.add(0.1)  # as after a while of light calls: hold all of them
+        await worker.requests.close()
+        await worker.requests.open()
+        if deaths == 0:
+            await in_hand(worker, 64, until)
+        if not await until_it_kills(worker, killer, letters, until):
+            break
+        deaths += 1
         await worker.die()
-    await start()
-    await until(lambda: len(caller.replies) + len(letters.got) == 4)
-    given_up = [bytes(envelope.unpack(envelope.REQUESTS, d.body)[0][:16]) for d in letters.got]
+    await until(lambda: len(caller.replies) == 63)
     assert deaths == attempts.MAX_ATTEMPTS
-    assert killer in given_up
-    assert sorted([*caller.replies, *given_up]) == sorted(ids), "each has one end"
-    assert set(others) & caller.replies.keys()
+    (letter,) = letters.got
+    assert bytes(envelope.unpack(envelope.REQUESTS, letter.body)[0][:16]) == killer
+    for number, id_ in enumerate(ids):
+        if id_ != killer:
+            assert shown(caller.replies[id_][0]) == [[2 * number, 2 * number]]
+
+
+async def test_what_a_second_worker_holds_beside_a_killer(start, caller, letters, make, shown, until):
+    """A killer that another worker takes over runs there with nothing beside it."""
+    first = await start()
+    first.model.open.clear()
+    (killer,) = await caller.send(make([1, 1]))
+    await until(lambda: first.model.calls == [[killer]])
+    await first.die()
+    others: list[bytes] = []
+    for _ in range(attempts.MAX_ATTEMPTS - 1):
+        worker = await start(serving=False, instances=4, max_rows=1)
+        sent = await caller.send(*(make([n, n]) for n in range(6)))
+        others += sent
+        await in_hand(worker, len(sent), until)
+        assert await until_it_kills(worker, killer, letters, until)
+        assert worker.model.calls[-1] == [killer]
+        assert worker.work.in_hand == len(sent) + 1 - (len(worker.model.calls) - 1), "they wait"
+        await worker.die()
+    last = await start()
+    (letter,) = await until(lambda: letters.got)
+    assert bytes(envelope.unpack(envelope.REQUESTS, letter.body)[0][:16]) == killer
+    await until(lambda: len(caller.replies) == len(others))
+    assert {reply.attempt for found in caller.replies.values() for reply in found} <= {0, 1}, (
+        "none is charged"
+    )
+    assert last.work.serving
+
+
+async def test_a_suspect_runs_alone_and_no_other_is_held(
+    start, caller, make, until, suspects, nothing_is_left
+):
+    """What has not begun stays in the queue: a worker that dies then has charged it with nothing."""
+    first = await start()
+    first.model.open.clear()
+    ids = await caller.send(*(make([n, n]) for n in range(3)))
+    await until(lambda: first.model.calls == [ids])
+    await first.die()
+    second = await start(serving=False, instances=4)
+    second.model.open.clear()
+    second.work.use(second.model)
+    await until(lambda: len(second.model.calls) == 1)
+    (fresh,) = await caller.send(make([9, 9]))
+    await in_hand(second, 2, until)
+    assert await suspects() == 2
+    assert second.model.calls == [[ids[0]]]
+    second.model.open.set()
+    await until(lambda: len(caller.replies) == 4)
+    assert {caller.reply(id_).attempt for id_ in ids} == {1}
+    assert caller.reply(fresh).attempt == 0
+    await nothing_is_left(second)
+
+
+async def test_a_suspect_waits_for_what_runs_and_not_for_ever(
+    start, caller, make, until, suspects, monkeypatch, nothing_is_left
+):
+    """A call that takes long has killed nobody: it is not waited for, or it would hold up all suspects."""
+    monkeypatch.setattr(work_module, "OTHERS_END_S", 0.3)
+    worker = await start(instances=2, max_rows=1)
+    worker.model.open.clear()
+    (long,) = await caller.send(make([1, 1]))
+    await until(lambda: worker.model.calls == [[long]])
+    lost = envelope.read_request(make([2, 2]))
+    began = time.monotonic()
+    await worker.outbox.retry(lost, caller.reply_to.name, alone=False)
+    await until(lambda: worker.model.calls == [[long], [lost.id]])
+    assert time.monotonic() - began > 0.3
+    worker.model.open.set()
+    await until(lambda: len(caller.replies) == 2)
+    await nothing_is_left(worker)
+
+
+async def test_a_long_suspect_does_not_hold_up_others(
+    start, caller, make, until, monkeypatch, nothing_is_left
+):
+    monkeypatch.setattr(suspects_module, "HOLD_S", 0.1)
+    worker = await start(instances=2, max_rows=1)
+    worker.model.open.clear()
+    lost = envelope.read_request(make([2, 2]))
+    await worker.outbox.retry(lost, caller.reply_to.name, alone=False)
+    await until(lambda: worker.model.calls == [[lost.id]])
+    (fresh,) = await caller.send(make([1, 1]))
+    await until(lambda: worker.model.calls == [[lost.id], [fresh]])
+    worker.model.open.set()
+    await until(lambda: len(caller.replies) == 2)
+    await nothing_is_left(worker)
+
+
+async def test_a_suspect_whose_worker_closes_is_not_charged(start, caller, make, until, suspects):
+    """What came between its last call and the end of its consumer goes back as it was."""
+    worker = await start()
+    worker.model.open.clear()
+    lost = [envelope.read_request(make([n, n])) for n in range(2)]
+    for request in lost:
+        await worker.outbox.retry(request, caller.reply_to.name, alone=False)
+    await until(lambda: worker.model.calls == [[lost[0].id]])
+    closing = asyncio.create_task(worker.requests.close())
+    await closing
+    worker.model.open.set()
+    await until(lambda: caller.reply(lost[0].id))
+
+    async def is_back() -> bool:
+        return await suspects() == 1 and worker.requests.unsettled == 0
+
+    await until(is_back)
+    await worker.die()
+    await start()
+    reply = await until(lambda: caller.reply(lost[1].id))
+    assert reply.attempt == 1
+
+
+async def test_two_losses_in_company_of_a_model_server(start, caller, letters, make, until, nothing_is_left):
+    """Calls that were open at the same time: neither is charged, both run alone next."""
+    worker = await start(serving=False, instances=2, max_rows=1, again=False)
+    gone = asyncio.Event()
+    original = worker.model.call
+
+    async def call(requests, timeout_s):
+        if not gone.is_set():
+            worker.model.calls.append([r.id for r in requests])
+            await gone.wait()
+            raise Unavailable("connection refused")
+        return await original(requests, timeout_s)
+
+    worker.model.call = call
+    ids = await caller.send(make([1, 1]), make([2, 2]))
+    await in_hand(worker, 2, until)
+    worker.work.use(worker.model)
+    await until(lambda: len(worker.model.calls) == 2)
+    gone.set()
+    await until(lambda: not worker.work.serving)
+    worker.work.use(worker.model)
+    await until(lambda: len(caller.replies) == 2)
+    assert [caller.reply(id_).attempt for id_ in ids] == [1, 1]
+    assert letters.got == []
+    await nothing_is_left(worker)
 
 
 async def test_what_may_not_run_twice_does_not(start, caller, letters, make, until, nothing_is_left):
@@ -127,10 +278,13 @@ async def test_the_model_server_is_gone(start, caller, make, shown, until, nothi
     await nothing_is_left(worker)
 
 
-async def test_a_model_server_that_is_gone_costs_one_attempt(
-    start, caller, make, shown, until, nothing_is_left
+async def test_a_model_server_that_is_gone_is_charged_once(
+    start, caller, make, shown, until, suspects, nothing_is_left
 ):
-    """However long it takes until it is known to be back: nothing is sent there, so nothing dies of it."""
+    """However long it takes until it is known to be back: nothing is sent there, so nothing dies of it.
+
+    The request was alone in the only call, so the loss is charged to it.
+    """
     worker = await start(again=False)
 
     def gone(_) -> None:
@@ -139,14 +293,18 @@ async def test_a_model_server_that_is_gone_costs_one_attempt(
     worker.model.fail = gone
     (id_,) = await caller.send(make([1, 1]))
     await until(lambda: worker.model.calls)
-    await in_hand(worker, 1, until)
+
+    async def waits() -> bool:
+        return await suspects() == 1
+
+    await until(waits)
     for _ in range(20):
         await asyncio.sleep(0.01)
     assert worker.model.calls == [[id_]]
     worker.model.fail = lambda _: None
     worker.work.use(worker.model)
     await until(lambda: caller.replies)
-    assert (caller.reply(id_).attempt, shown(caller.reply(id_))) == (1, [[2, 2]])
+    assert (caller.reply(id_).attempt, shown(caller.reply(id_))) == (2, [[2, 2]])
     await nothing_is_left(worker)
 
 
@@ -181,12 +339,12 @@ async def test_the_neighbours_of_a_bad_request_that_killed_the_model_server(
     await in_hand(worker, 3, until)
     worker.work.use(worker.model)
     await until(lambda: len(worker.model.calls) == 2)
-    await in_hand(worker, 3, until)
+    await in_hand(worker, 2, until)
     assert worker.model.calls == [ids, [ids[0]]]
     worker.model.fail = lambda _: None
     worker.work.use(worker.model)
     await until(lambda: len(caller.replies) == 3)
-    assert [caller.reply(id_).attempt for id_ in ids] == [1, 0, 0]
+    assert [caller.reply(id_).attempt for id_ in ids] == [2, 0, 0], "the first was alone in its call"
     await nothing_is_left(worker)
 
 
@@ -246,7 +404,7 @@ async def test_what_nobody_can_read_is_kept_and_settled(
 
 
 async def test_a_lost_session_clears_the_backlog(
-    start, caller, line, make, shown, left, until, nothing_is_left
+    start, caller, line, make, shown, suspects, until, nothing_is_left
 ):
     """The broker delivers all of it again, to this worker or another: keeping it would do the work twice."""
     worker = await start(in_url=line.url, serving=False)
@@ -257,7 +415,11 @@ async def test_a_lost_session_clears_the_backlog(
     assert len(worker.work.backlog) == 0
     assert worker.work.in_hand == 0
     await line.up()
-    await until(lambda: worker.work.backlog.oldest() and worker.work.backlog.oldest().request.attempt == 1)
+
+    async def all_are_suspects() -> bool:
+        return await suspects() == 4
+
+    await until(all_are_suspects)
     worker.work.use(worker.model)
     await until(lambda: len(caller.replies) == 4)
     assert shown(caller.reply(ids[1])) == [[2, 2]]
@@ -265,7 +427,9 @@ async def test_a_lost_session_clears_the_backlog(
     await nothing_is_left(worker)
 
 
-async def test_a_call_outlives_the_session_that_brought_it(start, caller, line, make, until, nothing_is_left):
+async def test_a_call_outlives_the_session_that_brought_it(
+    start, caller, line, make, until, suspects, nothing_is_left
+):
     """Its answer is sent; its tag belongs to no session any more and settles nothing of the next one."""
     worker = await start(in_url=line.url)
     worker.model.open.clear()
@@ -274,10 +438,14 @@ async def test_a_call_outlives_the_session_that_brought_it(start, caller, line, 
     line.cut()
     await until(lambda: worker.requests.link.session is None)
     await worker.requests.link.wait_up(20)
-    # Comes again, as another attempt, and waits behind the call that still runs.
-    await until(lambda: len(worker.work.backlog) == 1)
+
+    async def comes_again() -> bool:
+        """As another attempt, which waits for the call that still runs."""
+        return await suspects() == 1
+
+    await until(comes_again)
     (other,) = await caller.send(make([2, 2]))
-    await in_hand(worker, 3, until)
+    await in_hand(worker, 2, until)
     worker.model.open.set()
     await until(lambda: len(caller.replies.get(id_, [])) == 2 and caller.reply(other))
     assert [reply.attempt for reply in caller.replies[id_]] == [0, 1]

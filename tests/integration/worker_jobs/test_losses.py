@@ -62,6 +62,60 @@ async def test_a_job_that_kills_its_workers(start, shop, until, nothing_is_left)
     assert last.model.calls == []
 
 
+async def test_64_jobs_and_one_that_kills(start, shop, until, nothing_is_left):
+    """Four calls at a time: whatever runs or waits beside the killer is done, and only the killer fails."""
+    ids = [await shop.submit(float(n), 0.0) for n in range(64)]
+    killer, deaths = ids[5], 0
+    while deaths < 10:
+        worker = await start(serving=False, instances=4, max_rows=2, call_ms=0.1)
+        await until(lambda worker=worker: killer in worker.jobs.held)
+        original, killing = worker.model.call, asyncio.Event()
+
+        async def call(requests, timeout_s, told, worker=worker, original=original, killing=killing):
+            if any(request.id == killer for request in requests):
+                worker.model.open.clear()
+                killing.set()
+            return await original(requests, timeout_s, told)
+
+        worker.model.call = call
+        worker.work.use(worker.model)
+
+        async def killed_or_over(killing=killing) -> bool:
+            return killing.is_set() or (await shop.job(killer)).terminal
+
+        await until(killed_or_over)
+        if not killing.is_set():
+            break
+        deaths += 1
+        await worker.die()
+    others = [id_ for id_ in ids if id_ != killer]
+    await until(lambda: shop.is_in("succeeded", *others))
+    assert deaths == MAX_ATTEMPTS
+    job = await shop.job(killer)
+    assert (job.state, job.error["reason"]) == ("failed", "attempts_exhausted")
+    assert [await shop.result(id_) for id_ in others] == [[2.0 * ids.index(id_), 0.0] for id_ in others]
+    await nothing_is_left(worker)
+
+
+async def test_a_job_that_was_lost_runs_with_nothing_beside_it(start, shop, until, nothing_is_left):
+    first = await start(max_rows=0)
+    first.model.open.clear()
+    lost = await shop.submit()
+    await until(lambda: shop.is_in("running", lost))
+    await first.die()
+    second = await start(max_rows=0, instances=4, serving=False)
+    second.model.open.clear()
+    second.work.use(second.model)
+    await until(lambda: second.model.calls == [[lost]])
+    fresh = await shop.submit()
+    await until(lambda: fresh in second.jobs.held)
+    await asyncio.sleep(0.05)
+    assert second.model.calls == [[lost]]
+    second.model.open.set()
+    await until(lambda: shop.is_in("succeeded", lost, fresh))
+    await nothing_is_left(second)
+
+
 async def test_what_must_not_run_twice(start, shop, until, nothing_is_left):
     first = await start(max_rows=0)
     first.model.open.clear()
