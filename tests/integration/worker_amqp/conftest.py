@@ -286,7 +286,7 @@ def nothing_is_left(rabbitmq_url, caller, queue, until) -> Callable[[Worker], An
             await link.wait_up(20)
             await caller.send(body=b"mark")
             await until(lambda: b"mark" in found)
-            assert await link.session.depth(suspects_queue(queue)) == 0, "a suspect was not settled"
+            assert await caller.session.depth(suspects_queue(queue)) == 0, "a suspect was not settled"
         assert found == [b"mark"], "a delivery was taken for settled and was not"
 
     return checked
