@@ -6,6 +6,7 @@ Whoever is to kill it finds the process id in the file that ``KILLER_MARK`` name
 import os
 import signal
 import time
+from pathlib import Path
 
 import triton_python_backend_utils as pb_utils
 
@@ -27,7 +28,6 @@ class TritonPythonModel:
             os.kill(os.getpid(), signal.SIGSEGV)
             time.sleep(60)
         if (x == MARK).any():
-            with open(os.environ["KILLER_MARK"], "w") as mark:
-                mark.write(str(os.getpid()))
+            Path(os.environ["KILLER_MARK"]).write_text(str(os.getpid()))
             time.sleep(60)
         return pb_utils.InferenceResponse([pb_utils.Tensor("y", x * 2)])
