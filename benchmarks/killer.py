@@ -1,8 +1,8 @@
 """``python -m benchmarks.killer``: 64 requests in hand, one of which kills what runs it.
 
-It kills the model's process by a segmentation fault, then Triton, then the whole worker; these two are killed from
-outside while it is in a call. Each time the killer must be the only one that fails, and the other 63 must be
-answered well. The same with 64 jobs.
+It kills the model's process by a segmentation fault, then Triton, then the whole worker; these two are killed
+from outside while it is in a call. Each time the killer must be the only one that fails, and the other 63
+must be answered well. The same with 64 jobs.
 """
 
 from __future__ import annotations

@@ -56,6 +56,9 @@ class Door(Protocol):
     def is_open(self, held: Held) -> bool:
         """Whether its message is still ours to ack."""
 
+    async def bury(self, held: Held) -> None:
+        """Hand a job to the router that may not be tried again; returns when the broker has it."""
+
 
 class Jobs:
     """Runs jobs. ``wake`` is called when there may be something to begin, ``lost`` with a model whose server
@@ -204,6 +207,15 @@ class Jobs:
 
     def _dropped(self, held: Held, outcome: str) -> None:
         JOBS.labels("dropped" if outcome == "drop" else outcome).inc()
+        if outcome == "failed":
+            held.over = True
+            self._track(self._recording, self._buried(held), [held])
+        else:
+            self._done([held])
+
+    async def _buried(self, held: Held) -> None:
+        assert self._door is not None
+        await self._door.bury(held)
         self._done([held])
 
     def _suspect(self, held: Held) -> None:

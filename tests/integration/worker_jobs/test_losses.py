@@ -11,11 +11,14 @@ import pytest
 from services.worker import jobs as jobs_module
 from services.worker import leases as leases_module
 from services.worker.api import jobs as door_module
+from tidegate.broker import Link
 from tidegate.errors import BadRequest, Unavailable
+from tidegate.protocol import envelope
 from tidegate.protocol.jobs import MAX_ATTEMPTS, Taken
 from tidegate.stack.ports import free_ports
 from tidegate.stack.standalone import jobs_running
 from tidegate.store import JobStore, StoreUnavailable
+from tidegate.topology import EXCEPTIONS, jobs_queue
 
 pytestmark = pytest.mark.integration
 
@@ -42,7 +45,8 @@ async def test_a_worker_dies(start, shop, until, nothing_is_left):
     await nothing_is_left(second)
 
 
-async def test_a_job_that_kills_its_workers(start, shop, until, nothing_is_left):
+async def test_a_job_that_kills_its_workers(start, shop, rabbitmq_url, until, nothing_is_left):
+    """It fails, and the router is handed its message: it keeps that as a dead letter."""
     id_ = await shop.submit()
     for attempt in range(1, MAX_ATTEMPTS + 1):
         worker = await start(serving=False)
@@ -58,6 +62,22 @@ async def test_a_job_that_kills_its_workers(start, shop, until, nothing_is_left)
     last = await start()
     await until(lambda: shop.is_in("failed", id_))
     assert (await shop.job(id_)).error["reason"] == "attempts_exhausted"
+    got: list = []
+
+    async def setup(session) -> None:
+        async def on_delivery(delivery) -> None:
+            got.append(delivery)
+            session.ack(delivery.tag)
+
+        await session.declare(EXCEPTIONS)
+        await session.consume(EXCEPTIONS, on_delivery, prefetch=100)
+
+    queue = jobs_queue(shop.deployment, "normal").name
+    async with Link(rabbitmq_url, "letters", setup):
+        await until(lambda: any(letter.headers.get("queue") == queue for letter in got))
+    (letter,) = [each for each in got if each.headers.get("queue") == queue]
+    assert letter.headers["cause"] == "attempts_exhausted"
+    assert letter.body == envelope.pack(envelope.REQUESTS, [await shop.store.request(id_)])
     await nothing_is_left(last)
     assert last.model.calls == []
 
