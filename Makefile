@@ -3,7 +3,7 @@
 
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help up down clean test test-bytecode test-clients check fmt lock bootstrap bootstrap-dev bare-test compose-up compose-down compose-test docs torch bench bench-broker-tax bench-overload bench-heavy bench-mixups bench-perf-analyzer bench-rate-limit bench-chaos bench-flame bench-fleet bench-spike bench-healing bench-cold-start bench-plot bench-jobs bench-long-job
+.PHONY: help up down clean test test-bytecode test-clients check fmt lock bootstrap bootstrap-dev bare-test compose-up compose-down compose-test docs torch bench bench-broker-tax bench-overload bench-heavy bench-mixups bench-perf-analyzer bench-rate-limit bench-chaos bench-flame bench-fleet bench-spike bench-healing bench-cold-start bench-plot bench-jobs bench-long-job bench-killer
 
 PY := .venv/bin/python
 STATE := $(or $(TIDEGATE_STATE_DIR),.tidegate)
@@ -136,6 +136,9 @@ bench-jobs: bootstrap ## jobs accepted and done per second, beside FastAPI + Cel
 
 bench-long-job: bootstrap ## a job of 150 s on a broker that lets a message be held for 5 s
 	$(PY) -m benchmarks.long_job $(BENCH_FLAGS)
+
+bench-killer: bootstrap ## 64 requests in hand, one of which kills the model, Triton or the worker
+	$(PY) -m benchmarks.killer $(BENCH_FLAGS)
 
 bench-chaos: bootstrap ## 20,000 jobs while every part is killed with -9 and restarted once
 	$(PY) -m benchmarks.chaos $(BENCH_FLAGS)

@@ -20,7 +20,7 @@ from services.worker.domain.pace import jobs_ahead
 from services.worker.domain.split import Mismatch
 from services.worker.domain.stats import Stats
 from services.worker.job_results import End, JobResults
-from services.worker.metrics import JOBS
+from services.worker.metrics import JOBS, SUSPECTS
 from tidegate import tasks, telemetry
 from tidegate.errors import (
     BadRequest,
@@ -281,6 +281,7 @@ class Jobs:
             held.begun = False
             self._suspects.append(held)
             return None
+        SUSPECTS.inc()
         return self._begin_call(self._model, [held])
 
     def _begin_call(self, model: Model, group: list[Held]) -> asyncio.Task[None]:

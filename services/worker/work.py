@@ -21,7 +21,7 @@ from services.worker.domain.pace import calls_in_flight, job_calls
 from services.worker.domain.split import Mismatch
 from services.worker.domain.stats import Stats
 from services.worker.jobs import Jobs
-from services.worker.metrics import ANSWERED
+from services.worker.metrics import ANSWERED, SUSPECTS
 from services.worker.streams import Streams
 from tidegate import tasks, telemetry
 from tidegate.errors import (
@@ -188,6 +188,7 @@ class Work:
         assert self._model is not None
         if not (group := self._live([item])):
             return None
+        SUSPECTS.inc()
         if self.streams.limit and item.request.flags & envelope.STREAM:
             return self.streams.begin(self._model, item)
         return self._begin_call(self._model, group)

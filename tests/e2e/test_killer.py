@@ -1,4 +1,4 @@
-"""A request that kills what runs it: 64 in hand, one dead letter, 63 right answers; and what is done with it."""
+"""One of 64 requests in hand kills what runs it: one dead letter, 63 right answers, and what follows."""
 
 from __future__ import annotations
 
