@@ -219,7 +219,7 @@ class Jobs:
         self._done([held])
 
     def _suspect(self, held: Held) -> None:
-        """Have a job run alone that was lost before."""
+        """Let a job run alone that was lost before."""
         held.begun = False
         self._suspects.append(held)
         self._isolate()

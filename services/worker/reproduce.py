@@ -64,7 +64,7 @@ async def reproduce(settings: WorkerSettings, folder: Path, request: Request, ti
 async def _serving(
     settings: WorkerSettings, assignment: Assignment, folder: Path
 ) -> AsyncIterator[tuple[TritonProcess, TritonClient, Model]]:
-    """A Triton with the version's model loaded, its log on the screen; ended with the block."""
+    """Start a Triton with the version's model, its log on the screen; it ends with the block."""
     version, deployment = assignment.version, assignment.deployment
     install = TritonInstall.find(settings.runtime_path, settings.triton_server, settings.triton_backends)
     if version.requirements:

@@ -22,7 +22,7 @@ Operator = Annotated[Principal, Depends(needs(OPERATE))]
 
 
 class ReplayOne(BaseModel):
-    """``to``: the Deployment to run it on, if not the one that it was for."""
+    """Run on the Deployment ``to``, if not on the one that it was for."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -30,7 +30,7 @@ class ReplayOne(BaseModel):
 
 
 class ReplayMany(ReplayOne):
-    """``deployment``: only the letters of this one. What was replayed before is left out."""
+    """Replay only the letters of ``deployment``. What was replayed before is left out."""
 
     deployment: str | None = None
 
@@ -53,7 +53,7 @@ async def listed(
     cause: str | None = None,
     limit: int = Query(100, ge=1, le=10_000),
 ) -> dict[str, Any]:
-    """The latest dead letters, newest first."""
+    """List the latest dead letters, newest first."""
     found = wanted(_letters(request).all, deployment, cause)[-limit:]
     return {"items": [letter.shown() for letter in reversed(found)]}
 
@@ -68,14 +68,14 @@ async def replay_all(request: Request, who: Operator, asked: ReplayMany) -> dict
 
 @router.get("/{id}")
 async def shown(request: Request, _: Operator, id: str) -> dict[str, Any]:
-    """One dead letter, and what became of its replays."""
+    """Return one dead letter, and what became of its replays."""
     letter = _letters(request).get(id)
     return letter.shown() | {"replays": await _replays(request).outcomes(letter)}
 
 
 @router.get("/{id}/payload")
 async def payload(request: Request, who: Operator, id: str) -> Response:
-    """What was kept: the request's frame (docs/envelope.md), or the bytes that nobody could read."""
+    """Return what was kept: the request's frame (docs/envelope.md), or the bytes that nobody could read."""
     letter = _letters(request).get(id)
     body = await _letters(request).payload(letter)
     log.info("payload of a dead letter read", extra={"letter": id, "by": who.id})
@@ -84,7 +84,7 @@ async def payload(request: Request, who: Operator, id: str) -> Response:
 
 @router.post("/{id}/replay")
 async def replay(request: Request, who: Operator, id: str, asked: ReplayOne) -> dict[str, Any]:
-    """Run one again, as a job; the letter with its replays."""
+    """Run one again, as a job; return the letter with its replays."""
     letter = await _replays(request).replay(_letters(request).get(id), asked.to, who.id)
     return letter.shown() | {"replays": await _replays(request).outcomes(letter)}
 
@@ -98,7 +98,7 @@ async def delete(request: Request, who: Operator, id: str) -> Response:
 
 
 async def _tried(request: Request, letter: DeadLetter, to: str | None, who: Principal) -> dict[str, Any]:
-    """A replay, or why there is none: one that fails does not keep the others from theirs."""
+    """Return a replay, or why there is none: one that fails does not stop the others."""
     try:
         done = await _replays(request).replay(letter, to, who.id)
     except TidegateError as error:

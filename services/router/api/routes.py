@@ -6,7 +6,9 @@ from typing import Any
 
 from fastapi import APIRouter, Query, Request
 
+from tidegate import caller
 from tidegate.errors import Unavailable
+from tidegate.protocol.access import OPERATE
 
 router = APIRouter(prefix="/v1", tags=["routes"])
 
@@ -23,5 +25,6 @@ async def routes(request: Request) -> dict[str, Any]:
 @router.get("/exceptions")
 async def exceptions(request: Request, limit: int = Query(100, ge=1, le=1000)) -> dict[str, Any]:
     """The latest dead letters, newest first, as ``/v1/dead`` has them."""
+    caller.require(OPERATE)
     letters = request.app.state.dead_letters.all[-limit:]
     return {"items": [letter.shown() for letter in reversed(letters)]}

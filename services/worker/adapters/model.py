@@ -101,7 +101,7 @@ class Model:
                 return await self.call(requests, timeout_s, parameters)
         else:
             found = await self._small(requests[0].key, key, rows, contents, timeout_s, parameters)
-        return found._replace(outputs=self._sorted(found.outputs, key))
+        return Answer(self._sorted(found.outputs, key), found.parameters)
 
     async def _small(
         self,
