@@ -264,6 +264,7 @@ class Requests:
             self._ack(session, [delivery.tag])
             return None
         item = Item(request, Parcel(session, delivery.tag, delivery.reply_to or "", 1), time.monotonic())
+        # It waits for no room: what fills that waits for this to end.
         if request.flags & envelope.CLAIM and not await self._redeeming.fetch(item):
             return None
         return item

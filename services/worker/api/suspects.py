@@ -83,7 +83,7 @@ class Suspects:
         """Run what is there, by turns with everything else."""
         while (found := self._door.isolating) is not None:
             session, work = found
-            if not work.serving or not await session.depth(self._queue):
+            if not work.serving or session.blocked or not await session.depth(self._queue):
                 return
             began = time.monotonic()
             async with work.alone():
