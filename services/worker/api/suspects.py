@@ -68,29 +68,41 @@ class Suspects:
         await tasks.end(self._task)
 
     async def _run(self) -> None:
+        # A worker that has just begun takes at once what the one before it has left.
+        sure = True
         while True:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._outbox.suspected.wait(), LOOK_S)
+                sure = True
             self._outbox.suspected.clear()
             try:
-                await self._look()
+                sure = await self._look(sure=sure)
             except Unavailable as error:
                 log.info("suspects wait for the broker", extra={"problem": error.message})
             except Exception:
                 log.exception("suspects were not run; the next look tries again")
 
-    async def _look(self) -> None:
-        """Run what is there, by turns with everything else."""
+    async def _look(self, *, sure: bool) -> bool:
+        """Run what is there, by turns with everything else; return whether the next look is to be ``sure``.
+
+        Those of another worker are left to it unless they are still there at the next look: to isolate a call
+        costs every worker that does it a pause.
+        """
         while (found := self._door.isolating) is not None:
             session, work = found
-            if not work.serving or session.blocked or not await session.depth(self._queue):
-                return
+            if not work.serving or session.blocked:
+                return sure
+            if not await session.depth(self._queue):
+                return False
+            if not sure:
+                return True
             began = time.monotonic()
             async with work.alone():
                 running = await self._turn(session, work)
             if running is not None:
                 await asyncio.wait({running})
             await asyncio.sleep(min(time.monotonic() - began, TURN_S))
+        return sure
 
     async def _turn(self, session: Session, work: Work) -> asyncio.Task[None] | None:
         """Run suspects until there are none, or time is up; return the call that has not ended by then."""
