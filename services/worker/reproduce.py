@@ -79,7 +79,8 @@ async def _serving(
     options = TritonOptions(
         replica=assignment.replica,
         threads=deployment.threads,
-        env=deployment.env,
+        # Python tells then where it was when a signal killed it.
+        env={"PYTHONFAULTHANDLER": "1"} | deployment.env,
         auto_complete=not config_is_complete(version),
         start_timeout_s=deployment.start_timeout_s,
     )
@@ -115,7 +116,7 @@ async def _run(model: Model, request: Request, timeout_s: float) -> None:
 
 async def _how_it_died(triton: TritonProcess, client: TritonClient, error: Unavailable) -> str:
     if client.model_died:
-        return "Reproduced: the model's process died. Its last words are above."
+        return "Reproduced: the model's process died; what it printed is above."
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(2.0):
             code = await triton.wait()
@@ -143,7 +144,7 @@ async def _follow(path: Path) -> None:
             *lines, rest = (rest + data).split(b"\n")
             for line in lines:
                 text = line.decode(errors="replace")
-                if not _TRITONS_LINE.match(text):
+                if text.strip() and not _TRITONS_LINE.match(text):
                     print(f"  | {text}", flush=True)
         await asyncio.sleep(POLL_S)
 
