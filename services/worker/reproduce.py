@@ -33,6 +33,7 @@ from tidegate.protocol.models import Assignment
 from tidegate.protocol.tensors import DATATYPES
 
 POLL_S = 0.1
+FAULTHANDLER = b"\n\nimport faulthandler as _faulthandler\n\n_faulthandler.enable()\n"
 SHOWN_BYTES = 80
 ANSWERED, FAILED, DIED = 0, 1, 3
 # Triton's own informational lines, and its tables.
@@ -79,13 +80,13 @@ async def _serving(
     options = TritonOptions(
         replica=assignment.replica,
         threads=deployment.threads,
-        # Python tells then where it was when a signal killed it.
-        env={"PYTHONFAULTHANDLER": "1"} | deployment.env,
+        env=deployment.env,
         auto_complete=not config_is_complete(version),
         start_timeout_s=deployment.start_timeout_s,
     )
     triton = new_triton(install, folder, options)
     models = model_repository.prepare(version, deployment, artifact, triton.repository, install)
+    _tell_where(triton.repository)
     following = asyncio.create_task(_follow(triton.log_path))
     client = None
     try:
@@ -103,6 +104,18 @@ async def _serving(
         await triton.stop(grace_s=0)
         await asyncio.sleep(POLL_S)  # the last lines
         await tasks.end(following)
+
+
+def _tell_where(repository: Path) -> None:
+    """Let Python models say where they were when a signal killed them.
+
+    Triton's Python takes no PYTHONFAULTHANDLER, so the copies that are loaded here enable it themselves.
+    """
+    for path in repository.glob("*/*/model.py"):
+        if path.resolve().is_relative_to(repository.resolve()):  # else it is the cached artifact itself
+            code = path.read_bytes()
+            path.unlink()  # it may be a hard link
+            path.write_bytes(code + FAULTHANDLER)
 
 
 async def _run(model: Model, request: Request, timeout_s: float) -> None:

@@ -72,6 +72,8 @@ def test_a_letter_is_reproduced_in_the_foreground(stack: Stack, killed: str) -> 
     done = stack.run("reproduce", letter["letter"])
     assert done.returncode == 3, f"{done.stdout}\n{done.stderr}"
     assert "Reproduced: the model's process died" in done.stderr
+    assert "Fatal Python error: Segmentation fault" in done.stdout
+    assert "in _answer" in done.stdout, "where the model was"
     assert [replica["replica"] for replica in stack.replicas(f"{killed}-v1")] == before
     assert list((stack.settings.state_path / "reproduce").iterdir()) == []
 
