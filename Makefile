@@ -3,7 +3,8 @@
 
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help up down clean test test-bytecode test-clients check fmt lock bootstrap bootstrap-dev bare-test compose-up compose-down compose-test docs torch bench bench-broker-tax bench-overload bench-heavy bench-mixups bench-perf-analyzer bench-rate-limit bench-chaos bench-flame bench-fleet bench-spike bench-healing bench-cold-start bench-plot bench-jobs bench-long-job bench-killer
+# Every target of this file: none of them is a file.
+.PHONY: $(shell sed -n 's/^\([a-z][a-z-]*\):.*/\1/p' $(firstword $(MAKEFILE_LIST)))
 
 PY := .venv/bin/python
 STATE := $(or $(TIDEGATE_STATE_DIR),.tidegate)
@@ -53,6 +54,12 @@ TORCH ?= torch
 torch: bootstrap ## let the models' environment serve TorchScript (TORCH=torch==2.8 names a version)
 	$(PY) -m pip --python "$(RUNTIME)/model-env/bin/python3" install '$(TORCH)' 'numpy<2'
 
+# onnxruntime and onnxruntime-gpu are the same Python package, so one replaces the other.
+ONNX_GPU ?= onnxruntime-gpu[cuda,cudnn]
+onnx-gpu: bootstrap ## let the models' environment run ONNX models on NVIDIA GPUs (with CUDA's libraries a download of 1.6 GB)
+	$(PY) -m pip --python "$(RUNTIME)/model-env/bin/python3" uninstall --yes onnxruntime
+	$(PY) -m pip --python "$(RUNTIME)/model-env/bin/python3" install '$(ONNX_GPU)' 'numpy<2'
+
 clean: down ## stop everything and forget the data (what was installed stays)
 	@rm -rf "$(STATE)/data" "$(STATE)/run" "$(STATE)/log" "$(STATE)/cache" "$(STATE)/replicas" \
 	  "$(STATE)/examples" "$(STATE)/token"
@@ -65,6 +72,17 @@ test: bootstrap-dev ## install what is missing, check the code, run every test
 	@$(MAKE) --no-print-directory --jobs=2 check test-bytecode
 	$(PY) -m pytest -n 4 --dist loadfile --no-loadscope-reorder $(PYTEST_FLAGS) $(PART_TESTS)
 	$(PY) -m pytest -n 4 --dist loadfile --no-loadscope-reorder $(PYTEST_FLAGS) $(STACK_TESTS)
+
+# Not a part of `make test`: torch is a download of 200 MB (its build for the CPU) to several GB (the default one).
+test-torch: bootstrap-dev ## test TorchScript models; installs torch into the models' environment first, if it is not there
+	@"$(RUNTIME)/model-env/bin/python3" -c 'import torch' 2>/dev/null || { \
+	  echo "Installing $(TORCH) into the models' environment: 200 MB to several GB, once. TORCH and PIP_INDEX_URL choose the build."; \
+	  $(MAKE) --no-print-directory torch; }
+	$(PY) -m pytest $(PYTEST_FLAGS) -m torch tests/integration/worker
+
+# Needs an NVIDIA GPU with its driver, and `make torch onnx-gpu`; what is missing is said, and skipped.
+test-gpu: bootstrap-dev ## test models on this machine's GPU (digits by ONNX, TorchScript, what status says)
+	$(PY) -m pytest $(PYTEST_FLAGS) -m gpu tests/e2e
 
 test-bytecode:
 	@$(PY) -m pytest --collect-only -qq $(PART_TESTS) $(STACK_TESTS) >/dev/null 2>&1 || true
@@ -93,9 +111,17 @@ bench: bootstrap ## measure Tidegate beside its peers (about 45 minutes)
 	-$(PY) -m benchmarks.install
 	$(PY) -m benchmarks.run $(BENCH_FLAGS)
 
+security: bootstrap-dev ## the defects of the security review, each with its test, as a table (SECURITY_FLAGS=--measure)
+	$(PY) -m benchmarks.security $(SECURITY_FLAGS)
+
 # What draws charts and flame graphs.
 bench-plot: bootstrap
 	@$(PY) -m benchmarks.install --only plot
+
+# The promise of every change: the hot path within 3 % of what it was. REV names the other revision.
+REV ?= HEAD~1
+bench-against: bootstrap ## the hot path beside another revision (REV=HEAD~1), alternating in one run
+	$(PY) -m benchmarks.against $(REV) $(BENCH_FLAGS)
 
 bench-broker-tax: bootstrap ## what the queue costs, by hop and by process
 	$(PY) -m benchmarks.broker_tax $(BENCH_FLAGS)

@@ -1,6 +1,7 @@
-"""``python -m benchmarks.jobs``: jobs accepted and done per second, beside FastAPI + Celery on one RabbitMQ.
+"""``python -m benchmarks.jobs``: jobs accepted and done per second, beside FastAPI + Celery.
 
-One stack runs all the time, and Celery uses its RabbitMQ and its Valkey. Each round visits every candidate:
+One stack runs all the time. Celery has a RabbitMQ and a Valkey of its own, of the same kind and with the
+same settings, since the stack's let only its services in. Each round visits every candidate:
 wrk submits jobs of the identity model for some seconds while the worker works at them, then the rest is
 waited for. All of it (load generator, gateway, broker, store, worker, Triton) shares the machine's cores.
 """
@@ -9,11 +10,13 @@ from __future__ import annotations
 
 import asyncio
 import json
+import tempfile
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -22,6 +25,8 @@ from benchmarks.errors import BenchmarkFailed
 from benchmarks.peer import all_peers
 from benchmarks.stack import Stack
 from benchmarks.workloads import Exchange
+from tidegate import credentials
+from tidegate.stack.standalone import jobs_running, rabbitmq_running, valkey_running
 from tidegate.store import JobStore
 
 BAR = 3_000
@@ -85,23 +90,23 @@ def main() -> int:
 def candidate(name: str, running: Stack) -> Iterator[Candidate]:
     """A candidate that takes jobs; Tidegate runs anyhow, the others are started. Raises NotServing."""
     if name == "tidegate":
-        url = f"redis://127.0.0.1:{running.env['TIDEGATE_JOBS_PORT']}/0"
+        url = running.server_url(credentials.VALKEY_JOBS, "router")
         exchange = workloads.exchange("identity", "oip")
         asked = replace(exchange, headers=exchange.headers | {"Prefer": "respond-async"})
         yield Candidate(name, running.url, asked, lambda: asyncio.run(_ended(url)))
         return
     durable = name == "celery-durable"
     (peer,) = [peer for peer in all_peers() if peer.name == "celery"]
-    store = running.env["TIDEGATE_JOBS_PORT" if durable else "TIDEGATE_VALKEY_PORT"]
-    # A database of its own, which the results are counted in.
-    database = 1 + int(time.time()) % 15
-    given = {
-        "BENCH_AMQP_URL": f"amqp://guest:guest@127.0.0.1:{running.env['TIDEGATE_RABBITMQ_PORT']}/",
-        "BENCH_REDIS_URL": f"redis://127.0.0.1:{store}/{database}",
-        "BENCH_QUEUE": f"celery-{name}",
-        **({"BENCH_DURABLE": "1"} if durable else {}),
-    }
-    with server.process(peer, given) as url:
+    with ExitStack() as held:
+        folder = Path(held.enter_context(tempfile.TemporaryDirectory(prefix="tidegate-celery-")))
+        store = jobs_running(folder / "store") if durable else valkey_running(folder / "store")
+        given = {
+            "BENCH_AMQP_URL": held.enter_context(rabbitmq_running(folder / "broker")),
+            "BENCH_REDIS_URL": held.enter_context(store),
+            "BENCH_QUEUE": f"celery-{name}",
+            **({"BENCH_DURABLE": "1"} if durable else {}),
+        }
+        url = held.enter_context(server.process(peer, given))
         server.check(server.Served(url), peer, "identity")
         exchange = workloads.exchange("identity", "plain")
         asked = replace(exchange, path="/jobs/identity")

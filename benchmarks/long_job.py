@@ -15,12 +15,12 @@ from typing import Any
 import numpy as np
 
 from benchmarks import options, report, session, stack
-from tidegate import AsyncClient, tasks
+from tidegate import AsyncClient, credentials, tasks
 from tidegate.broker import Delivery, Link, Session
-from tidegate.topology import Queue
+from tidegate.topology import requests_queue
 
 MODEL = "long"
-HELD = Queue("benchmark.held")
+HELD = requests_queue("benchmark-held")
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +60,10 @@ def main() -> int:
 
 async def _run(running: stack.Stack, length_s: float) -> Outcome:
     holding = asyncio.create_task(
-        _hold(f"amqp://guest:guest@127.0.0.1:{running.env['TIDEGATE_RABBITMQ_PORT']}/")
+        _hold(
+            running.server_url(credentials.RABBITMQ, "worker"),
+            running.server_url(credentials.RABBITMQ, "gateway"),
+        )
     )
     ms, began = np.array([[length_s * 1e3]], "<f4"), time.monotonic()
     async with AsyncClient(running.url) as client:
@@ -73,7 +76,7 @@ async def _run(running: stack.Stack, length_s: float) -> Outcome:
     return Outcome(status, job.document["attempts"], right, took_s, closed_after_s)
 
 
-async def _hold(url: str) -> float:
+async def _hold(consuming: str, publishing: str) -> float:
     """Hold a message until the broker closes the channel; how long that took, in seconds."""
     closed = asyncio.Event()
 
@@ -81,11 +84,18 @@ async def _hold(url: str) -> float:
         return None
 
     async def setup(session: Session) -> None:
-        await session.declare(HELD)
+        await session.declare(HELD, bind=False)
         await session.consume(HELD, on_delivery, prefetch=1)
 
-    async with Link(url, "holder", setup, closed.set) as link:
-        await (await link.wait_up(20)).publish(b"held", routing_key=HELD.name)
+    async def nothing(_: Session) -> None:
+        return
+
+    async with (
+        Link(consuming, "holder", setup, closed.set) as holder,
+        Link(publishing, "publisher", nothing) as publisher,
+    ):
+        await holder.wait_up(20)
+        await (await publisher.wait_up(20)).publish(b"held", routing_key=HELD.name)
         began = time.monotonic()
         await closed.wait()
         return time.monotonic() - began

@@ -14,6 +14,7 @@ from pathlib import Path
 from benchmarks import places
 from benchmarks.errors import BenchmarkFailed
 from benchmarks.session import MARK
+from tidegate import credentials
 from tidegate.stack import processes
 from tidegate.stack.ports import free_ports
 
@@ -40,10 +41,11 @@ class StackFailed(BenchmarkFailed):
 
 @dataclass(frozen=True, slots=True)
 class Stack:
-    """A running Tidegate. ``env`` is the environment its command line works in."""
+    """A running Tidegate. ``env`` is the environment its command line works in, ``root`` its checkout."""
 
     state: Path
     env: Mapping[str, str]
+    root: Path = places.ROOT
 
     @property
     def url(self) -> str:
@@ -55,12 +57,22 @@ class Stack:
         """The gateway's REST port."""
         return int(self.env["TIDEGATE_GATEWAY_PORT"])
 
+    def server_url(self, server: str, service: str) -> str:
+        """Return the URL of a server of the stack (``tidegate.credentials``), as a service logs in there."""
+        scheme, setting = {
+            credentials.RABBITMQ: ("amqp", "TIDEGATE_RABBITMQ_PORT"),
+            credentials.VALKEY: ("redis", "TIDEGATE_VALKEY_PORT"),
+            credentials.VALKEY_JOBS: ("redis", "TIDEGATE_JOBS_PORT"),
+        }[server]
+        url = f"{scheme}://127.0.0.1:{self.env[setting]}/"
+        return credentials.logged_in(url, self.state / "secrets", server, service)
+
     def command(self, *arguments: str) -> str:
         """Run ``tidegate ARGUMENTS``; what it printed. Raises StackFailed."""
         # In a session of its own, so that a Ctrl-C reaches this process first, which then stops the stack.
         done = subprocess.run(
-            [sys.executable, "-m", "tidegate.cli", *arguments],
-            cwd=places.ROOT,
+            [self._python(), "-m", "tidegate.cli", *arguments],
+            cwd=self.root,
             env=self.env,
             stdin=subprocess.DEVNULL,
             capture_output=True,
@@ -74,6 +86,9 @@ class Stack:
             raise StackFailed(f"`tidegate {arguments[0]}` exited with {done.returncode}: {said}")
         return done.stdout
 
+    def _python(self) -> str:
+        return sys.executable if self.root == places.ROOT else str(self.root / ".venv" / "bin" / "python")
+
     def deploy(self, path: Path, name: str, *options: str, replicas: int = 1) -> None:
         """Serve a model file with a fixed number of workers; returns when all of them are ready."""
         signature = path.with_name("signature.json")
@@ -85,13 +100,16 @@ class Stack:
 
 
 @contextmanager
-def tidegate(name: str, extra: Mapping[str, str] | None = None) -> Iterator[Stack]:
+def tidegate(
+    name: str, extra: Mapping[str, str] | None = None, *, root: Path = places.ROOT
+) -> Iterator[Stack]:
     """A fresh stack called ``name``, its state in the benchmarks' folder; stopped at the end.
 
+    ``root``: another checkout, with packages of its own, whose stack it is.
     Raises StackFailed when it does not start.
     """
     state = places.work_dir(name)
-    stack = Stack(state, _environment(state, extra or {}))
+    stack = Stack(state, _environment(state, extra or {}), root)
     _stop(stack)
     shutil.rmtree(state, ignore_errors=True)
     try:

@@ -135,8 +135,10 @@ class _Local(_Place):
         path = self._root / key
         part = path.with_suffix(".part")
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._hand_over(path.parent)
         try:
             with part.open("xb", buffering=0) as file:
+                self._hand_over(file.fileno())
                 for buffer in buffers:
                     view = memoryview(buffer)
                     while len(view):
@@ -149,6 +151,15 @@ class _Local(_Place):
                     _sync_folder(folder)
         finally:
             part.unlink(missing_ok=True)
+
+    def _hand_over(self, what: Path | int) -> None:
+        """Give what root made to the owner of the store.
+
+        A worker in a container is root there, and the services that share the store with it are not.
+        """
+        if os.geteuid() == 0:
+            owner = self._root.stat()
+            os.chown(what, owner.st_uid, owner.st_gid)
 
     def read(self, key: str) -> bytes:
         return (self._root / key).read_bytes()

@@ -77,14 +77,21 @@ class Session:
         """Whether the broker takes no messages now, for want of memory or disk."""
         return self._connection.blocked
 
-    async def declare(self, what: Queue | Exchange) -> None:
-        """Declare a queue or an exchange; a no-op when it is there with the same arguments."""
+    async def declare(self, what: Queue | Exchange, *, bind: bool = True) -> None:
+        """Declare a queue or an exchange; a no-op when it is there with the same arguments.
+
+        A queue that has an exchange is bound to it as well, unless ``bind`` is False: a service that may
+        not bind the queue leaves that to its owner.
+        """
         if isinstance(what, Exchange):
             await self._call(
                 commands.Exchange.Declare(exchange=what.name, exchange_type=what.kind, durable=True)
             )
-        else:
-            await self._declare(what)
+            return
+        await self._declare(what)
+        if bind and what.exchange is not None:
+            await self.declare(what.exchange)
+            await self.bind(what, what.exchange, what.name)
 
     async def bind(self, queue: Queue, exchange: Exchange, routing_key: str = "") -> None:
         """Let ``exchange`` copy to ``queue`` what matches ``routing_key``."""
@@ -187,19 +194,20 @@ class Session:
         self,
         body: bytes | Sequence[Buffer],
         *,
+        exchange: str = "",
         routing_key: str,
         expiration_ms: int | None = None,
         reply_to: str | None = None,
         mandatory: bool = False,
         on_failure: Callable[[Unavailable], None] | None = None,
     ) -> None:
-        """Publish to a queue without waiting, before anything that is written later, as an ack.
+        """Publish without waiting, before anything that is written later, as an ack.
 
         Raises what :meth:`publish` does where that is known at once. ``on_failure`` is called with what is
         learned later; on a link without confirms that is nothing.
         """
         properties = _properties(False, reply_to, expiration_ms, None)
-        confirm = self._write(body, "", routing_key, mandatory, properties)
+        confirm = self._write(body, exchange, routing_key, mandatory, properties)
         if confirm is not None:
             confirm.add_done_callback(partial(_report, routing_key, on_failure))
 

@@ -220,7 +220,7 @@ def furnish(
 
     ``identify``: who sends these headers; None: only holders of the service token are answered.
     """
-    if not settings.service_token:
+    if settings.holds_service_token and not settings.service_token:
         raise SystemExit(
             f"tidegate {name}: no service token. Set TIDEGATE_SERVICE_TOKEN, or write one to "
             f"{settings.state_path / 'token'} (`tidegate up` does)."
@@ -294,6 +294,7 @@ def run(
     ``sock``: a bound socket to serve on instead of ``port``. ``protocol``: uvicorn's HTTP protocol, or
     a factory of one's own. ``on_stop`` runs first of all, while connections are still served.
     """
+    os.umask(0o077)  # what a service writes is for its user alone, whoever started it
     config = uvicorn.Config(
         app,
         host=settings.host,

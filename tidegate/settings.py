@@ -7,15 +7,30 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, PrivateAttr, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from tidegate import credentials
+
+# The servers by the settings that hold their URLs.
+SERVERS = {
+    "amqp_url": credentials.RABBITMQ,
+    "redis_url": credentials.VALKEY,
+    "jobs_url": credentials.VALKEY_JOBS,
+}
 
 
 class Settings(BaseSettings):
-    """The shared settings; every field is ``TIDEGATE_<FIELD>`` in the environment."""
+    """The shared settings; every field is ``TIDEGATE_<FIELD>`` in the environment.
 
+    ``service``: the name by which this process logs in at the broker and the stores; empty: it does not.
+    ``holds_service_token``: False for a process that must not have it, whatever it could read.
+    """
+
+    service: ClassVar[str] = ""
+    holds_service_token: ClassVar[bool] = True
     model_config = SettingsConfigDict(
         env_prefix="TIDEGATE_", extra="ignore", validate_default=True, env_ignore_empty=True
     )
@@ -33,6 +48,11 @@ class Settings(BaseSettings):
     rabbitmq_dist_port: int = Field(8075, description="Erlang distribution port of the embedded RabbitMQ.")
     valkey_port: int = Field(8079, description="Port of the embedded Valkey of the live facts.")
     jobs_port: int = Field(8078, description="Port of the embedded Valkey of the jobs.")
+    secrets_dir: Path | None = Field(
+        None,
+        description="Folder with the services' passwords at RabbitMQ and the Valkeys, for URLs that name no "
+        "user. Default: the state folder's `secrets`, for the embedded servers only.",
+    )
     amqp_url: str = Field("", description="RabbitMQ; the embedded one by default.")
     redis_url: str = Field("", description="Valkey or Redis of the live facts; the embedded one by default.")
     jobs_url: str = Field(
@@ -78,6 +98,8 @@ class Settings(BaseSettings):
     )
     log_level: str = Field("INFO", description="DEBUG, INFO, WARNING or ERROR.")
 
+    _server_urls: dict[str, str] = PrivateAttr(default_factory=dict)
+
     @model_validator(mode="before")
     @classmethod
     def _empty_is_unset(cls, values: Any) -> Any:
@@ -86,9 +108,7 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _derive(self) -> Self:
-        self.amqp_url = self.amqp_url or f"amqp://guest:guest@127.0.0.1:{self.rabbitmq_port}/"
-        self.redis_url = self.redis_url or f"redis://127.0.0.1:{self.valkey_port}/0"
-        self.jobs_url = self.jobs_url or f"redis://127.0.0.1:{self.jobs_port}/0"
+        self._log_in()
         self.database_url = self.database_url or f"sqlite+aiosqlite:///{self.state_path}/data/registry.db"
         self.artifact_url = self.artifact_url or f"file://{self.state_path}/data/artifacts"
         self.blob_url = self.blob_url or f"file://{self.state_path}/data/blobs"
@@ -98,9 +118,37 @@ class Settings(BaseSettings):
             if not getattr(self, f"{service}_url"):
                 setattr(self, f"{service}_url", f"http://{reach}:{getattr(self, f'{service}_port')}")
         token_file = self.state_path / "token"
-        if not self.service_token and token_file.is_file():
+        if not self.holds_service_token:
+            self.service_token = ""
+        elif not self.service_token and token_file.is_file():
             self.service_token = token_file.read_text().strip()
         return self
+
+    def _log_in(self) -> None:
+        """Complete the servers' URLs, with this service's passwords where it has some."""
+        embedded = {
+            "amqp_url": f"amqp://127.0.0.1:{self.rabbitmq_port}/",
+            "redis_url": f"redis://127.0.0.1:{self.valkey_port}/0",
+            "jobs_url": f"redis://127.0.0.1:{self.jobs_port}/0",
+        }
+        for field, server in SERVERS.items():
+            stated: str = getattr(self, field)
+            url = stated or embedded[field]
+            self._server_urls[field] = stated
+            # An external server's URL says itself who logs in, unless a folder of secrets was named for it.
+            if self.secrets_dir is not None or not stated:
+                url = credentials.logged_in(url, self.secrets_path, server, self.service)
+            setattr(self, field, url)
+
+    @property
+    def server_urls(self) -> dict[str, str]:
+        """The servers' URLs as they were stated, by setting, without passwords of ours; empty: embedded."""
+        return dict(self._server_urls)
+
+    @property
+    def secrets_path(self) -> Path:
+        """The folder of secrets, absolute."""
+        return (self.secrets_dir or self.state_dir / "secrets").absolute()
 
     @property
     def state_path(self) -> Path:

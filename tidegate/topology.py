@@ -13,21 +13,25 @@ from tidegate.protocol.jobs import Level
 
 
 @dataclass(frozen=True, slots=True)
-class Queue:
-    """A queue and how it is declared. All are durable: RabbitMQ 4.3 refuses transient shared ones."""
-
-    name: str
-    arguments: dict[str, Any] = field(default_factory=dict)
-    exclusive: bool = False
-    auto_delete: bool = False
-
-
-@dataclass(frozen=True, slots=True)
 class Exchange:
     """An exchange and how it is declared."""
 
     name: str
     kind: Literal["topic", "fanout", "direct"]
+
+
+@dataclass(frozen=True, slots=True)
+class Queue:
+    """A queue and how it is declared. All are durable: RabbitMQ 4.3 refuses transient shared ones.
+
+    ``exchange``: one that leads to the queue by the queue's name, beside the default exchange.
+    """
+
+    name: str
+    arguments: dict[str, Any] = field(default_factory=dict)
+    exclusive: bool = False
+    auto_delete: bool = False
+    exchange: Exchange | None = None
 
 
 # Hints that something happened. Nobody depends on them: every consumer re-lists every few seconds.
@@ -40,9 +44,16 @@ DEMAND_PREFIX = "demand."
 # Ids of requests whose caller has gone: gateway -> every worker, best effort.
 CANCELS = Exchange("tidegate.cancels.v1", "fanout")
 
+# All that workers publish: replies, requests to be tried again, exceptions. A worker may not publish to the
+# default exchange, which leads to every queue (``tidegate.permissions``). The owners of the queues bind them.
+WORKERS = Exchange("tidegate.workers.v1", "direct")
+
+# Assignments for workers that wait: autoscaler -> warm.v1.<pool>.
+WARM = Exchange("tidegate.warm.v1", "direct")
+
 # Request frames that no worker may take again (attempts exhausted) or that nobody could read:
 # worker, gateway -> router, which answers their callers and keeps what it saw.
-EXCEPTIONS = Queue("exceptions.v1")
+EXCEPTIONS = Queue("exceptions.v1", exchange=WORKERS)
 
 # Who used what: gateway -> registry. JSON, persistent, acked once it is in the database.
 USAGE = Queue("usage.v1")
@@ -55,7 +66,7 @@ JOBS_PREFIX = "jobs.v1."
 
 def requests_queue(deployment: str) -> Queue:
     """Request envelopes of interactive calls: gateway -> the deployment's workers. Transient messages."""
-    return Queue(f"requests.v1.{deployment}")
+    return Queue(f"requests.v1.{deployment}", exchange=WORKERS)
 
 
 def suspects_queue(requests: Queue) -> Queue:
@@ -64,7 +75,7 @@ def suspects_queue(requests: Queue) -> Queue:
     One that is delivered runs at once, with nothing beside it in the model. So one that is redelivered was
     alone when its worker died.
     """
-    return Queue(f"{requests.name}.suspects")
+    return Queue(f"{requests.name}.suspects", exchange=WORKERS)
 
 
 def jobs_queue(deployment: str, level: Level) -> Queue:
@@ -78,12 +89,12 @@ def jobs_queue(deployment: str, level: Level) -> Queue:
 
 def warm_queue(flavour: str) -> Queue:
     """Assignments for workers that wait without a model: autoscaler -> one of them. Short-lived."""
-    return Queue(f"warm.v1.{flavour}")
+    return Queue(f"warm.v1.{flavour}", exchange=WARM)
 
 
 def replies_queue(incarnation: str) -> Queue:
     """Reply envelopes: worker, router -> one gateway process. Survives a reconnect, not the process."""
-    return Queue(f"replies.v1.{incarnation}", {"x-expires": 60_000})
+    return Queue(f"replies.v1.{incarnation}", {"x-expires": 60_000}, exchange=WORKERS)
 
 
 def events_queue(service: str, incarnation: str) -> Queue:

@@ -9,7 +9,7 @@ from typing import Any
 
 from deploy.compose.tool import SERVICE, ComposeFailed, Tool
 
-ONCE = {"migrate", "worker"}
+ONCE = {"accounts", "migrate", "worker"}
 LAUNCHED = "tidegate.replica"
 WAIT_S = 300.0
 POLL_S = 1.0

@@ -16,6 +16,7 @@ from services.autoscaler.adapters.leader import LeaderLock
 from services.autoscaler.adapters.ledger import Ledger
 from services.autoscaler.adapters.overrides import Overrides
 from services.autoscaler.adapters.registry import IntentionSource, RegistryClient
+from services.autoscaler.adapters.replica_grants import ReplicaGrants
 from services.autoscaler.adapters.warm_offers import WarmOffers
 from services.autoscaler.api import operators, replay, targets
 from services.autoscaler.domain.launcher import Launcher
@@ -75,8 +76,9 @@ async def _start(
     stack.push_async_callback(lambda: recorder.flush(time.time()))
     overrides = Overrides(registry, ledger, time.time)
     offers = await stack.enter_async_context(WarmOffers(settings.amqp_url, settings.autoscaler_warm))
-    pool = WarmPool(launcher, store, ledger, offers, settings.autoscaler_warm, state / "log")
-    parts = Parts(pool, store, jobs, source, overrides, ledger, recorder, settings.registry_url)
+    grants = ReplicaGrants(registry)
+    pool = WarmPool(launcher, store, ledger, offers, grants, settings.autoscaler_warm, state / "log")
+    parts = Parts(pool, store, jobs, source, overrides, ledger, recorder, grants)
     host = settings.autoscaler_host_name or socket.gethostname()
     loop = Loop(parts, settings.policy(), settings.autoscaler_period_s, host)
     events = Events(settings.amqp_url, on_registry=source.refresh_soon, on_demand=loop.hint)
@@ -95,6 +97,7 @@ async def _start(
     leads = asyncio.Event()
     _run(stack, _lead(leader, loop, pool, leads))
     _run(stack, _hold(pool, loop, leads))
+    _run(stack, _grant(grants, leads))
 
 
 def _add_checks(
@@ -135,3 +138,9 @@ async def _hold(pool: WarmPool, loop: Loop, leads: asyncio.Event) -> None:
     """Keep the warm pool filled, once this process leads."""
     await leads.wait()
     await pool.hold(lambda: loop.host not in loop.cordoned)
+
+
+async def _grant(grants: ReplicaGrants, leads: asyncio.Event) -> None:
+    """Tell the registry which replicas run, once this process leads."""
+    await leads.wait()
+    await grants.run()

@@ -9,14 +9,18 @@ from pathlib import Path
 from services.autoscaler.adapters.launcher_process import ProcessLauncher, ProcessPlan
 from services.autoscaler.domain.launcher import Launcher
 from services.autoscaler.settings import AutoscalerSettings
+from tidegate import credentials
 
 ROOT = Path(__file__).resolve().parents[2]
 
 # What a worker must know alike, wherever it runs.
 SHARED = {
-    "amqp_url", "redis_url", "jobs_url", "registry_url", "blob_url", "claim_above_bytes", "ack_timeout_s",
-    "job_ttl_s", "job_retention_s", "log_level",
+    "registry_url", "blob_url", "claim_above_bytes", "ack_timeout_s", "job_ttl_s", "job_retention_s",
+    "log_level",
 }  # fmt: skip
+
+# What a worker, which runs other people's models, does not inherit from this process.
+WITHHELD = frozenset({"TIDEGATE_SERVICE_TOKEN", "TIDEGATE_API_KEY", "TIDEGATE_DATABASE_URL"})
 
 
 def launcher_of(settings: AutoscalerSettings) -> Launcher:
@@ -25,7 +29,7 @@ def launcher_of(settings: AutoscalerSettings) -> Launcher:
 
 
 def process_launcher(settings: AutoscalerSettings) -> ProcessLauncher:
-    """Workers as processes that run this very installation; they inherit its environment."""
+    """Workers as processes that run this very installation; they inherit most of its environment."""
     environment = {
         "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")])),
         "PYTHONUNBUFFERED": "1",
@@ -34,7 +38,9 @@ def process_launcher(settings: AutoscalerSettings) -> ProcessLauncher:
     }
     # -P: the folder that the stack was started in is not on the import path.
     command = [sys.executable, "-P", "-m", "services.worker", "--replica-dir"]
-    return ProcessLauncher(ProcessPlan(command, settings.state_path, environment))
+    inherited = {name: value for name, value in os.environ.items() if name not in WITHHELD}
+    plan = ProcessPlan(command, settings.state_path, settings.service_token, {**inherited, **environment})
+    return ProcessLauncher(plan)
 
 
 def docker_launcher(settings: AutoscalerSettings) -> Launcher:
@@ -50,6 +56,7 @@ def docker_launcher(settings: AutoscalerSettings) -> Launcher:
         network=settings.docker_network,
         state_dir=settings.state_path,
         token=settings.service_token,
+        secrets=worker_secrets(settings.secrets_path),
         environment={**_shared(settings), **settings.docker_environment},
         volumes=settings.docker_volumes,
         pull=settings.docker_pull,
@@ -66,4 +73,12 @@ def docker_launcher(settings: AutoscalerSettings) -> Launcher:
 
 def _shared(settings: AutoscalerSettings) -> dict[str, str]:
     values = settings.model_dump(include=SHARED)
+    # As they were stated: without a password of the autoscaler's. A worker adds its own.
+    values |= {name: url for name, url in settings.server_urls.items() if url}
     return {f"TIDEGATE_{name.upper()}": str(value) for name, value in values.items()}
+
+
+def worker_secrets(folder: Path) -> dict[str, bytes]:
+    """Return the files of a folder of secrets that a worker needs: its own passwords, by path below it."""
+    found = {f"{server}/worker": credentials.read(folder, server, "worker") for server in credentials.SERVERS}
+    return {path: password.encode() for path, password in found.items() if password}

@@ -14,10 +14,12 @@ from services.autoscaler.adapters import metrics
 from services.autoscaler.adapters.ledger import COLD_STARTS_KEPT, Ledger
 from services.autoscaler.adapters.overrides import Overrides
 from services.autoscaler.adapters.registry import IntentionSource
+from services.autoscaler.adapters.replica_grants import ReplicaGrants
 from services.autoscaler.domain.cold_start import ColdStart, cold_starts, start_times
 from services.autoscaler.domain.decide import decide
 from services.autoscaler.domain.launcher import Launcher, parse_replica
 from services.autoscaler.domain.memory import State
+from services.autoscaler.domain.replica_artifacts import artifacts_of
 from services.autoscaler.domain.snapshot import Action, Decision, Drain, Kill, Launch, Plan, Policy, Snapshot
 from services.autoscaler.domain.status import statuses
 from services.autoscaler.recorder import Recorder
@@ -45,7 +47,7 @@ class Parts:
     overrides: Overrides
     ledger: Ledger
     recorder: Recorder
-    registry_url: str
+    grants: ReplicaGrants
 
 
 class Loop:
@@ -116,6 +118,8 @@ class Loop:
         """Observe, decide, publish and act, once."""
         snapshot = await self.observe()
         now = self._clock()
+        if snapshot.running is not None:
+            self._parts.grants.running(artifacts_of(snapshot.running, snapshot.intention))
         before = self.state
         plan, self.state = decide(snapshot, self._policy, before, now)
         self._launch_failures, self._acted = {}, bool(plan.actions)
@@ -246,13 +250,13 @@ class Loop:
         # First the generation, then the start: a name is never given twice, whenever this dies.
         self._parts.ledger.save_generation(action.deployment.name, action.slot, action.generation)
         self._causes[action.replica] = action.cause
+        self._parts.grants.launching(action.replica, action.version.artifact_sha256)
         await self._parts.launcher.launch(
             Assignment(
                 replica=action.replica,
                 generation=action.generation,
                 deployment=action.deployment,
                 version=action.version,
-                registry_url=self._parts.registry_url,
                 launched_at=self._clock(),
             )
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, field_validator
 
@@ -14,6 +14,8 @@ from tidegate.settings import Settings
 
 class AutoscalerSettings(Settings):
     """Times are seconds."""
+
+    service: ClassVar[str] = "autoscaler"
 
     launcher: Literal["process", "docker"] = Field("process", description="How workers are started.")
     autoscaler_period_s: float = Field(0.5, gt=0, description="Time between two looks.")

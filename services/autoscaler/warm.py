@@ -19,6 +19,7 @@ from typing import Any
 from services.autoscaler.adapters import metrics
 from services.autoscaler.adapters.kept_logs import KeptLogs
 from services.autoscaler.adapters.ledger import Ledger
+from services.autoscaler.adapters.replica_grants import ReplicaGrants
 from services.autoscaler.adapters.warm_offers import WarmOffers
 from services.autoscaler.domain.launcher import (
     Launcher,
@@ -68,6 +69,7 @@ class WarmPool:
         store: Store,
         ledger: Ledger,
         offers: WarmOffers,
+        grants: ReplicaGrants,
         flavours: Mapping[str, Flavour],
         log_dir: Path,
         clock: Callable[[], float] = time.time,
@@ -76,6 +78,7 @@ class WarmPool:
         self._store = store
         self._ledger = ledger
         self._offers = offers
+        self._grants = grants
         self._flavours = flavours
         self._logs = KeptLogs(log_dir)
         self._clock = clock
@@ -240,6 +243,7 @@ class WarmPool:
             self._drop(start.replica)
             return None
         self._note(Claim(claim.replica, claim.fingerprint, claim.launched_at, claim.drain_limit_s, worker))
+        self._grants.launching(worker, assignment.version.artifact_sha256)
         self._link_log(start.replica, worker)
         log.info("given to a worker that waited", extra={"replica": start.replica, "worker": worker})
         return worker

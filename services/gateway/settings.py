@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -13,6 +13,8 @@ Scope = Literal["infer", "publish", "operate", "admin"]
 
 class GatewaySettings(Settings):
     """What only the gateway needs."""
+
+    service: ClassVar[str] = "gateway"
 
     gateway_workers: int = Field(1, ge=1, le=64, description="Gateway processes behind the one port.")
     envelope_max_frames: int = Field(256, ge=1, le=4096, description="Most requests in one envelope.")

@@ -7,19 +7,29 @@ import contextlib
 from collections.abc import AsyncIterator
 from datetime import timedelta
 
-from fastapi import FastAPI
+from fastapi import APIRouter, Depends, FastAPI
 
 from services.registry.adapters import metrics
 from services.registry.adapters.announcer import Announcer
 from services.registry.adapters.artifacts import ArtifactStore
 from services.registry.adapters.sql.database import Clock, Database, utc_now
 from services.registry.adapters.usage_intake import UsageIntake
-from services.registry.api import artifacts, deployments, endpoints, history, intention, keys, models
+from services.registry.api import (
+    artifacts,
+    deployments,
+    endpoints,
+    history,
+    intention,
+    keys,
+    models,
+    replicas,
+)
 from services.registry.domain.archive import Limits
 from services.registry.keyring import Keyring
 from services.registry.registrar import Policy, Registrar
 from services.registry.settings import RegistrySettings
 from tidegate.api import create_app
+from tidegate.protocol.replica_token import Replicas
 
 COLLECT_EVERY_S = 600.0
 
@@ -50,20 +60,17 @@ def build(settings: RegistrySettings, clock: Clock = utc_now) -> FastAPI:
             await stack.enter_async_context(_background(registrar, settings.probe_every_s))
             yield
 
+    closed = APIRouter(dependencies=[Depends(replicas.refuse_replicas)])
+    for each in (artifacts, models, deployments, endpoints, intention, keys, history, replicas):
+        closed.include_router(each.router)
     app = create_app(
         name="registry",
         settings=settings,
         lifespan=lifespan,
-        routers=[
-            artifacts.router,
-            models.router,
-            deployments.router,
-            endpoints.router,
-            intention.router,
-            keys.router,
-            history.router,
-        ],
+        routers=[artifacts.reading, closed],
+        identify=replicas.identify(settings.service_token),
     )
+    app.state.replicas = Replicas()
     app.add_middleware(metrics.Requests)
     return app
 

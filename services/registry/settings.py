@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from pydantic import Field
 
 from tidegate.settings import Settings
@@ -11,6 +13,8 @@ GIB = 1024**3
 
 class RegistrySettings(Settings):
     """Read by ``app.py`` only; every field is ``TIDEGATE_<FIELD>`` in the environment."""
+
+    service: ClassVar[str] = "registry"
 
     max_artifact_bytes: int = Field(8 * GIB, ge=1, description="The largest artifact that is taken.")
     max_unpacked_bytes: int = Field(32 * GIB, ge=1, description="The most that an archive may unpack to.")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from pydantic import Field
 
 from services.router.domain.dead_letters import Limits as DeadLetterLimits
@@ -11,6 +13,8 @@ from tidegate.settings import Settings
 
 class RouterSettings(Settings):
     """What only the router needs."""
+
+    service: ClassVar[str] = "router"
 
     route_interval_s: float = Field(0.5, description="How often the router looks at workers, in seconds.")
     relist_interval_s: float = Field(

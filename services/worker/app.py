@@ -74,7 +74,10 @@ class Worker:
     def _begin(
         self, assignment: Assignment, store: Store, job_store: JobStore, triton: TritonProcess | None
     ) -> Life:
-        life = Life(self._settings, assignment, self._folder, store, job_store, self._http_port, triton)
+        token = read_token(self._folder)
+        life = Life(
+            self._settings, assignment, self._folder, store, job_store, self._http_port, token, triton
+        )
         life.start()
         return life
 
@@ -89,3 +92,11 @@ def read_start(folder: Path) -> Assignment | WarmAssignment:
     document = orjson.loads((folder / "assignment.json").read_bytes())
     kind = WarmAssignment if "flavour" in document else Assignment
     return kind.model_validate(document)
+
+
+def read_token(folder: Path) -> str:
+    """Return the replica's token, as the launcher wrote it; empty if it wrote none."""
+    try:
+        return (folder / "token").read_text().strip()
+    except FileNotFoundError:
+        return ""

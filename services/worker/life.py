@@ -7,6 +7,7 @@ import contextlib
 import os
 import socket
 import time
+from functools import partial
 from pathlib import Path
 
 from services.worker.adapters import model_repository
@@ -19,7 +20,7 @@ from services.worker.adapters.model_report import ModelReport
 from services.worker.adapters.shared_memory import Regions
 from services.worker.adapters.triton_client import TritonClient
 from services.worker.adapters.triton_install import TritonInstall
-from services.worker.adapters.triton_process import TritonOptions, TritonProcess, new_triton
+from services.worker.adapters.triton_process import TritonOptions, TritonProcess, new_triton, repository_in
 from services.worker.adapters.warmup import warm_up
 from services.worker.api.jobs import JobMessages
 from services.worker.api.outbox import Outbox
@@ -30,13 +31,14 @@ from services.worker.domain.phases import Phases
 from services.worker.job_results import JobResults
 from services.worker.jobs import Jobs
 from services.worker.leases import Leases
+from services.worker.loading import Loading
 from services.worker.metrics import IN_HAND, TRITON_RESTARTS
 from services.worker.settings import WorkerSettings
 from services.worker.work import Work
 from tidegate import tasks, telemetry
 from tidegate.blobs import Blobs
 from tidegate.claims import Claims
-from tidegate.errors import ModelFailed, TidegateError
+from tidegate.errors import TidegateError
 from tidegate.protocol.models import Assignment, Signature
 from tidegate.protocol.presence import ReplicaReport, ReplicaState
 from tidegate.store import JobStore, Store
@@ -55,7 +57,8 @@ CRASH_WINDOW_S = 300.0
 class Life:
     """One replica from its start to its end. ``ended`` is set when the process should go.
 
-    ``triton`` is one that was started ahead; it is ended with the replica, used or not.
+    ``token`` opens the artifact at the registry. ``triton`` is one that was started ahead; it is ended with
+    the replica, used or not.
     """
 
     def __init__(
@@ -66,9 +69,11 @@ class Life:
         store: Store,
         job_store: JobStore,
         http_port: int,
+        token: str,
         triton: TritonProcess | None = None,
     ) -> None:
         self._settings = settings
+        self._token = token
         self._assignment = assignment
         self._deployment = assignment.deployment
         self._folder = folder
@@ -104,6 +109,7 @@ class Life:
         self._leases: Leases | None = None
         self._heartbeat = Heartbeat(store, settings.heartbeat_interval_s, self._report)
         self._model_report = ModelReport(store, self._deployment.name)
+        self._loading: Loading | None = None
         self._gpus = Gpus(lambda: self._triton.metrics_port if self._triton else 0)
         self.ended = asyncio.Event()
         self.failed = False
@@ -235,29 +241,33 @@ class Life:
         with self._phases.measure("fetch"):
             cache = ArtifactCache(self._settings.state_path / "cache")
             artifact = await cache.fetch(
-                self._assignment.registry_url,
-                self._settings.service_token,
+                self._settings.registry_url,
+                self._token,
                 version.artifact_sha256,
                 version.artifact_size,
             )
+        repository = repository_in(self._folder)
+        write = partial(model_repository.prepare, version, self._deployment, artifact, repository, install)
+        self._loading = Loading(self._deployment, write)
+        models = await self._loading.prepare()
         options = TritonOptions(
             replica=self._assignment.replica,
             threads=self._deployment.threads,
             env=self._deployment.env,
             auto_complete=not config_is_complete(version),
             start_timeout_s=self._deployment.start_timeout_s,
+            response_cache_mb=model_repository.cache_mb(repository, models, self._deployment, install),
         )
         if self._triton is None or not self._triton.serves(install, options):
             if self._triton is not None:
                 await self._triton.stop(grace_s=0)
             self._triton = new_triton(install, self._folder, options)
-        return await asyncio.to_thread(
-            model_repository.prepare, version, self._deployment, artifact, self._triton.repository, install
-        )
+        return models
 
     async def _start_triton(self, models: list[str]) -> TritonClient:
         """Triton up, the models loaded and warm: a client that speaks to it."""
         assert self._triton is not None
+        assert self._loading is not None
         self._message = "starting Triton"
         with self._phases.measure("triton_start"):
             if not self._triton.running:
@@ -267,8 +277,7 @@ class Life:
             self._regions = Regions(client, self._triton.region)
         self._message = "loading the model"
         with self._phases.measure("load"):
-            for model in models:
-                await self._load(client, model)
+            await self._loading.load(client, models, self._triton.tail)
             found = await client.signature(models[-1])
             if self._signature is None:
                 self._signature = found
@@ -280,15 +289,6 @@ class Life:
             await warm_up(client, models[-1], self._signature, max_batch=self._max_rows() or None)
         await self._model_report.use(client, models[-1], self._triton.repository / models[-1])
         return client
-
-    async def _load(self, client: TritonClient, model: str) -> None:
-        assert self._triton is not None
-        try:
-            await client.load(model, self._deployment.start_timeout_s)
-        except ModelFailed as error:
-            # When the model's Python never came up Triton knows no more than that; its log has the reason.
-            known = "not healthy" not in error.message
-            raise error if known else ModelFailed(f"{error.message}\n{self._triton.tail()}") from None
 
     def _max_rows(self) -> int:
         """Rows of one model call: the Deployment's choice within what the model takes; 0: no batch axis."""
@@ -320,6 +320,7 @@ class Life:
             self._regions,
             self._settings.shared_memory_above_bytes,
             self._signature.decoupled,
+            self._triton is not None and self._triton.caches,
         )
 
     def _streams(self) -> int:
@@ -352,7 +353,7 @@ class Life:
         self._message = "waiting for RabbitMQ"
         for link in (self._outbox.link, self._requests.link):
             await link.wait_up(self._deployment.start_timeout_s)
-        self._say("ready")
+        self._say("ready", self._loading.caveat if self._loading else "")
         log.info("ready", extra={"phases_ms": self._phases.ms})
 
     def _with_jobs(self) -> Jobs:
@@ -425,7 +426,7 @@ class Life:
             async with asyncio.timeout(self._deployment.start_timeout_s):
                 self._client = await self._start_triton(models)
             self._work.use(self._model(self._client, models[-1]))
-            self._say("ready")
+            self._say("ready", self._loading.caveat if self._loading else "")
             await self._open()
             await self._heartbeat.beat()
 
@@ -453,4 +454,5 @@ class Life:
             jobs=self._messages.unsettled if self._messages else 0,
             gpu_utilization=self._gpus.utilization,
             gpu_memory_bytes=self._gpus.memory_bytes,
+            device=self._loading.device if self._loading else "",
         )

@@ -15,6 +15,7 @@ import struct
 import sys
 from collections.abc import AsyncIterator
 from contextlib import aclosing, asynccontextmanager
+from functools import partial
 from pathlib import Path
 
 from services.worker.adapters import model_repository
@@ -23,14 +24,16 @@ from services.worker.adapters.environments import Environments
 from services.worker.adapters.model import Answer, Model
 from services.worker.adapters.triton_client import TritonClient
 from services.worker.adapters.triton_install import TritonInstall
-from services.worker.adapters.triton_process import TritonOptions, TritonProcess, new_triton
+from services.worker.adapters.triton_process import TritonOptions, TritonProcess, new_triton, repository_in
 from services.worker.domain.formats import config_is_complete
+from services.worker.loading import Loading
 from services.worker.settings import WorkerSettings
 from tidegate import tasks
 from tidegate.errors import TidegateError, Unavailable
 from tidegate.protocol.envelope import Request, Undecodable, read_call_key, read_request
 from tidegate.protocol.models import Assignment
 from tidegate.protocol.tensors import DATATYPES
+from tidegate.settings import Settings
 
 POLL_S = 0.1
 FAULTHANDLER = b"\n\nimport faulthandler as _faulthandler\n\n_faulthandler.enable()\n"
@@ -74,19 +77,25 @@ async def _serving(
             version.requirements, deployment.env, settings.environment_timeout_s
         )
     _say("fetching the artifact")
+    operator = Settings()  # it is no replica, so it has no token of one
     artifact = await ArtifactCache(settings.state_path / "cache").fetch(
-        assignment.registry_url, settings.service_token, version.artifact_sha256, version.artifact_size
+        operator.registry_url, operator.service_token, version.artifact_sha256, version.artifact_size
     )
+    repository = repository_in(folder)
+    loading = Loading(
+        deployment, partial(model_repository.prepare, version, deployment, artifact, repository, install)
+    )
+    models = await loading.prepare()
+    _tell_where(repository)
     options = TritonOptions(
         replica=assignment.replica,
         threads=deployment.threads,
         env=deployment.env,
         auto_complete=not config_is_complete(version),
         start_timeout_s=deployment.start_timeout_s,
+        response_cache_mb=model_repository.cache_mb(repository, models, deployment, install),
     )
     triton = new_triton(install, folder, options)
-    models = model_repository.prepare(version, deployment, artifact, triton.repository, install)
-    _tell_where(triton.repository)
     following = asyncio.create_task(_follow(triton.log_path))
     client = None
     try:
@@ -94,8 +103,7 @@ async def _serving(
         await triton.start()
         client = TritonClient(triton.target, triton.http)
         _say("loading the model")
-        for name in models:
-            await client.load(name, deployment.start_timeout_s)
+        await loading.load(client, models, triton.tail)
         signature = await client.signature(models[-1])
         yield triton, client, Model(client, models[-1], signature.outputs, decoupled=signature.decoupled)
     finally:

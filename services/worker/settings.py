@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import ClassVar
 
 from pydantic import Field
 
@@ -11,6 +12,10 @@ from tidegate.settings import Settings
 
 class WorkerSettings(Settings):
     """What only the worker needs."""
+
+    service: ClassVar[str] = "worker"
+    # A worker runs models that others wrote: it has a token of its replica, which opens one artifact.
+    holds_service_token: ClassVar[bool] = False
 
     triton_server: Path | None = Field(
         None, description="A native tritonserver binary instead of the wheel's."

@@ -113,7 +113,7 @@ class Waiting:
 
     async def _listen(self, session: Session) -> None:
         queue = warm_queue(self._start.flavour)
-        await session.declare(queue)
+        await session.declare(queue, bind=False)
 
         async def on_offer(delivery: Delivery) -> None:
             await self._answer(session, delivery)

@@ -19,7 +19,7 @@ import psutil
 import pytest
 
 from tests.conftest import MadeOnce
-from tidegate import Client
+from tidegate import Client, credentials
 from tidegate.settings import Settings
 from tidegate.stack.ports import free_ports
 
@@ -67,6 +67,15 @@ class Stack:
 
     settings: Settings
     env: dict[str, str]
+
+    def server_url(self, server: str, service: str) -> str:
+        """The URL of a server of the stack (``tidegate.credentials``), as a service logs in there."""
+        url = {
+            credentials.RABBITMQ: self.settings.amqp_url,
+            credentials.VALKEY: self.settings.redis_url,
+            credentials.VALKEY_JOBS: self.settings.jobs_url,
+        }[server]
+        return credentials.logged_in(url, self.settings.secrets_path, server, service)
 
     def run(self, *args: str, timeout_s: float = 180.0) -> subprocess.CompletedProcess[str]:
         """Run ``tidegate ...`` and give its outcome, whatever it is."""

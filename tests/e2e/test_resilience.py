@@ -188,7 +188,7 @@ def _table_in_store(stack: Stack) -> bool:
     import redis
 
     try:
-        with redis.Redis.from_url(stack.settings.redis_url) as store:
+        with redis.Redis.from_url(stack.server_url("valkey", "router")) as store:
             return store.get("tidegate:routes") is not None
     except redis.ConnectionError:
         return False

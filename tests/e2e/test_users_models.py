@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+import time
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -13,8 +14,10 @@ import httpx
 import numpy as np
 import pytest
 
+from services.worker.adapters.triton_install import TritonInstall
 from tests.e2e.conftest import Stack
 from tidegate import Client
+from tidegate.settings import Settings
 
 ENSEMBLES = Path(__file__).parents[2] / "examples" / "ensemble"
 XY = (
@@ -246,6 +249,10 @@ def test_a_scikit_learn_pipeline(stack: Stack, client: Client, tmp_path: Path):
 
 
 def test_torchscript_without_torch_names_the_remedy(stack: Stack, tmp_path: Path):
+    if TritonInstall.find(Settings().runtime_path).has_module("torch"):
+        pytest.skip(
+            "torch is in the models' environment: tests/integration/worker/test_torchscript.py uses it"
+        )
     path = tmp_path / "net.pt"
     with zipfile.ZipFile(path, "w") as file:
         file.writestr("net/constants.pkl", "")
@@ -284,3 +291,35 @@ class TritonPythonModel:
         number = stack.cli("versions", "quiet")["items"][-1]["number"]
         answer = client.infer("quiet", {"x": np.ones((1, 16), np.float32)}, timeout_s=60)
         assert (answer["y"][0, 0], answer.model_version) == (factor, str(number))
+
+
+def test_a_response_cache_is_hit_and_counted(stack: Stack, client: Client, tmp_path: Path):
+    source = """
+import numpy as np, time
+import triton_python_backend_utils as pb_utils
+
+
+class TritonPythonModel:
+    def execute(self, requests):
+        at = time.time()
+        return [
+            pb_utils.InferenceResponse([pb_utils.Tensor("y", np.full((1, 1), at % 1000, np.float32))])
+            for _ in requests
+        ]
+"""
+    files = {"config.pbtxt": XY + "response_cache { enable: true }\n", "1/model.py": source}
+    stack.deploy(written(tmp_path / "kept", files), "kept", "--resource", "response_cache_mb=8")
+    first = client.infer("kept", {"x": column(1)})["y"].tolist()
+    assert [client.infer("kept", {"x": column(1)})["y"].tolist() for _ in range(4)] == [first] * 4
+    assert client.infer("kept", {"x": column(2)})["y"].tolist() != first
+    url = f"{stack.settings.gateway_url}/v2/models/kept"
+    asked = {"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 1], "data": [1]}]}
+    refused = httpx.post(f"{url}/infer", json={**asked, "parameters": {"mode": 2}}, trust_env=False)
+    assert refused.status_code == 400
+    assert "does not tell requests with other parameters (mode) apart" in refused.json()["error"]
+    for _ in range(100):  # workers tell what they counted once a second
+        told = httpx.get(f"{url}/stats", trust_env=False).json()["model_stats"][0]["inference_stats"]
+        if told["cache_hit"]["count"] == 4:
+            break
+        time.sleep(0.1)
+    assert told["cache_hit"]["count"] == 4

@@ -59,7 +59,8 @@ def deploy(
         list[str] | None,
         typer.Option(
             metavar="K=V",
-            help="memory_mb, cpus, shm_mb, gpus or gpu_memory_mb of a replica; repeatable.",
+            help="memory_mb, cpus, shm_mb, gpus, gpu_memory_mb, allow_cpu or response_cache_mb of a replica; "
+            "repeatable.",
             rich_help_panel=_RUN,
         ),
     ] = None,

@@ -105,7 +105,7 @@ class Overview:
 _SERVICE = ("service", "state", "where", "detail")
 _ENDPOINT = ("endpoint", "targets", "until they are ready")
 _DEPLOYMENT = (
-    "deployment", "model", "state", "ready", "desired", "queue", "in/s", "detail"
+    "deployment", "model", "state", "ready", "desired", "runs on", "queue", "in/s", "detail"
 )  # fmt: skip
 
 
@@ -152,6 +152,7 @@ def deployment_row(status: Doc, version: str | None) -> tuple[Any, ...]:
         state,
         status["ready"],
         status["desired"],
+        "; ".join(status.get("devices", ())),
         status["queue"],
         status["arrival_rate"],
         detail,

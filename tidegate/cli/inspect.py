@@ -103,6 +103,7 @@ def replicas(json: Json = False) -> None:
             r.get("replica"),
             r.get("state"),
             r.get("pid"),
+            r.get("device"),
             output.moment(r.get("started_at") or r.get("launched_at")),
             r.get("inflight"),
             r.get("completed"),
@@ -114,7 +115,8 @@ def replicas(json: Json = False) -> None:
         for r in items
     ]
     columns = (
-        "replica", "state", "pid", "started", "inflight", "completed", "failed", "call ms", "batch", "message"
+        "replica", "state", "pid", "runs on", "started", "inflight", "completed", "failed", "call ms",
+        "batch", "message",
     )  # fmt: skip
     output.show({"items": items}, json, lambda: output.table(rows, columns, "No replica runs."))
 

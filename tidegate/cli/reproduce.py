@@ -57,7 +57,6 @@ def _assignment(control: Control, letter: Doc, deployment: str) -> Doc:
         "generation": 0,
         "deployment": wanted,
         "version": version,
-        "registry_url": control.settings.registry_url,
         "launched_at": time.time(),
     }
 

@@ -72,6 +72,15 @@ ANONYMOUS = Principal("anonymous", "anonymous", frozenset({INFER}))
 SERVICE = Principal("service", "service token", frozenset(SCOPES))
 
 
+# What the id of a replica's principal begins with.
+REPLICA_PREFIX = "replica:"
+
+
+def replica_principal(replica: str) -> Principal:
+    """Return the principal of a replica that shows its token: it has no scope."""
+    return Principal(f"{REPLICA_PREFIX}{replica}", replica, frozenset())
+
+
 def carried(headers: Mapping[bytes, bytes]) -> Principal:
     """For whom a holder of the service token calls: itself, unless it names another. Raises ValueError."""
     raw = headers.get(PRINCIPAL_HEADER)

@@ -89,6 +89,8 @@ class Resources(Noun):
     """What one replica may use, in MiB and cores; None: as the launcher is set. Containers are held to it.
 
     ``gpus`` are whole ones; with ``gpu_memory_mb`` the replica shares one with others, by declared memory.
+    ``allow_cpu``: a model that cannot use the GPU runs on the CPU; else its replica fails to start.
+    ``response_cache_mb`` is the most that Triton's response cache takes, of a model that asks for one.
     """
 
     memory_mb: int | None = Field(None, ge=64)
@@ -96,6 +98,8 @@ class Resources(Noun):
     shm_mb: int | None = Field(None, ge=1)
     gpus: int = Field(0, ge=0, le=64)
     gpu_memory_mb: int | None = Field(None, ge=1)
+    allow_cpu: bool = False
+    response_cache_mb: int = Field(64, ge=1, le=1_048_576)
 
     @model_validator(mode="after")
     def _whole_or_shared(self) -> Self:
@@ -181,13 +185,16 @@ class Intention(Noun):
 
 
 class Assignment(Noun):
-    """All that one worker is started with: it needs the registry for the artifact's bytes only."""
+    """All that one worker is started with: it needs the registry for the artifact's bytes only.
+
+    It also travels as a message, so it holds no address and no credential: a worker has these from its
+    own settings.
+    """
 
     replica: str
     generation: int
     deployment: Deployment
     version: Version
-    registry_url: str
     launched_at: float
 
 
@@ -229,7 +236,8 @@ class DeploymentStatus(Noun):
     """What the autoscaler sees and wants of a Deployment. None: not known.
 
     ``rule`` and ``reason`` are those of ``desired``, ``limits`` the bounds in force. ``start_s`` is what a
-    replica takes to become ready. ``ended`` are the last replicas that did not end as they should.
+    replica takes to become ready. ``devices`` are those that its replicas' models run on. ``ended`` are the
+    last replicas that did not end as they should.
     """
 
     deployment: str
@@ -244,6 +252,7 @@ class DeploymentStatus(Noun):
     utilization: float | None = None
     gpu_utilization: float | None = None
     gpu_memory_bytes: int | None = None
+    devices: list[str] = Field(default_factory=list)
     predicted_wait_ms: float | None = None
     start_s: float | None = None
     cost_per_hour: float | None = None

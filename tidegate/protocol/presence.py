@@ -23,6 +23,8 @@ class ReplicaReport:
     ``signature`` is what the model server says of its model, as a ``Signature``.
     ``jobs`` is how many messages of jobs it holds, not settled yet.
     ``gpu_utilization`` (0 to 1) and ``gpu_memory_bytes`` (used) are those of its GPUs; None: it has none.
+    ``device`` is where its model runs, as Triton says: ``cpu``, ``cuda:0 (NVIDIA H100 80GB HBM3)``, several
+    by commas; empty until the model is loaded.
     """
 
     replica: str
@@ -46,6 +48,7 @@ class ReplicaReport:
     jobs: int = 0
     gpu_utilization: float | None = None
     gpu_memory_bytes: int | None = None
+    device: str = ""
 
     def to_json(self) -> bytes:
         """The report as JSON."""

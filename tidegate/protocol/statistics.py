@@ -2,8 +2,8 @@
 
 Workers add counts by name to one hash for each Deployment; a gateway shows the sums. Durations are in ns.
 ``success``, ``fail`` and ``queue`` are of requests, from a worker's receipt to its answer; a request that
-shared a model call has that call's full ``compute_*``, as in Triton. ``execution_count`` and the batches are
-of calls.
+shared a model call has that call's full ``compute_*``, as in Triton. ``execution_count``, the
+batches, ``cache_hit`` and ``cache_miss`` (of Triton's response cache, where a model has one) are of calls.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ INFERENCES, EXECUTIONS = "inference_count", "execution_count"
 PARTS = (
     "success", "fail", "queue", "compute_input", "compute_infer", "compute_output", "cache_hit", "cache_miss",
 )  # fmt: skip
+CACHE = ("cache_hit", "cache_miss")
 COMPUTE = ("compute_input", "compute_infer", "compute_output")
 BATCH = "batch"
 

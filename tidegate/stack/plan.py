@@ -7,8 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from tidegate import credentials
+from tidegate.permissions import JOB_STORE, LIVE_STORE
 from tidegate.settings import Settings
-from tidegate.stack import rabbitmq, valkey
+from tidegate.stack import accounts, rabbitmq, valkey
 from tidegate.stack.child import MARK, Child, Port, Probe
 
 SERVICES = ("registry", "router", "autoscaler", "gateway")
@@ -25,6 +27,9 @@ def plan(settings: Settings, environ: Mapping[str, str]) -> tuple[Child, ...]:
     state = settings.state_path
     env = _environment(settings, environ)
     servers: list[Child] = []
+    rabbitmq_passwords, valkey_passwords, jobs_passwords = (
+        credentials.read_all(settings.secrets_path, server) for server in credentials.SERVERS
+    )
     if _is_embedded(settings.amqp_url, settings.rabbitmq_port):
         servers += rabbitmq.children(
             state / "data" / "rabbitmq",
@@ -33,11 +38,26 @@ def plan(settings: Settings, environ: Mapping[str, str]) -> tuple[Child, ...]:
             epmd_port=settings.epmd_port,
             ack_timeout_s=settings.ack_timeout_s,
             environ=env,
+            definitions=accounts.rabbitmq_definitions(rabbitmq_passwords),
         )
     if _is_embedded(settings.redis_url, settings.valkey_port):
-        servers.append(valkey.child(state / "data" / "valkey", port=settings.valkey_port, environ=env))
+        servers.append(
+            valkey.child(
+                state / "data" / "valkey",
+                port=settings.valkey_port,
+                environ=env,
+                users=accounts.valkey_users(valkey_passwords, LIVE_STORE),
+            )
+        )
     if _is_embedded(settings.jobs_url, settings.jobs_port):
-        servers.append(valkey.jobs_child(state / "data" / "jobs", port=settings.jobs_port, environ=env))
+        servers.append(
+            valkey.jobs_child(
+                state / "data" / "jobs",
+                port=settings.jobs_port,
+                environ=env,
+                users=accounts.valkey_users(jobs_passwords, JOB_STORE),
+            )
+        )
     migrate = Child(
         name="migrate",
         argv=(*_module("services.registry"), "migrate"),
@@ -79,6 +99,8 @@ def _environment(settings: Settings, environ: Mapping[str, str]) -> dict[str, st
     """What every child inherits: the settings as they were resolved here, and the mark of the stack."""
     mine = {"service_token", "api_key", "runtime_dir", "state_dir"}
     values = settings.model_dump(exclude=mine, exclude_none=True)
+    # Without our passwords: each child reads its own.
+    values |= settings.server_urls
     ours = {f"TIDEGATE_{name.upper()}": str(value) for name, value in values.items()}
     return dict(environ) | ours | _folders(settings) | {"PYTHONUNBUFFERED": "1"}
 

@@ -43,8 +43,12 @@ def children(
     epmd_port: int,
     environ: Mapping[str, str],
     ack_timeout_s: float = 1800.0,
+    definitions: str = "",
 ) -> tuple[Child, Child]:
-    """epmd (Erlang's name server) and the node itself, with everything they write below ``home``."""
+    """Return epmd (Erlang's name server) and the node itself, with everything they write below ``home``.
+
+    ``definitions``: the users that it has (``accounts.py``); without them it has its default user.
+    """
     ours = {"HOME": str(home), "ERL_EPMD_PORT": str(epmd_port), "ERL_EPMD_ADDRESS": "127.0.0.1"}
     env = {k: v for k, v in environ.items() if not k.startswith(("RABBITMQ_", "ERL_"))} | ours
     server = _server()
@@ -70,15 +74,21 @@ def children(
         ports=(Port(port, "TIDEGATE_RABBITMQ_PORT"), Port(dist_port, "TIDEGATE_RABBITMQ_DIST_PORT")),
         after=("epmd",),
         folders=(home / "conf.d", home / "mnesia", home / "log", home / "config", home / "plugins"),
-        files={
-            home / "rabbitmq.conf": CONFIG.format(port=port, ack_timeout_ms=max(int(ack_timeout_s * 1e3), 1)),
-            home / "enabled_plugins": "[].\n",
-        },
+        files=_files(home, port, ack_timeout_s, definitions),
         links={home / "plugins" / "rabbit": quick.broker} if quick else {},
         start_limit_s=90.0,
         grace_s=30.0,
     )
     return epmd, node
+
+
+def _files(home: Path, port: int, ack_timeout_s: float, definitions: str) -> dict[Path, str]:
+    config = CONFIG.format(port=port, ack_timeout_ms=max(int(ack_timeout_s * 1e3), 1))
+    files = {home / "enabled_plugins": "[].\n"}
+    if definitions:
+        files[home / "definitions.json"] = definitions
+        config += f"load_definitions = {home / 'definitions.json'}\n"
+    return {home / "rabbitmq.conf": config, **files}
 
 
 @dataclass(frozen=True, slots=True)

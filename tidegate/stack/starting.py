@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from tidegate import credentials
 from tidegate.settings import Settings
 from tidegate.stack import halt, launch, processes, token
 from tidegate.stack.child import Child
@@ -71,12 +72,15 @@ def up(settings: Settings, on_progress: OnProgress = ignore) -> StackRecord:
     stack that was started here is left running.
     """
     state = settings.state_path
+    state.mkdir(mode=0o700, parents=True, exist_ok=True)
+    state.chmod(0o700)  # also one that an earlier release made for everybody to read
     folder = Folder(state / "run")
     with folder.turn():
         for name in ("run", "log", "data"):
             (state / name).mkdir(parents=True, exist_ok=True)
         if not settings.service_token:
             token.ensure(state)
+        credentials.ensure(settings.secrets_path)
         watch = Watch(on_progress)
         record = folder.read()
         if not (record.supervisor and record.supervisor.alive()):

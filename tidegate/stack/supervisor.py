@@ -116,6 +116,7 @@ async def _first_error(tasks: Sequence[asyncio.Task[None]], stop: asyncio.Task[b
 
 def main() -> int:
     """Read the settings from the environment and keep the stack."""
+    os.umask(0o077)  # whatever this process and its children write is for their user alone
     settings = Settings()
     telemetry.configure("supervisor", settings.log_level)
     return asyncio.run(Supervisor(plan(settings, os.environ), settings.state_path).run())

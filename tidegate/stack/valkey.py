@@ -38,17 +38,29 @@ maxmemory-policy noeviction
 MALLOC = {"GLIBC_TUNABLES": "glibc.malloc.tcache_count=4000"}
 
 
-def child(home: Path, *, port: int, environ: Mapping[str, str]) -> Child:
-    """The server of the live facts, with its folder in ``home``; it forgets them when it stops."""
-    return _child("valkey", home, port, "TIDEGATE_VALKEY_PORT", LIVE, environ)
+def child(home: Path, *, port: int, environ: Mapping[str, str], users: str = "") -> Child:
+    """Return the server of the live facts, with its folder in ``home``; it forgets them when it stops.
+
+    ``users``: its ACL file (``accounts.py``); without one nobody has to log in.
+    """
+    return _child("valkey", home, port, "TIDEGATE_VALKEY_PORT", LIVE, environ, users)
 
 
-def jobs_child(home: Path, *, port: int, environ: Mapping[str, str]) -> Child:
-    """The server of the jobs, with its data in ``home``; every write is on disk before it is answered."""
-    return _child("valkey-jobs", home, port, "TIDEGATE_JOBS_PORT", JOBS, environ)
+def jobs_child(home: Path, *, port: int, environ: Mapping[str, str], users: str = "") -> Child:
+    """Return the server of the jobs, with its data in ``home``; a write is on disk before it is answered.
+
+    ``users``: as for :func:`child`.
+    """
+    return _child("valkey-jobs", home, port, "TIDEGATE_JOBS_PORT", JOBS, environ, users)
 
 
-def _child(name: str, home: Path, port: int, setting: str, config: str, environ: Mapping[str, str]) -> Child:
+def _child(
+    name: str, home: Path, port: int, setting: str, config: str, environ: Mapping[str, str], users: str
+) -> Child:
+    files = {home / "valkey.conf": CONFIG.format(port=port, home=_quoted(home)) + config}
+    if users:
+        files[home / "users.acl"] = users
+        files[home / "valkey.conf"] += f"aclfile {_quoted(home / 'users.acl')}\n"
     return Child(
         name=name,
         argv=(str(_server()), str(home / "valkey.conf")),
@@ -57,7 +69,7 @@ def _child(name: str, home: Path, port: int, setting: str, config: str, environ:
         stop_order=70,
         ports=(Port(port, setting),),
         folders=(home,),
-        files={home / "valkey.conf": CONFIG.format(port=port, home=_quoted(home)) + config},
+        files=files,
         # A log of many jobs takes its time to read.
         start_limit_s=180.0,
     )

@@ -33,8 +33,10 @@ GpuRequest = Literal["devices", "environment"]
 class DockerPlan:
     """How workers are started as containers.
 
-    ``stack`` begins their names, so two stacks on one engine do not meet. ``home`` is the state folder inside
-    of them, ``volumes`` are named ones by the path where they appear. Memory in MiB, 0: no limit.
+    ``token`` is the service token, from which those of replicas follow; ``secrets`` are files for a worker's
+    folder of secrets. ``stack`` begins their names, so two stacks on one engine do not meet. ``home`` is the
+    state folder inside of them, ``volumes`` are named ones by the path where they appear. Memory in MiB,
+    0: no limit.
     ``compose_project`` lets `docker compose down` end what was launched beside it.
     """
 
@@ -43,6 +45,7 @@ class DockerPlan:
     network: str
     state_dir: Path
     token: str
+    secrets: Mapping[str, bytes] = field(default_factory=dict)
     environment: Mapping[str, str] = field(default_factory=dict)
     volumes: Mapping[str, str] = field(default_factory=dict)
     home: str = "/var/lib/tidegate"
@@ -65,7 +68,8 @@ class DockerPlan:
         """Digest of what a worker gets that its assignment does not say."""
         given = (self.image, sorted(self.environment.items()), sorted(self.volumes.items()), self.network)
         limits = (self.memory_mb, self.cpus, self.shm_mb, self.gpu_request, self.command)
-        return hashlib.sha256(repr((given, limits, self.token)).encode()).hexdigest()[:16]
+        keys = (self.token, sorted(self.secrets.items()))
+        return hashlib.sha256(repr((given, limits, keys)).encode()).hexdigest()[:16]
 
     def memory_of(self, start: Start) -> int:
         """The memory limit of a replica in MiB; 0: none."""
@@ -75,6 +79,8 @@ class DockerPlan:
 def body(plan: DockerPlan, start: Start, image: str, digest: str, gpus: Shares) -> dict[str, Any]:
     """The request that creates the container."""
     environment = dict(plan.environment)
+    if plan.secrets:
+        environment["TIDEGATE_SECRETS_DIR"] = f"{plan.home}/secrets"
     if plan.gpu_request == "environment":
         environment["NVIDIA_VISIBLE_DEVICES"] = ",".join(sorted(gpus)) or "void"
     made: dict[str, Any] = {

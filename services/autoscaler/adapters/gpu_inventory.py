@@ -1,17 +1,16 @@
-"""The GPUs of the engine's machine, asked of `nvidia-smi` in a container: the autoscaler sees no device."""
+"""The GPUs of this machine, as `nvidia-smi` lists them."""
 
 from __future__ import annotations
 
-import contextlib
+import asyncio
+import os
 import time
 from collections.abc import Callable
 from typing import Protocol
 
-from services.autoscaler.adapters.container_spec import STACK, DockerPlan
-from services.autoscaler.adapters.engine import Engine
-from services.autoscaler.domain.gpus import Gpu, read_inventory
+from services.autoscaler.domain.gpus import Gpu, read_inventory, visible
+from services.autoscaler.domain.launcher import LaunchFailed
 from tidegate import telemetry
-from tidegate.errors import Unavailable
 
 log = telemetry.logger(__name__)
 
@@ -27,59 +26,64 @@ class Inventory(Protocol):
         """All of them. Raises ``Unavailable`` when that cannot be found out."""
 
 
-class EngineInventory:
-    """See :class:`Inventory`. GPUs that were found are remembered; else it looks again after a while."""
+class HostInventory:
+    """See :class:`Inventory`: of this machine, those that the autoscaler's ``CUDA_VISIBLE_DEVICES`` leaves.
 
-    def __init__(self, engine: Engine, plan: DockerPlan, clock: Callable[[], float] = time.monotonic) -> None:
-        self._engine = engine
-        self._plan = plan
+    GPUs that were found are remembered; else it looks again after a while.
+    """
+
+    def __init__(self, command: str = "nvidia-smi", clock: Callable[[], float] = time.monotonic) -> None:
+        self._command = command
         self._clock = clock
         self._found: tuple[Gpu, ...] = ()
         self._problem = ""
-        self._not_before = 0.0
+        self._not_before = float("-inf")
 
     async def gpus(self) -> tuple[Gpu, ...]:
-        """What `nvidia-smi` lists in a container of the workers' image that is given every GPU."""
+        """Return what `nvidia-smi` lists. Raises ``LaunchFailed`` with the reason when there is none."""
         if not self._found and self._clock() >= self._not_before:
             self._not_before = self._clock() + AGAIN_AFTER_S
-            self._problem = ""
-            try:
-                self._found = read_inventory(await self._probe())
-            except Unavailable as error:
-                self._problem = error.message
-                log.warning("GPUs cannot be listed", extra={"problem": error.message})
-        if self._problem:
-            raise Unavailable(f"The engine's GPUs cannot be listed: {self._problem}")
+            self._found, self._problem = await self._look()
+        if not self._found:
+            raise LaunchFailed(
+                f"This host has no GPU to give: {self._problem} Deploy without `gpus` and `gpu_memory_mb`, "
+                "or start the stack on a host with an NVIDIA GPU and its driver."
+            )
         return self._found
 
-    async def _probe(self) -> str:
-        name = self._plan.name("gpu-probe")
-        await self._engine.remove(name)
-        await self._engine.create(name, probe_body(self._plan))
-        try:
-            await self._engine.start(name)
-            code = await self._engine.wait(name, PROBE_TIMEOUT_S)
-            said = await self._engine.output(name, 100)
-        finally:
-            with contextlib.suppress(Unavailable):
-                await self._engine.remove(name)
+    async def _look(self) -> tuple[tuple[Gpu, ...], str]:
+        """Return the GPUs, or none and why."""
+        code, said = await _run([self._command, *QUERY])
+        if code is None:
+            return (), f"{said}."
         if code != 0:
-            raise Unavailable(f"nvidia-smi ended with {code}: {said.strip()[-300:]}")
-        return said
+            return (), f"{self._command} ended with {code}: {said.strip()[-300:]}."
+        setting = os.environ.get("CUDA_VISIBLE_DEVICES")
+        listed = read_inventory(said)
+        found = visible(listed, setting)
+        if found:
+            log.info("GPUs of this host", extra={"gpus": [f"{gpu.uuid} {gpu.name}" for gpu in found]})
+        if listed and not found:
+            return (), f"CUDA_VISIBLE_DEVICES={setting!r} in the stack's environment leaves none of its GPUs."
+        return found, "" if found else f"{self._command} lists none."
 
 
-def probe_body(plan: DockerPlan) -> dict[str, object]:
-    """The request that creates the container which lists the GPUs."""
-    return {
-        "Image": plan.image,
-        "Entrypoint": ["nvidia-smi"],
-        "Cmd": QUERY,
-        "Labels": {STACK: plan.stack},
-        "HostConfig": {
-            "NetworkMode": "none",
-            "CapDrop": ["ALL"],
-            "SecurityOpt": ["no-new-privileges"],
-            "LogConfig": {"Type": "json-file", "Config": {}},
-            "DeviceRequests": [{"Driver": "nvidia", "Count": -1, "Capabilities": [["gpu", "utility"]]}],
-        },
-    }
+async def _run(command: list[str]) -> tuple[int | None, str]:
+    """Return how a command ended and what it said; None and the reason when it did not run."""
+    try:
+        process = await asyncio.create_subprocess_exec(
+            *command,
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.STDOUT,
+        )
+    except OSError as error:
+        return None, f"{command[0]} cannot be run ({error.strerror})"
+    try:
+        async with asyncio.timeout(PROBE_TIMEOUT_S):
+            said, _ = await process.communicate()
+    except TimeoutError:
+        process.kill()
+        await process.wait()
+        return None, f"{command[0]} did not answer within {PROBE_TIMEOUT_S:g} s"
+    return process.returncode, said.decode(errors="replace")

@@ -26,7 +26,8 @@ from services.autoscaler.adapters.container_spec import (
 )
 from services.autoscaler.adapters.drain_marks import DrainMarks
 from services.autoscaler.adapters.engine import Doc, Engine, EngineError
-from services.autoscaler.adapters.gpu_inventory import EngineInventory, Inventory
+from services.autoscaler.adapters.gpu_inventory import Inventory
+from services.autoscaler.adapters.gpu_inventory_engine import EngineInventory
 from services.autoscaler.adapters.images import Images
 from services.autoscaler.adapters.kept_logs import KeptLogs
 from services.autoscaler.adapters.last_words import how_it_ended, with_last_line
@@ -41,6 +42,7 @@ from services.autoscaler.domain.launcher import (
 )
 from tidegate import telemetry
 from tidegate.errors import Unavailable
+from tidegate.protocol import replica_token
 from tidegate.protocol.models import Assignment, WarmAssignment
 
 log = telemetry.logger(__name__)
@@ -172,15 +174,16 @@ class DockerLauncher:
             return 2, "", row["Id"]
 
     async def _start(self, start: Start) -> None:
-        name = self._plan.name(start.replica)
+        replica, name = start.replica, self._plan.name(start.replica)
         try:
             reference = start.image or self._plan.image
             uid = await self._images.uid(reference)
             files = {
-                "token": self._plan.token.encode(),
                 # Not by its environment, which anyone who may look at the engine reads.
+                "replica/token": replica_token.issue(self._plan.token, replica).encode(),
                 "replica/assignment.json": start.document.encode(),
             }
+            files |= {f"secrets/{path}": content for path, content in self._plan.secrets.items()}
             await self._engine.put_files(name, self._plan.home, files, uid)
             await self._engine.start(name)
         except BaseException as error:

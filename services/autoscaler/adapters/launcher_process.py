@@ -8,46 +8,60 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import fcntl
 import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from services.autoscaler.adapters import procfs
+from services.autoscaler.adapters.gpu_inventory import HostInventory, Inventory
 from services.autoscaler.adapters.kept_logs import KeptLogs
 from services.autoscaler.adapters.last_words import how_it_ended, with_last_line
 from services.autoscaler.adapters.replica_folder import ReplicaFolder
+from services.autoscaler.domain.gpus import Claim, Gpu, NoRoom, Shares, place
 from services.autoscaler.domain.launcher import LaunchFailed, Running, Start, parse_replica
 from tidegate.errors import Unavailable
+from tidegate.protocol import replica_token
 from tidegate.protocol.models import Assignment, WarmAssignment
 
 # Inside a class with a method `list` the builtin of that name cannot be written as a type.
 Replicas = list[Running]
+Folders = list[ReplicaFolder]
 
 # How long a folder without any sign of a process may belong to a launch that is under way.
 LAUNCH_GRACE_S = 5.0
 KILL_TIMEOUT_S = 5.0
 TAIL_BYTES = 4000
+# CUDA numbers the devices of a process from 0, in this order.
+DEVICES, DEVICE_ORDER = "CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER"
 
 
 @dataclass(frozen=True, slots=True)
 class ProcessPlan:
-    """How workers are started here: the command (the replica's folder is appended) and where."""
+    """How workers are started here: the command (the replica's folder is appended), and where.
+
+    ``token``: the service token, from which those of replicas follow. ``environment``: the workers', whole.
+    """
 
     command: Sequence[str]
     state_dir: Path
-    environment: Mapping[str, str] = field(default_factory=dict)
+    token: str = ""
+    environment: Mapping[str, str] = field(default_factory=lambda: dict(os.environ))
     cwd: Path | None = None
 
 
 class ProcessLauncher:
     """See :class:`services.autoscaler.domain.launcher.Launcher`."""
 
-    def __init__(self, plan: ProcessPlan, clock: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self, plan: ProcessPlan, inventory: Inventory | None = None, clock: Callable[[], float] = time.time
+    ) -> None:
         self._plan = plan
+        self._inventory = inventory or HostInventory()
         self._clock = clock
         self._replicas = plan.state_dir / "replicas"
         self._logs = KeptLogs(plan.state_dir / "log")
@@ -55,7 +69,11 @@ class ProcessLauncher:
 
     async def launch(self, assignment: Assignment | WarmAssignment) -> None:
         """Start a worker process. Raises ``NameTaken`` or ``LaunchFailed``."""
-        await asyncio.to_thread(self._launch, Start.of(assignment))
+        start = Start.of(assignment)
+        if start.resources.gpus or start.resources.gpu_memory_mb:
+            await asyncio.to_thread(self._launch_with_gpus, start, await self._inventory.gpus())
+        else:
+            await asyncio.to_thread(self._launch, start, {})
 
     async def drain(self, replica: str) -> None:
         """SIGTERM to the worker alone, not to its group: it needs its Triton to finish."""
@@ -76,9 +94,35 @@ class ProcessLauncher:
         """Where the worker's output goes."""
         return self._logs.path(replica)
 
-    def _launch(self, start: Start) -> None:
+    def _launch_with_gpus(self, start: Start, inventory: Sequence[Gpu]) -> None:
+        # Held until the worker runs: another launch, also of another autoscaler process, sees its claim.
+        with self._choosing():
+            try:
+                shares = place(inventory, self._claims(), start.resources)
+            except NoRoom as reason:
+                raise LaunchFailed(f"The worker {start.replica} {reason}.") from None
+            self._launch(start, shares)
+
+    @contextlib.contextmanager
+    def _choosing(self) -> Iterator[None]:
+        """Let one launch at a time choose GPUs."""
+        self._plan.state_dir.mkdir(parents=True, exist_ok=True)
+        with (self._plan.state_dir / "gpus.lock").open("ab") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+
+    def _claims(self) -> Sequence[Claim]:
+        """Return what is held of GPUs by what runs; what a dead worker left running holds them, too."""
+        found = [(folder, folder.gpus()) for folder in self._folders()]
+        return [
+            Claim(folder.replica, shares)
+            for folder, shares in found
+            if shares and (self._alive(folder) or procfs.owned(self._owner(folder)))
+        ]
+
+    def _launch(self, start: Start, gpus: Shares) -> None:
         folder = self._folder(start.replica)
-        folder.create(start)
+        folder.create(start, replica_token.issue(self._plan.token, start.replica), gpus)
         log_path = self.log_path(start.replica)
         log_path.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -88,7 +132,7 @@ class ProcessLauncher:
                     stdin=subprocess.DEVNULL,
                     stdout=output,
                     stderr=subprocess.STDOUT,
-                    env=self._environment(start.replica),
+                    env=self._environment(start.replica, gpus),
                     cwd=self._plan.cwd,
                     start_new_session=True,
                 )
@@ -98,9 +142,11 @@ class ProcessLauncher:
         self._children[start.replica] = child
         folder.note_process(child.pid)
 
-    def _environment(self, replica: str) -> dict[str, str]:
+    def _environment(self, replica: str, gpus: Shares) -> dict[str, str]:
         mark = {procfs.MARK: replica, procfs.SCOPE: str(self._plan.state_dir)}
-        return {**os.environ, **self._plan.environment, **mark}
+        # Empty for a replica without GPUs: it sees none of those that others hold.
+        devices = {DEVICES: ",".join(sorted(gpus)), DEVICE_ORDER: "PCI_BUS_ID"}
+        return {**self._plan.environment, **devices, **mark}
 
     def _drain(self, replica: str) -> None:
         folder = self._folder(replica)
@@ -142,14 +188,16 @@ class ProcessLauncher:
         return procfs.Owner(folder.replica, folder.path, self._plan.state_dir, leader)
 
     def _list(self) -> Replicas:
+        found = (self._running(folder) for folder in self._folders())
+        return sorted((each for each in found if each is not None), key=lambda each: each.replica)
+
+    def _folders(self) -> Folders:
         try:
-            folders = [ReplicaFolder(path) for path in self._replicas.iterdir() if path.is_dir()]
+            return [ReplicaFolder(path) for path in self._replicas.iterdir() if path.is_dir()]
         except FileNotFoundError:
             return []
         except OSError as error:
             raise Unavailable(f"The replicas' folder cannot be read: {error}.") from error
-        found = (self._running(folder) for folder in folders)
-        return sorted((each for each in found if each is not None), key=lambda each: each.replica)
 
     def _running(self, folder: ReplicaFolder) -> Running | None:
         parsed = parse_replica(folder.replica)
@@ -170,6 +218,7 @@ class ProcessLauncher:
             drain_limit_s=drain_limit_s,
             draining_since=folder.draining_since(),
             ending="" if alive else self._ending(folder.replica),
+            gpus=tuple(sorted(folder.gpus())),
         )
 
     def _alive(self, folder: ReplicaFolder) -> bool:

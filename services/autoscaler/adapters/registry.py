@@ -53,6 +53,10 @@ class RegistryClient:
         """Remove the override of a Deployment."""
         await self._call("DELETE", f"/v1/deployments/{deployment}/override")
 
+    async def put_replicas(self, artifacts: dict[str, str]) -> None:
+        """Say which replicas run, and the sha256 of the artifact that each may read."""
+        await self._call("PUT", "/v1/replicas", {"artifacts": artifacts})
+
     async def patch_deployment(self, deployment: str, changes: dict[str, Any]) -> Deployment:
         """Change some options of a Deployment; what it is then."""
         raw = await self._call("PATCH", f"/v1/deployments/{deployment}", changes)

@@ -1,8 +1,10 @@
 """The folder of one replica: ``<state>/replicas/<replica>``. Its existence fences the name.
 
 assignment.json   what the worker was started with           written here, before the start
+token             opens the replica's artifact               written here, before the start
 fingerprint       of the configuration it was started with   written here
 launch            when, and how long it may drain            written here
+gpus              what it holds of GPUs, if anything         written here, before the start
 process           pid and start tick of the worker           written here, after the start
 lock              held by the worker for its life, its pid   written by the worker
 shared-memory     how its Triton's regions in /dev/shm are named   written by the worker
@@ -18,6 +20,7 @@ import shutil
 from pathlib import Path
 
 from services.autoscaler.adapters import procfs
+from services.autoscaler.domain.gpus import Shares, from_label, to_label
 from services.autoscaler.domain.launcher import NameTaken, Start
 
 ASSIGNMENT = "assignment.json"
@@ -31,14 +34,17 @@ class ReplicaFolder:
         self.path = path
         self.replica = path.name
 
-    def create(self, start: Start) -> None:
-        """Take the name and write what the worker reads. Raises ``NameTaken``."""
+    def create(self, start: Start, token: str, gpus: Shares | None = None) -> None:
+        """Take the name and write what the worker reads, and its GPUs. Raises ``NameTaken``."""
         try:
-            self.path.mkdir(parents=True)
+            self.path.mkdir(mode=0o700, parents=True)
         except FileExistsError:
             raise NameTaken(f"A replica {self.replica} exists already.") from None
+        if gpus:
+            self._write("gpus", to_label(gpus))
         self._write("fingerprint", start.fingerprint)
         self._write("launch", f"{start.launched_at} {start.drain_limit_s}")
+        self._write("token", token)
         # Last and whole: a folder without it was interrupted, and no worker was started in it.
         self._write(ASSIGNMENT, start.document)
 
@@ -55,6 +61,10 @@ class ReplicaFolder:
     def fingerprint(self) -> str:
         """The fingerprint it was launched with, empty when not known."""
         return self._read("fingerprint")
+
+    def gpus(self) -> dict[str, int]:
+        """Return what it holds of GPUs, as MiB by UUID; empty when it holds none."""
+        return from_label(self._read("gpus"))
 
     def note_process(self, pid: int) -> None:
         """Remember the worker's process, which has not taken its lock yet."""
@@ -132,5 +142,6 @@ class ReplicaFolder:
         # Under another name first: a reader, or we after a crash, never sees half of it.
         temporary = self.path / f".{name}.new"
         with contextlib.suppress(FileNotFoundError):  # the folder went meanwhile: nothing to note
+            temporary.touch(mode=0o600)
             temporary.write_text(text)
             temporary.replace(self.path / name)

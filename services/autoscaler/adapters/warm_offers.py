@@ -9,7 +9,7 @@ from typing import Self
 from tidegate.broker import Link, Session
 from tidegate.errors import Unavailable
 from tidegate.protocol.models import Assignment
-from tidegate.topology import warm_queue
+from tidegate.topology import WARM, warm_queue
 
 
 class WarmOffers:
@@ -39,6 +39,7 @@ class WarmOffers:
             raise Unavailable(self._link.problem or "RabbitMQ is not connected.")
         await session.publish(
             assignment.model_dump_json().encode(),
+            exchange=WARM.name,
             routing_key=warm_queue(flavour).name,
             expiration_ms=int(lives_s * 1000),
             mandatory=True,

@@ -1,7 +1,8 @@
-"""Which GPUs a replica gets, from what the engine has and what runs there.
+"""Which GPUs a replica gets, from what the machine has and what runs there.
 
-The owner of a GPU is who runs on it: a claim is read from the label of a container that exists, and ends
-with it. A claim counts MiB of a GPU; one on a whole GPU counts all of its memory.
+The owner of a GPU is what runs on it: a claim is read from the label of a container, or from the folder of a
+process, that exists, and ends with it. A claim counts MiB of a GPU; one on a whole GPU counts all of its
+memory.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ Shares = Mapping[str, int]
 
 @dataclass(frozen=True, slots=True)
 class Gpu:
-    """One GPU of the engine's machine."""
+    """One GPU of the machine that replicas run on."""
 
     uuid: str
     memory_mb: int
@@ -91,6 +92,26 @@ def read_inventory(listing: str) -> tuple[Gpu, ...]:
     )
 
 
+def visible(gpus: Sequence[Gpu], setting: str | None) -> tuple[Gpu, ...]:
+    """Return the GPUs that ``CUDA_VISIBLE_DEVICES`` leaves, as CUDA reads it; None: it is not set.
+
+    An entry is an index into the listing, or the beginning of a UUID. The first entry that names no GPU ends
+    the list.
+    """
+    if setting is None:
+        return tuple(gpus)
+    found: list[Gpu] = []
+    for entry in (part.strip() for part in setting.split(",")):
+        if entry.isdecimal():
+            named = gpus[int(entry) : int(entry) + 1]
+        else:
+            named = [gpu for gpu in gpus if entry.startswith("GPU-") and gpu.uuid.startswith(entry)]
+        if len(named) != 1 or named[0] in found:
+            break
+        found += named
+    return tuple(found)
+
+
 def _held(uuid: str, claims: Iterable[Claim]) -> int:
     return sum(claim.shares.get(uuid, 0) for claim in claims)
 
@@ -98,7 +119,7 @@ def _held(uuid: str, claims: Iterable[Claim]) -> int:
 def _state(gpus: Sequence[Gpu], free: Shares, claims: Sequence[Claim]) -> str:
     """What each GPU has left and who holds the rest."""
     if not gpus:
-        return "the engine has no GPUs"
+        return "there are no GPUs to give"
     told = []
     for gpu in gpus:
         holders = [claim.replica for claim in claims if gpu.uuid in claim.shares]

@@ -78,6 +78,7 @@ def _status(
         utilization=load.utilization if load else None,
         gpu_utilization=gpus,
         gpu_memory_bytes=None if gpus is None else sum(r.gpu_memory_bytes or 0 for r in mine),
+        devices=sorted({report.device for report in mine if report.device}),
         predicted_wait_ms=predicted_wait_ms(load, fleet) if load else None,
         start_s=start_s,
         cost_per_hour=None if price is None else price * len(running),
@@ -111,7 +112,9 @@ def replica_view(
     if running.worker:
         known["worker"] = running.worker
     if running.image:
-        known |= {"image": running.image, "gpus": list(running.gpus)}
+        known["image"] = running.image
+    if running.image or running.gpus:
+        known["gpus"] = list(running.gpus)
     told = {name: getattr(report, name) for name in ReplicaReport.__dataclass_fields__}
     return {**told, **known, "last_report": memory.last_report if memory else None}
 

@@ -7,7 +7,7 @@ from tidegate.protocol.access import ADMIN, OPERATE, PUBLISH
 SERVICES = ("registry", "router", "autoscaler")
 
 # Between services only: digests of keys, and what the router says of roll-overs.
-_INTERNAL = ("/v1/keys/table",)
+_INTERNAL = ("/v1/keys/table", "/v1/replicas")
 _ADMINS = ("/v1/keys", "/v1/audit", "/v1/usage")
 
 

@@ -8,11 +8,14 @@ from fastapi import APIRouter, Depends, Header, Query, Request, Response
 from fastapi.responses import StreamingResponse
 
 from services.registry.api.bodies import ArtifactInfo, registrar
+from services.registry.api.replicas import own_artifact
 from services.registry.registrar import Registrar
 from tidegate.errors import NotFound
 from tidegate.protocol.models import Digest
 
 router = APIRouter(prefix="/v1/artifacts", tags=["artifacts"])
+# What a replica may do with its token, for its own artifact.
+reading = APIRouter(prefix="/v1/artifacts", tags=["artifacts"], dependencies=[Depends(own_artifact)])
 
 Core = Annotated[Registrar, Depends(registrar)]
 _RAW = {"requestBody": {"required": True, "content": {"application/octet-stream": {}}}}
@@ -34,13 +37,13 @@ async def upload(
     return ArtifactInfo(sha256=stored.sha256, size=stored.size)
 
 
-@router.head("/{sha256}", response_class=Response)
+@reading.head("/{sha256}", response_class=Response)
 async def head(core: Core, sha256: str) -> Response:
     """Whether an artifact is stored, and its size."""
     return Response(headers=await _headers(core, sha256))
 
 
-@router.get("/{sha256}", response_class=StreamingResponse)
+@reading.get("/{sha256}", response_class=StreamingResponse)
 async def download(core: Core, sha256: str) -> StreamingResponse:
     """The bytes of an artifact, streamed. Whoever reads them checks the digest."""
     headers = await _headers(core, sha256)

@@ -14,7 +14,7 @@ import httpx
 from services.worker.adapters.file_lock import alone
 from tidegate import telemetry
 from tidegate.certificates import trusted
-from tidegate.errors import NotFound, TidegateError, Unavailable
+from tidegate.errors import NotFound, Unavailable
 
 log = telemetry.logger(__name__)
 
@@ -98,7 +98,8 @@ def _check_status(answer: httpx.Response, sha256: str) -> None:
     if answer.status_code == 404:
         raise NotFound(f"The registry has no artifact {sha256}.")
     if answer.status_code in (401, 403):
-        raise TidegateError("The registry refuses this worker's service token.", reason="unauthorized")
+        # The autoscaler tells the registry which replicas run; a registry that has just started waits for it.
+        raise Unavailable("the registry does not know this replica's token", reason="unauthorized")
     if answer.status_code != 200:
         raise Unavailable(f"the registry answered {answer.status_code}")
 

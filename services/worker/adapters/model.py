@@ -17,7 +17,7 @@ from services.worker.adapters.triton_client import ModelInferRequest, TritonClie
 from services.worker.domain.pace import Quickness
 from services.worker.domain.split import Output
 from tidegate.errors import BadRequest, ModelFailed, PayloadTooLarge
-from tidegate.protocol.envelope import KEPT_KEY, RETRY_SAFE, Buffer, CallKey, Request, read_call_key
+from tidegate.protocol.envelope import KEPT_KEY, RETRY_SAFE, Buffer, CallKey, Request, call_key, read_call_key
 from tidegate.protocol.models import TensorSpec
 from tidegate.protocol.tensors import DATATYPES, elements
 
@@ -45,6 +45,8 @@ class Model:
     """One model of one Triton; ``outputs`` are its outputs as its signature has them.
 
     Tensors above ``shared_above`` bytes go through ``regions``: inputs, and outputs of a size known before.
+    ``cached``: Triton keeps its answers. It finds them by their inputs alone, so such a model is always asked
+    for all of its outputs, and takes no parameters.
     """
 
     def __init__(
@@ -55,8 +57,10 @@ class Model:
         regions: Regions | None = None,
         shared_above: int = 0,
         decoupled: bool = False,
+        cached: bool = False,
     ) -> None:
         self.decoupled = decoupled
+        self._cached = cached
         self._client = client
         self._name = name
         self._order = {output.name: at for at, output in enumerate(outputs)}
@@ -84,6 +88,8 @@ class Model:
                 "/generate_stream, or over gRPC by ModelStreamInfer"
             )
         key = read_call_key(requests[0].key)
+        if self._cached and (key.outputs or key.parameters):
+            return await self._call_cached(requests, key, timeout_s, parameters)
         rows = sum(request.rows for request in requests)
         contents = [[request.data[at] for request in requests] for at in range(len(key.inputs))]
         region = await self._region(key, rows, contents)
@@ -102,6 +108,27 @@ class Model:
         else:
             found = await self._small(requests[0].key, key, rows, contents, timeout_s, parameters)
         return Answer(self._sorted(found.outputs, key), found.parameters)
+
+    async def _call_cached(
+        self,
+        requests: list[Request],
+        key: CallKey,
+        timeout_s: float,
+        parameters: Mapping[str, str] | None,
+    ) -> Answer:
+        """Ask for all outputs and return those of the key: an answer kept for others would lack some."""
+        if key.parameters:
+            raise BadRequest(
+                f"the model has a response cache, which does not tell requests with other parameters "
+                f"({', '.join(sorted(key.parameters))}) apart: send none, or deploy it without response_cache"
+            )
+        first = requests[0]._replace(key=call_key(key.inputs, (), {}))
+        found = await self.call([first, *requests[1:]], timeout_s, parameters)
+        by_name = {output.name: output for output in found.outputs}
+        missing = [name for name in key.outputs if name not in by_name]
+        if missing:
+            raise BadRequest(f"the model has no output {missing[0]!r}")
+        return Answer([by_name[name] for name in key.outputs], found.parameters)
 
     async def _small(
         self,

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 from services.worker.adapters.archives import is_packed, unpack
 from services.worker.adapters.triton_install import TritonInstall
-from services.worker.domain import formats, model_config
+from services.worker.domain import devices, formats, model_config
+from services.worker.domain.devices import Devices
 from tidegate.errors import ModelFailed
 from tidegate.protocol.models import DeploymentSpec, Version
 
@@ -17,17 +19,24 @@ CONFIG = "config.pbtxt"
 
 
 def prepare(
-    version: Version, deployment: DeploymentSpec, artifact: Path, repository: Path, install: TritonInstall
+    version: Version,
+    deployment: DeploymentSpec,
+    artifact: Path,
+    repository: Path,
+    install: TritonInstall,
+    gpus: Devices = (),
 ) -> list[str]:
     """Make ``repository`` hold exactly this version and give the names of the models to load, in order.
 
-    The last one serves; those before it are its parts (of an ensemble, or called from Python). Blocking
-    (disk). Raises ModelFailed, with the remedy, when it cannot be served here.
+    The last one serves; those before it are its parts (of an ensemble, or called from Python). ``gpus`` are
+    those that the model is to run on; empty: on the CPU. Blocking (disk). Raises ModelFailed, with the
+    remedy, when it cannot be served here.
     """
     if repository.exists():
         shutil.rmtree(repository)
     if version.format == "triton":
-        return _prepare_archive(version, deployment, artifact, repository, install)
+        return _prepare_archive(version, deployment, artifact, repository, install, gpus)
+    gpus = devices.usable(version.format, gpus, allow_cpu=deployment.resources.allow_cpu)
     serving = formats.choose(version.format, install.backends(), install.has_module)
     folder = repository / version.model / "1"
     folder.parent.mkdir(parents=True)
@@ -38,9 +47,27 @@ def prepare(
         place(artifact, folder / serving.file)
     if serving.runtime is not None:
         _add_runtime(serving.runtime, folder)
-    text = model_config.build(version, deployment, model=version.model, backend=serving.backend)
+    text = model_config.build(version, deployment, model=version.model, backend=serving.backend, gpus=gpus)
     (folder.parent / CONFIG).write_text(text)
     return [version.model]
+
+
+def cache_mb(
+    repository: Path, models: Sequence[str], deployment: DeploymentSpec, install: TritonInstall
+) -> int:
+    """Return the size of the response cache that these models ask for, 0: none of them does.
+
+    Raises ModelFailed if they do and this Triton has none, as it would serve them without a word.
+    """
+    asking = [model for model in models if model_config.wants_cache(_text(repository / model))]
+    if not asking:
+        return 0
+    if not install.has_cache():
+        raise ModelFailed(
+            f"The config.pbtxt of {asking[0]!r} turns the response_cache on, and this Triton has no cache "
+            f"`local` in {install.caches_dir}: remove response_cache, or use a Triton that has it."
+        )
+    return deployment.resources.response_cache_mb
 
 
 def place(artifact: Path, target: Path) -> None:
@@ -52,7 +79,12 @@ def place(artifact: Path, target: Path) -> None:
 
 
 def _prepare_archive(
-    version: Version, deployment: DeploymentSpec, artifact: Path, repository: Path, install: TritonInstall
+    version: Version,
+    deployment: DeploymentSpec,
+    artifact: Path,
+    repository: Path,
+    install: TritonInstall,
+    gpus: Devices,
 ) -> list[str]:
     unpacked = repository.with_name(repository.name + ".unpacked")
     shutil.rmtree(unpacked, ignore_errors=True)
@@ -64,7 +96,7 @@ def _prepare_archive(
         served = model_config.served_model(configs, version.model)
         for name, folder in folders.items():
             shutil.move(folder, repository / name)
-            _adopt(repository / name, configs[name], deployment, install)
+            _adopt(repository / name, configs[name], deployment, install, gpus)
     finally:
         shutil.rmtree(unpacked, ignore_errors=True)
     return model_config.load_order(configs, served)
@@ -101,13 +133,16 @@ def _text(folder: Path) -> str:
         raise ModelFailed(f"The {CONFIG} of {folder.name!r} is not a text.") from None
 
 
-def _adopt(folder: Path, text: str, deployment: DeploymentSpec, install: TritonInstall) -> None:
+def _adopt(
+    folder: Path, text: str, deployment: DeploymentSpec, install: TritonInstall, gpus: Devices
+) -> None:
     """Make a model that lies in the repository one that this Triton can load."""
     if model_config.is_ensemble(text):
         (folder / CONFIG).write_text(model_config.adapt(text, deployment, model=folder.name, backend=None))
         # Archivers drop empty folders, and Triton wants the version folder of an ensemble too.
         (folder / "1").mkdir(exist_ok=True)
         return
+    devices.check_groups(folder.name, devices.groups_in(text), devices.held(deployment.resources))
     versions = [path for path in folder.iterdir() if path.is_dir() and path.name.isdigit()]
     files = {path.name for version in versions for path in version.iterdir()}
     backend = model_config.backend_of(text) or formats.backend_by_files(files)
@@ -121,7 +156,7 @@ def _adopt(folder: Path, text: str, deployment: DeploymentSpec, install: TritonI
                 (version / named).rename(version / serving.file)
             _add_runtime(str(serving.runtime), version)
     adapted = model_config.adapt(
-        text, deployment, model=folder.name, backend=backend, stand_in=serving is not None
+        text, deployment, model=folder.name, backend=backend, stand_in=serving is not None, gpus=gpus
     )
     (folder / CONFIG).write_text(adapted)
 

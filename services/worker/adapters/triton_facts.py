@@ -6,7 +6,7 @@ import base64
 from pathlib import Path
 from typing import Any
 
-from tidegate.protocol.statistics import COMPUTE, EXECUTIONS, batch_part, count_name, time_name
+from tidegate.protocol.statistics import CACHE, COMPUTE, EXECUTIONS, batch_part, count_name, time_name
 
 
 def plain(message: Any) -> dict[str, Any]:
@@ -36,7 +36,7 @@ def _value(field: Any, value: Any) -> Any:
 def counts(statistics: Any) -> dict[str, int]:
     """A ``ModelStatistics`` message as flat counts, which only grow while the model stays loaded."""
     found = {EXECUTIONS: statistics.execution_count}
-    for part in ("success", "queue", *COMPUTE):
+    for part in ("success", "queue", *COMPUTE, *CACHE):
         _add(found, part, getattr(statistics.inference_stats, part))
     for batch in statistics.batch_stats:
         for part in COMPUTE:

@@ -67,6 +67,15 @@ class TritonInstall:
         return frozenset(path.name for path in self.backends_dir.iterdir() if path.is_dir())
 
     @property
+    def caches_dir(self) -> Path:
+        """Where this Triton has its response caches."""
+        return self.server.parent.parent / "caches"
+
+    def has_cache(self) -> bool:
+        """Return True if this Triton has the response cache that keeps answers in memory."""
+        return (self.caches_dir / "local" / "libtritoncache_local.so").exists()
+
+    @property
     def python(self) -> Path:
         """The Python that runs models."""
         return (

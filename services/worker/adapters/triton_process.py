@@ -23,17 +23,24 @@ log = telemetry.logger(__name__)
 SHARED_MEMORY = Path("/dev/shm")
 POLL_S = 0.005
 START_TRIES = 5
+WORK_DIR, MODELS = "triton", "models"
+# These say which GPUs a replica holds, so no Deployment may choose them for itself.
+_DEVICES = frozenset({"CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER", "NVIDIA_VISIBLE_DEVICES"})
 
 
 @dataclass(frozen=True)
 class TritonOptions:
-    """What differs from one Triton to the next. ``TIDEGATE_*`` in the deployment's ``env`` is ignored."""
+    """What differs from one Triton to the next. ``TIDEGATE_*`` in the deployment's ``env`` is ignored.
+
+    ``response_cache_mb`` is the most that answers kept for repeated requests take; 0: none are kept.
+    """
 
     replica: str
     threads: int = 1
     env: Mapping[str, str] = field(default_factory=dict)
     auto_complete: bool = True
     start_timeout_s: float = 120.0
+    response_cache_mb: int = 0
 
 
 class TritonProcess:
@@ -50,7 +57,7 @@ class TritonProcess:
         self._process: asyncio.subprocess.Process | None = None
         # Two stacks on one machine may have replicas of the same name, so the folder names the region.
         self._region = "tidegate-" + hashlib.sha256(str(self._work_dir).encode()).hexdigest()[:16]
-        self.repository = self._work_dir / "models"
+        self.repository = self._work_dir / MODELS
         self.log_path = self._work_dir / "triton.log"
         self.metrics_port = 0
         self._kills = 0
@@ -59,6 +66,11 @@ class TritonProcess:
         """Whether it runs, and as it would be started with these; ``options.replica`` may differ."""
         alike = replace(options, replica=self._options.replica) == self._options
         return self.running and install == self._install and alike
+
+    @property
+    def caches(self) -> bool:
+        """Whether it keeps answers for repeated requests."""
+        return self._options.response_cache_mb > 0
 
     @property
     def region(self) -> str:
@@ -161,7 +173,9 @@ class TritonProcess:
             dict.fromkeys(
                 ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS"), threads
             )
-            | {key: value for key, value in options.env.items() if not key.startswith("TIDEGATE_")}
+            | {key: value for key, value in options.env.items() if _is_the_models(key)}
+            # CUDA then numbers the GPUs as `nvidia-smi` lists them.
+            | {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
             # The launcher's mark: its name for this worker, which of one that waited is not the replica's.
             | {"TIDEGATE_REPLICA": os.environ.get("TIDEGATE_REPLICA", options.replica)}
         )
@@ -199,6 +213,12 @@ class TritonProcess:
         ]
         if not self._options.auto_complete:
             arguments.append("--disable-auto-complete-config")
+        if self._options.response_cache_mb:
+            size = self._options.response_cache_mb * 2**20
+            arguments += [
+                f"--cache-directory={self._install.caches_dir}",
+                f"--cache-config=local,size={size}",
+            ]
         return arguments
 
     async def _listening(self) -> bool:
@@ -222,12 +242,22 @@ class TritonProcess:
             (self._work_dir / name).unlink(missing_ok=True)
 
 
+def repository_in(folder: Path) -> Path:
+    """Return the model repository of the Triton of the worker in ``folder``."""
+    return (folder / WORK_DIR / MODELS).absolute()
+
+
 def new_triton(install: TritonInstall, folder: Path, options: TritonOptions) -> TritonProcess:
     """The Triton of the worker in ``folder``, not started yet."""
-    triton = TritonProcess(install, folder / "triton", options)
+    triton = TritonProcess(install, folder / WORK_DIR, options)
     # For the launcher: if this process is killed, nobody else knows what to take out of /dev/shm.
     (folder / "shared-memory").write_text(triton.region)
     return triton
+
+
+def _is_the_models(variable: str) -> bool:
+    """Return True if a Deployment may set this variable."""
+    return not variable.startswith("TIDEGATE_") and variable not in _DEVICES
 
 
 def _free_port() -> int:

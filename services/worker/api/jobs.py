@@ -23,7 +23,7 @@ from tidegate.broker import Delivery, Link, Session
 from tidegate.errors import Unavailable
 from tidegate.protocol import envelope
 from tidegate.protocol.jobs import LEVELS, Level
-from tidegate.topology import EXCEPTIONS, jobs_queue
+from tidegate.topology import jobs_queue
 
 log = telemetry.logger(__name__)
 
@@ -132,7 +132,7 @@ class JobMessages:
     # --- session and consumers -------------------------------------------------------------------------
 
     async def _on_setup(self, session: Session) -> None:
-        for queue in (*self._queues.values(), EXCEPTIONS):
+        for queue in self._queues.values():
             await session.declare(queue)
         self._session, self._settling, self._over, self._consumers = session, Settling(), [], []
         async with self._changing:

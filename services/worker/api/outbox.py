@@ -16,7 +16,7 @@ from tidegate.claims import Claims
 from tidegate.errors import Unavailable
 from tidegate.protocol import envelope
 from tidegate.protocol.envelope import Buffer, Reply, Request
-from tidegate.topology import EXCEPTIONS, Queue, suspects_queue
+from tidegate.topology import EXCEPTIONS, WORKERS, Queue, suspects_queue
 
 log = telemetry.logger(__name__)
 
@@ -37,9 +37,7 @@ class Outbox:
         self.link = Link(amqp_url, "worker-out", self._on_setup)
 
     async def _on_setup(self, session: Session) -> None:
-        await session.declare(self._queue)
-        await session.declare(self._suspects)
-        await session.declare(EXCEPTIONS)
+        await session.declare(WORKERS)
 
     async def reply(
         self, reply_to: str, frames: Sequence[Buffer | Reply], *, left_s: float = PATIENCE_S
@@ -93,7 +91,14 @@ class Outbox:
         left_ms = int(request.deadline_ms - time.time() * 1e3)
         if left_ms > 0:
             body = envelope.pack(envelope.REQUESTS, [envelope.with_attempt(request.raw, attempt)])
-            await self._publish(body, self._suspects.name, reply_to=reply_to, expiration_ms=left_ms)
+            await self._publish(
+                body,
+                self._suspects.name,
+                reply_to=reply_to,
+                expiration_ms=left_ms,
+                mandatory=True,
+                patience_s=min(left_ms / 1e3, PATIENCE_S),
+            )
             self.suspected.set()
         elif request.flags & envelope.STREAM:
             # Only one that has emitted outlives its deadline, and such a one is not begun again.
@@ -106,7 +111,14 @@ class Outbox:
     ) -> None:
         """Hand an envelope to the router, which answers for it. ``queue``: whence, if not the requests'."""
         headers = {"cause": cause, "queue": queue or self._queue.name}
-        await self._publish(bytes(body), EXCEPTIONS.name, reply_to=reply_to, headers=headers, persistent=True)
+        await self._publish(
+            bytes(body),
+            EXCEPTIONS.name,
+            reply_to=reply_to,
+            headers=headers,
+            persistent=True,
+            mandatory=True,
+        )
 
     async def _publish(
         self,
@@ -117,19 +129,26 @@ class Outbox:
         expiration_ms: int | None = None,
         headers: dict[str, str] | None = None,
         persistent: bool = False,
+        mandatory: bool = False,
+        patience_s: float = PATIENCE_S,
     ) -> None:
-        """Until the broker has it; after ``PATIENCE_S`` its caller has long been told 504 by its gateway."""
-        give_up_at = time.monotonic() + PATIENCE_S
+        """Until the broker has it; after ``patience_s`` its caller has long been told 504 by its gateway.
+
+        ``mandatory``: until a queue has it, which another service may still have to declare.
+        """
+        give_up_at = time.monotonic() + patience_s
         while True:
             try:
-                session = await self.link.wait_up(PATIENCE_S)
+                session = await self.link.wait_up(patience_s)
                 await session.publish(
                     body,
+                    exchange=WORKERS.name,
                     routing_key=routing_key,
                     reply_to=reply_to,
                     expiration_ms=expiration_ms,
                     headers=headers,
                     persistent=persistent,
+                    mandatory=mandatory,
                 )
                 return
             except Unavailable as error:

@@ -24,7 +24,7 @@ from tidegate.claims import Claims
 from tidegate.errors import Unavailable
 from tidegate.protocol import envelope
 from tidegate.protocol.envelope import Buffer, Reply, Request
-from tidegate.topology import CANCELS, EXCEPTIONS, Queue, cancels_queue
+from tidegate.topology import CANCELS, WORKERS, Queue, cancels_queue, suspects_queue
 
 log = telemetry.logger(__name__)
 
@@ -113,6 +113,7 @@ class Requests:
                 for start, end in envelope.runs([len(frame) for frame in replies]):
                     session.send(
                         envelope.pack(envelope.REPLIES, replies[start:end]),  # type: ignore[arg-type]
+                        exchange=WORKERS.name,
                         routing_key=reply_to,
                     )
             self.settle(group)
@@ -142,8 +143,9 @@ class Requests:
                 session.ack(tag, multiple=multiple)
 
     async def _on_setup(self, session: Session) -> None:
-        await session.declare(self._queue)
-        await session.declare(EXCEPTIONS)
+        await session.declare(self._queue, bind=False)
+        await session.declare(suspects_queue(self._queue), bind=False)
+        await session.declare(WORKERS)
         await session.declare(CANCELS)
         await session.declare(self._cancels)
         await session.bind(self._cancels, CANCELS)

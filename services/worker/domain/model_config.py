@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
+from services.worker.domain.pbtxt import TOKEN, messages
 from tidegate.errors import ModelFailed
 from tidegate.protocol.models import DeploymentSpec, Signature, TensorSpec, Version
 
@@ -14,15 +14,13 @@ ROWS = "tidegate_rows"
 
 DEFAULT_ROWS = 64
 
-_TOKEN = re.compile(
-    r"""(?P<comment>\#[^\n]*)|(?P<string>"(?:[^"\\\n]|\\.)*"|'(?:[^'\\\n]|\\.)*')|(?P<open>[{\[<])|(?P<close>[}\]>])"""
-    r"""|(?P<word>[A-Za-z_][\w.+-]*)|(?P<number>[-+.\d][\w.+-]*)|(?P<mark>[:,;])""",
-    re.X,
-)
 
-
-def build(version: Version, deployment: DeploymentSpec, *, model: str, backend: str) -> str:
+def build(
+    version: Version, deployment: DeploymentSpec, *, model: str, backend: str, gpus: Sequence[int] = ()
+) -> str:
     """The ``config.pbtxt`` of a single-file artifact served by ``backend`` under the name ``model``.
+
+    With ``gpus`` (numbers inside the replica) the Deployment's instances are made on each of them.
 
     Triton knows no scalar per row (``dims: []``). A signature that has one is served with Triton's own
     batching off and the row axis spelt out in the dims, so that a client gets exactly the shapes that the
@@ -43,10 +41,15 @@ def build(version: Version, deployment: DeploymentSpec, *, model: str, backend: 
         lines += _tensors("output", signature.outputs, rows_spelt_out)
     if signature is not None and signature.decoupled:
         lines.append("model_transaction_policy { decoupled: true }")
-    lines.append(f"instance_group [ {{ count: {deployment.instances} kind: KIND_CPU }} ]")
+    lines.append(_instance_group(deployment.instances, gpus))
     parameters |= _backend_parameters(backend, deployment.threads)
     lines += [_parameter(key, value) for key, value in parameters.items()]
     return "\n".join(lines) + "\n"
+
+
+def _instance_group(count: int, gpus: Sequence[int]) -> str:
+    kind = f"KIND_GPU gpus: [ {', '.join(map(str, gpus))} ]" if gpus else "KIND_CPU"
+    return f"instance_group [ {{ count: {count} kind: {kind} }} ]"
 
 
 def has_scalar_rows(signature: Signature) -> bool:
@@ -60,19 +63,27 @@ def top_level(text: str) -> dict[str, str]:
 
 
 def adapt(
-    text: str, deployment: DeploymentSpec, *, model: str, backend: str | None, stand_in: bool = False
+    text: str,
+    deployment: DeploymentSpec,
+    *,
+    model: str,
+    backend: str | None,
+    stand_in: bool = False,
+    gpus: Sequence[int] = (),
 ) -> str:
     """The user's own configuration (it may be empty), changed only where it must be.
 
-    ``name`` becomes ``model`` (Triton refuses one that differs from its folder). The Deployment's instances
-    and threads are added where the text says nothing of them. With ``stand_in`` a runtime of ours serves in
-    place of ``backend``.
+    ``name`` becomes ``model`` (Triton refuses one that differs from its folder). The Deployment's instances,
+    its ``gpus`` and its threads are added where the text says nothing of them. With ``stand_in`` a runtime of
+    ours serves in place of ``backend``.
     """
     fields = {name: value for name, value, _ in _top_level_fields(text)}
     if is_ensemble(text):
         return _with_values(text, {"name": model})
     lines = []
-    if deployment.instances > 1 and "instance_group" not in fields:
+    if "instance_group" not in fields and gpus:
+        lines.append(_instance_group(deployment.instances, gpus))
+    elif "instance_group" not in fields and deployment.instances > 1:
         lines.append(f"instance_group [ {{ count: {deployment.instances} }} ]")
     settings = _backend_parameters(backend, deployment.threads)
     lines += [_parameter(key, value) for key, value in settings.items() if key not in text]
@@ -121,7 +132,7 @@ def parts(text: str) -> set[str]:
     """The models that an ensemble's configuration connects; empty for any other."""
     if not is_ensemble(text):
         return set()
-    tokens = [t for t in _TOKEN.finditer(text) if t.lastgroup not in ("comment", "mark")]
+    tokens = [t for t in TOKEN.finditer(text) if t.lastgroup not in ("comment", "mark")]
     return {
         value.group()[1:-1]
         for key, value in pairwise(tokens)
@@ -172,6 +183,12 @@ def backend_of(text: str) -> str | None:
     return platforms.get(fields.get("platform", ""))
 
 
+def wants_cache(text: str) -> bool:
+    """Return True if a configuration turns Triton's response cache on."""
+    values = [value for cache in messages(text, "response_cache") for value in cache.get("enable", ())]
+    return bool(values) and values[-1] in {"true", "True", "t", "1"}
+
+
 def _tensors(kind: str, tensors: Sequence[TensorSpec], rows_spelt_out: bool) -> list[str]:
     lines = []
     for tensor in tensors:
@@ -212,7 +229,7 @@ def _top_level_fields(text: str) -> list[tuple[str, str, tuple[int, int]]]:
     fields: list[tuple[str, str, tuple[int, int]]] = []
     depth = 0
     field: str | None = None
-    for token in _TOKEN.finditer(text):
+    for token in TOKEN.finditer(text):
         kind, value = token.lastgroup, token.group()
         if kind in ("comment", "mark"):
             continue

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 from tidegate.protocol.statistics import (
     BATCH,
+    CACHE,
     COMPUTE,
     EXECUTIONS,
     INFERENCES,
@@ -48,7 +49,7 @@ class Tally:
             for part in ("queue", *COMPUTE):
                 counts[time_name(part)] += triton.get(time_name(part), 0) * requests // calls
         counts[EXECUTIONS] = triton.get(EXECUTIONS, 0)
-        counts.update({name: count for name, count in triton.items() if name.startswith(BATCH)})
+        counts.update({name: count for name, count in triton.items() if name.startswith((BATCH, *CACHE))})
         counts.update(self._untold)
         self._untold = Counter()
         return {name: count for name, count in counts.items() if count}

@@ -39,7 +39,6 @@ def assignment(replica: str, **given) -> Assignment:
             filename="model.onnx",
             created_at=BORN,
         ),
-        registry_url="http://127.0.0.1:1",
         launched_at=time.time(),
     )
 

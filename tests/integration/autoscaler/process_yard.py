@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from services.autoscaler.adapters import procfs
+from services.autoscaler.adapters.gpu_inventory import HostInventory
 from services.autoscaler.adapters.launcher_process import ProcessLauncher, ProcessPlan
 from services.autoscaler.adapters.replica_folder import ReplicaFolder
 from tests.integration.autoscaler.script import WORKER
@@ -22,15 +23,32 @@ class ProcessYard:
         self.state = state
         self.script = state / "worker.py"
         self.script.write_text(WORKER)
+        self.nvidia_smi = state / "nvidia-smi"
         self._launchers: list[ProcessLauncher] = []
         self._others: list[ProcessYard] = []
 
     def launcher(self, mode: str = "", late_s: float = 0.0) -> ProcessLauncher:
         """A launcher as after a restart: it has no children yet. ``late_s``: how far its clock is ahead."""
         command = [sys.executable, "-S", "-E", str(self.script)]
-        plan = ProcessPlan(command, self.state, {"MODE": mode})
-        self._launchers.append(ProcessLauncher(plan, clock=lambda: time.time() + late_s))
+        plan = ProcessPlan(command, self.state, environment={**os.environ, "MODE": mode})
+        inventory = HostInventory(str(self.nvidia_smi))
+        self._launchers.append(ProcessLauncher(plan, inventory, lambda: time.time() + late_s))
         return self._launchers[-1]
+
+    def has_gpus(self, *rows: str, code: int = 0) -> None:
+        """Put an `nvidia-smi` here that lists these rows and ends with ``code``."""
+        listing = "".join(f"{row}\\n" for row in rows)
+        # Only the query that the launcher is to make has an answer.
+        asked = "--query-gpu=uuid,memory.total,name --format=csv,noheader,nounits"
+        script = f'#!/bin/sh\n[ "$*" = "{asked}" ] || exit 9\nprintf "{listing}"\nexit {code}\n'
+        self.nvidia_smi.write_text(script)
+        self.nvidia_smi.chmod(0o755)
+
+    def environment(self, replica: str) -> dict[str, str]:
+        """Return the environment that the worker was started with."""
+        pid = ReplicaFolder(self.state / "replicas" / replica).worker_pid()
+        pairs = Path(f"/proc/{pid}/environ").read_text().split("\0")
+        return dict(pair.split("=", 1) for pair in pairs if pair)
 
     def other(self) -> ProcessYard:
         """Another stack on the same machine."""

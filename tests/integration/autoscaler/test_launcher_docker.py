@@ -15,6 +15,7 @@ from services.autoscaler.domain.launcher import LaunchFailed, flavour_fingerprin
 from tests.integration.autoscaler.container_yard import HOME, api, image
 from tests.integration.autoscaler.test_launchers import gone
 from tidegate.errors import Unavailable
+from tidegate.protocol import replica_token
 from tidegate.protocol.models import Flavour, WarmAssignment
 
 ONE, TWO, THREE = "digits-v1-0-1", "digits-v1-1-1", "digits-v1-2-1"
@@ -74,18 +75,24 @@ async def one_of(launcher, replica):
 
 
 async def test_no_secret_can_be_read_at_the_engine(yard, assign):
-    """Token and assignment go in as files: a Deployment's environment may hold secrets too."""
-    await yard.launcher().launch(assign(ONE, env={"API_PASSWORD": "sesame"}))
+    """Token, passwords and assignment go in as files: a Deployment's environment may hold secrets too."""
+    launcher = yard.launcher(secrets={"rabbitmq/worker": b"pass-word"})
+    await launcher.launch(assign(ONE, env={"API_PASSWORD": "sesame"}))
     yard.until_up(ONE)
     shown = json.dumps(yard.inspect(ONE))
-    assert "the-token" not in shown
-    assert "sesame" not in shown
-    read = f"cat {HOME}/token; cat {HOME}/replica/assignment.json; ls -ln {HOME}/replica/assignment.json"
+    mine = replica_token.issue("the-token", ONE)
+    for secret in ("the-token", mine, "pass-word", "sesame"):
+        assert secret not in shown
+    assert f"TIDEGATE_SECRETS_DIR={HOME}/secrets" in shown
+    files = ("replica/token", "secrets/rabbitmq/worker", "replica/assignment.json")
+    read = f"cd {HOME}; cat {' '.join(files)}; ls -ln {' '.join(files)}; ls"
     started = api().exec_create(yard.name(ONE), ["sh", "-c", read])["Id"]
     said = api().exec_start(started).decode()
-    assert "the-token" in said
-    assert "sesame" in said
-    assert "-r--------" in said
+    for secret in (mine, "pass-word", "sesame"):
+        assert secret in said
+    assert said.count("-r--------") == len(files)
+    # The service token opens everything; a worker never has it.
+    assert "the-token" not in said
 
 
 async def test_out_of_memory_is_told_as_such(yard, assign):

@@ -11,11 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import orjson
 import pytest
 
 from services.autoscaler import warm
 from services.autoscaler.adapters.kept_logs import KEPT_LOGS, KeptLogs
 from services.autoscaler.adapters.ledger import Ledger
+from services.autoscaler.adapters.registry import RegistryClient
+from services.autoscaler.adapters.replica_grants import ReplicaGrants
 from services.autoscaler.adapters.warm_offers import WarmOffers
 from services.autoscaler.domain.warm_pool import Claim
 from services.autoscaler.warm import NOBODY, WarmPool
@@ -49,9 +52,19 @@ class Yard:
         async with WarmOffers(self.amqp_url, flavours) as offers:
             await offers._link.wait_up(10)
             launcher = self.processes.launcher()
-            pool = WarmPool(launcher, self.store, ledger, offers, flavours, self.processes.state / "log")
+            registry = RegistryClient("http://127.0.0.1:1", "t")
+            pool = WarmPool(
+                launcher,
+                self.store,
+                ledger,
+                offers,
+                ReplicaGrants(registry),
+                flavours,
+                self.processes.state / "log",
+            )
             pool.take_over()
             yield pool
+            await registry.close()
         ledger.close()
 
     @asynccontextmanager
@@ -265,6 +278,35 @@ async def test_a_worker_asks_until_it_knows_whose_an_offer_is(
     await line.close()
     await away.close()
     await there.close()
+
+
+async def test_an_offer_cannot_say_where_the_registry_is(
+    yard: Yard, assign: Callable[..., Any], tmp_path: Path, until: Callable[..., Awaitable[Any]]
+) -> None:
+    """A worker sent its credential to that address, and ran the model that it got from there."""
+    given = WarmAssignment(
+        replica="warm-cpu--0-1", generation=1, flavour=yard.flavour, pool=Flavour(), launched_at=0
+    )
+    worker = Waiting(WorkerSettings(), given, tmp_path, yard.store, 0)
+    forged = assign(REPLICA).model_dump(mode="json") | {"registry_url": "http://127.0.0.1:9"}
+    queue = warm_queue(yard.flavour)
+    async with Link(yard.amqp_url, "worker", worker._listen) as link:
+        session = await link.wait_up(10)
+        await session.publish(orjson.dumps(forged), routing_key=queue.name, mandatory=True)
+        await session.publish(b"{}", routing_key=queue.name, mandatory=True)
+
+        async def read() -> bool:
+            return await session.depth(queue) == 0
+
+        await until(read)
+    async with Link(yard.amqp_url, "after", _nothing) as link:
+        assert await (await link.wait_up(10)).depth(queue) == 0, "an offer that is not settled comes again"
+    assert not worker._taken.done()
+    assert await yard.store.claimant(REPLICA) is None
+
+
+async def _nothing(_: Session) -> None:
+    return
 
 
 @pytest.mark.parametrize("taken", [True, False])

@@ -144,3 +144,17 @@ async def test_a_claim_is_good_for_its_time_and_a_margin(blobs):
 async def test_what_is_no_claim_is_unavailable(local, data):
     with pytest.raises(Unavailable):
         await Claims(local, 4).redeem(data)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root makes files for others")
+async def test_what_root_writes_belongs_to_the_owner_of_the_store(tmp_path):
+    """As a worker does in a container; gateway and router are other users there."""
+    root = tmp_path / "blobs"
+    root.mkdir()
+    os.chown(root, 10001, 10001)
+    found = Blobs(f"file://{root}")
+    key = await found.put(b"data", 60)
+    found.close()
+    blob = root / key
+    assert {(each.stat().st_uid, each.stat().st_gid) for each in (blob, blob.parent)} == {(10001, 10001)}
+    assert blob.parent.stat().st_mode & 0o777 == 0o700

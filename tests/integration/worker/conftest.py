@@ -10,10 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from services.worker.adapters.model_repository import prepare
+from services.worker.adapters.model_repository import cache_mb, prepare
 from services.worker.adapters.triton_client import TritonClient
 from services.worker.adapters.triton_install import TritonInstall
-from services.worker.adapters.triton_process import TritonOptions, TritonProcess
+from services.worker.adapters.triton_process import TritonOptions, TritonProcess, new_triton, repository_in
+from services.worker.domain.devices import held
 from services.worker.domain.formats import config_is_complete
 from tests.conftest import MadeOnce
 from tidegate.errors import ModelFailed
@@ -99,14 +100,21 @@ async def run(install: TritonInstall, tmp_path: Path) -> AsyncIterator[Run]:
             filename=artifact.name, signature=signature, created_at=datetime.now(UTC),
         )  # fmt: skip
         spec = DeploymentSpec.model_validate({"name": f"{name}-v1", "model": name, "version": 1, **settings})
+        folder = tmp_path / f"replica-{len(started)}"
+        repository = repository_in(folder)
+        models = prepare(version, spec, artifact, repository, install, held(spec.resources))
         options = TritonOptions(
-            replica=f"{name}-v1-0-{len(started)}", env=spec.env, auto_complete=not config_is_complete(version)
+            replica=f"{name}-v1-0-{len(started)}",
+            env=spec.env,
+            auto_complete=not config_is_complete(version),
+            response_cache_mb=cache_mb(repository, models, spec, install),
         )
-        process = TritonProcess(install, tmp_path / f"replica-{len(started)}", options)
+        folder.mkdir(exist_ok=True)
+        process = new_triton(install, folder, options)
         await process.start()
         client = TritonClient(process.target, process.http)
         started.append((process, client))
-        for model in prepare(version, spec, artifact, process.repository, install):
+        for model in models:
             try:
                 await client.load(model, 60)
             except ModelFailed as failure:

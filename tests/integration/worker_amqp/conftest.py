@@ -142,6 +142,7 @@ class Caller:
 
     async def _setup(self, session: Session) -> None:
         await session.declare(self.queue)
+        await session.declare(suspects_queue(self.queue))
         await session.declare(CANCELS)
         await session.declare(self.reply_to)
         await session.consume(self.reply_to, self._on_replies, prefetch=0, no_ack=True)

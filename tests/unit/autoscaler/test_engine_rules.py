@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from services.autoscaler.adapters.container_spec import DockerPlan, body
-from services.autoscaler.adapters.gpu_inventory import probe_body
+from services.autoscaler.adapters.gpu_inventory_engine import probe_body
 from services.autoscaler.domain.engine_rules import Bounds, refusal
 from services.autoscaler.domain.launcher import Start
 from tidegate.protocol.models import Assignment, Deployment, Version
@@ -39,7 +39,7 @@ def made(**given) -> dict:
         created_at=BORN,
     )  # fmt: skip
     work = Assignment(
-        replica="m-v1-0-1", generation=1, deployment=deployment, version=version, registry_url="http://r",
+        replica="m-v1-0-1", generation=1, deployment=deployment, version=version,
         launched_at=1.0,
     )  # fmt: skip
     return body(plan, Start.of(work), "tidegate/worker", "sha256:1", {"GPU-a": 1} if given else {})

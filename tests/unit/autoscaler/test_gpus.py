@@ -15,6 +15,7 @@ from services.autoscaler.domain.gpus import (
     read_inventory,
     stands,
     to_label,
+    visible,
 )
 from tidegate.protocol.models import Resources
 
@@ -49,7 +50,7 @@ def test_who_wants_none_gets_none():
 
 
 def test_a_wish_that_cannot_be_met_says_what_stands_in_its_way():
-    with pytest.raises(NoRoom, match="the engine has no GPUs"):
+    with pytest.raises(NoRoom, match="there are no GPUs to give"):
         place([], [], whole(1))
     held = [Claim("x-0-1", {"GPU-a": 9_000})]
     with pytest.raises(NoRoom, match="GPU-a has 7000 of 16000 MiB free, held by x-0-1"):
@@ -109,3 +110,22 @@ def test_the_listing_of_nvidia_smi():
 def test_whole_ones_and_a_share_cannot_both_be_asked_for():
     with pytest.raises(ValueError, match="state one of them"):
         Resources(gpus=1, gpu_memory_mb=1)
+
+
+@pytest.mark.parametrize(
+    ("setting", "left"),
+    [
+        (None, [A, B, C]),
+        ("", []),
+        ("1,0", [B, A]),
+        ("GPU-c", [C]),
+        ("2, GPU-a", [C, A]),
+        ("0,7,1", [A]),
+        ("-1", []),
+        ("0,0", [A]),
+        ("GPU-", []),
+        ("NoDevFiles", []),
+    ],
+)
+def test_cuda_visible_devices_is_read_as_cuda_does(setting, left):
+    assert list(visible([A, B, C], setting)) == left

@@ -36,7 +36,7 @@ def test_defaults(tmp_path):
 
 def test_addresses_follow_from_ports_and_folders(tmp_path):
     found = Settings(rabbitmq_port=1, valkey_port=2, registry_port=3, jobs_port=4, state_dir=Path("state"))
-    assert found.amqp_url == "amqp://guest:guest@127.0.0.1:1/"
+    assert found.amqp_url == "amqp://127.0.0.1:1/"
     assert found.redis_url == "redis://127.0.0.1:2/0"
     assert found.jobs_url == "redis://127.0.0.1:4/0"
     assert found.registry_url == "http://127.0.0.1:3"
@@ -79,7 +79,7 @@ def test_empty_means_the_default(monkeypatch):
     monkeypatch.setenv("TIDEGATE_RUNTIME_DIR", "")
     found = Settings()
     assert (found.gateway_port, found.runtime_dir) == (8000, None)
-    assert found.amqp_url == "amqp://guest:guest@127.0.0.1:8072/"
+    assert found.amqp_url == "amqp://127.0.0.1:8072/"
 
 
 def test_a_wrong_value_names_its_field(monkeypatch):

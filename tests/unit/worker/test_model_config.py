@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
 from services.worker.domain import model_config
+from services.worker.domain.devices import held
 from tidegate.errors import ModelFailed
 from tidegate.protocol.models import DeploymentSpec, Signature, TensorSpec, Version
 
@@ -26,7 +27,9 @@ def built(signature: Signature | None, backend: str = "python", **settings: obje
         signature=signature, created_at=datetime(2025, 1, 1, tzinfo=UTC),
     )  # fmt: skip
     spec = DeploymentSpec.model_validate({"name": "m-v1", "model": "m", "version": 1, **settings})
-    return text_format.Parse(model_config.build(version, spec, model="m", backend=backend), ModelConfig())
+    gpus = held(spec.resources)
+    text = model_config.build(version, spec, model="m", backend=backend, gpus=gpus)
+    return text_format.Parse(text, ModelConfig())
 
 
 def test_batching_signature() -> None:
@@ -37,6 +40,15 @@ def test_batching_signature() -> None:
     assert (config.instance_group[0].count, config.instance_group[0].kind) == (3, 2)
     assert config.parameters["threads"].string_value == "2"
     assert not config.HasField("dynamic_batching")
+
+
+def test_a_model_with_gpus_has_its_instances_on_each_of_them() -> None:
+    """It was KIND_CPU whatever the replica held."""
+    signature = Signature(inputs=[X], outputs=[Y], max_batch_size=8)
+    (group,) = built(signature, "onnxruntime", instances=2, resources={"gpus": 2}).instance_group
+    assert (group.count, group.kind, list(group.gpus)) == (2, 1, [0, 1])
+    (group,) = built(signature, resources={"gpu_memory_mb": 4000}).instance_group
+    assert (group.count, group.kind, list(group.gpus)) == (1, 1, [0])
 
 
 def test_scalar_rows_spell_out_the_row_axis() -> None:
@@ -117,6 +129,14 @@ def test_adapt_adds_what_is_missing() -> None:
     own = "parameters { key: 'intra_op_thread_count' value { string_value: '7' } }"
     config = parsed(adapted(own, threads=3, backend="onnxruntime"))
     assert config.parameters["intra_op_thread_count"].string_value == "7"
+
+
+def test_adapt_puts_a_model_without_instance_group_on_the_replicas_gpus() -> None:
+    (group,) = parsed(adapted("", instances=2, backend="python", gpus=(0, 1))).instance_group
+    assert (group.count, group.kind, list(group.gpus)) == (2, 1, [0, 1])
+    own = 'name: "m" backend: "python"\ninstance_group [ { count: 5 kind: KIND_CPU } ]'
+    assert adapted(own, backend="python", gpus=(0,)) == own, "the user's own word stands"
+    assert "instance_group" not in adapted(ensemble("a"), backend=None, gpus=(0,))
 
 
 def test_adapt_puts_our_runtime_in_the_place_of_a_backend() -> None:

@@ -20,6 +20,8 @@ TRITON = {
     "compute_output.ns": 40,
     "batch.3.compute_infer.count": 2,
     "batch.3.compute_infer.ns": 600,
+    "cache_hit.count": 5,
+    "cache_hit.ns": 70,
 }
 
 
@@ -45,6 +47,8 @@ def test_requests_are_counted_though_they_share_calls():
         "compute_output.ns": 80,
         "batch.3.compute_infer.count": 2,
         "batch.3.compute_infer.ns": 600,
+        "cache_hit.count": 5,
+        "cache_hit.ns": 70,
     }
     assert tally.take({}) == {}, "it began anew"
 

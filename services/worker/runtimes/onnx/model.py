@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import re
+import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +16,7 @@ import onnxruntime
 from rows import Rows, parameter
 
 DEFAULT_ROWS = 64
+CUDA = "CUDAExecutionProvider"
 TYPES = {
     "tensor(float)": "TYPE_FP32", "tensor(double)": "TYPE_FP64", "tensor(float16)": "TYPE_FP16",
     "tensor(bfloat16)": "TYPE_BF16", "tensor(string)": "TYPE_STRING", "tensor(bool)": "TYPE_BOOL",
@@ -34,15 +41,64 @@ class TritonPythonModel:
         """Open the session; a file that cannot be served fails here, with the reason."""
         config = json.loads(args["model_config"])
         path = Path(args["model_repository"], args["model_version"], "model.onnx")
-        self._session = onnxruntime.InferenceSession(
-            str(path), options(config), providers=["CPUExecutionProvider"]
-        )
+        gpu = int(args["model_instance_device_id"]) if args["model_instance_kind"] == "GPU" else None
+        self._session = open_session(path, options(config), gpu)
         check_outputs(self._session)
         self.execute = Rows(config, self._run).execute
 
     def _run(self, feed: dict[str, Any], names: list[str]) -> list[Any]:
         outputs: list[Any] = self._session.run(names, feed)
         return outputs
+
+
+def open_session(path: Path, settings: Any, gpu: int | None) -> Any:
+    """Open the file on the GPU of this number, None: on the CPU. Raise RuntimeError if CUDA cannot be used.
+
+    onnxruntime itself goes on with the CPU when its CUDA provider does not start.
+    """
+    cpu = "CPUExecutionProvider"
+    if gpu is None:
+        return onnxruntime.InferenceSession(str(path), settings, providers=[cpu])
+    if CUDA not in onnxruntime.get_available_providers():
+        raise RuntimeError(no_cuda("it is a build for the CPU"))
+    if hasattr(onnxruntime, "preload_dlls"):
+        # CUDA and cuDNN as pip's packages bring them; where the system has them, nothing is missed.
+        onnxruntime.preload_dlls()
+    providers = [(CUDA, {"device_id": gpu}), cpu]
+    with tempfile.TemporaryFile() as said:
+        with stderr_into(said):
+            session = onnxruntime.InferenceSession(str(path), settings, providers=providers)
+        said.seek(0)
+        words = said.read().decode(errors="replace")
+    sys.stderr.write(words)
+    if session.get_providers()[0] != CUDA:
+        errors = re.findall(r"error: (.+)", words)
+        reason = f"its CUDA provider did not start ({errors[-1] if errors else words.strip()[-200:]})"
+        raise RuntimeError(no_cuda(reason))
+    return session
+
+
+@contextlib.contextmanager
+def stderr_into(file: Any) -> Iterator[None]:
+    """Let the process's stderr go to a file: onnxruntime tells its reasons nowhere else."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    os.dup2(file.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+
+
+def no_cuda(reason: str) -> str:
+    """Return what to do when a replica has a GPU and onnxruntime cannot use it."""
+    return (
+        f"This replica was given a GPU, and onnxruntime {onnxruntime.__version__} cannot use it: {reason}. "
+        "Deploy the model with a requirements file that has the line onnxruntime-gpu[cuda,cudnn] "
+        "(`--requirements FILE`), or run `make onnx-gpu` once on this host. To let it run on the CPU "
+        "instead: `--resource allow_cpu=1`."
+    )
 
 
 def options(config: dict[str, Any]) -> Any:

@@ -28,18 +28,37 @@ class TritonPythonModel:
         threads = parameter(config, "INTRA_OP_THREAD_COUNT") or parameter(config, "threads") or 1
         torch.set_num_threads(int(threads))
         path = Path(args["model_repository"], args["model_version"], "model.pt")
-        self._module = torch.jit.load(str(path), map_location="cpu").eval()
+        gpu = int(args["model_instance_device_id"]) if args["model_instance_kind"] == "GPU" else None
+        self._device = device_of(gpu)
+        self._module = torch.jit.load(str(path), map_location=self._device).eval()
         self._inputs = [tensor["name"] for tensor in config["input"]]
         self._outputs = [tensor["name"] for tensor in config["output"]]
         self.execute = Rows(config, self._run).execute
 
     def _run(self, feed: dict[str, Any], names: list[str]) -> list[Any]:
         with torch.inference_mode():
-            given = self._module(*(torch.from_numpy(feed[name]) for name in self._inputs if name in feed))
+            # Neither .to() nor .cpu() copies what is there already.
+            inputs = (torch.from_numpy(feed[name]).to(self._device) for name in self._inputs if name in feed)
+            given = self._module(*inputs)
         if isinstance(given, torch.Tensor):
             given = (given,)
         if not isinstance(given, dict):
             if len(given) != len(self._outputs):
                 raise ValueError(f"the module returned {len(given)} tensors for the outputs {self._outputs}")
             given = dict(zip(self._outputs, given, strict=True))
-        return [given[name].numpy() for name in names]
+        return [given[name].cpu().numpy() for name in names]
+
+
+def device_of(gpu: int | None) -> Any:
+    """Return the GPU of this number, None: the CPU. Raise RuntimeError if torch cannot use it."""
+    if gpu is None:
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        built = torch.version.cuda
+        reason = f"it finds no CUDA device (built for CUDA {built})" if built else "it is a build for the CPU"
+        raise RuntimeError(
+            f"This replica was given a GPU, and torch {torch.__version__} cannot use it: {reason}. "
+            "Install a build for CUDA that this host's driver supports: `make torch`, or a requirements file "
+            "with torch (`--requirements FILE`). To let it run on the CPU instead: `--resource allow_cpu=1`."
+        )
+    return torch.device("cuda", gpu)

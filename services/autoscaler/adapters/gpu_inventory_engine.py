@@ -1,0 +1,74 @@
+"""The GPUs of the engine's machine, asked of `nvidia-smi` in a container: the autoscaler sees no device."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable
+
+from services.autoscaler.adapters.container_spec import STACK, DockerPlan
+from services.autoscaler.adapters.engine import Engine
+from services.autoscaler.adapters.gpu_inventory import AGAIN_AFTER_S, PROBE_TIMEOUT_S, QUERY
+from services.autoscaler.domain.gpus import Gpu, read_inventory
+from tidegate import telemetry
+from tidegate.errors import Unavailable
+
+log = telemetry.logger(__name__)
+
+
+class EngineInventory:
+    """See :class:`Inventory`. GPUs that were found are remembered; else it looks again after a while."""
+
+    def __init__(self, engine: Engine, plan: DockerPlan, clock: Callable[[], float] = time.monotonic) -> None:
+        self._engine = engine
+        self._plan = plan
+        self._clock = clock
+        self._found: tuple[Gpu, ...] = ()
+        self._problem = ""
+        self._not_before = 0.0
+
+    async def gpus(self) -> tuple[Gpu, ...]:
+        """What `nvidia-smi` lists in a container of the workers' image that is given every GPU."""
+        if not self._found and self._clock() >= self._not_before:
+            self._not_before = self._clock() + AGAIN_AFTER_S
+            self._problem = ""
+            try:
+                self._found = read_inventory(await self._probe())
+            except Unavailable as error:
+                self._problem = error.message
+                log.warning("GPUs cannot be listed", extra={"problem": error.message})
+        if self._problem:
+            raise Unavailable(f"The engine's GPUs cannot be listed: {self._problem}")
+        return self._found
+
+    async def _probe(self) -> str:
+        name = self._plan.name("gpu-probe")
+        await self._engine.remove(name)
+        await self._engine.create(name, probe_body(self._plan))
+        try:
+            await self._engine.start(name)
+            code = await self._engine.wait(name, PROBE_TIMEOUT_S)
+            said = await self._engine.output(name, 100)
+        finally:
+            with contextlib.suppress(Unavailable):
+                await self._engine.remove(name)
+        if code != 0:
+            raise Unavailable(f"nvidia-smi ended with {code}: {said.strip()[-300:]}")
+        return said
+
+
+def probe_body(plan: DockerPlan) -> dict[str, object]:
+    """The request that creates the container which lists the GPUs."""
+    return {
+        "Image": plan.image,
+        "Entrypoint": ["nvidia-smi"],
+        "Cmd": QUERY,
+        "Labels": {STACK: plan.stack},
+        "HostConfig": {
+            "NetworkMode": "none",
+            "CapDrop": ["ALL"],
+            "SecurityOpt": ["no-new-privileges"],
+            "LogConfig": {"Type": "json-file", "Config": {}},
+            "DeviceRequests": [{"Driver": "nvidia", "Count": -1, "Capabilities": [["gpu", "utility"]]}],
+        },
+    }

@@ -1,0 +1,48 @@
+"""Where a loaded model really runs, asked of its Triton; the GPUs' names are those of `nvidia-smi`."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Sequence
+
+from services.worker.adapters.triton_client import TritonClient
+from services.worker.domain.devices import Group, Kind, names_of, where
+
+QUERY = ("nvidia-smi", "--query-gpu=uuid,name", "--format=csv,noheader")
+TIMEOUT_S = 10.0
+_KINDS: dict[int, Kind] = {0: "auto", 1: "gpu", 2: "cpu", 3: "model"}
+
+
+async def of(client: TritonClient, models: Sequence[str]) -> str:
+    """Return the devices of the instances that Triton has of these models (an ensemble has none itself)."""
+    configs = [await client.config(model) for model in models]
+    groups = [
+        Group(_KINDS.get(int(group.kind), "auto"), tuple(group.gpus))
+        for config in configs
+        for group in config.instance_group
+        if not config.ensemble_scheduling.step
+    ]
+    names = await _names() if any(group.gpus for group in groups) else {}
+    return where(groups, names)
+
+
+async def _names() -> dict[int, str]:
+    """Return the GPUs' names by their numbers here; none where `nvidia-smi` does not tell."""
+    try:
+        process = await asyncio.create_subprocess_exec(
+            *QUERY,
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.DEVNULL,
+        )
+    except OSError:
+        return {}
+    try:
+        async with asyncio.timeout(TIMEOUT_S):
+            listing, _ = await process.communicate()
+    except TimeoutError:
+        process.kill()
+        await process.wait()
+        return {}
+    return names_of(listing.decode(errors="replace"), os.environ.get("CUDA_VISIBLE_DEVICES"))

@@ -1,0 +1,111 @@
+"""The devices of a replica: the GPUs it holds, and where its model really runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from services.worker.domain.pbtxt import messages
+from tidegate.errors import ModelFailed
+from tidegate.protocol.models import Format, Resources
+
+CPU = "cpu"
+# CUDA numbers the devices of a process from 0, whatever the machine calls them.
+Devices = tuple[int, ...]
+Kind = Literal["auto", "cpu", "gpu", "model"]
+_KINDS: dict[str, Kind] = {
+    "KIND_AUTO": "auto", "KIND_GPU": "gpu", "KIND_CPU": "cpu", "KIND_MODEL": "model",
+    "0": "auto", "1": "gpu", "2": "cpu", "3": "model",
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """An instance group of a model: its kind, and the GPUs it names."""
+
+    kind: Kind
+    gpus: Devices = ()
+
+
+def held(resources: Resources) -> Devices:
+    """Return the GPUs of a replica with these resources, by the numbers that they have inside it."""
+    return tuple(range(resources.gpus or (1 if resources.gpu_memory_mb else 0)))
+
+
+def usable(artifact_format: Format, devices: Devices, *, allow_cpu: bool) -> Devices:
+    """Return the devices for a single-file artifact. Raises ModelFailed if its library cannot use GPUs."""
+    if artifact_format != "sklearn" or not devices:
+        return devices
+    if allow_cpu:
+        return ()
+    raise ModelFailed(
+        "This replica was given a GPU, and scikit-learn runs on the CPU only: deploy the model without "
+        "`gpus` and `gpu_memory_mb`, export it to ONNX, or let it run on the CPU with "
+        "`--resource allow_cpu=1`."
+    )
+
+
+def groups_in(text: str) -> list[Group]:
+    """Return the instance groups of a user's ``config.pbtxt``, as far as they can be read."""
+    found = []
+    for group in messages(text, "instance_group"):
+        kind = _KINDS.get(group.get("kind", ["KIND_AUTO"])[-1], "auto")
+        found.append(Group(kind, tuple(int(gpu) for gpu in group.get("gpus", ()) if gpu.isdecimal())))
+    return found
+
+
+def check_groups(model: str, groups: Iterable[Group], devices: Devices) -> None:
+    """Refuse instance groups on GPUs that the replica does not hold. Raises ModelFailed with the remedy."""
+    for group in groups:
+        if group.kind in ("cpu", "model"):
+            continue
+        if group.kind == "gpu" and not devices:
+            raise ModelFailed(
+                f"The config.pbtxt of {model!r} asks for a GPU (instance_group with KIND_GPU), and this "
+                "replica holds none: deploy with `--resource gpus=1`, or write KIND_CPU."
+            )
+        missing = sorted(set(group.gpus) - set(devices))
+        if missing:
+            numbers = ", ".join(map(str, missing))
+            named = f"0 to {devices[-1]}" if len(devices) > 1 else "0" if devices else "none"
+            raise ModelFailed(
+                f"The config.pbtxt of {model!r} asks for GPU {numbers}, and this replica holds "
+                f"{len(devices)} (numbered from 0 inside it: {named}): change `gpus` in its instance_group, "
+                f"or deploy with `--resource gpus={max(missing) + 1}`."
+            )
+
+
+def where(groups: Iterable[Group], names: Mapping[int, str]) -> str:
+    """Return where a loaded model runs: ``cpu``, ``cuda:0 (NVIDIA H100 80GB HBM3)``, several by commas.
+
+    ``groups`` are those that Triton resolved, so a GPU group names GPUs that Triton found.
+    """
+    found: list[str] = []
+    for group in groups:
+        found += [_named(gpu, names) for gpu in group.gpus] if group.gpus else [CPU]
+    return ", ".join(dict.fromkeys(found))
+
+
+def _named(gpu: int, names: Mapping[int, str]) -> str:
+    return f"cuda:{gpu} ({names[gpu]})" if names.get(gpu) else f"cuda:{gpu}"
+
+
+def names_of(listing: str, setting: str | None) -> dict[int, str]:
+    """Return the names of GPUs by the numbers that they have in a process.
+
+    ``listing`` is that of ``nvidia-smi --query-gpu=uuid,name --format=csv,noheader``, ``setting`` the
+    process's ``CUDA_VISIBLE_DEVICES``, None where it is not set.
+    """
+    rows = [line.partition(",") for line in listing.splitlines() if line.startswith("GPU-")]
+    gpus = [(uuid.strip(), name.strip()) for uuid, _, name in rows]
+    if setting is None:
+        return {number: name for number, (_, name) in enumerate(gpus)}
+    entries = [entry.strip() for entry in setting.split(",")]
+    return {number: name for number, entry in enumerate(entries) if (name := _name(entry, gpus))}
+
+
+def _name(entry: str, gpus: Sequence[tuple[str, str]]) -> str:
+    if entry.isdecimal():
+        return gpus[int(entry)][1] if int(entry) < len(gpus) else ""
+    return next((name for uuid, name in gpus if entry and uuid.startswith(entry)), "")

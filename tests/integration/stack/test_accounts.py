@@ -1,0 +1,241 @@
+"""The accounts of the services at a real RabbitMQ and real Valkeys: what each may do, and what it may not."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from redis import Redis
+from redis.exceptions import AuthenticationError, NoPermissionError
+
+from tidegate import credentials
+from tidegate.broker import Link, Session, Unroutable
+from tidegate.errors import Unavailable
+from tidegate.permissions import JOB_STORE, LIVE_STORE
+from tidegate.stack import accounts, rabbitmq, valkey
+from tidegate.stack.ports import free_ports
+from tidegate.stack.standalone import running
+from tidegate.topology import (
+    CANCELS,
+    EVENTS,
+    EXCEPTIONS,
+    REGISTRY_CHANGED,
+    USAGE,
+    WARM,
+    WORKERS,
+    Exchange,
+    Queue,
+    cancels_queue,
+    events_queue,
+    jobs_queue,
+    replies_queue,
+    requests_queue,
+    warm_queue,
+)
+
+pytestmark = pytest.mark.integration
+
+REQUESTS, REPLIES, OFFERS = requests_queue("m"), replies_queue("0a"), warm_queue("cpu")
+OWNED = {
+    "gateway": (REQUESTS, REPLIES, USAGE, EVENTS, CANCELS),
+    "router": (EXCEPTIONS,),
+    "autoscaler": (OFFERS,),
+}
+CLIENTS = ("gateway", "registry", "router", "autoscaler", "worker")
+
+
+@dataclass(frozen=True)
+class Servers:
+    """The servers as `make up` starts them."""
+
+    secrets: Path
+    amqp: str
+    live: str
+    jobs: str
+
+    def link(self, service: str) -> Link:
+        """A connection of a service to the broker."""
+        url = credentials.logged_in(self.amqp, self.secrets, credentials.RABBITMQ, service)
+        return Link(url, f"test {service}", _nothing)
+
+    def store(self, server: str, service: str) -> Redis:
+        """A client of a service at one of the stores."""
+        url = self.live if server == credentials.VALKEY else self.jobs
+        return Redis.from_url(credentials.logged_in(url, self.secrets, server, service))
+
+
+async def _nothing(_: Session) -> None:
+    return
+
+
+@pytest.fixture(scope="module")
+def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
+    folder = tmp_path_factory.mktemp("accounts")
+    secrets = folder / "secrets"
+    credentials.ensure(secrets)
+    passwords = {server: credentials.read_all(secrets, server) for server in credentials.SERVERS}
+    port, dist, epmd, live, jobs = free_ports(5)
+    children = [
+        *rabbitmq.children(
+            folder / "rabbitmq", port=port, dist_port=dist, epmd_port=epmd, environ=os.environ,
+            definitions=accounts.rabbitmq_definitions(passwords["rabbitmq"]),
+        ),
+        valkey.child(
+            folder / "live", port=live, environ=os.environ,
+            users=accounts.valkey_users(passwords["valkey"], LIVE_STORE),
+        ),
+        valkey.jobs_child(
+            folder / "jobs", port=jobs, environ=os.environ,
+            users=accounts.valkey_users(passwords["valkey-jobs"], JOB_STORE),
+        ),
+    ]  # fmt: skip
+    with running(children, folder):
+        yield Servers(
+            secrets,
+            f"amqp://127.0.0.1:{port}/",
+            f"redis://127.0.0.1:{live}/0",
+            f"redis://127.0.0.1:{jobs}/0",
+        )
+
+
+async def refused(link: Link, deed: str, what: Queue | str) -> bool:
+    """Whether the broker refuses a deed. It ends the connection then, which comes back by itself."""
+    session = await link.wait_up(30)
+    try:
+        if deed == "declare":
+            await session.declare(what, bind=False)  # type: ignore[arg-type]
+        elif deed == "consume":
+            await session.consume(what, lambda _: None, prefetch=1, no_ack=True)  # type: ignore[arg-type]
+        elif deed == "bind":
+            await session.bind(what, WORKERS, "replies.v1.0a")  # type: ignore[arg-type]
+        else:
+            await session.publish(b"x", exchange=deed, routing_key=str(what), mandatory=True)
+    except Unroutable:
+        return False
+    except Unavailable as error:
+        return "ACCESS_REFUSED" in error.message
+    return False
+
+
+async def test_nobody_logs_in_as_the_default_user_or_without_a_password(servers: Servers) -> None:
+    for user in ("", "guest:guest@", "worker:worker@", "guest:@"):
+        link = Link(servers.amqp.replace("//", f"//{user}"), "intruder", _nothing)
+        async with link:
+            with pytest.raises(Unavailable, match=r"403|ACCESS_REFUSED|refused"):
+                await link.wait_up(1.5)
+
+
+async def test_each_service_does_its_work(servers: Servers) -> None:
+    """What the services declare, bind, publish and consume, each with its own account."""
+    mine: dict[str, list[Queue | Exchange]] = {
+        "gateway": [EVENTS, CANCELS, REPLIES, REQUESTS, USAGE, jobs_queue("m", "high")],
+        "registry": [EVENTS, USAGE],
+        "router": [EVENTS, CANCELS, REQUESTS, EXCEPTIONS, jobs_queue("m", "high")],
+        "autoscaler": [EVENTS, OFFERS],
+        "worker": [CANCELS, WORKERS],
+    }
+    for service, declared in mine.items():
+        async with servers.link(service) as link:
+            session = await link.wait_up(30)
+            for each in declared:
+                await session.declare(each)
+            if service in ("gateway", "router", "autoscaler"):
+                events = events_queue(service, "0b")
+                await session.declare(events)
+                await session.bind(events, EVENTS, REGISTRY_CHANGED)
+                await session.consume(events, lambda _: None, prefetch=1, no_ack=True)
+            if service == "worker":
+                for queue in (REQUESTS, OFFERS, jobs_queue("m", "high")):
+                    await session.declare(queue, bind=False)
+                    await session.consume(queue, lambda _: None, prefetch=1, no_ack=True)
+                cancels = cancels_queue("m-0-1", "0c")
+                await session.declare(cancels)
+                await session.bind(cancels, CANCELS)
+                for key in (REPLIES.name, REQUESTS.name, EXCEPTIONS.name):
+                    await session.publish(b"x", exchange=WORKERS.name, routing_key=key, mandatory=True)
+    async with servers.link("autoscaler") as link:
+        await (await link.wait_up(30)).publish(
+            b"x", exchange=WARM.name, routing_key=OFFERS.name, mandatory=True
+        )
+    async with servers.link("registry") as link:
+        session = await link.wait_up(30)
+        await session.publish(b"x", exchange=EVENTS.name, routing_key=REGISTRY_CHANGED)
+
+
+@pytest.mark.parametrize(
+    ("service", "deed", "what"),
+    [
+        ("worker", "", OFFERS.name),  # an offer of a model to run
+        ("worker", WARM.name, OFFERS.name),
+        ("worker", "", USAGE.name),  # somebody else's bill
+        ("worker", "", REQUESTS.name),
+        ("worker", EVENTS.name, REGISTRY_CHANGED),
+        ("worker", CANCELS.name, ""),  # everybody's requests
+        ("worker", "consume", REPLIES),  # other callers' answers
+        ("worker", "consume", USAGE),
+        ("worker", "consume", EXCEPTIONS),
+        ("worker", "bind", REQUESTS),  # a copy of what other workers answer
+        ("worker", "declare", Queue("spy")),
+        ("registry", "", REQUESTS.name),
+        ("registry", "consume", REQUESTS),
+        ("registry", WORKERS.name, REPLIES.name),
+        ("autoscaler", "", REQUESTS.name),
+        ("autoscaler", "consume", REQUESTS),
+        ("autoscaler", WORKERS.name, REPLIES.name),
+        ("gateway", "consume", REQUESTS),
+        ("gateway", "consume", USAGE),
+        ("gateway", WORKERS.name, REPLIES.name),
+        ("router", "consume", REPLIES),
+        ("router", "consume", REQUESTS),
+        ("router", EVENTS.name, REGISTRY_CHANGED),
+    ],
+)
+async def test_the_rest_is_refused(servers: Servers, service: str, deed: str, what: Queue | str) -> None:
+    for owner, queues in OWNED.items():
+        async with servers.link(owner) as link:
+            for each in queues:
+                await (await link.wait_up(30)).declare(each)
+    async with servers.link(service) as link:
+        assert await refused(link, deed, what)
+
+
+@pytest.mark.parametrize("server", [credentials.VALKEY, credentials.VALKEY_JOBS])
+def test_without_a_password_a_store_only_answers_a_ping(servers: Servers, server: str) -> None:
+    url = servers.live if server == credentials.VALKEY else servers.jobs
+    store = Redis.from_url(url)
+    assert store.ping()
+    for deed in (lambda: store.get("tidegate:routes"), lambda: store.set("x", 1), lambda: store.flushall()):
+        with pytest.raises(NoPermissionError):
+            deed()
+    with pytest.raises(AuthenticationError):
+        Redis.from_url(url.replace("//", "//worker:guessed@")).get("x")
+
+
+@pytest.mark.parametrize("service", CLIENTS)
+@pytest.mark.parametrize("server", [credentials.VALKEY, credentials.VALKEY_JOBS])
+def test_no_service_administers_a_store(servers: Servers, server: str, service: str) -> None:
+    store = servers.store(server, service)
+    for command in ("CONFIG GET dir", "ACL LIST", "FLUSHALL", "SAVE", "KEYS *"):
+        with pytest.raises(NoPermissionError):
+            store.execute_command(*command.split())
+
+
+def test_a_worker_tells_of_itself_and_reads_or_writes_no_other_facts(servers: Servers) -> None:
+    worker, gateway = servers.store("valkey", "worker"), servers.store("valkey", "gateway")
+    for kind in ("replica", "model", "claim", "statistics"):
+        assert worker.set(f"tidegate:{kind}:m", "1", px=1000)
+    gateway.set("tidegate:routes", "{}")
+    for deed in (
+        lambda: worker.set("tidegate:routes", "{}"),
+        lambda: worker.get("tidegate:routes"),
+        lambda: worker.set("tidegate:statuses", "{}"),
+        lambda: worker.get("tidegate:limit:key"),
+        lambda: worker.publish("tidegate:routes:changed", ""),
+        lambda: worker.eval("return redis.call('get', 'tidegate:routes')", 0),
+        lambda: worker.scan(),
+    ):
+        with pytest.raises(NoPermissionError):
+            deed()

@@ -1,0 +1,70 @@
+"""Passwords of the broker and the stores: one file for each server and service, readable by its owner only.
+
+The files lie in a folder of secrets as ``<server>/<service>``. A service reads its own and puts it into the
+server's URL; nothing else carries a password, neither an argument nor a variable of the environment.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+from pathlib import Path
+from urllib.parse import quote, urlsplit, urlunsplit
+
+RABBITMQ, VALKEY, VALKEY_JOBS = SERVERS = ("rabbitmq", "valkey", "valkey-jobs")
+SERVICES = ("gateway", "registry", "router", "autoscaler", "worker")
+"""The names by which services log in at each server."""
+
+
+def ensure(folder: Path) -> None:
+    """Write a random 256-bit password for each service at each server, unless it has one."""
+    for server in SERVERS:
+        for service in SERVICES:
+            place = folder / server / service
+            place.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            write_once(place, secrets.token_urlsafe(32))
+
+
+def read(folder: Path, server: str, service: str) -> str:
+    """Return the password of a service at a server; empty if there is none."""
+    try:
+        return (folder / server / service).read_text().strip()
+    except FileNotFoundError:
+        return ""
+
+
+def read_all(folder: Path, server: str) -> dict[str, str]:
+    """Return the passwords at a server by the service's name, of the services that have one."""
+    found = {service: read(folder, server, service) for service in SERVICES}
+    return {service: password for service, password in found.items() if password}
+
+
+def logged_in(url: str, folder: Path, server: str, service: str) -> str:
+    """Return ``url`` with the user and password of a service.
+
+    The URL is returned as it is if it names a user already, or if the service has no password here.
+    """
+    parts = urlsplit(url)
+    password = read(folder, server, service) if service else ""
+    if not password or parts.username is not None:
+        return url
+    return urlunsplit(parts._replace(netloc=f"{service}:{quote(password, safe='')}@{parts.netloc}"))
+
+
+def write_once(place: Path, text: str) -> None:
+    """Write a secret to a file of mode 0600, unless the file has one already.
+
+    The text is written aside and linked into place: a reader never sees half of it, and two writers agree.
+    """
+    if place.is_file() and place.read_text().strip():
+        place.chmod(0o600)
+        return
+    fresh = place.with_name(f".{place.name}.{os.getpid()}")
+    descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with os.fdopen(descriptor, "w") as file:
+        file.write(text + "\n")
+    place.unlink(missing_ok=True)
+    with contextlib.suppress(FileExistsError):
+        os.link(fresh, place)
+    fresh.unlink()

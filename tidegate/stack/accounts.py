@@ -1,0 +1,104 @@
+"""The accounts of the services at RabbitMQ and the Valkeys, as those servers read them when they start."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+from tidegate import credentials
+from tidegate.permissions import BROKER, JOB_STORE, LIVE_STORE
+
+VHOST = "/"
+# Users of earlier releases, with passwords that everybody knows: RabbitMQ's default one, and that of the
+# stack in containers. A node that has them locks them.
+LOCKED = ("guest", "tidegate")
+
+
+def rabbitmq_definitions(passwords: Mapping[str, str]) -> str:
+    """Return RabbitMQ's definitions: a user for each service, with its permissions and no others.
+
+    ``passwords`` are the services', by name. The same passwords give the same text.
+    """
+    users = [
+        {
+            "name": service,
+            "password_hash": _rabbitmq_hash(password),
+            "hashing_algorithm": "rabbit_password_hashing_sha256",
+            "tags": [],
+        }
+        for service, password in passwords.items()
+    ]
+    unknown = _rabbitmq_hash("".join(passwords.values()))
+    locked = [{"name": name, "password_hash": unknown, "tags": []} for name in LOCKED]
+    permissions = [
+        {
+            "user": service,
+            "vhost": VHOST,
+            "configure": BROKER[service].configure,
+            "write": BROKER[service].write,
+            "read": BROKER[service].read,
+        }
+        for service in passwords
+    ]
+    nothing = {"vhost": VHOST, "configure": "^$", "write": "^$", "read": "^$"}
+    permissions += [{"user": name, **nothing} for name in LOCKED]
+    document = {"users": [*users, *locked], "vhosts": [{"name": VHOST}], "permissions": permissions}
+    return json.dumps(document, indent=1) + "\n"
+
+
+def valkey_users(passwords: Mapping[str, str], rules: Mapping[str, str]) -> str:
+    """Return Valkey's ACL file: a user for each service, with its rules; anybody else may only PING.
+
+    ``passwords`` and ``rules`` are by the service's name (``tidegate.permissions``).
+    """
+    lines = ["user default on nopass resetkeys resetchannels -@all +ping"]
+    for service, password in passwords.items():
+        digest = hashlib.sha256(password.encode()).hexdigest()
+        lines.append(f"user {service} on #{digest} {rules[service]}")
+    return "\n".join(lines) + "\n"
+
+
+def _rabbitmq_hash(password: str) -> str:
+    """Return a password as RabbitMQ stores it: base64 of a 4-byte salt and sha256(salt + password).
+
+    The salt follows from the password, so that the text stays the same; these passwords are random, so that
+    no table of hashes has them.
+    """
+    salt = hashlib.sha256(f"salt {password}".encode()).digest()[:4]
+    return base64.b64encode(salt + hashlib.sha256(salt + password.encode()).digest()).decode()
+
+
+def write(secrets: Path, servers: Path) -> None:
+    """Make what passwords are missing in ``secrets``, and write what each server reads below ``servers``.
+
+    The servers' files hold hashes and no passwords. They may be read by any user: a server in a container
+    has a user of its own, and nothing but its own folder.
+    """
+    credentials.ensure(secrets)
+    broker, live, jobs = (credentials.read_all(secrets, server) for server in credentials.SERVERS)
+    definitions = servers / credentials.RABBITMQ / "definitions.json"
+    texts = {
+        definitions: rabbitmq_definitions(broker),
+        definitions.with_name("rabbitmq.conf"): f"load_definitions = {definitions}\n",
+        servers / credentials.VALKEY / "users.acl": valkey_users(live, LIVE_STORE),
+        servers / credentials.VALKEY_JOBS / "users.acl": valkey_users(jobs, JOB_STORE),
+    }
+    for path, text in texts.items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+        path.chmod(0o644)
+
+
+def main() -> None:
+    """``python -m tidegate.stack.accounts SECRETS SERVERS``: as :func:`write`, for servers in containers."""
+    os.umask(0o022)
+    write(Path(sys.argv[1]), Path(sys.argv[2]))
+
+
+if __name__ == "__main__":
+    main()
