@@ -72,6 +72,7 @@ def requests_queue(deployment: str) -> Queue:
 def suspects_queue(requests: Queue) -> Queue:
     """Requests, one an envelope, that may have killed a worker: worker -> the deployment's workers.
 
+    The router declares and binds it: workers may not bind what others publish.
     One that is delivered runs at once, with nothing beside it in the model. So one that is redelivered was
     alone when its worker died.
     """
