@@ -177,6 +177,9 @@ bench-amplification: bootstrap ## what hostile bodies cost a gateway and a regis
 bench-hostile: bootstrap ## a valid caller beside 8,000 hostile connections: answers, p99, memory
 	$(PY) -m benchmarks.hostile $(BENCH_FLAGS)
 
+bench-killer: bootstrap ## 64 requests in hand, one of which kills the model, Triton or the worker
+	$(PY) -m benchmarks.killer $(BENCH_FLAGS)
+
 bench-chaos: bootstrap ## 20,000 jobs while every part is killed with -9 and restarted once
 	$(PY) -m benchmarks.chaos $(BENCH_FLAGS)
 

@@ -69,6 +69,16 @@ def requests_queue(deployment: str) -> Queue:
     return Queue(f"requests.v1.{deployment}", exchange=WORKERS)
 
 
+def suspects_queue(requests: Queue) -> Queue:
+    """Requests, one an envelope, that may have killed a worker: worker -> the deployment's workers.
+
+    The router declares and binds it: workers may not bind what others publish.
+    One that is delivered runs at once, with nothing beside it in the model. So one that is redelivered was
+    alone when its worker died.
+    """
+    return Queue(f"{requests.name}.suspects", exchange=WORKERS)
+
+
 def jobs_queue(deployment: str, level: Level) -> Queue:
     """Request envelopes of one request each, of jobs: gateway, router -> the deployment's workers.
 

@@ -13,17 +13,20 @@ from services.router.adapters.registry import Registry
 from services.router.adapters.revision import Revision
 from services.router.adapters.webhook_secret import load
 from services.router.adapters.webhook_sender import Sender
-from services.router.api import jobs, routes
+from services.router.api import dead, jobs, routes
 from services.router.api.exceptions import Exceptions
 from services.router.controller import Controller
 from services.router.courier import Courier
+from services.router.dead_letters import DeadLetters
 from services.router.job_sweeper import JobSweeper
 from services.router.leadership import Leadership
 from services.router.ledger import Ledger
+from services.router.replays import Replays
 from services.router.settings import RouterSettings
 from services.router.sweeper import Sweeper
 from tidegate.api import create_app
 from tidegate.blobs import Blobs
+from tidegate.claims import Claims
 from tidegate.store import JobStore, Store
 from tidegate.store.leader import LeaderStore
 from tidegate.store.webhooks import WebhookStore
@@ -54,22 +57,32 @@ def build(settings: RouterSettings) -> FastAPI:
             interval_s=settings.route_interval_s,
             relist_s=settings.relist_interval_s,
         )
-        exceptions = Exceptions(
-            settings.amqp_url, job_store, data / "dead-letters.jsonl", settings.dead_letters_kept, leads
-        )
+        blobs = Blobs(settings.blob_url)
+        claims = Claims(blobs, settings.claim_above_bytes)
+        letters = DeadLetters(data / "dead-letters.jsonl", blobs, claims, settings.dead_letter_limits())
+        exceptions = Exceptions(settings.amqp_url, job_store, letters, leads)
         leadership.on_change(exceptions.on_change)
         sweeper = Sweeper(Blobs(settings.blob_url), settings.blob_sweep_interval_s, leads=leads)
         ledger = Ledger(job_store, store, settings.amqp_url, settings.ledger_interval_s, leads=leads)
-        job_sweeper = _job_sweeper(settings, job_store, ledger, leads)
+        job_sweeper = _job_sweeper(settings, job_store, ledger, letters, leads)
         master = load(settings.state_path / "webhook-secret")
         courier = _courier(settings, schedule, job_store, master, leads)
-        app.state.controller, app.state.exceptions = controller, exceptions
+        app.state.controller, app.state.dead_letters = controller, letters
+        app.state.replays = Replays(
+            letters,
+            job_store,
+            claims,
+            exceptions.out,
+            lambda: controller.table,
+            ttl_s=settings.job_ttl_s,
+            retention_s=settings.job_retention_s,
+        )
         app.state.ledger, app.state.webhook_master = ledger, master
         app.state.health.add("table", controller.problem)
         app.state.health.add("broker", lambda: controller.link.problem)
         app.state.health.add("exceptions", lambda: exceptions.link.problem or exceptions.out.problem)
         app.state.health.add("jobs", lambda: job_sweeper.problem or courier.problem)
-        loops = (leadership, controller, exceptions, sweeper, job_sweeper, courier, ledger)
+        loops = (leadership, controller, letters, exceptions, sweeper, job_sweeper, courier, ledger)
         for loop in loops:
             loop.start()
         yield
@@ -80,7 +93,7 @@ def build(settings: RouterSettings) -> FastAPI:
         await store.close()
 
     return create_app(
-        name="router", settings=settings, lifespan=lifespan, routers=[routes.router, jobs.router]
+        name="router", settings=settings, lifespan=lifespan, routers=[routes.router, jobs.router, dead.router]
     )
 
 
@@ -95,7 +108,11 @@ def _leadership(settings: RouterSettings, leases: LeaderStore, incarnation: str,
 
 
 def _job_sweeper(
-    settings: RouterSettings, jobs: JobStore, ledger: Ledger, leads: Callable[[], bool]
+    settings: RouterSettings,
+    jobs: JobStore,
+    ledger: Ledger,
+    letters: DeadLetters,
+    leads: Callable[[], bool],
 ) -> JobSweeper:
     return JobSweeper(
         jobs,
@@ -105,6 +122,7 @@ def _job_sweeper(
         keep_s=settings.job_retention_s,
         keep_count=settings.jobs_kept,
         leads=leads,
+        letters=letters,
     )
 
 

@@ -20,7 +20,7 @@ from tidegate.broker import Delivery, Link, Session
 from tidegate.errors import Unavailable
 from tidegate.protocol.presence import ReplicaReport
 from tidegate.store import Store, StoreUnavailable
-from tidegate.topology import EVENTS, REGISTRY_CHANGED, events_queue, requests_queue
+from tidegate.topology import EVENTS, REGISTRY_CHANGED, events_queue, requests_queue, suspects_queue
 
 log = telemetry.logger(__name__)
 
@@ -135,6 +135,7 @@ class Controller:
         with contextlib.suppress(Unavailable):
             for name in sorted(deployments - self._declared):
                 await self.link.session.declare(requests_queue(name))
+                await self.link.session.declare(suspects_queue(requests_queue(name)))
                 self._declared.add(name)
         # A Deployment that comes back under its old name needs its queue again.
         self._declared &= deployments

@@ -6,9 +6,13 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 from prometheus_client import Counter
 
+from services.router.dead_letters import DeadLetters
+from services.router.domain.dead_letters import DeadLetter
+from services.router.domain.exceptions import EXHAUSTED, NOT_RETRIED
 from tidegate import tasks, telemetry
 from tidegate.broker import Link, Session, Unroutable
 from tidegate.errors import Unavailable
@@ -19,6 +23,8 @@ from tidegate.topology import CANCELS, jobs_queue
 
 log = telemetry.logger(__name__)
 
+# Why a job failed that nobody may run again, and the cause of its dead letter.
+LOST = {"attempts_exhausted": EXHAUSTED, "worker_lost": NOT_RETRIED}
 AT_ONCE = 500
 # Jobs younger than this may still be on their way into their queue.
 LOST_AFTER_MS = 10_000
@@ -41,14 +47,19 @@ class JobSweeper:
         keep_s: float,
         keep_count: int,
         leads: Callable[[], bool],
+        letters: DeadLetters | None = None,
     ) -> None:
-        """``lost``: see :meth:`services.router.ledger.Ledger.take_lost`."""
+        """``lost``: see :meth:`services.router.ledger.Ledger.take_lost`.
+
+        ``letters``: where jobs are kept that have failed because their workers were lost.
+        """
         self._jobs = jobs
         self._lost = lost
         self._interval_s = interval_s
         self._keep_ms = int(keep_s * 1e3)
         self._keep_count = keep_count
         self._leads = leads
+        self._letters = letters
         self._declared: set[str] = set()
         self._task: asyncio.Task[None] | None = None
         self.problem: str | None = None
@@ -122,6 +133,7 @@ class JobSweeper:
         """Publish a job's message again; whether the broker has it."""
         frame = await self._jobs.claim_republish(job.id, job.attempt, job.state)
         if frame is None:
+            await self._bury(job)
             return False  # it moved on, or another router has it
         queue = jobs_queue(job.deployment, job.level)
         try:
@@ -141,6 +153,19 @@ class JobSweeper:
         REPUBLISHED.labels(job.state).inc()
         log.info("a job was published again", extra={"job": job.id.hex(), "state": job.state})
         return True
+
+    async def _bury(self, before: Job) -> None:
+        """Keep a job as a dead letter if it has just failed for want of attempts."""
+        job = await self._jobs.get(before.id)
+        if self._letters is None or job is None or job.state != "failed" or job.attempt != before.attempt:
+            return
+        cause = LOST.get((job.error or {}).get("reason", ""))
+        frame = await self._jobs.request(job.id) if cause else None
+        if cause and frame is not None:
+            request = envelope.read_request(frame)
+            queue = jobs_queue(job.deployment, job.level).name
+            letter = DeadLetter(time.time(), cause, queue, job.id.hex(), job.attempt, len(frame), "")
+            await self._letters.bury(replace(letter, tenant=job.principal), request)
 
     async def _retire(self) -> int:
         removed = await self._jobs.retire(_now_ms(), self._keep_ms, self._keep_count, AT_ONCE)

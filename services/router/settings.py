@@ -6,6 +6,7 @@ from typing import ClassVar
 
 from pydantic import Field
 
+from services.router.domain.dead_letters import Limits as DeadLetterLimits
 from services.router.domain.webhooks import Limits, Patience
 from tidegate.settings import Settings
 
@@ -27,7 +28,13 @@ class RouterSettings(Settings):
     blob_sweep_interval_s: float = Field(
         60.0, description="How often the router deletes expired large payloads, in seconds."
     )
-    dead_letters_kept: int = Field(1000, description="How many dead letters the router keeps.")
+    dead_letters_kept: int = Field(1000, ge=0, description="How many dead letters the router keeps.")
+    dead_letter_keep_s: float = Field(
+        7 * 86_400, ge=1, description="How long a dead letter and its payload are kept, in seconds."
+    )
+    dead_letter_bytes: int = Field(
+        2**30, ge=0, description="Bytes of payloads of dead letters that are kept; the oldest go first."
+    )
     job_sweep_interval_s: float = Field(
         1.0, gt=0, description="How often the router looks for jobs that nobody does any more, in seconds."
     )
@@ -51,6 +58,10 @@ class RouterSettings(Settings):
     )
     webhooks_at_once: int = Field(64, ge=1, le=1024, description="Webhooks under way at once.")
     webhooks_per_host: int = Field(4, ge=1, le=1024, description="Webhooks under way at once to one host.")
+
+    def dead_letter_limits(self) -> DeadLetterLimits:
+        """Return how many dead letters are kept, for how long, and how many bytes of payloads."""
+        return DeadLetterLimits(self.dead_letters_kept, self.dead_letter_keep_s, self.dead_letter_bytes)
 
     def webhook_limits(self) -> Limits:
         """How many webhooks at once, and how long one may take."""

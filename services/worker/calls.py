@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
-from services.worker.domain.split import Output, describe, split
+from services.worker.adapters.model import Answer
+from services.worker.domain.split import describe, split, split_parameters
 from services.worker.domain.stats import Stats
 from services.worker.metrics import CALL_SECONDS, CALL_SIZE
 from tidegate.errors import ModelFailed, TidegateError
 from tidegate.protocol import envelope
-from tidegate.protocol.envelope import Reply, Request
+from tidegate.protocol.envelope import Reply, Request, Tensor
 
 # Where a frame counts microseconds.
 MOST_US = 2**32 - 1
@@ -23,20 +24,22 @@ class Waited(Protocol):
     received: float
 
 
-def answers(
-    group: Sequence[Waited], outputs: list[Output], started: float, spent: float
-) -> list[bytes | Reply]:
-    """A reply for each request, framed unless it is large; raises Mismatch when it cannot be divided."""
+def answers(group: Sequence[Waited], answer: Answer, started: float, spent: float) -> list[bytes | Reply]:
+    """Return a reply for each request, framed unless it is large.
+
+    Raises Mismatch when the answer cannot be divided, ModelFailed when its parameters are too long.
+    """
+    outputs = answer.outputs
     rows = sum(item.request.rows for item in group)
     answer_rows, tensors = describe(outputs, rows)
     if len(group) == 1:
         parts = [[output.raw for output in outputs]]
     else:
         parts = split(outputs, [item.request.rows for item in group])
-    key = envelope.result_key(tensors)
+    keys = _keys(group, tensors, answer.parameters)
     compute_us, shared = min(int(spent * 1e6), MOST_US), len(group)
     found: list[bytes | Reply] = []
-    for item, part in zip(group, parts, strict=True):
+    for item, part, key in zip(group, parts, keys, strict=True):
         id_, attempt = item.request.id, item.request.attempt
         rows = item.request.rows if answer_rows else 0
         wait_us = min(int((started - item.received) * 1e6), MOST_US)
@@ -49,6 +52,20 @@ def answers(
             times = {"wait_us": wait_us, "compute_us": compute_us, "shared": shared}
             found.append(envelope.reply_frame(id_, attempt, rows, key, part, status=status, **times))
     return found
+
+
+def _keys(group: Sequence[Waited], tensors: tuple[Tensor, ...], parameters: dict[str, Any]) -> list[bytes]:
+    """Return the key of each reply: the outputs, and its part of the answer's parameters."""
+    if not parameters:
+        return [envelope.result_key(tensors)] * len(group)
+    divided = split_parameters(parameters, [item.request.rows for item in group])
+    keys = [envelope.result_key(tensors, own) for own in divided]
+    if (longest := max(map(len, keys))) > envelope.MAX_KEY:
+        raise ModelFailed(
+            f"names, shapes and parameters of an answer take {longest} bytes, at most {envelope.MAX_KEY} "
+            "are possible"
+        )
+    return keys
 
 
 W = TypeVar("W", bound=Waited)

@@ -11,7 +11,7 @@ from services.worker.domain.job_backlog import Held
 from tidegate import telemetry
 from tidegate.claims import Claims
 from tidegate.errors import TidegateError, Unavailable
-from tidegate.protocol import envelope
+from tidegate.protocol import envelope, usage
 from tidegate.protocol.envelope import Reply, Request
 from tidegate.protocol.jobs import Finish, Terminal
 from tidegate.store import JobStore, StoreUnavailable
@@ -78,6 +78,7 @@ class JobResults:
     async def _finish(self, end: End) -> Finish:
         error = {"reason": end.error.reason, "message": _clean(end.error.message)} if end.error else None
         reply = end.reply if isinstance(end.reply, bytes) else await self._framed(end.reply, end.held)
+        tokens_in, tokens_out = _tokens(reply)
         return Finish(
             end.held.id,
             end.held.attempt,
@@ -87,6 +88,8 @@ class JobResults:
             wait_us=int(max(end.wait_s, 0.0) * 1e6),
             compute_us=int(end.compute_s * 1e6),
             used_us=int(end.compute_s / end.shared * 1e6),
+            tokens_in=tokens_in,
+            tokens_out=tokens_out,
         )
 
     async def _framed(self, reply: Reply, held: Held) -> bytes | None:
@@ -107,6 +110,14 @@ class JobResults:
                 await asyncio.sleep(_backoff(again))
                 again += 1
         return b"".join(envelope.reply_pieces(reply._replace(data=[claim], claimed=True)))
+
+
+def _tokens(frame: bytes | None) -> tuple[int, int]:
+    """Return the tokens that a reply frame says the model read and wrote."""
+    if not frame:
+        return 0, 0
+    _, parameters = envelope.read_result_key(envelope.read_reply(frame).key)
+    return usage.tokens(parameters)
 
 
 def _backoff(again: int) -> float:

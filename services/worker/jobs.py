@@ -10,6 +10,7 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Callable, Coroutine, Sequence
+from contextlib import AbstractAsyncContextManager
 from typing import Any, Protocol
 
 from services.worker.adapters.model import Model
@@ -19,7 +20,7 @@ from services.worker.domain.pace import jobs_ahead
 from services.worker.domain.split import Mismatch
 from services.worker.domain.stats import Stats
 from services.worker.job_results import End, JobResults
-from services.worker.metrics import JOBS
+from services.worker.metrics import JOBS, SUSPECTS
 from tidegate import tasks, telemetry
 from tidegate.errors import (
     BadRequest,
@@ -37,6 +38,8 @@ log = telemetry.logger(__name__)
 
 # After the store or the model server failed, before the next try.
 REST_S = 0.5
+# How long nothing else is begun beside a job that is a suspect. What kills, kills soon.
+HOLD_S = 5.0
 # Groups whose results are on their way to the store; with more, no new ones are taken.
 MOST_RECORDING = 16
 
@@ -53,10 +56,15 @@ class Door(Protocol):
     def is_open(self, held: Held) -> bool:
         """Whether its message is still ours to ack."""
 
+    async def bury(self, held: Held) -> None:
+        """Hand a job to the router that may not be tried again; returns when the broker has it."""
+
 
 class Jobs:
     """Runs jobs. ``wake`` is called when there may be something to begin, ``lost`` with a model whose server
-    is gone; ``held`` are all in hand, by id.
+    is gone; within ``alone`` nothing else is in the model; ``held`` are all in hand, by id.
+
+    A job that was lost with its worker or model server is a suspect: it runs with nothing beside it.
     """
 
     def __init__(self, store: JobStore, results: JobResults, replica: str, *, max_rows: int) -> None:
@@ -69,6 +77,8 @@ class Jobs:
         self._backlog = JobBacklog()
         self._taking: set[asyncio.Task[None]] = set()
         self._ready: deque[list[Held]] = deque()
+        self._suspects: deque[Held] = deque()
+        self._isolating: asyncio.Task[None] | None = None
         self._calls: dict[asyncio.Task[None], list[Held]] = {}
         self._recording: set[asyncio.Task[None]] = set()
         self._rests_until = 0.0
@@ -76,6 +86,7 @@ class Jobs:
         self.stats = Stats()
         self.wake: Callable[[], None] = lambda: None
         self.lost: Callable[[Model], None] = lambda _: None
+        self.alone: Callable[[], AbstractAsyncContextManager[None]]
 
     @property
     def calling(self) -> int:
@@ -91,6 +102,7 @@ class Jobs:
         self._model = model
         if model is not None:
             self._rests_until = 0.0
+            self._isolate()
 
     def add(self, held: Held) -> None:
         """Take a job in."""
@@ -119,9 +131,7 @@ class Jobs:
             if group:
                 room -= 1
                 free -= len(group)
-                task = asyncio.create_task(self._call(model, group))
-                self._calls[task] = group
-                task.add_done_callback(self._called)
+                self._begin_call(model, group)
         most = limit + jobs_ahead(limit, self.stats.call_ms.value)
         while len(self._backlog) and len(self._calls) + len(self._ready) + len(self._taking) < most:
             if len(self._recording) >= MOST_RECORDING or time.monotonic() < self._rests_until:
@@ -151,13 +161,22 @@ class Jobs:
         """
         return self._leave(lambda held: held.received <= before and not held.asked)
 
+    def give_back_suspects(self) -> list[Held]:
+        """Let go of the suspects that wait for their message only; gives them."""
+        left = [held for held in self._suspects if not held.attempt and not held.asked]
+        self._suspects = deque(held for held in self._suspects if held not in left)
+        for held in left:
+            self._drop(held)
+        return left
+
     def forget(self) -> None:
         """Forget what waits: its session has ended and the broker delivers it again."""
         self._leave(lambda held: True)
+        self.give_back_suspects()
 
     async def stop(self) -> None:
         """Stop at once; what is in hand comes to others, by its message or when its lease is given up."""
-        await tasks.end(*self._taking, *self._calls, *self._recording)
+        await tasks.end(self._isolating, *self._taking, *self._calls, *self._recording)
 
     # --- take, call, record ----------------------------------------------------------------------------
 
@@ -175,19 +194,103 @@ class Jobs:
         for held, taken in zip(group, found, strict=True):
             held.asked = False
             if taken.outcome == "run" and not held.over:
-                held.attempt, held.seen_at = taken.attempt, time.monotonic()
-                held.request = held.request._replace(attempt=min(taken.attempt, 255))
+                held.taken(taken.attempt, time.monotonic())
                 live.append(held)
+            elif taken.outcome == "suspect" and not held.over:
+                self._suspect(held)
             else:
-                JOBS.labels("dropped" if taken.outcome == "drop" else taken.outcome).inc()
-                self._done([held])
+                self._dropped(held, taken.outcome)
         live = [held for held in live if await self._fetched(held)]
-        # What was lost before may have killed its worker: it takes no neighbour with it.
-        together = [held for held in live if held.attempt == 1]
-        self._ready.extend([*([together] if together else []), *([h] for h in live if h.attempt > 1)])
+        if live:
+            self._ready.append(live)
         self.wake()
 
-    def _claim(self, held: Held) -> Take:
+    def _dropped(self, held: Held, outcome: str) -> None:
+        JOBS.labels("dropped" if outcome == "drop" else outcome).inc()
+        if outcome == "failed":
+            held.over = True
+            self._track(self._recording, self._buried(held), [held])
+        else:
+            self._done([held])
+
+    async def _buried(self, held: Held) -> None:
+        assert self._door is not None
+        await self._door.bury(held)
+        self._done([held])
+
+    def _suspect(self, held: Held) -> None:
+        """Let a job run alone that was lost before."""
+        held.begun = False
+        self._suspects.append(held)
+        self._isolate()
+
+    def _isolate(self) -> None:
+        if self._suspects and (self._isolating is None or self._isolating.done()):
+            self._isolating = asyncio.create_task(self._run_suspects(), name="suspected jobs")
+            self._isolating.add_done_callback(self._isolated)
+
+    def _isolated(self, task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("suspected jobs were not run; they are tried again", exc_info=error)
+            self._rest()
+            asyncio.get_running_loop().call_later(REST_S, self._isolate)
+
+    async def _run_suspects(self) -> None:
+        """Run the suspects one at a time, each by turns with everything else; returns without a model."""
+        while self._suspects and self._model is not None:
+            began, call = time.monotonic(), None
+            async with self.alone():
+                if self._suspects and self._model is not None:
+                    held = self._suspects.popleft()
+                    try:
+                        call = await self._begin_suspect(held)
+                    except BaseException:
+                        self._suspects.appendleft(held)
+                        raise
+                if call is not None:
+                    await asyncio.wait({call}, timeout=HOLD_S)
+            if call is not None:
+                await asyncio.wait({call})
+            await asyncio.sleep(min(time.monotonic() - began, HOLD_S))
+
+    async def _begin_suspect(self, held: Held) -> asyncio.Task[None] | None:
+        """Take a suspect in its record and begin its call; None: there is none to begin."""
+        if held.over:
+            return None
+        held.begun = held.asked = True
+        try:
+            (taken,) = await self._store.take([self._claim(held, alone=True)])
+        except Unavailable as error:
+            log.warning("a suspected job waits for the store", extra={"problem": error.message})
+            held.begun = False
+            assert self._door is not None
+            if held.attempt or self._door.is_open(held):
+                self._suspects.append(held)
+            else:
+                self._drop(held)  # its session ended meanwhile: it comes again
+            await asyncio.sleep(REST_S)
+            return None
+        held.asked = False
+        if taken.outcome != "run" or held.over:
+            self._dropped(held, taken.outcome)
+            return None
+        held.taken(taken.attempt, time.monotonic())
+        if not await self._fetched(held) or held.over:
+            return None
+        if self._model is None:  # taken again, it is the same attempt
+            held.begun = False
+            self._suspects.append(held)
+            return None
+        SUSPECTS.inc()
+        return self._begin_call(self._model, [held])
+
+    def _begin_call(self, model: Model, group: list[Held]) -> asyncio.Task[None]:
+        task = asyncio.create_task(self._call(model, group))
+        self._calls[task] = group
+        task.add_done_callback(self._called)
+        return task
+
+    def _claim(self, held: Held, *, alone: bool = False) -> Take:
         return Take(
             held.id,
             self._replica,
@@ -195,6 +298,7 @@ class Jobs:
             held.request.attempt,
             token=held.token,
             lost=held.lost,
+            alone=alone,
         )
 
     async def _fetched(self, held: Held) -> bool:
@@ -224,9 +328,9 @@ class Jobs:
         started = time.monotonic()
         timeout_s = max(max(held.request.deadline_ms for held in group) / 1e3 - time.time(), 0.001)
         try:
-            outputs = await model.call([held.request for held in group], timeout_s, _told(group))
+            answer = await model.call([held.request for held in group], timeout_s, _told(group))
             spent = time.monotonic() - started
-            replies = answers(group, outputs, started, spent)
+            replies = answers(group, answer, started, spent)
         except (BadRequest, ModelFailed, PayloadTooLarge, Mismatch, Undecodable) as error:
             await self._on_model_error(model, group, error)
         except DeadlinePassed:

@@ -390,10 +390,15 @@ class Life:
     async def _look_again(self, model: Model, client: TritonClient) -> None:
         """Use the model again if only the connection broke; where Triton ended ``_mend`` has the word.
 
-        One that runs and does not answer is ended, for ``_mend`` to start another.
+        One that runs and does not answer, or has lost its model's process, is ended, for ``_mend`` to start
+        another.
         """
         assert self._triton is not None
         assert self._work is not None
+        if client.model_died:
+            log.error("the model's process died; Triton is started anew", extra={"tail": self._triton.tail()})
+            await self._triton.stop(grace_s=0)
+            return
         until = time.monotonic() + LOST_LIMIT_S
         while client is self._client and self._triton.running and time.monotonic() < until:
             await asyncio.sleep(LOOK_AGAIN_S)

@@ -18,6 +18,9 @@ JOBS = Counter(
 )
 LEASES = Counter("tidegate_worker_job_leases_total", "Jobs kept beyond their messages.")
 REDELIVERED = Counter("tidegate_worker_redelivered_total", "Requests taken over from a worker that died.")
+SUSPECTS = Counter(
+    "tidegate_worker_suspects_total", "Requests and jobs that were lost, run with nothing beside them."
+)
 CHUNKS = Counter("tidegate_worker_chunks_total", "Answers of streams.")
 FIRST_CHUNK_SECONDS = Histogram(
     "tidegate_worker_first_chunk_seconds",

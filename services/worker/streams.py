@@ -44,23 +44,43 @@ class Streams:
         limit: int,
         cancelled: Callable[[bytes], bool],
         lost: Callable[[Model], None],
+        died_alone: Callable[[], bool],
     ) -> None:
         self._outbox = outbox
         self._settle = settle
         self._stats = stats
         self._cancelled = cancelled
         self._lost = lost
+        self._died_alone = died_alone
         self._model: Model | None = None
         self._waiting: deque[Item] = deque()
         self._running: dict[asyncio.Task[None], Item] = {}
         self._withdrawn: set[asyncio.Task[None]] = set()
         self._stopping = False
         self.limit = limit
+        self.withheld = False
 
     @property
     def in_hand(self) -> int:
         """Streams that wait here or run."""
         return len(self._waiting) + len(self._running)
+
+    @property
+    def running(self) -> int:
+        """Return how many streams run."""
+        return len(self._running)
+
+    def go_on(self) -> None:
+        """Begin streams again, which were withheld."""
+        self.withheld = False
+        self._begin()
+
+    def begin(self, model: Model, item: Item) -> asyncio.Task[None]:
+        """Begin a stream now."""
+        task = asyncio.create_task(self._stream(model, item))
+        self._running[task] = item
+        task.add_done_callback(self._ended)
+        return task
 
     def add(self, item: Item) -> None:
         """Take a request in."""
@@ -89,6 +109,8 @@ class Streams:
         await tasks.end(*self._running)
 
     def _begin(self) -> None:
+        if self.withheld:
+            return
         while self._model is not None and not self._stopping and len(self._running) < self.limit:
             if not self._waiting:
                 return
@@ -96,9 +118,7 @@ class Streams:
             if (gone := self._gone(item)) is not None:
                 self._finish(item, gone)
                 continue
-            task = asyncio.create_task(self._stream(self._model, item))
-            self._running[task] = item
-            task.add_done_callback(self._ended)
+            self.begin(self._model, item)
 
     def _gone(self, item: Item) -> str | None:
         """Why nobody waits for it any more, if so."""
@@ -124,7 +144,7 @@ class Streams:
             self._lost(model)
         if isinstance(told, Unavailable) and chunks == 0:
             # Triton is gone and the caller has nothing yet: another attempt, by whoever is there.
-            await self._outbox.again([item])
+            await self._outbox.again([item], alone=self._died_alone())
             self._settle([item])
             return
         if isinstance(told, TidegateError):

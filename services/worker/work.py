@@ -10,7 +10,8 @@ import asyncio
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
 
 from services.worker.adapters.model import Model
 from services.worker.api.outbox import Outbox
@@ -20,7 +21,7 @@ from services.worker.domain.pace import calls_in_flight, job_calls
 from services.worker.domain.split import Mismatch
 from services.worker.domain.stats import Stats
 from services.worker.jobs import Jobs
-from services.worker.metrics import ANSWERED
+from services.worker.metrics import ANSWERED, SUSPECTS
 from services.worker.streams import Streams
 from tidegate import tasks, telemetry
 from tidegate.errors import (
@@ -39,6 +40,9 @@ log = telemetry.logger(__name__)
 Settle = Callable[[list[Item]], None]
 Answer = Callable[[list[Item], Mapping[str, Sequence[Buffer | Reply]]], bool]
 Lost = Callable[[Model], None]
+
+# A suspect waits so long for what runs already. A call or stream that takes longer has killed nobody so far.
+OTHERS_END_S = 5.0
 
 
 class Work:
@@ -80,11 +84,13 @@ class Work:
         self._withdrawn: set[asyncio.Task[None]] = set()
         self._cancelled: dict[bytes, float] = {}
         self._model: Model | None = None
+        self._isolating = asyncio.Lock()
+        self._withheld = self._died_alone = False
         self._jobs = jobs
         self.backlog = Backlog()
         self.stats = jobs.stats if jobs is not None else Stats()
         if jobs is not None:
-            jobs.wake, jobs.lost = self._wake, self._lose
+            jobs.wake, jobs.lost, jobs.alone = self._wake, self._lose, self.alone
         self.streams = Streams(
             outbox,
             settle,
@@ -92,7 +98,13 @@ class Work:
             limit=streams,
             cancelled=lambda id_: id_ in self._cancelled,
             lost=self._lose,
+            died_alone=lambda: self._died_alone,
         )
+
+    @property
+    def serving(self) -> bool:
+        """Return whether there is a model to call."""
+        return self._working and self._model is not None
 
     @property
     def in_hand(self) -> int:
@@ -146,8 +158,40 @@ class Work:
     def _lose(self, model: Model) -> None:
         """Nothing more goes there: an attempt on a server that is gone would count as one that killed it."""
         if self._model is model:
+            self._died_alone = self._open_calls() == 1
             self.use(None)
             self._on_lost(model)
+
+    def _open_calls(self) -> int:
+        return len(self._calls) + self.streams.running + (self._jobs.calling if self._jobs else 0)
+
+    @asynccontextmanager
+    async def alone(self) -> AsyncIterator[None]:
+        """Begin nothing in the body but what :meth:`call_alone` does, so that a loss can be charged to it.
+
+        What runs is waited for up to ``OTHERS_END_S``, and until there is room for one request.
+        """
+        async with self._isolating:
+            self._withheld = self.streams.withheld = True
+            try:
+                others_end = time.monotonic() + OTHERS_END_S
+                while self._open_calls() and (time.monotonic() < others_end or not self._free()):
+                    await asyncio.sleep(0.002)
+                yield
+            finally:
+                self._withheld = False
+                self.streams.go_on()
+                self._wake()
+
+    def call_alone(self, item: Item) -> asyncio.Task[None] | None:
+        """Begin a request within :meth:`alone`; None: nobody waits for it any more, it is settled."""
+        assert self._model is not None
+        if not (group := self._live([item])):
+            return None
+        SUSPECTS.inc()
+        if self.streams.limit and item.request.flags & envelope.STREAM:
+            return self.streams.begin(self._model, item)
+        return self._begin_call(self._model, group)
 
     def add(self, item: Item) -> None:
         """Take a request in."""
@@ -183,18 +227,22 @@ class Work:
 
     def _begin(self) -> None:
         self._due = False
-        if not self._working:
+        if not self._working or self._withheld:
             return
         while (model := self._model) is not None and len(self.backlog) and self._room() and self._free():
             if self._in_company():
                 return
             group = self._live(self.backlog.take(min(self._max_rows, self._free())))
             if group:
-                task = asyncio.create_task(self._call(model, group))
-                self._calls[task] = group
-                task.add_done_callback(self._called)
+                self._begin_call(model, group)
         if self._jobs is not None:
             self._jobs.begin(self._room(), job_calls(self.in_flight), self._free())
+
+    def _begin_call(self, model: Model, group: list[Item]) -> asyncio.Task[None]:
+        task = asyncio.create_task(self._call(model, group))
+        self._calls[task] = group
+        task.add_done_callback(self._called)
+        return task
 
     def _room(self) -> int:
         """Calls that may be opened now. Whoever waits for an answer goes first; jobs take what is left."""
@@ -253,9 +301,9 @@ class Work:
         self.stats.open_calls.add(len(self._calls) + (self._jobs.calling if self._jobs else 0))
         timeout_s = max(max(item.request.deadline_ms for item in group) / 1e3 - time.time(), 0.001)
         try:
-            outputs = await model.call([item.request for item in group], timeout_s)
+            answer = await model.call([item.request for item in group], timeout_s)
             spent = time.monotonic() - started
-            frames = answers(group, outputs, started, spent)
+            frames = answers(group, answer, started, spent)
         except (BadRequest, ModelFailed, PayloadTooLarge, Mismatch, envelope.Undecodable) as error:
             await self._on_model_error(model, group, error)
             return
@@ -266,7 +314,7 @@ class Work:
         except Unavailable:
             # Triton is gone in the middle of a call: any of these may be what killed it.
             self._lose(model)
-            await self._outbox.again(group)
+            await self._outbox.again(group, alone=self._died_alone and len(group) == 1)
             self._settle(group)
             return
         except Exception as error:

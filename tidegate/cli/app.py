@@ -8,6 +8,7 @@ import typer
 
 from tidegate.cli import (
     batch,
+    dead,
     deploy,
     exits,
     history,
@@ -19,6 +20,7 @@ from tidegate.cli import (
     logs,
     manage,
     replay,
+    reproduce,
     scaling,
     stack,
     tune,
@@ -52,6 +54,7 @@ for name, command, panel in (
     ("jobs", jobs.jobs, _JOBS),
     ("job", jobs.job, _JOBS),
     ("batch", batch.batch, _JOBS),
+    ("reproduce", reproduce.reproduce, _JOBS),
     ("tune", tune.tune, _MODELS),
     ("scale", manage.scale, _SCALING),
     ("deployments", scaling.deployments, _SCALING),
@@ -76,6 +79,7 @@ for name, command, panel in (
 ):
     app.command(name, rich_help_panel=panel)(command)
 app.add_typer(keys.keys, rich_help_panel=_ACCESS)
+app.add_typer(dead.dead, rich_help_panel=_JOBS)
 
 
 def main(arguments: list[str] | None = None) -> None:

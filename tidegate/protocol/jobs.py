@@ -17,7 +17,7 @@ from typing import Any, Literal, NamedTuple, get_args
 State = Literal["accepting", "queued", "running", "succeeded", "failed", "cancelled", "expired"]
 Terminal = Literal["succeeded", "failed", "cancelled", "expired"]
 Level = Literal["high", "normal", "low"]
-Outcome = Literal["run", "drop", "failed", "expired"]
+Outcome = Literal["run", "drop", "failed", "expired", "suspect"]
 
 STATES: tuple[State, ...] = get_args(State)
 TERMINAL: frozenset[State] = frozenset(get_args(Terminal))
@@ -198,6 +198,9 @@ class Take(NamedTuple):
     ``frame_attempt`` is that of the delivered frame. ``token`` is the delivery's own, random: a wish that is
     repeated, because its answer was lost, is the same attempt; except that ``lost`` is the attempt of this
     very delivery that was lost, with the model server under it.
+
+    ``alone``: nothing else is in the model, so a job that was lost before may run. A loss beside others
+    convicts nobody.
     """
 
     id: bytes
@@ -206,11 +209,13 @@ class Take(NamedTuple):
     frame_attempt: int
     token: bytes = b""
     lost: int = 0
+    alone: bool = True
 
 
 class Taken(NamedTuple):
     """``run``: go on, as ``attempt``. ``drop``: it is over or somebody else's. ``failed``, ``expired``: it
-    has just become that. All but ``run``: ack and forget.
+    has just become that. ``suspect``: nothing has changed; take it again when nothing else is in the model.
+    All but ``run`` and ``suspect``: ack and forget.
     """
 
     outcome: Outcome
@@ -221,7 +226,8 @@ class Taken(NamedTuple):
 class Finish:
     """The end of an attempt. ``reply`` is the reply frame (empty: none).
 
-    ``compute_us`` is the time of the model call, ``used_us`` the job's own part of it, which counts as usage.
+    ``compute_us`` is the time of the model call, ``used_us`` the job's own part of it, which counts as usage,
+    as do the tokens that the model read and wrote.
     """
 
     id: bytes
@@ -232,6 +238,8 @@ class Finish:
     wait_us: int = 0
     compute_us: int = 0
     used_us: int = 0
+    tokens_in: int = 0
+    tokens_out: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -169,6 +169,12 @@ ROUTER = Permissions(
     | {
         "GET /v1/routes": (OPERATE,),
         "GET /v1/exceptions": (OPERATE,),
+        "GET /v1/dead": (OPERATE,),
+        "GET /v1/dead/{id}": (OPERATE,),
+        "GET /v1/dead/{id}/payload": (OPERATE,),
+        "POST /v1/dead/{id}/replay": (OPERATE,),
+        "POST /v1/dead/replay": (OPERATE,),
+        "DELETE /v1/dead/{id}": (OPERATE,),
         "GET /v1/ledger": (OPERATE,),
         # The caller's own secret; another principal's needs the scope admin, which the handler asks for.
         "GET /v1/webhooks/secret": (INFER,),

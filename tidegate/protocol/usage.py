@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import orjson
 
 COUNTS = ("requests", "failed", "compute_us", "received_bytes", "sent_bytes", "tokens_in", "tokens_out")
 ZERO = (0,) * len(COUNTS)
+
+# The names that models give to the tokens that they read and wrote, in the parameters of an answer.
+TOKENS_IN = ("prompt_tokens", "input_tokens", "tokens_in")
+TOKENS_OUT = ("completion_tokens", "output_tokens", "tokens_out")
+TOKEN_COUNTS = (*TOKENS_IN, *TOKENS_OUT, "total_tokens")
 
 
 class Subject(NamedTuple):
@@ -49,6 +54,20 @@ class UsageReport:
                 raise ValueError(f"{len(numbers)} counts, expected {len(COUNTS)}")
             counts[Subject(date.fromisoformat(day), str(principal), str(endpoint))] = tuple(map(int, numbers))
         return cls(str(told["incarnation"]), int(told["seq"]), counts)
+
+
+def tokens(parameters: Mapping[str, Any]) -> tuple[int, int]:
+    """Return the tokens read and written; 0 where the model does not tell."""
+    return (_count(parameters, TOKENS_IN), _count(parameters, TOKENS_OUT)) if parameters else (0, 0)
+
+
+def is_count(value: object) -> bool:
+    """Return whether a parameter is a number of tokens."""
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+
+
+def _count(parameters: Mapping[str, Any], names: tuple[str, ...]) -> int:
+    return next((parameters[name] for name in names if is_count(parameters.get(name))), 0)
 
 
 def added(counts: Iterable[int], more: Iterable[int]) -> tuple[int, ...]:

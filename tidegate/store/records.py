@@ -10,7 +10,7 @@ import orjson
 
 from tidegate.protocol.jobs import Finish, Job, JobEvent, Level, NewJob, Outcome, State, Taken
 
-_OUTCOMES: dict[str, Outcome] = {"r": "run", "d": "drop", "f": "failed", "e": "expired"}
+_OUTCOMES: dict[str, Outcome] = {"r": "run", "d": "drop", "f": "failed", "e": "expired", "s": "suspect"}
 
 
 Arguments = tuple[bytes | int, ...]
@@ -62,6 +62,8 @@ def to_finish(end: Finish) -> Arguments:
         end.wait_us,
         end.compute_us,
         end.used_us,
+        end.tokens_in,
+        end.tokens_out,
     )
 
 

@@ -54,7 +54,7 @@ class Transitions:
         arguments: list[Argument] = []
         for take in group:
             arguments += (take.id, take.worker, int(take.redelivered), take.frame_attempt)
-            arguments += (take.token, take.lost)
+            arguments += (take.token, take.lost, int(take.alone))
         found: bytes = await self._scripts.run("take", arguments)
         return [records.taken(one) for one in found.decode().split(",")]
 

@@ -24,6 +24,7 @@ from tidegate.protocol import oip
 from tidegate.protocol.access import ANONYMOUS, Principal
 from tidegate.protocol.classification import Labels
 from tidegate.protocol.envelope import Buffer
+from tidegate.protocol.usage import tokens
 from tidegate.service import error_body, new_request_id, status_of
 
 log = telemetry.logger(__name__)
@@ -268,7 +269,7 @@ class Inference:
 def _account(grant: Grant, outcome: Answer | TidegateError, received: int, response: Response) -> None:
     """The end of an admitted request: what it used is counted, and its caller told what is left."""
     if isinstance(outcome, Answer):
-        tokens_in, tokens_out = spent.tokens(outcome.parameters) if outcome.parameters else (0, 0)
+        tokens_in, tokens_out = tokens(outcome.parameters) if outcome.parameters else (0, 0)
         grant.done(
             compute_us=spent.compute_us(outcome.reply),
             received=received,

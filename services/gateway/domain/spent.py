@@ -7,20 +7,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from tidegate.protocol.envelope import Reply
-
-# What models call the tokens that they read and wrote, in the parameters of an answer.
-_IN = ("prompt_tokens", "input_tokens", "tokens_in")
-_OUT = ("completion_tokens", "output_tokens", "tokens_out")
+from tidegate.protocol.usage import tokens
 
 
 def compute_us(reply: Reply) -> int:
     """This request's part of the model call that it shared, in microseconds."""
     return reply.compute_us // max(1, reply.shared)
-
-
-def tokens(parameters: Mapping[str, Any]) -> tuple[int, int]:
-    """Tokens read and written; 0 where the model does not tell."""
-    return (_count(parameters, _IN), _count(parameters, _OUT)) if parameters else (0, 0)
 
 
 @dataclass(slots=True)
@@ -46,11 +38,3 @@ class Spent:
         self.sent += sent
         self.tokens_in = max(self.tokens_in, tokens_in)
         self.tokens_out = max(self.tokens_out, tokens_out)
-
-
-def _count(parameters: Mapping[str, Any], names: tuple[str, ...]) -> int:
-    for name in names:
-        value = parameters.get(name)
-        if isinstance(value, int) and not isinstance(value, bool) and value > 0:
-            return value
-    return 0

@@ -8,14 +8,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections import deque
 from collections.abc import Callable
-from pathlib import Path
+from dataclasses import replace
 
-import orjson
-from prometheus_client import Counter
-
-from services.router.domain.exceptions import UNDECODABLE, DeadLetter, job_of, verdict
+from services.router.dead_letters import DeadLetters
+from services.router.domain.dead_letters import DeadLetter
+from services.router.domain.exceptions import UNDECODABLE, job_of, verdict
 from tidegate import tasks, telemetry
 from tidegate.broker import Delivery, Link, Session
 from tidegate.errors import Unavailable
@@ -31,8 +29,6 @@ AWAY_S = 1.0
 # By this token a job is ours to fail however often its message comes, should an answer have been lost.
 TOKEN = b"exceptions"
 
-DEAD = Counter("tidegate_router_dead_letters_total", "Requests given up.", ["cause"])
-
 
 class Exceptions:
     """Consumer of the exceptions queue."""
@@ -41,18 +37,15 @@ class Exceptions:
         self,
         amqp_url: str,
         jobs: JobStore,
-        journal: Path,
-        keep: int,
+        letters: DeadLetters,
         leads: Callable[[], bool] = lambda: True,
     ) -> None:
         self._jobs = jobs
-        self._journal = journal
-        self._keep = keep
+        self._letters = letters
         self._leads = leads
         self._consumes = False
         self._changed = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
-        self.letters: deque[DeadLetter] = deque(maxlen=keep)
         self.out = Link(amqp_url, "router-out", self._no_setup)
         self.link = Link(amqp_url, "router-exceptions", self._on_setup)
 
@@ -79,17 +72,9 @@ class Exceptions:
     def _turn(self) -> None:
         self._consumes = self._leads()
         if self._consumes:
-            self._read_journal()
-
-    def _read_journal(self) -> None:
-        """Take what this router, or the leader before it, has kept."""
-        self.letters.clear()
-        if self._journal.exists():
-            for line in self._journal.read_bytes().splitlines():
-                with contextlib.suppress(ValueError, TypeError):  # half a line: the end of a crash
-                    self.letters.append(DeadLetter(**orjson.loads(line)))
-            kept = (orjson.dumps(letter.shown()) + b"\n" for letter in self.letters)
-            self._journal.write_bytes(b"".join(kept))
+            self._letters.load()
+        else:
+            self._letters.unload()
 
     async def stop(self) -> None:
         """Disconnect; what is unsettled stays in the queue."""
@@ -127,7 +112,8 @@ class Exceptions:
         try:
             requests = [envelope.read_request(f) for f in envelope.unpack(envelope.REQUESTS, delivery.body)]
         except envelope.Undecodable:
-            self._bury(DeadLetter(time.time(), UNDECODABLE, queue, "", 0, len(delivery.body), ""))
+            letter = DeadLetter(time.time(), UNDECODABLE, queue, "", 0, len(delivery.body), "")
+            await self._letters.bury(letter, None, delivery.body)
             return
         told = verdict(cause)
         replies: list[envelope.Buffer] = []
@@ -136,7 +122,10 @@ class Exceptions:
             letter = DeadLetter(
                 time.time(), cause, queue, request.id.hex(), request.attempt, len(request.raw), trace
             )
-            self._bury(letter)
+            # Before the answer: with it the gateway deletes the tensors that a claim stands for.
+            await self._letters.bury(
+                replace(letter, tenant=request.tenant.decode("utf-8", "replace")), request
+            )
             if told is not None:
                 replies.append(envelope.failure_frame(request.id, request.attempt, told.reason, told.message))
         if replies and delivery.reply_to:
@@ -151,7 +140,15 @@ class Exceptions:
         letter = DeadLetter(
             time.time(), cause, queue, "" if id_ is None else id_.hex(), 0, len(delivery.body), ""
         )
-        self._bury(letter)
+        request = None
+        if cause != UNDECODABLE:
+            with contextlib.suppress(ValueError):
+                (frame,) = envelope.unpack(envelope.REQUESTS, delivery.body)
+                request = envelope.read_request(frame)
+        if request is not None:
+            tenant, trace = (part.decode("utf-8", "replace") for part in (request.tenant, request.trace))
+            letter = replace(letter, attempt=request.attempt, tenant=tenant, trace=trace)
+        await self._letters.bury(letter, request, delivery.body)
 
     async def _fail(self, id_: bytes, cause: str) -> None:
         # Taken as a worker takes it: if one runs it after all, or it is over, that stands.
@@ -159,11 +156,3 @@ class Exceptions:
         if taken.outcome == "run":
             error = {"reason": cause, "message": f"the job's message could not be handled: {cause}"}
             await self._jobs.finish([Finish(id_, taken.attempt, "failed", error=error)])
-
-    def _bury(self, letter: DeadLetter) -> None:
-        DEAD.labels(letter.cause).inc()
-        log.warning("dead letter", extra=letter.shown())
-        self.letters.append(letter)
-        self._journal.parent.mkdir(parents=True, exist_ok=True)
-        with self._journal.open("ab") as journal:
-            journal.write(orjson.dumps(letter.shown()) + b"\n")

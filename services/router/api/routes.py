@@ -1,4 +1,4 @@
-"""The HTTP door of the router: the table as published, and the dead letters."""
+"""The HTTP door of the router: the table as published, and the dead letters as they were listed first."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ from typing import Any
 
 from fastapi import APIRouter, Query, Request
 
+from tidegate import caller
 from tidegate.errors import Unavailable
+from tidegate.protocol.access import OPERATE
 
 router = APIRouter(prefix="/v1", tags=["routes"])
 
@@ -22,6 +24,7 @@ async def routes(request: Request) -> dict[str, Any]:
 
 @router.get("/exceptions")
 async def exceptions(request: Request, limit: int = Query(100, ge=1, le=1000)) -> dict[str, Any]:
-    """The latest dead letters, newest first."""
-    letters = list(request.app.state.exceptions.letters)[-limit:]
+    """The latest dead letters, newest first, as ``/v1/dead`` has them."""
+    caller.require(OPERATE)
+    letters = request.app.state.dead_letters.all[-limit:]
     return {"items": [letter.shown() for letter in reversed(letters)]}

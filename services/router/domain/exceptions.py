@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from tidegate.protocol.envelope import REQUESTS, Buffer, Undecodable, unpack
 from tidegate.protocol.jobs import ID_SIZE, read_id
@@ -50,20 +49,3 @@ def job_of(told: object, body: Buffer) -> bytes | None:
     except Undecodable:
         return None
     return bytes(frames[0][:ID_SIZE]) if len(frames) == 1 and len(frames[0]) >= ID_SIZE else None
-
-
-@dataclass(frozen=True, slots=True)
-class DeadLetter:
-    """A request that was given up. ``at`` is seconds since the epoch; sizes in bytes."""
-
-    at: float
-    cause: str
-    queue: str
-    id: str
-    attempt: int
-    size: int
-    trace: str
-
-    def shown(self) -> dict[str, Any]:
-        """As JSON values."""
-        return {name: getattr(self, name) for name in self.__slots__}

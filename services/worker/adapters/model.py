@@ -30,10 +30,12 @@ HEADS_KEPT = 1024
 QUICK_S = 0.01
 QUICK_BYTES = 64 * 1024
 _PLAIN_NAME = re.compile("[A-Za-z0-9._~-]+")
+# Triton adds these to some answers, as those of ensembles; no model means them.
+_TRITONS_OWN = frozenset({"sequence_id", "sequence_start", "sequence_end"})
 
 
 class Answer(NamedTuple):
-    """One of many answers: its outputs, and the parameters that the model gave it."""
+    """An answer of the model: its outputs, and the parameters that the model gave it."""
 
     outputs: list[Output]
     parameters: dict[str, Any]
@@ -73,7 +75,7 @@ class Model:
 
     async def call(
         self, requests: list[Request], timeout_s: float, parameters: Mapping[str, str] | None = None
-    ) -> list[Output]:
+    ) -> Answer:
         """Run requests of one call key as one batch; the answer has their rows in order.
 
         ``parameters`` are for the model to read, besides those that the requests bring.
@@ -105,7 +107,7 @@ class Model:
                 return await self.call(requests, timeout_s, parameters)
         else:
             found = await self._small(requests[0].key, key, rows, contents, timeout_s, parameters)
-        return self._sorted(found, key)
+        return Answer(self._sorted(found.outputs, key), found.parameters)
 
     async def _call_cached(
         self,
@@ -113,7 +115,7 @@ class Model:
         key: CallKey,
         timeout_s: float,
         parameters: Mapping[str, str] | None,
-    ) -> list[Output]:
+    ) -> Answer:
         """Ask for all outputs and return those of the key: an answer kept for others would lack some."""
         if key.parameters:
             raise BadRequest(
@@ -122,11 +124,11 @@ class Model:
             )
         first = requests[0]._replace(key=call_key(key.inputs, (), {}))
         found = await self.call([first, *requests[1:]], timeout_s, parameters)
-        by_name = {output.name: output for output in found}
+        by_name = {output.name: output for output in found.outputs}
         missing = [name for name in key.outputs if name not in by_name]
         if missing:
             raise BadRequest(f"the model has no output {missing[0]!r}")
-        return [by_name[name] for name in key.outputs]
+        return Answer([by_name[name] for name in key.outputs], found.parameters)
 
     async def _small(
         self,
@@ -136,7 +138,7 @@ class Model:
         contents: list[list[Buffer]],
         timeout_s: float,
         parameters: Mapping[str, str] | None,
-    ) -> list[Output]:
+    ) -> Answer:
         """Without shared memory: over HTTP if that is for this call, else over gRPC."""
         started = time.monotonic()
         try:
@@ -184,7 +186,7 @@ class Model:
         message.raw_input_contents.extend(map(bytes, request.data))
         async with aclosing(self._client.stream(message)) as answers:
             async for answer in answers:
-                yield Answer(self._sorted(_outputs(answer), key), _parameters(answer))
+                yield _answer(answer, self._sorted(_outputs(answer), key))
 
     def _sorted(self, found: list[Output], key: CallKey) -> list[Output]:
         # Triton gives them in an order of its own, another one in each process.
@@ -210,7 +212,7 @@ class Model:
 
     async def _by_http(
         self, raw_key: bytes, key: CallKey, rows: int, contents: list[list[Buffer]], timeout_s: float
-    ) -> list[Output] | None:
+    ) -> Answer | None:
         """As one HTTP request; None, and nothing was sent, where it is not for HTTP."""
         sizes = tuple([sum(map(len, pieces)) for pieces in contents])
         if key.parameters or len(raw_key) > KEPT_KEY or not all(sizes) or sum(sizes) > QUICK_BYTES:
@@ -222,14 +224,15 @@ class Model:
             head = self._http_heads[raw_key, rows, sizes] = http_head(self._name, key, rows, sizes)
         request = b"".join((head, *[piece for pieces in contents for piece in pieces]))
         answer = await self._client.infer_http(request, timeout_s)
-        return None if answer is None else _http_outputs(answer)
+        return None if answer is None else _http_answer(answer)
 
-    async def _by_grpc(self, head: bytes, contents: list[list[Buffer]], timeout_s: float) -> list[Output]:
+    async def _by_grpc(self, head: bytes, contents: list[list[Buffer]], timeout_s: float) -> Answer:
         pieces: list[Buffer] = [head]
         for tensor in contents:
             pieces.append(RAW_INPUT + _varint(sum(map(len, tensor))))
             pieces += tensor
-        return _outputs(await self._client.infer_raw(pieces, timeout_s))
+        answer = await self._client.infer_raw(pieces, timeout_s)
+        return _answer(answer, _outputs(answer))
 
     async def _by_region(
         self,
@@ -239,7 +242,7 @@ class Model:
         contents: list[list[Buffer]],
         timeout_s: float,
         region: Region,
-    ) -> list[Output]:
+    ) -> Answer:
         assert self._regions is not None
         for tensor, pieces in zip(key.inputs, contents, strict=True):
             shape = (rows, *tensor.dims) if rows else tensor.dims
@@ -256,7 +259,7 @@ class Model:
                 places[name] = region.reserve(slot, large[name])
         try:
             answer = await self._client.infer(message, timeout_s)
-            found = _from_region(answer, region, places)
+            found = _answer(answer, _from_region(answer, region, places))
         except (BadRequest, ModelFailed):
             self._regions.give(region)
             raise
@@ -314,21 +317,35 @@ def http_head(model: str, key: CallKey, rows: int, sizes: Sequence[int]) -> byte
     ) % (model.encode(), len(head), len(head) + sum(sizes), head)
 
 
-def _http_outputs(answer: HttpAnswer) -> list[Output]:
+class _Described(NamedTuple):
+    """The head of an HTTP answer: name, datatype, shape and size in bytes of each output; the parameters."""
+
+    outputs: list[tuple[str, str, tuple[int, ...], int]]
+    parameters: dict[str, Any]
+
+
+def _http_answer(answer: HttpAnswer) -> Answer:
+    # A head with long parameters is not kept: it hardly comes again.
+    described = _described(answer.head) if len(answer.head) <= KEPT_KEY else _describe(answer.head)
     found, at = [], 0
-    for name, datatype, shape, size in _described(answer.head):
+    for name, datatype, shape, size in described.outputs:
         found.append(Output(name, datatype, shape, answer.data[at : at + size]))
         at += size
-    return found
+    return Answer(found, described.parameters)
 
 
-@lru_cache(HEADS_KEPT)
-def _described(head: bytes) -> list[tuple[str, str, tuple[int, ...], int]]:
-    """Name, datatype, shape and size in bytes of each output, kept because those of equal calls are equal."""
-    return [
+def _describe(head: bytes) -> _Described:
+    told = orjson.loads(head)
+    outputs = [
         (output["name"], output["datatype"], tuple(output["shape"]), output["parameters"]["binary_data_size"])
-        for output in orjson.loads(head)["outputs"]
+        for output in told["outputs"]
     ]
+    parameters = told.get("parameters") or {}
+    return _Described(outputs, {name: value for name, value in parameters.items() if _is_models(name)})
+
+
+# Kept, because the heads of equal calls are equal.
+_described = lru_cache(HEADS_KEPT)(_describe)
 
 
 def _outputs(answer: Any) -> list[Output]:
@@ -338,14 +355,21 @@ def _outputs(answer: Any) -> list[Output]:
     ]
 
 
-def _parameters(answer: Any) -> dict[str, Any]:
-    """What the model says beside its outputs; names that begin with triton_ are Triton's own."""
+def _answer(answer: Any, outputs: list[Output]) -> Answer:
+    """Return an answer of Triton with ``outputs`` and the parameters that the model gave it."""
+    if not answer.parameters:
+        return Answer(outputs, {})
     found = {}
     for name, parameter in answer.parameters.items():
         kind = parameter.WhichOneof("parameter_choice")
-        if kind is not None and not name.startswith("triton_"):
+        if kind is not None and _is_models(name):
             found[name] = getattr(parameter, kind)
-    return found
+    return Answer(outputs, found)
+
+
+def _is_models(name: str) -> bool:
+    """Return whether the model gave a parameter of this name, and not Triton."""
+    return not name.startswith("triton_") and name not in _TRITONS_OWN
 
 
 def _joined(pieces: list[Buffer]) -> bytes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import AsyncGenerator, Awaitable, Sequence, Set
 from contextlib import aclosing
 from typing import Any, TypeVar
@@ -37,6 +38,8 @@ _OPTIONS = (
 )
 LIVE_TIMEOUT_S = 2.0
 T = TypeVar("T")
+# What Triton says of a Python model whose process has ended. It starts no other, and goes on saying this.
+_MODEL_DIED = re.compile("Stub process .* is not healthy")
 _BY_CODE: dict[int, type[TidegateError]] = {
     StatusCode.INVALID_ARGUMENT.value[0]: BadRequest,
     StatusCode.DEADLINE_EXCEEDED.value[0]: DeadlinePassed,
@@ -47,6 +50,9 @@ _BY_CODE: dict[int, type[TidegateError]] = {
 class TritonClient:
     """Calls one Triton. Unavailable: the server is gone; ModelFailed: the model is at fault.
 
+    A Python model whose process has died is Unavailable too, and ``model_died`` is True from then on: only
+    another Triton helps.
+
     ``target`` is ``unix:`` and the path of its gRPC socket, ``http`` the path of its HTTP socket, if it is
     to be used.
     """
@@ -55,6 +61,7 @@ class TritonClient:
         self._channel = grpc.aio.insecure_channel(target, options=_OPTIONS)
         self._inference = UnaryChannel(target.removeprefix("unix:"), _SERVICE + "ModelInfer")
         self._http = None if http is None else HttpCalls(http)
+        self.model_died = False
         self._streams = TritonStreams(
             self._channel.stream_stream(
                 _SERVICE + "ModelStreamInfer",
@@ -101,7 +108,7 @@ class TritonClient:
         except TimeoutError:
             raise DeadlinePassed("the deadline passed while the model ran") from None
         except Failed as error:
-            raise await self._meaning(error.code, error.message) from None
+            raise self._alive(await self._meaning(error.code, error.message)) from None
         except Gone as error:
             raise Unavailable(f"The model server is gone: {error}") from None
 
@@ -115,7 +122,16 @@ class TritonClient:
                 async for answer in answers:
                     yield answer
         except grpc.aio.AioRpcError as error:
-            raise await self._meaning(*_words(error)) from None
+            raise self._alive(await self._meaning(*_words(error))) from None
+        except ModelFailed as error:
+            raise self._alive(error) from None
+
+    def _alive(self, error: TidegateError) -> TidegateError:
+        """Return the error of a call, or another one if it says that the model's process has died."""
+        if not isinstance(error, ModelFailed) or _MODEL_DIED.search(error.message) is None:
+            return error
+        self.model_died = True
+        return Unavailable("The model's process died.")
 
     async def live(self) -> bool:
         """Whether the server answers; one whose channel was closed does not."""

@@ -11,7 +11,7 @@ from functools import partial
 from typing import Any
 
 from services.worker.api.outbox import Outbox
-from services.worker.domain.attempts import UNDECODABLE
+from services.worker.domain.attempts import EXHAUSTED, NOT_RETRIED, UNDECODABLE
 from services.worker.domain.job_backlog import Held
 from services.worker.domain.pace import job_calls, job_prefetch, worth_changing
 from services.worker.domain.settling import Settling
@@ -81,10 +81,18 @@ class JobMessages:
         self._open = False
         await self._change()
         self._give_back(time.monotonic())
+        self.give_back(self._jobs.give_back_suspects())
 
     def is_open(self, held: Held) -> bool:
         """Whether its message can still be acked."""
         return held.session is self._session
+
+    async def bury(self, held: Held) -> None:
+        """Hand a job to the router that may not be tried again; returns when the broker has it."""
+        safe = bool(held.request.flags & envelope.RETRY_SAFE)
+        body = envelope.pack(envelope.REQUESTS, [held.request.raw])
+        cause = EXHAUSTED if safe else NOT_RETRIED
+        await self._outbox.give_up(body, cause, None, queue=self._queues[held.level].name)
 
     def settle(self, group: Sequence[Held]) -> None:
         """Ack the messages of these."""

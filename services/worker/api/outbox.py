@@ -1,5 +1,5 @@
 """What a worker publishes with confirms: large replies, and others that cannot go beside their acks;
-requests to be tried again alone; requests nobody may try again.
+requests to be tried again with nothing beside them; requests nobody may try again.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ import asyncio
 import time
 from collections.abc import Sequence
 
-from services.worker.domain.attempts import GIVE_UP, next_step
+from services.worker.domain.attempts import GIVE_UP, after_loss
 from services.worker.domain.backlog import Item
 from tidegate import telemetry
 from tidegate.broker import Link, Session
@@ -16,7 +16,7 @@ from tidegate.claims import Claims
 from tidegate.errors import Unavailable
 from tidegate.protocol import envelope
 from tidegate.protocol.envelope import Buffer, Reply, Request
-from tidegate.topology import EXCEPTIONS, WORKERS, Queue
+from tidegate.topology import EXCEPTIONS, WORKERS, Queue, suspects_queue
 
 log = telemetry.logger(__name__)
 
@@ -24,11 +24,16 @@ PATIENCE_S = 60.0
 
 
 class Outbox:
-    """The link of a worker that only publishes, with confirms."""
+    """The link of a worker that only publishes, with confirms.
+
+    ``suspected`` is set when it has published a request that is to run alone.
+    """
 
     def __init__(self, amqp_url: str, queue: Queue, claims: Claims) -> None:
         self._queue = queue
+        self._suspects = suspects_queue(queue)
         self._claims = claims
+        self.suspected = asyncio.Event()
         self.link = Link(amqp_url, "worker-out", self._on_setup)
 
     async def _on_setup(self, session: Session) -> None:
@@ -63,28 +68,38 @@ class Outbox:
             reply = reply._replace(data=[claim], claimed=True)
         return envelope.pack_alone(envelope.REPLIES, envelope.reply_pieces(reply))
 
-    async def again(self, group: list[Item]) -> None:
-        """Requests whose worker or model server was lost under them: each alone, as its next attempt."""
+    async def again(self, group: list[Item], *, alone: bool) -> None:
+        """Publish requests again whose model server was lost under them; ``alone`` as for :meth:`retry`."""
         for item in group:
-            await self.retry(item.request, item.parcel.reply_to)
+            await self.retry(item.request, item.parcel.reply_to, alone=alone)
 
-    async def retry(self, request: Request, reply_to: str) -> None:
-        """Publish a request again as its next attempt, or to the exceptions when it has none left."""
-        step = next_step(request.attempt, safe=bool(request.flags & envelope.RETRY_SAFE))
-        body = envelope.pack(envelope.REQUESTS, [envelope.with_attempt(request.raw, request.attempt + 1)])
+    async def retry(self, request: Request, reply_to: str, *, alone: bool) -> None:
+        """Publish a lost request as a suspect, or to the exceptions when it has no attempt left.
+
+        ``alone``: nothing else was in the model, so the loss is charged to it.
+        """
+        safe = bool(request.flags & envelope.RETRY_SAFE)
+        step, attempt = after_loss(request.attempt, alone=alone, safe=safe)
         if step in GIVE_UP:
+            body = envelope.pack(envelope.REQUESTS, [envelope.with_attempt(request.raw, attempt)])
             await self.give_up(body, step, reply_to)
-            return
+        else:
+            await self.suspect(request, attempt, reply_to)
+
+    async def suspect(self, request: Request, attempt: int, reply_to: str) -> None:
+        """Publish a request that is to run with nothing beside it, as this attempt."""
         left_ms = int(request.deadline_ms - time.time() * 1e3)
         if left_ms > 0:
+            body = envelope.pack(envelope.REQUESTS, [envelope.with_attempt(request.raw, attempt)])
             await self._publish(
                 body,
-                self._queue.name,
+                self._suspects.name,
                 reply_to=reply_to,
                 expiration_ms=left_ms,
                 mandatory=True,
                 patience_s=min(left_ms / 1e3, PATIENCE_S),
             )
+            self.suspected.set()
         elif request.flags & envelope.STREAM:
             # Only one that has emitted outlives its deadline, and such a one is not begun again.
             lost = "the worker was lost in the middle of the stream"

@@ -13,6 +13,7 @@ from tidegate import tasks, telemetry
 from tidegate.claims import Claims
 from tidegate.errors import Unavailable
 from tidegate.protocol import envelope
+from tidegate.protocol.envelope import Buffer, Request
 
 log = telemetry.logger(__name__)
 
@@ -64,11 +65,18 @@ class Redeeming:
         await tasks.end(*self._tasks)
 
     async def _redeem(self, item: Item) -> None:
+        if await self.fetch(item, wait=True):
+            self._add(item)
+
+    async def fetch(self, item: Item, *, wait: bool = False) -> bool:
+        """Fetch the tensors of a request's claim into it; False: they cannot be had, and it is settled.
+
+        ``wait``: only once there is room for them.
+        """
         request = item.request
         try:
-            async with asyncio.timeout(max(request.deadline_ms / 1e3 - time.time(), 0.0)), self._slots:
-                await self._wait_for_room(request.id, self._claims.size(request.data))
-                data = await self._claims.redeem(request.data)
+            async with asyncio.timeout(max(request.deadline_ms / 1e3 - time.time(), 0.0)):
+                data = await (self._in_turn(request) if wait else self._claims.redeem(request.data))
         except TimeoutError:
             ANSWERED.labels("expired").inc()
             self._settle([item])
@@ -80,7 +88,13 @@ class Redeeming:
             self._settle([item])
         else:
             item.request = request._replace(data=data)
-            self._add(item)
+            return True
+        return False
+
+    async def _in_turn(self, request: Request) -> list[Buffer]:
+        async with self._slots:
+            await self._wait_for_room(request.id, self._claims.size(request.data))
+            return await self._claims.redeem(request.data)
 
     async def _wait_for_room(self, id_: bytes, size: int) -> None:
         while self._held and sum(self._held.values()) + size > self._limit_bytes:

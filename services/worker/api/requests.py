@@ -6,11 +6,12 @@ import asyncio
 import contextlib
 import os
 import time
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any
 
 from services.worker.api.outbox import Outbox
 from services.worker.api.redeeming import Redeeming
+from services.worker.api.suspects import Suspects
 from services.worker.domain.attempts import UNDECODABLE
 from services.worker.domain.backlog import Item, Parcel
 from services.worker.domain.pace import Mean, prefetch, worth_changing
@@ -23,7 +24,7 @@ from tidegate.claims import Claims
 from tidegate.errors import Unavailable
 from tidegate.protocol import envelope
 from tidegate.protocol.envelope import Buffer, Reply, Request
-from tidegate.topology import CANCELS, WORKERS, Queue, cancels_queue
+from tidegate.topology import CANCELS, WORKERS, Queue, cancels_queue, suspects_queue
 
 log = telemetry.logger(__name__)
 
@@ -51,6 +52,7 @@ class Requests:
         self._open = False
         self._work: Work | None = None
         self._redeeming = Redeeming(claims, outbox, fetch_bytes, self._on_redeemed, self.settle)
+        self._suspects = Suspects(queue, outbox, self)
         # No confirms: a reply goes before the ack of its request, and the broker takes them in this order.
         self.link = Link(amqp_url, "worker-in", self._on_setup, self._on_down, confirms=False)
 
@@ -61,11 +63,13 @@ class Requests:
     def start(self) -> None:
         """Connect; nothing is taken before :meth:`open`."""
         self.link.start()
+        self._suspects.start()
         self._retune_task = asyncio.create_task(self._retune(), name="retune")
 
     async def stop(self) -> None:
         """Disconnect; what is unsettled goes back to the queue."""
         await tasks.end(self._retune_task)
+        await self._suspects.stop()
         await self._redeeming.stop()
         await self.link.stop()
         await asyncio.gather(*self._changes, return_exceptions=True)
@@ -79,6 +83,12 @@ class Requests:
         """Take no more; what was delivered is still worked off and settled."""
         self._open = False
         await self._change()
+
+    @property
+    def isolating(self) -> tuple[Session, Work] | None:
+        """Return what suspects are run with; None while no request may be taken."""
+        session, work = self._session, self._work
+        return (session, work) if self._open and session is not None and work is not None else None
 
     @property
     def unsettled(self) -> int:
@@ -134,6 +144,7 @@ class Requests:
 
     async def _on_setup(self, session: Session) -> None:
         await session.declare(self._queue, bind=False)
+        await session.declare(suspects_queue(self._queue), bind=False)
         await session.declare(WORKERS)
         await session.declare(CANCELS)
         await session.declare(self._cancels)
@@ -228,8 +239,42 @@ class Requests:
 
     async def _try_again(self, session: Session, delivery: Delivery, requests: list[Request]) -> None:
         for request in requests:
-            await self._outbox.retry(request, delivery.reply_to or "")
+            # Whether it was in a call then, and beside what, nobody knows.
+            await self._outbox.retry(request, delivery.reply_to or "", alone=False)
         self._ack(session, [delivery.tag])
+
+    async def consume_alone(self, session: Session, queue: Queue, take: Callable[[Delivery], None]) -> str:
+        """Consume a queue one message at a time; return the consumer's tag."""
+        async with self._changing:  # of two that begin at once, one could get the other's prefetch
+            return await session.consume(queue, take, prefetch=1)
+
+    async def take_alone(self, session: Session, delivery: Delivery) -> Item | None:
+        """Return the request of a suspect's delivery, whole; None: it is settled, and not to be run."""
+        if session is not self._session:
+            return None  # over: it is delivered again
+        self._settling.delivered(delivery.tag)
+        try:
+            (frame,) = envelope.unpack(envelope.REQUESTS, delivery.body)
+            request = envelope.read_request(frame)
+        except ValueError as error:  # not an envelope, or not of one request
+            log.error("undecodable suspect", extra={"problem": str(error)})
+            await self._refuse(session, delivery)
+            return None
+        if delivery.redelivered:
+            REDELIVERED.inc()
+            await self._outbox.retry(request, delivery.reply_to or "", alone=True)
+            self._ack(session, [delivery.tag])
+            return None
+        item = Item(request, Parcel(session, delivery.tag, delivery.reply_to or "", 1), time.monotonic())
+        # It waits for no room: what fills that waits for this to end.
+        if request.flags & envelope.CLAIM and not await self._redeeming.fetch(item):
+            return None
+        return item
+
+    async def put_back(self, item: Item) -> None:
+        """Publish a suspect again that was not run, unchanged."""
+        await self._outbox.suspect(item.request, item.request.attempt, item.parcel.reply_to)
+        self.settle([item])
 
     def _on_redeemed(self, item: Item) -> None:
         if self._work is not None and item.parcel.session is self._session:

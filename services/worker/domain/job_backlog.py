@@ -37,6 +37,11 @@ class Held:
     seen_at: float = 0.0
     over: bool = False
 
+    def taken(self, attempt: int, now: float) -> None:
+        """Note that its record says that it runs here, as ``attempt``."""
+        self.attempt, self.seen_at = attempt, now
+        self.request = self.request._replace(attempt=min(attempt, 255))
+
     @property
     def id(self) -> bytes:
         """The job's id."""

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import struct
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from tidegate.protocol.envelope import Buffer, Tensor
 from tidegate.protocol.tensors import DATATYPES, elements, string_offsets
+from tidegate.protocol.usage import TOKEN_COUNTS, is_count
 
 
 class Output(NamedTuple):
@@ -49,6 +50,24 @@ def split(outputs: list[Output], parts: list[int]) -> list[list[Buffer]]:
             answer.append(view[at:end])
             at = end
     return answers
+
+
+def split_parameters(parameters: dict[str, Any], parts: list[int]) -> list[dict[str, Any]]:
+    """Return the parameters of a call's answer for each of its requests (its number of rows, in order).
+
+    Parameters belong to the call, so each request gets all of them. Only token counts are divided, by rows,
+    and their sum stays exact: copied, they would be counted once for each request.
+    """
+    if len(parts) == 1:
+        return [parameters]
+    counts = {name: parameters[name] for name in TOKEN_COUNTS if is_count(parameters.get(name))}
+    rows, before, found = sum(parts), 0, []
+    for part in parts:
+        after = before + part
+        shares = {name: count * after // rows - count * before // rows for name, count in counts.items()}
+        found.append(parameters | shares)
+        before = after
+    return found
 
 
 def _row_ends(output: Output, rows: int) -> list[int] | int:

@@ -201,3 +201,22 @@ async def test_the_frame_of_a_republished_job_says_its_attempt(store, way):
     assert frame is not None
     request = envelope.read_request(frame)
     assert (request.id, request.attempt, request.data) == (job.id, 1, [b"data"])
+
+
+async def test_a_job_that_was_lost_is_taken_alone(store, way):
+    """Beside others it is only named a suspect: nothing changes, and no attempt is counted."""
+    job = await way.running()
+    for _ in range(3):
+        assert await way.take(job.id, "w2", redelivered=True, alone=False) == ("suspect", 1)
+    assert (await way.job(job.id)).attempt == 1
+    assert await way.take(job.id, "w2", redelivered=True, alone=True) == ("run", 2)
+
+
+async def test_a_first_attempt_needs_not_be_alone(store, way):
+    job = await way.queued()
+    assert await way.take(job.id, redelivered=True, alone=False) == ("run", 1)
+
+
+async def test_what_may_not_run_twice_fails_in_company_too(store, way):
+    job = await way.running(retry_safe=False)
+    assert (await way.take(job.id, "w2", redelivered=True, alone=False)).outcome == "failed"

@@ -11,14 +11,36 @@ import orjson
 import pytest
 
 from services.router.api.exceptions import Exceptions
+from services.router.dead_letters import DeadLetters
+from services.router.domain.dead_letters import DeadLetter, Limits
 from services.router.domain.exceptions import EXHAUSTED, NOT_RETRIED, UNDECODABLE
+from tidegate.blobs import Blobs
 from tidegate.broker import Delivery, Link, Session
+from tidegate.claims import Claims
 from tidegate.protocol import envelope
 from tidegate.protocol.envelope import Reply
-from tidegate.store import StoreUnavailable
+from tidegate.store import JobStore, StoreUnavailable
 from tidegate.topology import EXCEPTIONS, replies_queue
 
 pytestmark = pytest.mark.integration
+
+
+class Door(Exceptions):
+    """The door, and what it has kept."""
+
+    def __init__(
+        self,
+        url: str,
+        jobs: JobStore,
+        letters: DeadLetters,
+        leads: Callable[[], bool] = lambda: True,
+    ) -> None:
+        super().__init__(url, jobs, letters, leads)
+        self.kept = letters
+
+    @property
+    def letters(self) -> list[DeadLetter]:
+        return self.kept.all
 
 
 class Gateway:
@@ -80,9 +102,20 @@ async def start(rabbitmq_url, jobs, tmp_path) -> AsyncIterator[Callable[..., Any
     """Starts the door; its letters are kept in one folder for the whole test."""
     async with AsyncExitStack() as stack:
 
-        async def started(url: str = rabbitmq_url, keep: int = 100) -> Exceptions:
-            found = Exceptions(url, jobs, tmp_path / "data" / "dead-letters.jsonl", keep)
+        async def started(
+            url: str = rabbitmq_url, keep: int = 100, keep_s: float = 3600.0, bytes: int = 2**20
+        ) -> Door:
+            blobs = Blobs(f"file://{tmp_path}/blobs")
+            letters = DeadLetters(
+                tmp_path / "data" / "dead-letters.jsonl",
+                blobs,
+                Claims(blobs, 2**20),
+                Limits(keep, keep_s, bytes),
+            )
+            found = Door(url, jobs, letters)
+            letters.start()
             found.start()
+            stack.push_async_callback(letters.stop)
             stack.push_async_callback(found.stop)
             await found.link.wait_up(20)
             await found.out.wait_up(20)
@@ -176,10 +209,13 @@ async def test_letters_survive_a_restart_and_are_bounded(start, gateway, until, 
     kept = list(door.letters)
     await door.stop()
     again = await start(keep=5)
-    assert list(again.letters) == kept[-5:]
+    assert again.letters == kept
+    await gateway.give_up(packed(request(8)), cause=EXHAUSTED)
+    await until(lambda: again.letters[-1].id == "08" * 16)
+    assert again.letters[:4] == kept[-4:]
     await gateway.give_up(packed(request(9)), cause=EXHAUSTED)
     await until(lambda: again.letters[-1].id == "09" * 16)
-    assert [letter.id[:2] for letter in again.letters] == ["04", "05", "06", "07", "09"]
+    assert [letter.id[:2] for letter in again.letters] == ["05", "06", "07", "08", "09"]
 
 
 async def test_a_half_written_letter_does_not_keep_the_router_from_starting(start, gateway, until, acked):
@@ -187,7 +223,7 @@ async def test_a_half_written_letter_does_not_keep_the_router_from_starting(star
     await gateway.give_up(packed(request(1)), cause=EXHAUSTED)
     await until(lambda: acked)
     await door.stop()
-    with door._journal.open("ab") as journal:
+    with door.kept._journal.open("ab") as journal:
         journal.write(b'{"at": 1.0, "cau')
     again = await start()
     assert [letter.id for letter in again.letters] == ["01" * 16]
@@ -275,24 +311,33 @@ async def test_only_the_leader_consumes(gateway, jobs, rabbitmq_url, tmp_path, u
     """Two routers that both kept letters would each overwrite the other's journal."""
     led = {"a": True, "b": False}
 
-    def router(name: str) -> Exceptions:
-        return Exceptions(rabbitmq_url, jobs, tmp_path / "letters.jsonl", 10, lambda: led[name])
+    def router(name: str) -> Door:
+        blobs = Blobs(f"file://{tmp_path}/blobs")
+        letters = DeadLetters(
+            tmp_path / "letters.jsonl", blobs, Claims(blobs, 2**20), Limits(10, 3600.0, 2**20)
+        )
+        return Door(rabbitmq_url, jobs, letters, lambda: led[name])
 
     async with AsyncExitStack() as stack:
         a, b = router("a"), router("b")
         for each in (a, b):
             each.start()
             stack.push_async_callback(each.stop)
+            each.kept.start()
+            stack.push_async_callback(each.kept.stop)
             await each.link.wait_up(20)
         await gateway.give_up(b"1", None, cause="x", queue="requests.v1.d")
         await gateway.give_up(b"2", None, cause="x", queue="requests.v1.d")
         await until(lambda: len(a.letters) == 2)
-        assert len(b.letters) == 0
+        with pytest.raises(Unavailable, match="another router leads"):
+            b.letters  # noqa: B018  it is the reading that is refused
         led |= {"a": False, "b": True}
         a.on_change()
         b.on_change()
-        await until(lambda: len(b.letters) == 2)
+        await until(lambda: b.kept._loaded)
+        assert len(b.letters) == 2
         await gateway.give_up(b"3", None, cause="x", queue="requests.v1.d")
         await until(lambda: len(b.letters) == 3)
-        assert len(a.letters) == 2
+        with pytest.raises(Unavailable, match="another router leads"):
+            a.letters  # noqa: B018
         assert len((tmp_path / "letters.jsonl").read_bytes().splitlines()) == 3

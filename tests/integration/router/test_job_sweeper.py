@@ -12,8 +12,12 @@ import pytest
 from redis.asyncio import Redis
 
 from services.router import job_sweeper as sweeper_module
+from services.router.dead_letters import DeadLetters
+from services.router.domain.dead_letters import Limits
 from services.router.job_sweeper import JobSweeper
+from tidegate.blobs import Blobs
 from tidegate.broker import Delivery, Link, Session
+from tidegate.claims import Claims
 from tidegate.protocol import envelope
 from tidegate.protocol.envelope import Request
 from tidegate.store.jobs import JobStore
@@ -67,6 +71,7 @@ async def start(rabbitmq_url, valkey_url, jobs) -> AsyncIterator[Callable[..., A
             keep_count: int = 1000,
             lost: Callable[[], dict[str, bool]] = dict,
             leads: Callable[[], bool] = lambda: True,
+            letters: Any = None,
         ) -> JobSweeper:
             own = JobStore.connect(valkey_url)
             stack.push_async_callback(own.close)
@@ -78,6 +83,7 @@ async def start(rabbitmq_url, valkey_url, jobs) -> AsyncIterator[Callable[..., A
                 keep_s=keep_s,
                 keep_count=keep_count,
                 leads=leads,
+                letters=letters,
             )
             found.start()
             stack.push_async_callback(found.stop)
@@ -123,6 +129,22 @@ async def test_what_is_fresh_is_left_to_its_gateway(start, making, worker, lapse
     await until(lambda: worker.got)
     assert [request.id for request in worker.got] == [stale]
     assert (await making.store.get(fresh)).state == "accepting"
+
+
+async def test_a_lapsed_lease_of_what_may_not_run_twice(start, making, lapse, tmp_path, until):
+    """Its worker is lost: the job has failed, and is kept as a dead letter."""
+    id_ = await making.running(retry_safe=False)
+    assert await making.store.lease(id_, 1, "w", int(time.time() * 1e3) + 60_000)
+    asked = await making.store.request(id_)
+    blobs = Blobs(f"file://{tmp_path}/blobs")
+    letters = DeadLetters(tmp_path / "letters.jsonl", blobs, Claims(blobs, 2**20), Limits(10, 3600.0, 2**20))
+    await start(letters=letters)
+    await lapse(id_)
+    (letter,) = await until(lambda: letters.all)
+    assert (letter.kind, letter.id, letter.cause) == ("job", id_.hex(), "not_retried")
+    assert await letters.payload(letter) == asked
+    assert (await making.store.get(id_)).state == "failed"
+    blobs.close()
 
 
 async def test_a_lapsed_lease_is_the_next_attempt(start, making, worker, lapse, until):

@@ -136,7 +136,7 @@ async def attacks(model: Model, order: dict[str, Any]) -> dict[str, Any]:
     large = np.arange(LARGE, dtype=np.float32)
     data: list[Buffer] = [pack_strings([json.dumps(order)]), large.tobytes()]
     frame = request_frame(os.urandom(16), 1, 1, key, data, flags=1)
-    said, doubled = await model.call([read_request(memoryview(frame))], 60)
+    said, doubled = (await model.call([read_request(memoryview(frame))], 60)).outputs
     assert (np.frombuffer(doubled.raw, np.float32) == 3 * large).all()
     found: dict[str, Any] = json.loads(unpack_strings(said.raw)[0])
     return found

@@ -88,8 +88,8 @@ class Ways:
         return noted
 
     async def ask(self, *requests: Request, timeout_s: float = 10) -> list[tuple[object, ...]]:
-        outputs = await self.model.call(list(requests), timeout_s)
-        return [(o.name, o.datatype, o.shape, bytes(o.raw)) for o in outputs]
+        answer = await self.model.call(list(requests), timeout_s)
+        return [(o.name, o.datatype, o.shape, bytes(o.raw)) for o in answer.outputs]
 
 
 @pytest.fixture

@@ -92,7 +92,9 @@ def asked(
 
 async def answer(model: Model, *requests: Request) -> tuple[list[float], list[float]]:
     """Return for each row of one call: the doubled value, and the number of the execution that made it."""
-    y, calls = (np.frombuffer(bytes(each.raw), "<f4") for each in await model.call(list(requests), 10))
+    y, calls = (
+        np.frombuffer(bytes(each.raw), "<f4") for each in (await model.call(list(requests), 10)).outputs
+    )
     rows = sum(request.rows for request in requests)
     return y.reshape(rows, -1)[:, 0].tolist(), calls.tolist()
 
@@ -135,7 +137,7 @@ async def test_a_request_that_selects_outputs_does_not_take_them_from_others(
     model = Model(running.client, "m", outputs(4), cached=running.process.caches)
     for select in (["y"], [], ["calls"], ["calls", "y"], ["y"]):
         found = await model.call([asked(1, select=select), asked(2, select=select)], 10)
-        assert [output.name for output in found] == (select or ["y", "calls"])
+        assert [output.name for output in found.outputs] == (select or ["y", "calls"])
     assert (await running.client.statistics("m")).execution_count == 1
     with pytest.raises(BadRequest, match="has no output 'z'"):
         await model.call([asked(1, select=["z"])], 10)

@@ -83,8 +83,8 @@ async def mixed(run, tmp_path):
 
 async def check(model: Model, plain: Model, *requests: Request) -> None:
     found, right = await model.call(list(requests), 10), await plain.call(list(requests), 10)
-    assert [(o.name, o.datatype, o.shape, bytes(o.raw)) for o in found] == [
-        (o.name, o.datatype, o.shape, bytes(o.raw)) for o in right
+    assert [(o.name, o.datatype, o.shape, bytes(o.raw)) for o in found.outputs] == [
+        (o.name, o.datatype, o.shape, bytes(o.raw)) for o in right.outputs
     ]
 
 
@@ -106,10 +106,10 @@ async def test_answers_are_those_of_grpc(mixed):
 async def test_calls_at_the_same_time_have_regions_of_their_own(mixed):
     _, model, _ = mixed
     requests = [request(seed, small=(1.0, 0.05, 0.0)) for seed in range(5)]
-    for asked, outputs in zip(
+    for asked, answer in zip(
         requests, await asyncio.gather(*(model.call([r], 20) for r in requests)), strict=True
     ):
-        doubled = next(o for o in outputs if o.name == "doubled")
+        doubled = next(o for o in answer.outputs if o.name == "doubled")
         assert doubled.raw == (np.frombuffer(asked.data[1], np.float32) * 2).tobytes()
 
 
@@ -138,8 +138,8 @@ async def test_a_call_that_was_given_up_never_shares_its_region(mixed, monkeypat
 
 async def test_an_output_larger_than_the_signature_says(mixed):
     _, model, _ = mixed
-    outputs = await model.call([request(1, small=(1.0, 0.0, 1.0))], 10)
-    assert next(o for o in outputs if o.name == "doubled").shape == (1, 2 * SIZE)
+    answer = await model.call([request(1, small=(1.0, 0.0, 1.0))], 10)
+    assert next(o for o in answer.outputs if o.name == "doubled").shape == (1, 2 * SIZE)
     fresh = Model(model._client, model._name, SIGNATURE.outputs, model._regions, ABOVE)
     with pytest.raises(ModelFailed, match="shared memory"):
         await fresh.call([request(1, small=(1.0, 0.0, 1.0), flags=0)], 10)

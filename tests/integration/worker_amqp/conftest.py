@@ -13,6 +13,7 @@ import numpy as np
 import orjson
 import pytest
 
+from services.worker.adapters.model import Answer
 from services.worker.api.outbox import Outbox
 from services.worker.api.requests import Requests
 from services.worker.domain.split import Output
@@ -24,7 +25,7 @@ from tidegate.errors import BadRequest
 from tidegate.protocol import envelope
 from tidegate.protocol.envelope import Reply, Request, Tensor
 from tidegate.protocol.tensors import DATATYPES, pack_strings, unpack_strings
-from tidegate.topology import CANCELS, EXCEPTIONS, Queue, replies_queue, requests_queue
+from tidegate.topology import CANCELS, EXCEPTIONS, Queue, replies_queue, requests_queue, suspects_queue
 
 FP32, BYTES = DATATYPES["FP32"], DATATYPES["BYTES"]
 MAX_ROWS = 8
@@ -32,9 +33,16 @@ CLAIM_ABOVE = 2 * 2**20
 
 
 class Doubler(GatedModel):
-    """A model: twice ``x``, and ``words`` backwards if there are any. Takes no negative numbers."""
+    """A model: twice ``x``, and ``words`` backwards if there are any. Takes no negative numbers.
 
-    async def call(self, requests: list[Request], timeout_s: float) -> list[Output]:
+    ``parameters`` are those of each of its answers.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.parameters: dict[str, Any] = {}
+
+    async def call(self, requests: list[Request], timeout_s: float) -> Answer:
         await self.gate(requests, timeout_s)
         x = np.frombuffer(b"".join(r.data[0] for r in requests), "<f4").reshape(-1, 2)
         if (x < 0).any():
@@ -45,7 +53,7 @@ class Doubler(GatedModel):
         if len(requests[0].data) > 1:
             words = [word[::-1] for r in requests for word in unpack_strings(r.data[1])]
             outputs.append(Output("words", "BYTES", (rows,), pack_strings(words)))
-        return outputs
+        return Answer(outputs, self.parameters)
 
 
 @dataclass
@@ -134,6 +142,7 @@ class Caller:
 
     async def _setup(self, session: Session) -> None:
         await session.declare(self.queue)
+        await session.declare(suspects_queue(self.queue))
         await session.declare(CANCELS)
         await session.declare(self.reply_to)
         await session.consume(self.reply_to, self._on_replies, prefetch=0, no_ack=True)
@@ -249,6 +258,12 @@ def left(caller, queue) -> Callable[[], Any]:
 
 
 @pytest.fixture
+def suspects(caller, queue) -> Callable[[], Any]:
+    """``await suspects()``: requests that wait to be run alone."""
+    return lambda: caller.session.depth(suspects_queue(queue))
+
+
+@pytest.fixture
 def nothing_is_left(rabbitmq_url, caller, queue, until) -> Callable[[Worker], Any]:
     """``await nothing_is_left(worker)``: it has settled all it got, as the broker sees it.
 
@@ -272,6 +287,7 @@ def nothing_is_left(rabbitmq_url, caller, queue, until) -> Callable[[Worker], An
             await link.wait_up(20)
             await caller.send(body=b"mark")
             await until(lambda: b"mark" in found)
+            assert await caller.session.depth(suspects_queue(queue)) == 0, "a suspect was not settled"
         assert found == [b"mark"], "a delivery was taken for settled and was not"
 
     return checked

@@ -196,8 +196,9 @@ async def test_an_answer_of_another_size_is_no_answer(start, caller, make, told,
     original = worker.model.call
 
     async def short(requests, timeout_s):
-        (output,) = await original(requests, timeout_s)
-        return [output._replace(shape=(1, 2), raw=output.raw[:8])]
+        answer = await original(requests, timeout_s)
+        (output,) = answer.outputs
+        return answer._replace(outputs=[output._replace(shape=(1, 2), raw=output.raw[:8])])
 
     worker.model.call = short
     ids = await caller.send(make([1, 1], [2, 2]), make([3, 3]))
@@ -346,3 +347,34 @@ async def test_calls_in_flight_are_bounded(start, caller, make, until):
     assert len(worker.model.calls) == 2
     worker.model.open.set()
     await until(lambda: len(caller.replies) == 6)
+
+
+async def test_the_parameters_of_an_answer(start, caller, make, until, nothing_is_left):
+    """Alone a request gets all that the model said; in a shared call its share of the tokens, by rows."""
+    worker = await start()
+    worker.model.parameters = {"prompt_tokens": 31, "finish_reason": "stop"}
+    (alone,) = await caller.send(make([1, 1]))
+    await until(lambda: caller.reply(alone))
+    assert envelope.read_result_key(caller.reply(alone).key)[1] == worker.model.parameters
+    worker.model.open.clear()
+    await caller.send(make([0, 0]))
+    await until(lambda: len(worker.model.calls) == 2)
+    ids = await caller.send(make([1, 1]), make([2, 2], [3, 3]))
+    await until(lambda: worker.work.in_hand == 3)
+    worker.model.open.set()
+    await until(lambda: all(caller.reply(id_) for id_ in ids))
+    found = [envelope.read_result_key(caller.reply(id_).key)[1] for id_ in ids]
+    assert found == [
+        {"prompt_tokens": 10, "finish_reason": "stop"},
+        {"prompt_tokens": 21, "finish_reason": "stop"},
+    ]
+    await nothing_is_left(worker)
+
+
+async def test_parameters_that_are_too_long_are_an_error_of_the_model(start, caller, make, told, until):
+    worker = await start()
+    worker.model.parameters = {"text": "x" * envelope.MAX_KEY}
+    (id_,) = await caller.send(make([1, 1]))
+    reply = await until(lambda: caller.reply(id_))
+    assert told(reply)[0] == "model_failed"
+    assert "parameters of an answer take" in told(reply)[1]

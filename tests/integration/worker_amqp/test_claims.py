@@ -128,12 +128,32 @@ async def test_the_next_worker_redeems_it_again(start, caller, claimed, shown, u
     await nothing_is_left(second)
 
 
+async def test_a_suspect_needs_no_room(start, caller, claimed, make, until, nothing_is_left):
+    """A request that fills it may not run before the suspects have: they would wait for each other."""
+    worker = await start(fetch_bytes=10, serving=False)
+    worker.model.open.clear()
+    plain, (large, _) = make([3, 3]), await claimed([2, 2])
+    for lost in (plain, large):
+        await worker.outbox.retry(envelope.read_request(lost), caller.reply_to.name, alone=False)
+    worker.work.use(worker.model)
+    await until(lambda: worker.model.calls == [[plain[:16]]])
+    held, _ = await claimed([1, 1])
+    await caller.send(held)
+    await until(lambda: worker.work.in_hand == 2)
+    worker.model.open.set()
+    await until(lambda: len(caller.replies) == 3)
+    assert worker.model.calls == [[plain[:16]], [large[:16]], [held[:16]]]
+    await nothing_is_left(worker)
+
+
 async def test_given_up_with_its_claim(start, caller, letters, claimed, until):
     frame, _ = await claimed([1, 1])
     await caller.send(frame)
     for _ in range(attempts.MAX_ATTEMPTS):
         worker = await start(serving=False)
-        await until(lambda w=worker: w.work.in_hand == 1)
+        worker.model.open.clear()
+        worker.work.use(worker.model)
+        await until(lambda w=worker: w.model.calls)
         await worker.die()
     await start()
     (letter,) = await until(lambda: letters.got)

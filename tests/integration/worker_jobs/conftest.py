@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from services.worker.adapters.model import Answer
 from services.worker.api import jobs as door_module
 from services.worker.api.jobs import JobMessages
 from services.worker.api.outbox import Outbox
@@ -42,10 +43,11 @@ class Doubler(GatedModel):
     def __init__(self) -> None:
         super().__init__()
         self.told: list[Mapping[str, str] | None] = []
+        self.parameters: dict[str, Any] = {}
 
     async def call(
         self, requests: list[Request], timeout_s: float, parameters: Mapping[str, str] | None = None
-    ) -> list[Output]:
+    ) -> Answer:
         self.told.append(parameters)
         await self.gate(requests, timeout_s)
         x = np.frombuffer(b"".join(r.data[0] for r in requests), "<f4")
@@ -53,7 +55,7 @@ class Doubler(GatedModel):
             raise BadRequest("a negative number")
         rows = sum(request.rows for request in requests)
         shape = (rows, x.size // rows) if rows else (x.size,)
-        return [Output("y", "FP32", shape, (x * 2).astype("<f4").tobytes())]
+        return Answer([Output("y", "FP32", shape, (x * 2).astype("<f4").tobytes())], self.parameters)
 
 
 def frame(id: bytes, *numbers: float, expires_ms: int, batched: bool = True, **given: Any) -> bytes:

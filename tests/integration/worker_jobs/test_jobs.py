@@ -6,6 +6,7 @@ import asyncio
 import os
 import time
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 from prometheus_client import REGISTRY
@@ -15,6 +16,8 @@ from services.worker.domain.backlog import Item, Parcel
 from tidegate.broker import Link
 from tidegate.errors import ModelFailed, Unavailable
 from tidegate.protocol import envelope
+from tidegate.protocol.usage import COUNTS
+from tidegate.store.usage import JobUsage
 from tidegate.topology import EXCEPTIONS, jobs_queue
 
 pytestmark = pytest.mark.integration
@@ -31,6 +34,28 @@ async def test_a_job_from_message_to_record(start, shop, until, nothing_is_left)
     assert worker.model.told == [{"tidegate_jobs": f"{id_.hex()}:1:1"}]
     assert worker.jobs.stats is worker.work.stats
     assert worker.work.stats.completed == 1
+    await nothing_is_left(worker)
+
+
+async def test_the_parameters_of_a_jobs_answer(start, shop, until, nothing_is_left, jobs_url):
+    """They are in its result, and the tokens in its caller's usage."""
+    worker = await start()
+    worker.model.parameters = {"input_tokens": 12, "output_tokens": 34, "by": "doubler"}
+    new = replace(shop.new(1.0, 2.0), principal="team", endpoint=shop.deployment)
+    await shop.store.accept(new)
+    await shop.publish(new)
+    await until(lambda: shop.is_in("succeeded", new.id))
+    _, parameters = envelope.read_result_key(envelope.read_reply(await shop.store.result(new.id)).key)
+    assert parameters == worker.model.parameters
+    used = JobUsage.connect(jobs_url)
+    try:
+        report = await used.take()
+        assert report is not None
+        (counts,) = [c for subject, c in report.counts.items() if subject.endpoint == shop.deployment]
+        await used.settle(report)
+    finally:
+        await used.close()
+    assert (counts[COUNTS.index("tokens_in")], counts[COUNTS.index("tokens_out")]) == (12, 34)
     await nothing_is_left(worker)
 
 
@@ -247,7 +272,8 @@ async def test_what_is_no_job(start, shop, rabbitmq_url, until, nothing_is_left)
         for body in (b"no envelope", two):
             await shop.session.publish(body, routing_key=queue, persistent=True)
         await until(lambda: len([d for d in got if d.headers["queue"] == queue]) == 2)
-    assert {delivery.headers["cause"] for delivery in got} == {"undecodable"}
+    causes = {delivery.headers["cause"] for delivery in got if delivery.headers["queue"] == queue}
+    assert causes == {"undecodable"}
     await nothing_is_left(worker)
 
 

@@ -11,11 +11,14 @@ import pytest
 from services.worker import jobs as jobs_module
 from services.worker import leases as leases_module
 from services.worker.api import jobs as door_module
+from tidegate.broker import Link
 from tidegate.errors import BadRequest, Unavailable
+from tidegate.protocol import envelope
 from tidegate.protocol.jobs import MAX_ATTEMPTS, Taken
 from tidegate.stack.ports import free_ports
 from tidegate.stack.standalone import jobs_running
 from tidegate.store import JobStore, StoreUnavailable
+from tidegate.topology import EXCEPTIONS, jobs_queue
 
 pytestmark = pytest.mark.integration
 
@@ -42,7 +45,8 @@ async def test_a_worker_dies(start, shop, until, nothing_is_left):
     await nothing_is_left(second)
 
 
-async def test_a_job_that_kills_its_workers(start, shop, until, nothing_is_left):
+async def test_a_job_that_kills_its_workers(start, shop, rabbitmq_url, until, nothing_is_left):
+    """It fails, and the router is handed its message: it keeps that as a dead letter."""
     id_ = await shop.submit()
     for attempt in range(1, MAX_ATTEMPTS + 1):
         worker = await start(serving=False)
@@ -58,8 +62,78 @@ async def test_a_job_that_kills_its_workers(start, shop, until, nothing_is_left)
     last = await start()
     await until(lambda: shop.is_in("failed", id_))
     assert (await shop.job(id_)).error["reason"] == "attempts_exhausted"
+    got: list = []
+
+    async def setup(session) -> None:
+        async def on_delivery(delivery) -> None:
+            got.append(delivery)
+            session.ack(delivery.tag)
+
+        await session.declare(EXCEPTIONS)
+        await session.consume(EXCEPTIONS, on_delivery, prefetch=100)
+
+    queue = jobs_queue(shop.deployment, "normal").name
+    async with Link(rabbitmq_url, "letters", setup):
+        await until(lambda: any(letter.headers.get("queue") == queue for letter in got))
+    (letter,) = [each for each in got if each.headers.get("queue") == queue]
+    assert letter.headers["cause"] == "attempts_exhausted"
+    assert letter.body == envelope.pack(envelope.REQUESTS, [await shop.store.request(id_)])
     await nothing_is_left(last)
     assert last.model.calls == []
+
+
+async def test_64_jobs_and_one_that_kills(start, shop, until, nothing_is_left):
+    """Four calls at a time: whatever runs or waits beside the killer is done, and only the killer fails."""
+    ids = [await shop.submit(float(n), 0.0) for n in range(64)]
+    killer, deaths = ids[5], 0
+    while deaths < 10:
+        worker = await start(serving=False, instances=4, max_rows=2, call_ms=0.1)
+        await until(lambda worker=worker: killer in worker.jobs.held)
+        original, killing = worker.model.call, asyncio.Event()
+
+        async def call(requests, timeout_s, told, worker=worker, original=original, killing=killing):
+            if any(request.id == killer for request in requests):
+                worker.model.open.clear()
+                killing.set()
+            return await original(requests, timeout_s, told)
+
+        worker.model.call = call
+        worker.work.use(worker.model)
+
+        async def killed_or_over(killing=killing) -> bool:
+            return killing.is_set() or (await shop.job(killer)).terminal
+
+        await until(killed_or_over)
+        if not killing.is_set():
+            break
+        deaths += 1
+        await worker.die()
+    others = [id_ for id_ in ids if id_ != killer]
+    await until(lambda: shop.is_in("succeeded", *others))
+    assert deaths == MAX_ATTEMPTS
+    job = await shop.job(killer)
+    assert (job.state, job.error["reason"]) == ("failed", "attempts_exhausted")
+    assert [await shop.result(id_) for id_ in others] == [[2.0 * ids.index(id_), 0.0] for id_ in others]
+    await nothing_is_left(worker)
+
+
+async def test_a_job_that_was_lost_runs_with_nothing_beside_it(start, shop, until, nothing_is_left):
+    first = await start(max_rows=0)
+    first.model.open.clear()
+    lost = await shop.submit()
+    await until(lambda: shop.is_in("running", lost))
+    await first.die()
+    second = await start(max_rows=0, instances=4, serving=False)
+    second.model.open.clear()
+    second.work.use(second.model)
+    await until(lambda: second.model.calls == [[lost]])
+    fresh = await shop.submit()
+    await until(lambda: fresh in second.jobs.held)
+    await asyncio.sleep(0.05)
+    assert second.model.calls == [[lost]]
+    second.model.open.set()
+    await until(lambda: shop.is_in("succeeded", lost, fresh))
+    await nothing_is_left(second)
 
 
 async def test_what_must_not_run_twice(start, shop, until, nothing_is_left):

@@ -14,7 +14,7 @@ from services.gateway.api.jobs import JobsDoor
 from services.gateway.domain.keys import KeyTable
 from services.gateway.domain.ratelimit import left, policy, seconds_left
 from services.gateway.domain.roles import principal_of
-from services.gateway.domain.spent import Spent, compute_us, tokens
+from services.gateway.domain.spent import Spent, compute_us
 from services.gateway.domain.tokens import Meter
 from tidegate import caller
 from tidegate.caller import Caller
@@ -32,6 +32,7 @@ from tidegate.protocol.access import (
     key_of,
 )
 from tidegate.protocol.envelope import Reply
+from tidegate.protocol.usage import tokens
 
 pytestmark = pytest.mark.unit
 

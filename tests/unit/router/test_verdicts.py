@@ -8,7 +8,6 @@ from services.router.domain.exceptions import (
     EXHAUSTED,
     NOT_RETRIED,
     UNDECODABLE,
-    DeadLetter,
     verdict,
 )
 from services.worker.domain import attempts
@@ -38,8 +37,3 @@ def test_an_unknown_cause_is_told_as_it_is():
     told = verdict("out of tea")
     assert told is not None
     assert (told.reason, told.message) == ("unavailable", "the request could not be handled: out of tea")
-
-
-def test_a_dead_letter_as_json_and_back():
-    letter = DeadLetter(1.5, EXHAUSTED, "requests.v1.a", "00ff", 3, 78, "abc")
-    assert DeadLetter(**letter.shown()) == letter

@@ -10,25 +10,34 @@ from services.worker.domain.attempts import (
     GIVE_UP,
     MAX_ATTEMPTS,
     NOT_RETRIED,
-    next_step,
+    after_loss,
 )
 from services.worker.domain.phases import Phases
 
 pytestmark = pytest.mark.unit
 
 
-def test_a_request_is_tried_as_often_as_said():
-    attempt, tries = 0, 1
-    while next_step(attempt, safe=True) == AGAIN:
-        attempt, tries = attempt + 1, tries + 1
-    assert tries == MAX_ATTEMPTS
-    assert next_step(attempt, safe=True) == EXHAUSTED
-    assert next_step(255, safe=True) == EXHAUSTED
+def test_two_losses_alone_convict():
+    """The first loss was in company, and is nobody's fault."""
+    assert after_loss(0, alone=False, safe=True) == (AGAIN, 1)
+    assert after_loss(1, alone=True, safe=True) == (AGAIN, 2)
+    assert after_loss(2, alone=True, safe=True) == (EXHAUSTED, MAX_ATTEMPTS)
+    assert after_loss(255, alone=True, safe=True)[0] == EXHAUSTED
+
+
+def test_a_loss_alone_counts_from_the_first_attempt_on():
+    assert after_loss(0, alone=True, safe=True) == (AGAIN, 2)
+
+
+@pytest.mark.parametrize("attempt", [1, 2])
+def test_a_loss_in_company_is_never_charged(attempt):
+    assert after_loss(attempt, alone=False, safe=True) == (AGAIN, attempt)
 
 
 @pytest.mark.parametrize("attempt", range(4))
-def test_what_may_not_run_twice_does_not(attempt):
-    assert next_step(attempt, safe=False) == NOT_RETRIED
+@pytest.mark.parametrize("alone", [True, False])
+def test_what_may_not_run_twice_does_not(attempt, alone):
+    assert after_loss(attempt, alone=alone, safe=False)[0] == NOT_RETRIED
 
 
 def test_giving_up():

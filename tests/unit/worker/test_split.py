@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.worker.domain.split import Mismatch, Output, describe, split
+from services.worker.domain.split import Mismatch, Output, describe, split, split_parameters
 from tidegate.protocol.tensors import DATATYPES, elements, pack_strings
 
 pytestmark = pytest.mark.unit
@@ -98,3 +98,26 @@ def test_an_answer_without_a_batch_axis_keeps_its_shapes(shapes, rows):
     found, tensors = describe(outputs, rows)
     assert found == 0
     assert [t.dims for t in tensors] == shapes
+
+
+@given(partitions, st.integers(0, 10_000))
+def test_token_counts_are_divided_and_nothing_else_is(parts, count):
+    """Their sum is that of the call; what else the model said is said to each request."""
+    given_ = {"prompt_tokens": count, "model": "m", "finish": True, "temperature": 0.5, "top_k": 3}
+    found = split_parameters(given_, parts)
+    assert sum(each["prompt_tokens"] for each in found) == count
+    assert all(each | {"prompt_tokens": 0} == given_ | {"prompt_tokens": 0} for each in found)
+
+
+def test_equal_rows_get_equal_counts():
+    assert split_parameters({"completion_tokens": 30}, [1, 2]) == [
+        {"completion_tokens": 10},
+        {"completion_tokens": 20},
+    ]
+
+
+def test_what_only_looks_like_a_count_is_copied():
+    assert (
+        split_parameters({"prompt_tokens": True, "output_tokens": "7"}, [1, 1])
+        == [{"prompt_tokens": True, "output_tokens": "7"}] * 2
+    )

@@ -1,9 +1,10 @@
 -- The ends of attempts. For each: y, or n (it was not that worker's any more).
-local WIDTH = 9
+local WIDTH = 11
 local now = clock()
 local out = {}
 for at = 1, #ARGV, WIDTH do
-  local id, attempt, state, reply, failure, reason, wait, compute, used_us = unpack(ARGV, at, at + WIDTH - 1)
+  local id, attempt, state, reply, failure, reason, wait, compute, used_us, tokens_in, tokens_out =
+    unpack(ARGV, at, at + WIDTH - 1)
   local job = read(id)
   local ours = job and job.attempt == tonumber(attempt)
   if ours and job.state == 'running' then
@@ -13,6 +14,8 @@ for at = 1, #ARGV, WIDTH do
     finish(job, state, now, reason, 'wait', wait, 'compute', compute, 'size', #reply, 'error', failure)
     used(job, now, 'compute_us', tonumber(used_us))
     used(job, now, 'sent_bytes', #reply)
+    used(job, now, 'tokens_in', tonumber(tokens_in))
+    used(job, now, 'tokens_out', tonumber(tokens_out))
     out[#out + 1] = 'y'
   else
     out[#out + 1] = ours and job.state == state and 'y' or 'n' -- y: told before; the answer was lost

@@ -1,5 +1,6 @@
--- Workers want to run jobs now. For each: "<r|d|f|e> <attempt>" (run, drop, it has failed, it has expired).
-local WIDTH = 6
+-- Workers want to run jobs now. For each: "<r|d|f|e|s> <attempt>" (run, drop, it has failed, it has expired, it
+-- was lost before and may only run alone).
+local WIDTH = 7
 local now = clock()
 local out = {}
 
@@ -22,7 +23,7 @@ local function was_lost(job, redelivered, frame_attempt)
   return job.lease <= now and (redelivered or frame_attempt == job.attempt)
 end
 
-local function take(job, worker, redelivered, frame_attempt, token, lost)
+local function take(job, worker, redelivered, frame_attempt, token, lost, alone)
   if not job or OVER[job.state] then
     return 'd'
   end
@@ -41,6 +42,9 @@ local function take(job, worker, redelivered, frame_attempt, token, lost)
     if not retry(job, now) then
       return 'f'
     end
+    if not alone then
+      return 's'
+    end
   elseif job.lease > now and job.worker ~= worker then
     return 'd'
   end
@@ -49,9 +53,9 @@ local function take(job, worker, redelivered, frame_attempt, token, lost)
 end
 
 for at = 1, #ARGV, WIDTH do
-  local id, worker, redelivered, frame_attempt, token, lost = unpack(ARGV, at, at + WIDTH - 1)
+  local id, worker, redelivered, frame_attempt, token, lost, alone = unpack(ARGV, at, at + WIDTH - 1)
   local job = read(id)
-  local outcome = take(job, worker, redelivered == '1', tonumber(frame_attempt), token, tonumber(lost))
+  local outcome = take(job, worker, redelivered == '1', tonumber(frame_attempt), token, tonumber(lost), alone == '1')
   out[#out + 1] = outcome .. ' ' .. (job and job.attempt or 0)
 end
 return table.concat(out, ',')

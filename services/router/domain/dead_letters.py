@@ -1,0 +1,199 @@
+"""Dead letters as values: what is kept of what was given up, for how long, and its replay. Pure."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any, NamedTuple
+
+from tidegate.protocol import envelope
+from tidegate.protocol.envelope import Buffer, Request
+from tidegate.protocol.jobs import NewJob
+from tidegate.topology import JOBS_PREFIX
+
+_REQUESTS_PREFIX = "requests.v1."
+
+
+class Replay(NamedTuple):
+    """A replay of a letter: its job, the Deployment it went to, and when (seconds since the epoch)."""
+
+    job: str
+    to: str
+    at: float
+
+
+@dataclass(frozen=True, slots=True)
+class DeadLetter:
+    """A request or job that was given up; ``at`` is in seconds since the epoch.
+
+    ``letter`` is its own id, ``id`` that of the request or job, in hexadecimal digits. ``payload`` is the key
+    of the blob that has the request, empty when there is none; ``missing`` says why.
+    """
+
+    at: float
+    cause: str
+    queue: str
+    id: str
+    attempt: int
+    size: int
+    trace: str
+    letter: str = ""
+    tenant: str = ""
+    payload: str = ""
+    payload_bytes: int = 0
+    missing: str = ""
+    replays: tuple[Replay, ...] = ()
+
+    @property
+    def kind(self) -> str:
+        """Return ``job`` or ``request``."""
+        return "job" if self.queue.startswith(JOBS_PREFIX) else "request"
+
+    @property
+    def deployment(self) -> str:
+        """Return the Deployment that it was for; empty when that is not known."""
+        if self.kind == "job":
+            return self.queue.removeprefix(JOBS_PREFIX).rpartition(".")[0]
+        return self.queue.removeprefix(_REQUESTS_PREFIX) if self.queue.startswith(_REQUESTS_PREFIX) else ""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the letter as a line of the journal."""
+        return asdict(self) | {"replays": [list(each) for each in self.replays]}
+
+    def shown(self) -> dict[str, Any]:
+        """Return the letter as it is shown, without the key of its blob."""
+        told = asdict(self) | {"kind": self.kind, "deployment": self.deployment}
+        told["replays"] = [each._asdict() for each in self.replays]
+        told["payload"] = bool(self.payload)
+        return told
+
+
+_FIELDS = frozenset(field.name for field in fields(DeadLetter))
+
+
+def new_letter_id() -> str:
+    """Return an id that no letter has: 16 hexadecimal digits."""
+    return os.urandom(8).hex()
+
+
+def read_letter(told: dict[str, Any]) -> DeadLetter:
+    """Return the letter of a line of the journal; raises TypeError or ValueError for what is none.
+
+    Lines of earlier versions have no id of their own and no payload.
+    """
+    given = {name: value for name, value in told.items() if name in _FIELDS}
+    given["replays"] = tuple(Replay(*each) for each in given.get("replays", ()))
+    letter = DeadLetter(**given)
+    if letter.letter:
+        return letter
+    return replace(letter, letter=new_letter_id(), missing="it was not kept when this letter was written")
+
+
+class Limits(NamedTuple):
+    """How many letters are kept, for how long (seconds), and how many bytes of payloads in all."""
+
+    most: int
+    keep_s: float
+    payload_bytes: int
+
+
+class Overdue(NamedTuple):
+    """The letters to forget, and those whose payload alone has to go; both oldest first."""
+
+    letters: list[DeadLetter]
+    payloads: list[DeadLetter]
+
+
+def overdue(letters: Sequence[DeadLetter], now: float, limits: Limits) -> Overdue:
+    """Return what has to go of ``letters`` (oldest first): what is too old, and the oldest of too much."""
+    beyond = len(letters) - limits.most
+    gone: list[DeadLetter] = []
+    left: list[DeadLetter] = []
+    for at, letter in enumerate(letters):
+        (gone if at < beyond or letter.at + limits.keep_s <= now else left).append(letter)
+    held = sum(letter.payload_bytes for letter in left if letter.payload)
+    payloads = []
+    for letter in left:
+        if held <= limits.payload_bytes:
+            break
+        if letter.payload:
+            held -= letter.payload_bytes
+            payloads.append(letter)
+    return Overdue(gone, payloads)
+
+
+def without_claim(request: Request, data: Sequence[Buffer]) -> list[Buffer]:
+    """Return a request's frame in pieces, with its tensors in place of the claim that stood for them."""
+    head = envelope.request_head(
+        request.id,
+        request.deadline_ms,
+        request.rows,
+        request.key,
+        list(data),
+        tenant=request.tenant,
+        trace=request.trace,
+        attempt=request.attempt,
+        flags=request.flags & ~envelope.CLAIM,
+    )
+    return [head, *data]
+
+
+def job_of_letter(
+    letter: DeadLetter,
+    request: Request,
+    data: list[Buffer],
+    *,
+    id: bytes,
+    route: dict[str, Any],
+    deployment: str,
+    endpoint: str,
+    principal: str,
+    now_ms: int,
+    expires_ms: int,
+) -> NewJob:
+    """Return the job that replays a letter. ``data``: its tensors, or the one claim that stands for them."""
+    safe = route["retry"] == "safe"
+    flags = request.flags & ~(envelope.STREAM | envelope.CLAIM | envelope.RETRY_SAFE)
+    flags |= envelope.RETRY_SAFE if safe else 0
+    flags |= 0 if data is request.data else envelope.CLAIM
+    frame = envelope.request_frame(
+        id,
+        expires_ms,
+        request.rows,
+        request.key,
+        data,
+        tenant=principal.encode()[:255],
+        trace=request.trace,
+        flags=flags,
+    )
+    return NewJob(
+        id=id,
+        frame=frame,
+        model=route["model"],
+        endpoint=endpoint,
+        deployment=deployment,
+        version=route["version"],
+        principal=principal,
+        created_ms=now_ms,
+        expires_ms=expires_ms,
+        retry_safe=safe,
+        metadata={"replay_of": letter.letter},
+    )
+
+
+def endpoint_of(endpoints: dict[str, Any], deployment: str, model: str) -> str:
+    """Return the endpoint that sends to a Deployment, else the name of its model."""
+    for name, endpoint in endpoints.items():
+        if any(target["deployment"] == deployment for target in endpoint["targets"]):
+            return name
+    return model
+
+
+def wanted(letters: Iterable[DeadLetter], deployment: str | None, cause: str | None) -> list[DeadLetter]:
+    """Return the letters of a Deployment and a cause; None: of any."""
+    return [
+        letter
+        for letter in letters
+        if deployment in (None, letter.deployment) and cause in (None, letter.cause)
+    ]

@@ -1,0 +1,224 @@
+"""``python -m services.worker.reproduce``: one request, run on a model server of its own in the foreground.
+
+The model's log is on the screen. It connects to no broker, no store and no other replica. It is for a dead
+letter whose model cannot be looked at where it died (``tidegate reproduce``).
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import re
+import signal
+import struct
+import sys
+from collections.abc import AsyncIterator
+from contextlib import aclosing, asynccontextmanager
+from functools import partial
+from pathlib import Path
+
+from services.worker.adapters import model_repository
+from services.worker.adapters.artifacts import ArtifactCache
+from services.worker.adapters.environments import Environments
+from services.worker.adapters.model import Answer, Model
+from services.worker.adapters.triton_client import TritonClient
+from services.worker.adapters.triton_install import TritonInstall
+from services.worker.adapters.triton_process import TritonOptions, TritonProcess, new_triton, repository_in
+from services.worker.domain.formats import config_is_complete
+from services.worker.loading import Loading
+from services.worker.settings import WorkerSettings
+from tidegate import tasks
+from tidegate.errors import TidegateError, Unavailable
+from tidegate.protocol.envelope import Request, Undecodable, read_call_key, read_request
+from tidegate.protocol.models import Assignment
+from tidegate.protocol.tensors import DATATYPES
+from tidegate.settings import Settings
+
+POLL_S = 0.1
+FAULTHANDLER = b"\n\nimport faulthandler as _faulthandler\n\n_faulthandler.enable()\n"
+SHOWN_BYTES = 80
+ANSWERED, FAILED, DIED = 0, 1, 3
+# Triton's own informational lines, and its tables.
+_TRITONS_LINE = re.compile(r"I\d{4} |[|+]")
+
+
+async def reproduce(settings: WorkerSettings, folder: Path, request: Request, timeout_s: float) -> int:
+    """Run ``request`` on the assignment in ``folder``; return the exit code: 0, 1 (an error), 3 (it died)."""
+    assignment = Assignment.model_validate_json((folder / "assignment.json").read_bytes())
+    async with _serving(settings, assignment, folder) as (triton, client, model):
+        _say(f"running the request {request.id.hex()} of {_size(request)} bytes")
+        try:
+            async with asyncio.timeout(timeout_s):
+                await _run(model, request, timeout_s)
+            _say("It was answered: this does not reproduce what happened.")
+            return ANSWERED
+        except TimeoutError:
+            _say(f"It was not answered within {timeout_s:g} s.")
+            return FAILED
+        except Unavailable as error:
+            _say(await _how_it_died(triton, client, error))
+            return DIED
+        except (TidegateError, Undecodable) as error:
+            _say(f"The model did not take it: {error}")
+            return FAILED
+
+
+@asynccontextmanager
+async def _serving(
+    settings: WorkerSettings, assignment: Assignment, folder: Path
+) -> AsyncIterator[tuple[TritonProcess, TritonClient, Model]]:
+    """Start a Triton with the version's model, its log on the screen; it ends with the block."""
+    version, deployment = assignment.version, assignment.deployment
+    install = TritonInstall.find(settings.runtime_path, settings.triton_server, settings.triton_backends)
+    if version.requirements:
+        environments = Environments(settings.state_path / "cache" / "envs", install, _say)
+        install = await environments.provide(
+            version.requirements, deployment.env, settings.environment_timeout_s
+        )
+    _say("fetching the artifact")
+    operator = Settings()  # it is no replica, so it has no token of one
+    artifact = await ArtifactCache(settings.state_path / "cache").fetch(
+        operator.registry_url, operator.service_token, version.artifact_sha256, version.artifact_size
+    )
+    repository = repository_in(folder)
+    loading = Loading(
+        deployment, partial(model_repository.prepare, version, deployment, artifact, repository, install)
+    )
+    models = await loading.prepare()
+    _tell_where(repository)
+    options = TritonOptions(
+        replica=assignment.replica,
+        threads=deployment.threads,
+        env=deployment.env,
+        auto_complete=not config_is_complete(version),
+        start_timeout_s=deployment.start_timeout_s,
+        response_cache_mb=model_repository.cache_mb(repository, models, deployment, install),
+    )
+    triton = new_triton(install, folder, options)
+    following = asyncio.create_task(_follow(triton.log_path))
+    client = None
+    try:
+        _say("starting Triton")
+        await triton.start()
+        client = TritonClient(triton.target, triton.http)
+        _say("loading the model")
+        await loading.load(client, models, triton.tail)
+        signature = await client.signature(models[-1])
+        yield triton, client, Model(client, models[-1], signature.outputs, decoupled=signature.decoupled)
+    finally:
+        if client is not None:
+            await client.close()
+        await triton.stop(grace_s=0)
+        await asyncio.sleep(POLL_S)  # the last lines
+        await tasks.end(following)
+
+
+def _tell_where(repository: Path) -> None:
+    """Let Python models say where they were when a signal killed them.
+
+    Triton's Python takes no PYTHONFAULTHANDLER, so the copies that are loaded here enable it themselves.
+    """
+    for path in repository.glob("*/*/model.py"):
+        if path.resolve().is_relative_to(repository.resolve()):  # else it is the cached artifact itself
+            code = path.read_bytes()
+            path.unlink()  # it may be a hard link
+            path.write_bytes(code + FAULTHANDLER)
+
+
+async def _run(model: Model, request: Request, timeout_s: float) -> None:
+    if not model.decoupled:
+        _show(await model.call([request], timeout_s))
+        return
+    async with aclosing(model.stream(request)) as answers:
+        async for answer in answers:
+            _show(answer)
+
+
+async def _how_it_died(triton: TritonProcess, client: TritonClient, error: Unavailable) -> str:
+    if client.model_died:
+        return "Reproduced: the model's process died; what it printed is above."
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(2.0):
+            code = await triton.wait()
+            return f"Reproduced: Triton {ended(code)}."
+    return f"The model server was lost: {error.message}"
+
+
+def ended(code: int) -> str:
+    """Return how a process ended, by its exit code; negative: by a signal."""
+    if code >= 0:
+        return f"ended with exit code {code}"
+    with contextlib.suppress(ValueError):
+        return f"was killed by signal {-code} ({signal.Signals(-code).name})"
+    return f"was killed by signal {-code}"
+
+
+async def _follow(path: Path) -> None:
+    """Print the lines of a log as they come."""
+    at, rest = 0, b""
+    while True:
+        with contextlib.suppress(FileNotFoundError), path.open("rb") as log:
+            log.seek(at)
+            data = log.read()
+            at += len(data)
+            *lines, rest = (rest + data).split(b"\n")
+            for line in lines:
+                text = line.decode(errors="replace")
+                if text.strip() and not _TRITONS_LINE.match(text):
+                    print(f"  | {text}", flush=True)
+        await asyncio.sleep(POLL_S)
+
+
+def _show(answer: Answer) -> None:
+    for output in answer.outputs:
+        shown = _values(output.datatype, bytes(output.raw[:SHOWN_BYTES]))
+        more = " ..." if len(output.raw) > SHOWN_BYTES else ""
+        print(f"{output.name}: {output.datatype} {list(output.shape)} {shown}{more}", flush=True)
+    if answer.parameters:
+        print(f"parameters: {answer.parameters}", flush=True)
+
+
+def _values(datatype: str, raw: bytes) -> str:
+    """Return the first values of a tensor as text; what has no fixed size, as bytes."""
+    form = {"FP32": "f", "FP64": "d", "BOOL": "?", "INT8": "b", "UINT8": "B", "INT16": "h", "UINT16": "H"}
+    form |= {"INT32": "i", "UINT32": "I", "INT64": "q", "UINT64": "Q"}
+    size = DATATYPES[datatype].size
+    if datatype not in form or not size:
+        return repr(raw)
+    count = len(raw) // size
+    return str(list(struct.unpack_from(f"<{count}{form[datatype]}", raw)))
+
+
+def _size(request: Request) -> int:
+    return sum(map(len, request.data))
+
+
+def _say(message: str) -> None:
+    print(message, file=sys.stderr, flush=True)
+
+
+def main() -> int:
+    """Run the request of a file; see :func:`reproduce`."""
+    parser = argparse.ArgumentParser(prog="services.worker.reproduce", description="One request, run alone.")
+    parser.add_argument("--replica-dir", type=Path, required=True, help="the folder with assignment.json")
+    parser.add_argument("--payload", type=Path, required=True, help="a file with the request's frame")
+    parser.add_argument("--timeout", type=float, default=60.0, help="how long it may take, in seconds")
+    chosen = parser.parse_args()
+    try:
+        request = read_request(chosen.payload.read_bytes())
+        read_call_key(request.key)
+    except Undecodable as error:
+        _say(f"The payload is not a request that can be read: {error}.")
+        return FAILED
+    try:
+        return asyncio.run(reproduce(WorkerSettings(), chosen.replica_dir, request, chosen.timeout))
+    except TidegateError as error:
+        _say(error.message)
+        return FAILED
+    except KeyboardInterrupt:
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,120 @@
+"""One of 64 requests in hand kills what runs it: one dead letter, 63 right answers, and what follows."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks.killer import MODEL, Victim, held
+from benchmarks.stack import MODELS
+from tests.e2e.conftest import REPO, Stack, processes_of
+
+
+def deployed(stack: Stack, victim: str, mark: Path) -> str:
+    """The killer's model, as a Deployment of its own; the name of its endpoint."""
+    name = f"killer-{victim}"
+    signature = str(MODEL.with_name("signature.json"))
+    stack.deploy(MODEL, name, "--signature", signature, "--env", f"KILLER_MARK={mark}", "--min", "1")
+    return name
+
+
+def letters(stack: Stack, name: str) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = stack.cli("dead", "--deployment", f"{name}-v1")["items"]
+    return found
+
+
+@pytest.fixture(scope="module")
+def killed(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A model of which one request has killed its process, beside 63 others."""
+    mark = tmp_path_factory.mktemp("marks") / "model"
+    name = deployed(stack, "model", mark)
+    outcome = asyncio.run(held(stack.settings.gateway_url, name, "model", mark))
+    assert outcome.met, outcome.line()
+    return name
+
+
+def test_a_segmentation_fault_of_the_model(stack: Stack, killed: str) -> None:
+    (letter,) = letters(stack, killed)
+    assert (letter["cause"], letter["kind"], letter["payload"]) == ("attempts_exhausted", "request", True)
+
+
+@pytest.mark.parametrize("victim", ["triton", "worker"])
+def test_what_kills_more_than_the_model(stack: Stack, tmp_path: Path, victim: Victim) -> None:
+    name = deployed(stack, victim, tmp_path / "mark")
+    outcome = asyncio.run(held(stack.settings.gateway_url, name, victim, tmp_path / "mark"))
+    assert outcome.met, outcome.line()
+    assert len(letters(stack, name)) == 1
+
+
+def test_jobs_beside_a_killer(stack: Stack, tmp_path: Path) -> None:
+    name = "killer-jobs"
+    signature = str(MODEL.with_name("signature.json"))
+    mark = tmp_path / "mark"
+    stack.deploy(MODEL, name, "--signature", signature, "--env", f"KILLER_MARK={mark}", "--min", "1")
+    outcome = asyncio.run(held(stack.settings.gateway_url, name, "worker", mark, jobs=True))
+    assert outcome.met, outcome.line()
+    (letter,) = letters(stack, name)
+    assert (letter["cause"], letter["kind"]) == ("attempts_exhausted", "job")
+
+
+def test_a_letter_is_reproduced_in_the_foreground(stack: Stack, killed: str) -> None:
+    """On a model server of its own: the deployment that serves does not notice, and nothing is left."""
+    (letter,) = letters(stack, killed)
+    before = [replica["replica"] for replica in stack.replicas(f"{killed}-v1")]
+    done = stack.run("reproduce", letter["letter"])
+    assert done.returncode == 3, f"{done.stdout}\n{done.stderr}"
+    assert "Reproduced: the model's process died" in done.stderr
+    assert "Fatal Python error: Segmentation fault" in done.stdout
+    assert "in _answer" in done.stdout, "where the model was"
+    assert [replica["replica"] for replica in stack.replicas(f"{killed}-v1")] == before
+    assert list((stack.settings.state_path / "reproduce").iterdir()) == []
+
+
+def test_an_interrupted_reproduction_leaves_nothing(stack: Stack, killed: str) -> None:
+    """Ctrl-C while the model runs: on the killer of the worker it would go on for a minute."""
+    (letter,) = letters(stack, "killer-triton")
+    command = [sys.executable, "-m", "tidegate.cli", "reproduce", letter["letter"]]
+    with subprocess.Popen(
+        command, env=stack.env, cwd=REPO, stderr=subprocess.PIPE, text=True, start_new_session=True
+    ) as process:
+        assert process.stderr is not None
+        for line in process.stderr:
+            if line.startswith("running the request"):
+                break
+        os.killpg(process.pid, signal.SIGINT)
+        process.stderr.read()
+        assert process.wait(60) == 130
+    folder = stack.settings.state_path / "reproduce"
+    assert list(folder.iterdir()) == []
+    end = time.monotonic() + 30
+    while left := [p for p in processes_of(folder) if p.is_running()]:
+        assert time.monotonic() < end, [p.cmdline() for p in left]
+        time.sleep(0.1)
+
+
+def test_a_letter_is_replayed_elsewhere_and_forgotten(stack: Stack, killed: str, tmp_path: Path) -> None:
+    """A version that survives the request answers it, as a job."""
+    echo = MODELS / "echo" / "model.py"
+    stack.deploy(echo, "survivor", "--signature", str(echo.with_name("signature.json")))
+    (letter,) = letters(stack, killed)
+    shown = stack.cli("dead", "replay", letter["letter"], "--to", "survivor-v1")
+    (replay,) = shown["replays"]
+    job = stack.cli("job", replay["job"], "--wait")
+    assert job["status"] == "succeeded"
+    (replay,) = stack.cli("dead", "show", letter["letter"])["replays"]
+    assert replay["status"] == "succeeded"
+    result = stack.cli("job", replay["job"], "--result")
+    assert result["outputs"][0]["data"] == [1000.0]
+    file = tmp_path / "frame"
+    stack.cli("dead", "download", letter["letter"], "-o", str(file))
+    assert file.stat().st_size == letter["payload_bytes"]
+    stack.cli("dead", "delete", letter["letter"])
+    assert letters(stack, killed) == []

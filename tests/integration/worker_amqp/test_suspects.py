@@ -1,0 +1,218 @@
+"""Requests that were lost with a worker or a model server run alone, and only a loss there convicts one."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+import pytest
+
+from services.worker import work as work_module
+from services.worker.api import suspects as suspects_module
+from services.worker.domain import attempts
+from tests.integration.worker_amqp.test_losses import attempts_of, in_hand
+from tidegate.errors import Unavailable
+from tidegate.protocol import envelope
+
+pytestmark = pytest.mark.integration
+
+
+async def test_a_request_that_kills_workers_is_given_up(start, caller, letters, make, until):
+    """Once in company, twice alone; the router gets it, and whom to answer."""
+    frame = make([1, 1], tenant=b"acme")
+    (id_,) = await caller.send(frame)
+    for _ in range(attempts.MAX_ATTEMPTS):
+        worker = await start(serving=False)
+        worker.model.open.clear()
+        worker.work.use(worker.model)
+        await until(lambda worker=worker: worker.model.calls == [[id_]])
+        # The next attempt is here before the last one is acked.
+        await until(lambda worker=worker: worker.requests.unsettled == 1)
+        assert letters.got == []
+        await worker.die()
+    last = await start()
+    (letter,) = await until(lambda: letters.got)
+    assert letter.headers["cause"] == attempts.EXHAUSTED
+    assert letter.reply_to == caller.reply_to.name
+    assert attempts_of(letter.body) == [attempts.MAX_ATTEMPTS]
+    (given_up,) = envelope.unpack(envelope.REQUESTS, letter.body)
+    assert bytes(given_up) == envelope.with_attempt(frame, attempts.MAX_ATTEMPTS)
+    assert (caller.reply(id_), last.model.calls) == (None, [])
+
+
+async def until_it_kills(worker, killer: bytes, letters, until) -> bool:
+    """Let a worker work until the killer is in a call; False: it was given up before."""
+    original, killing = worker.model.call, asyncio.Event()
+
+    async def call(requests, timeout_s):
+        if any(request.id == killer for request in requests):
+            worker.model.open.clear()
+            killing.set()
+        return await original(requests, timeout_s)
+
+    worker.model.call = call
+    worker.work.use(worker.model)
+    await until(lambda: letters.got or killing.is_set())
+    return not letters.got
+
+
+async def test_64_held_requests_and_one_that_kills(start, caller, letters, make, shown, until):
+    """Whatever else the worker held or had in the same call is answered; only the killer is given up."""
+    ids = []
+    for first in range(0, 64, 8):
+        ids += await caller.send(*(make([n, n]) for n in range(first, first + 8)))
+    killer, deaths = ids[37], 0
+    while deaths < 10:
+        worker = await start(serving=False)
+        worker.work.stats.call_ms.add(0.1)  # as after a while of light calls: hold all of them
+        await worker.requests.close()
+        await worker.requests.open()
+        if deaths == 0:
+            await in_hand(worker, 64, until)
+        if not await until_it_kills(worker, killer, letters, until):
+            break
+        deaths += 1
+        await worker.die()
+    await until(lambda: len(caller.replies) == 63)
+    assert deaths == attempts.MAX_ATTEMPTS
+    (letter,) = letters.got
+    assert bytes(envelope.unpack(envelope.REQUESTS, letter.body)[0][:16]) == killer
+    for number, id_ in enumerate(ids):
+        if id_ != killer:
+            assert shown(caller.replies[id_][0]) == [[2 * number, 2 * number]]
+
+
+async def test_what_a_second_worker_holds_beside_a_killer(start, caller, letters, make, shown, until):
+    """A killer that another worker takes over runs there with nothing beside it."""
+    first = await start()
+    first.model.open.clear()
+    (killer,) = await caller.send(make([1, 1]))
+    await until(lambda: first.model.calls == [[killer]])
+    await first.die()
+    others: list[bytes] = []
+    for _ in range(attempts.MAX_ATTEMPTS - 1):
+        worker = await start(serving=False, instances=4, max_rows=1)
+        sent = await caller.send(*(make([n, n]) for n in range(6)))
+        others += sent
+        await in_hand(worker, len(sent), until)
+        assert await until_it_kills(worker, killer, letters, until)
+        assert worker.model.calls[-1] == [killer]
+        assert worker.work.in_hand == len(sent) + 1 - (len(worker.model.calls) - 1), "they wait"
+        await worker.die()
+    last = await start()
+    (letter,) = await until(lambda: letters.got)
+    assert bytes(envelope.unpack(envelope.REQUESTS, letter.body)[0][:16]) == killer
+    await until(lambda: len(caller.replies) == len(others))
+    assert {reply.attempt for found in caller.replies.values() for reply in found} <= {0, 1}, (
+        "none is charged"
+    )
+    assert last.work.serving
+
+
+async def test_a_suspect_runs_alone_and_no_other_is_held(
+    start, caller, make, until, suspects, nothing_is_left
+):
+    """What has not begun stays in the queue: a worker that dies then has charged it with nothing."""
+    first = await start()
+    first.model.open.clear()
+    ids = await caller.send(*(make([n, n]) for n in range(3)))
+    await until(lambda: first.model.calls == [ids])
+    await first.die()
+    second = await start(serving=False, instances=4)
+    second.model.open.clear()
+    second.work.use(second.model)
+    await until(lambda: len(second.model.calls) == 1)
+    (fresh,) = await caller.send(make([9, 9]))
+    await in_hand(second, 2, until)
+    assert await suspects() == 2
+    assert second.model.calls == [[ids[0]]]
+    second.model.open.set()
+    await until(lambda: len(caller.replies) == 4)
+    assert {caller.reply(id_).attempt for id_ in ids} == {1}
+    assert caller.reply(fresh).attempt == 0
+    await nothing_is_left(second)
+
+
+async def test_a_suspect_waits_for_what_runs_and_not_for_ever(
+    start, caller, make, until, suspects, monkeypatch, nothing_is_left
+):
+    """A call that takes long has killed nobody: it is not waited for, or it would hold up all suspects."""
+    monkeypatch.setattr(work_module, "OTHERS_END_S", 0.3)
+    worker = await start(instances=2, max_rows=1)
+    worker.model.open.clear()
+    (long,) = await caller.send(make([1, 1]))
+    await until(lambda: worker.model.calls == [[long]])
+    lost = envelope.read_request(make([2, 2]))
+    began = time.monotonic()
+    await worker.outbox.retry(lost, caller.reply_to.name, alone=False)
+    await until(lambda: worker.model.calls == [[long], [lost.id]])
+    assert time.monotonic() - began > 0.3
+    worker.model.open.set()
+    await until(lambda: len(caller.replies) == 2)
+    await nothing_is_left(worker)
+
+
+async def test_a_long_suspect_does_not_hold_up_others(
+    start, caller, make, until, monkeypatch, nothing_is_left
+):
+    monkeypatch.setattr(suspects_module, "HOLD_S", 0.1)
+    worker = await start(instances=2, max_rows=1)
+    worker.model.open.clear()
+    lost = envelope.read_request(make([2, 2]))
+    await worker.outbox.retry(lost, caller.reply_to.name, alone=False)
+    await until(lambda: worker.model.calls == [[lost.id]])
+    (fresh,) = await caller.send(make([1, 1]))
+    await until(lambda: worker.model.calls == [[lost.id], [fresh]])
+    worker.model.open.set()
+    await until(lambda: len(caller.replies) == 2)
+    await nothing_is_left(worker)
+
+
+async def test_a_suspect_whose_worker_closes_is_not_charged(start, caller, make, until, suspects):
+    """What came between its last call and the end of its consumer goes back as it was."""
+    worker = await start()
+    worker.model.open.clear()
+    lost = [envelope.read_request(make([n, n])) for n in range(2)]
+    for request in lost:
+        await worker.outbox.retry(request, caller.reply_to.name, alone=False)
+    await until(lambda: worker.model.calls == [[lost[0].id]])
+    closing = asyncio.create_task(worker.requests.close())
+    await closing
+    worker.model.open.set()
+    await until(lambda: caller.reply(lost[0].id))
+
+    async def is_back() -> bool:
+        return await suspects() == 1 and worker.requests.unsettled == 0
+
+    await until(is_back)
+    await worker.die()
+    await start()
+    reply = await until(lambda: caller.reply(lost[1].id))
+    assert reply.attempt == 1
+
+
+async def test_two_losses_in_company_of_a_model_server(start, caller, letters, make, until, nothing_is_left):
+    """Calls that were open at the same time: neither is charged, both run alone next."""
+    worker = await start(serving=False, instances=2, max_rows=1, again=False)
+    gone = asyncio.Event()
+    original = worker.model.call
+
+    async def call(requests, timeout_s):
+        if not gone.is_set():
+            worker.model.calls.append([r.id for r in requests])
+            await gone.wait()
+            raise Unavailable("connection refused")
+        return await original(requests, timeout_s)
+
+    worker.model.call = call
+    ids = await caller.send(make([1, 1]), make([2, 2]))
+    await in_hand(worker, 2, until)
+    worker.work.use(worker.model)
+    await until(lambda: len(worker.model.calls) == 2)
+    gone.set()
+    await until(lambda: not worker.work.serving)
+    worker.work.use(worker.model)
+    await until(lambda: len(caller.replies) == 2)
+    assert [caller.reply(id_).attempt for id_ in ids] == [1, 1]
+    assert letters.got == []
+    await nothing_is_left(worker)

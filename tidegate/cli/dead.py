@@ -1,0 +1,180 @@
+"""``tidegate dead``: requests and jobs that were given up, with what is kept of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from tidegate.cli.exits import UsageError
+from tidegate.cli.options import Json, Limit
+
+if TYPE_CHECKING:
+    from tidegate.cli.api import Doc, Service
+
+dead = typer.Typer(
+    name="dead",
+    help="Requests and jobs that were given up: what is kept of them, and running them again.",
+    invoke_without_command=True,
+)
+
+Id = Annotated[str, typer.Argument(metavar="ID", help="The letter's id, as `tidegate dead` lists it.")]
+Deployment = Annotated[
+    str | None, typer.Option("--deployment", metavar="NAME", help="Only the letters of this deployment.")
+]
+
+
+@dead.callback()
+def listed(
+    context: typer.Context,
+    deployment: Deployment = None,
+    cause: Annotated[
+        str | None, typer.Option(metavar="WORD", help="attempts_exhausted, not_retried or undecodable.")
+    ] = None,
+    limit: Limit = 20,
+    json: Json = False,
+) -> None:
+    """List the latest dead letters, newest first; with a command do something to them."""
+    if context.invoked_subcommand is not None:
+        return
+    from tidegate.cli import output
+
+    items = _router().items("/v1/dead", deployment=deployment, cause=cause, limit=limit)
+    rows = [
+        (
+            item["letter"],
+            output.moment(item["at"]),
+            item["kind"],
+            item["deployment"],
+            item["cause"],
+            item["tenant"],
+            output.size_of(item["payload_bytes"]) if item["payload"] else None,
+            len(item["replays"]) or None,
+        )
+        for item in items
+    ]
+    columns = ("letter", "at", "kind", "deployment", "cause", "of", "payload", "replays")
+    output.show({"items": items}, json, lambda: output.table(rows, columns, "No dead letter."))
+
+
+@dead.command()
+def show(id: Id, json: Json = False) -> None:
+    """Show one dead letter, and what became of its replays."""
+    from tidegate.cli import output
+
+    found = _router().get(_path(id))
+    output.show(found, json, lambda: _print(found))
+
+
+@dead.command()
+def download(
+    id: Id,
+    output_file: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="Where it is written.")],
+    json: Json = False,
+) -> None:
+    """Save what was kept of one: the request's frame (docs/envelope.md). It is private data of its caller."""
+    from tidegate.cli import output
+
+    size = save(_router(), id, output_file)
+    told = {"file": str(output_file), "bytes": size}
+    output.show(told, json, lambda: output.line(f"{output.size_of(size)} written to {output_file}"))
+
+
+@dead.command()
+def replay(
+    id: Annotated[str | None, typer.Argument(metavar="[ID]", help="The letter's id.")] = None,
+    all: Annotated[bool, typer.Option("--all", help="All that were not replayed yet.")] = False,
+    deployment: Deployment = None,
+    to: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Run on this deployment, not on the one it was for.")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Run one, or all, again as jobs; their results are for `tidegate job ID --result`."""
+    from tidegate.cli import output
+
+    if all == (id is not None):
+        raise UsageError("Name one letter, or --all.")
+    if id is not None:
+        if deployment is not None:
+            raise UsageError("--deployment chooses letters and goes with --all; --to says where one runs.")
+        found = _router().post(f"{_path(id)}/replay", {"to": to})
+        output.show(found, json, lambda: _print(found))
+        return
+    items = _router().post("/v1/dead/replay", {"deployment": deployment, "to": to}, timeout=300.0)["items"]
+    rows = [(item["letter"], item["job"], item["error"]) for item in items]
+    columns = ("letter", "job", "error")
+    empty = "No dead letter that was not replayed yet."
+    output.show({"items": items}, json, lambda: output.table(rows, columns, empty))
+
+
+@dead.command()
+def delete(id: Id, json: Json = False) -> None:
+    """Forget one and what was kept of it."""
+    from tidegate.cli import output
+
+    _router().delete(_path(id))
+    output.show({"deleted": id}, json, lambda: output.line(f"{id} is forgotten."))
+
+
+def save(router: Service, id: str, file: Path) -> int:
+    """Write the payload of a letter to a file that only its owner can read; return its bytes."""
+    from tidegate.errors import TidegateError
+
+    part = file.with_name(f"{file.name}.part")
+    size = 0
+    try:
+        part.touch(mode=0o600)
+        with part.open("wb") as out:
+
+            def take(piece: bytes) -> None:
+                nonlocal size
+                size += out.write(piece)
+
+            router.download(f"{_path(id)}/payload", take)
+        part.replace(file)
+    except OSError as error:
+        raise UsageError(f"{file}: {error.strerror}.") from None
+    except TidegateError:
+        part.unlink(missing_ok=True)
+        raise
+    return size
+
+
+def _router() -> Service:
+    from tidegate.cli.api import control
+
+    return control().router
+
+
+def _path(id: str) -> str:
+    from tidegate.cli.api import part
+
+    return f"/v1/dead/{part(id)}"
+
+
+def _print(found: Doc) -> None:
+    from tidegate.cli import output
+
+    kept = output.size_of(found["payload_bytes"]) if found["payload"] else f"none: {found['missing']}"
+    rows: list[tuple[str, Any]] = [
+        ("letter", found["letter"]),
+        ("at", output.moment(found["at"])),
+        (found["kind"], found["id"]),
+        ("deployment", found["deployment"]),
+        ("cause", found["cause"]),
+        ("of", found["tenant"]),
+        ("attempts", found["attempt"]),
+        ("trace", found["trace"]),
+        ("payload", kept),
+    ]
+    for each in found["replays"]:
+        error = each["error"] or {}
+        told = f"{error['reason']}: {error['message']}" if error else ""
+        state = each["status"] or "its record is not kept any more"
+        rows.append(("replay", f"job {each['job']} on {each['to']}: {state} {told}".rstrip()))
+    for name, value in rows:
+        text = output.text_of(value)
+        if text != "-":
+            output.line(f"{name + ':':12}{text}")

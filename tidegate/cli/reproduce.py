@@ -1,0 +1,116 @@
+"""``tidegate reproduce``: a dead letter, run again on a model server of its own, with the model's log."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from tidegate.cli.options import seconds
+
+if TYPE_CHECKING:
+    from tidegate.cli.api import Control, Doc
+
+GRACE_S = 15.0
+
+
+def reproduce(
+    id: Annotated[str, typer.Argument(metavar="ID", help="The letter's id, as `tidegate dead` lists it.")],
+    deployment: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Like this deployment, not the one it was for.")
+    ] = None,
+    timeout: Annotated[str, typer.Option(help="How long the request may take.")] = "60s",
+) -> None:
+    """Run a dead letter's request once more in the foreground, away from all traffic, on this machine.
+
+    Exit code 0: it was answered; 1: it failed; 3: it killed the model's process, Triton or the worker.
+    """
+    from tidegate.cli.api import control, part
+    from tidegate.cli.dead import save
+
+    limit_s, found = seconds(timeout), control()
+    letter = found.router.get(f"/v1/dead/{part(id)}")
+    assignment = _assignment(found, letter, deployment or str(letter["deployment"]))
+    with _folder(found.settings.state_path / "reproduce", id) as folder:
+        save(found.router, id, folder / "payload")
+        _write(folder / "assignment.json", assignment)
+        raise typer.Exit(_run(folder, limit_s))
+
+
+def _assignment(control: Control, letter: Doc, deployment: str) -> Doc:
+    """Return what a replica like those of a deployment is started with."""
+    from tidegate.cli.api import part
+
+    wanted = control.registry.get(f"/v1/deployments/{part(deployment)}")
+    version = control.registry.get(f"/v1/models/{part(wanted['model'])}/versions/{wanted['version']}")
+    return {
+        "replica": f"reproduce-{letter['letter']}",
+        "generation": 0,
+        "deployment": wanted,
+        "version": version,
+        "launched_at": time.time(),
+    }
+
+
+def _run(folder: Path, timeout_s: float) -> int:
+    """Run the worker's part as a process of its own, which the model may take along; return the exit code."""
+    from tidegate.cli.output import say
+
+    command = [sys.executable, "-m", "services.worker.reproduce", "--replica-dir", str(folder)]
+    command += ["--payload", str(folder / "payload"), "--timeout", str(timeout_s)]
+    with subprocess.Popen(command) as process:
+        try:
+            code = process.wait()
+        except KeyboardInterrupt:
+            # The terminal has told the process, too: it stops its Triton.
+            code = _ended(process)
+            raise
+        finally:
+            if process.poll() is None:
+                process.kill()
+    if code < 0:
+        say(f"Reproduced: the worker was killed by {signal.Signals(-code).name}.")
+        return 3
+    return code
+
+
+def _ended(process: subprocess.Popen[Any]) -> int:
+    try:
+        return process.wait(GRACE_S)
+    except (subprocess.TimeoutExpired, KeyboardInterrupt):
+        process.kill()
+        return process.wait()
+
+
+@contextmanager
+def _folder(parent: Path, id: str) -> Iterator[Path]:
+    """A folder that only its owner can read, gone afterwards; SIGTERM ends the block as Ctrl-C does."""
+
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    folder = parent / f"{id}-{os.getpid()}"
+    parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    folder.mkdir(mode=0o700)
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield folder
+    finally:
+        signal.signal(signal.SIGTERM, before)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _write(path: Path, document: Doc) -> None:
+    import orjson
+
+    path.touch(mode=0o600)
+    path.write_bytes(orjson.dumps(document))
