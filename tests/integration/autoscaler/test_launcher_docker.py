@@ -10,6 +10,7 @@ import pytest
 
 from services.autoscaler.adapters.engine import Engine
 from services.autoscaler.adapters.launcher_docker import DockerLauncher
+from services.autoscaler.domain.engine_rules import CAPABILITIES
 from services.autoscaler.domain.gpus import Gpu
 from services.autoscaler.domain.launcher import LaunchFailed, flavour_fingerprint
 from tests.integration.autoscaler.container_yard import HOME, api, image
@@ -42,6 +43,8 @@ async def test_limits_labels_and_what_a_container_may_do(yard, assign):
     assert (own["Memory"], own["NanoCpus"], own["ShmSize"]) == (256 * 2**20, 250_000_000, 32 * 2**20)
     assert host["RestartPolicy"]["Name"] == "no"
     assert host["CapDrop"] == ["ALL"]
+    assert {name.removeprefix("CAP_") for name in host["CapAdd"]} == set(CAPABILITIES)
+    assert found["Config"]["User"] == "0:0"
     assert host["SecurityOpt"] == ["no-new-privileges"]
     assert host["LogConfig"] == {"Type": "json-file", "Config": {"max-size": "1m"}}
     assert not host["Privileged"]
