@@ -18,7 +18,7 @@ from services.gateway.batches import Batches
 from services.gateway.domain import job_options
 from services.gateway.domain.job_options import JobOptions
 from tidegate.errors import BadRequest
-from tidegate.protocol.access import ADMIN
+from tidegate.protocol.access import ADMIN, ANONYMOUS
 from tidegate.protocol.batches import Batch
 
 # Short lines take twenty times their size once they are cut, and wait for the store then.
@@ -59,7 +59,7 @@ class BatchesDoor:
         who = request_principal()
         options = job_options.from_fields({"priority": priority, "ttl_s": ttl_s}, JobOptions(level="low"))
         splitter = Splitter(line_bytes=self._line_bytes, total_bytes=self._file_bytes, lines=self._lines)
-        held = Held(self._limits)
+        held = Held(self._limits, known=who is not ANONYMOUS)
         try:
             batch = await self._batches.create(
                 _plain(request), splitter, model, version, options, who, held.resize

@@ -150,10 +150,14 @@ class Body:
 
 
 class Held:
-    """What is in memory of an upload that is stored as it comes; it counts against the budget."""
+    """What is in memory of an upload that is stored as it comes; it counts against the budget.
 
-    def __init__(self, limits: Limits) -> None:
+    ``known``: its caller has shown a good credential.
+    """
+
+    def __init__(self, limits: Limits, *, known: bool = False) -> None:
         self._limits = limits
+        self._known = known
         self._held = 0
 
     def resize(self, size: int) -> None:
@@ -161,7 +165,7 @@ class Held:
         more = size - self._held
         if more <= 0:
             self._limits.bodies.give(-more)
-        elif not self._limits.bodies.take(more, size):
+        elif not self._limits.bodies.take(more, size, known=self._known):
             raise self._limits.overloaded()
         self._held = size
 

@@ -12,12 +12,21 @@ from fastapi import APIRouter, FastAPI, Request
 from pydantic import BaseModel
 
 from tidegate.api import create_app
+from tidegate.protocol.permissions import INTERNAL, OPEN, Permissions
 from tidegate.settings import Settings
 
 pytestmark = pytest.mark.unit
 
 TOKEN = "secret-token"
 MOST = 4096
+PERMISSIONS = Permissions(
+    {
+        "GET /health/live": (OPEN,),
+        "POST /v1/documents": (INTERNAL,),
+        "PUT /v1/uploads": (INTERNAL,),
+        "POST /v1/larger": (INTERNAL,),
+    }
+)
 
 
 class Document(BaseModel):
@@ -56,6 +65,7 @@ async def client(tmp_path, decoded):
         settings=Settings(state_dir=tmp_path, service_token=TOKEN, max_api_body_bytes=MOST),
         lifespan=lifespan,
         routers=[router],
+        permissions=PERMISSIONS,
         larger_bodies={"/v1/uploads": None, "/v1/larger": 2**24},
     )
     async with httpx.AsyncClient(
