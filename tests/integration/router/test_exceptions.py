@@ -17,6 +17,7 @@ from services.router.domain.exceptions import EXHAUSTED, NOT_RETRIED, UNDECODABL
 from tidegate.blobs import Blobs
 from tidegate.broker import Delivery, Link, Session
 from tidegate.claims import Claims
+from tidegate.errors import Unavailable
 from tidegate.protocol import envelope
 from tidegate.protocol.envelope import Reply
 from tidegate.store import JobStore, StoreUnavailable
