@@ -42,7 +42,10 @@ class RouterProcess:
                 stdout=out,
                 stderr=subprocess.STDOUT,
             )
-        self._http = httpx.AsyncClient(base_url=f"http://127.0.0.1:{self._port}", timeout=5.0)
+        headers = {"Authorization": f"Bearer {TOKEN}"}
+        self._http = httpx.AsyncClient(
+            base_url=f"http://127.0.0.1:{self._port}", timeout=5.0, headers=headers
+        )
 
     async def leads(self) -> bool | None:
         """Its own word; None: it does not answer."""
@@ -54,7 +57,7 @@ class RouterProcess:
         return None if found is None else found[1] == "1"
 
     async def table(self) -> Any:
-        answer = await self._http.get("/v1/routes", headers={"Authorization": f"Bearer {TOKEN}"})
+        answer = await self._http.get("/v1/routes")
         return answer.json()
 
     async def is_ready(self) -> bool:
