@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import resource
 import sys
 from itertools import cycle, islice
@@ -93,6 +94,7 @@ async def _open(port: int, connections: list[Hostile]) -> None:
 
 def main() -> None:
     """Attack."""
+    os.nice(19)  # a real attacker has processors of its own
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     uvloop.run(attack(int(sys.argv[1]), sys.argv[2], int(sys.argv[3])))

@@ -8,8 +8,9 @@ import sys
 
 # More than a service makes while it loads; a command that goes on for hours still collects now and then.
 LOADING = 300_000
-# The second bounds a stop: a flood of connections makes objects that stay, and 400,000 of them take 0.1 s.
-RUNNING = (20_000, 5, 200)
+# The first two bound a stop: a flood of connections makes objects that stay, 17 each, and 100,000 of them
+# take 60 ms in a row.
+RUNNING = (10_000, 3, 600)
 
 
 def begin() -> None:

@@ -136,7 +136,8 @@ class Connections:
                 each.shed("error")
         loop = asyncio.get_running_loop()
         if end < len(connections):
-            loop.call_soon(self._look_at, connections, end)
+            # Thousands may be late at the same time: half a second is spread over them.
+            loop.call_later(SWEEP_S / 2 * SLICE / len(connections), self._look_at, connections, end)
         elif self._all:
             self._timer = loop.call_later(SWEEP_S, self._sweep)
         else:
