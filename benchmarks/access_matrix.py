@@ -248,16 +248,18 @@ def main() -> int:
         replica, urls["worker"], sha256 = running_replica(urls, token)
         keys = Keys(urls["registry"], urls["gateway"], token)
         try:
-            found = asyncio.run(tried(urls, credentials(keys, token, replica), sha256))
+            made = credentials(keys, token, replica)
+            began = time.monotonic()
+            found = asyncio.run(tried(urls, made, sha256))
+            took_s = time.monotonic() - began
         finally:
             keys.close()
         missing = undeclared(urls)
     table = as_markdown(found)
     wrong = [cell for cell in found if not cell.well]
     print(table)
-    print(
-        f"\n{len(found)} calls, {len(found) - len(wrong)} as expected; not in the table: {missing or 'none'}"
-    )
+    print(f"\n{len(found)} calls in {took_s:.1f} s, {len(found) - len(wrong)} as expected", end="; ")
+    print(f"not in the table: {', '.join(missing) or 'none'}")
     if out is not None:
         out.write_text(table + "\n")
     return 1 if wrong or missing else 0
