@@ -221,11 +221,13 @@ def as_markdown(cells: Sequence[Cell]) -> str:
     for call, by_name in rows.items():
         door = "gateway" if call.by_gateway else "itself"
         told = [call.service, door, f"`{call.line}`", ", ".join(call.scopes)]
-        lines.append(" | ".join(told + [_shown(by_name[name]) for name in names]))
+        lines.append(" | ".join(told + [_shown(by_name.get(name)) for name in names]))
     return "\n".join(f"| {line} |" for line in lines)
 
 
-def _shown(cell: Cell) -> str:
+def _shown(cell: Cell | None) -> str:
+    if cell is None:
+        return ""  # only some of the cells are shown
     return str(cell.status) if cell.well else f"**{cell.status}, expected {cell.expected}**"
 
 
@@ -248,16 +250,18 @@ def main() -> int:
         replica, urls["worker"], sha256 = running_replica(urls, token)
         keys = Keys(urls["registry"], urls["gateway"], token)
         try:
-            found = asyncio.run(tried(urls, credentials(keys, token, replica), sha256))
+            made = credentials(keys, token, replica)
+            began = time.monotonic()
+            found = asyncio.run(tried(urls, made, sha256))
+            took_s = time.monotonic() - began
         finally:
             keys.close()
         missing = undeclared(urls)
     table = as_markdown(found)
     wrong = [cell for cell in found if not cell.well]
     print(table)
-    print(
-        f"\n{len(found)} calls, {len(found) - len(wrong)} as expected; not in the table: {missing or 'none'}"
-    )
+    print(f"\n{len(found)} calls in {took_s:.1f} s, {len(found) - len(wrong)} as expected", end="; ")
+    print(f"not in the table: {', '.join(missing) or 'none'}")
     if out is not None:
         out.write_text(table + "\n")
     return 1 if wrong or missing else 0
