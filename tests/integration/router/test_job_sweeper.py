@@ -138,6 +138,7 @@ async def test_a_lapsed_lease_of_what_may_not_run_twice(start, making, lapse, tm
     asked = await making.store.request(id_)
     blobs = Blobs(f"file://{tmp_path}/blobs")
     letters = DeadLetters(tmp_path / "letters.jsonl", blobs, Claims(blobs, 2**20), Limits(10, 3600.0, 2**20))
+    letters.load()
     await start(letters=letters)
     await lapse(id_)
     (letter,) = await until(lambda: letters.all)

@@ -8,7 +8,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from subprocess import PIPE, STDOUT
 from typing import Any
@@ -48,14 +49,15 @@ def contained(open_folder: Path, runtime: Path) -> Contained:
     wheel(open_folder / "wheels", "tidepool", "1.0", "DEPTH = 3\n")
 
     def run(kind: str, fails: bool = False) -> Any:
-        if kind == "a user" and not others_reach(Path(sys.prefix), ROOT, runtime):
+        if kind == "a user" and not others_reach(Path(sys.prefix), ROOT):
             pytest.skip("this checkout is closed to other users")
         command = [*AS[kind], sys.executable, "-m", "tests.integration.worker.contained"]
-        done = subprocess.run(
-            [*command, open_folder, runtime],
-            cwd=ROOT, env={**os.environ, "HOME": str(open_folder), "TIDEGATE_SERVICE_TOKEN": "hush"},
-            capture_output=True, text=True, timeout=120, check=False,
-        )  # fmt: skip
+        with passable(runtime):
+            done = subprocess.run(
+                [*command, open_folder, runtime],
+                cwd=ROOT, env={**os.environ, "HOME": str(open_folder), "TIDEGATE_SERVICE_TOKEN": "hush"},
+                capture_output=True, text=True, timeout=120, check=False,
+            )  # fmt: skip
         if "unshare" in done.stderr or "new namespaces" in done.stderr:
             pytest.skip("this kernel gives a user no namespaces")
         if fails:
@@ -65,6 +67,23 @@ def contained(open_folder: Path, runtime: Path) -> Contained:
         return json.loads(done.stdout)
 
     return run
+
+
+@contextmanager
+def passable(path: Path) -> Iterator[None]:
+    """Let others pass through the folders of this checkout on the way to a path.
+
+    A stack that was started here has closed its state folder, which the runtime lies in.
+    """
+    ways = [each for each in path.parents if each.is_relative_to(ROOT) and each != ROOT]
+    before = {each: each.stat().st_mode for each in ways}
+    for each, mode in before.items():
+        each.chmod(mode | 0o001)
+    try:
+        yield
+    finally:
+        for each, mode in before.items():
+            each.chmod(mode)
 
 
 def others_reach(*paths: Path) -> bool:

@@ -13,7 +13,7 @@ import pytest
 from services.worker.adapters.triton_install import TritonInstall
 from services.worker.adapters.triton_process import SHARED_MEMORY, TritonOptions, TritonProcess
 from services.worker.adapters.warmup import zeros
-from tidegate.errors import ModelFailed, Unavailable
+from tidegate.errors import Unavailable
 from tidegate.protocol.models import Signature
 
 pytestmark = pytest.mark.integration
@@ -86,11 +86,11 @@ async def test_cancelled_while_the_model_works(run: Run, example: Example) -> No
 
 
 async def test_a_model_that_kills_its_process(run: Run, example: Example, tmp_path: Path) -> None:
-    """Triton stays and starts the model again, so this is the model's failure and not an outage."""
+    """Triton stays but answers no call of this model any more: to its callers the model server is lost."""
     killer = tmp_path / "model.py"
     killer.write_text(example("identity")[0].read_text().replace("x = pb", "import os; os.abort(); x = pb"))
     running = await run("python", killer, example("identity")[1])
-    with pytest.raises(ModelFailed):
+    with pytest.raises(Unavailable, match="The model's process died"):
         await running.client.infer(zeros("m", example("identity")[1], 1), 20)
     assert running.process.running
     assert await running.client.live()
