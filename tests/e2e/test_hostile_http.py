@@ -5,7 +5,6 @@ from __future__ import annotations
 import socket
 from urllib.parse import urlsplit
 
-import psutil
 import pytest
 
 from tests.e2e.conftest import Stack
@@ -22,8 +21,8 @@ def port(request: pytest.FixtureRequest, stack: Stack, served: str) -> int:
     """The port of a service."""
     if request.param != "worker":
         return urlsplit(getattr(stack.settings, f"{request.param}_url")).port or 0
-    (replica,) = [each for each in stack.autoscaler("/v1/replicas")["items"] if each["state"] == "ready"]
-    listening = [c for c in psutil.Process(replica["pid"]).net_connections("tcp") if c.status == "LISTEN"]
+    worker = stack.worker(f"{served}-v1")
+    listening = [c for c in worker.net_connections("tcp") if c.status == "LISTEN"]
     return int(listening[0].laddr.port)
 
 

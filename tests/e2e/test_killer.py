@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import pytest
 
 from benchmarks.killer import MODEL, Victim, held
 from benchmarks.stack import MODELS
-from tests.e2e.conftest import REPO, Stack, processes_of
+from tests.e2e.conftest import REPO, Stack, processes_of, running_stack
 
 
 def deployed(stack: Stack, victim: str, mark: Path) -> str:
@@ -29,6 +30,13 @@ def deployed(stack: Stack, victim: str, mark: Path) -> str:
 def letters(stack: Stack, name: str) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = stack.cli("dead", "--deployment", f"{name}-v1")["items"]
     return found
+
+
+@pytest.fixture(scope="module")
+def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    """A stack whose models are not contained: in a sandbox they could not kill their worker."""
+    with running_stack(tmp_path_factory.mktemp("killer") / "state", model_sandbox="off") as found:
+        yield found
 
 
 @pytest.fixture(scope="module")
