@@ -52,7 +52,7 @@ FIGURE = "figure"
 Figure = Callable[[str], None]
 MadeOnce = Callable[[str, Callable[[Path], object]], Path]
 
-PATIENCE_S = 20.0
+PATIENCE_S = 60.0
 POLL_S = 0.005
 
 

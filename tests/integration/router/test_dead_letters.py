@@ -55,7 +55,9 @@ class Router:
 
 
 @pytest.fixture
-async def router(rabbitmq_url, jobs_url, valkey_url, registry, store, tmp_path) -> AsyncIterator[Router]:
+async def router(
+    rabbitmq_url, jobs_url, valkey_url, registry, store, tmp_path, until
+) -> AsyncIterator[Router]:
     settings = RouterSettings(
         state_dir=tmp_path,
         service_token="token",
@@ -79,6 +81,11 @@ async def router(rabbitmq_url, jobs_url, valkey_url, registry, store, tmp_path) 
             headers={"Authorization": "Bearer token"},
         ) as client,
     ):
+
+        async def leads() -> bool:
+            return (await client.get("/v1/dead")).status_code == 200
+
+        await until(leads, "the lease of the router of an earlier test has ended")
         yield Router(client, link, Claims(blobs, CLAIM_ABOVE), app)
     blobs.close()
 
