@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sys
@@ -101,7 +102,10 @@ class ProcessYard:
             for process in self.processes(replica):
                 procfs.send(process, signal.SIGKILL)
         for child in (child for each in self._launchers for child in each._children.values()):
-            child.wait(timeout=5)
+            # One that was forked a moment ago does not show its mark yet.
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(child.pid, signal.SIGKILL)
+            child.wait(timeout=60)
 
     def folders(self) -> list[Path]:
         replicas = self.state / "replicas"
