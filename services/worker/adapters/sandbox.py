@@ -119,7 +119,7 @@ class Sandbox:
         if self._degrees == [NONE] and self._mode == "required":
             raise Unavailable(
                 f"The model cannot be contained: {self._why}. TIDEGATE_MODEL_SANDBOX=required "
-                "requires that; `auto` starts the model without a sandbox."
+                "does not allow this; `auto` starts the model without a sandbox."
             )
         if not self._degrees[0].user and not self._warned:
             self._warned = True
