@@ -97,7 +97,7 @@ def check_zip(path: Path) -> None:
     """Raise :class:`Broken` unless a file is a zip and nothing else."""
     with reading(), path.open("rb") as file:
         if file.read(4) != ZIP:
-            raise ValueError("it does not begin as a zip")
+            raise ValueError("it does not start like a zip")
         for _ in _zip(file):
             pass
 
@@ -122,15 +122,15 @@ def _directory(file: IO[bytes]) -> int:
     tail = file.read()
     at = tail.rfind(_END_MAGIC)
     if at < 0:
-        raise ValueError("the zip has no end")
+        raise ValueError("the zip has no end record")
     *_, length, offset, comment = _END.unpack_from(tail, at)
     if at + _END.size + comment != len(tail):
-        raise ValueError("there is data behind the end of the zip")
+        raise ValueError("there is data after the end of the zip")
     end = start + at
     if end >= _LOCATOR.size:
         length, offset, end = _zip64(file, length, offset, end)
     if length > MAX_DIRECTORY:
-        raise ValueError(f"the directory of the zip has {length} bytes, at most {MAX_DIRECTORY} are read")
+        raise ValueError(f"the directory of the zip has {length} bytes; the limit is {MAX_DIRECTORY}")
     if offset + length != end:
         raise ValueError("the zip does not begin at the file's first byte, or has a gap before its end")
     file.seek(0)
@@ -144,11 +144,11 @@ def _zip64(file: IO[bytes], length: int, offset: int, end: int) -> tuple[int, in
     if magic != _LOCATOR_MAGIC:
         return length, offset, end
     if at + _END64.size + _LOCATOR.size != end:
-        raise ValueError("the zip's end for large archives is not where it should be")
+        raise ValueError("the zip64 end record is not where it should be")
     file.seek(at)
     magic, *_, length, offset = _END64.unpack(file.read(_END64.size))
     if magic != _END64_MAGIC:
-        raise ValueError("the zip has no end for large archives")
+        raise ValueError("the zip has no zip64 end record")
     return length, offset, at
 
 
@@ -162,7 +162,7 @@ def _check_places(file: IO[bytes], infos: list[zipfile.ZipInfo], directory: int)
         magic, _, flags, *_, names, extras = _LOCAL.unpack(file.read(_LOCAL.size))
         raw = file.read(names)
         if magic != ZIP or raw.decode("utf-8" if flags & 0x800 else "cp437") != info.orig_filename:
-            raise ValueError(f"{info.filename[:80]!r} has another name at its place than in the directory")
+            raise ValueError(f"{info.filename[:80]!r} has one name in its header, another in the directory")
         if info.orig_filename != info.filename or _second_name(info):
             raise ValueError(f"{info.filename[:80]!r} has two names")
         free = info.header_offset + _LOCAL.size + names + extras + info.compress_size
@@ -209,11 +209,11 @@ def _check_rest(file: _Capped) -> None:
     padding = file.last
     for _ in range(MAX_PADDING // _STEP):
         if padding.strip(b"\0"):
-            raise ValueError("there is data behind the end of the tar")
+            raise ValueError("there is data after the end of the tar")
         padding = file.read(_STEP)
         if not padding:
             return
-    raise ValueError(f"there are more than {MAX_PADDING} zeros behind the end of the tar")
+    raise ValueError(f"there are more than {MAX_PADDING} zeros after the end of the tar")
 
 
 def _tar_kind(info: tarfile.TarInfo) -> str:

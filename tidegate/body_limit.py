@@ -80,7 +80,7 @@ def _declared(scope: Scope) -> int | None:
 
 
 def _too_large(limit: int) -> PayloadTooLarge:
-    return PayloadTooLarge(f"the body is larger than the {limit} bytes that this path takes")
+    return PayloadTooLarge(f"the body is larger than the {limit} bytes that this path accepts")
 
 
 def _once(body: bytes, receive: Receive) -> Receive:

@@ -40,7 +40,7 @@ def _authorities(trust_env: bool, named: tuple[str | None, ...], more: str | Non
         try:
             context.load_verify_locations(cafile=more)
         except (OSError, ssl.SSLError) as error:
-            raise ValueError(f"{MORE}: {more} is no file of PEM certificates: {error}") from None
+            raise ValueError(f"{MORE}: {more} is not a file of PEM certificates: {error}") from None
     return context
 
 

@@ -156,4 +156,4 @@ def _first() -> int:
     for first in FIRST:
         if any(start <= first and first + COUNT <= start + count for start, _, count in spans):
             return first
-    raise Unavailable("this container has too few users for one of the model's own")
+    raise Unavailable("this container has too few user ids for a separate model user")

@@ -18,7 +18,7 @@ _METHODS = _WRITES | {"get", "head"}
 _SCHEMAS: dict[str, Any] = {
     "Error": {
         "type": "object",
-        "description": "What every error answer says; `reason` is the word that programs test for.",
+        "description": "The content of every error answer; programs should check `reason`.",
         "required": ["error", "reason", "request_id"],
         "properties": {name: {"type": "string"} for name in ("error", "reason", "request_id")},
     }
@@ -32,7 +32,7 @@ _TEXTS = {
     "413": "The body is larger than the limit.",
     "429": "The caller has used up its rate, its concurrent requests or its quota.",
     "500": "The model failed.",
-    "503": "A part that is needed does not answer now.",
+    "503": "A required part of Tidegate does not answer now.",
     "504": "The deadline passed before there was an answer.",
 }
 

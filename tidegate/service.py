@@ -172,15 +172,13 @@ class Guard:
             return ANONYMOUS
         who = self._identify(headers)
         if has_control_character(path):
-            raise errors.BadRequest("the path has a control character, which no name has")
+            raise errors.BadRequest("the path has a control character; names cannot have any")
         if found is None:
-            raise errors.NotFound(
-                f"there is no path {path[:80]!r} here; /openapi.json lists those that there are"
-            )
+            raise errors.NotFound(f"there is no path {path[:80]!r} here; /openapi.json lists all paths")
         if scopes is None:
             allowed = tuple(found[1])
             raise errors.MethodNotAllowed(
-                f"this path takes {', '.join(allowed)}, not {method[:20]}", allowed=allowed
+                f"this path accepts {', '.join(allowed)}, not {method[:20]}", allowed=allowed
             )
         return caller.permit(who, scopes)
 
@@ -286,7 +284,7 @@ async def _on_http_error(_: Request, error: Exception) -> Response:
 
 
 def _broken(rid: str) -> Response:
-    return _json(error_body("Something went wrong here; the log has it.", "internal", rid), 500)
+    return _json(error_body("Internal error; see the log of the service.", "internal", rid), 500)
 
 
 def _json(body: Mapping[str, Any], status: int, headers: Mapping[str, str] | None = None) -> Response:

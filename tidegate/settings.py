@@ -90,7 +90,7 @@ class Settings(BaseSettings):
     max_api_body_bytes: int = Field(
         4 * 2**20,
         ge=1024,
-        description="Largest body of a call to an API that is no upload and no inference, in bytes.",
+        description="Largest body of an API call, except uploads and inference, in bytes.",
     )
     gateway_url: str = Field("", description="Where clients and the CLI reach the gateway.")
     registry_url: str = Field("", description="Where workers and services reach the registry.")
@@ -98,14 +98,14 @@ class Settings(BaseSettings):
     autoscaler_url: str = Field("", description="Where the CLI reaches the autoscaler.")
     tls_cert: Path | None = Field(
         None,
-        description="Certificate chain (PEM) of the gateway: with its key, REST and gRPC are over TLS.",
+        description="Certificate chain (PEM) of the gateway: with its key, REST and gRPC use TLS.",
     )
     tls_key: Path | None = Field(
         None, description="Key (PEM, without a password) of that certificate; both are read again on change."
     )
     tls_ca: Path | None = Field(
         None,
-        description="Certificates (PEM) that the CLI and the Python client trust beside the public ones.",
+        description="Certificates (PEM) that the CLI and Python client trust in addition to public ones.",
     )
     webhook_allow_private: bool = Field(
         False, description="Whether webhooks may go to addresses that are not of the public internet."
@@ -126,7 +126,7 @@ class Settings(BaseSettings):
     )
     http_head_fields: int = Field(100, ge=10, description="Most fields in the head of an HTTP request.")
     http_header_timeout_s: float = Field(
-        10.0, gt=0, description="How long the head of an HTTP request may take to come, in seconds."
+        10.0, gt=0, description="How long the head of an HTTP request may take to arrive, in seconds."
     )
     http_idle_timeout_s: float = Field(
         75.0,  # longer than clients and load balancers keep one, so that the client closes it
@@ -137,7 +137,7 @@ class Settings(BaseSettings):
         1024, ge=0, description="Slowest pace of a request's body, in bytes per second, over the grace time."
     )
     http_body_grace_s: float = Field(
-        20.0, gt=0, description="Over how many seconds the pace of a request's body is measured."
+        20.0, gt=0, description="Time over which the pace of a request's body is measured, in seconds."
     )
     http_connections: int = Field(
         16_384, ge=16, description="Most HTTP connections of one process; the oldest unused ones make room."
@@ -146,7 +146,7 @@ class Settings(BaseSettings):
         8_192, ge=8, description="Most HTTP connections of one client address (IPv6: of one /64 network)."
     )
     http_pending_head_bytes: int = Field(
-        64 * 2**20, ge=2**20, description="Incomplete heads that one process holds at once, in bytes."
+        64 * 2**20, ge=2**20, description="Most bytes of incomplete heads that one process holds at once."
     )
     log_level: str = Field("INFO", description="DEBUG, INFO, WARNING or ERROR.")
 

@@ -106,7 +106,7 @@ def _load(context: ssl.SSLContext, cert: bytes, key: bytes, cert_file: Path, key
 
 
 def _no_password() -> str:
-    raise ValueError("the key has a password; Tidegate takes keys without one")
+    raise ValueError("the key has a password; Tidegate needs a key without one")
 
 
 @contextmanager

@@ -92,7 +92,7 @@ class AutoscalerSettings(Settings):
     engine_proxy_port: int = Field(2375, description="Port of the proxy in front of the engine.")
     engine_proxy_open: bool = Field(
         False,
-        description="Whether the proxy needs no token: for a network that only the autoscaler is on.",
+        description="Accept callers without a token, on a network that only the autoscaler uses.",
     )
     docker_compose_project: str = Field(
         "", description="The compose project that workers belong to, so that `down` ends them."

@@ -185,7 +185,7 @@ class Access:
         token of an issuer cannot be asked for again, so its bearer stays as it was.
         """
         if principal is ANONYMOUS and self.required:
-            raise Unauthorized("callers without a credential are not let in any more", reason="key_revoked")
+            raise Unauthorized("callers without a credential are no longer accepted", reason="key_revoked")
         if principal is ANONYMOUS or principal is SERVICE or principal.id.startswith(roles.PREFIX):
             return principal
         if self._table is None:
@@ -211,14 +211,14 @@ class Access:
             raise _keys_unknown()
         found = self._table.find(bearer, time.time() * 1e3)
         if found is None:
-            raise Unauthorized("the key is not good: it is unknown, revoked or expired")
+            raise Unauthorized("the API key is unknown, revoked or expired")
         key, until = found
         return key.principal, until
 
 
 def _keys_unknown() -> Unavailable:
     return Unavailable(
-        "keys are not known here yet: the registry has not been read",
+        "this gateway does not know the keys yet: it has not reached the registry",
         reason="not_known_yet",
         retry_after_s=1.0,
     )

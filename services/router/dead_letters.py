@@ -137,7 +137,7 @@ class DeadLetters:
 
     def _check(self) -> None:
         if not self._loaded:
-            raise Unavailable("another router leads and keeps the dead letters: ask again", retry_after_s=1.0)
+            raise Unavailable("another router leads and keeps the dead letters: try again", retry_after_s=1.0)
 
     async def _whole(self, request: Request) -> list[Buffer]:
         if not request.flags & envelope.CLAIM:
@@ -167,7 +167,7 @@ class DeadLetters:
         """Let go of what is beyond the limits. The blob store sweeps payloads that are too old by itself."""
         due = overdue(list(self._letters.values()), time.time(), self._limits)
         self._forget(due.letters)
-        told = "it had to make room: the payloads of dead letters took more than TIDEGATE_DEAD_LETTER_BYTES"
+        told = "it was deleted to make room: payloads of dead letters exceeded TIDEGATE_DEAD_LETTER_BYTES"
         for letter in due.payloads:
             self._letters[letter.letter] = replace(letter, payload="", missing=told)
         self._write([self._letters[letter.letter].to_json() for letter in due.payloads])

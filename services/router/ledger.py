@@ -82,7 +82,7 @@ class Ledger:
         while True:
             try:
                 if not self._leads():
-                    raise Away("leader", "this router does not lead; ask the one that does")
+                    raise Away("leader", "this router does not lead; send the request to the leader")
                 self._say(await self._look())
             except Away as away:
                 self._say_unknown(away)

@@ -60,7 +60,7 @@ class Replays:
             raise Unavailable("there is no route table yet", retry_after_s=1.0)
         route = table["deployments"].get(deployment)
         if route is None:
-            raise NotFound(f"there is no deployment {deployment!r}: name one that there is (`--to`)")
+            raise NotFound(f"there is no deployment {deployment!r}: name an existing one with `--to`")
         new = await self._new(letter, deployment, route, table["endpoints"], principal)
         await self._jobs.accept(new)
         await self._publish(new)

@@ -23,7 +23,7 @@ class RouterSettings(Settings):
     router_lease_s: float = Field(
         5.0,
         ge=1.0,
-        description="Lease of the router that leads, in seconds: another takes over within it.",
+        description="Lease of the router that leads, in seconds; another router takes over within it.",
     )
     blob_sweep_interval_s: float = Field(
         60.0, description="How often the router deletes expired large payloads, in seconds."

@@ -62,8 +62,7 @@ def _keys(group: Sequence[Waited], tensors: tuple[Tensor, ...], parameters: dict
     keys = [envelope.result_key(tensors, own) for own in divided]
     if (longest := max(map(len, keys))) > envelope.MAX_KEY:
         raise ModelFailed(
-            f"names, shapes and parameters of an answer take {longest} bytes, at most {envelope.MAX_KEY} "
-            "are possible"
+            f"names, shapes and parameters of an answer take {longest} bytes; the limit is {envelope.MAX_KEY}"
         )
     return keys
 

@@ -396,7 +396,7 @@ class Life:
         assert self._triton is not None
         assert self._work is not None
         if client.model_died:
-            log.error("the model's process died; Triton is started anew", extra={"tail": self._triton.tail()})
+            log.error("the model's process died; restarting Triton", extra={"tail": self._triton.tail()})
             await self._triton.stop(grace_s=0)
             return
         until = time.monotonic() + LOST_LIMIT_S

@@ -45,7 +45,7 @@ class Loading:
             resources = self._deployment.resources
             if not (held(resources) and resources.allow_cpu) or self.caveat:
                 raise
-            log.warning("the model runs on the CPU in place of its GPU", extra={"problem": error.message})
+            log.warning("the model runs on the CPU instead of its GPU", extra={"problem": error.message})
             reason = error.message.strip().partition("\n")[0][:LONGEST_REASON]
             self.caveat = f"runs on the CPU, as allow_cpu says; on the GPU it failed: {reason}"
             await asyncio.to_thread(self._write, ())
@@ -66,8 +66,8 @@ class Loading:
         gpus = len(held(self._deployment.resources))
         if gpus and any(words in message for words in _NO_GPU):
             return (
-                f"This replica was given {gpus} GPU(s), and its Triton finds fewer, or none that it can use. "
-                "Check `nvidia-smi` and that the driver fits, or let the model run on the CPU: "
+                f"This replica has {gpus} GPU(s), but its Triton finds fewer, or none that it can use. "
+                "Check `nvidia-smi` and the driver's version, or let the model run on the CPU: "
                 f"`--resource allow_cpu=1`. Triton says: {message.strip()}"
             )
         return message

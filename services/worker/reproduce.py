@@ -51,16 +51,16 @@ async def reproduce(settings: WorkerSettings, folder: Path, request: Request, ti
         try:
             async with asyncio.timeout(timeout_s):
                 await _run(model, request, timeout_s)
-            _say("It was answered: this does not reproduce what happened.")
+            _say("The model answered: the failure did not occur again.")
             return ANSWERED
         except TimeoutError:
-            _say(f"It was not answered within {timeout_s:g} s.")
+            _say(f"The model did not answer within {timeout_s:g} s.")
             return FAILED
         except Unavailable as error:
             _say(await _how_it_died(triton, client, error))
             return DIED
         except (TidegateError, Undecodable) as error:
-            _say(f"The model did not take it: {error}")
+            _say(f"The model rejected the request: {error}")
             return FAILED
 
 

@@ -211,8 +211,8 @@ def _chunk(item: Item, answer: Answer, seq: int, waited_s: float, made_s: float)
     key = envelope.result_key(tensors, answer.parameters)
     if len(key) > envelope.MAX_KEY:
         raise ModelFailed(
-            f"names, shapes and parameters of an answer take {len(key)} bytes, at most {envelope.MAX_KEY} "
-            "are possible"
+            f"names, shapes and parameters of an answer take {len(key)} bytes; "
+            f"the limit is {envelope.MAX_KEY}"
         )
     reply = Reply(request.id, envelope.CHUNK, request.attempt, seq, rows, wait_us, compute_us, 1, key, data)
     if sum(map(len, data)) > envelope.LARGE:

@@ -76,7 +76,7 @@ def test_a_gpu_that_nothing_can_use_fails_the_start_and_says_what_to_do(stack: S
     stack.run("deploy", str(digits.model), "--name", "wants", "--resource", "gpus=1", "--no-wait")
     failed = failed_start(stack, "wants-v1")
     assert failed["reason"] == "LoadFailed"
-    assert "This replica was given 1 GPU(s), and its Triton finds fewer" in failed["message"]
+    assert "This replica has 1 GPU(s), but its Triton finds fewer" in failed["message"]
     assert "allow_cpu=1" in failed["message"]
     deleted(stack, "wants")
 

@@ -233,7 +233,7 @@ class Reader:
                 break
             kind, channel, size = _HEAD.unpack_from(data, at)
             if size > self.frame_max - _AROUND:
-                raise Malformed(f"a frame of {size + _AROUND} bytes, {self.frame_max} were negotiated")
+                raise Malformed(f"a frame of {size + _AROUND} bytes; the agreed limit is {self.frame_max}")
             if kind == BODY and self._content is not None:
                 self._enter(size)
                 at += 7
@@ -316,7 +316,7 @@ class Reader:
             raise Malformed("a content header without its method")
         size, flags = struct.unpack_from(">QH", data, start + 4)
         if size > MOST:
-            raise Malformed(f"a content of {size} bytes, at most {MOST} are taken")
+            raise Malformed(f"a content of {size} bytes; the limit is {MOST}")
         properties = _properties(data, start + 14, end, flags)
         self._method, self._missing = self._method._replace(properties=properties), size
         if self._missing >= LARGE:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 dead = typer.Typer(
     name="dead",
-    help="Requests and jobs that were given up: what is kept of them, and running them again.",
+    help="Dead letters: list, show, download, replay and delete requests that were given up.",
     invoke_without_command=True,
 )
 
@@ -70,7 +70,7 @@ def show(id: Id, json: Json = False) -> None:
 @dead.command()
 def download(
     id: Id,
-    output_file: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="Where it is written.")],
+    output_file: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="The file to write.")],
     json: Json = False,
 ) -> None:
     """Save what was kept of one: the request's frame (docs/envelope.md). It is private data of its caller."""
@@ -84,10 +84,10 @@ def download(
 @dead.command()
 def replay(
     id: Annotated[str | None, typer.Argument(metavar="[ID]", help="The letter's id.")] = None,
-    all: Annotated[bool, typer.Option("--all", help="All that were not replayed yet.")] = False,
+    all: Annotated[bool, typer.Option("--all", help="Replay all letters not replayed yet.")] = False,
     deployment: Deployment = None,
     to: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Run on this deployment, not on the one it was for.")
+        str | None, typer.Option(metavar="NAME", help="Run on this deployment instead of the letter's own.")
     ] = None,
     json: Json = False,
 ) -> None:
@@ -98,14 +98,14 @@ def replay(
         raise UsageError("Name one letter, or --all.")
     if id is not None:
         if deployment is not None:
-            raise UsageError("--deployment chooses letters and goes with --all; --to says where one runs.")
+            raise UsageError("--deployment selects letters and needs --all; --to names where a letter runs.")
         found = _router().post(f"{_path(id)}/replay", {"to": to})
         output.show(found, json, lambda: _print(found))
         return
     items = _router().post("/v1/dead/replay", {"deployment": deployment, "to": to}, timeout=300.0)["items"]
     rows = [(item["letter"], item["job"], item["error"]) for item in items]
     columns = ("letter", "job", "error")
-    empty = "No dead letter that was not replayed yet."
+    empty = "There is no dead letter left to replay."
     output.show({"items": items}, json, lambda: output.table(rows, columns, empty))
 
 
@@ -172,7 +172,7 @@ def _print(found: Doc) -> None:
     for each in found["replays"]:
         error = each["error"] or {}
         told = f"{error['reason']}: {error['message']}" if error else ""
-        state = each["status"] or "its record is not kept any more"
+        state = each["status"] or "its record was deleted"
         rows.append(("replay", f"job {each['job']} on {each['to']}: {state} {told}".rstrip()))
     for name, value in rows:
         text = output.text_of(value)

@@ -26,7 +26,7 @@ GRACE_S = 15.0
 def reproduce(
     id: Annotated[str, typer.Argument(metavar="ID", help="The letter's id, as `tidegate dead` lists it.")],
     deployment: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Like this deployment, not the one it was for.")
+        str | None, typer.Option(metavar="NAME", help="Use this deployment instead of the letter's own.")
     ] = None,
     timeout: Annotated[str, typer.Option(help="How long the request may take.")] = "60s",
 ) -> None:

@@ -132,7 +132,7 @@ class Connections:
             try:
                 each.check(self.now)
             except Exception:
-                log.exception("a connection could not be looked at; it is closed")
+                log.exception("a connection could not be checked; it is closed")
                 each.shed("error")
         loop = asyncio.get_running_loop()
         if end < len(connections):

@@ -186,7 +186,7 @@ class Lifetime(HttpToolsProtocol):
 
 _LATE = {
     Verdict.HEADER_TIMEOUT: Refusal(
-        408, "header_timeout", "The request's head did not come in time (TIDEGATE_HTTP_HEADER_TIMEOUT_S)."
+        408, "header_timeout", "The request's head did not arrive in time (TIDEGATE_HTTP_HEADER_TIMEOUT_S)."
     ),
     Verdict.TOO_SLOW: Refusal(
         408, "body_too_slow", "The request's body came too slowly (TIDEGATE_HTTP_BODY_BYTES_PER_S)."

@@ -37,7 +37,7 @@ class Paths:
         if member.kind not in {"file", "folder"}:
             raise Unsafe(
                 f"The archive's {member.name[:80]!r} is a {member.kind}; only plain files and "
-                "folders are taken."
+                "folders are accepted."
             )
         path = safe_path(member.name)
         if member.kind == "folder":
@@ -47,7 +47,7 @@ class Paths:
             raise Unsafe("The archive has a file without a name.")
         same = _folded(path)
         if same in self._files:
-            raise Unsafe(f"The archive has {member.name[:80]!r} twice (case and Unicode form do not count).")
+            raise Unsafe(f"The archive has {member.name[:80]!r} twice (case and Unicode form are ignored).")
         if same in self._folders:
             raise Unsafe(f"The archive has {member.name[:80]!r} as a file and as a folder.")
         self._files.add(same)
@@ -58,7 +58,7 @@ class Paths:
         for folder in folders:
             same = _folded(folder)
             if same in self._files:
-                raise Unsafe(f"The archive has {member.name[:80]!r} in what is a file in it.")
+                raise Unsafe(f"The archive has {member.name[:80]!r} below a path that is a file in it.")
             self._folders.add(same)
 
 

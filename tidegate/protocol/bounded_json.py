@@ -63,8 +63,7 @@ def check(raw: Buffer, what: str = "the request") -> Parts | None:
     if excess := _excess(found):
         name, has, may = excess
         raise PayloadTooLarge(
-            f"{what} has {has} {name} in its JSON, at most {may} are decoded: "
-            "send large tensors as binary data"
+            f"{what} has {has} {name} in its JSON; the limit is {may}: send large tensors as binary data"
         )
     return found
 
@@ -112,7 +111,7 @@ def _with_infinities(raw: bytes, error: ValueError, what: str, found: Parts | No
     if b"NaN" in raw or b"Infinity" in raw:
         if found is not None and found.values > MAX_VALUES_WITH_NAN:
             raise PayloadTooLarge(
-                f"{what} has {found.values} values and is no plain JSON ({error}); with NaN or Infinity "
+                f"{what} has {found.values} values and is not plain JSON ({error}); with NaN or Infinity "
                 f"at most {MAX_VALUES_WITH_NAN} are decoded: send large tensors as binary data"
             )
         try:

@@ -46,7 +46,7 @@ class HostInventory:
             self._found, self._problem = await self._look()
         if not self._found:
             raise LaunchFailed(
-                f"This host has no GPU to give: {self._problem} Deploy without `gpus` and `gpu_memory_mb`, "
+                f"This host has no GPU to lease: {self._problem} Deploy without `gpus` and `gpu_memory_mb`, "
                 "or start the stack on a host with an NVIDIA GPU and its driver."
             )
         return self._found
@@ -64,7 +64,7 @@ class HostInventory:
         if found:
             log.info("GPUs of this host", extra={"gpus": [f"{gpu.uuid} {gpu.name}" for gpu in found]})
         if listed and not found:
-            return (), f"CUDA_VISIBLE_DEVICES={setting!r} in the stack's environment leaves none of its GPUs."
+            return (), f"CUDA_VISIBLE_DEVICES={setting!r} in the stack's environment excludes all GPUs."
         return found, "" if found else f"{self._command} lists none."
 
 

@@ -50,7 +50,7 @@ class ReplicaGrants:
                 self.problem = None
             except TidegateError as error:
                 if self.problem is None:
-                    log.warning("the registry was not told of replicas", extra={"problem": error.message})
+                    log.warning("the registry did not get the replicas", extra={"problem": error.message})
                 self.problem = error.message
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._changed.wait(), REPEAT_S)

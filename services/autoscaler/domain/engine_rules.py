@@ -125,7 +125,7 @@ def _creation(query: Query, raw: bytes, bounds: Bounds) -> str | None:
     if strange:
         return f"a worker's container may not state {', '.join(sorted(strange))}"
     if body.get("User", ROOT) != ROOT:
-        return f"a worker's container runs as its image says, or as {ROOT}"
+        return f"a worker's container must run as its image's user, or as {ROOT}"
     if (body.get("Labels") or {}).get("tidegate.stack") != bounds.stack:
         return f"a worker's container has the label tidegate.stack={bounds.stack}"
     return (
@@ -161,7 +161,7 @@ def _bounded(host: Doc, bounds: Bounds) -> str | None:
     if host.get("CapDrop") != ["ALL"] or host.get("SecurityOpt") != ["no-new-privileges"]:
         return "a worker's container drops all capabilities and gains no privileges"
     if not set(host.get("CapAdd") or ()) <= set(CAPABILITIES):
-        return f"a worker's container is given no capabilities but {', '.join(CAPABILITIES)}"
+        return f"a worker's container may have only the capabilities {', '.join(CAPABILITIES)}"
     restart, logs = host.get("RestartPolicy") or {}, host.get("LogConfig") or {}
     if _strange(restart, {"Name", "MaximumRetryCount"}) or restart.get("Name", "no") != "no":
         return "a worker's container is not started again by the engine"

@@ -119,7 +119,7 @@ def _held(uuid: str, claims: Iterable[Claim]) -> int:
 def _state(gpus: Sequence[Gpu], free: Shares, claims: Sequence[Claim]) -> str:
     """What each GPU has left and who holds the rest."""
     if not gpus:
-        return "there are no GPUs to give"
+        return "there are no GPUs to lease"
     told = []
     for gpu in gpus:
         holders = [claim.replica for claim in claims if gpu.uuid in claim.shares]

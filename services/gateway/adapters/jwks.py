@@ -83,7 +83,7 @@ class Jwks:
             )
         # The decoder ignores other characters, so that one token would have any number of spellings.
         if len(token) > LONGEST or _TOKEN.fullmatch(token) is None:
-            raise Unauthorized(f"the token is not good: no JWT of at most {LONGEST} characters")
+            raise Unauthorized(f"the token is invalid: expected a JWT of at most {LONGEST} characters")
         try:
             key = self._keys.get(jwt.get_unverified_header(token).get("kid", ""))
             if key is None:
@@ -99,9 +99,9 @@ class Jwks:
                 options={"require": ["exp", "sub", "iss", "aud"]},
             )
         except jwt.PyJWTError as error:
-            raise Unauthorized(f"the token is not good: {error}") from None
+            raise Unauthorized(f"the token is invalid: {error}") from None
         if not claims["sub"]:
-            raise Unauthorized("the token is not good: its sub is empty")
+            raise Unauthorized("the token is invalid: its sub is empty")
         # As whole numbers: one that no float can hold is far away, too.
         until = min(int(claims["exp"]) + LEEWAY_S, time.time() + TRUST_S)
         return principal_of(claims, self._roles_claim, self._scopes_of), until * 1e3

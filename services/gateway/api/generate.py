@@ -142,7 +142,7 @@ class Generate:
                 await _event(send, _error(error.message, error.reason))
             except Exception:
                 log.exception("unexpected error in a stream")
-                await _event(send, _error("something went wrong here; the log has it", "internal"))
+                await _event(send, _error("internal error; see the log of the service", "internal"))
         await send({"type": "http.response.body", "body": b""})
 
 

@@ -263,7 +263,7 @@ class Inference:
 
     def _broken(self, model: str, rid: bytes, started: float) -> Response:
         log.exception("unexpected error", extra={"request_id": rid.decode("latin-1")})
-        return self._refuse(model, TidegateError("something went wrong here; the log has it"), rid, started)
+        return self._refuse(model, TidegateError("internal error; see the log of the service"), rid, started)
 
 
 def _account(grant: Grant, outcome: Answer | TidegateError, received: int, response: Response) -> None:

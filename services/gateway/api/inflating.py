@@ -22,7 +22,7 @@ class Inflater:
 
     def __init__(self, encoding: str) -> None:
         if encoding not in _WBITS:
-            raise BadRequest(f"Content-Encoding {encoding[:40]!r} is not known; gzip and deflate are")
+            raise BadRequest(f"Content-Encoding {encoding[:40]!r} is not supported: use gzip or deflate")
         self._encoding = encoding
         self._unpacker = zlib.decompressobj(_WBITS[encoding])
 

@@ -29,7 +29,7 @@ log = telemetry.logger(__name__)
 PATH = "/v1/jobs"
 # In place of ``{model}[/versions/{v}]``; no path has it.
 TARGET = "\njobs"
-_BROKEN = "something went wrong here; the log has it"
+_BROKEN = "internal error; see the log of the service"
 
 Done = Callable[[Response], None]
 Failed = Callable[[TidegateError], None]

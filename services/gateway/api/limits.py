@@ -58,7 +58,7 @@ class Limits:
         """The same for a gRPC message's part outside of its raw tensors; raises PayloadTooLarge."""
         if size > self.json_bytes:
             raise PayloadTooLarge(
-                f"the request has {size} bytes beside its raw tensors, the limit is {self.json_bytes}: "
+                f"the request has {size} bytes outside its raw tensors; the limit is {self.json_bytes}: "
                 "send large tensors as raw_input_contents"
             )
 

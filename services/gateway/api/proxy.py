@@ -100,17 +100,15 @@ def _permit(service: str, method: str, path: str) -> None:
     who = caller.current.get().principal
     if who is ANONYMOUS:
         raise Unauthorized(
-            "the control plane needs a credential: `tidegate keys create --scope ...` makes one"
+            "the control plane needs a credential: create one with `tidegate keys create --scope ...`"
         )
     found = permissions.CONTROL[service].methods(path)
     if found is None:
-        raise NotFound(
-            f"the {service} has no path {path[:80]!r}; its /openapi.json lists those that there are"
-        )
+        raise NotFound(f"the {service} has no path {path[:80]!r}; its /openapi.json lists all paths")
     scopes = found[1].get(method)
     if scopes is None:
         allowed = tuple(found[1])
-        raise MethodNotAllowed(f"this path takes {', '.join(allowed)}, not {method}", allowed=allowed)
+        raise MethodNotAllowed(f"this path accepts {', '.join(allowed)}, not {method}", allowed=allowed)
     # What is open there is open to its neighbours; from outside it shows the insides.
     caller.permit(who, permissions.LOOK if scopes == (permissions.OPEN,) else scopes)
 

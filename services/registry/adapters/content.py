@@ -70,7 +70,9 @@ def _check_torchscript(path: Path) -> None:
             inside = [name.partition("/")[2] for name in archive.namelist()]
     # NotImplementedError is zipfile's word for a version of zip that it does not know.
     except (archives.Broken, zipfile.BadZipFile, OSError, NotImplementedError, ValueError) as error:
-        raise BadRequest(f"The file is not TorchScript, a zip archive ({error}): {remedy}.") from None
+        raise BadRequest(
+            f"The file is not TorchScript, which is a zip archive ({error}): {remedy}."
+        ) from None
     if "constants.pkl" not in inside or not any(name.startswith("code/") for name in inside):
         raise BadRequest(
             "The file holds weights but no code (torch.save of a module or a state dict), and it would "

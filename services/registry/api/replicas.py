@@ -48,21 +48,21 @@ def replicas(request: Request) -> Replicas:
 async def refuse_replicas() -> None:
     """Raise Forbidden for a replica: a dependency of every route but the one that it needs."""
     if _replica() is not None:
-        raise Forbidden("A replica's token opens that replica's own artifact and nothing else.")
+        raise Forbidden("A replica's token opens only that replica's own artifact.")
 
 
 async def own_artifact(sha256: str, running: Annotated[Replicas, Depends(replicas)]) -> None:
     """Raise Forbidden for a replica that does not run, or that asks for another one's artifact."""
     replica = _replica()
     if replica is not None and not running.may_read(replica, sha256):
-        raise Forbidden("This token opens the artifact of a replica that runs, and no other.")
+        raise Forbidden("This token opens only the artifact of a running replica.")
 
 
 @router.put("", status_code=204)
 async def put(body: RunningReplicas, running: Annotated[Replicas, Depends(replicas)]) -> None:
     """Replace the set of replicas that run. Only for the autoscaler."""
     if caller.current.get().principal is not SERVICE:
-        raise Forbidden("Only the autoscaler says which replicas run.")
+        raise Forbidden("Only the autoscaler may report which replicas run.")
     running.artifacts = body.artifacts
 
 

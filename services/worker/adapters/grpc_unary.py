@@ -270,7 +270,7 @@ class _Connection(asyncio.Protocol):
             if end - at - 9 < size:
                 break
             if self._block is not None and kind != _CONTINUATION:
-                raise _Broken("a header block was interrupted")
+                raise _Broken("another frame came inside a header block")
             self._on_frame(kind, flags, id_ & _LAST_STREAM, buffer[at + 9 : at + 9 + size])
             at += 9 + size
         self._buffer = buffer[at:]
@@ -297,7 +297,7 @@ class _Connection(asyncio.Protocol):
     def _acknowledge(self, frame: bytes) -> None:
         self._owed += self._paused
         if self._owed > _ACKS_OWED:
-            raise _Broken("it asks and does not read the answers")
+            raise _Broken("it sends frames and does not read the answers")
         self._transport.write(frame)
 
     def _on_reset(self, id_: int, code: int) -> None:
@@ -325,7 +325,7 @@ class _Connection(asyncio.Protocol):
             block = payload[5:] if flags & _PRIORITY else payload
             self._block_of = (id_, flags & _END_STREAM)
         elif self._block is None or id_ != self._block_of[0]:
-            raise _Broken("a continuation of nothing")
+            raise _Broken("a CONTINUATION frame without a header block")
         else:
             block = self._block + payload
         if len(block) > _BLOCK_TAKEN:
@@ -393,9 +393,7 @@ class _Connection(asyncio.Protocol):
             return
         body = call.parts[0] if len(call.parts) == 1 else b"".join(call.parts)
         if len(body) < 5 or body[0] or int.from_bytes(body[1:5], "big") != len(body) - 5:
-            call.answer.set_exception(
-                Failed(_INTERNAL, "an answer that is not one message, or a compressed one")
-            )
+            call.answer.set_exception(Failed(_INTERNAL, "expected one uncompressed message as the answer"))
             return
         call.answer.set_result(memoryview(body)[5:])
 

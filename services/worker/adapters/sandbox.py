@@ -118,12 +118,12 @@ class Sandbox:
                 self.weaken(error.message if isinstance(error, Unavailable) else str(error))
         if self._degrees == [NONE] and self._mode == "required":
             raise Unavailable(
-                f"The model cannot be contained: {self._why}. TIDEGATE_MODEL_SANDBOX=required asks for it; "
-                "`auto` starts the model all the same."
+                f"The model cannot be contained: {self._why}. TIDEGATE_MODEL_SANDBOX=required "
+                "does not allow this; `auto` starts the model without a sandbox."
             )
         if not self._degrees[0].user and not self._warned:
             self._warned = True
-            log.warning("the model has no user of its own", extra={"sandbox": self.degree, "why": self._why})
+            log.warning("the model has no separate user", extra={"sandbox": self.degree, "why": self._why})
 
     def _claimed(self) -> int:
         if self._user is None:
@@ -236,7 +236,7 @@ class Sandbox:
             self._open_way(path.resolve())
             closed = first_closed(path.resolve(), uid)
             if closed is not None:
-                raise Unavailable(f"other users cannot pass through {closed}, which {path} is in")
+                raise Unavailable(f"other users cannot pass through {closed}, a parent folder of {path}")
 
     def _open_way(self, path: Path) -> None:
         """Let others pass through, not list, the folders of the state folder on the way to a path of it."""

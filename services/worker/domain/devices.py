@@ -40,7 +40,7 @@ def usable(artifact_format: Format, devices: Devices, *, allow_cpu: bool) -> Dev
     if allow_cpu:
         return ()
     raise ModelFailed(
-        "This replica was given a GPU, and scikit-learn runs on the CPU only: deploy the model without "
+        "This replica has a GPU, but scikit-learn runs on the CPU only: deploy the model without "
         "`gpus` and `gpu_memory_mb`, export it to ONNX, or let it run on the CPU with "
         "`--resource allow_cpu=1`."
     )

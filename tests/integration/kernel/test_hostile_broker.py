@@ -106,19 +106,19 @@ async def test_a_frame_above_the_negotiated_size_ends_the_connection(hostile, co
     found = await connect()
     hostile.writer.write(wire._HEAD.pack(wire.METHOD, 1, FRAME_MAX - 7))
     reason = await asyncio.wait_for(asyncio.shield(found.ended), 20)
-    assert f"a frame of {FRAME_MAX + 1} bytes, {FRAME_MAX} were negotiated" in reason
+    assert f"a frame of {FRAME_MAX + 1} bytes; the agreed limit is {FRAME_MAX}" in reason
 
 
 async def test_a_body_frame_above_the_negotiated_size_does_too(hostile, connect):
     found = await connect()
     hostile.writer.write(DELIVER + header(4 * MIB) + wire._HEAD.pack(wire.BODY, 1, 2 * MIB))
     reason = await asyncio.wait_for(asyncio.shield(found.ended), 20)
-    assert f"{FRAME_MAX} were negotiated" in reason
+    assert f"the agreed limit is {FRAME_MAX}" in reason
 
 
 async def test_a_frame_of_4_gib_in_the_handshake(hostile, connect):
     hostile.before = wire._HEAD.pack(wire.METHOD, 0, 2**32 - 1)
-    with pytest.raises(amqp.Lost, match="a frame of 4294967303 bytes, 1048576 were negotiated"):
+    with pytest.raises(amqp.Lost, match="a frame of 4294967303 bytes; the agreed limit is 1048576"):
         await asyncio.wait_for(connect(), 20)
 
 
@@ -127,7 +127,7 @@ async def test_the_limit_is_ours_where_the_broker_names_none(hostile, connect, t
     hostile.tune = tuned
     found = await connect()
     hostile.writer.write(wire._HEAD.pack(wire.METHOD, 1, MIB))
-    assert "1048576 were negotiated" in await asyncio.wait_for(asyncio.shield(found.ended), 20)
+    assert "the agreed limit is 1048576" in await asyncio.wait_for(asyncio.shield(found.ended), 20)
 
 
 MALFORMED = {

@@ -229,4 +229,4 @@ async def test_a_document_has_a_limit_that_an_upload_does_not_have(served):
     writer.close()
     declared = await served.post("/v1/apply", content=b"[" * (limit + 1))
     assert declared.status_code == 413
-    assert declared.json()["error"] == f"the body is larger than the {limit} bytes that this path takes"
+    assert declared.json()["error"] == f"the body is larger than the {limit} bytes that this path accepts"

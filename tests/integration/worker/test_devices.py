@@ -150,7 +150,7 @@ def test_our_runtimes_refuse_a_gpu_that_their_library_cannot_use(
     command = list(map(str, (install.python, "-c", ON_GPU, RUNTIMES, library, tmp_path)))
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     last = done.stderr.strip().splitlines()[-1]
-    assert last.startswith(f"RuntimeError: This replica was given a GPU, and {module} "), done.stderr
+    assert last.startswith(f"RuntimeError: This replica has a GPU, but {module} "), done.stderr
     assert "cannot use it: it is a build for the CPU" in last
     assert remedy in last
     assert "allow_cpu=1" in last

@@ -51,7 +51,7 @@ def test_a_plain_body_is_left_alone(given):
 
 
 def test_an_unknown_content_encoding():
-    with pytest.raises(BadRequest, match="Content-Encoding 'br' is not known; gzip and deflate are"):
+    with pytest.raises(BadRequest, match="Content-Encoding 'br' is not supported: use gzip or deflate"):
         inflated(BODY, headers(b"br"), limits())
 
 

@@ -32,7 +32,7 @@ def test_where_they_are_may_change(monkeypatch: pytest.MonkeyPatch):
 
 def test_a_file_of_authorities_that_is_none_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path):
     monkeypatch.setenv("TIDEGATE_TLS_CA", str(tmp_path / "none.pem"))
-    with pytest.raises(ValueError, match=r"TIDEGATE_TLS_CA: .*none\.pem is no file of PEM certificates"):
+    with pytest.raises(ValueError, match=r"TIDEGATE_TLS_CA: .*none\.pem is not a file of PEM certificates"):
         trusted("https://gateway.example")
 
 

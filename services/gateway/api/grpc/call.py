@@ -137,7 +137,7 @@ class Call:
         """The client sends no more."""
         self.half_closed = True
         if self.task is None:
-            self.fail(BadRequest("the call ended before its message was whole"))
+            self.fail(BadRequest("the call ended before its message was complete"))
         elif self.incoming.begun:
             self.fail(BadRequest("the stream ended in the middle of a message"))
         else:
@@ -284,7 +284,7 @@ class Call:
                 self.end(StatusCode.CANCELLED, "the server is stopping")
         except Exception:
             log.exception("unexpected error", extra={"request_id": self.rid})
-            self.end(StatusCode.INTERNAL, "something went wrong here; the log has it")
+            self.end(StatusCode.INTERNAL, "internal error; see the log of the service")
 
     def _queue(self, message: Any) -> None:
         data: bytes = message.SerializeToString()

@@ -117,7 +117,7 @@ class Calls:
     def broken(self, model: str, rid: str) -> TidegateError:
         """What a caller is told of an exception that nobody expected."""
         log.exception("unexpected error", extra={"request_id": rid})
-        return self.refused(model, TidegateError("something went wrong here; the log has it"))
+        return self.refused(model, TidegateError("internal error; see the log of the service"))
 
 
 def timeout_of(context: Any) -> float | None:

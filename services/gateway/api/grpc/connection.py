@@ -216,7 +216,7 @@ class Connection(asyncio.Protocol):
             if end - at - 9 < size:
                 break
             if self._block is not None and kind != frames.CONTINUATION:
-                raise Broken(Code.PROTOCOL_ERROR, "a header block was interrupted")
+                raise Broken(Code.PROTOCOL_ERROR, "another frame came inside a header block")
             self._on_frame(kind, flags, stream & frames.LAST_STREAM, buffer[at + 9 : at + 9 + size])
             at += 9 + size
         return at
@@ -255,7 +255,7 @@ class Connection(asyncio.Protocol):
         size, ended = len(payload), flags & frames.END_STREAM
         self._credit -= size
         if self._credit < 0:
-            raise Broken(Code.FLOW_CONTROL_ERROR, "more than the connection's window")
+            raise Broken(Code.FLOW_CONTROL_ERROR, "more data than the connection's window allows")
         if self._credit <= CONNECTION_WINDOW // 2:
             self._transport.write(frames.window_update(0, CONNECTION_WINDOW - self._credit))
             self._credit = CONNECTION_WINDOW
@@ -270,7 +270,7 @@ class Connection(asyncio.Protocol):
             return
         call.credit -= size
         if call.half_closed:
-            raise Broken(Code.STREAM_CLOSED, "data behind the end of a stream")
+            raise Broken(Code.STREAM_CLOSED, "data after the end of a stream")
         if call.credit < 0:
             self.reset(call, Code.FLOW_CONTROL_ERROR)
             return
@@ -303,7 +303,7 @@ class Connection(asyncio.Protocol):
         if flags & frames.HAS_PRIORITY:
             block = block[5:]
         if not stream & 1:
-            raise Broken(Code.PROTOCOL_ERROR, f"a client's call on stream {stream}")
+            raise Broken(Code.PROTOCOL_ERROR, f"a client may open only odd streams, not {stream}")
         if flags & frames.END_HEADERS:
             self._on_head(stream, block, bool(flags & frames.END_STREAM))
         else:
@@ -311,7 +311,7 @@ class Connection(asyncio.Protocol):
 
     def _on_continuation(self, stream: int, payload: bytes, flags: int) -> None:
         if self._block is None or self._block_of[0] != stream:
-            raise Broken(Code.PROTOCOL_ERROR, "a continuation of nothing")
+            raise Broken(Code.PROTOCOL_ERROR, "a CONTINUATION frame without a header block")
         self._block += payload
         if len(self._block) > BLOCK_BYTES:
             raise Broken(Code.ENHANCE_YOUR_CALM, f"a header block of more than {BLOCK_BYTES} bytes")

@@ -139,7 +139,7 @@ class Incoming:
         except zlib.error as error:
             raise BadRequest(f"the message is not {self._encoding.decode()}: {error}") from None
         if not unpacker.eof:
-            raise BadRequest(f"the message is not whole: its {self._encoding.decode()} data ends too early")
+            raise BadRequest(f"the message is incomplete: its {self._encoding.decode()} data ends too early")
         self._limits.bodies.give(len(data))
         self._held -= len(data)
         return b"".join(pieces)

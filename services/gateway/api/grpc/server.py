@@ -116,7 +116,7 @@ def sweep(connection: Connection, now: float) -> None:
     if silent > UNREAD_S and (connection.closing or (connection.paused and not connection.calls)):
         connection.abort()  # the client does not even read that it is over
     elif connection.halfway and silent > HALFWAY_S:
-        connection.end(Code.PROTOCOL_ERROR, "half a frame, and nothing more")
+        connection.end(Code.PROTOCOL_ERROR, "a frame was not completed in time")
     elif (
         not connection.calls
         and not connection.closing
@@ -131,6 +131,6 @@ def _sweep_call(connection: Connection, call: Call, now: float) -> None:
     if call.unsent_bytes and now - call.moved > UNREAD_S:
         connection.reset(call, Code.CANCEL)
     elif call.receiving and now - call.since > STALL_S + call.incoming.size / SLOWEST_BYTES_A_SECOND:
-        call.fail(DeadlinePassed("the message did not come in time"))
+        call.fail(DeadlinePassed("the message did not arrive in time"))
     elif call.deadline is not None and now > call.deadline + LATE_S:
         call.fail(DeadlinePassed("the deadline of the call passed"))

@@ -78,7 +78,7 @@ class Shared:
             if not self.limits.answers.room(0):
                 raise self.limits.overloaded()
         if self.calls >= CALLS:
-            raise Overloaded("this gateway has as many calls as it takes", retry_after_s=1.0)
+            raise Overloaded("this gateway has reached its limit of calls", retry_after_s=1.0)
 
     def begin(self, peer: Peer, call: Call) -> None:
         """Count a call that was let in."""
@@ -112,5 +112,5 @@ def _end_oldest(calls: dict[Call, None]) -> None:
     """End the oldest of these calls, but none that is about to be answered."""
     for call in calls:
         if call.task is None or call.method.lasting:
-            call.fail(Overloaded("newer calls without a credential took its place"))
+            call.fail(Overloaded("closed to make room for newer calls without a credential"))
             return

@@ -94,7 +94,7 @@ def stderr_into(file: Any) -> Iterator[None]:
 def no_cuda(reason: str) -> str:
     """Return what to do when a replica has a GPU and onnxruntime cannot use it."""
     return (
-        f"This replica was given a GPU, and onnxruntime {onnxruntime.__version__} cannot use it: {reason}. "
+        f"This replica has a GPU, but onnxruntime {onnxruntime.__version__} cannot use it: {reason}. "
         "Deploy the model with a requirements file that has the line onnxruntime-gpu[cuda,cudnn] "
         "(`--requirements FILE`), or run `make onnx-gpu` once on this host. To let it run on the CPU "
         "instead: `--resource allow_cpu=1`."

@@ -57,7 +57,7 @@ def device_of(gpu: int | None) -> Any:
         built = torch.version.cuda
         reason = f"it finds no CUDA device (built for CUDA {built})" if built else "it is a build for the CPU"
         raise RuntimeError(
-            f"This replica was given a GPU, and torch {torch.__version__} cannot use it: {reason}. "
+            f"This replica has a GPU, but torch {torch.__version__} cannot use it: {reason}. "
             "Install a build for CUDA that this host's driver supports: `make torch`, or a requirements file "
             "with torch (`--requirements FILE`). To let it run on the CPU instead: `--resource allow_cpu=1`."
         )
