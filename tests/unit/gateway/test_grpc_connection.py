@@ -20,7 +20,7 @@ from services.gateway.api.grpc.shared import Shared
 from services.gateway.api.limits import Limits
 from services.gateway.domain.budget import Budget
 from tidegate.errors import Unauthorized
-from tidegate.protocol.access import SERVICE, Principal
+from tidegate.protocol.access import ANONYMOUS, SERVICE, Principal
 
 pytestmark = pytest.mark.unit
 
@@ -299,3 +299,35 @@ async def test_a_silent_connection_is_ended(sent, limit_s):
     assert not door.wire.closed
     server.sweep(door.connection, loop.time() + limit_s + 1)
     assert door.wire.closed
+
+
+@pytest.mark.parametrize(("principal", "known"), [(SERVICE, True), (ANONYMOUS, False)])
+async def test_the_room_for_a_message_is_asked_for_with_the_standing_of_its_caller(principal, known):
+    door = Door(limit=1000)
+    door.shared.authenticate = lambda _: principal
+    asked: list[bool] = []
+    door.limits.bodies.reclaim = lambda _, for_known: asked.append(for_known)
+    await door.send(PREFACE + frame(HEADERS, 4, 1, head()), frame(DATA, 0, 1, struct.pack(">BI", 0, 50_000)))
+    door.limits.bodies.force(1000)
+    await door.send(frame(DATA, 0, 1, bytes(100)))
+    assert asked == [known]
+
+
+async def test_a_fault_in_one_connection_does_not_end_the_sweep_of_the_others(monkeypatch):
+    looked: list[Any] = []
+
+    def look(connection: Connection, now: float) -> None:
+        looked.append(connection)
+        raise RuntimeError("the socket has closed meanwhile")
+
+    monkeypatch.setattr(server, "SWEEP_S", 0.001)
+    monkeypatch.setattr(server, "sweep", look)
+    first, second = Door(), Door()
+    connections = {first.connection, second.connection}
+    sweeping = asyncio.create_task(server.sweep_all(connections))
+    while len(looked) < 4:
+        await asyncio.sleep(0)
+    sweeping.cancel()
+    assert set(looked) == connections
+    assert first.wire.closed
+    assert second.wire.closed

@@ -37,6 +37,7 @@ class Incoming:
         "_part",
         "_prefix",
         "_size",
+        "known",
         "messages",
     )
 
@@ -50,6 +51,7 @@ class Incoming:
         self._size = 0
         self._packed = False
         self._held = 0
+        self.known = False  # its caller has shown a good credential
         self.messages: deque[Message] = deque()
 
     @property
@@ -113,7 +115,7 @@ class Incoming:
         return PayloadTooLarge(f"the message is larger than {self._limit} bytes")
 
     def _count(self, count: int, of: int) -> None:
-        if not self._limits.bodies.take(count, of):
+        if not self._limits.bodies.take(count, of, known=self.known):
             raise self._limits.overloaded()
         self._held += count
 

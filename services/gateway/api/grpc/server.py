@@ -83,7 +83,7 @@ class GrpcDoor:
             backlog=BACKLOG,
             reuse_port=self._shared_port or None,
         )
-        self._sweeper = asyncio.create_task(self._sweep())
+        self._sweeper = asyncio.create_task(sweep_all(self._connections))
 
     async def stop(self) -> None:
         """Take no more calls, let those under way end, close."""
@@ -101,13 +101,18 @@ class GrpcDoor:
         for connection in list(connections):
             connection.abort()
 
-    async def _sweep(self) -> None:
-        """End what stands still."""
-        while True:
-            await asyncio.sleep(SWEEP_S)
-            now = asyncio.get_running_loop().time()
-            for connection in list(self._connections):
+
+async def sweep_all(connections: set[Connection]) -> None:
+    """End what stands still, for ever. A fault in one connection ends that one alone."""
+    while True:
+        await asyncio.sleep(SWEEP_S)
+        now = asyncio.get_running_loop().time()
+        for connection in list(connections):
+            try:
                 sweep(connection, now)
+            except Exception:
+                log.exception("a gRPC connection could not be looked at; it is closed")
+                connection.abort()
 
 
 def sweep(connection: Connection, now: float) -> None:
