@@ -39,6 +39,7 @@ class Wire:
     def __init__(self) -> None:
         self.sent = b""
         self.closed = False
+        self.unread = 0
 
     def write(self, data: bytes) -> None:
         self.sent += data
@@ -48,6 +49,9 @@ class Wire:
 
     def can_write_eof(self) -> bool:
         return False
+
+    def get_write_buffer_size(self) -> int:
+        return self.unread
 
     def close(self) -> None:
         self.closed = True
@@ -365,3 +369,26 @@ async def test_a_packed_message_is_read_once(encoding, monkeypatch):
     assert whole.data == plain
     assert fed < 5 * 2**20
     assert budget.used == whole.held
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        frame(HEADERS, 5, 1, head("/t/None")),
+        frame(HEADERS, 5, 1, head("/t/Echo", ("authorization", "bad"))),
+        frame(SETTINGS, 0, 0),
+    ],
+    ids=["no method", "no credential", "settings"],
+)
+async def test_a_client_that_asks_and_does_not_read_is_ended(asked):
+    """What it is answered takes no window, so only its socket could hold it up."""
+    door = Door()
+    await door.send(PREFACE)
+    door.connection.pause_writing()
+    door.wire.unread = 100_000
+    await door.send(asked)
+    assert not door.wire.closed, "a full socket is no fault yet"
+    door.wire.unread = 600_000
+    await door.send(frame(SETTINGS, 0, 0))
+    assert door.wire.closed
+    assert GOAWAY in door.wire.kinds()
