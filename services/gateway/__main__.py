@@ -39,6 +39,7 @@ def main() -> int:
         gateway.app,
         settings,
         protocol=gateway.protocol,
+        on_stop=gateway.drain,
         tls=gateway.tls,
         other_connections=settings.max_grpc_connections,
     )

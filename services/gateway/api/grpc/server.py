@@ -85,15 +85,20 @@ class GrpcDoor:
         )
         self._sweeper = asyncio.create_task(sweep_all(self._connections))
 
+    def drain(self) -> None:
+        """Take no more calls; those under way go on."""
+        self._health.stopping = True
+        if self._server is not None:
+            self._server.close()
+        for connection in list(self._connections):
+            connection.drain()
+
     async def stop(self) -> None:
         """Take no more calls, let those under way end, close."""
-        self._health.stopping = True
-        if self._server is None or self._sweeper is None:
+        self.drain()
+        if self._sweeper is None:
             return
-        self._server.close()
         connections = self._connections
-        for connection in list(connections):
-            connection.drain()
         end = asyncio.get_running_loop().time() + GRACE_S
         while connections and asyncio.get_running_loop().time() < end:
             await asyncio.sleep(0.02)
