@@ -62,7 +62,7 @@ onnx-gpu: bootstrap ## let the models' environment run ONNX models on NVIDIA GPU
 
 clean: down ## stop everything and forget the data (what was installed stays)
 	@rm -rf "$(STATE)/data" "$(STATE)/run" "$(STATE)/log" "$(STATE)/cache" "$(STATE)/replicas" \
-	  "$(STATE)/examples" "$(STATE)/token" "$(STATE)/metrics"
+	  "$(STATE)/examples" "$(STATE)/token" "$(STATE)/metrics" "$(STATE)/secrets" "$(STATE)/reproduce" "$(STATE)/gpus.lock"
 	@echo "The data in $(STATE) is gone; what was installed stays."
 
 # Each process of the tests would rewrite their asserts anew; so they are collected once first, into bytecode, on the

@@ -9,11 +9,11 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tidegate import telemetry
 from tidegate.errors import PayloadTooLarge, TidegateError
+from tidegate.http.heads import number
 from tidegate.protocol import bounded_json
 from tidegate.service import error_response
 
 _BODY_HEADERS = (b"content-length", b"transfer-encoding")
-_MAX_DIGITS = 18
 
 
 class BodyLimit:
@@ -55,27 +55,25 @@ async def _read(scope: Scope, receive: Receive, limit: int) -> bytes | None:
     """The whole body; None: the caller left. Raises PayloadTooLarge as soon as that is known."""
     if (_declared(scope) or 0) > limit:
         raise _too_large(limit)
-    pieces, size, more = [], 0, True
+    # One buffer and no list: a body that comes byte by byte would be a list of millions of objects.
+    body, more = bytearray(), True
     while more:
         message: Message = await receive()
         if message["type"] == "http.disconnect":
             return None
-        piece = message.get("body", b"")
-        size += len(piece)
-        if size > limit:
+        body += message.get("body", b"")
+        if len(body) > limit:
             raise _too_large(limit)
-        pieces.append(piece)
         more = message.get("more_body", False)
-    body = b"".join(pieces)
-    bounded_json.check(body, "the body")
-    return body
+    whole = bytes(body)
+    bounded_json.check(whole, "the body")
+    return whole
 
 
 def _declared(scope: Scope) -> int | None:
     for name, value in scope["headers"]:
         if name == b"content-length":
-            digits = value.strip(b" \t")
-            return int(digits) if digits.isdigit() and len(digits) <= _MAX_DIGITS else None
+            return number(value)
     return None
 
 

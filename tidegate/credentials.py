@@ -6,7 +6,6 @@ server's URL; nothing else carries a password, neither an argument nor a variabl
 
 from __future__ import annotations
 
-import contextlib
 import os
 import secrets
 from pathlib import Path
@@ -64,7 +63,10 @@ def write_once(place: Path, text: str) -> None:
     descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     with os.fdopen(descriptor, "w") as file:
         file.write(text + "\n")
-    place.unlink(missing_ok=True)
-    with contextlib.suppress(FileExistsError):
+    try:
         os.link(fresh, place)
-    fresh.unlink()
+    except FileExistsError:
+        # An empty file is nobody's secret; what another writer has put there meanwhile stays.
+        if not (place.is_file() and place.read_text().strip()):
+            fresh.replace(place)
+    fresh.unlink(missing_ok=True)

@@ -300,16 +300,17 @@ def run(
     protocol: Callable[..., Any] = Protocol,
     on_stop: Callable[[], Awaitable[None]] | None = None,
     tls: ssl.SSLContext | None = None,
+    other_connections: int = 0,
 ) -> None:
     """Serve until SIGTERM or SIGINT; requests under way get up to 30 s, then ``lifespan`` shuts down.
 
     ``sock``: a bound socket to serve on instead of ``port``. ``protocol``: a factory of the service's own
     kind of :class:`Protocol`. ``on_stop`` runs first of all, while connections are still served. ``tls``:
-    serve over TLS with this context.
+    serve over TLS with this context. ``other_connections``: those that the service takes on other ports.
     """
     os.umask(0o077)  # what a service writes is for its user alone, whoever started it
     connections = Connections(HttpLimits.of(settings))
-    connections.fit_files()
+    connections.fit_files(other_connections)
     config = uvicorn.Config(
         app,
         host=settings.host,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from functools import partial
 
 from tidegate import quick_start
 
@@ -33,11 +34,20 @@ def main() -> int:
     from tidegate import service
 
     gateway = build(settings)
+    run = partial(
+        service.run,
+        gateway.app,
+        settings,
+        protocol=gateway.protocol,
+        on_stop=gateway.drain,
+        tls=gateway.tls,
+        other_connections=settings.max_grpc_connections,
+    )
     if member:
         with processes.listen(settings.host, settings.gateway_port) as door:
-            service.run(gateway.app, settings, 0, sock=door, protocol=gateway.protocol, tls=gateway.tls)
+            run(0, sock=door)
     else:
-        service.run(gateway.app, settings, settings.gateway_port, protocol=gateway.protocol, tls=gateway.tls)
+        run(settings.gateway_port)
     return 0
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import ssl
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import NamedTuple
@@ -50,11 +50,15 @@ STREAMED = {r"/v2/models/.*/generate(_stream)?": None, r"/v1/batches": None, r"/
 
 
 class Gateway(NamedTuple):
-    """The gateway as an ASGI app, whose parts start and stop with its lifespan, and its short way."""
+    """The gateway as an ASGI app, whose parts start and stop with its lifespan, and its short way.
+
+    ``drain``: to be called first when it is to stop.
+    """
 
     app: ASGIApp
     protocol: Callable[..., asyncio.Protocol]
     tls: ssl.SSLContext | None
+    drain: Callable[[], Awaitable[None]]
 
 
 class Parts(NamedTuple):
@@ -102,7 +106,12 @@ def build(settings: GatewaySettings) -> Gateway:
         body_bytes_per_s=settings.http_body_bytes_per_s,
     )
     tls = None if certificate is None else certificate.context("http/1.1")
-    return Gateway(InferDoor(app, inference), partial(DirectProtocol, inference), tls)
+
+    async def drain() -> None:
+        # The lifespan ends after the last HTTP request; until then no client over gRPC would be told.
+        app.state.grpc.drain()
+
+    return Gateway(InferDoor(app, inference), partial(DirectProtocol, inference), tls, drain)
 
 
 def _parts(settings: GatewaySettings) -> Parts:
@@ -153,7 +162,7 @@ async def _running(
     parts.office.start()
     await core.reporter.start()
     cards.start()
-    grpc = _grpc_door(settings, parts, app.state.health, certificate)
+    app.state.grpc = grpc = _grpc_door(settings, parts, app.state.health, certificate)
     await grpc.start()
     watch = None if certificate is None else asyncio.create_task(certificate.watch())
     yield

@@ -83,6 +83,7 @@ class DeadLetters:
         """Leave the letters to the router that leads."""
         self._letters.clear()
         self._loaded = False
+        self._lines = 0
 
     async def stop(self) -> None:
         """End."""
@@ -117,7 +118,8 @@ class DeadLetters:
         letter = replace(letter, letter=new_letter_id())
         DEAD.labels(letter.cause).inc()
         log.warning("dead letter", extra=letter.shown())
-        self._letters[letter.letter] = letter
+        if self._loaded:  # else the lead was lost meanwhile: the journal has it, for the next one that leads
+            self._letters[letter.letter] = letter
         self._write([letter.to_json()])
         await self._sweep()
 
@@ -187,7 +189,8 @@ class DeadLetters:
         with self._journal.open("ab") as journal:
             journal.write(b"".join(orjson.dumps(line) + b"\n" for line in lines))
         self._lines += len(lines)
-        if self._lines > len(self._letters) + SPARE_LINES:
+        # Only by the router that keeps the letters: another one does not know them, and would lose them.
+        if self._loaded and self._lines > len(self._letters) + SPARE_LINES:
             self._rewrite()
 
     def _rewrite(self) -> None:

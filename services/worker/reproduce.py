@@ -22,6 +22,7 @@ from services.worker.adapters import model_repository
 from services.worker.adapters.artifacts import ArtifactCache
 from services.worker.adapters.environments import Environments
 from services.worker.adapters.model import Answer, Model
+from services.worker.adapters.sandbox import sandbox_of
 from services.worker.adapters.triton_client import TritonClient
 from services.worker.adapters.triton_install import TritonInstall
 from services.worker.adapters.triton_process import TritonOptions, TritonProcess, new_triton, repository_in
@@ -71,8 +72,10 @@ async def _serving(
     """Start a Triton with the version's model, its log on the screen; it ends with the block."""
     version, deployment = assignment.version, assignment.deployment
     install = TritonInstall.find(settings.runtime_path, settings.triton_server, settings.triton_backends)
+    # As in a replica: the model, and this request to it, are not the operator's.
+    sandbox = sandbox_of(settings, folder)
     if version.requirements:
-        environments = Environments(settings.state_path / "cache" / "envs", install, _say)
+        environments = Environments(settings.state_path / "cache" / "envs", install, _say, sandbox)
         install = await environments.provide(
             version.requirements, deployment.env, settings.environment_timeout_s
         )
@@ -82,9 +85,16 @@ async def _serving(
         operator.registry_url, operator.service_token, version.artifact_sha256, version.artifact_size
     )
     repository = repository_in(folder)
-    loading = Loading(
-        deployment, partial(model_repository.prepare, version, deployment, artifact, repository, install)
+    write = partial(
+        model_repository.prepare,
+        version,
+        deployment,
+        artifact,
+        repository,
+        install,
+        symlinks=not sandbox.mounts,
     )
+    loading = Loading(deployment, write)
     models = await loading.prepare()
     _tell_where(repository)
     options = TritonOptions(
@@ -95,7 +105,7 @@ async def _serving(
         start_timeout_s=deployment.start_timeout_s,
         response_cache_mb=model_repository.cache_mb(repository, models, deployment, install),
     )
-    triton = new_triton(install, folder, options)
+    triton = new_triton(install, folder, options, sandbox)
     following = asyncio.create_task(_follow(triton.log_path))
     client = None
     try:
@@ -124,6 +134,7 @@ def _tell_where(repository: Path) -> None:
             code = path.read_bytes()
             path.unlink()  # it may be a hard link
             path.write_bytes(code + FAULTHANDLER)
+            path.chmod(0o644)  # whatever the umask: the model's user reads it
 
 
 async def _run(model: Model, request: Request, timeout_s: float) -> None:

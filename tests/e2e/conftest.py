@@ -19,6 +19,7 @@ import psutil
 import pytest
 
 from tests.conftest import MadeOnce
+from tests.e2e.guard import Guard
 from tidegate import Client, credentials
 from tidegate.settings import Settings
 from tidegate.stack.ports import free_ports
@@ -161,6 +162,8 @@ def running_stack(state: Path, **fields: float | str) -> Iterator[Stack]:
     env |= {f"TIDEGATE_{name.upper()}": str(value) for name, value in fields.items()}
     env |= {"TIDEGATE_STATE_DIR": str(state), "TIDEGATE_RUNTIME_DIR": str(runtime), "NO_COLOR": "1"}
     started = Stack(Settings(**given), env)
+    # A run that is interrupted with -n has ten seconds before its processes are killed: too few for `down`.
+    guard = Guard([sys.executable, "-m", "tidegate.cli", "down"], env, REPO)
     try:
         done = started.run("up", timeout_s=300)
         assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
@@ -168,6 +171,7 @@ def running_stack(state: Path, **fields: float | str) -> Iterator[Stack]:
         yield Stack(Settings(**given), env)
     finally:
         down = started.run("down", timeout_s=120)
+        guard.dismiss()
     assert down.returncode == 0, f"{down.stdout}\n{down.stderr}"
     left = processes_of(state)
     assert not left, [p.cmdline() for p in left]

@@ -48,15 +48,19 @@ class Connections:
     def __len__(self) -> int:
         return len(self._all)
 
-    def fit_files(self) -> None:
-        """Raise the soft limit of open files as far as needed, and allow only connections that fit."""
+    def fit_files(self, others: int = 0) -> None:
+        """Raise the soft limit of open files as far as needed, and allow only connections that fit.
+
+        ``others``: connections that this process may have beside these.
+        """
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-        wanted = self.limits.connections + RESERVED_FILES
+        reserved = RESERVED_FILES + others
+        wanted = self.limits.connections + reserved
         if soft != resource.RLIM_INFINITY and soft < wanted:
             soft = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
             resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
         if soft != resource.RLIM_INFINITY and soft < wanted:
-            self._most = max(soft - RESERVED_FILES, soft // 2)
+            self._most = max(soft - reserved, soft // 2)
             log.warning(
                 "fewer connections than TIDEGATE_HTTP_CONNECTIONS fit into the limit of open files",
                 extra={"connections": self._most, "open_files": soft},

@@ -34,9 +34,11 @@ class InferDoor:
             await self.app(scope, receive, send)
             return
         headers: Headers = dict(scope["headers"])
+        refusal = self._inference.at_head(headers)  # with it the caller of a first call is known, too
         body = Body(self._inference.limits, known=self._inference.knows(headers))
         try:
-            refusal = await self._read(receive, headers, body)
+            if refusal is None:
+                refusal = await self._read(receive, body)
             if refusal is not None:
                 response = self._inference.refuse(target, headers, refusal)
             else:
@@ -66,10 +68,9 @@ class InferDoor:
                 self._inference.abandon(id_, target)
             raise
 
-    async def _read(self, receive: Receive, headers: Headers, body: Body) -> TidegateError | None:
+    async def _read(self, receive: Receive, body: Body) -> TidegateError | None:
         """Collect the whole body; gives why it is refused, as soon as that is known."""
-        refusal = self._inference.at_head(headers)
-        more = True
+        refusal, more = None, True
         while more and refusal is None:
             message: Message = await receive()
             if message["type"] == "http.disconnect":

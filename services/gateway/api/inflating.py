@@ -14,39 +14,55 @@ _WBITS = {"gzip": 31, "deflate": 15}
 _PLAIN = {"", "identity"}
 # zlib copies what it has not used of its input at each call, so it gets little at once.
 _FED = 64 * 1024
+# An empty member has 8 or 20 bytes and costs as much as many do: so many, and one more for each KiB.
+MEMBERS, BYTES_A_MEMBER = 1024, 1024
 _HEADER_LENGTH = oip.HEADER_LENGTH.lower().encode()
 
 
 class Inflater:
-    """Unpacks one body. ``encoding`` is gzip or deflate; BadRequest for any other."""
+    """Unpacks one body, or another thing that is called ``what`` in errors.
 
-    def __init__(self, encoding: str) -> None:
+    ``encoding`` is gzip or deflate; BadRequest for any other.
+    """
+
+    def __init__(self, encoding: str, what: str = "body") -> None:
         if encoding not in _WBITS:
             raise BadRequest(f"Content-Encoding {encoding[:40]!r} is not supported: use gzip or deflate")
         self._encoding = encoding
+        self._what = what
         self._unpacker = zlib.decompressobj(_WBITS[encoding])
+        self._members_left = MEMBERS
 
     def feed(self, packed: Buffer) -> Iterator[bytes]:
         """What these bytes unpack to, in pieces of at most ``STEP`` bytes; raises BadRequest."""
         for at in range(0, len(packed), _FED):
             rest = bytes(packed[at : at + _FED])
+            self._members_left += -(-len(rest) // BYTES_A_MEMBER)
             try:
                 while rest:
                     if self._unpacker.eof:
                         # Another member, or zeros behind the last. A finished one keeps all it is given.
                         rest = rest.lstrip(b"\0")
                         if rest:
-                            self._unpacker = zlib.decompressobj(_WBITS[self._encoding])
+                            self._next_member()
                         continue
                     yield self._unpacker.decompress(rest, STEP)
                     rest = self._unpacker.unconsumed_tail or self._unpacker.unused_data
             except zlib.error as error:
-                raise BadRequest(f"the body is not {self._encoding}: {error}") from None
+                raise BadRequest(f"the {self._what} is not {self._encoding}: {error}") from None
+
+    def _next_member(self) -> None:
+        self._members_left -= 1
+        if self._members_left < 0:
+            raise BadRequest(
+                f"the {self._what} has too many {self._encoding} members for its size: compress it as one"
+            )
+        self._unpacker = zlib.decompressobj(_WBITS[self._encoding])
 
     def end(self) -> None:
-        """Raise BadRequest unless the body is complete."""
+        """Raise BadRequest unless it is complete."""
         if not self._unpacker.eof:
-            raise BadRequest(f"the body's {self._encoding} data is cut off")
+            raise BadRequest(f"the {self._what}'s {self._encoding} data is cut off")
 
 
 def encoding_of(headers: Headers) -> str:

@@ -11,13 +11,14 @@ from services.router.dead_letters import DeadLetters
 from services.router.domain.dead_letters import DeadLetter, wanted
 from services.router.replays import Replays
 from tidegate import telemetry
+from tidegate.api import JsonRoute
 from tidegate.caller import needs
 from tidegate.errors import TidegateError
 from tidegate.protocol.access import OPERATE, Principal
 
 log = telemetry.logger(__name__)
 
-router = APIRouter(prefix="/v1/dead", tags=["dead letters"])
+router = APIRouter(prefix="/v1/dead", tags=["dead letters"], route_class=JsonRoute)
 Operator = Annotated[Principal, Depends(needs(OPERATE))]
 
 

@@ -62,3 +62,15 @@ def wait_ready(process: subprocess.Popen[bytes], port: int, log: Path, scheme: s
             pass
         time.sleep(0.02)
     raise AssertionError(log.read_text())
+
+
+def wait_listening(process: subprocess.Popen[bytes], port: int, log: Path) -> None:
+    """Return once a service that was just started answers, ready or not."""
+    end = time.monotonic() + 30
+    while process.poll() is None and time.monotonic() < end:
+        try:
+            httpx.get(f"http://127.0.0.1:{port}/health/live")
+            return
+        except httpx.TransportError:
+            time.sleep(0.02)
+    raise AssertionError(log.read_text())

@@ -293,6 +293,15 @@ def test_the_limit_of_open_files_is_raised(monkeypatch):
     monkeypatch.setattr(resource, "setrlimit", lambda _, limits: given.append(limits))
     Connections(HttpLimits(connections=2000)).fit_files()
     assert given == [(2000 + module.RESERVED_FILES, hard)]
+    Connections(HttpLimits(connections=2000)).fit_files(others=300)
+    assert given[1:] == [(2300 + module.RESERVED_FILES, hard)]
+
+
+def test_connections_of_other_ports_have_files_too(monkeypatch):
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (10_000, 10_000))
+    connections = Connections(HttpLimits(connections=9000))
+    connections.fit_files(others=4000)
+    assert connections._most == 10_000 - module.RESERVED_FILES - 4000
 
 
 async def test_a_fault_in_one_connection_does_not_end_the_sweep(monkeypatch):

@@ -169,7 +169,7 @@ def test_without_a_known_signature_the_arrays_decide(make: Any, gateway: Gateway
     assert client.infer("double", {"x": np.array([1], np.float32)})["y"].tolist() == [2]
     assert gateway.calls == ["GET /v2/models/double", "POST /v2/models/double/infer"], "nothing is waited for"
     with pytest.raises(errors.Unavailable, match="it is not_known_yet"):
-        client.infer("double", np.array([1], np.float32), timeout_s=0.5)
+        client.infer("double", np.array([1], np.float32), timeout_s=2)
 
 
 def test_a_bare_array_waits_for_the_signature_of_a_model_that_wakes(make: Any, gateway: Gateway) -> None:

@@ -249,3 +249,23 @@ def test_what_a_compressed_body_took_is_given_back_once(door, core, gone):
         assert inference.limits.bodies.used == 0
     core.done(core.error)
     assert (inference.limits.bodies.used, len(answers)) == (0, 1)
+
+
+async def test_the_first_call_of_a_credential_asks_for_room_as_a_known_one(core):
+    bodies = Budget(1000)
+    limits = Limits(body_bytes=10, json_bytes=10, bodies=bodies, answers=Budget(1000))
+    access = Access(required=False, service_token="secret", count=lambda *_: [0] * 7, meters={})
+    inference = Inference(core, access=access, limits=limits, local_only=True, metrics=Metrics())
+    asked: list[bool] = []
+    bodies.reclaim = lambda _, for_known: asked.append(for_known)
+    caller = Caller(body(b"{}"), headers=[(b"authorization", b"Bearer secret")])
+    receive = caller.receive
+
+    async def full():
+        bodies.force(1000)
+        return await receive()
+
+    caller.receive = full  # type: ignore[method-assign]
+    await call(InferDoor(elsewhere, inference), caller)
+    assert caller.status == 503
+    assert asked == [True]

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import os
 import struct
+import zlib
 from typing import Any
 
 import pytest
@@ -16,11 +18,12 @@ from hypothesis import strategies as st
 from services.gateway.api.grpc import server
 from services.gateway.api.grpc.call import Call, Method, Received
 from services.gateway.api.grpc.connection import Connection
+from services.gateway.api.grpc.incoming import Incoming
 from services.gateway.api.grpc.shared import Shared
 from services.gateway.api.limits import Limits
 from services.gateway.domain.budget import Budget
 from tidegate.errors import Unauthorized
-from tidegate.protocol.access import SERVICE, Principal
+from tidegate.protocol.access import ANONYMOUS, SERVICE, Principal
 
 pytestmark = pytest.mark.unit
 
@@ -36,6 +39,7 @@ class Wire:
     def __init__(self) -> None:
         self.sent = b""
         self.closed = False
+        self.unread = 0
 
     def write(self, data: bytes) -> None:
         self.sent += data
@@ -45,6 +49,9 @@ class Wire:
 
     def can_write_eof(self) -> bool:
         return False
+
+    def get_write_buffer_size(self) -> int:
+        return self.unread
 
     def close(self) -> None:
         self.closed = True
@@ -299,3 +306,89 @@ async def test_a_silent_connection_is_ended(sent, limit_s):
     assert not door.wire.closed
     server.sweep(door.connection, loop.time() + limit_s + 1)
     assert door.wire.closed
+
+
+@pytest.mark.parametrize(("principal", "known"), [(SERVICE, True), (ANONYMOUS, False)])
+async def test_the_room_for_a_message_is_asked_for_with_the_standing_of_its_caller(principal, known):
+    door = Door(limit=1000)
+    door.shared.authenticate = lambda _: principal
+    asked: list[bool] = []
+    door.limits.bodies.reclaim = lambda _, for_known: asked.append(for_known)
+    await door.send(PREFACE + frame(HEADERS, 4, 1, head()), frame(DATA, 0, 1, struct.pack(">BI", 0, 50_000)))
+    door.limits.bodies.force(1000)
+    await door.send(frame(DATA, 0, 1, bytes(100)))
+    assert asked == [known]
+
+
+async def test_a_fault_in_one_connection_does_not_end_the_sweep_of_the_others(monkeypatch):
+    looked: list[Any] = []
+
+    def look(connection: Connection, now: float) -> None:
+        looked.append(connection)
+        raise RuntimeError("the socket has closed meanwhile")
+
+    monkeypatch.setattr(server, "SWEEP_S", 0.001)
+    monkeypatch.setattr(server, "sweep", look)
+    first, second = Door(), Door()
+    connections = {first.connection, second.connection}
+    sweeping = asyncio.create_task(server.sweep_all(connections))
+    while len(looked) < 4:
+        await asyncio.sleep(0)
+    sweeping.cancel()
+    assert set(looked) == connections
+    assert first.wire.closed
+    assert second.wire.closed
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "deflate"])
+async def test_a_packed_message_is_read_once(encoding, monkeypatch):
+    """zlib copies what it has not used at each call: given all at once 250 MB would cost 20 s."""
+    pack = gzip.compress if encoding == "gzip" else zlib.compress
+    plain = os.urandom(4 * 2**20)
+    fed = 0
+
+    class Counting:
+        def __init__(self, unpacker):
+            self._unpacker = unpacker
+
+        def __getattr__(self, name):
+            return getattr(self._unpacker, name)
+
+        def decompress(self, data, most):
+            nonlocal fed
+            fed += len(data)
+            return self._unpacker.decompress(data, most)
+
+    new = zlib.decompressobj
+    monkeypatch.setattr(zlib, "decompressobj", lambda wbits: Counting(new(wbits)))
+    budget = Budget(2**26)
+    limits = Limits(body_bytes=2**24, json_bytes=2**20, bodies=budget, answers=Budget(2**20))
+    incoming = Incoming(limits, 2**23, encoding.encode())
+    incoming.feed(message(pack(plain), flag=1))
+    whole = incoming.take()
+    assert whole.data == plain
+    assert fed < 5 * 2**20
+    assert budget.used == whole.held
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        frame(HEADERS, 5, 1, head("/t/None")),
+        frame(HEADERS, 5, 1, head("/t/Echo", ("authorization", "bad"))),
+        frame(SETTINGS, 0, 0),
+    ],
+    ids=["no method", "no credential", "settings"],
+)
+async def test_a_client_that_asks_and_does_not_read_is_ended(asked):
+    """What it is answered takes no window, so only its socket could hold it up."""
+    door = Door()
+    await door.send(PREFACE)
+    door.connection.pause_writing()
+    door.wire.unread = 100_000
+    await door.send(asked)
+    assert not door.wire.closed, "a full socket is no fault yet"
+    door.wire.unread = 600_000
+    await door.send(frame(SETTINGS, 0, 0))
+    assert door.wire.closed
+    assert GOAWAY in door.wire.kinds()

@@ -9,6 +9,7 @@ import zlib
 
 import pytest
 
+from services.gateway.api import inflating
 from services.gateway.api.inflating import inflated
 from services.gateway.api.limits import Limits
 from services.gateway.domain.budget import Budget
@@ -113,3 +114,28 @@ def test_a_large_body_that_hardly_shrank_is_read_once():
     assert found is not None
     assert found.whole() == plain
     assert copied < 8 * MIB
+
+
+@pytest.mark.parametrize("empty", [gzip.compress(b"", mtime=0), zlib.compress(b"")], ids=["gzip", "deflate"])
+def test_members_without_content_do_not_stop_the_gateway(empty, monkeypatch):
+    """Each costs microseconds, so millions of them would cost a minute."""
+    begun = 0
+    new = zlib.decompressobj
+
+    def counted(wbits):
+        nonlocal begun
+        begun += 1
+        return new(wbits)
+
+    monkeypatch.setattr(zlib, "decompressobj", counted)
+    encoding = "gzip" if empty[:2] == b"\x1f\x8b" else "deflate"
+    with pytest.raises(BadRequest, match=f"too many {encoding} members"):
+        list(inflating.Inflater(encoding).feed(empty * (4 * MIB // len(empty))))
+    assert begun < 6000
+
+
+def test_a_file_in_blocks_is_unpacked():
+    """As bgzip writes it: a member for each 64 KiB."""
+    block = os.urandom(1500)
+    packed = gzip.compress(block) * 4000
+    assert b"".join(inflating.Inflater("gzip").feed(packed)) == block * 4000

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -12,6 +13,7 @@ from fastapi import APIRouter, FastAPI, Request
 from pydantic import BaseModel
 
 from tidegate.api import create_app
+from tidegate.body_limit import _read
 from tidegate.protocol.permissions import INTERNAL, OPEN, Permissions
 from tidegate.settings import Settings
 
@@ -132,3 +134,22 @@ async def test_a_path_may_take_more_but_not_everything(client):
 
 async def test_requests_without_a_body_are_not_touched(client):
     assert (await client.get("/health/live")).status_code == 200
+
+
+async def test_a_body_in_tiny_pieces_takes_no_more_than_its_bytes():
+    pieces = 100_000
+
+    async def receive() -> dict[str, object]:
+        nonlocal pieces
+        pieces -= 1
+        return {"type": "http.request", "body": b"%02d" % (pieces % 100), "more_body": pieces > 0}
+
+    tracemalloc.start()
+    try:
+        body = await _read({"headers": []}, receive, 2**20)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert body is not None
+    assert len(body) == 200_000
+    assert peak < 5 * len(body), "of a list of pieces each one takes 40 bytes and more"

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -134,3 +136,27 @@ def test_servers_in_containers_read_hashes_from_folders_of_their_own(tmp_path):
         for password in credentials.read_all(tmp_path / "secrets", server).values():
             assert password not in texts
     assert {path.stat().st_mode & 0o777 for path in files} == {0o644}
+
+
+def test_two_writers_of_a_secret_agree(tmp_path, monkeypatch):
+    place = tmp_path / "token"
+    fdopen = os.fdopen
+
+    def slowly(*given: Any) -> Any:
+        monkeypatch.undo()
+        credentials.write_once(place, "of the other one")  # between the look of the first one and its write
+        return fdopen(*given)
+
+    monkeypatch.setattr(os, "fdopen", slowly)
+    monkeypatch.setattr(os, "getpid", lambda: -1)
+    credentials.write_once(place, "of the first one")
+    assert place.read_text() == "of the other one\n"
+    assert list(tmp_path.iterdir()) == [place]
+
+
+def test_an_empty_file_is_no_secret(tmp_path):
+    place = tmp_path / "token"
+    place.touch(mode=0o644)
+    credentials.write_once(place, "secret")
+    assert place.read_text() == "secret\n"
+    assert place.stat().st_mode & 0o777 == 0o600

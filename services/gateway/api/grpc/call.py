@@ -260,7 +260,7 @@ class Call:
         if len(data) > SMALL_MESSAGE:
             size = structure(data)
             self._limits.check_structure(size)
-            if not self._limits.bodies.take(size * FACTOR):
+            if not self._limits.bodies.take(size * FACTOR, known=self.incoming.known):
                 raise self._limits.overloaded()
             self._given += size * FACTOR
         try:

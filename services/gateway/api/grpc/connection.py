@@ -26,6 +26,9 @@ from tidegate.service import new_request_id
 STREAMS = 1024
 # How long what a client sends is still read, and dropped, after it was told that its connection ends.
 LINGER_S = 1.0
+# What may wait for a client that does not read before it must not ask for more. Answers alone are less than
+# that: none is written while the socket's buffer is full.
+UNREAD_BYTES = 512 * 1024
 # How much a client may send ahead on one stream, and on the connection.
 STREAM_WINDOW = 4 * 2**20
 CONNECTION_WINDOW = 16 * 2**20
@@ -245,6 +248,8 @@ class Connection(asyncio.Protocol):
 
     def _nuisance(self) -> None:
         self._must(self._patience.nuisance(self._loop.time()))
+        if self._out.paused and self._transport.get_write_buffer_size() > UNREAD_BYTES:
+            raise Broken(Code.ENHANCE_YOUR_CALM, "more was asked for than is read")
 
     @staticmethod
     def _must(problem: str | None) -> None:

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import struct
-import zlib
 from collections import deque
 from typing import NamedTuple
 
+from services.gateway.api.inflating import Inflater
 from services.gateway.api.limits import Limits
 from tidegate.errors import BadRequest, PayloadTooLarge, TidegateError
 
 _PREFIX = struct.Struct(">BI")
-_WBITS = {b"gzip": 31, b"deflate": 15}  # zlib's
+_UNPACKED = {b"gzip", b"deflate"}
 ENCODINGS = "identity,deflate,gzip"
-_STEP = 2**20
 # What a message takes beside its bytes, however small it is.
 MESSAGE_BYTES = 256
 
@@ -37,6 +36,7 @@ class Incoming:
         "_part",
         "_prefix",
         "_size",
+        "known",
         "messages",
     )
 
@@ -50,6 +50,7 @@ class Incoming:
         self._size = 0
         self._packed = False
         self._held = 0
+        self.known = False  # its caller has shown a good credential
         self.messages: deque[Message] = deque()
 
     @property
@@ -103,7 +104,7 @@ class Incoming:
         packed, self._size = _PREFIX.unpack(self._prefix)
         self._prefix, self._part = b"", bytearray()
         self._packed = bool(packed)
-        if packed and self._encoding not in _WBITS:
+        if packed and self._encoding not in _UNPACKED:
             raise BadRequest(f"a compressed message, but grpc-encoding is {self._encoding[:32]!r}: use gzip")
         if self._size > self._limit:
             raise self._too_large()
@@ -113,7 +114,7 @@ class Incoming:
         return PayloadTooLarge(f"the message is larger than {self._limit} bytes")
 
     def _count(self, count: int, of: int) -> None:
-        if not self._limits.bodies.take(count, of):
+        if not self._limits.bodies.take(count, of, known=self.known):
             raise self._limits.overloaded()
         self._held += count
 
@@ -123,23 +124,15 @@ class Incoming:
 
     def _unpacked(self, data: bytearray) -> bytes:
         """Return a message decompressed, its new size counted step by step in place of the old one."""
-        unpacker = zlib.decompressobj(wbits=_WBITS[self._encoding])
-        pieces, size, rest = [], 0, bytes(data)
-        try:
-            while not unpacker.eof:
-                piece, had = unpacker.decompress(rest, _STEP), rest
-                rest = unpacker.unconsumed_tail
-                if not piece and len(rest) == len(had):
-                    break
-                size += len(piece)
-                if size > self._limit:
-                    raise self._too_large()
-                self._count(len(piece), size)
-                pieces.append(piece)
-        except zlib.error as error:
-            raise BadRequest(f"the message is not {self._encoding.decode()}: {error}") from None
-        if not unpacker.eof:
-            raise BadRequest(f"the message is incomplete: its {self._encoding.decode()} data ends too early")
+        inflater = Inflater(self._encoding.decode("latin-1"), "message")
+        pieces, size = [], 0
+        for piece in inflater.feed(memoryview(data)):
+            size += len(piece)
+            if size > self._limit:
+                raise self._too_large()
+            self._count(len(piece), size)
+            pieces.append(piece)
+        inflater.end()
         self._limits.bodies.give(len(data))
         self._held -= len(data)
         return b"".join(pieces)

@@ -83,17 +83,22 @@ class GrpcDoor:
             backlog=BACKLOG,
             reuse_port=self._shared_port or None,
         )
-        self._sweeper = asyncio.create_task(self._sweep())
+        self._sweeper = asyncio.create_task(sweep_all(self._connections))
+
+    def drain(self) -> None:
+        """Take no more calls; those under way go on."""
+        self._health.stopping = True
+        if self._server is not None:
+            self._server.close()
+        for connection in list(self._connections):
+            connection.drain()
 
     async def stop(self) -> None:
         """Take no more calls, let those under way end, close."""
-        self._health.stopping = True
-        if self._server is None or self._sweeper is None:
+        self.drain()
+        if self._sweeper is None:
             return
-        self._server.close()
         connections = self._connections
-        for connection in list(connections):
-            connection.drain()
         end = asyncio.get_running_loop().time() + GRACE_S
         while connections and asyncio.get_running_loop().time() < end:
             await asyncio.sleep(0.02)
@@ -101,13 +106,18 @@ class GrpcDoor:
         for connection in list(connections):
             connection.abort()
 
-    async def _sweep(self) -> None:
-        """End what stands still."""
-        while True:
-            await asyncio.sleep(SWEEP_S)
-            now = asyncio.get_running_loop().time()
-            for connection in list(self._connections):
+
+async def sweep_all(connections: set[Connection]) -> None:
+    """End what stands still, for ever. A fault in one connection ends that one alone."""
+    while True:
+        await asyncio.sleep(SWEEP_S)
+        now = asyncio.get_running_loop().time()
+        for connection in list(connections):
+            try:
                 sweep(connection, now)
+            except Exception:
+                log.exception("a gRPC connection could not be looked at; it is closed")
+                connection.abort()
 
 
 def sweep(connection: Connection, now: float) -> None:

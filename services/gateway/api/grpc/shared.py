@@ -9,7 +9,7 @@ from services.gateway.api.grpc.call import Call, Method
 from services.gateway.api.grpc.head import Head
 from services.gateway.api.limits import Limits
 from tidegate.errors import Overloaded
-from tidegate.protocol.access import Principal
+from tidegate.protocol.access import ANONYMOUS, Principal
 
 # Calls of the process. Of these such that need no credential, and of these such that may go on for ever: the
 # oldest makes room for a new one.
@@ -75,6 +75,7 @@ class Shared:
         """Let a call in by its head; raises Unauthorized, Overloaded, Unavailable."""
         if not call.method.open:
             call.principal = self.authenticate(credential)
+            call.incoming.known = call.principal is not ANONYMOUS
             if not self.limits.answers.room(0):
                 raise self.limits.overloaded()
         if self.calls >= CALLS:
