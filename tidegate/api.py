@@ -54,20 +54,23 @@ def create_app(
     permissions: Permissions | None = None,
     identify: Identify | None = None,
     front: Mapping[str, Any] | None = None,
+    body_bytes: int | None = None,
     larger_bodies: Mapping[str, int | None] = MappingProxyType({}),
 ) -> FastAPI:
     """The app with these routes, and with health, metrics, guard and error answers in place.
 
     ``identify``: who sends these headers; None: only holders of the service token are answered.
     ``permissions`` None: the table of the service ``name``. ``front``: the OpenAPI paths of routes in front
-    of the app. ``larger_bodies``: paths that take more than the usual body, see :class:`BodyLimit`.
+    of the app. ``body_bytes`` is the largest body; None: the one of the settings. ``larger_bodies``: paths
+    that take more than that, see :class:`BodyLimit`.
     """
     permissions = permissions or SERVICES[name]
     app = FastAPI(
         title=f"Tidegate {name}", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None
     )
     # Before the guard, which so stands in front of it: nothing is read of a caller that is not admitted.
-    app.add_middleware(BodyLimit, most=settings.max_api_body_bytes, larger=larger_bodies)
+    most = settings.max_api_body_bytes if body_bytes is None else body_bytes
+    app.add_middleware(BodyLimit, most=most, larger=larger_bodies)
     furnish(app, name=name, settings=settings, permissions=permissions, identify=identify)
     app.add_api_route(DOCS, _page, include_in_schema=False)
     for path, answer in OWN_PATHS.items():

@@ -136,7 +136,9 @@ def run(settings: AutoscalerSettings) -> None:
     shown = {"stack": bounds.stack, "images": list(bounds.images), "network": bounds.network}
     log.info("between the launcher and the engine", extra={"bounds": json.dumps(shown)})
     proxy = EngineProxy(bounds, settings.engine_socket, token_of(settings))
-    protocol = partial(Protocol, connections=Connections(HttpLimits.of(settings)))
+    connections = Connections(HttpLimits.of(settings))
+    connections.fit_files()
+    protocol = partial(Protocol, connections=connections)
     uvicorn.run(
         proxy, http=protocol, ws="none",  # type: ignore[arg-type]
         host=settings.host, port=settings.engine_proxy_port, log_config=None, access_log=False,

@@ -46,6 +46,9 @@ from tidegate.tls import ServerCertificate, certificate_of
 HEAD_BYTES = 64 * 1024
 
 # These read their bodies piece by piece, each within limits of its own.
+# Bodies of all other paths are short questions. They are read beside the budget for bodies, and on loopback
+# anybody may send them: a larger limit would be one for each connection.
+API_BODY_BYTES = 64 * 1024
 STREAMED = {r"/v2/models/.*/generate(_stream)?": None, r"/v1/batches": None, r"/api/.*": None}
 
 
@@ -93,6 +96,7 @@ def build(settings: GatewaySettings) -> Gateway:
         ],
         identify=access.authenticate,
         front=front.PATHS,
+        body_bytes=API_BODY_BYTES,
         larger_bodies=STREAMED,
     )
     inference = Inference(

@@ -20,6 +20,8 @@ SERVICES = ("registry", "router", "autoscaler", "gateway")
 # clients; the ones that others need go last.
 STOP_ORDER = {"autoscaler": 10, "gateway": 20, "router": 30, "registry": 40}
 SWEEP_LIMIT_S = 60.0
+# The gateway gives its callers 30 s to get their answers.
+GRACE_S = {"gateway": 40.0}
 
 
 def plan(settings: Settings, environ: Mapping[str, str]) -> tuple[Child, ...]:
@@ -87,6 +89,7 @@ def _service(name: str, settings: Settings, env: Mapping[str, str], needed: tupl
         # registry in vain that does not listen yet.
         after=("migrate",) if name == "registry" else (*needed, "registry"),
         after_stop=(*_module("services.autoscaler"), "sweep") if name == "autoscaler" else (),
+        grace_s=GRACE_S.get(name, 15.0),
     )
 
 

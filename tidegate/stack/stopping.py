@@ -13,7 +13,7 @@ from tidegate.stack.record import Folder
 from tidegate.stack.starting import OnProgress, Watch, ignore
 
 # All graces together, and the end of the replicas; nearly always it takes a few seconds.
-LIMIT_S = 120.0 + SWEEP_LIMIT_S
+LIMIT_S = 150.0 + SWEEP_LIMIT_S
 
 
 def down(settings: Settings, on_progress: OnProgress = ignore) -> bool:

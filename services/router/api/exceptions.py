@@ -64,9 +64,17 @@ class Exceptions:
         while True:
             await self._changed.wait()
             self._changed.clear()
-            if self._leads() != self._consumes:
-                await self.link.stop()  # what is unsettled goes to the next leader
+            if self._leads() == self._consumes:
+                continue
+            await self.link.stop()  # what is unsettled goes to the next leader
+            try:
                 self._turn()
+            except OSError as error:  # a full disk, for one: without a consumer nobody would be answered
+                log.error("the dead letters cannot be read; trying again", extra={"problem": str(error)})
+                self._consumes = False
+                await asyncio.sleep(AWAY_S)
+                self._changed.set()
+            else:
                 self.link.start()
 
     def _turn(self) -> None:

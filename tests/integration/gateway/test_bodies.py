@@ -362,3 +362,11 @@ async def _is_answered(client: httpx.AsyncClient, content: bytes, headers: dict[
 
 async def test_no_blob_is_left(gateway, until):
     await until(lambda: not [p for p in Path(gateway.state, "data", "blobs").glob("*/*") if p.is_file()])
+
+
+async def test_what_is_no_inference_takes_short_bodies(client):
+    """These bodies are read beside the budget, so that each connection could hold one."""
+    long = b'{"ready": false, "x": "' + b"x" * 65_536 + b'"}'
+    answer = await client.post("/v2/repository/index", content=long)
+    assert answer.status_code == 413
+    assert (await client.post("/v2/repository/index", content=b"{}")).status_code == 200
