@@ -132,7 +132,21 @@ def rabbitmq_url() -> Iterator[str]:
         tempfile.TemporaryDirectory(prefix="tidegate-rabbitmq-") as folder,
         rabbitmq_running(Path(folder)) as url,
     ):
+        asyncio.run(with_exchanges(url))
         yield url
+
+
+async def with_exchanges(url: str) -> None:
+    """Declare what gateways and routers declare and workers only look for."""
+    from tidegate.broker import Link, Session
+    from tidegate.topology import CANCELS, WORKERS
+
+    async def declare(session: Session) -> None:
+        await session.declare(CANCELS)
+        await session.declare(WORKERS)
+
+    async with Link(url, "tests", declare) as link:
+        await link.wait_up(60)
 
 
 @pytest.fixture(scope="session")

@@ -77,6 +77,12 @@ class Session:
         """Whether the broker takes no messages now, for want of memory or disk."""
         return self._connection.blocked
 
+    async def find(self, exchange: Exchange) -> None:
+        """Return if an exchange exists; raises Unavailable otherwise. It needs no permission."""
+        await self._call(
+            commands.Exchange.Declare(exchange=exchange.name, exchange_type=exchange.kind, passive=True)
+        )
+
     async def declare(self, what: Queue | Exchange, *, bind: bool = True) -> None:
         """Declare a queue or an exchange; a no-op when it is there with the same arguments.
 

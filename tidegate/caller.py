@@ -93,6 +93,10 @@ def permit(who: Principal, scopes: tuple[str, ...]) -> Principal:
     named = " or ".join(repr(scope) for scope in scopes)
     if who is ANONYMOUS:
         raise Unauthorized(f"this needs a credential with the scope {named}")
+    if who.endpoints is not None and any(scope in who.scopes for scope in scopes):
+        raise Forbidden(
+            f"{who.name!r} is limited to some endpoints, so it may only infer; this needs {named}"
+        )
     raise Forbidden(f"{who.name!r} does not have the scope {named}")
 
 

@@ -63,11 +63,10 @@ BROKER: dict[str, Permissions] = {
         write=_names(WARM.name, below=(_OF_AUTOSCALER, _WARM)),
         read=_names(EVENTS.name, WARM.name, below=(_OF_AUTOSCALER,)),
     ),
-    # No binding from WORKERS: with it a worker could copy to itself what others answer.
+    # No binding from WORKERS: with it a worker could copy to itself what others answer. No exchange to
+    # configure: with that a worker could delete the one by which all answers go.
     "worker": Permissions(
-        configure=_names(
-            CANCELS.name, WORKERS.name, EXCEPTIONS.name, below=(_REQUESTS, _JOBS, _WARM, "cancels.v1.")
-        ),
+        configure=_names(below=(_REQUESTS, _JOBS, _WARM, "cancels.v1.")),
         write=_names(WORKERS.name, below=("cancels.v1.",)),
         read=_names(CANCELS.name, below=(_REQUESTS, _JOBS, _WARM, "cancels.v1.")),
     ),
@@ -76,8 +75,9 @@ BROKER: dict[str, Permissions] = {
 # A server's owner administers it from its command line, no service does.
 _EVERYTHING = "~* &* +@all -@admin -@dangerous +info"
 _WORKERS_FACTS = " ".join(f"~tidegate:{kind}:*" for kind in ("replica", "model", "claim", "statistics"))
+_NOT_FOR_WORKERS = "-scan -randomkey -function -move"
 _WORKERS_COMMANDS = (
-    "resetchannels -@all +@read +@write +@connection +@transaction -@dangerous -scan -randomkey"
+    f"resetchannels -@all +@read +@write +@connection +@transaction -@dangerous {_NOT_FOR_WORKERS}"
 )
 
 LIVE_STORE: dict[str, str] = dict.fromkeys(("gateway", "registry", "router", "autoscaler"), _EVERYTHING) | {
@@ -86,5 +86,5 @@ LIVE_STORE: dict[str, str] = dict.fromkeys(("gateway", "registry", "router", "au
 }
 JOB_STORE: dict[str, str] = dict.fromkeys(("gateway", "registry", "router", "autoscaler"), _EVERYTHING) | {
     # A worker needs the jobs. With the lease of the routers it could keep all of them from leading.
-    "worker": _EVERYTHING.replace("~*", "~tidegate:job:*"),
+    "worker": f"{_EVERYTHING.replace('~* &*', '~tidegate:job:* &tidegate:job:*')} {_NOT_FOR_WORKERS}",
 }

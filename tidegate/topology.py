@@ -62,6 +62,7 @@ USAGE = Queue("usage.v1")
 # may be tried is for its record to say, so this is as good as never, and every version takes the number.
 DELIVERIES = 1_000_000_000
 JOBS_PREFIX = "jobs.v1."
+REPLIES_PREFIX = "replies.v1."
 
 
 def requests_queue(deployment: str) -> Queue:
@@ -95,7 +96,7 @@ def warm_queue(flavour: str) -> Queue:
 
 def replies_queue(incarnation: str) -> Queue:
     """Reply envelopes: worker, router -> one gateway process. Survives a reconnect, not the process."""
-    return Queue(f"replies.v1.{incarnation}", {"x-expires": 60_000}, exchange=WORKERS)
+    return Queue(f"{REPLIES_PREFIX}{incarnation}", {"x-expires": 60_000}, exchange=WORKERS)
 
 
 def events_queue(service: str, incarnation: str) -> Queue:

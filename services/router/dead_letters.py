@@ -21,6 +21,7 @@ from services.router.domain.dead_letters import (
     read_letter,
     without_claim,
 )
+from services.router.domain.exceptions import CAUSES
 from tidegate import tasks, telemetry
 from tidegate.blobs import Blobs
 from tidegate.claims import Claims
@@ -116,7 +117,7 @@ class DeadLetters:
             except Unavailable as error:
                 letter = replace(letter, missing=error.message)
         letter = replace(letter, letter=new_letter_id())
-        DEAD.labels(letter.cause).inc()
+        DEAD.labels(letter.cause if letter.cause in CAUSES else "other").inc()
         log.warning("dead letter", extra=letter.shown())
         if self._loaded:  # else the lead was lost meanwhile: the journal has it, for the next one that leads
             self._letters[letter.letter] = letter

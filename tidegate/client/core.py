@@ -163,10 +163,15 @@ class Core:
         def unless_known() -> Flow[Metadata]:
             return self._fresh(path) or (yield from self._fetch(path, self._left(deadline), NOT_KNOWN_YET))
 
+        last: Unavailable | None = None
         while True:
             try:
                 metadata: Metadata = yield Alone(unless_known())
+            except DeadlinePassed:
+                # On a busy machine the time may be over before the next question: the last answer says more.
+                raise last or DeadlinePassed("The timeout passed before the request was sent.") from None
             except Unavailable as error:
+                last = error
                 if error.reason != NOT_KNOWN_YET:
                     raise
                 if isinstance(inputs, Mapping):

@@ -37,7 +37,12 @@ class Principal:
     endpoints: frozenset[str] | None = None
 
     def may(self, scope: str, endpoint: str | None = None) -> bool:
-        """Whether it may do deeds of ``scope`` (``endpoint``: to this one)."""
+        """Return True if it may do deeds of ``scope`` (``endpoint``: to this one).
+
+        A principal of some endpoints may only infer: no other deed is limited to an endpoint.
+        """
+        if self.endpoints is not None and scope != INFER:
+            return False
         if scope not in self.scopes and ADMIN not in self.scopes:
             return False
         return endpoint is None or self.endpoints is None or endpoint in self.endpoints

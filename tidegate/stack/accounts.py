@@ -52,11 +52,11 @@ def rabbitmq_definitions(passwords: Mapping[str, str]) -> str:
 
 
 def valkey_users(passwords: Mapping[str, str], rules: Mapping[str, str]) -> str:
-    """Return Valkey's ACL file: a user for each service, with its rules; anybody else may only PING.
+    """Return Valkey's ACL file: a user for each service, with its rules; nobody else logs in.
 
     ``passwords`` and ``rules`` are by the service's name (``tidegate.permissions``).
     """
-    lines = ["user default on nopass resetkeys resetchannels -@all +ping"]
+    lines = ["user default off resetkeys resetchannels -@all"]
     for service, password in passwords.items():
         digest = hashlib.sha256(password.encode()).hexdigest()
         lines.append(f"user {service} on #{digest} {rules[service]}")

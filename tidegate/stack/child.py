@@ -25,11 +25,15 @@ class Port:
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """How to see that a child is ready: in its own protocol; ``http`` and ``https`` ask /health/ready."""
+    """How to see that a child is ready: in its own protocol; ``http`` and ``https`` ask /health/ready.
+
+    ``login``: a user, and the file of its password, for a server that answers nobody else.
+    """
 
     kind: Literal["tcp", "amqp", "valkey", "http", "https"]
     port: int
     host: str = "127.0.0.1"
+    login: tuple[str, Path] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -49,6 +49,7 @@ def plan(settings: Settings, environ: Mapping[str, str]) -> tuple[Child, ...]:
                 port=settings.valkey_port,
                 environ=env,
                 users=accounts.valkey_users(valkey_passwords, LIVE_STORE),
+                login=_login(settings, credentials.VALKEY),
             )
         )
     if _is_embedded(settings.jobs_url, settings.jobs_port):
@@ -58,6 +59,7 @@ def plan(settings: Settings, environ: Mapping[str, str]) -> tuple[Child, ...]:
                 port=settings.jobs_port,
                 environ=env,
                 users=accounts.valkey_users(jobs_passwords, JOB_STORE),
+                login=_login(settings, credentials.VALKEY_JOBS),
             )
         )
     migrate = Child(
@@ -91,6 +93,10 @@ def _service(name: str, settings: Settings, env: Mapping[str, str], needed: tupl
         after_stop=(*_module("services.autoscaler"), "sweep") if name == "autoscaler" else (),
         grace_s=GRACE_S.get(name, 15.0),
     )
+
+
+def _login(settings: Settings, server: str) -> tuple[str, Path]:
+    return "registry", settings.secrets_path / server / "registry"
 
 
 def _module(name: str) -> tuple[str, ...]:

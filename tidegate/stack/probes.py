@@ -23,7 +23,7 @@ def problem(probe: Probe) -> str | None:
                 return _answers(probe, b"AMQP\x00\x00\x09\x01", b"\x01\x00\x00")
             case "valkey":
                 # While it loads its data the answer is -LOADING.
-                return _answers(probe, b"PING\r\n", b"+PONG")
+                return _valkey(probe)
             case "http" | "https":
                 return _http(probe)
     except OSError:
@@ -35,6 +35,14 @@ def _answers(probe: Probe, greeting: bytes, expected: bytes) -> str | None:
         connection.sendall(greeting)
         answer = connection.recv(64)
     return None if answer.startswith(expected) else "starting"
+
+
+def _valkey(probe: Probe) -> str | None:
+    if probe.login is None:
+        return _answers(probe, b"PING\r\n", b"+PONG")
+    user, password = probe.login[0], probe.login[1].read_text().strip()
+    # AUTH is answered with +OK while the data is loaded; PING then is not.
+    return _answers(probe, f"AUTH {user} {password}\r\nPING\r\n".encode(), b"+OK\r\n+PONG")
 
 
 def _http(probe: Probe) -> str | None:

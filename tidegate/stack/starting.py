@@ -72,6 +72,14 @@ def up(settings: Settings, on_progress: OnProgress = ignore) -> StackRecord:
     stack that was started here is left running.
     """
     _check_stores(settings)
+    before = os.umask(0o077)
+    try:
+        return _up(settings, on_progress)
+    finally:
+        os.umask(before)
+
+
+def _up(settings: Settings, on_progress: OnProgress) -> StackRecord:
     state = settings.state_path
     state.mkdir(mode=0o700, parents=True, exist_ok=True)
     state.chmod(0o700)  # also one that an earlier release made for everybody to read

@@ -38,24 +38,46 @@ maxmemory-policy noeviction
 MALLOC = {"GLIBC_TUNABLES": "glibc.malloc.tcache_count=4000"}
 
 
-def child(home: Path, *, port: int, environ: Mapping[str, str], users: str = "") -> Child:
+def child(
+    home: Path,
+    *,
+    port: int,
+    environ: Mapping[str, str],
+    users: str = "",
+    login: tuple[str, Path] | None = None,
+) -> Child:
     """Return the server of the live facts, with its folder in ``home``; it forgets them when it stops.
 
-    ``users``: its ACL file (``accounts.py``); without one nobody has to log in.
+    ``users``: its ACL file (``accounts.py``); without one nobody has to log in. ``login``: with
+    which of them it is asked whether it is ready.
     """
-    return _child("valkey", home, port, "TIDEGATE_VALKEY_PORT", LIVE, environ, users)
+    return _child("valkey", home, port, "TIDEGATE_VALKEY_PORT", LIVE, environ, users, login)
 
 
-def jobs_child(home: Path, *, port: int, environ: Mapping[str, str], users: str = "") -> Child:
+def jobs_child(
+    home: Path,
+    *,
+    port: int,
+    environ: Mapping[str, str],
+    users: str = "",
+    login: tuple[str, Path] | None = None,
+) -> Child:
     """Return the server of the jobs, with its data in ``home``; a write is on disk before it is answered.
 
     ``users``: as for :func:`child`.
     """
-    return _child("valkey-jobs", home, port, "TIDEGATE_JOBS_PORT", JOBS, environ, users)
+    return _child("valkey-jobs", home, port, "TIDEGATE_JOBS_PORT", JOBS, environ, users, login)
 
 
 def _child(
-    name: str, home: Path, port: int, setting: str, config: str, environ: Mapping[str, str], users: str
+    name: str,
+    home: Path,
+    port: int,
+    setting: str,
+    config: str,
+    environ: Mapping[str, str],
+    users: str,
+    login: tuple[str, Path] | None,
 ) -> Child:
     files = {home / "valkey.conf": CONFIG.format(port=port, home=_quoted(home)) + config}
     if users:
@@ -65,7 +87,7 @@ def _child(
         name=name,
         argv=(str(_server()), str(home / "valkey.conf")),
         env={**environ, **MALLOC},
-        probe=Probe("valkey", port),
+        probe=Probe("valkey", port, login=login),
         stop_order=70,
         ports=(Port(port, setting),),
         folders=(home,),

@@ -32,6 +32,11 @@ log = telemetry.logger(__name__)
 PREFIX = "/api"
 METHODS = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"]
 TIMEOUT = httpx.Timeout(300.0, connect=5.0)
+# No limit of its own: callers who send slowly would take all places from the others. Their connections to
+# this gateway are limited.
+LIMITS = httpx.Limits(max_connections=None, max_keepalive_connections=20)
+# Bodies of these have no meaning, so none is waited for.
+BODILESS = {"GET", "HEAD", "DELETE"}
 
 # Of one connection only, or said anew by each side.
 _HOPS = {
@@ -74,11 +79,15 @@ class Proxy:
     async def _send(self, request: Request, url: str, service: str) -> httpx.Response:
         if self._http is None:
             self._http = httpx.AsyncClient(
-                timeout=TIMEOUT, trust_env=False, verify=trusted(*self._urls.values())
+                timeout=TIMEOUT, limits=LIMITS, trust_env=False, verify=trusted(*self._urls.values())
             )
         headers = {name: value for name, value in request.headers.items() if name not in _HOPS}
+        if request.method in BODILESS:
+            headers.pop("content-length", None)
         headers |= caller.onward() | {"authorization": f"Bearer {self._token}"}
-        has_body = "content-length" in request.headers or "transfer-encoding" in request.headers
+        has_body = request.method not in BODILESS and (
+            "content-length" in request.headers or "transfer-encoding" in request.headers
+        )
         asked = self._http.build_request(
             request.method,
             httpx.URL(url, query=request.url.query.encode("latin-1")),

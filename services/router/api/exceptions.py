@@ -20,7 +20,7 @@ from tidegate.errors import Unavailable
 from tidegate.protocol import envelope
 from tidegate.protocol.jobs import Finish, Take
 from tidegate.store import JobStore, StoreUnavailable
-from tidegate.topology import EXCEPTIONS, JOBS_PREFIX
+from tidegate.topology import EXCEPTIONS, JOBS_PREFIX, REPLIES_PREFIX
 
 log = telemetry.logger(__name__)
 
@@ -136,9 +136,11 @@ class Exceptions:
             )
             if told is not None:
                 replies.append(envelope.failure_frame(request.id, request.attempt, told.reason, told.message))
-        if replies and delivery.reply_to:
+        # Only to a gateway: what a message names as the queue for its answer may be any queue.
+        reply_to = delivery.reply_to or ""
+        if replies and reply_to.startswith(REPLIES_PREFIX):
             out = await self.out.wait_up(10.0)
-            await out.publish(envelope.pack(envelope.REPLIES, replies), routing_key=delivery.reply_to)
+            await out.publish(envelope.pack(envelope.REPLIES, replies), routing_key=reply_to)
 
     async def _handle_job(self, delivery: Delivery, cause: str, queue: str) -> None:
         """A job's message: nobody waits for a reply, its record says that it has failed."""

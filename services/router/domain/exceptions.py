@@ -19,6 +19,8 @@ class Verdict:
 EXHAUSTED = "attempts_exhausted"
 NOT_RETRIED = "not_retried"
 UNDECODABLE = "undecodable"
+# What workers say; a message may say anything.
+CAUSES = frozenset({EXHAUSTED, NOT_RETRIED, UNDECODABLE})
 
 _VERDICTS = {
     EXHAUSTED: Verdict(

@@ -24,6 +24,7 @@ log = telemetry.logger(__name__)
 SHARED_MEMORY = Path("/dev/shm")
 POLL_S = 0.005
 START_TRIES = 5
+TAIL_BYTES = 64_000
 WORK_DIR, MODELS = "triton", "models"
 # These say which GPUs a replica holds, so no Deployment may choose them for itself.
 _DEVICES = frozenset({"CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER", "NVIDIA_VISIBLE_DEVICES"})
@@ -184,7 +185,10 @@ class TritonProcess:
     def tail(self, lines: int = 12) -> str:
         """The last lines of Triton's log, the informational ones left out; before them, if memory ran out."""
         try:
-            text = self.log_path.read_bytes()[-64_000:].decode(errors="replace")
+            with self.log_path.open("rb") as output:
+                # Never all of it: a model can make its log look as large as it likes.
+                output.seek(max(0, output.seek(0, os.SEEK_END) - TAIL_BYTES))
+                text = output.read(TAIL_BYTES).decode(errors="replace")
         except FileNotFoundError:
             return ""
         telling = [
@@ -202,7 +206,9 @@ class TritonProcess:
     async def _spawn(self) -> None:
         command = [str(self._install.server), *self._arguments()]
         self._process = None
-        with self.log_path.open("wb") as output:
+        self.log_path.write_bytes(b"")
+        # Appending: the place where a model writes next is not for it to choose.
+        with self.log_path.open("ab") as output:
             while self._process is None:
                 needs = self._lay_out()
                 self._process = await self.sandbox.spawn(

@@ -37,7 +37,7 @@ class Outbox:
         self.link = Link(amqp_url, "worker-out", self._on_setup)
 
     async def _on_setup(self, session: Session) -> None:
-        await session.declare(WORKERS)
+        await session.find(WORKERS)
 
     async def reply(
         self, reply_to: str, frames: Sequence[Buffer | Reply], *, left_s: float = PATIENCE_S

@@ -145,8 +145,9 @@ class Requests:
     async def _on_setup(self, session: Session) -> None:
         await session.declare(self._queue, bind=False)
         await session.declare(suspects_queue(self._queue), bind=False)
-        await session.declare(WORKERS)
-        await session.declare(CANCELS)
+        # Their owners declare them. Who may declare one may delete it, and with it everybody's answers.
+        await session.find(WORKERS)
+        await session.find(CANCELS)
         await session.declare(self._cancels)
         await session.bind(self._cancels, CANCELS)
         await session.consume(self._cancels, self._on_cancels, prefetch=100, no_ack=True)

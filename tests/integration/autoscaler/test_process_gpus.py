@@ -100,7 +100,7 @@ async def test_the_stack_gives_only_what_its_own_cuda_visible_devices_leaves(yar
     with pytest.raises(LaunchFailed, match="needs 1 whole GPUs; GPU-small has 0 of 16000 MiB free"):
         await launcher.launch(assign(TWO, resources={"gpus": 1}))
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "-1")
-    with pytest.raises(LaunchFailed, match=r"CUDA_VISIBLE_DEVICES='-1' .* leaves none"):
+    with pytest.raises(LaunchFailed, match=r"CUDA_VISIBLE_DEVICES='-1' .* excludes all GPUs"):
         await yard.launcher().launch(assign(TWO, resources={"gpus": 1}))
 
 

@@ -102,7 +102,7 @@ async def test_the_index_of_all(client, add_model, content):
         (b"[true]", 400, "a JSON object"),
         (b'{"ready": "yes"}', 400, "'ready' must be true or false, got str"),
         (b'{"ready": 1}', 400, "'ready' must be true or false, got int"),
-        (b" " * 65_537, 413, "larger than 65536 bytes"),
+        (b" " * 65_537, 413, "larger than the 65536 bytes that this path accepts"),
     ],
 )
 async def test_an_index_that_is_asked_for_wrongly(client, content, status, told):

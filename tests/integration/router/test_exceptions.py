@@ -9,6 +9,7 @@ from typing import Any
 
 import orjson
 import pytest
+from prometheus_client import generate_latest
 
 from services.router.api.exceptions import Exceptions
 from services.router.dead_letters import DeadLetters
@@ -21,7 +22,7 @@ from tidegate.errors import Unavailable
 from tidegate.protocol import envelope
 from tidegate.protocol.envelope import Reply
 from tidegate.store import JobStore, StoreUnavailable
-from tidegate.topology import EXCEPTIONS, replies_queue
+from tidegate.topology import EXCEPTIONS, Queue, replies_queue
 
 pytestmark = pytest.mark.integration
 
@@ -342,3 +343,23 @@ async def test_only_the_leader_consumes(gateway, jobs, rabbitmq_url, tmp_path, u
         with pytest.raises(Unavailable, match="another router leads"):
             a.letters  # noqa: B018
         assert len((tmp_path / "letters.jsonl").read_bytes().splitlines()) == 3
+
+
+async def test_an_answer_goes_to_a_gateway_and_to_no_other_queue(gateway, start, until, rabbitmq_url):
+    """A worker's account may not publish to `usage.v1`: nor may the router do it in its place."""
+    other = Queue(f"usage.test.{os.urandom(4).hex()}", exclusive=True)
+    async with Link(rabbitmq_url, "other", lambda session: session.declare(other)) as link:
+        session = await link.wait_up(20)
+        door = await start()
+        await gateway.give_up(packed(request(1)), other.name, cause=EXHAUSTED, queue="requests.v1.d")
+        await gateway.give_up(packed(request(2)), cause=EXHAUSTED, queue="requests.v1.d")
+        await until(lambda: gateway.replies)
+        assert len(door.letters) == 2
+        assert await session.depth(other) == 0
+
+
+async def test_causes_that_a_message_made_up_are_no_labels(gateway, start, until):
+    door = await start()
+    await gateway.give_up(packed(request(3)), cause='{"evil": 1}', queue="requests.v1.d")
+    await until(lambda: door.letters)
+    assert "evil" not in generate_latest().decode()

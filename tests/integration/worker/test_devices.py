@@ -90,7 +90,7 @@ async def test_a_deployment_may_allow_the_cpu_in_place_of_its_gpu(
         client = TritonClient(process.target, process.http)
         try:
             if not allowed:
-                with pytest.raises(ModelFailed, match=r"given 1 GPU.*nvidia-smi.*allow_cpu=1.*gpu id 0"):
+                with pytest.raises(ModelFailed, match=r"has 1 GPU.*nvidia-smi.*allow_cpu=1.*gpu id 0"):
                     await loads.load(client, names, process.tail)
                 assert loads.device == ""
                 continue

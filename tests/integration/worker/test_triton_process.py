@@ -3,6 +3,7 @@
 import asyncio
 import os
 import signal
+import tracemalloc
 import urllib.request
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -126,3 +127,17 @@ async def test_a_triton_that_cannot_start_tells_why(install: TritonInstall, tmp_
         TritonInstall.find(tmp_path, tmp_path / "tritonserver")
     with pytest.raises(Unavailable, match="make up"):
         TritonInstall.find(tmp_path)
+
+
+def test_the_end_of_a_log_is_read_and_not_all_of_it(install: TritonInstall, tmp_path: Path) -> None:
+    """A model can make its log look as large as it likes, at no cost: it made its worker read 3 GiB."""
+    process = TritonProcess(install, tmp_path, TritonOptions("m-0-1"))
+    with process.log_path.open("wb") as log:
+        log.seek(3 * 2**30)
+        log.write(b"\nthe last words\n")
+    tracemalloc.start()
+    try:
+        assert process.tail().endswith("the last words")
+        assert tracemalloc.get_traced_memory()[1] < 2**20
+    finally:
+        tracemalloc.stop()

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.conftest import with_exchanges
 from tidegate.broker import Link
 from tidegate.stack.standalone import rabbitmq_running
 from tidegate.topology import Queue
@@ -24,6 +25,7 @@ def rabbitmq_url(tmp_path_factory) -> Iterator[str]:
     (folder / "data").mkdir()
     (folder / "data" / "advanced.config").write_text("[{rabbit, [{channel_tick_interval, 1000}]}].\n")
     with rabbitmq_running(folder, ack_timeout_s=ACK_TIMEOUT_S) as url:
+        asyncio.run(with_exchanges(url))
         yield url
 
 

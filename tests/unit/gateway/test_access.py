@@ -135,8 +135,9 @@ def test_what_a_principal_may():
     with pytest.raises(Forbidden):
         door.access.admit(Principal("p", "p", frozenset({"publish"})), "digits")
     admin = Principal("a", "a", frozenset({"admin"}), frozenset({"digits"}))
-    assert admin.may("operate", "digits")
-    assert not admin.may("operate", "letters"), "bound is bound"
+    assert admin.may("infer", "digits")
+    assert not admin.may("infer", "letters"), "bound is bound"
+    assert not admin.may("operate", "digits"), "no other deed is limited to an endpoint"
 
 
 def test_a_grant_counts_once():

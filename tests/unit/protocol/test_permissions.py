@@ -16,7 +16,9 @@ from fastapi.routing import iter_route_contexts
 
 from tidegate import api_page
 from tidegate.api import JsonRoute
-from tidegate.protocol import permissions
+from tidegate.caller import permit
+from tidegate.errors import Forbidden
+from tidegate.protocol import access, permissions
 from tidegate.protocol.permissions import CONTROL, SERVICES, has_control_character
 
 pytestmark = pytest.mark.unit
@@ -215,3 +217,17 @@ def test_every_route_with_a_body_reads_it_by_the_standard(apps, service):
     assert with_body
     for each in with_body:
         assert isinstance(each.original_route, JsonRoute), each.path
+
+
+def test_a_key_of_an_endpoint_may_do_nothing_but_ask_it():
+    """No other deed is limited to an endpoint: with `operate` it read other callers' dead letters."""
+    held = access.Principal("k", "k", frozenset(access.SCOPES), frozenset({"digits"}))
+    assert held.may(access.INFER, "digits")
+    assert not held.may(access.INFER, "other")
+    for scope in (access.PUBLISH, access.OPERATE, access.ADMIN):
+        assert not held.may(scope)
+    assert not held.sees("somebody")
+    route = SERVICES["router"].find("GET", "/v1/dead/x/payload")
+    assert route is not None
+    with pytest.raises(Forbidden, match="limited to some endpoints, so it may only infer"):
+        permit(held, route.scopes)
