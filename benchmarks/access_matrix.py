@@ -76,7 +76,7 @@ class Cell:
 
     @property
     def well(self) -> bool:
-        """Whether it is as expected, and nothing broke on the way."""
+        """Return True if it is as expected and nothing broke on the way."""
         return self.seen == self.expected and (self.status < 500 or self.status == 503)
 
 

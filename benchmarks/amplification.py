@@ -47,7 +47,7 @@ class Attack:
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """What an attack did. Sizes in MiB."""
+    """Hold the effect of an attack. Sizes are in MiB."""
 
     name: str
     sent_mib: float

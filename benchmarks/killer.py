@@ -34,7 +34,7 @@ LIMIT_S = 240.0
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What became of the requests. ``kills``: how often the killer was in a call that died."""
+    """Count the requests by how they ended. ``kills``: how often the killer was in a call that died."""
 
     victim: Victim
     kind: str

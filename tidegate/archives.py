@@ -115,7 +115,7 @@ def _zip(file: IO[bytes]) -> Iterator[tuple[Member, Opener]]:
 
 
 def _directory(file: IO[bytes]) -> int:
-    """Where the zip's directory begins. ValueError unless it and what points to it end the file."""
+    """Return where the zip's directory begins. Raise ValueError unless it and its end record end the file."""
     size = file.seek(0, io.SEEK_END)
     start = max(0, size - _END.size - _MAX_COMMENT)
     file.seek(start)
@@ -171,7 +171,7 @@ def _check_places(file: IO[bytes], infos: list[zipfile.ZipInfo], directory: int)
 
 
 def _second_name(info: zipfile.ZipInfo) -> bool:
-    """Whether an extra field names the entry otherwise, as newer versions of zipfile would."""
+    """Return True if an extra field gives the entry another name, as newer versions of zipfile read it."""
     extra = info.extra
     while len(extra) >= 4:
         kind, size = struct.unpack_from("<HH", extra)

@@ -1,8 +1,8 @@
-"""What each service may do at the broker and at the stores. Pure values; the stack writes them down.
+"""The permissions of each service at the broker and at the stores. Pure values; the stack writes them.
 
 RabbitMQ asks for ``configure`` to declare, ``write`` to publish to an exchange and to bind a queue, ``read``
-to consume and to bind from an exchange. Who may publish to the default exchange reaches every queue, so
-workers, the registry and the autoscaler may not: they have exchanges of their own (``tidegate.topology``).
+to consume and to bind from an exchange. A service that may publish to the default exchange reaches every
+queue. So workers, the registry and the autoscaler may not; they have their own exchanges (see ``topology``).
 """
 
 from __future__ import annotations

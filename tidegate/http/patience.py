@@ -46,7 +46,7 @@ class HttpLimits(NamedTuple):
 
 
 class Phase(Enum):
-    """What a connection does now."""
+    """The states of a connection."""
 
     SILENT = "silent"  # no byte of a request yet
     HEAD = "head"
@@ -58,7 +58,7 @@ class Phase(Enum):
 
 
 class Verdict(Enum):
-    """What to do with a connection."""
+    """The possible verdicts on a connection."""
 
     WAIT = "wait"
     RENEW = "renew"  # a new window of time begins
@@ -86,7 +86,7 @@ def judge(phase: Phase, waited: float, moved: int, limits: HttpLimits) -> Verdic
 
 
 class Standing(NamedTuple):
-    """What speaks for a connection when some have to go."""
+    """The rank of a connection when some have to go."""
 
     phase: Phase
     known: bool  # its caller has shown a credential that is good

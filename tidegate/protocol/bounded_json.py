@@ -28,7 +28,7 @@ _SLICE = 2**20
 
 
 class Parts(NamedTuple):
-    """How many of its parts a JSON text has."""
+    """Count the parts of a JSON text by kind."""
 
     values: int
     strings: int

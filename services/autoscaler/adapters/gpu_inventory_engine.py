@@ -28,7 +28,7 @@ class EngineInventory:
         self._not_before = 0.0
 
     async def gpus(self) -> tuple[Gpu, ...]:
-        """What `nvidia-smi` lists in a container of the workers' image that is given every GPU."""
+        """Return the GPUs that `nvidia-smi` lists in a worker's container that has all of them."""
         if not self._found and self._clock() >= self._not_before:
             self._not_before = self._clock() + AGAIN_AFTER_S
             self._problem = ""

@@ -34,7 +34,7 @@ class Inflater:
         self._members_left = MEMBERS
 
     def feed(self, packed: Buffer) -> Iterator[bytes]:
-        """What these bytes unpack to, in pieces of at most ``STEP`` bytes; raises BadRequest."""
+        """Yield the unpacked bytes, in pieces of at most ``STEP`` bytes; raises BadRequest."""
         for at in range(0, len(packed), _FED):
             rest = bytes(packed[at : at + _FED])
             self._members_left += -(-len(rest) // BYTES_A_MEMBER)

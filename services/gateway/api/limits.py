@@ -150,7 +150,7 @@ class Body:
 
 
 class Held:
-    """What is in memory of an upload that is stored as it comes; it counts against the budget.
+    """Count the memory of an upload that is stored as it comes, against the budget.
 
     ``known``: its caller has shown a good credential.
     """

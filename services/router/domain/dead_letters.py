@@ -91,7 +91,7 @@ def read_letter(told: dict[str, Any]) -> DeadLetter:
 
 
 class Limits(NamedTuple):
-    """How many letters are kept, for how long (seconds), and how many bytes of payloads in all."""
+    """Limits of the letters that are kept: their number, their age (seconds), the bytes of their payloads."""
 
     most: int
     keep_s: float

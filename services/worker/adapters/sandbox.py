@@ -56,7 +56,7 @@ class Needs:
 
 @dataclass(frozen=True, slots=True)
 class Degree:
-    """How much a process is contained."""
+    """A degree of containment of a process."""
 
     user: bool = False
     mounts: bool = False
@@ -342,7 +342,7 @@ def _usable(folder: Path | str | None, uid: int, bits: int) -> bool:
 
 
 def _targets(path: Path, hidden: Iterable[Path]) -> set[Path]:
-    """Where a path has to be shown again: at its own name and at its real one, if these are hidden."""
+    """Return where a path has to be shown again: its own name and its real one, if these are hidden."""
     return {each for each in (path.absolute(), path.resolve()) if any(each.is_relative_to(h) for h in hidden)}
 
 

@@ -68,7 +68,7 @@ class TritonInstall:
 
     @property
     def caches_dir(self) -> Path:
-        """Where this Triton has its response caches."""
+        """Return the folder of the response caches of this Triton."""
         return self.server.parent.parent / "caches"
 
     def has_cache(self) -> bool:

@@ -81,7 +81,7 @@ class TritonProcess:
 
     @property
     def caches(self) -> bool:
-        """Whether it keeps answers for repeated requests."""
+        """Return True if it keeps answers for repeated requests."""
         return self._options.response_cache_mb > 0
 
     @property
@@ -96,12 +96,12 @@ class TritonProcess:
 
     @property
     def shared_memory(self) -> Path:
-        """Where this process finds what Triton has in its /dev/shm."""
+        """Return the folder in which this process finds the /dev/shm of Triton."""
         return SHARED_MEMORY / self._region if self.sandbox.mounts else SHARED_MEMORY
 
     @property
     def target(self) -> str:
-        """Where a gRPC channel connects."""
+        """Return the target of a gRPC channel."""
         return f"unix:{self._socket('grpc:1')}"
 
     @property

@@ -145,7 +145,7 @@ class Requests:
     async def _on_setup(self, session: Session) -> None:
         await session.declare(self._queue, bind=False)
         await session.declare(suspects_queue(self._queue), bind=False)
-        # Their owners declare them. Who may declare one may delete it, and with it everybody's answers.
+        # Their owners declare them. With the right to declare an exchange comes the right to delete it.
         await session.find(WORKERS)
         await session.find(CANCELS)
         await session.declare(self._cancels)

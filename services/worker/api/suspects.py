@@ -34,7 +34,7 @@ EMPTY_S = 0.05
 
 
 class Door(Protocol):
-    """Where the deliveries of suspects are read and settled."""
+    """Reads and settles the deliveries of suspects."""
 
     @property
     def isolating(self) -> tuple[Session, Work] | None:

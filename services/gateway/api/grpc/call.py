@@ -178,7 +178,7 @@ class Call:
 
     @property
     def receiving(self) -> bool:
-        """Whether a message is expected that is not whole yet."""
+        """Return True if a message is expected that is not whole yet."""
         return self.ending is None and (self.task is None or self.incoming.begun)
 
     @property

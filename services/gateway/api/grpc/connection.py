@@ -61,12 +61,12 @@ class Connection(asyncio.Protocol):
 
     @property
     def halfway(self) -> bool:
-        """Whether the client has stopped in the middle of a frame, a header block or its greeting."""
+        """Return True if the client has stopped in the middle of a frame, a header block or its greeting."""
         return bool(self._buffer) or self._block is not None or not self._greeted
 
     @property
     def paused(self) -> bool:
-        """Whether the client does not read."""
+        """Return True if the client does not read."""
         return self._out.paused
 
     # What asyncio calls.

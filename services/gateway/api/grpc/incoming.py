@@ -55,7 +55,7 @@ class Incoming:
 
     @property
     def begun(self) -> bool:
-        """Whether a part of a message is here."""
+        """Return True if a part of a message is here."""
         return self._part is not None or bool(self._prefix)
 
     @property
