@@ -9,6 +9,7 @@ import os
 import re
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import grpc
 import httpx
@@ -281,3 +282,37 @@ async def test_who_leaves_in_the_middle_of_an_upload_is_no_error_of_ours(gateway
 
     await until(lambda: [line for line in told() if line.get("path")])
     assert [line for line in told() if line["level"].lower() == "error"] == []
+
+
+async def test_slow_uploads_do_not_close_the_control_plane_to_others(client, gateway, as_):
+    """A hundred of them took all connections to the registry, and everybody else waited for minutes."""
+    address = urlsplit(gateway.url)
+    credential = (await as_("publish"))["Authorization"]
+    head = (
+        f"PUT /api/registry/v1/artifacts HTTP/1.1\r\nHost: {address.netloc}\r\n"
+        f"Authorization: {credential}\r\nContent-Length: 1000000\r\n\r\n"
+    )
+    opened = [await asyncio.open_connection(address.hostname, address.port) for _ in range(120)]
+    try:
+        for _, writer in opened:
+            writer.write(head.encode() + b"x")
+            await writer.drain()
+        # What was asked for before is under way by now: one gateway process takes them in turn.
+        for _ in range(3):
+            answer = await client.get("/api/registry/v1/models", headers={"Authorization": credential})
+            assert answer.status_code == 200
+    finally:
+        for _, writer in opened:
+            writer.close()
+
+
+async def test_a_question_is_not_kept_waiting_by_a_body_that_it_does_not_need(gateway, as_):
+    address = urlsplit(gateway.url)
+    credential = (await as_("publish"))["Authorization"]
+    reader, writer = await asyncio.open_connection(address.hostname, address.port)
+    writer.write(
+        f"GET /api/registry/v1/models HTTP/1.1\r\nHost: {address.netloc}\r\n"
+        f"Authorization: {credential}\r\nContent-Length: 1000\r\n\r\n".encode()
+    )
+    assert b" 200 " in await asyncio.wait_for(reader.readline(), 60)
+    writer.close()
