@@ -140,7 +140,12 @@ def _parts(settings: GatewaySettings) -> Parts:
         max_frames=settings.envelope_max_frames,
     )
     reporter = Reporter(
-        store, incarnation.hex(), settings.report_interval_s, dispatcher.loads, metrics.report
+        store,
+        incarnation.hex(),
+        settings.report_interval_s,
+        dispatcher.loads,
+        metrics.report,
+        dispatcher.heard,
     )
     routes = Routes(store, settings.state_path / "data" / "gateway-routes.json")
     core = Core(routes, dispatcher, reporter)

@@ -6,6 +6,7 @@ from typing import Any
 
 from services.gateway.adapters.cards import Cards
 from services.gateway.core import Core
+from services.gateway.domain import admission
 from services.gateway.domain.routing import DeploymentRoute, EndpointRoute, require
 from tidegate.errors import NotFound, TidegateError, Unavailable
 from tidegate.protocol import statistics
@@ -36,23 +37,29 @@ class Catalogue:
         """Every model version, and whether it can answer; with ``ready`` only those that can."""
         table = require(self._core.routes.table)
         found = [
-            (endpoint.name, version, self.answers(route))
+            (endpoint.name, version, self._not_ready(route))
             for endpoint in table.endpoints.values()
             for version, route in sorted(endpoint.versions.items())
         ]
         return [
-            {"name": name, "version": version, "state": "READY" if well else "UNAVAILABLE", "reason": ""}
-            for name, version, well in found
-            if well or not ready
+            {"name": name, "version": version, "state": "UNAVAILABLE" if why else "READY", "reason": why}
+            for name, version, why in found
+            if not (why and ready)
         ]
 
-    def answers(self, route: DeploymentRoute) -> bool:
-        """Whether a request would be answered: by a ready replica, or by one that it wakes."""
-        return route.wakeable or self._core.reporter.fleet(route.name).ready > 0
+    def _not_ready(self, route: DeploymentRoute) -> str:
+        return admission.not_ready(route.wakeable, self._core.reporter.fleet(route.name))
 
-    def is_ready(self, model: str, version: str) -> bool:
-        """The same, of a model by name."""
-        return self.answers(self._core.pick(model, version)[1])
+    def not_ready(self, model: str, version: str) -> str:
+        """Return why a request to a model would not be answered now; empty: it would be.
+
+        A replica that is ready answers it, or one that it wakes. Of several Deployments that share the
+        traffic, one is enough. Raises NotFound.
+        """
+        endpoint, route = self._core.pick(model, version)
+        routes = [route] if version else [route for _, route in endpoint.targets]
+        found = [self._not_ready(each) for each in routes]
+        return "" if "" in found else found[0]
 
     def metadata(self, model: str, version: str) -> dict[str, Any]:
         """Inputs, outputs and versions of a model; Unavailable before its signature is known."""

@@ -80,6 +80,7 @@ class Life:
         self._folder = folder
         self._http_port = http_port
         self._started_at = time.time()
+        self._ready_at = 0.0
         self._phases = Phases(time.perf_counter)
         self._state: ReplicaState = "starting"
         self._message = "starting"
@@ -195,6 +196,8 @@ class Life:
     def _say(self, state: ReplicaState, message: str = "") -> None:
         """What it is, for all to read; while it drains it is nothing else, until it fails."""
         self._state, self._message = "draining" if self._draining else state, message
+        if state == "ready":
+            self._ready_at = self._ready_at or time.time()
 
     async def _open(self) -> None:
         """Take requests and jobs from now on, unless it drains."""
@@ -468,4 +471,5 @@ class Life:
             gpu_memory_bytes=self._gpus.memory_bytes,
             device=self._loading.device if self._loading else "",
             sandbox=self._sandbox.degree,
+            ready_at=self._ready_at,
         )

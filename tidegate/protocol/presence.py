@@ -26,6 +26,8 @@ class ReplicaReport:
     ``device`` is where its model runs, as Triton says: ``cpu``, ``cuda:0 (NVIDIA H100 80GB HBM3)``, several
     by commas; empty until the model is loaded.
     ``sandbox`` says how the model's process is contained; empty: a worker that does not say.
+    ``ready_at`` is when it was first ready, in seconds since the epoch; 0: never yet. A replica that is
+    ``starting`` and was ready before loads its model again.
     """
 
     replica: str
@@ -51,6 +53,7 @@ class ReplicaReport:
     gpu_memory_bytes: int | None = None
     device: str = ""
     sandbox: str = ""
+    ready_at: float = 0.0
 
     def to_json(self) -> bytes:
         """The report as JSON."""

@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import defaultdict
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from functools import partial
 from typing import Any
 
 from services.gateway.adapters.hints import Hints
 from services.gateway.adapters.pending import Lane, OnOutcome, Pending, message_of, renumbered
 from services.gateway.adapters.redeeming import Redeemer
-from services.gateway.domain.admission import Fleet
+from services.gateway.domain.admission import Fleet, no_replica
 from services.gateway.domain.budget import Budget
 from services.gateway.domain.ordering import Ordering, Place
 from services.gateway.domain.packing import MAX_FRAMES, frames_per_envelope, split
@@ -323,14 +323,29 @@ class Dispatcher:
     def _expire(self, id_: bytes) -> None:
         pending = self._pending[id_]
         if pending.order is None:
-            self._fail(id_, DeadlinePassed("the deadline passed before an answer was there"))
+            self._fail(id_, self._too_late(pending, "the deadline passed before an answer was there"))
         elif (left := pending.deadline - self._loop.time()) > 0:
             pending.timer = self._loop.call_later(left, self._expire, id_)
         else:
             self._hints.cancel(id_)  # a stream runs until it is told
             what = "next" if pending.order.emitted else "first"
             passed = f"{pending.timeout_s:g} s passed before the {what} part of the stream was there"
-            self._fail(id_, DeadlinePassed(passed))
+            self._fail(id_, self._too_late(pending, passed))
+
+    def _too_late(self, pending: Pending, passed: str) -> TidegateError:
+        """The error for a deadline that passed: where no replica starts, that is why."""
+        name = pending.route.name
+        fleet = self._fleet(name)
+        return no_replica(fleet, name) if fleet.fault and not fleet.ready else DeadlinePassed(passed)
+
+    def heard(self, fleets: Mapping[str, Fleet]) -> None:
+        """Fail the requests that wait for a model that does not load: new ones are refused as well."""
+        for name, fleet in fleets.items():
+            lane = self._lanes.get(name) if fleet.load_failed else None
+            if lane is not None and lane.load.outstanding:
+                error = no_replica(fleet, name)
+                for id_ in [id_ for id_, each in self._pending.items() if each.route.name == name]:
+                    self._fail(id_, error)
 
     def _fail(self, id_: bytes, error: TidegateError) -> None:
         pending = self._settle(id_)

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from services.gateway.domain.admission import UNKNOWN_FLEET, Fleet
+from services.gateway.domain.trouble import Trouble, trouble
 from tidegate import tasks, telemetry
 from tidegate.protocol.presence import GatewayLoad, GatewayReport, GatewayView, ReplicaReport
 from tidegate.store import Store, StoreUnavailable
@@ -28,21 +29,25 @@ def fleets(
 ) -> dict[str, Fleet]:
     """What is known of each Deployment's workers; ``now`` is seconds since the epoch."""
     ready: dict[str, list[ReplicaReport]] = defaultdict(list)
+    others: dict[str, list[ReplicaReport]] = defaultdict(list)
     for report in reports:
-        if report.state == "ready":
-            ready[report.deployment].append(report)
+        (ready if report.state == "ready" else others)[report.deployment].append(report)
     elsewhere, statuses = elsewhere or {}, statuses or {}
     found = {}
-    for name in ready.keys() | elsewhere.keys() | statuses.keys():
+    for name in ready.keys() | others.keys() | elsewhere.keys() | statuses.keys():
         measured = [w for w in ready[name] if w.call_ms is not None]
-        start_ms, fault = (None, "") if ready[name] else _start(statuses.get(name, {}), now)
+        start_ms, wrong = None, Trouble()
+        if not ready[name]:
+            status = statuses.get(name, {})
+            wrong = trouble(others[name], status)
+            start_ms = None if wrong.fault else _start_ms(status, now)
         found[name] = Fleet(
             len(ready[name]),
             _mean([(w.call_ms or 0.0) / max(w.batch_mean or 1.0, 1.0) for w in measured]),
             _mean([(w.call_ms or 0.0) / w.parallel for w in measured]),
             elsewhere.get(name, 0),
             start_ms,
-            fault,
+            *wrong,
         )
     return found
 
@@ -51,17 +56,14 @@ def _mean(values: list[float]) -> float | None:
     return sum(values) / len(values) if values else None
 
 
-def _start(status: dict[str, Any], now: float) -> tuple[float | None, str]:
-    """How long until a replica is ready (ms, by the slowest of the last cold starts), or why none will be."""
-    for condition in status.get("conditions", ()):
-        if condition["type"] == "Loaded" and not condition["ok"]:
-            return None, condition["message"]
-    past = [start["total_ms"] for start in status.get("cold_starts", ())[-3:]]
+def _start_ms(status: dict[str, Any], now: float) -> float | None:
+    """Return the ms until a replica is ready, by the slowest of the last cold starts; None: not known."""
+    past: list[float] = [start["total_ms"] for start in status.get("cold_starts", ())[-3:]]
     if not past:
-        return None, ""
+        return None
     begun = [r["launched_at"] for r in status.get("replicas", ()) if r.get("state") == "starting"]
     since_ms = max(0.0, now - min(begun)) * 1e3 if begun else 0.0
-    return max(max(past) - since_ms, 0.0), ""
+    return max(max(past) - since_ms, 0.0)
 
 
 def outstanding_elsewhere(view: GatewayView, incarnation: str) -> dict[str, int]:
@@ -84,12 +86,15 @@ class Reporter:
         interval_s: float,
         loads: Callable[[], dict[str, GatewayLoad]],
         show: Callable[[dict[str, GatewayLoad]], None],
+        heard: Callable[[dict[str, Fleet]], None] = lambda _: None,
     ) -> None:
+        """``heard`` is called with what is known of the workers, after each round that read it."""
         self._store = store
         self._incarnation = incarnation
         self._interval_s = interval_s
         self._loads = loads
         self._show = show
+        self._heard = heard
         self._fleets: dict[str, Fleet] = {}
         self._statuses: dict[str, dict[str, Any]] = {}
         self._statuses_at = float("-inf")
@@ -122,16 +127,21 @@ class Reporter:
         self._show(loads)
         try:
             await self._store.report_gateway(GatewayReport(self._incarnation, time.time(), loads))
-            if time.monotonic() - self._statuses_at > STATUS_EVERY_S:
+            if time.monotonic() - self._statuses_at > STATUS_EVERY_S or self._in_vain(loads):
                 self._statuses, self._statuses_at = await self._store.statuses(), time.monotonic()
             view = await self._store.gateways()
             self.gateways = max(1, len(view.reports))
             elsewhere = outstanding_elsewhere(view, self._incarnation)
             self._fleets = fleets(await self._store.replicas(), elsewhere, self._statuses, time.time())
             self.store_down = False
+            self._heard(self._fleets)
         except StoreUnavailable as error:
             if not self.store_down:
                 log.warning(
                     "the store is away; going on with what is known", extra={"problem": error.message}
                 )
             self.store_down = True
+
+    def _in_vain(self, loads: dict[str, GatewayLoad]) -> bool:
+        """Return True if requests wait and nobody is ready: whether a start failed is wanted at once."""
+        return any(load.outstanding and not self.fleet(name).ready for name, load in loads.items())

@@ -156,10 +156,11 @@ async def model_config(request: Request, model: str, version: str = "") -> dict[
 async def model_ready(
     request: Request, response: Response, model: str, version: str = ""
 ) -> dict[str, str | bool]:
-    """200 when a request would be answered: by a ready replica, or by one that it wakes."""
-    well = _catalogue(request).is_ready(model, version)
-    response.status_code = 200 if well else 503
-    return {"name": model, "ready": well}
+    """200 when a request would be answered: by a ready replica, or by one that it wakes. Else ``reason``."""
+    why = _catalogue(request).not_ready(model, version)
+    response.status_code = 503 if why else 200
+    told: dict[str, str | bool] = {"name": model, "ready": not why}
+    return told | {"reason": why} if why else told
 
 
 @router.get("/models/{model}")

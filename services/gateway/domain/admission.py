@@ -18,6 +18,8 @@ class Fleet:
     ``request_ms``: model time per request in the calls made of late. ``full_ms``: the same when each call
     takes as many requests as it may. ``elsewhere``: requests that other gateways have outstanding.
     ``start_ms``: how long the next replica still takes to become ready. ``fault``: why none can.
+    ``load_failed``: the fault is the model's own, and no replica is left that could answer.
+    ``reloading``: what a replica that served before does now, when no other is ready.
     """
 
     ready: int = 0
@@ -26,6 +28,8 @@ class Fleet:
     elsewhere: int = 0
     start_ms: float | None = None
     fault: str = ""
+    load_failed: bool = False
+    reloading: str = ""
 
 
 UNKNOWN_FLEET = Fleet()
@@ -63,13 +67,27 @@ def nobody_there(wakeable: bool, fleet: Fleet, timeout_ms: float, name: str) -> 
             f"{name} has no replica and may not start one: it is held at 0 replicas", retry_after_s=30.0
         )
     if fleet.fault:
-        return NoCapacity(f"{name} has no replica: {fleet.fault}", retry_after_s=30.0)
+        return no_replica(fleet, name)
     if fleet.start_ms is not None and fleet.start_ms > timeout_ms:
         return ColdStart(
             f"{name} takes {fleet.start_ms:.0f} ms more to start, the request has {timeout_ms:.0f} ms",
             retry_after_s=fleet.start_ms / 1e3,
         )
     return None
+
+
+def no_replica(fleet: Fleet, name: str) -> NoCapacity:
+    """Return the error for a request to a Deployment whose replicas do not start."""
+    return NoCapacity(f"{name} has no replica: {fleet.fault}", retry_after_s=30.0)
+
+
+def not_ready(wakeable: bool, fleet: Fleet) -> str:
+    """Return why a request would not be answered now; empty: a replica is ready, or the request wakes one."""
+    if fleet.ready:
+        return ""
+    if not wakeable:
+        return "it is held at 0 replicas"
+    return fleet.fault or fleet.reloading
 
 
 def predicted_wait_ms(outstanding: int, fleet: Fleet) -> float | None:

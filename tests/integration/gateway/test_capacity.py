@@ -21,6 +21,7 @@ from tidegate.store.live import GATEWAY, REPLICA, STATUSES
 pytestmark = pytest.mark.integration
 
 MAX_QUEUE = 3
+NO_LOAD = {"type": "Loaded", "ok": False, "reason": "LoadFailed", "message": "the file is no model"}
 BODY = {"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 2], "data": [1, 2]}]}
 
 
@@ -112,8 +113,7 @@ async def test_held_at_no_replica(gateway, client, add_model, make_peer, until):
 
 async def test_a_model_that_does_not_load(gateway, client, add_model, until):
     model = await add_model()
-    condition = {"type": "Loaded", "ok": False, "message": "the file is no model"}
-    with known(gateway, STATUSES, orjson.dumps({model: {"conditions": [condition]}})):
+    with known(gateway, STATUSES, orjson.dumps({model: {"conditions": [NO_LOAD]}})):
 
         async def refused() -> httpx.Response | None:
             answer = await infer(client, model, 100)  # before that is heard of, nobody answers it
@@ -122,6 +122,45 @@ async def test_a_model_that_does_not_load(gateway, client, add_model, until):
         answer = await until(refused)
         assert told(answer) == (503, "no_capacity", "30")
         assert "the file is no model" in answer.json()["error"]
+
+
+async def test_a_load_that_fails_ends_the_requests_that_wait(gateway, client, add_model, make_peer, until):
+    """At once and with the reason, not when their time is over; one that drains still answers its own."""
+    model, draining = await add_model(), await add_model()
+    async with make_peer(model) as peer, make_peer(draining) as other:
+        for each in (peer, other):
+            await each.link.wait_up(20)
+            each.answer = silent
+        waiting = [asyncio.create_task(infer(client, name, 3_600_000)) for name in (model, draining)]
+        await until(lambda: peer.requests and other.requests)
+        status = {"conditions": [NO_LOAD]}
+        report = ReplicaReport("r", draining, 1, "h", 1, "draining")
+        with (
+            known(gateway, REPLICA + "r", report.to_json()),
+            known(gateway, STATUSES, orjson.dumps({model: status, draining: status})),
+        ):
+            answer = await waiting[0]
+            assert told(answer) == (503, "no_capacity", "30")
+            assert "has no replica: the file is no model" in answer.json()["error"]
+            assert not waiting[1].done()
+            await reply(other, echo(other.requests[0]))
+            assert (await waiting[1]).status_code == 200
+
+
+async def test_a_deadline_that_passes_while_no_replica_starts_says_why(
+    gateway, client, add_model, make_peer, until
+):
+    model = await add_model()
+    status = {"conditions": [NO_LOAD | {"reason": "StartTimeout"}]}
+    async with make_peer(model) as peer:
+        await peer.link.wait_up(20)
+        peer.answer = silent
+        waiting = asyncio.create_task(infer(client, model, 5_000))
+        await until(lambda: peer.requests)
+        with known(gateway, STATUSES, orjson.dumps({model: status})):
+            answer = await waiting
+    assert told(answer) == (503, "no_capacity", "30")
+    assert "the file is no model" in answer.json()["error"]
 
 
 async def test_a_start_that_takes_longer_than_the_request_has(gateway, client, add_model, make_peer, until):

@@ -7,12 +7,13 @@ from typing import Any
 
 import grpc
 import httpx
+import orjson
 import pytest
 from tritonclient.grpc import service_pb2 as pb
 from tritonclient.grpc import service_pb2_grpc as stubs
 
 from tidegate.protocol.presence import ReplicaReport
-from tidegate.store.live import REPLICA
+from tidegate.store.live import REPLICA, STATUSES
 
 pytestmark = pytest.mark.integration
 
@@ -85,6 +86,40 @@ async def test_the_index_of_those_that_are_ready(gateway, client, stub, add_mode
     await until(heard)
     assert await indexes(ready=True) == {"digits": "READY", held: "READY"}
     gateway.redis.delete(REPLICA + "r")
+
+
+FAILED = {"type": "Loaded", "ok": False, "reason": "LoadFailed", "message": "no such file"}
+
+
+@pytest.mark.parametrize(
+    ("status", "state", "why"),
+    [
+        ({"conditions": [FAILED]}, None, "no such file"),
+        ({}, "starting", "Triton crashed; starting it again"),
+    ],
+)
+async def test_a_model_that_failed_or_loads_again_is_not_ready(
+    gateway, client, stub, add_model, until, status, state, why
+):
+    """Each call of it would be refused, or wait for nobody knows how long."""
+    model = await add_model()
+    path = f"/v2/models/{model}/ready"
+    assert (await client.get(path)).json() == {"name": model, "ready": True}, "it would wake"
+    assert (await stub.ModelReady(pb.ModelReadyRequest(name=model))).ready
+    gateway.redis.set(STATUSES, orjson.dumps({model: status}), px=60_000)
+    if state is not None:
+        report = ReplicaReport("r", model, 1, "h", 1, state, message=why, ready_at=1.0)
+        gateway.redis.set(REPLICA + "r", report.to_json(), px=60_000)
+
+    async def heard() -> bool:
+        return (await client.get(path)).status_code == 503
+
+    await until(heard)
+    assert (await client.get(path)).json() == {"name": model, "ready": False, "reason": why}
+    assert not (await stub.ModelReady(pb.ModelReadyRequest(name=model))).ready
+    shown = {each["name"]: each for each in (await client.post(INDEX)).json()}
+    assert (shown[model]["state"], shown[model]["reason"]) == ("UNAVAILABLE", why)
+    gateway.redis.delete(STATUSES, REPLICA + "r")
 
 
 @pytest.mark.parametrize("content", [b"", b"{}", b'{"ready": false}', b'{"of_a_later_day": 1}'])

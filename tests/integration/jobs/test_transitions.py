@@ -43,6 +43,16 @@ async def test_the_usual_way(store, way, new):
     assert await store.log(fresh.id, 3) == events[3:]
 
 
+async def test_a_job_that_is_taken_before_its_mark_was_queued_all_the_same(store, way, new):
+    fresh = new()
+    await store.accept(fresh)
+    assert await way.take(fresh.id) == Taken("run", 1)
+    assert await way.finish(fresh.id, 1, reply=b"reply")
+    await store.queued([fresh.id])  # too late
+    job = await way.job(fresh.id)
+    assert 0 < job.queued_ms <= job.started_ms
+
+
 async def test_what_there_is_not(store, way):
     assert await store.get(b"x" * 16) is None
     assert await store.get_many([b"x" * 16]) == [None]

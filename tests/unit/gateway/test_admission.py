@@ -9,7 +9,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from services.gateway.adapters.reporter import fleets, outstanding_elsewhere
-from services.gateway.domain.admission import RESERVE, UNKNOWN_FLEET, Fleet, predicted_wait_ms, refusal
+from services.gateway.domain.admission import (
+    RESERVE,
+    UNKNOWN_FLEET,
+    Fleet,
+    not_ready,
+    predicted_wait_ms,
+    refusal,
+)
+from services.gateway.domain.trouble import Trouble, trouble
 from tidegate.errors import ColdStart, NoCapacity, Overloaded, TidegateError
 from tidegate.protocol.presence import GatewayLoad, GatewayReport, GatewayView, ReplicaReport
 
@@ -133,7 +141,12 @@ def test_fleets_are_the_ready_ones():
             report("d", call_ms=8.0, batch_mean=0.0),
         ]
     )
-    assert found == {"a": Fleet(3, 7.5, 2.5), "c": Fleet(1, None), "d": Fleet(1, 8.0, 8.0)}
+    assert found == {
+        "a": Fleet(3, 7.5, 2.5),
+        "b": Fleet(),
+        "c": Fleet(1, None),
+        "d": Fleet(1, 8.0, 8.0),
+    }
 
 
 def test_what_the_autoscaler_says():
@@ -161,3 +174,46 @@ def test_what_others_have_outstanding():
     )
     assert outstanding_elsewhere(view, "me") == {"a": 6, "b": 1}
     assert fleets([], {"a": 6}) == {"a": Fleet(elsewhere=6)}
+
+
+AGAIN = report("a", "starting", message="Triton crashed; starting it again", ready_at=5.0)
+NO_LOAD = {"conditions": [{"type": "Loaded", "ok": False, "reason": "LoadFailed", "message": "no such file"}]}
+
+
+@pytest.mark.parametrize(
+    ("reports", "status", "expected"),
+    [
+        ([], {}, Trouble()),
+        ([report("a", "starting")], {}, Trouble()),
+        ([AGAIN], {}, Trouble(reloading="Triton crashed; starting it again")),
+        ([report("a", "starting", ready_at=5.0)], {}, Trouble(reloading="it loads its model again")),
+        ([report("a", "starting")], NO_LOAD, Trouble("no such file", True)),
+        ([AGAIN], NO_LOAD, Trouble("no such file", False, AGAIN.message)),
+        ([report("a", "draining")], NO_LOAD, Trouble("no such file")),
+        ([], NO_LOAD | {"ready": 1}, Trouble("no such file")),
+        ([], NO_LOAD | {"draining": 1}, Trouble("no such file")),
+        (
+            [],
+            {"conditions": [NO_LOAD["conditions"][0] | {"reason": "StartTimeout"}]},
+            Trouble("no such file"),
+        ),
+    ],
+)
+def test_what_is_wrong_with_a_fleet(reports, status, expected):
+    """Requests are given up only where no replica is left that may still answer them."""
+    assert trouble(reports, status) == expected
+
+
+@pytest.mark.parametrize(
+    ("wakeable", "fleet", "why"),
+    [
+        (True, Fleet(1, fault="no such file"), ""),
+        (False, Fleet(1), ""),
+        (True, Fleet(), ""),
+        (False, Fleet(), "it is held at 0 replicas"),
+        (True, Fleet(fault="no such file"), "no such file"),
+        (True, Fleet(reloading="Triton crashed; starting it again"), "Triton crashed; starting it again"),
+    ],
+)
+def test_ready_is_what_a_request_would_meet(wakeable, fleet, why):
+    assert not_ready(wakeable, fleet) == why

@@ -6,6 +6,10 @@ local out = {}
 
 local function begin(job, worker, token)
   local leased = job.lease > now and job.worker == worker
+  if job.state == 'accepting' then
+    -- Its message was quicker than the mark that follows the broker's confirmation.
+    call('HSET', RECORD .. job.id, 'queued', now)
+  end
   if job.state ~= 'running' then
     move(job, 'running')
   end

@@ -105,7 +105,7 @@ class InferenceService:
 
     async def _model_ready(self, request: Any, context: Any) -> Any:
         try:
-            ready = self._catalogue.is_ready(request.name, request.version)
+            ready = not self._catalogue.not_ready(request.name, request.version)
         except NotFound:
             ready = False  # as Triton answers
         return pb.ModelReadyResponse(ready=ready)
