@@ -100,9 +100,17 @@ check: ## lint, format, types, import rules, sizes
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
+	$(PY) -m mypy --python-version 3.10 --no-warn-return-any tidegate/cli tidegate/client
 	$(PY) .venv/bin/lint-imports --no-logo
 	$(PY) -m deploy.size_report
 	$(PY) -m deploy.settings_doc --check
+
+# With the Python of the environment, or any other that has pip: it needs nothing of Tidegate's.
+wheel: bootstrap ## build dist/tidegate-*.whl, which `pip install` takes: the Python client and the command line
+	@rm -rf build dist/tidegate-*.whl
+	@$(PY) -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir dist .
+	@rm -rf build *.egg-info
+	@echo "pip install $$(ls dist/tidegate-*.whl)"
 
 fmt: ## format the code and fix what can be fixed
 	$(PY) -m ruff check --fix .

@@ -4,16 +4,75 @@ from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
-__all__ = ["AsyncClient", "Client", "__version__"]
-
 if TYPE_CHECKING:
-    from tidegate.client import AsyncClient, Client
+    from tidegate.client import AsyncClient, AsyncJobHandle, Client, InferResult, JobHandle
+    from tidegate.client.errors import BadAnswer, Unreachable
+    from tidegate.errors import (
+        BadRequest,
+        ColdStart,
+        Conflict,
+        DeadlinePassed,
+        Forbidden,
+        MethodNotAllowed,
+        ModelFailed,
+        NoCapacity,
+        NoRoutes,
+        NotFound,
+        Overloaded,
+        PayloadTooLarge,
+        TidegateError,
+        Unauthorized,
+        Unavailable,
+    )
+    from tidegate.errors import TooMany as TooManyRequests
+
+__all__ = [
+    "__version__",
+    "AsyncClient",
+    "AsyncJobHandle",
+    "Client",
+    "InferResult",
+    "JobHandle",
+    "BadAnswer",
+    "BadRequest",
+    "ColdStart",
+    "Conflict",
+    "DeadlinePassed",
+    "Forbidden",
+    "MethodNotAllowed",
+    "ModelFailed",
+    "NoCapacity",
+    "NoRoutes",
+    "NotFound",
+    "Overloaded",
+    "PayloadTooLarge",
+    "TidegateError",
+    "TooManyRequests",
+    "Unauthorized",
+    "Unavailable",
+    "Unreachable",
+]
+
+_CLIENT = {"AsyncClient", "AsyncJobHandle", "Client", "InferResult", "JobHandle"}
+_CLIENT_ERRORS = {"BadAnswer", "Unreachable"}
 
 
 def __getattr__(name: str) -> Any:
-    # The SDK is imported on first use: the services import this package too and need no HTTP client.
-    if name in {"Client", "AsyncClient"}:
+    # On first use: the services import this package too and need no HTTP client.
+    if name in _CLIENT:
         from tidegate import client
 
         return getattr(client, name)
+    if name in _CLIENT_ERRORS:
+        from tidegate.client import errors as client_errors
+
+        return getattr(client_errors, name)
+    if name in __all__:
+        from tidegate import errors
+
+        return getattr(errors, "TooMany" if name == "TooManyRequests" else name)
     raise AttributeError(f"module 'tidegate' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -11,6 +11,7 @@ class TidegateError(Exception):
     """Base of every error that a caller may see. ``message`` is one sentence for a person."""
 
     reason = "internal"
+    request_id: str | None = None  # set by clients
 
     def __init__(
         self, message: str, *, reason: str | None = None, retry_after_s: float | None = None

@@ -170,10 +170,10 @@ def name_of(path: Path) -> str:
 
 def iso_time(text: str) -> str:
     """``2024-05-31`` or a full ISO time, as the registry takes it. Raises UsageError."""
-    from datetime import datetime
+    from tidegate.cli.options import parsed
 
     try:
-        return datetime.fromisoformat(text).astimezone().isoformat()
+        return parsed(text).astimezone().isoformat()
     except ValueError:
         raise UsageError(f"--trained-at {text!r} is not an ISO date or time, such as 2024-05-31.") from None
 

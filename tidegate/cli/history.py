@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from datetime import UTC, date, datetime, timedelta
+from datetime import date, datetime, timedelta, timezone
 from typing import Annotated, Any
 from urllib.parse import urlencode
 
@@ -110,4 +110,4 @@ def day_of(text: str) -> str:
     days = seconds(text) / _DAY_S
     if days < 1:
         raise UsageError(f"--since {text!r}: usage is kept by day.")
-    return (datetime.now(UTC).date() - timedelta(days=int(days) - 1)).isoformat()
+    return (datetime.now(timezone.utc).date() - timedelta(days=int(days) - 1)).isoformat()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from datetime import datetime
 from typing import Annotated
 
 import typer
@@ -24,6 +25,11 @@ def seconds(text: str) -> float:
     if found is None:
         raise UsageError(f"{text!r} is not a duration: write 90, 90s, 5m, 2h or 1d.")
     return float(found[1]) * _UNITS[found[2] or ""]
+
+
+def parsed(text: str) -> datetime:
+    """Return an ISO 8601 time. Raises ValueError. Python 3.10 by itself does not know ``Z``."""
+    return datetime.fromisoformat(f"{text[:-1]}+00:00" if text.endswith(("Z", "z")) else text)
 
 
 def pairs(option: str, values: Sequence[str] | None) -> dict[str, str]:

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from datetime import UTC, datetime
+from datetime import datetime, timezone
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import orjson
+
+from tidegate.cli.options import parsed
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -130,7 +132,7 @@ def moment(value: float | str | None) -> str:
     if not value:
         return "-"
     try:
-        when = datetime.fromisoformat(value) if isinstance(value, str) else datetime.fromtimestamp(value, UTC)
+        when = parsed(value) if isinstance(value, str) else datetime.fromtimestamp(value, timezone.utc)
     except ValueError:
         return str(value)
     return when.astimezone().strftime("%Y-%m-%d %H:%M:%S")

@@ -5,11 +5,11 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
 
 from tidegate.cli.api import Control, Doc, part
+from tidegate.cli.options import parsed
 from tidegate.cli.output import size_of
 from tidegate.cli.package import Package, packed
 from tidegate.cli.progress import Steps, transfer
@@ -100,7 +100,7 @@ def _says(held: Doc, given: Doc) -> bool:
 
 def _moment(text: Any) -> Any:
     # The same moment can be written in several ways.
-    return datetime.fromisoformat(text) if isinstance(text, str) else text
+    return parsed(text) if isinstance(text, str) else text
 
 
 def _counted(chunks: Iterable[bytes], count: Callable[[int], None]) -> Iterator[bytes]:

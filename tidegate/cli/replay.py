@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import time
 from collections.abc import Mapping, Sequence
-from enum import StrEnum
+from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -23,7 +23,7 @@ _HEADS = (
 )  # fmt: skip
 
 
-class Shape(StrEnum):
+class Shape(str, Enum):
     """Shapes of made-up arrivals."""
 
     CONSTANT = "constant"

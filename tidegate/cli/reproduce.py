@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from tidegate.cli import checkout
 from tidegate.cli.options import seconds
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ def reproduce(
 
     Exit code 0: it was answered; 1: it failed; 3: it killed the model's process, Triton or the worker.
     """
+    checkout.require("reproduce")
     from tidegate.cli.api import control, part
     from tidegate.cli.dead import save
 

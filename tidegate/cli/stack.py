@@ -13,7 +13,7 @@ from urllib.parse import urlsplit, urlunsplit
 
 import typer
 
-from tidegate.cli import exits
+from tidegate.cli import checkout, exits
 from tidegate.cli.options import Json
 from tidegate.errors import TidegateError
 
@@ -37,6 +37,7 @@ def up(
     json: Json = False,
 ) -> None:
     """Start the stack on this machine, or leave it alone where it runs; returns when it is ready."""
+    checkout.require("up")
     from tidegate import stack
     from tidegate.cli import output
     from tidegate.cli.api import settings
@@ -99,6 +100,7 @@ def _typed() -> str:
 
 def down(json: Json = False) -> None:
     """Stop everything that belongs to the stack; the data stays."""
+    checkout.require("down")
     from tidegate import stack
     from tidegate.cli import output
     from tidegate.cli.api import settings

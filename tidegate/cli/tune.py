@@ -72,6 +72,7 @@ def tune(
     from tidegate.cli.progress import Steps
     from tidegate.cli.study import Plan, Study
     from tidegate.tune import grid
+    from tidegate.tune.picture import drawable
 
     given = None if data is None and file is None else given_inputs(data, file)
     plane = control()
@@ -79,6 +80,7 @@ def tune(
     source = plane.registry.get(f"/v1/deployments/{part(deployment)}")
     model, number = source["model"], source["version"]
     version = plane.registry.get(f"/v1/models/{part(model)}/versions/{number}")
+    drawable()
     picture = _writable(png or Path(f"{model}-tune.png"))
     plan = Plan(
         latency_ms=source["target_wait_ms"] if latency_ms is None else latency_ms,

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 import httpx
 import numpy.typing as npt
+from typing_extensions import Self
 
 from tidegate.client import http
 from tidegate.client.core import Core, Metadata, Version, default_url

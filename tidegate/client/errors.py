@@ -1,6 +1,6 @@
 """The errors a client raises: those of :mod:`tidegate.errors`, found by the ``reason`` of an answer.
 
-An answer's request id is attached as a note, so that a traceback shows it; :func:`request_id_of` reads it.
+``error.request_id`` is the request id of the answer. It is also a note, so that a traceback shows it.
 """
 
 from __future__ import annotations
@@ -97,14 +97,15 @@ def from_answer(status: int, headers: Mapping[str, str], body: bytes) -> Tidegat
         retry_after_s=_seconds(headers.get("retry-after")),
     )
     if rid := rid or headers.get("x-request-id", ""):
-        error.add_note(_NOTE + rid)
+        error.request_id = rid
+        if hasattr(error, "add_note"):  # from Python 3.11 on
+            error.add_note(_NOTE + rid)
     return error
 
 
 def request_id_of(error: BaseException) -> str | None:
     """The request id that an answer carried, to look for in the logs."""
-    notes: list[str] = getattr(error, "__notes__", [])
-    return next((note.removeprefix(_NOTE) for note in notes if note.startswith(_NOTE)), None)
+    return error.request_id if isinstance(error, TidegateError) else None
 
 
 def _read(body: bytes) -> tuple[str, str, str]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import datetime, timezone
 from functools import lru_cache
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -292,4 +292,4 @@ def iso(ms: int) -> str | None:
 @lru_cache(maxsize=1024)
 def _second(seconds: int) -> str:
     # Every answer about a job has several times, most of them of the last few seconds.
-    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S")
+    return datetime.fromtimestamp(seconds, timezone.utc).strftime("%Y-%m-%dT%H:%M:%S")

@@ -9,8 +9,6 @@ import socket
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-import psutil
-
 from tidegate.stack import processes
 from tidegate.stack.child import MARK, Port
 from tidegate.stack.errors import PortBusy
@@ -72,6 +70,8 @@ def _complaint(port: Port) -> str | None:
 
 
 def _holder(number: int) -> str:
+    import psutil  # part of what runs a stack; a client has none
+
     listening = (c for c in psutil.net_connections("tcp") if c.status == psutil.CONN_LISTEN)
     pid = next((c.pid for c in listening if c.laddr and c.laddr.port == number), None)
     process = processes.find(pid) if pid else None

@@ -11,8 +11,9 @@ import asyncio
 import json
 import sys
 import time
+from collections.abc import Coroutine
 from dataclasses import asdict, dataclass, field
-from typing import cast
+from typing import Any, cast
 
 from tidegate.certificates import trusted
 from tidegate.tune.curve import quantile
@@ -150,12 +151,15 @@ async def run(order: Order, request: bytes) -> Figures:
     context = trusted(f"https://{host}") if order.tls else None
     callers: list[Caller] = []
     try:
-        async with asyncio.timeout(CONNECT_TIMEOUT_S):
+
+        async def connect() -> None:
             for _ in range(order.connections):
                 _, caller = await loop.create_connection(
                     lambda: Caller(request, count), order.host, order.port, ssl=context
                 )
                 callers.append(caller)
+
+        await asyncio.wait_for(connect(), CONNECT_TIMEOUT_S)
         await asyncio.sleep(order.warm_s)
         began = time.perf_counter()
         if not count.failed:
@@ -174,15 +178,21 @@ async def run(order: Order, request: bytes) -> Figures:
     return Figures(count.answers, count.failed, seconds, p50, p99, count.problem, count.status)
 
 
+def _run(figures: Coroutine[Any, Any, Figures]) -> Figures:
+    try:
+        import uvloop
+    except ImportError:  # it has no build for Windows
+        return asyncio.run(figures)
+    return uvloop.run(figures)
+
+
 def main() -> None:
     """Do what stdin says."""
-    import uvloop
-
     order = Order(**json.loads(sys.stdin.buffer.readline()))
     request = sys.stdin.buffer.read()
     try:
-        figures = uvloop.run(run(order, request))
-    except OSError as error:  # TimeoutError is one
+        figures = _run(run(order, request))
+    except (OSError, asyncio.TimeoutError) as error:
         problem = f"the gateway takes no connection: {error or 'no answer'}"
         figures = Figures(0, order.connections, 0.0, None, None, problem)
     json.dump(asdict(figures), sys.stdout)

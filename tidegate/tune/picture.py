@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,12 @@ FRONT, CHOSEN, LIMIT = "#1a1a1a", "#d62728", "#777777"
 _MARKERS = "osD^vPX"
 _DASHES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (1, 1.5)), (0, (5, 2, 1, 2)))
 _LABEL = {"textcoords": "offset points", "fontsize": 8}
+
+
+def drawable() -> None:
+    """Raise BadRequest if matplotlib is not installed: a client needs it for nothing else."""
+    if importlib.util.find_spec("matplotlib") is None:
+        raise BadRequest("`tidegate tune` draws with matplotlib, which is missing: pip install matplotlib.")
 
 
 def draw(path: Path, title: str, points: Sequence[Point], chosen: Point | None, latency_ms: float) -> None:

@@ -1,0 +1,36 @@
+"""Commands that need Tidegate's source: the services are in it, and not in the wheel."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from pathlib import Path
+
+import tidegate
+from tidegate.cli.exits import UsageError
+
+
+class NeedsSource(UsageError):
+    """The command starts or stops services, and this installation has only the client."""
+
+    reason = "needs_source"
+
+
+def root() -> Path | None:
+    """Return the folder of the source, or None for an installation by `pip install tidegate`."""
+    folder = Path(tidegate.__file__).parents[1]
+    return folder if (folder / "services").is_dir() and (folder / "deploy").is_dir() else None
+
+
+def require(command: str) -> None:
+    """Raise NeedsSource unless the services and what they need are installed."""
+    if root() is None:
+        raise NeedsSource(
+            f"`tidegate {command}` needs Tidegate's source, and this installation is only the client. "
+            f"Go to a source checkout and run `make up`. "
+            "To use a stack that runs elsewhere, set TIDEGATE_GATEWAY_URL and TIDEGATE_API_KEY."
+        )
+    if find_spec("psutil") is None:
+        raise NeedsSource(
+            f"`tidegate {command}` needs the packages of the services, which this Python does not have. "
+            "Run `make up`, which installs them, or pip install 'tidegate[stack]'."
+        )
