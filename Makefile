@@ -142,6 +142,9 @@ bench-broker-tax: bootstrap ## what the queue costs, by hop and by process
 bench-overload: bench-plot ## offered load from 0.5 to 3 times the capacity: goodput, waits, refusals
 	$(PY) -m benchmarks.overload $(BENCH_FLAGS)
 
+bench-soak: bench-plot ## memory of every process over 20 minutes at 70 % load, with a picture
+	$(PY) -m benchmarks.soak $(BENCH_FLAGS)
+
 bench-heavy: bootstrap ## envelopes with heavy models, and a light and a heavy one side by side
 	$(PY) -m benchmarks.heavy $(BENCH_FLAGS)
 

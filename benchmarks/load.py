@@ -55,7 +55,10 @@ class Figures:
 class Load:
     """A run of wrk that goes on; ``result`` waits for its figures."""
 
-    def __init__(self, base_url: str, exchange: Exchange, connections: int, seconds: int) -> None:
+    def __init__(
+        self, base_url: str, exchange: Exchange, connections: int, seconds: int, *, pause_ms: float = 0.0
+    ) -> None:
+        """``pause_ms``: mean pause of a connection before a request, drawn evenly from 0 to twice it."""
         wrk = shutil.which("wrk")
         if wrk is None:
             raise LoadFailed(WRK_MISSING)
@@ -68,7 +71,11 @@ class Load:
         options = [f"-c{connections}", "-t1", f"-d{seconds}s", f"--timeout={REQUEST_LIMIT_S}s"]
         self._process = subprocess.Popen(
             [wrk, *options, "-s", str(SCRIPT), base_url + exchange.path],
-            env={"BENCH_BODY": str(body), "BENCH_HEADERS": str(headers)},
+            env={
+                "BENCH_BODY": str(body),
+                "BENCH_HEADERS": str(headers),
+                "BENCH_PAUSE_MS": str(pause_ms),
+            },
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

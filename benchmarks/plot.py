@@ -68,10 +68,28 @@ def overload(found: dict[str, Any]) -> Any:
     return figure
 
 
+def soak(found: dict[str, Any]) -> Any:
+    """Memory of every kind of process over time."""
+    figure, axis = plt.subplots(figsize=(9, 5))
+    minutes = [look["at"] / 60 for look in found["looks"]]
+    kinds = sorted({kind for look in found["looks"] for kind in look["mb"]})
+    colours = plt.get_cmap("tab20")
+    for number, kind in enumerate(kinds):
+        values = [look["mb"].get(kind, 0.0) for look in found["looks"]]
+        axis.plot(minutes, values, color=colours(number % 20), linewidth=1.2, label=kind)
+    rates = ", ".join(f"{each['rate']:,.0f} {name}/s" for name, each in found["figures"].items())
+    axis.set_title(f"{found['share']:.0%} of the capacity: {rates}", fontsize=9)
+    axis.set_ylabel("megabytes (proportional set size)")
+    axis.set_xlabel("minutes")
+    axis.set_ylim(bottom=0)
+    axis.legend(fontsize=7, ncols=2)
+    return figure
+
+
 def main() -> None:
     """Draw."""
     kind, results, picture = sys.argv[1:]
-    figure = {"peers": peers, "overload": overload}[kind](json.loads(Path(results).read_text()))
+    figure = {"peers": peers, "overload": overload, "soak": soak}[kind](json.loads(Path(results).read_text()))
     figure.tight_layout()
     figure.savefig(picture, dpi=130)
 

@@ -1,5 +1,6 @@
 -- Posts one body for ever and prints the figures as one line of JSON.
--- BENCH_BODY is a file with the body, BENCH_HEADERS one with a `Name: value` a line.
+-- BENCH_BODY is a file with the body, BENCH_HEADERS one with a `Name: value` a line. With BENCH_PAUSE_MS each
+-- connection waits so long before each request: an even load below what the server can do.
 local file = assert(io.open(os.getenv("BENCH_BODY"), "rb"))
 wrk.method = "POST"
 wrk.body = file:read("*a")
@@ -8,6 +9,13 @@ file:close()
 for line in io.lines(os.getenv("BENCH_HEADERS")) do
   local name, value = line:match("^([^:]+):%s*(.*)$")
   wrk.headers[name] = value
+end
+
+local pause = tonumber(os.getenv("BENCH_PAUSE_MS") or "0")
+if pause > 0 then
+  function delay()
+    return pause * 2 * math.random()
+  end
 end
 
 function done(summary, latency)

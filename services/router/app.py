@@ -119,8 +119,7 @@ def _job_sweeper(
         settings.amqp_url,
         ledger.take_lost,
         interval_s=settings.job_sweep_interval_s,
-        keep_s=settings.job_retention_s,
-        keep_count=settings.jobs_kept,
+        retention=settings.job_retention(),
         leads=leads,
         letters=letters,
     )

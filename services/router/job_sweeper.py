@@ -8,11 +8,12 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
-from prometheus_client import Counter
+from prometheus_client import Counter, Gauge
 
 from services.router.dead_letters import DeadLetters
 from services.router.domain.dead_letters import DeadLetter
 from services.router.domain.exceptions import EXHAUSTED, NOT_RETRIED
+from services.router.domain.job_retention import Retention, StoreSize
 from tidegate import tasks, telemetry
 from tidegate.broker import Link, Session, Unroutable
 from tidegate.errors import Unavailable
@@ -31,7 +32,12 @@ LOST_AFTER_MS = 10_000
 
 REPUBLISHED = Counter("tidegate_jobs_republished_total", "Jobs whose message was published again.", ["state"])
 EXPIRED = Counter("tidegate_jobs_expired_total", "Jobs that did not end before their time was over.")
-RETIRED = Counter("tidegate_jobs_retired_total", "Job records removed by age or number.")
+RETIRED = Counter("tidegate_jobs_retired_total", "Job records removed by age, number or memory.")
+STORE_BYTES = Gauge(
+    "tidegate_jobs_store_bytes", "Memory of the store of the jobs, as the router last saw it."
+)
+# So many rounds of the sweeper between two looks at the store's memory.
+LOOK_EVERY = 5
 
 
 class JobSweeper:
@@ -44,8 +50,7 @@ class JobSweeper:
         lost: Callable[[], Mapping[str, bool]],
         *,
         interval_s: float,
-        keep_s: float,
-        keep_count: int,
+        retention: Retention,
         leads: Callable[[], bool],
         letters: DeadLetters | None = None,
     ) -> None:
@@ -56,8 +61,9 @@ class JobSweeper:
         self._jobs = jobs
         self._lost = lost
         self._interval_s = interval_s
-        self._keep_ms = int(keep_s * 1e3)
-        self._keep_count = keep_count
+        self._retention = retention
+        self._rounds = 0
+        self._full = False
         self._leads = leads
         self._letters = letters
         self._declared: set[str] = set()
@@ -98,6 +104,9 @@ class JobSweeper:
         await self._republish()
         while await self._retire() == AT_ONCE:
             await asyncio.sleep(0)
+        if self._rounds % LOOK_EVERY == 0:
+            await self._make_room()
+        self._rounds += 1
 
     async def _expire(self) -> None:
         expired = await self._jobs.expire(_now_ms(), AT_ONCE)
@@ -168,9 +177,31 @@ class JobSweeper:
             await self._letters.bury(replace(letter, tenant=job.principal), request)
 
     async def _retire(self) -> int:
-        removed = await self._jobs.retire(_now_ms(), self._keep_ms, self._keep_count, AT_ONCE)
+        keep = self._retention
+        removed = await self._jobs.retire(_now_ms(), int(keep.keep_s * 1e3), keep.count, AT_ONCE)
         RETIRED.inc(removed)
         return removed
+
+    async def _make_room(self) -> None:
+        """Remove the oldest records while the store uses more memory than it may."""
+        size = StoreSize(*await self._jobs.size())
+        STORE_BYTES.set(size.used_bytes)
+        surplus = self._retention.surplus(size)
+        if surplus and not self._full:
+            log.warning(
+                "the store of the jobs is full: the oldest results go before their time",
+                extra={"used_bytes": size.used_bytes, "limit_bytes": self._retention.bytes},
+            )
+        self._full = surplus > 0
+        at_least_ms = int(self._retention.at_least_s * 1e3)
+        while surplus > 0:
+            part = min(surplus, AT_ONCE)
+            removed = await self._jobs.retire(_now_ms(), at_least_ms, size.records, part)
+            RETIRED.inc(removed)
+            surplus -= removed
+            if removed < part:
+                break  # the others are too young
+            await asyncio.sleep(0)
 
 
 def _now_ms() -> int:

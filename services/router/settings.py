@@ -7,6 +7,7 @@ from typing import ClassVar
 from pydantic import Field
 
 from services.router.domain.dead_letters import Limits as DeadLetterLimits
+from services.router.domain.job_retention import Retention
 from services.router.domain.webhooks import Limits, Patience
 from tidegate.settings import Settings
 
@@ -41,6 +42,17 @@ class RouterSettings(Settings):
     jobs_kept: int = Field(
         1_000_000, ge=0, description="How many jobs that are over are kept; the oldest go first."
     )
+    jobs_kept_bytes: int = Field(
+        512 * 2**20,
+        ge=0,
+        description="Bytes of memory of the jobs' store, above which the oldest jobs that are over go; "
+        "0: no limit.",
+    )
+    jobs_kept_min_s: float = Field(
+        300.0,
+        ge=0,
+        description="A job that is over is kept for so many seconds, even if the jobs' store is full.",
+    )
     ledger_interval_s: float = Field(
         1.0, gt=0, description="Pause between two looks at the ledger of jobs, in seconds."
     )
@@ -62,6 +74,10 @@ class RouterSettings(Settings):
     def dead_letter_limits(self) -> DeadLetterLimits:
         """Return how many dead letters are kept, for how long, and how many bytes of payloads."""
         return DeadLetterLimits(self.dead_letters_kept, self.dead_letter_keep_s, self.dead_letter_bytes)
+
+    def job_retention(self) -> Retention:
+        """Return how long jobs that are over are kept, how many of them, and in how much memory."""
+        return Retention(self.job_retention_s, self.jobs_kept, self.jobs_kept_bytes, self.jobs_kept_min_s)
 
     def webhook_limits(self) -> Limits:
         """How many webhooks at once, and how long one may take."""

@@ -16,6 +16,7 @@ from tidegate.stack.errors import MissingPart
 DEBIANS = Path("/usr/lib/rabbitmq/bin/rabbitmq-server")
 PLACES = (DEBIANS, Path("/opt/rabbitmq/sbin/rabbitmq-server"))
 
+# Quorum queues keep their log in memory until its file is full: 512 MB, unless told otherwise.
 CONFIG = """\
 listeners.tcp.1 = 127.0.0.1:{port}
 log.console = true
@@ -27,6 +28,7 @@ disk_free_limit.absolute = 200MB
 collect_statistics_interval = 60000
 max_message_size = 16777216
 consumer_timeout = {ack_timeout_ms}
+raft.wal_max_size_bytes = 33554432
 """
 
 ERLANG_FLAGS = (

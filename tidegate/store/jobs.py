@@ -234,6 +234,15 @@ class JobStore:
         ids = await self._scripts.run("expire", [now_ms, limit])
         return [job for job in await self.get_many(ids) if job is not None]
 
+    async def size(self) -> tuple[int, int, int]:
+        """Return the bytes of memory that the server uses, the records, and how many of them are over."""
+        pipe = self._redis.pipeline(transaction=False)
+        pipe.info("memory")
+        pipe.zcard(f"{PREFIX}all")
+        pipe.zcard(f"{PREFIX}finished")
+        memory, records_, over = await answer(pipe.execute())
+        return int(memory["used_memory"]), records_, over
+
     async def retire(self, now_ms: int, keep_ms: int, keep_count: int, limit: int) -> int:
         """Remove jobs that have been over for longer than ``keep_ms``, and the oldest of more than
         ``keep_count``; up to ``limit``, gives how many.

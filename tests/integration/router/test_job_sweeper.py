@@ -14,6 +14,7 @@ from redis.asyncio import Redis
 from services.router import job_sweeper as sweeper_module
 from services.router.dead_letters import DeadLetters
 from services.router.domain.dead_letters import Limits
+from services.router.domain.job_retention import Retention
 from services.router.job_sweeper import JobSweeper
 from tidegate.blobs import Blobs
 from tidegate.broker import Delivery, Link, Session
@@ -69,6 +70,8 @@ async def start(rabbitmq_url, valkey_url, jobs) -> AsyncIterator[Callable[..., A
             url: str = rabbitmq_url,
             keep_s: float = 3600.0,
             keep_count: int = 1000,
+            keep_bytes: int = 0,
+            at_least_s: float = 0.0,
             lost: Callable[[], dict[str, bool]] = dict,
             leads: Callable[[], bool] = lambda: True,
             letters: Any = None,
@@ -80,8 +83,7 @@ async def start(rabbitmq_url, valkey_url, jobs) -> AsyncIterator[Callable[..., A
                 url,
                 lost,
                 interval_s=0.02,
-                keep_s=keep_s,
-                keep_count=keep_count,
+                retention=Retention(keep_s, keep_count, keep_bytes, at_least_s),
                 leads=leads,
                 letters=letters,
             )
@@ -266,6 +268,26 @@ async def test_of_too_many_the_oldest_go(start, making, until):
 
     await until(few)
     assert (await making.store.counts()).ledger["removed"] == 5
+
+
+async def test_a_full_store_loses_the_oldest_results_and_none_that_is_young(start, making, until):
+    old = [await making.ended() for _ in range(8)]
+    used, records, over = await making.store.size()
+    assert used > 0
+    assert records == over == 8
+    # The server alone uses more than that, so every record is one too many.
+    sweeper = await start(keep_bytes=1, at_least_s=3600.0)
+    seen = sweeper._rounds
+    await until(lambda: sweeper._rounds >= seen + 2 * sweeper_module.LOOK_EVERY)
+    assert None not in await making.store.get_many(old)
+    await sweeper.stop()
+    await start(keep_bytes=1, at_least_s=0.0)
+
+    async def gone() -> bool:
+        return await making.store.get_many(old) == [None] * 8
+
+    await until(gone)
+    assert (await making.store.size())[1:] == (0, 0)
 
 
 async def test_lost_messages_are_published_again_once(start, making, worker, until, monkeypatch):
