@@ -18,7 +18,7 @@ import numpy as np
 import psutil
 import pytest
 
-from tests.conftest import MadeOnce
+from tests.conftest import PATIENCE_S, MadeOnce
 from tests.e2e.guard import Guard
 from tidegate import Client, credentials
 from tidegate.settings import Settings
@@ -116,7 +116,7 @@ class Stack:
 
     def child(self, name: str) -> psutil.Process:
         """The process of a service or server of the stack, once it has one."""
-        end = time.monotonic() + 30
+        end = time.monotonic() + PATIENCE_S
         while True:
             record = json.loads((self.settings.state_path / "run" / "stack.json").read_text())
             (found,) = [c for c in record["children"] if c["name"] == name]

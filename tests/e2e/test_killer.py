@@ -16,6 +16,7 @@ import pytest
 
 from benchmarks.killer import MODEL, Victim, held
 from benchmarks.stack import MODELS
+from tests.conftest import PATIENCE_S
 from tests.e2e.conftest import REPO, Stack, processes_of, running_stack
 
 
@@ -102,7 +103,7 @@ def test_an_interrupted_reproduction_leaves_nothing(stack: Stack, killed: str) -
         assert process.wait(60) == 130
     folder = stack.settings.state_path / "reproduce"
     assert list(folder.iterdir()) == []
-    end = time.monotonic() + 30
+    end = time.monotonic() + PATIENCE_S
     while left := [p for p in processes_of(folder) if p.is_running()]:
         assert time.monotonic() < end, [p.cmdline() for p in left]
         time.sleep(0.1)

@@ -13,6 +13,7 @@ import httpx
 import numpy as np
 import pytest
 
+from tests.conftest import PATIENCE_S
 from tests.e2e.conftest import Stack
 
 pytestmark = pytest.mark.e2e
@@ -109,7 +110,7 @@ def tensors(answer: httpx.Response) -> dict[str, bytes]:
 
 def gone(stack: Stack, kept: set[str]) -> bool:
     """Whether only what was there before is there still: batches and jobs of other tests keep theirs."""
-    end = time.monotonic() + 10
+    end = time.monotonic() + PATIENCE_S
     while left(stack) - kept and time.monotonic() < end:
         time.sleep(0.05)
     return not left(stack) - kept
@@ -163,7 +164,7 @@ def test_a_missing_blob_is_told(stack: Stack, echo: str) -> None:
         first.start()
         second = threading.Thread(target=lambda: answers.append(ask(stack, bits(6 * MIB))))
         second.start()
-        end = time.monotonic() + 10
+        end = time.monotonic() + PATIENCE_S
         while not any(path.suffix != ".part" for path in set(blobs(stack)) - kept):
             assert time.monotonic() < end
             time.sleep(0.02)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from tests.conftest import PATIENCE_S
 from tests.e2e.conftest import Stack
 from tidegate import Client
 
@@ -49,7 +50,7 @@ def test_no_gap_and_both_versions_answer(stack: Stack, client: Client, tmp_path:
     thread.start()
     try:
         stack.deploy(variant(tmp_path, 2), "roll", *signature)
-        end = time.monotonic() + 30
+        end = time.monotonic() + PATIENCE_S
         while not (seen and seen[-1] == 2.0):
             assert time.monotonic() < end, "the new version never took over"
             time.sleep(0.05)

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.conftest import PATIENCE_S
 from tests.e2e.conftest import Stack
 from tidegate import Client, model_users
 
@@ -98,7 +99,7 @@ def test_a_killed_worker_leaves_no_process_of_its_model(stack: Stack, hostile: s
     commands = [Path(f"/proc/{pid}/cmdline").read_bytes() for pid in before]
     assert any(b"sleep\x003600" in command for command in commands), commands
     stack.worker("hostile-v1").kill()
-    end = time.monotonic() + 60
+    end = time.monotonic() + PATIENCE_S
     while left := [pid for pid in before if pid in model_users.processes_of(uid)]:
         assert time.monotonic() < end, left
         time.sleep(0.1)

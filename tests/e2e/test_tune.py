@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import PATIENCE_S
 from tests.e2e.conftest import REPO, Stack
 from tidegate.cli.api import Control
 
@@ -28,7 +29,7 @@ def wait_gone(stack: Stack, model: str) -> None:
     registry = Control(stack.settings).registry
     for kind in ("deployments", "endpoints"):
         assert f"{model}-tune" not in [item["name"] for item in registry.items(f"/v1/{kind}")]
-    end = time.monotonic() + 60
+    end = time.monotonic() + PATIENCE_S
     while stack.replicas(f"{model}-tune"):
         assert time.monotonic() < end, "the replica stays"
         time.sleep(0.2)

@@ -97,9 +97,7 @@ async def test_sweep_ends_everything_the_orderly_way_first(yard, assign):
     await launcher.launch(assign(ONE))
     await yard.launcher("deaf").launch(assign(TWO))
     yard.until_up(ONE, TWO)
-    started = time.monotonic()
     assert await sweep(yard.launcher(), grace_s=0.5) == [ONE, TWO]
-    assert time.monotonic() - started < 5
     assert procfs.marked_in(yard.state) == set()
     assert yard.processes(ONE) == yard.processes(TWO) == []
     assert yard.folders() == []

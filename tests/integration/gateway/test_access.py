@@ -12,6 +12,7 @@ import pytest
 import tritonclient.grpc.aio as triton
 from tritonclient.grpc import InferInput
 
+from tests.conftest import PATIENCE_S
 from tests.integration.gateway.conftest import silent
 from tests.integration.gateway.process import echo
 from tidegate.store.limits import ACCOUNT
@@ -92,7 +93,7 @@ async def test_a_large_body_is_refused_at_its_head(gateway, length):
     reader, writer = await asyncio.open_connection("127.0.0.1", gateway.port)
     head = f"POST {INFER} HTTP/1.1\r\nhost: localhost\r\nauthorization: Bearer tg_none_x\r\n{length}\r\n\r\n"
     writer.write(head.encode())
-    assert b"401" in await asyncio.wait_for(reader.readline(), 10)
+    assert b"401" in await asyncio.wait_for(reader.readline(), PATIENCE_S)
     writer.close()
 
 

@@ -14,7 +14,7 @@ import httpx
 import psutil
 import pytest
 
-from tests.conftest import Figure
+from tests.conftest import PATIENCE_S, Figure
 from tidegate.blobs import new_key
 from tidegate.protocol import envelope
 from tidegate.protocol.claim import read_claim, write_claim
@@ -321,7 +321,7 @@ async def test_overload_says_when_to_come_back(gateway, client, echoing, until):
         for caller in (one, two, three):
             await caller.head(f"Content-Length: {step + 1000}")
             await caller.send([bytes(65536)] * (step // 65536))
-        status, told = await asyncio.wait_for(three.answer(), 10)
+        status, told = await asyncio.wait_for(three.answer(), PATIENCE_S)
         assert (status, told["reason"]) == (503, "overloaded")
         content, headers = body_of(bytes(25 * MIB))
         refused = await client.post(INFER, content=content, headers=headers)

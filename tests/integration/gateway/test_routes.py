@@ -11,6 +11,7 @@ import pytest
 from services.gateway.adapters.reporter import Reporter
 from services.gateway.adapters.routes import Routes
 from services.gateway.domain.admission import Fleet
+from tests.conftest import PATIENCE_S
 from tidegate.protocol.presence import GatewayLoad, GatewayReport, ReplicaReport
 from tidegate.stack.ports import free_ports
 from tidegate.stack.standalone import valkey_running
@@ -37,7 +38,7 @@ def raw(table, deployment):
 async def routes(store, tmp_path) -> AsyncIterator[Routes]:
     found = Routes(store, tmp_path / "data" / "routes.json")
     yield found
-    await asyncio.wait_for(found.stop(), 10)
+    await asyncio.wait_for(found.stop(), PATIENCE_S)
 
 
 def revision(routes: Routes) -> tuple[str, int] | None:
@@ -88,12 +89,12 @@ async def test_a_restart_without_a_store(tmp_path, raw, until):
     (tmp_path / "routes.json").write_bytes(raw(3))
     store = Store.connect(f"redis://127.0.0.1:{port}/0")
     routes = Routes(store, tmp_path / "routes.json")
-    await asyncio.wait_for(routes.start(), 5)
+    await asyncio.wait_for(routes.start(), PATIENCE_S)
     assert revision(routes) == ("e", 3)
     with valkey_running(tmp_path / "valkey", port=port):
         await store.publish_routes(raw(4))
         await until(lambda: revision(routes) == ("e", 4))
-        await asyncio.wait_for(routes.stop(), 10)
+        await asyncio.wait_for(routes.stop(), PATIENCE_S)
         await store.close()
 
 
@@ -103,7 +104,7 @@ async def test_a_broken_copy_on_disk_is_passed_over(store, raw, tmp_path):
     routes = Routes(store, tmp_path / "routes.json")
     await routes.start()
     assert revision(routes) == ("e", 1)
-    await asyncio.wait_for(routes.stop(), 10)
+    await asyncio.wait_for(routes.stop(), PATIENCE_S)
     assert (tmp_path / "routes.json").read_bytes() == raw(1)
 
 
@@ -119,7 +120,7 @@ async def test_the_reporter_tells_and_hears(store, until):
     assert (report.incarnation, report.deployments) == ("g1", loads)
     await store.report_replica(ReplicaReport("q", "d", 1, "h", 1, "ready"))
     await until(lambda: reporter.fleet("d").ready == 2)
-    await asyncio.wait_for(reporter.stop(), 10)
+    await asyncio.wait_for(reporter.stop(), PATIENCE_S)
     view = await store.gateways()
     assert (view.reports, view.missing) == ([], [])
 
@@ -130,7 +131,7 @@ async def test_the_reporter_hears_of_other_gateways(store, until):
     reporter = Reporter(store, "g1", 0.01, lambda: {"d": GatewayLoad(outstanding=9)}, lambda _: None)
     await reporter.start()
     await until(lambda: reporter.fleet("d") == Fleet(0, elsewhere=4, fault="no"))
-    await asyncio.wait_for(reporter.stop(), 10)
+    await asyncio.wait_for(reporter.stop(), PATIENCE_S)
 
 
 async def test_the_reporter_goes_on_with_what_it_knows(tmp_path, until):
@@ -146,5 +147,5 @@ async def test_the_reporter_goes_on_with_what_it_knows(tmp_path, until):
     with valkey_running(tmp_path / "after", port=port):
         await until(lambda: not reporter.store_down)
         await until(lambda: reporter.fleet("d") == Fleet(0, None))
-        await asyncio.wait_for(reporter.stop(), 10)
+        await asyncio.wait_for(reporter.stop(), PATIENCE_S)
         await store.close()

@@ -190,15 +190,12 @@ async def test_a_dead_receiver_slows_nobody(start, making, receiver, schedule, u
     deaf.status = None
     await asyncio.gather(*(making.ended(deaf.url) for _ in range(400)))
     await asyncio.gather(*(making.ended(receiver.url) for _ in range(100)))
-    limits = Limits(at_once=8, per_host=4, timeout_s=2.0)
+    # Done one after the other, the 400 would take longer than the test waits.
+    limits = Limits(at_once=8, per_host=4, timeout_s=600.0)
     await start(limits=limits, patience=Patience(first_s=5.0))
-    began = time.monotonic()
     await until(lambda: len(receiver.got) == 100)
-    took = time.monotonic() - began
     await deaf.down()
-    # Done one after the other, the 400 would take 400 / 4 * 2 s.
-    assert took < 20.0
-    assert len(deaf.got) < 20
+    assert len(deaf.got) <= 4
 
 
 async def test_a_receiver_that_comes_back_gets_all(start, making, receiver, schedule, until):

@@ -10,6 +10,7 @@ import pytest
 
 from services.worker.adapters.environments import Environments
 from services.worker.adapters.triton_install import TritonInstall
+from tests.conftest import PATIENCE_S
 from tidegate.errors import ModelFailed
 
 pytestmark = pytest.mark.integration
@@ -147,12 +148,18 @@ async def test_the_time_limit_ends_all_that_was_started(
     )
     mark = tmp_path / "pid"
     (source / "slow.py").write_text(
-        f"import os, time\nopen({str(mark)!r}, 'w').write(str(os.getpid()))\ntime.sleep(60)\n"
+        f"import os, time\nopen({str(mark)!r}, 'w').write(str(os.getpid()))\ntime.sleep(600)\n"
     )
-    with pytest.raises(ModelFailed, match="not installed within 4 s"):
-        await Environments(tmp_path / "envs", install, lambda _: None).provide([str(source)], links, 4)
+    # On a busy machine pip may need longer until it builds.
+    for limit_s in (4, 16, 64):
+        with pytest.raises(ModelFailed, match=f"not installed within {limit_s} s"):
+            await Environments(tmp_path / "envs", install, lambda _: None).provide(
+                [str(source)], links, limit_s
+            )
+        if mark.exists():
+            break
     # It is killed, and nobody's child here: how soon the kernel takes it away is the kernel's affair.
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(PATIENCE_S):
         while _runs(mark.read_text()):
             await asyncio.sleep(0.01)
 

@@ -19,6 +19,7 @@ from services.worker.adapters.http_calls import HttpCalls, NotThere
 from services.worker.adapters.model import Model
 from services.worker.adapters.triton_client import TritonClient
 from services.worker.domain.pace import Quickness
+from tests.conftest import PATIENCE_S
 from tidegate.errors import BadRequest, DeadlinePassed, ModelFailed, Unavailable
 from tidegate.protocol.envelope import Request, call_key, read_request, request_frame, tensor
 from tidegate.protocol.models import Signature, TensorSpec
@@ -40,7 +41,7 @@ class TritonPythonModel:
         if numbers.size and numbers[0, 0] < 0:
             raise ValueError("a negative number")
         if numbers.size and numbers[0, 0] > 1000:
-            time.sleep(0.3)
+            time.sleep(30 if numbers[0, 0] > 1e6 else 0.3)
         return pb_utils.InferenceResponse([
             pb_utils.Tensor("numbers_back", numbers), pb_utils.Tensor("words_back", words),
         ])
@@ -57,6 +58,7 @@ SIGNATURE = Signature(
     max_batch_size=64,
 )
 SLOW = 2000.0
+HALF_A_MINUTE = 2e6
 
 
 def request(first: float, *, width=2, rows=1, word=b"word", outputs=(), parameters=None) -> Request:
@@ -105,7 +107,7 @@ async def echo(run, tmp_path, monkeypatch) -> Ways:
 
 async def until_quick(ways: Ways) -> None:
     """Call until a call goes over HTTP."""
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(PATIENCE_S):
         await ways.ask(request(1.0))
         while ways.went[-1] != "http":
             await ways.ask(request(1.0))
@@ -213,10 +215,11 @@ async def test_a_late_answer_is_not_the_next_one(echo):
     assert [np.frombuffer(found[0][3], np.float32)[0] for found in answers] == list(range(20))
 
 
-async def test_a_triton_that_has_gone_is_unavailable(echo):
-    call = asyncio.create_task(echo.ask(request(SLOW)))
-    await asyncio.sleep(0.1)
-    assert echo.went[-1] == "http"
+async def test_a_triton_that_has_gone_is_unavailable(echo, until):
+    await until_quick(echo)
+    echo.went.clear()
+    call = asyncio.create_task(echo.ask(request(HALF_A_MINUTE), timeout_s=PATIENCE_S))
+    await until(lambda: echo.went == ["http"])
     await echo.running.process.stop(grace_s=0)
     with pytest.raises(Unavailable):
         await call

@@ -14,6 +14,7 @@ import pytest
 from services.worker.adapters.triton_install import TritonInstall
 from services.worker.adapters.triton_process import SHARED_MEMORY, TritonOptions, TritonProcess
 from services.worker.adapters.warmup import zeros
+from tests.conftest import PATIENCE_S
 from tidegate.errors import Unavailable
 from tidegate.protocol.models import Signature
 
@@ -59,7 +60,7 @@ async def test_a_crash_is_noticed_and_the_next_start_is_clean(identity: Run, exa
     running = await identity()
     ended = asyncio.create_task(running.process.wait())
     os.kill(running.process.pid, signal.SIGKILL)
-    assert await asyncio.wait_for(ended, 5) == -signal.SIGKILL
+    assert await asyncio.wait_for(ended, PATIENCE_S) == -signal.SIGKILL
     with pytest.raises(Unavailable, match="gone"):
         await running.client.infer(zeros("identity", example("identity")[1], 1), 5)
     await running.process.stop()
