@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         Unavailable,
     )
     from tidegate.errors import TooMany as TooManyRequests
+    from tidegate.model import Tensor, batched
 
 __all__ = [
     "__version__",
@@ -33,6 +34,8 @@ __all__ = [
     "Client",
     "InferResult",
     "JobHandle",
+    "Tensor",
+    "batched",
     "BadAnswer",
     "BadRequest",
     "ColdStart",
@@ -55,6 +58,7 @@ __all__ = [
 
 _CLIENT = {"AsyncClient", "AsyncJobHandle", "Client", "InferResult", "JobHandle"}
 _CLIENT_ERRORS = {"BadAnswer", "Unreachable"}
+_MODEL = {"Tensor", "batched"}
 
 
 def __getattr__(name: str) -> Any:
@@ -67,6 +71,10 @@ def __getattr__(name: str) -> Any:
         from tidegate.client import errors as client_errors
 
         return getattr(client_errors, name)
+    if name in _MODEL:
+        from tidegate import model
+
+        return getattr(model, name)
     if name in __all__:
         from tidegate import errors
 

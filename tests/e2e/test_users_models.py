@@ -7,6 +7,7 @@ import subprocess
 import time
 import zipfile
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,11 @@ import pytest
 from services.worker.adapters.triton_install import TritonInstall
 from tests.e2e.conftest import Stack
 from tidegate import Client
+from tidegate.errors import ModelFailed
 from tidegate.settings import Settings
 
 ENSEMBLES = Path(__file__).parents[2] / "examples" / "ensemble"
+PLAIN = Path(__file__).parents[2] / "examples" / "python"
 XY = (
     'backend: "python" max_batch_size: 8\n'
     'input [ { name: "x" data_type: TYPE_FP32 dims: [ 1 ] } ]\n'
@@ -323,3 +326,39 @@ class TritonPythonModel:
             break
         time.sleep(0.1)
     assert told["cache_hit"]["count"] == 4
+
+
+def test_plain_python(stack: Stack, client: Client, tmp_path: Path):
+    stack.deploy(PLAIN / "shout.py", "shout")
+    assert client.infer("shout", {"text": ["tide"]})["output"].tolist() == ["TIDE"]
+    typed = stack.cli("infer", "shout", "--data", '{"text": ["tide"], "times": [2]}')
+    assert typed["outputs"][0]["data"] == ["TIDE TIDE"]
+
+    path = tmp_path / "mine.py"
+    path.write_text("import numpy as np\n\ndef predict(x: np.ndarray):\n    return x\n")
+    refused = stack.run("deploy", str(path))
+    assert refused.returncode != 0
+    told = " ".join((refused.stdout + refused.stderr).split())
+    assert 'def predict(x: Tensor["FP32", -1, 4])' in told
+    assert "--signature" in told
+    assert stack.run("versions", "mine").returncode != 0, "no version was made"
+
+    path.write_text("import xgboost\n\ndef predict(x: float) -> float:\n    return x\n")
+    failed = stack.run("deploy", str(path), "--timeout", "60")
+    assert failed.returncode == 4
+    assert "--requirements requirements.txt" in " ".join((failed.stdout + failed.stderr).split())
+    stack.cli("delete", "mine", "--yes")
+
+
+def test_plain_python_in_batches(stack: Stack, client: Client):
+    stack.deploy(PLAIN / "distance.py", "distance", "--batch-window-ms", "200")
+    points = [np.array([[3, 4], [6, 8]]), np.array([[np.inf, 0]]), np.array([[0, 1]])]
+    with ThreadPoolExecutor(len(points)) as pool:
+        answers = [pool.submit(client.infer, "distance", {"point": p.astype(np.float32)}) for p in points]
+    # They shared a call; the one at fault failed alone.
+    assert answers[0].result()["distance"].tolist() == [5, 10]
+    assert answers[0].result()["label"].tolist() == ["near", "far"]
+    assert answers[2].result()["distance"].tolist() == [1]
+    with pytest.raises(ModelFailed, match="ValueError: a point must be finite") as refused:
+        answers[1].result()
+    assert "Traceback" not in refused.value.message

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import ast
 import zipfile
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
@@ -13,6 +11,7 @@ from services.registry.domain import requirements, signature
 from services.registry.domain.archive import Limits
 from tidegate import archives
 from tidegate.errors import BadRequest
+from tidegate.protocol import python_model, python_signature
 from tidegate.protocol.models import Format, Signature
 
 MODEL = "model.py"
@@ -46,7 +45,7 @@ def look(
     if format_ == "torchscript":
         _check_torchscript(path)
     elif format_ == "python":
-        return Findings(given, _python(path, limits))
+        return _python(path, given, limits)
     else:
         _check_pickle(path)
     return Findings(given)
@@ -80,42 +79,29 @@ def _check_torchscript(path: Path) -> None:
         )
 
 
-def _python(path: Path, limits: Limits) -> list[str]:
-    """Check a model.py, or an archive of a folder that has one; the requirements beside it."""
+def _python(path: Path, given: Signature | None, limits: Limits) -> Findings:
+    """Look at a model.py, or at an archive of a folder that has one, with the requirements beside it."""
     if not archives.is_packed(path):
         if path.stat().st_size > MAX_PYTHON:
             raise BadRequest(f"A {MODEL} of more than {MAX_PYTHON} bytes is refused.")
-        _check_python(path.read_bytes())
-        return []
+        return Findings(_python_signature(path.read_bytes(), given))
     wanted = {MODEL, requirements.FILE}
     contents = archive.look_into(path, wanted=wanted, max_text=MAX_PYTHON, limits=limits)
     if PurePosixPath(MODEL) not in contents.files:
         raise BadRequest(f"The archive of a Python model needs {MODEL} at its root.")
-    _check_python(contents.texts[PurePosixPath(MODEL)].encode())
+    found = _python_signature(contents.texts[PurePosixPath(MODEL)].encode(), given)
     text = contents.texts.get(PurePosixPath(requirements.FILE), "")
-    return requirements.lines_of(text, requirements.FILE)
+    return Findings(found, requirements.lines_of(text, requirements.FILE))
 
 
-def _check_python(source: bytes) -> None:
-    try:
-        tree = ast.parse(source, filename=MODEL)
-    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
-        raise BadRequest(f"The file is not Python that parses: {error}.") from None
-    if "TritonPythonModel" not in set(_top_names(tree)):
-        raise BadRequest(
-            "A Python model needs a class TritonPythonModel with a method execute(self, requests) "
-            "(Triton's Python backend)."
-        )
-
-
-def _top_names(tree: ast.Module) -> Iterator[str]:
-    for node in tree.body:
-        if isinstance(node, ast.ClassDef):
-            yield node.name
-        elif isinstance(node, ast.Import | ast.ImportFrom):
-            yield from (alias.asname or alias.name for alias in node.names)
-        elif isinstance(node, ast.Assign):
-            yield from (target.id for target in node.targets if isinstance(target, ast.Name))
+def _python_signature(source: bytes, given: Signature | None) -> Signature | None:
+    """Return the signature of a file with ``predict``; of one for Triton's Python backend, the given one."""
+    tree = python_model.parsed(source, MODEL)
+    if python_model.is_for_the_backend(tree):
+        return given
+    found = python_signature.signature_of(python_model.read(tree), given)
+    signature.check(found)
+    return found
 
 
 def _check_pickle(path: Path) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from services.worker.adapters.archives import unpack
+from services.worker.adapters.python_functions import adopt
 from services.worker.adapters.triton_install import TritonInstall
 from services.worker.domain import devices, formats, model_config
 from services.worker.domain.devices import Devices
@@ -70,7 +71,10 @@ def _prepare_file(
         place(artifact, folder / serving.file, symlinks=symlinks)
     if serving.runtime is not None:
         _add_runtime(serving.runtime, folder)
-    text = model_config.build(version, deployment, model=version.model, backend=serving.backend, gpus=gpus)
+    file = adopt(folder, version) if version.format == "python" else None
+    text = model_config.build(
+        version, deployment, model=version.model, backend=serving.backend, gpus=gpus, file=file
+    )
     (folder.parent / CONFIG).write_text(text)
     return [version.model]
 

@@ -16,10 +16,17 @@ DEFAULT_ROWS = 64
 
 
 def build(
-    version: Version, deployment: DeploymentSpec, *, model: str, backend: str, gpus: Sequence[int] = ()
+    version: Version,
+    deployment: DeploymentSpec,
+    *,
+    model: str,
+    backend: str,
+    gpus: Sequence[int] = (),
+    file: str | None = None,
 ) -> str:
     """The ``config.pbtxt`` of a single-file artifact served by ``backend`` under the name ``model``.
 
+    ``file`` is what Triton loads in the version's folder; None: what the backend looks for.
     With ``gpus`` (numbers inside the replica) the Deployment's instances are made on each of them.
 
     Triton knows no scalar per row (``dims: []``). A signature that has one is served with Triton's own
@@ -29,6 +36,8 @@ def build(
     signature = version.signature
     parameters = {"threads": str(deployment.threads)}
     lines = [f"name: {_quoted(model)}", f"backend: {_quoted(backend)}"]
+    if file is not None:
+        lines.append(f"default_model_filename: {_quoted(file)}")
     if signature is None and version.format == "sklearn":
         # The runtime describes the estimator with the row axis spelt out: a label is a scalar per row.
         parameters[ROWS] = str(deployment.batching.max_batch or DEFAULT_ROWS)

@@ -19,12 +19,22 @@ Call = Callable[[Feed, list[str]], list[Any]]
 class Rows:
     """Runs requests through ``call``; one request is the common case and is passed through without a copy."""
 
-    def __init__(self, config: dict[str, Any], call: Call) -> None:
+    def __init__(
+        self,
+        config: dict[str, Any],
+        call: Call,
+        told: Callable[[Exception], Any] | None = None,
+        *,
+        decode: bool = True,
+    ) -> None:
+        """``told`` makes the response of an exception; ``decode`` False leaves BYTES as they are."""
         tensors = config["input"]
         self.outputs = [tensor["name"] for tensor in config["output"]]
         self._call = call
+        self._told = told or failure
         self._batches = config["max_batch_size"] > 0 or parameter(config, "tidegate_rows") is not None
-        self._texts = frozenset(tensor["name"] for tensor in tensors if tensor["data_type"] == "TYPE_STRING")
+        texts = (tensor["name"] for tensor in tensors if tensor["data_type"] == "TYPE_STRING")
+        self._texts = frozenset(texts if decode else ())
 
     def execute(self, requests: list[Any]) -> list[Any]:
         """One response for each request, in order; the error of one is not its neighbours'."""
@@ -40,7 +50,7 @@ class Rows:
             names = request.requested_output_names() or self.outputs
             return response(names, self._call(self._feed(request), names))
         except Exception as problem:
-            return failure(problem)
+            return self._told(problem)
 
     def _alike(self, requests: list[Any]) -> dict[Any, list[int]]:
         """Indices of requests that can share a call: same outputs wanted, same shape of a row."""
@@ -77,9 +87,13 @@ def response(names: list[str], arrays: list[Any]) -> Any:
     return pb_utils.InferenceResponse([pb_utils.Tensor(name, array) for name, array in zip(names, arrays)])  # noqa: B905
 
 
-def failure(problem: Exception) -> Any:
-    """A response that carries the exception's type and words, without its stack."""
-    return pb_utils.InferenceResponse([], pb_utils.TritonError(f"{type(problem).__name__}: {problem}"))
+def failure(problem: Exception, hidden: str = "") -> Any:
+    """Return a response with the exception's type and text, without its stack.
+
+    ``hidden`` is cut out of the text: the path of the model's folder.
+    """
+    text = f"{type(problem).__name__}: {problem}"
+    return pb_utils.InferenceResponse([], pb_utils.TritonError(text.replace(hidden, "") if hidden else text))
 
 
 def decoded(texts: Any) -> Any:

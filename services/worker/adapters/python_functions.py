@@ -1,0 +1,37 @@
+"""Makes a Python file with ``predict`` one that Triton's Python backend can load."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import tidegate.model
+from tidegate.protocol import python_model, python_signature
+from tidegate.protocol.models import Version
+
+_RUNTIMES = Path(__file__).parents[1] / "runtimes"
+RUNTIME = "tidegate_runtime.py"
+
+
+def adopt(folder: Path, version: Version) -> str | None:
+    """Put our runtime beside ``model.py``; return the file that Triton is to load.
+
+    None: the file is written for Triton's Python backend and is loaded as it is. Raises BadRequest if it is
+    not what the registry took.
+    """
+    tree = python_model.parsed((folder / "model.py").read_bytes())
+    if python_model.is_for_the_backend(tree):
+        return None
+    source = python_model.read(tree)
+    signature = python_signature.signature_of(source, version.signature)
+    plan = python_signature.calling_plan(source, signature)
+    (folder / "tidegate_plan.json").write_text(json.dumps(plan))
+    shutil.copyfile(_RUNTIMES / "function" / "model.py", folder / RUNTIME)
+    shutil.copyfile(_RUNTIMES / "function" / "values.py", folder / "tidegate_values.py")
+    shutil.copyfile(_RUNTIMES / "rows.py", folder / "tidegate_rows.py")
+    sdk = folder / "tidegate_sdk" / "tidegate"
+    sdk.mkdir(parents=True)
+    shutil.copyfile(_RUNTIMES / "function" / "sdk.py", sdk / "__init__.py")
+    shutil.copyfile(tidegate.model.__file__, sdk / "model.py")
+    return RUNTIME

@@ -1,0 +1,137 @@
+"""A Python file with ``predict``, a function or a method, without anything of Triton in it.
+
+Lies beside the user's ``model.py`` as ``tidegate_runtime.py``. ``tidegate_plan.json`` says how ``predict`` is
+called; ``tidegate_sdk`` has the names that the file may import, unless the whole of Tidegate is installed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.util
+import json
+import sys
+import threading
+import traceback
+from pathlib import Path
+from typing import Any
+
+import triton_python_backend_utils as pb_utils
+from tidegate_rows import Rows, failure, parameter, response
+from tidegate_values import Outputs, argument
+
+FOLDER = Path(__file__).resolve().parent
+
+
+class TritonPythonModel:
+    """One instance of the model: the module is imported once, ``load`` is called once."""
+
+    def initialize(self, args: dict[str, str]) -> None:
+        """Import the file, make the class, call ``load``."""
+        config = json.loads(args["model_config"])
+        self._plan = json.loads((FOLDER / "tidegate_plan.json").read_text())
+        self._outputs = Outputs(self._plan["outputs"], pb_utils.triton_string_to_numpy)
+        self._loop = _running_loop() if self._plan["asynchronous"] else None
+        self._streaming: set[threading.Thread] = set()
+        module = _imported()
+        target = getattr(module, self._plan["entry"])() if self._plan["entry"] else module
+        if self._plan["load"] is not None:
+            gpu = args["model_instance_kind"] == "GPU"
+            facts = {
+                "device": f"cuda:{args['model_instance_device_id']}" if gpu else "cpu",
+                "folder": FOLDER,
+                "threads": int(parameter(config, "threads") or 1),
+            }
+            self._finished(target.load(**{name: facts[name] for name in self._plan["load"]}))
+        self._predict = target.predict
+        rows = Rows(config, self._run, told, decode=False)
+        self.execute = self._streams if self._plan["streams"] else rows.execute
+
+    def finalize(self) -> None:
+        """Wait for the streams that run."""
+        for thread in list(self._streaming):
+            thread.join(timeout=5)
+
+    def _run(self, feed: dict[str, Any], names: list[str]) -> list[Any]:
+        rows = len(next(iter(feed.values()))) if self._plan["rows"] else None
+        found = self._outputs.named(self._finished(self._predict(**self._arguments(feed))), rows)
+        return [found[name] for name in names]
+
+    def _arguments(self, feed: dict[str, Any]) -> dict[str, Any]:
+        kinds = self._plan["inputs"]
+        return {name: argument(array, kinds[name]) for name, array in feed.items()}
+
+    def _finished(self, result: Any) -> Any:
+        """Return what a call gave, waited for if it is asynchronous."""
+        if not asyncio.iscoroutine(result):
+            return result
+        if self._loop is None:
+            self._loop = _running_loop()
+        return asyncio.run_coroutine_threadsafe(result, self._loop).result()
+
+    def _streams(self, requests: list[Any]) -> None:
+        """Begin a thread for each request; Triton gets the answers through the request's sender."""
+        for request in requests:
+            thread = threading.Thread(target=self._stream, args=(request,), daemon=True)
+            self._streaming.add(thread)
+            thread.start()
+
+    def _stream(self, request: Any) -> None:
+        sender = request.get_response_sender()
+        try:
+            names = request.requested_output_names() or self._outputs.names
+            feed = {tensor.name(): tensor.as_numpy() for tensor in request.inputs()}
+            given = self._predict(**self._arguments(feed))
+            if self._loop is not None:
+                given = _waited_for(given, self._loop)
+            for each in given:
+                if sender.is_cancelled():
+                    break
+                found = self._outputs.named(each, None)
+                sender.send(response(names, [found[name] for name in names]))
+            given.close()
+        except Exception as problem:
+            sender.send(told(problem))
+        finally:
+            sender.send(flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+            self._streaming.discard(threading.current_thread())
+
+
+def told(problem: Exception) -> Any:
+    """Return a response with the exception's type and text; the traceback goes to the log."""
+    traceback.print_exception(type(problem), problem, problem.__traceback__)
+    return failure(problem, hidden=f"{FOLDER}/")
+
+
+def _imported() -> Any:
+    # At the end of the path: a Tidegate that the version's requirements brought is the whole one.
+    sys.path.append(str(FOLDER / "tidegate_sdk"))
+    spec = importlib.util.spec_from_file_location("model", FOLDER / "model.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["model"] = module  # for dataclasses and pickles that name it
+    spec.loader.exec_module(module)
+    return module
+
+
+def _running_loop() -> asyncio.AbstractEventLoop:
+    """Return an event loop that runs in a thread of its own, for as long as the process does."""
+    loop = asyncio.new_event_loop()
+    threading.Thread(target=loop.run_forever, daemon=True, name="tidegate-loop").start()
+    return loop
+
+
+def _waited_for(generator: Any, loop: asyncio.AbstractEventLoop) -> Any:
+    """Yield what an asynchronous generator yields; closing this one closes that one."""
+    try:
+        while True:
+            try:
+                yield asyncio.run_coroutine_threadsafe(_next(generator), loop).result()
+            except StopAsyncIteration:
+                return
+    finally:
+        asyncio.run_coroutine_threadsafe(generator.aclose(), loop).result()
+
+
+async def _next(generator: Any) -> Any:
+    return await generator.__anext__()

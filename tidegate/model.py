@@ -1,0 +1,81 @@
+"""Names for the file of a model that Tidegate serves: ``Tensor`` for annotations and ``batched``.
+
+    import numpy as np
+    from tidegate import Tensor, batched
+
+    @batched(max_size=32)
+    def predict(x: Tensor["FP32", -1, 4]) -> Tensor["FP32", -1]:
+        return x.sum(axis=1)
+
+Nothing here changes what the functions do, so the file runs and can be tested without a stack. Tidegate reads
+the annotations from the source (:mod:`tidegate.protocol.python_model`). This module is also put beside a
+model on the worker, whose Python does not have Tidegate: it imports the standard library only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Annotated, Any, TypeVar, overload
+
+__all__ = ["Tensor", "batched"]
+
+DATATYPES = (
+    "BOOL", "UINT8", "UINT16", "UINT32", "UINT64", "INT8", "INT16", "INT32", "INT64",
+    "FP16", "FP32", "FP64", "BYTES",
+)  # fmt: skip
+"""The datatypes that numpy has. BF16 is missing: numpy cannot hold it."""
+
+DEFAULT_MAX_SIZE = 32
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+class Tensor:
+    """The datatype and the shape of an array that ``predict`` takes or returns; -1 is any size.
+
+    ``Tensor["FP32", -1, 4]`` is an annotation on its own. A type checker takes
+    ``Annotated[np.ndarray, Tensor("FP32", -1, 4)]``. In place of the datatype's name a type may stand:
+    ``Tensor[np.float32, -1, 4]``, ``Tensor[str, -1]`` (BYTES, decoded to str), ``Tensor[bytes, -1]``.
+    """
+
+    def __init__(self, datatype: Any, *shape: int) -> None:
+        """Raise TypeError for an unknown datatype or a shape that is none."""
+        if isinstance(datatype, str) and datatype not in DATATYPES:
+            raise TypeError(f"unknown datatype {datatype!r}: one of {', '.join(DATATYPES)}")
+        if not all(isinstance(dim, int) and dim >= -1 for dim in shape):
+            raise TypeError(f"the shape {shape} is not a list of sizes: whole numbers, -1 for any size")
+        self.datatype = datatype
+        self.shape = shape
+
+    def __class_getitem__(cls, item: Any) -> Any:
+        """Return an annotation, as ``Annotated[Any, Tensor(...)]``, so that ``| None`` works on it."""
+        parts = item if isinstance(item, tuple) else (item,)
+        return Annotated[Any, cls(*parts)]
+
+    def __repr__(self) -> str:
+        """Return the annotation as it is written."""
+        return f"Tensor[{', '.join(map(repr, (self.datatype, *self.shape)))}]"
+
+
+@overload
+def batched(function: F, /) -> F: ...
+
+
+@overload
+def batched(*, max_size: int = DEFAULT_MAX_SIZE) -> Callable[[F], F]: ...
+
+
+def batched(function: F | None = None, /, *, max_size: int = DEFAULT_MAX_SIZE) -> F | Callable[[F], F]:
+    """Give ``predict`` the rows of several requests at once, stacked along the first axis.
+
+    At most ``max_size`` rows come in one call. ``predict`` returns as many rows as it got. If it raises, each
+    request of the call is tried again alone, so that only the request at fault fails.
+    """
+    if max_size < 1:
+        raise ValueError(f"max_size is {max_size}: give at least 1")
+
+    def marked(found: F) -> F:
+        found.__tidegate_batched__ = max_size  # type: ignore[attr-defined]
+        return found
+
+    return marked if function is None else marked(function)
