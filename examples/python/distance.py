@@ -10,7 +10,7 @@ from tidegate import Tensor, batched
 class Answer(NamedTuple):
     """The outputs, by name."""
 
-    distance: Tensor["FP32", -1]
+    distance: Tensor[np.float32, -1]
     label: Tensor[str, -1]
 
 
@@ -22,7 +22,7 @@ class Distance:
         self.centre = np.zeros(2, np.float32)
 
     @batched(max_size=64)
-    def predict(self, point: Tensor["FP32", -1, 2]) -> Answer:
+    def predict(self, point: Tensor[np.float32, -1, 2]) -> Answer:
         """Return one distance and one label for each row of ``point``."""
         if not np.isfinite(point).all():
             raise ValueError("a point must be finite")

@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 
 from services.worker.adapters import devices
 from services.worker.adapters.triton_client import TritonClient
+from services.worker.domain import load_failures
 from services.worker.domain.devices import Devices, held
-from services.worker.domain.missing_package import with_remedy
 from tidegate import telemetry
 from tidegate.errors import ModelFailed
 from tidegate.protocol.models import Deployment
@@ -71,4 +71,4 @@ class Loading:
                 "Check `nvidia-smi` and the driver's version, or let the model run on the CPU: "
                 f"`--resource allow_cpu=1`. Triton says: {message.strip()}"
             )
-        return with_remedy(message)
+        return load_failures.explained(message)

@@ -330,7 +330,7 @@ class TritonPythonModel:
 
 def test_plain_python(stack: Stack, client: Client, tmp_path: Path):
     stack.deploy(PLAIN / "shout.py", "shout")
-    assert client.infer("shout", {"text": ["tide"]})["output"].tolist() == ["TIDE"]
+    assert client.infer("shout", {"text": ["tide"]})["output"].tolist() == [b"TIDE"]
     typed = stack.cli("infer", "shout", "--data", '{"text": ["tide"], "times": [2]}')
     assert typed["outputs"][0]["data"] == ["TIDE TIDE"]
 
@@ -357,7 +357,7 @@ def test_plain_python_in_batches(stack: Stack, client: Client):
         answers = [pool.submit(client.infer, "distance", {"point": p.astype(np.float32)}) for p in points]
     # They shared a call; the one at fault failed alone.
     assert answers[0].result()["distance"].tolist() == [5, 10]
-    assert answers[0].result()["label"].tolist() == ["near", "far"]
+    assert answers[0].result()["label"].tolist() == [b"near", b"far"]
     assert answers[2].result()["distance"].tolist() == [1]
     with pytest.raises(ModelFailed, match="ValueError: a point must be finite") as refused:
         answers[1].result()

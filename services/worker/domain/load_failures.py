@@ -1,0 +1,45 @@
+"""Triton's message about a model that failed to load, made readable, with the remedy if there is one."""
+
+from __future__ import annotations
+
+import re
+
+_MISSING = re.compile(r"No module named '([A-Za-z_][\w.]*)'")
+# Packages that are installed under another name than they are imported by.
+_PACKAGES = {
+    "PIL": "pillow", "bs4": "beautifulsoup4", "cv2": "opencv-python-headless", "dateutil": "python-dateutil",
+    "dotenv": "python-dotenv", "skimage": "scikit-image", "sklearn": "scikit-learn", "yaml": "pyyaml",
+}  # fmt: skip
+_STACK = re.compile(r"\n\nAt:\n((?:  .*(?:\n|$))+)")
+_FRAME = re.compile(r"  (?P<path>.*)\((?P<line>\d+)\): (?P<function>.*)")
+_OURS = re.compile(r"<frozen |/tidegate_runtime\.py|/tidegate_rows\.py|/tidegate_values\.py")
+_FOLDER = re.compile(r"/\S*?/triton/models/[^/\s]+/\d+/")
+
+
+def explained(message: str) -> str:
+    """Return the message with one line of its stack, paths in the model's folder, and the remedy.
+
+    The whole stack stays in Triton's log.
+    """
+    readable = _FOLDER.sub("", _STACK.sub(_place, message)).strip()
+    missing = _MISSING.search(readable)
+    if missing is None:
+        return readable
+    module = missing.group(1).partition(".")[0]
+    package = _PACKAGES.get(module, module)
+    return (
+        f"No module named {missing.group(1)!r}: the models' Python does not have it. Write a line "
+        f"`{package}` into a file and add it: tidegate deploy ... --requirements requirements.txt. If it "
+        f"is a module of your own, put it beside model.py and deploy the folder. Triton says: {readable}"
+    )
+
+
+def _place(stack: re.Match[str]) -> str:
+    """Return where the exception was raised, as the innermost line that is not the runtime's."""
+    for line in stack.group(1).splitlines():
+        frame = _FRAME.fullmatch(line)
+        if frame and not _OURS.search(line):
+            path = _FOLDER.sub("", frame["path"]).rpartition("-packages/")[2]
+            path = path if path[:1] != "/" else path.rpartition("/")[2]
+            return f" (at {path} line {frame['line']}, in {frame['function']})"
+    return ""
