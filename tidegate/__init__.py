@@ -5,7 +5,16 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from tidegate.client import AsyncClient, AsyncJobHandle, Client, InferResult, JobHandle
+    from tidegate.client import (
+        AsyncBatchHandle,
+        AsyncClient,
+        AsyncJobHandle,
+        BatchHandle,
+        BatchItem,
+        Client,
+        InferResult,
+        JobHandle,
+    )
     from tidegate.client.errors import BadAnswer, Unreachable
     from tidegate.errors import (
         BadRequest,
@@ -29,8 +38,11 @@ if TYPE_CHECKING:
 
 __all__ = [
     "__version__",
+    "AsyncBatchHandle",
     "AsyncClient",
     "AsyncJobHandle",
+    "BatchHandle",
+    "BatchItem",
     "Client",
     "InferResult",
     "JobHandle",
@@ -56,7 +68,7 @@ __all__ = [
     "Unreachable",
 ]
 
-_CLIENT = {"AsyncClient", "AsyncJobHandle", "Client", "InferResult", "JobHandle"}
+_CLIENT = frozenset(__all__[1 : __all__.index("JobHandle") + 1])
 _CLIENT_ERRORS = {"BadAnswer", "Unreachable"}
 _MODEL = {"Tensor", "batched"}
 

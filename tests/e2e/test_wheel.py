@@ -121,6 +121,63 @@ def test_the_sdk_calls_a_model(installed: Installed, served: str, digits: Digits
     assert found == {"labels": digits.labels[:3].tolist(), "missed": ["not_found", True]}
 
 
+def test_the_sdk_streams_and_cancels(installed: Installed, stack: Stack, served: str) -> None:
+    stack.deploy(REPO / "examples" / "python-model" / "tokens", "tokens")
+    found = installed.script("""
+        import asyncio, json, os, contextlib, tidegate
+        key = os.environ["TIDEGATE_API_KEY"]
+        def words(answers):
+            return [answer["text_output"][0].decode() for answer in answers]
+        async def awaited():
+            async with tidegate.AsyncClient(api_key=key) as client:
+                return words([each async for each in client.stream("tokens", {"text_input": ["a b c"]})])
+        with tidegate.Client(api_key=key) as client:
+            blocking = words(client.stream("tokens", {"text_input": ["a b c"]}))
+            long = {"text_input": ["a b"], "count": [10000]}
+            with contextlib.closing(client.stream("tokens", long)) as endless:
+                first = words([next(endless)])
+        print(json.dumps({"blocking": blocking, "awaited": asyncio.run(awaited()), "first": first}))
+    """)
+    assert found["blocking"] == found["awaited"]
+    assert len(found["blocking"]) >= 3  # type: ignore[arg-type]
+    assert found["first"] == found["blocking"][:1]  # type: ignore[index]
+
+
+def test_the_sdk_runs_a_batch(installed: Installed, served: str, digits: Digits) -> None:
+    np.save(installed.folder / "images.npy", digits.images[:5].astype(np.float64))
+    found = installed.script("""
+        import json, os, numpy as np, tidegate
+        images = np.load("images.npy")
+        with tidegate.Client(api_key=os.environ["TIDEGATE_API_KEY"]) as client:
+            batch = client.submit_batch("digits", [image[None] for image in images])
+            status = batch.wait(60)
+            labels = [int(item.get()["label"][0]) for item in client.batch(batch.id).results()]
+        print(json.dumps({"status": status, "labels": labels}))
+    """)
+    assert found == {"status": "completed", "labels": digits.labels[:5].tolist()}
+
+
+def test_the_sdk_waits_out_a_rate_limit(installed: Installed, stack: Stack, served: str) -> None:
+    key = stack.cli("keys", "create", f"slow-{os.getpid()}", "--rate", "2", "--burst", "1")
+    installed.environ["TIDEGATE_API_KEY"] = key["key"]
+    found = installed.script("""
+        import json, os, numpy as np, tidegate
+        key, image = os.environ["TIDEGATE_API_KEY"], np.zeros((1, 64))
+        hasty = tidegate.Client(api_key=key, retries=0)
+        with tidegate.Client(api_key=key, retries=20) as patient:
+            answered = sum(len(patient.infer("digits", image)) > 0 for _ in range(4))
+            refused = 0
+            for _ in range(100):
+                try:
+                    hasty.infer("digits", image)
+                except tidegate.TooManyRequests as error:
+                    refused += error.retry_after_s is not None
+                    break
+        print(json.dumps({"answered": answered, "refused": refused}))
+    """)
+    assert found == {"answered": 4, "refused": 1}
+
+
 def test_the_command_works_from_another_folder(installed: Installed, served: str, digits: Digits) -> None:
     status = installed.run("tidegate", "status", "--json")
     assert status.returncode == 0, status.stdout + status.stderr
@@ -159,7 +216,14 @@ def test_a_consumer_passes_the_strict_type_checker(installed: Installed) -> None
 
 
         async def names(client: tidegate.AsyncClient) -> list[str]:
+            async for answer in client.stream("tokens", {"text_input": ["hello"]}):
+                print(answer["text_output"].shape)
             return [str(model["name"]) for model in await client.models()]
+
+
+        def labels(client: tidegate.Client, images: list[list[float]]) -> list[int]:
+            batch: tidegate.BatchHandle = client.submit_batch("digits", images, priority="low")
+            return [int(item.get()["label"][0]) for item in batch.results(timeout_s=60)]
         """)
     )
     mypy = [sys.executable, "-P", "-m", "mypy", "--strict", "--cache-dir", str(installed.folder / "cache")]

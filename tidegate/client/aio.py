@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
+from contextlib import aclosing
 from typing import Any, Literal
 
 import httpx
@@ -11,10 +12,12 @@ import numpy.typing as npt
 from typing_extensions import Self
 
 from tidegate.client import http
+from tidegate.client.batches import BatchFlows, BatchHandleBase, BatchItem, read_item
 from tidegate.client.core import Core, Metadata, Version, default_url
-from tidegate.client.flow import Alone, Caller, Flow, Send, Sleep, Step, T
+from tidegate.client.flow import Alone, Answer, Caller, Flow, Send, Sleep, Step, T
 from tidegate.client.jobs import Document, Handle, JobFlows, JobOptions
 from tidegate.client.result import InferResult
+from tidegate.client.streams import read_line
 from tidegate.errors import TidegateError
 
 
@@ -54,6 +57,41 @@ class AsyncJobHandle(Handle):
         return str(self.document["status"])
 
 
+class AsyncBatchHandle(BatchHandleBase):
+    """A batch that was submitted, for asyncio. ``document`` is what was last heard of it."""
+
+    def __init__(self, client: AsyncClient, document: Document) -> None:
+        super().__init__(document)
+        self._client = client
+
+    async def status(self) -> str:
+        """``running``, ``cancelling``, ``completed``, ``cancelled`` or ``failed``, asked anew."""
+        return await self._heard(self._client._batches.status(self.id))
+
+    async def wait(self, timeout_s: float | None = None) -> str:
+        """Its status once it is over. Raises DeadlinePassed after ``timeout_s`` seconds; None waits on."""
+        return await self._heard(self._client._batches.wait(self.id, timeout_s))
+
+    async def results(self, timeout_s: float | None = None) -> AsyncGenerator[BatchItem, None]:
+        """Yield what became of each request, in their order, once the batch is over.
+
+        Raises DeadlinePassed if it is not over after ``timeout_s`` seconds (None waits on).
+        """
+        answer = await self._client._run(self._client._batches.results(self.id, timeout_s))
+        async with aclosing(self._client._lines(answer)) as lines:
+            async for line in lines:
+                if line:
+                    yield read_item(line)
+
+    async def cancel(self) -> str:
+        """End it: what is not over is cancelled. Its status after that."""
+        return await self._heard(self._client._batches.cancel(self.id))
+
+    async def _heard(self, flow: Flow[Document]) -> str:
+        self.document = await self._client._run(flow)
+        return str(self.document["status"])
+
+
 class AsyncClient:
     """:class:`tidegate.Client` for asyncio: the same arguments, the same calls, awaited.
 
@@ -72,6 +110,7 @@ class AsyncClient:
         self.url = (url or default_url()).rstrip("/")
         self._core = Core(timeout_s, Caller(retries))
         self._jobs = JobFlows(self._core)
+        self._batches = BatchFlows(self._core)
         self._alone = asyncio.Lock()
         self._http = httpx.AsyncClient(**http.options(self.url, api_key), transport=transport)
 
@@ -129,6 +168,54 @@ class AsyncClient:
         )
         return AsyncJobHandle(self, await self._run(flow))
 
+    async def stream(
+        self,
+        model: str,
+        inputs: Mapping[str, npt.ArrayLike] | npt.ArrayLike,
+        *,
+        version: Version = None,
+        timeout_s: float | None = None,
+        request_id: str | None = None,
+        parameters: Mapping[str, Any] | None = None,
+    ) -> AsyncGenerator[InferResult, None]:
+        """Yield each answer of a model as it comes; see :meth:`tidegate.Client.stream`.
+
+        Use ``contextlib.aclosing`` to cancel it as soon as the loop is left.
+        """
+        flow = self._core.stream(
+            model,
+            inputs,
+            version=version,
+            timeout_s=timeout_s,
+            request_id=request_id,
+            parameters=parameters,
+        )
+        opened = await self._run(flow)
+        async with aclosing(self._lines(opened.answer)) as lines:
+            async for line in lines:
+                if (answer := read_line(line, opened)) is not None:
+                    yield answer
+
+    async def submit_batch(
+        self,
+        model: str,
+        requests: Iterable[Mapping[str, npt.ArrayLike] | npt.ArrayLike],
+        *,
+        version: Version = None,
+        priority: Literal["high", "normal", "low"] | None = None,
+        ttl_s: float | None = None,
+        timeout_s: float | None = None,
+    ) -> AsyncBatchHandle:
+        """Have ``model`` run on many inputs; see :meth:`tidegate.Client.submit_batch`."""
+        flow = self._batches.submit(
+            model, requests, version=version, priority=priority, ttl_s=ttl_s, timeout_s=timeout_s
+        )
+        return AsyncBatchHandle(self, await self._run(flow))
+
+    async def batch(self, id: str) -> AsyncBatchHandle:
+        """A handle to a batch by its id. Raises NotFound."""
+        return AsyncBatchHandle(self, await self._run(self._batches.status(id)))
+
     async def job(self, id: str) -> AsyncJobHandle:
         """A handle to a job by its id. Raises NotFound."""
         return AsyncJobHandle(self, await self._run(self._jobs.status(id)))
@@ -177,6 +264,16 @@ class AsyncClient:
             value: T = done.value
             return value
 
+    async def _lines(self, answer: Answer) -> AsyncGenerator[str, None]:
+        """The lines of a response that was left to be read, which is closed afterwards."""
+        try:
+            async for line in answer.live.aiter_lines():
+                yield line
+        except httpx.HTTPError as error:
+            raise http.meaning(error, "The gateway", self.url) from None
+        finally:
+            await answer.live.aclose()
+
     async def _do(self, step: Step) -> Any:
         match step:
             case Sleep():
@@ -186,7 +283,12 @@ class AsyncClient:
                     return await self._run(step.flow)
             case Send():
                 try:
-                    return http.answer_of(await self._http.send(http.request_of(self._http, step)))
+                    request = http.request_of(self._http, step)
+                    response = await self._http.send(request, stream=step.stream)
+                    if step.stream and response.status_code < 400:
+                        return http.open_answer_of(response)
+                    await response.aread()
+                    return http.answer_of(response)
                 except httpx.HTTPError as error:
                     raise http.meaning(error, "The gateway", self.url) from None
         return None

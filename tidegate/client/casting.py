@@ -1,4 +1,4 @@
-"""From what a caller hands over to the array that a model expects, without changing a value. Pure."""
+"""From what a caller hands over to the array that a model expects, without losing a value. Pure."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ def fit(name: str, value: Any, datatype: str | None) -> tuple[Array, str]:
     """``value`` as an array of ``datatype`` (None: its own), and the datatype it is sent as.
 
     A cast happens only where no value can change: between dtypes that numpy calls safe, and from whole
-    numbers when each of them is representable. Lists and scalars have no dtype of their own, so Python
-    floats become what the model takes. Anything else is a TypeError that says what is expected.
+    numbers when each of them is representable. Python floats and arrays of float64, the dtype that numpy
+    uses where none is named, are rounded to the floats that the model takes. Anything else, also a float
+    that would become infinite, is a TypeError that says what is expected.
     """
     bare = not isinstance(value, np.ndarray | np.generic)
     array = _as_array(name, value)
@@ -27,7 +28,7 @@ def fit(name: str, value: Any, datatype: str | None) -> tuple[Array, str]:
         return array, datatype
     target = dtype_of(datatype)
     if array.dtype != target:
-        array = _cast(name, array, datatype, target, bare)
+        array = _cast(name, array, datatype, target, bare or array.dtype == np.float64)
     return array, datatype
 
 
@@ -42,7 +43,7 @@ def _as_array(name: str, value: Any) -> Array:
     return np.asarray(value, dtype=object) if array.dtype.kind in "SU" else array
 
 
-def _cast(name: str, array: Array, datatype: str, target: np.dtype[Any], bare: bool) -> Array:
+def _cast(name: str, array: Array, datatype: str, target: np.dtype[Any], rounds: bool) -> Array:
     source = array.dtype
     if source.kind in "biu":
         # NaN and infinity cannot appear here, so comparing back is exact.
@@ -52,7 +53,7 @@ def _cast(name: str, array: Array, datatype: str, target: np.dtype[Any], bare: b
                 return cast
     elif np.can_cast(source, target, "safe"):
         return array.astype(target)
-    elif bare and target.kind == "f":
+    elif rounds and target.kind == "f":
         with np.errstate(over="ignore"):
             cast = array.astype(target)
         if np.array_equal(np.isfinite(cast), np.isfinite(array)):

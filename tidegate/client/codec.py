@@ -143,7 +143,7 @@ def decode_response(body: bytes, head_length: int | None) -> tuple[dict[str, Any
         for output in head.get("outputs", []):
             size = output.get("parameters", {}).get("binary_data_size")
             if size is None:
-                arrays[output["name"]] = _from_json(output)
+                arrays[output["name"]] = from_json_output(output)
                 continue
             arrays[output["name"]] = from_raw(view[end : end + size], output["datatype"], output["shape"])
             end += size
@@ -154,7 +154,28 @@ def decode_response(body: bytes, head_length: int | None) -> tuple[dict[str, Any
     return head, arrays
 
 
-def _from_json(output: dict[str, Any]) -> Array:
+def to_json_input(tensor: Tensor) -> dict[str, Any]:
+    """Return an input in JSON. Raises TypeError for datatypes and bytes that JSON cannot carry."""
+    if tensor.datatype in {"FP16", "BF16"}:
+        raise TypeError(
+            f"input {tensor.name!r}: {tensor.datatype} has no form in JSON, which this call sends"
+        )
+    data = tensor.array.ravel().tolist()
+    if tensor.datatype == "BYTES":
+        try:
+            data = [item.decode() if isinstance(item, bytes) else item for item in data]
+        except UnicodeDecodeError:
+            raise TypeError(f"input {tensor.name!r}: the bytes are not UTF-8 text, as JSON needs") from None
+    return {
+        "name": tensor.name,
+        "datatype": tensor.datatype,
+        "shape": list(tensor.array.shape),
+        "data": data,
+    }
+
+
+def from_json_output(output: dict[str, Any]) -> Array:
+    """Return the array of an output in JSON: ``datatype``, ``shape`` and ``data``."""
     shape, datatype = output["shape"], output["datatype"]
     if datatype == "BYTES":
         flat = np.array(output["data"], dtype=object).ravel().tolist()

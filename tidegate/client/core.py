@@ -10,11 +10,13 @@ from urllib.parse import quote
 
 import orjson
 
+from tidegate.client import streams
 from tidegate.client.casting import fit
 from tidegate.client.codec import HEAD_LENGTH, Tensor, encode_request
 from tidegate.client.errors import BadAnswer, Unreachable
 from tidegate.client.flow import Alone, Answer, Caller, Flow, Sleep, T
 from tidegate.client.result import InferResult, read_result
+from tidegate.client.streams import Opened
 from tidegate.errors import BadRequest, DeadlinePassed, NotFound, TidegateError, Unavailable
 
 DEFAULT_URL = "http://127.0.0.1:8000"
@@ -71,6 +73,32 @@ class Core:
             return read_result(answer)
 
         return (yield from self.fitting(model, version, inputs, timeout_s, attempt))
+
+    def stream(
+        self,
+        model: str,
+        inputs: Any,
+        *,
+        version: Version,
+        timeout_s: float | None,
+        request_id: str | None,
+        parameters: Mapping[str, Any] | None,
+    ) -> Flow[Opened]:
+        """A stream of answers that has begun; its events are still to be read."""
+        path = _path(model, version)
+        limit = self.timeout_s if timeout_s is None else timeout_s
+
+        def attempt(metadata: Metadata, left: float) -> Flow[Opened]:
+            body = streams.encode(arrange(model, inputs, metadata), request_id, parameters)
+            headers = {"Content-Type": "application/json", "Accept": "text/event-stream"}
+            if request_id is not None:
+                headers["X-Request-Id"] = request_id
+            answer = yield from self.caller.call(
+                "POST", f"{path}/generate_stream", timeout_s=left, headers=headers, content=body, stream=True
+            )
+            return Opened(answer, metadata)
+
+        return (yield from self.fitting(model, version, inputs, limit, attempt))
 
     def fitting(
         self,

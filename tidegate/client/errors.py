@@ -103,6 +103,16 @@ def from_answer(status: int, headers: Mapping[str, str], body: bytes) -> Tidegat
     return error
 
 
+def from_document(document: Mapping[str, object]) -> TidegateError:
+    """Return the error in a JSON object, as an event of a stream or a line of a batch has it."""
+    reason = str(document.get("reason") or "")
+    kind = BY_REASON.get(reason, TidegateError)
+    message = document.get("error") or document.get("message") or "The answer was an error without a reason."
+    error = kind(str(message), reason=reason or None)
+    error.request_id = str(document.get("request_id") or "") or None
+    return error
+
+
 def request_id_of(error: BaseException) -> str | None:
     """The request id that an answer carried, to look for in the logs."""
     return error.request_id if isinstance(error, TidegateError) else None

@@ -51,6 +51,11 @@ def answer_of(response: httpx.Response) -> Answer:
     return Answer(response.status_code, response.headers, response.content)
 
 
+def open_answer_of(response: httpx.Response) -> Answer:
+    """The :class:`Answer` in a response whose body is still to be read."""
+    return Answer(response.status_code, response.headers, b"", live=response)
+
+
 def meaning(error: httpx.HTTPError, what: str, url: str) -> TidegateError:
     """The error to throw into a flow when ``what`` at ``url`` gave no answer."""
     if isinstance(error, httpx.TimeoutException) and not isinstance(error, httpx.ConnectTimeout):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 import httpx
@@ -12,10 +12,12 @@ import numpy.typing as npt
 from typing_extensions import Self
 
 from tidegate.client import http
+from tidegate.client.batches import BatchFlows, BatchHandleBase, BatchItem, read_item
 from tidegate.client.core import Core, Metadata, Version, default_url
-from tidegate.client.flow import Alone, Caller, Flow, Send, Sleep, Step, T
+from tidegate.client.flow import Alone, Answer, Caller, Flow, Send, Sleep, Step, T
 from tidegate.client.jobs import Document, Handle, JobFlows, JobOptions
 from tidegate.client.result import InferResult
+from tidegate.client.streams import read_line
 from tidegate.errors import TidegateError
 
 
@@ -55,13 +57,48 @@ class JobHandle(Handle):
         return str(self.document["status"])
 
 
+class BatchHandle(BatchHandleBase):
+    """A batch that was submitted. ``document`` is what was last heard of it."""
+
+    def __init__(self, client: Client, document: Document) -> None:
+        super().__init__(document)
+        self._client = client
+
+    def status(self) -> str:
+        """``running``, ``cancelling``, ``completed``, ``cancelled`` or ``failed``, asked anew."""
+        return self._heard(self._client._batches.status(self.id))
+
+    def wait(self, timeout_s: float | None = None) -> str:
+        """Its status once it is over. Raises DeadlinePassed after ``timeout_s`` seconds; None waits on."""
+        return self._heard(self._client._batches.wait(self.id, timeout_s))
+
+    def results(self, timeout_s: float | None = None) -> Generator[BatchItem, None, None]:
+        """Yield what became of each request, in their order, once the batch is over.
+
+        Raises DeadlinePassed if it is not over after ``timeout_s`` seconds (None waits on).
+        """
+        answer = self._client._run(self._client._batches.results(self.id, timeout_s))
+        for line in self._client._lines(answer):
+            if line:
+                yield read_item(line)
+
+    def cancel(self) -> str:
+        """End it: what is not over is cancelled. Its status after that."""
+        return self._heard(self._client._batches.cancel(self.id))
+
+    def _heard(self, flow: Flow[Document]) -> str:
+        self.document = self._client._run(flow)
+        return str(self.document["status"])
+
+
 class Client:
     """Calls models through a gateway. Keeps its connections: make one and share it between threads.
 
     ``url`` is the gateway's (default: ``TIDEGATE_GATEWAY_URL``, else ``http://127.0.0.1:8000``).
     ``timeout_s`` limits each call with all its retries. ``retries`` is how often a call is sent again when
-    the connection fails, or when the gateway says by ``Retry-After`` that it will have room in time; use 0
-    for models that must not run twice. Errors are those of :mod:`tidegate.client.errors`.
+    the connection fails, or when a 429 or 503 says by ``Retry-After`` that there is room before the
+    deadline; 0 turns this off, also for models that must not run twice. Errors are those of
+    :mod:`tidegate.client.errors`.
     """
 
     def __init__(
@@ -76,6 +113,7 @@ class Client:
         self.url = (url or default_url()).rstrip("/")
         self._core = Core(timeout_s, Caller(retries))
         self._jobs = JobFlows(self._core)
+        self._batches = BatchFlows(self._core)
         self._alone = threading.Lock()
         self._http = httpx.Client(**http.options(self.url, api_key), transport=transport)
 
@@ -92,8 +130,9 @@ class Client:
     ) -> InferResult:
         """Run ``model`` on arrays by input name, or on one array if it has a single input.
 
-        Arrays are sent as they are; a dtype other than the model's is cast only where no value can change,
-        else it is a TypeError that says what the model expects. BYTES inputs are object arrays of ``bytes``
+        Arrays are sent as they are; a dtype other than the model's is cast where no value can change, and
+        float64 is rounded to the model's floats, as lists are. Else it is a TypeError that says what the
+        model expects. BYTES inputs are object arrays of ``bytes``
         or ``str``, BF16 inputs float32 (rounded). ``outputs`` names those wanted (default: all).
 
         Raises DeadlinePassed after ``timeout_s`` seconds, Overloaded with ``retry_after_s``, NotFound,
@@ -146,6 +185,61 @@ class Client:
         )
         return JobHandle(self, self._run(flow))
 
+    def stream(
+        self,
+        model: str,
+        inputs: Mapping[str, npt.ArrayLike] | npt.ArrayLike,
+        *,
+        version: Version = None,
+        timeout_s: float | None = None,
+        request_id: str | None = None,
+        parameters: Mapping[str, Any] | None = None,
+    ) -> Generator[InferResult, None, None]:
+        """Run a model that answers many times, such as a language model; yields each answer as it comes.
+
+        A model that is not decoupled has one answer. ``timeout_s`` is the longest wait for the first answer,
+        and then between two. Closing the iterator, also by leaving the loop, cancels the request. BYTES
+        inputs are text; FP16 and BF16 cannot be streamed. Errors are those of :meth:`infer`, and they may
+        come after some answers.
+        """
+        flow = self._core.stream(
+            model,
+            inputs,
+            version=version,
+            timeout_s=timeout_s,
+            request_id=request_id,
+            parameters=parameters,
+        )
+        opened = self._run(flow)
+        for line in self._lines(opened.answer):
+            if (answer := read_line(line, opened)) is not None:
+                yield answer
+
+    def submit_batch(
+        self,
+        model: str,
+        requests: Iterable[Mapping[str, npt.ArrayLike] | npt.ArrayLike],
+        *,
+        version: Version = None,
+        priority: Literal["high", "normal", "low"] | None = None,
+        ttl_s: float | None = None,
+        timeout_s: float | None = None,
+    ) -> BatchHandle:
+        """Have ``model`` run on many inputs, each as :meth:`infer` takes them; returns a handle to follow it.
+
+        The batch is durable: it goes on without this process. The requests are held in memory and sent as
+        JSON; ``tidegate batch`` sends a file of any size. Each request expires ``ttl_s`` seconds after it was
+        queued. See ``docs/jobs.md``.
+        """
+        flow = self._batches.submit(
+            model, requests, version=version, priority=priority, ttl_s=ttl_s, timeout_s=timeout_s
+        )
+        return BatchHandle(self, self._run(flow))
+
+    def batch(self, id: str) -> BatchHandle:
+        """A handle to a batch by its id. Raises NotFound."""
+        return BatchHandle(self, self._run(self._batches.status(id)))
+
     def job(self, id: str) -> JobHandle:
         """A handle to a job by its id. Raises NotFound."""
         return JobHandle(self, self._run(self._jobs.status(id)))
@@ -192,6 +286,15 @@ class Client:
             value: T = done.value
             return value
 
+    def _lines(self, answer: Answer) -> Generator[str, None, None]:
+        """The lines of a response that was left to be read, which is closed afterwards."""
+        try:
+            yield from answer.live.iter_lines()
+        except httpx.HTTPError as error:
+            raise http.meaning(error, "The gateway", self.url) from None
+        finally:
+            answer.live.close()
+
     def _do(self, step: Step) -> Any:
         match step:
             case Sleep():
@@ -201,7 +304,12 @@ class Client:
                     return self._run(step.flow)
             case Send():
                 try:
-                    return http.answer_of(self._http.send(http.request_of(self._http, step)))
+                    request = http.request_of(self._http, step)
+                    response = self._http.send(request, stream=step.stream)
+                    if step.stream and response.status_code < 400:
+                        return http.open_answer_of(response)
+                    response.read()
+                    return http.answer_of(response)
                 except httpx.HTTPError as error:
                     raise http.meaning(error, "The gateway", self.url) from None
         return None

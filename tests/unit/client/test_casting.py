@@ -28,7 +28,10 @@ def test_whatever_is_cast_has_the_same_values(array: Any, datatype: str) -> None
         return  # that refusals are right, and say why, is tested below
     assert sent_as == datatype
     assert found.dtype == dtype_of(datatype)
-    if array.dtype.kind == "f":
+    if array.dtype == np.float64:
+        np.testing.assert_array_equal(found, array.astype(found.dtype))
+        np.testing.assert_array_equal(np.isfinite(found), np.isfinite(array))
+    elif array.dtype.kind == "f":
         np.testing.assert_array_equal(found.astype(np.float64), array.astype(np.float64))
     else:
         assert [int(v) for v in found.ravel().tolist()] == [int(v) for v in array.ravel().tolist()]
@@ -53,7 +56,9 @@ def test_lossless(array: Any, datatype: str) -> None:
 @pytest.mark.parametrize(
     ("array", "datatype"),
     [
-        (np.array([0.5]), "FP32"),
+        (np.array([0.5], np.float32), "FP16"),
+        (np.array([1e300]), "FP32"),
+        (np.array([0.5]), "INT64"),
         (np.array([0.5], np.float32), "INT64"),
         (np.array([256]), "UINT8"),
         (np.array([-1]), "UINT64"),
@@ -70,8 +75,8 @@ def test_lossy_is_refused(array: Any, datatype: str) -> None:
 
 
 def test_refusal_names_the_remedy() -> None:
-    with pytest.raises(TypeError, match=r"got float64, .*: \.astype\(np\.float32\)"):
-        fit("x", np.array([0.5]), "FP32")
+    with pytest.raises(TypeError, match=r"got float64, .*: \.astype\(np\.int64\)"):
+        fit("x", np.array([0.5]), "INT64")
 
 
 def test_lists_of_floats_become_what_the_model_takes() -> None:
@@ -80,6 +85,16 @@ def test_lists_of_floats_become_what_the_model_takes() -> None:
     assert found.shape == (1, 2)
     with pytest.raises(TypeError, match="FP16"):
         fit("x", [1e6], "FP16")
+
+
+@pytest.mark.parametrize("datatype", ["FP32", "FP16", "BF16"])
+def test_arrays_of_float64_are_rounded_as_lists_are(datatype: str) -> None:
+    values = [[0.1, -2.5, float("inf"), float("nan")]]
+    from_array, sent_as = fit("x", np.array(values), datatype)
+    from_list, _ = fit("x", values, datatype)
+    assert sent_as == datatype
+    assert from_array.dtype == dtype_of(datatype)
+    np.testing.assert_array_equal(from_array, from_list)
 
 
 def test_lists_of_strings_keep_their_trailing_zeros() -> None:

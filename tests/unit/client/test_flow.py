@@ -23,7 +23,9 @@ class Server:
         self.caller = Caller(retries, clock=lambda: self.now, chance=lambda: 0.5)
 
     def run(self, timeout_s: float = 10.0) -> Any:
-        flow = self.caller.call("POST", "/x", timeout_s=timeout_s)
+        return self.drive(self.caller.call("POST", "/x", timeout_s=timeout_s))
+
+    def drive(self, flow: Any) -> Any:
         try:
             step = next(flow)
             while True:
@@ -73,11 +75,34 @@ def test_no_retries_when_none_are_wanted() -> None:
         server.run()
 
 
-def test_a_503_is_tried_again_when_it_said_to_come_back() -> None:
-    server = Server(refusal(503, "overloaded", "2"), OK)
+@pytest.mark.parametrize(("status", "reason"), [(503, "overloaded"), (429, "too_many_requests")])
+def test_what_says_when_to_come_back_is_tried_again(status: int, reason: str) -> None:
+    server = Server(refusal(status, reason, "2"), OK)
     assert server.run() is OK
     assert server.slept == [2.25]
     assert server.sent[1].headers["X-Request-Timeout-Ms"] == "7750"
+
+
+def test_a_quota_that_is_used_up_for_today_is_raised_at_once() -> None:
+    server = Server(refusal(429, "too_many_requests", "40000"))
+    with pytest.raises(errors.TooMany) as caught:
+        server.run()
+    assert caught.value.retry_after_s == 40000
+    assert server.slept == []
+
+
+def test_a_rate_limit_is_raised_at_once_without_retries() -> None:
+    server = Server(refusal(429, "too_many_requests", "1"), retries=0)
+    with pytest.raises(errors.TooMany):
+        server.run()
+
+
+def test_what_may_not_be_repeated_is_sent_again_only_after_a_refusal() -> None:
+    server = Server(refusal(429, "too_many_requests", "1"), Unreachable("broken"), OK)
+    flow = server.caller.call("POST", "/x", timeout_s=9, repeatable=False)
+    with pytest.raises(Unreachable):
+        server.drive(flow)
+    assert len(server.sent) == 2
 
 
 def test_a_503_whose_time_is_after_the_deadline_is_raised_at_once() -> None:

@@ -1,0 +1,160 @@
+"""Batches, as flows: many requests as one, which the stack works through; all that both clients share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import quote, urlencode
+
+import orjson
+
+from tidegate.client.codec import Tensor, from_json_output, to_json_input
+from tidegate.client.core import Core, Metadata, Version, arrange
+from tidegate.client.errors import BadAnswer, from_document
+from tidegate.client.flow import Answer, Flow, Sleep
+from tidegate.client.jobs import Document, Handle, document_of
+from tidegate.client.result import InferResult
+from tidegate.errors import BadRequest, DeadlinePassed, TidegateError
+
+PATH = "/v1/batches"
+POLL_S = 0.5
+
+
+class BatchHandleBase(Handle):
+    """A batch's handle without its calls."""
+
+    @property
+    def lines(self) -> int:
+        """How many requests it has."""
+        return int(self.document["lines"])
+
+    @property
+    def done(self) -> int:
+        """How many of them were over when the document was read."""
+        return int(self.document["done"])
+
+
+@dataclass(frozen=True, slots=True)
+class BatchItem:
+    """What became of one request of a batch: ``result``, or else ``error``. ``line`` counts from zero."""
+
+    line: int
+    status: str
+    result: InferResult | None
+    error: TidegateError | None
+
+    def get(self) -> InferResult:
+        """Return the result. Raises what went wrong."""
+        if self.result is not None:
+            return self.result
+        raise self.error or BadAnswer(f"Line {self.line} of the batch has neither a result nor an error.")
+
+
+@dataclass(frozen=True, slots=True)
+class BatchFlows:
+    """Flows of every call about batches."""
+
+    core: Core
+
+    def submit(
+        self,
+        model: str,
+        requests: Iterable[Any],
+        *,
+        version: Version,
+        priority: str | None,
+        ttl_s: float | None,
+        timeout_s: float | None,
+    ) -> Flow[Document]:
+        """A batch's document, once it is durable.
+
+        It is not sent again after a broken connection, since that could make a second batch.
+        """
+        wanted = list(requests)
+        if not wanted:
+            raise BadRequest("A batch needs at least one request.")
+        given = {"model": model, "version": version, "priority": priority, "ttl_s": ttl_s}
+        query = urlencode({name: str(value) for name, value in given.items() if value is not None})
+
+        def send(metadata: Metadata, left_s: float) -> Flow[Document]:
+            body = b"".join(_line(arrange(model, inputs, metadata)) for inputs in wanted)
+            headers = {"Content-Type": "application/jsonl"}
+            answer = yield from self.core.caller.call(
+                "POST",
+                f"{PATH}?{query}",
+                timeout_s=left_s,
+                headers=headers,
+                content=body,
+                repeatable=False,
+            )
+            return document_of(answer)
+
+        return (yield from self.core.fitting(model, version, wanted[0], timeout_s, send))
+
+    def status(self, id: str) -> Flow[Document]:
+        """A batch's document as it is."""
+        return document_of((yield from self.core.call("GET", _path(id), None)))
+
+    def cancel(self, id: str) -> Flow[Document]:
+        """A batch's document after its end was asked for."""
+        return document_of((yield from self.core.call("DELETE", _path(id), None)))
+
+    def wait(self, id: str, timeout_s: float | None) -> Flow[Document]:
+        """A batch's document once it is over. Raises DeadlinePassed after ``timeout_s`` (None: never)."""
+        clock = self.core.caller.clock
+        deadline = None if timeout_s is None else clock() + timeout_s
+        while True:
+            document = yield from self.status(id)
+            if document.get("finished_at"):
+                return document
+            if deadline is not None and clock() >= deadline:
+                raise DeadlinePassed(
+                    f"Batch {id} has {document.get('done')} of {document.get('lines')} lines after "
+                    f"{timeout_s:g} s.",
+                    reason="not_over",
+                )
+            yield Sleep(POLL_S)
+
+    def results(self, id: str, timeout_s: float | None) -> Flow[Answer]:
+        """The results of a batch once it is over: a response that is still to be read."""
+        yield from self.wait(id, timeout_s)
+        return (
+            yield from self.core.caller.call(
+                "GET", f"{_path(id)}/results", timeout_s=self.core.timeout_s, stream=True
+            )
+        )
+
+
+def read_item(line: str) -> BatchItem:
+    """Return what a line of the results says. Raises BadAnswer."""
+    try:
+        found = orjson.loads(line)
+        response, error = found.get("response"), found.get("error")
+        return BatchItem(
+            int(found["line"]),
+            str(found["status"]),
+            None if response is None else _result(response),
+            None if error is None else from_document(error),
+        )
+    except (ValueError, TypeError, KeyError, AttributeError):
+        raise BadAnswer("A line of the batch's results is malformed.") from None
+
+
+def _result(head: Document) -> InferResult:
+    return InferResult(
+        {output["name"]: from_json_output(output) for output in head.get("outputs", [])},
+        model_name=str(head.get("model_name", "")),
+        model_version=str(head.get("model_version", "")),
+        request_id=str(head.get("id", "")),
+        timing={},
+        parameters=head.get("parameters") or {},
+    )
+
+
+def _line(tensors: list[Tensor]) -> bytes:
+    return orjson.dumps({"inputs": [to_json_input(tensor) for tensor in tensors]}) + b"\n"
+
+
+def _path(id: str) -> str:
+    return f"{PATH}/{quote(id, safe='')}"

@@ -1,0 +1,98 @@
+"""Streams of answers over ``/generate_stream``: the request's body, and what an event says. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import numpy as np
+import orjson
+
+from tidegate.client.codec import Array, Tensor, from_json_output
+from tidegate.client.errors import BadAnswer, from_document
+from tidegate.client.flow import Answer
+from tidegate.client.result import InferResult
+
+_DATA = "data:"
+_KNOWN = frozenset({"id", "model_name", "model_version"})
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """A stream that has begun: the response that is being read, and the model's metadata."""
+
+    answer: Answer
+    metadata: Mapping[str, Any]
+
+
+def encode(tensors: Sequence[Tensor], request_id: str | None, parameters: Mapping[str, Any] | None) -> bytes:
+    """Return the body of a request: each input by its name, as nested lists."""
+    body: dict[str, Any] = {tensor.name: _plain(tensor) for tensor in tensors}
+    if request_id is not None:
+        body["id"] = request_id
+    if parameters:
+        body["parameters"] = dict(parameters)
+    return orjson.dumps(body)
+
+
+def _plain(tensor: Tensor) -> Any:
+    values = tensor.array.tolist()
+    return _text(values) if tensor.datatype == "BYTES" else values
+
+
+def _text(values: Any) -> Any:
+    if isinstance(values, list):
+        return [_text(value) for value in values]
+    return values.decode("utf-8") if isinstance(values, bytes) else values
+
+
+def read_line(line: str, opened: Opened) -> InferResult | None:
+    """Return the answer in a line of the stream, None for a line that has none.
+
+    Raises the error that the stream ended with, or BadAnswer.
+    """
+    if not line.startswith(_DATA):
+        return None  # between two events, or a comment
+    try:
+        event = orjson.loads(line[len(_DATA) :])
+    except orjson.JSONDecodeError:
+        event = None
+    if not isinstance(event, dict):
+        raise BadAnswer("An event of the stream is not a JSON object.")
+    specs = {spec["name"]: spec for spec in opened.metadata.get("outputs") or ()}
+    if "error" in event and "reason" in event and "error" not in specs:
+        raise from_document(event)
+    names = [name for name in event if name in specs or not (specs or name in _KNOWN)]
+    try:
+        outputs = {name: _array(event[name], specs.get(name)) for name in names}
+    except (ValueError, TypeError, KeyError) as error:
+        raise BadAnswer(f"An event of the stream has a malformed output: {error}.") from None
+    return InferResult(
+        outputs,
+        model_name=str(event.get("model_name", "")),
+        model_version=str(event.get("model_version", "")),
+        request_id=opened.answer.headers.get("x-request-id") or str(event.get("id", "")),
+        timing={},
+        parameters={name: event[name] for name in event if name not in outputs and name not in _KNOWN},
+    )
+
+
+def _array(value: Any, spec: Mapping[str, Any] | None) -> Array:
+    values = value if isinstance(value, list) else [value]
+    if spec is None:  # the signature is not known yet
+        return np.array([v.encode() for v in values] if values and isinstance(values[0], str) else values)
+    shape = shape_of(spec["shape"], len(values))
+    return from_json_output({"datatype": spec["datatype"], "shape": shape, "data": values})
+
+
+def shape_of(declared: Sequence[int], count: int) -> list[int]:
+    """Return the shape of ``count`` values of one row; flat where the signature leaves it open."""
+    dims = list(declared)
+    if dims.count(-1) > 1:
+        dims[dims.index(-1)] = 1  # the batch axis: a stream has one row
+    known = prod(dim for dim in dims if dim != -1)
+    if dims.count(-1) == 1 and known and count % known == 0:
+        return [count // known if dim == -1 else dim for dim in dims]
+    return dims if -1 not in dims and known == count else [count]
