@@ -90,14 +90,12 @@ def permit(who: Principal, scopes: tuple[str, ...]) -> Principal:
         raise Forbidden("this route is for Tidegate's own services, not for callers from outside")
     if OPEN in scopes or ANY in scopes or any(who.may(scope) for scope in scopes):
         return who
-    named = " or ".join(repr(scope) for scope in scopes)
     if who is ANONYMOUS:
-        raise Unauthorized(f"this needs a credential with the scope {named}")
-    if who.endpoints is not None and any(scope in who.scopes for scope in scopes):
-        raise Forbidden(
-            f"{who.name!r} is limited to some endpoints, so it may only infer; this needs {named}"
+        raise Unauthorized(
+            f"this needs a key with the scope {' or '.join(scopes)}: an admin makes one with "
+            f"`tidegate keys create NAME --scope {scopes[0]}`"
         )
-    raise Forbidden(f"{who.name!r} does not have the scope {named}")
+    raise Forbidden(access.lacks(who, scopes))
 
 
 def needs(*scopes: str) -> Callable[[], Awaitable[Principal]]:

@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping
 
 from prometheus_client import Counter
 
-from services.gateway.domain import roles
 from services.gateway.domain.keys import FOREVER, KeyTable
 from services.gateway.domain.ratelimit import left, seconds_left
 from services.gateway.domain.spent import Spent
@@ -147,7 +146,10 @@ class Access:
         credential = headers.get(b"authorization")
         if credential is None:
             if self.required:
-                raise Unauthorized("needs 'Authorization: Bearer <key>': `tidegate keys create` makes one")
+                raise Unauthorized(
+                    "this stack needs a key: send 'Authorization: Bearer <key>' (the CLI and the SDK: "
+                    "TIDEGATE_API_KEY); an admin makes one with `tidegate keys create NAME`"
+                )
             return ANONYMOUS
         known = self._known.get(credential)
         if known is not None and time.time() * 1e3 < known[1]:
@@ -170,7 +172,7 @@ class Access:
         if principal is ANONYMOUS or principal is SERVICE:
             return None
         if not principal.may(INFER, endpoint):
-            raise Forbidden(f"{principal.name!r} may not use the model {endpoint[:80]!r}")
+            raise Forbidden(access.may_not_use(principal, endpoint))
         meter = self._meters.get(principal.id)
         if meter is not None:
             denied = meter.take(time.monotonic())
@@ -186,7 +188,7 @@ class Access:
         """
         if principal is ANONYMOUS and self.required:
             raise Unauthorized("callers without a credential are no longer accepted", reason="key_revoked")
-        if principal is ANONYMOUS or principal is SERVICE or principal.id.startswith(roles.PREFIX):
+        if principal is ANONYMOUS or principal is SERVICE or principal.id.startswith(access.JWT_PREFIX):
             return principal
         if self._table is None:
             raise _keys_unknown()
@@ -206,12 +208,18 @@ class Access:
         if access.key_id(bearer) is None:
             if self._verify is not None:
                 return self._verify(bearer)
-            raise Unauthorized("the credential is neither a key nor a token that is taken here")
+            raise Unauthorized(
+                "this stack does not know the key: it does not look like one of its keys (tg_...); "
+                "`tidegate keys` lists them"
+            )
         if self._table is None:
             raise _keys_unknown()
         found = self._table.find(bearer, time.time() * 1e3)
         if found is None:
-            raise Unauthorized("the API key is unknown, revoked or expired")
+            raise Unauthorized(
+                "this stack does not know the key: it is of another stack, revoked or expired; "
+                "`tidegate keys --all` lists all keys"
+            )
         key, until = found
         return key.principal, until
 

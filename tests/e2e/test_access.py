@@ -104,7 +104,7 @@ def test_the_cli_from_afar_and_its_trace(stack: Stack, served: str, digits: Digi
     assert answered.returncode == 0, answered.stderr
     assert remote(stack, key, "scale", "far", "1").returncode == 0
     refused = remote(stack, key, "keys")
-    assert (refused.returncode, "does not have the scope 'admin'" in refused.stderr) == (1, True)
+    assert (refused.returncode, "but this needs admin: an admin adds it with" in refused.stderr) == (1, True)
 
     entries = stack.cli("audit", "--by", made["id"])["items"]
     changed = [(e["action"], e["kind"], e["name"]) for e in reversed(entries)]

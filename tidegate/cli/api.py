@@ -15,7 +15,7 @@ from urllib.parse import quote
 import orjson
 
 from tidegate.client.errors import BadAnswer, Unreachable, from_answer
-from tidegate.errors import BadRequest, DeadlinePassed, NotFound
+from tidegate.errors import BadRequest, DeadlinePassed, NotFound, TidegateError
 
 if TYPE_CHECKING:
     import httpx
@@ -104,11 +104,13 @@ class Service:
                 take(piece)
 
     def exists(self, path: str) -> bool:
-        """Whether HEAD finds the path."""
+        """Return True if HEAD finds the path. Raises what a GET is told: an answer to HEAD has no reason."""
         try:
             self._send("HEAD", path)
         except NotFound:
             return False
+        except TidegateError:
+            self.download(path, lambda _: None)
         return True
 
     def health(self) -> tuple[int, Doc]:

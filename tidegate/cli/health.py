@@ -10,6 +10,7 @@ from tidegate.cli.api import Control, Doc, Service, settings
 from tidegate.errors import TidegateError
 
 STARTED_BY_STACK = ("rabbitmq", "valkey", "valkey-jobs")
+NOT_ALLOWED = "not allowed with this key"
 
 
 @dataclass(slots=True)
@@ -34,6 +35,9 @@ class Overview:
         asked = (plane.gateway, plane.registry, plane.router, plane.autoscaler)
         overview = cls([_health(service) for service in asked], record)
         overview.services[0]["grpc"] = found.gateway_grpc_target
+        overview.problems += dict.fromkeys(s.pop("refusal") for s in overview.services if "refusal" in s)
+        if overview.forbidden:
+            return overview
         overview.endpoints = overview._ask(lambda: plane.registry.items("/v1/endpoints"))
         overview.wanted = overview._ask(lambda: plane.registry.items("/v1/deployments"))
         overview.deployments = overview._ask(lambda: plane.autoscaler.items("/v1/deployments"))
@@ -43,6 +47,11 @@ class Overview:
     def complete(self) -> bool:
         """Whether every service answered."""
         return not self.problems and all(s["state"] != "no answer" for s in self.services)
+
+    @property
+    def forbidden(self) -> bool:
+        """Return True if the key in force does not open the control plane."""
+        return any(s["state"] == NOT_ALLOWED for s in self.services)
 
     def _ask(self, call: Callable[[], list[Doc]]) -> list[Doc] | None:
         try:
@@ -110,7 +119,7 @@ _DEPLOYMENT = (
 
 
 def _health(service: Service) -> Doc:
-    """Ready, not ready (and why), or no answer."""
+    """Return its state: ready, not ready (and why), not allowed (``refusal``: why), or no answer."""
     told = {"name": service.name, "url": service.url, "state": "ready", "detail": ""}
     try:
         status, body = service.health()
@@ -120,6 +129,8 @@ def _health(service: Service) -> Doc:
             "state": "no answer",
             "detail": "" if error.reason == "unreachable" else error.message,
         }
+    if status in (401, 403):
+        return {**told, "state": NOT_ALLOWED, "refusal": str(body.get("error") or f"answered {status}")}
     if status != 200:
         problems = body.get("problems") or {}
         detail = "; ".join(f"{name}: {problem}" for name, problem in problems.items())

@@ -120,14 +120,17 @@ def down(json: Json = False) -> None:
 
 
 def status(json: Json = False) -> None:
-    """Show services, endpoints and deployments; exits with 6 when a service does not answer."""
+    """Show services, endpoints and deployments; exits with 6 when a service does not answer.
+
+    With a key that may not look at them it exits with 1, and says which scope is needed.
+    """
     from tidegate.cli import output
     from tidegate.cli.health import Overview
 
     overview = Overview.look()
     output.show(overview.document(), json, overview.show)
     if not overview.complete:
-        raise typer.Exit(exits.UNREACHABLE)
+        raise typer.Exit(exits.ERROR if overview.forbidden else exits.UNREACHABLE)
 
 
 def settings_(json: Json = False) -> None:

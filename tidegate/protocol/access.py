@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -104,6 +104,44 @@ REPLICA_PREFIX = "replica:"
 def replica_principal(replica: str) -> Principal:
     """Return the principal of a replica that shows its token: it may read an artifact, its own."""
     return Principal(f"{REPLICA_PREFIX}{replica}", replica, frozenset({REPLICA}))
+
+
+# What the id of a principal begins with that showed a token of an identity provider.
+JWT_PREFIX = "jwt:"
+
+
+def lacks(who: Principal, scopes: Sequence[str]) -> str:
+    """Return why ``who`` may not do what ``scopes`` open: what it has, what it needs, how to get that."""
+    needed, held = " or ".join(scopes), ", ".join(s for s in SCOPES if s in who.scopes) or "no scope"
+    if who is SCRAPER or who.id.startswith(REPLICA_PREFIX):
+        return f"the token of {who.name!r} is for one purpose only; this needs a key with the scope {needed}"
+    if who.id.startswith(JWT_PREFIX):
+        return (
+            f"the token of {who.name!r} gives {held}, but this needs {needed}: map one of its roles to that "
+            "scope (TIDEGATE_JWT_ROLE_SCOPES)"
+        )
+    key = f"the key {who.name!r} ({KEY_PREFIX}{who.id})"
+    if who.endpoints is not None:
+        return (
+            f"{key} is limited to some endpoints, so it may only infer, but this needs {needed}: use a key "
+            f"without --endpoint; an admin makes one with `tidegate keys create NAME --scope {scopes[0]}`"
+        )
+    wanted = " ".join(f"--scope {scope}" for scope in SCOPES if scope in who.scopes or scope == scopes[0])
+    return (
+        f"{key} has the scope {held}, but this needs {needed}: an admin adds it with "
+        f"`tidegate keys change {who.id} {wanted}`"
+    )
+
+
+def may_not_use(who: Principal, endpoint: str) -> str:
+    """Return why ``who`` may not infer with the model ``endpoint``."""
+    if not who.may(INFER):
+        return lacks(who, (INFER,))
+    return (
+        f"the key {who.name!r} ({KEY_PREFIX}{who.id}) may not use the model {endpoint[:80]!r}: it is limited "
+        f"to {', '.join(sorted(who.endpoints or ()))[:200]}; an admin changes that with "
+        f"`tidegate keys change {who.id} --endpoint ...`"
+    )
 
 
 def carried(headers: Mapping[bytes, bytes]) -> Principal:

@@ -19,7 +19,7 @@ from services.gateway.jobs import Jobs, Order
 from tidegate import telemetry
 from tidegate.errors import BadRequest, Forbidden, TidegateError, Unavailable
 from tidegate.protocol import oip
-from tidegate.protocol.access import INFER, Principal
+from tidegate.protocol.access import INFER, Principal, lacks
 from tidegate.protocol.contract import check_name
 from tidegate.protocol.envelope import Buffer
 from tidegate.protocol.jobs import Idempotency
@@ -80,7 +80,7 @@ class JobDoor:
         rid: bytes,
     ) -> tuple[Order, Grant | None]:
         if not principal.may(INFER):
-            raise Forbidden(f"{principal.name!r} does not have the scope {INFER!r}")
+            raise Forbidden(lacks(principal, (INFER,)))
         key = job_options.check_key(headers.get(b"idempotency-key"))
         idempotency = Idempotency(key, _digest(target, headers, body)) if key is not None else None
         options = job_options.from_headers(headers)

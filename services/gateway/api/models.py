@@ -13,7 +13,7 @@ from services.gateway.core import Core
 from services.gateway.domain.routing import require
 from tidegate import __version__, caller
 from tidegate.errors import BadRequest, Forbidden, PayloadTooLarge
-from tidegate.protocol.access import INFER, Principal
+from tidegate.protocol.access import INFER, Principal, may_not_use
 
 SMALL_BODY = 65_536
 
@@ -22,7 +22,7 @@ async def _caller(request: Request) -> Principal:
     """Who asks: somebody who may use models, and this one if one is named."""
     who, model = caller.require(INFER), request.path_params.get("model")
     if model is not None and not who.may(INFER, model):
-        raise Forbidden(f"{who.name!r} may not use the model {model[:80]!r}")
+        raise Forbidden(may_not_use(who, model))
     return who
 
 

@@ -109,7 +109,8 @@ def _permit(service: str, method: str, path: str) -> None:
     who = caller.current.get().principal
     if who is ANONYMOUS:
         raise Unauthorized(
-            "the control plane needs a credential: create one with `tidegate keys create --scope ...`"
+            "the control plane needs a key: send 'Authorization: Bearer <key>' (the CLI: TIDEGATE_API_KEY); "
+            "an admin makes one with `tidegate keys create NAME --scope publish`"
         )
     found = permissions.CONTROL[service].methods(path)
     if found is None:

@@ -6,9 +6,8 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tidegate.protocol.access import SCOPES, Principal
+from tidegate.protocol.access import JWT_PREFIX, SCOPES, Principal
 
-PREFIX = "jwt:"
 _ID_CHARS = 120
 
 
@@ -27,7 +26,7 @@ def principal_of(
     found: set[str] = set()
     for role in _roles(claims, roles_claim):
         found.update(scopes_of.get(role, ()) if scopes_of else {role} & set(SCOPES))
-    return Principal(PREFIX + subject, name, frozenset(found))
+    return Principal(JWT_PREFIX + subject, name, frozenset(found))
 
 
 def _roles(claims: Mapping[str, Any], path: str) -> list[str]:

@@ -10,6 +10,7 @@ import pytest
 from tidegate.cli import api, exits
 from tidegate.cli.exits import UsageError
 from tidegate.cli.history import day_of, differences
+from tidegate.errors import Forbidden
 from tidegate.settings import Settings
 
 pytestmark = pytest.mark.unit
@@ -38,6 +39,37 @@ def test_a_new_key_is_all_that_is_on_stdout(plane, tidegate):
     assert "not shown again" in err
     sent = {"name": "robot", "scopes": ["infer"], "endpoints": ["digits"], "rate": 5.0, "day": 100}
     assert json.loads(plane.bodies[0]) == sent | {"ttl_s": 172_800.0}
+
+
+FORBIDDEN = "the key 'robot' (tg_ab12) has the scope infer, but this needs publish: an admin adds it with ..."
+
+
+def forbidden(request: httpx.Request) -> httpx.Response:
+    """An answer to HEAD has no body, so no reason."""
+    told = {"error": FORBIDDEN, "reason": "forbidden", "request_id": "r"}
+    return httpx.Response(403) if request.method == "HEAD" else httpx.Response(403, json=told)
+
+
+def test_deploy_with_a_key_that_may_only_infer_says_what_is_missing(plane):
+    """Its first call is a HEAD, for the artifact."""
+    for method in ("HEAD", "GET"):
+        plane.answers[f"{method} /v1/artifacts/ab"] = forbidden
+    with pytest.raises(Forbidden) as caught:
+        api.control().registry.exists("/v1/artifacts/ab")
+    assert caught.value.message == FORBIDDEN
+
+
+def test_status_with_a_key_that_may_only_infer(plane, tidegate, monkeypatch):
+    monkeypatch.setenv("TIDEGATE_API_KEY", "tg_ab12_secret")
+    plane.answers["GET /health/ready"] = {"status": "ready", "problems": {}}
+    for service in ("registry", "router", "autoscaler"):
+        plane.answers[f"GET /api/{service}/health/ready"] = forbidden
+    code, out, err = tidegate("status")
+    assert code == exits.ERROR
+    assert out.count("not allowed with this key") == 3
+    assert "not ready" not in out
+    assert err.count(FORBIDDEN) == 1
+    assert json.loads(tidegate("status", "--json")[1])["problems"] == [FORBIDDEN]
 
 
 def test_the_list(plane, tidegate):

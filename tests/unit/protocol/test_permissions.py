@@ -19,7 +19,7 @@ from tidegate.api import JsonRoute
 from tidegate.caller import permit
 from tidegate.errors import Forbidden
 from tidegate.protocol import access, permissions
-from tidegate.protocol.permissions import CONTROL, SERVICES, has_control_character
+from tidegate.protocol.permissions import CONTROL, LOOK, SERVICES, has_control_character
 
 pytestmark = pytest.mark.unit
 
@@ -231,3 +231,29 @@ def test_a_key_of_an_endpoint_may_do_nothing_but_ask_it():
     assert route is not None
     with pytest.raises(Forbidden, match="limited to some endpoints, so it may only infer"):
         permit(held, route.scopes)
+
+
+@pytest.mark.parametrize(
+    ("who", "told"),
+    [
+        (
+            access.Principal("ab12", "robot", frozenset({"infer"})),
+            "the key 'robot' (tg_ab12) has the scope infer, but this needs publish or operate: an admin "
+            "adds it with `tidegate keys change ab12 --scope infer --scope publish`",
+        ),
+        (
+            access.Principal("jwt:olga", "olga", frozenset()),
+            "the token of 'olga' gives no scope, but this needs publish or operate: map one of its "
+            "roles to that scope (TIDEGATE_JWT_ROLE_SCOPES)",
+        ),
+        (
+            access.SCRAPER,
+            "the token of 'metrics token' is for one purpose only; this needs a key with the scope publish "
+            "or operate",
+        ),
+    ],
+)
+def test_a_refusal_says_who_was_refused_and_how_to_get_what_is_missing(who, told):
+    with pytest.raises(Forbidden) as caught:
+        permit(who, LOOK)
+    assert caught.value.message == told
