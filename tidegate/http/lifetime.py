@@ -55,6 +55,7 @@ class Lifetime(HttpToolsProtocol):
         self._deaf = False  # what still comes is thrown away
         self._closing = False
         self._previous: Any = None  # the request before the present one
+        self._rejected: Refusal | None = None  # is sent behind the answers that are still to come
         self.held_head = 0  # bytes of a head whose end has not come yet
         self._pending = 0  # what the process counts for it
         self._body = 0  # bytes of bodies that went to the ASGI app
@@ -137,7 +138,8 @@ class Lifetime(HttpToolsProtocol):
         cycle = self.cycle
         if self._at == IN_BODY and self.pipeline and self.pipeline[0][0] is cycle:
             self.pipeline.popleft()
-            self._previous.keep_alive = False
+            self.cycle = self._previous
+            self._rejected = refusal
         elif cycle is None or cycle.response_complete:
             if self._at == IN_BODY:
                 self.linger()  # it has its answer
@@ -151,7 +153,7 @@ class Lifetime(HttpToolsProtocol):
             else:
                 self.answer(refusal)
         else:
-            cycle.keep_alive = False
+            self._rejected = refusal
         self._at = BETWEEN
 
     def answer(self, refusal: Refusal) -> None:

@@ -111,6 +111,13 @@ class Protocol(Lifetime):
         self.headers = []
         self._at = IN_HEAD
 
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Keep a field without the blanks behind its value, which are no part of it (RFC 9110, 5.5)."""
+        name, value = name.lower(), value.rstrip(b" \t")
+        if name == b"expect" and value.lower() == b"100-continue":
+            self.expect_100_continue = True
+        self.headers.append((name, value))
+
     def on_headers_complete(self) -> None:
         """Start the ASGI app for a request, or raise Refused."""
         self.check_head()
@@ -185,6 +192,8 @@ class Protocol(Lifetime):
         self.flow.resume_reading()
         if self.pipeline:
             self._start_asgi_task(*self.pipeline.pop())
+        elif self._rejected is not None:
+            self.answer(self._rejected)
 
     # What comes in several reads.
 

@@ -165,7 +165,7 @@ async def test_small_chunks_are_no_attack(server):
 
 
 async def test_a_bad_request_does_not_answer_in_place_of_the_one_before(server):
-    """It comes while another is being answered: that one gets its answer, then the connection ends."""
+    """It comes while another is being answered: that one gets its answer first, then the connection ends."""
     server.app.gate.clear()
     exchange = asyncio.create_task(server.exchange(post(b"first"), b"nonsense\r\n\r\n", pause_s=0.05))
     while not server.app.seen:
@@ -173,7 +173,37 @@ async def test_a_bad_request_does_not_answer_in_place_of_the_one_before(server):
     await asyncio.sleep(0.1)
     server.app.gate.set()
     found = answers(await exchange)
-    assert [(status, told["body"]) for status, _, told in found] == [(200, "first")]
+    assert [(status, told.get("body")) for status, _, told in found] == [(200, "first"), (400, None)]
+
+
+@pytest.mark.parametrize("together", [True, False])
+@pytest.mark.parametrize(
+    "bad",
+    [
+        b"nonsense\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n",
+        b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
+    ],
+    ids=["request line", "head", "body"],
+)
+async def test_a_bad_request_takes_no_answer_from_those_before_it(server, bad, together):
+    good = [post(b"%d" % n) for n in range(50)]
+    pieces = [b"".join((*good, bad))] if together else [*good, bad]
+    found = answers(await server.exchange(*pieces, pause_s=0.0 if together else 0.001))
+    assert [told["body"] for _, _, told in found[:-1]] == [str(n) for n in range(50)]
+    status, headers, told = found[-1]
+    assert (status, told["reason"], headers["connection"]) == (400, "bad_request", "close")
+
+
+@pytest.mark.parametrize("blanks", [b" ", b"\t", b" \t  "])
+async def test_blanks_around_a_value_are_no_part_of_it(server, blanks):
+    lines = [
+        b"%b:%b%b%b" % (n, blanks, v, blanks) for n, v in ((b"X-Mine", b"a b"), (b"Connection", b"close"))
+    ]
+    ((status, _, told),) = answers(await server.exchange(post(b"", *lines)))
+    assert status == 200
+    assert ["x-mine", "a b"] in told["headers"]
+    assert ["connection", "close"] in told["headers"]
 
 
 async def test_pipelined_requests_have_a_limit(server):
@@ -184,6 +214,7 @@ async def test_pipelined_requests_have_a_limit(server):
     while not server.app.seen:
         await asyncio.sleep(0.01)
     server.app.gate.set()
-    found = answers(await exchange)
+    *found, (status, _, refusal) = answers(await exchange)
     assert [told["path"] for _, _, told in found] == [f"/{n}" for n in range(len(found))]
     assert 2 <= len(found) <= 66
+    assert (status, refusal["reason"]) == (429, "too_many_requests")
