@@ -17,6 +17,7 @@ from tidegate import __version__, api_page, telemetry
 from tidegate.body_limit import BodyLimit
 from tidegate.errors import BadRequest
 from tidegate.openapi import document
+from tidegate.protocol import bounded_json
 from tidegate.protocol.permissions import SERVICES, Permissions
 from tidegate.service import DOCS, METRICS, OWN_PATHS, Identify, Lifespan, error_response, furnish
 from tidegate.settings import Settings
@@ -66,7 +67,12 @@ def create_app(
     """
     permissions = permissions or SERVICES[name]
     app = FastAPI(
-        title=f"Tidegate {name}", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None
+        title=f"Tidegate {name}",
+        version=__version__,
+        lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,  # the guard takes one slash at the end away
     )
     # Before the guard, which so stands in front of it: nothing is read of a caller that is not admitted.
     most = settings.max_api_body_bytes if body_bytes is None else body_bytes
@@ -101,10 +107,34 @@ async def _on_validation_error(_: Request, error: Exception) -> Response:
     return error_response(BadRequest(explain_validation(error.errors())), telemetry.request_id.get())
 
 
+def _no_object(finding: Any) -> str:
+    if isinstance(finding.get("input"), bytes):
+        return "the body was not read as JSON: send 'Content-Type: application/json'"
+    where = ".".join(str(step) for step in finding["loc"] if step != "body") or "the body"
+    return f"{where} must be a JSON object"
+
+
+def _no_json(finding: Any) -> str:
+    why = bounded_json.plain(finding["ctx"]["error"])
+    return f"the body is not JSON: {why} (character {finding['loc'][-1]})"
+
+
+# Findings whose words at pydantic or FastAPI are of no use to a caller.
+_WORDS: dict[str, Callable[[Any], str]] = {
+    "json_invalid": _no_json,
+    "model_attributes_type": _no_object,
+    "model_type": _no_object,
+    "dict_type": _no_object,
+}
+
+
 def explain_validation(found: Sequence[Any]) -> str:
     """Pydantic's list of findings as one sentence: where, what was wrong, what was given."""
     parts = []
     for finding in found[:5]:
+        if (known := _WORDS.get(finding["type"])) is not None:
+            parts.append(known(finding))
+            continue
         where = ".".join(str(step) for step in finding["loc"] if step != "body") or "body"
         given = finding.get("input")
         shown = f" (given: {str(given)[:80]!r})" if isinstance(given, str | int | float | bool) else ""

@@ -115,6 +115,7 @@ class Guard:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        scope = {**scope, "path": without_slash(scope["path"])}
         headers = dict(scope["headers"])
         rid = headers.get(b"x-request-id", b"").decode("latin-1")[:128] or new_request_id()
         mark, caller_mark = telemetry.request_id.set(rid), caller.current.set(caller.OWN_WORK)
@@ -165,8 +166,7 @@ class Guard:
                 "This address answers only to local callers: the Host, Origin or Sec-Fetch-Site header is "
                 "missing or foreign."
             )
-        # A trailing slash is redirected by the framework.
-        found = self._permissions.methods(path.rstrip("/"))
+        found = self._permissions.methods(path)
         scopes = found[1].get(method) if found is not None else None
         if scopes == (OPEN,):
             return ANONYMOUS
@@ -188,6 +188,11 @@ class Guard:
             return told.decode("latin-1")[:64]
         client = scope.get("client")
         return str(client[0]) if client else ""
+
+
+def without_slash(path: str) -> str:
+    """Return a path without the slash at its end: ``/v2/`` is ``/v2``, as for Triton."""
+    return path[:-1] if path.endswith("/") and len(path) > 1 else path
 
 
 def error_response(error: TidegateError, rid: str) -> Response:

@@ -121,9 +121,27 @@ def _with_infinities(raw: bytes, error: ValueError, what: str, found: Parts | No
             return decoded
         except (ValueError, TypeError, RecursionError):
             pass
-    raise BadRequest(f"{what} is not JSON: {error}")
+    raise BadRequest(f"{what} is not JSON: {plain(error)}")
 
 
+def plain(error: ValueError | str) -> str:
+    """Return what a JSON decoder found, in words that do not speak of the decoder."""
+    told = str(error)
+    for found, words in _WORDS.items():
+        if found in told.lower():
+            return words + told[at:] if (at := told.find(": line ")) > 0 else words
+    return told
+
+
+# "allocate memory" is what orjson says of lists that are nested too deeply and not closed.
+_DEEP = "it nests lists or objects more than 1,024 deep"
+_WORDS = {
+    "depth limit": _DEEP,
+    "recursion": _DEEP,
+    "allocate memory": _DEEP,
+    "zero-length": "it is empty",
+    "parsed as double": "a number is larger than 64-bit floating point takes",
+}
 _SHORT = reprlib.Repr()
 _SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 80
 _SHORT.maxdict = _SHORT.maxlist = 6

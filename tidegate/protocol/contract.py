@@ -6,7 +6,6 @@ the tensor, what was expected and what came.
 
 from __future__ import annotations
 
-import struct
 from dataclasses import dataclass, field
 from math import isfinite
 from typing import Any, NamedTuple
@@ -298,8 +297,11 @@ def check_size(name: str, datatype: Datatype, shape: list[int], raw: Buffer) -> 
         check_count(name, count)
         try:
             found = count_strings(raw)
-        except (ValueError, struct.error) as error:
-            raise BadRequest(f"input {name!r}: the BYTES data is malformed: {error}") from None
+        except ValueError as error:
+            raise BadRequest(
+                f"input {name!r}: the BYTES data is malformed: {error}; each element is its length as 4 "
+                "bytes, little-endian, and then its bytes"
+            ) from None
         if found != count:
             got = found if found <= MAX_STRINGS else f"more than {MAX_STRINGS}"
             raise BadRequest(f"input {name!r}: shape {shape} needs {count} elements, got {got}")

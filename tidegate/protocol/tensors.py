@@ -14,6 +14,7 @@ from math import prod
 from typing import Any
 
 from tidegate.errors import BadRequest
+from tidegate.protocol.bounded_json import shown
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +50,8 @@ DATATYPES: dict[str, Datatype] = {
 BY_CODE: dict[int, Datatype] = {d.code: d for d in DATATYPES.values()}
 
 _LENGTH = struct.Struct("<I")
+# Values that are tried together when the one that does not fit is looked for.
+_SLICE = 1024
 # Strings are the one thing that is gone over element by element, and nothing else is done meanwhile: a tenth
 # of a second for so many.
 MAX_STRINGS = 2**20
@@ -78,10 +81,47 @@ def from_json(name: str, datatype: Datatype, shape: list[int], data: list[Any]) 
             return pack_strings(flat)
         raw = array(datatype.array_code, flat).tobytes()
         if datatype.name == "BOOL" and raw.translate(None, b"\0\1"):
-            raise TypeError("neither true nor false")
+            raise TypeError
         return raw
-    except (TypeError, OverflowError, UnicodeEncodeError, struct.error) as error:
-        raise BadRequest(f"input {name!r}: data is not {datatype.name}: {error}") from None
+    except (TypeError, OverflowError, UnicodeEncodeError, struct.error):
+        raise misfit(name, datatype, flat) from None
+
+
+def misfit(name: str, datatype: Datatype, values: list[Any]) -> BadRequest:
+    """Return the error for values of which one is not of ``datatype``: which one, and what would be."""
+    return BadRequest(f"input {name!r}: data is not {datatype.name}: {_misfit(datatype, values)}")
+
+
+def _misfit(datatype: Datatype, values: list[Any]) -> str:
+    for begin in range(0, len(values), _SLICE):
+        some = values[begin : begin + _SLICE]
+        if _fit(datatype, some):
+            continue
+        at = next(at for at, value in enumerate(some) if not _fit(datatype, [value]))
+        wrong = "null" if some[at] is None else shown(some[at])
+        return f"element {begin + at} is {wrong}; {datatype.name} takes {_takes(datatype)}"
+    return f"{datatype.name} takes {_takes(datatype)}"
+
+
+def _fit(datatype: Datatype, values: list[Any]) -> bool:
+    try:
+        strings = datatype.name == "BYTES"
+        raw = pack_strings(values) if strings else array(datatype.array_code, values).tobytes()
+    except (TypeError, OverflowError, UnicodeEncodeError, struct.error):
+        return False
+    return datatype.name != "BOOL" or not raw.translate(None, b"\0\1")
+
+
+def _takes(datatype: Datatype) -> str:
+    bits = 8 * datatype.size
+    match datatype.numpy[1:2]:
+        case "u":
+            return f"whole numbers from 0 to {2**bits - 1}"
+        case "i":
+            return f"whole numbers from {-(2 ** (bits - 1))} to {2 ** (bits - 1) - 1}"
+        case "f":
+            return "numbers"
+    return "true and false" if datatype.name == "BOOL" else "strings"
 
 
 def check_count(name: str, strings: int) -> None:
@@ -157,9 +197,14 @@ def string_offsets(raw: bytes | memoryview, every: int) -> list[int]:
 def count_strings(raw: bytes | memoryview) -> int:
     """Elements in a BYTES tensor; ``MAX_STRINGS + 1`` when there are more than may be. Raises ValueError."""
     at, count, end = 0, 0, len(raw)
-    while at < end and count <= MAX_STRINGS:
-        at += 4 + _LENGTH.unpack_from(raw, at)[0]
-        count += 1
+    try:
+        while at < end and count <= MAX_STRINGS:
+            at += 4 + _LENGTH.unpack_from(raw, at)[0]
+            count += 1
+    except struct.error:
+        raise ValueError(
+            f"the length of element {count} is cut off, {at + 4 - end} of its 4 bytes are missing"
+        ) from None
     if at != end and count <= MAX_STRINGS:
-        raise ValueError("a BYTES element is cut off")
+        raise ValueError(f"element {count - 1} is cut off, {at - end} bytes are missing")
     return count

@@ -14,6 +14,7 @@ from services.gateway.api.inference import Inference
 from services.gateway.api.limits import Body, Headers
 from tidegate.errors import TidegateError
 from tidegate.protocol.envelope import Buffer
+from tidegate.service import without_slash
 
 
 class CallerGone(Exception):
@@ -29,7 +30,9 @@ class InferDoor:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI."""
-        target = self._inference.target(scope["method"], scope["path"]) if scope["type"] == "http" else None
+        target = None
+        if scope["type"] == "http":
+            target = self._inference.target(scope["method"], without_slash(scope["path"]))
         if target is None:
             await self.app(scope, receive, send)
             return

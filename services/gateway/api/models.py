@@ -14,6 +14,7 @@ from services.gateway.domain.routing import require
 from tidegate import __version__, caller
 from tidegate.errors import BadRequest, Forbidden, PayloadTooLarge
 from tidegate.protocol.access import INFER, Principal, may_not_use
+from tidegate.protocol.bounded_json import plain
 
 SMALL_BODY = 65_536
 
@@ -55,7 +56,7 @@ def _only_ready(body: bytes) -> bool:
     try:
         asked = orjson.loads(body) if body else {}
     except orjson.JSONDecodeError as error:
-        raise BadRequest(f"the request is not JSON: {error}") from None
+        raise BadRequest(f"the request is not JSON: {plain(error)}") from None
     if not isinstance(asked, dict):
         raise BadRequest("the request must be a JSON object")
     ready = asked.get("ready", False)

@@ -159,6 +159,20 @@ async def test_what_this_server_does_not_do(client, method, path, status):
     assert (await client.request(method, path)).status_code == status
 
 
+@pytest.mark.parametrize("method", ["GET", "PUT", "DELETE"])
+@pytest.mark.parametrize("path", [INFER, "/v2/models/digits/versions/1/infer", "/v2/models/digits/generate"])
+async def test_another_method_is_told_which_one_to_use(client, method, path):
+    answer = await client.request(method, path)
+    assert (answer.status_code, answer.json()["reason"]) == (405, "method_not_allowed")
+    assert answer.headers["allow"] == "POST"
+
+
+async def test_a_slash_at_the_end_is_no_other_path(client, worker):
+    for path in ("/v2/", "/v2/health/ready/", "/v2/models/digits/"):
+        assert (await client.get(path)).status_code == 200, "not a redirect"
+    assert (await client.post(f"{INFER}/", json={"inputs": [X]})).status_code == 200
+
+
 async def test_classes(client, worker):
     wanted = {"name": "y", "parameters": {"classification": 1}}
     answer = await client.post(INFER, json={"inputs": [X], "outputs": [wanted]})

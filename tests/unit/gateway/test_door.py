@@ -161,7 +161,7 @@ async def test_who_is_asked(door, core, path, asked):
     [
         ("/v2/models/digits/infer", "GET"),
         ("/v2/models/digits", "POST"),
-        ("/v2/models/digits/infer/", "POST"),
+        ("/v2/models/digits/infer//", "POST"),
         ("/health/live", "GET"),
     ],
 )

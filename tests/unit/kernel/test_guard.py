@@ -12,7 +12,7 @@ from fastapi import APIRouter, FastAPI, HTTPException
 from pydantic import BaseModel
 
 from tidegate import errors
-from tidegate.api import create_app, explain_validation
+from tidegate.api import JsonRoute, create_app, explain_validation
 from tidegate.errors import TidegateError
 from tidegate.http.heads import is_local
 from tidegate.protocol.access import ADMIN, METRICS, OPERATE, PUBLISH, Principal, metrics_token
@@ -47,7 +47,7 @@ class Body(BaseModel):
 
 
 def routes() -> APIRouter:
-    router = APIRouter()
+    router = APIRouter(route_class=JsonRoute)
 
     @router.get("/v1/thing")
     @router.get("/v1/thing/table")
@@ -122,6 +122,17 @@ async def test_no_other_token_opens(client, given):
 @pytest.mark.parametrize("path", ["/health/live", "/health/ready", "/openapi.json", "/open/thing"])
 async def test_open_paths_need_no_token(client, path):
     assert (await client.get(path)).status_code == 200
+
+
+async def test_a_slash_at_the_end_is_no_other_path(client):
+    for path in ("/health/live/", "/open/thing/"):
+        assert (await client.get(path)).status_code == 200, "not a redirect"
+    assert (await client.get("/v1/thing/")).status_code == 401
+    answer = await client.get("/v1/thing/", headers=OURS)
+    assert (answer.status_code, answer.json()) == (200, {"a": "thing"})
+    assert (await client.get("/v1/thing//", headers=OURS)).status_code == 404
+    wrong = await client.put("/v1/thing/", headers=OURS)
+    assert (wrong.status_code, wrong.headers["allow"]) == (405, "GET")
 
 
 async def test_metrics_need_the_metrics_token_which_opens_nothing_else(client):
@@ -330,7 +341,7 @@ async def test_framework_errors_look_alike(client):
     [
         ({"number": "many"}, "number: Input should be a valid integer, unable to parse"),
         ({}, "number: Field required"),
-        ([1], "body: Input should be a valid dictionary"),
+        ([1], "the body must be a JSON object"),
     ],
 )
 async def test_validation_says_where(client, body, message):
@@ -339,8 +350,30 @@ async def test_validation_says_where(client, body, message):
     assert answer.json()["error"].startswith(message)
 
 
+@pytest.mark.parametrize(
+    ("content", "kind", "message"),
+    [
+        (b"{", "application/json", "the body is not JSON: unexpected end of data (character 1)"),
+        (
+            b"[" * 5000,
+            "application/json",
+            "the body is not JSON: it nests lists or objects more than 1,024 deep",
+        ),
+        (
+            b'{"number": 1}',
+            "text/plain",
+            "the body was not read as JSON: send 'Content-Type: application/json'",
+        ),
+    ],
+)
+async def test_a_body_that_is_no_json_says_so(client, content, kind, message):
+    answer = await client.post("/v1/number", headers=OURS | {"Content-Type": kind}, content=content)
+    assert (answer.status_code, answer.json()["reason"]) == (400, "bad_request")
+    assert answer.json()["error"].startswith(message)
+
+
 def test_validation_shows_what_was_given():
-    finding = {"loc": ("body", "a", 0), "msg": "wrong", "input": "x" * 200}
+    finding = {"type": "any", "loc": ("body", "a", 0), "msg": "wrong", "input": "x" * 200}
     assert explain_validation([finding] * 9) == "; ".join([f"a.0: wrong (given: {'x' * 80!r})"] * 5)
 
 

@@ -178,7 +178,12 @@ def test_a_sequence_of_zero_is_none():
 @pytest.mark.parametrize(
     ("body", "message"),
     [
-        (b"", "the request is not JSON: "),
+        (b"", "the request is not JSON: it is empty"),
+        (b"[" * 5000, "the request is not JSON: it nests lists or objects more than 1,024 deep"),
+        (
+            b'{"inputs": 1e400}',
+            "the request is not JSON: a number is larger than 64-bit floating point takes",
+        ),
         (b"{", "the request is not JSON: "),
         (b"\xff", "the request is not JSON: "),
         (b'{"inputs": [nan]}', "the request is not JSON: "),
@@ -240,7 +245,7 @@ CASES: list[tuple[Contract, list[Any], str]] = [
     (SINGLE, [x(data=...)], "input 'x': needs 'data' as a list, or binary data"),
     (SINGLE, [x(data="12")], "input 'x': needs 'data' as a list, or binary data"),
     (SINGLE, [x(data=[1])], "input 'x': shape [1, 2] needs 2 elements, got 1"),
-    (SINGLE, [x(data=[1, "a"])], "input 'x': data is not FP32: must be real number, not str"),
+    (SINGLE, [x(data=[1, "a"])], "input 'x': data is not FP32: element 1 is 'a'; FP32 takes numbers"),
     (SINGLE, [x(parameters=[])], "input 'x': 'parameters' must be an object"),
     (
         SINGLE,
@@ -310,8 +315,11 @@ def test_wrong_binary_data(inputs, tail, message):
 @pytest.mark.parametrize(
     ("raw", "message"),
     [
-        (b"\5\0\0\0a", "input 'text': the BYTES data is malformed: a BYTES element is cut off"),
-        (b"\1\0\0", "input 'text': the BYTES data is malformed: "),
+        (
+            b"\5\0\0\0a",
+            "input 'text': the BYTES data is malformed: element 0 is cut off, 4 bytes are missing",
+        ),
+        (b"\1\0\0", "input 'text': the BYTES data is malformed: the length of element 0 is cut off"),
         (pack_strings(["a"]), "input 'text': shape [1, 2] needs 2 elements, got 1"),
         (pack_strings(["a", "b", "c"]), "input 'text': shape [1, 2] needs 2 elements, got 3"),
     ],

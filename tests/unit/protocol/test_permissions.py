@@ -219,6 +219,15 @@ def test_every_route_with_a_body_reads_it_by_the_standard(apps, service):
         assert isinstance(each.original_route, JsonRoute), each.path
 
 
+@pytest.mark.parametrize("service", ["registry", "router", "autoscaler", "gateway"])
+def test_each_reference_of_a_document_leads_somewhere(apps, service):
+    document = apps[service].openapi()
+    for each in set(re.findall(r'"\$ref": "([^"]+)"', json.dumps(document))):
+        at = document
+        for step in each.removeprefix("#/").split("/"):
+            at = at[step]
+
+
 def test_a_key_of_an_endpoint_may_do_nothing_but_ask_it():
     """No other deed is limited to an endpoint: with `operate` it read other callers' dead letters."""
     held = access.Principal("k", "k", frozenset(access.SCOPES), frozenset({"digits"}))

@@ -142,8 +142,30 @@ def test_what_is_neither_true_nor_false(value):
 
 @pytest.mark.parametrize("value", [1, None, True, 1.5, {}, ["a"]])
 def test_what_is_no_string(value):
-    with pytest.raises(BadRequest, match="data is not BYTES: expected a string"):
+    with pytest.raises(BadRequest, match="data is not BYTES: element 1 is "):
         encode("BYTES", ["a", value])
+
+
+@pytest.mark.parametrize(
+    ("datatype", "values", "told"),
+    [
+        (
+            "INT64",
+            [1, 2**63],
+            f"element 1 is 9223372036854775808; INT64 takes whole numbers from {-(2**63)} to",
+        ),
+        ("INT64", [10**20 * 1.0], "element 0 is 1e+20; INT64 takes whole numbers from"),
+        ("UINT8", [0] * 5000 + [256, 300], "element 5000 is 256; UINT8 takes whole numbers from 0 to 255"),
+        ("FP32", [1.5, None], "element 1 is null; FP32 takes numbers"),
+        ("BOOL", [True, 2], "element 1 is 2; BOOL takes true and false"),
+        ("BYTES", ["a", "\ud800"], "element 1 is '\\ud800'; BYTES takes strings"),
+    ],
+)
+def test_what_does_not_fit_is_named(datatype, values, told):
+    """In the protocol's words, not in those of a library."""
+    with pytest.raises(BadRequest) as caught:
+        encode(datatype, values)
+    assert caught.value.message.startswith(f"input 'x': data is not {datatype}: {told}")
 
 
 def test_integers_are_floats_too():

@@ -18,7 +18,7 @@ from tidegate.protocol.contract import (
     check_size,
     options,
 )
-from tidegate.protocol.tensors import Datatype, check_count, elements, pack_strings
+from tidegate.protocol.tensors import Datatype, check_count, elements, misfit, pack_strings
 from tidegate.triton_protocol import ModelInferResponse
 
 # Whether a stream is to end each request with a response without outputs.
@@ -116,8 +116,8 @@ def _contents(name: str, datatype: Datatype, shape: list[int], contents: Any) ->
             return raw
     try:
         return array(datatype.array_code, values).tobytes()
-    except OverflowError as error:
-        raise BadRequest(f"input {name!r}: data is not {datatype.name}: {error}") from None
+    except OverflowError:
+        raise misfit(name, datatype, list(values)) from None
 
 
 def _packed(wire: bytes, tag: int, size: int) -> bytes | None:
