@@ -110,6 +110,11 @@ class Session:
         answer = await self._declare(queue)
         return int(answer.message_count or 0)
 
+    async def consumers(self, queue: Queue) -> int:
+        """Return how many consumers ``queue`` has; declares it if need be."""
+        answer = await self._declare(queue)
+        return int(answer.consumer_count or 0)
+
     async def delete(self, queue: Queue) -> None:
         """Delete a queue with everything in it."""
         await self._call(commands.Queue.Delete(queue=queue.name))

@@ -26,6 +26,7 @@ from services.worker.adapters.warmup import warm_up
 from services.worker.api.jobs import JobMessages
 from services.worker.api.outbox import Outbox
 from services.worker.api.requests import Requests
+from services.worker.domain.deaths import Death
 from services.worker.domain.formats import config_is_complete
 from services.worker.domain.pace import at_once
 from services.worker.domain.phases import Phases
@@ -35,6 +36,7 @@ from services.worker.leases import Leases
 from services.worker.loading import Loading
 from services.worker.metrics import IN_HAND, TRITON_RESTARTS
 from services.worker.settings import WorkerSettings
+from services.worker.watch import ModelWatch
 from services.worker.work import Work
 from tidegate import tasks, telemetry
 from tidegate.blobs import Blobs
@@ -47,12 +49,7 @@ from tidegate.topology import requests_queue
 
 log = telemetry.logger(__name__)
 
-CRASHES_ALLOWED = 5
-LOOK_AGAIN_S = 0.1
-# A Triton that runs and does not answer for so long is started anew; one that ends takes less than a second.
-LOST_LIMIT_S = 5.0
 STREAMS = 16
-CRASH_WINDOW_S = 300.0
 
 
 class Life:
@@ -113,6 +110,7 @@ class Life:
         self._heartbeat = Heartbeat(store, settings.heartbeat_interval_s, self._report)
         self._model_report = ModelReport(store, self._deployment.name)
         self._loading: Loading | None = None
+        self._watch = ModelWatch(self._deployment.progress_timeout_s, self._died)
         self._gpus = Gpus(lambda: self._triton.metrics_port if self._triton else 0)
         self.ended = asyncio.Event()
         self.failed = False
@@ -152,6 +150,7 @@ class Life:
     async def stop(self) -> None:
         """End everything; Triton goes last of all that works."""
         await tasks.end(self._task, self._looking)
+        await self._watch.stop()
         await self._gpus.stop()
         if self._work is not None:
             await self._work.stop()
@@ -360,7 +359,7 @@ class Life:
         self._model_report.tally = self._work.stats.tally
         self._gpus.start()
         self._requests.feed(self._work)
-        self._work.use(model)
+        self._use(model)
         self._work.start()
         self._requests.start()
         assert self._messages is not None
@@ -391,59 +390,59 @@ class Life:
             self._looking = asyncio.create_task(self._look_again(model, self._client))
 
     async def _look_again(self, model: Model, client: TritonClient) -> None:
-        """Use the model again if only the connection broke; where Triton ended ``_mend`` has the word.
-
-        One that runs and does not answer, or has lost its model's process, is ended, for ``_mend`` to start
-        another.
-        """
-        assert self._triton is not None
+        """Use the model again if only the connection broke; where Triton ended ``_mend`` has the word."""
         assert self._work is not None
-        if client.model_died:
-            log.error("the model's process died; restarting Triton", extra={"tail": self._triton.tail()})
-            await self._triton.stop(grace_s=0)
-            return
-        until = time.monotonic() + LOST_LIMIT_S
-        while client is self._client and self._triton.running and time.monotonic() < until:
-            await asyncio.sleep(LOOK_AGAIN_S)
-            if client is self._client and await client.live():
-                if client is self._client and self._triton.running:
-                    self._work.use(model)
-                return
-        if client is self._client and self._triton.running:
-            log.error("Triton does not answer", extra={"for_s": LOST_LIMIT_S})
-            await self._triton.stop(grace_s=0)
+        if await self._watch.answers_again(client, lambda: client is self._client):
+            self._work.use(model)
+
+    def _died(self, death: Death) -> None:
+        """A process of the model has ended; Triton is killed now, so that ``_mend`` starts another."""
+        assert self._work is not None
+        self._outbox.loss = death.words
+        self._work.lose()
+        self._say("starting", f"{death.words}; starting it again")
 
     async def _mend(self, models: list[str]) -> None:
-        """Wait for Triton to crash, start it again, go on; too many crashes in a while end the replica."""
+        """Wait for Triton to end, start it again, go on; deaths in a row wait longer and longer."""
         assert self._triton is not None
         assert self._work is not None
-        crashes: list[float] = []
         while True:
             code = await self._triton.wait()
-            tail = self._triton.tail()
-            log.error("Triton crashed", extra={"exit_code": code, "tail": tail})
+            pause_s = self._watch.mourn(code)
+            assert self._watch.last is not None
             TRITON_RESTARTS.inc()
+            self._outbox.loss = self._watch.last.words
             self._work.use(None)
             self._model_report.rest()
-            crashes = [at for at in crashes if time.monotonic() - at < CRASH_WINDOW_S] + [time.monotonic()]
-            if len(crashes) > CRASHES_ALLOWED:
-                await self._fail(f"Triton crashed {len(crashes)} times in {CRASH_WINDOW_S:g} s: {tail}")
-                return
-            self._say("starting", "Triton crashed; starting it again")
-            await self._close()
-            await self._heartbeat.beat()
+            self._say("starting", f"{self._watch.last.words}; starting it again")
+            await asyncio.gather(self._heartbeat.beat(), self._close())
+            self._requests.hand_back()
             await self._triton.stop(grace_s=0)
             if self._regions is not None:
                 await self._regions.close()
             if self._client is not None:
                 client, self._client = self._client, None
                 await client.close()
+            await self._rest(pause_s)
             async with asyncio.timeout(self._deployment.start_timeout_s):
                 self._client = await self._start_triton(models)
-            self._work.use(self._model(self._client, models[-1]))
+            self._use(self._model(self._client, models[-1]))
             self._say("ready", self._loading.caveat if self._loading else "")
             await self._open()
             await self._heartbeat.beat()
+
+    async def _rest(self, pause_s: float) -> None:
+        """Wait before the next start, but not with requests in hand that only this worker can finish."""
+        until = time.monotonic() + pause_s
+        while time.monotonic() < until and not self._draining:
+            await asyncio.sleep(min(0.05, pause_s))
+
+    def _use(self, model: Model) -> None:
+        """Call a model that was just loaded, and watch its processes."""
+        assert self._triton is not None
+        assert self._work is not None
+        self._watch.begin(self._triton, model)
+        self._work.use(model)
 
     def _report(self) -> ReplicaReport:
         stats = self._work.stats if self._work else None
@@ -472,4 +471,5 @@ class Life:
             device=self._loading.device if self._loading else "",
             sandbox=self._sandbox.degree,
             ready_at=self._ready_at,
+            death=self._watch.last,
         )

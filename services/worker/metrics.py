@@ -31,3 +31,7 @@ IN_HAND = Gauge("tidegate_worker_in_hand", "Requests that wait here or are in a 
 TRITON_RESTARTS = Counter(
     "tidegate_worker_triton_restarts_total", "Times that Triton crashed and was restarted."
 )
+MODEL_DEATHS = Counter(
+    "tidegate_worker_model_deaths_total",
+    "Times that the model's process or its Triton ended, or was ended because it did not answer.",
+)

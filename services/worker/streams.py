@@ -99,6 +99,12 @@ class Streams:
                 self._withdrawn.add(task)
                 task.cancel()
 
+    def take_waiting(self) -> list[Item]:
+        """Take out the streams that have not begun."""
+        found = list(self._waiting)
+        self._waiting.clear()
+        return found
+
     def clear(self) -> None:
         """Forget what waits: its session has ended and the broker delivers it again."""
         self._waiting.clear()

@@ -155,12 +155,20 @@ class Work:
             self._jobs.use(model)
         self._wake()
 
-    def _lose(self, model: Model) -> None:
-        """Nothing more goes there: an attempt on a server that is gone would count as one that killed it."""
-        if self._model is model:
+    def lose(self) -> None:
+        """Begin no more calls: an attempt on a server that is gone would count as one that killed it."""
+        if self._model is not None:
             self._died_alone = self._open_calls() == 1
             self.use(None)
+
+    def _lose(self, model: Model) -> None:
+        if self._model is model:
+            self.lose()
             self._on_lost(model)
+
+    def take_waiting(self) -> list[Item]:
+        """Take out the requests that are in no call yet, for other replicas."""
+        return [*self.backlog.take_all(), *self.streams.take_waiting()]
 
     def _open_calls(self) -> int:
         return len(self._calls) + self.streams.running + (self._jobs.calling if self._jobs else 0)

@@ -10,6 +10,23 @@ import orjson
 ReplicaState = Literal["warm", "starting", "ready", "draining", "failed"]
 
 
+@dataclass(frozen=True, slots=True)
+class ModelDeath:
+    """The last death of a replica's model. Times are seconds since the epoch.
+
+    ``words`` is a clause for people: "the model's process ended (signal 9, out of memory?)". ``status`` is an
+    exit code, or the signal's number as a negative one; None: not known, or the worker itself has ended it.
+    ``in_a_row`` counts deaths that each came within a minute of a start, ``total`` all of this worker.
+    """
+
+    at: float
+    words: str
+    status: int | None = None
+    in_a_row: int = 1
+    total: int = 1
+    next_start_at: float = 0.0
+
+
 @dataclass(slots=True)
 class ReplicaReport:
     """A worker's heartbeat. Times are milliseconds, counters run from the worker's start.
@@ -28,6 +45,7 @@ class ReplicaReport:
     ``sandbox`` says how the model's process is contained; empty: a worker that does not say.
     ``ready_at`` is when it was first ready, in seconds since the epoch; 0: never yet. A replica that is
     ``starting`` and was ready before loads its model again.
+    ``death`` is the last death of the model's process; None: it has not died.
     """
 
     replica: str
@@ -54,6 +72,7 @@ class ReplicaReport:
     device: str = ""
     sandbox: str = ""
     ready_at: float = 0.0
+    death: ModelDeath | None = None
 
     def to_json(self) -> bytes:
         """The report as JSON."""
@@ -63,7 +82,11 @@ class ReplicaReport:
     def from_json(cls, raw: bytes) -> Self:
         """Read a report; fields of a newer writer are passed over."""
         known = cls.__dataclass_fields__
-        return cls(**{k: v for k, v in orjson.loads(raw).items() if k in known})
+        told = {k: v for k, v in orjson.loads(raw).items() if k in known}
+        if told.get("death") is not None:
+            fields = ModelDeath.__dataclass_fields__
+            told["death"] = ModelDeath(**{k: v for k, v in told["death"].items() if k in fields})
+        return cls(**told)
 
 
 @dataclass(slots=True)

@@ -167,7 +167,8 @@ def _stuck(
     if report is None or (patience.progress_s is None and _may_be_long(report)):
         return ""
     limit = patience.progress_s or policy.progress_timeout_s
-    if now - memory.progress_at <= limit:
+    # The worker ends a model that is silent for so long by itself, and then says why.
+    if now - memory.progress_at <= limit + policy.start_grace_s:
         return ""
     return f"heartbeats, but none of {report.inflight} in hand finished for {limit:g} s"
 

@@ -123,7 +123,7 @@ class Exceptions:
             letter = DeadLetter(time.time(), UNDECODABLE, queue, "", 0, len(delivery.body), "")
             await self._letters.bury(letter, None, delivery.body)
             return
-        told = verdict(cause)
+        told = verdict(cause, str(delivery.headers.get("loss", "")))
         replies: list[envelope.Buffer] = []
         for request in requests:
             trace = request.trace.decode("utf-8", "replace")

@@ -22,22 +22,24 @@ UNDECODABLE = "undecodable"
 # What workers say; a message may say anything.
 CAUSES = frozenset({EXHAUSTED, NOT_RETRIED, UNDECODABLE})
 
-_VERDICTS = {
-    EXHAUSTED: Verdict(
-        "model_failed",
-        "the worker died each time it ran this request; it is kept as a dead letter and not tried again",
-    ),
-    NOT_RETRIED: Verdict(
-        "model_failed", "the worker died while it ran this request, and its deployment says retry: never"
-    ),
-}
+LONGEST_LOSS = 200
 
 
-def verdict(cause: str) -> Verdict | None:
-    """What to tell the caller of a request that ended for ``cause``; None: nobody can be told."""
+def verdict(cause: str, loss: str = "") -> Verdict | None:
+    """What to tell the caller of a request that ended for ``cause``; None: nobody can be told.
+
+    ``loss`` is what the worker says of the model's end.
+    """
     if cause == UNDECODABLE:
         return None
-    return _VERDICTS.get(cause, Verdict("unavailable", f"the request could not be handled: {cause}"))
+    lost = loss[:LONGEST_LOSS] or "the worker died"
+    if cause == EXHAUSTED:
+        kept = "it is kept as a dead letter and not tried again"
+        return Verdict("model_failed", f"{lost} each time that this request ran; {kept}")
+    if cause == NOT_RETRIED:
+        policy = "its deployment says retry: never"
+        return Verdict("model_failed", f"{lost} while this request ran, and {policy}")
+    return Verdict("unavailable", f"the request could not be handled: {cause}")
 
 
 def job_of(told: object, body: Buffer) -> bytes | None:

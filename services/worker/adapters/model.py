@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
@@ -14,6 +15,7 @@ import orjson
 from services.worker.adapters.http_calls import HttpAnswer
 from services.worker.adapters.shared_memory import Region, Regions, aligned
 from services.worker.adapters.triton_client import ModelInferRequest, TritonClient
+from services.worker.domain.deaths import Silence
 from services.worker.domain.pace import Quickness
 from services.worker.domain.split import Output
 from tidegate.errors import BadRequest, ModelFailed, PayloadTooLarge
@@ -60,6 +62,7 @@ class Model:
         cached: bool = False,
     ) -> None:
         self.decoupled = decoupled
+        self.silence = Silence()
         self._cached = cached
         self._client = client
         self._name = name
@@ -82,6 +85,21 @@ class Model:
         Raises what :meth:`TritonClient.infer` raises. Cancelling the task cancels the call in Triton, unless
         it is one of a quick model (ADR 011).
         """
+        silence, answered = self.silence, False
+        number = silence.begin(time.monotonic(), timeout_s)
+        try:
+            found = await self._run(requests, timeout_s, parameters)
+            answered = True
+            return found
+        except ModelFailed:
+            answered = True
+            raise
+        finally:
+            silence.end(number, time.monotonic(), answered=answered)
+
+    async def _run(
+        self, requests: list[Request], timeout_s: float, parameters: Mapping[str, str] | None
+    ) -> Answer:
         if self.decoupled:
             raise BadRequest(
                 "the model gives any number of answers to a request (it is decoupled): ask by "
@@ -104,7 +122,7 @@ class Model:
                 ):
                     raise
                 self._row_bytes = {}
-                return await self.call(requests, timeout_s, parameters)
+                return await self._run(requests, timeout_s, parameters)
         else:
             found = await self._small(requests[0].key, key, rows, contents, timeout_s, parameters)
         return Answer(self._sorted(found.outputs, key), found.parameters)
@@ -123,7 +141,7 @@ class Model:
                 f"({', '.join(sorted(key.parameters))}) apart: send none, or deploy it without response_cache"
             )
         first = requests[0]._replace(key=call_key(key.inputs, (), {}))
-        found = await self.call([first, *requests[1:]], timeout_s, parameters)
+        found = await self._run([first, *requests[1:]], timeout_s, parameters)
         by_name = {output.name: output for output in found.outputs}
         missing = [name for name in key.outputs if name not in by_name]
         if missing:
@@ -184,9 +202,15 @@ class Model:
         message = self._begun(key)
         _put_tensors(message, key, request.rows)
         message.raw_input_contents.extend(map(bytes, request.data))
-        async with aclosing(self._client.stream(message)) as answers:
-            async for answer in answers:
-                yield _answer(answer, self._sorted(_outputs(answer), key))
+        number = self.silence.begin(time.monotonic(), math.inf)
+        try:
+            async with aclosing(self._client.stream(message)) as answers:
+                async for answer in answers:
+                    self.silence.answered(time.monotonic())
+                    yield _answer(answer, self._sorted(_outputs(answer), key))
+            self.silence.answered(time.monotonic())
+        finally:
+            self.silence.end(number, time.monotonic(), answered=False)
 
     def _sorted(self, found: list[Output], key: CallKey) -> list[Output]:
         # Triton gives them in an order of its own, another one in each process.

@@ -155,6 +155,20 @@ class TritonProcess:
         assert self._process is not None, "not started"
         return await self._process.wait()
 
+    @property
+    def starved(self) -> bool:
+        """Return whether the kernel has ended a process here for want of memory since the start."""
+        return memory_limit.kills() > self._kills
+
+    def descendants(self) -> list[int]:
+        """Return the processes below it, at any depth."""
+        return _descendants(self.pid) if self.running else []
+
+    def kill(self) -> None:
+        """Kill it at once, without waiting for its end; :meth:`stop` clears up behind it."""
+        if self._process is not None and self.running:
+            self._process.kill()
+
     async def stop(self, grace_s: float = 10.0) -> None:
         """Ask it to end, kill what is left of it after ``grace_s`` seconds, its Python stubs included.
 
@@ -195,7 +209,7 @@ class TritonProcess:
             line for line in text.splitlines() if line.strip() and not line.startswith(("I1", "I0", "|", "+"))
         ]
         # Triton does not know what ended its models' processes.
-        starved = [memory_limit.TOLD] if memory_limit.kills() > self._kills else []
+        starved = [memory_limit.TOLD] if self.starved else []
         return "\n".join([*starved, *telling[-lines:]])
 
     def _let_go(self) -> None:

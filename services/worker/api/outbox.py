@@ -26,7 +26,8 @@ PATIENCE_S = 60.0
 class Outbox:
     """The link of a worker that only publishes, with confirms.
 
-    ``suspected`` is set when it has published a request that is to run alone.
+    ``suspected`` is set when it has published a request that is to run alone. ``loss`` says how the model
+    last ended, for the callers of requests that are given up.
     """
 
     def __init__(self, amqp_url: str, queue: Queue, claims: Claims) -> None:
@@ -34,6 +35,7 @@ class Outbox:
         self._suspects = suspects_queue(queue)
         self._claims = claims
         self.suspected = asyncio.Event()
+        self.loss = ""
         self.link = Link(amqp_url, "worker-out", self._on_setup)
 
     async def _on_setup(self, session: Session) -> None:
@@ -82,23 +84,13 @@ class Outbox:
         step, attempt = after_loss(request.attempt, alone=alone, safe=safe)
         if step in GIVE_UP:
             body = envelope.pack(envelope.REQUESTS, [envelope.with_attempt(request.raw, attempt)])
-            await self.give_up(body, step, reply_to)
+            await self.give_up(body, step, reply_to, loss=self.loss)
         else:
             await self.suspect(request, attempt, reply_to)
 
     async def suspect(self, request: Request, attempt: int, reply_to: str) -> None:
         """Publish a request that is to run with nothing beside it, as this attempt."""
-        left_ms = int(request.deadline_ms - time.time() * 1e3)
-        if left_ms > 0:
-            body = envelope.pack(envelope.REQUESTS, [envelope.with_attempt(request.raw, attempt)])
-            await self._publish(
-                body,
-                self._suspects.name,
-                reply_to=reply_to,
-                expiration_ms=left_ms,
-                mandatory=True,
-                patience_s=min(left_ms / 1e3, PATIENCE_S),
-            )
+        if await self._enqueue(self._suspects, request, attempt, reply_to):
             self.suspected.set()
         elif request.flags & envelope.STREAM:
             # Only one that has emitted outlives its deadline, and such a one is not begun again.
@@ -106,11 +98,33 @@ class Outbox:
             frame = envelope.failure_frame(request.id, request.attempt, Unavailable.reason, lost)
             await self.reply(reply_to, [frame])
 
+    async def put_back(self, request: Request, reply_to: str) -> None:
+        """Publish a request again that was in no call, unchanged, for any replica."""
+        await self._enqueue(self._queue, request, request.attempt, reply_to)
+
+    async def _enqueue(self, queue: Queue, request: Request, attempt: int, reply_to: str) -> bool:
+        """Publish a request as this attempt; False: nobody waits for it any more."""
+        left_ms = int(request.deadline_ms - time.time() * 1e3)
+        if left_ms <= 0:
+            return False
+        await self._publish(
+            envelope.pack(envelope.REQUESTS, [envelope.with_attempt(request.raw, attempt)]),
+            queue.name,
+            reply_to=reply_to,
+            expiration_ms=left_ms,
+            mandatory=True,
+            patience_s=min(left_ms / 1e3, PATIENCE_S),
+        )
+        return True
+
     async def give_up(
-        self, body: Buffer, cause: str, reply_to: str | None, *, queue: str | None = None
+        self, body: Buffer, cause: str, reply_to: str | None, *, queue: str | None = None, loss: str = ""
     ) -> None:
-        """Hand an envelope to the router, which answers for it. ``queue``: whence, if not the requests'."""
-        headers = {"cause": cause, "queue": queue or self._queue.name}
+        """Hand an envelope to the router, which answers for it. ``queue``: whence, if not the requests'.
+
+        ``loss`` says what ended under it.
+        """
+        headers = {"cause": cause, "queue": queue or self._queue.name, **({"loss": loss} if loss else {})}
         await self._publish(
             bytes(body),
             EXCEPTIONS.name,

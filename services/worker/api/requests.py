@@ -84,6 +84,25 @@ class Requests:
         self._open = False
         await self._change()
 
+    def hand_back(self) -> None:
+        """Let other replicas have the requests that are in no call yet, if there are other replicas."""
+        handing = asyncio.create_task(self._handed_back(), name="hand back")
+        self._changes.add(handing)
+        handing.add_done_callback(self._changes.discard)
+
+    async def _handed_back(self) -> None:
+        session, work = self._session, self._work
+        with contextlib.suppress(Unavailable):  # over: all of it is delivered again
+            if session is None or work is None or not await session.consumers(self._queue):
+                return
+            # A model may be there again meanwhile: then they are run here.
+            waiting = [] if work.serving else work.take_waiting()
+            for item in waiting:
+                await self._outbox.put_back(item.request, item.parcel.reply_to)
+                self.settle([item])
+            if waiting:
+                log.info("requests were handed back", extra={"requests": len(waiting)})
+
     @property
     def isolating(self) -> tuple[Session, Work] | None:
         """Return what suspects are run with; None while no request may be taken."""

@@ -84,6 +84,12 @@ class Backlog:
         self._count -= len(group)
         return group
 
+    def take_all(self) -> list[Item]:
+        """Take out all requests, the urgent ones first."""
+        found = [item for line in self._lines.values() for item in line.remove(lambda _: True)]
+        self.clear()
+        return found
+
     def clear(self) -> None:
         """Forget everything: its session has ended and the broker delivers it again."""
         self._lines.clear()

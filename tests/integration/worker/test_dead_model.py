@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
+import signal
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from services.worker.adapters.model import Model
+from services.worker.domain.deaths import Death
+from services.worker.watch import ModelWatch
+from tests.conftest import PATIENCE_S
 from tests.integration.worker.conftest import ROOT, Run
 from tidegate.errors import Unavailable
 from tidegate.protocol.envelope import Request, call_key, read_request, request_frame, tensor
@@ -17,6 +22,7 @@ from tidegate.protocol.models import Signature, TensorSpec
 pytestmark = pytest.mark.integration
 
 KILLER = ROOT / "benchmarks" / "models" / "killer" / "model.py"
+DEATHS = ROOT / "benchmarks" / "models" / "deaths" / "model.py"
 SIGNATURE = Signature(
     inputs=[TensorSpec(name="x", datatype="FP32", shape=[1])],
     outputs=[TensorSpec(name="y", datatype="FP32", shape=[1])],
@@ -42,3 +48,41 @@ async def test_the_death_of_the_models_process_is_a_loss_of_the_server(run: Run,
             await model.call([request(number)], 20)
     assert running.client.model_died is True
     assert await running.client.live(), "Triton itself says that all is well"
+
+
+@pytest.mark.parametrize(
+    ("number", "sent", "words"),
+    [
+        (None, signal.SIGKILL, "the model's process ended (signal 9, out of memory?)"),
+        (None, signal.SIGSTOP, "the model's process was ended: it was stopped by a signal (SIGSTOP)"),
+        (1000.0, None, "the model's process ended (exit code 7)"),
+        (2000.0, None, "the model's process was ended: it answered no call for 1 s"),
+    ],
+)
+async def test_the_worker_sees_that_the_models_process_is_of_no_use(
+    run: Run, tmp_path: Path, number: float | None, sent: signal.Signals | None, words: str
+) -> None:
+    """Also while nobody calls the model, which is when Triton never says anything."""
+    (tmp_path / "model.py").write_bytes(DEATHS.read_bytes())
+    running = await run("python", tmp_path / "model.py", SIGNATURE)
+    model = Model(running.client, running.model, SIGNATURE.outputs)
+    died: list[Death] = []
+    watch = ModelWatch(1.0, died.append)
+    watch.begin(running.process, model)
+    call = None
+    if sent is not None:
+        names = {pid: Path(f"/proc/{pid}/comm").read_text() for pid in running.process.descendants()}
+        (pid,) = [pid for pid, name in names.items() if name.startswith("triton_python")]
+        os.kill(pid, sent)
+    else:
+        assert number is not None
+        call = asyncio.create_task(model.call([request(number)], 60))
+    code = await asyncio.wait_for(running.process.wait(), PATIENCE_S)
+    if call is not None:
+        with pytest.raises(Unavailable):
+            await call
+    assert [death.words for death in died] == [words]
+    assert watch.mourn(code) == 0.0
+    assert watch.last is not None
+    assert (watch.last.words, watch.last.total) == (words, 1)
+    await watch.stop()

@@ -1,0 +1,123 @@
+"""How a death is named, how long the next start waits, and when silence is too long."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import os
+import shutil
+import signal
+from pathlib import Path
+
+import pytest
+
+from services.worker.adapters.model_processes import ModelProcesses
+from services.worker.domain.deaths import (
+    MODEL,
+    QUIET_S,
+    Death,
+    Row,
+    Silence,
+    after_death,
+    of_wait_status,
+    silence_limit,
+)
+from tests.conftest import PATIENCE_S
+
+pytestmark = pytest.mark.unit
+
+
+@pytest.mark.parametrize(
+    ("death", "words"),
+    [
+        (Death(MODEL, 0.0, -9), "the model's process ended (signal 9, out of memory?)"),
+        (Death(MODEL, 0.0, -9, starved=True), "the model's process ended (signal 9, out of memory)"),
+        (Death(MODEL, 0.0, -11), "the model's process ended (signal 11)"),
+        (Death(MODEL, 0.0, 7), "the model's process ended (exit code 7)"),
+        (Death(MODEL, 0.0), "the model's process ended (its exit status is not known)"),
+        (
+            Death(MODEL, 0.0, ended_for="it answered no call for 60 s"),
+            "the model's process was ended: it answered no call for 60 s",
+        ),
+    ],
+)
+def test_a_death_in_words(death: Death, words: str) -> None:
+    assert death.words == words
+
+
+def test_what_wait_says() -> None:
+    assert [of_wait_status(raw) for raw in (7 << 8, 9, 11 | 0x80, 0)] == [7, -9, -11, 0]
+
+
+def test_starts_are_further_apart_with_each_death_in_a_row() -> None:
+    row, pauses = Row(), []
+    for _ in range(8):
+        row = after_death(row, 0.0)
+        pauses.append(row.pause_s)
+    assert pauses == [0.0, 0.5, 1.0, 2.0, 4.0, 8.0, 8.0, 8.0]
+    assert row.deaths == 8
+
+
+def test_a_process_that_lived_for_longer_than_the_pause_does_not_wait() -> None:
+    assert after_death(Row(5), 10.0) == Row(6, 0.0)
+    assert after_death(Row(5), 5.0) == Row(6, 3.0)
+    assert after_death(Row(5), QUIET_S) == Row(1, 0.0), "a quiet time ends the row"
+
+
+def test_silence_counts_while_calls_are_open() -> None:
+    silence = Silence()
+    assert silence.lasts(100.0) == 0.0
+    first = silence.begin(100.0, 30.0)
+    silence.begin(110.0, 5.0)
+    assert silence.lasts(125.0) == 25.0
+    silence.end(first, 130.0, answered=True)
+    assert silence.lasts(131.0) == 1.0, "the other call has waited since the last answer"
+
+
+def test_the_silence_of_calls_that_were_given_up_adds_up() -> None:
+    silence = Silence()
+    silence.end(silence.begin(0.0, 30.0), 30.0, answered=False)
+    assert silence.lasts(100.0) == 30.0, "nothing is owed between two calls"
+    again = silence.begin(100.0, 5.0)
+    assert (silence.lasts(101.0), silence.patience_s) == (31.0, 30.0)
+    silence.end(again, 102.0, answered=True)
+    assert (silence.lasts(200.0), silence.patience_s) == (0.0, 0.0)
+
+
+def test_a_model_gets_the_time_that_its_callers_have() -> None:
+    assert silence_limit(None, 5.0) == 60.0
+    assert silence_limit(None, 600.0) == 600.0
+    assert silence_limit(None, math.inf) == math.inf
+    assert silence_limit(3.0, math.inf) == 3.0, "unless the Deployment says"
+
+
+async def stub(tmp_path: Path) -> asyncio.subprocess.Process:
+    """A process of the name that Triton's Python processes have."""
+    binary = tmp_path / "triton_python_backend_stub"
+    if not binary.exists():
+        shutil.copy(shutil.which("sleep") or "sleep", binary)
+    return await asyncio.create_subprocess_exec(binary, "600")
+
+
+async def test_the_end_of_a_process_is_an_event(tmp_path: Path) -> None:
+    process, ended = await stub(tmp_path), asyncio.Event()
+    watched = ModelProcesses(os.getpid(), [process.pid, os.getpid()], lambda _: ended.set())
+    assert watched.pids == [process.pid], "only the models' processes"
+    process.kill()
+    await asyncio.wait_for(ended.wait(), PATIENCE_S)
+    assert watched.pids == []
+    watched.close()
+
+
+async def test_a_stopped_process_counts_at_the_second_look(tmp_path: Path) -> None:
+    process = await stub(tmp_path)
+    watched = ModelProcesses(os.getpid(), [process.pid], lambda _: None)
+    assert not watched.look()
+    process.send_signal(signal.SIGSTOP)
+    while f"{Path(f'/proc/{process.pid}/stat').read_text().rpartition(')')[2].split()[0]}" != "T":
+        await asyncio.sleep(0.01)
+    assert [watched.look(), watched.look()] == [False, True]
+    process.send_signal(signal.SIGCONT)
+    watched.close()
+    process.kill()
+    await process.wait()
