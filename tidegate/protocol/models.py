@@ -112,8 +112,8 @@ class DeploymentSpec(Noun):
     """One Version run by identical workers that share a queue.
 
     ``image`` is that of its workers where they are containers; None: the launcher's.
-    ``progress_timeout_s``: a replica with work in hand that finishes none of it for so long is replaced;
-    None: after 5 minutes, but not while it holds jobs or its model is decoupled: their work may be longer.
+    ``progress_timeout_s``: a model that answers no call for so long is hung, and its process is ended; None:
+    a minute, or longer if callers of these calls wait for longer.
     """
 
     name: Name

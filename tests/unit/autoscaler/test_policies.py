@@ -160,7 +160,7 @@ def test_limits_on_how_many_come_and_go_in_a_minute(make_world, deployment):
     world.round()
     assert world.target() == 3
     assert world.decisions[-1].rule == "limited"
-    world.run(59)
+    world.run(64)
     assert world.target() == 3
     world.run(3)
     assert world.target() == 5
@@ -289,7 +289,7 @@ def test_progress_however_slow_is_progress_and_long_jobs_are_let_be(make_world, 
         slow.completed += 1
     assert world.killed == []
     job.jobs = 0
-    world.run(310, step=5.0)
+    world.run(320, step=5.0)
     assert {found[1] for found in world.killed} == {"digits-v1-0-1", "digits-v1-1-1"}
 
 
