@@ -160,7 +160,7 @@ def test_limits_on_how_many_come_and_go_in_a_minute(make_world, deployment):
     world.round()
     assert world.target() == 3
     assert world.decisions[-1].rule == "limited"
-    world.run(64)
+    world.run(59)
     assert world.target() == 3
     world.run(3)
     assert world.target() == 5
@@ -272,7 +272,7 @@ def test_heartbeats_without_progress_are_stuck(make_world, deployment):
     world = make_world(deployment(min_replicas=2, max_replicas=2, progress_timeout_s=60))
     world.run(10)
     world.workers["digits-v1-0-1"].inflight = 3
-    world.run(59)
+    world.run(64)
     assert world.killed == []
     world.run(3)
     assert world.killed[0][1:] == ("digits-v1-0-1", "stuck")
