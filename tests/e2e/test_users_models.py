@@ -362,3 +362,11 @@ def test_plain_python_in_batches(stack: Stack, client: Client):
     with pytest.raises(ModelFailed, match="ValueError: a point must be finite") as refused:
         answers[1].result()
     assert "Traceback" not in refused.value.message
+
+
+def test_plain_python_as_a_stream(stack: Stack):
+    stack.deploy(PLAIN / "words.py", "words")
+    url = f"{stack.settings.gateway_url}/v2/models/words"
+    answer = httpx.post(f"{url}/generate_stream", json={"text": "to be"}, timeout=30, trust_env=False)
+    events = [json.loads(line[6:]) for line in answer.text.splitlines() if line.startswith("data: ")]
+    assert [event["output"] for event in events if "output" in event] == ["to", "be"]
