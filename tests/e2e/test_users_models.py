@@ -331,7 +331,7 @@ class TritonPythonModel:
 def test_plain_python(stack: Stack, client: Client, tmp_path: Path):
     stack.deploy(PLAIN / "shout.py", "shout")
     assert client.infer("shout", {"text": ["tide"]})["output"].tolist() == [b"TIDE"]
-    typed = stack.cli("infer", "shout", "--data", '{"text": ["tide"], "times": [2]}')
+    typed = stack.cli("infer", "shout", "--data", '{"text": "tide", "times": 2}')
     assert typed["outputs"][0]["data"] == ["TIDE TIDE"]
 
     path = tmp_path / "mine.py"

@@ -222,9 +222,11 @@ class Core:
 def arrange(model: str, inputs: Any, metadata: Metadata) -> list[Tensor]:
     """The tensors to send: inputs given by name, or one array for a model with one input.
 
-    Raises TypeError when an array does not fit, or when a bare array meets a model with several inputs.
+    A single value stands for an array of one where the model takes one axis. Raises TypeError when an array
+    does not fit, or when a bare array meets a model with several inputs.
     """
-    datatypes = {spec["name"]: spec["datatype"] for spec in metadata.get("inputs") or []}
+    specs = {spec["name"]: spec for spec in metadata.get("inputs") or []}
+    datatypes = {name: spec["datatype"] for name, spec in specs.items()}
     if not isinstance(inputs, Mapping):
         if len(datatypes) != 1:
             wanted = f"the inputs {', '.join(datatypes)}" if datatypes else "inputs that are not declared"
@@ -233,6 +235,8 @@ def arrange(model: str, inputs: Any, metadata: Metadata) -> list[Tensor]:
     tensors = []
     for name, value in inputs.items():
         array, datatype = fit(name, value, datatypes.get(name))
+        if array.ndim == 0 and name in specs and specs[name].get("shape") in ([1], [-1]):
+            array = array.reshape(1)
         tensors.append(Tensor(name, datatype, array))
     return tensors
 

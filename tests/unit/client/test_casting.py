@@ -12,6 +12,7 @@ from hypothesis.extra import numpy as npst
 
 from tidegate.client.casting import fit
 from tidegate.client.codec import dtype_of
+from tidegate.client.core import arrange
 from tidegate.protocol.tensors import DATATYPES
 
 NUMERIC = sorted(set(DATATYPES) - {"BYTES", "BF16"})
@@ -112,3 +113,14 @@ def test_without_a_signature_the_array_decides(value: Any, datatype: str) -> Non
 def test_what_is_no_tensor_is_a_type_error(value: Any) -> None:
     with pytest.raises(TypeError, match="input 'x'"):
         fit("x", value, None)
+
+
+def test_a_single_value_is_an_array_of_one_where_the_model_takes_one_axis() -> None:
+    def shape(value: Any, expected: list[int]) -> tuple[int, ...]:
+        inputs = [{"name": "x", "datatype": "FP32", "shape": expected}]
+        (tensor,) = arrange("m", {"x": value}, {"inputs": inputs})
+        return tensor.array.shape
+
+    assert [shape(2.5, [1]), shape(2.5, [-1])] == [(1,), (1,)]
+    assert shape(2.5, [-1, 1]) == ()
+    assert shape([2.5], [1]) == (1,)
