@@ -23,6 +23,7 @@ from services.registry.api import (
     keys,
     models,
     replicas,
+    traffic,
 )
 from services.registry.domain.archive import Limits
 from services.registry.keyring import Keyring
@@ -61,7 +62,7 @@ def build(settings: RegistrySettings, clock: Clock = utc_now) -> FastAPI:
             yield
 
     closed = APIRouter(dependencies=[Depends(replicas.refuse_replicas)])
-    for each in (artifacts, models, deployments, endpoints, intention, keys, history, replicas):
+    for each in (artifacts, models, deployments, endpoints, intention, keys, history, replicas, traffic):
         closed.include_router(each.router)
     app = create_app(
         name="registry",

@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import re
-import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from tidegate.cli.exits import UsageError
 from tidegate.cli.options import Json, numbers, pairs, seconds
 
-if TYPE_CHECKING:
-    from tidegate.cli.publish import Order
-
-_SCALE, _RUN, _ABOUT = "Scaling", "How it runs", "About the version"
+_SCALE, _RUN, _ABOUT, _ROLL = "Scaling", "How it runs", "About the version", "Rolling out"
 
 
 def deploy(
-    path: Annotated[Path, typer.Argument(metavar="FILE|DIR", help="A model file, or a folder.")],
+    path: Annotated[
+        Path | None,
+        typer.Argument(metavar="FILE|DIR", help="A model file, or a folder; with --version a name."),
+    ] = None,
     name: Annotated[
         str | None, typer.Option(help="Of model and endpoint; default: from the file's name.")
     ] = None,
@@ -96,12 +95,28 @@ def deploy(
         list[str] | None, typer.Option(metavar="K=V", help="team=vision; repeatable.", rich_help_panel=_ABOUT)
     ] = None,
     note: Annotated[str | None, typer.Option(help="Free text.", rich_help_panel=_ABOUT)] = None,
+    version: Annotated[
+        int | None,
+        typer.Option(
+            "--version", metavar="N", min=1, help="Serve this registered version.", rich_help_panel=_ROLL
+        ),
+    ] = None,
+    check: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE.json", help="Requests it must answer before it gets traffic.", rich_help_panel=_ROLL
+        ),
+    ] = None,
+    traffic: Annotated[
+        bool, typer.Option("--traffic/--no-traffic", help="Only start it: for split.", rich_help_panel=_ROLL)
+    ] = True,
     wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Return only when it serves.")] = True,
     timeout: Annotated[str, typer.Option(metavar="TIME", help="How long to wait.")] = "5m",
     json: Json = False,
 ) -> None:
     """Serve a model file: the next version of an existing name rolls over without a gap."""
     from tidegate.cli.publish import Order, read_json, read_lines
+    from tidegate.cli.serving import Way, publish_and_serve, registered_name, serve_version
 
     options = {
         "min_replicas": min_replicas,
@@ -121,6 +136,13 @@ def deploy(
         "tags": pairs("--tag", tag) or None,
         "notes": note,
     }
+    way = Way(seconds(timeout), wait, traffic, check)
+    said = _given(about) or metadata or signature or requirements or model_format or allow_pickle
+    if version is not None:
+        serve_version(registered_name(path, name, said=bool(said)), version, _given(options), way, json)
+        return
+    if path is None:
+        raise UsageError("Name a model file or a folder; or a registered one: deploy NAME --version N.")
     order = Order(
         path=path,
         name=name or name_of(path),
@@ -131,31 +153,7 @@ def deploy(
         metadata={**(read_json(metadata) if metadata else {}), **_given(about)},
         allow_pickle=allow_pickle,
     )
-    _run(order, seconds(timeout) if wait else None, json)
-
-
-def _run(order: Order, timeout_s: float | None, json: bool) -> None:
-    from tidegate.cli import output
-    from tidegate.cli.api import control
-    from tidegate.cli.progress import Steps
-    from tidegate.cli.publish import publish, wait_serving
-
-    plane, began = control(), time.monotonic()
-    with Steps().shown() as steps:
-        placed = publish(plane, order, steps)
-        status = None if timeout_s is None else wait_serving(plane, placed, timeout_s, steps)
-
-    def human() -> None:
-        number, deployment = placed["version"]["number"], placed["deployment"]["name"]
-        if status is None:
-            output.line(f"{order.name} version {number} is on its way as {deployment}: `tidegate status`")
-            return
-        took = time.monotonic() - began
-        output.line(f"{order.name} serves version {number} ({deployment}), {took:.1f} s after the command.")
-        output.line(f"  tidegate infer {order.name} --data '{example_data(placed['version'])}'")
-        output.line(f"  curl {plane.settings.gateway_url}/v2/models/{order.name}")
-
-    output.show({**placed, "status": status, "seconds": time.monotonic() - began}, json, human)
+    publish_and_serve(order, way, json)
 
 
 def name_of(path: Path) -> str:
@@ -176,12 +174,6 @@ def iso_time(text: str) -> str:
         return parsed(text).astimezone().isoformat()
     except ValueError:
         raise UsageError(f"--trained-at {text!r} is not an ISO date or time, such as 2024-05-31.") from None
-
-
-def example_data(version: dict[str, Any]) -> str:
-    """What ``--data`` looks like for this version's inputs, without writing out large tensors."""
-    inputs = (version.get("signature") or {}).get("inputs") or []
-    return "{" + ", ".join(f'"{spec["name"]}": ...' for spec in inputs) + "}" if inputs else "{...}"
 
 
 def _given(values: dict[str, Any]) -> dict[str, Any]:

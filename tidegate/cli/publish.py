@@ -40,16 +40,31 @@ class Order:
 
 def publish(control: Control, order: Order, steps: Steps) -> Doc:
     """Upload, register and deploy: ``{version, deployment, endpoint}`` as the registry answered."""
+    return place(control, registered(control, order, steps), order.options, steps)
+
+
+def registered(control: Control, order: Order, steps: Steps) -> Doc:
+    """Upload and register: the Version, as the registry answered."""
     with packed(order.path) as package:
         upload(control, package, steps)
         version = register(control, package, order)
     steps.change("register", "done", f"{order.name} version {version['number']} ({version['format']})")
-    body = {
-        "model": order.name,
+    return version
+
+
+def place(control: Control, version: Doc, options: Doc, steps: Steps, *, traffic: bool = True) -> Doc:
+    """Deploy a version: ``{version, deployment, endpoint}``.
+
+    ``traffic`` False: the Deployment is made, and the endpoint stays as it is.
+    """
+    body: Doc = {
+        "model": version["model"],
         "version": version["number"],
-        "deployment": order.options,
-        "endpoint": order.name,
+        "deployment": options,
+        "endpoint": version["model"],
     }
+    if not traffic:
+        body["traffic"] = False
     placed: Doc = control.registry.post("/v1/deploy", body)
     steps.change("deploy", "done", str(placed["deployment"]["name"]))
     return {"version": version, **placed}
@@ -126,7 +141,11 @@ def judge(deployment: str, status: Doc | None, endpoint: Doc, fresh: Callable[[f
     failing = loaded is not None and not loaded["ok"]
     if loaded is not None and failing and loaded["reason"] in HOPELESS and fresh(loaded["at"]):
         return Look("failed", loaded["message"])
-    if ready is not None and ready["ok"] and ready["reason"] in {"Asleep", "Paused"}:
+    asleep = ready is not None and ready["ok"] and ready["reason"] in {"Asleep", "Paused"}
+    if asleep and endpoint["previous"] and ready is not None and ready["reason"] == "Asleep":
+        # The status is older than the roll-over, which always wants a replica.
+        return Look("starting", "it slept; traffic moves over when a replica is ready")
+    if asleep:
         return Look("ready", "asleep, the first request starts it")
     if not status["ready"]:
         trouble = loaded["message"] if loaded is not None and failing else ""
@@ -138,7 +157,30 @@ def judge(deployment: str, status: Doc | None, endpoint: Doc, fresh: Callable[[f
 
 def wait_serving(control: Control, placed: Doc, timeout_s: float, steps: Steps) -> Doc:
     """Wait until the endpoint serves the deployment; its status. ModelFailed carries Triton's own message."""
-    deployment, endpoint = placed["deployment"]["name"], placed["endpoint"]["name"]
+    path, endpoint = f"/v1/endpoints/{part(placed['endpoint']['name'])}", placed["endpoint"]["name"]
+
+    def confirmed(look: Look) -> Look:
+        if look.state == "ready" and not answers(control, endpoint):
+            return Look("starting", "the gateway does not know it yet")
+        return look
+
+    return _wait(control, placed, lambda: control.registry.get(path), confirmed, timeout_s, steps)
+
+
+def wait_ready(control: Control, placed: Doc, timeout_s: float, steps: Steps) -> Doc:
+    """Wait until a Deployment that gets no traffic is ready; its status. Errors are as of `wait_serving`."""
+    return _wait(control, placed, lambda: {"previous": []}, lambda look: look, timeout_s, steps)
+
+
+def _wait(
+    control: Control,
+    placed: Doc,
+    endpoint: Callable[[], Doc],
+    confirmed: Callable[[Look], Look],
+    timeout_s: float,
+    steps: Steps,
+) -> Doc:
+    deployment = placed["deployment"]["name"]
     began, wall = time.monotonic(), time.time()
 
     def fresh(at: float) -> bool:
@@ -146,10 +188,7 @@ def wait_serving(control: Control, placed: Doc, timeout_s: float, steps: Steps) 
 
     while True:
         status = status_of(control, deployment)
-        found = control.registry.get(f"/v1/endpoints/{part(endpoint)}")
-        look = judge(deployment, status, found, fresh)
-        if look.state == "ready" and not answers(control, endpoint):
-            look = Look("starting", "the gateway does not know it yet")
+        look = confirmed(judge(deployment, status, endpoint(), fresh))
         steps.change(deployment, look.state, look.text)
         if look.state == "failed":
             raise ModelFailed(f"{deployment} did not load: {look.text}")

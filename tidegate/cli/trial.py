@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import signal
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 from tidegate.cli.api import Control, Doc, Service, part
+from tidegate.cli.ending import ending_as_interrupt, undisturbed
 from tidegate.cli.output import say
 from tidegate.cli.progress import Steps
 from tidegate.cli.publish import STALE_S, answers, judge, status_of
@@ -21,7 +20,6 @@ POLL_S = 0.25
 PATIENCE_S = 30.0
 REMOVAL_TRIES = 5
 REMOVAL_PAUSE_S = 1.0
-_ENDING = (signal.SIGTERM, signal.SIGHUP)
 # What decides how a replica works; the rest (scale, queue, override) is the trial's own.
 _TAKEN_OVER = (
     "model",
@@ -62,12 +60,12 @@ class Trial:
         """
         paths = [f"/v1/{kind}/{part(self.name)}" for kind in ("deployments", "endpoints")]
         self._check_free(paths)
-        with _ending_as_interrupt():
+        with ending_as_interrupt():
             try:
                 self._create(paths, setting)
                 yield self
             finally:
-                with _undisturbed():
+                with undisturbed():
                     self._remove(paths)
 
     def use(self, setting: Setting) -> None:
@@ -180,31 +178,3 @@ def _by_hand(paths: list[str], name: str) -> str:
     kinds = {path.split("/")[2].removesuffix("s") for path in paths}
     ordered = [kind for kind in ("endpoint", "deployment") if kind in kinds]
     return " && ".join(f"tidegate delete {name} --{kind} --yes" for kind in ordered)
-
-
-@contextmanager
-def _ending_as_interrupt() -> Iterator[None]:
-    """SIGTERM and SIGHUP end the body as Ctrl-C does."""
-
-    def interrupt(*_: Any) -> None:
-        raise KeyboardInterrupt
-
-    with _handled(dict.fromkeys(_ENDING, interrupt)):
-        yield
-
-
-@contextmanager
-def _undisturbed() -> Iterator[None]:
-    """A second Ctrl-C does not leave things behind; the body ends by itself within a minute or so."""
-    with _handled(dict.fromkeys((*_ENDING, signal.SIGINT), signal.SIG_IGN)):
-        yield
-
-
-@contextmanager
-def _handled(handlers: Mapping[signal.Signals, Callable[..., Any] | signal.Handlers]) -> Iterator[None]:
-    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -147,6 +147,8 @@ REGISTRY = Permissions(
         "PUT /v1/endpoints/{name}": (PUBLISH,),
         "DELETE /v1/endpoints/{name}": (PUBLISH,),
         "POST /v1/endpoints/{name}/settle": (OPERATE,),
+        "POST /v1/endpoints/{name}/rollback": (PUBLISH,),
+        "POST /v1/endpoints/{name}/split": (PUBLISH,),
         "GET /v1/intention": LOOK,
         "POST /v1/deploy": (PUBLISH,),
         "POST /v1/apply": (PUBLISH,),

@@ -108,13 +108,16 @@ class DeployBody(Noun):
     version: int | None = Field(None, ge=1, description="None: the latest.")
     deployment: DeploymentPatch = Field(default_factory=dict)
     endpoint: Name | None = Field(None, description="None: called like the model.")
+    traffic: bool = Field(
+        True, description="False: only the Deployment is made; the Endpoint stays as it is."
+    )
 
 
 class Deployed(BaseModel):
-    """What serves the version now."""
+    """What serves the version now. ``endpoint`` None: there is none yet, and none was to be made."""
 
     deployment: Deployment
-    endpoint: Endpoint
+    endpoint: Endpoint | None
 
 
 class ApplyBody(Noun):

@@ -33,7 +33,7 @@ async def deploy(core: Core, body: DeployBody) -> Deployed:
     A new version's Deployment has the options of the one it takes over from, unless given.
     """
     plan: rollover.Deployed | None = None
-    order = rollover.Order(body.model, body.version, body.deployment, body.endpoint)
+    order = rollover.Order(body.model, body.version, body.deployment, body.endpoint, body.traffic)
 
     def decision(now: Snapshot) -> list[Change]:
         nonlocal plan
@@ -44,7 +44,7 @@ async def deploy(core: Core, body: DeployBody) -> Deployed:
         assert plan is not None
         deployment = await reader.deployments(plan.deployment)
         endpoint = await reader.endpoints(plan.endpoint)
-        return Deployed(deployment=deployment[0], endpoint=endpoint[0])
+        return Deployed(deployment=deployment[0], endpoint=next(iter(endpoint), None))
 
     return await core.decide(decision, answer)
 

@@ -31,12 +31,16 @@ _SCALE = ("min_replicas", "max_replicas", "scale_to_zero_after_s", "scaling")
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """A wish to serve a version. ``version`` None: the latest. ``endpoint`` None: called like the model."""
+    """A wish to serve a version. ``version`` None: the latest. ``endpoint`` None: called like the model.
+
+    ``traffic`` False: the Deployment is made, and the Endpoint stays as it is.
+    """
 
     model: str
     version: int | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
     endpoint: str | None = None
+    traffic: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +65,8 @@ def deploy(snapshot: Snapshot, order: Order) -> Deployed:
         if options.pop(key, fixed[key]) != fixed[key]:
             raise BadRequest(f"The deployment's options name another {key} than the request itself.")
     changes = _deployment(snapshot, endpoint, fixed, options)
-    changes += _endpoint(snapshot.after(changes), endpoint, endpoint_name, name)
+    if order.traffic:
+        changes += _endpoint(snapshot.after(changes), endpoint, endpoint_name, name)
     return Deployed(changes, name, endpoint_name)
 
 
@@ -110,6 +115,12 @@ def asleep_spec(spec: DeploymentSpec) -> DeploymentSpec:
     scaling = spec.scaling.model_copy(update={"schedule": [], "forecast": "off"})
     asleep = {"min_replicas": 0, "scale_to_zero_after_s": RETIRED_SLEEPS_AFTER_S, "scaling": scaling}
     return spec.model_copy(update=asleep)
+
+
+def scale_of(snapshot: Snapshot, endpoint: HeldEndpoint) -> dict[str, Any]:
+    """Return the scale that an Endpoint's traffic needs now: that of its heaviest Deployment."""
+    current = _heaviest(snapshot, endpoint)
+    return {key: getattr(current, key) for key in _SCALE} if current is not None else {}
 
 
 def _chosen(snapshot: Snapshot, order: Order) -> int:

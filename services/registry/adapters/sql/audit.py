@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import asdict
 from typing import Any
 
@@ -10,6 +11,10 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from services.registry.adapters.sql.tables import audit
 from services.registry.domain.audit import Entry
+from services.registry.domain.rollback import History, deployments_of
+
+# Changes of one Endpoint that a rollback looks back on.
+HISTORY = 200
 
 
 async def add(connection: AsyncConnection, entry: Entry) -> None:
@@ -34,3 +39,16 @@ async def entries(
     if before is not None:
         query = query.where(audit.c.id < before)
     return [dict(row) for row in (await connection.execute(query)).mappings()]
+
+
+async def history_of(connection: AsyncConnection, endpoint: str, present: Collection[str]) -> History:
+    """Return the last states of an Endpoint, and what its Deployments were that are not ``present`` now."""
+    kept = await entries(connection, kind="endpoint", name=endpoint, limit=HISTORY)
+    states = [entry["after"] for entry in kept if entry["after"] is not None]
+    deleted: dict[str, Any] = {}
+    for name in deployments_of(states):
+        if name not in present:
+            last = await entries(connection, kind="deployment", name=name, limit=1)
+            if last and last[0]["before"] is not None:
+                deleted[name] = last[0]["before"]
+    return History(states, deleted)

@@ -1,0 +1,115 @@
+"""Rolling out with care: a smoke test first, a canary, back again, and the state as a file."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.e2e.conftest import Stack
+from tests.e2e.test_rollover import IDENTITY, variant
+from tidegate import Client
+
+ONE = np.ones((1, 16), np.float32)
+SIGNATURE = ("--signature", f"{IDENTITY}/signature.json")
+
+
+@contextmanager
+def calls(stack: Stack, name: str) -> Iterator[list[float]]:
+    """Call an endpoint in a loop during the block; each answer, and no call fails."""
+    stop, problems, seen = threading.Event(), [], []
+
+    def flow() -> None:
+        with Client(stack.settings.gateway_url, timeout_s=30) as mine:
+            while not stop.is_set():
+                try:
+                    seen.append(float(mine.infer(name, {"x": ONE})["y"][0, 0]))
+                except Exception as error:  # any of them is a gap
+                    problems.append(repr(error))
+
+    thread = threading.Thread(target=flow)
+    thread.start()
+    try:
+        yield seen
+    finally:
+        stop.set()
+        thread.join()
+    assert not problems, problems[:3]
+    assert seen
+
+
+def sample(folder: Path, expected: float) -> str:
+    request = {"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 16], "data": [1.0] * 16}]}
+    file = folder / "sample.json"
+    file.write_text(json.dumps([request, {**request, "expected": {"y": [expected] * 16}}]))
+    return str(file)
+
+
+@pytest.fixture(scope="module")
+def two(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """An endpoint whose version 2 serves and whose version 1 sleeps."""
+    folder = tmp_path_factory.mktemp("two")
+    for factor in (1, 2):
+        stack.deploy(variant(folder, factor), "careful", *SIGNATURE)
+    return "careful"
+
+
+def test_a_version_that_answers_wrongly_gets_no_traffic(stack: Stack, two: str, tmp_path: Path):
+    with calls(stack, two) as seen:
+        done = stack.run(
+            *("deploy", str(variant(tmp_path, 3)), "--name", two, *SIGNATURE),
+            *("--check", sample(tmp_path, 2.0), "--json"),
+        )
+    assert done.returncode == 4, done.stderr
+    told = json.loads(done.stdout)
+    assert told["reason"] == "check_failed"
+    assert "careful-v3 answers sample 2 differently: y[0] is 3.0, expected 2.0" in told["error"]
+    assert "What served before goes on serving. Version 3 stays registered" in told["error"]
+    assert set(seen) == {2.0}
+    state = stack.cli("export")
+    assert "careful-v3" not in [each["name"] for each in state["deployments"]]
+    assert not [each["name"] for each in state["endpoints"] if "-check-" in each["name"]]
+
+
+def test_a_version_that_answers_serves_and_goes_back(stack: Stack, two: str, tmp_path: Path):
+    with calls(stack, two) as seen:
+        rolled = stack.cli("deploy", two, "--version", "3", "--check", sample(tmp_path, 3.0))
+        assert rolled["version"]["number"] == 3
+        back = stack.cli("rollback", two)
+        assert (back["deployment"]["version"], back["replaced"]) == (2, ["careful-v3"])
+        stack.run("delete", "careful-v1", "--deployment", "--yes")
+        back = stack.cli("rollback", two, "--to", "1")
+        assert (back["deployment"]["version"], back["remade"]) == (1, True)
+    assert [value for at, value in enumerate(seen) if not at or seen[at - 1] != value] == [2.0, 3.0, 2.0, 1.0]
+
+
+def test_a_canary(stack: Stack, two: str):
+    stack.cli("deploy", two, "--version", "3", "--no-traffic")
+    with calls(stack, two) as seen:
+        told = stack.cli("split", two, "v1=1", "v3=1")
+        assert told["shares"] == {"v1": 50, "v3": 50}
+        before = len(seen)
+        while len(seen) < before + 100:
+            assert set(seen) <= {1.0, 3.0}
+    assert {1.0, 3.0} <= set(seen[before:])
+    missing = stack.run("split", two, "v1=90", "v9=10")
+    assert missing.returncode == 1
+    assert "v9 of careful has no Deployment" in missing.stderr
+
+
+def test_the_state_as_a_file_is_what_apply_takes(stack: Stack, two: str, tmp_path: Path):
+    file = tmp_path / "state.yaml"
+    file.write_text(stack.run("export", two).stdout)
+    stack.cli("apply", "-f", str(file))
+    again = stack.cli("apply", "-f", str(file))
+    assert {item["action"] for item in again["items"]} == {"unchanged"}
+    assert stack.run("export", two).stdout == file.read_text()
+    stack.cli("delete", two, "--endpoint", "--yes")
+    applied = stack.cli("apply", "-f", str(file))
+    assert ("endpoint", two, "created") in [(i["kind"], i["name"], i["action"]) for i in applied["items"]]
+    assert stack.run("export", two).stdout == file.read_text()

@@ -1,0 +1,120 @@
+"""``tidegate export``: what is declared now, as a file that ``tidegate apply`` takes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from functools import cache
+from typing import Annotated, Any
+
+import typer
+
+from tidegate.cli.options import Json
+from tidegate.errors import NotFound
+
+Fields = Mapping[str, Any]
+# Fields of a stored object that `apply` does not take.
+_STORED = ("revision", "created_at", "override", "previous")
+# Written even where they have their defaults: without them a reader would wonder.
+_ALWAYS = ("min_replicas", "max_replicas")
+
+
+def export(
+    name: Annotated[
+        str | None, typer.Argument(metavar="[NAME]", help="An endpoint, a deployment or a model.")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Print Deployments and Endpoints as YAML that `tidegate apply` takes; without NAME all of them.
+
+    Fields with their defaults are left out. Example: tidegate export digits > state.yaml
+    """
+    from tidegate.cli import output
+    from tidegate.cli.api import control
+
+    intention = control().registry.get("/v1/intention")
+    stated = selected(intention, name)
+    output.show(stated, json, lambda: print(text_of(stated, intention["deployments"]), end=""))
+
+
+def selected(intention: Fields, name: str | None) -> dict[str, list[dict[str, Any]]]:
+    """Return the body of `/v1/apply` for everything, or for what ``name`` means. Raise NotFound."""
+    deployments, endpoints = intention["deployments"], intention["endpoints"]
+    if name is not None:
+        deployments, endpoints = _named(name, deployments, endpoints)
+    return {
+        "deployments": [_stated(each, _deployment_defaults()) for each in deployments],
+        "endpoints": [_stated(each, _endpoint_defaults()) for each in endpoints],
+    }
+
+
+def text_of(stated: Mapping[str, list[dict[str, Any]]], held: Iterable[Fields]) -> str:
+    """Return the YAML of what was selected, with what it needs and leaves out as comments."""
+    import yaml
+
+    names = {each["name"] for each in stated["deployments"]}
+    versions = sorted({(each["model"], each["version"]) for each in stated["deployments"]})
+    needs = ", ".join(f"{model} {version}" for model, version in versions)
+    lines = [f"# Needs the registered versions: {needs}" if needs else "# Nothing is deployed."]
+    lines += [
+        f"# {each['name']} is held at {each['override']['replicas']} replicas by `tidegate scale`; "
+        "that is not part of this file."
+        for each in held
+        if each["name"] in names and each.get("override")
+    ]
+    documents = [{"kind": "Deployment", **each} for each in stated["deployments"]]
+    documents += [{"kind": "Endpoint", **each} for each in stated["endpoints"]]
+    body = yaml.safe_dump_all(documents, sort_keys=False, allow_unicode=True) if documents else ""
+    return "\n".join(lines) + "\n" + body
+
+
+def _named(name: str, deployments: list[Any], endpoints: list[Any]) -> tuple[list[Any], list[Any]]:
+    """Return what an endpoint's, a deployment's or a model's name means."""
+    by_name = {each["name"]: each for each in deployments}
+    for endpoint in endpoints:
+        if endpoint["name"] == name:
+            used = dict.fromkeys(t["deployment"] for t in [*endpoint["targets"], *endpoint["previous"]])
+            return [by_name[each] for each in used if each in by_name], [endpoint]
+    if name in by_name:
+        return [by_name[name]], []
+    of_model = {each["name"]: each for each in deployments if each["model"] == name}
+    if not of_model:
+        raise NotFound(
+            f"There is no endpoint, no deployment and no deployed model {name!r}: `tidegate status`"
+        )
+    using = [e for e in endpoints if all(target["deployment"] in of_model for target in e["targets"])]
+    return list(of_model.values()), using
+
+
+def _stated(held: Fields, defaults: Fields) -> dict[str, Any]:
+    """Return the fields of a stored object that a person would state."""
+    return {
+        key: _without_defaults(value, defaults.get(key)) if isinstance(value, dict) else value
+        for key, value in held.items()
+        if key not in _STORED and (key in _ALWAYS or key not in defaults or value != defaults[key])
+    }
+
+
+def _without_defaults(value: dict[str, Any], defaults: Any) -> dict[str, Any]:
+    if not isinstance(defaults, dict):
+        return value
+    return {key: each for key, each in value.items() if key not in defaults or each != defaults[key]}
+
+
+@cache
+def _deployment_defaults() -> dict[str, Any]:
+    from tidegate.protocol.models import DeploymentSpec
+
+    spec = DeploymentSpec(name="x", model="x", version=1)
+    return _only_defaults(spec.model_dump(mode="json"), ("name", "model", "version"))
+
+
+@cache
+def _endpoint_defaults() -> dict[str, Any]:
+    from tidegate.protocol.models import EndpointSpec, Target
+
+    spec = EndpointSpec(name="x", targets=[Target(deployment="x")])
+    return _only_defaults(spec.model_dump(mode="json"), ("name", "targets"))
+
+
+def _only_defaults(fields: dict[str, Any], required: tuple[str, ...]) -> dict[str, Any]:
+    return {key: value for key, value in fields.items() if key not in required}

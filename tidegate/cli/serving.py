@@ -1,0 +1,121 @@
+"""How a version gets its traffic, once it is registered: checked first, at once, or not at all."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tidegate.cli.exits import UsageError
+
+if TYPE_CHECKING:
+    from tidegate.cli.api import Control, Doc
+    from tidegate.cli.progress import Steps
+    from tidegate.cli.publish import Order
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """How a version gets its traffic: wait for it or not, none at all, or after it has answered samples."""
+
+    timeout_s: float
+    wait: bool = True
+    traffic: bool = True
+    check: Path | None = None
+
+
+def publish_and_serve(order: Order, way: Way, json: bool) -> None:
+    """Upload and register a file, and serve it (``deploy FILE``)."""
+    from tidegate.cli.publish import registered
+
+    _serve(lambda plane, steps: registered(plane, order, steps), order.options, way, json)
+
+
+def serve_version(name: str, number: int, options: Doc, way: Way, json: bool) -> None:
+    """Serve a version that is registered already (``deploy NAME --version N``)."""
+    from tidegate.cli.api import part
+
+    path = f"/v1/models/{part(name)}/versions/{number}"
+    _serve(lambda plane, _: plane.registry.get(path), options, way, json)
+
+
+def registered_name(path: Path | None, name: str | None, *, said: bool) -> str:
+    """Return the model that ``deploy --version`` means. Raise UsageError, also where it says more of a file.
+
+    ``said``: an option was given that describes a new version.
+    """
+    if said:
+        raise UsageError("A registered version does not change: --version takes none of its options.")
+    if path is not None and (path.exists() or (name and str(path) != name)):
+        raise UsageError("Give either a FILE or --version: `tidegate deploy NAME --version N`.")
+    found = name or (str(path) if path is not None else "")
+    if not found:
+        raise UsageError("Whose version? `tidegate deploy NAME --version N`.")
+    return found
+
+
+def _serve(version_of: Callable[[Control, Steps], Doc], options: Doc, way: Way, json: bool) -> None:
+    from tidegate.cli import output
+    from tidegate.cli.api import control
+    from tidegate.cli.progress import Steps
+    from tidegate.cli.publish import place, wait_ready, wait_serving
+    from tidegate.cli.smoke import checked, read_samples
+
+    samples = read_samples(way.check) if way.check else []
+    plane, began = control(), time.monotonic()
+    with Steps().shown() as steps:
+        version = version_of(plane, steps)
+        if samples:
+            checked(plane, version, options, samples, way.timeout_s, steps)
+        placed = place(plane, version, options, steps, traffic=way.traffic)
+        waiting = wait_serving if way.traffic else wait_ready
+        status = waiting(plane, placed, way.timeout_s, steps) if way.wait else None
+    document = {**placed, "status": status, "seconds": time.monotonic() - began}
+
+    def human() -> None:
+        if not way.traffic:
+            _show_idle(document)
+            return
+        name = version["model"]
+        show(name, document)
+        if status is not None:
+            output.line(f"  tidegate infer {name} --data '{example_data(version)}'")
+            output.line(f"  curl {plane.settings.gateway_url}/v2/models/{name}")
+
+    output.show(document, json, human)
+
+
+def show(name: str, document: Doc) -> None:
+    """Say that a version serves now, or is on its way."""
+    from tidegate.cli import output
+
+    number, deployment = document["deployment"]["version"], document["deployment"]["name"]
+    if document["status"] is None:
+        output.line(f"{name} version {number} is on its way as {deployment}: `tidegate status`")
+        return
+    took = document["seconds"]
+    output.line(f"{name} serves version {number} ({deployment}), {took:.1f} s after the command.")
+
+
+def _show_idle(document: Doc) -> None:
+    from tidegate.cli import output
+
+    deployment, endpoint = document["deployment"], document["endpoint"]
+    state = "is ready" if document["status"] else "is on its way"
+    output.line(f"{deployment['model']} version {deployment['version']} {state} as {deployment['name']}.")
+    if endpoint is None:
+        output.line(
+            f"Nothing sends it requests: tidegate deploy {deployment['model']} --version "
+            f"{deployment['version']}"
+        )
+        return
+    others = " ".join(f"{each['deployment']}=90" for each in endpoint["targets"][:1])
+    output.line(f"It gets no traffic yet: tidegate split {endpoint['name']} {others} {deployment['name']}=10")
+
+
+def example_data(version: Doc) -> str:
+    """Return what ``--data`` looks like for this version's inputs, without writing out large tensors."""
+    inputs = (version.get("signature") or {}).get("inputs") or []
+    return "{" + ", ".join(f'"{spec["name"]}": ...' for spec in inputs) + "}" if inputs else "{...}"

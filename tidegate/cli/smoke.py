@@ -1,0 +1,218 @@
+"""The smoke test of ``deploy --check``: sample requests that a version must answer before it gets traffic."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tidegate.cli.api import Control, Doc, part
+from tidegate.cli.ending import ending_as_interrupt, undisturbed
+from tidegate.cli.exits import UsageError
+from tidegate.cli.output import say
+from tidegate.cli.progress import Steps
+from tidegate.cli.publish import place, read_json, wait_serving
+from tidegate.errors import ModelFailed, NotFound, TidegateError
+
+TOLERANCE = 1e-5
+SHOWN = 3
+
+
+class CheckFailed(ModelFailed):
+    """A version did not answer a sample as expected."""
+
+    reason = "check_failed"
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """An OIP request, and its expected outputs by name, flat and in row-major order.
+
+    Without expected outputs any answer does.
+    """
+
+    request: Doc
+    expected: Mapping[str, list[Any]] = field(default_factory=dict)
+    tolerance: float = TOLERANCE
+
+
+def read_samples(path: Path) -> list[Sample]:
+    """Return the samples of a JSON file: one OIP request or a list of them. Raise UsageError."""
+    found = read_json(path)
+    documents = found if isinstance(found, list) else [found]
+    if not documents:
+        raise UsageError(f"{path} holds no sample.")
+    return [_sample(each, f"{path}, sample {number}") for number, each in enumerate(documents, start=1)]
+
+
+def _sample(given: Any, where: str) -> Sample:
+    if not isinstance(given, dict) or not isinstance(given.get("inputs"), list):
+        raise UsageError(
+            f"{where} is no inference request: write "
+            '{"inputs": [{"name": ..., "datatype": ..., "shape": [...], "data": [...]}]}, '
+            'and beside it "expected": {"OUTPUT": [...]} and "tolerance": 0.001 if you like.'
+        )
+    tolerance = given.get("tolerance", TOLERANCE)
+    if isinstance(tolerance, bool) or not isinstance(tolerance, int | float) or not tolerance >= 0:
+        raise UsageError(f"{where}: the tolerance {tolerance!r} is no number of 0 or more.")
+    request = {key: value for key, value in given.items() if key not in ("expected", "tolerance")}
+    return Sample(request, _expected(given.get("expected", {}), where), float(tolerance))
+
+
+def _expected(given: Any, where: str) -> dict[str, list[Any]]:
+    """Return expected outputs by name, from ``{name: data}`` or from a list of OIP outputs."""
+    if isinstance(given, list) and all(isinstance(each, dict) and "name" in each for each in given):
+        given = {each["name"]: each.get("data") for each in given}
+    if not isinstance(given, dict) or not all(isinstance(data, list) for data in given.values()):
+        raise UsageError(f'{where}: write the expected outputs as {{"OUTPUT": [...]}}.')
+    return {str(name): list(_flat(data)) for name, data in given.items()}
+
+
+def _flat(data: Any) -> Iterator[Any]:
+    if isinstance(data, list):
+        for each in data:
+            yield from _flat(each)
+    else:
+        yield data
+
+
+def differences(sample: Sample, answer: Doc) -> list[str]:
+    """Return how an OIP answer differs from what the sample expects; empty: it does not."""
+    outputs = {output["name"]: list(_flat(output.get("data", []))) for output in answer.get("outputs", ())}
+    found = []
+    for name, wanted in sample.expected.items():
+        if name not in outputs:
+            found.append(f"there is no output {name!r}, only {', '.join(sorted(outputs)) or 'none'}")
+        elif len(outputs[name]) != len(wanted):
+            found.append(f"output {name!r} has {len(outputs[name])} values, expected {len(wanted)}")
+        else:
+            found += _values(name, outputs[name], wanted, sample.tolerance)
+    return found
+
+
+def _values(name: str, values: Sequence[Any], wanted: Sequence[Any], tolerance: float) -> list[str]:
+    wrong = [at for at, pair in enumerate(zip(values, wanted, strict=True)) if not close(*pair, tolerance)]
+    if not wrong:
+        return []
+    shown = ", ".join(f"{name}[{at}] is {values[at]!r}, expected {wanted[at]!r}" for at in wrong[:SHOWN])
+    return [f"{shown} (tolerance {tolerance:g}); {len(wrong)} of {len(values)} values differ"]
+
+
+def close(value: Any, wanted: Any, tolerance: float) -> bool:
+    """Return whether numbers agree within ``tolerance``, absolute and relative, and others exactly."""
+    numbers = all(isinstance(each, int | float) and not isinstance(each, bool) for each in (value, wanted))
+    if not numbers or value == wanted:
+        return bool(value == wanted)
+    return bool(abs(value - wanted) <= tolerance + tolerance * abs(wanted))
+
+
+def checked(
+    control: Control, version: Doc, options: Doc, samples: Sequence[Sample], timeout_s: float, steps: Steps
+) -> None:
+    """Let a version answer the samples in a Deployment that gets no other traffic.
+
+    Raise CheckFailed, ModelFailed or DeadlinePassed; then the Deployment is as it was before: gone, or with
+    its old options. So it is after Ctrl-C and SIGTERM.
+    """
+    before = {
+        each["name"]: each for each in control.registry.items("/v1/deployments", model=version["model"])
+    }
+    with ending_as_interrupt():
+        deployment = ""
+        try:
+            placed = place(control, version, options, steps, traffic=False)
+            deployment = placed["deployment"]["name"]
+            with _probe(control, version["model"], deployment, timeout_s) as endpoint:
+                wait_serving(control, {**placed, "endpoint": {"name": endpoint}}, timeout_s, steps)
+                for number, sample in enumerate(samples, start=1):
+                    _ask(control, endpoint, deployment, sample, number, timeout_s)
+            steps.change("check", "done", f"{len(samples)} sample{'s' * (len(samples) > 1)} answered")
+        except BaseException as error:
+            with undisturbed():
+                _undo(control, deployment, before.get(deployment))
+            if isinstance(error, TidegateError):
+                steps.change("check", "failed", error.message)
+                error.message = f"{error.message} {_consequence(version, before)}"
+            raise
+
+
+@contextmanager
+def _probe(control: Control, model: str, deployment: str, timeout_s: float) -> Iterator[str]:
+    """Make an endpoint that nobody else knows, for the block."""
+    ending = f"-check-{secrets.token_hex(3)}"
+    name = model[: 63 - len(ending)].rstrip("-") + ending
+    fields = {"targets": [{"deployment": deployment}], "default_timeout_ms": max(int(timeout_s * 1e3), 1)}
+    try:
+        control.registry.put(f"/v1/endpoints/{part(name)}", fields)
+        yield name
+    finally:
+        with undisturbed():
+            _delete(control, f"/v1/endpoints/{part(name)}", f"tidegate delete {name} --endpoint --yes")
+
+
+def _ask(
+    control: Control, endpoint: str, deployment: str, sample: Sample, number: int, timeout_s: float
+) -> None:
+    path = f"/v2/models/{part(endpoint)}/infer"
+    try:
+        answer = control.gateway.post(path, sample.request, timeout=timeout_s)
+    except TidegateError as error:
+        if error.reason == "unreachable":
+            raise
+        raise CheckFailed(f"{deployment} does not answer sample {number}: {error.message}") from None
+    found = differences(sample, answer)
+    if found:
+        raise CheckFailed(f"{deployment} answers sample {number} differently: {'; '.join(found)}.")
+
+
+def _undo(control: Control, deployment: str, before: Doc | None) -> None:
+    """Delete the Deployment, or give it its old options back."""
+    if not deployment:
+        return
+    path = f"/v1/deployments/{part(deployment)}"
+    if before is None:
+        _delete(control, path, f"tidegate delete {deployment} --deployment --yes")
+        return
+    try:
+        patch = back_to(_options(before), _options(control.registry.get(path)))
+        if patch:
+            control.registry.patch(path, patch)
+    except TidegateError as error:
+        say(f"{deployment} keeps the options of this command: {error.message}", style="red")
+
+
+def _delete(control: Control, path: str, by_hand: str) -> None:
+    try:
+        control.registry.delete(path)
+    except NotFound:
+        return
+    except TidegateError as error:
+        say(f"Not cleaned up: {error.message} By hand: {by_hand}", style="red")
+
+
+def _options(deployment: Doc) -> Doc:
+    return {k: v for k, v in deployment.items() if k not in ("revision", "created_at", "override")}
+
+
+def back_to(old: Mapping[str, Any], new: Mapping[str, Any]) -> Doc:
+    """Return the JSON merge patch that makes ``new`` into ``old`` again."""
+    patch: Doc = dict.fromkeys(new.keys() - old.keys())
+    for key, value in old.items():
+        now = new.get(key)
+        if value == now:
+            continue
+        both = isinstance(value, Mapping) and isinstance(now, Mapping)
+        patch[key] = back_to(value, now) if both else value  # type: ignore[arg-type]  # mypy does not follow `both`
+    return patch
+
+
+def _consequence(version: Doc, before: Mapping[str, Doc]) -> str:
+    model, number = version["model"], version["number"]
+    serving = "What served before goes on serving." if before else "Nothing serves it."
+    return (
+        f"{serving} Version {number} stays registered: serve it all the same with `tidegate deploy {model} "
+        f"--version {number}`, or remove it with `tidegate delete {model} --version {number}`."
+    )
