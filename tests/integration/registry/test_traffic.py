@@ -15,7 +15,8 @@ async def test_going_back_reads_what_served_from_the_audit_log(call):
             await call("POST", "/v1/endpoints/digits/settle")
     await call("DELETE", "/v1/deployments/digits-v1")
     back = await call("POST", "/v1/endpoints/digits/rollback")
-    assert (back["deployment"]["name"], back["replaced"], back["remade"]) == ("digits-v1", ["digits-v3"], True)
+    assert back["deployment"]["name"] == "digits-v1"
+    assert (back["replaced"], back["remade"]) == (["digits-v3"], True)
     assert (back["deployment"]["threads"], back["deployment"]["env"]) == (1, {"N": "3"})
     assert [target["deployment"] for target in back["endpoint"]["previous"]] == ["digits-v3"]
 
