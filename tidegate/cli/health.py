@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -111,6 +112,9 @@ class Overview:
         return {**service, "url": f"{service['url']}, gRPC {grpc}"} if grpc else service
 
 
+# The autoscaler's word for the death of a model in a replica that goes on.
+MODEL_DIED = "model died"
+REMEMBERED_S = 600.0
 _SERVICE = ("service", "state", "where", "detail")
 _ENDPOINT = ("endpoint", "targets", "until they are ready")
 _DEPLOYMENT = (
@@ -154,9 +158,14 @@ def deployment_row(status: Doc, version: str | None) -> tuple[Any, ...]:
     state = "failed" if failed else "asleep" if asleep else "starting" if wrong else "ready"
     if status["ready"] and state == "starting":
         state = "ready"
-    shown = (failed or wrong)[:1]
+    sick = [c for c in wrong if c["type"] == "Healthy"]
+    shown = (failed or sick or wrong)[:1]
     # Triton's messages can be a whole traceback; `status --json` has all of it.
-    detail = f"{shown[0]['reason']}: {shown[0]['message'].strip().partition(chr(10))[0]}" if shown else ""
+    detail = (
+        f"{shown[0]['reason']}: {shown[0]['message'].strip().partition(chr(10))[0]}"
+        if shown
+        else last_death(status, time.time())
+    )
     return (
         status["deployment"],
         version,
@@ -168,3 +177,12 @@ def deployment_row(status: Doc, version: str | None) -> tuple[Any, ...]:
         status["arrival_rate"],
         detail,
     )
+
+
+def last_death(status: Doc, now: float) -> str:
+    """Return the last death of a model that serves again, for ten minutes; empty: there was none."""
+    died = [end for end in status.get("ended", ()) if end["cause"] == MODEL_DIED]
+    if not died or now - died[0]["at"] > REMEMBERED_S:
+        return ""
+    ago = max(0.0, now - died[0]["at"])
+    return f"serves again; {ago:.0f} s ago {died[0]['message']}"

@@ -8,6 +8,7 @@ from typing import Any
 
 from services.autoscaler.domain.bounds import bounds
 from services.autoscaler.domain.memory import DeploymentMemory, State
+from services.autoscaler.domain.model_deaths import unhealthy
 from services.autoscaler.domain.round import effective_override, start_time
 from services.autoscaler.domain.shaping import MINUTE_S
 from services.autoscaler.domain.snapshot import Policy, Snapshot
@@ -74,6 +75,9 @@ def _holds(
     for slot, found in memory.slots.items():
         if found.not_before > now:
             yield f"slot {slot} crashed and waits {found.not_before - now:.0f} s: {found.message}"
+    mine = [r for r in (snapshot.reports or {}).values() if r.deployment == deployment.name]
+    if (sick := unhealthy(deployment.name, mine, now)) is not None:
+        yield sick.message
     if snapshot.host in snapshot.cordoned:
         yield f"{snapshot.host} is cordoned: nothing is started on it"
 

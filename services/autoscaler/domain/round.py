@@ -12,6 +12,7 @@ from services.autoscaler.domain.intention import Lookup
 from services.autoscaler.domain.launcher import Running, fingerprint, parse_replica
 from services.autoscaler.domain.load import measure, or_guessed
 from services.autoscaler.domain.memory import DeploymentMemory, Ended, Load, StartTrouble, State, Target
+from services.autoscaler.domain.model_deaths import with_deaths
 from services.autoscaler.domain.placement import to_drain, to_launch
 from services.autoscaler.domain.rules import Fleet
 from services.autoscaler.domain.snapshot import (
@@ -122,6 +123,7 @@ class Round:
                 memory = replace(memory, ended=(end, *memory.ended)[:ENDED_KEPT])
             if verdict.ended and verdict.running.fingerprint == memory.fingerprint:
                 memory = healing.note_end(memory, verdict, ready_at, self.policy, self.now)
+        memory = replace(memory, ended=with_deaths(memory.ended, self.reports, ENDED_KEPT, self.now))
         for replica, message in self.snapshot.launch_failures.items():
             parsed = parse_replica(replica)
             if parsed and parsed[0] == self.deployment.name:

@@ -9,7 +9,8 @@ from typing import Any
 from services.autoscaler.domain.healing import phase_of
 from services.autoscaler.domain.intention import Lookup, lookup
 from services.autoscaler.domain.launcher import Running, fingerprint
-from services.autoscaler.domain.memory import DeploymentMemory, ReplicaMemory, State
+from services.autoscaler.domain.memory import DeploymentMemory, Phase, ReplicaMemory, State
+from services.autoscaler.domain.model_deaths import starts_again, unhealthy
 from services.autoscaler.domain.round import start_time
 from services.autoscaler.domain.rules import Fleet, predicted_wait_ms
 from services.autoscaler.domain.snapshot import Snapshot
@@ -56,7 +57,7 @@ def _status(
     now: float,
 ) -> DeploymentStatus:
     reports = snapshot.reports or {}
-    phases = [phase_of(state.replicas.get(r.replica)) for r in running]
+    phases = [_phase(state.replicas.get(r.replica), reports.get(r.replica)) for r in running]
     inflight = sum(reports[r.replica].inflight for r in running if r.replica in reports)
     load, wanted = memory.seen, memory.wanted
     demand = load.demand if load else None
@@ -105,7 +106,7 @@ def replica_view(
         state="starting",
     )
     known: dict[str, Any] = {
-        "state": phase_of(memory),
+        "state": _phase(memory, report),
         "slot": running.slot,
         "launched_at": running.launched_at,
     }
@@ -116,7 +117,14 @@ def replica_view(
     if running.image or running.gpus:
         known["gpus"] = list(running.gpus)
     told = {name: getattr(report, name) for name in ReplicaReport.__dataclass_fields__}
+    told["death"] = asdict(report.death) if report.death is not None else None
     return {**told, **known, "last_report": memory.last_report if memory else None}
+
+
+def _phase(memory: ReplicaMemory | None, report: ReplicaReport | None) -> Phase:
+    """Return a replica's phase; one whose model died and is loaded again does not count as ready."""
+    phase = phase_of(memory)
+    return "starting" if phase == "ready" and starts_again(report) else phase
 
 
 def _conditions(
@@ -136,7 +144,9 @@ def _conditions(
         yield _condition("Loaded", False, memory.start.reason, _trouble(memory, now), now)
     elif status.ready:
         yield _condition("Loaded", True, "Loaded", "", now)
-    yield _healthy(memory, now)
+    reports = snapshot.reports or {}
+    mine = [reports[r.replica] for r in running if r.replica in reports]
+    yield unhealthy(deployment.name, mine, now) or _healthy(memory, now)
     told = status.demand is not None
     missing = "" if told else "a gateway or the store does not report, so nothing is scaled down"
     yield _condition("DemandKnown", told, "Reported" if told else "Unknown", missing, now)

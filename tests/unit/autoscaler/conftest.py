@@ -29,7 +29,14 @@ from tidegate.protocol.models import (
     Version,
     VersionMetadata,
 )
-from tidegate.protocol.presence import GatewayLoad, GatewayReport, GatewayView, ReplicaReport, ReplicaState
+from tidegate.protocol.presence import (
+    GatewayLoad,
+    GatewayReport,
+    GatewayView,
+    ModelDeath,
+    ReplicaReport,
+    ReplicaState,
+)
 
 START = 1_700_000_000.0
 BORN = datetime(2024, 1, 1, tzinfo=UTC)
@@ -65,6 +72,7 @@ class Worker:
     silent: bool = False
     failed: str = ""
     phases_ms: dict[str, float] = field(default_factory=dict)
+    death: ModelDeath | None = None
 
 
 class World:
@@ -187,6 +195,7 @@ class World:
             pid=running.pid,
             state=state,
             message=worker.failed,
+            death=worker.death,
             phases_ms=worker.phases_ms,
             inflight=worker.inflight,
             jobs=worker.jobs,

@@ -1,0 +1,76 @@
+"""Tell of models whose process died in a replica that goes on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from services.autoscaler.domain.memory import Ended
+from tidegate.protocol.models import Condition
+from tidegate.protocol.presence import ModelDeath, ReplicaReport
+
+MODEL_DIED = "model died"
+# After so many deaths in a row it is no accident any more.
+REPEATED = 3
+# A process that lives for longer than this was well again: the same time ends a row in the worker.
+QUIET_S = 60.0
+REMEMBERED_S = 600.0
+
+
+def starts_again(report: ReplicaReport | None) -> bool:
+    """Return whether a replica that was ready loads its model again."""
+    return report is not None and report.state == "starting" and report.death is not None
+
+
+def with_deaths(
+    ended: tuple[Ended, ...], reports: Iterable[ReplicaReport], kept: int, now: float
+) -> tuple[Ended, ...]:
+    """Return the last ends, newest first, with the last death of each replica's model."""
+    for report in reports:
+        death = report.death
+        if death is None or now - death.at > REMEMBERED_S:
+            continue
+        entry = Ended(report.replica, MODEL_DIED, in_words(death), death.at)
+        if entry in ended:
+            continue
+        others = [e for e in ended if (e.replica, e.cause) != (report.replica, MODEL_DIED)]
+        ended = tuple(sorted([entry, *others], key=lambda end: -end.at)[:kept])
+    return ended
+
+
+def in_words(death: ModelDeath) -> str:
+    """Return a death with how often it happened."""
+    return f"{death.words}, {death.in_a_row} times in a row" if death.in_a_row > 1 else death.words
+
+
+def unhealthy(deployment: str, reports: Iterable[ReplicaReport], now: float) -> Condition | None:
+    """Return what is wrong with a Deployment whose model dies; None: nothing now."""
+    found = [
+        (report, report.death)
+        for report in reports
+        if report.death is not None and (starts_again(report) or _repeats(report.death, now))
+    ]
+    if not found:
+        return None
+    report, death = max(found, key=lambda each: (each[1].in_a_row, each[1].at))
+    again = f"the next start is in {max(0.0, death.next_start_at - now):.0f} s"
+    what = again if starts_again(report) else "it serves again"
+    text = f"{in_words(death)} at {report.replica}, last {max(0.0, now - death.at):.0f} s ago; {what}"
+    looping = death.in_a_row >= REPEATED
+    return Condition(
+        type="Healthy",
+        ok=False,
+        reason="CrashLoop" if looping else "ModelDied",
+        message=f"{text}. {_next_step(deployment, death)}" if looping else text,
+        at=now,
+    )
+
+
+def _repeats(death: ModelDeath, now: float) -> bool:
+    return death.in_a_row >= REPEATED and now - death.at < QUIET_S
+
+
+def _next_step(deployment: str, death: ModelDeath) -> str:
+    step = f"See what it said last: `tidegate logs {deployment}`"
+    if "out of memory" in death.words:
+        return f"{step}. If it needs more memory, deploy it with a larger `--resource memory_mb=...`"
+    return step
