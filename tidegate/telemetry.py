@@ -12,6 +12,15 @@ from pythonjsonlogger.json import JsonFormatter
 request_id: ContextVar[str] = ContextVar("request_id", default="")
 
 
+# Longer ids of callers are cut, in logs and where they are looked up.
+LONGEST_ID = 128
+
+
+def shown_id(raw: bytes) -> str:
+    """Return the id of a request as logs have it."""
+    return raw.decode("latin-1")[:LONGEST_ID]
+
+
 def logger(name: str) -> logging.Logger:
     """The logger of a module; pass structured fields with ``extra={...}``."""
     return logging.getLogger(name)

@@ -7,6 +7,7 @@ ours any more (cancelled, expired, taken over) is let go, and a store that is aw
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections import deque
 from collections.abc import Callable, Coroutine, Sequence
@@ -21,6 +22,7 @@ from services.worker.domain.split import Mismatch
 from services.worker.domain.stats import Stats
 from services.worker.job_results import End, JobResults
 from services.worker.metrics import JOBS, SUSPECTS
+from services.worker.request_log import failed, note
 from tidegate import tasks, telemetry
 from tidegate.errors import (
     BadRequest,
@@ -353,9 +355,10 @@ class Jobs:
         over, again = divided(group)
         told = as_told(error, len(group))
         for held in over:
+            shown = failed(held.request, told, job=held.id.hex(), attempt=held.attempt)
             self.stats.failed += 1
             self.stats.tally.failed(1, time.monotonic() - held.received)
-            self._record([End(held, "failed", error=told)])
+            self._record([End(held, "failed", error=shown)])
         for held in again:
             if held.over:
                 continue
@@ -370,6 +373,7 @@ class Jobs:
         """The model server died under them: another attempt, here, when it is back."""
         log.warning("jobs lost their model server", extra={"jobs": len(group), "problem": error.message})
         for held in group:
+            note(logging.WARNING, "job lost its model server", held.request, job=held.id.hex())
             if not held.over:
                 held.lost, held.begun = held.attempt, False
                 self._backlog.add(held)

@@ -44,6 +44,7 @@ from tidegate.claims import Claims
 from tidegate.errors import TidegateError
 from tidegate.protocol.models import Assignment, Signature
 from tidegate.protocol.presence import ReplicaReport, ReplicaState
+from tidegate.protocol.redaction import told
 from tidegate.store import JobStore, Store
 from tidegate.topology import requests_queue
 
@@ -213,8 +214,10 @@ class Life:
             await self._messages.close()
 
     async def _fail(self, message: str) -> None:
-        self._state, self._message, self.failed = "failed", message, True
-        log.error("replica failed", extra={"problem": message})
+        shown = told(message)
+        self._state, self._message, self.failed = "failed", shown.message, True
+        more = {"traceback": shown.traceback} if shown.traceback else {}
+        log.error("replica failed", extra={"problem": shown.message} | more)
         await self._heartbeat.beat()
         self.ended.set()
 
@@ -270,6 +273,7 @@ class Life:
             auto_complete=not config_is_complete(version),
             start_timeout_s=self._deployment.start_timeout_s,
             response_cache_mb=model_repository.cache_mb(repository, models, self._deployment, install),
+            log_bytes_per_s=self._settings.model_log_bytes_per_s,
         )
         if self._triton is None or not self._triton.serves(install, options):
             if self._triton is not None:

@@ -31,6 +31,12 @@ class WorkerSettings(Settings):
         512 * 2**20, description="Large requests that a worker fetches ahead of its model, in bytes."
     )
     heartbeat_interval_s: float = Field(0.5, description="How often a worker reports, in seconds.")
+    model_log_bytes_per_s: int = Field(
+        64 * 1024,
+        ge=1024,
+        description="How much of its model's output a replica keeps, in bytes per second, after a burst of "
+        "16 seconds' worth. More is dropped and counted.",
+    )
     worker_port: int = Field(
         0, ge=0, le=65535, description="Port of a worker's health and metrics on `host`; 0: any on loopback."
     )

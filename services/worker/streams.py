@@ -19,6 +19,7 @@ from services.worker.domain.backlog import Item
 from services.worker.domain.split import describe
 from services.worker.domain.stats import Stats
 from services.worker.metrics import ANSWERED, CHUNKS, FIRST_CHUNK_SECONDS
+from services.worker.request_log import failed
 from tidegate import tasks, telemetry
 from tidegate.errors import ModelFailed, TidegateError, Unavailable
 from tidegate.protocol import envelope
@@ -154,6 +155,7 @@ class Streams:
             self._settle([item])
             return
         if isinstance(told, TidegateError):
+            told = failed(request, told, chunks=chunks)
             self._stats.failed += 1
             self._stats.tally.failed(1, time.monotonic() - item.received)
             frame = envelope.failure_frame(request.id, request.attempt, told.reason, told.message)
@@ -189,7 +191,10 @@ class Streams:
                 "the model server was lost in the middle of the stream"
             ) if lost else error
         except Exception as error:
-            log.exception("a stream failed unexpectedly")
+            log.exception(
+                "a stream failed unexpectedly",
+                extra={"request_id": telemetry.shown_id(item.request.trace)},
+            )
             return chunks, ModelFailed(f"the stream could not go on: {error!r}")
         return chunks, "ok"
 

@@ -108,6 +108,7 @@ class Waiting:
             threads=pool.threads,
             auto_complete=False,
             start_timeout_s=pool.start_timeout_s,
+            log_bytes_per_s=self._settings.model_log_bytes_per_s,
         )
         self._triton = new_triton(install, self._folder, options, self._sandbox)
         await self._triton.start()

@@ -7,6 +7,7 @@ when each of its requests was answered, given up as expired, or published again 
 from __future__ import annotations
 
 import asyncio
+import logging
 import sys
 import time
 from collections import defaultdict
@@ -22,6 +23,7 @@ from services.worker.domain.split import Mismatch
 from services.worker.domain.stats import Stats
 from services.worker.jobs import Jobs
 from services.worker.metrics import ANSWERED, SUSPECTS
+from services.worker.request_log import failed, note
 from services.worker.streams import Streams
 from tidegate import tasks, telemetry
 from tidegate.errors import (
@@ -322,12 +324,15 @@ class Work:
         except Unavailable:
             # Triton is gone in the middle of a call: any of these may be what killed it.
             self._lose(model)
+            for item in group:
+                note(logging.WARNING, "request lost its model server", item.request, shared=len(group))
             await self._outbox.again(group, alone=self._died_alone and len(group) == 1)
             self._settle(group)
             return
         except Exception as error:
             # Nobody thought of it. Its caller is told: unsettled, it would hold a place here for ever.
-            log.exception("a call failed unexpectedly")
+            ids = [telemetry.shown_id(item.request.trace) for item in group[:16]]
+            log.exception("a call failed unexpectedly", extra={"request_ids": ids})
             await self._on_model_error(model, group, ModelFailed(f"the request could not be run: {error!r}"))
             return
         # Whoever waits goes first, but it is measured before the broker confirms what it has to confirm.
@@ -342,7 +347,7 @@ class Work:
         over, again = divided(group)
         told = as_told(error, len(group))
         for item in over:
-            await self._tell(item, told)
+            await self._tell(item, failed(item.request, told))
         for item in again:
             if self._model is not model:  # one of them before it took the server along
                 self.add(item)

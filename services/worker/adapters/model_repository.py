@@ -19,6 +19,8 @@ from tidegate.protocol.models import DeploymentSpec, Version
 
 RUNTIMES = Path(__file__).parents[1] / "runtimes"
 CONFIG = "config.pbtxt"
+# The module that Triton imports before a Python model: see `runtimes/output.py`.
+UTILS = "triton_python_backend_utils.py"
 
 
 def prepare(
@@ -46,6 +48,9 @@ def prepare(
         models = _prepare_archive(version, deployment, artifact, repository, install, gpus)
     else:
         models = _prepare_file(version, deployment, artifact, repository, install, gpus, symlinks=symlinks)
+    for code in repository.glob("*/*/model.py"):
+        if not code.with_name(UTILS).exists():
+            shutil.copyfile(RUNTIMES / "output.py", code.with_name(UTILS))
     _open_to_models(repository)
     return models
 

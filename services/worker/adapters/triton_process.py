@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from services.worker.adapters import memory_limit
+from services.worker.adapters.model_log import ModelLog
 from services.worker.adapters.sandbox import Needs, Sandbox
 from services.worker.adapters.triton_install import TritonInstall
 from tidegate import telemetry
@@ -35,6 +36,7 @@ class TritonOptions:
     """What differs from one Triton to the next. ``TIDEGATE_*`` in the deployment's ``env`` is ignored.
 
     ``response_cache_mb`` is the most that answers kept for repeated requests take; 0: none are kept.
+    ``log_bytes_per_s``: the pace of model output that is kept; more is dropped and counted.
     """
 
     replica: str
@@ -43,6 +45,7 @@ class TritonOptions:
     auto_complete: bool = True
     start_timeout_s: float = 120.0
     response_cache_mb: int = 0
+    log_bytes_per_s: int = 64 * 1024
 
 
 class TritonProcess:
@@ -51,7 +54,7 @@ class TritonProcess:
     models/       the model repository: the model reads it
     home/         the model's HOME, where it has a user of its own
     run-<n>/      working folder of the n-th start, with the gRPC and HTTP sockets: no port is fought over
-    triton.log    its output
+    triton.log    the end of its output
 
     Only the worker changes the folder itself, so a model cannot put something else in the place of one of
     these. Metrics are on a free loopback port.
@@ -69,6 +72,7 @@ class TritonProcess:
         self._region = "tidegate-" + hashlib.sha256(str(self._work_dir).encode()).hexdigest()[:16]
         self.repository = self._work_dir / MODELS
         self.log_path = self._work_dir / "triton.log"
+        self._log = ModelLog(self.log_path, options.log_bytes_per_s)
         self.metrics_port = 0
         self._kills = 0
         self._starts = 0
@@ -198,6 +202,7 @@ class TritonProcess:
 
     def tail(self, lines: int = 12) -> str:
         """The last lines of Triton's log, the informational ones left out; before them, if memory ran out."""
+        self._log.settle()
         try:
             with self.log_path.open("rb") as output:
                 # Never all of it: a model can make its log look as large as it likes.
@@ -221,8 +226,8 @@ class TritonProcess:
         command = [str(self._install.server), *self._arguments()]
         self._process = None
         self.log_path.write_bytes(b"")
-        # Appending: the place where a model writes next is not for it to choose.
-        with self.log_path.open("ab") as output:
+        # A pipe: what a model writes is bounded before it reaches a disk.
+        with self._log.writer() as output:
             while self._process is None:
                 needs = self._lay_out()
                 self._process = await self.sandbox.spawn(

@@ -5,11 +5,13 @@ requests to be tried again with nothing beside them; requests nobody may try aga
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Sequence
 
 from services.worker.domain.attempts import GIVE_UP, after_loss
 from services.worker.domain.backlog import Item
+from services.worker.request_log import note
 from tidegate import telemetry
 from tidegate.broker import Link, Session
 from tidegate.claims import Claims
@@ -82,7 +84,10 @@ class Outbox:
         """
         safe = bool(request.flags & envelope.RETRY_SAFE)
         step, attempt = after_loss(request.attempt, alone=alone, safe=safe)
-        if step in GIVE_UP:
+        given_up = step in GIVE_UP
+        what = "request is given up" if given_up else "request is tried again, alone"
+        note(logging.WARNING, what, request, cause=step, attempt=attempt, was_alone=alone)
+        if given_up:
             body = envelope.pack(envelope.REQUESTS, [envelope.with_attempt(request.raw, attempt)])
             await self.give_up(body, step, reply_to, loss=self.loss)
         else:

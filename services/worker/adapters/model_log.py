@@ -1,0 +1,137 @@
+"""Reads what Triton and its models write, keeps a bounded part of it, and passes lines on to the log.
+
+The output comes through a pipe that a thread reads at once, so a model never waits for its log, and what it
+writes above its pace never reaches a disk.
+"""
+
+from __future__ import annotations
+
+import array
+import contextlib
+import fcntl
+import logging
+import os
+import select
+import termios
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO
+
+from prometheus_client import Counter
+
+from services.worker.domain.model_output import Line, Pace, Reader
+from tidegate import telemetry
+
+DROPPED = Counter("tidegate_worker_model_log_dropped_bytes_total", "Output of models that was not kept.")
+
+BLOCK = 64 * 1024
+# The raw output beside the replica: cut to its end when it is longer than this.
+MOST_BYTES = 4 * 2**20
+KEPT_BYTES = 64 * 1024
+# How long the end of the output is waited for, when Triton has ended.
+SETTLE_S = 0.25
+POLL_S = 0.002
+# How often dropped lines are told.
+TELL_S = 1.0
+
+_LEVELS = {"info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
+
+
+class ModelLog:
+    """The output of one Triton after another; ``path`` has the end of it as it came."""
+
+    def __init__(self, path: Path, bytes_per_s: int) -> None:
+        self._path = path
+        self._pace = Pace(bytes_per_s)
+        self._per_s = bytes_per_s
+        self._pipe = -1
+        self._busy = False
+        self._told_at = 0.0
+        # At all levels, whatever the worker's own is: a model's lines are its author's choice.
+        self._loggers = {name: telemetry.logger(name) for name in ("model", "triton")}
+        for each in self._loggers.values():
+            each.setLevel(logging.DEBUG)
+            # Where no log is configured, nothing of it goes to the terminal.
+            each.addHandler(logging.NullHandler())
+
+    @contextlib.contextmanager
+    def writer(self) -> Iterator[int]:
+        """Yield a descriptor for a process to write to. The output is read until all that have it end."""
+        ours, theirs = os.pipe2(os.O_CLOEXEC)
+        try:
+            yield theirs
+        except BaseException:
+            os.close(ours)
+            raise
+        finally:
+            os.close(theirs)
+        self._pipe = ours
+        threading.Thread(target=self._read, args=(ours,), name="model log", daemon=True).start()
+
+    def settle(self) -> None:
+        """Return when all that was written so far is in ``path``, or after a moment."""
+        ends_at = time.monotonic() + SETTLE_S
+        while time.monotonic() < ends_at and (self._busy or self._unread()):
+            time.sleep(POLL_S)
+
+    def _unread(self) -> bool:
+        if self._pipe < 0:
+            return False
+        count = array.array("i", [0])
+        try:
+            fcntl.ioctl(self._pipe, termios.FIONREAD, count)
+        except OSError:
+            return False
+        return count[0] > 0
+
+    def _read(self, pipe: int) -> None:
+        reader = Reader()
+        with self._path.open("ab", buffering=0) as raw, contextlib.suppress(OSError):
+            while data := self._next(pipe):
+                self._keep(reader.feed(data), raw)
+            self._keep(reader.end(), raw)
+        if self._pipe == pipe:
+            self._pipe = -1
+        self._busy = False
+        os.close(pipe)
+
+    def _next(self, pipe: int) -> bytes:
+        self._busy = False
+        while not select.select([pipe], [], [], TELL_S if self._pace.dropped.lines else None)[0]:
+            self._tell_dropped(time.monotonic())
+        self._busy = True  # before the pipe is empty: see `settle`
+        return os.read(pipe, BLOCK)
+
+    def _keep(self, lines: list[Line], raw: IO[bytes]) -> None:
+        now = time.monotonic()
+        kept = [line for line in lines if line.source == "triton" or self._pace.take(len(line.text), now)]
+        if kept:
+            self._write(kept, raw)
+        for line in kept:
+            if line.told:
+                self._loggers[line.source].log(
+                    _LEVELS[line.level], "%s", line.text, extra={"source": line.source}
+                )
+        self._tell_dropped(now)
+
+    def _tell_dropped(self, now: float) -> None:
+        if now - self._told_at >= TELL_S and (dropped := self._pace.settled()) is not None:
+            self._told_at = now
+            DROPPED.inc(dropped.bytes)
+            self._loggers["model"].warning(
+                f"{dropped.lines} lines of the model's output were dropped ({dropped.bytes} bytes): it wrote "
+                f"more than TIDEGATE_MODEL_LOG_BYTES_PER_S={self._per_s}",
+                extra={"source": "worker", "dropped_lines": dropped.lines, "dropped_bytes": dropped.bytes},
+            )
+
+    @staticmethod
+    def _write(lines: list[Line], raw: IO[bytes]) -> None:
+        raw.write("".join(f"{line.raw}\n" for line in lines).encode(errors="replace"))
+        if raw.tell() > MOST_BYTES:
+            with open(raw.name, "rb") as written:  # noqa: PTH123
+                written.seek(-KEPT_BYTES, os.SEEK_END)
+                end = written.read()
+            raw.truncate(0)
+            raw.write(end)

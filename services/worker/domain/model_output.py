@@ -1,0 +1,121 @@
+"""What a model and its Triton write: whose line it is, and how much of it is kept. Pure."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+# A longer line is cut, so that a model without line breaks stays readable and bounded.
+LONGEST_LINE = 8 * 1024
+# Seconds of the allowed pace that may come at once.
+BURST_S = 16
+
+Source = Literal["model", "triton"]
+
+# Triton's own lines: level, date, time, pid, file and line. A Python model's `pb_utils.Logger` writes alike.
+_TRITON = re.compile(
+    r"(?P<level>[IWEF])\d{4} \d\d:\d\d:\d\d\.\d+ \d+ (?P<file>[^ :\]]+):\d+\](?: (?P<text>.*))?$"
+)
+# What a Triton without a GPU says at each start.
+_USUAL = re.compile(
+    "pinned system memory|CudaDriverHelper|DCGM|^Error: Failed to initialize NVML|"
+    "evhtp.c:.*NODELAY NOT SUPPORTED"
+)
+_LEVELS = {"I": "info", "W": "warning", "E": "error", "F": "error"}
+
+
+class Line(NamedTuple):
+    """A line: whose it is, its level, and its text. ``raw`` is the line as it came.
+
+    ``told``: it belongs in the log of the Deployment.
+    """
+
+    source: Source
+    level: str
+    text: str
+    raw: str
+    told: bool = True
+
+
+class Reader:
+    """Takes bytes as they come and returns whole lines."""
+
+    def __init__(self) -> None:
+        self._rest = b""
+        self._cut = False
+        self._table = False
+
+    def feed(self, data: bytes) -> list[Line]:
+        """Return the lines that are complete now."""
+        *whole, self._rest = (self._rest + data).split(b"\n")
+        found = []
+        for raw in whole:
+            if self._cut:  # the rest of a line that was cut
+                self._cut = False
+                continue
+            found.append(self._line(raw))
+        if len(self._rest) > LONGEST_LINE:
+            if not self._cut:
+                found.append(self._line(self._rest))
+            self._rest, self._cut = b"", True
+        return found
+
+    def end(self) -> list[Line]:
+        """Return the last line, which has no end."""
+        rest, self._rest = self._rest, b""
+        return [self._line(rest)] if rest and not self._cut else []
+
+    def _line(self, raw: bytes) -> Line:
+        text = raw[:LONGEST_LINE].decode(errors="replace").rstrip("\r")
+        if len(raw) > LONGEST_LINE:
+            text += " ... (cut: the line is longer than 8 KiB)"
+        found = _TRITON.match(text)
+        if found is not None:
+            level, said = _LEVELS[found["level"]], (found["text"] or "").strip()
+            if found["file"].endswith(".py"):
+                return Line("model", level, said.strip('"'), text)
+            self._table = not said
+            told = level != "info" and bool(said) and _USUAL.search(said) is None
+            return Line("triton", level, said, text, told)
+        # Triton shows its models, backends and options as tables, behind a line without a text.
+        self._table = self._table and (not text.strip() or text[0] in "+|")
+        if self._table or _USUAL.search(text):
+            return Line("triton", "info", text, text, told=False)
+        return Line("model", "info", text, text, told=bool(text.strip()))
+
+
+@dataclass(slots=True)
+class Dropped:
+    """Lines that were not kept, and their bytes."""
+
+    lines: int = 0
+    bytes: int = 0
+
+
+class Pace:
+    """So many bytes a second of output are kept, after a burst; the rest is dropped and counted."""
+
+    def __init__(self, bytes_per_s: int) -> None:
+        self._per_s = bytes_per_s
+        self._left = self._most = float(bytes_per_s * BURST_S)
+        self._at = 0.0
+        self.dropped = Dropped()
+
+    def take(self, size: int, now: float) -> bool:
+        """Return True if a line of ``size`` bytes is kept; ``now`` in seconds of any clock."""
+        self._left = min(self._most, self._left + max(0.0, now - self._at) * self._per_s)
+        self._at = now
+        if self._left < size:
+            self.dropped.lines += 1
+            self.dropped.bytes += size
+            return False
+        self._left -= size
+        return True
+
+    def settled(self) -> Dropped | None:
+        """Return what was dropped since the last call, or None."""
+        if not self.dropped.lines:
+            return None
+        found, self.dropped = self.dropped, Dropped()
+        return found

@@ -1,0 +1,63 @@
+"""Whose a line of output is, and how much of it is kept."""
+
+from __future__ import annotations
+
+from services.worker.domain.model_output import LONGEST_LINE, Pace, Reader
+
+HEAD = "{}1129 09:46:28.417910 4366 {}] "
+
+
+def said(text: str) -> list[tuple[str, str, str, bool]]:
+    return [(x.source, x.level, x.text, x.told) for x in Reader().feed(text.encode())]
+
+
+def test_lines_that_come_in_pieces_are_put_together() -> None:
+    reader = Reader()
+    assert reader.feed(b"ha") == []
+    assert [line.text for line in reader.feed(b"lf\nwhole\nre")] == ["half", "whole"]
+    assert [line.text for line in reader.end()] == ["re"]
+
+
+def test_the_model_s_lines_are_told_and_the_usual_ones_of_triton_are_not() -> None:
+    text = (
+        HEAD.format("I", "server.cc:674") + "\n+---+\n| Backend |\n+---+\n\n"
+        "the model's own\n"
+        + HEAD.format("I", "grpc_server.cc:2558")
+        + '"Started"\n'
+        + HEAD.format("E", "model_lifecycle.cc:654")
+        + "failed to load\n"
+        + HEAD.format("W", "model.py:11")
+        + '"by pb_utils"\n'
+        + HEAD.format("E", "pinned_memory_manager.cc:1")
+        + "CudaDriverHelper has not been initialized.\n"
+    )
+    told = [line[:3] for line in said(text) if line[3]]
+    assert told == [
+        ("model", "info", "the model's own"),
+        ("triton", "error", "failed to load"),
+        ("model", "warning", "by pb_utils"),
+    ]
+
+
+def test_a_table_of_the_model_is_told() -> None:
+    assert [line[3] for line in said("| a |\n+---+\n")] == [True, True]
+
+
+def test_a_line_that_does_not_end_is_cut_once() -> None:
+    reader = Reader()
+    found = [line for _ in range(100) for line in reader.feed(b"x" * 1000)]
+    assert len(found) == 1
+    assert len(found[0].text) < LONGEST_LINE + 100
+    assert [line.text for line in reader.feed(b"yy\nnext\n")] == ["next"]
+
+
+def test_output_above_the_pace_is_dropped_and_counted() -> None:
+    pace = Pace(1000)
+    kept = sum(pace.take(100, now=1.0) for _ in range(1000))
+    assert kept == 160, "a burst of 16 seconds"
+    assert pace.take(100, now=1.1)
+    assert not pace.take(100, now=1.1)
+    dropped = pace.settled()
+    assert dropped is not None
+    assert (dropped.lines, dropped.bytes) == (841, 84_100)
+    assert pace.settled() is None

@@ -1,0 +1,28 @@
+"""How many of something are let through in a second, so that a flood of them costs a bounded amount."""
+
+from __future__ import annotations
+
+
+class Allowance:
+    """So many a second after a burst; ``dropped`` counts the others until :meth:`settled`."""
+
+    def __init__(self, per_s: float, burst: float) -> None:
+        self._per_s = per_s
+        self._most = self._left = burst
+        self._at = 0.0
+        self.dropped = 0
+
+    def take(self, now: float) -> bool:
+        """Return True if one more is let through at ``now``, in seconds of a monotonic clock."""
+        self._left = min(self._most, self._left + max(0.0, now - self._at) * self._per_s)
+        self._at = now
+        if self._left < 1:
+            self.dropped += 1
+            return False
+        self._left -= 1
+        return True
+
+    def settled(self) -> int:
+        """Return how many were dropped since the last call."""
+        found, self.dropped = self.dropped, 0
+        return found

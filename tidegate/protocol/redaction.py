@@ -1,0 +1,42 @@
+"""What a caller is told of a failure: its reason, without traceback and without paths of the server. Pure."""
+
+from __future__ import annotations
+
+import re
+from typing import NamedTuple
+
+# An absolute path of at least two steps, at the start of a word. Paths of URLs and of the API stay.
+_PATH = re.compile(
+    r"(?:(?<=[\s'\"`(\[{<=,;|])|(?<=:)(?!//)|^)/(?!v[12]/|api/|health/)"
+    r"(?:[^\s'\"`:,;()<>|\[\]{}/]+/)+(?P<last>[^\s'\"`:,;()<>|\[\]{}/]*)",
+    re.MULTILINE,
+)
+# Triton's words around the exception of a Python model, and the traceback behind it.
+_AROUND = re.compile(r"^Failed to process the request\(s\) for model (?:instance )?'[^']*', message: ")
+_AT = re.compile(r"\n+At:\n(?:  .*(?:\n|$))+")
+_TRACEBACK = re.compile(r"Traceback \(most recent call last\):\n(?:[ \t]+.*(?:\n|$))+")
+
+
+class Told(NamedTuple):
+    """A failure in two parts: for its caller, and for the log only (empty: the message says all)."""
+
+    message: str
+    traceback: str
+
+
+def without_paths(text: str) -> str:
+    """Return a text with only the last step of each absolute path, as ``.../model.py``."""
+    return _PATH.sub(lambda found: f".../{found['last']}", text)
+
+
+def told(message: str) -> Told:
+    """Return what the caller is told of a failure of a model, and its traceback."""
+    removed: list[str] = []
+
+    def remove(found: re.Match[str]) -> str:
+        removed.append(found[0].strip("\n"))
+        return "\n"
+
+    short = _TRACEBACK.sub(remove, _AT.sub(remove, _AROUND.sub("", message)))
+    shown = without_paths(short).strip().rstrip(";").rstrip()
+    return Told(shown or "the model failed without a message", "\n".join(removed))
