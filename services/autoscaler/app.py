@@ -7,20 +7,23 @@ import socket
 import time
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
 
 from fastapi import FastAPI
 
 from services.autoscaler.adapters.events import Events
 from services.autoscaler.adapters.history import History
+from services.autoscaler.adapters.kept_logs import KeptLogs
 from services.autoscaler.adapters.leader import LeaderLock
 from services.autoscaler.adapters.ledger import Ledger
 from services.autoscaler.adapters.overrides import Overrides
 from services.autoscaler.adapters.registry import IntentionSource, RegistryClient
 from services.autoscaler.adapters.replica_grants import ReplicaGrants
 from services.autoscaler.adapters.warm_offers import WarmOffers
-from services.autoscaler.api import operators, replay, targets
+from services.autoscaler.api import logs, operators, replay, targets
 from services.autoscaler.domain.launcher import Launcher
 from services.autoscaler.launchers import launcher_of
+from services.autoscaler.logs import Logs
 from services.autoscaler.loop import Loop, Parts
 from services.autoscaler.operations import Operations
 from services.autoscaler.recorder import Recorder
@@ -29,7 +32,10 @@ from services.autoscaler.settings import AutoscalerSettings
 from services.autoscaler.warm import WarmPool
 from tidegate import tasks
 from tidegate.api import create_app
+from tidegate.log_files import LogFolder
 from tidegate.store import JobStore, Store
+
+PRUNE_S = 600.0
 
 
 def build(settings: AutoscalerSettings, launcher: Launcher | None = None) -> FastAPI:
@@ -46,7 +52,7 @@ def build(settings: AutoscalerSettings, launcher: Launcher | None = None) -> Fas
         name="autoscaler",
         settings=settings,
         lifespan=lifespan,
-        routers=[operators.router, replay.router, targets.router],
+        routers=[operators.router, logs.router, replay.router, targets.router],
         larger_bodies={"/v1/replay": replay.MAX_BODY},
     )
     app.state.host = settings.host
@@ -85,6 +91,12 @@ async def _start(
     await stack.enter_async_context(events)
     operations = Operations(loop, parts, pool, leader, settings.policy())
     app.state.operations = operations
+    app.state.logs = Logs(
+        LogFolder(state / "log"),
+        pool,
+        lambda: source.current,
+        lambda: [each["replica"] for each in operations.replicas()],
+    )
     app.state.replays = Replays(
         operations,
         history,
@@ -98,6 +110,7 @@ async def _start(
     _run(stack, _lead(leader, loop, pool, leads))
     _run(stack, _hold(pool, loop, leads))
     _run(stack, _grant(grants, leads))
+    _run(stack, _prune_logs(KeptLogs(state / "log", settings.log_limits()), state / "replicas"))
 
 
 def _add_checks(
@@ -138,6 +151,13 @@ async def _hold(pool: WarmPool, loop: Loop, leads: asyncio.Event) -> None:
     """Keep the warm pool filled, once this process leads."""
     await leads.wait()
     await pool.hold(lambda: loop.host not in loop.cordoned)
+
+
+async def _prune_logs(kept: KeptLogs, replicas: Path) -> None:
+    """Delete logs that have become too old, also while nothing ends."""
+    while True:
+        await asyncio.sleep(PRUNE_S)
+        await asyncio.to_thread(kept.prune, lambda each: (replicas / each).is_dir())
 
 
 async def _grant(grants: ReplicaGrants, leads: asyncio.Event) -> None:

@@ -40,7 +40,13 @@ def process_launcher(settings: AutoscalerSettings) -> ProcessLauncher:
     # -P: the folder that the stack was started in is not on the import path.
     command = [sys.executable, "-P", "-m", "services.worker", "--replica-dir"]
     inherited = {name: value for name, value in os.environ.items() if name not in WITHHELD}
-    plan = ProcessPlan(command, settings.state_path, settings.service_token, {**inherited, **environment})
+    plan = ProcessPlan(
+        command,
+        settings.state_path,
+        settings.service_token,
+        {**inherited, **environment},
+        logs=settings.log_limits(),
+    )
     return ProcessLauncher(plan)
 
 
@@ -56,6 +62,7 @@ def docker_launcher(settings: AutoscalerSettings) -> Launcher:
         image=settings.docker_image,
         network=settings.docker_network,
         state_dir=settings.state_path,
+        logs=settings.log_limits(),
         token=settings.service_token,
         secrets=worker_secrets(settings.secrets_path),
         environment={**_shared(settings), **settings.docker_environment},

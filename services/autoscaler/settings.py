@@ -7,6 +7,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field, field_validator
 
+from services.autoscaler.domain.log_keeping import LogLimits
 from services.autoscaler.domain.snapshot import Policy
 from tidegate.protocol.models import NAME_PATTERN, Flavour
 from tidegate.settings import Settings
@@ -35,6 +36,14 @@ class AutoscalerSettings(Settings):
     autoscaler_decisions_kept: int = Field(5000, ge=1, description="Decisions that are kept on disk.")
     autoscaler_history_mb: int = Field(
         256, ge=0, description="Disk for what was observed, so that it can be decided again; 0: none is kept."
+    )
+    worker_log_days: float = Field(
+        7.0, gt=0, description="How long the log of an ended replica is kept, in days."
+    )
+    worker_log_mb: int = Field(
+        1024,
+        ge=1,
+        description="Disk for the logs of ended replicas, in MiB; one Deployment gets a quarter at most.",
     )
     autoscaler_warm: dict[str, Flavour] = Field(
         default_factory=dict,
@@ -113,6 +122,10 @@ class AutoscalerSettings(Settings):
         if strange:
             raise ValueError(f"a flavour's name is of lower case letters, digits and -: not {strange[0]!r}")
         return given
+
+    def log_limits(self) -> LogLimits:
+        """What is kept of ended replicas' logs."""
+        return LogLimits(self.worker_log_days * 86_400, self.worker_log_mb * 2**20)
 
     def policy(self) -> Policy:
         """The part of the settings that decisions depend on."""

@@ -117,6 +117,10 @@ class WarmPool:
         await self._launcher.kill(self._worker(replica))
         self._drop(replica)
 
+    async def output(self, replica: str, lines: int) -> str:
+        """Return the end of a replica's output, wherever that began."""
+        return await self._launcher.output(self._worker(replica), lines)
+
     async def list(self) -> Replicas:
         """Every replica that exists; workers that wait are none."""
         rows = await self._launcher.list()

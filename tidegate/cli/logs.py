@@ -1,4 +1,4 @@
-"""``tidegate logs``: the log files of services and replicas."""
+"""``tidegate logs``: what services, replicas and models wrote, and what was written about one request."""
 
 from __future__ import annotations
 
@@ -6,62 +6,150 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import orjson
 import typer
 
 from tidegate.cli.exits import UsageError
 from tidegate.cli.options import Json
-from tidegate.errors import NotFound
+from tidegate.errors import NotFound, Unavailable
+
+if TYPE_CHECKING:
+    from tidegate.cli.log_source import Source
 
 POLL_S = 0.25
+FOLLOW_S = 0.5
 BLOCK = 64 * 1024
+# Above every time: no line is too young.
+EVER = 1e11
 
 
 def logs(
     name: Annotated[
-        str, typer.Argument(metavar="SERVICE|REPLICA", help="Or a deployment: its newest replica.")
-    ],
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on as lines are written.")] = False,
-    lines: Annotated[int, typer.Option("--lines", "-n", min=0, help="How many of the last lines.")] = 100,
+        str | None,
+        typer.Argument(
+            metavar="NAME",
+            help="A service, a replica, or a deployment or endpoint: all of its replicas, the dead too.",
+        ),
+    ] = None,
+    follow: Annotated[
+        bool, typer.Option("--follow", "-f", help="Go on as lines are written, also by new replicas.")
+    ] = False,
+    tail: Annotated[
+        int, typer.Option("--tail", "--lines", "-n", min=0, max=10_000, help="How many of the last lines.")
+    ] = 100,
+    since: Annotated[
+        str | None, typer.Option("--since", help="Only what is younger: 30s, 10m, 2h, 1d, or an ISO time.")
+    ] = None,
+    request: Annotated[
+        str | None,
+        typer.Option("--request", help="A request's or job's id: its lines of gateway, worker and router."),
+    ] = None,
     json: Json = False,
 ) -> None:
-    """Show a log. A terminal gets readable lines, a pipe the JSON lines as they were written."""
-    from tidegate.cli import output
+    """Show logs, a model's own output (print, logging) included. A pipe gets the JSON lines.
+
+    Examples: `tidegate logs digits -f`, `tidegate logs digits --since 10m`, `tidegate logs gateway`,
+    `tidegate logs --request 6ecec3572916c219`.
+    """
     from tidegate.cli.api import settings
+    from tidegate.cli.log_source import Local, source
 
     if follow and json:
         raise UsageError("--json is one document, so it cannot follow; a pipe gets JSON lines anyway.")
-    path = find(settings().state_path / "log", name)
+    if (name is None) == (request is None):
+        raise UsageError("Give one of both: a NAME, or --request ID.")
+    found = source(settings())
+    if request is not None:
+        _show_request(found, request, json=json)
+        return
+    assert name is not None
+    after = _since(since)
+    file = found.file(name) if isinstance(found, Local) else None
+    if file is not None and since is None:
+        _show_file(file, tail, follow=follow, json=json)
+    else:
+        _show_merged(found, name, tail, after, follow=follow, json=json)
+
+
+def _since(text: str | None) -> float:
+    from tidegate.protocol import log_lines
+
+    if text is None:
+        return -1.0
+    try:
+        return log_lines.since(text, time.time())
+    except ValueError as error:
+        raise UsageError(f"--since {error}.") from None
+
+
+def _show_file(path: Path, lines: int, *, follow: bool, json: bool) -> None:
+    """Show the log of a service, whose lines need not have a time."""
+    from tidegate.cli import output
+
     if json:
         output.dump({"file": str(path), "lines": [_parsed(text) for text in tail(path, lines)]})
         return
     readable = sys.stdout.isatty()
     for text in tail(path, lines):
-        _show(text, readable)
+        _write(pretty(text) if readable else text)
     if follow:
         for text in following(path):
-            _show(text, readable)
+            _write(pretty(text) if readable else text)
 
 
-def find(folder: Path, name: str) -> Path:
-    """The log of a service, a replica, or a deployment's newest replica. NotFound says what there is."""
-    exact = [folder / f"{name}.log", folder / f"worker-{name}.log"]
-    for path in exact:
-        if path.parent == folder and path.is_file():
-            return path
-    of_deployment = [p for p in folder.glob("worker-*.log") if deployment_in(p.stem) == name]
-    if of_deployment:
-        return max(of_deployment, key=lambda path: path.stat().st_mtime)
-    there = sorted(path.stem.removeprefix("worker-") for path in folder.glob("*.log"))
-    known = f"there are {', '.join(there)}" if there else f"there is none in {folder}"
-    raise NotFound(f"There is no log of {name!r}: {known}.")
+def _show_merged(found: Source, name: str, lines: int, after: float, *, follow: bool, json: bool) -> None:
+    from tidegate.cli import output
+    from tidegate.log_files import SETTLE_S
+
+    until = time.time() - SETTLE_S if follow else EVER
+    first = found.read(name, since=after, until=until, lines=lines)
+    if json:
+        output.dump({"name": name, "lines": first})
+        return
+    _show_lines(first)
+    while follow:
+        time.sleep(FOLLOW_S)
+        before, until = until, time.time() - SETTLE_S
+        try:
+            _show_lines(found.read(name, since=before, until=until, lines=10_000))
+        except (NotFound, Unavailable):
+            until = before  # it may come (again): a restart, or the last replica's log was deleted
 
 
-def deployment_in(stem: str) -> str:
-    """``worker-<deployment>-<slot>-<generation>`` -> ``<deployment>``."""
-    return stem.removeprefix("worker-").rsplit("-", 2)[0]
+def _show_request(found: Source, id_: str, *, json: bool) -> None:
+    from tidegate.cli import output
+    from tidegate.telemetry import LONGEST_ID
+
+    lines = found.of_request(id_[:LONGEST_ID])
+    if not lines:
+        raise NotFound(nothing_of(id_))
+    if json:
+        output.dump({"request": id_, "lines": lines})
+    else:
+        _show_lines(lines)
+
+
+def nothing_of(id_: str) -> str:
+    """Return why there may be no line of a request, and what to do."""
+    return (
+        f"No log has a line of {id_!r}. Errors are always logged, but of many successful requests only a "
+        "part is: TIDEGATE_ACCESS_LOG_SAMPLE=1 keeps all. Lines are written within a second. Old ones go "
+        "(TIDEGATE_ACCESS_LOG_DAYS). In containers the gateway and the router write to their own output: "
+        "`docker compose logs gateway router | grep ID`."
+    )
+
+
+def _show_lines(lines: list[dict[str, Any]]) -> None:
+    readable = sys.stdout.isatty()
+    for line in lines:
+        _write(prefixed(line) if readable else orjson.dumps(line, default=str).decode())
+
+
+def _write(text: str) -> None:
+    sys.stdout.write(text + "\n")
+    sys.stdout.flush()
 
 
 def tail(path: Path, lines: int) -> list[str]:
@@ -95,11 +183,6 @@ def following(path: Path) -> Iterator[str]:
             time.sleep(POLL_S)
 
 
-def _show(text: str, readable: bool) -> None:
-    sys.stdout.write((pretty(text) if readable else text) + "\n")
-    sys.stdout.flush()
-
-
 def _parsed(text: str) -> Any:
     try:
         return orjson.loads(text)
@@ -107,17 +190,31 @@ def _parsed(text: str) -> Any:
         return text
 
 
+def prefixed(line: dict[str, Any]) -> str:
+    """A line of a merged log, with the log it is from; of a model's own output just the text."""
+    log, fields = str(line["log"]), {key: value for key, value in line.items() if key != "log"}
+    if fields.get("source") == "model":
+        return f"{_clock(fields)} {log} | {fields['message']}"
+    text = pretty(orjson.dumps(fields, default=str).decode())
+    when, _, rest = text.partition(" ")
+    return f"{when} {log} | {rest}"
+
+
 def pretty(text: str) -> str:
     """A JSON log line as ``time LEVEL message key=value``; other lines as they are."""
     fields = _parsed(text)
     if not isinstance(fields, dict) or "message" not in fields:
         return text
-    when = str(fields.pop("time", ""))[11:23]
+    when = _clock(fields)
     level = str(fields.pop("level", "")).upper()
     message = str(fields.pop("message"))
-    trace = fields.pop("exc_info", None)
-    for key in ("service", "logger"):
+    traces = [str(fields.pop(key)) for key in ("exc_info", "traceback") if fields.get(key)]
+    for key in ("time", "service", "logger", "source", "color_message"):
         fields.pop(key, None)
     rest = " ".join(f"{key}={value}" for key, value in fields.items())
     shown = f"{when} {level:<7} {message} {rest}".rstrip()
-    return f"{shown}\n{trace}" if trace else shown
+    return "\n".join([shown, *traces])
+
+
+def _clock(fields: dict[str, Any]) -> str:
+    return str(fields.get("time", ""))[11:23]

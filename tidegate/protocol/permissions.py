@@ -198,6 +198,9 @@ AUTOSCALER = Permissions(
         "PATCH /v1/deployments/{name}/policy": (OPERATE,),
         "GET /v1/deployments/{name}/cold-starts": (OPERATE,),
         "GET /v1/cold-starts": (OPERATE,),
+        # What a model printed is for its author, too.
+        "GET /v1/logs/{name}": LOOK,
+        "GET /v1/requests/{id}/logs": (OPERATE,),
         "GET /v1/hosts": (OPERATE,),
         "PUT /v1/hosts/{host}/cordon": (OPERATE,),
         "DELETE /v1/hosts/{host}/cordon": (OPERATE,),

@@ -11,6 +11,7 @@ from typing import Any, Literal
 from services.autoscaler.domain.engine_rules import CAPABILITIES, ROOT
 from services.autoscaler.domain.gpus import Shares, to_label
 from services.autoscaler.domain.launcher import Start
+from services.autoscaler.domain.log_keeping import LogLimits
 
 MIB = 1024 * 1024
 PIDS_LIMIT = 4096
@@ -62,6 +63,7 @@ class DockerPlan:
     log_driver: str = "json-file"
     log_options: Mapping[str, str] = field(default_factory=dict)
     compose_project: str = ""
+    logs: LogLimits | None = None
 
     def name(self, replica: str) -> str:
         """The container's name, which the engine gives only once: the fence. No name of compose has a dot."""

@@ -1,27 +1,35 @@
-"""The output of workers after their end, for people who look for a reason: the newest few."""
+"""The output of workers after their end, for people who look for a reason: by age and size."""
 
 from __future__ import annotations
 
 import contextlib
+import time
+from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 
+from services.autoscaler.domain.log_keeping import KeptLog, LogLimits, overdue
 from tidegate import telemetry
+from tidegate.protocol.log_lines import deployment_of
 
 log = telemetry.logger(__name__)
 
-KEPT_LOGS = 40
+_WORKER = "worker-"
 
 
 class KeptLogs:
     """``worker-<replica>.log`` in ``folder``; it may be a link to one that began under another name."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(
+        self, folder: Path, limits: LogLimits | None = None, clock: Callable[[], float] = time.time
+    ) -> None:
         self._folder = folder
+        self._limits = limits or LogLimits()
+        self._clock = clock
 
     def path(self, replica: str) -> Path:
         """Where the output of a replica is."""
-        return self._folder / f"worker-{replica}.log"
+        return self._folder / f"{_WORKER}{replica}.log"
 
     def keep(self, replica: str, output: str) -> None:
         """Write it down; a disk that is full is no reason to keep a dead worker."""
@@ -33,18 +41,26 @@ class KeptLogs:
             log.warning("a worker's output was not kept", extra={"replica": replica, "problem": str(error)})
 
     def prune(self, lives: Callable[[str], bool] = lambda _: False) -> None:
-        """Delete the oldest ones, but for those of replicas that live, under either name."""
-        found = [*self._folder.glob("worker-*.log")]
-        living = {path.resolve() for path in found if lives(path.stem[7:])}
-        dead = [path for path in found if path.resolve() not in living]
-        for path in sorted(dead, key=_written_at)[:-KEPT_LOGS]:
-            with contextlib.suppress(OSError):
-                path.unlink(missing_ok=True)
+        """Delete what is too old or too much, but nothing of replicas that live, under either name."""
+        found = defaultdict[str, list[Path]](list)
+        for path in self._folder.glob(f"{_WORKER}*.log*"):
+            found[path.name.partition(".log")[0].removeprefix(_WORKER)].append(path)
+        living = {path.resolve() for replica, parts in found.items() if lives(replica) for path in parts}
+        dead = {
+            replica: parts for replica, parts in found.items() if not living & {p.resolve() for p in parts}
+        }
+        kept = [_kept(replica, parts) for replica, parts in dead.items()]
+        for replica in overdue(kept, self._clock(), self._limits):
+            for path in dead[replica]:
+                with contextlib.suppress(OSError):
+                    path.unlink(missing_ok=True)
 
 
-def _written_at(path: Path) -> float:
-    """Of a link its own time: what it leads to may be gone, or not there yet."""
-    try:
-        return path.lstat().st_mtime
-    except OSError:
-        return 0.0
+def _kept(replica: str, parts: list[Path]) -> KeptLog:
+    """Of a link its own time and size: what it leads to may be gone, or not there yet."""
+    size, written_at = 0, 0.0
+    for path in parts:
+        with contextlib.suppress(OSError):
+            found = path.lstat()
+            size, written_at = size + found.st_size, max(written_at, found.st_mtime)
+    return KeptLog(replica, deployment_of(replica), size, written_at)

@@ -75,7 +75,7 @@ class DockerLauncher:
         self._clock = clock
         self._images = Images(engine, plan.pull)
         self._marks = DrainMarks(plan.state_dir / "draining")
-        self._logs = KeptLogs(plan.state_dir / "log")
+        self._logs = KeptLogs(plan.state_dir / "log", plan.logs)
         self._launching: set[str] = set()
         # Two launches of this process would choose the same GPU, and one would fail for nothing.
         self._choosing = asyncio.Lock()
@@ -117,6 +117,10 @@ class DockerLauncher:
         rows = await self._rows()
         found = await asyncio.gather(*(self._running(row) for row in rows))
         return sorted((each for each in found if each is not None), key=lambda each: each.replica)
+
+    async def output(self, replica: str, lines: int) -> str:
+        """Return the end of a container's output, which the engine keeps while there is the container."""
+        return await self._engine.output(self._plan.name(replica), min(lines, KEPT_LINES))
 
     async def close(self) -> None:
         """Let go of the engine; workers are left running."""

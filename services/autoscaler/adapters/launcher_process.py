@@ -24,6 +24,7 @@ from services.autoscaler.adapters.last_words import how_it_ended, with_last_line
 from services.autoscaler.adapters.replica_folder import ReplicaFolder
 from services.autoscaler.domain.gpus import Claim, Gpu, NoRoom, Shares, place
 from services.autoscaler.domain.launcher import LaunchFailed, Running, Start, parse_replica
+from services.autoscaler.domain.log_keeping import LogLimits
 from tidegate import model_users
 from tidegate.errors import Unavailable
 from tidegate.protocol import replica_token
@@ -53,6 +54,7 @@ class ProcessPlan:
     token: str = ""
     environment: Mapping[str, str] = field(default_factory=lambda: dict(os.environ))
     cwd: Path | None = None
+    logs: LogLimits | None = None
 
 
 class ProcessLauncher:
@@ -65,7 +67,7 @@ class ProcessLauncher:
         self._inventory = inventory or HostInventory()
         self._clock = clock
         self._replicas = plan.state_dir / "replicas"
-        self._logs = KeptLogs(plan.state_dir / "log")
+        self._logs = KeptLogs(plan.state_dir / "log", plan.logs)
         self._children: dict[str, subprocess.Popen[bytes]] = {}
 
     async def launch(self, assignment: Assignment | WarmAssignment) -> None:
@@ -90,6 +92,10 @@ class ProcessLauncher:
     async def list(self) -> Replicas:
         """Every replica that has a folder."""
         return await asyncio.to_thread(self._list)
+
+    async def output(self, replica: str, lines: int) -> str:
+        """Return nothing: a worker writes to its log."""
+        return ""
 
     def log_path(self, replica: str) -> Path:
         """Where the worker's output goes."""

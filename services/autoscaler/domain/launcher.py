@@ -97,6 +97,9 @@ class Launcher(Protocol):
     async def list(self) -> list[Running]:
         """Every replica that exists, the dead whose remains are not cleared included."""
 
+    async def output(self, replica: str, lines: int) -> str:
+        """Return the end of a replica's output; empty if the folder of logs has it."""
+
 
 def replica_name(deployment: str, slot: int, generation: int) -> str:
     """The name of a replica."""

@@ -45,6 +45,8 @@ class ModelLog:
     def __init__(self, path: Path, bytes_per_s: int) -> None:
         self._path = path
         self._pace = Pace(bytes_per_s)
+        # Triton writes a line for each request that fails: these must not push out the model's own.
+        self._tritons = Pace(bytes_per_s)
         self._per_s = bytes_per_s
         self._pipe = -1
         self._busy = False
@@ -92,6 +94,7 @@ class ModelLog:
             while data := self._next(pipe):
                 self._keep(reader.feed(data), raw)
             self._keep(reader.end(), raw)
+        self._tell_dropped(time.monotonic(), at_once=True)
         if self._pipe == pipe:
             self._pipe = -1
         self._busy = False
@@ -100,13 +103,13 @@ class ModelLog:
     def _next(self, pipe: int) -> bytes:
         self._busy = False
         while not select.select([pipe], [], [], TELL_S if self._pace.dropped.lines else None)[0]:
-            self._tell_dropped(time.monotonic())
+            self._tell_dropped(time.monotonic(), at_once=True)
         self._busy = True  # before the pipe is empty: see `settle`
         return os.read(pipe, BLOCK)
 
     def _keep(self, lines: list[Line], raw: IO[bytes]) -> None:
         now = time.monotonic()
-        kept = [line for line in lines if line.source == "triton" or self._pace.take(len(line.text), now)]
+        kept = [line for line in lines if self._pace_of(line).take(len(line.text), now)]
         if kept:
             self._write(kept, raw)
         for line in kept:
@@ -116,8 +119,12 @@ class ModelLog:
                 )
         self._tell_dropped(now)
 
-    def _tell_dropped(self, now: float) -> None:
-        if now - self._told_at >= TELL_S and (dropped := self._pace.settled()) is not None:
+    def _pace_of(self, line: Line) -> Pace:
+        return self._tritons if line.source == "triton" else self._pace
+
+    def _tell_dropped(self, now: float, *, at_once: bool = False) -> None:
+        due = at_once or now - self._told_at >= TELL_S
+        if due and (dropped := self._pace.settled()) is not None:
             self._told_at = now
             DROPPED.inc(dropped.bytes)
             self._loggers["model"].warning(

@@ -17,10 +17,10 @@ Source = Literal["model", "triton"]
 _TRITON = re.compile(
     r"(?P<level>[IWEF])\d{4} \d\d:\d\d:\d\d\.\d+ \d+ (?P<file>[^ :\]]+):\d+\](?: (?P<text>.*))?$"
 )
-# What a Triton without a GPU says at each start.
+# What a Triton without a GPU says at each start, and what the worker says itself, with the request's id.
 _USUAL = re.compile(
     "pinned system memory|CudaDriverHelper|DCGM|^Error: Failed to initialize NVML|"
-    "evhtp.c:.*NODELAY NOT SUPPORTED"
+    'evhtp.c:.*NODELAY NOT SUPPORTED|^"?Failed to process the request'
 )
 _LEVELS = {"I": "info", "W": "warning", "E": "error", "F": "error"}
 

@@ -207,7 +207,7 @@ async def test_two_autoscalers_that_choose_a_gpu_at_once_do_not_both_get_it(yard
 
 
 async def test_logs_of_dead_replicas_are_bounded(yard, assign, monkeypatch):
-    monkeypatch.setattr("services.autoscaler.adapters.kept_logs.KEPT_LOGS", 2)
+    monkeypatch.setattr("services.autoscaler.domain.log_keeping.MOST_EACH", 2)
     launcher = yard.launcher("broken")
     for generation in range(1, 5):
         await launcher.launch(assign(f"digits-v1-0-{generation}"))

@@ -84,7 +84,7 @@ async def test_a_pid_that_was_given_to_another_process_is_left_alone(yard, assig
 
 
 async def test_logs_of_dead_replicas_are_bounded(yard, assign, monkeypatch):
-    monkeypatch.setattr("services.autoscaler.adapters.kept_logs.KEPT_LOGS", 2)
+    monkeypatch.setattr("services.autoscaler.domain.log_keeping.MOST_EACH", 2)
     launcher = yard.launcher("broken")
     for generation in range(1, 5):
         await launcher.launch(assign(f"digits-v1-0-{generation}"))

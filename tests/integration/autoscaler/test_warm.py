@@ -15,11 +15,12 @@ import orjson
 import pytest
 
 from services.autoscaler import warm
-from services.autoscaler.adapters.kept_logs import KEPT_LOGS, KeptLogs
+from services.autoscaler.adapters.kept_logs import KeptLogs
 from services.autoscaler.adapters.ledger import Ledger
 from services.autoscaler.adapters.registry import RegistryClient
 from services.autoscaler.adapters.replica_grants import ReplicaGrants
 from services.autoscaler.adapters.warm_offers import WarmOffers
+from services.autoscaler.domain.log_keeping import MOST_EACH
 from services.autoscaler.domain.warm_pool import Claim
 from services.autoscaler.warm import NOBODY, WarmPool
 from services.worker.settings import WorkerSettings
@@ -230,8 +231,8 @@ async def test_the_pool_outlives_a_look_that_fails(
 
 
 async def test_logs_under_two_names_are_kept_and_deleted_like_others(tmp_path: Path) -> None:
-    logs = KeptLogs(tmp_path)
-    for number in range(KEPT_LOGS):
+    logs = KeptLogs(tmp_path, clock=lambda: 1000.0)
+    for number in range(MOST_EACH + 2):
         logs.path(f"warm-cpu--0-{number}").write_text("output")
         logs.path(f"digits-v1-0-{number}").symlink_to(logs.path(f"warm-cpu--0-{number}").name)
         os.utime(logs.path(f"warm-cpu--0-{number}"), (number, number))
@@ -240,9 +241,10 @@ async def test_logs_under_two_names_are_kept_and_deleted_like_others(tmp_path: P
     logs.prune(lambda each: each == "warm-cpu--0-0")
     left = {path.stem[7:] for path in tmp_path.iterdir()}
     assert {"warm-cpu--0-0", "digits-v1-0-0", "soon"} <= left, "those of one that lives, and the newest"
-    assert len(left) == KEPT_LOGS + 2
+    assert len(left) == 2 * MOST_EACH + 3
+    assert "digits-v1-0-1" not in left, "the oldest of those that have ended"
     logs.prune()
-    assert len(list(tmp_path.iterdir())) == KEPT_LOGS
+    assert len(list(tmp_path.iterdir())) == 2 * MOST_EACH + 1
     logs.prune()
 
 

@@ -10,7 +10,6 @@ import pytest
 from tidegate.cli import logs, options, output
 from tidegate.cli.exits import UsageError
 from tidegate.cli.progress import Steps
-from tidegate.errors import NotFound
 
 
 @pytest.mark.parametrize(
@@ -105,15 +104,3 @@ def test_tail(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lines: int, expec
     path = tmp_path / "x.log"
     path.write_text("".join(f"{i}\n" for i in range(10)))
     assert logs.tail(path, lines) == expected
-
-
-def test_logs_are_found_by_service_replica_and_deployment(tmp_path: Path) -> None:
-    for name in ("router", "worker-digits-v1-0-1", "worker-digits-v1-0-12", "worker-digits-v10-0-1"):
-        (tmp_path / f"{name}.log").write_text("")
-    assert logs.find(tmp_path, "router").stem == "router"
-    assert logs.find(tmp_path, "digits-v1-0-1").stem == "worker-digits-v1-0-1"
-    assert logs.find(tmp_path, "digits-v1").stem in {"worker-digits-v1-0-1", "worker-digits-v1-0-12"}
-    with pytest.raises(NotFound, match="there are digits-v1-0-1, digits-v1-0-12, digits-v10-0-1, router"):
-        logs.find(tmp_path, "nothing")
-    with pytest.raises(NotFound):
-        logs.find(tmp_path, "../router")

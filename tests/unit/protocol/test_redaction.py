@@ -15,10 +15,8 @@ LOADING = (
 
 
 def test_the_type_and_the_text_of_an_exception_stay_and_its_traceback_goes() -> None:
-    shown = told(
-        f"Failed to process the request(s) for model 'm_0_0', message: ValueError: 13 is unlucky{AT}"
-    )
-    assert shown.message == "ValueError: 13 is unlucky"
+    shown = told(f"Failed to process the request(s) for model 'm_0_0', message: ValueError: no 13{AT}")
+    assert shown.message == "ValueError: no 13"
     assert shown.traceback.startswith("At:\n  /srv/state/")
 
 

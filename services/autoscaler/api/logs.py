@@ -1,0 +1,43 @@
+"""HTTP door of the autoscaler for logs: of Deployments and replicas, and of single requests."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, Query, Request
+
+from services.autoscaler.logs import Logs
+from tidegate import caller
+from tidegate.api import JsonRoute
+from tidegate.protocol.access import OPERATE
+
+router = APIRouter(prefix="/v1", tags=["autoscaler"], route_class=JsonRoute)
+
+
+def _logs(request: Request) -> Logs:
+    found: Logs = request.app.state.logs
+    return found
+
+
+Core = Annotated[Logs, Depends(_logs)]
+Lines = Annotated[int, Query(ge=0, le=10_000)]
+
+
+@router.get("/logs/{name}")
+async def read_logs(
+    name: str, core: Core, since: float = -1.0, until: float = 1e11, lines: Lines = 100
+) -> dict[str, list[dict[str, Any]]]:
+    """The last lines of a Deployment, Endpoint or replica, by time, those of dead replicas included.
+
+    `since` and `until` are in seconds since the epoch. Lines of the model's own output have the `source`
+    `model`. Operators may name a service, too.
+    """
+    services = caller.current.get().principal.may(OPERATE)
+    items = await core.read(name, since=since, until=until, lines=lines, services=services)
+    return {"items": items}
+
+
+@router.get("/requests/{id}/logs")
+async def read_request(id: str, core: Core) -> dict[str, list[dict[str, Any]]]:
+    """What the services of this machine have written about a request or job, by time."""
+    return {"items": await core.of_request(id)}

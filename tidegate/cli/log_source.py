@@ -1,0 +1,83 @@
+"""Where the CLI reads logs: the state folder of this machine, or the autoscaler of a stack elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from tidegate.cli.api import Control, control, part
+from tidegate.errors import NotFound, TidegateError
+from tidegate.log_files import LogFolder
+from tidegate.settings import Settings
+
+Line = dict[str, Any]
+
+
+class Source(Protocol):
+    """Where logs are."""
+
+    def read(self, name: str, *, since: float, until: float, lines: int) -> list[Line]:
+        """Return the last lines of what ``name`` means, by time. Raises NotFound with near names."""
+
+    def of_request(self, id_: str) -> list[Line]:
+        """Return the lines of a request or job, by time."""
+
+
+class Local:
+    """The state folder's ``log``; it can be read while the stack is down."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._folder = LogFolder(settings.state_path / "log")
+
+    def file(self, name: str) -> Path | None:
+        """Return the log of a service."""
+        path = self._folder.path / f"{name}.log"
+        return path if path.parent == self._folder.path and path.is_file() else None
+
+    def read(self, name: str, *, since: float, until: float, lines: int) -> list[Line]:
+        """See :class:`Source`."""
+        try:
+            logs = self._folder.find(name)
+        except NotFound:
+            targets, endpoints = self._endpoint(name)
+            logs = self._folder.find(name, targets, endpoints)
+        return [each.shown() for each in self._folder.read(logs, since=since, until=until, lines=lines)]
+
+    def of_request(self, id_: str) -> list[Line]:
+        """See :class:`Source`."""
+        return [each.shown() for each in self._folder.of_request(id_)]
+
+    def _endpoint(self, name: str) -> tuple[list[str], list[str]]:
+        """The Deployments behind an Endpoint, and all Endpoints; nothing while the registry is away."""
+        try:
+            found = Control(self._settings).registry.items("/v1/endpoints")
+        except TidegateError:
+            return [], []
+        targets = [t["deployment"] for each in found if each["name"] == name for t in each["targets"]]
+        return targets, [each["name"] for each in found]
+
+
+class Remote:
+    """The autoscaler's API."""
+
+    def __init__(self, plane: Control) -> None:
+        self._autoscaler = plane.autoscaler
+
+    def read(self, name: str, *, since: float, until: float, lines: int) -> list[Line]:
+        """See :class:`Source`."""
+        path = f"/v1/logs/{part(name)}"
+        found: Sequence[Line] = self._autoscaler.items(path, since=since, until=until, lines=lines)
+        return list(found)
+
+    def of_request(self, id_: str) -> list[Line]:
+        """See :class:`Source`."""
+        return self._autoscaler.items(f"/v1/requests/{part(id_)}/logs")
+
+
+def source(settings: Settings) -> Source:
+    """Return where the logs of these settings' stack are. Raises Unreachable when there is no stack."""
+    if not settings.api_key and (settings.state_path / "log").is_dir():
+        return Local(settings)
+    return Remote(control())
