@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Container, Coroutine, Mapping, Sequence
 from functools import lru_cache
 from types import MappingProxyType
 from typing import Any
@@ -57,13 +57,14 @@ def create_app(
     front: Mapping[str, Any] | None = None,
     body_bytes: int | None = None,
     larger_bodies: Mapping[str, int | None] = MappingProxyType({}),
+    origins: Container[object] = frozenset(),
 ) -> FastAPI:
     """The app with these routes, and with health, metrics, guard and error answers in place.
 
     ``identify``: who sends these headers; None: only holders of the service token are answered.
     ``permissions`` None: the table of the service ``name``. ``front``: the OpenAPI paths of routes in front
     of the app. ``body_bytes`` is the largest body; None: the one of the settings. ``larger_bodies``: paths
-    that take more than that, see :class:`BodyLimit`.
+    that take more than that, see :class:`BodyLimit`. ``origins``: those whose pages may call.
     """
     permissions = permissions or SERVICES[name]
     app = FastAPI(
@@ -77,7 +78,7 @@ def create_app(
     # Before the guard, which so stands in front of it: nothing is read of a caller that is not admitted.
     most = settings.max_api_body_bytes if body_bytes is None else body_bytes
     app.add_middleware(BodyLimit, most=most, larger=larger_bodies)
-    furnish(app, name=name, settings=settings, permissions=permissions, identify=identify)
+    furnish(app, name=name, settings=settings, permissions=permissions, identify=identify, origins=origins)
     app.add_api_route(DOCS, _page, include_in_schema=False)
     for path, answer in OWN_PATHS.items():
         told = path != METRICS

@@ -15,6 +15,7 @@ _STYLE = (
     "summary{font-family:ui-monospace,monospace;cursor:pointer;padding:.2rem 0}"
     "b{display:inline-block;min-width:4.5rem}details>*:not(summary){margin-left:1.2rem}"
     "pre{background:#f4f4f4;color:#222;padding:.6rem;overflow:auto;font-size:.85rem}small{color:#777}"
+    "th,td{text-align:left;padding:.1rem 1.5rem .1rem 0}"
 )
 _HASH = base64.b64encode(hashlib.sha256(_STYLE.encode()).digest()).decode()
 HEADERS = {
@@ -28,7 +29,6 @@ HEADERS = {
 
 def page(document: Mapping[str, Any]) -> str:
     """Return the page of an OpenAPI document, grouped by tag."""
-    title = escape(f"{document['info']['title']} {document['info']['version']}")
     groups: dict[str, list[str]] = {}
     for path, item in document["paths"].items():
         for method, operation in item.items():
@@ -39,10 +39,15 @@ def page(document: Mapping[str, Any]) -> str:
         f"<details><summary>{escape(name)}</summary>{_code(schema)}</details>"
         for name, schema in document.get("components", {}).get("schemas", {}).items()
     )
+    whole = f"<p>As a document: <a href=/openapi.json>/openapi.json</a></p>{body}<h2>Schemas</h2>{schemas}"
+    return frame(f"{document['info']['title']} {document['info']['version']}", whole)
+
+
+def frame(title: str, body: str) -> str:
+    """Return a page with this title and this HTML. Send it with ``HEADERS``, which allow its style."""
     return (
-        f"<!doctype html><html lang=en><meta charset=utf-8><title>{title}</title><style>{_STYLE}</style>"
-        f"<h1>{title}</h1><p>As a document: <a href=/openapi.json>/openapi.json</a></p>{body}"
-        f"<h2>Schemas</h2>{schemas}</html>"
+        f"<!doctype html><html lang=en><meta charset=utf-8><title>{escape(title)}</title>"
+        f"<style>{_STYLE}</style><h1>{escape(title)}</h1>{body}</html>"
     )
 
 

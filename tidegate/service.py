@@ -7,7 +7,7 @@ import os
 import socket
 import ssl
 import time
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Container, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager, contextmanager
 from functools import partial
 from typing import Any
@@ -30,7 +30,7 @@ from tidegate.http.answers import error_body as error_body
 from tidegate.http.answers import new_request_id as new_request_id
 from tidegate.http.connections import Connections
 from tidegate.http.heads import LOOPBACK as LOOPBACK
-from tidegate.http.heads import is_local
+from tidegate.http.heads import is_local, without_page
 from tidegate.http.patience import HttpLimits
 from tidegate.http.protocol import Protocol
 from tidegate.protocol import access
@@ -96,27 +96,34 @@ class Guard:
     """ASGI middleware: request id, foreign pages refused, the caller identified, one log line.
 
     Loopback is no trust boundary: a page in a browser can post to it. So a request with a foreign
-    ``Host`` (DNS rebinding), ``Origin`` or ``Sec-Fetch-Site`` (a page) is refused, and everything that is
-    not open needs the service token, or what else ``identify`` knows, which a page cannot know. The caller,
-    or the one for whom a service asks, needs a scope that opens the route in ``permissions``. A route that is
-    not there is not found.
+    ``Host`` (DNS rebinding), ``Origin`` or ``Sec-Fetch-Site`` (a page; not of one of ``origins``) is refused.
+    Everything that is not open needs the service token, or what else ``identify`` knows, which a page cannot
+    know. The caller, or the one for whom a service asks, needs a scope that opens the route in
+    ``permissions``. A route that is not there is not found.
     """
 
     def __init__(
-        self, app: ASGIApp, *, settings: Settings, permissions: Permissions, identify: Identify | None
+        self,
+        app: ASGIApp,
+        *,
+        settings: Settings,
+        permissions: Permissions,
+        identify: Identify | None,
+        origins: Container[object],
     ) -> None:
         self._app = app
         self._token = ServiceToken(settings.service_token)
         self._identify = identify or self._token.identify
         self._permissions = permissions
         self._local = settings.host in LOOPBACK
+        self._origins = origins
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
         scope = {**scope, "path": without_slash(scope["path"])}
-        headers = dict(scope["headers"])
+        headers = without_page(dict(scope["headers"]), self._origins)
         rid = headers.get(b"x-request-id", b"").decode("latin-1")[:128] or new_request_id()
         mark, caller_mark = telemetry.request_id.set(rid), caller.current.set(caller.OWN_WORK)
         started, status, answering = time.perf_counter(), 500, False
@@ -228,11 +235,12 @@ def furnish(
     settings: Settings,
     permissions: Permissions | None = None,
     identify: Identify | None = None,
+    origins: Container[object] = frozenset(),
 ) -> None:
     """Put health, guard and error answers in place.
 
     ``identify``: who sends these headers; None: only holders of the service token are answered.
-    ``permissions`` None: the table of the service ``name``.
+    ``permissions`` None: the table of the service ``name``. ``origins``: those whose pages may call.
     """
     if settings.holds_service_token and not settings.service_token:
         raise SystemExit(
@@ -243,7 +251,11 @@ def furnish(
     app.add_exception_handler(TidegateError, _on_tidegate_error)
     app.add_exception_handler(HTTPException, _on_http_error)
     app.add_middleware(
-        Guard, settings=settings, permissions=permissions or tables.SERVICES[name], identify=identify
+        Guard,
+        settings=settings,
+        permissions=permissions or tables.SERVICES[name],
+        identify=identify,
+        origins=origins,
     )
 
 

@@ -18,7 +18,8 @@ from services.gateway.adapters.cards import Cards
 from services.gateway.adapters.dispatcher import Dispatcher
 from services.gateway.adapters.reporter import Reporter
 from services.gateway.adapters.routes import Routes
-from services.gateway.api import front, models
+from services.gateway.api import cors, front, home, models
+from services.gateway.api.cors import CrossOriginInference
 from services.gateway.api.direct import DirectProtocol
 from services.gateway.api.generate import Generate
 from services.gateway.api.grpc.calls import Calls
@@ -32,6 +33,7 @@ from services.gateway.api.metrics import Metrics
 from services.gateway.catalogue import Catalogue
 from services.gateway.core import Core
 from services.gateway.domain.budget import Budget
+from services.gateway.domain.cors import Origins
 from services.gateway.gatehouse import Gatehouse
 from services.gateway.job_office import JobOffice
 from services.gateway.settings import GatewaySettings
@@ -82,12 +84,14 @@ def build(settings: GatewaySettings) -> Gateway:
     """The gateway of these settings."""
     certificate = certificate_of(settings)
     parts = _parts(settings)
+    origins = Origins.of(settings.cors_origins)
     core, access, limits, metrics = parts.core, parts.gatehouse.access, parts.limits, parts.metrics
     app = create_app(
         name="gateway",
         settings=settings,
         lifespan=lambda app: _running(app, settings, parts, certificate),
         routers=[
+            home.router(access),
             models.health,
             models.router,
             Generate(core, access, limits, metrics).router,
@@ -98,8 +102,9 @@ def build(settings: GatewaySettings) -> Gateway:
         front=front.PATHS,
         body_bytes=API_BODY_BYTES,
         larger_bodies=STREAMED,
+        origins=origins,
     )
-    inference = Inference(
+    inference = (partial(CrossOriginInference, origins) if origins else Inference)(
         core,
         access=access,
         limits=limits,
@@ -109,6 +114,8 @@ def build(settings: GatewaySettings) -> Gateway:
         jobs=parts.office.door,
         body_bytes_per_s=settings.http_body_bytes_per_s,
     )
+    if origins:
+        cors.allow(app, origins)
     tls = None if certificate is None else certificate.context("http/1.1")
 
     async def drain() -> None:

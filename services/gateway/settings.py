@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
+from services.gateway.domain.cors import Origins
 from tidegate.settings import Settings
 
 Scope = Literal["infer", "publish", "operate", "admin"]
@@ -62,6 +63,18 @@ class GatewaySettings(Settings):
         {},
         description="Scopes of each role, as JSON; empty: a role that is called like a scope gives it.",
     )
+
+    cors_origins: str = Field(
+        "",
+        description="Origins whose pages may call the gateway from a browser, separated by commas, such as "
+        "`https://console.example`; `*`: every page. Empty: none.",
+    )
+
+    @field_validator("cors_origins")
+    @classmethod
+    def _are_origins(cls, value: str) -> str:
+        Origins.of(value)
+        return value
 
     @model_validator(mode="after")
     def _tokens_are_for_us(self) -> Self:

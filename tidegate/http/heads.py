@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from functools import lru_cache
 
 from tidegate.http.answers import Refusal
@@ -12,6 +12,7 @@ LOOPBACK = {"localhost", "127.0.0.1", "::1"}
 # RFC 9110, 4.2.3: a Host is a name or an address and a port, without user information.
 _HOST = re.compile(r"(?:\[([0-9A-Fa-f:.]+)\]|([A-Za-z0-9._~!$&'()*+,;=%-]+))(?::[0-9]{0,5})?")
 _ORIGIN = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://(.+)")
+_OF_THE_PAGE = {b"origin", b"sec-fetch-site"}
 _FOREIGN_SITES = {b"cross-site", b"same-site"}
 # Content-Length and similar numbers: no real one has more digits, and int() is slow for long ones.
 MAX_DIGITS = 19
@@ -68,6 +69,14 @@ def is_local(headers: Mapping[bytes, bytes]) -> bool:
     if not origin and headers.get(b"sec-fetch-site") in _FOREIGN_SITES:
         return False
     return _are_local(headers.get(b"host", b""), origin)
+
+
+def without_page(headers: dict[bytes, bytes], origins: Container[object]) -> dict[bytes, bytes]:
+    """Return headers without what a browser says of the page, if its origin is one of ``origins``."""
+    origin = headers.get(b"origin")
+    if origin is None or origin not in origins:
+        return headers
+    return {name: value for name, value in headers.items() if name not in _OF_THE_PAGE}
 
 
 @lru_cache(maxsize=256)

@@ -61,7 +61,7 @@ class Permissions:
 
     def methods(self, path: str) -> tuple[str, dict[str, Scopes]] | None:
         """The path of the table that a request's (decoded) path is, and its methods; None: there is none."""
-        if any(step in ("", ".", "..") for step in path[1:].split("/")):
+        if path != "/" and any(step in ("", ".", "..") for step in path[1:].split("/")):
             return None
         for steps in (path.count("/"), 0):
             pattern, paths = self._patterns.get(steps, (None, []))
@@ -222,6 +222,8 @@ _MODEL = ("/v2/models/{model}", "/v2/models/{model}/versions/{version}")
 GATEWAY = Permissions(
     _OWN
     | {
+        # Shows the caller what that caller may use, and everybody what this is.
+        "GET /": (OPEN,),
         "GET /v2/health/live": (OPEN,),
         "GET /v2/health/ready": (OPEN,),
         "GET /v2": (INFER,),

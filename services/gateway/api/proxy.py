@@ -42,6 +42,7 @@ BODILESS = {"GET", "HEAD", "DELETE"}
 _HOPS = {
     "connection", "keep-alive", "proxy-authenticate", "proxy-authorization", "te", "trailer",
     "transfer-encoding", "upgrade", "host", "authorization", "cookie", "origin", "referer", "x-request-id",
+    "sec-fetch-site", "sec-fetch-mode", "sec-fetch-dest",
     PRINCIPAL_HEADER.decode(), ORIGIN_HEADER.decode(),
 }  # fmt: skip
 _NOT_BACK = {"connection", "keep-alive", "transfer-encoding", "x-request-id", "date", "server"}

@@ -15,6 +15,7 @@ import psutil
 import pytest
 
 from tests.conftest import PATIENCE_S, Figure
+from tests.integration.gateway.raw_http import pipelined
 from tidegate.blobs import new_key
 from tidegate.protocol import envelope
 from tidegate.protocol.claim import read_claim, write_claim
@@ -256,12 +257,7 @@ async def test_a_pipelined_body_has_the_same_limits(gateway, worker):
 async def test_pipelined_requests_are_answered_before_what_is_no_request(gateway, echoing):
     """The first goes the direct way, the others through ASGI, and what follows is no HTTP."""
     content, headers = body_of(b"small")
-    lines = [f"Content-Length: {len(content)}", *map(": ".join, headers.items())]
-    head = "\r\n".join((f"POST {INFER} HTTP/1.1", "Host: localhost", *lines, "", "")).encode()
-    async with Caller(gateway.port) as caller:
-        await caller.send([(head + content) * 50 + b"nonsense\r\n\r\n"])
-        async with asyncio.timeout(PATIENCE_S):
-            raw = await caller._reader.read()
+    raw = await pipelined(gateway.port, INFER, [content] * 50, headers, b"nonsense\r\n\r\n")
     assert (raw.count(b"HTTP/1.1 200 "), raw.count(b"HTTP/1.1 400 ")) == (50, 1)
     assert raw.rpartition(b"HTTP/1.1 ")[2].startswith(b"400 ")
 

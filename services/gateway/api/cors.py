@@ -1,0 +1,75 @@
+"""Calls from the pages of other origins (CORS): off, unless ``TIDEGATE_CORS_ORIGINS`` names some.
+
+The middleware answers preflights before anybody is asked for a credential. Inference does not pass through
+it, so it has a class of its own here. Without the setting, nothing of this is in the way of a request.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from starlette.applications import Starlette
+from starlette.middleware.cors import CORSMiddleware
+
+from services.gateway.api.compression import Response
+from services.gateway.api.inference import Inference
+from services.gateway.api.limits import Headers
+from services.gateway.core import Core
+from services.gateway.domain.cors import EXPOSED, Origins
+from tidegate.errors import TidegateError
+from tidegate.http.heads import without_page
+from tidegate.protocol.envelope import Buffer
+
+METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")
+
+
+def allow(app: Starlette, origins: Origins) -> None:
+    """Let pages of these origins read the answers of ``app``; its routes ask for the same credentials."""
+    app.add_middleware(
+        CORSMiddleware,
+        allow_origins=origins.names,
+        allow_methods=METHODS,
+        allow_headers=["*"],
+        allow_private_network=True,
+        expose_headers=EXPOSED,
+    )
+
+
+class CrossOriginInference(Inference):
+    """Inference for callers that may be pages of these origins."""
+
+    def __init__(self, origins: Origins, core: Core, **parts: Any) -> None:
+        super().__init__(core, **parts)
+        self.origins = origins
+
+    def at_head(self, headers: Headers) -> TidegateError | None:
+        """Why a request is refused before its body has come, or None."""
+        return super().at_head(without_page(headers, self.origins))
+
+    def begin(
+        self,
+        target: str,
+        headers: Headers,
+        body: Buffer,
+        done: Callable[[Response], None],
+        started: float | None = None,
+    ) -> bytes | None:
+        """Start the call; its answer says that the page may read it."""
+        origin = headers.get(b"origin")
+        if origin is None or origin not in self.origins:
+            return super().begin(target, headers, body, done, started)
+
+        def marked(response: Response) -> None:
+            response.headers.extend(self.origins.headers(origin))
+            done(response)
+
+        return super().begin(target, without_page(headers, self.origins), body, marked, started)
+
+    def refuse(self, target: str, headers: Headers, error: TidegateError) -> Response:
+        """The refusal of a body that has not come, or not all of it."""
+        response = super().refuse(target, headers, error)
+        origin = headers.get(b"origin")
+        if origin is not None and origin in self.origins:
+            response.headers.extend(self.origins.headers(origin))
+        return response

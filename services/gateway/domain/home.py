@@ -1,0 +1,45 @@
+"""What the gateway says of itself at ``/``: what it is, what it serves, and what to do next."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+WHAT = (
+    "Tidegate serves trained models behind a queue. It speaks the Open Inference Protocol v2, as Triton and "
+    "KServe do, over REST and gRPC."
+)
+LINKS = {
+    "API": "/docs",
+    "OpenAPI document": "/openapi.json",
+    "models": "/v2/models",
+    "server metadata": "/v2",
+    "ready": "/v2/health/ready",
+}
+
+
+def document(
+    version: str, url: str, models: Sequence[dict[str, Any]] | None, problem: str = ""
+) -> dict[str, Any]:
+    """Return the page as data. ``models``: the index entries that the caller may see; None: it may see none.
+
+    ``url`` is the address by which the caller came, ``problem`` why it sees no models.
+    """
+    found: dict[str, Any] = {"name": "tidegate", "version": version, "description": WHAT}
+    if models is None:
+        found["problem"] = problem
+        command = f"curl -H 'Authorization: Bearer tg_...' {url}/"
+        return found | {"next": {"do": "Ask again with a key", "command": command}, "links": LINKS}
+    return found | {"models": list(models), "next": _next(url, models), "links": LINKS}
+
+
+def _next(url: str, models: Sequence[dict[str, Any]]) -> dict[str, str]:
+    if not models:
+        return {"do": "Deploy a model", "command": "tidegate deploy model.onnx"}
+    ready = next((model for model in models if model["state"] == "READY"), None)
+    if ready is None:
+        return {"do": "See why no model is ready", "command": "tidegate status"}
+    return {
+        "do": f"See what {ready['name']} takes and returns",
+        "command": f"curl {url}/v2/models/{ready['name']}",
+    }
