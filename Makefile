@@ -125,7 +125,10 @@ bench: bootstrap ## measure Tidegate beside its peers (about 45 minutes)
 	$(PY) -m benchmarks.run $(BENCH_FLAGS)
 
 security: bootstrap-dev ## the defects of the security review, each with its test, as a table (SECURITY_FLAGS=--measure)
-	$(PY) -m benchmarks.security $(SECURITY_FLAGS)
+	$(PY) -m benchmarks.defects security $(SECURITY_FLAGS)
+
+first-contact: bootstrap-dev ## what new users met, each with its test, as a table (FIRST_CONTACT_FLAGS=--measure)
+	$(PY) -m benchmarks.defects first-contact $(FIRST_CONTACT_FLAGS)
 
 # What draws charts and flame graphs.
 bench-plot: bootstrap

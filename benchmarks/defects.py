@@ -1,8 +1,8 @@
-"""``python -m benchmarks.security``: the defects that a security review found, each with its test, run now.
+"""``python -m benchmarks.defects PAGE``: the defects that a review found, each with its test, run now.
 
-The table of docs/security.md is read, so that page and run cannot differ. Every test that it names is run,
-and the table is printed with what was seen. ``--measure`` also runs the programs that measure the attacks,
-which take some minutes.
+The table of a page in docs/ is read, so that page and run cannot differ. Every test that it names is run, and
+the table is printed with what was seen. ``--measure`` also runs the programs that measure the defects, which
+take some minutes.
 """
 
 from __future__ import annotations
@@ -19,10 +19,12 @@ from pathlib import Path
 from benchmarks import options, places, session
 from benchmarks.errors import BenchmarkFailed
 
-PAGE = places.ROOT / "docs" / "security.md"
 HEADING = "## What a review found"
 _TEST = re.compile(r"`(tests/[\w/]+\.py)(?:::(\w+))?`")
-MEASURED = ("benchmarks.hostile", "benchmarks.amplification", "benchmarks.killer")
+MEASURED = {
+    "security": ("benchmarks.hostile", "benchmarks.amplification", "benchmarks.killer"),
+    "first-contact": ("benchmarks.deaths", "benchmarks.soak"),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +32,7 @@ class Defect:
     """A row of the table. ``tests`` are files, each with the name of a test or an empty one for all of it."""
 
     number: str
-    attack: str
+    what: str
     before: str
     now: str
     tests: tuple[tuple[str, str], ...]
@@ -49,15 +51,21 @@ class Ran:
 def main() -> int:
     """Run the tests, print the table; 1 when one failed, did not run, or is missing."""
     parser = options.parser(__doc__)
-    parser.add_argument("--measure", action="store_true", help="also measure the attacks (some minutes)")
+    parser.add_argument("page", choices=sorted(MEASURED), help="of docs/")
+    parser.add_argument("--measure", action="store_true", help="also measure the defects (some minutes)")
     chosen = parser.parse_args()
-    defects = read(PAGE.read_text())
+    defects = read(page(chosen.page))
     found = run(sorted({test for defect in defects for test in defect.tests}))
     failed = show(defects, found)
-    for name in MEASURED if chosen.measure else ():
+    for name in MEASURED[chosen.page] if chosen.measure else ():
         print(f"\n## python -m {name}\n", flush=True)
         failed |= subprocess.run([sys.executable, "-m", name], cwd=places.ROOT, check=False).returncode != 0
     return 1 if failed else 0
+
+
+def page(name: str) -> str:
+    """Return the text of a page of docs/."""
+    return (places.ROOT / "docs" / f"{name}.md").read_text()
 
 
 def read(page: str) -> list[Defect]:
@@ -68,10 +76,10 @@ def read(page: str) -> list[Defect]:
     for row in rows[2:]:
         cells = [cell.strip() for cell in row.strip().strip("|").split(" | ")]
         if len(cells) != 5:
-            raise BenchmarkFailed(f"{PAGE.name}: a row has {len(cells)} columns and not 5: {row[:100]}")
+            raise BenchmarkFailed(f"A row has {len(cells)} columns and not 5: {row[:100]}")
         tests = tuple((file, name or "") for file, name in _TEST.findall(cells[4]))
         if not tests:
-            raise BenchmarkFailed(f"{PAGE.name}: no test is named for {cells[0]}")
+            raise BenchmarkFailed(f"No test is named for {cells[0]}")
         defects.append(Defect(cells[0], cells[1], cells[2], cells[3], tests))
     return defects
 
@@ -79,7 +87,7 @@ def read(page: str) -> list[Defect]:
 def run(tests: Sequence[tuple[str, str]]) -> list[Ran]:
     """Run these tests, four files at a time. Raises BenchmarkFailed if pytest itself does not run."""
     ids = [f"{file}::{name}" if name else file for file, name in tests]
-    with tempfile.TemporaryDirectory(prefix="tidegate-security-") as folder:
+    with tempfile.TemporaryDirectory(prefix="tidegate-defects-") as folder:
         report = Path(folder) / "report.xml"
         command = [sys.executable, "-m", "pytest", "-q", "-n", "4", "--dist", "loadfile"]
         print(f"running {len(ids)} tests and files of tests (some minutes)", flush=True)
@@ -101,7 +109,7 @@ def _ran(root: ET.Element) -> Iterable[Ran]:
 
 def show(defects: Sequence[Defect], found: Sequence[Ran]) -> bool:
     """Print the table with what was seen; True if a defect has a test that failed or never ran."""
-    print("\n| | attack | before | now | seen in this run |")
+    print("\n| | defect | before | now | seen in this run |")
     print("|---|---|---|---|---|")
     failed = False
     for defect in defects:
@@ -115,7 +123,7 @@ def show(defects: Sequence[Defect], found: Sequence[Ran]) -> bool:
         seen += f", {skipped} skipped" if skipped else ""
         seen += f", NOT RUN: {', '.join('::'.join(test) for test in absent)}" if absent else ""
         figures = [text for ran in mine for text in ran.figures]
-        print(f"| {defect.number} | {defect.attack} | {defect.before} | {defect.now} | "
+        print(f"| {defect.number} | {defect.what} | {defect.before} | {defect.now} | "
               f"{'; '.join([seen, *figures])} |")  # fmt: skip
     print(f"\n{'FAIL' if failed else 'PASS'}  {len(defects)} defects, {len(found)} tests")
     return failed

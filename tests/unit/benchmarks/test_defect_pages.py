@@ -1,4 +1,4 @@
-"""The page of what a review found: every row names tests, and they exist."""
+"""The pages of what reviews found: every row names tests, and they exist."""
 
 from __future__ import annotations
 
@@ -6,37 +6,38 @@ import re
 
 import pytest
 
-from benchmarks import places, security
+from benchmarks import defects, places
 from benchmarks.errors import BenchmarkFailed
 
 pytestmark = pytest.mark.unit
 
-HEAD = f"{security.HEADING}\n\n| | attack | before | now | tests |\n|---|---|---|---|---|\n"
+HEAD = f"{defects.HEADING}\n\n| | attack | before | now | tests |\n|---|---|---|---|---|\n"
 
 
-def test_every_defect_has_a_test_that_exists():
-    defects = security.read(security.PAGE.read_text())
-    assert {int(re.match(r"\d+", each.number)[0]) for each in defects} == set(range(1, 19))  # type: ignore[index]
-    for file, name in {test for defect in defects for test in defect.tests}:
+@pytest.mark.parametrize(("page", "numbers"), [("security", range(1, 19)), ("first-contact", range(16))])
+def test_every_defect_has_a_test_that_exists(page, numbers):
+    found = defects.read(defects.page(page))
+    assert {int(re.match(r"\d+", each.number)[0]) for each in found} <= set(numbers)  # type: ignore[index]
+    for file, name in {test for defect in found for test in defect.tests}:
         text = (places.ROOT / file).read_text()
         assert not name or re.search(rf"^(async )?def {name}\(", text, re.MULTILINE), f"{file}::{name}"
 
 
 def test_a_row_without_a_test_is_an_error():
-    with pytest.raises(BenchmarkFailed, match="no test is named for 1a"):
-        security.read(f"{HEAD}| 1a | attack | before | now | none |\n")
+    with pytest.raises(BenchmarkFailed, match="No test is named for 1a"):
+        defects.read(f"{HEAD}| 1a | attack | before | now | none |\n")
     with pytest.raises(BenchmarkFailed, match="columns"):
-        security.read(f"{HEAD}| 1a | attack | now |\n")
+        defects.read(f"{HEAD}| 1a | attack | now |\n")
 
 
 def test_a_test_that_failed_or_did_not_run_fails_the_defect(capsys):
     row = "| 1 | a | b | c | `tests/a.py::test_one`, `tests/b.py` |\n"
-    defects = security.read(HEAD + row)
+    rows = defects.read(HEAD + row)
     good = [
-        security.Ran("tests/a.py", "test_one", "passed", ("7 MB",)),
-        security.Ran("tests/b.py", "x", "passed", ()),
+        defects.Ran("tests/a.py", "test_one", "passed", ("7 MB",)),
+        defects.Ran("tests/b.py", "x", "passed", ()),
     ]
-    assert not security.show(defects, good)
+    assert not defects.show(rows, good)
     assert "2 tests passed; 7 MB" in capsys.readouterr().out
-    assert security.show(defects, good[:1])
-    assert security.show(defects, [good[0], security.Ran("tests/b.py", "x", "failure", ())])
+    assert defects.show(rows, good[:1])
+    assert defects.show(rows, [good[0], defects.Ran("tests/b.py", "x", "failure", ())])

@@ -1,0 +1,37 @@
+"""The private RabbitMQ keeps no more of its log in memory than its configuration says."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from tidegate.broker import Link, Session
+from tidegate.stack.standalone import rabbitmq_running
+from tidegate.topology import jobs_queue
+
+pytestmark = pytest.mark.integration
+
+MIB = 2**20
+
+
+async def test_the_log_of_quorum_queues_is_written_out_early(tmp_path: Path) -> None:
+    """RabbitMQ keeps a log file's entries in memory until the file is full; its own limit is 512 MB."""
+    queue = jobs_queue("digits-v1", "normal")
+
+    async def declare(session: Session) -> None:
+        await session.declare(queue)
+
+    with rabbitmq_running(tmp_path) as url:
+        async with Link(url, "test", declare) as link:
+            await link.wait_up(60)
+            assert link.session is not None
+            publish = link.session.publish
+            for _ in range(10):
+                await asyncio.gather(
+                    *(publish(bytes(MIB), routing_key=queue.name, persistent=True) for _ in range(10))
+                )
+            logs = [path.stat().st_size for path in tmp_path.rglob("*.wal")]
+    assert logs
+    assert max(logs) < 64 * MIB
