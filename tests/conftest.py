@@ -6,6 +6,7 @@ Every xdist worker has servers of its own, on free ports and in folders that go 
 from __future__ import annotations
 
 import asyncio
+import atexit
 import contextlib
 import fcntl
 import functools
@@ -57,7 +58,13 @@ POLL_S = 0.005
 
 
 def pytest_configure() -> None:
-    """A run that is told to stop (a job's time is up) stops its servers too, as after Ctrl-C."""
+    """Keep tests out of the user's config folder, and let a run that is told to stop stop its servers too."""
+    # Stacks of tests write their contexts there; what they start inherits it.
+    folder = tempfile.TemporaryDirectory(prefix="tidegate-config-", ignore_cleanup_errors=True)
+    atexit.register(folder.cleanup)
+    os.environ["XDG_CONFIG_HOME"] = folder.name
+    os.environ.pop("TIDEGATE_CONFIG_DIR", None)
+    os.environ.pop("TIDEGATE_CONTEXT", None)
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, signal.default_int_handler)
         # A shell starts background jobs with SIGINT ignored, and what they start inherits that.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import Any, ClassVar, Literal
+from urllib.parse import urlsplit
 
 from pydantic import Field, PrivateAttr, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -21,6 +22,14 @@ SERVERS = {
     "redis_url": credentials.VALKEY,
     "jobs_url": credentials.VALKEY_JOBS,
 }
+
+
+_SECRET = ("token", "password", "secret", "key")
+
+
+def is_secret(name: str, value: str) -> bool:
+    """Return whether a setting is a secret by its name, or a URL with a password."""
+    return name.lower().endswith(_SECRET) or ("://" in value and bool(urlsplit(value).password))
 
 
 class Settings(BaseSettings):

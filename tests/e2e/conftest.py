@@ -78,11 +78,19 @@ class Stack:
         }[server]
         return credentials.logged_in(url, self.settings.secrets_path, server, service)
 
-    def run(self, *args: str, timeout_s: float = 180.0) -> subprocess.CompletedProcess[str]:
+    def run(
+        self, *args: str, timeout_s: float = 180.0, env: dict[str, str] | None = None, cwd: Path = REPO
+    ) -> subprocess.CompletedProcess[str]:
         """Run ``tidegate ...`` and give its outcome, whatever it is."""
-        command = [sys.executable, "-m", "tidegate.cli", *args]
+        command = [sys.executable, "-P", "-m", "tidegate.cli", *args]
         return subprocess.run(
-            command, env=self.env, cwd=REPO, text=True, capture_output=True, timeout=timeout_s, check=False
+            command,
+            env=env or self.env,
+            cwd=cwd,
+            text=True,
+            capture_output=True,
+            timeout=timeout_s,
+            check=False,
         )
 
     def cli(self, *args: str, timeout_s: float = 180.0) -> Any:

@@ -55,6 +55,23 @@ def test_exit_codes(stack: Stack, served: str):
     assert stack.run("infer", "nobody", "--data", "[1]").returncode == 3
 
 
+def test_up_leaves_a_context_by_which_commands_work_in_any_folder(stack: Stack, served: str, tmp_path: Path):
+    # Nothing in the environment, a folder that is no stack's, and ports that are not the default.
+    env = {k: v for k, v in stack.env.items() if not k.startswith("TIDEGATE_")}
+    listed = stack.run("context", "list", "--json", env=env, cwd=tmp_path)
+    mine = str(stack.settings.state_path)
+    (context,) = [each for each in json.loads(listed.stdout)["items"] if each["state_dir"] == mine]
+    assert context["url"] == stack.settings.gateway_url
+    done = stack.run("--context", context["name"], "models", "--json", env=env, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert served in [model["name"] for model in json.loads(done.stdout)["items"]]
+    assert list(tmp_path.iterdir()) == [], "nothing is left in the folder"
+    assert stack.run("context", "use", context["name"], env=env, cwd=tmp_path).returncode == 0
+    assert stack.run("status", env=env, cwd=tmp_path).returncode == 0
+    elsewhere = {**env, "TIDEGATE_GATEWAY_URL": "http://127.0.0.1:9"}
+    assert stack.run("models", env=elsewhere, cwd=tmp_path).returncode == 6, "its token is not for others"
+
+
 def test_logs(stack: Stack, served: str):
     assert "route table" in stack.run("logs", "gateway", "-n", "200").stdout
 

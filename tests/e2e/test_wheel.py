@@ -189,6 +189,19 @@ def test_the_command_works_from_another_folder(installed: Installed, served: str
     assert not (installed.folder / ".tidegate").exists()
 
 
+def test_a_context_replaces_the_environment(installed: Installed, stack: Stack, served: str) -> None:
+    key = installed.environ.pop("TIDEGATE_API_KEY")
+    (installed.folder / "key").write_text(key)
+    url = installed.environ.pop("TIDEGATE_GATEWAY_URL")
+    nothing = installed.run("tidegate", "models")
+    assert nothing.returncode == 6
+    assert "No stack in this folder" in nothing.stderr
+    added = installed.run("tidegate", "context", "add", "there", "--url", url, "--key-file", "key")
+    assert added.returncode == 0, added.stderr
+    models = installed.run("tidegate", "models", "--json")
+    assert served in [model["name"] for model in json.loads(models.stdout)["items"]]
+
+
 def test_what_needs_the_source_says_so(installed: Installed) -> None:
     for command in ("up", "down"):
         done = installed.run("tidegate", command)

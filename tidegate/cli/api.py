@@ -6,14 +6,18 @@ the service token.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 import orjson
 
+from tidegate.cli import places
 from tidegate.client.errors import BadAnswer, Unreachable, from_answer
 from tidegate.errors import BadRequest, DeadlinePassed, NotFound, TidegateError
 
@@ -196,14 +200,25 @@ class Control:
 
 
 def control() -> Control:
-    """The control plane of the settings in force. Raises Unreachable when there is no token for it."""
+    """The control plane of the settings in force. Raises Unreachable when there is no credential for it."""
     found = settings()
     if not token_of(found):
-        raise Unreachable(
-            f"There is no token at {found.state_path / 'token'}: is the stack up? `tidegate up` "
-            "(for a stack elsewhere set TIDEGATE_GATEWAY_URL and TIDEGATE_API_KEY)"
-        )
+        raise no_stack(found)
     return Control(found)
+
+
+def no_stack(found: Settings) -> Unreachable:
+    """The error for a folder, an environment and a context that name no stack."""
+    if os.environ.get("TIDEGATE_GATEWAY_URL"):
+        return Unreachable(
+            f"No key for {found.gateway_url}. Set TIDEGATE_API_KEY, or use a context with a key."
+        )
+    if os.environ.get("TIDEGATE_STATE_DIR"):
+        return Unreachable(f"No stack was started in {found.state_path}. Start it: tidegate up")
+    return Unreachable(
+        "No stack in this folder. Go to the folder of `make up`, or set TIDEGATE_STATE_DIR. "
+        "For a stack elsewhere: tidegate context add NAME --url URL --key -"
+    )
 
 
 def token_of(settings: Settings) -> str:
@@ -211,19 +226,38 @@ def token_of(settings: Settings) -> str:
     return settings.api_key or settings.service_token
 
 
+chosen: ContextVar[str] = ContextVar("chosen", default="")
+"""The context of the option `--context`."""
+
+
 def settings() -> Settings:
-    """The settings in force; raises BadRequest that names a wrong one."""
+    """The settings of the stack that is meant (``tidegate.cli.places``). Raises BadRequest."""
+    found = places.find(chosen.get(), os.environ, Path.cwd(), places.read())
+    return settings_with(found.fields)
+
+
+def settings_with(fields: dict[str, Any]) -> Settings:
+    """The settings in force, these before the environment's. Raises BadRequest that names a wrong one."""
     from pydantic import ValidationError
 
     from tidegate.settings import Settings
 
     try:
-        return Settings()
+        made = Settings(**fields)
+        _trust(made)
+        return made
     except ValidationError as error:
         wrong = "; ".join(
             f"TIDEGATE_{'_'.join(map(str, e['loc'])).upper()}: {e['msg']}" for e in error.errors()
         )
         raise BadRequest(f"A setting is wrong: {wrong}.") from None
+
+
+def _trust(made: Settings) -> None:
+    # The HTTP clients read the certificates that they trust from the environment.
+    for name in ("tls_cert", "tls_ca"):
+        if value := getattr(made, name):
+            os.environ.setdefault(f"TIDEGATE_{name.upper()}", str(value))
 
 
 def unreachable(name: str, url: str) -> Unreachable:

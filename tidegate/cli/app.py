@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import sys
+from typing import Annotated
 
 import typer
 
 from tidegate.cli import (
+    api,
     batch,
+    context,
     dead,
     deploy,
     exits,
@@ -37,6 +40,22 @@ app = typer.Typer(
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+
+@app.callback()
+def chosen(
+    context: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME",
+            help="The stack to talk to: `tidegate context list`. Before the command.",
+            show_default=False,
+        ),
+    ] = "",
+) -> None:
+    """Serve trained models behind a queue. Exit codes and examples: docs/cli.md."""
+    api.chosen.set(context)
+
 
 _STACK, _MODELS, _JOBS, _WATCH = "The stack", "Models", "Jobs", "Looking inside"
 _SCALING = "Scaling"
@@ -83,6 +102,7 @@ for name, command, panel in (
     ("usage", history.usage, _ACCESS),
 ):
     app.command(name, rich_help_panel=panel)(command)
+app.add_typer(context.context, rich_help_panel=_STACK)
 app.add_typer(keys.keys, rich_help_panel=_ACCESS)
 app.add_typer(dead.dead, rich_help_panel=_JOBS)
 

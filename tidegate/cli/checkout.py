@@ -27,7 +27,7 @@ def require(command: str) -> None:
         raise NeedsSource(
             f"`tidegate {command}` needs Tidegate's source, and this installation is only the client. "
             f"Go to a source checkout and run `make up`. "
-            "To use a stack that runs elsewhere, set TIDEGATE_GATEWAY_URL and TIDEGATE_API_KEY."
+            "To use a stack that runs elsewhere: tidegate context add NAME --url URL --key -"
         )
     if find_spec("psutil") is None:
         raise NeedsSource(

@@ -40,10 +40,14 @@ def up(
     checkout.require("up")
     from tidegate import stack
     from tidegate.cli import output
-    from tidegate.cli.api import settings
     from tidegate.cli.progress import Steps
 
-    found, began = settings(), time.monotonic()
+    found, began = _own(starting=True), time.monotonic()
+    running = stack.state(found).supervisor is not None
+    if running:  # where it listens, not where a new one would
+        found = _own(starting=False)
+    else:
+        _tell_forgotten(found)
     with Steps().shown() as steps:
 
         def on_progress(change: Progress) -> None:
@@ -57,11 +61,14 @@ def up(
         if example:
             from tidegate.cli.example import Example
 
-            shown = Example(settings(), steps).run()
+            # The token is there now.
+            shown = Example(_own(starting=not running), steps).run()
+    context = _register(found)
     document = {
         "urls": {name: getattr(found, f"{name}_url") for name in SERVICES},
         "grpc": found.gateway_grpc_target,
         "stack": record.as_dict(),
+        "context": context,
         "example": shown.document() if shown else None,
         "seconds": time.monotonic() - began,
     }
@@ -70,8 +77,52 @@ def up(
         if shown:
             shown.show()
         _show_urls(found, time.monotonic() - began)
+        if context:
+            output.line(f"Commands in any folder use this stack now (context {context}).")
 
     output.show(document, json, human)
+
+
+def _own(*, starting: bool) -> Settings:
+    """The settings of the stack of this machine: as a start makes them, or as the last start made them."""
+    from tidegate import started
+    from tidegate.cli import api, places
+
+    state = places.find_own(
+        api.chosen.get(), os.environ, Path.cwd(), places.read(), checkout.root(), starting=starting
+    )
+    fields: dict[str, Any] = {} if state is None else {"state_dir": state}
+    if not starting:
+        where = state or Path(os.environ.get("TIDEGATE_STATE_DIR") or places.STATE)
+        address = started.read(where).address
+        fields |= {k: v for k, v in address.items() if not os.environ.get(f"TIDEGATE_{k.upper()}")}
+    return api.settings_with(fields)
+
+
+def _tell_forgotten(found: Settings) -> None:
+    """Say which settings the last start had from its environment, and this one does not have."""
+    from tidegate import started
+    from tidegate.cli.output import say
+
+    lost = started.forgotten(started.read(found.state_path), os.environ, {})
+    for name, value in lost.items():
+        say(
+            f"The last start had {name}={value} in its environment, this one does not. "
+            f"To keep it: tidegate settings set {name}={value}",
+            style="yellow",
+        )
+
+
+def _register(found: Settings) -> str | None:
+    """Make the stack the user's current context; return its name, or None where that cannot be written."""
+    from tidegate.cli import places
+    from tidegate.cli.output import say
+
+    try:
+        return places.register(found.state_path, found.gateway_url)
+    except TidegateError as error:
+        say(f"{error.message} Commands find this stack only in its folder.", style="yellow")
+        return None
 
 
 def _show_urls(found: Settings, took_s: float) -> None:
@@ -103,16 +154,16 @@ def down(json: Json = False) -> None:
     checkout.require("down")
     from tidegate import stack
     from tidegate.cli import output
-    from tidegate.cli.api import settings
     from tidegate.cli.progress import Steps
 
+    found = _own(starting=False)
     with Steps().shown() as steps:
 
         def on_progress(change: Progress) -> None:
             steps.change(change.name, change.state, change.detail)
 
         try:
-            stopped = stack.down(settings(), on_progress)
+            stopped = stack.down(found, on_progress)
         except stack.StackError as error:
             raise StackFailed(str(error)) from None
     told = "Tidegate is down; its data is kept." if stopped else "Nothing was running."

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tidegate import credentials, object_store
+from tidegate import credentials, object_store, started
 from tidegate.settings import Settings
 from tidegate.stack import halt, launch, processes, token
 from tidegate.stack.child import Child
@@ -96,6 +96,7 @@ def _up(settings: Settings, on_progress: OnProgress) -> StackRecord:
             children = plan(settings, os.environ)
             _clear_leftovers(record, children)
             check_free(port for child in children for port in child.ports)
+            started.write(state, started.of(settings, os.environ))
             return _wait(folder, _start_supervisor(children, state), watch, state)
         return _wait(folder, None, watch, state)
 

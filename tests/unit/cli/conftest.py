@@ -57,6 +57,7 @@ def plane(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Plane:
     for name in [name for name in os.environ if name.startswith("TIDEGATE_")]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("TIDEGATE_SERVICE_TOKEN", "t")
+    monkeypatch.setenv("TIDEGATE_CONFIG_DIR", str(tmp_path / "config"))
 
     class Wired(api.Service):
         def __init__(self, name: str, url: str, token: str) -> None:

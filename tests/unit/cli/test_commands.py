@@ -150,7 +150,7 @@ def test_without_a_token(plane: Any, tidegate: Any, monkeypatch: pytest.MonkeyPa
     monkeypatch.delenv("TIDEGATE_SERVICE_TOKEN")
     code, _, err = tidegate("models")
     assert code == 6
-    assert "token: is the stack up? `tidegate up`" in err
+    assert "No stack in this folder. Go to the folder of `make up`, or set TIDEGATE_STATE_DIR" in err
 
 
 def test_models_and_versions(plane: Any, tidegate: Any) -> None:
