@@ -191,6 +191,9 @@ bench-amplification: bootstrap ## what hostile bodies cost a gateway and a regis
 bench-hostile: bootstrap ## a valid caller beside 8,000 hostile connections: answers, p99, memory
 	$(PY) -m benchmarks.hostile $(BENCH_FLAGS)
 
+bench-deaths: bootstrap ## the model's process is killed every 5 s under 16 callers; os._exit in 1 of 50 requests
+	$(PY) -m benchmarks.deaths $(BENCH_FLAGS)
+
 bench-killer: bootstrap ## 64 requests in hand, one of which kills the model, Triton or the worker
 	$(PY) -m benchmarks.killer $(BENCH_FLAGS)
 

@@ -412,11 +412,11 @@ class Life:
         assert self._work is not None
         while True:
             code = await self._triton.wait()
-            pause_s = self._watch.mourn(code)
+            self._work.lose()
+            pause_s = self._watch.mourn(code, excused=self._work.suspect_died)
             assert self._watch.last is not None
             TRITON_RESTARTS.inc()
             self._outbox.loss = self._watch.last.words
-            self._work.use(None)
             self._model_report.rest()
             self._say("starting", f"{self._watch.last.words}; starting it again")
             await asyncio.gather(self._heartbeat.beat(), self._close())

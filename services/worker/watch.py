@@ -100,12 +100,15 @@ class ModelWatch:
             self.blame(f"Triton did not answer for {LOST_LIMIT_S:g} s")
         return False
 
-    def mourn(self, code: int) -> float:
-        """Note the death of a model server with this exit code; return how long its next start waits."""
+    def mourn(self, code: int, *, excused: bool = False) -> float:
+        """Note the death of a model server with this exit code; return how long its next start waits.
+
+        ``excused``: a request that was lost before ran alone in it.
+        """
         assert self._triton is not None
         self.end()
         death = self._death or Death(SERVER, time.time(), code, self._triton.starved)
-        self._row = after_death(self._row, time.monotonic() - self._began)
+        self._row = after_death(self._row, time.monotonic() - self._began, excused=excused)
         self._total += 1
         MODEL_DEATHS.inc()
         self.last = ModelDeath(

@@ -89,6 +89,8 @@ class Work:
         self._isolating = asyncio.Lock()
         self._withheld = self._died_alone = False
         self._jobs = jobs
+        # The model server was lost while a suspect ran alone in it.
+        self.suspect_died = False
         self.backlog = Backlog()
         self.stats = jobs.stats if jobs is not None else Stats()
         if jobs is not None:
@@ -161,6 +163,7 @@ class Work:
         """Begin no more calls: an attempt on a server that is gone would count as one that killed it."""
         if self._model is not None:
             self._died_alone = self._open_calls() == 1
+            self.suspect_died = self._died_alone and self._withheld
             self.use(None)
 
     def _lose(self, model: Model) -> None:

@@ -14,10 +14,13 @@ from typing import Any
 
 import pytest
 
+from benchmarks.deaths import MODEL as DEATHS
+from benchmarks.deaths import SETTINGS, TOGETHER, Worker, under_kills, with_a_guilty_one
 from benchmarks.killer import MODEL, Victim, held
 from benchmarks.stack import MODELS
-from tests.conftest import PATIENCE_S
+from tests.conftest import PATIENCE_S, Figure
 from tests.e2e.conftest import REPO, Stack, processes_of, running_stack
+from tests.e2e.test_resilience import wait_until
 
 
 def deployed(stack: Stack, victim: str, mark: Path) -> str:
@@ -72,6 +75,46 @@ def test_jobs_beside_a_killer(stack: Stack, tmp_path: Path) -> None:
     assert outcome.met, outcome.line()
     (letter,) = letters(stack, name)
     assert (letter["cause"], letter["kind"]) == ("attempts_exhausted", "job")
+
+
+def dying(stack: Stack, name: str, replicas: int) -> list[Worker]:
+    """The model that dies at some numbers, served by so many replicas; their workers."""
+    signature, count = str(DEATHS.with_name("signature.json")), str(replicas)
+    options = ("--signature", signature, *SETTINGS, "--min", count, "--max", count)
+    stack.deploy(DEATHS, name, *options)
+    wait_until("all are ready", lambda: states(stack, name) == ["ready"] * replicas)
+    return [Worker(each["pid"], each["metrics_port"]) for each in stack.replicas(f"{name}-v1")]
+
+
+def states(stack: Stack, name: str) -> list[str]:
+    return [replica["state"] for replica in stack.replicas(f"{name}-v1")]
+
+
+@pytest.mark.parametrize("replicas", [2, 1])
+def test_a_model_whose_process_is_killed_under_load(stack: Stack, figure: Figure, replicas: int) -> None:
+    """Nobody notices but by waiting; the worker goes on, and what happened is told."""
+    name = f"dying-{replicas}"
+    workers = dying(stack, name, replicas)
+    kills = under_kills(
+        stack.settings.gateway_url, name, workers, seconds=1.5 * replicas + 1, every_s=1.5, callers=8
+    )
+    outcome = asyncio.run(kills)
+    assert outcome.met, outcome.line()
+    assert outcome.kills == replicas
+    figure(outcome.line())
+    assert sorted(each["pid"] for each in stack.replicas(f"{name}-v1")) == sorted(w.pid for w in workers)
+    words = "the model's process ended (signal 9, out of memory?)"
+    wait_until("it is told", lambda: words in stack.run("why", name).stdout)
+    assert words in " ".join(stack.run("status").stdout.split())
+    stack.cli("delete", name, "--yes")
+
+
+def test_the_neighbours_of_a_request_that_ends_the_process(stack: Stack, figure: Figure) -> None:
+    dying(stack, "exits", 1)
+    outcome = asyncio.run(with_a_guilty_one(stack.settings.gateway_url, "exits", rounds=2))
+    assert outcome.met, outcome.line()
+    assert (outcome.right, len(outcome.failures)) == (2 * (TOGETHER - 1), 2)
+    figure(outcome.line())
 
 
 def test_a_letter_is_reproduced_in_the_foreground(stack: Stack, killed: str) -> None:

@@ -14,6 +14,7 @@ class TritonPythonModel:
 
     def execute(self, requests):
         """One response for each request, in order."""
+        time.sleep(float(os.environ.get("DEATHS_MODEL_MS", "0")) / 1e3)
         return [self._answer(request) for request in requests]
 
     def _answer(self, request):
@@ -27,5 +28,4 @@ class TritonPythonModel:
             while True:
                 kept.append(bytearray(os.urandom(1)) * STEP)
                 time.sleep(0.01)
-        time.sleep(float(os.environ.get("DEATHS_MODEL_MS", "0")) / 1e3)
         return pb_utils.InferenceResponse([pb_utils.Tensor("y", x * 2)])

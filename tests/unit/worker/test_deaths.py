@@ -54,14 +54,19 @@ def test_starts_are_further_apart_with_each_death_in_a_row() -> None:
     for _ in range(8):
         row = after_death(row, 0.0)
         pauses.append(row.pause_s)
-    assert pauses == [0.0, 0.5, 1.0, 2.0, 4.0, 8.0, 8.0, 8.0]
+    assert pauses == [0.0, 0.5, 1.0, 2.0, 4.0, 5.0, 5.0, 5.0]
     assert row.deaths == 8
 
 
 def test_a_process_that_lived_for_longer_than_the_pause_does_not_wait() -> None:
     assert after_death(Row(5), 10.0) == Row(6, 0.0)
-    assert after_death(Row(5), 5.0) == Row(6, 3.0)
+    assert after_death(Row(5), 3.0) == Row(6, 2.0)
     assert after_death(Row(5), QUIET_S) == Row(1, 0.0), "a quiet time ends the row"
+
+
+def test_a_request_that_is_to_blame_does_not_make_others_wait() -> None:
+    assert after_death(Row(5, 5.0), 0.1, excused=True) == Row(5, 0.0)
+    assert after_death(Row(), 0.1, excused=True) == Row(1)
 
 
 def test_silence_counts_while_calls_are_open() -> None:
