@@ -62,12 +62,28 @@ USAGE = Queue("usage.v1")
 # may be tried is for its record to say, so this is as good as never, and every version takes the number.
 DELIVERIES = 1_000_000_000
 JOBS_PREFIX = "jobs.v1."
+REQUESTS_PREFIX = "requests.v1."
+# Stands for a dot of a Deployment's name in a queue's name, where dots divide; no name has it.
+_DOT = "~"
 REPLIES_PREFIX = "replies.v1."
+
+
+def word_of(deployment: str) -> str:
+    """Return a Deployment's name as one word of a queue's name: ``x.suspects`` is another than ``x``."""
+    return deployment.replace(".", _DOT)
+
+
+def deployment_of(queue: str) -> str:
+    """Return the Deployment that a queue of requests, suspects or jobs is for; empty for any other queue."""
+    for prefix in (REQUESTS_PREFIX, JOBS_PREFIX):
+        if queue.startswith(prefix):
+            return queue.removeprefix(prefix).partition(".")[0].replace(_DOT, ".")
+    return ""
 
 
 def requests_queue(deployment: str) -> Queue:
     """Request envelopes of interactive calls: gateway -> the deployment's workers. Transient messages."""
-    return Queue(f"requests.v1.{deployment}", exchange=WORKERS)
+    return Queue(f"{REQUESTS_PREFIX}{word_of(deployment)}", exchange=WORKERS)
 
 
 def suspects_queue(requests: Queue) -> Queue:
@@ -86,7 +102,7 @@ def jobs_queue(deployment: str, level: Level) -> Queue:
     Persistent, confirmed, mandatory. Created on first use; what a message loses, the job's record has.
     """
     arguments = {"x-queue-type": "quorum", "x-delivery-limit": DELIVERIES}
-    return Queue(f"{JOBS_PREFIX}{deployment}.{level}", arguments)
+    return Queue(f"{JOBS_PREFIX}{word_of(deployment)}.{level}", arguments)
 
 
 def warm_queue(flavour: str) -> Queue:

@@ -9,8 +9,10 @@ from pydantic import Field, field_validator
 
 from services.autoscaler.domain.log_keeping import LogLimits
 from services.autoscaler.domain.snapshot import Policy
-from tidegate.protocol.models import NAME_PATTERN, Flavour
+from tidegate.protocol.models import Flavour
 from tidegate.settings import Settings
+
+_FLAVOUR = re.compile("[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 
 
 class AutoscalerSettings(Settings):
@@ -118,7 +120,7 @@ class AutoscalerSettings(Settings):
     @field_validator("autoscaler_warm")
     @classmethod
     def _named(cls, given: dict[str, Flavour]) -> dict[str, Flavour]:
-        strange = [name for name in given if not re.fullmatch(NAME_PATTERN, name)]
+        strange = [name for name in given if not _FLAVOUR.fullmatch(name)]
         if strange:
             raise ValueError(f"a flavour's name is of lower case letters, digits and -: not {strange[0]!r}")
         return given

@@ -16,11 +16,21 @@ from services.registry.adapters.content import Findings
 from services.registry.adapters.sql.database import Database
 from services.registry.adapters.sql.reading import Reader
 from services.registry.adapters.sql.writing import Writer
-from services.registry.domain import formats, names, removal, requirements, signature
+from services.registry.domain import (
+    compatibility,
+    formats,
+    names,
+    registration,
+    removal,
+    requirements,
+    rollover,
+    signature,
+)
 from services.registry.domain.archive import Limits
+from services.registry.domain.rollover import Order
 from services.registry.domain.state import Change, Notice, Snapshot
 from tidegate import telemetry
-from tidegate.errors import BadRequest, Conflict, NotFound, TidegateError, Unavailable
+from tidegate.errors import BadRequest, Conflict, NotFound, PayloadTooLarge, TidegateError, Unavailable
 from tidegate.protocol.models import Format, Signature, Version, VersionMetadata
 
 log = telemetry.logger(__name__)
@@ -43,6 +53,26 @@ class Registration:
     requirements: list[str] | None = None
     metadata: VersionMetadata | None = None
     allow_pickle: bool = False
+    breaking: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Registered:
+    """What became of a registration: its version, whether that is new, and what its publisher should know."""
+
+    version: Version
+    new: bool
+    warnings: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """What can be said of a registration beforehand. ``version``: the one that it is already, if it is."""
+
+    format: Format
+    stored: bool
+    version: Version | None = None
+    warnings: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,24 +120,24 @@ class Registrar:
         metrics.UPLOADED.inc(staged.size)
         return staged
 
-    async def register(self, wanted: Registration) -> tuple[Version, bool]:
-        """Make the next version of a model of an uploaded artifact; and whether it is a new one.
+    async def register(self, wanted: Registration) -> Registered:
+        """Make the next version of a model of an uploaded artifact, unless it is one that the model has.
 
-        The same artifact, format, signature and requirements as the latest version is that version; metadata
-        that is given then replaces what it has, field by field.
+        The same artifact, format, signature and requirements as a version is that version; metadata that is
+        given then replaces what it has, field by field. Raises Conflict for a signature that breaks callers.
         """
-        names.check("model", wanted.model)
-        formats.check_filename(wanted.filename)
-        format_ = formats.chosen(wanted.filename, wanted.format)
-        formats.check_consent(format_, allow_pickle=wanted.allow_pickle)
+        format_ = _screened(wanted)
         found = await self._inspect(wanted, format_)
         async with self.change() as writer:
             size = await writer.artifact_size(wanted.artifact)
             if size is None:
                 raise _no_artifact(wanted.artifact)
-            latest = (await writer.versions(wanted.model))[-1:]
-            if latest and _same(latest[0], wanted.artifact, format_, found):
-                return await _redescribed(writer, latest[0], wanted.metadata), False
+            held = await writer.versions(wanted.model)
+            same = registration.already(held, wanted.artifact, format_, found.requirements, found.signature)
+            if same is not None:
+                return Registered(await _redescribed(writer, same, wanted.metadata), False, found.warnings)
+            names.check_new("model", wanted.model, await writer.models())
+            compatibility.check(held, found.signature, breaking=wanted.breaking)
             version = Version(
                 model=wanted.model,
                 number=await writer.next_number(wanted.model),
@@ -121,7 +151,31 @@ class Registrar:
                 created_at=writer.now,
             )
             await writer.add_version(version)
-        return version, True
+        return Registered(version, True, found.warnings)
+
+    async def check(self, wanted: Registration, size: int | None, order: Order) -> Checked:
+        """Refuse what :meth:`register` and a deploy of its version would refuse, and change nothing.
+
+        ``wanted.artifact`` may be empty, or not be uploaded yet: what its bytes say is then left open.
+        """
+        format_ = _screened(wanted)
+        registration.check_described(format_, wanted.signature, by_itself=format_ == "python")
+        if (too_large := registration.check_size(size, self.artifacts.max_bytes)) is not None:
+            raise PayloadTooLarge(too_large)
+        async with self.database.read() as reader:
+            stored = bool(wanted.artifact) and await reader.artifact_size(wanted.artifact) is not None
+        found = await self._inspect(wanted, format_) if stored else Findings(wanted.signature)
+        async with self.database.read() as reader:
+            held = await reader.versions(wanted.model)
+            same = registration.already(held, wanted.artifact, format_, found.requirements, found.signature)
+            if same is None:
+                names.check_new("model", wanted.model, await reader.models())
+                compatibility.check(held, found.signature, breaking=wanted.breaking)
+            number = same.number if same else max((v.number for v in held), default=0) + 1
+            rollover.deploy(
+                (await reader.snapshot()).with_version(wanted.model, number), replace(order, version=number)
+            )
+        return Checked(format_, stored, same, found.warnings)
 
     async def describe(
         self, model: str, number: int, metadata: VersionMetadata | None, given: Signature | None
@@ -213,11 +267,17 @@ class Registrar:
         return replace(found, requirements=given)
 
 
-def _same(latest: Version, artifact: str, format_: Format, found: Findings) -> bool:
-    # A signature that was learned after the registration is no difference.
-    signature_same = found.signature in (latest.signature, None)
-    held = (latest.artifact_sha256, latest.format, latest.requirements)
-    return held == (artifact, format_, found.requirements) and signature_same
+def _screened(wanted: Registration) -> Format:
+    """Return the format of a registration, refusing what can be refused without its bytes."""
+    names.check("model", wanted.model)
+    formats.check_filename(wanted.filename)
+    format_ = formats.chosen(wanted.filename, wanted.format)
+    formats.check_consent(format_, allow_pickle=wanted.allow_pickle)
+    if wanted.signature is not None:
+        signature.check(wanted.signature)
+    if wanted.requirements is not None:
+        requirements.lines_of("\n".join(wanted.requirements), "requirements")
+    return format_
 
 
 async def _redescribed(writer: Writer, held: Version, given: VersionMetadata | None) -> Version:

@@ -10,6 +10,7 @@ import typer
 
 from tidegate.cli.exits import UsageError
 from tidegate.cli.options import Json, numbers, pairs, seconds
+from tidegate.protocol import names
 
 _SCALE, _RUN, _ABOUT, _ROLL = "Scaling", "How it runs", "About the version", "Rolling out"
 
@@ -79,6 +80,10 @@ def deploy(
     allow_pickle: Annotated[
         bool,
         typer.Option("--allow-pickle", help="Take a pickle: it can run any code.", rich_help_panel=_ABOUT),
+    ] = False,
+    breaking: Annotated[
+        bool,
+        typer.Option("--breaking", help="Take a signature that breaks callers.", rich_help_panel=_ABOUT),
     ] = False,
     metadata: Annotated[
         Path | None,
@@ -152,15 +157,16 @@ def deploy(
         requirements=read_lines(requirements) if requirements else None,
         metadata={**(read_json(metadata) if metadata else {}), **_given(about)},
         allow_pickle=allow_pickle,
+        breaking=breaking,
     )
     publish_and_serve(order, way, json)
 
 
 def name_of(path: Path) -> str:
-    """A name from a path: ``My_Model.v2.onnx`` is ``my-model-v2``. Raises UsageError when nothing is left."""
+    """Return a name from a path, ``My_Model.v2`` of ``My_Model.v2.onnx``; UsageError if nothing is left."""
     resolved = path.resolve()
     stem = resolved.name if resolved.is_dir() else re.sub(r"(\.tar)?\.[A-Za-z0-9]+$", "", resolved.name)
-    found = re.sub(r"[^a-z0-9]+", "-", stem.lower()).strip("-")[:63].strip("-")
+    found = names.fitting(stem)
     if not found:
         raise UsageError(f"{path} gives no name: use --name.")
     return found

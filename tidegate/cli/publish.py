@@ -8,12 +8,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from tidegate.cli import precheck
 from tidegate.cli.api import Control, Doc, part
 from tidegate.cli.options import parsed
 from tidegate.cli.output import size_of
 from tidegate.cli.package import Package, packed
 from tidegate.cli.progress import Steps, transfer
-from tidegate.errors import DeadlinePassed, ModelFailed, NotFound, TidegateError, Unavailable
+from tidegate.errors import Conflict, DeadlinePassed, ModelFailed, NotFound, TidegateError, Unavailable
 
 POLL_S = 0.5
 # A status may be older than the deploy: a failure counts if it is newer, or still there after this long.
@@ -36,18 +37,22 @@ class Order:
     requirements: list[str] | None = None
     metadata: Doc = field(default_factory=dict)
     allow_pickle: bool = False
+    breaking: bool = False
 
 
 def publish(control: Control, order: Order, steps: Steps) -> Doc:
-    """Upload, register and deploy: ``{version, deployment, endpoint}`` as the registry answered."""
+    """Check, upload, register and deploy: ``{version, deployment, endpoint}`` as the registry answered."""
     return place(control, registered(control, order, steps), order.options, steps)
 
 
 def registered(control: Control, order: Order, steps: Steps) -> Doc:
-    """Upload and register: the Version, as the registry answered."""
+    """Check, upload and register: the Version, as the registry answered."""
+    precheck.check_here(order)
     with packed(order.path) as package:
+        warnings = precheck.check_there(control, package, order, _registration(package, order))
         upload(control, package, steps)
         version = register(control, package, order)
+    precheck.warn([*warnings, *version.get("warnings", ())])
     steps.change("register", "done", f"{order.name} version {version['number']} ({version['format']})")
     return version
 
@@ -84,7 +89,17 @@ def upload(control: Control, package: Package, steps: Steps) -> None:
 
 
 def register(control: Control, package: Package, order: Order) -> Doc:
-    """The Version that these bytes are: a new one, or the latest when nothing changed."""
+    """The Version that these bytes are: a new one, or the one that has them already."""
+    path = f"/v1/models/{part(order.name)}/versions"
+    version: Doc = control.registry.post(path, _registration(package, order))
+    if not _says(version["metadata"], order.metadata):
+        # A version has these very bytes: what is said of it now goes on top.
+        said = {"metadata": {**version["metadata"], **order.metadata}}
+        version = control.registry.patch(f"{path}/{version['number']}", said)
+    return version
+
+
+def _registration(package: Package, order: Order) -> Doc:
     body: Doc = {
         "artifact": package.sha256,
         "filename": package.filename,
@@ -97,13 +112,9 @@ def register(control: Control, package: Package, order: Order) -> Doc:
         body["signature"] = order.signature
     if order.requirements is not None:
         body["requirements"] = order.requirements
-    path = f"/v1/models/{part(order.name)}/versions"
-    version: Doc = control.registry.post(path, body)
-    if not _says(version["metadata"], order.metadata):
-        # The latest version has these very bytes: what is said of it now goes on top.
-        said = {"metadata": {**version["metadata"], **order.metadata}}
-        version = control.registry.patch(f"{path}/{version['number']}", said)
-    return version
+    if order.breaking:
+        body["breaking"] = True
+    return body
 
 
 def _says(held: Doc, given: Doc) -> bool:
@@ -164,7 +175,12 @@ def wait_serving(control: Control, placed: Doc, timeout_s: float, steps: Steps) 
             return Look("starting", "the gateway does not know it yet")
         return look
 
-    return _wait(control, placed, lambda: control.registry.get(path), confirmed, timeout_s, steps)
+    def ours() -> Doc:
+        found: Doc = control.registry.get(path)
+        _check_still_ours(placed["deployment"]["name"], found)
+        return found
+
+    return _wait(control, placed, ours, confirmed, timeout_s, steps)
 
 
 def wait_ready(control: Control, placed: Doc, timeout_s: float, steps: Steps) -> Doc:
@@ -197,6 +213,17 @@ def _wait(
         if time.monotonic() - began > timeout_s:
             raise DeadlinePassed(f"{deployment} is not ready after {timeout_s:g} s: {look.text}.")
         time.sleep(POLL_S)
+
+
+def _check_still_ours(deployment: str, endpoint: Doc) -> None:
+    """Raise Conflict if the endpoint sends its traffic elsewhere by now: this deploy does not serve."""
+    targets = [target["deployment"] for target in endpoint["targets"]]
+    if deployment in targets:
+        return
+    raise Conflict(
+        f"{deployment} is registered but does not serve: another deploy has pointed endpoint "
+        f"{endpoint['name']} to {', '.join(targets)} meanwhile. To serve yours, deploy it again."
+    )
 
 
 def status_of(control: Control, deployment: str) -> Doc | None:

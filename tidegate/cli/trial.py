@@ -37,7 +37,7 @@ _TAKEN_OVER = (
 
 def name_for(model: str) -> str:
     """What the trial's Deployment and Endpoint are called."""
-    return model[: 63 - len(SUFFIX)].rstrip("-") + SUFFIX
+    return model[: 63 - len(SUFFIX)].rstrip("-.") + SUFFIX
 
 
 class Trial:

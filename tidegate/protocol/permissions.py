@@ -131,6 +131,7 @@ REGISTRY = Permissions(
         "DELETE /v1/models/{name}": (PUBLISH,),
         "GET /v1/models/{name}/versions": LOOK,
         "POST /v1/models/{name}/versions": (PUBLISH,),
+        "POST /v1/models/{name}/check": (PUBLISH,),
         "GET /v1/models/{name}/versions/{number}": LOOK,
         "PATCH /v1/models/{name}/versions/{number}": (PUBLISH,),
         "DELETE /v1/models/{name}/versions/{number}": (PUBLISH,),

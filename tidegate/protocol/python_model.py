@@ -79,6 +79,19 @@ def is_for_the_backend(tree: ast.Module) -> bool:
     return BACKEND_CLASS in set(_top_names(tree))
 
 
+def may_describe_itself(tree: ast.Module) -> bool:
+    """Return False if a file for the backend certainly has no ``auto_complete_config``.
+
+    Then a signature must be given. A class that is imported, assigned, decorated or derived may have it
+    elsewhere.
+    """
+    for node in tree.body:
+        if isinstance(node, ast.ClassDef) and node.name == BACKEND_CLASS:
+            derived = bool(node.bases or node.decorator_list)
+            return derived or _method(node, "auto_complete_config") is not None
+    return True
+
+
 def read(tree: ast.Module) -> Source:
     """Return what a file without ``TritonPythonModel`` takes and returns.
 

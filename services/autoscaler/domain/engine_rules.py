@@ -97,7 +97,7 @@ def _container(method: str, name: str, verb: str | None, query: Query, bounds: B
 
 
 def _name(name: str, bounds: Bounds) -> str | None:
-    own = re.fullmatch(re.escape(bounds.stack) + r"\.[a-z0-9-]+", name)
+    own = re.fullmatch(re.escape(bounds.stack) + r"\.[A-Za-z0-9._-]+", name)
     return None if own else f"{name!r} is not a container of the stack {bounds.stack}"
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 from services.registry.adapters import archive, onnx_signature, triton_config
-from services.registry.domain import requirements, signature
+from services.registry.domain import registration, requirements, signature
 from services.registry.domain.archive import Limits
 from tidegate import archives
 from tidegate.errors import BadRequest
@@ -22,10 +22,14 @@ _PICKLES = (b"\x80", b"\x78", b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x5d\x00", b"\
 
 @dataclass(frozen=True, slots=True)
 class Findings:
-    """What a file tells of itself. ``signature``: given, or read from it; None: unknown."""
+    """What a file tells of itself. ``signature``: given, or read from it; None: unknown.
+
+    ``warnings`` are sentences for its publisher.
+    """
 
     signature: Signature | None
     requirements: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
 
 
 def look(
@@ -44,6 +48,7 @@ def look(
         return Findings(_triton(declared, given), needs)
     if format_ == "torchscript":
         _check_torchscript(path)
+        registration.check_described(format_, given)
     elif format_ == "python":
         return _python(path, given, limits)
     else:
@@ -98,6 +103,8 @@ def _python_signature(source: bytes, given: Signature | None) -> Signature | Non
     """Return the signature of a file with ``predict``; of one for Triton's Python backend, the given one."""
     tree = python_model.parsed(source, MODEL)
     if python_model.is_for_the_backend(tree):
+        by_itself = python_model.may_describe_itself(tree)
+        registration.check_described("python", given, by_itself=by_itself)
         return given
     found = python_signature.signature_of(python_model.read(tree), given)
     signature.check(found)

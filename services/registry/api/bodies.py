@@ -70,6 +70,40 @@ class NewVersion(Noun):
     )
     metadata: VersionMetadata | None = None
     allow_pickle: bool = Field(False, description="Take a pickle, whose loading runs code on the workers.")
+    breaking: bool = Field(False, description="Take a signature that breaks callers of the latest version.")
+
+
+class Registered(Version):
+    """A version as it was registered. ``warnings``: what its publisher should know, each a sentence."""
+
+    warnings: list[str] = Field(default_factory=list)
+
+
+class VersionCheck(Noun):
+    """A version that somebody is about to register and deploy; its artifact need not be uploaded yet."""
+
+    artifact: Digest | None = Field(
+        None, description="sha256; with it the bytes are checked, if stored here."
+    )
+    size: int | None = Field(None, ge=0, description="Bytes.")
+    filename: str = Field(description="As for the registration.")
+    format: Format | None = None
+    signature: Signature | None = None
+    requirements: list[str] | None = Field(None, max_length=2_000)
+    metadata: VersionMetadata | None = None
+    allow_pickle: bool = False
+    breaking: bool = False
+    deployment: DeploymentPatch = Field(default_factory=dict, description="The options of the deploy.")
+    endpoint: Name | None = Field(None, description="None: called like the model.")
+
+
+class VersionChecked(BaseModel):
+    """Nothing was refused. ``version``: the one that has these bytes already."""
+
+    format: Format
+    stored: bool = Field(description="The artifact is here: no upload is needed.")
+    version: Version | None = None
+    warnings: list[str] = Field(default_factory=list)
 
 
 class VersionPatch(Noun):

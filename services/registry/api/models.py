@@ -6,7 +6,17 @@ from typing import Annotated
 
 from fastapi import APIRouter, Depends, Path, Query, Response
 
-from services.registry.api.bodies import Items, ModelInfo, NewVersion, VersionPatch, registrar
+from services.registry.api.bodies import (
+    Items,
+    ModelInfo,
+    NewVersion,
+    Registered,
+    VersionCheck,
+    VersionChecked,
+    VersionPatch,
+    registrar,
+)
+from services.registry.domain.rollover import Order
 from services.registry.domain.state import Notice
 from services.registry.registrar import Registrar, Registration
 from tidegate.api import JsonRoute
@@ -20,14 +30,28 @@ Number = Annotated[int, Path(ge=1, le=2**31 - 1)]
 
 
 @router.post("/{name}/versions", status_code=201)
-async def register(core: Core, name: str, body: NewVersion, response: Response) -> Version:
+async def register(core: Core, name: str, body: NewVersion, response: Response) -> Registered:
     """Register an uploaded artifact as the model's next version.
 
-    200 with the latest version when it is that very artifact, so repeating a call is safe.
+    200 with the version that has this artifact, format, signature and requirements already, whichever it
+    is, so repeating a call is safe. 409 ``breaking_change`` for a signature that breaks callers of the
+    latest version, unless ``breaking``.
     """
-    version, new = await core.register(Registration(model=name, **dict(body)))
-    response.status_code = 201 if new else 200
-    return version
+    found = await core.register(Registration(model=name, **dict(body)))
+    response.status_code = 201 if found.new else 200
+    return Registered(**dict(found.version), warnings=found.warnings)
+
+
+@router.post("/{name}/check")
+async def check(core: Core, name: str, body: VersionCheck) -> VersionChecked:
+    """Refuse what a registration and a deploy would refuse, before the upload; nothing is changed."""
+    given = dict(body)
+    order = Order(name, None, given.pop("deployment"), given.pop("endpoint"))
+    size, artifact = given.pop("size"), given.pop("artifact") or ""
+    found = await core.check(Registration(model=name, artifact=artifact, **given), size, order)
+    return VersionChecked(
+        format=found.format, stored=found.stored, version=found.version, warnings=found.warnings
+    )
 
 
 @router.get("")

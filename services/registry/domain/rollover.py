@@ -57,8 +57,9 @@ def deploy(snapshot: Snapshot, order: Order) -> Deployed:
     version = _chosen(snapshot, order)
     options = dict(order.options)
     given = options.pop("name", None)
-    name = names.of_deployment(order.model, version) if given is None else names.check("Deployment", given)
-    endpoint_name = names.check("Endpoint", order.endpoint or order.model)
+    name = names.of_deployment(order.model, version) if given is None else given
+    names.check_new("Deployment", name, snapshot.deployments)
+    endpoint_name = names.check_new("Endpoint", order.endpoint or order.model, snapshot.endpoints)
     endpoint = snapshot.endpoints.get(endpoint_name)
     fixed = {"name": name, "model": order.model, "version": version}
     for key in ("model", "version"):

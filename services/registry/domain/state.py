@@ -132,6 +132,10 @@ class Snapshot:
         except KeyError:
             raise NotFound(f"There is no Endpoint {name!r}.") from None
 
+    def with_version(self, model: str, number: int) -> Snapshot:
+        """Return the snapshot with this version in it."""
+        return replace(self, versions=self.versions | {(model, number)})
+
     def carrying(self) -> set[str]:
         """Deployments that some endpoint sends traffic to, or may go back to."""
         return {name for held in self.endpoints.values() for name in named_by(held.spec)}

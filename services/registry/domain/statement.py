@@ -40,7 +40,7 @@ def put_deployment(
     snapshot: Snapshot, name: str, fields: Fields, expected: int | None = None
 ) -> list[Change]:
     """State a Deployment in full; what is left out has its default. Its version cannot change."""
-    names.check("Deployment", name)
+    names.check_new("Deployment", name, snapshot.deployments)
     held = snapshot.deployments.get(name)
     expect_revision(f"Deployment {name!r}", held.revision if held else None, expected)
     spec = merge.deployment({}, _named(name, fields), f"Deployment {name!r}")
@@ -87,7 +87,7 @@ def set_override(snapshot: Snapshot, name: str, override: Override | None) -> li
 
 def put_endpoint(snapshot: Snapshot, name: str, fields: Fields, expected: int | None = None) -> list[Change]:
     """State an Endpoint. Unless ``previous`` is given, what serves now goes on until a target is ready."""
-    names.check("Endpoint", name)
+    names.check_new("Endpoint", name, snapshot.endpoints)
     held = snapshot.endpoints.get(name)
     expect_revision(f"Endpoint {name!r}", held.revision if held else None, expected)
     spec = merge.checked(EndpointSpec, _named(name, fields), f"Endpoint {name!r}")

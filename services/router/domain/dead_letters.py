@@ -10,9 +10,7 @@ from typing import Any, NamedTuple
 from tidegate.protocol import envelope
 from tidegate.protocol.envelope import Buffer, Request
 from tidegate.protocol.jobs import NewJob
-from tidegate.topology import JOBS_PREFIX
-
-_REQUESTS_PREFIX = "requests.v1."
+from tidegate.topology import JOBS_PREFIX, deployment_of
 
 
 class Replay(NamedTuple):
@@ -53,9 +51,7 @@ class DeadLetter:
     @property
     def deployment(self) -> str:
         """Return the Deployment that it was for; empty when that is not known."""
-        if self.kind == "job":
-            return self.queue.removeprefix(JOBS_PREFIX).rpartition(".")[0]
-        return self.queue.removeprefix(_REQUESTS_PREFIX) if self.queue.startswith(_REQUESTS_PREFIX) else ""
+        return deployment_of(self.queue)
 
     def to_json(self) -> dict[str, Any]:
         """Return the letter as a line of the journal."""

@@ -218,7 +218,9 @@ def test_damaged_archives_never_fail_in_another_way(look):
 
 def test_torchscript(look):
     script = archived({"m/constants.pkl": "", "m/code/__torch__.py": "", "m/data.pkl": ""}, "zip")
-    assert look(script, "torchscript") is None
+    with pytest.raises(BadRequest, match=r"A TorchScript file does not say .* give a signature"):
+        look(script, "torchscript")
+    assert look(script, "torchscript", given=SIGNATURE) == SIGNATURE
     with pytest.raises(BadRequest, match="weights but no code"):
         look(archived({"m/data.pkl": "", "m/data/0": ""}, "zip"), "torchscript")
     with pytest.raises(BadRequest, match=r"torch\.jit\.save"):
@@ -228,12 +230,22 @@ def test_torchscript(look):
 def test_python_model(look, tmp_path):
     proof = tmp_path / "ran"
     source = f"open({str(proof)!r}, 'w')\nclass TritonPythonModel:\n    def execute(self, requests): ...\n"
-    assert look(source.encode(), "python") is None
+    assert look(source.encode(), "python", given=SIGNATURE) == SIGNATURE
+    with pytest.raises(BadRequest, match=r"A Python model does not say .* give a signature"):
+        look(source.encode(), "python")
+    described = source + "    @staticmethod\n    def auto_complete_config(config): ...\n"
+    assert look(described.encode(), "python") is None
     assert not proof.exists(), "it is parsed, never run"
     with pytest.raises(BadRequest, match="not Python that parses"):
         look(b"def broken(", "python")
     with pytest.raises(BadRequest, match="class TritonPythonModel"):
         look(b"x = 1", "python")
+
+
+SIGNATURE = Signature(
+    inputs=[TensorSpec(name="x", datatype="FP32", shape=[4])],
+    outputs=[TensorSpec(name="y", datatype="FP32", shape=[4])],
+)
 
 
 class Trap:

@@ -28,7 +28,7 @@ async def test_register_reads_the_signature_and_numbers_versions(call):
     assert [item["metadata"]["notes"] for item in versions["items"]] == ["first", ""]
 
 
-async def test_registering_the_latest_again_is_idempotent(call):
+async def test_registering_the_same_bytes_again_is_idempotent(call):
     digest = await call.upload(onnx_bytes())
     body = {"artifact": digest, "filename": "m.onnx"}
     made = await call("POST", "/v1/models/digits/versions", body, status=201)
@@ -37,8 +37,9 @@ async def test_registering_the_latest_again_is_idempotent(call):
     again = await call("POST", "/v1/models/digits/versions", described, status=200)
     assert (again["number"], again["metadata"]["notes"]) == (1, "seen again")
     await call.register("digits", onnx_bytes(2))
-    back = await call("POST", "/v1/models/digits/versions", body, status=201)
-    assert back["number"] == 3, "an earlier version's bytes are a version of their own"
+    back = await call("POST", "/v1/models/digits/versions", body, status=200)
+    assert back["number"] == 1, "an earlier version's bytes are that version"
+    assert (await call("GET", "/v1/models/digits"))["versions"] == [1, 2]
 
 
 async def test_concurrent_registrations_get_different_numbers(call):
@@ -53,7 +54,7 @@ async def test_what_is_refused_says_why(call):
         ("/v1/models/digits/versions", {"artifact": digest, "filename": "m.bin"}, "give `format`"),
         ("/v1/models/digits/versions", {"artifact": digest, "filename": "m.joblib"}, "allow_pickle=true"),
         ("/v1/models/digits/versions", {"artifact": "0" * 64, "filename": "m.onnx"}, "upload it"),
-        ("/v1/models/Digits/versions", {"artifact": digest, "filename": "m.onnx"}, "not a valid name"),
+        ("/v1/models/-digits/versions", {"artifact": digest, "filename": "m.onnx"}, "not a valid name"),
         ("/v1/models/digits/versions", {"artifact": "0", "filename": "m.onnx"}, "artifact"),
     ]
     for path, body, words in refused:
@@ -69,7 +70,7 @@ async def test_metadata_changes_and_a_signature_can_only_be_added(call):
     assert (changed["metadata"]["tags"], changed["signature"]) == ({"team": "a"}, version["signature"])
     other = {**version["signature"], "max_batch_size": 1}
     assert "already" in (await call("PATCH", path, {"signature": other}, status=409))["error"]
-    source = b"class TritonPythonModel: ..."
+    source = b"class TritonPythonModel:\n    def auto_complete_config(config): ..."
     assert (await call.register("code", source, "model.py"))["signature"] is None
     learned = await call("PATCH", "/v1/models/code/versions/1", {"signature": other})
     assert learned["signature"] == other

@@ -25,7 +25,9 @@ XY = (
     'backend: "python" max_batch_size: 4 input { name: "x" data_type: TYPE_FP32 dims: [ 1 ] }'
     ' output { name: "y" data_type: TYPE_FP32 dims: [ 1 ] }'
 )
-CODE = "class TritonPythonModel:\n    def execute(self, requests): ...\n"
+CODE = (
+    "class TritonPythonModel:\n    def auto_complete_config(c): ...\n    def execute(self, requests): ...\n"
+)
 
 
 def ensemble(*parts: str) -> str:

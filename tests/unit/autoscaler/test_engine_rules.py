@@ -140,7 +140,9 @@ def test_a_named_volume_is_one_of_ours_and_nothing_more():
     assert create(broken("HostConfig/Mounts", [mount | driver])) is not None
 
 
-@pytest.mark.parametrize("name", ["stack-registry-1", "other.m-v1-0-1", "stack.", "", "stack.a/b", "stack.A"])
+@pytest.mark.parametrize(
+    "name", ["stack-registry-1", "other.m-v1-0-1", "stack.", "", "stack.a/b", "stack.a b"]
+)
 def test_names_are_of_the_stack(name):
     assert create(made(), name) is not None
     assert ask("DELETE", f"/v1.41/containers/{name}") is not None

@@ -104,6 +104,63 @@ def test_deploy_says_new_things_of_a_known_version(deployable: Any, tidegate: An
     assert body_of(deployable, patch)["metadata"]["metrics"] == {"accuracy": 0.98}
 
 
+@pytest.mark.parametrize(
+    ("file", "content", "options", "words"),
+    [
+        ("m.onnx", b"m", ("--name", "a b"), "use 1 to 63 letters"),
+        ("m.onnx", b"m", ("--min", "5", "--max", "2"), "--min 5 is above --max 2"),
+        ("model.py", b"class TritonPythonModel: ...", (), "give --signature FILE.json"),
+        ("m.pt", b"m", (), "give --signature FILE.json"),
+        ("m.onnx", b"m", ("--requirements", "none.txt"), "none.txt: No such file"),
+        ("m.onnx", b"m", ("--signature", "none.json"), "none.json: No such file"),
+    ],
+)
+def test_deploy_refuses_before_it_calls_anything(
+    plane: Any, tidegate: Any, tmp_path: Path, file: str, content: bytes, options: Any, words: str
+) -> None:
+    (tmp_path / file).write_bytes(content)
+    code, _, err = tidegate("deploy", file, *options)
+    assert (code, plane.seen) == (2, [])
+    assert words in " ".join(err.split())
+
+
+@pytest.mark.parametrize(("status", "code"), [(400, 1), (403, 1), (409, 7), (413, 1)])
+def test_what_the_registry_refuses_is_refused_before_the_upload(
+    deployable: Any, tidegate: Any, tmp_path: Path, status: int, code: int
+) -> None:
+    (tmp_path / "digits.onnx").write_bytes(b"model")
+    said = {"error": "Not like this.", "reason": "r", "request_id": "i"}
+    deployable.answers["POST /v1/models/digits/check"] = lambda _: httpx.Response(status, json=said)
+    found, _, err = tidegate("deploy", "digits.onnx", "--min", "2", "--breaking")
+    assert found == code
+    assert "Not like this." in err
+    assert deployable.seen == ["registry POST /v1/models/digits/check"]
+    asked = orjson.loads(deployable.bodies[0])
+    assert (asked["size"], asked["filename"], asked["breaking"]) == (5, "digits.onnx", True)
+    assert asked["deployment"] == {"min_replicas": 2}
+
+
+def test_warnings_of_the_registry_are_shown_once(deployable: Any, tidegate: Any, tmp_path: Path) -> None:
+    (tmp_path / "digits.onnx").write_bytes(b"model")
+    told = {"warnings": ["Saved with another release."]}
+    deployable.answers["POST /v1/models/digits/check"] = {"format": "onnx", **told}
+    deployable.answers["POST /v1/models/digits/versions"] = VERSION | told
+    _, _, err = tidegate("deploy", "digits.onnx")
+    assert err.count("Warning: Saved with another release.") == 1
+
+
+def test_a_deploy_that_another_one_overtook_does_not_claim_to_serve(
+    deployable: Any, tidegate: Any, tmp_path: Path
+) -> None:
+    (tmp_path / "digits.onnx").write_bytes(b"model")
+    taken = {"name": "digits", "targets": [{"deployment": "digits-v2", "weight": 100}], "previous": []}
+    deployable.answers["GET /v1/endpoints/digits"] = taken
+    code, out, err = tidegate("deploy", "digits.onnx")
+    assert (code, out) == (7, "")
+    assert "digits-v1 is registered but does not serve" in err
+    assert "pointed endpoint digits to digits-v2" in err
+
+
 def test_deploy_of_known_bytes_uploads_nothing(deployable: Any, tidegate: Any, tmp_path: Path) -> None:
     (tmp_path / "digits.onnx").write_bytes(b"model")
     digest = "9372c470eeadd5ecd9c3c74c2b3cb633f8e2f2fad799250a0f70d652b6b825e4"

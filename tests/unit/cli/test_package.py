@@ -78,9 +78,9 @@ def test_a_package_knows_its_digest(tmp_path: Path) -> None:
     ("path", "name"),
     [
         ("digits.onnx", "digits"),
-        ("a/My_Model.v2.onnx", "my-model-v2"),
+        ("a/My_Model.v2.onnx", "My_Model.v2"),
         ("x.tar.gz", "x"),
-        ("__a__.pt", "a"),
+        ("__a__.pt", "a__"),
         ("é" + "b" * 80 + ".onnx", "b" * 63),
     ],
 )

@@ -8,19 +8,46 @@ import pytest
 
 from services.registry.domain import formats, merge, names, triton_layout
 from services.registry.domain.archive import Limits, Tally
-from tidegate.errors import BadRequest
+from tidegate.errors import BadRequest, Conflict
 from tidegate.protocol.archives import Member
+from tidegate.protocol.names import fitting as nearest
 
 
-@pytest.mark.parametrize("name", ["a", "digits", "a-b-3", "0", "a" * 63])
+@pytest.mark.parametrize(
+    "name",
+    ["a", "digits", "a-b-3", "0", "a" * 63, "A", "a_b", "a.b", "simple_identity", "densenet_onnx.v2", "x_"],
+)
 def test_good_names(name):
     assert names.check("model", name) == name
 
 
-@pytest.mark.parametrize("name", ["", "-a", "a-", "A", "a_b", "a.b", "a\n", "a" * 64, "a/b", "ä"])
+@pytest.mark.parametrize(
+    "name", ["", "-a", "a-", ".", "..", ".a", "_a", "a.", "a\n", "a" * 64, "a/b", "a b", "ä", "a~b"]
+)
 def test_bad_names(name):
-    with pytest.raises(BadRequest, match="not a valid name of a model"):
+    with pytest.raises(
+        BadRequest, match=r"not a valid name of a model: use 1 to 63 letters .*'_', '-' and '\.'"
+    ):
         names.check("model", name)
+
+
+def test_a_name_that_is_a_route_is_refused():
+    with pytest.raises(BadRequest, match="GET /v2/models/stats is a route"):
+        names.check("model", "stats")
+
+
+def test_names_that_differ_in_case_only_are_refused():
+    assert names.check_new("model", "Digits", ["Digits", "other"]) == "Digits"
+    with pytest.raises(Conflict, match="'Digits' differs from it in case only"):
+        names.check_new("model", "Digits", ["digits"])
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [("My_Model.v2", "My_Model.v2"), ("a b", "a-b"), ("..", ""), ("__a", "a"), ("a.", "a"), ("é", "")],
+)
+def test_the_nearest_valid_name(text, name):
+    assert nearest(text) == name
 
 
 @pytest.mark.parametrize(

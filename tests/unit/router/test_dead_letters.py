@@ -20,6 +20,7 @@ from services.router.domain.dead_letters import (
 )
 from tidegate.protocol import envelope
 from tidegate.protocol.envelope import read_request
+from tidegate.topology import jobs_queue, requests_queue, suspects_queue
 
 pytestmark = pytest.mark.unit
 
@@ -67,6 +68,9 @@ def test_the_key_of_its_blob_is_not_shown():
     [
         ("requests.v1.digits-v1", "request", "digits-v1"),
         ("jobs.v1.digits-v1.normal", "job", "digits-v1"),
+        (requests_queue("a.b_C-v1").name, "request", "a.b_C-v1"),
+        (suspects_queue(requests_queue("a.b")).name, "request", "a.b"),
+        (jobs_queue("a.b", "high").name, "job", "a.b"),
         ("", "request", ""),
         ("something", "request", ""),
     ],

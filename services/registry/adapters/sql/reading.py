@@ -81,6 +81,11 @@ class Reader:
         rows = await self._connection.execute(sa.select(models.c.name, models.c.created_at))
         return {row.name: row.created_at for row in rows}
 
+    async def models(self) -> list[str]:
+        """Return the names of all models that have a version."""
+        rows = await self._connection.execute(sa.select(versions.c.model).distinct())
+        return sorted(rows.scalars())
+
     async def deployments(self, name: str | None = None, model: str | None = None) -> list[Deployment]:
         """Deployments by name; the one of that name, or those of one model."""
         query = sa.select(deployments)

@@ -1,0 +1,113 @@
+"""What is refused before an upload and before a version exists, and which version an upload is."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from typing import Any
+
+import pytest
+
+from tests.integration.registry.onnx_files import model, onnx_bytes, value
+
+SIGNATURE: dict[str, Any] = {
+    "inputs": [{"name": "x", "datatype": "FP32", "shape": [4]}],
+    "outputs": [{"name": "y", "datatype": "FP32", "shape": [4]}],
+    "max_batch_size": 8,
+}
+CODE = b"class TritonPythonModel:\n    def execute(self, requests): ...\n"
+
+
+async def check(call: Any, name: str = "m", status: int = 200, **body: Any) -> Any:
+    return await call("POST", f"/v1/models/{name}/check", {"filename": "m.onnx"} | body, status=status)
+
+
+async def test_a_check_changes_nothing_and_says_what_is_known(call):
+    before = await call("GET", "/v1/intention")
+    assert await check(call, size=10) == {
+        "format": "onnx", "stored": False, "version": None, "warnings": [],
+    }  # fmt: skip
+    assert await call("GET", "/v1/intention") == before
+    made = await call.register("m", onnx_bytes(1))
+    known = await check(call, artifact=made["artifact_sha256"])
+    assert (known["stored"], known["version"]["number"]) == (True, 1)
+
+
+@pytest.mark.parametrize(
+    ("name", "body", "words"),
+    [
+        ("-m", {}, "not a valid name of a model: use 1 to 63 letters"),
+        ("stats", {}, "is a route of its own"),
+        ("m" * 62, {}, "longer than 63 characters"),
+        ("m", {"filename": "m.bin"}, "give `format`"),
+        ("m", {"filename": "a/m.onnx"}, "not a plain file name"),
+        ("m", {"filename": "m.joblib"}, "allow_pickle=true"),
+        ("m", {"filename": "m.pt"}, "give a signature"),
+        ("m", {"signature": SIGNATURE | {"inputs": SIGNATURE["inputs"] * 2}}, "'x' more than once"),
+        ("m", {"requirements": ["-r other.txt"]}, "the option '-r' cannot be honoured"),
+        ("m", {"deployment": {"min_replicas": 5, "max_replicas": 2}}, "min_replicas 5 is above"),
+        ("m", {"deployment": {"thraeds": 5}}, "there is no field 'thraeds'"),
+        ("m", {"endpoint": "a/b"}, "endpoint"),
+    ],
+)  # fmt: skip
+async def test_what_is_refused_before_the_upload(call, name, body, words):
+    answer = await check(call, name, 400, **body)
+    assert words in answer["error"], answer
+
+
+async def test_a_size_beyond_the_limit_is_refused_before_the_upload(opened):
+    async with opened(max_artifact_bytes=100) as call:
+        assert "at most 100 are accepted" in (await check(call, status=413, size=101))["error"]
+        await check(call, size=100)
+
+
+async def test_the_registry_refuses_on_its_own_and_burns_no_version(call):
+    digest = await call.upload(CODE)
+    body = {"artifact": digest, "filename": "model.py"}
+    refused = await call("POST", "/v1/models/m/versions", body, status=400)
+    assert "give a signature" in refused["error"]
+    assert "give a signature" in (await check(call, status=400, **body))["error"], "its bytes are here"
+    await call("GET", "/v1/models/m", status=404)
+    made = await call("POST", "/v1/models/m/versions", body | {"signature": SIGNATURE}, status=201)
+    assert made["number"] == 1
+
+
+async def test_a_breaking_signature_is_asked_about(call):
+    await call.register("m", onnx_bytes(1))
+    wider = model(outputs=[value("y", "batch", 64), value("z", "batch", 1)])
+    assert (await call.register("m", wider.SerializeToString()))["number"] == 2
+    other = model(inputs=[value("image", "batch", 64)]).SerializeToString()
+    body = {"artifact": await call.upload(other), "filename": "m.onnx"}
+    for path in ("check", "versions"):
+        refused = await call("POST", f"/v1/models/m/{path}", body, status=409)
+        assert refused["reason"] == "breaking_change"
+        assert "version 2 of model 'm': input 'x' is removed; input 'image' is new" in refused["error"]
+    assert (await call("GET", "/v1/models/m"))["versions"] == [1, 2]
+    taken = await call("POST", "/v1/models/m/versions", body | {"breaking": True}, status=201)
+    assert taken["number"] == 3
+    back = await call.register("m", onnx_bytes(1))
+    assert back["number"] == 1, "an older version's bytes are no new version"
+
+
+async def test_names_of_triton_and_kserve_are_taken(call):
+    made = await call.register("simple_identity.V2", onnx_bytes(1))
+    placed = await call("POST", "/v1/deploy", {"model": made["model"]})
+    assert placed["deployment"]["name"] == "simple_identity.V2-v1"
+    assert placed["endpoint"]["name"] == "simple_identity.V2"
+    clash = await check(call, "Simple_Identity.v2", 409)
+    assert "differs from it in case only" in clash["error"]
+    digest = hashlib.sha256(onnx_bytes(1)).hexdigest()
+    body = {"artifact": digest, "filename": "m.onnx"}
+    await call("POST", "/v1/models/SIMPLE_identity.v2/versions", body, status=409)
+
+
+async def test_concurrent_registrations_of_other_bytes_have_a_version_each_and_of_the_same_bytes_share_it(
+    call,
+):
+    contents = [onnx_bytes(1), onnx_bytes(2), onnx_bytes(1)]
+    made = await asyncio.gather(*(call.register("m", content) for content in contents))
+    assert made[0]["number"] == made[2]["number"] != made[1]["number"]
+    placed = await asyncio.gather(
+        *(call("POST", "/v1/deploy", {"model": "m", "version": each["number"]}) for each in made)
+    )
+    assert [each["deployment"]["version"] for each in placed] == [each["number"] for each in made]

@@ -1,0 +1,77 @@
+"""Refuse a deploy before its upload: what this machine can see, then what the registry knows."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from tidegate.cli import output
+from tidegate.cli.exits import UsageError
+from tidegate.cli.package import format_of
+from tidegate.errors import NotFound
+from tidegate.protocol import names, python_model, python_signature
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tidegate.cli.api import Control, Doc
+    from tidegate.cli.package import Package
+    from tidegate.cli.publish import Order
+
+_MODEL = "model.py"
+_BY_SUFFIX = {".py": "python", ".pt": "torchscript", ".pth": "torchscript", ".ts": "torchscript"}
+_LARGEST_SOURCE = 4 * 1024 * 1024
+_NO_SIGNATURE = (
+    "{path} does not say what its inputs and outputs are: give --signature FILE.json, such as "
+    '{{"inputs": [{{"name": "x", "datatype": "FP32", "shape": [4]}}], '
+    '"outputs": [{{"name": "y", "datatype": "FP32", "shape": [1]}}], "max_batch_size": 8}}'
+)
+
+
+def check_here(order: Order) -> None:
+    """Raise UsageError or BadRequest for what is wrong whatever the registry holds."""
+    if (problem := names.problem("model", order.name)) is not None:
+        raise UsageError(f"{problem[:-1]}: give another --name.")
+    low, high = order.options.get("min_replicas"), order.options.get("max_replicas")
+    if low is not None and high is not None and low > high:
+        raise UsageError(f"--min {low} is above --max {high}.")
+    if not order.path.exists():
+        raise UsageError(f"{order.path}: no such file or folder.")
+    if order.signature is None and _needs_signature(order.path, order.format):
+        raise UsageError(_NO_SIGNATURE.format(path=order.path))
+
+
+def _needs_signature(path: Path, given: str | None) -> bool:
+    """Return True if the files do not say the inputs and outputs. Raise BadRequest for a bad model.py."""
+    if path.is_dir():
+        kind, source = given or format_of(path), path / _MODEL
+    else:
+        kind, source = given or _BY_SUFFIX.get(path.suffix, ""), path
+    if kind != "python" or source.suffix != ".py" or not source.is_file():
+        return kind == "torchscript"
+    try:
+        with source.open("rb") as file:
+            tree = python_model.parsed(file.read(_LARGEST_SOURCE))
+    except OSError as error:
+        raise UsageError(f"{source}: {error.strerror}.") from None
+    if python_model.is_for_the_backend(tree):
+        return not python_model.may_describe_itself(tree)
+    python_signature.signature_of(python_model.read(tree), None)
+    return False
+
+
+def check_there(control: Control, package: Package, order: Order, body: Doc) -> list[str]:
+    """Ask the registry whether it would take the version and its Deployment; return its warnings."""
+    from tidegate.cli.api import part
+
+    asked = body | {"size": package.size, "deployment": order.options, "endpoint": order.name}
+    try:
+        found = control.registry.post(f"/v1/models/{part(order.name)}/check", asked)
+    except NotFound:  # a registry of an earlier release, which has no such route
+        return []
+    return list(found.get("warnings", ()))
+
+
+def warn(warnings: list[str]) -> None:
+    """Show what the registry warns of, on stderr."""
+    for warning in dict.fromkeys(warnings):
+        output.say(f"Warning: {warning}", style="yellow")

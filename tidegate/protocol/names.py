@@ -1,0 +1,40 @@
+"""What models, Deployments and Endpoints may be called: what Triton and KServe take. Pure."""
+
+from __future__ import annotations
+
+import re
+
+LONGEST = 63
+PATTERN = rf"^[A-Za-z0-9]([A-Za-z0-9._-]{{0,{LONGEST - 2}}}[A-Za-z0-9_])?$"
+RULE = (
+    f"use 1 to {LONGEST} letters (A-Z, a-z), digits, '_', '-' and '.', with a letter or digit first and not "
+    "'-' or '.' last"
+)
+# ``GET /v2/models/stats`` is Triton's route for the statistics of every model.
+RESERVED = frozenset({"stats"})
+_NAME = re.compile(PATTERN)
+
+
+def problem(kind: str, name: str) -> str | None:
+    """Return why ``name`` cannot be the name of a ``kind``, as a sentence; None: it can."""
+    # fullmatch: `$` alone would let a trailing newline pass.
+    if not _NAME.fullmatch(name):
+        return f"{name[:80]!r} is not a valid name of a {kind}: {RULE}."
+    if name in RESERVED:
+        return f"{name!r} cannot be the name of a {kind}: GET /v2/models/{name} is a route of its own."
+    return None
+
+
+def fitting(text: str) -> str:
+    """Return the valid name nearest to ``text``, empty if nothing of it is left."""
+    found = re.sub(r"[^A-Za-z0-9._-]+", "-", text)
+    found = re.sub(r"^[^A-Za-z0-9]+", "", found)[:LONGEST]
+    return found.rstrip("-.")
+
+
+def same_but_for_case(name: str, others: frozenset[str] | set[str]) -> str | None:
+    """Return another name that differs from ``name`` in case only: one file or host name for both."""
+    if name in others:
+        return None
+    folded = name.lower()
+    return next((other for other in sorted(others) if other.lower() == folded), None)
