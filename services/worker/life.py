@@ -28,6 +28,7 @@ from services.worker.api.outbox import Outbox
 from services.worker.api.requests import Requests
 from services.worker.domain.deaths import Death
 from services.worker.domain.formats import config_is_complete
+from services.worker.domain.output_check import OutputCheck
 from services.worker.domain.pace import at_once
 from services.worker.domain.phases import Phases
 from services.worker.job_results import JobResults
@@ -82,6 +83,7 @@ class Life:
         self._phases = Phases(time.perf_counter)
         self._state: ReplicaState = "starting"
         self._message = "starting"
+        self._output_check: OutputCheck | None = None
         self._draining = False
         self._signature: Signature | None = assignment.version.signature
         # Until the model is loaded: its own configuration may say another number.
@@ -331,6 +333,7 @@ class Life:
 
     def _model(self, client: TritonClient, name: str) -> Model:
         assert self._signature is not None
+        self._output_check = OutputCheck(self._signature)
         return Model(
             client,
             name,
@@ -339,6 +342,7 @@ class Life:
             self._settings.shared_memory_above_bytes,
             self._signature.decoupled,
             self._triton is not None and self._triton.caches,
+            self._output_check,
         )
 
     def _streams(self) -> int:
@@ -448,6 +452,13 @@ class Life:
         self._watch.begin(self._triton, model)
         self._work.use(model)
 
+    def _contradiction(self) -> str:
+        """What of the model's answers contradicts its signature, if any does."""
+        check = self._output_check
+        if check is None or not check.count:
+            return ""
+        return f"{check.count} answers contradict the signature: {check.last}"
+
     def _report(self) -> ReplicaReport:
         stats = self._work.stats if self._work else None
         return ReplicaReport(
@@ -457,7 +468,7 @@ class Life:
             host=socket.gethostname(),
             pid=os.getpid(),
             state=self._state,
-            message=self._message,
+            message=self._message or self._contradiction(),
             phases_ms=dict(self._phases.ms),
             inflight=self._work.in_hand if self._work else 0,
             completed=stats.completed if stats else 0,

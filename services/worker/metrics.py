@@ -11,6 +11,9 @@ CALL_SECONDS = Histogram(
 CALL_SIZE = Histogram(
     "tidegate_worker_call_requests", "Requests in a model call.", buckets=(1, 2, 4, 8, 16, 32, 64, 128, 256)
 )
+CONTRADICTIONS = Counter(
+    "tidegate_worker_signature_contradictions_total", "Answers of the model that contradict its signature."
+)
 JOBS = Counter(
     "tidegate_worker_jobs_total",
     "Jobs by outcome; dropped: its message was a duplicate; lost: it was not this worker's any more.",

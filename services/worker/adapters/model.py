@@ -16,12 +16,17 @@ from services.worker.adapters.http_calls import HttpAnswer
 from services.worker.adapters.shared_memory import Region, Regions, aligned
 from services.worker.adapters.triton_client import ModelInferRequest, TritonClient
 from services.worker.domain.deaths import Silence
+from services.worker.domain.output_check import OutputCheck
 from services.worker.domain.pace import Quickness
 from services.worker.domain.split import Output
+from services.worker.metrics import CONTRADICTIONS
+from tidegate import telemetry
 from tidegate.errors import BadRequest, ModelFailed, PayloadTooLarge
 from tidegate.protocol.envelope import KEPT_KEY, RETRY_SAFE, Buffer, CallKey, Request, call_key, read_call_key
 from tidegate.protocol.models import TensorSpec
 from tidegate.protocol.tensors import DATATYPES, elements
+
+log = telemetry.logger(__name__)
 
 # The tag of ``raw_input_contents`` in a ModelInferRequest: field 7, bytes. Fields may come in any order, so
 # the contents follow a head that was serialized before.
@@ -31,6 +36,7 @@ HEADS_KEPT = 1024
 # calls take less than QUICK_S, with inputs of no more than QUICK_BYTES together.
 QUICK_S = 0.01
 QUICK_BYTES = 64 * 1024
+TELL_EVERY_S = 60.0
 _PLAIN_NAME = re.compile("[A-Za-z0-9._~-]+")
 # Triton adds these to some answers, as those of ensembles; no model means them.
 _TRITONS_OWN = frozenset({"sequence_id", "sequence_start", "sequence_end"})
@@ -60,9 +66,12 @@ class Model:
         shared_above: int = 0,
         decoupled: bool = False,
         cached: bool = False,
+        check: OutputCheck | None = None,
     ) -> None:
         self.decoupled = decoupled
         self.silence = Silence()
+        self._check = check
+        self._told_at = float("-inf")
         self._cached = cached
         self._client = client
         self._name = name
@@ -125,7 +134,21 @@ class Model:
                 return await self._run(requests, timeout_s, parameters)
         else:
             found = await self._small(requests[0].key, key, rows, contents, timeout_s, parameters)
+        if self._check is not None and not self._check.agrees(found.outputs, rows):
+            self._contradicted()
         return Answer(self._sorted(found.outputs, key), found.parameters)
+
+    def _contradicted(self) -> None:
+        """Count an answer that contradicts the signature, and log it at most once in a while."""
+        assert self._check is not None
+        CONTRADICTIONS.inc()
+        now = time.monotonic()
+        if now - self._told_at >= TELL_EVERY_S:
+            self._told_at = now
+            log.warning(
+                "answers contradict the signature",
+                extra={"model": self._name, "problem": self._check.last, "answers": self._check.count},
+            )
 
     async def _call_cached(
         self,
@@ -211,6 +234,12 @@ class Model:
             self.silence.answered(time.monotonic())
         finally:
             self.silence.end(number, time.monotonic(), answered=False)
+        async with aclosing(self._client.stream(message)) as answers:
+            async for answer in answers:
+                outputs = _outputs(answer)
+                if self._check is not None and outputs and not self._check.agrees(outputs, 0):
+                    self._contradicted()
+                yield _answer(answer, self._sorted(outputs, key))
 
     def _sorted(self, found: list[Output], key: CallKey) -> list[Output]:
         # Triton gives them in an order of its own, another one in each process.

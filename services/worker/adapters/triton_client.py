@@ -243,10 +243,16 @@ def _words(error: grpc.aio.AioRpcError) -> tuple[int, str]:
 
 
 def signature_of(metadata: Any, config: Any) -> Signature:
-    """Triton's metadata and configuration of a model as a Signature."""
+    """Return a model's metadata and configuration in Triton as a Signature; ModelFailed if they lack one."""
     rows = int(config.parameters[ROWS].string_value) if ROWS in config.parameters else 0
     first = 1 if rows or config.max_batch_size > 0 else 0
 
+    if not metadata.inputs or not metadata.outputs:
+        missing = "inputs" if not metadata.inputs else "outputs"
+        raise ModelFailed(
+            f"The model does not say what its {missing} are: deploy it with a signature (`tidegate deploy "
+            "--signature FILE.json`), or let its auto_complete_config describe them."
+        )
     optional = {tensor.name for tensor in config.input if tensor.optional}
 
     def specs(tensors: Sequence[Any], optional: Set[str] = frozenset()) -> list[TensorSpec]:

@@ -9,8 +9,10 @@ from contextlib import aclosing
 from typing import Any
 
 from services.worker.adapters.triton_client import ModelInferRequest, TritonClient
+from services.worker.domain.output_check import OutputCheck
+from services.worker.domain.split import Output
 from tidegate import telemetry
-from tidegate.errors import TidegateError, Unavailable
+from tidegate.errors import ModelFailed, TidegateError, Unavailable
 from tidegate.protocol.models import Signature
 
 log = telemetry.logger(__name__)
@@ -35,16 +37,18 @@ async def warm_up(
     """Send zeros: one row, and the largest batch if all dims are known (at most ``max_batch`` rows and 16
     MiB).
 
-    A model may refuse zeros; that is logged and no error. Raises Unavailable when Triton is gone.
+    A model may refuse zeros; that is logged and no error. Raises Unavailable when Triton is gone, ModelFailed
+    when an answer contradicts the signature.
     """
+    check = OutputCheck(signature)
     for rows in batch_sizes(signature, max_batch):
         request = zeros(model, signature, rows)
         try:
             if signature.decoupled:
                 await _first_answer(client, request, min(timeout_s, FIRST_ANSWER_S))
             else:
-                await client.infer(request, timeout_s)
-        except Unavailable:
+                _verify(check, await client.infer(request, timeout_s), rows)
+        except (Contradiction, Unavailable):
             raise
         except TidegateError as refusal:
             log.info(
@@ -52,6 +56,21 @@ async def warm_up(
                 extra={"model": model, "rows": rows, "reason": refusal.message},
             )
             return
+
+
+class Contradiction(ModelFailed):
+    """A model whose answers are not what its signature says."""
+
+
+def _verify(check: OutputCheck, answer: Any, rows: int) -> None:
+    """Raise Contradiction unless the outputs of an answer are the signature's."""
+    outputs = [Output(each.name, each.datatype, tuple(each.shape), b"") for each in answer.outputs]
+    problem = "" if check.agrees(outputs, rows) else check.last
+    if problem := problem or check.missing(outputs):
+        raise Contradiction(
+            f"The model's answer contradicts its signature: {problem}. Correct the model, or the signature "
+            "that it is deployed with (`tidegate deploy --signature FILE.json`)."
+        )
 
 
 async def _first_answer(client: TritonClient, request: Any, timeout_s: float) -> None:

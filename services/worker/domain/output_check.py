@@ -1,0 +1,65 @@
+"""Whether a model's answers are what its signature says: as a rule a set lookup for each output of a call."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from services.worker.domain.split import Output
+from tidegate.protocol.models import Signature, TensorSpec
+
+# Shapes are kept with their rows, and a model with outputs of any size may give ever new ones.
+KEPT = 1024
+
+
+class OutputCheck:
+    """Compares outputs with the signature's. ``count`` answers differed, the last one in ``last``."""
+
+    def __init__(self, signature: Signature) -> None:
+        self._specs = {spec.name: spec for spec in signature.outputs}
+        self._first = 1 if signature.max_batch_size > 0 else 0
+        self._agreed: set[tuple[str, str, tuple[int, ...], int]] = set()
+        self.count = 0
+        self.last = ""
+
+    def agrees(self, outputs: Sequence[Output], rows: int) -> bool:
+        """Return False, and keep the reason, if an output has another datatype, shape or number of rows.
+
+        ``rows`` 0: the number of rows is not known, as of one answer of a stream. Outputs that the signature
+        does not name are not judged.
+        """
+        agreed = self._agreed
+        for name, datatype, shape, _ in outputs:
+            if (name, datatype, shape, rows) not in agreed:
+                return self._judged(outputs, rows)
+        return True
+
+    def missing(self, outputs: Sequence[Output]) -> str:
+        """Return which outputs of the signature an answer with all outputs lacks; empty: none."""
+        lacking = self._specs.keys() - {output.name for output in outputs}
+        return f"the output {min(lacking)!r} is missing" if lacking else ""
+
+    def _judged(self, outputs: Sequence[Output], rows: int) -> bool:
+        for output in outputs:
+            spec = self._specs.get(output.name)
+            problem = None if spec is None else self._problem(spec, output, rows)
+            if problem is not None:
+                self.count += 1
+                self.last = problem
+                return False
+            if len(self._agreed) >= KEPT:
+                self._agreed.clear()
+            self._agreed.add((output.name, output.datatype, output.shape, rows))
+        return True
+
+    def _problem(self, spec: TensorSpec, output: Output, rows: int) -> str | None:
+        wanted = [rows or "rows", *spec.shape] if self._first else list(spec.shape)
+        same_rank = len(output.shape) == len(wanted)
+        fits = same_rank and all(
+            want in (-1, "rows", have) for want, have in zip(wanted, output.shape, strict=True)
+        )
+        if fits and output.datatype == spec.datatype:
+            return None
+        return (
+            f"the output {output.name!r} is {output.datatype} {list(output.shape)}, and the signature says "
+            f"{spec.datatype} [{', '.join(map(str, wanted))}]"
+        )
