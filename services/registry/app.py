@@ -9,7 +9,7 @@ from datetime import timedelta
 
 from fastapi import APIRouter, Depends, FastAPI
 
-from services.registry.adapters import metrics
+from services.registry.adapters import metrics, pickle_file
 from services.registry.adapters.announcer import Announcer
 from services.registry.adapters.artifacts import ArtifactStore
 from services.registry.adapters.sql.database import Clock, Database, utc_now
@@ -86,6 +86,7 @@ def _policy(settings: RegistrySettings) -> Policy:
         ),
         default_max_batch=settings.default_max_batch,
         pending_for=timedelta(seconds=settings.pending_artifact_s),
+        packages=pickle_file.packages(settings.runtime_path),
     )
 
 

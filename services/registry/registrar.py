@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
@@ -20,6 +20,7 @@ from services.registry.domain import (
     compatibility,
     formats,
     names,
+    pickles,
     registration,
     removal,
     requirements,
@@ -77,11 +78,12 @@ class Checked:
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """What is a matter of setting."""
+    """What is a matter of setting, and the ``packages`` in the models' environment, as far as known here."""
 
     limits: Limits = field(default_factory=Limits)
     default_max_batch: int = 64
     pending_for: timedelta = timedelta(hours=1)
+    packages: Mapping[str, str] = field(default_factory=dict)
 
 
 class Registrar:
@@ -135,7 +137,9 @@ class Registrar:
             held = await writer.versions(wanted.model)
             same = registration.already(held, wanted.artifact, format_, found.requirements, found.signature)
             if same is not None:
-                return Registered(await _redescribed(writer, same, wanted.metadata), False, found.warnings)
+                return Registered(
+                    await _redescribed(writer, same, wanted.metadata), False, self._warnings(found)
+                )
             names.check_new("model", wanted.model, await writer.models())
             compatibility.check(held, found.signature, breaking=wanted.breaking)
             version = Version(
@@ -151,7 +155,7 @@ class Registrar:
                 created_at=writer.now,
             )
             await writer.add_version(version)
-        return Registered(version, True, found.warnings)
+        return Registered(version, True, self._warnings(found))
 
     async def check(self, wanted: Registration, size: int | None, order: Order) -> Checked:
         """Refuse what :meth:`register` and a deploy of its version would refuse, and change nothing.
@@ -175,7 +179,10 @@ class Registrar:
             rollover.deploy(
                 (await reader.snapshot()).with_version(wanted.model, number), replace(order, version=number)
             )
-        return Checked(format_, stored, same, found.warnings)
+        return Checked(format_, stored, same, self._warnings(found))
+
+    def _warnings(self, found: Findings) -> list[str]:
+        return pickles.warnings(found.saved, self._policy.packages, found.requirements)
 
     async def describe(
         self, model: str, number: int, metadata: VersionMetadata | None, given: Signature | None

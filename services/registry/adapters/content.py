@@ -6,9 +6,10 @@ import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
-from services.registry.adapters import archive, onnx_signature, triton_config
-from services.registry.domain import registration, requirements, signature
+from services.registry.adapters import archive, onnx_signature, pickle_file, triton_config
+from services.registry.domain import pickles, registration, requirements, signature
 from services.registry.domain.archive import Limits
+from services.registry.domain.pickles import Saved
 from tidegate import archives
 from tidegate.errors import BadRequest
 from tidegate.protocol import python_model, python_signature
@@ -24,12 +25,12 @@ _PICKLES = (b"\x80", b"\x78", b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x5d\x00", b"\
 class Findings:
     """What a file tells of itself. ``signature``: given, or read from it; None: unknown.
 
-    ``warnings`` are sentences for its publisher.
+    ``saved``: the releases that wrote it, of a pickle.
     """
 
     signature: Signature | None
     requirements: list[str] = field(default_factory=list)
-    warnings: list[str] = field(default_factory=list)
+    saved: Saved = field(default_factory=Saved)
 
 
 def look(
@@ -53,6 +54,7 @@ def look(
         return _python(path, given, limits)
     else:
         _check_pickle(path)
+        return Findings(given, saved=pickles.saved_with(pickle_file.pieces(path)))
     return Findings(given)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -87,6 +88,21 @@ async def test_a_breaking_signature_is_asked_about(call):
     assert taken["number"] == 3
     back = await call.register("m", onnx_bytes(1))
     assert back["number"] == 1, "an older version's bytes are no new version"
+
+
+async def test_the_publisher_of_a_pickle_is_told_what_saved_it(opened, tmp_path):
+    site = tmp_path / "runtime" / "model-env" / "lib" / "python3.11" / "site-packages"
+    for package in ("scikit_learn-1.5.0", "numpy-1.26.4"):
+        (site / f"{package}.dist-info").mkdir(parents=True)
+    file = Path(__file__).parents[1] / "worker" / "numpy_2" / "network.pkl"
+    async with opened(runtime_dir=tmp_path / "runtime") as call:
+        made = await call.register("m", file.read_bytes(), "network.pkl", allow_pickle=True)
+        assert len(made["warnings"]) == 2
+        assert "saved with scikit-learn 1.9.1, and this stack's models run 1.5.0" in made["warnings"][0]
+        assert "saved with numpy 2, and this stack's models run numpy 1.26.4" in made["warnings"][1]
+        body = {"artifact": made["artifact_sha256"], "filename": "network.pkl", "allow_pickle": True}
+        pinned = await check(call, **body, requirements=["scikit-learn==1.9.1"])
+        assert [told.partition(" with ")[2][:7] for told in pinned["warnings"]] == ["numpy 2"]
 
 
 async def test_names_of_triton_and_kserve_are_taken(call):

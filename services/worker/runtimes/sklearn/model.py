@@ -14,7 +14,10 @@ from typing import Any
 
 import joblib
 import numpy as np
+import numpy_2_pickles
 from rows import Rows, numpy_type
+
+numpy_2_pickles.accept()
 
 
 class TritonPythonModel:
