@@ -20,6 +20,7 @@ from typing import IO
 from tidegate.protocol.archives import Member
 
 GZIP, ZIP = b"\x1f\x8b", b"PK\x03\x04"
+TAR, TAR_AT = b"ustar", 257
 # tarfile reads a member's extended header in one piece, as large as the archive says it is.
 MAX_READ = 4 * 2**20
 # zipfile reads the directory at the end of a zip in one piece, and makes ten times as much of it.
@@ -65,6 +66,13 @@ def is_packed(path: Path) -> bool:
     """Return whether a file is a zip or a tar.gz, by its first bytes."""
     with path.open("rb") as file:
         return file.read(4).startswith((GZIP, ZIP))
+
+
+def is_archive(path: Path) -> bool:
+    """Return whether a file is a zip, a tar.gz or a tar, by its first bytes."""
+    with path.open("rb") as file:
+        head = file.read(TAR_AT + len(TAR))
+    return head.startswith((GZIP, ZIP)) or head[TAR_AT:] == TAR
 
 
 @contextmanager

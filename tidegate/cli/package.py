@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
+from tidegate.cli import onnx_packages
 from tidegate.cli.exits import UsageError
 
 CHUNK = 1024 * 1024
@@ -42,6 +43,10 @@ class Package:
 @contextmanager
 def packed(path: Path) -> Iterator[Package]:
     """The package for a file or folder. Raises UsageError when there is nothing to pack."""
+    if (model := onnx_packages.model_in(path)) is not None:
+        with onnx_packages.packed(model) as archive:
+            yield _package(archive, f"{model.name}.tar", "onnx")
+        return
     if path.is_dir():
         with tempfile.TemporaryFile() as archive:
             pack(path, archive)
@@ -56,7 +61,12 @@ def packed(path: Path) -> Iterator[Package]:
 
 
 def format_of(folder: Path) -> str:
-    """A folder with ``model.py`` in it is a Python model with what it needs; any other is Triton's layout."""
+    """A folder with ``model.py`` in it is a Python model with what it needs; any other is Triton's layout.
+
+    One with a single ONNX file is that model, see :mod:`tidegate.cli.onnx_packages`.
+    """
+    if onnx_packages.model_in(folder) is not None:
+        return "onnx"
     versions = any(path.is_dir() and path.name.isdecimal() for path in folder.iterdir())
     own = (folder / "model.py").is_file() and not versions and not (folder / "config.pbtxt").exists()
     return "python" if own else "triton"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Collection
 from pathlib import Path, PurePosixPath
 
@@ -11,10 +12,11 @@ from tidegate.errors import BadRequest
 
 
 class Contents:
-    """The files of an archive by path, and the text of those that were asked for."""
+    """The files of an archive by path, with their sizes, and the text of those that were asked for."""
 
-    def __init__(self, files: set[PurePosixPath], texts: dict[PurePosixPath, str]) -> None:
-        self.files = files
+    def __init__(self, files: dict[PurePosixPath, int], texts: dict[PurePosixPath, str]) -> None:
+        self.sizes = files
+        self.files = files.keys()
         self.texts = texts
 
 
@@ -24,7 +26,7 @@ def look_into(path: Path, *, wanted: Collection[str], max_text: int, limits: Lim
     Blocking: call it in a thread. Raises BadRequest when it is no archive or holds what is not allowed.
     """
     tally = Tally(limits, path.stat().st_size)
-    files: set[PurePosixPath] = set()
+    files: dict[PurePosixPath, int] = {}
     texts: dict[PurePosixPath, str] = {}
     try:
         with archives.reading():
@@ -32,13 +34,23 @@ def look_into(path: Path, *, wanted: Collection[str], max_text: int, limits: Lim
                 inside = tally.admit(member)
                 if inside is None:
                     continue
-                files.add(inside)
+                files[inside] = member.size
                 if inside.name in wanted:
                     with content() as stream:
                         texts[inside] = _text(inside, stream.read(max_text + 1), max_text)
     except archives.Broken as error:
         raise BadRequest(f"The archive cannot be read ({error}).") from None
     return Contents(files, texts)
+
+
+def extract(path: Path, wanted: PurePosixPath, target: Path) -> None:
+    """Write one file of an archive that :func:`look_into` has checked. Blocking."""
+    with archives.reading():
+        for member, content in archives.members(path):
+            if member.kind == "file" and PurePosixPath(member.name) == wanted:
+                with content() as packed, target.open("xb") as file:
+                    shutil.copyfileobj(packed, file, 1024 * 1024)
+                return
 
 
 def _text(path: PurePosixPath, content: bytes, limit: int) -> str:

@@ -6,7 +6,7 @@ import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
-from services.registry.adapters import archive, onnx_signature, pickle_file, triton_config
+from services.registry.adapters import archive, onnx_archive, onnx_signature, pickle_file, triton_config
 from services.registry.domain import pickles, registration, requirements, signature
 from services.registry.domain.archive import Limits
 from services.registry.domain.pickles import Saved
@@ -41,7 +41,8 @@ def look(
     Blocking: call it in a thread. Raises BadRequest, which says what was wrong and what helps.
     """
     if format_ == "onnx":
-        return Findings(signature.of_graph(onnx_signature.read(path), given, max_batch))
+        graph = onnx_archive.read(path, limits) if archives.is_archive(path) else onnx_signature.read(path)
+        return Findings(signature.of_graph(graph, given, max_batch))
     if given is not None:
         signature.check(given)
     if format_ == "triton":

@@ -13,7 +13,7 @@ from services.worker.adapters.python_functions import adopt
 from services.worker.adapters.triton_install import TritonInstall
 from services.worker.domain import devices, formats, model_config
 from services.worker.domain.devices import Devices
-from tidegate.archives import is_packed
+from tidegate.archives import is_archive, is_packed
 from tidegate.errors import ModelFailed
 from tidegate.protocol.models import DeploymentSpec, Version
 
@@ -71,6 +71,9 @@ def _prepare_file(
     folder.parent.mkdir(parents=True)
     if version.format == "python" and is_packed(artifact):
         unpack(artifact, folder)
+    elif version.format == "onnx" and is_archive(artifact):
+        unpack(artifact, folder)
+        _rename_onnx(folder, serving.file)
     else:
         folder.mkdir()
         place(artifact, folder / serving.file, symlinks=symlinks)
@@ -82,6 +85,14 @@ def _prepare_file(
     )
     (folder.parent / CONFIG).write_text(text)
     return [version.model]
+
+
+def _rename_onnx(folder: Path, name: str) -> None:
+    """Give the ONNX file of an archive the name that its backend looks for; its external data stays."""
+    found = [path for path in folder.iterdir() if path.suffix.lower() == ".onnx" and path.is_file()]
+    if len(found) != 1:
+        raise ModelFailed("The archive of an ONNX model needs exactly one .onnx file at its root.")
+    found[0].rename(folder / name)
 
 
 def cache_mb(
@@ -207,8 +218,8 @@ def _adopt(
 
 
 def _add_runtime(runtime: str, folder: Path) -> None:
-    shutil.copyfile(RUNTIMES / runtime / "model.py", folder / "model.py")
-    shutil.copyfile(RUNTIMES / "rows.py", folder / "rows.py")
+    for source in (RUNTIMES / "rows.py", *(RUNTIMES / runtime).glob("*.py")):
+        shutil.copyfile(source, folder / source.name)
 
 
 def _check_backend(model: str, wanted: str | None, backends: frozenset[str]) -> None:

@@ -8,7 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from mmap import mmap
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from mmap import mmap
+
 
 VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5
 # Libraries read a key of 32 bits, and not all of them refuse a longer one.

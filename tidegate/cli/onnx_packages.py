@@ -1,0 +1,83 @@
+"""An ONNX model that keeps weights in other files (external data), as one tar with all of them."""
+
+from __future__ import annotations
+
+import mmap
+import tarfile
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+from typing import BinaryIO
+
+from tidegate.cli.exits import UsageError
+from tidegate.protocol import onnx_external
+from tidegate.protocol.archives import Unsafe, safe_path
+from tidegate.protocol.protobuf_wire import Budget, Malformed, Message
+
+
+def model_in(path: Path) -> Path | None:
+    """Return the ONNX file to pack with its external data; None: the path is served in another way.
+
+    That is an ONNX file that has such data, or the only one of a folder that is no other kind of model.
+    """
+    if not path.is_dir():
+        return path if path.suffix.lower() == ".onnx" and path.is_file() and external_files(path) else None
+    files = [each for each in path.iterdir() if each.suffix.lower() == ".onnx" and each.is_file()]
+    other = any(each.is_dir() and each.name.isdecimal() for each in path.iterdir())
+    other = other or any((path / name).exists() for name in ("config.pbtxt", "model.py"))
+    return files[0] if len(files) == 1 and not other else None
+
+
+def external_files(model: Path) -> list[str]:
+    """Return the paths of an ONNX file's external data, below its folder. Raise UsageError for others.
+
+    What is no ONNX file has none: the registry says what is wrong with it.
+    """
+    try:
+        if not model.stat().st_size:
+            return []
+        with model.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            found = {each.location for each in onnx_external.externals(Message(data, 0, len(data), Budget()))}
+    except OSError as error:
+        raise UsageError(f"{model}: {error.strerror}.") from None
+    except Malformed:
+        return []
+    return sorted({str(_inside(model, location)) for location in found})
+
+
+def _inside(model: Path, location: str) -> PurePosixPath:
+    try:
+        path = safe_path(location)
+    except Unsafe:
+        raise UsageError(
+            f"{model} keeps weights in {location[:80]!r}, which is not below its folder. Save it again with "
+            "onnx.save(model, path, save_as_external_data=True, location='weights.data')."
+        ) from None
+    if not (model.parent / path).is_file():
+        raise UsageError(f"{model} keeps weights in {location[:80]!r}, and there is no such file beside it.")
+    return path
+
+
+@contextmanager
+def packed(model: Path) -> Iterator[BinaryIO]:
+    """Give a tar of the model and its external data, the same for the same bytes. Raise UsageError.
+
+    It is not compressed: weights hardly get smaller, and gigabytes of them would take minutes.
+    """
+    with tempfile.TemporaryFile() as archive:
+        with tarfile.open(fileobj=archive, mode="w", format=tarfile.PAX_FORMAT) as tar:
+            for name in (model.name, *external_files(model)):
+                _add(tar, model.parent / name, name)
+        yield archive
+
+
+def _add(tar: tarfile.TarFile, path: Path, name: str) -> None:
+    info = tarfile.TarInfo(name)
+    info.mode = 0o644
+    try:
+        info.size = path.stat().st_size
+        with path.open("rb") as file:
+            tar.addfile(info, file)
+    except OSError as error:
+        raise UsageError(f"{path}: {error.strerror}.") from None
