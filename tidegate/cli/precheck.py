@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import ast
 from typing import TYPE_CHECKING
 
 from tidegate.cli import output
 from tidegate.cli.exits import UsageError
 from tidegate.cli.package import format_of
 from tidegate.errors import NotFound
-from tidegate.protocol import names, python_model, python_signature
+from tidegate.protocol import backend_class, names
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -28,7 +29,7 @@ _NO_SIGNATURE = (
 
 
 def check_here(order: Order) -> None:
-    """Raise UsageError or BadRequest for what is wrong whatever the registry holds."""
+    """Raise UsageError for what is wrong whatever the registry holds."""
     if (problem := names.problem("model", order.name)) is not None:
         raise UsageError(f"{problem[:-1]}: give another --name.")
     low, high = order.options.get("min_replicas"), order.options.get("max_replicas")
@@ -41,7 +42,7 @@ def check_here(order: Order) -> None:
 
 
 def _needs_signature(path: Path, given: str | None) -> bool:
-    """Return True if the files do not say the inputs and outputs. Raise BadRequest for a bad model.py."""
+    """Return True if the files do not say the inputs and outputs. Raise UsageError for a bad model.py."""
     if path.is_dir():
         kind, source = given or format_of(path), path / _MODEL
     else:
@@ -50,13 +51,12 @@ def _needs_signature(path: Path, given: str | None) -> bool:
         return kind == "torchscript"
     try:
         with source.open("rb") as file:
-            tree = python_model.parsed(file.read(_LARGEST_SOURCE))
+            tree = ast.parse(file.read(_LARGEST_SOURCE), filename=source.name)
     except OSError as error:
         raise UsageError(f"{source}: {error.strerror}.") from None
-    if python_model.is_for_the_backend(tree):
-        return not python_model.may_describe_itself(tree)
-    python_signature.signature_of(python_model.read(tree), None)
-    return False
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+        raise UsageError(f"{source} is not Python that parses: {error}.") from None
+    return backend_class.is_for_the_backend(tree) and not backend_class.may_describe_itself(tree)
 
 
 def check_there(control: Control, package: Package, order: Order, body: Doc) -> list[str]:

@@ -7,11 +7,11 @@ signature comes from the annotations (:mod:`tidegate.protocol.python_annotations
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from tidegate.errors import BadRequest
 from tidegate.model import DEFAULT_MAX_SIZE
+from tidegate.protocol.backend_class import BACKEND_CLASS
 from tidegate.protocol.python_annotations import (
     Described,
     Scope,
@@ -22,7 +22,6 @@ from tidegate.protocol.python_annotations import (
     resolved,
 )
 
-BACKEND_CLASS = "TritonPythonModel"
 PREDICT, LOAD = "predict", "load"
 FACTS = ("device", "folder", "threads")
 """What ``load`` may take, by name: where the model runs ("cpu", "cuda:0"), its folder, its CPU threads."""
@@ -74,24 +73,6 @@ def parsed(source: str | bytes, filename: str = "model.py") -> ast.Module:
         raise BadRequest(f"The file is not Python that parses: {error}.") from None
 
 
-def is_for_the_backend(tree: ast.Module) -> bool:
-    """Return True for a file that is written for Triton's Python backend, class and all."""
-    return BACKEND_CLASS in set(_top_names(tree))
-
-
-def may_describe_itself(tree: ast.Module) -> bool:
-    """Return False if a file for the backend certainly has no ``auto_complete_config``.
-
-    Then a signature must be given. A class that is imported, assigned, decorated or derived may have it
-    elsewhere.
-    """
-    for node in tree.body:
-        if isinstance(node, ast.ClassDef) and node.name == BACKEND_CLASS:
-            derived = bool(node.bases or node.decorator_list)
-            return derived or _method(node, "auto_complete_config") is not None
-    return True
-
-
 def read(tree: ast.Module) -> Source:
     """Return what a file without ``TritonPythonModel`` takes and returns.
 
@@ -118,16 +99,6 @@ def read(tree: ast.Module) -> Source:
         asynchronous=isinstance(predict, ast.AsyncFunctionDef),
         load=None if entry is None else _load(scope.classes[entry]),
     )
-
-
-def _top_names(tree: ast.Module) -> Iterator[str]:
-    for node in tree.body:
-        if isinstance(node, ast.ClassDef):
-            yield node.name
-        elif isinstance(node, ast.Import | ast.ImportFrom):
-            yield from (alias.asname or alias.name for alias in node.names)
-        elif isinstance(node, ast.Assign):
-            yield from (target.id for target in node.targets if isinstance(target, ast.Name))
 
 
 def _scope(tree: ast.Module) -> Scope:

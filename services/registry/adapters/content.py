@@ -12,7 +12,7 @@ from services.registry.domain.archive import Limits
 from services.registry.domain.pickles import Saved
 from tidegate import archives
 from tidegate.errors import BadRequest
-from tidegate.protocol import python_model, python_signature
+from tidegate.protocol import backend_class, python_model, python_signature
 from tidegate.protocol.models import Format, Signature
 
 MODEL = "model.py"
@@ -105,8 +105,8 @@ def _python(path: Path, given: Signature | None, limits: Limits) -> Findings:
 def _python_signature(source: bytes, given: Signature | None) -> Signature | None:
     """Return the signature of a file with ``predict``; of one for Triton's Python backend, the given one."""
     tree = python_model.parsed(source, MODEL)
-    if python_model.is_for_the_backend(tree):
-        by_itself = python_model.may_describe_itself(tree)
+    if backend_class.is_for_the_backend(tree):
+        by_itself = backend_class.may_describe_itself(tree)
         registration.check_described("python", given, by_itself=by_itself)
         return given
     found = python_signature.signature_of(python_model.read(tree), given)

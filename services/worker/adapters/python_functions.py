@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 
 import tidegate.model
-from tidegate.protocol import python_model, python_signature
+from tidegate.protocol import backend_class, python_model, python_signature
 from tidegate.protocol.models import Version
 
 _RUNTIMES = Path(__file__).parents[1] / "runtimes"
@@ -21,7 +21,7 @@ def adopt(folder: Path, version: Version) -> str | None:
     not what the registry took.
     """
     tree = python_model.parsed((folder / "model.py").read_bytes())
-    if python_model.is_for_the_backend(tree):
+    if backend_class.is_for_the_backend(tree):
         return None
     source = python_model.read(tree)
     signature = python_signature.signature_of(source, version.signature)

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 from tidegate.errors import BadRequest
+from tidegate.protocol.backend_class import is_for_the_backend
 from tidegate.protocol.models import Signature, TensorSpec
-from tidegate.protocol.python_model import is_for_the_backend, parsed, read
+from tidegate.protocol.python_model import parsed, read
 from tidegate.protocol.python_signature import calling_plan, signature_of
 
 pytestmark = pytest.mark.unit
