@@ -63,8 +63,9 @@ USAGE = Queue("usage.v1")
 DELIVERIES = 1_000_000_000
 JOBS_PREFIX = "jobs.v1."
 REQUESTS_PREFIX = "requests.v1."
-# Stands for a dot of a Deployment's name in a queue's name, where dots divide; no name has it.
-_DOT = "~"
+# Stands for a dot of a Deployment's name in a queue's name, where dots divide. No name has it, and the AMQP
+# library takes it in a queue's name.
+_DOT = ":"
 REPLIES_PREFIX = "replies.v1."
 
 

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import orjson
 import pytest
+from pamqp import commands
 
 from services.router.domain.dead_letters import (
     DeadLetter,
@@ -20,7 +21,7 @@ from services.router.domain.dead_letters import (
 )
 from tidegate.protocol import envelope
 from tidegate.protocol.envelope import read_request
-from tidegate.topology import jobs_queue, requests_queue, suspects_queue
+from tidegate.topology import deployment_of, jobs_queue, requests_queue, suspects_queue
 
 pytestmark = pytest.mark.unit
 
@@ -78,6 +79,15 @@ def test_the_key_of_its_blob_is_not_shown():
 def test_whose_it_was(queue, kind, deployment):
     letter = replace(LETTER, queue=queue)
     assert (letter.kind, letter.deployment) == (kind, deployment)
+
+
+@pytest.mark.parametrize("name", ["digits-v1", "simple_identity.V2-v1", "a.b.c", "x.suspects", "y.low", "A_"])
+def test_every_name_makes_queues_that_can_be_declared_and_told_apart(name):
+    requests = requests_queue(name)
+    for queue in (requests, suspects_queue(requests), jobs_queue(name, "low")):
+        commands.Queue.Declare(queue=queue.name).validate()
+        assert deployment_of(queue.name) == name
+    assert requests_queue(f"{name}.suspects").name != suspects_queue(requests).name
 
 
 def test_nothing_is_overdue_within_the_limits():
