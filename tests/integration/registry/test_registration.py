@@ -7,8 +7,6 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from tests.integration.registry.onnx_files import model, onnx_bytes, value
 
 SIGNATURE: dict[str, Any] = {
@@ -34,26 +32,26 @@ async def test_a_check_changes_nothing_and_says_what_is_known(call):
     assert (known["stored"], known["version"]["number"]) == (True, 1)
 
 
-@pytest.mark.parametrize(
-    ("name", "body", "words"),
-    [
-        ("-m", {}, "not a valid name of a model: use 1 to 63 letters"),
-        ("stats", {}, "is a route of its own"),
-        ("m" * 62, {}, "longer than 63 characters"),
-        ("m", {"filename": "m.bin"}, "give `format`"),
-        ("m", {"filename": "a/m.onnx"}, "not a plain file name"),
-        ("m", {"filename": "m.joblib"}, "allow_pickle=true"),
-        ("m", {"filename": "m.pt"}, "give a signature"),
-        ("m", {"signature": SIGNATURE | {"inputs": SIGNATURE["inputs"] * 2}}, "'x' more than once"),
-        ("m", {"requirements": ["-r other.txt"]}, "the option '-r' cannot be honoured"),
-        ("m", {"deployment": {"min_replicas": 5, "max_replicas": 2}}, "min_replicas 5 is above"),
-        ("m", {"deployment": {"thraeds": 5}}, "there is no field 'thraeds'"),
-        ("m", {"endpoint": "a/b"}, "endpoint"),
-    ],
-)  # fmt: skip
-async def test_what_is_refused_before_the_upload(call, name, body, words):
-    answer = await check(call, name, 400, **body)
-    assert words in answer["error"], answer
+REFUSED: list[tuple[str, dict[str, Any], str]] = [
+    ("-m", {}, "not a valid name of a model: use 1 to 63 letters"),
+    ("stats", {}, "is a route of its own"),
+    ("m" * 62, {}, "longer than 63 characters"),
+    ("m", {"filename": "m.bin"}, "give `format`"),
+    ("m", {"filename": "a/m.onnx"}, "not a plain file name"),
+    ("m", {"filename": "m.joblib"}, "allow_pickle=true"),
+    ("m", {"filename": "m.pt"}, "give a signature"),
+    ("m", {"signature": SIGNATURE | {"inputs": SIGNATURE["inputs"] * 2}}, "'x' more than once"),
+    ("m", {"requirements": ["-r other.txt"]}, "the option '-r' cannot be honoured"),
+    ("m", {"deployment": {"min_replicas": 5, "max_replicas": 2}}, "min_replicas 5 is above"),
+    ("m", {"deployment": {"thraeds": 5}}, "there is no field 'thraeds'"),
+    ("m", {"endpoint": "a/b"}, "endpoint"),
+]
+
+
+async def test_what_is_refused_before_the_upload(call):
+    for name, body, words in REFUSED:
+        answer = await check(call, name, 400, **body)
+        assert words in answer["error"], answer
 
 
 async def test_a_size_beyond_the_limit_is_refused_before_the_upload(opened):
