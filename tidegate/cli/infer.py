@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,6 +14,7 @@ from tidegate.cli.options import Json
 
 if TYPE_CHECKING:
     from tidegate.client import InferResult
+    from tidegate.client.codec import Array
 
 
 def infer(
@@ -100,6 +102,20 @@ def document(result: InferResult) -> dict[str, Any]:
     }
 
 
+def readable(array: Array) -> Array:
+    """Return an array to print: bytes that are UTF-8 as text, others as they are."""
+    import numpy as np
+
+    if array.dtype != object:
+        return array
+    shown = np.empty(array.shape, dtype=object)
+    for place, value in np.ndenumerate(array):
+        with suppress(UnicodeDecodeError):
+            value = value.decode() if isinstance(value, bytes) else value
+        shown[place] = value
+    return shown
+
+
 def _print(result: InferResult) -> None:
     import numpy as np
 
@@ -109,6 +125,6 @@ def _print(result: InferResult) -> None:
     for name, array in result.items():
         output.line(f"{name}  {datatype_of(array)}{list(array.shape)}", style="bold")
         with np.printoptions(precision=6, suppress=True, threshold=200, linewidth=100):
-            output.line(str(array))
+            output.line(str(readable(array)))
     parts = ", ".join(f"{part} {ms:.2f} ms" for part, ms in result.timing.items())
     output.say(f"{result.model_name} version {result.model_version}; {parts}", style="dim")
