@@ -92,6 +92,9 @@ FUZZ_EXAMPLES ?= 100
 fuzz: bootstrap-dev ## the tests of parsers with made-up input, with FUZZ_EXAMPLES (100) times as many examples
 	TIDEGATE_FUZZ_EXAMPLES=$(FUZZ_EXAMPLES) $(PY) -m pytest -n 4 --timeout 7200 -m "fuzz or hypothesis" $(PYTEST_FLAGS) tests/unit tests/integration
 
+journeys: bootstrap-dev ## every page of docs/guides, typed as a reader does: from a wheel, in a folder of its own
+	$(PY) -m pytest -s $(PYTEST_FLAGS) tests/journeys
+
 test-clients: bootstrap-dev ## the clients that need an environment of their own, against a stack
 	$(PY) -m benchmarks.install --only kserve
 	$(PY) -m pytest $(PYTEST_FLAGS) tests/e2e/test_grpc.py -k kserve

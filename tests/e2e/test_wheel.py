@@ -15,6 +15,8 @@ import pytest
 
 from deploy.bootstrap.environments import pins
 from tests.e2e.conftest import REPO, Digits, Stack
+from tests.journeys.pages import read
+from tests.journeys.reader import reader_of
 
 # Another Python tries the wheel by this variable: TIDEGATE_WHEEL_PYTHON=/usr/bin/python3.13.
 PYTHON = os.environ.get("TIDEGATE_WHEEL_PYTHON", sys.executable)
@@ -245,3 +247,9 @@ def test_a_consumer_passes_the_strict_type_checker(installed: Installed) -> None
         [*mypy, *python, str(file)], cwd=installed.folder, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("page", ["first-model", "own-python", "roll-out"])
+def test_a_guide_is_true(page: str, environment: Path, stack: Stack, tmp_path: Path) -> None:
+    """The other pages are run by `make journeys`."""
+    reader_of(stack, environment, tmp_path).follow(read(REPO / "docs" / "guides" / f"{page}.md"))
