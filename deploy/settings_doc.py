@@ -18,8 +18,10 @@ from tidegate.settings import Settings
 PAGE = Path(__file__).parents[1] / "docs" / "settings.md"
 HEAD = """# Settings
 
-Every setting is an environment variable; an empty value means the default. `tidegate settings` prints the
-values in force. This page is written by `make docs` from the settings classes.
+Every setting is an environment variable; an empty value means the default. Settings that last are in
+`tidegate.env` in the state folder: `tidegate settings set NAME=VALUE` checks them and writes them. The
+environment comes before the file. `tidegate settings` prints the values in force. This page is written by
+`make docs` from the settings classes.
 """
 SECTIONS: tuple[tuple[str, type[Settings]], ...] = (
     ("Shared by every part", Settings),

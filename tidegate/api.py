@@ -21,6 +21,7 @@ from tidegate.protocol import bounded_json
 from tidegate.protocol.permissions import SERVICES, Permissions
 from tidegate.service import DOCS, METRICS, OWN_PATHS, Identify, Lifespan, error_response, furnish
 from tidegate.settings import Settings
+from tidegate.settings_report import report
 
 
 class _StrictRequest(Request):
@@ -83,11 +84,22 @@ def create_app(
     for path, answer in OWN_PATHS.items():
         told = path != METRICS
         app.add_api_route(path, answer, tags=["health"], response_model=None, include_in_schema=told)
-    for router in routers:
+    for router in (_settings_router(settings), *routers):
         app.include_router(router)
     app.add_exception_handler(RequestValidationError, _on_validation_error)
     _describe(app, permissions, front or {})
     return app
+
+
+def _settings_router(settings: Settings) -> APIRouter:
+    router = APIRouter(prefix="/v1", tags=["settings"])
+
+    @router.get("/settings")
+    def list_settings() -> dict[str, Any]:
+        """Every setting of this service: its value, where that came from, and what a restart changes."""
+        return report(settings)
+
+    return router
 
 
 def _describe(app: FastAPI, permissions: Permissions, front: Mapping[str, Any]) -> None:

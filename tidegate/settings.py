@@ -1,4 +1,4 @@
-"""Settings that more than one service needs, from ``TIDEGATE_*`` in the environment.
+"""Settings that more than one service needs, from ``TIDEGATE_*`` in the environment or in the state folder.
 
 ``docs/settings.md`` is the one list for users. A service subclasses :class:`Settings` in its own
 ``settings.py`` and only its ``app.py`` reads it.
@@ -6,15 +6,25 @@
 
 from __future__ import annotations
 
+import json
+import os
+from collections.abc import Mapping
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 from urllib.parse import urlsplit
 
 from pydantic import Field, PrivateAttr, model_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic.fields import FieldInfo
+from pydantic_settings import (
+    BaseSettings,
+    EnvSettingsSource,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+)
 from typing_extensions import Self
 
-from tidegate import credentials
+from tidegate import credentials, settings_file
 
 # The servers by the settings that hold their URLs.
 SERVERS = {
@@ -32,8 +42,28 @@ def is_secret(name: str, value: str) -> bool:
     return name.lower().endswith(_SECRET) or ("://" in value and bool(urlsplit(value).password))
 
 
+DEFAULT, COMPUTED, FILE, ENVIRONMENT = "default", "computed", "file", "environment"
+"""Where a setting's value can come from. A computed one follows from others."""
+
+# Settings that `tidegate up` passes to the services, by variable: where it had them from, as JSON.
+SOURCES = "TIDEGATE_SETTING_SOURCES"
+
+_environ: ContextVar[Mapping[str, str] | None] = ContextVar("environ", default=None)
+
+
+class _Variables(EnvSettingsSource):
+    """Variables of a mapping, read as those of the environment are."""
+
+    def __init__(self, settings_cls: type[BaseSettings], variables: Mapping[str, str]) -> None:
+        self._variables = variables
+        super().__init__(settings_cls)
+
+    def _load_env_vars(self) -> Mapping[str, str | None]:
+        return {name.lower(): value for name, value in self._variables.items() if value}
+
+
 class Settings(BaseSettings):
-    """The shared settings; every field is ``TIDEGATE_<FIELD>`` in the environment.
+    """The shared settings; every field is ``TIDEGATE_<FIELD>`` in the environment or in ``tidegate.env``.
 
     ``service``: the name by which this process logs in at the broker and the stores; empty: it does not.
     ``holds_service_token``: False for a process that must not have it, whatever it could read.
@@ -161,6 +191,41 @@ class Settings(BaseSettings):
     log_level: str = Field("INFO", description="DEBUG, INFO, WARNING or ERROR.")
 
     _server_urls: dict[str, str] = PrivateAttr(default_factory=dict)
+    _stated: dict[str, str] = PrivateAttr(default_factory=dict)
+    _file: dict[str, str] = PrivateAttr(default_factory=dict)
+
+    @classmethod
+    def settings_customise_sources(
+        cls, settings_cls: type[BaseSettings], init_settings: PydanticBaseSettingsSource, *_: Any, **__: Any
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Arguments, then the environment, then the file in the state folder."""
+        environ = _environ_now()
+        stated = getattr(init_settings, "init_kwargs", {}).get("state_dir")
+        state = Path(stated or environ.get("TIDEGATE_STATE_DIR") or ".tidegate")
+        file = settings_file.read(state)
+        return init_settings, _Variables(settings_cls, environ), _Variables(settings_cls, file)
+
+    @classmethod
+    def of(cls, environ: Mapping[str, str]) -> Self:
+        """Return the settings of this environment instead of the process's."""
+        mark = _environ.set(environ)
+        try:
+            return cls()
+        finally:
+            _environ.reset(mark)
+
+    def sources(self) -> dict[str, str]:
+        """Return where each value came from, by field."""
+        return {
+            name: self._stated.get(name)
+            or (DEFAULT if getattr(self, name) == _default_of(field) else COMPUTED)
+            for name, field in type(self).model_fields.items()
+        }
+
+    @property
+    def file_values(self) -> dict[str, str]:
+        """The settings in the file of the state folder, also those of other parts, by variable."""
+        return dict(self._file)
 
     @model_validator(mode="before")
     @classmethod
@@ -170,6 +235,7 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _derive(self) -> Self:
+        self._note_sources()
         self._log_in()
         self.database_url = self.database_url or f"sqlite+aiosqlite:///{self.state_path}/data/registry.db"
         self.artifact_url = self.artifact_url or f"file://{self.state_path}/data/artifacts"
@@ -191,6 +257,17 @@ class Settings(BaseSettings):
         elif not self.service_token and token_file.is_file():
             self.service_token = token_file.read_text().strip()
         return self
+
+    def _note_sources(self) -> None:
+        environ = _environ_now()
+        self._file = settings_file.read(self.state_dir)
+        handed_on = json.loads(environ.get(SOURCES) or "{}")
+        for name in type(self).model_fields:
+            variable = f"TIDEGATE_{name.upper()}"
+            if environ.get(variable):
+                self._stated[name] = handed_on.get(variable, ENVIRONMENT)
+            elif self._file.get(variable):
+                self._stated[name] = FILE
 
     def _log_in(self) -> None:
         """Complete the servers' URLs, with this service's passwords where it has some."""
@@ -233,3 +310,12 @@ class Settings(BaseSettings):
     def runtime_path(self) -> Path:
         """The folder of Triton and of the models' environment, absolute."""
         return (self.runtime_dir or self.state_dir / "runtime").absolute()
+
+
+def _environ_now() -> Mapping[str, str]:
+    found = _environ.get()
+    return os.environ if found is None else found
+
+
+def _default_of(field: FieldInfo) -> Any:
+    return field.get_default(call_default_factory=True, validated_data={})

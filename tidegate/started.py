@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from tidegate.settings import Settings, is_secret
+from tidegate.settings import SOURCES, Settings, is_secret
 
 # What a command needs to know to reach the stack.
 ADDRESS = (
@@ -29,6 +29,7 @@ _PLACES = {
     "TIDEGATE_CONFIG_DIR",
     "TIDEGATE_CONTEXT",
     "TIDEGATE_STACK",
+    SOURCES,
 }
 
 

@@ -20,9 +20,9 @@ from services.autoscaler.adapters.overrides import Overrides
 from services.autoscaler.adapters.registry import IntentionSource, RegistryClient
 from services.autoscaler.adapters.replica_grants import ReplicaGrants
 from services.autoscaler.adapters.warm_offers import WarmOffers
-from services.autoscaler.api import logs, operators, replay, targets
+from services.autoscaler.api import logs, operators, replay, targets, worker_settings
 from services.autoscaler.domain.launcher import Launcher
-from services.autoscaler.launchers import launcher_of
+from services.autoscaler.launchers import launcher_of, worker_environment
 from services.autoscaler.logs import Logs
 from services.autoscaler.loop import Loop, Parts
 from services.autoscaler.operations import Operations
@@ -52,10 +52,17 @@ def build(settings: AutoscalerSettings, launcher: Launcher | None = None) -> Fas
         name="autoscaler",
         settings=settings,
         lifespan=lifespan,
-        routers=[operators.router, logs.router, replay.router, targets.router],
+        routers=[
+            operators.router,
+            logs.router,
+            replay.router,
+            targets.router,
+            worker_settings.router,
+        ],
         larger_bodies={"/v1/replay": replay.MAX_BODY},
     )
     app.state.host = settings.host
+    app.state.worker_environment = worker_environment(settings)
     return app
 
 

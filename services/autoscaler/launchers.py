@@ -29,22 +29,29 @@ def launcher_of(settings: AutoscalerSettings) -> Launcher:
     return docker_launcher(settings) if settings.launcher == "docker" else process_launcher(settings)
 
 
-def process_launcher(settings: AutoscalerSettings) -> ProcessLauncher:
-    """Workers as processes that run this very installation; they inherit most of its environment."""
+def worker_environment(settings: AutoscalerSettings) -> dict[str, str]:
+    """Return the environment of a worker that is started now."""
+    if settings.launcher == "docker":
+        return {"PATH": os.environ.get("PATH", ""), **_shared(settings), **settings.docker_environment}
     environment = {
         "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")])),
         "PYTHONUNBUFFERED": "1",
         "TIDEGATE_RUNTIME_DIR": str(settings.runtime_path),
         **_shared(settings),
     }
+    inherited = {name: value for name, value in os.environ.items() if name not in WITHHELD}
+    return {**inherited, **environment}
+
+
+def process_launcher(settings: AutoscalerSettings) -> ProcessLauncher:
+    """Workers as processes that run this very installation; they inherit most of its environment."""
     # -P: the folder that the stack was started in is not on the import path.
     command = [sys.executable, "-P", "-m", "services.worker", "--replica-dir"]
-    inherited = {name: value for name, value in os.environ.items() if name not in WITHHELD}
     plan = ProcessPlan(
         command,
         settings.state_path,
         settings.service_token,
-        {**inherited, **environment},
+        worker_environment(settings),
         logs=settings.log_limits(),
     )
     return ProcessLauncher(plan)

@@ -238,19 +238,22 @@ def settings() -> Settings:
 
 def settings_with(fields: dict[str, Any]) -> Settings:
     """The settings in force, these before the environment's. Raises BadRequest that names a wrong one."""
-    from pydantic import ValidationError
-
     from tidegate.settings import Settings
+    from tidegate.settings_report import WRONG, problem_of
 
     try:
         made = Settings(**fields)
         _trust(made)
         return made
-    except ValidationError as error:
-        wrong = "; ".join(
-            f"TIDEGATE_{'_'.join(map(str, e['loc'])).upper()}: {e['msg']}" for e in error.errors()
-        )
-        raise BadRequest(f"A setting is wrong: {wrong}.") from None
+    except WRONG as error:
+        from tidegate import settings_file
+
+        state = Path(fields.get("state_dir") or os.environ.get("TIDEGATE_STATE_DIR") or places.STATE)
+        wrong = problem_of(error)
+        named = [name for name in settings_file.read(state) if f"{name}:" in wrong]
+        in_file = [name for name in named if not os.environ.get(name)]
+        where = f" ({', '.join(in_file)} is in {state / settings_file.NAME})" if in_file else ""
+        raise BadRequest(f"A setting is wrong: {wrong}{where}.") from None
 
 
 def _trust(made: Settings) -> None:

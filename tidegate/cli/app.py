@@ -27,6 +27,7 @@ from tidegate.cli import (
     reproduce,
     rollout,
     scaling,
+    settings,
     stack,
     tune,
 )
@@ -66,7 +67,6 @@ for name, command, panel in (
     ("down", stack.down, _STACK),
     ("status", stack.status, _STACK),
     ("logs", logs.logs, _STACK),
-    ("settings", stack.settings_, _STACK),
     ("version", stack.version, _STACK),
     ("deploy", deploy.deploy, _MODELS),
     ("models", inspect.models, _MODELS),
@@ -103,6 +103,7 @@ for name, command, panel in (
 ):
     app.command(name, rich_help_panel=panel)(command)
 app.add_typer(context.context, rich_help_panel=_STACK)
+app.add_typer(settings.settings, rich_help_panel=_STACK)
 app.add_typer(keys.keys, rich_help_panel=_ACCESS)
 app.add_typer(dead.dead, rich_help_panel=_JOBS)
 

@@ -1,4 +1,4 @@
-"""The stack itself: ``up``, ``down``, ``status``, ``settings``, ``version``."""
+"""The stack itself: ``up``, ``down``, ``status``, ``version``."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
-from urllib.parse import urlsplit, urlunsplit
 
 import typer
 
@@ -41,12 +40,14 @@ def up(
     from tidegate import stack
     from tidegate.cli import output
     from tidegate.cli.progress import Steps
+    from tidegate.cli.settings import check_file
 
-    found, began = _own(starting=True), time.monotonic()
+    found, began = own(starting=True), time.monotonic()
     running = stack.state(found).supervisor is not None
     if running:  # where it listens, not where a new one would
-        found = _own(starting=False)
+        found = own(starting=False)
     else:
+        check_file(found)
         _tell_forgotten(found)
     with Steps().shown() as steps:
 
@@ -62,7 +63,7 @@ def up(
             from tidegate.cli.example import Example
 
             # The token is there now.
-            shown = Example(_own(starting=not running), steps).run()
+            shown = Example(own(starting=not running), steps).run()
     context = _register(found)
     document = {
         "urls": {name: getattr(found, f"{name}_url") for name in SERVICES},
@@ -83,29 +84,44 @@ def up(
     output.show(document, json, human)
 
 
-def _own(*, starting: bool) -> Settings:
-    """The settings of the stack of this machine: as a start makes them, or as the last start made them."""
+def own(*, starting: bool) -> Settings:
+    """Return the settings of the stack of this machine: those of a start, or those of the last start."""
     from tidegate import started
-    from tidegate.cli import api, places
+    from tidegate.cli import api
 
-    state = places.find_own(
-        api.chosen.get(), os.environ, Path.cwd(), places.read(), checkout.root(), starting=starting
-    )
+    state = _own_folder(starting=starting)
     fields: dict[str, Any] = {} if state is None else {"state_dir": state}
     if not starting:
-        where = state or Path(os.environ.get("TIDEGATE_STATE_DIR") or places.STATE)
-        address = started.read(where).address
+        address = started.read(own_folder()).address
         fields |= {k: v for k, v in address.items() if not os.environ.get(f"TIDEGATE_{k.upper()}")}
     return api.settings_with(fields)
 
 
+def own_folder() -> Path:
+    """Return the state folder of the stack of this machine."""
+    from tidegate.cli import places
+
+    stated = os.environ.get("TIDEGATE_STATE_DIR") or places.STATE
+    return _own_folder(starting=False) or Path(stated).absolute()
+
+
+def _own_folder(*, starting: bool) -> Path | None:
+    from tidegate.cli import api, places
+
+    return places.find_own(
+        api.chosen.get(), os.environ, Path.cwd(), places.read(), checkout.root(), starting=starting
+    )
+
+
 def _tell_forgotten(found: Settings) -> None:
     """Say which settings the last start had from its environment, and this one does not have."""
+    from deploy.settings_check import names
     from tidegate import started
     from tidegate.cli.output import say
 
-    lost = started.forgotten(started.read(found.state_path), os.environ, {})
-    for name, value in lost.items():
+    lost = started.forgotten(started.read(found.state_path), os.environ, found.file_values)
+    for name in lost.keys() & names().keys():
+        value = lost[name]
         say(
             f"The last start had {name}={value} in its environment, this one does not. "
             f"To keep it: tidegate settings set {name}={value}",
@@ -156,7 +172,7 @@ def down(json: Json = False) -> None:
     from tidegate.cli import output
     from tidegate.cli.progress import Steps
 
-    found = _own(starting=False)
+    found = own(starting=False)
     with Steps().shown() as steps:
 
         def on_progress(change: Progress) -> None:
@@ -182,49 +198,6 @@ def status(json: Json = False) -> None:
     output.show(overview.document(), json, overview.show)
     if not overview.complete:
         raise typer.Exit(exits.ERROR if overview.forbidden else exits.UNREACHABLE)
-
-
-def settings_(json: Json = False) -> None:
-    """List every setting: its environment variable, the value in force, and what it is."""
-    from tidegate.cli import output
-    from tidegate.cli.api import settings
-
-    items = setting_items(settings())
-    rows = [(item["name"], item["value"], item["source"], item["description"]) for item in items]
-    output.show(
-        {"items": items}, json, lambda: output.table(rows, ("setting", "value", "from", "what it is"))
-    )
-
-
-def setting_items(found: Settings) -> list[dict[str, Any]]:
-    """The settings as ``TIDEGATE_*`` names and effective values, secrets masked."""
-    values: dict[str, Any] = {
-        **{name: getattr(found, name) for name in type(found).model_fields},
-        "state_dir": found.state_path,
-        "runtime_dir": found.runtime_path,
-    }
-    return [
-        {
-            "name": f"TIDEGATE_{name.upper()}",
-            "value": masked(name, str(values[name])),
-            "source": "environment" if os.environ.get(f"TIDEGATE_{name.upper()}") else "default",
-            "description": field.description or "",
-        }
-        for name, field in type(found).model_fields.items()
-    ]
-
-
-def masked(name: str, value: str) -> str:
-    """The value without secrets: tokens, and passwords within URLs."""
-    if name.endswith(("token", "password", "secret", "key")):
-        return "********" if value else ""
-    if "://" not in value:
-        return value
-    parts = urlsplit(value)
-    if parts.password is None:
-        return value
-    user, _, host = parts.netloc.rpartition("@")
-    return urlunsplit(parts._replace(netloc=f"{user.partition(':')[0]}:********@{host}"))
 
 
 def version(json: Json = False) -> None:

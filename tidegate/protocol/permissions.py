@@ -116,6 +116,7 @@ _OWN: dict[str, Scopes] = _HEALTH | {
     "GET /metrics": (METRICS, OPERATE),
     "GET /docs": (OPEN,),
     "GET /openapi.json": (OPEN,),
+    "GET /v1/settings": (OPERATE,),
 }
 
 REGISTRY = Permissions(
@@ -188,6 +189,7 @@ AUTOSCALER = Permissions(
     _OWN
     | {
         "GET /prometheus/workers": (METRICS, OPERATE),
+        "GET /v1/settings/workers": (OPERATE,),
         "GET /v1/deployments": (OPERATE,),
         "GET /v1/deployments/{name}": (OPERATE,),
         "PUT /v1/deployments/{name}/replicas": (OPERATE,),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,7 +10,7 @@ from urllib.parse import urlsplit
 
 from tidegate import credentials
 from tidegate.permissions import JOB_STORE, LIVE_STORE
-from tidegate.settings import Settings
+from tidegate.settings import ENVIRONMENT, FILE, SOURCES, Settings
 from tidegate.stack import accounts, rabbitmq, valkey
 from tidegate.stack.child import MARK, Child, Port, Probe
 
@@ -111,7 +112,14 @@ def _environment(settings: Settings, environ: Mapping[str, str]) -> dict[str, st
     # Without our passwords: each child reads its own.
     values |= settings.server_urls
     ours = {f"TIDEGATE_{name.upper()}": str(value) for name, value in values.items()}
-    return dict(environ) | ours | _folders(settings) | {"PYTHONUNBUFFERED": "1"}
+    # The file's, as it is now: a service that is restarted later has the settings of the others.
+    file = {name: value for name, value in settings.file_values.items() if value and not environ.get(name)}
+    sources = json.loads(environ.get(SOURCES) or "{}") | dict.fromkeys(file, FILE)
+    for name, source in settings.sources().items():
+        if name in values and source != ENVIRONMENT:
+            sources[f"TIDEGATE_{name.upper()}"] = source
+    told = {SOURCES: json.dumps(sources), "PYTHONUNBUFFERED": "1"}
+    return dict(environ) | file | ours | _folders(settings) | told
 
 
 def _folders(settings: Settings) -> dict[str, str]:

@@ -13,11 +13,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import psutil
 import pytest
 
 from tests.integration.gateway.certificates import Authority
-from tidegate import stack
+from tidegate import settings_file, stack
 from tidegate.settings import Settings
 from tidegate.stack import processes
 from tidegate.stack.ports import free_ports
@@ -143,13 +144,50 @@ def _a_dead_supervisor_is_replaced(settings: Settings) -> None:
     assert before.supervisor is not None
     os.kill(before.supervisor.pid, signal.SIGKILL)
     wait_for(lambda: stack.state(settings).phase == "unattended")
-    after = stack.up(settings)
+    after = stack.up(_with_a_setting_that_lasts(settings))
+    _its_services_have_it(settings)
     assert after.supervisor != before.supervisor
     old = {c.process for c in before.children if c.process}
     assert not any(process.alive() for process in old)
     # And down finds everything by itself when there is no supervisor to ask.
     assert after.supervisor is not None
     os.kill(after.supervisor.pid, signal.SIGKILL)
+
+
+def _with_a_setting_that_lasts(settings: Settings) -> Settings:
+    """The same settings, read again after `TIDEGATE_AUTH=required` was written into the file."""
+    settings_file.change(settings.state_path, {"TIDEGATE_AUTH": "required"})
+    ports: dict[str, Any] = {f"{name}_port": getattr(settings, f"{name}_port") for name in PORTS}
+    return Settings(state_dir=settings.state_path, **ports)
+
+
+def _its_services_have_it(settings: Settings) -> None:
+    token = (settings.state_path / "token").read_text().strip()
+
+    def reported(url: str) -> dict[str, Any]:
+        answer = httpx.get(url, headers={"Authorization": f"Bearer {token}"}, trust_env=False, timeout=60)
+        return {item["name"]: item for item in answer.raise_for_status().json()["items"]}
+
+    gateway = reported(f"{settings.gateway_url}/v1/settings")
+    assert (gateway["TIDEGATE_AUTH"]["value"], gateway["TIDEGATE_AUTH"]["source"]) == ("required", "file")
+    assert gateway["TIDEGATE_SERVICE_TOKEN"]["value"] == "********"
+    assert gateway["TIDEGATE_AUTH"]["on_restart"] is None
+    assert httpx.get(f"{settings.gateway_url}/v2/models", trust_env=False).status_code == 401, (
+        "it is in force"
+    )
+    assert httpx.get(f"{settings.gateway_url}/v1/settings", trust_env=False).status_code == 401
+    settings_file.change(settings.state_path, {"TIDEGATE_AUTH": None, "TIDEGATE_LOG_LEVEL": "DEBUG"})
+    gateway = reported(f"{settings.gateway_url}/v1/settings")
+    assert gateway["TIDEGATE_AUTH"]["on_restart"] == "auto"
+    assert (gateway["TIDEGATE_LOG_LEVEL"]["value"], gateway["TIDEGATE_LOG_LEVEL"]["on_restart"]) == (
+        "INFO",
+        "DEBUG",
+    )
+    for url in (settings.registry_url, settings.router_url, settings.autoscaler_url):
+        assert reported(f"{url}/v1/settings")["TIDEGATE_LOG_LEVEL"]["on_restart"] == "DEBUG"
+    workers = reported(f"{settings.autoscaler_url}/v1/settings/workers")
+    assert workers["TIDEGATE_HEARTBEAT_INTERVAL_S"]["value"] == "0.5"
+    assert workers["TIDEGATE_SERVICE_TOKEN"]["value"] == ""
 
 
 def test_a_child_that_cannot_start_is_told_with_its_log(tmp_path: Path):

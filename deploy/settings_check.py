@@ -1,0 +1,57 @@
+"""Whether settings are right, before they are written to a file or a stack is started with them."""
+
+from __future__ import annotations
+
+import difflib
+import tempfile
+from collections.abc import Mapping
+from typing import Any
+
+from deploy.settings_doc import SECTIONS
+from tidegate.settings import Settings
+from tidegate.settings_report import WRONG, problem_of, report
+
+# They say where the file is, so they cannot be in it.
+OUTSIDE = {"TIDEGATE_STATE_DIR", "TIDEGATE_CONFIG_DIR", "TIDEGATE_CONTEXT"}
+
+
+def names() -> dict[str, tuple[str, ...]]:
+    """Return every setting by its variable, with the parts that read it; empty: all of them do."""
+    found: dict[str, tuple[str, ...]] = {}
+    for _, settings in SECTIONS:
+        for field in settings.model_fields:
+            name = f"TIDEGATE_{field.upper()}"
+            if field in Settings.model_fields:
+                found[name] = ()
+            else:
+                found[name] = (*found.get(name, ()), settings.service)
+    return found
+
+
+def unknown(name: str) -> str:
+    """Return the message for a name that no setting has."""
+    near = difflib.get_close_matches(name, names(), 3, 0.6)
+    meant = f" Did you mean {' or '.join(near)}?" if near else " `tidegate settings` lists all of them."
+    return f"There is no setting {name}.{meant}"
+
+
+def problems(values: Mapping[str, str]) -> list[str]:
+    """Return what is wrong with these settings, each in a sentence."""
+    known = names()
+    found = [unknown(name) for name in values if name not in known and name not in OUTSIDE]
+    found += [
+        f"{name} says where the file is: set it in the environment." for name in values if name in OUTSIDE
+    ]
+    right = {name: value for name, value in values.items() if name in known and name not in OUTSIDE}
+    with tempfile.TemporaryDirectory() as nowhere:
+        for _, settings in SECTIONS:
+            try:
+                settings.of({**right, "TIDEGATE_STATE_DIR": nowhere})
+            except WRONG as error:
+                found.append(f"{problem_of(error)}.")
+    return list(dict.fromkeys(found))
+
+
+def planned() -> list[dict[str, Any]]:
+    """Return what each part would report if it were started in this environment."""
+    return [report(settings()) for _, settings in SECTIONS if settings is not Settings]

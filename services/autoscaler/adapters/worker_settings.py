@@ -1,0 +1,39 @@
+"""Asks the worker's program for its settings, in the environment that workers get. No worker needs to run."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+import orjson
+
+from tidegate.errors import Unavailable
+
+LIMIT_S = 20.0
+
+
+async def ask(environment: Mapping[str, str]) -> dict[str, Any]:
+    """Return the worker's report on its settings. Raises Unavailable."""
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-P", "-m", "services.worker.settings_report"),
+        env=dict(environment),
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    try:
+        out, errors = await asyncio.wait_for(process.communicate(), LIMIT_S)
+    except TimeoutError:
+        process.kill()
+        await process.wait()
+        raise Unavailable(f"A worker did not say its settings within {LIMIT_S:g} s.") from None
+    except asyncio.CancelledError:
+        process.kill()
+        raise
+    if process.returncode:
+        last = errors.decode("utf-8", "replace").strip().rpartition("\n")[2]
+        raise Unavailable(f"A worker cannot be started with these settings: {last[:300]}")
+    found: dict[str, Any] = orjson.loads(out)
+    return found

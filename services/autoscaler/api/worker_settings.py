@@ -1,0 +1,17 @@
+"""What a worker that is started now takes for its settings."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter, Request
+
+from services.autoscaler.adapters.worker_settings import ask
+
+router = APIRouter(prefix="/v1", tags=["settings"])
+
+
+@router.get("/settings/workers")
+async def list_worker_settings(request: Request) -> dict[str, Any]:
+    """Every setting of a worker that is started now, as `/v1/settings` of the services has them."""
+    return await ask(request.app.state.worker_environment)

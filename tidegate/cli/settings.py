@@ -1,0 +1,226 @@
+"""``tidegate settings``: what is in force in the running services, and settings that last."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from tidegate.cli import checkout, exits
+from tidegate.cli.exits import UsageError
+from tidegate.cli.options import Json
+from tidegate.errors import BadRequest, TidegateError
+
+if TYPE_CHECKING:
+    from tidegate.cli.api import Control, Doc
+    from tidegate.settings import Settings
+
+settings = typer.Typer(
+    name="settings",
+    help="Settings in force in the running services; `set` and `unset` change those that last.",
+    invoke_without_command=True,
+)
+
+ALL = "all"
+Values = Annotated[list[str], typer.Argument(metavar="NAME=VALUE...", help="TIDEGATE_ may be left out.")]
+Names = Annotated[list[str], typer.Argument(metavar="NAME...", help="TIDEGATE_ may be left out.")]
+
+
+@settings.callback()
+def listed(
+    context: typer.Context,
+    grep: Annotated[
+        str | None, typer.Option("--grep", "-g", metavar="WORD", help="Only names or texts with this word.")
+    ] = None,
+    changed: Annotated[
+        bool, typer.Option("--changed", help="Only what is not the default, or changes on restart.")
+    ] = False,
+    json: Json = False,
+) -> None:
+    """List the settings in force: asked of the running services, or those of a start if nothing runs.
+
+    `from` is default, computed (from others), file (tidegate.env in the state folder) or environment.
+    """
+    if context.invoked_subcommand is not None:
+        return
+    from tidegate.cli import output
+
+    reports, problems, running = _reports()
+    items = [item for item in merged(reports) if fits(item, grep, changed=changed)]
+    document = {"running": running, "items": items, "problems": problems}
+
+    def human() -> None:
+        rows = [
+            (i["name"], i["service"], i["value"], i["source"], i["on_restart"], i["description"])
+            for i in items
+        ]
+        columns = ("setting", "service", "value", "from", "on restart", "what it is")
+        output.table(rows, columns, "No setting is like that.")
+        if not running:
+            output.say("Nothing runs. These are the settings that `tidegate up` would start with.")
+        for problem in problems:
+            output.say(problem, style="red")
+
+    output.show(document, json, human)
+    if problems:
+        raise typer.Exit(exits.UNREACHABLE if running else exits.ERROR)
+
+
+@settings.command("set")
+def set_(values: Values, json: Json = False) -> None:
+    """Keep settings in tidegate.env of the state folder: `tidegate settings set AUTH=required`.
+
+    `tidegate up` and the services read the file; the environment comes before it.
+    """
+    given: dict[str, str | None] = {}
+    for each in values:
+        name, equals, value = each.partition("=")
+        if not equals:
+            raise UsageError(f"{each!r}: write NAME=VALUE. To remove a setting: tidegate settings unset NAME")
+        given[full(name)] = value
+    _change("settings set", given, json)
+
+
+@settings.command("unset")
+def unset(names: Names, json: Json = False) -> None:
+    """Remove settings from tidegate.env of the state folder."""
+    _change("settings unset", {full(name): None for name in names}, json)
+
+
+def full(name: str) -> str:
+    """Return a setting's variable: `auth` is TIDEGATE_AUTH."""
+    upper = name.strip().upper().replace("-", "_")
+    return upper if upper.startswith("TIDEGATE_") else f"TIDEGATE_{upper}"
+
+
+def merged(reports: Iterable[Doc]) -> list[Doc]:
+    """Return one item for each setting; one for each service where they differ in a shared one."""
+    found: dict[tuple[str, str, str, str | None], Doc] = {}
+    for report in reports:
+        for item in report["items"]:
+            key = (item["name"], item["value"], item["source"], item["on_restart"])
+            if (known := found.get(key)) is not None:
+                known["services"].append(report["service"])
+            else:
+                found[key] = {**item, "services": [report["service"]]}
+    items = list(found.values())
+    names = [item["name"] for item in items]
+    for item in items:
+        alone = names.count(item["name"]) == 1
+        item["service"] = ALL if item["shared"] and alone else ", ".join(item.pop("services"))
+        item.pop("services", None)
+    return sorted(items, key=lambda item: (not item.pop("shared"), names.index(item["name"])))
+
+
+def fits(item: Doc, word: str | None, *, changed: bool) -> bool:
+    """Return whether an item has the word, and is no plain default if only changes are wanted."""
+    if changed and item["source"] in {"default", "computed"} and item["on_restart"] is None:
+        return False
+    text = f"{item['name']} {item['description']}".lower()
+    return word is None or word.lower().replace("-", "_") in text or word.lower() in text
+
+
+def _reports() -> tuple[list[Doc], list[str], bool]:
+    """Return the services' reports, what could not be asked, and whether anything runs."""
+    from tidegate.cli.api import Control, settings
+    from tidegate.client.errors import Unreachable
+
+    found = settings()
+    plane = Control(found)
+    reports, problems, away = [], [], 0
+    for service, path in _doors(plane):
+        try:
+            reports.append(service.get(path))
+        except Unreachable as error:
+            away += 1
+            problems.append(error.message)
+        except TidegateError as error:
+            problems.append(f"{service.name}: {error.message}")
+    if away == len(_doors(plane)) and checkout.root() is not None:
+        return *_planned(found), False
+    problems += [f"{r['service']}: after a restart, {r['problem']}" for r in reports if r["problem"]]
+    return reports, list(dict.fromkeys(problems)), True
+
+
+def _doors(plane: Control) -> Sequence[tuple[Any, str]]:
+    own = "/v1/settings"
+    return (
+        (plane.gateway, own),
+        (plane.registry, own),
+        (plane.router, own),
+        (plane.autoscaler, own),
+        (plane.autoscaler, f"{own}/workers"),
+    )
+
+
+def _planned(found: Settings) -> tuple[list[Doc], list[str]]:
+    from deploy.settings_check import planned, problems
+
+    before = os.environ.get("TIDEGATE_STATE_DIR")
+    os.environ["TIDEGATE_STATE_DIR"] = str(found.state_path)
+    try:
+        if wrong := problems(found.file_values):
+            return [], [f"{found.state_path / 'tidegate.env'}: {each}" for each in wrong]
+        return planned(), []
+    finally:
+        if before is None:
+            del os.environ["TIDEGATE_STATE_DIR"]
+        else:
+            os.environ["TIDEGATE_STATE_DIR"] = before
+
+
+def check_file(found: Settings) -> None:
+    """Raise BadRequest if tidegate.env in the state folder has a wrong name or value."""
+    if not found.file_values:
+        return
+    from deploy.settings_check import problems
+
+    if wrong := problems(found.file_values):
+        where = found.state_path / "tidegate.env"
+        raise BadRequest(f"{where} is wrong: {' '.join(wrong)} Mend it: tidegate settings set NAME=VALUE")
+
+
+def _change(command: str, values: dict[str, str | None], json: bool) -> None:
+    checkout.require(command)
+    from deploy.settings_check import OUTSIDE, names, problems, unknown
+    from tidegate import settings_file
+    from tidegate.cli import output
+    from tidegate.cli.stack import own_folder
+    from tidegate.stack.record import Folder
+
+    state = own_folder()
+    known, before = names(), settings_file.read(state)
+    new = {name: value for name, value in values.items() if value is not None}
+    # The values that stay are checked with the new ones: some only make sense together.
+    kept = {name: value for name, value in before.items() if name in known and name not in values}
+    wrong = [unknown(name) for name in values if name not in known and name not in {*before, *OUTSIDE}]
+    wrong += problems({**kept, **new})
+    if wrong:
+        raise BadRequest(f"Nothing was written: {' '.join(dict.fromkeys(wrong))}")
+    path = settings_file.change(state, values)
+    services = sorted({service for name in values for service in known.get(name, ())})
+    everywhere = any(not known.get(name) for name in values)
+    supervisor = Folder(state / "run").read().supervisor
+    running = supervisor is not None and supervisor.alive()
+    hidden = [name for name in new if os.environ.get(name)]
+    document = {
+        "file": str(path),
+        "changed": sorted(values),
+        "services": [ALL] if everywhere else services,
+        "restart": running,
+        "hidden": hidden,
+    }
+
+    def human() -> None:
+        output.line(f"Wrote {path}.")
+        parts = "all services" if everywhere else f"the {' and the '.join(services)}"
+        if running:
+            output.line(f"It concerns {parts}. Restart the stack to use it: tidegate down, then tidegate up")
+        else:
+            output.line("The next `tidegate up` uses it.")
+        for name in hidden:
+            output.say(f"{name} is set in the environment, too, which comes first.", style="yellow")
+
+    output.show(document, json, human)

@@ -1,0 +1,41 @@
+"""``tidegate.env`` in the state folder: settings that last, one ``TIDEGATE_NAME=value`` a line.
+
+`tidegate settings set` writes it, `tidegate up` and every service read it. The environment comes before it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+NAME = "tidegate.env"
+
+
+def read(state: Path) -> dict[str, str]:
+    """Return the settings in the file by their variable; none if there is no file that can be read."""
+    path = state / NAME
+    try:
+        if not path.is_file():
+            return {}
+    except OSError:
+        return {}
+    from dotenv import dotenv_values
+
+    # A value is taken as it is: `$` is no reference to another one.
+    return {name: value or "" for name, value in dotenv_values(path, interpolate=False).items()}
+
+
+def change(state: Path, values: Mapping[str, str | None]) -> Path:
+    """Write these settings, and remove those that are None; other lines stay. Return the file."""
+    from dotenv import set_key, unset_key
+
+    path = state / NAME
+    state.mkdir(mode=0o700, parents=True, exist_ok=True)
+    path.touch(mode=0o600)
+    for name, value in values.items():
+        if value is not None:
+            set_key(path, name, value, quote_mode="auto")
+        elif name in read(state):
+            unset_key(path, name)
+    path.chmod(0o600)
+    return path
