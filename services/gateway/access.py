@@ -187,14 +187,17 @@ class Access:
         token of an issuer cannot be asked for again, so its bearer stays as it was.
         """
         if principal is ANONYMOUS and self.required:
-            raise Unauthorized("callers without a credential are no longer accepted", reason="key_revoked")
+            raise Unauthorized("this stack no longer takes callers without a key", reason="key_revoked")
         if principal is ANONYMOUS or principal is SERVICE or principal.id.startswith(access.JWT_PREFIX):
             return principal
         if self._table is None:
             raise _keys_unknown()
         key = self._table.keys.get(principal.id)
         if key is None or (key.expires_ms is not None and time.time() * 1e3 >= key.expires_ms):
-            raise Unauthorized(f"the key {principal.id} is revoked or expired", reason="key_revoked")
+            raise Unauthorized(
+                f"the key {principal.id} is revoked or expired; `tidegate keys --all` lists all keys",
+                reason="key_revoked",
+            )
         return key.principal
 
     def _look(self, credential: bytes) -> tuple[Principal, float]:

@@ -114,6 +114,6 @@ class Catalogue:
             return [(endpoint, version, route)]
         table = require(self._core.routes.table)
         if model and model not in table.endpoints:
-            raise NotFound(f"there is no model {model!r}")
+            raise NotFound(f"there is no model {model!r}: GET /v2/models lists all")
         endpoints = [table.endpoints[model]] if model else list(table.endpoints.values())
         return [(e, number, e.versions[number]) for e in endpoints for number in sorted(e.versions, key=int)]

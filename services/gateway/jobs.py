@@ -209,10 +209,15 @@ class Jobs:
         """
         shown = job.id.hex()
         if not job.terminal or job.state == "succeeded":
-            raise Conflict(f"job {shown} is {job.status}: only one without a result can be tried again")
+            raise Conflict(f"only failed jobs can be retried; job {shown} is {job.status}")
         frame = await self.store.request(job.id)
         if frame is None:
-            raise Conflict(f"the request of job {shown} is not kept any more", reason="request_gone")
+            why = (
+                f"the request of job {shown} is no longer kept, so it cannot be retried: submit it again"
+                if job.state == "failed"
+                else f"only failed jobs can be retried; job {shown} was {job.status}: submit it again"
+            )
+            raise Conflict(why, reason="request_gone")
         request = envelope.read_request(frame)
         data = await self._claims.redeem(request.data) if request.flags & envelope.CLAIM else request.data
         _, route = self._core.pick(job.endpoint, str(job.version))

@@ -184,7 +184,9 @@ class Life:
             await self._heartbeat.beat()
             await self._mend(models)
         except TimeoutError:
-            await self._fail(f"not ready within {self._deployment.start_timeout_s:g} s; was {self._message}")
+            await self._fail(
+                f"not ready within {self._deployment.start_timeout_s:g} s; its last step: {self._message}"
+            )
         except TidegateError as error:
             await self._fail(error.message)
         except Exception as error:

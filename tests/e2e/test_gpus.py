@@ -85,7 +85,7 @@ def test_more_gpus_than_the_host_has_are_explained_by_why(stack: Stack, digits: 
     stack.run("deploy", str(digits.model), "--name", "greedy", "--resource", "gpus=2", "--no-wait")
     failed = failed_start(stack, "greedy-v1")
     assert failed["reason"] == "LaunchFailed"
-    (held,) = [text for text in stack.cli("why", "greedy")["holds"] if "starts failed" in text]
+    (held,) = [text for text in stack.cli("why", "greedy")["holds"] if "failed start" in text]
     assert "needs 2 whole GPUs; GPU-0a1b has" in held
     deleted(stack, "greedy")
 

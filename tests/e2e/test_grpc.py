@@ -109,7 +109,7 @@ def test_a_stream_of_requests(client: Any, identity: str) -> None:
     answers = [found.get(timeout=30) for _ in range(101)]
     client.stop_stream()
     errors = [error for _, error in answers if error is not None]
-    assert [error.message() for error in errors] == ["there is no model 'nobody'"]
+    assert [error.message() for error in errors] == ["there is no model 'nobody': GET /v2/models lists all"]
     results = [result for result, error in answers if error is None]
     assert [result.get_response().id for result in results] == [str(n) for n in range(100)]
     assert all((r.as_numpy("y") == a).all() for r, a in zip(results, arrays, strict=True))

@@ -153,7 +153,10 @@ def _json(response: httpx.Response, service: Service) -> Any:
     try:
         return orjson.loads(response.content)
     except orjson.JSONDecodeError:
-        raise BadAnswer(f"{service.url} answered, but is it Tidegate's {service.name}?") from None
+        raise BadAnswer(
+            f"{service.url} does not answer as Tidegate's {service.name} does. Check "
+            f"TIDEGATE_{service.name.upper()}_URL."
+        ) from None
 
 
 class Control:
@@ -192,10 +195,14 @@ class Control:
         try:
             endpoint = self.registry.get(f"/v1/endpoints/{part(name)}")
         except NotFound:
-            raise NotFound(f"There is neither a deployment nor an endpoint {name!r}.") from None
+            raise NotFound(
+                f"There is neither a deployment nor an endpoint {name!r}. `tidegate status` lists them."
+            ) from None
         targets = [target["deployment"] for target in endpoint["targets"]]
         if len(targets) != 1:
-            raise BadRequest(f"Endpoint {name!r} has several deployments, name one: {', '.join(targets)}.")
+            raise BadRequest(
+                f"Endpoint {name!r} has several deployments. Name one of them: {', '.join(targets)}."
+            )
         return str(targets[0])
 
 
@@ -265,7 +272,9 @@ def _trust(made: Settings) -> None:
 
 def unreachable(name: str, url: str) -> Unreachable:
     """The error for a service that nothing answers for."""
-    return Unreachable(f"{name} does not answer at {url}: is the stack up? `tidegate up`")
+    return Unreachable(
+        f"The {name} does not answer at {url}. See what runs: tidegate status. Start the stack: tidegate up."
+    )
 
 
 def part(name: str) -> str:

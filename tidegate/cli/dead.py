@@ -115,7 +115,7 @@ def delete(id: Id, json: Json = False) -> None:
     from tidegate.cli import output
 
     _router().delete(_path(id))
-    output.show({"deleted": id}, json, lambda: output.line(f"{id} is forgotten."))
+    output.show({"deleted": id}, json, lambda: output.line(f"{id} is deleted."))
 
 
 def save(router: Service, id: str, file: Path) -> int:

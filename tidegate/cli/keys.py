@@ -109,7 +109,7 @@ def change(
             raise UsageError(f"--lift {what}: there is no such limit.")
         body["expires_at" if what == "expires" else what] = None
     if not body:
-        raise UsageError("Say what is to change.")
+        raise UsageError("Name at least one change, such as --rate 50.")
     from tidegate.cli import output
     from tidegate.cli.api import control
 

@@ -163,7 +163,9 @@ def _everything(plane: Control, name: str) -> Removal:
         try:
             return _one(plane, "endpoint", name)
         except NotFound:
-            raise NotFound(f"There is neither a model nor an endpoint {name!r}.") from None
+            raise NotFound(
+                f"There is neither a model nor an endpoint {name!r}. `tidegate status` lists them."
+            ) from None
     held = [deployment["name"] for deployment in plane.registry.items("/v1/deployments", model=name)]
     shown = f"model {name} with {', '.join(held)}" if held else f"model {name}"
     return Removal(shown, f"/v1/models/{part(name)}", {"cascade": "true"})

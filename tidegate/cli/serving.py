@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tidegate.cli.exits import UsageError
+from tidegate.errors import ModelFailed
 
 if TYPE_CHECKING:
     from tidegate.cli.api import Control, Doc
@@ -56,6 +57,19 @@ def registered_name(path: Path | None, name: str | None, *, said: bool) -> str:
     return found
 
 
+def still_trying(placed: Doc) -> str:
+    """Return what goes on after a model did not load, and the command that stops it."""
+    endpoint = placed.get("endpoint")
+    if not endpoint:
+        return (
+            f"Tidegate goes on trying. Stop it: tidegate delete {placed['deployment']['name']} --deployment"
+        )
+    name = endpoint["name"]
+    if endpoint.get("previous"):
+        return f"The version before serves, and Tidegate goes on trying. Stop it: tidegate rollback {name}"
+    return f"Tidegate goes on trying. Stop it: tidegate delete {name}"
+
+
 def _serve(version_of: Callable[[Control, Steps], Doc], options: Doc, way: Way, json: bool) -> None:
     from tidegate.cli import output
     from tidegate.cli.api import control
@@ -71,7 +85,11 @@ def _serve(version_of: Callable[[Control, Steps], Doc], options: Doc, way: Way, 
             checked(plane, version, options, samples, way.timeout_s, steps)
         placed = place(plane, version, options, steps, traffic=way.traffic)
         waiting = wait_serving if way.traffic else wait_ready
-        status = waiting(plane, placed, way.timeout_s, steps) if way.wait else None
+        try:
+            status = waiting(plane, placed, way.timeout_s, steps) if way.wait else None
+        except ModelFailed as error:
+            error.message = f"{error.message.rstrip()}\n{still_trying(placed)}"
+            raise
     document = {**placed, "status": status, "seconds": time.monotonic() - began}
 
     def human() -> None:

@@ -92,7 +92,7 @@ def from_answer(status: int, headers: Mapping[str, str], body: bytes) -> Tidegat
     message, reason, rid = _read(body)
     kind = BY_REASON.get(reason) or _BY_STATUS.get(status, TidegateError)
     error = kind(
-        message or f"The answer was {status} without a reason.",
+        message or f"The answer was {status} and gives no reason: is this the URL of a Tidegate service?",
         reason=reason or None,
         retry_after_s=_seconds(headers.get("retry-after")),
     )

@@ -49,11 +49,11 @@ class Message:
         while at < self.end:
             self.budget.fields -= 1
             if self.budget.fields < 0:
-                raise Malformed("more fields than are read")
+                raise Malformed("it has more fields than are read")
             key, at = self._varint(at)
             number, wire = key >> 3, key & 7
             if not 0 < number <= MAX_NUMBER:
-                raise Malformed(f"field number {number}")
+                raise Malformed(f"it is not in protobuf's format: it has a field number {number}")
             value: int | Message
             if wire == VARINT:
                 value, at = self._varint(at)
@@ -64,9 +64,9 @@ class Message:
                 width = 4 if wire == FIXED32 else 8
                 value, at = int.from_bytes(self.data[at : at + width], "little"), at + width
             else:
-                raise Malformed(f"wire type {wire}")
+                raise Malformed(f"it is not in protobuf's format: it has a field of wire type {wire}")
             if at > self.end:
-                raise Malformed("a field reaches past its message")
+                raise Malformed("it ends too early: a broken copy?")
             yield number, value
 
     def messages(self, number: int) -> Iterator[Message]:
@@ -78,17 +78,17 @@ class Message:
     def text(self, limit: int = 4096) -> str:
         """The bytes as UTF-8; raises Malformed when they are not, or are more than ``limit``."""
         if self.end - self.start > limit:
-            raise Malformed(f"a text of more than {limit} bytes")
+            raise Malformed(f"it has a name of more than {limit} bytes")
         try:
             return self.data[self.start : self.end].decode()
         except UnicodeDecodeError:
-            raise Malformed("a text that is not UTF-8") from None
+            raise Malformed("it has a name that is not UTF-8") from None
 
     def _varint(self, at: int) -> tuple[int, int]:
         result = shift = 0
         while True:
             if at >= self.end or shift > 63:
-                raise Malformed("a number that does not end")
+                raise Malformed("it ends too early: a broken copy?")
             byte = self.data[at]
             result |= (byte & 0x7F) << shift
             at, shift = at + 1, shift + 7

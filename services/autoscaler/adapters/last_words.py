@@ -20,7 +20,7 @@ def how_it_ended(code: int | None) -> str:
 def with_last_line(how: str, output: str) -> str:
     """``how``, and the last line of the worker's output, if there is one."""
     said = [line.strip() for line in output.split("\n") if line.strip()]
-    return f"{how}; its last words: {_plain(said[-1])[:LONGEST]}" if said else how
+    return f"{how}; last log line: {_plain(said[-1])[:LONGEST]}" if said else how
 
 
 def _plain(line: str) -> str:

@@ -120,7 +120,7 @@ def _retire(
         return [], None
     words = [in_words(action) for action in actions]
     before = sum(v.active for v in verdicts)
-    return actions, Decision(now, name, "deleted", "the Deployment is no longer wanted", before, 0, {}, words)
+    return actions, Decision(now, name, "deleted", "the Deployment was deleted", before, 0, {}, words)
 
 
 def _generations(state: State, actions: Sequence[Action]) -> dict[tuple[str, int], int]:

@@ -13,6 +13,7 @@ from services.autoscaler.domain.round import effective_override, start_time
 from services.autoscaler.domain.shaping import MINUTE_S
 from services.autoscaler.domain.snapshot import Policy, Snapshot
 from services.autoscaler.domain.tuning import Tuning, tuning
+from services.autoscaler.domain.words import counted
 from tidegate.protocol.models import Deployment
 
 
@@ -71,7 +72,8 @@ def _holds(
     yield from _limits(memory, tuned, now)
     if memory.start.failures:
         wait = max(0.0, memory.start.not_before - now)
-        yield f"{memory.start.failures} starts failed ({memory.start.message}); the next is in {wait:.0f} s"
+        failed = counted(memory.start.failures, "failed start")
+        yield f"{failed} ({memory.start.message}); the next try is in {wait:.0f} s"
     for slot, found in memory.slots.items():
         if found.not_before > now:
             yield f"slot {slot} crashed and waits {found.not_before - now:.0f} s: {found.message}"

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from services.autoscaler.domain.words import counted
 from tidegate.protocol.models import Resources
 
 Shares = Mapping[str, int]
@@ -56,7 +57,7 @@ def place(gpus: Sequence[Gpu], claims: Iterable[Claim], wish: Resources) -> dict
         (gpu for gpu in gpus if free[gpu.uuid] == gpu.memory_mb), key=lambda gpu: (gpu.memory_mb, gpu.uuid)
     )
     if len(whole) < wish.gpus:
-        raise NoRoom(f"needs {wish.gpus} whole GPUs; {_state(gpus, free, claims)}")
+        raise NoRoom(f"needs {counted(wish.gpus, 'whole GPU')}; {_state(gpus, free, claims)}")
     return {gpu.uuid: gpu.memory_mb for gpu in whole[: wish.gpus]}
 
 

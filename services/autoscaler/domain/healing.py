@@ -18,6 +18,7 @@ from services.autoscaler.domain.memory import (
     State,
 )
 from services.autoscaler.domain.snapshot import Policy
+from services.autoscaler.domain.words import counted
 from tidegate.protocol.presence import ReplicaReport
 
 # Causes of an end. The first is an orderly one.
@@ -106,7 +107,7 @@ def judge(
     told = report.message.strip("; \n") if report is not None and failed else ""
     if not running.alive:
         if phase == "draining":
-            return Verdict(running, phase, DRAINED, "as it was asked to")
+            return Verdict(running, phase, DRAINED, "it finished its work, as asked")
         message = told or running.ending or memory.message or "the worker's process is gone"
         cause = OUT_OF_MEMORY if running.out_of_memory else FAILED if failed else DIED
         return Verdict(running, phase, cause, message)
@@ -123,7 +124,7 @@ def judge(
         return Verdict(running, phase, DRAIN_OVERDUE if overdue else "", message, inflight)
     start_s = patience.start_s + memory.installing_s
     if phase == "starting" and _start_overdue(running, state, start_s, policy, now):
-        last = f" Last word: {memory.message}" if memory.message else ""
+        last = f" It said last: {memory.message}" if memory.message else ""
         return Verdict(
             running,
             phase,
@@ -170,7 +171,9 @@ def _stuck(
     # The worker ends a model that is silent for so long by itself, and then says why.
     if now - memory.progress_at <= limit + policy.start_grace_s:
         return ""
-    return f"heartbeats, but none of {report.inflight} in hand finished for {limit:g} s"
+    return (
+        f"it sends heartbeats, but none of its {counted(report.inflight, 'request')} finished for {limit:g} s"
+    )
 
 
 def _may_be_long(report: ReplicaReport) -> bool:

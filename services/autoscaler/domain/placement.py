@@ -8,6 +8,7 @@ from services.autoscaler.domain.healing import Verdict
 from services.autoscaler.domain.launcher import replica_name
 from services.autoscaler.domain.memory import DeploymentMemory
 from services.autoscaler.domain.snapshot import Drain, Launch
+from services.autoscaler.domain.words import counted
 from tidegate.protocol.models import Deployment, Version
 
 
@@ -62,7 +63,7 @@ def to_launch(
     slots = _free_slots(taken, missing)
     causes = {v.running.slot: f"replaces {v.running.replica}: {v.ended}" for v in verdicts if v.ended}
     if memory.start.failures:
-        cause = f"another try after {memory.start.failures} failed starts"
+        cause = f"another try after {counted(memory.start.failures, 'failed start')}"
     elif stale:
         cause = "configuration changed"
     return [

@@ -18,6 +18,7 @@ from services.autoscaler.domain.rules import Fleet
 from services.autoscaler.domain.snapshot import (
     Action,
     Decision,
+    Drain,
     Kill,
     Launch,
     LocalOverride,
@@ -257,5 +258,8 @@ def verdicts_of(
 
 
 def in_words(action: Action) -> str:
-    """An action as one line for people."""
-    return f"{type(action).__name__.lower()} {action.replica} ({action.cause})"
+    """Return an action as one line for people, such as ``ended digits-v1-0-1 (drained)``."""
+    return f"{_DONE[type(action)]} {action.replica} ({action.cause})"
+
+
+_DONE: dict[type[Action], str] = {Launch: "started", Drain: "draining", Kill: "ended"}

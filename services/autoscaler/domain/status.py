@@ -14,6 +14,7 @@ from services.autoscaler.domain.model_deaths import starts_again, unhealthy
 from services.autoscaler.domain.round import start_time
 from services.autoscaler.domain.rules import Fleet, predicted_wait_ms
 from services.autoscaler.domain.snapshot import Snapshot
+from services.autoscaler.domain.words import counted
 from tidegate.protocol.models import Condition, Deployment, DeploymentStatus
 from tidegate.protocol.presence import ReplicaReport
 
@@ -174,7 +175,7 @@ def _ready(status: DeploymentStatus, memory: DeploymentMemory, now: float) -> Co
 def _trouble(memory: DeploymentMemory, now: float) -> str:
     wait = max(0.0, memory.start.not_before - now)
     again = f"the next try is in {wait:.0f} s" if wait else "the next try is due"
-    return f"{memory.start.message} ({memory.start.failures} failed starts; {again})"
+    return f"{memory.start.message} ({counted(memory.start.failures, 'failed start')}; {again})"
 
 
 def _healthy(memory: DeploymentMemory, now: float) -> Condition:

@@ -234,7 +234,10 @@ class Dispatcher:
         if isinstance(error, Unroutable):
             # Somebody deleted the queue. Declaring it again is for the next request; this one is told.
             self._declared.discard(queue.name)
-            error = Unavailable(f"the queue of {queue.name} has gone", retry_after_s=1.0)
+            error = Unavailable(
+                f"the queue {queue.name} was deleted: send the request again, which makes a new one",
+                retry_after_s=1.0,
+            )
         elif isinstance(error, Refused):
             error = Unavailable(error.message, retry_after_s=error.retry_after_s or 1.0)
         else:
@@ -259,7 +262,11 @@ class Dispatcher:
             if pending.sent and (pending.resent or not pending.route.retry_safe):
                 if not pending.route.retry_safe:
                     self._fail(
-                        id_, Unavailable("the broker was lost after this request was sent; not sent twice")
+                        id_,
+                        Unavailable(
+                            "the broker was lost after this request was sent; its deployment says retry: "
+                            "never, so it was not sent twice"
+                        ),
                     )
                 continue
             if pending.sent and pending.order is not None:
@@ -315,10 +322,12 @@ class Dispatcher:
                 pending.done(reply)
             case Place.RESTARTED:
                 self._hints.cancel(reply.id)
-                self._fail(reply.id, Unavailable("the worker was lost in the middle of the stream"))
+                self._fail(
+                    reply.id, Unavailable("the worker was lost in the middle of the stream: start it again")
+                )
             case Place.GAP:
                 self._hints.cancel(reply.id)
-                self._fail(reply.id, Unavailable("a part of the stream was lost on its way"))
+                self._fail(reply.id, Unavailable("a part of the stream was lost: start it again"))
 
     def _expire(self, id_: bytes) -> None:
         pending = self._pending[id_]

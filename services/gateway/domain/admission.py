@@ -64,13 +64,16 @@ def nobody_there(wakeable: bool, fleet: Fleet, timeout_ms: float, name: str) -> 
     """Why nobody will answer a request with ``timeout_ms`` left to a model without a replica, or None."""
     if not wakeable:
         return NoCapacity(
-            f"{name} has no replica and may not start one: it is held at 0 replicas", retry_after_s=30.0
+            f"{name} has no replica and may not start one: it is held at 0 replicas (an operator lifts that "
+            f"with `tidegate scale {name} --auto`)",
+            retry_after_s=30.0,
         )
     if fleet.fault:
         return no_replica(fleet, name)
     if fleet.start_ms is not None and fleet.start_ms > timeout_ms:
         return ColdStart(
-            f"{name} takes {fleet.start_ms:.0f} ms more to start, the request has {timeout_ms:.0f} ms",
+            f"{name} takes {fleet.start_ms:.0f} ms more to start, the request has {timeout_ms:.0f} ms: allow "
+            "it more time, or come back after Retry-After",
             retry_after_s=fleet.start_ms / 1e3,
         )
     return None

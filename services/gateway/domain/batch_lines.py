@@ -31,7 +31,9 @@ def read_line(raw: bytes, batch: Batch) -> Line:
     base = JobOptions(batch.level, batch.ttl_s)
     model = head.get("model") or batch.model
     if not isinstance(model, str) or not model:
-        raise BadRequest("neither the line nor the batch names a model")
+        raise BadRequest(
+            "neither the line nor the batch names a model: give each line a `model`, or the batch one"
+        )
     check_name("model", model)
     version = job_options.check_version(head.get("version") or batch.version)
     return Line(model, version, head, job_options.from_fields(head, base))
@@ -41,7 +43,7 @@ def read_object(raw: bytes) -> dict[str, Any]:
     """A line's JSON object; raises BadRequest, PayloadTooLarge."""
     found = bounded_json.loads(raw, "the line")
     if not isinstance(found, dict):
-        raise BadRequest("the line is no JSON object")
+        raise BadRequest("the line is not a JSON object")
     return found
 
 

@@ -62,7 +62,7 @@ class RouteTable:
         """
         route = self.endpoints.get(endpoint)
         if route is None:
-            raise NotFound(f"there is no model {endpoint!r}")
+            raise NotFound(f"there is no model {endpoint!r}: GET /v2/models lists all")
         if version:
             deployment = route.versions.get(version)
             if deployment is None:
@@ -73,13 +73,18 @@ class RouteTable:
         for share, deployment in route.targets:
             if draw < share:
                 return route, deployment
-        raise NotFound(f"model {endpoint!r} has no deployment that takes traffic")
+        raise NotFound(
+            f"model {endpoint!r} has no deployment that takes traffic: `tidegate split` gives it some"
+        )
 
 
 def require(table: RouteTable | None) -> RouteTable:
     """The table, or NoRoutes: without one nobody can tell "not there" from "not known yet"."""
     if table is None:
-        raise NoRoutes("this gateway has no route table yet", retry_after_s=1.0)
+        raise NoRoutes(
+            "this gateway has no route table yet: the router has not published one (see `tidegate status`)",
+            retry_after_s=1.0,
+        )
     return table
 
 

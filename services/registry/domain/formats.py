@@ -30,8 +30,9 @@ def chosen(filename: str, given: Format | None) -> Format:
         if lower.endswith(suffix):
             return found
     raise BadRequest(
-        f"The format of {filename[:80]!r} is not known by its name: give `format` "
-        f"(onnx, sklearn, torchscript, python or triton), or name it {', '.join(_SUFFIXES)}."
+        f"The name {filename[:80]!r} does not say which format it is: give --model-format (in the API: "
+        "format) as onnx, sklearn, torchscript, python or triton, or let the name end in one of "
+        f"{', '.join(_SUFFIXES)}."
     )
 
 

@@ -190,7 +190,7 @@ async def test_small_deployments_share_a_gpu_by_declared_memory(yard, assign):
     await launcher.launch(assign("c-v1-0-1", resources={"gpu_memory_mb": 4_000}))
     held = {each.replica: each.gpus for each in await launcher.list()}
     assert held == {"a-v1-0-1": ("GPU-small",), "b-v1-0-1": ("GPU-small",), "c-v1-0-1": ("GPU-big",)}
-    with pytest.raises(LaunchFailed, match="needs 1 whole GPUs"):
+    with pytest.raises(LaunchFailed, match="needs 1 whole GPU"):
         await launcher.launch(assign("d-v1-0-1", resources={"gpus": 1}))
 
 

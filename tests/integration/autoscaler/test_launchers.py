@@ -95,7 +95,7 @@ async def test_a_killed_worker_is_seen_and_its_server_does_not_outlive_it(yard, 
     yard.until_up(ONE)
     yard.crash(ONE)
     dead = await gone(launcher)
-    assert dead.ending == "the worker was ended by SIGKILL; its last words: up"
+    assert dead.ending == "the worker was ended by SIGKILL; last log line: up"
     assert not dead.out_of_memory
     await launcher.kill(ONE)
     assert yard.alive(ONE) == 0
@@ -118,7 +118,7 @@ async def test_a_worker_that_fails_at_once_tells_why(yard, assign):
     launcher = yard.launcher("broken")
     await launcher.launch(assign(ONE))
     ending = (await gone(launcher)).ending
-    assert ending == "the worker exited with code 3; its last words: Traceback: no module named onnx"
+    assert ending == "the worker exited with code 3; last log line: Traceback: no module named onnx"
 
 
 async def test_a_launch_that_was_cut_off_is_recovered(yard, assign):

@@ -78,7 +78,7 @@ async def test_shares_of_a_gpu_are_placed_by_declared_memory(yard, assign):
         await launcher.launch(assign(replica, resources={"gpu_memory_mb": memory_mb}))
     held = {each.replica: each.gpus for each in await launcher.list()}
     assert held == {ONE: ("GPU-small",), TWO: ("GPU-small",), THREE: ("GPU-big",)}
-    with pytest.raises(LaunchFailed, match="needs 1 whole GPUs"):
+    with pytest.raises(LaunchFailed, match="needs 1 whole GPU"):
         await launcher.launch(assign("digits-v1-3-1", resources={"gpus": 1}))
 
 
@@ -97,7 +97,7 @@ async def test_the_stack_gives_only_what_its_own_cuda_visible_devices_leaves(yar
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-small")
     launcher = yard.launcher()
     await launcher.launch(assign(ONE, resources={"gpus": 1}))
-    with pytest.raises(LaunchFailed, match="needs 1 whole GPUs; GPU-small has 0 of 16000 MiB free"):
+    with pytest.raises(LaunchFailed, match="needs 1 whole GPU; GPU-small has 0 of 16000 MiB free"):
         await launcher.launch(assign(TWO, resources={"gpus": 1}))
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "-1")
     with pytest.raises(LaunchFailed, match=r"CUDA_VISIBLE_DEVICES='-1' .* excludes all GPUs"):

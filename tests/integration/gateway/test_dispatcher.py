@@ -267,7 +267,7 @@ async def test_the_queue_was_deleted(dispatch, peer, route, until):
     async with Link(str(dispatcher.out._url), "admin", _nothing) as admin:
         await (await admin.wait_up(20)).delete(peer.queue)
     _, second = submit(dispatcher, route())
-    with pytest.raises(Unavailable, match="has gone"):
+    with pytest.raises(Unavailable, match="was deleted"):
         await second
     _, third = submit(dispatcher, route(), 3)
     peer.answer = _echo_number

@@ -132,6 +132,7 @@ async def test_a_cancelled_job_never_runs(http, worker, until):
     assert read_id(job["id"]) not in worker.taken
     retry = await http.post(job["urls"]["retry"])
     assert (retry.status_code, retry.json()["reason"]) == (409, "request_gone")
+    assert f"only failed jobs can be retried; job {job['id']} was cancelled" in retry.json()["error"]
 
 
 async def test_cancelling_what_is_over_changes_nothing(http, worker):

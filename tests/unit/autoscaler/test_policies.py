@@ -276,7 +276,7 @@ def test_heartbeats_without_progress_are_stuck(make_world, deployment):
     assert world.killed == []
     world.run(3)
     assert world.killed[0][1:] == ("digits-v1-0-1", "stuck")
-    assert "none of 3 in hand finished for 60 s" in world.statuses[NAME].ended[0]["message"]
+    assert "none of its 3 requests finished for 60 s" in world.statuses[NAME].ended[0]["message"]
 
 
 def test_progress_however_slow_is_progress_and_long_jobs_are_let_be(make_world, deployment):

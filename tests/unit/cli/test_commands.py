@@ -180,6 +180,7 @@ def test_deploy_tells_what_triton_said(deployable: Any, tidegate: Any, tmp_path:
     )
     code, out, err = tidegate("deploy", "digits.onnx")
     assert code == 4
+    assert "\nTidegate goes on trying. Stop it: tidegate delete digits\n" in err
     assert out == ""
     assert told in err
 
@@ -198,7 +199,8 @@ def test_a_service_that_is_away(plane: Any, tidegate: Any) -> None:
     code, out, err = tidegate("models", "--json")
     assert code == 6
     assert err == (
-        "Error: registry does not answer at http://127.0.0.1:8010: is the stack up? `tidegate up`\n"
+        "Error: The registry does not answer at http://127.0.0.1:8010. See what runs: tidegate status. "
+        "Start the stack: tidegate up.\n"
     )
     assert orjson.loads(out)["reason"] == "unreachable"
 
@@ -252,7 +254,7 @@ def test_scale_of_a_split_endpoint_asks_which(plane: Any, tidegate: Any) -> None
     plane.answers["GET /v1/endpoints/digits"] = {**ENDPOINT, "targets": targets}
     code, _, err = tidegate("scale", "digits", "2")
     assert code == 1
-    assert "name one: a, b" in err
+    assert "Name one of them: a, b" in err
 
 
 def test_apply(plane: Any, tidegate: Any, tmp_path: Path) -> None:
@@ -366,7 +368,7 @@ def test_status_is_6_when_something_is_away(plane: Any, tidegate: Any) -> None:
     assert "not ready" in states["router"]
     assert "broker: is not connected" in states["router"]
     assert "no answer" in states["autoscaler"]
-    assert "is the stack up? `tidegate up`" in err
+    assert "The autoscaler does not answer" in err
     assert orjson.loads(tidegate("status", "--json")[1])["deployments"] is None
 
 

@@ -59,7 +59,8 @@ def test_what_was_not_measured_admits():
 def test_nobody_may_start_one():
     assert told(fleet=UNKNOWN_FLEET, wakeable=False) == (
         NoCapacity,
-        "d has no replica and may not start one: it is held at 0 replicas",
+        "d has no replica and may not start one: it is held at 0 replicas (an operator lifts that with "
+        "`tidegate scale d --auto`)",
         30.0,
     )
     assert decide(wakeable=False) is None, "one that drains still answers"
@@ -74,7 +75,7 @@ def test_nobody_can_start_one():
 def test_a_start_that_takes_too_long():
     kind, message, retry = told(fleet=Fleet(0, start_ms=5000.0), timeout_ms=4999)
     assert (kind, retry) == (ColdStart, 5.0)
-    assert message == "d takes 5000 ms more to start, the request has 4999 ms"
+    assert message.startswith("d takes 5000 ms more to start, the request has 4999 ms: allow it more time")
     assert decide(fleet=Fleet(0, start_ms=5000.0), timeout_ms=5000) is None
     assert decide(fleet=Fleet(1, start_ms=5000.0), timeout_ms=1) is None
 

@@ -109,9 +109,9 @@ def test_an_explicit_version_ignores_weights():
 @pytest.mark.parametrize(
     ("model", "version", "message"),
     [
-        ("letters", "", "there is no model 'letters'"),
-        ("letters", "1", "there is no model 'letters'"),
-        ("", "", "there is no model ''"),
+        ("letters", "", "there is no model 'letters': GET /v2/models lists all"),
+        ("letters", "1", "there is no model 'letters': GET /v2/models lists all"),
+        ("", "", "there is no model '': GET /v2/models lists all"),
         ("digits", "3", "model 'digits' has no version '3'; it has ['1', '2']"),
         ("digits", "latest", "model 'digits' has no version 'latest'; it has ['1', '2']"),
     ],

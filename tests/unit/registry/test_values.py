@@ -63,7 +63,7 @@ def test_format_by_name(filename, found):
 
 def test_format_that_was_given_wins_and_unknown_is_refused():
     assert formats.chosen("weights.bin", "onnx") == "onnx"
-    with pytest.raises(BadRequest, match="give `format`"):
+    with pytest.raises(BadRequest, match="give --model-format"):
         formats.chosen("weights.bin", None)
 
 

@@ -1,0 +1,8 @@
+"""Numbers with their nouns, for people."""
+
+from __future__ import annotations
+
+
+def counted(number: int, noun: str) -> str:
+    """Return ``1 failed start``, ``2 failed starts``; ``noun`` is the singular."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
