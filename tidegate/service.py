@@ -122,7 +122,7 @@ class Guard:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        scope = {**scope, "path": without_slash(scope["path"])}
+        scope["path"] = without_slash(scope["path"])  # in place: a middleware outside reads the route in it
         headers = without_page(dict(scope["headers"]), self._origins)
         rid = headers.get(b"x-request-id", b"").decode("latin-1")[:128] or new_request_id()
         mark, caller_mark = telemetry.request_id.set(rid), caller.current.set(caller.OWN_WORK)
