@@ -61,7 +61,7 @@ def _sweep(settings: AutoscalerSettings, grace_s: float) -> int:
         return 1
     strays = procfs.marked_in(settings.state_path) if settings.launcher == "process" else set()
     try:
-        ended = asyncio.run(sweep(launcher_of(settings), grace_s, strays))
+        ended = asyncio.run(sweep(launcher_of(settings)[0], grace_s, strays))
     except Unavailable as error:
         print(error.message, file=sys.stderr)
         return 1

@@ -13,6 +13,7 @@ from fastapi import FastAPI
 
 from services.autoscaler.adapters.events import Events
 from services.autoscaler.adapters.history import History
+from services.autoscaler.adapters.host_room import HostRoom, MachineRoom
 from services.autoscaler.adapters.kept_logs import KeptLogs
 from services.autoscaler.adapters.leader import LeaderLock
 from services.autoscaler.adapters.ledger import Ledger
@@ -38,13 +39,16 @@ from tidegate.store import JobStore, Store
 PRUNE_S = 600.0
 
 
-def build(settings: AutoscalerSettings, launcher: Launcher | None = None) -> FastAPI:
-    """The autoscaler's app; ``launcher`` None: the one that the settings name."""
+def build(
+    settings: AutoscalerSettings, launcher: Launcher | None = None, room: HostRoom | None = None
+) -> FastAPI:
+    """The autoscaler's app; ``launcher`` None: the one that the settings name. ``room``: of its host."""
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         async with AsyncExitStack() as stack:
-            await _start(app, settings, launcher or launcher_of(settings), stack)
+            found = (launcher, room or MachineRoom()) if launcher is not None else launcher_of(settings)
+            await _start(app, settings, *found, stack)
             yield
         # Workers are left running: whoever comes next adopts them.
 
@@ -67,7 +71,7 @@ def build(settings: AutoscalerSettings, launcher: Launcher | None = None) -> Fas
 
 
 async def _start(
-    app: FastAPI, settings: AutoscalerSettings, launcher: Launcher, stack: AsyncExitStack
+    app: FastAPI, settings: AutoscalerSettings, launcher: Launcher, room: HostRoom, stack: AsyncExitStack
 ) -> None:
     """Start everything, in order; ``stack`` ends it in the opposite order."""
     state = settings.state_path
@@ -91,7 +95,7 @@ async def _start(
     offers = await stack.enter_async_context(WarmOffers(settings.amqp_url, settings.autoscaler_warm))
     grants = ReplicaGrants(registry)
     pool = WarmPool(launcher, store, ledger, offers, grants, settings.autoscaler_warm, state / "log")
-    parts = Parts(pool, store, jobs, source, overrides, ledger, recorder, grants)
+    parts = Parts(pool, store, jobs, source, overrides, ledger, recorder, grants, room)
     host = settings.autoscaler_host_name or socket.gethostname()
     loop = Loop(parts, settings.policy(), settings.autoscaler_period_s, host)
     events = Events(settings.amqp_url, on_registry=source.refresh_soon, on_demand=loop.hint)

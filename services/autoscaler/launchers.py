@@ -6,6 +6,7 @@ import os
 import sys
 from pathlib import Path
 
+from services.autoscaler.adapters.host_room import HostRoom, MachineRoom
 from services.autoscaler.adapters.launcher_process import ProcessLauncher, ProcessPlan
 from services.autoscaler.domain.launcher import Launcher
 from services.autoscaler.settings import AutoscalerSettings
@@ -24,9 +25,11 @@ SHARED = {
 WITHHELD = frozenset({"TIDEGATE_SERVICE_TOKEN", "TIDEGATE_API_KEY", "TIDEGATE_DATABASE_URL"})
 
 
-def launcher_of(settings: AutoscalerSettings) -> Launcher:
-    """The launcher that the settings name."""
-    return docker_launcher(settings) if settings.launcher == "docker" else process_launcher(settings)
+def launcher_of(settings: AutoscalerSettings) -> tuple[Launcher, HostRoom]:
+    """The launcher that the settings name, and what tells the room on the host that it uses."""
+    if settings.launcher == "docker":
+        return docker_launcher(settings)
+    return process_launcher(settings), MachineRoom()
 
 
 def worker_environment(settings: AutoscalerSettings) -> dict[str, str]:
@@ -57,11 +60,12 @@ def process_launcher(settings: AutoscalerSettings) -> ProcessLauncher:
     return ProcessLauncher(plan)
 
 
-def docker_launcher(settings: AutoscalerSettings) -> Launcher:
-    """Workers as containers of the image that the settings name."""
+def docker_launcher(settings: AutoscalerSettings) -> tuple[Launcher, HostRoom]:
+    """Workers as containers of the image that the settings name, on the engine's machine."""
     # Imported here: the embedded stack starts without the engine's SDK.
     from services.autoscaler.adapters.container_spec import DockerPlan
     from services.autoscaler.adapters.engine import Engine
+    from services.autoscaler.adapters.engine_room import EngineRoom
     from services.autoscaler.adapters.launcher_docker import DockerLauncher
 
     plan = DockerPlan(
@@ -87,7 +91,8 @@ def docker_launcher(settings: AutoscalerSettings) -> Launcher:
     # The engine's own socket needs no token, and another's engine is not to be shown one.
     behind_proxy = not settings.docker_host.startswith("unix:")
     token = engine_token(settings.service_token) if behind_proxy else ""
-    return DockerLauncher(plan, Engine(settings.docker_host, token))
+    engine = Engine(settings.docker_host, token)
+    return DockerLauncher(plan, engine), EngineRoom(engine)
 
 
 def _shared(settings: AutoscalerSettings) -> dict[str, str]:

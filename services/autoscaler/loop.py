@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from services.autoscaler.adapters import metrics
+from services.autoscaler.adapters.host_room import HostRoom
 from services.autoscaler.adapters.ledger import COLD_STARTS_KEPT, Ledger
 from services.autoscaler.adapters.overrides import Overrides
 from services.autoscaler.adapters.registry import IntentionSource
@@ -48,6 +49,7 @@ class Parts:
     ledger: Ledger
     recorder: Recorder
     grants: ReplicaGrants
+    room: HostRoom
 
 
 class Loop:
@@ -137,8 +139,8 @@ class Loop:
         """Look at everything once. What cannot be read is None."""
         if self._parts.source.answered and self._parts.overrides.pending:
             await self._parts.overrides.reconcile()
-        running, (reports, gateways), jobs = await asyncio.gather(
-            self._parts.launcher.list(), self._live_facts(), self._unfinished_jobs()
+        running, room, (reports, gateways), jobs = await asyncio.gather(
+            self._parts.launcher.list(), self._parts.room.look(), self._live_facts(), self._unfinished_jobs()
         )
         now = self._clock()
         held = self._policy.hint_hold_s
@@ -158,6 +160,7 @@ class Loop:
             expected=await self._parts.recorder.forecast(wanted, self.state, now),
             host=self.host,
             cordoned=frozenset(self.cordoned),
+            room=room,
         )
 
     async def act(self, plan: Plan) -> None:

@@ -5,14 +5,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from services.autoscaler.adapters.leader import LeaderLock
+from services.autoscaler.domain.bounds import bounds
 from services.autoscaler.domain.cold_start import report
+from services.autoscaler.domain.decide import decide
 from services.autoscaler.domain.explain import explain, policy_of
-from services.autoscaler.domain.round import start_time
-from services.autoscaler.domain.snapshot import Policy
+from services.autoscaler.domain.round import HOST_FULL, start_time
+from services.autoscaler.domain.snapshot import LocalOverride, Policy
 from services.autoscaler.domain.status import replica_view
 from services.autoscaler.loop import Loop, Parts
 from services.autoscaler.warm import WarmPool
@@ -20,6 +22,15 @@ from tidegate.errors import NotFound, Unavailable
 from tidegate.protocol.models import Deployment, DeploymentStatus
 
 SHOWN_DECISIONS = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Foreseen:
+    """The replicas that an override will bring, what bounds them, and why; None: not known yet."""
+
+    replicas: int | None = None
+    bounded_by: str | None = None
+    reason: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,16 +83,40 @@ class Operations:
         start_s = start_time(self.loop.state, name) or 0.0
         return policy_of(changed, self.policy, start_s, time.time())
 
-    async def override(self, name: str, replicas: int, ttl_s: float | None) -> str:
-        """Fix the replicas of a Deployment; returns who holds the override."""
-        held_by = await self.parts.overrides.put(name, replicas, ttl_s, known=self._known(name))
+    async def override(
+        self, name: str, replicas: int, ttl_s: float | None, *, force: bool = False
+    ) -> tuple[str, Foreseen]:
+        """Fix the replicas of a Deployment; returns who holds the override, and what comes of it."""
+        known = self._known(name)
+        held_by = await self.parts.overrides.put(name, replicas, ttl_s, force=force, known=known)
+        foreseen = await self._foresee(name, replicas, ttl_s, force)
         self._changed()
-        return held_by
+        return held_by, foreseen
+
+    async def _foresee(self, name: str, replicas: int, ttl_s: float | None, force: bool) -> Foreseen:
+        """What the next round will make of an override: it is decided now, on the last observation."""
+        snapshot, now = self.loop.snapshot, time.time()
+        wanted = next((d for d in self.parts.source.deployments if d.name == name), None)
+        if not self.leader.held or snapshot is None or wanted is None:
+            return Foreseen()
+        override = LocalOverride(replicas, None if ttl_s is None else now + ttl_s, force)
+        asked = replace(snapshot, overrides={**snapshot.overrides, name: override})
+        _, state = await asyncio.to_thread(decide, asked, self.policy, self.loop.state, now)
+        found = state.deployments.get(name)
+        if found is None or found.wanted is None:
+            return Foreseen()
+        if found.rule == HOST_FULL:
+            return Foreseen(found.target, "host", found.wanted.reason)
+        if found.target >= replicas:
+            return Foreseen(found.target)
+        start_s = start_time(state, name) or 0.0
+        return Foreseen(found.target, bounds(wanted, now, start_s).high_rule, found.wanted.reason)
 
     async def pause(self, name: str, ttl_s: float | None, *, hold: bool) -> tuple[int, str]:
         """Stop a Deployment, or with ``hold`` stop scaling it; returns its replicas and who holds that."""
         replicas = (await self.status(name)).desired if hold else 0
-        return replicas, await self.override(name, replicas, ttl_s)
+        held_by, _ = await self.override(name, replicas, ttl_s, force=hold)
+        return replicas, held_by
 
     async def lift(self, name: str) -> str:
         """Remove the override of a Deployment; returns who was told."""
@@ -159,8 +194,7 @@ class Operations:
 
     def wanted(self, name: str) -> Deployment:
         """A Deployment of the last good intention."""
-        current = self.parts.source.current
-        found = next((d for d in current.deployments if d.name == name), None) if current else None
+        found = next((d for d in self.parts.source.deployments if d.name == name), None)
         if found is None:
             raise NotFound(f"There is no Deployment {name}.")
         return found
@@ -176,8 +210,7 @@ class Operations:
             raise Unavailable(f"This autoscaler is a standby; the leader is process {self.leader.holder()}.")
 
     def _known(self, name: str) -> bool:
-        current = self.parts.source.current
-        return current is not None and any(d.name == name for d in current.deployments)
+        return any(d.name == name for d in self.parts.source.deployments)
 
     def _changed(self) -> None:
         self.parts.source.refresh_soon()

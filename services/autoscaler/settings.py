@@ -35,6 +35,27 @@ class AutoscalerSettings(Settings):
     autoscaler_backoff_max_s: float = Field(
         60.0, ge=0, description="Longest wait before a worker is retried."
     )
+    autoscaler_host_memory: float = Field(
+        0.95,
+        gt=0,
+        le=10,
+        description="Share of the host's memory that may be in use when a replica is started; "
+        "above 1 oversubscribes it.",
+    )
+    autoscaler_replicas_per_core: float = Field(
+        16.0,
+        gt=0,
+        le=1000,
+        description="Replicas for each core of the host; one that declares `cpus` counts as so many.",
+    )
+    autoscaler_replica_memory_mb: int = Field(
+        256,
+        ge=1,
+        description="MiB that a replica is expected to take until one was measured, where it declares none.",
+    )
+    autoscaler_starts_at_once: int = Field(
+        0, ge=0, description="Replicas that start at the same time, on one host; 0: twice its cores."
+    )
     autoscaler_decisions_kept: int = Field(5000, ge=1, description="Decisions that are kept on disk.")
     autoscaler_history_mb: int = Field(
         256, ge=0, description="Disk for what was observed, so that it can be decided again; 0: none is kept."
@@ -131,9 +152,14 @@ class AutoscalerSettings(Settings):
 
     def policy(self) -> Policy:
         """The part of the settings that decisions depend on."""
+        limit = self.docker_memory_mb if self.launcher == "docker" else 0
         return Policy(
             down_window_s=self.autoscaler_down_window_s,
             idle_s=self.autoscaler_idle_s,
             stuck_after_s=self.autoscaler_stuck_after_s,
             backoff_max_s=self.autoscaler_backoff_max_s,
+            host_memory=self.autoscaler_host_memory,
+            replicas_per_core=self.autoscaler_replicas_per_core,
+            replica_memory_mb=limit or self.autoscaler_replica_memory_mb,
+            starts_at_once=self.autoscaler_starts_at_once,
         )

@@ -191,7 +191,9 @@ def test_a_worker_whose_triton_dies_while_it_drains_takes_nothing_more(
 def test_an_autoscaler_killed_amid_a_launch_and_a_drain_leaves_nothing_behind(
     stack: Stack, napper: str, client: Client
 ) -> None:
-    stack.cli("scale", "napper", "3")
+    asked = stack.cli("scale", "napper", "3")["answer"]
+    assert (asked["runs"], asked["bounded_by"]) == (2, "maximum")
+    assert stack.cli("scale", "napper", "3", "--force")["answer"]["runs"] == 3
     wait_until("a launch", lambda: len(stack.replicas(NAME)) > 1)
     stack.child("autoscaler").kill()
     wait_until("it is back", lambda: stack.run("status").returncode == 0)

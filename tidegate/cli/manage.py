@@ -25,6 +25,9 @@ def scale(
     ttl: Annotated[
         str | None, typer.Option("--for", "--ttl", metavar="TIME", help="Only for so long, such as 2h.")
     ] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Go beyond max_replicas, as far as the host has room.")
+    ] = False,
     json: Json = False,
 ) -> None:
     """Hold a deployment at N replicas, whatever its load, or hand it back with --auto."""
@@ -33,19 +36,33 @@ def scale(
 
     if (replicas is None) == (not auto):
         raise UsageError("Give either a number of replicas or --auto.")
-    if auto and ttl:
-        raise UsageError("--for goes with a number of replicas.")
+    if auto and (ttl or force):
+        raise UsageError("--for and --force go with a number of replicas.")
     plane = control()
     deployment = plane.deployment_of(name)
     path = f"/v1/deployments/{part(deployment)}/replicas"
     body: dict[str, Any] = {"replicas": replicas}
     if ttl:
         body["ttl_s"] = seconds(ttl)
+    if force:
+        body["force"] = True
     answer = plane.autoscaler.delete(path) if auto else plane.autoscaler.put(path, body)
     until = f" for {ttl}" if ttl else ""
     told = "scales by its load again" if auto else f"is held at {replicas} replicas{until}"
+    if replicas is not None and (runs := answer.get("runs")) is not None and runs < replicas:
+        told = f"is held at {runs} replicas{until}, not at {replicas}: {answer['reason']}."
+        told += _way_out(name, replicas, answer.get("bounded_by"))
     document = {"deployment": deployment, "replicas": replicas, "auto": auto, "answer": answer}
     output.show(document, json, lambda: output.line(f"{deployment} {told}"))
+
+
+def _way_out(name: str, replicas: int, bounded_by: str | None) -> str:
+    """What to type next, where something other than the host bounds the replicas."""
+    if bounded_by in (None, "host"):
+        return ""
+    raised = f"`tidegate policy {name} --set max_replicas={replicas}` raises it; "
+    forced = f"`tidegate scale {name} {replicas} --force` goes beyond it."
+    return f" {raised if bounded_by == 'maximum' else ''}{forced}"
 
 
 def apply(

@@ -140,10 +140,11 @@ class DeploymentSpec(Noun):
 
 
 class Override(Noun):
-    """An operator's word on the number of replicas, until it expires."""
+    """An operator's word on the number of replicas, until it expires. ``force``: above the maximum, too."""
 
     replicas: int = Field(ge=0, le=10_000)
     expires_at: datetime | None = None
+    force: bool = False
 
 
 class Deployment(DeploymentSpec):

@@ -55,6 +55,11 @@ class Engine:
         found: list[Doc] = await self._do(lambda api: api.containers(all=True, filters=wanted))
         return found
 
+    async def info(self) -> Doc:
+        """What the engine says of itself and its machine."""
+        found: Doc = await self._do(lambda api: api.info())
+        return found
+
     async def inspect(self, name: str) -> Doc:
         """Everything about one container."""
         found: Doc = await self._do(lambda api: api.inspect_container(name))

@@ -38,6 +38,10 @@ Folders = list[ReplicaFolder]
 LAUNCH_GRACE_S = 5.0
 KILL_TIMEOUT_S = 5.0
 TAIL_BYTES = 4000
+MEASURE_EVERY_S = 5.0
+MIB = 1024 * 1024
+# Each change of a replica's memory goes into the record of rounds, so noise is no change.
+MEMORY_STEP = 16 * MIB
 # CUDA numbers the devices of a process from 0, in this order.
 DEVICES, DEVICE_ORDER = "CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER"
 
@@ -69,6 +73,8 @@ class ProcessLauncher:
         self._replicas = plan.state_dir / "replicas"
         self._logs = KeptLogs(plan.state_dir / "log", plan.logs)
         self._children: dict[str, subprocess.Popen[bytes]] = {}
+        self._memory: dict[int, int] = {}
+        self._measured_at = float("-inf")
 
     async def launch(self, assignment: Assignment | WarmAssignment) -> None:
         """Start a worker process. Raises ``NameTaken`` or ``LaunchFailed``."""
@@ -198,6 +204,8 @@ class ProcessLauncher:
         return procfs.Owner(folder.replica, folder.path, self._plan.state_dir, leader)
 
     def _list(self) -> Replicas:
+        if time.monotonic() - self._measured_at >= MEASURE_EVERY_S:
+            self._memory, self._measured_at = procfs.memory_by_session(), time.monotonic()
         found = (self._running(folder) for folder in self._folders())
         return sorted((each for each in found if each is not None), key=lambda each: each.replica)
 
@@ -229,7 +237,12 @@ class ProcessLauncher:
             draining_since=folder.draining_since(),
             ending="" if alive else self._ending(folder.replica),
             gpus=tuple(sorted(folder.gpus())),
+            memory_mb=self._memory_mb(folder),
         )
+
+    def _memory_mb(self, folder: ReplicaFolder) -> int:
+        """What the replica's processes take, in steps; a worker is the leader of its session."""
+        return -(-self._memory.get(folder.worker_pid(), 0) // MEMORY_STEP) * MEMORY_STEP // MIB
 
     def _alive(self, folder: ReplicaFolder) -> bool:
         """The strongest sign decides: our own child, the lock, the noted process, a marked process."""

@@ -26,6 +26,7 @@ CREATE TABLE IF NOT EXISTS generations (
     PRIMARY KEY (deployment, slot)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS overrides (
     deployment TEXT PRIMARY KEY, replicas INTEGER, expires_at REAL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS forced_overrides (deployment TEXT PRIMARY KEY) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS claims (
     replica TEXT PRIMARY KEY, fingerprint TEXT NOT NULL, launched_at REAL NOT NULL,
     drain_limit_s REAL NOT NULL, worker TEXT) WITHOUT ROWID;
@@ -66,16 +67,24 @@ class Ledger:
     def overrides(self) -> dict[str, LocalOverride]:
         """The overrides that wait for the registry, by Deployment."""
         rows = self._db.read("SELECT deployment, replicas, expires_at FROM overrides")
-        return {deployment: LocalOverride(replicas, expires) for deployment, replicas, expires in rows}
+        forced = {name for (name,) in self._db.read("SELECT deployment FROM forced_overrides")}
+        return {name: LocalOverride(replicas, expires, name in forced) for name, replicas, expires in rows}
 
     def save_override(self, deployment: str, override: LocalOverride) -> None:
         """Keep an override until it is handed to the registry."""
         row = (deployment, override.replicas, override.expires_at)
-        self._db.write(("INSERT OR REPLACE INTO overrides VALUES (?, ?, ?)", [row]))
+        self._db.write(
+            ("INSERT OR REPLACE INTO overrides VALUES (?, ?, ?)", [row]),
+            ("DELETE FROM forced_overrides WHERE deployment = ?", [(deployment,)]),
+            ("INSERT INTO forced_overrides VALUES (?)", [(deployment,)] if override.force else []),
+        )
 
     def drop_override(self, deployment: str) -> None:
         """Forget an override."""
-        self._db.write(("DELETE FROM overrides WHERE deployment = ?", [(deployment,)]))
+        self._db.write(
+            ("DELETE FROM overrides WHERE deployment = ?", [(deployment,)]),
+            ("DELETE FROM forced_overrides WHERE deployment = ?", [(deployment,)]),
+        )
 
     def claims(self) -> list[Claim]:
         """The replicas that were offered to the warm pool, and who took each."""

@@ -28,13 +28,15 @@ class Overrides:
         """Read those that the former leader could not hand over."""
         self.pending = self._ledger.overrides()
 
-    async def put(self, deployment: str, replicas: int, ttl_s: float | None, *, known: bool) -> str:
+    async def put(
+        self, deployment: str, replicas: int, ttl_s: float | None, *, force: bool, known: bool
+    ) -> str:
         """Set an override; returns who holds it. ``known``: the last good intention has the Deployment."""
         try:
-            await self._registry.put_override(deployment, replicas, ttl_s)
+            await self._registry.put_override(deployment, replicas, ttl_s, force=force)
         except Unavailable:
             expires = None if ttl_s is None else self._clock() + ttl_s
-            self._keep(deployment, LocalOverride(replicas, expires), known)
+            self._keep(deployment, LocalOverride(replicas, expires, force), known)
             return HERE
         self._drop(deployment)
         return REGISTRY
@@ -69,7 +71,7 @@ class Overrides:
             return
         left = None if override.expires_at is None else override.expires_at - self._clock()
         if left is None or left > 0:
-            await self._registry.put_override(deployment, override.replicas, left)
+            await self._registry.put_override(deployment, override.replicas, left, force=override.force)
 
     def _keep(self, deployment: str, override: LocalOverride, known: bool) -> None:
         if not known:

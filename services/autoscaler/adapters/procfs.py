@@ -19,6 +19,7 @@ PROC = Path("/proc")
 MARK = "TIDEGATE_REPLICA"
 SCOPE = "TIDEGATE_STATE_DIR"
 POLL_S = 0.02
+PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +100,22 @@ def send(process: Process, number: signal.Signals) -> bool:
     except (ProcessLookupError, PermissionError):
         return False
     return True
+
+
+def memory_by_session() -> dict[int, int]:
+    """The bytes of memory that the processes of each session take.
+
+    What they share (libraries, files in memory) counts once, as much of it as one of them has.
+    """
+    own: dict[int, int] = {}
+    shared: dict[int, int] = {}
+    for pid in _pids():
+        process, told = read(pid), _text(pid, "statm").split()
+        if process is not None and len(told) > 2:
+            resident, common = int(told[1]) * PAGE, int(told[2]) * PAGE
+            own[process.session] = own.get(process.session, 0) + resident - common
+            shared[process.session] = max(shared.get(process.session, 0), common)
+    return {session: size + shared[session] for session, size in own.items()}
 
 
 def _is_of(process: Process, owner: Owner) -> bool:

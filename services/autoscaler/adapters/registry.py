@@ -43,9 +43,13 @@ class RegistryClient:
         except ValueError as error:
             raise Unavailable(f"The registry's intention cannot be read: {error}") from error
 
-    async def put_override(self, deployment: str, replicas: int, ttl_s: float | None) -> None:
-        """Set the override of a Deployment; ``ttl_s`` None: until it is lifted."""
+    async def put_override(
+        self, deployment: str, replicas: int, ttl_s: float | None, *, force: bool = False
+    ) -> None:
+        """Set the override of a Deployment; ``ttl_s`` None: until lifted. ``force``: above its maximum."""
         body: dict[str, Any] = {"replicas": replicas}
+        if force:
+            body["force"] = True
         if ttl_s is not None:
             body["ttl_s"] = ttl_s
         await self._call("PUT", f"{_path(deployment)}/override", body)
@@ -100,6 +104,11 @@ class IntentionSource:
         self.current: Intention | None = None
         self.problem: str | None = "The registry has not been read yet."
         self.answered = False
+
+    @property
+    def deployments(self) -> list[Deployment]:
+        """The Deployments of the last good intention."""
+        return self.current.deployments if self.current is not None else []
 
     def load_cache(self) -> None:
         """Start with the last good intention of an earlier run, if there is one."""

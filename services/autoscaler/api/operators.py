@@ -20,12 +20,16 @@ SCALING = inlined(Scaling)
 
 
 class ReplicasWish(BaseModel):
-    """An operator's word: so many replicas, for ``ttl_s`` seconds (null: until it is lifted)."""
+    """An operator's word: so many replicas, for ``ttl_s`` seconds (null: until it is lifted).
+
+    ``force`` goes beyond the Deployment's maximum; nothing goes beyond the host.
+    """
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
     replicas: int = Field(ge=0, le=10_000)
     ttl_s: float | None = Field(None, gt=0)
+    force: bool = False
 
 
 class PauseWish(BaseModel):
@@ -60,11 +64,18 @@ class PolicyChange(BaseModel):
 
 
 class WishKept(BaseModel):
-    """Who holds the word: the registry, or the autoscaler until the registry is back."""
+    """Who holds the word: the registry, or the autoscaler until the registry is back.
+
+    ``replicas`` is what was asked for and ``runs`` what comes of it (null: not known yet). Where that is
+    less, ``bounded_by`` and ``reason`` say why: ``maximum``, ``schedule``, ``cost cap`` or ``host``.
+    """
 
     deployment: str
     replicas: int | None
     held_by: str
+    runs: int | None = None
+    bounded_by: str | None = None
+    reason: str = ""
 
 
 def _operations(request: Request) -> Operations:
@@ -89,9 +100,16 @@ async def get_deployment(name: str, core: Core) -> DeploymentStatus:
 
 @router.put("/deployments/{name}/replicas")
 async def override_replicas(name: str, wish: ReplicasWish, core: Core) -> WishKept:
-    """Fix the number of replicas; wins over demand and over minimum and maximum."""
-    held_by = await core.override(name, wish.replicas, wish.ttl_s)
-    return WishKept(deployment=name, replicas=wish.replicas, held_by=held_by)
+    """Fix the number of replicas, whatever the demand: within the maximum (unless forced) and the host."""
+    held_by, found = await core.override(name, wish.replicas, wish.ttl_s, force=wish.force)
+    return WishKept(
+        deployment=name,
+        replicas=wish.replicas,
+        held_by=held_by,
+        runs=found.replicas,
+        bounded_by=found.bounded_by,
+        reason=found.reason,
+    )
 
 
 @router.delete("/deployments/{name}/replicas")

@@ -7,11 +7,12 @@ from dataclasses import replace
 
 from services.autoscaler.domain import healing
 from services.autoscaler.domain.healing import Patience
+from services.autoscaler.domain.host_bounds import HostBounds
 from services.autoscaler.domain.intention import lookup
 from services.autoscaler.domain.launcher import Running, parse_replica
 from services.autoscaler.domain.load import reports_by_deployment
 from services.autoscaler.domain.memory import STARTS_KEPT, DeploymentMemory, ReplicaMemory, State
-from services.autoscaler.domain.round import Round, in_words, verdicts_of
+from services.autoscaler.domain.round import Round, Want, in_words, verdicts_of
 from services.autoscaler.domain.snapshot import Action, Decision, Drain, Kill, Launch, Plan, Policy, Snapshot
 from tidegate.protocol.presence import ReplicaReport
 
@@ -31,6 +32,7 @@ def decide(snapshot: Snapshot, policy: Policy, state: State, now: float) -> tupl
     actions: list[Action] = []
     decisions: list[Decision] = []
     memories: dict[str, DeploymentMemory] = {}
+    wants: list[Want] = []
     reports, known = reports_by_deployment(snapshot.reports), lookup(snapshot.intention)
     for deployment in snapshot.intention.deployments:
         name = deployment.name
@@ -43,7 +45,15 @@ def decide(snapshot: Snapshot, policy: Policy, state: State, now: float) -> tupl
             now,
         )
         round_ = Round(deployment, verdicts, reports.get(name, []), snapshot, known, policy, now)
-        done, decision, memories[name] = round_.decide(state)
+        wants.append(round_.want(state))
+    host = HostBounds.of(snapshot, wants, policy, state, now)
+    wants = host.granted(wants)
+    launches = {want.name: want.round.launches(want, state.generations) for want in wants}
+    starts = host.admitted(launches, frozenset(want.name for want in wants if want.rolling))
+    for want in wants:
+        name, found = want.name, launches[want.name]
+        made = found[: starts.get(name, 0)]
+        done, decision, memories[name] = want.round.settle(want, made, len(found) - len(made))
         actions += done
         decisions += [decision] if decision else []
     for name, gone in by_deployment.items():

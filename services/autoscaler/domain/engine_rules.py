@@ -56,7 +56,7 @@ def refusal(method: str, path: str, query: Query, body: bytes, bounds: Bounds) -
         return "a parameter is said once"
     if body and content_type(path) is None:
         return f"{method} {path} has no body"
-    if path in {"/_ping", "/version"} and method in {"GET", "HEAD"}:
+    if path in {"/_ping", "/version", "/info"} and method in {"GET", "HEAD"}:
         return None
     if path == "/containers/json" and method == "GET":
         return _listing(query, bounds)

@@ -7,6 +7,7 @@ from dataclasses import asdict
 from typing import Any
 
 from services.autoscaler.domain.bounds import bounds
+from services.autoscaler.domain.capacity import pace
 from services.autoscaler.domain.memory import DeploymentMemory, State
 from services.autoscaler.domain.model_deaths import unhealthy
 from services.autoscaler.domain.round import effective_override, start_time
@@ -50,19 +51,25 @@ def explain(
         "start_s": start_s,
         "needs": [asdict(term) for term in wanted.terms] if wanted else [],
         "policy": policy_of(deployment, policy, start_s or 0.0, now),
-        "holds": list(_holds(deployment, memory, snapshot, tuned, now)),
+        "holds": list(_holds(deployment, memory, snapshot, tuned, policy, now)),
     }
 
 
 def _holds(
-    deployment: Deployment, memory: DeploymentMemory, snapshot: Snapshot, tuned: Tuning, now: float
+    deployment: Deployment,
+    memory: DeploymentMemory,
+    snapshot: Snapshot,
+    tuned: Tuning,
+    policy: Policy,
+    now: float,
 ) -> Iterator[str]:
     override = effective_override(deployment, snapshot.overrides.get(deployment.name))
     if override is not None and override.replicas is not None:
         left = None if override.expires_at is None else override.expires_at - now
         until = "until it is lifted" if left is None else f"for {left:.0f} s more"
         if left is None or left > 0:
-            yield f"an operator asked for {override.replicas}, {until}"
+            beyond = ", also beyond the maximum" if override.force else ""
+            yield f"an operator asked for {override.replicas}{beyond}, {until}"
     needed = max((n for _, n in memory.recommended), default=0)
     if memory.recommended and needed > memory.recommended[-1][1]:
         at = next(at for at, n in memory.recommended if n == needed)
@@ -80,6 +87,9 @@ def _holds(
     mine = [r for r in (snapshot.reports or {}).values() if r.deployment == deployment.name]
     if (sick := unhealthy(deployment.name, mine, now)) is not None:
         yield sick.message
+    if memory.put_off:
+        most = f": {pace(snapshot.room, policy)} start at once" if snapshot.room is not None else ""
+        yield f"{memory.put_off} more start when others are ready, or have made room{most}"
     if snapshot.host in snapshot.cordoned:
         yield f"{snapshot.host} is cordoned: nothing is started on it"
 

@@ -35,7 +35,7 @@ class Running:
     Deployment it was launched with. ``ending`` tells how a dead one ended, as far as that is known;
     ``out_of_memory``: the kernel ended it, as it had reached its limit. ``image`` is what a container runs,
     with its digest, ``gpus`` the UUIDs of those it holds. ``worker`` is the name by which the launcher knows
-    it, if that is another: it waited in a warm pool.
+    it, if that is another: it waited in a warm pool. ``memory_mb`` is what its processes take; 0: not known.
     """
 
     replica: str
@@ -53,6 +53,7 @@ class Running:
     image: str = ""
     gpus: tuple[str, ...] = ()
     worker: str = ""
+    memory_mb: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,6 +26,7 @@ class Target:
     """The wanted number of replicas, by which rule, and the reason in words.
 
     ``terms`` are what the rules asked for before bounds, windows and limits, ``low`` and ``high`` the bounds.
+    ``asked`` is the number before the host bounded it; None: it did not.
     """
 
     replicas: int
@@ -34,6 +35,7 @@ class Target:
     terms: tuple[Term, ...] = ()
     low: int = 0
     high: int = 0
+    asked: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,6 +141,8 @@ class DeploymentMemory:
     """One Deployment. ``recommended`` are the (time, replicas) that still hold it up, ``lowest`` those that
     still hold it down, ``moves`` the (time, change) of the target within the last minute. ``seen`` is the
     load of the last round, ``wanted`` the target that came of it, ``ended`` the last ends, newest first.
+    ``replica_mb`` is the most memory that a replica of this configuration was seen to take, ``put_off`` how
+    many starts wait for others to be over or for room.
     """
 
     target: int
@@ -156,6 +160,8 @@ class DeploymentMemory:
     last_step: float = 0.0
     rule: str = ""
     fingerprint: str = ""
+    replica_mb: int = 0
+    put_off: int = 0
 
 
 @dataclass(frozen=True, slots=True)

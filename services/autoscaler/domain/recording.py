@@ -16,7 +16,7 @@ from pydantic import TypeAdapter
 from services.autoscaler.domain.decide import decide
 from services.autoscaler.domain.launcher import Running
 from services.autoscaler.domain.memory import State
-from services.autoscaler.domain.snapshot import Decision, LocalOverride, Policy, Snapshot
+from services.autoscaler.domain.snapshot import Decision, Host, LocalOverride, Policy, Snapshot
 from tidegate.protocol.models import Intention
 from tidegate.protocol.presence import GatewayLoad, GatewayReport, GatewayView, ReplicaReport
 
@@ -25,7 +25,17 @@ Document = dict[str, Any]
 
 _STATE: TypeAdapter[State] = TypeAdapter(State)
 _RUNNING: TypeAdapter[Running] = TypeAdapter(Running)
-_SECTIONS = ("running", "reports", "gateways", "jobs", "hints", "overrides", "launch_failures", "expected")
+_SECTIONS = (
+    "running",
+    "reports",
+    "gateways",
+    "jobs",
+    "hints",
+    "overrides",
+    "launch_failures",
+    "expected",
+    "room",
+)
 
 
 class Written(NamedTuple):
@@ -131,16 +141,21 @@ def _sections(snapshot: Snapshot) -> dict[str, Section | None]:
         "gateways": None if gateways is None else _gateways(gateways),
         "jobs": None if snapshot.jobs is None else dict(snapshot.jobs),
         "hints": dict(snapshot.hints),
-        "overrides": {name: [o.replicas, o.expires_at] for name, o in snapshot.overrides.items()},
+        "overrides": {name: _override(each) for name, each in snapshot.overrides.items()},
         "launch_failures": dict(snapshot.launch_failures),
         "expected": dict(snapshot.expected),
+        "room": None if snapshot.room is None else asdict(snapshot.room),
     }
+
+
+def _override(override: LocalOverride) -> list[Any]:
+    return [override.replicas, override.expires_at, *([True] if override.force else [])]
 
 
 def _snapshot(document: Document, pages: Pages) -> Snapshot:
     found = pages.sections
     running, reports, gateways = found["running"], found["reports"], found["gateways"]
-    overrides = found["overrides"] or {}
+    overrides, room = found["overrides"] or {}, found.get("room")
     return Snapshot(
         intention=pages.intention,
         running=None if running is None else tuple(map(_read_running, _sorted(running).values())),
@@ -155,6 +170,7 @@ def _snapshot(document: Document, pages: Pages) -> Snapshot:
         expected=found["expected"] or {},
         host=document["host"],
         cordoned=frozenset(document["cordoned"]),
+        room=None if room is None else Host(**room),
     )
 
 
@@ -181,6 +197,8 @@ def _running(running: Running) -> Section:
         plain["ending"] = running.ending
     if running.out_of_memory:
         plain["out_of_memory"] = True
+    if running.memory_mb:
+        plain["memory_mb"] = running.memory_mb
     return plain
 
 

@@ -1,9 +1,9 @@
-"""One Deployment in one round: bury the dead, find the target, start and drain towards it."""
+"""One Deployment in one round: bury the dead, find the target; then start and drain towards it."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from services.autoscaler.domain import healing
@@ -15,6 +15,7 @@ from services.autoscaler.domain.memory import DeploymentMemory, Ended, Load, Sta
 from services.autoscaler.domain.model_deaths import with_deaths
 from services.autoscaler.domain.placement import to_drain, to_launch
 from services.autoscaler.domain.rules import Fleet
+from services.autoscaler.domain.shaping import moved
 from services.autoscaler.domain.snapshot import (
     Action,
     Decision,
@@ -34,7 +35,8 @@ ENDED_KEPT = 5
 # The slowest of the last few starts is what the next one is expected to take.
 STARTS_COUNTED = 3
 # Rules whose coming and going is worth a record even when the number stays; "" is the first round.
-NOTABLE_RULES = {"", "override", "demand unknown", "panic", "cost cap", "limited"}
+HOST_FULL = "host full"
+NOTABLE_RULES = {"", "override", "demand unknown", "panic", "cost cap", "limited", HOST_FULL}
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,11 +51,11 @@ class Round:
     policy: Policy
     now: float
 
-    def decide(self, state: State) -> tuple[list[Action], Decision | None, DeploymentMemory]:
-        """Bury the dead, find the target, start and drain towards it."""
+    def want(self, state: State) -> Want:
+        """Bury the dead and find the target, before the host bounds it."""
         before = state.deployments.get(self.deployment.name) or self._first_memory(state)
         memory = self._configured(before)
-        memory = self._mourn(memory, state)
+        memory = self._sized(self._mourn(memory, state))
         load, measured = measure(
             self.deployment.name,
             self.snapshot.gateways,
@@ -73,12 +75,30 @@ class Round:
         )
         memory = replace(memory, rule=wanted.rule, seen=load, wanted=wanted)
         cause = wanted.rule if before.rule else "first look"
-        actions = [*self._kills(), *self._moves(wanted, memory, state.generations, cause)]
+        return Want(self, before, memory, reckoned, around.fleet, wanted, cause)
+
+    def settle(
+        self, want: Want, launches: Sequence[Launch], put_off: int
+    ) -> tuple[list[Action], Decision | None, DeploymentMemory]:
+        """End the dead, make these ``launches`` and drain towards the target; ``put_off`` is for later."""
+        before, wanted, memory = want.before, want.target, replace(want.memory, put_off=put_off)
+        drains = to_drain(self.verdicts, wanted.replicas, memory.fingerprint)
+        actions = [*self._kills(), *launches, *drains]
         decision = None
         turned = wanted.rule != before.rule and bool({wanted.rule, before.rule} & NOTABLE_RULES)
         if actions or turned or wanted.replicas != before.target:
-            decision = self._decision(before.target, wanted, reckoned, memory, around.fleet, actions)
+            decision = self._decision(before.target, wanted, want.load, memory, want.fleet, actions)
         return actions, decision, memory
+
+    def launches(self, want: Want, generations: Mapping[tuple[str, int], int]) -> list[Launch]:
+        """The replicas to start for the target, as far as the host can start them."""
+        version = self.known.version_of(self.deployment)
+        if version is None or self.snapshot.host in self.snapshot.cordoned:
+            return []
+        replicas, memory = want.target.replicas, want.memory
+        return to_launch(
+            self.deployment, version, self.verdicts, replicas, memory, generations, want.cause, self.now
+        )
 
     def _first_memory(self, state: State) -> DeploymentMemory:
         """A Deployment not seen before by this process: adopt what runs. One that never ran starts
@@ -106,7 +126,17 @@ class Round:
             return memory
         if not memory.fingerprint:
             return replace(memory, fingerprint=current)
-        return replace(memory, fingerprint=current, start=StartTrouble(), slots={})
+        return replace(memory, fingerprint=current, start=StartTrouble(), slots={}, replica_mb=0)
+
+    def _sized(self, memory: DeploymentMemory) -> DeploymentMemory:
+        """The memory with the most that a ready replica of this configuration was seen to take."""
+        found = [
+            v.running.memory_mb
+            for v in self.verdicts
+            if v.phase == "ready" and v.running.fingerprint == memory.fingerprint
+        ]
+        most = max(found, default=0)
+        return memory if most <= memory.replica_mb else replace(memory, replica_mb=most)
 
     def _mourn(self, memory: DeploymentMemory, state: State) -> DeploymentMemory:
         """What this round's ends, and starts that succeeded, mean for the next starts."""
@@ -152,29 +182,6 @@ class Round:
             if v.ended
         ]
 
-    def _moves(
-        self,
-        wanted: Target,
-        memory: DeploymentMemory,
-        generations: Mapping[tuple[str, int], int],
-        cause: str,
-    ) -> list[Action]:
-        drains = to_drain(self.verdicts, wanted.replicas, memory.fingerprint)
-        version = self.known.version_of(self.deployment)
-        launches: list[Launch] = []
-        if version is not None and self.snapshot.host not in self.snapshot.cordoned:
-            launches = to_launch(
-                self.deployment,
-                version,
-                self.verdicts,
-                wanted.replicas,
-                memory,
-                generations,
-                cause,
-                self.now,
-            )
-        return [*launches, *drains]
-
     def _decision(
         self,
         before: int,
@@ -204,6 +211,8 @@ class Round:
             "cordoned": self.snapshot.host in self.snapshot.cordoned,
             "needs": {term.rule: term.replicas for term in wanted.terms},
         }
+        if wanted.asked is not None and self.snapshot.room is not None:
+            inputs["asked"], inputs["host"] = wanted.asked, asdict(self.snapshot.room)
         told = [f"{v.running.replica}: {v.ended}: {v.message}" for v in self.verdicts if v.ended]
         reason = "; ".join([wanted.reason, *told])
         return Decision(
@@ -218,6 +227,38 @@ class Round:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class Want:
+    """What one Deployment asks for in one round; ``before`` is its memory of the last one."""
+
+    round: Round
+    before: DeploymentMemory
+    memory: DeploymentMemory
+    load: Load
+    fleet: Fleet
+    target: Target
+    cause: str
+
+    @property
+    def name(self) -> str:
+        """The Deployment's name."""
+        return self.round.deployment.name
+
+    @property
+    def rolling(self) -> bool:
+        """Return True while replicas of a former configuration are being replaced."""
+        return any(v.active and v.running.fingerprint != self.memory.fingerprint for v in self.round.verdicts)
+
+    def bounded(self, replicas: int, words: str) -> Want:
+        """Return the same with a target of ``replicas``, which is all that the host has room for."""
+        asked = self.target
+        reason = f"{asked.reason}; {words}"
+        found = replace(asked, replicas=replicas, rule=HOST_FULL, reason=reason, asked=asked.replicas)
+        memory = replace(self.memory, target=self.before.target, moves=self.before.moves)
+        memory = replace(moved(memory, replicas, self.round.now), rule=HOST_FULL, wanted=found)
+        return replace(self, target=found, memory=memory)
+
+
 def start_time(state: State, deployment: str) -> float | None:
     """What a replica is expected to take to become ready, in seconds; None: none was seen to."""
     return max(state.starts.get(deployment, ())[:STARTS_COUNTED], default=None)
@@ -230,7 +271,8 @@ def effective_override(deployment: Deployment, local: LocalOverride | None) -> L
     if deployment.override is None:
         return None
     expires = deployment.override.expires_at
-    return LocalOverride(deployment.override.replicas, expires.timestamp() if expires else None)
+    until = expires.timestamp() if expires else None
+    return LocalOverride(deployment.override.replicas, until, deployment.override.force)
 
 
 def verdicts_of(

@@ -17,6 +17,16 @@ class LocalOverride:
 
     replicas: int | None
     expires_at: float | None
+    force: bool = False  # above the maximum, too
+
+
+@dataclass(frozen=True, slots=True)
+class Host:
+    """What the machine that replicas run on has. ``available_mb`` None: only its size is known."""
+
+    cores: float
+    memory_mb: int
+    available_mb: int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +36,7 @@ class Snapshot:
     ``jobs`` counts those that are not over, by Deployment. ``hints`` holds the time of the last demand
     event by Deployment; ``launch_failures`` why a launch of the previous round failed, by replica.
     ``expected`` are the forecasts of arrivals a second, by Deployment. Nothing is started on a ``host`` that
-    is ``cordoned``.
+    is ``cordoned``. ``room`` is what that host has; None: it is not known, and nothing is bounded by it.
     """
 
     intention: Intention | None
@@ -40,6 +50,7 @@ class Snapshot:
     expected: Mapping[str, float] = field(default_factory=dict)
     host: str = ""
     cordoned: frozenset[str] = frozenset()
+    room: Host | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +76,12 @@ class Policy:
     drain_grace_s: float = 10.0
     backoff_max_s: float = 60.0
     stable_after_s: float = 60.0  # a replica that was ready for so long does not crash-loop
+    # What the host is good for (``capacity.py``).
+    host_memory: float = 0.95  # no replica is started beyond this share of its memory
+    replicas_per_core: float = 16.0
+    replica_memory_mb: int = 256  # of one that neither declares its memory nor was measured
+    starts_at_once: int = 0  # 0: twice the cores
+    start_window_s: float = 20.0  # a replica that starts for longer is waiting, and no work for the host
 
 
 @dataclass(frozen=True, slots=True)

@@ -141,6 +141,8 @@ def _conditions(
     if snapshot.host in snapshot.cordoned:
         text = f"nothing is started on {snapshot.host}: an operator cordoned it"
         yield _condition("Placeable", False, "Cordoned", text, now)
+    elif memory.wanted is not None and memory.wanted.asked is not None:
+        yield _condition("Placeable", False, "HostFull", memory.wanted.reason, now)
     if memory.start.failures:
         yield _condition("Loaded", False, memory.start.reason, _trouble(memory, now), now)
     elif status.ready:

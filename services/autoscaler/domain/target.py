@@ -58,7 +58,7 @@ def target(
     known = load.demand is not None
     least, most, memory = remember(memory, need.replicas, tuned, now, known=known)
     found = (
-        _overridden(around.override, now)
+        _overridden(around.override, limits, now)
         or _unknown(load, need, memory, limits)
         or _asleep(need, most, memory, tuned, limits, now)
         or _by_need(
@@ -121,17 +121,17 @@ def _panicked(
     return need, memory
 
 
-def _overridden(override: LocalOverride | None, now: float) -> Target | None:
+def _overridden(override: LocalOverride | None, limits: Bounds, now: float) -> Target | None:
     if override is None or override.replicas is None:
         return None
     if override.expires_at is not None and override.expires_at <= now:
         return None
     until = "" if override.expires_at is None else f" for {override.expires_at - now:.0f} s more"
-    return Target(
-        override.replicas,
-        "override",
-        f"an operator asked for {override.replicas}{until}",
-    )
+    asked = f"an operator asked for {override.replicas}{until}"
+    if override.force or override.replicas <= limits.high:
+        return Target(override.replicas, "override", asked)
+    allowed = limits.high_words or f"max_replicas is {limits.high}"
+    return Target(limits.high, "override", f"{asked}; {allowed}, so {limits.high} run")
 
 
 def _unknown(load: Load, need: Need, memory: DeploymentMemory, limits: Bounds) -> Target | None:

@@ -123,9 +123,10 @@ class ModelInfo(BaseModel):
 
 
 class OverrideBody(Noun):
-    """An operator's word on the number of replicas."""
+    """An operator's word on the number of replicas. The Deployment's maximum bounds it, and the host does."""
 
     replicas: int = Field(ge=0, le=10_000)
+    force: bool = Field(False, description="Go beyond the Deployment's maximum; never beyond the host.")
     ttl_s: float | None = Field(None, gt=0, le=366 * 86_400, description="None: until it is withdrawn.")
 
 

@@ -97,7 +97,7 @@ async def delete(core: Core, name: str) -> None:
 async def put_override(core: Core, name: str, body: OverrideBody, response: Response) -> Deployment:
     """Hold the Deployment at this number of replicas, for ``ttl_s`` seconds or until withdrawn."""
     expires_at = None if body.ttl_s is None else core.now() + timedelta(seconds=body.ttl_s)
-    override = Override(replicas=body.replicas, expires_at=expires_at)
+    override = Override(replicas=body.replicas, expires_at=expires_at, force=body.force)
     return await _override(core, name, override, response)
 
 

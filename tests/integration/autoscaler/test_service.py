@@ -20,12 +20,14 @@ from fastapi import FastAPI
 from fastapi.responses import JSONResponse
 from pydantic import ValidationError
 
+from services.autoscaler.adapters.host_room import HostRoom
 from services.autoscaler.app import build
+from services.autoscaler.domain.snapshot import Host
 from services.autoscaler.settings import AutoscalerSettings
 from tests.conftest import PATIENCE_S
 from tidegate import tasks
 from tidegate.broker import Link, Session
-from tidegate.protocol.models import Deployment
+from tidegate.protocol.models import Deployment, Override
 from tidegate.protocol.presence import GatewayLoad, GatewayReport, ReplicaReport
 from tidegate.store import Store
 from tidegate.topology import EVENTS, REGISTRY_CHANGED, demand_key
@@ -112,8 +114,8 @@ class Bench:
         )
 
     @asynccontextmanager
-    async def autoscaler(self) -> AsyncIterator[httpx.AsyncClient]:
-        app = build(self.settings, self.yard.launcher())
+    async def autoscaler(self, room: HostRoom | None = None) -> AsyncIterator[httpx.AsyncClient]:
+        app = build(self.settings, self.yard.launcher(), room)
         async with app.router.lifespan_context(app):
             transport = httpx.ASGITransport(app=app)
             headers = {"Authorization": f"Bearer {TOKEN}"}
@@ -224,7 +226,8 @@ async def test_a_restart_without_the_registry_adopts_and_an_override_waits_for_i
         assert await bench.until_ready(client, 3) == before
         assert [(bench.yard.state / "replicas" / name / "lock").read_text() for name in before] == pids
         answer = await client.put(f"/v1/deployments/{NAME}/replicas", json={"replicas": 1, "ttl_s": 60})
-        assert answer.json() == {"deployment": NAME, "replicas": 1, "held_by": "autoscaler"}
+        told = answer.json()
+        assert (told["replicas"], told["runs"], told["held_by"]) == (1, 1, "autoscaler")
         await bench.until_ready(client, 1)
         unknown = await client.put("/v1/deployments/nothing/replicas", json={"replicas": 1})
         assert unknown.status_code == 404
@@ -235,6 +238,36 @@ async def test_a_restart_without_the_registry_adopts_and_an_override_waits_for_i
         assert handed is not None
         assert handed["replicas"] == 1
         assert 50 < handed["ttl_s"] < 60
+
+
+class SmallRoom:
+    """A host with two cores, of which there is room for four replicas."""
+
+    async def look(self) -> Host:
+        return Host(2.0, 8_192, 8_192)
+
+
+async def test_an_override_of_hundreds_starts_what_the_maximum_and_the_host_allow(bench: Bench) -> None:
+    bench.settings.autoscaler_replicas_per_core = 2.0
+    path = f"/v1/deployments/{NAME}/replicas"
+    async with bench.registry.serving(), bench.autoscaler(SmallRoom()) as client:
+        await bench.until_ready(client, 1)
+        told = (await client.put(path, json={"replicas": 396})).json()
+        assert (told["replicas"], told["runs"], told["bounded_by"]) == (396, 3, "maximum")
+        assert "max_replicas is 3" in told["reason"]
+        told = (await client.put(path, json={"replicas": 396, "force": True})).json()
+        assert (told["runs"], told["bounded_by"]) == (4, "host")
+        assert "the host is full: it has room for 4 of 396" in told["reason"]
+        assert bench.registry.overrides[-1] == {"name": NAME, "replicas": 396, "force": True}
+        # The registry hands it to the autoscaler, also to the next one.
+        forced = Override(replicas=396, force=True)
+        bench.registry.deployment = bench.registry.deployment.model_copy(update={"override": forced})
+        await bench.until_ready(client, 4)
+        why = (await client.get(f"/v1/deployments/{NAME}/why")).json()
+        assert (why["rule"], why["desired"]) == ("host full", 4)
+    async with bench.registry.serving(), bench.autoscaler(SmallRoom()) as client:
+        await bench.until_ready(client, 4)
+        assert len(bench.yard.folders()) == 4
 
 
 async def test_a_second_one_stands_by_and_takes_over(bench: Bench) -> None:

@@ -188,7 +188,9 @@ async def test_overrides_expire(call):
     assert (await call("GET", path))["override"] is None
     assert (await call("GET", "/v1/intention"))["deployments"][0]["override"] is None
     lasting = await call("PUT", f"{path}/override", {"replicas": 0})
-    assert lasting["override"] == {"replicas": 0, "expires_at": None}
+    assert lasting["override"] == {"replicas": 0, "expires_at": None, "force": False}
+    await call("PUT", f"{path}/override", {"replicas": 4, "force": True})
+    assert (await call("GET", path))["override"]["force"] is True
     assert (await call("DELETE", f"{path}/override"))["override"] is None
     await call("DELETE", f"{path}/override", status=200)
     await call("PUT", "/v1/deployments/absent/override", {"replicas": 1}, status=404)

@@ -13,6 +13,7 @@ from services.autoscaler.domain.memory import State
 from services.autoscaler.domain.snapshot import (
     Decision,
     Drain,
+    Host,
     Kill,
     Launch,
     LocalOverride,
@@ -95,6 +96,7 @@ class World:
         self.store_up = True
         self.jobs: dict[str, int] | None = {}
         self.cordoned: set[str] = set()
+        self.room: Host | None = None
         self.intention_known = True
         self.fail_load = ""
         self.fail_launch = ""
@@ -141,6 +143,7 @@ class World:
             launch_failures=dict(self.launch_failures),
             host="here",
             cordoned=frozenset(self.cordoned),
+            room=self.room,
         )
 
     def intention(self) -> Intention:

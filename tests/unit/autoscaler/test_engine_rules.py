@@ -152,6 +152,7 @@ def test_names_are_of_the_stack(name):
     ("method", "path", "query"),
     [
         ("GET", "/version", {}),
+        ("GET", "/v1.41/info", {}),
         ("GET", "/v1.41/containers/json", {"filters": '{"label": ["tidegate.stack=stack", "x"]}'}),
         ("GET", "/v1.41/containers/stack.m-v1-0-1/json", {}),
         ("GET", "/v1.41/containers/stack.m-v1-0-1/logs", {"tail": "20"}),
@@ -184,7 +185,7 @@ def test_the_other_calls_of_the_launcher(method, path, query):
         ("POST", "/v1.41/images/create", {"fromImage": "alpine", "tag": "3"}),
         ("POST", "/v1.41/images/create", {"fromSrc": "-", "fromImage": "ours/x"}),
         ("DELETE", "/v1.41/images/tidegate/worker", {}),
-        ("GET", "/v1.41/info", {}),
+        ("POST", "/v1.41/info", {}),
         ("POST", "/v1.41/volumes/create", {}),
         ("POST", "/v1.41/networks/net/connect", {}),
         ("POST", "/v1.41/build", {}),

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import orjson
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from services.autoscaler.domain.recording import Pages, Written, again, read, write_chunk, written
-from services.autoscaler.domain.snapshot import LocalOverride, Policy
+from services.autoscaler.domain.snapshot import Host, LocalOverride, Policy
 from tests.unit.autoscaler.conftest import World, a_deployment
 
 NAME = "digits-v1"
@@ -28,7 +28,19 @@ def kept(world: World, first: int = 0) -> dict:
 events = st.lists(
     st.tuples(
         st.sampled_from(
-            ["load", "silence", "store", "kill", "change", "override", "hint", "jobs", "nothing", "registry"]
+            [
+                "load",
+                "silence",
+                "store",
+                "kill",
+                "change",
+                "override",
+                "hint",
+                "jobs",
+                "nothing",
+                "registry",
+                "room",
+            ]
         ),
         st.integers(0, 300),
         st.floats(0.5, 15),
@@ -54,7 +66,12 @@ def let(world: World, event: str, number: int) -> None:
         case "change":
             world.deployments = [a_deployment(max_replicas=1 + number % 9, threads=1 + number % 2)]
         case "override":
-            world.overrides = {NAME: LocalOverride(number % 4, None)} if number % 2 else {}
+            force = number % 3 == 0
+            world.overrides = {NAME: LocalOverride(number % 40, None, force)} if number % 2 else {}
+        case "room":
+            world.room = Host(1 + number % 4, 8_192, number * 16) if number % 5 else None
+            for worker in world.workers.values():
+                worker.running = replace(worker.running, memory_mb=16 * (number % 9))
         case "hint":
             world.hints[NAME] = world.now
         case "jobs":

@@ -242,7 +242,9 @@ def test_a_demand_event_wakes_and_unknown_demand_never_puts_to_sleep(make_world,
 
 def test_an_override_wins_until_it_expires(make_world, deployment):
     until = datetime.fromtimestamp(1_700_000_000.0 + 60, UTC)
-    world = make_world(deployment(max_replicas=2, override=Override(replicas=4, expires_at=until)))
+    world = make_world(
+        deployment(max_replicas=2, override=Override(replicas=4, expires_at=until, force=True))
+    )
     world.run(10)
     assert len(world.names()) == 4
     assert world.decisions[0].rule == "override"

@@ -143,6 +143,21 @@ def test_scale_for_a_while(plane: Any, tidegate: Any) -> None:
     assert tidegate("scale", "digits", "--auto", "--for", "1h")[0] == 2
 
 
+def test_scale_says_what_runs_where_that_is_less(plane: Any, tidegate: Any) -> None:
+    path = "PUT /v1/deployments/digits-v1/replicas"
+    reason = "an operator asked for 9; max_replicas is 2, so 2 run"
+    plane.answers[path] = {"replicas": 9, "runs": 2, "bounded_by": "maximum", "reason": reason}
+    assert tidegate("scale", "digits", "9")[1] == (
+        f"digits-v1 is held at 2 replicas, not at 9: {reason}. `tidegate policy digits --set max_replicas=9` "
+        "raises it; `tidegate scale digits 9 --force` goes beyond it.\n"
+    )
+    plane.answers[path] = {"replicas": 9, "runs": 4, "bounded_by": "host", "reason": "the host is full"}
+    code, out, _ = tidegate("scale", "digits", "9", "--force")
+    assert (code, out) == (0, "digits-v1 is held at 4 replicas, not at 9: the host is full.\n")
+    assert orjson.loads(plane.bodies[-1]) == {"replicas": 9, "force": True}
+    assert tidegate("scale", "digits", "--auto", "--force")[0] == 2
+
+
 def test_drain_and_cordon(plane: Any, tidegate: Any) -> None:
     host = {"host": "machine", "cordoned": True, "drained": ["digits-v1-0-1"]}
     plane.answers |= {

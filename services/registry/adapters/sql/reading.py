@@ -189,7 +189,7 @@ def _override(row: sa.RowMapping, now: datetime) -> Override | None:
     replicas, expires_at = row["override_replicas"], row["override_expires_at"]
     if replicas is None or (expires_at is not None and expires_at <= now):
         return None
-    return Override(replicas=replicas, expires_at=expires_at)
+    return Override(replicas=replicas, expires_at=expires_at, force=row["override_force"])
 
 
 def _held_deployment(row: sa.RowMapping, now: datetime) -> HeldDeployment:

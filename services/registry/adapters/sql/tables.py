@@ -91,6 +91,7 @@ deployments = sa.Table(
     sa.Column("declared", sa.Boolean, nullable=False),
     sa.Column("override_replicas", sa.Integer),
     sa.Column("override_expires_at", Moment),
+    sa.Column("override_force", sa.Boolean, nullable=False, server_default=sa.false()),
     sa.Column("revision", sa.BigInteger, nullable=False),
     sa.Column("created_at", Moment, nullable=False),
     sa.ForeignKeyConstraint(["model", "version"], ["versions.model", "versions.number"]),

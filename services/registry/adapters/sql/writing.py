@@ -184,6 +184,7 @@ class Writer(Reader):
             "declared": held.declared,
             "override_replicas": override.replicas if override else None,
             "override_expires_at": override.expires_at if override else None,
+            "override_force": override is not None and override.force,
             "revision": self.next_revision,
         }
         if created:

@@ -1,0 +1,102 @@
+"""What this machine has for replicas: cores, memory, and how much of it is available now.
+
+In a container, or below a limit of systemd, the tightest limit of the cgroups above this process counts.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Protocol
+
+from services.autoscaler.domain.snapshot import Host
+
+PROC, CGROUP = Path("/proc"), Path("/sys/fs/cgroup")
+MIB = 1024 * 1024
+# Steps of what is told, so that a record of rounds is not full of noise.
+STEP_MB = 32
+
+
+class HostRoom(Protocol):
+    """Tells what the host has."""
+
+    async def look(self) -> Host | None:
+        """Return what the host has now; None when that is not known."""
+
+
+class MachineRoom:
+    """See :class:`HostRoom`: this very machine."""
+
+    def __init__(self, proc: Path = PROC, cgroup: Path = CGROUP) -> None:
+        self._proc = proc
+        self._cgroup = cgroup
+
+    async def look(self) -> Host | None:
+        """Return what the machine has now; None where /proc cannot be read."""
+        return await asyncio.to_thread(self._look)
+
+    def _look(self) -> Host | None:
+        try:
+            told = dict(line.split(":", 1) for line in (self._proc / "meminfo").read_text().splitlines())
+            total, available = (int(told[key].split()[0]) * 1024 for key in ("MemTotal", "MemAvailable"))
+        except (OSError, KeyError, ValueError):
+            return None
+        for limit, used in self._memory_limits():
+            if limit < total:
+                total, available = limit, min(available, max(0, limit - used))
+        cores = min([float(len(os.sched_getaffinity(0))), *self._core_limits()])
+        return Host(cores, total // MIB, available // MIB // STEP_MB * STEP_MB)
+
+    def _memory_limits(self) -> Iterator[tuple[int, int]]:
+        """The limit and the used bytes of each cgroup above this process; files in the cache are not used."""
+        for folder in self._above("", ""):
+            limit, used = _number(folder / "memory.max"), _number(folder / "memory.current")
+            if limit is not None and used is not None:
+                yield limit, used - _statistic(folder, "inactive_file")
+        for folder in self._above("memory", "memory"):
+            limit, used = _number(folder / "memory.limit_in_bytes"), _number(folder / "memory.usage_in_bytes")
+            if limit is not None and used is not None:
+                yield limit, used - _statistic(folder, "total_inactive_file")
+
+    def _core_limits(self) -> Iterator[float]:
+        for folder in self._above("", ""):
+            quota, _, period = _text(folder / "cpu.max").partition(" ")
+            if quota.isdecimal() and period.isdecimal():
+                yield int(quota) / int(period)
+        for folder in self._above("cpu", "cpu"):
+            limit, each = _number(folder / "cpu.cfs_quota_us"), _number(folder / "cpu.cfs_period_us")
+            if limit and each and limit > 0:
+                yield limit / each
+
+    def _above(self, controller: str, mounted: str) -> Iterator[Path]:
+        """The folders of this process's cgroup and those above it; ``controller`` empty: of version 2."""
+        root = self._cgroup / mounted
+        for line in _text(self._proc / "self" / "cgroup").splitlines():
+            _, names, path = [*line.split(":", 2), "", ""][:3]
+            if controller in names.split(","):
+                # In a container the path may be the host's: then only the root is there.
+                folder = root / path.lstrip("/")
+                yield from (each for each in (folder, *folder.parents) if each.is_relative_to(root))
+                return
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text().strip()
+    except OSError:
+        return ""
+
+
+def _number(path: Path) -> int | None:
+    text = _text(path)
+    return int(text) if text.lstrip("-").isdecimal() else None
+
+
+def _statistic(folder: Path, name: str) -> int:
+    for line in _text(folder / "memory.stat").splitlines():
+        key, _, value = line.partition(" ")
+        if key == name and value.isdecimal():
+            return int(value)
+    return 0

@@ -1,0 +1,94 @@
+"""All Deployments in one round against the host: who may have how many replicas, and what starts now."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from services.autoscaler.domain.capacity import (
+    Claim,
+    Room,
+    Size,
+    admitted,
+    room_of,
+    shares,
+    shortage,
+    size_of,
+    starts_allowed,
+)
+from services.autoscaler.domain.launcher import Running
+from services.autoscaler.domain.memory import State
+from services.autoscaler.domain.round import Want
+from services.autoscaler.domain.snapshot import Host, Launch, Policy, Snapshot
+
+
+@dataclass(frozen=True, slots=True)
+class HostBounds:
+    """One round's host: the room beside what exists, and how many starts are allowed (None: any number)."""
+
+    host: Host | None
+    policy: Policy
+    claims: Mapping[str, Claim]
+    room: Room
+    starts: int | None
+
+    @classmethod
+    def of(
+        cls, snapshot: Snapshot, wants: Sequence[Want], policy: Policy, state: State, now: float
+    ) -> HostBounds:
+        """Look at the host of a snapshot; ``state`` has this round's heartbeats already."""
+        host = snapshot.room
+        claims = {each.name: _claim(each, policy) for each in wants}
+        if host is None:
+            return cls(None, policy, claims, Room(0.0, 0.0), None)
+        alive = [each for each in snapshot.running or () if each.alive]
+        unknown = Size(float(policy.replica_memory_mb), 1.0)
+        sizes = {name: claim.size for name, claim in claims.items()}
+        there = [_there(each, sizes.get(each.deployment, unknown), state) for each in alive]
+        young = sum(_starts(each, state) and now - each.launched_at < policy.start_window_s for each in alive)
+        return cls(host, policy, claims, room_of(host, policy, there), starts_allowed(host, policy, young))
+
+    def granted(self, wants: Sequence[Want]) -> list[Want]:
+        """Return every want as far as the host has room for it."""
+        if self.host is None:
+            return list(wants)
+        found = shares(list(self.claims.values()), self.room)
+        return [self._bounded(want, found[want.name]) for want in wants]
+
+    def admitted(self, launches: Mapping[str, Sequence[Launch]], rolling: frozenset[str]) -> dict[str, int]:
+        """Return how many launches of each Deployment may be made now.
+
+        Those of a Deployment in ``rolling`` replace others one by one, so they need no room of their own.
+        """
+        counts = {name: len(found) for name, found in launches.items() if found}
+        if self.host is None:
+            return counts
+        nothing = Size(0.0, 0.0)
+        claims = {
+            n: replace(self.claims[n], size=nothing) if n in rolling else self.claims[n] for n in counts
+        }
+        return admitted(counts, claims, self.room, self.starts)
+
+    def _bounded(self, want: Want, granted: int) -> Want:
+        claim = self.claims[want.name]
+        if self.host is None or granted >= claim.wanted:
+            return want
+        return want.bounded(granted, shortage(self.host, self.policy, claim, self.room, granted))
+
+
+def _claim(want: Want, policy: Policy) -> Claim:
+    asked = want.target.replicas
+    size = size_of(want.round.deployment, want.memory.replica_mb, policy)
+    return Claim(want.name, min(want.target.low, asked), asked, want.fleet.ready + want.fleet.starting, size)
+
+
+def _there(running: Running, size: Size, state: State) -> tuple[Size, int]:
+    memory = state.replicas.get(running.replica)
+    if memory is not None and memory.draining_since is not None and running.memory_mb:
+        return replace(size, memory_mb=float(running.memory_mb)), running.memory_mb  # it takes no more
+    return size, running.memory_mb
+
+
+def _starts(running: Running, state: State) -> bool:
+    memory = state.replicas.get(running.replica)
+    return memory is None or (memory.ready_at is None and memory.draining_since is None)

@@ -1,0 +1,22 @@
+"""An override may go beyond a Deployment's maximum, if its operator said so."""
+
+from __future__ import annotations
+
+import sqlalchemy as sa
+from alembic import op
+
+revision = "0004"
+down_revision = "0003"
+branch_labels = None
+depends_on = None
+
+
+def upgrade() -> None:
+    """Overrides that are there were not forced."""
+    column = sa.Column("override_force", sa.Boolean, nullable=False, server_default=sa.false())
+    op.add_column("deployments", column)
+
+
+def downgrade() -> None:
+    """Forget which ones were."""
+    op.drop_column("deployments", "override_force")

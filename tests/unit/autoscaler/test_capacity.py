@@ -1,0 +1,191 @@
+"""The host bounds how many replicas there are, fairly, and how many start at once."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from services.autoscaler.domain.capacity import Claim, Room, Size, admitted, room_of, shares, size_of
+from services.autoscaler.domain.explain import explain
+from services.autoscaler.domain.snapshot import Host, LocalOverride, Policy
+from tests.unit.autoscaler.conftest import a_deployment
+
+NAME = "digits-v1"
+SMALL = Size(100, 1)
+
+
+def claim(name: str, wanted: int, *, low: int = 0, held: int = 0, size: Size = SMALL) -> Claim:
+    return Claim(name, low, wanted, held, size)
+
+
+def test_a_replica_takes_what_is_declared_else_measured_else_assumed():
+    policy = Policy(replica_memory_mb=256)
+    plain, declared = a_deployment(), a_deployment(resources={"memory_mb": 512, "cpus": 2.5})
+    assert size_of(declared, 900, policy) == Size(512.0, 2.5, "declared")
+    assert size_of(plain, 900, policy) == Size(900.0, 1.0, "measured")
+    assert size_of(plain, 0, policy) == Size(256.0, 1.0, "assumed")
+
+
+def test_room_is_what_is_available_without_what_was_promised():
+    policy = Policy(host_memory=0.9, replicas_per_core=2)
+    starting, grown = (Size(300, 1), 50), (Size(300, 1), 400)
+    assert room_of(Host(4, 10_000, 5_000), policy, [starting, grown]) == Room(5_000 - 1_000 - 250, 6)
+
+
+def test_of_a_machine_of_which_only_the_size_is_known_all_that_exists_counts():
+    there = [(Size(300, 1), 0), (Size(500, 2), 0)]
+    assert room_of(Host(2, 2_000, None), Policy(host_memory=1.0), there) == Room(1_200, 2 * 16 - 3)
+
+
+def test_where_everything_fits_everybody_has_what_it_wants():
+    assert shares([claim("a", 3), claim("b", 0), claim("c", 5)], Room(800, 8)) == {"a": 3, "b": 0, "c": 5}
+
+
+def test_minimums_come_before_demand():
+    found = shares([claim("greedy", 100, low=1), claim("modest", 4, low=4)], Room(600, 600))
+    assert found == {"greedy": 2, "modest": 4}
+
+
+def test_demand_shares_the_rest_by_dominant_share():
+    large, many = Size(300, 1), Size(100, 3)
+    found = shares([claim("large", 99, size=large), claim("many", 99, size=many)], Room(900, 9))
+    assert found == {"large": 2, "many": 2}, "one has two thirds of the memory, the other of the cores"
+
+
+def test_what_runs_makes_room_for_one_that_has_less_than_its_share():
+    found = shares([claim("old", 10, held=10), claim("new", 1, low=1)], Room(0, 0))
+    assert found == {"old": 9, "new": 1}
+
+
+def test_nothing_that_runs_is_ended_because_memory_is_short():
+    claims = [claim("a", 4, held=4), claim("b", 2, held=2)]
+    assert shares(claims, Room(-500, -5)) == {"a": 4, "b": 2}
+
+
+def test_of_equals_the_one_that_has_its_replica_keeps_it():
+    assert shares([claim("a", 2, held=1), claim("b", 2, held=2)], Room(0, 0)) == {"a": 1, "b": 2}
+
+
+claims = st.lists(
+    st.builds(
+        lambda low, more, held, memory, cores: Claim(
+            "", low, low + more, min(held, low + more), Size(memory, cores)
+        ),
+        st.integers(0, 5),
+        st.integers(0, 300),
+        st.integers(0, 9),
+        st.integers(1, 900),
+        st.sampled_from([0.5, 1, 4]),
+    ),
+    max_size=6,
+).map(lambda found: [replace(each, name=f"d{place}") for place, each in enumerate(found)])
+
+
+@settings(max_examples=150, deadline=None)
+@given(found=claims, memory=st.integers(-500, 20_000), cores=st.integers(-8, 64))
+def test_shares_never_exceed_the_room_and_are_stable(found, memory, cores):
+    room = Room(memory, cores)
+    granted = shares(found, room)
+    assert all(0 <= granted[each.name] <= each.wanted for each in found)
+    taken = sum((granted[each.name] - each.held) * each.size.memory_mb for each in found)
+    assert taken <= max(0, memory) + 1e-3
+    assert sum((granted[each.name] - each.held) * each.size.cores for each in found) <= max(0, cores) + 1e-3
+    # Once everybody has its share nothing moves any more.
+    settled = [replace(each, held=granted[each.name]) for each in found]
+    used = sum(each.size.memory_mb * (granted[each.name] - each.held) for each in found)
+    used_cores = sum(each.size.cores * (granted[each.name] - each.held) for each in found)
+    assert shares(settled, Room(memory - used, cores - used_cores)) == granted
+
+
+def test_starts_are_paced_and_minimums_start_first():
+    claims = {"a": claim("a", 9, low=1, held=1), "b": claim("b", 3, low=2), "c": claim("c", 1)}
+    assert admitted({"a": 8, "b": 3, "c": 1}, claims, Room(9999, 99), 4) == {"a": 1, "b": 2, "c": 1}
+    assert admitted({"a": 8}, claims, Room(250, 99), None) == {"a": 2}, "what drains still has its room"
+    assert admitted({"a": 8, "b": 3}, claims, Room(9999, 99), 0) == {"a": 0, "b": 0}
+
+
+@pytest.fixture
+def small_host() -> Host:
+    return Host(2, 8_192, 4_096)
+
+
+def test_an_override_is_bounded_by_the_maximum_unless_it_is_forced(make_world, deployment):
+    world = make_world(deployment(max_replicas=1))
+    world.overrides[NAME] = LocalOverride(396, None)
+    world.run(10)
+    assert len(world.names()) == 1
+    assert "asked for 396; max_replicas is 1, so 1 run" in world.decisions[-1].reason
+    world.overrides[NAME] = LocalOverride(3, None, force=True)
+    world.run(10)
+    assert len(world.names()) == 3
+
+
+def test_however_many_are_forced_the_host_bounds_them_and_the_pace_does(make_world, deployment, small_host):
+    world = make_world(deployment(max_replicas=1), policy=Policy(replicas_per_core=6))
+    world.room = small_host
+    world.overrides[NAME] = LocalOverride(396, None, force=True)
+    plan = world.round()
+    assert len(plan.actions) == 4, "twice the cores start at once"
+    assert world.target() == 12
+    world.run(30)
+    assert len(world.names()) == 12
+    assert max(sum(at == when for when, _ in world.launched) for at, _ in world.launched) == 4
+    full = world.condition("Placeable")
+    assert full.reason == "HostFull"
+    assert "it has room for 12 of 396. 384 more need 98,304 MiB (256 each, assumed; " in full.message
+    told = explain(world.deployments[0], world.snapshot(), world.state, world.policy, world.now)
+    assert told["rule"] == "host full"
+    assert told["desired"] == 12
+
+
+def test_a_full_host_lets_go_of_demand_for_the_minimum_of_another(make_world, deployment, small_host):
+    other = deployment(name="other", min_replicas=2, max_replicas=4)
+    world = make_world(deployment(max_replicas=50), policy=Policy(replicas_per_core=4))
+    world.room = small_host
+    world.overrides[NAME] = LocalOverride(50, None)
+    world.run(30)
+    assert len(world.names()) == 8
+    world.deployments.append(other)
+    world.run(30)
+    assert len(world.names("other")) == 2
+    assert len(world.names()) == 6
+
+
+def test_a_new_configuration_rolls_on_a_full_host(make_world, deployment, small_host):
+    policy = Policy(replicas_per_core=1)
+    world = make_world(deployment(min_replicas=2, max_replicas=2), policy=policy)
+    world.room = small_host
+    world.run(10)
+    old = set(world.names())
+    world.deployments = [deployment(min_replicas=2, max_replicas=2, threads=2)]
+    world.run(30)
+    assert len(world.names()) == 2
+    assert not old & set(world.names())
+
+
+def test_a_start_that_waits_for_something_does_not_hold_up_the_others(make_world, deployment, small_host):
+    slow = deployment(name="slow", min_replicas=4, max_replicas=4, start_timeout_s=600)
+    world = make_world(slow, start_s=300.0)
+    world.room = small_host
+    world.run(5)
+    world.deployments.append(deployment())
+    world.run(5)
+    assert not world.names()
+    world.run(20)
+    assert world.names() == [f"{NAME}-0-1"]
+
+
+def test_memory_that_was_measured_counts_from_then_on(make_world, deployment, small_host):
+    world = make_world(deployment(max_replicas=50), policy=Policy(host_memory=1.0))
+    world.room = small_host
+    world.run(5)
+    (worker,) = world.workers.values()
+    worker.running = replace(worker.running, memory_mb=1_024)
+    world.overrides[NAME] = LocalOverride(50, None)
+    world.run(30)
+    # Each of those that exist has either taken its memory or will: 4,096 MiB are left for four.
+    assert len(world.names()) == 5
+    assert "1,024 each, measured" in world.decisions[-1].reason
