@@ -27,22 +27,28 @@ def patched(base: Mapping[str, Any], patch: Mapping[str, Any]) -> dict[str, Any]
     return merged
 
 
-def deployment(base: Mapping[str, Any], patch: Mapping[str, Any], what: str) -> DeploymentSpec:
+def deployment(
+    base: Mapping[str, Any], patch: Mapping[str, Any], what: str, *, exact_follows: bool = False
+) -> DeploymentSpec:
     """``patch`` over ``base`` as a checked DeploymentSpec.
 
-    Where only one of min_replicas and max_replicas is given and the other would contradict it, the
-    other follows: `--min 3` on a Deployment of at most 1 means exactly 3. Raises BadRequest.
+    Where only one of min_replicas and max_replicas is given, and the default of the other contradicts it,
+    the other follows: `--min 3` alone means exactly 3. One that ``base`` has stays as it is. With
+    ``exact_follows`` it follows if ``base`` is for an exact number. Raises BadRequest.
     """
     merged = patched(base, patch)
     low, high = patch.get("min_replicas"), patch.get("max_replicas")
-    if isinstance(low, int) and high is None and _above(low, merged.get("max_replicas", 1)):
+    exact = exact_follows and base.get("min_replicas", 1) == base.get("max_replicas", 1)
+    if high is None and (exact or "max_replicas" not in base) and _above(low, merged.get("max_replicas", 1)):
         merged["max_replicas"] = low
-    if isinstance(high, int) and low is None and _above(merged.get("min_replicas", 1), high):
+    if low is None and (exact or "min_replicas" not in base) and _above(merged.get("min_replicas", 1), high):
         merged["min_replicas"] = high
     spec = checked(DeploymentSpec, merged, what)
     if spec.min_replicas > spec.max_replicas:
         raise BadRequest(
-            f"{what}: min_replicas {spec.min_replicas} is above max_replicas {spec.max_replicas}."
+            f"{what}: min_replicas {spec.min_replicas} is above max_replicas {spec.max_replicas}. "
+            "State both in one command: "
+            f"`tidegate policy NAME --set min_replicas={spec.min_replicas} --set max_replicas=N`."
         )
     if spec.max_replicas == 0:
         raise BadRequest(

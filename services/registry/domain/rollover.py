@@ -145,7 +145,7 @@ def _deployment(
     held = snapshot.deployments.get(name)
     if held is None:
         base = {**(current.model_dump() if current else {}), **fixed}
-        return [PutDeployment(HeldDeployment(merge.deployment(base, options, what)), created=True)]
+        return [PutDeployment(HeldDeployment(merge.deployment(base, options, what, exact_follows=True)), created=True)]
     if (held.spec.model, held.spec.version) != (fixed["model"], fixed["version"]):
         raise Conflict(
             f"{what} exists and runs version {held.spec.version} of model {held.spec.model!r}: "
@@ -156,7 +156,7 @@ def _deployment(
         # It comes back from its sleep, so it takes over the scale that is needed now.
         needed = current.model_dump()
         base |= {key: needed[key] for key in _SCALE}
-    spec = merge.deployment(base, options, what)
+    spec = merge.deployment(base, options, what, exact_follows=True)
     return [] if spec == held.spec else [PutDeployment(replace(held, spec=spec), created=False)]
 
 

@@ -95,10 +95,26 @@ def test_merge_patch():
         ({"min_replicas": 0}, (0, 2)),
     ],
 )
-def test_the_other_bound_follows(patch, scale):
+def test_a_deploy_moves_the_other_bound_of_an_exact_number(patch, scale):
     base = {"name": "d", "model": "m", "version": 1, "min_replicas": 2, "max_replicas": 2}
-    spec = merge.deployment(base, patch, "d")
+    spec = merge.deployment(base, patch, "d", exact_follows=True)
     assert (spec.min_replicas, spec.max_replicas) == scale
+
+
+@pytest.mark.parametrize(("patch", "scale"), [({"min_replicas": 3}, (3, 3)), ({"max_replicas": 9}, (1, 9))])
+def test_a_bound_that_nobody_stated_follows(patch, scale):
+    spec = merge.deployment({"name": "d", "model": "m", "version": 1}, patch, "d")
+    assert (spec.min_replicas, spec.max_replicas) == scale
+
+
+@pytest.mark.parametrize("exact_follows", [False, True])
+@pytest.mark.parametrize("patch", [{"min_replicas": 5}, {"max_replicas": 1}])
+def test_a_bound_that_is_stated_stays(patch, exact_follows):
+    base = {"name": "d", "model": "m", "version": 1, "min_replicas": 2, "max_replicas": 4}
+    with pytest.raises(BadRequest, match="State both in one command: `tidegate policy NAME --set min_repl"):
+        merge.deployment(base, patch, "d", exact_follows=exact_follows)
+    both = merge.deployment(base, {"min_replicas": 5, "max_replicas": 5}, "d", exact_follows=exact_follows)
+    assert (both.min_replicas, both.max_replicas) == (5, 5)
 
 
 @pytest.mark.parametrize(
