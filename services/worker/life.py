@@ -487,6 +487,7 @@ class Life:
             gpu_memory_bytes=self._gpus.memory_bytes,
             device=self._loading.device if self._loading else "",
             sandbox=self._sandbox.degree,
+            memory_limit=self._triton.memory_limit if self._triton else "",
             ready_at=self._ready_at,
             death=self._watch.last,
         )

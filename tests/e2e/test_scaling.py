@@ -14,10 +14,11 @@ import numpy as np
 import psutil
 import pytest
 
-from tests.e2e.conftest import Stack
+from tests.e2e.conftest import REPO, Stack
 from tests.e2e.test_resilience import wait_until
 from tests.e2e.test_scale import wait_replicas
 from tidegate import Client
+from tidegate.errors import TidegateError
 
 NAME = "napper-v1"
 
@@ -131,6 +132,31 @@ def test_a_policy_takes_effect_and_a_pause_ends_all(stack: Stack, napper: str, c
     stack.cli("resume", "napper")
     wait_replicas(stack, NAME, 1)
     assert naps(client, 1, 1.0)[0]["slept"][0, 0] == 1.0
+
+
+def test_a_minimum_above_the_stored_maximum_is_refused(stack: Stack, napper: str) -> None:
+    refused = stack.run("policy", "napper", "--set", "min_replicas=5")
+    assert refused.returncode != 0
+    assert "min_replicas 5 is above max_replicas 2. State both in one command" in refused.stderr
+    assert stack.cli("policy", "napper")["given"]["max_replicas"] == 2
+
+
+def test_a_model_beyond_its_memory_is_ended_and_its_worker_says_so(stack: Stack, client: Client) -> None:
+    """As a process of this machine; containers are held to it by their engine."""
+    folder = REPO / "benchmarks" / "models" / "deaths"
+    options = ("--signature", str(folder / "signature.json"), "--resource", "memory_mb=512")
+    stack.deploy(folder / "model.py", "hungry", *options)
+    (replica,) = stack.replicas("hungry-v1")
+    assert replica["memory_limit"].startswith("512 MiB, ")
+    with pytest.raises(TidegateError):
+        client.infer("hungry", {"x": np.full((1, 1), 3000.0, np.float32)})
+    wait_until("it serves again", lambda: stack.replicas("hungry-v1")[0]["state"] == "ready")
+    answer = client.infer("hungry", {"x": np.full((1, 1), 2.0, np.float32)})
+    assert answer["y"][0, 0] == 4.0
+    (same,) = stack.replicas("hungry-v1")
+    assert same["pid"] == replica["pid"], "only the model was ended"
+    assert "out of memory" in same["death"]["words"]
+    stack.cli("delete", "hungry", "--yes")
 
 
 def test_a_cordoned_host_takes_nothing(stack: Stack, napper: str) -> None:

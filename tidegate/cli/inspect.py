@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 import typer
@@ -104,6 +105,7 @@ def replicas(json: Json = False) -> None:
             r.get("state"),
             r.get("pid"),
             r.get("device"),
+            memory_of(r),
             output.moment(r.get("started_at") or r.get("launched_at")),
             r.get("inflight"),
             r.get("completed"),
@@ -115,10 +117,16 @@ def replicas(json: Json = False) -> None:
         for r in items
     ]
     columns = (
-        "replica", "state", "pid", "runs on", "started", "inflight", "completed", "failed", "call ms",
-        "batch", "message",
+        "replica", "state", "pid", "runs on", "memory", "started", "inflight", "completed", "failed",
+        "call ms", "batch", "message",
     )  # fmt: skip
     output.show({"items": items}, json, lambda: output.table(rows, columns, "No replica runs."))
+
+
+def memory_of(replica: Mapping[str, Any]) -> str:
+    """What a replica's processes take, and what its model may take, as far as either is known."""
+    taken, limit = replica.get("memory_mb"), replica.get("memory_limit")
+    return "; ".join([*([f"{taken} MiB"] if taken else []), *([f"limit {limit}"] if limit else [])])
 
 
 def decisions(name: Name, limit: Limit = 20, json: Json = False) -> None:

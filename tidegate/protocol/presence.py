@@ -42,7 +42,8 @@ class ReplicaReport:
     ``gpu_utilization`` (0 to 1) and ``gpu_memory_bytes`` (used) are those of its GPUs; None: it has none.
     ``device`` is where its model runs, as Triton says: ``cpu``, ``cuda:0 (NVIDIA H100 80GB HBM3)``, several
     by commas; empty until the model is loaded.
-    ``sandbox`` says how the model's process is contained; empty: a worker that does not say.
+    ``sandbox`` says how the model's process is contained; empty: a worker that does not say. ``memory_limit``
+    says how much memory it may take, and what holds it to that; empty: nothing, or the container.
     ``ready_at`` is when it was first ready, in seconds since the epoch; 0: never yet. A replica that is
     ``starting`` and was ready before loads its model again.
     ``death`` is the last death of the model's process; None: it has not died.
@@ -71,6 +72,7 @@ class ReplicaReport:
     gpu_memory_bytes: int | None = None
     device: str = ""
     sandbox: str = ""
+    memory_limit: str = ""
     ready_at: float = 0.0
     death: ModelDeath | None = None
 

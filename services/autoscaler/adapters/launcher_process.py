@@ -61,6 +61,16 @@ class ProcessPlan:
     logs: LogLimits | None = None
 
 
+def _refuse_what_containers_have(start: Start) -> None:
+    """Raise ``LaunchFailed`` for a wish that a process of the machine cannot be held to."""
+    for given, what in ((start.image, "image"), (start.resources.shm_mb, "resources.shm_mb")):
+        if given is not None:
+            raise LaunchFailed(
+                f"The worker {start.replica} cannot have {what} ({given}): workers are processes of this "
+                "machine, and only containers have that. Deploy without it, or set TIDEGATE_LAUNCHER=docker."
+            )
+
+
 class ProcessLauncher:
     """See :class:`services.autoscaler.domain.launcher.Launcher`."""
 
@@ -79,6 +89,7 @@ class ProcessLauncher:
     async def launch(self, assignment: Assignment | WarmAssignment) -> None:
         """Start a worker process. Raises ``NameTaken`` or ``LaunchFailed``."""
         start = Start.of(assignment)
+        _refuse_what_containers_have(start)
         if start.resources.gpus or start.resources.gpu_memory_mb:
             await asyncio.to_thread(self._launch_with_gpus, start, await self._inventory.gpus())
         else:

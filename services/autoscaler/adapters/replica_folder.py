@@ -5,6 +5,8 @@ token             opens the replica's artifact               written here, befor
 fingerprint       of the configuration it was started with   written here
 launch            when, and how long it may drain            written here
 gpus              what it holds of GPUs, if anything         written here, before the start
+memory-limit      MiB that its model may take, if limited    written here, before the start
+memory-group      the cgroup of its model's processes        written by the worker
 process           pid and start tick of the worker           written here, after the start
 lock              held by the worker for its life, its pid   written by the worker
 shared-memory     how its Triton's regions in /dev/shm are named   written by the worker
@@ -44,6 +46,8 @@ class ReplicaFolder:
             raise NameTaken(f"A replica {self.replica} exists already.") from None
         if gpus:
             self._write("gpus", to_label(gpus))
+        if start.resources.memory_mb:
+            self._write("memory-limit", str(start.resources.memory_mb))
         self._write("fingerprint", start.fingerprint)
         self._write("launch", f"{start.launched_at} {start.drain_limit_s}")
         self._write("token", token)
@@ -140,6 +144,10 @@ class ReplicaFolder:
                     shutil.rmtree(left, ignore_errors=True)
                 else:
                     left.unlink(missing_ok=True)
+        group = Path(self._read("memory-group").strip())
+        if group.name.startswith("tidegate-"):
+            with contextlib.suppress(OSError):  # the worker has removed it
+                group.rmdir()
         shutil.rmtree(self.path, ignore_errors=True)
 
     def _read(self, name: str) -> str:

@@ -111,6 +111,8 @@ def replica_view(
         "slot": running.slot,
         "launched_at": running.launched_at,
     }
+    if running.memory_mb:
+        known["memory_mb"] = running.memory_mb
     if running.worker:
         known["worker"] = running.worker
     if running.image:

@@ -145,7 +145,11 @@ def _deployment(
     held = snapshot.deployments.get(name)
     if held is None:
         base = {**(current.model_dump() if current else {}), **fixed}
-        return [PutDeployment(HeldDeployment(merge.deployment(base, options, what, exact_follows=True)), created=True)]
+        return [
+            PutDeployment(
+                HeldDeployment(merge.deployment(base, options, what, exact_follows=True)), created=True
+            )
+        ]
     if (held.spec.model, held.spec.version) != (fixed["model"], fixed["version"]):
         raise Conflict(
             f"{what} exists and runs version {held.spec.version} of model {held.spec.model!r}: "

@@ -45,13 +45,14 @@ class Needs:
     """What a command needs of the file system beside what everybody may read.
 
     ``write`` belongs to the model's user; nothing else can be changed by it. ``shared_memory`` is shown as
-    /dev/shm where mounts can be made.
+    /dev/shm where mounts can be made. ``group`` is the cgroup that the command starts in, if it has one.
     """
 
     cwd: Path
     read: Sequence[Path] = ()
     write: Sequence[Path] = ()
     shared_memory: Path | None = None
+    group: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,6 +217,8 @@ class Sandbox:
 
     def _options(self, needs: Needs) -> list[str]:
         options = ["--parent", str(os.getpid()), "--cwd", str(needs.cwd)]
+        if needs.group is not None:
+            options += ["--group", str(needs.group / "cgroup.procs")]
         if self.mounts:
             options += ["--mounts", *self._rearranged(needs)]
         if self.user is not None:

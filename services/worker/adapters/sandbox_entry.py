@@ -5,6 +5,7 @@ keeps its pid, so signals to the child of the worker reach the command. Options,
 
 --parent PID               the worker; the command is killed when it ends
 --cwd FOLDER               working folder of the command
+--group FILE               join the cgroup whose list of processes this is
 --mounts                   hide and bind in a mount namespace of the command's own
 --namespace                the same in a user namespace of its own: for a worker without privileges
 --hide FOLDER              lay an empty folder over it
@@ -40,8 +41,8 @@ SIGKILL = 9
 KEPT = ((2, MS_NOSUID), (4, MS_NODEV), (8, MS_NOEXEC), (1024, MS_NOATIME), (2048, MS_NODIRATIME),
         (4096, MS_RELATIME))  # fmt: skip
 
-WORDS = {"--parent": 1, "--cwd": 1, "--mounts": 0, "--namespace": 0, "--hide": 1, "--read": 2, "--write": 2,
-         "--user": 3}  # fmt: skip
+WORDS = {"--parent": 1, "--cwd": 1, "--group": 1, "--mounts": 0, "--namespace": 0, "--hide": 1, "--read": 2,
+         "--write": 2, "--user": 3}  # fmt: skip
 
 libc = ctypes.CDLL(None, use_errno=True)
 
@@ -120,6 +121,9 @@ def contain(options: list[list[str]]) -> None:
     """Do what the options say. Raises OSError."""
     given = {words[0]: words[1:] for words in options}
     os.umask(0o022)
+    if "--group" in given:
+        with open(given["--group"][0], "w") as file:
+            file.write("0")
     if "--mounts" in given:
         own_namespaces("--namespace" in given)
         rearrange(options)

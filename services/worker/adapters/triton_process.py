@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from services.worker.adapters import memory_limit
+from services.worker.adapters.memory_limit import MemoryLimit
 from services.worker.adapters.model_log import ModelLog
 from services.worker.adapters.sandbox import Needs, Sandbox
 from services.worker.adapters.triton_install import TritonInstall
@@ -61,15 +62,20 @@ class TritonProcess:
     """
 
     def __init__(
-        self, install: TritonInstall, work_dir: Path, options: TritonOptions, sandbox: Sandbox | None = None
+        self,
+        install: TritonInstall,
+        work_dir: Path,
+        options: TritonOptions,
+        sandbox: Sandbox | None = None,
+        memory: MemoryLimit | None = None,
     ) -> None:
         self._install = install
+        self._memory = memory
         self.sandbox = sandbox or Sandbox.off()
         self._work_dir = work_dir.absolute()
         self._options = options
         self._process: asyncio.subprocess.Process | None = None
-        # Two stacks on one machine may have replicas of the same name, so the folder names the region.
-        self._region = "tidegate-" + hashlib.sha256(str(self._work_dir).encode()).hexdigest()[:16]
+        self._region = region_of(self._work_dir)
         self.repository = self._work_dir / MODELS
         self.log_path = self._work_dir / "triton.log"
         self._log = ModelLog(self.log_path, options.log_bytes_per_s)
@@ -135,7 +141,9 @@ class TritonProcess:
         for attempt in range(1, START_TRIES + 1):
             self._sweep()
             self._starts += 1
-            self._kills = memory_limit.kills()
+            if self._memory is not None:
+                self._memory.open()
+            self._kills = self._killed()
             self.metrics_port = _free_port()
             await self._spawn()
             try:
@@ -161,8 +169,16 @@ class TritonProcess:
 
     @property
     def starved(self) -> bool:
-        """Return whether the kernel has ended a process here for want of memory since the start."""
-        return memory_limit.kills() > self._kills
+        """Return whether a process here was ended for want of memory since the start."""
+        return self._killed() > self._kills
+
+    @property
+    def memory_limit(self) -> str:
+        """Return the limit of its memory and what holds it to that, in words; empty: it has none here."""
+        return self._memory.how if self._memory is not None else ""
+
+    def _killed(self) -> int:
+        return memory_limit.kills() if self._memory is None else self._memory.kills
 
     def descendants(self) -> list[int]:
         """Return the processes below it, at any depth."""
@@ -198,6 +214,8 @@ class TritonProcess:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         self._sweep()
+        if self._memory is not None:
+            await self._memory.close()
         self._let_go()
 
     def tail(self, lines: int = 12) -> str:
@@ -214,7 +232,8 @@ class TritonProcess:
             line for line in text.splitlines() if line.strip() and not line.startswith(("I1", "I0", "|", "+"))
         ]
         # Triton does not know what ended its models' processes.
-        starved = [memory_limit.TOLD] if self.starved else []
+        told = memory_limit.TOLD if self._memory is None else self._memory.told
+        starved = [told] if self.starved else []
         return "\n".join([*starved, *telling[-lines:]])
 
     def _let_go(self) -> None:
@@ -233,6 +252,8 @@ class TritonProcess:
                 self._process = await self.sandbox.spawn(
                     needs, command, self._environment(), stdout=output, stderr=asyncio.subprocess.STDOUT
                 )
+        if self._memory is not None:
+            self._memory.watch(lambda: [self.pid, *self.descendants()] if self.running else [])
 
     def _lay_out(self) -> Needs:
         """Make the folders of this start, each with the owner that the sandbox gives it."""
@@ -240,7 +261,7 @@ class TritonProcess:
         for folder in (self.repository, self._run_dir):
             folder.mkdir(exist_ok=True, mode=0o700)
         read, write = [self.repository, *self._install.roots()], list[Path]()
-        needs = Needs(self._run_dir, read, write)
+        needs = Needs(self._run_dir, read, write, group=self._memory.group if self._memory else None)
         self._work_dir.chmod(0o700)
         self.repository.chmod(0o755)
         self.sandbox.settle(needs)
@@ -335,11 +356,19 @@ def repository_in(folder: Path) -> Path:
     return (folder / WORK_DIR / MODELS).absolute()
 
 
+def region_of(work_dir: Path) -> str:
+    """Return the name of what a Triton in ``work_dir`` has elsewhere: its shared memory and its cgroup."""
+    # Two stacks on one machine may have replicas of the same name, so the folder names it.
+    return "tidegate-" + hashlib.sha256(str(work_dir.absolute()).encode()).hexdigest()[:16]
+
+
 def new_triton(
     install: TritonInstall, folder: Path, options: TritonOptions, sandbox: Sandbox | None = None
 ) -> TritonProcess:
     """The Triton of the worker in ``folder``, not started yet."""
-    triton = TritonProcess(install, folder / WORK_DIR, options, sandbox)
+    work_dir = folder / WORK_DIR
+    memory = memory_limit.limit_in(folder, region_of(work_dir))
+    triton = TritonProcess(install, work_dir, options, sandbox, memory)
     # For the launcher: if this process is killed, nobody else knows what to take out of /dev/shm.
     (folder / "shared-memory").write_text(triton.region)
     return triton

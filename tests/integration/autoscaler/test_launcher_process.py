@@ -53,6 +53,38 @@ async def test_a_command_that_is_not_there_fails_the_launch_and_frees_the_name(y
     assert await launcher.list() == []
 
 
+@pytest.mark.parametrize("wish", [{"image": "ours/worker"}, {"resources": {"shm_mb": 64}}])
+async def test_what_only_containers_have_is_refused_and_not_ignored(yard, assign, wish):
+    with pytest.raises(LaunchFailed, match="only containers have that"):
+        await yard.launcher().launch(assign(ONE, **wish))
+    assert await yard.launcher().list() == []
+
+
+async def test_its_memory_is_measured_and_its_limit_is_for_the_worker(yard, assign):
+    launcher = yard.launcher()
+    await launcher.launch(assign(ONE, resources={"memory_mb": 512}))
+    yard.until_up(ONE)
+    assert (yard.state / "replicas" / ONE / "memory-limit").read_text() == "512"
+    # Another launcher measures at its first look: the worker and its server are there by now.
+    measured = (await one(yard.launcher())).memory_mb
+    own = sum(procfs.memory_by_session()[s] for s in {process.session for process in yard.processes(ONE)})
+    assert measured == pytest.approx(own / 2**20, abs=32)
+    assert measured % 16 == 0
+
+
+async def test_the_cgroup_of_a_killed_workers_model_goes_with_its_folder(yard, assign, tmp_path):
+    launcher = yard.launcher()
+    ours, others = tmp_path / "tidegate-0123", tmp_path / "somebody"
+    for replica, group in ((ONE, ours), (TWO, others)):
+        await launcher.launch(assign(replica))
+        yard.until_up(replica)
+        group.mkdir()
+        (yard.state / "replicas" / replica / "memory-group").write_text(str(group))
+        await launcher.kill(replica)
+    assert not ours.exists()
+    assert others.exists(), "a group of somebody else is left alone"
+
+
 async def test_a_worker_without_its_lock_yet_is_adopted_by_its_mark(yard, assign):
     """Killed right after the start, before the process was noted."""
     await yard.launcher("slow").launch(assign(ONE))
