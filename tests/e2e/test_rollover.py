@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from tests.conftest import PATIENCE_S
-from tests.e2e.conftest import Stack
+from tests.e2e.conftest import REPO, Stack
 from tidegate import Client
 
 IDENTITY = "examples/python-model/identity"
@@ -75,7 +75,10 @@ def test_a_version_that_cannot_load(
         "    def initialize(self, args):\n"
         "        raise ValueError('the weights are missing')\n"
     )
-    done = stack.run("deploy", str(broken), "--name", "sturdy", "--wait", "--timeout", "60")
+    signature = str(REPO / "examples" / "python-model" / "identity" / "signature.json")
+    done = stack.run(
+        *("deploy", str(broken), "--name", "sturdy", "--signature", signature, "--wait", "--timeout", "60")
+    )
     assert done.returncode == 4, done.stdout + done.stderr
     assert "the weights are missing" in done.stdout + done.stderr
     x = np.full((1, 16), 7, np.float32)

@@ -137,11 +137,15 @@ def test_requirements_that_cannot_be_met(stack: Stack, only_local: list[str], tm
         tmp_path / "m",
         {"model.py": SAYS.format(imports="", what="1"), "requirements.txt": "tidepool == 99\n"},
     )
-    done = stack.run("deploy", str(folder), "--name", "hopeless", "--timeout", "60", *only_local)
+    signature = [
+        "--signature",
+        str(written(tmp_path, {"signature.json": json.dumps(TEXTS)}) / "signature.json"),
+    ]
+    done = stack.run("deploy", str(folder), "--name", "hopeless", "--timeout", "60", *signature, *only_local)
     assert done.returncode == 4, done.stdout + done.stderr
     assert "No matching distribution found for tidepool==99" in done.stdout + done.stderr
     (folder / "requirements.txt").write_text("-r ../more.txt\n")
-    done = stack.run("deploy", str(folder), "--name", "hopeless")
+    done = stack.run("deploy", str(folder), "--name", "hopeless", *signature)
     assert done.returncode != 0
     assert "the option '-r' cannot be honoured" in done.stdout + done.stderr
     stack.cli("delete", "hopeless", "--yes")
@@ -305,9 +309,10 @@ import triton_python_backend_utils as pb_utils
 class TritonPythonModel:
     def execute(self, requests):
         at = time.time()
+        rows = [len(pb_utils.get_input_tensor_by_name(request, "x").as_numpy()) for request in requests]
         return [
-            pb_utils.InferenceResponse([pb_utils.Tensor("y", np.full((1, 1), at % 1000, np.float32))])
-            for _ in requests
+            pb_utils.InferenceResponse([pb_utils.Tensor("y", np.full((n, 1), at % 1000, np.float32))])
+            for n in rows
         ]
 """
     files = {"config.pbtxt": XY + "response_cache { enable: true }\n", "1/model.py": source}

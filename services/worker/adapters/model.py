@@ -230,16 +230,13 @@ class Model:
             async with aclosing(self._client.stream(message)) as answers:
                 async for answer in answers:
                     self.silence.answered(time.monotonic())
-                    yield _answer(answer, self._sorted(_outputs(answer), key))
+                    outputs = _outputs(answer)
+                    if self._check is not None and outputs and not self._check.agrees(outputs, 0):
+                        self._contradicted()
+                    yield _answer(answer, self._sorted(outputs, key))
             self.silence.answered(time.monotonic())
         finally:
             self.silence.end(number, time.monotonic(), answered=False)
-        async with aclosing(self._client.stream(message)) as answers:
-            async for answer in answers:
-                outputs = _outputs(answer)
-                if self._check is not None and outputs and not self._check.agrees(outputs, 0):
-                    self._contradicted()
-                yield _answer(answer, self._sorted(outputs, key))
 
     def _sorted(self, found: list[Output], key: CallKey) -> list[Output]:
         # Triton gives them in an order of its own, another one in each process.
