@@ -35,6 +35,18 @@ def unknown(name: str) -> str:
     return f"There is no setting {name}.{meant}"
 
 
+def misspelled(environ: Mapping[str, str]) -> dict[str, str]:
+    """Return the variables that are no setting and much like one, with that one."""
+    known = names()
+    found = {}
+    for name in environ:
+        if name.startswith("TIDEGATE_") and name not in known:
+            near = difflib.get_close_matches(name, known, 1, 0.9)
+            if near:
+                found[name] = near[0]
+    return found
+
+
 def problems(values: Mapping[str, str]) -> list[str]:
     """Return what is wrong with these settings, each in a sentence."""
     known = names()

@@ -58,6 +58,12 @@ def listed(
         ]
         columns = ("setting", "service", "value", "from", "on restart", "what it is")
         output.table(rows, columns, "No setting is like that.")
+        if running and any(item["source"] == "environment" for item in items):
+            output.say(
+                "A value from the environment is gone when `tidegate up` is run without it. "
+                "To keep it: tidegate settings set NAME=VALUE",
+                style="dim",
+            )
         if not running:
             output.say("Nothing runs. These are the settings that `tidegate up` would start with.")
         for problem in problems:

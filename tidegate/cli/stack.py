@@ -48,6 +48,7 @@ def up(
         found = own(starting=False)
     else:
         check_file(found)
+        _tell_misspelled()
         _tell_forgotten(found)
     with Steps().shown() as steps:
 
@@ -111,6 +112,15 @@ def _own_folder(*, starting: bool) -> Path | None:
     return places.find_own(
         api.chosen.get(), os.environ, Path.cwd(), places.read(), checkout.root(), starting=starting
     )
+
+
+def _tell_misspelled() -> None:
+    """Say which variables of the environment look like a setting, and are none."""
+    from deploy.settings_check import misspelled
+    from tidegate.cli.output import say
+
+    for name, meant in misspelled(os.environ).items():
+        say(f"{name} is not a setting, so it changes nothing. Did you mean {meant}?", style="yellow")
 
 
 def _tell_forgotten(found: Settings) -> None:

@@ -116,7 +116,7 @@ def _environment(settings: Settings, environ: Mapping[str, str]) -> dict[str, st
     file = {name: value for name, value in settings.file_values.items() if value and not environ.get(name)}
     sources = json.loads(environ.get(SOURCES) or "{}") | dict.fromkeys(file, FILE)
     for name, source in settings.sources().items():
-        if name in values and source != ENVIRONMENT:
+        if source != ENVIRONMENT and name not in {"service_token", "api_key"}:
             sources[f"TIDEGATE_{name.upper()}"] = source
     told = {SOURCES: json.dumps(sources), "PYTHONUNBUFFERED": "1"}
     return dict(environ) | file | ours | _folders(settings) | told

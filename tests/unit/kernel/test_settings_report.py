@@ -80,6 +80,7 @@ def test_services_have_the_files_values_as_of_the_start(state: Path, monkeypatch
     assert (sources["TIDEGATE_AUTH"], sources["TIDEGATE_LOG_LEVEL"]) == ("file", "file")
     assert sources["TIDEGATE_GATEWAY_URL"] == "computed"
     assert "TIDEGATE_GATEWAY_PORT" not in sources
+    assert sources["TIDEGATE_RUNTIME_DIR"] == "default"
     # What the supervisor makes of it is the same: it plans again in that environment.
     found = GatewaySettings.of(env).sources()
     assert (found["auth"], found["log_level"]) == ("file", "file")
@@ -128,6 +129,18 @@ def test_the_file_keeps_its_comments_and_is_for_its_owner(state: Path) -> None:
 def test_what_is_wrong_is_told_before_it_is_written(values: dict[str, str], message: str) -> None:
     (problem, *_) = settings_check.problems(values)
     assert message in problem
+
+
+def test_a_misspelled_variable_is_found_and_others_are_left_alone() -> None:
+    environ = {
+        "TIDEGATE_AUHT": "required",
+        "TIDEGATE_PYTHON": "python3",
+        "TIDEGATE_AUTH": "auto",
+        "PATH": "/bin",
+    }
+    assert settings_check.misspelled(environ) == {"TIDEGATE_AUHT": "TIDEGATE_AUTH"}
+    ours = ("TIDEGATE_STACK", "TIDEGATE_CONFIG_DIR", "TIDEGATE_CONTEXT", "TIDEGATE_SETTING_SOURCES")
+    assert settings_check.misspelled(dict.fromkeys(ours, "x")) == {}
 
 
 def test_what_is_right_has_no_problem() -> None:
