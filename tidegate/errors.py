@@ -12,6 +12,7 @@ class TidegateError(Exception):
 
     reason = "internal"
     request_id: str | None = None  # set by clients
+    deployment = ""  # the Deployment that the request was for, where that is known; for the log
 
     def __init__(
         self, message: str, *, reason: str | None = None, retry_after_s: float | None = None

@@ -65,6 +65,7 @@ DOCS = "/docs"
 QUIET = ("/health/", METRICS, DOCS, "/openapi.json")
 # How long a TLS connection may take to close while the service stops.
 GOODBYE_S = 1.0
+LONGEST_PATH = 500
 
 Lifespan = Callable[[Any], AbstractAsyncContextManager[None]]
 # Who sends these headers; raises Unauthorized.
@@ -124,9 +125,9 @@ class Guard:
             return
         scope["path"] = without_slash(scope["path"])  # in place: a middleware outside reads the route in it
         headers = without_page(dict(scope["headers"]), self._origins)
-        rid = headers.get(b"x-request-id", b"").decode("latin-1")[:128] or new_request_id()
+        rid = telemetry.shown_id(headers.get(b"x-request-id", b"")) or new_request_id()
         mark, caller_mark = telemetry.request_id.set(rid), caller.current.set(caller.OWN_WORK)
-        started, status, answering = time.perf_counter(), 500, False
+        started, status, answering, named = time.perf_counter(), 500, False, ""
 
         async def send_with_id(message: Message) -> None:
             nonlocal status, answering
@@ -144,6 +145,7 @@ class Guard:
             except TidegateError as refusal:
                 await error_response(refusal, rid)(scope, receive, send_with_id)
             else:
+                named = who.id
                 caller.current.set(Caller(who, self._origin(scope, headers)))
                 await self._app(scope, receive, send_with_id)
         except Exception as error:
@@ -159,8 +161,9 @@ class Guard:
                 "request",
                 extra={
                     "method": scope["method"],
-                    "path": scope["path"],
+                    "path": scope["path"][:LONGEST_PATH],
                     "status": status,
+                    "caller": named,
                     "ms": round((time.perf_counter() - started) * 1e3, 2),
                 },
             )

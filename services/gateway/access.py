@@ -160,6 +160,11 @@ class Access:
         self._known[credential] = found
         return found[0]
 
+    def remembered(self, headers: Headers) -> Principal | None:
+        """Return the bearer of a credential that was found good lately, or None."""
+        known = self._known.get(headers.get(b"authorization", b""))
+        return known[0] if known is not None else None
+
     def remembers(self, headers: Headers) -> bool:
         """Return True for a credential that was found good lately; costs one look into memory."""
         return headers.get(b"authorization", b"") in self._known

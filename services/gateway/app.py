@@ -14,6 +14,7 @@ from fastapi import FastAPI
 from starlette.types import ASGIApp
 
 from services.gateway import processes
+from services.gateway.access_log import AccessLog, access_log_of
 from services.gateway.adapters.cards import Cards
 from services.gateway.adapters.dispatcher import Dispatcher
 from services.gateway.adapters.reporter import Reporter
@@ -78,6 +79,7 @@ class Parts(NamedTuple):
     catalogue: Catalogue
     gatehouse: Gatehouse
     office: JobOffice
+    log: AccessLog
 
 
 def build(settings: GatewaySettings) -> Gateway:
@@ -94,7 +96,7 @@ def build(settings: GatewaySettings) -> Gateway:
             home.router(access),
             models.health,
             models.router,
-            Generate(core, access, limits, metrics).router,
+            Generate(core, access, limits, metrics, parts.log).router,
             *parts.office.routers,
             parts.gatehouse.router,
         ],
@@ -110,6 +112,7 @@ def build(settings: GatewaySettings) -> Gateway:
         limits=limits,
         local_only=settings.host in LOOPBACK,
         metrics=metrics,
+        log=parts.log,
         labels=parts.cards.labels,
         jobs=parts.office.door,
         body_bytes_per_s=settings.http_body_bytes_per_s,
@@ -158,9 +161,10 @@ def _parts(settings: GatewaySettings) -> Parts:
     core = Core(routes, dispatcher, reporter)
     cards = Cards(store, routes.deployments)
     catalogue = Catalogue(core, cards, store)
+    log = access_log_of(settings)
     gatehouse = Gatehouse(settings, incarnation.hex(), lambda: reporter.gateways)
-    office = JobOffice(settings, incarnation.hex(), core, gatehouse.access, blobs, cards.labels, limits)
-    return Parts(store, blobs, limits, metrics, core, cards, catalogue, gatehouse, office)
+    office = JobOffice(settings, incarnation.hex(), core, gatehouse.access, blobs, cards.labels, limits, log)
+    return Parts(store, blobs, limits, metrics, core, cards, catalogue, gatehouse, office, log)
 
 
 @asynccontextmanager
@@ -172,6 +176,7 @@ async def _running(
     app.state.catalogue = parts.catalogue
     app.state.health.add("routes", core.routes.problem)
     app.state.health.add("broker", core.dispatcher.problem)
+    parts.log.start()
     await core.routes.start()
     await parts.gatehouse.start(app)
     core.dispatcher.start()
@@ -191,6 +196,7 @@ async def _running(
     await core.reporter.stop()
     await parts.gatehouse.stop()
     await core.routes.stop()
+    await parts.log.stop()
     await parts.store.close()
     parts.blobs.close()
 
@@ -199,7 +205,7 @@ def _grpc_door(
     settings: GatewaySettings, parts: Parts, health: Health, certificate: ServerCertificate | None
 ) -> GrpcDoor:
     access = parts.gatehouse.access
-    calls = Calls(parts.core, access, parts.cards, parts.metrics)
+    calls = Calls(parts.core, access, parts.cards, parts.metrics, parts.log)
     # The size of a message with a body of the limit, and some room for its head.
     inference = InferenceService(
         calls, parts.catalogue, health, max_bytes=settings.max_body_bytes + HEAD_BYTES
@@ -211,7 +217,7 @@ def _grpc_door(
         port=settings.gateway_grpc_port,
         authenticate=access.authenticate,
         limits=parts.limits,
-        refused=partial(parts.metrics.refused, ""),
+        refused=calls.refused_by_head,
         max_connections=settings.max_grpc_connections,
         shared_port=processes.MEMBER in os.environ,
         tls=None if certificate is None else certificate.context("h2"),

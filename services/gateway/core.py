@@ -96,7 +96,10 @@ class Core:
         kept = request._replace(data=[])
 
         def on_outcome(outcome: Outcome) -> None:
-            done(outcome if isinstance(outcome, TidegateError) else _answer(route, kept, decode_s, outcome))
+            found = outcome if isinstance(outcome, TidegateError) else _answer(route, kept, decode_s, outcome)
+            if isinstance(found, TidegateError):
+                found.deployment = route.name
+            done(found)
 
         return self.dispatcher.send(
             route,
@@ -177,6 +180,9 @@ class Core:
                 if isinstance(answer, TidegateError):
                     raise answer
                 yield answer
+        except TidegateError as error:
+            error.deployment = route.name
+            raise
         finally:
             self.dispatcher.abandon(id_)
 
@@ -194,6 +200,9 @@ class Core:
             timeout_ms = endpoint.timeout_ms
         try:
             request = decode(route.contract)
+        except BadRequest as error:
+            error.deployment = route.name
+            raise
         except Unavailable as error:
             raise self.for_want_of_replica(route, error) from None
         if request.timeout_ms is not None:
@@ -220,6 +229,7 @@ class Core:
         )
         if refusal is not None:
             load.refused += 1
+            refusal.deployment = route.name
             self.dispatcher.demand(route)
             raise refusal
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from fastapi import APIRouter
 
 from services.gateway.access import Access
+from services.gateway.access_log import AccessLog
 from services.gateway.adapters.job_queue import JobQueue
 from services.gateway.adapters.router import Router
 from services.gateway.adapters.tally import Tally
@@ -42,6 +43,7 @@ class JobOffice:
         blobs: Blobs,
         labels: Callable[[str], Labels],
         limits: Limits,
+        log: AccessLog,
     ) -> None:
         """``labels``: the names of a Deployment's classes."""
         self._store, self._queue = JobStore.connect(settings.jobs_url), JobQueue(settings.amqp_url)
@@ -78,7 +80,7 @@ class JobOffice:
         self._schedule = WebhookStore.connect(settings.jobs_url)
         self._router = Router(settings.router_url, settings.service_token)
         self._tally = Tally(self._store, incarnation, lambda: self._jobs.acknowledged)
-        self.door = JobDoor(self._jobs, answers, access)
+        self.door = JobDoor(self._jobs, answers, access, log)
         self.routers: list[APIRouter] = [
             JobsDoor(self._jobs, answers, access).router,
             batches_door.router,

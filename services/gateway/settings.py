@@ -42,6 +42,33 @@ class GatewaySettings(Settings):
         16 * 2**20, ge=1, description="Longest line in the file of a batch, in bytes."
     )
     max_batch_lines: int = Field(1_000_000, ge=1, description="Most lines in the file of a batch.")
+    access_log: Literal["file", "stdout", "off"] = Field(
+        "file",
+        description="Where the access log goes: `log/access.log` in the state folder, the gateway's output, "
+        "or nowhere.",
+    )
+    access_log_sample: float = Field(
+        0.01,
+        ge=0,
+        le=1,
+        description="The part of successful requests that gets a line in the access log, beyond the first of "
+        "each second; 1: all.",
+    )
+    access_log_first_per_s: int = Field(
+        20, ge=0, description="Successful requests of each second that get a line; of one gateway process."
+    )
+    access_log_errors_per_s: int = Field(
+        200,
+        ge=1,
+        description="Most lines about failed requests in a second, after a burst of ten times as many; of "
+        "one gateway process. More are counted.",
+    )
+    access_log_mb: int = Field(
+        256, ge=1, description="Disk for the access log and its rotated parts, in MiB."
+    )
+    access_log_days: float = Field(
+        7.0, gt=0, description="How long a rotated part of the access log is kept, in days."
+    )
     report_interval_s: float = Field(0.5, description="How often a gateway reports its load, in seconds.")
     auth: Literal["auto", "required"] = Field(
         "auto",

@@ -118,7 +118,7 @@ class DeadLetters:
                 letter = replace(letter, missing=error.message)
         letter = replace(letter, letter=new_letter_id())
         DEAD.labels(letter.cause if letter.cause in CAUSES else "other").inc()
-        log.warning("dead letter", extra=letter.shown())
+        log.warning("dead letter", extra=letter.shown() | letter.named())
         if self._loaded:  # else the lead was lost meanwhile: the journal has it, for the next one that leads
             self._letters[letter.letter] = letter
         self._write([letter.to_json()])

@@ -19,7 +19,7 @@ from tests.conftest import PATIENCE_S
 from tests.e2e.conftest import REPO, Stack
 
 TALKER = """
-import logging, warnings
+import logging, os, warnings
 import triton_python_backend_utils as pb_utils
 
 
@@ -36,6 +36,8 @@ class TritonPythonModel:
             print("saw", x.as_numpy().ravel().tolist())
             if x.as_numpy().flat[0] == 13:
                 raise ValueError(f"no 13 in {__file__}")
+            if x.as_numpy().flat[0] == 99:
+                os._exit(7)
             if x.as_numpy().flat[0] == 14:
                 for line in range(60_000):
                     print(f"{line:05d} ".ljust(100, "."))
@@ -119,14 +121,70 @@ def test_an_error_has_no_path_and_no_traceback_and_these_are_in_the_log(stack: S
     assert answer.status_code == 500
     assert answer.json()["error"] == "ValueError: no 13 in .../model.py"
     assert str(stack.settings.state_path) not in answer.text
-    (failed,) = until(lambda: of_request(stack, "unlucky-1", "talker-v1-0-1"), "the worker's line")
+    (failed,) = until(lambda: of_request(stack, "unlucky-1", "talker-v1"), "the worker's line")
     assert failed["reason"] == "model_failed"
     assert "execute" in failed["traceback"]
 
 
 def of_request(stack: Stack, id_: str, log: str) -> list[dict[str, Any]]:
     done = stack.run("logs", "--request", id_, "--json")
-    return [line for line in json.loads(done.stdout)["lines"] if line["log"] == log] if done.stdout else []
+    return (
+        [line for line in json.loads(done.stdout)["lines"] if line["log"].startswith(log)]
+        if done.stdout
+        else []
+    )
+
+
+def test_an_id_leads_through_gateway_worker_and_router(stack: Stack, talker: str):
+    """The process of the model ends with this request, so the router answers it in the end."""
+    trace = "4bf92f3577b34da6a3ce929d0e0e4736"
+    parent = f"00-{trace}-00f067aa0ba902b7-01"
+    answer = ask(stack, 99, **{"X-Request-Id": "killer-1", "traceparent": parent})
+    assert answer.status_code == 500, answer.text
+    assert answer.headers["x-request-id"] == "killer-1"
+
+    def by_log(id_: str) -> dict[str, list[dict[str, Any]]]:
+        done = stack.run("logs", "--request", id_, "--json")
+        found = json.loads(done.stdout).get("lines", []) if done.stdout else []
+        return {log: [line for line in found if line["log"] == log] for log in {x["log"] for x in found}}
+
+    until(lambda: {"access", "router"} <= by_log("killer-1").keys(), "the lines of gateway and router")
+    found = by_log("killer-1")
+    (access,) = found["access"]
+    assert (access["status"], access["protocol"], access["model"]) == (500, "rest", "talker")
+    assert access["deployment"] == "talker-v1"
+    assert access["reason"] == answer.json()["reason"]
+    assert [line["message"] for line in found["router"]] == ["dead letter"]
+    (worker,) = [log for log in found if log.startswith("talker-v1-0-")]
+    assert found[worker][-1]["message"] == "request is given up"
+    assert by_log(trace) == found, "the id of the caller's trace leads to the same lines"
+
+
+def test_a_success_is_found_by_both_of_its_ids_and_so_is_a_job(stack: Stack, talker: str):
+    tensor = {"name": "x", "datatype": "FP32", "shape": [1, 1], "data": [3]}
+    url = f"{stack.settings.gateway_url}/v2/models/talker/infer"
+    until(lambda: httpx.post(url, json={"inputs": [tensor]}, timeout=60).status_code == 200, "an answer")
+    answer = httpx.post(url, json={"id": "my own id", "inputs": [tensor]}, timeout=60)
+    for id_ in (answer.headers["x-request-id"], "my own id"):
+        (line,) = until(lambda id_=id_: of_request(stack, id_, "access"), "the line of a success")
+        assert (line["status"], line["client_id"]) == (200, "my own id")
+        parts = ("decode_ms", "transit_ms", "wait_ms", "compute_ms", "encode_ms")
+        assert sum(line[part] for part in parts) == pytest.approx(line["total_ms"], abs=0.01)
+        assert line["received"] > 0
+        assert line["sent"] > 0
+    unlucky = {**tensor, "data": [13]}
+    job = httpx.post(url, json={"inputs": [unlucky]}, headers={"Prefer": "respond-async"}, timeout=60).json()
+    failed = until(lambda: of_request(stack, job["id"], "talker-v1"), "the worker's line of a job")
+    assert failed[-1]["job"] == job["id"]
+    (access,) = until(lambda: of_request(stack, job["id"], "access"), "the gateway's line of a job")
+    assert (access["protocol"], access["status"]) == ("job", 202)
+    assert failed[-1]["request_id"] == access["request_id"]
+
+
+def test_what_to_do_when_nothing_is_found(stack: Stack):
+    done = stack.run("logs", "--request", "no-such-id")
+    assert done.returncode == 3
+    assert "TIDEGATE_ACCESS_LOG_SAMPLE" in done.stderr
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ from pathlib import Path
 
 LIMIT_BYTES = 50_000_000
 EVERY_S = 30.0
+ROTATED_BY_ITSELF = "access.log"
 
 
 async def keep_short(state: Path) -> None:
@@ -21,6 +22,8 @@ async def keep_short(state: Path) -> None:
 def shorten(folder: Path, limit_bytes: int) -> None:
     """Move what a log over the limit holds to ``<name>.log.1``; its writer appends and goes on."""
     for log in folder.glob("*.log"):
+        if log.name == ROTATED_BY_ITSELF:
+            continue
         with contextlib.suppress(OSError):
             if log.stat().st_size > limit_bytes:
                 shutil.copyfile(log, log.with_suffix(".log.1"))

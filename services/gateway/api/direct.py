@@ -330,4 +330,4 @@ class DirectProtocol(Protocol):
 
     def _on_gone(self, call: DirectCall) -> None:
         if call.id is not None:
-            self._inference.abandon(call.id, call.target)
+            self._inference.abandon(call.id, call.target, call.headers)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
@@ -13,8 +14,9 @@ from starlette.requests import ClientDisconnect
 from starlette.types import Send
 
 from services.gateway.access import Access, Grant
+from services.gateway.access_log import AccessLog
 from services.gateway.api.attended import EVENT_STREAM, Attended
-from services.gateway.api.inference import server_timing
+from services.gateway.api.inference import CALLER_GONE, CLIENT_CLOSED, server_timing
 from services.gateway.api.inflating import inflated
 from services.gateway.api.limits import Body, Headers, Limits
 from services.gateway.api.metrics import Metrics
@@ -23,9 +25,9 @@ from services.gateway.domain import generate
 from services.gateway.domain.spent import Spent
 from tidegate import caller, telemetry
 from tidegate.errors import BadRequest, ModelFailed, TidegateError
-from tidegate.protocol.access import ANONYMOUS
+from tidegate.protocol.access import ANONYMOUS, Principal
 from tidegate.protocol.envelope import Buffer
-from tidegate.service import error_body
+from tidegate.service import error_body, status_of
 
 log = telemetry.logger(__name__)
 
@@ -52,11 +54,14 @@ class Call(NamedTuple):
 class Generate:
     """The two paths of Triton's generate extension, for a model by its name and by name and version."""
 
-    def __init__(self, core: Core, access: Access, limits: Limits, metrics: Metrics) -> None:
+    def __init__(
+        self, core: Core, access: Access, limits: Limits, metrics: Metrics, log: AccessLog | None = None
+    ) -> None:
         self._core = core
         self._access = access
         self._limits = limits
         self._metrics = metrics
+        self._log = log or AccessLog.off()
         self.router = APIRouter(prefix="/v2", tags=["Generate extension"])
         for path in ("/models/{model}", "/models/{model}/versions/{version}"):
             self.router.add_api_route(f"{path}/generate", self.generate, methods=["POST"])
@@ -108,7 +113,48 @@ class Generate:
             telemetry.request_id.get().encode("latin-1", "replace"),
             call.spent.begin,
         )
-        return self._metrics.watch(call.model, call.started, stream)
+        return self._watch(call, self._metrics.watch(call.model, call.started, stream))
+
+    async def _watch(self, call: Call, answers: AsyncGenerator[Answer]) -> AsyncGenerator[Answer]:
+        """A request's answers as they are; it gets a line in the access log at its end."""
+        first, who, rid = None, caller.current.get().principal, telemetry.request_id.get()
+        error: TidegateError | None = None
+        try:
+            async with aclosing(answers):
+                async for answer in answers:
+                    first = first or answer
+                    yield answer
+        except TidegateError as found:
+            error = found
+            raise
+        except (GeneratorExit, asyncio.CancelledError):
+            error = TidegateError("the caller closed the connection", reason=CALLER_GONE)
+            raise
+        finally:
+            self._ended(call, who, rid, error if error is not None else first)
+
+    def _ended(self, call: Call, who: Principal, rid: str, end: Answer | TidegateError | None) -> None:
+        """Log how a request ended: with its first answer, or with an error."""
+        received, total = len(call.body), time.perf_counter() - call.started
+        chunks = call.spent.answers
+        if isinstance(end, TidegateError):
+            status = CLIENT_CLOSED if end.reason == CALLER_GONE else status_of(end)
+            self._log.refused(
+                "rest",
+                call.model,
+                end,
+                who,
+                rid,
+                status=status,
+                received=received,
+                total=total,
+                chunks=chunks,
+            )
+        elif end is not None and self._log.take():
+            self._log.answered(
+                "rest", call.model, end, who, rid, status=200, received=received, total=total, chunks=chunks,
+                sent=call.spent.sent,
+            )  # fmt: skip
 
     async def _one(self, call: Call, send: Send) -> None:
         async with aclosing(self._answers(call)) as answers:

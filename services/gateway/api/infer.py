@@ -68,7 +68,7 @@ class InferDoor:
             return await future
         except asyncio.CancelledError:
             if id_ is not None:
-                self._inference.abandon(id_, target)
+                self._inference.abandon(id_, target, headers)
             raise
 
     async def _read(self, receive: Receive, body: Body) -> TidegateError | None:

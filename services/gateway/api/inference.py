@@ -8,6 +8,7 @@ from collections.abc import Callable
 import orjson
 
 from services.gateway.access import Access, Grant
+from services.gateway.access_log import AccessLog
 from services.gateway.api import job_door
 from services.gateway.api.compression import Response, deliver
 from services.gateway.api.inflating import inflated
@@ -30,6 +31,9 @@ from tidegate.service import error_body, new_request_id, status_of
 log = telemetry.logger(__name__)
 
 PREFIX, SUFFIX = "/v2/models/", "/infer"
+CALLER_GONE = "caller_gone"
+# No status is sent to a caller that has gone; logs of web servers have this one.
+CLIENT_CLOSED = 499
 _HEADER_LENGTH = oip.HEADER_LENGTH.lower().encode()
 _JSON = (b"content-type", b"application/json")
 _BINARY = (b"content-type", b"application/octet-stream")
@@ -46,6 +50,7 @@ class Inference:
         limits: Limits,
         local_only: bool,
         metrics: Metrics,
+        log: AccessLog | None = None,
         labels: Callable[[str], Labels] = lambda _: {},
         jobs: JobDoor | None = None,
         body_bytes_per_s: int = 1024,
@@ -56,6 +61,7 @@ class Inference:
         self._jobs = jobs
         self._local_only = local_only
         self._metrics = metrics
+        self._log = log or AccessLog.off()
         self._inflated: dict[bytes, Body] = {}
         self._grants: dict[bytes, Grant] = {}
         self.limits = limits
@@ -106,6 +112,7 @@ class Inference:
         started = started or time.perf_counter()
         rid = headers.get(b"x-request-id") or new_request_id().encode()
         model, version = named(target)
+        principal = None
         try:
             principal = self._caller(headers)
             if b"content-encoding" in headers:
@@ -122,14 +129,17 @@ class Inference:
                     prefer,
                     rid,
                     done,
-                    lambda error: done(self._refuse(model, error, rid, started)),
+                    lambda error: done(
+                        self._refuse(model, error, rid, started, principal, len(body), headers, "job")
+                    ),
                 )
                 return None
             return self._infer(model, version, headers, body, length, principal, rid, done, started)
         except TidegateError as error:
-            done(self._refuse(model, error, rid, started))
+            protocol = "job" if target is job_door.TARGET else "rest"
+            done(self._refuse(model, error, rid, started, principal, len(body), headers, protocol))
         except Exception:
-            done(self._broken(model, rid, started))
+            done(self._broken(model, rid, started, principal))
         return None
 
     def _infer(
@@ -153,10 +163,12 @@ class Inference:
                 if isinstance(outcome, TidegateError):
                     raise outcome
                 response = self._respond(model, outcome, rid, started)
+                if self._log.take():
+                    self._answered(model, outcome, principal, rid, received, response, started, headers)
             except TidegateError as error:
-                response = self._refuse(model, error, rid, started)
+                response = self._refuse(model, error, rid, started, principal, received, headers)
             except Exception:
-                response = self._broken(model, rid, started)
+                response = self._broken(model, rid, started, principal)
             if grant is not None:
                 self._grants.pop(id_, None)
                 _account(grant, outcome, received, response)
@@ -202,7 +214,7 @@ class Inference:
             self._inflated[id_] = unpacked
         return id_
 
-    def abandon(self, id_: bytes, target: str) -> None:
+    def abandon(self, id_: bytes, target: str, headers: Headers) -> None:
         """The caller has gone."""
         self._core.dispatcher.abandon(id_)
         unpacked = self._inflated.pop(id_, None)
@@ -211,12 +223,18 @@ class Inference:
         grant = self._grants.pop(id_, None)
         if grant is not None:
             grant.done(failed=True)
-        self._metrics.refused(named(target)[0], "caller_gone")
+        model = named(target)[0]
+        self._metrics.refused(model, CALLER_GONE)
+        gone = TidegateError("the caller closed the connection before the answer", reason=CALLER_GONE)
+        rid = telemetry.shown_id(headers.get(b"x-request-id", b""))
+        who = self._access.remembered(headers)
+        self._log.refused("rest", model, gone, who, rid, status=CLIENT_CLOSED, headers=headers)
 
     def refuse(self, target: str, headers: Headers, error: TidegateError) -> Response:
         """The refusal of a body that has not come, or not all of it."""
         rid = headers.get(b"x-request-id") or new_request_id().encode()
-        return self._refuse(named(target)[0], error, rid, time.perf_counter())
+        who = self._access.remembered(headers)
+        return self._refuse(named(target)[0], error, rid, time.perf_counter(), who, asked=headers)
 
     def _respond(self, model: str, answer: Answer, rid: bytes, started: float) -> Response:
         encoding = time.perf_counter()
@@ -244,8 +262,53 @@ class Inference:
             headers.append((_HEADER_LENGTH, b"%d" % len(body)))
         return Response(200, headers, body, tail)
 
-    def _refuse(self, model: str, error: TidegateError, rid: bytes, started: float) -> Response:
+    def _answered(
+        self,
+        model: str,
+        answer: Answer,
+        who: Principal,
+        rid: bytes,
+        received: int,
+        response: Response,
+        started: float,
+        headers: Headers,
+    ) -> None:
+        self._log.answered(
+            "rest",
+            model,
+            answer,
+            who,
+            telemetry.shown_id(rid),
+            status=200,
+            received=received,
+            sent=len(response.body) + sum(map(len, response.tail)),
+            total=time.perf_counter() - started,
+            headers=headers,
+        )
+
+    def _refuse(
+        self,
+        model: str,
+        error: TidegateError,
+        rid: bytes,
+        started: float,
+        who: Principal | None = None,
+        received: int = 0,
+        asked: Headers | None = None,
+        protocol: str = "rest",
+    ) -> Response:
         self._metrics.refused(model, error.reason)
+        self._log.refused(
+            protocol,
+            model,
+            error,
+            who,
+            telemetry.shown_id(rid),
+            status=status_of(error),
+            received=received,
+            total=time.perf_counter() - started,
+            headers=asked,
+        )
         body = orjson.dumps(error_body(error.message, error.reason, rid.decode("latin-1")))
         headers = [
             _JSON,
@@ -261,9 +324,10 @@ class Inference:
             headers += [(name.lower().encode(), value.encode()) for name, value in error.told.items()]
         return Response(status_of(error), headers, body)
 
-    def _broken(self, model: str, rid: bytes, started: float) -> Response:
-        log.exception("unexpected error", extra={"request_id": rid.decode("latin-1")})
-        return self._refuse(model, TidegateError("internal error; see the log of the service"), rid, started)
+    def _broken(self, model: str, rid: bytes, started: float, who: Principal | None) -> Response:
+        log.exception("unexpected error", extra={"request_id": telemetry.shown_id(rid)})
+        told = TidegateError("internal error; see the log of the service")
+        return self._refuse(model, told, rid, started, who)
 
 
 def _account(grant: Grant, outcome: Answer | TidegateError, received: int, response: Response) -> None:

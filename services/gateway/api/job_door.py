@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import time
 from collections.abc import Callable
 from contextlib import suppress
 
 import orjson
 
 from services.gateway.access import Access, Grant
+from services.gateway.access_log import AccessLog
 from services.gateway.api.compression import Response, deliver
 from services.gateway.api.job_answers import JobAnswers
 from services.gateway.api.limits import Headers
@@ -22,7 +24,7 @@ from tidegate.protocol import oip
 from tidegate.protocol.access import INFER, Principal, lacks
 from tidegate.protocol.contract import check_name
 from tidegate.protocol.envelope import Buffer
-from tidegate.protocol.jobs import Idempotency
+from tidegate.protocol.jobs import Idempotency, Job
 
 log = telemetry.logger(__name__)
 
@@ -32,16 +34,18 @@ TARGET = "\njobs"
 _BROKEN = "internal error; see the log of the service"
 
 Done = Callable[[Response], None]
+Answered = Callable[[Response, Job], None]
 Failed = Callable[[TidegateError], None]
 
 
 class JobDoor:
     """Takes jobs in. Its caller may leave at any time: what was begun goes on."""
 
-    def __init__(self, jobs: Jobs, answers: JobAnswers, access: Access) -> None:
+    def __init__(self, jobs: Jobs, answers: JobAnswers, access: Access, log: AccessLog | None = None) -> None:
         self._jobs = jobs
         self._access = access
         self._answers = answers
+        self._log = log or AccessLog.off()
         self._tasks: set[asyncio.Task[None]] = set()
 
     @staticmethod
@@ -66,7 +70,20 @@ class JobDoor:
         later. Raises a TidegateError for what is refused at once.
         """
         order, grant = self._order(target, headers, body, length, principal, rid)
-        task = asyncio.create_task(self._accept(order, grant, len(body), prefer, headers, rid, done, failed))
+        began, received, endpoint, route = time.perf_counter(), len(body), order.endpoint, order.route
+
+        def answered(response: Response, job: Job) -> None:
+            if self._log.take():
+                self._log.accepted(
+                    endpoint, route.name, route.version, job.id.hex(), principal, telemetry.shown_id(rid),
+                    status=response.status, received=received, sent=len(response.body), headers=headers,
+                    total=time.perf_counter() - began,
+                )  # fmt: skip
+            done(response)
+
+        task = asyncio.create_task(
+            self._accept(order, grant, received, prefer, headers, rid, answered, failed)
+        )
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
@@ -114,7 +131,7 @@ class JobDoor:
         prefer: Preference,
         headers: Headers,
         rid: bytes,
-        done: Done,
+        answered: Answered,
         failed: Failed,
     ) -> None:
         try:
@@ -129,12 +146,12 @@ class JobDoor:
             if prefer.wait_s and job.terminal:
                 response = await self._answers.result(job, headers, rid)
                 response.headers.append((b"preference-applied", prefer.applied))
-                deliver(response, headers, done)
+                deliver(response, headers, lambda response: answered(response, job))
                 return
             response = self._answers.accepted(submitted, job, prefer, rid)
             if grant is not None:
                 response.headers.extend(grant.headers())
-            done(response)
+            answered(response, job)
         except TidegateError as error:
             failed(error)
         except Exception:

@@ -126,7 +126,7 @@ class Exceptions:
         told = verdict(cause, str(delivery.headers.get("loss", "")))
         replies: list[envelope.Buffer] = []
         for request in requests:
-            trace = request.trace.decode("utf-8", "replace")
+            trace = request.trace.decode("latin-1")  # as its caller got it back
             letter = DeadLetter(
                 time.time(), cause, queue, request.id.hex(), request.attempt, len(request.raw), trace
             )
@@ -156,7 +156,7 @@ class Exceptions:
                 (frame,) = envelope.unpack(envelope.REQUESTS, delivery.body)
                 request = envelope.read_request(frame)
         if request is not None:
-            tenant, trace = (part.decode("utf-8", "replace") for part in (request.tenant, request.trace))
+            tenant, trace = request.tenant.decode("utf-8", "replace"), request.trace.decode("latin-1")
             letter = replace(letter, attempt=request.attempt, tenant=tenant, trace=trace)
         await self._letters.bury(letter, request, delivery.body)
 

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from tidegate.protocol import envelope
 from tidegate.protocol.envelope import Buffer, Request
 from tidegate.protocol.jobs import NewJob
+from tidegate.telemetry import LONGEST_ID
 from tidegate.topology import JOBS_PREFIX, deployment_of
 
 
@@ -63,6 +64,10 @@ class DeadLetter:
         told["replays"] = [each._asdict() for each in self.replays]
         told["payload"] = bool(self.payload)
         return told
+
+    def named(self) -> dict[str, str]:
+        """Return the ids by which a log is searched: of the caller's request, and of the job."""
+        return {"request_id": self.trace[:LONGEST_ID]} | ({"job": self.id} if self.kind == "job" else {})
 
 
 _FIELDS = frozenset(field.name for field in fields(DeadLetter))

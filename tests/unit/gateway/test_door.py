@@ -245,7 +245,7 @@ def test_what_a_compressed_body_took_is_given_back_once(door, core, gone):
     assert inference.begin("digits", headers, gzip.compress(b"{}"), answers.append) == b"id"
     assert inference.limits.bodies.used == 2
     if gone:
-        inference.abandon(b"id", "digits")
+        inference.abandon(b"id", "digits", headers)
         assert inference.limits.bodies.used == 0
     core.done(core.error)
     assert (inference.limits.bodies.used, len(answers)) == (0, 1)

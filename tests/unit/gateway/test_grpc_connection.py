@@ -113,7 +113,7 @@ class Door:
             },
             authenticate=authenticate,
             limits=self.limits,
-            refused=lambda reason: None,
+            refused=lambda error, rid: None,
             max_connections=2,
         )
         self.all: set[Connection] = set()

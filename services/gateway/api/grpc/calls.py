@@ -7,10 +7,11 @@ import time
 from typing import Any
 
 from services.gateway.access import Access, Grant
+from services.gateway.access_log import AccessLog
 from services.gateway.adapters.cards import Cards
 from services.gateway.api.grpc import codec
 from services.gateway.api.grpc.company import Company
-from services.gateway.api.grpc.status import Metadata, refuse
+from services.gateway.api.grpc.status import Metadata, code_of, refuse
 from services.gateway.api.inference import failure_timing, server_timing
 from services.gateway.api.metrics import Metrics
 from services.gateway.core import MAX_TIMEOUT_MS, Answer, Core, parse_timeout
@@ -26,10 +27,13 @@ log = telemetry.logger(__name__)
 class Calls:
     """Decode, hand to the core, encode: what ``api/inference.py`` is to HTTP."""
 
-    def __init__(self, core: Core, access: Access, cards: Cards, metrics: Metrics) -> None:
+    def __init__(
+        self, core: Core, access: Access, cards: Cards, metrics: Metrics, log: AccessLog | None = None
+    ) -> None:
         self.core = core
         self.access = access
         self.metrics = metrics
+        self.log = log or AccessLog.off()
         self._cards = cards
         self._companies: dict[str, Company] = {}
 
@@ -41,12 +45,15 @@ class Calls:
             timeout_ms = timeout_of(context)
             response, trailers = await self.answer(request, context.principal, rid, timeout_ms, started)
         except asyncio.CancelledError:
-            self.metrics.refused(request.model_name, "caller_gone")
+            gone = TidegateError("the caller cancelled the call", reason="caller_gone")
+            self.refused(request, gone, rid, context.principal, started)
             raise
         except TidegateError as error:
-            await refuse(context, self.refused(request.model_name, error), rid, _failed_after(started))
+            told = self.refused(request, error, rid, context.principal, started)
+            await refuse(context, told, rid, _failed_after(started))
         except Exception:
-            await refuse(context, self.broken(request.model_name, rid), rid, _failed_after(started))
+            told = self.broken(request, rid, context.principal, started)
+            await refuse(context, told, rid, _failed_after(started))
         else:
             context.set_trailing_metadata(trailers)
             return response
@@ -63,6 +70,8 @@ class Calls:
             if grant is not None:
                 spent.add(answer.reply, answer.parameters, response.ByteSize())
                 trailers += _told(grant)
+            if self.log.take():
+                self.answered(request, answer, principal, rid, response.ByteSize(), started)
         finally:
             if grant is not None:
                 grant.streamed(spent, size)
@@ -109,15 +118,54 @@ class Calls:
         """An answer as a response."""
         return codec.encode(model, answer, self._cards.labels(answer.route.name))
 
-    def refused(self, model: str, error: TidegateError) -> TidegateError:
-        """The error, counted."""
-        self.metrics.refused(model, error.reason)
+    def answered(
+        self, request: Any, answer: Answer, who: Principal, rid: str, sent: int, started: float, **more: Any
+    ) -> None:
+        """Log a request that was answered."""
+        self.log.answered(
+            "grpc",
+            request.model_name,
+            answer,
+            who,
+            rid,
+            status="OK",
+            received=request.ByteSize(),
+            sent=sent,
+            total=time.perf_counter() - started,
+            **more,
+        )
+
+    def refused(
+        self, request: Any, error: TidegateError, rid: str, who: Principal | None, started: float
+    ) -> TidegateError:
+        """The error, counted and logged."""
+        self.metrics.refused(request.model_name, error.reason)
+        more = {"client_id": request.id} if request.id else {}
+        status = "CANCELLED" if error.reason == "caller_gone" else code_of(error).name
+        self.log.refused(
+            "grpc",
+            request.model_name,
+            error,
+            who,
+            rid,
+            status=status,
+            received=request.ByteSize(),
+            total=time.perf_counter() - started,
+            **more,
+        )
         return error
 
-    def broken(self, model: str, rid: str) -> TidegateError:
+    def refused_by_head(self, error: TidegateError, rid: str) -> None:
+        """Count and log a call that is refused before its message has come."""
+        self.metrics.refused("", error.reason)
+        self.log.refused("grpc", "", error, None, rid, status=code_of(error).name)
+
+    def broken(self, request: Any, rid: str, who: Principal | None, started: float) -> TidegateError:
         """What a caller is told of an exception that nobody expected."""
-        log.exception("unexpected error", extra={"request_id": rid})
-        return self.refused(model, TidegateError("internal error; see the log of the service"))
+        log.exception("unexpected error", extra={"request_id": rid[: telemetry.LONGEST_ID]})
+        return self.refused(
+            request, TidegateError("internal error; see the log of the service"), rid, who, started
+        )
 
 
 def timeout_of(context: Any) -> float | None:

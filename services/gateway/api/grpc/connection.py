@@ -357,8 +357,9 @@ class Connection(asyncio.Protocol):
         try:
             shared.admit(call, head.credential)
         except TidegateError as error:
-            shared.refused(error.reason)
-            trailers = trailers_of(error, head.rid or new_request_id())
+            rid = head.rid or new_request_id()
+            shared.refused(error, rid)
+            trailers = trailers_of(error, rid)
             self._refuse(stream, code_of(error), details_of(error), trailers, ended)
             return
         self.calls[stream] = call

@@ -15,7 +15,7 @@ from services.gateway.api.grpc.service import InferenceService
 from services.gateway.api.grpc.shared import Shared
 from services.gateway.api.limits import Limits
 from tidegate import telemetry
-from tidegate.errors import DeadlinePassed
+from tidegate.errors import DeadlinePassed, TidegateError
 from tidegate.protocol.access import Principal
 
 log = telemetry.logger(__name__)
@@ -49,7 +49,7 @@ class GrpcDoor:
         port: int,
         authenticate: Callable[[dict[bytes, bytes]], Principal],
         limits: Limits,
-        refused: Callable[[str], None],
+        refused: Callable[[TidegateError, str], None],
         max_connections: int,
         shared_port: bool,
         tls: ssl.SSLContext | None = None,

@@ -8,7 +8,7 @@ from typing import Protocol
 from services.gateway.api.grpc.call import Call, Method
 from services.gateway.api.grpc.head import Head
 from services.gateway.api.limits import Limits
-from tidegate.errors import Overloaded
+from tidegate.errors import Overloaded, TidegateError
 from tidegate.protocol.access import ANONYMOUS, Principal
 
 # Calls of the process. Of these such that need no credential, and of these such that may go on for ever: the
@@ -36,10 +36,10 @@ class Shared:
         methods: dict[str, Method],
         authenticate: Callable[[dict[bytes, bytes]], Principal],
         limits: Limits,
-        refused: Callable[[str], None],
+        refused: Callable[[TidegateError, str], None],
         max_connections: int,
     ) -> None:
-        """``refused`` counts a call that is refused by its head, with the reason."""
+        """``refused`` counts and logs a call that is refused by its head: why, and its id."""
         self.methods = methods
         self.authenticate = authenticate
         self.limits = limits

@@ -75,7 +75,7 @@ class Stream:
         self, request: Any, rid: str, timeout_ms: float | None, before: asyncio.Task[None] | None
     ) -> None:
         """A request with one response, written after that of the request before it."""
-        started = time.perf_counter()
+        started, principal = time.perf_counter(), None
         try:
             # Anew for each request: a stream may live longer than its key.
             principal = self._calls.access.authenticate(self._credential)
@@ -83,19 +83,21 @@ class Stream:
             response.parameters[codec.FINAL].bool_param = True
             message = pb.ModelStreamInferResponse(infer_response=response)
         except TidegateError as error:
-            message = self._error(request, error)
+            told = self._calls.refused(request, error, rid, principal, started)
+            message = self._failure(request, told)
         except Exception:
-            message = self._failure(request, self._calls.broken(request.model_name, rid))
+            message = self._failure(request, self._calls.broken(request, rid, principal, started))
         if before is not None:
             await asyncio.wait([before])
         await self._write(message)
 
     async def _many(self, request: Any, rid: str, timeout_ms: float | None) -> None:
         """A request with any number of responses, each written as it comes."""
-        started = time.perf_counter()
+        started, principal, first = time.perf_counter(), None, None
         grant, spent = None, Spent()
         try:
-            grant = self._calls.admit(self._calls.access.authenticate(self._credential), request)
+            principal = self._calls.access.authenticate(self._credential)
+            grant = self._calls.admit(principal, request)
             empty_final = codec.wants_empty_final(request)
             answers = self._calls.core.stream(
                 request.model_name,
@@ -105,14 +107,13 @@ class Stream:
                 rid.encode("latin-1"),
                 spent.begin,
             )
-            begun = False
             async with aclosing(answers):
                 async for answer in answers:
-                    if begun:
+                    if first is not None:
                         response = self._calls.response(request.model_name, answer)
                     else:  # it counts once, with the time to its first answer
                         response, _ = self._calls.encode(request.model_name, answer, rid, started)
-                        begun = True
+                        first = answer
                     spent.add(answer.reply, answer.parameters, response.ByteSize())
                     response.parameters[codec.FINAL].bool_param = False
                     await self._write(pb.ModelStreamInferResponse(infer_response=response))
@@ -120,10 +121,15 @@ class Stream:
                 response = pb.ModelInferResponse(model_name=request.model_name, id=request.id)
                 response.parameters[codec.FINAL].bool_param = True
                 await self._write(pb.ModelStreamInferResponse(infer_response=response))
+            if first is not None and self._calls.log.take():
+                parts = {"chunks": spent.answers}
+                self._calls.answered(request, first, principal, rid, spent.sent, started, **parts)
         except TidegateError as error:
-            await self._write(self._error(request, error))
+            told = self._calls.refused(request, error, rid, principal, started)
+            await self._write(self._failure(request, told))
         except Exception:
-            await self._write(self._failure(request, self._calls.broken(request.model_name, rid)))
+            told = self._calls.broken(request, rid, principal, started)
+            await self._write(self._failure(request, told))
         finally:
             if grant is not None:
                 grant.streamed(spent, request.ByteSize())
@@ -131,9 +137,6 @@ class Stream:
     async def _write(self, message: Any) -> None:
         async with self._writing:
             await self._context.write(message)
-
-    def _error(self, request: Any, error: TidegateError) -> Any:
-        return self._failure(request, self._calls.refused(request.model_name, error))
 
     @staticmethod
     def _failure(request: Any, error: TidegateError) -> Any:
