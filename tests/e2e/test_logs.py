@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -128,11 +129,8 @@ def test_an_error_has_no_path_and_no_traceback_and_these_are_in_the_log(stack: S
 
 def of_request(stack: Stack, id_: str, log: str) -> list[dict[str, Any]]:
     done = stack.run("logs", "--request", id_, "--json")
-    return (
-        [line for line in json.loads(done.stdout)["lines"] if line["log"].startswith(log)]
-        if done.stdout
-        else []
-    )
+    found = json.loads(done.stdout).get("lines", []) if done.stdout else []
+    return [line for line in found if line["log"].startswith(log)]
 
 
 def test_an_id_leads_through_gateway_worker_and_router(stack: Stack, talker: str):
@@ -166,7 +164,7 @@ def test_a_success_is_found_by_both_of_its_ids_and_so_is_a_job(stack: Stack, tal
     until(lambda: httpx.post(url, json={"inputs": [tensor]}, timeout=60).status_code == 200, "an answer")
     answer = httpx.post(url, json={"id": "my own id", "inputs": [tensor]}, timeout=60)
     for id_ in (answer.headers["x-request-id"], "my own id"):
-        (line,) = until(lambda id_=id_: of_request(stack, id_, "access"), "the line of a success")
+        (line,) = until(partial(of_request, stack, id_, "access"), "the line of a success")
         assert (line["status"], line["client_id"]) == (200, "my own id")
         parts = ("decode_ms", "transit_ms", "wait_ms", "compute_ms", "encode_ms")
         assert sum(line[part] for part in parts) == pytest.approx(line["total_ms"], abs=0.01)
