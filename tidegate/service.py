@@ -37,6 +37,7 @@ from tidegate.protocol import access
 from tidegate.protocol import permissions as tables
 from tidegate.protocol.access import ANONYMOUS, Principal
 from tidegate.protocol.permissions import OPEN, Permissions, has_control_character
+from tidegate.protocol.redaction import for_caller, without_paths
 from tidegate.settings import Settings
 
 log = telemetry.logger(__name__)
@@ -207,7 +208,9 @@ def without_slash(path: str) -> str:
 
 def error_response(error: TidegateError, rid: str) -> Response:
     """An error as an HTTP answer, with ``Retry-After`` (whole seconds, rounded up) where it has one."""
-    headers = {}
+    message, headers = for_caller(error), {}
+    if message != error.message:
+        log.warning("an answer leaves out paths", extra={"problem": error.message, "request_id": rid})
     if error.retry_after_s is not None:
         headers["Retry-After"] = str(max(1, int(-(-error.retry_after_s // 1))))
     if isinstance(error, errors.Unauthorized):
@@ -216,7 +219,7 @@ def error_response(error: TidegateError, rid: str) -> Response:
         headers["Allow"] = ", ".join(error.allowed)
     if isinstance(error, errors.TooMany):
         headers |= error.told
-    return _json(error_body(error.message, error.reason, rid), status_of(error), headers)
+    return _json(error_body(message, error.reason, rid), status_of(error), headers)
 
 
 def bare_app(
@@ -269,7 +272,8 @@ async def live(_: Request) -> Response:
 
 async def ready(request: Request) -> Response:
     """Whether it can do its work, and what is wrong if not (503)."""
-    problems = request.app.state.health.problems()
+    found: dict[str, str] = request.app.state.health.problems()
+    problems = {name: without_paths(problem) for name, problem in found.items()}
     told = {"status": "not ready" if problems else "ready", "problems": problems}
     return _json(told, 503 if problems else 200)
 

@@ -24,7 +24,6 @@ from tidegate import tasks, telemetry
 from tidegate.allowance import Allowance
 from tidegate.errors import TidegateError
 from tidegate.protocol.access import ANONYMOUS, Principal
-from tidegate.protocol.redaction import without_paths
 from tidegate.rotating_file import RotatingFile
 
 log = telemetry.logger(__name__)
@@ -157,7 +156,7 @@ class AccessLog:
                 "deployment": error.deployment,
                 "status": status,
                 "reason": error.reason,
-                "problem": without_paths(error.message)[:LONGEST],
+                "problem": error.message[:LONGEST],
                 "received": received,
                 "total_ms": _ms(total),
             },

@@ -14,6 +14,7 @@ from tidegate.errors import TidegateError, Unavailable
 from tidegate.protocol import envelope, usage
 from tidegate.protocol.envelope import Reply, Request
 from tidegate.protocol.jobs import Finish, Terminal
+from tidegate.protocol.redaction import without_paths
 from tidegate.store import JobStore, StoreUnavailable
 
 log = telemetry.logger(__name__)
@@ -127,4 +128,4 @@ def _backoff(again: int) -> float:
 
 def _clean(message: str) -> str:
     """A model server's words as they can be recorded: short, and text."""
-    return message[:MOST_MESSAGE].encode(errors="replace").decode()
+    return without_paths(message)[:MOST_MESSAGE].encode(errors="replace").decode()

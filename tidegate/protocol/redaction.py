@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
+from tidegate.errors import ModelFailed, NoCapacity, TidegateError, Unavailable
+
 # An absolute path of at least two steps, at the start of a word. Paths of URLs and of the API stay.
 _PATH = re.compile(
     r"(?:(?<=[\s'\"`(\[{<=,;|])|(?<=:)(?!//)|^)/(?!v[12]/|api/|health/)"
@@ -27,6 +29,13 @@ class Told(NamedTuple):
 def without_paths(text: str) -> str:
     """Return a text with only the last step of each absolute path, as ``.../model.py``."""
     return _PATH.sub(lambda found: f".../{found['last']}", text)
+
+
+def for_caller(error: TidegateError) -> str:
+    """Return the message of an error for its caller: without paths if the fault is on the server's side."""
+    if isinstance(error, ModelFailed | NoCapacity | Unavailable) or type(error) is TidegateError:
+        return without_paths(error.message)
+    return error.message
 
 
 def told(message: str) -> Told:

@@ -27,6 +27,7 @@ from tidegate import caller, telemetry
 from tidegate.errors import BadRequest, ModelFailed, TidegateError
 from tidegate.protocol.access import ANONYMOUS, Principal
 from tidegate.protocol.envelope import Buffer
+from tidegate.protocol.redaction import for_caller
 from tidegate.service import error_body, status_of
 
 log = telemetry.logger(__name__)
@@ -185,7 +186,7 @@ class Generate:
                     await _event(send, _encoded(call, answer))
                     answer = await anext(answers, None)
             except TidegateError as error:
-                await _event(send, _error(error.message, error.reason))
+                await _event(send, _error(for_caller(error), error.reason))
             except Exception:
                 log.exception("unexpected error in a stream")
                 await _event(send, _error("internal error; see the log of the service", "internal"))

@@ -25,6 +25,7 @@ from tidegate.protocol import oip
 from tidegate.protocol.access import ANONYMOUS, Principal
 from tidegate.protocol.classification import Labels
 from tidegate.protocol.envelope import Buffer
+from tidegate.protocol.redaction import for_caller
 from tidegate.protocol.usage import tokens
 from tidegate.service import error_body, new_request_id, status_of
 
@@ -309,7 +310,7 @@ class Inference:
             total=time.perf_counter() - started,
             headers=asked,
         )
-        body = orjson.dumps(error_body(error.message, error.reason, rid.decode("latin-1")))
+        body = orjson.dumps(error_body(for_caller(error), error.reason, rid.decode("latin-1")))
         headers = [
             _JSON,
             (b"content-length", b"%d" % len(body)),

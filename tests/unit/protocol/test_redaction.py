@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from tidegate.protocol.redaction import told, without_paths
+from tidegate.errors import BadRequest, TidegateError, Unavailable
+from tidegate.protocol.redaction import for_caller, told, without_paths
 
 AT = "\n\nAt:\n  /srv/state/replicas/m-v1-0-1/triton/models/m/1/model.py(18): execute\n"
 LOADING = (
@@ -56,3 +57,10 @@ def test_only_the_end_of_an_absolute_path_stays(text: str, shown: str) -> None:
 
 def test_a_failure_without_a_message_says_so() -> None:
     assert told("").message == "the model failed without a message"
+
+
+def test_only_what_is_the_server_s_fault_hides_its_paths() -> None:
+    text = "the blob store cannot be read: [Errno 13] Permission denied: '/srv/state/data/blobs/1'"
+    assert for_caller(Unavailable(text)).endswith("'.../1'")
+    assert for_caller(TidegateError(text)).endswith("'.../1'")
+    assert for_caller(BadRequest("send it to /v9/models/x")) == "send it to /v9/models/x"

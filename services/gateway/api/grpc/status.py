@@ -8,6 +8,7 @@ from grpc import StatusCode
 
 from tidegate import errors
 from tidegate.errors import TidegateError
+from tidegate.protocol.redaction import for_caller
 
 CODES: dict[type[TidegateError], StatusCode] = {
     errors.BadRequest: StatusCode.INVALID_ARGUMENT,
@@ -38,10 +39,11 @@ def code_of(error: TidegateError) -> StatusCode:
 
 
 def details_of(error: TidegateError) -> str:
-    """Its sentence, cut to what trailers carry."""
-    if len(error.message) <= DETAILS_BYTES // 4:
-        return error.message
-    return error.message.encode()[:DETAILS_BYTES].decode(errors="ignore")
+    """Return the sentence of an error, cut to what trailers carry."""
+    message = for_caller(error)
+    if len(message) <= DETAILS_BYTES // 4:
+        return message
+    return message.encode()[:DETAILS_BYTES].decode(errors="ignore")
 
 
 def trailers_of(error: TidegateError, rid: str) -> Metadata:
