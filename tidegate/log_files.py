@@ -29,7 +29,7 @@ class LogFolder:
 
     def names(self) -> list[str]:
         """Return the services and replicas that have a log."""
-        return sorted(path.stem.removeprefix(_WORKER) for path in self.path.glob("*.log"))
+        return sorted(log_lines.log_of(path.name) for path in self.path.glob("*.log"))
 
     def find(self, name: str, targets: Sequence[str] = (), others: Iterable[str] = ()) -> list[str]:
         """Return the logs that a name means (see ``log_lines.meant``). Raises NotFound with near names."""
@@ -59,7 +59,7 @@ class LogFolder:
         files = [path for path in files if path.is_symlink() or path.resolve() not in linked]
         for _ in range(2):
             for path in files:
-                log = path.name.partition(".log")[0].removeprefix(_WORKER)
+                log = log_lines.log_of(path.name)
                 for at, text in _lines_with(path, new):
                     entry = log_lines.parse(text, log, 0.0)
                     if not ids.isdisjoint(log_lines.ids_in(entry.fields)):

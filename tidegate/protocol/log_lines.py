@@ -19,6 +19,7 @@ ID_FIELDS = ("request_id", "request", "job", "client_id", "trace_id", "id")
 _LINKED = ("request_id", "job")
 NEAR = 5
 
+_FILE = re.compile(r"(?:worker-)?(?P<log>.+)\.log(?:\.\d+)?")
 _REPLICA = re.compile(r"(?P<deployment>.+)-\d+-\d+")
 _SPAN = re.compile(r"(?:(\d+(?:\.\d+)?)d)?(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s)?")
 _SECONDS = (86_400, 3600, 60, 1)
@@ -34,6 +35,12 @@ class Entry(NamedTuple):
     def shown(self) -> dict[str, Any]:
         """Return the line as a JSON object, with ``log`` first."""
         return {"log": self.log} | self.fields
+
+
+def log_of(file: str) -> str:
+    """Return the service or replica whose log a file has, also a rotated one; empty for any other file."""
+    found = _FILE.fullmatch(file)
+    return found["log"] if found else ""
 
 
 def parse(text: str, log: str, before: float) -> Entry:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from services.autoscaler.domain.log_keeping import KeptLog, LogLimits, overdue
 from tidegate import telemetry
-from tidegate.protocol.log_lines import deployment_of
+from tidegate.protocol.log_lines import deployment_of, log_of
 
 log = telemetry.logger(__name__)
 
@@ -44,7 +44,7 @@ class KeptLogs:
         """Delete what is too old or too much, but nothing of replicas that live, under either name."""
         found = defaultdict[str, list[Path]](list)
         for path in self._folder.glob(f"{_WORKER}*.log*"):
-            found[path.name.partition(".log")[0].removeprefix(_WORKER)].append(path)
+            found[log_of(path.name)].append(path)
         living = {path.resolve() for replica, parts in found.items() if lives(replica) for path in parts}
         dead = {
             replica: parts for replica, parts in found.items() if not living & {p.resolve() for p in parts}

@@ -68,3 +68,18 @@ def test_the_ids_of_a_line_and_those_that_lead_on() -> None:
     assert log_lines.ids_in(access.fields) == {"r", "c", "j"}
     assert log_lines.linked([access]) == {"r", "j"}
     assert log_lines.ids_in({"request_ids": ["a", "b"], "request_id": ""}) == {"a", "b"}
+
+
+@pytest.mark.parametrize(
+    ("file", "log"),
+    [
+        ("gateway.log", "gateway"),
+        ("access.log.3", "access"),
+        ("worker-m-v1-0-1.log", "m-v1-0-1"),
+        ("worker-my.logistic_2-v1-0-1.log.1", "my.logistic_2-v1-0-1"),
+        ("worker-x.log-v1-0-1.log", "x.log-v1-0-1"),
+        ("notes.txt", ""),
+    ],
+)
+def test_the_log_that_a_file_has(file: str, log: str) -> None:
+    assert log_lines.log_of(file) == log
