@@ -84,6 +84,11 @@ test-torch: bootstrap-dev ## test TorchScript models; installs torch into the mo
 test-gpu: bootstrap-dev ## test models on this machine's GPU (digits by ONNX, TorchScript, what status says)
 	$(PY) -m pytest $(PYTEST_FLAGS) -m gpu tests/e2e
 
+# The earlier revision is checked out from git; without the history the tests are skipped, and say so.
+FROM ?= 026450f
+test-upgrade: bootstrap-dev ## start this revision on the state of an earlier one (FROM=026450f)
+	TIDEGATE_UPGRADE_FROM=$(FROM) $(PY) -m pytest $(PYTEST_FLAGS) -rs tests/upgrade
+
 test-bytecode:
 	@$(PY) -m pytest --collect-only -qq $(PART_TESTS) $(STACK_TESTS) >/dev/null 2>&1 || true
 

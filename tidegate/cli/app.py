@@ -9,6 +9,7 @@ import typer
 
 from tidegate.cli import (
     api,
+    backup,
     batch,
     context,
     dead,
@@ -27,6 +28,7 @@ from tidegate.cli import (
     reproduce,
     rollout,
     scaling,
+    service,
     settings,
     stack,
     tune,
@@ -67,6 +69,8 @@ for name, command, panel in (
     ("down", stack.down, _STACK),
     ("status", stack.status, _STACK),
     ("logs", logs.logs, _STACK),
+    ("backup", backup.backup, _STACK),
+    ("restore", backup.restore, _STACK),
     ("version", stack.version, _STACK),
     ("deploy", deploy.deploy, _MODELS),
     ("models", inspect.models, _MODELS),
@@ -104,6 +108,7 @@ for name, command, panel in (
     app.command(name, rich_help_panel=panel)(command)
 app.add_typer(context.context, rich_help_panel=_STACK)
 app.add_typer(settings.settings, rich_help_panel=_STACK)
+app.add_typer(service.service, rich_help_panel=_STACK)
 app.add_typer(keys.keys, rich_help_panel=_ACCESS)
 app.add_typer(dead.dead, rich_help_panel=_JOBS)
 

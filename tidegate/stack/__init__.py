@@ -6,7 +6,7 @@
 from tidegate.stack.errors import ChildFailed, MissingPart, PortBusy, StackError
 from tidegate.stack.plan import log_file
 from tidegate.stack.record import ChildRecord, StackRecord
-from tidegate.stack.starting import OnProgress, Progress, state, up
+from tidegate.stack.starting import OnProgress, Progress, run, state, up
 from tidegate.stack.stopping import down
 
 __all__ = [
@@ -20,6 +20,7 @@ __all__ = [
     "StackRecord",
     "down",
     "log_file",
+    "run",
     "state",
     "up",
 ]

@@ -33,7 +33,7 @@ def plan(settings: Settings, environ: Mapping[str, str]) -> tuple[Child, ...]:
     rabbitmq_passwords, valkey_passwords, jobs_passwords = (
         credentials.read_all(settings.secrets_path, server) for server in credentials.SERVERS
     )
-    if _is_embedded(settings.amqp_url, settings.rabbitmq_port):
+    if is_embedded(settings.amqp_url, settings.rabbitmq_port):
         servers += rabbitmq.children(
             state / "data" / "rabbitmq",
             port=settings.rabbitmq_port,
@@ -43,7 +43,7 @@ def plan(settings: Settings, environ: Mapping[str, str]) -> tuple[Child, ...]:
             environ=env,
             definitions=accounts.rabbitmq_definitions(rabbitmq_passwords),
         )
-    if _is_embedded(settings.redis_url, settings.valkey_port):
+    if is_embedded(settings.redis_url, settings.valkey_port):
         servers.append(
             valkey.child(
                 state / "data" / "valkey",
@@ -53,7 +53,7 @@ def plan(settings: Settings, environ: Mapping[str, str]) -> tuple[Child, ...]:
                 login=_login(settings, credentials.VALKEY),
             )
         )
-    if _is_embedded(settings.jobs_url, settings.jobs_port):
+    if is_embedded(settings.jobs_url, settings.jobs_port):
         servers.append(
             valkey.jobs_child(
                 state / "data" / "jobs",
@@ -130,7 +130,8 @@ def _folders(settings: Settings) -> dict[str, str]:
     }
 
 
-def _is_embedded(url: str, port: int) -> bool:
+def is_embedded(url: str, port: int) -> bool:
+    """Return whether a server's URL means the one of the stack."""
     parts = urlsplit(url)
     return parts.hostname in {"127.0.0.1", "localhost"} and parts.port == port
 

@@ -9,12 +9,13 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 from tidegate import credentials, object_store, started
 from tidegate.settings import Settings
 from tidegate.stack import halt, launch, processes, token
 from tidegate.stack.child import Child
-from tidegate.stack.errors import ChildFailed, MissingPart
+from tidegate.stack.errors import ChildFailed, MissingPart, StackError
 from tidegate.stack.plan import log_file, plan
 from tidegate.stack.ports import check_free
 from tidegate.stack.record import ChildPhase, ChildRecord, Folder, StackRecord
@@ -85,20 +86,54 @@ def _up(settings: Settings, on_progress: OnProgress) -> StackRecord:
     state.chmod(0o700)  # also one that an earlier release made for everybody to read
     folder = Folder(state / "run")
     with folder.turn():
-        for name in ("run", "log", "data"):
-            (state / name).mkdir(parents=True, exist_ok=True)
-        service_token = settings.service_token or token.ensure(state).read_text().strip()
-        token.write_metrics_token(state, service_token)
-        credentials.ensure(settings.secrets_path)
+        _prepare(settings)
         watch = Watch(on_progress)
         record = folder.read()
         if not (record.supervisor and record.supervisor.alive()):
-            children = plan(settings, os.environ)
-            _clear_leftovers(record, children)
-            check_free(port for child in children for port in child.ports)
-            started.write(state, started.of(settings, os.environ))
+            children = _planned(settings, record)
             return _wait(folder, _start_supervisor(children, state), watch, state)
         return _wait(folder, None, watch, state)
+
+
+def run(settings: Settings) -> NoReturn:
+    """Become the supervisor of the stack, in the foreground: for a service manager.
+
+    Raise StackError as :func:`up` does, also if the stack runs already.
+    """
+    _check_stores(settings)
+    os.umask(0o077)
+    state = settings.state_path
+    state.mkdir(mode=0o700, parents=True, exist_ok=True)
+    state.chmod(0o700)
+    folder = Folder(state / "run")
+    with folder.turn():
+        _prepare(settings)
+        record = folder.read()
+        if record.supervisor and record.supervisor.alive():
+            raise StackError(
+                f"The stack in {state} runs already, pid {record.supervisor.pid}: `tidegate down` first."
+            )
+        supervisor = _supervisor(_planned(settings, record))
+    os.execve(supervisor.argv[0], supervisor.argv, dict(supervisor.env))
+
+
+def _prepare(settings: Settings) -> None:
+    """Make the folders, tokens and passwords that are missing."""
+    state = settings.state_path
+    for name in ("run", "log", "data"):
+        (state / name).mkdir(parents=True, exist_ok=True)
+    service_token = settings.service_token or token.ensure(state).read_text().strip()
+    token.write_metrics_token(state, service_token)
+    credentials.ensure(settings.secrets_path)
+
+
+def _planned(settings: Settings, record: StackRecord) -> tuple[Child, ...]:
+    """Return the children to start, after nothing is left of earlier ones; note how they are started."""
+    children = plan(settings, os.environ)
+    _clear_leftovers(record, children)
+    check_free(port for child in children for port in child.ports)
+    started.write(settings.state_path, started.of(settings, os.environ))
+    return children
 
 
 def _check_stores(settings: Settings) -> None:
@@ -118,7 +153,11 @@ def _clear_leftovers(record: StackRecord, children: Sequence[Child]) -> None:
 
 
 def _start_supervisor(children: Sequence[Child], state: Path) -> subprocess.Popen[bytes]:
-    supervisor = Child(
+    return launch.spawn(_supervisor(children), log_file(state, "supervisor"))
+
+
+def _supervisor(children: Sequence[Child]) -> Child:
+    return Child(
         name="supervisor",
         argv=(sys.executable, "-P", "-m", "tidegate.stack"),
         # The environment that the children get: their settings are the ones resolved here.
@@ -126,7 +165,6 @@ def _start_supervisor(children: Sequence[Child], state: Path) -> subprocess.Pope
         probe=None,
         stop_order=0,
     )
-    return launch.spawn(supervisor, log_file(state, "supervisor"))
 
 
 def _wait(folder: Folder, started: subprocess.Popen[bytes] | None, watch: Watch, state: Path) -> StackRecord:

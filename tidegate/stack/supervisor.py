@@ -14,10 +14,11 @@ from typing import Any
 
 from tidegate import telemetry
 from tidegate.settings import Settings
-from tidegate.stack import halt, logs, processes
+from tidegate.stack import halt, logs, notify, processes
 from tidegate.stack.child import Child
 from tidegate.stack.errors import StackError
 from tidegate.stack.keeper import Keeper
+from tidegate.stack.notify import Notify
 from tidegate.stack.plan import log_file, plan
 from tidegate.stack.record import ChildPhase, ChildRecord, Folder, StackRecord, with_child
 
@@ -27,8 +28,9 @@ log = telemetry.logger(__name__)
 class Supervisor:
     """Runs the children until it is told to stop, and keeps ``stack.json`` true."""
 
-    def __init__(self, children: Sequence[Child], state: Path) -> None:
+    def __init__(self, children: Sequence[Child], state: Path, notify: Notify = notify.nobody) -> None:
         self._children = children
+        self._notify = notify
         self._state = state
         self._folder = Folder(state / "run")
         self._keepers: list[Keeper] = []
@@ -45,6 +47,7 @@ class Supervisor:
             return 1
         self._write()
         error = await self._keep_until_stopped()
+        self._notify(f"STOPPING=1\nSTATUS={notify.line(error) or 'stopping'}")
         self._record = replace(self._record, phase="stopping", error=error)
         self._write()
         await asyncio.to_thread(
@@ -88,6 +91,7 @@ class Supervisor:
             await event.wait()
         self._record = replace(self._record, phase="running")
         self._write()
+        self._notify(f"READY=1\nSTATUS=running, {len(self._children)} parts ready")
 
     def _running(self) -> dict[str, processes.Process]:
         return {c.name: c.process for c in self._record.children if c.process}
@@ -117,6 +121,8 @@ async def _first_error(tasks: Sequence[asyncio.Task[None]], stop: asyncio.Task[b
 def main() -> int:
     """Read the settings from the environment and keep the stack."""
     os.umask(0o077)  # whatever this process and its children write is for their user alone
+    # Before the children get this environment: none of them speaks for the stack.
+    told = notify.to(os.environ.pop("NOTIFY_SOCKET", ""))
     settings = Settings()
     telemetry.configure("supervisor", settings.log_level)
-    return asyncio.run(Supervisor(plan(settings, os.environ), settings.state_path).run())
+    return asyncio.run(Supervisor(plan(settings, os.environ), settings.state_path, told).run())

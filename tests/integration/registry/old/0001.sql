@@ -1,0 +1,25 @@
+-- The registry's database at revision 0001, as SQLite dumps it. The rows are also read on PostgreSQL.
+CREATE TABLE alembic_version (version_num VARCHAR(32) NOT NULL, CONSTRAINT alembic_version_pkc PRIMARY KEY (version_num));
+CREATE TABLE revision (id INTEGER NOT NULL, value BIGINT NOT NULL, CONSTRAINT pk_revision PRIMARY KEY (id));
+CREATE TABLE artifacts (sha256 VARCHAR(64) NOT NULL, size BIGINT NOT NULL, created_at DATETIME NOT NULL, pending_until DATETIME, CONSTRAINT pk_artifacts PRIMARY KEY (sha256));
+CREATE TABLE models (name VARCHAR(63) NOT NULL, last_number INTEGER NOT NULL, created_at DATETIME NOT NULL, CONSTRAINT pk_models PRIMARY KEY (name));
+CREATE TABLE versions (model VARCHAR(63) NOT NULL, number INTEGER NOT NULL, format VARCHAR(16) NOT NULL, artifact_sha256 VARCHAR(64) NOT NULL, filename VARCHAR(255) NOT NULL, signature JSON, metadata JSON NOT NULL, created_at DATETIME NOT NULL, CONSTRAINT pk_versions PRIMARY KEY (model, number), CONSTRAINT fk_versions_model FOREIGN KEY(model) REFERENCES models (name), CONSTRAINT fk_versions_artifact_sha256 FOREIGN KEY(artifact_sha256) REFERENCES artifacts (sha256));
+CREATE INDEX ix_versions_artifact_sha256 ON versions (artifact_sha256);
+CREATE TABLE deployments (name VARCHAR(63) NOT NULL, model VARCHAR(63) NOT NULL, version INTEGER NOT NULL, options JSON NOT NULL, declared BOOLEAN NOT NULL, override_replicas INTEGER, override_expires_at DATETIME, revision BIGINT NOT NULL, created_at DATETIME NOT NULL, CONSTRAINT pk_deployments PRIMARY KEY (name), CONSTRAINT fk_deployments_model FOREIGN KEY(model, version) REFERENCES versions (model, number));
+CREATE INDEX ix_deployments_model ON deployments (model, version);
+CREATE TABLE endpoints (name VARCHAR(63) NOT NULL, options JSON NOT NULL, revision BIGINT NOT NULL, created_at DATETIME NOT NULL, CONSTRAINT pk_endpoints PRIMARY KEY (name));
+CREATE TABLE endpoint_targets (endpoint VARCHAR(63) NOT NULL, role VARCHAR(8) NOT NULL, position INTEGER NOT NULL, deployment VARCHAR(63) NOT NULL, weight INTEGER NOT NULL, CONSTRAINT pk_endpoint_targets PRIMARY KEY (endpoint, role, position), CONSTRAINT fk_endpoint_targets_endpoint FOREIGN KEY(endpoint) REFERENCES endpoints (name) ON DELETE CASCADE, CONSTRAINT fk_endpoint_targets_deployment FOREIGN KEY(deployment) REFERENCES deployments (name));
+CREATE INDEX ix_endpoint_targets_deployment ON endpoint_targets (deployment);
+INSERT INTO alembic_version VALUES ('0001');
+INSERT INTO revision VALUES (1, 8);
+INSERT INTO artifacts VALUES ('a1a1a1a1a1a1a1a1a1a1a1a1a1a1a1a1a1a1a1a1a1a1a1a1a1a1a1a1a1a1a1a1', 2048, '2025-01-02 03:04:05.000000', NULL);
+INSERT INTO artifacts VALUES ('b2b2b2b2b2b2b2b2b2b2b2b2b2b2b2b2b2b2b2b2b2b2b2b2b2b2b2b2b2b2b2b2', 4096, '2025-01-03 03:04:05.000000', NULL);
+INSERT INTO models VALUES ('digits', 3, '2025-01-02 03:04:05.000000');
+INSERT INTO models VALUES ('gone', 7, '2024-12-31 23:59:59.999999');
+INSERT INTO versions(model,number,format,artifact_sha256,filename,signature,metadata,created_at) VALUES ('digits', 1, 'onnx', 'a1a1a1a1a1a1a1a1a1a1a1a1a1a1a1a1a1a1a1a1a1a1a1a1a1a1a1a1a1a1a1a1', 'model.onnx', '{"inputs": [{"name": "image", "datatype": "FP32", "shape": [64], "optional": false}], "outputs": [{"name": "label", "datatype": "INT64", "shape": [], "optional": false}], "max_batch_size": 64, "decoupled": false}', '{"trained_at": null, "metrics": {"accuracy": 0.98}, "dependencies": [], "tags": {"team": "vision"}, "notes": "Grüße"}', '2025-01-02 03:04:06.000000');
+INSERT INTO versions(model,number,format,artifact_sha256,filename,signature,metadata,created_at) VALUES ('digits', 3, 'python', 'b2b2b2b2b2b2b2b2b2b2b2b2b2b2b2b2b2b2b2b2b2b2b2b2b2b2b2b2b2b2b2b2', 'model.py', NULL, '{"trained_at": null, "metrics": {}, "dependencies": [], "tags": {}, "notes": ""}', '2025-01-03 03:04:06.000000');
+INSERT INTO deployments VALUES ('digits-v1', 'digits', 1, '{"min_replicas": 0, "max_replicas": 4, "scale_to_zero_after_s": 30.0, "threads": 2, "env": {"MODE": "fast"}}', FALSE, NULL, NULL, 4, '2025-01-02 03:05:00.000000');
+INSERT INTO deployments VALUES ('canary', 'digits', 3, '{"min_replicas": 1, "max_replicas": 1}', TRUE, 2, NULL, 5, '2025-01-03 03:05:00.000000');
+INSERT INTO endpoints VALUES ('digits', '{"default_timeout_ms": 5000}', 6, '2025-01-02 03:05:00.000000');
+INSERT INTO endpoint_targets VALUES ('digits', 'target', 0, 'digits-v1', 90);
+INSERT INTO endpoint_targets VALUES ('digits', 'target', 1, 'canary', 10);

@@ -1,0 +1,108 @@
+"""``tidegate backup`` and ``tidegate restore``."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from tidegate.cli import checkout
+from tidegate.cli.exits import UsageError
+from tidegate.cli.options import Json
+from tidegate.errors import Conflict
+
+if TYPE_CHECKING:
+    from tidegate.stack.backup_file import Manifest
+
+
+def backup(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="Ends with .gz or .tgz: compressed.")],
+    force: Annotated[bool, typer.Option("--force", help="Replace a file that is there.")] = False,
+    json: Json = False,
+) -> None:
+    """Back up the stack while it runs: database, models, jobs, keys, secrets and settings.
+
+    The file holds secrets, and only you can read it. Example: tidegate backup friday.tgz
+    """
+    checkout.require("backup")
+    from tidegate import stack
+    from tidegate.cli import output
+    from tidegate.cli.progress import Steps
+    from tidegate.cli.stack import StackFailed, own
+    from tidegate.stack.backup import backup as write
+
+    if file.is_dir():
+        raise UsageError(f"{file} is a folder: name a file in it.")
+    if file.exists() and not force:
+        raise Conflict(f"{file} is there already: name another file, or give --force.")
+    began = time.monotonic()
+    with Steps().shown() as steps:
+        try:
+            manifest = write(
+                own(starting=False), file.absolute(), lambda part, text: steps.change(part, "done", text)
+            )
+        except (stack.StackError, OSError) as error:
+            raise StackFailed(f"No backup was made. {error}") from None
+    size = file.stat().st_size
+
+    def human() -> None:
+        took = time.monotonic() - began
+        output.line(f"{file}: {output.size_of(size)}, {len(manifest.files)} files, {took:.1f} s.")
+        for part, why in manifest.left_out.items():
+            output.line(f"  not in it: {part}, because {why}", style="yellow")
+        output.line(f"Restore it with: tidegate restore {file}")
+
+    output.show({"file": str(file), "bytes": size, **_summary(manifest)}, json, human)
+
+
+def restore(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="Made by `tidegate backup`.")],
+    into: Annotated[
+        Path | None,
+        typer.Option("--into", metavar="DIR", help="State folder; default: that of the settings."),
+    ] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Stop a running stack, and move its data aside.")
+    ] = False,
+    json: Json = False,
+) -> None:
+    """Restore a backup into a state folder. `tidegate up` then starts the stack.
+
+    The checksums are verified first. Data that is there is not touched without --force, and not deleted
+    with it. Example: tidegate restore friday.tgz --into /srv/tidegate
+    """
+    checkout.require("restore")
+    from tidegate import stack
+    from tidegate.cli import api, output
+    from tidegate.cli.progress import Steps
+    from tidegate.cli.stack import StackFailed, own
+    from tidegate.stack.restore import restore as read
+
+    found = own(starting=True) if into is None else api.settings_with({"state_dir": into.absolute()})
+    with Steps().shown() as steps:
+        try:
+            manifest = read(
+                found,
+                file.absolute(),
+                force=force,
+                on_step=lambda part, text: steps.change(part, "done", text),
+            )
+        except (stack.StackError, OSError) as error:
+            raise StackFailed(f"Nothing was restored. {error}") from None
+
+    def human() -> None:
+        output.line(f"{found.state_path} is as it was at {output.moment(manifest.created_at)}.")
+        for part, why in manifest.left_out.items():
+            output.line(f"  not in the backup: {part}, because {why}", style="yellow")
+        where = f"TIDEGATE_STATE_DIR={found.state_path} " if into is not None else ""
+        output.line(f"Start it: {where}tidegate up")
+
+    output.show({"state_dir": str(found.state_path), **_summary(manifest)}, json, human)
+
+
+def _summary(manifest: Manifest) -> dict[str, Any]:
+    document = manifest.to_json()
+    files: dict[str, Any] = document.pop("files")
+    return {**document, "files": len(files), "bytes_of_files": sum(each["size"] for each in files.values())}

@@ -1,0 +1,214 @@
+"""Backing up a stack while it runs: its database, artifacts, jobs, secrets and settings.
+
+Nothing is stopped and nothing is asked of the servers. The order makes the copy consistent: the database
+before the artifacts that it names, large payloads before and after the jobs that refer to them.
+"""
+
+from __future__ import annotations
+
+import platform
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import IO
+from urllib.parse import unquote, urlsplit
+
+from tidegate import __version__
+from tidegate.settings import Settings
+from tidegate.stack import databases
+from tidegate.stack.backup_file import BackupError, Manifest, Writer, written
+from tidegate.stack.plan import is_embedded
+
+OnStep = Callable[[str, str], None]
+"""Called with a part's name and a detail, when the part is in the backup."""
+
+DATABASE = {databases.SQLITE: "database.sqlite", databases.POSTGRESQL: "database.dump"}
+STATE, ARTIFACTS, BLOBS, JOBS = "state", "artifacts", "blobs", "jobs"
+# Below `data`: copied in another way, or worth nothing elsewhere.
+_NOT_AS_FILES = ("rabbitmq", "valkey", "jobs", "artifacts", "blobs")
+_TRIES = 3
+
+
+def ignore(_: str, __: str) -> None:
+    """For callers that show no progress."""
+
+
+def local_folder(url: str) -> Path | None:
+    """Return the folder of a store's URL; None: the store is elsewhere."""
+    parts = urlsplit(url)
+    if parts.scheme not in ("", "file"):
+        return None
+    return Path(unquote(parts.path) if parts.scheme else url).absolute()
+
+
+def backup(settings: Settings, place: Path, on_step: OnStep = ignore) -> Manifest:
+    """Write a backup of the stack of these settings to ``place``. Raise BackupError.
+
+    Whatever happens meanwhile, what was answered before the call is in it.
+    """
+    state = settings.state_path
+    if not (state / "data").is_dir():
+        raise BackupError(
+            f"There is no stack's data in {state}: go to the folder of `make up`, or set TIDEGATE_STATE_DIR."
+        )
+    place.parent.mkdir(parents=True, exist_ok=True)
+    for left in reversed(range(_TRIES)):
+        try:
+            return _backup(settings, place, on_step)
+        except _MissedArtifact as missed:
+            if not left:
+                raise BackupError(f"{missed}: versions are being deleted; try again.") from None
+    raise AssertionError
+
+
+class _MissedArtifact(Exception):
+    """A version of the copied database has been deleted since, and its artifact with it."""
+
+
+def _backup(settings: Settings, place: Path, on_step: OnStep) -> Manifest:
+    manifest = Manifest(
+        tidegate=__version__,
+        python=platform.python_version(),
+        created_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        state_dir=str(settings.state_path),
+        database=databases.kind_of(settings.database_url),
+    )
+    with (
+        tempfile.TemporaryDirectory(dir=place.parent, prefix=".tidegate-backup-") as aside,
+        written(place, manifest) as writer,
+    ):
+        needed = _database(settings, Path(aside), writer)
+        on_step("database", f"{manifest.database}, {_listed(manifest.counts)}")
+        _artifacts(settings, writer, needed)
+        on_step("artifacts", _amount(manifest, ARTIFACTS))
+        _blobs(settings, writer)
+        _jobs(settings, writer)
+        _blobs(settings, writer)
+        on_step("jobs", f"{_amount(manifest, JOBS)}; large payloads: {_amount(manifest, BLOBS)}")
+        _state(settings, Path(aside), writer)
+        on_step("secrets and settings", _amount(manifest, STATE))
+    return manifest
+
+
+def _database(settings: Settings, aside: Path, writer: Writer) -> set[str]:
+    """Add the registry's database; the digests of the artifacts that it needs, as far as they are known."""
+    manifest = writer.manifest
+    copy = aside / DATABASE[manifest.database]
+    if manifest.database == databases.POSTGRESQL:
+        databases.dump_postgresql(settings.database_url, copy)
+        writer.add(copy.name, copy)
+        return set()
+    source = databases.sqlite_path(settings.database_url)
+    if not source.is_file():
+        manifest.left_out["database"] = f"there is no {source}: the stack has never run"
+        return set()
+    databases.copy_sqlite(source, copy)
+    manifest.schema, manifest.counts = databases.schema(copy), databases.counts(copy)
+    writer.add(copy.name, copy)
+    return databases.artifacts(copy) if manifest.schema else set()
+
+
+def _artifacts(settings: Settings, writer: Writer, needed: set[str]) -> None:
+    root = local_folder(settings.artifact_url)
+    if root is None:
+        writer.manifest.left_out[ARTIFACTS] = (
+            f"they are in {settings.artifact_url}, which has backups of its own"
+        )
+        return
+    copied = set()
+    for path in _files(root / "sha256"):
+        if writer.add(f"{ARTIFACTS}/{path.relative_to(root)}", path):
+            copied.add(path.name)
+    if needed - copied:
+        raise _MissedArtifact(f"The artifact {min(needed - copied)} is not there")
+
+
+def _blobs(settings: Settings, writer: Writer) -> None:
+    root = local_folder(settings.blob_url)
+    if root is None:
+        writer.manifest.left_out[BLOBS] = f"they are in {settings.blob_url}"
+        return
+    for path in _files(root):
+        name = f"{BLOBS}/{path.relative_to(root)}"
+        if name not in writer.manifest.files:
+            writer.add(name, path)
+
+
+def _jobs(settings: Settings, writer: Writer) -> None:
+    """Add the log of the jobs' Valkey up to its end.
+
+    The files are opened first: a file that the server replaces and deletes meanwhile stays readable, and the
+    log may end anywhere, because the server ignores a last command that is cut off.
+    """
+    if not is_embedded(settings.jobs_url, settings.jobs_port):
+        writer.manifest.left_out[JOBS] = "their Valkey is elsewhere (TIDEGATE_JOBS_URL)"
+        return
+    folder = settings.state_path / "data" / "jobs" / "appendonlydir"
+    for left in reversed(range(_TRIES)):
+        with ExitStack() as stack:
+            try:
+                files = _opened(folder, stack)
+            except FileNotFoundError as error:
+                if not left:
+                    raise BackupError(f"The jobs' log cannot be read: {error}.") from None
+                continue
+            for name, file in files.items():
+                writer.add_open(f"{JOBS}/appendonlydir/{name}", file)
+            return
+
+
+def _opened(folder: Path, stack: ExitStack) -> dict[str, IO[bytes]]:
+    manifests = sorted(folder.glob("*.manifest"))
+    if not manifests:
+        return {}  # no job was ever kept
+    manifest = stack.enter_context(manifests[0].open("rb"))
+    names = [
+        line.split()[1].decode() for line in manifest if line.startswith(b"file ") and b" type h" not in line
+    ]
+    manifest.seek(0)
+    files = {name: stack.enter_context((folder / name).open("rb")) for name in names}
+    return {manifests[0].name: manifest, **files}
+
+
+def _state(settings: Settings, aside: Path, writer: Writer) -> None:
+    """Add what else the state folder holds: secrets, settings, dead letters, the autoscaler's past."""
+    state = settings.state_path
+    registry = databases.sqlite_path(settings.database_url) if writer.manifest.schema else None
+    for path in _kept(state):
+        name = f"{STATE}/{path.relative_to(state)}"
+        if path == registry or path.name.endswith(("-wal", "-shm", "-journal")):
+            continue
+        if path.suffix == ".db":
+            copy = aside / path.name
+            databases.copy_sqlite(path, copy)
+            writer.add(name, copy)
+        else:
+            writer.add(name, path)
+
+
+def _kept(state: Path) -> Iterator[Path]:
+    yield from (path for path in sorted(state.iterdir()) if path.is_file() and path.suffix != ".lock")
+    yield from _files(state / "secrets")
+    for path in sorted((state / "data").iterdir()):
+        if path.name not in _NOT_AS_FILES:
+            yield from _files(path) if path.is_dir() else [path]
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    """Yield the plain files below a folder, in order; what vanishes meanwhile is left out."""
+    for path in sorted(folder.rglob("*")) if folder.is_dir() else ():
+        if path.is_file() and not path.is_symlink():
+            yield path
+
+
+def _amount(manifest: Manifest, part: str) -> str:
+    if part in manifest.left_out:
+        return f"left out: {manifest.left_out[part]}"
+    sizes = [stored.size for name, stored in manifest.files.items() if name.startswith(f"{part}/")]
+    return f"{len(sizes)} files, {sum(sizes) / 1e6:.1f} MB"
+
+
+def _listed(counts: dict[str, int]) -> str:
+    return ", ".join(f"{number} {name.replace('_', ' ')}" for name, number in counts.items()) or "dumped"

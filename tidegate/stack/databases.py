@@ -1,0 +1,115 @@
+"""Copies of the registry's database: SQLite by its backup API, PostgreSQL by its own programs."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sqlite3
+import subprocess
+from collections.abc import Mapping
+from contextlib import closing
+from pathlib import Path
+from urllib.parse import unquote, urlsplit, urlunsplit
+
+from tidegate.stack.backup_file import BackupError
+
+SQLITE, POSTGRESQL = "sqlite", "postgresql"
+_LIMIT_S = 3600.0
+
+
+def kind_of(url: str) -> str:
+    """Return ``sqlite`` or ``postgresql``."""
+    return SQLITE if url.startswith("sqlite") else POSTGRESQL
+
+
+def sqlite_path(url: str) -> Path:
+    """Return the file of an SQLite URL: ``sqlite+aiosqlite:///relative`` or with four slashes, absolute."""
+    return Path(unquote(url.partition("://")[2].partition("?")[0].removeprefix("/"))).absolute()
+
+
+def copy_sqlite(source: Path, target: Path) -> None:
+    """Copy a database that may be written at the same time, as of one moment. Raise BackupError."""
+    try:
+        with closing(sqlite3.connect(source, timeout=30)) as live, closing(sqlite3.connect(target)) as copy:
+            live.backup(copy)
+            # One file, which needs nothing beside it.
+            copy.execute("PRAGMA journal_mode=DELETE")
+            (state,) = copy.execute("PRAGMA quick_check").fetchone()
+    except sqlite3.Error as error:
+        raise BackupError(f"{source} cannot be copied: {error}.") from None
+    if state != "ok":
+        raise BackupError(f"{source} is damaged: {state}.")
+
+
+def counts(path: Path) -> dict[str, int]:
+    """Return the number of rows of the tables that matter, in a copy of the registry's database."""
+    with closing(sqlite3.connect(path)) as copy:
+        there = {name for (name,) in copy.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+        wanted = [
+            each for each in ("models", "versions", "deployments", "endpoints", "api_keys") if each in there
+        ]
+        return {each: copy.execute(f'SELECT count(*) FROM "{each}"').fetchone()[0] for each in wanted}
+
+
+def schema(path: Path) -> str | None:
+    """Return the revision of the tables in a copy of the registry's database."""
+    with closing(sqlite3.connect(path)) as copy:
+        try:
+            row = copy.execute("SELECT version_num FROM alembic_version").fetchone()
+        except sqlite3.OperationalError:
+            return None
+    return str(row[0]) if row else None
+
+
+def artifacts(path: Path) -> set[str]:
+    """Return the digests that a copy of the registry's database needs."""
+    with closing(sqlite3.connect(path)) as copy:
+        return {sha256 for (sha256,) in copy.execute("SELECT DISTINCT artifact_sha256 FROM versions")}
+
+
+def dump_postgresql(url: str, target: Path) -> None:
+    """Write a dump of the database in PostgreSQL's own format. Raise BackupError."""
+    place, environment = _connection(url)
+    _run("pg_dump", ["--format=custom", "--no-owner", f"--file={target}", f"--dbname={place}"], environment)
+
+
+def load_postgresql(url: str, source: Path, *, replace: bool) -> None:
+    """Read a dump into the database, all of it or nothing; ``replace``: instead of what is there."""
+    place, environment = _connection(url)
+    options = ["--no-owner", "--single-transaction", "--exit-on-error", f"--dbname={place}"]
+    _run("pg_restore", [*options, *(["--clean", "--if-exists"] if replace else []), str(source)], environment)
+
+
+def postgresql_is_empty(url: str) -> bool:
+    """Return whether the database has no tables of the registry."""
+    place, environment = _connection(url)
+    query = "SELECT count(*) FROM pg_tables WHERE tablename = 'alembic_version'"
+    told = _run(
+        "psql", ["--no-psqlrc", "--tuples-only", "--no-align", f"--command={query}", place], environment
+    )
+    return told.strip() == "0"
+
+
+def _connection(url: str) -> tuple[str, dict[str, str]]:
+    """Return the URL as PostgreSQL's programs read it, and an environment with its password."""
+    parts = urlsplit(url)
+    host = parts.netloc.rpartition("@")[2]
+    user = f"{parts.username}@" if parts.username else ""
+    place = urlunsplit(("postgresql", f"{user}{host}", parts.path, parts.query, ""))
+    password = {"PGPASSWORD": unquote(parts.password)} if parts.password else {}
+    return place, {**os.environ, **password}
+
+
+def _run(program: str, arguments: list[str], environment: Mapping[str, str]) -> str:
+    found = shutil.which(program)
+    if found is None:
+        raise BackupError(
+            f"The registry's database is PostgreSQL, and {program} is not installed: install the package "
+            "postgresql-client (at least of the server's version)."
+        )
+    done = subprocess.run(
+        [found, *arguments], env=environment, capture_output=True, text=True, timeout=_LIMIT_S, check=False
+    )
+    if done.returncode:
+        raise BackupError(f"{program} failed: {done.stderr.strip()[-1000:]}")
+    return done.stdout

@@ -1,0 +1,131 @@
+"""The systemd unit of a stack, as text. A pure function: nothing is written or started."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tidegate.stack.starting import LIMIT_S as START_LIMIT_S
+from tidegate.stack.stopping import LIMIT_S as STOP_LIMIT_S
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9:_.@-]{0,100}")
+
+_HEAD = """\
+# Written by `tidegate service install`. Your own changes belong into {name}.service.d/*.conf.
+[Unit]
+Description=Tidegate model serving ({state})
+{order}RequiresMountsFor={mounts}
+StartLimitIntervalSec=10min
+StartLimitBurst=5
+
+[Service]
+# The supervisor stays in the foreground and says when every part is ready: other units can wait for that,
+# and its death is seen at once. A forking unit would have to guess which of the processes is the main one.
+Type=notify
+NotifyAccess=main
+{user}WorkingDirectory={folder}
+{environment}ExecStart={run}
+ExecStop={down}
+Restart=on-failure
+RestartSec=5
+TimeoutStartSec={start_limit}
+# Callers get their answers, jobs and replicas end, then the servers.
+TimeoutStopSec={stop_limit}
+# `down` ends everything in its order; what is left then is killed.
+KillMode=mixed
+# A model that is killed for its memory is replaced; it does not end the stack.
+OOMPolicy=continue
+Delegate=yes
+LimitNOFILE=65536
+TasksMax=infinity
+UMask=0077
+
+# Hardening. Models run in a sandbox of their own, made of mount and user namespaces. So these stay off:
+# RestrictNamespaces, PrivateUsers, ProtectProc, ProtectKernelTunables, SystemCallFilter (the sandbox),
+# PrivateDevices, ProtectClock (GPUs), ProtectControlGroups (limits of replicas),
+# MemoryDenyWriteExecute (compilers within models).
+NoNewPrivileges=yes
+LockPersonality=yes
+RestrictRealtime=yes
+RestrictSUIDSGID=yes
+SystemCallArchitectures=native
+RestrictAddressFamilies=AF_UNIX AF_INET AF_INET6 AF_NETLINK
+{hardening}
+[Install]
+WantedBy={target}
+"""
+_ORDER = """\
+Wants=network-online.target
+After=network-online.target nvidia-persistenced.service
+"""
+# These need mounts, which a user's own service manager cannot make everywhere.
+_SYSTEM_HARDENING = """\
+ProtectSystem=full
+ProtectHostname=yes
+ProtectKernelModules=yes
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """What a unit says. ``user``: whom a system-wide unit runs as; empty: of the user's own manager."""
+
+    state: Path
+    python: Path
+    folder: Path
+    user: str = ""
+    group: str = ""
+    environment: Mapping[str, str] = field(default_factory=dict)
+    name: str = "tidegate"
+
+    @property
+    def system(self) -> bool:
+        """Whether the unit is of the whole machine."""
+        return bool(self.user)
+
+
+def check_name(name: str) -> str:
+    """Return the name of a unit without its ending. Raise ValueError."""
+    bare = name.removesuffix(".service")
+    if not _NAME.fullmatch(bare):
+        raise ValueError(f"{name!r} is no name of a unit: write letters, digits, '-', '_' and '.'.")
+    return bare
+
+
+def text_of(unit: Unit) -> str:
+    """Return the unit's file."""
+    user = f"User={unit.user}\n" + (f"Group={unit.group}\n" if unit.group else "") if unit.system else ""
+    values = {"TIDEGATE_STATE_DIR": str(unit.state), **unit.environment}
+    command = (str(unit.python), "-P", "-m", "tidegate.cli")
+    return _HEAD.format(
+        name=unit.name,
+        state=_path(unit.state),
+        mounts=_quoted(str(unit.state)),
+        order=_ORDER if unit.system else "",
+        user=user,
+        folder=_path(unit.folder),
+        environment="".join(f"Environment={_quoted(f'{k}={v}')}\n" for k, v in sorted(values.items())),
+        run=_command((*command, "service", "run")),
+        down=_command((*command, "down")),
+        start_limit=f"{START_LIMIT_S + 30:.0f}",
+        stop_limit=f"{STOP_LIMIT_S + 30:.0f}",
+        hardening=_SYSTEM_HARDENING if unit.system else "",
+        target="multi-user.target" if unit.system else "default.target",
+    )
+
+
+def _command(words: Sequence[str]) -> str:
+    # `$` begins a variable there.
+    return " ".join(_quoted(word.replace("$", "$$")) for word in words)
+
+
+def _quoted(word: str) -> str:
+    """Return a word as systemd reads it: `%` begins a specifier, and blanks separate words."""
+    escaped = word.replace("\\", "\\\\").replace('"', '\\"').replace("%", "%%").replace("\n", "\\n")
+    return f'"{escaped}"' if re.search(r"[\s\"'\\;]", word) else escaped
+
+
+def _path(path: Path) -> str:
+    return str(path).replace("%", "%%")
