@@ -141,8 +141,9 @@ async def _kill(
     workers: Sequence[Worker], outcome: Outcome, begun: float, seconds: float, every_s: float
 ) -> None:
     async with httpx.AsyncClient(trust_env=False, timeout=5) as http:
-        while (at := begun + (outcome.kills + 1) * every_s) < begun + seconds:
-            await asyncio.sleep(max(0.0, at - time.monotonic()))
+        # By the clock, and not sooner where a start took longer than that.
+        while (at := every_s * (1 + (time.monotonic() - begun) // every_s)) < seconds:
+            await asyncio.sleep(begun + at - time.monotonic())
             worker = workers[outcome.kills % len(workers)]
             dead = await _living(worker)
             for pid in dead:

@@ -113,7 +113,11 @@ class Life:
         self._heartbeat = Heartbeat(store, settings.heartbeat_interval_s, self._report)
         self._model_report = ModelReport(store, self._deployment.name)
         self._loading: Loading | None = None
-        self._watch = ModelWatch(self._deployment.progress_timeout_s, self._died)
+        self._watch = ModelWatch(
+            self._deployment.progress_timeout_s,
+            self._died,
+            lambda: self._work.waiting() if self._work else (),
+        )
         self._gpus = Gpus(lambda: self._triton.metrics_port if self._triton else 0)
         self.ended = asyncio.Event()
         self.failed = False
@@ -439,6 +443,7 @@ class Life:
             self._use(self._model(self._client, models[-1]))
             self._say("ready", self._loading.caveat if self._loading else "")
             await self._open()
+            self._outbox.suspected.set()  # those that it has published itself are run at once
             await self._heartbeat.beat()
 
     async def _rest(self, pause_s: float) -> None:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from services.worker.adapters.model import Model
 from services.worker.adapters.model_processes import ModelProcesses
 from services.worker.adapters.triton_client import TritonClient
 from services.worker.adapters.triton_process import TritonProcess
-from services.worker.domain.deaths import MODEL, SERVER, Death, Row, after_death, silence_limit
+from services.worker.domain.deaths import MODEL, SERVER, Death, Row, Silence, after_death, silence_limit
 from services.worker.metrics import MODEL_DEATHS
 from tidegate import tasks, telemetry
 from tidegate.protocol.presence import ModelDeath
@@ -26,11 +26,18 @@ LOST_LIMIT_S = 5.0
 class ModelWatch:
     """Ends the model server as soon as one of its model's processes is of no use any more.
 
-    ``on_death`` is called then, before any call has failed. ``last`` is the last death, as it is reported.
+    ``on_death`` is called then, before any call has failed. ``waiting`` returns for each open call how long
+    its callers wait, in seconds. ``last`` is the last death, as it is reported.
     """
 
-    def __init__(self, progress_timeout_s: float | None, on_death: Callable[[Death], None]) -> None:
+    def __init__(
+        self,
+        progress_timeout_s: float | None,
+        on_death: Callable[[Death], None],
+        waiting: Callable[[], Sequence[float]] = list,
+    ) -> None:
         self._progress_timeout_s = progress_timeout_s
+        self._waiting = waiting
         self._on_death = on_death
         self._triton: TritonProcess | None = None
         self._model: Model | None = None
@@ -39,6 +46,7 @@ class ModelWatch:
         self._death: Death | None = None
         self._row = Row()
         self._began = 0.0
+        self._silence = Silence(0.0)
         self._total = 0
         self.last: ModelDeath | None = None
 
@@ -47,6 +55,7 @@ class ModelWatch:
         self.end()
         self._triton, self._model, self._death = triton, model, None
         self._began = time.monotonic()
+        self._silence = Silence(self._began)
         self._processes = ModelProcesses(triton.pid, triton.descendants(), self._on_end)
         self._task = asyncio.create_task(self._run(), name="model watch")
 
@@ -72,8 +81,10 @@ class ModelWatch:
         if self._processes.look():
             self._die(ended_for="it was stopped by a signal (SIGSTOP)")
             return
-        limit = silence_limit(self._progress_timeout_s, self._model.silence.patience_s)
-        if self._model.silence.lasts(time.monotonic()) > limit:
+        silence = self._silence
+        silence.look(time.monotonic(), self._model.answers, self._waiting())
+        limit = silence_limit(self._progress_timeout_s, silence.patience_s)
+        if silence.lasts_s > limit:
             self._die(ended_for=f"it answered no call for {limit:g} s")
 
     def blame(self, why: str) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import sys
 import time
 from collections import defaultdict
@@ -177,6 +178,15 @@ class Work:
 
     def _open_calls(self) -> int:
         return len(self._calls) + self.streams.running + (self._jobs.calling if self._jobs else 0)
+
+    def waiting(self) -> list[float]:
+        """Return for how many seconds the callers of each open call wait; jobs and streams wait for ever."""
+        offset = time.monotonic() - time.time()
+        found = [
+            max(item.request.deadline_ms / 1e3 + offset - item.received for item in group)
+            for group in self._calls.values()
+        ]
+        return found + [math.inf] * (self.streams.running + (self._jobs.calling if self._jobs else 0))
 
     @asynccontextmanager
     async def alone(self) -> AsyncIterator[None]:

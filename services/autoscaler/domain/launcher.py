@@ -128,6 +128,8 @@ def parse_replica(replica: str) -> tuple[str, int, int] | None:
 def fingerprint(deployment: Deployment) -> str:
     """Digest of what a worker reads at its start: another value asks for another worker."""
     read = {"model", "version", "env", "threads", "instances", "batching", "resources", "image"}
+    if deployment.progress_timeout_s is not None:  # else as before there was this field
+        read.add("progress_timeout_s")
     return _digest(deployment.model_dump(mode="json", include=read))
 
 

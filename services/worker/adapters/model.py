@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
@@ -15,7 +14,6 @@ import orjson
 from services.worker.adapters.http_calls import HttpAnswer
 from services.worker.adapters.shared_memory import Region, Regions, aligned
 from services.worker.adapters.triton_client import ModelInferRequest, TritonClient
-from services.worker.domain.deaths import Silence
 from services.worker.domain.output_check import OutputCheck
 from services.worker.domain.pace import Quickness
 from services.worker.domain.split import Output
@@ -69,7 +67,8 @@ class Model:
         check: OutputCheck | None = None,
     ) -> None:
         self.decoupled = decoupled
-        self.silence = Silence()
+        # Answers so far, also those that say that the model has failed: it is alive.
+        self.answers = 0
         self._check = check
         self._told_at = float("-inf")
         self._cached = cached
@@ -94,21 +93,6 @@ class Model:
         Raises what :meth:`TritonClient.infer` raises. Cancelling the task cancels the call in Triton, unless
         it is one of a quick model (ADR 011).
         """
-        silence, answered = self.silence, False
-        number = silence.begin(time.monotonic(), timeout_s)
-        try:
-            found = await self._run(requests, timeout_s, parameters)
-            answered = True
-            return found
-        except ModelFailed:
-            answered = True
-            raise
-        finally:
-            silence.end(number, time.monotonic(), answered=answered)
-
-    async def _run(
-        self, requests: list[Request], timeout_s: float, parameters: Mapping[str, str] | None
-    ) -> Answer:
         if self.decoupled:
             raise BadRequest(
                 "the model gives any number of answers to a request (it is decoupled): ask by "
@@ -131,7 +115,7 @@ class Model:
                 ):
                     raise
                 self._row_bytes = {}
-                return await self._run(requests, timeout_s, parameters)
+                return await self.call(requests, timeout_s, parameters)
         else:
             found = await self._small(requests[0].key, key, rows, contents, timeout_s, parameters)
         if self._check is not None and not self._check.agrees(found.outputs, rows):
@@ -164,7 +148,7 @@ class Model:
                 f"({', '.join(sorted(key.parameters))}) apart: send none, or deploy it without response_cache"
             )
         first = requests[0]._replace(key=call_key(key.inputs, (), {}))
-        found = await self._run([first, *requests[1:]], timeout_s, parameters)
+        found = await self.call([first, *requests[1:]], timeout_s, parameters)
         by_name = {output.name: output for output in found.outputs}
         missing = [name for name in key.outputs if name not in by_name]
         if missing:
@@ -193,13 +177,15 @@ class Model:
                     head += _with_parameters(ModelInferRequest(), parameters).SerializeToString()
                 left_s = timeout_s - (time.monotonic() - started)
                 found = await self._by_grpc(head, contents, left_s)
-        except (BadRequest, ModelFailed, PayloadTooLarge):
+        except (BadRequest, ModelFailed, PayloadTooLarge) as error:
             self._quickness.refused(time.monotonic() - started)
+            self.answers += isinstance(error, ModelFailed)
             raise
         except BaseException:
             self._quickness.given_up(time.monotonic() - started)
             raise
         self._quickness.answered(time.monotonic() - started)
+        self.answers += 1
         return found
 
     async def _region(self, key: CallKey, rows: int, contents: list[list[Buffer]]) -> Region | None:
@@ -225,18 +211,18 @@ class Model:
         message = self._begun(key)
         _put_tensors(message, key, request.rows)
         message.raw_input_contents.extend(map(bytes, request.data))
-        number = self.silence.begin(time.monotonic(), math.inf)
         try:
             async with aclosing(self._client.stream(message)) as answers:
                 async for answer in answers:
-                    self.silence.answered(time.monotonic())
+                    self.answers += 1
                     outputs = _outputs(answer)
                     if self._check is not None and outputs and not self._check.agrees(outputs, 0):
                         self._contradicted()
                     yield _answer(answer, self._sorted(outputs, key))
-            self.silence.answered(time.monotonic())
-        finally:
-            self.silence.end(number, time.monotonic(), answered=False)
+            self.answers += 1
+        except ModelFailed:
+            self.answers += 1
+            raise
 
     def _sorted(self, found: list[Output], key: CallKey) -> list[Output]:
         # Triton gives them in an order of its own, another one in each process.
@@ -310,13 +296,15 @@ class Model:
         try:
             answer = await self._client.infer(message, timeout_s)
             found = _answer(answer, _from_region(answer, region, places))
-        except (BadRequest, ModelFailed):
+        except (BadRequest, ModelFailed) as error:
             self._regions.give(region)
+            self.answers += isinstance(error, ModelFailed)
             raise
         except BaseException:
             self._regions.retire(region)
             raise
         self._regions.give(region)
+        self.answers += 1
         return found
 
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import signal
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 MODEL, SERVER = "the model's process", "the model server"
 # A process that lived for so long was well: its end is the first one again.
 QUIET_S = 60.0
-# Starts are at least so far apart after a second death in a row: then twice as far with each, up to the cap.
-FIRST_PAUSE_S = 0.5
+# A process that dies sooner than this after its start makes the next start wait, then twice as long.
+SHORTEST_LIFE_S = 0.5
+# What lies between two looks counts for no more: it may be that the worker did not run.
+LONGEST_LOOK_S = 1.0
 LONGEST_PAUSE_S = 5.0
 
 
@@ -57,74 +60,59 @@ def of_wait_status(raw: int) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """Deaths in a row, each within ``QUIET_S`` of its start. ``pause_s`` is what the next start waits."""
+    """Deaths in a row, each within ``QUIET_S`` of its start. ``pause_s`` is what the next start waits.
+
+    ``quick`` are those of late that came before the process had lived for as long as :func:`apart`.
+    """
 
     deaths: int = 0
     pause_s: float = 0.0
+    quick: int = 0
+
+
+def apart(quick: int) -> float:
+    """Return how far apart starts are after so many quick deaths, in seconds: 0.5, 1, 2, 4, then 5."""
+    return min(LONGEST_PAUSE_S, SHORTEST_LIFE_S * 2.0 ** min(quick, 16))
 
 
 def after_death(row: Row, lived_s: float, *, excused: bool = False) -> Row:
     """Return the row with one more death, of a process that had served for ``lived_s`` seconds.
 
-    The first death never waits. After others, starts are at least 0.5 s apart, then 1, 2, 4 and 5 s. A
-    process that lived for longer than that is started again at once. ``excused``: a request that had killed
-    before ran alone, so it is to blame and not the model: others do not wait for that.
+    Only quick deaths make starts wait, and never the first one. A process that did its work for a while is
+    started again at once.
+    ``excused``: a request that had killed before ran alone, so it is to blame and not the model.
     """
     if lived_s >= QUIET_S:
         return Row(1)
     if excused:
-        return Row(max(1, row.deaths))
-    deaths = row.deaths + 1
-    if deaths == 1:
-        return Row(1)
-    apart_s = min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2.0 ** min(deaths - 2, 16))
-    return replace(row, deaths=deaths, pause_s=max(0.0, apart_s - lived_s))
+        return replace(row, deaths=max(1, row.deaths), pause_s=0.0)
+    if lived_s >= apart(row.quick):
+        return Row(row.deaths + 1, 0.0, max(0, row.quick - 1))
+    return Row(row.deaths + 1, apart(row.quick) - lived_s if row.deaths else 0.0, row.quick + 1)
 
 
 class Silence:
-    """How long a model has owed an answer. Times are seconds of one monotonic clock.
+    """How long a model has owed an answer, in seconds, as far as regular looks can tell.
 
-    Time counts while calls are open; each answer of the model ends the silence.
+    Time counts while calls are open; each answer of the model ends the silence. ``patience_s`` is the longest
+    time that the callers of this silence wait, also of calls that were given up.
     """
 
-    __slots__ = ("_counted", "_given_up", "_next", "_open", "_since")
+    __slots__ = ("_answers", "_looked", "lasts_s", "patience_s")
 
-    def __init__(self) -> None:
-        self._open: dict[int, float] = {}
-        self._next = 0
-        self._counted = self._since = self._given_up = 0.0
+    def __init__(self, now: float) -> None:
+        self._answers = 0
+        self._looked = now
+        self.lasts_s = self.patience_s = 0.0
 
-    @property
-    def patience_s(self) -> float:
-        """Return the longest time that the callers of this silence wait, also of calls that were given up."""
-        return max(self._given_up, *self._open.values(), 0.0)
-
-    def begin(self, now: float, patience_s: float) -> int:
-        """Count a call whose callers wait for ``patience_s``; return its number."""
-        if not self._open:
-            self._since = now
-        self._next += 1
-        self._open[self._next] = patience_s
-        return self._next
-
-    def end(self, number: int, now: float, *, answered: bool) -> None:
-        """Count the end of a call."""
-        patience_s = self._open.pop(number)
-        if answered:
-            self.answered(now)
-            return
-        self._given_up = max(self._given_up, patience_s)
-        if not self._open:
-            self._counted += now - self._since
-
-    def answered(self, now: float) -> None:
-        """End the silence, and begin the next one if calls are open."""
-        self._counted = self._given_up = 0.0
-        self._since = now
-
-    def lasts(self, now: float) -> float:
-        """Return for how long calls were open without an answer to any."""
-        return self._counted + (now - self._since if self._open else 0.0)
+    def look(self, now: float, answers: int, waiting: Sequence[float]) -> None:
+        """Take in how many answers there were so far, and how long the callers of each open call wait."""
+        spent_s, self._looked = now - self._looked, now
+        if answers != self._answers:
+            self._answers, self.lasts_s, self.patience_s = answers, 0.0, 0.0
+        elif waiting:
+            self.lasts_s += min(spent_s, LONGEST_LOOK_S)
+            self.patience_s = max(self.patience_s, *waiting)
 
 
 # Without a limit of the Deployment's own. A model whose callers wait for longer gets that time.

@@ -32,6 +32,7 @@ def test_what_is_no_replica(name):
         ({"threads": 2}, True),
         ({"instances": 2}, True),
         ({"batching": {"max_batch": 4}}, True),
+        ({"progress_timeout_s": 5}, True),
         ({"max_replicas": 5}, False),
         ({"target_wait_ms": 5}, False),
         ({"max_queue": 5}, False),

@@ -49,44 +49,53 @@ def test_what_wait_says() -> None:
     assert [of_wait_status(raw) for raw in (7 << 8, 9, 11 | 0x80, 0)] == [7, -9, -11, 0]
 
 
-def test_starts_are_further_apart_with_each_death_in_a_row() -> None:
+def test_quick_deaths_make_starts_wait_longer_and_longer() -> None:
     row, pauses = Row(), []
-    for _ in range(8):
+    for _ in range(6):
         row = after_death(row, 0.0)
         pauses.append(row.pause_s)
-    assert pauses == [0.0, 0.5, 1.0, 2.0, 4.0, 5.0, 5.0, 5.0]
-    assert row.deaths == 8
+    assert pauses == [0.0, 1.0, 2.0, 4.0, 5.0, 5.0]
+    assert row.deaths == 6
 
 
-def test_a_process_that_lived_for_longer_than_the_pause_does_not_wait() -> None:
-    assert after_death(Row(5), 10.0) == Row(6, 0.0)
-    assert after_death(Row(5), 3.0) == Row(6, 2.0)
-    assert after_death(Row(5), QUIET_S) == Row(1, 0.0), "a quiet time ends the row"
+def test_a_process_that_did_its_work_for_a_while_is_started_at_once() -> None:
+    """Killed every five seconds it is back every time, and each such death makes the row less severe."""
+    row = Row()
+    for _ in range(20):
+        row = after_death(row, 3.0)
+        assert row.pause_s == 0.0
+    assert (row.deaths, row.quick) == (20, 0)
+    assert after_death(Row(5, quick=2), 3.0) == Row(6, 0.0, 1)
+    assert after_death(Row(5, quick=3), 3.0) == Row(6, 1.0, 4), "too soon, after deaths that were sooner"
+
+
+def test_a_quiet_time_ends_the_row() -> None:
+    assert after_death(Row(9, 5.0, 4), QUIET_S) == Row(1)
 
 
 def test_a_request_that_is_to_blame_does_not_make_others_wait() -> None:
-    assert after_death(Row(5, 5.0), 0.1, excused=True) == Row(5, 0.0)
+    assert after_death(Row(5, 5.0, 3), 0.1, excused=True) == Row(5, 0.0, 3)
     assert after_death(Row(), 0.1, excused=True) == Row(1)
 
 
 def test_silence_counts_while_calls_are_open() -> None:
-    silence = Silence()
-    assert silence.lasts(100.0) == 0.0
-    first = silence.begin(100.0, 30.0)
-    silence.begin(110.0, 5.0)
-    assert silence.lasts(125.0) == 25.0
-    silence.end(first, 130.0, answered=True)
-    assert silence.lasts(131.0) == 1.0, "the other call has waited since the last answer"
+    silence = Silence(100.0)
+    for second in range(1, 31):
+        silence.look(100.0 + second, 0, [30.0, 5.0])
+    assert (silence.lasts_s, silence.patience_s) == (30.0, 30.0)
+    for second in range(31, 90):
+        silence.look(100.0 + second, 0, [])
+    assert silence.lasts_s == 30.0, "nothing is owed between two calls"
+    silence.look(190.0, 0, [5.0])
+    assert (silence.lasts_s, silence.patience_s) == (31.0, 30.0), "the calls that were given up add up"
+    silence.look(191.0, 1, [5.0])
+    assert (silence.lasts_s, silence.patience_s) == (0.0, 0.0), "an answer ends it"
 
 
-def test_the_silence_of_calls_that_were_given_up_adds_up() -> None:
-    silence = Silence()
-    silence.end(silence.begin(0.0, 30.0), 30.0, answered=False)
-    assert silence.lasts(100.0) == 30.0, "nothing is owed between two calls"
-    again = silence.begin(100.0, 5.0)
-    assert (silence.lasts(101.0), silence.patience_s) == (31.0, 30.0)
-    silence.end(again, 102.0, answered=True)
-    assert (silence.lasts(200.0), silence.patience_s) == (0.0, 0.0)
+def test_the_time_in_which_the_worker_did_not_run_is_not_the_models() -> None:
+    silence = Silence(0.0)
+    silence.look(600.0, 0, [30.0])
+    assert silence.lasts_s == 1.0
 
 
 def test_a_model_gets_the_time_that_its_callers_have() -> None:
