@@ -29,10 +29,16 @@ Count = Callable[[str, str], list[int]]
 REMEMBERED = 10_000
 _BEARER = b"Bearer "
 _WORDS = {
-    "rate": ("rate_limited", "more requests per second than this key may make"),
-    "concurrency": ("too_many_concurrent", "more requests at one time than this key may have under way"),
-    "day": ("quota_exhausted", "the requests that this key has for a day are used up"),
-    "month": ("quota_exhausted", "the requests that this key has for a month are used up"),
+    "rate": (
+        "rate_limited",
+        "this key has reached its limit of requests per second: send again after Retry-After",
+    ),
+    "concurrency": (
+        "too_many_concurrent",
+        "this key has reached its limit of requests in flight: wait for one to end",
+    ),
+    "day": ("quota_exhausted", "this key has used up its requests for the day (UTC)"),
+    "month": ("quota_exhausted", "this key has used up its requests for the month (UTC)"),
 }
 
 

@@ -318,7 +318,7 @@ class Runner:
             except TidegateError as problem:
                 error = problem
         if error is None:
-            error = Conflict("the job is not kept any more", reason="job_gone")
+            error = Conflict("the job is no longer kept", reason="job_gone")
         outcome = error.reason if error.reason in {"cancelled", "expired"} else "failed"
         return outcome, batch_lines.failed_line(row.number, row.id, shown, outcome, error)
 

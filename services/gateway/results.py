@@ -28,7 +28,10 @@ class Results:
         """The reply frame of a job that succeeded; raises ModelFailed when it is not kept any more."""
         frame = await self._store.result(job.id)
         if frame is None:
-            raise ModelFailed(f"the result of job {job.id.hex()} is not kept any more", reason="result_gone")
+            raise ModelFailed(
+                f"the result of job {job.id.hex()} is no longer kept: send the request again",
+                reason="result_gone",
+            )
         return frame
 
     async def encoded(self, job: Job, frame: bytes, binary: bool | None = None) -> tuple[bytes, list[Buffer]]:

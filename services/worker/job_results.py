@@ -59,7 +59,7 @@ class JobResults:
             except Unavailable as error:
                 if again + 1 == FETCHES:
                     raise
-                log.warning("a job's tensors are not to be had yet", extra={"problem": error.message})
+                log.warning("the tensors of a job cannot be fetched yet", extra={"problem": error.message})
                 await asyncio.sleep(_backoff(again))
         raise AssertionError("not reached")
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
-from tests.e2e.conftest import Stack
+from tests.conftest import PATIENCE_S
+from tests.e2e.conftest import REPO, Stack
 
 
 def post(stack: Stack, model: str, body: Any, **headers: str) -> httpx.Response:
@@ -72,6 +75,42 @@ def test_deadline(stack: Stack, deploy_python: Callable[..., str]):
     assert answer.status_code == 504
     assert answer.json()["reason"] == "deadline_passed"
     assert post(stack, "slow", body, **{"X-Request-Timeout-Ms": "soon"}).status_code == 400
+
+
+UNLUCKY = """
+class TritonPythonModel:
+    def initialize(self, args):
+        raise RuntimeError("no luck today")
+
+    def execute(self, requests):
+        return []
+"""
+
+
+def test_a_model_that_does_not_load_is_not_ready_and_every_call_says_why(stack: Stack, tmp_path: Path):
+    """The first call waits while it is tried, with more time than that takes."""
+    (tmp_path / "model.py").write_text(UNLUCKY)
+    signature = REPO / "examples" / "python-model" / "identity" / "signature.json"
+    options = ("--name", "unlucky", "--signature", str(signature), "--min", "1", "--max", "1")
+    stack.cli("deploy", str(tmp_path / "model.py"), *options, "--no-wait")
+    body = {"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 16], "data": [0] * 16}]}
+    url = f"{stack.settings.gateway_url}/v2/models/unlucky"
+    end = time.monotonic() + PATIENCE_S
+    while httpx.get(url).status_code == 404:
+        assert time.monotonic() < end, "the gateway does not know it"
+        time.sleep(0.1)
+    answer = httpx.post(
+        f"{url}/infer", json=body, headers={"X-Request-Timeout-Ms": "600000"}, timeout=PATIENCE_S
+    )
+    assert (answer.status_code, answer.json()["reason"]) == (503, "no_capacity")
+    assert "no luck today" in answer.json()["error"]
+    ready = httpx.get(f"{url}/ready")
+    assert (ready.status_code, ready.json()["ready"]) == (503, False)
+    assert "no luck today" in ready.json()["reason"]
+    waited = stack.run("deploy", str(tmp_path / "model.py"), *options)
+    assert waited.returncode == 4
+    assert "Tidegate goes on trying. Stop it: tidegate delete unlucky" in waited.stderr
+    assert stack.run("delete", "unlucky", "--yes").returncode == 0
 
 
 def test_a_model_error_is_told_in_its_own_words(stack: Stack, deploy_python: Callable[..., str]):

@@ -24,15 +24,15 @@ def batch(
     file: Annotated[
         str, typer.Argument(metavar="FILE|ID", help="Requests, one JSON object a line; or a batch to follow.")
     ],
-    model: Annotated[str | None, typer.Option(help="The endpoint of lines that name none.")] = None,
-    version: Annotated[str | None, typer.Option(help="The version of lines that name none.")] = None,
+    model: Annotated[str | None, typer.Option(help="The endpoint for lines that name none.")] = None,
+    version: Annotated[str | None, typer.Option(help="The version for lines that name none.")] = None,
     priority: Annotated[str, typer.Option(help="high, normal or low.")] = "low",
     ttl: Annotated[str | None, typer.Option(help="A line expires this long after it was queued.")] = None,
     output_file: Annotated[
         Path | None, typer.Option("--output", "-o", metavar="FILE", help="Results; default: stdout.")
     ] = None,
-    wait: Annotated[bool, typer.Option(help="Wait for the results; the batch goes on without.")] = True,
-    cancel: Annotated[bool, typer.Option("--cancel", help="End a batch.")] = False,
+    wait: Annotated[bool, typer.Option(help="Wait for the results; the batch goes on either way.")] = True,
+    cancel: Annotated[bool, typer.Option("--cancel", help="Cancel a batch.")] = False,
     json: Json = False,
 ) -> None:
     """Run a file of requests. One result line for each request line, in the same order.

@@ -21,23 +21,29 @@ def deploy(
         typer.Argument(metavar="FILE|DIR", help="A model file, or a folder; with --version a name."),
     ] = None,
     name: Annotated[
-        str | None, typer.Option(help="Of model and endpoint; default: from the file's name.")
+        str | None, typer.Option(help="Name of model and endpoint; default: from the file's name.")
     ] = None,
     model_format: Annotated[
         str | None, typer.Option(help="onnx, sklearn, torchscript, python or triton; default: by file name.")
     ] = None,
     min_replicas: Annotated[
-        int | None, typer.Option("--min", min=0, help="At least so many replicas.", rich_help_panel=_SCALE)
+        int | None,
+        typer.Option("--min", min=0, help="Fewest replicas; 0 lets it sleep.", rich_help_panel=_SCALE),
     ] = None,
     max_replicas: Annotated[
-        int | None, typer.Option("--max", min=1, help="At most so many replicas.", rich_help_panel=_SCALE)
+        int | None, typer.Option("--max", min=1, help="Most replicas.", rich_help_panel=_SCALE)
     ] = None,
     scale_to_zero_after: Annotated[
         str | None,
-        typer.Option(metavar="TIME", help="Sleep after so long idle (with --min 0).", rich_help_panel=_SCALE),
+        typer.Option(
+            metavar="TIME",
+            help="With --min 0: sleep after this time without requests.",
+            rich_help_panel=_SCALE,
+        ),
     ] = None,
     target_wait_ms: Annotated[
-        float | None, typer.Option(help="Scale up when requests would wait longer.", rich_help_panel=_SCALE)
+        float | None,
+        typer.Option(help="Scale up when requests would wait longer than this.", rich_help_panel=_SCALE),
     ] = None,
     threads: Annotated[
         int | None, typer.Option(min=1, help="CPU threads of a replica.", rich_help_panel=_RUN)
@@ -46,14 +52,16 @@ def deploy(
         int | None, typer.Option(min=1, help="Model instances in a replica.", rich_help_panel=_RUN)
     ] = None,
     max_batch: Annotated[
-        int | None, typer.Option(min=1, help="Rows in one model call, at most.", rich_help_panel=_RUN)
+        int | None, typer.Option(min=1, help="Most rows in one model call.", rich_help_panel=_RUN)
     ] = None,
     batch_window_ms: Annotated[
-        float | None, typer.Option(min=0, help="Wait so long to fill a batch.", rich_help_panel=_RUN)
+        float | None, typer.Option(min=0, help="How long to wait to fill a batch.", rich_help_panel=_RUN)
     ] = None,
     env: Annotated[
         list[str] | None,
-        typer.Option(metavar="K=V", help="Environment of the model; repeatable.", rich_help_panel=_RUN),
+        typer.Option(
+            metavar="K=V", help="Environment variable of the model; repeatable.", rich_help_panel=_RUN
+        ),
     ] = None,
     resource: Annotated[
         list[str] | None,
@@ -65,29 +73,40 @@ def deploy(
         ),
     ] = None,
     image: Annotated[
-        str | None, typer.Option(help="Image of its workers, if containers.", rich_help_panel=_RUN)
+        str | None,
+        typer.Option(help="Image of its workers, where they are containers.", rich_help_panel=_RUN),
     ] = None,
     signature: Annotated[
         Path | None,
-        typer.Option(metavar="FILE.json", help="Inputs and outputs, if unknown.", rich_help_panel=_ABOUT),
+        typer.Option(
+            metavar="FILE.json",
+            help="Inputs and outputs, where the file does not say them.",
+            rich_help_panel=_ABOUT,
+        ),
     ] = None,
     requirements: Annotated[
         Path | None,
         typer.Option(
-            metavar="FILE.txt", help="What its Python needs, as pip reads it.", rich_help_panel=_RUN
+            metavar="FILE.txt", help="Packages that its Python needs, in pip's format.", rich_help_panel=_RUN
         ),
     ] = None,
     allow_pickle: Annotated[
         bool,
-        typer.Option("--allow-pickle", help="Take a pickle: it can run any code.", rich_help_panel=_ABOUT),
+        typer.Option(
+            "--allow-pickle", help="Accept a pickle: loading it can run any code.", rich_help_panel=_ABOUT
+        ),
     ] = False,
     breaking: Annotated[
         bool,
-        typer.Option("--breaking", help="Take a signature that breaks callers.", rich_help_panel=_ABOUT),
+        typer.Option("--breaking", help="Accept a signature that breaks callers.", rich_help_panel=_ABOUT),
     ] = False,
     metadata: Annotated[
         Path | None,
-        typer.Option(metavar="FILE.json", help="Metadata; the options below win.", rich_help_panel=_ABOUT),
+        typer.Option(
+            metavar="FILE.json",
+            help="Metadata from a file; the options below override it.",
+            rich_help_panel=_ABOUT,
+        ),
     ] = None,
     trained_at: Annotated[
         str | None, typer.Option(metavar="DATE", help="When it was trained.", rich_help_panel=_ABOUT)

@@ -116,7 +116,7 @@ class Overview:
 MODEL_DIED = "model died"
 REMEMBERED_S = 600.0
 _SERVICE = ("service", "state", "where", "detail")
-_ENDPOINT = ("endpoint", "targets", "until they are ready")
+_ENDPOINT = ("endpoint", "targets", "serves until they are ready")
 _DEPLOYMENT = (
     "deployment", "model", "state", "ready", "desired", "runs on", "queue", "in/s", "detail"
 )  # fmt: skip

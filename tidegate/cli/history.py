@@ -98,7 +98,7 @@ def usage(
         for item in items
     ]
     columns = (*heads, "requests", "failed", "compute", "received", "sent", "tokens in", "tokens out")
-    output.show({"items": items}, json, lambda: output.table(rows, columns, "Nothing was used with a key."))
+    output.show({"items": items}, json, lambda: output.table(rows, columns, "No key was used in these days."))
 
 
 def day_of(text: str) -> str:

@@ -49,10 +49,10 @@ def jobs(
 
 def job(
     id: Id,
-    wait: Annotated[bool, typer.Option("--wait", help="Return when it is over.")] = False,
+    wait: Annotated[bool, typer.Option("--wait", help="Return when the job has ended.")] = False,
     timeout: Annotated[str, typer.Option(help="How long --wait waits.")] = "1h",
-    cancel: Annotated[bool, typer.Option("--cancel", help="End it.")] = False,
-    retry: Annotated[bool, typer.Option("--retry", help="Try a failed one again, as a new job.")] = False,
+    cancel: Annotated[bool, typer.Option("--cancel", help="Cancel the job.")] = False,
+    retry: Annotated[bool, typer.Option("--retry", help="Retry a failed job, as a new job.")] = False,
     result: Annotated[bool, typer.Option("--result", help="Show its result instead.")] = False,
     output_file: Annotated[
         Path | None, typer.Option("--output", "-o", metavar="FILE", help="Save its result as JSON.")
@@ -108,7 +108,9 @@ def _show_result(service: Service, path: str, found: Doc, file: Path | None) -> 
 
     answer = service.get(f"{path}/result")
     if not found["finished_at"] and "outputs" not in answer:
-        raise Conflict(f"The job is {found['status']}: there is no result yet (--wait).")
+        raise Conflict(
+            f"The job is {found['status']} and has no result yet. Wait for it: tidegate job ID --wait."
+        )
     if file is None:
         output.dump(answer)
         return

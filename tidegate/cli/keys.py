@@ -26,10 +26,10 @@ Scopes = Annotated[
 Endpoints = Annotated[
     list[str] | None, typer.Option("--endpoint", metavar="NAME", help="Only these endpoints; repeatable.")
 ]
-Expires = Annotated[str | None, typer.Option(metavar="TIME", help="Good for so long, such as 90d.")]
+Expires = Annotated[str | None, typer.Option(metavar="TIME", help="Expires after this time, such as 90d.")]
 Rate = Annotated[float | None, typer.Option(metavar="N", help="Requests per second.")]
-Burst = Annotated[int | None, typer.Option(metavar="N", help="Requests at once; else those of a second.")]
-Concurrency = Annotated[int | None, typer.Option(metavar="N", help="Requests under way at one time.")]
+Burst = Annotated[int | None, typer.Option(metavar="N", help="Requests at once; default: those of a second.")]
+Concurrency = Annotated[int | None, typer.Option(metavar="N", help="Requests in flight at one time.")]
 Day = Annotated[int | None, typer.Option("--day", metavar="N", help="Requests in a day (UTC).")]
 Month = Annotated[int | None, typer.Option("--month", metavar="N", help="Requests in a month (UTC).")]
 
@@ -37,7 +37,7 @@ Month = Annotated[int | None, typer.Option("--month", metavar="N", help="Request
 @keys.callback()
 def listed(
     context: typer.Context,
-    all: Annotated[bool, typer.Option("--all", help="Revoked and expired ones, too.")] = False,
+    all: Annotated[bool, typer.Option("--all", help="Also list revoked and expired keys.")] = False,
     json: Json = False,
 ) -> None:
     """List the keys; with a command do something to them."""
@@ -121,7 +121,7 @@ def change(
 @keys.command()
 def rotate(
     key: Which,
-    grace: Annotated[str, typer.Option(metavar="TIME", help="The old secret is good for so long.")] = "0s",
+    grace: Annotated[str, typer.Option(metavar="TIME", help="How long the old secret stays valid.")] = "0s",
     json: Json = False,
 ) -> None:
     """Give a key another secret; its name, limits and usage stay."""
@@ -135,7 +135,7 @@ def rotate(
 @keys.command()
 def revoke(
     key: Which,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask for confirmation.")] = False,
     json: Json = False,
 ) -> None:
     """Revoke a key, for ever."""
@@ -176,7 +176,7 @@ def _id_of(registry: Service, key: str) -> str:
         return key.removeprefix("tg_")
     named = [item["id"] for item in items if item["name"] == key and item["state"] != "revoked"]
     if not named:
-        raise NotFound(f"There is no key {key!r}.")
+        raise NotFound(f"There is no key {key!r}. `tidegate keys` lists them.")
     if len(named) > 1:
         raise UsageError(f"Several keys are called {key!r}: {', '.join(named)}.")
     return str(named[0])

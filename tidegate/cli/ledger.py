@@ -11,9 +11,7 @@ from tidegate.cli.options import Json
 
 Of = Annotated[
     str,
-    typer.Option(
-        "--principal", help="Whose: the id of an API key, or `anonymous`: callers here without a key."
-    ),
+    typer.Option("--principal", help="The id of an API key, or `anonymous` for callers here without a key."),
 ]
 
 

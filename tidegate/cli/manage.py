@@ -20,10 +20,13 @@ if TYPE_CHECKING:
 
 def scale(
     name: Name,
-    replicas: Annotated[int | None, typer.Argument(metavar="N", min=0, help="So many replicas.")] = None,
-    auto: Annotated[bool, typer.Option("--auto", help="Give it back to the autoscaler.")] = False,
+    replicas: Annotated[int | None, typer.Argument(metavar="N", min=0, help="How many replicas.")] = None,
+    auto: Annotated[bool, typer.Option("--auto", help="Let the autoscaler decide again.")] = False,
     ttl: Annotated[
-        str | None, typer.Option("--for", "--ttl", metavar="TIME", help="Only for so long, such as 2h.")
+        str | None,
+        typer.Option(
+            "--for", "--ttl", metavar="TIME", help="For how long, such as 2h; default: until --auto."
+        ),
     ] = None,
     force: Annotated[
         bool, typer.Option("--force", help="Go beyond max_replicas, as far as the host has room.")
@@ -120,7 +123,7 @@ def delete(
         bool, typer.Option("--deployment", help="NAME is a deployment: only that.")
     ] = False,
     endpoint: Annotated[bool, typer.Option("--endpoint", help="NAME is an endpoint: only that.")] = False,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask for confirmation.")] = False,
     json: Json = False,
 ) -> None:
     """Delete a model with its endpoint and deployments, or only one version, deployment or endpoint."""
@@ -191,6 +194,6 @@ def _everything(plane: Control, name: str) -> Removal:
 def confirm(warning: str) -> None:
     """Ask before something that cannot be undone; ends the command unless the answer is yes."""
     if not sys.stdin.isatty():
-        raise UsageError(f"{warning}: say --yes where nobody can be asked.")
+        raise UsageError(f"{warning}. Nobody can be asked here: repeat the command with --yes.")
     if not typer.confirm(f"{warning}. Go on?", err=True):
         raise typer.Exit(1)

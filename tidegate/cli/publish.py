@@ -259,7 +259,7 @@ def read_lines(path: Path) -> list[str]:
     except OSError as error:
         raise UsageError(f"{path}: {error.strerror}.") from None
     except UnicodeDecodeError:
-        raise UsageError(f"{path} is not a text.") from None
+        raise UsageError(f"{path} is not a text file.") from None
 
 
 def read_json(path: Path) -> Any:

@@ -39,7 +39,9 @@ def replay(
     name: Name,
     recorded: Annotated[
         bool,
-        typer.Option("--recorded", help="The arrivals of the last while (--for).", rich_help_panel=_ARRIVALS),
+        typer.Option(
+            "--recorded", help="The recorded arrivals of the time in --for.", rich_help_panel=_ARRIVALS
+        ),
     ] = False,
     file: Annotated[
         Path | None,
@@ -52,7 +54,7 @@ def replay(
     ] = Shape.SPIKE,
     rps: Annotated[float, typer.Option(help="Requests a second.", rich_help_panel=_ARRIVALS)] = 10.0,
     factor: Annotated[
-        float, typer.Option(help="How many times that, at the most.", rich_help_panel=_ARRIVALS)
+        float, typer.Option(help="The peak, in multiples of --rps.", rich_help_panel=_ARRIVALS)
     ] = 10.0,
     duration: Annotated[
         str, typer.Option("--for", metavar="TIME", help="How long.", rich_help_panel=_ARRIVALS)
@@ -75,11 +77,11 @@ def replay(
     ] = None,
     batch: Annotated[int | None, typer.Option(help="Requests in a call.", rich_help_panel=_REPLICAS)] = None,
     start: Annotated[
-        str | None, typer.Option(metavar="TIME", help="What a start takes.", rich_help_panel=_REPLICAS)
+        str | None, typer.Option(metavar="TIME", help="How long a start takes.", rich_help_panel=_REPLICAS)
     ] = None,
     picture: Annotated[Path | None, typer.Option(metavar="FILE.png", help="Where to draw it.")] = None,
     verify: Annotated[
-        bool, typer.Option("--verify", help="Decide what was recorded again, and compare.")
+        bool, typer.Option("--verify", help="Decide the recorded rounds again, and compare.")
     ] = False,
     json: Json = False,
 ) -> None:

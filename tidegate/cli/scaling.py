@@ -12,7 +12,7 @@ import typer
 from tidegate.cli.exits import UsageError
 from tidegate.cli.options import Json, Name, seconds
 
-For = Annotated[str | None, typer.Option("--for", metavar="TIME", help="Only for so long, such as 2h.")]
+For = Annotated[str | None, typer.Option("--for", metavar="TIME", help="For how long, such as 2h.")]
 
 _HEADS = (
     "deployment", "desired", "ready", "starting", "draining", "limits", "queue", "arriving/s", "served/s",
@@ -140,7 +140,7 @@ def _show_policy(found: Mapping[str, Any]) -> None:
 def pause(
     name: Name,
     hold: Annotated[
-        bool, typer.Option("--hold", help="Keep the replicas that there are, whatever the load.")
+        bool, typer.Option("--hold", help="Keep the replicas that run now, whatever the load.")
     ] = False,
     duration: For = None,
     json: Json = False,
@@ -170,8 +170,8 @@ def drain(
 
 def cordon(
     host: Annotated[str | None, typer.Argument(metavar="HOST", help="Without it: list the hosts.")] = None,
-    off: Annotated[bool, typer.Option("--off", help="Let replicas be started there again.")] = False,
-    drain_: Annotated[bool, typer.Option("--drain", help="Let those that are there finish, too.")] = False,
+    off: Annotated[bool, typer.Option("--off", help="Allow new replicas there again.")] = False,
+    drain_: Annotated[bool, typer.Option("--drain", help="Also drain the replicas that run there.")] = False,
     json: Json = False,
 ) -> None:
     """Start no more replicas on a host."""

@@ -111,7 +111,7 @@ def show(name: str, document: Doc) -> None:
 
     number, deployment = document["deployment"]["version"], document["deployment"]["name"]
     if document["status"] is None:
-        output.line(f"{name} version {number} is on its way as {deployment}: `tidegate status`")
+        output.line(f"{name} version {number} is starting as {deployment}. Follow it: tidegate status")
         return
     took = document["seconds"]
     output.line(f"{name} serves version {number} ({deployment}), {took:.1f} s after the command.")

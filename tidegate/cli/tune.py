@@ -56,9 +56,11 @@ def tune(
         ),
     ] = None,
     point_seconds: Annotated[
-        float, typer.Option("--seconds", min=0.1, max=600, help="Of load for each point.")
+        float, typer.Option("--seconds", min=0.1, max=600, help="Seconds of load for each point.")
     ] = 2.0,
-    limit: Annotated[str, typer.Option(metavar="TIME", help="Begin no setting after so long.")] = "10m",
+    limit: Annotated[
+        str, typer.Option(metavar="TIME", help="Begin no further setting after this time.")
+    ] = "10m",
     png: Annotated[Path | None, typer.Option(metavar="FILE", help="The picture. [./MODEL-tune.png]")] = None,
     apply: Annotated[bool, typer.Option("--apply", help="Give the deployment the chosen batching.")] = False,
     json: Json = False,

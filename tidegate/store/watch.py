@@ -84,7 +84,7 @@ class Watch:
             async with asyncio.timeout(OPERATION_TIMEOUT_S):
                 await confirmed.wait()
         except TimeoutError:
-            raise StoreUnavailable("The store does not tell of changes.") from None
+            raise StoreUnavailable("The store does not announce changes.") from None
 
     async def _send(self, command: str, ids: list[bytes]) -> None:
         if self._connection is None:

@@ -94,7 +94,7 @@ def test_a_key_is_meant_by_id_prefix_or_name(plane, tidegate):
     assert "cd34, ef56" in err
     assert tidegate("keys", "revoke", "none", "--yes")[0] == exits.NOT_FOUND
     code, _, err = tidegate("keys", "revoke", "robot")
-    assert (code, "say --yes" in err) == (exits.USAGE, True)
+    assert (code, "repeat the command with --yes" in err) == (exits.USAGE, True)
 
 
 def test_change_and_rotate(plane, tidegate):

@@ -169,7 +169,7 @@ def test_deploy_of_known_bytes_uploads_nothing(deployable: Any, tidegate: Any, t
     assert code == 0
     assert "registry PUT /v1/artifacts" not in deployable.seen
     assert "was there already" in err
-    assert "on its way as digits-v1" in out
+    assert "is starting as digits-v1" in out
 
 
 def test_deploy_tells_what_triton_said(deployable: Any, tidegate: Any, tmp_path: Path) -> None:
