@@ -132,4 +132,9 @@ def _environment(state: Path, extra: Mapping[str, str]) -> dict[str, str]:
         f"TIDEGATE_{name.upper()}": str(port)
         for name, port in zip(PORTS, free_ports(len(PORTS)), strict=True)
     }
-    return ours | ports | {"TIDEGATE_STATE_DIR": str(state), "TIDEGATE_RUNTIME_DIR": runtime} | dict(extra)
+    places_of_its_own = {
+        "TIDEGATE_STATE_DIR": str(state),
+        "TIDEGATE_RUNTIME_DIR": runtime,
+        "TIDEGATE_CONFIG_DIR": str(state / "config"),  # the user's contexts stay as they are
+    }
+    return ours | ports | places_of_its_own | dict(extra)
