@@ -27,6 +27,8 @@ from tidegate import telemetry
 DROPPED = Counter("tidegate_worker_model_log_dropped_bytes_total", "Output of models that was not kept.")
 
 BLOCK = 64 * 1024
+# So much at once is a flood, if the pace does not allow it.
+FLOOD_BYTES = 4 * 1024
 # The raw output beside the replica: cut to its end when it is longer than this.
 MOST_BYTES = 4 * 2**20
 KEPT_BYTES = 64 * 1024
@@ -92,13 +94,25 @@ class ModelLog:
         reader = Reader()
         with self._path.open("ab", buffering=0) as raw, contextlib.suppress(OSError):
             while data := self._next(pipe):
-                self._keep(reader.feed(data), raw)
+                if not self._skipped(reader, data):
+                    self._keep(reader.feed(data), raw)
             self._keep(reader.end(), raw)
         self._tell_dropped(time.monotonic(), at_once=True)
         if self._pipe == pipe:
             self._pipe = -1
         self._busy = False
         os.close(pipe)
+
+    def _skipped(self, reader: Reader, data: bytes) -> bool:
+        now = time.monotonic()
+        if len(data) < FLOOD_BYTES or not self._pace.exhausted(len(data), now):
+            return False
+        lines = reader.skip(data)
+        if lines is None:
+            return False
+        self._pace.drop(lines, len(data))
+        self._tell_dropped(now)
+        return True
 
     def _next(self, pipe: int) -> bytes:
         self._busy = False

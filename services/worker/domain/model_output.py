@@ -17,6 +17,7 @@ Source = Literal["model", "triton"]
 _TRITON = re.compile(
     r"(?P<level>[IWEF])\d{4} \d\d:\d\d:\d\d\.\d+ \d+ (?P<file>[^ :\]]+):\d+\](?: (?P<text>.*))?$"
 )
+_HEAD = re.compile(rb"^[IWEF]\d{4} \d\d:", re.MULTILINE)
 # What a Triton without a GPU says at each start, and what the worker says itself, with the request's id.
 _USUAL = re.compile(
     "pinned system memory|CudaDriverHelper|DCGM|^Error: Failed to initialize NVML|"
@@ -60,6 +61,17 @@ class Reader:
                 found.append(self._line(self._rest))
             self._rest, self._cut = b"", True
         return found
+
+    def skip(self, data: bytes) -> int | None:
+        """Pass over bytes of a flood and return how many lines ended; None: they have to be read.
+
+        Reading costs a microsecond a line, which the worker's requests would pay. Triton's lines are read.
+        """
+        end = data.rfind(b"\n")
+        if end < 0 or _HEAD.search(data) is not None:
+            return None
+        self._rest, self._cut = data[end + 1 :], False
+        return data.count(b"\n")
 
     def end(self) -> list[Line]:
         """Return the last line, which has no end."""
@@ -112,6 +124,15 @@ class Pace:
             return False
         self._left -= size
         return True
+
+    def exhausted(self, size: int, now: float) -> bool:
+        """Return True if less than half of ``size`` bytes would be kept."""
+        return self._left + max(0.0, now - self._at) * self._per_s < size / 2
+
+    def drop(self, lines: int, size: int) -> None:
+        """Count lines that were not read."""
+        self.dropped.lines += lines
+        self.dropped.bytes += size
 
     def settled(self) -> Dropped | None:
         """Return what was dropped since the last call, or None."""

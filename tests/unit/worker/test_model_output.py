@@ -61,3 +61,22 @@ def test_output_above_the_pace_is_dropped_and_counted() -> None:
     assert dropped is not None
     assert (dropped.lines, dropped.bytes) == (841, 84_100)
     assert pace.settled() is None
+
+
+def test_a_flood_is_passed_over_unless_triton_speaks() -> None:
+    reader = Reader()
+    reader.feed(b"beg")
+    assert reader.skip(b"un\nb\nc\nd") == 3
+    assert [line.text for line in reader.feed(b"e\n")] == ["de"]
+    assert reader.skip(b"no end") is None
+    assert reader.skip(b"a\n" + HEAD.format("E", "x.cc:1").encode() + b"bad\n") is None
+
+
+def test_a_pace_is_exhausted_when_less_than_half_would_be_kept() -> None:
+    pace = Pace(1000)
+    assert not pace.exhausted(32_000, now=0.0)
+    assert pace.take(16_000, now=0.0)
+    assert pace.exhausted(1000, now=0.4)
+    assert not pace.exhausted(1000, now=0.5)
+    pace.drop(3, 300)
+    assert pace.settled() is not None
