@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -177,6 +179,16 @@ def test_a_success_is_found_by_both_of_its_ids_and_so_is_a_job(stack: Stack, tal
     (access,) = until(lambda: of_request(stack, job["id"], "access"), "the gateway's line of a job")
     assert (access["protocol"], access["status"]) == ("job", 202)
     assert failed[-1]["request_id"] == access["request_id"]
+
+
+def test_what_is_no_request_is_found_by_the_id_of_its_answer(stack: Stack):
+    at = (stack.settings.host, stack.settings.gateway_port)
+    with socket.create_connection(at, timeout=PATIENCE_S) as connection:
+        connection.sendall(b"NONSENSE\r\n\r\n")
+        answer = connection.recv(65536).decode()
+    (id_,) = re.findall(r"x-request-id: (\w+)", answer)
+    (line,) = until(partial(of_request, stack, id_, "access"), "the line of what is no request")
+    assert (line["status"], line["reason"]) == (400, "bad_request")
 
 
 def test_what_to_do_when_nothing_is_found(stack: Stack):

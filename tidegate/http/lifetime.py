@@ -164,9 +164,13 @@ class Lifetime(HttpToolsProtocol):
         fields = headers.head if isinstance(headers, Trailers) else headers or ()
         given = next((value for name, value in fields if name == b"x-request-id"), b"")
         rid = given.decode("latin-1")[:128] or answers.new_request_id()
-        log.debug("connection refused", extra={"status": refusal.status, "reason": refusal.reason})
+        self.note(refusal, rid)
         self.transport.write(answers.raw(refusal, rid))
         self.linger()
+
+    def note(self, refusal: Refusal, rid: str) -> None:
+        """Log a refusal; ``rid`` is the id that its answer has."""
+        log.debug("connection refused", extra={"status": refusal.status, "reason": refusal.reason})
 
     def linger(self) -> None:
         """Close after a while. Until then what comes is thrown away.

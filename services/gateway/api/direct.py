@@ -307,6 +307,10 @@ class DirectProtocol(Protocol):
         self._leave()
         super().reject(refusal)
 
+    def note(self, refusal: Refusal, rid: str) -> None:
+        """Log what was no request, or did not become one, as any other that is refused."""
+        self._inference.rejected(refusal, rid)
+
     def evict(self) -> None:
         """Refuse an unfinished body: its memory is needed."""
         self.reject(_EVICTED)

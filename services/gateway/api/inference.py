@@ -20,6 +20,7 @@ from services.gateway.core import Answer, Core, parse_timeout
 from services.gateway.domain import spent
 from tidegate import telemetry
 from tidegate.errors import BadRequest, Forbidden, TidegateError, TooMany, Unauthorized
+from tidegate.http.answers import Refusal
 from tidegate.http.heads import is_local, number
 from tidegate.protocol import oip
 from tidegate.protocol.access import ANONYMOUS, Principal
@@ -236,6 +237,11 @@ class Inference:
         rid = headers.get(b"x-request-id") or new_request_id().encode()
         who = self._access.remembered(headers)
         return self._refuse(named(target)[0], error, rid, time.perf_counter(), who, asked=headers)
+
+    def rejected(self, refusal: Refusal, rid: str) -> None:
+        """Log what the connection refused by itself."""
+        error = TidegateError(refusal.message, reason=refusal.reason)
+        self._log.refused("rest", "", error, None, rid, status=refusal.status)
 
     def _respond(self, model: str, answer: Answer, rid: bytes, started: float) -> Response:
         encoding = time.perf_counter()
