@@ -152,15 +152,18 @@ class Operations:
         await self.loop.uncordon(host)
 
     def hosts(self) -> list[dict[str, Any]]:
-        """The host that replicas are started on, and others that are cordoned."""
+        """The host that replicas are started on, with what it has, and others that are cordoned."""
         cordoned = self.loop.cordoned
         here = sum(1 for each in self.replicas() if each["alive"])
         names = dict.fromkeys([self.loop.host, *sorted(cordoned)])
+        room = self.loop.snapshot.room if self.loop.snapshot is not None else None
+        known = asdict(room) if room is not None else {}
         return [
             {
                 "host": name,
                 "replicas": here if name == self.loop.host else 0,
                 "cordoned_at": cordoned.get(name),
+                **(known if name == self.loop.host else {}),
             }
             for name in names
         ]

@@ -183,8 +183,13 @@ def cordon(
         if off or drain_:
             raise UsageError("Name the host: `tidegate cordon` lists them.")
         items = autoscaler.items("/v1/hosts")
-        rows = [(h["host"], h["replicas"], output.moment(h["cordoned_at"])) for h in items]
-        output.show({"items": items}, json, lambda: output.table(rows, ("host", "replicas", "cordoned")))
+        room = ("cores", "memory_mb", "available_mb")
+        rows = [
+            (h["host"], h["replicas"], output.moment(h["cordoned_at"]), *(h.get(key) for key in room))
+            for h in items
+        ]
+        heads = ("host", "replicas", "cordoned", "cores", "MiB", "MiB available")
+        output.show({"items": items}, json, lambda: output.table(rows, heads))
         return
     path = f"/v1/hosts/{part(host)}/cordon"
     found = autoscaler.delete(path) if off else autoscaler.put(path, {"drain": drain_})

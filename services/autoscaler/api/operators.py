@@ -163,7 +163,10 @@ async def report_cold_starts(core: Core) -> dict[str, list[dict[str, Any]]]:
 
 @router.get("/hosts")
 async def list_hosts(core: Core) -> dict[str, list[dict[str, Any]]]:
-    """Where replicas are started, how many there are, and since when nothing is started there any more."""
+    """Where replicas are started, how many there are, since when nothing is started there any more.
+
+    ``cores``, ``memory_mb`` and ``available_mb`` are what the host has, as far as that is known.
+    """
     return {"items": core.hosts()}
 
 

@@ -38,9 +38,9 @@ class HostBounds:
     ) -> HostBounds:
         """Look at the host of a snapshot; ``state`` has this round's heartbeats already."""
         host = snapshot.room
-        claims = {each.name: _claim(each, policy) for each in wants}
         if host is None:
-            return cls(None, policy, claims, Room(0.0, 0.0), None)
+            return cls(None, policy, {}, Room(0.0, 0.0), None)
+        claims = {each.name: _claim(each, policy) for each in wants}
         alive = [each for each in snapshot.running or () if each.alive]
         unknown = Size(float(policy.replica_memory_mb), 1.0)
         sizes = {name: claim.size for name, claim in claims.items()}
