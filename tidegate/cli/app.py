@@ -134,6 +134,6 @@ def _report(error: TidegateError, json: bool) -> None:
     if error.retry_after_s is not None:
         say(f"Try again in {error.retry_after_s:g} s.")
     if rid:
-        say(f"Request id: {rid}", style="dim")
+        say(f"Request id: {rid} (tidegate logs --request {rid})", style="dim")
     if json:
         dump({"error": error.message, "reason": error.reason, "request_id": rid})

@@ -49,6 +49,9 @@ def run(monkeypatch: pytest.MonkeyPatch, error: BaseException, *arguments: str) 
     return code
 
 
+RID = "Request id: r9 (tidegate logs --request r9)"
+
+
 def test_an_error_is_a_message_and_a_code(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -60,7 +63,7 @@ def test_an_error_is_a_message_and_a_code(
     assert run(monkeypatch, refused) == 7
     out, err = capsys.readouterr()
     assert out == ""
-    assert err.splitlines() == ["Error: Full.", "Try again in 7 s.", "Request id: r9"]
+    assert err.splitlines() == ["Error: Full.", "Try again in 7 s.", RID]
 
 
 def test_with_json_an_error_is_one_document(
