@@ -9,7 +9,7 @@ import subprocess
 from collections.abc import Mapping
 from contextlib import closing
 from pathlib import Path
-from urllib.parse import unquote, urlsplit, urlunsplit
+from urllib.parse import parse_qsl, unquote, urlencode, urlsplit, urlunsplit
 
 from tidegate.stack.backup_file import BackupError
 
@@ -95,7 +95,9 @@ def _connection(url: str) -> tuple[str, dict[str, str]]:
     parts = urlsplit(url)
     host = parts.netloc.rpartition("@")[2]
     user = f"{parts.username}@" if parts.username else ""
-    place = urlunsplit(("postgresql", f"{user}{host}", parts.path, parts.query, ""))
+    # The registry's driver and PostgreSQL's own programs have two names for one option.
+    options = [("sslmode" if name == "ssl" else name, value) for name, value in parse_qsl(parts.query)]
+    place = urlunsplit(("postgresql", f"{user}{host}", parts.path, urlencode(options, safe="/"), ""))
     password = {"PGPASSWORD": unquote(parts.password)} if parts.password else {}
     return place, {**os.environ, **password}
 
