@@ -180,9 +180,9 @@ def test_a_model_server_that_is_stopped_is_started_again(stack: Stack, napper: s
     answer = naps(client, 1, 5.0)[0]
     assert answer["slept"][0, 0] == 5.0, "another model server did it"
     assert worker.is_running()
+    words = "stopped by a signal (SIGSTOP)"
+    wait_until("told", lambda: any(words in e["message"] for e in stack.cli("why", "napper")["ended"]))
     wait_until("ready", lambda: [r["state"] for r in stack.replicas(NAME)] == ["ready"])
-    (replica,) = stack.replicas(NAME)
-    assert "stopped by a signal (SIGSTOP)" in replica["death"]["words"]
 
 
 def test_a_worker_whose_triton_dies_while_it_drains_takes_nothing_more(
