@@ -87,12 +87,12 @@ def response(names: list[str], arrays: list[Any]) -> Any:
     return pb_utils.InferenceResponse([pb_utils.Tensor(name, array) for name, array in zip(names, arrays)])  # noqa: B905
 
 
-def failure(problem: Exception, hidden: str = "") -> Any:
-    """Return a response with the exception's type and text, without its stack.
+def failure(problem: Exception, hidden: str = "", more: str = "") -> Any:
+    """Return a response with the exception's type and text, and ``more``, without its stack.
 
     ``hidden`` is cut out of the text: the path of the model's folder.
     """
-    text = f"{type(problem).__name__}: {problem}"
+    text = f"{type(problem).__name__}: {problem}{more}"
     return pb_utils.InferenceResponse([], pb_utils.TritonError(text.replace(hidden, "") if hidden else text))
 
 

@@ -97,9 +97,16 @@ class TritonPythonModel:
 
 
 def told(problem: Exception) -> Any:
-    """Return a response with the exception's type and text; the traceback goes to the log."""
-    traceback.print_exception(type(problem), problem, problem.__traceback__)
-    return failure(problem, hidden=f"{FOLDER}/")
+    """Return a response with the exception's type and text, and its traceback.
+
+    The worker takes the traceback out, and writes it to the log with the id of the request.
+    """
+    stack = problem.__traceback__
+    while stack is not None and Path(stack.tb_frame.f_code.co_filename).name.startswith("tidegate_"):
+        stack = stack.tb_next
+    frames = "".join(traceback.format_tb(stack))
+    more = f"\nTraceback (most recent call last):\n{frames}" if frames else ""
+    return failure(problem, hidden=f"{FOLDER}/", more=more)
 
 
 def _imported() -> Any:
