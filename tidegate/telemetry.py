@@ -9,11 +9,9 @@ from datetime import UTC, datetime
 
 from pythonjsonlogger.json import JsonFormatter
 
+from tidegate.protocol.request_ids import LONGEST_ID
+
 request_id: ContextVar[str] = ContextVar("request_id", default="")
-
-
-# Longer ids of callers are cut, in logs and where they are looked up.
-LONGEST_ID = 128
 
 
 def shown_id(raw: bytes) -> str:

@@ -120,7 +120,7 @@ def _show_merged(found: Source, name: str, lines: int, after: float, *, follow: 
 
 def _show_request(found: Source, id_: str, *, json: bool) -> None:
     from tidegate.cli import output
-    from tidegate.telemetry import LONGEST_ID
+    from tidegate.protocol.request_ids import LONGEST_ID
 
     lines = found.of_request(id_[:LONGEST_ID])
     if not lines:
