@@ -43,7 +43,6 @@ class Reader:
     environment: Path
     home: Path
     folder: Path
-    variables: Mapping[str, str]
     ports: Mapping[int, int]
 
     def follow(self, page: Page) -> None:
@@ -86,8 +85,7 @@ class Reader:
 
     def _variables(self) -> dict[str, str]:
         path = f"{self.environment / 'bin'}:{os.environ['PATH']}"
-        fixed = {"PATH": path, "HOME": str(self.home), "NO_COLOR": "1", "COLUMNS": "200", "LC_ALL": "C.UTF-8"}
-        return fixed | dict(self.variables)
+        return {"PATH": path, "HOME": str(self.home), "NO_COLOR": "1", "COLUMNS": "200", "LC_ALL": "C.UTF-8"}
 
     def _here(self, text: str) -> str:
         """Return a text with the ports of this stack in place of the usual ones."""
@@ -101,20 +99,29 @@ class Reader:
         return text
 
 
-def equip(environment: Path, repository: Path, stack: Mapping[str, str]) -> None:
-    """Put `make` and `pip` into an environment: they act on this stack, and on this environment."""
+def equip(environment: Path, folder: Path, stack: Mapping[str, str]) -> None:
+    """Put `pip` and `make` into an environment, and the stack's own `.venv/bin/tidegate` into a folder.
+
+    They act on this environment and on this stack. The last two are what is typed in the source's folder.
+    """
     python = shlex.quote(str(environment / "bin" / "python"))
     settings = " ".join(f"{key}={shlex.quote(value)}" for key, value in stack.items())
-    for name, command in (
-        ("make", f"exec env {settings} /usr/bin/make --no-print-directory -C {shlex.quote(str(repository))}"),
+    clean = f"exec env {settings}"
+    own = folder / ".venv" / "bin"
+    own.mkdir(parents=True)
+    for place, command in (
+        (environment / "bin" / "pip", f"exec {sys.executable} -P -m pip --python {python}"),
         (
-            "pip",
-            f"exec {sys.executable} -P -m pip --python {python}",
+            environment / "bin" / "make",
+            f"{clean} /usr/bin/make --no-print-directory -C {shlex.quote(str(REPO))}",
+        ),
+        (
+            own / "tidegate",
+            f"{clean} PYTHONPATH={shlex.quote(str(REPO))} {sys.executable} -P -m tidegate.cli",
         ),
     ):
-        script = environment / "bin" / name
-        script.write_text(f'#!/bin/sh\n{command} "$@"\n')
-        script.chmod(0o755)
+        place.write_text(f'#!/bin/sh\n{command} "$@"\n')
+        place.chmod(0o755)
 
 
 def reader_of(stack: Stack, environment: Path, folder: Path) -> Reader:
@@ -124,11 +131,10 @@ def reader_of(stack: Stack, environment: Path, folder: Path) -> Reader:
     home, work = folder / "home", folder / "work"
     home.mkdir()
     work.mkdir()
-    equip(environment, REPO, {k: v for k, v in stack.env.items() if k.startswith("TIDEGATE_")})
-    return Reader(
-        environment,
-        home,
-        work,
-        {"TIDEGATE_GATEWAY_URL": settings.gateway_url, "TIDEGATE_API_KEY": key["key"]},
-        {8000: settings.gateway_port, 8001: settings.gateway_grpc_port},
-    )
+    equip(environment, work, {k: v for k, v in stack.env.items() if k.startswith("TIDEGATE_")})
+    (home / "key").write_text(key["key"])
+    made = Reader(environment, home, work, {8000: settings.gateway_port, 8001: settings.gateway_grpc_port})
+    # As `make up` does for the user who types it.
+    added = made.run(f"tidegate context add here --url {settings.gateway_url} --key-file ~/key --use")
+    assert added.code == 0, added.output
+    return made
