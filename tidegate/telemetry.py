@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 
 from pythonjsonlogger.json import JsonFormatter
 
-from tidegate.protocol.request_ids import LONGEST_ID
+from tidegate.protocol.request_ids import LONGEST_ID as LONGEST_ID
 
 request_id: ContextVar[str] = ContextVar("request_id", default="")
 
