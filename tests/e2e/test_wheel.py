@@ -188,6 +188,11 @@ def test_the_command_works_from_another_folder(installed: Installed, served: str
     answer = installed.run("tidegate", "infer", served, "--data", data, "--json")
     outputs = {o["name"]: o["data"] for o in json.loads(answer.stdout)["outputs"]}
     assert outputs["label"] == digits.labels[:1].tolist()
+    exported = installed.run("tidegate", "export")
+    assert exported.returncode == 0, exported.stderr
+    assert "digits-v1" in exported.stdout
+    nothing = installed.run("tidegate", "logs", "--request", "0" * 16)
+    assert nothing.returncode == 3, nothing.stderr
     assert not (installed.folder / ".tidegate").exists()
 
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 import orjson
+from typing_extensions import Self
 
 ReplicaState = Literal["warm", "starting", "ready", "draining", "failed"]
 

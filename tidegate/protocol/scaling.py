@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta, timezone
 from functools import lru_cache
-from typing import Any, Literal, Self
+from typing import Any, Literal
 from zoneinfo import ZoneInfo
 
-from cronsim import CronSim, CronSimError
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from typing_extensions import Self
 
 Aggressiveness = Literal["economy", "balanced", "latency"]
 Season = Literal["off", "daily", "weekly"]
@@ -34,10 +34,13 @@ class ScheduleWindow(_Part):
     @field_validator("start", "end")
     @classmethod
     def _is_cron(cls, text: str) -> str:
+        # On first use: the command line needs these models, and is installed without this library.
+        from cronsim import CronSim, CronSimError
+
         if len(text.split()) != 5:
             raise ValueError(f"{text!r} is not a cron expression of five fields, such as '0 8 * * mon-fri'")
         try:
-            next(CronSim(text, datetime(2024, 1, 1, tzinfo=UTC)))
+            next(CronSim(text, datetime(2024, 1, 1, tzinfo=timezone.utc)))
         except (CronSimError, StopIteration):
             raise ValueError(f"{text!r} is not a cron expression, or its time never comes") from None
         return text
@@ -117,11 +120,13 @@ class Scaling(_Part):
 @lru_cache(maxsize=4096)
 def _last(cron: str, zone: str, minute: int) -> datetime | None:
     """The last time of a cron expression at or before a minute (of the epoch); None: there was none."""
-    now = datetime.fromtimestamp(minute * 60, UTC)
+    from cronsim import CronSim
+
+    now = datetime.fromtimestamp(minute * 60, timezone.utc)
     local = datetime.fromtimestamp((minute + 1) * 60, _zone(zone))  # CronSim looks strictly before
     if local.fold:  # the hour that comes twice: what the first one brought may be later on the clock
         local += timedelta(hours=2)
-    times = (found.astimezone(UTC) for found in CronSim(cron, local, reverse=True))
+    times = (found.astimezone(timezone.utc) for found in CronSim(cron, local, reverse=True))
     return next((found for found in times if found <= now), None)
 
 
