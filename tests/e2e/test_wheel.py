@@ -23,9 +23,9 @@ PYTHON = os.environ.get("TIDEGATE_WHEEL_PYTHON", sys.executable)
 NO_INDEX = ("NewConnectionError", "ConnectTimeoutError", "Temporary failure in name resolution")
 
 
-def pip(*args: str | Path) -> None:
+def pip(*args: str | Path, python: str = sys.executable) -> None:
     """Run pip; skip the tests where no index can be reached, and fail for every other reason."""
-    command = [sys.executable, "-m", "pip", *map(str, args)]
+    command = [python, "-m", "pip", *map(str, args)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode and any(word in done.stderr for word in NO_INDEX):
         pytest.skip(f"no package index: {done.stderr[-300:]}")
@@ -80,10 +80,16 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def environment(wheel: Path) -> Path:
     """The environment. With our own Python its packages are those of the lock, which pip has at hand."""
     env, known = wheel.parent / "env", wheel.parent / "constraints.txt"
-    subprocess.run([PYTHON, "-m", "venv", "--without-pip", env], check=True)
+    other = sys.executable != PYTHON
+    # Our own pip knows no later Python, but spares the time to install another one.
+    subprocess.run([PYTHON, "-m", "venv", *([] if other else ["--without-pip"]), env], check=True)
     locked = pins(REPO / "requirements.lock") if sys.executable == PYTHON else []
     known.write_text("".join(f"{name}=={version}\n" for name, version in locked))
-    pip("--python", env / "bin" / "python", "install", "-c", known, wheel)
+    own = str(env / "bin" / "python")
+    if other:
+        pip("install", "-c", known, wheel, python=own)
+    else:
+        pip("--python", own, "install", "-c", known, wheel)
     return env
 
 
