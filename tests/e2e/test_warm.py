@@ -25,8 +25,11 @@ import triton_python_backend_utils as pb_utils
 class TritonPythonModel:
     def execute(self, requests):
         told = float(os.environ["TOLD"]) + 10 * float(os.environ["OMP_NUM_THREADS"])
-        return [pb_utils.InferenceResponse([pb_utils.Tensor("y", np.full((1, 16), told, np.float32))])
-                for _ in requests]
+        return [self._answer(request, told) for request in requests]
+
+    def _answer(self, request, told):
+        rows = len(pb_utils.get_input_tensor_by_name(request, "x").as_numpy())
+        return pb_utils.InferenceResponse([pb_utils.Tensor("y", np.full((rows, 16), told, np.float32))])
 """
 SIGNATURE = REPO / "examples" / "python-model" / "identity" / "signature.json"
 ONE = np.ones((1, 16), np.float32)
