@@ -22,6 +22,7 @@ from tidegate.errors import BadRequest, DeadlinePassed, NotFound, TidegateError,
 DEFAULT_URL = "http://127.0.0.1:8000"
 METADATA_TTL_S = 60.0
 POLL_S = 0.25
+NOT_READY = "the model is not ready"
 NOT_KNOWN_YET = "not_known_yet"
 
 Metadata = dict[str, Any]
@@ -141,26 +142,31 @@ class Core:
 
     def is_ready(self, model: str, *, version: Version, timeout_s: float | None) -> Flow[bool]:
         """Whether the model takes requests; False also for a name that is not known."""
+        return not (yield from self._why_not_ready(model, version, timeout_s))
+
+    def _why_not_ready(self, model: str, version: Version, timeout_s: float | None) -> Flow[str]:
+        """Return why the model takes no requests; empty: it takes them."""
         try:
             yield from self.call("GET", f"{_path(model, version)}/ready", timeout_s)
         except Unreachable:
             raise
-        except (BadRequest, NotFound, Unavailable):
-            return False
+        except (BadRequest, NotFound, Unavailable) as error:
+            return error.message or NOT_READY
         except TidegateError as error:
             if error.reason in {"no_capacity", "no_routes", "overloaded"}:
-                return False
+                return error.message or NOT_READY
             raise
-        return True
+        return ""
 
     def wait_ready(self, model: str, *, version: Version, timeout_s: float) -> Flow[None]:
         """Return once the model is ready; raises DeadlinePassed after ``timeout_s``."""
         deadline = self.caller.clock() + timeout_s
-        last = f"{model} is not ready"
+        last = NOT_READY
         while (left := deadline - self.caller.clock()) > 0:
             try:
-                if (yield from self.is_ready(model, version=version, timeout_s=left)):
+                if not (why := (yield from self._why_not_ready(model, version, left))):
                     return
+                last = why
             except Unreachable as error:
                 last = error.message
             yield Sleep(min(POLL_S, left))

@@ -11,8 +11,9 @@ from starlette.requests import ClientDisconnect
 from services.gateway.catalogue import EXTENSIONS, Catalogue
 from services.gateway.core import Core
 from services.gateway.domain.routing import require
-from tidegate import __version__, caller
+from tidegate import __version__, caller, telemetry
 from tidegate.errors import BadRequest, Forbidden, PayloadTooLarge
+from tidegate.http.answers import error_body
 from tidegate.protocol.access import INFER, Principal, may_not_use
 from tidegate.protocol.bounded_json import plain
 
@@ -157,11 +158,13 @@ async def model_config(request: Request, model: str, version: str = "") -> dict[
 async def model_ready(
     request: Request, response: Response, model: str, version: str = ""
 ) -> dict[str, str | bool]:
-    """200 when a request would be answered: by a ready replica, or by one that it wakes. Else ``reason``."""
+    """200 when a request would be answered: by a ready replica, or by one that it wakes. Else ``error``."""
     why = _catalogue(request).not_ready(model, version)
     response.status_code = 503 if why else 200
     told: dict[str, str | bool] = {"name": model, "ready": not why}
-    return told | {"reason": why} if why else told
+    if why:
+        told |= error_body(f"{model} is not ready: {why}", "not_ready", telemetry.request_id.get())
+    return told
 
 
 @router.get("/models/{model}")

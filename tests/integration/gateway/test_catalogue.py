@@ -115,7 +115,9 @@ async def test_a_model_that_failed_or_loads_again_is_not_ready(
         return (await client.get(path)).status_code == 503
 
     await until(heard)
-    assert (await client.get(path)).json() == {"name": model, "ready": False, "reason": why}
+    told = (await client.get(path)).json()
+    assert (told["name"], told["ready"], told["reason"]) == (model, False, "not_ready")
+    assert (told["error"], len(told["request_id"])) == (f"{model} is not ready: {why}", 16)
     assert not (await stub.ModelReady(pb.ModelReadyRequest(name=model))).ready
     shown = {each["name"]: each for each in (await client.post(INDEX)).json()}
     assert (shown[model]["state"], shown[model]["reason"]) == ("UNAVAILABLE", why)
