@@ -194,9 +194,7 @@ def test_readiness(make: Any, gateway: Gateway) -> None:
     assert client.is_ready("double") is True
     assert client.is_ready("other") is False
     client.wait_ready("double", 5)
-    with pytest.raises(
-        errors.DeadlinePassed, match="Waited 0.01 s, but "
-    ):
+    with pytest.raises(errors.DeadlinePassed, match=r"Waited 0\.01 s, but "):
         client.wait_ready("other", 0.01)
 
 
