@@ -4,6 +4,7 @@
   ``> `` go on with the command.
 - ``<!-- file: NAME -->`` before a block says that the block is that file.
 - ``<!-- not run: REASON -->`` before a block says why a test cannot run it.
+- ``<!-- stack: own -->`` and ``<!-- server: s3 -->`` anywhere say what the page needs for itself.
 - ``<!-- exit: N -->`` before a block says how its last command ends; without it, every command ends with 0.
 
 What is shown is compared with what is seen. ``...`` stands for anything. What differs from run to run
@@ -17,7 +18,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-_MARK = re.compile(r"^<!-- (file|not run|exit|stack): (.+?) -->$")
+_MARK = re.compile(r"^<!-- (file|not run|exit|stack|server): (.+?) -->$")
 _FENCE = re.compile(r"^```(\w*)\s*$")
 
 
@@ -52,31 +53,31 @@ Step = Command | File | Skipped
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """A page: its steps in order, and whether it needs a stack of its own."""
+    """A page: its steps in order, whether it needs a stack of its own, and a server: s3, postgresql."""
 
     path: Path
     steps: list[Step] = field(default_factory=list)
     own_stack: bool = False
+    server: str = ""
 
 
 def read(path: Path) -> Page:
     """Return the steps of a page. Raise ValueError for a mark that belongs to no block."""
     steps: list[Step] = []
-    own_stack = False
+    of_page: dict[str, str] = {}
     marks: dict[str, str] = {}
     lines = iter(enumerate(path.read_text().splitlines(), 1))
     for number, line in lines:
         if found := _MARK.match(line):
-            marks[found[1]] = found[2]
-            own_stack |= found[1] == "stack"
-            marks.pop("stack", None)
+            of = of_page if found[1] in ("stack", "server") else marks
+            of[found[1]] = found[2]
         elif fence := _FENCE.match(line):
             block = [each for _, each in _until_fence(lines)]
             steps += _steps(fence[1], block, marks, number)
             marks = {}
         elif line.strip() and marks:
             raise ValueError(f"{path.name}:{number}: {marks} is not before a block")
-    return Page(path, steps, own_stack)
+    return Page(path, steps, "stack" in of_page, of_page.get("server", ""))
 
 
 def _until_fence(lines: Iterator[tuple[int, str]]) -> Iterator[tuple[int, str]]:

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
@@ -38,12 +38,16 @@ class Seen:
 
 @dataclass(frozen=True)
 class Reader:
-    """A person with an environment, a home and a folder. ``ports`` maps usual ports to the stack's."""
+    """A person with an environment, a home and a folder. ``ports`` maps usual ports to the stack's.
+
+    ``texts`` has what stands here in place of words of the page, such as the address of a server.
+    """
 
     environment: Path
     home: Path
     folder: Path
     ports: Mapping[int, int]
+    texts: Mapping[str, str] = field(default_factory=dict)
 
     def follow(self, page: Page) -> None:
         """Do what a page says, step by step. Fail the test where it shows something else."""
@@ -91,11 +95,15 @@ class Reader:
         """Return a text with the ports of this stack in place of the usual ones."""
         for usual, own in self.ports.items():
             text = re.sub(rf"\b(localhost|127\.0\.0\.1):{usual}\b", rf"\1:{own}", text)
+        for written, meant in self.texts.items():
+            text = text.replace(written, meant)
         return text
 
     def _there(self, text: str) -> str:
         for usual, own in self.ports.items():
             text = re.sub(rf"\b(localhost|127\.0\.0\.1):{own}\b", rf"\1:{usual}", text)
+        for written, meant in self.texts.items():
+            text = text.replace(meant, written)
         return text
 
 
@@ -124,7 +132,9 @@ def equip(environment: Path, folder: Path, stack: Mapping[str, str]) -> None:
         place.chmod(0o755)
 
 
-def reader_of(stack: Stack, environment: Path, folder: Path) -> Reader:
+def reader_of(
+    stack: Stack, environment: Path, folder: Path, texts: Mapping[str, str] | None = None
+) -> Reader:
     """Return a reader of the stack, who knows its gateway and has a key for all that the pages do."""
     key = stack.cli("keys", "create", f"reader-{os.getpid()}-{time.monotonic_ns()}", "--scope", "admin")
     settings = stack.settings
@@ -133,7 +143,8 @@ def reader_of(stack: Stack, environment: Path, folder: Path) -> Reader:
     work.mkdir()
     equip(environment, work, {k: v for k, v in stack.env.items() if k.startswith("TIDEGATE_")})
     (home / "key").write_text(key["key"])
-    made = Reader(environment, home, work, {8000: settings.gateway_port, 8001: settings.gateway_grpc_port})
+    ports = {8000: settings.gateway_port, 8001: settings.gateway_grpc_port}
+    made = Reader(environment, home, work, ports, texts or {})
     # As `make up` does for the user who types it.
     added = made.run(f"tidegate context add here --url {settings.gateway_url} --key-file ~/key --use")
     assert added.code == 0, added.output
