@@ -125,7 +125,7 @@ _VARYING = (
     (re.compile(r"\b\d\d:\d\d:\d\d\b"), "<time>"),
     (re.compile(r"\b[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f-]{17,22}\b"), "<id>"),
     (re.compile(r"\b(?=[0-9a-f]*\d)[0-9a-f]{16,64}\b"), "<id>"),
-    (re.compile(r"\btg_\w+"), "<key>"),
+    (re.compile(r"\btg_[\w-]+"), "<key>"),
     (re.compile(r"\b\d+(\.\d+)?( ?)(s|ms|µs|min|h|d|B|KiB|MiB|GiB|kB|MB|GB|bytes|requests/s)\b"), r"<n>\2\3"),
     (re.compile(r"\b(pid|process) \d+"), r"\1 <n>"),
     (re.compile(r"[─━┄╌-]{4,}"), "----"),
