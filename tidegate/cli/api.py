@@ -128,7 +128,7 @@ class Service:
 
     @contextmanager
     def _failing(self) -> Iterator[None]:
-        """What fails on the way is told as one of our errors."""
+        """Raise DeadlinePassed or Unreachable for an error of the transport."""
         import httpx
 
         try:
@@ -154,7 +154,7 @@ def _json(response: httpx.Response, service: Service) -> Any:
         return orjson.loads(response.content)
     except orjson.JSONDecodeError:
         raise BadAnswer(
-            f"{service.url} does not answer as Tidegate's {service.name} does. Check "
+            f"{service.url} answered, but it is not Tidegate's {service.name}. Check "
             f"TIDEGATE_{service.name.upper()}_URL."
         ) from None
 

@@ -51,7 +51,7 @@ def chosen(
         str,
         typer.Option(
             metavar="NAME",
-            help="The stack to talk to: `tidegate context list`. Before the command.",
+            help="The stack to use, a name of `tidegate context list`. Goes before the command.",
             show_default=False,
         ),
     ] = "",

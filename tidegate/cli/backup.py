@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
 
 def backup(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="Ends with .gz or .tgz: compressed.")],
-    force: Annotated[bool, typer.Option("--force", help="Replace a file that is there.")] = False,
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="File to write; .gz or .tgz compresses it.")],
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing file.")] = False,
     json: Json = False,
 ) -> None:
     """Back up the stack while it runs: database, models, jobs, keys, secrets and settings.
@@ -36,7 +36,7 @@ def backup(
     if file.is_dir():
         raise UsageError(f"{file} is a folder: name a file in it.")
     if file.exists() and not force:
-        raise Conflict(f"{file} is there already: name another file, or give --force.")
+        raise Conflict(f"{file} exists already. Name another file, or replace it with --force.")
     began = time.monotonic()
     with Steps().shown() as steps:
         try:
@@ -61,7 +61,7 @@ def restore(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="Made by `tidegate backup`.")],
     into: Annotated[
         Path | None,
-        typer.Option("--into", metavar="DIR", help="State folder; default: that of the settings."),
+        typer.Option("--into", metavar="DIR", help="State folder; default: the one in the settings."),
     ] = None,
     force: Annotated[
         bool, typer.Option("--force", help="Stop a running stack, and move its data aside.")
@@ -70,8 +70,8 @@ def restore(
 ) -> None:
     """Restore a backup into a state folder. `tidegate up` then starts the stack.
 
-    The checksums are verified first. Data that is there is not touched without --force, and not deleted
-    with it. Example: tidegate restore friday.tgz --into /srv/tidegate
+    The checksums are verified first. A folder that has data is refused; with --force its data is moved
+    aside, not deleted. Example: tidegate restore friday.tgz --into /srv/tidegate
     """
     checkout.require("restore")
     from tidegate import stack

@@ -85,9 +85,12 @@ def add(
         raise UsageError("Give --key or --key-file, not both.")
     for file in (key_file, ca):
         if file is not None and not file.is_file():
-            raise UsageError(f"{file}: there is no such file.")
+            raise UsageError(f"{file} does not exist, or is not a file.")
     if state_dir is not None and not places.is_state(state_dir):
-        raise UsageError(f"{state_dir} is not the state folder of a stack: it has neither token nor run.")
+        raise UsageError(
+            f"{state_dir} is not the state folder of a stack: it has neither `token` nor `run`. "
+            "`make up` makes one, called .tidegate."
+        )
     made = places.Context(
         name,
         url=url or _url_of(state_dir),
@@ -104,7 +107,7 @@ def add(
 
 @context.command()
 def remove(name: Name, json: Json = False) -> None:
-    """Forget a context. The stack itself is left alone."""
+    """Remove a context. The stack itself does not change."""
     from tidegate.cli import output, places
 
     contexts = places.read()

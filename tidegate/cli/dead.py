@@ -35,7 +35,7 @@ def listed(
     limit: Limit = 20,
     json: Json = False,
 ) -> None:
-    """List the latest dead letters, newest first; with a command do something to them."""
+    """List the latest dead letters, newest first. The commands below act on them."""
     if context.invoked_subcommand is not None:
         return
     from tidegate.cli import output
@@ -73,7 +73,7 @@ def download(
     output_file: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="The file to write.")],
     json: Json = False,
 ) -> None:
-    """Save what was kept of one: the request's frame (docs/envelope.md). It is private data of its caller."""
+    """Save a dead letter's request (a frame: docs/envelope.md). It is private data of its caller."""
     from tidegate.cli import output
 
     size = save(_router(), id, output_file)
@@ -91,11 +91,11 @@ def replay(
     ] = None,
     json: Json = False,
 ) -> None:
-    """Run one, or all, again as jobs; their results are for `tidegate job ID --result`."""
+    """Run one dead letter, or all, again as jobs. `tidegate job ID --result` shows a result."""
     from tidegate.cli import output
 
     if all == (id is not None):
-        raise UsageError("Name one letter, or --all.")
+        raise UsageError("Give the id of one letter, or --all.")
     if id is not None:
         if deployment is not None:
             raise UsageError("--deployment selects letters and needs --all; --to names where a letter runs.")
@@ -111,7 +111,7 @@ def replay(
 
 @dead.command()
 def delete(id: Id, json: Json = False) -> None:
-    """Forget one and what was kept of it."""
+    """Delete a dead letter and its payload."""
     from tidegate.cli import output
 
     _router().delete(_path(id))

@@ -18,17 +18,17 @@ _SCALE, _RUN, _ABOUT, _ROLL = "Scaling", "How it runs", "About the version", "Ro
 def deploy(
     path: Annotated[
         Path | None,
-        typer.Argument(metavar="FILE|DIR", help="A model file, or a folder; with --version a name."),
+        typer.Argument(metavar="FILE|DIR", help="A model file or folder; with --version, a model's name."),
     ] = None,
     name: Annotated[
-        str | None, typer.Option(help="Name of model and endpoint; default: from the file's name.")
+        str | None, typer.Option(help="Name of the model and endpoint; default: from the file's name.")
     ] = None,
     model_format: Annotated[
         str | None, typer.Option(help="onnx, sklearn, torchscript, python or triton; default: by file name.")
     ] = None,
     min_replicas: Annotated[
         int | None,
-        typer.Option("--min", min=0, help="Fewest replicas; 0 lets it sleep.", rich_help_panel=_SCALE),
+        typer.Option("--min", min=0, help="Fewest replicas; 0 allows none.", rich_help_panel=_SCALE),
     ] = None,
     max_replicas: Annotated[
         int | None, typer.Option("--max", min=1, help="Most replicas.", rich_help_panel=_SCALE)
@@ -37,7 +37,7 @@ def deploy(
         str | None,
         typer.Option(
             metavar="TIME",
-            help="With --min 0: sleep after this time without requests.",
+            help="With --min 0: stop the last replica after this time without requests.",
             rich_help_panel=_SCALE,
         ),
     ] = None,
@@ -74,20 +74,20 @@ def deploy(
     ] = None,
     image: Annotated[
         str | None,
-        typer.Option(help="Image of its workers, where they are containers.", rich_help_panel=_RUN),
+        typer.Option(help="Image of its workers, if they are containers.", rich_help_panel=_RUN),
     ] = None,
     signature: Annotated[
         Path | None,
         typer.Option(
             metavar="FILE.json",
-            help="Inputs and outputs, where the file does not say them.",
+            help="Inputs and outputs, if the model's file does not declare them.",
             rich_help_panel=_ABOUT,
         ),
     ] = None,
     requirements: Annotated[
         Path | None,
         typer.Option(
-            metavar="FILE.txt", help="Packages that its Python needs, in pip's format.", rich_help_panel=_RUN
+            metavar="FILE.txt", help="Python packages it needs, in pip's format.", rich_help_panel=_RUN
         ),
     ] = None,
     allow_pickle: Annotated[
@@ -128,17 +128,27 @@ def deploy(
     check: Annotated[
         Path | None,
         typer.Option(
-            metavar="FILE.json", help="Requests it must answer before it gets traffic.", rich_help_panel=_ROLL
+            metavar="FILE.json",
+            help="Sample requests that it must answer before it gets traffic.",
+            rich_help_panel=_ROLL,
         ),
     ] = None,
     traffic: Annotated[
-        bool, typer.Option("--traffic/--no-traffic", help="Only start it: for split.", rich_help_panel=_ROLL)
+        bool,
+        typer.Option(
+            "--traffic/--no-traffic",
+            help="--no-traffic only starts it; `tidegate split` gives it traffic.",
+            rich_help_panel=_ROLL,
+        ),
     ] = True,
     wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Return only when it serves.")] = True,
     timeout: Annotated[str, typer.Option(metavar="TIME", help="How long to wait.")] = "5m",
     json: Json = False,
 ) -> None:
-    """Serve a model file: the next version of an existing name rolls over without a gap."""
+    """Serve a model file. A new version of an existing model takes over without a failed call.
+
+    Examples: `tidegate deploy model.onnx --name digits`, `tidegate deploy digits --version 2`.
+    """
     from tidegate.cli.publish import Order, read_json, read_lines
     from tidegate.cli.serving import Way, publish_and_serve, registered_name, serve_version
 
@@ -166,7 +176,9 @@ def deploy(
         serve_version(registered_name(path, name, said=bool(said)), version, _given(options), way, json)
         return
     if path is None:
-        raise UsageError("Name a model file or a folder; or a registered one: deploy NAME --version N.")
+        raise UsageError(
+            "Name a model file or a folder. To serve a registered version: tidegate deploy NAME --version N"
+        )
     order = Order(
         path=path,
         name=name or name_of(path),
@@ -187,7 +199,7 @@ def name_of(path: Path) -> str:
     stem = resolved.name if resolved.is_dir() else re.sub(r"(\.tar)?\.[A-Za-z0-9]+$", "", resolved.name)
     found = names.fitting(stem)
     if not found:
-        raise UsageError(f"{path} gives no name: use --name.")
+        raise UsageError(f"The model's name cannot be read from {path}. Name it: --name NAME")
     return found
 
 

@@ -79,7 +79,7 @@ def _named(name: str, deployments: list[Any], endpoints: list[Any]) -> tuple[lis
     of_model = {each["name"]: each for each in deployments if each["model"] == name}
     if not of_model:
         raise NotFound(
-            f"There is no endpoint, no deployment and no deployed model {name!r}: `tidegate status`"
+            f"There is no endpoint, deployment or deployed model {name!r}. `tidegate status` lists them."
         )
     using = [e for e in endpoints if all(target["deployment"] in of_model for target in e["targets"])]
     return list(of_model.values()), using

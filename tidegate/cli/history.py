@@ -109,5 +109,5 @@ def day_of(text: str) -> str:
         pass
     days = seconds(text) / _DAY_S
     if days < 1:
-        raise UsageError(f"--since {text!r}: usage is kept by day.")
+        raise UsageError(f"--since {text!r}: usage is kept by day. Write a date, or days such as 7d.")
     return (datetime.now(timezone.utc).date() - timedelta(days=int(days) - 1)).isoformat()

@@ -130,7 +130,7 @@ def memory_of(replica: Mapping[str, Any]) -> str:
 
 
 def decisions(name: Name, limit: Limit = 20, json: Json = False) -> None:
-    """Show why the autoscaler did what it did, the latest first."""
+    """List the autoscaler's decisions with their reasons, newest first."""
     from tidegate.cli import output
     from tidegate.cli.api import control
 

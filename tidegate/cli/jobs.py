@@ -59,7 +59,7 @@ def job(
     ] = None,
     json: Json = False,
 ) -> None:
-    """Show one job: where it is, its times, why it failed; or end it, try it again, get its result."""
+    """Show a job's state, times and error. With an option: cancel it, retry it, or get its result."""
     from tidegate.cli import output
 
     if sum((cancel, retry, result or output_file is not None)) > 1:
@@ -95,7 +95,7 @@ def _waited(service: Service, path: str, found: Doc, timeout_s: float) -> Doc:
     while not found["finished_at"]:
         left = deadline - time.monotonic()
         if left <= 0:
-            raise DeadlinePassed(f"The job is {found['status']} after {timeout_s:g} s.")
+            raise DeadlinePassed(f"The job is still {found['status']} after {timeout_s:g} s.")
         found = service.get_waiting(path, min(POLL_S, left))
     return found
 

@@ -40,7 +40,7 @@ def listed(
     all: Annotated[bool, typer.Option("--all", help="Also list revoked and expired keys.")] = False,
     json: Json = False,
 ) -> None:
-    """List the keys; with a command do something to them."""
+    """List the keys. The commands below create and change them."""
     if context.invoked_subcommand is not None:
         return
     from tidegate.cli import output
@@ -77,7 +77,10 @@ def create(
     month: Month = None,
     json: Json = False,
 ) -> None:
-    """Make a key. It is shown this once: only a digest of it is kept."""
+    """Create a key. It is shown only now: the stack keeps a digest of it.
+
+    Example: tidegate keys create robot --scope infer --endpoint digits --rate 50
+    """
     body = _fields(name, scope, endpoint, expires, (rate, burst, concurrency, day, month))
     from tidegate.cli.api import control
 
@@ -102,11 +105,13 @@ def change(
     ] = None,
     json: Json = False,
 ) -> None:
-    """Change what a key may do or use; it stays the same key."""
+    """Change a key's scopes, endpoints, limits or expiry. Its secret stays the same."""
     body = _fields(name, scope, endpoint, expires, (rate, burst, concurrency, day, month))
     for what in lift or ():
         if what not in (*_LIMITS, "endpoints", "expires"):
-            raise UsageError(f"--lift {what}: there is no such limit.")
+            raise UsageError(
+                f"--lift {what}: there is no such limit. Limits: {', '.join(_LIMITS)}, endpoints, expires."
+            )
         body["expires_at" if what == "expires" else what] = None
     if not body:
         raise UsageError("Name at least one change, such as --rate 50.")
@@ -124,7 +129,7 @@ def rotate(
     grace: Annotated[str, typer.Option(metavar="TIME", help="How long the old secret stays valid.")] = "0s",
     json: Json = False,
 ) -> None:
-    """Give a key another secret; its name, limits and usage stay."""
+    """Give a key a new secret. Its name, limits and usage stay."""
     from tidegate.cli.api import control
 
     registry = control().registry
@@ -138,7 +143,7 @@ def revoke(
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask for confirmation.")] = False,
     json: Json = False,
 ) -> None:
-    """Revoke a key, for ever."""
+    """Revoke a key for good."""
     from tidegate.cli import output
     from tidegate.cli.api import control
     from tidegate.cli.manage import confirm

@@ -16,7 +16,7 @@ Of = Annotated[
 
 
 def ledger(json: Json = False) -> None:
-    """Show where every job is; exit code 1 when one is lost, 6 while that is not known."""
+    """Count jobs by state and place. Exit code 1: a job is lost; 6: the count is not known now."""
     from tidegate.cli import output
     from tidegate.cli.api import control
 
@@ -53,7 +53,7 @@ def _show(found: dict[str, Any]) -> None:
     output.table(rows, ("jobs", "count"))
     for what, count in found["missing"].items():
         if count:
-            output.say(f"the last look misses {count} {what}", style="yellow")
+            output.say(f"the last count lacks {count} {what}", style="yellow")
 
 
 def webhook_secret(of: Of = "anonymous", json: Json = False) -> None:

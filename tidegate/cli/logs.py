@@ -30,17 +30,17 @@ def logs(
         str | None,
         typer.Argument(
             metavar="NAME",
-            help="A service, a replica, or a deployment or endpoint: all of its replicas, the dead too.",
+            help="A service or replica, or a deployment or endpoint (all replicas, ended ones too).",
         ),
     ] = None,
     follow: Annotated[
-        bool, typer.Option("--follow", "-f", help="Go on as lines are written, also by new replicas.")
+        bool, typer.Option("--follow", "-f", help="Wait for new lines, also of new replicas.")
     ] = False,
     tail: Annotated[
         int, typer.Option("--tail", "--lines", "-n", min=0, max=10_000, help="How many of the last lines.")
     ] = 100,
     since: Annotated[
-        str | None, typer.Option("--since", help="Only what is younger: 30s, 10m, 2h, 1d, or an ISO time.")
+        str | None, typer.Option("--since", help="Only newer lines: 30s, 10m, 2h, 1d, or an ISO time.")
     ] = None,
     request: Annotated[
         str | None,
@@ -59,7 +59,7 @@ def logs(
     if follow and json:
         raise UsageError("--json is one document, so it cannot follow; a pipe gets JSON lines anyway.")
     if (name is None) == (request is None):
-        raise UsageError("Give one of both: a NAME, or --request ID.")
+        raise UsageError("Give either a NAME or --request ID.")
     found = source(settings())
     if request is not None:
         _show_request(found, request, json=json)
@@ -132,12 +132,12 @@ def _show_request(found: Source, id_: str, *, json: bool) -> None:
 
 
 def nothing_of(id_: str) -> str:
-    """Return why there may be no line of a request, and what to do."""
+    """Return the reasons why no log may have a line of a request, each with its setting or command."""
     return (
-        f"No log has a line of {id_!r}. Errors are always logged, but of many successful requests only a "
-        "part is: TIDEGATE_ACCESS_LOG_SAMPLE=1 keeps all. Lines are written within a second. Old ones go "
-        "(TIDEGATE_ACCESS_LOG_DAYS). In containers the gateway and the router write to their own output: "
-        "`docker compose logs gateway router | grep ID`."
+        f"No log has a line of {id_!r}. A line appears within a second. Under load only a sample of the "
+        "successful requests is logged; for all: tidegate settings set ACCESS_LOG_SAMPLE=1. Old lines are "
+        "deleted (TIDEGATE_ACCESS_LOG_DAYS). In containers the gateway and the router write to their own "
+        "output: `docker compose logs gateway router | grep ID`."
     )
 
 

@@ -40,7 +40,7 @@ def scale(
     if (replicas is None) == (not auto):
         raise UsageError("Give either a number of replicas or --auto.")
     if auto and (ttl or force):
-        raise UsageError("--for and --force go with a number of replicas.")
+        raise UsageError("--for and --force need a number of replicas: tidegate scale NAME N")
     plane = control()
     deployment = plane.deployment_of(name)
     path = f"/v1/deployments/{part(deployment)}/replicas"
@@ -72,7 +72,10 @@ def apply(
     file: Annotated[Path, typer.Option("--file", "-f", metavar="FILE.yaml", help="- reads stdin.")],
     json: Json = False,
 ) -> None:
-    """Make Deployments and Endpoints what a file says; all of it or, on any error, nothing."""
+    """Create or change Deployments and Endpoints from a YAML file. On any error, nothing is changed.
+
+    Example: tidegate export digits > state.yaml, edit it, tidegate apply -f state.yaml
+    """
     from tidegate.cli import output
     from tidegate.cli.api import control
 
@@ -194,6 +197,6 @@ def _everything(plane: Control, name: str) -> Removal:
 def confirm(warning: str) -> None:
     """Ask before something that cannot be undone; ends the command unless the answer is yes."""
     if not sys.stdin.isatty():
-        raise UsageError(f"{warning}. Nobody can be asked here: repeat the command with --yes.")
+        raise UsageError(f"{warning}. To confirm without a terminal, repeat the command with --yes.")
     if not typer.confirm(f"{warning}. Go on?", err=True):
         raise typer.Exit(1)

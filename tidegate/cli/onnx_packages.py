@@ -55,7 +55,9 @@ def _inside(model: Path, location: str) -> PurePosixPath:
             "onnx.save(model, path, save_as_external_data=True, location='weights.data')."
         ) from None
     if not (model.parent / path).is_file():
-        raise UsageError(f"{model} keeps weights in {location[:80]!r}, and there is no such file beside it.")
+        raise UsageError(
+            f"{model} keeps weights in {location[:80]!r}, and there is no such file beside it. Copy it there."
+        )
     return path
 
 

@@ -55,7 +55,7 @@ def _needs_signature(path: Path, given: str | None) -> bool:
     except OSError as error:
         raise UsageError(f"{source}: {error.strerror}.") from None
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
-        raise UsageError(f"{source} is not Python that parses: {error}.") from None
+        raise UsageError(f"{source} is not valid Python: {error}.") from None
     return backend_class.is_for_the_backend(tree) and not backend_class.may_describe_itself(tree)
 
 

@@ -155,7 +155,7 @@ def judge(deployment: str, status: Doc | None, endpoint: Doc, fresh: Callable[[f
     asleep = ready is not None and ready["ok"] and ready["reason"] in {"Asleep", "Paused"}
     if asleep and endpoint["previous"] and ready is not None and ready["reason"] == "Asleep":
         # The status is older than the roll-over, which always wants a replica.
-        return Look("starting", "it slept; traffic moves over when a replica is ready")
+        return Look("starting", "it was asleep; traffic moves over when a replica is ready")
     if asleep:
         return Look("ready", "asleep, the first request starts it")
     if not status["ready"]:
@@ -211,7 +211,10 @@ def _wait(
         if look.state == "ready" and status is not None:
             return status
         if time.monotonic() - began > timeout_s:
-            raise DeadlinePassed(f"{deployment} is not ready after {timeout_s:g} s: {look.text}.")
+            raise DeadlinePassed(
+                f"{deployment} is not ready after {timeout_s:g} s: {look.text}. "
+                f"See: tidegate why {deployment}"
+            )
         time.sleep(POLL_S)
 
 
@@ -221,8 +224,8 @@ def _check_still_ours(deployment: str, endpoint: Doc) -> None:
     if deployment in targets:
         return
     raise Conflict(
-        f"{deployment} is registered but does not serve: another deploy has pointed endpoint "
-        f"{endpoint['name']} to {', '.join(targets)} meanwhile. To serve yours, deploy it again."
+        f"{deployment} is registered but does not serve: meanwhile another deploy has pointed endpoint "
+        f"{endpoint['name']} to {', '.join(targets)}. To serve yours, deploy it again."
     )
 
 

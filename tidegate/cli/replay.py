@@ -39,9 +39,7 @@ def replay(
     name: Name,
     recorded: Annotated[
         bool,
-        typer.Option(
-            "--recorded", help="The recorded arrivals of the time in --for.", rich_help_panel=_ARRIVALS
-        ),
+        typer.Option("--recorded", help="Recorded arrivals, of the last --for.", rich_help_panel=_ARRIVALS),
     ] = False,
     file: Annotated[
         Path | None,
@@ -50,7 +48,7 @@ def replay(
         ),
     ] = None,
     shape: Annotated[
-        Shape, typer.Option(help="Made up, of this shape.", rich_help_panel=_ARRIVALS)
+        Shape, typer.Option(help="Generated arrivals of this shape.", rich_help_panel=_ARRIVALS)
     ] = Shape.SPIKE,
     rps: Annotated[float, typer.Option(help="Requests a second.", rich_help_panel=_ARRIVALS)] = 10.0,
     factor: Annotated[
@@ -64,7 +62,7 @@ def replay(
         typer.Option(
             "--with",
             metavar="FIELD=VALUE[;...]",
-            help="Another policy, as `policy --set`; repeatable.",
+            help="Another policy to compare, written as for `policy --set`; repeatable.",
             rich_help_panel=_POLICIES,
         ),
     ] = None,
@@ -79,15 +77,15 @@ def replay(
     start: Annotated[
         str | None, typer.Option(metavar="TIME", help="How long a start takes.", rich_help_panel=_REPLICAS)
     ] = None,
-    picture: Annotated[Path | None, typer.Option(metavar="FILE.png", help="Where to draw it.")] = None,
+    picture: Annotated[Path | None, typer.Option(metavar="FILE.png", help="Write a picture.")] = None,
     verify: Annotated[
         bool, typer.Option("--verify", help="Decide the recorded rounds again, and compare.")
     ] = False,
     json: Json = False,
 ) -> None:
-    """Replay arrivals under the deployment's policy and others: waits, lateness, cost, a picture.
+    """Replay arrivals under the deployment's policy and others, and compare waits, lateness and cost.
 
-    Made up (--shape), from a file, or as they were recorded; through the very code that decides live.
+    Arrivals are generated (--shape), read from a file, or recorded. The autoscaler's own code decides.
     """
     from tidegate.cli import output
     from tidegate.cli.api import control

@@ -106,7 +106,7 @@ def weights(shares: Sequence[str]) -> dict[str, int]:
         except InvalidOperation:
             share = Decimal(-1)
         if not key or not equals or not share.is_finite() or not 0 <= share <= 10_000:
-            raise UsageError(f"{text!r} is no share: write VERSION=NUMBER, as in v1=90 v2=10.")
+            raise UsageError(f"{text!r} is not a share: write VERSION=NUMBER, as in v1=90 v2=10.")
         if key in found:
             raise UsageError(f"{key} is named twice.")
         found[key] = share
@@ -117,7 +117,7 @@ def weights(shares: Sequence[str]) -> dict[str, int]:
     whole = {key: int((share * scale).to_integral_value()) for key, share in found.items()}
     lost = [key for key, share in found.items() if share and not whole[key]]
     if lost:
-        raise UsageError(f"The share of {', '.join(lost)} is too small: 0.01 is the least.")
+        raise UsageError(f"The share of {', '.join(lost)} is too small: give at least 0.01.")
     return whole
 
 

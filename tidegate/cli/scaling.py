@@ -45,7 +45,7 @@ def deployment_row(status: Mapping[str, Any]) -> tuple[Any, ...]:
 
 
 def why(name: Name, json: Json = False) -> None:
-    """Say why a deployment has the replicas that it has, and what holds it there."""
+    """Explain a deployment's number of replicas: the rule, its bounds, what waits, what ended lately."""
     from tidegate.cli import output
     from tidegate.cli.api import control, part
 
@@ -58,7 +58,7 @@ def _tell(found: Mapping[str, Any]) -> None:
     from tidegate.cli import output
 
     there = ", ".join(f"{count} {phase}" for phase, count in found["replicas"].items() if count)
-    output.line(f"{found['deployment']}: {found['desired']} wanted ({there or 'none there'})", style="bold")
+    output.line(f"{found['deployment']}: {found['desired']} wanted ({there or 'none running'})", style="bold")
     output.line(f"  {found['rule']}: {found['reason']}")
     bounds = found["policy"]["bounds"]
     output.line(
@@ -145,7 +145,7 @@ def pause(
     duration: For = None,
     json: Json = False,
 ) -> None:
-    """Stop a deployment, also in spite of demand; with --hold, only stop scaling it."""
+    """Stop a deployment, whatever the demand. With --hold, keep its replicas and only stop scaling."""
     body = {"hold": hold, "ttl_s": None if duration is None else seconds(duration)}
     until = f" for {duration}" if duration else " until `tidegate resume`"
     _ask(name, "pause", body, lambda a: f"is held at {a['replicas']} replicas{until}", json)
@@ -160,7 +160,7 @@ def drain(
     replica: Annotated[str, typer.Argument(metavar="REPLICA", help="Its name, as `tidegate replicas` says.")],
     json: Json = False,
 ) -> None:
-    """Let one replica finish what it holds and exit; another takes its place."""
+    """Drain one replica: it finishes its requests and exits, and another replaces it."""
     from tidegate.cli import output
     from tidegate.cli.api import control, part
 
@@ -174,7 +174,7 @@ def cordon(
     drain_: Annotated[bool, typer.Option("--drain", help="Also drain the replicas that run there.")] = False,
     json: Json = False,
 ) -> None:
-    """Start no more replicas on a host."""
+    """Start no more replicas on a host. Without HOST: list the hosts and what they have free."""
     from tidegate.cli import output
     from tidegate.cli.api import control, part
 
@@ -199,7 +199,7 @@ def cordon(
 
 
 def warm(json: Json = False) -> None:
-    """List the workers that wait with a model server and no model, by flavour."""
+    """List the warm pool by flavour: workers that run a model server and wait for a model."""
     from tidegate.cli import output
     from tidegate.cli.api import control
 

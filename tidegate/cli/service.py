@@ -37,7 +37,7 @@ UserWide = Annotated[
         "--user/--system", help="The user's own systemd, or the machine's; default: --system for root."
     ),
 ]
-Name = Annotated[str, typer.Option("--name", help="Of the unit, if there are several stacks.")]
+Name = Annotated[str, typer.Option("--name", help="The unit's name, if there are several stacks.")]
 
 
 class ServiceFailed(TidegateError):
@@ -52,7 +52,9 @@ def install(
     name: Name = "tidegate",
     run_as: Annotated[
         str | None,
-        typer.Option("--run-as", metavar="USER", help="Of a system-wide unit; default: the state's owner."),
+        typer.Option(
+            "--run-as", metavar="USER", help="User of a system-wide unit; default: the state's owner."
+        ),
     ] = None,
     start: Annotated[bool, typer.Option("--start/--no-start", help="Start it now as well.")] = True,
     print_: Annotated[bool, typer.Option("--print", help="Only write the unit to stdout.")] = False,
@@ -119,7 +121,7 @@ def uninstall(user: UserWide = None, name: Name = "tidegate", json: Json = False
 
 @service.command()
 def status(user: UserWide = None, name: Name = "tidegate", json: Json = False) -> None:
-    """Show what systemd says of the unit."""
+    """Show the state of the unit, as systemd reports it."""
     from tidegate.cli import output
 
     unit, _ = described(user, name, None)
@@ -137,7 +139,7 @@ def status(user: UserWide = None, name: Name = "tidegate", json: Json = False) -
 
 @service.command(hidden=True)
 def run() -> None:
-    """Keep the stack in the foreground: what the unit starts. It tells systemd when it is ready."""
+    """Run the stack in the foreground, for the unit. It notifies systemd when the stack is ready."""
     checkout.require("service run")
     from tidegate import stack
     from tidegate.cli.stack import StackFailed, own

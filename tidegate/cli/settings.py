@@ -19,27 +19,28 @@ if TYPE_CHECKING:
 
 settings = typer.Typer(
     name="settings",
-    help="Settings in force in the running services; `set` and `unset` change those that last.",
+    help="Show the settings in force in the running services. `set` and `unset` change tidegate.env.",
     invoke_without_command=True,
 )
 
 ALL = "all"
-Values = Annotated[list[str], typer.Argument(metavar="NAME=VALUE...", help="TIDEGATE_ may be left out.")]
-Names = Annotated[list[str], typer.Argument(metavar="NAME...", help="TIDEGATE_ may be left out.")]
+Values = Annotated[list[str], typer.Argument(metavar="NAME=VALUE...", help="The TIDEGATE_ is optional.")]
+Names = Annotated[list[str], typer.Argument(metavar="NAME...", help="The TIDEGATE_ is optional.")]
 
 
 @settings.callback()
 def listed(
     context: typer.Context,
     grep: Annotated[
-        str | None, typer.Option("--grep", "-g", metavar="WORD", help="Only names or texts with this word.")
+        str | None,
+        typer.Option("--grep", "-g", metavar="WORD", help="Only names or descriptions with this word."),
     ] = None,
     changed: Annotated[
         bool, typer.Option("--changed", help="Only what is not the default, or changes on restart.")
     ] = False,
     json: Json = False,
 ) -> None:
-    """List the settings in force: asked of the running services, or those of a start if nothing runs.
+    """List the settings in force in the running services. If nothing runs: those of the next start.
 
     `from` is default, computed (from others), file (tidegate.env in the state folder) or environment.
     """
@@ -56,8 +57,8 @@ def listed(
             (i["name"], i["service"], i["value"], i["source"], i["on_restart"], i["description"])
             for i in items
         ]
-        columns = ("setting", "service", "value", "from", "on restart", "what it is")
-        output.table(rows, columns, "No setting is like that.")
+        columns = ("setting", "service", "value", "from", "on restart", "description")
+        output.table(rows, columns, "No setting matches.")
         if running and any(item["source"] == "environment" for item in items):
             output.say(
                 "A value from the environment is gone when `tidegate up` is run without it. "
@@ -185,7 +186,7 @@ def check_file(found: Settings) -> None:
 
     if wrong := problems(found.file_values):
         where = found.state_path / "tidegate.env"
-        raise BadRequest(f"{where} is wrong: {' '.join(wrong)} Mend it: tidegate settings set NAME=VALUE")
+        raise BadRequest(f"{where} is wrong: {' '.join(wrong)} Correct it: tidegate settings set NAME=VALUE")
 
 
 def _change(command: str, values: dict[str, str | None], json: bool) -> None:
@@ -223,10 +224,13 @@ def _change(command: str, values: dict[str, str | None], json: bool) -> None:
         output.line(f"Wrote {path}.")
         parts = "all services" if everywhere else f"the {' and the '.join(services)}"
         if running:
-            output.line(f"It concerns {parts}. Restart the stack to use it: tidegate down, then tidegate up")
+            output.line(f"Used by {parts} after a restart of the stack: tidegate down, then tidegate up")
         else:
             output.line("The next `tidegate up` uses it.")
         for name in hidden:
-            output.say(f"{name} is set in the environment, too, which comes first.", style="yellow")
+            output.say(
+                f"{name} is also set in this shell's environment, which comes first. Unset it there.",
+                style="yellow",
+            )
 
     output.show(document, json, human)

@@ -44,20 +44,20 @@ def read_samples(path: Path) -> list[Sample]:
     found = read_json(path)
     documents = found if isinstance(found, list) else [found]
     if not documents:
-        raise UsageError(f"{path} holds no sample.")
+        raise UsageError(f"{path} has no sample. Write one inference request, or a list of them.")
     return [_sample(each, f"{path}, sample {number}") for number, each in enumerate(documents, start=1)]
 
 
 def _sample(given: Any, where: str) -> Sample:
     if not isinstance(given, dict) or not isinstance(given.get("inputs"), list):
         raise UsageError(
-            f"{where} is no inference request: write "
-            '{"inputs": [{"name": ..., "datatype": ..., "shape": [...], "data": [...]}]}, '
-            'and beside it "expected": {"OUTPUT": [...]} and "tolerance": 0.001 if you like.'
+            f"{where} is not an inference request. Write "
+            '{"inputs": [{"name": ..., "datatype": ..., "shape": [...], "data": [...]}]}. '
+            'It may also have "expected": {"OUTPUT": [...]} and "tolerance": 0.001.'
         )
     tolerance = given.get("tolerance", TOLERANCE)
     if isinstance(tolerance, bool) or not isinstance(tolerance, int | float) or not tolerance >= 0:
-        raise UsageError(f"{where}: the tolerance {tolerance!r} is no number of 0 or more.")
+        raise UsageError(f"{where}: the tolerance is {tolerance!r}; it must be a number, 0 or more.")
     request = {key: value for key, value in given.items() if key not in ("expected", "tolerance")}
     return Sample(request, _expected(given.get("expected", {}), where), float(tolerance))
 
@@ -190,7 +190,7 @@ def _delete(control: Control, path: str, by_hand: str) -> None:
     except NotFound:
         return
     except TidegateError as error:
-        say(f"Not cleaned up: {error.message} By hand: {by_hand}", style="red")
+        say(f"Not cleaned up: {error.message} Clean up with: {by_hand}", style="red")
 
 
 def _options(deployment: Doc) -> Doc:
@@ -213,6 +213,6 @@ def _consequence(version: Doc, before: Mapping[str, Doc]) -> str:
     model, number = version["model"], version["number"]
     serving = "What served before goes on serving." if before else "Nothing serves it."
     return (
-        f"{serving} Version {number} stays registered: serve it all the same with `tidegate deploy {model} "
+        f"{serving} Version {number} stays registered: serve it anyway with `tidegate deploy {model} "
         f"--version {number}`, or remove it with `tidegate delete {model} --version {number}`."
     )

@@ -35,7 +35,7 @@ def up(
     ] = False,
     json: Json = False,
 ) -> None:
-    """Start the stack on this machine, or leave it alone where it runs; returns when it is ready."""
+    """Start the stack on this machine and wait until it is ready. A stack that runs already goes on."""
     checkout.require("up")
     from tidegate import stack
     from tidegate.cli import output

@@ -80,13 +80,16 @@ class Study:
     def _learned(self) -> Doc:
         signature = self._trial.signature()
         if signature is None:
-            raise BadRequest("The model server does not say what the model takes: nothing can be sent to it.")
+            raise BadRequest(
+                "The model server does not report the model's inputs, so no request can be made. Deploy the "
+                "model with a signature: tidegate deploy ... --signature FILE.json"
+            )
         return signature
 
     def _settings(self, signature: Doc) -> list[Setting]:
         """The settings in the order of measuring; the request is made on the way."""
         if signature.get("decoupled"):
-            raise BadRequest("The model gives any number of answers to a request: there is no batch to tune.")
+            raise BadRequest("The model is decoupled (many answers to a request): there is no batch to tune.")
         tensors = self._tensors(signature)
         body, head = encode_request(tensors)
         token = token_of(self._control.settings)

@@ -139,7 +139,7 @@ class Trial:
 
     def _remove(self, paths: list[str]) -> None:
         """The Endpoint first: a Deployment in use cannot be deleted."""
-        self._steps.change(self.name, "stopping", "taking it away")
+        self._steps.change(self.name, "stopping", "removing it")
         left = []
         for path in reversed(paths):
             try:
@@ -149,7 +149,7 @@ class Trial:
                 say(f"{self.name} could not be removed: {error.message}", style="red")
         if left:
             say(f"It is still there; remove it with: {_by_hand(left, self.name)}", style="red")
-        self._steps.change(self.name, "failed" if left else "done", "" if left else "taken away")
+        self._steps.change(self.name, "failed" if left else "done", "" if left else "removed")
 
 
 def _is_there(registry: Service, path: str) -> bool:

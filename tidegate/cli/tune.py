@@ -22,7 +22,7 @@ def tune(
     name: Name,
     latency_ms: Annotated[
         float | None,
-        typer.Option(min=0.1, help="The p99 to keep to; the deployment's target wait if not given."),
+        typer.Option(min=0.1, help="Highest p99 to accept; default: the deployment's target wait."),
     ] = None,
     data: Annotated[
         str | None,
@@ -65,9 +65,9 @@ def tune(
     apply: Annotated[bool, typer.Option("--apply", help="Give the deployment the chosen batching.")] = False,
     json: Json = False,
 ) -> None:
-    """Measure throughput against latency for each batching, choose, and keep the capacity with the version.
+    """Measure throughput and latency of each batching, choose one, and store its capacity with the version.
 
-    A replica of its own is measured, and taken away again. Without --data or --file the inputs are zeros.
+    A temporary replica is measured, and removed afterwards. Without --data or --file the inputs are zeros.
     """
     from tidegate.cli.api import control, part
     from tidegate.cli.infer import given_inputs

@@ -89,7 +89,7 @@ def test_names_from_paths(path: str, name: str) -> None:
 
 
 def test_no_name_from_a_path() -> None:
-    with pytest.raises(UsageError, match="use --name"):
+    with pytest.raises(UsageError, match="--name NAME"):
         name_of(Path("___.onnx"))
 
 

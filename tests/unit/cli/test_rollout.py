@@ -135,11 +135,11 @@ def test_samples_of_a_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        ("{}", "sample 1 is no inference request"),
-        ("[]", "holds no sample"),
-        ('[{"inputs": []}, 5]', "sample 2 is no inference request"),
+        ("{}", "sample 1 is not an inference request"),
+        ("[]", "has no sample"),
+        ('[{"inputs": []}, 5]', "sample 2 is not an inference request"),
         ('{"inputs": [], "expected": {"y": 1}}', "write the expected outputs as"),
-        ('{"inputs": [], "tolerance": "x"}', "the tolerance 'x' is no number"),
+        ('{"inputs": [], "tolerance": "x"}', "the tolerance is 'x'; it must be a number"),
         ("{", "is not JSON"),
     ],
 )
@@ -204,5 +204,5 @@ def test_an_export_is_what_apply_reads() -> None:
 def test_names_of_an_export() -> None:
     assert [d["name"] for d in selected(INTENTION, "mnist-v1")["deployments"]] == ["mnist-v1"]
     assert selected(INTENTION, "mnist-v1")["endpoints"] == []
-    with pytest.raises(NotFound, match="no deployed model 'absent'"):
+    with pytest.raises(NotFound, match="deployed model 'absent'"):
         selected(INTENTION, "absent")
