@@ -16,6 +16,9 @@ Name = Annotated[str, StringConstraints(pattern=NAME_PATTERN)]
 Digest = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 
 Format = Literal["onnx", "sklearn", "torchscript", "python", "triton"]
+# Numbers of people. Databases and other programs keep no larger ones.
+LARGEST = 2**31 - 1
+LARGEST_AXIS = 2**63 - 1
 Datatype = Literal[
     "BOOL", "UINT8", "UINT16", "UINT32", "UINT64", "INT8", "INT16", "INT32", "INT64",
     "FP16", "FP32", "FP64", "BF16", "BYTES",
@@ -28,6 +31,12 @@ class Noun(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
 
+class Written(Noun):
+    """Base of what users write. A number must be finite: JSON has no other, so nobody could read it again."""
+
+    model_config = ConfigDict(allow_inf_nan=False)
+
+
 class TensorSpec(Noun):
     """One input or output. ``shape`` is without the batch axis when the model batches; -1 is any size.
 
@@ -36,7 +45,7 @@ class TensorSpec(Noun):
 
     name: str = Field(min_length=1, max_length=255)
     datatype: Datatype
-    shape: list[Annotated[int, Field(ge=-1)]] = Field(default_factory=list, max_length=16)
+    shape: list[Annotated[int, Field(ge=-1, le=LARGEST_AXIS)]] = Field(default_factory=list, max_length=16)
     optional: bool = False
 
 
@@ -48,11 +57,11 @@ class Signature(Noun):
 
     inputs: list[TensorSpec] = Field(min_length=1)
     outputs: list[TensorSpec] = Field(min_length=1)
-    max_batch_size: int = Field(0, ge=0)
+    max_batch_size: int = Field(0, ge=0, le=LARGEST)
     decoupled: bool = False
 
 
-class VersionMetadata(Noun):
+class VersionMetadata(Written):
     """What people want to know of a version later."""
 
     trained_at: datetime | None = None
@@ -80,14 +89,14 @@ class Version(Noun):
     created_at: datetime
 
 
-class Batching(Noun):
+class Batching(Written):
     """The latency/cost knob: at most ``max_batch`` rows in a call, waiting up to ``window_ms`` for them."""
 
-    max_batch: int | None = Field(None, ge=1)
+    max_batch: int | None = Field(None, ge=1, le=LARGEST)
     window_ms: float = Field(0.0, ge=0, le=10_000)
 
 
-class Resources(Noun):
+class Resources(Written):
     """What one replica may use, in MiB and cores; None: as the launcher is set. Containers are held to it.
 
     ``gpus`` are whole ones; with ``gpu_memory_mb`` the replica shares one with others, by declared memory.
@@ -95,11 +104,11 @@ class Resources(Noun):
     ``response_cache_mb`` is the most that Triton's response cache takes, of a model that asks for one.
     """
 
-    memory_mb: int | None = Field(None, ge=64)
+    memory_mb: int | None = Field(None, ge=64, le=LARGEST)
     cpus: float | None = Field(None, gt=0, le=4096)
-    shm_mb: int | None = Field(None, ge=1)
+    shm_mb: int | None = Field(None, ge=1, le=LARGEST)
     gpus: int = Field(0, ge=0, le=64)
-    gpu_memory_mb: int | None = Field(None, ge=1)
+    gpu_memory_mb: int | None = Field(None, ge=1, le=LARGEST)
     allow_cpu: bool = False
     response_cache_mb: int = Field(64, ge=1, le=1_048_576)
 
@@ -110,7 +119,7 @@ class Resources(Noun):
         return self
 
 
-class DeploymentSpec(Noun):
+class DeploymentSpec(Written):
     """One Version run by identical workers that share a queue.
 
     ``image`` is that of its workers where they are containers; None: the launcher's.
@@ -120,7 +129,7 @@ class DeploymentSpec(Noun):
 
     name: Name
     model: Name
-    version: int = Field(ge=1)
+    version: int = Field(ge=1, le=LARGEST)
     min_replicas: int = Field(1, ge=0, le=10_000)
     max_replicas: int = Field(1, ge=0, le=10_000)
     scale_to_zero_after_s: float | None = Field(None, ge=0)
@@ -129,8 +138,8 @@ class DeploymentSpec(Noun):
     batching: Batching = Batching(max_batch=None, window_ms=0.0)
     threads: int = Field(1, ge=1, le=1024)
     instances: int = Field(1, ge=1, le=64)
-    max_queue: int = Field(10_000, ge=1)
-    max_concurrency: int | None = Field(None, ge=1)
+    max_queue: int = Field(10_000, ge=1, le=LARGEST)
+    max_concurrency: int | None = Field(None, ge=1, le=LARGEST)
     retry: Literal["safe", "never"] = "safe"
     drain_limit_s: float = Field(60.0, gt=0)
     start_timeout_s: float = Field(120.0, gt=0)

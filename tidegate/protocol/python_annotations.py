@@ -15,6 +15,8 @@ Kind = Literal["array", "list", "scalar"]
 
 # Aliases lead to aliases; a file may also make a circle of them.
 DEEPEST = 20
+# Characters of an annotation in a message.
+LONGEST = 200
 
 _SCALARS: dict[str, Datatype] = {
     "float": "FP64", "int": "INT64", "bool": "BOOL", "str": "BYTES", "bytes": "BYTES",
@@ -69,7 +71,7 @@ def described(annotation: ast.expr | None, scope: Scope, depth: int = 0) -> Desc
         return Described(_SCALARS[name], (1,), "scalar", name in _TEXT)
     if isinstance(node, ast.Subscript):
         return _subscript(node, scope, depth)
-    raise Unclear(f"is annotated {ast.unparse(annotation)!r}, which says neither a datatype nor a shape")
+    raise Unclear(f"is annotated {written(annotation)!r}, which says neither a datatype nor a shape")
 
 
 def resolved(node: ast.expr, scope: Scope) -> ast.expr:
@@ -82,7 +84,7 @@ def resolved(node: ast.expr, scope: Scope) -> ast.expr:
         elif isinstance(node, ast.BinOp) and isinstance(node.op, ast.BitOr):
             node = node.left if _is_none(node.right) else node.right if _is_none(node.left) else node
             if isinstance(node, ast.BinOp):
-                raise Unclear(f"is annotated with a union, {ast.unparse(node)!r}")
+                raise Unclear(f"is annotated with a union, {written(node)!r}")
         elif isinstance(node, ast.Subscript) and last_name(node.value) == "Optional":
             node = node.slice
         else:
@@ -93,6 +95,14 @@ def resolved(node: ast.expr, scope: Scope) -> ast.expr:
 def arguments(node: ast.Subscript) -> list[ast.expr]:
     """Return what stands between the brackets, as a list."""
     return list(node.slice.elts) if isinstance(node.slice, ast.Tuple) else [node.slice]
+
+
+def written(node: ast.expr) -> str:
+    """Return an expression as Python, for a message; not all that parses can be written or is worth it."""
+    try:
+        return ast.unparse(node)[:LONGEST]
+    except (RecursionError, ValueError):  # nested too deep; an integer of too many digits
+        return "..."
 
 
 def last_name(node: ast.expr) -> str:
@@ -114,29 +124,29 @@ def _subscript(node: ast.Subscript, scope: Scope, depth: int) -> Described:
     if name in _LISTS and len(parts) == 1:
         inner = described(parts[0], scope, depth + 1)
         if inner.kind == "array":
-            raise Unclear(f"is annotated {ast.unparse(node)!r}, a list of arrays")
+            raise Unclear(f"is annotated {written(node)!r}, a list of arrays")
         shape = (-1,) if inner.kind == "scalar" else (-1, *inner.shape)
         return replace(inner, shape=shape, kind="list")
     if name == "ndarray" and len(parts) == 2:
         return _ndarray(node, parts, scope)
     if name == "NDArray":
-        raise Unclear(f"is annotated {ast.unparse(node)!r}, which says a datatype but not a shape")
-    raise Unclear(f"is annotated {ast.unparse(node)!r}, which is none of the forms that can be read")
+        raise Unclear(f"is annotated {written(node)!r}, which says a datatype but not a shape")
+    raise Unclear(f"is annotated {written(node)!r}, which is none of the forms that can be read")
 
 
 def _tensor(parts: list[ast.expr], scope: Scope) -> Described:
     """Read ``Tensor["FP32", -1, 4]``; what is wrong in it is an error, whatever else is given."""
-    written = f"Tensor[{', '.join(map(ast.unparse, parts))}]"
+    given = f"Tensor[{', '.join(map(written, parts[:LONGEST]))[:LONGEST]}]"
     datatype, text = _datatype(parts[0] if parts else None, scope)
     if datatype is None:
         raise BadRequest(
-            f"{written} does not begin with a datatype: one of {', '.join(DATATYPES)}, or a type such as "
+            f"{given} does not begin with a datatype: one of {', '.join(DATATYPES)}, or a type such as "
             "np.float32, str or bytes."
         )
     shape = [_size(part, scope) for part in parts[1:]]
     if None in shape or not shape:
         raise BadRequest(
-            f"{written} does not give a shape: write a whole number for each axis, -1 for any size, as in "
+            f"{given} does not give a shape: write a whole number for each axis, -1 for any size, as in "
             'Tensor["FP32", -1, 4].'
         )
     return Described(datatype, tuple(cast("list[int]", shape)), "array", text)
@@ -156,13 +166,13 @@ def _ndarray(node: ast.Subscript, parts: list[ast.expr], scope: Scope) -> Descri
     """Read ``np.ndarray[tuple[int, Literal[4]], np.dtype[np.float32]]``, as numpy.typing writes it."""
     shape, dtype = (resolved(part, scope) for part in parts)
     if not (isinstance(shape, ast.Subscript) and last_name(shape.value) in {"tuple", "Tuple"}):
-        raise Unclear(f"is annotated {ast.unparse(node)!r}, which says a datatype but not a shape")
+        raise Unclear(f"is annotated {written(node)!r}, which says a datatype but not a shape")
     if not isinstance(dtype, ast.Subscript):
-        raise Unclear(f"is annotated {ast.unparse(node)!r}, which says a shape but not a datatype")
+        raise Unclear(f"is annotated {written(node)!r}, which says a shape but not a datatype")
     datatype, text = _datatype(arguments(dtype)[0], scope)
     sizes = [_axis(part, scope) for part in arguments(shape)]
     if datatype is None or None in sizes:
-        raise Unclear(f"is annotated {ast.unparse(node)!r}, which does not say each axis and the datatype")
+        raise Unclear(f"is annotated {written(node)!r}, which does not say each axis and the datatype")
     return Described(datatype, tuple(cast("list[int]", sizes)), "array", text)
 
 

@@ -20,6 +20,7 @@ from tidegate.protocol.python_annotations import (
     described,
     last_name,
     resolved,
+    written,
 )
 
 PREDICT, LOAD = "predict", "load"
@@ -179,7 +180,7 @@ def _max_size(predict: Function, scope: Scope) -> int:
         if type(size) is int and 1 <= size <= _MAX_ROWS:
             return size
         raise BadRequest(
-            f"@batched(max_size={ast.unparse(given)}) is no number that can be read from the file: write one "
+            f"@batched(max_size={written(given)}) is no number that can be read from the file: write one "
             f"from 1 to {_MAX_ROWS}, as in @batched(max_size={DEFAULT_MAX_SIZE})."
         )
     return 0

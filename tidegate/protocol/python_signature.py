@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from pydantic import ValidationError
+
 from tidegate.errors import BadRequest
 from tidegate.protocol.models import Signature, TensorSpec
 from tidegate.protocol.python_model import Source, Value
@@ -103,7 +105,16 @@ def _spec(value: Value, max_size: int) -> TensorSpec:
                 f"of any number: write Tensor[{found.datatype!r}, {', '.join(map(str, (-1, *shape)))}]."
             )
         shape = shape[1:]
-    return TensorSpec(name=value.name, datatype=found.datatype, shape=list(shape), optional=value.optional)
+    try:
+        return TensorSpec(
+            name=value.name, datatype=found.datatype, shape=list(shape), optional=value.optional
+        )
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise BadRequest(
+            f"{value.name[:80]!r} of predict cannot be served: {where}: {first['msg']}."
+        ) from None
 
 
 def _unclear(source: Source, missing: Sequence[str]) -> str:

@@ -15,7 +15,7 @@ Season = Literal["off", "daily", "weekly"]
 
 
 class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
 
 class ScheduleWindow(_Part):
@@ -88,8 +88,8 @@ class Scaling(_Part):
     schedule: list[ScheduleWindow] = Field(default_factory=list, max_length=100)
     up_window_s: float | None = Field(None, ge=0, le=3600)
     down_window_s: float | None = Field(None, ge=0, le=86_400)
-    max_up_per_minute: int | None = Field(None, ge=1)
-    max_down_per_minute: int | None = Field(None, ge=1)
+    max_up_per_minute: int | None = Field(None, ge=1, le=2**31 - 1)
+    max_down_per_minute: int | None = Field(None, ge=1, le=2**31 - 1)
     panic_factor: float | None = Field(None, ge=0)
     price_per_hour: float | None = Field(None, gt=0)
     max_cost_per_hour: float | None = Field(None, gt=0)

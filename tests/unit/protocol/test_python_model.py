@@ -206,3 +206,26 @@ def test_a_signature_that_is_given_stands_in_place_of_annotations():
 def test_a_signature_that_does_not_fit_the_function(source, signature, told):
     with pytest.raises(BadRequest, match=told):
         found(source, signature)
+
+
+@pytest.mark.parametrize(
+    "annotation",
+    [
+        pytest.param("a" + ".b" * 700, id="attributes"),
+        pytest.param("+".join(["a"] * 700), id="sum"),
+        pytest.param('Tensor["FP32", ' + "-" * 700 + "1]", id="minus"),
+        pytest.param("0x" + "f" * 6000, id="integer"),
+        pytest.param('Tensor["FP32", 0x' + "f" * 6000 + "]", id="size"),
+        pytest.param('Tensor["FP32", ' + "1, " * 17 + "]", id="axes"),
+        pytest.param("x" * 100_000, id="name"),
+    ],
+)
+def test_an_annotation_that_cannot_be_written_is_refused_in_few_words(annotation):
+    with pytest.raises(BadRequest) as refused:
+        found(f"def predict(x: {annotation}) -> float: ...")
+    assert len(refused.value.message) < 1000
+
+
+def test_a_max_size_that_cannot_be_written_is_refused():
+    with pytest.raises(BadRequest, match="is no number that can be read"):
+        found(f"@batched(max_size=0x{'f' * 6000})\ndef predict(x: list[float]) -> list[float]: ...")

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import PurePosixPath as P
 
 import pytest
+from pydantic import ValidationError
 
+from services.registry.adapters.sql.reading import finite
 from services.registry.domain import formats, merge, names, triton_layout
 from services.registry.domain.archive import Limits, Tally
 from tidegate.errors import BadRequest, Conflict
 from tidegate.protocol.archives import Member
+from tidegate.protocol.models import DeploymentSpec, TensorSpec, VersionMetadata
 from tidegate.protocol.names import fitting as nearest
 
 
@@ -176,3 +180,33 @@ def test_served_model(files, ensembles, served):
 def test_no_served_model(files, match):
     with pytest.raises(BadRequest, match=match):
         triton_layout.served(triton_layout.models(map(P, files)), "m", {})
+
+
+@pytest.mark.parametrize(
+    ("fields", "where"),
+    [
+        ({"resources": {"memory_mb": "1" + "0" * 400}}, "resources.memory_mb"),
+        ({"resources": {"gpu_memory_mb": 2**63}}, "resources.gpu_memory_mb"),
+        ({"resources": {"memory_mb": -1}}, "resources.memory_mb"),
+        ({"resources": {"cpus": "nan"}}, "resources.cpus"),
+        ({"drain_limit_s": "inf"}, "drain_limit_s"),
+        ({"target_wait_ms": float("inf")}, "target_wait_ms"),
+        ({"scaling": {"price_per_hour": "inf"}}, "scaling.price_per_hour"),
+        ({"max_queue": "9" * 400}, "max_queue"),
+    ],
+)
+def test_a_number_that_others_cannot_read_is_refused(fields, where):
+    with pytest.raises(BadRequest, match=re.escape(where)):
+        merge.checked(DeploymentSpec, {"name": "a", "model": "a", "version": 1, **fields}, "Deployment a")
+
+
+def test_what_is_taken_can_be_read_again_by_everybody():
+    with pytest.raises(ValidationError, match="finite number"):
+        VersionMetadata.model_validate_json('{"metrics": {"loss": "nan"}}')
+    with pytest.raises(ValidationError, match="9223372036854775807"):
+        TensorSpec(name="x", datatype="FP32", shape=[2**63])
+
+
+def test_numbers_that_an_older_release_took_are_left_out():
+    row = {"metadata": {"metrics": {"loss": float("nan"), "auc": 0.5}}, "drain_limit_s": float("inf"), "n": 1}
+    assert finite(row) == {"metadata": {"metrics": {"auc": 0.5}}, "n": 1}

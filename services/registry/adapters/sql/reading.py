@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from datetime import datetime
+from math import isfinite
 from typing import Any, NamedTuple
 
 import sqlalchemy as sa
@@ -72,7 +73,7 @@ class Reader:
         if number is not None:
             query = query.where(versions.c.number == number)
         rows = await self._connection.execute(query)
-        found = [Version.model_validate(dict(row)) for row in rows.mappings()]
+        found = [Version.model_validate(finite(dict(row))) for row in rows.mappings()]
         # Here and not in SQL: PostgreSQL sorts texts by the rules of a language, SQLite by their bytes.
         return sorted(found, key=lambda version: (version.model, version.number))
 
@@ -172,7 +173,7 @@ class Reader:
 
 
 def _spec_fields(row: sa.RowMapping) -> dict[str, Any]:
-    return {**row["options"], "name": row["name"], "model": row["model"], "version": row["version"]}
+    return {**finite(row["options"]), "name": row["name"], "model": row["model"], "version": row["version"]}
 
 
 def _endpoint_fields(row: sa.RowMapping, targets: dict[tuple[str, str], list[Target]]) -> dict[str, Any]:
@@ -182,6 +183,15 @@ def _endpoint_fields(row: sa.RowMapping, targets: dict[tuple[str, str], list[Tar
         "name": name,
         "targets": targets.get((name, "target"), []),
         "previous": targets.get((name, "previous"), []),
+    }
+
+
+def finite(fields: dict[str, Any]) -> dict[str, Any]:
+    """Return what a row holds without the numbers that JSON has no word for; older releases took these."""
+    return {
+        name: finite(value) if isinstance(value, dict) else value
+        for name, value in fields.items()
+        if not isinstance(value, float) or isfinite(value)
     }
 
 
