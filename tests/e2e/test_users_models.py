@@ -346,6 +346,7 @@ def test_plain_python(stack: Stack, client: Client, tmp_path: Path):
     told = " ".join((refused.stdout + refused.stderr).split())
     assert 'def predict(x: Tensor["FP32", -1, 4])' in told
     assert "--signature" in told
+    assert "upload" not in told
     assert stack.run("versions", "mine").returncode != 0, "no version was made"
 
     path.write_text("import xgboost\n\ndef predict(x: float) -> float:\n    return x\n")

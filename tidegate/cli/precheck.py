@@ -37,26 +37,44 @@ def check_here(order: Order) -> None:
         raise UsageError(f"--min {low} is above --max {high}.")
     if not order.path.exists():
         raise UsageError(f"{order.path}: no such file or folder.")
-    if order.signature is None and _needs_signature(order.path, order.format):
+    kind, tree = _read(order.path, order.format)
+    for_backend = tree is not None and backend_class.is_for_the_backend(tree)
+    described = for_backend and tree is not None and backend_class.may_describe_itself(tree)
+    if order.signature is None and not described and (for_backend or kind == "torchscript"):
         raise UsageError(_NO_SIGNATURE.format(path=order.path))
+    if tree is not None and not for_backend:
+        _check_functions(tree, order.signature)
 
 
-def _needs_signature(path: Path, given: str | None) -> bool:
-    """Return True if the files do not say the inputs and outputs. Raise UsageError for a bad model.py."""
+def _read(path: Path, given: str | None) -> tuple[str, ast.Module | None]:
+    """Return the format, and the syntax tree of a Python model. Raise UsageError for a bad model.py."""
     if path.is_dir():
         kind, source = given or format_of(path), path / _MODEL
     else:
         kind, source = given or _BY_SUFFIX.get(path.suffix, ""), path
     if kind != "python" or source.suffix != ".py" or not source.is_file():
-        return kind == "torchscript"
+        return kind, None
     try:
         with source.open("rb") as file:
-            tree = ast.parse(file.read(_LARGEST_SOURCE), filename=source.name)
+            return kind, ast.parse(file.read(_LARGEST_SOURCE), filename=source.name)
     except OSError as error:
         raise UsageError(f"{source}: {error.strerror}.") from None
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         raise UsageError(f"{source} is not valid Python: {error}.") from None
-    return backend_class.is_for_the_backend(tree) and not backend_class.may_describe_itself(tree)
+
+
+def _check_functions(tree: ast.Module, given: Doc | None) -> None:
+    """Raise BadRequest for a file with ``predict`` whose signature is unclear or contradicts it."""
+    from pydantic import ValidationError
+
+    from tidegate.protocol import python_model, python_signature
+    from tidegate.protocol.models import Signature
+
+    try:
+        signature = None if given is None else Signature.model_validate(given)
+    except ValidationError:
+        return  # the registry says what is wrong with it
+    python_signature.signature_of(python_model.read(tree), signature)
 
 
 def check_there(control: Control, package: Package, order: Order, body: Doc) -> list[str]:
