@@ -51,7 +51,7 @@ class AutoscalerSettings(Settings):
     autoscaler_replica_memory_mb: int = Field(
         256,
         ge=1,
-        description="MiB that a replica is expected to take until one was measured, where it declares none.",
+        description="Memory that a replica counts with, in MiB, if it declares none and none was measured.",
     )
     autoscaler_starts_at_once: int = Field(
         0, ge=0, description="Replicas that start at the same time, on one host; 0: twice its cores."

@@ -87,8 +87,8 @@ class Core:
         route, request, timeout_ms, decode_s = self._prepare(model, version, timeout_ms, decode)
         if route.decoupled:
             raise BadRequest(
-                f"model {model!r} gives any number of answers to a request (it is decoupled): "
-                "ask by /generate_stream, or over gRPC by ModelStreamInfer"
+                f"model {model!r} is decoupled (any number of answers to a request): "
+                "use /generate_stream, or ModelStreamInfer over gRPC"
             )
         self._admit(route, timeout_ms)
 

@@ -114,7 +114,8 @@ class Jobs:
         endpoint, route = self._core.pick(model, version)
         if route.decoupled:
             raise BadRequest(
-                f"model {model!r} gives any number of answers to a request (it is decoupled), a job has one"
+                f"model {model!r} is decoupled (any number of answers to a request), but a job has "
+                "one answer: use /generate_stream"
             )
         try:
             request = decode(route.contract)

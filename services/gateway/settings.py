@@ -51,17 +51,17 @@ class GatewaySettings(Settings):
         0.01,
         ge=0,
         le=1,
-        description="The part of successful requests that gets a line in the access log, beyond the first of "
+        description="Share of successful requests that get a line in the access log, after the first ones of "
         "each second; 1: all.",
     )
     access_log_first_per_s: int = Field(
-        20, ge=0, description="Successful requests of each second that get a line; of one gateway process."
+        20, ge=0, description="Successful requests that always get a line, per second and gateway process."
     )
     access_log_errors_per_s: int = Field(
         200,
         ge=1,
-        description="Most lines about failed requests in a second, after a burst of ten times as many; of "
-        "one gateway process. More are counted.",
+        description="Most lines about failed requests, per second and gateway process, after a burst of ten "
+        "times as many. One line counts the others.",
     )
     access_log_mb: int = Field(
         256, ge=1, description="Disk for the access log and its rotated parts, in MiB."
@@ -72,17 +72,17 @@ class GatewaySettings(Settings):
     report_interval_s: float = Field(0.5, description="How often a gateway reports its load, in seconds.")
     auth: Literal["auto", "required"] = Field(
         "auto",
-        description="`required`: nobody infers without a credential. `auto`: so it is on any address that is "
-        "not loopback; on loopback inference is open.",
+        description="`required`: every request needs a credential. `auto`: the same on any address that is "
+        "not loopback; on loopback, inference needs none.",
     )
     usage_interval_s: float = Field(
         2.0, gt=0, description="How often a gateway reports what its callers used, in seconds."
     )
     jwks_url: str = Field(
-        "", description="Keys by which JWT bearer tokens are checked: an http(s) URL or the path of a file."
+        "", description="JWKS that verifies JWT bearer tokens: an http(s) URL or the path of a file."
     )
-    jwt_issuer: str = Field("", description="`iss` of the tokens that are taken; goes with a JWKS.")
-    jwt_audience: str = Field("", description="`aud` that tokens must be meant for; goes with a JWKS.")
+    jwt_issuer: str = Field("", description="`iss` that tokens must have; required with a JWKS.")
+    jwt_audience: str = Field("", description="`aud` that tokens must have; required with a JWKS.")
     jwt_roles_claim: str = Field(
         "roles", description="Claim that holds a token's roles; dots lead into objects."
     )

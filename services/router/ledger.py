@@ -53,7 +53,7 @@ class Ledger:
         self._link = Link(amqp_url, "router-ledger", self._no_setup)
         self._looks: list[Missing] = []
         self._task: asyncio.Task[None] | None = None
-        self.statement = Statement(time.time(), None, {"ledger": "no look has been made yet"})
+        self.statement = Statement(time.time(), None, {"ledger": "jobs have not been counted yet"})
         UNACCOUNTED.set(math.nan)
 
     def start(self) -> None:

@@ -45,13 +45,13 @@ class RouterSettings(Settings):
     jobs_kept_bytes: int = Field(
         512 * 2**20,
         ge=0,
-        description="Bytes of memory of the jobs' store, above which the oldest jobs that are over go; "
+        description="Memory of the jobs' store, in bytes, above which the oldest ended jobs are removed; "
         "0: no limit.",
     )
     jobs_kept_min_s: float = Field(
         300.0,
         ge=0,
-        description="A job that is over is kept for so many seconds, even if the jobs' store is full.",
+        description="How long an ended job is kept even if the jobs' store is full, in seconds.",
     )
     ledger_interval_s: float = Field(
         1.0, gt=0, description="Pause between two looks at the ledger of jobs, in seconds."

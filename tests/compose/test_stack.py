@@ -146,7 +146,7 @@ def test_a_model_that_is_too_large_for_its_memory_is_told_so(world, identity, tm
     order = ["deploy", str(folder), "--signature", str(identity / "signature.json"), "--name", "greedy"]
     done = command_line(world, tmp_path, *order, "--resource", "memory_mb=768")
     assert done.returncode != 0
-    assert "for want of memory" in done.stdout
+    assert "out of memory" in done.stdout
     (name,) = world.workers(DEPLOYMENT).values()
     assert world.tool.engine("inspect", "-f", "{{.State.Running}}", name).strip() == "true"
     assert command_line(world, tmp_path, "delete", "greedy", "--yes").returncode == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import re
 from functools import cache
@@ -78,9 +79,35 @@ def test_targets_of_make_exist(page: Path):
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_commands_and_their_options_exist(page: Path):
+    found = re.findall(r"(?:^ {4}|^\$ |`)tidegate ([a-z][a-z-]+)([^`\n#]*)", page.read_text(), re.M)
+    assert wrong_commands(found) == []
+
+
+def test_commands_that_messages_name_exist():
+    paths = [ROOT / name for name in files() if name.endswith(".py") and not name.startswith("tests/")]
+    texts = [text for path in paths for text in strings(path.read_text())]
+    found = [each for text in texts for each in re.findall(r"(?:`|: )tidegate ([a-z][a-z-]+)([^`\n]*)", text)]
+    assert len(found) > 100
+    assert wrong_commands(found) == []
+
+
+def strings(source: str) -> list[str]:
+    """Return the strings of a module; a value in an f-string is a dot."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.JoinedStr):
+            parts = [str(part.value) if isinstance(part, ast.Constant) else "." for part in node.values]
+            found.append("".join(parts))
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            found.append(node.value)
+    return found
+
+
+def wrong_commands(found: list[tuple[str, str]]) -> list[str]:
+    """Return the commands, and the options of commands, that the command line does not have."""
     commands: dict[str, Any] = typer.main.get_command(app).commands  # type: ignore[attr-defined]
     wrong = []
-    for name, rest in re.findall(r"(?:^ {4}|`)tidegate ([a-z-]+)([^`\n#]*)", page.read_text(), re.M):
+    for name, rest in found:
         command, words = commands.get(name), rest.split()
         if command is None:
             wrong.append(name)
@@ -89,4 +116,4 @@ def test_commands_and_their_options_exist(page: Path):
         known = {"--help"}.union(*([*each.opts, *each.secondary_opts] for each in command.params))
         options = re.findall(r"(?<![\w-])--[a-z-]+", rest)
         wrong += [f"{name} {option}" for option in options if option not in known]
-    assert wrong == []
+    return wrong

@@ -89,7 +89,7 @@ def resolved(node: ast.expr, scope: Scope) -> ast.expr:
             node = node.slice
         else:
             return node
-    raise Unclear("has an annotation that leads round in a circle")
+    raise Unclear("has an annotation that refers to itself")
 
 
 def arguments(node: ast.Subscript) -> list[ast.expr]:
@@ -199,7 +199,7 @@ def _parsed(text: str) -> ast.expr:
     try:
         return ast.parse(text.strip(), mode="eval").body
     except (SyntaxError, ValueError, RecursionError, MemoryError):
-        raise Unclear(f"is annotated {text[:80]!r}, which is no Python") from None
+        raise Unclear(f"is annotated {text[:80]!r}, which is not valid Python") from None
 
 
 def _is_none(node: ast.expr) -> bool:

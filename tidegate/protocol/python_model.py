@@ -71,7 +71,7 @@ def parsed(source: str | bytes, filename: str = "model.py") -> ast.Module:
     try:
         return ast.parse(source, filename=filename)
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
-        raise BadRequest(f"The file is not Python that parses: {error}.") from None
+        raise BadRequest(f"The file is not valid Python: {error}.") from None
 
 
 def read(tree: ast.Module) -> Source:
@@ -180,8 +180,8 @@ def _max_size(predict: Function, scope: Scope) -> int:
         if type(size) is int and 1 <= size <= _MAX_ROWS:
             return size
         raise BadRequest(
-            f"@batched(max_size={written(given)}) is no number that can be read from the file: write one "
-            f"from 1 to {_MAX_ROWS}, as in @batched(max_size={DEFAULT_MAX_SIZE})."
+            f"@batched(max_size={written(given)}) is not a number that can be read from the file: write "
+            f"one from 1 to {_MAX_ROWS}, as in @batched(max_size={DEFAULT_MAX_SIZE})."
         )
     return 0
 

@@ -255,7 +255,7 @@ def _how(found: Doc) -> tuple[str, bool]:
     # The first process tells a signal by 128 + its number.
     how = how_it_ended(128 - code if 128 < code < 128 + 65 else code)
     if state.get("OOMKilled"):
-        limit = f"its container's limit of {limit_mb} MiB" if limit_mb else "what its machine has"
+        limit = f"its container's limit of {limit_mb} MiB" if limit_mb else "the memory of its machine"
         return f"{how}, out of memory: it reached {limit}", True
     if state.get("Error"):
         return f"{how} ({state['Error']})", False

@@ -28,7 +28,7 @@ async def ask(environment: Mapping[str, str]) -> dict[str, Any]:
     except TimeoutError:
         process.kill()
         await process.wait()
-        raise Unavailable(f"A worker did not say its settings within {LIMIT_S:g} s.") from None
+        raise Unavailable(f"A worker did not report its settings within {LIMIT_S:g} s.") from None
     except asyncio.CancelledError:
         process.kill()
         raise

@@ -146,7 +146,7 @@ def admitted(
 
 
 def shortage(host: Host, policy: Policy, claim: Claim, room: Room, granted: int) -> str:
-    """Say in words why ``claim`` gets only ``granted``, what it would take, and what can be changed."""
+    """Return why ``claim`` gets only ``granted``, how much more it needs, and what can be changed."""
     size, more = claim.size, claim.wanted - granted
     cores = host.cores * policy.replicas_per_core
     return (

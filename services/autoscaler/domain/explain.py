@@ -1,4 +1,4 @@
-"""Why a Deployment has the replicas that it has, and what would change that: for people."""
+"""Explain to people why a Deployment has its number of replicas, and what would change it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tidegate.protocol.models import Deployment
 
 
 def policy_of(deployment: Deployment, policy: Policy, start_s: float, now: float) -> dict[str, Any]:
-    """What is given for a Deployment, what that makes in numbers, and the bounds in force."""
+    """Return a Deployment's options, the numbers that follow from them, and the bounds in force."""
     return {
         "deployment": deployment.name,
         "given": {
@@ -37,7 +37,7 @@ def policy_of(deployment: Deployment, policy: Policy, start_s: float, now: float
 def explain(
     deployment: Deployment, snapshot: Snapshot, state: State, policy: Policy, now: float
 ) -> dict[str, Any]:
-    """The last target with every rule's word, the numbers behind it, and what holds it where it is."""
+    """Return the last target with each rule's reason, the numbers behind it, and what keeps it there."""
     memory = state.deployments[deployment.name]
     wanted, load = memory.wanted, memory.seen
     start_s = start_time(state, deployment.name)
@@ -75,7 +75,7 @@ def _holds(
         at = next(at for at, n in memory.recommended if n == needed)
         yield f"{needed} were needed {now - at:.0f} s ago; that counts for {_left(at, tuned, now):.0f} s more"
     if now < memory.panic_until:
-        yield f"a sudden load: nothing is taken away for {memory.panic_until - now:.0f} s"
+        yield f"after a sudden load, no replica is removed for {memory.panic_until - now:.0f} s"
     yield from _limits(memory, tuned, now)
     if memory.start.failures:
         wait = max(0.0, memory.start.not_before - now)
@@ -88,8 +88,8 @@ def _holds(
     if (sick := unhealthy(deployment.name, mine, now)) is not None:
         yield sick.message
     if memory.put_off:
-        most = f": {pace(snapshot.room, policy)} start at once" if snapshot.room is not None else ""
-        yield f"{memory.put_off} more start when others are ready, or have made room{most}"
+        most = f" (at most {pace(snapshot.room, policy)} start at once)" if snapshot.room is not None else ""
+        yield f"{memory.put_off} more start when others are ready or have ended{most}"
     if snapshot.host in snapshot.cordoned:
         yield f"{snapshot.host} is cordoned: nothing is started on it"
 
@@ -102,6 +102,7 @@ def _limits(memory: DeploymentMemory, tuned: Tuning, now: float) -> Iterator[str
     recent = [change for at, change in memory.moves if now - at < MINUTE_S]
     up, down = sum(c for c in recent if c > 0), -sum(c for c in recent if c < 0)
     if tuned.max_up_per_minute is not None and up:
-        yield f"{up} of {tuned.max_up_per_minute} that may come in a minute have come"
+        yield f"{up} replicas were added in the last minute; max_up_per_minute is {tuned.max_up_per_minute}"
     if tuned.max_down_per_minute is not None and down:
-        yield f"{down} of {tuned.max_down_per_minute} that may go in a minute have gone"
+        limit = tuned.max_down_per_minute
+        yield f"{down} replicas were removed in the last minute; max_down_per_minute is {limit}"

@@ -107,7 +107,7 @@ def judge(
     told = report.message.strip("; \n") if report is not None and failed else ""
     if not running.alive:
         if phase == "draining":
-            return Verdict(running, phase, DRAINED, "it finished its work, as asked")
+            return Verdict(running, phase, DRAINED, "it was drained: it finished its work and exited")
         message = told or running.ending or memory.message or "the worker's process is gone"
         cause = OUT_OF_MEMORY if running.out_of_memory else FAILED if failed else DIED
         return Verdict(running, phase, cause, message)
@@ -120,11 +120,11 @@ def judge(
         )
     if memory.draining_since is not None:
         overdue = now - memory.draining_since > running.drain_limit_s + policy.drain_grace_s
-        message = f"not done {running.drain_limit_s:g} s after it was asked to finish" if overdue else ""
+        message = f"it did not finish within {running.drain_limit_s:g} s of being drained" if overdue else ""
         return Verdict(running, phase, DRAIN_OVERDUE if overdue else "", message, inflight)
     start_s = patience.start_s + memory.installing_s
     if phase == "starting" and _start_overdue(running, state, start_s, policy, now):
-        last = f" It said last: {memory.message}" if memory.message else ""
+        last = f" Its last message: {memory.message}" if memory.message else ""
         return Verdict(
             running,
             phase,

@@ -70,7 +70,7 @@ def _repeats(death: ModelDeath, now: float) -> bool:
 
 
 def _next_step(deployment: str, death: ModelDeath) -> str:
-    step = f"See what it said last: `tidegate logs {deployment}`"
+    step = f"See its last log lines: `tidegate logs {deployment}`"
     if "out of memory" in death.words:
         return f"{step}. If it needs more memory, deploy it with a larger `--resource memory_mb=...`"
     return step

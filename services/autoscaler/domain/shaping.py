@@ -56,7 +56,7 @@ def shape(
     if panic:
         found = Shaped(max(found.replicas, current), most)
         if found.replicas > wanted:
-            return Shaped(found.replicas, most, "panic", "nothing is taken away after so sudden a load")
+            return Shaped(found.replicas, most, "panic", "after a sudden load, no replica is removed")
         return found
     return _limited(memory, found, tuning, now)
 
@@ -69,12 +69,12 @@ def _limited(memory: DeploymentMemory, found: Shaped, tuning: Tuning, now: float
         room = max(0, tuning.max_up_per_minute - sum(change for change in recent if change > 0))
         up = max(1, current + room)
         if up < found.replicas:
-            words = f"{found.replicas} are needed, {tuning.max_up_per_minute} more a minute are allowed"
+            words = f"{found.replicas} are needed, but max_up_per_minute is {tuning.max_up_per_minute}"
             return Shaped(up, found.held, "limited", words)
     if tuning.max_down_per_minute is not None and found.replicas < current:
         room = max(0, tuning.max_down_per_minute + sum(change for change in recent if change < 0))
         if current - room > found.replicas:
-            words = f"{found.replicas} would do, {tuning.max_down_per_minute} fewer a minute are allowed"
+            words = f"{found.replicas} are enough, but max_down_per_minute is {tuning.max_down_per_minute}"
             return Shaped(current - room, found.held, "limited", words)
     return found
 

@@ -81,7 +81,7 @@ class KeyCache:
             return Used(principal, day, day[:7], int(told["day"]), int(told["month"]))
         except (httpx.HTTPError, ValueError, KeyError) as error:
             raise Unavailable(
-                f"The registry does not tell usage: {error or type(error).__name__}."
+                f"The registry does not report usage: {error or type(error).__name__}."
             ) from error
 
     async def _setup(self, session: Session) -> None:

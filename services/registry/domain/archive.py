@@ -33,7 +33,9 @@ class Tally:
     def admit(self, member: Member) -> PurePosixPath | None:
         """The normalised path of a file, None for a folder."""
         if member.size < 0:
-            raise BadRequest(f"The archive says that {member.name[:80]!r} has {member.size} bytes.")
+            raise BadRequest(
+                f"The archive is damaged: the size of {member.name[:80]!r} in it is {member.size} bytes."
+            )
         self._count += 1
         self._total += member.size
         if self._count > self._limits.members:
@@ -42,7 +44,8 @@ class Tally:
             raise BadRequest(f"The archive unpacks to more than {self._limits.unpacked_bytes} bytes.")
         if self._total > max(RATIO_COUNTS_FROM, self._packed * self._limits.ratio):
             raise BadRequest(
-                f"The archive unpacks to more than {self._limits.ratio} times its size: it looks like a bomb."
+                f"The archive unpacks to more than {self._limits.ratio} times its size (limit: "
+                "TIDEGATE_MAX_ARCHIVE_RATIO)."
             )
         try:
             return self._paths.admit(member)

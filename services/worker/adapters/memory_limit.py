@@ -1,4 +1,4 @@
-"""Hold the processes of a model to a memory limit, and know when one was ended for want of memory.
+"""Hold the processes of a model to a memory limit, and notice when one is killed, out of memory.
 
 A container is held to its limit by its engine. A worker that is a process of the machine does it itself, for
 Triton and what Triton starts: by a cgroup of their own where one can be made, else by a watch over what they
@@ -23,7 +23,7 @@ log = telemetry.logger(__name__)
 CGROUP, PROC = Path("/sys/fs/cgroup"), Path("/proc")
 # cgroup v2, and v1; the first that is there.
 COUNTERS = ("memory.events", "memory.oom_control", "memory/memory.oom_control")
-TOLD = "The kernel ended a process here for want of memory: the limit of this container was reached."
+TOLD = "The kernel killed a process here, out of memory: the limit of this container was reached."
 # Below a replica's folder: the limit in MiB as the launcher wants it, and the cgroup that was made for it.
 WANTED, GROUP = "memory-limit", "memory-group"
 LOOK_EVERY_S = 0.2
@@ -77,8 +77,8 @@ class MemoryLimit:
 
     @property
     def told(self) -> str:
-        """Return what to say when a process was ended for it."""
-        return f"A process was ended for want of memory: the model reached its limit of {self.limit_mb} MiB."
+        """Return the message for a process that was killed because of the limit."""
+        return f"A process was killed, out of memory: the model reached its limit of {self.limit_mb} MiB."
 
     @property
     def kills(self) -> int:
@@ -125,7 +125,7 @@ class MemoryLimit:
             # Counted first: whoever sees the end asks for the reason at once.
             self._kills += 1
             os.kill(largest, signal.SIGKILL)
-            log.error("ended for want of memory", extra={"pid": largest, "limit_mb": self.limit_mb})
+            log.error("killed, out of memory", extra={"pid": largest, "limit_mb": self.limit_mb})
 
 
 def _made(name: str, limit: int, cgroup: Path, proc: Path) -> tuple[Path | None, str]:

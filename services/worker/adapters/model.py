@@ -95,8 +95,8 @@ class Model:
         """
         if self.decoupled:
             raise BadRequest(
-                "the model gives any number of answers to a request (it is decoupled): ask by "
-                "/generate_stream, or over gRPC by ModelStreamInfer"
+                "the model is decoupled (any number of answers to a request): use /generate_stream, or "
+                "ModelStreamInfer over gRPC"
             )
         key = read_call_key(requests[0].key)
         if self._cached and (key.outputs or key.parameters):

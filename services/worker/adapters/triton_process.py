@@ -169,7 +169,7 @@ class TritonProcess:
 
     @property
     def starved(self) -> bool:
-        """Return whether a process here was ended for want of memory since the start."""
+        """Return True if a process here was killed, out of memory, since the start."""
         return self._killed() > self._kills
 
     @property

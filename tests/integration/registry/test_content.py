@@ -236,7 +236,7 @@ def test_python_model(look, tmp_path):
     described = source + "    @staticmethod\n    def auto_complete_config(config): ...\n"
     assert look(described.encode(), "python") is None
     assert not proof.exists(), "it is parsed, never run"
-    with pytest.raises(BadRequest, match="not Python that parses"):
+    with pytest.raises(BadRequest, match="not valid Python"):
         look(b"def broken(", "python")
     with pytest.raises(BadRequest, match="class TritonPythonModel"):
         look(b"x = 1", "python")

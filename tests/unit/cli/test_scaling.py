@@ -34,7 +34,7 @@ WHY = {
     "signals": {"demand": 40, "arrival_rate": None, "ms_per_request": 20.0},
     "needs": [{"rule": "wait", "replicas": 4, "why": "40 outstanding at 20 ms each"}],
     "policy": POLICY,
-    "holds": ["a sudden load: nothing is taken away for 12 s"],
+    "holds": ["after a sudden load, no replica is removed for 12 s"],
     "replicas": {"ready": 1, "starting": 2, "draining": 0},
     "ended": [{"replica": "digits-v1-0-1", "cause": "stuck", "message": "no heartbeat", "at": AT}],
     "decisions": [{"at": AT, "before": 1, "after": 3, "rule": "cost cap", "reason": "40 outstanding"}],
@@ -64,7 +64,7 @@ def test_why_tells_the_whole_story(plane: Any, tidegate: Any) -> None:
         "digits-v1: 3 wanted (1 ready, 2 starting)",
         "cost cap: 40 outstanding at 20 ms each would take 4",
         "between 1 (minimum) and 3 (cost cap)",
-        "nothing is taken away for 12 s",
+        "no replica is removed for 12 s",
         "stuck: no heartbeat",
         "1 -> 3",
     ):

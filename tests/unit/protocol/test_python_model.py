@@ -148,13 +148,13 @@ def test_yield_is_a_stream(returned):
     ("source", "told"),
     [
         ("x = 1", "a function `predict`, a class with a method"),
-        ("def predict(: ...", "not Python that parses"),
+        ("def predict(: ...", "not valid Python"),
         ("def predict(x: np.ndarray) -> float: ...", "`x` is annotated 'np.ndarray', which says neither"),
         ("def predict(x: NDArray[np.float32]) -> float: ...", "says a datatype but not a shape"),
         ("def predict(x) -> float: ...", "`x` has no annotation"),
         ("def predict(x: float): ...", "what predict returns has no annotation"),
         ("def predict(**x) -> float: ...", "does not name the inputs"),
-        ("def predict(x: 'A') -> float: ...\nA = 'B'\nB = 'A'", "round in a circle"),
+        ("def predict(x: 'A') -> float: ...\nA = 'B'\nB = 'A'", "refers to itself"),
         ("def predict(x: Tensor['FP31', 4]) -> float: ...", "does not begin with a datatype"),
         ("def predict(x: Tensor['FP32', n()]) -> float: ...", "does not give a shape"),
         ("def predict(x: Tensor['FP32']) -> float: ...", "does not give a shape"),
@@ -162,7 +162,7 @@ def test_yield_is_a_stream(returned):
         ("def predict() -> float: ...", "predict takes no arguments"),
         ("@batched\ndef predict(x: float) -> list[float]: ...", "one for each row"),
         ("@batched\ndef predict(x: Tensor['FP32', 4]) -> list[float]: ...", r"write Tensor\['FP32', -1, 4\]"),
-        ("@batched(max_size=n())\ndef predict(x: list[float]) -> list[float]: ...", "no number that can be"),
+        ("@batched(max_size=n())\ndef predict(x: list[float]) -> list[float]: ...", "not a number that"),
         ("@batched\ndef predict(x: list[float]) -> list[float]:\n    yield x", "Drop one"),
         ("class A:\n def predict(self): ...\nclass B:\n def predict(self): ...", "the one to serve `Model`"),
         ("class A:\n def __init__(self, path): ...\n def predict(self, x: float): ...", "init__ wants path"),
@@ -227,5 +227,5 @@ def test_an_annotation_that_cannot_be_written_is_refused_in_few_words(annotation
 
 
 def test_a_max_size_that_cannot_be_written_is_refused():
-    with pytest.raises(BadRequest, match="is no number that can be read"):
+    with pytest.raises(BadRequest, match="is not a number that can be read"):
         found(f"@batched(max_size=0x{'f' * 6000})\ndef predict(x: list[float]) -> list[float]: ...")

@@ -249,7 +249,7 @@ class Connection(asyncio.Protocol):
     def _nuisance(self) -> None:
         self._must(self._patience.nuisance(self._loop.time()))
         if self._out.paused and self._transport.get_write_buffer_size() > UNREAD_BYTES:
-            raise Broken(Code.ENHANCE_YOUR_CALM, "more was asked for than is read")
+            raise Broken(Code.ENHANCE_YOUR_CALM, "the client sends requests and does not read the answers")
 
     @staticmethod
     def _must(problem: str | None) -> None:

@@ -14,7 +14,7 @@ from services.gateway.api.grpc.stream import Stream
 from services.gateway.catalogue import EXTENSIONS, Catalogue
 from tidegate import __version__
 from tidegate.errors import Forbidden, NotFound
-from tidegate.protocol.access import INFER, Principal
+from tidegate.protocol.access import INFER, Principal, may_not_use
 from tidegate.service import Health
 from tidegate.triton_protocol import pb
 
@@ -84,8 +84,9 @@ class InferenceService:
 
         async def answer(request: Any, context: Any) -> Any:
             principal = context.principal
-            if not principal.may(INFER, getattr(request, "name", "") or None):
-                raise Forbidden(f"{principal.name!r} may not ask for this")
+            name = getattr(request, "name", "")
+            if not principal.may(INFER, name or None):
+                raise Forbidden(may_not_use(principal, name))
             told = await method(request, context)
             for several in ("model_stats", "models"):
                 if hasattr(told, several):
