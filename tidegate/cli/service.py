@@ -66,7 +66,11 @@ def install(
 
     unit, left_out = described(user, name, run_as)
     for key in left_out:
-        output.say(f"{key} is not written into the unit, which every user can read.", style="yellow")
+        output.say(
+            f"{key} is not written into the unit, which every user can read. "
+            f"To keep it: tidegate settings set {key}=...",
+            style="yellow",
+        )
     if print_:
         print(text_of(unit), end="")
         return
