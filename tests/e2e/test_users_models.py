@@ -334,9 +334,9 @@ class TritonPythonModel:
 
 
 def test_plain_python(stack: Stack, client: Client, tmp_path: Path):
-    stack.deploy(PLAIN / "shout.py", "shout")
-    assert client.infer("shout", {"text": ["tide"]})["output"].tolist() == [b"TIDE"]
-    typed = stack.cli("infer", "shout", "--data", '{"text": "tide", "times": 2}')
+    stack.deploy(PLAIN / "shout.py", "plain-shout")
+    assert client.infer("plain-shout", {"text": ["tide"]})["output"].tolist() == [b"TIDE"]
+    typed = stack.cli("infer", "plain-shout", "--data", '{"text": "tide", "times": 2}')
     assert typed["outputs"][0]["data"] == ["TIDE TIDE"]
 
     path = tmp_path / "mine.py"
@@ -357,10 +357,12 @@ def test_plain_python(stack: Stack, client: Client, tmp_path: Path):
 
 
 def test_plain_python_in_batches(stack: Stack, client: Client):
-    stack.deploy(PLAIN / "distance.py", "distance", "--batch-window-ms", "200")
+    stack.deploy(PLAIN / "distance.py", "plain-distance", "--batch-window-ms", "200")
     points = [np.array([[3, 4], [6, 8]]), np.array([[np.inf, 0]]), np.array([[0, 1]])]
     with ThreadPoolExecutor(len(points)) as pool:
-        answers = [pool.submit(client.infer, "distance", {"point": p.astype(np.float32)}) for p in points]
+        answers = [
+            pool.submit(client.infer, "plain-distance", {"point": p.astype(np.float32)}) for p in points
+        ]
     # They shared a call; the one at fault failed alone.
     assert answers[0].result()["distance"].tolist() == [5, 10]
     assert answers[0].result()["label"].tolist() == [b"near", b"far"]
@@ -371,8 +373,8 @@ def test_plain_python_in_batches(stack: Stack, client: Client):
 
 
 def test_plain_python_as_a_stream(stack: Stack):
-    stack.deploy(PLAIN / "words.py", "words")
-    url = f"{stack.settings.gateway_url}/v2/models/words"
+    stack.deploy(PLAIN / "words.py", "plain-words")
+    url = f"{stack.settings.gateway_url}/v2/models/plain-words"
     answer = httpx.post(f"{url}/generate_stream", json={"text": "to be"}, timeout=30, trust_env=False)
     events = [json.loads(line[6:]) for line in answer.text.splitlines() if line.startswith("data: ")]
     assert [event["output"] for event in events if "output" in event] == ["to", "be"]
