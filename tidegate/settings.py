@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Mapping
 from contextvars import ContextVar
 from pathlib import Path
@@ -39,7 +40,20 @@ _SECRET = ("token", "password", "secret", "key")
 
 def is_secret(name: str, value: str) -> bool:
     """Return whether a setting is a secret by its name, or a URL with a password."""
-    return name.lower().endswith(_SECRET) or ("://" in value and bool(urlsplit(value).password))
+    return name.lower().endswith(_SECRET) or ("://" in value and secrets_in(value))
+
+
+# A driver's options in a URL's query may be a login, and a signature opens what the URL names.
+_SECRET_OPTION = re.compile(r"(?i)(pass|pwd|secret|token|key|sig|cred)[^=]*=")
+
+
+def secrets_in(url: str) -> bool:
+    """Return whether a URL has a password, or an option that may be one; also one that cannot be read."""
+    try:
+        parts = urlsplit(url)
+        return bool(parts.password) or any(map(_SECRET_OPTION.search, re.split("[&;]", parts.query)))
+    except ValueError:
+        return True
 
 
 DEFAULT, COMPUTED, FILE, ENVIRONMENT = "default", "computed", "file", "environment"

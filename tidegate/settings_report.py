@@ -10,7 +10,7 @@ from urllib.parse import urlsplit, urlunsplit
 from pydantic import ValidationError
 from pydantic_settings import SettingsError
 
-from tidegate.settings import COMPUTED, DEFAULT, SERVERS, Settings
+from tidegate.settings import COMPUTED, DEFAULT, SERVERS, Settings, secrets_in
 
 # What the settings raise for wrong values; the second for values that should be JSON.
 WRONG = (ValidationError, SettingsError)
@@ -83,10 +83,19 @@ def shown(name: str, value: str, source: str) -> str:
         return MASK if value else ""
     if "://" not in value:
         return value
-    parts = urlsplit(value)
+    try:
+        parts = urlsplit(value)
+    except ValueError:
+        return MASK  # no URL, so where its password is cannot be told
+    if parts.query and secrets_in(value):
+        parts = parts._replace(query=_options_masked(parts.query))
     if parts.password is None:
-        return value
+        return urlunsplit(parts) if parts.query else value
     user, _, host = parts.netloc.rpartition("@")
     if name in SERVERS and source in {DEFAULT, COMPUTED}:
         return urlunsplit(parts._replace(netloc=host))  # each service logs in with its own account
     return urlunsplit(parts._replace(netloc=f"{user.partition(':')[0]}:{MASK}@{host}"))
+
+
+def _options_masked(query: str) -> str:
+    return re.sub(r"=[^&;]*", f"={MASK}", query)

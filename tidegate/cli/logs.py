@@ -148,6 +148,11 @@ def _show_lines(lines: list[dict[str, Any]]) -> None:
 
 
 def _write(text: str) -> None:
+    # A pipe gets the bytes as they are; a terminal must not obey what a model or a caller has written.
+    if sys.stdout.isatty():
+        from tidegate.cli.output import plain
+
+        text = plain(text)
     sys.stdout.write(text + "\n")
     sys.stdout.flush()
 

@@ -6,6 +6,7 @@ With ``--json`` stdout is one JSON document and nothing more. Colours only on a 
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timezone
@@ -39,6 +40,15 @@ STYLES = {
 }
 
 
+# A terminal obeys these: colours, titles, the clipboard, the order of letters. New lines and tabs stay.
+_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+
+
+def plain(text: str) -> str:
+    """Return a text, perhaps a model's or a caller's, with what a terminal would obey written out."""
+    return _CONTROL.sub(lambda found: ascii(found[0])[1:-1], text)
+
+
 @cache
 def console(stderr: bool = False) -> Console:
     """The rich console of a stream. Off a terminal lines are never folded: programs read them."""
@@ -51,7 +61,7 @@ def console(stderr: bool = False) -> Console:
 
 def say(message: str, style: str | None = None) -> None:
     """A message for the person who waits, on stderr."""
-    console(stderr=True).print(message, style=style)
+    console(stderr=True).print(plain(message), style=style)
 
 
 def dump(data: Any) -> None:
@@ -71,7 +81,7 @@ def show(data: Any, json: bool, human: Callable[[], None]) -> None:
 
 def line(text: str = "", style: str | None = None) -> None:
     """One line of a result for people, on stdout."""
-    console().print(text, style=style)
+    console().print(plain(text), style=style)
 
 
 def table(rows: Sequence[Sequence[Any]], columns: Sequence[str], empty: str = "none") -> None:
@@ -115,7 +125,7 @@ def text_of(cell: Any) -> str:
         return " ".join(f"{key}={text_of(value)}" for key, value in cell.items()) or "-"
     if isinstance(cell, list | tuple):
         return ", ".join(text_of(item) for item in cell) or "-"
-    return " ".join(str(cell).split())
+    return plain(" ".join(str(cell).split()))
 
 
 def size_of(count: float) -> str:

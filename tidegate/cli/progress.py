@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from tidegate.cli.output import STYLES, console, padded, say, widths_of
+from tidegate.cli.output import STYLES, console, padded, plain, say, widths_of
 
 if TYPE_CHECKING:
     from rich.live import Live
@@ -29,7 +29,7 @@ class Steps:
 
         Of a detail of several lines the first is shown: whoever fails says the rest.
         """
-        detail = detail.strip().partition("\n")[0]
+        detail = plain(detail.strip().partition("\n")[0])
         if self._rows.get(name) == (state, detail):
             return
         self._rows[name] = (state, detail)

@@ -159,7 +159,7 @@ def described(user: bool | None, name: str, run_as: str | None) -> tuple[Unit, l
     checkout.require("service install")
     from tidegate import started
     from tidegate.cli.stack import own as own_settings
-    from tidegate.stack.unit import Unit, check_name
+    from tidegate.stack.unit import Unit, check_name, text_of
 
     own = os.geteuid() != 0 if user is None else user
     if own and run_as:
@@ -181,6 +181,10 @@ def described(user: bool | None, name: str, run_as: str | None) -> tuple[Unit, l
         environment={**kept, "TIDEGATE_RUNTIME_DIR": str(found.runtime_path)},
         name=bare,
     )
+    try:
+        text_of(unit)
+    except ValueError as error:
+        raise UsageError(str(error)) from None
     return unit, secrets_of(os.environ)
 
 

@@ -31,6 +31,15 @@ _NOT_AS_FILES = ("rabbitmq", "valkey", "jobs", "artifacts", "blobs")
 _TRIES = 3
 
 
+def is_state(name: str) -> bool:
+    """Return whether a backup keeps this of the state folder: single files, secrets and data.
+
+    Programs and what a running stack notes are made anew, and a backup must not bring any.
+    """
+    first, *rest = name.split("/")
+    return not rest or first == "secrets" or (first == "data" and rest[0] not in _NOT_AS_FILES)
+
+
 def ignore(_: str, __: str) -> None:
     """For callers that show no progress."""
 

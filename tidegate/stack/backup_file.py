@@ -8,6 +8,7 @@ import io
 import json
 import os
 import tarfile
+import tempfile
 import time
 import zlib
 from collections.abc import Callable, Iterator
@@ -68,7 +69,7 @@ class Manifest:
                 )
             files = {name: Stored(**each) for name, each in document.pop("files").items()}
             return cls(**{**document, "files": files})
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise BackupError(f"The manifest of the backup cannot be read: {error!r}.") from None
 
 
@@ -122,8 +123,9 @@ def written(place: Path, manifest: Manifest) -> Iterator[Writer]:
 
     A name that ends with ``.gz`` or ``.tgz`` is compressed.
     """
-    part = place.with_name(f".{place.name}.{os.getpid()}.part")
-    descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    # A name that nobody can guess: in a folder that others write too, it might be theirs already.
+    descriptor, made = tempfile.mkstemp(prefix=f".{place.name}.", suffix=".part", dir=place.parent)
+    part = Path(made)
     try:
         with os.fdopen(descriptor, "wb") as raw:
             with _packing(raw, place) as packed, tarfile.open(fileobj=packed, mode="w|") as tar:
@@ -157,7 +159,7 @@ def verified(place: Path) -> Manifest:
     manifest: Manifest | None = None
     for name, file, size in _members(place):
         if manifest is not None:
-            raise BackupError(f"{place} is damaged: {name} is behind the manifest.")
+            raise BackupError(f"{place} is damaged: {name!r} is behind the manifest.")
         if name == MANIFEST:
             if size > _LONGEST_MANIFEST:
                 raise BackupError(f"{place} is damaged: its manifest has {size} bytes.")
@@ -176,7 +178,7 @@ def verified(place: Path) -> Manifest:
         if found.get(name) != manifest.files.get(name)
     ]
     if wrong:
-        shown = ", ".join(wrong[:3])
+        shown = ", ".join(map(repr, wrong[:3]))
         raise BackupError(
             f"{place} is damaged: {len(wrong)} of {len(manifest.files)} files are missing or differ from "
             f"their checksums ({shown}). Take another copy of the backup."
@@ -206,9 +208,13 @@ def _members(place: Path) -> Iterator[tuple[str, IO[bytes], int]]:
     try:
         with tarfile.open(place, mode="r|*") as tar:
             for member in tar:
-                file = tar.extractfile(member) if member.isreg() else None
+                # A sparse file claims any size for a few bytes, and the writer makes none.
+                plain = member.type in (tarfile.REGTYPE, tarfile.AREGTYPE) and not member.issparse()
+                file = tar.extractfile(member) if plain else None
                 if file is None:
-                    raise BackupError(f"{place} is no backup of Tidegate: {member.name} is not a plain file.")
+                    raise BackupError(
+                        f"{place} is no backup of Tidegate: {member.name!r} is not a plain file."
+                    )
                 yield member.name, _Readable(place, file), member.size  # type: ignore[misc]  # `read` alone is used
     except FileNotFoundError:
         raise BackupError(f"There is no file {place}.") from None

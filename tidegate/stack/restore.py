@@ -9,7 +9,17 @@ from pathlib import Path, PurePosixPath
 
 from tidegate.settings import Settings
 from tidegate.stack import databases, processes, stopping
-from tidegate.stack.backup import ARTIFACTS, BLOBS, DATABASE, JOBS, STATE, OnStep, ignore, local_folder
+from tidegate.stack.backup import (
+    ARTIFACTS,
+    BLOBS,
+    DATABASE,
+    JOBS,
+    STATE,
+    OnStep,
+    ignore,
+    is_state,
+    local_folder,
+)
 from tidegate.stack.backup_file import BackupError, Manifest, extract, verified
 
 # What of a state folder belongs to a stack's data; the rest was installed, or is made again.
@@ -25,6 +35,7 @@ def restore(settings: Settings, place: Path, *, force: bool = False, on_step: On
     manifest = verified(place)
     on_step("checksums", f"{len(manifest.files)} files agree")
     layout = Layout(settings, manifest)
+    layout.check()
     if processes.marked(settings.state_path):
         if not force:
             raise BackupError(
@@ -55,6 +66,8 @@ class Layout:
         self.manifest = manifest
         self.database_url = settings.database_url
         kind = databases.kind_of(settings.database_url)
+        if manifest.database not in DATABASE:
+            raise BackupError(f"The manifest names a database that is not known: {manifest.database!r:.80}.")
         if DATABASE[manifest.database] in manifest.files and kind != manifest.database:
             raise BackupError(
                 f"The backup has a database of {manifest.database}, and TIDEGATE_DATABASE_URL names one of "
@@ -83,9 +96,14 @@ class Layout:
             return databases.sqlite_path(self.database_url)
         if name == DATABASE[databases.POSTGRESQL]:
             return self.state / name
-        if part not in self.roots or not rest:
-            raise BackupError(f"The backup has a file that this Tidegate does not know: {name}.")
+        if part not in self.roots or not rest or (part == STATE and not is_state(rest)):
+            raise BackupError(f"The backup has a file that this Tidegate does not know: {name!r}.")
         return self.roots[part] / PurePosixPath(rest)
+
+    def check(self) -> None:
+        """Raise BackupError unless each file of the backup has a place."""
+        for name in self.manifest.files:
+            self.target(name)
 
     def outside(self) -> list[Path]:
         """Return folders and files that are not in the state folder."""

@@ -95,7 +95,13 @@ def check_name(name: str) -> str:
 
 
 def text_of(unit: Unit) -> str:
-    """Return the unit's file."""
+    """Return the unit's file. Raise ValueError for a path that no line of it can hold."""
+    for path in (unit.state, unit.python, unit.folder):
+        if re.search(r"[\x00-\x1f\x7f]|\\$|\s$", str(path)):
+            raise ValueError(
+                f"{str(path)!r} has control characters, or a blank or backslash at its end, and a unit "
+                "cannot name it: move it to a plain path."
+            )
     user = f"User={unit.user}\n" + (f"Group={unit.group}\n" if unit.group else "") if unit.system else ""
     values = {"TIDEGATE_STATE_DIR": str(unit.state), **unit.environment}
     command = (str(unit.python), "-P", "-m", "tidegate.cli")
@@ -123,7 +129,9 @@ def _command(words: Sequence[str]) -> str:
 
 def _quoted(word: str) -> str:
     """Return a word as systemd reads it: `%` begins a specifier, and blanks separate words."""
-    escaped = word.replace("\\", "\\\\").replace('"', '\\"').replace("%", "%%").replace("\n", "\\n")
+    escaped = word.replace("\\", "\\\\").replace('"', '\\"').replace("%", "%%")
+    # A control character would end the line, and what follows would be an option of its own.
+    escaped = re.sub(r"[\x00-\x1f\x7f]", lambda found: f"\\x{ord(found[0]):02x}", escaped)
     return f'"{escaped}"' if re.search(r"[\s\"'\\;]", word) else escaped
 
 

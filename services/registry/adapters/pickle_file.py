@@ -14,6 +14,8 @@ from tidegate.errors import BadRequest
 STEP = 1024 * 1024
 # Enough for any estimator's texts; what lies behind it is not searched.
 MOST = 1024**3
+# Memory that unpacking LZMA may take; what joblib writes takes 65 MiB at its highest preset.
+LARGEST_DICTIONARY = 128 * 1024**2
 _ZLIB_OR_GZIP = 47  # zlib's window bits that recognise either head
 
 
@@ -58,7 +60,7 @@ def _unpacker(head: bytes) -> Any:
     if head.startswith(b"BZh"):
         return bz2.BZ2Decompressor()
     if head.startswith((b"\xfd7zXZ", b"\x5d\x00")):
-        return lzma.LZMADecompressor()
+        return lzma.LZMADecompressor(memlimit=LARGEST_DICTIONARY)
     return None
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import orjson
 import pytest
 
 from tidegate.cli import logs, options, output
@@ -104,3 +105,32 @@ def test_tail(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lines: int, expec
     path = tmp_path / "x.log"
     path.write_text("".join(f"{i}\n" for i in range(10)))
     assert logs.tail(path, lines) == expected
+
+
+CLIPBOARD = "\x1b]52;c;cm0gLXJm\x07"
+
+
+def test_a_terminal_does_not_obey_what_a_model_says(capsys: pytest.CaptureFixture[str]) -> None:
+    reason = f"a\x1b[2J{CLIPBOARD}\x9b31m\u202eb\r"
+    output.table([(reason, {"k": reason})], ("why", "more"))
+    output.line(reason)
+    output.say(reason)
+    with Steps().shown() as steps:
+        steps.change("model", "failed", reason)
+    found = capsys.readouterr()
+    for text in (found.out, found.err):
+        assert text
+        assert not {"\x1b", "\x07", "\x9b", "\u202e", "\r"} & set(text)
+    assert "a\\x1b[2J" in found.out
+
+
+def test_a_log_on_a_terminal_is_plain_and_a_pipe_gets_it_as_it_is(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    line = {"log": "m-0-1", "time": "2026-01-31T10:00:00.123+00:00", "source": "model", "message": CLIPBOARD}
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    logs._show_lines([line])
+    assert capsys.readouterr().out == "10:00:00.123 m-0-1 | \\x1b]52;c;cm0gLXJm\\x07\n"
+    monkeypatch.setattr("sys.stdout.isatty", lambda: False)
+    logs._show_lines([line])
+    assert orjson.loads(capsys.readouterr().out) == line

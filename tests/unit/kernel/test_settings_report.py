@@ -11,7 +11,7 @@ import pytest
 from deploy import settings_check
 from services.gateway.settings import GatewaySettings
 from tidegate import settings_file
-from tidegate.settings import SOURCES, Settings
+from tidegate.settings import SOURCES, Settings, is_secret
 from tidegate.settings_report import report, shown
 from tidegate.stack import rabbitmq, valkey
 from tidegate.stack.plan import plan
@@ -158,3 +158,23 @@ def test_every_setting_of_the_docs_is_reported() -> None:
     reported = {each["name"] for part in settings_check.planned() for each in part["items"]}
     assert reported == listed
     assert len(listed) >= 100
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql+asyncpg://host/db?user=u&password=hunter2",
+        "https://host/?sig=hunter2",
+        "https://u:hunter2@host/?token=hunter2",
+        "http://[hunter2",
+    ],
+)
+def test_a_secret_within_a_url_is_not_told(url: str) -> None:
+    assert "hunter2" not in shown("database_url", url, "environment")
+    assert is_secret("TIDEGATE_DATABASE_URL", url)
+
+
+def test_plain_options_of_a_url_are_told() -> None:
+    url = "postgresql+asyncpg://host/db?ssl=require"
+    assert shown("database_url", url, "environment") == url
+    assert not is_secret("TIDEGATE_DATABASE_URL", url)

@@ -101,3 +101,16 @@ def test_the_packages_of_the_models_environment(tmp_path: Path):
     (site / "scikit_learn-1.9.1.dist-info").mkdir(parents=True)
     assert pickle_file.packages(tmp_path) == {"scikit-learn": "1.9.1"}
     assert pickle_file.packages(tmp_path / "none") == {}
+
+
+def test_a_packed_file_cannot_take_gigabytes_of_memory(tmp_path):
+    packed = bytearray(lzma.compress(bytes(2**20), format=lzma.FORMAT_ALONE, preset=0))
+    packed[1:5] = (2**30).to_bytes(4, "little")  # the size of its dictionary
+    (tmp_path / "bomb").write_bytes(packed)
+    with pytest.raises(BadRequest, match=r"cannot be unpacked \(Memory usage limit"):
+        list(pickle_file.pieces(tmp_path / "bomb"))
+
+
+def test_what_joblib_packs_best_is_unpacked(tmp_path):
+    (tmp_path / "m").write_bytes(lzma.compress(pickle.dumps(Estimator("1.3.2")), preset=9))
+    assert saved_with(pickle_file.pieces(tmp_path / "m")) == Saved("1.3.2")

@@ -11,7 +11,7 @@ import pytest
 from tidegate.settings import Settings
 from tidegate.stack import databases
 from tidegate.stack.backup import backup
-from tidegate.stack.backup_file import BackupError
+from tidegate.stack.backup_file import BackupError, Manifest, written
 from tidegate.stack.restore import restore
 
 DIGEST = "ab" * 32
@@ -151,3 +151,23 @@ def test_an_artifact_that_is_missing(tmp_path: Path, state: Path) -> None:
 def test_no_stack_here(tmp_path: Path) -> None:
     with pytest.raises(BackupError, match=r"no stack's data in .*TIDEGATE_STATE_DIR"):
         backup(settings_in(tmp_path), tmp_path / "b.tar")
+
+
+@pytest.mark.parametrize(
+    "name", ["state/runtime/bin/tritonserver", "state/run/stack.json", "state/data/rabbitmq/plugins/x"]
+)
+def test_a_backup_brings_no_program(tmp_path: Path, name: str) -> None:
+    source = tmp_path / "evil"
+    source.write_text("#!/bin/sh")
+    with written(tmp_path / "b.tar", Manifest(database=databases.SQLITE)) as writer:
+        writer.add(name, source)
+    with pytest.raises(BackupError, match="does not know"):
+        restore(settings_in(tmp_path / "new"), tmp_path / "b.tar")
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_database_that_nobody_knows(tmp_path: Path) -> None:
+    with written(tmp_path / "b.tar", Manifest(database="\x1b[2J")):
+        pass
+    with pytest.raises(BackupError, match="not known"):
+        restore(settings_in(tmp_path / "new"), tmp_path / "b.tar")

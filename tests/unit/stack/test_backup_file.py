@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import tarfile
 from pathlib import Path
 
@@ -101,3 +102,26 @@ def test_a_newer_format(tmp_path: Path) -> None:
         BackupError, match=r"format 2, .* reads format 1: use the Tidegate that made it \(9.0\)"
     ):
         verified(place)
+
+
+def test_a_sparse_file_is_refused(tmp_path: Path) -> None:
+    place, sparse = tmp_path / "b.tar", tarfile.TarInfo("state/a")
+    sparse.pax_headers = {"GNU.sparse.map": "0,0", "GNU.sparse.size": str(2**50)}
+    with tarfile.open(place, "w", format=tarfile.PAX_FORMAT) as tar:
+        tar.addfile(sparse)
+    with pytest.raises(BackupError, match="not a plain file"):
+        verified(place)
+
+
+def test_nobody_else_can_have_the_unfinished_file(tmp_path: Path) -> None:
+    theirs = tmp_path / "theirs"
+    theirs.write_text("")
+    (tmp_path / f".b.tar.{os.getpid()}.part").symlink_to(theirs)
+    make(tmp_path / "b.tar", a="secret")
+    assert theirs.read_text() == ""
+    assert not (tmp_path / "b.tar").is_symlink()
+
+
+def test_a_manifest_that_nests_without_end(tmp_path: Path) -> None:
+    with pytest.raises(BackupError, match="cannot be read"):
+        Manifest.parse(b"[" * 100_000)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import shutil
 import socket
@@ -78,3 +79,21 @@ def test_notifying(tmp_path: Path, abstract: bool):
         assert manager.recv(1000) == b"READY=1\nSTATUS=running"
     notify.to(name)("nobody listens, which is no error")
     notify.to("")("nobody was named")
+
+
+@pytest.mark.parametrize("path", ["/a\nExecStartPre=/bin/evil", "/a\rExecStartPre=/bin/evil", "/a\\", "/a "])
+def test_a_path_cannot_add_a_line(path: str) -> None:
+    for unit in (
+        dataclasses.replace(SYSTEM, state=Path(path)),
+        dataclasses.replace(SYSTEM, folder=Path(path)),
+    ):
+        with pytest.raises(ValueError, match="move it to a plain path"):
+            text_of(unit)
+
+
+@pytest.mark.parametrize("ending", ["\n", "\r", "\x0b", "\x00"])
+def test_a_setting_cannot_add_a_line(ending: str) -> None:
+    unit = dataclasses.replace(SYSTEM, environment={"TIDEGATE_X": f"x{ending}ExecStartPre=/bin/evil"})
+    text = text_of(unit)
+    assert ending == "\n" or ending not in text
+    assert not values(text.replace("\r", "\n"), "ExecStartPre")
