@@ -15,12 +15,12 @@ from services.router.adapters.registry import Registry
 from services.router.adapters.revision import Revision
 from services.router.domain import table as compiler
 from services.router.leadership import Leadership
+from services.router.queues import Queues
 from tidegate import tasks, telemetry
 from tidegate.broker import Delivery, Link, Session
-from tidegate.errors import Unavailable
 from tidegate.protocol.presence import ReplicaReport
 from tidegate.store import Store, StoreUnavailable
-from tidegate.topology import EVENTS, REGISTRY_CHANGED, events_queue, requests_queue, suspects_queue
+from tidegate.topology import EVENTS, REGISTRY_CHANGED, events_queue
 
 log = telemetry.logger(__name__)
 
@@ -55,12 +55,12 @@ class Controller:
         self._relist = True
         self._reports: list[ReplicaReport] = []
         self._learned: dict[str, object] = {}
-        self._declared: set[str] = set()
+        self._queues = Queues()
         self._last: compiler.Table = {}
         self._task: asyncio.Task[None] | None = None
         self.table: compiler.Table | None = None
         self.store_problem: str | None = "The store has not been read yet."
-        self.link = Link(amqp_url, "router-events", self._on_setup, on_up=self._declared.clear)
+        self.link = Link(amqp_url, "router-events", self._on_setup, on_up=self._queues.forget)
 
     def start(self) -> None:
         """Begin."""
@@ -123,22 +123,11 @@ class Controller:
         ready = compiler.ready_counts(self._reports)
         self._learned |= {r.deployment: r.signature for r in self._reports if r.signature}
         table = compiler.compile_table(intention, ready, self._learned)
-        await self._declare_queues(set(table["deployments"]))
+        await self._queues.declare(set(table["deployments"]), self.link)
         await self._publish(table, epoch)
         for endpoint in compiler.settled(intention, ready):
             await self._registry.settle(endpoint)
             self._relist = True
-
-    async def _declare_queues(self, deployments: set[str]) -> None:
-        if self.link.session is None:
-            return
-        with contextlib.suppress(Unavailable):
-            for name in sorted(deployments - self._declared):
-                await self.link.session.declare(requests_queue(name))
-                await self.link.session.declare(suspects_queue(requests_queue(name)))
-                self._declared.add(name)
-        # A Deployment that comes back under its old name needs its queue again.
-        self._declared &= deployments
 
     async def _follow(self) -> None:
         """Take the table that the leader has published."""

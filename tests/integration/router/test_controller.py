@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
+from dataclasses import replace
 from typing import Any
 
 import httpx
@@ -18,6 +19,7 @@ from services.router.controller import Controller
 from services.router.leadership import Leadership
 from services.router.settings import RouterSettings
 from tidegate.broker import Link
+from tidegate.errors import Unavailable
 from tidegate.protocol.presence import ReplicaReport
 from tidegate.stack.ports import free_ports
 from tidegate.stack.standalone import valkey_running
@@ -97,6 +99,43 @@ async def test_the_table_is_published(start, registry, store, until):
 
     await until(counted)
     assert (await published(store))["n"] > 1
+
+
+async def test_a_queue_that_is_refused_holds_up_no_other_deployment(
+    start, registry, store, rabbitmq_url, until
+):
+    async def nothing(_) -> None:
+        return
+
+    async with Link(rabbitmq_url, "test", nothing) as link:
+        session = await link.wait_up(20)
+        # The name comes first, and the queue is there with other arguments: the broker closes the channel.
+        taken = replace(requests_queue(f"{registry.name}-v1"), arguments={"x-max-length": 7}, exchange=None)
+        await session.declare(taken)
+        controller = await start()
+        other = requests_queue(f"{registry.name}-v2").name
+
+        async def declared() -> bool:
+            try:
+                await session.publish(b"", routing_key=other, mandatory=True)
+            except Unavailable:
+                return False
+            return True
+
+        await until(declared)
+        assert (await published(store))["deployments"][f"{registry.name}-v2"]["queue"] == other
+        # Once the queue that was in the way is gone, its Deployment gets its own.
+        await session.delete(taken)
+
+        async def mended() -> bool:
+            try:
+                await session.publish(b"", routing_key=taken.name, mandatory=True)
+            except Unavailable:
+                return False
+            return True
+
+        await until(mended)
+        assert controller.problem() is None
 
 
 async def test_queues_are_there_before_anybody_publishes(start, registry, store, rabbitmq_url, until):
