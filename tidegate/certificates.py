@@ -14,22 +14,25 @@ OWN, MORE = "TIDEGATE_TLS_CERT", "TIDEGATE_TLS_CA"
 _LOOPBACK = {"localhost", "127.0.0.1", "::1"}
 
 
-def trusted(*urls: str, trust_env: bool = False) -> ssl.SSLContext | bool:
+def trusted(
+    *urls: str, trust_env: bool = False, own: str | None = None, more: str | None = None
+) -> ssl.SSLContext | bool:
     """``verify`` of an httpx client that calls these URLs and follows no redirect to others.
 
     By default each client reads the certificates of all authorities, which takes 20 ms in which nothing else
     is done. Here clients for https share what was read once; for http there is nothing to verify. The
     certificates of ``TIDEGATE_TLS_CA`` are trusted beside the public ones. On loopback, where
     ``TIDEGATE_TLS_CERT`` names the gateway's own certificate, only that one is trusted, for any name.
+    ``own`` and ``more`` are these two files where the environment does not name them.
     """
     encrypted = [url for url in urls if not url.startswith("http://")]
     if not encrypted:
         return False
-    own = os.environ.get(OWN)
+    own = os.environ.get(OWN) or own
     if own and all(_host(url) in _LOOPBACK for url in encrypted) and Path(own).is_file():
         return _pinned(own, Path(own).stat().st_mtime_ns)
     named = (os.environ.get("SSL_CERT_FILE"), os.environ.get("SSL_CERT_DIR")) if trust_env else ()
-    return _authorities(trust_env, named, os.environ.get(MORE) or None)
+    return _authorities(trust_env, named, os.environ.get(MORE) or more)
 
 
 @functools.cache

@@ -93,6 +93,18 @@ def test_a_web_page_cannot_publish(stack: Stack, served: str):
         assert httpx.get(url.replace("registry/v1/deploy", f"{service}/health/ready"), headers=headers)
 
 
+def test_a_key_that_publishes_may_wait_for_what_it_deploys(stack: Stack, served: str, digits: Digits):
+    key = make_key(stack, "petra", "--scope", "publish")["key"]
+    for note in ("one", "two"):
+        deployed = remote(stack, key, "deploy", str(digits.model), "--name", "own", "--tag", f"n={note}")
+        assert (deployed.returncode, "own serves version 1" in deployed.stdout) == (0, True), deployed.stderr
+    for command in ("status", "why own", "deployments", "rollback own --to 1", "delete own --yes"):
+        done = remote(stack, key, *command.split())
+        assert done.returncode == 0, f"{command}: {done.stdout}{done.stderr}"
+    for command in (f"scale {served} 1", "infer own --data [[1]]", "dead"):
+        assert "but this needs" in remote(stack, key, *command.split()).stderr, command
+
+
 def test_the_cli_from_afar_and_its_trace(stack: Stack, served: str, digits: Digits):
     made = make_key(stack, "olga", "--scope", "publish", "--scope", "infer", "--scope", "operate")
     key = made["key"]

@@ -17,7 +17,7 @@ from urllib.parse import quote
 
 import orjson
 
-from tidegate.cli import places
+from tidegate import places
 from tidegate.client.errors import BadAnswer, Unreachable, from_answer
 from tidegate.errors import BadRequest, DeadlinePassed, NotFound, TidegateError
 
@@ -238,7 +238,7 @@ chosen: ContextVar[str] = ContextVar("chosen", default="")
 
 
 def settings() -> Settings:
-    """The settings of the stack that is meant (``tidegate.cli.places``). Raises BadRequest."""
+    """The settings of the stack that is meant (``tidegate.places``). Raises BadRequest."""
     found = places.find(chosen.get(), os.environ, Path.cwd(), places.read())
     return settings_with(found.fields)
 

@@ -12,7 +12,7 @@ from tidegate.cli.exits import UsageError
 from tidegate.cli.options import Json
 
 if TYPE_CHECKING:
-    from tidegate.cli.places import Context, Contexts
+    from tidegate.places import Context, Contexts
 
 context = typer.Typer(
     name="context",
@@ -26,7 +26,8 @@ Name = Annotated[str, typer.Argument(metavar="NAME", help="The context's name.")
 @context.command("list")
 def listed(json: Json = False) -> None:
     """List the contexts; the star marks the current one."""
-    from tidegate.cli import output, places
+    from tidegate import places
+    from tidegate.cli import output
 
     contexts = places.read()
     items = [_document(each, contexts) for _, each in sorted(contexts.items.items())]
@@ -46,7 +47,8 @@ def use(name: Name, json: Json = False) -> None:
     A command in a folder of `make up` uses that folder's stack, and `--context NAME` or TIDEGATE_CONTEXT
     chooses another one.
     """
-    from tidegate.cli import output, places
+    from tidegate import places
+    from tidegate.cli import output
 
     contexts = places.read()
     found = contexts.get(name)
@@ -75,7 +77,8 @@ def add(
     json: Json = False,
 ) -> None:
     """Add a stack, or change one: `tidegate context add prod --url https://models.example.com --key -`."""
-    from tidegate.cli import output, places
+    from tidegate import places
+    from tidegate.cli import output
 
     if bool(url) == (state_dir is not None):
         raise UsageError("Give --url URL, or --state-dir DIR for a stack of this machine.")
@@ -108,7 +111,8 @@ def add(
 @context.command()
 def remove(name: Name, json: Json = False) -> None:
     """Remove a context. The stack itself does not change."""
-    from tidegate.cli import output, places
+    from tidegate import places
+    from tidegate.cli import output
 
     contexts = places.read()
     found, left = contexts.get(name), contexts.without(name)
@@ -123,7 +127,8 @@ def show(
     json: Json = False,
 ) -> None:
     """Show one context; its key is masked."""
-    from tidegate.cli import output, places
+    from tidegate import places
+    from tidegate.cli import output
 
     contexts = places.read()
     if not (name or contexts.current):

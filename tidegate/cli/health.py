@@ -164,7 +164,7 @@ def deployment_row(status: Doc, version: str | None) -> tuple[Any, ...]:
     detail = (
         f"{shown[0]['reason']}: {shown[0]['message'].strip().partition(chr(10))[0]}"
         if shown
-        else last_death(status, time.time())
+        else last_death(status, time.time()) or remark(status)
     )
     return (
         status["deployment"],
@@ -177,6 +177,12 @@ def deployment_row(status: Doc, version: str | None) -> tuple[Any, ...]:
         status["arrival_rate"],
         detail,
     )
+
+
+def remark(status: Doc) -> str:
+    """Return what a replica that serves says of its model; empty: nothing."""
+    replicas = status.get("replicas") or ()
+    return next((r["message"] for r in replicas if r["state"] == "ready" and r.get("message")), "")
 
 
 def last_death(status: Doc, now: float) -> str:

@@ -100,14 +100,15 @@ def own(*, starting: bool) -> Settings:
 
 def own_folder() -> Path:
     """Return the state folder of the stack of this machine."""
-    from tidegate.cli import places
+    from tidegate import places
 
     stated = os.environ.get("TIDEGATE_STATE_DIR") or places.STATE
     return _own_folder(starting=False) or Path(stated).absolute()
 
 
 def _own_folder(*, starting: bool) -> Path | None:
-    from tidegate.cli import api, places
+    from tidegate import places
+    from tidegate.cli import api
 
     return places.find_own(
         api.chosen.get(), os.environ, Path.cwd(), places.read(), checkout.root(), starting=starting
@@ -141,7 +142,7 @@ def _tell_forgotten(found: Settings) -> None:
 
 def _register(found: Settings) -> str | None:
     """Make the stack the user's current context; return its name, or None where that cannot be written."""
-    from tidegate.cli import places
+    from tidegate import places
     from tidegate.cli.output import say
 
     try:

@@ -11,9 +11,9 @@ import httpx
 import numpy.typing as npt
 from typing_extensions import Self
 
-from tidegate.client import http
+from tidegate.client import address, http
 from tidegate.client.batches import BatchFlows, BatchHandleBase, BatchItem, read_item
-from tidegate.client.core import Core, Metadata, Version, default_url
+from tidegate.client.core import Core, Metadata, Version
 from tidegate.client.flow import Alone, Answer, Caller, Flow, Send, Sleep, Step, T
 from tidegate.client.jobs import Document, Handle, JobFlows, JobOptions
 from tidegate.client.result import InferResult
@@ -107,12 +107,13 @@ class AsyncClient:
         retries: int = 2,
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
-        self.url = (url or default_url()).rstrip("/")
+        found = address.find(url, api_key)
+        self.url = found.url
         self._core = Core(timeout_s, Caller(retries))
         self._jobs = JobFlows(self._core)
         self._batches = BatchFlows(self._core)
         self._alone = asyncio.Lock()
-        self._http = httpx.AsyncClient(**http.options(self.url, api_key), transport=transport)
+        self._http = httpx.AsyncClient(**found.options(), transport=transport)
 
     async def infer(
         self,

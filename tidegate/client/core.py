@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,7 +18,6 @@ from tidegate.client.result import InferResult, read_result
 from tidegate.client.streams import Opened
 from tidegate.errors import BadRequest, DeadlinePassed, NotFound, TidegateError, Unavailable
 
-DEFAULT_URL = "http://127.0.0.1:8000"
 METADATA_TTL_S = 60.0
 POLL_S = 0.25
 NOT_READY = "the model is not ready"
@@ -27,13 +25,6 @@ NOT_KNOWN_YET = "not_known_yet"
 
 Metadata = dict[str, Any]
 Version = int | str | None
-
-
-def default_url() -> str:
-    """``TIDEGATE_GATEWAY_URL``, or the gateway of an embedded stack."""
-    encrypted = bool(os.environ.get("TIDEGATE_TLS_CERT"))
-    url = DEFAULT_URL.replace("http:", "https:") if encrypted else DEFAULT_URL
-    return os.environ.get("TIDEGATE_GATEWAY_URL") or url
 
 
 @dataclass(slots=True)

@@ -19,8 +19,11 @@ KEEPALIVE_S = 4.0
 CONNECT_TIMEOUT_S = 5.0
 
 
-def options(url: str, token: str | None) -> dict[str, Any]:
-    """Arguments of ``httpx.Client`` and ``httpx.AsyncClient``; raises ValueError for what is no URL."""
+def options(url: str, token: str | None, *, cert: str | None = None, ca: str | None = None) -> dict[str, Any]:
+    """Arguments of ``httpx.Client`` and ``httpx.AsyncClient``; raises ValueError for what is no URL.
+
+    ``cert`` and ``ca``: files of certificates, where the environment names none.
+    """
     parts = urlsplit(url)
     if parts.scheme not in {"http", "https"} or not parts.hostname:
         raise ValueError(f"not an http(s) URL: {url!r}")
@@ -33,7 +36,7 @@ def options(url: str, token: str | None) -> dict[str, Any]:
             max_connections=256, max_keepalive_connections=256, keepalive_expiry=KEEPALIVE_S
         ),
         "trust_env": trust_env,
-        "verify": trusted(url, trust_env=trust_env),
+        "verify": trusted(url, trust_env=trust_env, own=cert, more=ca),
     }
 
 

@@ -11,9 +11,9 @@ import httpx
 import numpy.typing as npt
 from typing_extensions import Self
 
-from tidegate.client import http
+from tidegate.client import address, http
 from tidegate.client.batches import BatchFlows, BatchHandleBase, BatchItem, read_item
-from tidegate.client.core import Core, Metadata, Version, default_url
+from tidegate.client.core import Core, Metadata, Version
 from tidegate.client.flow import Alone, Answer, Caller, Flow, Send, Sleep, Step, T
 from tidegate.client.jobs import Document, Handle, JobFlows, JobOptions
 from tidegate.client.result import InferResult
@@ -94,7 +94,8 @@ class BatchHandle(BatchHandleBase):
 class Client:
     """Calls models through a gateway. Keeps its connections: make one and share it between threads.
 
-    ``url`` is the gateway's (default: ``TIDEGATE_GATEWAY_URL``, else ``http://127.0.0.1:8000``).
+    ``url`` is the gateway's. By default it is ``TIDEGATE_GATEWAY_URL``, else the stack that the command line
+    uses (``tidegate context``), with its credential. ``api_key`` is by default ``TIDEGATE_API_KEY``.
     ``timeout_s`` limits each call with all its retries. ``retries`` is how often a call is sent again when
     the connection fails, or when a 429 or 503 says by ``Retry-After`` that there is room before the
     deadline; 0 turns this off, also for models that must not run twice. Errors are those of
@@ -110,12 +111,13 @@ class Client:
         retries: int = 2,
         transport: httpx.BaseTransport | None = None,
     ) -> None:
-        self.url = (url or default_url()).rstrip("/")
+        found = address.find(url, api_key)
+        self.url = found.url
         self._core = Core(timeout_s, Caller(retries))
         self._jobs = JobFlows(self._core)
         self._batches = BatchFlows(self._core)
         self._alone = threading.Lock()
-        self._http = httpx.Client(**http.options(self.url, api_key), transport=transport)
+        self._http = httpx.Client(**found.options(), transport=transport)
 
     def infer(
         self,

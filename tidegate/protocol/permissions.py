@@ -190,13 +190,14 @@ AUTOSCALER = Permissions(
     | {
         "GET /prometheus/workers": (METRICS, OPERATE),
         "GET /v1/settings/workers": (OPERATE,),
-        "GET /v1/deployments": (OPERATE,),
-        "GET /v1/deployments/{name}": (OPERATE,),
+        # A deploy waits by the status, and `why` says what keeps it from being ready.
+        "GET /v1/deployments": LOOK,
+        "GET /v1/deployments/{name}": LOOK,
         "PUT /v1/deployments/{name}/replicas": (OPERATE,),
         "DELETE /v1/deployments/{name}/replicas": (OPERATE,),
         "POST /v1/deployments/{name}/pause": (OPERATE,),
         "POST /v1/deployments/{name}/resume": (OPERATE,),
-        "GET /v1/deployments/{name}/why": (OPERATE,),
+        "GET /v1/deployments/{name}/why": LOOK,
         "GET /v1/deployments/{name}/policy": (OPERATE,),
         "PATCH /v1/deployments/{name}/policy": (OPERATE,),
         "GET /v1/deployments/{name}/cold-starts": (OPERATE,),
@@ -243,7 +244,9 @@ GATEWAY = Permissions(
         for method in ("GET", "POST")
         for path in ("/v2/logging", "/v2/trace/setting", "/v2/models/{model}/trace/setting")
     }
-    | {f"GET {model}{part}": (INFER,) for model in _MODEL for part in ("", "/ready", "/config", "/stats")}
+    | {f"GET {model}{part}": (INFER,) for model in _MODEL for part in ("", "/config", "/stats")}
+    # A deploy waits for it.
+    | {f"GET {model}/ready": (INFER, PUBLISH) for model in _MODEL}
     | {
         f"POST {model}/{part}": (INFER,)
         for model in _MODEL

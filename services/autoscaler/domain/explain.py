@@ -87,6 +87,8 @@ def _holds(
     mine = [r for r in (snapshot.reports or {}).values() if r.deployment == deployment.name]
     if (sick := unhealthy(deployment.name, mine, now)) is not None:
         yield sick.message
+    # What a replica that serves says of its model: answers that contradict the signature, a device it lacks.
+    yield from (f"{r.replica}: {r.message}" for r in mine if r.state == "ready" and r.message)
     if memory.put_off:
         most = f" (at most {pace(snapshot.room, policy)} start at once)" if snapshot.room is not None else ""
         yield f"{memory.put_off} more start when others are ready or have ended{most}"

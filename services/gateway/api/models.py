@@ -14,16 +14,21 @@ from services.gateway.domain.routing import require
 from tidegate import __version__, caller, telemetry
 from tidegate.errors import BadRequest, Forbidden, PayloadTooLarge
 from tidegate.http.answers import error_body
-from tidegate.protocol.access import INFER, Principal, may_not_use
+from tidegate.protocol.access import INFER, PUBLISH, Principal, may_not_use
 from tidegate.protocol.bounded_json import plain
 
 SMALL_BODY = 65_536
 
 
 async def _caller(request: Request) -> Principal:
-    """Who asks: somebody who may use models, and this one if one is named."""
-    who, model = caller.require(INFER), request.path_params.get("model")
-    if model is not None and not who.may(INFER, model):
+    """Return the caller, if it may use models, and this one if one is named.
+
+    A deploy waits for `/ready`, so `publish` opens that as well.
+    """
+    ready = request.scope["route"].path.endswith("}/ready")
+    who = caller.require(INFER, PUBLISH) if ready else caller.require(INFER)
+    model = request.path_params.get("model")
+    if model is not None and not who.may(INFER, model) and not (ready and who.may(PUBLISH)):
         raise Forbidden(may_not_use(who, model))
     return who
 

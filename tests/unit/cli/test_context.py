@@ -9,10 +9,10 @@ from typing import Any
 import orjson
 import pytest
 
-from tidegate import started
-from tidegate.cli import api, places
-from tidegate.cli.places import Context, Contexts, find, find_own
+from tidegate import places, started
+from tidegate.cli import api
 from tidegate.errors import BadRequest, NotFound
+from tidegate.places import Context, Contexts, find, find_own
 from tidegate.settings import Settings
 
 REMOTE = Context("prod", url="https://models.example.com", key="tg_secret")

@@ -1,0 +1,55 @@
+"""Which gateway the SDK calls, and with which key: the same that the command line would use."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tidegate.client import http
+from tidegate.errors import BadRequest
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """``key``: empty, then the caller is anonymous. ``cert`` and ``ca``: see ``tidegate.certificates``."""
+
+    url: str
+    key: str = ""
+    cert: str | None = None
+    ca: str | None = None
+
+    def options(self) -> dict[str, Any]:
+        """Return the arguments of ``httpx.Client``. Raises ValueError for what is no URL."""
+        return http.options(self.url, self.key, cert=self.cert, ca=self.ca)
+
+
+def find(url: str | None, key: str | None, environ: Mapping[str, str] = os.environ) -> Address:
+    """Return where a client sends its calls: to ``url``, else TIDEGATE_GATEWAY_URL, else the stack in use.
+
+    The stack in use is that of the command line (``tidegate.places``): the one of TIDEGATE_CONTEXT,
+    TIDEGATE_STATE_DIR, this folder, or the current context, else the defaults. Its own key is sent to its
+    gateway only; to any other goes ``key``, else TIDEGATE_API_KEY. Raises BadRequest for wrong settings,
+    NotFound for an unknown context.
+    """
+    given = environ.get("TIDEGATE_API_KEY", "") if key is None else key
+    if stated := url or environ.get("TIDEGATE_GATEWAY_URL"):
+        return Address(stated.rstrip("/"), given)
+    return _in_use(key, environ)
+
+
+def _in_use(key: str | None, environ: Mapping[str, str]) -> Address:
+    from tidegate import places
+    from tidegate.settings import Settings
+    from tidegate.settings_report import WRONG, problem_of
+
+    found = places.find("", environ, Path.cwd(), places.read())
+    try:
+        settings = Settings(**found.fields)
+    except WRONG as error:
+        raise BadRequest(f"A setting is wrong: {problem_of(error)}.") from None
+    held = settings.api_key or settings.service_token
+    cert, ca = (str(path) if path else None for path in (settings.tls_cert, settings.tls_ca))
+    return Address(settings.gateway_url.rstrip("/"), held if key is None else key, cert, ca)
