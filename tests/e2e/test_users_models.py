@@ -176,6 +176,11 @@ def test_the_environment_of_the_model(stack: Stack, client: Client, tmp_path: Pa
     assert stack.settings.service_token not in text
     assert "amqp://" not in text
     assert "redis://" not in text
+    (before,) = stack.replicas("environ-v1")
+    stack.deploy(folder / "model.py", "environ", *options[:2], "--env", "MINE=again", "--threads", "2")
+    ready = {r["replica"] for r in stack.replicas("environ-v1") if r["state"] == "ready"}
+    assert ready, "the deploy waits for a replica with the new options"
+    assert before["replica"] not in ready
 
 
 def test_the_users_own_configuration(stack: Stack, client: Client, tmp_path: Path):

@@ -143,9 +143,12 @@ class Look:
     text: str
 
 
-def judge(deployment: str, status: Doc | None, endpoint: Doc, fresh: Callable[[float], bool]) -> Look:
-    """What autoscaler and endpoint say together. ``fresh``: whether a failure of this time is news."""
-    if status is None:
+def judge(revision: int, status: Doc | None, endpoint: Doc, fresh: Callable[[float], bool]) -> Look:
+    """Return what autoscaler and endpoint say together. A status of an earlier ``revision`` says nothing.
+
+    ``fresh``: whether a failure of this time is news.
+    """
+    if status is None or (status.get("revision") or revision) < revision:
         return Look("waiting", "the autoscaler has not seen it yet")
     conditions = {condition["type"]: condition for condition in status["conditions"]}
     loaded, ready = conditions.get("Loaded"), conditions.get("Ready")
@@ -163,6 +166,9 @@ def judge(deployment: str, status: Doc | None, endpoint: Doc, fresh: Callable[[f
         return Look("starting", trouble or (ready or {}).get("message") or "no replica yet")
     if endpoint["previous"]:
         return Look("starting", "a replica is ready, traffic moves over")
+    if (current := conditions.get("Current")) is not None and not current["ok"]:
+        # The same version with other options: its replicas are replaced one by one.
+        return Look("starting", (loaded["message"] if loaded and failing else "") or current["message"])
     return Look("ready", f"{status['ready']} ready")
 
 
@@ -196,7 +202,8 @@ def _wait(
     timeout_s: float,
     steps: Steps,
 ) -> Doc:
-    deployment = placed["deployment"]["name"]
+    wanted: Doc = placed["deployment"]
+    deployment = wanted["name"]
     began, wall = time.monotonic(), time.time()
 
     def fresh(at: float) -> bool:
@@ -204,7 +211,7 @@ def _wait(
 
     while True:
         status = status_of(control, deployment)
-        look = confirmed(judge(deployment, status, endpoint(), fresh))
+        look = confirmed(judge(wanted["revision"], status, endpoint(), fresh))
         steps.change(deployment, look.state, look.text)
         if look.state == "failed":
             raise ModelFailed(f"{deployment} did not load: {look.text}")

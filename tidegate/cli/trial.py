@@ -116,7 +116,7 @@ class Trial:
 
         while True:
             status = status_of(self._control, self.name)
-            look = judge(self.name, status, {"previous": []}, fresh)
+            look = judge(0, status, {"previous": []}, fresh)
             if look.state == "failed":
                 raise ModelFailed(f"{self.name} did not load: {look.text}")
             found = self._only_new(status)

@@ -247,12 +247,14 @@ class Condition(Noun):
 class DeploymentStatus(Noun):
     """What the autoscaler sees and wants of a Deployment. None: not known.
 
+    ``revision`` is the Deployment's, as the autoscaler has read it: a later change is not in this status.
     ``rule`` and ``reason`` are those of ``desired``, ``limits`` the bounds in force. ``start_s`` is what a
     replica takes to become ready. ``devices`` are those that its replicas' models run on. ``ended`` are the
     last replicas that did not end as they should.
     """
 
     deployment: str
+    revision: int | None = None
     desired: int = 0
     ready: int = 0
     starting: int = 0

@@ -69,6 +69,7 @@ def _status(
     price = deployment.scaling.price_per_hour
     status = DeploymentStatus(
         deployment=deployment.name,
+        revision=deployment.revision,
         desired=memory.target,
         ready=phases.count("ready"),
         starting=phases.count("starting"),
@@ -157,7 +158,8 @@ def _conditions(
     yield _condition("DemandKnown", told, "Reported" if told else "Unknown", missing, now)
     current = fingerprint(deployment)
     old = sum(r.fingerprint != current and r.draining_since is None for r in running)
-    message = f"{old} replicas still run the former configuration" if old else ""
+    runs = f"{old} replicas still run" if old != 1 else "1 replica still runs"
+    message = f"{runs} the former configuration" if old else ""
     yield _condition("Current", not old, "RollingOut" if old else "Current", message, now)
     if known.version_of(deployment) is None:
         text = f"the registry lists no version {deployment.version} of model {deployment.model}"

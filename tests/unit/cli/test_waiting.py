@@ -33,6 +33,14 @@ FAILED = status(0, Ready=(False, "NoReplica", "none"), Loaded=(False, "LoadFaile
 LAUNCH = status(0, Ready=(False, "NoReplica", "none"), Loaded=(False, "LaunchFailed", "no python"))
 ASLEEP = status(0, Ready=(True, "Asleep", ""))
 READY = status(1, Ready=(True, "Ready", ""))
+# The replica that serves has the options of before.
+OTHER_OPTIONS = status(1, Ready=(True, "Ready", ""), Current=(False, "RollingOut", "1 replica still runs"))
+NO_GPU = status(
+    1,
+    Ready=(True, "Ready", ""),
+    Loaded=(False, "LaunchFailed", "no GPU"),
+    Current=(False, "RollingOut", "1 replica still runs"),
+)
 
 
 @pytest.mark.parametrize(
@@ -45,18 +53,22 @@ READY = status(1, Ready=(True, "Ready", ""))
         (ASLEEP, STILL, "ready", "asleep"),
         (READY, MOVING, "starting", "traffic moves over"),
         (READY, STILL, "ready", "1 ready"),
+        ({**READY, "revision": 3}, STILL, "ready", "1 ready"),
+        ({**READY, "revision": 2}, STILL, "waiting", "not seen it yet"),
+        (OTHER_OPTIONS, STILL, "starting", "1 replica still runs"),
+        (NO_GPU, STILL, "starting", "no GPU"),
         (status(0, Ready=(False, "Starting", "0 of 1 ready")), STILL, "starting", "0 of 1 ready"),
         (status(0), STILL, "starting", "no replica yet"),
     ],
 )
 def test_judge(found: Any, endpoint: dict[str, Any], state: str, text: str) -> None:
-    look = judge("a-v2", found, endpoint, lambda at: at >= 50)
+    look = judge(3, found, endpoint, lambda at: at >= 50)
     assert look.state == state
     assert text in look.text
 
 
 def test_an_old_failure_is_no_news() -> None:
-    assert judge("a-v2", FAILED, STILL, lambda at: at > 50).state == "starting"
+    assert judge(3, FAILED, STILL, lambda at: at > 50).state == "starting"
 
 
 @pytest.mark.parametrize(
