@@ -211,7 +211,7 @@ def _wait(
 
     while True:
         status = status_of(control, deployment)
-        look = confirmed(judge(wanted["revision"], status, endpoint(), fresh))
+        look = confirmed(judge(wanted.get("revision", 0), status, endpoint(), fresh))
         steps.change(deployment, look.state, look.text)
         if look.state == "failed":
             raise ModelFailed(f"{deployment} did not load: {look.text}")
