@@ -1,4 +1,4 @@
-"""What the access log costs a request: ``python -m benchmarks.access_log``. Nanoseconds, best of five."""
+"""Measure the cost of the access log for a request: ``python -m benchmarks.access_log``."""
 
 from __future__ import annotations
 

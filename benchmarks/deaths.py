@@ -1,4 +1,4 @@
-"""``python -m benchmarks.deaths``: what callers notice when the model's process dies again and again.
+"""Count failed calls while the model's process dies again and again: ``python -m benchmarks.deaths``.
 
 The process is killed with -9 every few seconds while callers send requests without a pause: with two
 replicas, whose processes are killed in turn, and with one. No request may fail. With ``retry: never`` only

@@ -1,4 +1,4 @@
-"""Whether settings are right, before they are written to a file or a stack is started with them."""
+"""Check settings before they are written to a file or a stack is started with them."""
 
 from __future__ import annotations
 

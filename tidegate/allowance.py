@@ -1,10 +1,10 @@
-"""How many of something are let through in a second, so that a flood of them costs a bounded amount."""
+"""Limit how many events are let through in a second, so that a flood has a bounded cost."""
 
 from __future__ import annotations
 
 
 class Allowance:
-    """So many a second after a burst; ``dropped`` counts the others until :meth:`settled`."""
+    """A number per second, after a burst; ``dropped`` counts the others until :meth:`settled`."""
 
     def __init__(self, per_s: float, burst: float) -> None:
         self._per_s = per_s

@@ -1,4 +1,4 @@
-"""Where the stack is that a command talks to: the user's contexts, and which one is meant.
+"""Find the stack that a command talks to: the user's contexts, and the one to use.
 
 ``contexts.json`` lies in the user's config folder, readable by the user only. `tidegate up` writes an entry
 for its stack, `tidegate context add` one for a stack on another machine.
@@ -34,7 +34,7 @@ class Context:
 
     @property
     def credential(self) -> str:
-        """What a command shows to the gateway, in a few words."""
+        """Return in a few words which credential a command sends to the gateway."""
         if self.state_dir:
             return "service token"
         return f"key in {self.key_file}" if self.key_file else "key" if self.key else "none"
@@ -57,12 +57,12 @@ class Contexts:
         return self.items[name]
 
     def having(self, context: Context, *, current: bool) -> Contexts:
-        """Return these with one more, or one changed."""
+        """Return the contexts with one more, or one changed."""
         items = {**self.items, context.name: context}
         return Contexts(context.name if current or not self.current else self.current, items)
 
     def without(self, name: str) -> Contexts:
-        """Return these without one. Raises NotFound."""
+        """Return the contexts without one. Raises NotFound."""
         self.get(name)
         items = {each: context for each, context in self.items.items() if each != name}
         return Contexts("" if self.current == name else self.current, items)

@@ -30,7 +30,7 @@ def overdue(parts: Sequence[Part], now: float, keep_s: float) -> list[int]:
 
 
 class RotatingFile:
-    """Appends whole lines. Blocking: for a thread.
+    """Append whole lines. Blocking: for a thread.
 
     ``total_bytes``: of all parts. ``keep_s``: how long a part is kept after its last line.
     """

@@ -1,4 +1,4 @@
-"""What a process says of its settings: the value in force, where it came from, and what a restart changes."""
+"""Report a process's settings: the value in force, where it came from, and what a restart changes."""
 
 from __future__ import annotations
 

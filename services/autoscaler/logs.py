@@ -17,7 +17,7 @@ Line = dict[str, Any]
 
 
 class Logs:
-    """Reads the folder of logs and what the launcher has of replicas that run.
+    """Read the folder of logs, and the launcher's output of running replicas.
 
     ``intention`` says which Deployments an Endpoint has, ``replicas`` which replicas run.
     """
@@ -82,7 +82,7 @@ class Logs:
         return found
 
     def _endpoint(self, name: str) -> tuple[list[str], list[str]]:
-        """The Deployments behind an Endpoint, and the names of all."""
+        """Return the Deployments behind an Endpoint, and the names of all."""
         known = self._intention()
         if known is None:
             return [], []

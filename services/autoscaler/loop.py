@@ -192,7 +192,7 @@ class Loop:
         memory = self.state.deployments.get(name)
         target = memory.target if memory else 0
         decision = Decision(
-            self._clock(), name, "operator", "drain asked for", target, target, {}, [f"drain {replica}"]
+            self._clock(), name, "operator", "drain requested", target, target, {}, [f"drain {replica}"]
         )
         await self._record(Plan(decisions=(decision,)))
         self.wake()

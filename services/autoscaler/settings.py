@@ -20,20 +20,26 @@ class AutoscalerSettings(Settings):
 
     service: ClassVar[str] = "autoscaler"
 
-    launcher: Literal["process", "docker"] = Field("process", description="How workers are started.")
-    autoscaler_period_s: float = Field(0.5, gt=0, description="Time between two looks.")
-    autoscaler_relist_s: float = Field(2.0, gt=0, description="Time between two reads of the registry.")
+    launcher: Literal["process", "docker"] = Field(
+        "process", description="How workers are started: as processes or as containers."
+    )
+    autoscaler_period_s: float = Field(
+        0.5, gt=0, description="Time between two rounds of decisions, in seconds."
+    )
+    autoscaler_relist_s: float = Field(
+        2.0, gt=0, description="Time between two reads of the registry, in seconds."
+    )
     autoscaler_down_window_s: float = Field(
-        30.0, ge=0, description="Load counts for so long on the way down."
+        30.0, ge=0, description="Window whose highest load counts for scaling down, in seconds."
     )
     autoscaler_idle_s: float = Field(
-        60.0, ge=0, description="Idle time before zero, where the Deployment does not say."
+        60.0, ge=0, description="Idle time before scale to zero, in seconds, if the Deployment has none."
     )
     autoscaler_stuck_after_s: float = Field(
-        15.0, gt=0, description="Silence after which a worker is replaced."
+        15.0, gt=0, description="Seconds without a heartbeat after which a worker is replaced."
     )
     autoscaler_backoff_max_s: float = Field(
-        60.0, ge=0, description="Longest wait before a worker is retried."
+        60.0, ge=0, description="Longest wait before a worker is started again, in seconds."
     )
     autoscaler_host_memory: float = Field(
         0.95,
@@ -58,7 +64,9 @@ class AutoscalerSettings(Settings):
     )
     autoscaler_decisions_kept: int = Field(5000, ge=1, description="Decisions that are kept on disk.")
     autoscaler_history_mb: int = Field(
-        256, ge=0, description="Disk for what was observed, so that it can be decided again; 0: none is kept."
+        256,
+        ge=0,
+        description="Disk for recorded observations, which `replay` uses, in MiB; 0: none are kept.",
     )
     worker_log_days: float = Field(
         7.0, gt=0, description="How long the log of an ended replica is kept, in days."
@@ -70,48 +78,48 @@ class AutoscalerSettings(Settings):
     )
     autoscaler_warm: dict[str, Flavour] = Field(
         default_factory=dict,
-        description='Workers that wait with Triton up and no model, by flavour, as JSON: `{"cpu": 1}`.',
+        description='Warm pool: workers that run Triton without a model, by flavour, as JSON: `{"cpu": 1}`.',
     )
     autoscaler_host_name: str = Field(
         "",
-        description="What the machine that replicas run on is called, for `cordon`; default: its own name.",
+        description="Name of the machine that replicas run on, for `cordon`; default: its host name.",
     )
 
     docker_host: str = Field(
         "unix:///var/run/docker.sock", description="The container engine, or the proxy in front of it."
     )
     docker_stack: str = Field(
-        "tidegate", pattern=r"^[a-z0-9][a-z0-9_-]*$", description="What the containers' names begin with."
+        "tidegate", pattern=r"^[a-z0-9][a-z0-9_-]*$", description="Prefix of the containers' names."
     )
     docker_image: str = Field(
-        "tidegate/worker", description="The workers' image, where a Deployment names none."
+        "tidegate/worker", description="The workers' image, if a Deployment names none."
     )
     docker_images: list[str] = Field(
         default_factory=list,
         description="Other images that Deployments may name, for the engine's proxy, as JSON; `*` is any.",
     )
     docker_pull: Literal["never", "missing", "always"] = Field(
-        "missing", description="Whether images of workers are fetched."
+        "missing", description="When images of workers are pulled."
     )
     docker_network: str = Field("tidegate", description="The network that workers join.")
     docker_volumes: dict[str, str] = Field(
-        default_factory=dict, description="Named volumes of workers, and where they appear, as JSON."
+        default_factory=dict, description="Named volumes of workers, and their mount points, as JSON."
     )
     docker_environment: dict[str, str] = Field(
         default_factory=dict, description="More variables for workers, as JSON; `PIP_INDEX_URL` for one."
     )
     docker_memory_mb: int = Field(
-        0, ge=0, description="Memory of a worker in MiB, where its Deployment does not say; 0: no limit."
+        0, ge=0, description="Memory of a worker in MiB, if its Deployment has no limit; 0: no limit."
     )
     docker_cpus: float = Field(
-        0.0, ge=0, description="Cores of a worker, where its Deployment does not say; 0: no limit."
+        0.0, ge=0, description="Cores of a worker, if its Deployment has no limit; 0: no limit."
     )
     docker_shm_mb: int = Field(
-        256, ge=1, description="Shared memory of a worker in MiB, where its Deployment does not say."
+        256, ge=1, description="Shared memory of a worker in MiB, if its Deployment has no `shm_mb`."
     )
     docker_gpu_request: Literal["devices", "environment"] = Field(
         "devices",
-        description="How the engine is told of GPUs: `environment` where NVIDIA's runtime is its usual one.",
+        description="How the engine gets GPUs: `environment` if NVIDIA's runtime is its default.",
     )
     docker_log_driver: str = Field("json-file", description="The engine's log driver for workers.")
     docker_log_options: dict[str, str] = Field(

@@ -38,7 +38,7 @@ Write = Callable[[bytes], None]
 
 
 class AccessLog:
-    """Takes notes of requests. ``write`` takes whole lines, in a thread; None: nothing is logged."""
+    """Note requests for the log. ``write`` gets whole lines, in a thread; None: nothing is logged."""
 
     def __init__(self, write: Write | None, *, first: int, fraction: float, errors_per_s: int) -> None:
         self._write = write
@@ -50,7 +50,7 @@ class AccessLog:
 
     @classmethod
     def off(cls) -> AccessLog:
-        """Return one that logs nothing."""
+        """Return an access log that logs nothing."""
         return cls(None, first=0, fraction=0, errors_per_s=1)
 
     def start(self) -> None:

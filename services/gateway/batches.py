@@ -173,7 +173,7 @@ class Batches:
             await runner.run()
             log.info("a batch is over", extra=shown)
         except Lost:
-            log.info("a batch is somebody else's now", extra=shown)
+            log.info("another gateway has taken over a batch", extra=shown)
         except asyncio.CancelledError:
             with suppress(Lost, StoreUnavailable):
                 await runner.release()

@@ -19,7 +19,9 @@ class GatewaySettings(Settings):
 
     gateway_workers: int = Field(1, ge=1, le=64, description="Gateway processes behind the one port.")
     envelope_max_frames: int = Field(256, ge=1, le=4096, description="Most requests in one envelope.")
-    max_body_bytes: int = Field(256 * 2**20, description="Largest request body the gateway takes, in bytes.")
+    max_body_bytes: int = Field(
+        256 * 2**20, description="Largest request body that the gateway accepts, in bytes."
+    )
     max_json_bytes: int = Field(
         64 * 2**20, description="Largest JSON part of a body, in bytes; larger tensors go as binary data."
     )
@@ -88,7 +90,7 @@ class GatewaySettings(Settings):
     )
     jwt_role_scopes: dict[str, list[Scope]] = Field(
         {},
-        description="Scopes of each role, as JSON; empty: a role that is called like a scope gives it.",
+        description="Scopes of each role, as JSON; empty: a role with the name of a scope has that scope.",
     )
 
     cors_origins: str = Field(

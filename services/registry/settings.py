@@ -16,14 +16,20 @@ class RegistrySettings(Settings):
 
     service: ClassVar[str] = "registry"
 
-    max_artifact_bytes: int = Field(8 * GIB, ge=1, description="The largest artifact that is taken.")
-    max_unpacked_bytes: int = Field(32 * GIB, ge=1, description="The most that an archive may unpack to.")
-    max_archive_members: int = Field(10_000, ge=1, description="The most entries that an archive may have.")
-    max_archive_ratio: int = Field(100, ge=1, description="The most that an archive may grow, in times.")
+    max_artifact_bytes: int = Field(8 * GIB, ge=1, description="Largest artifact, in bytes.")
+    max_unpacked_bytes: int = Field(
+        32 * GIB, ge=1, description="Largest size of an unpacked archive, in bytes."
+    )
+    max_archive_members: int = Field(10_000, ge=1, description="Most entries of an archive.")
+    max_archive_ratio: int = Field(
+        100, ge=1, description="Highest ratio of an archive's unpacked size to its size."
+    )
     default_max_batch: int = Field(
         64, ge=1, description="max_batch_size of an ONNX model whose first axis is dynamic throughout."
     )
     pending_artifact_s: float = Field(
         3600.0, gt=0, description="How long an upload that no version names yet is kept, in seconds."
     )
-    probe_every_s: float = Field(5.0, gt=0, description="How often database and artifact store are probed.")
+    probe_every_s: float = Field(
+        5.0, gt=0, description="How often database and artifact store are probed, in seconds."
+    )

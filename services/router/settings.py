@@ -34,13 +34,15 @@ class RouterSettings(Settings):
         7 * 86_400, ge=1, description="How long a dead letter and its payload are kept, in seconds."
     )
     dead_letter_bytes: int = Field(
-        2**30, ge=0, description="Bytes of payloads of dead letters that are kept; the oldest go first."
+        2**30, ge=0, description="Bytes of kept payloads of dead letters; the oldest are removed first."
     )
     job_sweep_interval_s: float = Field(
-        1.0, gt=0, description="How often the router looks for jobs that nobody does any more, in seconds."
+        1.0,
+        gt=0,
+        description="How often the router looks for jobs without a message or worker, in seconds.",
     )
     jobs_kept: int = Field(
-        1_000_000, ge=0, description="How many jobs that are over are kept; the oldest go first."
+        1_000_000, ge=0, description="How many ended jobs are kept; the oldest are removed first."
     )
     jobs_kept_bytes: int = Field(
         512 * 2**20,
@@ -66,7 +68,7 @@ class RouterSettings(Settings):
         10_800.0, gt=0, description="Longest wait between two tries of a webhook, in seconds."
     )
     webhook_give_up_s: float = Field(
-        43_200.0, gt=0, description="A webhook is given up so long after its job's end, in seconds."
+        43_200.0, gt=0, description="Time after a job's end when its webhook is given up, in seconds."
     )
     webhooks_at_once: int = Field(64, ge=1, le=1024, description="Webhooks under way at once.")
     webhooks_per_host: int = Field(4, ge=1, le=1024, description="Webhooks under way at once to one host.")

@@ -1,4 +1,4 @@
-"""What happened to single requests, for the log: with the id that their callers know, and bounded."""
+"""Log what went wrong with single requests, by the id that their callers know, up to a limit."""
 
 from __future__ import annotations
 

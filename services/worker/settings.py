@@ -20,7 +20,7 @@ class WorkerSettings(Settings):
     triton_server: Path | None = Field(
         None, description="A native tritonserver binary instead of the wheel's."
     )
-    triton_backends: Path | None = Field(None, description="Where that Triton has its backends.")
+    triton_backends: Path | None = Field(None, description="Folder of that Triton's backends.")
     environment_timeout_s: float = Field(
         1800.0, description="How long installing a version's requirements may take, in seconds."
     )

@@ -24,7 +24,7 @@ LOST_LIMIT_S = 5.0
 
 
 class ModelWatch:
-    """Ends the model server as soon as one of its model's processes is of no use any more.
+    """End the model server as soon as one of its model's processes has ended, is stopped or hangs.
 
     ``on_death`` is called then, before any call has failed. ``waiting`` returns for each open call how long
     its callers wait, in seconds. ``last`` is the last death, as it is reported.

@@ -1,4 +1,4 @@
-"""Commands that clean up behind them: how they end on Ctrl-C and SIGTERM."""
+"""Let commands that clean up end in order on Ctrl-C and SIGTERM."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _ENDING = (signal.SIGTERM, signal.SIGHUP)
 
 @contextmanager
 def ending_as_interrupt() -> Iterator[None]:
-    """SIGTERM and SIGHUP end the body as Ctrl-C does."""
+    """End the body on SIGTERM and SIGHUP as on Ctrl-C."""
 
     def interrupt(*_: Any) -> None:
         raise KeyboardInterrupt
@@ -23,7 +23,7 @@ def ending_as_interrupt() -> Iterator[None]:
 
 @contextmanager
 def undisturbed() -> Iterator[None]:
-    """A second Ctrl-C does not leave things behind; the body ends by itself within a minute or so."""
+    """Ignore a second Ctrl-C, so that nothing is left behind; the body ends within about a minute."""
     with _handled(dict.fromkeys((*_ENDING, signal.SIGINT), signal.SIG_IGN)):
         yield
 

@@ -39,7 +39,7 @@ def _show(found: dict[str, Any]) -> None:
         return
     output.line(f"unaccounted  {unaccounted}", style="red" if unaccounted else "green")
     output.line()
-    rows = [("told to clients (202)", found["acknowledged"]), ("accepted", found["accepted"])]
+    rows = [("confirmed to clients (202)", found["acknowledged"]), ("accepted", found["accepted"])]
     rows += [(f"- {state}", count) for state, count in found["over"].items()]
     rows += [(f"- {state}", count) for state, count in found["unfinished"].items()]
     messages = found["messages"]

@@ -1,4 +1,4 @@
-"""Where the CLI reads logs: the state folder of this machine, or the autoscaler of a stack elsewhere."""
+"""Read logs from the state folder of this machine, or from the autoscaler of a stack elsewhere."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Line = dict[str, Any]
 
 
 class Source(Protocol):
-    """Where logs are."""
+    """Port: a source of logs."""
 
     def read(self, name: str, *, since: float, until: float, lines: int) -> list[Line]:
         """Return the last lines of what ``name`` means, by time. Raises NotFound with near names."""

@@ -90,6 +90,6 @@ def check_there(control: Control, package: Package, order: Order, body: Doc) -> 
 
 
 def warn(warnings: list[str]) -> None:
-    """Show what the registry warns of, on stderr."""
+    """Show the registry's warnings, on stderr."""
     for warning in dict.fromkeys(warnings):
         output.say(f"Warning: {warning}", style="yellow")

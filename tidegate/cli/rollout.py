@@ -1,4 +1,4 @@
-"""Changing which version serves: ``rollback`` and ``split``."""
+"""Change which version serves: ``rollback`` and ``split``."""
 
 from __future__ import annotations
 

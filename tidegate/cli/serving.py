@@ -1,4 +1,4 @@
-"""How a version gets its traffic, once it is registered: checked first, at once, or not at all."""
+"""Give a registered version its traffic: after a check, at once, or not at all."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Way:
-    """How a version gets its traffic: wait for it or not, none at all, or after it has answered samples."""
+    """The way to traffic: wait for it or not, none at all, or after the version has answered samples."""
 
     timeout_s: float
     wait: bool = True

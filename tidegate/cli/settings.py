@@ -130,7 +130,7 @@ def fits(item: Doc, word: str | None, *, changed: bool) -> bool:
 
 
 def _reports() -> tuple[list[Doc], list[str], bool]:
-    """Return the services' reports, what could not be asked, and whether anything runs."""
+    """Return the services' reports, the services that did not answer, and True if anything runs."""
     from tidegate.cli.api import Control, settings
     from tidegate.client.errors import Unreachable
 

@@ -22,7 +22,7 @@ SHOWN = 3
 
 
 class CheckFailed(ModelFailed):
-    """A version did not answer a sample as expected."""
+    """Raised when a version did not answer a sample as expected."""
 
     reason = "check_failed"
 

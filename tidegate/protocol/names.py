@@ -1,4 +1,4 @@
-"""What models, Deployments and Endpoints may be called: what Triton and KServe take. Pure."""
+"""Check the names of models, Deployments and Endpoints, by the rules of Triton and KServe. Pure."""
 
 from __future__ import annotations
 

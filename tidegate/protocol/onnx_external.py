@@ -1,4 +1,4 @@
-"""Where an ONNX file keeps weights outside of itself, read from its protobuf. Pure.
+"""Find the weights that an ONNX file keeps in other files, from its protobuf. Pure.
 
 Field numbers are those of onnx.proto3. Any occurrence of a field counts: a tensor is external as soon as one
 of its fields says so, whatever follows it, because readers differ in which one they take.

@@ -1,4 +1,4 @@
-"""Reads annotations of a model's Python file as tensors, from the syntax tree. Nothing is executed."""
+"""Read the annotations of a model's Python file as tensors, from the syntax tree. Nothing is executed."""
 
 from __future__ import annotations
 

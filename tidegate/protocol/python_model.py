@@ -1,4 +1,4 @@
-"""What a Python file with ``predict`` takes and returns, read from its syntax tree. Nothing is executed.
+"""Read the inputs and outputs of a Python file with ``predict`` from its syntax tree. Nothing is executed.
 
 The file has a function ``predict``, or one class with a method ``predict`` and perhaps a method ``load``. Its
 signature comes from the annotations (:mod:`tidegate.protocol.python_annotations`), or is given.

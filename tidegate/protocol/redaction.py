@@ -1,4 +1,4 @@
-"""What a caller is told of a failure: its reason, without traceback and without paths of the server. Pure."""
+"""Remove tracebacks and paths of the server from the message that a caller gets of a failure. Pure."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def for_caller(error: TidegateError) -> str:
 
 
 def told(message: str) -> Told:
-    """Return what the caller is told of a failure of a model, and its traceback."""
+    """Return the caller's message about a failure of a model, and the traceback for the log."""
     removed: list[str] = []
 
     def remove(found: re.Match[str]) -> str:

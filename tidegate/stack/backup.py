@@ -1,4 +1,4 @@
-"""Backing up a stack while it runs: its database, artifacts, jobs, secrets and settings.
+"""Back up a stack while it runs: its database, artifacts, jobs, secrets and settings.
 
 Nothing is stopped and nothing is asked of the servers. The order makes the copy consistent: the database
 before the artifacts that it names, large payloads before and after the jobs that refer to them.
@@ -41,7 +41,7 @@ def is_state(name: str) -> bool:
 
 
 def ignore(_: str, __: str) -> None:
-    """For callers that show no progress."""
+    """Do nothing, for callers that show no progress."""
 
 
 def local_folder(url: str) -> Path | None:

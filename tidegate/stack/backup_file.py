@@ -74,7 +74,7 @@ class Manifest:
 
 
 class Writer:
-    """Adds files to a backup; what it added is in ``manifest``."""
+    """Add files to a backup, and list them in ``manifest``."""
 
     def __init__(self, tar: tarfile.TarFile, manifest: Manifest) -> None:
         self._tar = tar

@@ -1,4 +1,4 @@
-"""Telling systemd that the stack is ready or stops: sd_notify(3), datagrams to a socket of its own."""
+"""Tell systemd that the stack is ready or stops: sd_notify(3), datagrams to its socket."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Notify = Callable[[str], None]
 
 
 def nobody(_: str) -> None:
-    """For a stack that no service manager started."""
+    """Do nothing, for a stack that no service manager started."""
 
 
 def to(place: str) -> Notify:

@@ -1,4 +1,4 @@
-"""Restoring a backup into a state folder: verified first, then written aside, then moved into place."""
+"""Restore a backup into a state folder: verify it, write it aside, then move it into place."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ class Layout:
 
     @property
     def dump(self) -> bool:
-        """Whether the database is a dump of PostgreSQL."""
+        """Return True if the database is a dump of PostgreSQL."""
         return DATABASE[databases.POSTGRESQL] in self.manifest.files
 
     def target(self, name: str) -> Path:

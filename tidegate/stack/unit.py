@@ -70,7 +70,7 @@ ProtectKernelModules=yes
 
 @dataclass(frozen=True, slots=True)
 class Unit:
-    """What a unit says. ``user``: whom a system-wide unit runs as; empty: of the user's own manager."""
+    """The values in a unit. ``user``: account of a system-wide unit; empty: a unit of the user's own."""
 
     state: Path
     python: Path
@@ -82,7 +82,7 @@ class Unit:
 
     @property
     def system(self) -> bool:
-        """Whether the unit is of the whole machine."""
+        """Return True for a unit of the whole machine."""
         return bool(self.user)
 
 

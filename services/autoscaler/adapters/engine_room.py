@@ -1,4 +1,4 @@
-"""What the engine's machine has for replicas, as the engine says it: its size, not what is free."""
+"""Read the size of the engine's machine from the engine, which does not know what is free."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What this machine has for replicas: cores, memory, and how much of it is available now.
+"""Read this machine's cores, its memory, and how much of the memory is available now.
 
 In a container, or below a limit of systemd, the tightest limit of the cgroups above this process counts.
 """
@@ -20,7 +20,7 @@ STEP_MB = 32
 
 
 class HostRoom(Protocol):
-    """Tells what the host has."""
+    """Port: the resources of the host."""
 
     async def look(self) -> Host | None:
         """Return what the host has now; None when that is not known."""
@@ -50,7 +50,7 @@ class MachineRoom:
         return Host(cores, total // MIB, available // MIB // STEP_MB * STEP_MB)
 
     def _memory_limits(self) -> Iterator[tuple[int, int]]:
-        """The limit and the used bytes of each cgroup above this process; files in the cache are not used."""
+        """Return the limit and used bytes of each cgroup above this process, without cached files."""
         for folder in self._above("", ""):
             limit, used = _number(folder / "memory.max"), _number(folder / "memory.current")
             if limit is not None and used is not None:
@@ -71,7 +71,7 @@ class MachineRoom:
                 yield limit / each
 
     def _above(self, controller: str, mounted: str) -> Iterator[Path]:
-        """The folders of this process's cgroup and those above it; ``controller`` empty: of version 2."""
+        """Return the folders of this process's cgroup and its parents; ``controller`` empty: version 2."""
         root = self._cgroup / mounted
         for line in _text(self._proc / "self" / "cgroup").splitlines():
             _, names, path = [*line.split(":", 2), "", ""][:3]

@@ -35,7 +35,7 @@ WARM_WORKERS = Gauge(
 )
 WARM_GIVEN = Counter(
     "tidegate_autoscaler_warm_given_total",
-    "Replicas asked of the warm pool: given, none waits, not taken.",
+    "Replicas requested from the warm pool: given, none waits, not taken.",
     ["flavour", "outcome"],
 )
 STATES = ("desired", "ready", "starting", "draining")

@@ -1,4 +1,4 @@
-"""Asks the worker's program for its settings, in the environment that workers get. No worker needs to run."""
+"""Ask the worker's program for its settings, in the environment that workers get. No worker needs to run."""
 
 from __future__ import annotations
 

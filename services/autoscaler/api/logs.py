@@ -27,7 +27,7 @@ Lines = Annotated[int, Query(ge=0, le=10_000)]
 async def read_logs(
     name: str, core: Core, since: float = -1.0, until: float = 1e11, lines: Lines = 100
 ) -> dict[str, list[dict[str, Any]]]:
-    """The last lines of a Deployment, Endpoint or replica, by time, those of dead replicas included.
+    """Return the last lines of a Deployment, Endpoint or replica, by time, ended replicas included.
 
     `since` and `until` are in seconds since the epoch. Lines of the model's own output have the `source`
     `model`. Operators may name a service, too.
@@ -39,5 +39,5 @@ async def read_logs(
 
 @router.get("/requests/{id}/logs")
 async def read_request(id: str, core: Core) -> dict[str, list[dict[str, Any]]]:
-    """What the services of this machine have written about a request or job, by time."""
+    """Return the lines of this machine's services about a request or job, by time."""
     return {"items": await core.of_request(id)}

@@ -1,4 +1,4 @@
-"""What a worker that is started now takes for its settings."""
+"""HTTP door of the autoscaler for the settings that a new worker would get."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How many replicas the host has room for, and who gets the room when there is not enough for all.
+"""Decide how many replicas the host has room for, and share the room when there is not enough for all.
 
 Room is memory and cores. A replica takes the memory that its Deployment declares (``resources.memory_mb``),
 else the most that one of its replicas was measured to take, else an assumed amount. It takes the cores that
@@ -25,7 +25,7 @@ TINY = 1e-6
 
 @dataclass(frozen=True, slots=True)
 class Size:
-    """What one replica takes. ``source`` says where the memory's figure is from, in words."""
+    """Memory and cores of one replica. ``source`` says in words where the figure for memory comes from."""
 
     memory_mb: float
     cores: float
@@ -34,7 +34,7 @@ class Size:
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """What a Deployment asks for: ``low`` comes before demand, ``held`` are its replicas that stay."""
+    """Replicas that a Deployment wants: ``low`` comes before demand, ``held`` are those that stay."""
 
     name: str
     low: int
@@ -165,7 +165,7 @@ def _fits(claims: Iterable[Claim], total: Room) -> bool:
 
 
 def _turn(claim: Claim, count: int, whole: Room) -> tuple[bool, float, bool, str]:
-    """When ``claim`` gets its next replica, if it has ``count``: the smallest comes first."""
+    """Return the sort key for the next replica of ``claim``, which has ``count``; smallest first."""
     memory = claim.size.memory_mb / whole.memory_mb if whole.memory_mb > 0 else 0.0
     cores = claim.size.cores / whole.cores if whole.cores > 0 else 0.0
     # Of equals the one that has its replica already: nothing is moved for nothing.

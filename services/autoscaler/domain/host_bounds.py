@@ -1,4 +1,4 @@
-"""All Deployments in one round against the host: who may have how many replicas, and what starts now."""
+"""Bound the replicas of all Deployments by the host in one round, and choose what starts now."""
 
 from __future__ import annotations
 

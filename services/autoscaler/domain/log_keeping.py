@@ -1,4 +1,4 @@
-"""Which logs of ended replicas are kept: the young ones, up to a size. Pure."""
+"""Choose the logs of ended replicas to keep: the newest, up to a size. Pure."""
 
 from __future__ import annotations
 

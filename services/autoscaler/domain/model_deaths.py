@@ -1,4 +1,4 @@
-"""Tell of models whose process died in a replica that goes on."""
+"""Report models whose process died in a replica that goes on."""
 
 from __future__ import annotations
 

@@ -44,7 +44,7 @@ class CrossOriginInference(Inference):
         self.origins = origins
 
     def at_head(self, headers: Headers) -> TidegateError | None:
-        """Why a request is refused before its body has come, or None."""
+        """Return why a request is refused before its body has come, or None."""
         return super().at_head(without_page(headers, self.origins))
 
     def begin(
@@ -67,7 +67,7 @@ class CrossOriginInference(Inference):
         return super().begin(target, without_page(headers, self.origins), body, marked, started)
 
     def refuse(self, target: str, headers: Headers, error: TidegateError) -> Response:
-        """The refusal of a body that has not come, or not all of it."""
+        """Return the refusal of a body that has not come, or not all of it."""
         response = super().refuse(target, headers, error)
         origin = headers.get(b"origin")
         if origin is not None and origin in self.origins:

@@ -31,7 +31,7 @@ def router(access: Access) -> APIRouter:
 
     @found.get("/", response_class=Response, responses=_BODIES)
     async def what_is_this(request: Request) -> Response:
-        """What this is, which models the caller may use, and the next command."""
+        """Return what this is, the models that the caller may use, and the next command."""
         told = _told(request, access)
         if "text/html" in request.headers.get("accept", ""):
             return HTMLResponse(_page(told), headers=api_page.HEADERS | {"Vary": "Accept"})

@@ -1,4 +1,4 @@
-"""Which successful requests get a line in the access log, and which other ids a request has. Pure."""
+"""Choose the successful requests that get a line in the access log, and find a request's other ids. Pure."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The origins whose pages may call the gateway, and what a browser is told of that."""
+"""The origins whose pages may call the gateway, and the headers that tell a browser so."""
 
 from __future__ import annotations
 

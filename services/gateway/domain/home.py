@@ -1,4 +1,4 @@
-"""What the gateway says of itself at ``/``: what it is, what it serves, and what to do next."""
+"""The content of the page at ``/``: what the gateway is, what it serves, and the next command."""
 
 from __future__ import annotations
 

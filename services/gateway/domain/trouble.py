@@ -1,4 +1,4 @@
-"""Why a Deployment without a ready replica does not answer, from its status and its replicas' reports."""
+"""Find out why a Deployment has no ready replica, from its status and its replicas' reports."""
 
 from __future__ import annotations
 

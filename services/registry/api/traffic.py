@@ -29,7 +29,7 @@ class RollbackBody(Noun):
 
 
 class RolledBack(BaseModel):
-    """What serves from now on, once it is ready, and what it replaces."""
+    """The Deployments that serve once they are ready, and those that they replace."""
 
     deployment: Deployment
     endpoint: Endpoint

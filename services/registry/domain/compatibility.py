@@ -1,4 +1,4 @@
-"""Whether callers of one version can call another: what a change of the signature breaks. Pure."""
+"""Compare the signatures of two versions, and name the changes that break callers. Pure."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What an archive of an ONNX model may hold. Pure."""
+"""Check the files in an archive of an ONNX model. Pure."""
 
 from __future__ import annotations
 

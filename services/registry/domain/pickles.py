@@ -1,4 +1,4 @@
-"""What a pickled estimator says of the releases that saved it, read from its bytes and never executed. Pure.
+"""Read the releases that saved a pickled estimator from its bytes, which are never executed. Pure.
 
 ``pickletools`` stops at a joblib file's arrays, which lie raw between the opcodes, so the bytes are searched.
 """

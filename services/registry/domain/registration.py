@@ -1,4 +1,4 @@
-"""Which version an upload is: one that is registered already, or a new one."""
+"""Decide whether an upload is a registered version or a new one, and whether it is accepted."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ Fields = Mapping[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class History:
-    """What the audit log knows: states of an Endpoint, newest first, and Deployments that were deleted."""
+    """From the audit log: states of an Endpoint, newest first, and Deployments that were deleted."""
 
     states: Sequence[Fields] = ()
     deleted: Mapping[str, Fields] = field(default_factory=dict)

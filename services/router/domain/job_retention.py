@@ -1,4 +1,4 @@
-"""How long records of jobs that are over are kept: by age, number, and the memory of their store. Pure."""
+"""Decide which records of ended jobs are removed: by age, number, and the memory of their store. Pure."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Reads what Triton and its models write, keeps a bounded part of it, and passes lines on to the log.
+"""Read the output of Triton and its models, and pass a bounded part of it on to the log.
 
 The output comes through a pipe that a thread reads at once, so a model never waits for its log, and what it
 writes above its pace never reaches a disk.
@@ -75,7 +75,7 @@ class ModelLog:
         threading.Thread(target=self._read, args=(ours,), name="model log", daemon=True).start()
 
     def settle(self) -> None:
-        """Return when all that was written so far is in ``path``, or after a moment."""
+        """Wait until everything written so far is in ``path``, but not longer than a moment."""
         ends_at = time.monotonic() + SETTLE_S
         while time.monotonic() < ends_at and (self._busy or self._unread()):
             time.sleep(POLL_S)

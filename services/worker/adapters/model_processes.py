@@ -17,7 +17,7 @@ STUB = b"triton_python_backend_stub"[:15]
 
 
 class ModelProcesses:
-    """Watches the Python processes below one tritonserver; ``on_end`` gets the exit status of one that ended.
+    """Watch the Python processes below one tritonserver; ``on_end`` gets the exit status of one that ended.
 
     The status is an exit code, or the signal's number as a negative one; None where it cannot be read. Only
     the kernel's event wakes this up; where a process cannot be waited for, :meth:`look` finds its end.

@@ -1,4 +1,4 @@
-"""Makes a Python file with ``predict`` one that Triton's Python backend can load."""
+"""Let Triton's Python backend load a Python file with ``predict``."""
 
 from __future__ import annotations
 

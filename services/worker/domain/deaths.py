@@ -92,7 +92,7 @@ def after_death(row: Row, lived_s: float, *, excused: bool = False) -> Row:
 
 
 class Silence:
-    """How long a model has owed an answer, in seconds, as far as regular looks can tell.
+    """The time for which a model has owed an answer, in seconds, measured by regular looks.
 
     Time counts while calls are open; each answer of the model ends the silence. ``patience_s`` is the longest
     time that the callers of this silence wait, also of calls that were given up.

@@ -1,4 +1,4 @@
-"""Triton's message about a model that failed to load, made readable, with the remedy if there is one."""
+"""Make Triton's message about a failed load readable, and add the remedy if one is known."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a model and its Triton write: whose line it is, and how much of it is kept. Pure."""
+"""Split the output of a model and its Triton into lines, and bound how much of it is kept. Pure."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Line(NamedTuple):
 
 
 class Reader:
-    """Takes bytes as they come and returns whole lines."""
+    """Turn bytes, as they come, into whole lines."""
 
     def __init__(self) -> None:
         self._rest = b""
@@ -106,7 +106,7 @@ class Dropped:
 
 
 class Pace:
-    """So many bytes a second of output are kept, after a burst; the rest is dropped and counted."""
+    """A limit of bytes per second of output, with a burst; the rest is dropped and counted."""
 
     def __init__(self, bytes_per_s: int) -> None:
         self._per_s = bytes_per_s

@@ -1,4 +1,4 @@
-"""Whether a model's answers are what its signature says: as a rule a set lookup for each output of a call."""
+"""Compare a model's answers with its signature: usually one set lookup for each output of a call."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Stands before Triton's ``triton_python_backend_utils``, so that what a model prints is seen at once.
+"""Load Triton's ``triton_python_backend_utils``, and let what a model prints appear at once.
 
 Copied beside each ``model.py`` under that name. Triton's Python ignores PYTHONUNBUFFERED and PYTHONUTF8.
 Without this module it keeps printed lines until 8 KiB are full, and fails on a letter that is not ASCII.

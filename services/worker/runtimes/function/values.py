@@ -1,4 +1,4 @@
-"""Arrays to the arguments of ``predict``, and what it returns to arrays.
+"""Convert arrays to the arguments of ``predict``, and its result to arrays.
 
 It lies beside the runtime as ``tidegate_values.py``, in the models' own Python. It imports numpy only.
 """

@@ -1,4 +1,4 @@
-"""Lets numpy 1 read what numpy 2 has pickled: modules that were renamed, and random generators.
+"""Let numpy 1 read what numpy 2 has pickled: renamed modules, and random generators.
 
 Triton's Python backend works with numpy 1 only, and many estimators are saved with numpy 2.
 """

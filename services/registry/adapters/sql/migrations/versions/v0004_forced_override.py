@@ -12,11 +12,11 @@ depends_on = None
 
 
 def upgrade() -> None:
-    """Overrides that are there were not forced."""
+    """Add the column; existing overrides are not forced."""
     column = sa.Column("override_force", sa.Boolean, nullable=False, server_default=sa.false())
     op.add_column("deployments", column)
 
 
 def downgrade() -> None:
-    """Forget which ones were."""
+    """Drop the column."""
     op.drop_column("deployments", "override_force")
