@@ -96,7 +96,7 @@ def _settings_router(settings: Settings) -> APIRouter:
 
     @router.get("/settings")
     def list_settings() -> dict[str, Any]:
-        """Every setting of this service: its value, where that came from, and what a restart changes."""
+        """Return every setting of this service: its value, where that came from, what a restart changes."""
         return report(settings)
 
     return router

@@ -64,7 +64,7 @@ class PolicyChange(BaseModel):
 
 
 class WishKept(BaseModel):
-    """Who holds the word: the registry, or the autoscaler until the registry is back.
+    """The store of the override: the registry, or the autoscaler until the registry is back.
 
     ``replicas`` is what was asked for and ``runs`` what comes of it (null: not known yet). Where that is
     less, ``bounded_by`` and ``reason`` say why: ``maximum``, ``schedule``, ``cost cap`` or ``host``.
@@ -88,13 +88,13 @@ Core = Annotated[Operations, Depends(_operations)]
 
 @router.get("/deployments")
 async def list_deployments(core: Core) -> dict[str, list[DeploymentStatus]]:
-    """The status of every Deployment."""
+    """Return the status of every Deployment."""
     return {"items": await core.statuses()}
 
 
 @router.get("/deployments/{name}")
 async def get_deployment(name: str, core: Core) -> DeploymentStatus:
-    """The status of one Deployment, with conditions, replicas and the last cold starts."""
+    """Return the status of one Deployment, with conditions, replicas and the last cold starts."""
     return await core.status(name)
 
 
@@ -120,7 +120,7 @@ async def lift_override(name: str, core: Core) -> WishKept:
 
 @router.post("/deployments/{name}/pause")
 async def pause(name: str, wish: PauseWish, core: Core) -> WishKept:
-    """Stop all replicas, also in spite of demand; or hold those that there are, whatever the demand."""
+    """Stop all replicas, or hold those that run, whatever the demand."""
     replicas, held_by = await core.pause(name, wish.ttl_s, hold=wish.hold)
     return WishKept(deployment=name, replicas=replicas, held_by=held_by)
 
@@ -133,13 +133,13 @@ async def resume(name: str, core: Core) -> WishKept:
 
 @router.get("/deployments/{name}/why")
 async def why(name: str, core: Core) -> dict[str, Any]:
-    """Why there are so many replicas: signals, every rule's need, bounds, what holds it, last decisions."""
+    """Explain the number of replicas: signals, each rule's need, bounds, what holds it, last decisions."""
     return await core.why(name)
 
 
 @router.get("/deployments/{name}/policy")
 async def show_deployment_policy(name: str, core: Core) -> dict[str, Any]:
-    """How a Deployment scales: what is given, what its aggressiveness makes of the rest, bounds in force."""
+    """Return how a Deployment scales: its options, the values that follow from them, bounds in force."""
     return core.policy_of(name)
 
 
@@ -151,19 +151,19 @@ async def change_policy(name: str, change: PolicyChange, core: Core) -> dict[str
 
 @router.get("/deployments/{name}/cold-starts")
 async def list_cold_starts(name: str, core: Core) -> dict[str, list[dict[str, Any]]]:
-    """The last starts of replicas, newest first, with their parts in milliseconds."""
+    """Return the last starts of replicas, newest first, with their parts in milliseconds."""
     return {"items": (await core.status(name)).cold_starts}
 
 
 @router.get("/cold-starts")
 async def report_cold_starts(core: Core) -> dict[str, list[dict[str, Any]]]:
-    """What starts took, by Deployment: the median, the longest, and the median of each part, in ms."""
+    """Return how long starts took, by Deployment: the median, the longest, the median of each part, in ms."""
     return {"items": await core.cold_starts()}
 
 
 @router.get("/hosts")
 async def list_hosts(core: Core) -> dict[str, list[dict[str, Any]]]:
-    """Where replicas are started, how many there are, since when nothing is started there any more.
+    """Return the hosts: how many replicas each has, and since when it is cordoned.
 
     ``cores``, ``memory_mb`` and ``available_mb`` are what the host has, as far as that is known.
     """
@@ -172,7 +172,7 @@ async def list_hosts(core: Core) -> dict[str, list[dict[str, Any]]]:
 
 @router.put("/hosts/{host}/cordon")
 async def cordon(host: str, wish: CordonWish, core: Core) -> dict[str, Any]:
-    """Start nothing on a host any more."""
+    """Start no more replicas on a host."""
     return {"host": host, "cordoned": True, "drained": await core.cordon(host, drain=wish.drain)}
 
 
@@ -185,20 +185,20 @@ async def uncordon(host: str, core: Core) -> dict[str, Any]:
 
 @router.get("/replicas")
 async def list_replicas(core: Core) -> dict[str, list[dict[str, Any]]]:
-    """Every replica that exists, those of deleted Deployments included."""
+    """Return every replica that exists, those of deleted Deployments included."""
     return {"items": core.replicas()}
 
 
 @router.post("/replicas/{replica}/drain", status_code=202)
 async def drain_replica(replica: str, core: Core) -> dict[str, str]:
-    """Let one replica finish what it holds and exit; another takes its place."""
+    """Drain one replica: it finishes its requests and exits, and another replaces it."""
     await core.drain(replica)
     return {"replica": replica, "state": "draining"}
 
 
 @router.get("/warm")
 async def list_warm(core: Core) -> dict[str, list[dict[str, Any]]]:
-    """Workers that wait without a model, by flavour: how many are wanted, which can be had, what is wrong."""
+    """Return the warm pool by flavour: how many workers are wanted, which are available, what is wrong."""
     return {"items": core.warm()}
 
 
@@ -208,11 +208,11 @@ async def list_decisions(
     deployment: str | None = None,
     limit: Annotated[int, Query(ge=1, le=5000)] = 100,
 ) -> dict[str, list[dict[str, Any]]]:
-    """What was decided, from which inputs, by which rule and why; newest first."""
+    """Return decisions with their inputs, rules and reasons, newest first."""
     return {"items": await core.decisions(deployment, limit)}
 
 
 @router.get("/policy")
 async def show_policy(core: Core) -> dict[str, Any]:
-    """The windows and limits that decisions follow (seconds)."""
+    """Return the windows and limits that decisions follow (seconds)."""
     return asdict(core.policy)

@@ -100,7 +100,7 @@ Core = Annotated[Replays, Depends(_replays)]
 
 @router.post("/replay")
 async def replay(order: ReplayOrder, core: Core) -> dict[str, Any]:
-    """What each policy would have made of the arrivals: waits, lateness, replica-hours, cost, the course."""
+    """Replay the arrivals under each policy; return waits, lateness, replica-hours, cost and the course."""
     document = order.model_dump(mode="json")
     arrivals = order.arrivals
     told = arrivals.shape if isinstance(arrivals, Synthetic) else arrivals.kind

@@ -16,7 +16,7 @@ router = APIRouter(tags=["prometheus"])
 
 @router.get("/prometheus/workers")
 async def list_workers(request: Request) -> list[dict[str, Any]]:
-    """Every worker that reports, as `http_sd_configs` reads it.
+    """Return every worker that reports, as `http_sd_configs` reads it.
 
     503 while the store is away: Prometheus then keeps the workers that it knows.
     """

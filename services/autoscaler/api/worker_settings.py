@@ -13,5 +13,5 @@ router = APIRouter(prefix="/v1", tags=["settings"])
 
 @router.get("/settings/workers")
 async def list_worker_settings(request: Request) -> dict[str, Any]:
-    """Every setting of a worker that is started now, as `/v1/settings` of the services has them."""
+    """Return every setting of a worker that is started now, as `/v1/settings` of the services has them."""
     return await ask(request.app.state.worker_environment)

@@ -73,19 +73,19 @@ def _only_ready(body: bytes) -> bool:
 
 @router.get("")
 async def server_metadata() -> dict[str, Any]:
-    """Name, version and protocol extensions of this server."""
+    """Return name, version and protocol extensions of this server."""
     return {"name": "tidegate", "version": __version__, "extensions": EXTENSIONS}
 
 
 @health.get("/live")
 async def live() -> dict[str, bool]:
-    """200 while the process answers."""
+    """Answer 200 while the process runs."""
     return {"live": True}
 
 
 @health.get("/ready")
 async def ready(request: Request, response: Response) -> dict[str, bool]:
-    """200 when requests can be routed and queued."""
+    """Answer 200 when requests can be routed and queued."""
     well = not request.app.state.health.problems()
     response.status_code = 200 if well else 503
     return {"ready": well}
@@ -93,7 +93,7 @@ async def ready(request: Request, response: Response) -> dict[str, bool]:
 
 @router.get("/models")
 async def models(request: Request, who: Who) -> dict[str, Any]:
-    """The endpoints that the caller may use by name, with their versions."""
+    """Return the endpoints that the caller may use by name, with their versions."""
     core: Core = request.app.state.core
     table = require(core.routes.table)
     items = [{"name": e.name, "versions": sorted(e.versions, key=int)} for e in table.endpoints.values()]
@@ -103,7 +103,7 @@ async def models(request: Request, who: Who) -> dict[str, Any]:
 
 @router.post("/repository/index")
 async def index(request: Request, who: Who) -> list[dict[str, str]]:
-    """Every model version, and whether it can answer (Triton's repository extension); with the body
+    """Return every model version, and whether it can answer (Triton's repository extension); with the body
     ``{"ready": true}`` only those that can.
     """
     ready = _only_ready(await _small_body(request))
@@ -112,7 +112,7 @@ async def index(request: Request, who: Who) -> list[dict[str, str]]:
 
 @router.post("/repository/models/{model}/{action}")
 async def manage(model: str, action: str) -> None:
-    """Refused: clients that infer do not load or unload models."""
+    """Refuse: clients that infer do not load or unload models."""
     raise BadRequest(
         f"{action} of {model!r} is not for inference clients: use `tidegate deploy` and `tidegate delete`"
     )
@@ -121,13 +121,13 @@ async def manage(model: str, action: str) -> None:
 @router.get("/{kind}sharedmemory/status")
 @router.get("/{kind}sharedmemory/region/{name}/status")
 async def shared_memory(kind: str, name: str = "") -> list[str]:
-    """No region is ever registered."""
+    """Return an empty list: no region is ever registered."""
     return []
 
 
 @router.post("/{kind}sharedmemory/{rest:path}")
 async def register_shared_memory(kind: str, rest: str) -> None:
-    """Refused: the model may run on another host than its caller."""
+    """Refuse: the model may run on another host than its caller."""
     raise BadRequest("shared memory regions are not supported: the model may run on another host")
 
 
@@ -138,7 +138,7 @@ async def register_shared_memory(kind: str, rest: str) -> None:
 @router.get("/models/{model}/trace/setting")
 @router.post("/models/{model}/trace/setting")
 async def operators_settings(model: str = "") -> None:
-    """Refused: log and trace settings are not for inference clients."""
+    """Refuse: log and trace settings are not for inference clients."""
     raise BadRequest("log and trace settings are not for inference clients")
 
 
@@ -146,7 +146,7 @@ async def operators_settings(model: str = "") -> None:
 @router.get("/models/{model}/stats")
 @router.get("/models/{model}/versions/{version}/stats")
 async def model_statistics(request: Request, who: Who, model: str = "", version: str = "") -> dict[str, Any]:
-    """Counts and durations over all replicas, in Triton's schema; of every version when none is named."""
+    """Return counts and durations over all replicas, in Triton's schema; no version: of every one."""
     found = await _catalogue(request).statistics(model, version)
     return {"model_stats": [entry for entry in found["model_stats"] if who.may(INFER, entry["name"])]}
 
@@ -154,7 +154,7 @@ async def model_statistics(request: Request, who: Who, model: str = "", version:
 @router.get("/models/{model}/config")
 @router.get("/models/{model}/versions/{version}/config")
 async def model_config(request: Request, model: str, version: str = "") -> dict[str, Any]:
-    """The model's configuration as its Triton completed it; 503 before that is known."""
+    """Return the model's configuration as its Triton completed it; 503 before that is known."""
     return await _catalogue(request).config(model, version)
 
 
@@ -163,7 +163,7 @@ async def model_config(request: Request, model: str, version: str = "") -> dict[
 async def model_ready(
     request: Request, response: Response, model: str, version: str = ""
 ) -> dict[str, str | bool]:
-    """200 when a request would be answered: by a ready replica, or by one that it wakes. Else ``error``."""
+    """Answer 200 when a ready replica, or one that a request wakes, would answer. Else 503 with ``error``."""
     why = _catalogue(request).not_ready(model, version)
     response.status_code = 503 if why else 200
     told: dict[str, str | bool] = {"name": model, "ready": not why}
@@ -175,5 +175,5 @@ async def model_ready(
 @router.get("/models/{model}")
 @router.get("/models/{model}/versions/{version}")
 async def model_metadata(request: Request, model: str, version: str = "") -> dict[str, Any]:
-    """Inputs, outputs and versions of a model; 503 before its signature is known."""
+    """Return inputs, outputs and versions of a model; 503 before its signature is known."""
     return _catalogue(request).metadata(model, version)

@@ -39,13 +39,13 @@ async def upload(
 
 @reading.head("/{sha256}", response_class=Response)
 async def head(core: Core, sha256: str) -> Response:
-    """Whether an artifact is stored, and its size."""
+    """Return 200 and the size if an artifact is stored, else 404."""
     return Response(headers=await _headers(core, sha256))
 
 
 @reading.get("/{sha256}", response_class=StreamingResponse)
 async def download(core: Core, sha256: str) -> StreamingResponse:
-    """The bytes of an artifact, streamed. Whoever reads them checks the digest."""
+    """Return the bytes of an artifact, streamed. The reader checks the digest."""
     headers = await _headers(core, sha256)
     pieces = await core.artifacts.read(sha256)
     return StreamingResponse(pieces, media_type="application/octet-stream", headers=headers)

@@ -54,14 +54,14 @@ async def put(
 async def list_all(
     core: Core, model: Annotated[str | None, Query(description="Only those of this model.")] = None
 ) -> Items[Deployment]:
-    """Every Deployment."""
+    """Return every Deployment."""
     async with core.database.read() as reader:
         return Items(items=await reader.deployments(model=model))
 
 
 @router.get("/{name}")
 async def get(core: Core, name: str, response: Response) -> Deployment:
-    """One Deployment; ``ETag`` is its revision."""
+    """Return one Deployment; ``ETag`` is its revision."""
     async with core.database.read() as reader:
         return _tagged(await _one(reader, name), response)
 
@@ -80,7 +80,7 @@ async def patch(
 
 @router.patch("/{name}/policy")
 async def patch_policy(core: Core, name: str, body: PolicyPatch, response: Response) -> Deployment:
-    """Change how a Deployment scales, and nothing of what it runs (JSON merge patch)."""
+    """Change only how a Deployment scales (JSON merge patch)."""
     found = await core.decide(
         lambda now: statement.change_policy(now, name, body), lambda reader: _one(reader, name)
     )

@@ -41,14 +41,14 @@ async def put(core: Core, name: str, body: EndpointFields, expected: IfMatch, re
 
 @router.get("")
 async def list_all(core: Core) -> Items[Endpoint]:
-    """Every Endpoint."""
+    """Return every Endpoint."""
     async with core.database.read() as reader:
         return Items(items=await reader.endpoints())
 
 
 @router.get("/{name}")
 async def get(core: Core, name: str, response: Response) -> Endpoint:
-    """One Endpoint; ``ETag`` is its revision."""
+    """Return one Endpoint; ``ETag`` is its revision."""
     async with core.database.read() as reader:
         return _tagged(await _one(reader, name), response)
 
@@ -61,7 +61,7 @@ async def delete(core: Core, name: str) -> None:
 
 @router.post("/{name}/settle")
 async def settle(core: Core, name: str, response: Response, body: SettleBody | None = None) -> Endpoint:
-    """A target is ready: ``previous`` is emptied, and Deployments that a roll-over made go to sleep.
+    """End a roll-over whose target is ready: replaced Deployments that `deploy` made go to sleep.
 
     409 when the Endpoint has changed since ``revision``; settled already: nothing happens.
     """

@@ -54,7 +54,7 @@ async def read_audit(
     before: Annotated[int | None, Query(description="Only entries of smaller ids.")] = None,
     limit: Annotated[int, Query(ge=1, le=1000)] = 100,
 ) -> AuditPage:
-    """Changes to the intention, newest first."""
+    """Return changes to the intention, newest first."""
     async with core.database.read() as reader:
         found = await audit.entries(
             reader.connection, principal=principal, kind=kind, name=name, before=before, limit=limit
@@ -81,14 +81,14 @@ Which = Annotated[Wanted, Depends(_wanted)]
 
 @router.get("/usage")
 async def read_usage(core: Core, wanted: Which) -> Items[dict[str, Any]]:
-    """Usage, summed; times in microseconds of the model, sizes in bytes of bodies."""
+    """Return usage, summed: the model's time in microseconds, sizes of bodies in bytes."""
     async with core.database.read() as reader:
         return Items(items=await usage.sums(reader.connection, wanted))
 
 
 @router.get("/usage.csv", response_class=Response)
 async def export_usage(core: Core, wanted: Which) -> Response:
-    """The same as CSV."""
+    """Return usage as CSV."""
     async with core.database.read() as reader:
         rows = await usage.sums(reader.connection, wanted)
     headers = {"Content-Disposition": 'attachment; filename="tidegate-usage.csv"'}
@@ -97,7 +97,7 @@ async def export_usage(core: Core, wanted: Which) -> Response:
 
 @router.get("/usage/{principal}/quota", include_in_schema=False)
 async def read_used(core: Core, principal: str, day: date) -> dict[str, int]:
-    """For gateways: the requests of a principal on a day, and in the month up to and with it."""
+    """Return, for gateways, the requests of a principal on a day, and in the month up to and with it."""
     async with core.database.read() as reader:
         return {
             "day": await usage.requests(reader.connection, principal, day, day),

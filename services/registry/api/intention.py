@@ -21,7 +21,7 @@ Core = Annotated[Registrar, Depends(registrar)]
 
 @router.get("/intention")
 async def read(core: Core) -> Intention:
-    """Everything that is wanted, at one revision."""
+    """Return all Deployments and Endpoints, at one revision."""
     async with core.database.read() as reader:
         return await reader.intention()
 

@@ -67,7 +67,7 @@ Now = Annotated[datetime, Depends(_now)]
 
 @router.post("", status_code=201)
 async def make(core: Core, now: Now, body: KeyFields) -> KeyMade:
-    """Make a key. The answer is the only place where it is ever shown."""
+    """Create a key. Only this answer contains its secret."""
     held, key = await core.make(body)
     return KeyMade(**_fields(held, now), key=key)
 
@@ -76,7 +76,7 @@ async def make(core: Core, now: Now, body: KeyFields) -> KeyMade:
 async def list_all(
     core: Core, now: Now, all: Annotated[bool, Query(description="Revoked and expired ones, too.")] = False
 ) -> Items[KeyInfo]:
-    """The keys that are good, oldest first."""
+    """Return the keys, oldest first; revoked and expired ones only with ``all``."""
     found = [_info(held, now) for held in await core.all()]
     return Items(items=[info for info in found if all or info.state == "active"])
 
@@ -85,7 +85,7 @@ async def list_all(
 async def table(
     core: Core, response: Response, known: Annotated[str, Header(alias="If-None-Match")] = ""
 ) -> Any:
-    """For gateways: what they need to authenticate and limit. 304 when ``If-None-Match`` is its state."""
+    """Return the keys for gateways, with their limits. 304 when ``If-None-Match`` is the state."""
     mark, found = await core.for_gateways(known.strip('"'))
     if found is None:
         return Response(status_code=304, headers={"ETag": f'"{mark}"'})
@@ -95,7 +95,7 @@ async def table(
 
 @router.get("/{id_}")
 async def get(core: Core, now: Now, id_: str) -> KeyInfo:
-    """One key."""
+    """Return one key."""
     return _info(await core.get(id_), now)
 
 
@@ -107,14 +107,14 @@ async def patch(core: Core, now: Now, id_: str, body: KeyPatch) -> KeyInfo:
 
 @router.post("/{id_}/rotate")
 async def rotate(core: Core, now: Now, id_: str, body: RotateBody | None = None) -> KeyMade:
-    """Another secret for the same key: its name, limits and usage stay."""
+    """Give a key a new secret. Its name, limits and usage stay."""
     held, key = await core.rotate(id_, body.grace_s if body else 0.0)
     return KeyMade(**_fields(held, now), key=key)
 
 
 @router.delete("/{id_}")
 async def revoke(core: Core, now: Now, id_: str) -> KeyInfo:
-    """Revoke a key, for ever. It stays in the list of all keys, since usage and audit name it."""
+    """Revoke a key for good. It stays in the list of all keys, since usage and audit name it."""
     return _info(await core.revoke(id_), now)
 
 

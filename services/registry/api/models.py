@@ -44,7 +44,7 @@ async def register(core: Core, name: str, body: NewVersion, response: Response) 
 
 @router.post("/{name}/check")
 async def check(core: Core, name: str, body: VersionCheck) -> VersionChecked:
-    """Refuse what a registration and a deploy would refuse, before the upload; nothing is changed."""
+    """Check a registration and a deploy before the upload, with their errors; nothing is changed."""
     given = dict(body)
     order = Order(name, None, given.pop("deployment"), given.pop("endpoint"))
     size, artifact = given.pop("size"), given.pop("artifact") or ""
@@ -56,13 +56,13 @@ async def check(core: Core, name: str, body: VersionCheck) -> VersionChecked:
 
 @router.get("")
 async def list_models(core: Core) -> Items[ModelInfo]:
-    """Every model with its latest version."""
+    """Return every model with its latest version."""
     return Items(items=await _models(core, None))
 
 
 @router.get("/{name}")
 async def get_model(core: Core, name: str) -> ModelInfo:
-    """One model with its latest version."""
+    """Return one model with its latest version."""
     return (await _models(core, name))[0]
 
 
@@ -72,7 +72,7 @@ async def delete_model(
     name: str,
     cascade: Annotated[bool, Query(description="Delete what serves the model, too.")] = False,
 ) -> Items[Notice]:
-    """Delete a model with all its versions; 409, naming who uses it, unless ``cascade``.
+    """Delete a model with all its versions; 409 with its Deployments if it is in use, unless ``cascade``.
 
     Version numbers are not given again, not even to a new model of the same name.
     """
@@ -81,13 +81,13 @@ async def delete_model(
 
 @router.get("/{name}/versions")
 async def list_versions(core: Core, name: str) -> Items[Version]:
-    """The versions of a model, oldest first."""
+    """Return the versions of a model, oldest first."""
     return Items(items=await _versions(core, name))
 
 
 @router.get("/{name}/versions/{number}")
 async def get_version(core: Core, name: str, number: Number) -> Version:
-    """One version."""
+    """Return one version."""
     async with core.database.read() as reader:
         found = await reader.versions(name, number)
     if not found:
@@ -103,7 +103,7 @@ async def describe_version(core: Core, name: str, number: Number, body: VersionP
 
 @router.delete("/{name}/versions/{number}", status_code=204)
 async def delete_version(core: Core, name: str, number: Number) -> None:
-    """Delete a version; 409, naming who uses it, while a Deployment runs it."""
+    """Delete a version; 409 with the Deployments that run it, if there are any."""
     await core.delete_version(name, number)
 
 

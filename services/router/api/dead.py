@@ -61,7 +61,7 @@ async def listed(
 
 @router.post("/replay")
 async def replay_all(request: Request, who: Operator, asked: ReplayMany) -> dict[str, Any]:
-    """Run again, as jobs, all letters that have a payload and were not replayed yet."""
+    """Run all letters again, as jobs, that have a payload and were not replayed yet."""
     found = wanted(_letters(request).all, asked.deployment, None)
     fresh = [letter for letter in found if letter.payload and not letter.replays]
     return {"items": [await _tried(request, letter, asked.to, who) for letter in fresh]}
@@ -76,7 +76,7 @@ async def shown(request: Request, _: Operator, id: str) -> dict[str, Any]:
 
 @router.get("/{id}/payload")
 async def payload(request: Request, who: Operator, id: str) -> Response:
-    """Return what was kept: the request's frame (docs/envelope.md), or the bytes that nobody could read."""
+    """Return the payload: the request's frame (docs/envelope.md), or bytes that could not be decoded."""
     letter = _letters(request).get(id)
     body = await _letters(request).payload(letter)
     log.info("payload of a dead letter read", extra={"letter": id, "by": who.id})
@@ -85,14 +85,14 @@ async def payload(request: Request, who: Operator, id: str) -> Response:
 
 @router.post("/{id}/replay")
 async def replay(request: Request, who: Operator, id: str, asked: ReplayOne) -> dict[str, Any]:
-    """Run one again, as a job; return the letter with its replays."""
+    """Run one letter again, as a job; return the letter with its replays."""
     letter = await _replays(request).replay(_letters(request).get(id), asked.to, who.id)
     return letter.shown() | {"replays": await _replays(request).outcomes(letter)}
 
 
 @router.delete("/{id}", status_code=204)
 async def delete(request: Request, who: Operator, id: str) -> Response:
-    """Forget one and its payload."""
+    """Delete one letter and its payload."""
     await _letters(request).delete(_letters(request).get(id))
     log.info("dead letter deleted", extra={"letter": id, "by": who.id})
     return Response(status_code=204)

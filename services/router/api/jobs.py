@@ -15,7 +15,7 @@ router = APIRouter(prefix="/v1", tags=["jobs"])
 
 @router.get("/ledger")
 async def ledger(request: Request) -> dict[str, Any]:
-    """The conservation ledger of jobs: ``unaccounted`` is 0 unless one is lost, null while it is unknown."""
+    """Return the ledger of jobs: ``unaccounted`` is 0 unless one is lost, null while it is unknown."""
     caller.require(OPERATE)
     told: dict[str, Any] = request.app.state.ledger.statement.shown()
     return told
@@ -25,7 +25,7 @@ async def ledger(request: Request) -> dict[str, Any]:
 async def webhook_secret(
     request: Request, principal: str | None = Query(None, min_length=1, max_length=200)
 ) -> dict[str, str]:
-    """The secret that the caller's webhooks are signed with; of another ``principal`` for the scope admin."""
+    """Return the secret that signs the caller's webhooks; of another ``principal`` with the scope admin."""
     who = caller.require(INFER)
     if principal is not None and principal != who.id:
         caller.require(ADMIN)

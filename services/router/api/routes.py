@@ -15,7 +15,7 @@ router = APIRouter(prefix="/v1", tags=["routes"])
 
 @router.get("/routes")
 async def routes(request: Request) -> dict[str, Any]:
-    """The route table with its revision (epoch, n)."""
+    """Return the route table with its revision (epoch, n)."""
     table: dict[str, Any] | None = request.app.state.controller.table
     if table is None:
         raise Unavailable(request.app.state.controller.problem() or "no table yet", retry_after_s=1.0)
@@ -24,7 +24,7 @@ async def routes(request: Request) -> dict[str, Any]:
 
 @router.get("/exceptions")
 async def exceptions(request: Request, limit: int = Query(100, ge=1, le=1000)) -> dict[str, Any]:
-    """The latest dead letters, newest first, as ``/v1/dead`` has them."""
+    """Return the latest dead letters, newest first, as ``/v1/dead`` has them."""
     caller.require(OPERATE)
     letters = request.app.state.dead_letters.all[-limit:]
     return {"items": [letter.shown() for letter in reversed(letters)]}
