@@ -28,7 +28,7 @@ def deploy(
     ] = None,
     min_replicas: Annotated[
         int | None,
-        typer.Option("--min", min=0, help="Fewest replicas; 0 allows none.", rich_help_panel=_SCALE),
+        typer.Option("--min", min=0, help="Fewest replicas; 0 allows scale to zero.", rich_help_panel=_SCALE),
     ] = None,
     max_replicas: Annotated[
         int | None, typer.Option("--max", min=1, help="Most replicas.", rich_help_panel=_SCALE)
@@ -37,7 +37,7 @@ def deploy(
         str | None,
         typer.Option(
             metavar="TIME",
-            help="With --min 0: stop the last replica after this time without requests.",
+            help="With --min 0: scale to zero after this time without requests.",
             rich_help_panel=_SCALE,
         ),
     ] = None,
@@ -141,7 +141,7 @@ def deploy(
             rich_help_panel=_ROLL,
         ),
     ] = True,
-    wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Return only when it serves.")] = True,
+    wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Wait until it serves.")] = True,
     timeout: Annotated[str, typer.Option(metavar="TIME", help="How long to wait.")] = "5m",
     json: Json = False,
 ) -> None:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from tidegate.cli.progress import Steps
 
 Endpoint = Annotated[str, typer.Argument(metavar="NAME", help="The endpoint's name.")]
-Wait = Annotated[bool, typer.Option("--wait/--no-wait", help="Return only when it serves.")]
+Wait = Annotated[bool, typer.Option("--wait/--no-wait", help="Wait until it serves.")]
 Timeout = Annotated[str, typer.Option(metavar="TIME", help="How long to wait.")]
 
 
