@@ -62,8 +62,7 @@ class Loading:
 
     def _explained(self, message: str, tail: Callable[[], str]) -> str:
         if "not healthy" in message:
-            # The model's Python never came up. Triton says no more than that; its log has the reason.
-            return f"{message}\n{tail()}"
+            return load_failures.ended(self._deployment.name, tail())
         gpus = len(held(self._deployment.resources))
         if gpus and any(words in message for words in _NO_GPU):
             return (

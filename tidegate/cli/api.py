@@ -13,7 +13,7 @@ from contextvars import ContextVar
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 import orjson
 
@@ -271,10 +271,12 @@ def _trust(made: Settings) -> None:
 
 
 def unreachable(name: str, url: str) -> Unreachable:
-    """The error for a service that nothing answers for."""
-    return Unreachable(
-        f"The {name} does not answer at {url}. See what runs: tidegate status. Start the stack: tidegate up."
-    )
+    """Return the error for a service that does not answer, with the next step for here or elsewhere."""
+    if urlsplit(url).hostname in {"localhost", "127.0.0.1", "::1"}:
+        advice = "See what runs: tidegate status. Start the stack: tidegate up."
+    else:
+        advice = "Check the address (tidegate context list), and whether the stack runs there."
+    return Unreachable(f"The {name} does not answer at {url}. {advice}")
 
 
 def part(name: str) -> str:

@@ -13,6 +13,10 @@ _PACKAGES = {
 _STACK = re.compile(r"\n\nAt:\n((?:  .*(?:\n|$))+)")
 _FRAME = re.compile(r"  (?P<path>.*)\((?P<line>\d+)\): (?P<function>.*)")
 _OURS = re.compile(r"<frozen |/tidegate_runtime\.py|/tidegate_rows\.py|/tidegate_values\.py")
+# Lines of Triton itself, and of libraries that look for a GPU: they say nothing of the model.
+_TRITONS = re.compile(r"[IWEF]\d{4} \d\d:\d\d:|.*evhtp\.c:|Error: Failed to initialize NVML")
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+_LONGEST_LOG = 2000
 _FOLDER = re.compile(r"/\S*?/triton/models/[^/\s]+/\d+/")
 
 
@@ -31,6 +35,21 @@ def explained(message: str) -> str:
         f"No module named {missing.group(1)!r}: the models' Python does not have it. Write a line "
         f"`{package}` into a file and add it: tidegate deploy ... --requirements requirements.txt. If it "
         f"is a module of your own, put it beside model.py and deploy the folder. Triton says: {readable}"
+    )
+
+
+def ended(deployment: str, log: str) -> str:
+    """Return the message for a model whose process ended while it loaded. ``log``: the end of Triton's log.
+
+    Triton knows no more than that the process is gone.
+    """
+    lines = [line.expandtabs() for line in _COLOUR.sub("", log).splitlines() if not _TRITONS.match(line)]
+    # Another escape sequence would change the reader's terminal.
+    own = "\n".join(line for line in lines if line.isprintable())[-_LONGEST_LOG:].strip()
+    last = f" The end of its log:\n{own}" if own else f" Its log: tidegate logs {deployment}"
+    return (
+        "The model's process ended while it loaded: it was killed (out of memory?), it exited, or a library "
+        f"crashed.{last}"
     )
 
 

@@ -72,6 +72,7 @@ class Worker:
     call_ms: float | None = None
     silent: bool = False
     failed: str = ""
+    remark: str = ""
     phases_ms: dict[str, float] = field(default_factory=dict)
     death: ModelDeath | None = None
 
@@ -197,7 +198,7 @@ class World:
             host="h",
             pid=running.pid,
             state=state,
-            message=worker.failed,
+            message=worker.failed or worker.remark,
             death=worker.death,
             phases_ms=worker.phases_ms,
             inflight=worker.inflight,

@@ -79,6 +79,17 @@ def test_status_shows_it_in_words(make_world, deployment, monkeypatch) -> None:
     assert deployment_row(world.statuses[NAME].model_dump(), None)[-1] == ""
 
 
+def test_what_a_replica_that_serves_says_of_its_model_is_told(make_world, deployment) -> None:
+    world = make_world(deployment())
+    world.run(5)
+    world.workers[REPLICA].remark = "2 answers contradict the signature: the output 'y' has 99 columns"
+    world.run(1)
+    (wanted,) = world.deployments
+    held = explain(wanted, world.snapshot(), world.state, world.policy, world.now)["holds"]
+    assert held[-1] == f"{REPLICA}: 2 answers contradict the signature: the output 'y' has 99 columns"
+    assert deployment_row(world.statuses[NAME].model_dump(), None)[-1].startswith("2 answers contradict")
+
+
 def test_a_report_takes_its_death_along() -> None:
     death = ModelDeath(1.0, WORDS, -9, 2, 3, 4.0)
     sent = ReplicaReport("r", "d", 1, "h", 1, "starting", death=death)

@@ -188,3 +188,11 @@ def test_a_corrupt_file_is_told_by_every_command(plane: Any, tidegate: Any, own_
     code, _, err = tidegate("models")
     assert code == 1
     assert "Move it away" in err
+
+
+def test_a_stack_of_another_machine_is_not_started_from_here() -> None:
+    far = api.unreachable("gateway", "https://models.example.com").message
+    assert far.endswith("Check the address (tidegate context list), and whether the stack runs there.")
+    assert "tidegate up" not in far
+    here = api.unreachable("gateway", "http://127.0.0.1:8000").message
+    assert here.endswith("Start the stack: tidegate up.")

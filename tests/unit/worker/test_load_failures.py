@@ -2,7 +2,7 @@
 
 import pytest
 
-from services.worker.domain.load_failures import explained
+from services.worker.domain.load_failures import ended, explained
 
 pytestmark = pytest.mark.unit
 
@@ -40,3 +40,23 @@ def test_the_stack_is_one_line_and_paths_are_those_of_the_model():
 
 def test_any_other_failure_stays_as_it_is():
     assert explained("load failed: out of memory") == "load failed: out of memory"
+
+
+TRITONS = """W1129 11:24:49.308713 22272 pinned_memory_manager.cc:273] "Unable to allocate"
+Error: Failed to initialize NVML
+[[1;33mWARN[0;39m]\x1b[0m [33mevhtp.c:4050 [39m[94mNODELAY NOT SUPPORTED[39m :: (errno)
+E1129 11:24:51.341910 22272 backend_model.cc:692] "ERROR: Stub process 'm_0_0' is not healthy."
+"""
+
+
+def test_a_process_that_ended_while_it_loaded_is_told_without_tritons_own_lines():
+    told = ended("m-v1", TRITONS)
+    assert told.startswith("The model's process ended while it loaded: it was killed (out of memory?)")
+    assert told.endswith("Its log: tidegate logs m-v1")
+    assert "\n" not in told
+    told = ended("m-v1", f"{TRITONS}\x1b[31mFatal Python error: Segmentation fault\n\x1b]0;title\x07")
+    assert told.endswith("crashed. The end of its log:\nFatal Python error: Segmentation fault")
+
+
+def test_the_log_of_a_process_that_ended_is_bounded():
+    assert len(ended("m-v1", "x" * 100_000)) < 2300

@@ -91,7 +91,8 @@ def test_one_output(named):
     [
         ([1.5], ("n", "INT64", [1]), None, "float64 for the output 'n', and the signature says INT64"),
         ([256], ("n", "UINT8", [1]), None, "int64 for the output 'n'"),
-        (None, ("n", "INT64", [1]), None, "object for the output 'n'"),
+        (None, ("n", "INT64", [1]), None, "returned None for the output 'n': is a `return` missing"),
+        (None, ("t", "BYTES", [1]), None, "returned None for the output 't'"),
         (
             [1, 2],
             ("n", "INT64", [3]),

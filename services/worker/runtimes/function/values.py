@@ -71,6 +71,8 @@ class Outputs:
 
     def _array(self, spec: dict[str, Any], value: Any, rows: int | None) -> Any:
         name, dims, wanted = spec["name"], spec["dims"], self._types[spec["name"]]
+        if value is None:
+            raise TypeError(f"predict returned None for the output {name!r}: is a `return` missing?")
         if hasattr(value, "detach"):  # a tensor of torch, maybe on a GPU or with its gradient
             value = value.detach().cpu().numpy()
         array = _texts(name, value) if wanted.kind == "O" else _cast(spec, np.asarray(value), wanted)
