@@ -18,6 +18,7 @@ import orjson
 import pytest
 from redis import Redis
 
+from tests.conftest import PATIENCE_S
 from tests.integration.gateway.process import echo, make_table, wait_ready
 from tidegate.blobs import Blobs
 from tidegate.broker import Delivery, Link, Session
@@ -179,7 +180,9 @@ def gateway(gateways) -> Gateway:
 @pytest.fixture
 async def http(gateway) -> AsyncIterator[httpx.AsyncClient]:
     """A client of it."""
-    async with httpx.AsyncClient(base_url=gateway.url, timeout=30) as client:
+    async with httpx.AsyncClient(
+        base_url=gateway.url, timeout=httpx.Timeout(PATIENCE_S, pool=None)
+    ) as client:
         yield client
 
 

@@ -36,7 +36,7 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("-m", {}, "not a valid name of a model: use 1 to 63 letters"),
     ("stats", {}, "is a route of its own"),
     ("m" * 62, {}, "longer than 63 characters"),
-    ("m", {"filename": "m.bin"}, "give `format`"),
+    ("m", {"filename": "m.bin"}, "give --model-format"),
     ("m", {"filename": "a/m.onnx"}, "not a plain file name"),
     ("m", {"filename": "m.joblib"}, "allow_pickle=true"),
     ("m", {"filename": "m.pt"}, "give a signature"),
