@@ -64,6 +64,8 @@ class LogFolder:
                     entry = log_lines.parse(text, log, 0.0)
                     if not ids.isdisjoint(log_lines.ids_in(entry.fields)):
                         found[path.name, at] = entry
+                    if len(found) >= 2 * MOST_OF_REQUEST:  # a caller may give one id to all its requests
+                        found = _youngest(found)
             new = set(sorted(log_lines.linked(found.values()) - ids)[:MOST_LINKED])
             ids |= new
             if not new:
@@ -71,7 +73,8 @@ class LogFolder:
         return sorted(found.values(), key=lambda each: each.at)[-MOST_OF_REQUEST:]
 
     def _read(self, log: str, since: float, lines: int) -> list[Entry]:
-        for stem in (log, f"{_WORKER}{log}"):
+        # The replica first: of a Deployment `worker-a` the other file would be one of the Deployment `a`.
+        for stem in (f"{_WORKER}{log}", log):
             path = self.path / f"{stem}.log"
             if path.parent == self.path and path.is_file():
                 return self._end(path, log, since, lines)
@@ -87,6 +90,11 @@ class LogFolder:
             if len(found) >= lines or (found and found[0].at <= since):
                 break
         return found
+
+
+def _youngest(found: dict[tuple[str, int], Entry]) -> dict[tuple[str, int], Entry]:
+    """Return the last lines by time, as many as are shown."""
+    return dict(sorted(found.items(), key=lambda each: each[1].at)[-MOST_OF_REQUEST:])
 
 
 def rotated(path: Path) -> list[Path]:

@@ -15,6 +15,7 @@ from typing import Any
 import orjson
 
 from tidegate.errors import BadRequest, NotFound
+from tidegate.settings_file import is_trusted
 
 STATE = ".tidegate"
 # With one of these in the environment, the user has said where the stack is.
@@ -138,6 +139,7 @@ def find(chosen: str, environ: Mapping[str, str], here: Path, contexts: Contexts
         stated = environ.get("TIDEGATE_STATE_DIR")
         return _below(Place(_remembered(Path(stated))), environ) if stated else Place()
     if is_state(here / STATE):
+        _check_owner(here / STATE)
         return _below(Place(_remembered(here / STATE)), environ)
     if contexts.current in contexts.items:
         return _below(_place(contexts.items[contexts.current]), environ)
@@ -188,6 +190,14 @@ def is_state(folder: Path) -> bool:
         return (folder / "token").is_file() or (folder / "run").is_dir()
     except OSError:
         return False
+
+
+def _check_owner(state: Path) -> None:
+    if not is_trusted(state.stat().st_uid, os.geteuid()):
+        raise BadRequest(
+            f"{state} belongs to another user, who would get your key and what you send. If you mean that "
+            f"stack, say so: TIDEGATE_STATE_DIR={state}. Else go to another folder."
+        )
 
 
 def _below(place: Place, environ: Mapping[str, str]) -> Place:

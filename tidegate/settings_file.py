@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -15,7 +16,7 @@ def read(state: Path) -> dict[str, str]:
     """Return the settings in the file by their variable; none if there is no file that can be read."""
     path = state / NAME
     try:
-        if not path.is_file():
+        if not path.is_file() or not is_trusted(path.stat().st_uid, os.geteuid()):
             return {}
     except OSError:
         return {}
@@ -23,6 +24,15 @@ def read(state: Path) -> dict[str, str]:
 
     # A value is taken as it is: `$` is no reference to another one.
     return {name: value or "" for name, value in dotenv_values(path, interpolate=False).items()}
+
+
+def is_trusted(owner: int, user: int) -> bool:
+    """Return whether ``user`` may follow what a file of ``owner`` says: where to send a key, for example.
+
+    A command in a folder that anybody can write, such as /tmp, finds what anybody has put there. Root looks
+    after the stacks of others.
+    """
+    return owner in (user, 0) or user == 0
 
 
 def change(state: Path, values: Mapping[str, str | None]) -> Path:

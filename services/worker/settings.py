@@ -35,7 +35,7 @@ class WorkerSettings(Settings):
         64 * 1024,
         ge=1024,
         description="How much of its model's output a replica keeps, in bytes per second, after a burst of "
-        "16 seconds' worth. More is dropped and counted.",
+        "16 seconds' worth; a line counts 64 bytes more than it has. More is dropped and counted.",
     )
     worker_port: int = Field(
         0, ge=0, le=65535, description="Port of a worker's health and metrics on `host`; 0: any on loopback."

@@ -80,6 +80,10 @@ def add(
     from tidegate import places
     from tidegate.cli import output
 
+    if "/" in name or name in ("", ".", ".."):
+        raise UsageError(
+            f"{name!r} cannot be the name of a context: it names a folder, so leave out the '/'."
+        )
     if bool(url) == (state_dir is not None):
         raise UsageError("Give --url URL, or --state-dir DIR for a stack of this machine.")
     if url and not url.startswith(("http://", "https://")):

@@ -119,5 +119,5 @@ def linked(entries: Iterable[Entry]) -> set[str]:
 
 
 def as_written(id_: str) -> bytes:
-    """Return an id as it stands in a line."""
-    return orjson.dumps(id_)[1:-1]
+    """Return an id as it stands in a line, quotes and all: a short one is in most lines otherwise."""
+    return orjson.dumps(id_)

@@ -21,7 +21,7 @@ from typing import IO
 
 from prometheus_client import Counter
 
-from services.worker.domain.model_output import Line, Pace, Reader
+from services.worker.domain.model_output import LINE_BYTES, Line, Pace, Reader
 from tidegate import telemetry
 
 DROPPED = Counter("tidegate_worker_model_log_dropped_bytes_total", "Output of models that was not kept.")
@@ -45,7 +45,7 @@ class ModelLog:
     """The output of one Triton after another; ``path`` has the end of it as it came."""
 
     def __init__(self, path: Path, bytes_per_s: int) -> None:
-        self._path = path
+        self.path = path
         self._pace = Pace(bytes_per_s)
         # Triton writes a line for each request that fails: these must not push out the model's own.
         self._tritons = Pace(bytes_per_s)
@@ -92,11 +92,11 @@ class ModelLog:
 
     def _read(self, pipe: int) -> None:
         reader = Reader()
-        with self._path.open("ab", buffering=0) as raw, contextlib.suppress(OSError):
+        with self.path.open("ab", buffering=0) as raw, contextlib.suppress(OSError):
             while data := self._next(pipe):
                 if not self._skipped(reader, data):
-                    self._keep(reader.feed(data), raw)
-            self._keep(reader.end(), raw)
+                    self.keep(reader.feed(data), raw)
+            self.keep(reader.end(), raw)
         self._tell_dropped(time.monotonic(), at_once=True)
         if self._pipe == pipe:
             self._pipe = -1
@@ -121,9 +121,10 @@ class ModelLog:
         self._busy = True  # before the pipe is empty: see `settle`
         return os.read(pipe, BLOCK)
 
-    def _keep(self, lines: list[Line], raw: IO[bytes]) -> None:
+    def keep(self, lines: list[Line], raw: IO[bytes]) -> None:
+        """Keep lines as far as the pace allows: as they came in ``raw``, and in the log."""
         now = time.monotonic()
-        kept = [line for line in lines if self._pace_of(line).take(len(line.text), now)]
+        kept = [line for line in lines if self._pace_of(line).take(len(line.text), now, LINE_BYTES)]
         if kept:
             self._write(kept, raw)
         for line in kept:

@@ -28,7 +28,8 @@ class ModelProcesses:
         self._on_end = on_end
         self._open: dict[int, int] = {}
         self._stopped: set[int] = set()
-        self.pids = [pid for pid in descendants if _name(pid) == STUB]
+        # What a model forks has the same name, and may end when it likes: only Triton's own children count.
+        self.pids = [pid for pid in descendants if _name(pid) == STUB and _parent(pid) == server]
         loop = asyncio.get_running_loop()
         for pid in self.pids:
             with contextlib.suppress(OSError, AttributeError):
@@ -75,6 +76,11 @@ def exit_status(pid: int) -> int | None:
 def _state(pid: int) -> str:
     fields = _stat(pid)
     return fields[0] if fields else ""
+
+
+def _parent(pid: int) -> int:
+    fields = _stat(pid)
+    return int(fields[1]) if fields else 0
 
 
 def _stat(pid: int) -> list[str]:

@@ -10,6 +10,8 @@ from typing import Literal, NamedTuple
 LONGEST_LINE = 8 * 1024
 # Seconds of the allowed pace that may come at once.
 BURST_S = 16
+# What a line counts beside its text: in the log it has a time, a level and names, 170 bytes of them.
+LINE_BYTES = 64
 
 Source = Literal["model", "triton"]
 
@@ -114,15 +116,18 @@ class Pace:
         self._at = 0.0
         self.dropped = Dropped()
 
-    def take(self, size: int, now: float) -> bool:
-        """Return True if a line of ``size`` bytes is kept; ``now`` in seconds of any clock."""
+    def take(self, size: int, now: float, more: int = 0) -> bool:
+        """Return True if a line of ``size`` bytes is kept; ``now`` in seconds of any clock.
+
+        ``more`` is what keeping it costs in addition.
+        """
         self._left = min(self._most, self._left + max(0.0, now - self._at) * self._per_s)
         self._at = now
-        if self._left < size:
+        if self._left < size + more:
             self.dropped.lines += 1
             self.dropped.bytes += size
             return False
-        self._left -= size
+        self._left -= size + more
         return True
 
     def exhausted(self, size: int, now: float) -> bool:

@@ -10,7 +10,8 @@ import orjson
 import pytest
 
 from tidegate import places, started
-from tidegate.cli import api
+from tidegate.cli import api, context
+from tidegate.cli.exits import UsageError
 from tidegate.errors import BadRequest, NotFound
 from tidegate.places import Context, Contexts, find, find_own
 from tidegate.settings import Settings
@@ -196,3 +197,23 @@ def test_a_stack_of_another_machine_is_not_started_from_here() -> None:
     assert "tidegate up" not in far
     here = api.unreachable("gateway", "http://127.0.0.1:8000").message
     assert here.endswith("Start the stack: tidegate up.")
+
+
+def test_the_folder_of_another_user_is_not_followed(
+    contexts: Contexts, state: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(places, "is_trusted", lambda owner, user: False)
+    with pytest.raises(BadRequest, match=r"belongs to another user.*TIDEGATE_STATE_DIR="):
+        find("", {}, state.parent, contexts)
+    assert find("", {"TIDEGATE_STATE_DIR": str(state)}, state.parent, contexts).fields
+    assert find("prod", {}, state.parent, contexts).context == "prod"
+
+
+@pytest.mark.parametrize("name", ["../stack/.tidegate", "/srv/stack/.tidegate", ".."])
+def test_a_context_cannot_be_called_like_a_stacks_folder(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TIDEGATE_CONFIG_DIR", str(tmp_path))
+    with pytest.raises(UsageError, match="cannot be the name of a context"):
+        context.add(name, url="https://elsewhere.example", key=None, key_file=None, ca=None, state_dir=None)
+    assert list(tmp_path.iterdir()) == []

@@ -11,6 +11,7 @@ import pytest
 from tidegate import log_files
 from tidegate.errors import NotFound
 from tidegate.log_files import LogFolder
+from tidegate.protocol import log_lines
 
 
 def line(at: float, message: str, **more: str) -> str:
@@ -67,3 +68,28 @@ def test_a_request_is_found_in_all_logs_by_each_of_its_ids(folder: LogFolder) ->
         found = [(each.log, each.fields["message"]) for each in folder.of_request(id_)]
         assert found == [("gateway", "ask"), ("m-v1-0-2", "request failed"), ("router", "dead letter")]
     assert folder.of_request("r2") == []
+
+
+def test_one_id_for_all_requests_costs_no_memory_and_the_last_lines_are_shown(
+    folder: LogFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(log_files, "MOST_OF_REQUEST", 5)
+    text = "".join(line(100 + number, str(number), request_id="same") for number in range(40))
+    (folder.path / "gateway.log").write_text(text)
+    found = [each.fields["message"] for each in folder.of_request("same")]
+    assert found == ["35", "36", "37", "38", "39"]
+
+
+def test_a_short_id_is_not_looked_for_within_others(
+    folder: LogFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        pytest.fail("a line was parsed that only has the id within a word")
+
+    monkeypatch.setattr(log_lines, "parse", refuse)
+    assert folder.of_request("e") == []
+
+
+def test_the_logs_of_a_deployment_whose_name_begins_like_a_file(folder: LogFolder) -> None:
+    (folder.path / "worker-worker-m-v1-0-1.log").write_text(line(1, "its own"))
+    assert messages(folder, *folder.find("worker-m")) == ["its own"]

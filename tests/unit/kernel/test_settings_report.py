@@ -178,3 +178,16 @@ def test_plain_options_of_a_url_are_told() -> None:
     url = "postgresql+asyncpg://host/db?ssl=require"
     assert shown("database_url", url, "environment") == url
     assert not is_secret("TIDEGATE_DATABASE_URL", url)
+
+
+def test_a_file_of_another_user_says_nothing(state: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings_file.change(state, {"TIDEGATE_GATEWAY_URL": "http://elsewhere.example"})
+    owner = (state / settings_file.NAME).stat().st_uid
+    assert settings_file.read(state)
+    monkeypatch.setattr("tidegate.settings_file.is_trusted", lambda found, me: (found, me) == (1, 2))
+    assert settings_file.read(state) == {}
+    monkeypatch.undo()
+    assert settings_file.is_trusted(owner, owner)
+    assert settings_file.is_trusted(0, 1000)
+    assert settings_file.is_trusted(1000, 0)
+    assert not settings_file.is_trusted(1001, 1000)

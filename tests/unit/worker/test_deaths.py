@@ -7,6 +7,7 @@ import math
 import os
 import shutil
 import signal
+from asyncio.subprocess import PIPE
 from pathlib import Path
 
 import pytest
@@ -110,7 +111,15 @@ async def stub(tmp_path: Path) -> asyncio.subprocess.Process:
     binary = tmp_path / "triton_python_backend_stub"
     if not binary.exists():
         shutil.copy(shutil.which("sleep") or "sleep", binary)
-    return await asyncio.create_subprocess_exec(binary, "600")
+    process = await asyncio.create_subprocess_exec(binary, "600")
+    await named(process.pid)
+    return process
+
+
+async def named(pid: int) -> None:
+    """Wait until a process has its program's name: the kernel gives it a moment after the start."""
+    while Path(f"/proc/{pid}/comm").read_text() != "triton_python_b\n":
+        await asyncio.sleep(0.01)
 
 
 async def test_the_end_of_a_process_is_an_event(tmp_path: Path) -> None:
@@ -135,3 +144,18 @@ async def test_a_stopped_process_counts_at_the_second_look(tmp_path: Path) -> No
     watched.close()
     process.kill()
     await process.wait()
+
+
+async def test_what_a_model_forks_may_end(tmp_path: Path) -> None:
+    binary = tmp_path / "triton_python_backend_stub"
+    shutil.copy(shutil.which("sleep") or "sleep", binary)
+    model = await asyncio.create_subprocess_exec("sh", "-c", f"{binary} 600 & echo $!; wait", stdout=PIPE)
+    assert model.stdout is not None
+    forked = int(await model.stdout.readline())
+    await named(forked)
+    watched = ModelProcesses(os.getpid(), [model.pid, forked], lambda _: None)
+    assert watched.pids == []
+    watched.close()
+    for pid in (forked, model.pid):
+        os.kill(pid, signal.SIGKILL)
+    await model.wait()

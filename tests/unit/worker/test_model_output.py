@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
-from services.worker.domain.model_output import LONGEST_LINE, Pace, Reader
+from pathlib import Path
+
+import pytest
+
+from services.worker.adapters.model_log import ModelLog
+from services.worker.domain.model_output import BURST_S, LINE_BYTES, LONGEST_LINE, Pace, Reader
+from tests.conftest import PATIENCE_S
 
 HEAD = "{}1129 09:46:28.417910 4366 {}] "
 
@@ -80,3 +86,12 @@ def test_a_pace_is_exhausted_when_less_than_half_would_be_kept() -> None:
     assert not pace.exhausted(1000, now=0.5)
     pace.drop(3, 300)
     assert pace.settled() is not None
+
+
+@pytest.mark.parametrize("each", [b"\n", b"a\n", b"line\n"])
+def test_short_lines_cost_what_they_take_on_disk(tmp_path: Path, each: bytes) -> None:
+    log, reader = ModelLog(tmp_path / "triton.log", 1000), Reader()
+    with log.path.open("ab", buffering=0) as raw:
+        for _ in range(10):
+            log.keep(reader.feed(each * 1000), raw)
+    assert 0 < log.path.read_bytes().count(b"\n") <= 1000 * (BURST_S + PATIENCE_S) / LINE_BYTES
