@@ -54,6 +54,12 @@ def _inside(model: Path, location: str) -> PurePosixPath:
             f"{model} keeps weights in {location[:80]!r}, which is not below its folder. Save it again with "
             "onnx.save(model, path, save_as_external_data=True, location='weights.data')."
         ) from None
+    if any(step.startswith(".") for step in path.parts):
+        # A model from elsewhere, deployed from a home folder, could name a key in it.
+        raise UsageError(
+            f"{model} keeps weights in {location[:80]!r}, a hidden file, which is not uploaded. If these are "
+            "weights, save the model again with another location."
+        )
     if not (model.parent / path).is_file():
         raise UsageError(
             f"{model} keeps weights in {location[:80]!r}, and there is no such file beside it. Copy it there."

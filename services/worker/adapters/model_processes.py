@@ -7,7 +7,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from collections.abc import Callable, Iterable
+import signal
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from services.worker.domain.deaths import of_wait_status
@@ -71,6 +72,19 @@ def exit_status(pid: int) -> int | None:
     if not fields or fields[0] != "Z":
         return None
     return of_wait_status(int(fields[-1]))
+
+
+def births(pids: Iterable[int]) -> dict[int, str]:
+    """Return the processes by pid, with the kernel's start tick: together they name one for good."""
+    return {pid: fields[19] for pid in pids if (fields := _stat(pid))}
+
+
+def end(processes: Mapping[int, str]) -> None:
+    """Kill these processes, unless they have ended and others have their pids."""
+    for pid, born in processes.items():
+        if births([pid]).get(pid) == born:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.kill(pid, signal.SIGKILL)
 
 
 def _state(pid: int) -> str:

@@ -16,6 +16,7 @@ from pathlib import Path
 from services.worker.adapters import memory_limit
 from services.worker.adapters.memory_limit import MemoryLimit
 from services.worker.adapters.model_log import ModelLog
+from services.worker.adapters.model_processes import births, end
 from services.worker.adapters.sandbox import Needs, Sandbox
 from services.worker.adapters.triton_install import TritonInstall
 from tidegate import telemetry
@@ -197,7 +198,7 @@ class TritonProcess:
         if self._process is None:
             self._let_go()
             return
-        models = _descendants(self.pid)
+        models = births(_descendants(self.pid))
         if self.running and grace_s > 0:
             self._process.terminate()
             # When the models are finalized nothing is left to wait for; Triton itself would look once a
@@ -206,13 +207,11 @@ class TritonProcess:
                 async with asyncio.timeout(grace_s):
                     while self.running and any(Path(f"/proc/{pid}").exists() for pid in models):
                         await asyncio.sleep(POLL_S)
-        models = _descendants(self.pid) or models
+        models = births(_descendants(self.pid)) or models
         if self.running:
             self._process.kill()
         await self._process.wait()
-        for pid in models:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+        end(models)
         self._sweep()
         if self._memory is not None:
             await self._memory.close()

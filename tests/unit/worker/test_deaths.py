@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from services.worker.adapters.model_processes import ModelProcesses
+from services.worker.adapters.model_processes import ModelProcesses, births, end
 from services.worker.domain.deaths import (
     MODEL,
     QUIET_S,
@@ -159,3 +159,14 @@ async def test_what_a_model_forks_may_end(tmp_path: Path) -> None:
     for pid in (forked, model.pid):
         os.kill(pid, signal.SIGKILL)
     await model.wait()
+
+
+async def test_a_process_that_has_the_pid_of_another_one_is_left_alone(tmp_path: Path) -> None:
+    process = await stub(tmp_path)
+    known = births([process.pid, 2**22 + 1])
+    assert list(known) == [process.pid], "what has gone is not among them"
+    end({process.pid: "1", 2**22 + 1: "1"})
+    await asyncio.sleep(0)
+    assert births([process.pid]) == known
+    end(known)
+    assert await process.wait() == -signal.SIGKILL
