@@ -460,11 +460,8 @@ class Life:
         self._work.use(model)
 
     def _contradiction(self) -> str:
-        """What of the model's answers contradicts its signature, if any does."""
-        check = self._output_check
-        if check is None or not check.count:
-            return ""
-        return f"{check.count} answers contradict the signature: {check.last}"
+        """Return what of the model's answers contradicts its signature, if any does."""
+        return self._output_check.told if self._output_check is not None else ""
 
     def _report(self) -> ReplicaReport:
         stats = self._work.stats if self._work else None

@@ -37,7 +37,9 @@ def batch(
 ) -> None:
     """Run a file of requests. One result line for each request line, in the same order.
 
-    Ctrl-C ends the waiting, not the batch: `tidegate batch ID` goes on with it.
+    A line is the body of an inference request, {"inputs": [{"name": ..., "datatype": ..., "shape": ...,
+    "data": ...}]}. Ctrl-C ends the waiting, not the batch: `tidegate batch ID` goes on with it.
+    Example: tidegate batch requests.jsonl --model digits -o results.jsonl
     """
     from tidegate.cli import output
     from tidegate.cli.jobs import gateway

@@ -33,6 +33,14 @@ class OutputCheck:
                 return self._judged(outputs, rows)
         return True
 
+    @property
+    def told(self) -> str:
+        """Return how many answers differed and how the last one did; empty: none."""
+        if not self.count:
+            return ""
+        many = "1 answer contradicts" if self.count == 1 else f"{self.count} answers contradict"
+        return f"{many} the signature: {self.last}"
+
     def missing(self, outputs: Sequence[Output]) -> str:
         """Return which outputs of the signature an answer with all outputs lacks; empty: none."""
         lacking = self._specs.keys() - {output.name for output in outputs}

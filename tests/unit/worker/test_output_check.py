@@ -84,3 +84,12 @@ def test_ever_new_shapes_take_no_more_memory(monkeypatch):
     found = check(spec([-1]))
     assert all(found.agrees([output(1, size)], 1) for size in range(100))
     assert len(found._agreed) <= 10
+
+
+def test_what_is_told_counts_in_words():
+    found = check(spec([4]))
+    assert found.told == ""
+    found.agrees([output(1, 5)], 1)
+    assert found.told.startswith("1 answer contradicts the signature: the output 'y'")
+    found.agrees([output(1, 5)], 1)
+    assert found.told.startswith("2 answers contradict the signature: ")
