@@ -113,19 +113,23 @@ async def under_kills(
     every_s: float,
     callers: int = 16,
     never: bool = False,
+    at_least: int = 0,
 ) -> Outcome:
-    """Kill the model's process of one worker after the other while callers send requests."""
+    """Kill the model's process of one worker after the other while callers send requests.
+
+    It goes on after ``seconds`` until there were ``at_least`` kills.
+    """
     outcome = Outcome(f"{len(workers)} replica(s), kill -9 every {every_s:g} s{', retry: never' * never}")
     begun = time.monotonic()
 
     async def call(number: int) -> None:
         value = float(number)
-        while time.monotonic() - begun < seconds:
+        while time.monotonic() - begun < seconds or len(outcome.back_s) < at_least:
             value = (value + callers) % 900
             await _ask(client, model, value, outcome)
 
     async with AsyncClient(url, timeout_s=LIMIT_S) as client:
-        killing = asyncio.create_task(_kill(workers, outcome, begun, seconds, every_s))
+        killing = asyncio.create_task(_kill(workers, outcome, begun, seconds, every_s, at_least))
         try:
             await asyncio.gather(*(call(number) for number in range(callers)))
             await killing
@@ -138,11 +142,19 @@ async def under_kills(
 
 
 async def _kill(
-    workers: Sequence[Worker], outcome: Outcome, begun: float, seconds: float, every_s: float
+    workers: Sequence[Worker],
+    outcome: Outcome,
+    begun: float,
+    seconds: float,
+    every_s: float,
+    at_least: int,
 ) -> None:
     async with httpx.AsyncClient(trust_env=False, timeout=5) as http:
         # By the clock, and not sooner where a start took longer than that.
-        while (at := every_s * (1 + (time.monotonic() - begun) // every_s)) < seconds:
+        while True:
+            at = every_s * (1 + (time.monotonic() - begun) // every_s)
+            if at >= seconds and outcome.kills >= at_least:
+                return
             await asyncio.sleep(begun + at - time.monotonic())
             worker = workers[outcome.kills % len(workers)]
             dead = await _living(worker)

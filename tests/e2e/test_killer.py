@@ -96,7 +96,7 @@ def test_a_model_whose_process_is_killed_under_load(stack: Stack, figure: Figure
     name = f"dying-{replicas}"
     workers = dying(stack, name, replicas)
     kills = under_kills(
-        stack.settings.gateway_url, name, workers, seconds=1.5 * replicas + 1, every_s=1.5, callers=8
+        stack.settings.gateway_url, name, workers, seconds=0, every_s=1.5, callers=8, at_least=replicas
     )
     outcome = asyncio.run(kills)
     assert outcome.met, outcome.line()

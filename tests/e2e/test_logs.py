@@ -194,7 +194,7 @@ def test_what_is_no_request_is_found_by_the_id_of_its_answer(stack: Stack):
 def test_what_to_do_when_nothing_is_found(stack: Stack):
     done = stack.run("logs", "--request", "no-such-id")
     assert done.returncode == 3
-    assert "TIDEGATE_ACCESS_LOG_SAMPLE" in done.stderr
+    assert "tidegate settings set ACCESS_LOG_SAMPLE=1" in " ".join(done.stderr.split())
 
 
 @pytest.fixture
