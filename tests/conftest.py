@@ -53,7 +53,7 @@ FIGURE = "figure"
 Figure = Callable[[str], None]
 MadeOnce = Callable[[str, Callable[[Path], object]], Path]
 
-PATIENCE_S = 60.0
+PATIENCE_S = 120.0
 POLL_S = 0.005
 
 

@@ -112,7 +112,7 @@ class Stack:
         headers = {"Authorization": f"Bearer {self.settings.service_token}"}
         url = f"{self.settings.autoscaler_url}{path}"
         return (
-            httpx.get(url, headers=headers, trust_env=False, verify=False, timeout=30)
+            httpx.get(url, headers=headers, trust_env=False, verify=False, timeout=120)
             .raise_for_status()
             .json()
         )

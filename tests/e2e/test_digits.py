@@ -21,7 +21,7 @@ def test_all_by_json_as_curl_sends_it(stack: Stack, served: str, digits: Digits,
     for image in digits.images:
         tensor = {"name": "image", "datatype": "FP32", "shape": [1, 64], "data": image.tolist()}
         request = urllib.request.Request(url, json.dumps({"inputs": [tensor]}).encode())
-        with urllib.request.urlopen(request, timeout=30) as answer:
+        with urllib.request.urlopen(request, timeout=120) as answer:
             outputs = {o["name"]: o for o in json.load(answer)["outputs"]}
         assert outputs["label"]["shape"] == [1]
         assert outputs["probabilities"]["shape"] == [1, 10]

@@ -72,12 +72,12 @@ def test_the_plain_client(client: Any, identity: str) -> None:
     assert (config.name, config.backend, config.max_batch_size) == (identity, "python", 256)
     assert config.input[0].data_type == 11, "TYPE_FP32"
     array = rows(5)
-    answer = client.infer(identity, [x(array)], request_id="seven", client_timeout=30)
+    answer = client.infer(identity, [x(array)], request_id="seven", client_timeout=120)
     assert (answer.as_numpy("y") == array).all()
     assert answer.get_response().id == "seven"
     found: queue.Queue[Any] = queue.Queue()
     client.async_infer(identity, [x(array)], lambda result, error: found.put((result, error)))
-    result, error = found.get(timeout=30)
+    result, error = found.get(timeout=120)
     assert error is None
     assert (result.as_numpy("y") == array).all()
 
@@ -106,7 +106,7 @@ def test_a_stream_of_requests(client: Any, identity: str) -> None:
         client.async_stream_infer(identity, [x(array)], request_id=str(number))
         if number == 50:
             client.async_stream_infer("nobody", [x(array)])
-    answers = [found.get(timeout=30) for _ in range(101)]
+    answers = [found.get(timeout=120) for _ in range(101)]
     client.stop_stream()
     errors = [error for _, error in answers if error is not None]
     assert [error.message() for error in errors] == ["there is no model 'nobody': GET /v2/models lists all"]
@@ -192,7 +192,7 @@ def test_statistics_count_every_request_once(client: Any, stack: Stack, identity
     found: queue.Queue[Any] = queue.Queue()
     for _ in range(50):
         client.async_infer(identity, [x(rows(3))], lambda result, error: found.put(error))
-    assert [found.get(timeout=30) for _ in range(50)] == [None] * 50
+    assert [found.get(timeout=120) for _ in range(50)] == [None] * 50
     wanted = (before[0] + 50, before[1] + 150)
     end = time.monotonic() + 10
     while counted() != wanted and time.monotonic() < end:

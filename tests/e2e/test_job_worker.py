@@ -18,7 +18,7 @@ from tidegate.client.sync import JobHandle
 
 ACK_TIMEOUT_S = 3.0
 LONG_S = 15.0
-PATIENCE_S = 60.0
+PATIENCE_S = 120.0
 # As a model looks that can be cancelled: what Triton is told, it must look for.
 CANCELLABLE = """
 import time

@@ -20,7 +20,7 @@ from tidegate.errors import Conflict, ModelFailed
 
 pytestmark = pytest.mark.e2e
 
-PATIENCE_S = 60.0
+PATIENCE_S = 120.0
 ANY_SIZE = """
 import triton_python_backend_utils as pb_utils
 

@@ -22,7 +22,7 @@ from tests.e2e.direct import Doors, running_triton
 pytestmark = pytest.mark.e2e
 
 HEADER = "Inference-Header-Content-Length"
-PATIENCE_S = 60.0
+PATIENCE_S = 120.0
 
 MODEL = """
 import triton_python_backend_utils as pb_utils

@@ -17,7 +17,7 @@ from tests.e2e.conftest import REPO, Stack
 def post(stack: Stack, model: str, body: Any, **headers: str) -> httpx.Response:
     url = f"{stack.settings.gateway_url}/v2/models/{model}/infer"
     content = {"content": body} if isinstance(body, bytes) else {"json": body}
-    return httpx.post(url, headers=headers, timeout=30, **content)
+    return httpx.post(url, headers=headers, timeout=120, **content)
 
 
 def image(**changes: Any) -> dict[str, Any]:

@@ -78,8 +78,8 @@ def test_an_example_of_triton_is_served_under_its_own_name(
     job = client.submit(example, INPUTS)
     assert job.result(timeout_s=60)["OUTPUT0"].tolist() == (A + B).tolist()
     url = f"{stack.settings.gateway_url}/v2/models/{example}"
-    assert httpx.get(f"{url}/versions/1/ready", timeout=30).status_code == 200
-    assert httpx.get(f"{url}/config", timeout=30).json()["name"] == example
+    assert httpx.get(f"{url}/versions/1/ready", timeout=120).status_code == 200
+    assert httpx.get(f"{url}/config", timeout=120).json()["name"] == example
     assert example in {each["name"] for each in stack.cli("models")["items"]}
     assert stack.run("logs", f"{example}-v1").returncode == 0
 
@@ -87,7 +87,7 @@ def test_an_example_of_triton_is_served_under_its_own_name(
 def registered(stack: Stack, model: str) -> list[int]:
     """The versions that the registry has of a model."""
     url = f"{stack.settings.registry_url}/v1/models/{model}"
-    answer = httpx.get(url, headers={"Authorization": f"Bearer {stack.settings.service_token}"}, timeout=30)
+    answer = httpx.get(url, headers={"Authorization": f"Bearer {stack.settings.service_token}"}, timeout=120)
     return [] if answer.status_code == 404 else list(answer.json()["versions"])
 
 
@@ -104,7 +104,7 @@ def test_a_key_that_may_not_publish_is_told_so_before_the_upload(stack: Stack, t
     assert "publish" in done.stderr, done.stderr
     url = f"{stack.settings.registry_url}/v1/artifacts/{hashlib.sha256(path.read_bytes()).hexdigest()}"
     headers = {"Authorization": f"Bearer {stack.settings.service_token}"}
-    assert httpx.head(url, headers=headers, timeout=30).status_code == 404, "nothing was uploaded"
+    assert httpx.head(url, headers=headers, timeout=120).status_code == 404, "nothing was uploaded"
 
 
 def test_two_deploys_of_one_name_at_once_claim_no_version_together(stack: Stack, tmp_path: Path) -> None:
@@ -140,6 +140,6 @@ def test_two_deploys_of_one_name_at_once_claim_no_version_together(stack: Stack,
     endpoint = httpx.get(
         f"{stack.settings.registry_url}/v1/endpoints/raced",
         headers={"Authorization": f"Bearer {stack.settings.service_token}"},
-        timeout=30,
+        timeout=120,
     ).json()
     assert {each["deployment"] for each in endpoint["targets"]} <= served.keys()

@@ -23,7 +23,7 @@ from tests.conftest import Figure
 from tests.e2e.conftest import Digits, Stack
 from tidegate import Client
 
-PATIENCE_S = 60.0
+PATIENCE_S = 120.0
 PIDFD_GETFD = 438  # the number of the system call, on every architecture
 
 

@@ -251,7 +251,7 @@ def test_deadlines(stack: Stack, diarist: str, diary: Path):
     """The time that is given holds until the first answer, and then between two."""
     limit = {"X-Request-Timeout-Ms": "800"}
     plan = {"diary": str(diary), "plan": "sleep=1.5 late"}
-    answer = httpx.post(url(stack, f"{diarist}/generate_stream"), json=plan, headers=limit, timeout=30)
+    answer = httpx.post(url(stack, f"{diarist}/generate_stream"), json=plan, headers=limit, timeout=120)
     assert (answer.status_code, answer.json()["reason"]) == (504, "deadline_passed")
     wait_for("cancelled", lambda: diary.read_text().split() == ["begun", "cancelled"])
     plan["plan"] = "one sleep=0.5 two sleep=0.5 three"

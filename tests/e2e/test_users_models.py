@@ -220,7 +220,7 @@ class TritonPythonModel:
     assert client.infer("own", {"x": column(1), "bias": column(5)})["y"].tolist() == [[26]]
     url = f"{stack.settings.gateway_url}/v2/models/own/infer"
     bias = {"name": "bias", "datatype": "FP32", "shape": [1, 1], "data": [1]}
-    answer = httpx.post(url, json={"inputs": [bias]}, timeout=30)
+    answer = httpx.post(url, json={"inputs": [bias]}, timeout=120)
     assert answer.status_code == 400
     assert "missing input 'x'" in answer.json()["error"]
 
@@ -380,6 +380,6 @@ def test_plain_python_in_batches(stack: Stack, client: Client):
 def test_plain_python_as_a_stream(stack: Stack):
     stack.deploy(PLAIN / "words.py", "plain-words")
     url = f"{stack.settings.gateway_url}/v2/models/plain-words"
-    answer = httpx.post(f"{url}/generate_stream", json={"text": "to be"}, timeout=30, trust_env=False)
+    answer = httpx.post(f"{url}/generate_stream", json={"text": "to be"}, timeout=120, trust_env=False)
     events = [json.loads(line[6:]) for line in answer.text.splitlines() if line.startswith("data: ")]
     assert [event["output"] for event in events if "output" in event] == ["to", "be"]

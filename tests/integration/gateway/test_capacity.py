@@ -27,7 +27,7 @@ BODY = {"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 2], "data": [1
 
 @pytest.fixture
 async def client(gateway) -> AsyncIterator[httpx.AsyncClient]:
-    async with httpx.AsyncClient(base_url=gateway.url, timeout=30) as found:
+    async with httpx.AsyncClient(base_url=gateway.url, timeout=120) as found:
         yield found
 
 

@@ -34,7 +34,7 @@ def gateway_env(registry) -> dict[str, str]:
 
 @pytest.fixture
 async def client(gateway) -> AsyncIterator[httpx.AsyncClient]:
-    async with httpx.AsyncClient(base_url=gateway.url, timeout=30) as found:
+    async with httpx.AsyncClient(base_url=gateway.url, timeout=120) as found:
         yield found
 
 

@@ -38,7 +38,7 @@ def gateway_env() -> dict[str, str]:
 
 @pytest.fixture
 async def client(gateway) -> AsyncIterator[httpx.AsyncClient]:
-    async with httpx.AsyncClient(base_url=gateway.url, timeout=30) as found:
+    async with httpx.AsyncClient(base_url=gateway.url, timeout=120) as found:
         yield found
 
 

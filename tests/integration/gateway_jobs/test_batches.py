@@ -151,7 +151,7 @@ async def test_batches_are_listed_and_are_not_everybodys(gateway, http, worker, 
 async def test_another_gateway_goes_on_where_a_killed_one_was(gateways, worker, until):
     """Every line once: what was under way is found again, not submitted again."""
     doomed, heir = gateways.start(), None
-    async with httpx.AsyncClient(base_url=doomed.url, timeout=30) as http:
+    async with httpx.AsyncClient(base_url=doomed.url, timeout=120) as http:
         worker.open.clear()
         batch = await create(http, file_of(line(n) for n in range(3000)))
         await until(lambda: len(worker.frames) >= 200)
@@ -160,7 +160,7 @@ async def test_another_gateway_goes_on_where_a_killed_one_was(gateways, worker, 
     doomed.process.wait()
     worker.open.set()
     heir = gateways.start()
-    async with httpx.AsyncClient(base_url=heir.url, timeout=30) as http:
+    async with httpx.AsyncClient(base_url=heir.url, timeout=120) as http:
         done = await over(http, batch, until)
         assert done["counts"]["succeeded"] == 3000
         rows = await rows_of(http, batch)
@@ -172,7 +172,7 @@ async def test_another_gateway_goes_on_where_a_killed_one_was(gateways, worker, 
 
 async def test_an_orderly_stop_hands_a_batch_over_at_once(gateways, worker, until):
     leaving = gateways.start()
-    async with httpx.AsyncClient(base_url=leaving.url, timeout=30) as http:
+    async with httpx.AsyncClient(base_url=leaving.url, timeout=120) as http:
         worker.open.clear()
         batch = await create(http, file_of(line(n) for n in range(500)))
         await until(lambda: worker.frames)
@@ -180,7 +180,7 @@ async def test_an_orderly_stop_hands_a_batch_over_at_once(gateways, worker, unti
     await asyncio.to_thread(leaving.process.wait, 30)
     worker.open.set()
     heir = gateways.start()
-    async with httpx.AsyncClient(base_url=heir.url, timeout=30) as http:
+    async with httpx.AsyncClient(base_url=heir.url, timeout=120) as http:
         assert (await over(http, batch, until))["counts"]["succeeded"] == 500
 
 

@@ -31,7 +31,7 @@ async def key_client(gateway, registry, until):
     async def made():
         key = registry.key()
         headers = {"Authorization": f"Bearer {key['key']}"}
-        client = httpx.AsyncClient(base_url=gateway.url, timeout=30, headers=headers)
+        client = httpx.AsyncClient(base_url=gateway.url, timeout=120, headers=headers)
         clients.append(client)
 
         async def known():
@@ -47,7 +47,7 @@ async def key_client(gateway, registry, until):
 
 def as_operator(gateway):
     headers = {"Authorization": "Bearer token"}
-    return httpx.AsyncClient(base_url=gateway.url, timeout=30, headers=headers)
+    return httpx.AsyncClient(base_url=gateway.url, timeout=120, headers=headers)
 
 
 async def test_the_batch_of_a_revoked_key_ends_and_says_why(gateway, worker, registry, key_client, until):

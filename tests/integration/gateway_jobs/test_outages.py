@@ -23,7 +23,7 @@ ASYNC = {"Prefer": "respond-async"}
 
 async def test_the_broker_is_away_for_a_moment(gateways, worker, line, store):
     mine = await asyncio.to_thread(gateways.start, amqp_url=line.url)
-    async with httpx.AsyncClient(base_url=mine.url, timeout=30) as http:
+    async with httpx.AsyncClient(base_url=mine.url, timeout=120) as http:
         assert (await http.post(INFER, json=BODY, headers=ASYNC)).status_code == 202
         before = (await store.counts()).ledger["accepted"]
         await line.down()
@@ -45,7 +45,7 @@ async def test_the_broker_is_away_for_a_moment(gateways, worker, line, store):
 async def test_the_broker_is_lost_while_it_confirms(gateways, worker, line):
     """What may have arrived is sent again: the worker takes it once."""
     mine = await asyncio.to_thread(gateways.start, amqp_url=line.url)
-    async with httpx.AsyncClient(base_url=mine.url, timeout=30) as http:
+    async with httpx.AsyncClient(base_url=mine.url, timeout=120) as http:
         calls = []
         for n in range(200):
             calls.append(asyncio.create_task(http.post(INFER, json=BODY, headers=ASYNC)))
@@ -65,10 +65,10 @@ async def test_the_store_is_away_for_a_moment(gateways):
     with tempfile.TemporaryDirectory() as folder:
         with jobs_running(Path(folder), port=port) as url:
             mine = await asyncio.to_thread(gateways.start, jobs_url=url)
-            async with httpx.AsyncClient(base_url=mine.url, timeout=30) as http:
+            async with httpx.AsyncClient(base_url=mine.url, timeout=120) as http:
                 first = await http.post(INFER, json=BODY, headers=ASYNC)
                 assert first.status_code == 202
-        async with httpx.AsyncClient(base_url=mine.url, timeout=30) as http:
+        async with httpx.AsyncClient(base_url=mine.url, timeout=120) as http:
             calls = [asyncio.create_task(http.post(INFER, json=BODY, headers=ASYNC)) for _ in range(20)]
             await asyncio.sleep(0.3)
             interactive = {"Prefer": "handling=strict", "X-Request-Timeout-Ms": "50"}
@@ -89,7 +89,7 @@ async def test_the_store_is_away_for_a_moment(gateways):
 async def test_who_waits_for_a_result_when_the_store_goes_hears_that_there_is_a_job(gateways):
     (port,) = free_ports(1)
     with tempfile.TemporaryDirectory() as folder:
-        async with httpx.AsyncClient(timeout=30) as http:
+        async with httpx.AsyncClient(timeout=120) as http:
             with jobs_running(Path(folder), port=port) as url:
                 mine = await asyncio.to_thread(gateways.start, jobs_url=url)
                 call = asyncio.create_task(
@@ -109,7 +109,7 @@ async def test_who_waits_for_a_result_when_the_store_goes_hears_that_there_is_a_
 async def test_too_many_wait(gateways, worker):
     mine = await asyncio.to_thread(gateways.start, max_waiting_jobs="3")
     worker.open.clear()
-    async with httpx.AsyncClient(base_url=mine.url, timeout=30) as http:
+    async with httpx.AsyncClient(base_url=mine.url, timeout=120) as http:
         answers = [await http.post(INFER, json=BODY, headers=ASYNC) for _ in range(5)]
         assert [answer.status_code for answer in answers] == [202, 202, 202, 503, 503]
         assert answers[-1].json()["reason"] == "overloaded"

@@ -48,7 +48,7 @@ def problems(url: str) -> Iterator[Problem]:
     session = requests.Session()
     session.trust_env = False
     session.headers["Authorization"] = f"Bearer {TOKEN}"
-    document = session.get(f"{url}/openapi.json", timeout=30).json()
+    document = session.get(f"{url}/openapi.json", timeout=120).json()
     schema = schemathesis.openapi.from_dict(document)
     for result in schema.get_all_operations():
         assert isinstance(result, Ok), result
@@ -72,7 +72,7 @@ def problems(url: str) -> Iterator[Problem]:
 
 def attempt(case: Any, url: str, session: requests.Session) -> None:
     """One call, which must be answered as the document says."""
-    answer = case.call(base_url=url, session=session, timeout=30)
+    answer = case.call(base_url=url, session=session, timeout=120)
     body = answer.text
     assert '"reason":"internal"' not in body, f"{answer.status_code} {body[:300]}"
     case.validate_response(answer, checks=DECLARED)

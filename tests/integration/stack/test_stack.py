@@ -28,7 +28,7 @@ PORTS = (
     "gateway", "gateway_grpc", "registry", "router", "autoscaler",
     "rabbitmq", "rabbitmq_dist", "epmd", "valkey", "jobs",
 )  # fmt: skip
-PATIENCE_S = 60.0
+PATIENCE_S = 120.0
 
 
 def settings_in(folder: Path, **fields: Any) -> Settings:
