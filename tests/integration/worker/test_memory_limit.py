@@ -68,10 +68,10 @@ async def test_a_model_beyond_its_limit_is_ended_and_says_why(run: Run, tmp_path
     group = Path(noted.read_text()) if held_by == "a cgroup" else None
 
     died: list[Death] = []
-    watch = ModelWatch(60.0, died.append)
+    watch = ModelWatch(240.0, died.append)
     watch.begin(running.process, model)
     with pytest.raises(Unavailable):
-        await model.call([request(LEAK)], 60)
+        await model.call([request(LEAK)], 240)
     await running.process.wait()
     assert running.process.starved
     assert [death.words for death in died] == ["the model's process ended (signal 9, out of memory)"]
