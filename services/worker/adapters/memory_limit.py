@@ -13,6 +13,7 @@ import contextlib
 import os
 import re
 import signal
+import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
@@ -27,6 +28,7 @@ TOLD = "The kernel killed a process here, out of memory: the limit of this conta
 # Below a replica's folder: the limit in MiB as the launcher wants it, and the cgroup that was made for it.
 WANTED, GROUP = "memory-limit", "memory-group"
 LOOK_EVERY_S = 0.2
+LEAVE_S = 2.0
 MIB = 1024 * 1024
 
 
@@ -105,10 +107,18 @@ class MemoryLimit:
         await tasks.end(watching)
         if self.group is not None:
             found = kills(self.group)
-            # One that is busy is used again by the next start, or taken away by the launcher.
-            with contextlib.suppress(OSError):
-                self.group.rmdir()
-                self._kills, self.group = self._kills + found, None
+            # Processes that were killed leave it a moment later. One that stays busy is used again by the
+            # next start, or taken away by the launcher.
+            until = time.monotonic() + LEAVE_S
+            while self.group is not None:
+                try:
+                    self.group.rmdir()
+                except OSError:
+                    if time.monotonic() > until:
+                        return
+                    await asyncio.sleep(0.02)
+                else:
+                    self._kills, self.group = self._kills + found, None
 
     async def _watch(self, processes: Callable[[], Iterable[int]]) -> None:
         while True:
