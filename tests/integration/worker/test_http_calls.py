@@ -164,20 +164,31 @@ async def test_a_name_that_a_path_cannot_have_goes_over_grpc(run, tmp_path, monk
     assert ways.went == ["grpc"] * 3
 
 
+async def refused(ways: Ways, wrong: Request, way: str) -> BadRequest:
+    """Return the error of a wrong request that goes this way; a busy machine may make a quick call slow."""
+    async with asyncio.timeout(PATIENCE_S):
+        while True:
+            if way == "http":
+                await until_quick(ways)
+            ways.went.clear()
+            with pytest.raises(BadRequest) as bad:
+                await ways.ask(wrong)
+            if ways.went == [way]:
+                return bad.value
+
+
 async def test_the_errors_are_those_of_grpc(echo):
     wrong = request(1.0)._replace(
         key=call_key((tensor("nombres", "FP32", (2,)), tensor("words", "BYTES", (1,))), (), {})
     )
     told: list[list[str]] = []
     for way in ("http", "grpc"):
-        echo.went.clear()
-        with pytest.raises(BadRequest) as bad:
-            await echo.ask(wrong)
+        bad = await refused(echo, wrong, way)
         with pytest.raises(ModelFailed) as failed:
             await echo.ask(request(-1.0))
         with pytest.raises(DeadlinePassed) as late:
             await echo.ask(request(SLOW), timeout_s=0.05)
-        told.append([bad.value.message, failed.value.message, late.value.message])
+        told.append([bad.message, failed.value.message, late.value.message])
         assert echo.went == [way] * 3, "after one that was given up it is gRPC"
     assert told[0] == told[1]
     assert "nombres" in told[0][0]
