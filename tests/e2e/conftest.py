@@ -118,8 +118,12 @@ class Stack:
         )
 
     def worker(self, deployment: str) -> psutil.Process:
-        """The process of the only ready worker of a Deployment."""
-        (ready,) = [r for r in self.replicas(deployment) if r["state"] == "ready"]
+        """The process of the only ready worker of a Deployment, once there is one."""
+        end = time.monotonic() + PATIENCE_S
+        while not (found := [r for r in self.replicas(deployment) if r["state"] == "ready"]):
+            assert time.monotonic() < end, f"{deployment} has no ready replica"
+            time.sleep(0.05)
+        (ready,) = found
         return psutil.Process(ready["pid"])
 
     def child(self, name: str) -> psutil.Process:
