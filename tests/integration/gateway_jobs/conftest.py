@@ -47,6 +47,7 @@ class JobWorker:
     frames: list[Request] = field(default_factory=list)
     cancelled: list[bytes] = field(default_factory=list)
     open: asyncio.Event = field(default_factory=asyncio.Event)
+    busy: int = 0
     echo = staticmethod(echo)
 
     def __post_init__(self) -> None:
@@ -63,7 +64,11 @@ class JobWorker:
             self.cancelled += map(bytes, envelope.unpack(envelope.CANCELS, delivery.body))
 
         async def on_job(delivery: Delivery) -> None:
-            await self._on_job(session, delivery)
+            self.busy += 1
+            try:
+                await self._on_job(session, delivery)
+            finally:
+                self.busy -= 1
 
         await session.consume(cancels, on_cancels, prefetch=100, no_ack=True)
         for level in LEVELS:
@@ -84,6 +89,12 @@ class JobWorker:
             self.taken.append(request.id)
             await self._finish(request, taken.attempt)
         session.ack(delivery.tag)
+
+    async def drained(self) -> bool:
+        """Return whether no job waits in the queues or is under way."""
+        session = await self.link.wait_up(PATIENCE_S)
+        waiting = [await session.depth(jobs_queue(self.deployment, level)) for level in LEVELS]
+        return not any(waiting) and not self.busy
 
     async def _finish(self, request: Request, attempt: int) -> None:
         try:
@@ -195,11 +206,13 @@ async def store(jobs_url) -> AsyncIterator[JobStore]:
 
 
 @pytest.fixture
-async def worker(gateway, rabbitmq_url, store) -> AsyncIterator[JobWorker]:
-    """The worker behind it, at work."""
+async def worker(gateway, rabbitmq_url, store, until) -> AsyncIterator[JobWorker]:
+    """Yield the worker behind the gateway, at work; it leaves no job to the next test."""
     blobs = Blobs(f"file://{gateway.state}/data/blobs")
     found = JobWorker(rabbitmq_url, gateway.deployment, store, Claims(blobs, 32))
     async with found.link:
         await found.link.wait_up(20)
         yield found
+        found.open.set()
+        await until(found.drained)
     blobs.close()
