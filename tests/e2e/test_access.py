@@ -96,12 +96,14 @@ def test_a_web_page_cannot_publish(stack: Stack, served: str):
 def test_a_key_that_publishes_may_wait_for_what_it_deploys(stack: Stack, served: str, digits: Digits):
     key = make_key(stack, "petra", "--scope", "publish")["key"]
     for note in ("one", "two"):
-        deployed = remote(stack, key, "deploy", str(digits.model), "--name", "own", "--tag", f"n={note}")
-        assert (deployed.returncode, "own serves version 1" in deployed.stdout) == (0, True), deployed.stderr
-    for command in ("status", "why own", "deployments", "rollback own --to 1", "delete own --yes"):
+        deployed = remote(stack, key, "deploy", str(digits.model), "--name", "petras", "--tag", f"n={note}")
+        assert (deployed.returncode, "petras serves version 1" in deployed.stdout) == (0, True), (
+            deployed.stderr
+        )
+    for command in ("status", "why petras", "deployments", "rollback petras --to 1", "delete petras --yes"):
         done = remote(stack, key, *command.split())
         assert done.returncode == 0, f"{command}: {done.stdout}{done.stderr}"
-    for command in (f"scale {served} 1", "infer own --data [[1]]", "dead"):
+    for command in (f"scale {served} 1", "infer petras --data [[1]]", "dead"):
         assert "but this needs" in remote(stack, key, *command.split()).stderr, command
 
 
