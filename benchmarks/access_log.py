@@ -6,9 +6,9 @@ import timeit
 from types import SimpleNamespace
 from typing import Any
 
-from services.gateway.access_log import AccessLog
-from services.gateway.core import Timing
-from tidegate.protocol.access import Principal
+from services.gateway.application.access_log import AccessLog
+from services.gateway.application.inference.core import Timing
+from tidegate.kernel.protocol.access import Principal
 
 CALLS = 200_000
 WHO = Principal("key-1", "team", frozenset())

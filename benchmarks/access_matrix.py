@@ -1,7 +1,7 @@
 """``python -m benchmarks.access_matrix``: every route of every service, tried with every credential.
 
-What is expected comes from ``tidegate/protocol/permissions.py``; what is seen comes from a running stack. The
-calls are wrong on purpose (names that do not exist, empty bodies): those that are let in change nothing.
+What is expected comes from ``tidegate/kernel/protocol/permissions.py``; what is seen comes from a running
+stack. The calls are wrong on purpose (unknown names, empty bodies), so an allowed call changes nothing.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from pathlib import Path
 
 import httpx
 
-from tidegate.protocol import permissions, replica_token
-from tidegate.protocol.access import METRICS, REPLICA, SCOPES, Principal, metrics_token
-from tidegate.protocol.permissions import ANY, INTERNAL, LOOK, OPEN, SERVICES, Scopes
+from tidegate.kernel.protocol import permissions, replica_token
+from tidegate.kernel.protocol.access import METRICS, REPLICA, SCOPES, Principal, metrics_token
+from tidegate.kernel.protocol.permissions import ANY, INTERNAL, LOOK, OPEN, SERVICES, Scopes
 
 AT_ONCE = 16
 PATIENCE_S = 30.0

@@ -26,8 +26,9 @@ import psutil
 
 from benchmarks import options, report, session, stack
 from benchmarks.watch import watching
-from tidegate import AsyncClient, tasks
-from tidegate.errors import TidegateError
+from tidegate import AsyncClient
+from tidegate.kernel import tasks
+from tidegate.kernel.errors import TidegateError
 
 MODEL = stack.MODELS / "deaths" / "model.py"
 SETTINGS = ("--env", "DEATHS_MODEL_MS=20")

@@ -23,14 +23,14 @@ from typing import Any
 
 from benchmarks import options, report, session
 from services.autoscaler.adapters.history import History
+from services.autoscaler.application.recorder import Recorder
 from services.autoscaler.domain.decide import decide
 from services.autoscaler.domain.launcher import Running, fingerprint, replica_name
 from services.autoscaler.domain.memory import State
 from services.autoscaler.domain.snapshot import Launch, Plan, Policy, Snapshot
 from services.autoscaler.domain.status import statuses
-from services.autoscaler.recorder import Recorder
-from tidegate.protocol.models import Deployment, DeploymentStatus, Endpoint, Intention, Target, Version
-from tidegate.protocol.presence import GatewayLoad, GatewayReport, GatewayView, ReplicaReport
+from tidegate.kernel.protocol.models import Deployment, DeploymentStatus, Endpoint, Intention, Target, Version
+from tidegate.kernel.protocol.presence import GatewayLoad, GatewayReport, GatewayView, ReplicaReport
 
 START, PERIOD_S = 1_700_000_000.0, 0.5
 BORN = datetime(2024, 1, 1, tzinfo=UTC)

@@ -25,9 +25,9 @@ from benchmarks.errors import BenchmarkFailed
 from benchmarks.peer import all_peers
 from benchmarks.stack import Stack
 from benchmarks.workloads import Exchange
-from tidegate import credentials
+from tidegate.kernel import credentials
+from tidegate.kernel.store import JobStore
 from tidegate.stack.standalone import jobs_running, rabbitmq_running, valkey_running
-from tidegate.store import JobStore
 
 BAR = 3_000
 DRAIN_LIMIT_S = 300.0

@@ -20,8 +20,9 @@ import numpy as np
 import psutil
 
 from benchmarks import options, report, session, stack
-from tidegate import AsyncClient, tasks
-from tidegate.errors import TidegateError
+from tidegate import AsyncClient
+from tidegate.kernel import tasks
+from tidegate.kernel.errors import TidegateError
 
 Victim = Literal["model", "triton", "worker"]
 VICTIMS: tuple[Victim, ...] = ("model", "triton", "worker")

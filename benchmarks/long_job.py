@@ -15,9 +15,10 @@ from typing import Any
 import numpy as np
 
 from benchmarks import options, report, session, stack
-from tidegate import AsyncClient, credentials, tasks
-from tidegate.broker import Delivery, Link, Session
-from tidegate.topology import requests_queue
+from tidegate import AsyncClient
+from tidegate.kernel import credentials, tasks
+from tidegate.kernel.broker.connection import Channel, Connection, Delivery
+from tidegate.kernel.broker.topology import requests_queue
 
 MODEL = "long"
 HELD = requests_queue("benchmark-held")
@@ -83,16 +84,16 @@ async def _hold(consuming: str, publishing: str) -> float:
     def on_delivery(_: Delivery) -> None:
         return None
 
-    async def setup(session: Session) -> None:
-        await session.declare(HELD, bind=False)
-        await session.consume(HELD, on_delivery, prefetch=1)
+    async def setup(channel: Channel) -> None:
+        await channel.declare(HELD, bind=False)
+        await channel.consume(HELD, on_delivery, prefetch=1)
 
-    async def nothing(_: Session) -> None:
+    async def nothing(_: Channel) -> None:
         return
 
     async with (
-        Link(consuming, "holder", setup, closed.set) as holder,
-        Link(publishing, "publisher", nothing) as publisher,
+        Connection(consuming, "holder", setup, closed.set) as holder,
+        Connection(publishing, "publisher", nothing) as publisher,
     ):
         await holder.wait_up(20)
         await (await publisher.wait_up(20)).publish(b"held", routing_key=HELD.name)

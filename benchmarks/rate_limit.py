@@ -23,10 +23,10 @@ from typing import Any
 from benchmarks import options, report, session, stack
 from benchmarks.client import Client
 from benchmarks.stack import Stack
-from services.gateway.access import Access
+from services.gateway.application.access import Access
 from services.gateway.domain.keys import KeyTable
 from services.gateway.domain.tokens import Meter
-from tidegate.protocol.access import Allowance, Key, Principal, digest_of
+from tidegate.kernel.protocol.access import Allowance, Key, Principal, digest_of
 
 CONNECTIONS = 64
 LEAST = 0.98

@@ -20,10 +20,10 @@ from benchmarks import cpu, load, options, report, session, stack, workloads
 from benchmarks.load import Figures, Load
 from benchmarks.stack import Stack
 from benchmarks.workloads import Exchange
-from tidegate import credentials
+from tidegate.kernel import credentials
+from tidegate.kernel.store import JobStore
 from tidegate.stack import processes
 from tidegate.stack.processes import PROC, Process
-from tidegate.store import JobStore
 
 CONNECTIONS = 32
 # Requests are this part of the load, jobs are the rest.

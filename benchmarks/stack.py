@@ -14,7 +14,7 @@ from pathlib import Path
 from benchmarks import places
 from benchmarks.errors import BenchmarkFailed
 from benchmarks.session import MARK
-from tidegate import credentials
+from tidegate.kernel import credentials
 from tidegate.stack import processes
 from tidegate.stack.ports import free_ports
 
@@ -58,7 +58,7 @@ class Stack:
         return int(self.env["TIDEGATE_GATEWAY_PORT"])
 
     def server_url(self, server: str, service: str) -> str:
-        """Return the URL of a server of the stack (``tidegate.credentials``), as a service logs in there."""
+        """Return the URL of a server of the stack, with the credentials of ``service``."""
         scheme, setting = {
             credentials.RABBITMQ: ("amqp", "TIDEGATE_RABBITMQ_PORT"),
             credentials.VALKEY: ("redis", "TIDEGATE_VALKEY_PORT"),

@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from deploy.settings_doc import SECTIONS
-from tidegate.settings import Settings
-from tidegate.settings_report import WRONG, problem_of, report
+from tidegate.kernel.settings.base import Settings
+from tidegate.kernel.settings.report import WRONG, problem_of, report
 
 # They say where the file is, so they cannot be in it.
 OUTSIDE = {"TIDEGATE_STATE_DIR", "TIDEGATE_CONFIG_DIR", "TIDEGATE_CONTEXT"}

@@ -13,7 +13,7 @@ from services.gateway.settings import GatewaySettings
 from services.registry.settings import RegistrySettings
 from services.router.settings import RouterSettings
 from services.worker.settings import WorkerSettings
-from tidegate.settings import Settings
+from tidegate.kernel.settings.base import Settings
 
 PAGE = Path(__file__).parents[1] / "docs" / "settings.md"
 HEAD = """# Settings

@@ -28,7 +28,7 @@ from httpx._transports import default as httpx_transport
 from hypothesis import settings as hypothesis_settings
 from yarl import URL
 
-from tidegate import quick_start
+from tidegate.kernel import quick_start
 
 # The same examples each time: a test that fails fails for everybody, and leaves no files. A longer run
 # (`make fuzz`) has others each time, and prints how to repeat one that failed.
@@ -145,15 +145,15 @@ def rabbitmq_url() -> Iterator[str]:
 
 async def with_exchanges(url: str) -> None:
     """Declare what gateways and routers declare and workers only look for."""
-    from tidegate.broker import Link, Session
-    from tidegate.topology import CANCELS, WORKERS
+    from tidegate.kernel.broker.connection import Channel, Connection
+    from tidegate.kernel.broker.topology import CANCELS, WORKERS
 
-    async def declare(session: Session) -> None:
-        await session.declare(CANCELS)
-        await session.declare(WORKERS)
+    async def declare(channel: Channel) -> None:
+        await channel.declare(CANCELS)
+        await channel.declare(WORKERS)
 
-    async with Link(url, "tests", declare) as link:
-        await link.wait_up(60)
+    async with Connection(url, "tests", declare) as connection:
+        await connection.wait_up(60)
 
 
 @pytest.fixture(scope="session")

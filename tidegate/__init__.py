@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from tidegate.version import VERSION
 
 if TYPE_CHECKING:
     from tidegate.client import (
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
         JobHandle,
     )
     from tidegate.client.errors import BadAnswer, Unreachable
-    from tidegate.errors import (
+    from tidegate.kernel.errors import (
         BadRequest,
         ColdStart,
         Conflict,
@@ -33,8 +33,10 @@ if TYPE_CHECKING:
         Unauthorized,
         Unavailable,
     )
-    from tidegate.errors import TooMany as TooManyRequests
+    from tidegate.kernel.errors import TooMany as TooManyRequests
     from tidegate.model import Tensor, batched
+
+__version__ = VERSION
 
 __all__ = [
     "__version__",
@@ -88,7 +90,7 @@ def __getattr__(name: str) -> Any:
 
         return getattr(model, name)
     if name in __all__:
-        from tidegate import errors
+        from tidegate.kernel import errors
 
         return getattr(errors, "TooMany" if name == "TooManyRequests" else name)
     raise AttributeError(f"module 'tidegate' has no attribute {name!r}")

@@ -8,8 +8,8 @@
         return x.sum(axis=1)
 
 Nothing here changes what the functions do, so the file runs and can be tested without a stack. Tidegate reads
-the annotations from the source (:mod:`tidegate.protocol.python_model`). This module is also put beside a
-model on the worker, whose Python does not have Tidegate: it imports the standard library only.
+the annotations from the source (:mod:`tidegate.kernel.protocol.python_model`). This module is also put
+beside a model on the worker, whose Python does not have Tidegate: it imports the standard library only.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ import asyncio
 import sys
 from typing import TYPE_CHECKING
 
-from tidegate import quick_start
+from tidegate.kernel import quick_start
 
 if TYPE_CHECKING:
     from services.autoscaler.settings import AutoscalerSettings
@@ -25,7 +25,7 @@ def main(arguments: list[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     quick_start.begin()
     from services.autoscaler.settings import AutoscalerSettings
-    from tidegate import telemetry
+    from tidegate.kernel import telemetry
 
     settings = AutoscalerSettings()
     if given.command == "sweep":
@@ -39,7 +39,7 @@ def main(arguments: list[str] | None = None) -> int:
         engine_proxy.run(settings)
         return 0
     from services.autoscaler.app import build
-    from tidegate import service
+    from tidegate.kernel.service import app as service
 
     service.run(build(settings), settings, settings.autoscaler_port)
     return 0
@@ -50,8 +50,8 @@ def _sweep(settings: AutoscalerSettings, grace_s: float) -> int:
     from services.autoscaler.adapters import procfs
     from services.autoscaler.adapters.leader import LeaderLock
     from services.autoscaler.adapters.sweep import sweep
-    from services.autoscaler.launchers import launcher_of
-    from tidegate.errors import Unavailable
+    from services.autoscaler.launcher_wiring import launcher_of
+    from tidegate.kernel.errors import Unavailable
 
     leader = LeaderLock(settings.state_path / "run" / "autoscaler.lock")
     if not leader.try_take():

@@ -22,19 +22,19 @@ from services.autoscaler.adapters.registry import IntentionSource, RegistryClien
 from services.autoscaler.adapters.replica_grants import ReplicaGrants
 from services.autoscaler.adapters.warm_offers import WarmOffers
 from services.autoscaler.api import logs, operators, replay, targets, worker_settings
+from services.autoscaler.application.logs import Logs
+from services.autoscaler.application.loop import Loop, Parts
+from services.autoscaler.application.operations import Operations
+from services.autoscaler.application.recorder import Recorder
+from services.autoscaler.application.replaying import Replays
+from services.autoscaler.application.warm_pool import WarmPool
 from services.autoscaler.domain.launcher import Launcher
-from services.autoscaler.launchers import launcher_of, worker_environment
-from services.autoscaler.logs import Logs
-from services.autoscaler.loop import Loop, Parts
-from services.autoscaler.operations import Operations
-from services.autoscaler.recorder import Recorder
-from services.autoscaler.replaying import Replays
+from services.autoscaler.launcher_wiring import launcher_of, worker_environment
 from services.autoscaler.settings import AutoscalerSettings
-from services.autoscaler.warm import WarmPool
-from tidegate import tasks
-from tidegate.api import create_app
-from tidegate.log_files import LogFolder
-from tidegate.store import JobStore, Store
+from tidegate.kernel import tasks
+from tidegate.kernel.log_files import LogFolder
+from tidegate.kernel.service.api import create_app
+from tidegate.kernel.store import JobStore, Store
 
 PRUNE_S = 600.0
 

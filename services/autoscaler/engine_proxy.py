@@ -17,11 +17,11 @@ from starlette.types import Receive, Scope, Send
 
 from services.autoscaler.domain.engine_rules import Bounds, content_type, refusal
 from services.autoscaler.settings import AutoscalerSettings
-from tidegate import telemetry
-from tidegate.http.connections import Connections
-from tidegate.http.patience import HttpLimits
-from tidegate.http.protocol import Protocol
-from tidegate.protocol.access import engine_token
+from tidegate.kernel import telemetry
+from tidegate.kernel.http.connections import Connections
+from tidegate.kernel.http.patience import HttpLimits
+from tidegate.kernel.http.protocol import Protocol
+from tidegate.kernel.protocol.access import engine_token
 
 log = telemetry.logger(__name__)
 

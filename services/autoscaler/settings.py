@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field, field_validator
 
 from services.autoscaler.domain.log_keeping import LogLimits
 from services.autoscaler.domain.snapshot import Policy
-from tidegate.protocol.models import Flavour
-from tidegate.settings import Settings
+from tidegate.kernel.protocol.models import Flavour
+from tidegate.kernel.settings.base import Settings
+
+# The folder that holds ``services`` and ``tidegate``: child processes import them from there.
+ROOT = Path(__file__).resolve().parents[2]
 
 _FLAVOUR = re.compile("[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 

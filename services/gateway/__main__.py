@@ -7,7 +7,7 @@ import os
 import sys
 from functools import partial
 
-from tidegate import quick_start
+from tidegate.kernel import quick_start
 
 
 def main() -> int:
@@ -15,7 +15,8 @@ def main() -> int:
     quick_start.begin()
     from services.gateway import memory, processes
     from services.gateway.settings import GatewaySettings
-    from tidegate import object_store, telemetry
+    from tidegate.kernel import telemetry
+    from tidegate.kernel.blobs import object_store
 
     settings = GatewaySettings()
     object_store.require("gateway", blob_url=settings.blob_url)
@@ -31,7 +32,7 @@ def main() -> int:
     memory.return_large_blocks()
     # Only now: a parent of several processes needs nothing of all this.
     from services.gateway.app import build
-    from tidegate import service
+    from tidegate.kernel.service import app as service
 
     gateway = build(settings)
     run = partial(

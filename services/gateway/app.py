@@ -14,7 +14,7 @@ from fastapi import FastAPI
 from starlette.types import ASGIApp
 
 from services.gateway import processes
-from services.gateway.access_log import AccessLog, access_log_of
+from services.gateway.access_wiring import Gatehouse
 from services.gateway.adapters.cards import Cards
 from services.gateway.adapters.dispatcher import Dispatcher
 from services.gateway.adapters.reporter import Reporter
@@ -31,19 +31,19 @@ from services.gateway.api.infer import InferDoor
 from services.gateway.api.inference import Inference
 from services.gateway.api.limits import Limits
 from services.gateway.api.metrics import Metrics
-from services.gateway.catalogue import Catalogue
-from services.gateway.core import Core
+from services.gateway.application.access_log import AccessLog, access_log_of
+from services.gateway.application.catalogue import Catalogue
+from services.gateway.application.inference.core import Core
 from services.gateway.domain.budget import Budget
 from services.gateway.domain.cors import Origins
-from services.gateway.gatehouse import Gatehouse
-from services.gateway.job_office import JobOffice
+from services.gateway.job_wiring import JobOffice
 from services.gateway.settings import GatewaySettings
-from tidegate.api import create_app
-from tidegate.blobs import Blobs
-from tidegate.claims import Claims
-from tidegate.service import LOOPBACK, Health
-from tidegate.store import Store
-from tidegate.tls import ServerCertificate, certificate_of
+from tidegate.kernel.blobs.claims import Claims
+from tidegate.kernel.blobs.store import Blobs
+from tidegate.kernel.http.tls import ServerCertificate, certificate_of
+from tidegate.kernel.service.api import create_app
+from tidegate.kernel.service.app import LOOPBACK, Health
+from tidegate.kernel.store import Store
 
 # Room in a gRPC message beside a body of the limit.
 HEAD_BYTES = 64 * 1024

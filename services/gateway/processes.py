@@ -11,7 +11,7 @@ import sys
 import time
 from pathlib import Path
 
-from tidegate import telemetry
+from tidegate.kernel import telemetry
 
 log = telemetry.logger(__name__)
 

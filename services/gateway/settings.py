@@ -7,7 +7,7 @@ from typing import ClassVar, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from services.gateway.domain.cors import Origins
-from tidegate.settings import Settings
+from tidegate.kernel.settings.base import Settings
 
 Scope = Literal["infer", "publish", "operate", "admin"]
 

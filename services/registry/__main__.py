@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import sys
 
-from tidegate import quick_start
+from tidegate.kernel import quick_start
 
 
 def main(arguments: list[str]) -> None:
@@ -15,7 +15,7 @@ def main(arguments: list[str]) -> None:
     quick_start.begin()
     from services.registry.adapters.sql import migrate
     from services.registry.settings import RegistrySettings
-    from tidegate import object_store
+    from tidegate.kernel.blobs import object_store
 
     settings = RegistrySettings()
     object_store.require("registry", artifact_url=settings.artifact_url)
@@ -24,7 +24,8 @@ def main(arguments: list[str]) -> None:
         return
     # Imported here: a migration needs none of it, and everybody who starts waits for the migration.
     from services.registry.app import build
-    from tidegate import service, telemetry
+    from tidegate.kernel import telemetry
+    from tidegate.kernel.service import app as service
 
     problem = asyncio.run(migrate.problem(settings.database_url))
     if problem is not None:

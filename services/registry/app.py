@@ -14,23 +14,14 @@ from services.registry.adapters.announcer import Announcer
 from services.registry.adapters.artifacts import ArtifactStore
 from services.registry.adapters.sql.database import Clock, Database, utc_now
 from services.registry.adapters.usage_intake import UsageIntake
-from services.registry.api import (
-    artifacts,
-    deployments,
-    endpoints,
-    history,
-    intention,
-    keys,
-    models,
-    replicas,
-    traffic,
-)
+from services.registry.api import artifacts, deployments, endpoints, history, keys, models, replicas, traffic
+from services.registry.api import desired_state as intention
+from services.registry.application.keyring import Keyring
+from services.registry.application.registrar import Policy, Registrar
 from services.registry.domain.archive import Limits
-from services.registry.keyring import Keyring
-from services.registry.registrar import Policy, Registrar
 from services.registry.settings import RegistrySettings
-from tidegate.api import create_app
-from tidegate.protocol.replica_token import Replicas
+from tidegate.kernel.protocol.replica_token import Replicas
+from tidegate.kernel.service.api import create_app
 
 COLLECT_EVERY_S = 600.0
 

@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from pydantic import Field
 
-from tidegate.settings import Settings
+from tidegate.kernel.settings.base import Settings
 
 GIB = 1024**3
 

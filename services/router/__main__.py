@@ -1,6 +1,6 @@
 """``python -m services.router``."""
 
-from tidegate import quick_start
+from tidegate.kernel import quick_start
 
 
 def main() -> None:
@@ -8,7 +8,9 @@ def main() -> None:
     quick_start.begin()
     from services.router.app import build
     from services.router.settings import RouterSettings
-    from tidegate import object_store, service, telemetry
+    from tidegate.kernel import telemetry
+    from tidegate.kernel.blobs import object_store
+    from tidegate.kernel.service import app as service
 
     settings = RouterSettings()
     object_store.require("router", blob_url=settings.blob_url)

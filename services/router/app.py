@@ -15,21 +15,21 @@ from services.router.adapters.webhook_secret import load
 from services.router.adapters.webhook_sender import Sender
 from services.router.api import dead, jobs, routes
 from services.router.api.exceptions import Exceptions
-from services.router.controller import Controller
-from services.router.courier import Courier
-from services.router.dead_letters import DeadLetters
-from services.router.job_sweeper import JobSweeper
-from services.router.leadership import Leadership
-from services.router.ledger import Ledger
-from services.router.replays import Replays
+from services.router.application.blob_sweeper import Sweeper
+from services.router.application.controller import Controller
+from services.router.application.dead_letters import DeadLetters
+from services.router.application.job_sweeper import JobSweeper
+from services.router.application.leadership import Leadership
+from services.router.application.ledger import Ledger
+from services.router.application.replays import Replays
+from services.router.application.webhook_dispatcher import Courier
 from services.router.settings import RouterSettings
-from services.router.sweeper import Sweeper
-from tidegate.api import create_app
-from tidegate.blobs import Blobs
-from tidegate.claims import Claims
-from tidegate.store import JobStore, Store
-from tidegate.store.leader import LeaderStore
-from tidegate.store.webhooks import WebhookStore
+from tidegate.kernel.blobs.claims import Claims
+from tidegate.kernel.blobs.store import Blobs
+from tidegate.kernel.service.api import create_app
+from tidegate.kernel.store import JobStore, Store
+from tidegate.kernel.store.leader import LeaderStore
+from tidegate.kernel.store.webhooks import WebhookStore
 
 
 def build(settings: RouterSettings) -> FastAPI:
@@ -79,8 +79,8 @@ def build(settings: RouterSettings) -> FastAPI:
         )
         app.state.ledger, app.state.webhook_master = ledger, master
         app.state.health.add("table", controller.problem)
-        app.state.health.add("broker", lambda: controller.link.problem)
-        app.state.health.add("exceptions", lambda: exceptions.link.problem or exceptions.out.problem)
+        app.state.health.add("broker", lambda: controller.connection.problem)
+        app.state.health.add("exceptions", lambda: exceptions.connection.problem or exceptions.out.problem)
         app.state.health.add("jobs", lambda: job_sweeper.problem or courier.problem)
         loops = (leadership, controller, letters, exceptions, sweeper, job_sweeper, courier, ledger)
         for loop in loops:

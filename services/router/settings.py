@@ -9,7 +9,7 @@ from pydantic import Field
 from services.router.domain.dead_letters import Limits as DeadLetterLimits
 from services.router.domain.job_retention import Retention
 from services.router.domain.webhooks import Limits, Patience
-from tidegate.settings import Settings
+from tidegate.kernel.settings.base import Settings
 
 
 class RouterSettings(Settings):

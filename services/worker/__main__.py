@@ -9,7 +9,7 @@ import socket
 import sys
 from pathlib import Path
 
-from tidegate import quick_start
+from tidegate.kernel import quick_start
 
 
 def main() -> int:
@@ -20,7 +20,9 @@ def main() -> int:
     quick_start.begin()
     from services.worker.app import Worker
     from services.worker.settings import WorkerSettings
-    from tidegate import object_store, service, telemetry
+    from tidegate.kernel import telemetry
+    from tidegate.kernel.blobs import object_store
+    from tidegate.kernel.service import app as service
 
     settings = WorkerSettings()
     object_store.require("worker", blob_url=settings.blob_url)

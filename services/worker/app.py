@@ -13,13 +13,13 @@ import orjson
 from starlette.applications import Starlette
 
 from services.worker.adapters.triton_process import TritonProcess
-from services.worker.life import Life
+from services.worker.application.lifecycle import Life
+from services.worker.application.waiting import Waiting
 from services.worker.settings import WorkerSettings
-from services.worker.waiting import Waiting
-from tidegate import tasks
-from tidegate.protocol.models import Assignment, WarmAssignment
-from tidegate.service import bare_app
-from tidegate.store import JobStore, Store
+from tidegate.kernel import tasks
+from tidegate.kernel.protocol.models import Assignment, WarmAssignment
+from tidegate.kernel.service.app import bare_app
+from tidegate.kernel.store import JobStore, Store
 
 
 class Worker:

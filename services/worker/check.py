@@ -7,7 +7,7 @@ import sys
 
 from services.worker.adapters.triton_install import TritonInstall
 from services.worker.settings import WorkerSettings
-from tidegate.errors import Unavailable
+from tidegate.kernel.errors import Unavailable
 
 
 def main() -> int:

@@ -26,15 +26,15 @@ from services.worker.adapters.sandbox import sandbox_of
 from services.worker.adapters.triton_client import TritonClient
 from services.worker.adapters.triton_install import TritonInstall
 from services.worker.adapters.triton_process import TritonOptions, TritonProcess, new_triton, repository_in
+from services.worker.application.loading import Loading
 from services.worker.domain.formats import config_is_complete
-from services.worker.loading import Loading
 from services.worker.settings import WorkerSettings
-from tidegate import tasks
-from tidegate.errors import TidegateError, Unavailable
-from tidegate.protocol.envelope import Request, Undecodable, read_call_key, read_request
-from tidegate.protocol.models import Assignment
-from tidegate.protocol.tensors import DATATYPES
-from tidegate.settings import Settings
+from tidegate.kernel import tasks
+from tidegate.kernel.errors import TidegateError, Unavailable
+from tidegate.kernel.protocol.envelope import Request, Undecodable, read_call_key, read_request
+from tidegate.kernel.protocol.models import Assignment
+from tidegate.kernel.protocol.tensors import DATATYPES
+from tidegate.kernel.settings.base import Settings
 
 POLL_S = 0.1
 FAULTHANDLER = b"\n\nimport faulthandler as _faulthandler\n\n_faulthandler.enable()\n"

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from pydantic import Field
 
-from tidegate.settings import Settings
+from tidegate.kernel.settings.base import Settings
 
 
 class WorkerSettings(Settings):

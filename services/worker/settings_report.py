@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 from services.worker.settings import WorkerSettings
-from tidegate.settings_report import report
+from tidegate.kernel.settings.report import report
 
 if __name__ == "__main__":
     print(json.dumps(report(WorkerSettings())))

@@ -12,7 +12,7 @@ import pytest
 from benchmarks import places, stack
 from benchmarks.chaos import course, kills, verdict
 from tests.conftest import Figure
-from tidegate.settings import Settings
+from tidegate.kernel.settings.base import Settings
 
 pytestmark = pytest.mark.e2e
 

@@ -19,7 +19,7 @@ import pytest
 from deploy.compose import stack, tool
 from tests.compose.conftest import KEEP, until
 from tests.conftest import Figure
-from tidegate.errors import TidegateError
+from tidegate.kernel.errors import TidegateError
 
 DEPLOYMENT = "identity-v1"
 UNREACHABLE = r"gaierror|timed out|refused"

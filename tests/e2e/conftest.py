@@ -20,8 +20,9 @@ import pytest
 
 from tests.conftest import PATIENCE_S, MadeOnce
 from tests.e2e.guard import Guard
-from tidegate import Client, credentials
-from tidegate.settings import Settings
+from tidegate import Client
+from tidegate.kernel import credentials
+from tidegate.kernel.settings.base import Settings
 from tidegate.stack.ports import free_ports
 
 REPO = Path(__file__).parents[2]
@@ -70,7 +71,7 @@ class Stack:
     env: dict[str, str]
 
     def server_url(self, server: str, service: str) -> str:
-        """The URL of a server of the stack (``tidegate.credentials``), as a service logs in there."""
+        """The URL of a server of the stack (``tidegate.kernel.credentials``), as a service logs in there."""
         url = {
             credentials.RABBITMQ: self.settings.amqp_url,
             credentials.VALKEY: self.settings.redis_url,

@@ -12,7 +12,7 @@ from pathlib import Path
 import httpx
 
 from services.worker.adapters.triton_install import TritonInstall
-from tidegate.settings import Settings
+from tidegate.kernel.settings.base import Settings
 from tidegate.stack.ports import free_ports
 
 

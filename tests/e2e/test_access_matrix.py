@@ -11,7 +11,7 @@ import pytest
 from benchmarks import access_matrix
 from benchmarks.access_matrix import Keys, credentials, running_replica, tried, undeclared
 from tests.e2e.conftest import REPO, Stack, running_stack
-from tidegate.protocol.permissions import CONTROL, SERVICES
+from tidegate.kernel.protocol.permissions import CONTROL, SERVICES
 
 pytestmark = pytest.mark.e2e
 

@@ -22,7 +22,7 @@ from tests.conftest import PATIENCE_S
 from tests.e2e.conftest import PORTS, REPO, Digits, Stack, processes_of
 from tests.e2e.guard import Guard
 from tidegate import Client
-from tidegate.settings import Settings
+from tidegate.kernel.settings.base import Settings
 from tidegate.stack.ports import free_ports
 
 pytestmark = pytest.mark.e2e

@@ -15,7 +15,7 @@ from tests.e2e.conftest import Digits, Stack
 from tests.e2e.test_gpus import deleted, placed
 from tests.integration.worker.test_torchscript import MAKE
 from tidegate import Client
-from tidegate.settings import Settings
+from tidegate.kernel.settings.base import Settings
 
 pytestmark = pytest.mark.gpu
 

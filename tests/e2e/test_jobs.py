@@ -16,7 +16,7 @@ import pytest
 
 from tests.e2e.conftest import Digits, Stack
 from tidegate import Client
-from tidegate.errors import Conflict, ModelFailed
+from tidegate.kernel.errors import Conflict, ModelFailed
 
 pytestmark = pytest.mark.e2e
 

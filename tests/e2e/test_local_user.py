@@ -34,7 +34,7 @@ FILES = (
 )
 INTRUDER = """
 import asyncio, sys
-from tidegate.amqp.connection import connect
+from tidegate.kernel.broker.amqp.connection import connect
 async def main():
     for user in ("", "guest:guest@"):
         try:

@@ -20,7 +20,7 @@ from tritonclient.grpc import service_pb2 as pb
 from tritonclient.grpc import service_pb2_grpc as stubs
 
 from tests.e2e.direct import Doors, running_triton
-from tidegate.protocol.tensors import DATATYPES, pack_strings, unpack_strings
+from tidegate.kernel.protocol.tensors import DATATYPES, pack_strings, unpack_strings
 
 pytestmark = pytest.mark.e2e
 

@@ -13,7 +13,8 @@ import pytest
 
 from tests.conftest import PATIENCE_S
 from tests.e2e.conftest import Stack
-from tidegate import Client, model_users
+from tidegate import Client
+from tidegate.kernel import model_users
 
 SIGNATURE = {
     "inputs": [{"name": "order", "datatype": "BYTES", "shape": [1]}],

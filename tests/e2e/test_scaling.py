@@ -18,7 +18,7 @@ from tests.e2e.conftest import REPO, Stack
 from tests.e2e.test_resilience import wait_until
 from tests.e2e.test_scale import wait_replicas
 from tidegate import Client
-from tidegate.errors import TidegateError
+from tidegate.kernel.errors import TidegateError
 
 NAME = "napper-v1"
 

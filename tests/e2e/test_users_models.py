@@ -18,8 +18,8 @@ import pytest
 from services.worker.adapters.triton_install import TritonInstall
 from tests.e2e.conftest import Stack
 from tidegate import Client
-from tidegate.errors import ModelFailed
-from tidegate.settings import Settings
+from tidegate.kernel.errors import ModelFailed
+from tidegate.kernel.settings.base import Settings
 
 ENSEMBLES = Path(__file__).parents[2] / "examples" / "ensemble"
 PLAIN = Path(__file__).parents[2] / "examples" / "python"

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from tests.integration.kernel import s3 as s3_of
-from tidegate.blobs import Blobs
-from tidegate.broker import Session
+from tidegate.kernel.blobs.store import Blobs
+from tidegate.kernel.broker.connection import Channel
 
 
 @pytest.fixture
@@ -50,15 +50,15 @@ def hold_up(monkeypatch) -> Callable[[str], HeldUp]:
     """``hold_up(prefix)``: from now on who begins to consume a queue of that prefix has to wait."""
 
     def held_up(prefix: str) -> HeldUp:
-        found, consume = HeldUp(), Session.consume
+        found, consume = HeldUp(), Channel.consume
 
-        async def held(session: Session, queue: Any, *args: Any, **how: Any) -> str:
+        async def held(channel: Channel, queue: Any, *args: Any, **how: Any) -> str:
             if queue.name.startswith(prefix):
                 found.begun.set()
                 await found.go.wait()
-            return await consume(session, queue, *args, **how)
+            return await consume(channel, queue, *args, **how)
 
-        monkeypatch.setattr(Session, "consume", held)
+        monkeypatch.setattr(Channel, "consume", held)
         return found
 
     return held_up

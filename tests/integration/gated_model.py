@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
-from tidegate.protocol.envelope import Request
+from tidegate.kernel.protocol.envelope import Request
 
 
 class GatedModel:

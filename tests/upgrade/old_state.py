@@ -140,7 +140,7 @@ def environment(state: Path, ports: Mapping[str, int], runtime: Path) -> dict[st
 
 def main() -> None:
     """Build a state folder and say where."""
-    from tidegate.settings import Settings
+    from tidegate.kernel.settings.base import Settings
 
     revision, state = sys.argv[1], Path(sys.argv[2]).absolute()
     settings = Settings(state_dir=state)

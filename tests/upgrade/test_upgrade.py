@@ -17,7 +17,7 @@ from tests.conftest import PATIENCE_S
 from tests.e2e.conftest import PORTS, Stack, processes_of
 from tests.upgrade import old_state
 from tidegate import Client
-from tidegate.settings import Settings
+from tidegate.kernel.settings.base import Settings
 from tidegate.stack.ports import free_ports
 
 pytestmark = pytest.mark.e2e

@@ -1,6 +1,6 @@
 """The ``tidegate`` command. ``docs/cli.md`` lists its commands and exit codes."""
 
-from tidegate import quick_start
+from tidegate.kernel import quick_start
 
 
 def main() -> None:

@@ -17,14 +17,14 @@ from urllib.parse import quote, urlsplit
 
 import orjson
 
-from tidegate import places
+from tidegate.client import contexts as places
 from tidegate.client.errors import BadAnswer, Unreachable, from_answer
-from tidegate.errors import BadRequest, DeadlinePassed, NotFound, TidegateError
+from tidegate.kernel.errors import BadRequest, DeadlinePassed, NotFound, TidegateError
 
 if TYPE_CHECKING:
     import httpx
 
-    from tidegate.settings import Settings
+    from tidegate.kernel.settings.base import Settings
 
 TIMEOUT_S = 15.0
 HEALTH_TIMEOUT_S = 3.0
@@ -238,22 +238,22 @@ chosen: ContextVar[str] = ContextVar("chosen", default="")
 
 
 def settings() -> Settings:
-    """The settings of the stack that is meant (``tidegate.places``). Raises BadRequest."""
+    """The settings of the stack that is meant (``tidegate.client.contexts``). Raises BadRequest."""
     found = places.find(chosen.get(), os.environ, Path.cwd(), places.read())
     return settings_with(found.fields)
 
 
 def settings_with(fields: dict[str, Any]) -> Settings:
     """The settings in force, these before the environment's. Raises BadRequest that names a wrong one."""
-    from tidegate.settings import Settings
-    from tidegate.settings_report import WRONG, problem_of
+    from tidegate.kernel.settings.base import Settings
+    from tidegate.kernel.settings.report import WRONG, problem_of
 
     try:
         made = Settings(**fields)
         _trust(made)
         return made
     except WRONG as error:
-        from tidegate import settings_file
+        from tidegate.kernel.settings import file as settings_file
 
         state = Path(fields.get("state_dir") or os.environ.get("TIDEGATE_STATE_DIR") or places.STATE)
         wrong = problem_of(error)

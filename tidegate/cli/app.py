@@ -33,7 +33,7 @@ from tidegate.cli import (
     stack,
     tune,
 )
-from tidegate.errors import TidegateError
+from tidegate.kernel.errors import TidegateError
 
 app = typer.Typer(
     name="tidegate",

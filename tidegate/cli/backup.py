@@ -11,7 +11,7 @@ import typer
 from tidegate.cli import checkout
 from tidegate.cli.exits import UsageError
 from tidegate.cli.options import Json
-from tidegate.errors import Conflict
+from tidegate.kernel.errors import Conflict
 
 if TYPE_CHECKING:
     from tidegate.stack.backup_file import Manifest

@@ -12,7 +12,7 @@ from tidegate.cli.exits import UsageError
 from tidegate.cli.options import Json
 
 if TYPE_CHECKING:
-    from tidegate.places import Context, Contexts
+    from tidegate.client.contexts import Context, Contexts
 
 context = typer.Typer(
     name="context",
@@ -26,8 +26,8 @@ Name = Annotated[str, typer.Argument(metavar="NAME", help="The context's name.")
 @context.command("list")
 def listed(json: Json = False) -> None:
     """List the contexts; the star marks the current one."""
-    from tidegate import places
     from tidegate.cli import output
+    from tidegate.client import contexts as places
 
     contexts = places.read()
     items = [_document(each, contexts) for _, each in sorted(contexts.items.items())]
@@ -47,8 +47,8 @@ def use(name: Name, json: Json = False) -> None:
     A command in a folder of `make up` uses that folder's stack, and `--context NAME` or TIDEGATE_CONTEXT
     chooses another one.
     """
-    from tidegate import places
     from tidegate.cli import output
+    from tidegate.client import contexts as places
 
     contexts = places.read()
     found = contexts.get(name)
@@ -77,8 +77,8 @@ def add(
     json: Json = False,
 ) -> None:
     """Add a stack, or change one: `tidegate context add prod --url https://models.example.com --key -`."""
-    from tidegate import places
     from tidegate.cli import output
+    from tidegate.client import contexts as places
 
     if "/" in name or name in ("", ".", ".."):
         raise UsageError(
@@ -115,8 +115,8 @@ def add(
 @context.command()
 def remove(name: Name, json: Json = False) -> None:
     """Remove a context. The stack itself does not change."""
-    from tidegate import places
     from tidegate.cli import output
+    from tidegate.client import contexts as places
 
     contexts = places.read()
     found, left = contexts.get(name), contexts.without(name)
@@ -131,8 +131,8 @@ def show(
     json: Json = False,
 ) -> None:
     """Show one context; its key is masked."""
-    from tidegate import places
     from tidegate.cli import output
+    from tidegate.client import contexts as places
 
     contexts = places.read()
     if not (name or contexts.current):
@@ -154,8 +154,8 @@ def _document(each: Context, contexts: Contexts) -> dict[str, Any]:
 
 
 def _url_of(state_dir: Path | None) -> str:
-    from tidegate import started
-    from tidegate.settings import Settings
+    from tidegate.client import started
+    from tidegate.kernel.settings.base import Settings
 
     if state_dir is None:
         return ""

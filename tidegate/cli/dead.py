@@ -120,7 +120,7 @@ def delete(id: Id, json: Json = False) -> None:
 
 def save(router: Service, id: str, file: Path) -> int:
     """Write the payload of a letter to a file that only its owner can read; return its bytes."""
-    from tidegate.errors import TidegateError
+    from tidegate.kernel.errors import TidegateError
 
     part = file.with_name(f"{file.name}.part")
     size = 0

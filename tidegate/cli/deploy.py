@@ -10,7 +10,7 @@ import typer
 
 from tidegate.cli.exits import UsageError
 from tidegate.cli.options import Json, numbers, pairs, seconds
-from tidegate.protocol import names
+from tidegate.kernel.protocol import names
 
 _SCALE, _RUN, _ABOUT, _ROLL = "Scaling", "How it runs", "About the version", "Rolling out"
 

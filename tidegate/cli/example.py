@@ -13,10 +13,10 @@ import tidegate
 from tidegate.cli.api import Control, Doc, part, token_of
 from tidegate.cli.progress import Steps
 from tidegate.cli.publish import Order, publish, read_json, wait_serving
-from tidegate.errors import NotFound, TidegateError
+from tidegate.kernel.errors import NotFound, TidegateError
 
 if TYPE_CHECKING:
-    from tidegate.settings import Settings
+    from tidegate.kernel.settings.base import Settings
 
 NAME = "digits"
 WAIT_S = 180.0

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from tidegate import errors
 from tidegate.client.errors import Unreachable
+from tidegate.kernel import errors
 
 OK = 0
 ERROR = 1

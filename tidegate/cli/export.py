@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from tidegate.cli.options import Json
-from tidegate.errors import NotFound
+from tidegate.kernel.errors import NotFound
 
 Fields = Mapping[str, Any]
 # Fields of a stored object that `apply` does not take.
@@ -102,7 +102,7 @@ def _without_defaults(value: dict[str, Any], defaults: Any) -> dict[str, Any]:
 
 @cache
 def _deployment_defaults() -> dict[str, Any]:
-    from tidegate.protocol.models import DeploymentSpec
+    from tidegate.kernel.protocol.models import DeploymentSpec
 
     spec = DeploymentSpec(name="x", model="x", version=1)
     return _only_defaults(spec.model_dump(mode="json"), ("name", "model", "version"))
@@ -110,7 +110,7 @@ def _deployment_defaults() -> dict[str, Any]:
 
 @cache
 def _endpoint_defaults() -> dict[str, Any]:
-    from tidegate.protocol.models import EndpointSpec, Target
+    from tidegate.kernel.protocol.models import EndpointSpec, Target
 
     spec = EndpointSpec(name="x", targets=[Target(deployment="x")])
     return _only_defaults(spec.model_dump(mode="json"), ("name", "targets"))

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tidegate.cli.api import Control, Doc, Service, settings
-from tidegate.errors import TidegateError
+from tidegate.kernel.errors import TidegateError
 
 STARTED_BY_STACK = ("rabbitmq", "valkey", "valkey-jobs")
 NOT_ALLOWED = "not allowed with this key"

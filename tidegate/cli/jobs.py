@@ -89,7 +89,7 @@ def gateway() -> Service:
 
 
 def _waited(service: Service, path: str, found: Doc, timeout_s: float) -> Doc:
-    from tidegate.errors import DeadlinePassed
+    from tidegate.kernel.errors import DeadlinePassed
 
     deadline = time.monotonic() + timeout_s
     while not found["finished_at"]:
@@ -104,7 +104,7 @@ def _show_result(service: Service, path: str, found: Doc, file: Path | None) -> 
     import orjson
 
     from tidegate.cli import output
-    from tidegate.errors import Conflict
+    from tidegate.kernel.errors import Conflict
 
     answer = service.get(f"{path}/result")
     if not found["finished_at"] and "outputs" not in answer:

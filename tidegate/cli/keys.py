@@ -8,7 +8,7 @@ import typer
 
 from tidegate.cli.exits import UsageError
 from tidegate.cli.options import Json, seconds
-from tidegate.errors import NotFound
+from tidegate.kernel.errors import NotFound
 
 if TYPE_CHECKING:
     from tidegate.cli.api import Doc, Service

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from tidegate.cli.api import Control, control, part
-from tidegate.errors import NotFound, TidegateError
-from tidegate.log_files import LogFolder
-from tidegate.settings import Settings
+from tidegate.kernel.errors import NotFound, TidegateError
+from tidegate.kernel.log_files import LogFolder
+from tidegate.kernel.settings.base import Settings
 
 Line = dict[str, Any]
 

@@ -13,7 +13,7 @@ import typer
 
 from tidegate.cli.exits import UsageError
 from tidegate.cli.options import Json
-from tidegate.errors import NotFound, Unavailable
+from tidegate.kernel.errors import NotFound, Unavailable
 
 if TYPE_CHECKING:
     from tidegate.cli.log_source import Source
@@ -74,7 +74,7 @@ def logs(
 
 
 def _since(text: str | None) -> float:
-    from tidegate.protocol import log_lines
+    from tidegate.kernel.protocol import log_lines
 
     if text is None:
         return -1.0
@@ -101,7 +101,7 @@ def _show_file(path: Path, lines: int, *, follow: bool, json: bool) -> None:
 
 def _show_merged(found: Source, name: str, lines: int, after: float, *, follow: bool, json: bool) -> None:
     from tidegate.cli import output
-    from tidegate.log_files import SETTLE_S
+    from tidegate.kernel.log_files import SETTLE_S
 
     until = time.time() - SETTLE_S if follow else EVER
     first = found.read(name, since=after, until=until, lines=lines)
@@ -120,7 +120,7 @@ def _show_merged(found: Source, name: str, lines: int, after: float, *, follow: 
 
 def _show_request(found: Source, id_: str, *, json: bool) -> None:
     from tidegate.cli import output
-    from tidegate.protocol.request_ids import LONGEST_ID
+    from tidegate.kernel.protocol.request_ids import LONGEST_ID
 
     lines = found.of_request(id_[:LONGEST_ID])
     if not lines:

@@ -11,9 +11,9 @@ from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
 from tidegate.cli.exits import UsageError
-from tidegate.protocol import onnx_external
-from tidegate.protocol.archives import Unsafe, safe_path
-from tidegate.protocol.protobuf_wire import Budget, Malformed, Message
+from tidegate.kernel.protocol import onnx_external
+from tidegate.kernel.protocol.archives import Unsafe, safe_path
+from tidegate.kernel.protocol.protobuf_wire import Budget, Malformed, Message
 
 
 def model_in(path: Path) -> Path | None:

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 from tidegate.cli import output
 from tidegate.cli.exits import UsageError
 from tidegate.cli.package import format_of
-from tidegate.errors import NotFound
-from tidegate.protocol import backend_class, names
+from tidegate.kernel.errors import NotFound
+from tidegate.kernel.protocol import backend_class, names
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -67,8 +67,8 @@ def _check_functions(tree: ast.Module, given: Doc | None) -> None:
     """Raise BadRequest for a file with ``predict`` whose signature is unclear or contradicts it."""
     from pydantic import ValidationError
 
-    from tidegate.protocol import python_model, python_signature
-    from tidegate.protocol.models import Signature
+    from tidegate.kernel.protocol import python_model, python_signature
+    from tidegate.kernel.protocol.models import Signature
 
     try:
         signature = None if given is None else Signature.model_validate(given)

@@ -14,7 +14,7 @@ from tidegate.cli.options import parsed
 from tidegate.cli.output import size_of
 from tidegate.cli.package import Package, packed
 from tidegate.cli.progress import Steps, transfer
-from tidegate.errors import Conflict, DeadlinePassed, ModelFailed, NotFound, TidegateError, Unavailable
+from tidegate.kernel.errors import Conflict, DeadlinePassed, ModelFailed, NotFound, TidegateError, Unavailable
 
 POLL_S = 0.5
 # A status may be older than the deploy: a failure counts if it is newer, or still there after this long.

@@ -12,7 +12,7 @@ import typer
 
 from tidegate.cli.exits import UsageError
 from tidegate.cli.options import Json, seconds
-from tidegate.errors import BadRequest
+from tidegate.kernel.errors import BadRequest
 
 if TYPE_CHECKING:
     from tidegate.cli.api import Control, Doc

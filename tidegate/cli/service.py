@@ -16,7 +16,7 @@ import typer
 from tidegate.cli import checkout
 from tidegate.cli.exits import UsageError
 from tidegate.cli.options import Json
-from tidegate.errors import NotFound, TidegateError
+from tidegate.kernel.errors import NotFound, TidegateError
 
 if TYPE_CHECKING:
     from tidegate.stack.unit import Unit
@@ -157,8 +157,8 @@ def run() -> None:
 def described(user: bool | None, name: str, run_as: str | None) -> tuple[Unit, list[str]]:
     """Return the unit of the stack of this folder, and the variables that it leaves out. Raise UsageError."""
     checkout.require("service install")
-    from tidegate import started
     from tidegate.cli.stack import own as own_settings
+    from tidegate.client import started
     from tidegate.stack.unit import Unit, check_name, text_of
 
     own = os.geteuid() != 0 if user is None else user
@@ -190,7 +190,7 @@ def described(user: bool | None, name: str, run_as: str | None) -> tuple[Unit, l
 
 def secrets_of(environ: Mapping[str, str]) -> list[str]:
     """Return the settings of this shell that a unit does not hold."""
-    from tidegate.settings import is_secret
+    from tidegate.kernel.settings.base import is_secret
 
     ours = {key: value for key, value in environ.items() if key.startswith("TIDEGATE_") and value}
     return sorted(key for key, value in ours.items() if is_secret(key, value))

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tidegate.cli.exits import UsageError
-from tidegate.errors import ModelFailed
+from tidegate.kernel.errors import ModelFailed
 
 if TYPE_CHECKING:
     from tidegate.cli.api import Control, Doc

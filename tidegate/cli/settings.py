@@ -11,11 +11,11 @@ import typer
 from tidegate.cli import checkout, exits
 from tidegate.cli.exits import UsageError
 from tidegate.cli.options import Json
-from tidegate.errors import BadRequest, TidegateError
+from tidegate.kernel.errors import BadRequest, TidegateError
 
 if TYPE_CHECKING:
     from tidegate.cli.api import Control, Doc
-    from tidegate.settings import Settings
+    from tidegate.kernel.settings.base import Settings
 
 settings = typer.Typer(
     name="settings",
@@ -192,9 +192,9 @@ def check_file(found: Settings) -> None:
 def _change(command: str, values: dict[str, str | None], json: bool) -> None:
     checkout.require(command)
     from deploy.settings_check import OUTSIDE, names, problems, unknown
-    from tidegate import settings_file
     from tidegate.cli import output
     from tidegate.cli.stack import own_folder
+    from tidegate.kernel.settings import file as settings_file
     from tidegate.stack.record import Folder
 
     state = own_folder()

@@ -15,7 +15,7 @@ from tidegate.cli.exits import UsageError
 from tidegate.cli.output import say
 from tidegate.cli.progress import Steps
 from tidegate.cli.publish import place, read_json, wait_serving
-from tidegate.errors import ModelFailed, NotFound, TidegateError
+from tidegate.kernel.errors import ModelFailed, NotFound, TidegateError
 
 TOLERANCE = 1e-5
 SHOWN = 3

@@ -14,10 +14,10 @@ import typer
 
 from tidegate.cli import checkout, exits
 from tidegate.cli.options import Json
-from tidegate.errors import TidegateError
+from tidegate.kernel.errors import TidegateError
 
 if TYPE_CHECKING:
-    from tidegate.settings import Settings
+    from tidegate.kernel.settings.base import Settings
     from tidegate.stack import Progress
 
 SERVICES = ("gateway", "registry", "router", "autoscaler")
@@ -87,8 +87,8 @@ def up(
 
 def own(*, starting: bool) -> Settings:
     """Return the settings of the stack of this machine: those of a start, or those of the last start."""
-    from tidegate import started
     from tidegate.cli import api
+    from tidegate.client import started
 
     state = _own_folder(starting=starting)
     fields: dict[str, Any] = {} if state is None else {"state_dir": state}
@@ -100,15 +100,15 @@ def own(*, starting: bool) -> Settings:
 
 def own_folder() -> Path:
     """Return the state folder of the stack of this machine."""
-    from tidegate import places
+    from tidegate.client import contexts as places
 
     stated = os.environ.get("TIDEGATE_STATE_DIR") or places.STATE
     return _own_folder(starting=False) or Path(stated).absolute()
 
 
 def _own_folder(*, starting: bool) -> Path | None:
-    from tidegate import places
     from tidegate.cli import api
+    from tidegate.client import contexts as places
 
     return places.find_own(
         api.chosen.get(), os.environ, Path.cwd(), places.read(), checkout.root(), starting=starting
@@ -127,8 +127,8 @@ def _tell_misspelled() -> None:
 def _tell_forgotten(found: Settings) -> None:
     """Say which settings the last start had from its environment, and this one does not have."""
     from deploy.settings_check import names
-    from tidegate import started
     from tidegate.cli.output import say
+    from tidegate.client import started
 
     lost = started.forgotten(started.read(found.state_path), os.environ, found.file_values)
     for name in lost.keys() & names().keys():
@@ -142,8 +142,8 @@ def _tell_forgotten(found: Settings) -> None:
 
 def _register(found: Settings) -> str | None:
     """Make the stack the user's current context; return its name, or None where that cannot be written."""
-    from tidegate import places
     from tidegate.cli.output import say
+    from tidegate.client import contexts as places
 
     try:
         return places.register(found.state_path, found.gateway_url)
@@ -213,8 +213,8 @@ def status(json: Json = False) -> None:
 
 def version(json: Json = False) -> None:
     """Show the version of Tidegate and of Python."""
-    from tidegate import __version__
     from tidegate.cli import output
+    from tidegate.version import VERSION
 
-    document = {"tidegate": __version__, "python": platform.python_version()}
-    output.show(document, json, lambda: output.line(f"tidegate {__version__} (Python {document['python']})"))
+    document = {"tidegate": VERSION, "python": platform.python_version()}
+    output.show(document, json, lambda: output.line(f"tidegate {VERSION} (Python {document['python']})"))

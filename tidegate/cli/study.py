@@ -14,7 +14,7 @@ from tidegate.cli.publish import status_of
 from tidegate.cli.trial import Trial
 from tidegate.client.codec import Tensor, encode_request
 from tidegate.client.core import arrange
-from tidegate.errors import BadRequest, ModelFailed, TidegateError, Unavailable
+from tidegate.kernel.errors import BadRequest, ModelFailed, TidegateError, Unavailable
 from tidegate.tune import calls, grid, inputs
 from tidegate.tune.curve import Point, choose
 from tidegate.tune.drive import Address, measure, request_bytes

@@ -11,7 +11,7 @@ from tidegate.cli.ending import ending_as_interrupt, undisturbed
 from tidegate.cli.output import say
 from tidegate.cli.progress import Steps
 from tidegate.cli.publish import STALE_S, answers, judge, status_of
-from tidegate.errors import Conflict, DeadlinePassed, ModelFailed, NotFound, TidegateError, Unavailable
+from tidegate.kernel.errors import Conflict, DeadlinePassed, ModelFailed, NotFound, TidegateError, Unavailable
 from tidegate.tune.grid import Setting
 
 SUFFIX = "-tune"

@@ -9,12 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from tidegate.client import http
-from tidegate.errors import BadRequest
+from tidegate.kernel.errors import BadRequest
 
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """``key``: empty, then the caller is anonymous. ``cert`` and ``ca``: see ``tidegate.certificates``."""
+    """The gateway's address. Without ``key`` the caller is anonymous.
+
+    ``cert`` and ``ca`` are paths, as :mod:`tidegate.kernel.http.certificates` reads them.
+    """
 
     url: str
     key: str = ""
@@ -29,7 +32,7 @@ class Address:
 def find(url: str | None, key: str | None, environ: Mapping[str, str] = os.environ) -> Address:
     """Return where a client sends its calls: to ``url``, else TIDEGATE_GATEWAY_URL, else the stack in use.
 
-    The stack in use is that of the command line (``tidegate.places``): the one of TIDEGATE_CONTEXT,
+    The stack in use is that of the command line (``tidegate.client.contexts``): the one of TIDEGATE_CONTEXT,
     TIDEGATE_STATE_DIR, this folder, or the current context, else the defaults. Its own key is sent to its
     gateway only; to any other goes ``key``, else TIDEGATE_API_KEY. Raises BadRequest for wrong settings,
     NotFound for an unknown context.
@@ -41,9 +44,9 @@ def find(url: str | None, key: str | None, environ: Mapping[str, str] = os.envir
 
 
 def _in_use(key: str | None, environ: Mapping[str, str]) -> Address:
-    from tidegate import places
-    from tidegate.settings import Settings
-    from tidegate.settings_report import WRONG, problem_of
+    from tidegate.client import contexts as places
+    from tidegate.kernel.settings.base import Settings
+    from tidegate.kernel.settings.report import WRONG, problem_of
 
     found = places.find("", environ, Path.cwd(), places.read())
     try:

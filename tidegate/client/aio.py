@@ -18,7 +18,7 @@ from tidegate.client.flow import Alone, Answer, Caller, Flow, Send, Sleep, Step,
 from tidegate.client.jobs import Document, Handle, JobFlows, JobOptions
 from tidegate.client.result import InferResult
 from tidegate.client.streams import read_line
-from tidegate.errors import TidegateError
+from tidegate.kernel.errors import TidegateError
 
 
 class AsyncJobHandle(Handle):

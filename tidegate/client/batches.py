@@ -15,7 +15,7 @@ from tidegate.client.errors import BadAnswer, from_document
 from tidegate.client.flow import Answer, Flow, Sleep
 from tidegate.client.jobs import Document, Handle, document_of
 from tidegate.client.result import InferResult
-from tidegate.errors import BadRequest, DeadlinePassed, TidegateError
+from tidegate.kernel.errors import BadRequest, DeadlinePassed, TidegateError
 
 PATH = "/v1/batches"
 POLL_S = 0.5

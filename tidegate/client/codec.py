@@ -18,7 +18,7 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
-from tidegate.protocol.tensors import DATATYPES, pack_strings, unpack_strings
+from tidegate.kernel.protocol.tensors import DATATYPES, pack_strings, unpack_strings
 
 HEAD_LENGTH = "Inference-Header-Content-Length"
 

@@ -16,7 +16,7 @@ from tidegate.client.errors import BadAnswer, Unreachable
 from tidegate.client.flow import Alone, Answer, Caller, Flow, Sleep, T
 from tidegate.client.result import InferResult, read_result
 from tidegate.client.streams import Opened
-from tidegate.errors import BadRequest, DeadlinePassed, NotFound, TidegateError, Unavailable
+from tidegate.kernel.errors import BadRequest, DeadlinePassed, NotFound, TidegateError, Unavailable
 
 METADATA_TTL_S = 60.0
 POLL_S = 0.25

@@ -1,4 +1,4 @@
-"""The errors a client raises: those of :mod:`tidegate.errors`, found by the ``reason`` of an answer.
+"""The errors a client raises: those of :mod:`tidegate.kernel.errors`, found by the ``reason`` of an answer.
 
 ``error.request_id`` is the request id of the answer. It is also a note, so that a traceback shows it.
 """
@@ -9,7 +9,7 @@ from collections.abc import Mapping
 
 import orjson
 
-from tidegate.errors import (
+from tidegate.kernel.errors import (
     BY_REASON,
     BadRequest,
     Conflict,

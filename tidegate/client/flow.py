@@ -16,7 +16,7 @@ from time import monotonic
 from typing import Any, TypeVar
 
 from tidegate.client.errors import Unreachable, from_answer
-from tidegate.errors import TidegateError
+from tidegate.kernel.errors import TidegateError
 
 T = TypeVar("T")
 

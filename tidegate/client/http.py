@@ -7,10 +7,10 @@ from urllib.parse import urlsplit
 
 import httpx
 
-from tidegate.certificates import trusted
 from tidegate.client.errors import DeadlinePassed, Unreachable
 from tidegate.client.flow import Answer, Send
-from tidegate.errors import TidegateError
+from tidegate.kernel.errors import TidegateError
+from tidegate.kernel.http.certificates import trusted
 
 # The server answers 504 by its own clock; only when even that answer stays away is the wait ended here.
 PATIENCE_S = 2.0

@@ -15,7 +15,7 @@ from tidegate.client.core import Core, Metadata, Version, arrange
 from tidegate.client.errors import BadAnswer
 from tidegate.client.flow import Answer, Flow
 from tidegate.client.result import InferResult, read_result
-from tidegate.errors import DeadlinePassed
+from tidegate.kernel.errors import DeadlinePassed
 
 PATH = "/v1/jobs"
 # A gateway is asked to wait for so long at a time.

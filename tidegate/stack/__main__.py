@@ -2,7 +2,7 @@
 
 import sys
 
-from tidegate import quick_start
+from tidegate.kernel import quick_start
 from tidegate.stack import supervisor
 
 

@@ -10,8 +10,8 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from tidegate import credentials
-from tidegate.permissions import BROKER, JOB_STORE, LIVE_STORE
+from tidegate.kernel import credentials
+from tidegate.kernel.broker.permissions import BROKER, JOB_STORE, LIVE_STORE
 
 VHOST = "/"
 # Users of earlier releases, with passwords that everybody knows: RabbitMQ's default one, and that of the
@@ -54,7 +54,7 @@ def rabbitmq_definitions(passwords: Mapping[str, str]) -> str:
 def valkey_users(passwords: Mapping[str, str], rules: Mapping[str, str]) -> str:
     """Return Valkey's ACL file: a user for each service, with its rules; nobody else logs in.
 
-    ``passwords`` and ``rules`` are by the service's name (``tidegate.permissions``).
+    ``passwords`` and ``rules`` are by the service's name (``tidegate.kernel.broker.permissions``).
     """
     lines = ["user default off resetkeys resetchannels -@all"]
     for service, password in passwords.items():

@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import IO
 from urllib.parse import unquote, urlsplit
 
-from tidegate import __version__
-from tidegate.settings import Settings
+from tidegate.kernel.settings.base import Settings
 from tidegate.stack import databases
 from tidegate.stack.backup_file import BackupError, Manifest, Writer, written
 from tidegate.stack.plan import is_embedded
+from tidegate.version import VERSION
 
 OnStep = Callable[[str, str], None]
 """Called with a part's name and a detail, when the part is in the backup."""
@@ -78,7 +78,7 @@ class _MissedArtifact(Exception):
 
 def _backup(settings: Settings, place: Path, on_step: OnStep) -> Manifest:
     manifest = Manifest(
-        tidegate=__version__,
+        tidegate=VERSION,
         python=platform.python_version(),
         created_at=datetime.now(UTC).isoformat(timespec="seconds"),
         state_dir=str(settings.state_path),

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from tidegate import model_users
+from tidegate.kernel import model_users
 from tidegate.stack import processes
 from tidegate.stack.child import Child
 from tidegate.stack.plan import SWEEP_LIMIT_S, log_file

@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 from collections.abc import Callable
 
-from tidegate import telemetry
+from tidegate.kernel import telemetry
 
 log = telemetry.logger(__name__)
 

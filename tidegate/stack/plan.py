@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from tidegate import credentials
-from tidegate.permissions import JOB_STORE, LIVE_STORE
-from tidegate.settings import ENVIRONMENT, FILE, SOURCES, Settings
+from tidegate.kernel import credentials
+from tidegate.kernel.broker.permissions import JOB_STORE, LIVE_STORE
+from tidegate.kernel.settings.base import ENVIRONMENT, FILE, SOURCES, Settings
 from tidegate.stack import accounts, rabbitmq, valkey
 from tidegate.stack.child import MARK, Child, Port, Probe
 

@@ -7,7 +7,7 @@ import shutil
 import time
 from pathlib import Path, PurePosixPath
 
-from tidegate.settings import Settings
+from tidegate.kernel.settings.base import Settings
 from tidegate.stack import databases, processes, stopping
 from tidegate.stack.backup import (
     ARTIFACTS,

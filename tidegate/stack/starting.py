@@ -11,8 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
-from tidegate import credentials, object_store, started
-from tidegate.settings import Settings
+from tidegate.client import started
+from tidegate.kernel import credentials
+from tidegate.kernel.blobs import object_store
+from tidegate.kernel.settings.base import Settings
 from tidegate.stack import halt, launch, processes, token
 from tidegate.stack.child import Child
 from tidegate.stack.errors import ChildFailed, MissingPart, StackError

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from tidegate.settings import Settings
+from tidegate.kernel.settings.base import Settings
 from tidegate.stack import halt, processes
 from tidegate.stack.child import Child
 from tidegate.stack.errors import MissingPart, StackError

@@ -12,8 +12,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from tidegate import telemetry
-from tidegate.settings import Settings
+from tidegate.kernel import telemetry
+from tidegate.kernel.settings.base import Settings
 from tidegate.stack import halt, logs, notify, processes
 from tidegate.stack.child import Child
 from tidegate.stack.errors import StackError

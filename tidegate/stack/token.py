@@ -7,8 +7,8 @@ import secrets
 import sys
 from pathlib import Path
 
-from tidegate import credentials
-from tidegate.protocol.access import metrics_token
+from tidegate.kernel import credentials
+from tidegate.kernel.protocol.access import metrics_token
 
 # In a folder of its own, so that a container can be given it without the service token beside.
 METRICS_TOKEN = Path("metrics") / "token"
@@ -39,7 +39,7 @@ def main() -> None:
 
     With ``--share-metrics`` every user can read the metrics token: for a volume that Prometheus is given.
     """
-    from tidegate.settings import Settings
+    from tidegate.kernel.settings.base import Settings
 
     settings = Settings()
     settings.state_path.mkdir(parents=True, exist_ok=True)

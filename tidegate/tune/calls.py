@@ -40,7 +40,7 @@ def read(replica: Mapping[str, Any]) -> Calls | None:
     """A replica's counters; None where they cannot be read: its metrics are open to its own host only."""
     import httpx
 
-    from tidegate.certificates import trusted
+    from tidegate.kernel.http.certificates import trusted
 
     if replica["host"] != socket.gethostname() or not replica["metrics_port"]:
         return None

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from tidegate.protocol.capacity import Capacity
+from tidegate.kernel.protocol.capacity import Capacity
 from tidegate.tune.grid import Setting
 
 # Two runs of the same setting differ by this much: throughput within it is the same, so latency decides.

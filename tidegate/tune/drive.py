@@ -12,7 +12,7 @@ from urllib.parse import quote, urlsplit
 
 from tidegate.client.codec import HEAD_LENGTH
 from tidegate.client.errors import BadAnswer
-from tidegate.errors import BadRequest
+from tidegate.kernel.errors import BadRequest
 from tidegate.tune.load import CONNECT_TIMEOUT_S, LINGER_S, Figures, Order
 
 # The child's own start, on a machine that the model keeps busy.

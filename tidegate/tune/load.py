@@ -15,7 +15,7 @@ from collections.abc import Coroutine
 from dataclasses import asdict, dataclass, field
 from typing import Any, cast
 
-from tidegate.certificates import trusted
+from tidegate.kernel.http.certificates import trusted
 from tidegate.tune.curve import quantile
 
 CONNECT_TIMEOUT_S = 5.0

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tidegate.errors import BadRequest
+from tidegate.kernel.errors import BadRequest
 from tidegate.tune.curve import Point, front
 
 FRONT, CHOSEN, LIMIT = "#1a1a1a", "#d62728", "#777777"

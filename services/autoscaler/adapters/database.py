@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tidegate.errors import Unavailable
+from tidegate.kernel.errors import Unavailable
 
 Row = tuple[Any, ...]
 

@@ -14,7 +14,7 @@ import docker
 import requests
 from docker.errors import APIError, DockerException
 
-from tidegate.errors import Unavailable
+from tidegate.kernel.errors import Unavailable
 
 T = TypeVar("T")
 Doc = dict[str, Any]

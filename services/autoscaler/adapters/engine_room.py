@@ -7,8 +7,8 @@ from collections.abc import Callable
 
 from services.autoscaler.adapters.engine import Engine
 from services.autoscaler.domain.snapshot import Host
-from tidegate import telemetry
-from tidegate.errors import Unavailable
+from tidegate.kernel import telemetry
+from tidegate.kernel.errors import Unavailable
 
 log = telemetry.logger(__name__)
 

@@ -6,9 +6,9 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 
-from tidegate.broker import Delivery, Link, Session
-from tidegate.service import new_request_id
-from tidegate.topology import DEMAND_PREFIX, EVENTS, REGISTRY_CHANGED, events_queue
+from tidegate.kernel.broker.connection import Channel, Connection, Delivery
+from tidegate.kernel.broker.topology import DEMAND_PREFIX, EVENTS, REGISTRY_CHANGED, events_queue
+from tidegate.kernel.service.app import new_request_id
 
 
 class Events:
@@ -19,30 +19,30 @@ class Events:
     ) -> None:
         self._on_registry = on_registry
         self._on_demand = on_demand
-        self._link = Link(amqp_url, "autoscaler events", self._setup)
+        self._connection = Connection(amqp_url, "autoscaler events", self._setup)
 
     @property
     def problem(self) -> str | None:
         """What is wrong with the connection; None when it is well."""
-        return self._link.problem
+        return self._connection.problem
 
     async def __aenter__(self) -> Self:
-        self._link.start()
+        self._connection.start()
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        await self._link.stop()
+        await self._connection.stop()
 
-    async def _setup(self, session: Session) -> None:
+    async def _setup(self, channel: Channel) -> None:
         # A name of its own for each connection: the former one's queue may not be gone yet.
         queue = events_queue("autoscaler", new_request_id())
-        await session.declare(EVENTS)
-        await session.declare(queue)
-        await session.bind(queue, EVENTS, REGISTRY_CHANGED)
-        await session.bind(queue, EVENTS, f"{DEMAND_PREFIX}#")
-        await session.consume(queue, self._on_event, prefetch=100, no_ack=True)
+        await channel.declare(EVENTS)
+        await channel.declare(queue)
+        await channel.bind(queue, EVENTS, REGISTRY_CHANGED)
+        await channel.bind(queue, EVENTS, f"{DEMAND_PREFIX}#")
+        await channel.consume(queue, self._on_event, prefetch=100, no_ack=True)
 
     async def _on_event(self, delivery: Delivery) -> None:
         if delivery.routing_key == REGISTRY_CHANGED:

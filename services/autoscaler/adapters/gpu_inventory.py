@@ -10,7 +10,7 @@ from typing import Protocol
 
 from services.autoscaler.domain.gpus import Gpu, read_inventory, visible
 from services.autoscaler.domain.launcher import LaunchFailed
-from tidegate import telemetry
+from tidegate.kernel import telemetry
 
 log = telemetry.logger(__name__)
 

@@ -10,8 +10,8 @@ from services.autoscaler.adapters.container_spec import STACK, DockerPlan
 from services.autoscaler.adapters.engine import Engine
 from services.autoscaler.adapters.gpu_inventory import AGAIN_AFTER_S, PROBE_TIMEOUT_S, QUERY
 from services.autoscaler.domain.gpus import Gpu, read_inventory
-from tidegate import telemetry
-from tidegate.errors import Unavailable
+from tidegate.kernel import telemetry
+from tidegate.kernel.errors import Unavailable
 
 log = telemetry.logger(__name__)
 

@@ -9,8 +9,8 @@ from typing import NamedTuple
 from services.autoscaler.adapters.container_spec import Pull
 from services.autoscaler.adapters.engine import PULL_TIMEOUT_S, Doc, Engine
 from services.autoscaler.domain.launcher import LaunchFailed
-from tidegate import telemetry
-from tidegate.errors import Unavailable
+from tidegate.kernel import telemetry
+from tidegate.kernel.errors import Unavailable
 
 log = telemetry.logger(__name__)
 

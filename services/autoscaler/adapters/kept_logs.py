@@ -9,8 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from services.autoscaler.domain.log_keeping import KeptLog, LogLimits, overdue
-from tidegate import telemetry
-from tidegate.protocol.log_lines import deployment_of, log_of
+from tidegate.kernel import telemetry
+from tidegate.kernel.protocol.log_lines import deployment_of, log_of
 
 log = telemetry.logger(__name__)
 

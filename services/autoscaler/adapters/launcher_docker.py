@@ -40,10 +40,10 @@ from services.autoscaler.domain.launcher import (
     flavour_in,
     parse_replica,
 )
-from tidegate import telemetry
-from tidegate.errors import Unavailable
-from tidegate.protocol import replica_token
-from tidegate.protocol.models import Assignment, WarmAssignment
+from tidegate.kernel import telemetry
+from tidegate.kernel.errors import Unavailable
+from tidegate.kernel.protocol import replica_token
+from tidegate.kernel.protocol.models import Assignment, WarmAssignment
 
 log = telemetry.logger(__name__)
 

@@ -25,10 +25,10 @@ from services.autoscaler.adapters.replica_folder import ReplicaFolder
 from services.autoscaler.domain.gpus import Claim, Gpu, NoRoom, Shares, place
 from services.autoscaler.domain.launcher import LaunchFailed, Running, Start, parse_replica
 from services.autoscaler.domain.log_keeping import LogLimits
-from tidegate import model_users
-from tidegate.errors import Unavailable
-from tidegate.protocol import replica_token
-from tidegate.protocol.models import Assignment, WarmAssignment
+from tidegate.kernel import model_users
+from tidegate.kernel.errors import Unavailable
+from tidegate.kernel.protocol import replica_token
+from tidegate.kernel.protocol.models import Assignment, WarmAssignment
 
 # Inside a class with a method `list` the builtin of that name cannot be written as a type.
 Replicas = list[Running]

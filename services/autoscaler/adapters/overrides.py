@@ -7,8 +7,8 @@ from collections.abc import Callable
 from services.autoscaler.adapters.ledger import Ledger
 from services.autoscaler.adapters.registry import RegistryClient
 from services.autoscaler.domain.snapshot import LocalOverride
-from tidegate import telemetry
-from tidegate.errors import NotFound, TidegateError, Unavailable
+from tidegate.kernel import telemetry
+from tidegate.kernel.errors import NotFound, TidegateError, Unavailable
 
 log = telemetry.logger(__name__)
 

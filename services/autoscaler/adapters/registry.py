@@ -11,11 +11,12 @@ from urllib.parse import quote
 
 import httpx
 
-from services.autoscaler.domain.intention import acceptable
-from tidegate import caller, telemetry
-from tidegate.certificates import trusted
-from tidegate.errors import BY_REASON, BadRequest, TidegateError, Unavailable
-from tidegate.protocol.models import Deployment, Intention
+from services.autoscaler.domain.desired_state import acceptable
+from tidegate.kernel import telemetry
+from tidegate.kernel.errors import BY_REASON, BadRequest, TidegateError, Unavailable
+from tidegate.kernel.http.certificates import trusted
+from tidegate.kernel.protocol.models import Deployment, Intention
+from tidegate.kernel.service import caller
 
 log = telemetry.logger(__name__)
 

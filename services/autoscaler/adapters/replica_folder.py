@@ -25,7 +25,7 @@ from pathlib import Path
 from services.autoscaler.adapters import procfs
 from services.autoscaler.domain.gpus import Shares, from_label, to_label
 from services.autoscaler.domain.launcher import NameTaken, Start
-from tidegate import model_users
+from tidegate.kernel import model_users
 
 ASSIGNMENT = "assignment.json"
 SHARED_MEMORY = Path("/dev/shm")

@@ -8,8 +8,8 @@ import time
 from collections.abc import Callable, Mapping
 
 from services.autoscaler.adapters.registry import RegistryClient
-from tidegate import telemetry
-from tidegate.errors import TidegateError
+from tidegate.kernel import telemetry
+from tidegate.kernel.errors import TidegateError
 
 log = telemetry.logger(__name__)
 

@@ -6,10 +6,10 @@ from collections.abc import Collection
 from types import TracebackType
 from typing import Self
 
-from tidegate.broker import Link, Session
-from tidegate.errors import Unavailable
-from tidegate.protocol.models import Assignment
-from tidegate.topology import WARM, warm_queue
+from tidegate.kernel.broker.connection import Channel, Connection
+from tidegate.kernel.broker.topology import WARM, warm_queue
+from tidegate.kernel.errors import Unavailable
+from tidegate.kernel.protocol.models import Assignment
 
 
 class WarmOffers:
@@ -17,27 +17,27 @@ class WarmOffers:
 
     def __init__(self, amqp_url: str, flavours: Collection[str]) -> None:
         self._flavours = flavours
-        self._link = Link(amqp_url, "autoscaler warm pool", self._setup)
+        self._connection = Connection(amqp_url, "autoscaler warm pool", self._setup)
 
     async def __aenter__(self) -> Self:
         if self._flavours:
-            self._link.start()
+            self._connection.start()
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        await self._link.stop()
+        await self._connection.stop()
 
     async def offer(self, flavour: str, assignment: Assignment, lives_s: float) -> None:
         """Offer a replica to whoever waits, for so long; returns when the broker has it.
 
         Raises ``Unavailable``; unless it was not connected, the offer may have been made all the same.
         """
-        session = self._link.session
-        if session is None:
-            raise Unavailable(self._link.problem or "RabbitMQ is not connected.")
-        await session.publish(
+        channel = self._connection.channel
+        if channel is None:
+            raise Unavailable(self._connection.problem or "RabbitMQ is not connected.")
+        await channel.publish(
             assignment.model_dump_json().encode(),
             exchange=WARM.name,
             routing_key=warm_queue(flavour).name,
@@ -45,6 +45,6 @@ class WarmOffers:
             mandatory=True,
         )
 
-    async def _setup(self, session: Session) -> None:
+    async def _setup(self, channel: Channel) -> None:
         for flavour in self._flavours:
-            await session.declare(warm_queue(flavour))
+            await channel.declare(warm_queue(flavour))

@@ -9,7 +9,7 @@ from typing import Any
 
 import orjson
 
-from tidegate.errors import Unavailable
+from tidegate.kernel.errors import Unavailable
 
 LIMIT_S = 20.0
 

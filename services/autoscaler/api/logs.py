@@ -6,10 +6,10 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Query, Request
 
-from services.autoscaler.logs import Logs
-from tidegate import caller
-from tidegate.api import JsonRoute
-from tidegate.protocol.access import OPERATE
+from services.autoscaler.application.logs import Logs
+from tidegate.kernel.protocol.access import OPERATE
+from tidegate.kernel.service import caller
+from tidegate.kernel.service.api import JsonRoute
 
 router = APIRouter(prefix="/v1", tags=["autoscaler"], route_class=JsonRoute)
 

@@ -8,11 +8,11 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Query, Request
 from pydantic import BaseModel, ConfigDict, Field
 
-from services.autoscaler.operations import Operations
-from tidegate.api import JsonRoute
-from tidegate.openapi import inlined
-from tidegate.protocol.models import DeploymentStatus
-from tidegate.protocol.scaling import Scaling
+from services.autoscaler.application.operations import Operations
+from tidegate.kernel.protocol.models import DeploymentStatus
+from tidegate.kernel.protocol.scaling import Scaling
+from tidegate.kernel.service.api import JsonRoute
+from tidegate.kernel.service.openapi import inlined
 
 router = APIRouter(prefix="/v1", tags=["autoscaler"], route_class=JsonRoute)
 

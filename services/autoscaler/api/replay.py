@@ -7,10 +7,10 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Depends, Request
 from pydantic import BaseModel, ConfigDict, Field
 
+from services.autoscaler.application.replaying import Replays
 from services.autoscaler.domain.replay.arrivals import Shape
 from services.autoscaler.domain.replay.study import Other
-from services.autoscaler.replaying import Replays
-from tidegate.api import JsonRoute
+from tidegate.kernel.service.api import JsonRoute
 
 router = APIRouter(prefix="/v1", tags=["replay"], route_class=JsonRoute)
 

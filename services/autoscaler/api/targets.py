@@ -6,10 +6,10 @@ from typing import Any
 
 from fastapi import APIRouter, Request
 
+from services.autoscaler.application.loop import Loop
 from services.autoscaler.domain.targets import targets
-from services.autoscaler.loop import Loop
-from tidegate.errors import Unavailable
-from tidegate.service import LOOPBACK
+from tidegate.kernel.errors import Unavailable
+from tidegate.kernel.service.app import LOOPBACK
 
 router = APIRouter(tags=["prometheus"])
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tidegate.protocol.models import Deployment
+from tidegate.kernel.protocol.models import Deployment
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from services.autoscaler.domain.snapshot import Host, Policy
-from tidegate.protocol.models import Deployment
+from tidegate.kernel.protocol.models import Deployment
 
 TINY = 1e-6
 

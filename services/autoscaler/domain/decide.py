@@ -6,15 +6,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from services.autoscaler.domain import healing
+from services.autoscaler.domain.desired_state import lookup
 from services.autoscaler.domain.healing import Patience
 from services.autoscaler.domain.host_bounds import HostBounds
-from services.autoscaler.domain.intention import lookup
 from services.autoscaler.domain.launcher import Running, parse_replica
 from services.autoscaler.domain.load import reports_by_deployment
 from services.autoscaler.domain.memory import STARTS_KEPT, DeploymentMemory, ReplicaMemory, State
 from services.autoscaler.domain.round import Round, Want, in_words, verdicts_of
 from services.autoscaler.domain.snapshot import Action, Decision, Drain, Kill, Launch, Plan, Policy, Snapshot
-from tidegate.protocol.presence import ReplicaReport
+from tidegate.kernel.protocol.presence import ReplicaReport
 
 
 def decide(snapshot: Snapshot, policy: Policy, state: State, now: float) -> tuple[Plan, State]:

@@ -15,7 +15,7 @@ from services.autoscaler.domain.shaping import MINUTE_S
 from services.autoscaler.domain.snapshot import Policy, Snapshot
 from services.autoscaler.domain.tuning import Tuning, tuning
 from services.autoscaler.domain.words import counted
-from tidegate.protocol.models import Deployment
+from tidegate.kernel.protocol.models import Deployment
 
 
 def policy_of(deployment: Deployment, policy: Policy, start_s: float, now: float) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from tidegate.protocol.scaling import Season
+from tidegate.kernel.protocol.scaling import Season
 
 MINUTE_S = 60
 SEASON_MINUTES: dict[Season, int] = {"daily": 24 * 60, "weekly": 7 * 24 * 60}

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from services.autoscaler.domain.words import counted
-from tidegate.protocol.models import Resources
+from tidegate.kernel.protocol.models import Resources
 
 Shares = Mapping[str, int]
 """MiB by UUID."""

@@ -19,7 +19,7 @@ from services.autoscaler.domain.memory import (
 )
 from services.autoscaler.domain.snapshot import Policy
 from services.autoscaler.domain.words import counted
-from tidegate.protocol.presence import ReplicaReport
+from tidegate.kernel.protocol.presence import ReplicaReport
 
 # Causes of an end. The first is an orderly one.
 DRAINED = "drained"

@@ -11,8 +11,8 @@ import json
 from dataclasses import dataclass
 from typing import Protocol
 
-from tidegate.errors import Conflict, Unavailable
-from tidegate.protocol.models import Assignment, Deployment, Flavour, Resources, WarmAssignment
+from tidegate.kernel.errors import Conflict, Unavailable
+from tidegate.kernel.protocol.models import Assignment, Deployment, Flavour, Resources, WarmAssignment
 
 # What an engine's own `stop` grants a worker that waits, as it cannot be told later what its Deployment asks
 # for; as long as it only waits it ends at once.

@@ -16,9 +16,9 @@ from typing import NamedTuple
 
 from services.autoscaler.domain.memory import Load, LoadMemory, Sample
 from services.autoscaler.domain.snapshot import Policy
-from tidegate.protocol.capacity import measured_rps
-from tidegate.protocol.models import Version
-from tidegate.protocol.presence import GatewayLoad, GatewayReport, GatewayView, ReplicaReport
+from tidegate.kernel.protocol.capacity import measured_rps
+from tidegate.kernel.protocol.models import Version
+from tidegate.kernel.protocol.presence import GatewayLoad, GatewayReport, GatewayView, ReplicaReport
 
 # A trend: at least so many rates, so much of their spread explained, and so many standard errors.
 TREND_POINTS = 6

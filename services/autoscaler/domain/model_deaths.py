@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from services.autoscaler.domain.memory import Ended
-from tidegate.protocol.models import Condition
-from tidegate.protocol.presence import ModelDeath, ReplicaReport
+from tidegate.kernel.protocol.models import Condition
+from tidegate.kernel.protocol.presence import ModelDeath, ReplicaReport
 
 MODEL_DIED = "model died"
 # After so many deaths in a row it is no accident any more.

@@ -9,7 +9,7 @@ from services.autoscaler.domain.launcher import replica_name
 from services.autoscaler.domain.memory import DeploymentMemory
 from services.autoscaler.domain.snapshot import Drain, Launch
 from services.autoscaler.domain.words import counted
-from tidegate.protocol.models import Deployment, Version
+from tidegate.kernel.protocol.models import Deployment, Version
 
 
 def to_drain(verdicts: Iterable[Verdict], wanted: int, current: str) -> list[Drain]:

@@ -17,8 +17,8 @@ from services.autoscaler.domain.decide import decide
 from services.autoscaler.domain.launcher import Running
 from services.autoscaler.domain.memory import State
 from services.autoscaler.domain.snapshot import Decision, Host, LocalOverride, Policy, Snapshot
-from tidegate.protocol.models import Intention
-from tidegate.protocol.presence import GatewayLoad, GatewayReport, GatewayView, ReplicaReport
+from tidegate.kernel.protocol.models import Intention
+from tidegate.kernel.protocol.presence import GatewayLoad, GatewayReport, GatewayView, ReplicaReport
 
 Section = dict[str, Any]
 Document = dict[str, Any]

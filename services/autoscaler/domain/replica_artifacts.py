@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from services.autoscaler.domain.launcher import Running
-from tidegate.protocol.models import Intention
+from tidegate.kernel.protocol.models import Intention
 
 
 def artifacts_of(running: Iterable[Running], intention: Intention | None) -> dict[str, str]:

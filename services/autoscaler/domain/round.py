@@ -7,8 +7,8 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from services.autoscaler.domain import healing
+from services.autoscaler.domain.desired_state import Lookup
 from services.autoscaler.domain.healing import Patience, Verdict
-from services.autoscaler.domain.intention import Lookup
 from services.autoscaler.domain.launcher import Running, fingerprint, parse_replica
 from services.autoscaler.domain.load import measure, or_guessed
 from services.autoscaler.domain.memory import DeploymentMemory, Ended, Load, StartTrouble, State, Target
@@ -27,8 +27,8 @@ from services.autoscaler.domain.snapshot import (
     Snapshot,
 )
 from services.autoscaler.domain.target import Circumstances, target
-from tidegate.protocol.models import Deployment
-from tidegate.protocol.presence import ReplicaReport
+from tidegate.kernel.protocol.models import Deployment
+from tidegate.kernel.protocol.presence import ReplicaReport
 
 FORGET_SLOT_AFTER_S = 600.0
 ENDED_KEPT = 5

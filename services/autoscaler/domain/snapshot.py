@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from services.autoscaler.domain.launcher import Running
-from tidegate.protocol.models import Deployment, Intention, Version
-from tidegate.protocol.presence import GatewayView, ReplicaReport
+from tidegate.kernel.protocol.models import Deployment, Intention, Version
+from tidegate.kernel.protocol.presence import GatewayView, ReplicaReport
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,8 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from services.autoscaler.domain.desired_state import Lookup, lookup
 from services.autoscaler.domain.healing import phase_of
-from services.autoscaler.domain.intention import Lookup, lookup
 from services.autoscaler.domain.launcher import Running, fingerprint
 from services.autoscaler.domain.memory import DeploymentMemory, Phase, ReplicaMemory, State
 from services.autoscaler.domain.model_deaths import starts_again, unhealthy
@@ -15,8 +15,8 @@ from services.autoscaler.domain.round import start_time
 from services.autoscaler.domain.rules import Fleet, predicted_wait_ms
 from services.autoscaler.domain.snapshot import Snapshot
 from services.autoscaler.domain.words import counted
-from tidegate.protocol.models import Condition, Deployment, DeploymentStatus
-from tidegate.protocol.presence import ReplicaReport
+from tidegate.kernel.protocol.models import Condition, Deployment, DeploymentStatus
+from tidegate.kernel.protocol.presence import ReplicaReport
 
 ColdStarts = Mapping[str, Sequence[dict[str, Any]]]
 

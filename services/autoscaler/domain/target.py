@@ -15,7 +15,7 @@ from services.autoscaler.domain.rules import Fleet, burst, largest, terms
 from services.autoscaler.domain.shaping import Shaped, moved, remember, shape
 from services.autoscaler.domain.snapshot import LocalOverride, Policy
 from services.autoscaler.domain.tuning import Tuning, tuning
-from tidegate.protocol.models import Deployment
+from tidegate.kernel.protocol.models import Deployment
 
 
 @dataclass(frozen=True, slots=True)

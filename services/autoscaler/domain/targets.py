@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from tidegate.protocol.presence import ReplicaReport
+from tidegate.kernel.protocol.presence import ReplicaReport
 
 
 def targets(reports: Iterable[ReplicaReport], *, local: bool) -> list[dict[str, Any]]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from services.autoscaler.domain.snapshot import Policy
-from tidegate.protocol.models import Deployment
-from tidegate.protocol.scaling import Aggressiveness
+from tidegate.kernel.protocol.models import Deployment
+from tidegate.kernel.protocol.scaling import Aggressiveness
 
 
 @dataclass(frozen=True, slots=True)

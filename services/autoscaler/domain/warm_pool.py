@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from services.autoscaler.domain.launcher import Running, flavour_fingerprint, flavour_in
-from tidegate.protocol.models import Deployment, Flavour
-from tidegate.protocol.presence import ReplicaReport
+from tidegate.kernel.protocol.models import Deployment, Flavour
+from tidegate.kernel.protocol.presence import ReplicaReport
 
 START_GRACE_S = 5.0
 SILENT_S = 15.0  # a worker that was heard before is given up after so long

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from tidegate.blobs import Blobs
-from tidegate.errors import BadRequest, PayloadTooLarge
-from tidegate.protocol.batches import Chunk
+from services.gateway.domain.batches import Chunk
+from tidegate.kernel.blobs.store import Blobs
+from tidegate.kernel.errors import BadRequest, PayloadTooLarge
 
 CHUNK_BYTES = 2**20
 CHUNK_LINES = 10_000

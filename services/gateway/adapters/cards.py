@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
 
-from tidegate import tasks
-from tidegate.protocol.presence import ModelCard
-from tidegate.store import Store, StoreUnavailable
+from tidegate.kernel import tasks
+from tidegate.kernel.protocol.presence import ModelCard
+from tidegate.kernel.store import Store, StoreUnavailable
 
 REFRESH_S = 5.0
 MISSING_S = 0.5

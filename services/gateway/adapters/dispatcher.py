@@ -17,14 +17,14 @@ from services.gateway.domain.budget import Budget
 from services.gateway.domain.ordering import Ordering, Place
 from services.gateway.domain.packing import MAX_FRAMES, frames_per_envelope, split
 from services.gateway.domain.routing import DeploymentRoute
-from tidegate import telemetry
-from tidegate.broker import Delivery, Link, Refused, Session, Unroutable
-from tidegate.claims import Claims
-from tidegate.errors import DeadlinePassed, TidegateError, Unavailable
-from tidegate.protocol import envelope
-from tidegate.protocol.envelope import Buffer, Reply
-from tidegate.protocol.presence import GatewayLoad
-from tidegate.topology import CANCELS, EVENTS, Queue, replies_queue
+from tidegate.kernel import telemetry
+from tidegate.kernel.blobs.claims import Claims
+from tidegate.kernel.broker.connection import Channel, Connection, Delivery, Refused, Unroutable
+from tidegate.kernel.broker.topology import CANCELS, EVENTS, Queue, replies_queue
+from tidegate.kernel.errors import DeadlinePassed, TidegateError, Unavailable
+from tidegate.kernel.protocol import envelope
+from tidegate.kernel.protocol.envelope import Buffer, Reply
+from tidegate.kernel.protocol.presence import GatewayLoad
 
 log = telemetry.logger(__name__)
 
@@ -54,8 +54,8 @@ class Dispatcher:
         self._flush_due = False
         self._tasks: set[asyncio.Task[None]] = set()
         self._loop: asyncio.AbstractEventLoop
-        self.out = Link(amqp_url, "gateway-out", self._on_out_setup, on_up=self._resend)
-        self.back = Link(amqp_url, "gateway-in", self._on_back_setup)
+        self.out = Connection(amqp_url, "gateway-out", self._on_out_setup, on_up=self._resend)
+        self.back = Connection(amqp_url, "gateway-in", self._on_back_setup)
         self._hints = Hints(self.out, self._spawn)
         self._redeemer = Redeemer(
             claims,
@@ -179,8 +179,8 @@ class Dispatcher:
 
     def _flush(self) -> None:
         self._flush_due = False
-        session = self.out.session
-        if session is None:
+        channel = self.out.channel
+        if channel is None:
             return  # everything waits in its lane for the link, or for its own deadline
         for name, lane in list(self._lanes.items()):
             if not lane.waiting:
@@ -188,24 +188,24 @@ class Dispatcher:
             waiting, lane.waiting = lane.waiting, []
             fleet = self._fleet(name)
             if fleet.ready == 0:
-                self._hints.demand(session, name)
+                self._hints.demand(channel, name)
             most = frames_per_envelope(len(waiting), fleet, self._max_frames)
             for start, end in split([pending.size for pending in waiting], most):
                 if lane.queue.name not in self._declared:
-                    self._spawn(self._declare(session, lane.queue, waiting[start:end]))
+                    self._spawn(self._declare(channel, lane.queue, waiting[start:end]))
                     continue
-                self._publish(session, lane.queue, waiting[start:end])
+                self._publish(channel, lane.queue, waiting[start:end])
 
-    async def _declare(self, session: Session, queue: Queue, batch: list[Pending]) -> None:
+    async def _declare(self, channel: Channel, queue: Queue, batch: list[Pending]) -> None:
         try:
-            await session.declare(queue)
+            await channel.declare(queue)
         except Unavailable as error:
             self._on_not_taken(queue, batch, error)
         else:
             self._declared.add(queue.name)
-            self._publish(session, queue, batch)
+            self._publish(channel, queue, batch)
 
-    def _publish(self, session: Session, queue: Queue, batch: list[Pending]) -> None:
+    def _publish(self, channel: Channel, queue: Queue, batch: list[Pending]) -> None:
         live = [pending for pending in batch if pending.id in self._pending]
         if not live:
             return
@@ -215,7 +215,7 @@ class Dispatcher:
             pending.sent = True
         on_failure = partial(self._on_not_taken, queue, live)
         try:
-            session.send(
+            channel.send(
                 message_of([pending.frame for pending in live if pending.frame is not None]),
                 routing_key=queue.name,
                 expiration_ms=expiration_ms,
@@ -248,10 +248,10 @@ class Dispatcher:
         for pending in batch:
             self._fail(pending.id, error)
 
-    async def _on_out_setup(self, session: Session) -> None:
+    async def _on_out_setup(self, channel: Channel) -> None:
         self._declared.clear()
-        await session.declare(EVENTS)
-        await session.declare(CANCELS)
+        await channel.declare(EVENTS)
+        await channel.declare(CANCELS)
 
     def _resend(self) -> None:
         """After a reconnect: send what never left, and, once, what may have been lost with the broker."""
@@ -279,9 +279,9 @@ class Dispatcher:
             self._lanes[name].waiting = waiting
         self._flush()
 
-    async def _on_back_setup(self, session: Session) -> None:
-        await session.declare(self._reply_to)
-        await session.consume(self._reply_to, self._on_replies, prefetch=0, no_ack=True)
+    async def _on_back_setup(self, channel: Channel) -> None:
+        await channel.declare(self._reply_to)
+        await channel.consume(self._reply_to, self._on_replies, prefetch=0, no_ack=True)
 
     def _on_replies(self, delivery: Delivery) -> None:
         try:
@@ -376,8 +376,8 @@ class Dispatcher:
     def demand(self, route: DeploymentRoute) -> None:
         """Say that a Deployment is wanted although nothing was queued: a refusal is demand too."""
         self.lane(route)  # its load is told from now on
-        if self.out.session is not None:
-            self._hints.demand(self.out.session, route.name)
+        if self.out.channel is not None:
+            self._hints.demand(self.out.channel, route.name)
 
     def _spawn(self, coroutine: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(coroutine)

@@ -6,13 +6,13 @@ import asyncio
 from collections.abc import Sequence
 
 from services.gateway.adapters.hints import publish_cancels
-from tidegate import telemetry
-from tidegate.broker import Link, Refused, Session, Unroutable
-from tidegate.errors import Unavailable
-from tidegate.protocol import envelope
-from tidegate.protocol.envelope import Buffer
-from tidegate.protocol.jobs import Level
-from tidegate.topology import CANCELS, Queue, jobs_queue
+from tidegate.kernel import telemetry
+from tidegate.kernel.broker.connection import Channel, Connection, Refused, Unroutable
+from tidegate.kernel.broker.topology import CANCELS, Queue, jobs_queue
+from tidegate.kernel.errors import Unavailable
+from tidegate.kernel.protocol import envelope
+from tidegate.kernel.protocol.envelope import Buffer
+from tidegate.kernel.protocol.jobs import Level
 
 log = telemetry.logger(__name__)
 
@@ -30,20 +30,20 @@ class JobQueue:
     def __init__(self, amqp_url: str, patience_s: float = PATIENCE_S) -> None:
         self._patience_s = patience_s
         self._declared: dict[str, asyncio.Task[None]] = {}
-        self.link = Link(amqp_url, "gateway-jobs", self._on_setup)
+        self.connection = Connection(amqp_url, "gateway-jobs", self._on_setup)
 
     def start(self) -> None:
         """Connect."""
-        self.link.start()
+        self.connection.start()
 
     async def stop(self) -> None:
         """Disconnect."""
-        await self.link.stop()
+        await self.connection.stop()
 
     async def ready(self) -> None:
         """Return while there is a connection; raises ``Unavailable`` when it does not come back in time."""
-        if self.link.session is None:
-            await self.link.wait_up(self._patience_s)
+        if self.connection.channel is None:
+            await self.connection.wait_up(self._patience_s)
 
     async def publish(self, deployment: str, level: Level, frame: Buffer) -> None:
         """Return once the broker has the message of one job on disk. Raises ``Unavailable``.
@@ -56,10 +56,12 @@ class JobQueue:
         loop = asyncio.get_running_loop()
         give_up_at = loop.time() + self._patience_s
         while True:
-            session = self.link.session or await self.link.wait_up(max(0.0, give_up_at - loop.time()))
+            channel = self.connection.channel or await self.connection.wait_up(
+                max(0.0, give_up_at - loop.time())
+            )
             try:
-                await self._declare(session, queue)
-                await session.publish(body, routing_key=queue.name, mandatory=True, persistent=True)
+                await self._declare(channel, queue)
+                await channel.publish(body, routing_key=queue.name, mandatory=True, persistent=True)
                 return
             except Unroutable:
                 self._declared.pop(queue.name, None)  # somebody deleted the queue
@@ -73,16 +75,16 @@ class JobQueue:
 
     async def cancel(self, ids: Sequence[bytes]) -> None:
         """Tell every worker, best effort, that nobody wants these any more."""
-        await publish_cancels(self.link.session, ids)
+        await publish_cancels(self.connection.channel, ids)
 
-    async def _on_setup(self, session: Session) -> None:
+    async def _on_setup(self, channel: Channel) -> None:
         self._declared.clear()
-        await session.declare(CANCELS)
+        await channel.declare(CANCELS)
 
-    async def _declare(self, session: Session, queue: Queue) -> None:
+    async def _declare(self, channel: Channel, queue: Queue) -> None:
         """Once for each queue and session, however many publish to it at the same time."""
         known = self._declared.get(queue.name)
         if known is None or (known.done() and known.exception() is not None):
-            known = self._declared[queue.name] = asyncio.create_task(session.declare(queue))
+            known = self._declared[queue.name] = asyncio.create_task(channel.declare(queue))
         if not known.done():
             await asyncio.shield(known)

@@ -14,9 +14,9 @@ import jwt
 import orjson
 
 from services.gateway.domain.roles import principal_of
-from tidegate import tasks, telemetry
-from tidegate.errors import Unauthorized, Unavailable
-from tidegate.protocol.access import Principal
+from tidegate.kernel import tasks, telemetry
+from tidegate.kernel.errors import Unauthorized, Unavailable
+from tidegate.kernel.protocol.access import Principal
 
 log = telemetry.logger(__name__)
 

@@ -13,12 +13,12 @@ import httpx
 import orjson
 
 from services.gateway.domain.keys import KeyTable
-from tidegate import tasks, telemetry
-from tidegate.broker import Delivery, Link, Session
-from tidegate.certificates import trusted
-from tidegate.errors import Unavailable
-from tidegate.protocol.limits import Used
-from tidegate.topology import EVENTS, REGISTRY_CHANGED, events_queue
+from services.gateway.domain.limits import Used
+from tidegate.kernel import tasks, telemetry
+from tidegate.kernel.broker.connection import Channel, Connection, Delivery
+from tidegate.kernel.broker.topology import EVENTS, REGISTRY_CHANGED, events_queue
+from tidegate.kernel.errors import Unavailable
+from tidegate.kernel.http.certificates import trusted
 
 log = telemetry.logger(__name__)
 
@@ -56,7 +56,7 @@ class KeyCache:
         self._task: asyncio.Task[None] | None = None
         self._problem: str | None = None
         self._events = events_queue("gateway", incarnation)
-        self.link = Link(amqp_url, "gateway keys", self._setup)
+        self.connection = Connection(amqp_url, "gateway keys", self._setup)
         self.table: KeyTable | None = None
 
     async def start(self) -> None:
@@ -64,13 +64,13 @@ class KeyCache:
         with contextlib.suppress(FileNotFoundError):
             self._take(self._disk.read_bytes(), "disk")
         await self._refresh()
-        self.link.start()
+        self.connection.start()
         self._task = asyncio.create_task(self._run(), name="keys")
 
     async def stop(self) -> None:
         """Stop watching."""
         await tasks.end(self._task)
-        await self.link.stop()
+        await self.connection.stop()
         await self._http.aclose()
 
     async def used(self, principal: str, day: str) -> Used:
@@ -84,15 +84,15 @@ class KeyCache:
                 f"The registry does not report usage: {error or type(error).__name__}."
             ) from error
 
-    async def _setup(self, session: Session) -> None:
+    async def _setup(self, channel: Channel) -> None:
         def on_delivery(delivery: Delivery) -> None:
             if orjson.loads(bytes(delivery.body)).get("kind") == "key":
                 self._changed.set()
 
-        await session.declare(EVENTS)
-        await session.declare(self._events)
-        await session.bind(self._events, EVENTS, REGISTRY_CHANGED)
-        await session.consume(self._events, on_delivery, prefetch=100, no_ack=True)
+        await channel.declare(EVENTS)
+        await channel.declare(self._events)
+        await channel.bind(self._events, EVENTS, REGISTRY_CHANGED)
+        await channel.consume(self._events, on_delivery, prefetch=100, no_ack=True)
 
     async def _run(self) -> None:
         while True:

@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 
 from services.gateway.domain.ordering import Ordering
 from services.gateway.domain.routing import DeploymentRoute
-from tidegate.errors import TidegateError
-from tidegate.protocol import envelope
-from tidegate.protocol.envelope import Buffer, Reply
-from tidegate.protocol.presence import GatewayLoad
-from tidegate.topology import Queue
+from tidegate.kernel.broker.topology import Queue
+from tidegate.kernel.errors import TidegateError
+from tidegate.kernel.protocol import envelope
+from tidegate.kernel.protocol.envelope import Buffer, Reply
+from tidegate.kernel.protocol.presence import GatewayLoad
 
 Outcome = Reply | TidegateError
 OnOutcome = Callable[[Outcome], None]

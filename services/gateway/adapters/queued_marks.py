@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import asyncio
 
-from tidegate import telemetry
-from tidegate.store import JobStore, StoreUnavailable
+from tidegate.kernel import telemetry
+from tidegate.kernel.store import JobStore, StoreUnavailable
 
 log = telemetry.logger(__name__)
 

@@ -10,13 +10,13 @@ from datetime import UTC, datetime
 
 from prometheus_client import Counter, Gauge
 
+from services.gateway.adapters.store.limits import LimitStore
+from services.gateway.domain.limits import Ask, Used
 from services.gateway.domain.tokens import Meter
-from tidegate import tasks, telemetry
-from tidegate.errors import TidegateError
-from tidegate.protocol.access import Allowance
-from tidegate.protocol.limits import Ask, Used
-from tidegate.store import StoreUnavailable
-from tidegate.store.limits import LimitStore
+from tidegate.kernel import tasks, telemetry
+from tidegate.kernel.errors import TidegateError
+from tidegate.kernel.protocol.access import Allowance
+from tidegate.kernel.store import StoreUnavailable
 
 log = telemetry.logger(__name__)
 

@@ -8,9 +8,9 @@ from collections.abc import Callable, Container, Coroutine
 from typing import Any
 
 from services.gateway.domain.budget import Budget
-from tidegate.claims import Claims
-from tidegate.errors import TidegateError, Unavailable
-from tidegate.protocol.envelope import Reply
+from tidegate.kernel.blobs.claims import Claims
+from tidegate.kernel.errors import TidegateError, Unavailable
+from tidegate.kernel.protocol.envelope import Reply
 
 ROOM_POLL_S = 0.01
 

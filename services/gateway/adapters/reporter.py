@@ -11,9 +11,9 @@ from typing import Any
 
 from services.gateway.domain.admission import UNKNOWN_FLEET, Fleet
 from services.gateway.domain.trouble import Trouble, trouble
-from tidegate import tasks, telemetry
-from tidegate.protocol.presence import GatewayLoad, GatewayReport, GatewayView, ReplicaReport
-from tidegate.store import Store, StoreUnavailable
+from tidegate.kernel import tasks, telemetry
+from tidegate.kernel.protocol.presence import GatewayLoad, GatewayReport, GatewayView, ReplicaReport
+from tidegate.kernel.store import Store, StoreUnavailable
 
 log = telemetry.logger(__name__)
 

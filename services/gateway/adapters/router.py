@@ -6,9 +6,9 @@ from typing import Any
 
 import httpx
 
-from tidegate import caller
-from tidegate.certificates import trusted
-from tidegate.errors import Unavailable
+from tidegate.kernel.errors import Unavailable
+from tidegate.kernel.http.certificates import trusted
+from tidegate.kernel.service import caller
 
 TIMEOUT_S = 5.0
 

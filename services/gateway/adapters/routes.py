@@ -11,8 +11,8 @@ from pathlib import Path
 import orjson
 
 from services.gateway.domain.routing import RouteTable, compile_table
-from tidegate import tasks, telemetry
-from tidegate.store import Store, StoreUnavailable
+from tidegate.kernel import tasks, telemetry
+from tidegate.kernel.store import Store, StoreUnavailable
 
 log = telemetry.logger(__name__)
 

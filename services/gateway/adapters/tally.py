@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
-from tidegate import tasks
-from tidegate.store import JobStore, StoreUnavailable
+from tidegate.kernel import tasks
+from tidegate.kernel.store import JobStore, StoreUnavailable
 
 INTERVAL_S = 0.5
 

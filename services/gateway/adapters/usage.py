@@ -8,12 +8,12 @@ import time
 
 from prometheus_client import Counter
 
-from tidegate import tasks, telemetry
-from tidegate.broker import Link, Session
-from tidegate.errors import Unavailable
-from tidegate.protocol.usage import ZERO, Subject, UsageReport, day_of
-from tidegate.store.usage import JobUsage
-from tidegate.topology import USAGE
+from services.gateway.adapters.store.usage import JobUsage
+from tidegate.kernel import tasks, telemetry
+from tidegate.kernel.broker.connection import Channel, Connection
+from tidegate.kernel.broker.topology import USAGE
+from tidegate.kernel.errors import Unavailable
+from tidegate.kernel.protocol.usage import ZERO, Subject, UsageReport, day_of
 
 log = telemetry.logger(__name__)
 
@@ -31,7 +31,7 @@ class Usage:
 
     def __init__(self, amqp_url: str, incarnation: str, every_s: float, jobs: JobUsage) -> None:
         """``jobs``: where that of jobs is counted; it is reported with this process's own."""
-        self.link = Link(amqp_url, "gateway usage", _declare)
+        self.connection = Connection(amqp_url, "gateway usage", _declare)
         self._incarnation = incarnation
         self._every_s = every_s
         self._jobs = jobs
@@ -43,7 +43,7 @@ class Usage:
 
     def start(self) -> None:
         """Begin reporting."""
-        self.link.start()
+        self.connection.start()
         self._task = asyncio.create_task(self._run(), name="usage")
 
     async def stop(self) -> None:
@@ -58,7 +58,7 @@ class Usage:
         if lost:
             LOST.inc(lost)
             log.error("usage is lost: the broker is away", extra={"requests": lost})
-        await self.link.stop()
+        await self.connection.stop()
 
     def counts(self, principal: str, endpoint: str) -> list[int]:
         """The counts of a caller and an endpoint, in the order of ``COUNTS``: to be added to at once."""
@@ -98,10 +98,10 @@ class Usage:
             await self._jobs.settle(report)
 
     async def _send(self, report: UsageReport) -> None:
-        session = await self.link.wait_up(LAST_S)
+        channel = await self.connection.wait_up(LAST_S)
         async with asyncio.timeout(CONFIRM_S):
-            await session.publish(report.to_json(), routing_key=USAGE.name, persistent=True, mandatory=True)
+            await channel.publish(report.to_json(), routing_key=USAGE.name, persistent=True, mandatory=True)
 
 
-async def _declare(session: Session) -> None:
-    await session.declare(USAGE)
+async def _declare(channel: Channel) -> None:
+    await channel.declare(USAGE)

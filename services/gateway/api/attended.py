@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 from fastapi import Response
 from starlette.types import Receive, Scope, Send
 
-from tidegate import tasks
+from tidegate.kernel import tasks
 
 EVENT_STREAM = [
     (b"content-type", b"text/event-stream; charset=utf-8"),

@@ -14,12 +14,12 @@ from services.gateway.adapters.batch_files import Splitter
 from services.gateway.api.inflating import Inflater, encoding_of
 from services.gateway.api.limits import Held, Limits
 from services.gateway.api.records import id_in_path, json_response, page, read_cursor, request_principal
-from services.gateway.batches import Batches
+from services.gateway.application.jobs.batches import Batches
 from services.gateway.domain import job_options
+from services.gateway.domain.batches import Batch
 from services.gateway.domain.job_options import JobOptions
-from tidegate.errors import BadRequest
-from tidegate.protocol.access import ADMIN, ANONYMOUS
-from tidegate.protocol.batches import Batch
+from tidegate.kernel.errors import BadRequest
+from tidegate.kernel.protocol.access import ADMIN, ANONYMOUS
 
 # Short lines take twenty times their size once they are cut, and wait for the store then.
 PIECE = 64 * 1024

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from services.gateway.api.limits import Headers
-from tidegate.protocol.envelope import Buffer
+from tidegate.kernel.protocol.envelope import Buffer
 
 # Below this the header costs more than is saved; above that it is done beside the event loop.
 WORTH_BYTES = 1024

@@ -15,11 +15,11 @@ from starlette.middleware.cors import CORSMiddleware
 from services.gateway.api.compression import Response
 from services.gateway.api.inference import Inference
 from services.gateway.api.limits import Headers
-from services.gateway.core import Core
+from services.gateway.application.inference.core import Core
 from services.gateway.domain.cors import EXPOSED, Origins
-from tidegate.errors import TidegateError
-from tidegate.http.heads import without_page
-from tidegate.protocol.envelope import Buffer
+from tidegate.kernel.errors import TidegateError
+from tidegate.kernel.http.heads import without_page
+from tidegate.kernel.protocol.envelope import Buffer
 
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")
 

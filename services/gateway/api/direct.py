@@ -18,12 +18,12 @@ from services.gateway.api.inference import PREFIX, SUFFIX, Inference
 from services.gateway.api.limits import Body, Headers, Limits
 from services.gateway.api.upload import Upload
 from services.gateway.domain.eviction import Unfinished
-from tidegate.errors import TidegateError
-from tidegate.http.answers import Refusal
-from tidegate.http.heads import valid_host
-from tidegate.http.lifetime import BETWEEN, IN_BODY, Refused
-from tidegate.http.protocol import Protocol
-from tidegate.protocol.envelope import Buffer
+from tidegate.kernel.errors import TidegateError
+from tidegate.kernel.http.answers import Refusal
+from tidegate.kernel.http.heads import valid_host
+from tidegate.kernel.http.lifetime import BETWEEN, IN_BODY, Refused
+from tidegate.kernel.http.protocol import Protocol
+from tidegate.kernel.protocol.envelope import Buffer
 
 _PREFIX, _SUFFIX, _JOBS = PREFIX.encode(), SUFFIX.encode(), job_door.PATH.encode()
 SCATTER = 64 * 1024

@@ -13,22 +13,23 @@ from fastapi import APIRouter, Request, Response
 from starlette.requests import ClientDisconnect
 from starlette.types import Send
 
-from services.gateway.access import Access, Grant
-from services.gateway.access_log import AccessLog
 from services.gateway.api.attended import EVENT_STREAM, Attended
 from services.gateway.api.inference import CALLER_GONE, CLIENT_CLOSED, server_timing
 from services.gateway.api.inflating import inflated
 from services.gateway.api.limits import Body, Headers, Limits
 from services.gateway.api.metrics import Metrics
-from services.gateway.core import Answer, Core, parse_timeout
+from services.gateway.application.access import Access, Grant
+from services.gateway.application.access_log import AccessLog
+from services.gateway.application.inference.core import Answer, Core, parse_timeout
 from services.gateway.domain import generate
 from services.gateway.domain.spent import Spent
-from tidegate import caller, telemetry
-from tidegate.errors import BadRequest, ModelFailed, TidegateError
-from tidegate.protocol.access import ANONYMOUS, Principal
-from tidegate.protocol.envelope import Buffer
-from tidegate.protocol.redaction import for_caller
-from tidegate.service import error_body, status_of
+from tidegate.kernel import telemetry
+from tidegate.kernel.errors import BadRequest, ModelFailed, TidegateError
+from tidegate.kernel.protocol.access import ANONYMOUS, Principal
+from tidegate.kernel.protocol.envelope import Buffer
+from tidegate.kernel.protocol.redaction import for_caller
+from tidegate.kernel.service import caller
+from tidegate.kernel.service.app import error_body, status_of
 
 log = telemetry.logger(__name__)
 

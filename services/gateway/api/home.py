@@ -10,12 +10,13 @@ import orjson
 from fastapi import APIRouter, Request
 from fastapi.responses import HTMLResponse, Response
 
-from services.gateway.access import Access
-from services.gateway.catalogue import Catalogue
+from services.gateway.application.access import Access
+from services.gateway.application.catalogue import Catalogue
 from services.gateway.domain import home
-from tidegate import __version__, api_page
-from tidegate.errors import NoRoutes, TidegateError
-from tidegate.protocol.access import INFER
+from tidegate.kernel.errors import NoRoutes, TidegateError
+from tidegate.kernel.protocol.access import INFER
+from tidegate.kernel.service import api_page
+from tidegate.version import VERSION
 
 _BODIES: dict[int | str, dict[str, Any]] = {
     200: {
@@ -48,10 +49,10 @@ def _told(request: Request, access: Access) -> dict[str, Any]:
         who = access.authenticate(dict(request.headers.raw))
         models = [entry for entry in catalogue.index() if who.may(INFER, entry["name"])]
     except NoRoutes:
-        return home.document(__version__, url, [])
+        return home.document(VERSION, url, [])
     except TidegateError as error:
-        return home.document(__version__, url, None, error.message)
-    return home.document(__version__, url, models)
+        return home.document(VERSION, url, None, error.message)
+    return home.document(VERSION, url, models)
 
 
 def _page(told: Mapping[str, Any]) -> str:

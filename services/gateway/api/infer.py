@@ -12,9 +12,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from services.gateway.api.compression import Response
 from services.gateway.api.inference import Inference
 from services.gateway.api.limits import Body, Headers
-from tidegate.errors import TidegateError
-from tidegate.protocol.envelope import Buffer
-from tidegate.service import without_slash
+from tidegate.kernel.errors import TidegateError
+from tidegate.kernel.protocol.envelope import Buffer
+from tidegate.kernel.service.app import without_slash
 
 
 class CallerGone(Exception):

@@ -7,8 +7,6 @@ from collections.abc import Callable
 
 import orjson
 
-from services.gateway.access import Access, Grant
-from services.gateway.access_log import AccessLog
 from services.gateway.api import job_door
 from services.gateway.api.compression import Response, deliver
 from services.gateway.api.inflating import inflated
@@ -16,19 +14,20 @@ from services.gateway.api.job_door import JobDoor
 from services.gateway.api.limits import Body, Headers, Limits
 from services.gateway.api.metrics import Metrics
 from services.gateway.api.uploads import Uploads
-from services.gateway.core import Answer, Core, parse_timeout
-from services.gateway.domain import spent
-from tidegate import telemetry
-from tidegate.errors import BadRequest, Forbidden, TidegateError, TooMany, Unauthorized
-from tidegate.http.answers import Refusal
-from tidegate.http.heads import is_local, number
-from tidegate.protocol import oip
-from tidegate.protocol.access import ANONYMOUS, Principal
-from tidegate.protocol.classification import Labels
-from tidegate.protocol.envelope import Buffer
-from tidegate.protocol.redaction import for_caller
-from tidegate.protocol.usage import tokens
-from tidegate.service import error_body, new_request_id, status_of
+from services.gateway.application.access import Access, Grant
+from services.gateway.application.access_log import AccessLog
+from services.gateway.application.inference.core import Answer, Core, parse_timeout
+from services.gateway.domain import oip, spent
+from services.gateway.domain.classification import Labels
+from tidegate.kernel import telemetry
+from tidegate.kernel.errors import BadRequest, Forbidden, TidegateError, TooMany, Unauthorized
+from tidegate.kernel.http.answers import Refusal
+from tidegate.kernel.http.heads import is_local, number
+from tidegate.kernel.protocol.access import ANONYMOUS, Principal
+from tidegate.kernel.protocol.envelope import Buffer
+from tidegate.kernel.protocol.redaction import for_caller
+from tidegate.kernel.protocol.usage import tokens
+from tidegate.kernel.service.app import error_body, new_request_id, status_of
 
 log = telemetry.logger(__name__)
 

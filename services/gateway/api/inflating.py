@@ -6,9 +6,9 @@ import zlib
 from collections.abc import Iterator
 
 from services.gateway.api.limits import STEP, Body, Headers, Limits
-from tidegate.errors import BadRequest
-from tidegate.protocol import oip
-from tidegate.protocol.envelope import Buffer
+from services.gateway.domain import oip
+from tidegate.kernel.errors import BadRequest
+from tidegate.kernel.protocol.envelope import Buffer
 
 _WBITS = {"gzip": 31, "deflate": 15}
 _PLAIN = {"", "identity"}

@@ -10,13 +10,12 @@ import orjson
 from services.gateway.adapters.reporter import Reporter
 from services.gateway.api.compression import Response
 from services.gateway.api.limits import Headers
-from services.gateway.domain import job_results
+from services.gateway.application.jobs.results import Results
+from services.gateway.application.jobs.submission import Submitted
+from services.gateway.domain import job_results, oip
 from services.gateway.domain.admission import Fleet, predicted_wait_ms
 from services.gateway.domain.job_options import Preference
-from services.gateway.jobs import Submitted
-from services.gateway.results import Results
-from tidegate.protocol import oip
-from tidegate.protocol.jobs import Job, iso
+from tidegate.kernel.protocol.jobs import Job, iso
 
 _JSON = (b"content-type", b"application/json")
 _BINARY = (b"content-type", b"application/octet-stream")

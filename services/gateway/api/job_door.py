@@ -10,21 +10,20 @@ from contextlib import suppress
 
 import orjson
 
-from services.gateway.access import Access, Grant
-from services.gateway.access_log import AccessLog
 from services.gateway.api.compression import Response, deliver
 from services.gateway.api.job_answers import JobAnswers
 from services.gateway.api.limits import Headers
-from services.gateway.domain import job_options
+from services.gateway.application.access import Access, Grant
+from services.gateway.application.access_log import AccessLog
+from services.gateway.application.jobs.submission import Jobs, Order
+from services.gateway.domain import job_options, oip
+from services.gateway.domain.contract import check_name
 from services.gateway.domain.job_options import JobOptions, Preference
-from services.gateway.jobs import Jobs, Order
-from tidegate import telemetry
-from tidegate.errors import BadRequest, Forbidden, TidegateError, Unavailable
-from tidegate.protocol import oip
-from tidegate.protocol.access import INFER, Principal, lacks
-from tidegate.protocol.contract import check_name
-from tidegate.protocol.envelope import Buffer
-from tidegate.protocol.jobs import Idempotency, Job
+from tidegate.kernel import telemetry
+from tidegate.kernel.errors import BadRequest, Forbidden, TidegateError, Unavailable
+from tidegate.kernel.protocol.access import INFER, Principal, lacks
+from tidegate.kernel.protocol.envelope import Buffer
+from tidegate.kernel.protocol.jobs import Idempotency, Job
 
 log = telemetry.logger(__name__)
 

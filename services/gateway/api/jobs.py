@@ -12,19 +12,19 @@ from fastapi import APIRouter, Query, Request
 from starlette.responses import Response
 from starlette.types import Send
 
-from services.gateway.access import Access
 from services.gateway.api.attended import EVENT_STREAM, Attended
 from services.gateway.api.compression import Response as Answer
 from services.gateway.api.compression import deliver
 from services.gateway.api.job_answers import JobAnswers
 from services.gateway.api.limits import Headers
 from services.gateway.api.records import id_in_path, json_response, page, read_cursor, request_principal
+from services.gateway.application.access import Access
+from services.gateway.application.jobs.submission import Jobs
 from services.gateway.domain import job_options
-from services.gateway.jobs import Jobs
-from tidegate import telemetry
-from tidegate.errors import BadRequest
-from tidegate.protocol.access import ADMIN
-from tidegate.protocol.jobs import TERMINAL, Job, JobEvent, State
+from tidegate.kernel import telemetry
+from tidegate.kernel.errors import BadRequest
+from tidegate.kernel.protocol.access import ADMIN
+from tidegate.kernel.protocol.jobs import TERMINAL, Job, JobEvent, State
 
 MAX_LIST = 1000
 KEEPALIVE_S = 15.0

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from services.gateway.domain.budget import Budget
-from tidegate.errors import Overloaded, PayloadTooLarge, TidegateError
-from tidegate.http.heads import number
-from tidegate.protocol.envelope import Buffer
+from tidegate.kernel.errors import Overloaded, PayloadTooLarge, TidegateError
+from tidegate.kernel.http.heads import number
+from tidegate.kernel.protocol.envelope import Buffer
 
 Headers = dict[bytes, bytes]
 RETRY_AFTER_S = 1.0

@@ -11,10 +11,10 @@ from contextlib import aclosing
 import numpy as np
 from prometheus_client import Counter, Gauge, Histogram
 
-from services.gateway.core import Answer, Timing
+from services.gateway.application.inference.core import Answer, Timing
 from services.gateway.domain.routing import RouteTable
-from tidegate.errors import TidegateError
-from tidegate.protocol.presence import GatewayLoad
+from tidegate.kernel.errors import TidegateError
+from tidegate.kernel.protocol.presence import GatewayLoad
 
 _BUCKETS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60)
 _PARTS = ("decode", "transit", "wait", "compute", "encode")

@@ -8,14 +8,16 @@ import orjson
 from fastapi import APIRouter, Depends, Request, Response
 from starlette.requests import ClientDisconnect
 
-from services.gateway.catalogue import EXTENSIONS, Catalogue
-from services.gateway.core import Core
+from services.gateway.application.catalogue import EXTENSIONS, Catalogue
+from services.gateway.application.inference.core import Core
 from services.gateway.domain.routing import require
-from tidegate import __version__, caller, telemetry
-from tidegate.errors import BadRequest, Forbidden, PayloadTooLarge
-from tidegate.http.answers import error_body
-from tidegate.protocol.access import INFER, PUBLISH, Principal, may_not_use
-from tidegate.protocol.bounded_json import plain
+from tidegate.kernel import telemetry
+from tidegate.kernel.errors import BadRequest, Forbidden, PayloadTooLarge
+from tidegate.kernel.http.answers import error_body
+from tidegate.kernel.protocol.access import INFER, PUBLISH, Principal, may_not_use
+from tidegate.kernel.protocol.bounded_json import plain
+from tidegate.kernel.service import caller
+from tidegate.version import VERSION
 
 SMALL_BODY = 65_536
 
@@ -74,7 +76,7 @@ def _only_ready(body: bytes) -> bool:
 @router.get("")
 async def server_metadata() -> dict[str, Any]:
     """Return name, version and protocol extensions of this server."""
-    return {"name": "tidegate", "version": __version__, "extensions": EXTENSIONS}
+    return {"name": "tidegate", "version": VERSION, "extensions": EXTENSIONS}
 
 
 @health.get("/live")

@@ -13,9 +13,8 @@ from starlette.background import BackgroundTask
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response, StreamingResponse
 
-from tidegate import caller, telemetry
-from tidegate.certificates import trusted
-from tidegate.errors import (
+from tidegate.kernel import telemetry
+from tidegate.kernel.errors import (
     BadRequest,
     DeadlinePassed,
     MethodNotAllowed,
@@ -24,8 +23,10 @@ from tidegate.errors import (
     Unauthorized,
     Unavailable,
 )
-from tidegate.protocol import permissions
-from tidegate.protocol.access import ANONYMOUS, ORIGIN_HEADER, PRINCIPAL_HEADER
+from tidegate.kernel.http.certificates import trusted
+from tidegate.kernel.protocol import permissions
+from tidegate.kernel.protocol.access import ANONYMOUS, ORIGIN_HEADER, PRINCIPAL_HEADER
+from tidegate.kernel.service import caller
 
 log = telemetry.logger(__name__)
 

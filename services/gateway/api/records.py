@@ -7,10 +7,10 @@ from typing import Any
 import orjson
 from starlette.responses import Response
 
-from tidegate import caller
-from tidegate.errors import BadRequest, NotFound
-from tidegate.protocol.access import INFER, Principal
-from tidegate.protocol.jobs import read_id
+from tidegate.kernel.errors import BadRequest, NotFound
+from tidegate.kernel.protocol.access import INFER, Principal
+from tidegate.kernel.protocol.jobs import read_id
+from tidegate.kernel.service import caller
 
 
 def request_principal() -> Principal:

@@ -9,7 +9,7 @@ import asyncio
 from collections.abc import Callable
 
 from services.gateway.api.limits import Body
-from tidegate.errors import TidegateError
+from tidegate.kernel.errors import TidegateError
 
 
 class Upload(asyncio.BufferedProtocol):

@@ -8,8 +8,8 @@ from fastapi import APIRouter
 
 from services.gateway.adapters.router import Router
 from services.gateway.api.records import id_in_path, request_principal
-from services.gateway.jobs import Jobs
-from tidegate.store.webhooks import WebhookStore
+from services.gateway.application.jobs.submission import Jobs
+from tidegate.kernel.store.webhooks import WebhookStore
 
 
 class WebhooksDoor:

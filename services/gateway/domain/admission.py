@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tidegate.errors import ColdStart, NoCapacity, Overloaded, TidegateError
+from tidegate.kernel.errors import ColdStart, NoCapacity, Overloaded, TidegateError
 
 # What a prediction leaves unsaid (the call itself, two hops, the reporting interval) gets this part of a
 # request's time; so that what is admitted is also answered in time.

@@ -7,11 +7,11 @@ from typing import Any, NamedTuple
 import orjson
 
 from services.gateway.domain import job_options
+from services.gateway.domain.batches import Batch
+from services.gateway.domain.contract import check_name
 from services.gateway.domain.job_options import JobOptions
-from tidegate.errors import BadRequest, TidegateError
-from tidegate.protocol import bounded_json
-from tidegate.protocol.batches import Batch
-from tidegate.protocol.contract import check_name
+from tidegate.kernel.errors import BadRequest, TidegateError
+from tidegate.kernel.protocol import bounded_json
 
 
 class Line(NamedTuple):

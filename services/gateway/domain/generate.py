@@ -9,11 +9,18 @@ from typing import Any
 import numpy as np
 import orjson
 
-from tidegate.errors import BadRequest
-from tidegate.protocol import bounded_json
-from tidegate.protocol.contract import Contract, Decoded, Inputs, check_parameters, inputs_unknown, options
-from tidegate.protocol.envelope import Buffer, Tensor
-from tidegate.protocol.tensors import Datatype, from_json, unpack_strings
+from services.gateway.domain.contract import (
+    Contract,
+    Decoded,
+    Inputs,
+    check_parameters,
+    inputs_unknown,
+    options,
+)
+from tidegate.kernel.errors import BadRequest
+from tidegate.kernel.protocol import bounded_json
+from tidegate.kernel.protocol.envelope import Buffer, Tensor
+from tidegate.kernel.protocol.tensors import Datatype, from_json, unpack_strings
 
 _OURS = frozenset({"id", "parameters"})
 

@@ -9,9 +9,9 @@ from typing import Any
 
 import orjson
 
-from tidegate.errors import BadRequest
-from tidegate.protocol.jobs import LEVELS, Level
-from tidegate.protocol.webhooks import read_url
+from tidegate.kernel.errors import BadRequest
+from tidegate.kernel.protocol.jobs import LEVELS, Level
+from tidegate.kernel.protocol.webhooks import read_url
 
 MAX_WAIT_S = 600.0
 MAX_TTL_S = 30 * 86_400

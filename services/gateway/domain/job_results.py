@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from tidegate.errors import BY_REASON, Conflict, DeadlinePassed, ModelFailed, TidegateError
-from tidegate.protocol.contract import Decoded, WantedOutput
-from tidegate.protocol.jobs import Job
+from services.gateway.domain.contract import Decoded, WantedOutput
+from tidegate.kernel.errors import BY_REASON, Conflict, DeadlinePassed, ModelFailed, TidegateError
+from tidegate.kernel.protocol.jobs import Job
 
 
 def ask_of(request: Decoded) -> dict[str, Any]:

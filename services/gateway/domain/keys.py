@@ -6,8 +6,8 @@ import hmac
 from collections.abc import Mapping
 from typing import Any
 
-from tidegate.protocol import access
-from tidegate.protocol.access import Key
+from tidegate.kernel.protocol import access
+from tidegate.kernel.protocol.access import Key
 
 FOREVER = float("inf")
 

@@ -5,7 +5,7 @@ Measured with upb, for each byte: 44 where inputs are empty, 8 for typed content
 
 from __future__ import annotations
 
-from tidegate.errors import BadRequest
+from tidegate.kernel.errors import BadRequest
 
 # A request has an input, an output, a parameter or a raw tensor in each.
 FIELDS = 4096

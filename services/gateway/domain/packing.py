@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from services.gateway.domain.admission import Fleet
-from tidegate.protocol import envelope
+from tidegate.kernel.protocol import envelope
 
 QUANTUM_MS = 5.0
 MAX_BYTES = envelope.LARGE

@@ -11,7 +11,7 @@ from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
-from tidegate.protocol.access import Allowance
+from tidegate.kernel.protocol.access import Allowance
 
 if TYPE_CHECKING:
     from services.gateway.domain.tokens import Meter

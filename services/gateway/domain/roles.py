@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tidegate.protocol.access import JWT_PREFIX, SCOPES, Principal
+from tidegate.kernel.protocol.access import JWT_PREFIX, SCOPES, Principal
 
 _ID_CHARS = 120
 

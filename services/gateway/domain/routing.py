@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from tidegate.errors import NoRoutes, NotFound
-from tidegate.protocol.contract import Contract
-from tidegate.protocol.models import Signature
-from tidegate.topology import Queue, requests_queue
+from services.gateway.domain.contract import Contract
+from tidegate.kernel.broker.topology import Queue, requests_queue
+from tidegate.kernel.errors import NoRoutes, NotFound
+from tidegate.kernel.protocol.models import Signature
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from tidegate.protocol.envelope import Reply
-from tidegate.protocol.usage import tokens
+from tidegate.kernel.protocol.envelope import Reply
+from tidegate.kernel.protocol.usage import tokens
 
 
 def compute_us(reply: Reply) -> int:

@@ -12,9 +12,9 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from services.gateway.domain.limits import Ask, Given, Holding
 from services.gateway.domain.ratelimit import policy
-from tidegate.protocol.access import Allowance
-from tidegate.protocol.limits import Ask, Given, Holding
+from tidegate.kernel.protocol.access import Allowance
 
 # How far ahead of its pace a process holds tokens, and how long it holds them for nobody.
 AHEAD_S = 0.1

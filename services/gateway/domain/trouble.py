@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from tidegate.protocol.presence import ReplicaReport
+from tidegate.kernel.protocol.presence import ReplicaReport
 
 LOAD_FAILED = "LoadFailed"
 

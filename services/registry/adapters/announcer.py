@@ -11,10 +11,10 @@ from dataclasses import asdict
 from prometheus_client import Counter
 
 from services.registry.domain.state import Notice
-from tidegate import telemetry
-from tidegate.broker import Link, Session
-from tidegate.errors import Unavailable
-from tidegate.topology import EVENTS, REGISTRY_CHANGED
+from tidegate.kernel import telemetry
+from tidegate.kernel.broker.connection import Channel, Connection
+from tidegate.kernel.broker.topology import EVENTS, REGISTRY_CHANGED
+from tidegate.kernel.errors import Unavailable
 
 log = telemetry.logger(__name__)
 
@@ -29,25 +29,25 @@ class Announcer:
     """Publishes in the background, so that a slow or absent broker never holds up a write."""
 
     def __init__(self, amqp_url: str) -> None:
-        self.link = Link(amqp_url, "registry events", _declare)
+        self.connection = Connection(amqp_url, "registry events", _declare)
         self._waiting: asyncio.Queue[bytes] = asyncio.Queue(WAITING)
         self._task: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
         """Begin connecting and publishing."""
-        self.link.start()
+        self.connection.start()
         self._task = asyncio.create_task(self._run(), name="registry announcer")
 
     async def stop(self) -> None:
         """Publish what waits, if the broker is there, and close."""
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(1.0 if self.link.session else 0):
+            async with asyncio.timeout(1.0 if self.connection.channel else 0):
                 await self._waiting.join()
         if self._task is not None:
             self._task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._task
-        await self.link.stop()
+        await self.connection.stop()
 
     def announce(self, revision: int, notices: Sequence[Notice]) -> None:
         """Queue one event per changed object; returns at once."""
@@ -69,9 +69,11 @@ class Announcer:
     async def _publish(self, body: bytes) -> None:
         try:
             async with asyncio.timeout(PUBLISH_TIMEOUT_S):
-                if self.link.session is None:
-                    raise Unavailable(self.link.problem or "RabbitMQ is away.")
-                await self.link.session.publish(body, exchange=EVENTS.name, routing_key=REGISTRY_CHANGED)
+                if self.connection.channel is None:
+                    raise Unavailable(self.connection.problem or "RabbitMQ is away.")
+                await self.connection.channel.publish(
+                    body, exchange=EVENTS.name, routing_key=REGISTRY_CHANGED
+                )
         except (Unavailable, TimeoutError) as error:
             LOST.inc()
             log.warning("change event lost", extra={"problem": str(error), "event": body.decode()})
@@ -79,5 +81,5 @@ class Announcer:
             PUBLISHED.inc()
 
 
-async def _declare(session: Session) -> None:
-    await session.declare(EVENTS)
+async def _declare(channel: Channel) -> None:
+    await channel.declare(EVENTS)

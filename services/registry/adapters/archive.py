@@ -7,8 +7,8 @@ from collections.abc import Collection
 from pathlib import Path, PurePosixPath
 
 from services.registry.domain.archive import Limits, Tally
-from tidegate import archives
-from tidegate.errors import BadRequest
+from tidegate.kernel import archives
+from tidegate.kernel.errors import BadRequest
 
 
 class Contents:

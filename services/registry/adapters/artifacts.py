@@ -18,8 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
-from tidegate import object_store, telemetry
-from tidegate.errors import BadRequest, NotFound, PayloadTooLarge, Unavailable
+from tidegate.kernel import telemetry
+from tidegate.kernel.blobs import object_store
+from tidegate.kernel.errors import BadRequest, NotFound, PayloadTooLarge, Unavailable
 
 log = telemetry.logger(__name__)
 

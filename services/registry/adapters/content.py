@@ -10,10 +10,10 @@ from services.registry.adapters import archive, onnx_archive, onnx_signature, pi
 from services.registry.domain import pickles, registration, requirements, signature
 from services.registry.domain.archive import Limits
 from services.registry.domain.pickles import Saved
-from tidegate import archives
-from tidegate.errors import BadRequest
-from tidegate.protocol import backend_class, python_model, python_signature
-from tidegate.protocol.models import Format, Signature
+from tidegate.kernel import archives
+from tidegate.kernel.errors import BadRequest
+from tidegate.kernel.protocol import backend_class, python_model, python_signature
+from tidegate.kernel.protocol.models import Format, Signature
 
 MODEL = "model.py"
 MAX_PYTHON = 4 * 1024 * 1024

@@ -10,11 +10,11 @@ from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 
 from services.registry.domain.signature import Graph, GraphValue
-from tidegate.errors import BadRequest
-from tidegate.protocol import onnx_external
-from tidegate.protocol.models import Datatype
-from tidegate.protocol.onnx_external import External
-from tidegate.protocol.protobuf_wire import Budget, Malformed, Message
+from tidegate.kernel.errors import BadRequest
+from tidegate.kernel.protocol import onnx_external
+from tidegate.kernel.protocol.models import Datatype
+from tidegate.kernel.protocol.onnx_external import External
+from tidegate.kernel.protocol.protobuf_wire import Budget, Malformed, Message
 
 MODEL_IR_VERSION, MODEL_GRAPH = 1, 7
 GRAPH_INITIALIZER, GRAPH_INPUT, GRAPH_OUTPUT, GRAPH_SPARSE = 5, 11, 12, 15

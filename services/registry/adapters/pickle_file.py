@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from tidegate.errors import BadRequest
+from tidegate.kernel.errors import BadRequest
 
 STEP = 1024 * 1024
 # Enough for any estimator's texts; what lies behind it is not searched.

@@ -9,8 +9,8 @@ from typing import Any
 from services.registry.adapters import archive
 from services.registry.domain import requirements, signature, triton_layout
 from services.registry.domain.archive import Limits
-from tidegate.errors import BadRequest
-from tidegate.protocol.models import Datatype, Signature, TensorSpec
+from tidegate.kernel.errors import BadRequest
+from tidegate.kernel.protocol.models import Datatype, Signature, TensorSpec
 
 MAX_CONFIG = 1024 * 1024
 

@@ -10,11 +10,11 @@ from prometheus_client import Counter
 
 from services.registry.adapters.sql import usage
 from services.registry.adapters.sql.database import Database
-from tidegate import tasks, telemetry
-from tidegate.broker import Delivery, Link, Session
-from tidegate.errors import TidegateError, Unavailable
-from tidegate.protocol.usage import UsageReport
-from tidegate.topology import USAGE
+from tidegate.kernel import tasks, telemetry
+from tidegate.kernel.broker.connection import Channel, Connection, Delivery
+from tidegate.kernel.broker.topology import USAGE
+from tidegate.kernel.errors import TidegateError, Unavailable
+from tidegate.kernel.protocol.usage import UsageReport
 
 log = telemetry.logger(__name__)
 
@@ -33,14 +33,14 @@ class UsageIntake:
     """The consumer of ``usage.v1``."""
 
     def __init__(self, amqp_url: str, database: Database) -> None:
-        self.link = Link(amqp_url, "registry usage", self._setup)
+        self.connection = Connection(amqp_url, "registry usage", self._setup)
         self._database = database
-        self._waiting: asyncio.Queue[tuple[Session, Delivery]] = asyncio.Queue()
+        self._waiting: asyncio.Queue[tuple[Channel, Delivery]] = asyncio.Queue()
         self._tasks: list[asyncio.Task[None]] = []
 
     def start(self) -> None:
         """Begin connecting and taking."""
-        self.link.start()
+        self.connection.start()
         self._tasks = [
             asyncio.create_task(self._run(), name="registry usage"),
             asyncio.create_task(self._forget(), name="registry usage reports"),
@@ -49,24 +49,24 @@ class UsageIntake:
     async def stop(self) -> None:
         """Stop; what is not committed comes again."""
         await tasks.end(*self._tasks)
-        await self.link.stop()
+        await self.connection.stop()
 
-    async def _setup(self, session: Session) -> None:
-        await session.declare(USAGE)
+    async def _setup(self, channel: Channel) -> None:
+        await channel.declare(USAGE)
 
         def on_delivery(delivery: Delivery) -> None:
-            self._waiting.put_nowait((session, delivery))
+            self._waiting.put_nowait((channel, delivery))
 
-        await session.consume(USAGE, on_delivery, prefetch=PREFETCH)
+        await channel.consume(USAGE, on_delivery, prefetch=PREFETCH)
 
     async def _run(self) -> None:
         while True:
-            session, delivery = await self._waiting.get()
-            if session is not self.link.session and self.link.session is not None:
+            channel, delivery = await self._waiting.get()
+            if channel is not self.connection.channel and self.connection.channel is not None:
                 continue  # it comes again on the session of now
             await self._take(delivery)
             with contextlib.suppress(Unavailable):
-                session.ack(delivery.tag)
+                channel.ack(delivery.tag)
 
     async def _take(self, delivery: Delivery) -> None:
         try:

@@ -9,9 +9,9 @@ from fastapi.responses import StreamingResponse
 
 from services.registry.api.bodies import ArtifactInfo, registrar
 from services.registry.api.replicas import own_artifact
-from services.registry.registrar import Registrar
-from tidegate.errors import NotFound
-from tidegate.protocol.models import Digest
+from services.registry.application.registrar import Registrar
+from tidegate.kernel.errors import NotFound
+from tidegate.kernel.protocol.models import Digest
 
 router = APIRouter(prefix="/v1/artifacts", tags=["artifacts"])
 # What a replica may do with its token, for its own artifact.

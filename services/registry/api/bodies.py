@@ -7,11 +7,10 @@ from typing import Annotated, Any, Generic, TypeVar
 from fastapi import Header, Request
 from pydantic import BaseModel, Field, WithJsonSchema
 
+from services.registry.application.registrar import Registrar
 from services.registry.domain.statement import POLICY_FIELDS, Outcome
-from services.registry.registrar import Registrar
-from tidegate.errors import BadRequest
-from tidegate.openapi import inlined
-from tidegate.protocol.models import (
+from tidegate.kernel.errors import BadRequest
+from tidegate.kernel.protocol.models import (
     Deployment,
     DeploymentSpec,
     Digest,
@@ -24,6 +23,7 @@ from tidegate.protocol.models import (
     Version,
     VersionMetadata,
 )
+from tidegate.kernel.service.openapi import inlined
 
 T = TypeVar("T")
 

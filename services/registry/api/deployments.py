@@ -17,12 +17,12 @@ from services.registry.api.bodies import (
     if_match,
     registrar,
 )
+from services.registry.application.registrar import Registrar
 from services.registry.domain import statement
 from services.registry.domain.state import Change, Snapshot
-from services.registry.registrar import Registrar
-from tidegate.api import JsonRoute
-from tidegate.errors import NotFound
-from tidegate.protocol.models import Deployment, Override
+from tidegate.kernel.errors import NotFound
+from tidegate.kernel.protocol.models import Deployment, Override
+from tidegate.kernel.service.api import JsonRoute
 
 router = APIRouter(prefix="/v1/deployments", tags=["deployments"], route_class=JsonRoute)
 

@@ -8,12 +8,12 @@ from fastapi import APIRouter, Depends, Response
 
 from services.registry.adapters.sql.reading import Reader
 from services.registry.api.bodies import EndpointFields, Items, SettleBody, if_match, registrar
+from services.registry.application.registrar import Registrar
 from services.registry.domain import rollover, statement
 from services.registry.domain.state import Change, Snapshot
-from services.registry.registrar import Registrar
-from tidegate.api import JsonRoute
-from tidegate.errors import NotFound
-from tidegate.protocol.models import Endpoint
+from tidegate.kernel.errors import NotFound
+from tidegate.kernel.protocol.models import Endpoint
+from tidegate.kernel.service.api import JsonRoute
 
 router = APIRouter(prefix="/v1/endpoints", tags=["endpoints"], route_class=JsonRoute)
 

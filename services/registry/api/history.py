@@ -10,11 +10,11 @@ from pydantic import BaseModel
 
 from services.registry.adapters.sql import audit, usage
 from services.registry.api.bodies import Items, registrar
+from services.registry.application.registrar import Registrar
 from services.registry.domain.usage import BY, Wanted, as_csv
-from services.registry.registrar import Registrar
-from tidegate.caller import needs
-from tidegate.errors import BadRequest
-from tidegate.protocol.access import ADMIN
+from tidegate.kernel.errors import BadRequest
+from tidegate.kernel.protocol.access import ADMIN
+from tidegate.kernel.service.caller import needs
 
 router = APIRouter(prefix="/v1", tags=["history"], dependencies=[Depends(needs(ADMIN))])
 

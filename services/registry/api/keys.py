@@ -9,12 +9,12 @@ from fastapi import APIRouter, Depends, Header, Query, Request, Response
 from pydantic import Field, WithJsonSchema
 
 from services.registry.api.bodies import Items
+from services.registry.application.keyring import Keyring
 from services.registry.domain.keys import HeldKey, KeySpec
-from services.registry.keyring import Keyring
-from tidegate.api import JsonRoute
-from tidegate.caller import needs
-from tidegate.protocol.access import ADMIN, KEY_PREFIX
-from tidegate.protocol.models import Noun
+from tidegate.kernel.protocol.access import ADMIN, KEY_PREFIX
+from tidegate.kernel.protocol.models import Noun
+from tidegate.kernel.service.api import JsonRoute
+from tidegate.kernel.service.caller import needs
 
 router = APIRouter(
     prefix="/v1/keys", tags=["keys"], dependencies=[Depends(needs(ADMIN))], route_class=JsonRoute

@@ -16,12 +16,12 @@ from services.registry.api.bodies import (
     VersionPatch,
     registrar,
 )
+from services.registry.application.registrar import Registrar, Registration
 from services.registry.domain.rollover import Order
 from services.registry.domain.state import Notice
-from services.registry.registrar import Registrar, Registration
-from tidegate.api import JsonRoute
-from tidegate.errors import NotFound
-from tidegate.protocol.models import Version
+from tidegate.kernel.errors import NotFound
+from tidegate.kernel.protocol.models import Version
+from tidegate.kernel.service.api import JsonRoute
 
 router = APIRouter(prefix="/v1/models", tags=["models"], route_class=JsonRoute)
 

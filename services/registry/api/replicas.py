@@ -7,15 +7,15 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Request
 from pydantic import Field
 
-from tidegate import caller
-from tidegate.api import JsonRoute
-from tidegate.caller import ServiceToken
-from tidegate.errors import Forbidden
-from tidegate.protocol import access, replica_token
-from tidegate.protocol.access import SERVICE, Principal
-from tidegate.protocol.models import Digest, Noun
-from tidegate.protocol.replica_token import Replicas
-from tidegate.service import Identify
+from tidegate.kernel.errors import Forbidden
+from tidegate.kernel.protocol import access, replica_token
+from tidegate.kernel.protocol.access import SERVICE, Principal
+from tidegate.kernel.protocol.models import Digest, Noun
+from tidegate.kernel.protocol.replica_token import Replicas
+from tidegate.kernel.service import caller
+from tidegate.kernel.service.api import JsonRoute
+from tidegate.kernel.service.app import Identify
+from tidegate.kernel.service.caller import ServiceToken
 
 router = APIRouter(prefix="/v1/replicas", tags=["replicas"], route_class=JsonRoute)
 MOST = 100_000

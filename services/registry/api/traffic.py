@@ -10,10 +10,10 @@ from pydantic import BaseModel, Field
 from services.registry.adapters.sql import audit
 from services.registry.adapters.sql.reading import Reader
 from services.registry.api.bodies import registrar
+from services.registry.application.registrar import Registrar
 from services.registry.domain import rollback, split
-from services.registry.registrar import Registrar
-from tidegate.api import JsonRoute
-from tidegate.protocol.models import Deployment, Endpoint, Noun, Target
+from tidegate.kernel.protocol.models import Deployment, Endpoint, Noun, Target
+from tidegate.kernel.service.api import JsonRoute
 
 router = APIRouter(prefix="/v1/endpoints", tags=["endpoints"], route_class=JsonRoute)
 

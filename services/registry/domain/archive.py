@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
-from tidegate.errors import BadRequest
-from tidegate.protocol.archives import Member, Paths, Unsafe
+from tidegate.kernel.errors import BadRequest
+from tidegate.kernel.protocol.archives import Member, Paths, Unsafe
 
 # Below this much unpacked, a high ratio harms nobody (a config of blanks compresses 1000 to 1).
 RATIO_COUNTS_FROM = 256 * 1024 * 1024

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from tidegate.errors import Conflict
-from tidegate.protocol.models import Signature, TensorSpec, Version
+from tidegate.kernel.errors import Conflict
+from tidegate.kernel.protocol.models import Signature, TensorSpec, Version
 
 REASON = "breaking_change"
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from tidegate.errors import BadRequest
-from tidegate.protocol.models import Format
+from tidegate.kernel.errors import BadRequest
+from tidegate.kernel.protocol.models import Format
 
 _SUFFIXES: dict[str, Format] = {
     ".onnx": "onnx",

@@ -12,9 +12,9 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AwareDatetime, Field, StringConstraints, model_validator
 
 from services.registry.domain import merge
-from tidegate.errors import BadRequest, Conflict
-from tidegate.protocol import access
-from tidegate.protocol.models import Name, Noun
+from tidegate.kernel.errors import BadRequest, Conflict
+from tidegate.kernel.protocol import access
+from tidegate.kernel.protocol.models import Name, Noun
 
 # A bucket that holds less than so much of its rate would lose tokens between two looks at it.
 LEAST_BURST_S = 0.05

@@ -7,8 +7,8 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from tidegate.errors import BadRequest
-from tidegate.protocol.models import DeploymentSpec
+from tidegate.kernel.errors import BadRequest
+from tidegate.kernel.protocol.models import DeploymentSpec
 
 T = TypeVar("T", bound=BaseModel)
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from tidegate.errors import BadRequest, Conflict
-from tidegate.protocol import names
+from tidegate.kernel.errors import BadRequest, Conflict
+from tidegate.kernel.protocol import names
 
 
 def check(kind: str, name: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import PurePosixPath
 
-from tidegate.errors import BadRequest
+from tidegate.kernel.errors import BadRequest
 
 # The limit of protobuf, and so of an ONNX file without its external data.
 LARGEST = 2 * 1024**3

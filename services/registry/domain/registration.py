@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from tidegate.errors import BadRequest
-from tidegate.protocol.models import Format, Signature, Version
+from tidegate.kernel.errors import BadRequest
+from tidegate.kernel.protocol.models import Format, Signature, Version
 
 _EXAMPLE = (
     '{"inputs": [{"name": "x", "datatype": "FP32", "shape": [4]}], '

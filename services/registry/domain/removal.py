@@ -11,8 +11,8 @@ from services.registry.domain.state import (
     Snapshot,
     named_by,
 )
-from tidegate.errors import Conflict, NotFound
-from tidegate.protocol.models import EndpointSpec
+from tidegate.kernel.errors import Conflict, NotFound
+from tidegate.kernel.protocol.models import EndpointSpec
 
 
 def delete_version(snapshot: Snapshot, model: str, number: int) -> list[Change]:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Mapping
 from pathlib import PurePosixPath
 
-from tidegate.errors import BadRequest
+from tidegate.kernel.errors import BadRequest
 
 FILE = "requirements.txt"
 MAX_LINES = 500

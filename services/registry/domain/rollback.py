@@ -11,8 +11,8 @@ from typing import Any
 
 from services.registry.domain import names, rollover
 from services.registry.domain.state import Change, HeldDeployment, HeldEndpoint, PutDeployment, Snapshot
-from tidegate.errors import Conflict
-from tidegate.protocol.models import DeploymentSpec, Target
+from tidegate.kernel.errors import Conflict
+from tidegate.kernel.protocol.models import DeploymentSpec, Target
 
 Fields = Mapping[str, Any]
 

@@ -22,8 +22,8 @@ from services.registry.domain.state import (
     expect_revision,
     named_by,
 )
-from tidegate.errors import BadRequest, Conflict, NotFound
-from tidegate.protocol.models import DeploymentSpec, EndpointSpec, Target
+from tidegate.kernel.errors import BadRequest, Conflict, NotFound
+from tidegate.kernel.protocol.models import DeploymentSpec, EndpointSpec, Target
 
 RETIRED_SLEEPS_AFTER_S = 30.0
 _SCALE = ("min_replicas", "max_replicas", "scale_to_zero_after_s", "scaling")

@@ -6,8 +6,8 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from tidegate.errors import BadRequest
-from tidegate.protocol.models import Datatype, Signature, TensorSpec
+from tidegate.kernel.errors import BadRequest
+from tidegate.kernel.protocol.models import Datatype, Signature, TensorSpec
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from typing import Any
 
 from services.registry.domain import rollover, statement
 from services.registry.domain.state import Change, PutDeployment, Snapshot
-from tidegate.protocol.models import Target
+from tidegate.kernel.protocol.models import Target
 
 
 def split(snapshot: Snapshot, name: str, targets: Sequence[Target]) -> list[Change]:

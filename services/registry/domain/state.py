@@ -6,8 +6,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from tidegate.errors import Conflict, NotFound
-from tidegate.protocol.models import DeploymentSpec, EndpointSpec, Override
+from tidegate.kernel.errors import Conflict, NotFound
+from tidegate.kernel.protocol.models import DeploymentSpec, EndpointSpec, Override
 
 Kind = Literal["version", "deployment", "endpoint", "key"]
 Action = Literal["created", "updated", "deleted"]

@@ -19,8 +19,8 @@ from services.registry.domain.state import (
     expect_revision,
     named_by,
 )
-from tidegate.errors import BadRequest, Conflict
-from tidegate.protocol.models import DeploymentSpec, EndpointSpec, Override
+from tidegate.kernel.errors import BadRequest, Conflict
+from tidegate.kernel.protocol.models import DeploymentSpec, EndpointSpec, Override
 
 Fields = Mapping[str, Any]
 # How a Deployment scales, and nothing of what it runs.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from pathlib import PurePosixPath
 
-from tidegate.errors import BadRequest
+from tidegate.kernel.errors import BadRequest
 
 CONFIG = "config.pbtxt"
 _ROOT = PurePosixPath(".")

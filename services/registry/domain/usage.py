@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from datetime import date
 from typing import Any
 
-from tidegate.protocol.usage import COUNTS
+from tidegate.kernel.protocol.usage import COUNTS
 
 BY = ("day", "principal", "endpoint")
 

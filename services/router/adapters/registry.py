@@ -9,9 +9,9 @@ from pathlib import Path
 import httpx
 from pydantic import ValidationError
 
-from tidegate import telemetry
-from tidegate.certificates import trusted
-from tidegate.protocol.models import Endpoint, Intention
+from tidegate.kernel import telemetry
+from tidegate.kernel.http.certificates import trusted
+from tidegate.kernel.protocol.models import Endpoint, Intention
 
 log = telemetry.logger(__name__)
 

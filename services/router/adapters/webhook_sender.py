@@ -14,8 +14,9 @@ import httpcore
 import httpx
 
 from services.router.domain.webhooks import Sent
-from tidegate import __version__, telemetry
-from tidegate.protocol.webhooks import Target, is_public
+from tidegate.kernel import telemetry
+from tidegate.kernel.protocol.webhooks import Target, is_public
+from tidegate.version import VERSION
 
 log = telemetry.logger(__name__)
 
@@ -144,7 +145,7 @@ class Sender:
         )
         sent = {
             "Host": target.authority,
-            "User-Agent": f"tidegate/{__version__}",
+            "User-Agent": f"tidegate/{VERSION}",
             "Content-Type": "application/json",
             "Content-Length": str(len(body)),
             **headers,

@@ -7,14 +7,14 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Query, Request, Response
 from pydantic import BaseModel, ConfigDict
 
-from services.router.dead_letters import DeadLetters
+from services.router.application.dead_letters import DeadLetters
+from services.router.application.replays import Replays
 from services.router.domain.dead_letters import DeadLetter, wanted
-from services.router.replays import Replays
-from tidegate import telemetry
-from tidegate.api import JsonRoute
-from tidegate.caller import needs
-from tidegate.errors import TidegateError
-from tidegate.protocol.access import OPERATE, Principal
+from tidegate.kernel import telemetry
+from tidegate.kernel.errors import TidegateError
+from tidegate.kernel.protocol.access import OPERATE, Principal
+from tidegate.kernel.service.api import JsonRoute
+from tidegate.kernel.service.caller import needs
 
 log = telemetry.logger(__name__)
 

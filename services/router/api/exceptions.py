@@ -11,16 +11,16 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 
-from services.router.dead_letters import DeadLetters
+from services.router.application.dead_letters import DeadLetters
 from services.router.domain.dead_letters import DeadLetter
 from services.router.domain.exceptions import UNDECODABLE, job_of, verdict
-from tidegate import tasks, telemetry
-from tidegate.broker import Delivery, Link, Session
-from tidegate.errors import Unavailable
-from tidegate.protocol import envelope
-from tidegate.protocol.jobs import Finish, Take
-from tidegate.store import JobStore, StoreUnavailable
-from tidegate.topology import EXCEPTIONS, JOBS_PREFIX, REPLIES_PREFIX
+from tidegate.kernel import tasks, telemetry
+from tidegate.kernel.broker.connection import Channel, Connection, Delivery
+from tidegate.kernel.broker.topology import EXCEPTIONS, JOBS_PREFIX, REPLIES_PREFIX
+from tidegate.kernel.errors import Unavailable
+from tidegate.kernel.protocol import envelope
+from tidegate.kernel.protocol.jobs import Finish, Take
+from tidegate.kernel.store import JobStore, StoreUnavailable
 
 log = telemetry.logger(__name__)
 
@@ -46,14 +46,14 @@ class Exceptions:
         self._consumes = False
         self._changed = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
-        self.out = Link(amqp_url, "router-out", self._no_setup)
-        self.link = Link(amqp_url, "router-exceptions", self._on_setup)
+        self.out = Connection(amqp_url, "router-out", self._no_setup)
+        self.connection = Connection(amqp_url, "router-exceptions", self._on_setup)
 
     def start(self) -> None:
         """Connect; consume while this router leads."""
         self._turn()
         self.out.start()
-        self.link.start()
+        self.connection.start()
         self._task = asyncio.create_task(self._follow(), name="exceptions")
 
     def on_change(self) -> None:
@@ -66,7 +66,7 @@ class Exceptions:
             self._changed.clear()
             if self._leads() == self._consumes:
                 continue
-            await self.link.stop()  # what is unsettled goes to the next leader
+            await self.connection.stop()  # what is unsettled goes to the next leader
             try:
                 self._turn()
             except OSError as error:  # a full disk, for one: without a consumer nobody would be answered
@@ -75,7 +75,7 @@ class Exceptions:
                 await asyncio.sleep(AWAY_S)
                 self._changed.set()
             else:
-                self.link.start()
+                self.connection.start()
 
     def _turn(self) -> None:
         self._consumes = self._leads()
@@ -87,29 +87,29 @@ class Exceptions:
     async def stop(self) -> None:
         """Disconnect; what is unsettled stays in the queue."""
         await tasks.end(self._task)
-        await self.link.stop()
+        await self.connection.stop()
         await self.out.stop()
 
-    async def _no_setup(self, _: Session) -> None:
+    async def _no_setup(self, _: Channel) -> None:
         return
 
-    async def _on_setup(self, session: Session) -> None:
+    async def _on_setup(self, channel: Channel) -> None:
         async def on_delivery(delivery: Delivery) -> None:
             try:
                 await self._handle(delivery)
             except StoreUnavailable:
                 await asyncio.sleep(AWAY_S)
                 with contextlib.suppress(Unavailable):
-                    session.give_back(delivery.tag)
+                    channel.nack(delivery.tag)
                 return
             except Unavailable:
-                return  # unsettled: it comes again with the next session
-            session.ack(delivery.tag)
+                return  # unsettled: it comes again with the next channel
+            channel.ack(delivery.tag)
 
-        await session.declare(EXCEPTIONS)
+        await channel.declare(EXCEPTIONS)
         if not self._consumes:
             return
-        await session.consume(EXCEPTIONS, on_delivery, prefetch=32)
+        await channel.consume(EXCEPTIONS, on_delivery, prefetch=32)
 
     async def _handle(self, delivery: Delivery) -> None:
         cause = str(delivery.headers.get("cause", "unknown"))

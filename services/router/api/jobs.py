@@ -7,8 +7,8 @@ from typing import Any
 from fastapi import APIRouter, Query, Request
 
 from services.router.domain.webhooks import secret_of
-from tidegate import caller
-from tidegate.protocol.access import ADMIN, INFER, OPERATE
+from tidegate.kernel.protocol.access import ADMIN, INFER, OPERATE
+from tidegate.kernel.service import caller
 
 router = APIRouter(prefix="/v1", tags=["jobs"])
 

@@ -6,9 +6,9 @@ from typing import Any
 
 from fastapi import APIRouter, Query, Request
 
-from tidegate import caller
-from tidegate.errors import Unavailable
-from tidegate.protocol.access import OPERATE
+from tidegate.kernel.errors import Unavailable
+from tidegate.kernel.protocol.access import OPERATE
+from tidegate.kernel.service import caller
 
 router = APIRouter(prefix="/v1", tags=["routes"])
 

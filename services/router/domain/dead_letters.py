@@ -7,11 +7,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, NamedTuple
 
-from tidegate.protocol import envelope
-from tidegate.protocol.envelope import Buffer, Request
-from tidegate.protocol.jobs import NewJob
-from tidegate.telemetry import LONGEST_ID
-from tidegate.topology import JOBS_PREFIX, deployment_of
+from tidegate.kernel.broker.topology import JOBS_PREFIX, deployment_of
+from tidegate.kernel.protocol import envelope
+from tidegate.kernel.protocol.envelope import Buffer, Request
+from tidegate.kernel.protocol.jobs import NewJob
+from tidegate.kernel.telemetry import LONGEST_ID
 
 
 class Replay(NamedTuple):

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tidegate.protocol.envelope import REQUESTS, Buffer, Undecodable, unpack
-from tidegate.protocol.jobs import ID_SIZE, read_id
+from tidegate.kernel.protocol.envelope import REQUESTS, Buffer, Undecodable, unpack
+from tidegate.kernel.protocol.jobs import ID_SIZE, read_id
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """The answer for a caller: a reason (see ``tidegate.errors``) and a sentence."""
+    """The answer for a caller: a reason (see ``tidegate.kernel.errors``) and a sentence."""
 
     reason: str
     message: str

@@ -21,7 +21,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from tidegate.protocol.jobs import TERMINAL, Counts
+from tidegate.kernel.protocol.jobs import TERMINAL, Counts
 
 LOOKS = 3
 OVER = ("succeeded", "failed", "cancelled", "expired")

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from tidegate.protocol.models import Deployment, Endpoint, Intention, Target, Version
-from tidegate.protocol.presence import ReplicaReport
-from tidegate.topology import requests_queue
+from tidegate.kernel.broker.topology import requests_queue
+from tidegate.kernel.protocol.models import Deployment, Endpoint, Intention, Target, Version
+from tidegate.kernel.protocol.presence import ReplicaReport
 
 Table = dict[str, Any]
 

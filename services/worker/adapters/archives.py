@@ -6,9 +6,9 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from tidegate.archives import Broken, members, reading
-from tidegate.errors import ModelFailed
-from tidegate.protocol.archives import Paths, Unsafe
+from tidegate.kernel.archives import Broken, members, reading
+from tidegate.kernel.errors import ModelFailed
+from tidegate.kernel.protocol.archives import Paths, Unsafe
 
 CHUNK = 1024 * 1024
 

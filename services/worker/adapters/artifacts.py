@@ -12,9 +12,9 @@ from pathlib import Path
 import httpx
 
 from services.worker.adapters.file_lock import alone
-from tidegate import telemetry
-from tidegate.certificates import trusted
-from tidegate.errors import NotFound, Unavailable
+from tidegate.kernel import telemetry
+from tidegate.kernel.errors import NotFound, Unavailable
+from tidegate.kernel.http.certificates import trusted
 
 log = telemetry.logger(__name__)
 

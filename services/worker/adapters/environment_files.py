@@ -7,7 +7,7 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
-from tidegate.errors import ModelFailed
+from tidegate.kernel.errors import ModelFailed
 
 
 def is_whole(path: Path) -> bool:

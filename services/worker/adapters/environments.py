@@ -26,8 +26,8 @@ from services.worker.adapters.environment_files import hand_over, is_whole, take
 from services.worker.adapters.file_lock import alone
 from services.worker.adapters.sandbox import Needs, Sandbox
 from services.worker.adapters.triton_install import TritonInstall, prefixes
-from tidegate import telemetry
-from tidegate.errors import ModelFailed
+from tidegate.kernel import telemetry
+from tidegate.kernel.errors import ModelFailed
 
 log = telemetry.logger(__name__)
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import httpx
 
-from tidegate import tasks
+from tidegate.kernel import tasks
 
 EVERY_S = 2.0
 TIMEOUT_S = 1.0

@@ -22,7 +22,7 @@ from urllib.parse import unquote
 from hpack import Decoder, Encoder, HPACKError
 from hpack.struct import NeverIndexedHeaderTuple
 
-from tidegate.protocol.envelope import Buffer
+from tidegate.kernel.protocol.envelope import Buffer
 
 _PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 _DATA, _HEADERS, _RST_STREAM, _SETTINGS, _PING, _GOAWAY, _WINDOW_UPDATE, _CONTINUATION = (

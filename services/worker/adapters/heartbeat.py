@@ -6,9 +6,9 @@ import asyncio
 import contextlib
 from collections.abc import Callable
 
-from tidegate import tasks, telemetry
-from tidegate.protocol.presence import ReplicaReport
-from tidegate.store import Store, StoreUnavailable
+from tidegate.kernel import tasks, telemetry
+from tidegate.kernel.protocol.presence import ReplicaReport
+from tidegate.kernel.store import Store, StoreUnavailable
 
 log = telemetry.logger(__name__)
 

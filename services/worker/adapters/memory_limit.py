@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-from tidegate import tasks, telemetry
+from tidegate.kernel import tasks, telemetry
 
 log = telemetry.logger(__name__)
 

@@ -12,17 +12,25 @@ from typing import Any, NamedTuple
 import orjson
 
 from services.worker.adapters.http_calls import HttpAnswer
+from services.worker.adapters.metrics import CONTRADICTIONS
 from services.worker.adapters.shared_memory import Region, Regions, aligned
 from services.worker.adapters.triton_client import ModelInferRequest, TritonClient
 from services.worker.domain.output_check import OutputCheck
 from services.worker.domain.pace import Quickness
 from services.worker.domain.split import Output
-from services.worker.metrics import CONTRADICTIONS
-from tidegate import telemetry
-from tidegate.errors import BadRequest, ModelFailed, PayloadTooLarge
-from tidegate.protocol.envelope import KEPT_KEY, RETRY_SAFE, Buffer, CallKey, Request, call_key, read_call_key
-from tidegate.protocol.models import TensorSpec
-from tidegate.protocol.tensors import DATATYPES, elements
+from tidegate.kernel import telemetry
+from tidegate.kernel.errors import BadRequest, ModelFailed, PayloadTooLarge
+from tidegate.kernel.protocol.envelope import (
+    KEPT_KEY,
+    RETRY_SAFE,
+    Buffer,
+    CallKey,
+    Request,
+    call_key,
+    read_call_key,
+)
+from tidegate.kernel.protocol.models import TensorSpec
+from tidegate.kernel.protocol.tensors import DATATYPES, elements
 
 log = telemetry.logger(__name__)
 

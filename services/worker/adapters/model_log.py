@@ -22,7 +22,7 @@ from typing import IO
 from prometheus_client import Counter
 
 from services.worker.domain.model_output import LINE_BYTES, Line, Pace, Reader
-from tidegate import telemetry
+from tidegate.kernel import telemetry
 
 DROPPED = Counter("tidegate_worker_model_log_dropped_bytes_total", "Output of models that was not kept.")
 

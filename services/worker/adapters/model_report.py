@@ -10,11 +10,11 @@ from pathlib import Path
 from services.worker.adapters import triton_facts
 from services.worker.adapters.triton_client import TritonClient
 from services.worker.domain.statistics import Tally, since
-from tidegate import tasks
-from tidegate.errors import TidegateError
-from tidegate.protocol.presence import ModelCard
-from tidegate.protocol.statistics import EXECUTIONS
-from tidegate.store import Store, StoreUnavailable
+from tidegate.kernel import tasks
+from tidegate.kernel.errors import TidegateError
+from tidegate.kernel.protocol.presence import ModelCard
+from tidegate.kernel.protocol.statistics import EXECUTIONS
+from tidegate.kernel.store import Store, StoreUnavailable
 
 COUNT_EVERY_S = 1.0
 CARD_EVERY_S = 10.0

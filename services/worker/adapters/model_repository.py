@@ -13,9 +13,9 @@ from services.worker.adapters.python_functions import adopt
 from services.worker.adapters.triton_install import TritonInstall
 from services.worker.domain import devices, formats, model_config
 from services.worker.domain.devices import Devices
-from tidegate.archives import is_archive, is_packed
-from tidegate.errors import ModelFailed
-from tidegate.protocol.models import DeploymentSpec, Version
+from tidegate.kernel.archives import is_archive, is_packed
+from tidegate.kernel.errors import ModelFailed
+from tidegate.kernel.protocol.models import DeploymentSpec, Version
 
 RUNTIMES = Path(__file__).parents[1] / "runtimes"
 CONFIG = "config.pbtxt"

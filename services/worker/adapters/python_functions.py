@@ -7,8 +7,8 @@ import shutil
 from pathlib import Path
 
 import tidegate.model
-from tidegate.protocol import backend_class, python_model, python_signature
-from tidegate.protocol.models import Version
+from tidegate.kernel.protocol import backend_class, python_model, python_signature
+from tidegate.kernel.protocol.models import Version
 
 _RUNTIMES = Path(__file__).parents[1] / "runtimes"
 RUNTIME = "tidegate_runtime.py"

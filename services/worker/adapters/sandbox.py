@@ -22,9 +22,9 @@ from typing import Any, Literal
 
 from services.worker.adapters import sandbox_entry
 from services.worker.settings import WorkerSettings
-from tidegate import telemetry
-from tidegate.errors import Unavailable
-from tidegate.model_users import HOST, NOTE, ModelUser
+from tidegate.kernel import telemetry
+from tidegate.kernel.errors import Unavailable
+from tidegate.kernel.model_users import HOST, NOTE, ModelUser
 
 log = telemetry.logger(__name__)
 

@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from services.worker.adapters.triton_client import TritonClient
-from tidegate import telemetry
-from tidegate.errors import TidegateError, Unavailable
-from tidegate.protocol.envelope import Buffer
+from tidegate.kernel import telemetry
+from tidegate.kernel.errors import TidegateError, Unavailable
+from tidegate.kernel.protocol.envelope import Buffer
 
 log = telemetry.logger(__name__)
 

@@ -15,7 +15,7 @@ from services.worker.adapters.grpc_unary import Failed, Gone, UnaryChannel
 from services.worker.adapters.http_calls import HttpAnswer, HttpCalls, NotThere
 from services.worker.adapters.triton_stream import TritonStreams
 from services.worker.domain.model_config import ROWS
-from tidegate.errors import (
+from tidegate.kernel.errors import (
     BadRequest,
     DeadlinePassed,
     ModelFailed,
@@ -23,9 +23,9 @@ from tidegate.errors import (
     TidegateError,
     Unavailable,
 )
-from tidegate.protocol.envelope import Buffer
-from tidegate.protocol.models import Signature, TensorSpec
-from tidegate.triton_protocol import ModelInferRequest, ModelInferResponse, pb
+from tidegate.kernel.protocol.envelope import Buffer
+from tidegate.kernel.protocol.models import Signature, TensorSpec
+from tidegate.kernel.triton_protocol import ModelInferRequest, ModelInferResponse, pb
 
 _SERVICE = "/inference.GRPCInferenceService/"
 _OPTIONS = (

@@ -6,7 +6,7 @@ import base64
 from pathlib import Path
 from typing import Any
 
-from tidegate.protocol.statistics import CACHE, COMPUTE, EXECUTIONS, batch_part, count_name, time_name
+from tidegate.kernel.protocol.statistics import CACHE, COMPUTE, EXECUTIONS, batch_part, count_name, time_name
 
 
 def plain(message: Any) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from tidegate.errors import Unavailable
+from tidegate.kernel.errors import Unavailable
 
 # What a driver or a container engine put in our environment and Triton needs to see.
 _PASSED_ON = ("CUDA_", "NVIDIA_", "NCCL_", "TZ", "LANG", "LC_", "HOME", "TMPDIR", "SSL_CERT_", "HF_HOME")

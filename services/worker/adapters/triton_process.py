@@ -19,8 +19,8 @@ from services.worker.adapters.model_log import ModelLog
 from services.worker.adapters.model_processes import births, end
 from services.worker.adapters.sandbox import Needs, Sandbox
 from services.worker.adapters.triton_install import TritonInstall
-from tidegate import telemetry
-from tidegate.errors import Unavailable
+from tidegate.kernel import telemetry
+from tidegate.kernel.errors import Unavailable
 
 log = telemetry.logger(__name__)
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import grpc
 
-from tidegate import tasks
-from tidegate.errors import ModelFailed
+from tidegate.kernel import tasks
+from tidegate.kernel.errors import ModelFailed
 
 # Triton up to 25.01 may crash when a stream is cancelled while it sends (its issue 8034; met at one cancel in
 # a few hundred of streams that send without a pause). So a stream is cancelled at a quiet moment: when

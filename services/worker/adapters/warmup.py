@@ -11,9 +11,9 @@ from typing import Any
 from services.worker.adapters.triton_client import ModelInferRequest, TritonClient
 from services.worker.domain.output_check import OutputCheck
 from services.worker.domain.split import Output
-from tidegate import telemetry
-from tidegate.errors import ModelFailed, TidegateError, Unavailable
-from tidegate.protocol.models import Signature
+from tidegate.kernel import telemetry
+from tidegate.kernel.errors import ModelFailed, TidegateError, Unavailable
+from tidegate.kernel.protocol.models import Signature
 
 log = telemetry.logger(__name__)
 

@@ -10,20 +10,20 @@ from collections.abc import Coroutine, Sequence
 from functools import partial
 from typing import Any
 
-from services.worker.api.outbox import Outbox
+from services.worker.adapters.metrics import JOBS, REDELIVERED
+from services.worker.adapters.reply_publisher import Outbox
+from services.worker.application.jobs import Jobs
+from services.worker.application.scheduler import Work
 from services.worker.domain.attempts import EXHAUSTED, NOT_RETRIED, UNDECODABLE
 from services.worker.domain.job_backlog import Held
 from services.worker.domain.pace import job_calls, job_prefetch, worth_changing
 from services.worker.domain.settling import Settling
-from services.worker.jobs import Jobs
-from services.worker.metrics import JOBS, REDELIVERED
-from services.worker.work import Work
-from tidegate import tasks, telemetry
-from tidegate.broker import Delivery, Link, Session
-from tidegate.errors import Unavailable
-from tidegate.protocol import envelope
-from tidegate.protocol.jobs import LEVELS, Level
-from tidegate.topology import jobs_queue
+from tidegate.kernel import tasks, telemetry
+from tidegate.kernel.broker.connection import Channel, Connection, Delivery
+from tidegate.kernel.broker.topology import jobs_queue
+from tidegate.kernel.errors import Unavailable
+from tidegate.kernel.protocol import envelope
+from tidegate.kernel.protocol.jobs import LEVELS, Level
 
 log = telemetry.logger(__name__)
 
@@ -44,32 +44,32 @@ class JobMessages:
         self._jobs = jobs
         self._work: Work | None = None
         self._settling = Settling()
-        self._session: Session | None = None
+        self._channel: Channel | None = None
         self._consumers: list[str] = []
         self._prefetch = 0
         self._open = False
         self._changing = asyncio.Lock()
         self._retune_task: asyncio.Task[None] | None = None
         self._over: list[int] = []
-        self.link = Link(amqp_url, "worker-jobs", self._on_setup, self._on_down)
+        self.connection = Connection(amqp_url, "worker-jobs", self._on_setup, self._on_down)
 
     @property
     def unsettled(self) -> int:
         """Messages not settled yet."""
-        return len(self._settling) if self._session is not None else 0
+        return len(self._settling) if self._channel is not None else 0
 
     def start(self, work: Work) -> None:
         """Connect; nothing is taken before :meth:`open`. ``work`` says how much is wanted."""
         self._work = work
-        self.link.start()
+        self.connection.start()
         self._retune_task = asyncio.create_task(self._retune(), name="retune jobs")
 
     async def stop(self) -> None:
         """Disconnect; what is unsettled goes back to its queue."""
         await tasks.end(self._retune_task)
-        if self._session is not None:
-            self._ack_all(self._session)
-        await self.link.stop()
+        if self._channel is not None:
+            self._ack_all(self._channel)
+        await self.connection.stop()
 
     async def open(self) -> None:
         """Take jobs from now on."""
@@ -85,7 +85,7 @@ class JobMessages:
 
     def is_open(self, held: Held) -> bool:
         """Whether its message can still be acked."""
-        return held.session is self._session
+        return held.channel is self._channel
 
     async def bury(self, held: Held) -> None:
         """Hand a job to the router that may not be tried again; returns when the broker has it."""
@@ -96,70 +96,70 @@ class JobMessages:
 
     def settle(self, group: Sequence[Held]) -> None:
         """Ack the messages of these."""
-        session = self._session
-        if session is not None:
-            self._ack(session, [h.tag for h in group if h.session is session and h.leased_at is None])
+        channel = self._channel
+        if channel is not None:
+            self._ack(channel, [h.tag for h in group if h.channel is channel and h.leased_at is None])
 
     def give_back(self, group: Sequence[Held]) -> None:
         """Have the messages of these delivered again, here or elsewhere; what is leased has none."""
-        session = self._session
-        tags = [held.tag for held in group if held.session is session and held.leased_at is None]
-        if tags and session is not None:
-            self._nack(session, tags)
+        channel = self._channel
+        tags = [held.tag for held in group if held.channel is channel and held.leased_at is None]
+        if tags and channel is not None:
+            self._nack(channel, tags)
 
-    def _ack(self, session: Session, tags: list[int]) -> None:
-        if tags and session is self._session:
+    def _ack(self, channel: Channel, tags: list[int]) -> None:
+        if tags and channel is self._channel:
             if not self._over:
-                asyncio.get_running_loop().call_later(ACK_DELAY_S, self._ack_all, session)
+                asyncio.get_running_loop().call_later(ACK_DELAY_S, self._ack_all, channel)
             self._over += tags
 
-    def _ack_all(self, session: Session) -> None:
-        if session is self._session:
+    def _ack_all(self, channel: Channel) -> None:
+        if channel is self._channel:
             tags, self._over = self._over, []
-            with contextlib.suppress(Unavailable):  # the session is over: all of it is delivered again
+            with contextlib.suppress(Unavailable):  # the channel is over: all of it is delivered again
                 for tag, multiple in self._settling.settle(tags):
-                    session.ack(tag, multiple=multiple)
+                    channel.ack(tag, multiple=multiple)
 
     def _give_back(self, before: float) -> None:
         self.give_back(self._jobs.give_back(before))
 
-    def _nack(self, session: Session, tags: list[int]) -> None:
+    def _nack(self, channel: Channel, tags: list[int]) -> None:
         with contextlib.suppress(Unavailable):  # as above
             for tag in tags:
-                if session is self._session and self._settling.given_back(tag):
-                    session.give_back(tag)
+                if channel is self._channel and self._settling.given_back(tag):
+                    channel.nack(tag)
 
     # --- session and consumers -------------------------------------------------------------------------
 
-    async def _on_setup(self, session: Session) -> None:
+    async def _on_setup(self, channel: Channel) -> None:
         for queue in self._queues.values():
-            await session.declare(queue)
-        self._session, self._settling, self._over, self._consumers = session, Settling(), [], []
+            await channel.declare(queue)
+        self._channel, self._settling, self._over, self._consumers = channel, Settling(), [], []
         async with self._changing:
             if self._open and not self._consumers:
-                await self._consume(session)
+                await self._consume(channel)
 
     def _on_down(self) -> None:
-        self._session, self._consumers = None, []
+        self._channel, self._consumers = None, []
         self._jobs.forget()
 
     async def _change(self) -> None:
         """Consumers as they are wanted now; a new prefetch needs new ones."""
         async with self._changing:
-            session, consumers = self._session, self._consumers
-            if session is None:
+            channel, consumers = self._channel, self._consumers
+            if channel is None:
                 return
             with contextlib.suppress(Unavailable):
                 self._consumers = []
                 for consumer in consumers:
-                    await session.cancel(consumer)
-                if self._open and session is self._session:
-                    await self._consume(session)
+                    await channel.cancel(consumer)
+                if self._open and channel is self._channel:
+                    await self._consume(channel)
 
-    async def _consume(self, session: Session) -> None:
+    async def _consume(self, channel: Channel) -> None:
         self._prefetch = self._wanted()
         for level, queue in self._queues.items():
-            consumer = await session.consume(queue, partial(self._on_job, level), prefetch=self._prefetch)
+            consumer = await channel.consume(queue, partial(self._on_job, level), prefetch=self._prefetch)
             self._consumers.append(consumer)
 
     def _wanted(self) -> int:
@@ -181,31 +181,31 @@ class JobMessages:
     # --- messages --------------------------------------------------------------------------------------
 
     def _on_job(self, level: Level, delivery: Delivery) -> Coroutine[Any, Any, None] | None:
-        session = self._session
-        if session is None:
-            return None  # it came while the session ends: unsettled, it is delivered again
+        channel = self._channel
+        if channel is None:
+            return None  # it came while the channel ends: unsettled, it is delivered again
         self._settling.delivered(delivery.tag)
         try:
             (frame,) = envelope.unpack(envelope.REQUESTS, delivery.body)
             request = envelope.read_request(frame)
         except ValueError as error:  # not an envelope, or not of one request
             log.error("undecodable job", extra={"problem": str(error)})
-            return self._on_undecodable(session, delivery)
+            return self._on_undecodable(channel, delivery)
         if delivery.redelivered:
             REDELIVERED.inc()
         now = time.monotonic()
         known = self._jobs.held.get(request.id)
         if known is None:
             token = os.urandom(TOKEN_SIZE)
-            self._jobs.add(Held(request, level, session, delivery.tag, delivery.redelivered, token, now, now))
+            self._jobs.add(Held(request, level, channel, delivery.tag, delivery.redelivered, token, now, now))
         elif known.leased_at is None and not self.is_open(known):
-            # Its session had ended under it, and its message came back to us.
-            known.session, known.tag, known.delivered = session, delivery.tag, now
+            # Its channel had ended under it, and its message came back to us.
+            known.channel, known.tag, known.delivered = channel, delivery.tag, now
         else:
             JOBS.labels("dropped").inc()
-            self._ack(session, [delivery.tag])
+            self._ack(channel, [delivery.tag])
         return None
 
-    async def _on_undecodable(self, session: Session, delivery: Delivery) -> None:
+    async def _on_undecodable(self, channel: Channel, delivery: Delivery) -> None:
         await self._outbox.give_up(delivery.body, UNDECODABLE, delivery.reply_to, queue=delivery.routing_key)
-        self._ack(session, [delivery.tag])
+        self._ack(channel, [delivery.tag])

@@ -9,22 +9,22 @@ import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any
 
-from services.worker.api.outbox import Outbox
-from services.worker.api.redeeming import Redeeming
+from services.worker.adapters.claim_fetcher import Redeeming
+from services.worker.adapters.metrics import REDELIVERED
+from services.worker.adapters.reply_publisher import Outbox
 from services.worker.api.suspects import Suspects
+from services.worker.application.scheduler import Work
 from services.worker.domain.attempts import UNDECODABLE
 from services.worker.domain.backlog import Item, Parcel
 from services.worker.domain.pace import Mean, prefetch, worth_changing
 from services.worker.domain.settling import Settling
-from services.worker.metrics import REDELIVERED
-from services.worker.work import Work
-from tidegate import tasks, telemetry
-from tidegate.broker import Delivery, Link, Session
-from tidegate.claims import Claims
-from tidegate.errors import Unavailable
-from tidegate.protocol import envelope
-from tidegate.protocol.envelope import Buffer, Reply, Request
-from tidegate.topology import CANCELS, WORKERS, Queue, cancels_queue, suspects_queue
+from tidegate.kernel import tasks, telemetry
+from tidegate.kernel.blobs.claims import Claims
+from tidegate.kernel.broker.connection import Channel, Connection, Delivery
+from tidegate.kernel.broker.topology import CANCELS, WORKERS, Queue, cancels_queue, suspects_queue
+from tidegate.kernel.errors import Unavailable
+from tidegate.kernel.protocol import envelope
+from tidegate.kernel.protocol.envelope import Buffer, Reply, Request
 
 log = telemetry.logger(__name__)
 
@@ -42,7 +42,7 @@ class Requests:
         self._cancels = cancels_queue(replica, os.urandom(4).hex())
         self._outbox = outbox
         self._settling = Settling()
-        self._session: Session | None = None
+        self._channel: Channel | None = None
         self._consumer: str | None = None
         self._prefetch = 0
         self._changing = asyncio.Lock()
@@ -54,7 +54,7 @@ class Requests:
         self._redeeming = Redeeming(claims, outbox, fetch_bytes, self._on_redeemed, self.settle)
         self._suspects = Suspects(queue, outbox, self)
         # No confirms: a reply goes before the ack of its request, and the broker takes them in this order.
-        self.link = Link(amqp_url, "worker-in", self._on_setup, self._on_down, confirms=False)
+        self.connection = Connection(amqp_url, "worker-in", self._on_setup, self._on_down, confirms=False)
 
     def feed(self, work: Work) -> None:
         """Where the requests go."""
@@ -62,7 +62,7 @@ class Requests:
 
     def start(self) -> None:
         """Connect; nothing is taken before :meth:`open`."""
-        self.link.start()
+        self.connection.start()
         self._suspects.start()
         self._retune_task = asyncio.create_task(self._retune(), name="retune")
 
@@ -71,7 +71,7 @@ class Requests:
         await tasks.end(self._retune_task)
         await self._suspects.stop()
         await self._redeeming.stop()
-        await self.link.stop()
+        await self.connection.stop()
         await asyncio.gather(*self._changes, return_exceptions=True)
 
     async def open(self) -> None:
@@ -91,9 +91,9 @@ class Requests:
         handing.add_done_callback(self._changes.discard)
 
     async def _handed_back(self) -> None:
-        session, work = self._session, self._work
+        channel, work = self._channel, self._work
         with contextlib.suppress(Unavailable):  # over: all of it is delivered again
-            if session is None or work is None or not await session.consumers(self._queue):
+            if channel is None or work is None or not await channel.consumers(self._queue):
                 return
             # A model may be there again meanwhile: then they are run here.
             waiting = [] if work.serving else work.take_waiting()
@@ -104,10 +104,10 @@ class Requests:
                 log.info("requests were handed back", extra={"requests": len(waiting)})
 
     @property
-    def isolating(self) -> tuple[Session, Work] | None:
+    def isolating(self) -> tuple[Channel, Work] | None:
         """Return what suspects are run with; None while no request may be taken."""
-        session, work = self._session, self._work
-        return (session, work) if self._open and session is not None and work is not None else None
+        channel, work = self._channel, self._work
+        return (channel, work) if self._open and channel is not None and work is not None else None
 
     @property
     def unsettled(self) -> int:
@@ -120,17 +120,17 @@ class Requests:
         No confirm is waited for. What the broker has not read of this connection when it breaks is neither
         answered nor acked, and so delivered again.
         """
-        session = self._session
-        if session is None or any(
+        channel = self._channel
+        if channel is None or any(
             isinstance(reply, Reply) or len(reply) > envelope.LARGE
             for replies in by_gateway.values()
             for reply in replies
         ):
             return False
-        with contextlib.suppress(Unavailable), session.together():
+        with contextlib.suppress(Unavailable), channel.cork():
             for reply_to, replies in by_gateway.items():
                 for start, end in envelope.runs([len(frame) for frame in replies]):
-                    session.send(
+                    channel.send(
                         envelope.pack(envelope.REPLIES, replies[start:end]),  # type: ignore[arg-type]
                         exchange=WORKERS.name,
                         routing_key=reply_to,
@@ -149,34 +149,34 @@ class Requests:
             item.settled = True
             parcel = item.parcel
             parcel.open -= 1
-            if parcel.open == 0 and parcel.session is self._session:
+            if parcel.open == 0 and parcel.channel is self._channel:
                 tags.append(parcel.tag)
-        if tags and self._session is not None:
-            self._ack(self._session, tags)
+        if tags and self._channel is not None:
+            self._ack(self._channel, tags)
 
-    def _ack(self, session: Session, tags: list[int]) -> None:
-        if session is not self._session:
+    def _ack(self, channel: Channel, tags: list[int]) -> None:
+        if channel is not self._channel:
             return  # over: all of it is delivered again, and its tags mean other deliveries by now
-        with contextlib.suppress(Unavailable):  # the session is over: all of it is delivered again
+        with contextlib.suppress(Unavailable):  # the channel is over: all of it is delivered again
             for tag, multiple in self._settling.settle(tags):
-                session.ack(tag, multiple=multiple)
+                channel.ack(tag, multiple=multiple)
 
-    async def _on_setup(self, session: Session) -> None:
-        await session.declare(self._queue, bind=False)
-        await session.declare(suspects_queue(self._queue), bind=False)
+    async def _on_setup(self, channel: Channel) -> None:
+        await channel.declare(self._queue, bind=False)
+        await channel.declare(suspects_queue(self._queue), bind=False)
         # Their owners declare them. With the right to declare an exchange comes the right to delete it.
-        await session.find(WORKERS)
-        await session.find(CANCELS)
-        await session.declare(self._cancels)
-        await session.bind(self._cancels, CANCELS)
-        await session.consume(self._cancels, self._on_cancels, prefetch=100, no_ack=True)
-        self._session, self._settling, self._consumer = session, Settling(), None
+        await channel.find(WORKERS)
+        await channel.find(CANCELS)
+        await channel.declare(self._cancels)
+        await channel.bind(self._cancels, CANCELS)
+        await channel.consume(self._cancels, self._on_cancels, prefetch=100, no_ack=True)
+        self._channel, self._settling, self._consumer = channel, Settling(), None
         async with self._changing:
             if self._open and self._consumer is None:
-                await self._consume(session)
+                await self._consume(channel)
 
     def _on_down(self) -> None:
-        self._session = self._consumer = None
+        self._channel = self._consumer = None
         self._redeeming.clear()
         if self._work is not None:
             self._work.forget()
@@ -191,24 +191,24 @@ class Requests:
         self._changes.add(changing)
         changing.add_done_callback(self._changes.discard)
         while not (await asyncio.wait({changing}, timeout=BLOCKED_POLL_S))[0]:
-            if self._session is not None and self._session.blocked:
+            if self._channel is not None and self._channel.blocked:
                 return
 
     async def _changed(self) -> None:
         async with self._changing:
-            session, consumer = self._session, self._consumer
-            if session is None:
+            channel, consumer = self._channel, self._consumer
+            if channel is None:
                 return
             with contextlib.suppress(Unavailable):  # over, and the consumer with it
                 if consumer is not None:
                     self._consumer = None
-                    await session.cancel(consumer)
-                if self._open and session is self._session:
-                    await self._consume(session)
+                    await channel.cancel(consumer)
+                if self._open and channel is self._channel:
+                    await self._consume(channel)
 
-    async def _consume(self, session: Session) -> None:
+    async def _consume(self, channel: Channel) -> None:
         self._prefetch = self._wanted_prefetch()
-        self._consumer = await session.consume(self._queue, self._on_requests, prefetch=self._prefetch)
+        self._consumer = await channel.consume(self._queue, self._on_requests, prefetch=self._prefetch)
 
     def _wanted_prefetch(self) -> int:
         assert self._work is not None
@@ -229,20 +229,20 @@ class Requests:
                 await self._change()
 
     def _on_requests(self, delivery: Delivery) -> Coroutine[Any, Any, None] | None:
-        session = self._session
-        if session is None or self._work is None:
-            return None  # it came while the session ends: unsettled, it is delivered again
+        channel = self._channel
+        if channel is None or self._work is None:
+            return None  # it came while the channel ends: unsettled, it is delivered again
         self._settling.delivered(delivery.tag)
         try:
             requests = [envelope.read_request(f) for f in envelope.unpack(envelope.REQUESTS, delivery.body)]
         except envelope.Undecodable as error:
             log.error("undecodable request envelope", extra={"problem": str(error)})
-            return self._refuse(session, delivery)
+            return self._refuse(channel, delivery)
         if delivery.redelivered:
             REDELIVERED.inc(len(requests))
-            return self._try_again(session, delivery, requests)
+            return self._try_again(channel, delivery, requests)
         self._frames.add(len(requests))
-        parcel = Parcel(session, delivery.tag, delivery.reply_to or "", len(requests))
+        parcel = Parcel(channel, delivery.tag, delivery.reply_to or "", len(requests))
         received = time.monotonic()
         work = self._work
         for request in requests:
@@ -253,24 +253,24 @@ class Requests:
                 work.add(item)
         return None
 
-    async def _refuse(self, session: Session, delivery: Delivery) -> None:
+    async def _refuse(self, channel: Channel, delivery: Delivery) -> None:
         await self._outbox.give_up(delivery.body, UNDECODABLE, delivery.reply_to)
-        self._ack(session, [delivery.tag])
+        self._ack(channel, [delivery.tag])
 
-    async def _try_again(self, session: Session, delivery: Delivery, requests: list[Request]) -> None:
+    async def _try_again(self, channel: Channel, delivery: Delivery, requests: list[Request]) -> None:
         for request in requests:
             # Whether it was in a call then, and beside what, nobody knows.
             await self._outbox.retry(request, delivery.reply_to or "", alone=False)
-        self._ack(session, [delivery.tag])
+        self._ack(channel, [delivery.tag])
 
-    async def consume_alone(self, session: Session, queue: Queue, take: Callable[[Delivery], None]) -> str:
+    async def consume_alone(self, channel: Channel, queue: Queue, take: Callable[[Delivery], None]) -> str:
         """Consume a queue one message at a time; return the consumer's tag."""
         async with self._changing:  # of two that begin at once, one could get the other's prefetch
-            return await session.consume(queue, take, prefetch=1)
+            return await channel.consume(queue, take, prefetch=1)
 
-    async def take_alone(self, session: Session, delivery: Delivery) -> Item | None:
+    async def take_alone(self, channel: Channel, delivery: Delivery) -> Item | None:
         """Return the request of a suspect's delivery, whole; None: it is settled, and not to be run."""
-        if session is not self._session:
+        if channel is not self._channel:
             return None  # over: it is delivered again
         self._settling.delivered(delivery.tag)
         try:
@@ -278,14 +278,14 @@ class Requests:
             request = envelope.read_request(frame)
         except ValueError as error:  # not an envelope, or not of one request
             log.error("undecodable suspect", extra={"problem": str(error)})
-            await self._refuse(session, delivery)
+            await self._refuse(channel, delivery)
             return None
         if delivery.redelivered:
             REDELIVERED.inc()
             await self._outbox.retry(request, delivery.reply_to or "", alone=True)
-            self._ack(session, [delivery.tag])
+            self._ack(channel, [delivery.tag])
             return None
-        item = Item(request, Parcel(session, delivery.tag, delivery.reply_to or "", 1), time.monotonic())
+        item = Item(request, Parcel(channel, delivery.tag, delivery.reply_to or "", 1), time.monotonic())
         # It waits for no room: what fills that waits for this to end.
         if request.flags & envelope.CLAIM and not await self._redeeming.fetch(item):
             return None
@@ -297,7 +297,7 @@ class Requests:
         self.settle([item])
 
     def _on_redeemed(self, item: Item) -> None:
-        if self._work is not None and item.parcel.session is self._session:
+        if self._work is not None and item.parcel.channel is self._channel:
             self._work.add(item)
 
     async def _on_cancels(self, delivery: Delivery) -> None:

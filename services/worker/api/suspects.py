@@ -12,15 +12,15 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol
 
-from services.worker.api.outbox import Outbox
+from services.worker.adapters.reply_publisher import Outbox
 from services.worker.domain.backlog import Item
-from tidegate import tasks, telemetry
-from tidegate.broker import Delivery, Session
-from tidegate.errors import Unavailable
-from tidegate.topology import Queue, suspects_queue
+from tidegate.kernel import tasks, telemetry
+from tidegate.kernel.broker.connection import Channel, Delivery
+from tidegate.kernel.broker.topology import Queue, suspects_queue
+from tidegate.kernel.errors import Unavailable
 
 if TYPE_CHECKING:
-    from services.worker.work import Work
+    from services.worker.application.scheduler import Work
 
 log = telemetry.logger(__name__)
 
@@ -37,13 +37,13 @@ class Door(Protocol):
     """Reads and settles the deliveries of suspects."""
 
     @property
-    def isolating(self) -> tuple[Session, Work] | None:
+    def isolating(self) -> tuple[Channel, Work] | None:
         """Return what suspects are run with; None while no request may be taken."""
 
-    async def consume_alone(self, session: Session, queue: Queue, take: Callable[[Delivery], None]) -> str:
+    async def consume_alone(self, channel: Channel, queue: Queue, take: Callable[[Delivery], None]) -> str:
         """Consume a queue one message at a time; return the consumer's tag."""
 
-    async def take_alone(self, session: Session, delivery: Delivery) -> Item | None:
+    async def take_alone(self, channel: Channel, delivery: Delivery) -> Item | None:
         """Return the request of a delivery; None: it is settled, and not to be run."""
 
     async def put_back(self, item: Item) -> None:
@@ -89,46 +89,46 @@ class Suspects:
         costs every worker that does it a pause.
         """
         while (found := self._door.isolating) is not None:
-            session, work = found
-            if not work.serving or session.blocked:
+            channel, work = found
+            if not work.serving or channel.blocked:
                 return sure
-            if not await session.depth(self._queue):
+            if not await channel.depth(self._queue):
                 return False
             if not sure:
                 return True
             began = time.monotonic()
             async with work.alone():
-                running = await self._turn(session, work)
+                running = await self._turn(channel, work)
             if running is not None:
                 await asyncio.wait({running})
             await asyncio.sleep(min(time.monotonic() - began, TURN_S))
         return sure
 
-    async def _turn(self, session: Session, work: Work) -> asyncio.Task[None] | None:
+    async def _turn(self, channel: Channel, work: Work) -> asyncio.Task[None] | None:
         """Run suspects until there are none, or time is up; return the call that has not ended by then."""
         arrived: asyncio.Queue[Delivery] = asyncio.Queue()
         ends_at = time.monotonic() + TURN_S
         running = None
-        consumer = await self._door.consume_alone(session, self._queue, arrived.put_nowait)
-        while running is None and time.monotonic() < ends_at and self._goes_on(session, work):
+        consumer = await self._door.consume_alone(channel, self._queue, arrived.put_nowait)
+        while running is None and time.monotonic() < ends_at and self._goes_on(channel, work):
             try:
                 delivery = await asyncio.wait_for(arrived.get(), EMPTY_S)
             except TimeoutError:
-                if not await session.depth(self._queue):
+                if not await channel.depth(self._queue):
                     break
             else:
-                running = await self._run_one(session, work, delivery)
-        await session.cancel(consumer)
+                running = await self._run_one(channel, work, delivery)
+        await channel.cancel(consumer)
         # One more may have come meanwhile. It has not run, so it must not look as if it had.
         while not arrived.empty():
-            item = await self._door.take_alone(session, arrived.get_nowait())
+            item = await self._door.take_alone(channel, arrived.get_nowait())
             if item is not None:
                 await self._door.put_back(item)
         return running
 
-    async def _run_one(self, session: Session, work: Work, delivery: Delivery) -> asyncio.Task[None] | None:
+    async def _run_one(self, channel: Channel, work: Work, delivery: Delivery) -> asyncio.Task[None] | None:
         """Run one; return its call if that goes on for longer than everything else can be held up."""
-        item = await self._door.take_alone(session, delivery)
+        item = await self._door.take_alone(channel, delivery)
         if item is None:
             return None
         if not work.serving:
@@ -139,5 +139,5 @@ class Suspects:
             await asyncio.wait({call}, timeout=HOLD_S)
         return call if call is not None and not call.done() else None
 
-    def _goes_on(self, session: Session, work: Work) -> bool:
-        return self._door.isolating == (session, work) and work.serving
+    def _goes_on(self, channel: Channel, work: Work) -> bool:
+        return self._door.isolating == (channel, work) and work.serving

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
-from tidegate.protocol.envelope import LAST_PRIORITY, PRIORITY_SHIFT, Request
+from tidegate.kernel.protocol.envelope import LAST_PRIORITY, PRIORITY_SHIFT, Request
 
 # Of a request that says none: between those that say they are urgent and those that can wait.
 USUAL_PRIORITY = 4
@@ -26,7 +26,7 @@ T = TypeVar("T", bound=InHand)
 class Parcel:
     """A delivery and how many of its requests are still open; settled when none is."""
 
-    session: object
+    channel: object
     tag: int
     reply_to: str
     open: int
@@ -91,7 +91,7 @@ class Backlog:
         return found
 
     def clear(self) -> None:
-        """Forget everything: its session has ended and the broker delivers it again."""
+        """Forget everything: its channel has ended and the broker delivers it again."""
         self._lines.clear()
         self._count = 0
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from services.worker.domain.pbtxt import messages
-from tidegate.errors import ModelFailed
-from tidegate.protocol.models import Format, Resources
+from tidegate.kernel.errors import ModelFailed
+from tidegate.kernel.protocol.models import Format, Resources
 
 CPU = "cpu"
 # CUDA numbers the devices of a process from 0, whatever the machine calls them.

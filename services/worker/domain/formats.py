@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
-from tidegate.errors import ModelFailed
-from tidegate.protocol.models import Format, Version
+from tidegate.kernel.errors import ModelFailed
+from tidegate.kernel.protocol.models import Format, Version
 
 _REMEDIES = {"torch": "run `make torch` on this host, "}
 

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from services.worker.domain.backlog import Line, key_of
-from tidegate.protocol.envelope import CLAIM, Request
-from tidegate.protocol.jobs import LEVELS, WEIGHTS, Level
+from tidegate.kernel.protocol.envelope import CLAIM, Request
+from tidegate.kernel.protocol.jobs import LEVELS, WEIGHTS, Level
 
 
 @dataclass(slots=True, eq=False)
@@ -23,7 +23,7 @@ class Held:
 
     request: Request
     level: Level
-    session: object
+    channel: object
     tag: int
     redelivered: bool
     token: bytes

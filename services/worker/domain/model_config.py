@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
 from services.worker.domain.pbtxt import TOKEN, messages
-from tidegate.errors import ModelFailed
-from tidegate.protocol.models import DeploymentSpec, Signature, TensorSpec, Version
+from tidegate.kernel.errors import ModelFailed
+from tidegate.kernel.protocol.models import DeploymentSpec, Signature, TensorSpec, Version
 
 ROWS = "tidegate_rows"
 """Parameter: the model takes up to this many rows, along a first axis that the dims spell out themselves."""

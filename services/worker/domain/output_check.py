@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from services.worker.domain.split import Output
-from tidegate.protocol.models import Signature, TensorSpec
+from tidegate.kernel.protocol.models import Signature, TensorSpec
 
 # Shapes are kept with their rows, and a model with outputs of any size may give ever new ones.
 KEPT = 1024

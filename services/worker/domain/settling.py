@@ -13,7 +13,7 @@ class Ack(NamedTuple):
 
 
 class Settling:
-    """The unsettled deliveries of one session.
+    """The unsettled deliveries of one channel.
 
     ``multiple`` is used only up to the tag below which everything is settled: a call that finishes before an
     earlier one must not ack the earlier one's work away.
@@ -26,7 +26,7 @@ class Settling:
         return len(self._open)
 
     def delivered(self, tag: int) -> None:
-        """A delivery came; tags only grow within a session."""
+        """A delivery came; tags only grow within a channel."""
         self._open[tag] = None
 
     def given_back(self, tag: int) -> bool:

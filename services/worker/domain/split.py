@@ -5,9 +5,9 @@ from __future__ import annotations
 import struct
 from typing import Any, NamedTuple
 
-from tidegate.protocol.envelope import Buffer, Tensor
-from tidegate.protocol.tensors import DATATYPES, elements, string_offsets
-from tidegate.protocol.usage import TOKEN_COUNTS, is_count
+from tidegate.kernel.protocol.envelope import Buffer, Tensor
+from tidegate.kernel.protocol.tensors import DATATYPES, elements, string_offsets
+from tidegate.kernel.protocol.usage import TOKEN_COUNTS, is_count
 
 
 class Output(NamedTuple):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 
-from tidegate.protocol.statistics import (
+from tidegate.kernel.protocol.statistics import (
     BATCH,
     CACHE,
     COMPUTE,

@@ -16,7 +16,7 @@ import pytest
 from services.autoscaler.domain.launcher import parse_replica
 from tests.integration.autoscaler.container_yard import ContainerYard, missing
 from tests.integration.autoscaler.process_yard import ProcessYard
-from tidegate.protocol.models import Assignment, Deployment, Version
+from tidegate.kernel.protocol.models import Assignment, Deployment, Version
 
 BORN = datetime(2024, 1, 1, tzinfo=UTC)
 

@@ -13,7 +13,7 @@ from services.autoscaler.adapters.engine import Engine
 from services.autoscaler.domain.engine_rules import Bounds
 from services.autoscaler.engine_proxy import EngineProxy, token_of
 from services.autoscaler.settings import AutoscalerSettings
-from tidegate.protocol.access import engine_token
+from tidegate.kernel.protocol.access import engine_token
 
 pytestmark = pytest.mark.integration
 

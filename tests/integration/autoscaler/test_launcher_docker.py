@@ -15,9 +15,9 @@ from services.autoscaler.domain.gpus import Gpu
 from services.autoscaler.domain.launcher import LaunchFailed, flavour_fingerprint
 from tests.integration.autoscaler.container_yard import HOME, api, image
 from tests.integration.autoscaler.test_launchers import gone
-from tidegate.errors import Unavailable
-from tidegate.protocol import replica_token
-from tidegate.protocol.models import Flavour, WarmAssignment
+from tidegate.kernel.errors import Unavailable
+from tidegate.kernel.protocol import replica_token
+from tidegate.kernel.protocol.models import Flavour, WarmAssignment
 
 ONE, TWO, THREE = "digits-v1-0-1", "digits-v1-1-1", "digits-v1-2-1"
 WAITS = "warm-cpu--0-1"

@@ -9,7 +9,7 @@ import pytest
 
 from services.autoscaler.adapters.ledger import COLD_STARTS_KEPT, Ledger
 from services.autoscaler.domain.snapshot import Decision, LocalOverride
-from tidegate.errors import Unavailable
+from tidegate.kernel.errors import Unavailable
 
 
 def decision(number: int, deployment: str = "digits-v1") -> Decision:

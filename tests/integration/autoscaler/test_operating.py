@@ -9,7 +9,7 @@ from typing import Any
 import httpx
 import pytest
 
-from services.autoscaler.loop import Loop
+from services.autoscaler.application.loop import Loop
 from tests.integration.autoscaler.test_service import NAME, Bench, bench
 
 __all__ = ["bench"]

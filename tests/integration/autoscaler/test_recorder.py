@@ -12,11 +12,11 @@ import pytest
 
 from services.autoscaler.adapters.database import Database, Row
 from services.autoscaler.adapters.history import History
+from services.autoscaler.application.recorder import Recorder
 from services.autoscaler.domain.recording import again
 from services.autoscaler.domain.snapshot import Policy
-from services.autoscaler.recorder import Recorder
 from tests.unit.autoscaler.conftest import World, a_deployment
-from tidegate.errors import Unavailable
+from tidegate.kernel.errors import Unavailable
 
 NAME = "digits-v1"
 FOREVER = 1e12

@@ -25,12 +25,12 @@ from services.autoscaler.app import build
 from services.autoscaler.domain.snapshot import Host
 from services.autoscaler.settings import AutoscalerSettings
 from tests.conftest import PATIENCE_S
-from tidegate import tasks
-from tidegate.broker import Link, Session
-from tidegate.protocol.models import Deployment, Override
-from tidegate.protocol.presence import GatewayLoad, GatewayReport, ReplicaReport
-from tidegate.store import Store
-from tidegate.topology import EVENTS, REGISTRY_CHANGED, demand_key
+from tidegate.kernel import tasks
+from tidegate.kernel.broker.connection import Channel, Connection
+from tidegate.kernel.broker.topology import EVENTS, REGISTRY_CHANGED, demand_key
+from tidegate.kernel.protocol.models import Deployment, Override
+from tidegate.kernel.protocol.presence import GatewayLoad, GatewayReport, ReplicaReport
+from tidegate.kernel.store import Store
 
 NAME, TOKEN = "digits-v1", "secret"
 
@@ -312,24 +312,24 @@ async def test_a_demand_event_wakes_a_sleeping_model_and_a_registry_event_is_rea
             bench.registry.deployment = assign(f"{NAME}-0-1", **asleep).deployment
             await bench.until_ready(client, 0)
         bench.settings.autoscaler_period_s = bench.settings.autoscaler_relist_s = 60.0
-        async with bench.autoscaler() as client, Link(rabbitmq_url, "test", declared) as link:
+        async with bench.autoscaler() as client, Connection(rabbitmq_url, "test", declared) as connection:
             await until(lambda: bench.well(client))
-            session = await link.wait_up(10)
-            hints = asyncio.create_task(repeated(session, demand_key(NAME)))
+            channel = await connection.wait_up(10)
+            hints = asyncio.create_task(repeated(channel, demand_key(NAME)))
             assert await bench.until_ready(client, 1) == [f"{NAME}-0-2"]
             await tasks.end(hints)
             bench.registry.deployment = assign(f"{NAME}-0-1", min_replicas=2, max_replicas=2).deployment
-            changes = asyncio.create_task(repeated(session, REGISTRY_CHANGED))
+            changes = asyncio.create_task(repeated(channel, REGISTRY_CHANGED))
             await bench.until_ready(client, 2)
             await tasks.end(changes)
 
 
-async def repeated(session: Session, routing_key: str) -> None:
+async def repeated(channel: Channel, routing_key: str) -> None:
     """An event again each second, as gateways hint while a request waits: one may be lost."""
     while True:
-        await session.publish(b"{}", exchange=EVENTS.name, routing_key=routing_key)
+        await channel.publish(b"{}", exchange=EVENTS.name, routing_key=routing_key)
         await asyncio.sleep(1.0)
 
 
-async def declared(session: Session) -> None:
-    await session.declare(EVENTS)
+async def declared(channel: Channel) -> None:
+    await channel.declare(EVENTS)

@@ -14,24 +14,24 @@ from typing import Any
 import orjson
 import pytest
 
-from services.autoscaler import warm
 from services.autoscaler.adapters.kept_logs import KeptLogs
 from services.autoscaler.adapters.ledger import Ledger
 from services.autoscaler.adapters.registry import RegistryClient
 from services.autoscaler.adapters.replica_grants import ReplicaGrants
 from services.autoscaler.adapters.warm_offers import WarmOffers
+from services.autoscaler.application import warm_pool as warm
+from services.autoscaler.application.warm_pool import NOBODY, WarmPool
 from services.autoscaler.domain.log_keeping import MOST_EACH
 from services.autoscaler.domain.warm_pool import Claim
-from services.autoscaler.warm import NOBODY, WarmPool
+from services.worker.application.waiting import Waiting
 from services.worker.settings import WorkerSettings
-from services.worker.waiting import Waiting
 from tests.conftest import Line
 from tests.integration.autoscaler.process_yard import ProcessYard
-from tidegate.broker import Delivery, Link, Session
-from tidegate.protocol.models import Assignment, Flavour, WarmAssignment
-from tidegate.protocol.presence import ReplicaReport
-from tidegate.store import Store, StoreUnavailable
-from tidegate.topology import warm_queue
+from tidegate.kernel.broker.connection import Channel, Connection, Delivery
+from tidegate.kernel.broker.topology import warm_queue
+from tidegate.kernel.protocol.models import Assignment, Flavour, WarmAssignment
+from tidegate.kernel.protocol.presence import ReplicaReport
+from tidegate.kernel.store import Store, StoreUnavailable
 
 REPLICA = "digits-v1-0-1"
 
@@ -51,7 +51,7 @@ class Yard:
         ledger = Ledger(self.processes.state / "autoscaler.db")
         flavours = {self.flavour: Flavour(workers=workers)}
         async with WarmOffers(self.amqp_url, flavours) as offers:
-            await offers._link.wait_up(10)
+            await offers._connection.wait_up(10)
             launcher = self.processes.launcher()
             registry = RegistryClient("http://127.0.0.1:1", "t")
             pool = WarmPool(
@@ -95,14 +95,14 @@ class Yard:
             if await self.store.claim_replica(offered.replica, by) == by:
                 taken.append(offered.replica)
 
-        async def listen(session: Session) -> None:
-            await session.declare(warm_queue(self.flavour))
-            await session.consume(warm_queue(self.flavour), take, prefetch=1, no_ack=True)
+        async def listen(channel: Channel) -> None:
+            await channel.declare(warm_queue(self.flavour))
+            await channel.consume(warm_queue(self.flavour), take, prefetch=1, no_ack=True)
 
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(warm, "OFFER_S", 10.0)  # a busy machine may need longer than the pool's patience
-            async with Link(self.amqp_url, "worker", listen) as link:
-                await link.wait_up(10)
+            async with Connection(self.amqp_url, "worker", listen) as connection:
+                await connection.wait_up(10)
                 yield taken
 
 
@@ -167,7 +167,7 @@ async def test_an_offer_that_nobody_takes_is_withdrawn_and_the_replica_started(
 
 async def test_with_the_broker_away_it_is_started_at_once(yard: Yard, assign: Callable[..., Any]) -> None:
     async with yard.filled() as (pool, _):
-        await pool._offers._link.stop()
+        await pool._offers._connection.stop()
         await pool.launch(assign(REPLICA))
         assert [(each.replica, each.worker) for each in await pool.list()] == [(REPLICA, "")]
 
@@ -292,22 +292,24 @@ async def test_an_offer_cannot_say_where_the_registry_is(
     worker = Waiting(WorkerSettings(), given, tmp_path, yard.store, 0)
     forged = assign(REPLICA).model_dump(mode="json") | {"registry_url": "http://127.0.0.1:9"}
     queue = warm_queue(yard.flavour)
-    async with Link(yard.amqp_url, "worker", worker._listen) as link:
-        session = await link.wait_up(10)
-        await session.publish(orjson.dumps(forged), routing_key=queue.name, mandatory=True)
-        await session.publish(b"{}", routing_key=queue.name, mandatory=True)
+    async with Connection(yard.amqp_url, "worker", worker._listen) as connection:
+        channel = await connection.wait_up(10)
+        await channel.publish(orjson.dumps(forged), routing_key=queue.name, mandatory=True)
+        await channel.publish(b"{}", routing_key=queue.name, mandatory=True)
 
         async def read() -> bool:
-            return await session.depth(queue) == 0
+            return await channel.depth(queue) == 0
 
         await until(read)
-    async with Link(yard.amqp_url, "after", _nothing) as link:
-        assert await (await link.wait_up(10)).depth(queue) == 0, "an offer that is not settled comes again"
+    async with Connection(yard.amqp_url, "after", _nothing) as connection:
+        assert await (await connection.wait_up(10)).depth(queue) == 0, (
+            "an offer that is not settled comes again"
+        )
     assert not worker._taken.done()
     assert await yard.store.claimant(REPLICA) is None
 
 
-async def _nothing(_: Session) -> None:
+async def _nothing(_: Channel) -> None:
     return
 
 

@@ -24,15 +24,10 @@ from services.gateway.domain.admission import UNKNOWN_FLEET, Fleet
 from services.gateway.domain.budget import Budget
 from services.gateway.domain.routing import DeploymentRoute, compile_table
 from tests.integration.gateway.process import echo, make_table, wait_ready
-from tidegate.blobs import Blobs
-from tidegate.broker import Delivery, Link, Session
-from tidegate.claims import Claims
-from tidegate.errors import TidegateError
-from tidegate.protocol import envelope
-from tidegate.protocol.envelope import Reply, Request
-from tidegate.stack.ports import free_ports
-from tidegate.store.live import GATEWAY, ROUTES, ROUTES_CHANGED
-from tidegate.topology import (
+from tidegate.kernel.blobs.claims import Claims
+from tidegate.kernel.blobs.store import Blobs
+from tidegate.kernel.broker.connection import Channel, Connection, Delivery
+from tidegate.kernel.broker.topology import (
     CANCELS,
     EVENTS,
     Queue,
@@ -40,6 +35,11 @@ from tidegate.topology import (
     events_queue,
     requests_queue,
 )
+from tidegate.kernel.errors import TidegateError
+from tidegate.kernel.protocol import envelope
+from tidegate.kernel.protocol.envelope import Reply, Request
+from tidegate.kernel.store.live import GATEWAY, ROUTES, ROUTES_CHANGED
+from tidegate.stack.ports import free_ports
 
 CLAIM_ABOVE = 2 * 2**20
 
@@ -83,35 +83,35 @@ class Peer:
         self.demanded: list[str] = []
         self._cancels = cancels_queue(deployment, os.urandom(4).hex())
         self._events = events_queue("test", os.urandom(4).hex())
-        self.link = Link(url, "peer", self._setup)
+        self.connection = Connection(url, "peer", self._setup)
 
     @property
     def requests(self) -> list[Request]:
         return [request for found in self.envelopes for request in found]
 
-    async def _setup(self, session: Session) -> None:
+    async def _setup(self, channel: Channel) -> None:
         async def on_requests(delivery: Delivery) -> None:
-            await self._on_requests(session, delivery)
+            await self._on_requests(channel, delivery)
 
         for queue in (self.queue, self._cancels, self._events):
-            await session.declare(queue)
+            await channel.declare(queue)
         for exchange in (CANCELS, EVENTS):
-            await session.declare(exchange)
-        await session.bind(self._cancels, CANCELS)
-        await session.bind(self._events, EVENTS, "demand.#")
-        await session.consume(self._cancels, self._on_cancels, prefetch=100, no_ack=True)
-        await session.consume(self._events, self._on_demand, prefetch=100, no_ack=True)
-        await session.consume(self.queue, on_requests, prefetch=1000)
+            await channel.declare(exchange)
+        await channel.bind(self._cancels, CANCELS)
+        await channel.bind(self._events, EVENTS, "demand.#")
+        await channel.consume(self._cancels, self._on_cancels, prefetch=100, no_ack=True)
+        await channel.consume(self._events, self._on_demand, prefetch=100, no_ack=True)
+        await channel.consume(self.queue, on_requests, prefetch=1000)
 
-    async def _on_requests(self, session: Session, delivery: Delivery) -> None:
+    async def _on_requests(self, channel: Channel, delivery: Delivery) -> None:
         found = [envelope.read_request(f) for f in envelope.unpack(envelope.REQUESTS, delivery.body)]
         self.envelopes.append(found)
         self.deliveries.append(delivery)
-        session.ack(delivery.tag)
+        channel.ack(delivery.tag)
         replies = [frame for request in found if (frame := self.answer(request)) is not None]
         if replies:
             assert delivery.reply_to is not None
-            await session.publish(
+            await channel.publish(
                 envelope.pack(envelope.REPLIES, list(replies)), routing_key=delivery.reply_to
             )
 
@@ -152,8 +152,8 @@ def route(deployment) -> Callable[..., DeploymentRoute]:
 async def peer(rabbitmq_url, deployment) -> AsyncIterator[Peer]:
     """The test's worker, at work."""
     found = Peer(rabbitmq_url, deployment)
-    async with found.link:
-        await found.link.wait_up(20)
+    async with found.connection:
+        await found.connection.wait_up(20)
         yield found
 
 
@@ -164,7 +164,7 @@ def make_peer(rabbitmq_url) -> Callable[[str], Any]:
     @asynccontextmanager
     async def opened(deployment: str) -> AsyncIterator[Peer]:
         found = Peer(rabbitmq_url, deployment)
-        async with found.link:
+        async with found.connection:
             yield found
 
     return opened
@@ -274,7 +274,7 @@ def gateway(rabbitmq_url, valkey_url, table, gateway_env, gateway_route) -> Iter
 async def worker(gateway, make_peer) -> AsyncIterator[Peer]:
     """The worker behind it, at work."""
     async with make_peer(gateway.deployment) as found:
-        await found.link.wait_up(20)
+        await found.connection.wait_up(20)
         yield found
 
 

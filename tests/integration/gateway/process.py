@@ -9,9 +9,9 @@ from typing import Any
 
 import httpx
 
-from tidegate.protocol import envelope
-from tidegate.protocol.envelope import Request
-from tidegate.topology import requests_queue
+from tidegate.kernel.broker.topology import requests_queue
+from tidegate.kernel.protocol import envelope
+from tidegate.kernel.protocol.envelope import Request
 
 SIGNATURE = {
     "inputs": [{"name": "x", "datatype": "FP32", "shape": [2]}],

@@ -12,10 +12,10 @@ import pytest
 import tritonclient.grpc.aio as triton
 from tritonclient.grpc import InferInput
 
+from services.gateway.adapters.store.limits import ACCOUNT
 from tests.conftest import PATIENCE_S
 from tests.integration.gateway.conftest import silent
 from tests.integration.gateway.process import echo
-from tidegate.store.limits import ACCOUNT
 
 pytestmark = pytest.mark.integration
 

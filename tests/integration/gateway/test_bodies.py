@@ -16,10 +16,10 @@ import pytest
 
 from tests.conftest import PATIENCE_S, Figure
 from tests.integration.gateway.raw_http import pipelined
-from tidegate.blobs import new_key
-from tidegate.protocol import envelope
-from tidegate.protocol.claim import read_claim, write_claim
-from tidegate.protocol.envelope import Reply, Request, tensor
+from tidegate.kernel.blobs.store import new_key
+from tidegate.kernel.protocol import envelope
+from tidegate.kernel.protocol.claim import read_claim, write_claim
+from tidegate.kernel.protocol.envelope import Reply, Request, tensor
 
 pytestmark = pytest.mark.integration
 

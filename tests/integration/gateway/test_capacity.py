@@ -14,9 +14,9 @@ import pytest
 
 from tests.integration.gateway.conftest import silent
 from tests.integration.gateway.process import echo
-from tidegate.protocol import envelope
-from tidegate.protocol.presence import GatewayLoad, GatewayReport, ReplicaReport
-from tidegate.store.live import GATEWAY, REPLICA, STATUSES
+from tidegate.kernel.protocol import envelope
+from tidegate.kernel.protocol.presence import GatewayLoad, GatewayReport, ReplicaReport
+from tidegate.kernel.store.live import GATEWAY, REPLICA, STATUSES
 
 pytestmark = pytest.mark.integration
 
@@ -42,7 +42,7 @@ def told(answer: httpx.Response) -> tuple[int, str, str | None]:
 
 async def reply(peer: Any, *frames: bytes) -> None:
     """Answer what the worker was silent about; all of it came from one gateway."""
-    await peer.link.session.publish(
+    await peer.connection.channel.publish(
         envelope.pack(envelope.REPLIES, list(frames)), routing_key=peer.deliveries[-1].reply_to
     )
 
@@ -61,7 +61,7 @@ async def test_the_queue_is_full(client, add_model, make_peer, until):
     """Nobody is answered yet, so the next is refused; when they are, it is not."""
     model = await add_model(max_queue=MAX_QUEUE)
     async with make_peer(model) as peer:
-        await peer.link.wait_up(20)
+        await peer.connection.wait_up(20)
         peer.answer = silent
         waiting = [asyncio.create_task(infer(client, model)) for _ in range(MAX_QUEUE)]
         await until(lambda: len(peer.requests) == MAX_QUEUE)
@@ -80,7 +80,7 @@ async def test_what_waits_in_other_gateways_counts(gateway, client, add_model, m
     model = await add_model(max_queue=MAX_QUEUE)
     other = GatewayReport("other", time.time(), {model: GatewayLoad(outstanding=MAX_QUEUE)})
     async with make_peer(model) as peer:
-        await peer.link.wait_up(20)
+        await peer.connection.wait_up(20)
 
         async def answered(status: int) -> httpx.Response | None:
             answer = await infer(client, model)
@@ -95,7 +95,7 @@ async def test_held_at_no_replica(gateway, client, add_model, make_peer, until):
     """It is said that it is wanted all the same; and whoever finds a replica there is answered."""
     model = await add_model(wakeable=False)
     async with make_peer(model) as peer:
-        await peer.link.wait_up(20)
+        await peer.connection.wait_up(20)
         refused = await infer(client, model)
         assert told(refused) == (503, "no_capacity", "30")
         assert "held at 0 replicas" in refused.json()["error"]
@@ -129,7 +129,7 @@ async def test_a_load_that_fails_ends_the_requests_that_wait(gateway, client, ad
     model, draining = await add_model(), await add_model()
     async with make_peer(model) as peer, make_peer(draining) as other:
         for each in (peer, other):
-            await each.link.wait_up(20)
+            await each.connection.wait_up(20)
             each.answer = silent
         waiting = [asyncio.create_task(infer(client, name, 3_600_000)) for name in (model, draining)]
         await until(lambda: peer.requests and other.requests)
@@ -153,7 +153,7 @@ async def test_a_deadline_that_passes_while_no_replica_starts_says_why(
     model = await add_model()
     status = {"conditions": [NO_LOAD | {"reason": "StartTimeout"}]}
     async with make_peer(model) as peer:
-        await peer.link.wait_up(20)
+        await peer.connection.wait_up(20)
         peer.answer = silent
         waiting = asyncio.create_task(infer(client, model, 5_000))
         await until(lambda: peer.requests)
@@ -168,7 +168,7 @@ async def test_a_start_that_takes_longer_than_the_request_has(gateway, client, a
     model = await add_model()
     starts = [{"total_ms": ms} for ms in (4_000.0, 9_000.0, 5_000.0)]
     async with make_peer(model) as peer:
-        await peer.link.wait_up(20)
+        await peer.connection.wait_up(20)
         peer.answer = silent
         with known(gateway, STATUSES, orjson.dumps({model: {"cold_starts": starts}})):
 

@@ -12,11 +12,11 @@ from services.gateway.adapters.dispatcher import Dispatcher
 from services.gateway.domain.budget import Budget
 from tests.integration.gateway.conftest import CLAIM_ABOVE, submit
 from tests.integration.gateway.process import echo
-from tidegate.blobs import Blobs
-from tidegate.claims import Claims
-from tidegate.errors import DeadlinePassed, TidegateError, Unavailable
-from tidegate.protocol import envelope
-from tidegate.protocol.envelope import Reply, call_key, tensor
+from tidegate.kernel.blobs.claims import Claims
+from tidegate.kernel.blobs.store import Blobs
+from tidegate.kernel.errors import DeadlinePassed, TidegateError, Unavailable
+from tidegate.kernel.protocol import envelope
+from tidegate.kernel.protocol.envelope import Reply, call_key, tensor
 
 pytestmark = pytest.mark.integration
 
@@ -40,7 +40,7 @@ async def answer(peer, request, *replies: Reply) -> None:
     for each in replies:
         frame = b"".join(envelope.reply_pieces(each))
         delivery = peer.deliveries[-1]
-        await peer.link.session.publish(
+        await peer.connection.channel.publish(
             envelope.pack(envelope.REPLIES, [frame]), routing_key=delivery.reply_to
         )
 

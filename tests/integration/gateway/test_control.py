@@ -20,7 +20,7 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from jwt.algorithms import RSAAlgorithm
 
 from tests.integration.registry.onnx_files import onnx_bytes
-from tidegate.protocol.access import metrics_token
+from tidegate.kernel.protocol.access import metrics_token
 
 pytestmark = pytest.mark.integration
 

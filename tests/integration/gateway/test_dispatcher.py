@@ -12,17 +12,17 @@ import orjson
 import pytest
 
 from services.gateway.adapters.dispatcher import Dispatcher
-from services.gateway.core import failure
+from services.gateway.application.inference.core import failure
 from services.gateway.domain.admission import Fleet
 from services.gateway.domain.budget import Budget
 from services.gateway.domain.packing import MAX_BYTES
 from tests.integration.gateway import conftest
-from tidegate.broker import Link
-from tidegate.errors import DeadlinePassed, ModelFailed, Unavailable
-from tidegate.protocol import envelope
-from tidegate.protocol.envelope import Tensor
-from tidegate.protocol.tensors import DATATYPES
-from tidegate.topology import Queue, replies_queue
+from tidegate.kernel.broker.connection import Connection
+from tidegate.kernel.broker.topology import Queue, replies_queue
+from tidegate.kernel.errors import DeadlinePassed, ModelFailed, Unavailable
+from tidegate.kernel.protocol import envelope
+from tidegate.kernel.protocol.envelope import Tensor
+from tidegate.kernel.protocol.tensors import DATATYPES
 
 pytestmark = pytest.mark.integration
 
@@ -78,11 +78,11 @@ async def test_answers_in_any_order(dispatch, peer, route, until):
     peer.answer = lambda request: held.append(request)
     pairs = [submit(dispatcher, route(), n) for n in range(20)]
     await until(lambda: len(held) == 20)
-    session = peer.link.session
+    channel = peer.connection.channel
     for request in reversed(held):
         frame = envelope.reply_frame(request.id, 0, 1, b"\0\0", list(request.data))
         body = envelope.pack(envelope.REPLIES, [frame])
-        await session.publish(body, routing_key=peer.deliveries[0].reply_to)
+        await channel.publish(body, routing_key=peer.deliveries[0].reply_to)
     assert [told(await future) for _, future in pairs] == list(range(20))
 
 
@@ -102,7 +102,7 @@ async def test_the_deadline(dispatch, peer, route, until):
 async def test_the_deadline_holds_without_a_broker(dispatch, line, route, until):
     dispatcher = await dispatch(line.url)
     await line.down()
-    await until(lambda: dispatcher.out.session is None)
+    await until(lambda: dispatcher.out.channel is None)
     _, future = submit(dispatcher, route(), timeout_s=0.05)
     with pytest.raises(DeadlinePassed):
         await future
@@ -124,7 +124,7 @@ async def test_a_late_answer_hurts_nobody(dispatch, peer, route, until):
     frames = [
         envelope.reply_frame(r.id, 0, 1, b"\0\0", list(r.data)) for r in (held[0], held[0], *peer.requests)
     ]
-    await peer.link.session.publish(
+    await peer.connection.channel.publish(
         envelope.pack(envelope.REPLIES, list(frames)), routing_key=peer.deliveries[0].reply_to
     )
     assert told(await waiting) == 5
@@ -143,7 +143,7 @@ async def test_garbage_on_the_reply_queue(dispatch, peer, route):
         envelope.pack(envelope.CANCELS, []),
         envelope.pack(envelope.REPLIES, [b"x"]),
     ):
-        await peer.link.session.publish(body, routing_key=reply_to)
+        await peer.connection.channel.publish(body, routing_key=reply_to)
     _, second = submit(dispatcher, route(), 2)
     assert told(await second) == 2
 
@@ -263,15 +263,15 @@ async def test_the_queue_was_deleted(dispatch, peer, route, until):
     id_, _ = submit(dispatcher, route(), timeout_s=20)
     await until(lambda: peer.requests)
     dispatcher.abandon(id_)
-    await peer.link.stop()
-    async with Link(str(dispatcher.out._url), "admin", _nothing) as admin:
+    await peer.connection.stop()
+    async with Connection(str(dispatcher.out._url), "admin", _nothing) as admin:
         await (await admin.wait_up(20)).delete(peer.queue)
     _, second = submit(dispatcher, route())
     with pytest.raises(Unavailable, match="was deleted"):
         await second
     _, third = submit(dispatcher, route(), 3)
     peer.answer = _echo_number
-    async with peer.link:
+    async with peer.connection:
         assert told(await third) == 3
 
 
@@ -291,7 +291,7 @@ async def test_requests_survive_a_broken_line(dispatch, peer, line, route, until
     pairs = [submit(dispatcher, route(), n) for n in range(10)]
     await until(lambda: len(peer.requests) == 10)
     await line.down()
-    await until(lambda: dispatcher.out.session is None)
+    await until(lambda: dispatcher.out.channel is None)
     waiting = [submit(dispatcher, route(), 100 + n) for n in range(5)]
 
     def keep(request):
@@ -312,9 +312,9 @@ async def test_nothing_is_sent_a_third_time(dispatch, peer, line, route, until):
     id_, future = submit(dispatcher, route())
     for times in (1, 2):
         await until(lambda times=times: len(peer.requests) == times)
-        session = dispatcher.out.session
+        channel = dispatcher.out.channel
         line.cut()
-        await until(lambda session=session: dispatcher.out.session not in (None, session))
+        await until(lambda channel=channel: dispatcher.out.channel not in (None, channel))
     submit(dispatcher, route(), 9)
     await until(lambda: len(peer.requests) > 2)
     assert [r.id for r in peer.requests].count(id_) == 2
@@ -332,7 +332,7 @@ async def test_what_may_not_run_twice_is_not_sent_twice(dispatch, peer, line, ro
     await until(lambda: peer.requests)
     assert peer.requests[0].flags == 0
     await line.down()
-    await until(lambda: dispatcher.out.session is None)
+    await until(lambda: dispatcher.out.channel is None)
     _, unsent = submit(dispatcher, never, 2)
     peer.answer = _echo_number
     await line.up()
@@ -350,15 +350,15 @@ async def test_replies_wait_while_the_gateway_is_cut_off(dispatch, peer, line, r
     _, future = submit(dispatcher, route(retry="safe"), 4)
     await until(lambda: held)
     await line.down()
-    await until(lambda: dispatcher.back.session is None and dispatcher.out.session is None)
+    await until(lambda: dispatcher.back.channel is None and dispatcher.out.channel is None)
     peer.answer = lambda request: None
 
     async def dropped() -> bool:
-        answer = await peer.link.session._declare(replies_queue(held[0].id[:8].hex()))
+        answer = await peer.connection.channel._declare(replies_queue(held[0].id[:8].hex()))
         return answer.consumer_count == 0
 
     await until(dropped, "the broker has noticed, too")
-    await peer.link.session.publish(
+    await peer.connection.channel.publish(
         envelope.pack(envelope.REPLIES, [_echo_number(held[0])]), routing_key=peer.deliveries[0].reply_to
     )
     await line.up()
@@ -396,15 +396,15 @@ async def test_an_envelope_that_cannot_be_made_is_told_at_once_and_takes_no_othe
     """Nobody knows of one; it must not leave its callers to their deadlines."""
     dispatcher = await dispatch(max_frames=1)
     assert told(await submit(dispatcher, route(), 1)[1]) == 1
-    session = dispatcher.out.session
-    send, spoilt = session.send, iter([True])
+    channel = dispatcher.out.channel
+    send, spoilt = channel.send, iter([True])
 
     def sometimes(body, **given):
         if next(spoilt, False):
             raise ValueError("nobody thought of it")
         send(body, **given)
 
-    monkeypatch.setattr(session, "send", sometimes)
+    monkeypatch.setattr(channel, "send", sometimes)
     (_, bad), (_, good) = (submit(dispatcher, route(), number) for number in (2, 3))
     with pytest.raises(Unavailable, match="could not be sent"):
         await bad
@@ -448,7 +448,7 @@ async def test_the_hint_is_json(dispatch, rabbitmq_url, route, deployment, peer,
         await original(delivery)
 
     peer._on_demand = keep
-    line_session = peer.link.session
+    line_session = peer.connection.channel
     await line_session.consume(peer._events, keep, prefetch=1, no_ack=True)
     dispatcher = await dispatch()
     for _ in range(2):

@@ -19,10 +19,10 @@ from tritonclient.grpc import service_pb2 as pb
 from tritonclient.grpc import service_pb2_grpc as stubs
 from tritonclient.utils import InferenceServerException
 
-from services.gateway.core import MAX_TIMEOUT_MS
-from tidegate.protocol import envelope
-from tidegate.protocol.presence import ModelCard
-from tidegate.store import Store
+from services.gateway.application.inference.core import MAX_TIMEOUT_MS
+from tidegate.kernel.protocol import envelope
+from tidegate.kernel.protocol.presence import ModelCard
+from tidegate.kernel.store import Store
 
 pytestmark = pytest.mark.integration
 
@@ -231,7 +231,7 @@ async def test_a_stream_answers_in_order_whatever_the_worker_does_and_lives_on_a
     call = stub.ModelStreamInfer(requests())
     await until(lambda: len(worker.requests) == 3)
     replies = [echo(found) for found in reversed(worker.requests)]
-    await worker.link.session.publish(
+    await worker.connection.channel.publish(
         envelope.pack(envelope.REPLIES, replies), routing_key=worker.deliveries[0].reply_to
     )
     answers = [answer async for answer in call]

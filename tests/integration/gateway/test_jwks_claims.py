@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives.asymmetric import padding, rsa
 from jwt.algorithms import RSAAlgorithm
 
 from services.gateway.adapters.jwks import AGAIN_S, LONGEST, Jwks
-from tidegate.errors import Unauthorized
+from tidegate.kernel.errors import Unauthorized
 
 pytestmark = pytest.mark.integration
 

@@ -13,7 +13,7 @@ import pytest
 from services.gateway.adapters import jwks
 from services.gateway.adapters.jwks import Jwks
 from tests.integration.gateway.test_control import AUDIENCE, ISSUER, Issuer
-from tidegate.errors import Unauthorized, Unavailable
+from tidegate.kernel.errors import Unauthorized, Unavailable
 
 pytestmark = pytest.mark.integration
 

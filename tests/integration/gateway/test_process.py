@@ -12,9 +12,9 @@ import orjson
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from tidegate.protocol import envelope
-from tidegate.protocol.presence import GatewayReport, ModelCard, ReplicaReport
-from tidegate.store.live import GATEWAY, MODEL, REPLICA, ROUTES, STATISTICS
+from tidegate.kernel.protocol import envelope
+from tidegate.kernel.protocol.presence import GatewayReport, ModelCard, ReplicaReport
+from tidegate.kernel.store.live import GATEWAY, MODEL, REPLICA, ROUTES, STATISTICS
 
 pytestmark = pytest.mark.integration
 
@@ -250,7 +250,7 @@ async def test_the_parts_of_a_requests_time_are_observed(client, add_model, make
         }
 
     async with make_peer(model) as peer:
-        await peer.link.wait_up(20)
+        await peer.connection.wait_up(20)
         for _ in range(5):
             answer = await client.post(f"/v2/models/{model}/infer", json={"inputs": [X]})
             assert answer.status_code == 200

@@ -8,10 +8,10 @@ from collections.abc import AsyncIterator
 import pytest
 
 from services.gateway.adapters.rate_leases import Leases
+from services.gateway.adapters.store.limits import LimitStore
+from services.gateway.domain.limits import Used
 from tests.conftest import Line
-from tidegate.protocol.access import Allowance
-from tidegate.protocol.limits import Used
-from tidegate.store.limits import LimitStore
+from tidegate.kernel.protocol.access import Allowance
 
 pytestmark = pytest.mark.integration
 

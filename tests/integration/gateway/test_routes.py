@@ -12,10 +12,10 @@ from services.gateway.adapters.reporter import Reporter
 from services.gateway.adapters.routes import Routes
 from services.gateway.domain.admission import Fleet
 from tests.conftest import PATIENCE_S
-from tidegate.protocol.presence import GatewayLoad, GatewayReport, ReplicaReport
+from tidegate.kernel.protocol.presence import GatewayLoad, GatewayReport, ReplicaReport
+from tidegate.kernel.store import Store
 from tidegate.stack.ports import free_ports
 from tidegate.stack.standalone import valkey_running
-from tidegate.store import Store
 
 pytestmark = pytest.mark.integration
 

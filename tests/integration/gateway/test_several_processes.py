@@ -22,8 +22,8 @@ from tritonclient.grpc import service_pb2 as pb
 from tritonclient.grpc import service_pb2_grpc as stubs
 
 from tests.integration.gateway.process import echo, wait_ready
+from tidegate.kernel.store.live import GATEWAY
 from tidegate.stack.ports import free_ports
-from tidegate.store.live import GATEWAY
 
 pytestmark = pytest.mark.integration
 

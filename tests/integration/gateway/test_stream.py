@@ -9,15 +9,15 @@ from types import SimpleNamespace
 
 import pytest
 
-from services.gateway import chunks
-from services.gateway.core import Core
+from services.gateway.application.inference import chunks
+from services.gateway.application.inference.core import Core
 from services.gateway.domain.admission import UNKNOWN_FLEET
+from services.gateway.domain.contract import Decoded
 from services.gateway.domain.routing import compile_table
-from tidegate.errors import BadRequest, DeadlinePassed, ModelFailed, Overloaded, Unavailable
-from tidegate.protocol import envelope
-from tidegate.protocol.contract import Decoded
-from tidegate.protocol.envelope import Tensor
-from tidegate.protocol.tensors import DATATYPES
+from tidegate.kernel.errors import BadRequest, DeadlinePassed, ModelFailed, Overloaded, Unavailable
+from tidegate.kernel.protocol import envelope
+from tidegate.kernel.protocol.envelope import Tensor
+from tidegate.kernel.protocol.tensors import DATATYPES
 
 pytestmark = pytest.mark.integration
 
@@ -54,7 +54,7 @@ class Model:
     async def send(self, *frames: bytes) -> None:
         (delivery, *_) = self._peer.deliveries
         body = envelope.pack(envelope.REPLIES, list(frames))
-        await self._peer.link.session.publish(body, routing_key=delivery.reply_to)
+        await self._peer.connection.channel.publish(body, routing_key=delivery.reply_to)
 
     @property
     def cancelled(self):
@@ -288,7 +288,7 @@ async def test_a_broken_line_in_the_middle(dispatch, core, line, model, peer, un
     await model.send(chunk(request, 0))
     await first
     line.cut()
-    await until(lambda: dispatcher.back.session is None and dispatcher.out.session is None)
+    await until(lambda: dispatcher.back.channel is None and dispatcher.out.channel is None)
     await dispatcher.back.wait_up(20)
     await dispatcher.out.wait_up(20)
     await model.send(chunk(request, 1), end(request, 2))

@@ -26,9 +26,9 @@ from tritonclient.grpc import service_pb2_grpc as stubs
 from tests.integration.gateway.certificates import Authority
 from tidegate.cli.api import Control
 from tidegate.client import AsyncClient
-from tidegate.protocol import envelope
-from tidegate.protocol.envelope import Request
-from tidegate.settings import Settings
+from tidegate.kernel.protocol import envelope
+from tidegate.kernel.protocol.envelope import Request
+from tidegate.kernel.settings.base import Settings
 from tidegate.stack import probes
 from tidegate.stack.child import Probe
 from tidegate.stack.ports import free_ports

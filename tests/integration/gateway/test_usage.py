@@ -9,11 +9,11 @@ from collections.abc import AsyncIterator
 import pytest
 from redis.asyncio import Redis
 
+from services.gateway.adapters.store.usage import JobUsage
 from services.gateway.adapters.usage import Usage
-from tidegate.broker import Delivery, Link, Session
-from tidegate.protocol.usage import UsageReport
-from tidegate.store.usage import JobUsage
-from tidegate.topology import USAGE
+from tidegate.kernel.broker.connection import Channel, Connection, Delivery
+from tidegate.kernel.broker.topology import USAGE
+from tidegate.kernel.protocol.usage import UsageReport
 
 pytestmark = pytest.mark.integration
 
@@ -24,26 +24,26 @@ class Registry:
     def __init__(self, url: str) -> None:
         self.requests: Counter[str] = Counter()
         self.seen: set[tuple[str, int]] = set()
-        self.link = Link(url, "test usage", self._setup)
+        self.connection = Connection(url, "test usage", self._setup)
 
-    async def _setup(self, session: Session) -> None:
+    async def _setup(self, channel: Channel) -> None:
         async def on_delivery(delivery: Delivery) -> None:
             report = UsageReport.from_json(bytes(delivery.body))
             if (report.incarnation, report.seq) not in self.seen:
                 self.seen.add((report.incarnation, report.seq))
                 for subject, counts in report.counts.items():
                     self.requests[subject.principal] += counts[0]
-            session.ack(delivery.tag)
+            channel.ack(delivery.tag)
 
-        await session.declare(USAGE)
-        await session.consume(USAGE, on_delivery, prefetch=10)
+        await channel.declare(USAGE)
+        await channel.consume(USAGE, on_delivery, prefetch=10)
 
 
 @pytest.fixture
 async def registry(rabbitmq_url) -> AsyncIterator[Registry]:
     found = Registry(rabbitmq_url)
-    async with found.link:
-        await found.link.wait_up(20)
+    async with found.connection:
+        await found.connection.wait_up(20)
         yield found
 
 
@@ -58,14 +58,14 @@ async def test_what_is_counted_while_the_broker_is_away_comes_once(line, registr
     key = fresh("key")
     usage = Usage(line.url, fresh("g"), 0.02, job_usage)
     usage.start()
-    await usage.link.wait_up(20)
+    await usage.connection.wait_up(20)
     for _ in range(5):
         usage.counts(key, "digits")[0] += 10
         await line.down()
         usage.counts(key, "digits")[0] += 1
         await asyncio.sleep(0.05)
         await line.up()
-        await usage.link.wait_up(20)
+        await usage.connection.wait_up(20)
     await until(lambda: registry.requests[key] == 55)
     usage.counts(key, "digits")[0] += 1
     await usage.stop()

@@ -20,16 +20,16 @@ from redis import Redis
 
 from tests.conftest import PATIENCE_S
 from tests.integration.gateway.process import echo, make_table, wait_ready
-from tidegate.blobs import Blobs
-from tidegate.broker import Delivery, Link, Session
-from tidegate.claims import Claims
-from tidegate.protocol import envelope
-from tidegate.protocol.envelope import Request
-from tidegate.protocol.jobs import LEVELS, Finish, Take
+from tidegate.kernel.blobs.claims import Claims
+from tidegate.kernel.blobs.store import Blobs
+from tidegate.kernel.broker.connection import Channel, Connection, Delivery
+from tidegate.kernel.broker.topology import CANCELS, cancels_queue, jobs_queue
+from tidegate.kernel.protocol import envelope
+from tidegate.kernel.protocol.envelope import Request
+from tidegate.kernel.protocol.jobs import LEVELS, Finish, Take
+from tidegate.kernel.store import JobStore, StoreUnavailable
+from tidegate.kernel.store.live import ROUTES
 from tidegate.stack.ports import free_ports
-from tidegate.store import JobStore, StoreUnavailable
-from tidegate.store.live import ROUTES
-from tidegate.topology import CANCELS, cancels_queue, jobs_queue
 
 T = TypeVar("T")
 
@@ -52,13 +52,13 @@ class JobWorker:
 
     def __post_init__(self) -> None:
         self.open.set()
-        self.link = Link(self.url, "job worker", self._setup)
+        self.connection = Connection(self.url, "job worker", self._setup)
 
-    async def _setup(self, session: Session) -> None:
+    async def _setup(self, channel: Channel) -> None:
         cancels = cancels_queue("w", os.urandom(4).hex())
-        await session.declare(CANCELS)
-        await session.declare(cancels)
-        await session.bind(cancels, CANCELS)
+        await channel.declare(CANCELS)
+        await channel.declare(cancels)
+        await channel.bind(cancels, CANCELS)
 
         async def on_cancels(delivery: Delivery) -> None:
             self.cancelled += map(bytes, envelope.unpack(envelope.CANCELS, delivery.body))
@@ -66,17 +66,17 @@ class JobWorker:
         async def on_job(delivery: Delivery) -> None:
             self.busy += 1
             try:
-                await self._on_job(session, delivery)
+                await self._on_job(channel, delivery)
             finally:
                 self.busy -= 1
 
-        await session.consume(cancels, on_cancels, prefetch=100, no_ack=True)
+        await channel.consume(cancels, on_cancels, prefetch=100, no_ack=True)
         for level in LEVELS:
             queue = jobs_queue(self.deployment, level)
-            await session.declare(queue)
-            await session.consume(queue, on_job, prefetch=200)
+            await channel.declare(queue)
+            await channel.consume(queue, on_job, prefetch=200)
 
-    async def _on_job(self, session: Session, delivery: Delivery) -> None:
+    async def _on_job(self, channel: Channel, delivery: Delivery) -> None:
         (frame,) = envelope.unpack(envelope.REQUESTS, delivery.body)
         request = envelope.read_request(frame)
         if request.flags & envelope.CLAIM:
@@ -88,12 +88,12 @@ class JobWorker:
         if taken.outcome == "run":
             self.taken.append(request.id)
             await self._finish(request, taken.attempt)
-        session.ack(delivery.tag)
+        channel.ack(delivery.tag)
 
     async def drained(self) -> bool:
         """Return whether no job waits in the queues or is under way."""
-        session = await self.link.wait_up(PATIENCE_S)
-        waiting = [await session.depth(jobs_queue(self.deployment, level)) for level in LEVELS]
+        channel = await self.connection.wait_up(PATIENCE_S)
+        waiting = [await channel.depth(jobs_queue(self.deployment, level)) for level in LEVELS]
         return not any(waiting) and not self.busy
 
     async def _finish(self, request: Request, attempt: int) -> None:
@@ -210,8 +210,8 @@ async def worker(gateway, rabbitmq_url, store, until) -> AsyncIterator[JobWorker
     """Yield the worker behind the gateway, at work; it leaves no job to the next test."""
     blobs = Blobs(f"file://{gateway.state}/data/blobs")
     found = JobWorker(rabbitmq_url, gateway.deployment, store, Claims(blobs, 32))
-    async with found.link:
-        await found.link.wait_up(20)
+    async with found.connection:
+        await found.connection.wait_up(20)
         yield found
         found.open.set()
         await until(found.drained)

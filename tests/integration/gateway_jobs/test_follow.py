@@ -7,7 +7,7 @@ import asyncio
 import orjson
 import pytest
 
-from tidegate.protocol.jobs import read_id
+from tidegate.kernel.protocol.jobs import read_id
 
 pytestmark = pytest.mark.integration
 

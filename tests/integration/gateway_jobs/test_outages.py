@@ -9,10 +9,10 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tidegate.protocol.jobs import read_id
+from tidegate.kernel.protocol.jobs import read_id
+from tidegate.kernel.store import JobStore
 from tidegate.stack.ports import free_ports
 from tidegate.stack.standalone import jobs_running
-from tidegate.store import JobStore
 
 pytestmark = pytest.mark.integration
 

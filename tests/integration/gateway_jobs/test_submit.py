@@ -9,8 +9,8 @@ import numpy as np
 import orjson
 import pytest
 
-from tidegate.protocol import envelope
-from tidegate.protocol.jobs import read_id
+from tidegate.kernel.protocol import envelope
+from tidegate.kernel.protocol.jobs import read_id
 
 pytestmark = pytest.mark.integration
 

@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from tidegate.store import JobStore, watch
+from tidegate.kernel.store import JobStore, watch
 
 pytestmark = pytest.mark.integration
 

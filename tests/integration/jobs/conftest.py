@@ -9,9 +9,9 @@ from collections.abc import AsyncIterator, Callable
 import pytest
 from redis.asyncio import Redis
 
-from tidegate.protocol import envelope
-from tidegate.protocol.jobs import Finish, Job, NewJob, Take, Taken, new_id
-from tidegate.store import JobStore
+from tidegate.kernel.protocol import envelope
+from tidegate.kernel.protocol.jobs import Finish, Job, NewJob, Take, Taken, new_id
+from tidegate.kernel.store import JobStore
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from tidegate.protocol.jobs import Idempotency, Taken
+from tidegate.kernel.protocol.jobs import Idempotency, Taken
 
 pytestmark = pytest.mark.integration
 

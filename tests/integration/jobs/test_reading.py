@@ -6,10 +6,10 @@ import asyncio
 
 import pytest
 
-from tidegate.protocol.jobs import JobLoad
+from tidegate.kernel.protocol.jobs import JobLoad
+from tidegate.kernel.store import JobStore, StoreUnavailable
 from tidegate.stack.ports import free_ports
 from tidegate.stack.standalone import jobs_running
-from tidegate.store import JobStore, StoreUnavailable
 
 pytestmark = pytest.mark.integration
 

@@ -7,9 +7,9 @@ import time
 
 import pytest
 
-from tidegate.errors import Conflict
-from tidegate.protocol import envelope
-from tidegate.protocol.jobs import Finish, Idempotency, Take, Taken
+from tidegate.kernel.errors import Conflict
+from tidegate.kernel.protocol import envelope
+from tidegate.kernel.protocol.jobs import Finish, Idempotency, Take, Taken
 
 pytestmark = pytest.mark.integration
 

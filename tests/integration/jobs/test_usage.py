@@ -8,9 +8,9 @@ from datetime import UTC, datetime
 
 import pytest
 
-from tidegate.protocol.usage import COUNTS, Subject
-from tidegate.store import usage
-from tidegate.store.usage import JobUsage
+from services.gateway.adapters.store import usage
+from services.gateway.adapters.store.usage import JobUsage
+from tidegate.kernel.protocol.usage import COUNTS, Subject
 
 pytestmark = pytest.mark.integration
 

@@ -11,9 +11,9 @@ from typing import Any
 
 import uvicorn
 
-from tidegate.http.connections import Connections
-from tidegate.http.patience import HttpLimits
-from tidegate.http.protocol import Protocol
+from tidegate.kernel.http.connections import Connections
+from tidegate.kernel.http.patience import HttpLimits
+from tidegate.kernel.http.protocol import Protocol
 
 
 class Recorder:

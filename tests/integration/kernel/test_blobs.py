@@ -10,10 +10,10 @@ from collections.abc import Iterator
 
 import pytest
 
-from tidegate.blobs import BUCKET_S, Blobs, new_key
-from tidegate.claims import MARGIN_S, Claims
-from tidegate.errors import Unavailable
-from tidegate.protocol.claim import read_claim, write_claim
+from tidegate.kernel.blobs.claims import MARGIN_S, Claims
+from tidegate.kernel.blobs.store import BUCKET_S, Blobs, new_key
+from tidegate.kernel.errors import Unavailable
+from tidegate.kernel.protocol.claim import read_claim, write_claim
 
 pytestmark = pytest.mark.integration
 

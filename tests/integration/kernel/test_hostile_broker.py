@@ -10,10 +10,11 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 import pytest
 from pamqp import commands, frame
 
-from tidegate.amqp import connection as amqp
-from tidegate.amqp import wire
-from tidegate.amqp.connection import Connection
-from tidegate.broker import Refused, Session
+from tidegate.kernel.broker.amqp import connection as amqp
+from tidegate.kernel.broker.amqp import wire
+from tidegate.kernel.broker.amqp.connection import AmqpConnection
+from tidegate.kernel.broker.connection import Channel as BrokerChannel
+from tidegate.kernel.broker.connection import Refused
 
 pytestmark = pytest.mark.integration
 
@@ -73,10 +74,10 @@ async def hostile() -> AsyncIterator[Hostile]:
 
 
 @pytest.fixture
-async def connect(hostile) -> AsyncIterator[Callable[[], Awaitable[Connection]]]:
+async def connect(hostile) -> AsyncIterator[Callable[[], Awaitable[AmqpConnection]]]:
     async with contextlib.AsyncExitStack() as stack:
 
-        async def opened() -> Connection:
+        async def opened() -> AmqpConnection:
             found = await amqp.connect(
                 f"amqp://127.0.0.1:{hostile.port}/", name="test", heartbeat_s=60, confirms=True
             )
@@ -166,20 +167,20 @@ async def test_what_is_malformed_ends_the_connection_and_nothing_else(hostile, c
 async def test_a_broker_that_does_not_read_is_not_waited_for_without_a_limit(hostile, connect, monkeypatch):
     monkeypatch.setattr(amqp, "MAX_UNSENT", 8 * MIB)
     found = await connect()
-    session, body = Session(found), bytes(MIB)
+    channel, body = BrokerChannel(found), bytes(MIB)
 
     async def publish_without_end() -> None:
         while True:
-            session.send(body, routing_key="q")
+            channel.send(body, routing_key="q")
             await asyncio.sleep(0)
 
     with pytest.raises(Refused, match="RabbitMQ does not read") as caught:
         await asyncio.wait_for(publish_without_end(), 60)
     assert caught.value.retry_after_s
     assert found._transport.get_write_buffer_size() <= 9 * MIB + 4096
-    session.ack(7)  # what is settled is settled, whoever waits
+    channel.ack(7)  # what is settled is settled, whoever waits
     with pytest.raises(Refused):
-        await session.publish(b"small", routing_key="q")
+        await channel.publish(b"small", routing_key="q")
 
     async def drain() -> None:
         while await hostile.reader.read(MIB):
@@ -188,5 +189,5 @@ async def test_a_broker_that_does_not_read_is_not_waited_for_without_a_limit(hos
     draining = asyncio.create_task(drain())
     while found._transport.get_write_buffer_size():
         await asyncio.sleep(0.01)
-    session.send(b"small", routing_key="q")
+    channel.send(b"small", routing_key="q")
     draining.cancel()

@@ -11,10 +11,10 @@ import time
 import pytest
 
 from tests.integration.kernel.http_server import answers, serving
-from tidegate.http import connections as module
-from tidegate.http import patience
-from tidegate.http.connections import CLOSED, Connections
-from tidegate.http.patience import HttpLimits
+from tidegate.kernel.http import connections as module
+from tidegate.kernel.http import patience
+from tidegate.kernel.http.connections import CLOSED, Connections
+from tidegate.kernel.http.patience import HttpLimits
 
 pytestmark = pytest.mark.integration
 
@@ -234,8 +234,8 @@ import asyncio, resource, sys, time
 import uvloop
 resource.setrlimit(resource.RLIMIT_NOFILE, (200, 200))
 from tests.integration.kernel.http_server import serving
-from tidegate.http.connections import Connections
-from tidegate.http.patience import HttpLimits
+from tidegate.kernel.http.connections import Connections
+from tidegate.kernel.http.patience import HttpLimits
 
 async def main():
     async with serving(fit_files=sys.argv[1] == "fit") as server:

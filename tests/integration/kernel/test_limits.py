@@ -7,9 +7,9 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from tidegate.protocol.access import Allowance
-from tidegate.protocol.limits import Ask, Given, Holding, Used
-from tidegate.store.limits import LimitStore
+from services.gateway.adapters.store.limits import LimitStore
+from services.gateway.domain.limits import Ask, Given, Holding, Used
+from tidegate.kernel.protocol.access import Allowance
 
 DAY, MONTH = "2026-01-31", "2026-01"
 

@@ -9,10 +9,11 @@ import sys
 import pytest
 
 from tests.integration.kernel.s3 import S3
-from tidegate import object_store, stack
-from tidegate.blobs import Blobs
-from tidegate.errors import Unavailable
-from tidegate.settings import Settings
+from tidegate import stack
+from tidegate.kernel.blobs import object_store
+from tidegate.kernel.blobs.store import Blobs
+from tidegate.kernel.errors import Unavailable
+from tidegate.kernel.settings.base import Settings
 
 pytestmark = pytest.mark.integration
 

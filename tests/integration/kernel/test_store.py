@@ -10,17 +10,17 @@ from collections.abc import AsyncIterator
 import pytest
 from redis.asyncio import Redis
 
-from tidegate.protocol.presence import (
+from tidegate.kernel.protocol.presence import (
     GatewayLoad,
     GatewayReport,
     GatewayView,
     ModelCard,
     ReplicaReport,
 )
+from tidegate.kernel.store import Store, StoreUnavailable, connection
+from tidegate.kernel.store import live as store_module
 from tidegate.stack.ports import free_ports
 from tidegate.stack.standalone import valkey_running
-from tidegate.store import Store, StoreUnavailable, connection
-from tidegate.store import live as store_module
 
 pytestmark = pytest.mark.integration
 

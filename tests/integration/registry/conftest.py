@@ -19,7 +19,7 @@ import sqlalchemy as sa
 from services.registry.adapters.sql import migrate
 from services.registry.adapters.sql.database import engine_for
 from services.registry.app import build
-from services.registry.registrar import Registrar
+from services.registry.application.registrar import Registrar
 from services.registry.settings import RegistrySettings
 from tests.integration.registry import postgres as postgresql
 
@@ -72,7 +72,7 @@ class Caller:
 
     async def announced_up(self) -> None:
         """Wait until the broker is reached: events are not kept for later."""
-        await self.registrar.announcer.link.wait_up(10)
+        await self.registrar.announcer.connection.wait_up(10)
 
     def stored(self) -> list[str]:
         """Digests of the files in the artifact store."""

@@ -18,7 +18,7 @@ from services.registry.app import build
 from services.registry.settings import RegistrySettings
 from tests.integration.registry.conftest import NO_BROKER, TOKEN
 from tests.integration.registry.onnx_files import onnx_bytes
-from tidegate.errors import BadRequest, NotFound, PayloadTooLarge, Unavailable
+from tidegate.kernel.errors import BadRequest, NotFound, PayloadTooLarge, Unavailable
 
 
 async def pieces(*content: bytes) -> AsyncIterator[bytes]:

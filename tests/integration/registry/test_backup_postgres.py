@@ -12,7 +12,7 @@ from services.registry.adapters.sql import migrate
 from services.registry.adapters.sql.database import Database
 from tests.integration.registry import postgres as postgresql
 from tests.integration.registry.conftest import TEMPLATE, _admin
-from tidegate.settings import Settings
+from tidegate.kernel.settings.base import Settings
 from tidegate.stack import databases
 from tidegate.stack.backup import backup
 from tidegate.stack.backup_file import BackupError

@@ -18,8 +18,8 @@ from onnx import TensorProto, helper, numpy_helper
 from services.registry.adapters import content
 from services.registry.domain.archive import Limits
 from tests.integration.registry.onnx_files import model, onnx_bytes, value
-from tidegate.errors import BadRequest
-from tidegate.protocol.models import Signature, TensorSpec
+from tidegate.kernel.errors import BadRequest
+from tidegate.kernel.protocol.models import Signature, TensorSpec
 
 Look = Callable[..., Signature | None]
 

@@ -7,8 +7,8 @@ import json
 from typing import Any
 
 from tests.integration.registry.onnx_files import onnx_bytes
-from tidegate.broker import Delivery, Link, Session
-from tidegate.topology import EVENTS, REGISTRY_CHANGED, events_queue
+from tidegate.kernel.broker.connection import Channel, Connection, Delivery
+from tidegate.kernel.broker.topology import EVENTS, REGISTRY_CHANGED, events_queue
 
 
 async def test_each_committed_change_is_told_once(opened, rabbitmq_url):
@@ -17,15 +17,15 @@ async def test_each_committed_change_is_told_once(opened, rabbitmq_url):
     async def on_delivery(delivery: Delivery) -> None:
         told.put_nowait(json.loads(bytes(delivery.body)))
 
-    async def listen(session: Session) -> None:
+    async def listen(channel: Channel) -> None:
         queue = events_queue("test", "registry")
-        await session.declare(EVENTS)
-        await session.declare(queue)
-        await session.bind(queue, EVENTS, REGISTRY_CHANGED)
-        await session.consume(queue, on_delivery, prefetch=100, no_ack=True)
+        await channel.declare(EVENTS)
+        await channel.declare(queue)
+        await channel.bind(queue, EVENTS, REGISTRY_CHANGED)
+        await channel.consume(queue, on_delivery, prefetch=100, no_ack=True)
 
-    async with Link(rabbitmq_url, "test", listen) as link, opened(amqp_url=rabbitmq_url) as call:
-        await link.wait_up(10)
+    async with Connection(rabbitmq_url, "test", listen) as connection, opened(amqp_url=rabbitmq_url) as call:
+        await connection.wait_up(10)
         await call.announced_up()
         await call.register("digits", onnx_bytes())
         await call("POST", "/v1/deploy", {"model": "digits"})

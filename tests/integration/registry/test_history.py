@@ -12,10 +12,10 @@ from sqlalchemy.exc import OperationalError
 from services.registry.adapters import usage_intake
 from services.registry.adapters.sql import usage
 from tests.integration.registry.onnx_files import onnx_bytes
-from tidegate.broker import Link, Session
-from tidegate.protocol.access import Principal
-from tidegate.protocol.usage import Subject, UsageReport
-from tidegate.topology import USAGE
+from tidegate.kernel.broker.connection import Channel, Connection
+from tidegate.kernel.broker.topology import USAGE
+from tidegate.kernel.protocol.access import Principal
+from tidegate.kernel.protocol.usage import Subject, UsageReport
 
 DAY = date(2026, 1, 2)
 
@@ -98,22 +98,22 @@ def report(seq: int, *, requests: int = 2, endpoint: str = "digits", day: date =
 
 
 @asynccontextmanager
-async def reporting(url: str) -> AsyncIterator[Session]:
+async def reporting(url: str) -> AsyncIterator[Channel]:
     """A gateway's way to report usage."""
 
-    async def declare(session: Session) -> None:
-        await session.declare(USAGE)
+    async def declare(channel: Channel) -> None:
+        await channel.declare(USAGE)
 
-    async with Link(url, "test", declare) as link:
-        yield await link.wait_up(10)
+    async with Connection(url, "test", declare) as connection:
+        yield await connection.wait_up(10)
 
 
 async def test_usage_is_added_once_and_summed(opened, rabbitmq_url, until):
-    async with reporting(rabbitmq_url) as session, opened(amqp_url=rabbitmq_url) as call:
+    async with reporting(rabbitmq_url) as channel, opened(amqp_url=rabbitmq_url) as call:
         next_day = date(2026, 1, 3)
         for body in (report(1), report(1), b"no report", report(2, requests=3), report(3, day=next_day)):
-            await session.publish(body, routing_key=USAGE.name, persistent=True)
-        await session.publish(report(4, endpoint="=cmd"), routing_key=USAGE.name, persistent=True)
+            await channel.publish(body, routing_key=USAGE.name, persistent=True)
+        await channel.publish(report(4, endpoint="=cmd"), routing_key=USAGE.name, persistent=True)
 
         async def rows(query: str = ""):
             return (await call("GET", f"/v1/usage{query}"))["items"]
@@ -147,7 +147,7 @@ async def test_usage_is_added_once_and_summed(opened, rabbitmq_url, until):
         assert csv[2] == "2026-01-02,digits,5,2,3000,20,40,6,8"
 
         async def empty() -> bool:
-            return await session.depth(USAGE) == 0
+            return await channel.depth(USAGE) == 0
 
         await until(empty)
 
@@ -161,9 +161,9 @@ async def test_a_report_that_the_database_refuses_holds_up_nobody(
 ):
     monkeypatch.setattr(usage_intake, "PREFETCH", 1)  # the second comes when the first is acked
     too_large = report(1, requests=2**63)
-    async with reporting(rabbitmq_url) as session, opened(amqp_url=rabbitmq_url) as call:
+    async with reporting(rabbitmq_url) as channel, opened(amqp_url=rabbitmq_url) as call:
         for body in (too_large, report(2)):
-            await session.publish(body, routing_key=USAGE.name, persistent=True)
+            await channel.publish(body, routing_key=USAGE.name, persistent=True)
 
         async def rows():
             return (await call("GET", "/v1/usage"))["items"]
@@ -185,8 +185,8 @@ async def test_a_report_waits_for_a_database_that_is_away(opened, rabbitmq_url, 
 
     monkeypatch.setattr(usage_intake, "RETRY_S", 0.01)
     monkeypatch.setattr(usage, "add", away_at_first)
-    async with reporting(rabbitmq_url) as session, opened(amqp_url=rabbitmq_url) as call:
-        await session.publish(report(1), routing_key=USAGE.name, persistent=True)
+    async with reporting(rabbitmq_url) as channel, opened(amqp_url=rabbitmq_url) as call:
+        await channel.publish(report(1), routing_key=USAGE.name, persistent=True)
 
         async def rows():
             return (await call("GET", "/v1/usage"))["items"]

@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from tests.integration.registry.onnx_files import onnx_bytes
-from tidegate.protocol.access import SCOPES, Principal
+from tidegate.kernel.protocol.access import SCOPES, Principal
 
 
 async def test_register_reads_the_signature_and_numbers_versions(call):

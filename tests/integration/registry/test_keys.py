@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tidegate.protocol import access
-from tidegate.protocol.access import Principal
+from tidegate.kernel.protocol import access
+from tidegate.kernel.protocol.access import Principal
 
 
 async def table(call) -> dict[str, access.Key]:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from tests.integration.registry.conftest import TOKEN, Caller
-from tidegate.protocol import access, replica_token
+from tidegate.kernel.protocol import access, replica_token
 
 pytestmark = pytest.mark.integration
 

@@ -17,7 +17,7 @@ from services.registry.adapters.sql import migrate
 from services.registry.adapters.sql.database import Database, engine_for
 from services.registry.domain.archive import Limits
 from tests.integration.registry.onnx_files import onnx_bytes
-from tidegate.errors import BadRequest
+from tidegate.kernel.errors import BadRequest
 
 Look = Callable[..., content.Findings]
 

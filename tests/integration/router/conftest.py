@@ -14,9 +14,9 @@ import pytest
 import uvicorn
 from fastapi import FastAPI, Request, Response
 
-from tidegate.protocol import envelope
-from tidegate.protocol.jobs import Finish, NewJob, Take, new_id
-from tidegate.protocol.models import (
+from tidegate.kernel.protocol import envelope
+from tidegate.kernel.protocol.jobs import Finish, NewJob, Take, new_id
+from tidegate.kernel.protocol.models import (
     Deployment,
     Endpoint,
     Intention,
@@ -25,8 +25,8 @@ from tidegate.protocol.models import (
     TensorSpec,
     Version,
 )
+from tidegate.kernel.store import JobStore, Store
 from tidegate.stack.ports import free_ports
-from tidegate.store import JobStore, Store
 
 BORN = datetime(2024, 1, 1, tzinfo=UTC)
 TOKEN = "token"

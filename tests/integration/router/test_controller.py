@@ -15,17 +15,17 @@ import pytest
 from services.router.adapters.registry import Registry
 from services.router.adapters.revision import Revision
 from services.router.app import build
-from services.router.controller import Controller
-from services.router.leadership import Leadership
+from services.router.application.controller import Controller
+from services.router.application.leadership import Leadership
 from services.router.settings import RouterSettings
-from tidegate.broker import Link
-from tidegate.errors import Unavailable
-from tidegate.protocol.presence import ReplicaReport
+from tidegate.kernel.broker.connection import Connection
+from tidegate.kernel.broker.topology import EVENTS, REGISTRY_CHANGED, requests_queue
+from tidegate.kernel.errors import Unavailable
+from tidegate.kernel.protocol.presence import ReplicaReport
+from tidegate.kernel.store import Store
+from tidegate.kernel.store.leader import LeaderStore
 from tidegate.stack.ports import free_ports
 from tidegate.stack.standalone import valkey_running
-from tidegate.store import Store
-from tidegate.store.leader import LeaderStore
-from tidegate.topology import EVENTS, REGISTRY_CHANGED, requests_queue
 
 pytestmark = pytest.mark.integration
 
@@ -107,17 +107,17 @@ async def test_a_queue_that_is_refused_holds_up_no_other_deployment(
     async def nothing(_) -> None:
         return
 
-    async with Link(rabbitmq_url, "test", nothing) as link:
-        session = await link.wait_up(20)
+    async with Connection(rabbitmq_url, "test", nothing) as connection:
+        channel = await connection.wait_up(20)
         # The name comes first, and the queue is there with other arguments: the broker closes the channel.
         taken = replace(requests_queue(f"{registry.name}-v1"), arguments={"x-max-length": 7}, exchange=None)
-        await session.declare(taken)
+        await channel.declare(taken)
         controller = await start()
         other = requests_queue(f"{registry.name}-v2").name
 
         async def declared() -> bool:
             try:
-                await session.publish(b"", routing_key=other, mandatory=True)
+                await channel.publish(b"", routing_key=other, mandatory=True)
             except Unavailable:
                 return False
             return True
@@ -125,11 +125,11 @@ async def test_a_queue_that_is_refused_holds_up_no_other_deployment(
         await until(declared)
         assert (await published(store))["deployments"][f"{registry.name}-v2"]["queue"] == other
         # Once the queue that was in the way is gone, its Deployment gets its own.
-        await session.delete(taken)
+        await channel.delete(taken)
 
         async def mended() -> bool:
             try:
-                await session.publish(b"", routing_key=taken.name, mandatory=True)
+                await channel.publish(b"", routing_key=taken.name, mandatory=True)
             except Unavailable:
                 return False
             return True
@@ -144,14 +144,14 @@ async def test_queues_are_there_before_anybody_publishes(start, registry, store,
     async def nothing(_) -> None:
         return
 
-    async with Link(rabbitmq_url, "test", nothing) as link:
-        session = await link.wait_up(20)
+    async with Connection(rabbitmq_url, "test", nothing) as connection:
+        channel = await connection.wait_up(20)
 
         async def declared() -> bool:
             names = [requests_queue(f"{registry.name}-v{n}").name for n in (1, 2)]
             try:
                 for name in names:
-                    await session.publish(b"", routing_key=name, mandatory=True)
+                    await channel.publish(b"", routing_key=name, mandatory=True)
             except Exception:
                 return False
             return True
@@ -182,15 +182,15 @@ async def test_a_change_is_noticed_at_once(start, registry, store, rabbitmq_url,
     """By the hint, long before the next re-listing."""
     controller = await start(relist_s=600.0, interval_s=600.0)
     await until(lambda: published(store))
-    await controller.link.wait_up(20)
+    await controller.connection.wait_up(20)
     registry.say(registry.endpoint([2]))
 
     async def nothing(_) -> None:
         return
 
-    async with Link(rabbitmq_url, "test", nothing) as link:
-        session = await link.wait_up(20)
-        await session.publish(b"{}", exchange=EVENTS.name, routing_key=REGISTRY_CHANGED)
+    async with Connection(rabbitmq_url, "test", nothing) as connection:
+        channel = await connection.wait_up(20)
+        await channel.publish(b"{}", exchange=EVENTS.name, routing_key=REGISTRY_CHANGED)
 
         async def moved() -> bool:
             return await serving(store, registry) == [f"{registry.name}-v2"]

@@ -14,11 +14,11 @@ import pytest
 from standardwebhooks import Webhook
 
 from services.router.adapters.webhook_sender import Sender
-from services.router.courier import Courier
+from services.router.application.webhook_dispatcher import Courier
 from services.router.domain.webhooks import Limits, Patience, secret_of
 from tests.integration.router.conftest import Receiver
-from tidegate.store.jobs import JobStore
-from tidegate.store.webhooks import Settled, WebhookStore
+from tidegate.kernel.store.jobs import JobStore
+from tidegate.kernel.store.webhooks import Settled, WebhookStore
 
 pytestmark = pytest.mark.integration
 

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from services.router.dead_letters import SPARE_LINES, DeadLetters
+from services.router.application.dead_letters import SPARE_LINES, DeadLetters
 from services.router.domain.dead_letters import DeadLetter, Limits
-from tidegate.blobs import Blobs
-from tidegate.claims import Claims
+from tidegate.kernel.blobs.claims import Claims
+from tidegate.kernel.blobs.store import Blobs
 
 pytestmark = pytest.mark.integration
 

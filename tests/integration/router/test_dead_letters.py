@@ -13,15 +13,15 @@ import pytest
 from services.router.app import build
 from services.router.domain.exceptions import EXHAUSTED, NOT_RETRIED, UNDECODABLE
 from services.router.settings import RouterSettings
-from tidegate.blobs import Blobs
-from tidegate.broker import Link
-from tidegate.claims import Claims
-from tidegate.protocol import envelope
-from tidegate.protocol.access import INFER, OPERATE, PRINCIPAL_HEADER, PUBLISH, Principal
-from tidegate.protocol.jobs import Finish, Take
+from tidegate.kernel.blobs.claims import Claims
+from tidegate.kernel.blobs.store import Blobs
+from tidegate.kernel.broker.connection import Connection
+from tidegate.kernel.broker.topology import EXCEPTIONS, jobs_queue
+from tidegate.kernel.protocol import envelope
+from tidegate.kernel.protocol.access import INFER, OPERATE, PRINCIPAL_HEADER, PUBLISH, Principal
+from tidegate.kernel.protocol.jobs import Finish, Take
+from tidegate.kernel.store import JobStore
 from tidegate.stack.ports import free_ports
-from tidegate.store import JobStore
-from tidegate.topology import EXCEPTIONS, jobs_queue
 
 pytestmark = pytest.mark.integration
 
@@ -32,15 +32,15 @@ DATA = [b"first tensor", b"second"]
 class Router:
     """A router, whole: what comes to its exceptions, and what its HTTP door says."""
 
-    def __init__(self, client: httpx.AsyncClient, link: Link, claims: Claims, app: Any) -> None:
+    def __init__(self, client: httpx.AsyncClient, connection: Connection, claims: Claims, app: Any) -> None:
         self.client = client
         self.claims = claims
         self.app = app
-        self._link = link
+        self._connection = connection
 
     async def give_up(self, *frames: bytes, queue: str, cause: str = EXHAUSTED, body: bytes = b"") -> None:
-        session = await self._link.wait_up(20)
-        await session.publish(
+        channel = await self._connection.wait_up(20)
+        await channel.publish(
             body or envelope.pack(envelope.REQUESTS, list(frames)),
             routing_key=EXCEPTIONS.name,
             headers={"cause": cause, "queue": queue},
@@ -73,7 +73,7 @@ async def router(
     app = build(settings)
     blobs = Blobs(settings.blob_url)
     async with (
-        Link(rabbitmq_url, "giving up", lambda session: session.declare(EXCEPTIONS)) as link,
+        Connection(rabbitmq_url, "giving up", lambda channel: channel.declare(EXCEPTIONS)) as connection,
         app.router.lifespan_context(app),
         httpx.AsyncClient(
             transport=httpx.ASGITransport(app),
@@ -86,7 +86,7 @@ async def router(
             return (await client.get("/v1/dead")).status_code == 200
 
         await until(leads, "the lease of the router of an earlier test has ended")
-        yield Router(client, link, Claims(blobs, CLAIM_ABOVE), app)
+        yield Router(client, connection, Claims(blobs, CLAIM_ABOVE), app)
     blobs.close()
 
 
@@ -243,14 +243,14 @@ async def test_a_replay_is_a_job_whose_end_is_shown(
     assert (job.principal, job.endpoint, job.model, job.version) == ("op", "e", "m", 2)
     got: list[bytes] = []
 
-    async def consume(session) -> None:
+    async def consume(channel) -> None:
         async def taken(delivery) -> None:
             got.extend(bytes(each) for each in envelope.unpack(envelope.REQUESTS, delivery.body))
-            session.ack(delivery.tag)
+            channel.ack(delivery.tag)
 
-        await session.consume(jobs_queue("d", "normal"), taken, prefetch=10)
+        await channel.consume(jobs_queue("d", "normal"), taken, prefetch=10)
 
-    async with Link(rabbitmq_url, "worker", consume):
+    async with Connection(rabbitmq_url, "worker", consume):
         (sent,) = await until(lambda: got)
     request = envelope.read_request(sent)
     found = await router.claims.redeem(request.data) if large else request.data

@@ -12,17 +12,17 @@ import pytest
 from prometheus_client import generate_latest
 
 from services.router.api.exceptions import Exceptions
-from services.router.dead_letters import DeadLetters
+from services.router.application.dead_letters import DeadLetters
 from services.router.domain.dead_letters import DeadLetter, Limits
 from services.router.domain.exceptions import EXHAUSTED, NOT_RETRIED, UNDECODABLE
-from tidegate.blobs import Blobs
-from tidegate.broker import Delivery, Link, Session
-from tidegate.claims import Claims
-from tidegate.errors import Unavailable
-from tidegate.protocol import envelope
-from tidegate.protocol.envelope import Reply
-from tidegate.store import JobStore, StoreUnavailable
-from tidegate.topology import EXCEPTIONS, Queue, replies_queue
+from tidegate.kernel.blobs.claims import Claims
+from tidegate.kernel.blobs.store import Blobs
+from tidegate.kernel.broker.connection import Channel, Connection, Delivery
+from tidegate.kernel.broker.topology import EXCEPTIONS, Queue, replies_queue
+from tidegate.kernel.errors import Unavailable
+from tidegate.kernel.protocol import envelope
+from tidegate.kernel.protocol.envelope import Reply
+from tidegate.kernel.store import JobStore, StoreUnavailable
 
 pytestmark = pytest.mark.integration
 
@@ -51,23 +51,23 @@ class Gateway:
     def __init__(self, url: str) -> None:
         self.replies: list[Reply] = []
         self.reply_to = replies_queue(os.urandom(8).hex())
-        self.link = Link(url, "gateway", self._setup)
+        self.connection = Connection(url, "gateway", self._setup)
 
     async def give_up(self, body: bytes, reply_to: str | None = "", **headers: str) -> None:
-        assert self.link.session is not None
+        assert self.connection.channel is not None
         to = self.reply_to.name if reply_to == "" else reply_to
-        await self.link.session.publish(
+        await self.connection.channel.publish(
             body, routing_key=EXCEPTIONS.name, reply_to=to, headers=headers, persistent=True, mandatory=True
         )
 
     async def depth(self) -> int:
-        assert self.link.session is not None
-        return await self.link.session.depth(EXCEPTIONS)
+        assert self.connection.channel is not None
+        return await self.connection.channel.depth(EXCEPTIONS)
 
-    async def _setup(self, session: Session) -> None:
-        await session.declare(EXCEPTIONS)
-        await session.declare(self.reply_to)
-        await session.consume(self.reply_to, self._on_replies, prefetch=0, no_ack=True)
+    async def _setup(self, channel: Channel) -> None:
+        await channel.declare(EXCEPTIONS)
+        await channel.declare(self.reply_to)
+        await channel.consume(self.reply_to, self._on_replies, prefetch=0, no_ack=True)
 
     async def _on_replies(self, delivery: Delivery) -> None:
         frames = envelope.unpack(envelope.REPLIES, delivery.body)
@@ -78,10 +78,10 @@ class Gateway:
 async def gateway(rabbitmq_url) -> AsyncIterator[Gateway]:
     """A gateway, and an exceptions queue with nothing in it."""
     found = Gateway(rabbitmq_url)
-    async with found.link:
-        session = await found.link.wait_up(20)
-        await session.delete(EXCEPTIONS)
-        await session.declare(EXCEPTIONS)
+    async with found.connection:
+        channel = await found.connection.wait_up(20)
+        await channel.delete(EXCEPTIONS)
+        await channel.declare(EXCEPTIONS)
         yield found
 
 
@@ -89,13 +89,13 @@ async def gateway(rabbitmq_url) -> AsyncIterator[Gateway]:
 def acked(monkeypatch) -> list[int]:
     """The tags that were settled: an answer is there a moment before its request is settled."""
     found: list[int] = []
-    ack = Session.ack
+    ack = Channel.ack
 
-    def noted(session: Session, tag: int, **how: bool) -> None:
-        ack(session, tag, **how)
+    def noted(channel: Channel, tag: int, **how: bool) -> None:
+        ack(channel, tag, **how)
         found.append(tag)
 
-    monkeypatch.setattr(Session, "ack", noted)
+    monkeypatch.setattr(Channel, "ack", noted)
     return found
 
 
@@ -119,7 +119,7 @@ async def start(rabbitmq_url, jobs, tmp_path) -> AsyncIterator[Callable[..., Any
             found.start()
             stack.push_async_callback(letters.stop)
             stack.push_async_callback(found.stop)
-            await found.link.wait_up(20)
+            await found.connection.wait_up(20)
             await found.out.wait_up(20)
             return found
 
@@ -234,7 +234,7 @@ async def test_a_half_written_letter_does_not_keep_the_router_from_starting(star
 async def test_what_came_while_it_was_away(start, gateway, line, until, acked):
     door = await start(line.url)
     await line.down()
-    await until(lambda: door.link.session is None and door.out.session is None)
+    await until(lambda: door.connection.channel is None and door.out.channel is None)
     await gateway.give_up(packed(request()), cause=EXHAUSTED)
     await line.up()
     (reply,) = await until(lambda: gateway.replies)
@@ -327,7 +327,7 @@ async def test_only_the_leader_consumes(gateway, jobs, rabbitmq_url, tmp_path, u
             stack.push_async_callback(each.stop)
             each.kept.start()
             stack.push_async_callback(each.kept.stop)
-            await each.link.wait_up(20)
+            await each.connection.wait_up(20)
         await gateway.give_up(b"1", None, cause="x", queue="requests.v1.d")
         await gateway.give_up(b"2", None, cause="x", queue="requests.v1.d")
         await until(lambda: len(a.letters) == 2)
@@ -348,14 +348,14 @@ async def test_only_the_leader_consumes(gateway, jobs, rabbitmq_url, tmp_path, u
 async def test_an_answer_goes_to_a_gateway_and_to_no_other_queue(gateway, start, until, rabbitmq_url):
     """A worker's account may not publish to `usage.v1`: nor may the router do it in its place."""
     other = Queue(f"usage.test.{os.urandom(4).hex()}", exclusive=True)
-    async with Link(rabbitmq_url, "other", lambda session: session.declare(other)) as link:
-        session = await link.wait_up(20)
+    async with Connection(rabbitmq_url, "other", lambda channel: channel.declare(other)) as connection:
+        channel = await connection.wait_up(20)
         door = await start()
         await gateway.give_up(packed(request(1)), other.name, cause=EXHAUSTED, queue="requests.v1.d")
         await gateway.give_up(packed(request(2)), cause=EXHAUSTED, queue="requests.v1.d")
         await until(lambda: gateway.replies)
         assert len(door.letters) == 2
-        assert await session.depth(other) == 0
+        assert await channel.depth(other) == 0
 
 
 async def test_causes_that_a_message_made_up_are_no_labels(gateway, start, until):

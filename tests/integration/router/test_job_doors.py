@@ -8,15 +8,15 @@ from collections.abc import AsyncIterator
 import httpx
 import pytest
 
-from services.router import job_sweeper as sweeper_module
-from services.router import ledger as ledger_module
 from services.router.app import build
+from services.router.application import job_sweeper as sweeper_module
+from services.router.application import ledger as ledger_module
 from services.router.domain.webhooks import secret_of
 from services.router.settings import RouterSettings
-from tidegate.broker import Link, Session
-from tidegate.protocol.access import INFER, PRINCIPAL_HEADER, Principal
+from tidegate.kernel.broker.connection import Channel, Connection
+from tidegate.kernel.broker.topology import jobs_queue
+from tidegate.kernel.protocol.access import INFER, PRINCIPAL_HEADER, Principal
 from tidegate.stack.ports import free_ports
-from tidegate.topology import jobs_queue
 
 pytestmark = pytest.mark.integration
 
@@ -103,14 +103,14 @@ async def test_jobs_outlive_the_loss_of_their_messages(quick, router, making, ra
         found: int | None = (await router.get("/v1/ledger")).json()["unaccounted"]
         return found
 
-    async def setup(session: Session) -> None:
-        await session.declare(jobs_queue(making.deployment, "normal"))
+    async def setup(channel: Channel) -> None:
+        await channel.declare(jobs_queue(making.deployment, "normal"))
 
-    async with Link(rabbitmq_url, "test", setup) as link:
-        session = await link.wait_up(20)
+    async with Connection(rabbitmq_url, "test", setup) as connection:
+        channel = await connection.wait_up(20)
 
         async def there() -> bool:
-            return await session.depth(jobs_queue(making.deployment, "normal")) == 3
+            return await channel.depth(jobs_queue(making.deployment, "normal")) == 3
 
         await until(there)
 

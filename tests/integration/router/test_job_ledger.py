@@ -12,13 +12,13 @@ from typing import Any
 import pytest
 from prometheus_client import REGISTRY
 
-from services.router import ledger as ledger_module
-from services.router.ledger import Ledger
-from tidegate.broker import Link, Session
-from tidegate.protocol.presence import GatewayReport, ReplicaReport
+from services.router.application import ledger as ledger_module
+from services.router.application.ledger import Ledger
+from tidegate.kernel.broker.connection import Channel, Connection
+from tidegate.kernel.broker.topology import jobs_queue
+from tidegate.kernel.protocol.presence import GatewayReport, ReplicaReport
+from tidegate.kernel.store import JobStore, Store
 from tidegate.stack.standalone import valkey_running
-from tidegate.store import JobStore, Store
-from tidegate.topology import jobs_queue
 
 pytestmark = pytest.mark.integration
 
@@ -44,14 +44,14 @@ async def start(rabbitmq_url, valkey_url, store, jobs, monkeypatch) -> AsyncIter
 
 
 @pytest.fixture
-async def broker(rabbitmq_url, making) -> AsyncIterator[Session]:
+async def broker(rabbitmq_url, making) -> AsyncIterator[Channel]:
     """A session, and the queue of the test's Deployment."""
 
-    async def setup(session: Session) -> None:
-        await session.declare(jobs_queue(making.deployment, "normal"))
+    async def setup(channel: Channel) -> None:
+        await channel.declare(jobs_queue(making.deployment, "normal"))
 
-    async with Link(rabbitmq_url, "test", setup) as link:
-        yield await link.wait_up(20)
+    async with Connection(rabbitmq_url, "test", setup) as connection:
+        yield await connection.wait_up(20)
 
 
 def gauge() -> float:

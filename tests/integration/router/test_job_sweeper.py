@@ -11,18 +11,18 @@ from typing import Any
 import pytest
 from redis.asyncio import Redis
 
-from services.router import job_sweeper as sweeper_module
-from services.router.dead_letters import DeadLetters
+from services.router.application import job_sweeper as sweeper_module
+from services.router.application.dead_letters import DeadLetters
+from services.router.application.job_sweeper import JobSweeper
 from services.router.domain.dead_letters import Limits
 from services.router.domain.job_retention import Retention
-from services.router.job_sweeper import JobSweeper
-from tidegate.blobs import Blobs
-from tidegate.broker import Delivery, Link, Session
-from tidegate.claims import Claims
-from tidegate.protocol import envelope
-from tidegate.protocol.envelope import Request
-from tidegate.store.jobs import JobStore
-from tidegate.topology import CANCELS, cancels_queue, jobs_queue
+from tidegate.kernel.blobs.claims import Claims
+from tidegate.kernel.blobs.store import Blobs
+from tidegate.kernel.broker.connection import Channel, Connection, Delivery
+from tidegate.kernel.broker.topology import CANCELS, cancels_queue, jobs_queue
+from tidegate.kernel.protocol import envelope
+from tidegate.kernel.protocol.envelope import Request
+from tidegate.kernel.store.jobs import JobStore
 
 pytestmark = pytest.mark.integration
 
@@ -34,16 +34,16 @@ class Worker:
         self.queue = jobs_queue(deployment, "normal")
         self.got: list[Request] = []
         self.cancelled: list[bytes] = []
-        self.link = Link(url, "worker", self._setup)
+        self.connection = Connection(url, "worker", self._setup)
         self._cancels = cancels_queue(deployment, "x")
 
-    async def _setup(self, session: Session) -> None:
-        await session.declare(self.queue)
-        await session.declare(CANCELS)
-        await session.declare(self._cancels)
-        await session.bind(self._cancels, CANCELS)
-        await session.consume(self.queue, self._on_job, prefetch=0, no_ack=True)
-        await session.consume(self._cancels, self._on_cancel, prefetch=0, no_ack=True)
+    async def _setup(self, channel: Channel) -> None:
+        await channel.declare(self.queue)
+        await channel.declare(CANCELS)
+        await channel.declare(self._cancels)
+        await channel.bind(self._cancels, CANCELS)
+        await channel.consume(self.queue, self._on_job, prefetch=0, no_ack=True)
+        await channel.consume(self._cancels, self._on_cancel, prefetch=0, no_ack=True)
 
     async def _on_job(self, delivery: Delivery) -> None:
         frames = envelope.unpack(envelope.REQUESTS, delivery.body)
@@ -56,8 +56,8 @@ class Worker:
 @pytest.fixture
 async def worker(rabbitmq_url, making) -> AsyncIterator[Worker]:
     found = Worker(rabbitmq_url, making.deployment)
-    async with found.link:
-        await found.link.wait_up(20)
+    async with found.connection:
+        await found.connection.wait_up(20)
         yield found
 
 
@@ -194,7 +194,7 @@ async def test_into_a_queue_that_was_deleted(start, making, rabbitmq_url, lapse,
         return (await making.store.get(id_)).state == "queued"
 
     await until(lambda: queued(first))
-    await found.out.session.delete(queue)
+    await found.out.channel.delete(queue)
     second = await making.accepted()
     await lapse(second)
 
@@ -204,14 +204,14 @@ async def test_into_a_queue_that_was_deleted(start, making, rabbitmq_url, lapse,
         return await queued(second)
 
     await until(again)
-    assert await found.out.session.depth(queue) == 1
+    assert await found.out.channel.depth(queue) == 1
 
 
 async def test_with_the_broker_away_it_waits(start, making, line, rabbitmq_url, lapse, until):
     found = await start(line.url)
     await found.out.wait_up(20)
     await line.down()
-    await until(lambda: found.out.session is None)
+    await until(lambda: found.out.channel is None)
     id_ = await making.accepted()
     await lapse(id_)
     await asyncio.sleep(0)

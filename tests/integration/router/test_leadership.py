@@ -15,11 +15,11 @@ import pytest
 from redis.asyncio import Redis
 
 from services.router.adapters import process_name
-from services.router.leadership import Leadership
+from services.router.application.leadership import Leadership
+from tidegate.kernel.store import Store
+from tidegate.kernel.store.leader import LeaderStore
 from tidegate.stack.ports import free_ports
 from tidegate.stack.standalone import jobs_running
-from tidegate.store import Store
-from tidegate.store.leader import LeaderStore
 
 pytestmark = pytest.mark.integration
 

@@ -18,9 +18,9 @@ import orjson
 import pytest
 
 from tests.integration.router.conftest import TOKEN, SmallRegistry
+from tidegate.kernel.store import Store, StoreUnavailable
 from tidegate.stack.ports import free_ports
 from tidegate.stack.standalone import jobs_running, valkey_running
-from tidegate.store import Store, StoreUnavailable
 
 pytestmark = pytest.mark.integration
 

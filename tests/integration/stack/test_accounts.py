@@ -14,16 +14,10 @@ from pamqp import commands
 from redis import Redis
 from redis.exceptions import AuthenticationError, NoPermissionError
 
-from tidegate import credentials
-from tidegate.broker import Link, Session, Unroutable
-from tidegate.errors import Unavailable
-from tidegate.permissions import JOB_STORE, LIVE_STORE
-from tidegate.stack import accounts, rabbitmq, valkey
-from tidegate.stack.ports import free_ports
-from tidegate.stack.standalone import running
-from tidegate.store import StoreUnavailable
-from tidegate.store.leader import LeaderStore
-from tidegate.topology import (
+from tidegate.kernel import credentials
+from tidegate.kernel.broker.connection import Channel, Connection, Unroutable
+from tidegate.kernel.broker.permissions import JOB_STORE, LIVE_STORE
+from tidegate.kernel.broker.topology import (
     CANCELS,
     EVENTS,
     EXCEPTIONS,
@@ -40,6 +34,12 @@ from tidegate.topology import (
     requests_queue,
     warm_queue,
 )
+from tidegate.kernel.errors import Unavailable
+from tidegate.kernel.store import StoreUnavailable
+from tidegate.kernel.store.leader import LeaderStore
+from tidegate.stack import accounts, rabbitmq, valkey
+from tidegate.stack.ports import free_ports
+from tidegate.stack.standalone import running
 
 pytestmark = pytest.mark.integration
 
@@ -61,10 +61,10 @@ class Servers:
     live: str
     jobs: str
 
-    def link(self, service: str) -> Link:
+    def connection(self, service: str) -> Connection:
         """A connection of a service to the broker."""
         url = credentials.logged_in(self.amqp, self.secrets, credentials.RABBITMQ, service)
-        return Link(url, f"test {service}", _nothing)
+        return Connection(url, f"test {service}", _nothing)
 
     def store(self, server: str, service: str) -> Redis:
         """A client of a service at one of the stores."""
@@ -72,7 +72,7 @@ class Servers:
         return Redis.from_url(credentials.logged_in(url, self.secrets, server, service))
 
 
-async def _nothing(_: Session) -> None:
+async def _nothing(_: Channel) -> None:
     return
 
 
@@ -108,20 +108,20 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
         )
 
 
-async def refused(link: Link, deed: str, what: Queue | str) -> bool:
+async def refused(connection: Connection, deed: str, what: Queue | str) -> bool:
     """Whether the broker refuses a deed. It ends the connection then, which comes back by itself."""
-    session = await link.wait_up(30)
+    channel = await connection.wait_up(30)
     try:
         if deed == "declare":
-            await session.declare(what, bind=False)  # type: ignore[arg-type]
+            await channel.declare(what, bind=False)  # type: ignore[arg-type]
         elif deed == "consume":
-            await session.consume(what, lambda _: None, prefetch=1, no_ack=True)  # type: ignore[arg-type]
+            await channel.consume(what, lambda _: None, prefetch=1, no_ack=True)  # type: ignore[arg-type]
         elif deed == "delete":
-            await session._call(commands.Exchange.Delete(exchange=str(what)))
+            await channel._call(commands.Exchange.Delete(exchange=str(what)))
         elif deed == "bind":
-            await session.bind(what, WORKERS, "replies.v1.0a")  # type: ignore[arg-type]
+            await channel.bind(what, WORKERS, "replies.v1.0a")  # type: ignore[arg-type]
         else:
-            await session.publish(b"x", exchange=deed, routing_key=str(what), mandatory=True)
+            await channel.publish(b"x", exchange=deed, routing_key=str(what), mandatory=True)
     except Unroutable:
         return False
     except Unavailable as error:
@@ -131,10 +131,10 @@ async def refused(link: Link, deed: str, what: Queue | str) -> bool:
 
 async def test_nobody_logs_in_as_the_default_user_or_without_a_password(servers: Servers) -> None:
     for user in ("", "guest:guest@", "worker:worker@", "guest:@"):
-        link = Link(servers.amqp.replace("//", f"//{user}"), "intruder", _nothing)
-        async with link:
+        connection = Connection(servers.amqp.replace("//", f"//{user}"), "intruder", _nothing)
+        async with connection:
             with pytest.raises(Unavailable, match=r"403|ACCESS_REFUSED|refused"):
-                await link.wait_up(1.5)
+                await connection.wait_up(1.5)
 
 
 async def test_each_service_does_its_work(servers: Servers) -> None:
@@ -147,33 +147,33 @@ async def test_each_service_does_its_work(servers: Servers) -> None:
         "worker": [],
     }
     for service, declared in mine.items():
-        async with servers.link(service) as link:
-            session = await link.wait_up(30)
+        async with servers.connection(service) as connection:
+            channel = await connection.wait_up(30)
             for each in declared:
-                await session.declare(each)
+                await channel.declare(each)
             if service in ("gateway", "router", "autoscaler"):
                 events = events_queue(service, "0b")
-                await session.declare(events)
-                await session.bind(events, EVENTS, REGISTRY_CHANGED)
-                await session.consume(events, lambda _: None, prefetch=1, no_ack=True)
+                await channel.declare(events)
+                await channel.bind(events, EVENTS, REGISTRY_CHANGED)
+                await channel.consume(events, lambda _: None, prefetch=1, no_ack=True)
             if service == "worker":
-                await session.find(CANCELS)
-                await session.find(WORKERS)
+                await channel.find(CANCELS)
+                await channel.find(WORKERS)
                 for queue in (REQUESTS, OFFERS, jobs_queue("m", "high")):
-                    await session.declare(queue, bind=False)
-                    await session.consume(queue, lambda _: None, prefetch=1, no_ack=True)
+                    await channel.declare(queue, bind=False)
+                    await channel.consume(queue, lambda _: None, prefetch=1, no_ack=True)
                 cancels = cancels_queue("m-0-1", "0c")
-                await session.declare(cancels)
-                await session.bind(cancels, CANCELS)
+                await channel.declare(cancels)
+                await channel.bind(cancels, CANCELS)
                 for key in (REPLIES.name, REQUESTS.name, EXCEPTIONS.name):
-                    await session.publish(b"x", exchange=WORKERS.name, routing_key=key, mandatory=True)
-    async with servers.link("autoscaler") as link:
-        await (await link.wait_up(30)).publish(
+                    await channel.publish(b"x", exchange=WORKERS.name, routing_key=key, mandatory=True)
+    async with servers.connection("autoscaler") as connection:
+        await (await connection.wait_up(30)).publish(
             b"x", exchange=WARM.name, routing_key=OFFERS.name, mandatory=True
         )
-    async with servers.link("registry") as link:
-        session = await link.wait_up(30)
-        await session.publish(b"x", exchange=EVENTS.name, routing_key=REGISTRY_CHANGED)
+    async with servers.connection("registry") as connection:
+        channel = await connection.wait_up(30)
+        await channel.publish(b"x", exchange=EVENTS.name, routing_key=REGISTRY_CHANGED)
 
 
 @pytest.mark.parametrize(
@@ -209,11 +209,11 @@ async def test_each_service_does_its_work(servers: Servers) -> None:
 )
 async def test_the_rest_is_refused(servers: Servers, service: str, deed: str, what: Queue | str) -> None:
     for owner, queues in OWNED.items():
-        async with servers.link(owner) as link:
+        async with servers.connection(owner) as connection:
             for each in queues:
-                await (await link.wait_up(30)).declare(each)
-    async with servers.link(service) as link:
-        assert await refused(link, deed, what)
+                await (await connection.wait_up(30)).declare(each)
+    async with servers.connection(service) as connection:
+        assert await refused(connection, deed, what)
 
 
 @pytest.mark.parametrize("server", [credentials.VALKEY, credentials.VALKEY_JOBS])

@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from services.autoscaler.adapters.replica_folder import SHARED_MEMORY, ReplicaFolder
-from tidegate import model_users
-from tidegate.model_users import HOST, ModelUser
+from tidegate.kernel import model_users
+from tidegate.kernel.model_users import HOST, ModelUser
 from tidegate.stack import halt
 
 pytestmark = [

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from tidegate.broker import Link, Session
+from tidegate.kernel.broker.connection import Channel, Connection
+from tidegate.kernel.broker.topology import jobs_queue
 from tidegate.stack.standalone import rabbitmq_running
-from tidegate.topology import jobs_queue
 
 pytestmark = pytest.mark.integration
 
@@ -20,14 +20,14 @@ async def test_the_log_of_quorum_queues_is_written_out_early(tmp_path: Path) -> 
     """RabbitMQ keeps a log file's entries in memory until the file is full; its own limit is 512 MB."""
     queue = jobs_queue("digits-v1", "normal")
 
-    async def declare(session: Session) -> None:
-        await session.declare(queue)
+    async def declare(channel: Channel) -> None:
+        await channel.declare(queue)
 
     with rabbitmq_running(tmp_path) as url:
-        async with Link(url, "test", declare) as link:
-            await link.wait_up(60)
-            assert link.session is not None
-            publish = link.session.publish
+        async with Connection(url, "test", declare) as connection:
+            await connection.wait_up(60)
+            assert connection.channel is not None
+            publish = connection.channel.publish
             for _ in range(10):
                 await asyncio.gather(
                     *(publish(bytes(MIB), routing_key=queue.name, persistent=True) for _ in range(10))

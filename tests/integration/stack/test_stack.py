@@ -18,8 +18,9 @@ import psutil
 import pytest
 
 from tests.integration.gateway.certificates import Authority
-from tidegate import settings_file, stack
-from tidegate.settings import Settings
+from tidegate import stack
+from tidegate.kernel.settings import file as settings_file
+from tidegate.kernel.settings.base import Settings
 from tidegate.stack import processes
 from tidegate.stack.ports import free_ports
 from tidegate.stack.record import ChildRecord

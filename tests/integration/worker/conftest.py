@@ -17,8 +17,8 @@ from services.worker.adapters.triton_process import TritonOptions, TritonProcess
 from services.worker.domain.devices import held
 from services.worker.domain.formats import config_is_complete
 from tests.conftest import MadeOnce
-from tidegate.errors import ModelFailed
-from tidegate.protocol.models import DeploymentSpec, Format, Signature, Version
+from tidegate.kernel.errors import ModelFailed
+from tidegate.kernel.protocol.models import DeploymentSpec, Format, Signature, Version
 
 ROOT = Path(__file__).parents[3]
 

@@ -25,9 +25,9 @@ from services.worker.adapters.triton_client import TritonClient
 from services.worker.adapters.triton_install import TritonInstall
 from services.worker.adapters.triton_process import TritonOptions, TritonProcess
 from tests.integration.worker.hostile import MODEL
-from tidegate.protocol.envelope import Buffer, call_key, read_request, request_frame, tensor
-from tidegate.protocol.models import DeploymentSpec, Signature, TensorSpec, Version
-from tidegate.protocol.tensors import pack_strings, unpack_strings
+from tidegate.kernel.protocol.envelope import Buffer, call_key, read_request, request_frame, tensor
+from tidegate.kernel.protocol.models import DeploymentSpec, Signature, TensorSpec, Version
+from tidegate.kernel.protocol.tensors import pack_strings, unpack_strings
 
 ROOT = Path(__file__).parents[3]
 REPLICA, OTHER = "hostile-v1-0-1", "victim-v1-0-1"

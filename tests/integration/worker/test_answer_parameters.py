@@ -19,9 +19,9 @@ import pytest
 from services.worker.adapters import model as model_module
 from services.worker.adapters.model import Model
 from services.worker.adapters.triton_client import TritonClient
-from tidegate.protocol.envelope import Request, call_key, read_request, request_frame, tensor
-from tidegate.protocol.models import TensorSpec
-from tidegate.triton_protocol import ModelInferResponse
+from tidegate.kernel.protocol.envelope import Request, call_key, read_request, request_frame, tensor
+from tidegate.kernel.protocol.models import TensorSpec
+from tidegate.kernel.triton_protocol import ModelInferResponse
 
 pytestmark = pytest.mark.integration
 

@@ -11,7 +11,7 @@ import pytest
 
 from services.worker.adapters import artifacts
 from services.worker.adapters.artifacts import ArtifactCache
-from tidegate.errors import NotFound, Unavailable
+from tidegate.kernel.errors import NotFound, Unavailable
 
 pytestmark = pytest.mark.integration
 

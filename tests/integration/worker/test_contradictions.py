@@ -15,10 +15,10 @@ import pytest
 from services.worker.adapters.model import Model
 from services.worker.adapters.warmup import warm_up
 from services.worker.domain.output_check import OutputCheck
-from tidegate.errors import ModelFailed
-from tidegate.protocol.envelope import RETRY_SAFE, Request, Tensor, call_key
-from tidegate.protocol.models import Signature, TensorSpec
-from tidegate.protocol.tensors import DATATYPES
+from tidegate.kernel.errors import ModelFailed
+from tidegate.kernel.protocol.envelope import RETRY_SAFE, Request, Tensor, call_key
+from tidegate.kernel.protocol.models import Signature, TensorSpec
+from tidegate.kernel.protocol.tensors import DATATYPES
 
 pytestmark = pytest.mark.integration
 

@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 
 from services.worker.adapters.model import Model
+from services.worker.application.watch import ModelWatch
 from services.worker.domain.deaths import Death
-from services.worker.watch import ModelWatch
 from tests.conftest import PATIENCE_S
 from tests.integration.worker.conftest import ROOT, Run
-from tidegate.errors import Unavailable
-from tidegate.protocol.envelope import Request, call_key, read_request, request_frame, tensor
-from tidegate.protocol.models import Signature, TensorSpec
+from tidegate.kernel.errors import Unavailable
+from tidegate.kernel.protocol.envelope import Request, call_key, read_request, request_frame, tensor
+from tidegate.kernel.protocol.models import Signature, TensorSpec
 
 pytestmark = pytest.mark.integration
 

@@ -17,11 +17,11 @@ from services.worker.adapters.triton_client import TritonClient
 from services.worker.adapters.triton_install import TritonInstall
 from services.worker.adapters.triton_process import TritonOptions, new_triton
 from services.worker.adapters.warmup import zeros
-from services.worker.loading import Loading
+from services.worker.application.loading import Loading
 from tests.integration.worker.test_triton_models import DIGITS
-from tidegate.errors import ModelFailed
-from tidegate.protocol.models import Deployment, Signature, Version
-from tidegate.triton_protocol import pb
+from tidegate.kernel.errors import ModelFailed
+from tidegate.kernel.protocol.models import Deployment, Signature, Version
+from tidegate.kernel.triton_protocol import pb
 
 pytestmark = pytest.mark.integration
 

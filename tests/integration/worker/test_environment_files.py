@@ -10,7 +10,7 @@ import pytest
 
 from services.worker.adapters import pip_home
 from services.worker.adapters.environment_files import hand_over, take_over
-from tidegate.errors import ModelFailed
+from tidegate.kernel.errors import ModelFailed
 
 pytestmark = [
     pytest.mark.integration,

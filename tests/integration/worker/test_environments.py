@@ -11,7 +11,7 @@ import pytest
 from services.worker.adapters.environments import Environments
 from services.worker.adapters.triton_install import TritonInstall
 from tests.conftest import PATIENCE_S
-from tidegate.errors import ModelFailed
+from tidegate.kernel.errors import ModelFailed
 
 pytestmark = pytest.mark.integration
 

@@ -20,9 +20,9 @@ from services.worker.adapters.model import Model
 from services.worker.adapters.triton_client import TritonClient
 from services.worker.domain.pace import Quickness
 from tests.conftest import PATIENCE_S
-from tidegate.errors import BadRequest, DeadlinePassed, ModelFailed, Unavailable
-from tidegate.protocol.envelope import Request, call_key, read_request, request_frame, tensor
-from tidegate.protocol.models import Signature, TensorSpec
+from tidegate.kernel.errors import BadRequest, DeadlinePassed, ModelFailed, Unavailable
+from tidegate.kernel.protocol.envelope import Request, call_key, read_request, request_frame, tensor
+from tidegate.kernel.protocol.models import Signature, TensorSpec
 
 pytestmark = pytest.mark.integration
 

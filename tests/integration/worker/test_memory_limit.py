@@ -11,12 +11,12 @@ import pytest
 from services.worker.adapters import memory_limit
 from services.worker.adapters.memory_limit import MemoryLimit
 from services.worker.adapters.model import Model
+from services.worker.application.watch import ModelWatch
 from services.worker.domain.deaths import Death
-from services.worker.watch import ModelWatch
 from tests.integration.worker.conftest import ROOT, Run
-from tidegate.errors import Unavailable
-from tidegate.protocol.envelope import Request, call_key, read_request, request_frame, tensor
-from tidegate.protocol.models import Signature, TensorSpec
+from tidegate.kernel.errors import Unavailable
+from tidegate.kernel.protocol.envelope import Request, call_key, read_request, request_frame, tensor
+from tidegate.kernel.protocol.models import Signature, TensorSpec
 
 pytestmark = pytest.mark.integration
 

@@ -16,11 +16,11 @@ from onnx import TensorProto, helper, numpy_helper
 from services.registry.adapters import content
 from services.registry.domain.archive import Limits
 from services.worker.adapters.triton_client import ModelInferRequest
-from tidegate.archives import is_archive
 from tidegate.cli.exits import UsageError
 from tidegate.cli.package import packed
-from tidegate.errors import BadRequest
-from tidegate.protocol.models import Signature
+from tidegate.kernel.archives import is_archive
+from tidegate.kernel.errors import BadRequest
+from tidegate.kernel.protocol.models import Signature
 
 pytestmark = pytest.mark.integration
 

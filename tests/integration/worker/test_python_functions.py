@@ -11,9 +11,9 @@ import pytest
 from services.worker.adapters.triton_client import ModelInferRequest, TritonClient
 from services.worker.adapters.warmup import warm_up
 from services.worker.domain.load_failures import explained
-from tidegate.errors import ModelFailed
-from tidegate.protocol import python_model, python_signature
-from tidegate.protocol.redaction import told
+from tidegate.kernel.errors import ModelFailed
+from tidegate.kernel.protocol import python_model, python_signature
+from tidegate.kernel.protocol.redaction import told
 
 pytestmark = pytest.mark.integration
 

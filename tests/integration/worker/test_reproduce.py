@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from tests.integration.worker.contained import ROOT
-from tidegate.protocol.envelope import Buffer, call_key, request_frame, tensor
-from tidegate.protocol.models import Assignment, Deployment, Signature, TensorSpec, Version
-from tidegate.protocol.tensors import pack_strings
+from tidegate.kernel.protocol.envelope import Buffer, call_key, request_frame, tensor
+from tidegate.kernel.protocol.models import Assignment, Deployment, Signature, TensorSpec, Version
+from tidegate.kernel.protocol.tensors import pack_strings
 
 pytestmark = pytest.mark.integration
 

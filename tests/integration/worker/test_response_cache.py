@@ -18,9 +18,9 @@ from services.worker.adapters.shared_memory import Regions
 from services.worker.adapters.triton_facts import counts
 from services.worker.adapters.triton_install import TritonInstall
 from tests.conftest import Figure
-from tidegate.errors import BadRequest, ModelFailed
-from tidegate.protocol.envelope import Request, call_key, read_request, request_frame, tensor
-from tidegate.protocol.models import DeploymentSpec, TensorSpec
+from tidegate.kernel.errors import BadRequest, ModelFailed
+from tidegate.kernel.protocol.envelope import Request, call_key, read_request, request_frame, tensor
+from tidegate.kernel.protocol.models import DeploymentSpec, TensorSpec
 
 pytestmark = pytest.mark.integration
 

@@ -22,8 +22,8 @@ from services.worker.adapters.sandbox import Mode, Needs, Sandbox
 from services.worker.adapters.triton_install import TritonInstall
 from tests.integration.worker.contained import OTHER, REPLICA, ROOT
 from tests.integration.worker.test_environments import wheel
-from tidegate import model_users
-from tidegate.errors import ModelFailed, Unavailable
+from tidegate.kernel import model_users
+from tidegate.kernel.errors import ModelFailed, Unavailable
 
 pytestmark = pytest.mark.integration
 

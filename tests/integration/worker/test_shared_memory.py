@@ -12,9 +12,9 @@ import pytest
 from services.worker.adapters import shared_memory
 from services.worker.adapters.model import Model
 from services.worker.adapters.shared_memory import Regions
-from tidegate.errors import ModelFailed
-from tidegate.protocol.envelope import Buffer, Request, call_key, read_request, request_frame, tensor
-from tidegate.protocol.models import Signature, TensorSpec
+from tidegate.kernel.errors import ModelFailed
+from tidegate.kernel.protocol.envelope import Buffer, Request, call_key, read_request, request_frame, tensor
+from tidegate.kernel.protocol.models import Signature, TensorSpec
 
 pytestmark = pytest.mark.integration
 

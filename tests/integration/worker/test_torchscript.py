@@ -16,8 +16,8 @@ from services.worker.adapters.triton_install import TritonInstall
 from services.worker.adapters.warmup import warm_up
 from tests.conftest import Figure, MadeOnce
 from tests.integration.worker.test_triton_models import ask, request
-from tidegate.errors import ModelFailed
-from tidegate.protocol.models import Signature, TensorSpec
+from tidegate.kernel.errors import ModelFailed
+from tidegate.kernel.protocol.models import Signature, TensorSpec
 
 pytestmark = [pytest.mark.integration, pytest.mark.torch]
 

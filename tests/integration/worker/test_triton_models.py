@@ -11,8 +11,8 @@ import pytest
 
 from services.worker.adapters.triton_client import ModelInferRequest, TritonClient
 from services.worker.adapters.warmup import warm_up
-from tidegate.errors import BadRequest, DeadlinePassed, ModelFailed
-from tidegate.protocol.models import Signature, TensorSpec
+from tidegate.kernel.errors import BadRequest, DeadlinePassed, ModelFailed
+from tidegate.kernel.protocol.models import Signature, TensorSpec
 
 pytestmark = pytest.mark.integration
 

@@ -15,8 +15,8 @@ from services.worker.adapters.triton_install import TritonInstall
 from services.worker.adapters.triton_process import SHARED_MEMORY, TritonOptions, TritonProcess
 from services.worker.adapters.warmup import zeros
 from tests.conftest import PATIENCE_S
-from tidegate.errors import Unavailable
-from tidegate.protocol.models import Signature
+from tidegate.kernel.errors import Unavailable
+from tidegate.kernel.protocol.models import Signature
 
 pytestmark = pytest.mark.integration
 

@@ -15,11 +15,11 @@ import pytest
 
 from services.worker.adapters.model import Model
 from services.worker.adapters.warmup import warm_up
-from tidegate.errors import BadRequest, ModelFailed, Unavailable
-from tidegate.protocol import envelope
-from tidegate.protocol.envelope import Request, tensor
-from tidegate.protocol.models import Signature
-from tidegate.protocol.tensors import pack_strings, unpack_strings
+from tidegate.kernel.errors import BadRequest, ModelFailed, Unavailable
+from tidegate.kernel.protocol import envelope
+from tidegate.kernel.protocol.envelope import Request, tensor
+from tidegate.kernel.protocol.models import Signature
+from tidegate.kernel.protocol.tensors import pack_strings, unpack_strings
 
 pytestmark = pytest.mark.integration
 

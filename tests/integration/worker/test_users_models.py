@@ -11,7 +11,7 @@ import pytest
 
 from services.worker.adapters.triton_client import ModelInferRequest, TritonClient
 from services.worker.adapters.warmup import warm_up
-from tidegate.errors import ModelFailed
+from tidegate.kernel.errors import ModelFailed
 
 pytestmark = pytest.mark.integration
 

@@ -14,18 +14,25 @@ import orjson
 import pytest
 
 from services.worker.adapters.model import Answer
-from services.worker.api.outbox import Outbox
+from services.worker.adapters.reply_publisher import Outbox
 from services.worker.api.requests import Requests
+from services.worker.application.scheduler import Work
 from services.worker.domain.split import Output
-from services.worker.work import Work
 from tests.integration.gated_model import GatedModel
-from tidegate.broker import Delivery, Link, Session
-from tidegate.claims import Claims
-from tidegate.errors import BadRequest
-from tidegate.protocol import envelope
-from tidegate.protocol.envelope import Reply, Request, Tensor
-from tidegate.protocol.tensors import DATATYPES, pack_strings, unpack_strings
-from tidegate.topology import CANCELS, EXCEPTIONS, Queue, replies_queue, requests_queue, suspects_queue
+from tidegate.kernel.blobs.claims import Claims
+from tidegate.kernel.broker.connection import Channel, Connection, Delivery
+from tidegate.kernel.broker.topology import (
+    CANCELS,
+    EXCEPTIONS,
+    Queue,
+    replies_queue,
+    requests_queue,
+    suspects_queue,
+)
+from tidegate.kernel.errors import BadRequest
+from tidegate.kernel.protocol import envelope
+from tidegate.kernel.protocol.envelope import Reply, Request, Tensor
+from tidegate.kernel.protocol.tensors import DATATYPES, pack_strings, unpack_strings
 
 FP32, BYTES = DATATYPES["FP32"], DATATYPES["BYTES"]
 MAX_ROWS = 8
@@ -58,7 +65,7 @@ class Doubler(GatedModel):
 
 @dataclass
 class Worker:
-    """What ``services.worker.life`` puts together, less Triton."""
+    """What ``services.worker.application.lifecycle`` puts together, less Triton."""
 
     model: Doubler
     outbox: Outbox
@@ -67,14 +74,14 @@ class Worker:
 
     async def die(self) -> None:
         """As by SIGKILL: the connections break, nothing is settled."""
-        await self.requests.link.stop()
+        await self.requests.connection.stop()
         await self.stop()
 
     async def stop(self) -> None:
         """The order of ``life.Life.stop``."""
         await self.work.stop()
         await self.requests.stop()
-        await self.outbox.link.stop()
+        await self.outbox.connection.stop()
 
 
 def ask(
@@ -116,21 +123,21 @@ class Caller:
         self.queue = queue
         self.replies: dict[bytes, list[Reply]] = {}
         self.reply_to = replies_queue(os.urandom(8).hex())
-        self.link = Link(url, "caller", self._setup)
+        self.connection = Connection(url, "caller", self._setup)
 
     @property
-    def session(self) -> Session:
-        assert self.link.session is not None
-        return self.link.session
+    def channel(self) -> Channel:
+        assert self.connection.channel is not None
+        return self.connection.channel
 
     async def send(self, *frames: bytes, body: bytes | None = None) -> list[bytes]:
         """One envelope with these frames; gives their ids."""
         packed = envelope.pack(envelope.REQUESTS, list(frames)) if body is None else body
-        await self.session.publish(packed, routing_key=self.queue.name, reply_to=self.reply_to.name)
+        await self.channel.publish(packed, routing_key=self.queue.name, reply_to=self.reply_to.name)
         return [frame[:16] for frame in frames]
 
     async def cancel(self, *ids: bytes) -> None:
-        await self.session.publish(
+        await self.channel.publish(
             envelope.pack(envelope.CANCELS, list(ids)), exchange=CANCELS.name, routing_key=""
         )
 
@@ -140,12 +147,12 @@ class Caller:
         assert len(found) <= 1, "answered twice"
         return found[0] if found else None
 
-    async def _setup(self, session: Session) -> None:
-        await session.declare(self.queue)
-        await session.declare(suspects_queue(self.queue))
-        await session.declare(CANCELS)
-        await session.declare(self.reply_to)
-        await session.consume(self.reply_to, self._on_replies, prefetch=0, no_ack=True)
+    async def _setup(self, channel: Channel) -> None:
+        await channel.declare(self.queue)
+        await channel.declare(suspects_queue(self.queue))
+        await channel.declare(CANCELS)
+        await channel.declare(self.reply_to)
+        await channel.consume(self.reply_to, self._on_replies, prefetch=0, no_ack=True)
 
     async def _on_replies(self, delivery: Delivery) -> None:
         for frame in envelope.unpack(envelope.REPLIES, delivery.body):
@@ -160,14 +167,14 @@ class Letters:
     queue: Queue
     got: list[Delivery] = field(default_factory=list)
 
-    async def setup(self, session: Session) -> None:
+    async def setup(self, channel: Channel) -> None:
         async def on_delivery(delivery: Delivery) -> None:
             if delivery.headers.get("queue") == self.queue.name:
                 self.got.append(delivery)
-            session.ack(delivery.tag)
+            channel.ack(delivery.tag)
 
-        await session.declare(EXCEPTIONS)
-        await session.consume(EXCEPTIONS, on_delivery, prefetch=100)
+        await channel.declare(EXCEPTIONS)
+        await channel.consume(EXCEPTIONS, on_delivery, prefetch=100)
 
 
 @pytest.fixture
@@ -180,8 +187,8 @@ def queue(fresh) -> Queue:
 async def caller(rabbitmq_url, queue) -> AsyncIterator[Caller]:
     """A gateway at work."""
     found = Caller(rabbitmq_url, queue)
-    async with found.link:
-        await found.link.wait_up(20)
+    async with found.connection:
+        await found.connection.wait_up(20)
         yield found
 
 
@@ -189,8 +196,8 @@ async def caller(rabbitmq_url, queue) -> AsyncIterator[Caller]:
 async def letters(rabbitmq_url, queue) -> AsyncIterator[Letters]:
     """What is given up for this test's queue."""
     found = Letters(queue)
-    async with Link(rabbitmq_url, "letters", found.setup) as link:
-        await link.wait_up(20)
+    async with Connection(rabbitmq_url, "letters", found.setup) as connection:
+        await connection.wait_up(20)
         yield found
 
 
@@ -239,12 +246,12 @@ async def start(rabbitmq_url, queue, fresh, claims) -> AsyncIterator[Callable[..
             requests.feed(work)
             if serving:
                 work.use(worker.model)  # type: ignore[arg-type]  # a model of the same shape
-            outbox.link.start()
+            outbox.connection.start()
             work.start()
             requests.start()
             stack.push_async_callback(worker.stop)
-            await outbox.link.wait_up(20)
-            await requests.link.wait_up(20)
+            await outbox.connection.wait_up(20)
+            await requests.connection.wait_up(20)
             await requests.open()
             return worker
 
@@ -254,13 +261,13 @@ async def start(rabbitmq_url, queue, fresh, claims) -> AsyncIterator[Callable[..
 @pytest.fixture
 def left(caller, queue) -> Callable[[], Any]:
     """``await left()``: messages that wait in the queue; those that a consumer holds do not count."""
-    return lambda: caller.session.depth(queue)
+    return lambda: caller.channel.depth(queue)
 
 
 @pytest.fixture
 def suspects(caller, queue) -> Callable[[], Any]:
     """``await suspects()``: requests that wait to be run alone."""
-    return lambda: caller.session.depth(suspects_queue(queue))
+    return lambda: caller.channel.depth(suspects_queue(queue))
 
 
 @pytest.fixture
@@ -276,18 +283,18 @@ def nothing_is_left(rabbitmq_url, caller, queue, until) -> Callable[[Worker], An
         await worker.die()
         found: list[bytes] = []
 
-        async def setup(session: Session) -> None:
+        async def setup(channel: Channel) -> None:
             async def on_delivery(delivery: Delivery) -> None:
                 found.append(bytes(delivery.body))
-                session.ack(delivery.tag)
+                channel.ack(delivery.tag)
 
-            await session.consume(queue, on_delivery, prefetch=100, exclusive=True)
+            await channel.consume(queue, on_delivery, prefetch=100, exclusive=True)
 
-        async with Link(rabbitmq_url, "auditor", setup) as link:
-            await link.wait_up(20)
+        async with Connection(rabbitmq_url, "auditor", setup) as connection:
+            await connection.wait_up(20)
             await caller.send(body=b"mark")
             await until(lambda: b"mark" in found)
-            assert await caller.session.depth(suspects_queue(queue)) == 0, "a suspect was not settled"
+            assert await caller.channel.depth(suspects_queue(queue)) == 0, "a suspect was not settled"
         assert found == [b"mark"], "a delivery was taken for settled and was not"
 
     return checked

@@ -57,7 +57,7 @@ async def test_answers_wait_for_the_end_of_an_alarm(
     await until(lambda: worker.model.calls)
     await alarm(True)
     worker.model.open.set()
-    await until(lambda: worker.requests.link.session.blocked)
+    await until(lambda: worker.requests.connection.channel.blocked)
     await asyncio.sleep(0.5)
     assert len(caller.replies) < len(ids), "there was no alarm"
     await alarm(False)
@@ -74,7 +74,7 @@ async def test_a_worker_that_drains_in_an_alarm_does_not_wait_for_it(start, call
     await until(lambda: worker.model.calls)
     await alarm(True)
     worker.model.open.set()
-    await until(lambda: worker.requests.link.session.blocked)
+    await until(lambda: worker.requests.connection.channel.blocked)
     async with asyncio.timeout(10):
         await worker.requests.close()
         await worker.stop()

@@ -9,10 +9,10 @@ import time
 
 import pytest
 
-from tidegate.errors import BadRequest, DeadlinePassed, ModelFailed
-from tidegate.protocol import envelope
-from tidegate.protocol.tensors import unpack_strings
-from tidegate.topology import replies_queue
+from tidegate.kernel.broker.topology import replies_queue
+from tidegate.kernel.errors import BadRequest, DeadlinePassed, ModelFailed
+from tidegate.kernel.protocol import envelope
+from tidegate.kernel.protocol.tensors import unpack_strings
 
 pytestmark = pytest.mark.integration
 
@@ -71,8 +71,8 @@ async def test_64_callers_of_mixed_size(start, caller, make, shown, until, nothi
 async def test_callers_of_two_gateways_share_a_call(start, caller, rabbitmq_url, queue, make, shown, until):
     worker = await start(serving=False)
     other = type(caller)(rabbitmq_url, queue)
-    async with other.link:
-        await other.link.wait_up(20)
+    async with other.connection:
+        await other.connection.wait_up(20)
         (mine,) = await caller.send(make([1, 1]))
         (theirs,) = await other.send(make([2, 2]))
         await until(lambda: worker.work.in_hand == 2)
@@ -286,7 +286,7 @@ async def test_a_call_ends_when_nobody_waits_for_it(start, caller, make, until, 
 async def test_garbage_among_the_cancels(start, caller, make, until):
     await start()
     for body in (b"", b"garbage", envelope.pack(envelope.REPLIES, [])):
-        await caller.session.publish(body, exchange="tidegate.cancels.v1", routing_key="")
+        await caller.channel.publish(body, exchange="tidegate.cancels.v1", routing_key="")
     (id_,) = await caller.send(make([1, 1]))
     await until(lambda: caller.reply(id_))
 

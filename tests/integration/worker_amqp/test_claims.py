@@ -10,7 +10,7 @@ import pytest
 
 from services.worker.domain import attempts
 from tests.integration.worker_amqp.conftest import CLAIM_ABOVE
-from tidegate.protocol import envelope
+from tidegate.kernel.protocol import envelope
 
 pytestmark = pytest.mark.integration
 

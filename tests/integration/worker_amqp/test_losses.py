@@ -9,9 +9,9 @@ import pytest
 
 from services.worker.api import requests as requests_module
 from services.worker.domain import attempts
-from tidegate.broker import Link
-from tidegate.errors import BadRequest, Unavailable
-from tidegate.protocol import envelope
+from tidegate.kernel.broker.connection import Connection
+from tidegate.kernel.errors import BadRequest, Unavailable
+from tidegate.kernel.protocol import envelope
 
 pytestmark = pytest.mark.integration
 
@@ -207,7 +207,7 @@ async def test_a_lost_session_clears_the_backlog(
     ids = [(await caller.send(make([n, n]), make([n, n + 1])))[0] for n in range(2)]
     await in_hand(worker, 4, until)
     await line.down()
-    await until(lambda: worker.requests.link.session is None)
+    await until(lambda: worker.requests.connection.channel is None)
     assert len(worker.work.backlog) == 0
     assert worker.work.in_hand == 0
     await line.up()
@@ -232,8 +232,8 @@ async def test_a_call_outlives_the_session_that_brought_it(
     (id_,) = await caller.send(make([1, 1]))
     await until(lambda: worker.model.calls)
     line.cut()
-    await until(lambda: worker.requests.link.session is None)
-    await worker.requests.link.wait_up(20)
+    await until(lambda: worker.requests.connection.channel is None)
+    await worker.requests.connection.wait_up(20)
 
     async def comes_again() -> bool:
         """As another attempt, which waits for the call that still runs."""
@@ -258,24 +258,24 @@ async def test_handling_of_a_lost_session_settles_nothing_of_the_next(
     await in_hand(first, 1, until)
     worker = await start(in_url=line.url, out_url=line_out.url, instances=2, max_rows=1)
     await line_out.down()
-    await until(lambda: worker.outbox.link.session is None)
+    await until(lambda: worker.outbox.connection.channel is None)
     await first.die()
     await until(lambda: worker.requests.unsettled == 1)
 
     taken: list = []
 
-    async def take(session) -> None:
+    async def take(channel) -> None:
         async def keep(delivery) -> None:
             taken.append(delivery)
 
-        await session.consume(queue, keep, prefetch=1)
+        await channel.consume(queue, keep, prefetch=1)
 
     await line.down()
-    await until(lambda: worker.requests.link.session is None)
-    async with Link(rabbitmq_url, "other", take):
+    await until(lambda: worker.requests.connection.channel is None)
+    async with Connection(rabbitmq_url, "other", take):
         await until(lambda: taken, "another worker has the message now")
         await line.up()
-        await worker.requests.link.wait_up(20)
+        await worker.requests.connection.wait_up(20)
         original, answers = worker.model.call, asyncio.Event()
 
         async def call(requests, timeout_s):
@@ -307,14 +307,14 @@ async def test_acks_of_many_calls_are_in_order(start, caller, make, until, nothi
         await caller.send(make([number, 0]))
     await in_hand(worker, 80, until)
     items = [worker.work.backlog.take(1)[0] for _ in range(80)]
-    session = worker.requests.link.session
+    channel = worker.requests.connection.channel
     worker.requests.settle(items[1:70])
     worker.requests.settle([items[0], items[75]])
     worker.requests.settle(items[70:75] + items[76:])
     (id_,) = await caller.send(make([1, 1]))
     worker.work.use(worker.model)
     await until(lambda: caller.reply(id_))
-    assert worker.requests.link.session is session, "the broker refused an ack"
+    assert worker.requests.connection.channel is channel, "the broker refused an ack"
     await nothing_is_left(worker)
 
 
@@ -383,7 +383,7 @@ async def test_draining_without_a_broker(start, line, until):
     """The drain of a worker that is cut off ends too."""
     worker = await start(in_url=line.url)
     await line.down()
-    await until(lambda: worker.requests.link.session is None)
+    await until(lambda: worker.requests.connection.channel is None)
     await worker.requests.close()
     await worker.requests.open()
     await worker.requests.close()
@@ -420,8 +420,8 @@ async def test_retuning_survives_a_broken_line(start, caller, line, make, until,
     for call_ms in (0.1, 1000.0) * 3:
         worker.work.stats.call_ms.value = call_ms
         line.cut()
-        await until(lambda: worker.requests.link.session is None)
-        await worker.requests.link.wait_up(20)
+        await until(lambda: worker.requests.connection.channel is None)
+        await worker.requests.connection.wait_up(20)
     worker.work.stats.call_ms.value = 1.0
     await until(lambda: worker.requests._prefetch == 50)
     assert not worker.requests._retune_task.done()
@@ -431,15 +431,15 @@ async def test_retuning_survives_a_broken_line(start, caller, line, make, until,
 
 async def test_a_deleted_queue_comes_back(start, caller, make, queue, until):
     worker = await start()
-    await caller.session.delete(queue)
-    session = worker.requests.link.session
+    await caller.channel.delete(queue)
+    channel = worker.requests.connection.channel
 
     async def answered() -> bool:
         await caller.send(make([1, 1], id=os.urandom(16)))
         return bool(caller.replies)
 
     await until(answered)
-    assert worker.requests.link.session is not session or worker.requests.link.session is not None
+    assert worker.requests.connection.channel is not channel or worker.requests.connection.channel is not None
 
 
 async def test_closed_while_it_begins_to_consume(start, caller, make, left, line, hold_up):
@@ -452,7 +452,7 @@ async def test_closed_while_it_begins_to_consume(start, caller, make, left, line
     await asyncio.sleep(0)
     consuming.go.set()
     await closing
-    await worker.requests.link.wait_up(20)
+    await worker.requests.connection.wait_up(20)
     await caller.send(make([1, 2]))
     await asyncio.sleep(0.1)
     assert worker.model.calls == []

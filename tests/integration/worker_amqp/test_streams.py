@@ -10,10 +10,10 @@ import pytest
 
 from services.worker.adapters.model import Answer
 from services.worker.domain.split import Output
-from tidegate.errors import BadRequest, ModelFailed, Unavailable
-from tidegate.protocol import envelope
-from tidegate.protocol.envelope import CHUNK, END, FAILED, RETRY_SAFE, STREAM, Reply, Request
-from tidegate.protocol.tensors import pack_strings, unpack_strings
+from tidegate.kernel.errors import BadRequest, ModelFailed, Unavailable
+from tidegate.kernel.protocol import envelope
+from tidegate.kernel.protocol.envelope import CHUNK, END, FAILED, RETRY_SAFE, STREAM, Reply, Request
+from tidegate.kernel.protocol.tensors import pack_strings, unpack_strings
 
 pytestmark = pytest.mark.integration
 

@@ -7,12 +7,12 @@ import time
 
 import pytest
 
-from services.worker import work as work_module
 from services.worker.api import suspects as suspects_module
+from services.worker.application import scheduler as work_module
 from services.worker.domain import attempts
 from tests.integration.worker_amqp.test_losses import attempts_of, in_hand
-from tidegate.errors import Unavailable
-from tidegate.protocol import envelope
+from tidegate.kernel.errors import Unavailable
+from tidegate.kernel.protocol import envelope
 
 pytestmark = pytest.mark.integration
 

@@ -13,25 +13,25 @@ import numpy as np
 import pytest
 
 from services.worker.adapters.model import Answer
+from services.worker.adapters.reply_publisher import Outbox
 from services.worker.api import jobs as door_module
 from services.worker.api.jobs import JobMessages
-from services.worker.api.outbox import Outbox
 from services.worker.api.requests import Requests
+from services.worker.application.job_results import JobResults
+from services.worker.application.jobs import Jobs
+from services.worker.application.leases import Leases
+from services.worker.application.scheduler import Work
 from services.worker.domain.split import Output
-from services.worker.job_results import JobResults
-from services.worker.jobs import Jobs
-from services.worker.leases import Leases
-from services.worker.work import Work
 from tests.integration.gated_model import GatedModel
-from tidegate.broker import Link, Session
-from tidegate.claims import Claims
-from tidegate.errors import BadRequest
-from tidegate.protocol import envelope
-from tidegate.protocol.envelope import Request, Tensor
-from tidegate.protocol.jobs import LEVELS, Job, Level, NewJob, new_id
-from tidegate.protocol.tensors import DATATYPES
-from tidegate.store import JobStore
-from tidegate.topology import CANCELS, jobs_queue, requests_queue
+from tidegate.kernel.blobs.claims import Claims
+from tidegate.kernel.broker.connection import Channel, Connection
+from tidegate.kernel.broker.topology import CANCELS, jobs_queue, requests_queue
+from tidegate.kernel.errors import BadRequest
+from tidegate.kernel.protocol import envelope
+from tidegate.kernel.protocol.envelope import Request, Tensor
+from tidegate.kernel.protocol.jobs import LEVELS, Job, Level, NewJob, new_id
+from tidegate.kernel.protocol.tensors import DATATYPES
+from tidegate.kernel.store import JobStore
 
 FP32 = DATATYPES["FP32"]
 CLAIM_ABOVE = 64 * 1024
@@ -71,12 +71,12 @@ class Shop:
     def __init__(self, url: str, store: JobStore, deployment: str) -> None:
         self.store = store
         self.deployment = deployment
-        self.link = Link(url, "shop", self._setup)
+        self.connection = Connection(url, "shop", self._setup)
 
     @property
-    def session(self) -> Session:
-        assert self.link.session is not None
-        return self.link.session
+    def channel(self) -> Channel:
+        assert self.connection.channel is not None
+        return self.connection.channel
 
     def new(self, *numbers: float, level: Level = "normal", ttl_s: float = 60.0, **given: Any) -> NewJob:
         now = int(time.time() * 1e3)
@@ -101,7 +101,7 @@ class Shop:
     async def publish(self, new: NewJob, raw: bytes | None = None) -> None:
         body = envelope.pack(envelope.REQUESTS, [raw or new.frame])
         queue = jobs_queue(self.deployment, new.level)
-        await self.session.publish(body, routing_key=queue.name, mandatory=True, persistent=True)
+        await self.channel.publish(body, routing_key=queue.name, mandatory=True, persistent=True)
 
     async def submit(self, *numbers: float, **given: Any) -> bytes:
         """A job on its way; gives its id."""
@@ -127,22 +127,22 @@ class Shop:
 
     async def waiting(self) -> int:
         """Messages that wait in the queues; those that a consumer holds do not count."""
-        return sum([await self.session.depth(jobs_queue(self.deployment, level)) for level in LEVELS])
+        return sum([await self.channel.depth(jobs_queue(self.deployment, level)) for level in LEVELS])
 
     async def cancel(self, id_: bytes) -> None:
-        await self.session.publish(
+        await self.channel.publish(
             envelope.pack(envelope.CANCELS, [id_]), exchange=CANCELS.name, routing_key=""
         )
 
-    async def _setup(self, session: Session) -> None:
-        await session.declare(CANCELS)
+    async def _setup(self, channel: Channel) -> None:
+        await channel.declare(CANCELS)
         for level in LEVELS:
-            await session.declare(jobs_queue(self.deployment, level))
+            await channel.declare(jobs_queue(self.deployment, level))
 
 
 @dataclass
 class Worker:
-    """What ``services.worker.life`` puts together, less Triton."""
+    """What ``services.worker.application.lifecycle`` puts together, less Triton."""
 
     model: Doubler
     outbox: Outbox
@@ -155,7 +155,7 @@ class Worker:
     async def die(self) -> None:
         """As by SIGKILL: the connections break, nothing is settled or given up."""
         self.jobs.held.clear()
-        await self.messages.link.stop()
+        await self.messages.connection.stop()
         await self.stop()
 
     async def stop(self) -> None:
@@ -164,7 +164,7 @@ class Worker:
         await self.leases.stop()
         await self.messages.stop()
         await self.requests.stop()
-        await self.outbox.link.stop()
+        await self.outbox.connection.stop()
 
 
 @pytest.fixture(autouse=True)
@@ -184,8 +184,8 @@ async def store(jobs_url) -> AsyncIterator[JobStore]:
 async def shop(rabbitmq_url, store, fresh) -> AsyncIterator[Shop]:
     """A gateway at work, for a Deployment of this test's own."""
     found = Shop(rabbitmq_url, store, fresh("doubler"))
-    async with found.link:
-        await found.link.wait_up(20)
+    async with found.connection:
+        await found.connection.wait_up(20)
         yield found
 
 
@@ -238,14 +238,14 @@ async def start(
             requests.feed(work)
             if serving:
                 work.use(worker.model)  # type: ignore[arg-type]  # a model of the same shape
-            outbox.link.start()
+            outbox.connection.start()
             work.start()
             requests.start()
             messages.start(work)
             leases.start()
             stack.push_async_callback(worker.stop)
-            for link in (outbox.link, requests.link, messages.link):
-                await link.wait_up(20)
+            for connection in (outbox.connection, requests.connection, messages.connection):
+                await connection.wait_up(20)
             await requests.open()
             await messages.open()
             return worker
@@ -262,6 +262,6 @@ def nothing_is_left(shop, until) -> Callable[[Worker], Awaitable[None]]:
         await worker.die()
         for level in LEVELS:
             # The worker's connection is gone, so what it had not settled would be there again.
-            assert await shop.session.depth(jobs_queue(shop.deployment, level)) == 0
+            assert await shop.channel.depth(jobs_queue(shop.deployment, level)) == 0
 
     return checked

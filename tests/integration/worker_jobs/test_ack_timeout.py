@@ -9,9 +9,9 @@ from collections.abc import Iterator
 import pytest
 
 from tests.conftest import with_exchanges
-from tidegate.broker import Link
+from tidegate.kernel.broker.connection import Connection
+from tidegate.kernel.broker.topology import Queue
 from tidegate.stack.standalone import rabbitmq_running
-from tidegate.topology import Queue
 
 pytestmark = pytest.mark.integration
 
@@ -35,20 +35,20 @@ async def test_a_long_job_is_leased(start, shop, rabbitmq_url, until, nothing_is
     queue = Queue(f"impatient-{os.urandom(4).hex()}")
     downs: list[None] = []
 
-    async def setup(session):
-        await session.declare(queue)
-        await session.consume(queue, lambda delivery: None, prefetch=1)
+    async def setup(channel):
+        await channel.declare(queue)
+        await channel.consume(queue, lambda delivery: None, prefetch=1)
 
     worker = await start(max_rows=0, ack_timeout_s=ACK_TIMEOUT_S)
     worker.model.open.clear()
-    session = worker.messages.link.session
-    async with Link(rabbitmq_url, "holder", setup, lambda: downs.append(None)) as holder:
+    channel = worker.messages.connection.channel
+    async with Connection(rabbitmq_url, "holder", setup, lambda: downs.append(None)) as holder:
         await (await holder.wait_up(20)).publish(b"held", routing_key=queue.name)
         id_ = await shop.submit()
         await until(lambda: downs, "the broker closes the channel of one that holds a message", 60)
     await until(lambda: len(worker.jobs.held) == 1 and worker.messages.unsettled == 0)
     await asyncio.sleep(ACK_TIMEOUT_S)
-    assert worker.messages.link.session is session
+    assert worker.messages.connection.channel is channel
     worker.model.open.set()
     await until(lambda: shop.is_in("succeeded", id_))
     job = await shop.job(id_)

@@ -11,14 +11,14 @@ from dataclasses import replace
 import pytest
 from prometheus_client import REGISTRY
 
+from services.gateway.adapters.store.usage import JobUsage
 from services.worker.api import jobs as door_module
 from services.worker.domain.backlog import Item, Parcel
-from tidegate.broker import Link
-from tidegate.errors import ModelFailed, Unavailable
-from tidegate.protocol import envelope
-from tidegate.protocol.usage import COUNTS
-from tidegate.store.usage import JobUsage
-from tidegate.topology import EXCEPTIONS, jobs_queue
+from tidegate.kernel.broker.connection import Connection
+from tidegate.kernel.broker.topology import EXCEPTIONS, jobs_queue
+from tidegate.kernel.errors import ModelFailed, Unavailable
+from tidegate.kernel.protocol import envelope
+from tidegate.kernel.protocol.usage import COUNTS
 
 pytestmark = pytest.mark.integration
 
@@ -241,7 +241,7 @@ async def test_large_requests_and_results(start, shop, until, claims, nothing_is
 
 
 async def test_tensors_that_are_not_there(start, shop, until, claims, blobs, monkeypatch, nothing_is_left):
-    from services.worker import job_results
+    from services.worker.application import job_results
 
     monkeypatch.setattr(job_results, "BACKOFF_S", (0.001, 0.01))
     worker = await start()
@@ -256,21 +256,21 @@ async def test_tensors_that_are_not_there(start, shop, until, claims, blobs, mon
 async def test_what_is_no_job(start, shop, rabbitmq_url, until, nothing_is_left):
     got = []
 
-    async def setup(session):
+    async def setup(channel):
         async def on_delivery(delivery):
             got.append(delivery)
-            session.ack(delivery.tag)
+            channel.ack(delivery.tag)
 
-        await session.declare(EXCEPTIONS)
-        await session.consume(EXCEPTIONS, on_delivery, prefetch=100)
+        await channel.declare(EXCEPTIONS)
+        await channel.consume(EXCEPTIONS, on_delivery, prefetch=100)
 
     worker = await start()
     queue = jobs_queue(shop.deployment, "high").name
     two = envelope.pack(envelope.REQUESTS, [shop.new().frame, shop.new().frame])
-    async with Link(rabbitmq_url, "letters", setup) as link:
-        await link.wait_up(20)
+    async with Connection(rabbitmq_url, "letters", setup) as connection:
+        await connection.wait_up(20)
         for body in (b"no envelope", two):
-            await shop.session.publish(body, routing_key=queue, persistent=True)
+            await shop.channel.publish(body, routing_key=queue, persistent=True)
         await until(lambda: len([d for d in got if d.headers["queue"] == queue]) == 2)
     causes = {delivery.headers["cause"] for delivery in got if delivery.headers["queue"] == queue}
     assert causes == {"undecodable"}

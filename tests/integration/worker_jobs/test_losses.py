@@ -8,17 +8,17 @@ from typing import Any
 
 import pytest
 
-from services.worker import jobs as jobs_module
-from services.worker import leases as leases_module
 from services.worker.api import jobs as door_module
-from tidegate.broker import Link
-from tidegate.errors import BadRequest, Unavailable
-from tidegate.protocol import envelope
-from tidegate.protocol.jobs import MAX_ATTEMPTS, Taken
+from services.worker.application import jobs as jobs_module
+from services.worker.application import leases as leases_module
+from tidegate.kernel.broker.connection import Connection
+from tidegate.kernel.broker.topology import EXCEPTIONS, jobs_queue
+from tidegate.kernel.errors import BadRequest, Unavailable
+from tidegate.kernel.protocol import envelope
+from tidegate.kernel.protocol.jobs import MAX_ATTEMPTS, Taken
+from tidegate.kernel.store import JobStore, StoreUnavailable
 from tidegate.stack.ports import free_ports
 from tidegate.stack.standalone import jobs_running
-from tidegate.store import JobStore, StoreUnavailable
-from tidegate.topology import EXCEPTIONS, jobs_queue
 
 pytestmark = pytest.mark.integration
 
@@ -64,16 +64,16 @@ async def test_a_job_that_kills_its_workers(start, shop, rabbitmq_url, until, no
     assert (await shop.job(id_)).error["reason"] == "attempts_exhausted"
     got: list = []
 
-    async def setup(session) -> None:
+    async def setup(channel) -> None:
         async def on_delivery(delivery) -> None:
             got.append(delivery)
-            session.ack(delivery.tag)
+            channel.ack(delivery.tag)
 
-        await session.declare(EXCEPTIONS)
-        await session.consume(EXCEPTIONS, on_delivery, prefetch=100)
+        await channel.declare(EXCEPTIONS)
+        await channel.consume(EXCEPTIONS, on_delivery, prefetch=100)
 
     queue = jobs_queue(shop.deployment, "normal").name
-    async with Link(rabbitmq_url, "letters", setup):
+    async with Connection(rabbitmq_url, "letters", setup):
         await until(lambda: any(letter.headers.get("queue") == queue for letter in got))
     (letter,) = [each for each in got if each.headers.get("queue") == queue]
     assert letter.headers["cause"] == "attempts_exhausted"
@@ -287,9 +287,11 @@ async def test_the_session_is_lost_under_a_job(start, shop, line, until, nothing
     worker.model.open.clear()
     id_, other = await shop.submit(), await shop.submit(level="low")
     await until(lambda: worker.model.calls == [[id_]])
-    before = worker.messages.link.session
+    before = worker.messages.connection.channel
     line.cut()
-    await until(lambda: worker.messages.link.session not in (None, before) and other in worker.jobs.held)
+    await until(
+        lambda: worker.messages.connection.channel not in (None, before) and other in worker.jobs.held
+    )
     worker.model.open.set()
     await until(lambda: shop.is_in("succeeded", id_, other))
     assert sorted(worker.model.calls) == sorted([[id_], [other]]), "neither ran twice"
@@ -466,7 +468,7 @@ async def test_closed_while_it_begins_to_consume(start, shop, line, hold_up):
     await asyncio.sleep(0)
     consuming.go.set()
     await closing
-    await worker.messages.link.wait_up(20)
+    await worker.messages.connection.wait_up(20)
     await shop.submit()
     await asyncio.sleep(0.1)
     assert worker.model.calls == []

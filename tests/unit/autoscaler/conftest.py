@@ -22,7 +22,7 @@ from services.autoscaler.domain.snapshot import (
     Snapshot,
 )
 from services.autoscaler.domain.status import statuses
-from tidegate.protocol.models import (
+from tidegate.kernel.protocol.models import (
     Deployment,
     DeploymentStatus,
     Endpoint,
@@ -30,7 +30,7 @@ from tidegate.protocol.models import (
     Version,
     VersionMetadata,
 )
-from tidegate.protocol.presence import (
+from tidegate.kernel.protocol.presence import (
     GatewayLoad,
     GatewayReport,
     GatewayView,

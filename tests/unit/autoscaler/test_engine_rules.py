@@ -13,7 +13,7 @@ from services.autoscaler.adapters.container_spec import DockerPlan, body
 from services.autoscaler.adapters.gpu_inventory_engine import probe_body
 from services.autoscaler.domain.engine_rules import Bounds, refusal
 from services.autoscaler.domain.launcher import Start
-from tidegate.protocol.models import Assignment, Deployment, Version
+from tidegate.kernel.protocol.models import Assignment, Deployment, Version
 
 BOUNDS = Bounds("stack", ("tidegate/worker", "ours/*"), "net", frozenset({"stack_cache"}))
 BORN = datetime(2024, 1, 1, tzinfo=UTC)

@@ -17,7 +17,7 @@ from services.autoscaler.domain.gpus import (
     to_label,
     visible,
 )
-from tidegate.protocol.models import Resources
+from tidegate.kernel.protocol.models import Resources
 
 A, B, C = Gpu("GPU-a", 16_000), Gpu("GPU-b", 16_000), Gpu("GPU-c", 80_000)
 

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from services.autoscaler.logs import Logs
-from tidegate.errors import NotFound, Unavailable
-from tidegate.log_files import LogFolder
+from services.autoscaler.application.logs import Logs
+from tidegate.kernel.errors import NotFound, Unavailable
+from tidegate.kernel.log_files import LogFolder
 
 
 def line(at: float, message: str, **more: str) -> str:

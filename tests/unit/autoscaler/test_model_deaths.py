@@ -7,7 +7,7 @@ import pytest
 from services.autoscaler.domain.explain import explain
 from tests.unit.autoscaler.conftest import World
 from tidegate.cli.health import deployment_row
-from tidegate.protocol.presence import ModelDeath, ReplicaReport
+from tidegate.kernel.protocol.presence import ModelDeath, ReplicaReport
 
 pytestmark = pytest.mark.unit
 

@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.autoscaler.domain.intention import acceptable
+from services.autoscaler.domain.desired_state import acceptable
 from services.autoscaler.domain.launcher import fingerprint, parse_replica, replica_name
-from tidegate.protocol.models import Intention
+from tidegate.kernel.protocol.models import Intention
 
 
 @given(

@@ -14,7 +14,7 @@ from services.autoscaler.domain.rules import Fleet
 from services.autoscaler.domain.snapshot import Policy
 from services.autoscaler.domain.target import Circumstances, target
 from tests.unit.autoscaler.conftest import START, World, a_deployment
-from tidegate.protocol.models import Deployment
+from tidegate.kernel.protocol.models import Deployment
 
 NAME = "digits-v1"
 

@@ -19,7 +19,7 @@ from services.autoscaler.domain.replay.run import percentile, replay, summary, t
 from services.autoscaler.domain.replay.study import LIVE, Study, Variant, changed, run
 from services.autoscaler.domain.snapshot import Policy
 from tests.unit.autoscaler.conftest import START, a_deployment, a_version
-from tidegate.errors import BadRequest
+from tidegate.kernel.errors import BadRequest
 
 
 def ours(**given) -> Ours:

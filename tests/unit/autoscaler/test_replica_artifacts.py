@@ -6,7 +6,7 @@ import pytest
 
 from services.autoscaler.domain.launcher import Running
 from services.autoscaler.domain.replica_artifacts import artifacts_of
-from tidegate.protocol.models import Intention
+from tidegate.kernel.protocol.models import Intention
 
 pytestmark = pytest.mark.unit
 

@@ -15,7 +15,7 @@ from services.autoscaler.domain.rules import Fleet, largest, terms
 from services.autoscaler.domain.snapshot import LocalOverride, Policy
 from services.autoscaler.domain.tuning import tuning
 from tests.unit.autoscaler.conftest import a_deployment
-from tidegate.protocol.models import Endpoint, Override, Target
+from tidegate.kernel.protocol.models import Endpoint, Override, Target
 
 NAME = "digits-v1"
 

@@ -1,7 +1,7 @@
 """Workers as Prometheus's service discovery reads them."""
 
 from services.autoscaler.domain.targets import targets
-from tidegate.protocol.presence import ReplicaReport
+from tidegate.kernel.protocol.presence import ReplicaReport
 
 
 def report(replica: str, **given) -> ReplicaReport:

@@ -25,8 +25,8 @@ from services.autoscaler.domain.warm_pool import (
 )
 from services.autoscaler.settings import AutoscalerSettings
 from tests.unit.autoscaler.conftest import START, a_deployment
-from tidegate.protocol.models import Flavour, Resources
-from tidegate.protocol.presence import ReplicaReport
+from tidegate.kernel.protocol.models import Flavour, Resources
+from tidegate.kernel.protocol.presence import ReplicaReport
 
 CPU = Flavour(workers=2)
 

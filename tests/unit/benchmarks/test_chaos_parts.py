@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from benchmarks.chaos import kills
-from tidegate.settings import Settings
+from tidegate.kernel.settings.base import Settings
 from tidegate.stack.plan import plan
 
 pytestmark = pytest.mark.unit

@@ -10,8 +10,8 @@ import pytest
 from tidegate.cli import api, exits
 from tidegate.cli.exits import UsageError
 from tidegate.cli.history import day_of, differences
-from tidegate.errors import Forbidden
-from tidegate.settings import Settings
+from tidegate.kernel.errors import Forbidden
+from tidegate.kernel.settings.base import Settings
 
 pytestmark = pytest.mark.unit
 

@@ -9,12 +9,13 @@ from typing import Any
 import orjson
 import pytest
 
-from tidegate import places, started
 from tidegate.cli import api, context
 from tidegate.cli.exits import UsageError
-from tidegate.errors import BadRequest, NotFound
-from tidegate.places import Context, Contexts, find, find_own
-from tidegate.settings import Settings
+from tidegate.client import contexts as places
+from tidegate.client import started
+from tidegate.client.contexts import Context, Contexts, find, find_own
+from tidegate.kernel.errors import BadRequest, NotFound
+from tidegate.kernel.settings.base import Settings
 
 REMOTE = Context("prod", url="https://models.example.com", key="tg_secret")
 

@@ -7,9 +7,9 @@ from typing import Any
 import orjson
 import pytest
 
-from tidegate import errors
 from tidegate.cli import app, exits
 from tidegate.client.errors import BadAnswer, Unreachable, from_answer
+from tidegate.kernel import errors
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import pytest
 from tidegate.cli.exits import UsageError
 from tidegate.cli.precheck import check_here
 from tidegate.cli.publish import Order
-from tidegate.errors import BadRequest
+from tidegate.kernel.errors import BadRequest
 
 pytestmark = pytest.mark.unit
 

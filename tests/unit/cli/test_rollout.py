@@ -12,8 +12,8 @@ from tidegate.cli.export import selected, text_of
 from tidegate.cli.manage import documents
 from tidegate.cli.rollout import chosen, percent, rolled, weights
 from tidegate.cli.smoke import Sample, back_to, close, differences, read_samples
-from tidegate.errors import BadRequest, NotFound
-from tidegate.protocol.models import Deployment, Endpoint
+from tidegate.kernel.errors import BadRequest, NotFound
+from tidegate.kernel.protocol.models import Deployment, Endpoint
 
 HELD = [
     {"name": "digits-v1", "model": "digits", "version": 1},

@@ -11,10 +11,11 @@ import pytest
 
 from services.gateway.settings import GatewaySettings
 from services.registry.settings import RegistrySettings
-from tidegate import settings_file, started
 from tidegate.cli.settings import full
-from tidegate.settings import Settings
-from tidegate.settings_report import report
+from tidegate.client import started
+from tidegate.kernel.settings import file as settings_file
+from tidegate.kernel.settings.base import Settings
+from tidegate.kernel.settings.report import report
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tidegate.client.core import arrange
-from tidegate.protocol.capacity import measured_rps
+from tidegate.kernel.protocol.capacity import measured_rps
 from tidegate.tune import calls, grid, inputs
 from tidegate.tune.curve import Point, choose, front, quantile
 from tidegate.tune.drive import Address, request_bytes

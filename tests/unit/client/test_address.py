@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from tidegate import AsyncClient, Client, places, started
-from tidegate.client import address
-from tidegate.errors import NotFound
-from tidegate.places import Context, Contexts
-from tidegate.settings import Settings
+from tidegate import AsyncClient, Client
+from tidegate.client import address, started
+from tidegate.client import contexts as places
+from tidegate.client.contexts import Context, Contexts
+from tidegate.kernel.errors import NotFound
+from tidegate.kernel.settings.base import Settings
 
 pytestmark = pytest.mark.unit
 

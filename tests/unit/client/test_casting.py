@@ -13,7 +13,7 @@ from hypothesis.extra import numpy as npst
 from tidegate.client.casting import fit
 from tidegate.client.codec import dtype_of
 from tidegate.client.core import arrange
-from tidegate.protocol.tensors import DATATYPES
+from tidegate.kernel.protocol.tensors import DATATYPES
 
 NUMERIC = sorted(set(DATATYPES) - {"BYTES", "BF16"})
 

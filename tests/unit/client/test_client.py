@@ -13,10 +13,11 @@ import numpy as np
 import orjson
 import pytest
 
-from tidegate import AsyncClient, Client, errors
+from tidegate import AsyncClient, Client
 from tidegate.client import codec
 from tidegate.client.codec import HEAD_LENGTH, Tensor
 from tidegate.client.errors import BadAnswer, Unreachable
+from tidegate.kernel import errors
 
 
 class Gateway:

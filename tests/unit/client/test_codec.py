@@ -14,7 +14,7 @@ from hypothesis.extra import numpy as npst
 
 from tidegate.client import codec
 from tidegate.client.codec import Tensor
-from tidegate.protocol.tensors import DATATYPES
+from tidegate.kernel.protocol.tensors import DATATYPES
 
 NUMERIC = sorted(set(DATATYPES) - {"BYTES", "BF16"})
 SHAPES = npst.array_shapes(min_dims=0, max_dims=4, min_side=0, max_side=5)

@@ -6,8 +6,8 @@ import httpx
 import orjson
 import pytest
 
-from tidegate import errors
 from tidegate.client.errors import BadAnswer, from_answer, request_id_of
+from tidegate.kernel import errors
 
 
 @pytest.mark.parametrize("reason", sorted(errors.BY_REASON))

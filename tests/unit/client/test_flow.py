@@ -7,9 +7,9 @@ from typing import Any
 import orjson
 import pytest
 
-from tidegate import errors
 from tidegate.client.errors import Unreachable
 from tidegate.client.flow import Answer, Caller, Send, Sleep
+from tidegate.kernel import errors
 
 
 class Server:

@@ -11,8 +11,9 @@ import numpy as np
 import orjson
 import pytest
 
-from tidegate import AsyncClient, Client, errors
+from tidegate import AsyncClient, Client
 from tidegate.client.codec import HEAD_LENGTH
+from tidegate.kernel import errors
 
 pytestmark = pytest.mark.unit
 

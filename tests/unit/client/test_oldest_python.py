@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import tidegate
-from tidegate import errors
+from tidegate.kernel import errors
 
 REPO = Path(__file__).parents[3]
 PROJECT = tomllib.loads((REPO / "pyproject.toml").read_text())["project"]

@@ -9,12 +9,13 @@ import numpy as np
 import orjson
 import pytest
 
-from tidegate import AsyncClient, Client, errors
+from tidegate import AsyncClient, Client
 from tidegate.client.batches import read_item
 from tidegate.client.codec import Tensor, to_json_input
 from tidegate.client.errors import BadAnswer, Unreachable
 from tidegate.client.flow import Answer
 from tidegate.client.streams import Opened, encode, read_line, shape_of
+from tidegate.kernel import errors
 
 METADATA = {
     "inputs": [{"name": "text", "datatype": "BYTES", "shape": [1]}],

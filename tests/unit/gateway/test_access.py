@@ -8,19 +8,17 @@ from typing import Any
 
 import pytest
 
-from services.gateway import access as module
-from services.gateway.access import Access, Grant
 from services.gateway.api.jobs import JobsDoor
+from services.gateway.application import access as module
+from services.gateway.application.access import Access, Grant
 from services.gateway.domain.keys import KeyTable
 from services.gateway.domain.ratelimit import left, policy, seconds_left
 from services.gateway.domain.roles import principal_of
 from services.gateway.domain.spent import Spent, compute_us
 from services.gateway.domain.tokens import Meter
-from tidegate import caller
-from tidegate.caller import Caller
-from tidegate.errors import Forbidden, TooMany, Unauthorized, Unavailable
-from tidegate.protocol import access
-from tidegate.protocol.access import (
+from tidegate.kernel.errors import Forbidden, TooMany, Unauthorized, Unavailable
+from tidegate.kernel.protocol import access
+from tidegate.kernel.protocol.access import (
     ANONYMOUS,
     SERVICE,
     Allowance,
@@ -31,8 +29,10 @@ from tidegate.protocol.access import (
     key_id,
     key_of,
 )
-from tidegate.protocol.envelope import Reply
-from tidegate.protocol.usage import tokens
+from tidegate.kernel.protocol.envelope import Reply
+from tidegate.kernel.protocol.usage import tokens
+from tidegate.kernel.service import caller
+from tidegate.kernel.service.caller import Caller
 
 pytestmark = pytest.mark.unit
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from services.gateway.domain.access_lines import Sampler, trace_id
-from tidegate.allowance import Allowance
+from tidegate.kernel.allowance import Allowance
 
 TRACE = b"4bf92f3577b34da6a3ce929d0e0e4736"
 

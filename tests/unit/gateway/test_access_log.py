@@ -6,10 +6,10 @@ import json
 from types import SimpleNamespace
 from typing import Any
 
-from services.gateway.access_log import AccessLog
-from services.gateway.core import Timing
-from tidegate.errors import NotFound
-from tidegate.protocol.access import ANONYMOUS, Principal
+from services.gateway.application.access_log import AccessLog
+from services.gateway.application.inference.core import Timing
+from tidegate.kernel.errors import NotFound
+from tidegate.kernel.protocol.access import ANONYMOUS, Principal
 
 WHO = Principal("3f2a", "team", frozenset())
 TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"

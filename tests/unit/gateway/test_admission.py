@@ -18,8 +18,8 @@ from services.gateway.domain.admission import (
     refusal,
 )
 from services.gateway.domain.trouble import Trouble, trouble
-from tidegate.errors import ColdStart, NoCapacity, Overloaded, TidegateError
-from tidegate.protocol.presence import GatewayLoad, GatewayReport, GatewayView, ReplicaReport
+from tidegate.kernel.errors import ColdStart, NoCapacity, Overloaded, TidegateError
+from tidegate.kernel.protocol.presence import GatewayLoad, GatewayReport, GatewayView, ReplicaReport
 
 pytestmark = pytest.mark.unit
 

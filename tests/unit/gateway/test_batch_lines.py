@@ -17,9 +17,9 @@ from starlette.requests import Request
 from services.gateway.adapters.batch_files import Splitter
 from services.gateway.api import batches
 from services.gateway.domain.batch_lines import failed_line, line_id, read_line, result_line
+from services.gateway.domain.batches import Batch
 from services.gateway.domain.job_options import JobOptions
-from tidegate.errors import BadRequest, NotFound, PayloadTooLarge
-from tidegate.protocol.batches import Batch
+from tidegate.kernel.errors import BadRequest, NotFound, PayloadTooLarge
 
 pytestmark = pytest.mark.unit
 

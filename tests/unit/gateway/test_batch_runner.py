@@ -9,14 +9,14 @@ from typing import Any
 import orjson
 import pytest
 
-from services.gateway import batch_runner
-from services.gateway.access import Grant
-from services.gateway.batch_runner import Runner
-from tidegate.blobs import Blobs
-from tidegate.errors import TooMany
-from tidegate.protocol.access import Principal
-from tidegate.protocol.batches import Batch, Chunk
-from tidegate.protocol.usage import COUNTS
+from services.gateway.application.access import Grant
+from services.gateway.application.jobs import batch_runner
+from services.gateway.application.jobs.batch_runner import Runner
+from services.gateway.domain.batches import Batch, Chunk
+from tidegate.kernel.blobs.store import Blobs
+from tidegate.kernel.errors import TooMany
+from tidegate.kernel.protocol.access import Principal
+from tidegate.kernel.protocol.usage import COUNTS
 
 pytestmark = pytest.mark.unit
 

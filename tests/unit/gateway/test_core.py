@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from services.gateway.core import Core
+from services.gateway.application.inference.core import Core
+from services.gateway.domain import oip
 from services.gateway.domain.admission import Fleet
 from tests.unit.gateway.test_routing import table
-from tidegate.errors import TidegateError
-from tidegate.protocol import oip
+from tidegate.kernel.errors import TidegateError
 
 pytestmark = pytest.mark.unit
 

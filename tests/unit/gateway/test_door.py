@@ -8,20 +8,20 @@ import gzip
 import orjson
 import pytest
 
-from services.gateway.access import Access
 from services.gateway.api.infer import InferDoor
 from services.gateway.api.inference import Inference, parse_header_length
 from services.gateway.api.limits import Limits
 from services.gateway.api.metrics import Metrics
-from services.gateway.core import Timing, failure, parse_timeout
+from services.gateway.application.access import Access
+from services.gateway.application.inference.core import Timing, failure, parse_timeout
 from services.gateway.domain.budget import Budget
-from tidegate.errors import (
+from tidegate.kernel.errors import (
     BY_REASON,
     BadRequest,
     DeadlinePassed,
     ModelFailed,
 )
-from tidegate.protocol import envelope
+from tidegate.kernel.protocol import envelope
 
 pytestmark = pytest.mark.unit
 

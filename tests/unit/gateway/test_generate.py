@@ -10,11 +10,11 @@ import orjson
 import pytest
 
 from services.gateway.domain import generate
-from tidegate.errors import BadRequest, Unavailable
-from tidegate.protocol.contract import Contract
-from tidegate.protocol.envelope import read_call_key, tensor
-from tidegate.protocol.models import Signature
-from tidegate.protocol.tensors import pack_strings, unpack_strings
+from services.gateway.domain.contract import Contract
+from tidegate.kernel.errors import BadRequest, Unavailable
+from tidegate.kernel.protocol.envelope import read_call_key, tensor
+from tidegate.kernel.protocol.models import Signature
+from tidegate.kernel.protocol.tensors import pack_strings, unpack_strings
 
 pytestmark = pytest.mark.unit
 

@@ -10,16 +10,16 @@ import pytest
 
 from services.gateway.api.grpc import codec
 from services.gateway.api.grpc.status import code_of, details_of, trailers_of
-from services.gateway.core import Answer, Timing
+from services.gateway.application.inference.core import Answer, Timing
+from services.gateway.domain.contract import Contract, WantedOutput
 from services.gateway.domain.routing import compile_table
-from tidegate import errors
-from tidegate.errors import BadRequest, TidegateError
-from tidegate.protocol import tensors
-from tidegate.protocol.contract import Contract, WantedOutput
-from tidegate.protocol.envelope import Reply, read_call_key, tensor
-from tidegate.protocol.models import Signature, TensorSpec
-from tidegate.protocol.tensors import DATATYPES, pack_strings
-from tidegate.triton_protocol import pb
+from tidegate.kernel import errors
+from tidegate.kernel.errors import BadRequest, TidegateError
+from tidegate.kernel.protocol import tensors
+from tidegate.kernel.protocol.envelope import Reply, read_call_key, tensor
+from tidegate.kernel.protocol.models import Signature, TensorSpec
+from tidegate.kernel.protocol.tensors import DATATYPES, pack_strings
+from tidegate.kernel.triton_protocol import pb
 
 pytestmark = pytest.mark.unit
 

@@ -22,8 +22,8 @@ from services.gateway.api.grpc.incoming import Incoming
 from services.gateway.api.grpc.shared import Shared
 from services.gateway.api.limits import Limits
 from services.gateway.domain.budget import Budget
-from tidegate.errors import Unauthorized
-from tidegate.protocol.access import ANONYMOUS, SERVICE, Principal
+from tidegate.kernel.errors import Unauthorized
+from tidegate.kernel.protocol.access import ANONYMOUS, SERVICE, Principal
 
 pytestmark = pytest.mark.unit
 

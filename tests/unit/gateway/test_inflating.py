@@ -13,7 +13,7 @@ from services.gateway.api import inflating
 from services.gateway.api.inflating import inflated
 from services.gateway.api.limits import Limits
 from services.gateway.domain.budget import Budget
-from tidegate.errors import BadRequest, Overloaded, PayloadTooLarge
+from tidegate.kernel.errors import BadRequest, Overloaded, PayloadTooLarge
 
 pytestmark = pytest.mark.unit
 

@@ -14,7 +14,7 @@ from services.gateway.domain.job_options import (
     from_headers,
     preference,
 )
-from tidegate.errors import BadRequest
+from tidegate.kernel.errors import BadRequest
 
 pytestmark = pytest.mark.unit
 

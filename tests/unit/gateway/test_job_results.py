@@ -7,10 +7,10 @@ import pytest
 
 from services.gateway.api.job_answers import starts_in_ms
 from services.gateway.domain.admission import Fleet
+from services.gateway.domain.contract import Decoded, WantedOutput
 from services.gateway.domain.job_results import ask_of, failure_of, form, read_ask
-from tidegate.errors import Conflict, DeadlinePassed, ModelFailed, NotFound
-from tidegate.protocol.contract import Decoded, WantedOutput
-from tidegate.protocol.jobs import Job
+from tidegate.kernel.errors import Conflict, DeadlinePassed, ModelFailed, NotFound
+from tidegate.kernel.protocol.jobs import Job
 
 pytestmark = pytest.mark.unit
 

@@ -6,7 +6,7 @@ import pytest
 
 from services.gateway.api.limits import STEP, Body, Limits
 from services.gateway.domain.budget import SMALL, Budget
-from tidegate.errors import Overloaded, PayloadTooLarge
+from tidegate.kernel.errors import Overloaded, PayloadTooLarge
 
 pytestmark = pytest.mark.unit
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry, Histogram
 
 from services.gateway.api.metrics import ANSWERED, OUTSTANDING, TOTAL, Metrics, observe_all
-from services.gateway.core import Timing
+from services.gateway.application.inference.core import Timing
 from services.gateway.domain.routing import compile_table
 from tests.integration.gateway.process import make_table
 

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from services.gateway.domain import patience
 from services.gateway.domain.message_weight import FIELDS, structure
 from services.gateway.domain.patience import Patience
-from tidegate.errors import BadRequest
-from tidegate.triton_protocol import pb
+from tidegate.kernel.errors import BadRequest
+from tidegate.kernel.triton_protocol import pb
 
 pytestmark = pytest.mark.unit
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from services.gateway.domain.routing import compile_table, require
-from tidegate.errors import NoRoutes, NotFound
+from tidegate.kernel.errors import NoRoutes, NotFound
 
 pytestmark = pytest.mark.unit
 

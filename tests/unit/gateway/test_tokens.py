@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 
 import pytest
 
+from services.gateway.domain.limits import Ask, Given, Holding
 from services.gateway.domain.tokens import Denied, Meter, Tokens
-from tidegate.protocol.access import Allowance
-from tidegate.protocol.limits import Ask, Given, Holding
+from tidegate.kernel.protocol.access import Allowance
 
 pytestmark = pytest.mark.unit
 

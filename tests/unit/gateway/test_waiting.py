@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from services.gateway.waiting import Waiting
-from tidegate.protocol.jobs import JobLoad
-from tidegate.store import StoreUnavailable
+from services.gateway.application.jobs.waiting import Waiting
+from tidegate.kernel.protocol.jobs import JobLoad
+from tidegate.kernel.store import StoreUnavailable
 
 pytestmark = pytest.mark.unit
 

@@ -34,7 +34,7 @@ from tests.unit.kernel.archive_files import (
     zip_with_unicode_path,
     zipped,
 )
-from tidegate.errors import BadRequest, ModelFailed
+from tidegate.kernel.errors import BadRequest, ModelFailed
 
 pytestmark = pytest.mark.unit
 

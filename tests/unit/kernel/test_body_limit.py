@@ -12,10 +12,10 @@ import pytest
 from fastapi import APIRouter, FastAPI, Request
 from pydantic import BaseModel
 
-from tidegate.api import create_app
-from tidegate.body_limit import _read
-from tidegate.protocol.permissions import INTERNAL, OPEN, Permissions
-from tidegate.settings import Settings
+from tidegate.kernel.protocol.permissions import INTERNAL, OPEN, Permissions
+from tidegate.kernel.service.api import create_app
+from tidegate.kernel.service.body_limit import _read
+from tidegate.kernel.settings.base import Settings
 
 pytestmark = pytest.mark.unit
 

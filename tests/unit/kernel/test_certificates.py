@@ -7,7 +7,7 @@ import ssl
 import certifi
 import pytest
 
-from tidegate.certificates import trusted
+from tidegate.kernel.http.certificates import trusted
 
 
 def test_without_encryption_there_is_nothing_to_verify():

@@ -12,9 +12,10 @@ import pytest
 
 from services.gateway.settings import GatewaySettings
 from services.worker.settings import WorkerSettings
-from tidegate import credentials, topology
-from tidegate.permissions import BROKER, JOB_STORE, LIVE_STORE
-from tidegate.settings import Settings
+from tidegate.kernel import credentials
+from tidegate.kernel.broker import topology
+from tidegate.kernel.broker.permissions import BROKER, JOB_STORE, LIVE_STORE
+from tidegate.kernel.settings.base import Settings
 from tidegate.stack import accounts
 
 pytestmark = pytest.mark.unit

@@ -6,8 +6,8 @@ import asyncio
 
 import pytest
 
-from tidegate.store import grouping
-from tidegate.store.grouping import Grouped
+from tidegate.kernel.store import grouping
+from tidegate.kernel.store.grouping import Grouped
 
 pytestmark = pytest.mark.unit
 

@@ -11,15 +11,15 @@ import pytest
 from fastapi import APIRouter, FastAPI, HTTPException
 from pydantic import BaseModel
 
-from tidegate import errors
-from tidegate.api import JsonRoute, create_app, explain_validation
-from tidegate.errors import TidegateError
-from tidegate.http.heads import is_local
-from tidegate.protocol.access import ADMIN, METRICS, OPERATE, PUBLISH, Principal, metrics_token
-from tidegate.protocol.permissions import INTERNAL, OPEN, Permissions
-from tidegate.service import STATUS, bare_app, status_of
-from tidegate.settings import Settings
-from tidegate.store import StoreUnavailable
+from tidegate.kernel import errors
+from tidegate.kernel.errors import TidegateError
+from tidegate.kernel.http.heads import is_local
+from tidegate.kernel.protocol.access import ADMIN, METRICS, OPERATE, PUBLISH, Principal, metrics_token
+from tidegate.kernel.protocol.permissions import INTERNAL, OPEN, Permissions
+from tidegate.kernel.service.api import JsonRoute, create_app, explain_validation
+from tidegate.kernel.service.app import STATUS, bare_app, status_of
+from tidegate.kernel.settings.base import Settings
+from tidegate.kernel.store import StoreUnavailable
 
 pytestmark = pytest.mark.unit
 
@@ -414,7 +414,7 @@ async def test_an_app_without_an_api(tmp_path):
 
 
 async def test_each_request_is_one_line(client, caplog):
-    with caplog.at_level(logging.DEBUG, "tidegate.service"):
+    with caplog.at_level(logging.DEBUG, "tidegate.kernel.service.app"):
         await client.get("/v1/thing", headers=OURS)
         await client.get("/v1/thing")
     seen = [(r.levelname, r.path, r.status) for r in caplog.records if r.message == "request"]

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from tidegate.http.heads import MAX_DIGITS, number, without_upgrade
-from tidegate.http.patience import (
+from tidegate.kernel.http.heads import MAX_DIGITS, number, without_upgrade
+from tidegate.kernel.http.patience import (
     LINGER_S,
     UNREAD_S,
     HttpLimits,

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from tidegate import log_files
-from tidegate.errors import NotFound
-from tidegate.log_files import LogFolder
-from tidegate.protocol import log_lines
+from tidegate.kernel import log_files
+from tidegate.kernel.errors import NotFound
+from tidegate.kernel.log_files import LogFolder
+from tidegate.kernel.protocol import log_lines
 
 
 def line(at: float, message: str, **more: str) -> str:

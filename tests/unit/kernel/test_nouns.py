@@ -10,9 +10,10 @@ import orjson
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
-from tidegate import telemetry, topology
-from tidegate.protocol.models import DeploymentSpec, Name, Signature, TensorSpec
-from tidegate.protocol.presence import GatewayLoad, GatewayReport, ReplicaReport
+from tidegate.kernel import telemetry
+from tidegate.kernel.broker import topology
+from tidegate.kernel.protocol.models import DeploymentSpec, Name, Signature, TensorSpec
+from tidegate.kernel.protocol.presence import GatewayLoad, GatewayReport, ReplicaReport
 
 pytestmark = pytest.mark.unit
 

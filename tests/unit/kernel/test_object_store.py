@@ -7,7 +7,7 @@ import sys
 import pytest
 from fsspec.registry import known_implementations
 
-from tidegate import object_store
+from tidegate.kernel.blobs import object_store
 
 pytestmark = pytest.mark.unit
 

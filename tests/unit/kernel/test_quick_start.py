@@ -9,7 +9,7 @@ import sys
 PROGRAM = """
 import atexit, gc, sys
 atexit.register(lambda: print("left out at the end:", gc.get_freeze_count() > 1000))
-from tidegate import quick_start
+from tidegate.kernel import quick_start
 quick_start.begin()
 before = sum(each["collections"] for each in gc.get_stats())
 import httpx

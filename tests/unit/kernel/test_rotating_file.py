@@ -6,8 +6,8 @@ import multiprocessing
 import os
 from pathlib import Path
 
-from tidegate.log_files import rotated
-from tidegate.rotating_file import PARTS, Part, RotatingFile, overdue
+from tidegate.kernel.log_files import rotated
+from tidegate.kernel.rotating_file import PARTS, Part, RotatingFile, overdue
 
 
 def test_the_oldest_part_makes_room_and_the_too_old_go() -> None:

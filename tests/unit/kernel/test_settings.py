@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from services.gateway.settings import GatewaySettings
-from tidegate.settings import Settings
+from tidegate.kernel.settings.base import Settings
 
 pytestmark = pytest.mark.unit
 

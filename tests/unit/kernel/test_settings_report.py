@@ -10,9 +10,9 @@ import pytest
 
 from deploy import settings_check
 from services.gateway.settings import GatewaySettings
-from tidegate import settings_file
-from tidegate.settings import SOURCES, Settings, is_secret
-from tidegate.settings_report import report, shown
+from tidegate.kernel.settings import file as settings_file
+from tidegate.kernel.settings.base import SOURCES, Settings, is_secret
+from tidegate.kernel.settings.report import report, shown
 from tidegate.stack import rabbitmq, valkey
 from tidegate.stack.plan import plan
 
@@ -184,7 +184,7 @@ def test_a_file_of_another_user_says_nothing(state: Path, monkeypatch: pytest.Mo
     settings_file.change(state, {"TIDEGATE_GATEWAY_URL": "http://elsewhere.example"})
     owner = (state / settings_file.NAME).stat().st_uid
     assert settings_file.read(state)
-    monkeypatch.setattr("tidegate.settings_file.is_trusted", lambda found, me: (found, me) == (1, 2))
+    monkeypatch.setattr("tidegate.kernel.settings.file.is_trusted", lambda found, me: (found, me) == (1, 2))
     assert settings_file.read(state) == {}
     monkeypatch.undo()
     assert settings_file.is_trusted(owner, owner)

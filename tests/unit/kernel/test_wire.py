@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pamqp import commands, frame
 
-from tidegate.amqp import wire
-from tidegate.amqp.wire import Beat, Delivered, Malformed, Method, Properties, Reader
+from tidegate.kernel.broker.amqp import wire
+from tidegate.kernel.broker.amqp.wire import Beat, Delivered, Malformed, Method, Properties, Reader
 
 pytestmark = pytest.mark.unit
 

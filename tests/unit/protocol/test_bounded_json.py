@@ -10,13 +10,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.gateway.domain import generate
+from services.gateway.domain import generate, oip
 from services.gateway.domain.batch_lines import line_id, read_object
-from tidegate.errors import BadRequest, PayloadTooLarge
-from tidegate.protocol import bounded_json, oip
-from tidegate.protocol.bounded_json import MOST, Parts, count
-from tidegate.protocol.contract import Contract
-from tidegate.protocol.models import Signature, TensorSpec
+from services.gateway.domain.contract import Contract
+from tidegate.kernel.errors import BadRequest, PayloadTooLarge
+from tidegate.kernel.protocol import bounded_json
+from tidegate.kernel.protocol.bounded_json import MOST, Parts, count
+from tidegate.kernel.protocol.models import Signature, TensorSpec
 
 pytestmark = pytest.mark.unit
 

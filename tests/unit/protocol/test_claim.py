@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from tidegate.protocol import envelope
-from tidegate.protocol.claim import Claim, read_claim, write_claim
-from tidegate.protocol.envelope import Reply, Undecodable
+from tidegate.kernel.protocol import envelope
+from tidegate.kernel.protocol.claim import Claim, read_claim, write_claim
+from tidegate.kernel.protocol.envelope import Reply, Undecodable
 
 pytestmark = pytest.mark.unit
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tidegate.errors import BadRequest
-from tidegate.protocol.classification import classified, top
-from tidegate.protocol.contract import Decoded, WantedOutput
-from tidegate.protocol.envelope import tensor
-from tidegate.protocol.tensors import DATATYPES, unpack_strings
+from services.gateway.domain.classification import classified, top
+from services.gateway.domain.contract import Decoded, WantedOutput
+from tidegate.kernel.errors import BadRequest
+from tidegate.kernel.protocol.envelope import tensor
+from tidegate.kernel.protocol.tensors import DATATYPES, unpack_strings
 
 pytestmark = pytest.mark.unit
 

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from tidegate.protocol import envelope
-from tidegate.protocol.envelope import CANCELS, REPLIES, REQUESTS, Buffer, tensor
-from tidegate.protocol.tensors import DATATYPES, pack_strings
+from tidegate.kernel.protocol import envelope
+from tidegate.kernel.protocol.envelope import CANCELS, REPLIES, REQUESTS, Buffer, tensor
+from tidegate.kernel.protocol.tensors import DATATYPES, pack_strings
 
 pytestmark = pytest.mark.unit
 

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from tidegate.protocol import envelope
-from tidegate.protocol.envelope import (
+from tidegate.kernel.protocol import envelope
+from tidegate.kernel.protocol.envelope import (
     CANCELS,
     REPLIES,
     REQUESTS,
@@ -23,7 +23,7 @@ from tidegate.protocol.envelope import (
     read_result_key,
     unpack,
 )
-from tidegate.protocol.tensors import DATATYPES
+from tidegate.kernel.protocol.tensors import DATATYPES
 
 pytestmark = [pytest.mark.unit, pytest.mark.fuzz]
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tidegate.protocol.jobs import (
+from tidegate.kernel.protocol.jobs import (
     STATES,
     TERMINAL,
     Counts,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tidegate.protocol import log_lines
+from tidegate.kernel.protocol import log_lines
 
 LOGS = ["gateway", "digits-v1-0-1", "digits-v1-0-12", "digits-v10-0-1", "digits-v10x-0-1", "other-0-1"]
 

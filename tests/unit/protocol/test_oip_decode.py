@@ -9,13 +9,13 @@ from typing import Any
 import orjson
 import pytest
 
-from tidegate.errors import BadRequest
-from tidegate.protocol import envelope
-from tidegate.protocol.contract import Contract, WantedOutput
-from tidegate.protocol.envelope import KEPT_KEY, read_call_key
-from tidegate.protocol.models import Signature, TensorSpec
-from tidegate.protocol.oip import decode
-from tidegate.protocol.tensors import pack_strings
+from services.gateway.domain.contract import Contract, WantedOutput
+from services.gateway.domain.oip import decode
+from tidegate.kernel.errors import BadRequest
+from tidegate.kernel.protocol import envelope
+from tidegate.kernel.protocol.envelope import KEPT_KEY, read_call_key
+from tidegate.kernel.protocol.models import Signature, TensorSpec
+from tidegate.kernel.protocol.tensors import pack_strings
 
 pytestmark = pytest.mark.unit
 

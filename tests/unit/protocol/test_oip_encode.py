@@ -10,11 +10,11 @@ import numpy as np
 import orjson
 import pytest
 
-from tidegate.errors import BadRequest
-from tidegate.protocol.contract import Decoded, WantedOutput
-from tidegate.protocol.envelope import Tensor, tensor
-from tidegate.protocol.oip import encode
-from tidegate.protocol.tensors import pack_strings
+from services.gateway.domain.contract import Decoded, WantedOutput
+from services.gateway.domain.oip import encode
+from tidegate.kernel.errors import BadRequest
+from tidegate.kernel.protocol.envelope import Tensor, tensor
+from tidegate.kernel.protocol.tensors import pack_strings
 
 pytestmark = pytest.mark.unit
 

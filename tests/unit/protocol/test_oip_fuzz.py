@@ -11,14 +11,20 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from services.gateway.domain import generate
+from services.gateway.domain import generate, oip
 from services.gateway.domain.batch_lines import read_line
-from tidegate.errors import BadRequest, PayloadTooLarge, Unavailable
-from tidegate.protocol import envelope, oip
-from tidegate.protocol.batches import Batch
-from tidegate.protocol.contract import Contract
-from tidegate.protocol.models import Signature, TensorSpec
-from tidegate.protocol.tensors import DATATYPES, count_strings, pack_strings, string_offsets, unpack_strings
+from services.gateway.domain.batches import Batch
+from services.gateway.domain.contract import Contract
+from tidegate.kernel.errors import BadRequest, PayloadTooLarge, Unavailable
+from tidegate.kernel.protocol import envelope
+from tidegate.kernel.protocol.models import Signature, TensorSpec
+from tidegate.kernel.protocol.tensors import (
+    DATATYPES,
+    count_strings,
+    pack_strings,
+    string_offsets,
+    unpack_strings,
+)
 
 pytestmark = [pytest.mark.unit, pytest.mark.fuzz]
 

@@ -7,12 +7,12 @@ from typing import Any
 import orjson
 import pytest
 
-from tidegate.errors import BadRequest, Unavailable
-from tidegate.protocol.contract import Contract, Decoded
-from tidegate.protocol.envelope import Buffer, read_call_key
-from tidegate.protocol.models import Signature, TensorSpec
-from tidegate.protocol.oip import decode
-from tidegate.protocol.tensors import pack_strings
+from services.gateway.domain.contract import Contract, Decoded
+from services.gateway.domain.oip import decode
+from tidegate.kernel.errors import BadRequest, Unavailable
+from tidegate.kernel.protocol.envelope import Buffer, read_call_key
+from tidegate.kernel.protocol.models import Signature, TensorSpec
+from tidegate.kernel.protocol.tensors import pack_strings
 
 pytestmark = pytest.mark.unit
 

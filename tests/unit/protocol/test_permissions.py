@@ -14,12 +14,12 @@ import pytest
 from fastapi import FastAPI
 from fastapi.routing import iter_route_contexts
 
-from tidegate import api_page
-from tidegate.api import JsonRoute
-from tidegate.caller import permit
-from tidegate.errors import Forbidden
-from tidegate.protocol import access, permissions
-from tidegate.protocol.permissions import CONTROL, LOOK, SERVICES, has_control_character
+from tidegate.kernel.errors import Forbidden
+from tidegate.kernel.protocol import access, permissions
+from tidegate.kernel.protocol.permissions import CONTROL, LOOK, SERVICES, has_control_character
+from tidegate.kernel.service import api_page
+from tidegate.kernel.service.api import JsonRoute
+from tidegate.kernel.service.caller import permit
 
 pytestmark = pytest.mark.unit
 

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from tidegate.errors import BadRequest
-from tidegate.protocol.backend_class import is_for_the_backend
-from tidegate.protocol.models import Signature, TensorSpec
-from tidegate.protocol.python_model import parsed, read
-from tidegate.protocol.python_signature import calling_plan, signature_of
+from tidegate.kernel.errors import BadRequest
+from tidegate.kernel.protocol.backend_class import is_for_the_backend
+from tidegate.kernel.protocol.models import Signature, TensorSpec
+from tidegate.kernel.protocol.python_model import parsed, read
+from tidegate.kernel.protocol.python_signature import calling_plan, signature_of
 
 pytestmark = pytest.mark.unit
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from tidegate.errors import BadRequest, TidegateError, Unavailable
-from tidegate.protocol.redaction import for_caller, told, without_paths
+from tidegate.kernel.errors import BadRequest, TidegateError, Unavailable
+from tidegate.kernel.protocol.redaction import for_caller, told, without_paths
 
 AT = "\n\nAt:\n  /srv/state/replicas/m-v1-0-1/triton/models/m/1/model.py(18): execute\n"
 LOADING = (

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from tidegate.protocol import replica_token
-from tidegate.protocol.replica_token import Replicas
+from tidegate.kernel.protocol import replica_token
+from tidegate.kernel.protocol.replica_token import Replicas
 
 pytestmark = pytest.mark.unit
 

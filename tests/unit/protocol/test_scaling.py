@@ -8,7 +8,7 @@ from zoneinfo import ZoneInfo
 import pytest
 from pydantic import ValidationError
 
-from tidegate.protocol.scaling import Scaling, ScheduleWindow
+from tidegate.kernel.protocol.scaling import Scaling, ScheduleWindow
 
 BERLIN = ZoneInfo("Europe/Berlin")
 

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tidegate.errors import BadRequest
-from tidegate.protocol import tensors
-from tidegate.protocol.tensors import (
+from tidegate.kernel.errors import BadRequest
+from tidegate.kernel.protocol import tensors
+from tidegate.kernel.protocol.tensors import (
     BY_CODE,
     DATATYPES,
     count_strings,

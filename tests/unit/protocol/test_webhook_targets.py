@@ -6,7 +6,7 @@ from ipaddress import ip_address, ip_network
 
 import pytest
 
-from tidegate.protocol.webhooks import LONGEST_URL, Target, is_public, is_refused, read_url
+from tidegate.kernel.protocol.webhooks import LONGEST_URL, Target, is_public, is_refused, read_url
 
 pytestmark = pytest.mark.unit
 

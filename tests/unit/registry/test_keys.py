@@ -8,9 +8,9 @@ import pytest
 
 from services.registry.domain import audit, keys
 from services.registry.domain.usage import as_csv
-from tidegate.errors import BadRequest, Conflict
-from tidegate.protocol.access import Allowance, digest_of
-from tidegate.protocol.usage import COUNTS, Subject, UsageReport, day_of
+from tidegate.kernel.errors import BadRequest, Conflict
+from tidegate.kernel.protocol.access import Allowance, digest_of
+from tidegate.kernel.protocol.usage import COUNTS, Subject, UsageReport, day_of
 
 pytestmark = pytest.mark.unit
 

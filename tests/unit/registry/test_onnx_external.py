@@ -15,7 +15,7 @@ from onnx import AttributeProto, ModelProto, TensorProto, helper, numpy_helper
 
 from services.registry.adapters import onnx_signature
 from tests.integration.registry.onnx_files import model, onnx_bytes, value
-from tidegate.errors import BadRequest
+from tidegate.kernel.errors import BadRequest
 
 pytestmark = pytest.mark.unit
 

@@ -14,7 +14,7 @@ import pytest
 
 from services.registry.adapters import pickle_file
 from services.registry.domain.pickles import Saved, saved_with, warnings
-from tidegate.errors import BadRequest
+from tidegate.kernel.errors import BadRequest
 
 NUMPY_2 = Path(__file__).parents[2] / "integration" / "worker" / "numpy_2"
 HERE = {"scikit-learn": "1.9.1", "numpy": "1.26.4"}

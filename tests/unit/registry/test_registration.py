@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from services.registry.domain import compatibility, registration
-from tidegate.errors import BadRequest, Conflict
-from tidegate.protocol.models import Signature, TensorSpec, Version
+from tidegate.kernel.errors import BadRequest, Conflict
+from tidegate.kernel.protocol.models import Signature, TensorSpec, Version
 
 ART, OTHER = "a" * 64, "b" * 64
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from services.registry.domain import removal
-from tidegate.errors import Conflict, NotFound
+from tidegate.kernel.errors import Conflict, NotFound
 
 
 def test_version_in_use_is_kept(book):

@@ -7,7 +7,7 @@ from pathlib import PurePosixPath as P
 import pytest
 
 from services.registry.domain.requirements import MAX_LINES, gathered, lines_of
-from tidegate.errors import BadRequest
+from tidegate.kernel.errors import BadRequest
 
 
 def test_comments_blanks_continuations_and_doubles_go():

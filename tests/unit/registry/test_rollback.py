@@ -8,7 +8,7 @@ import pytest
 
 from services.registry.domain.rollback import History, Plan, rollback
 from services.registry.domain.state import DropDeployment
-from tidegate.errors import Conflict, NotFound
+from tidegate.kernel.errors import Conflict, NotFound
 
 
 def state(*targets: str | tuple[str, int], previous: tuple[str, ...] = ()) -> dict[str, Any]:

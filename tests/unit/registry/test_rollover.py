@@ -6,8 +6,8 @@ import pytest
 
 from services.registry.domain import rollover
 from services.registry.domain.state import PutDeployment
-from tidegate.errors import BadRequest, Conflict, NotFound
-from tidegate.protocol.models import Override
+from tidegate.kernel.errors import BadRequest, Conflict, NotFound
+from tidegate.kernel.protocol.models import Override
 
 
 def test_first_deploy_makes_deployment_and_endpoint(book):

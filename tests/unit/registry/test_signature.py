@@ -3,8 +3,8 @@ from __future__ import annotations
 import pytest
 
 from services.registry.domain.signature import Graph, GraphValue, of_graph
-from tidegate.errors import BadRequest
-from tidegate.protocol.models import Signature, TensorSpec
+from tidegate.kernel.errors import BadRequest
+from tidegate.kernel.protocol.models import Signature, TensorSpec
 
 
 def tensor(name: str, *dims: int | None, datatype="FP32") -> GraphValue:

@@ -8,8 +8,8 @@ import pytest
 
 from services.registry.domain import rollover
 from services.registry.domain.split import split
-from tidegate.errors import BadRequest
-from tidegate.protocol.models import Target
+from tidegate.kernel.errors import BadRequest
+from tidegate.kernel.protocol.models import Target
 
 
 def share(book: Any, **weights: int) -> list[Any]:

@@ -4,8 +4,8 @@ import pytest
 
 from services.registry.domain import statement
 from services.registry.domain.state import HeldDeployment, PutDeployment
-from tidegate.errors import BadRequest, Conflict, NotFound
-from tidegate.protocol.models import DeploymentSpec, Override
+from tidegate.kernel.errors import BadRequest, Conflict, NotFound
+from tidegate.kernel.protocol.models import DeploymentSpec, Override
 
 
 def test_put_is_a_full_statement(book):

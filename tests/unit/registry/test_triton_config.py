@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from services.registry.adapters import triton_config
-from tidegate.errors import BadRequest
+from tidegate.kernel.errors import BadRequest
 
 pytestmark = pytest.mark.unit
 

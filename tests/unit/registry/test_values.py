@@ -11,10 +11,10 @@ from pydantic import ValidationError
 from services.registry.adapters.sql.reading import finite
 from services.registry.domain import formats, merge, names, triton_layout
 from services.registry.domain.archive import Limits, Tally
-from tidegate.errors import BadRequest, Conflict
-from tidegate.protocol.archives import Member
-from tidegate.protocol.models import DeploymentSpec, TensorSpec, VersionMetadata
-from tidegate.protocol.names import fitting as nearest
+from tidegate.kernel.errors import BadRequest, Conflict
+from tidegate.kernel.protocol.archives import Member
+from tidegate.kernel.protocol.models import DeploymentSpec, TensorSpec, VersionMetadata
+from tidegate.kernel.protocol.names import fitting as nearest
 
 
 @pytest.mark.parametrize(

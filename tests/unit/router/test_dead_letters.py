@@ -19,9 +19,9 @@ from services.router.domain.dead_letters import (
     wanted,
     without_claim,
 )
-from tidegate.protocol import envelope
-from tidegate.protocol.envelope import read_request
-from tidegate.topology import deployment_of, jobs_queue, requests_queue, suspects_queue
+from tidegate.kernel.broker.topology import deployment_of, jobs_queue, requests_queue, suspects_queue
+from tidegate.kernel.protocol import envelope
+from tidegate.kernel.protocol.envelope import read_request
 
 pytestmark = pytest.mark.unit
 

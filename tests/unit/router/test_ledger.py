@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from services.router.domain.ledger import Look, Missing, Statement, confirmed, lost_messages, missing
-from tidegate.protocol.jobs import STATES, Counts, JobLoad
+from tidegate.kernel.protocol.jobs import STATES, Counts, JobLoad
 
 pytestmark = pytest.mark.unit
 

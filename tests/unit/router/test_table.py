@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from services.router.domain.table import compile_table, ready_counts, serving_targets, settled
-from tidegate.protocol.models import (
+from tidegate.kernel.protocol.models import (
     Deployment,
     Endpoint,
     Intention,
@@ -21,7 +21,7 @@ from tidegate.protocol.models import (
     TensorSpec,
     Version,
 )
-from tidegate.protocol.presence import ReplicaReport
+from tidegate.kernel.protocol.presence import ReplicaReport
 
 pytestmark = pytest.mark.unit
 

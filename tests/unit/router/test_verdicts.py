@@ -11,7 +11,7 @@ from services.router.domain.exceptions import (
     verdict,
 )
 from services.worker.domain import attempts
-from tidegate.errors import BY_REASON
+from tidegate.kernel.errors import BY_REASON
 
 pytestmark = pytest.mark.unit
 

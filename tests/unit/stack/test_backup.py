@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tidegate.settings import Settings
+from tidegate.kernel.settings.base import Settings
 from tidegate.stack import databases
 from tidegate.stack.backup import backup
 from tidegate.stack.backup_file import BackupError, Manifest, written

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tidegate.settings import Settings
+from tidegate.kernel.settings.base import Settings
 from tidegate.stack import rabbitmq, valkey
 from tidegate.stack.child import MARK, Child, Probe
 from tidegate.stack.plan import plan

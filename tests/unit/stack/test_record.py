@@ -5,7 +5,7 @@ from __future__ import annotations
 import stat
 from pathlib import Path
 
-from tidegate.protocol.access import metrics_token
+from tidegate.kernel.protocol.access import metrics_token
 from tidegate.stack import logs, token
 from tidegate.stack.keeper import BACKOFF_S, backoff_s
 from tidegate.stack.processes import Process

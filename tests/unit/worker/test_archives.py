@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from services.worker.adapters.archives import Limits, unpack
-from tidegate.errors import ModelFailed
+from tidegate.kernel.errors import ModelFailed
 
 pytestmark = pytest.mark.unit
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from services.worker.domain.backlog import Backlog, Item, Parcel
-from tidegate.protocol import envelope
+from tidegate.kernel.protocol import envelope
 
 pytestmark = pytest.mark.unit
 

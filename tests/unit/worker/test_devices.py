@@ -5,8 +5,8 @@ import pytest
 from services.worker.domain.devices import Group, check_groups, groups_in, held, names_of, usable, where
 from services.worker.domain.model_config import wants_cache
 from services.worker.domain.pbtxt import messages
-from tidegate.errors import ModelFailed
-from tidegate.protocol.models import Resources
+from tidegate.kernel.errors import ModelFailed
+from tidegate.kernel.protocol.models import Resources
 
 pytestmark = pytest.mark.unit
 

@@ -4,7 +4,7 @@ import pytest
 
 from services.worker.domain.formats import Serving, backend_by_files, choose, stand_in
 from services.worker.domain.phases import Phases
-from tidegate.errors import ModelFailed
+from tidegate.kernel.errors import ModelFailed
 
 pytestmark = pytest.mark.unit
 

@@ -9,8 +9,8 @@ import pytest
 
 from services.worker.domain.job_backlog import Held, JobBacklog
 from services.worker.domain.pace import job_calls, job_prefetch, jobs_ahead
-from tidegate.protocol import envelope
-from tidegate.protocol.jobs import LEVELS, Level
+from tidegate.kernel.protocol import envelope
+from tidegate.kernel.protocol.jobs import LEVELS, Level
 
 pytestmark = pytest.mark.unit
 

@@ -11,8 +11,8 @@ from tritonclient.grpc.model_config_pb2 import ModelConfig
 
 from services.worker.domain import model_config
 from services.worker.domain.devices import held
-from tidegate.errors import ModelFailed
-from tidegate.protocol.models import DeploymentSpec, Signature, TensorSpec, Version
+from tidegate.kernel.errors import ModelFailed
+from tidegate.kernel.protocol.models import DeploymentSpec, Signature, TensorSpec, Version
 
 pytestmark = pytest.mark.unit
 

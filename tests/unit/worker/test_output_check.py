@@ -7,7 +7,7 @@ import pytest
 from services.worker.domain import output_check
 from services.worker.domain.output_check import OutputCheck
 from services.worker.domain.split import Output
-from tidegate.protocol.models import Signature, TensorSpec
+from tidegate.kernel.protocol.models import Signature, TensorSpec
 
 X = [TensorSpec(name="x", datatype="FP32", shape=[4])]
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tidegate.protocol.models import Datatype
+from tidegate.kernel.protocol.models import Datatype
 
 pytestmark = pytest.mark.unit
 

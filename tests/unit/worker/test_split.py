@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from services.worker.domain.split import Mismatch, Output, describe, split, split_parameters
-from tidegate.protocol.tensors import DATATYPES, elements, pack_strings
+from tidegate.kernel.protocol.tensors import DATATYPES, elements, pack_strings
 
 pytestmark = pytest.mark.unit
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from services.worker.domain.statistics import Tally, since
-from tidegate.protocol import statistics
+from tidegate.kernel.protocol import statistics
 
 pytestmark = pytest.mark.unit
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from services.worker.adapters.triton_facts import counts, labels, plain
-from tidegate.triton_protocol import pb
+from tidegate.kernel.triton_protocol import pb
 
 pytestmark = pytest.mark.unit
 

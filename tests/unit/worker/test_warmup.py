@@ -3,7 +3,7 @@
 import pytest
 
 from services.worker.adapters.warmup import batch_sizes, zeros
-from tidegate.protocol.models import Signature, TensorSpec
+from tidegate.kernel.protocol.models import Signature, TensorSpec
 
 pytestmark = pytest.mark.unit
 

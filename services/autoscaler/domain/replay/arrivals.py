@@ -12,7 +12,7 @@ from itertools import pairwise
 from statistics import median
 from typing import Literal
 
-from tidegate.errors import BadRequest
+from tidegate.kernel.errors import BadRequest
 
 Shape = Literal["constant", "step", "ramp", "spike", "diurnal", "workday", "bursty"]
 

@@ -14,8 +14,8 @@ from services.autoscaler.domain.replay.fleet import Fleet, Server
 from services.autoscaler.domain.replay.formulas import Formula, Seen
 from services.autoscaler.domain.round import start_time
 from services.autoscaler.domain.snapshot import Decision, Drain, Kill, Launch, Policy, Snapshot
-from tidegate.protocol.models import Deployment, Intention, Version
-from tidegate.protocol.presence import GatewayLoad, GatewayReport, GatewayView, ReplicaReport
+from tidegate.kernel.protocol.models import Deployment, Intention, Version
+from tidegate.kernel.protocol.presence import GatewayLoad, GatewayReport, GatewayView, ReplicaReport
 
 
 class Controller(Protocol):

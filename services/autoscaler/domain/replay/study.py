@@ -15,8 +15,8 @@ from services.autoscaler.domain.replay.fleet import Service
 from services.autoscaler.domain.replay.formulas import Keda, Knative
 from services.autoscaler.domain.replay.run import Outcome, replay, summary, timeline
 from services.autoscaler.domain.snapshot import Policy
-from tidegate.errors import BadRequest
-from tidegate.protocol.models import Deployment, Version
+from tidegate.kernel.errors import BadRequest
+from tidegate.kernel.protocol.models import Deployment, Version
 
 Other = Literal["keda", "knative"]
 

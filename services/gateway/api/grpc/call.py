@@ -16,11 +16,11 @@ from services.gateway.api.grpc.incoming import Incoming
 from services.gateway.api.grpc.status import Metadata, code_of, details_of, percent, trailers_of
 from services.gateway.api.limits import Limits
 from services.gateway.domain.message_weight import FACTOR, structure
-from tidegate import telemetry
-from tidegate.errors import BadRequest, TidegateError
-from tidegate.protocol.access import ANONYMOUS, Principal
-from tidegate.protocol.envelope import Buffer
-from tidegate.service import new_request_id
+from tidegate.kernel import telemetry
+from tidegate.kernel.errors import BadRequest, TidegateError
+from tidegate.kernel.protocol.access import ANONYMOUS, Principal
+from tidegate.kernel.protocol.envelope import Buffer
+from tidegate.kernel.service.app import new_request_id
 
 log = telemetry.logger(__name__)
 

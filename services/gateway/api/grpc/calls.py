@@ -6,20 +6,20 @@ import asyncio
 import time
 from typing import Any
 
-from services.gateway.access import Access, Grant
-from services.gateway.access_log import AccessLog
 from services.gateway.adapters.cards import Cards
 from services.gateway.api.grpc import codec
 from services.gateway.api.grpc.company import Company
 from services.gateway.api.grpc.status import Metadata, code_of, refuse
 from services.gateway.api.inference import failure_timing, server_timing
 from services.gateway.api.metrics import Metrics
-from services.gateway.core import MAX_TIMEOUT_MS, Answer, Core, parse_timeout
+from services.gateway.application.access import Access, Grant
+from services.gateway.application.access_log import AccessLog
+from services.gateway.application.inference.core import MAX_TIMEOUT_MS, Answer, Core, parse_timeout
 from services.gateway.domain.spent import Spent
-from tidegate import telemetry
-from tidegate.errors import TidegateError
-from tidegate.protocol.access import Principal
-from tidegate.service import new_request_id
+from tidegate.kernel import telemetry
+from tidegate.kernel.errors import TidegateError
+from tidegate.kernel.protocol.access import Principal
+from tidegate.kernel.service.app import new_request_id
 
 log = telemetry.logger(__name__)
 

@@ -6,10 +6,9 @@ from array import array
 from collections.abc import Mapping
 from typing import Any
 
-from services.gateway.core import Answer
-from tidegate.errors import BadRequest
-from tidegate.protocol.classification import Labels, classified
-from tidegate.protocol.contract import (
+from services.gateway.application.inference.core import Answer
+from services.gateway.domain.classification import Labels, classified
+from services.gateway.domain.contract import (
     Contract,
     Decoded,
     Inputs,
@@ -18,8 +17,9 @@ from tidegate.protocol.contract import (
     check_size,
     options,
 )
-from tidegate.protocol.tensors import Datatype, check_count, elements, misfit, pack_strings
-from tidegate.triton_protocol import ModelInferResponse
+from tidegate.kernel.errors import BadRequest
+from tidegate.kernel.protocol.tensors import Datatype, check_count, elements, misfit, pack_strings
+from tidegate.kernel.triton_protocol import ModelInferResponse
 
 # Whether a stream is to end each request with a response without outputs.
 EMPTY_FINAL = "triton_enable_empty_final_response"

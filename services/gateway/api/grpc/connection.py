@@ -19,8 +19,8 @@ from services.gateway.api.grpc.outflow import HEADERS, Outflow
 from services.gateway.api.grpc.shared import Shared
 from services.gateway.api.grpc.status import Metadata, code_of, details_of, percent, trailers_of
 from services.gateway.domain.patience import Patience
-from tidegate.errors import TidegateError
-from tidegate.service import new_request_id
+from tidegate.kernel.errors import TidegateError
+from tidegate.kernel.service.app import new_request_id
 
 # Calls of one connection.
 STREAMS = 1024

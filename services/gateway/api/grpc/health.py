@@ -11,7 +11,7 @@ from grpc_health.v1 import health_pb2 as pb
 from services.gateway.api.grpc.call import Method
 from services.gateway.api.grpc.service import NAME as INFERENCE
 from services.gateway.api.grpc.service import OPEN_BYTES
-from tidegate.service import Health
+from tidegate.kernel.service.app import Health
 
 NAME = "grpc.health.v1.Health"
 POLL_S = 0.5

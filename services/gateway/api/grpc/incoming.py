@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from services.gateway.api.inflating import Inflater
 from services.gateway.api.limits import Limits
-from tidegate.errors import BadRequest, PayloadTooLarge, TidegateError
+from tidegate.kernel.errors import BadRequest, PayloadTooLarge, TidegateError
 
 _PREFIX = struct.Struct(">BI")
 _UNPACKED = {b"gzip", b"deflate"}

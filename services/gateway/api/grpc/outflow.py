@@ -9,7 +9,7 @@ from services.gateway.api.grpc import frames
 from services.gateway.api.grpc.call import Call
 from services.gateway.api.grpc.frames import Broken, Code, frame_head, header_block
 from services.gateway.api.grpc.incoming import ENCODINGS
-from tidegate.protocol.envelope import Buffer
+from tidegate.kernel.protocol.envelope import Buffer
 
 # Largest DATA frame that is sent, whatever the client would take.
 FRAME_BYTES = 256 * 1024

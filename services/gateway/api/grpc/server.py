@@ -14,9 +14,9 @@ from services.gateway.api.grpc.health import HealthService
 from services.gateway.api.grpc.service import InferenceService
 from services.gateway.api.grpc.shared import Shared
 from services.gateway.api.limits import Limits
-from tidegate import telemetry
-from tidegate.errors import DeadlinePassed, TidegateError
-from tidegate.protocol.access import Principal
+from tidegate.kernel import telemetry
+from tidegate.kernel.errors import DeadlinePassed, TidegateError
+from tidegate.kernel.protocol.access import Principal
 
 log = telemetry.logger(__name__)
 

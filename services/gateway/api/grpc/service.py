@@ -11,12 +11,12 @@ from grpc import StatusCode
 from services.gateway.api.grpc.call import Method
 from services.gateway.api.grpc.calls import Calls
 from services.gateway.api.grpc.stream import Stream
-from services.gateway.catalogue import EXTENSIONS, Catalogue
-from tidegate import __version__
-from tidegate.errors import Forbidden, NotFound
-from tidegate.protocol.access import INFER, Principal, may_not_use
-from tidegate.service import Health
-from tidegate.triton_protocol import pb
+from services.gateway.application.catalogue import EXTENSIONS, Catalogue
+from tidegate.kernel.errors import Forbidden, NotFound
+from tidegate.kernel.protocol.access import INFER, Principal, may_not_use
+from tidegate.kernel.service.app import Health
+from tidegate.kernel.triton_protocol import pb
+from tidegate.version import VERSION
 
 NAME = "inference.GRPCInferenceService"
 
@@ -112,7 +112,7 @@ class InferenceService:
         return pb.ModelReadyResponse(ready=ready)
 
     async def _server_metadata(self, request: Any, context: Any) -> Any:
-        return pb.ServerMetadataResponse(name="tidegate", version=__version__, extensions=EXTENSIONS)
+        return pb.ServerMetadataResponse(name="tidegate", version=VERSION, extensions=EXTENSIONS)
 
     async def _model_metadata(self, request: Any, context: Any) -> Any:
         return pb.ModelMetadataResponse(**self._catalogue.metadata(request.name, request.version))

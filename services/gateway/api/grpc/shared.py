@@ -8,8 +8,8 @@ from typing import Protocol
 from services.gateway.api.grpc.call import Call, Method
 from services.gateway.api.grpc.head import Head
 from services.gateway.api.limits import Limits
-from tidegate.errors import Overloaded, TidegateError
-from tidegate.protocol.access import ANONYMOUS, Principal
+from tidegate.kernel.errors import Overloaded, TidegateError
+from tidegate.kernel.protocol.access import ANONYMOUS, Principal
 
 # Calls of the process. Of these such that need no credential, and of these such that may go on for ever: the
 # oldest makes room for a new one.

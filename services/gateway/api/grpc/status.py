@@ -6,9 +6,9 @@ from typing import Any
 
 from grpc import StatusCode
 
-from tidegate import errors
-from tidegate.errors import TidegateError
-from tidegate.protocol.redaction import for_caller
+from tidegate.kernel import errors
+from tidegate.kernel.errors import TidegateError
+from tidegate.kernel.protocol.redaction import for_caller
 
 CODES: dict[type[TidegateError], StatusCode] = {
     errors.BadRequest: StatusCode.INVALID_ARGUMENT,

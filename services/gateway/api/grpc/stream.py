@@ -17,9 +17,9 @@ from services.gateway.api.grpc import codec
 from services.gateway.api.grpc.calls import Calls, timeout_of
 from services.gateway.api.grpc.status import details_of
 from services.gateway.domain.spent import Spent
-from tidegate.errors import TidegateError
-from tidegate.service import new_request_id
-from tidegate.triton_protocol import pb
+from tidegate.kernel.errors import TidegateError
+from tidegate.kernel.service.app import new_request_id
+from tidegate.kernel.triton_protocol import pb
 
 # Requests of one stream that may be under way; a caller that sends more is read no further.
 IN_FLIGHT = 256

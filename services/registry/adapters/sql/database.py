@@ -16,8 +16,8 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from services.registry.adapters.sql.reading import Reader
 from services.registry.adapters.sql.writing import Writer
-from tidegate import telemetry
-from tidegate.errors import BadRequest, Conflict, Unavailable
+from tidegate.kernel import telemetry
+from tidegate.kernel.errors import BadRequest, Conflict, Unavailable
 
 log = telemetry.logger(__name__)
 

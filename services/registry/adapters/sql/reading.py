@@ -20,7 +20,7 @@ from services.registry.adapters.sql.tables import (
     versions,
 )
 from services.registry.domain.state import HeldDeployment, HeldEndpoint, Snapshot
-from tidegate.protocol.models import (
+from tidegate.kernel.protocol.models import (
     Deployment,
     DeploymentSpec,
     Endpoint,

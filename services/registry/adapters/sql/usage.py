@@ -10,7 +10,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from services.registry.adapters.sql.tables import api_keys, usage_daily, usage_reports
 from services.registry.domain.usage import Wanted
-from tidegate.protocol.usage import COUNTS, UsageReport
+from tidegate.kernel.protocol.usage import COUNTS, UsageReport
 
 
 async def add(connection: AsyncConnection, report: UsageReport, now: datetime) -> bool:

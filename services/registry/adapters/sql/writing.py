@@ -32,8 +32,9 @@ from services.registry.domain.state import (
     PutDeployment,
     PutEndpoint,
 )
-from tidegate import caller, telemetry
-from tidegate.protocol.models import EndpointSpec, Signature, Version, VersionMetadata
+from tidegate.kernel import telemetry
+from tidegate.kernel.protocol.models import EndpointSpec, Signature, Version, VersionMetadata
+from tidegate.kernel.service import caller
 
 
 class Writer(Reader):

@@ -1,0 +1,220 @@
+"""What operators can ask: the one core behind the doors."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from services.autoscaler.adapters.leader import LeaderLock
+from services.autoscaler.application.loop import Loop, Parts
+from services.autoscaler.application.warm_pool import WarmPool
+from services.autoscaler.domain.bounds import bounds
+from services.autoscaler.domain.cold_start import report
+from services.autoscaler.domain.decide import decide
+from services.autoscaler.domain.explain import explain, policy_of
+from services.autoscaler.domain.round import HOST_FULL, start_time
+from services.autoscaler.domain.snapshot import LocalOverride, Policy
+from services.autoscaler.domain.status import replica_view
+from tidegate.kernel.errors import NotFound, Unavailable
+from tidegate.kernel.protocol.models import Deployment, DeploymentStatus
+
+SHOWN_DECISIONS = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Foreseen:
+    """The replicas that an override will bring, what bounds them, and why; None: not known yet."""
+
+    replicas: int | None = None
+    bounded_by: str | None = None
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Operations:
+    """A standby answers what it can read from the store and leaves the rest to the leader."""
+
+    loop: Loop
+    parts: Parts
+    pool: WarmPool
+    leader: LeaderLock
+    policy: Policy
+
+    async def statuses(self) -> list[DeploymentStatus]:
+        """Every Deployment's status, by name."""
+        return [status for _, status in sorted((await self._all()).items())]
+
+    async def status(self, name: str) -> DeploymentStatus:
+        """One Deployment's status."""
+        found = (await self._all()).get(name)
+        if found is None:
+            raise NotFound(f"There is no Deployment {name}.")
+        return found
+
+    async def why(self, name: str) -> dict[str, Any]:
+        """Why a Deployment has the replicas that it has, with its last decisions."""
+        self._must_lead()
+        wanted, snapshot, state = self.wanted(name), self.loop.snapshot, self.loop.state
+        if snapshot is None or name not in state.deployments:
+            raise Unavailable(f"Nothing has been decided for Deployment {name} yet.")
+        status = await self.status(name)
+        return {
+            **explain(wanted, snapshot, state, self.policy, time.time()),
+            "replicas": {phase: getattr(status, phase) for phase in ("ready", "starting", "draining")},
+            "predicted_wait_ms": status.predicted_wait_ms,
+            "cost_per_hour": status.cost_per_hour,
+            "conditions": status.conditions,
+            "ended": status.ended,
+            "decisions": await self.decisions(name, SHOWN_DECISIONS),
+        }
+
+    def policy_of(self, name: str) -> dict[str, Any]:
+        """How a Deployment scales: what is given, and what that makes in numbers."""
+        start_s = start_time(self.loop.state, name) or 0.0
+        return policy_of(self.wanted(name), self.policy, start_s, time.time())
+
+    async def change_policy(self, name: str, changes: dict[str, Any]) -> dict[str, Any]:
+        """Change how a Deployment scales; the registry must be there, since it keeps it."""
+        changed = await self.parts.source.registry.patch_policy(name, changes)
+        self._changed()
+        start_s = start_time(self.loop.state, name) or 0.0
+        return policy_of(changed, self.policy, start_s, time.time())
+
+    async def override(
+        self, name: str, replicas: int, ttl_s: float | None, *, force: bool = False
+    ) -> tuple[str, Foreseen]:
+        """Fix the replicas of a Deployment; returns who holds the override, and what comes of it."""
+        known = self._known(name)
+        held_by = await self.parts.overrides.put(name, replicas, ttl_s, force=force, known=known)
+        foreseen = await self._foresee(name, replicas, ttl_s, force)
+        self._changed()
+        return held_by, foreseen
+
+    async def _foresee(self, name: str, replicas: int, ttl_s: float | None, force: bool) -> Foreseen:
+        """What the next round will make of an override: it is decided now, on the last observation."""
+        snapshot, now = self.loop.snapshot, time.time()
+        wanted = next((d for d in self.parts.source.deployments if d.name == name), None)
+        if not self.leader.held or snapshot is None or wanted is None:
+            return Foreseen()
+        override = LocalOverride(replicas, None if ttl_s is None else now + ttl_s, force)
+        asked = replace(snapshot, overrides={**snapshot.overrides, name: override})
+        _, state = await asyncio.to_thread(decide, asked, self.policy, self.loop.state, now)
+        found = state.deployments.get(name)
+        if found is None or found.wanted is None:
+            return Foreseen()
+        if found.rule == HOST_FULL:
+            return Foreseen(found.target, "host", found.wanted.reason)
+        if found.target >= replicas:
+            return Foreseen(found.target)
+        start_s = start_time(state, name) or 0.0
+        return Foreseen(found.target, bounds(wanted, now, start_s).high_rule, found.wanted.reason)
+
+    async def pause(self, name: str, ttl_s: float | None, *, hold: bool) -> tuple[int, str]:
+        """Stop a Deployment, or with ``hold`` stop scaling it; returns its replicas and who holds that."""
+        replicas = (await self.status(name)).desired if hold else 0
+        held_by, _ = await self.override(name, replicas, ttl_s, force=hold)
+        return replicas, held_by
+
+    async def lift(self, name: str) -> str:
+        """Remove the override of a Deployment; returns who was told."""
+        held_by = await self.parts.overrides.lift(name, known=self._known(name))
+        self._changed()
+        return held_by
+
+    async def drain(self, replica: str) -> None:
+        """Let a replica finish and exit."""
+        self._must_lead()
+        await self.loop.drain(replica)
+
+    async def cordon(self, host: str, *, drain: bool) -> list[str]:
+        """Start nothing on a host any more; with ``drain`` also let what is there finish. Those it drains."""
+        self._must_lead()
+        if host not in {each["host"] for each in self.hosts()}:
+            raise NotFound(f"There is no host {host}.")
+        await self.loop.cordon(host)
+        drained = []
+        # All replicas are on this host; another one can only be cordoned already, under its former name.
+        for each in self.replicas() if drain and host == self.loop.host else []:
+            if each["alive"] and each["state"] != "draining":
+                with contextlib.suppress(NotFound):  # it ended meanwhile
+                    await self.loop.drain(each["replica"])
+                    drained.append(each["replica"])
+        return drained
+
+    async def uncordon(self, host: str) -> None:
+        """Let replicas be started on a host again."""
+        self._must_lead()
+        if host not in self.loop.cordoned:
+            raise NotFound(f"No host {host} is cordoned.")
+        await self.loop.uncordon(host)
+
+    def hosts(self) -> list[dict[str, Any]]:
+        """The host that replicas are started on, with what it has, and others that are cordoned."""
+        cordoned = self.loop.cordoned
+        here = sum(1 for each in self.replicas() if each["alive"])
+        names = dict.fromkeys([self.loop.host, *sorted(cordoned)])
+        room = self.loop.snapshot.room if self.loop.snapshot is not None else None
+        known = asdict(room) if room is not None else {}
+        return [
+            {
+                "host": name,
+                "replicas": here if name == self.loop.host else 0,
+                "cordoned_at": cordoned.get(name),
+                **(known if name == self.loop.host else {}),
+            }
+            for name in names
+        ]
+
+    async def decisions(self, deployment: str | None, limit: int) -> list[dict[str, Any]]:
+        """The latest decisions, newest first: from memory while that is enough, else from disk."""
+        recent = [d for d in reversed(self.loop.recent) if deployment in (None, d.deployment)]
+        if len(recent) >= limit:
+            return [asdict(decision) for decision in recent[:limit]]
+        return await asyncio.to_thread(self.parts.ledger.decisions, deployment, limit)
+
+    async def cold_starts(self) -> list[dict[str, Any]]:
+        """What starts took, by Deployment: how many are known, and their parts."""
+        return [report(status.deployment, status.cold_starts) for status in await self.statuses()]
+
+    def warm(self) -> list[dict[str, Any]]:
+        """The flavours of the warm pool, and what waits of each."""
+        self._must_lead()
+        return self.pool.view()
+
+    def replicas(self) -> list[dict[str, Any]]:
+        """Every replica of the last look."""
+        snapshot = self.loop.snapshot
+        if snapshot is None:
+            return []
+        reports, memories = snapshot.reports or {}, self.loop.state.replicas
+        return [
+            {**replica_view(r, reports.get(r.replica), memories.get(r.replica)), "alive": r.alive}
+            for r in snapshot.running or ()
+        ]
+
+    def wanted(self, name: str) -> Deployment:
+        """A Deployment of the last good intention."""
+        found = next((d for d in self.parts.source.deployments if d.name == name), None)
+        if found is None:
+            raise NotFound(f"There is no Deployment {name}.")
+        return found
+
+    async def _all(self) -> dict[str, DeploymentStatus]:
+        if self.leader.held:
+            return self.loop.statuses
+        published = await self.parts.store.statuses()
+        return {name: DeploymentStatus.model_validate(status) for name, status in published.items()}
+
+    def _must_lead(self) -> None:
+        if not self.leader.held:
+            raise Unavailable(f"This autoscaler is a standby; the leader is process {self.leader.holder()}.")
+
+    def _known(self, name: str) -> bool:
+        return any(d.name == name for d in self.parts.source.deployments)
+
+    def _changed(self) -> None:
+        self.parts.source.refresh_soon()
+        self.loop.wake()

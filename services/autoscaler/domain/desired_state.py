@@ -1,0 +1,47 @@
+"""What is wanted: which reading of the registry may replace the last good one, and how one is looked into."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from tidegate.kernel.protocol.models import Deployment, Intention, Version
+
+
+def acceptable(current: Intention | None, fresh: Intention) -> bool:
+    """Whether ``fresh`` may replace ``current``.
+
+    A reading without any Deployment stops everything that runs. It is believed when it continues the
+    history (the last Deployment was deleted), not when the history starts again: then the registry
+    has lost its data, and what runs goes on.
+    """
+    if current is None or fresh.deployments or not current.deployments:
+        return True
+    return fresh.revision >= current.revision
+
+
+@dataclass(frozen=True, slots=True)
+class Lookup:
+    """The intention by keys, made once for a round: so a round grows with what there is, not with its square.
+
+    ``awaited`` are the Deployments that a roll-over waits for: traffic moves when each of them has a
+    ready replica.
+    """
+
+    versions: Mapping[tuple[str, int], Version] = field(default_factory=dict)
+    awaited: frozenset[str] = frozenset()
+
+    def version_of(self, deployment: Deployment) -> Version | None:
+        """The Version that a Deployment runs; None when the registry did not list it."""
+        return self.versions.get((deployment.model, deployment.version))
+
+
+def lookup(intention: Intention | None) -> Lookup:
+    """What is wanted, by keys."""
+    if intention is None:
+        return Lookup()
+    rolling = [endpoint for endpoint in intention.endpoints if endpoint.previous]
+    return Lookup(
+        {(version.model, version.number): version for version in intention.versions},
+        frozenset(t.deployment for endpoint in rolling for t in endpoint.targets if t.weight),
+    )

@@ -1,0 +1,106 @@
+"""The launchers that the settings can name, put together."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+from services.autoscaler.adapters.host_room import HostRoom, MachineRoom
+from services.autoscaler.adapters.launcher_process import ProcessLauncher, ProcessPlan
+from services.autoscaler.domain.launcher import Launcher
+from services.autoscaler.settings import ROOT, AutoscalerSettings
+from tidegate.kernel import credentials
+from tidegate.kernel.protocol.access import engine_token
+
+# What a worker must know alike, wherever it runs.
+SHARED = {
+    "registry_url", "blob_url", "claim_above_bytes", "ack_timeout_s", "job_ttl_s", "job_retention_s",
+    "log_level", "model_sandbox",
+}  # fmt: skip
+
+# What a worker, which runs other people's models, does not inherit from this process.
+WITHHELD = frozenset({"TIDEGATE_SERVICE_TOKEN", "TIDEGATE_API_KEY", "TIDEGATE_DATABASE_URL"})
+
+
+def launcher_of(settings: AutoscalerSettings) -> tuple[Launcher, HostRoom]:
+    """The launcher that the settings name, and what tells the room on the host that it uses."""
+    if settings.launcher == "docker":
+        return docker_launcher(settings)
+    return process_launcher(settings), MachineRoom()
+
+
+def worker_environment(settings: AutoscalerSettings) -> dict[str, str]:
+    """Return the environment of a worker that is started now."""
+    if settings.launcher == "docker":
+        return {"PATH": os.environ.get("PATH", ""), **_shared(settings), **settings.docker_environment}
+    environment = {
+        "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")])),
+        "PYTHONUNBUFFERED": "1",
+        "TIDEGATE_RUNTIME_DIR": str(settings.runtime_path),
+        **_shared(settings),
+    }
+    inherited = {name: value for name, value in os.environ.items() if name not in WITHHELD}
+    return {**inherited, **environment}
+
+
+def process_launcher(settings: AutoscalerSettings) -> ProcessLauncher:
+    """Workers as processes that run this very installation; they inherit most of its environment."""
+    # -P: the folder that the stack was started in is not on the import path.
+    command = [sys.executable, "-P", "-m", "services.worker", "--replica-dir"]
+    plan = ProcessPlan(
+        command,
+        settings.state_path,
+        settings.service_token,
+        worker_environment(settings),
+        logs=settings.log_limits(),
+    )
+    return ProcessLauncher(plan)
+
+
+def docker_launcher(settings: AutoscalerSettings) -> tuple[Launcher, HostRoom]:
+    """Workers as containers of the image that the settings name, on the engine's machine."""
+    # Imported here: the embedded stack starts without the engine's SDK.
+    from services.autoscaler.adapters.container_spec import DockerPlan
+    from services.autoscaler.adapters.engine import Engine
+    from services.autoscaler.adapters.engine_room import EngineRoom
+    from services.autoscaler.adapters.launcher_docker import DockerLauncher
+
+    plan = DockerPlan(
+        stack=settings.docker_stack,
+        image=settings.docker_image,
+        network=settings.docker_network,
+        state_dir=settings.state_path,
+        logs=settings.log_limits(),
+        token=settings.service_token,
+        secrets=worker_secrets(settings.secrets_path),
+        environment={**_shared(settings), **settings.docker_environment},
+        volumes=settings.docker_volumes,
+        pull=settings.docker_pull,
+        memory_mb=settings.docker_memory_mb,
+        cpus=settings.docker_cpus,
+        shm_mb=settings.docker_shm_mb,
+        gpu_request=settings.docker_gpu_request,
+        model_users=settings.model_sandbox != "off",
+        log_driver=settings.docker_log_driver,
+        log_options=settings.docker_log_options,
+        compose_project=settings.docker_compose_project,
+    )
+    # The engine's own socket needs no token, and another's engine is not to be shown one.
+    behind_proxy = not settings.docker_host.startswith("unix:")
+    token = engine_token(settings.service_token) if behind_proxy else ""
+    engine = Engine(settings.docker_host, token)
+    return DockerLauncher(plan, engine), EngineRoom(engine)
+
+
+def _shared(settings: AutoscalerSettings) -> dict[str, str]:
+    values = settings.model_dump(include=SHARED)
+    # As they were stated: without a password of the autoscaler's. A worker adds its own.
+    values |= {name: url for name, url in settings.server_urls.items() if url}
+    return {f"TIDEGATE_{name.upper()}": str(value) for name, value in values.items()}
+
+
+def worker_secrets(folder: Path) -> dict[str, bytes]:
+    """Return the files of a folder of secrets that a worker needs: its own passwords, by path below it."""
+    found = {f"{server}/worker": credentials.read(folder, server, "worker") for server in credentials.SERVERS}
+    return {path: password.encode() for path, password in found.items() if password}

@@ -1,0 +1,102 @@
+"""All that access needs, put together: keys, limits, usage, and the way to the control plane."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from fastapi import APIRouter, FastAPI
+
+from services.gateway.adapters.key_cache import KeyCache
+from services.gateway.adapters.rate_leases import Leases
+from services.gateway.adapters.store.limits import LimitStore
+from services.gateway.adapters.store.usage import JobUsage
+from services.gateway.adapters.usage import Usage
+from services.gateway.api import proxy
+from services.gateway.api.proxy import Proxy
+from services.gateway.application.access import Access
+from services.gateway.domain.keys import KeyTable
+from services.gateway.settings import GatewaySettings
+from tidegate.kernel.service.app import LOOPBACK
+
+if TYPE_CHECKING:
+    from services.gateway.adapters.jwks import Jwks
+
+
+class Gatehouse:
+    """Starts before the first caller, stops after the last."""
+
+    def __init__(self, settings: GatewaySettings, incarnation: str, processes: Callable[[], int]) -> None:
+        """``processes``: how many gateway processes share the limits."""
+        self._store = LimitStore.connect(settings.redis_url)
+        self._keys = KeyCache(
+            settings.registry_url,
+            settings.service_token,
+            settings.state_path / "data" / "gateway-keys.json",
+            self._on_keys,
+            amqp_url=settings.amqp_url,
+            incarnation=incarnation,
+        )
+        self._leases = Leases(self._store, incarnation, processes, self._keys.used)
+        self._job_usage = JobUsage.connect(settings.jobs_url)
+        self._usage = Usage(settings.amqp_url, incarnation, settings.usage_interval_s, self._job_usage)
+        self._jwks = _jwks(settings)
+        self.access = Access(
+            # Beyond this machine nobody comes in unknown, whatever the settings say.
+            required=settings.auth == "required" or settings.host not in LOOPBACK,
+            service_token=settings.service_token,
+            count=self._usage.counts,
+            meters=self._leases.meters,
+            verify=self._jwks.verify if self._jwks is not None else None,
+        )
+        urls = {name: getattr(settings, f"{name}_url") for name in ("registry", "router", "autoscaler")}
+        self._proxy = Proxy(urls, settings.service_token)
+        self.router = APIRouter(tags=["Control plane"])
+        for method in proxy.METHODS:
+            self.router.add_api_route(
+                f"{proxy.PREFIX}/{{service}}/{{rest:path}}",
+                self._proxy.__call__,
+                methods=[method],
+                name="pass_on",
+                response_model=None,
+            )
+
+    async def start(self, app: FastAPI) -> None:
+        """Read what there is, and go on in the background."""
+        app.state.health.add("keys", self.access.problem)
+        if self._jwks is not None:
+            await self._jwks.start()
+        await self._keys.start()
+        self._leases.start()
+        self._usage.start()
+
+    async def stop(self) -> None:
+        """Report what was used, give back what is held."""
+        await self._usage.stop()
+        await self._job_usage.close()
+        await self._leases.stop()
+        await self._store.close()
+        await self._keys.stop()
+        await self._proxy.close()
+        if self._jwks is not None:
+            await self._jwks.stop()
+
+    def _on_keys(self, table: KeyTable) -> None:
+        limited = {id_: key.allowance for id_, key in table.keys.items() if not key.allowance.unlimited}
+        self._leases.replace(limited)
+        self.access.replace(table)
+
+
+def _jwks(settings: GatewaySettings) -> Jwks | None:
+    if not settings.jwks_url:
+        return None
+    # Imported here: what checks signatures takes a tenth of a start, and few gateways know such an issuer.
+    from services.gateway.adapters.jwks import Jwks
+
+    return Jwks(
+        settings.jwks_url,
+        issuer=settings.jwt_issuer,
+        audience=settings.jwt_audience,
+        roles_claim=settings.jwt_roles_claim,
+        scopes_of=settings.jwt_role_scopes,
+    )

@@ -1,0 +1,174 @@
+"""Batches of jobs, in the store of the jobs: what they are, where their files are, and who works at them.
+
+tidegate:batch:r:<id>        the record (a hash); its field ``owner`` is who works at it
+tidegate:batch:lines:<id>    chunks of the file that came in, in order; until it is over
+tidegate:batch:results:<id>  chunks of the results, in order
+tidegate:batch:open          ids of what is not over, by the time (ms) until which somebody works at it
+tidegate:batch:of:<name>     ids of a principal's batches, in the order of creation; and of all: name empty
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
+
+import orjson
+from redis.asyncio import Redis
+
+from services.gateway.domain.batches import Batch, Chunk, State
+from tidegate.kernel.protocol.jobs import Level
+from tidegate.kernel.store.connection import Connected, answer
+from tidegate.kernel.store.jobs import REPLY
+from tidegate.kernel.store.scripts import Scripts
+
+PREFIX = "tidegate:batch:"
+RECORD, LINES, RESULTS, OPEN, OF = (
+    f"{PREFIX}r:".encode(),
+    f"{PREFIX}lines:".encode(),
+    f"{PREFIX}results:".encode(),
+    f"{PREFIX}open".encode(),
+    f"{PREFIX}of:".encode(),
+)
+
+
+class BatchStore(Connected):
+    """Typed access to the batches; every failure is a ``StoreUnavailable``."""
+
+    def __init__(self, redis: Redis) -> None:
+        super().__init__(redis)
+        self._scripts = Scripts(redis)
+
+    async def create(self, batch: Batch, lines: Sequence[Chunk]) -> None:
+        """Record a batch with its file; from now on somebody may work at it."""
+        facts = {
+            "model": batch.model,
+            "version": batch.version,
+            "level": batch.level,
+            "ttl_s": batch.ttl_s,
+            "endpoints": batch.endpoints,
+            "lines": batch.lines,
+        }
+        fields: dict[Any, Any] = {
+            "state": batch.state,
+            "principal": batch.principal,
+            "created": batch.created_ms,
+            "facts": orjson.dumps(facts),
+        }
+        pipe = self._redis.pipeline(transaction=True)
+        pipe.hset(RECORD + batch.id, mapping=fields)
+        pipe.rpush(LINES + batch.id, *(orjson.dumps(list(chunk)) for chunk in lines))
+        for name in (b"", batch.principal.encode()):
+            pipe.zadd(OF + name, {batch.id: 0})
+        pipe.zadd(OPEN, {batch.id: 0})
+        await answer(pipe.execute())
+
+    async def get(self, id: bytes) -> Batch | None:
+        """A batch; None when there is none (any more)."""
+        return _batch(id, await answer(self._redis.hgetall(RECORD + id)))
+
+    async def lines(self, id: bytes) -> list[Chunk]:
+        """The file of a batch that is not over."""
+        return await self._chunks(LINES + id)
+
+    async def results(self, id: bytes) -> list[Chunk]:
+        """The results that are written."""
+        return await self._chunks(RESULTS + id)
+
+    async def latest(self, principal: str | None, before: bytes | None, limit: int) -> list[Batch]:
+        """Batches (of a principal), newest first, older than ``before``."""
+        index = OF + (principal or "").encode()
+        found: list[Batch] = []
+        while len(found) < limit:
+            start = b"(" + before if before is not None else b"+"
+            ids = await answer(self._redis.zrevrangebylex(index, start, b"-", 0, limit - len(found)))
+            for id_ in ids:
+                batch = await self.get(id_)
+                if batch is not None:
+                    found.append(batch)
+                else:  # it was kept for its time
+                    await answer(self._redis.zrem(index, id_))
+            if not ids:
+                break
+            before = ids[-1]
+        return found
+
+    async def claim(self, owner: str, lease_ms: int) -> bytes | None:
+        """A batch that nobody works at: ``owner`` does now, for so long. None: there is none."""
+        found: bytes | None = await self._scripts.run("batch_claim", [owner, lease_ms])
+        return found
+
+    async def step(
+        self,
+        id: bytes,
+        owner: str,
+        lease_ms: int,
+        *,
+        done: int,
+        written: int,
+        counts: Mapping[str, int],
+        size: int,
+        chunk: Chunk | None = None,
+        end: State | None = None,
+        error: str = "",
+        keep_s: int = 0,
+    ) -> State | None:
+        """Who works at a batch has come so far, and goes on for ``lease_ms``; or is at its ``end``, and it is
+        kept for ``keep_s``. Gives the batch's state; None: it is somebody else's now, let it go.
+        """
+        told = orjson.dumps(list(chunk)) if chunk is not None else b""
+        found: bytes | None = await self._scripts.run(
+            "batch_step",
+            [
+                id,
+                owner,
+                lease_ms,
+                done,
+                told,
+                written,
+                orjson.dumps(dict(counts)),
+                size,
+                end or "",
+                error,
+                keep_s,
+            ],
+        )
+        return cast(State, found.decode()) if found is not None else None
+
+    async def replies(self, jobs: Sequence[bytes]) -> list[bytes | None]:
+        """The reply frames of several jobs, in order."""
+        keys = [REPLY.encode() + id_ for id_ in jobs]
+        found: list[bytes | None] = await answer(self._redis.mget(keys)) if keys else []
+        return found
+
+    async def cancel(self, id: bytes) -> Batch | None:
+        """A batch is to be cancelled unless it is over; gives it as it is then, None when there is none."""
+        return _batch(id, await self._scripts.run("batch_cancel", [id]))
+
+    async def _chunks(self, key: bytes) -> list[Chunk]:
+        return [Chunk(*orjson.loads(line)) for line in await answer(self._redis.lrange(key, 0, -1))]
+
+
+def _batch(id: bytes, found: Mapping[bytes, bytes] | Sequence[bytes]) -> Batch | None:
+    if not found:
+        return None
+    fields = found if isinstance(found, Mapping) else dict(zip(found[::2], found[1::2], strict=True))
+    facts: dict[str, Any] = orjson.loads(fields[b"facts"])
+    endpoints = facts["endpoints"]
+    return Batch(
+        id=id,
+        state=cast(State, fields[b"state"].decode()),
+        principal=fields[b"principal"].decode(),
+        lines=facts["lines"],
+        created_ms=int(fields[b"created"]),
+        model=facts["model"],
+        version=facts["version"],
+        level=cast(Level, facts["level"]),
+        ttl_s=facts["ttl_s"],
+        endpoints=None if endpoints is None else tuple(endpoints),
+        finished_ms=int(fields.get(b"finished", 0)),
+        written=int(fields.get(b"written", 0)),
+        counts=orjson.loads(fields.get(b"counts", b"{}")),
+        done=int(fields.get(b"done", 0)),
+        error=fields.get(b"error", b"").decode(),
+        size=int(fields.get(b"size", 0)),
+    )

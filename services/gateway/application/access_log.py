@@ -1,0 +1,250 @@
+"""The access log: a JSON line for every request that fails, and for a part of those that succeed.
+
+Lines are collected on the event loop and written by a thread, a few times a second, so a request that gets no
+line pays for one call, and one that does for a dictionary.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import sys
+import time
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+import orjson
+
+from services.gateway.application.inference.core import Answer
+from services.gateway.domain.access_lines import Sampler, trace_id
+from services.gateway.settings import GatewaySettings
+from tidegate.kernel import tasks, telemetry
+from tidegate.kernel.allowance import Allowance
+from tidegate.kernel.errors import TidegateError
+from tidegate.kernel.protocol.access import ANONYMOUS, Principal
+from tidegate.kernel.rotating_file import RotatingFile
+
+log = telemetry.logger(__name__)
+
+WRITE_S = 0.2
+# More than this many lines wait for the disk only if it does not answer.
+MOST_WAITING = 20_000
+LONGEST = 500
+
+Headers = Mapping[bytes, bytes]
+Write = Callable[[bytes], None]
+
+
+class AccessLog:
+    """Note requests for the log. ``write`` gets whole lines, in a thread; None: nothing is logged."""
+
+    def __init__(self, write: Write | None, *, first: int, fraction: float, errors_per_s: int) -> None:
+        self._write = write
+        self._sampler = Sampler(first, fraction) if write is not None else Sampler(0, 0)
+        self._errors = Allowance(errors_per_s, errors_per_s * 10)
+        self._lines: list[dict[str, Any]] = []
+        self._task: asyncio.Task[None] | None = None
+        self.take = self._sampler.take
+
+    @classmethod
+    def off(cls) -> AccessLog:
+        """Return an access log that logs nothing."""
+        return cls(None, first=0, fraction=0, errors_per_s=1)
+
+    def start(self) -> None:
+        """Begin to write."""
+        if self._write is not None:
+            self._task = asyncio.create_task(self._run(), name="access log")
+
+    async def stop(self) -> None:
+        """Write what is left."""
+        await tasks.end(self._task)
+        await self._flush()
+
+    def answered(
+        self,
+        protocol: str,
+        model: str,
+        answer: Answer,
+        who: Principal | None,
+        rid: str,
+        *,
+        status: int | str,
+        received: int,
+        sent: int,
+        total: float,
+        headers: Headers | None = None,
+        **more: Any,
+    ) -> None:
+        """Note a request that was answered; to be called if :meth:`take` says so. Times in seconds."""
+        t = answer.timing
+        self._note(
+            {
+                "level": "info",
+                "request_id": rid,
+                "protocol": protocol,
+                "model": model,
+                "version": answer.route.version,
+                "deployment": answer.route.name,
+                "status": status,
+                "received": received,
+                "sent": sent,
+                "total_ms": _ms(total),
+                "decode_ms": _ms(t.decode),
+                "transit_ms": _ms(t.transit(total)),
+                "wait_ms": _ms(t.wait),
+                "compute_ms": _ms(t.compute),
+                "encode_ms": _ms(t.encode),
+            },
+            who,
+            answer.request.id,
+            headers,
+            more,
+        )
+
+    def accepted(
+        self, model: str, deployment: str, version: str, job: str, who: Principal, rid: str,
+        *, status: int, received: int, sent: int, total: float, headers: Headers | None = None,
+    ) -> None:  # fmt: skip
+        """Note a job that was taken in; to be called if :meth:`take` says so."""
+        self._note(
+            {
+                "level": "info",
+                "request_id": rid,
+                "job": job,
+                "protocol": "job",
+                "model": model,
+                "version": version,
+                "deployment": deployment,
+                "status": status,
+                "received": received,
+                "sent": sent,
+                "total_ms": _ms(total),
+            },
+            who,
+            None,
+            headers,
+            {},
+        )
+
+    def refused(
+        self,
+        protocol: str,
+        model: str,
+        error: TidegateError,
+        who: Principal | None,
+        rid: str,
+        *,
+        status: int | str,
+        received: int = 0,
+        total: float = 0.0,
+        headers: Headers | None = None,
+        **more: Any,
+    ) -> None:
+        """Note a request that failed or was refused, unless there were too many of late."""
+        now = time.monotonic()
+        if self._write is None or not self._errors.take(now):
+            return
+        self._note(
+            {
+                "level": "warning",
+                "request_id": rid,
+                "protocol": protocol,
+                "model": model[:200],
+                "deployment": error.deployment,
+                "status": status,
+                "reason": error.reason,
+                "problem": error.message[:LONGEST],
+                "received": received,
+                "total_ms": _ms(total),
+            },
+            who,
+            None,
+            headers,
+            more,
+        )
+
+    def _note(
+        self,
+        line: dict[str, Any],
+        who: Principal | None,
+        client_id: str | None,
+        headers: Headers | None,
+        more: dict[str, Any],
+    ) -> None:
+        if len(self._lines) >= MOST_WAITING:
+            self._errors.dropped += 1
+            return
+        line["request_id"] = line["request_id"][: telemetry.LONGEST_ID]
+        if who is not None and who is not ANONYMOUS:
+            line["caller"], line["tenant"] = who.id, who.name
+        if client_id:
+            line["client_id"] = client_id[: telemetry.LONGEST_ID]
+        if headers is not None and (trace := trace_id(headers.get(b"traceparent"))):
+            line["trace_id"] = trace
+        if more:
+            line |= more
+        line["at"] = time.time()
+        self._lines.append(line)
+
+    async def _run(self) -> None:
+        second = time.monotonic()
+        while True:
+            await asyncio.sleep(WRITE_S)
+            now = time.monotonic()
+            if now - second >= 1.0:
+                second = now
+                self._sampler.second()
+            await self._flush()
+
+    async def _flush(self) -> None:
+        lines, self._lines = self._lines, []
+        if dropped := self._errors.settled():
+            told = f"{dropped} lines were dropped: more requests failed than TIDEGATE_ACCESS_LOG_ERRORS_PER_S"
+            lines.append({"at": time.time(), "level": "warning", "message": told, "dropped": dropped})
+        if lines and self._write is not None:
+            try:
+                await asyncio.to_thread(self._write_all, lines)
+            except OSError as error:
+                log.warning("the access log is not written", extra={"problem": str(error)})
+
+    def _write_all(self, lines: list[dict[str, Any]]) -> None:
+        assert self._write is not None
+        self._write(b"".join(map(_encoded, lines)))
+
+
+def _encoded(line: dict[str, Any]) -> bytes:
+    when = datetime.fromtimestamp(line.pop("at"), UTC).isoformat(timespec="milliseconds")
+    head = {"time": when, "level": line.pop("level"), "service": "gateway", "logger": "access"}
+    return orjson.dumps(head | {"message": "request"} | line) + b"\n"
+
+
+def _ms(seconds: float) -> float:
+    return round(seconds * 1e3, 3)
+
+
+def access_log_of(settings: GatewaySettings) -> AccessLog:
+    """Return the access log that the settings ask for."""
+    write: Write | None = None
+    if settings.access_log == "file":
+        path = settings.state_path / "log" / "access.log"
+        file = RotatingFile(path, settings.access_log_mb * 2**20, settings.access_log_days * 86_400)
+        write = file.append
+    elif settings.access_log == "stdout":
+        write = _to_stdout
+    return AccessLog(
+        write,
+        first=settings.access_log_first_per_s,
+        fraction=settings.access_log_sample,
+        errors_per_s=settings.access_log_errors_per_s,
+    )
+
+
+def _to_stdout(lines: bytes) -> None:
+    # Past sys.stdout, whose buffer is the loop's thread's.
+    with contextlib.suppress(BlockingIOError):
+        view = memoryview(lines)
+        while view:
+            view = view[os.write(sys.__stdout__.fileno(), view) :]  # type: ignore[union-attr]

@@ -1,0 +1,119 @@
+"""What there is, for whoever asks before it infers: the same answers at every door."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from services.gateway.adapters.cards import Cards
+from services.gateway.application.inference.core import Core
+from services.gateway.domain import admission
+from services.gateway.domain.routing import DeploymentRoute, EndpointRoute, require
+from tidegate.kernel.errors import NotFound, TidegateError, Unavailable
+from tidegate.kernel.protocol import statistics
+from tidegate.kernel.store import Store
+
+EXTENSIONS = [
+    "classification",
+    "model_repository(index)",
+    "schedule_policy",
+    "model_configuration",
+    "binary_tensor_data",
+    "parameters",
+    "statistics",
+    "generate",
+    "request_deadline",
+]
+
+
+class Catalogue:
+    """Models by their public names, in Triton's shapes; raises NotFound, NoRoutes, Unavailable."""
+
+    def __init__(self, core: Core, cards: Cards, store: Store) -> None:
+        self._core = core
+        self._cards = cards
+        self._store = store
+
+    def index(self, *, ready: bool = False) -> list[dict[str, str]]:
+        """Every model version, and whether it can answer; with ``ready`` only those that can."""
+        table = require(self._core.routes.table)
+        found = [
+            (endpoint.name, version, self._not_ready(route))
+            for endpoint in table.endpoints.values()
+            for version, route in sorted(endpoint.versions.items())
+        ]
+        return [
+            {"name": name, "version": version, "state": "UNAVAILABLE" if why else "READY", "reason": why}
+            for name, version, why in found
+            if not (why and ready)
+        ]
+
+    def _not_ready(self, route: DeploymentRoute) -> str:
+        return admission.not_ready(route.wakeable, self._core.reporter.fleet(route.name))
+
+    def not_ready(self, model: str, version: str) -> str:
+        """Return why a request to a model would not be answered now; empty: it would be.
+
+        A replica that is ready answers it, or one that it wakes. Of several Deployments that share the
+        traffic, one is enough. Raises NotFound.
+        """
+        endpoint, route = self._core.pick(model, version)
+        routes = [route] if version else [route for _, route in endpoint.targets]
+        found = [self._not_ready(each) for each in routes]
+        return "" if "" in found else found[0]
+
+    def metadata(self, model: str, version: str) -> dict[str, Any]:
+        """Inputs, outputs and versions of a model; Unavailable before its signature is known."""
+        endpoint, route = self._core.pick(model, version)
+        signature = route.contract.signature
+        if signature is None:
+            raise self._not_known_yet("signature", endpoint, route)
+        batch = [-1] if signature.max_batch_size else []
+
+        def shown(specs: Any) -> list[dict[str, Any]]:
+            return [{"name": s.name, "datatype": s.datatype, "shape": batch + s.shape} for s in specs]
+
+        return {
+            "name": endpoint.name,
+            "versions": sorted(endpoint.versions, key=int),
+            "platform": f"tidegate_{route.format}",
+            "inputs": shown(signature.inputs),
+            "outputs": shown(signature.outputs),
+        }
+
+    async def config(self, model: str, version: str) -> dict[str, Any]:
+        """The model's configuration as its Triton completed it, under its public name."""
+        endpoint, route = self._core.pick(model, version)
+        card = await self._cards.card(route.name)
+        if card is None:
+            raise self._not_known_yet("configuration", endpoint, route)
+        return card.config | {"name": endpoint.name}
+
+    def _not_known_yet(self, what: str, endpoint: EndpointRoute, route: DeploymentRoute) -> TidegateError:
+        """The error for what only a replica tells."""
+        error = Unavailable(
+            f"the {what} of {endpoint.name!r} is not known before its first replica is ready",
+            reason="not_known_yet",
+            retry_after_s=1.0,
+        )
+        return self._core.for_want_of_replica(route, error)
+
+    async def statistics(self, model: str = "", version: str = "") -> dict[str, Any]:
+        """Counts and durations of one version, of all versions of a model, or of all models."""
+        wanted = self._versions(model, version)
+        counts = await self._store.statistics([route.name for _, _, route in wanted])
+        return {
+            "model_stats": [
+                statistics.shown(endpoint.name, number, counts[route.name])
+                for endpoint, number, route in wanted
+            ]
+        }
+
+    def _versions(self, model: str, version: str) -> list[tuple[EndpointRoute, str, DeploymentRoute]]:
+        if version:
+            endpoint, route = self._core.pick(model, version)
+            return [(endpoint, version, route)]
+        table = require(self._core.routes.table)
+        if model and model not in table.endpoints:
+            raise NotFound(f"there is no model {model!r}: GET /v2/models lists all")
+        endpoints = [table.endpoints[model]] if model else list(table.endpoints.values())
+        return [(e, number, e.versions[number]) for e in endpoints for number in sorted(e.versions, key=int)]

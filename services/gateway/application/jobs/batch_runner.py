@@ -1,0 +1,384 @@
+"""Working at a batch: a window of its lines is under way as jobs, results are written in the lines' order.
+
+Whoever works at a batch holds a lease on it. Results go to disk in chunks, and with each chunk the record
+says up to which line; who takes over begins behind it. A line's job is found again by an idempotency key, so
+no line runs as two jobs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import time
+from collections import Counter, deque
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import islice, takewhile
+from typing import TypeVar
+
+from services.gateway.adapters.batch_files import LineWriter
+from services.gateway.adapters.store.batches import BatchStore
+from services.gateway.application.access import Access, Grant
+from services.gateway.application.jobs.results import Results
+from services.gateway.application.jobs.submission import Jobs, Order
+from services.gateway.domain import batch_lines, oip
+from services.gateway.domain.batch_lines import Line
+from services.gateway.domain.batches import Batch, Chunk, State
+from services.gateway.domain.job_results import failure_of
+from tidegate.kernel import tasks, telemetry
+from tidegate.kernel.blobs.store import Blobs
+from tidegate.kernel.errors import (
+    Conflict,
+    NoRoutes,
+    Overloaded,
+    TidegateError,
+    TooMany,
+    Unauthorized,
+    Unavailable,
+)
+from tidegate.kernel.protocol.access import ANONYMOUS, INFER, SERVICE, Principal
+from tidegate.kernel.protocol.jobs import Idempotency, Job
+
+log = telemetry.logger(__name__)
+
+WINDOW = 1024
+AT_ONCE = 128
+LEASE_MS = 10_000
+STEP_S = 1.0
+SAVE_S = 5.0
+RESULT_BYTES = 4 * 2**20
+PAUSES_S = (0.005, 0.25)
+AGAIN_S = 1.0
+# A caller's quota may be used up for hours; whether the batch was cancelled is looked at meanwhile.
+LONGEST_PAUSE_S = 5.0
+# How long a file, or a result in the blob store, may not be readable before it counts as lost.
+FILE_PATIENCE_S = 600.0
+RESULT_PATIENCE_S = 30.0
+_COME_BACK = (Unavailable, Overloaded, NoRoutes, TooMany)
+_CANCELLED = Conflict("the batch was cancelled", reason="cancelled")
+
+
+T = TypeVar("T")
+
+
+class Lost(Exception):
+    """Somebody else works at the batch now."""
+
+
+@dataclass(slots=True)
+class Row:
+    """A line under way: its job, or why it has none; neither while it waits to be taken in."""
+
+    number: int
+    id: str | None
+    job: bytes | None = None
+    error: TidegateError | None = None
+
+    @property
+    def waits(self) -> bool:
+        """Whether it is still to be taken in."""
+        return self.job is None and self.error is None
+
+
+class Runner:
+    """One batch, from where it is to its end. ``keep_s``: how long its results are kept."""
+
+    def __init__(
+        self,
+        batch: Batch,
+        owner: str,
+        store: BatchStore,
+        jobs: Jobs,
+        results: Results,
+        blobs: Blobs,
+        access: Access,
+        keep_s: float,
+    ) -> None:
+        self._principal = _principal(batch)
+        self._access = access
+        self._batch = batch
+        self._owner = owner
+        self._store = store
+        self._jobs = jobs
+        self._results = results
+        self._blobs = blobs
+        self._keep_s = keep_s
+        self._writer = LineWriter(blobs, keep_s)
+        self._chunks: list[Chunk] = []
+        self._read = self._emitted = self._written = batch.written
+        self._lines: deque[bytes] = deque()
+        self._rows: deque[Row] = deque()
+        self._counts = Counter(batch.counts)
+        self._saved_counts = dict(batch.counts)
+        self._size = batch.size
+        self._saved_at = time.monotonic()
+        self._stepping = asyncio.Lock()
+        self._cancelling = batch.state == "cancelling"
+        # Why its caller would not be let in any more, once it is so; and whether that cost a line.
+        self._revoked: TidegateError | None = None
+        self._cut_off = False
+
+    async def run(self) -> None:
+        """Until the batch is over. Raises :class:`Lost`, or Unavailable when nothing can be read."""
+        self._chunks = await self._store.lines(self._batch.id)
+        work = asyncio.create_task(self._work())
+        keep = asyncio.create_task(self._keep())
+        try:
+            await asyncio.wait({work, keep}, return_when=asyncio.FIRST_COMPLETED)
+            for task in (work, keep):
+                if task.done():
+                    task.result()
+        finally:
+            await tasks.end(work, keep)
+
+    async def release(self) -> None:
+        """Let somebody else go on at once."""
+        await self._step(lease_ms=0)
+
+    async def _work(self) -> None:
+        pause = PAUSES_S[0]
+        beginning: asyncio.Task[bool] | None = None
+        try:
+            while self._emitted < self._batch.lines:
+                # Lines may wait for their caller's quota for hours; results are written meanwhile.
+                beginning = beginning or self._begin()
+                moved = await self._emit()
+                if self._writer.held and time.monotonic() - self._saved_at > SAVE_S:
+                    await self._save()
+                if beginning is not None and beginning.done():
+                    moved |= beginning.result()
+                    beginning = None
+                pause = PAUSES_S[0] if moved else min(pause * 2, PAUSES_S[1])
+                if not moved:
+                    await (asyncio.wait({beginning}, timeout=pause) if beginning else asyncio.sleep(pause))
+        finally:
+            await tasks.end(beginning)
+        await self._save()
+        end: State = "cancelled" if self._cancelling else "completed"
+        error = ""
+        if self._cut_off and self._revoked is not None:
+            end, error = "failed", self._revoked.message
+        async with self._stepping:
+            await self._insist(partial(self._end, end, error))
+        await asyncio.gather(*(self._blobs.delete(chunk.key) for chunk in self._chunks))
+
+    async def fail(self, error: str) -> None:
+        """End it: it cannot go on. What is written stays."""
+        await self._end("failed", error)
+
+    async def _end(self, end: State, error: str = "") -> None:
+        told = await self._store.step(
+            self._batch.id,
+            self._owner,
+            0,
+            done=self._emitted,
+            written=self._written,
+            counts=self._saved_counts,
+            size=self._size,
+            end=end,
+            error=error,
+            keep_s=int(self._keep_s),
+        )
+        if told is None:
+            raise Lost
+
+    # --- lines into jobs -------------------------------------------------------------------------------
+
+    def _begin(self) -> asyncio.Task[bool] | None:
+        """Begin to submit as many lines as the window has room for; None: it has none."""
+        room = min(WINDOW - len(self._rows), AT_ONCE)
+        if room <= 0 or self._read >= self._batch.lines:
+            return None
+        return asyncio.create_task(self._submit_next(room))
+
+    async def _submit_next(self, count: int) -> bool:
+        """Submit the next lines; whether there were any."""
+        lines = await self._take(count)
+        rows = [Row(self._read + at, batch_lines.line_id(raw)) for at, raw in enumerate(lines)]
+        self._read += len(lines)
+        self._rows += rows
+        await asyncio.gather(*(self._submit(row, raw) for row, raw in zip(rows, lines, strict=True)))
+        return bool(rows)
+
+    async def _take(self, count: int) -> list[bytes]:
+        if not self._lines:
+            first = 0
+            for chunk in self._chunks:
+                if first + chunk.lines > self._read:
+                    whole = await self._insist(partial(self._blobs.get, chunk.key), FILE_PATIENCE_S)
+                    self._lines.extend(whole.split(b"\n")[self._read - first : chunk.lines])
+                    break
+                first += chunk.lines
+        return [self._lines.popleft() for _ in range(min(count, len(self._lines)))]
+
+    async def _submit(self, row: Row, raw: bytes) -> None:
+        key = Idempotency(f"batch {self._batch.id.hex()} {row.number}", hashlib.sha256(raw).digest())
+        while not self._ending():
+            grant: Grant | None = None
+            try:
+                line = batch_lines.read_line(raw, self._batch)
+                grant = self._access.admit(self._access.standing(self._principal), line.model)
+                order = self._order(row, line, key)
+                del line  # its JSON, decoded, takes many times what its tensors do
+                submitted = await self._jobs.submit(order)
+                row.job = submitted.job.id
+                if grant is not None and submitted.fresh:
+                    grant.accepted(len(raw))
+            except _COME_BACK as error:
+                await asyncio.sleep(min(error.retry_after_s or AGAIN_S, LONGEST_PAUSE_S))
+                continue
+            except TidegateError as error:
+                row.error = error
+            finally:
+                if grant is not None:
+                    grant.cancel()
+            return
+        row.error = self._revoked or _CANCELLED
+
+    def _ending(self) -> bool:
+        """Return whether no line is to be begun any more: it is cancelled, or its caller's key is revoked."""
+        try:
+            self._access.standing(self._principal)
+        except Unauthorized as error:
+            self._revoked = self._revoked or error
+        except Unavailable:
+            pass  # the next look tells
+        return self._cancelling or self._revoked is not None
+
+    def _order(self, row: Row, line: Line, key: Idempotency) -> Order:
+        return self._jobs.order(
+            line.model,
+            line.version,
+            lambda contract: oip.decode_head(line.head, memoryview(b""), contract),
+            line.options,
+            self._principal,
+            idempotency=key,
+            batch=self._batch.id.hex(),
+            line=row.number,
+        )
+
+    # --- jobs into results -----------------------------------------------------------------------------
+
+    async def _emit(self) -> bool:
+        """Write the results of the first lines that are over; whether there were any."""
+        if not self._rows:
+            return False
+        # While the first one is not over the others can wait: they would have to wait for it anyway.
+        first = self._rows[0]
+        if first.error is None and not await self._over([first]):
+            return False
+        over = await self._over(list(islice(self._rows, AT_ONCE)))
+        while over:
+            group = over[: self._fitting(over)]
+            over = over[len(group) :]
+            ids = [job.id for _, job in group if job is not None and job.state == "succeeded"]
+            found = await self._insist(partial(self._store.replies, ids))
+            frames: dict[bytes, bytes | None] = dict(zip(ids, found, strict=True))
+            for row, job in group:
+                outcome, line = await self._line(row, job, frames.get(row.job or b""))
+                self._counts[outcome] += 1
+                self._cut_off |= self._revoked is not None and outcome != "succeeded"
+                full = self._writer.add(line)
+                self._rows.popleft()
+                self._emitted += 1
+                if full:
+                    await self._save()
+        return True
+
+    async def _over(self, rows: Sequence[Row]) -> list[tuple[Row, Job | None]]:
+        """Those at the front that are over, with their jobs."""
+        rows = list(takewhile(lambda row: not row.waits, rows))
+        ids = [row.job for row in rows if row.job is not None]
+        found = dict(zip(ids, await self._insist(partial(self._jobs.store.get_many, ids)), strict=True))
+        pairs = [(row, found[row.job] if row.job is not None else None) for row in rows]
+        return list(takewhile(lambda pair: pair[1] is None or pair[1].terminal, pairs))
+
+    @staticmethod
+    def _fitting(over: Sequence[tuple[Row, Job | None]]) -> int:
+        """How many of these may be in memory at once; at least one."""
+        size = 0
+        for at, (_, job) in enumerate(over):
+            size += job.result_size if job is not None else 0
+            if at and size > RESULT_BYTES:
+                return at
+        return len(over)
+
+    async def _line(self, row: Row, job: Job | None, frame: bytes | None) -> tuple[str, bytes]:
+        shown = None if row.job is None else row.job.hex()
+        error = row.error
+        if job is not None and job.state != "succeeded":
+            error = failure_of(job)
+        elif job is not None and frame is not None:
+            try:
+                encode = partial(self._results.encoded, job, frame, binary=False)
+                response, _ = await self._insist(encode, RESULT_PATIENCE_S)
+                return "succeeded", batch_lines.result_line(row.number, row.id, shown, response)
+            except TidegateError as problem:
+                error = problem
+        if error is None:
+            error = Conflict("the job is no longer kept", reason="job_gone")
+        outcome = error.reason if error.reason in {"cancelled", "expired"} else "failed"
+        return outcome, batch_lines.failed_line(row.number, row.id, shown, outcome, error)
+
+    # --- what is kept ----------------------------------------------------------------------------------
+
+    async def _save(self) -> None:
+        """Results to the disk, and the record says so."""
+        chunk = await self._insist(self._writer.write)
+        self._saved_at = time.monotonic()
+        if chunk is None:
+            return
+        async with self._stepping:
+            self._written, self._size = self._emitted, self._size + chunk.size
+            self._saved_counts = dict(self._counts)
+            await self._insist(partial(self._step, chunk))
+
+    async def _keep(self) -> None:
+        """Hold the lease, tell how far it is, and hear whether it is to be cancelled."""
+        while True:
+            await asyncio.sleep(STEP_S)
+            async with self._stepping:
+                try:
+                    await self._step()
+                except Unavailable:
+                    continue
+            if self._ending():
+                await self._jobs.cancel_all([row.job for row in self._rows if row.job is not None])
+
+    async def _step(self, chunk: Chunk | None = None, lease_ms: int = LEASE_MS) -> None:
+        state = await self._store.step(
+            self._batch.id,
+            self._owner,
+            lease_ms,
+            done=self._emitted,
+            written=self._written,
+            counts=self._saved_counts,
+            size=self._size,
+            chunk=chunk,
+        )
+        if state is None:
+            raise Lost
+        self._cancelling = state == "cancelling"
+
+    @staticmethod
+    async def _insist(do: Callable[[], Awaitable[T]], patience_s: float = float("inf")) -> T:
+        """Do it, again and again while what it needs is away; raises Unavailable after ``patience_s``."""
+        give_up_at = time.monotonic() + patience_s
+        while True:
+            try:
+                return await do()
+            except Unavailable as error:
+                log.info("a batch waits", extra={"problem": error.message})
+                if time.monotonic() > give_up_at:
+                    raise
+            await asyncio.sleep(AGAIN_S)
+
+
+def _principal(batch: Batch) -> Principal:
+    """For whom the lines are submitted."""
+    for known in (ANONYMOUS, SERVICE):
+        if batch.principal == known.id:
+            return known
+    endpoints = None if batch.endpoints is None else frozenset(batch.endpoints)
+    return Principal(batch.principal, batch.principal, frozenset({INFER}), endpoints)

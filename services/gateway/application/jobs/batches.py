@@ -1,0 +1,202 @@
+"""Batches: taken in as a file, worked at by one gateway process at a time, given out as a file."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import suppress
+
+from services.gateway.adapters.batch_files import LineWriter, Splitter
+from services.gateway.adapters.store.batches import BatchStore
+from services.gateway.application.access import Access
+from services.gateway.application.jobs.batch_runner import LEASE_MS, Lost, Runner
+from services.gateway.application.jobs.results import Results
+from services.gateway.application.jobs.submission import Jobs
+from services.gateway.domain.batch_lines import read_object
+from services.gateway.domain.batches import Batch, Chunk
+from services.gateway.domain.job_options import MAX_TTL_S, JobOptions
+from tidegate.kernel import tasks, telemetry
+from tidegate.kernel.blobs.store import Blobs
+from tidegate.kernel.errors import BadRequest, NotFound, TidegateError, Unavailable
+from tidegate.kernel.protocol.access import Principal
+from tidegate.kernel.protocol.jobs import new_id
+from tidegate.kernel.store import StoreUnavailable
+
+log = telemetry.logger(__name__)
+
+AT_ONCE = 4
+# A line is copied once as it is cut out, and once more into its chunk.
+COPIES = 2
+LOOK_S = 1.0
+
+
+class Batches:
+    """The gateway's batches. ``owner`` is this process; the times are in seconds."""
+
+    def __init__(
+        self,
+        store: BatchStore,
+        jobs: Jobs,
+        results: Results,
+        blobs: Blobs,
+        access: Access,
+        owner: str,
+        *,
+        keep_s: float,
+    ) -> None:
+        self._store = store
+        self._jobs = jobs
+        self._results = results
+        self._blobs = blobs
+        self._access = access
+        self._owner = owner
+        self._keep_s = keep_s
+        self._wake = asyncio.Event()
+        self._running: set[asyncio.Task[None]] = set()
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Work at batches, in the background."""
+        self._task = asyncio.create_task(self._run(), name="batches")
+
+    async def stop(self) -> None:
+        """Stop; others go on with them."""
+        await tasks.end(self._task, *self._running)
+
+    async def create(
+        self,
+        body: AsyncIterator[bytes],
+        splitter: Splitter,
+        model: str,
+        version: str,
+        options: JobOptions,
+        principal: Principal,
+        hold: Callable[[int], None],
+    ) -> Batch:
+        """Take a file in; it is on disk when this returns. Raises BadRequest, PayloadTooLarge.
+
+        ``hold`` is told how many bytes of it are in memory, and may refuse them by raising Overloaded.
+        """
+        # Lines that run as long as they may, one after the other: it is deleted when the batch is over.
+        writer = LineWriter(self._blobs, MAX_TTL_S)
+        chunks: list[Chunk] = []
+        try:
+            async for data in body:
+                hold(COPIES * (len(data) + splitter.held + writer.held))
+                await _store_lines(splitter.feed(data), splitter, writer, chunks)
+            await _store_lines(splitter.end(), splitter, writer, chunks)
+            if (last := await writer.write()) is not None:
+                chunks.append(last)
+            if not chunks:
+                raise BadRequest("the file has no line")
+            now_ms = int(time.time() * 1e3)
+            batch = Batch(
+                id=new_id(now_ms, os.urandom(10)),
+                state="running",
+                principal=principal.id,
+                lines=splitter.lines,
+                created_ms=now_ms,
+                model=model,
+                version=version,
+                level=options.level,
+                ttl_s=options.ttl_s,
+                endpoints=None if principal.endpoints is None else tuple(sorted(principal.endpoints)),
+            )
+            await self._store.create(batch, chunks)
+        except BaseException:
+            for chunk in chunks:
+                with suppress(Unavailable):
+                    await self._blobs.delete(chunk.key)
+            raise
+        self._wake.set()
+        return batch
+
+    async def find(self, id_: bytes, principal: Principal) -> Batch:
+        """A batch that ``principal`` may see: its own, or any with the scope admin. Raises NotFound."""
+        batch = await self._store.get(id_)
+        if batch is None or not principal.sees(batch.principal):
+            raise NotFound(f"there is no batch {id_.hex()}")
+        return batch
+
+    async def latest(self, principal: str | None, before: bytes | None, limit: int) -> list[Batch]:
+        """Batches (of a principal), newest first, older than ``before``."""
+        return await self._store.latest(principal, before, limit)
+
+    async def cancel(self, batch: Batch) -> Batch:
+        """Have a batch end: what waits or runs is cancelled, and its results say so."""
+        after = await self._store.cancel(batch.id)
+        if after is None:
+            raise NotFound(f"there is no batch {batch.id.hex()}")
+        return after
+
+    async def results(self, batch: Batch) -> AsyncGenerator[bytes]:
+        """The results as they are written, in pieces of whole lines. Raises Unavailable."""
+        for chunk in await self._store.results(batch.id):
+            yield await self._blobs.get(chunk.key)
+
+    async def _run(self) -> None:
+        while True:
+            try:
+                while len(self._running) < AT_ONCE and (
+                    id_ := await self._store.claim(self._owner, LEASE_MS)
+                ):
+                    task = asyncio.create_task(self._work(id_), name=f"batch {id_.hex()}")
+                    self._running.add(task)
+                    task.add_done_callback(self._running.discard)
+            except StoreUnavailable:
+                pass
+            self._wake.clear()
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._wake.wait(), LOOK_S)
+
+    async def _work(self, id_: bytes) -> None:
+        shown = {"batch": id_.hex()}
+        try:
+            batch = await self._store.get(id_)
+            if batch is None:
+                return
+            runner = Runner(
+                batch,
+                self._owner,
+                self._store,
+                self._jobs,
+                self._results,
+                self._blobs,
+                self._access,
+                self._keep_s,
+            )
+        except StoreUnavailable:
+            return  # its lease lapses, and somebody looks at it again
+        try:
+            await runner.run()
+            log.info("a batch is over", extra=shown)
+        except Lost:
+            log.info("another gateway has taken over a batch", extra=shown)
+        except asyncio.CancelledError:
+            with suppress(Lost, StoreUnavailable):
+                await runner.release()
+            raise
+        except StoreUnavailable:
+            pass
+        except TidegateError as error:
+            log.error("a batch cannot go on", extra=shown | {"problem": error.message})
+            with suppress(Lost, StoreUnavailable):
+                await runner.fail(error.message)
+        except Exception:
+            log.exception("a batch was given up here; it is tried again", extra=shown)
+
+
+async def _store_lines(
+    lines: list[bytes], splitter: Splitter, writer: LineWriter, chunks: list[Chunk]
+) -> None:
+    if lines and splitter.lines == len(lines):
+        try:
+            read_object(lines[0])  # a file of another kind is told at once
+        except BadRequest as error:
+            raise BadRequest(f"not a file of requests, one JSON object a line: {error.message}") from None
+    for line in lines:
+        if writer.add(line):
+            chunk = await writer.write()
+            chunks += [chunk] if chunk is not None else []

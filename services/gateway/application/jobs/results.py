@@ -1,0 +1,57 @@
+"""The results of jobs, read from the store and written as the answer of an inference call."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from services.gateway.domain import job_results, oip
+from services.gateway.domain.classification import Labels
+from tidegate.kernel.blobs.claims import Claims
+from tidegate.kernel.errors import ModelFailed
+from tidegate.kernel.protocol import envelope
+from tidegate.kernel.protocol.envelope import Buffer
+from tidegate.kernel.protocol.jobs import Job
+from tidegate.kernel.store import JobStore
+
+
+class Results:
+    """Encodes what jobs came to. ``labels`` are the names of a Deployment's classes."""
+
+    def __init__(
+        self, store: JobStore, claims: Claims, labels: Callable[[str], Labels] = lambda _: {}
+    ) -> None:
+        self._store = store
+        self._claims = claims
+        self._labels = labels
+
+    async def frame(self, job: Job) -> bytes:
+        """The reply frame of a job that succeeded; raises ModelFailed when it is not kept any more."""
+        frame = await self._store.result(job.id)
+        if frame is None:
+            raise ModelFailed(
+                f"the result of job {job.id.hex()} is no longer kept: send the request again",
+                reason="result_gone",
+            )
+        return frame
+
+    async def encoded(self, job: Job, frame: bytes, binary: bool | None = None) -> tuple[bytes, list[Buffer]]:
+        """The answer in a reply frame: its JSON, and the tensors behind it. Raises TidegateError.
+
+        ``binary`` replaces the form that was asked for when the job was submitted.
+        """
+        try:
+            reply = envelope.read_reply(frame)
+            outputs, parameters = envelope.read_result_key(reply.key)
+        except envelope.Undecodable as error:
+            raise ModelFailed(f"the result of job {job.id.hex()} cannot be read: {error}") from None
+        data = await self._claims.redeem(reply.data) if reply.claimed else reply.data
+        return oip.encode_pieces(
+            job.endpoint,
+            str(job.version),
+            job_results.read_ask(job.ask, binary),
+            reply.rows,
+            outputs,
+            parameters,
+            data,
+            self._labels(job.deployment),
+        )

@@ -1,0 +1,55 @@
+"""How many jobs wait for each Deployment, as a gateway may say at once: read now and then, else counted."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable, Mapping
+
+from tidegate.kernel.protocol.jobs import JobLoad
+from tidegate.kernel.store import StoreUnavailable
+
+FRESH_S = 0.5
+STALE_S = 2.0
+
+
+class Waiting:
+    """``read`` gives what is not over, by Deployment. What other gateways did since then is not known."""
+
+    def __init__(
+        self,
+        read: Callable[[], Awaitable[Mapping[str, JobLoad]]],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._read = read
+        self._clock = clock
+        self._loads: Mapping[str, JobLoad] = {}
+        self._since: Counter[str] = Counter()
+        self._at = float("-inf")
+        self._reading: asyncio.Task[None] | None = None
+
+    async def ahead(self, deployment: str) -> int | None:
+        """How many jobs wait before one that is accepted now, which is counted; None: nobody could tell."""
+        age = self._clock() - self._at
+        if age > FRESH_S and self._reading is None:
+            self._reading = asyncio.create_task(self._refresh(), name="waiting jobs")
+        if age > STALE_S and self._reading is not None:
+            await asyncio.shield(self._reading)
+        if self._clock() - self._at > 2 * STALE_S:
+            return None
+        load = self._loads.get(deployment)
+        found = (load.waiting if load is not None else 0) + self._since[deployment]
+        self._since[deployment] += 1
+        return found
+
+    async def _refresh(self) -> None:
+        before = self._since
+        self._since = Counter()
+        try:
+            self._loads = await self._read()
+            self._at = self._clock()
+        except StoreUnavailable:
+            self._since += before
+        finally:
+            self._reading = None

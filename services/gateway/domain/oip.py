@@ -1,0 +1,247 @@
+"""Open Inference Protocol v2 over REST: JSON, and the binary tensor data extension, both directions.
+
+A request is decoded once, against the Deployment's signature, into what an envelope carries: the batch
+rows, the call key and each input's raw bytes. Errors name the tensor, what was expected and what came.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from math import prod
+from typing import Any
+
+import orjson
+
+from services.gateway.domain.classification import Labels, classified
+from services.gateway.domain.contract import (
+    Contract,
+    Decoded,
+    Inputs,
+    WantedOutput,
+    check_name,
+    check_parameters,
+    check_shape,
+    check_size,
+    inputs_unknown,
+    json_refusal,
+    options,
+)
+from tidegate.kernel.errors import BadRequest
+from tidegate.kernel.protocol import bounded_json
+from tidegate.kernel.protocol.envelope import Buffer, Tensor
+from tidegate.kernel.protocol.tensors import BINARY_ONLY, Datatype, from_json, to_json
+
+HEADER_LENGTH = "Inference-Header-Content-Length"
+_MAX_STRING = 2**32 - 1
+
+
+def decode(body: Buffer, header_length: int | None, contract: Contract) -> Decoded:
+    """Decode and check a request body; raises BadRequest.
+
+    ``header_length`` is the size of the JSON part when binary tensor data follows it, else None. With 0 the
+    whole body is the data of the model's only input: Unavailable while no signature is known.
+    """
+    return decode_head(*parts(body, header_length), contract)
+
+
+def decode_head(head: dict[str, Any] | None, tail: memoryview, contract: Contract) -> Decoded:
+    """The same of a body whose JSON was read by :func:`parts`; fields that are not OIP's are passed over."""
+    if head is None:
+        return _raw(tail, contract)
+    parameters = check_parameters(head.get("parameters"), "request")
+    binary = bool(parameters.get("binary_data_output", False))
+    wanted = _wanted(head.get("outputs"), binary, contract)
+    tensors, data, rows = _inputs(head.get("inputs"), tail, contract)
+    names = tuple(output.name for output in wanted) if wanted else ()
+    for_model, timeout_ms, priority = options(parameters)
+    id_ = head.get("id", "")
+    if not isinstance(id_, str):
+        raise BadRequest(f"'id' must be a string, got {type(id_).__name__}")
+    key = contract.key(tensors, names, for_model)
+    return Decoded(id_, rows, key, data, wanted, binary, timeout_ms, priority)
+
+
+def parts(body: Buffer, header_length: int | None) -> tuple[dict[str, Any] | None, memoryview]:
+    """The JSON object of a body, None where it has none, and the binary tensor data behind it.
+
+    Raises BadRequest; PayloadTooLarge for JSON of more parts than are decoded.
+    """
+    view = memoryview(body)
+    if header_length == 0:
+        return None, view
+    size = len(view) if header_length is None else header_length
+    if not 0 <= size <= len(view):
+        raise BadRequest(f"{HEADER_LENGTH} is {size}, but the body has {len(view)} bytes")
+    head = bounded_json.loads(view[:size])
+    if not isinstance(head, dict):
+        raise BadRequest("the request must be a JSON object with 'inputs'")
+    return head, view[size:]
+
+
+def _wanted(found: Any, binary: bool, contract: Contract) -> tuple[WantedOutput, ...] | None:
+    if not found:
+        contract.want_all(binary)
+        return None
+    if not isinstance(found, list):
+        raise BadRequest("'outputs' must be a list")
+    wanted = []
+    for output in found:
+        name = output.get("name") if isinstance(output, dict) else None
+        if not isinstance(name, str):
+            raise BadRequest("every requested output needs a 'name'")
+        check_name("output", name)
+        parameters = check_parameters(output.get("parameters"), f"output {name!r}")
+        wanted.append(contract.want(name, binary, parameters))
+    return tuple(wanted)
+
+
+def _inputs(found: Any, tail: memoryview, contract: Contract) -> tuple[tuple[Tensor, ...], list[Buffer], int]:
+    if not isinstance(found, list):
+        raise BadRequest(
+            f"'inputs' must be a list of tensors; the model takes {sorted(contract.inputs) or 'any'}"
+        )
+    inputs = Inputs(contract)
+    at = 0
+    for order, item in enumerate(found):
+        if not isinstance(item, dict) or not isinstance(item.get("name"), str):
+            raise BadRequest(f"inputs[{order}]: needs a 'name'")
+        name = item["name"]
+        check_name("input", name)
+        shape = check_shape(name, item.get("shape"))
+        datatype = inputs.expect(name, item.get("datatype"), shape)
+        size = check_parameters(item.get("parameters"), f"input {name!r}").get("binary_data_size")
+        raw: Buffer
+        if size is None:
+            if not isinstance(item.get("data"), list):
+                raise BadRequest(f"input {name!r}: needs 'data' as a list, or binary data")
+            raw = from_json(name, datatype, shape, item["data"])
+        else:
+            raw, at = _binary(name, size, tail, at)
+            check_size(name, datatype, shape, raw)
+        inputs.put(raw)
+    if at != len(tail):
+        raise BadRequest(f"{len(tail)} bytes of binary data, but the inputs name {at}")
+    return inputs.done()
+
+
+def _binary(name: str, size: Any, tail: memoryview, at: int) -> tuple[memoryview, int]:
+    if type(size) is not int or size < 0:
+        raise BadRequest(
+            f"input {name!r}: binary_data_size must be a number of bytes, got {bounded_json.shown(size)}"
+        )
+    if at + size > len(tail):
+        raise BadRequest(f"input {name!r}: binary_data_size {size} goes past the end of the body")
+    return tail[at : at + size], at + size
+
+
+def _raw(body: memoryview, contract: Contract) -> Decoded:
+    """Triton's raw binary request: the signature says what the body is, and all outputs go back as binary.
+
+    A model that batches takes one row; at most one size of the shape may be open.
+    """
+    if contract.signature is None:
+        raise inputs_unknown()
+    if len(contract.inputs) != 1:
+        raise BadRequest(
+            f"{HEADER_LENGTH} is 0: the body is the model's only input, but it takes {list(contract.inputs)}"
+        )
+    ((name, (_, spec)),) = contract.inputs.items()
+    shape = [1, *spec.dims] if contract.max_batch else list(spec.dims)
+    if shape.count(-1) > 1:
+        raise BadRequest(
+            f"input {name!r}: the size of a raw body gives one dimension, but more are open in {shape}"
+        )
+    raw: Buffer = body
+    if spec.datatype.size:
+        shape = _closed(name, spec.datatype, shape, len(body))
+    else:
+        raw = _one_string(name, shape, body)
+    inputs = Inputs(contract)
+    inputs.expect(name, spec.datatype.name, shape)
+    inputs.put(raw)
+    tensors, data, rows = inputs.done()
+    return Decoded("", rows, contract.key(tensors, (), {}), data, None, True)
+
+
+def _closed(name: str, datatype: Datatype, shape: list[int], size: int) -> list[int]:
+    """The shape of ``size`` bytes, which give the dimension that is open (-1); raises BadRequest."""
+    each, is_open = prod(d for d in shape if d != -1) * datatype.size, -1 in shape
+    if (size % each) if is_open and each else size != each:
+        many = "a multiple of " if is_open else ""
+        raise BadRequest(f"input {name!r}: {datatype.name} {shape} needs {many}{each} bytes, got {size}")
+    return [size // max(each, 1) if d == -1 else d for d in shape]
+
+
+def _one_string(name: str, shape: list[int], body: memoryview) -> bytes:
+    """The body as the one element that a BYTES input of ``shape`` has; raises BadRequest."""
+    if -1 in shape or prod(shape) != 1:
+        raise BadRequest(f"input {name!r}: a raw body is one element of BYTES, but its shape is {shape}")
+    if len(body) > _MAX_STRING:
+        raise BadRequest(f"input {name!r}: an element of BYTES has at most {_MAX_STRING} bytes")
+    return b"".join((struct.pack("<I", len(body)), body))
+
+
+def encode(
+    model: str,
+    version: str,
+    request: Decoded,
+    rows: int,
+    outputs: tuple[Tensor, ...],
+    parameters: dict[str, Any],
+    data: list[Buffer],
+    labels: Labels | None = None,
+) -> tuple[bytes, int | None]:
+    """The answer's body, and the length of its JSON part when binary data follows (else None).
+
+    Otherwise as :func:`encode_pieces`.
+    """
+    head, tail = encode_pieces(model, version, request, rows, outputs, parameters, data, labels)
+    return (b"".join((head, *tail)), len(head)) if tail else (head, None)
+
+
+def encode_pieces(
+    model: str,
+    version: str,
+    request: Decoded,
+    rows: int,
+    outputs: tuple[Tensor, ...],
+    parameters: dict[str, Any],
+    data: list[Buffer],
+    labels: Labels | None = None,
+) -> tuple[bytes, list[Buffer]]:
+    """The answer's JSON, and the tensors that follow it as binary data.
+
+    ``labels`` are the names of classes by output. Raises BadRequest for what cannot be had in the form asked.
+    """
+    outputs, data = classified(request, rows, outputs, data, labels or {})
+    forms = {w.name: w.binary for w in request.wanted} if request.wanted else {}
+    items: list[dict[str, Any]] = []
+    tail: list[Buffer] = []
+    for tensor, raw in zip(outputs, data, strict=True):
+        shape = [rows, *tensor.dims] if rows else list(tensor.dims)
+        item: dict[str, Any] = {"name": tensor.name, "datatype": tensor.datatype.name, "shape": shape}
+        values = None if forms.get(tensor.name, request.binary) else _values(tensor, raw)
+        if values is None:  # asked for in binary, or strings that are no text
+            item["parameters"] = {"binary_data_size": len(raw)}
+            if len(raw):  # without a byte behind it, it is plain JSON, as Triton's is
+                tail.append(raw)
+        else:
+            item["data"] = values
+        items.append(item)
+    answer: dict[str, Any] = {"model_name": model, "model_version": version, "outputs": items}
+    if request.id:
+        answer["id"] = request.id
+    if parameters:
+        answer["parameters"] = parameters
+    head = orjson.dumps(answer, option=orjson.OPT_SERIALIZE_NUMPY)
+    if b"null" in head:
+        # So orjson writes NaN and infinities; Triton writes them by name, and its clients read that.
+        head = json.dumps(answer, separators=(",", ":"), default=lambda array: array.tolist()).encode()
+    return head, tail
+
+
+def _values(tensor: Tensor, raw: Buffer) -> Any:
+    if tensor.datatype.name in BINARY_ONLY:
+        raise json_refusal(tensor.name)
+    return to_json(tensor.datatype, raw)

@@ -1,0 +1,105 @@
+"""All that jobs need, put together: records and queue, batches, webhooks, and the doors to them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from fastapi import APIRouter
+
+from services.gateway.adapters.job_queue import JobQueue
+from services.gateway.adapters.router import Router
+from services.gateway.adapters.store.batches import BatchStore
+from services.gateway.adapters.tally import Tally
+from services.gateway.api.batches import BatchesDoor
+from services.gateway.api.job_answers import JobAnswers
+from services.gateway.api.job_door import JobDoor
+from services.gateway.api.jobs import JobsDoor
+from services.gateway.api.limits import Limits
+from services.gateway.api.webhooks import WebhooksDoor
+from services.gateway.application.access import Access
+from services.gateway.application.access_log import AccessLog
+from services.gateway.application.inference.core import Core
+from services.gateway.application.jobs.batches import Batches
+from services.gateway.application.jobs.results import Results
+from services.gateway.application.jobs.submission import Jobs
+from services.gateway.domain.classification import Labels
+from services.gateway.settings import GatewaySettings
+from tidegate.kernel.blobs.claims import Claims
+from tidegate.kernel.blobs.store import Blobs
+from tidegate.kernel.protocol.envelope import LARGE
+from tidegate.kernel.store import JobStore
+from tidegate.kernel.store.webhooks import WebhookStore
+
+
+class JobOffice:
+    """Starts after the dispatcher, by which models are woken, and stops before it."""
+
+    def __init__(
+        self,
+        settings: GatewaySettings,
+        incarnation: str,
+        core: Core,
+        access: Access,
+        blobs: Blobs,
+        labels: Callable[[str], Labels],
+        limits: Limits,
+        log: AccessLog,
+    ) -> None:
+        """``labels``: the names of a Deployment's classes."""
+        self._store, self._queue = JobStore.connect(settings.jobs_url), JobQueue(settings.amqp_url)
+        # What the store of the jobs holds it holds in memory.
+        claims = Claims(blobs, min(settings.claim_above_bytes, LARGE))
+        self._jobs = Jobs(
+            core,
+            self._store,
+            self._queue,
+            claims,
+            ttl_s=settings.job_ttl_s,
+            retention_s=settings.job_retention_s,
+            most_waiting=settings.max_waiting_jobs,
+        )
+        results = Results(self._store, claims, labels)
+        answers = JobAnswers(results, core.reporter)
+        self._batch_store = BatchStore.connect(settings.jobs_url)
+        self._batches = Batches(
+            self._batch_store,
+            self._jobs,
+            results,
+            blobs,
+            access,
+            incarnation,
+            keep_s=settings.job_retention_s,
+        )
+        batches_door = BatchesDoor(
+            self._batches,
+            limits,
+            file_bytes=settings.max_batch_bytes,
+            line_bytes=min(settings.max_batch_line_bytes, settings.max_json_bytes),
+            lines=settings.max_batch_lines,
+        )
+        self._schedule = WebhookStore.connect(settings.jobs_url)
+        self._router = Router(settings.router_url, settings.service_token)
+        self._tally = Tally(self._store, incarnation, lambda: self._jobs.acknowledged)
+        self.door = JobDoor(self._jobs, answers, access, log)
+        self.routers: list[APIRouter] = [
+            JobsDoor(self._jobs, answers, access).router,
+            batches_door.router,
+            WebhooksDoor(self._jobs, self._schedule, self._router).router,
+        ]
+
+    def start(self) -> None:
+        """Connect, and work at batches in the background."""
+        self._queue.start()
+        self._tally.start()
+        self._batches.start()
+
+    async def stop(self) -> None:
+        """Hand the batches over, write down what was submitted, disconnect."""
+        await self._batches.stop()
+        await self._tally.stop()
+        await self._jobs.stop()
+        await self._queue.stop()
+        await self._batch_store.close()
+        await self._store.close()
+        await self._schedule.close()
+        await self._router.close()

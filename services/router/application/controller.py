@@ -1,0 +1,165 @@
+"""The router's loop: read intention, look at the workers, compile, publish. Level-triggered.
+
+Only the router that leads compiles and publishes; the others read what it published.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+
+import orjson
+from prometheus_client import Counter, Gauge
+
+from services.router.adapters.registry import Registry
+from services.router.adapters.revision import Revision
+from services.router.application.leadership import Leadership
+from services.router.application.queues import Queues
+from services.router.domain import table as compiler
+from tidegate.kernel import tasks, telemetry
+from tidegate.kernel.broker.connection import Channel, Connection, Delivery
+from tidegate.kernel.broker.topology import EVENTS, REGISTRY_CHANGED, events_queue
+from tidegate.kernel.protocol.presence import ReplicaReport
+from tidegate.kernel.store import Store, StoreUnavailable
+
+log = telemetry.logger(__name__)
+
+PUBLISHED = Counter("tidegate_router_tables_total", "Route tables published.")
+ENDPOINTS = Gauge("tidegate_router_endpoints", "Endpoints in the route table.")
+
+
+class Controller:
+    """Keeps the store's route table equal to what intention and the workers say."""
+
+    def __init__(
+        self,
+        store: Store,
+        registry: Registry,
+        revision: Revision,
+        leadership: Leadership,
+        amqp_url: str,
+        incarnation: str,
+        *,
+        interval_s: float,
+        relist_s: float,
+    ) -> None:
+        self._store = store
+        self._registry = registry
+        self._revision = revision
+        self._leadership = leadership
+        self._interval_s = interval_s
+        self._relist_s = relist_s
+        self._events = events_queue("router", incarnation)
+        self._wake = asyncio.Event()
+        leadership.on_change(self._wake.set)
+        self._relist = True
+        self._reports: list[ReplicaReport] = []
+        self._learned: dict[str, object] = {}
+        self._queues = Queues()
+        self._last: compiler.Table = {}
+        self._task: asyncio.Task[None] | None = None
+        self.table: compiler.Table | None = None
+        self.store_problem: str | None = "The store has not been read yet."
+        self.connection = Connection(amqp_url, "router-events", self._on_setup, on_up=self._queues.forget)
+
+    def start(self) -> None:
+        """Begin."""
+        self._registry.load()
+        self.connection.start()
+        self._task = asyncio.create_task(self._run(), name="controller")
+
+    async def stop(self) -> None:
+        """Stop; the last table stays published."""
+        await tasks.end(self._task)
+        await self.connection.stop()
+        await self._registry.close()
+
+    def problem(self) -> str | None:
+        """Why no table can be published, if so."""
+        if self.table is None:
+            if not self._leadership.leads:
+                return self.store_problem or self._leadership.standing
+            return self._registry.problem or self.store_problem or "No table was compiled yet."
+        return None
+
+    async def _on_setup(self, channel: Channel) -> None:
+        await channel.declare(EVENTS)
+        await channel.declare(self._events)
+        await channel.bind(self._events, EVENTS, REGISTRY_CHANGED)
+        await channel.consume(self._events, self._on_event, prefetch=100, no_ack=True)
+
+    async def _on_event(self, _: Delivery) -> None:
+        self._relist = True
+        self._wake.set()
+
+    async def _run(self) -> None:
+        loop = asyncio.get_running_loop()
+        listed_at = float("-inf")
+        while True:
+            if self._relist or loop.time() - listed_at >= self._relist_s:
+                self._relist, listed_at = False, loop.time()
+                await self._registry.refresh()
+            try:
+                await self._round()
+            except Exception:
+                log.exception("a round failed; the next one tries again")
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._wake.wait(), self._interval_s)
+            self._wake.clear()
+
+    async def _round(self) -> None:
+        if not self._leadership.leads:
+            await self._follow()
+            return
+        epoch = self._leadership.epoch
+        intention = self._registry.intention
+        if intention is None:
+            return
+        try:
+            self._reports = await self._store.replicas()
+            self.store_problem = None
+        except StoreUnavailable as error:
+            self.store_problem = error.message  # go on with the workers last seen
+        ready = compiler.ready_counts(self._reports)
+        self._learned |= {r.deployment: r.signature for r in self._reports if r.signature}
+        table = compiler.compile_table(intention, ready, self._learned)
+        await self._queues.declare(set(table["deployments"]), self.connection)
+        await self._publish(table, epoch)
+        for endpoint in compiler.settled(intention, ready):
+            await self._registry.settle(endpoint)
+            self._relist = True
+
+    async def _follow(self) -> None:
+        """Take the table that the leader has published."""
+        try:
+            raw = await self._store.read_routes()
+            self.store_problem = None
+        except StoreUnavailable as error:
+            self.store_problem = error.message
+            return
+        if raw is not None:
+            self.table = orjson.loads(raw)
+            ENDPOINTS.set(len(self.table["endpoints"]))
+
+    async def _publish(self, table: compiler.Table, epoch: int) -> None:
+        if epoch != self._revision.epoch:
+            self._revision.begin(epoch)
+            self._last = {}
+        if table != self._last:
+            self._revision.advance()
+            self._last = table
+        self.table = {"epoch": self._revision.text, "n": self._revision.n, **table}
+        ENDPOINTS.set(len(table["endpoints"]))
+        wanted = orjson.dumps(self.table)
+        with contextlib.suppress(StoreUnavailable):
+            # Read before writing: the store may have been emptied since.
+            if await self._store.read_routes() != wanted:
+                if (newer := await self._store.publish_routes(wanted)) is not None:
+                    log.warning("another router has published since", extra={"epoch": newer, "ours": epoch})
+                    self._leadership.overtaken(newer)
+                    return
+                PUBLISHED.inc()
+                log.info(
+                    "route table published",
+                    extra={"n": self._revision.n, "endpoints": len(table["endpoints"])},
+                )

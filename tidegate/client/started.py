@@ -1,0 +1,85 @@
+"""``<state>/run/started.json``: with which settings the stack was started, for commands in other shells."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from tidegate.kernel.settings.base import SOURCES, Settings, is_secret
+
+# What a command needs to know to reach the stack.
+ADDRESS = (
+    "host",
+    "gateway_port",
+    "gateway_grpc_port",
+    "registry_port",
+    "router_port",
+    "autoscaler_port",
+    "tls_cert",
+    "tls_key",
+    "tls_ca",
+)
+# Where a stack lies says nothing of how it runs.
+_PLACES = {
+    "TIDEGATE_STATE_DIR",
+    "TIDEGATE_RUNTIME_DIR",
+    "TIDEGATE_CONFIG_DIR",
+    "TIDEGATE_CONTEXT",
+    "TIDEGATE_STACK",
+    SOURCES,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """``address``: settings by field, where they are not the default. ``environment``: ``TIDEGATE_*`` that
+    were set in the environment of `up`, without secrets.
+    """
+
+    address: dict[str, str] = field(default_factory=dict)
+    environment: dict[str, str] = field(default_factory=dict)
+
+
+def of(settings: Settings, environ: Mapping[str, str]) -> Started:
+    """Return what is worth remembering of a start with these settings."""
+    defaults = type(settings).model_fields
+    address = {
+        name: str(getattr(settings, name))
+        for name in ADDRESS
+        if getattr(settings, name) not in (None, defaults[name].default)
+    }
+    given = {
+        name: value
+        for name, value in environ.items()
+        if name.startswith("TIDEGATE_") and value and name not in _PLACES and not is_secret(name, value)
+    }
+    return Started(address, given)
+
+
+def write(state: Path, started: Started) -> None:
+    """Write the file."""
+    path = state / "run" / "started.json"
+    fresh = path.with_name(f"{path.name}.{os.getpid()}")
+    fresh.write_text(json.dumps(asdict(started), indent=1))
+    fresh.replace(path)
+
+
+def read(state: Path) -> Started:
+    """Return what the last start was like; nothing if there was none, or if it cannot be read."""
+    try:
+        found = json.loads((state / "run" / "started.json").read_text())
+        return Started(dict(found["address"]), dict(found["environment"]))
+    except (OSError, ValueError, KeyError, TypeError):
+        return Started()
+
+
+def forgotten(before: Started, environ: Mapping[str, str], kept: Mapping[str, str]) -> dict[str, str]:
+    """Return the settings of the last start's environment that this one has neither there nor in the file."""
+    return {
+        name: value
+        for name, value in before.environment.items()
+        if not environ.get(name) and name not in kept
+    }

@@ -1,0 +1,384 @@
+"""One AMQP connection with one channel. It never reconnects; ``broker.connection`` opens the next one."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ssl
+from collections.abc import Callable, Sequence
+from typing import Any, cast
+from urllib.parse import SplitResult, unquote, urlsplit
+
+from pamqp import commands
+from pamqp.base import Frame
+
+from tidegate.kernel.broker.amqp import wire
+from tidegate.kernel.broker.amqp.wire import (
+    FRAME_MAX,
+    Beat,
+    Confirmed,
+    Delivered,
+    Malformed,
+    Method,
+    Properties,
+    Returned,
+)
+
+CHANNEL = 1
+READ_SIZE = 256 * 1024
+# From here on pieces go to the socket as they are; below, one write of them joined is cheaper.
+SCATTER = 64 * 1024
+# What may wait for a broker that does not read; beyond it nothing is published any more.
+MAX_UNSENT = 256 * 2**20
+_PORTS = {"amqp": 5672, "amqps": 5671}
+_CAPABILITIES = {
+    "publisher_confirms": True,
+    "basic.nack": True,
+    "consumer_cancel_notify": True,
+    "connection.blocked": True,
+    "authentication_failure_close": True,
+}
+
+
+class Cork(contextlib.AbstractContextManager[None]):
+    """Holds what a connection writes, as long as it is entered; an object, since it is entered so often.
+
+    It is not entered twice: the inner one would drop what the outer one holds.
+    """
+
+    def __init__(self, connection: AmqpConnection) -> None:
+        self._connection = connection
+
+    def __enter__(self) -> None:
+        assert self._connection.held is None
+        self._connection.held = []
+
+    def __exit__(self, *error: object) -> None:
+        held, self._connection.held = self._connection.held, None
+        if held:
+            self._connection.write(b"".join(held))
+
+
+OnDelivered = Callable[[Delivered], None]
+
+
+class Lost(ConnectionError):
+    """The connection or its channel has ended; the message says why."""
+
+
+class Congested(Exception):
+    """The broker does not read what was sent; the message says how much waits."""
+
+
+class NotTaken(Exception):
+    """The broker returned a mandatory message (``unroutable``) or refused one (nack)."""
+
+    def __init__(self, unroutable: bool) -> None:
+        super().__init__("no queue for it" if unroutable else "the broker refused it")
+        self.unroutable = unroutable
+
+
+async def connect(url: str, *, name: str, heartbeat_s: int, confirms: bool) -> AmqpConnection:
+    """Open a connection and its channel; raises :class:`Lost` or OSError."""
+    parts = urlsplit(url)
+    loop = asyncio.get_running_loop()
+    secure = ssl.create_default_context() if parts.scheme == "amqps" else None
+    port = parts.port or _PORTS[parts.scheme]
+    connection = AmqpConnection(heartbeat_s)
+    await loop.create_connection(lambda: connection, parts.hostname or "127.0.0.1", port, ssl=secure)
+    try:
+        await connection.open(parts, name, confirms)
+    except BaseException:
+        connection.abort("opening failed")
+        raise
+    return connection
+
+
+class AmqpConnection(asyncio.BufferedProtocol):
+    """Methods that answer are awaited one at a time; publish and ack are written at once.
+
+    ``ended`` is a future that is done, with the reason, when nothing can be sent or received any more.
+    """
+
+    def __init__(self, heartbeat_s: int) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._reader = wire.Reader()
+        self._read = memoryview(bytearray(READ_SIZE))
+        self._in_place = False
+        self._heartbeat_s = heartbeat_s
+        self._frame_max = FRAME_MAX
+        self._transport: asyncio.Transport | None = None
+        self._consumers: dict[str, OnDelivered] = {}
+        self._consumers_begun = 0
+        self._answer: asyncio.Future[Any] | None = None
+        self._one_at_a_time = asyncio.Lock()
+        self._confirms = False
+        self._published = 0
+        self._open: dict[int, asyncio.Future[None]] = {}
+        self._unroutable: set[int] = set()
+        self._heard_at = self._loop.time()
+        self._beat: asyncio.TimerHandle | None = None
+        self._slow = False
+        self.blocked = False
+        self.held: list[bytes] | None = None
+        self.cork = Cork(self)
+        self.ended: asyncio.Future[str] = self._loop.create_future()
+
+    # --- opening and closing ---------------------------------------------------------------------------
+
+    async def open(self, parts: SplitResult, name: str, confirms: bool) -> None:
+        """The handshake: start, tune, open, channel, confirm mode."""
+        user, password = unquote(parts.username or "guest"), unquote(parts.password or "guest")
+        start = self._expect()
+        self.write(b"AMQP\x00\x00\x09\x01")
+        await start
+        properties: dict[str, Any] = {
+            "product": "tidegate",
+            "connection_name": name,
+            "capabilities": _CAPABILITIES,
+        }
+        start_ok = commands.Connection.StartOk(properties, "PLAIN", f"\x00{user}\x00{password}", "en_US")
+        tune = await self._call(start_ok, channel=0)
+        if not isinstance(tune, commands.Connection.Tune):
+            raise Lost(f"the broker answered {type(tune).__name__} to the credentials")
+        self._frame_max = self._reader.frame_max = min(tune.frame_max or FRAME_MAX, FRAME_MAX)
+        self._send(commands.Connection.TuneOk(1, self._frame_max, self._heartbeat_s), channel=0)
+        vhost = unquote(parts.path[1:]) or "/"
+        await self._call(commands.Connection.Open(vhost), channel=0)
+        await self._call(commands.Channel.Open())
+        if confirms:
+            await self._call(commands.Confirm.Select())
+            self._confirms = True
+        self._pulse()
+
+    async def close(self) -> None:
+        """Say goodbye and end; what is unsettled goes back to its queue."""
+        if self.ended.done():
+            return
+        with contextlib.suppress(Lost):
+            await self._call(commands.Connection.Close(200, "bye", 0, 0), channel=0)
+        self.abort("closed")
+
+    def abort(self, reason: str) -> None:
+        """End now."""
+        if self._transport is not None:
+            self._transport.abort()
+        self._end(reason)
+
+    def _end(self, reason: str) -> None:
+        if self.ended.done():
+            return
+        self.ended.set_result(reason)
+        if self._beat is not None:
+            self._beat.cancel()
+        for future in [*self._open.values(), *([self._answer] if self._answer else [])]:
+            if not future.done():
+                future.set_exception(Lost(reason))
+                future.exception()  # nobody may be waiting for it any more
+        self._open.clear()
+
+    # --- asyncio.BufferedProtocol ----------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """The socket is there."""
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's is one in all but name
+
+    def connection_lost(self, error: Exception | None) -> None:
+        """The socket is gone."""
+        self._end(f"the connection was lost{f': {error}' if error else ''}")
+
+    def pause_writing(self) -> None:
+        """The broker reads more slowly than we write: from here on what waits is looked at."""
+        self._slow = True
+
+    def resume_writing(self) -> None:
+        """The broker has read nearly all of it."""
+        self._slow = False
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        """Where to read to: for a large content, the very place where it stays."""
+        place = self._reader.window()
+        self._in_place = place is not None
+        return self._read[: self._reader.appetite(READ_SIZE)] if place is None else place
+
+    def buffer_updated(self, nbytes: int) -> None:
+        """Bytes from the broker."""
+        self._heard_at = self._loop.time()
+        if self._in_place:
+            self._reader.took(nbytes)
+            return
+        try:
+            for event in self._reader.feed(bytes(self._read[:nbytes])):
+                self._on_event(event)
+        except (Malformed, ValueError, IndexError) as error:
+            self.abort(f"the broker's frames cannot be read: {error}")
+
+    def _on_event(self, event: wire.Event) -> None:
+        match event:
+            case Delivered():
+                consumer = self._consumers.get(event.consumer_tag)
+                if consumer is not None:
+                    consumer(event)
+            case Confirmed():
+                self._on_confirmed(event)
+            case Returned():
+                number = int(event.properties.message_id or 0)
+                if number in self._open:
+                    self._unroutable.add(number)
+            case Method():
+                self._on_method(event.frame)
+            case Beat():
+                pass
+
+    def _on_confirmed(self, confirmed: Confirmed) -> None:
+        tags = [confirmed.tag]
+        if confirmed.multiple:
+            tags = [tag for tag in self._open if tag <= confirmed.tag]
+        for tag in tags:
+            future = self._open.pop(tag, None)
+            unroutable = tag in self._unroutable
+            self._unroutable.discard(tag)
+            if future is None or future.done():
+                continue
+            if unroutable or not confirmed.taken:
+                future.set_exception(NotTaken(unroutable))
+            else:
+                future.set_result(None)
+
+    def _on_method(self, method: Any) -> None:
+        match method:
+            case commands.Channel.Close():
+                self._send(commands.Channel.CloseOk())
+                self.abort(f"the broker closed the channel: {method.reply_code} {method.reply_text}")
+            case commands.Connection.Close():
+                self._send(commands.Connection.CloseOk(), channel=0)
+                self.abort(f"the broker closed the connection: {method.reply_code} {method.reply_text}")
+            case commands.Basic.Cancel():
+                self.abort("the broker cancelled a consumer: its queue has gone")
+            case commands.Connection.Blocked():
+                self.blocked = True
+            case commands.Connection.Unblocked():
+                self.blocked = False
+            case _:
+                answer, self._answer = self._answer, None
+                if answer is not None and not answer.done():
+                    answer.set_result(method)
+
+    # --- methods that answer ---------------------------------------------------------------------------
+
+    async def call(self, command: Frame) -> Any:
+        """Send a method on the channel and give its answer; raises :class:`Lost`."""
+        return await self._call(command)
+
+    async def consume(
+        self, queue: str, on_delivered: OnDelivered, *, prefetch: int, no_ack: bool, exclusive: bool
+    ) -> str:
+        """Start a consumer and give its tag."""
+        await self._call(commands.Basic.Qos(0, prefetch, False))
+        # The tag is ours: the first deliveries may come with the answer, before anybody could read it there.
+        self._consumers_begun += 1
+        tag = f"c{self._consumers_begun}"
+        self._consumers[tag] = on_delivered
+        await self._call(commands.Basic.Consume(0, queue, tag, False, no_ack, exclusive))
+        return tag
+
+    async def cancel(self, consumer_tag: str) -> None:
+        """Stop a consumer; its last deliveries may come until this returns."""
+        await self._call(commands.Basic.Cancel(consumer_tag))
+        self._consumers.pop(consumer_tag, None)
+
+    async def _call(self, command: Frame, *, channel: int = CHANNEL) -> Any:
+        # Shielded: if its caller is cancelled the answer still comes, and is not the next one's.
+        call = asyncio.ensure_future(self._exchange(command, channel))
+        call.add_done_callback(lambda done: done.cancelled() or done.exception())
+        return await asyncio.shield(call)
+
+    async def _exchange(self, command: Frame, channel: int) -> Any:
+        async with self._one_at_a_time:
+            answer = self._expect()
+            self._send(command, channel=channel)
+            return await answer
+
+    def _expect(self) -> asyncio.Future[Any]:
+        if self.ended.done():
+            raise Lost(self.ended.result())
+        self._answer = self._loop.create_future()
+        return self._answer
+
+    # --- methods that do not ---------------------------------------------------------------------------
+
+    def publish(
+        self,
+        pieces: Sequence[wire.Buffer],
+        exchange: str,
+        routing_key: str,
+        *,
+        mandatory: bool,
+        properties: Properties,
+    ) -> asyncio.Future[None] | None:
+        """Write a message of these pieces; the future is its confirm (None without confirm mode).
+
+        Nobody may change the pieces any more: they go to the socket as they are.
+        The future raises :class:`NotTaken` or :class:`Lost`. Raises :class:`Congested` while more than
+        ``MAX_UNSENT`` bytes wait for the broker; acks and all other methods are still written then.
+        """
+        if self.ended.done():
+            raise Lost(self.ended.result())
+        if self._slow:
+            self._check_room()
+        if self._confirms and mandatory:
+            # The way to tell which message a basic.return is about.
+            properties = properties._replace(message_id=str(self._published + 1))
+        parts = wire.publish(
+            CHANNEL,
+            exchange.encode(),
+            routing_key.encode(),
+            mandatory=mandatory,
+            properties=properties,
+            pieces=pieces,
+            frame_max=self._frame_max,
+        )
+        confirm = None
+        if self._confirms:  # counted as the broker counts: what could not be made is not
+            self._published += 1
+            confirm = self._open[self._published] = self._loop.create_future()
+        if self.held is not None or sum(map(len, pieces)) < SCATTER:
+            self.write(b"".join(parts))
+        elif self._transport is not None:
+            self._transport.writelines(parts)
+        return confirm
+
+    def _check_room(self) -> None:
+        unsent = self._transport.get_write_buffer_size() if self._transport is not None else 0
+        if unsent > MAX_UNSENT:
+            raise Congested(f"RabbitMQ does not read: {unsent} bytes wait to be sent")
+
+    def ack(self, tag: int, multiple: bool) -> None:
+        """Settle a delivery."""
+        if self.ended.done():
+            raise Lost(self.ended.result())
+        self.write(wire.ack(CHANNEL, tag, multiple))
+
+    def nack(self, tag: int) -> None:
+        """Put a delivery back into its queue."""
+        if self.ended.done():
+            raise Lost(self.ended.result())
+        self._send(commands.Basic.Nack(tag, False, True))
+
+    def _send(self, command: Frame, *, channel: int = CHANNEL) -> None:
+        self.write(wire.method(channel, command))
+
+    def write(self, data: bytes) -> None:
+        """Whole frames to the socket, or to those that :attr:`cork` holds."""
+        if self.held is not None:
+            self.held.append(data)
+        elif self._transport is not None:
+            self._transport.write(data)
+
+    def _pulse(self) -> None:
+        """Send a heartbeat twice an interval; end a connection that was silent for two intervals."""
+        if self._loop.time() - self._heard_at > 2 * self._heartbeat_s:
+            self.abort(f"nothing was heard for {2 * self._heartbeat_s} s")
+            return
+        self.write(wire.HEARTBEAT_FRAME)
+        self._beat = self._loop.call_later(self._heartbeat_s / 2, self._pulse)

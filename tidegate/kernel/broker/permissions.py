@@ -1,0 +1,90 @@
+"""The permissions of each service at the broker and at the stores. Pure values; the stack writes them.
+
+RabbitMQ asks for ``configure`` to declare, ``write`` to publish to an exchange and to bind a queue, ``read``
+to consume and to bind from an exchange. A service that may publish to the default exchange reaches every
+queue. So workers, the registry and the autoscaler may not; they have their own exchanges (see ``topology``).
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from tidegate.kernel.broker.topology import CANCELS, EVENTS, EXCEPTIONS, USAGE, WARM, WORKERS
+
+DEFAULT_EXCHANGE = "amq.default"
+
+
+@dataclass(frozen=True, slots=True)
+class Permissions:
+    """Three regular expressions over the names of queues and exchanges, as RabbitMQ reads them."""
+
+    configure: str
+    write: str
+    read: str
+
+
+def _names(*names: str, below: tuple[str, ...] = ()) -> str:
+    """Return an expression for these names, and for every name that begins with one of ``below``."""
+    choices = [re.escape(name) for name in names] + [f"{re.escape(prefix)}.*" for prefix in below]
+    return f"^({'|'.join(choices)})$"
+
+
+_OF_GATEWAY, _OF_ROUTER, _OF_AUTOSCALER = "events.v1.gateway.", "events.v1.router.", "events.v1.autoscaler."
+_REQUESTS, _REPLIES, _JOBS, _WARM = "requests.v1.", "replies.v1.", "jobs.v1.", "warm.v1."
+
+BROKER: dict[str, Permissions] = {
+    "gateway": Permissions(
+        configure=_names(
+            EVENTS.name, CANCELS.name, WORKERS.name, USAGE.name,
+            below=(_REPLIES, _REQUESTS, _JOBS, _OF_GATEWAY),
+        ),
+        write=_names(
+            DEFAULT_EXCHANGE, EVENTS.name, CANCELS.name, below=(_REPLIES, _REQUESTS, _OF_GATEWAY)
+        ),
+        read=_names(EVENTS.name, WORKERS.name, below=(_REPLIES, _OF_GATEWAY)),
+    ),
+    "registry": Permissions(
+        configure=_names(EVENTS.name, USAGE.name),
+        write=_names(EVENTS.name),
+        read=_names(USAGE.name),
+    ),
+    "router": Permissions(
+        configure=_names(
+            EVENTS.name, CANCELS.name, WORKERS.name, EXCEPTIONS.name, below=(_REQUESTS, _JOBS, _OF_ROUTER)
+        ),
+        write=_names(
+            DEFAULT_EXCHANGE, CANCELS.name, WORKERS.name, EXCEPTIONS.name, below=(_REQUESTS, _OF_ROUTER)
+        ),
+        read=_names(EVENTS.name, WORKERS.name, EXCEPTIONS.name, below=(_OF_ROUTER,)),
+    ),
+    "autoscaler": Permissions(
+        configure=_names(EVENTS.name, WARM.name, below=(_OF_AUTOSCALER, _WARM)),
+        write=_names(WARM.name, below=(_OF_AUTOSCALER, _WARM)),
+        read=_names(EVENTS.name, WARM.name, below=(_OF_AUTOSCALER,)),
+    ),
+    # No binding from WORKERS: with it a worker could copy to itself what others answer. No exchange to
+    # configure: with that a worker could delete the one by which all answers go.
+    "worker": Permissions(
+        configure=_names(below=(_REQUESTS, _JOBS, _WARM, "cancels.v1.")),
+        write=_names(WORKERS.name, below=("cancels.v1.",)),
+        read=_names(CANCELS.name, below=(_REQUESTS, _JOBS, _WARM, "cancels.v1.")),
+    ),
+}  # fmt: skip
+
+# A server's owner administers it from its command line, no service does.
+_EVERYTHING = "~* &* +@all -@admin -@dangerous +info"
+_WORKERS_FACTS = " ".join(f"~tidegate:{kind}:*" for kind in ("replica", "model", "claim", "statistics"))
+_NOT_FOR_WORKERS = "-scan -randomkey -function -move"
+_WORKERS_COMMANDS = (
+    f"resetchannels -@all +@read +@write +@connection +@transaction -@dangerous {_NOT_FOR_WORKERS}"
+)
+
+LIVE_STORE: dict[str, str] = dict.fromkeys(("gateway", "registry", "router", "autoscaler"), _EVERYTHING) | {
+    # A worker tells of itself; it writes no route table and no status, and reads no limits.
+    "worker": f"{_WORKERS_FACTS} {_WORKERS_COMMANDS}",
+}
+JOB_STORE: dict[str, str] = dict.fromkeys(("gateway", "registry", "router", "autoscaler"), _EVERYTHING) | {
+    # A worker needs the jobs. With the lease of the routers it could keep all of them from leading.
+    "worker": f"{_EVERYTHING.replace('~* &*', '~tidegate:job:* &tidegate:job:*')} {_NOT_FOR_WORKERS}",
+}

@@ -1,0 +1,160 @@
+"""What can go wrong, by meaning.
+
+An error says what was wrong and what was expected; only the doors (``tidegate.kernel.service.app`` and the
+``api`` rooms) translate it to a status code. ``reason`` is the stable word that programs test for.
+"""
+
+from __future__ import annotations
+
+
+class TidegateError(Exception):
+    """Base of every error that a caller may see. ``message`` is one sentence for a person."""
+
+    reason = "internal"
+    request_id: str | None = None  # set by clients
+    deployment = ""  # the Deployment that the request was for, where that is known; for the log
+
+    def __init__(
+        self, message: str, *, reason: str | None = None, retry_after_s: float | None = None
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.reason = reason or type(self).reason
+        self.retry_after_s = retry_after_s
+
+
+class BadRequest(TidegateError):
+    """The request itself is wrong: its shape, its names, its values."""
+
+    reason = "bad_request"
+
+
+class Unauthorized(TidegateError):
+    """No credential, or one that is not known."""
+
+    reason = "unauthorized"
+
+
+class Forbidden(TidegateError):
+    """Known, but not allowed to do this."""
+
+    reason = "forbidden"
+
+
+class NotFound(TidegateError):
+    """The named thing does not exist."""
+
+    reason = "not_found"
+
+
+class MethodNotAllowed(TidegateError):
+    """The path exists, but not for this method; ``allowed`` are those that it has."""
+
+    reason = "method_not_allowed"
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        reason: str | None = None,
+        retry_after_s: float | None = None,
+        allowed: tuple[str, ...] = (),
+    ) -> None:
+        super().__init__(message, reason=reason, retry_after_s=retry_after_s)
+        self.allowed = allowed
+
+
+class Conflict(TidegateError):
+    """The named thing exists, is in use, or has changed since it was read."""
+
+    reason = "conflict"
+
+
+class PayloadTooLarge(TidegateError):
+    """More bytes than the stated limit."""
+
+    reason = "payload_too_large"
+
+
+class TooMany(TidegateError):
+    """This caller has used what it may: its rate, its concurrent requests, or its quota.
+
+    ``told``: what the answer's headers say of its limits.
+    """
+
+    reason = "too_many_requests"
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        reason: str | None = None,
+        retry_after_s: float | None = None,
+        told: dict[str, str] | None = None,
+    ) -> None:
+        super().__init__(message, reason=reason, retry_after_s=retry_after_s)
+        self.told = told or {}
+
+
+class Overloaded(TidegateError):
+    """More work waits than can be done in time; ``retry_after_s`` says when to come back."""
+
+    reason = "overloaded"
+
+
+class NoCapacity(TidegateError):
+    """Nothing runs the model and nothing may be started for it."""
+
+    reason = "no_capacity"
+
+
+class ColdStart(TidegateError):
+    """Nothing runs the model yet, and starting it takes longer than the request can wait."""
+
+    reason = "cold_start"
+
+
+class NoRoutes(TidegateError):
+    """This gateway has not seen a route table yet."""
+
+    reason = "no_routes"
+
+
+class DeadlinePassed(TidegateError):
+    """The request's deadline passed before an answer was there."""
+
+    reason = "deadline_passed"
+
+
+class ModelFailed(TidegateError):
+    """The model ran, or tried to load, and failed; the message is the model server's own."""
+
+    reason = "model_failed"
+
+
+class Unavailable(TidegateError):
+    """A part that is needed does not answer now (broker, store, model server)."""
+
+    reason = "unavailable"
+
+
+BY_REASON: dict[str, type[TidegateError]] = {
+    cls.reason: cls
+    for cls in (
+        BadRequest,
+        Unauthorized,
+        Forbidden,
+        NotFound,
+        MethodNotAllowed,
+        Conflict,
+        PayloadTooLarge,
+        TooMany,
+        Overloaded,
+        NoCapacity,
+        ColdStart,
+        NoRoutes,
+        DeadlinePassed,
+        ModelFailed,
+        Unavailable,
+    )
+}

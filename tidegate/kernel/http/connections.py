@@ -1,0 +1,148 @@
+"""All HTTP connections of a process: one sweep for their timeouts, and room for new ones."""
+
+from __future__ import annotations
+
+import asyncio
+import resource
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from prometheus_client import Counter
+
+from tidegate.kernel import telemetry
+from tidegate.kernel.http.patience import KEPT_S, HttpLimits, peer_of, to_shed
+
+if TYPE_CHECKING:
+    from tidegate.kernel.http.lifetime import Lifetime
+
+log = telemetry.logger(__name__)
+
+CLOSED = Counter(
+    "tidegate_http_closed_total", "Connections that a server closed before their time, by reason.", ["reason"]
+)
+
+SWEEP_S = 1.0
+# Connections looked at in one turn of the event loop, so that a sweep delays no request noticeably.
+SLICE = 32
+# When there are too many, so many of the oldest are looked at together, and a share of all is closed at once.
+LOOK = 512
+SHED_SHARE = 1 / 64
+# File descriptors kept for everything but HTTP connections.
+RESERVED_FILES = 512
+
+
+class Connections:
+    """Every open connection, oldest first."""
+
+    def __init__(self, limits: HttpLimits, now: float = 0.0) -> None:
+        self.limits = limits
+        self.now = now  # the sweeps' own clock: it stands still while the process is not run
+        self.pending_heads = 0
+        self._most = limits.connections
+        self._all: dict[Lifetime, str] = {}
+        self._by_peer: dict[str, dict[Lifetime, None]] = {}
+        self._in_vain: dict[str | None, float] = {}
+        self._timer: asyncio.TimerHandle | None = None
+        self._swept_at = 0.0
+
+    def __len__(self) -> int:
+        return len(self._all)
+
+    def fit_files(self, others: int = 0) -> None:
+        """Raise the soft limit of open files as far as needed, and allow only connections that fit.
+
+        ``others``: connections that this process may have beside these.
+        """
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        reserved = RESERVED_FILES + others
+        wanted = self.limits.connections + reserved
+        if soft != resource.RLIM_INFINITY and soft < wanted:
+            soft = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        if soft != resource.RLIM_INFINITY and soft < wanted:
+            self._most = max(soft - reserved, soft // 2)
+            log.warning(
+                "fewer connections than TIDEGATE_HTTP_CONNECTIONS fit into the limit of open files",
+                extra={"connections": self._most, "open_files": soft},
+            )
+
+    def add(self, connection: Lifetime, address: str) -> bool:
+        """Count a new connection. Return False if there is no room and nothing to close for it."""
+        peer = peer_of(address)
+        if len(self._all) >= self._most and not self._shed(None, self._all):
+            return False
+        of_peer = self._by_peer.get(peer, {})
+        if len(of_peer) >= self.limits.connections_per_peer and not self._shed(peer, of_peer):
+            return False
+        self._all[connection] = peer
+        self._by_peer.setdefault(peer, {})[connection] = None
+        if self._timer is None:
+            loop = asyncio.get_running_loop()
+            self._swept_at = loop.time()
+            self._timer = loop.call_later(SWEEP_S, self._sweep)
+        return True
+
+    def discard(self, connection: Lifetime) -> None:
+        """Forget a connection that is gone."""
+        peer = self._all.pop(connection, None)
+        if peer is None:
+            return
+        of_peer = self._by_peer[peer]
+        del of_peer[connection]
+        if not of_peer:
+            del self._by_peer[peer]
+
+    def hold_head(self, connection: Lifetime, count: int) -> None:
+        """Count bytes of a head that is not complete yet; when all of them are too many, drop the oldest."""
+        self.pending_heads += count
+        if self.pending_heads <= self.limits.pending_head_bytes:
+            return
+        for each in sorted(self._all, key=lambda one: one.since):
+            if self.pending_heads <= self.limits.pending_head_bytes // 2:
+                break
+            if each is not connection and each.held_head:
+                each.shed("pending_heads")
+
+    def _shed(self, peer: str | None, among: Iterable[Lifetime]) -> bool:
+        """Close some connections of a peer, or of all, oldest first; a closed one no longer counts."""
+        if self._in_vain.get(peer) == self.now:
+            return False  # since the last sweep all were looked at, and none may be closed
+        found = list(among)
+        count = max(1, int(len(found) * SHED_SHARE))
+        # To rank all of them would stop the event loop for tens of milliseconds.
+        for known_before in (None, self.now - KEPT_S):
+            for begin in range(0, len(found), LOOK):
+                some = found[begin : begin + LOOK]
+                places = to_shed([each.standing() for each in some], count, known_before)
+                for at in places:
+                    self.discard(some[at])
+                    some[at].shed("connections")
+                if places:
+                    return True
+        self._in_vain = {peer: self.now}
+        return False
+
+    def _sweep(self) -> None:
+        loop = asyncio.get_running_loop()
+        now = loop.time()
+        # A process that was stopped, or a loop that was blocked, could not read: that is nobody's delay.
+        self.now += min(now - self._swept_at, 2 * SWEEP_S)
+        self._swept_at = now
+        self._look_at(list(self._all), 0)
+
+    def _look_at(self, connections: list[Lifetime], begin: int) -> None:
+        end = begin + SLICE
+        for each in connections[begin:end]:
+            try:
+                each.check(self.now)
+            except Exception:
+                log.exception("a connection could not be checked; it is closed")
+                each.shed("error")
+        loop = asyncio.get_running_loop()
+        if end < len(connections):
+            # Thousands may be late at the same time: half a second is spread over them.
+            loop.call_later(SWEEP_S / 2 * SLICE / len(connections), self._look_at, connections, end)
+        elif self._all:
+            self._timer = loop.call_later(SWEEP_S, self._sweep)
+        else:
+            self._timer = None

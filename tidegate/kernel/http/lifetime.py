@@ -1,0 +1,200 @@
+"""The life of a connection: what the sweep sees of it, how it is refused, and how it ends."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from tidegate.kernel import telemetry
+from tidegate.kernel.http import answers, heads
+from tidegate.kernel.http.answers import Refusal
+from tidegate.kernel.http.connections import CLOSED, Connections
+from tidegate.kernel.http.patience import Phase, Standing, Verdict, judge
+
+log = telemetry.logger(__name__)
+
+# Where the parser is.
+BETWEEN, IN_HEAD, IN_BODY = 0, 1, 2
+
+
+class Refused(Exception):
+    """Raised inside of the parser to stop it."""
+
+    def __init__(self, refusal: Refusal) -> None:
+        super().__init__(refusal.reason)
+        self.refusal = refusal
+
+
+class Trailers:
+    """Takes the place of a request's list of headers behind its head: trailers are counted, not kept."""
+
+    __slots__ = ("_bytes", "_fields", "_refusal", "head")
+
+    def __init__(self, head: heads.Fields, head_bytes: int, max_bytes: int, max_fields: int) -> None:
+        self.head = head
+        self._fields = max_fields - len(head)
+        self._bytes = max_bytes - head_bytes
+        self._refusal = heads.too_large(max_bytes, max_fields)
+
+    def append(self, field: tuple[bytes, bytes]) -> None:
+        """Count a trailer; raise Refused for one too many."""
+        self._fields -= 1
+        self._bytes -= len(field[0]) + len(field[1]) + 4
+        if self._fields < 0 or self._bytes < 0:
+            raise Refused(self._refusal)
+
+
+class Lifetime(HttpToolsProtocol):
+    """A connection as :class:`Connections` knows it."""
+
+    def __init__(self, connections: Connections, **given: Any) -> None:
+        super().__init__(**given)
+        self._connections = connections
+        self._at = BETWEEN
+        self._deaf = False  # what still comes is thrown away
+        self._closing = False
+        self._previous: Any = None  # the request before the present one
+        self._rejected: Refusal | None = None  # is sent behind the answers that are still to come
+        self.held_head = 0  # bytes of a head whose end has not come yet
+        self._pending = 0  # what the process counts for it
+        self._body = 0  # bytes of bodies that went to the ASGI app
+        # What the sweep saw last.
+        self.since = connections.now
+        self._phase: Phase | None = None
+        self._token: Any = None
+        self._mark = self._pauses = 0
+
+    def phase(self) -> Phase:
+        """Return what this connection does now."""
+        if self._closing or self.transport.is_closing():
+            return Phase.CLOSING
+        if self.flow.write_paused:
+            return Phase.UNREAD
+        if self._at and not self.flow.read_paused:
+            return Phase.HEAD if self._at == IN_HEAD else Phase.BODY
+        if self.cycle is not None and not self.cycle.response_complete:
+            return Phase.BUSY
+        return Phase.SILENT if self.headers is None else Phase.IDLE
+
+    def knows_caller(self) -> bool:
+        """Return True if the caller's credential is known to be good."""
+        return False
+
+    def standing(self) -> Standing:
+        """Return what speaks for this connection when some have to go."""
+        phase = self.phase()
+        seen = phase is self._phase and self._token is self.headers
+        return Standing(phase, self.knows_caller(), self.since if seen else self._connections.now)
+
+    def pace(self) -> tuple[float, int]:
+        """Return for how long (s) the sweep has watched the present body, and its bytes since."""
+        if self._phase is not Phase.BODY or self._token is not self.headers:
+            return 0.0, 0
+        return self._connections.now - self.since, self.body_received() - self._mark
+
+    def check(self, now: float) -> None:
+        """Close this connection if its time is over. ``now`` is on the clock of :class:`Connections`."""
+        phase = self.phase()
+        token: Any
+        if phase is Phase.UNREAD:
+            token, progress = self._pauses, -self.transport.get_write_buffer_size()
+        else:
+            token, progress = self.headers, self.body_received()
+        if phase is not self._phase or token is not self._token:
+            self._phase, self._token, self._mark, self.since = phase, token, progress, now
+            return
+        verdict = judge(phase, now - self.since, progress - self._mark, self._connections.limits)
+        if verdict is Verdict.WAIT:
+            return
+        self._mark, self.since = progress, now
+        if verdict is Verdict.CLOSE:
+            CLOSED.labels("idle").inc()
+            self.transport.close()
+        elif verdict is Verdict.ABORT:
+            if phase is Phase.UNREAD:
+                CLOSED.labels("unread").inc()
+            if phase is Phase.CLOSING and not self.transport.is_closing():
+                self.transport.close()
+            else:
+                self.transport.abort()
+        elif verdict is not Verdict.RENEW:
+            self.reject(_LATE[verdict])
+
+    def body_received(self) -> int:
+        """Return how many bytes of bodies this connection has brought."""
+        return self._body
+
+    def release_head(self) -> None:
+        """Stop to count an incomplete head."""
+        self._connections.pending_heads -= self._pending
+        self.held_head = self._pending = 0
+
+    def reject(self, refusal: Refusal) -> None:
+        """Refuse what comes in now and close. Requests before it are answered first."""
+        self._deaf = True
+        self.release_head()
+        CLOSED.labels(refusal.reason).inc()
+        cycle = self.cycle
+        if self._at == IN_BODY and self.pipeline and self.pipeline[0][0] is cycle:
+            self.pipeline.popleft()
+            self.cycle = self._previous
+            self._rejected = refusal
+        elif cycle is None or cycle.response_complete:
+            if self._at == IN_BODY:
+                self.linger()  # it has its answer
+            else:
+                self.answer(refusal)
+        elif self._at == IN_BODY:
+            cycle.disconnected = True
+            cycle.message_event.set()
+            if getattr(cycle, "response_started", False):
+                self.linger()
+            else:
+                self.answer(refusal)
+        else:
+            self._rejected = refusal
+        self._at = BETWEEN
+
+    def answer(self, refusal: Refusal) -> None:
+        """Send the answer of a refusal, and close."""
+        if self.transport.is_closing():
+            return
+        headers: Any = self.headers
+        fields = headers.head if isinstance(headers, Trailers) else headers or ()
+        given = next((value for name, value in fields if name == b"x-request-id"), b"")
+        rid = given.decode("latin-1")[:128] or answers.new_request_id()
+        self.note(refusal, rid)
+        self.transport.write(answers.raw(refusal, rid))
+        self.linger()
+
+    def note(self, refusal: Refusal, rid: str) -> None:
+        """Log a refusal; ``rid`` is the id that its answer has."""
+        log.debug("connection refused", extra={"status": refusal.status, "reason": refusal.reason})
+
+    def linger(self) -> None:
+        """Close after a while. Until then what comes is thrown away.
+
+        Closing at once would reset the connection, and a client that still sends would not see its answer.
+        """
+        self._deaf = self._closing = True
+        self.flow.resume_reading()
+        if not self.transport.is_closing() and self.transport.can_write_eof():
+            self.transport.write_eof()
+
+    def shed(self, reason: str) -> None:
+        """Close at once, to make room."""
+        CLOSED.labels(reason).inc()
+        self._deaf = True
+        self.release_head()
+        self.transport.abort()
+
+
+_LATE = {
+    Verdict.HEADER_TIMEOUT: Refusal(
+        408, "header_timeout", "The request's head did not arrive in time (TIDEGATE_HTTP_HEADER_TIMEOUT_S)."
+    ),
+    Verdict.TOO_SLOW: Refusal(
+        408, "body_too_slow", "The request's body came too slowly (TIDEGATE_HTTP_BODY_BYTES_PER_S)."
+    ),
+}

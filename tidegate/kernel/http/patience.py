@@ -1,0 +1,128 @@
+"""How long a connection may take for what it does: pure decisions over what a sweep sees."""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Iterable
+from enum import Enum
+from typing import NamedTuple
+
+from tidegate.kernel.settings.base import Settings
+
+# How long an answer may wait for its reader, and a connection is read on after an early answer.
+UNREAD_S = 60.0
+LINGER_S = 2.0
+# A known caller's connection that was used within this time does not have to make room.
+KEPT_S = 5.0
+
+
+class HttpLimits(NamedTuple):
+    """The limits of one server process. Times in seconds."""
+
+    head_bytes: int = 64 * 1024
+    head_fields: int = 100
+    header_timeout_s: float = 10.0
+    idle_timeout_s: float = 75.0
+    body_grace_s: float = 20.0
+    body_bytes_per_s: int = 1024
+    connections: int = 16_384
+    connections_per_peer: int = 8_192
+    pending_head_bytes: int = 64 * 2**20
+
+    @classmethod
+    def of(cls, settings: Settings) -> HttpLimits:
+        """Return the limits of these settings."""
+        return cls(
+            settings.http_head_bytes,
+            settings.http_head_fields,
+            settings.http_header_timeout_s,
+            settings.http_idle_timeout_s,
+            settings.http_body_grace_s,
+            settings.http_body_bytes_per_s,
+            settings.http_connections,
+            settings.http_connections_per_peer,
+            settings.http_pending_head_bytes,
+        )
+
+
+class Phase(Enum):
+    """The states of a connection."""
+
+    SILENT = "silent"  # no byte of a request yet
+    HEAD = "head"
+    BODY = "body"
+    BUSY = "busy"  # its request is being answered
+    UNREAD = "unread"  # its answer waits for the reader
+    IDLE = "idle"  # between two requests
+    CLOSING = "closing"
+
+
+class Verdict(Enum):
+    """The possible verdicts on a connection."""
+
+    WAIT = "wait"
+    RENEW = "renew"  # a new window of time begins
+    CLOSE = "close"  # without a word
+    HEADER_TIMEOUT = "header_timeout"
+    TOO_SLOW = "body_too_slow"
+    ABORT = "abort"
+
+
+def judge(phase: Phase, waited: float, moved: int, limits: HttpLimits) -> Verdict:
+    """Decide about a connection that has been in a phase for ``waited`` s and moved so many bytes in it."""
+    if phase is Phase.SILENT:
+        return Verdict.CLOSE if waited >= limits.header_timeout_s else Verdict.WAIT
+    if phase is Phase.HEAD:
+        return Verdict.HEADER_TIMEOUT if waited >= limits.header_timeout_s else Verdict.WAIT
+    if phase is Phase.IDLE:
+        return Verdict.CLOSE if waited >= limits.idle_timeout_s else Verdict.WAIT
+    if phase is Phase.CLOSING:
+        return Verdict.ABORT if waited >= LINGER_S else Verdict.WAIT
+    if phase is Phase.BODY and waited >= limits.body_grace_s:
+        return Verdict.TOO_SLOW if moved < waited * limits.body_bytes_per_s else Verdict.RENEW
+    if phase is Phase.UNREAD and waited >= UNREAD_S:
+        return Verdict.ABORT if moved <= 0 else Verdict.RENEW
+    return Verdict.WAIT
+
+
+class Standing(NamedTuple):
+    """The rank of a connection when some have to go."""
+
+    phase: Phase
+    known: bool  # its caller has shown a credential that is good
+    since: float
+
+
+# A connection whose request is being answered never has to go.
+_ORDER = {Phase.CLOSING: 0, Phase.SILENT: 1, Phase.HEAD: 1, Phase.BODY: 2, Phase.IDLE: 3, Phase.UNREAD: 4}
+
+
+def to_shed(standings: Iterable[Standing], count: int, known_before: float | None = None) -> list[int]:
+    """Return the places of up to ``count`` connections to close: unknown callers first, then by phase, then
+    the one that has waited longest.
+
+    A known caller's connection has to go only if it has been idle since ``known_before``; None: never.
+    """
+    ranked = sorted(
+        (each.known, _ORDER[each.phase], each.since, at)
+        for at, each in enumerate(standings)
+        if each.phase in _ORDER and (not each.known or _long_idle(each, known_before))
+    )
+    return [at for *_, at in ranked[:count]]
+
+
+def _long_idle(standing: Standing, before: float | None) -> bool:
+    return before is not None and standing.phase is Phase.IDLE and standing.since <= before
+
+
+def peer_of(address: str) -> str:
+    """Return what counts as one peer: an IPv4 address, or the /64 network that one IPv6 host owns."""
+    if ":" not in address:
+        return address
+    try:
+        found = ipaddress.IPv6Address(address.partition("%")[0])
+    except ValueError:
+        return address
+    if found.ipv4_mapped is not None:
+        return str(found.ipv4_mapped)
+    return str(ipaddress.IPv6Network((int(found) >> 64 << 64, 64)))

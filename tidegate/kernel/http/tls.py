@@ -1,0 +1,125 @@
+"""The certificate that a service shows to its clients, read again when its files change."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import ssl
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from tidegate.kernel import telemetry
+from tidegate.kernel.settings.base import Settings
+
+log = telemetry.logger(__name__)
+
+POLL_S = 2.0
+
+
+class BadCertificate(Exception):
+    """The files are missing, unreadable, or do not belong together."""
+
+
+class ServerCertificate:
+    """A certificate chain and its key. New connections get the newest pair; open ones keep theirs."""
+
+    def __init__(self, cert: Path, key: Path) -> None:
+        """Raises BadCertificate."""
+        self._cert = cert
+        self._key = key
+        self._contexts: list[ssl.SSLContext] = []
+        self._used = self._read()
+        _load(_new_context(), *self._used, cert, key)
+        self._problem = ""
+
+    def context(self, *protocols: str) -> ssl.SSLContext:
+        """Return a context for a server that speaks these ALPN protocols; it follows the files."""
+        made = _new_context()
+        made.set_alpn_protocols(list(protocols))
+        _load(made, *self._used, self._cert, self._key)
+        self._contexts.append(made)
+        return made
+
+    def refresh(self) -> bool:
+        """Use the files if they have changed and are a pair; return whether a new pair is in use.
+
+        A pair that is half written, or broken, is left alone and reported once.
+        """
+        try:
+            found = self._read()
+            if found == self._used:
+                return False
+            # First into a context that nobody uses: a failed load leaves half a pair behind.
+            _load(_new_context(), *found, self._cert, self._key)
+            for context in self._contexts:
+                _load(context, *found, self._cert, self._key)
+        except BadCertificate as problem:
+            if str(problem) != self._problem:
+                self._problem = str(problem)
+                log.warning("the new certificate is not used, the old one stays: %s", problem)
+            return False
+        self._used, self._problem = found, ""
+        log.info("the certificate was renewed", extra={"file": str(self._cert)})
+        return True
+
+    async def watch(self) -> None:
+        """Follow the files until cancelled."""
+        while True:
+            await asyncio.sleep(POLL_S)
+            self.refresh()
+
+    def _read(self) -> tuple[bytes, bytes]:
+        try:
+            return self._cert.read_bytes(), self._key.read_bytes()
+        except OSError as error:
+            raise BadCertificate(f"{error.filename} cannot be read: {error.strerror}") from None
+
+
+def certificate_of(settings: Settings) -> ServerCertificate | None:
+    """Return the certificate of the settings, or None without one; raises SystemExit if it is not usable."""
+    if settings.tls_cert is None or settings.tls_key is None:
+        return None
+    try:
+        return ServerCertificate(settings.tls_cert, settings.tls_key)
+    except BadCertificate as problem:
+        raise SystemExit(f"TIDEGATE_TLS_CERT and TIDEGATE_TLS_KEY: {problem}.") from None
+
+
+def _new_context() -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.options |= ssl.OP_NO_RENEGOTIATION | ssl.OP_NO_COMPRESSION
+    return context
+
+
+def _load(context: ssl.SSLContext, cert: bytes, key: bytes, cert_file: Path, key_file: Path) -> None:
+    """Load a pair as it was read, so that what was checked is what is used. Raises BadCertificate."""
+    try:
+        with _file(cert) as cert_copy, _file(key) as key_copy:
+            context.load_cert_chain(cert_copy, key_copy, password=_no_password)
+    except (OSError, ValueError) as error:  # those of ssl are of OSError
+        raise BadCertificate(
+            f"{cert_file} and {key_file} are not a PEM certificate chain and its key: {error}"
+        ) from None
+
+
+def _no_password() -> str:
+    raise ValueError("the key has a password; Tidegate needs a key without one")
+
+
+@contextmanager
+def _file(data: bytes) -> Iterator[str]:
+    """A file with these bytes that exists for as long as it is needed: OpenSSL takes nothing but paths."""
+    if hasattr(os, "memfd_create"):
+        number = os.memfd_create("certificate", os.MFD_CLOEXEC)
+        with os.fdopen(number, "wb") as memory:
+            memory.write(data)
+            memory.flush()
+            yield f"/proc/self/fd/{number}"
+    else:
+        with tempfile.NamedTemporaryFile() as disk:  # 0600
+            disk.write(data)
+            disk.flush()
+            yield disk.name

@@ -1,0 +1,159 @@
+"""Users for the processes of models: numbers that no account has, one for each live worker of this machine.
+
+A worker claims a number with a lock on a file that is named like it, for as long as it lives. So no two
+models have the same user, and every process of a claimed user belongs to the holder of the lock. The file
+says something as long as the user may have processes, so that a clean one costs no look at all of them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import signal
+import time
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from tidegate.kernel.errors import Unavailable
+
+PROC = Path("/proc")
+# Shared by all stacks of this machine, or of this container: they see the same processes.
+HOST = Path("/run/tidegate/model-users")
+# Below a replica's folder: which user its worker claimed.
+NOTE = "model-user"
+COUNT = 4096
+# The first is far above what systems hand out; the second is for a container with 65,536 users.
+FIRST = (2_000_000_000, 20_000)
+END_LIMIT_S = 5.0
+POLL_S = 0.005
+
+
+class ModelUser:
+    """A claimed user; its group has the same number."""
+
+    def __init__(self, uid: int, locks: Sequence[int]) -> None:
+        self.uid = uid
+        self._locks = locks
+
+    @classmethod
+    def claim(cls, *folders: Path) -> ModelUser:
+        """Claim a user that is free in all ``folders``, and end what a former holder left running as it.
+
+        Raises Unavailable when there is none.
+        """
+        first = _first()
+        try:
+            for folder in folders:
+                folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            for uid in range(first, first + COUNT):
+                locks = _locks(folder / str(uid) for folder in folders)
+                if locks:
+                    found = cls(uid, locks)
+                    if os.pread(locks[0], 1, 0):
+                        found.end_all()
+                    return found
+        except OSError as error:
+            raise Unavailable(f"no user can be claimed for the model: {error}") from None
+        raise Unavailable(f"all {COUNT} users for models are taken")
+
+    def begin(self) -> None:
+        """Note that the user has processes from now on."""
+        os.pwrite(self._locks[0], b"used", 0)
+
+    def end_all(self) -> None:
+        """SIGKILL every process of the user; raises Unavailable where one does not end."""
+        end_all(self.uid)
+        os.ftruncate(self._locks[0], 0)
+
+    def release(self) -> None:
+        """Let another worker have it."""
+        for lock in self._locks:
+            os.close(lock)
+        self._locks = ()
+
+
+def end_left(uid: int, folder: Path = HOST) -> None:
+    """End the processes of a user whose worker has died; one that somebody holds is left alone."""
+    if not is_ours(uid) or not (folder / str(uid)).exists():
+        return
+    for lock in _locks([folder / str(uid)]):
+        try:
+            end_all(uid)
+        finally:
+            os.close(lock)
+
+
+def noted(state: Path) -> list[int]:
+    """The users that workers of this state folder claimed, by their replicas' folders."""
+    found = []
+    for note in (state / "replicas").glob(f"*/{NOTE}"):
+        with contextlib.suppress(OSError, ValueError):
+            found.append(int(note.read_text()))
+    return found
+
+
+def is_ours(uid: int) -> bool:
+    """True for a number of the ranges that models get."""
+    return any(first <= uid < first + COUNT for first in FIRST)
+
+
+def end_all(uid: int) -> None:
+    """SIGKILL every process of a user until none is left; raises Unavailable after some seconds."""
+    deadline = time.monotonic() + END_LIMIT_S
+    while found := processes_of(uid):
+        for pid in found:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.kill(pid, signal.SIGKILL)
+        if time.monotonic() > deadline:
+            raise Unavailable(f"processes of the model's user {uid} do not end: {found[:8]}")
+        time.sleep(POLL_S)
+
+
+def processes_of(uid: int) -> list[int]:
+    """The live processes of a user. Read from their status: the owner of /proc/PID may be hidden."""
+    found = []
+    for entry in PROC.iterdir():
+        if entry.name.isdecimal():
+            with contextlib.suppress(OSError):
+                if _is_of(_status(entry.name), uid):
+                    found.append(int(entry.name))
+    return found
+
+
+def _status(pid: str) -> bytes:
+    # A third of the time that a Path's own reading takes; there may be thousands.
+    handle = os.open(f"{PROC}/{pid}/status", os.O_RDONLY)
+    try:
+        return os.read(handle, 4096)
+    finally:
+        os.close(handle)
+
+
+def _is_of(status: bytes, uid: int) -> bool:
+    uids = status.partition(b"\nUid:")[2].partition(b"\n")[0].split()
+    state = status.partition(b"\nState:")[2].split(None, 1)[:1]
+    return str(uid).encode() in uids and state != [b"Z"] and state != [b"X"]
+
+
+def _locks(paths: Iterable[Path]) -> list[int]:
+    """Lock all of the files; empty, and none is held, where another one has one of them."""
+    held: list[int] = []
+    for path in paths:
+        held.append(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+        try:
+            fcntl.flock(held[-1], fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            for each in held:
+                os.close(each)
+            return []
+    return held
+
+
+def _first() -> int:
+    """The first number of the range that this user namespace has."""
+    spans = [tuple(map(int, line.split())) for line in (PROC / "self/uid_map").read_text().splitlines()]
+    for first in FIRST:
+        if any(start <= first and first + COUNT <= start + count for start, _, count in spans):
+            return first
+    raise Unavailable("this container has too few user ids for a separate model user")

@@ -1,0 +1,43 @@
+"""A claim check: what a frame carries instead of tensors that are too large for a message. Pure.
+
+    u8 len key | key | one u64 byte size for each tensor
+
+The key names a blob in the blob store (:mod:`tidegate.kernel.blobs.store`), which holds the tensors in order.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from tidegate.kernel.protocol.envelope import Buffer, Undecodable
+
+
+class Claim(NamedTuple):
+    """Where the tensors are, and their sizes in bytes."""
+
+    key: str
+    sizes: tuple[int, ...]
+
+
+def write_claim(key: str, data: Iterable[Buffer]) -> bytes:
+    """The claim of a blob that holds ``data``."""
+    raw = key.encode()
+    sizes = [len(buffer) for buffer in data]
+    return b"".join((bytes((len(raw),)), raw, struct.pack(f"<{len(sizes)}Q", *sizes)))
+
+
+def read_claim(data: list[Buffer]) -> Claim:
+    """The claim in a frame's data; raises :class:`Undecodable`."""
+    if len(data) != 1 or not len(data[0]):
+        raise Undecodable(f"a claim is one buffer, found {len(data)}")
+    raw = bytes(data[0])
+    at = 1 + raw[0]
+    count, rest = divmod(len(raw) - at, 8)
+    if count < 0 or rest:
+        raise Undecodable("a claim is cut off")
+    try:
+        return Claim(raw[1:at].decode(), struct.unpack_from(f"<{count}Q", raw, at))
+    except UnicodeDecodeError:
+        raise Undecodable("a claim's key is no text") from None

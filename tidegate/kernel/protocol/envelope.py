@@ -1,0 +1,384 @@
+"""The wire format between gateway and worker: envelopes of frames; ``docs/envelope.md`` draws them.
+
+An AMQP message is one envelope; an envelope carries 1..N frames; a frame is one request, one reply or one
+cancelled id. All numbers are little-endian.
+
+    envelope  "TG" | u8 version | u8 kind | u32 count | count x u32 frame length | frames
+    request   16s id | u64 deadline, ms since the epoch | u32 rows | u8 attempt | u8 flags
+              | u8 len tenant | u8 len trace | u32 len key | u16 inputs | tenant | trace | key
+              | inputs x u32 byte size | inputs' raw bytes
+    reply     16s id | u8 status | u8 attempt | u16 outputs | u32 seq | u32 rows | u32 wait us
+              | u32 compute us | u32 calls' requests | u32 len key | key
+              | outputs x u32 byte size | outputs' raw bytes
+    cancels   16s id
+
+``rows`` is the size of the batch axis, 0 when the model has none. A request's ``key`` says all that two
+requests must have in common to share a model call: inputs (names, datatypes, dims without the batch axis),
+requested outputs, parameters. So a worker compares bytes and parses each distinct key once.
+
+A request has one reply (OK or FAILED), or, when its caller takes many answers (STREAM), any number of CHUNKs
+numbered by ``seq`` from 0 and then END, whose ``seq`` is their number; FAILED may take the place of either.
+
+Tensors that are too large for a message stay in the blob store: with the flag CLAIM in a request, or the bit
+CLAIMED in a reply's status, the frame's only data is a claim (:mod:`tidegate.kernel.protocol.claim`).
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import orjson
+
+from tidegate.kernel.protocol.tensors import BY_CODE, DATATYPES, Datatype
+
+MAGIC = b"TG"
+VERSION = 1
+READABLE = frozenset({1})
+REQUESTS, REPLIES, CANCELS = 1, 2, 3
+
+RETRY_SAFE, STREAM, CLAIM = 0x01, 0x02, 0x04
+# Three bits of the flags: 1 goes first, LAST_PRIORITY last, 0 says nothing.
+PRIORITY_SHIFT, LAST_PRIORITY = 4, 7
+OK, FAILED, CHUNK, END = 0, 1, 2, 3
+CLAIMED = 0x80
+
+_ENVELOPE = struct.Struct("<2sBBI")
+_REQUEST = struct.Struct("<16sQIBBBBIH")
+_REPLY = struct.Struct("<16sBBHIIIIII")
+_ATTEMPT_AT = 28
+
+# An envelope is filled up to this many bytes. A larger frame travels alone, and best in pieces: its head, and
+# each tensor as it is, never copied together.
+LARGE = 256 * 1024
+
+# Names, shapes and parameters travel in every message, whatever becomes of the data: they must be small.
+MAX_KEY = 64 * 1024
+# Keys come again and again, but not those that a caller fills with parameters of its own: of what is larger
+# nothing is remembered.
+KEPT_KEY = 2048
+_KEYS_KEPT = 4096
+
+Buffer = bytes | memoryview
+
+
+class Undecodable(ValueError):
+    """Bytes that are not an envelope of a version and kind that this reader knows."""
+
+
+class Tensor(NamedTuple):
+    """Name, datatype and dims (without the batch axis where there is one)."""
+
+    name: str
+    datatype: Datatype
+    dims: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class CallKey:
+    """A request's key, parsed. ``outputs`` empty: all of them."""
+
+    inputs: tuple[Tensor, ...]
+    outputs: tuple[str, ...]
+    parameters: dict[str, Any]
+
+
+class Request(NamedTuple):
+    """A request frame. ``raw`` is the whole frame, for passing it on as it is."""
+
+    id: bytes
+    deadline_ms: int
+    rows: int
+    attempt: int
+    flags: int
+    tenant: bytes
+    trace: bytes
+    key: bytes
+    data: list[Buffer]
+    raw: Buffer
+
+
+class Reply(NamedTuple):
+    """A reply frame. FAILED: ``key`` is JSON with ``reason`` and ``message``, and no data. END: neither."""
+
+    id: bytes
+    status: int
+    attempt: int
+    seq: int
+    rows: int
+    wait_us: int
+    compute_us: int
+    shared: int
+    key: bytes
+    data: list[Buffer]
+    claimed: bool = False
+
+
+def pack(kind: int, frames: Sequence[Buffer]) -> bytes:
+    """An envelope of ``frames``."""
+    head = _ENVELOPE.pack(MAGIC, VERSION, kind, len(frames))
+    sizes = struct.pack(f"<{len(frames)}I", *map(len, frames))
+    return b"".join((head, sizes, *frames))
+
+
+def pack_alone(kind: int, frame: list[Buffer]) -> list[Buffer]:
+    """An envelope of one frame that is in pieces: the same pieces, uncopied, behind an envelope's head."""
+    return [_ENVELOPE.pack(MAGIC, VERSION, kind, 1) + struct.pack("<I", sum(map(len, frame))), *frame]
+
+
+def runs(sizes: Sequence[int], most: int = 2**16) -> Iterator[tuple[int, int]]:
+    """How to divide frames of ``sizes`` bytes over envelopes: ranges [start, end) of up to ``most`` frames
+    and ``LARGE`` bytes each. A larger frame travels alone.
+    """
+    start, total = 0, 0
+    for at, size in enumerate(sizes):
+        if at > start and (at - start >= most or total + size > LARGE):
+            yield start, at
+            start, total = at, 0
+        total += size
+    if start < len(sizes):
+        yield start, len(sizes)
+
+
+def unpack(kind: int, body: Buffer) -> list[memoryview]:
+    """The frames of an envelope; raises :class:`Undecodable`."""
+    view = memoryview(body)
+    if len(view) < _ENVELOPE.size:
+        raise Undecodable("shorter than an envelope's head")
+    magic, version, found, count = _ENVELOPE.unpack_from(view)
+    if magic != MAGIC or version not in READABLE:
+        raise Undecodable(f"not an envelope of a known version: {bytes(view[:4])!r}")
+    if found != kind:
+        raise Undecodable(f"an envelope of kind {found}, expected {kind}")
+    at = _ENVELOPE.size + 4 * count
+    if at > len(view):
+        raise Undecodable("the frame lengths are cut off")
+    frames = []
+    for size in struct.unpack_from(f"<{count}I", view, _ENVELOPE.size):
+        frames.append(view[at : at + size])
+        at += size
+    if at != len(view):
+        raise Undecodable(f"{len(view)} bytes, the frame lengths say {at}")
+    return frames
+
+
+def request_frame(
+    id: bytes,
+    deadline_ms: int,
+    rows: int,
+    key: bytes,
+    data: list[Buffer],
+    *,
+    tenant: bytes = b"",
+    trace: bytes = b"",
+    attempt: int = 0,
+    flags: int = RETRY_SAFE,
+) -> bytes:
+    """A request as a frame; ``data`` are the inputs' raw bytes in the key's order."""
+    head = request_head(
+        id, deadline_ms, rows, key, data, tenant=tenant, trace=trace, attempt=attempt, flags=flags
+    )
+    return b"".join((head, *data))
+
+
+def request_head(
+    id: bytes,
+    deadline_ms: int,
+    rows: int,
+    key: bytes,
+    data: list[Buffer],
+    *,
+    tenant: bytes = b"",
+    trace: bytes = b"",
+    attempt: int = 0,
+    flags: int = RETRY_SAFE,
+) -> bytes:
+    """A request's frame up to its data."""
+    head = _REQUEST.pack(id, deadline_ms, rows, attempt, flags, len(tenant), len(trace), len(key), len(data))
+    return b"".join((head, tenant, trace, key, struct.pack(f"<{len(data)}I", *map(len, data))))
+
+
+def read_request(frame: Buffer) -> Request:
+    """Parse a request frame; raises :class:`Undecodable`."""
+    try:
+        id_, deadline, rows, attempt, flags, tenant, trace, key, inputs = _REQUEST.unpack_from(frame)
+        at = _REQUEST.size
+        tenant_, at = bytes(frame[at : at + tenant]), at + tenant
+        trace_, at = bytes(frame[at : at + trace]), at + trace
+        key_, at = bytes(frame[at : at + key]), at + key
+        data = _buffers(frame, at, inputs)
+    except struct.error as error:
+        raise Undecodable(f"a request frame is cut off: {error}") from None
+    return Request(id_, deadline, rows, attempt, flags, tenant_, trace_, key_, data, frame)
+
+
+def with_attempt(frame: Buffer, attempt: int) -> bytes:
+    """The same request frame as another attempt."""
+    return b"".join((frame[:_ATTEMPT_AT], bytes((min(attempt, 255),)), frame[_ATTEMPT_AT + 1 :]))
+
+
+def reply_frame(
+    id: bytes,
+    attempt: int,
+    rows: int,
+    key: bytes,
+    data: list[Buffer],
+    *,
+    wait_us: int = 0,
+    compute_us: int = 0,
+    shared: int = 1,
+    status: int = OK,
+    seq: int = 0,
+) -> bytes:
+    """An answer as a frame. ``shared``: how many requests were in the same model call."""
+    head = _REPLY.pack(id, status, attempt, len(data), seq, rows, wait_us, compute_us, shared, len(key))
+    return b"".join((head, key, struct.pack(f"<{len(data)}I", *map(len, data)), *data))
+
+
+def reply_pieces(reply: Reply) -> list[Buffer]:
+    """A large reply as a frame in pieces: its head, and its data as it is."""
+    status = reply.status | CLAIMED if reply.claimed else reply.status
+    times = reply.wait_us, reply.compute_us, reply.shared
+    head = _REPLY.pack(
+        reply.id, status, reply.attempt, len(reply.data), reply.seq, reply.rows, *times, len(reply.key)
+    )
+    return [
+        b"".join((head, reply.key, struct.pack(f"<{len(reply.data)}I", *map(len, reply.data)))),
+        *reply.data,
+    ]
+
+
+def failure_frame(id: bytes, attempt: int, reason: str, message: str) -> bytes:
+    """A failure as a reply frame."""
+    key = orjson.dumps({"reason": reason, "message": message[:LARGE]})
+    return _REPLY.pack(id, FAILED, attempt, 0, 0, 0, 0, 0, 1, len(key)) + key
+
+
+def end_frame(id: bytes, attempt: int, chunks: int) -> bytes:
+    """The end of a stream that had ``chunks`` of them."""
+    return _REPLY.pack(id, END, attempt, 0, chunks, 0, 0, 0, 1, 0)
+
+
+def read_reply(frame: Buffer) -> Reply:
+    """Parse a reply frame; raises :class:`Undecodable`."""
+    try:
+        id_, status, attempt, outputs, seq, rows, wait, compute, shared, key = _REPLY.unpack_from(frame)
+        at = _REPLY.size
+        key_, at = bytes(frame[at : at + key]), at + key
+        data = _buffers(frame, at, outputs)
+    except struct.error as error:
+        raise Undecodable(f"a reply frame is cut off: {error}") from None
+    claimed = bool(status & CLAIMED)
+    return Reply(id_, status & ~CLAIMED, attempt, seq, rows, wait, compute, shared, key_, data, claimed)
+
+
+def _buffers(frame: Buffer, at: int, count: int) -> list[Buffer]:
+    sizes = struct.unpack_from(f"<{count}I", frame, at)
+    at += 4 * count
+    found: list[Buffer] = []
+    for size in sizes:
+        found.append(frame[at : at + size])
+        at += size
+    if at != len(frame):
+        raise Undecodable(f"a frame of {len(frame)} bytes, its lengths say {at}")
+    return found
+
+
+def call_key(inputs: tuple[Tensor, ...], outputs: tuple[str, ...], parameters: dict[str, Any]) -> bytes:
+    """The key of a request."""
+    parts = [struct.pack("<H", len(outputs))]
+    parts += [_name(name) for name in outputs]
+    extra = orjson.dumps(parameters, option=orjson.OPT_SORT_KEYS) if parameters else b""
+    return b"".join((_tensors(inputs), *parts, extra))
+
+
+def read_call_key(key: bytes) -> CallKey:
+    """Parse a request's key; raises :class:`Undecodable`."""
+    return _kept_call_key(key) if len(key) <= KEPT_KEY else _parse_call_key(key)
+
+
+def _parse_call_key(key: bytes) -> CallKey:
+    try:
+        inputs, at = _read_tensors(key)
+        (count,) = struct.unpack_from("<H", key, at)
+        at += 2
+        outputs = []
+        for _ in range(count):
+            name, at = _read_name(key, at)
+            outputs.append(name)
+        return CallKey(inputs, tuple(outputs), _object(key[at:]))
+    except (struct.error, IndexError, KeyError, ValueError) as error:
+        raise Undecodable(f"a request's key cannot be read: {error}") from None
+
+
+_kept_call_key = lru_cache(maxsize=_KEYS_KEPT)(_parse_call_key)
+
+
+def result_key(outputs: tuple[Tensor, ...], parameters: dict[str, Any] | None = None) -> bytes:
+    """The key of a successful reply: its outputs and the model's answer parameters."""
+    extra = orjson.dumps(parameters, option=orjson.OPT_SORT_KEYS) if parameters else b""
+    return _tensors(outputs) + extra
+
+
+def read_result_key(key: bytes) -> tuple[tuple[Tensor, ...], dict[str, Any]]:
+    """Parse a successful reply's key; raises :class:`Undecodable`."""
+    return _kept_result_key(key) if len(key) <= KEPT_KEY else _parse_result_key(key)
+
+
+def _parse_result_key(key: bytes) -> tuple[tuple[Tensor, ...], dict[str, Any]]:
+    try:
+        outputs, at = _read_tensors(key)
+        return outputs, _object(key[at:])
+    except (struct.error, IndexError, KeyError, ValueError) as error:
+        raise Undecodable(f"a reply's key cannot be read: {error}") from None
+
+
+_kept_result_key = lru_cache(maxsize=_KEYS_KEPT)(_parse_result_key)
+
+
+def _tensors(tensors: tuple[Tensor, ...]) -> bytes:
+    parts = [struct.pack("<H", len(tensors))]
+    for tensor in tensors:
+        dims = tensor.dims
+        parts += (_name(tensor.name), struct.pack(f"<BB{len(dims)}q", tensor.datatype.code, len(dims), *dims))
+    return b"".join(parts)
+
+
+def _read_tensors(key: bytes) -> tuple[tuple[Tensor, ...], int]:
+    (count,) = struct.unpack_from("<H", key)
+    at, found = 2, []
+    for _ in range(count):
+        name, at = _read_name(key, at)
+        code, ndim = key[at], key[at + 1]
+        dims = struct.unpack_from(f"<{ndim}q", key, at + 2)
+        at += 2 + 8 * ndim
+        found.append(Tensor(name, BY_CODE[code], dims))
+    return tuple(found), at
+
+
+def _object(raw: bytes) -> dict[str, Any]:
+    found = orjson.loads(raw) if raw else {}
+    if not isinstance(found, dict):
+        raise ValueError("the parameters are no object")
+    return found
+
+
+def _name(name: str) -> bytes:
+    raw = name.encode()
+    return bytes((len(raw),)) + raw
+
+
+def _read_name(key: bytes, at: int) -> tuple[str, int]:
+    size = key[at]
+    raw = key[at + 1 : at + 1 + size]
+    if len(raw) != size:
+        raise ValueError("a name is cut off")
+    return raw.decode(), at + 1 + size
+
+
+def tensor(name: str, datatype: str, dims: tuple[int, ...]) -> Tensor:
+    """A :class:`Tensor` by the datatype's name; raises KeyError for an unknown one."""
+    return Tensor(name, DATATYPES[datatype], dims)

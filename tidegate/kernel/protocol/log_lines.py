@@ -1,0 +1,123 @@
+"""Lines of the logs of services and replicas: which logs a name means, when a line was written, whose it is.
+
+Pure: ``tidegate.kernel.log_files`` reads the files.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
+from typing import Any, NamedTuple
+
+import orjson
+
+# Under these names a line carries the id of a request or job.
+ID_FIELDS = ("request_id", "request", "job", "client_id", "trace_id", "id")
+# Of these another id of the same request is taken, to find the lines that only have that one.
+_LINKED = ("request_id", "job")
+NEAR = 5
+
+_FILE = re.compile(r"(?:worker-)?(?P<log>.+)\.log(?:\.\d+)?")
+_REPLICA = re.compile(r"(?P<deployment>.+)-\d+-\d+")
+_SPAN = re.compile(r"(?:(\d+(?:\.\d+)?)d)?(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s)?")
+_SECONDS = (86_400, 3600, 60, 1)
+
+
+class Entry(NamedTuple):
+    """A line of a log. ``at``: seconds since the epoch. ``log``: the service or replica that wrote it."""
+
+    at: float
+    log: str
+    fields: dict[str, Any]
+
+    def shown(self) -> dict[str, Any]:
+        """Return the line as a JSON object, with ``log`` first."""
+        return {"log": self.log} | self.fields
+
+
+def log_of(file: str) -> str:
+    """Return the service or replica whose log a file has, also a rotated one; empty for any other file."""
+    found = _FILE.fullmatch(file)
+    return found["log"] if found else ""
+
+
+def parse(text: str, log: str, before: float) -> Entry:
+    """Return a line as an entry; one without a time of its own was written when the line before it was."""
+    try:
+        fields = orjson.loads(text)
+    except orjson.JSONDecodeError:
+        fields = None
+    if not isinstance(fields, dict):
+        return Entry(before, log, {"message": text})
+    return Entry(time_of(fields, before), log, fields)
+
+
+def time_of(fields: Mapping[str, Any], otherwise: float) -> float:
+    """Return when a line was written, in seconds since the epoch."""
+    try:
+        return datetime.fromisoformat(str(fields["time"])).timestamp()
+    except (KeyError, ValueError):
+        return otherwise
+
+
+def deployment_of(replica: str) -> str:
+    """``<deployment>-<slot>-<generation>`` -> ``<deployment>``; empty for the name of a service."""
+    found = _REPLICA.fullmatch(replica)
+    return found["deployment"] if found else ""
+
+
+def meant(name: str, logs: Iterable[str], targets: Sequence[str] = ()) -> list[str]:
+    """Return the logs that a name means: a service or replica, or all replicas of a Deployment or Endpoint.
+
+    ``NAME`` means the Deployments ``NAME`` and ``NAME-v<n>``, and ``targets``.
+    """
+    known = list(logs)
+    if name in known:
+        return [name]
+    version = re.compile(re.escape(name) + r"(-v\d+)?")
+    wanted = {*targets}
+    return [each for each in known if (of := deployment_of(each)) in wanted or version.fullmatch(of)]
+
+
+def near(name: str, logs: Iterable[str], others: Iterable[str] = ()) -> list[str]:
+    """Return the few names that are most like ``name``, of services, Deployments, Endpoints and replicas."""
+    known = set(others)
+    for log in logs:
+        deployment = deployment_of(log)
+        known |= {log, deployment, re.sub(r"-v\d+$", "", deployment)} - {""}
+    return difflib.get_close_matches(name, sorted(known), NEAR, 0.6)
+
+
+def since(text: str, now: float) -> float:
+    """Return the time that ``10m``, ``1h30m``, ``2d`` or an ISO time says, in seconds since the epoch.
+
+    Raises ValueError.
+    """
+    found = _SPAN.fullmatch(text.strip())
+    if found is not None and any(found.groups()):
+        return now - sum(float(part or 0) * size for part, size in zip(found.groups(), _SECONDS, strict=True))
+    try:
+        return datetime.fromisoformat(text).timestamp()
+    except ValueError:
+        raise ValueError(
+            f"{text!r} is not a time: give a span as 30s, 10m, 2h or 1d, or an ISO time as 2026-01-31T10:00"
+        ) from None
+
+
+def ids_in(fields: Mapping[str, Any]) -> set[str]:
+    """Return the ids of requests and jobs in a line."""
+    several = fields.get("request_ids")
+    found = {str(fields[name]) for name in ID_FIELDS if fields.get(name)}
+    return found | (set(map(str, several)) if isinstance(several, list) else set())
+
+
+def linked(entries: Iterable[Entry]) -> set[str]:
+    """Return the other ids of the requests that these lines are of."""
+    return {str(each.fields[name]) for each in entries for name in _LINKED if each.fields.get(name)}
+
+
+def as_written(id_: str) -> bytes:
+    """Return an id as it stands in a line, quotes and all: a short one is in most lines otherwise."""
+    return orjson.dumps(id_)

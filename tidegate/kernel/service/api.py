@@ -1,0 +1,157 @@
+"""The FastAPI app of a service that has an API."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Container, Coroutine, Mapping, Sequence
+from functools import lru_cache
+from types import MappingProxyType
+from typing import Any
+
+import orjson
+from fastapi import APIRouter, FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import HTMLResponse
+from fastapi.routing import APIRoute
+
+from tidegate.kernel import telemetry
+from tidegate.kernel.errors import BadRequest
+from tidegate.kernel.protocol import bounded_json
+from tidegate.kernel.protocol.permissions import SERVICES, Permissions
+from tidegate.kernel.service import api_page
+from tidegate.kernel.service.app import DOCS, METRICS, OWN_PATHS, Identify, Lifespan, error_response, furnish
+from tidegate.kernel.service.body_limit import BodyLimit
+from tidegate.kernel.service.openapi import document
+from tidegate.kernel.settings.base import Settings
+from tidegate.kernel.settings.report import report
+from tidegate.version import VERSION
+
+
+class _StrictRequest(Request):
+    async def json(self) -> Any:
+        """Return the body as JSON. Raise JSONDecodeError, also for NaN, 1e400 and half a surrogate."""
+        return orjson.loads(await self.body())
+
+
+class JsonRoute(APIRoute):
+    """A route that reads JSON by the standard (RFC 8259): give it to a router whose routes have bodies.
+
+    Python's own reader also takes what cannot be written again, which fails as late as in the database or in
+    the answer.
+    """
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        """Return the framework's handler, with another reader of the body."""
+        handle = super().get_route_handler()
+
+        async def handle_strictly(request: Request) -> Response:
+            return await handle(_StrictRequest(request.scope, request.receive))
+
+        return handle_strictly
+
+
+def create_app(
+    *,
+    name: str,
+    settings: Settings,
+    lifespan: Lifespan,
+    routers: Sequence[APIRouter],
+    permissions: Permissions | None = None,
+    identify: Identify | None = None,
+    front: Mapping[str, Any] | None = None,
+    body_bytes: int | None = None,
+    larger_bodies: Mapping[str, int | None] = MappingProxyType({}),
+    origins: Container[object] = frozenset(),
+) -> FastAPI:
+    """The app with these routes, and with health, metrics, guard and error answers in place.
+
+    ``identify``: who sends these headers; None: only holders of the service token are answered.
+    ``permissions`` None: the table of the service ``name``. ``front``: the OpenAPI paths of routes in front
+    of the app. ``body_bytes`` is the largest body; None: the one of the settings. ``larger_bodies``: paths
+    that take more than that, see :class:`BodyLimit`. ``origins``: those whose pages may call.
+    """
+    permissions = permissions or SERVICES[name]
+    app = FastAPI(
+        title=f"Tidegate {name}",
+        version=VERSION,
+        lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,  # the guard takes one slash at the end away
+    )
+    # Before the guard, which so stands in front of it: nothing is read of a caller that is not admitted.
+    most = settings.max_api_body_bytes if body_bytes is None else body_bytes
+    app.add_middleware(BodyLimit, most=most, larger=larger_bodies)
+    furnish(app, name=name, settings=settings, permissions=permissions, identify=identify, origins=origins)
+    app.add_api_route(DOCS, _page, include_in_schema=False)
+    for path, answer in OWN_PATHS.items():
+        told = path != METRICS
+        app.add_api_route(path, answer, tags=["health"], response_model=None, include_in_schema=told)
+    for router in (_settings_router(settings), *routers):
+        app.include_router(router)
+    app.add_exception_handler(RequestValidationError, _on_validation_error)
+    _describe(app, permissions, front or {})
+    return app
+
+
+def _settings_router(settings: Settings) -> APIRouter:
+    router = APIRouter(prefix="/v1", tags=["settings"])
+
+    @router.get("/settings")
+    def list_settings() -> dict[str, Any]:
+        """Return every setting of this service: its value, where that came from, what a restart changes."""
+        return report(settings)
+
+    return router
+
+
+def _describe(app: FastAPI, permissions: Permissions, front: Mapping[str, Any]) -> None:
+    @lru_cache(maxsize=1)
+    def openapi() -> dict[str, Any]:
+        return document(app, permissions, front)
+
+    app.openapi = openapi  # type: ignore[method-assign]
+
+
+async def _page(request: Request) -> Response:
+    """Return the page of this service's API."""
+    return HTMLResponse(api_page.page(request.app.openapi()), headers=api_page.HEADERS)
+
+
+async def _on_validation_error(_: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    return error_response(BadRequest(explain_validation(error.errors())), telemetry.request_id.get())
+
+
+def _no_object(finding: Any) -> str:
+    if isinstance(finding.get("input"), bytes):
+        return "the body was not read as JSON: send 'Content-Type: application/json'"
+    where = ".".join(str(step) for step in finding["loc"] if step != "body") or "the body"
+    return f"{where} must be a JSON object"
+
+
+def _no_json(finding: Any) -> str:
+    why = bounded_json.plain(finding["ctx"]["error"])
+    return f"the body is not JSON: {why} (character {finding['loc'][-1]})"
+
+
+# Findings whose words at pydantic or FastAPI are of no use to a caller.
+_WORDS: dict[str, Callable[[Any], str]] = {
+    "json_invalid": _no_json,
+    "model_attributes_type": _no_object,
+    "model_type": _no_object,
+    "dict_type": _no_object,
+}
+
+
+def explain_validation(found: Sequence[Any]) -> str:
+    """Pydantic's list of findings as one sentence: where, what was wrong, what was given."""
+    parts = []
+    for finding in found[:5]:
+        if (known := _WORDS.get(finding["type"])) is not None:
+            parts.append(known(finding))
+            continue
+        where = ".".join(str(step) for step in finding["loc"] if step != "body") or "body"
+        given = finding.get("input")
+        shown = f" (given: {str(given)[:80]!r})" if isinstance(given, str | int | float | bool) else ""
+        parts.append(f"{where}: {finding['msg']}{shown}")
+    return "; ".join(parts)

@@ -1,0 +1,95 @@
+"""The largest body that a route of a service's API takes, enforced while it is read."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from tidegate.kernel import telemetry
+from tidegate.kernel.errors import PayloadTooLarge, TidegateError
+from tidegate.kernel.http.heads import number
+from tidegate.kernel.protocol import bounded_json
+from tidegate.kernel.service.app import error_response
+
+_BODY_HEADERS = (b"content-length", b"transfer-encoding")
+
+
+class BodyLimit:
+    """ASGI middleware: read the whole body of a request, up to a limit, and hand it on in one piece.
+
+    ``larger``: limits of paths that take more, by regular expression; None: the route bounds its body itself.
+    """
+
+    def __init__(self, app: ASGIApp, *, most: int, larger: Mapping[str, int | None]) -> None:
+        self._app = app
+        self._most = most
+        self._larger = [(re.compile(path), limit) for path, limit in larger.items()]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """ASGI."""
+        limit = self._limit(scope)
+        if limit is None:
+            await self._app(scope, receive, send)
+            return
+        try:
+            body = await _read(scope, receive, limit)
+        except TidegateError as refusal:
+            await error_response(refusal, telemetry.request_id.get())(scope, receive, send)
+            return
+        if body is not None:
+            await self._app(scope, _once(body, receive), send)
+
+    def _limit(self, scope: Scope) -> int | None:
+        """The limit of this request's body; None: it has none, or is not for this middleware to read."""
+        if scope["type"] != "http" or not any(name in _BODY_HEADERS for name, _ in scope["headers"]):
+            return None
+        for path, limit in self._larger:
+            if path.fullmatch(scope["path"]):
+                return limit
+        return self._most
+
+
+async def _read(scope: Scope, receive: Receive, limit: int) -> bytes | None:
+    """The whole body; None: the caller left. Raises PayloadTooLarge as soon as that is known."""
+    if (_declared(scope) or 0) > limit:
+        raise _too_large(limit)
+    # One buffer and no list: a body that comes byte by byte would be a list of millions of objects.
+    body, more = bytearray(), True
+    while more:
+        message: Message = await receive()
+        if message["type"] == "http.disconnect":
+            return None
+        body += message.get("body", b"")
+        if len(body) > limit:
+            raise _too_large(limit)
+        more = message.get("more_body", False)
+    whole = bytes(body)
+    bounded_json.check(whole, "the body")
+    return whole
+
+
+def _declared(scope: Scope) -> int | None:
+    for name, value in scope["headers"]:
+        if name == b"content-length":
+            return number(value)
+    return None
+
+
+def _too_large(limit: int) -> PayloadTooLarge:
+    return PayloadTooLarge(f"the body is larger than the {limit} bytes that this path accepts")
+
+
+def _once(body: bytes, receive: Receive) -> Receive:
+    """A body that was read already, and then what ``receive`` has: that the caller left."""
+    given = False
+
+    async def replayed() -> Message:
+        nonlocal given
+        if given:
+            return await receive()
+        given = True
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    return replayed

@@ -1,0 +1,108 @@
+"""The OpenAPI document of a service: what FastAPI knows, and the errors and credentials of all routes."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+from pydantic import BaseModel
+
+from tidegate.kernel.protocol.permissions import ANY, INTERNAL, OPEN, Permissions, Scopes
+
+_ERROR = "#/components/schemas/Error"
+_WRITES = {"post", "put", "patch", "delete"}
+_METHODS = _WRITES | {"get", "head"}
+_SCHEMAS: dict[str, Any] = {
+    "Error": {
+        "type": "object",
+        "description": "The content of every error answer; programs should check `reason`.",
+        "required": ["error", "reason", "request_id"],
+        "properties": {name: {"type": "string"} for name in ("error", "reason", "request_id")},
+    }
+}
+_TEXTS = {
+    "400": "The request is wrong: its shape, a name, or a value.",
+    "401": "No credential, or one that is unknown, expired or revoked.",
+    "403": "The credential does not open this route, or the request is from a foreign page.",
+    "404": "The named thing does not exist.",
+    "409": "The named thing exists already, is in use, or has changed.",
+    "413": "The body is larger than the limit.",
+    "429": "The caller has used up its rate, its concurrent requests or its quota.",
+    "500": "The model failed.",
+    "503": "A required part of Tidegate does not answer now.",
+    "504": "The deadline passed before there was an answer.",
+}
+
+
+def document(app: FastAPI, permissions: Permissions, front: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the whole document.
+
+    ``front``: the paths of routes in front of the app. An app that has some asks models, and so its routes
+    fail as models do.
+    """
+    made = get_openapi(title=app.title, version=app.version, routes=app.routes)
+    models = bool(front)
+    for path, item in front.items():
+        made["paths"].setdefault(path, {}).update(copy.deepcopy(item))
+    for path, item in made["paths"].items():
+        for method, operation in item.items():
+            if method in _METHODS:
+                route = permissions.find(method.upper(), path.replace("{rest}", "{rest:path}"))
+                _complete(operation, method, path, route.scopes if route else (), models)
+    components = made.setdefault("components", {})
+    kept = components.get("schemas", {})
+    components["schemas"] = {k: v for k, v in kept.items() if k not in _FRAMEWORK} | _SCHEMAS
+    components["securitySchemes"] = {"bearer": {"type": "http", "scheme": "bearer"}}
+    return made
+
+
+# What FastAPI says of its own 422, which Tidegate's services answer as 400 in their own form.
+_FRAMEWORK = {"HTTPValidationError", "ValidationError"}
+
+
+def _complete(operation: dict[str, Any], method: str, path: str, scopes: Scopes, models: bool) -> None:
+    responses = operation["responses"]
+    responses.pop("422", None)
+    for status in _statuses(method, path, scopes, models):
+        shown = {"description": _TEXTS[status], "content": {"application/json": {"schema": {"$ref": _ERROR}}}}
+        if method == "head":
+            del shown["content"]
+        responses.setdefault(status, shown)
+    if scopes != (OPEN,):
+        operation["security"] = [{"bearer": []}]
+        operation["x-tidegate-scopes"] = [scope for scope in scopes if scope not in (ANY, INTERNAL)]
+
+
+def _statuses(method: str, path: str, scopes: Scopes, models: bool) -> list[str]:
+    # Every server answers a request that it cannot parse, and a foreign page, before it looks at the route.
+    found = ["400", "403", "503"]
+    if scopes != (OPEN,):
+        found.append("401")
+    if "{" in path:
+        found.append("404")
+    if method in _WRITES:
+        found += ["404", "409", "413"]
+    if models and scopes != (OPEN,):
+        found += ["404", "429", "504"]
+        if method in _WRITES:
+            found.append("500")
+    return found
+
+
+def inlined(model: type[BaseModel]) -> dict[str, Any]:
+    """Return a model's JSON schema with its definitions written out in place: it can stand anywhere."""
+    whole = model.model_json_schema()
+    definitions = whole.pop("$defs", {})
+
+    def written_out(part: Any) -> Any:
+        if isinstance(part, dict):
+            if "$ref" in part:
+                return written_out(definitions[part["$ref"].rpartition("/")[2]])
+            return {key: written_out(value) for key, value in part.items()}
+        return [written_out(value) for value in part] if isinstance(part, list) else part
+
+    schema: dict[str, Any] = written_out(whole)
+    return schema

@@ -1,0 +1,336 @@
+"""Settings that more than one service needs, from ``TIDEGATE_*`` in the environment or in the state folder.
+
+``docs/settings.md`` is the one list for users. A service subclasses :class:`Settings` in its own
+``settings.py`` and only its ``app.py`` reads it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Mapping
+from contextvars import ContextVar
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+from urllib.parse import urlsplit
+
+from pydantic import Field, PrivateAttr, model_validator
+from pydantic.fields import FieldInfo
+from pydantic_settings import (
+    BaseSettings,
+    EnvSettingsSource,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+)
+from typing_extensions import Self
+
+from tidegate.kernel import credentials
+from tidegate.kernel.settings import file as settings_file
+
+# The servers by the settings that hold their URLs.
+SERVERS = {
+    "amqp_url": credentials.RABBITMQ,
+    "redis_url": credentials.VALKEY,
+    "jobs_url": credentials.VALKEY_JOBS,
+}
+
+
+_SECRET = ("token", "password", "secret", "key")
+
+
+def is_secret(name: str, value: str) -> bool:
+    """Return whether a setting is a secret by its name, or a URL with a password."""
+    return name.lower().endswith(_SECRET) or ("://" in value and secrets_in(value))
+
+
+# A driver's options in a URL's query may be a login, and a signature opens what the URL names.
+_SECRET_OPTION = re.compile(r"(?i)(pass|pwd|secret|token|key|sig|cred)[^=]*=")
+
+
+def secrets_in(url: str) -> bool:
+    """Return whether a URL has a password, or an option that may be one; also one that cannot be read."""
+    try:
+        parts = urlsplit(url)
+        return bool(parts.password) or any(map(_SECRET_OPTION.search, re.split("[&;]", parts.query)))
+    except ValueError:
+        return True
+
+
+DEFAULT, COMPUTED, FILE, ENVIRONMENT = "default", "computed", "file", "environment"
+"""Where a setting's value can come from. A computed one follows from others."""
+
+# Settings that `tidegate up` passes to the services, by variable: where it had them from, as JSON.
+SOURCES = "TIDEGATE_SETTING_SOURCES"
+
+_environ: ContextVar[Mapping[str, str] | None] = ContextVar("environ", default=None)
+
+
+class _Variables(EnvSettingsSource):
+    """Variables of a mapping, read as those of the environment are."""
+
+    def __init__(self, settings_cls: type[BaseSettings], variables: Mapping[str, str]) -> None:
+        self._variables = variables
+        super().__init__(settings_cls)
+
+    def _load_env_vars(self) -> Mapping[str, str | None]:
+        return {name.lower(): value for name, value in self._variables.items() if value}
+
+
+class Settings(BaseSettings):
+    """The shared settings; every field is ``TIDEGATE_<FIELD>`` in the environment or in ``tidegate.env``.
+
+    ``service``: the name by which this process logs in at the broker and the stores; empty: it does not.
+    ``holds_service_token``: False for a process that must not have it, whatever it could read.
+    """
+
+    service: ClassVar[str] = ""
+    holds_service_token: ClassVar[bool] = True
+    model_config = SettingsConfigDict(
+        env_prefix="TIDEGATE_", extra="ignore", validate_default=True, env_ignore_empty=True
+    )
+
+    state_dir: Path = Field(Path(".tidegate"), description="Where everything that Tidegate writes lives.")
+    runtime_dir: Path | None = Field(None, description="Triton and the models' environment.")
+    host: str = Field("127.0.0.1", description="The address every service listens on.")
+    gateway_port: int = Field(8000, description="REST port of the gateway.")
+    gateway_grpc_port: int = Field(8001, description="gRPC port of the gateway.")
+    registry_port: int = Field(8010, description="Port of the registry.")
+    router_port: int = Field(8020, description="Port of the router.")
+    autoscaler_port: int = Field(8030, description="Port of the autoscaler.")
+    rabbitmq_port: int = Field(8072, description="AMQP port of the embedded RabbitMQ.")
+    epmd_port: int = Field(8074, description="Port of the embedded RabbitMQ's epmd.")
+    rabbitmq_dist_port: int = Field(8075, description="Erlang distribution port of the embedded RabbitMQ.")
+    valkey_port: int = Field(8079, description="Port of the embedded Valkey of the live facts.")
+    jobs_port: int = Field(8078, description="Port of the embedded Valkey of the jobs.")
+    secrets_dir: Path | None = Field(
+        None,
+        description="Folder with the services' passwords at RabbitMQ and the Valkeys, for URLs that name no "
+        "user. Default: the state folder's `secrets`, for the embedded servers only.",
+    )
+    amqp_url: str = Field("", description="RabbitMQ; the embedded one by default.")
+    redis_url: str = Field("", description="Valkey or Redis of the live facts; the embedded one by default.")
+    jobs_url: str = Field(
+        "",
+        description="Valkey or Redis of the jobs, with `appendfsync always`; the embedded one by default.",
+    )
+    database_url: str = Field(
+        "", description="The registry's database; SQLite in the state folder by default."
+    )
+    artifact_url: str = Field(
+        "", description="Artifact store: a folder, or `s3://`, `gs://`, `az://`; a local folder by default."
+    )
+    blob_url: str = Field(
+        "",
+        description="Store of large payloads: a folder, or `s3://`, `gs://`, `az://`; the same for gateways, "
+        "workers and router.",
+    )
+    claim_above_bytes: int = Field(
+        4 * 2**20,
+        ge=0,
+        le=15 * 2**20,  # RabbitMQ takes no message above 16 MiB
+        description="Tensors of more bytes than this travel through the blob store.",
+    )
+    ack_timeout_s: float = Field(
+        1800.0,
+        gt=0,
+        description="RabbitMQ's `consumer_timeout`, in seconds. Jobs may run for longer.",
+    )
+    job_ttl_s: float = Field(
+        86_400, ge=1, description="A job that is not done this long after its acceptance expires, in seconds."
+    )
+    job_retention_s: float = Field(
+        86_400, ge=1, description="How long a job and its result are kept after its end, in seconds."
+    )
+    max_api_body_bytes: int = Field(
+        4 * 2**20,
+        ge=1024,
+        description="Largest body of an API call, except uploads and inference, in bytes.",
+    )
+    gateway_url: str = Field("", description="Where clients and the CLI reach the gateway.")
+    registry_url: str = Field("", description="Where workers and services reach the registry.")
+    router_url: str = Field("", description="Where the CLI reaches the router.")
+    autoscaler_url: str = Field("", description="Where the CLI reaches the autoscaler.")
+    tls_cert: Path | None = Field(
+        None,
+        description="Certificate chain (PEM) of the gateway: with its key, REST and gRPC use TLS.",
+    )
+    tls_key: Path | None = Field(
+        None, description="Key (PEM, without a password) of that certificate; both are read again on change."
+    )
+    tls_ca: Path | None = Field(
+        None,
+        description="Certificates (PEM) that the CLI and Python client trust in addition to public ones.",
+    )
+    webhook_allow_private: bool = Field(
+        False, description="Whether webhooks may go to addresses that are not of the public internet."
+    )
+    service_token: str = Field(
+        "", description="Token of the control plane; default: the state folder's `token`."
+    )
+    api_key: str = Field(
+        "", description="Key of the CLI: with it everything goes through the gateway, from any machine."
+    )
+    model_sandbox: Literal["auto", "required", "off"] = Field(
+        "auto",
+        description="Containment of a model's process: as much as the machine allows (`auto`); the replica "
+        "fails where there is none (`required`); or `off`.",
+    )
+    http_head_bytes: int = Field(
+        64 * 1024, ge=1024, description="Largest head of an HTTP request, with trailers, in bytes."
+    )
+    http_head_fields: int = Field(100, ge=10, description="Most fields in the head of an HTTP request.")
+    http_header_timeout_s: float = Field(
+        10.0, gt=0, description="How long the head of an HTTP request may take to arrive, in seconds."
+    )
+    http_idle_timeout_s: float = Field(
+        75.0,  # longer than clients and load balancers keep one, so that the client closes it
+        gt=0,
+        description="How long an HTTP connection may be idle between two requests, in seconds.",
+    )
+    http_body_bytes_per_s: int = Field(
+        1024, ge=0, description="Slowest pace of a request's body, in bytes per second, over the grace time."
+    )
+    http_body_grace_s: float = Field(
+        20.0, gt=0, description="Time over which the pace of a request's body is measured, in seconds."
+    )
+    http_connections: int = Field(
+        16_384, ge=16, description="Most HTTP connections of one process; the oldest unused ones make room."
+    )
+    http_connections_per_peer: int = Field(
+        8_192, ge=8, description="Most HTTP connections of one client address (IPv6: of one /64 network)."
+    )
+    http_pending_head_bytes: int = Field(
+        64 * 2**20, ge=2**20, description="Most bytes of incomplete heads that one process holds at once."
+    )
+    log_level: str = Field("INFO", description="DEBUG, INFO, WARNING or ERROR.")
+
+    _server_urls: dict[str, str] = PrivateAttr(default_factory=dict)
+    _stated: dict[str, str] = PrivateAttr(default_factory=dict)
+    _file: dict[str, str] = PrivateAttr(default_factory=dict)
+
+    @classmethod
+    def settings_customise_sources(
+        cls, settings_cls: type[BaseSettings], init_settings: PydanticBaseSettingsSource, *_: Any, **__: Any
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Arguments, then the environment, then the file in the state folder."""
+        environ = _environ_now()
+        stated = getattr(init_settings, "init_kwargs", {}).get("state_dir")
+        state = Path(stated or environ.get("TIDEGATE_STATE_DIR") or ".tidegate")
+        file = settings_file.read(state)
+        return init_settings, _Variables(settings_cls, environ), _Variables(settings_cls, file)
+
+    @classmethod
+    def of(cls, environ: Mapping[str, str]) -> Self:
+        """Return the settings of this environment instead of the process's."""
+        mark = _environ.set(environ)
+        try:
+            return cls()
+        finally:
+            _environ.reset(mark)
+
+    def sources(self) -> dict[str, str]:
+        """Return where each value came from, by field."""
+        return {
+            name: self._stated.get(name)
+            or (DEFAULT if getattr(self, name) == _default_of(field) else COMPUTED)
+            for name, field in type(self).model_fields.items()
+        }
+
+    @property
+    def file_values(self) -> dict[str, str]:
+        """The settings in the file of the state folder, also those of other parts, by variable."""
+        return dict(self._file)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _empty_is_unset(cls, values: Any) -> Any:
+        # `TIDEGATE_X=` in an env file means "the default", as in docker compose.
+        return {k: v for k, v in values.items() if v != ""} if isinstance(values, dict) else values
+
+    @model_validator(mode="after")
+    def _derive(self) -> Self:
+        self._note_sources()
+        self._log_in()
+        self.database_url = self.database_url or f"sqlite+aiosqlite:///{self.state_path}/data/registry.db"
+        self.artifact_url = self.artifact_url or f"file://{self.state_path}/data/artifacts"
+        self.blob_url = self.blob_url or f"file://{self.state_path}/data/blobs"
+        reach = "127.0.0.1" if self.host in {"0.0.0.0", "::"} else self.host
+        reach = f"[{reach}]" if ":" in reach else reach
+        if (self.tls_cert is None) != (self.tls_key is None):
+            raise ValueError("TIDEGATE_TLS_CERT and TIDEGATE_TLS_KEY go together: set both, or neither")
+        for name in ("tls_cert", "tls_key", "tls_ca"):
+            if (path := getattr(self, name)) is not None:
+                setattr(self, name, path.absolute())
+        for service in ("gateway", "registry", "router", "autoscaler"):
+            if not getattr(self, f"{service}_url"):
+                scheme = "https" if service == "gateway" and self.tls_cert else "http"
+                setattr(self, f"{service}_url", f"{scheme}://{reach}:{getattr(self, f'{service}_port')}")
+        token_file = self.state_path / "token"
+        if not self.holds_service_token:
+            self.service_token = ""
+        elif not self.service_token and token_file.is_file():
+            self.service_token = token_file.read_text().strip()
+        return self
+
+    def _note_sources(self) -> None:
+        environ = _environ_now()
+        self._file = settings_file.read(self.state_dir)
+        handed_on = json.loads(environ.get(SOURCES) or "{}")
+        for name in type(self).model_fields:
+            variable = f"TIDEGATE_{name.upper()}"
+            if environ.get(variable):
+                self._stated[name] = handed_on.get(variable, ENVIRONMENT)
+            elif self._file.get(variable):
+                self._stated[name] = FILE
+
+    def _log_in(self) -> None:
+        """Complete the servers' URLs, with this service's passwords where it has some."""
+        embedded = {
+            "amqp_url": f"amqp://127.0.0.1:{self.rabbitmq_port}/",
+            "redis_url": f"redis://127.0.0.1:{self.valkey_port}/0",
+            "jobs_url": f"redis://127.0.0.1:{self.jobs_port}/0",
+        }
+        for field, server in SERVERS.items():
+            stated: str = getattr(self, field)
+            url = stated or embedded[field]
+            self._server_urls[field] = stated
+            # An external server's URL says itself who logs in, unless a folder of secrets was named for it.
+            if self.secrets_dir is not None or not stated:
+                url = credentials.logged_in(url, self.secrets_path, server, self.service)
+            setattr(self, field, url)
+
+    @property
+    def server_urls(self) -> dict[str, str]:
+        """The servers' URLs as they were stated, by setting, without passwords of ours; empty: embedded."""
+        return dict(self._server_urls)
+
+    @property
+    def secrets_path(self) -> Path:
+        """The folder of secrets, absolute."""
+        return (self.secrets_dir or self.state_dir / "secrets").absolute()
+
+    @property
+    def state_path(self) -> Path:
+        """The state folder as an absolute path."""
+        return self.state_dir.absolute()
+
+    @property
+    def gateway_grpc_target(self) -> str:
+        """Where gRPC clients reach the gateway: ``host:port``."""
+        reach = "127.0.0.1" if self.host in {"0.0.0.0", "::"} else self.host
+        return f"[{reach}]:{self.gateway_grpc_port}" if ":" in reach else f"{reach}:{self.gateway_grpc_port}"
+
+    @property
+    def runtime_path(self) -> Path:
+        """The folder of Triton and of the models' environment, absolute."""
+        return (self.runtime_dir or self.state_dir / "runtime").absolute()
+
+
+def _environ_now() -> Mapping[str, str]:
+    found = _environ.get()
+    return os.environ if found is None else found
+
+
+def _default_of(field: FieldInfo) -> Any:
+    return field.get_default(call_default_factory=True, validated_data={})

@@ -1,0 +1,43 @@
+"""The lease of the router that leads, beside the jobs: on disk, so a restart of the store does not lose it.
+
+Each new lease has a greater epoch than every one before. What the leader writes elsewhere carries this epoch,
+so a former leader cannot overwrite the work of its successor.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from redis.asyncio import Redis
+
+from tidegate.kernel.store.connection import Connected
+from tidegate.kernel.store.scripts import Scripts
+
+
+class Lease(NamedTuple):
+    """The lease as the store has it. ``lasts_s``: seconds until it ends unless ``holder`` renews it."""
+
+    holder: str
+    epoch: int
+    lasts_s: float
+
+
+class LeaderStore(Connected):
+    """Typed access to the lease; every failure is a ``StoreUnavailable``."""
+
+    def __init__(self, redis: Redis) -> None:
+        super().__init__(redis)
+        self._scripts = Scripts(redis)
+
+    async def claim(self, candidate: str, lease_s: float, seen: int, dead: str = "") -> Lease:
+        """Take the lease if it is free, renew it if ``candidate`` holds it; return the one that is valid now.
+
+        ``seen`` is the highest epoch that ``candidate`` has met; its own will be greater. The lease of the
+        holder ``dead`` counts as free.
+        """
+        holder, epoch, lasts_ms = await self._scripts.run("lead", [candidate, int(lease_s * 1e3), seen, dead])
+        return Lease(holder.decode(), epoch, max(0, lasts_ms) / 1e3)
+
+    async def resign(self, candidate: str) -> None:
+        """End the lease at once if ``candidate`` holds it."""
+        await self._scripts.run("resign", [candidate])

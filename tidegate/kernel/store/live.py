@@ -1,0 +1,189 @@
+"""Live facts in Valkey or Redis. Every key of theirs and who writes it is here.
+
+Everything in it may vanish at any moment and is back within seconds, because each writer writes
+again and again. So a reader never takes "not there" for "zero".
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator, Mapping, Sequence
+from typing import Any
+
+import orjson
+from redis.exceptions import RedisError
+
+from tidegate.kernel.protocol.presence import GatewayReport, GatewayView, ModelCard, ReplicaReport
+from tidegate.kernel.protocol.statistics import LAST_INFERENCE
+from tidegate.kernel.store.connection import Connected, answer
+
+ROUTES = "tidegate:routes"  # the route table; router
+ROUTES_CHANGED = "tidegate:routes:changed"  # channel; router -> gateways
+REPLICA = "tidegate:replica:"  # + replica: its report; worker
+GATEWAY = "tidegate:gateway:"  # + incarnation: its report; gateway
+GATEWAYS = "tidegate:gateways"  # sorted set: incarnation by the time of its last report; gateway
+STATUSES = "tidegate:statuses"  # DeploymentStatus by name; autoscaler
+MODEL = "tidegate:model:"  # + deployment: a ModelCard, again every 10 s; its workers
+CLAIM = "tidegate:claim:"  # + replica: which waiting worker it became; that worker, or the autoscaler
+STATISTICS = "tidegate:statistics:"  # + deployment: hash of counts, each worker adds to it; its workers
+
+REPLICA_TTL_MS = 6_000
+FAILED_TTL_MS = 120_000
+GATEWAY_TTL_MS = 3_000
+# Of a Deployment that sleeps both are still wanted; of one that was removed nobody reads them.
+MODEL_TTL_S = STATISTICS_TTL_S = 30 * 86_400
+CLAIM_TTL_S = 3600
+# A gateway that has been silent for so long is taken for gone, not for missing.
+GATEWAY_GONE_S = 30.0
+
+# Sets the route table unless the one in place has a greater revision; then it gives that one's epoch. A table
+# begins with its revision, so most of it is not read. What has no revision is overwritten.
+PUBLISH_ROUTES = """
+local function revision(head)
+  return string.match(head, '^{"epoch":"(%d+)","n":(%d+)')
+end
+local epoch, n = revision(string.sub(ARGV[1], 1, 80))
+local held, held_n = revision(redis.call('GETRANGE', KEYS[1], 0, 79))
+if epoch and held and (held > epoch or (held == epoch and tonumber(held_n) > tonumber(n))) then
+  return held
+end
+redis.call('SET', KEYS[1], ARGV[1])
+redis.call('PUBLISH', KEYS[2], '')
+return false
+"""
+
+
+class Store(Connected):
+    """Typed access to the live facts; every failure is a ``StoreUnavailable``."""
+
+    async def ping(self) -> None:
+        """Return when the store answers."""
+        await answer(self._redis.ping())
+
+    async def publish_routes(self, table: bytes) -> int | None:
+        """Set the route table and wake those who watch it.
+
+        Return None, or, if the table in place has a greater revision and stays, the epoch of that table.
+        """
+        newer = await answer(self._redis.eval(PUBLISH_ROUTES, 2, ROUTES, ROUTES_CHANGED, table))
+        return None if newer is None else int(newer)
+
+    async def read_routes(self) -> bytes | None:
+        """The route table, or None when the store has none (which says nothing of the truth)."""
+        value: bytes | None = await answer(self._redis.get(ROUTES))
+        return value
+
+    async def watch_routes(self) -> AsyncIterator[None]:
+        """Yield once per change notice; ends with ``StoreUnavailable`` when the connection breaks."""
+        pubsub = self._redis.pubsub(ignore_subscribe_messages=True)
+        try:
+            await answer(pubsub.subscribe(ROUTES_CHANGED))
+            while True:
+                if await answer(pubsub.get_message(timeout=1.0)) is not None:
+                    yield
+        finally:
+            with contextlib.suppress(RedisError, OSError):
+                await pubsub.aclose()  # type: ignore[no-untyped-call]
+
+    async def report_replica(self, report: ReplicaReport) -> None:
+        """Write a worker's heartbeat; a failure stays readable longer than its process lives."""
+        ttl = FAILED_TTL_MS if report.state == "failed" else REPLICA_TTL_MS
+        await answer(self._redis.set(REPLICA + report.replica, report.to_json(), px=ttl))
+
+    async def forget_replica(self, replica: str) -> None:
+        """Remove a worker's heartbeat, at its orderly end."""
+        await answer(self._redis.delete(REPLICA + replica))
+
+    async def claim_replica(self, replica: str, by: str) -> str:
+        """Be the one that runs ``replica``; who it is, which is somebody else if they were first."""
+        key = CLAIM + replica
+        await answer(self._redis.set(key, by, nx=True, ex=CLAIM_TTL_S))
+        return await self.claimant(replica) or by
+
+    async def claimant(self, replica: str) -> str | None:
+        """Who said that it runs ``replica``; None: nobody did."""
+        raw = await answer(self._redis.get(CLAIM + replica))
+        return raw.decode() if raw is not None else None
+
+    async def replicas(self) -> list[ReplicaReport]:
+        """The heartbeats of all workers."""
+        return [ReplicaReport.from_json(raw) for raw in await self._scan(REPLICA)]
+
+    async def report_gateway(self, report: GatewayReport) -> None:
+        """Write a gateway's heartbeat and keep it in the list of known gateways."""
+        now = await self._now()
+        pipe = self._redis.pipeline(transaction=False)
+        pipe.set(GATEWAY + report.incarnation, report.to_json(), px=GATEWAY_TTL_MS)
+        pipe.zadd(GATEWAYS, {report.incarnation: now})
+        await answer(pipe.execute())
+
+    async def forget_gateway(self, incarnation: str) -> None:
+        """Remove a gateway, at its orderly end: from then on it is gone, not missing."""
+        pipe = self._redis.pipeline(transaction=False)
+        pipe.delete(GATEWAY + incarnation)
+        pipe.zrem(GATEWAYS, incarnation)
+        await answer(pipe.execute())
+
+    async def gateways(self) -> GatewayView:
+        """The heartbeats of all gateways, and the names of those that owe one."""
+        now = await self._now()
+        await answer(self._redis.zremrangebyscore(GATEWAYS, "-inf", now - GATEWAY_GONE_S))
+        known = {name.decode() for name in await answer(self._redis.zrange(GATEWAYS, 0, -1))}
+        reports = [GatewayReport.from_json(raw) for raw in await self._scan(GATEWAY)]
+        return GatewayView(reports, sorted(known - {report.incarnation for report in reports}))
+
+    async def publish_statuses(self, statuses: dict[str, dict[str, Any]]) -> None:
+        """Replace the statuses of all Deployments."""
+        await answer(self._redis.set(STATUSES, orjson.dumps(statuses), px=60_000))
+
+    async def statuses(self) -> dict[str, dict[str, Any]]:
+        """The last statuses of all Deployments; empty when none were published of late."""
+        raw = await answer(self._redis.get(STATUSES))
+        found: dict[str, dict[str, Any]] = orjson.loads(raw) if raw else {}
+        return found
+
+    async def publish_model(self, deployment: str, card: ModelCard) -> None:
+        """Write what a worker knows of its model."""
+        await answer(self._redis.set(MODEL + deployment, card.to_json(), ex=MODEL_TTL_S))
+
+    async def models(self, deployments: Sequence[str]) -> dict[str, ModelCard]:
+        """What is known of the models of these Deployments; those of which nothing is known are left out."""
+        if not deployments:
+            return {}
+        found = await answer(self._redis.mget([MODEL + name for name in deployments]))
+        pairs = zip(deployments, found, strict=True)
+        return {name: ModelCard.from_json(raw) for name, raw in pairs if raw is not None}
+
+    async def add_statistics(self, deployment: str, counts: Mapping[str, int], last_ms: int) -> None:
+        """Add to a Deployment's counts; ``last_ms``: when its model last ran, in ms since the epoch."""
+        pipe = self._redis.pipeline()
+        for name, count in counts.items():
+            pipe.hincrby(STATISTICS + deployment, name, count)
+        if last_ms:
+            pipe.hset(STATISTICS + deployment, LAST_INFERENCE, last_ms)
+        pipe.expire(STATISTICS + deployment, STATISTICS_TTL_S)
+        await answer(pipe.execute())
+
+    async def statistics(self, deployments: Sequence[str]) -> dict[str, dict[str, int]]:
+        """The counts of these Deployments; empty for one that has none."""
+        pipe = self._redis.pipeline(transaction=False)
+        for name in deployments:
+            pipe.hgetall(STATISTICS + name)
+        found = await answer(pipe.execute()) if deployments else []
+        return {
+            name: {key.decode(): int(value) for key, value in counts.items()}
+            for name, counts in zip(deployments, found, strict=True)
+        }
+
+    async def _now(self) -> float:
+        # One clock for all: the store's own.
+        seconds, micros = await answer(self._redis.time())
+        return float(seconds) + float(micros) / 1e6
+
+    async def _scan(self, prefix: str) -> list[bytes]:
+        keys = await answer(self._keys(prefix))
+        values = await answer(self._redis.mget(keys)) if keys else []
+        return [value for value in values if value is not None]
+
+    async def _keys(self, prefix: str) -> list[Any]:
+        return [key async for key in self._redis.scan_iter(match=f"{prefix}*", count=1000)]

@@ -1,0 +1,72 @@
+"""The transitions of jobs that many ask for at the same time, as grouped calls of their scripts."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from tidegate.kernel.protocol.jobs import Take, Taken
+from tidegate.kernel.store import records
+from tidegate.kernel.store.grouping import Grouped
+from tidegate.kernel.store.records import Arguments
+from tidegate.kernel.store.scripts import Argument, Scripts
+
+
+class Lease(NamedTuple):
+    """A worker's wish to keep a job until a time, in milliseconds since the epoch."""
+
+    id: bytes
+    attempt: int
+    worker: str
+    until_ms: int
+
+
+class Transitions:
+    """One grouped call of each kind; what each gives is for :class:`tidegate.kernel.store.jobs.JobStore`.
+
+    The arguments of what a user wrote are made before: what cannot be written down fails alone.
+    """
+
+    def __init__(self, scripts: Scripts) -> None:
+        self._scripts = scripts
+        self.accept: Grouped[Arguments, bytes] = Grouped(self._accept, _size)
+        self.queued: Grouped[bytes, None] = Grouped(self._queued)
+        self.take: Grouped[Take, Taken] = Grouped(self._take)
+        self.finish: Grouped[Arguments, bool] = Grouped(self._finish, _size)
+        self.lease: Grouped[Lease, bool] = Grouped(self._lease)
+
+    async def stop(self) -> None:
+        """Return when what was asked for has its answers."""
+        await self.accept.stop()
+        await self.queued.stop()
+        await self.take.stop()
+        await self.finish.stop()
+        await self.lease.stop()
+
+    async def _accept(self, group: list[Arguments]) -> list[bytes]:
+        found: list[bytes] = await self._scripts.run("accept", [part for one in group for part in one])
+        return found
+
+    async def _queued(self, group: list[bytes]) -> list[None]:
+        await self._scripts.run("queued", list(group))
+        return [None] * len(group)
+
+    async def _take(self, group: list[Take]) -> list[Taken]:
+        arguments: list[Argument] = []
+        for take in group:
+            arguments += (take.id, take.worker, int(take.redelivered), take.frame_attempt)
+            arguments += (take.token, take.lost, int(take.alone))
+        found: bytes = await self._scripts.run("take", arguments)
+        return [records.taken(one) for one in found.decode().split(",")]
+
+    async def _finish(self, group: list[Arguments]) -> list[bool]:
+        found: bytes = await self._scripts.run("finish", [part for one in group for part in one])
+        return [one == ord("y") for one in found]
+
+    async def _lease(self, group: list[Lease]) -> list[bool]:
+        arguments: list[Argument] = [part for lease in group for part in lease]
+        found: bytes = await self._scripts.run("lease", arguments)
+        return [one == ord("y") for one in found]
+
+
+def _size(arguments: Arguments) -> int:
+    return sum(len(part) for part in arguments if isinstance(part, bytes))

@@ -1,0 +1,54 @@
+"""Logs as JSON lines and the request id that runs through them."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from contextvars import ContextVar
+from datetime import datetime, timezone
+
+from pythonjsonlogger.json import JsonFormatter
+
+from tidegate.kernel.protocol.request_ids import LONGEST_ID as LONGEST_ID
+
+request_id: ContextVar[str] = ContextVar("request_id", default="")
+
+
+def shown_id(raw: bytes) -> str:
+    """Return the id of a request as logs have it."""
+    return raw.decode("latin-1")[:LONGEST_ID]
+
+
+def logger(name: str) -> logging.Logger:
+    """The logger of a module; pass structured fields with ``extra={...}``."""
+    return logging.getLogger(name)
+
+
+class _Formatter(JsonFormatter):
+    def __init__(self, service: str) -> None:
+        super().__init__("%(message)s", json_ensure_ascii=False)
+        self._service = service
+
+    def add_fields(
+        self, log_data: dict[str, object], record: logging.LogRecord, message_dict: dict[str, object]
+    ) -> None:
+        at = datetime.fromtimestamp(record.created, timezone.utc)
+        log_data["time"] = at.isoformat(timespec="milliseconds")
+        log_data["level"] = record.levelname.lower()
+        log_data["service"] = self._service
+        log_data["logger"] = record.name
+        super().add_fields(log_data, record, message_dict)
+        if rid := request_id.get():
+            log_data.setdefault("request_id", rid)
+
+
+def configure(service: str, level: str = "INFO") -> None:
+    """Send every log record of the process to stdout, one JSON object a line."""
+    handler = logging.StreamHandler(sys.stdout)
+    handler.setFormatter(_Formatter(service))
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(level.upper())
+    # Their INFO is one line per request or per frame; ours says the same with the request id.
+    for noisy in ("httpx", "httpcore", "uvicorn.access", "alembic"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)

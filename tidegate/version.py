@@ -1,0 +1,3 @@
+"""The version of Tidegate: of the SDK, the command line and the services."""
+
+VERSION = "0.1.0"
