@@ -29,7 +29,14 @@ from services.autoscaler.domain.launcher import Running, fingerprint, replica_na
 from services.autoscaler.domain.memory import State
 from services.autoscaler.domain.snapshot import Launch, Plan, Policy, Snapshot
 from services.autoscaler.domain.status import statuses
-from tidegate.kernel.protocol.models import Deployment, DeploymentStatus, Endpoint, Intention, Target, Version
+from tidegate.kernel.protocol.models import (
+    Deployment,
+    DeploymentStatus,
+    DesiredState,
+    Endpoint,
+    Target,
+    Version,
+)
 from tidegate.kernel.protocol.presence import GatewayLoad, GatewayReport, GatewayView, ReplicaReport
 
 START, PERIOD_S = 1_700_000_000.0, 0.5
@@ -44,7 +51,7 @@ CALL_MS = 20.0
 class World:
     """A fleet without a launcher: replicas are there, and ready, when they are started."""
 
-    intention: Intention
+    intention: DesiredState
     running: dict[str, Running]
     draw: random.Random = field(default_factory=lambda: random.Random(7))
     arrived: dict[str, int] = field(default_factory=dict)
@@ -183,7 +190,7 @@ def fleet(count: int) -> World:
         )
         endpoints.append(Endpoint(name=model, targets=[Target(deployment=name)], revision=1))
         running += [replica(deployment, slot, 1) for slot in range(EACH)]
-    intention = Intention(revision=1, versions=versions, deployments=deployments, endpoints=endpoints)
+    intention = DesiredState(revision=1, versions=versions, deployments=deployments, endpoints=endpoints)
     return World(intention, {each.replica: each for each in running})
 
 

@@ -10,15 +10,24 @@ from datetime import timedelta
 from fastapi import APIRouter, Depends, FastAPI
 
 from services.registry.adapters import metrics, pickle_file
-from services.registry.adapters.announcer import Announcer
 from services.registry.adapters.artifacts import ArtifactStore
-from services.registry.adapters.sql.database import Clock, Database, utc_now
+from services.registry.adapters.change_notifier import ChangeNotifier
+from services.registry.adapters.sql.database import Clock, RegistryDatabase, utc_now
 from services.registry.adapters.usage_intake import UsageIntake
-from services.registry.api import artifacts, deployments, endpoints, history, keys, models, replicas, traffic
-from services.registry.api import desired_state as intention
+from services.registry.api import (
+    artifacts,
+    deployments,
+    desired_state,
+    endpoints,
+    history,
+    keys,
+    models,
+    replicas,
+    traffic,
+)
 from services.registry.application.keyring import Keyring
-from services.registry.application.registrar import Policy, Registrar
-from services.registry.domain.archive import Limits
+from services.registry.application.registrar import Registrar, RegistryPolicy
+from services.registry.domain.archive_limits import ArchiveLimits
 from services.registry.settings import RegistrySettings
 from tidegate.kernel.protocol.replica_token import Replicas
 from tidegate.kernel.service.api import create_app
@@ -31,16 +40,16 @@ def build(settings: RegistrySettings, clock: Clock = utc_now) -> FastAPI:
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        database = Database(settings.database_url, clock)
+        database = RegistryDatabase(settings.database_url, clock)
         store = ArtifactStore(settings.artifact_url, max_bytes=settings.max_artifact_bytes)
-        announcer = Announcer(settings.amqp_url)
-        registrar = Registrar(database, store, announcer, _policy(settings))
+        notifier = ChangeNotifier(settings.amqp_url)
+        registrar = Registrar(database, store, notifier, _policy(settings))
         intake = UsageIntake(settings.amqp_url, database)
         async with contextlib.AsyncExitStack() as stack:
             stack.push_async_callback(database.close)
             await store.start()
-            await announcer.start()
-            stack.push_async_callback(announcer.stop)
+            await notifier.start()
+            stack.push_async_callback(notifier.stop)
             await registrar.observe()
             intake.start()
             stack.push_async_callback(intake.stop)
@@ -53,7 +62,7 @@ def build(settings: RegistrySettings, clock: Clock = utc_now) -> FastAPI:
             yield
 
     closed = APIRouter(dependencies=[Depends(replicas.refuse_replicas)])
-    for each in (artifacts, models, deployments, endpoints, intention, keys, history, replicas, traffic):
+    for each in (artifacts, models, deployments, endpoints, desired_state, keys, history, replicas, traffic):
         closed.include_router(each.router)
     app = create_app(
         name="registry",
@@ -64,13 +73,13 @@ def build(settings: RegistrySettings, clock: Clock = utc_now) -> FastAPI:
         larger_bodies={r"/v1/artifacts": None},  # streamed into the store, which has a limit of its own
     )
     app.state.replicas = Replicas()
-    app.add_middleware(metrics.Requests)
+    app.add_middleware(metrics.RequestMetrics)
     return app
 
 
-def _policy(settings: RegistrySettings) -> Policy:
-    return Policy(
-        limits=Limits(
+def _policy(settings: RegistrySettings) -> RegistryPolicy:
+    return RegistryPolicy(
+        limits=ArchiveLimits(
             members=settings.max_archive_members,
             unpacked_bytes=settings.max_unpacked_bytes,
             ratio=settings.max_archive_ratio,

@@ -8,21 +8,21 @@ from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
 
-from services.router.adapters import process_name
-from services.router.adapters.registry import Registry
-from services.router.adapters.revision import Revision
+from services.router.adapters import process_identity
+from services.router.adapters.registry_cache import RegistryCache
+from services.router.adapters.table_revision import TableRevision
 from services.router.adapters.webhook_secret import load
-from services.router.adapters.webhook_sender import Sender
-from services.router.api import dead, jobs, routes
-from services.router.api.exceptions import Exceptions
-from services.router.application.blob_sweeper import Sweeper
-from services.router.application.controller import Controller
+from services.router.adapters.webhook_sender import WebhookSender
+from services.router.api import dead_letters, jobs, routes
+from services.router.api.exceptions import ExceptionConsumer
+from services.router.application.blob_sweeper import BlobSweeper
+from services.router.application.controller import RouteController
 from services.router.application.dead_letters import DeadLetters
 from services.router.application.job_sweeper import JobSweeper
 from services.router.application.leadership import Leadership
 from services.router.application.ledger import Ledger
 from services.router.application.replays import Replays
-from services.router.application.webhook_dispatcher import Courier
+from services.router.application.webhook_dispatcher import WebhookDispatcher
 from services.router.settings import RouterSettings
 from tidegate.kernel.blobs.claims import Claims
 from tidegate.kernel.blobs.store import Blobs
@@ -41,15 +41,15 @@ def build(settings: RouterSettings) -> FastAPI:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         incarnation = os.urandom(4).hex()
-        revision = Revision(data / "router-revision.json")
+        revision = TableRevision(data / "router-revision.json")
         leadership = _leadership(settings, leases, incarnation, seen=revision.epoch)
 
         def leads() -> bool:
             return leadership.leads
 
-        controller = Controller(
+        controller = RouteController(
             store,
-            Registry(settings.registry_url, settings.service_token, data / "router-intention.json"),
+            RegistryCache(settings.registry_url, settings.service_token, data / "router-intention.json"),
             revision,
             leadership,
             settings.amqp_url,
@@ -60,13 +60,13 @@ def build(settings: RouterSettings) -> FastAPI:
         blobs = Blobs(settings.blob_url)
         claims = Claims(blobs, settings.claim_above_bytes)
         letters = DeadLetters(data / "dead-letters.jsonl", blobs, claims, settings.dead_letter_limits())
-        exceptions = Exceptions(settings.amqp_url, job_store, letters, leads)
+        exceptions = ExceptionConsumer(settings.amqp_url, job_store, letters, leads)
         leadership.on_change(exceptions.on_change)
-        sweeper = Sweeper(Blobs(settings.blob_url), settings.blob_sweep_interval_s, leads=leads)
+        sweeper = BlobSweeper(Blobs(settings.blob_url), settings.blob_sweep_interval_s, leads=leads)
         ledger = Ledger(job_store, store, settings.amqp_url, settings.ledger_interval_s, leads=leads)
         job_sweeper = _job_sweeper(settings, job_store, ledger, letters, leads)
         master = load(settings.state_path / "webhook-secret")
-        courier = _courier(settings, schedule, job_store, master, leads)
+        dispatcher = _webhook_dispatcher(settings, schedule, job_store, master, leads)
         app.state.controller, app.state.dead_letters = controller, letters
         app.state.replays = Replays(
             letters,
@@ -81,8 +81,8 @@ def build(settings: RouterSettings) -> FastAPI:
         app.state.health.add("table", controller.problem)
         app.state.health.add("broker", lambda: controller.connection.problem)
         app.state.health.add("exceptions", lambda: exceptions.connection.problem or exceptions.out.problem)
-        app.state.health.add("jobs", lambda: job_sweeper.problem or courier.problem)
-        loops = (leadership, controller, letters, exceptions, sweeper, job_sweeper, courier, ledger)
+        app.state.health.add("jobs", lambda: job_sweeper.problem or dispatcher.problem)
+        loops = (leadership, controller, letters, exceptions, sweeper, job_sweeper, dispatcher, ledger)
         for loop in loops:
             loop.start()
         yield
@@ -93,17 +93,20 @@ def build(settings: RouterSettings) -> FastAPI:
         await store.close()
 
     return create_app(
-        name="router", settings=settings, lifespan=lifespan, routers=[routes.router, jobs.router, dead.router]
+        name="router",
+        settings=settings,
+        lifespan=lifespan,
+        routers=[routes.router, jobs.router, dead_letters.router],
     )
 
 
 def _leadership(settings: RouterSettings, leases: LeaderStore, incarnation: str, seen: int) -> Leadership:
     return Leadership(
         leases,
-        process_name.own(incarnation),
+        process_identity.own(incarnation),
         lease_s=settings.router_lease_s,
         seen=seen,
-        is_dead=process_name.is_dead,
+        is_dead=process_identity.is_dead,
     )
 
 
@@ -125,17 +128,23 @@ def _job_sweeper(
     )
 
 
-def _courier(
+def _webhook_dispatcher(
     settings: RouterSettings,
     schedule: WebhookStore,
     jobs: JobStore,
     master: bytes,
     leads: Callable[[], bool],
-) -> Courier:
+) -> WebhookDispatcher:
     limits = settings.webhook_limits()
-    sender = Sender(
+    sender = WebhookSender(
         allow_private=settings.webhook_allow_private, timeout_s=limits.timeout_s, at_once=limits.at_once
     )
-    return Courier(
-        schedule, jobs, sender, master, limits=limits, patience=settings.webhook_patience(), leads=leads
+    return WebhookDispatcher(
+        schedule,
+        jobs,
+        sender,
+        master,
+        limits=limits,
+        retry_policy=settings.webhook_retry_policy(),
+        leads=leads,
     )

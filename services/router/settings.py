@@ -6,9 +6,9 @@ from typing import ClassVar
 
 from pydantic import Field
 
-from services.router.domain.dead_letters import Limits as DeadLetterLimits
+from services.router.domain.dead_letters import DeadLetterLimits
 from services.router.domain.job_retention import Retention
-from services.router.domain.webhooks import Limits, Patience
+from services.router.domain.webhooks import RetryPolicy, WebhookLimits
 from tidegate.kernel.settings.base import Settings
 
 
@@ -81,10 +81,10 @@ class RouterSettings(Settings):
         """Return how long jobs that are over are kept, how many of them, and in how much memory."""
         return Retention(self.job_retention_s, self.jobs_kept, self.jobs_kept_bytes, self.jobs_kept_min_s)
 
-    def webhook_limits(self) -> Limits:
+    def webhook_limits(self) -> WebhookLimits:
         """How many webhooks at once, and how long one may take."""
-        return Limits(self.webhooks_at_once, self.webhooks_per_host, self.webhook_timeout_s)
+        return WebhookLimits(self.webhooks_at_once, self.webhooks_per_host, self.webhook_timeout_s)
 
-    def webhook_patience(self) -> Patience:
+    def webhook_retry_policy(self) -> RetryPolicy:
         """How long and how often a webhook is tried."""
-        return Patience(self.webhook_first_retry_s, self.webhook_longest_retry_s, self.webhook_give_up_s)
+        return RetryPolicy(self.webhook_first_retry_s, self.webhook_longest_retry_s, self.webhook_give_up_s)

@@ -15,7 +15,7 @@ from services.autoscaler.domain.desired_state import acceptable
 from tidegate.kernel import telemetry
 from tidegate.kernel.errors import BY_REASON, BadRequest, TidegateError, Unavailable
 from tidegate.kernel.http.certificates import trusted
-from tidegate.kernel.protocol.models import Deployment, Intention
+from tidegate.kernel.protocol.models import Deployment, DesiredState
 from tidegate.kernel.service import caller
 
 log = telemetry.logger(__name__)
@@ -36,11 +36,11 @@ class RegistryClient:
         """Close the connections."""
         await self._http.aclose()
 
-    async def intention(self) -> Intention:
+    async def intention(self) -> DesiredState:
         """Everything that is wanted."""
         raw = await self._call("GET", "/v1/intention")
         try:
-            return Intention.model_validate_json(raw)
+            return DesiredState.model_validate_json(raw)
         except ValueError as error:
             raise Unavailable(f"The registry's intention cannot be read: {error}") from error
 
@@ -102,7 +102,7 @@ class IntentionSource:
         self._cache = cache
         self._on_change = on_change
         self._again = asyncio.Event()
-        self.current: Intention | None = None
+        self.current: DesiredState | None = None
         self.problem: str | None = "The registry has not been read yet."
         self.answered = False
 
@@ -114,7 +114,7 @@ class IntentionSource:
     def load_cache(self) -> None:
         """Start with the last good intention of an earlier run, if there is one."""
         try:
-            self.current = Intention.model_validate_json(self._cache.read_bytes())
+            self.current = DesiredState.model_validate_json(self._cache.read_bytes())
         except FileNotFoundError:
             return
         except (OSError, ValueError) as error:
@@ -159,7 +159,7 @@ class IntentionSource:
             log.warning("the registry was not read", extra={"problem": problem})
         self.problem = problem
 
-    def _keep(self, intention: Intention) -> None:
+    def _keep(self, intention: DesiredState) -> None:
         temporary = self._cache.with_suffix(".new")
         try:
             self._cache.parent.mkdir(parents=True, exist_ok=True)

@@ -11,7 +11,7 @@ from tidegate.kernel.errors import NotFound, Unavailable
 from tidegate.kernel.log_files import LogFolder
 from tidegate.kernel.protocol import log_lines
 from tidegate.kernel.protocol.log_lines import Entry
-from tidegate.kernel.protocol.models import Intention
+from tidegate.kernel.protocol.models import DesiredState
 
 Line = dict[str, Any]
 
@@ -26,7 +26,7 @@ class Logs:
         self,
         folder: LogFolder,
         launcher: Launcher,
-        intention: Callable[[], Intention | None],
+        intention: Callable[[], DesiredState | None],
         replicas: Callable[[], Sequence[str]],
     ) -> None:
         self._folder = folder

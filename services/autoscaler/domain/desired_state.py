@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from tidegate.kernel.protocol.models import Deployment, Intention, Version
+from tidegate.kernel.protocol.models import Deployment, DesiredState, Version
 
 
-def acceptable(current: Intention | None, fresh: Intention) -> bool:
+def acceptable(current: DesiredState | None, fresh: DesiredState) -> bool:
     """Whether ``fresh`` may replace ``current``.
 
     A reading without any Deployment stops everything that runs. It is believed when it continues the
@@ -36,7 +36,7 @@ class Lookup:
         return self.versions.get((deployment.model, deployment.version))
 
 
-def lookup(intention: Intention | None) -> Lookup:
+def lookup(intention: DesiredState | None) -> Lookup:
     """What is wanted, by keys."""
     if intention is None:
         return Lookup()

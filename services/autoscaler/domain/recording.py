@@ -17,7 +17,7 @@ from services.autoscaler.domain.decide import decide
 from services.autoscaler.domain.launcher import Running
 from services.autoscaler.domain.memory import State
 from services.autoscaler.domain.snapshot import Decision, Host, LocalOverride, Policy, Snapshot
-from tidegate.kernel.protocol.models import Intention
+from tidegate.kernel.protocol.models import DesiredState
 from tidegate.kernel.protocol.presence import GatewayLoad, GatewayReport, GatewayView, ReplicaReport
 
 Section = dict[str, Any]
@@ -51,7 +51,7 @@ class Pages:
     """The sections of the last round, to tell the next one's difference from, or to lay it over."""
 
     sections: dict[str, Section | None] = field(default_factory=dict)
-    intention: Intention | None = None
+    intention: DesiredState | None = None
 
 
 def written(snapshot: Snapshot, pages: Pages) -> Document:
@@ -80,7 +80,7 @@ def read(document: Document, pages: Pages) -> Snapshot:
     """The snapshot whose difference to ``pages`` the document is; they then are its."""
     if "intention" in document:
         wanted = document["intention"]
-        pages.intention = None if wanted is None else Intention.model_validate(wanted)
+        pages.intention = None if wanted is None else DesiredState.model_validate(wanted)
     for name in _SECTIONS:
         if name not in document:
             continue

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from services.autoscaler.domain.launcher import Running
-from tidegate.kernel.protocol.models import Intention
+from tidegate.kernel.protocol.models import DesiredState
 
 
-def artifacts_of(running: Iterable[Running], intention: Intention | None) -> dict[str, str]:
+def artifacts_of(running: Iterable[Running], intention: DesiredState | None) -> dict[str, str]:
     """Return the sha256 of the artifact of each live replica, by the name that its worker was started with.
 
     A replica whose Deployment or version is not wanted any more has loaded its model already: it gets none.

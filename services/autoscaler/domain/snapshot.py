@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from services.autoscaler.domain.launcher import Running
-from tidegate.kernel.protocol.models import Deployment, Intention, Version
+from tidegate.kernel.protocol.models import Deployment, DesiredState, Version
 from tidegate.kernel.protocol.presence import GatewayView, ReplicaReport
 
 
@@ -39,7 +39,7 @@ class Snapshot:
     is ``cordoned``. ``room`` is what that host has; None: it is not known, and nothing is bounded by it.
     """
 
-    intention: Intention | None
+    intention: DesiredState | None
     running: tuple[Running, ...] | None
     reports: Mapping[str, ReplicaReport] | None
     gateways: GatewayView | None

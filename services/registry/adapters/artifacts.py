@@ -32,7 +32,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
-class Staged:
+class StagedArtifact:
     """An upload that is complete and hashed, and not yet in its place."""
 
     sha256: str
@@ -64,7 +64,7 @@ class ArtifactStore:
         except Unavailable as error:
             log.warning("artifact store probe failed", extra={"problem": error.message})
 
-    async def stage(self, chunks: AsyncIterator[bytes], announced: int | None = None) -> Staged:
+    async def stage(self, chunks: AsyncIterator[bytes], announced: int | None = None) -> StagedArtifact:
         """Take an upload in, hashing as it comes. ``announced``: the size the sender speaks of.
 
         Raises PayloadTooLarge as soon as the limit is passed and BadRequest for an upload of nothing;
@@ -88,13 +88,13 @@ class ArtifactStore:
             # Cancelled too: the sender has gone, and half a file helps nobody.
             await asyncio.shield(self._abandon(file, path))
             raise
-        return Staged(digest.hexdigest(), size, path)
+        return StagedArtifact(digest.hexdigest(), size, path)
 
-    async def keep(self, staged: Staged) -> None:
+    async def keep(self, staged: StagedArtifact) -> None:
         """Move an upload into its place; the same bytes are stored once."""
         await self._do(self._keep, staged)
 
-    async def discard(self, staged: Staged) -> None:
+    async def discard(self, staged: StagedArtifact) -> None:
         """Forget an upload that is not wanted."""
         await self._do(self._delete, staged.path)
 
@@ -154,7 +154,7 @@ class ArtifactStore:
     def _place(self, sha256: str) -> str:
         return f"{self._root}/sha256/{sha256[:2]}/{sha256[2:4]}/{sha256}"
 
-    def _keep(self, staged: Staged) -> None:
+    def _keep(self, staged: StagedArtifact) -> None:
         place = self._place(staged.sha256)
         self._fs.invalidate_cache()
         if self._fs.exists(place):

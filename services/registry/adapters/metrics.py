@@ -29,7 +29,7 @@ def show(revision: int, totals: Totals) -> None:
         HELD[name].set(value)
 
 
-class Requests:
+class RequestMetrics:
     """ASGI middleware that counts and times requests by route, never by path: paths have no end."""
 
     def __init__(self, app: ASGIApp) -> None:

@@ -9,7 +9,7 @@ import mmap
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 
-from services.registry.domain.signature import Graph, GraphValue
+from services.registry.domain.signature import GraphValue, OnnxGraph
 from tidegate.kernel.errors import BadRequest
 from tidegate.kernel.protocol import onnx_external
 from tidegate.kernel.protocol.models import Datatype
@@ -30,7 +30,7 @@ DATATYPES: dict[int, Datatype] = {
 }  # fmt: skip
 
 
-def read(path: Path, sizes: Mapping[str, int] | None = None) -> Graph:
+def read(path: Path, sizes: Mapping[str, int] | None = None) -> OnnxGraph:
     """Return the graph's inputs (its weights left out) and outputs.
 
     ``sizes`` are those of the files beside it that may have weights, by path; None: there are no others.
@@ -83,7 +83,7 @@ def _main_graph(model: Message) -> Message:
     return graph
 
 
-def _graph(graph: Message) -> Graph:
+def _graph(graph: Message) -> OnnxGraph:
     weights: set[str] = set()
     inputs: list[GraphValue] = []
     outputs: list[GraphValue] = []
@@ -100,7 +100,7 @@ def _graph(graph: Message) -> Graph:
         elif number == GRAPH_OUTPUT:
             outputs.append(_value(value))
     called = tuple(each for each in inputs if each.name not in weights)
-    return Graph(called, tuple(outputs))
+    return OnnxGraph(called, tuple(outputs))
 
 
 def _name(tensor: Message) -> str:

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from services.registry.adapters import archive
+from services.registry.adapters import archive_reader
 from services.registry.domain import requirements, signature, triton_layout
-from services.registry.domain.archive import Limits
+from services.registry.domain.archive_limits import ArchiveLimits
 from tidegate.kernel.errors import BadRequest
 from tidegate.kernel.protocol.models import Datatype, Signature, TensorSpec
 
@@ -23,7 +23,7 @@ DATATYPES: dict[str, Datatype] = {name: name for name in _SAME} | _RENAMED
 
 
 @dataclass(frozen=True, slots=True)
-class Config:
+class TritonConfig:
     """What of a config.pbtxt matters here; ``signature`` None: it declares no inputs or no outputs.
 
     ``parts`` are the models that an ensemble connects.
@@ -34,14 +34,14 @@ class Config:
     signature: Signature | None
 
 
-def read(path: Path, model: str, limits: Limits) -> tuple[Signature | None, list[str]]:
+def read(path: Path, model: str, limits: ArchiveLimits) -> tuple[Signature | None, list[str]]:
     """The signature of the model that an archive of a Triton model directory serves, and all requirements.
 
     The signature is None when its config does not say, for Triton then finds it out when it loads the model.
     Blocking: call it in a thread. Raises BadRequest.
     """
     wanted = {triton_layout.CONFIG, requirements.FILE}
-    contents = archive.look_into(path, wanted=wanted, max_text=MAX_CONFIG, limits=limits)
+    contents = archive_reader.read_archive(path, wanted=wanted, max_text=MAX_CONFIG, limits=limits)
     found = triton_layout.models(contents.files)
     configs = {
         folder: parse(contents.texts[triton_layout.config_path(folder)], str(folder))
@@ -59,7 +59,7 @@ def read(path: Path, model: str, limits: Limits) -> tuple[Signature | None, list
     return declared, requirements.gathered(found, contents.texts)
 
 
-def parse(text: str, where: str) -> Config:
+def parse(text: str, where: str) -> TritonConfig:
     """A config.pbtxt as far as it matters here; raises BadRequest with the parser's line and column."""
     # Imported here: it brings gRPC along, and most registries never see a model directory.
     from google.protobuf import text_format
@@ -79,7 +79,7 @@ def parse(text: str, where: str) -> Config:
     is_ensemble = config.platform == "ensemble" or config.HasField("ensemble_scheduling")
     parts = frozenset(step.model_name for step in config.ensemble_scheduling.step)
     if not config.input or not config.output:
-        return Config(is_ensemble, parts, None)
+        return TritonConfig(is_ensemble, parts, None)
     if config.max_batch_size < 0:
         raise BadRequest(f"config.pbtxt of {where!r}: max_batch_size is {config.max_batch_size}.")
     found = Signature(
@@ -89,7 +89,7 @@ def parse(text: str, where: str) -> Config:
         decoupled=config.model_transaction_policy.decoupled,
     )
     signature.check(found)
-    return Config(is_ensemble, parts, found)
+    return TritonConfig(is_ensemble, parts, found)
 
 
 def _tensor(declared: Any, where: str) -> TensorSpec:

@@ -9,7 +9,7 @@ from datetime import timedelta
 from prometheus_client import Counter
 
 from services.registry.adapters.sql import usage
-from services.registry.adapters.sql.database import Database
+from services.registry.adapters.sql.database import RegistryDatabase
 from tidegate.kernel import tasks, telemetry
 from tidegate.kernel.broker.connection import Channel, Connection, Delivery
 from tidegate.kernel.broker.topology import USAGE
@@ -32,7 +32,7 @@ FORGET_EVERY_S = 3600.0
 class UsageIntake:
     """The consumer of ``usage.v1``."""
 
-    def __init__(self, amqp_url: str, database: Database) -> None:
+    def __init__(self, amqp_url: str, database: RegistryDatabase) -> None:
         self.connection = Connection(amqp_url, "registry usage", self._setup)
         self._database = database
         self._waiting: asyncio.Queue[tuple[Channel, Delivery]] = asyncio.Queue()

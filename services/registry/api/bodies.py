@@ -8,7 +8,7 @@ from fastapi import Header, Request
 from pydantic import BaseModel, Field, WithJsonSchema
 
 from services.registry.application.registrar import Registrar
-from services.registry.domain.statement import POLICY_FIELDS, Outcome
+from services.registry.domain.edits import POLICY_FIELDS, ApplyOutcome
 from tidegate.kernel.errors import BadRequest
 from tidegate.kernel.protocol.models import (
     Deployment,
@@ -166,7 +166,7 @@ class Applied(BaseModel):
     """What became of each object, and the revision that holds them all."""
 
     revision: int
-    items: list[Outcome]
+    items: list[ApplyOutcome]
 
 
 def registrar(request: Request) -> Registrar:

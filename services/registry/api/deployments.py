@@ -7,7 +7,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Depends, Query, Response
 
-from services.registry.adapters.sql.reading import Reader
+from services.registry.adapters.sql.reading import DesiredStateReader
 from services.registry.api.bodies import (
     DeploymentFields,
     DeploymentPatch,
@@ -18,8 +18,8 @@ from services.registry.api.bodies import (
     registrar,
 )
 from services.registry.application.registrar import Registrar
-from services.registry.domain import statement
-from services.registry.domain.state import Change, Snapshot
+from services.registry.domain import edits
+from services.registry.domain.desired_state import Change, RegistrySnapshot
 from tidegate.kernel.errors import NotFound
 from tidegate.kernel.protocol.models import Deployment, Override
 from tidegate.kernel.service.api import JsonRoute
@@ -37,13 +37,13 @@ async def put(
     """State a Deployment in full. 201 when it is new; 409 when its version would change."""
     made = False
 
-    async def answer(reader: Reader) -> Deployment:
+    async def answer(reader: DesiredStateReader) -> Deployment:
         return await _one(reader, name)
 
-    def decision(now: Snapshot) -> list[Change]:
+    def decision(now: RegistrySnapshot) -> list[Change]:
         nonlocal made
         made = name not in now.deployments
-        return statement.put_deployment(now, name, body, expected)
+        return edits.put_deployment(now, name, body, expected)
 
     found = await core.decide(decision, answer)
     response.status_code = 201 if made else 200
@@ -72,7 +72,7 @@ async def patch(
 ) -> Deployment:
     """Change some options (JSON merge patch: null puts one back to its default)."""
     found = await core.decide(
-        lambda now: statement.patch_deployment(now, name, body, expected),
+        lambda now: edits.patch_deployment(now, name, body, expected),
         lambda reader: _one(reader, name),
     )
     return _tagged(found, response)
@@ -82,7 +82,7 @@ async def patch(
 async def patch_policy(core: Core, name: str, body: PolicyPatch, response: Response) -> Deployment:
     """Change only how a Deployment scales (JSON merge patch)."""
     found = await core.decide(
-        lambda now: statement.change_policy(now, name, body), lambda reader: _one(reader, name)
+        lambda now: edits.change_policy(now, name, body), lambda reader: _one(reader, name)
     )
     return _tagged(found, response)
 
@@ -90,7 +90,7 @@ async def patch_policy(core: Core, name: str, body: PolicyPatch, response: Respo
 @router.delete("/{name}", status_code=204)
 async def delete(core: Core, name: str) -> None:
     """Delete a Deployment; 409 while an Endpoint names it."""
-    await core.decide(lambda now: statement.delete_deployment(now, name), Reader.revision)
+    await core.decide(lambda now: edits.delete_deployment(now, name), DesiredStateReader.revision)
 
 
 @router.put("/{name}/override")
@@ -109,12 +109,12 @@ async def delete_override(core: Core, name: str, response: Response) -> Deployme
 
 async def _override(core: Registrar, name: str, override: Override | None, response: Response) -> Deployment:
     found = await core.decide(
-        lambda now: statement.set_override(now, name, override), lambda reader: _one(reader, name)
+        lambda now: edits.set_override(now, name, override), lambda reader: _one(reader, name)
     )
     return _tagged(found, response)
 
 
-async def _one(reader: Reader, name: str) -> Deployment:
+async def _one(reader: DesiredStateReader, name: str) -> Deployment:
     found = await reader.deployments(name)
     if not found:
         raise NotFound(f"There is no Deployment {name[:80]!r}.")

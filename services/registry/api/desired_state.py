@@ -6,24 +6,24 @@ from typing import Annotated
 
 from fastapi import APIRouter, Depends
 
-from services.registry.adapters.sql.reading import Reader
+from services.registry.adapters.sql.reading import DesiredStateReader
 from services.registry.api.bodies import Applied, ApplyBody, DeployBody, Deployed, registrar
 from services.registry.application.registrar import Registrar
-from services.registry.domain import rollover, statement
-from services.registry.domain.state import Change, Snapshot
-from tidegate.kernel.protocol.models import Intention
+from services.registry.domain import edits, rollover
+from services.registry.domain.desired_state import Change, RegistrySnapshot
+from tidegate.kernel.protocol.models import DesiredState
 from tidegate.kernel.service.api import JsonRoute
 
-router = APIRouter(prefix="/v1", tags=["intention"], route_class=JsonRoute)
+router = APIRouter(prefix="/v1", tags=["desired state"], route_class=JsonRoute)
 
 Core = Annotated[Registrar, Depends(registrar)]
 
 
 @router.get("/intention")
-async def read(core: Core) -> Intention:
+async def read(core: Core) -> DesiredState:
     """Return all Deployments and Endpoints, at one revision."""
     async with core.database.read() as reader:
-        return await reader.intention()
+        return await reader.desired_state()
 
 
 @router.post("/deploy")
@@ -32,15 +32,15 @@ async def deploy(core: Core, body: DeployBody) -> Deployed:
 
     A new version's Deployment has the options of the one it takes over from, unless given.
     """
-    plan: rollover.Deployed | None = None
-    order = rollover.Order(body.model, body.version, body.deployment, body.endpoint, body.traffic)
+    plan: rollover.DeployPlan | None = None
+    order = rollover.DeployRequest(body.model, body.version, body.deployment, body.endpoint, body.traffic)
 
-    def decision(now: Snapshot) -> list[Change]:
+    def decision(now: RegistrySnapshot) -> list[Change]:
         nonlocal plan
         plan = rollover.deploy(now, order)
         return plan.changes
 
-    async def answer(reader: Reader) -> Deployed:
+    async def answer(reader: DesiredStateReader) -> Deployed:
         assert plan is not None
         deployment = await reader.deployments(plan.deployment)
         endpoint = await reader.endpoints(plan.endpoint)
@@ -52,13 +52,13 @@ async def deploy(core: Core, body: DeployBody) -> Deployed:
 @router.post("/apply")
 async def apply(core: Core, body: ApplyBody) -> Applied:
     """State many Deployments and Endpoints at once: all of them or, on any error, none."""
-    outcomes: list[statement.Outcome] = []
+    outcomes: list[edits.ApplyOutcome] = []
 
-    def decision(now: Snapshot) -> list[Change]:
-        changes, outcomes[:] = statement.apply(now, body.deployments, body.endpoints)
+    def decision(now: RegistrySnapshot) -> list[Change]:
+        changes, outcomes[:] = edits.apply(now, body.deployments, body.endpoints)
         return changes
 
-    async def answer(reader: Reader) -> Applied:
+    async def answer(reader: DesiredStateReader) -> Applied:
         return Applied(revision=await reader.revision(), items=outcomes)
 
     return await core.decide(decision, answer)

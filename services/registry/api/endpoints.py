@@ -6,11 +6,11 @@ from typing import Annotated
 
 from fastapi import APIRouter, Depends, Response
 
-from services.registry.adapters.sql.reading import Reader
+from services.registry.adapters.sql.reading import DesiredStateReader
 from services.registry.api.bodies import EndpointFields, Items, SettleBody, if_match, registrar
 from services.registry.application.registrar import Registrar
-from services.registry.domain import rollover, statement
-from services.registry.domain.state import Change, Snapshot
+from services.registry.domain import edits, rollover
+from services.registry.domain.desired_state import Change, RegistrySnapshot
 from tidegate.kernel.errors import NotFound
 from tidegate.kernel.protocol.models import Endpoint
 from tidegate.kernel.service.api import JsonRoute
@@ -29,10 +29,10 @@ async def put(core: Core, name: str, body: EndpointFields, expected: IfMatch, re
     """
     made = False
 
-    def decision(now: Snapshot) -> list[Change]:
+    def decision(now: RegistrySnapshot) -> list[Change]:
         nonlocal made
         made = name not in now.endpoints
-        return statement.put_endpoint(now, name, body, expected)
+        return edits.put_endpoint(now, name, body, expected)
 
     found = await core.decide(decision, lambda reader: _one(reader, name))
     response.status_code = 201 if made else 200
@@ -56,7 +56,7 @@ async def get(core: Core, name: str, response: Response) -> Endpoint:
 @router.delete("/{name}", status_code=204)
 async def delete(core: Core, name: str) -> None:
     """Delete an Endpoint; its Deployments stay."""
-    await core.decide(lambda now: statement.delete_endpoint(now, name), Reader.revision)
+    await core.decide(lambda now: edits.delete_endpoint(now, name), DesiredStateReader.revision)
 
 
 @router.post("/{name}/settle")
@@ -70,7 +70,7 @@ async def settle(core: Core, name: str, response: Response, body: SettleBody | N
     return _tagged(found, response)
 
 
-async def _one(reader: Reader, name: str) -> Endpoint:
+async def _one(reader: DesiredStateReader, name: str) -> Endpoint:
     found = await reader.endpoints(name)
     if not found:
         raise NotFound(f"There is no Endpoint {name[:80]!r}.")

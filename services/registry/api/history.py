@@ -11,7 +11,7 @@ from pydantic import BaseModel
 from services.registry.adapters.sql import audit, usage
 from services.registry.api.bodies import Items, registrar
 from services.registry.application.registrar import Registrar
-from services.registry.domain.usage import BY, Wanted, as_csv
+from services.registry.domain.usage import BY, UsageQuery, as_csv
 from tidegate.kernel.errors import BadRequest
 from tidegate.kernel.protocol.access import ADMIN
 from tidegate.kernel.service.caller import needs
@@ -69,14 +69,14 @@ def _wanted(
     principal: Annotated[str | None, Query(description="Only of this one (its id).")] = None,
     endpoint: str | None = None,
     by: Annotated[str, Query(description="Columns to sum by, of day, principal, endpoint.")] = ",".join(BY),
-) -> Wanted:
+) -> UsageQuery:
     named = tuple(dict.fromkeys(word.strip() for word in by.split(",") if word.strip()))
     if set(named) - set(BY):
         raise BadRequest(f"by must name some of {', '.join(BY)}, not {by[:80]!r}.")
-    return Wanted(since, until, principal, endpoint, named)
+    return UsageQuery(since, until, principal, endpoint, named)
 
 
-Which = Annotated[Wanted, Depends(_wanted)]
+Which = Annotated[UsageQuery, Depends(_wanted)]
 
 
 @router.get("/usage")

@@ -10,7 +10,7 @@ from pydantic import Field, WithJsonSchema
 
 from services.registry.api.bodies import Items
 from services.registry.application.keyring import Keyring
-from services.registry.domain.keys import HeldKey, KeySpec
+from services.registry.domain.keys import KeySpec, StoredKey
 from tidegate.kernel.protocol.access import ADMIN, KEY_PREFIX
 from tidegate.kernel.protocol.models import Noun
 from tidegate.kernel.service.api import JsonRoute
@@ -118,11 +118,11 @@ async def revoke(core: Core, now: Now, id_: str) -> KeyInfo:
     return _info(await core.revoke(id_), now)
 
 
-def _info(held: HeldKey, now: datetime) -> KeyInfo:
+def _info(held: StoredKey, now: datetime) -> KeyInfo:
     return KeyInfo(**_fields(held, now))
 
 
-def _fields(held: HeldKey, now: datetime) -> dict[str, Any]:
+def _fields(held: StoredKey, now: datetime) -> dict[str, Any]:
     previous_until = held.previous_until
     return {
         **held.spec.model_dump(),

@@ -17,8 +17,8 @@ from services.registry.api.bodies import (
     registrar,
 )
 from services.registry.application.registrar import Registrar, Registration
-from services.registry.domain.rollover import Order
-from services.registry.domain.state import Notice
+from services.registry.domain.desired_state import ChangeNotification
+from services.registry.domain.rollover import DeployRequest
 from tidegate.kernel.errors import NotFound
 from tidegate.kernel.protocol.models import Version
 from tidegate.kernel.service.api import JsonRoute
@@ -46,7 +46,7 @@ async def register(core: Core, name: str, body: NewVersion, response: Response) 
 async def check(core: Core, name: str, body: VersionCheck) -> VersionChecked:
     """Check a registration and a deploy before the upload, with their errors; nothing is changed."""
     given = dict(body)
-    order = Order(name, None, given.pop("deployment"), given.pop("endpoint"))
+    order = DeployRequest(name, None, given.pop("deployment"), given.pop("endpoint"))
     size, artifact = given.pop("size"), given.pop("artifact") or ""
     found = await core.check(Registration(model=name, artifact=artifact, **given), size, order)
     return VersionChecked(
@@ -71,7 +71,7 @@ async def delete_model(
     core: Core,
     name: str,
     cascade: Annotated[bool, Query(description="Delete what serves the model, too.")] = False,
-) -> Items[Notice]:
+) -> Items[ChangeNotification]:
     """Delete a model with all its versions; 409 with its Deployments if it is in use, unless ``cascade``.
 
     Version numbers are not given again, not even to a new model of the same name.

@@ -8,10 +8,10 @@ from fastapi import APIRouter, Depends, Response
 from pydantic import BaseModel, Field
 
 from services.registry.adapters.sql import audit
-from services.registry.adapters.sql.reading import Reader
+from services.registry.adapters.sql.reading import DesiredStateReader
 from services.registry.api.bodies import registrar
 from services.registry.application.registrar import Registrar
-from services.registry.domain import rollback, split
+from services.registry.domain import rollback, traffic_split
 from tidegate.kernel.protocol.models import Deployment, Endpoint, Noun, Target
 from tidegate.kernel.service.api import JsonRoute
 
@@ -64,9 +64,9 @@ async def roll_back(core: Core, name: str, body: RollbackBody | None = None) -> 
 async def share(core: Core, name: str, body: SplitBody, response: Response) -> Endpoint:
     """Share an Endpoint's traffic among Deployments; what serves now goes on until each of them is ready."""
 
-    async def answer(reader: Reader) -> Endpoint:
+    async def answer(reader: DesiredStateReader) -> Endpoint:
         return (await reader.endpoints(name))[0]
 
-    found = await core.decide(lambda now: split.split(now, name, body.targets), answer)
+    found = await core.decide(lambda now: traffic_split.split(now, name, body.targets), answer)
     response.headers["ETag"] = f'"{found.revision}"'
     return found

@@ -9,13 +9,13 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import TypeVar
 
-from services.registry.adapters import content, metrics
-from services.registry.adapters.announcer import Announcer
-from services.registry.adapters.artifacts import ArtifactStore, Staged
-from services.registry.adapters.content import Findings
-from services.registry.adapters.sql.database import Database
-from services.registry.adapters.sql.reading import Reader
-from services.registry.adapters.sql.writing import Writer
+from services.registry.adapters import artifact_inspection, metrics
+from services.registry.adapters.artifact_inspection import Inspection
+from services.registry.adapters.artifacts import ArtifactStore, StagedArtifact
+from services.registry.adapters.change_notifier import ChangeNotifier
+from services.registry.adapters.sql.database import RegistryDatabase
+from services.registry.adapters.sql.reading import DesiredStateReader
+from services.registry.adapters.sql.writing import DesiredStateWriter
 from services.registry.domain import (
     compatibility,
     formats,
@@ -27,9 +27,9 @@ from services.registry.domain import (
     rollover,
     signature,
 )
-from services.registry.domain.archive import Limits
-from services.registry.domain.rollover import Order
-from services.registry.domain.state import Change, Notice, Snapshot
+from services.registry.domain.archive_limits import ArchiveLimits
+from services.registry.domain.desired_state import Change, ChangeNotification, RegistrySnapshot
+from services.registry.domain.rollover import DeployRequest
 from tidegate.kernel import telemetry
 from tidegate.kernel.errors import BadRequest, Conflict, NotFound, PayloadTooLarge, TidegateError, Unavailable
 from tidegate.kernel.protocol.models import Format, Signature, Version, VersionMetadata
@@ -58,7 +58,7 @@ class Registration:
 
 
 @dataclass(frozen=True, slots=True)
-class Registered:
+class RegisterResult:
     """What became of a registration: its version, whether that is new, and what its publisher should know."""
 
     version: Version
@@ -67,7 +67,7 @@ class Registered:
 
 
 @dataclass(frozen=True, slots=True)
-class Checked:
+class CheckResult:
     """What can be said of a registration beforehand. ``version``: the one that it is already, if it is."""
 
     format: Format
@@ -77,10 +77,10 @@ class Checked:
 
 
 @dataclass(frozen=True, slots=True)
-class Policy:
+class RegistryPolicy:
     """What is a matter of setting, and the ``packages`` in the models' environment, as far as known here."""
 
-    limits: Limits = field(default_factory=Limits)
+    limits: ArchiveLimits = field(default_factory=ArchiveLimits)
     default_max_batch: int = 64
     pending_for: timedelta = timedelta(hours=1)
     packages: Mapping[str, str] = field(default_factory=dict)
@@ -90,11 +90,15 @@ class Registrar:
     """Uploads, versions and every change to the intention."""
 
     def __init__(
-        self, database: Database, artifacts: ArtifactStore, announcer: Announcer, policy: Policy
+        self,
+        database: RegistryDatabase,
+        artifacts: ArtifactStore,
+        notifier: ChangeNotifier,
+        policy: RegistryPolicy,
     ) -> None:
         self.database = database
         self.artifacts = artifacts
-        self.announcer = announcer
+        self.notifier = notifier
         self._policy = policy
 
     def now(self) -> datetime:
@@ -103,7 +107,7 @@ class Registrar:
 
     async def upload(
         self, chunks: AsyncIterator[bytes], *, announced: int | None, expected: str | None
-    ) -> Staged:
+    ) -> StagedArtifact:
         """Store an artifact; the same bytes twice are stored once. ``expected``: the sender's digest."""
         staged = await self.artifacts.stage(chunks, announced)
         try:
@@ -122,7 +126,7 @@ class Registrar:
         metrics.UPLOADED.inc(staged.size)
         return staged
 
-    async def register(self, wanted: Registration) -> Registered:
+    async def register(self, wanted: Registration) -> RegisterResult:
         """Make the next version of a model of an uploaded artifact, unless it is one that the model has.
 
         The same artifact, format, signature and requirements as a version is that version; metadata that is
@@ -137,7 +141,7 @@ class Registrar:
             held = await writer.versions(wanted.model)
             same = registration.already(held, wanted.artifact, format_, found.requirements, found.signature)
             if same is not None:
-                return Registered(
+                return RegisterResult(
                     await _redescribed(writer, same, wanted.metadata), False, self._warnings(found)
                 )
             names.check_new("model", wanted.model, await writer.models())
@@ -155,9 +159,9 @@ class Registrar:
                 created_at=writer.now,
             )
             await writer.add_version(version)
-        return Registered(version, True, self._warnings(found))
+        return RegisterResult(version, True, self._warnings(found))
 
-    async def check(self, wanted: Registration, size: int | None, order: Order) -> Checked:
+    async def check(self, wanted: Registration, size: int | None, order: DeployRequest) -> CheckResult:
         """Refuse what :meth:`register` and a deploy of its version would refuse, and change nothing.
 
         ``wanted.artifact`` may be empty, or not be uploaded yet: what its bytes say is then left open.
@@ -168,7 +172,7 @@ class Registrar:
             raise PayloadTooLarge(too_large)
         async with self.database.read() as reader:
             stored = bool(wanted.artifact) and await reader.artifact_size(wanted.artifact) is not None
-        found = await self._inspect(wanted, format_) if stored else Findings(wanted.signature)
+        found = await self._inspect(wanted, format_) if stored else Inspection(wanted.signature)
         async with self.database.read() as reader:
             held = await reader.versions(wanted.model)
             same = registration.already(held, wanted.artifact, format_, found.requirements, found.signature)
@@ -179,9 +183,9 @@ class Registrar:
             rollover.deploy(
                 (await reader.snapshot()).with_version(wanted.model, number), replace(order, version=number)
             )
-        return Checked(format_, stored, same, self._warnings(found))
+        return CheckResult(format_, stored, same, self._warnings(found))
 
-    def _warnings(self, found: Findings) -> list[str]:
+    def _warnings(self, found: Inspection) -> list[str]:
         return pickles.warnings(found.saved, self._policy.packages, found.requirements)
 
     async def describe(
@@ -207,8 +211,8 @@ class Registrar:
 
     async def decide(
         self,
-        decision: Callable[[Snapshot], Sequence[Change]],
-        answer: Callable[[Reader], Awaitable[T]],
+        decision: Callable[[RegistrySnapshot], Sequence[Change]],
+        answer: Callable[[DesiredStateReader], Awaitable[T]],
     ) -> T:
         """Carry out what ``decision`` makes of the intention; ``answer`` reads the outcome with it."""
         async with self.change() as writer:
@@ -220,12 +224,12 @@ class Registrar:
         await self.decide(lambda now: removal.delete_version(now, model, number), _nothing)
         await self.collect()
 
-    async def delete_model(self, model: str, *, cascade: bool) -> list[Notice]:
+    async def delete_model(self, model: str, *, cascade: bool) -> list[ChangeNotification]:
         """Forget a model's versions (``cascade``: and all that serves them); what was deleted or changed."""
         async with self.change() as writer:
             await writer.apply(removal.delete_model(await writer.snapshot(), model, cascade=cascade))
         await self.collect()
-        return writer.notices
+        return writer.notifications
 
     async def collect(self) -> None:
         """Delete artifacts that no version names, and uploads that broke off; what fails waits for later."""
@@ -248,19 +252,19 @@ class Registrar:
             log.warning("totals not read", extra={"problem": error.message})
 
     @asynccontextmanager
-    async def change(self) -> AsyncIterator[Writer]:
+    async def change(self) -> AsyncIterator[DesiredStateWriter]:
         """A write transaction whose changes are told once, and only if, it is committed."""
         async with self.database.write() as writer:
             yield writer
-        self.announcer.announce(writer.next_revision, writer.notices)
+        self.notifier.notify(writer.next_revision, writer.notifications)
 
-    async def _inspect(self, wanted: Registration, format_: Format) -> Findings:
+    async def _inspect(self, wanted: Registration, format_: Format) -> Inspection:
         async with self.database.read() as reader:
             if await reader.artifact_size(wanted.artifact) is None:
                 raise _no_artifact(wanted.artifact)
         async with self.artifacts.local(wanted.artifact) as path:
             found = await asyncio.to_thread(
-                content.look,
+                artifact_inspection.inspect,
                 path,
                 format_,
                 model=wanted.model,
@@ -287,7 +291,7 @@ def _screened(wanted: Registration) -> Format:
     return format_
 
 
-async def _redescribed(writer: Writer, held: Version, given: VersionMetadata | None) -> Version:
+async def _redescribed(writer: DesiredStateWriter, held: Version, given: VersionMetadata | None) -> Version:
     fields = {name: getattr(given, name) for name in given.model_fields_set} if given else {}
     metadata = held.metadata.model_copy(update=fields)
     if metadata == held.metadata:
@@ -300,5 +304,5 @@ def _no_artifact(sha256: str) -> BadRequest:
     return BadRequest(f"No artifact {sha256} is stored here: upload it with PUT /v1/artifacts first.")
 
 
-async def _nothing(_: Reader) -> None:
+async def _nothing(_: DesiredStateReader) -> None:
     return None

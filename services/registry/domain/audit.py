@@ -15,7 +15,7 @@ Shown = dict[str, Any] | None
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class NewAuditEntry:
     """Who did what to what, when and from where. ``before`` None: it was not there; likewise ``after``."""
 
     at: datetime

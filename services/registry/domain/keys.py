@@ -59,7 +59,7 @@ class KeySpec(Noun):
 
 
 @dataclass(frozen=True, slots=True)
-class HeldKey:
+class StoredKey:
     """A stored key; ``previous_digest`` is good until ``previous_until``, after a rotation."""
 
     id: str
@@ -116,14 +116,14 @@ def _after(now: datetime, ttl_s: Any) -> datetime:
         raise BadRequest(f"key: ttl_s must be a number of seconds, not {str(ttl_s)[:80]!r}.") from None
 
 
-def made(spec: KeySpec, random: bytes, now: datetime) -> tuple[HeldKey, str]:
+def made(spec: KeySpec, random: bytes, now: datetime) -> tuple[StoredKey, str]:
     """A new key, and the key itself, which is shown once. ``random``: ``ID_BYTES + SECRET_BYTES`` of it."""
     id_ = random[:ID_BYTES].hex()
     key = _key(id_, random[ID_BYTES:])
-    return HeldKey(id_, spec, access.digest_of(key.encode()), now), key
+    return StoredKey(id_, spec, access.digest_of(key.encode()), now), key
 
 
-def rotated(held: HeldKey, random: bytes, now: datetime, grace_s: float) -> tuple[HeldKey, str]:
+def rotated(held: StoredKey, random: bytes, now: datetime, grace_s: float) -> tuple[StoredKey, str]:
     """The same key with another secret; the old one is good for ``grace_s`` more. Raises Conflict."""
     _alive(held)
     key = _key(held.id, random)
@@ -141,7 +141,7 @@ def rotated(held: HeldKey, random: bytes, now: datetime, grace_s: float) -> tupl
     )
 
 
-def changed(held: HeldKey, patch: Mapping[str, Any], now: datetime) -> HeldKey:
+def changed(held: StoredKey, patch: Mapping[str, Any], now: datetime) -> StoredKey:
     """With some fields changed (JSON merge patch: null puts one back). Raises BadRequest, Conflict."""
     _alive(held)
     fields = merge.patched(held.spec.model_dump(exclude_none=True), patch)
@@ -153,14 +153,14 @@ def changed(held: HeldKey, patch: Mapping[str, Any], now: datetime) -> HeldKey:
     return replace(held, spec=merge.checked(KeySpec, fields, "key"))
 
 
-def revoked(held: HeldKey, now: datetime) -> HeldKey:
+def revoked(held: StoredKey, now: datetime) -> StoredKey:
     """Good no longer; revoked already: as it is."""
     if held.revoked_at is not None:
         return held
     return replace(held, revoked_at=now, previous_digest=None, previous_until=None)
 
 
-def _alive(held: HeldKey) -> None:
+def _alive(held: StoredKey) -> None:
     if held.revoked_at is not None:
         raise Conflict(f"Key {held.id} is revoked.")
 

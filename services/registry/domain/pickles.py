@@ -21,14 +21,14 @@ _NUMPY_2 = re.compile(rb"numpy\._core|numpy\.random\._(?:mt19937|pcg64|philox|sf
 
 
 @dataclass(frozen=True, slots=True)
-class Saved:
+class PickleReleases:
     """The releases that wrote a pickle. ``sklearn`` None: it does not say."""
 
     sklearn: str | None = None
     numpy_2: bool = False
 
 
-def saved_with(pieces: Iterable[bytes]) -> Saved:
+def saved_with(pieces: Iterable[bytes]) -> PickleReleases:
     """Return what the bytes of a pickle, unpacked and in pieces, say of the releases that wrote it."""
     sklearn, numpy_2, before = None, False, b""
     for piece in pieces:
@@ -38,10 +38,10 @@ def saved_with(pieces: Iterable[bytes]) -> Saved:
         if sklearn and numpy_2:
             break
         before = read[-_OVERLAP:]
-    return Saved(sklearn, numpy_2)
+    return PickleReleases(sklearn, numpy_2)
 
 
-def warnings(saved: Saved, here: Mapping[str, str], requirements: Sequence[str]) -> list[str]:
+def warnings(saved: PickleReleases, here: Mapping[str, str], requirements: Sequence[str]) -> list[str]:
     """Return what the publisher should know, given the packages ``here`` (name -> version) for models.
 
     A package that the version's own requirements name is not judged.

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from services.registry.domain.state import (
+from services.registry.domain.desired_state import (
     Change,
     DropDeployment,
     DropEndpoint,
     DropVersion,
     PutEndpoint,
-    Snapshot,
+    RegistrySnapshot,
     named_by,
 )
 from tidegate.kernel.errors import Conflict, NotFound
 from tidegate.kernel.protocol.models import EndpointSpec
 
 
-def delete_version(snapshot: Snapshot, model: str, number: int) -> list[Change]:
+def delete_version(snapshot: RegistrySnapshot, model: str, number: int) -> list[Change]:
     """Forget a version; Conflict while a Deployment runs it."""
     if (model, number) not in snapshot.versions:
         raise NotFound(f"Model {model!r} has no version {number}.")
@@ -29,7 +29,7 @@ def delete_version(snapshot: Snapshot, model: str, number: int) -> list[Change]:
     return [DropVersion(model, number)]
 
 
-def delete_model(snapshot: Snapshot, model: str, *, cascade: bool) -> list[Change]:
+def delete_model(snapshot: RegistrySnapshot, model: str, *, cascade: bool) -> list[Change]:
     """Forget every version of a model; with ``cascade`` also its Deployments and their Endpoints.
 
     Without it, Conflict while a Deployment runs any of them. An endpoint shared with another model

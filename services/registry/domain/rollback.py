@@ -10,7 +10,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from services.registry.domain import names, rollover
-from services.registry.domain.state import Change, HeldDeployment, HeldEndpoint, PutDeployment, Snapshot
+from services.registry.domain.desired_state import (
+    Change,
+    PutDeployment,
+    RegistrySnapshot,
+    StoredDeployment,
+    StoredEndpoint,
+)
 from tidegate.kernel.errors import Conflict
 from tidegate.kernel.protocol.models import DeploymentSpec, Target
 
@@ -18,7 +24,7 @@ Fields = Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
-class History:
+class EndpointHistory:
     """From the audit log: states of an Endpoint, newest first, and Deployments that were deleted."""
 
     states: Sequence[Fields] = ()
@@ -26,7 +32,7 @@ class History:
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class RollbackPlan:
     """The plan of a rollback. ``remade``: the Deployment had been deleted, or there never was one."""
 
     changes: list[Change]
@@ -44,7 +50,9 @@ class _Choice:
     version: int
 
 
-def rollback(snapshot: Snapshot, name: str, version: int | None, history: History) -> Plan:
+def rollback(
+    snapshot: RegistrySnapshot, name: str, version: int | None, history: EndpointHistory
+) -> RollbackPlan:
     """Return how the Endpoint goes back to ``version``; None: to the last one that served before this one.
 
     A roll-out that is under way is given up. A rollback that is under way goes on. Raise NotFound if the
@@ -59,12 +67,12 @@ def rollback(snapshot: Snapshot, name: str, version: int | None, history: Histor
     remade = choice.deployment not in snapshot.deployments
     changes: list[Change] = []
     if remade and (old := history.deleted.get(choice.deployment)):
-        changes = [PutDeployment(HeldDeployment(_as_it_was(snapshot, endpoint, old)), created=True)]
-    order = rollover.Order(choice.model, choice.version, {"name": choice.deployment}, endpoint=name)
+        changes = [PutDeployment(StoredDeployment(_as_it_was(snapshot, endpoint, old)), created=True)]
+    order = rollover.DeployRequest(choice.model, choice.version, {"name": choice.deployment}, endpoint=name)
     changes += rollover.deploy(snapshot.after(changes), order).changes
     serving = [t.deployment for t in endpoint.spec.previous or endpoint.spec.targets]
     replaced = [each for each in serving if each != choice.deployment]
-    return Plan(changes, choice.deployment, choice.model, choice.version, replaced, remade)
+    return RollbackPlan(changes, choice.deployment, choice.model, choice.version, replaced, remade)
 
 
 def deployments_of(states: Sequence[Fields]) -> list[str]:
@@ -72,20 +80,20 @@ def deployments_of(states: Sequence[Fields]) -> list[str]:
     return list(dict.fromkeys(name for name in map(_sole, states) if name is not None))
 
 
-def _turn_back(snapshot: Snapshot, endpoint: HeldEndpoint) -> Plan:
+def _turn_back(snapshot: RegistrySnapshot, endpoint: StoredEndpoint) -> RollbackPlan:
     """Give up a roll-out: what serves until the targets are ready goes on. A rollback is left alone."""
     going, serving = (_heaviest(snapshot, each) for each in (endpoint.spec.targets, endpoint.spec.previous))
     if going.model == serving.model and going.version < serving.version:
         replaced = [target.deployment for target in endpoint.spec.previous]
-        return Plan([], going.name, going.model, going.version, replaced, remade=False)
+        return RollbackPlan([], going.name, going.model, going.version, replaced, remade=False)
     wanted = endpoint.spec.model_copy(update={"targets": endpoint.spec.previous, "previous": []})
     changes = rollover.with_retired(snapshot, endpoint.spec, wanted)
     kept = {target.deployment for target in wanted.targets}
     replaced = [t.deployment for t in endpoint.spec.targets if t.deployment not in kept]
-    return Plan(changes, serving.name, serving.model, serving.version, replaced, remade=False)
+    return RollbackPlan(changes, serving.name, serving.model, serving.version, replaced, remade=False)
 
 
-def _before(snapshot: Snapshot, endpoint: HeldEndpoint, history: History) -> _Choice:
+def _before(snapshot: RegistrySnapshot, endpoint: StoredEndpoint, history: EndpointHistory) -> _Choice:
     """Return the last version that had all traffic, of those older than what serves now."""
     now = _heaviest(snapshot, endpoint.spec.targets)
     for found in _served(snapshot, history):
@@ -102,7 +110,9 @@ def _before(snapshot: Snapshot, endpoint: HeldEndpoint, history: History) -> _Ch
     return _of_version(snapshot, now.model, older[-1])
 
 
-def _stated(snapshot: Snapshot, endpoint: HeldEndpoint, version: int | None, history: History) -> _Choice:
+def _stated(
+    snapshot: RegistrySnapshot, endpoint: StoredEndpoint, version: int | None, history: EndpointHistory
+) -> _Choice:
     now = _heaviest(snapshot, endpoint.spec.targets)
     for found in _served(snapshot, history):
         if (found.model, found.version) == (now.model, version):
@@ -110,14 +120,14 @@ def _stated(snapshot: Snapshot, endpoint: HeldEndpoint, version: int | None, his
     return _of_version(snapshot, now.model, version or now.version)
 
 
-def _of_version(snapshot: Snapshot, model: str, version: int) -> _Choice:
+def _of_version(snapshot: RegistrySnapshot, model: str, version: int) -> _Choice:
     """Return the Deployment of a version: the one that `deploy` makes, else any that is there."""
     usual = names.of_deployment(model, version)
     those = [d.spec.name for d in snapshot.deployments.values() if _runs(d.spec, model, version)]
     return _Choice(usual if usual in those or not those else min(those), model, version)
 
 
-def _served(snapshot: Snapshot, history: History) -> Iterator[_Choice]:
+def _served(snapshot: RegistrySnapshot, history: EndpointHistory) -> Iterator[_Choice]:
     for name in deployments_of(history.states):
         held = snapshot.deployments.get(name)
         fields: Fields = held.spec.model_dump() if held else history.deleted.get(name, {})
@@ -132,14 +142,14 @@ def _sole(state: Fields) -> str | None:
     return str(weighted[0]) if len(weighted) == 1 and not state.get("previous") else None
 
 
-def _as_it_was(snapshot: Snapshot, endpoint: HeldEndpoint, old: Fields) -> DeploymentSpec:
+def _as_it_was(snapshot: RegistrySnapshot, endpoint: StoredEndpoint, old: Fields) -> DeploymentSpec:
     """Return a deleted Deployment's spec. The log hides the values of ``env``, so today's are taken over."""
     known = {key: value for key, value in old.items() if key in DeploymentSpec.model_fields}
     env = _heaviest(snapshot, endpoint.spec.targets).env if old.get("env") else {}
     return DeploymentSpec.model_validate({**known, "env": env})
 
 
-def _heaviest(snapshot: Snapshot, targets: Sequence[Target]) -> DeploymentSpec:
+def _heaviest(snapshot: RegistrySnapshot, targets: Sequence[Target]) -> DeploymentSpec:
     target = max(targets, key=lambda each: each.weight)
     return snapshot.deployments[target.deployment].spec
 

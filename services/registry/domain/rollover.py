@@ -12,13 +12,13 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from services.registry.domain import merge, names
-from services.registry.domain.state import (
+from services.registry.domain.desired_state import (
     Change,
-    HeldDeployment,
-    HeldEndpoint,
     PutDeployment,
     PutEndpoint,
-    Snapshot,
+    RegistrySnapshot,
+    StoredDeployment,
+    StoredEndpoint,
     expect_revision,
     named_by,
 )
@@ -30,7 +30,7 @@ _SCALE = ("min_replicas", "max_replicas", "scale_to_zero_after_s", "scaling")
 
 
 @dataclass(frozen=True, slots=True)
-class Order:
+class DeployRequest:
     """A wish to serve a version. ``version`` None: the latest. ``endpoint`` None: called like the model.
 
     ``traffic`` False: the Deployment is made, and the Endpoint stays as it is.
@@ -44,7 +44,7 @@ class Order:
 
 
 @dataclass(frozen=True, slots=True)
-class Deployed:
+class DeployPlan:
     """The plan of one `deploy`."""
 
     changes: list[Change]
@@ -52,7 +52,7 @@ class Deployed:
     endpoint: str
 
 
-def deploy(snapshot: Snapshot, order: Order) -> Deployed:
+def deploy(snapshot: RegistrySnapshot, order: DeployRequest) -> DeployPlan:
     """Serve a version under an endpoint; repeated with the same options it changes nothing."""
     version = _chosen(snapshot, order)
     options = dict(order.options)
@@ -68,10 +68,10 @@ def deploy(snapshot: Snapshot, order: Order) -> Deployed:
     changes = _deployment(snapshot, endpoint, fixed, options)
     if order.traffic:
         changes += _endpoint(snapshot.after(changes), endpoint, endpoint_name, name)
-    return Deployed(changes, name, endpoint_name)
+    return DeployPlan(changes, name, endpoint_name)
 
 
-def settle(snapshot: Snapshot, name: str, seen: int | None) -> list[Change]:
+def settle(snapshot: RegistrySnapshot, name: str, seen: int | None) -> list[Change]:
     """A target of the endpoint is ready: what it replaced no longer serves and goes to sleep."""
     held = snapshot.endpoint(name)
     if not held.spec.previous:
@@ -91,7 +91,7 @@ def turned(held: EndpointSpec, wanted: EndpointSpec) -> EndpointSpec:
     return wanted.model_copy(update={"previous": [t for t in serving if t.deployment not in kept]})
 
 
-def with_retired(snapshot: Snapshot, held: EndpointSpec, spec: EndpointSpec) -> list[Change]:
+def with_retired(snapshot: RegistrySnapshot, held: EndpointSpec, spec: EndpointSpec) -> list[Change]:
     """Store ``spec`` in place of ``held``; Deployments that nobody sends traffic to any more go to sleep.
 
     Those that a person declared keep the scale that was declared.
@@ -118,13 +118,13 @@ def asleep_spec(spec: DeploymentSpec) -> DeploymentSpec:
     return spec.model_copy(update=asleep)
 
 
-def scale_of(snapshot: Snapshot, endpoint: HeldEndpoint) -> dict[str, Any]:
+def scale_of(snapshot: RegistrySnapshot, endpoint: StoredEndpoint) -> dict[str, Any]:
     """Return the scale that an Endpoint's traffic needs now: that of its heaviest Deployment."""
     current = _heaviest(snapshot, endpoint)
     return {key: getattr(current, key) for key in _SCALE} if current is not None else {}
 
 
-def _chosen(snapshot: Snapshot, order: Order) -> int:
+def _chosen(snapshot: RegistrySnapshot, order: DeployRequest) -> int:
     numbers = snapshot.numbers(order.model)
     if not numbers:
         raise NotFound(f"There is no model {order.model!r}: register a version of it first.")
@@ -136,7 +136,10 @@ def _chosen(snapshot: Snapshot, order: Order) -> int:
 
 
 def _deployment(
-    snapshot: Snapshot, endpoint: HeldEndpoint | None, fixed: Mapping[str, Any], options: Mapping[str, Any]
+    snapshot: RegistrySnapshot,
+    endpoint: StoredEndpoint | None,
+    fixed: Mapping[str, Any],
+    options: Mapping[str, Any],
 ) -> list[Change]:
     """The Deployment of the version: new with what the endpoint's current one has, or changed."""
     name = fixed["name"]
@@ -147,7 +150,7 @@ def _deployment(
         base = {**(current.model_dump() if current else {}), **fixed}
         return [
             PutDeployment(
-                HeldDeployment(merge.deployment(base, options, what, exact_follows=True)), created=True
+                StoredDeployment(merge.deployment(base, options, what, exact_follows=True)), created=True
             )
         ]
     if (held.spec.model, held.spec.version) != (fixed["model"], fixed["version"]):
@@ -164,14 +167,16 @@ def _deployment(
     return [] if spec == held.spec else [PutDeployment(replace(held, spec=spec), created=False)]
 
 
-def _heaviest(snapshot: Snapshot, endpoint: HeldEndpoint | None) -> DeploymentSpec | None:
+def _heaviest(snapshot: RegistrySnapshot, endpoint: StoredEndpoint | None) -> DeploymentSpec | None:
     if endpoint is None:
         return None
     target = max(endpoint.spec.targets, key=lambda each: each.weight)
     return snapshot.deployments[target.deployment].spec
 
 
-def _endpoint(snapshot: Snapshot, endpoint: HeldEndpoint | None, name: str, deployment: str) -> list[Change]:
+def _endpoint(
+    snapshot: RegistrySnapshot, endpoint: StoredEndpoint | None, name: str, deployment: str
+) -> list[Change]:
     if endpoint is None:
         return [PutEndpoint(EndpointSpec(name=name, targets=[Target(deployment=deployment)]), created=True)]
     if [target.deployment for target in endpoint.spec.targets] == [deployment]:

@@ -25,7 +25,7 @@ class GraphValue:
 
 
 @dataclass(frozen=True, slots=True)
-class Graph:
+class OnnxGraph:
     """The inputs and outputs of an ONNX graph, its weights left out."""
 
     inputs: tuple[GraphValue, ...]
@@ -37,7 +37,7 @@ class Graph:
         return self.inputs + self.outputs
 
 
-def of_graph(graph: Graph, given: Signature | None, default_max_batch: int) -> Signature:
+def of_graph(graph: OnnxGraph, given: Signature | None, default_max_batch: int) -> Signature:
     """The signature of an ONNX file: what its graph declares, or ``given`` where the two agree.
 
     A first axis that is dynamic in every input and output is the batch axis; such a model gets
@@ -72,7 +72,7 @@ def check(signature: Signature) -> None:
             raise BadRequest(f"The signature's {role} name {_quoted(twice)} more than once.")
 
 
-def _check_servable(graph: Graph) -> None:
+def _check_servable(graph: OnnxGraph) -> None:
     if not graph.inputs or not graph.outputs:
         missing = "input" if not graph.inputs else "output"
         raise BadRequest(f"The ONNX graph declares no {missing}, so there is nothing to call.")
@@ -91,7 +91,7 @@ def _check_servable(graph: Graph) -> None:
             )
 
 
-def _check_agrees(given: Signature, graph: Graph) -> None:
+def _check_agrees(given: Signature, graph: OnnxGraph) -> None:
     for role, tensors, values in (
         ("inputs", given.inputs, graph.inputs),
         ("outputs", given.outputs, graph.outputs),

@@ -15,7 +15,7 @@ BY = ("day", "principal", "endpoint")
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
+class UsageQuery:
     """Which usage, from ``since`` to ``until`` inclusive, summed over whatever is not in ``by``."""
 
     since: date | None = None

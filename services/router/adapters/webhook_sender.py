@@ -13,7 +13,7 @@ from typing import Any
 import httpcore
 import httpx
 
-from services.router.domain.webhooks import Sent
+from services.router.domain.webhooks import WebhookAttempt
 from tidegate.kernel import telemetry
 from tidegate.kernel.protocol.webhooks import Target, is_public
 from tidegate.version import VERSION
@@ -28,7 +28,7 @@ READ_BYTES = 64 * 1024
 PROBLEM_LENGTH = 200
 
 
-class Refused(httpcore.ConnectError):
+class AddressRefused(httpcore.ConnectError):
     """Every address of the receiver's is one that webhooks may not reach."""
 
 
@@ -53,7 +53,7 @@ class GuardedNetwork(httpcore.AsyncNetworkBackend):
         local_address: str | None = None,
         socket_options: Iterable[Any] | None = None,
     ) -> httpcore.AsyncNetworkStream:
-        """Connect to the first address that answers; raises :class:`Refused` when none may be asked.
+        """Connect to the first address that answers; raises :class:`AddressRefused` when none may be asked.
 
         ``timeout`` is not heeded: all addresses together have ``connect_s``.
         """
@@ -62,7 +62,7 @@ class GuardedNetwork(httpcore.AsyncNetworkBackend):
         if not allowed:
             # The caller reads this: what a name resolves to in here is not told.
             log.info("a webhook's address is refused", extra={"host": host, "addresses": found[:ADDRESSES]})
-            raise Refused("the address is not allowed: webhooks go to public addresses only")
+            raise AddressRefused("the address is not allowed: webhooks go to public addresses only")
         problem: Exception | None = None
         share_s = self._connect_s / min(len(allowed), ADDRESSES)
         for address in allowed[:ADDRESSES]:
@@ -78,7 +78,7 @@ class GuardedNetwork(httpcore.AsyncNetworkBackend):
         self, path: str, timeout: float | None = None, socket_options: Iterable[Any] | None = None
     ) -> httpcore.AsyncNetworkStream:
         """Never: a webhook goes to a host."""
-        raise Refused("a webhook does not go to a socket of this machine")
+        raise AddressRefused("a webhook does not go to a socket of this machine")
 
     async def sleep(self, seconds: float) -> None:
         """Wait."""
@@ -103,7 +103,7 @@ def _addresses(host: str, port: int) -> list[str]:
     return list(dict.fromkeys(str(entry[4][0]).partition("%")[0] for entry in found))
 
 
-class Sender:
+class WebhookSender:
     """Posts to receivers, ``at_once`` at most; a try ends after ``timeout_s`` whatever the receiver does."""
 
     def __init__(self, *, allow_private: bool, timeout_s: float, at_once: int) -> None:
@@ -122,7 +122,7 @@ class Sender:
         await self._pool.aclose()
         self._network.close()
 
-    async def post(self, target: Target, body: bytes, headers: Mapping[str, str]) -> Sent:
+    async def post(self, target: Target, body: bytes, headers: Mapping[str, str]) -> WebhookAttempt:
         """One try; what goes wrong is in what it gives."""
         began = time.perf_counter()
         status: int | None = None
@@ -135,7 +135,7 @@ class Sender:
         except Exception as error:  # whatever a receiver made the client raise, it is this try's outcome
             problem = str(error) or type(error).__name__
         took_ms = (time.perf_counter() - began) * 1e3
-        return Sent(status, problem[:PROBLEM_LENGTH], took_ms, retry_after)
+        return WebhookAttempt(status, problem[:PROBLEM_LENGTH], took_ms, retry_after)
 
     async def _exchange(
         self, target: Target, body: bytes, headers: Mapping[str, str]

@@ -13,7 +13,7 @@ from dataclasses import replace
 
 from services.router.application.dead_letters import DeadLetters
 from services.router.domain.dead_letters import DeadLetter
-from services.router.domain.exceptions import UNDECODABLE, job_of, verdict
+from services.router.domain.exceptions import UNDECODABLE, caller_error, job_of
 from tidegate.kernel import tasks, telemetry
 from tidegate.kernel.broker.connection import Channel, Connection, Delivery
 from tidegate.kernel.broker.topology import EXCEPTIONS, JOBS_PREFIX, REPLIES_PREFIX
@@ -30,7 +30,7 @@ AWAY_S = 1.0
 TOKEN = b"exceptions"
 
 
-class Exceptions:
+class ExceptionConsumer:
     """Consumer of the exceptions queue."""
 
     def __init__(
@@ -123,7 +123,7 @@ class Exceptions:
             letter = DeadLetter(time.time(), UNDECODABLE, queue, "", 0, len(delivery.body), "")
             await self._letters.bury(letter, None, delivery.body)
             return
-        told = verdict(cause, str(delivery.headers.get("loss", "")))
+        told = caller_error(cause, str(delivery.headers.get("loss", "")))
         replies: list[envelope.Buffer] = []
         for request in requests:
             trace = request.trace.decode("latin-1")  # as its caller got it back

@@ -17,7 +17,7 @@ log = telemetry.logger(__name__)
 SWEPT = Counter("tidegate_router_blob_folders_swept_total", "Folders of expired payloads deleted.")
 
 
-class Sweeper:
+class BlobSweeper:
     """One of the router's loops; only the router that leads sweeps."""
 
     def __init__(self, blobs: Blobs, interval_s: float, *, leads: Callable[[], bool]) -> None:

@@ -11,10 +11,10 @@ import contextlib
 import orjson
 from prometheus_client import Counter, Gauge
 
-from services.router.adapters.registry import Registry
-from services.router.adapters.revision import Revision
+from services.router.adapters.registry_cache import RegistryCache
+from services.router.adapters.table_revision import TableRevision
 from services.router.application.leadership import Leadership
-from services.router.application.queues import Queues
+from services.router.application.queue_declarer import QueueDeclarer
 from services.router.domain import table as compiler
 from tidegate.kernel import tasks, telemetry
 from tidegate.kernel.broker.connection import Channel, Connection, Delivery
@@ -28,14 +28,14 @@ PUBLISHED = Counter("tidegate_router_tables_total", "Route tables published.")
 ENDPOINTS = Gauge("tidegate_router_endpoints", "Endpoints in the route table.")
 
 
-class Controller:
+class RouteController:
     """Keeps the store's route table equal to what intention and the workers say."""
 
     def __init__(
         self,
         store: Store,
-        registry: Registry,
-        revision: Revision,
+        registry: RegistryCache,
+        revision: TableRevision,
         leadership: Leadership,
         amqp_url: str,
         incarnation: str,
@@ -55,7 +55,7 @@ class Controller:
         self._relist = True
         self._reports: list[ReplicaReport] = []
         self._learned: dict[str, object] = {}
-        self._queues = Queues()
+        self._queues = QueueDeclarer()
         self._last: compiler.Table = {}
         self._task: asyncio.Task[None] | None = None
         self.table: compiler.Table | None = None
@@ -112,8 +112,8 @@ class Controller:
             await self._follow()
             return
         epoch = self._leadership.epoch
-        intention = self._registry.intention
-        if intention is None:
+        desired = self._registry.desired
+        if desired is None:
             return
         try:
             self._reports = await self._store.replicas()
@@ -122,10 +122,10 @@ class Controller:
             self.store_problem = error.message  # go on with the workers last seen
         ready = compiler.ready_counts(self._reports)
         self._learned |= {r.deployment: r.signature for r in self._reports if r.signature}
-        table = compiler.compile_table(intention, ready, self._learned)
+        table = compiler.compile_table(desired, ready, self._learned)
         await self._queues.declare(set(table["deployments"]), self.connection)
         await self._publish(table, epoch)
-        for endpoint in compiler.settled(intention, ready):
+        for endpoint in compiler.settled(desired, ready):
             await self._registry.settle(endpoint)
             self._relist = True
 

@@ -14,7 +14,7 @@ from prometheus_client import Counter, Gauge
 
 from services.router.domain.dead_letters import (
     DeadLetter,
-    Limits,
+    DeadLetterLimits,
     Replay,
     new_letter_id,
     overdue,
@@ -42,7 +42,7 @@ SPARE_LINES = 1000
 class DeadLetters:
     """The letters in the order in which they came, and the journal that survives the router."""
 
-    def __init__(self, journal: Path, blobs: Blobs, claims: Claims, limits: Limits) -> None:
+    def __init__(self, journal: Path, blobs: Blobs, claims: Claims, limits: DeadLetterLimits) -> None:
         self._journal = journal
         self._blobs = blobs
         self._claims = claims

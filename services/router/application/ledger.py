@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from prometheus_client import Counter, Gauge
 
 from services.router.domain import ledger
-from services.router.domain.ledger import LOOKS, Look, Missing, Statement
+from services.router.domain.ledger import LOOKS, Discrepancy, LedgerReading, LedgerReport
 from tidegate.kernel import tasks, telemetry
 from tidegate.kernel.broker.connection import Channel, Connection
 from tidegate.kernel.broker.topology import jobs_queue
@@ -31,7 +31,7 @@ JOBS = Gauge("tidegate_jobs", "Job records, by state.", ["state"])
 LOST_SIGHT = Counter("tidegate_jobs_ledger_unknown_total", "Looks at which a source was away.", ["source"])
 
 
-class Away(Exception):
+class SourceUnavailable(Exception):
     """A source cannot be asked now: its name, and why."""
 
     def __init__(self, source: str, why: str) -> None:
@@ -51,9 +51,9 @@ class Ledger:
         self._interval_s = interval_s
         self._leads = leads
         self._connection = Connection(amqp_url, "router-ledger", self._no_setup)
-        self._looks: list[Missing] = []
+        self._looks: list[Discrepancy] = []
         self._task: asyncio.Task[None] | None = None
-        self.statement = Statement(time.time(), None, {"ledger": "jobs have not been counted yet"})
+        self.statement = LedgerReport(time.time(), None, {"ledger": "jobs have not been counted yet"})
         UNACCOUNTED.set(math.nan)
 
     def start(self) -> None:
@@ -82,27 +82,29 @@ class Ledger:
         while True:
             try:
                 if not self._leads():
-                    raise Away("leader", "this router does not lead; send the request to the leader")
+                    raise SourceUnavailable(
+                        "leader", "this router does not lead; send the request to the leader"
+                    )
                 self._say(await self._look())
-            except Away as away:
+            except SourceUnavailable as away:
                 self._say_unknown(away)
             except Exception as error:  # the loop must outlive whatever one look met
                 log.exception("a look at the ledger failed")
-                self._say_unknown(Away("ledger", f"the look failed: {error}"))
+                self._say_unknown(SourceUnavailable("ledger", f"the look failed: {error}"))
             await asyncio.sleep(self._interval_s)
 
-    def _say(self, look: Look) -> None:
+    def _say(self, look: LedgerReading) -> None:
         missing = ledger.missing(look)
         self._looks = [*self._looks[1 - LOOKS :], missing]
         unaccounted = ledger.confirmed(self._looks)
         if unaccounted and unaccounted != self.statement.unaccounted:
             log.error("jobs are unaccounted for", extra={"missing": str(missing), "count": unaccounted})
-        self.statement = Statement(time.time(), unaccounted, {}, look, missing)
+        self.statement = LedgerReport(time.time(), unaccounted, {}, look, missing)
         UNACCOUNTED.set(self.statement.gauge)
         for state in STATES:
             JOBS.labels(state).set(look.counts.states.get(state, 0))
 
-    def _say_unknown(self, away: Away) -> None:
+    def _say_unknown(self, away: SourceUnavailable) -> None:
         self._looks = []
         if away.source not in self.statement.away:
             log.warning("the ledger of jobs is unknown", extra={"source": away.source, "problem": away.why})
@@ -110,10 +112,10 @@ class Ledger:
             JOBS.clear()  # the leader tells them
         else:
             LOST_SIGHT.labels(away.source).inc()
-        self.statement = Statement(time.time(), None, {away.source: away.why})
+        self.statement = LedgerReport(time.time(), None, {away.source: away.why})
         UNACCOUNTED.set(self.statement.gauge)
 
-    async def _look(self) -> Look:
+    async def _look(self) -> LedgerReading:
         """Ask all sources, in the order that :mod:`services.router.domain.ledger` needs."""
         try:
             before = await self._jobs.counts()
@@ -124,28 +126,28 @@ class Ledger:
             held = await self._held()
             counts = await self._jobs.counts()
         except StoreUnavailable as error:
-            raise Away("records", error.message) from None
-        return Look(before.ledger.get("accepted", 0), counts, ready, held)
+            raise SourceUnavailable("records", error.message) from None
+        return LedgerReading(before.ledger.get("accepted", 0), counts, ready, held)
 
     async def _ready(self, deployments: Iterable[str]) -> dict[str, int]:
         channel = self._connection.channel
         if channel is None:
-            raise Away("broker", self._connection.problem or "not connected")
+            raise SourceUnavailable("broker", self._connection.problem or "not connected")
         try:
             return {
                 name: sum([await channel.depth(jobs_queue(name, level)) for level in LEVELS])
                 for name in deployments
             }
         except Unavailable as error:
-            raise Away("broker", error.message) from None
+            raise SourceUnavailable("broker", error.message) from None
 
     async def _held(self) -> dict[str, int]:
         try:
             reports, view = await asyncio.gather(self._store.replicas(), self._store.gateways())
         except StoreUnavailable as error:
-            raise Away("workers", error.message) from None
+            raise SourceUnavailable("workers", error.message) from None
         if view.missing:
-            raise Away("gateways", f"no report from {', '.join(view.missing)}")
+            raise SourceUnavailable("gateways", f"no report from {', '.join(view.missing)}")
         held: dict[str, int] = {}
         for report in reports:
             held[report.deployment] = held.get(report.deployment, 0) + report.jobs

@@ -13,10 +13,10 @@ from typing import NamedTuple
 
 from prometheus_client import Counter, Gauge
 
-from services.router.adapters.webhook_sender import Sender
+from services.router.adapters.webhook_sender import WebhookSender
 from services.router.domain import webhooks
-from services.router.domain.lanes import Lane
-from services.router.domain.webhooks import Limits, Patience, Sent
+from services.router.domain.receiver_pacing import ReceiverPacing
+from services.router.domain.webhooks import RetryPolicy, WebhookAttempt, WebhookLimits
 from tidegate.kernel import tasks, telemetry
 from tidegate.kernel.protocol.jobs import Job
 from tidegate.kernel.protocol.webhooks import Target, read_url
@@ -39,7 +39,7 @@ TRIES = Counter("tidegate_webhook_tries_total", "Webhooks sent, by what came of 
 PENDING = Gauge("tidegate_webhooks_pending", "Webhooks that wait to be sent or sent again.")
 
 
-class Parcel(NamedTuple):
+class ClaimedWebhook(NamedTuple):
     """A webhook in hand. ``until``: the monotonic time at which its claim ends."""
 
     due: Due
@@ -49,25 +49,25 @@ class Parcel(NamedTuple):
 
 
 @dataclass(slots=True)
-class Road:
+class ReceiverQueue:
     """A receiver's lane and what waits for it here."""
 
-    lane: Lane
-    parcels: deque[Parcel] = field(default_factory=deque)
+    lane: ReceiverPacing
+    parcels: deque[ClaimedWebhook] = field(default_factory=deque)
 
 
-class Courier:
+class WebhookDispatcher:
     """One of the router's loops."""
 
     def __init__(
         self,
         store: WebhookStore,
         jobs: JobStore,
-        sender: Sender,
+        sender: WebhookSender,
         master: bytes,
         *,
-        limits: Limits,
-        patience: Patience,
+        limits: WebhookLimits,
+        retry_policy: RetryPolicy,
         leads: Callable[[], bool],
     ) -> None:
         self._store = store
@@ -76,9 +76,9 @@ class Courier:
         self._master = master
         self._limits = limits
         self._lease_s = max(LEASE_S, 2 * limits.timeout_s + MARGIN_S)
-        self._patience = patience
+        self._retry_policy = retry_policy
         self._leads = leads
-        self._roads: dict[str, Road] = {}
+        self._roads: dict[str, ReceiverQueue] = {}
         self._under_way: set[asyncio.Task[None]] = set()
         self._settled: list[Settled] = []
         self._wake = asyncio.Event()
@@ -87,7 +87,7 @@ class Courier:
 
     def start(self) -> None:
         """Begin."""
-        self._task = asyncio.create_task(self._run(), name="courier")
+        self._task = asyncio.create_task(self._run(), name="webhook dispatcher")
 
     async def stop(self) -> None:
         """End. What is under way is given up: its claim ends by itself and it is sent again."""
@@ -154,19 +154,21 @@ class Courier:
         if job is None or target is None:
             self._settled.append(Settled(due.id, due.claim))  # its record has been removed meanwhile
             return
-        if self._age_s(job) > self._patience.give_up_s:
-            self._note(due, job, Sent(None, "its receiver did not answer for too long", 0.0), None)
+        if self._age_s(job) > self._retry_policy.give_up_s:
+            self._note(due, job, WebhookAttempt(None, "its receiver did not answer for too long", 0.0), None)
             return
         road = self._roads.get(target.origin)
         if road is None:
-            road = self._roads[target.origin] = Road(Lane(self._limits.per_host, QUEUED_PER_HOST))
+            road = self._roads[target.origin] = ReceiverQueue(
+                ReceiverPacing(self._limits.per_host, QUEUED_PER_HOST)
+            )
         if (delay := road.lane.put_off(time.monotonic())) is not None:
             self._settled.append(Settled(due.id, due.claim, again_ms=int(delay * 1e3)))
             return
-        road.parcels.append(Parcel(due, job, target, until))
+        road.parcels.append(ClaimedWebhook(due, job, target, until))
         road.lane.waiting += 1
 
-    def _send_more(self, road: Road) -> None:
+    def _send_more(self, road: ReceiverQueue) -> None:
         """Begin as many tries as may go now."""
         while (
             road.parcels
@@ -182,10 +184,10 @@ class Courier:
             self._under_way.add(task)
             task.add_done_callback(self._on_ended)
 
-    async def _deliver(self, road: Road, parcel: Parcel) -> None:
+    async def _deliver(self, road: ReceiverQueue, parcel: ClaimedWebhook) -> None:
         try:
             sent = await self._try(parcel)
-            road.lane.ended(sent, time.monotonic(), random.random(), self._patience)
+            road.lane.ended(sent, time.monotonic(), random.random(), self._retry_policy)
             self._note(parcel.due, parcel.job, sent, random.random())
         finally:
             road.lane.in_flight -= 1
@@ -200,7 +202,7 @@ class Courier:
             self._send_everywhere()
             self._wake.set()
 
-    async def _try(self, parcel: Parcel) -> Sent:
+    async def _try(self, parcel: ClaimedWebhook) -> WebhookAttempt:
         job = parcel.job
         body = webhooks.body_of(job.public(), job.finished_ms)
         id_ = webhooks.webhook_id(job.id.hex())
@@ -208,13 +210,13 @@ class Courier:
         headers = webhooks.signed_headers(secret, id_, int(time.time()), body)
         return await self._sender.post(parcel.target, body, headers)
 
-    def _note(self, due: Due, job: Job, sent: Sent, draw: float | None) -> None:
+    def _note(self, due: Due, job: Job, sent: WebhookAttempt, draw: float | None) -> None:
         """Keep what came of a try; ``draw`` None: there was none, its time was over."""
         attempt = due.tries + 1
         if draw is None:
-            verdict = webhooks.Verdict("given_up")
+            verdict = webhooks.RetryDecision("given_up")
         else:
-            verdict = webhooks.judge(sent, attempt, self._age_s(job), draw, self._patience)
+            verdict = webhooks.decide(sent, attempt, self._age_s(job), draw, self._retry_policy)
         TRIES.labels(verdict.outcome).inc()
         told = {
             "webhook_id": webhooks.webhook_id(job.id.hex()),
@@ -231,7 +233,7 @@ class Courier:
         else:
             self._settled.append(Settled(due.id, due.claim, told, counted=verdict.outcome))
 
-    def _put_off_all(self, road: Road) -> None:
+    def _put_off_all(self, road: ReceiverQueue) -> None:
         """The receiver rests from now on: what waits for it comes back later."""
         parcels, road.parcels = list(road.parcels), deque()
         road.lane.waiting = 0

@@ -91,7 +91,7 @@ def read_letter(told: dict[str, Any]) -> DeadLetter:
     return replace(letter, letter=new_letter_id(), missing="it was not kept when this letter was written")
 
 
-class Limits(NamedTuple):
+class DeadLetterLimits(NamedTuple):
     """Limits of the letters that are kept: their number, their age (seconds), the bytes of their payloads."""
 
     most: int
@@ -106,7 +106,7 @@ class Overdue(NamedTuple):
     payloads: list[DeadLetter]
 
 
-def overdue(letters: Sequence[DeadLetter], now: float, limits: Limits) -> Overdue:
+def overdue(letters: Sequence[DeadLetter], now: float, limits: DeadLetterLimits) -> Overdue:
     """Return what has to go of ``letters`` (oldest first): what is too old, and the oldest of too much."""
     beyond = len(letters) - limits.most
     gone: list[DeadLetter] = []

@@ -9,7 +9,7 @@ from tidegate.kernel.protocol.jobs import ID_SIZE, read_id
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class CallerError:
     """The answer for a caller: a reason (see ``tidegate.kernel.errors``) and a sentence."""
 
     reason: str
@@ -25,7 +25,7 @@ CAUSES = frozenset({EXHAUSTED, NOT_RETRIED, UNDECODABLE})
 LONGEST_LOSS = 200
 
 
-def verdict(cause: str, loss: str = "") -> Verdict | None:
+def caller_error(cause: str, loss: str = "") -> CallerError | None:
     """What to tell the caller of a request that ended for ``cause``; None: nobody can be told.
 
     ``loss`` is what the worker says of the model's end.
@@ -35,11 +35,11 @@ def verdict(cause: str, loss: str = "") -> Verdict | None:
     lost = loss[:LONGEST_LOSS] or "the worker died"
     if cause == EXHAUSTED:
         kept = "it is kept as a dead letter and not tried again"
-        return Verdict("model_failed", f"{lost} each time that this request ran; {kept}")
+        return CallerError("model_failed", f"{lost} each time that this request ran; {kept}")
     if cause == NOT_RETRIED:
         policy = "its deployment says retry: never"
-        return Verdict("model_failed", f"{lost} while this request ran, and {policy}")
-    return Verdict("unavailable", f"the request could not be handled: {cause}")
+        return CallerError("model_failed", f"{lost} while this request ran, and {policy}")
+    return CallerError("unavailable", f"the request could not be handled: {cause}")
 
 
 def job_of(told: object, body: Buffer) -> bytes | None:

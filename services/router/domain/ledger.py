@@ -28,7 +28,7 @@ OVER = ("succeeded", "failed", "cancelled", "expired")
 
 
 @dataclass(frozen=True, slots=True)
-class Look:
+class LedgerReading:
     """One look at all sources. ``accepted_before``: the count of the records read first; ``counts`` is read
     last. ``ready`` and ``held``: messages by Deployment.
     """
@@ -40,7 +40,7 @@ class Look:
 
 
 @dataclass(frozen=True, slots=True)
-class Missing:
+class Discrepancy:
     """What one look does not find."""
 
     records: int  # acknowledged, and never recorded
@@ -55,7 +55,7 @@ class Missing:
         return self.records + abs(self.endings) + self.messages
 
 
-def missing(look: Look) -> Missing:
+def missing(look: LedgerReading) -> Discrepancy:
     """What is not accounted for in one look."""
     counts = look.counts
     accepted = counts.ledger.get("accepted", 0)
@@ -67,7 +67,7 @@ def missing(look: Look) -> Missing:
             lost += load.waiting + load.running - found
             where[name] = found > 0
     fresh = max(0, accepted - look.accepted_before)
-    return Missing(
+    return Discrepancy(
         records=max(0, sum(counts.acknowledged.values()) - accepted),
         endings=accepted - over - counts.unfinished,
         messages=max(0, lost - fresh - counts.watched),
@@ -76,7 +76,7 @@ def missing(look: Look) -> Missing:
 
 
 @dataclass(frozen=True, slots=True)
-class Statement:
+class LedgerReport:
     """What the ledger says now. ``unaccounted`` None: not known, since the sources in ``away`` do not answer
     (why, by name). ``at`` is seconds since the epoch.
     """
@@ -84,8 +84,8 @@ class Statement:
     at: float
     unaccounted: int | None
     away: Mapping[str, str] = field(default_factory=dict)
-    look: Look | None = None
-    missing: Missing | None = None
+    look: LedgerReading | None = None
+    missing: Discrepancy | None = None
 
     @property
     def gauge(self) -> float:
@@ -118,12 +118,12 @@ class Statement:
         }
 
 
-def confirmed(looks: Sequence[Missing]) -> int:
+def confirmed(looks: Sequence[Discrepancy]) -> int:
     """What is reported after these looks: only what the last few in a row have missed."""
     return min(look.total for look in looks[-LOOKS:]) if len(looks) >= LOOKS else 0
 
 
-def lost_messages(looks: Sequence[Missing]) -> dict[str, bool]:
+def lost_messages(looks: Sequence[Discrepancy]) -> dict[str, bool]:
     """Deployments whose jobs have lost messages, by the last few looks in a row, and whether they have any
     message left."""
     last = looks[-LOOKS:]

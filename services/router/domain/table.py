@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from tidegate.kernel.broker.topology import requests_queue
-from tidegate.kernel.protocol.models import Deployment, Endpoint, Intention, Target, Version
+from tidegate.kernel.protocol.models import Deployment, DesiredState, Endpoint, Target, Version
 from tidegate.kernel.protocol.presence import ReplicaReport
 
 Table = dict[str, Any]
@@ -20,17 +20,17 @@ def ready_counts(reports: list[ReplicaReport]) -> dict[str, int]:
     return counts
 
 
-def compile_table(intention: Intention, ready: dict[str, int], learned: dict[str, Any]) -> Table:
+def compile_table(desired: DesiredState, ready: dict[str, int], learned: dict[str, Any]) -> Table:
     """The table without its revision: endpoints -> weighted Deployments -> queue, signature, limits.
 
     ``learned``: signatures that workers read from their Triton, by Deployment, for versions registered
     without one.
     """
-    versions = {(v.model, v.number): v for v in intention.versions}
+    versions = {(v.model, v.number): v for v in desired.versions}
     # A Deployment whose version is not there cannot be served; the table names nothing that it lacks.
-    deployments = {d.name: d for d in intention.deployments if (d.model, d.version) in versions}
+    deployments = {d.name: d for d in desired.deployments if (d.model, d.version) in versions}
     return {
-        "endpoints": {e.name: _endpoint(e, deployments, ready) for e in intention.endpoints},
+        "endpoints": {e.name: _endpoint(e, deployments, ready) for e in desired.endpoints},
         "deployments": {
             name: _deployment(d, versions[(d.model, d.version)], ready.get(name, 0), learned.get(name))
             for name, d in deployments.items()
@@ -90,6 +90,6 @@ def serving_targets(endpoint: Endpoint, ready: dict[str, int]) -> list[Target]:
     return endpoint.previous
 
 
-def settled(intention: Intention, ready: dict[str, int]) -> list[Endpoint]:
+def settled(desired: DesiredState, ready: dict[str, int]) -> list[Endpoint]:
     """Endpoints whose roll-over is complete: their ``previous`` may be forgotten."""
-    return [e for e in intention.endpoints if e.previous and serving_targets(e, ready) == e.targets]
+    return [e for e in desired.endpoints if e.previous and serving_targets(e, ready) == e.targets]

@@ -19,11 +19,11 @@ GONE = 410
 TOO_EARLY_AGAIN = frozenset({429, 503})
 FACTOR = 3.0
 
-Outcome = Literal["delivered", "retry", "given_up"]
+WebhookOutcome = Literal["delivered", "retry", "given_up"]
 
 
 @dataclass(frozen=True, slots=True)
-class Patience:
+class RetryPolicy:
     """How long and how often to try. Seconds."""
 
     first_s: float = 5.0
@@ -32,7 +32,7 @@ class Patience:
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class WebhookLimits:
     """How much at once, in all and for one receiver, and the longest that a try takes (seconds)."""
 
     at_once: int = 64
@@ -41,7 +41,7 @@ class Limits:
 
 
 @dataclass(frozen=True, slots=True)
-class Sent:
+class WebhookAttempt:
     """What came of one try: the receiver's status, or ``problem`` where there was no answer.
 
     ``retry_after_s`` is what a receiver that is too busy asked for.
@@ -59,14 +59,16 @@ class Sent:
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class RetryDecision:
     """What becomes of a webhook after a try; ``delay_s`` until the next one, where there is one."""
 
-    outcome: Outcome
+    outcome: WebhookOutcome
     delay_s: float = 0.0
 
 
-def judge(sent: Sent, attempt: int, age_s: float, draw: float, patience: Patience) -> Verdict:
+def decide(
+    sent: WebhookAttempt, attempt: int, age_s: float, draw: float, policy: RetryPolicy
+) -> RetryDecision:
     """Whether and when to try again. ``attempt`` counts from 1; ``age_s``: since the job ended; ``draw``: a
     random number in [0, 1).
 
@@ -74,22 +76,22 @@ def judge(sent: Sent, attempt: int, age_s: float, draw: float, patience: Patienc
     together does not come back together.
     """
     if sent.status is not None and 200 <= sent.status < 300:
-        return Verdict("delivered")
+        return RetryDecision("delivered")
     if sent.status == GONE:
-        return Verdict("given_up")
-    delay = min(patience.longest_s, patience.first_s * FACTOR ** min(attempt - 1, 30)) * (0.5 + draw)
+        return RetryDecision("given_up")
+    delay = min(policy.longest_s, policy.first_s * FACTOR ** min(attempt - 1, 30)) * (0.5 + draw)
     if sent.status in TOO_EARLY_AGAIN and sent.retry_after_s is not None:
-        delay = max(delay, min(sent.retry_after_s, patience.longest_s))
-    if age_s + delay > patience.give_up_s:
-        return Verdict("given_up")
-    return Verdict("retry", delay)
+        delay = max(delay, min(sent.retry_after_s, policy.longest_s))
+    if age_s + delay > policy.give_up_s:
+        return RetryDecision("given_up")
+    return RetryDecision("retry", delay)
 
 
-def rest_s(failures: int, draw: float, patience: Patience) -> float:
+def pause_s(failures: int, draw: float, policy: RetryPolicy) -> float:
     """How long a receiver that did not answer ``failures`` times in a row is left alone, by all webhooks."""
     if failures < 3:
         return 0.0
-    return min(60.0, patience.first_s * 2.0 ** min(failures - 3, 10)) * (0.5 + draw)
+    return min(60.0, policy.first_s * 2.0 ** min(failures - 3, 10)) * (0.5 + draw)
 
 
 def webhook_id(job: str) -> str:

@@ -72,7 +72,7 @@ class Caller:
 
     async def announced_up(self) -> None:
         """Wait until the broker is reached: events are not kept for later."""
-        await self.registrar.announcer.connection.wait_up(10)
+        await self.registrar.notifier.connection.wait_up(10)
 
     def stored(self) -> list[str]:
         """Digests of the files in the artifact store."""

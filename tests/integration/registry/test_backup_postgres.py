@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from services.registry.adapters.sql import migrate
-from services.registry.adapters.sql.database import Database
+from services.registry.adapters.sql.database import RegistryDatabase
 from tests.integration.registry import postgres as postgresql
 from tests.integration.registry.conftest import TEMPLATE, _admin
 from tidegate.kernel.settings.base import Settings
@@ -32,7 +32,7 @@ async def urls(postgres: postgresql.Server) -> AsyncIterator[tuple[str, str]]:
 
 
 async def artifacts(url: str) -> int | None:
-    database = Database(url)
+    database = RegistryDatabase(url)
     async with database.read() as reader:
         found = await reader.artifact_size("ab" * 32)
     await database.close()
@@ -41,7 +41,7 @@ async def artifacts(url: str) -> int | None:
 
 async def test_a_database_comes_back(urls: tuple[str, str], tmp_path: Path):
     source, target = urls
-    database = Database(source)
+    database = RegistryDatabase(source)
     async with database.write() as writer:
         await writer.note_artifact("ab" * 32, 7, writer.now)
     await database.close()

@@ -9,7 +9,7 @@ import sqlalchemy as sa
 from alembic import command
 
 from services.registry.adapters.sql import migrate
-from services.registry.adapters.sql.database import Database, engine_for
+from services.registry.adapters.sql.database import RegistryDatabase, engine_for
 
 
 async def test_migrations_and_tables_agree(database_url):
@@ -49,7 +49,7 @@ async def test_newer_database_is_not_touched(database_url):
 
 
 async def test_database_that_is_away_is_a_health_problem(tmp_path):
-    database = Database(f"sqlite+aiosqlite:///{tmp_path}/absent.db")
+    database = RegistryDatabase(f"sqlite+aiosqlite:///{tmp_path}/absent.db")
     await database.probe()
     assert "database does not work" in (database.problem or "")
     await database.close()

@@ -107,16 +107,16 @@ async def test_the_registry_serves_what_was_there(old_url: str, dump: Path, tmp_
             transport=httpx.ASGITransport(app), base_url="http://127.0.0.1", headers=headers
         ) as http,
     ):
-        intention = (await http.get("/v1/intention")).raise_for_status().json()
+        desired = (await http.get("/v1/intention")).raise_for_status().json()
         keys = (await http.get("/v1/keys")).raise_for_status().json()["items"]
         usage = (await http.get("/v1/usage?since=2025-01-01")).raise_for_status().json()
-    assert [(v["number"], v["format"]) for v in intention["versions"]] == [(1, "onnx"), (3, "python")]
-    assert intention["versions"][0]["metadata"]["notes"] == "Grüße"
-    assert intention["versions"][0]["signature"]["inputs"][0]["shape"] == [64]
-    deployments = {each["name"]: each for each in intention["deployments"]}
+    assert [(v["number"], v["format"]) for v in desired["versions"]] == [(1, "onnx"), (3, "python")]
+    assert desired["versions"][0]["metadata"]["notes"] == "Grüße"
+    assert desired["versions"][0]["signature"]["inputs"][0]["shape"] == [64]
+    deployments = {each["name"]: each for each in desired["deployments"]}
     assert deployments["digits-v1"]["env"] == {"MODE": "fast"}
     assert deployments["canary"]["override"]["replicas"] == 2
-    (endpoint,) = intention["endpoints"]
+    (endpoint,) = desired["endpoints"]
     assert [(t["deployment"], t["weight"]) for t in endpoint["targets"]] == [
         ("digits-v1", 90),
         ("canary", 10),

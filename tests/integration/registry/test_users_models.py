@@ -12,14 +12,14 @@ import pytest
 import sqlalchemy as sa
 from alembic import command
 
-from services.registry.adapters import content
+from services.registry.adapters import artifact_inspection
 from services.registry.adapters.sql import migrate
-from services.registry.adapters.sql.database import Database, engine_for
-from services.registry.domain.archive import Limits
+from services.registry.adapters.sql.database import RegistryDatabase, engine_for
+from services.registry.domain.archive_limits import ArchiveLimits
 from tests.integration.registry.onnx_files import onnx_bytes
 from tidegate.kernel.errors import BadRequest
 
-Look = Callable[..., content.Findings]
+Look = Callable[..., artifact_inspection.Inspection]
 
 XY = (
     'backend: "python" max_batch_size: 4 input { name: "x" data_type: TYPE_FP32 dims: [ 1 ] }'
@@ -47,10 +47,12 @@ def packed(files: dict[str, str]) -> bytes:
 
 @pytest.fixture
 def look(tmp_path: Path) -> Look:
-    def run(files: dict[str, str], format_: Any = "triton") -> content.Findings:
+    def run(files: dict[str, str], format_: Any = "triton") -> artifact_inspection.Inspection:
         path = tmp_path / "artifact"
         path.write_bytes(packed(files))
-        return content.look(path, format_, model="m", given=None, max_batch=64, limits=Limits())
+        return artifact_inspection.inspect(
+            path, format_, model="m", given=None, max_batch=64, limits=ArchiveLimits()
+        )
 
     return run
 
@@ -137,9 +139,9 @@ async def test_versions_of_before_have_none(database_url):
             await connection.execute(sa.text(statement))
     await engine.dispose()
     await migrate.migrate(database_url)
-    database = Database(database_url)
+    database = RegistryDatabase(database_url)
     async with database.read() as reader:
-        intention = await reader.intention()
+        desired_state = await reader.desired_state()
     await database.close()
-    assert [version.requirements for version in intention.versions] == [[]]
-    assert [deployment.name for deployment in intention.deployments] == ["m-v1"]
+    assert [version.requirements for version in desired_state.versions] == [[]]
+    assert [deployment.name for deployment in desired_state.deployments] == ["m-v1"]

@@ -18,8 +18,8 @@ from tidegate.kernel.protocol import envelope
 from tidegate.kernel.protocol.jobs import Finish, NewJob, Take, new_id
 from tidegate.kernel.protocol.models import (
     Deployment,
+    DesiredState,
     Endpoint,
-    Intention,
     Signature,
     Target,
     TensorSpec,
@@ -33,7 +33,7 @@ TOKEN = "token"
 
 
 class SmallRegistry:
-    """``intention`` is what it says; ``settled`` are the endpoints whose roll-over was reported complete."""
+    """``desired`` is what it says; ``settled`` are the endpoints whose roll-over was reported complete."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -41,7 +41,7 @@ class SmallRegistry:
         self.settled: list[tuple[str, dict[str, Any]]] = []
         self.reads = 0
         self.broken = False
-        self.intention = Intention(
+        self.desired = DesiredState(
             revision=1,
             versions=[self.version(1), self.version(2)],
             deployments=[self.deployment(1), self.deployment(2)],
@@ -88,8 +88,8 @@ class SmallRegistry:
 
     def say(self, *endpoints: Endpoint) -> None:
         """Another intention."""
-        self.intention = self.intention.model_copy(
-            update={"revision": self.intention.revision + 1, "endpoints": list(endpoints)}
+        self.desired = self.desired.model_copy(
+            update={"revision": self.desired.revision + 1, "endpoints": list(endpoints)}
         )
 
     async def start(self) -> None:
@@ -110,12 +110,12 @@ class SmallRegistry:
         if request.headers.get("authorization") != f"Bearer {TOKEN}":
             return Response(status_code=401)
         self.reads += 1
-        content = b"{broken" if self.broken else self.intention.model_dump_json().encode()
+        content = b"{broken" if self.broken else self.desired.model_dump_json().encode()
         return Response(content, media_type="application/json")
 
     async def _on_settle(self, name: str, request: Request) -> dict[str, Any]:
         self.settled.append((name, await request.json()))
-        self.say(*(e.model_copy(update={"previous": []}) for e in self.intention.endpoints))
+        self.say(*(e.model_copy(update={"previous": []}) for e in self.desired.endpoints))
         return {}
 
 

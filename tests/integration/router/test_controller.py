@@ -12,10 +12,10 @@ import httpx
 import orjson
 import pytest
 
-from services.router.adapters.registry import Registry
-from services.router.adapters.revision import Revision
+from services.router.adapters.registry_cache import RegistryCache
+from services.router.adapters.table_revision import TableRevision
 from services.router.app import build
-from services.router.application.controller import Controller
+from services.router.application.controller import RouteController
 from services.router.application.leadership import Leadership
 from services.router.settings import RouterSettings
 from tidegate.kernel.broker.connection import Connection
@@ -33,7 +33,7 @@ FAST = {"interval_s": 0.02, "relist_s": 0.05}
 LEASE_S = 2.0
 
 
-class Router(Controller):
+class Router(RouteController):
     """A controller with its lease: it is given up when the controller stops."""
 
     def start(self) -> None:
@@ -51,11 +51,11 @@ async def start(rabbitmq_url, registry, store, jobs_url, tmp_path) -> AsyncItera
     async with AsyncExitStack() as stack:
 
         async def started(given: Store = store, **intervals: float) -> Router:
-            name, revision = os.urandom(4).hex(), Revision(tmp_path / "revision.json")
+            name, revision = os.urandom(4).hex(), TableRevision(tmp_path / "revision.json")
             leadership = Leadership(LeaderStore.connect(jobs_url), name, lease_s=LEASE_S, seen=revision.epoch)
             found = Router(
                 given,
-                Registry(registry.url, "token", tmp_path / "intention.json"),
+                RegistryCache(registry.url, "token", tmp_path / "intention.json"),
                 revision,
                 leadership,
                 rabbitmq_url,
@@ -253,9 +253,9 @@ async def test_a_registry_that_talks_nonsense(start, registry, store, until):
 
 
 async def test_the_wrong_token(start, registry, store, until, tmp_path):
-    wrong = Registry(registry.url, "wrong", tmp_path / "other.json")
+    wrong = RegistryCache(registry.url, "wrong", tmp_path / "other.json")
     await wrong.refresh()
-    assert wrong.intention is None
+    assert wrong.desired is None
     assert "401" in (wrong.problem or "")
     await wrong.close()
 
@@ -274,16 +274,16 @@ async def test_without_a_store(start, registry, tmp_path, until):
 
 def test_the_epoch_is_kept(tmp_path):
     path = tmp_path / "data" / "revision.json"
-    first = Revision(path)
+    first = TableRevision(path)
     assert (first.epoch, first.n) == (0, 0)
     first.begin(17)
     first.advance()
     assert (first.text, first.n) == ("00000000000017", 1)
-    assert (Revision(path).epoch, Revision(path).n) == (17, 0)
+    assert (TableRevision(path).epoch, TableRevision(path).n) == (17, 0)
     path.write_bytes(b'{"epoch":"01764000000000","n":5}')  # as written before there were leases
-    assert Revision(path).epoch == 1_764_000_000_000
+    assert TableRevision(path).epoch == 1_764_000_000_000
     path.write_bytes(b"{")
-    assert Revision(path).epoch == 0
+    assert TableRevision(path).epoch == 0
 
 
 async def test_the_http_door(start, registry, store, rabbitmq_url, valkey_url, tmp_path, until):

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from services.router.application.dead_letters import SPARE_LINES, DeadLetters
-from services.router.domain.dead_letters import DeadLetter, Limits
+from services.router.domain.dead_letters import DeadLetter, DeadLetterLimits
 from tidegate.kernel.blobs.claims import Claims
 from tidegate.kernel.blobs.store import Blobs
 
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.integration
 def letters_of(folder: Path) -> DeadLetters:
     blobs = Blobs(f"file://{folder}/blobs")
     return DeadLetters(
-        folder / "letters.jsonl", blobs, Claims(blobs, 1000), Limits(2 * SPARE_LINES, 1e6, 2**30)
+        folder / "letters.jsonl", blobs, Claims(blobs, 1000), DeadLetterLimits(2 * SPARE_LINES, 1e6, 2**30)
     )
 
 

@@ -11,9 +11,9 @@ import orjson
 import pytest
 from prometheus_client import generate_latest
 
-from services.router.api.exceptions import Exceptions
+from services.router.api.exceptions import ExceptionConsumer
 from services.router.application.dead_letters import DeadLetters
-from services.router.domain.dead_letters import DeadLetter, Limits
+from services.router.domain.dead_letters import DeadLetter, DeadLetterLimits
 from services.router.domain.exceptions import EXHAUSTED, NOT_RETRIED, UNDECODABLE
 from tidegate.kernel.blobs.claims import Claims
 from tidegate.kernel.blobs.store import Blobs
@@ -27,7 +27,7 @@ from tidegate.kernel.store import JobStore, StoreUnavailable
 pytestmark = pytest.mark.integration
 
 
-class Door(Exceptions):
+class Door(ExceptionConsumer):
     """The door, and what it has kept."""
 
     def __init__(
@@ -112,7 +112,7 @@ async def start(rabbitmq_url, jobs, tmp_path) -> AsyncIterator[Callable[..., Any
                 tmp_path / "data" / "dead-letters.jsonl",
                 blobs,
                 Claims(blobs, 2**20),
-                Limits(keep, keep_s, bytes),
+                DeadLetterLimits(keep, keep_s, bytes),
             )
             found = Door(url, jobs, letters)
             letters.start()
@@ -316,7 +316,7 @@ async def test_only_the_leader_consumes(gateway, jobs, rabbitmq_url, tmp_path, u
     def router(name: str) -> Door:
         blobs = Blobs(f"file://{tmp_path}/blobs")
         letters = DeadLetters(
-            tmp_path / "letters.jsonl", blobs, Claims(blobs, 2**20), Limits(10, 3600.0, 2**20)
+            tmp_path / "letters.jsonl", blobs, Claims(blobs, 2**20), DeadLetterLimits(10, 3600.0, 2**20)
         )
         return Door(rabbitmq_url, jobs, letters, lambda: led[name])
 

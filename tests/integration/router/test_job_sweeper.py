@@ -14,7 +14,7 @@ from redis.asyncio import Redis
 from services.router.application import job_sweeper as sweeper_module
 from services.router.application.dead_letters import DeadLetters
 from services.router.application.job_sweeper import JobSweeper
-from services.router.domain.dead_letters import Limits
+from services.router.domain.dead_letters import DeadLetterLimits
 from services.router.domain.job_retention import Retention
 from tidegate.kernel.blobs.claims import Claims
 from tidegate.kernel.blobs.store import Blobs
@@ -139,7 +139,9 @@ async def test_a_lapsed_lease_of_what_may_not_run_twice(start, making, lapse, tm
     assert await making.store.lease(id_, 1, "w", int(time.time() * 1e3) + 60_000)
     asked = await making.store.request(id_)
     blobs = Blobs(f"file://{tmp_path}/blobs")
-    letters = DeadLetters(tmp_path / "letters.jsonl", blobs, Claims(blobs, 2**20), Limits(10, 3600.0, 2**20))
+    letters = DeadLetters(
+        tmp_path / "letters.jsonl", blobs, Claims(blobs, 2**20), DeadLetterLimits(10, 3600.0, 2**20)
+    )
     letters.load()
     await start(letters=letters)
     await lapse(id_)

@@ -14,7 +14,7 @@ import orjson
 import pytest
 from redis.asyncio import Redis
 
-from services.router.adapters import process_name
+from services.router.adapters import process_identity
 from services.router.application.leadership import Leadership
 from tidegate.kernel.store import Store
 from tidegate.kernel.store.leader import LeaderStore
@@ -94,13 +94,13 @@ async def test_the_lease_of_a_dead_process_counts_as_free(start, jobs_url, until
 
 def test_a_name_tells_whether_its_process_lives():
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as other:
-        mine = process_name.own("abc")
+        mine = process_identity.own("abc")
         lives = mine.replace(f":{os.getpid()}:", f":{other.pid}:")
-        assert not process_name.is_dead(lives)
-    assert process_name.is_dead(lives)
-    assert process_name.is_dead(mine), "another process had this name before"
-    assert not process_name.is_dead(lives.partition("@")[0] + "@elsewhere-1"), "its pid says nothing here"
-    assert not process_name.is_dead("garbage")
+        assert not process_identity.is_dead(lives)
+    assert process_identity.is_dead(lives)
+    assert process_identity.is_dead(mine), "another process had this name before"
+    assert not process_identity.is_dead(lives.partition("@")[0] + "@elsewhere-1"), "its pid says nothing here"
+    assert not process_identity.is_dead("garbage")
 
 
 async def test_a_process_that_slept_does_not_lead_until_it_has_asked(start, until):

@@ -13,8 +13,8 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from services.registry.adapters import content
-from services.registry.domain.archive import Limits
+from services.registry.adapters import artifact_inspection
+from services.registry.domain.archive_limits import ArchiveLimits
 from services.worker.adapters.triton_client import ModelInferRequest
 from tidegate.cli.exits import UsageError
 from tidegate.cli.package import packed
@@ -45,7 +45,9 @@ def model(tmp_path: Path) -> Path:
 
 
 def look(path: Path) -> Signature | None:
-    return content.look(path, "onnx", model="net", given=None, max_batch=64, limits=Limits()).signature
+    return artifact_inspection.inspect(
+        path, "onnx", model="net", given=None, max_batch=64, limits=ArchiveLimits()
+    ).signature
 
 
 def upload(path: Path, target: Path) -> Path:

@@ -25,8 +25,8 @@ from services.autoscaler.domain.status import statuses
 from tidegate.kernel.protocol.models import (
     Deployment,
     DeploymentStatus,
+    DesiredState,
     Endpoint,
-    Intention,
     Version,
     VersionMetadata,
 )
@@ -147,8 +147,8 @@ class World:
             room=self.room,
         )
 
-    def intention(self) -> Intention:
-        return Intention(
+    def intention(self) -> DesiredState:
+        return DesiredState(
             revision=1,
             versions=[a_version(**self.metrics)],
             deployments=self.deployments,

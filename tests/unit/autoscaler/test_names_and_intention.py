@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from services.autoscaler.domain.desired_state import acceptable
 from services.autoscaler.domain.launcher import fingerprint, parse_replica, replica_name
-from tidegate.kernel.protocol.models import Intention
+from tidegate.kernel.protocol.models import DesiredState
 
 
 @given(
@@ -43,9 +43,9 @@ def test_only_what_a_worker_reads_at_its_start_asks_for_another(deployment, chan
 
 
 def test_an_emptied_registry_is_believed_only_when_its_history_goes_on(deployment):
-    full = Intention(revision=7, deployments=[deployment()])
-    assert acceptable(None, Intention(revision=0))
-    assert acceptable(full, Intention(revision=8)), "the last Deployment was deleted"
-    assert not acceptable(full, Intention(revision=0)), "the database was lost"
-    assert acceptable(full, Intention(revision=2, deployments=[deployment(name="other-v1")]))
-    assert acceptable(Intention(revision=7), Intention(revision=0))
+    full = DesiredState(revision=7, deployments=[deployment()])
+    assert acceptable(None, DesiredState(revision=0))
+    assert acceptable(full, DesiredState(revision=8)), "the last Deployment was deleted"
+    assert not acceptable(full, DesiredState(revision=0)), "the database was lost"
+    assert acceptable(full, DesiredState(revision=2, deployments=[deployment(name="other-v1")]))
+    assert acceptable(DesiredState(revision=7), DesiredState(revision=0))

@@ -6,7 +6,7 @@ import pytest
 
 from services.autoscaler.domain.launcher import Running
 from services.autoscaler.domain.replica_artifacts import artifacts_of
-from tidegate.kernel.protocol.models import Intention
+from tidegate.kernel.protocol.models import DesiredState
 
 pytestmark = pytest.mark.unit
 
@@ -21,7 +21,7 @@ def version(number: int) -> dict[str, object]:
     }  # fmt: skip
 
 
-INTENTION = Intention.model_validate(
+INTENTION = DesiredState.model_validate(
     {
         "revision": 1,
         "versions": [version(1), version(2)],

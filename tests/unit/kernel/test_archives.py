@@ -14,9 +14,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.registry.adapters import archive as judge
-from services.registry.adapters import content
-from services.registry.domain.archive import Limits
+from services.registry.adapters import archive_reader as judge
+from services.registry.adapters import artifact_inspection
+from services.registry.domain.archive_limits import ArchiveLimits
 from services.worker.adapters import archives as worker
 from tests.unit.kernel.archive_files import (
     HONEST,
@@ -38,7 +38,7 @@ from tidegate.kernel.errors import BadRequest, ModelFailed
 
 pytestmark = pytest.mark.unit
 
-LIMITS = Limits()
+LIMITS = ArchiveLimits()
 
 GOOD = {
     "zip": zipped(HONEST),
@@ -97,8 +97,8 @@ BAD = {
 }
 
 
-def looked_into(path: Path) -> judge.Contents:
-    return judge.look_into(path, wanted={"model.py"}, max_text=10_000, limits=LIMITS)
+def looked_into(path: Path) -> judge.ArchiveContents:
+    return judge.read_archive(path, wanted={"model.py"}, max_text=10_000, limits=LIMITS)
 
 
 @pytest.mark.parametrize("raw", GOOD.values(), ids=GOOD)
@@ -131,7 +131,9 @@ def test_torchscript_is_a_zip_and_nothing_else(tmp_path):
         path = tmp_path / str(number)
         path.write_bytes(raw)
         with pytest.raises(BadRequest, match="not TorchScript"):
-            content.look(path, "torchscript", model="m", given=None, max_batch=1, limits=LIMITS)
+            artifact_inspection.inspect(
+                path, "torchscript", model="m", given=None, max_batch=1, limits=LIMITS
+            )
 
 
 def test_a_folder_packed_by_the_command_is_taken(tmp_path):

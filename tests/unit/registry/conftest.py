@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from services.registry.domain import rollover, statement
-from services.registry.domain.state import Change, Snapshot
+from services.registry.domain import edits, rollover
+from services.registry.domain.desired_state import Change, RegistrySnapshot
 
 
 class Book:
@@ -15,7 +15,7 @@ class Book:
 
     def __init__(self, **versions: int) -> None:
         keys = {(model, number) for model, last in versions.items() for number in range(1, last + 1)}
-        self.now = Snapshot(frozenset(keys), {}, {})
+        self.now = RegistrySnapshot(frozenset(keys), {}, {})
 
     def carry_out(self, changes: list[Change]) -> list[Change]:
         self.now = self.now.after(changes)
@@ -23,17 +23,17 @@ class Book:
 
     def deploy(self, model: str = "digits", version: int | None = None, **options: Any) -> list[Change]:
         endpoint = options.pop("endpoint", None)
-        plan = rollover.deploy(self.now, rollover.Order(model, version, options, endpoint))
+        plan = rollover.deploy(self.now, rollover.DeployRequest(model, version, options, endpoint))
         return self.carry_out(plan.changes)
 
     def settle(self, endpoint: str = "digits") -> list[Change]:
         return self.carry_out(rollover.settle(self.now, endpoint, None))
 
     def put_deployment(self, name: str, **fields: Any) -> list[Change]:
-        return self.carry_out(statement.put_deployment(self.now, name, fields))
+        return self.carry_out(edits.put_deployment(self.now, name, fields))
 
     def put_endpoint(self, name: str, **fields: Any) -> list[Change]:
-        return self.carry_out(statement.put_endpoint(self.now, name, fields))
+        return self.carry_out(edits.put_endpoint(self.now, name, fields))
 
     def targets(self, endpoint: str = "digits") -> tuple[list[str], list[str]]:
         spec = self.now.endpoint(endpoint).spec

@@ -18,7 +18,7 @@ NOW = datetime(2026, 1, 2, tzinfo=UTC)
 RANDOM = bytes(range(keys.ID_BYTES + keys.SECRET_BYTES))
 
 
-def held(**fields) -> keys.HeldKey:
+def held(**fields) -> keys.StoredKey:
     return keys.made(keys.spec_of({"name": "a"} | fields, NOW), RANDOM, NOW)[0]
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from services.registry.adapters import pickle_file
-from services.registry.domain.pickles import Saved, saved_with, warnings
+from services.registry.domain.pickles import PickleReleases, saved_with, warnings
 from tidegate.kernel.errors import BadRequest
 
 NUMPY_2 = Path(__file__).parents[2] / "integration" / "worker" / "numpy_2"
@@ -31,7 +31,7 @@ class Estimator:
 @pytest.mark.parametrize("protocol", [2, 3, 4, 5])
 @pytest.mark.parametrize("version", ["1.3.2", "0.24.dev0", "1.9.1"])
 def test_the_version_is_read_in_every_protocol(protocol, version):
-    assert saved_with([pickle.dumps(Estimator(version), protocol)]) == Saved(version)
+    assert saved_with([pickle.dumps(Estimator(version), protocol)]) == PickleReleases(version)
 
 
 def test_a_version_that_lies_across_two_pieces_is_found():
@@ -41,12 +41,12 @@ def test_a_version_that_lies_across_two_pieces_is_found():
 
 def test_what_only_looks_like_a_version_is_none():
     for text in (b"_sklearn_version", b"_sklearn_version\x94\x8c\xff1.2.3", b"_sklearn_version\x8c\x03a.b"):
-        assert saved_with([text]) == Saved()
+        assert saved_with([text]) == PickleReleases()
 
 
 @pytest.mark.parametrize("name", ["boosted.joblib", "network.pkl"])
 def test_numpy_2_is_recognised_in_real_files(name):
-    assert saved_with(pickle_file.pieces(NUMPY_2 / name)) == Saved("1.9.1", True)
+    assert saved_with(pickle_file.pieces(NUMPY_2 / name)) == PickleReleases("1.9.1", True)
 
 
 def pack_raw(data: bytes) -> bytes:
@@ -75,21 +75,21 @@ def test_a_bomb_ends_and_a_damaged_file_is_refused(tmp_path: Path, monkeypatch: 
 
 
 def test_other_releases_are_said_with_the_remedy():
-    (told,) = warnings(Saved("1.3.2"), HERE, [])
+    (told,) = warnings(PickleReleases("1.3.2"), HERE, [])
     assert "saved with scikit-learn 1.3.2, and this stack's models run 1.9.1" in told
     assert "scikit-learn==1.3.2" in told
-    (told,) = warnings(Saved("1.9.1", numpy_2=True), HERE, [])
+    (told,) = warnings(PickleReleases("1.9.1", numpy_2=True), HERE, [])
     assert "saved with numpy 2, and this stack's models run numpy 1.26.4" in told
 
 
 @pytest.mark.parametrize(
     ("saved", "here", "requirements"),
     [
-        (Saved("1.9.1"), HERE, []),
-        (Saved(), HERE, []),
-        (Saved("1.3.2"), {}, []),
-        (Saved("1.3.2"), HERE, ["numpy", "Scikit_Learn==1.3.2"]),
-        (Saved("1.9.1", numpy_2=True), HERE | {"numpy": "2.1.0"}, []),
+        (PickleReleases("1.9.1"), HERE, []),
+        (PickleReleases(), HERE, []),
+        (PickleReleases("1.3.2"), {}, []),
+        (PickleReleases("1.3.2"), HERE, ["numpy", "Scikit_Learn==1.3.2"]),
+        (PickleReleases("1.9.1", numpy_2=True), HERE | {"numpy": "2.1.0"}, []),
     ],
 )
 def test_nothing_is_said_where_nothing_is_wrong_or_known(saved, here, requirements):
@@ -113,4 +113,4 @@ def test_a_packed_file_cannot_take_gigabytes_of_memory(tmp_path):
 
 def test_what_joblib_packs_best_is_unpacked(tmp_path):
     (tmp_path / "m").write_bytes(lzma.compress(pickle.dumps(Estimator("1.3.2")), preset=9))
-    assert saved_with(pickle_file.pieces(tmp_path / "m")) == Saved("1.3.2")
+    assert saved_with(pickle_file.pieces(tmp_path / "m")) == PickleReleases("1.3.2")

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from services.registry.domain.rollback import History, Plan, rollback
-from services.registry.domain.state import DropDeployment
+from services.registry.domain.desired_state import DropDeployment
+from services.registry.domain.rollback import EndpointHistory, RollbackPlan, rollback
 from tidegate.kernel.errors import Conflict, NotFound
 
 
@@ -20,9 +20,9 @@ def state(*targets: str | tuple[str, int], previous: tuple[str, ...] = ()) -> di
     }
 
 
-def go_back(book: Any, version: int | None = None, *states: dict[str, Any], **deleted: Any) -> Plan:
+def go_back(book: Any, version: int | None = None, *states: dict[str, Any], **deleted: Any) -> RollbackPlan:
     gone = {name.replace("_", "-"): fields for name, fields in deleted.items()}
-    plan = rollback(book.now, "digits", version, History(states, gone))
+    plan = rollback(book.now, "digits", version, EndpointHistory(states, gone))
     book.carry_out(plan.changes)
     return plan
 
@@ -127,4 +127,4 @@ def test_what_is_not_registered(third):
     with pytest.raises(NotFound, match="has no version 9; it has 1, 2, 3"):
         go_back(third, 9)
     with pytest.raises(NotFound, match="no Endpoint 'absent'"):
-        rollback(third.now, "absent", None, History())
+        rollback(third.now, "absent", None, EndpointHistory())

@@ -5,14 +5,14 @@ from dataclasses import replace
 import pytest
 
 from services.registry.domain import rollover
-from services.registry.domain.state import PutDeployment
+from services.registry.domain.desired_state import PutDeployment
 from tidegate.kernel.errors import BadRequest, Conflict, NotFound
 from tidegate.kernel.protocol.models import Override
 
 
 def test_first_deploy_makes_deployment_and_endpoint(book):
     changes = book.deploy(version=1)
-    assert [change.notice.action for change in changes] == ["created", "created"]
+    assert [change.notification.action for change in changes] == ["created", "created"]
     assert book.targets() == (["digits-v1"], [])
 
 
@@ -30,7 +30,7 @@ def test_same_deploy_again_changes_nothing(book):
 def test_same_version_with_another_option_changes_only_that(book):
     book.deploy(version=1, min_replicas=2, threads=3)
     changes = book.deploy(version=1, min_replicas=4)
-    assert [change.notice.name for change in changes] == ["digits-v1"]
+    assert [change.notification.name for change in changes] == ["digits-v1"]
     assert book.now.deployment("digits-v1").spec.threads == 3
     assert book.scale("digits-v1") == (4, 4, None)
 
@@ -134,12 +134,12 @@ def test_two_models_under_one_endpoint(book):
 @pytest.mark.parametrize(
     ("order", "error", "match"),
     [
-        (rollover.Order("absent"), NotFound, "no model 'absent'"),
-        (rollover.Order("digits", 9), NotFound, "it has 1, 2, 3"),
-        (rollover.Order("digits", 1, {"treads": 1}), BadRequest, "no field 'treads'"),
-        (rollover.Order("digits", 1, {"min_replicas": 3, "max_replicas": 2}), BadRequest, "above"),
-        (rollover.Order("digits", 1, {"version": 2}), BadRequest, "another version"),
-        (rollover.Order("digits", 1, {}, "Bad Name"), BadRequest, "not a valid name of a Endpoint"),
+        (rollover.DeployRequest("absent"), NotFound, "no model 'absent'"),
+        (rollover.DeployRequest("digits", 9), NotFound, "it has 1, 2, 3"),
+        (rollover.DeployRequest("digits", 1, {"treads": 1}), BadRequest, "no field 'treads'"),
+        (rollover.DeployRequest("digits", 1, {"min_replicas": 3, "max_replicas": 2}), BadRequest, "above"),
+        (rollover.DeployRequest("digits", 1, {"version": 2}), BadRequest, "another version"),
+        (rollover.DeployRequest("digits", 1, {}, "Bad Name"), BadRequest, "not a valid name of a Endpoint"),
     ],
 )
 def test_what_cannot_be_deployed(book, order, error, match):

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from services.registry.domain.signature import Graph, GraphValue, of_graph
+from services.registry.domain.signature import GraphValue, OnnxGraph, of_graph
 from tidegate.kernel.errors import BadRequest
 from tidegate.kernel.protocol.models import Signature, TensorSpec
 
@@ -11,8 +11,8 @@ def tensor(name: str, *dims: int | None, datatype="FP32") -> GraphValue:
     return GraphValue(name, "tensor", datatype, dims)
 
 
-def graph(inputs: list[GraphValue], outputs: list[GraphValue]) -> Graph:
-    return Graph(tuple(inputs), tuple(outputs))
+def graph(inputs: list[GraphValue], outputs: list[GraphValue]) -> OnnxGraph:
+    return OnnxGraph(tuple(inputs), tuple(outputs))
 
 
 def test_batch_axis_is_found_and_left_out():

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from services.registry.adapters.sql.reading import finite
 from services.registry.domain import formats, merge, names, triton_layout
-from services.registry.domain.archive import Limits, Tally
+from services.registry.domain.archive_limits import ArchiveChecker, ArchiveLimits
 from tidegate.kernel.errors import BadRequest, Conflict
 from tidegate.kernel.protocol.archives import Member
 from tidegate.kernel.protocol.models import DeploymentSpec, TensorSpec, VersionMetadata
@@ -126,11 +126,11 @@ def test_a_bound_that_is_stated_stays(patch, exact_follows):
 )
 def test_paths_that_leave_the_archive(name):
     with pytest.raises(BadRequest, match="below its root"):
-        _admit(Limits(), [Member(name, 1, "file")])
+        _admit(ArchiveLimits(), [Member(name, 1, "file")])
 
 
 def test_archive_limits():
-    limits = Limits(members=3, unpacked_bytes=2**30, ratio=10)
+    limits = ArchiveLimits(members=3, unpacked_bytes=2**30, ratio=10)
     with pytest.raises(BadRequest, match="more than 3 entries"):
         _admit(limits, [Member(str(i), 1, "file") for i in range(4)])
     with pytest.raises(BadRequest, match="more than 1073741824 bytes"):
@@ -146,8 +146,8 @@ def test_archive_limits():
     _admit(limits, [Member("a", 2**20, "file"), Member("d/", 0, "folder")])
 
 
-def _admit(limits: Limits, members: list[Member], packed: int = 1000) -> None:
-    tally = Tally(limits, packed)
+def _admit(limits: ArchiveLimits, members: list[Member], packed: int = 1000) -> None:
+    tally = ArchiveChecker(limits, packed)
     for member in members:
         tally.admit(member)
 

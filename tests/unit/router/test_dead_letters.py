@@ -10,7 +10,7 @@ from pamqp import commands
 
 from services.router.domain.dead_letters import (
     DeadLetter,
-    Limits,
+    DeadLetterLimits,
     Replay,
     endpoint_of,
     job_of_letter,
@@ -26,7 +26,7 @@ from tidegate.kernel.protocol.envelope import read_request
 pytestmark = pytest.mark.unit
 
 LETTER = DeadLetter(1.5, "attempts_exhausted", "requests.v1.a", "00ff", 3, 78, "abc", letter="1a")
-LIMITS = Limits(most=10, keep_s=100.0, payload_bytes=100)
+LIMITS = DeadLetterLimits(most=10, keep_s=100.0, payload_bytes=100)
 
 
 def letters(*sizes: int, at: float = 0.0) -> list[DeadLetter]:

@@ -7,7 +7,14 @@ from typing import Any
 
 import pytest
 
-from services.router.domain.ledger import Look, Missing, Statement, confirmed, lost_messages, missing
+from services.router.domain.ledger import (
+    Discrepancy,
+    LedgerReading,
+    LedgerReport,
+    confirmed,
+    lost_messages,
+    missing,
+)
 from tidegate.kernel.protocol.jobs import STATES, Counts, JobLoad
 
 pytestmark = pytest.mark.unit
@@ -22,13 +29,13 @@ def look(
     held: int = 0,
     before: int | None = None,
     **given: Any,
-) -> Look:
+) -> LedgerReading:
     """A look at one Deployment; ``before`` None: nothing came while it was taken."""
     told = ledger if ledger is not None else {"accepted": waiting + running}
     states = dict.fromkeys(STATES, 0) | {"queued": waiting, "running": running}
     counts = Counts(states, {"d": JobLoad(waiting, running)}, told, given.pop("acknowledged", {}), **given)
     accepted = told.get("accepted", 0)
-    return Look(accepted if before is None else before, counts, {"d": ready}, {"d": held})
+    return LedgerReading(accepted if before is None else before, counts, {"d": ready}, {"d": held})
 
 
 def test_nothing_is_missing_where_nothing_is():
@@ -37,7 +44,7 @@ def test_nothing_is_missing_where_nothing_is():
 
 def test_waiting_jobs_are_ready_or_held():
     assert missing(look(waiting=5, running=2, ready=4, held=3)).total == 0
-    assert missing(look(waiting=5, running=2, ready=3, held=3)) == Missing(0, 0, 1, {"d": True})
+    assert missing(look(waiting=5, running=2, ready=3, held=3)) == Discrepancy(0, 0, 1, {"d": True})
 
 
 def test_more_messages_than_jobs_are_duplicates_and_no_loss():
@@ -51,7 +58,7 @@ def test_a_surplus_elsewhere_hides_nothing():
         {"accepted": 2},
         {},
     )
-    assert missing(Look(2, counts, {"a": 5}, {})).messages == 1
+    assert missing(LedgerReading(2, counts, {"a": 5}, {})).messages == 1
 
 
 def test_leased_jobs_need_no_message():
@@ -66,14 +73,14 @@ def test_what_came_meanwhile_is_left_out():
 def test_an_acknowledged_job_without_a_record():
     told = {"accepted": 3, "succeeded": 3}
     assert missing(look(ledger=told, acknowledged={"g": 2, "h": 1})).total == 0
-    assert missing(look(ledger=told, acknowledged={"g": 2, "h": 2})) == Missing(1, 0, 0)
+    assert missing(look(ledger=told, acknowledged={"g": 2, "h": 2})) == Discrepancy(1, 0, 0)
 
 
 def test_every_accepted_job_is_over_or_unfinished_once():
     told = {"accepted": 9, "succeeded": 2, "failed": 2, "cancelled": 1, "expired": 1, "removed": 4}
     assert missing(look(ledger=told, waiting=3, ready=3)).total == 0
-    assert missing(look(ledger=told, waiting=2, ready=2)) == Missing(0, 1, 0)
-    assert missing(look(ledger=told, waiting=4, ready=4)) == Missing(0, -1, 0)
+    assert missing(look(ledger=told, waiting=2, ready=2)) == Discrepancy(0, 1, 0)
+    assert missing(look(ledger=told, waiting=4, ready=4)) == Discrepancy(0, -1, 0)
     assert missing(look(ledger=told, waiting=4, ready=4)).total == 1
 
 
@@ -82,7 +89,7 @@ def test_every_accepted_job_is_over_or_unfinished_once():
     [([], 0), ([4], 0), ([4, 4], 0), ([4, 6, 5], 4), ([9, 9, 9, 0], 0), ([0, 3, 3, 3], 3)],
 )
 def test_only_what_several_looks_in_a_row_miss_is_reported(totals, reported):
-    assert confirmed([Missing(0, 0, total) for total in totals]) == reported
+    assert confirmed([Discrepancy(0, 0, total) for total in totals]) == reported
 
 
 def test_where_messages_are_lost():
@@ -92,12 +99,12 @@ def test_where_messages_are_lost():
     assert lost_messages([seen, seen]) == {}
     assert lost_messages([seen, seen, seen]) == {"d": True}
     assert lost_messages([seen, missing(look(waiting=5, ready=5)), seen]) == {}
-    elsewhere = Missing(0, 0, 1, {"e": True})
+    elsewhere = Discrepancy(0, 0, 1, {"e": True})
     assert lost_messages([elsewhere, seen, seen]) == {}
 
 
 def test_unknown_is_not_zero():
-    unknown = Statement(1.5, None, {"broker": "away"})
+    unknown = LedgerReport(1.5, None, {"broker": "away"})
     assert math.isnan(unknown.gauge)
     assert unknown.shown() == {"at": 1.5, "unaccounted": None, "away": {"broker": "away"}}
 
@@ -105,7 +112,7 @@ def test_unknown_is_not_zero():
 def test_as_json():
     told = {"accepted": 9, "succeeded": 4, "removed": 1}
     seen = look(ledger=told, waiting=4, running=1, ready=3, held=2, acknowledged={"g": 8}, watched=1)
-    shown = Statement(1.0, 0, {}, seen, missing(seen)).shown()
+    shown = LedgerReport(1.0, 0, {}, seen, missing(seen)).shown()
     assert shown["unaccounted"] == 0
     assert (shown["acknowledged"], shown["accepted"]) == (8, 9)
     assert shown["over"]["succeeded"] == 4

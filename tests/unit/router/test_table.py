@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from services.router.domain.table import compile_table, ready_counts, serving_targets, settled
 from tidegate.kernel.protocol.models import (
     Deployment,
+    DesiredState,
     Endpoint,
-    Intention,
     Signature,
     Target,
     TensorSpec,
@@ -66,8 +66,8 @@ def endpoint(now: list[Target], before: list[Target] | None = None) -> Endpoint:
     return Endpoint(name="digits", targets=now, previous=before or [], revision=1, default_timeout_ms=500)
 
 
-def world(one: Endpoint, *, versions: int = 3) -> Intention:
-    return Intention(
+def world(one: Endpoint, *, versions: int = 3) -> DesiredState:
+    return DesiredState(
         revision=1,
         versions=[version(n) for n in range(1, versions + 1)],
         deployments=[deployment(n) for n in range(1, 4)],

@@ -8,11 +8,11 @@ import pytest
 from standardwebhooks import Webhook, WebhookVerificationError
 
 from services.router.domain.webhooks import (
-    Patience,
-    Sent,
+    RetryPolicy,
+    WebhookAttempt,
     body_of,
-    judge,
-    rest_s,
+    decide,
+    pause_s,
     secret_of,
     signed_headers,
     webhook_id,
@@ -21,12 +21,12 @@ from services.router.domain.webhooks import (
 pytestmark = pytest.mark.unit
 
 MASTER = b"m" * 32
-PATIENCE = Patience(first_s=5.0, longest_s=3600.0, give_up_s=86_400.0)
+PATIENCE = RetryPolicy(first_s=5.0, longest_s=3600.0, give_up_s=86_400.0)
 BODY = body_of({"id": "0a", "status": "succeeded", "text": "naïve"}, 1_700_000_000_123)
 
 
-def sent(status: int | None = None, retry_after_s: float | None = None) -> Sent:
-    return Sent(status, "" if status else "no answer", 1.0, retry_after_s)
+def sent(status: int | None = None, retry_after_s: float | None = None) -> WebhookAttempt:
+    return WebhookAttempt(status, "" if status else "no answer", 1.0, retry_after_s)
 
 
 def test_an_unmodified_verifier_accepts_it():
@@ -61,30 +61,30 @@ def test_each_principal_has_a_secret_of_its_own_that_stays():
 
 def test_delivered_by_any_2xx():
     for status in (200, 202, 204):
-        assert judge(sent(status), 1, 0.0, 0.5, PATIENCE).outcome == "delivered"
+        assert decide(sent(status), 1, 0.0, 0.5, PATIENCE).outcome == "delivered"
 
 
 @pytest.mark.parametrize("status", [None, 301, 302, 400, 404, 429, 500, 503])
 def test_everything_else_is_tried_again(status):
-    assert judge(sent(status), 1, 0.0, 0.5, PATIENCE) == judge(sent(None), 1, 0.0, 0.5, PATIENCE)
-    assert judge(sent(status), 1, 0.0, 0.5, PATIENCE).outcome == "retry"
+    assert decide(sent(status), 1, 0.0, 0.5, PATIENCE) == decide(sent(None), 1, 0.0, 0.5, PATIENCE)
+    assert decide(sent(status), 1, 0.0, 0.5, PATIENCE).outcome == "retry"
 
 
 def test_a_receiver_that_is_gone_for_good():
-    assert judge(sent(410), 1, 0.0, 0.5, PATIENCE).outcome == "given_up"
+    assert decide(sent(410), 1, 0.0, 0.5, PATIENCE).outcome == "given_up"
 
 
 def test_waits_grow_and_are_bounded_and_spread():
-    middle = [judge(sent(), n, 0.0, 0.5, PATIENCE).delay_s for n in range(1, 9)]
+    middle = [decide(sent(), n, 0.0, 0.5, PATIENCE).delay_s for n in range(1, 9)]
     assert middle == [5.0, 15.0, 45.0, 135.0, 405.0, 1215.0, 3600.0, 3600.0]
-    assert judge(sent(), 1, 0.0, 0.0, PATIENCE).delay_s == 2.5
-    assert judge(sent(), 1, 0.0, 0.999, PATIENCE).delay_s == pytest.approx(7.495)
-    assert judge(sent(), 10**6, 0.0, 0.5, PATIENCE).delay_s == 3600.0
+    assert decide(sent(), 1, 0.0, 0.0, PATIENCE).delay_s == 2.5
+    assert decide(sent(), 1, 0.0, 0.999, PATIENCE).delay_s == pytest.approx(7.495)
+    assert decide(sent(), 10**6, 0.0, 0.5, PATIENCE).delay_s == 3600.0
 
 
 def test_it_goes_on_for_hours_and_then_ends():
     age, attempt = 0.0, 1
-    while (told := judge(sent(), attempt, age, 0.5, PATIENCE)).outcome == "retry":
+    while (told := decide(sent(), attempt, age, 0.5, PATIENCE)).outcome == "retry":
         age, attempt = age + told.delay_s, attempt + 1
     assert 22 * 3600 < age <= PATIENCE.give_up_s
     assert told.outcome == "given_up"
@@ -92,12 +92,12 @@ def test_it_goes_on_for_hours_and_then_ends():
 
 
 def test_a_busy_receiver_says_when():
-    assert judge(sent(429, 60.0), 1, 0.0, 0.5, PATIENCE).delay_s == 60.0
-    assert judge(sent(503, 1.0), 1, 0.0, 0.5, PATIENCE).delay_s == 5.0
-    assert judge(sent(429, 1e9), 1, 0.0, 0.5, PATIENCE).delay_s == PATIENCE.longest_s
-    assert judge(sent(500, 60.0), 1, 0.0, 0.5, PATIENCE).delay_s == 5.0
+    assert decide(sent(429, 60.0), 1, 0.0, 0.5, PATIENCE).delay_s == 60.0
+    assert decide(sent(503, 1.0), 1, 0.0, 0.5, PATIENCE).delay_s == 5.0
+    assert decide(sent(429, 1e9), 1, 0.0, 0.5, PATIENCE).delay_s == PATIENCE.longest_s
+    assert decide(sent(500, 60.0), 1, 0.0, 0.5, PATIENCE).delay_s == 5.0
 
 
 def test_a_dead_receiver_rests():
-    assert [rest_s(n, 0.5, PATIENCE) for n in (0, 1, 2)] == [0.0, 0.0, 0.0]
-    assert [rest_s(n, 0.5, PATIENCE) for n in (3, 4, 5, 9)] == [5.0, 10.0, 20.0, 60.0]
+    assert [pause_s(n, 0.5, PATIENCE) for n in (0, 1, 2)] == [0.0, 0.0, 0.0]
+    assert [pause_s(n, 0.5, PATIENCE) for n in (3, 4, 5, 9)] == [5.0, 10.0, 20.0, 60.0]

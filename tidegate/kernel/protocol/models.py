@@ -187,7 +187,7 @@ class Endpoint(EndpointSpec):
     revision: int
 
 
-class Intention(Noun):
+class DesiredState(Noun):
     """Everything that is wanted, in one consistent read."""
 
     revision: int

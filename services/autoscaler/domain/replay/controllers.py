@@ -14,7 +14,7 @@ from services.autoscaler.domain.replay.fleet import Fleet, Server
 from services.autoscaler.domain.replay.formulas import Formula, Seen
 from services.autoscaler.domain.round import start_time
 from services.autoscaler.domain.snapshot import Decision, Drain, Kill, Launch, Policy, Snapshot
-from tidegate.kernel.protocol.models import Deployment, Intention, Version
+from tidegate.kernel.protocol.models import Deployment, DesiredState, Version
 from tidegate.kernel.protocol.presence import GatewayLoad, GatewayReport, GatewayView, ReplicaReport
 
 
@@ -78,7 +78,7 @@ class Ours:
         load = GatewayLoad(outstanding=fleet.outstanding(), arrived=fleet.arrived)
         rate = self._forecast(now)
         return Snapshot(
-            intention=Intention(revision=1, versions=[self.version], deployments=[self.deployment]),
+            intention=DesiredState(revision=1, versions=[self.version], deployments=[self.deployment]),
             running=tuple(replace(s.running, alive=s.gone_at is None) for s in fleet.servers.values()),
             reports={replica: _report(s, now) for replica, s in fleet.servers.items() if s.gone_at is None},
             gateways=GatewayView([GatewayReport("replay", now, {name: load})]),

@@ -10,14 +10,14 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from services.registry.adapters.sql.tables import audit
-from services.registry.domain.audit import Entry
-from services.registry.domain.rollback import History, deployments_of
+from services.registry.domain.audit import NewAuditEntry
+from services.registry.domain.rollback import EndpointHistory, deployments_of
 
 # Changes of one Endpoint that a rollback looks back on.
 HISTORY = 200
 
 
-async def add(connection: AsyncConnection, entry: Entry) -> None:
+async def add(connection: AsyncConnection, entry: NewAuditEntry) -> None:
     """Keep an entry, in the transaction of the change that it tells of."""
     await connection.execute(sa.insert(audit).values(asdict(entry)))
 
@@ -41,7 +41,7 @@ async def entries(
     return [dict(row) for row in (await connection.execute(query)).mappings()]
 
 
-async def history_of(connection: AsyncConnection, endpoint: str, present: Collection[str]) -> History:
+async def history_of(connection: AsyncConnection, endpoint: str, present: Collection[str]) -> EndpointHistory:
     """Return the last states of an Endpoint, and what its Deployments were that are not ``present`` now."""
     kept = await entries(connection, kind="endpoint", name=endpoint, limit=HISTORY)
     states = [entry["after"] for entry in kept if entry["after"] is not None]
@@ -51,4 +51,4 @@ async def history_of(connection: AsyncConnection, endpoint: str, present: Collec
             last = await entries(connection, kind="deployment", name=name, limit=1)
             if last and last[0]["before"] is not None:
                 deleted[name] = last[0]["before"]
-    return History(states, deleted)
+    return EndpointHistory(states, deleted)

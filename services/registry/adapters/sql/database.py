@@ -14,8 +14,8 @@ from sqlalchemy.exc import DataError, DBAPIError, IntegrityError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
-from services.registry.adapters.sql.reading import Reader
-from services.registry.adapters.sql.writing import Writer
+from services.registry.adapters.sql.reading import DesiredStateReader
+from services.registry.adapters.sql.writing import DesiredStateWriter
 from tidegate.kernel import telemetry
 from tidegate.kernel.errors import BadRequest, Conflict, Unavailable
 
@@ -62,7 +62,7 @@ def _begin_sqlite(connection: sa.Connection) -> None:
     connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
 
 
-class Database:
+class RegistryDatabase:
     """Transactions for reading and for writing. ``problem``: None when the last one went well."""
 
     def __init__(self, url: str, clock: Clock = utc_now) -> None:
@@ -87,14 +87,14 @@ class Database:
         await self._engine.dispose()
 
     @asynccontextmanager
-    async def read(self) -> AsyncIterator[Reader]:
+    async def read(self) -> AsyncIterator[DesiredStateReader]:
         """One consistent read; raises Unavailable."""
         with self._judged():
             async with self._reads.connect() as connection, connection.begin():
-                yield Reader(connection, self.clock())
+                yield DesiredStateReader(connection, self.clock())
 
     @asynccontextmanager
-    async def write(self) -> AsyncIterator[Writer]:
+    async def write(self) -> AsyncIterator[DesiredStateWriter]:
         """One change, alone of its kind: committed when the block ends well, else undone.
 
         Raises Unavailable when the database fails, Conflict when it refuses a reference, BadRequest when it
@@ -102,7 +102,7 @@ class Database:
         """
         with self._judged():
             async with self._turn, self._writes.begin() as connection:
-                writer = Writer(connection, self.clock())
+                writer = DesiredStateWriter(connection, self.clock())
                 await writer.begin()
                 yield writer
                 await writer.finish()
@@ -122,7 +122,7 @@ class Database:
 class _Judged:
     """Translates the driver's errors, and remembers whether the last transaction worked."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: RegistryDatabase) -> None:
         self._database = database
 
     def __enter__(self) -> None:

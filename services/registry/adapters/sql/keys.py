@@ -8,10 +8,10 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from services.registry.adapters.sql.tables import api_keys
-from services.registry.domain.keys import HeldKey, KeySpec
+from services.registry.domain.keys import KeySpec, StoredKey
 
 
-async def held(connection: AsyncConnection, id_: str | None = None) -> list[HeldKey]:
+async def held(connection: AsyncConnection, id_: str | None = None) -> list[StoredKey]:
     """Every key by the time when it was made, revoked ones too; or the one of that id."""
     query = sa.select(api_keys).order_by(api_keys.c.created_at, api_keys.c.id)
     if id_ is not None:
@@ -19,7 +19,7 @@ async def held(connection: AsyncConnection, id_: str | None = None) -> list[Held
     return [_held(row) for row in (await connection.execute(query)).mappings()]
 
 
-async def good(connection: AsyncConnection) -> list[HeldKey]:
+async def good(connection: AsyncConnection) -> list[StoredKey]:
     """The keys that are not revoked."""
     rows = await connection.execute(sa.select(api_keys).where(api_keys.c.revoked_at.is_(None)))
     return [_held(row) for row in rows.mappings()]
@@ -31,7 +31,7 @@ async def revision(connection: AsyncConnection) -> int:
     return int((await connection.execute(query)).scalar_one())
 
 
-async def put(connection: AsyncConnection, key: HeldKey, revision_: int, *, created: bool) -> None:
+async def put(connection: AsyncConnection, key: StoredKey, revision_: int, *, created: bool) -> None:
     """Store a key, new or changed, at this revision."""
     values = {
         "name": key.spec.name,
@@ -49,9 +49,9 @@ async def put(connection: AsyncConnection, key: HeldKey, revision_: int, *, crea
         await connection.execute(sa.update(api_keys).where(api_keys.c.id == key.id).values(values))
 
 
-def _held(row: sa.RowMapping) -> HeldKey:
+def _held(row: sa.RowMapping) -> StoredKey:
     fields: dict[str, Any] = {**row["options"], "name": row["name"], "expires_at": row["expires_at"]}
-    return HeldKey(
+    return StoredKey(
         id=row["id"],
         spec=KeySpec.model_validate(fields),
         digest=row["digest"],

@@ -19,13 +19,13 @@ from services.registry.adapters.sql.tables import (
     revision,
     versions,
 )
-from services.registry.domain.state import HeldDeployment, HeldEndpoint, Snapshot
+from services.registry.domain.desired_state import RegistrySnapshot, StoredDeployment, StoredEndpoint
 from tidegate.kernel.protocol.models import (
     Deployment,
     DeploymentSpec,
+    DesiredState,
     Endpoint,
     EndpointSpec,
-    Intention,
     Override,
     Target,
     Version,
@@ -42,7 +42,7 @@ class Totals(NamedTuple):
     artifact_bytes: int
 
 
-class Reader:
+class DesiredStateReader:
     """One transaction, seen at ``now``: overrides that have expired by then are absent."""
 
     def __init__(self, connection: AsyncConnection, now: datetime) -> None:
@@ -123,26 +123,26 @@ class Reader:
         ]
         return sorted(found, key=lambda endpoint: endpoint.name)
 
-    async def intention(self) -> Intention:
+    async def desired_state(self) -> DesiredState:
         """Everything that is wanted."""
-        return Intention(
+        return DesiredState(
             revision=await self.revision(),
             versions=await self.versions(),
             deployments=await self.deployments(),
             endpoints=await self.endpoints(),
         )
 
-    async def snapshot(self) -> Snapshot:
+    async def snapshot(self) -> RegistrySnapshot:
         """What decisions look at."""
         keys = await self._connection.execute(sa.select(versions.c.model, versions.c.number))
         held = (await self._connection.execute(sa.select(deployments))).mappings().all()
         points = (await self._connection.execute(sa.select(endpoints))).mappings().all()
         targets = await self._targets(None)
-        return Snapshot(
+        return RegistrySnapshot(
             versions=frozenset((model, number) for model, number in keys),
             deployments={row["name"]: _held_deployment(row, self.now) for row in held},
             endpoints={
-                row["name"]: HeldEndpoint(
+                row["name"]: StoredEndpoint(
                     EndpointSpec.model_validate(_endpoint_fields(row, targets)), row["revision"]
                 )
                 for row in points
@@ -202,6 +202,6 @@ def _override(row: sa.RowMapping, now: datetime) -> Override | None:
     return Override(replicas=replicas, expires_at=expires_at, force=row["override_force"])
 
 
-def _held_deployment(row: sa.RowMapping, now: datetime) -> HeldDeployment:
+def _held_deployment(row: sa.RowMapping, now: datetime) -> StoredDeployment:
     spec = DeploymentSpec.model_validate(_spec_fields(row))
-    return HeldDeployment(spec, row["declared"], _override(row, now), row["revision"])
+    return StoredDeployment(spec, row["declared"], _override(row, now), row["revision"])

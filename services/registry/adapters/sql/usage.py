@@ -9,7 +9,7 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from services.registry.adapters.sql.tables import api_keys, usage_daily, usage_reports
-from services.registry.domain.usage import Wanted
+from services.registry.domain.usage import UsageQuery
 from tidegate.kernel.protocol.usage import COUNTS, UsageReport
 
 
@@ -38,7 +38,7 @@ async def forget_reports(connection: AsyncConnection, before: datetime) -> None:
     await connection.execute(sa.delete(usage_reports).where(usage_reports.c.taken_at < before))
 
 
-async def sums(connection: AsyncConnection, wanted: Wanted) -> list[dict[str, Any]]:
+async def sums(connection: AsyncConnection, wanted: UsageQuery) -> list[dict[str, Any]]:
     """Sums by the columns of ``wanted.by`` and in their order; with a principal, the name of its key."""
     by = [usage_daily.c[name] for name in wanted.by]
     counts = [sa.func.sum(usage_daily.c[name]).label(name) for name in COUNTS]

@@ -11,7 +11,7 @@ from pydantic import BaseModel
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from services.registry.adapters.sql import audit
-from services.registry.adapters.sql.reading import Reader
+from services.registry.adapters.sql.reading import DesiredStateReader
 from services.registry.adapters.sql.tables import (
     artifacts,
     deployments,
@@ -21,28 +21,28 @@ from services.registry.adapters.sql.tables import (
     revision,
     versions,
 )
-from services.registry.domain.audit import Entry, pair
-from services.registry.domain.state import (
+from services.registry.domain.audit import NewAuditEntry, pair
+from services.registry.domain.desired_state import (
     Change,
+    ChangeNotification,
     DropDeployment,
     DropEndpoint,
     DropVersion,
-    HeldDeployment,
-    Notice,
     PutDeployment,
     PutEndpoint,
+    StoredDeployment,
 )
 from tidegate.kernel import telemetry
 from tidegate.kernel.protocol.models import EndpointSpec, Signature, Version, VersionMetadata
 from tidegate.kernel.service import caller
 
 
-class Writer(Reader):
-    """The one write transaction of the moment; ``notices`` are to be told once it is committed."""
+class DesiredStateWriter(DesiredStateReader):
+    """The one write transaction of the moment; ``notifications`` are to be told once it is committed."""
 
     def __init__(self, connection: AsyncConnection, now: datetime) -> None:
         super().__init__(connection, now)
-        self.notices: list[Notice] = []
+        self.notifications: list[ChangeNotification] = []
         self.next_revision = 0
 
     async def begin(self) -> None:
@@ -52,11 +52,11 @@ class Writer(Reader):
 
     async def revision(self) -> int:
         """The revision that this transaction will have made, or leave."""
-        return self.next_revision if self.notices else self.next_revision - 1
+        return self.next_revision if self.notifications else self.next_revision - 1
 
     async def finish(self) -> None:
         """Bump the revision if the intention changed."""
-        if self.notices:
+        if self.notifications:
             await self._connection.execute(sa.update(revision).values(value=self.next_revision))
 
     async def probe(self) -> None:
@@ -66,7 +66,7 @@ class Writer(Reader):
     async def apply(self, changes: Iterable[Change]) -> None:
         """Carry out a plan, in its order."""
         for change in changes:
-            before = await self._seen(change.notice)
+            before = await self._seen(change.notification)
             match change:
                 case PutDeployment(held):
                     await self._put_deployment(held, created=change.created)
@@ -81,39 +81,42 @@ class Writer(Reader):
                     await self._connection.execute(
                         sa.delete(versions).where(_is(change.model, change.number))
                     )
-            await self.note(change.notice, before, await self._seen(change.notice))
+            await self.note(change.notification, before, await self._seen(change.notification))
 
     async def note(
-        self, notice: Notice, before: Mapping[str, Any] | None, after: Mapping[str, Any] | None
+        self,
+        notification: ChangeNotification,
+        before: Mapping[str, Any] | None,
+        after: Mapping[str, Any] | None,
     ) -> None:
         """Something has changed: others are told once it is committed, and the audit log keeps it."""
-        self.notices.append(notice)
+        self.notifications.append(notification)
         by = caller.current.get()
         was, is_ = pair(before, after)
-        entry = Entry(
+        entry = NewAuditEntry(
             at=self.now,
             principal=by.principal.id,
             principal_name=by.principal.name,
             origin=by.origin,
             request_id=telemetry.request_id.get(),
-            action=notice.action,
-            kind=notice.kind,
-            name=notice.name,
+            action=notification.action,
+            kind=notification.kind,
+            name=notification.name,
             before=was,
             after=is_,
             revision=self.next_revision,
         )
         await audit.add(self._connection, entry)
 
-    async def _seen(self, notice: Notice) -> Mapping[str, Any] | None:
+    async def _seen(self, notification: ChangeNotification) -> Mapping[str, Any] | None:
         """The object of a notice as it is now."""
         found: Sequence[BaseModel] = ()
-        if notice.kind == "deployment":
-            found = await self.deployments(notice.name)
-        elif notice.kind == "endpoint":
-            found = await self.endpoints(notice.name)
-        elif notice.kind == "version":
-            model, _, number = notice.name.rpartition("/")
+        if notification.kind == "deployment":
+            found = await self.deployments(notification.name)
+        elif notification.kind == "endpoint":
+            found = await self.endpoints(notification.name)
+        elif notification.kind == "version":
+            model, _, number = notification.name.rpartition("/")
             found = await self.versions(model, int(number))
         return found[0].model_dump(mode="json") if found else None
 
@@ -142,8 +145,8 @@ class Writer(Reader):
         )
         named = sa.update(artifacts).where(artifacts.c.sha256 == version.artifact_sha256)
         await self._connection.execute(named.values(pending_until=None))
-        notice = Notice("version", f"{version.model}/{version.number}", "created")
-        await self.note(notice, None, version.model_dump(mode="json"))
+        notification = ChangeNotification("version", f"{version.model}/{version.number}", "created")
+        await self.note(notification, None, version.model_dump(mode="json"))
 
     async def describe_version(
         self, model: str, number: int, metadata: VersionMetadata, signature: Signature | None
@@ -153,10 +156,10 @@ class Writer(Reader):
             "metadata": metadata.model_dump(mode="json"),
             "signature": signature.model_dump() if signature else None,
         }
-        notice = Notice("version", f"{model}/{number}", "updated")
-        before = await self._seen(notice)
+        notification = ChangeNotification("version", f"{model}/{number}", "updated")
+        before = await self._seen(notification)
         await self._connection.execute(sa.update(versions).where(_is(model, number)).values(values))
-        await self.note(notice, before, await self._seen(notice))
+        await self.note(notification, before, await self._seen(notification))
 
     async def note_artifact(self, sha256: str, size: int, pending_until: datetime) -> None:
         """Know of an uploaded artifact, and keep it until then even if no version names it."""
@@ -176,7 +179,7 @@ class Writer(Reader):
             await self._connection.execute(sa.delete(artifacts).where(artifacts.c.sha256 == sha256))
         return unused
 
-    async def _put_deployment(self, held: HeldDeployment, *, created: bool) -> None:
+    async def _put_deployment(self, held: StoredDeployment, *, created: bool) -> None:
         spec, override = held.spec, held.override
         values = {
             "model": spec.model,

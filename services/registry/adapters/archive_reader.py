@@ -6,12 +6,12 @@ import shutil
 from collections.abc import Collection
 from pathlib import Path, PurePosixPath
 
-from services.registry.domain.archive import Limits, Tally
+from services.registry.domain.archive_limits import ArchiveChecker, ArchiveLimits
 from tidegate.kernel import archives
 from tidegate.kernel.errors import BadRequest
 
 
-class Contents:
+class ArchiveContents:
     """The files of an archive by path, with their sizes, and the text of those that were asked for."""
 
     def __init__(self, files: dict[PurePosixPath, int], texts: dict[PurePosixPath, str]) -> None:
@@ -20,12 +20,14 @@ class Contents:
         self.texts = texts
 
 
-def look_into(path: Path, *, wanted: Collection[str], max_text: int, limits: Limits) -> Contents:
+def read_archive(
+    path: Path, *, wanted: Collection[str], max_text: int, limits: ArchiveLimits
+) -> ArchiveContents:
     """Check every member of an archive and read the files of these names (at most ``max_text`` bytes each).
 
     Blocking: call it in a thread. Raises BadRequest when it is no archive or holds what is not allowed.
     """
-    tally = Tally(limits, path.stat().st_size)
+    tally = ArchiveChecker(limits, path.stat().st_size)
     files: dict[PurePosixPath, int] = {}
     texts: dict[PurePosixPath, str] = {}
     try:
@@ -40,11 +42,11 @@ def look_into(path: Path, *, wanted: Collection[str], max_text: int, limits: Lim
                         texts[inside] = _text(inside, stream.read(max_text + 1), max_text)
     except archives.Broken as error:
         raise BadRequest(f"The archive cannot be read ({error}).") from None
-    return Contents(files, texts)
+    return ArchiveContents(files, texts)
 
 
 def extract(path: Path, wanted: PurePosixPath, target: Path) -> None:
-    """Write one file of an archive that :func:`look_into` has checked. Blocking."""
+    """Write one file of an archive that :func:`read_archive` has checked. Blocking."""
     with archives.reading():
         for member, content in archives.members(path):
             if member.kind == "file" and PurePosixPath(member.name) == wanted:

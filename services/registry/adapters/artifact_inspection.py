@@ -6,10 +6,16 @@ import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
-from services.registry.adapters import archive, onnx_archive, onnx_signature, pickle_file, triton_config
+from services.registry.adapters import (
+    archive_reader,
+    onnx_archive,
+    onnx_signature,
+    pickle_file,
+    triton_config,
+)
 from services.registry.domain import pickles, registration, requirements, signature
-from services.registry.domain.archive import Limits
-from services.registry.domain.pickles import Saved
+from services.registry.domain.archive_limits import ArchiveLimits
+from services.registry.domain.pickles import PickleReleases
 from tidegate.kernel import archives
 from tidegate.kernel.errors import BadRequest
 from tidegate.kernel.protocol import backend_class, python_model, python_signature
@@ -22,7 +28,7 @@ _PICKLES = (b"\x80", b"\x78", b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x5d\x00", b"\
 
 
 @dataclass(frozen=True, slots=True)
-class Findings:
+class Inspection:
     """What a file tells of itself. ``signature``: given, or read from it; None: unknown.
 
     ``saved``: the releases that wrote it, of a pickle.
@@ -30,24 +36,24 @@ class Findings:
 
     signature: Signature | None
     requirements: list[str] = field(default_factory=list)
-    saved: Saved = field(default_factory=Saved)
+    saved: PickleReleases = field(default_factory=PickleReleases)
 
 
-def look(
-    path: Path, format_: Format, *, model: str, given: Signature | None, max_batch: int, limits: Limits
-) -> Findings:
+def inspect(
+    path: Path, format_: Format, *, model: str, given: Signature | None, max_batch: int, limits: ArchiveLimits
+) -> Inspection:
     """Check a file against its format and return what it tells.
 
     Blocking: call it in a thread. Raises BadRequest, which says what was wrong and what helps.
     """
     if format_ == "onnx":
         graph = onnx_archive.read(path, limits) if archives.is_archive(path) else onnx_signature.read(path)
-        return Findings(signature.of_graph(graph, given, max_batch))
+        return Inspection(signature.of_graph(graph, given, max_batch))
     if given is not None:
         signature.check(given)
     if format_ == "triton":
         declared, needs = triton_config.read(path, model, limits)
-        return Findings(_triton(declared, given), needs)
+        return Inspection(_triton(declared, given), needs)
     if format_ == "torchscript":
         _check_torchscript(path)
         registration.check_described(format_, given)
@@ -55,8 +61,8 @@ def look(
         return _python(path, given, limits)
     else:
         _check_pickle(path)
-        return Findings(given, saved=pickles.saved_with(pickle_file.pieces(path)))
-    return Findings(given)
+        return Inspection(given, saved=pickles.saved_with(pickle_file.pieces(path)))
+    return Inspection(given)
 
 
 def _triton(declared: Signature | None, given: Signature | None) -> Signature | None:
@@ -87,19 +93,19 @@ def _check_torchscript(path: Path) -> None:
         )
 
 
-def _python(path: Path, given: Signature | None, limits: Limits) -> Findings:
+def _python(path: Path, given: Signature | None, limits: ArchiveLimits) -> Inspection:
     """Look at a model.py, or at an archive of a folder that has one, with the requirements beside it."""
     if not archives.is_packed(path):
         if path.stat().st_size > MAX_PYTHON:
             raise BadRequest(f"A {MODEL} of more than {MAX_PYTHON} bytes is refused.")
-        return Findings(_python_signature(path.read_bytes(), given))
+        return Inspection(_python_signature(path.read_bytes(), given))
     wanted = {MODEL, requirements.FILE}
-    contents = archive.look_into(path, wanted=wanted, max_text=MAX_PYTHON, limits=limits)
+    contents = archive_reader.read_archive(path, wanted=wanted, max_text=MAX_PYTHON, limits=limits)
     if PurePosixPath(MODEL) not in contents.files:
         raise BadRequest(f"The archive of a Python model needs {MODEL} at its root.")
     found = _python_signature(contents.texts[PurePosixPath(MODEL)].encode(), given)
     text = contents.texts.get(PurePosixPath(requirements.FILE), "")
-    return Findings(found, requirements.lines_of(text, requirements.FILE))
+    return Inspection(found, requirements.lines_of(text, requirements.FILE))
 
 
 def _python_signature(source: bytes, given: Signature | None) -> Signature | None:

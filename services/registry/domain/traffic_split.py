@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from services.registry.domain import rollover, statement
-from services.registry.domain.state import Change, PutDeployment, Snapshot
+from services.registry.domain import edits, rollover
+from services.registry.domain.desired_state import Change, PutDeployment, RegistrySnapshot
 from tidegate.kernel.protocol.models import Target
 
 
-def split(snapshot: Snapshot, name: str, targets: Sequence[Target]) -> list[Change]:
+def split(snapshot: RegistrySnapshot, name: str, targets: Sequence[Target]) -> list[Change]:
     """Return the changes after which the Endpoint shares its traffic by these weights.
 
     If one of the targets does not serve yet, what serves now goes on until each target with a weight is
@@ -25,10 +25,10 @@ def split(snapshot: Snapshot, name: str, targets: Sequence[Target]) -> list[Chan
         "targets": [target.model_dump() for target in targets],
         "previous": [target.model_dump() for target in serving] if fresh else [],
     }
-    return [*_woken(snapshot, name, fresh), *statement.put_endpoint(snapshot, name, fields)]
+    return [*_woken(snapshot, name, fresh), *edits.put_endpoint(snapshot, name, fields)]
 
 
-def _woken(snapshot: Snapshot, name: str, fresh: Sequence[str]) -> list[Change]:
+def _woken(snapshot: RegistrySnapshot, name: str, fresh: Sequence[str]) -> list[Change]:
     scale = rollover.scale_of(snapshot, snapshot.endpoint(name))
     changes: list[Change] = []
     for each in fresh:

@@ -8,14 +8,14 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from services.registry.domain import merge, names, rollover
-from services.registry.domain.state import (
+from services.registry.domain.desired_state import (
     Change,
     DropDeployment,
     DropEndpoint,
-    HeldDeployment,
     PutDeployment,
     PutEndpoint,
-    Snapshot,
+    RegistrySnapshot,
+    StoredDeployment,
     expect_revision,
     named_by,
 )
@@ -28,7 +28,7 @@ POLICY_FIELDS = ("min_replicas", "max_replicas", "scale_to_zero_after_s", "targe
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class ApplyOutcome:
     """What `apply` did to one object."""
 
     kind: Literal["deployment", "endpoint"]
@@ -37,7 +37,7 @@ class Outcome:
 
 
 def put_deployment(
-    snapshot: Snapshot, name: str, fields: Fields, expected: int | None = None
+    snapshot: RegistrySnapshot, name: str, fields: Fields, expected: int | None = None
 ) -> list[Change]:
     """State a Deployment in full; what is left out has its default. Its version cannot change."""
     names.check_new("Deployment", name, snapshot.deployments)
@@ -46,13 +46,13 @@ def put_deployment(
     spec = merge.deployment({}, _named(name, fields), f"Deployment {name!r}")
     if held is None:
         require_version(snapshot, spec.model, spec.version)
-        return [PutDeployment(HeldDeployment(spec, declared=True), created=True)]
+        return [PutDeployment(StoredDeployment(spec, declared=True), created=True)]
     _same_version(held.spec, spec)
     return _changed(held, replace(held, spec=spec, declared=True))
 
 
 def patch_deployment(
-    snapshot: Snapshot, name: str, fields: Fields, expected: int | None = None
+    snapshot: RegistrySnapshot, name: str, fields: Fields, expected: int | None = None
 ) -> list[Change]:
     """Change some options of a Deployment and leave the others."""
     held = snapshot.deployment(name)
@@ -62,7 +62,7 @@ def patch_deployment(
     return _changed(held, replace(held, spec=spec))
 
 
-def change_policy(snapshot: Snapshot, name: str, fields: Fields) -> list[Change]:
+def change_policy(snapshot: RegistrySnapshot, name: str, fields: Fields) -> list[Change]:
     """Change how a Deployment scales. Raise BadRequest for a field of what it runs."""
     other = sorted(set(fields) - set(POLICY_FIELDS))
     if other:
@@ -70,7 +70,7 @@ def change_policy(snapshot: Snapshot, name: str, fields: Fields) -> list[Change]
     return patch_deployment(snapshot, name, fields)
 
 
-def delete_deployment(snapshot: Snapshot, name: str) -> list[Change]:
+def delete_deployment(snapshot: RegistrySnapshot, name: str) -> list[Change]:
     """Forget a Deployment; Conflict while an endpoint names it."""
     snapshot.deployment(name)
     users = sorted(e for e, held in snapshot.endpoints.items() if name in named_by(held.spec))
@@ -79,13 +79,15 @@ def delete_deployment(snapshot: Snapshot, name: str) -> list[Change]:
     return [DropDeployment(name)]
 
 
-def set_override(snapshot: Snapshot, name: str, override: Override | None) -> list[Change]:
+def set_override(snapshot: RegistrySnapshot, name: str, override: Override | None) -> list[Change]:
     """An operator's word on the number of replicas, or its withdrawal."""
     held = snapshot.deployment(name)
     return _changed(held, replace(held, override=override))
 
 
-def put_endpoint(snapshot: Snapshot, name: str, fields: Fields, expected: int | None = None) -> list[Change]:
+def put_endpoint(
+    snapshot: RegistrySnapshot, name: str, fields: Fields, expected: int | None = None
+) -> list[Change]:
     """State an Endpoint. Unless ``previous`` is given, what serves now goes on until a target is ready."""
     names.check_new("Endpoint", name, snapshot.endpoints)
     held = snapshot.endpoints.get(name)
@@ -99,34 +101,34 @@ def put_endpoint(snapshot: Snapshot, name: str, fields: Fields, expected: int | 
     return rollover.with_retired(snapshot, held.spec, spec)
 
 
-def delete_endpoint(snapshot: Snapshot, name: str) -> list[Change]:
+def delete_endpoint(snapshot: RegistrySnapshot, name: str) -> list[Change]:
     """Forget an Endpoint; its Deployments stay."""
     snapshot.endpoint(name)
     return [DropEndpoint(name)]
 
 
 def apply(
-    snapshot: Snapshot, deployments: Sequence[Fields], endpoints: Sequence[Fields]
-) -> tuple[list[Change], list[Outcome]]:
+    snapshot: RegistrySnapshot, deployments: Sequence[Fields], endpoints: Sequence[Fields]
+) -> tuple[list[Change], list[ApplyOutcome]]:
     """Everything that a declarative file states, as one plan: all of it or, on any error, nothing."""
     stated = [("deployment", each) for each in deployments] + [("endpoint", each) for each in endpoints]
     _once_each(stated)
     changes: list[Change] = []
-    outcomes: list[Outcome] = []
+    outcomes: list[ApplyOutcome] = []
     for kind, fields in stated:
         name = str(fields.get("name", ""))
         if kind == "deployment":
             step, known = put_deployment(snapshot, name, fields), name in snapshot.deployments
-            outcomes.append(Outcome("deployment", name, _action(step, known)))
+            outcomes.append(ApplyOutcome("deployment", name, _action(step, known)))
         else:
             step, known = put_endpoint(snapshot, name, fields), name in snapshot.endpoints
-            outcomes.append(Outcome("endpoint", name, _action(step, known)))
+            outcomes.append(ApplyOutcome("endpoint", name, _action(step, known)))
         snapshot = snapshot.after(step)
         changes += step
     return changes, outcomes
 
 
-def require_version(snapshot: Snapshot, model: str, number: int) -> None:
+def require_version(snapshot: RegistrySnapshot, model: str, number: int) -> None:
     """Raise BadRequest, saying what there is, unless this version is registered."""
     if (model, number) in snapshot.versions:
         return
@@ -151,11 +153,11 @@ def _same_version(held: DeploymentSpec, spec: DeploymentSpec) -> None:
         )
 
 
-def _changed(before: HeldDeployment, after: HeldDeployment) -> list[Change]:
+def _changed(before: StoredDeployment, after: StoredDeployment) -> list[Change]:
     return [] if before == after else [PutDeployment(after, created=False)]
 
 
-def _check_targets(snapshot: Snapshot, spec: EndpointSpec) -> None:
+def _check_targets(snapshot: RegistrySnapshot, spec: EndpointSpec) -> None:
     for role, targets in (("targets", spec.targets), ("previous", spec.previous)):
         for name, times in Counter(target.deployment for target in targets).items():
             if times > 1:

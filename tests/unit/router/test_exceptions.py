@@ -8,7 +8,7 @@ from services.router.domain.exceptions import (
     EXHAUSTED,
     NOT_RETRIED,
     UNDECODABLE,
-    verdict,
+    caller_error,
 )
 from services.worker.domain import attempts
 from tidegate.kernel.errors import BY_REASON
@@ -23,17 +23,17 @@ def test_router_and_worker_use_the_same_words():
 
 @pytest.mark.parametrize("cause", [EXHAUSTED, NOT_RETRIED])
 def test_the_model_is_at_fault(cause):
-    told = verdict(cause)
+    told = caller_error(cause)
     assert told is not None
     assert told.reason == "model_failed"
     assert told.reason in BY_REASON
 
 
 def test_nobody_can_be_told_of_what_nobody_could_read():
-    assert verdict(UNDECODABLE) is None
+    assert caller_error(UNDECODABLE) is None
 
 
 def test_an_unknown_cause_is_told_as_it_is():
-    told = verdict("out of tea")
+    told = caller_error("out of tea")
     assert told is not None
     assert (told.reason, told.message) == ("unavailable", "the request could not be handled: out of tea")

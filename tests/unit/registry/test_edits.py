@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from services.registry.domain import statement
-from services.registry.domain.state import HeldDeployment, PutDeployment
+from services.registry.domain import edits
+from services.registry.domain.desired_state import PutDeployment, StoredDeployment
 from tidegate.kernel.errors import BadRequest, Conflict, NotFound
 from tidegate.kernel.protocol.models import DeploymentSpec, Override
 
@@ -17,7 +17,7 @@ def test_put_is_a_full_statement(book):
 
 def test_patch_changes_only_what_is_given(book):
     book.put_deployment("mine", model="digits", version=1, threads=4, env={"A": "1", "B": "2"})
-    book.carry_out(statement.patch_deployment(book.now, "mine", {"max_queue": 7, "env": {"A": None}}))
+    book.carry_out(edits.patch_deployment(book.now, "mine", {"max_queue": 7, "env": {"A": None}}))
     spec = book.now.deployment("mine").spec
     assert (spec.threads, spec.max_queue, spec.env) == (4, 7, {"B": "2"})
 
@@ -27,27 +27,27 @@ def test_version_of_a_deployment_never_changes(book):
     with pytest.raises(Conflict, match="cannot change"):
         book.put_deployment("mine", model="digits", version=2)
     with pytest.raises(Conflict, match="cannot change"):
-        statement.patch_deployment(book.now, "mine", {"version": 2})
+        edits.patch_deployment(book.now, "mine", {"version": 2})
 
 
 def test_if_match(book):
     spec = DeploymentSpec(name="mine", model="digits", version=1)
-    book.carry_out([PutDeployment(HeldDeployment(spec, revision=5), created=True)])
-    assert statement.patch_deployment(book.now, "mine", {"threads": 2}, 5)
+    book.carry_out([PutDeployment(StoredDeployment(spec, revision=5), created=True)])
+    assert edits.patch_deployment(book.now, "mine", {"threads": 2}, 5)
     with pytest.raises(Conflict, match="is at revision 5, not at revision 4"):
-        statement.patch_deployment(book.now, "mine", {"threads": 2}, 4)
+        edits.patch_deployment(book.now, "mine", {"threads": 2}, 4)
     with pytest.raises(Conflict, match="is not there"):
-        statement.put_deployment(book.now, "new", {"model": "digits", "version": 1}, 1)
+        edits.put_deployment(book.now, "new", {"model": "digits", "version": 1}, 1)
 
 
 def test_override_is_set_once_and_withdrawn(book):
     book.put_deployment("mine", model="digits", version=1)
     override = Override(replicas=3)
-    book.carry_out(statement.set_override(book.now, "mine", override))
-    assert statement.set_override(book.now, "mine", override) == []
+    book.carry_out(edits.set_override(book.now, "mine", override))
+    assert edits.set_override(book.now, "mine", override) == []
     book.put_deployment("mine", model="digits", version=1, threads=2)
     assert book.now.deployment("mine").override == override, "a put leaves the operator's word"
-    assert statement.set_override(book.now, "mine", None)
+    assert edits.set_override(book.now, "mine", None)
 
 
 def test_deployment_in_use_is_kept(book):
@@ -55,11 +55,11 @@ def test_deployment_in_use_is_kept(book):
     book.deploy(version=2)
     for name in ("digits-v1", "digits-v2"):
         with pytest.raises(Conflict, match="in use by Endpoint 'digits'"):
-            statement.delete_deployment(book.now, name)
+            edits.delete_deployment(book.now, name)
     book.settle()
-    assert statement.delete_deployment(book.now, "digits-v1")
+    assert edits.delete_deployment(book.now, "digits-v1")
     with pytest.raises(NotFound):
-        statement.delete_deployment(book.now, "absent")
+        edits.delete_deployment(book.now, "absent")
 
 
 def test_reweighting_needs_no_previous_but_a_swap_does(book):
@@ -105,7 +105,7 @@ def test_deployment_fields_are_checked(book, fields, match):
     with pytest.raises(BadRequest, match=match):
         book.put_deployment("mine", **{k: v for k, v in fields.items() if k != "name"}) if (
             "name" not in fields
-        ) else statement.put_deployment(book.now, "mine", fields)
+        ) else edits.put_deployment(book.now, "mine", fields)
 
 
 def test_apply_is_one_plan_and_idempotent(book):
@@ -114,20 +114,20 @@ def test_apply_is_one_plan_and_idempotent(book):
         {"name": "d2", "model": "digits", "version": 2},
     ]
     endpoints = [{"name": "e", "targets": [{"deployment": "d1"}]}]
-    changes, outcomes = statement.apply(book.now, deployments, endpoints)
+    changes, outcomes = edits.apply(book.now, deployments, endpoints)
     assert [outcome.action for outcome in outcomes] == ["created"] * 3
     book.carry_out(changes)
-    changes, outcomes = statement.apply(book.now, deployments, endpoints)
+    changes, outcomes = edits.apply(book.now, deployments, endpoints)
     assert changes == []
     assert {outcome.action for outcome in outcomes} == {"unchanged"}
     deployments[0]["threads"] = 2
-    _, outcomes = statement.apply(book.now, deployments, endpoints)
+    _, outcomes = edits.apply(book.now, deployments, endpoints)
     assert [outcome.action for outcome in outcomes] == ["updated", "unchanged", "unchanged"]
 
 
 def test_apply_refuses_what_is_stated_twice_or_unnamed(book):
     one = {"name": "d1", "model": "digits", "version": 1}
     with pytest.raises(BadRequest, match="stated 2 times"):
-        statement.apply(book.now, [one, one], [])
+        edits.apply(book.now, [one, one], [])
     with pytest.raises(BadRequest, match="needs a name"):
-        statement.apply(book.now, [{"model": "digits", "version": 1}], [])
+        edits.apply(book.now, [{"model": "digits", "version": 1}], [])

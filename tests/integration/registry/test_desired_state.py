@@ -111,11 +111,11 @@ async def test_concurrent_deploys_end_in_one_consistent_state(call):
         await call.register("digits", onnx_bytes(seed))
     wishes = [{"model": "digits", "version": number} for number in (1, 2, 3, 4)]
     await asyncio.gather(*(call("POST", "/v1/deploy", wish) for wish in wishes))
-    intention = await call("GET", "/v1/intention")
-    assert len(intention["deployments"]) == 4
-    (endpoint,) = intention["endpoints"]
+    desired = await call("GET", "/v1/intention")
+    assert len(desired["deployments"]) == 4
+    (endpoint,) = desired["endpoints"]
     serving = {target["deployment"] for target in endpoint["targets"] + endpoint["previous"]}
-    for deployment in intention["deployments"]:
+    for deployment in desired["deployments"]:
         assert (deployment["min_replicas"] > 0) == (deployment["name"] in serving)
 
 
@@ -170,8 +170,8 @@ async def test_cascade_removes_all_of_a_model_and_numbers_go_on(call):
         ("version", "digits/1", "deleted"),
         ("version", "digits/2", "deleted"),
     }
-    intention = await call("GET", "/v1/intention")
-    assert (intention["deployments"], intention["endpoints"]) == ([], [])
+    desired = await call("GET", "/v1/intention")
+    assert (desired["deployments"], desired["endpoints"]) == ([], [])
     assert len(call.stored()) == 1, "the bytes that `other` shares are kept"
     assert (await call.register("digits", onnx_bytes(1)))["number"] == 3
 

@@ -11,12 +11,12 @@ from pydantic import ValidationError
 
 from tidegate.kernel import telemetry
 from tidegate.kernel.http.certificates import trusted
-from tidegate.kernel.protocol.models import Endpoint, Intention
+from tidegate.kernel.protocol.models import DesiredState, Endpoint
 
 log = telemetry.logger(__name__)
 
 
-class Registry:
+class RegistryCache:
     """The last good intention. With the registry away, what was known goes on; it is kept on disk too."""
 
     def __init__(self, url: str, token: str, disk: Path) -> None:
@@ -27,13 +27,13 @@ class Registry:
             verify=trusted(url, trust_env=True),
         )
         self._disk = disk
-        self.intention: Intention | None = None
+        self.desired: DesiredState | None = None
         self.problem: str | None = "The registry has not been read yet."
 
     def load(self) -> None:
         """Start from the copy on disk, if there is one."""
         with contextlib.suppress(OSError, ValidationError):
-            self.intention = Intention.model_validate_json(self._disk.read_bytes())
+            self.desired = DesiredState.model_validate_json(self._disk.read_bytes())
 
     async def close(self) -> None:
         """Close the connections."""
@@ -44,17 +44,17 @@ class Registry:
         try:
             answer = await self._client.get("/v1/intention")
             answer.raise_for_status()
-            intention = Intention.model_validate_json(answer.content)
+            desired = DesiredState.model_validate_json(answer.content)
         except (httpx.HTTPError, ValidationError) as error:
             self.problem = f"The registry does not answer: {error or type(error).__name__}"
             return
         self.problem = None
-        if self.intention is None or intention.revision != self.intention.revision:
+        if self.desired is None or desired.revision != self.desired.revision:
             self._disk.parent.mkdir(parents=True, exist_ok=True)
             fresh = self._disk.with_suffix(f".{os.getpid()}")  # other routers write too
             fresh.write_bytes(answer.content)
             fresh.replace(self._disk)
-        self.intention = intention
+        self.desired = desired
 
     async def settle(self, endpoint: Endpoint) -> None:
         """Say that an endpoint's traffic has moved to its targets."""

@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import pytest
 
-from services.router.domain.lanes import LONGEST_SLOT_S, REMEMBERED_S, SHORTEST_SLOT_S, Lane
-from services.router.domain.webhooks import Patience, Sent
+from services.router.domain.receiver_pacing import (
+    LONGEST_SLOT_S,
+    REMEMBERED_S,
+    SHORTEST_SLOT_S,
+    ReceiverPacing,
+)
+from services.router.domain.webhooks import RetryPolicy, WebhookAttempt
 
 pytestmark = pytest.mark.unit
 
-PATIENCE = Patience()
-DEAD = Sent(None, "no answer", 10_000.0)
-WELL = Sent(500, "", 100.0)
+PATIENCE = RetryPolicy()
+DEAD = WebhookAttempt(None, "no answer", 10_000.0)
+WELL = WebhookAttempt(500, "", 100.0)
 
 
-def lane() -> Lane:
-    return Lane(at_once=4, longest_queue=8)
+def lane() -> ReceiverPacing:
+    return ReceiverPacing(at_once=4, longest_queue=8)
 
 
-def fail(found: Lane, times: int, now: float = 0.0) -> Lane:
+def fail(found: ReceiverPacing, times: int, now: float = 0.0) -> ReceiverPacing:
     for _ in range(times):
         found.ended(DEAD, now, 0.5, PATIENCE)
     return found

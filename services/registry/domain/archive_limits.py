@@ -13,7 +13,7 @@ RATIO_COUNTS_FROM = 256 * 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class ArchiveLimits:
     """The most an archive may hold; ``ratio`` is unpacked to packed."""
 
     members: int = 10_000
@@ -21,10 +21,10 @@ class Limits:
     ratio: int = 100
 
 
-class Tally:
+class ArchiveChecker:
     """Checks members one after the other, as they are read; raises BadRequest at the first bad one."""
 
-    def __init__(self, limits: Limits, packed_bytes: int) -> None:
+    def __init__(self, limits: ArchiveLimits, packed_bytes: int) -> None:
         self._limits = limits
         self._packed = max(1, packed_bytes)
         self._count = self._total = 0

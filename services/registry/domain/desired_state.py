@@ -14,7 +14,7 @@ Action = Literal["created", "updated", "deleted"]
 
 
 @dataclass(frozen=True, slots=True)
-class HeldDeployment:
+class StoredDeployment:
     """A stored Deployment. ``declared``: stated by a person (PUT, apply), so a roll-over leaves its scale."""
 
     spec: DeploymentSpec
@@ -24,7 +24,7 @@ class HeldDeployment:
 
 
 @dataclass(frozen=True, slots=True)
-class HeldEndpoint:
+class StoredEndpoint:
     """A stored Endpoint."""
 
     spec: EndpointSpec
@@ -32,7 +32,7 @@ class HeldEndpoint:
 
 
 @dataclass(frozen=True, slots=True)
-class Notice:
+class ChangeNotification:
     """What happened to one object, as told to others."""
 
     kind: Kind
@@ -44,13 +44,13 @@ class Notice:
 class PutDeployment:
     """Store this Deployment, new or changed."""
 
-    held: HeldDeployment
+    held: StoredDeployment
     created: bool
 
     @property
-    def notice(self) -> Notice:
+    def notification(self) -> ChangeNotification:
         """What to tell others."""
-        return Notice("deployment", self.held.spec.name, "created" if self.created else "updated")
+        return ChangeNotification("deployment", self.held.spec.name, "created" if self.created else "updated")
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,9 +61,9 @@ class PutEndpoint:
     created: bool
 
     @property
-    def notice(self) -> Notice:
+    def notification(self) -> ChangeNotification:
         """What to tell others."""
-        return Notice("endpoint", self.spec.name, "created" if self.created else "updated")
+        return ChangeNotification("endpoint", self.spec.name, "created" if self.created else "updated")
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,9 +73,9 @@ class DropDeployment:
     name: str
 
     @property
-    def notice(self) -> Notice:
+    def notification(self) -> ChangeNotification:
         """What to tell others."""
-        return Notice("deployment", self.name, "deleted")
+        return ChangeNotification("deployment", self.name, "deleted")
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,9 +85,9 @@ class DropEndpoint:
     name: str
 
     @property
-    def notice(self) -> Notice:
+    def notification(self) -> ChangeNotification:
         """What to tell others."""
-        return Notice("endpoint", self.name, "deleted")
+        return ChangeNotification("endpoint", self.name, "deleted")
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,41 +98,41 @@ class DropVersion:
     number: int
 
     @property
-    def notice(self) -> Notice:
+    def notification(self) -> ChangeNotification:
         """What to tell others."""
-        return Notice("version", f"{self.model}/{self.number}", "deleted")
+        return ChangeNotification("version", f"{self.model}/{self.number}", "deleted")
 
 
 Change = PutDeployment | PutEndpoint | DropDeployment | DropEndpoint | DropVersion
 
 
 @dataclass(frozen=True, slots=True)
-class Snapshot:
+class RegistrySnapshot:
     """The whole intention at one revision, as far as decisions need it."""
 
     versions: frozenset[tuple[str, int]]
-    deployments: Mapping[str, HeldDeployment]
-    endpoints: Mapping[str, HeldEndpoint]
+    deployments: Mapping[str, StoredDeployment]
+    endpoints: Mapping[str, StoredEndpoint]
 
     def numbers(self, model: str) -> list[int]:
         """The version numbers of a model, ascending; empty when there is no such model."""
         return sorted(number for name, number in self.versions if name == model)
 
-    def deployment(self, name: str) -> HeldDeployment:
+    def deployment(self, name: str) -> StoredDeployment:
         """The Deployment, or NotFound."""
         try:
             return self.deployments[name]
         except KeyError:
             raise NotFound(f"There is no Deployment {name!r}.") from None
 
-    def endpoint(self, name: str) -> HeldEndpoint:
+    def endpoint(self, name: str) -> StoredEndpoint:
         """The Endpoint, or NotFound."""
         try:
             return self.endpoints[name]
         except KeyError:
             raise NotFound(f"There is no Endpoint {name!r}.") from None
 
-    def with_version(self, model: str, number: int) -> Snapshot:
+    def with_version(self, model: str, number: int) -> RegistrySnapshot:
         """Return the snapshot with this version in it."""
         return replace(self, versions=self.versions | {(model, number)})
 
@@ -140,7 +140,7 @@ class Snapshot:
         """Deployments that some endpoint sends traffic to, or may go back to."""
         return {name for held in self.endpoints.values() for name in named_by(held.spec)}
 
-    def after(self, changes: Iterable[Change]) -> Snapshot:
+    def after(self, changes: Iterable[Change]) -> RegistrySnapshot:
         """The snapshot as these changes would leave it."""
         versions, deployments = set(self.versions), dict(self.deployments)
         endpoints = dict(self.endpoints)
@@ -149,7 +149,7 @@ class Snapshot:
                 case PutDeployment(held):
                     deployments[held.spec.name] = held
                 case PutEndpoint(spec):
-                    endpoints[spec.name] = HeldEndpoint(spec)
+                    endpoints[spec.name] = StoredEndpoint(spec)
                 case DropDeployment(name):
                     del deployments[name]
                 case DropEndpoint(name):

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from services.registry.domain import rollover
-from services.registry.domain.split import split
+from services.registry.domain.traffic_split import split
 from tidegate.kernel.errors import BadRequest
 from tidegate.kernel.protocol.models import Target
 
@@ -50,7 +50,7 @@ def test_what_a_person_declared_keeps_its_scale(book):
 
 def test_without_traffic_only_the_deployment_is_made(book):
     book.deploy(version=1, threads=3)
-    plan = rollover.deploy(book.now, rollover.Order("digits", 2, traffic=False))
+    plan = rollover.deploy(book.now, rollover.DeployRequest("digits", 2, traffic=False))
     book.carry_out(plan.changes)
     assert book.now.deployment("digits-v2").spec.threads == 3
     assert book.targets() == (["digits-v1"], [])

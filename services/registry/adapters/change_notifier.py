@@ -10,7 +10,7 @@ from dataclasses import asdict
 
 from prometheus_client import Counter
 
-from services.registry.domain.state import Notice
+from services.registry.domain.desired_state import ChangeNotification
 from tidegate.kernel import telemetry
 from tidegate.kernel.broker.connection import Channel, Connection
 from tidegate.kernel.broker.topology import EVENTS, REGISTRY_CHANGED
@@ -25,7 +25,7 @@ WAITING = 1_000
 PUBLISH_TIMEOUT_S = 5.0
 
 
-class Announcer:
+class ChangeNotifier:
     """Publishes in the background, so that a slow or absent broker never holds up a write."""
 
     def __init__(self, amqp_url: str) -> None:
@@ -36,7 +36,7 @@ class Announcer:
     async def start(self) -> None:
         """Begin connecting and publishing."""
         self.connection.start()
-        self._task = asyncio.create_task(self._run(), name="registry announcer")
+        self._task = asyncio.create_task(self._run(), name="registry change notifier")
 
     async def stop(self) -> None:
         """Publish what waits, if the broker is there, and close."""
@@ -49,10 +49,10 @@ class Announcer:
                 await self._task
         await self.connection.stop()
 
-    def announce(self, revision: int, notices: Sequence[Notice]) -> None:
+    def notify(self, revision: int, notifications: Sequence[ChangeNotification]) -> None:
         """Queue one event per changed object; returns at once."""
-        for notice in notices:
-            body = json.dumps({"revision": revision, **asdict(notice)}).encode()
+        for notification in notifications:
+            body = json.dumps({"revision": revision, **asdict(notification)}).encode()
             try:
                 self._waiting.put_nowait(body)
             except asyncio.QueueFull:

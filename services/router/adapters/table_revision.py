@@ -9,7 +9,7 @@ from pathlib import Path
 import orjson
 
 
-class Revision:
+class TableRevision:
     """``epoch`` is that of the router's lease; ``n`` grows with every change of the table in this epoch.
 
     The epoch is kept on disk. If the store of the jobs is lost, the next epoch will still be greater.

@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from services.registry.adapters import content
-from services.registry.domain.archive import Limits
+from services.registry.adapters import artifact_inspection
+from services.registry.domain.archive_limits import ArchiveLimits
 from tests.integration.registry.onnx_files import model, onnx_bytes, value
 from tidegate.kernel.errors import BadRequest
 from tidegate.kernel.protocol.models import Signature, TensorSpec
@@ -35,11 +35,13 @@ ENSEMBLE = CONFIG.replace('"digits"', '"whole"').replace("max_batch_size: 8", 'p
 
 @pytest.fixture
 def look(tmp_path: Path) -> Look:
-    def run(data: bytes, format_: Any = "onnx", *, limits: Limits | None = None, **more: Any) -> Any:
+    def run(data: bytes, format_: Any = "onnx", *, limits: ArchiveLimits | None = None, **more: Any) -> Any:
         path = tmp_path / "artifact"
         path.write_bytes(data)
         arguments = {"model": "digits", "given": None, "max_batch": 64, **more}
-        return content.look(path, format_, limits=limits or Limits(), **arguments).signature
+        return artifact_inspection.inspect(
+            path, format_, limits=limits or ArchiveLimits(), **arguments
+        ).signature
 
     return run
 
@@ -189,7 +191,7 @@ def test_links_and_bombs_and_rubbish(look):
         look(buffer.getvalue(), "triton")
     bomb = archived({"1/a": "0" * 2000}, "tar.gz")
     with pytest.raises(BadRequest, match="unpacks to more than 1000 bytes"):
-        look(bomb, "triton", limits=Limits(unpacked_bytes=1000))
+        look(bomb, "triton", limits=ArchiveLimits(unpacked_bytes=1000))
     for rubbish in (b"PK\x03\x04 broken", b"\x1f\x8b broken", b"broken", archived({"a": "b"}, "zip")[:-30]):
         with pytest.raises(BadRequest, match="cannot be read"):
             look(rubbish, "triton")

@@ -13,9 +13,9 @@ import orjson
 import pytest
 from standardwebhooks import Webhook
 
-from services.router.adapters.webhook_sender import Sender
-from services.router.application.webhook_dispatcher import Courier
-from services.router.domain.webhooks import Limits, Patience, secret_of
+from services.router.adapters.webhook_sender import WebhookSender
+from services.router.application.webhook_dispatcher import WebhookDispatcher
+from services.router.domain.webhooks import RetryPolicy, WebhookLimits, secret_of
 from tests.integration.router.conftest import Receiver
 from tidegate.kernel.store.jobs import JobStore
 from tidegate.kernel.store.webhooks import Settled, WebhookStore
@@ -23,7 +23,7 @@ from tidegate.kernel.store.webhooks import Settled, WebhookStore
 pytestmark = pytest.mark.integration
 
 MASTER = b"m" * 32
-QUICK = Patience(first_s=0.02, longest_s=0.1, give_up_s=600.0)
+QUICK = RetryPolicy(first_s=0.02, longest_s=0.1, give_up_s=600.0)
 
 
 @pytest.fixture
@@ -35,21 +35,25 @@ async def schedule(valkey_url, jobs) -> AsyncIterator[WebhookStore]:
 
 @pytest.fixture
 async def start(valkey_url, schedule) -> AsyncIterator[Callable[..., Any]]:
-    """Starts a courier; stops it after the test."""
+    """Starts a webhook dispatcher; stops it after the test."""
     async with AsyncExitStack() as stack:
 
         async def started(
             *,
-            patience: Patience = QUICK,
-            limits: Limits = Limits(),
+            retry_policy: RetryPolicy = QUICK,
+            limits: WebhookLimits = WebhookLimits(),
             allow_private: bool = True,
             leads: Callable[[], bool] = lambda: True,
-        ) -> Courier:
+        ) -> WebhookDispatcher:
             store, jobs = WebhookStore.connect(valkey_url), JobStore.connect(valkey_url)
             stack.push_async_callback(store.close)
             stack.push_async_callback(jobs.close)
-            sender = Sender(allow_private=allow_private, timeout_s=limits.timeout_s, at_once=limits.at_once)
-            found = Courier(store, jobs, sender, MASTER, limits=limits, patience=patience, leads=leads)
+            sender = WebhookSender(
+                allow_private=allow_private, timeout_s=limits.timeout_s, at_once=limits.at_once
+            )
+            found = WebhookDispatcher(
+                store, jobs, sender, MASTER, limits=limits, retry_policy=retry_policy, leads=leads
+            )
             found.start()
             stack.push_async_callback(found.stop)
             return found
@@ -115,7 +119,7 @@ async def test_it_is_tried_again_under_the_same_id(start, making, receiver, sche
 async def test_in_the_end_it_is_given_up(start, making, receiver, schedule, until):
     receiver.status = 500
     id_ = await making.ended(receiver.url)
-    await start(patience=Patience(first_s=0.01, longest_s=0.05, give_up_s=0.5))
+    await start(retry_policy=RetryPolicy(first_s=0.01, longest_s=0.05, give_up_s=0.5))
 
     async def given_up() -> bool:
         return (await making.store.counts()).ledger.get("webhooks_given_up") == 1
@@ -178,7 +182,7 @@ async def test_several_routers_never_send_the_same_one_twice(start, making, rece
 async def test_so_many_at_once_for_one_receiver(start, making, receiver, until):
     receiver.delay_s = 0.01
     await asyncio.gather(*(making.ended(receiver.url) for _ in range(30)))
-    await start(limits=Limits(per_host=3))
+    await start(limits=WebhookLimits(per_host=3))
     await until(lambda: len(receiver.got) == 30)
     assert receiver.most_open <= 3
 
@@ -191,8 +195,8 @@ async def test_a_dead_receiver_slows_nobody(start, making, receiver, schedule, u
     await asyncio.gather(*(making.ended(deaf.url) for _ in range(400)))
     await asyncio.gather(*(making.ended(receiver.url) for _ in range(100)))
     # Done one after the other, the 400 would take longer than the test waits.
-    limits = Limits(at_once=8, per_host=4, timeout_s=600.0)
-    await start(limits=limits, patience=Patience(first_s=5.0))
+    limits = WebhookLimits(at_once=8, per_host=4, timeout_s=600.0)
+    await start(limits=limits, retry_policy=RetryPolicy(first_s=5.0))
     await until(lambda: len(receiver.got) == 100)
     await deaf.down()
     assert len(deaf.got) <= 4

@@ -17,7 +17,7 @@ RETRY_S = (1.0, 60.0)
 
 
 @dataclass(frozen=True, slots=True)
-class Refusal:
+class FailedDeclaration:
     """A Deployment whose queues could not be declared, and when they are tried again (the loop's clock)."""
 
     problem: str
@@ -25,12 +25,12 @@ class Refusal:
     not_before: float
 
 
-class Queues:
+class QueueDeclarer:
     """Declares what Deployments need. The broker closes a channel on a declaration that it refuses."""
 
     def __init__(self) -> None:
         self._declared: set[str] = set()
-        self._refused: dict[str, Refusal] = {}
+        self._refused: dict[str, FailedDeclaration] = {}
 
     def forget(self) -> None:
         """Declare everything again: the broker may have lost it. What was refused keeps its place."""
@@ -63,7 +63,7 @@ class Queues:
     def _refuse(self, name: str, problem: str, now: float) -> None:
         before = self._refused.get(name)
         wait_s = min(before.wait_s * 2, RETRY_S[1]) if before is not None else RETRY_S[0]
-        self._refused[name] = Refusal(problem, wait_s, now + wait_s)
+        self._refused[name] = FailedDeclaration(problem, wait_s, now + wait_s)
         if before is None or before.problem != problem:
             log.warning(
                 "the queues of a Deployment cannot be declared; they are tried again",

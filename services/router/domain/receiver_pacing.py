@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from services.router.domain.webhooks import Patience, Sent, rest_s
+from services.router.domain.webhooks import RetryPolicy, WebhookAttempt, pause_s
 
 # A slot is never further away than this: the receiver may be quicker by then.
 LONGEST_SLOT_S = 60.0
@@ -20,7 +20,7 @@ REMEMBERED_S = 600.0
 
 
 @dataclass(slots=True)
-class Lane:
+class ReceiverPacing:
     """One receiver (a host and port). Times are seconds on one monotonic clock."""
 
     at_once: int
@@ -45,14 +45,14 @@ class Lane:
         """Whether one more may go now; of one that did not answer last time, one alone."""
         return now >= self.rests_until and self.in_flight < (1 if self.failures else self.at_once)
 
-    def ended(self, sent: Sent, now: float, draw: float, patience: Patience) -> None:
+    def ended(self, sent: WebhookAttempt, now: float, draw: float, policy: RetryPolicy) -> None:
         """One try has ended (the caller lowers ``in_flight``): what it says of the receiver."""
         self.took_s += SMOOTHING * (sent.took_ms / 1e3 - self.took_s)
         if sent.answered:
             self.failures, self.rests_until = 0, 0.0
             return
         self.failures += 1
-        self.rests_until = max(self.rests_until, now + rest_s(self.failures, draw, patience))
+        self.rests_until = max(self.rests_until, now + pause_s(self.failures, draw, policy))
 
     def is_idle(self, now: float) -> bool:
         """Whether it may be forgotten: nothing is under way, and its rest, if any, is long over."""
