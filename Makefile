@@ -22,7 +22,7 @@ FIND_PYTHON = usable=; \
 	for p in $(PY) python3 python3.12 python3.11 /usr/bin/python3 /usr/bin/python3.12 /usr/bin/python3.11; do \
 	  command -v "$$p" >/dev/null 2>&1 || continue; \
 	  [ -z "$$TIDEGATE_PYTHON" ] || break; \
-	  "$$p" -m deploy.bootstrap.suits 2>/dev/null; s=$$?; \
+	  "$$p" -m deploy.bootstrap.python_check 2>/dev/null; s=$$?; \
 	  case "$$s-$$p" in 0-*|10-$(PY)) usable="$$p"; break;; 10-*) usable="$${usable:-$$p}";; esac; \
 	done; \
 	p="$${TIDEGATE_PYTHON:-$${usable:-python3}}"; \

@@ -16,7 +16,7 @@ from pathlib import Path
 from benchmarks import places
 from deploy.bootstrap import environments
 from deploy.bootstrap.command import Runner
-from deploy.bootstrap.places import Places
+from deploy.bootstrap.paths import Paths
 from deploy.bootstrap.step import StepFailed, Tell
 
 WRK_MISSING = "wrk, the load generator, is missing: sudo apt-get install wrk"
@@ -35,7 +35,7 @@ def installed(name: str) -> bool:
 def install(name: str, runner: Runner) -> None:
     """Make the environment and fill it; raises StepFailed with the remedy."""
     env = places.environment(name)
-    here = Places(places.ROOT, Path(sys.prefix), places.runtime_dir())
+    here = Paths(places.ROOT, Path(sys.prefix), places.runtime_dir())
     log = places.bench_dir() / "log" / f"install-{name}.log"
     environments.create(here, env, runner, log=log, pip=False)
     environments.install(here, env, [places.lock(name)], runner, log, _told(name))

@@ -5,9 +5,9 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from deploy.bootstrap import install, screen
+from deploy.bootstrap import install, progress
 from deploy.bootstrap.command import Runner, tail
-from deploy.bootstrap.places import from_environment
+from deploy.bootstrap.paths import from_environment
 from deploy.bootstrap.step import StepFailed
 
 PARTS = {
@@ -26,7 +26,7 @@ def main(argv: Sequence[str]) -> int:
     names = {name for part in argv for name in PARTS[part]}
     runner = Runner()
     wanted = [step for step in install.steps(from_environment(), runner, dev=False) if step.name in names]
-    show = screen.for_output({step.name: step.title for step in wanted})
+    show = progress.for_output({step.name: step.title for step in wanted})
     try:
         install.run(wanted, runner, show)
     except StepFailed as failure:

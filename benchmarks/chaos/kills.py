@@ -16,7 +16,7 @@ from benchmarks.errors import BenchmarkFailed
 from benchmarks.stack import Stack
 from tidegate.stack import processes
 from tidegate.stack.processes import Process
-from tidegate.stack.record import Folder
+from tidegate.stack.record import RunFolder
 
 PARTS = (
     "rabbitmq",
@@ -84,7 +84,7 @@ class Killer:
     async def _found(self, part: str) -> Process | None:
         if part in _COMMANDS:
             return await asyncio.to_thread(self._by_command, _COMMANDS[part])
-        children = Folder(self._stack.state / "run").read().children
+        children = RunFolder(self._stack.state / "run").read().children
         return next((c.process for c in children if c.name == part and c.state == "ready"), None)
 
     def _by_command(self, word: str) -> Process | None:

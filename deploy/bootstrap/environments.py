@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from deploy.bootstrap.command import Runner, environment
-from deploy.bootstrap.places import Places, python_version
+from deploy.bootstrap.paths import Paths, python_version
 from deploy.bootstrap.step import StepFailed, Tell, fingerprint, stamped
 
 PIP_FLAGS = (
@@ -42,16 +42,16 @@ def usable(env: Path, module: str) -> bool:
     return found.stdout.strip() == f"{python_version()} {sys.base_prefix}"
 
 
-def create(places: Places, env: Path, runner: Runner, *, log: Path, pip: bool) -> None:
+def create(paths: Paths, env: Path, runner: Runner, *, log: Path, pip: bool) -> None:
     """Make the environment anew; a folder that is not an environment is left alone."""
     if env.exists() and any(env.iterdir()) and not (env / "pyvenv.cfg").exists():
         raise StepFailed(f"{env} exists and is not a virtual environment.", "Move it away, then try again.")
     shutil.rmtree(env, ignore_errors=True)
     options = [] if pip else ["--without-pip"]
-    runner.run([str(places.python), "-m", "venv", *options, str(env)], log, what=f"Making {env}")
+    runner.run([str(paths.python), "-m", "venv", *options, str(env)], log, what=f"Making {env}")
 
 
-def install(places: Places, env: Path, locks: Sequence[Path], runner: Runner, log: Path, tell: Tell) -> None:
+def install(paths: Paths, env: Path, locks: Sequence[Path], runner: Runner, log: Path, tell: Tell) -> None:
     """Install the locked files into an environment, with the pip of the services' one."""
     pinned = sum(len(pins(lock)) for lock in locks)
     seen = 0
@@ -65,7 +65,7 @@ def install(places: Places, env: Path, locks: Sequence[Path], runner: Runner, lo
             tell("unpacking")
 
     files = [part for lock in locks for part in ("-r", str(lock))]
-    command = [str(places.venv_python), "-m", "pip", "--python", str(env / "bin" / "python")]
+    command = [str(paths.venv_python), "-m", "pip", "--python", str(env / "bin" / "python")]
     runner.run([*command, "install", *PIP_FLAGS, *files], log, what="pip install", on_line=on_line)
 
 
@@ -88,22 +88,22 @@ def pins(lock: Path) -> list[tuple[str, str]]:
     return re.findall(r"^([A-Za-z0-9._-]+)(?:\[[^]]*\])?==([^\s;\\]+) *\\?$", lock.read_text(), re.MULTILINE)
 
 
-def connect(places: Places) -> None:
+def connect(paths: Paths) -> None:
     """Put the repository on the environment's import path, and the command ``tidegate`` into its ``bin``."""
-    site = places.venv / "lib" / f"python{python_version()}" / "site-packages"
-    (site / "tidegate.pth").write_text(f"{places.root}\n")
-    script = places.venv / "bin" / "tidegate"
-    script.write_text(SCRIPT.format(python=places.venv_python))
+    site = paths.venv / "lib" / f"python{python_version()}" / "site-packages"
+    (site / "tidegate.pth").write_text(f"{paths.root}\n")
+    script = paths.venv / "bin" / "tidegate"
+    script.write_text(SCRIPT.format(python=paths.venv_python))
     script.chmod(0o755)
 
 
-def connected(places: Places) -> bool:
+def connected(paths: Paths) -> bool:
     """True when both are there and point here."""
-    site = places.venv / "lib" / f"python{python_version()}" / "site-packages"
-    script = places.venv / "bin" / "tidegate"
+    site = paths.venv / "lib" / f"python{python_version()}" / "site-packages"
+    script = paths.venv / "bin" / "tidegate"
     return (
-        stamped(site / "tidegate.pth", f"{places.root}\n")
-        and stamped(script, SCRIPT.format(python=places.venv_python))
+        stamped(site / "tidegate.pth", f"{paths.root}\n")
+        and stamped(script, SCRIPT.format(python=paths.venv_python))
         and os.access(script, os.X_OK)
     )
 

@@ -9,11 +9,11 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from functools import partial
 from pathlib import Path
 
-from deploy.bootstrap import environments, screen, system, triton
+from deploy.bootstrap import environments, progress, system, triton
 from deploy.bootstrap.command import OTHERWISE, Runner, tail
-from deploy.bootstrap.places import Places, from_environment
+from deploy.bootstrap.paths import Paths, from_environment
+from deploy.bootstrap.python_check import optimized
 from deploy.bootstrap.step import Step, StepFailed, Tell
-from deploy.bootstrap.suits import optimized
 
 WORKERS = 3
 """One waits for the network or the disk while the others unpack."""
@@ -25,13 +25,13 @@ SLOW = f"""\
   with PYTHON_CONFIGURE_OPTS=--enable-optimizations."""
 
 
-def steps(places: Places, runner: Runner, *, dev: bool) -> list[Step]:
+def steps(paths: Paths, runner: Runner, *, dev: bool) -> list[Step]:
     """Everything that must be there before the stack can start; with ``dev`` what the tests need too."""
-    packages = system.Packages(places, runner)
-    installs = [_locked(places, runner, "services", "Packages of the services", "requirements.lock", "venv")]
+    packages = system.Packages(paths, runner)
+    installs = [_locked(paths, runner, "services", "Packages of the services", "requirements.lock", "venv")]
     if dev:
         installs += [
-            _locked(places, runner, "tests", "Packages of the tests", "requirements-dev.lock", "services"),
+            _locked(paths, runner, "tests", "Packages of the tests", "requirements-dev.lock", "services"),
             Step(
                 "postgres",
                 "PostgreSQL, for the tests",
@@ -45,7 +45,7 @@ def steps(places: Places, runner: Runner, *, dev: bool) -> list[Step]:
         Step(
             "system",
             "Python's system packages",
-            done=lambda: not system.python_missing(places),
+            done=lambda: not system.python_missing(paths),
             work=packages.install_python,
         ),
         Step(
@@ -58,47 +58,47 @@ def steps(places: Places, runner: Runner, *, dev: bool) -> list[Step]:
         Step(
             "venv",
             "Virtual environment",
-            done=lambda: environments.usable(places.venv, "pip") and environments.connected(places),
-            work=partial(_make_venv, places, runner),
+            done=lambda: environments.usable(paths.venv, "pip") and environments.connected(paths),
+            work=partial(_make_venv, paths, runner),
             after=("system",),
         ),
         *installs,
         Step(
             "triton",
             "Triton Inference Server",
-            done=lambda: triton.installed(places),
-            work=partial(triton.install, places, runner),
+            done=lambda: triton.installed(paths),
+            work=partial(triton.install, paths, runner),
             after=("venv",),
         ),
-        _model_env(places, runner),
+        _model_env(paths, runner),
     ]
 
 
-def _make_venv(places: Places, runner: Runner, tell: Tell) -> None:
-    if not environments.usable(places.venv, "pip"):
-        tell(str(places.venv))
-        environments.create(places, places.venv, runner, log=places.log("venv"), pip=True)
-    environments.connect(places)
+def _make_venv(paths: Paths, runner: Runner, tell: Tell) -> None:
+    if not environments.usable(paths.venv, "pip"):
+        tell(str(paths.venv))
+        environments.create(paths, paths.venv, runner, log=paths.log("venv"), pip=True)
+    environments.connect(paths)
 
 
-def _locked(places: Places, runner: Runner, name: str, title: str, lock_name: str, after: str) -> Step:
-    lock, stamp = places.root / lock_name, places.venv / f".{name}.stamp"
+def _locked(paths: Paths, runner: Runner, name: str, title: str, lock_name: str, after: str) -> Step:
+    lock, stamp = paths.root / lock_name, paths.venv / f".{name}.stamp"
 
     def work(tell: Tell) -> None:
-        environments.install(places, places.venv, [lock], runner, places.log(name), tell)
+        environments.install(paths, paths.venv, [lock], runner, paths.log(name), tell)
         stamp.write_text(environments.lock_fingerprint(lock))
 
-    return Step(name, title, lambda: environments.filled(places.venv, lock, stamp), work, (after,))
+    return Step(name, title, lambda: environments.filled(paths.venv, lock, stamp), work, (after,))
 
 
-def _model_env(places: Places, runner: Runner) -> Step:
-    env, log = places.model_env, places.log("model-env")
-    lock, stamp = places.root / "requirements-model.lock", places.model_env / ".stamp"
+def _model_env(paths: Paths, runner: Runner) -> Step:
+    env, log = paths.model_env, paths.log("model-env")
+    lock, stamp = paths.root / "requirements-model.lock", paths.model_env / ".stamp"
 
     def work(tell: Tell) -> None:
         if not environments.usable(env, "sys"):
-            environments.create(places, env, runner, log=log, pip=False)
-        environments.install(places, env, [lock], runner, log, tell)
+            environments.create(paths, env, runner, log=log, pip=False)
+        environments.install(paths, env, [lock], runner, log, tell)
         stamp.write_text(environments.lock_fingerprint(lock))
 
     def done() -> bool:
@@ -107,7 +107,7 @@ def _model_env(places: Places, runner: Runner) -> Step:
     return Step("model-env", "The models' Python environment", done, work, ("venv",))
 
 
-def run(wanted: Sequence[Step], runner: Runner, show: screen.Screen) -> None:
+def run(wanted: Sequence[Step], runner: Runner, show: progress.Progress) -> None:
     """Run the steps, several at a time; the first failure ends the others. Raises what the step raised."""
     waiting = {step.name: step for step in wanted}
     running: dict[Future[None], str] = {}
@@ -125,7 +125,7 @@ def run(wanted: Sequence[Step], runner: Runner, show: screen.Screen) -> None:
             raise
 
 
-def _one(step: Step, show: screen.Screen) -> None:
+def _one(step: Step, show: progress.Progress) -> None:
     show.started(step.name)
     ok = False
     try:
@@ -142,18 +142,18 @@ def main(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="bootstrap", description="Install what Tidegate needs.")
     parser.add_argument("--dev", action="store_true", help="also what the tests need")
     arguments = parser.parse_args(argv)
-    places, runner = from_environment(), Runner()
+    paths, runner = from_environment(), Runner()
     try:
         system.check_platform()
     except StepFailed as failure:
         return _explain(failure)
-    todo = _undone(steps(places, runner, dev=arguments.dev))
+    todo = _undone(steps(paths, runner, dev=arguments.dev))
     if not todo:
         return 0
     print("Installing what is missing (only the first time):", flush=True)
     if not optimized():
         print(SLOW, flush=True)
-    show = screen.for_output({step.name: step.title for step in todo})
+    show = progress.for_output({step.name: step.title for step in todo})
     try:
         run(todo, runner, show)
     except BaseException as error:

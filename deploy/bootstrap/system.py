@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from deploy.bootstrap.command import Runner, environment
-from deploy.bootstrap.places import Places, libpython, own_library_folder, python_version
+from deploy.bootstrap.paths import Paths, libpython, own_library_folder, python_version
 from deploy.bootstrap.step import StepFailed, Tell
 
 RABBITMQ = (Path("/usr/lib/rabbitmq/bin/rabbitmq-server"), Path("/opt/rabbitmq/sbin/rabbitmq-server"))
@@ -73,9 +73,9 @@ def can_install() -> bool:
     return True
 
 
-def python_missing(places: Places) -> list[str]:
+def python_missing(paths: Paths) -> list[str]:
     """The Debian packages that complete the Python in use; their names are good for Ubuntu too."""
-    there = places.venv_python.exists()
+    there = paths.venv_python.exists()
     return [name for name in python_lacks() if not (there and name.endswith("-venv"))]
 
 
@@ -92,16 +92,16 @@ def python_lacks() -> list[str]:
 class Packages:
     """Installs packages of the system; the package lists are fetched once."""
 
-    def __init__(self, places: Places, runner: Runner) -> None:
-        self._places = places
+    def __init__(self, paths: Paths, runner: Runner) -> None:
+        self._paths = paths
         self._runner = runner
         self._updated = False
 
     def install_python(self, tell: Tell) -> None:
         """Install what Python lacks, or say what to type."""
-        self._install(python_missing(self._places), "system", tell)
+        self._install(python_missing(self._paths), "system", tell)
         importlib.invalidate_caches()
-        self._verify(python_missing(self._places), "system")
+        self._verify(python_missing(self._paths), "system")
 
     def install_rabbitmq(self, tell: Tell) -> None:
         """Install RabbitMQ, or say what to type."""
@@ -116,11 +116,11 @@ class Packages:
             tell(f"not installed, the tests skip what needs it: {failure.what}")
 
     def _install(self, packages: list[str], log_name: str, tell: Tell) -> None:
-        prefix = _as_root([*python_missing(self._places), *rabbitmq_missing()])
+        prefix = _as_root([*python_missing(self._paths), *rabbitmq_missing()])
         script = INSTALL if self._updated else INSTALL.replace("#UPDATE", UPDATE)
         self._runner.run(
             [*prefix, "sh", "-c", script, "install", *packages],
-            self._places.log(log_name),
+            self._paths.log(log_name),
             what=f"Installing {', '.join(packages)}",
             on_line=lambda line: tell(line) if line.startswith(("Get:", "Unpacking", "Setting up")) else None,
         )
@@ -130,9 +130,9 @@ class Packages:
         if still:
             raise StepFailed(
                 f"Still missing after the installation: {', '.join(still)}.",
-                f"The interpreter in use is {self._places.python}. The system's own Python 3.11 or 3.12 "
+                f"The interpreter in use is {self._paths.python}. The system's own Python 3.11 or 3.12 "
                 "always works: TIDEGATE_PYTHON=/usr/bin/python3 make up",
-                self._places.log(log_name),
+                self._paths.log(log_name),
             )
 
 

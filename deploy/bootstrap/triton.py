@@ -9,36 +9,36 @@ from pathlib import Path
 
 from deploy.bootstrap.command import Runner, environment
 from deploy.bootstrap.environments import PIP_FLAGS
-from deploy.bootstrap.places import Places, libpython, own_library_folder, python_version
+from deploy.bootstrap.paths import Paths, libpython, own_library_folder, python_version
 from deploy.bootstrap.step import StepFailed, Tell, fingerprint, stamped
 
 BACKEND_FILES = ("libtriton_python.so", "triton_python_backend_utils.py")
 STUB = "triton_python_backend_stub"
 
 
-def installed(places: Places) -> bool:
+def installed(paths: Paths) -> bool:
     """True when the locked Triton is there, with a backend for the Python in use."""
-    backend = places.triton / "backends" / "python"
-    files = [backend / name for name in (*BACKEND_FILES, STUB)] + [server(places.triton)]
-    return stamped(places.triton / ".stamp", _fingerprint(places)) and all(f.exists() for f in files)
+    backend = paths.triton / "backends" / "python"
+    files = [backend / name for name in (*BACKEND_FILES, STUB)] + [server(paths.triton)]
+    return stamped(paths.triton / ".stamp", _fingerprint(paths)) and all(f.exists() for f in files)
 
 
-def install(places: Places, runner: Runner, tell: Tell) -> None:
+def install(paths: Paths, runner: Runner, tell: Tell) -> None:
     """Unpack the wheel beside, complete it, check it, and only then put it into its place."""
-    log = places.log("triton")
-    fresh = places.runtime / "triton.new"
+    log = paths.log("triton")
+    fresh = paths.runtime / "triton.new"
     shutil.rmtree(fresh, ignore_errors=True)
     tell("downloading, 55 MB")
-    lock = places.root / "requirements-triton.lock"
-    pip = [str(places.venv_python), "-m", "pip", "install", *PIP_FLAGS]
+    lock = paths.root / "requirements-triton.lock"
+    pip = [str(paths.venv_python), "-m", "pip", "install", *PIP_FLAGS]
     runner.run([*pip, "--target", str(fresh), "-r", str(lock)], log, what="Installing Triton")
     tell("laying out the Python backend")
     _lay_out(fresh)
     tell("checking its libraries")
     _check_libraries(fresh, log)
-    (fresh / ".stamp").write_text(_fingerprint(places))
-    shutil.rmtree(places.triton, ignore_errors=True)
-    fresh.rename(places.triton)
+    (fresh / ".stamp").write_text(_fingerprint(paths))
+    shutil.rmtree(paths.triton, ignore_errors=True)
+    fresh.rename(paths.triton)
 
 
 def server(triton: Path) -> Path:
@@ -87,6 +87,6 @@ def _remedy(absent: set[str]) -> str:
     return "Install the packages of your system that carry these libraries, then run the same command again."
 
 
-def _fingerprint(places: Places) -> str:
-    lock = (places.root / "requirements-triton.lock").read_bytes()
+def _fingerprint(paths: Paths) -> str:
+    lock = (paths.root / "requirements-triton.lock").read_bytes()
     return fingerprint(lock, python_version(), os.uname().machine, "layout 1")

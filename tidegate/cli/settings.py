@@ -195,7 +195,7 @@ def _change(command: str, values: dict[str, str | None], json: bool) -> None:
     from tidegate.cli import output
     from tidegate.cli.stack import own_folder
     from tidegate.kernel.settings import file as settings_file
-    from tidegate.stack.record import Folder
+    from tidegate.stack.record import RunFolder
 
     state = own_folder()
     known, before = names(), settings_file.read(state)
@@ -209,7 +209,7 @@ def _change(command: str, values: dict[str, str | None], json: bool) -> None:
     path = settings_file.change(state, values)
     services = sorted({service for name in values for service in known.get(name, ())})
     everywhere = any(not known.get(name) for name in values)
-    supervisor = Folder(state / "run").read().supervisor
+    supervisor = RunFolder(state / "run").read().supervisor
     running = supervisor is not None and supervisor.alive()
     hidden = [name for name in new if os.environ.get(name)]
     document = {

@@ -17,9 +17,9 @@ from tidegate.client.core import arrange
 from tidegate.kernel.errors import BadRequest, ModelFailed, TidegateError, Unavailable
 from tidegate.tune import calls, grid, inputs
 from tidegate.tune.curve import Point, choose
-from tidegate.tune.drive import Address, measure, request_bytes
-from tidegate.tune.grid import Setting
-from tidegate.tune.load import Figures
+from tidegate.tune.grid import BatchSetting
+from tidegate.tune.load_generator import LoadResult
+from tidegate.tune.measurement import GatewayAddress, measure, request_bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +53,7 @@ class Study:
         self._steps = steps
         self._limit = source.get("max_concurrency")
         self._trial = Trial(control, source, steps)
-        self._address = Address.of(control.settings.gateway_url)
+        self._address = GatewayAddress.of(control.settings.gateway_url)
         self._request = b""
         self._points: list[Point] = []
 
@@ -86,7 +86,7 @@ class Study:
             )
         return signature
 
-    def _settings(self, signature: Doc) -> list[Setting]:
+    def _settings(self, signature: Doc) -> list[BatchSetting]:
         """The settings in the order of measuring; the request is made on the way."""
         if signature.get("decoupled"):
             raise BadRequest("The model is decoupled (many answers to a request): there is no batch to tune.")
@@ -111,7 +111,7 @@ class Study:
         except TypeError as error:
             raise UsageError(f"{error}.") from None
 
-    def _measure(self, setting: Setting, number: str) -> None:
+    def _measure(self, setting: BatchSetting, number: str) -> None:
         row, mine = f"{setting}", []
         for connections in self._plan.connections:
             self._steps.change(row, "running", f"{number}: {_callers(connections)}")
@@ -133,14 +133,14 @@ class Study:
         return reports[0]["batch_mean"] if reports else None
 
 
-def _no_answers(figures: Figures, where: str) -> TidegateError:
+def _no_answers(figures: LoadResult, where: str) -> TidegateError:
     told = f"{where}: {figures.problem}"
     if 400 <= figures.status < 500:
         return BadRequest(told)
     return ModelFailed(told) if figures.status == 500 else Unavailable(told)
 
 
-def _point(setting: Setting, connections: int, figures: Figures, batch_mean: float | None) -> Point:
+def _point(setting: BatchSetting, connections: int, figures: LoadResult, batch_mean: float | None) -> Point:
     return Point(
         setting=setting,
         connections=connections,

@@ -12,7 +12,7 @@ from tidegate.cli.output import say
 from tidegate.cli.progress import Steps
 from tidegate.cli.publish import STALE_S, answers, judge, status_of
 from tidegate.kernel.errors import Conflict, DeadlinePassed, ModelFailed, NotFound, TidegateError, Unavailable
-from tidegate.tune.grid import Setting
+from tidegate.tune.grid import BatchSetting
 
 SUFFIX = "-tune"
 POLL_S = 0.25
@@ -48,12 +48,12 @@ class Trial:
         self._control = control
         self._source = source
         self._steps = steps
-        self._setting: Setting | None = None
+        self._setting: BatchSetting | None = None
         self._replicas: set[str] = set()
         self.replica: Doc = {}
 
     @contextmanager
-    def running(self, setting: Setting | None) -> Iterator[Trial]:
+    def running(self, setting: BatchSetting | None) -> Iterator[Trial]:
         """The replica is ready in the body; ``setting`` None: with the source's batching.
 
         Deployment and Endpoint are gone afterwards, also after an error, Ctrl-C or SIGTERM.
@@ -68,7 +68,7 @@ class Trial:
                 with undisturbed():
                     self._remove(paths)
 
-    def use(self, setting: Setting) -> None:
+    def use(self, setting: BatchSetting) -> None:
         """Go on with another setting; returns when the replica that has it is the only one, and ready."""
         if setting == self._setting:
             return
@@ -91,7 +91,7 @@ class Trial:
                 f"was killed and left it. If so: {_by_hand(there, self.name)}"
             )
 
-    def _create(self, paths: list[str], setting: Setting | None) -> None:
+    def _create(self, paths: list[str], setting: BatchSetting | None) -> None:
         wanted = {key: self._source[key] for key in _TAKEN_OVER if key in self._source}
         if setting is not None:
             wanted["batching"] = setting.to_json()

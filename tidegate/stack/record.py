@@ -47,7 +47,7 @@ class StackRecord:
 
 
 @dataclass(slots=True)
-class Folder:
+class RunFolder:
     """The ``run`` folder of a stack: its record and its locks."""
 
     path: Path

@@ -15,12 +15,12 @@ from tidegate.client import started
 from tidegate.kernel import credentials
 from tidegate.kernel.blobs import object_store
 from tidegate.kernel.settings.base import Settings
-from tidegate.stack import halt, launch, processes, token
+from tidegate.stack import launch, processes, shutdown, token
 from tidegate.stack.child import Child
 from tidegate.stack.errors import ChildFailed, MissingPart, StackError
 from tidegate.stack.plan import log_file, plan
 from tidegate.stack.ports import check_free
-from tidegate.stack.record import ChildPhase, ChildRecord, Folder, StackRecord
+from tidegate.stack.record import ChildPhase, ChildRecord, RunFolder, StackRecord
 
 POLL_S = 0.1
 # Longer than any child's own limit: the supervisor is the one that gives up first, with the reason.
@@ -40,7 +40,7 @@ class Progress:
 OnProgress = Callable[[Progress], None]
 
 
-class Watch:
+class ProgressReporter:
     """Calls ``on_progress`` once for each change between records."""
 
     def __init__(self, on_progress: OnProgress) -> None:
@@ -86,10 +86,10 @@ def _up(settings: Settings, on_progress: OnProgress) -> StackRecord:
     state = settings.state_path
     state.mkdir(mode=0o700, parents=True, exist_ok=True)
     state.chmod(0o700)  # also one that an earlier release made for everybody to read
-    folder = Folder(state / "run")
+    folder = RunFolder(state / "run")
     with folder.turn():
         _prepare(settings)
-        watch = Watch(on_progress)
+        watch = ProgressReporter(on_progress)
         record = folder.read()
         if not (record.supervisor and record.supervisor.alive()):
             children = _planned(settings, record)
@@ -107,7 +107,7 @@ def run(settings: Settings) -> NoReturn:
     state = settings.state_path
     state.mkdir(mode=0o700, parents=True, exist_ok=True)
     state.chmod(0o700)
-    folder = Folder(state / "run")
+    folder = RunFolder(state / "run")
     with folder.turn():
         _prepare(settings)
         record = folder.read()
@@ -169,7 +169,9 @@ def _supervisor(children: Sequence[Child]) -> Child:
     )
 
 
-def _wait(folder: Folder, started: subprocess.Popen[bytes] | None, watch: Watch, state: Path) -> StackRecord:
+def _wait(
+    folder: RunFolder, started: subprocess.Popen[bytes] | None, watch: ProgressReporter, state: Path
+) -> StackRecord:
     """Follow the record until the stack runs; raise what the supervisor says otherwise."""
     end = time.monotonic() + LIMIT_S
     while True:
@@ -181,7 +183,7 @@ def _wait(folder: Folder, started: subprocess.Popen[bytes] | None, watch: Watch,
         if fresh and record.phase == "running" and not _unready(record):
             return record
         if gone or (started is None and not (record.supervisor and record.supervisor.alive())):
-            halt.sweep(state)
+            shutdown.sweep(state)
             raise ChildFailed(record.error if fresh and record.error else _supervisor_died(state))
         if time.monotonic() > end:
             raise ChildFailed(f"Not ready after {LIMIT_S:.0f} s: {_unready(record)}")
@@ -200,7 +202,7 @@ def _supervisor_died(state: Path) -> str:
 
 def state(settings: Settings) -> StackRecord:
     """What runs now: the supervisor's record, with dead processes shown as such."""
-    record = Folder(settings.state_path / "run").read()
+    record = RunFolder(settings.state_path / "run").read()
     if record.supervisor and record.supervisor.alive():
         return record
     children = tuple(_checked(child) for child in record.children)

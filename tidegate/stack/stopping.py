@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 
 from tidegate.kernel.settings.base import Settings
-from tidegate.stack import halt, processes
+from tidegate.stack import processes, shutdown
 from tidegate.stack.child import Child
 from tidegate.stack.errors import MissingPart, StackError
 from tidegate.stack.plan import SWEEP_LIMIT_S, plan
-from tidegate.stack.record import Folder
-from tidegate.stack.starting import OnProgress, Watch, ignore
+from tidegate.stack.record import RunFolder
+from tidegate.stack.starting import OnProgress, ProgressReporter, ignore
 
 # All graces together, and the end of the replicas; nearly always it takes a few seconds.
 LIMIT_S = 150.0 + SWEEP_LIMIT_S
@@ -19,22 +19,22 @@ LIMIT_S = 150.0 + SWEEP_LIMIT_S
 def down(settings: Settings, on_progress: OnProgress = ignore) -> bool:
     """Stop the stack; True if something ran. Raises StackError when a process cannot be ended."""
     state = settings.state_path
-    folder = Folder(state / "run")
+    folder = RunFolder(state / "run")
     if not folder.path.is_dir():
         return False
     with folder.turn():
         if not processes.marked(state):
             return False
-        watch = Watch(on_progress)
+        watch = ProgressReporter(on_progress)
         record = folder.read()
         watch.skip(record)
         if record.supervisor and record.supervisor.alive():
-            halt.end_supervisor(record.supervisor, LIMIT_S, lambda: watch.show(folder.read()))
+            shutdown.end_supervisor(record.supervisor, LIMIT_S, lambda: watch.show(folder.read()))
             record = folder.read()
             watch.show(record)
         if processes.marked(state):
             running = {c.name: c.process for c in record.children if c.process}
-            halt.stop_children(_children(settings), running, state, watch.change)
+            shutdown.stop_children(_children(settings), running, state, watch.change)
         _verify(settings)
     return True
 

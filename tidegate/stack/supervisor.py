@@ -14,13 +14,13 @@ from typing import Any
 
 from tidegate.kernel import telemetry
 from tidegate.kernel.settings.base import Settings
-from tidegate.stack import halt, logs, notify, processes
+from tidegate.stack import log_rotation, processes, shutdown, systemd_notify
 from tidegate.stack.child import Child
+from tidegate.stack.child_supervisor import ChildSupervisor
 from tidegate.stack.errors import StackError
-from tidegate.stack.keeper import Keeper
-from tidegate.stack.notify import Notify
 from tidegate.stack.plan import log_file, plan
-from tidegate.stack.record import ChildPhase, ChildRecord, Folder, StackRecord, with_child
+from tidegate.stack.record import ChildPhase, ChildRecord, RunFolder, StackRecord, with_child
+from tidegate.stack.systemd_notify import Notify
 
 log = telemetry.logger(__name__)
 
@@ -28,12 +28,14 @@ log = telemetry.logger(__name__)
 class Supervisor:
     """Runs the children until it is told to stop, and keeps ``stack.json`` true."""
 
-    def __init__(self, children: Sequence[Child], state: Path, notify: Notify = notify.nobody) -> None:
+    def __init__(
+        self, children: Sequence[Child], state: Path, notify: Notify = systemd_notify.ignore
+    ) -> None:
         self._children = children
         self._notify = notify
         self._state = state
-        self._folder = Folder(state / "run")
-        self._keepers: list[Keeper] = []
+        self._folder = RunFolder(state / "run")
+        self._supervised: list[ChildSupervisor] = []
         records = tuple(
             ChildRecord(c.name, ports=tuple(p.number for p in c.ports), log=str(log_file(state, c.name)))
             for c in children
@@ -47,29 +49,32 @@ class Supervisor:
             return 1
         self._write()
         error = await self._keep_until_stopped()
-        self._notify(f"STOPPING=1\nSTATUS={notify.line(error) or 'stopping'}")
+        self._notify(f"STOPPING=1\nSTATUS={systemd_notify.line(error) or 'stopping'}")
         self._record = replace(self._record, phase="stopping", error=error)
         self._write()
         await asyncio.to_thread(
-            halt.stop_children, self._children, self._running(), self._state, self._report_stop
+            shutdown.stop_children, self._children, self._running(), self._state, self._report_stop
         )
-        for keeper in self._keepers:
-            keeper.reap()
+        for child in self._supervised:
+            child.reap()
         self._record = replace(self._record, phase="failed" if error else "stopped")
         self._write()
         return 1 if error else 0
 
     async def _keep_until_stopped(self) -> str:
-        """Run every keeper; the reason of the end, empty when it was asked for."""
+        """Run every child until one fails or the stack is stopped. Return the error, empty after a stop."""
         ready = {child.name: asyncio.Event() for child in self._children}
-        self._keepers = [self._keeper(child, ready) for child in self._children]
+        self._supervised = [self._supervise(child, ready) for child in self._children]
         stopped = asyncio.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, stopped.set)
-        tasks = [asyncio.create_task(keeper.run(), name=keeper.child.name) for keeper in self._keepers]
+        tasks = [
+            asyncio.create_task(supervised.run(), name=supervised.child.name)
+            for supervised in self._supervised
+        ]
         tasks += [
             asyncio.create_task(self._announce(ready)),
-            asyncio.create_task(logs.keep_short(self._state)),
+            asyncio.create_task(log_rotation.keep_short(self._state)),
         ]
         stop = asyncio.create_task(stopped.wait())
         error = await _first_error(tasks, stop)
@@ -78,13 +83,13 @@ class Supervisor:
         await asyncio.gather(*tasks, return_exceptions=True)
         return error
 
-    def _keeper(self, child: Child, ready: Mapping[str, asyncio.Event]) -> Keeper:
+    def _supervise(self, child: Child, ready: Mapping[str, asyncio.Event]) -> ChildSupervisor:
         def report(**changes: Any) -> None:
             log.info("%s is %s", child.name, changes["state"], extra={"detail": changes["detail"]})
             self._record = with_child(self._record, child.name, **changes)
             self._write()
 
-        return Keeper(child, log_file(self._state, child.name), report, ready)
+        return ChildSupervisor(child, log_file(self._state, child.name), report, ready)
 
     async def _announce(self, ready: Mapping[str, asyncio.Event]) -> None:
         for event in ready.values():
@@ -122,7 +127,7 @@ def main() -> int:
     """Read the settings from the environment and keep the stack."""
     os.umask(0o077)  # whatever this process and its children write is for their user alone
     # Before the children get this environment: none of them speaks for the stack.
-    told = notify.to(os.environ.pop("NOTIFY_SOCKET", ""))
+    notify = systemd_notify.to(os.environ.pop("NOTIFY_SOCKET", ""))
     settings = Settings()
     telemetry.configure("supervisor", settings.log_level)
-    return asyncio.run(Supervisor(plan(settings, os.environ), settings.state_path, told).run())
+    return asyncio.run(Supervisor(plan(settings, os.environ), settings.state_path, notify).run())

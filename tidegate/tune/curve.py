@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from tidegate.kernel.protocol.capacity import Capacity
-from tidegate.tune.grid import Setting
+from tidegate.tune.grid import BatchSetting
 
 # Two runs of the same setting differ by this much: throughput within it is the same, so latency decides.
 NOISE = 0.03
@@ -21,7 +21,7 @@ class Point:
     ``batch_mean`` is the mean of the requests in a call; ``failed`` counts answers that were errors.
     """
 
-    setting: Setting
+    setting: BatchSetting
     connections: int
     rps: float
     p50_ms: float | None

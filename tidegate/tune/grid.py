@@ -10,7 +10,7 @@ WINDOWS_MS = (0.0, 2.0, 5.0)
 
 
 @dataclass(frozen=True, slots=True, order=True)
-class Setting:
+class BatchSetting:
     """A value of the knob: at most ``max_batch`` rows in a call, waiting up to ``window_ms`` for them."""
 
     window_ms: float
@@ -40,13 +40,15 @@ def batches(limit: int, rows: int, connections: Iterable[int]) -> list[int]:
     return found
 
 
-def settings(batches: Iterable[int], windows_ms: Iterable[float], rows: int) -> list[Setting]:
+def settings(batches: Iterable[int], windows_ms: Iterable[float], rows: int) -> list[BatchSetting]:
     """Every batch without a wait first, then the windows: what a run out of time lacks is the least of it.
 
     A call that one request fills waits for nobody, so a window there is the same as none.
     """
     found = {
-        Setting(window_ms if batch > rows else 0.0, batch) for batch in batches for window_ms in windows_ms
+        BatchSetting(window_ms if batch > rows else 0.0, batch)
+        for batch in batches
+        for window_ms in windows_ms
     }
     return sorted(found)
 

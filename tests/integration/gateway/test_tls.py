@@ -32,7 +32,7 @@ from tidegate.kernel.settings.base import Settings
 from tidegate.stack import probes
 from tidegate.stack.child import Probe
 from tidegate.stack.ports import free_ports
-from tidegate.tune.drive import Address, measure
+from tidegate.tune.measurement import GatewayAddress, measure
 
 pytestmark = pytest.mark.integration
 
@@ -178,7 +178,7 @@ def test_the_command_line_and_its_load(gateway, url, folder, monkeypatch):
     monkeypatch.setenv("TIDEGATE_GATEWAY_PORT", str(gateway.port))
     monkeypatch.setenv("TIDEGATE_SERVICE_TOKEN", "token")
     assert Control(Settings()).gateway.health() == (200, {"status": "ready", "problems": {}})
-    address = Address.of(url)
+    address = GatewayAddress.of(url)
     request = f"GET /v2/health/live HTTP/1.1\r\nHost: 127.0.0.1:{gateway.port}\r\n\r\n".encode()
     assert measure(address, request, 2, 0.5).answers > 0
 

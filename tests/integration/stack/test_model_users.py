@@ -16,7 +16,7 @@ import pytest
 from services.autoscaler.adapters.replica_folder import SHARED_MEMORY, ReplicaFolder
 from tidegate.kernel import model_users
 from tidegate.kernel.model_users import HOST, ModelUser
-from tidegate.stack import halt
+from tidegate.stack import shutdown
 
 pytestmark = [
     pytest.mark.integration,
@@ -68,10 +68,10 @@ def test_a_sweep_ends_what_a_model_left(user: ModelUser, tmp_path: Path) -> None
     folder.mkdir(parents=True)
     (folder / "model-user").write_text(str(user.uid))
     process = left_behind(user.uid)
-    halt.sweep(tmp_path / "state")
+    shutdown.sweep(tmp_path / "state")
     assert process.poll() is None, "its worker lives: it could be another stack's"
     user.release()
-    halt.sweep(tmp_path / "state")
+    shutdown.sweep(tmp_path / "state")
     assert process.wait(10) == -9
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from tidegate.cli import study, trial
 from tidegate.client.errors import BadAnswer
-from tidegate.tune.load import Figures
+from tidegate.tune.load_generator import LoadResult
 
 pytestmark = pytest.mark.unit
 
@@ -107,11 +107,11 @@ def load(monkeypatch: pytest.MonkeyPatch, world: World) -> list[int]:
     """Bigger batches answer more, and the p99 grows with the callers."""
     seen: list[int] = []
 
-    def measure(address: Any, request: bytes, connections: int, seconds: float) -> Figures:
+    def measure(address: Any, request: bytes, connections: int, seconds: float) -> LoadResult:
         assert b"POST /v2/models/digits-tune/infer" in request
         seen.append(connections)
         answers = 100 * world.batching[-1]["max_batch"] * connections
-        return Figures(answers, 0, 2.0, 1.0 * connections, 10.0 * connections)
+        return LoadResult(answers, 0, 2.0, 1.0 * connections, 10.0 * connections)
 
     monkeypatch.setattr(study, "measure", measure)
     return seen
@@ -187,7 +187,7 @@ def test_out_of_time(world: World, load: list[int], tidegate: Any):
 def test_taken_away_after_any_end(
     world: World, load: list[int], tidegate: Any, monkeypatch: pytest.MonkeyPatch, error: Any
 ):
-    def end(*_: Any) -> Figures:
+    def end(*_: Any) -> LoadResult:
         assert len(world.there) == 2
         if isinstance(error, signal.Signals):
             signal.raise_signal(error)

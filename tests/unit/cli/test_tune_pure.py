@@ -9,15 +9,15 @@ from tidegate.client.core import arrange
 from tidegate.kernel.protocol.capacity import measured_rps
 from tidegate.tune import calls, grid, inputs
 from tidegate.tune.curve import Point, choose, front, quantile
-from tidegate.tune.drive import Address, request_bytes
-from tidegate.tune.grid import Setting
-from tidegate.tune.load import Count, length_of
+from tidegate.tune.grid import BatchSetting
+from tidegate.tune.load_generator import LoadCounters, length_of
+from tidegate.tune.measurement import GatewayAddress, request_bytes
 
 pytestmark = pytest.mark.unit
 
 
 def point(rps: float, p99_ms: float | None, failed: int = 0, batch: int = 1, window: float = 0.0) -> Point:
-    return Point(Setting(window, batch), 8, rps, p99_ms, p99_ms, failed=failed)
+    return Point(BatchSetting(window, batch), 8, rps, p99_ms, p99_ms, failed=failed)
 
 
 @pytest.mark.parametrize(
@@ -45,8 +45,10 @@ def test_settings_come_without_windows_first_and_none_twice():
         "batch 2, window 2 ms",
         "batch 8, window 2 ms",
     ]
-    assert grid.settings([8], (5.0,), rows=8) == [Setting(0.0, 8)], "one request fills it: it waits for none"
-    assert Setting(2.0, 8).to_json() == {"max_batch": 8, "window_ms": 2.0}
+    assert grid.settings([8], (5.0,), rows=8) == [BatchSetting(0.0, 8)], (
+        "one request fills it: it waits for none"
+    )
+    assert BatchSetting(2.0, 8).to_json() == {"max_batch": 8, "window_ms": 2.0}
 
 
 def test_load_levels():
@@ -118,8 +120,8 @@ def test_zeros_fit_the_signature():
 
 
 def test_the_request_on_the_wire():
-    address = Address.of("https://example.test/base/")
-    assert address == Address("example.test", 443, True, "/base")
+    address = GatewayAddress.of("https://example.test/base/")
+    assert address == GatewayAddress("example.test", 443, True, "/base")
     raw = request_bytes(address, "digits-tune", b"{}xyz", 2)
     head, body = raw.split(b"\r\n\r\n")
     assert head.startswith(b"POST /base/v2/models/digits-tune/infer HTTP/1.1\r\nHost: example.test:443\r\n")
@@ -129,7 +131,7 @@ def test_the_request_on_the_wire():
 
 
 def test_answers_are_counted_while_they_count():
-    count = Count()
+    count = LoadCounters()
     count.note(200, 0.1, b"")
     assert count.answers == 0, "the warm-up"
     count.counts = True

@@ -12,11 +12,10 @@ from typing import cast
 
 import pytest
 
-from deploy.bootstrap import __main__ as entry
-from deploy.bootstrap import command, environments, places, system
+from deploy.bootstrap import command, environments, paths, python_check, system
 from deploy.bootstrap.command import Runner
 from deploy.bootstrap.install import _undone, run, steps
-from deploy.bootstrap.screen import Screen
+from deploy.bootstrap.progress import Progress
 from deploy.bootstrap.step import Step, StepFailed, fingerprint, stamped
 
 ROOT = Path(__file__).parents[3]
@@ -73,23 +72,23 @@ def test_what_builds_on_an_undone_step_is_undone():
 def test_steps_run_after_what_they_build_on():
     made = Installation()
     steps = [made.step("c", "b"), made.step("b", "a"), made.step("a"), made.step("d", "a")]
-    run(steps, Runner(), cast("Screen", Silent()))
+    run(steps, Runner(), cast("Progress", Silent()))
     assert made.order.index("a") < made.order.index("b") < made.order.index("c")
     assert made.done == {"a", "b", "c", "d"}
 
 
 def test_a_step_that_turns_out_to_be_done_is_not_done_again():
     made = Installation("b")
-    run([made.step("a"), made.step("b", "a")], Runner(), cast("Screen", Silent()))
+    run([made.step("a"), made.step("b", "a")], Runner(), cast("Progress", Silent()))
     assert made.order == ["a"]
 
 
 def test_the_first_failure_ends_it():
-    made, screen = Installation(), Silent()
+    made, progress = Installation(), Silent()
     steps = [made.step("a", fails=True), made.step("b", "a")]
     with pytest.raises(StepFailed, match="a failed"):
-        run(steps, Runner(), cast("Screen", screen))
-    assert screen.told == [("started", "a"), ("failed", "a")]
+        run(steps, Runner(), cast("Progress", progress))
+    assert progress.told == [("started", "a"), ("failed", "a")]
 
 
 @pytest.mark.parametrize(
@@ -122,9 +121,9 @@ def test_a_failed_command_has_its_log(tmp_path: Path):
 
 
 def test_another_python_is_refused_with_the_remedy(monkeypatch: pytest.MonkeyPatch):
-    assert entry.wrong_python() == ""
+    assert python_check.wrong_version() == ""
     monkeypatch.setattr(sys, "version_info", (3, 13, 0))
-    assert "TIDEGATE_PYTHON" in entry.wrong_python()
+    assert "TIDEGATE_PYTHON" in python_check.wrong_version()
 
 
 def test_pins_are_the_unconditional_ones(tmp_path: Path):
@@ -137,7 +136,7 @@ def test_pins_are_the_unconditional_ones(tmp_path: Path):
 def test_a_filled_environment_has_every_package(tmp_path: Path):
     lock, stamp = tmp_path / "lock", tmp_path / "stamp"
     lock.write_text("a-b==1.0 \\\n    --hash=sha256:00\n")
-    site = tmp_path / "lib" / f"python{places.python_version()}" / "site-packages"
+    site = tmp_path / "lib" / f"python{paths.python_version()}" / "site-packages"
     (site / "A_b-1.0.dist-info").mkdir(parents=True)
     assert not environments.filled(tmp_path, lock, stamp)
     stamp.write_text(environments.lock_fingerprint(lock))
@@ -165,7 +164,7 @@ def test_locks_have_hashes_and_name_no_place(lock: Path):
 
 
 def test_postgres_is_for_the_tests_only():
-    here = places.from_environment()
+    here = paths.from_environment()
     names = {dev: [step.name for step in steps(here, Runner(), dev=dev)] for dev in (False, True)}
     assert "postgres" not in names[False]
     assert "postgres" in names[True]
@@ -175,7 +174,7 @@ def test_without_root_the_tests_do_without_postgres(monkeypatch: pytest.MonkeyPa
     """Its absence must not keep an ordinary user from `make test`."""
     monkeypatch.setattr(system, "POSTGRES", tmp_path)
     monkeypatch.setattr(shutil, "which", lambda _: None)
-    (step,) = [s for s in steps(places.from_environment(), Runner(), dev=True) if s.name == "postgres"]
+    (step,) = [s for s in steps(paths.from_environment(), Runner(), dev=True) if s.name == "postgres"]
     assert system.postgres_missing() == ["postgresql"]
     assert step.done(), "there is no apt-get: nothing to do"
     monkeypatch.setattr(shutil, "which", lambda name: "/bin/apt-get" if name == "apt-get" else None)

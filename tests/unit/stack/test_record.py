@@ -6,11 +6,11 @@ import stat
 from pathlib import Path
 
 from tidegate.kernel.protocol.access import metrics_token
-from tidegate.stack import logs, token
-from tidegate.stack.keeper import BACKOFF_S, backoff_s
+from tidegate.stack import log_rotation, token
+from tidegate.stack.child_supervisor import BACKOFF_S, backoff_s
 from tidegate.stack.processes import Process
-from tidegate.stack.record import ChildRecord, Folder, StackRecord, with_child
-from tidegate.stack.starting import Progress, Watch
+from tidegate.stack.record import ChildRecord, RunFolder, StackRecord, with_child
+from tidegate.stack.starting import Progress, ProgressReporter
 
 RECORD = StackRecord(
     "running",
@@ -20,14 +20,14 @@ RECORD = StackRecord(
 
 
 def test_a_record_comes_back_as_it_was(tmp_path: Path):
-    Folder(tmp_path).write(RECORD)
-    assert Folder(tmp_path).read() == RECORD
+    RunFolder(tmp_path).write(RECORD)
+    assert RunFolder(tmp_path).read() == RECORD
 
 
 def test_no_record_and_a_broken_one_read_as_empty(tmp_path: Path):
-    assert Folder(tmp_path).read() == StackRecord()
+    assert RunFolder(tmp_path).read() == StackRecord()
     (tmp_path / "stack.json").write_text('{"phase": "runn')
-    assert Folder(tmp_path).read() == StackRecord()
+    assert RunFolder(tmp_path).read() == StackRecord()
 
 
 def test_one_child_changes():
@@ -36,7 +36,7 @@ def test_one_child_changes():
 
 
 def test_a_lock_is_held_once(tmp_path: Path):
-    first, second = Folder(tmp_path), Folder(tmp_path)
+    first, second = RunFolder(tmp_path), RunFolder(tmp_path)
     assert first.hold("supervisor")
     assert not second.hold("supervisor")
 
@@ -47,7 +47,7 @@ def test_every_change_is_told_once():
     def on_progress(progress: Progress) -> None:
         told.append((progress.name, progress.state))
 
-    watch = Watch(on_progress)
+    watch = ProgressReporter(on_progress)
     watch.skip(StackRecord("running", None, (ChildRecord("valkey", "ready"),)))
     watch.show(RECORD)
     watch.show(RECORD)
@@ -78,7 +78,7 @@ def test_a_long_log_is_moved_and_its_writer_goes_on(tmp_path: Path):
     with log.open("a") as writer:
         writer.write("x" * 100)
         writer.flush()
-        logs.shorten(tmp_path, limit_bytes=50)
+        log_rotation.shorten(tmp_path, limit_bytes=50)
         writer.write("after\n")
     assert log.read_text() == "after\n"
     assert (tmp_path / "gateway.log.1").read_text() == "x" * 100

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tidegate.stack import notify
+from tidegate.stack import systemd_notify
 from tidegate.stack.unit import Unit, check_name, text_of
 
 SYSTEM = Unit(Path("/srv/tide"), Path("/opt/venv/bin/python"), Path("/srv"), "tide", "tide")
@@ -75,10 +75,10 @@ def test_notifying(tmp_path: Path, abstract: bool):
     name = f"@tidegate-{os.getpid()}" if abstract else str(tmp_path / "notify")
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
         manager.bind("\0" + name[1:] if abstract else name)
-        notify.to(name)("READY=1\nSTATUS=running")
+        systemd_notify.to(name)("READY=1\nSTATUS=running")
         assert manager.recv(1000) == b"READY=1\nSTATUS=running"
-    notify.to(name)("nobody listens, which is no error")
-    notify.to("")("nobody was named")
+    systemd_notify.to(name)("nobody listens, which is no error")
+    systemd_notify.to("")("nobody was named")
 
 
 @pytest.mark.parametrize("path", ["/a\nExecStartPre=/bin/evil", "/a\rExecStartPre=/bin/evil", "/a\\", "/a "])

@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 @dataclass(frozen=True)
-class Places:
+class Paths:
     """The folders of one installation. ``python`` is the interpreter that the environments are made from."""
 
     root: Path
@@ -41,11 +41,11 @@ class Places:
         return self.runtime / "log" / f"{name}.log"
 
 
-def from_environment() -> Places:
+def from_environment() -> Paths:
     """The places that TIDEGATE_STATE_DIR and TIDEGATE_RUNTIME_DIR ask for."""
     state = Path(os.environ.get("TIDEGATE_STATE_DIR") or ROOT / ".tidegate")
     runtime = Path(os.environ.get("TIDEGATE_RUNTIME_DIR") or state / "runtime")
-    return Places(ROOT, ROOT / ".venv", runtime.absolute())
+    return Paths(ROOT, ROOT / ".venv", runtime.absolute())
 
 
 def python_version() -> str:

@@ -13,7 +13,7 @@ Notify = Callable[[str], None]
 """Takes lines such as ``READY=1``."""
 
 
-def nobody(_: str) -> None:
+def ignore(_: str) -> None:
     """Do nothing, for a stack that no service manager started."""
 
 
@@ -23,7 +23,7 @@ def to(place: str) -> Notify:
     A name that begins with ``@`` is an abstract one. A service manager that does not listen is no error.
     """
     if not place:
-        return nobody
+        return ignore
     address = "\0" + place[1:] if place.startswith("@") else place
 
     def send(text: str) -> None:

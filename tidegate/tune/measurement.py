@@ -13,14 +13,14 @@ from urllib.parse import quote, urlsplit
 from tidegate.client.codec import HEAD_LENGTH
 from tidegate.client.errors import BadAnswer
 from tidegate.kernel.errors import BadRequest
-from tidegate.tune.load import CONNECT_TIMEOUT_S, LINGER_S, Figures, Order
+from tidegate.tune.load_generator import CONNECT_TIMEOUT_S, LINGER_S, LoadPlan, LoadResult
 
 # The child's own start, on a machine that the model keeps busy.
 PATIENCE_S = 20.0
 
 
 @dataclass(frozen=True, slots=True)
-class Address:
+class GatewayAddress:
     """Where the gateway is; ``prefix`` is the path before ``/v2``."""
 
     host: str
@@ -29,7 +29,7 @@ class Address:
     prefix: str
 
     @classmethod
-    def of(cls, url: str) -> Address:
+    def of(cls, url: str) -> GatewayAddress:
         """The parts of a URL; raises BadRequest."""
         parts = urlsplit(url)
         if parts.scheme not in {"http", "https"} or not parts.hostname:
@@ -38,7 +38,9 @@ class Address:
         return cls(parts.hostname, parts.port or (443 if tls else 80), tls, parts.path.rstrip("/"))
 
 
-def request_bytes(address: Address, endpoint: str, body: bytes, head_length: int, token: str = "") -> bytes:
+def request_bytes(
+    address: GatewayAddress, endpoint: str, body: bytes, head_length: int, token: str = ""
+) -> bytes:
     """An inference call as it goes over the wire, to be sent again and again."""
     host = f"[{address.host}]" if ":" in address.host else address.host
     lines = (
@@ -52,13 +54,13 @@ def request_bytes(address: Address, endpoint: str, body: bytes, head_length: int
     return "\r\n".join((*lines, "", "")).encode() + body
 
 
-def measure(address: Address, request: bytes, connections: int, seconds: float) -> Figures:
+def measure(address: GatewayAddress, request: bytes, connections: int, seconds: float) -> LoadResult:
     """Load the endpoint for ``seconds`` after a short warm-up. Raises BadAnswer without figures."""
     warm_s = min(0.5, seconds / 4)
-    order = Order(address.host, address.port, address.tls, connections, warm_s, seconds)
+    plan = LoadPlan(address.host, address.port, address.tls, connections, warm_s, seconds)
     # A group of its own: Ctrl-C reaches the command alone, which ends the load in an orderly way.
     child = subprocess.Popen(
-        [sys.executable, "-m", "tidegate.tune.load"],
+        [sys.executable, "-m", "tidegate.tune.load_generator"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -66,13 +68,13 @@ def measure(address: Address, request: bytes, connections: int, seconds: float) 
     )
     try:
         limit_s = CONNECT_TIMEOUT_S + warm_s + seconds + LINGER_S + PATIENCE_S
-        out, err = child.communicate(json.dumps(asdict(order)).encode() + b"\n" + request, timeout=limit_s)
+        out, err = child.communicate(json.dumps(asdict(plan)).encode() + b"\n" + request, timeout=limit_s)
     except subprocess.TimeoutExpired:
         raise BadAnswer(f"The load did not end within {limit_s:g} s.") from None
     finally:
         _end(child)
     try:
-        return Figures(**json.loads(out))
+        return LoadResult(**json.loads(out))
     except (ValueError, TypeError):
         last = err.decode("utf-8", "replace").strip().splitlines()[-1:]
         raise BadAnswer(f"The load gave no figures: {' '.join(last) or 'no message'}.") from None

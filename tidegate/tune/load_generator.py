@@ -1,8 +1,8 @@
 """A closed loop of callers, each with one request at a time; light, and in a process of its own.
 
-``python -m tidegate.tune.load`` reads an :class:`Order` as one line of JSON and then the raw HTTP/1.1
-request from stdin, and writes :class:`Figures` as JSON. The process that asked shows progress meanwhile,
-and that must not cost the callers a millisecond.
+``python -m tidegate.tune.load_generator`` reads a :class:`LoadPlan` as one line of JSON and then the raw
+HTTP/1.1 request from stdin, and writes a :class:`LoadResult` as JSON. It is a process of its own because the
+parent draws its progress meanwhile, which would delay the callers.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ LINGER_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
-class Order:
+class LoadPlan:
     """Where to send the request, how often at once, and for how long; the warm-up is not counted."""
 
     host: str
@@ -36,7 +36,7 @@ class Order:
 
 
 @dataclass(frozen=True, slots=True)
-class Figures:
+class LoadResult:
     """What came back in ``seconds``. ``problem`` is the first error, ``status`` its HTTP status or 0."""
 
     answers: int
@@ -49,7 +49,7 @@ class Figures:
 
 
 @dataclass(slots=True)
-class Count:
+class LoadCounters:
     """What the callers saw while it ``counts``; they go on while it is ``open``."""
 
     open: bool = True
@@ -75,10 +75,10 @@ class Count:
         self.failed += 1
 
 
-class Caller(asyncio.Protocol):
+class LoadConnection(asyncio.Protocol):
     """One connection: sends the request, waits for the whole answer, sends it again."""
 
-    def __init__(self, request: bytes, count: Count) -> None:
+    def __init__(self, request: bytes, count: LoadCounters) -> None:
         self._request = request
         self._count = count
         self._answer = bytearray()
@@ -144,27 +144,27 @@ def _told(body: bytes) -> str:
         return body[:200].decode("utf-8", "replace")
 
 
-async def run(order: Order, request: bytes) -> Figures:
-    """Load the gateway as ordered. Raises OSError when nothing takes the connections."""
-    loop, count = asyncio.get_running_loop(), Count()
-    host = f"[{order.host}]" if ":" in order.host else order.host
-    context = trusted(f"https://{host}") if order.tls else None
-    callers: list[Caller] = []
+async def run(plan: LoadPlan, request: bytes) -> LoadResult:
+    """Load the gateway as planned. Raises OSError when nothing takes the connections."""
+    loop, count = asyncio.get_running_loop(), LoadCounters()
+    host = f"[{plan.host}]" if ":" in plan.host else plan.host
+    context = trusted(f"https://{host}") if plan.tls else None
+    callers: list[LoadConnection] = []
     try:
 
         async def connect() -> None:
-            for _ in range(order.connections):
+            for _ in range(plan.connections):
                 _, caller = await loop.create_connection(
-                    lambda: Caller(request, count), order.host, order.port, ssl=context
+                    lambda: LoadConnection(request, count), plan.host, plan.port, ssl=context
                 )
                 callers.append(caller)
 
         await asyncio.wait_for(connect(), CONNECT_TIMEOUT_S)
-        await asyncio.sleep(order.warm_s)
+        await asyncio.sleep(plan.warm_s)
         began = time.perf_counter()
         if not count.failed:
             count.counts = True
-            await asyncio.sleep(order.seconds)
+            await asyncio.sleep(plan.seconds)
             count.counts = False
         seconds = time.perf_counter() - began
         count.open = False
@@ -175,10 +175,10 @@ async def run(order: Order, request: bytes) -> Figures:
             caller.abort()
     latencies = sorted(latency * 1e3 for latency in count.latencies)
     p50, p99 = quantile(latencies, 0.50), quantile(latencies, 0.99)
-    return Figures(count.answers, count.failed, seconds, p50, p99, count.problem, count.status)
+    return LoadResult(count.answers, count.failed, seconds, p50, p99, count.problem, count.status)
 
 
-def _run(figures: Coroutine[Any, Any, Figures]) -> Figures:
+def _run(figures: Coroutine[Any, Any, LoadResult]) -> LoadResult:
     try:
         import uvloop
     except ImportError:  # it has no build for Windows
@@ -188,13 +188,13 @@ def _run(figures: Coroutine[Any, Any, Figures]) -> Figures:
 
 def main() -> None:
     """Do what stdin says."""
-    order = Order(**json.loads(sys.stdin.buffer.readline()))
+    plan = LoadPlan(**json.loads(sys.stdin.buffer.readline()))
     request = sys.stdin.buffer.read()
     try:
-        figures = _run(run(order, request))
+        figures = _run(run(plan, request))
     except (OSError, asyncio.TimeoutError) as error:
         problem = f"the gateway takes no connection: {error or 'no answer'}"
-        figures = Figures(0, order.connections, 0.0, None, None, problem)
+        figures = LoadResult(0, plan.connections, 0.0, None, None, problem)
     json.dump(asdict(figures), sys.stdout)
 
 

@@ -26,7 +26,7 @@ def backoff_s(deaths: int) -> float:
 
 
 @dataclass(slots=True)
-class Keeper:
+class ChildSupervisor:
     """The life of one child. ``report`` takes the fields of its record that changed."""
 
     child: Child

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from deploy.bootstrap import suits, system
+from deploy.bootstrap import python_check, system
 from deploy.bootstrap.environments import usable
-from deploy.bootstrap.suits import GOOD, UNFIT, USABLE
+from deploy.bootstrap.python_check import GOOD, UNFIT, USABLE
 
 ROOT = Path(__file__).parents[3]
 
@@ -32,20 +32,20 @@ def test_a_python_is_fast_when_it_was_compiled_with_optimizations(
 ):
     monkeypatch.setattr(sys, "base_prefix", prefix)
     monkeypatch.setitem(sysconfig.get_config_vars(), "CONFIG_ARGS", arguments)
-    assert suits.optimized() is fast
+    assert python_check.optimized() is fast
 
 
 def test_a_slow_or_incomplete_python_can_be_used_and_a_wrong_version_cannot(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(sys, "base_prefix", "/usr")
     monkeypatch.setattr(system, "python_lacks", list)
-    assert suits.suitability() == GOOD
+    assert python_check.suitability() == GOOD
     monkeypatch.setattr(system, "python_lacks", lambda: ["python3.11-venv"])
-    assert suits.suitability() == USABLE
+    assert python_check.suitability() == USABLE
     monkeypatch.setattr(system, "python_lacks", list)
-    monkeypatch.setattr(suits, "optimized", lambda: False)
-    assert suits.suitability() == USABLE
-    monkeypatch.setattr(suits, "SUPPORTED", ((3, 99),))
-    assert suits.suitability() == UNFIT
+    monkeypatch.setattr(python_check, "optimized", lambda: False)
+    assert python_check.suitability() == USABLE
+    monkeypatch.setattr(python_check, "SUPPORTED", ((3, 99),))
+    assert python_check.suitability() == UNFIT
 
 
 @pytest.mark.parametrize(
@@ -78,9 +78,11 @@ def test_the_python_that_was_named_is_taken_whatever_it_is(tmp_path: Path):
 
 
 def _found(folder: Path, pythons: dict[str, int], **variables: str) -> str:
-    """What `make` takes where these are all the Pythons; with each what it says of itself."""
+    """Return the Python that `make` chooses among these, each given with its exit status."""
     for name, status in pythons.items():
-        (folder / name).write_text(f'#!/bin/sh\n[ "$*" = "-m deploy.bootstrap.suits" ] && exit {status}\n')
+        (folder / name).write_text(
+            f'#!/bin/sh\n[ "$*" = "-m deploy.bootstrap.python_check" ] && exit {status}\n'
+        )
         (folder / name).chmod(0o755)
     for tool in ("sh", "make"):
         (folder / tool).symlink_to(str(shutil.which(tool)))

@@ -15,7 +15,7 @@ FRAME_S = 0.12
 SPINNER = "⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏"
 
 
-class Screen(Protocol):
+class Progress(Protocol):
     """What the runner of the steps tells."""
 
     def started(self, name: str) -> None: ...
@@ -119,7 +119,7 @@ def _row(line: _Line, frame: int) -> str:
             return f"  ✗ {line.title:<34} {line.took:5.1f} s"
 
 
-def for_output(titles: dict[str, str]) -> Screen:
+def for_output(titles: dict[str, str]) -> Progress:
     """The live list if standard output is a terminal that can show it."""
     utf8 = (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
     live = sys.stdout.isatty() and utf8 and os.environ.get("TERM", "dumb") != "dumb"

@@ -1,0 +1,55 @@
+"""``PYTHON -m deploy.bootstrap.python_check``: check if the environments can be made from this Python.
+
+Exit status 0: it is complete and fast. 10: it can be used. Any other status: it cannot be used.
+Every Python 3 must be able to read this file and ``__main__.py``.
+"""
+
+import sys
+import sysconfig
+
+SUPPORTED = ((3, 11), (3, 12))
+
+# A Python that cannot even start ends with 1.
+GOOD, USABLE, UNFIT = 0, 10, 11
+
+
+def wrong_version():
+    # type: () -> str
+    """Return why the version of this Python cannot be used and what to do; empty: it can be used."""
+    if sys.version_info[:2] in SUPPORTED:
+        return ""
+    return (
+        f"Tidegate needs Python 3.11 or 3.12; this is {sys.version_info[0]}.{sys.version_info[1]} "
+        f"({sys.executable}).\n"
+        "What to do: install one of them and name it, for example\n"
+        "    sudo apt-get install python3.11 python3.11-venv    # Debian 12; Ubuntu 24.04 has 3.12\n"
+        "    TIDEGATE_PYTHON=/usr/bin/python3.11 make up\n"
+        "Any other Python 3.11 or 3.12 (uv python install 3.12, pyenv, ...) works too. Build that of pyenv\n"
+        "with PYTHON_CONFIGURE_OPTS=--enable-optimizations: without it, Tidegate is slower."
+    )
+
+
+def optimized():
+    # type: () -> bool
+    """Return True if this Python was compiled with profile-guided optimization.
+
+    Without it, as pyenv compiles by default, loops take twice as long. Distributions optimize the Python in
+    /usr, but their build leaves no trace of it in the configuration.
+    """
+    return sys.base_prefix == "/usr" or "--enable-optimizations" in (
+        sysconfig.get_config_var("CONFIG_ARGS") or ""
+    )
+
+
+def suitability():
+    # type: () -> int
+    """Return the exit status for the Python that runs this."""
+    if sys.version_info[:2] not in SUPPORTED:
+        return UNFIT
+    from deploy.bootstrap.system import python_lacks
+
+    return USABLE if python_lacks() or not optimized() else GOOD
+
+
+if __name__ == "__main__":
+    sys.exit(suitability())
