@@ -13,7 +13,7 @@ from services.gateway.adapters.store.limits import LimitStore
 from services.gateway.adapters.store.usage import JobUsage
 from services.gateway.adapters.usage import Usage
 from services.gateway.api import proxy
-from services.gateway.api.proxy import Proxy
+from services.gateway.api.proxy import ControlPlaneProxy
 from services.gateway.application.access import Access
 from services.gateway.domain.keys import KeyTable
 from services.gateway.settings import GatewaySettings
@@ -50,7 +50,7 @@ class Gatehouse:
             verify=self._jwks.verify if self._jwks is not None else None,
         )
         urls = {name: getattr(settings, f"{name}_url") for name in ("registry", "router", "autoscaler")}
-        self._proxy = Proxy(urls, settings.service_token)
+        self._proxy = ControlPlaneProxy(urls, settings.service_token)
         self.router = APIRouter(tags=["Control plane"])
         for method in proxy.METHODS:
             self.router.add_api_route(

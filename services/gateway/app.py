@@ -15,27 +15,28 @@ from starlette.types import ASGIApp
 
 from services.gateway import processes
 from services.gateway.access_wiring import Gatehouse
-from services.gateway.adapters.cards import Cards
 from services.gateway.adapters.dispatcher import Dispatcher
-from services.gateway.adapters.reporter import Reporter
-from services.gateway.adapters.routes import Routes
-from services.gateway.api import cors, front, home, models
-from services.gateway.api.cors import CrossOriginInference
-from services.gateway.api.direct import DirectProtocol
-from services.gateway.api.generate import Generate
-from services.gateway.api.grpc.calls import Calls
+from services.gateway.adapters.heartbeat import Heartbeat
+from services.gateway.adapters.model_metadata import ModelMetadataCache
+from services.gateway.adapters.route_table import RouteTableCache
+from services.gateway.api import cors, home, models
+from services.gateway.api.cors import CrossOriginHandler
+from services.gateway.api.generate import GenerateRoutes
 from services.gateway.api.grpc.health import HealthService
-from services.gateway.api.grpc.server import GrpcDoor
+from services.gateway.api.grpc.inference import GrpcInference
+from services.gateway.api.grpc.server import GrpcServer
 from services.gateway.api.grpc.service import InferenceService
-from services.gateway.api.infer import InferDoor
-from services.gateway.api.inference import Inference
+from services.gateway.api.inference import openapi
+from services.gateway.api.inference.asgi_fallback import AsgiFallback
+from services.gateway.api.inference.handler import InferenceHandler
+from services.gateway.api.inference.hot_path import HotPathProtocol
 from services.gateway.api.limits import Limits
-from services.gateway.api.metrics import Metrics
+from services.gateway.api.metrics import GatewayMetrics
 from services.gateway.application.access_log import AccessLog, access_log_of
 from services.gateway.application.catalogue import Catalogue
-from services.gateway.application.inference.core import Core
-from services.gateway.domain.budget import Budget
+from services.gateway.application.inference.core import InferenceCore
 from services.gateway.domain.cors import Origins
+from services.gateway.domain.memory_budget import MemoryBudget
 from services.gateway.job_wiring import JobOffice
 from services.gateway.settings import GatewaySettings
 from tidegate.kernel.blobs.claims import Claims
@@ -73,9 +74,9 @@ class Parts(NamedTuple):
     store: Store
     blobs: Blobs
     limits: Limits
-    metrics: Metrics
-    core: Core
-    cards: Cards
+    metrics: GatewayMetrics
+    core: InferenceCore
+    cards: ModelMetadataCache
     catalogue: Catalogue
     gatehouse: Gatehouse
     office: JobOffice
@@ -96,17 +97,17 @@ def build(settings: GatewaySettings) -> Gateway:
             home.router(access),
             models.health,
             models.router,
-            Generate(core, access, limits, metrics, parts.log).router,
+            GenerateRoutes(core, access, limits, metrics, parts.log).router,
             *parts.office.routers,
             parts.gatehouse.router,
         ],
         identify=access.authenticate,
-        front=front.PATHS,
+        front=openapi.PATHS,
         body_bytes=API_BODY_BYTES,
         larger_bodies=STREAMED,
         origins=origins,
     )
-    inference = (partial(CrossOriginInference, origins) if origins else Inference)(
+    inference = (partial(CrossOriginHandler, origins) if origins else InferenceHandler)(
         core,
         access=access,
         limits=limits,
@@ -125,7 +126,7 @@ def build(settings: GatewaySettings) -> Gateway:
         # The lifespan ends after the last HTTP request; until then no client over gRPC would be told.
         app.state.grpc.drain()
 
-    return Gateway(InferDoor(app, inference), partial(DirectProtocol, inference), tls, drain)
+    return Gateway(AsgiFallback(app, inference), partial(HotPathProtocol, inference), tls, drain)
 
 
 def _parts(settings: GatewaySettings) -> Parts:
@@ -133,13 +134,13 @@ def _parts(settings: GatewaySettings) -> Parts:
     store, blobs, metrics = (
         Store.connect(settings.redis_url),
         Blobs(settings.blob_url),
-        Metrics(lambda: routes.table),
+        GatewayMetrics(lambda: routes.table),
     )
     limits = Limits(
         body_bytes=settings.max_body_bytes,
         json_bytes=settings.max_json_bytes,
-        bodies=Budget(settings.max_inflight_bytes),
-        answers=Budget(settings.max_inflight_bytes),
+        bodies=MemoryBudget(settings.max_inflight_bytes),
+        answers=MemoryBudget(settings.max_inflight_bytes),
     )
     dispatcher = Dispatcher(
         settings.amqp_url,
@@ -149,7 +150,7 @@ def _parts(settings: GatewaySettings) -> Parts:
         answers=limits.answers,
         max_frames=settings.envelope_max_frames,
     )
-    reporter = Reporter(
+    reporter = Heartbeat(
         store,
         incarnation.hex(),
         settings.report_interval_s,
@@ -157,9 +158,9 @@ def _parts(settings: GatewaySettings) -> Parts:
         metrics.report,
         dispatcher.heard,
     )
-    routes = Routes(store, settings.state_path / "data" / "gateway-routes.json")
-    core = Core(routes, dispatcher, reporter)
-    cards = Cards(store, routes.deployments)
+    routes = RouteTableCache(store, settings.state_path / "data" / "gateway-routes.json")
+    core = InferenceCore(routes, dispatcher, reporter)
+    cards = ModelMetadataCache(store, routes.deployments)
     catalogue = Catalogue(core, cards, store)
     log = access_log_of(settings)
     gatehouse = Gatehouse(settings, incarnation.hex(), lambda: reporter.gateways)
@@ -203,14 +204,14 @@ async def _running(
 
 def _grpc_door(
     settings: GatewaySettings, parts: Parts, health: Health, certificate: ServerCertificate | None
-) -> GrpcDoor:
+) -> GrpcServer:
     access = parts.gatehouse.access
-    calls = Calls(parts.core, access, parts.cards, parts.metrics, parts.log)
+    calls = GrpcInference(parts.core, access, parts.cards, parts.metrics, parts.log)
     # The size of a message with a body of the limit, and some room for its head.
     inference = InferenceService(
         calls, parts.catalogue, health, max_bytes=settings.max_body_bytes + HEAD_BYTES
     )
-    return GrpcDoor(
+    return GrpcServer(
         inference,
         HealthService(health),
         host=settings.host,

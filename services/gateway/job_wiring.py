@@ -18,7 +18,7 @@ from services.gateway.api.limits import Limits
 from services.gateway.api.webhooks import WebhooksDoor
 from services.gateway.application.access import Access
 from services.gateway.application.access_log import AccessLog
-from services.gateway.application.inference.core import Core
+from services.gateway.application.inference.core import InferenceCore
 from services.gateway.application.jobs.batches import Batches
 from services.gateway.application.jobs.results import Results
 from services.gateway.application.jobs.submission import Jobs
@@ -38,7 +38,7 @@ class JobOffice:
         self,
         settings: GatewaySettings,
         incarnation: str,
-        core: Core,
+        core: InferenceCore,
         access: Access,
         blobs: Blobs,
         labels: Callable[[str], Labels],

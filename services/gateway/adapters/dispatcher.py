@@ -9,13 +9,19 @@ from collections.abc import Callable, Coroutine, Mapping
 from functools import partial
 from typing import Any
 
-from services.gateway.adapters.hints import Hints
-from services.gateway.adapters.pending import Lane, OnOutcome, Pending, message_of, renumbered
-from services.gateway.adapters.redeeming import Redeemer
-from services.gateway.domain.admission import Fleet, no_replica
-from services.gateway.domain.budget import Budget
-from services.gateway.domain.ordering import Ordering, Place
-from services.gateway.domain.packing import MAX_FRAMES, frames_per_envelope, split
+from services.gateway.adapters.claim_fetcher import ReplyClaimFetcher
+from services.gateway.adapters.event_publisher import EventPublisher
+from services.gateway.adapters.pending_requests import (
+    DeploymentQueue,
+    OnReply,
+    PendingRequest,
+    message_of,
+    renumbered,
+)
+from services.gateway.domain.admission import ReplicaFleet, no_replica
+from services.gateway.domain.chunk_order import ChunkOrder, ChunkPlace
+from services.gateway.domain.envelope_size import MAX_FRAMES, frames_per_envelope, split
+from services.gateway.domain.memory_budget import MemoryBudget
 from services.gateway.domain.routing import DeploymentRoute
 from tidegate.kernel import telemetry
 from tidegate.kernel.blobs.claims import Claims
@@ -36,10 +42,10 @@ class Dispatcher:
         self,
         amqp_url: str,
         incarnation: bytes,
-        fleet: Callable[[str], Fleet],
+        fleet: Callable[[str], ReplicaFleet],
         *,
         claims: Claims,
-        answers: Budget,
+        answers: MemoryBudget,
         max_frames: int = MAX_FRAMES,
     ) -> None:
         self._incarnation = incarnation
@@ -48,16 +54,16 @@ class Dispatcher:
         self._fleet = fleet
         self._reply_to = replies_queue(incarnation.hex())
         self._counter = 0
-        self._pending: dict[bytes, Pending] = {}
-        self._lanes: dict[str, Lane] = {}
+        self._pending: dict[bytes, PendingRequest] = {}
+        self._lanes: dict[str, DeploymentQueue] = {}
         self._declared: set[str] = set()
         self._flush_due = False
         self._tasks: set[asyncio.Task[None]] = set()
         self._loop: asyncio.AbstractEventLoop
         self.out = Connection(amqp_url, "gateway-out", self._on_out_setup, on_up=self._resend)
         self.back = Connection(amqp_url, "gateway-in", self._on_back_setup)
-        self._hints = Hints(self.out, self._spawn)
-        self._redeemer = Redeemer(
+        self._hints = EventPublisher(self.out, self._spawn)
+        self._redeemer = ReplyClaimFetcher(
             claims,
             answers,
             self._pending,
@@ -83,11 +89,11 @@ class Dispatcher:
         """What keeps requests from flowing, if anything."""
         return self.out.problem or self.back.problem
 
-    def lane(self, route: DeploymentRoute) -> Lane:
+    def lane(self, route: DeploymentRoute) -> DeploymentQueue:
         """The lane of a Deployment."""
         found = self._lanes.get(route.name)
         if found is None:
-            found = self._lanes[route.name] = Lane(route.queue)
+            found = self._lanes[route.name] = DeploymentQueue(route.queue)
         return found
 
     def loads(self) -> dict[str, GatewayLoad]:
@@ -102,7 +108,7 @@ class Dispatcher:
         data: list[Buffer],
         timeout_s: float,
         trace: bytes,
-        done: OnOutcome,
+        done: OnReply,
         *,
         priority: int = 0,
         stream: bool = False,
@@ -128,8 +134,10 @@ class Dispatcher:
             head = envelope.request_head(id_, deadline_ms, rows, key, data, trace=trace, flags=flags)
             frame = [head, *data]
         timer = loop.call_later(timeout_s, self._expire, id_)
-        order = Ordering() if stream else None
-        pending = Pending(id_, done, route, frame, size, loop.time() + timeout_s, timer, timeout_s, order)
+        order = ChunkOrder() if stream else None
+        pending = PendingRequest(
+            id_, done, route, frame, size, loop.time() + timeout_s, timer, timeout_s, order
+        )
         self._pending[id_] = pending
         lane = self.lane(route)
         lane.load.outstanding += 1
@@ -140,7 +148,7 @@ class Dispatcher:
             self._queue(lane, pending)
         return id_
 
-    def _queue(self, lane: Lane, pending: Pending) -> None:
+    def _queue(self, lane: DeploymentQueue, pending: PendingRequest) -> None:
         lane.waiting.append(pending)
         if not self._flush_due:
             self._flush_due = True
@@ -148,8 +156,8 @@ class Dispatcher:
 
     async def _check_in(
         self,
-        lane: Lane,
-        pending: Pending,
+        lane: DeploymentQueue,
+        pending: PendingRequest,
         data: list[Buffer],
         deadline_ms: int,
         rows: int,
@@ -196,7 +204,7 @@ class Dispatcher:
                     continue
                 self._publish(channel, lane.queue, waiting[start:end])
 
-    async def _declare(self, channel: Channel, queue: Queue, batch: list[Pending]) -> None:
+    async def _declare(self, channel: Channel, queue: Queue, batch: list[PendingRequest]) -> None:
         try:
             await channel.declare(queue)
         except Unavailable as error:
@@ -205,7 +213,7 @@ class Dispatcher:
             self._declared.add(queue.name)
             self._publish(channel, queue, batch)
 
-    def _publish(self, channel: Channel, queue: Queue, batch: list[Pending]) -> None:
+    def _publish(self, channel: Channel, queue: Queue, batch: list[PendingRequest]) -> None:
         live = [pending for pending in batch if pending.id in self._pending]
         if not live:
             return
@@ -230,7 +238,7 @@ class Dispatcher:
             for pending in live:
                 self._fail(pending.id, Unavailable("the request could not be sent"))
 
-    def _on_not_taken(self, queue: Queue, batch: list[Pending], error: Unavailable) -> None:
+    def _on_not_taken(self, queue: Queue, batch: list[PendingRequest], error: Unavailable) -> None:
         if isinstance(error, Unroutable):
             # Somebody deleted the queue. Declaring it again is for the next request; this one is told.
             self._declared.discard(queue.name)
@@ -255,7 +263,7 @@ class Dispatcher:
 
     def _resend(self) -> None:
         """After a reconnect: send what never left, and, once, what may have been lost with the broker."""
-        again: dict[str, list[Pending]] = defaultdict(list)
+        again: dict[str, list[PendingRequest]] = defaultdict(list)
         for id_, pending in list(self._pending.items()):
             if pending.frame is None:
                 continue
@@ -314,18 +322,18 @@ class Dispatcher:
                 self._hints.cancel(reply.id)  # nobody reads it any more, and its worker has not heard of that
             return
         match pending.order.place(reply.attempt, reply.seq, end=end):
-            case Place.NEXT:
+            case ChunkPlace.NEXT:
                 # Never sent again from now on. Its timer looks at the deadline when it fires.
                 pending.frame, pending.deadline = None, self._loop.time() + pending.timeout_s
                 if end:
                     self._settle(reply.id)
                 pending.done(reply)
-            case Place.RESTARTED:
+            case ChunkPlace.RESTARTED:
                 self._hints.cancel(reply.id)
                 self._fail(
                     reply.id, Unavailable("the worker was lost in the middle of the stream: start it again")
                 )
-            case Place.GAP:
+            case ChunkPlace.GAP:
                 self._hints.cancel(reply.id)
                 self._fail(reply.id, Unavailable("a part of the stream was lost: start it again"))
 
@@ -341,13 +349,13 @@ class Dispatcher:
             passed = f"{pending.timeout_s:g} s passed before the {what} part of the stream was there"
             self._fail(id_, self._too_late(pending, passed))
 
-    def _too_late(self, pending: Pending, passed: str) -> TidegateError:
+    def _too_late(self, pending: PendingRequest, passed: str) -> TidegateError:
         """The error for a deadline that passed: where no replica starts, that is why."""
         name = pending.route.name
         fleet = self._fleet(name)
         return no_replica(fleet, name) if fleet.fault and not fleet.ready else DeadlinePassed(passed)
 
-    def heard(self, fleets: Mapping[str, Fleet]) -> None:
+    def heard(self, fleets: Mapping[str, ReplicaFleet]) -> None:
         """Fail the requests that wait for a model that does not load: new ones are refused as well."""
         for name, fleet in fleets.items():
             lane = self._lanes.get(name) if fleet.load_failed else None
@@ -361,7 +369,7 @@ class Dispatcher:
         if pending is not None:
             pending.done(error)
 
-    def _settle(self, id_: bytes) -> Pending | None:
+    def _settle(self, id_: bytes) -> PendingRequest | None:
         """Take a request off the books, exactly once: every path ends here."""
         pending = self._pending.pop(id_, None)
         if pending is not None:

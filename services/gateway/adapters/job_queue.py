@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 
-from services.gateway.adapters.hints import publish_cancels
+from services.gateway.adapters.event_publisher import publish_cancels
 from tidegate.kernel import telemetry
 from tidegate.kernel.broker.connection import Channel, Connection, Refused, Unroutable
 from tidegate.kernel.broker.topology import CANCELS, Queue, jobs_queue

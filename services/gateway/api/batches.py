@@ -11,7 +11,7 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
 from services.gateway.adapters.batch_files import Splitter
-from services.gateway.api.inflating import Inflater, encoding_of
+from services.gateway.api.decompression import Decompressor, encoding_of
 from services.gateway.api.limits import Held, Limits
 from services.gateway.api.records import id_in_path, json_response, page, read_cursor, request_principal
 from services.gateway.application.jobs.batches import Batches
@@ -112,7 +112,7 @@ def _answer(batch: Batch, status: int = 200, headers: dict[str, str] | None = No
 async def _plain(request: Request) -> AsyncGenerator[bytes]:
     """The body, unpacked, in pieces of bounded size. Raises BadRequest."""
     encoding = encoding_of(dict(request.scope["headers"]))
-    inflater = Inflater(encoding) if encoding else None
+    inflater = Decompressor(encoding) if encoding else None
     async for data in request.stream():
         for piece in (data,) if inflater is None else inflater.feed(data):
             for at in range(0, len(piece), PIECE):

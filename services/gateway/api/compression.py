@@ -16,7 +16,7 @@ BESIDE_BYTES = 64 * 1024
 _CODINGS = {b"gzip": 31, b"deflate": 15}  # zlib's wbits
 
 
-class Response(NamedTuple):
+class HttpResponse(NamedTuple):
     """What goes back: status, headers (names in lower case), body, and tensors behind it as they are."""
 
     status: int
@@ -25,7 +25,7 @@ class Response(NamedTuple):
     tail: Sequence[Buffer] = ()
 
 
-def deliver(response: Response, headers: Headers, done: Callable[[Response], None]) -> None:
+def deliver(response: HttpResponse, headers: Headers, done: Callable[[HttpResponse], None]) -> None:
     """Hand the response on, compressed if the caller of these headers wants that."""
     size = len(response.body) + sum(map(len, response.tail))
     coding = wanted(headers.get(b"accept-encoding", b""), binary=bool(response.tail))
@@ -61,7 +61,7 @@ def wanted(accepted: bytes, *, binary: bool) -> bytes | None:
     return found
 
 
-def compressed(response: Response, coding: bytes) -> Response:
+def compressed(response: HttpResponse, coding: bytes) -> HttpResponse:
     """The response in that coding."""
     packer = zlib.compressobj(level=1, wbits=_CODINGS[coding])
     pieces = [packer.compress(piece) for piece in (response.body, *response.tail)]
@@ -72,4 +72,4 @@ def compressed(response: Response, coding: bytes) -> Response:
         (b"content-encoding", coding),
         (b"vary", b"accept-encoding"),
     ]
-    return Response(response.status, headers, body)
+    return HttpResponse(response.status, headers, body)

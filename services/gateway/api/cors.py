@@ -12,10 +12,10 @@ from typing import Any
 from starlette.applications import Starlette
 from starlette.middleware.cors import CORSMiddleware
 
-from services.gateway.api.compression import Response
-from services.gateway.api.inference import Inference
+from services.gateway.api.compression import HttpResponse
+from services.gateway.api.inference.handler import InferenceHandler
 from services.gateway.api.limits import Headers
-from services.gateway.application.inference.core import Core
+from services.gateway.application.inference.core import InferenceCore
 from services.gateway.domain.cors import EXPOSED, Origins
 from tidegate.kernel.errors import TidegateError
 from tidegate.kernel.http.heads import without_page
@@ -36,10 +36,10 @@ def allow(app: Starlette, origins: Origins) -> None:
     )
 
 
-class CrossOriginInference(Inference):
+class CrossOriginHandler(InferenceHandler):
     """Inference for callers that may be pages of these origins."""
 
-    def __init__(self, origins: Origins, core: Core, **parts: Any) -> None:
+    def __init__(self, origins: Origins, core: InferenceCore, **parts: Any) -> None:
         super().__init__(core, **parts)
         self.origins = origins
 
@@ -52,7 +52,7 @@ class CrossOriginInference(Inference):
         target: str,
         headers: Headers,
         body: Buffer,
-        done: Callable[[Response], None],
+        done: Callable[[HttpResponse], None],
         started: float | None = None,
     ) -> bytes | None:
         """Start the call; its answer says that the page may read it."""
@@ -60,13 +60,13 @@ class CrossOriginInference(Inference):
         if origin is None or origin not in self.origins:
             return super().begin(target, headers, body, done, started)
 
-        def marked(response: Response) -> None:
+        def marked(response: HttpResponse) -> None:
             response.headers.extend(self.origins.headers(origin))
             done(response)
 
         return super().begin(target, without_page(headers, self.origins), body, marked, started)
 
-    def refuse(self, target: str, headers: Headers, error: TidegateError) -> Response:
+    def refuse(self, target: str, headers: Headers, error: TidegateError) -> HttpResponse:
         """Return the refusal of a body that has not come, or not all of it."""
         response = super().refuse(target, headers, error)
         origin = headers.get(b"origin")

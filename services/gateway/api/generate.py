@@ -13,14 +13,14 @@ from fastapi import APIRouter, Request, Response
 from starlette.requests import ClientDisconnect
 from starlette.types import Send
 
-from services.gateway.api.attended import EVENT_STREAM, Attended
-from services.gateway.api.inference import CALLER_GONE, CLIENT_CLOSED, server_timing
-from services.gateway.api.inflating import inflated
+from services.gateway.api.cancellable_response import EVENT_STREAM, CancellableResponse
+from services.gateway.api.decompression import inflated
+from services.gateway.api.inference.handler import CALLER_GONE, CLIENT_CLOSED, server_timing
 from services.gateway.api.limits import Body, Headers, Limits
-from services.gateway.api.metrics import Metrics
+from services.gateway.api.metrics import GatewayMetrics
 from services.gateway.application.access import Access, Grant
 from services.gateway.application.access_log import AccessLog
-from services.gateway.application.inference.core import Answer, Core, parse_timeout
+from services.gateway.application.inference.core import InferenceCore, InferenceResult, parse_timeout
 from services.gateway.domain import generate
 from services.gateway.domain.spent import Spent
 from tidegate.kernel import telemetry
@@ -34,7 +34,7 @@ from tidegate.kernel.service.app import error_body, status_of
 log = telemetry.logger(__name__)
 
 
-class Call(NamedTuple):
+class GenerateCall(NamedTuple):
     """A request of this door; times in seconds of ``time.perf_counter``."""
 
     model: str
@@ -53,11 +53,16 @@ class Call(NamedTuple):
         self.held.release()
 
 
-class Generate:
+class GenerateRoutes:
     """The two paths of Triton's generate extension, for a model by its name and by name and version."""
 
     def __init__(
-        self, core: Core, access: Access, limits: Limits, metrics: Metrics, log: AccessLog | None = None
+        self,
+        core: InferenceCore,
+        access: Access,
+        limits: Limits,
+        metrics: GatewayMetrics,
+        log: AccessLog | None = None,
     ) -> None:
         self._core = core
         self._access = access
@@ -72,14 +77,14 @@ class Generate:
     async def generate(self, request: Request, model: str, version: str = "") -> Response:
         """Exactly one answer, as a JSON object of the outputs by name."""
         call = await self._read(request, model, version)
-        return Attended(lambda send: self._one(call, send), call.end)
+        return CancellableResponse(lambda send: self._one(call, send), call.end)
 
     async def generate_stream(self, request: Request, model: str, version: str = "") -> Response:
         """Any number of answers, each an event ``data: {...}`` as it is made."""
         call = await self._read(request, model, version)
-        return Attended(lambda send: self._many(call, send), call.end)
+        return CancellableResponse(lambda send: self._many(call, send), call.end)
 
-    async def _read(self, request: Request, model: str, version: str) -> Call:
+    async def _read(self, request: Request, model: str, version: str) -> GenerateCall:
         headers: Headers = dict(request.scope["headers"])
         timeout_ms = parse_timeout(headers.get(b"x-request-timeout-ms"))
         known = caller.current.get().principal is not ANONYMOUS
@@ -104,9 +109,9 @@ class Generate:
         except BaseException:
             held.release()
             raise
-        return Call(model, version, timeout_ms, body, held, started, grant, Spent())
+        return GenerateCall(model, version, timeout_ms, body, held, started, grant, Spent())
 
-    def _answers(self, call: Call) -> AsyncGenerator[Answer]:
+    def _answers(self, call: GenerateCall) -> AsyncGenerator[InferenceResult]:
         stream = self._core.stream(
             call.model,
             call.version,
@@ -117,7 +122,9 @@ class Generate:
         )
         return self._watch(call, self._metrics.watch(call.model, call.started, stream))
 
-    async def _watch(self, call: Call, answers: AsyncGenerator[Answer]) -> AsyncGenerator[Answer]:
+    async def _watch(
+        self, call: GenerateCall, answers: AsyncGenerator[InferenceResult]
+    ) -> AsyncGenerator[InferenceResult]:
         """A request's answers as they are; it gets a line in the access log at its end."""
         first, who, rid = None, caller.current.get().principal, telemetry.request_id.get()
         error: TidegateError | None = None
@@ -135,7 +142,9 @@ class Generate:
         finally:
             self._ended(call, who, rid, error if error is not None else first)
 
-    def _ended(self, call: Call, who: Principal, rid: str, end: Answer | TidegateError | None) -> None:
+    def _ended(
+        self, call: GenerateCall, who: Principal, rid: str, end: InferenceResult | TidegateError | None
+    ) -> None:
         """Log how a request ended: with its first answer, or with an error."""
         received, total = len(call.body), time.perf_counter() - call.started
         chunks = call.spent.answers
@@ -158,7 +167,7 @@ class Generate:
                 sent=call.spent.sent,
             )  # fmt: skip
 
-    async def _one(self, call: Call, send: Send) -> None:
+    async def _one(self, call: GenerateCall, send: Send) -> None:
         async with aclosing(self._answers(call)) as answers:
             answer = await anext(answers, None)
             if answer is None:
@@ -177,7 +186,7 @@ class Generate:
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         await send({"type": "http.response.body", "body": body})
 
-    async def _many(self, call: Call, send: Send) -> None:
+    async def _many(self, call: GenerateCall, send: Send) -> None:
         async with aclosing(self._answers(call)) as answers:
             # What goes wrong before the first answer has a status code of its own.
             answer = await anext(answers, None)
@@ -198,7 +207,7 @@ async def _event(send: Send, data: bytes) -> None:
     await send({"type": "http.response.body", "body": b"data: %b\n\n" % data, "more_body": True})
 
 
-def _encoded(call: Call, answer: Answer) -> bytes:
+def _encoded(call: GenerateCall, answer: InferenceResult) -> bytes:
     body = generate.encode(
         call.model,
         answer.route.version,

@@ -7,13 +7,13 @@ from typing import Any
 
 import orjson
 
-from services.gateway.adapters.reporter import Reporter
-from services.gateway.api.compression import Response
+from services.gateway.adapters.heartbeat import Heartbeat
+from services.gateway.api.compression import HttpResponse
 from services.gateway.api.limits import Headers
 from services.gateway.application.jobs.results import Results
 from services.gateway.application.jobs.submission import Submitted
 from services.gateway.domain import job_results, oip
-from services.gateway.domain.admission import Fleet, predicted_wait_ms
+from services.gateway.domain.admission import ReplicaFleet, predicted_wait_ms
 from services.gateway.domain.job_options import Preference
 from tidegate.kernel.protocol.jobs import Job, iso
 
@@ -25,11 +25,11 @@ _HEADER_LENGTH = oip.HEADER_LENGTH.lower().encode()
 class JobAnswers:
     """Encodes jobs for whoever may see them."""
 
-    def __init__(self, results: Results, reporter: Reporter) -> None:
+    def __init__(self, results: Results, reporter: Heartbeat) -> None:
         self._results = results
         self._reporter = reporter
 
-    def accepted(self, submitted: Submitted, job: Job, prefer: Preference, rid: bytes) -> Response:
+    def accepted(self, submitted: Submitted, job: Job, prefer: Preference, rid: bytes) -> HttpResponse:
         """202: where the job is found, and when it may start. ``job``: as it is now."""
         position = submitted.position if job.status == "queued" else None
         body = orjson.dumps(self.document(job, position))
@@ -42,7 +42,7 @@ class JobAnswers:
         ]
         if not submitted.fresh:
             headers.append((b"idempotency-replayed", b"true"))
-        return Response(202, headers, body)
+        return HttpResponse(202, headers, body)
 
     def document(self, job: Job, position: int | None) -> dict[str, Any]:
         """The job as its caller sees it. ``position``: jobs before it; None: it waits no more, or unknown."""
@@ -64,7 +64,7 @@ class JobAnswers:
             },
         }
 
-    async def result(self, job: Job, headers: Headers, rid: bytes) -> Response:
+    async def result(self, job: Job, headers: Headers, rid: bytes) -> HttpResponse:
         """The result of a job that is over, in the form that was asked for. Raises why there is none."""
         if job.state != "succeeded":
             raise job_results.failure_of(job)
@@ -78,10 +78,10 @@ class JobAnswers:
         ]
         if tail:
             answer.append((_HEADER_LENGTH, b"%d" % len(body)))
-        return Response(200, answer, body, tail)
+        return HttpResponse(200, answer, body, tail)
 
 
-def starts_in_ms(position: int, fleet: Fleet) -> float | None:
+def starts_in_ms(position: int, fleet: ReplicaFleet) -> float | None:
     """How long until a job with ``position`` others before it starts, in ms; None where nothing tells."""
     if fleet.ready == 0:
         return fleet.start_ms

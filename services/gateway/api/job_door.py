@@ -10,7 +10,7 @@ from contextlib import suppress
 
 import orjson
 
-from services.gateway.api.compression import Response, deliver
+from services.gateway.api.compression import HttpResponse, deliver
 from services.gateway.api.job_answers import JobAnswers
 from services.gateway.api.limits import Headers
 from services.gateway.application.access import Access, Grant
@@ -32,8 +32,8 @@ PATH = "/v1/jobs"
 TARGET = "\njobs"
 _BROKEN = "internal error; see the log of the service"
 
-Done = Callable[[Response], None]
-Answered = Callable[[Response, Job], None]
+Done = Callable[[HttpResponse], None]
+Answered = Callable[[HttpResponse, Job], None]
 Failed = Callable[[TidegateError], None]
 
 
@@ -71,7 +71,7 @@ class JobDoor:
         order, grant = self._order(target, headers, body, length, principal, rid)
         began, received, endpoint, route = time.perf_counter(), len(body), order.endpoint, order.route
 
-        def answered(response: Response, job: Job) -> None:
+        def answered(response: HttpResponse, job: Job) -> None:
             if self._log.take():
                 self._log.accepted(
                     endpoint, route.name, route.version, job.id.hex(), principal, telemetry.shown_id(rid),

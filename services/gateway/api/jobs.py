@@ -12,9 +12,8 @@ from fastapi import APIRouter, Query, Request
 from starlette.responses import Response
 from starlette.types import Send
 
-from services.gateway.api.attended import EVENT_STREAM, Attended
-from services.gateway.api.compression import Response as Answer
-from services.gateway.api.compression import deliver
+from services.gateway.api.cancellable_response import EVENT_STREAM, CancellableResponse
+from services.gateway.api.compression import HttpResponse, deliver
 from services.gateway.api.job_answers import JobAnswers
 from services.gateway.api.limits import Headers
 from services.gateway.api.records import id_in_path, json_response, page, read_cursor, request_principal
@@ -102,7 +101,7 @@ class JobsDoor:
         after = last_event_id(request.headers.get("last-event-id"))
         if job.terminal and not await self._jobs.store.log(job.id, after):
             return Response(status_code=204)  # tells an EventSource that there is nothing to come back for
-        return Attended(lambda send: self._tell(job.id, after, send), lambda: None)
+        return CancellableResponse(lambda send: self._tell(job.id, after, send), lambda: None)
 
     async def retry(self, id: str) -> Response:
         """A new job with the request of one that failed."""
@@ -174,9 +173,9 @@ def shown(event: JobEvent | None) -> bytes:
     return b"id: %d\nevent: %b\ndata: %b\n\n" % (event.seq, name.encode(), orjson.dumps(event.public()))
 
 
-async def packed(answer: Answer, headers: Headers) -> Response:
+async def packed(answer: HttpResponse, headers: Headers) -> Response:
     """The framework's response for one of ours, compressed if its caller wants that."""
-    future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+    future: asyncio.Future[HttpResponse] = asyncio.get_running_loop().create_future()
     deliver(answer, headers, future.set_result)
     done = await future
     response = Response(b"".join((done.body, *done.tail)), done.status)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from services.gateway.domain.budget import Budget
+from services.gateway.domain.memory_budget import MemoryBudget
 from tidegate.kernel.errors import Overloaded, PayloadTooLarge, TidegateError
 from tidegate.kernel.http.heads import number
 from tidegate.kernel.protocol.envelope import Buffer
@@ -15,7 +15,9 @@ STEP = 2**20
 class Limits:
     """A gateway process's limits. ``bodies`` counts requests in hand, ``answers`` what is not sent yet."""
 
-    def __init__(self, *, body_bytes: int, json_bytes: int, bodies: Budget, answers: Budget) -> None:
+    def __init__(
+        self, *, body_bytes: int, json_bytes: int, bodies: MemoryBudget, answers: MemoryBudget
+    ) -> None:
         self.body_bytes = body_bytes
         self.json_bytes = json_bytes
         self.bodies = bodies

@@ -11,7 +11,7 @@ from contextlib import aclosing
 import numpy as np
 from prometheus_client import Counter, Gauge, Histogram
 
-from services.gateway.application.inference.core import Answer, Timing
+from services.gateway.application.inference.core import InferenceResult, Timing
 from services.gateway.domain.routing import RouteTable
 from tidegate.kernel.errors import TidegateError
 from tidegate.kernel.protocol.presence import GatewayLoad
@@ -88,7 +88,7 @@ def observe_all(histogram: Histogram, values: np.ndarray) -> None:
     histogram._sum.inc(float(values.sum()))
 
 
-class Metrics:
+class GatewayMetrics:
     """Counts requests and their times. :meth:`report` brings what was collected into view.
 
     Only names of the route table become labels, and those that leave it are forgotten, so that the page of
@@ -140,8 +140,8 @@ class Metrics:
         return model if not model or (table is not None and model in table.endpoints) else UNKNOWN
 
     async def watch(
-        self, model: str, started: float, answers: AsyncGenerator[Answer]
-    ) -> AsyncGenerator[Answer]:
+        self, model: str, started: float, answers: AsyncGenerator[InferenceResult]
+    ) -> AsyncGenerator[InferenceResult]:
         """A stream's answers as they are, counted. ``started`` is on the clock ``time.perf_counter``."""
         first = True
         try:

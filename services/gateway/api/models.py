@@ -9,7 +9,7 @@ from fastapi import APIRouter, Depends, Request, Response
 from starlette.requests import ClientDisconnect
 
 from services.gateway.application.catalogue import EXTENSIONS, Catalogue
-from services.gateway.application.inference.core import Core
+from services.gateway.application.inference.core import InferenceCore
 from services.gateway.domain.routing import require
 from tidegate.kernel import telemetry
 from tidegate.kernel.errors import BadRequest, Forbidden, PayloadTooLarge
@@ -96,7 +96,7 @@ async def ready(request: Request, response: Response) -> dict[str, bool]:
 @router.get("/models")
 async def models(request: Request, who: Who) -> dict[str, Any]:
     """Return the endpoints that the caller may use by name, with their versions."""
-    core: Core = request.app.state.core
+    core: InferenceCore = request.app.state.core
     table = require(core.routes.table)
     items = [{"name": e.name, "versions": sorted(e.versions, key=int)} for e in table.endpoints.values()]
     mine = [item for item in items if who.may(INFER, str(item["name"]))]

@@ -49,7 +49,7 @@ _HOPS = {
 _NOT_BACK = {"connection", "keep-alive", "transfer-encoding", "x-request-id", "date", "server"}
 
 
-class Proxy:
+class ControlPlaneProxy:
     """Passes calls on to the services at ``urls``, by their names."""
 
     def __init__(self, urls: Mapping[str, str], service_token: str) -> None:

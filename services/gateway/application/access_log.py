@@ -17,7 +17,7 @@ from typing import Any
 
 import orjson
 
-from services.gateway.application.inference.core import Answer
+from services.gateway.application.inference.core import InferenceResult
 from services.gateway.domain.access_lines import Sampler, trace_id
 from services.gateway.settings import GatewaySettings
 from tidegate.kernel import tasks, telemetry
@@ -67,7 +67,7 @@ class AccessLog:
         self,
         protocol: str,
         model: str,
-        answer: Answer,
+        answer: InferenceResult,
         who: Principal | None,
         rid: str,
         *,

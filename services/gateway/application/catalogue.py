@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from services.gateway.adapters.cards import Cards
-from services.gateway.application.inference.core import Core
+from services.gateway.adapters.model_metadata import ModelMetadataCache
+from services.gateway.application.inference.core import InferenceCore
 from services.gateway.domain import admission
 from services.gateway.domain.routing import DeploymentRoute, EndpointRoute, require
 from tidegate.kernel.errors import NotFound, TidegateError, Unavailable
@@ -28,7 +28,7 @@ EXTENSIONS = [
 class Catalogue:
     """Models by their public names, in Triton's shapes; raises NotFound, NoRoutes, Unavailable."""
 
-    def __init__(self, core: Core, cards: Cards, store: Store) -> None:
+    def __init__(self, core: InferenceCore, cards: ModelMetadataCache, store: Store) -> None:
         self._core = core
         self._cards = cards
         self._store = store

@@ -12,7 +12,7 @@ RESERVE = 0.2
 
 
 @dataclass(frozen=True, slots=True)
-class Fleet:
+class ReplicaFleet:
     """The workers of a Deployment as last reported; None: not known.
 
     ``request_ms``: model time per request in the calls made of late. ``full_ms``: the same when each call
@@ -32,11 +32,11 @@ class Fleet:
     reloading: str = ""
 
 
-UNKNOWN_FLEET = Fleet()
+UNKNOWN_REPLICAS = ReplicaFleet()
 
 
 def refusal(
-    *, outstanding: int, max_queue: int, wakeable: bool, fleet: Fleet, timeout_ms: float, name: str
+    *, outstanding: int, max_queue: int, wakeable: bool, fleet: ReplicaFleet, timeout_ms: float, name: str
 ) -> TidegateError | None:
     """Why a request with ``timeout_ms`` left is not admitted behind ``outstanding`` others, or None.
 
@@ -60,7 +60,7 @@ def refusal(
     return None
 
 
-def nobody_there(wakeable: bool, fleet: Fleet, timeout_ms: float, name: str) -> TidegateError | None:
+def nobody_there(wakeable: bool, fleet: ReplicaFleet, timeout_ms: float, name: str) -> TidegateError | None:
     """Why nobody will answer a request with ``timeout_ms`` left to a model without a replica, or None."""
     if not wakeable:
         return NoCapacity(
@@ -79,12 +79,12 @@ def nobody_there(wakeable: bool, fleet: Fleet, timeout_ms: float, name: str) -> 
     return None
 
 
-def no_replica(fleet: Fleet, name: str) -> NoCapacity:
+def no_replica(fleet: ReplicaFleet, name: str) -> NoCapacity:
     """Return the error for a request to a Deployment whose replicas do not start."""
     return NoCapacity(f"{name} has no replica: {fleet.fault}", retry_after_s=30.0)
 
 
-def not_ready(wakeable: bool, fleet: Fleet) -> str:
+def not_ready(wakeable: bool, fleet: ReplicaFleet) -> str:
     """Return why a request would not be answered now; empty: a replica is ready, or the request wakes one."""
     if fleet.ready:
         return ""
@@ -93,7 +93,7 @@ def not_ready(wakeable: bool, fleet: Fleet) -> str:
     return fleet.fault or fleet.reloading
 
 
-def predicted_wait_ms(outstanding: int, fleet: Fleet) -> float | None:
+def predicted_wait_ms(outstanding: int, fleet: ReplicaFleet) -> float | None:
     """How long a new request waits for its turn, in ms; None when nothing was measured."""
     per_request = fleet.request_ms if fleet.full_ms is None else fleet.full_ms
     if fleet.ready == 0 or per_request is None:

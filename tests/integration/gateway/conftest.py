@@ -20,8 +20,8 @@ import pytest
 from redis import Redis
 
 from services.gateway.adapters.dispatcher import Dispatcher
-from services.gateway.domain.admission import UNKNOWN_FLEET, Fleet
-from services.gateway.domain.budget import Budget
+from services.gateway.domain.admission import UNKNOWN_REPLICAS, ReplicaFleet
+from services.gateway.domain.memory_budget import MemoryBudget
 from services.gateway.domain.routing import DeploymentRoute, compile_table
 from tests.integration.gateway.process import echo, make_table, wait_ready
 from tidegate.kernel.blobs.claims import Claims
@@ -122,11 +122,11 @@ class Peer:
         self.demanded.append(delivery.routing_key.removeprefix("demand."))
 
 
-class Fleets(dict[str, Fleet]):
+class Fleets(dict[str, ReplicaFleet]):
     """What the dispatcher is told of the workers."""
 
-    def __call__(self, name: str) -> Fleet:
-        return self.get(name, UNKNOWN_FLEET)
+    def __call__(self, name: str) -> ReplicaFleet:
+        return self.get(name, UNKNOWN_REPLICAS)
 
 
 @pytest.fixture
@@ -189,8 +189,10 @@ async def dispatch(rabbitmq_url, fleets, claims) -> AsyncIterator[Callable[..., 
     """Opens a dispatcher that is up, and stops it after the test."""
     async with AsyncExitStack() as stack:
 
-        async def opened(url: str = rabbitmq_url, answers: Budget | None = None, **given: Any) -> Dispatcher:
-            answers = answers or Budget(2**30)
+        async def opened(
+            url: str = rabbitmq_url, answers: MemoryBudget | None = None, **given: Any
+        ) -> Dispatcher:
+            answers = answers or MemoryBudget(2**30)
             found = Dispatcher(url, os.urandom(8), fleets, claims=claims, answers=answers, **given)
             found.start()
             stack.push_async_callback(found.stop)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from services.gateway.adapters.dispatcher import Dispatcher
-from services.gateway.domain.budget import Budget
+from services.gateway.domain.memory_budget import MemoryBudget
 from tests.integration.gateway.conftest import CLAIM_ABOVE, submit
 from tests.integration.gateway.process import echo
 from tidegate.kernel.blobs.claims import Claims
@@ -140,7 +140,7 @@ async def test_the_claim_is_sent_again_after_a_reconnect(dispatch, line, peer, r
 async def test_answers_wait_for_room(dispatch, peer, route, claims, until):
     """Two that do not fit together: one after the other, and both come."""
     peer.answer = lambda _: None
-    answers = Budget(CLAIM_ABOVE + 10)
+    answers = MemoryBudget(CLAIM_ABOVE + 10)
     dispatcher = await dispatch(answers=answers)
     answers.force(CLAIM_ABOVE)  # an answer that its reader has not taken yet
     futures = [send(dispatcher, route(), b"s")[1] for _ in range(2)]

@@ -13,9 +13,9 @@ import pytest
 
 from services.gateway.adapters.dispatcher import Dispatcher
 from services.gateway.application.inference.core import failure
-from services.gateway.domain.admission import Fleet
-from services.gateway.domain.budget import Budget
-from services.gateway.domain.packing import MAX_BYTES
+from services.gateway.domain.admission import ReplicaFleet
+from services.gateway.domain.envelope_size import MAX_BYTES
+from services.gateway.domain.memory_budget import MemoryBudget
 from tests.integration.gateway import conftest
 from tidegate.kernel.broker.connection import Connection
 from tidegate.kernel.broker.topology import Queue, replies_queue
@@ -173,7 +173,7 @@ async def test_what_was_abandoned_before_it_left_is_not_sent(dispatch, peer, rou
 
 async def test_envelopes_fill_under_load(dispatch, peer, route, deployment, fleets):
     """Two ready replicas of a light model: the requests of one turn travel in two envelopes."""
-    fleets[deployment] = Fleet(2, 0.05)
+    fleets[deployment] = ReplicaFleet(2, 0.05)
     dispatcher = await dispatch()
     futures = [submit(dispatcher, route(), n)[1] for n in range(60)]
     await asyncio.gather(*futures)
@@ -181,7 +181,9 @@ async def test_envelopes_fill_under_load(dispatch, peer, route, deployment, flee
     assert [int(struct.unpack("<2f", r.data[0])[0]) for r in peer.requests] == list(range(60))
 
 
-@pytest.mark.parametrize("fleet", [Fleet(0, None), Fleet(1, None), Fleet(1, 20.0)], ids=str)
+@pytest.mark.parametrize(
+    "fleet", [ReplicaFleet(0, None), ReplicaFleet(1, None), ReplicaFleet(1, 20.0)], ids=str
+)
 async def test_envelopes_of_one(dispatch, peer, route, deployment, fleets, fleet):
     """Of a heavy model, and of one that nobody has measured."""
     fleets[deployment] = fleet
@@ -191,7 +193,7 @@ async def test_envelopes_of_one(dispatch, peer, route, deployment, fleets, fleet
 
 
 async def test_envelopes_are_no_larger_than_they_may_be(dispatch, peer, route, deployment, fleets):
-    fleets[deployment] = Fleet(1, 0.01)
+    fleets[deployment] = ReplicaFleet(1, 0.01)
     dispatcher = await dispatch()
     sizes = [MAX_BYTES // 3] * 4 + [MAX_BYTES * 2, 10]
     replies = await asyncio.gather(
@@ -250,7 +252,7 @@ async def test_demand_is_told_once_a_second(dispatch, peer, route, deployment, f
         dispatcher.demand(route())
     await until(lambda: peer.demanded)
     assert peer.demanded.count(deployment) <= 2
-    fleets[deployment] = Fleet(1, 1.0)
+    fleets[deployment] = ReplicaFleet(1, 1.0)
     count = len(peer.demanded)
     await submit(dispatcher, route())[1]
     assert len(peer.demanded) == count, "with a ready replica nobody has to be woken"
@@ -421,7 +423,7 @@ async def test_stopping_tells_those_who_wait(dispatch, peer, route):
 
 
 async def test_problem(rabbitmq_url, line, until, fleets, claims):
-    dispatcher = Dispatcher(line.url, os.urandom(8), fleets, claims=claims, answers=Budget(1))
+    dispatcher = Dispatcher(line.url, os.urandom(8), fleets, claims=claims, answers=MemoryBudget(1))
     assert dispatcher.problem() == "RabbitMQ is not connected yet."
     dispatcher.start()
     await until(lambda: dispatcher.problem() is None)

@@ -8,9 +8,9 @@ from collections.abc import AsyncIterator
 import orjson
 import pytest
 
-from services.gateway.adapters.reporter import Reporter
-from services.gateway.adapters.routes import Routes
-from services.gateway.domain.admission import Fleet
+from services.gateway.adapters.heartbeat import Heartbeat
+from services.gateway.adapters.route_table import RouteTableCache
+from services.gateway.domain.admission import ReplicaFleet
 from tests.conftest import PATIENCE_S
 from tidegate.kernel.protocol.presence import GatewayLoad, GatewayReport, ReplicaReport
 from tidegate.kernel.store import Store
@@ -35,13 +35,13 @@ def raw(table, deployment):
 
 
 @pytest.fixture
-async def routes(store, tmp_path) -> AsyncIterator[Routes]:
-    found = Routes(store, tmp_path / "data" / "routes.json")
+async def routes(store, tmp_path) -> AsyncIterator[RouteTableCache]:
+    found = RouteTableCache(store, tmp_path / "data" / "routes.json")
     yield found
     await asyncio.wait_for(found.stop(), PATIENCE_S)
 
 
-def revision(routes: Routes) -> tuple[str, int] | None:
+def revision(routes: RouteTableCache) -> tuple[str, int] | None:
     return routes.table.revision if routes.table else None
 
 
@@ -88,7 +88,7 @@ async def test_a_restart_without_a_store(tmp_path, raw, until):
     (port,) = free_ports(1)
     (tmp_path / "routes.json").write_bytes(raw(3))
     store = Store.connect(f"redis://127.0.0.1:{port}/0")
-    routes = Routes(store, tmp_path / "routes.json")
+    routes = RouteTableCache(store, tmp_path / "routes.json")
     await asyncio.wait_for(routes.start(), PATIENCE_S)
     assert revision(routes) == ("e", 3)
     with valkey_running(tmp_path / "valkey", port=port):
@@ -101,7 +101,7 @@ async def test_a_restart_without_a_store(tmp_path, raw, until):
 async def test_a_broken_copy_on_disk_is_passed_over(store, raw, tmp_path):
     (tmp_path / "routes.json").write_bytes(b"{")
     await store.publish_routes(raw(1))
-    routes = Routes(store, tmp_path / "routes.json")
+    routes = RouteTableCache(store, tmp_path / "routes.json")
     await routes.start()
     assert revision(routes) == ("e", 1)
     await asyncio.wait_for(routes.stop(), PATIENCE_S)
@@ -111,11 +111,11 @@ async def test_a_broken_copy_on_disk_is_passed_over(store, raw, tmp_path):
 async def test_the_reporter_tells_and_hears(store, until):
     loads = {"d": GatewayLoad(3, 10, 7, 0)}
     shown: list[dict[str, GatewayLoad]] = []
-    reporter = Reporter(store, "g1", 0.01, lambda: loads, shown.append)
-    assert reporter.fleet("d") == Fleet(0, None)
+    reporter = Heartbeat(store, "g1", 0.01, lambda: loads, shown.append)
+    assert reporter.fleet("d") == ReplicaFleet(0, None)
     await store.report_replica(ReplicaReport("r", "d", 1, "h", 1, "ready", call_ms=20.0, batch_mean=2.0))
     await reporter.start()
-    assert reporter.fleet("d") == Fleet(1, 10.0, 20.0)
+    assert reporter.fleet("d") == ReplicaFleet(1, 10.0, 20.0)
     (report,) = (await store.gateways()).reports
     assert (report.incarnation, report.deployments) == ("g1", loads)
     await store.report_replica(ReplicaReport("q", "d", 1, "h", 1, "ready"))
@@ -128,9 +128,9 @@ async def test_the_reporter_tells_and_hears(store, until):
 async def test_the_reporter_hears_of_other_gateways(store, until):
     await store.report_gateway(GatewayReport("g2", 1.0, {"d": GatewayLoad(outstanding=4)}))
     await store.publish_statuses({"d": {"conditions": [{"type": "Loaded", "ok": False, "message": "no"}]}})
-    reporter = Reporter(store, "g1", 0.01, lambda: {"d": GatewayLoad(outstanding=9)}, lambda _: None)
+    reporter = Heartbeat(store, "g1", 0.01, lambda: {"d": GatewayLoad(outstanding=9)}, lambda _: None)
     await reporter.start()
-    await until(lambda: reporter.fleet("d") == Fleet(0, elsewhere=4, fault="no"))
+    await until(lambda: reporter.fleet("d") == ReplicaFleet(0, elsewhere=4, fault="no"))
     await asyncio.wait_for(reporter.stop(), PATIENCE_S)
 
 
@@ -140,12 +140,12 @@ async def test_the_reporter_goes_on_with_what_it_knows(tmp_path, until):
         store = Store.connect(url)
         await store.report_replica(ReplicaReport("r", "d", 1, "h", 1, "ready", call_ms=20.0))
         shown: list[dict[str, GatewayLoad]] = []
-        reporter = Reporter(store, "g1", 0.01, dict, shown.append)
+        reporter = Heartbeat(store, "g1", 0.01, dict, shown.append)
         await reporter.start()
     await until(lambda: reporter.store_down)
-    assert reporter.fleet("d") == Fleet(1, 20.0, 20.0)
+    assert reporter.fleet("d") == ReplicaFleet(1, 20.0, 20.0)
     with valkey_running(tmp_path / "after", port=port):
         await until(lambda: not reporter.store_down)
-        await until(lambda: reporter.fleet("d") == Fleet(0, None))
+        await until(lambda: reporter.fleet("d") == ReplicaFleet(0, None))
         await asyncio.wait_for(reporter.stop(), PATIENCE_S)
         await store.close()

@@ -9,9 +9,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from services.gateway.application.inference import chunks
-from services.gateway.application.inference.core import Core
-from services.gateway.domain.admission import UNKNOWN_FLEET
+from services.gateway.application.inference import chunk_buffer as chunks
+from services.gateway.application.inference.core import InferenceCore
+from services.gateway.domain.admission import UNKNOWN_REPLICAS
 from services.gateway.domain.contract import Decoded
 from services.gateway.domain.routing import compile_table
 from tidegate.kernel.errors import BadRequest, DeadlinePassed, ModelFailed, Overloaded, Unavailable
@@ -70,9 +70,9 @@ def model(peer, until) -> Model:
 def core(table, deployment):
     """``core(dispatcher)``: the gateway's core with the test's Deployment."""
 
-    def made(dispatcher, **fields) -> Core:
+    def made(dispatcher, **fields) -> InferenceCore:
         routes = SimpleNamespace(table=compile_table(table(deployment, **fields)))
-        return Core(routes, dispatcher, SimpleNamespace(fleet=lambda _: UNKNOWN_FLEET))  # type: ignore[arg-type]
+        return InferenceCore(routes, dispatcher, SimpleNamespace(fleet=lambda _: UNKNOWN_REPLICAS))  # type: ignore[arg-type]
 
     return made
 

@@ -8,16 +8,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.gateway.adapters.reporter import fleets, outstanding_elsewhere
+from services.gateway.adapters.heartbeat import fleets, outstanding_elsewhere
 from services.gateway.domain.admission import (
     RESERVE,
-    UNKNOWN_FLEET,
-    Fleet,
+    UNKNOWN_REPLICAS,
+    ReplicaFleet,
     not_ready,
     predicted_wait_ms,
     refusal,
 )
-from services.gateway.domain.trouble import Trouble, trouble
+from services.gateway.domain.replica_fault import ReplicaFault, trouble
 from tidegate.kernel.errors import ColdStart, NoCapacity, Overloaded, TidegateError
 from tidegate.kernel.protocol.presence import GatewayLoad, GatewayReport, GatewayView, ReplicaReport
 
@@ -29,7 +29,7 @@ def decide(**given_: Any) -> TidegateError | None:
         "outstanding": 0,
         "max_queue": 100,
         "wakeable": True,
-        "fleet": Fleet(2, 10.0),
+        "fleet": ReplicaFleet(2, 10.0),
         "timeout_ms": 1000,
         "name": "d",
     }
@@ -48,16 +48,16 @@ def test_there_is_room():
 
 
 def test_a_sleeping_model_is_woken():
-    assert decide(fleet=UNKNOWN_FLEET) is None
-    assert decide(fleet=UNKNOWN_FLEET, outstanding=99, timeout_ms=1) is None
+    assert decide(fleet=UNKNOWN_REPLICAS) is None
+    assert decide(fleet=UNKNOWN_REPLICAS, outstanding=99, timeout_ms=1) is None
 
 
 def test_what_was_not_measured_admits():
-    assert decide(fleet=Fleet(1, None), outstanding=99, timeout_ms=1) is None
+    assert decide(fleet=ReplicaFleet(1, None), outstanding=99, timeout_ms=1) is None
 
 
 def test_nobody_may_start_one():
-    assert told(fleet=UNKNOWN_FLEET, wakeable=False) == (
+    assert told(fleet=UNKNOWN_REPLICAS, wakeable=False) == (
         NoCapacity,
         "d has no replica and may not start one: it is held at 0 replicas (an operator lifts that with "
         "`tidegate scale d --auto`)",
@@ -67,25 +67,27 @@ def test_nobody_may_start_one():
 
 
 def test_nobody_can_start_one():
-    kind, message, _ = told(fleet=Fleet(0, fault="no such file"))
+    kind, message, _ = told(fleet=ReplicaFleet(0, fault="no such file"))
     assert (kind, message) == (NoCapacity, "d has no replica: no such file")
-    assert decide(fleet=Fleet(1, 1.0, fault="no such file")) is None, "one is there"
+    assert decide(fleet=ReplicaFleet(1, 1.0, fault="no such file")) is None, "one is there"
 
 
 def test_a_start_that_takes_too_long():
-    kind, message, retry = told(fleet=Fleet(0, start_ms=5000.0), timeout_ms=4999)
+    kind, message, retry = told(fleet=ReplicaFleet(0, start_ms=5000.0), timeout_ms=4999)
     assert (kind, retry) == (ColdStart, 5.0)
     assert message.startswith("d takes 5000 ms more to start, the request has 4999 ms: allow it more time")
-    assert decide(fleet=Fleet(0, start_ms=5000.0), timeout_ms=5000) is None
-    assert decide(fleet=Fleet(1, start_ms=5000.0), timeout_ms=1) is None
+    assert decide(fleet=ReplicaFleet(0, start_ms=5000.0), timeout_ms=5000) is None
+    assert decide(fleet=ReplicaFleet(1, start_ms=5000.0), timeout_ms=1) is None
 
 
 def test_the_queue_is_full():
     kind, message, retry = told(outstanding=100)
     assert (kind, message) == (Overloaded, "d: 100 requests wait already, the limit is 100")
     assert retry == pytest.approx(0.5)
-    assert told(outstanding=100, fleet=UNKNOWN_FLEET)[2] == 1.0
-    assert told(outstanding=60, fleet=Fleet(2, 10.0, elsewhere=40))[1].startswith("d: 100 requests wait")
+    assert told(outstanding=100, fleet=UNKNOWN_REPLICAS)[2] == 1.0
+    assert told(outstanding=60, fleet=ReplicaFleet(2, 10.0, elsewhere=40))[1].startswith(
+        "d: 100 requests wait"
+    )
 
 
 def test_the_wait_is_too_long():
@@ -97,13 +99,13 @@ def test_the_wait_is_too_long():
 
 
 def test_others_wait_too():
-    assert decide(outstanding=10, timeout_ms=100, fleet=Fleet(2, 10.0)) is None
-    assert decide(outstanding=10, timeout_ms=100, fleet=Fleet(2, 10.0, elsewhere=20)) is not None
+    assert decide(outstanding=10, timeout_ms=100, fleet=ReplicaFleet(2, 10.0)) is None
+    assert decide(outstanding=10, timeout_ms=100, fleet=ReplicaFleet(2, 10.0, elsewhere=20)) is not None
 
 
 def test_full_calls_count_when_they_are_known():
-    assert predicted_wait_ms(10, Fleet(1, 10.0, 2.0)) == 20.0
-    assert predicted_wait_ms(10, Fleet(1, 10.0)) == 100.0
+    assert predicted_wait_ms(10, ReplicaFleet(1, 10.0, 2.0)) == 20.0
+    assert predicted_wait_ms(10, ReplicaFleet(1, 10.0)) == 100.0
 
 
 @given(
@@ -115,7 +117,7 @@ def test_full_calls_count_when_they_are_known():
     st.integers(0, 1000),
 )
 def test_a_refusal_can_be_obeyed(outstanding, ready, request_ms, timeout_ms, max_queue, elsewhere):
-    fleet = Fleet(ready, request_ms, elsewhere=elsewhere)
+    fleet = ReplicaFleet(ready, request_ms, elsewhere=elsewhere)
     found = decide(outstanding=outstanding, fleet=fleet, timeout_ms=timeout_ms, max_queue=max_queue)
     wait = predicted_wait_ms(outstanding, fleet)
     waiting = outstanding + elsewhere
@@ -143,10 +145,10 @@ def test_fleets_are_the_ready_ones():
         ]
     )
     assert found == {
-        "a": Fleet(3, 7.5, 2.5),
-        "b": Fleet(),
-        "c": Fleet(1, None),
-        "d": Fleet(1, 8.0, 8.0),
+        "a": ReplicaFleet(3, 7.5, 2.5),
+        "b": ReplicaFleet(),
+        "c": ReplicaFleet(1, None),
+        "d": ReplicaFleet(1, 8.0, 8.0),
     }
 
 
@@ -159,10 +161,10 @@ def test_what_the_autoscaler_says():
     }
     never: dict[str, Any] = {"cold_starts": [], "replicas": []}
     found = fleets([report("up")], {}, {"bad": failed, "new": starts, "un": never, "up": failed}, 100.0)
-    assert found["bad"] == Fleet(fault="no such file")
-    assert found["new"] == Fleet(start_ms=2500.0)
-    assert found["un"] == Fleet()
-    assert found["up"] == Fleet(1), "a ready replica answers for itself"
+    assert found["bad"] == ReplicaFleet(fault="no such file")
+    assert found["new"] == ReplicaFleet(start_ms=2500.0)
+    assert found["un"] == ReplicaFleet()
+    assert found["up"] == ReplicaFleet(1), "a ready replica answers for itself"
 
 
 def test_what_others_have_outstanding():
@@ -174,7 +176,7 @@ def test_what_others_have_outstanding():
         ]
     )
     assert outstanding_elsewhere(view, "me") == {"a": 6, "b": 1}
-    assert fleets([], {"a": 6}) == {"a": Fleet(elsewhere=6)}
+    assert fleets([], {"a": 6}) == {"a": ReplicaFleet(elsewhere=6)}
 
 
 AGAIN = report("a", "starting", message="Triton crashed; starting it again", ready_at=5.0)
@@ -184,19 +186,19 @@ NO_LOAD = {"conditions": [{"type": "Loaded", "ok": False, "reason": "LoadFailed"
 @pytest.mark.parametrize(
     ("reports", "status", "expected"),
     [
-        ([], {}, Trouble()),
-        ([report("a", "starting")], {}, Trouble()),
-        ([AGAIN], {}, Trouble(reloading="Triton crashed; starting it again")),
-        ([report("a", "starting", ready_at=5.0)], {}, Trouble(reloading="it loads its model again")),
-        ([report("a", "starting")], NO_LOAD, Trouble("no such file", True)),
-        ([AGAIN], NO_LOAD, Trouble("no such file", False, AGAIN.message)),
-        ([report("a", "draining")], NO_LOAD, Trouble("no such file")),
-        ([], NO_LOAD | {"ready": 1}, Trouble("no such file")),
-        ([], NO_LOAD | {"draining": 1}, Trouble("no such file")),
+        ([], {}, ReplicaFault()),
+        ([report("a", "starting")], {}, ReplicaFault()),
+        ([AGAIN], {}, ReplicaFault(reloading="Triton crashed; starting it again")),
+        ([report("a", "starting", ready_at=5.0)], {}, ReplicaFault(reloading="it loads its model again")),
+        ([report("a", "starting")], NO_LOAD, ReplicaFault("no such file", True)),
+        ([AGAIN], NO_LOAD, ReplicaFault("no such file", False, AGAIN.message)),
+        ([report("a", "draining")], NO_LOAD, ReplicaFault("no such file")),
+        ([], NO_LOAD | {"ready": 1}, ReplicaFault("no such file")),
+        ([], NO_LOAD | {"draining": 1}, ReplicaFault("no such file")),
         (
             [],
             {"conditions": [NO_LOAD["conditions"][0] | {"reason": "StartTimeout"}]},
-            Trouble("no such file"),
+            ReplicaFault("no such file"),
         ),
     ],
 )
@@ -208,12 +210,16 @@ def test_what_is_wrong_with_a_fleet(reports, status, expected):
 @pytest.mark.parametrize(
     ("wakeable", "fleet", "why"),
     [
-        (True, Fleet(1, fault="no such file"), ""),
-        (False, Fleet(1), ""),
-        (True, Fleet(), ""),
-        (False, Fleet(), "it is held at 0 replicas"),
-        (True, Fleet(fault="no such file"), "no such file"),
-        (True, Fleet(reloading="Triton crashed; starting it again"), "Triton crashed; starting it again"),
+        (True, ReplicaFleet(1, fault="no such file"), ""),
+        (False, ReplicaFleet(1), ""),
+        (True, ReplicaFleet(), ""),
+        (False, ReplicaFleet(), "it is held at 0 replicas"),
+        (True, ReplicaFleet(fault="no such file"), "no such file"),
+        (
+            True,
+            ReplicaFleet(reloading="Triton crashed; starting it again"),
+            "Triton crashed; starting it again",
+        ),
     ],
 )
 def test_ready_is_what_a_request_would_meet(wakeable, fleet, why):

@@ -9,23 +9,23 @@ from typing import Any
 
 import pytest
 
-from services.gateway.api.compression import Response, deliver, wanted
+from services.gateway.api.compression import HttpResponse, deliver, wanted
 
 pytestmark = pytest.mark.unit
 
 LONG = b'{"outputs": []}' * 1000
 
 
-def response(body: bytes = LONG, tail: tuple[bytes, ...] = ()) -> Response:
-    return Response(
+def response(body: bytes = LONG, tail: tuple[bytes, ...] = ()) -> HttpResponse:
+    return HttpResponse(
         200, [(b"content-length", b"%d" % (len(body) + sum(map(len, tail)))), (b"x", b"y")], body, tail
     )
 
 
-async def delivered(given: Response, accepted: bytes) -> Response:
+async def delivered(given: HttpResponse, accepted: bytes) -> HttpResponse:
     future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
     deliver(given, {b"accept-encoding": accepted}, future.set_result)
-    found: Response = await future
+    found: HttpResponse = await future
     return found
 
 

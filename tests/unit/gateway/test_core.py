@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from services.gateway.application.inference.core import Core
+from services.gateway.application.inference.core import InferenceCore
 from services.gateway.domain import oip
-from services.gateway.domain.admission import Fleet
+from services.gateway.domain.admission import ReplicaFleet
 from tests.unit.gateway.test_routing import table
 from tidegate.kernel.errors import TidegateError
 
@@ -19,9 +19,9 @@ pytestmark = pytest.mark.unit
 @pytest.mark.parametrize(
     ("fleet", "told"),
     [
-        (Fleet(), "not known before its first replica is ready"),
-        (Fleet(start_ms=60_000), "not known before its first replica is ready"),
-        (Fleet(fault="the model does not load"), "digits-v1 has no replica: the model does not load"),
+        (ReplicaFleet(), "not known before its first replica is ready"),
+        (ReplicaFleet(start_ms=60_000), "not known before its first replica is ready"),
+        (ReplicaFleet(fault="the model does not load"), "digits-v1 has no replica: the model does not load"),
     ],
 )
 def test_what_only_a_replica_can_tell_asks_for_one_and_says_if_there_will_be_none(fleet, told):
@@ -29,7 +29,7 @@ def test_what_only_a_replica_can_tell_asks_for_one_and_says_if_there_will_be_non
     routes: Any = SimpleNamespace(table=table([100]))
     dispatcher: Any = SimpleNamespace(demand=lambda route: asked.append(route.name))
     reporter: Any = SimpleNamespace(fleet=lambda name: fleet)
-    core = Core(routes, dispatcher, reporter)
+    core = InferenceCore(routes, dispatcher, reporter)
     with pytest.raises(TidegateError, match=told):
         core.begin("digits", "", None, lambda contract: oip.decode(b"abcd", 0, contract), b"", print)
     assert asked == ["digits-v1"]

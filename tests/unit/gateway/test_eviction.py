@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from services.gateway.domain.budget import Budget
 from services.gateway.domain.eviction import Unfinished, choose
+from services.gateway.domain.memory_budget import MemoryBudget
 
 pytestmark = pytest.mark.unit
 
@@ -42,7 +42,7 @@ def test_what_holds_nothing_is_left_alone():
 
 @pytest.mark.parametrize("known", [False, True])
 def test_a_budget_asks_for_room_before_it_refuses(known):
-    budget, asked = Budget(100), []
+    budget, asked = MemoryBudget(100), []
 
     def reclaim(need: int, for_known: bool) -> None:
         asked.append((need, for_known))

@@ -10,7 +10,7 @@ import pytest
 
 from services.gateway.api.grpc import codec
 from services.gateway.api.grpc.status import code_of, details_of, trailers_of
-from services.gateway.application.inference.core import Answer, Timing
+from services.gateway.application.inference.core import InferenceResult, Timing
 from services.gateway.domain.contract import Contract, WantedOutput
 from services.gateway.domain.routing import compile_table
 from tidegate.kernel import errors
@@ -195,7 +195,7 @@ def test_wrong_contents(datatype, field, values, said):
     assert refused(typed(datatype, field, values, (2,)), OPEN).startswith(said)
 
 
-def answer(request: Any, data: list[Any], rows: int = 2) -> Answer:
+def answer(request: Any, data: list[Any], rows: int = 2) -> InferenceResult:
     entry = {
         "model": "m", "version": 3, "format": "onnx", "signature": None, "max_queue": 1,
         "retry": "safe", "wakeable": True, "ready": 1,
@@ -209,7 +209,7 @@ def answer(request: Any, data: list[Any], rows: int = 2) -> Answer:
     route = table.pick("m", "", 0.0)[1]
     reply = Reply(b"", 0, 0, 0, rows, 0, 0, 1, b"", list(data))
     outputs = (tensor("y", "FP32", (2,)),)
-    return Answer(route, request, rows, outputs, {"took": 3}, reply, Timing())
+    return InferenceResult(route, request, rows, outputs, {"took": 3}, reply, Timing())
 
 
 def test_an_answer():

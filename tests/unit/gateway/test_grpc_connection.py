@@ -16,12 +16,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from services.gateway.api.grpc import server
-from services.gateway.api.grpc.call import Call, Method, Received
-from services.gateway.api.grpc.connection import Connection
-from services.gateway.api.grpc.incoming import Incoming
-from services.gateway.api.grpc.shared import Shared
+from services.gateway.api.grpc.connection import GrpcConnection
+from services.gateway.api.grpc.message_reader import MessageReader
+from services.gateway.api.grpc.server_call import MethodSpec, ServerCall, StreamMessage
+from services.gateway.api.grpc.server_state import ServerState
 from services.gateway.api.limits import Limits
-from services.gateway.domain.budget import Budget
+from services.gateway.domain.memory_budget import MemoryBudget
 from tidegate.kernel.errors import Unauthorized
 from tidegate.kernel.protocol.access import ANONYMOUS, SERVICE, Principal
 
@@ -30,10 +30,10 @@ pytestmark = pytest.mark.unit
 DATA, HEADERS, RST_STREAM, SETTINGS, PING, GOAWAY, WINDOW_UPDATE, CONTINUATION = 0, 1, 3, 4, 6, 7, 8, 9
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 EXAMPLES = 150 * int(os.environ.get("TIDEGATE_FUZZ_EXAMPLES", "1"))
-Message = health_pb2.HealthCheckRequest
+ReceivedMessage = health_pb2.HealthCheckRequest
 
 
-class Wire:
+class CallConnection:
     """A transport whose other end is the test."""
 
     def __init__(self) -> None:
@@ -82,13 +82,13 @@ def head(path: str = "/t/Echo", *more: tuple[str, str]) -> bytes:
     return block
 
 
-async def echo(request: Any, call: Call) -> Any:
+async def echo(request: Any, call: ServerCall) -> Any:
     await asyncio.sleep(0)
     return request
 
 
-async def echoes(requests: Any, call: Call) -> None:
-    received: Received
+async def echoes(requests: Any, call: ServerCall) -> None:
+    received: StreamMessage
     async for received in requests:
         await call.write(received.message)
         call.give(received.held)
@@ -104,21 +104,23 @@ class Door:
     """One connection and what it counts against."""
 
     def __init__(self, limit: int = 2**20) -> None:
-        self.limits = Limits(body_bytes=2**20, json_bytes=2**20, bodies=Budget(limit), answers=Budget(limit))
-        self.shared = Shared(
+        self.limits = Limits(
+            body_bytes=2**20, json_bytes=2**20, bodies=MemoryBudget(limit), answers=MemoryBudget(limit)
+        )
+        self.shared = ServerState(
             methods={
-                "/t/Echo": Method(echo, Message, 100_000),
-                "/t/Echoes": Method(echoes, Message, 100_000, streams=True),
-                "/t/Open": Method(echo, Message, 100, open=True),
+                "/t/Echo": MethodSpec(echo, ReceivedMessage, 100_000),
+                "/t/Echoes": MethodSpec(echoes, ReceivedMessage, 100_000, streams=True),
+                "/t/Open": MethodSpec(echo, ReceivedMessage, 100, open=True),
             },
             authenticate=authenticate,
             limits=self.limits,
             refused=lambda error, rid: None,
             max_connections=2,
         )
-        self.all: set[Connection] = set()
-        self.wire = Wire()
-        self.connection = Connection(self.shared, self.all)
+        self.all: set[GrpcConnection] = set()
+        self.wire = CallConnection()
+        self.connection = GrpcConnection(self.shared, self.all)
         self.connection.connection_made(self.wire)  # type: ignore[arg-type]
 
     async def send(self, *pieces: bytes) -> None:
@@ -239,7 +241,7 @@ async def test_a_client_that_does_not_read_stops_the_answers_of_its_streams():
 
 async def test_more_than_the_window_of_a_stream_resets_it():
     door = Door(2**30)
-    door.shared.methods["/t/Echoes"] = Method(echoes, Message, 2**30, streams=True)
+    door.shared.methods["/t/Echoes"] = MethodSpec(echoes, ReceivedMessage, 2**30, streams=True)
     await door.send(PREFACE, frame(HEADERS, 4, 1, head("/t/Echoes")))
     door.connection.calls[1].credit = 100
     await door.send(frame(DATA, 0, 1, struct.pack(">BI", 0, 1000) + bytes(200)))
@@ -323,7 +325,7 @@ async def test_the_room_for_a_message_is_asked_for_with_the_standing_of_its_call
 async def test_a_fault_in_one_connection_does_not_end_the_sweep_of_the_others(monkeypatch):
     looked: list[Any] = []
 
-    def look(connection: Connection, now: float) -> None:
+    def look(connection: GrpcConnection, now: float) -> None:
         looked.append(connection)
         raise RuntimeError("the socket has closed meanwhile")
 
@@ -361,9 +363,9 @@ async def test_a_packed_message_is_read_once(encoding, monkeypatch):
 
     new = zlib.decompressobj
     monkeypatch.setattr(zlib, "decompressobj", lambda wbits: Counting(new(wbits)))
-    budget = Budget(2**26)
-    limits = Limits(body_bytes=2**24, json_bytes=2**20, bodies=budget, answers=Budget(2**20))
-    incoming = Incoming(limits, 2**23, encoding.encode())
+    budget = MemoryBudget(2**26)
+    limits = Limits(body_bytes=2**24, json_bytes=2**20, bodies=budget, answers=MemoryBudget(2**20))
+    incoming = MessageReader(limits, 2**23, encoding.encode())
     incoming.feed(message(pack(plain), flag=1))
     whole = incoming.take()
     assert whole.data == plain

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from services.gateway.api.limits import STEP, Body, Limits
-from services.gateway.domain.budget import SMALL, Budget
+from services.gateway.domain.memory_budget import SMALL, MemoryBudget
 from tidegate.kernel.errors import Overloaded, PayloadTooLarge
 
 pytestmark = pytest.mark.unit
@@ -14,11 +14,13 @@ MIB = 2**20
 
 
 def limits(body: int = 4 * MIB, inflight: int = 8 * MIB) -> Limits:
-    return Limits(body_bytes=body, json_bytes=MIB, bodies=Budget(inflight), answers=Budget(inflight))
+    return Limits(
+        body_bytes=body, json_bytes=MIB, bodies=MemoryBudget(inflight), answers=MemoryBudget(inflight)
+    )
 
 
 def test_a_budget_counts():
-    budget = Budget(100)
+    budget = MemoryBudget(100)
     assert budget.take(60)
     assert not budget.take(41)
     assert budget.take(27)
@@ -27,7 +29,7 @@ def test_a_budget_counts():
 
 
 def test_the_last_part_is_for_small_ones():
-    budget = Budget(8 * SMALL)
+    budget = MemoryBudget(8 * SMALL)
     assert budget.take(SMALL * 7)
     assert not budget.take(1, of=SMALL + 1)
     assert not budget.room(SMALL + 1)

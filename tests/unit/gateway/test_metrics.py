@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry, Histogram
 
-from services.gateway.api.metrics import ANSWERED, OUTSTANDING, TOTAL, Metrics, observe_all
+from services.gateway.api.metrics import ANSWERED, OUTSTANDING, TOTAL, GatewayMetrics, observe_all
 from services.gateway.application.inference.core import Timing
 from services.gateway.domain.routing import compile_table
 from tests.integration.gateway.process import make_table
@@ -50,7 +50,7 @@ def table_of(deployment: str, endpoint: str):
 def test_only_names_of_the_table_are_labels():
     """Whatever the reason: a caller without a credential can name anything."""
     table = table_of("known-1", "known")
-    metrics = Metrics(lambda: table)
+    metrics = GatewayMetrics(lambda: table)
     before = labels_of(ANSWERED, "model")
     for reason in (
         "unauthorized",
@@ -68,13 +68,13 @@ def test_only_names_of_the_table_are_labels():
 
 
 def test_without_a_table_no_name_is_a_label():
-    Metrics().refused("made-up", "no_routes")
+    GatewayMetrics().refused("made-up", "no_routes")
     assert "made-up" not in labels_of(ANSWERED, "model")
 
 
 def test_what_leaves_the_table_is_forgotten():
     tables = [table_of("gone-1", "gone"), table_of("stays-1", "stays")]
-    metrics = Metrics(lambda: tables[0])
+    metrics = GatewayMetrics(lambda: tables[0])
     metrics.answered("gone", "gone-1", Timing(), 0.1)
     metrics.report({})
     assert "gone" in labels_of(ANSWERED, "model")

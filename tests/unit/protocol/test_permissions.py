@@ -23,7 +23,7 @@ from tidegate.kernel.service.caller import permit
 
 pytestmark = pytest.mark.unit
 
-# In front of the gateway's app, which therefore does not have them (services/gateway/api/infer.py).
+# Served in front of the gateway's app, which does not have them: `services/gateway/api/inference/`.
 IN_FRONT = {
     "POST /v1/jobs",
     "POST /v2/models/{}/infer",

@@ -6,7 +6,7 @@ from array import array
 from collections.abc import Mapping
 from typing import Any
 
-from services.gateway.application.inference.core import Answer
+from services.gateway.application.inference.core import InferenceResult
 from services.gateway.domain.classification import Labels, classified
 from services.gateway.domain.contract import (
     Contract,
@@ -134,7 +134,7 @@ def _packed(wire: bytes, tag: int, size: int) -> bytes | None:
     return wire[at : at + size] if length == size else None
 
 
-def encode(model: str, answer: Answer, labels: Labels) -> Any:
+def encode(model: str, answer: InferenceResult, labels: Labels) -> Any:
     """An answer as ``ModelInferResponse``; raises BadRequest for classes of what has none."""
     request, rows = answer.request, answer.rows
     outputs, data = classified(request, rows, answer.outputs, answer.reply.data, labels)

@@ -1,7 +1,7 @@
 """The server's side of one HTTP/2 connection: frames, calls, and what a client may cost.
 
 After RFC 9113 and gRPC's "gRPC over HTTP2". A call is let in or refused by its head, so nothing that
-an unknown client sends is kept; what others send is counted against the budget as it comes (``incoming.py``).
+an unknown client sends is kept; what others send is counted against the budget as it comes (``message_reader.py``).
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ from typing import cast
 from grpc import StatusCode
 
 from services.gateway.api.grpc import frames
-from services.gateway.api.grpc.call import Call
-from services.gateway.api.grpc.frames import Broken, Code, frame_head, header_block
-from services.gateway.api.grpc.head import BLOCK_BYTES, Head, Heads
-from services.gateway.api.grpc.outflow import HEADERS, Outflow
-from services.gateway.api.grpc.shared import Shared
+from services.gateway.api.grpc.call_headers import BLOCK_BYTES, CallHeaders, HeaderBlockReader
+from services.gateway.api.grpc.frame_writer import HEADERS, FrameWriter
+from services.gateway.api.grpc.frames import ErrorCode, ProtocolError, frame_head, header_block
+from services.gateway.api.grpc.server_call import ServerCall
+from services.gateway.api.grpc.server_state import ServerState
 from services.gateway.api.grpc.status import Metadata, code_of, details_of, percent, trailers_of
-from services.gateway.domain.patience import Patience
+from services.gateway.domain.http2_flood import FloodGuard
 from tidegate.kernel.errors import TidegateError
 from tidegate.kernel.service.app import new_request_id
 
@@ -34,25 +34,25 @@ STREAM_WINDOW = 4 * 2**20
 CONNECTION_WINDOW = 16 * 2**20
 
 
-class Connection(asyncio.Protocol):
+class GrpcConnection(asyncio.Protocol):
     """One client."""
 
-    def __init__(self, shared: Shared, all_of_them: set[Connection]) -> None:
+    def __init__(self, shared: ServerState, all_of_them: set[GrpcConnection]) -> None:
         """``all_of_them``: where the connection is while it is open."""
         self._shared = shared
         self._all = all_of_them
         self._transport: asyncio.Transport
-        self._out: Outflow
+        self._out: FrameWriter
         self._loop = asyncio.get_running_loop()
-        self._heads = Heads(shared.heads)
-        self._patience = Patience(self._loop.time())
+        self._heads = HeaderBlockReader(shared.heads)
+        self._patience = FloodGuard(self._loop.time())
         self._greeted = False
         self._buffer = b""
         self._block: bytearray | None = None
         self._block_of = (0, 0)
         self._last = 0
         self._credit = CONNECTION_WINDOW
-        self.calls: dict[int, Call] = {}
+        self.calls: dict[int, ServerCall] = {}
         self.active = self._loop.time()
         self.known = False
         self.working = 0
@@ -74,7 +74,7 @@ class Connection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Greet the client, if there is room for it."""
         self._transport = cast(asyncio.Transport, transport)  # uvloop's own is no subclass
-        self._out = Outflow(self._transport, self.calls)
+        self._out = FrameWriter(self._transport, self.calls)
         if not self._shared.enter(self):
             self.abort()
             return
@@ -112,7 +112,7 @@ class Connection(asyncio.Protocol):
         buffer = self._buffer + data if self._buffer else data
         try:
             self._buffer = buffer[self._read(buffer) :]
-        except Broken as error:
+        except ProtocolError as error:
             self.end(error.code, str(error))
 
     # What the server calls.
@@ -121,10 +121,10 @@ class Connection(asyncio.Protocol):
         """Take no more calls; the connection closes with its last one."""
         if not self.closing and not self.draining:
             self.draining = True
-            self._transport.write(frames.goaway(self._last, Code.NO_ERROR, "the server is stopping"))
+            self._transport.write(frames.goaway(self._last, ErrorCode.NO_ERROR, "the server is stopping"))
             self._close_when_drained()
 
-    def end(self, code: Code, why: str) -> None:
+    def end(self, code: ErrorCode, why: str) -> None:
         """Say why the connection ends, and end it."""
         if self.closing:
             return
@@ -145,7 +145,7 @@ class Connection(asyncio.Protocol):
         self._shared.leave(self)
         self._transport.abort()
 
-    def reset(self, call: Call, code: Code) -> None:
+    def reset(self, call: ServerCall, code: ErrorCode) -> None:
         """End one call without a status."""
         self._forget(call)
         call.cancel()
@@ -154,7 +154,7 @@ class Connection(asyncio.Protocol):
 
     # What a call needs.
 
-    def send(self, call: Call) -> None:
+    def send(self, call: ServerCall) -> None:
         """Send as much of ``call.unsent`` as the windows let through, and the end if there is one."""
         if self.closing or call.finished:
             return
@@ -164,7 +164,7 @@ class Connection(asyncio.Protocol):
         if over:
             self._over(call)
 
-    def replenish(self, call: Call) -> None:
+    def replenish(self, call: ServerCall) -> None:
         """Let the client send more of a call whose messages are taken."""
         if call.credit <= STREAM_WINDOW // 2 and not call.half_closed and not self.closing:
             if call.incoming.messages:
@@ -180,7 +180,7 @@ class Connection(asyncio.Protocol):
             if self._out.sent > before:
                 self._patience.sent(self._out.sent - before)
 
-    def _over(self, call: Call) -> None:
+    def _over(self, call: ServerCall) -> None:
         self._patience.answered()
         self._forget(call)
         call.close()
@@ -191,7 +191,7 @@ class Connection(asyncio.Protocol):
             self._forget(call)
             call.cancel()
 
-    def _forget(self, call: Call) -> None:
+    def _forget(self, call: ServerCall) -> None:
         if self.calls.pop(call.id, None) is not None:
             self._shared.end(self, call)
 
@@ -207,7 +207,9 @@ class Connection(asyncio.Protocol):
         at, end = 0, len(buffer)
         if not self._greeted:
             if not frames.PREFACE.startswith(buffer[:24]):
-                raise Broken(Code.PROTOCOL_ERROR, "this port speaks gRPC: HTTP/2 with prior knowledge")
+                raise ProtocolError(
+                    ErrorCode.PROTOCOL_ERROR, "this port speaks gRPC: HTTP/2 with prior knowledge"
+                )
             if end < 24:
                 return 0
             self._greeted, at = True, 24
@@ -215,11 +217,11 @@ class Connection(asyncio.Protocol):
             high, low, kind, flags, stream = frames.HEAD.unpack_from(buffer, at)
             size = high << 8 | low
             if size > frames.DEFAULT_FRAME:
-                raise Broken(Code.FRAME_SIZE_ERROR, f"a frame of {size} bytes")
+                raise ProtocolError(ErrorCode.FRAME_SIZE_ERROR, f"a frame of {size} bytes")
             if end - at - 9 < size:
                 break
             if self._block is not None and kind != frames.CONTINUATION:
-                raise Broken(Code.PROTOCOL_ERROR, "another frame came inside a header block")
+                raise ProtocolError(ErrorCode.PROTOCOL_ERROR, "another frame came inside a header block")
             self._on_frame(kind, flags, stream & frames.LAST_STREAM, buffer[at + 9 : at + 9 + size])
             at += 9 + size
         return at
@@ -244,23 +246,25 @@ class Connection(asyncio.Protocol):
             elif kind == frames.RST_STREAM:
                 self._on_reset(stream)
             elif kind == frames.PUSH_PROMISE:
-                raise Broken(Code.PROTOCOL_ERROR, "a client pushed")
+                raise ProtocolError(ErrorCode.PROTOCOL_ERROR, "a client pushed")
 
     def _nuisance(self) -> None:
         self._must(self._patience.nuisance(self._loop.time()))
         if self._out.paused and self._transport.get_write_buffer_size() > UNREAD_BYTES:
-            raise Broken(Code.ENHANCE_YOUR_CALM, "the client sends requests and does not read the answers")
+            raise ProtocolError(
+                ErrorCode.ENHANCE_YOUR_CALM, "the client sends requests and does not read the answers"
+            )
 
     @staticmethod
     def _must(problem: str | None) -> None:
         if problem is not None:
-            raise Broken(Code.ENHANCE_YOUR_CALM, problem)
+            raise ProtocolError(ErrorCode.ENHANCE_YOUR_CALM, problem)
 
     def _on_data(self, stream: int, payload: bytes, flags: int) -> None:
         size, ended = len(payload), flags & frames.END_STREAM
         self._credit -= size
         if self._credit < 0:
-            raise Broken(Code.FLOW_CONTROL_ERROR, "more data than the connection's window allows")
+            raise ProtocolError(ErrorCode.FLOW_CONTROL_ERROR, "more data than the connection's window allows")
         if self._credit <= CONNECTION_WINDOW // 2:
             self._transport.write(frames.window_update(0, CONNECTION_WINDOW - self._credit))
             self._credit = CONNECTION_WINDOW
@@ -270,14 +274,14 @@ class Connection(asyncio.Protocol):
         call = self.calls.get(stream)
         if call is None:
             if stream > self._last or not stream & 1:
-                raise Broken(Code.PROTOCOL_ERROR, f"data for stream {stream}, which is not open")
+                raise ProtocolError(ErrorCode.PROTOCOL_ERROR, f"data for stream {stream}, which is not open")
             self._must(self._patience.stray(size))
             return
         call.credit -= size
         if call.half_closed:
-            raise Broken(Code.STREAM_CLOSED, "data after the end of a stream")
+            raise ProtocolError(ErrorCode.STREAM_CLOSED, "data after the end of a stream")
         if call.credit < 0:
-            self.reset(call, Code.FLOW_CONTROL_ERROR)
+            self.reset(call, ErrorCode.FLOW_CONTROL_ERROR)
             return
         if data and not call.received(data):
             self._must(self._patience.stray(size))
@@ -288,7 +292,7 @@ class Connection(asyncio.Protocol):
 
     def _on_ping(self, payload: bytes, flags: int) -> None:
         if len(payload) != 8:
-            raise Broken(Code.FRAME_SIZE_ERROR, "a PING that is not 8 bytes")
+            raise ProtocolError(ErrorCode.FRAME_SIZE_ERROR, "a PING that is not 8 bytes")
         if not flags & frames.ACK:
             self._must(self._patience.ping(self._loop.time()))
             self._transport.write(frame_head(8, frames.PING, frames.ACK, 0) + payload)
@@ -308,7 +312,7 @@ class Connection(asyncio.Protocol):
         if flags & frames.HAS_PRIORITY:
             block = block[5:]
         if not stream & 1:
-            raise Broken(Code.PROTOCOL_ERROR, f"a client may open only odd streams, not {stream}")
+            raise ProtocolError(ErrorCode.PROTOCOL_ERROR, f"a client may open only odd streams, not {stream}")
         if flags & frames.END_HEADERS:
             self._on_head(stream, block, bool(flags & frames.END_STREAM))
         else:
@@ -316,10 +320,12 @@ class Connection(asyncio.Protocol):
 
     def _on_continuation(self, stream: int, payload: bytes, flags: int) -> None:
         if self._block is None or self._block_of[0] != stream:
-            raise Broken(Code.PROTOCOL_ERROR, "a CONTINUATION frame without a header block")
+            raise ProtocolError(ErrorCode.PROTOCOL_ERROR, "a CONTINUATION frame without a header block")
         self._block += payload
         if len(self._block) > BLOCK_BYTES:
-            raise Broken(Code.ENHANCE_YOUR_CALM, f"a header block of more than {BLOCK_BYTES} bytes")
+            raise ProtocolError(
+                ErrorCode.ENHANCE_YOUR_CALM, f"a header block of more than {BLOCK_BYTES} bytes"
+            )
         if flags & frames.END_HEADERS:
             block, self._block = bytes(self._block), None
             self._on_head(stream, block, bool(self._block_of[1]))
@@ -330,7 +336,7 @@ class Connection(asyncio.Protocol):
             self._nuisance()
             call = self.calls.get(stream)
             if call is not None and (call.half_closed or not ended):
-                raise Broken(Code.PROTOCOL_ERROR, "a second head on one stream")
+                raise ProtocolError(ErrorCode.PROTOCOL_ERROR, "a second head on one stream")
             if call is not None:
                 call.ended()
             return
@@ -338,21 +344,21 @@ class Connection(asyncio.Protocol):
         self._patience.begun(STREAM_WINDOW)
         if self.draining or len(self.calls) >= STREAMS:
             self._nuisance()
-            self._transport.write(frames.reset(stream, Code.REFUSED_STREAM))
+            self._transport.write(frames.reset(stream, ErrorCode.REFUSED_STREAM))
         elif head.problem:
             self._nuisance()
             self._write_head(stream, header_block(((":status", str(head.problem)),)), ended)
         else:
             self._begin(stream, head, ended)
 
-    def _begin(self, stream: int, head: Head, ended: bool) -> None:
+    def _begin(self, stream: int, head: CallHeaders, ended: bool) -> None:
         shared = self._shared
         method = shared.methods.get(head.path)
         if method is None:
             words = f"there is no method {head.path[:128]!r}"
             self._refuse(stream, StatusCode.UNIMPLEMENTED, words, (), ended)
             return
-        call = Call(self, stream, head, method, shared.limits, self._out.first_window)
+        call = ServerCall(self, stream, head, method, shared.limits, self._out.first_window)
         call.credit = STREAM_WINDOW
         try:
             shared.admit(call, head.credential)
@@ -379,4 +385,4 @@ class Connection(asyncio.Protocol):
     def _write_head(self, stream: int, block: bytes, ended: bool) -> None:
         flags = frames.END_HEADERS | frames.END_STREAM
         out = frame_head(len(block), frames.HEADERS, flags, stream) + block
-        self._transport.write(out if ended else out + frames.reset(stream, Code.NO_ERROR))
+        self._transport.write(out if ended else out + frames.reset(stream, ErrorCode.NO_ERROR))

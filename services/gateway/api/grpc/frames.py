@@ -20,7 +20,7 @@ DEFAULT_FRAME = 16_384
 HEAD = struct.Struct(">HBBBI")
 
 
-class Code(IntEnum):
+class ErrorCode(IntEnum):
     """Error codes of HTTP/2."""
 
     NO_ERROR = 0
@@ -35,10 +35,10 @@ class Code(IntEnum):
     ENHANCE_YOUR_CALM = 11
 
 
-class Broken(Exception):
+class ProtocolError(Exception):
     """The peer broke a rule, or asks for too much: the connection ends with this code."""
 
-    def __init__(self, code: Code, why: str) -> None:
+    def __init__(self, code: ErrorCode, why: str) -> None:
         super().__init__(why)
         self.code = code
 
@@ -48,7 +48,7 @@ def frame_head(size: int, kind: int, flags: int, stream: int) -> bytes:
     return HEAD.pack(size >> 8, size & 0xFF, kind, flags, stream)
 
 
-def reset(stream: int, code: Code) -> bytes:
+def reset(stream: int, code: ErrorCode) -> bytes:
     """Return a RST_STREAM frame."""
     return frame_head(4, RST_STREAM, 0, stream) + struct.pack(">I", code)
 
@@ -58,7 +58,7 @@ def window_update(stream: int, more: int) -> bytes:
     return frame_head(4, WINDOW_UPDATE, 0, stream) + struct.pack(">I", more)
 
 
-def goaway(last: int, code: Code, why: str) -> bytes:
+def goaway(last: int, code: ErrorCode, why: str) -> bytes:
     """Return a GOAWAY frame."""
     words = why.encode()[:256]
     return frame_head(8 + len(words), GOAWAY, 0, 0) + struct.pack(">II", last, code) + words
@@ -75,7 +75,7 @@ def unpadded(payload: bytes, flags: int) -> bytes:
     if not flags & PADDED:
         return payload
     if not payload or payload[0] >= len(payload):
-        raise Broken(Code.PROTOCOL_ERROR, "more padding than payload")
+        raise ProtocolError(ErrorCode.PROTOCOL_ERROR, "more padding than payload")
     return payload[1 : len(payload) - payload[0]]
 
 

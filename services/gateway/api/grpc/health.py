@@ -8,7 +8,7 @@ from typing import Any
 from grpc import StatusCode
 from grpc_health.v1 import health_pb2 as pb
 
-from services.gateway.api.grpc.call import Method
+from services.gateway.api.grpc.server_call import MethodSpec
 from services.gateway.api.grpc.service import NAME as INFERENCE
 from services.gateway.api.grpc.service import OPEN_BYTES
 from tidegate.kernel.service.app import Health
@@ -27,12 +27,12 @@ class HealthService:
         self._health = health
         self.stopping = False
 
-    def methods(self) -> dict[str, Method]:
+    def methods(self) -> dict[str, MethodSpec]:
         """Return both methods by their paths."""
         request = pb.HealthCheckRequest
         return {
-            f"/{NAME}/Check": Method(self._check, request, OPEN_BYTES, open=True),
-            f"/{NAME}/Watch": Method(self._watch, request, OPEN_BYTES, open=True, lasting=True),
+            f"/{NAME}/Check": MethodSpec(self._check, request, OPEN_BYTES, open=True),
+            f"/{NAME}/Watch": MethodSpec(self._watch, request, OPEN_BYTES, open=True, lasting=True),
         }
 
     def _status(self) -> int:

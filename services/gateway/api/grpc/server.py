@@ -7,12 +7,12 @@ import ssl
 from collections.abc import Callable
 from functools import partial
 
-from services.gateway.api.grpc.call import Call
-from services.gateway.api.grpc.connection import Connection
-from services.gateway.api.grpc.frames import Code
+from services.gateway.api.grpc.connection import GrpcConnection
+from services.gateway.api.grpc.frames import ErrorCode
 from services.gateway.api.grpc.health import HealthService
+from services.gateway.api.grpc.server_call import ServerCall
+from services.gateway.api.grpc.server_state import ServerState
 from services.gateway.api.grpc.service import InferenceService
-from services.gateway.api.grpc.shared import Shared
 from services.gateway.api.limits import Limits
 from tidegate.kernel import telemetry
 from tidegate.kernel.errors import DeadlinePassed, TidegateError
@@ -37,7 +37,7 @@ UNREAD_S = 60.0
 LATE_S = 1.0
 
 
-class GrpcDoor:
+class GrpcServer:
     """Listens from :meth:`start` to :meth:`stop`; ``shared_port``: other processes listen on the port too."""
 
     def __init__(
@@ -55,14 +55,14 @@ class GrpcDoor:
         tls: ssl.SSLContext | None = None,
     ) -> None:
         self._health = health
-        self._shared = Shared(
+        self._shared = ServerState(
             methods=inference.methods() | health.methods(),
             authenticate=authenticate,
             limits=limits,
             refused=refused,
             max_connections=max_connections,
         )
-        self._connections: set[Connection] = set()
+        self._connections: set[GrpcConnection] = set()
         self._at = host, port
         self._shared_port = shared_port
         self._tls = tls
@@ -74,7 +74,7 @@ class GrpcDoor:
         host, port = self._at
         loop = asyncio.get_running_loop()
         self._server = await loop.create_server(
-            partial(Connection, self._shared, self._connections),
+            partial(GrpcConnection, self._shared, self._connections),
             host,
             port,
             ssl=self._tls,
@@ -107,7 +107,7 @@ class GrpcDoor:
             connection.abort()
 
 
-async def sweep_all(connections: set[Connection]) -> None:
+async def sweep_all(connections: set[GrpcConnection]) -> None:
     """End what stands still, for ever. A fault in one connection ends that one alone."""
     while True:
         await asyncio.sleep(SWEEP_S)
@@ -120,26 +120,26 @@ async def sweep_all(connections: set[Connection]) -> None:
                 connection.abort()
 
 
-def sweep(connection: Connection, now: float) -> None:
+def sweep(connection: GrpcConnection, now: float) -> None:
     """End a connection, or calls of it, that have stood still for too long."""
     silent = now - connection.active
     if silent > UNREAD_S and (connection.closing or (connection.paused and not connection.calls)):
         connection.abort()  # the client does not even read that it is over
     elif connection.halfway and silent > HALFWAY_S:
-        connection.end(Code.PROTOCOL_ERROR, "a frame was not completed in time")
+        connection.end(ErrorCode.PROTOCOL_ERROR, "a frame was not completed in time")
     elif (
         not connection.calls
         and not connection.closing
         and silent > (IDLE_S if connection.known else STRANGER_S)
     ):
-        connection.end(Code.NO_ERROR, "idle")
+        connection.end(ErrorCode.NO_ERROR, "idle")
     for call in list(connection.calls.values()):
         _sweep_call(connection, call, now)
 
 
-def _sweep_call(connection: Connection, call: Call, now: float) -> None:
+def _sweep_call(connection: GrpcConnection, call: ServerCall, now: float) -> None:
     if call.unsent_bytes and now - call.moved > UNREAD_S:
-        connection.reset(call, Code.CANCEL)
+        connection.reset(call, ErrorCode.CANCEL)
     elif call.receiving and now - call.since > STALL_S + call.incoming.size / SLOWEST_BYTES_A_SECOND:
         call.fail(DeadlinePassed("the message did not arrive in time"))
     elif call.deadline is not None and now > call.deadline + LATE_S:

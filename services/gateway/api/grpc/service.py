@@ -8,9 +8,9 @@ from typing import Any
 from google.protobuf.json_format import ParseDict
 from grpc import StatusCode
 
-from services.gateway.api.grpc.call import Method
-from services.gateway.api.grpc.calls import Calls
-from services.gateway.api.grpc.stream import Stream
+from services.gateway.api.grpc.inference import GrpcInference
+from services.gateway.api.grpc.inference_stream import InferenceStream
+from services.gateway.api.grpc.server_call import MethodSpec
 from services.gateway.application.catalogue import EXTENSIONS, Catalogue
 from tidegate.kernel.errors import Forbidden, NotFound
 from tidegate.kernel.protocol.access import INFER, Principal, may_not_use
@@ -39,20 +39,20 @@ REFUSED = {
 OPEN_BYTES = 4 * 1024
 NAME_BYTES = 64 * 1024
 
-Answer = Callable[[Any, Any], Awaitable[Any]]
+MethodHandler = Callable[[Any, Any], Awaitable[Any]]
 
 
 class InferenceService:
     """One instance for each gateway process."""
 
-    def __init__(self, calls: Calls, catalogue: Catalogue, health: Health, *, max_bytes: int) -> None:
+    def __init__(self, calls: GrpcInference, catalogue: Catalogue, health: Health, *, max_bytes: int) -> None:
         """``max_bytes``: of the largest message of an inference request."""
         self._max_bytes = max_bytes
         self._calls = calls
         self._catalogue = catalogue
         self._health = health
 
-    def methods(self) -> dict[str, Method]:
+    def methods(self) -> dict[str, MethodSpec]:
         """Return all methods by their paths."""
         answers = {
             "ModelReady": self._model_ready,
@@ -71,15 +71,19 @@ class InferenceService:
         for name, answer in (("ServerLive", self._live), ("ServerReady", self._ready)):
             found[name] = self._method(name, answer, OPEN_BYTES, open_=True)
         found["ModelInfer"] = self._method("ModelInfer", self._calls.infer, self._max_bytes)
-        found["ModelStreamInfer"] = Method(self._stream, pb.ModelInferRequest, self._max_bytes, streams=True)
+        found["ModelStreamInfer"] = MethodSpec(
+            self._stream, pb.ModelInferRequest, self._max_bytes, streams=True
+        )
         return {f"/{NAME}/{name}": method for name, method in found.items()}
 
     @staticmethod
-    def _method(name: str, answer: Answer, limit: int = NAME_BYTES, *, open_: bool = False) -> Method:
-        return Method(answer, getattr(pb, f"{name}Request"), limit, open=open_)
+    def _method(
+        name: str, answer: MethodHandler, limit: int = NAME_BYTES, *, open_: bool = False
+    ) -> MethodSpec:
+        return MethodSpec(answer, getattr(pb, f"{name}Request"), limit, open=open_)
 
     @staticmethod
-    def _known(method: Answer) -> Answer:
+    def _known(method: MethodHandler) -> MethodHandler:
         """The method, for callers that may ask models."""
 
         async def answer(request: Any, context: Any) -> Any:
@@ -96,7 +100,7 @@ class InferenceService:
         return answer
 
     async def _stream(self, requests: Any, context: Any) -> None:
-        await Stream(self._calls, context).run(requests)
+        await InferenceStream(self._calls, context).run(requests)
 
     async def _live(self, request: Any, context: Any) -> Any:
         return pb.ServerLiveResponse(live=True)
@@ -130,7 +134,7 @@ class InferenceService:
         return pb.RepositoryIndexResponse(models=self._catalogue.index(ready=request.ready))
 
     @staticmethod
-    def _no_regions(name: str) -> Answer:
+    def _no_regions(name: str) -> MethodHandler:
         empty = getattr(pb, f"{name}Response")
 
         async def answer(request: Any, context: Any) -> Any:
@@ -146,7 +150,7 @@ def _keep_own(entries: Any, principal: Principal) -> None:
             del entries[at]
 
 
-def _refusal(why: str) -> Answer:
+def _refusal(why: str) -> MethodHandler:
     async def answer(request: Any, context: Any) -> Any:
         await context.abort(StatusCode.UNIMPLEMENTED, why)
 

@@ -13,10 +13,10 @@ from typing import Any
 import orjson
 
 from services.gateway.adapters.dispatcher import Dispatcher
-from services.gateway.adapters.pending import Outcome
-from services.gateway.adapters.reporter import Reporter
-from services.gateway.adapters.routes import Routes
-from services.gateway.application.inference.chunks import Chunks
+from services.gateway.adapters.heartbeat import Heartbeat
+from services.gateway.adapters.pending_requests import ReplyOrError
+from services.gateway.adapters.route_table import RouteTableCache
+from services.gateway.application.inference.chunk_buffer import ChunkBuffer
 from services.gateway.domain import admission
 from services.gateway.domain.contract import Contract, Decoded
 from services.gateway.domain.routing import DeploymentRoute, EndpointRoute, require
@@ -42,7 +42,7 @@ class Timing:
 
 
 @dataclass(slots=True)
-class Answer:
+class InferenceResult:
     """A model's answer, and where it came from."""
 
     route: DeploymentRoute
@@ -58,10 +58,10 @@ def _nothing() -> None:
     """What nobody wants to hear."""
 
 
-class Core:
+class InferenceCore:
     """The gateway's one way of a request."""
 
-    def __init__(self, routes: Routes, dispatcher: Dispatcher, reporter: Reporter) -> None:
+    def __init__(self, routes: RouteTableCache, dispatcher: Dispatcher, reporter: Heartbeat) -> None:
         self.routes = routes
         self.dispatcher = dispatcher
         self.reporter = reporter
@@ -77,7 +77,7 @@ class Core:
         timeout_ms: float | None,
         decode: Callable[[Contract], Decoded],
         trace: bytes,
-        done: Callable[[Answer | TidegateError], None],
+        done: Callable[[InferenceResult | TidegateError], None],
     ) -> bytes:
         """Queue one request and give its id; ``decode`` turns its body into tensors against a contract.
 
@@ -95,7 +95,7 @@ class Core:
         # What waits for the answer must not keep the request's tensors.
         kept = request._replace(data=[])
 
-        def on_outcome(outcome: Outcome) -> None:
+        def on_outcome(outcome: ReplyOrError) -> None:
             found = outcome if isinstance(outcome, TidegateError) else _answer(route, kept, decode_s, outcome)
             if isinstance(found, TidegateError):
                 found.deployment = route.name
@@ -120,14 +120,14 @@ class Core:
         decode: Callable[[Contract], Decoded],
         trace: bytes = b"",
         queued: Callable[[], None] = _nothing,
-    ) -> Answer:
+    ) -> InferenceResult:
         """:meth:`begin` for who can wait: the answer, or the TidegateError raised. Cancelling abandons it.
 
         ``queued`` is called when it was not refused.
         """
-        future: asyncio.Future[Answer | TidegateError] = asyncio.get_running_loop().create_future()
+        future: asyncio.Future[InferenceResult | TidegateError] = asyncio.get_running_loop().create_future()
 
-        def done(outcome: Answer | TidegateError) -> None:
+        def done(outcome: InferenceResult | TidegateError) -> None:
             if not future.done():
                 future.set_result(outcome)
 
@@ -150,7 +150,7 @@ class Core:
         decode: Callable[[Contract], Decoded],
         trace: bytes = b"",
         queued: Callable[[], None] = _nothing,
-    ) -> AsyncGenerator[Answer]:
+    ) -> AsyncGenerator[InferenceResult]:
         """Many answers to one request, each as it is made; of a model that gives one, just that.
 
         ``timeout_ms`` is the time until the first and between two. Raises a TidegateError when the request is
@@ -160,7 +160,7 @@ class Core:
         route, request, timeout_ms, decode_s = self._prepare(model, version, timeout_ms, decode)
         self._admit(route, timeout_ms)
         kept = request._replace(data=[])
-        chunks = Chunks(lambda: self.dispatcher.abandon(id_))
+        chunks = ChunkBuffer(lambda: self.dispatcher.abandon(id_))
         id_ = self.dispatcher.send(
             route,
             request.rows,
@@ -236,7 +236,7 @@ class Core:
 
 def _answer(
     route: DeploymentRoute, request: Decoded, decode_s: float, reply: Reply
-) -> Answer | TidegateError:
+) -> InferenceResult | TidegateError:
     if reply.status == envelope.FAILED:
         return failure(reply)
     try:
@@ -244,7 +244,7 @@ def _answer(
     except envelope.Undecodable as error:
         return Unavailable(f"the worker's answer cannot be read: {error}")
     timing = Timing(decode_s, reply.wait_us / 1e6, reply.compute_us / 1e6)
-    return Answer(route, request, reply.rows, outputs, parameters, reply, timing)
+    return InferenceResult(route, request, reply.rows, outputs, parameters, reply, timing)
 
 
 def failure(reply: Reply) -> TidegateError:

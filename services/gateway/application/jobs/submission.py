@@ -16,7 +16,7 @@ from typing import Any
 
 from services.gateway.adapters.job_queue import JobQueue
 from services.gateway.adapters.queued_marks import QueuedMarks
-from services.gateway.application.inference.core import Core
+from services.gateway.application.inference.core import InferenceCore
 from services.gateway.application.jobs.waiting import Waiting
 from services.gateway.domain.contract import Contract, Decoded
 from services.gateway.domain.job_options import JobOptions
@@ -74,7 +74,7 @@ class Jobs:
 
     def __init__(
         self,
-        core: Core,
+        core: InferenceCore,
         store: JobStore,
         queue: JobQueue,
         claims: Claims,

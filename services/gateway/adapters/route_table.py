@@ -1,0 +1,94 @@
+"""The route table, kept fresh from the store and on disk for the next start."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import orjson
+
+from services.gateway.domain.routing import RouteTable, compile_table
+from tidegate.kernel import tasks, telemetry
+from tidegate.kernel.store import Store, StoreUnavailable
+
+log = telemetry.logger(__name__)
+
+POLL_S = 2.0
+RETRY_S = 0.5
+
+
+class RouteTableCache:
+    """The last good table. A failed or empty read changes nothing."""
+
+    def __init__(
+        self, store: Store, disk: Path, on_change: Callable[[RouteTable], None] | None = None
+    ) -> None:
+        self._store = store
+        self._disk = disk
+        self._on_change = on_change
+        self._task: asyncio.Task[None] | None = None
+        self.table: RouteTable | None = None
+
+    async def start(self) -> None:
+        """Take what is on disk, then what the store has, and go on watching."""
+        with contextlib.suppress(OSError):
+            self._take(self._disk.read_bytes(), "disk")
+        with contextlib.suppress(StoreUnavailable):
+            await self._refresh()
+        self._task = asyncio.create_task(self._watch(), name="routes")
+
+    async def stop(self) -> None:
+        """Stop watching."""
+        await tasks.end(self._task)
+
+    def problem(self) -> str | None:
+        """Why requests cannot be routed, if so."""
+        return None if self.table is not None else "No route table yet: the router has not published one."
+
+    def deployments(self) -> list[str]:
+        """The names of all Deployments that requests may go to."""
+        return self.table.deployments() if self.table is not None else []
+
+    async def _watch(self) -> None:
+        notices = asyncio.create_task(self._listen(), name="routes notices")
+        try:
+            while True:
+                with contextlib.suppress(StoreUnavailable):
+                    await self._refresh()
+                await asyncio.sleep(POLL_S)
+        finally:
+            notices.cancel()
+
+    async def _listen(self) -> None:
+        while True:
+            try:
+                async for _ in self._store.watch_routes():
+                    await self._refresh()
+            except StoreUnavailable:
+                await asyncio.sleep(RETRY_S)
+
+    async def _refresh(self) -> None:
+        raw = await self._store.read_routes()
+        if raw is not None and self._take(raw, "store"):
+            self._disk.parent.mkdir(parents=True, exist_ok=True)
+            fresh = self._disk.with_suffix(f".{os.getpid()}")  # other gateway processes write too
+            fresh.write_bytes(raw)
+            fresh.replace(self._disk)
+
+    def _take(self, raw: bytes, source: str) -> bool:
+        try:
+            head = orjson.loads(raw)
+            if self.table is not None and (head["epoch"], head["n"]) <= self.table.revision:
+                return False
+            table = compile_table(head)
+        except (ValueError, KeyError, TypeError) as error:
+            log.error("a route table cannot be read; the last good one stays", extra={"problem": repr(error)})
+            return False
+        self.table = table
+        log.info("route table", extra={"revision": list(table.revision), "source": source})
+        if self._on_change is not None:
+            self._on_change(table)
+        return True

@@ -1,0 +1,144 @@
+"""``ModelStreamInfer``: requests in, any number of responses to each, on one call.
+
+Responses of models that give one answer come in the order of the requests, as Triton's do; those of a model
+that gives many come as they are made, in order for each request. A request that fails gets its error as a
+message, and the stream goes on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from contextlib import aclosing
+from functools import partial
+from typing import Any
+
+from services.gateway.api.grpc import codec
+from services.gateway.api.grpc.inference import GrpcInference, timeout_of
+from services.gateway.api.grpc.status import details_of
+from services.gateway.domain.spent import Spent
+from tidegate.kernel.errors import TidegateError
+from tidegate.kernel.service.app import new_request_id
+from tidegate.kernel.triton_protocol import pb
+
+# Requests of one stream that may be under way; a caller that sends more is read no further.
+IN_FLIGHT = 256
+
+
+class InferenceStream:
+    """One ``ModelStreamInfer`` call."""
+
+    def __init__(self, calls: GrpcInference, context: Any) -> None:
+        self._calls = calls
+        self._context = context
+        self._room = asyncio.Semaphore(IN_FLIGHT)
+        self._writing = asyncio.Lock()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._last: asyncio.Task[None] | None = None
+        self._credential: dict[bytes, bytes] = context.head.credential
+
+    async def run(self, requests: Any) -> None:
+        """Until the caller has no more requests and has all responses; cancelled, all of it is abandoned."""
+        rid = self._context.rid or new_request_id()
+        timeout_of(self._context)  # what is wrong with it ends the call
+        try:
+            async for request, held in requests:
+                await self._room.acquire()
+                self._begin(request, held, rid, timeout_of(self._context))
+            await asyncio.gather(*self._tasks)
+        finally:
+            for task in self._tasks:
+                task.cancel()
+
+    def _begin(self, request: Any, held: int, rid: str, timeout_ms: float | None) -> None:
+        if self._is_decoupled(request):
+            task = asyncio.create_task(self._many(request, rid, timeout_ms))
+        else:
+            self._last = task = asyncio.create_task(self._one(request, rid, timeout_ms, self._last))
+        self._tasks.add(task)
+        task.add_done_callback(partial(self._ended, held))
+
+    def _ended(self, held: int, task: asyncio.Task[None]) -> None:
+        self._context.give(held)
+        self._tasks.discard(task)
+        self._room.release()
+        if task is self._last:
+            self._last = None
+
+    def _is_decoupled(self, request: Any) -> bool:
+        try:
+            return self._calls.core.pick(request.model_name, request.model_version)[1].decoupled
+        except TidegateError:
+            return False  # asked for its answer it says the same, in its turn
+
+    async def _one(
+        self, request: Any, rid: str, timeout_ms: float | None, before: asyncio.Task[None] | None
+    ) -> None:
+        """A request with one response, written after that of the request before it."""
+        started, principal = time.perf_counter(), None
+        try:
+            # Anew for each request: a stream may live longer than its key.
+            principal = self._calls.access.authenticate(self._credential)
+            response, _ = await self._calls.answer(request, principal, rid, timeout_ms, started)
+            response.parameters[codec.FINAL].bool_param = True
+            message = pb.ModelStreamInferResponse(infer_response=response)
+        except TidegateError as error:
+            told = self._calls.refused(request, error, rid, principal, started)
+            message = self._failure(request, told)
+        except Exception:
+            message = self._failure(request, self._calls.broken(request, rid, principal, started))
+        if before is not None:
+            await asyncio.wait([before])
+        await self._write(message)
+
+    async def _many(self, request: Any, rid: str, timeout_ms: float | None) -> None:
+        """A request with any number of responses, each written as it comes."""
+        started, principal, first = time.perf_counter(), None, None
+        grant, spent = None, Spent()
+        try:
+            principal = self._calls.access.authenticate(self._credential)
+            grant = self._calls.admit(principal, request)
+            empty_final = codec.wants_empty_final(request)
+            answers = self._calls.core.stream(
+                request.model_name,
+                request.model_version,
+                timeout_ms,
+                lambda contract: codec.decode(request, contract),
+                rid.encode("latin-1"),
+                spent.begin,
+            )
+            async with aclosing(answers):
+                async for answer in answers:
+                    if first is not None:
+                        response = self._calls.response(request.model_name, answer)
+                    else:  # it counts once, with the time to its first answer
+                        response, _ = self._calls.encode(request.model_name, answer, rid, started)
+                        first = answer
+                    spent.add(answer.reply, answer.parameters, response.ByteSize())
+                    response.parameters[codec.FINAL].bool_param = False
+                    await self._write(pb.ModelStreamInferResponse(infer_response=response))
+            if empty_final:
+                response = pb.ModelInferResponse(model_name=request.model_name, id=request.id)
+                response.parameters[codec.FINAL].bool_param = True
+                await self._write(pb.ModelStreamInferResponse(infer_response=response))
+            if first is not None and self._calls.log.take():
+                parts = {"chunks": spent.answers}
+                self._calls.answered(request, first, principal, rid, spent.sent, started, **parts)
+        except TidegateError as error:
+            told = self._calls.refused(request, error, rid, principal, started)
+            await self._write(self._failure(request, told))
+        except Exception:
+            told = self._calls.broken(request, rid, principal, started)
+            await self._write(self._failure(request, told))
+        finally:
+            if grant is not None:
+                grant.streamed(spent, request.ByteSize())
+
+    async def _write(self, message: Any) -> None:
+        async with self._writing:
+            await self._context.write(message)
+
+    @staticmethod
+    def _failure(request: Any, error: TidegateError) -> Any:
+        told = pb.ModelInferResponse(model_name=request.model_name, id=request.id)
+        return pb.ModelStreamInferResponse(error_message=details_of(error), infer_response=told)

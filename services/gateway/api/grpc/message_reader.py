@@ -1,0 +1,138 @@
+"""The messages of one call as they come in, counted against the budget from their first byte."""
+
+from __future__ import annotations
+
+import struct
+from collections import deque
+from typing import NamedTuple
+
+from services.gateway.api.decompression import Decompressor
+from services.gateway.api.limits import Limits
+from tidegate.kernel.errors import BadRequest, PayloadTooLarge, TidegateError
+
+_PREFIX = struct.Struct(">BI")
+_UNPACKED = {b"gzip", b"deflate"}
+ENCODINGS = "identity,deflate,gzip"
+# What a message takes beside its bytes, however small it is.
+MESSAGE_BYTES = 256
+
+
+class ReceivedMessage(NamedTuple):
+    """A whole message, and the bytes that the budget counts for it."""
+
+    data: bytes | bytearray
+    held: int
+
+
+class MessageReader:
+    """Puts messages together from what DATA frames bring. :meth:`release` gives back what was not taken."""
+
+    __slots__ = (
+        "_encoding",
+        "_held",
+        "_limit",
+        "_limits",
+        "_packed",
+        "_part",
+        "_prefix",
+        "_size",
+        "known",
+        "messages",
+    )
+
+    def __init__(self, limits: Limits, limit: int, encoding: bytes) -> None:
+        """``limit``: bytes of the largest message."""
+        self._limits = limits
+        self._limit = limit
+        self._encoding = encoding
+        self._prefix = b""
+        self._part: bytearray | None = None
+        self._size = 0
+        self._packed = False
+        self._held = 0
+        self.known = False  # its caller has shown a good credential
+        self.messages: deque[ReceivedMessage] = deque()
+
+    @property
+    def begun(self) -> bool:
+        """Return True if a part of a message is here."""
+        return self._part is not None or bool(self._prefix)
+
+    @property
+    def size(self) -> int:
+        """The declared size of the message that is coming in."""
+        return self._size if self._part is not None else 0
+
+    def feed(self, data: bytes) -> None:
+        """Take what came; raises BadRequest, PayloadTooLarge and Overloaded."""
+        if not self.begun and len(data) >= 5:
+            packed, size = _PREFIX.unpack_from(data)
+            if size == len(data) - 5 and not packed and size <= self._limit:  # nearly always
+                self._count(size + MESSAGE_BYTES, size)
+                self._whole(data[5:])
+                return
+        at, end = 0, len(data)
+        while at < end:
+            if self._part is None:
+                missing = 5 - len(self._prefix)
+                self._prefix += data[at : at + missing]
+                at += missing
+                if len(self._prefix) < 5:
+                    return
+                self._begin()
+            assert self._part is not None
+            piece = data[at : at + self._size - len(self._part)]
+            at += len(piece)
+            self._count(len(piece), self._size)
+            self._part += piece
+            if len(self._part) == self._size:
+                whole, self._part = self._part, None
+                self._whole(self._unpacked(whole) if self._packed else whole)
+
+    def take(self) -> ReceivedMessage:
+        """Return the next whole message; its bytes stay counted until the caller gives them back."""
+        return self.messages.popleft()
+
+    def release(self) -> None:
+        """Forget everything that was not taken."""
+        self._limits.bodies.give(self._held + sum(message.held for message in self.messages))
+        self._held = 0
+        self._part = None
+        self.messages.clear()
+
+    def _begin(self) -> None:
+        packed, self._size = _PREFIX.unpack(self._prefix)
+        self._prefix, self._part = b"", bytearray()
+        self._packed = bool(packed)
+        if packed and self._encoding not in _UNPACKED:
+            raise BadRequest(f"a compressed message, but grpc-encoding is {self._encoding[:32]!r}: use gzip")
+        if self._size > self._limit:
+            raise self._too_large()
+        self._count(MESSAGE_BYTES, self._size)
+
+    def _too_large(self) -> TidegateError:
+        return PayloadTooLarge(f"the message is larger than {self._limit} bytes")
+
+    def _count(self, count: int, of: int) -> None:
+        if not self._limits.bodies.take(count, of, known=self.known):
+            raise self._limits.overloaded()
+        self._held += count
+
+    def _whole(self, data: bytes | bytearray) -> None:
+        self.messages.append(ReceivedMessage(data, self._held))
+        self._held = 0
+
+    def _unpacked(self, data: bytearray) -> bytes:
+        """Return a message decompressed, its new size counted step by step in place of the old one."""
+        inflater = Decompressor(self._encoding.decode("latin-1"), "message")
+        pieces, size = [], 0
+        for piece in inflater.feed(memoryview(data)):
+            size += len(piece)
+            if size > self._limit:
+                raise self._too_large()
+            self._count(len(piece), size)
+            pieces.append(piece)
+        inflater.end()
+        self._limits.bodies.give(len(data))
+        self._held -= len(data)
+        return b"".join(pieces)

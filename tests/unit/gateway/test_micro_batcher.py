@@ -1,0 +1,79 @@
+"""Calls of light models leave together; nobody else waits."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from services.gateway.api.grpc.micro_batcher import FEW, MicroBatcher
+
+pytestmark = pytest.mark.unit
+
+
+async def turns(count: int = 5) -> None:
+    for _ in range(count):
+        await asyncio.sleep(0)
+
+
+async def busy(*, light: bool = True, hold_s: float = 60.0) -> MicroBatcher:
+    """As many calls are out as make it worth waiting."""
+    company = MicroBatcher(hold_s)
+    company.learn(10_000 if not light else 1_000, 1)
+    for _ in range(FEW):
+        await company.join()
+    return company
+
+
+async def test_a_call_goes_at_once_when_few_are_out():
+    company = MicroBatcher()
+    company.learn(100, 1)
+    for _ in range(FEW):
+        join = asyncio.ensure_future(company.join())
+        await turns()
+        assert join.done()
+
+
+async def test_a_call_to_a_heavy_model_goes_at_once():
+    company = await busy(light=False)
+    join = asyncio.ensure_future(company.join())
+    await turns()
+    assert join.done()
+
+
+async def test_a_model_call_that_many_shared_is_light_for_each():
+    company = await busy(light=False)
+    company.learn(100_000, 64)
+    join = asyncio.ensure_future(company.join())
+    await turns()
+    assert not join.done()
+    company.leave()
+    await join
+
+
+async def test_those_that_wait_leave_together_when_one_is_answered():
+    company = await busy()
+    joins = [asyncio.ensure_future(company.join()) for _ in range(3)]
+    await turns()
+    assert not any(join.done() for join in joins)
+    company.leave()
+    await turns()
+    assert all(join.done() for join in joins)
+
+
+async def test_nobody_waits_for_long():
+    company = await busy(hold_s=0.002)
+    async with asyncio.timeout(5):
+        await company.join()
+
+
+async def test_one_that_goes_away_takes_nobody_with_it():
+    company = await busy()
+    gone, stays = (asyncio.ensure_future(company.join()) for _ in range(2))
+    await turns()
+    gone.cancel()
+    await turns()
+    company.leave()
+    await turns()
+    assert gone.cancelled()
+    assert stays.done()
