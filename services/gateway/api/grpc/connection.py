@@ -1,7 +1,8 @@
 """The server's side of one HTTP/2 connection: frames, calls, and what a client may cost.
 
-After RFC 9113 and gRPC's "gRPC over HTTP2". A call is let in or refused by its head, so nothing that
-an unknown client sends is kept; what others send is counted against the budget as it comes (``message_reader.py``).
+Follows RFC 9113 and gRPC's "gRPC over HTTP2". A call is admitted or refused by its headers, so the server
+keeps nothing that an unknown client sends. Bytes of known clients count against the budget as they come
+(``message_reader.py``).
 """
 
 from __future__ import annotations
