@@ -13,8 +13,8 @@ import orjson
 from starlette.applications import Starlette
 
 from services.worker.adapters.triton_process import TritonProcess
-from services.worker.application.lifecycle import Life
-from services.worker.application.waiting import Waiting
+from services.worker.application.lifecycle import ReplicaLifecycle
+from services.worker.application.warm_standby import WarmStandby
 from services.worker.settings import WorkerSettings
 from tidegate.kernel import tasks
 from tidegate.kernel.protocol.models import Assignment, WarmAssignment
@@ -29,8 +29,8 @@ class Worker:
         self._settings = settings
         self._folder = folder
         self._http_port = http_port
-        self._life: Life | None = None
-        self._waiting: Waiting | None = None
+        self._life: ReplicaLifecycle | None = None
+        self._waiting: WarmStandby | None = None
         self.app = bare_app(name="worker", settings=settings, lifespan=self._lifespan)
 
     @property
@@ -51,7 +51,7 @@ class Worker:
         if isinstance(start, Assignment):
             self._life = self._begin(start, store, job_store, None)
         else:
-            self._waiting = Waiting(self._settings, start, self._folder, store, self._http_port)
+            self._waiting = WarmStandby(self._settings, start, self._folder, store, self._http_port)
         whole = asyncio.create_task(self._run(store, job_store))
         yield
         await tasks.end(whole)
@@ -73,9 +73,9 @@ class Worker:
 
     def _begin(
         self, assignment: Assignment, store: Store, job_store: JobStore, triton: TritonProcess | None
-    ) -> Life:
+    ) -> ReplicaLifecycle:
         token = read_token(self._folder)
-        life = Life(
+        life = ReplicaLifecycle(
             self._settings, assignment, self._folder, store, job_store, self._http_port, token, triton
         )
         life.start()

@@ -26,7 +26,7 @@ from services.worker.adapters.sandbox import sandbox_of
 from services.worker.adapters.triton_client import TritonClient
 from services.worker.adapters.triton_install import TritonInstall
 from services.worker.adapters.triton_process import TritonOptions, TritonProcess, new_triton, repository_in
-from services.worker.application.loading import Loading
+from services.worker.application.model_loader import ModelLoader
 from services.worker.domain.formats import config_is_complete
 from services.worker.settings import WorkerSettings
 from tidegate.kernel import tasks
@@ -94,7 +94,7 @@ async def _serving(
         install,
         symlinks=not sandbox.mounts,
     )
-    loading = Loading(deployment, write)
+    loading = ModelLoader(deployment, write)
     models = await loading.prepare()
     _tell_where(repository)
     options = TritonOptions(

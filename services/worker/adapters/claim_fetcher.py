@@ -7,8 +7,8 @@ import time
 from collections.abc import Callable
 
 from services.worker.adapters.metrics import ANSWERED
-from services.worker.adapters.reply_publisher import Outbox
-from services.worker.domain.backlog import Item
+from services.worker.adapters.reply_publisher import ReplyPublisher
+from services.worker.domain.backlog import QueuedRequest
 from tidegate.kernel import tasks, telemetry
 from tidegate.kernel.blobs.claims import Claims
 from tidegate.kernel.errors import Unavailable
@@ -20,19 +20,19 @@ log = telemetry.logger(__name__)
 AT_ONCE = 4
 
 
-class Redeeming:
+class ClaimFetcher:
     """Fetches concurrently, ``limit_bytes`` in hand at most; a single larger request is let through alone."""
 
     def __init__(
         self,
         claims: Claims,
-        outbox: Outbox,
+        publisher: ReplyPublisher,
         limit_bytes: int,
-        add: Callable[[Item], None],
-        settle: Callable[[list[Item]], None],
+        add: Callable[[QueuedRequest], None],
+        settle: Callable[[list[QueuedRequest]], None],
     ) -> None:
         self._claims = claims
-        self._outbox = outbox
+        self._publisher = publisher
         self._limit_bytes = limit_bytes
         self._add = add
         self._settle = settle
@@ -41,13 +41,13 @@ class Redeeming:
         self._room = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
 
-    def take(self, item: Item) -> None:
+    def take(self, item: QueuedRequest) -> None:
         """Fetch what the request's claim stands for, then hand it on; what cannot be had is answered."""
         task = asyncio.create_task(self._redeem(item))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    def settled(self, group: list[Item]) -> None:
+    def settled(self, group: list[QueuedRequest]) -> None:
         """These requests are done, and their tensors no longer in hand."""
         if self._held:
             for item in group:
@@ -64,11 +64,11 @@ class Redeeming:
         """End; what was being fetched stays unsettled."""
         await tasks.end(*self._tasks)
 
-    async def _redeem(self, item: Item) -> None:
+    async def _redeem(self, item: QueuedRequest) -> None:
         if await self.fetch(item, wait=True):
             self._add(item)
 
-    async def fetch(self, item: Item, *, wait: bool = False) -> bool:
+    async def fetch(self, item: QueuedRequest, *, wait: bool = False) -> bool:
         """Fetch the tensors of a request's claim into it; False: they cannot be had, and it is settled.
 
         ``wait``: only once there is room for them.
@@ -84,7 +84,7 @@ class Redeeming:
             log.warning("a claim was not redeemed", extra={"problem": error.message})
             ANSWERED.labels(error.reason).inc()
             frame = envelope.failure_frame(request.id, request.attempt, error.reason, error.message)
-            await self._outbox.reply(item.parcel.reply_to, [frame])
+            await self._publisher.reply(item.delivery.reply_to, [frame])
             self._settle([item])
         else:
             item.request = request._replace(data=data)

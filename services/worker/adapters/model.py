@@ -15,8 +15,8 @@ from services.worker.adapters.http_calls import HttpAnswer
 from services.worker.adapters.metrics import CONTRADICTIONS
 from services.worker.adapters.shared_memory import Region, Regions, aligned
 from services.worker.adapters.triton_client import ModelInferRequest, TritonClient
+from services.worker.domain.call_duration import Quickness
 from services.worker.domain.output_check import OutputCheck
-from services.worker.domain.pace import Quickness
 from services.worker.domain.split import Output
 from tidegate.kernel import telemetry
 from tidegate.kernel.errors import BadRequest, ModelFailed, PayloadTooLarge

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from services.worker.adapters import triton_facts
 from services.worker.adapters.triton_client import TritonClient
-from services.worker.domain.statistics import Tally, since
+from services.worker.domain.statistics import RequestCounts, since
 from tidegate.kernel import tasks
 from tidegate.kernel.errors import TidegateError
 from tidegate.kernel.protocol.presence import ModelCard
@@ -32,7 +32,7 @@ class ModelReport:
         self._card_at = float("-inf")
         self._seen: dict[str, int] = {}
         self._task: asyncio.Task[None] | None = None
-        self.tally = Tally()
+        self.tally = RequestCounts()
 
     async def use(self, client: TritonClient, model: str, folder: Path) -> None:
         """The model, loaded and warm, in ``folder`` of the repository: count from here."""

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from services.worker.adapters.request_log import note
 from services.worker.domain.attempts import GIVE_UP, after_loss
-from services.worker.domain.backlog import Item
+from services.worker.domain.backlog import QueuedRequest
 from tidegate.kernel import telemetry
 from tidegate.kernel.blobs.claims import Claims
 from tidegate.kernel.broker.connection import Channel, Connection
@@ -25,7 +25,7 @@ log = telemetry.logger(__name__)
 PATIENCE_S = 60.0
 
 
-class Outbox:
+class ReplyPublisher:
     """The link of a worker that only publishes, with confirms.
 
     ``suspected`` is set when it has published a request that is to run alone. ``loss`` says how the model
@@ -72,10 +72,10 @@ class Outbox:
             reply = reply._replace(data=[claim], claimed=True)
         return envelope.pack_alone(envelope.REPLIES, envelope.reply_pieces(reply))
 
-    async def again(self, group: list[Item], *, alone: bool) -> None:
+    async def again(self, group: list[QueuedRequest], *, alone: bool) -> None:
         """Publish requests again whose model server was lost under them; ``alone`` as for :meth:`retry`."""
         for item in group:
-            await self.retry(item.request, item.parcel.reply_to, alone=alone)
+            await self.retry(item.request, item.delivery.reply_to, alone=alone)
 
     async def retry(self, request: Request, reply_to: str, *, alone: bool) -> None:
         """Publish a lost request as a suspect, or to the exceptions when it has no attempt left.

@@ -11,13 +11,14 @@ from functools import partial
 from typing import Any
 
 from services.worker.adapters.metrics import JOBS, REDELIVERED
-from services.worker.adapters.reply_publisher import Outbox
-from services.worker.application.jobs import Jobs
-from services.worker.application.scheduler import Work
+from services.worker.adapters.reply_publisher import ReplyPublisher
+from services.worker.application.batch_scheduler import BatchScheduler
+from services.worker.application.job_scheduler import JobScheduler
+from services.worker.domain.ack_tracker import AckTracker
 from services.worker.domain.attempts import EXHAUSTED, NOT_RETRIED, UNDECODABLE
-from services.worker.domain.job_backlog import Held
-from services.worker.domain.pace import job_calls, job_prefetch, worth_changing
-from services.worker.domain.settling import Settling
+from services.worker.domain.concurrency import job_calls
+from services.worker.domain.job_backlog import QueuedJob
+from services.worker.domain.prefetch import job_prefetch, worth_changing
 from tidegate.kernel import tasks, telemetry
 from tidegate.kernel.broker.connection import Channel, Connection, Delivery
 from tidegate.kernel.broker.topology import jobs_queue
@@ -35,15 +36,15 @@ ACK_DELAY_S = 0.002
 TOKEN_SIZE = 8
 
 
-class JobMessages:
+class JobConsumer:
     """Consumes the three job queues of a Deployment for as long as it is open."""
 
-    def __init__(self, amqp_url: str, deployment: str, outbox: Outbox, jobs: Jobs) -> None:
+    def __init__(self, amqp_url: str, deployment: str, publisher: ReplyPublisher, jobs: JobScheduler) -> None:
         self._queues = {level: jobs_queue(deployment, level) for level in LEVELS}
-        self._outbox = outbox
+        self._publisher = publisher
         self._jobs = jobs
-        self._work: Work | None = None
-        self._settling = Settling()
+        self._scheduler: BatchScheduler | None = None
+        self._acks = AckTracker()
         self._channel: Channel | None = None
         self._consumers: list[str] = []
         self._prefetch = 0
@@ -56,11 +57,11 @@ class JobMessages:
     @property
     def unsettled(self) -> int:
         """Messages not settled yet."""
-        return len(self._settling) if self._channel is not None else 0
+        return len(self._acks) if self._channel is not None else 0
 
-    def start(self, work: Work) -> None:
-        """Connect; nothing is taken before :meth:`open`. ``work`` says how much is wanted."""
-        self._work = work
+    def start(self, scheduler: BatchScheduler) -> None:
+        """Connect; nothing is taken before :meth:`open`. ``scheduler`` says how much is wanted."""
+        self._scheduler = scheduler
         self.connection.start()
         self._retune_task = asyncio.create_task(self._retune(), name="retune jobs")
 
@@ -83,27 +84,27 @@ class JobMessages:
         self._give_back(time.monotonic())
         self.give_back(self._jobs.give_back_suspects())
 
-    def is_open(self, held: Held) -> bool:
+    def is_open(self, job: QueuedJob) -> bool:
         """Whether its message can still be acked."""
-        return held.channel is self._channel
+        return job.channel is self._channel
 
-    async def bury(self, held: Held) -> None:
+    async def bury(self, job: QueuedJob) -> None:
         """Hand a job to the router that may not be tried again; returns when the broker has it."""
-        safe = bool(held.request.flags & envelope.RETRY_SAFE)
-        body = envelope.pack(envelope.REQUESTS, [held.request.raw])
+        safe = bool(job.request.flags & envelope.RETRY_SAFE)
+        body = envelope.pack(envelope.REQUESTS, [job.request.raw])
         cause = EXHAUSTED if safe else NOT_RETRIED
-        await self._outbox.give_up(body, cause, None, queue=self._queues[held.level].name)
+        await self._publisher.give_up(body, cause, None, queue=self._queues[job.level].name)
 
-    def settle(self, group: Sequence[Held]) -> None:
+    def settle(self, group: Sequence[QueuedJob]) -> None:
         """Ack the messages of these."""
         channel = self._channel
         if channel is not None:
             self._ack(channel, [h.tag for h in group if h.channel is channel and h.leased_at is None])
 
-    def give_back(self, group: Sequence[Held]) -> None:
+    def give_back(self, group: Sequence[QueuedJob]) -> None:
         """Have the messages of these delivered again, here or elsewhere; what is leased has none."""
         channel = self._channel
-        tags = [held.tag for held in group if held.channel is channel and held.leased_at is None]
+        tags = [job.tag for job in group if job.channel is channel and job.leased_at is None]
         if tags and channel is not None:
             self._nack(channel, tags)
 
@@ -117,7 +118,7 @@ class JobMessages:
         if channel is self._channel:
             tags, self._over = self._over, []
             with contextlib.suppress(Unavailable):  # the channel is over: all of it is delivered again
-                for tag, multiple in self._settling.settle(tags):
+                for tag, multiple in self._acks.settle(tags):
                     channel.ack(tag, multiple=multiple)
 
     def _give_back(self, before: float) -> None:
@@ -126,7 +127,7 @@ class JobMessages:
     def _nack(self, channel: Channel, tags: list[int]) -> None:
         with contextlib.suppress(Unavailable):  # as above
             for tag in tags:
-                if channel is self._channel and self._settling.given_back(tag):
+                if channel is self._channel and self._acks.given_back(tag):
                     channel.nack(tag)
 
     # --- session and consumers -------------------------------------------------------------------------
@@ -134,7 +135,7 @@ class JobMessages:
     async def _on_setup(self, channel: Channel) -> None:
         for queue in self._queues.values():
             await channel.declare(queue)
-        self._channel, self._settling, self._over, self._consumers = channel, Settling(), [], []
+        self._channel, self._acks, self._over, self._consumers = channel, AckTracker(), [], []
         async with self._changing:
             if self._open and not self._consumers:
                 await self._consume(channel)
@@ -163,12 +164,12 @@ class JobMessages:
             self._consumers.append(consumer)
 
     def _wanted(self) -> int:
-        assert self._work is not None
+        assert self._scheduler is not None
         return job_prefetch(
-            call_ms=self._work.stats.call_ms.value,
-            batch_mean=self._work.stats.batch.value,
-            calls=job_calls(self._work.in_flight),
-            batch=self._work.batch,
+            call_ms=self._scheduler.stats.call_ms.value,
+            batch_mean=self._scheduler.stats.batch.value,
+            calls=job_calls(self._scheduler.in_flight),
+            batch=self._scheduler.batch,
         )
 
     async def _retune(self) -> None:
@@ -184,7 +185,7 @@ class JobMessages:
         channel = self._channel
         if channel is None:
             return None  # it came while the channel ends: unsettled, it is delivered again
-        self._settling.delivered(delivery.tag)
+        self._acks.delivered(delivery.tag)
         try:
             (frame,) = envelope.unpack(envelope.REQUESTS, delivery.body)
             request = envelope.read_request(frame)
@@ -194,10 +195,12 @@ class JobMessages:
         if delivery.redelivered:
             REDELIVERED.inc()
         now = time.monotonic()
-        known = self._jobs.held.get(request.id)
+        known = self._jobs.by_id.get(request.id)
         if known is None:
             token = os.urandom(TOKEN_SIZE)
-            self._jobs.add(Held(request, level, channel, delivery.tag, delivery.redelivered, token, now, now))
+            self._jobs.add(
+                QueuedJob(request, level, channel, delivery.tag, delivery.redelivered, token, now, now)
+            )
         elif known.leased_at is None and not self.is_open(known):
             # Its channel had ended under it, and its message came back to us.
             known.channel, known.tag, known.delivered = channel, delivery.tag, now
@@ -207,5 +210,7 @@ class JobMessages:
         return None
 
     async def _on_undecodable(self, channel: Channel, delivery: Delivery) -> None:
-        await self._outbox.give_up(delivery.body, UNDECODABLE, delivery.reply_to, queue=delivery.routing_key)
+        await self._publisher.give_up(
+            delivery.body, UNDECODABLE, delivery.reply_to, queue=delivery.routing_key
+        )
         self._ack(channel, [delivery.tag])

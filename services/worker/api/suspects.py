@@ -12,15 +12,15 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol
 
-from services.worker.adapters.reply_publisher import Outbox
-from services.worker.domain.backlog import Item
+from services.worker.adapters.reply_publisher import ReplyPublisher
+from services.worker.domain.backlog import QueuedRequest
 from tidegate.kernel import tasks, telemetry
 from tidegate.kernel.broker.connection import Channel, Delivery
 from tidegate.kernel.broker.topology import Queue, suspects_queue
 from tidegate.kernel.errors import Unavailable
 
 if TYPE_CHECKING:
-    from services.worker.application.scheduler import Work
+    from services.worker.application.batch_scheduler import BatchScheduler
 
 log = telemetry.logger(__name__)
 
@@ -37,25 +37,25 @@ class Door(Protocol):
     """Reads and settles the deliveries of suspects."""
 
     @property
-    def isolating(self) -> tuple[Channel, Work] | None:
+    def isolating(self) -> tuple[Channel, BatchScheduler] | None:
         """Return what suspects are run with; None while no request may be taken."""
 
     async def consume_alone(self, channel: Channel, queue: Queue, take: Callable[[Delivery], None]) -> str:
         """Consume a queue one message at a time; return the consumer's tag."""
 
-    async def take_alone(self, channel: Channel, delivery: Delivery) -> Item | None:
+    async def take_alone(self, channel: Channel, delivery: Delivery) -> QueuedRequest | None:
         """Return the request of a delivery; None: it is settled, and not to be run."""
 
-    async def put_back(self, item: Item) -> None:
+    async def put_back(self, item: QueuedRequest) -> None:
         """Publish a suspect again that was not run."""
 
 
-class Suspects:
+class SuspectConsumer:
     """Looks for suspects of a Deployment and runs them."""
 
-    def __init__(self, queue: Queue, outbox: Outbox, door: Door) -> None:
+    def __init__(self, queue: Queue, publisher: ReplyPublisher, door: Door) -> None:
         self._queue = suspects_queue(queue)
-        self._outbox = outbox
+        self._publisher = publisher
         self._door = door
         self._task: asyncio.Task[None] | None = None
 
@@ -72,9 +72,9 @@ class Suspects:
         sure = True
         while True:
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._outbox.suspected.wait(), LOOK_S)
+                await asyncio.wait_for(self._publisher.suspected.wait(), LOOK_S)
                 sure = True
-            self._outbox.suspected.clear()
+            self._publisher.suspected.clear()
             try:
                 sure = await self._look(sure=sure)
             except Unavailable as error:
@@ -89,35 +89,35 @@ class Suspects:
         costs every worker that does it a pause.
         """
         while (found := self._door.isolating) is not None:
-            channel, work = found
-            if not work.serving or channel.blocked:
+            channel, scheduler = found
+            if not scheduler.serving or channel.blocked:
                 return sure
             if not await channel.depth(self._queue):
                 return False
             if not sure:
                 return True
             began = time.monotonic()
-            async with work.alone():
-                running = await self._turn(channel, work)
+            async with scheduler.alone():
+                running = await self._turn(channel, scheduler)
             if running is not None:
                 await asyncio.wait({running})
             await asyncio.sleep(min(time.monotonic() - began, TURN_S))
         return sure
 
-    async def _turn(self, channel: Channel, work: Work) -> asyncio.Task[None] | None:
+    async def _turn(self, channel: Channel, scheduler: BatchScheduler) -> asyncio.Task[None] | None:
         """Run suspects until there are none, or time is up; return the call that has not ended by then."""
         arrived: asyncio.Queue[Delivery] = asyncio.Queue()
         ends_at = time.monotonic() + TURN_S
         running = None
         consumer = await self._door.consume_alone(channel, self._queue, arrived.put_nowait)
-        while running is None and time.monotonic() < ends_at and self._goes_on(channel, work):
+        while running is None and time.monotonic() < ends_at and self._goes_on(channel, scheduler):
             try:
                 delivery = await asyncio.wait_for(arrived.get(), EMPTY_S)
             except TimeoutError:
                 if not await channel.depth(self._queue):
                     break
             else:
-                running = await self._run_one(channel, work, delivery)
+                running = await self._run_one(channel, scheduler, delivery)
         await channel.cancel(consumer)
         # One more may have come meanwhile. It has not run, so it must not look as if it had.
         while not arrived.empty():
@@ -126,18 +126,20 @@ class Suspects:
                 await self._door.put_back(item)
         return running
 
-    async def _run_one(self, channel: Channel, work: Work, delivery: Delivery) -> asyncio.Task[None] | None:
+    async def _run_one(
+        self, channel: Channel, scheduler: BatchScheduler, delivery: Delivery
+    ) -> asyncio.Task[None] | None:
         """Run one; return its call if that goes on for longer than everything else can be held up."""
         item = await self._door.take_alone(channel, delivery)
         if item is None:
             return None
-        if not work.serving:
+        if not scheduler.serving:
             await self._door.put_back(item)
             return None
-        call = work.call_alone(item)
+        call = scheduler.call_alone(item)
         if call is not None:
             await asyncio.wait({call}, timeout=HOLD_S)
         return call if call is not None and not call.done() else None
 
-    def _goes_on(self, channel: Channel, work: Work) -> bool:
-        return self._door.isolating == (channel, work) and work.serving
+    def _goes_on(self, channel: Channel, scheduler: BatchScheduler) -> bool:
+        return self._door.isolating == (channel, scheduler) and scheduler.serving

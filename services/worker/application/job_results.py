@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from services.worker.domain.job_backlog import Held
+from services.worker.domain.job_backlog import QueuedJob
 from tidegate.kernel import telemetry
 from tidegate.kernel.blobs.claims import Claims
 from tidegate.kernel.errors import TidegateError, Unavailable
@@ -25,13 +25,13 @@ BACKOFF_S = (0.1, 5.0)
 
 
 @dataclass(frozen=True, slots=True)
-class End:
+class AttemptEnd:
     """How an attempt ended: with a reply, or with an error, or with neither. Times in seconds.
 
     ``shared``: so many jobs were in the model call.
     """
 
-    held: Held
+    job: QueuedJob
     state: Terminal
     reply: bytes | Reply = b""
     error: TidegateError | None = None
@@ -63,7 +63,7 @@ class JobResults:
                 await asyncio.sleep(_backoff(again))
         raise AssertionError("not reached")
 
-    async def record(self, ends: Sequence[End]) -> list[bool]:
+    async def record(self, ends: Sequence[AttemptEnd]) -> list[bool]:
         """Whether these attempts were still ours; by then it is on disk. Waits for a store that is away."""
         finishes = [await self._finish(end) for end in ends]
         again = 0
@@ -76,13 +76,13 @@ class JobResults:
                 await asyncio.sleep(_backoff(again))
                 again += 1
 
-    async def _finish(self, end: End) -> Finish:
+    async def _finish(self, end: AttemptEnd) -> Finish:
         error = {"reason": end.error.reason, "message": _clean(end.error.message)} if end.error else None
-        reply = end.reply if isinstance(end.reply, bytes) else await self._framed(end.reply, end.held)
+        reply = end.reply if isinstance(end.reply, bytes) else await self._framed(end.reply, end.job)
         tokens_in, tokens_out = _tokens(reply)
         return Finish(
-            end.held.id,
-            end.held.attempt,
+            end.job.id,
+            end.job.attempt,
             "expired" if reply is None else end.state,
             reply=reply or b"",
             error=error,
@@ -93,7 +93,7 @@ class JobResults:
             tokens_out=tokens_out,
         )
 
-    async def _framed(self, reply: Reply, held: Held) -> bytes | None:
+    async def _framed(self, reply: Reply, job: QueuedJob) -> bytes | None:
         """A large reply as a frame with a claim; the job's record is no place for it.
 
         None: the blob store was away until the job's time was over.
@@ -106,7 +106,7 @@ class JobResults:
             except Unavailable as error:
                 if again == 0:
                     log.warning("a result waits for the blob store", extra={"problem": error.message})
-                if held.request.deadline_ms < time.time() * 1e3:
+                if job.request.deadline_ms < time.time() * 1e3:
                     return None
                 await asyncio.sleep(_backoff(again))
                 again += 1

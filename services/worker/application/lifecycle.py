@@ -18,25 +18,25 @@ from services.worker.adapters.heartbeat import Heartbeat
 from services.worker.adapters.metrics import IN_HAND, TRITON_RESTARTS
 from services.worker.adapters.model import Model
 from services.worker.adapters.model_report import ModelReport
-from services.worker.adapters.reply_publisher import Outbox
+from services.worker.adapters.reply_publisher import ReplyPublisher
 from services.worker.adapters.sandbox import sandbox_of
 from services.worker.adapters.shared_memory import Regions
 from services.worker.adapters.triton_client import TritonClient
 from services.worker.adapters.triton_install import TritonInstall
 from services.worker.adapters.triton_process import TritonOptions, TritonProcess, new_triton, repository_in
 from services.worker.adapters.warmup import warm_up
-from services.worker.api.jobs import JobMessages
-from services.worker.api.requests import Requests
+from services.worker.api.jobs import JobConsumer
+from services.worker.api.requests import RequestConsumer
+from services.worker.application.batch_scheduler import BatchScheduler
+from services.worker.application.job_leases import JobLeases
 from services.worker.application.job_results import JobResults
-from services.worker.application.jobs import Jobs
-from services.worker.application.leases import Leases
-from services.worker.application.loading import Loading
-from services.worker.application.scheduler import Work
-from services.worker.application.watch import ModelWatch
+from services.worker.application.job_scheduler import JobScheduler
+from services.worker.application.model_loader import ModelLoader
+from services.worker.application.model_watchdog import ModelWatchdog
+from services.worker.domain.concurrency import effective_concurrency
 from services.worker.domain.deaths import Death
 from services.worker.domain.formats import config_is_complete
 from services.worker.domain.output_check import OutputCheck
-from services.worker.domain.pace import at_once
 from services.worker.domain.phases import Phases
 from services.worker.settings import WorkerSettings
 from tidegate.kernel import tasks, telemetry
@@ -54,7 +54,7 @@ log = telemetry.logger(__name__)
 STREAMS = 16
 
 
-class Life:
+class ReplicaLifecycle:
     """One replica from its start to its end. ``ended`` is set when the process should go.
 
     ``token`` opens the artifact at the registry. ``triton`` is one that was started ahead; it is ended with
@@ -94,34 +94,34 @@ class Life:
         self._regions: Regions | None = None
         self._task: asyncio.Task[None] | None = None
         self._looking: asyncio.Task[None] | None = None
-        self._work: Work | None = None
+        self._scheduler: BatchScheduler | None = None
         queue = requests_queue(self._deployment.name)
         self._blobs = Blobs(settings.blob_url)
         claims = self._claims = Claims(self._blobs, settings.claim_above_bytes)
-        self._outbox = Outbox(settings.amqp_url, queue, claims)
-        self._requests = Requests(
+        self._publisher = ReplyPublisher(settings.amqp_url, queue, claims)
+        self._requests = RequestConsumer(
             settings.amqp_url,
             queue,
             assignment.replica,
-            self._outbox,
+            self._publisher,
             claims=claims,
             fetch_bytes=settings.max_fetched_bytes,
         )
         self._job_store = job_store
-        self._messages: JobMessages | None = None
-        self._leases: Leases | None = None
+        self._messages: JobConsumer | None = None
+        self._leases: JobLeases | None = None
         self._heartbeat = Heartbeat(store, settings.heartbeat_interval_s, self._report)
         self._model_report = ModelReport(store, self._deployment.name)
-        self._loading: Loading | None = None
-        self._watch = ModelWatch(
+        self._loading: ModelLoader | None = None
+        self._watch = ModelWatchdog(
             self._deployment.progress_timeout_s,
             self._died,
-            lambda: self._work.waiting() if self._work else (),
+            lambda: self._scheduler.waiting() if self._scheduler else (),
         )
         self._gpus = Gpus(lambda: self._triton.metrics_port if self._triton else 0)
         self.ended = asyncio.Event()
         self.failed = False
-        IN_HAND.set_function(lambda: self._work.in_hand if self._work else 0)
+        IN_HAND.set_function(lambda: self._scheduler.in_hand if self._scheduler else 0)
 
     def problem(self) -> str | None:
         """Why this replica does not serve, if so."""
@@ -129,13 +129,13 @@ class Life:
             return f"{self._state}: {self._message}"
         if self._looking is not None and not self._looking.done():
             return "Triton does not answer"
-        return self._outbox.connection.problem or self._requests.connection.problem
+        return self._publisher.connection.problem or self._requests.connection.problem
 
     def start(self) -> None:
         """Begin to live."""
         self._phases.record("launch", time.time() - self._assignment.launched_at)
         self._heartbeat.start()
-        self._outbox.connection.start()
+        self._publisher.connection.start()
         self._task = asyncio.create_task(self._live(), name="life")
 
     async def drain(self) -> None:
@@ -144,13 +144,13 @@ class Life:
         If Triton crashes, or just has, it is started again for what is in hand.
         """
         self._draining = True
-        if self._work is not None and not self.failed:
+        if self._scheduler is not None and not self.failed:
             self._say("draining", "asked to stop")
             await self._heartbeat.beat()
             await self._close()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self._deployment.drain_limit_s):
-                    while (self._unsettled or self._work.in_hand) and not self.ended.is_set():
+                    while (self._unsettled or self._scheduler.in_hand) and not self.ended.is_set():
                         await asyncio.sleep(0.005)
         self.ended.set()
 
@@ -159,14 +159,14 @@ class Life:
         await tasks.end(self._task, self._looking)
         await self._watch.stop()
         await self._gpus.stop()
-        if self._work is not None:
-            await self._work.stop()
+        if self._scheduler is not None:
+            await self._scheduler.stop()
         if self._leases is not None:
             await self._leases.stop()
         if self._messages is not None:
             await self._messages.stop()
         await self._requests.stop()
-        await self._outbox.connection.stop()
+        await self._publisher.connection.stop()
         self._blobs.close()
         await self._model_report.stop()
         if self._regions is not None:
@@ -272,7 +272,7 @@ class Life:
             install,
             symlinks=not self._sandbox.mounts,
         )
-        self._loading = Loading(self._deployment, write)
+        self._loading = ModelLoader(self._deployment, write)
         models = await self._loading.prepare()
         options = TritonOptions(
             replica=self._assignment.replica,
@@ -325,10 +325,10 @@ class Life:
 
     def _parallel(self) -> float:
         """Requests that the model works on at once, all of its instances together."""
-        if self._work is None:
+        if self._scheduler is None:
             return 1.0
-        stats = self._work.stats
-        return at_once(
+        stats = self._scheduler.stats
+        return effective_concurrency(
             instances=self._instances,
             batch=self._max_rows(),
             call_rows=stats.rows.value,
@@ -358,8 +358,8 @@ class Life:
 
     async def _serve(self, model: Model) -> None:
         jobs = self._with_jobs()
-        self._work = Work(
-            self._outbox,
+        self._scheduler = BatchScheduler(
+            self._publisher,
             self._requests.settle,
             self._requests.answer,
             max_rows=self._max_rows(),
@@ -370,29 +370,29 @@ class Life:
             streams=self._streams(),
             jobs=jobs,
         )
-        self._model_report.tally = self._work.stats.tally
+        self._model_report.tally = self._scheduler.stats.tally
         self._gpus.start()
-        self._requests.feed(self._work)
+        self._requests.feed(self._scheduler)
         self._use(model)
-        self._work.start()
+        self._scheduler.start()
         self._requests.start()
         assert self._messages is not None
-        self._messages.start(self._work)
+        self._messages.start(self._scheduler)
         self._message = "waiting for RabbitMQ"
-        for connection in (self._outbox.connection, self._requests.connection):
+        for connection in (self._publisher.connection, self._requests.connection):
             await connection.wait_up(self._deployment.start_timeout_s)
         self._say("ready", self._loading.caveat if self._loading else "")
         log.info("ready", extra={"phases_ms": self._phases.ms})
 
-    def _with_jobs(self) -> Jobs:
+    def _with_jobs(self) -> JobScheduler:
         """What runs jobs, and its door. Nobody waits for either: requests are served without them."""
         results = JobResults(self._job_store, self._claims, keep_s=self._settings.job_retention_s)
         replica = self._assignment.replica
-        jobs = Jobs(self._job_store, results, replica, max_rows=self._max_rows())
-        messages = JobMessages(self._settings.amqp_url, self._deployment.name, self._outbox, jobs)
+        jobs = JobScheduler(self._job_store, results, replica, max_rows=self._max_rows())
+        messages = JobConsumer(self._settings.amqp_url, self._deployment.name, self._publisher, jobs)
         self._messages = messages
         jobs.come_from(messages)
-        self._leases = Leases(
+        self._leases = JobLeases(
             self._job_store, jobs, messages, replica, ack_timeout_s=self._settings.ack_timeout_s
         )
         self._leases.start()
@@ -405,28 +405,28 @@ class Life:
 
     async def _look_again(self, model: Model, client: TritonClient) -> None:
         """Use the model again if only the connection broke; where Triton ended ``_mend`` has the word."""
-        assert self._work is not None
+        assert self._scheduler is not None
         if await self._watch.answers_again(client, lambda: client is self._client):
-            self._work.use(model)
+            self._scheduler.use(model)
 
     def _died(self, death: Death) -> None:
         """A process of the model has ended; Triton is killed now, so that ``_mend`` starts another."""
-        assert self._work is not None
-        self._outbox.loss = death.words
-        self._work.lose()
+        assert self._scheduler is not None
+        self._publisher.loss = death.words
+        self._scheduler.lose()
         self._say("starting", f"{death.words}; starting it again")
 
     async def _mend(self, models: list[str]) -> None:
         """Wait for Triton to end, start it again, go on; deaths in a row wait longer and longer."""
         assert self._triton is not None
-        assert self._work is not None
+        assert self._scheduler is not None
         while True:
             code = await self._triton.wait()
-            self._work.lose()
-            pause_s = self._watch.mourn(code, excused=self._work.suspect_died)
+            self._scheduler.lose()
+            pause_s = self._watch.mourn(code, excused=self._scheduler.suspect_died)
             assert self._watch.last is not None
             TRITON_RESTARTS.inc()
-            self._outbox.loss = self._watch.last.words
+            self._publisher.loss = self._watch.last.words
             self._model_report.rest()
             self._say("starting", f"{self._watch.last.words}; starting it again")
             await asyncio.gather(self._heartbeat.beat(), self._close())
@@ -443,7 +443,7 @@ class Life:
             self._use(self._model(self._client, models[-1]))
             self._say("ready", self._loading.caveat if self._loading else "")
             await self._open()
-            self._outbox.suspected.set()  # those that it has published itself are run at once
+            self._publisher.suspected.set()  # those that it has published itself are run at once
             await self._heartbeat.beat()
 
     async def _rest(self, pause_s: float) -> None:
@@ -455,16 +455,16 @@ class Life:
     def _use(self, model: Model) -> None:
         """Call a model that was just loaded, and watch its processes."""
         assert self._triton is not None
-        assert self._work is not None
+        assert self._scheduler is not None
         self._watch.begin(self._triton, model)
-        self._work.use(model)
+        self._scheduler.use(model)
 
     def _contradiction(self) -> str:
         """Return what of the model's answers contradicts its signature, if any does."""
         return self._output_check.told if self._output_check is not None else ""
 
     def _report(self) -> ReplicaReport:
-        stats = self._work.stats if self._work else None
+        stats = self._scheduler.stats if self._scheduler else None
         return ReplicaReport(
             replica=self._assignment.replica,
             deployment=self._deployment.name,
@@ -474,7 +474,7 @@ class Life:
             state=self._state,
             message=self._message or self._contradiction(),
             phases_ms=dict(self._phases.ms),
-            inflight=self._work.in_hand if self._work else 0,
+            inflight=self._scheduler.in_hand if self._scheduler else 0,
             completed=stats.completed if stats else 0,
             failed=stats.failed if stats else 0,
             busy_ms=stats.busy_s * 1e3 if stats else 0.0,

@@ -13,17 +13,17 @@ from tidegate.kernel.protocol.envelope import LAST_PRIORITY, PRIORITY_SHIFT, Req
 USUAL_PRIORITY = 4
 
 
-class InHand(Protocol):
+class HasRequest(Protocol):
     """What stands in a line: something with a request."""
 
     request: Request
 
 
-T = TypeVar("T", bound=InHand)
+T = TypeVar("T", bound=HasRequest)
 
 
 @dataclass(slots=True)
-class Parcel:
+class UnackedDelivery:
     """A delivery and how many of its requests are still open; settled when none is."""
 
     channel: object
@@ -33,11 +33,11 @@ class Parcel:
 
 
 @dataclass(slots=True)
-class Item:
+class QueuedRequest:
     """A request in hand; ``received`` is on the worker's monotonic clock, in seconds."""
 
     request: Request
-    parcel: Parcel
+    delivery: UnackedDelivery
     received: float
     settled: bool = False
 
@@ -46,23 +46,23 @@ class Backlog:
     """Lines of one priority each; a lower number goes first, and its calls are filled up from behind."""
 
     def __init__(self) -> None:
-        self._lines: dict[int, Line[Item]] = {}
+        self._lines: dict[int, CallKeyQueue[QueuedRequest]] = {}
         self._count = 0
 
     def __len__(self) -> int:
         return self._count
 
-    def add(self, item: Item) -> None:
+    def add(self, item: QueuedRequest) -> None:
         """Put a request into the line of its priority."""
         level = item.request.flags >> PRIORITY_SHIFT & LAST_PRIORITY or USUAL_PRIORITY
         line = self._lines.get(level)
         if line is None:
-            line = Line(key_of)
+            line = CallKeyQueue(key_of)
             self._lines = dict(sorted([*self._lines.items(), (level, line)]))
         line.add(item)
         self._count += 1
 
-    def oldest(self) -> Item | None:
+    def oldest(self) -> QueuedRequest | None:
         """The request at the head of the line that is next."""
         return self._next().oldest()
 
@@ -70,7 +70,7 @@ class Backlog:
         """Rows that wait there under one key."""
         return self._next().rows_at_head()
 
-    def take(self, max_rows: int) -> list[Item]:
+    def take(self, max_rows: int) -> list[QueuedRequest]:
         """The next call: requests of one key, up to ``max_rows`` rows, at least one request."""
         line = self._next()
         group = line.take(max_rows)
@@ -84,7 +84,7 @@ class Backlog:
         self._count -= len(group)
         return group
 
-    def take_all(self) -> list[Item]:
+    def take_all(self) -> list[QueuedRequest]:
         """Take out all requests, the urgent ones first."""
         found = [item for line in self._lines.values() for item in line.remove(lambda _: True)]
         self.clear()
@@ -95,11 +95,11 @@ class Backlog:
         self._lines.clear()
         self._count = 0
 
-    def _next(self) -> Line[Item]:
+    def _next(self) -> CallKeyQueue[QueuedRequest]:
         return next((line for line in self._lines.values() if line), _EMPTY)
 
 
-def key_of(item: InHand) -> bytes:
+def key_of(item: HasRequest) -> bytes:
     """What requests that may share a call have in common.
 
     What must not share one (no batch axis; not its first attempt, so that a request that kills workers takes
@@ -110,7 +110,7 @@ def key_of(item: InHand) -> bytes:
     return request.id + request.key if alone else request.key
 
 
-class Line(Generic[T]):
+class CallKeyQueue(Generic[T]):
     """First come, first served over call keys; requests of one key share a call."""
 
     def __init__(self, key: Callable[[T], bytes]) -> None:
@@ -171,4 +171,4 @@ class Line(Generic[T]):
         return group
 
 
-_EMPTY: Line[Item] = Line(key_of)
+_EMPTY: CallKeyQueue[QueuedRequest] = CallKeyQueue(key_of)

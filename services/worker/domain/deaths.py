@@ -59,7 +59,7 @@ def of_wait_status(raw: int) -> int:
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class DeathStreak:
     """Deaths in a row, each within ``QUIET_S`` of its start. ``pause_s`` is what the next start waits.
 
     ``quick`` are those of late that came before the process had lived for as long as :func:`apart`.
@@ -75,7 +75,7 @@ def apart(quick: int) -> float:
     return min(LONGEST_PAUSE_S, SHORTEST_LIFE_S * 2.0 ** min(quick, 16))
 
 
-def after_death(row: Row, lived_s: float, *, excused: bool = False) -> Row:
+def after_death(row: DeathStreak, lived_s: float, *, excused: bool = False) -> DeathStreak:
     """Return the row with one more death, of a process that had served for ``lived_s`` seconds.
 
     Only quick deaths make starts wait, and never the first one. A process that did its work for a while is
@@ -83,12 +83,12 @@ def after_death(row: Row, lived_s: float, *, excused: bool = False) -> Row:
     ``excused``: a request that had killed before ran alone, so it is to blame and not the model.
     """
     if lived_s >= QUIET_S:
-        return Row(1)
+        return DeathStreak(1)
     if excused:
         return replace(row, deaths=max(1, row.deaths), pause_s=0.0)
     if lived_s >= apart(row.quick):
-        return Row(row.deaths + 1, 0.0, max(0, row.quick - 1))
-    return Row(row.deaths + 1, apart(row.quick) - lived_s if row.deaths else 0.0, row.quick + 1)
+        return DeathStreak(row.deaths + 1, 0.0, max(0, row.quick - 1))
+    return DeathStreak(row.deaths + 1, apart(row.quick) - lived_s if row.deaths else 0.0, row.quick + 1)
 
 
 class Silence:

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from services.worker.domain.backlog import Line, key_of
+from services.worker.domain.backlog import CallKeyQueue, key_of
 from tidegate.kernel.protocol.envelope import CLAIM, Request
 from tidegate.kernel.protocol.jobs import LEVELS, WEIGHTS, Level
 
 
 @dataclass(slots=True, eq=False)
-class Held:
+class QueuedJob:
     """A job in hand and its delivery. Times are on the worker's monotonic clock, in seconds.
 
     ``received``: when it came; ``delivered``: when its last delivery did. ``attempt`` 0: it waits. ``lost``
@@ -59,7 +59,7 @@ class JobBacklog:
     """
 
     def __init__(self) -> None:
-        self._lines: dict[Level, Line[Held]] = {level: Line(_key) for level in LEVELS}
+        self._lines: dict[Level, CallKeyQueue[QueuedJob]] = {level: CallKeyQueue(_key) for level in LEVELS}
         self._served: dict[Level, float] = dict.fromkeys(LEVELS, 0.0)
         self._clock = 0.0
         self._count = 0
@@ -67,15 +67,15 @@ class JobBacklog:
     def __len__(self) -> int:
         return self._count
 
-    def add(self, held: Held) -> None:
+    def add(self, job: QueuedJob) -> None:
         """Put a job into the line of its level."""
-        line = self._lines[held.level]
+        line = self._lines[job.level]
         if not line:
-            self._served[held.level] = max(self._served[held.level], self._clock - CREDIT)
-        line.add(held)
+            self._served[job.level] = max(self._served[job.level], self._clock - CREDIT)
+        line.add(job)
         self._count += 1
 
-    def take(self, max_rows: int) -> list[Held]:
+    def take(self, max_rows: int) -> list[QueuedJob]:
         """The next call: jobs of one key, up to ``max_rows`` rows, at least one job."""
         waiting = [level for level in LEVELS if self._lines[level]]
         if not waiting:
@@ -83,26 +83,26 @@ class JobBacklog:
         first = min(waiting, key=lambda level: self._served[level])
         self._clock = max(self._clock, self._served[first])
         group = self._serve(first, self._lines[first].take(max_rows))
-        key, room = _key(group[0]), max_rows - sum(held.request.rows for held in group)
+        key, room = _key(group[0]), max_rows - sum(job.request.rows for job in group)
         for level in LEVELS:
             more = self._serve(level, self._lines[level].more(key, room))
-            room -= sum(held.request.rows for held in more)
+            room -= sum(job.request.rows for job in more)
             group += more
         return group
 
-    def remove(self, gone: Callable[[Held], bool]) -> list[Held]:
+    def remove(self, gone: Callable[[QueuedJob], bool]) -> list[QueuedJob]:
         """Take out those that ``gone`` says; gives them."""
-        found = [held for line in self._lines.values() for held in line.remove(gone)]
+        found = [job for line in self._lines.values() for job in line.remove(gone)]
         self._count -= len(found)
         return found
 
-    def _serve(self, level: Level, group: list[Held]) -> list[Held]:
+    def _serve(self, level: Level, group: list[QueuedJob]) -> list[QueuedJob]:
         self._served[level] += len(group) / WEIGHTS[level]
         self._count -= len(group)
         return group
 
 
-def _key(held: Held) -> bytes:
+def _key(job: QueuedJob) -> bytes:
     # What is in the blob store is large: one of those at a time.
-    request = held.request
-    return request.id + request.key if request.flags & CLAIM else key_of(held)
+    request = job.request
+    return request.id + request.key if request.flags & CLAIM else key_of(job)

@@ -19,7 +19,7 @@ class Output(NamedTuple):
     raw: Buffer
 
 
-class Mismatch(ValueError):
+class RowMismatch(ValueError):
     """The model's answer does not have one row for each row of the request."""
 
 
@@ -34,13 +34,15 @@ def describe(outputs: list[Output], rows: int) -> tuple[int, tuple[Tensor, ...]]
 def split(outputs: list[Output], parts: list[int]) -> list[list[Buffer]]:
     """For each part (its number of rows, in order) its slice of every output.
 
-    Raises :class:`Mismatch` when an output's first axis is not the sum of the parts.
+    Raises :class:`RowMismatch` when an output's first axis is not the sum of the parts.
     """
     rows = sum(parts)
     answers: list[list[Buffer]] = [[] for _ in parts]
     for output in outputs:
         if not output.shape or output.shape[0] != rows:
-            raise Mismatch(f"output {output.name!r} has shape {list(output.shape)} for {rows} rows of input")
+            raise RowMismatch(
+                f"output {output.name!r} has shape {list(output.shape)} for {rows} rows of input"
+            )
         view = memoryview(output.raw)
         ends = _row_ends(output, rows)
         at = row = 0
@@ -80,7 +82,9 @@ def _row_ends(output: Output, rows: int) -> list[int] | int:
     try:
         ends = string_offsets(output.raw, per_row)
     except (ValueError, struct.error) as error:
-        raise Mismatch(f"output {output.name!r} holds malformed BYTES: {error}") from None
+        raise RowMismatch(f"output {output.name!r} holds malformed BYTES: {error}") from None
     if len(ends) != rows:
-        raise Mismatch(f"output {output.name!r} has fewer elements than its shape {list(output.shape)} says")
+        raise RowMismatch(
+            f"output {output.name!r} has fewer elements than its shape {list(output.shape)} says"
+        )
     return ends

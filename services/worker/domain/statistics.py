@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 
+from services.worker.domain.call_duration import Mean
 from tidegate.kernel.protocol.statistics import (
     BATCH,
     CACHE,
@@ -16,7 +17,7 @@ from tidegate.kernel.protocol.statistics import (
 )
 
 
-class Tally:
+class RequestCounts:
     """Counts of requests since they were last taken."""
 
     def __init__(self) -> None:
@@ -57,6 +58,20 @@ class Tally:
     def give_back(self, counts: Mapping[str, int]) -> None:
         """Counts that were taken and reached nobody."""
         self._untold.update(counts)
+
+
+class WorkStats:
+    """Totals since the start, and recent means. Times in seconds, ``call_ms`` in milliseconds."""
+
+    def __init__(self) -> None:
+        self.completed = 0
+        self.failed = 0
+        self.busy_s = 0.0
+        self.call_ms = Mean()
+        self.batch = Mean()
+        self.rows = Mean()
+        self.open_calls = Mean()
+        self.tally = RequestCounts()
 
 
 def since(before: Mapping[str, int], now: Mapping[str, int]) -> dict[str, int]:

@@ -23,7 +23,7 @@ from services.autoscaler.application import warm_pool as warm
 from services.autoscaler.application.warm_pool import NOBODY, WarmPool
 from services.autoscaler.domain.log_keeping import MOST_EACH
 from services.autoscaler.domain.warm_pool import Claim
-from services.worker.application.waiting import Waiting
+from services.worker.application.warm_standby import WarmStandby
 from services.worker.settings import WorkerSettings
 from tests.conftest import Line
 from tests.integration.autoscaler.process_yard import ProcessYard
@@ -262,7 +262,7 @@ async def test_a_worker_asks_until_it_knows_whose_an_offer_is(
     given = WarmAssignment(
         replica="warm-cpu--0-1", generation=1, flavour="cpu", pool=Flavour(), launched_at=0
     )
-    worker = Waiting(WorkerSettings(), given, tmp_path, away, 0)
+    worker = WarmStandby(WorkerSettings(), given, tmp_path, away, 0)
     await line.down()
     taking = asyncio.create_task(worker._take(assign(REPLICA)))
     await asyncio.sleep(0.3)
@@ -289,7 +289,7 @@ async def test_an_offer_cannot_say_where_the_registry_is(
     given = WarmAssignment(
         replica="warm-cpu--0-1", generation=1, flavour=yard.flavour, pool=Flavour(), launched_at=0
     )
-    worker = Waiting(WorkerSettings(), given, tmp_path, yard.store, 0)
+    worker = WarmStandby(WorkerSettings(), given, tmp_path, yard.store, 0)
     forged = assign(REPLICA).model_dump(mode="json") | {"registry_url": "http://127.0.0.1:9"}
     queue = warm_queue(yard.flavour)
     async with Connection(yard.amqp_url, "worker", worker._listen) as connection:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from services.worker.adapters.model import Model
-from services.worker.application.watch import ModelWatch
+from services.worker.application.model_watchdog import ModelWatchdog
 from services.worker.domain.deaths import Death
 from tests.conftest import PATIENCE_S
 from tests.integration.worker.conftest import ROOT, Run
@@ -67,7 +67,7 @@ async def test_the_worker_sees_that_the_models_process_is_of_no_use(
     running = await run("python", tmp_path / "model.py", SIGNATURE)
     model = Model(running.client, running.model, SIGNATURE.outputs)
     died: list[Death] = []
-    watch = ModelWatch(1.0, died.append, lambda: [60.0] if number == 2000.0 else [])
+    watch = ModelWatchdog(1.0, died.append, lambda: [60.0] if number == 2000.0 else [])
     watch.begin(running.process, model)
     call = None
     if sent is not None:

@@ -17,7 +17,7 @@ from services.worker.adapters.triton_client import TritonClient
 from services.worker.adapters.triton_install import TritonInstall
 from services.worker.adapters.triton_process import TritonOptions, new_triton
 from services.worker.adapters.warmup import zeros
-from services.worker.application.loading import Loading
+from services.worker.application.model_loader import ModelLoader
 from tests.integration.worker.test_triton_models import DIGITS
 from tidegate.kernel.errors import ModelFailed
 from tidegate.kernel.protocol.models import Deployment, Signature, Version
@@ -63,7 +63,7 @@ async def test_a_users_gpu_that_the_replica_does_not_hold_is_refused(
 
 def loading(
     install: TritonInstall, folder: Path, artifact: Path, **resources: object
-) -> tuple[Loading, Callable[[], Any]]:
+) -> tuple[ModelLoader, Callable[[], Any]]:
     """Return what loads digits as a worker does, and what makes its Triton."""
     born = datetime(2025, 1, 1, tzinfo=UTC)
     version = Version(
@@ -75,7 +75,7 @@ def loading(
     folder.mkdir()
     process = new_triton(install, folder, TritonOptions("digits-v1-0-1", auto_complete=False))
     write = partial(prepare, version, deployment, artifact, process.repository, install)
-    return Loading(deployment, write), lambda: process
+    return ModelLoader(deployment, write), lambda: process
 
 
 @pytest.mark.usefixtures("no_gpu")

@@ -18,7 +18,7 @@ from services.worker.adapters.grpc_unary import Failed, Gone
 from services.worker.adapters.http_calls import HttpCalls, NotThere
 from services.worker.adapters.model import Model
 from services.worker.adapters.triton_client import TritonClient
-from services.worker.domain.pace import Quickness
+from services.worker.domain.call_duration import Quickness
 from tests.conftest import PATIENCE_S
 from tidegate.kernel.errors import BadRequest, DeadlinePassed, ModelFailed, Unavailable
 from tidegate.kernel.protocol.envelope import Request, call_key, read_request, request_frame, tensor

@@ -11,7 +11,7 @@ import pytest
 from services.worker.adapters import memory_limit
 from services.worker.adapters.memory_limit import MemoryLimit
 from services.worker.adapters.model import Model
-from services.worker.application.watch import ModelWatch
+from services.worker.application.model_watchdog import ModelWatchdog
 from services.worker.domain.deaths import Death
 from tests.integration.worker.conftest import ROOT, Run
 from tidegate.kernel.errors import Unavailable
@@ -68,7 +68,7 @@ async def test_a_model_beyond_its_limit_is_ended_and_says_why(run: Run, tmp_path
     group = Path(noted.read_text()) if held_by == "a cgroup" else None
 
     died: list[Death] = []
-    watch = ModelWatch(240.0, died.append)
+    watch = ModelWatchdog(240.0, died.append)
     watch.begin(running.process, model)
     with pytest.raises(Unavailable):
         await model.call([request(LEAK)], 240)

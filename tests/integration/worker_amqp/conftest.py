@@ -14,9 +14,9 @@ import orjson
 import pytest
 
 from services.worker.adapters.model import Answer
-from services.worker.adapters.reply_publisher import Outbox
-from services.worker.api.requests import Requests
-from services.worker.application.scheduler import Work
+from services.worker.adapters.reply_publisher import ReplyPublisher
+from services.worker.api.requests import RequestConsumer
+from services.worker.application.batch_scheduler import BatchScheduler
 from services.worker.domain.split import Output
 from tests.integration.gated_model import GatedModel
 from tidegate.kernel.blobs.claims import Claims
@@ -68,9 +68,9 @@ class Worker:
     """What ``services.worker.application.lifecycle`` puts together, less Triton."""
 
     model: Doubler
-    outbox: Outbox
-    requests: Requests
-    work: Work
+    publisher: ReplyPublisher
+    requests: RequestConsumer
+    scheduler: BatchScheduler
 
     async def die(self) -> None:
         """As by SIGKILL: the connections break, nothing is settled."""
@@ -78,10 +78,10 @@ class Worker:
         await self.stop()
 
     async def stop(self) -> None:
-        """The order of ``life.Life.stop``."""
-        await self.work.stop()
+        """The order of ``life.ReplicaLifecycle.stop``."""
+        await self.scheduler.stop()
         await self.requests.stop()
-        await self.outbox.connection.stop()
+        await self.publisher.connection.stop()
 
 
 def ask(
@@ -227,30 +227,30 @@ async def start(rabbitmq_url, queue, fresh, claims) -> AsyncIterator[Callable[..
             again: bool = True,
         ) -> Worker:
             """``again``: a model server that was lost is there again at once."""
-            outbox = Outbox(out_url, queue, claims)
-            requests = Requests(
-                in_url, queue, fresh("doubler-0"), outbox, claims=claims, fetch_bytes=fetch_bytes
+            publisher = ReplyPublisher(out_url, queue, claims)
+            requests = RequestConsumer(
+                in_url, queue, fresh("doubler-0"), publisher, claims=claims, fetch_bytes=fetch_bytes
             )
-            work = Work(
-                outbox,
+            scheduler = BatchScheduler(
+                publisher,
                 requests.settle,
                 requests.answer,
                 max_rows=max_rows,
                 window_s=window_s,
                 instances=instances,
-                on_lost=lambda lost: work.use(lost) if again else None,
+                on_lost=lambda lost: scheduler.use(lost) if again else None,
                 max_concurrency=max_concurrency,
                 streams=streams,
             )
-            worker = Worker(model or Doubler(), outbox, requests, work)
-            requests.feed(work)
+            worker = Worker(model or Doubler(), publisher, requests, scheduler)
+            requests.feed(scheduler)
             if serving:
-                work.use(worker.model)  # type: ignore[arg-type]  # a model of the same shape
-            outbox.connection.start()
-            work.start()
+                scheduler.use(worker.model)  # type: ignore[arg-type]  # a model of the same shape
+            publisher.connection.start()
+            scheduler.start()
             requests.start()
             stack.push_async_callback(worker.stop)
-            await outbox.connection.wait_up(20)
+            await publisher.connection.wait_up(20)
             await requests.connection.wait_up(20)
             await requests.open()
             return worker
@@ -279,7 +279,7 @@ def nothing_is_left(rabbitmq_url, caller, queue, until) -> Callable[[Worker], An
     """
 
     async def checked(worker: Worker) -> None:
-        await until(lambda: worker.requests.unsettled == 0 and worker.work.in_hand == 0)
+        await until(lambda: worker.requests.unsettled == 0 and worker.scheduler.in_hand == 0)
         await worker.die()
         found: list[bytes] = []
 

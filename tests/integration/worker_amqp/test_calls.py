@@ -25,7 +25,7 @@ async def test_an_answer(start, caller, make, shown, until, nothing_is_left):
     assert (reply.status, reply.rows, reply.attempt, reply.shared) == (envelope.OK, 2, 0, 1)
     outputs, _ = envelope.read_result_key(reply.key)
     assert [(t.name, t.dims) for t in outputs] == [("y", (2,))]
-    assert worker.work.stats.completed == 1
+    assert worker.scheduler.stats.completed == 1
     await nothing_is_left(worker)
 
 
@@ -41,15 +41,15 @@ async def test_64_callers_of_mixed_size(start, caller, make, shown, until, nothi
         frame = make(*rows, words=words, key="x" if number % 2 else "other")
         asked[frame[:16]] = (rows, words)
         frames.append(frame)
-    worker.work.stats.call_ms.add(0.1)  # as after a while of light calls: hold many
+    worker.scheduler.stats.call_ms.add(0.1)  # as after a while of light calls: hold many
     await worker.requests.close()
     await worker.requests.open()
     while frames:
         size = draw.randint(1, 7)
         await caller.send(*frames[:size])
         frames = frames[size:]
-    await until(lambda: worker.work.in_hand == 64)
-    worker.work.use(worker.model)
+    await until(lambda: worker.scheduler.in_hand == 64)
+    worker.scheduler.use(worker.model)
     await until(lambda: len(caller.replies) == 64)
     for id_, (rows, words) in asked.items():
         reply = caller.reply(id_)
@@ -75,8 +75,8 @@ async def test_callers_of_two_gateways_share_a_call(start, caller, rabbitmq_url,
         await other.connection.wait_up(20)
         (mine,) = await caller.send(make([1, 1]))
         (theirs,) = await other.send(make([2, 2]))
-        await until(lambda: worker.work.in_hand == 2)
-        worker.work.use(worker.model)
+        await until(lambda: worker.scheduler.in_hand == 2)
+        worker.scheduler.use(worker.model)
         assert shown(await until(lambda: caller.reply(mine))) == [[2, 2]]
         assert shown(await until(lambda: other.reply(theirs))) == [[4, 4]]
     assert worker.model.calls == [[mine, theirs]]
@@ -88,15 +88,15 @@ async def test_a_bad_request_does_not_fail_its_neighbours(
 ):
     worker = await start(serving=False)
     ids = await caller.send(make([1, 1]), make([2, 2]), make([-3, 3]), make([4, 4]))
-    await until(lambda: worker.work.in_hand == 4)
-    worker.work.use(worker.model)
+    await until(lambda: worker.scheduler.in_hand == 4)
+    worker.scheduler.use(worker.model)
     await until(lambda: len(caller.replies) == 4)
     assert told(caller.reply(ids[2])) == ("bad_request", "a negative number")
     for id_, number in zip(ids, (1, 2, None, 4), strict=True):
         if number is not None:
             assert shown(caller.reply(id_)) == [[2 * number, 2 * number]]
     assert worker.model.calls == [ids, *([id_] for id_ in ids)]
-    assert worker.work.stats.failed == 1
+    assert worker.scheduler.stats.failed == 1
     await nothing_is_left(worker)
 
 
@@ -108,14 +108,14 @@ async def test_what_may_not_run_twice_is_told_of_a_failure_and_its_neighbours_ru
     worker = await start(serving=False)
     never = make([2, 2], flags=0)
     ids = await caller.send(make([1, 1]), never, make([3, 3]))
-    await until(lambda: worker.work.in_hand == 3)
+    await until(lambda: worker.scheduler.in_hand == 3)
 
     def fail(requests) -> None:
         if len(requests) > 1:
             raise error("out of tea")
 
     worker.model.fail = fail
-    worker.work.use(worker.model)
+    worker.scheduler.use(worker.model)
     await until(lambda: len(caller.replies) == 3)
     shared = "a call that it shared with others failed, and it may not run twice: out of tea"
     assert told(caller.reply(ids[1])) == ("model_failed", shared)
@@ -130,15 +130,15 @@ async def test_nobody_is_tried_again_alone_whose_caller_has_gone_meanwhile(
 ):
     worker = await start(serving=False)
     gone, wanted = await caller.send(make([1, 1]), make([2, 2]))
-    await until(lambda: worker.work.in_hand == 2)
+    await until(lambda: worker.scheduler.in_hand == 2)
 
     def fail(requests) -> None:
         if len(requests) > 1:
-            worker.work.cancel([gone])
+            worker.scheduler.cancel([gone])
             raise BadRequest("one of them is wrong")
 
     worker.model.fail = fail
-    worker.work.use(worker.model)
+    worker.scheduler.use(worker.model)
     await until(lambda: caller.reply(wanted))
     assert worker.model.calls == [[gone, wanted], [wanted]]
     assert list(caller.replies) == [wanted]
@@ -202,8 +202,8 @@ async def test_an_answer_of_another_size_is_no_answer(start, caller, make, told,
 
     worker.model.call = short
     ids = await caller.send(make([1, 1], [2, 2]), make([3, 3]))
-    await until(lambda: worker.work.in_hand == 2)
-    worker.work.use(worker.model)
+    await until(lambda: worker.scheduler.in_hand == 2)
+    worker.scheduler.use(worker.model)
     await until(lambda: len(caller.replies) == 2)
     assert worker.model.calls == [ids, [ids[0]], [ids[1]]]
     # Alone, it is what the model says: an answer without a batch axis.
@@ -227,8 +227,8 @@ async def test_expired_requests_are_not_called(start, caller, make, until, nothi
     worker = await start(serving=False)
     late, gone = make([1, 1], deadline_ms=1), make([2, 2], deadline_ms=int(time.time() * 1e3) - 1)
     (_, _, live) = await caller.send(late, gone, make([3, 3]))
-    await until(lambda: worker.work.in_hand == 3)
-    worker.work.use(worker.model)
+    await until(lambda: worker.scheduler.in_hand == 3)
+    worker.scheduler.use(worker.model)
     await until(lambda: caller.reply(live))
     assert worker.model.calls == [[live]]
     assert list(caller.replies) == [live], "nobody waits for the others"
@@ -243,7 +243,7 @@ async def test_a_deadline_within_the_call(start, caller, make, until, nothing_is
 
     worker.model.fail = fail
     await caller.send(make([1, 1]))
-    await until(lambda: worker.model.calls and worker.work.in_hand == 0)
+    await until(lambda: worker.model.calls and worker.scheduler.in_hand == 0)
     assert caller.replies == {}
     await nothing_is_left(worker)
 
@@ -254,9 +254,9 @@ async def test_cancelled_requests_are_not_called(start, caller, make, until, not
     (first,) = await caller.send(make([1, 1]))
     await until(lambda: worker.model.calls)
     cancelled, wanted = await caller.send(make([2, 2]), make([3, 3]))
-    await until(lambda: worker.work.in_hand == 3)
+    await until(lambda: worker.scheduler.in_hand == 3)
     await caller.cancel(cancelled, os.urandom(16))
-    await until(lambda: cancelled in worker.work._cancelled)
+    await until(lambda: cancelled in worker.scheduler._cancelled)
     worker.model.open.set()
     await until(lambda: caller.reply(wanted))
     assert worker.model.calls == [[first], [wanted]]
@@ -268,11 +268,11 @@ async def test_a_call_ends_when_nobody_waits_for_it(start, caller, make, until, 
     worker = await start(serving=False)
     worker.model.open.clear()
     one, other = await caller.send(make([1, 1]), make([2, 2]))
-    await until(lambda: worker.work.in_hand == 2)
-    worker.work.use(worker.model)
+    await until(lambda: worker.scheduler.in_hand == 2)
+    worker.scheduler.use(worker.model)
     await until(lambda: worker.model.calls == [[one, other]])
     await caller.cancel(one)
-    await until(lambda: one in worker.work._cancelled)
+    await until(lambda: one in worker.scheduler._cancelled)
     assert worker.model.cancelled == 0, "somebody still waits"
     await caller.cancel(other)
     await until(lambda: worker.model.cancelled == 1)
@@ -325,11 +325,11 @@ async def test_a_window_ends(start, caller, make, until):
 async def test_no_more_requests_at_once_than_may_be(start, caller, make, until, max_rows, limit, together):
     """``max_concurrency`` of a Deployment, over all calls of a replica."""
     worker = await start(max_rows=max_rows, instances=2, max_concurrency=limit, serving=False)
-    worker.work.stats.call_ms.add(0.1)
+    worker.scheduler.stats.call_ms.add(0.1)
     worker.model.open.clear()
     await caller.send(*(make([n, n], batched=max_rows > 0) for n in range(20)))
-    await until(lambda: worker.work.in_hand == 20)
-    worker.work.use(worker.model)
+    await until(lambda: worker.scheduler.in_hand == 20)
+    worker.scheduler.use(worker.model)
     await until(lambda: sum(map(len, worker.model.calls)) >= together)
     await asyncio.sleep(0.05)
     assert sum(map(len, worker.model.calls)) == together
@@ -341,7 +341,7 @@ async def test_calls_in_flight_are_bounded(start, caller, make, until):
     worker = await start(instances=2, max_rows=1)
     worker.model.open.clear()
     await caller.send(*(make([n, n]) for n in range(6)))
-    await until(lambda: worker.work.in_hand == 6)
+    await until(lambda: worker.scheduler.in_hand == 6)
     await until(lambda: len(worker.model.calls) == 2)
     await asyncio.sleep(0)
     assert len(worker.model.calls) == 2
@@ -360,7 +360,7 @@ async def test_the_parameters_of_an_answer(start, caller, make, until, nothing_i
     await caller.send(make([0, 0]))
     await until(lambda: len(worker.model.calls) == 2)
     ids = await caller.send(make([1, 1]), make([2, 2], [3, 3]))
-    await until(lambda: worker.work.in_hand == 3)
+    await until(lambda: worker.scheduler.in_hand == 3)
     worker.model.open.set()
     await until(lambda: all(caller.reply(id_) for id_ in ids))
     found = [envelope.read_result_key(caller.reply(id_).key)[1] for id_ in ids]

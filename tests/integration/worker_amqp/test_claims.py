@@ -39,7 +39,7 @@ async def test_the_model_sees_the_tensors(start, caller, claimed, make, shown, u
     first = make([9, 9])
     frames = [(await claimed([n, n]))[0] for n in range(3)]
     ids = await caller.send(first, *frames, make([3, 3]))
-    await until(lambda: worker.work.in_hand == 5)
+    await until(lambda: worker.scheduler.in_hand == 5)
     worker.model.open.set()
     await until(lambda: len(caller.replies) == 5)
     assert [shown(caller.reply(id_)) for id_ in ids] == [[[2 * n, 2 * n]] for n in (9, 0, 1, 2, 3)]
@@ -87,18 +87,18 @@ async def test_many_medium_answers_are_not_one_message(start, caller, make, unti
     """Together they would be more than a broker takes."""
     worker = await start()
     sizes: list[int] = []
-    publish = worker.outbox._publish
+    publish = worker.publisher._publish
 
     async def seen(body, *args, **given):
         sizes.append(sum(map(len, body)) if isinstance(body, list) else len(body))
         await publish(body, *args, **given)
 
-    monkeypatch.setattr(worker.outbox, "_publish", seen)
+    monkeypatch.setattr(worker.publisher, "_publish", seen)
     frames = [
         envelope.reply_frame(bytes([n]) * 16, 0, 0, envelope.result_key(()), [bytes(100_000)])
         for n in range(8)
     ]
-    await worker.outbox.reply(caller.reply_to.name, frames)
+    await worker.publisher.reply(caller.reply_to.name, frames)
     await until(lambda: len(caller.replies) == 8)
     assert len(sizes) == 4
     assert max(sizes) < envelope.LARGE
@@ -134,12 +134,12 @@ async def test_a_suspect_needs_no_room(start, caller, claimed, make, until, noth
     worker.model.open.clear()
     plain, (large, _) = make([3, 3]), await claimed([2, 2])
     for lost in (plain, large):
-        await worker.outbox.retry(envelope.read_request(lost), caller.reply_to.name, alone=False)
-    worker.work.use(worker.model)
+        await worker.publisher.retry(envelope.read_request(lost), caller.reply_to.name, alone=False)
+    worker.scheduler.use(worker.model)
     await until(lambda: worker.model.calls == [[plain[:16]]])
     held, _ = await claimed([1, 1])
     await caller.send(held)
-    await until(lambda: worker.work.in_hand == 2)
+    await until(lambda: worker.scheduler.in_hand == 2)
     worker.model.open.set()
     await until(lambda: len(caller.replies) == 3)
     assert worker.model.calls == [[plain[:16]], [large[:16]], [held[:16]]]
@@ -152,7 +152,7 @@ async def test_given_up_with_its_claim(start, caller, letters, claimed, until):
     for _ in range(attempts.MAX_ATTEMPTS):
         worker = await start(serving=False)
         worker.model.open.clear()
-        worker.work.use(worker.model)
+        worker.scheduler.use(worker.model)
         await until(lambda w=worker: w.model.calls)
         await worker.die()
     await start()
@@ -167,9 +167,9 @@ async def test_expired_while_it_waits_for_room(start, caller, claimed, until, no
     first, _ = await claimed([1, 1])
     second, _ = await claimed([2, 2], deadline_ms=int((time.time() + 1.0) * 1e3))
     one, two = await caller.send(first, second)
-    await until(lambda: worker.work.in_hand == 1)
+    await until(lambda: worker.scheduler.in_hand == 1)
     await asyncio.sleep(1.1)
-    worker.work.use(worker.model)
+    worker.scheduler.use(worker.model)
     await until(lambda: caller.reply(one))
     await nothing_is_left(worker)
     assert caller.reply(two) is None
@@ -179,9 +179,9 @@ async def test_no_more_is_fetched_than_there_is_room_for(start, caller, claimed,
     worker = await start(fetch_bytes=16)
     worker.model.open.clear()
     await caller.send(*[(await claimed([n, n]))[0] for n in range(6)])
-    await until(lambda: worker.work.in_hand == 2)
+    await until(lambda: worker.scheduler.in_hand == 2)
     await asyncio.sleep(0.1)
-    assert worker.work.in_hand == 2
+    assert worker.scheduler.in_hand == 2
     worker.model.open.set()
     await until(lambda: len(caller.replies) == 6)
     await nothing_is_left(worker)
@@ -192,9 +192,9 @@ async def test_a_lost_connection_forgets_what_was_fetched(start, caller, line, c
     worker.model.open.clear()
     frames = [(await claimed([n, n]))[0] for n in range(3)]
     ids = await caller.send(*frames)
-    await until(lambda: worker.work.in_hand == 1)
+    await until(lambda: worker.scheduler.in_hand == 1)
     line.cut()
     worker.model.open.set()
     await until(lambda: all(id_ in caller.replies for id_ in ids))
     assert [shown(caller.replies[id_][-1]) for id_ in ids] == [[[2 * n, 2 * n]] for n in range(3)]
-    await until(lambda: worker.requests.unsettled == 0 and not worker.requests._redeeming._held)
+    await until(lambda: worker.requests.unsettled == 0 and not worker.requests._claim_fetcher._held)

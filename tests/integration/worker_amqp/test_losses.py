@@ -21,7 +21,7 @@ def attempts_of(body: bytes) -> list[int]:
 
 
 async def in_hand(worker, count: int, until) -> None:
-    await until(lambda: worker.work.in_hand == count, f"{count} requests in hand")
+    await until(lambda: worker.scheduler.in_hand == count, f"{count} requests in hand")
 
 
 async def test_the_next_worker_takes_over_one_by_one(start, caller, make, shown, until, nothing_is_left):
@@ -66,7 +66,7 @@ async def test_the_model_server_is_gone(start, caller, make, shown, until, nothi
     worker.model.fail = crash
     ids = await caller.send(make([1, 1]), make([2, 2]))
     await in_hand(worker, 2, until)
-    worker.work.use(worker.model)
+    worker.scheduler.use(worker.model)
     await until(lambda: len(caller.replies) == 2)
     assert [caller.reply(id_).attempt for id_ in ids] == [1, 1]
     assert [shown(caller.reply(id_)) for id_ in ids] == [[[2, 2]], [[4, 4]]]
@@ -98,7 +98,7 @@ async def test_a_model_server_that_is_gone_is_charged_once(
         await asyncio.sleep(0.01)
     assert worker.model.calls == [[id_]]
     worker.model.fail = lambda _: None
-    worker.work.use(worker.model)
+    worker.scheduler.use(worker.model)
     await until(lambda: caller.replies)
     assert (caller.reply(id_).attempt, shown(caller.reply(id_))) == (2, [[2, 2]])
     await nothing_is_left(worker)
@@ -111,11 +111,11 @@ async def test_a_model_lost_while_a_call_waits_for_company(
     worker = await start(window_s=1.0, instances=2)
     (id_,) = await caller.send(make([1, 1]))
     await in_hand(worker, 1, until)
-    worker.work.use(None)
+    worker.scheduler.use(None)
     await asyncio.sleep(1.1)
     assert worker.model.calls == []
     await in_hand(worker, 1, until)
-    worker.work.use(worker.model)
+    worker.scheduler.use(worker.model)
     await until(lambda: caller.replies)
     assert (caller.reply(id_).attempt, shown(caller.reply(id_))) == (0, [[2, 2]])
     await nothing_is_left(worker)
@@ -133,12 +133,12 @@ async def test_the_neighbours_of_a_bad_request_that_killed_the_model_server(
     worker.model.fail = fail
     ids = await caller.send(*(make([n, n]) for n in range(3)))
     await in_hand(worker, 3, until)
-    worker.work.use(worker.model)
+    worker.scheduler.use(worker.model)
     await until(lambda: len(worker.model.calls) == 2)
     await in_hand(worker, 2, until)
     assert worker.model.calls == [ids, [ids[0]]]
     worker.model.fail = lambda _: None
-    worker.work.use(worker.model)
+    worker.scheduler.use(worker.model)
     await until(lambda: len(caller.replies) == 3)
     assert [caller.reply(id_).attempt for id_ in ids] == [2, 0, 0], "the first was alone in its call"
     await nothing_is_left(worker)
@@ -208,15 +208,15 @@ async def test_a_lost_session_clears_the_backlog(
     await in_hand(worker, 4, until)
     await line.down()
     await until(lambda: worker.requests.connection.channel is None)
-    assert len(worker.work.backlog) == 0
-    assert worker.work.in_hand == 0
+    assert len(worker.scheduler.backlog) == 0
+    assert worker.scheduler.in_hand == 0
     await line.up()
 
     async def all_are_suspects() -> bool:
         return await suspects() == 4
 
     await until(all_are_suspects)
-    worker.work.use(worker.model)
+    worker.scheduler.use(worker.model)
     await until(lambda: len(caller.replies) == 4)
     assert shown(caller.reply(ids[1])) == [[2, 2]]
     assert all(found[0].attempt == 1 for found in caller.replies.values())
@@ -258,7 +258,7 @@ async def test_handling_of_a_lost_session_settles_nothing_of_the_next(
     await in_hand(first, 1, until)
     worker = await start(in_url=line.url, out_url=line_out.url, instances=2, max_rows=1)
     await line_out.down()
-    await until(lambda: worker.outbox.connection.channel is None)
+    await until(lambda: worker.publisher.connection.channel is None)
     await first.die()
     await until(lambda: worker.requests.unsettled == 1)
 
@@ -300,19 +300,19 @@ async def test_handling_of_a_lost_session_settles_nothing_of_the_next(
 async def test_acks_of_many_calls_are_in_order(start, caller, make, until, nothing_is_left):
     """A group in the middle is done before its neighbours; all its acks precede the one for all of them."""
     worker = await start(serving=False)
-    worker.work.stats.call_ms.add(0.1)
+    worker.scheduler.stats.call_ms.add(0.1)
     await worker.requests.close()
     await worker.requests.open()
     for number in range(80):
         await caller.send(make([number, 0]))
     await in_hand(worker, 80, until)
-    items = [worker.work.backlog.take(1)[0] for _ in range(80)]
+    items = [worker.scheduler.backlog.take(1)[0] for _ in range(80)]
     channel = worker.requests.connection.channel
     worker.requests.settle(items[1:70])
     worker.requests.settle([items[0], items[75]])
     worker.requests.settle(items[70:75] + items[76:])
     (id_,) = await caller.send(make([1, 1]))
-    worker.work.use(worker.model)
+    worker.scheduler.use(worker.model)
     await until(lambda: caller.reply(id_))
     assert worker.requests.connection.channel is channel, "the broker refused an ack"
     await nothing_is_left(worker)
@@ -332,7 +332,7 @@ async def test_cancels_that_cross_an_answer_settle_nothing_twice(start, caller, 
         return await original(requests, timeout_s)
 
     worker.model.call = call
-    worker.work.use(worker.model)
+    worker.scheduler.use(worker.model)
     await until(lambda: [ids[1]] in worker.model.calls and caller.reply(ids[0]))
     await caller.cancel(*ids[:3])
     await until(lambda: worker.model.cancelled == 1)
@@ -371,7 +371,7 @@ async def test_draining(start, caller, make, left, until):
     await worker.requests.close()
     await caller.send(make([2, 2]))
     worker.model.open.set()
-    await worker.work.drained()
+    await worker.scheduler.drained()
     await until(lambda: worker.requests.unsettled == 0)
     assert caller.reply(taken)
     assert await left() == 1
@@ -392,11 +392,11 @@ async def test_draining_without_a_broker(start, line, until):
 
 async def test_without_a_model_the_backlog_waits(start, caller, make, until):
     worker = await start()
-    worker.work.use(None)
+    worker.scheduler.use(None)
     (id_,) = await caller.send(make([1, 1]))
     await in_hand(worker, 1, until)
     assert worker.model.calls == []
-    worker.work.use(worker.model)
+    worker.scheduler.use(worker.model)
     await until(lambda: caller.reply(id_))
 
 
@@ -407,10 +407,10 @@ async def test_light_work_is_held_in_larger_numbers(start, caller, make, until, 
     for number in range(60):
         await caller.send(make([number, 0]))
     await in_hand(worker, 2, until)
-    worker.work.stats.call_ms.add(0.5)
+    worker.scheduler.stats.call_ms.add(0.5)
     await in_hand(worker, 60, until)
     assert worker.requests.unsettled == 60
-    worker.work.use(worker.model)
+    worker.scheduler.use(worker.model)
     await until(lambda: len(caller.replies) == 60)
 
 
@@ -418,11 +418,11 @@ async def test_retuning_survives_a_broken_line(start, caller, line, make, until,
     monkeypatch.setattr(requests_module, "RETUNE_S", 0.005)
     worker = await start(in_url=line.url)
     for call_ms in (0.1, 1000.0) * 3:
-        worker.work.stats.call_ms.value = call_ms
+        worker.scheduler.stats.call_ms.value = call_ms
         line.cut()
         await until(lambda: worker.requests.connection.channel is None)
         await worker.requests.connection.wait_up(20)
-    worker.work.stats.call_ms.value = 1.0
+    worker.scheduler.stats.call_ms.value = 1.0
     await until(lambda: worker.requests._prefetch == 50)
     assert not worker.requests._retune_task.done()
     (id_,) = await caller.send(make([1, 1]))

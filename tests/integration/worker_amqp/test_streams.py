@@ -83,7 +83,7 @@ async def test_an_answer_each(worker, model, caller, make, until, nothing_is_lef
     assert forms(found) == [(CHUNK, 0), (CHUNK, 1), (CHUNK, 2), (END, 3)]
     assert said(found) == ["one", "two", "three"]
     assert [envelope.read_result_key(r.key)[1] for r in found[:3]] == [{"at": 0}, {"at": 1}, {"at": 2}]
-    assert (worker.work.stats.completed, worker.work.stats.call_ms.value) == (1, None)
+    assert (worker.scheduler.stats.completed, worker.scheduler.stats.call_ms.value) == (1, None)
     await nothing_is_left(worker)
 
 
@@ -111,7 +111,7 @@ async def test_up_to_the_limit_at_once(worker, model, caller, make, until, nothi
     for _ in range(6):
         ids += await caller.send(make([1, 2], flags=SAFE))
     # Four run. One more is held: of the sixth the worker knows nothing, another replica may have it.
-    await until(lambda: len(model.begun) == 4 and worker.work.in_hand == 5)
+    await until(lambda: len(model.begun) == 4 and worker.scheduler.in_hand == 5)
     model.free = True
     for _ in range(12):
         model.go.release()
@@ -146,13 +146,13 @@ async def test_cancelled_while_it_waits(worker, model, caller, make, until, noth
         await caller.send(make([1, 2], flags=SAFE))
     await until(lambda: len(model.begun) == 4)
     (late,) = await caller.send(make([1, 2], flags=SAFE))
-    await until(lambda: worker.work.in_hand == 5)
+    await until(lambda: worker.scheduler.in_hand == 5)
     await caller.cancel(late)
     await asyncio.sleep(0.1)
     model.free = True
     for _ in range(12):
         model.go.release()
-    await until(lambda: worker.work.in_hand == 0)
+    await until(lambda: worker.scheduler.in_hand == 0)
     assert late not in model.begun
     await nothing_is_left(worker)
 
@@ -187,7 +187,7 @@ async def test_a_failure_is_told(
     await until(lambda: caller.replies.get(id_) and caller.replies[id_][-1].status == FAILED)
     assert said(caller.replies[id_]) == model.plan[:at]
     assert told(caller.replies[id_][-1])[0] == reason
-    assert worker.work.stats.failed == 1
+    assert worker.scheduler.stats.failed == 1
     await nothing_is_left(worker)
 
 
@@ -253,8 +253,8 @@ async def test_a_stream_of_a_model_with_one_answer(start, caller, make, shown, t
     worker = await start(serving=False)
     ids = await caller.send(make([1, 1], flags=SAFE), make([2, 2]), make([3, 3], flags=SAFE))
     (bad,) = await caller.send(make([-1, 1], flags=SAFE, key="other"))
-    await until(lambda: worker.work.in_hand == 4)
-    worker.work.use(worker.model)
+    await until(lambda: worker.scheduler.in_hand == 4)
+    worker.scheduler.use(worker.model)
     await until(lambda: len(caller.replies) == 4 and len(caller.replies[ids[2]]) == 2)
     assert worker.model.calls[0] == ids
     assert forms(caller.replies[ids[0]]) == forms(caller.replies[ids[2]]) == [(CHUNK, 0), (END, 1)]

@@ -8,7 +8,7 @@ import time
 import pytest
 
 from services.worker.api import suspects as suspects_module
-from services.worker.application import scheduler as work_module
+from services.worker.application import batch_scheduler as batch_scheduler_module
 from services.worker.domain import attempts
 from tests.integration.worker_amqp.test_losses import attempts_of, in_hand
 from tidegate.kernel.errors import Unavailable
@@ -24,7 +24,7 @@ async def test_a_request_that_kills_workers_is_given_up(start, caller, letters, 
     for _ in range(attempts.MAX_ATTEMPTS):
         worker = await start(serving=False)
         worker.model.open.clear()
-        worker.work.use(worker.model)
+        worker.scheduler.use(worker.model)
         await until(lambda worker=worker: worker.model.calls == [[id_]])
         # The next attempt is here before the last one is acked.
         await until(lambda worker=worker: worker.requests.unsettled == 1)
@@ -51,7 +51,7 @@ async def until_it_kills(worker, killer: bytes, letters, until) -> bool:
         return await original(requests, timeout_s)
 
     worker.model.call = call
-    worker.work.use(worker.model)
+    worker.scheduler.use(worker.model)
     await until(lambda: letters.got or killing.is_set())
     return not letters.got
 
@@ -64,7 +64,7 @@ async def test_64_held_requests_and_one_that_kills(start, caller, letters, make,
     killer, deaths = ids[37], 0
     while deaths < 10:
         worker = await start(serving=False)
-        worker.work.stats.call_ms.add(0.1)  # as after a while of light calls: hold all of them
+        worker.scheduler.stats.call_ms.add(0.1)  # as after a while of light calls: hold all of them
         await worker.requests.close()
         await worker.requests.open()
         if deaths == 0:
@@ -97,7 +97,7 @@ async def test_what_a_second_worker_holds_beside_a_killer(start, caller, letters
         await in_hand(worker, len(sent), until)
         assert await until_it_kills(worker, killer, letters, until)
         assert worker.model.calls[-1] == [killer]
-        assert worker.work.in_hand == len(sent) + 1 - (len(worker.model.calls) - 1), "they wait"
+        assert worker.scheduler.in_hand == len(sent) + 1 - (len(worker.model.calls) - 1), "they wait"
         await worker.die()
     last = await start()
     (letter,) = await until(lambda: letters.got)
@@ -106,7 +106,7 @@ async def test_what_a_second_worker_holds_beside_a_killer(start, caller, letters
     assert {reply.attempt for found in caller.replies.values() for reply in found} <= {0, 1}, (
         "none is charged"
     )
-    assert last.work.serving
+    assert last.scheduler.serving
 
 
 async def test_a_suspect_runs_alone_and_no_other_is_held(
@@ -120,7 +120,7 @@ async def test_a_suspect_runs_alone_and_no_other_is_held(
     await first.die()
     second = await start(serving=False, instances=4)
     second.model.open.clear()
-    second.work.use(second.model)
+    second.scheduler.use(second.model)
     await until(lambda: len(second.model.calls) == 1)
     (fresh,) = await caller.send(make([9, 9]))
     await in_hand(second, 2, until)
@@ -137,14 +137,14 @@ async def test_a_suspect_waits_for_what_runs_and_not_for_ever(
     start, caller, make, until, suspects, monkeypatch, nothing_is_left
 ):
     """A call that takes long has killed nobody: it is not waited for, or it would hold up all suspects."""
-    monkeypatch.setattr(work_module, "OTHERS_END_S", 0.3)
+    monkeypatch.setattr(batch_scheduler_module, "OTHERS_END_S", 0.3)
     worker = await start(instances=2, max_rows=1)
     worker.model.open.clear()
     (long,) = await caller.send(make([1, 1]))
     await until(lambda: worker.model.calls == [[long]])
     lost = envelope.read_request(make([2, 2]))
     began = time.monotonic()
-    await worker.outbox.retry(lost, caller.reply_to.name, alone=False)
+    await worker.publisher.retry(lost, caller.reply_to.name, alone=False)
     await until(lambda: worker.model.calls == [[long], [lost.id]])
     assert time.monotonic() - began > 0.3
     worker.model.open.set()
@@ -159,7 +159,7 @@ async def test_a_long_suspect_does_not_hold_up_others(
     worker = await start(instances=2, max_rows=1)
     worker.model.open.clear()
     lost = envelope.read_request(make([2, 2]))
-    await worker.outbox.retry(lost, caller.reply_to.name, alone=False)
+    await worker.publisher.retry(lost, caller.reply_to.name, alone=False)
     await until(lambda: worker.model.calls == [[lost.id]])
     (fresh,) = await caller.send(make([1, 1]))
     await until(lambda: worker.model.calls == [[lost.id], [fresh]])
@@ -174,7 +174,7 @@ async def test_a_suspect_whose_worker_closes_is_not_charged(start, caller, make,
     worker.model.open.clear()
     lost = [envelope.read_request(make([n, n])) for n in range(2)]
     for request in lost:
-        await worker.outbox.retry(request, caller.reply_to.name, alone=False)
+        await worker.publisher.retry(request, caller.reply_to.name, alone=False)
     await until(lambda: worker.model.calls == [[lost[0].id]])
     closing = asyncio.create_task(worker.requests.close())
     await closing
@@ -207,11 +207,11 @@ async def test_two_losses_in_company_of_a_model_server(start, caller, letters, m
     worker.model.call = call
     ids = await caller.send(make([1, 1]), make([2, 2]))
     await in_hand(worker, 2, until)
-    worker.work.use(worker.model)
+    worker.scheduler.use(worker.model)
     await until(lambda: len(worker.model.calls) == 2)
     gone.set()
-    await until(lambda: not worker.work.serving)
-    worker.work.use(worker.model)
+    await until(lambda: not worker.scheduler.serving)
+    worker.scheduler.use(worker.model)
     await until(lambda: len(caller.replies) == 2)
     assert [caller.reply(id_).attempt for id_ in ids] == [1, 1]
     assert letters.got == []

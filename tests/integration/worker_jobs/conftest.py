@@ -13,14 +13,14 @@ import numpy as np
 import pytest
 
 from services.worker.adapters.model import Answer
-from services.worker.adapters.reply_publisher import Outbox
+from services.worker.adapters.reply_publisher import ReplyPublisher
 from services.worker.api import jobs as door_module
-from services.worker.api.jobs import JobMessages
-from services.worker.api.requests import Requests
+from services.worker.api.jobs import JobConsumer
+from services.worker.api.requests import RequestConsumer
+from services.worker.application.batch_scheduler import BatchScheduler
+from services.worker.application.job_leases import JobLeases
 from services.worker.application.job_results import JobResults
-from services.worker.application.jobs import Jobs
-from services.worker.application.leases import Leases
-from services.worker.application.scheduler import Work
+from services.worker.application.job_scheduler import JobScheduler
 from services.worker.domain.split import Output
 from tests.integration.gated_model import GatedModel
 from tidegate.kernel.blobs.claims import Claims
@@ -145,26 +145,26 @@ class Worker:
     """What ``services.worker.application.lifecycle`` puts together, less Triton."""
 
     model: Doubler
-    outbox: Outbox
-    requests: Requests
-    work: Work
-    jobs: Jobs
-    messages: JobMessages
-    leases: Leases
+    publisher: ReplyPublisher
+    requests: RequestConsumer
+    scheduler: BatchScheduler
+    jobs: JobScheduler
+    messages: JobConsumer
+    leases: JobLeases
 
     async def die(self) -> None:
         """As by SIGKILL: the connections break, nothing is settled or given up."""
-        self.jobs.held.clear()
+        self.jobs.by_id.clear()
         await self.messages.connection.stop()
         await self.stop()
 
     async def stop(self) -> None:
-        """The order of ``life.Life.stop``."""
-        await self.work.stop()
+        """The order of ``life.ReplicaLifecycle.stop``."""
+        await self.scheduler.stop()
         await self.leases.stop()
         await self.messages.stop()
         await self.requests.stop()
-        await self.outbox.connection.stop()
+        await self.publisher.connection.stop()
 
 
 @pytest.fixture(autouse=True)
@@ -215,36 +215,38 @@ async def start(
             queue, replica = requests_queue(shop.deployment), fresh("doubler-0")
             store = JobStore.connect(store_url)
             stack.push_async_callback(store.close)
-            outbox = Outbox(rabbitmq_url, queue, claims)
-            requests = Requests(rabbitmq_url, queue, replica, outbox, claims=claims, fetch_bytes=2**30)
-            jobs = Jobs(store, JobResults(store, claims, keep_s=60), replica, max_rows=max_rows)
+            publisher = ReplyPublisher(rabbitmq_url, queue, claims)
+            requests = RequestConsumer(
+                rabbitmq_url, queue, replica, publisher, claims=claims, fetch_bytes=2**30
+            )
+            jobs = JobScheduler(store, JobResults(store, claims, keep_s=60), replica, max_rows=max_rows)
             if call_ms is not None:
                 jobs.stats.call_ms.add(call_ms)
-            messages = JobMessages(url, shop.deployment, outbox, jobs)
+            messages = JobConsumer(url, shop.deployment, publisher, jobs)
             jobs.come_from(messages)
-            leases = Leases(store, jobs, messages, replica, ack_timeout_s=ack_timeout_s)
-            work = Work(
-                outbox,
+            leases = JobLeases(store, jobs, messages, replica, ack_timeout_s=ack_timeout_s)
+            scheduler = BatchScheduler(
+                publisher,
                 requests.settle,
                 requests.answer,
                 max_rows=max_rows,
                 window_s=0.0,
                 instances=instances,
-                on_lost=lambda lost: work.use(lost),
+                on_lost=lambda lost: scheduler.use(lost),
                 max_concurrency=max_concurrency,
                 jobs=jobs,
             )
-            worker = Worker(Doubler(), outbox, requests, work, jobs, messages, leases)
-            requests.feed(work)
+            worker = Worker(Doubler(), publisher, requests, scheduler, jobs, messages, leases)
+            requests.feed(scheduler)
             if serving:
-                work.use(worker.model)  # type: ignore[arg-type]  # a model of the same shape
-            outbox.connection.start()
-            work.start()
+                scheduler.use(worker.model)  # type: ignore[arg-type]  # a model of the same shape
+            publisher.connection.start()
+            scheduler.start()
             requests.start()
-            messages.start(work)
+            messages.start(scheduler)
             leases.start()
             stack.push_async_callback(worker.stop)
-            for connection in (outbox.connection, requests.connection, messages.connection):
+            for connection in (publisher.connection, requests.connection, messages.connection):
                 await connection.wait_up(20)
             await requests.open()
             await messages.open()
@@ -258,7 +260,7 @@ def nothing_is_left(shop, until) -> Callable[[Worker], Awaitable[None]]:
     """``await nothing_is_left(worker)``: it has settled all it got, as the broker sees it."""
 
     async def checked(worker: Worker) -> None:
-        await until(lambda: worker.messages.unsettled == 0 and not worker.jobs.held)
+        await until(lambda: worker.messages.unsettled == 0 and not worker.jobs.by_id)
         await worker.die()
         for level in LEVELS:
             # The worker's connection is gone, so what it had not settled would be there again.

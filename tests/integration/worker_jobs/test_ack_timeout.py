@@ -46,7 +46,7 @@ async def test_a_long_job_is_leased(start, shop, rabbitmq_url, until, nothing_is
         await (await holder.wait_up(20)).publish(b"held", routing_key=queue.name)
         id_ = await shop.submit()
         await until(lambda: downs, "the broker closes the channel of one that holds a message", 60)
-    await until(lambda: len(worker.jobs.held) == 1 and worker.messages.unsettled == 0)
+    await until(lambda: len(worker.jobs.by_id) == 1 and worker.messages.unsettled == 0)
     await asyncio.sleep(ACK_TIMEOUT_S)
     assert worker.messages.connection.channel is channel
     worker.model.open.set()

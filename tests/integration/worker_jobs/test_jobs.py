@@ -13,7 +13,7 @@ from prometheus_client import REGISTRY
 
 from services.gateway.adapters.store.usage import JobUsage
 from services.worker.api import jobs as door_module
-from services.worker.domain.backlog import Item, Parcel
+from services.worker.domain.backlog import QueuedRequest, UnackedDelivery
 from tidegate.kernel.broker.connection import Connection
 from tidegate.kernel.broker.topology import EXCEPTIONS, jobs_queue
 from tidegate.kernel.errors import ModelFailed, Unavailable
@@ -32,8 +32,8 @@ async def test_a_job_from_message_to_record(start, shop, until, nothing_is_left)
     assert job.wait_us >= 0 < job.compute_us
     assert await shop.result(id_) == [3.0, 4.0]
     assert worker.model.told == [{"tidegate_jobs": f"{id_.hex()}:1:1"}]
-    assert worker.jobs.stats is worker.work.stats
-    assert worker.work.stats.completed == 1
+    assert worker.jobs.stats is worker.scheduler.stats
+    assert worker.scheduler.stats.completed == 1
     await nothing_is_left(worker)
 
 
@@ -87,8 +87,8 @@ async def test_a_message_too_many(start, shop, until, nothing_is_left):
 async def test_a_bad_job_does_not_fail_its_neighbours(start, shop, until, nothing_is_left):
     worker = await start(serving=False)
     good, bad = await shop.submit(1.0, 1.0), await shop.submit(-1.0, 1.0)
-    await until(lambda: len(worker.jobs.held) == 2)
-    worker.work.use(worker.model)
+    await until(lambda: len(worker.jobs.by_id) == 2)
+    worker.scheduler.use(worker.model)
     await until(lambda: shop.is_in("succeeded", good))
     await until(lambda: shop.is_in("failed", bad))
     assert (await shop.job(bad)).error == {"reason": "bad_request", "message": "a negative number"}
@@ -101,14 +101,14 @@ async def test_jobs_that_may_not_run_twice_fail_with_the_call_that_they_shared(
 ):
     worker = await start(serving=False)
     safe, never = await shop.submit(1.0, 1.0), await shop.submit(2.0, 2.0, retry_safe=False)
-    await until(lambda: len(worker.jobs.held) == 2)
+    await until(lambda: len(worker.jobs.by_id) == 2)
 
     def fail(requests) -> None:
         if len(requests) > 1:
             raise ModelFailed("out of tea")
 
     worker.model.fail = fail
-    worker.work.use(worker.model)
+    worker.scheduler.use(worker.model)
     await until(lambda: shop.is_in("succeeded", safe))
     await until(lambda: shop.is_in("failed", never))
     assert (await shop.job(never)).error == {
@@ -126,8 +126,8 @@ async def test_levels_by_weight(start, shop, until):
         for _ in range(40):
             levels[await shop.submit(level=level)] = level
     worker = await start(max_rows=0, serving=False, call_ms=1.0)
-    await until(lambda: len(worker.jobs.held) == 120)
-    worker.work.use(worker.model)
+    await until(lambda: len(worker.jobs.by_id) == 120)
+    worker.scheduler.use(worker.model)
     await until(lambda: shop.is_in("succeeded", *levels))
     order = [levels[call[0]] for call in worker.model.calls]
     assert len(order) == 120
@@ -137,11 +137,11 @@ async def test_levels_by_weight(start, shop, until):
 async def test_who_waits_for_an_answer_goes_first(start, shop, until):
     worker = await start(max_rows=0, serving=False)
     ids = [await shop.submit() for _ in range(2)]
-    await until(lambda: worker.jobs.held)
+    await until(lambda: worker.jobs.by_id)
     raw = envelope.request_frame(os.urandom(16), int(time.time() * 1e3) + 60_000, 0, *_key_and_data())
-    item = Item(envelope.read_request(raw), Parcel(None, 0, "nobody", 1), time.monotonic())
-    worker.work.add(item)
-    worker.work.use(worker.model)
+    item = QueuedRequest(envelope.read_request(raw), UnackedDelivery(None, 0, "nobody", 1), time.monotonic())
+    worker.scheduler.add(item)
+    worker.scheduler.use(worker.model)
     await until(lambda: shop.is_in("succeeded", *ids))
     assert worker.model.calls[0] == [item.request.id]
     assert len(worker.model.calls) == 3
@@ -153,7 +153,9 @@ async def test_a_long_job_leaves_a_place_for_who_waits(start, shop, until):
     ids = [await shop.submit() for _ in range(5)]
     await until(lambda: worker.model.calls)
     raw = envelope.request_frame(os.urandom(16), int(time.time() * 1e3) + 60_000, 0, *_key_and_data())
-    worker.work.add(Item(envelope.read_request(raw), Parcel(None, 0, "nobody", 1), time.monotonic()))
+    worker.scheduler.add(
+        QueuedRequest(envelope.read_request(raw), UnackedDelivery(None, 0, "nobody", 1), time.monotonic())
+    )
     await until(lambda: len(worker.model.calls) == 2)
     assert [raw[:16]] in worker.model.calls
     worker.model.open.set()
@@ -186,7 +188,7 @@ async def test_closing_gives_back_what_waits_and_finishes_what_runs(start, shop,
         return await shop.waiting() == 1
 
     await until(one_waits)
-    assert set(worker.jobs.held) == {runs}
+    assert set(worker.jobs.by_id) == {runs}
     worker.model.open.set()
     await until(lambda: shop.is_in("succeeded", runs))
     assert await shop.is_in("queued", waits)
@@ -214,9 +216,9 @@ async def test_cancelling(start, shop, until, nothing_is_left):
 async def test_expired_before_it_ran(start, shop, until, nothing_is_left):
     worker = await start(serving=False)
     id_ = await shop.submit(ttl_s=0.05)
-    await until(lambda: worker.jobs.held)
+    await until(lambda: worker.jobs.by_id)
     await asyncio.sleep(0.06)
-    worker.work.use(worker.model)
+    worker.scheduler.use(worker.model)
     await until(lambda: shop.is_in("expired", id_))
     await nothing_is_left(worker)
     assert worker.model.calls == []
@@ -310,8 +312,8 @@ async def test_no_more_jobs_at_once_than_may_be(start, shop, until, nothing_is_l
     worker = await start(instances=3, max_concurrency=3, max_rows=3, serving=False)
     worker.model.open.clear()
     ids = [await shop.submit(float(n), 0.0) for n in range(8)]
-    await until(lambda: len(worker.jobs.held) == 8)
-    worker.work.use(worker.model)
+    await until(lambda: len(worker.jobs.by_id) == 8)
+    worker.scheduler.use(worker.model)
     await until(lambda: sum(map(len, worker.model.calls)) == 3)
     await asyncio.sleep(0.05)
     assert sum(map(len, worker.model.calls)) == 3

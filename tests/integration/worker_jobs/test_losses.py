@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from services.worker.api import jobs as door_module
-from services.worker.application import jobs as jobs_module
-from services.worker.application import leases as leases_module
+from services.worker.application import job_leases as leases_module
+from services.worker.application import job_scheduler as jobs_module
 from tidegate.kernel.broker.connection import Connection
 from tidegate.kernel.broker.topology import EXCEPTIONS, jobs_queue
 from tidegate.kernel.errors import BadRequest, Unavailable
@@ -51,7 +51,7 @@ async def test_a_job_that_kills_its_workers(start, shop, rabbitmq_url, until, no
     for attempt in range(1, MAX_ATTEMPTS + 1):
         worker = await start(serving=False)
         worker.model.open.clear()
-        worker.work.use(worker.model)
+        worker.scheduler.use(worker.model)
 
         async def runs(attempt=attempt) -> bool:
             job = await shop.job(id_)
@@ -88,7 +88,7 @@ async def test_64_jobs_and_one_that_kills(start, shop, until, nothing_is_left):
     killer, deaths = ids[5], 0
     while deaths < 10:
         worker = await start(serving=False, instances=4, max_rows=2, call_ms=0.1)
-        await until(lambda worker=worker: killer in worker.jobs.held)
+        await until(lambda worker=worker: killer in worker.jobs.by_id)
         original, killing = worker.model.call, asyncio.Event()
 
         async def call(requests, timeout_s, told, worker=worker, original=original, killing=killing):
@@ -98,7 +98,7 @@ async def test_64_jobs_and_one_that_kills(start, shop, until, nothing_is_left):
             return await original(requests, timeout_s, told)
 
         worker.model.call = call
-        worker.work.use(worker.model)
+        worker.scheduler.use(worker.model)
 
         async def killed_or_over(killing=killing) -> bool:
             return killing.is_set() or (await shop.job(killer)).terminal
@@ -125,10 +125,10 @@ async def test_a_job_that_was_lost_runs_with_nothing_beside_it(start, shop, unti
     await first.die()
     second = await start(max_rows=0, instances=4, serving=False)
     second.model.open.clear()
-    second.work.use(second.model)
+    second.scheduler.use(second.model)
     await until(lambda: second.model.calls == [[lost]])
     fresh = await shop.submit()
-    await until(lambda: fresh in second.jobs.held)
+    await until(lambda: fresh in second.jobs.by_id)
     await asyncio.sleep(0.05)
     assert second.model.calls == [[lost]]
     second.model.open.set()
@@ -154,20 +154,20 @@ async def test_the_model_server_dies_and_comes_back(start, shop, until, monkeypa
     monkeypatch.setattr(jobs_module, "REST_S", 0.01)
     worker = await start(serving=False)
     ids = [await shop.submit(float(n), 0.0) for n in range(3)]
-    await until(lambda: len(worker.jobs.held) == 3)
+    await until(lambda: len(worker.jobs.by_id) == 3)
     dies = [True]
 
     def fail(requests) -> None:
         if dies:
             dies.clear()
-            worker.work.use(None)
+            worker.scheduler.use(None)
             raise Unavailable("Triton has gone")
 
     worker.model.fail = fail
-    worker.work.use(worker.model)
+    worker.scheduler.use(worker.model)
     await until(lambda: not dies)
     assert await shop.is_in("running", *ids)
-    worker.work.use(worker.model)
+    worker.scheduler.use(worker.model)
     await until(lambda: shop.is_in("succeeded", *ids))
     assert worker.model.calls[0] == ids
     assert sorted(worker.model.calls[1:]) == sorted([id_] for id_ in ids), "none takes a neighbour with it"
@@ -182,19 +182,19 @@ async def test_the_neighbours_of_a_bad_job_that_killed_the_model_server(
     monkeypatch.setattr(jobs_module, "REST_S", 0.01)
     worker = await start(serving=False)
     ids = [await shop.submit(float(n), 0.0) for n in range(3)]
-    await until(lambda: len(worker.jobs.held) == 3)
+    await until(lambda: len(worker.jobs.by_id) == 3)
 
     def fail(requests) -> None:
         if len(requests) > 1:
             raise BadRequest("no")
         worker.model.fail = lambda _: None
-        worker.work.use(None)
+        worker.scheduler.use(None)
         raise Unavailable("Triton has gone")
 
     worker.model.fail = fail
-    worker.work.use(worker.model)
+    worker.scheduler.use(worker.model)
     await until(lambda: len(worker.model.calls) == 2)
-    worker.work.use(worker.model)
+    worker.scheduler.use(worker.model)
     await until(lambda: shop.is_in("succeeded", *ids))
     assert worker.model.calls[:2] == [ids, [ids[0]]]
     assert [(await shop.job(id_)).attempt for id_ in ids] == [2, 1, 1]
@@ -227,7 +227,7 @@ async def test_a_job_that_outlives_its_message(start, shop, until, nothing_is_le
     job = await shop.job(id_)
     assert job.state == "running"
     assert 20_000 < job.lease_ms - time.time() * 1e3 <= 30_000
-    assert set(worker.jobs.held) == {id_}
+    assert set(worker.jobs.by_id) == {id_}
     worker.model.open.set()
     await until(lambda: shop.is_in("succeeded", id_))
     assert await log_of(shop, id_) == [("running", 1), ("succeeded", 1)]
@@ -263,7 +263,7 @@ async def test_a_lease_that_was_lost(start, shop, until, monkeypatch, nothing_is
     worker = await start(max_rows=0, ack_timeout_s=0.2)
     worker.model.open.clear()
     id_ = await shop.submit()
-    await until(lambda: worker.jobs.held and worker.messages.unsettled == 0)
+    await until(lambda: worker.jobs.by_id and worker.messages.unsettled == 0)
     await shop.store.cancel(id_)
     await until(lambda: worker.model.cancelled == 1, "although nobody told it")
     await nothing_is_left(worker)
@@ -290,7 +290,7 @@ async def test_the_session_is_lost_under_a_job(start, shop, line, until, nothing
     before = worker.messages.connection.channel
     line.cut()
     await until(
-        lambda: worker.messages.connection.channel not in (None, before) and other in worker.jobs.held
+        lambda: worker.messages.connection.channel not in (None, before) and other in worker.jobs.by_id
     )
     worker.model.open.set()
     await until(lambda: shop.is_in("succeeded", id_, other))
@@ -425,7 +425,7 @@ async def test_an_answer_is_lost_and_the_message_stays(start, shop, until, monke
     worker = await start(max_rows=0, serving=False)
     store = worker.jobs._store = Deaf(worker.jobs._store)
     store.deaf = True
-    worker.work.use(worker.model)
+    worker.scheduler.use(worker.model)
     id_ = await shop.submit(retry_safe=False)
     await until(lambda: len(store.missed) > 2)
     await asyncio.sleep(0.2)
@@ -451,7 +451,7 @@ async def test_an_answer_is_lost_after_the_model_server(start, shop, until, monk
     worker.model.fail = fail
     id_ = await shop.submit()
     await until(lambda: len(store.missed) > 5)
-    assert set(worker.jobs.held) == {id_}
+    assert set(worker.jobs.by_id) == {id_}
     store.deaf = False
     await until(lambda: shop.is_in("succeeded", id_))
     assert await log_of(shop, id_) == [("running", 1), ("running", 2), ("succeeded", 2)]

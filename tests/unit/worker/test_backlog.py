@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.worker.domain.backlog import Backlog, Item, Parcel
+from services.worker.domain.backlog import Backlog, QueuedRequest, UnackedDelivery
 from tidegate.kernel.protocol import envelope
 
 pytestmark = pytest.mark.unit
@@ -17,21 +17,21 @@ pytestmark = pytest.mark.unit
 NUMBERS = count()
 
 
-def item(key: bytes = b"k", rows: int = 1, attempt: int = 0, priority: int = 0) -> Item:
+def item(key: bytes = b"k", rows: int = 1, attempt: int = 0, priority: int = 0) -> QueuedRequest:
     id_ = next(NUMBERS).to_bytes(16, "big")
     flags = priority << envelope.PRIORITY_SHIFT
     frame = envelope.request_frame(id_, 0, rows, key, [], attempt=attempt, flags=flags)
-    return Item(envelope.read_request(frame), Parcel(None, 0, "", 1), 0.0)
+    return QueuedRequest(envelope.read_request(frame), UnackedDelivery(None, 0, "", 1), 0.0)
 
 
-def filled(*items: Item) -> Backlog:
+def filled(*items: QueuedRequest) -> Backlog:
     backlog = Backlog()
     for each in items:
         backlog.add(each)
     return backlog
 
 
-def calls(backlog: Backlog, max_rows: int) -> list[list[Item]]:
+def calls(backlog: Backlog, max_rows: int) -> list[list[QueuedRequest]]:
     """All calls until nothing waits, with the count checked at each step."""
     found = []
     while len(backlog):
@@ -55,7 +55,7 @@ requests = st.lists(
 def test_every_request_is_called_once_in_the_order_of_its_key(items, max_rows):
     found = calls(filled(*items), max_rows)
     assert sorted(id(i) for group in found for i in group) == sorted(map(id, items))
-    by_key: dict[bytes, list[Item]] = defaultdict(list)
+    by_key: dict[bytes, list[QueuedRequest]] = defaultdict(list)
     for group in found:
         if group[0].request.attempt == 0 and group[0].request.rows:
             by_key[group[0].request.key] += group

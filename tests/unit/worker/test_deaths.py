@@ -17,7 +17,7 @@ from services.worker.domain.deaths import (
     MODEL,
     QUIET_S,
     Death,
-    Row,
+    DeathStreak,
     Silence,
     after_death,
     of_wait_status,
@@ -51,7 +51,7 @@ def test_what_wait_says() -> None:
 
 
 def test_quick_deaths_make_starts_wait_longer_and_longer() -> None:
-    row, pauses = Row(), []
+    row, pauses = DeathStreak(), []
     for _ in range(6):
         row = after_death(row, 0.0)
         pauses.append(row.pause_s)
@@ -61,22 +61,24 @@ def test_quick_deaths_make_starts_wait_longer_and_longer() -> None:
 
 def test_a_process_that_did_its_work_for_a_while_is_started_at_once() -> None:
     """Killed every five seconds it is back every time, and each such death makes the row less severe."""
-    row = Row()
+    row = DeathStreak()
     for _ in range(20):
         row = after_death(row, 3.0)
         assert row.pause_s == 0.0
     assert (row.deaths, row.quick) == (20, 0)
-    assert after_death(Row(5, quick=2), 3.0) == Row(6, 0.0, 1)
-    assert after_death(Row(5, quick=3), 3.0) == Row(6, 1.0, 4), "too soon, after deaths that were sooner"
+    assert after_death(DeathStreak(5, quick=2), 3.0) == DeathStreak(6, 0.0, 1)
+    assert after_death(DeathStreak(5, quick=3), 3.0) == DeathStreak(6, 1.0, 4), (
+        "too soon, after deaths that were sooner"
+    )
 
 
 def test_a_quiet_time_ends_the_row() -> None:
-    assert after_death(Row(9, 5.0, 4), QUIET_S) == Row(1)
+    assert after_death(DeathStreak(9, 5.0, 4), QUIET_S) == DeathStreak(1)
 
 
 def test_a_request_that_is_to_blame_does_not_make_others_wait() -> None:
-    assert after_death(Row(5, 5.0, 3), 0.1, excused=True) == Row(5, 0.0, 3)
-    assert after_death(Row(), 0.1, excused=True) == Row(1)
+    assert after_death(DeathStreak(5, 5.0, 3), 0.1, excused=True) == DeathStreak(5, 0.0, 3)
+    assert after_death(DeathStreak(), 0.1, excused=True) == DeathStreak(1)
 
 
 def test_silence_counts_while_calls_are_open() -> None:

@@ -7,23 +7,26 @@ from collections import Counter
 
 import pytest
 
-from services.worker.domain.job_backlog import Held, JobBacklog
-from services.worker.domain.pace import job_calls, job_prefetch, jobs_ahead
+from services.worker.domain.concurrency import job_calls, jobs_ahead
+from services.worker.domain.job_backlog import JobBacklog, QueuedJob
+from services.worker.domain.prefetch import job_prefetch
 from tidegate.kernel.protocol import envelope
 from tidegate.kernel.protocol.jobs import LEVELS, Level
 
 pytestmark = pytest.mark.unit
 
 
-def held(number: int, level: Level = "normal", key: bytes = b"k", rows: int = 1, attempt=0, flags=0) -> Held:
+def job_of(
+    number: int, level: Level = "normal", key: bytes = b"k", rows: int = 1, attempt=0, flags=0
+) -> QueuedJob:
     frame = envelope.request_frame(
         number.to_bytes(16, "big"), 2**62, rows, key, [], attempt=attempt, flags=flags
     )
     now = time.monotonic()
-    return Held(envelope.read_request(frame), level, None, number, False, b"", now, now)
+    return QueuedJob(envelope.read_request(frame), level, None, number, False, b"", now, now)
 
 
-def numbers(group: list[Held]) -> list[int]:
+def numbers(group: list[QueuedJob]) -> list[int]:
     return [one.tag for one in group]
 
 
@@ -31,7 +34,7 @@ def test_jobs_of_one_level_go_in_order():
     backlog = JobBacklog()
     assert (backlog.take(8), len(backlog)) == ([], 0)
     for number in range(10):
-        backlog.add(held(number))
+        backlog.add(job_of(number))
     assert numbers(backlog.take(4)) == [0, 1, 2, 3]
     assert len(backlog) == 6
     assert numbers(backlog.take(0)) == [4]
@@ -43,7 +46,7 @@ def test_levels_are_served_by_weight(rounds):
     backlog = JobBacklog()
     for number in range(100 * rounds):
         for level in LEVELS:
-            backlog.add(held(number, level))
+            backlog.add(job_of(number, level))
     served = Counter(backlog.take(0)[0].level for _ in range(21 * rounds))
     assert served == {"high": 16 * rounds, "normal": 4 * rounds, "low": rounds}
 
@@ -51,11 +54,11 @@ def test_levels_are_served_by_weight(rounds):
 def test_an_idle_level_saves_nothing_up():
     backlog = JobBacklog()
     for number in range(1000):
-        backlog.add(held(number, "high"))
+        backlog.add(job_of(number, "high"))
         backlog.take(0)
     for number in range(100):
-        backlog.add(held(number, "low"))
-        backlog.add(held(number, "high"))
+        backlog.add(job_of(number, "low"))
+        backlog.add(job_of(number, "high"))
     served = Counter(backlog.take(0)[0].level for _ in range(40))
     assert served["high"] >= 36
     assert served["low"] >= 2
@@ -65,30 +68,36 @@ def test_one_of_a_level_in_hand_at_a_time_is_enough_for_its_weight():
     """What is taken is replaced before the next is taken: so it is with long jobs."""
     backlog = JobBacklog()
     for level in LEVELS:
-        backlog.add(held(0, level))
+        backlog.add(job_of(0, level))
     served: Counter[str] = Counter()
     for number in range(210):
         (one,) = backlog.take(0)
         served[one.level] += 1
-        backlog.add(held(number, one.level))
+        backlog.add(job_of(number, one.level))
     assert served == {"high": 160, "normal": 40, "low": 10}
 
 
 def test_calls_are_filled_up_from_other_levels():
     backlog = JobBacklog()
-    backlog.add(held(1, "low"))
-    backlog.add(held(2, "high"))
-    backlog.add(held(3, "normal", key=b"other"))
+    backlog.add(job_of(1, "low"))
+    backlog.add(job_of(2, "high"))
+    backlog.add(job_of(3, "normal", key=b"other"))
     assert numbers(backlog.take(8)) == [2, 1]
     assert numbers(backlog.take(8)) == [3]
-    backlog.add(held(4, "high", rows=5))
-    backlog.add(held(5, "low", rows=4))
+    backlog.add(job_of(4, "high", rows=5))
+    backlog.add(job_of(5, "low", rows=4))
     assert numbers(backlog.take(8)) == [4]
 
 
 def test_what_goes_alone():
     backlog = JobBacklog()
-    for one in (held(0), held(1, rows=0), held(2, attempt=1), held(3, flags=envelope.CLAIM), held(4)):
+    for one in (
+        job_of(0),
+        job_of(1, rows=0),
+        job_of(2, attempt=1),
+        job_of(3, flags=envelope.CLAIM),
+        job_of(4),
+    ):
         backlog.add(one)
     assert [numbers(backlog.take(8)) for _ in range(4)] == [[0, 4], [1], [2], [3]]
 
@@ -96,7 +105,7 @@ def test_what_goes_alone():
 def test_taking_out():
     backlog = JobBacklog()
     for number in range(6):
-        backlog.add(held(number, LEVELS[number % 3]))
+        backlog.add(job_of(number, LEVELS[number % 3]))
     assert sorted(numbers(backlog.remove(lambda one: one.tag % 2 == 0))) == [0, 2, 4]
     assert len(backlog) == 3
     assert sorted(tag for _ in range(3) for tag in numbers(backlog.take(0))) == [1, 3, 5]

@@ -1,6 +1,6 @@
 """Which models' calls are taken for too short to be cancelled."""
 
-from services.worker.domain.pace import SLOW_LIMITS, Quickness
+from services.worker.domain.call_duration import SLOW_LIMITS, Quickness
 
 
 def calls_until_quick(quickness: Quickness) -> int:

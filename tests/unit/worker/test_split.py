@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.worker.domain.split import Mismatch, Output, describe, split, split_parameters
+from services.worker.domain.split import Output, RowMismatch, describe, split, split_parameters
 from tidegate.kernel.protocol.tensors import DATATYPES, elements, pack_strings
 
 pytestmark = pytest.mark.unit
@@ -66,19 +66,19 @@ def test_rows_of_strings_of_any_length():
 
 @pytest.mark.parametrize("shape", [(), (3,), (1, 4), (0, 2)])
 def test_an_answer_without_a_row_for_each_row(shape):
-    with pytest.raises(Mismatch) as caught:
+    with pytest.raises(RowMismatch) as caught:
         split([Output("y", "FP32", shape, bytes(4 * elements(list(shape))))], [1, 1, 2])
     assert str(caught.value) == f"output 'y' has shape {list(shape)} for 4 rows of input"
 
 
 def test_malformed_strings():
     """Lengths that do not add up are an error of the model, of the kind that its caller expects."""
-    with pytest.raises(Mismatch):
+    with pytest.raises(RowMismatch):
         split([Output("t", "BYTES", (2,), b"\1\0\0\0a\5\0\0\0b")], [1, 1])
 
 
 def test_too_few_strings():
-    with pytest.raises(Mismatch):
+    with pytest.raises(RowMismatch):
         split([Output("t", "BYTES", (2, 2), pack_strings(["a", "b", "c"]))], [1, 1])
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from services.worker.domain.statistics import Tally, since
+from services.worker.domain.statistics import RequestCounts, since
 from tidegate.kernel.protocol import statistics
 
 pytestmark = pytest.mark.unit
@@ -26,7 +26,7 @@ TRITON = {
 
 
 def test_requests_are_counted_though_they_share_calls():
-    tally = Tally()
+    tally = RequestCounts()
     tally.answered(requests=3, rows=5, waited_s=2e-6, call_s=1e-6)
     tally.answered(requests=1, rows=1, waited_s=0.0, call_s=1e-6)
     tally.failed(requests=2, spent_s=3e-6)
@@ -54,7 +54,7 @@ def test_requests_are_counted_though_they_share_calls():
 
 
 def test_a_triton_that_says_nothing():
-    tally = Tally()
+    tally = RequestCounts()
     tally.answered(requests=2, rows=2, waited_s=0.0, call_s=1e-6)
     found = tally.take({})
     assert (found["compute_infer.count"], found["compute_infer.ns"]) == (2, 2_000)
@@ -63,7 +63,7 @@ def test_a_triton_that_says_nothing():
 
 
 def test_what_reached_nobody_is_told_again():
-    tally = Tally()
+    tally = RequestCounts()
     tally.answered(requests=1, rows=1, waited_s=0.0, call_s=1e-6)
     tally.give_back(tally.take(TRITON))
     tally.answered(requests=1, rows=1, waited_s=0.0, call_s=1e-6)

@@ -17,15 +17,15 @@ from contextlib import asynccontextmanager
 
 from services.worker.adapters.metrics import ANSWERED, SUSPECTS
 from services.worker.adapters.model import Model
-from services.worker.adapters.reply_publisher import Outbox
+from services.worker.adapters.reply_publisher import ReplyPublisher
 from services.worker.adapters.request_log import failed, note
-from services.worker.application.calls import answers, as_told, divided, measure
-from services.worker.application.jobs import Jobs
-from services.worker.application.streams import Streams
-from services.worker.domain.backlog import Backlog, Item
-from services.worker.domain.pace import calls_in_flight, job_calls
-from services.worker.domain.split import Mismatch
-from services.worker.domain.stats import Stats
+from services.worker.application.job_scheduler import JobScheduler
+from services.worker.application.model_calls import answers, as_told, divided, measure
+from services.worker.application.stream_scheduler import StreamScheduler
+from services.worker.domain.backlog import Backlog, QueuedRequest
+from services.worker.domain.concurrency import calls_in_flight, job_calls
+from services.worker.domain.split import RowMismatch
+from services.worker.domain.statistics import WorkStats
 from tidegate.kernel import tasks, telemetry
 from tidegate.kernel.errors import (
     BadRequest,
@@ -40,15 +40,15 @@ from tidegate.kernel.protocol.envelope import Buffer, Reply
 
 log = telemetry.logger(__name__)
 
-Settle = Callable[[list[Item]], None]
-Answer = Callable[[list[Item], Mapping[str, Sequence[Buffer | Reply]]], bool]
+Settle = Callable[[list[QueuedRequest]], None]
+Answer = Callable[[list[QueuedRequest], Mapping[str, Sequence[Buffer | Reply]]], bool]
 Lost = Callable[[Model], None]
 
 # A suspect waits so long for what runs already. A call or stream that takes longer has killed nobody so far.
 OTHERS_END_S = 5.0
 
 
-class Work:
+class BatchScheduler:
     """Runs the model over the backlog. ``model`` None: Triton is away, the backlog waits.
 
     ``answer`` sends replies and settles their requests; where it does not take them, the outbox sends them
@@ -61,7 +61,7 @@ class Work:
 
     def __init__(
         self,
-        outbox: Outbox,
+        publisher: ReplyPublisher,
         settle: Settle,
         answer: Answer,
         *,
@@ -71,9 +71,9 @@ class Work:
         on_lost: Lost,
         max_concurrency: int | None = None,
         streams: int = 0,
-        jobs: Jobs | None = None,
+        jobs: JobScheduler | None = None,
     ) -> None:
-        self._outbox = outbox
+        self._publisher = publisher
         self._settle = settle
         self._answer = answer
         self._max_rows = max_rows
@@ -83,7 +83,7 @@ class Work:
         self._on_lost = on_lost
         self._working = self._due = False
         self._window_ends: asyncio.TimerHandle | None = None
-        self._calls: dict[asyncio.Task[None], list[Item]] = {}
+        self._calls: dict[asyncio.Task[None], list[QueuedRequest]] = {}
         self._withdrawn: set[asyncio.Task[None]] = set()
         self._cancelled: dict[bytes, float] = {}
         self._model: Model | None = None
@@ -93,11 +93,11 @@ class Work:
         # The model server was lost while a suspect ran alone in it.
         self.suspect_died = False
         self.backlog = Backlog()
-        self.stats = jobs.stats if jobs is not None else Stats()
+        self.stats = jobs.stats if jobs is not None else WorkStats()
         if jobs is not None:
             jobs.wake, jobs.lost, jobs.alone = self._wake, self._lose, self.alone
-        self.streams = Streams(
-            outbox,
+        self.streams = StreamScheduler(
+            publisher,
             settle,
             self.stats,
             limit=streams,
@@ -115,7 +115,7 @@ class Work:
     def in_hand(self) -> int:
         """Requests that wait here or are in a call."""
         calls = sum(len(group) for group in self._calls.values())
-        return len(self.backlog) + calls + self.streams.in_hand + (len(self._jobs.held) if self._jobs else 0)
+        return len(self.backlog) + calls + self.streams.in_hand + (len(self._jobs.by_id) if self._jobs else 0)
 
     @property
     def in_flight(self) -> int:
@@ -172,7 +172,7 @@ class Work:
             self.lose()
             self._on_lost(model)
 
-    def take_waiting(self) -> list[Item]:
+    def take_waiting(self) -> list[QueuedRequest]:
         """Take out the requests that are in no call yet, for other replicas."""
         return [*self.backlog.take_all(), *self.streams.take_waiting()]
 
@@ -206,7 +206,7 @@ class Work:
                 self.streams.go_on()
                 self._wake()
 
-    def call_alone(self, item: Item) -> asyncio.Task[None] | None:
+    def call_alone(self, item: QueuedRequest) -> asyncio.Task[None] | None:
         """Begin a request within :meth:`alone`; None: nobody waits for it any more, it is settled."""
         assert self._model is not None
         if not (group := self._live([item])):
@@ -216,7 +216,7 @@ class Work:
             return self.streams.begin(self._model, item)
         return self._begin_call(self._model, group)
 
-    def add(self, item: Item) -> None:
+    def add(self, item: QueuedRequest) -> None:
         """Take a request in."""
         if self.streams.limit and item.request.flags & envelope.STREAM:
             self.streams.add(item)
@@ -261,7 +261,7 @@ class Work:
         if self._jobs is not None:
             self._jobs.begin(self._room(), job_calls(self.in_flight), self._free())
 
-    def _begin_call(self, model: Model, group: list[Item]) -> asyncio.Task[None]:
+    def _begin_call(self, model: Model, group: list[QueuedRequest]) -> asyncio.Task[None]:
         task = asyncio.create_task(self._call(model, group))
         self._calls[task] = group
         task.add_done_callback(self._called)
@@ -302,7 +302,7 @@ class Work:
             self._window_ends = asyncio.get_running_loop().call_later(left, self._wake)
         return left > 0
 
-    def _live(self, group: list[Item]) -> list[Item]:
+    def _live(self, group: list[QueuedRequest]) -> list[QueuedRequest]:
         """Without those whose deadline has passed or whose caller has gone; these are settled unanswered."""
         now_ms = time.time() * 1e3
         live, gone = [], []
@@ -319,7 +319,7 @@ class Work:
             self._settle(gone)
         return live
 
-    async def _call(self, model: Model, group: list[Item]) -> None:
+    async def _call(self, model: Model, group: list[QueuedRequest]) -> None:
         started = time.monotonic()
         self.stats.open_calls.add(len(self._calls) + (self._jobs.calling if self._jobs else 0))
         timeout_s = max(max(item.request.deadline_ms for item in group) / 1e3 - time.time(), 0.001)
@@ -327,7 +327,7 @@ class Work:
             answer = await model.call([item.request for item in group], timeout_s)
             spent = time.monotonic() - started
             frames = answers(group, answer, started, spent)
-        except (BadRequest, ModelFailed, PayloadTooLarge, Mismatch, envelope.Undecodable) as error:
+        except (BadRequest, ModelFailed, PayloadTooLarge, RowMismatch, envelope.Undecodable) as error:
             await self._on_model_error(model, group, error)
             return
         except DeadlinePassed:
@@ -339,7 +339,7 @@ class Work:
             self._lose(model)
             for item in group:
                 note(logging.WARNING, "request lost its model server", item.request, shared=len(group))
-            await self._outbox.again(group, alone=self._died_alone and len(group) == 1)
+            await self._publisher.again(group, alone=self._died_alone and len(group) == 1)
             self._settle(group)
             return
         except Exception as error:
@@ -355,7 +355,7 @@ class Work:
         if rest:
             await self._reply_by_outbox(group, rest)
 
-    async def _on_model_error(self, model: Model, group: list[Item], error: Exception) -> None:
+    async def _on_model_error(self, model: Model, group: list[QueuedRequest], error: Exception) -> None:
         """A bad request must not fail its neighbours."""
         over, again = divided(group)
         told = as_told(error, len(group))
@@ -367,7 +367,7 @@ class Work:
             elif self._live([item]):
                 await self._call(model, [item])
 
-    async def _tell(self, item: Item, error: TidegateError) -> None:
+    async def _tell(self, item: QueuedRequest, error: TidegateError) -> None:
         request = item.request
         self.stats.failed += 1
         self.stats.tally.failed(1, time.monotonic() - item.received)
@@ -377,25 +377,25 @@ class Work:
             await self._reply_by_outbox([item], rest)
 
     def _reply(
-        self, group: list[Item], frames: Sequence[Buffer | Reply], *, answered: bool = True
+        self, group: list[QueuedRequest], frames: Sequence[Buffer | Reply], *, answered: bool = True
     ) -> Mapping[str, Sequence[Buffer | Reply]]:
         """Answer a group at once; gives the frames, by gateway, if that is for the outbox."""
         by_gateway: dict[str, list[Buffer | Reply]] = defaultdict(list)
         for item, frame in zip(group, frames, strict=True):
-            by_gateway[item.parcel.reply_to].append(frame)
+            by_gateway[item.delivery.reply_to].append(frame)
             if answered and item.request.flags & envelope.STREAM:
                 end = envelope.end_frame(item.request.id, item.request.attempt, 1)
-                by_gateway[item.parcel.reply_to].append(end)
+                by_gateway[item.delivery.reply_to].append(end)
         return {} if self._answer(group, by_gateway) else by_gateway
 
     async def _reply_by_outbox(
-        self, group: list[Item], by_gateway: Mapping[str, Sequence[Buffer | Reply]]
+        self, group: list[QueuedRequest], by_gateway: Mapping[str, Sequence[Buffer | Reply]]
     ) -> None:
         left_s = max(item.request.deadline_ms for item in group) / 1e3 - time.time()
         for reply_to, replies in by_gateway.items():
-            await self._outbox.reply(reply_to, replies, left_s=left_s)
+            await self._publisher.reply(reply_to, replies, left_s=left_s)
         self._settle(group)
 
     @staticmethod
-    def _count(outcome: str, group: list[Item]) -> None:
+    def _count(outcome: str, group: list[QueuedRequest]) -> None:
         ANSWERED.labels(outcome).inc(len(group))

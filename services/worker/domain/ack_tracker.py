@@ -12,7 +12,7 @@ class Ack(NamedTuple):
     multiple: bool
 
 
-class Settling:
+class AckTracker:
     """The unsettled deliveries of one channel.
 
     ``multiple`` is used only up to the tag below which everything is settled: a call that finishes before an

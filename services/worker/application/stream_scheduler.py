@@ -2,7 +2,7 @@
 
 An answer leaves as a CHUNK as soon as it is made, in order, then comes END. A stream that has emitted is
 never tried again; one that has not is like any other request. Deliveries are settled as by the calls in
-:mod:`services.worker.application.scheduler`.
+:mod:`services.worker.application.batch_scheduler`.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from contextlib import aclosing
 
 from services.worker.adapters.metrics import ANSWERED, CHUNKS, FIRST_CHUNK_SECONDS
 from services.worker.adapters.model import Answer, Model
-from services.worker.adapters.reply_publisher import Outbox
+from services.worker.adapters.reply_publisher import ReplyPublisher
 from services.worker.adapters.request_log import failed
-from services.worker.domain.backlog import Item
+from services.worker.domain.backlog import QueuedRequest
 from services.worker.domain.split import describe
-from services.worker.domain.stats import Stats
+from services.worker.domain.statistics import WorkStats
 from tidegate.kernel import tasks, telemetry
 from tidegate.kernel.errors import ModelFailed, TidegateError, Unavailable
 from tidegate.kernel.protocol import envelope
@@ -33,29 +33,29 @@ SILENCE_S = 600.0
 _MOST_US = 2**32 - 1
 
 
-class Streams:
+class StreamScheduler:
     """Runs up to ``limit`` streams at once; what comes on top waits for its turn."""
 
     def __init__(
         self,
-        outbox: Outbox,
-        settle: Callable[[list[Item]], None],
-        stats: Stats,
+        publisher: ReplyPublisher,
+        settle: Callable[[list[QueuedRequest]], None],
+        stats: WorkStats,
         *,
         limit: int,
         cancelled: Callable[[bytes], bool],
         lost: Callable[[Model], None],
         died_alone: Callable[[], bool],
     ) -> None:
-        self._outbox = outbox
+        self._publisher = publisher
         self._settle = settle
         self._stats = stats
         self._cancelled = cancelled
         self._lost = lost
         self._died_alone = died_alone
         self._model: Model | None = None
-        self._waiting: deque[Item] = deque()
-        self._running: dict[asyncio.Task[None], Item] = {}
+        self._waiting: deque[QueuedRequest] = deque()
+        self._running: dict[asyncio.Task[None], QueuedRequest] = {}
         self._withdrawn: set[asyncio.Task[None]] = set()
         self._stopping = False
         self.limit = limit
@@ -76,14 +76,14 @@ class Streams:
         self.withheld = False
         self._begin()
 
-    def begin(self, model: Model, item: Item) -> asyncio.Task[None]:
+    def begin(self, model: Model, item: QueuedRequest) -> asyncio.Task[None]:
         """Begin a stream now."""
         task = asyncio.create_task(self._stream(model, item))
         self._running[task] = item
         task.add_done_callback(self._ended)
         return task
 
-    def add(self, item: Item) -> None:
+    def add(self, item: QueuedRequest) -> None:
         """Take a request in."""
         self._waiting.append(item)
         self._begin()
@@ -100,7 +100,7 @@ class Streams:
                 self._withdrawn.add(task)
                 task.cancel()
 
-    def take_waiting(self) -> list[Item]:
+    def take_waiting(self) -> list[QueuedRequest]:
         """Take out the streams that have not begun."""
         found = list(self._waiting)
         self._waiting.clear()
@@ -127,7 +127,7 @@ class Streams:
                 continue
             self.begin(self._model, item)
 
-    def _gone(self, item: Item) -> str | None:
+    def _gone(self, item: QueuedRequest) -> str | None:
         """Why nobody waits for it any more, if so."""
         if self._cancelled(item.request.id):
             return "cancelled"
@@ -144,14 +144,14 @@ class Streams:
         self._withdrawn.discard(task)
         self._begin()
 
-    async def _stream(self, model: Model, item: Item) -> None:
+    async def _stream(self, model: Model, item: QueuedRequest) -> None:
         request, began = item.request, time.monotonic()
         chunks, told = await self._forward(model, item, began)
         if isinstance(told, Unavailable):
             self._lost(model)
         if isinstance(told, Unavailable) and chunks == 0:
             # Triton is gone and the caller has nothing yet: another attempt, by whoever is there.
-            await self._outbox.again([item], alone=self._died_alone())
+            await self._publisher.again([item], alone=self._died_alone())
             self._settle([item])
             return
         if isinstance(told, TidegateError):
@@ -163,10 +163,12 @@ class Streams:
             frame = envelope.end_frame(request.id, request.attempt, chunks)
             self._measure(item, began)
         if told != "expired":
-            await self._outbox.reply(item.parcel.reply_to, [frame])
+            await self._publisher.reply(item.delivery.reply_to, [frame])
         self._finish(item, told.reason if isinstance(told, TidegateError) else told)
 
-    async def _forward(self, model: Model, item: Item, began: float) -> tuple[int, str | TidegateError]:
+    async def _forward(
+        self, model: Model, item: QueuedRequest, began: float
+    ) -> tuple[int, str | TidegateError]:
         """Send the answers as they come: how many there were, and "ok", "expired" or what went wrong."""
         loop = asyncio.get_running_loop()
         left_s = max(item.request.deadline_ms / 1e3 - time.time(), 0.001)
@@ -178,7 +180,7 @@ class Streams:
                     now = time.monotonic()
                     limit.reschedule(loop.time() + silence_s)
                     chunk = _chunk(item, answer, chunks, began - item.received, now - last)
-                    await self._outbox.reply(item.parcel.reply_to, [chunk], left_s=silence_s)
+                    await self._publisher.reply(item.delivery.reply_to, [chunk], left_s=silence_s)
                     if chunks == 0:
                         FIRST_CHUNK_SECONDS.observe(now - began)
                     chunks, last = chunks + 1, now
@@ -198,7 +200,7 @@ class Streams:
             return chunks, ModelFailed(f"the stream could not go on: {error!r}")
         return chunks, "ok"
 
-    def _measure(self, item: Item, began: float) -> None:
+    def _measure(self, item: QueuedRequest, began: float) -> None:
         # As many others could have run beside it, so its share of the worker is that small. How long it took
         # says nothing about the wait for a first chunk: call_ms, which admission counts with, stays unknown.
         spent = time.monotonic() - began
@@ -208,12 +210,12 @@ class Streams:
         stats.batch.add(self.limit)
         stats.tally.answered(1, item.request.rows or 1, began - item.received, spent)
 
-    def _finish(self, item: Item, outcome: str) -> None:
+    def _finish(self, item: QueuedRequest, outcome: str) -> None:
         ANSWERED.labels(outcome).inc()
         self._settle([item])
 
 
-def _chunk(item: Item, answer: Answer, seq: int, waited_s: float, made_s: float) -> Buffer | Reply:
+def _chunk(item: QueuedRequest, answer: Answer, seq: int, waited_s: float, made_s: float) -> Buffer | Reply:
     """An answer as a CHUNK, framed unless it is large; raises ModelFailed for one that is no message."""
     request = item.request
     rows, tensors = describe(answer.outputs, request.rows)

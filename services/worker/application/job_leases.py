@@ -11,8 +11,8 @@ import time
 from collections.abc import Sequence
 
 from services.worker.adapters.metrics import LEASES
-from services.worker.application.jobs import Door, Jobs
-from services.worker.domain.job_backlog import Held
+from services.worker.application.job_scheduler import Door, JobScheduler
+from services.worker.domain.job_backlog import QueuedJob
 from tidegate.kernel import tasks, telemetry
 from tidegate.kernel.store import JobStore, StoreUnavailable
 
@@ -24,14 +24,14 @@ LOOK_S = 1.0
 STOP_S = 1.0
 
 
-class Leases:
+class JobLeases:
     """Looks at the running jobs once a second. ``ack_timeout_s``: how long a message may be held.
 
     A job whose end is on its way to its record is kept too: that may have to wait, for the blob store.
     """
 
     def __init__(
-        self, store: JobStore, jobs: Jobs, door: Door, replica: str, *, ack_timeout_s: float
+        self, store: JobStore, jobs: JobScheduler, door: Door, replica: str, *, ack_timeout_s: float
     ) -> None:
         self._store = store
         self._jobs = jobs
@@ -48,10 +48,10 @@ class Leases:
     async def stop(self) -> None:
         """End; what is still leased is given up, so that it goes on elsewhere at once."""
         await tasks.end(self._task)
-        leased = [held for held in self._jobs.held.values() if held.leased_at is not None]
+        leased = [job for job in self._jobs.by_id.values() if job.leased_at is not None]
         try:
             async with asyncio.timeout(STOP_S):
-                await asyncio.gather(*(self._lease(held, 0.0) for held in leased))
+                await asyncio.gather(*(self._lease(job, 0.0) for job in leased))
         except (TimeoutError, StoreUnavailable):
             log.warning("leases were not given up; they lapse", extra={"jobs": len(leased)})
 
@@ -69,47 +69,47 @@ class Leases:
 
     async def _round(self) -> None:
         now = time.monotonic()
-        running = [held for held in self._jobs.held.values() if held.attempt and not held.asked]
-        wanted = [held for held in running if self._wants(held, now)]
-        attempts = [held.attempt for held in wanted]
-        kept = await asyncio.gather(*(self._lease(held, LEASE_S) for held in wanted))
-        for held, attempt, ours in zip(wanted, attempts, kept, strict=True):
-            if self._is_same(held, attempt):
-                self._leased(held, ours, now)
+        running = [job for job in self._jobs.by_id.values() if job.attempt and not job.asked]
+        wanted = [job for job in running if self._wants(job, now)]
+        attempts = [job.attempt for job in wanted]
+        kept = await asyncio.gather(*(self._lease(job, LEASE_S) for job in wanted))
+        for job, attempt, ours in zip(wanted, attempts, kept, strict=True):
+            if self._is_same(job, attempt):
+                self._leased(job, ours, now)
         seen = [h for h in running if h.leased_at is None and now - h.seen_at >= RENEW_S and not h.asked]
-        await self._look([held for held in seen if not held.over], now)
+        await self._look([job for job in seen if not job.over], now)
 
-    def _is_same(self, held: Held, attempt: int) -> bool:
+    def _is_same(self, job: QueuedJob, attempt: int) -> bool:
         """Whether it is still in hand as the attempt that its record was asked about."""
-        return self._jobs.held.get(held.id) is held and held.attempt == attempt and not held.asked
+        return self._jobs.by_id.get(job.id) is job and job.attempt == attempt and not job.asked
 
-    def _wants(self, held: Held, now: float) -> bool:
-        if held.leased_at is not None:
-            return now - held.leased_at >= RENEW_S
-        return now - held.delivered >= self._hold_s or not self._door.is_open(held)
+    def _wants(self, job: QueuedJob, now: float) -> bool:
+        if job.leased_at is not None:
+            return now - job.leased_at >= RENEW_S
+        return now - job.delivered >= self._hold_s or not self._door.is_open(job)
 
-    async def _lease(self, held: Held, lease_s: float) -> bool:
+    async def _lease(self, job: QueuedJob, lease_s: float) -> bool:
         until_ms = int((time.time() + lease_s) * 1e3)
-        return await self._store.lease(held.id, held.attempt, self._replica, until_ms)
+        return await self._store.lease(job.id, job.attempt, self._replica, until_ms)
 
-    def _leased(self, held: Held, ours: bool, now: float) -> None:
+    def _leased(self, job: QueuedJob, ours: bool, now: float) -> None:
         if not ours:
-            if not held.over:  # else whoever records its end hears the same
-                self._jobs.lose(held)
+            if not job.over:  # else whoever records its end hears the same
+                self._jobs.lose(job)
             return
-        if held.leased_at is None:
+        if job.leased_at is None:
             LEASES.inc()
-            self._door.settle([held])
-        held.leased_at = now
+            self._door.settle([job])
+        job.leased_at = now
 
-    async def _look(self, running: Sequence[Held], now: float) -> None:
+    async def _look(self, running: Sequence[QueuedJob], now: float) -> None:
         """The word that a job was cancelled may be lost; its record is not."""
         if not running:
             return
-        attempts = [held.attempt for held in running]
-        found = await self._store.get_many([held.id for held in running])
-        for held, attempt, job in zip(running, attempts, found, strict=True):
-            held.seen_at = now
-            gone = job is None or job.terminal or job.attempt != attempt
-            if gone and not held.over and self._is_same(held, attempt):
-                self._jobs.lose(held)
+        attempts = [job.attempt for job in running]
+        found = await self._store.get_many([job.id for job in running])
+        for job, attempt, record in zip(running, attempts, found, strict=True):
+            job.seen_at = now
+            gone = record is None or record.terminal or record.attempt != attempt
+            if gone and not job.over and self._is_same(job, attempt):
+                self._jobs.lose(job)

@@ -17,12 +17,12 @@ from typing import Any, Protocol
 from services.worker.adapters.metrics import JOBS, SUSPECTS
 from services.worker.adapters.model import Model
 from services.worker.adapters.request_log import failed, note
-from services.worker.application.calls import answers, as_told, divided, measure
-from services.worker.application.job_results import End, JobResults
-from services.worker.domain.job_backlog import Held, JobBacklog
-from services.worker.domain.pace import jobs_ahead
-from services.worker.domain.split import Mismatch
-from services.worker.domain.stats import Stats
+from services.worker.application.job_results import AttemptEnd, JobResults
+from services.worker.application.model_calls import answers, as_told, divided, measure
+from services.worker.domain.concurrency import jobs_ahead
+from services.worker.domain.job_backlog import JobBacklog, QueuedJob
+from services.worker.domain.split import RowMismatch
+from services.worker.domain.statistics import WorkStats
 from tidegate.kernel import tasks, telemetry
 from tidegate.kernel.errors import (
     BadRequest,
@@ -49,22 +49,22 @@ MOST_RECORDING = 16
 class Door(Protocol):
     """Where the messages of jobs come from."""
 
-    def settle(self, group: Sequence[Held]) -> None:
+    def settle(self, group: Sequence[QueuedJob]) -> None:
         """These are over: ack their messages."""
 
-    def give_back(self, group: Sequence[Held]) -> None:
+    def give_back(self, group: Sequence[QueuedJob]) -> None:
         """Nothing is known of these here any more: have their messages delivered again."""
 
-    def is_open(self, held: Held) -> bool:
+    def is_open(self, job: QueuedJob) -> bool:
         """Whether its message is still ours to ack."""
 
-    async def bury(self, held: Held) -> None:
+    async def bury(self, job: QueuedJob) -> None:
         """Hand a job to the router that may not be tried again; returns when the broker has it."""
 
 
-class Jobs:
+class JobScheduler:
     """Runs jobs. ``wake`` is called when there may be something to begin, ``lost`` with a model whose server
-    is gone; within ``alone`` nothing else is in the model; ``held`` are all in hand, by id.
+    is gone; within ``alone`` nothing else is in the model; ``by_id`` holds all jobs in hand.
 
     A job that was lost with its worker or model server is a suspect: it runs with nothing beside it.
     """
@@ -78,14 +78,14 @@ class Jobs:
         self._door: Door | None = None
         self._backlog = JobBacklog()
         self._taking: set[asyncio.Task[None]] = set()
-        self._ready: deque[list[Held]] = deque()
-        self._suspects: deque[Held] = deque()
+        self._ready: deque[list[QueuedJob]] = deque()
+        self._suspects: deque[QueuedJob] = deque()
         self._isolating: asyncio.Task[None] | None = None
-        self._calls: dict[asyncio.Task[None], list[Held]] = {}
+        self._calls: dict[asyncio.Task[None], list[QueuedJob]] = {}
         self._recording: set[asyncio.Task[None]] = set()
         self._rests_until = 0.0
-        self.held: dict[bytes, Held] = {}
-        self.stats = Stats()
+        self.by_id: dict[bytes, QueuedJob] = {}
+        self.stats = WorkStats()
         self.wake: Callable[[], None] = lambda: None
         self.lost: Callable[[Model], None] = lambda _: None
         self.alone: Callable[[], AbstractAsyncContextManager[None]]
@@ -106,10 +106,10 @@ class Jobs:
             self._rests_until = 0.0
             self._isolate()
 
-    def add(self, held: Held) -> None:
+    def add(self, job: QueuedJob) -> None:
         """Take a job in."""
-        self.held[held.id] = held
-        self._backlog.add(held)
+        self.by_id[job.id] = job
+        self._backlog.add(job)
         self.wake()
 
     @property
@@ -129,7 +129,7 @@ class Jobs:
             together = self._ready.popleft()
             if len(together) > free:
                 self._ready.appendleft(together[free:])
-            group = [held for held in together[:free] if not held.over]
+            group = [job for job in together[:free] if not job.over]
             if group:
                 room -= 1
                 free -= len(group)
@@ -144,36 +144,36 @@ class Jobs:
     def cancel(self, ids: Sequence[bytes]) -> None:
         """Nobody wants these: what runs is ended in the model server; what waits is found over when taken."""
         for id_ in ids:
-            held = self.held.get(id_)
-            if held is not None and held.begun and held.attempt and not held.over:
-                self._record([End(held, "cancelled")])
-                self._let_go(held)
+            job = self.by_id.get(id_)
+            if job is not None and job.begun and job.attempt and not job.over:
+                self._record([AttemptEnd(job, "cancelled")])
+                self._let_go(job)
 
-    def lose(self, held: Held) -> None:
+    def lose(self, job: QueuedJob) -> None:
         """The record says that a job is not ours any more."""
-        if self.held.get(held.id) is held:
+        if self.by_id.get(job.id) is job:
             JOBS.labels("lost").inc()
-            self._let_go(held)
-            self._done([held])
+            self._let_go(job)
+            self._done([job])
 
-    def give_back(self, before: float) -> list[Held]:
+    def give_back(self, before: float) -> list[QueuedJob]:
         """Let go of what waits since before a time of the worker's monotonic clock; gives it.
 
         Not of what may have begun by its record: to whoever had it next, a worker would have been lost.
         """
-        return self._leave(lambda held: held.received <= before and not held.asked)
+        return self._leave(lambda job: job.received <= before and not job.asked)
 
-    def give_back_suspects(self) -> list[Held]:
+    def give_back_suspects(self) -> list[QueuedJob]:
         """Let go of the suspects that wait for their message only; gives them."""
-        left = [held for held in self._suspects if not held.attempt and not held.asked]
-        self._suspects = deque(held for held in self._suspects if held not in left)
-        for held in left:
-            self._drop(held)
+        left = [job for job in self._suspects if not job.attempt and not job.asked]
+        self._suspects = deque(job for job in self._suspects if job not in left)
+        for job in left:
+            self._drop(job)
         return left
 
     def forget(self) -> None:
         """Forget what waits: its channel has ended and the broker delivers it again."""
-        self._leave(lambda held: True)
+        self._leave(lambda job: True)
         self.give_back_suspects()
 
     async def stop(self) -> None:
@@ -182,48 +182,48 @@ class Jobs:
 
     # --- take, call, record ----------------------------------------------------------------------------
 
-    async def _take(self, group: list[Held]) -> None:
-        group = [held for held in group if not held.over]
-        for held in group:
-            held.begun = held.asked = True
+    async def _take(self, group: list[QueuedJob]) -> None:
+        group = [job for job in group if not job.over]
+        for job in group:
+            job.begun = job.asked = True
         try:
-            found = await self._store.take([self._claim(held) for held in group])
+            found = await self._store.take([self._claim(job) for job in group])
         except Unavailable as error:
             log.warning("jobs wait for the store", extra={"problem": error.message})
             self._put_back(group)
             return
-        live: list[Held] = []
-        for held, taken in zip(group, found, strict=True):
-            held.asked = False
-            if taken.outcome == "run" and not held.over:
-                held.taken(taken.attempt, time.monotonic())
-                live.append(held)
-            elif taken.outcome == "suspect" and not held.over:
-                self._suspect(held)
+        live: list[QueuedJob] = []
+        for job, taken in zip(group, found, strict=True):
+            job.asked = False
+            if taken.outcome == "run" and not job.over:
+                job.taken(taken.attempt, time.monotonic())
+                live.append(job)
+            elif taken.outcome == "suspect" and not job.over:
+                self._suspect(job)
             else:
-                self._dropped(held, taken.outcome)
-        live = [held for held in live if await self._fetched(held)]
+                self._dropped(job, taken.outcome)
+        live = [job for job in live if await self._fetched(job)]
         if live:
             self._ready.append(live)
         self.wake()
 
-    def _dropped(self, held: Held, outcome: str) -> None:
+    def _dropped(self, job: QueuedJob, outcome: str) -> None:
         JOBS.labels("dropped" if outcome == "drop" else outcome).inc()
         if outcome == "failed":
-            held.over = True
-            self._track(self._recording, self._buried(held), [held])
+            job.over = True
+            self._track(self._recording, self._buried(job), [job])
         else:
-            self._done([held])
+            self._done([job])
 
-    async def _buried(self, held: Held) -> None:
+    async def _buried(self, job: QueuedJob) -> None:
         assert self._door is not None
-        await self._door.bury(held)
-        self._done([held])
+        await self._door.bury(job)
+        self._done([job])
 
-    def _suspect(self, held: Held) -> None:
+    def _suspect(self, job: QueuedJob) -> None:
         """Let a job run alone that was lost before."""
-        held.begun = False
-        self._suspects.append(held)
+        job.begun = False
+        self._suspects.append(job)
         self._isolate()
 
     def _isolate(self) -> None:
@@ -243,11 +243,11 @@ class Jobs:
             began, call = time.monotonic(), None
             async with self.alone():
                 if self._suspects and self._model is not None:
-                    held = self._suspects.popleft()
+                    job = self._suspects.popleft()
                     try:
-                        call = await self._begin_suspect(held)
+                        call = await self._begin_suspect(job)
                     except BaseException:
-                        self._suspects.appendleft(held)
+                        self._suspects.appendleft(job)
                         raise
                 if call is not None:
                     await asyncio.wait({call}, timeout=HOLD_S)
@@ -255,88 +255,88 @@ class Jobs:
                 await asyncio.wait({call})
             await asyncio.sleep(min(time.monotonic() - began, HOLD_S))
 
-    async def _begin_suspect(self, held: Held) -> asyncio.Task[None] | None:
+    async def _begin_suspect(self, job: QueuedJob) -> asyncio.Task[None] | None:
         """Take a suspect in its record and begin its call; None: there is none to begin."""
-        if held.over:
+        if job.over:
             return None
-        held.begun = held.asked = True
+        job.begun = job.asked = True
         try:
-            (taken,) = await self._store.take([self._claim(held, alone=True)])
+            (taken,) = await self._store.take([self._claim(job, alone=True)])
         except Unavailable as error:
             log.warning("a suspected job waits for the store", extra={"problem": error.message})
-            held.begun = False
+            job.begun = False
             assert self._door is not None
-            if held.attempt or self._door.is_open(held):
-                self._suspects.append(held)
+            if job.attempt or self._door.is_open(job):
+                self._suspects.append(job)
             else:
-                self._drop(held)  # its channel ended meanwhile: it comes again
+                self._drop(job)  # its channel ended meanwhile: it comes again
             await asyncio.sleep(REST_S)
             return None
-        held.asked = False
-        if taken.outcome != "run" or held.over:
-            self._dropped(held, taken.outcome)
+        job.asked = False
+        if taken.outcome != "run" or job.over:
+            self._dropped(job, taken.outcome)
             return None
-        held.taken(taken.attempt, time.monotonic())
-        if not await self._fetched(held) or held.over:
+        job.taken(taken.attempt, time.monotonic())
+        if not await self._fetched(job) or job.over:
             return None
         if self._model is None:  # taken again, it is the same attempt
-            held.begun = False
-            self._suspects.append(held)
+            job.begun = False
+            self._suspects.append(job)
             return None
         SUSPECTS.inc()
-        return self._begin_call(self._model, [held])
+        return self._begin_call(self._model, [job])
 
-    def _begin_call(self, model: Model, group: list[Held]) -> asyncio.Task[None]:
+    def _begin_call(self, model: Model, group: list[QueuedJob]) -> asyncio.Task[None]:
         task = asyncio.create_task(self._call(model, group))
         self._calls[task] = group
         task.add_done_callback(self._called)
         return task
 
-    def _claim(self, held: Held, *, alone: bool = False) -> Take:
+    def _claim(self, job: QueuedJob, *, alone: bool = False) -> Take:
         return Take(
-            held.id,
+            job.id,
             self._replica,
-            held.redelivered,
-            held.request.attempt,
-            token=held.token,
-            lost=held.lost,
+            job.redelivered,
+            job.request.attempt,
+            token=job.token,
+            lost=job.lost,
             alone=alone,
         )
 
-    async def _fetched(self, held: Held) -> bool:
+    async def _fetched(self, job: QueuedJob) -> bool:
         """Whether its tensors are here; if they cannot be had the job has failed."""
         try:
-            held.request = await self._results.fetched(held.request)
+            job.request = await self._results.fetched(job.request)
         except Unavailable as error:
-            self._record([End(held, "failed", error=error)])
+            self._record([AttemptEnd(job, "failed", error=error)])
             return False
         return True
 
-    def _put_back(self, group: list[Held]) -> None:
+    def _put_back(self, group: list[QueuedJob]) -> None:
         assert self._door is not None
-        for held in group:
-            held.begun = False
-            if held.attempt or self._door.is_open(held):
-                self._backlog.add(held)
+        for job in group:
+            job.begun = False
+            if job.attempt or self._door.is_open(job):
+                self._backlog.add(job)
             else:
-                self._drop(held)  # its channel ended meanwhile: it comes again
+                self._drop(job)  # its channel ended meanwhile: it comes again
         self._rest()
 
     def _rest(self) -> None:
         self._rests_until = time.monotonic() + REST_S
         asyncio.get_running_loop().call_later(REST_S, self.wake)
 
-    async def _call(self, model: Model, group: list[Held]) -> None:
+    async def _call(self, model: Model, group: list[QueuedJob]) -> None:
         started = time.monotonic()
-        timeout_s = max(max(held.request.deadline_ms for held in group) / 1e3 - time.time(), 0.001)
+        timeout_s = max(max(job.request.deadline_ms for job in group) / 1e3 - time.time(), 0.001)
         try:
-            answer = await model.call([held.request for held in group], timeout_s, _told(group))
+            answer = await model.call([job.request for job in group], timeout_s, _told(group))
             spent = time.monotonic() - started
             replies = answers(group, answer, started, spent)
-        except (BadRequest, ModelFailed, PayloadTooLarge, Mismatch, Undecodable) as error:
+        except (BadRequest, ModelFailed, PayloadTooLarge, RowMismatch, Undecodable) as error:
             await self._on_model_error(model, group, error)
         except DeadlinePassed:
-            self._record([End(held, "expired") for held in group])
+            self._record([AttemptEnd(job, "expired") for job in group])
         except Unavailable as error:
             self._on_lost(group, error)
             self.lost(model)
@@ -345,38 +345,40 @@ class Jobs:
             await self._on_model_error(model, group, ModelFailed(f"the job could not be run: {error!r}"))
         else:
             measure(self.stats, group, started, spent)
-            waits = [started - held.received for held in group]
+            waits = [started - job.received for job in group]
             ends = zip(group, replies, waits, strict=True)
             shared = len(group)
-            self._record([End(h, "succeeded", reply, None, wait, spent, shared) for h, reply, wait in ends])
+            self._record(
+                [AttemptEnd(h, "succeeded", reply, None, wait, spent, shared) for h, reply, wait in ends]
+            )
 
-    async def _on_model_error(self, model: Model, group: list[Held], error: Exception) -> None:
+    async def _on_model_error(self, model: Model, group: list[QueuedJob], error: Exception) -> None:
         """A bad job must not fail its neighbours."""
         over, again = divided(group)
         told = as_told(error, len(group))
-        for held in over:
-            shown = failed(held.request, told, job=held.id.hex(), attempt=held.attempt)
+        for job in over:
+            shown = failed(job.request, told, job=job.id.hex(), attempt=job.attempt)
             self.stats.failed += 1
-            self.stats.tally.failed(1, time.monotonic() - held.received)
-            self._record([End(held, "failed", error=shown)])
-        for held in again:
-            if held.over:
+            self.stats.tally.failed(1, time.monotonic() - job.received)
+            self._record([AttemptEnd(job, "failed", error=shown)])
+        for job in again:
+            if job.over:
                 continue
             if self._model is not model:  # one of them before it took the server along
-                self._put_back([held])
-            elif held.request.deadline_ms <= time.time() * 1e3:
-                self._record([End(held, "expired")])
+                self._put_back([job])
+            elif job.request.deadline_ms <= time.time() * 1e3:
+                self._record([AttemptEnd(job, "expired")])
             else:
-                await self._call(model, [held])
+                await self._call(model, [job])
 
-    def _on_lost(self, group: list[Held], error: TidegateError) -> None:
+    def _on_lost(self, group: list[QueuedJob], error: TidegateError) -> None:
         """The model server died under them: another attempt, here, when it is back."""
         log.warning("jobs lost their model server", extra={"jobs": len(group), "problem": error.message})
-        for held in group:
-            note(logging.WARNING, "job lost its model server", held.request, job=held.id.hex())
-            if not held.over:
-                held.lost, held.begun = held.attempt, False
-                self._backlog.add(held)
+        for job in group:
+            note(logging.WARNING, "job lost its model server", job.request, job=job.id.hex())
+            if not job.over:
+                job.lost, job.begun = job.attempt, False
+                self._backlog.add(job)
         self._rest()
 
     def _called(self, task: asyncio.Task[None]) -> None:
@@ -386,58 +388,58 @@ class Jobs:
             self._on_lost(group, ModelFailed(repr(error)))
         self.wake()
 
-    def _record(self, ends: list[End]) -> None:
+    def _record(self, ends: list[AttemptEnd]) -> None:
         """Write down how attempts ended, beside the next calls."""
-        fresh = [end for end in ends if not end.held.over]
+        fresh = [end for end in ends if not end.job.over]
         for end in fresh:
-            end.held.over = True
+            end.job.over = True
         if fresh:
-            self._track(self._recording, self._recorded(fresh), [end.held for end in fresh])
+            self._track(self._recording, self._recorded(fresh), [end.job for end in fresh])
 
-    async def _recorded(self, ends: list[End]) -> None:
+    async def _recorded(self, ends: list[AttemptEnd]) -> None:
         for end, ours in zip(ends, await self._results.record(ends), strict=True):
             JOBS.labels(end.state if ours else "lost").inc()
-        self._done([end.held for end in ends])
+        self._done([end.job for end in ends])
 
     # --- what is in hand -------------------------------------------------------------------------------
 
-    def _let_go(self, held: Held) -> None:
+    def _let_go(self, job: QueuedJob) -> None:
         """Nothing is computed for it any more; a call ends when that is so for all of its jobs."""
-        held.over = True
+        job.over = True
         for task, group in self._calls.items():
-            if held in group and all(one.over for one in group):
+            if job in group and all(one.over for one in group):
                 task.cancel()
 
-    def _done(self, group: list[Held]) -> None:
+    def _done(self, group: list[QueuedJob]) -> None:
         assert self._door is not None
-        for held in group:
-            held.over = True
-            self._drop(held)
+        for job in group:
+            job.over = True
+            self._drop(job)
         self._door.settle(group)
         self.wake()
 
-    def _leave(self, which: Callable[[Held], bool]) -> list[Held]:
-        found = self._backlog.remove(lambda held: not held.attempt and which(held))
-        for held in found:
-            self._drop(held)
+    def _leave(self, which: Callable[[QueuedJob], bool]) -> list[QueuedJob]:
+        found = self._backlog.remove(lambda job: not job.attempt and which(job))
+        for job in found:
+            self._drop(job)
         return found
 
-    def _drop(self, held: Held) -> None:
-        if self.held.get(held.id) is held:
-            del self.held[held.id]
+    def _drop(self, job: QueuedJob) -> None:
+        if self.by_id.get(job.id) is job:
+            del self.by_id[job.id]
 
-    def _abandon(self, group: list[Held]) -> None:
+    def _abandon(self, group: list[QueuedJob]) -> None:
         """Let go of what is not done yet: it comes again, by its message or when its lease lapses."""
         assert self._door is not None
-        left = [held for held in group if self.held.get(held.id) is held]
-        for held in left:
-            held.over = True
-            self._drop(held)
+        left = [job for job in group if self.by_id.get(job.id) is job]
+        for job in left:
+            job.over = True
+            self._drop(job)
         self._door.give_back(left)
         self._rest()  # what has failed here once may well fail again
 
     def _track(
-        self, where: set[asyncio.Task[None]], work: Coroutine[Any, Any, None], group: list[Held]
+        self, where: set[asyncio.Task[None]], work: Coroutine[Any, Any, None], group: list[QueuedJob]
     ) -> None:
         def ended(task: asyncio.Task[None]) -> None:
             where.discard(task)
@@ -451,6 +453,6 @@ class Jobs:
         task.add_done_callback(ended)
 
 
-def _told(group: list[Held]) -> dict[str, str]:
+def _told(group: list[QueuedJob]) -> dict[str, str]:
     """What the model may know of its jobs, in the order of their rows."""
     return {"tidegate_jobs": ",".join(f"{h.id.hex()}:{h.attempt}:{h.request.rows}" for h in group)}

@@ -8,7 +8,7 @@ from typing import Any, Protocol, TypeVar
 from services.worker.adapters.metrics import CALL_SECONDS, CALL_SIZE
 from services.worker.adapters.model import Answer
 from services.worker.domain.split import describe, split, split_parameters
-from services.worker.domain.stats import Stats
+from services.worker.domain.statistics import WorkStats
 from tidegate.kernel.errors import ModelFailed, TidegateError
 from tidegate.kernel.protocol import envelope
 from tidegate.kernel.protocol.envelope import Reply, Request, Tensor
@@ -89,7 +89,7 @@ def as_told(error: Exception, shared: int) -> TidegateError:
     return error if isinstance(error, TidegateError) else ModelFailed(str(error))
 
 
-def measure(stats: Stats, group: Sequence[Waited], started: float, spent: float) -> None:
+def measure(stats: WorkStats, group: Sequence[Waited], started: float, spent: float) -> None:
     """Take a call that went well into the statistics; times in seconds, ``started`` as ``received``."""
     requests, rows, waited = len(group), 0, 0.0
     for item in group:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.worker.domain.settling import Ack, Settling
+from services.worker.domain.ack_tracker import Ack, AckTracker
 
 pytestmark = pytest.mark.unit
 
@@ -49,7 +49,7 @@ def histories(draw):
 
 @given(histories())
 def test_a_tag_is_acked_when_it_is_settled_and_once(events):
-    broker, settling = Broker(), Settling()
+    broker, settling = Broker(), AckTracker()
     delivered: list[int] = []
     done: list[int] = []
     for kind, tags in events:
@@ -69,7 +69,7 @@ def test_a_tag_is_acked_when_it_is_settled_and_once(events):
 @given(histories())
 def test_few_acks(events):
     """At most one for all that is below the lowest open tag, and one for each of the others."""
-    settling = Settling()
+    settling = AckTracker()
     open_: set[int] = set()
     for kind, tags in events:
         if kind == "delivered":
@@ -83,7 +83,7 @@ def test_few_acks(events):
 
 
 def test_a_later_call_does_not_ack_an_earlier_one_away():
-    settling = Settling()
+    settling = AckTracker()
     for tag in (1, 2, 3, 4):
         settling.delivered(tag)
     assert settling.settle([3, 2]) == [Ack(2, False), Ack(3, False)]
@@ -92,14 +92,14 @@ def test_a_later_call_does_not_ack_an_earlier_one_away():
 
 
 def test_together():
-    settling = Settling()
+    settling = AckTracker()
     for tag in (1, 2, 3, 4, 5):
         settling.delivered(tag)
     assert settling.settle([1, 2, 5]) == [Ack(2, True), Ack(5, False)]
 
 
 def test_what_is_not_open_is_passed_over():
-    settling = Settling()
+    settling = AckTracker()
     settling.delivered(1)
     assert settling.settle([7]) == []
     assert settling.settle([]) == []
@@ -109,7 +109,7 @@ def test_what_is_not_open_is_passed_over():
 
 
 def test_what_is_said_twice_at_once_is_acked_once():
-    settling = Settling()
+    settling = AckTracker()
     for tag in (1, 2, 3):
         settling.delivered(tag)
     assert settling.settle([2, 2, 3, 2]) == [Ack(2, False), Ack(3, False)]

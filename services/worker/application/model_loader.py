@@ -19,7 +19,7 @@ LONGEST_REASON = 300
 _NO_GPU = ("invalid or unsupported gpu id", "no GPUs are available")
 
 
-class Loading:
+class ModelLoader:
     """``write`` writes the model repository for these GPUs, and without any for the CPU; it blocks.
 
     ``device`` is where the models run, empty until they are loaded; ``caveat`` says why that is not the GPU.

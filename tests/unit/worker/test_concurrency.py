@@ -6,14 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.worker.domain.pace import (
-    MAX_PREFETCH,
-    Mean,
-    at_once,
-    calls_in_flight,
-    prefetch,
-    worth_changing,
-)
+from services.worker.domain.call_duration import Mean
+from services.worker.domain.concurrency import calls_in_flight, effective_concurrency
+from services.worker.domain.prefetch import MAX_PREFETCH, prefetch, worth_changing
 
 pytestmark = pytest.mark.unit
 
@@ -136,7 +131,7 @@ def test_mean_is_between_its_samples(samples, weight):
 def test_what_the_duration_of_a_call_is_shared_by(
     batch, call_rows, call_requests, open_calls, max_concurrency, expected
 ):
-    found = at_once(
+    found = effective_concurrency(
         instances=3,
         batch=batch,
         call_rows=call_rows,

@@ -11,7 +11,15 @@ from services.worker.adapters.model import Model
 from services.worker.adapters.model_processes import ModelProcesses
 from services.worker.adapters.triton_client import TritonClient
 from services.worker.adapters.triton_process import TritonProcess
-from services.worker.domain.deaths import MODEL, SERVER, Death, Row, Silence, after_death, silence_limit
+from services.worker.domain.deaths import (
+    MODEL,
+    SERVER,
+    Death,
+    DeathStreak,
+    Silence,
+    after_death,
+    silence_limit,
+)
 from tidegate.kernel import tasks, telemetry
 from tidegate.kernel.protocol.presence import ModelDeath
 
@@ -23,7 +31,7 @@ LOOK_AGAIN_S = 0.1
 LOST_LIMIT_S = 5.0
 
 
-class ModelWatch:
+class ModelWatchdog:
     """End the model server as soon as one of its model's processes has ended, is stopped or hangs.
 
     ``on_death`` is called then, before any call has failed. ``waiting`` returns for each open call how long
@@ -44,7 +52,7 @@ class ModelWatch:
         self._processes: ModelProcesses | None = None
         self._task: asyncio.Task[None] | None = None
         self._death: Death | None = None
-        self._row = Row()
+        self._row = DeathStreak()
         self._began = 0.0
         self._silence = Silence(0.0)
         self._total = 0

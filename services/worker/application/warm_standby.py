@@ -30,7 +30,7 @@ log = telemetry.logger(__name__)
 STORE_AWAY_S = 0.1  # between the questions whose an offer is, while the store does not answer
 
 
-class Waiting:
+class WarmStandby:
     """Waits on ``warm.v1.<flavour>`` with one offer in hand at a time. ``failed``: nothing can come of it."""
 
     def __init__(
