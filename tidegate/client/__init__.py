@@ -21,7 +21,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    # On first use: the command line takes the errors from here and does without numpy.
+    # Imported on first use: the command line imports the errors from here and needs no numpy.
     if name in {"Client", "JobHandle", "BatchHandle"}:
         from tidegate.client import sync
 

@@ -1,4 +1,4 @@
-"""Which gateway the SDK calls, and with which key: the same that the command line would use."""
+"""Find the gateway that the SDK calls, and the key: the same ones that the command line uses."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Address:
     ca: str | None = None
 
     def options(self) -> dict[str, Any]:
-        """Return the arguments of ``httpx.Client``. Raises ValueError for what is no URL."""
+        """Return the arguments of ``httpx.Client``. Raise ValueError for an invalid URL."""
         return http.options(self.url, self.key, cert=self.cert, ca=self.ca)
 
 

@@ -22,34 +22,34 @@ from tidegate.kernel.errors import TidegateError
 
 
 class AsyncJobHandle(Handle):
-    """A job that was submitted, for asyncio. ``document`` is what was last heard of it."""
+    """A submitted job, for asyncio. ``document`` is its last known state."""
 
     def __init__(self, client: AsyncClient, document: Document) -> None:
         super().__init__(document)
         self._client = client
 
     async def status(self) -> str:
-        """``queued``, ``running``, ``succeeded``, ``failed``, ``cancelled`` or ``expired``, asked anew."""
+        """Fetch the status: queued, running, succeeded, failed, cancelled or expired."""
         return await self._heard(self._client._jobs.status(self.id))
 
     async def wait(self, timeout_s: float | None = None) -> str:
-        """Its status once it is over. Raises DeadlinePassed after ``timeout_s`` seconds; None waits on."""
+        """Wait for the end and return the status. Raise DeadlinePassed after ``timeout_s`` (None: never)."""
         return await self._heard(self._client._jobs.wait(self.id, timeout_s))
 
     async def result(self, timeout_s: float | None = None) -> InferResult:
-        """Its result once there is one; may be asked for again.
+        """Wait for the result and return it; it can be read several times.
 
-        Raises DeadlinePassed after ``timeout_s`` seconds (None waits on), or what went wrong with the job:
-        ModelFailed, Conflict when it was cancelled, DeadlinePassed when it expired.
+        Raise DeadlinePassed after ``timeout_s`` seconds (None: never), or the job's own error: ModelFailed,
+        Conflict if it was cancelled, DeadlinePassed if it expired.
         """
         return await self._client._run(self._client._jobs.result(self.id, timeout_s))
 
     async def cancel(self) -> str:
-        """End it; its status after that, which is another one if it had ended before."""
+        """Cancel the job and return its status, which is another one if the job ended first."""
         return await self._heard(self._client._jobs.cancel(self.id))
 
     async def retry(self) -> AsyncJobHandle:
-        """A new job with its request, if it has failed. Raises Conflict otherwise."""
+        """Submit a failed job's request again, as a new job. Raise Conflict if the job has not failed."""
         return AsyncJobHandle(self._client, await self._client._run(self._client._jobs.retry(self.id)))
 
     async def _heard(self, flow: Flow[Document]) -> str:
@@ -58,24 +58,24 @@ class AsyncJobHandle(Handle):
 
 
 class AsyncBatchHandle(BatchHandleBase):
-    """A batch that was submitted, for asyncio. ``document`` is what was last heard of it."""
+    """A submitted batch, for asyncio. ``document`` is its last known state."""
 
     def __init__(self, client: AsyncClient, document: Document) -> None:
         super().__init__(document)
         self._client = client
 
     async def status(self) -> str:
-        """``running``, ``cancelling``, ``completed``, ``cancelled`` or ``failed``, asked anew."""
+        """Fetch the status: ``running``, ``cancelling``, ``completed``, ``cancelled`` or ``failed``."""
         return await self._heard(self._client._batches.status(self.id))
 
     async def wait(self, timeout_s: float | None = None) -> str:
-        """Its status once it is over. Raises DeadlinePassed after ``timeout_s`` seconds; None waits on."""
+        """Wait for the end and return the status. Raise DeadlinePassed after ``timeout_s`` (None: never)."""
         return await self._heard(self._client._batches.wait(self.id, timeout_s))
 
     async def results(self, timeout_s: float | None = None) -> AsyncGenerator[BatchItem, None]:
-        """Yield what became of each request, in their order, once the batch is over.
+        """Wait for the end, then yield the outcome of each request, in their order.
 
-        Raises DeadlinePassed if it is not over after ``timeout_s`` seconds (None waits on).
+        Raise DeadlinePassed if the batch is not over after ``timeout_s`` seconds (None: never).
         """
         answer = await self._client._run(self._client._batches.results(self.id, timeout_s))
         async with aclosing(self._client._lines(answer)) as lines:
@@ -84,7 +84,7 @@ class AsyncBatchHandle(BatchHandleBase):
                     yield read_item(line)
 
     async def cancel(self) -> str:
-        """End it: what is not over is cancelled. Its status after that."""
+        """Cancel the requests that are not over, and return the batch's status."""
         return await self._heard(self._client._batches.cancel(self.id))
 
     async def _heard(self, flow: Flow[Document]) -> str:
@@ -95,7 +95,7 @@ class AsyncBatchHandle(BatchHandleBase):
 class AsyncClient:
     """:class:`tidegate.Client` for asyncio: the same arguments, the same calls, awaited.
 
-    Many calls at once are what it is for: ``await asyncio.gather(*(client.infer(...) for ...))``.
+    Use it for many calls at once: ``await asyncio.gather(*(client.infer(...) for ...))``.
     """
 
     def __init__(
@@ -155,7 +155,7 @@ class AsyncClient:
         request_id: str | None = None,
         parameters: Mapping[str, Any] | None = None,
     ) -> AsyncJobHandle:
-        """Have ``model`` run later; see :meth:`tidegate.Client.submit`."""
+        """Submit a job for ``model``; see :meth:`tidegate.Client.submit`."""
         options = JobOptions(priority, ttl_s, webhook, metadata, idempotency_key)
         flow = self._jobs.submit(
             model,
@@ -179,9 +179,9 @@ class AsyncClient:
         request_id: str | None = None,
         parameters: Mapping[str, Any] | None = None,
     ) -> AsyncGenerator[InferResult, None]:
-        """Yield each answer of a model as it comes; see :meth:`tidegate.Client.stream`.
+        """Yield each answer of a model as it arrives; see :meth:`tidegate.Client.stream`.
 
-        Use ``contextlib.aclosing`` to cancel it as soon as the loop is left.
+        Use ``contextlib.aclosing`` to cancel the request as soon as the loop ends.
         """
         flow = self._core.stream(
             model,
@@ -207,36 +207,36 @@ class AsyncClient:
         ttl_s: float | None = None,
         timeout_s: float | None = None,
     ) -> AsyncBatchHandle:
-        """Have ``model`` run on many inputs; see :meth:`tidegate.Client.submit_batch`."""
+        """Submit a batch for ``model``; see :meth:`tidegate.Client.submit_batch`."""
         flow = self._batches.submit(
             model, requests, version=version, priority=priority, ttl_s=ttl_s, timeout_s=timeout_s
         )
         return AsyncBatchHandle(self, await self._run(flow))
 
     async def batch(self, id: str) -> AsyncBatchHandle:
-        """A handle to a batch by its id. Raises NotFound."""
+        """Return the handle of a batch by its id. Raise NotFound."""
         return AsyncBatchHandle(self, await self._run(self._batches.status(id)))
 
     async def job(self, id: str) -> AsyncJobHandle:
-        """A handle to a job by its id. Raises NotFound."""
+        """Return the handle of a job by its id. Raise NotFound."""
         return AsyncJobHandle(self, await self._run(self._jobs.status(id)))
 
     async def metadata(
         self, model: str, *, version: Version = None, timeout_s: float | None = None
     ) -> Metadata:
-        """Name, versions, platform, inputs and outputs of a model. Raises NotFound."""
+        """Return a model's name, versions, platform, inputs and outputs. Raise NotFound."""
         return await self._run(self._core.metadata(model, version=version, timeout_s=timeout_s))
 
     async def models(self, *, timeout_s: float | None = None) -> list[Metadata]:
-        """Every model that can be called: ``name``, ``version``, ``state``."""
+        """Return every model that can be called, each with ``name``, ``version`` and ``state``."""
         return await self._run(self._core.models(timeout_s=timeout_s))
 
     async def is_ready(self, model: str, *, version: Version = None, timeout_s: float | None = None) -> bool:
-        """Whether the model takes requests, at once or by waking up; False for an unknown name."""
+        """Return True if the model accepts requests, even if it must start first. Unknown names: False."""
         return await self._run(self._core.is_ready(model, version=version, timeout_s=timeout_s))
 
     async def wait_ready(self, model: str, timeout_s: float = 120.0, *, version: Version = None) -> None:
-        """Return once the model is ready. Raises DeadlinePassed after ``timeout_s`` seconds."""
+        """Wait until the model is ready. Raise DeadlinePassed after ``timeout_s`` seconds."""
         await self._run(self._core.wait_ready(model, version=version, timeout_s=timeout_s))
 
     async def close(self) -> None:
@@ -266,7 +266,7 @@ class AsyncClient:
             return value
 
     async def _lines(self, answer: Answer) -> AsyncGenerator[str, None]:
-        """The lines of a response that was left to be read, which is closed afterwards."""
+        """Yield the lines of an open response, then close it."""
         try:
             async for line in answer.live.aiter_lines():
                 yield line

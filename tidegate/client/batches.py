@@ -1,4 +1,4 @@
-"""Batches, as flows: many requests as one, which the stack works through; all that both clients share."""
+"""Calls about batches, as flows: everything that both clients share."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ class BatchHandleBase(Handle):
 
     @property
     def lines(self) -> int:
-        """How many requests it has."""
+        """Return the number of its requests."""
         return int(self.document["lines"])
 
     @property
     def done(self) -> int:
-        """How many of them were over when the document was read."""
+        """Return how many requests were over when the document was read."""
         return int(self.document["done"])
 
 
 @dataclass(frozen=True, slots=True)
 class BatchItem:
-    """What became of one request of a batch: ``result``, or else ``error``. ``line`` counts from zero."""
+    """The outcome of one request of a batch: ``result`` or ``error``. ``line`` counts from zero."""
 
     line: int
     status: str
@@ -45,7 +45,7 @@ class BatchItem:
     error: TidegateError | None
 
     def get(self) -> InferResult:
-        """Return the result. Raises what went wrong."""
+        """Return the result, or raise the request's error."""
         if self.result is not None:
             return self.result
         raise self.error or BadAnswer(f"Line {self.line} of the batch has neither a result nor an error.")
@@ -67,9 +67,9 @@ class BatchFlows:
         ttl_s: float | None,
         timeout_s: float | None,
     ) -> Flow[Document]:
-        """A batch's document, once it is durable.
+        """Submit a batch and return its document, once the batch is durable.
 
-        It is not sent again after a broken connection, since that could make a second batch.
+        A broken connection is not retried, because that could create a second batch.
         """
         wanted = list(requests)
         if not wanted:
@@ -93,15 +93,15 @@ class BatchFlows:
         return (yield from self.core.fitting(model, version, wanted[0], timeout_s, send))
 
     def status(self, id: str) -> Flow[Document]:
-        """A batch's document as it is."""
+        """Return a batch's document."""
         return document_of((yield from self.core.call("GET", _path(id), None)))
 
     def cancel(self, id: str) -> Flow[Document]:
-        """A batch's document after its end was asked for."""
+        """Cancel a batch and return its document."""
         return document_of((yield from self.core.call("DELETE", _path(id), None)))
 
     def wait(self, id: str, timeout_s: float | None) -> Flow[Document]:
-        """A batch's document once it is over. Raises DeadlinePassed after ``timeout_s`` (None: never)."""
+        """Return a batch's document at its end. Raise DeadlinePassed after ``timeout_s`` (None: never)."""
         clock = self.core.caller.clock
         deadline = None if timeout_s is None else clock() + timeout_s
         while True:
@@ -117,7 +117,7 @@ class BatchFlows:
             yield Sleep(POLL_S)
 
     def results(self, id: str, timeout_s: float | None) -> Flow[Answer]:
-        """The results of a batch once it is over: a response that is still to be read."""
+        """Wait for a batch's end and return its results: a response whose body is still to be read."""
         yield from self.wait(id, timeout_s)
         return (
             yield from self.core.caller.call(
@@ -127,7 +127,7 @@ class BatchFlows:
 
 
 def read_item(line: str) -> BatchItem:
-    """Return what a line of the results says. Raises BadAnswer."""
+    """Return the outcome in a line of the results. Raise BadAnswer."""
     try:
         found = orjson.loads(line)
         response, error = found.get("response"), found.get("error")

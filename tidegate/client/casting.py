@@ -1,4 +1,4 @@
-"""From what a caller hands over to the array that a model expects, without losing a value. Pure."""
+"""Cast the caller's values to the datatype that a model expects, without changing one. Pure."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from tidegate.client.codec import Array, datatype_of, dtype_of
 
 
 def fit(name: str, value: Any, datatype: str | None) -> tuple[Array, str]:
-    """``value`` as an array of ``datatype`` (None: its own), and the datatype it is sent as.
+    """Return ``value`` as an array of ``datatype`` (None: its own), and the datatype on the wire.
 
-    A cast happens only where no value can change: between dtypes that numpy calls safe, and from whole
-    numbers when each of them is representable. Python floats and arrays of float64, the dtype that numpy
-    uses where none is named, are rounded to the floats that the model takes. Anything else, also a float
-    that would become infinite, is a TypeError that says what is expected.
+    Values are cast only if none can change: between dtypes that numpy calls safe, and from whole numbers
+    that are all representable. Python floats and float64 arrays (numpy's default) are rounded to the floats
+    that the model takes. Raise TypeError, with the expected datatype, for anything else, and for a float
+    that would become infinite.
     """
     bare = not isinstance(value, np.ndarray | np.generic)
     array = _as_array(name, value)
@@ -39,14 +39,14 @@ def _as_array(name: str, value: Any) -> Array:
         raise TypeError(f"input {name!r}: not a rectangular array: {error}") from None
     if array.dtype.kind == "O" and not all(isinstance(item, bytes | str) for item in array.flat):
         raise TypeError(f"input {name!r}: an object array may hold only bytes and str")
-    # A list of bytes must not become numpy's fixed-width strings, which cut off trailing zeros.
+    # numpy's fixed-width strings would cut off trailing zeros of a list of bytes.
     return np.asarray(value, dtype=object) if array.dtype.kind in "SU" else array
 
 
 def _cast(name: str, array: Array, datatype: str, target: np.dtype[Any], rounds: bool) -> Array:
     source = array.dtype
     if source.kind in "biu":
-        # NaN and infinity cannot appear here, so comparing back is exact.
+        # There is no NaN or infinity here, so comparing the cast values with the originals is exact.
         with np.errstate(all="ignore"):
             cast = array.astype(target)
             if target.kind != "b" and _same_values(array, cast):
@@ -63,7 +63,7 @@ def _cast(name: str, array: Array, datatype: str, target: np.dtype[Any], rounds:
 
 def _same_values(whole: Array, cast: Array) -> bool:
     if cast.dtype.kind == "f":
-        # Beyond the range of the integer type the way back would be undefined.
+        # A float beyond the range of the integer type would have no defined value.
         info_max = np.iinfo(np.uint64).max if whole.dtype.kind == "u" else np.iinfo(np.int64).max
         if not np.all(np.isfinite(cast)) or np.any(np.abs(cast.astype(np.float64)) >= float(info_max)):
             return False

@@ -1,7 +1,7 @@
-"""The binary tensor extension of the Open Inference Protocol, numpy on one side, bytes on the other.
+"""Encode and decode the binary tensor extension of the Open Inference Protocol, with numpy arrays.
 
-A body is a JSON head followed by the raw bytes of its tensors in the head's order; the length of the head
-travels in the header ``Inference-Header-Content-Length``. Pure: no I/O, no state.
+A body is a JSON head followed by the raw bytes of its tensors, in the head's order. The header
+``Inference-Header-Content-Length`` has the length of the head. Pure: no I/O, no state.
 
 BYTES tensors are object arrays: ``bytes`` or ``str`` on the way in, ``bytes`` on the way out. BF16, which
 numpy does not have, is float32 on both sides, rounded to the nearest even on the way in.
@@ -27,7 +27,7 @@ Array = NDArray[Any]
 
 @dataclass(frozen=True, slots=True)
 class Tensor:
-    """A named array together with the datatype it has on the wire."""
+    """A named array with its datatype on the wire."""
 
     name: str
     datatype: str
@@ -35,7 +35,7 @@ class Tensor:
 
 
 def dtype_of(datatype: str) -> np.dtype[Any]:
-    """The numpy dtype that holds ``datatype``, in the machine's byte order."""
+    """Return the numpy dtype for ``datatype``, in the machine's byte order."""
     if datatype == "BYTES":
         return np.dtype(object)
     if datatype == "BF16":
@@ -47,7 +47,7 @@ _BY_DTYPE = {dtype_of(name): name for name in DATATYPES if name != "BF16"}
 
 
 def datatype_of(array: Array) -> str:
-    """The datatype that an array has by itself; raises TypeError for what the protocol cannot carry."""
+    """Return the datatype of an array. Raise TypeError for a dtype that the protocol does not have."""
     if array.dtype.kind in "OSU":
         return "BYTES"
     try:
@@ -59,7 +59,7 @@ def datatype_of(array: Array) -> str:
 
 
 def to_raw(array: Array, datatype: str) -> bytes:
-    """The raw bytes of ``array`` as ``datatype``; its dtype must be the datatype's own."""
+    """Return the raw bytes of ``array``, whose dtype must be that of ``datatype``."""
     if datatype == "BYTES":
         return pack_strings(array.ravel().tolist())
     if datatype == "BF16":
@@ -68,7 +68,7 @@ def to_raw(array: Array, datatype: str) -> bytes:
 
 
 def from_raw(raw: bytes | memoryview, datatype: str, shape: Sequence[int]) -> Array:
-    """A new, writable array from raw bytes; raises ValueError when they do not fill ``shape`` exactly."""
+    """Return a new, writable array of raw bytes. Raise ValueError if they do not fill ``shape`` exactly."""
     if datatype == "BYTES":
         elements = unpack_strings(raw)
         if len(elements) != prod(shape):
@@ -85,7 +85,7 @@ def from_raw(raw: bytes | memoryview, datatype: str, shape: Sequence[int]) -> Ar
 def _bf16(array: NDArray[np.float32]) -> NDArray[np.uint16]:
     bits = array.view(np.uint32).astype(np.uint64)
     rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
-    # Rounding could carry a NaN into infinity: keep its top bits and make it a quiet one.
+    # Rounding could turn a NaN into infinity: keep its top bits and make it a quiet NaN.
     quiet = (bits >> 16) | 0x40
     return np.where(np.isnan(array), quiet, rounded).astype("<u2")
 
@@ -98,9 +98,9 @@ def encode_request(
     parameters: Mapping[str, Any] | None = None,
     extra: Mapping[str, Any] | None = None,
 ) -> tuple[bytes, int]:
-    """The body of an inference request and the length of its head; every output is asked for in binary.
+    """Return the body of an inference request and the length of its head. It requests binary outputs.
 
-    ``extra``: more fields of the head.
+    ``extra`` has more fields of the head.
     """
     blobs = [to_raw(tensor.array, tensor.datatype) for tensor in inputs]
     head: dict[str, Any] = {
@@ -127,9 +127,9 @@ def encode_request(
 
 
 def decode_response(body: bytes, head_length: int | None) -> tuple[dict[str, Any], dict[str, Array]]:
-    """The head of an inference response and its outputs by name; raises ValueError on a malformed body.
+    """Return the head of an inference response, and its outputs by name. Raise ValueError if malformed.
 
-    ``head_length`` None: the whole body is JSON. Outputs may be binary or JSON, each by itself.
+    ``head_length`` None means that the whole body is JSON. Each output is either binary or JSON.
     """
     view = memoryview(body)
     end = len(view) if head_length is None else head_length
@@ -155,7 +155,7 @@ def decode_response(body: bytes, head_length: int | None) -> tuple[dict[str, Any
 
 
 def to_json_input(tensor: Tensor) -> dict[str, Any]:
-    """Return an input in JSON. Raises TypeError for datatypes and bytes that JSON cannot carry."""
+    """Return an input in JSON. Raise TypeError for datatypes and bytes that JSON cannot hold."""
     if tensor.datatype in {"FP16", "BF16"}:
         raise TypeError(
             f"input {tensor.name!r}: {tensor.datatype} has no form in JSON, which this call sends"
@@ -175,7 +175,7 @@ def to_json_input(tensor: Tensor) -> dict[str, Any]:
 
 
 def from_json_output(output: dict[str, Any]) -> Array:
-    """Return the array of an output in JSON: ``datatype``, ``shape`` and ``data``."""
+    """Return the array of a JSON output (``datatype``, ``shape``, ``data``)."""
     shape, datatype = output["shape"], output["datatype"]
     if datatype == "BYTES":
         flat = np.array(output["data"], dtype=object).ravel().tolist()

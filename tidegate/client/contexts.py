@@ -1,4 +1,4 @@
-"""Find the stack that a command talks to: the user's contexts, and the one to use.
+"""Find the stack that a command calls: the user's contexts, and the one in use.
 
 ``contexts.json`` lies in the user's config folder, readable by the user only. `tidegate up` writes an entry
 for its stack, `tidegate context add` one for a stack on another machine.
@@ -18,13 +18,13 @@ from tidegate.kernel.errors import BadRequest, NotFound
 from tidegate.kernel.settings.file import is_trusted
 
 STATE = ".tidegate"
-# With one of these in the environment, the user has said where the stack is.
+# Any of these in the environment names the stack, so no context is used.
 _STATED = ("TIDEGATE_STATE_DIR", "TIDEGATE_GATEWAY_URL")
 
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """A stack by name. With ``state_dir`` it runs on this machine, and its folder has addresses and token."""
+    """A stack by name. With ``state_dir`` it runs on this machine; the folder has its token."""
 
     name: str
     url: str = ""
@@ -35,7 +35,7 @@ class Context:
 
     @property
     def credential(self) -> str:
-        """Return in a few words which credential a command sends to the gateway."""
+        """Return a short description of the credential that a command sends to the gateway."""
         if self.state_dir:
             return "service token"
         return f"key in {self.key_file}" if self.key_file else "key" if self.key else "none"
@@ -43,13 +43,13 @@ class Context:
 
 @dataclass(frozen=True, slots=True)
 class Contexts:
-    """The contexts by name, and which one commands use."""
+    """The contexts by name, and the name of the current one."""
 
     current: str = ""
     items: dict[str, Context] = field(default_factory=dict)
 
     def get(self, name: str) -> Context:
-        """Return a context. Raises NotFound that says which there are."""
+        """Return a context. Raise NotFound, with the known names."""
         if name not in self.items:
             known = f"There are: {', '.join(sorted(self.items))}." if self.items else "There is none yet."
             raise NotFound(
@@ -58,18 +58,18 @@ class Contexts:
         return self.items[name]
 
     def having(self, context: Context, *, current: bool) -> Contexts:
-        """Return the contexts with one more, or one changed."""
+        """Return the contexts with one added or replaced."""
         items = {**self.items, context.name: context}
         return Contexts(context.name if current or not self.current else self.current, items)
 
     def without(self, name: str) -> Contexts:
-        """Return the contexts without one. Raises NotFound."""
+        """Return the contexts without one. Raise NotFound."""
         self.get(name)
         items = {each: context for each, context in self.items.items() if each != name}
         return Contexts("" if self.current == name else self.current, items)
 
     def name_for(self, state: Path) -> str:
-        """Return the name of the context of a state folder: the one it has, or a new one after the folder."""
+        """Return the name of a state folder's context: the existing one, or a new one."""
         for context in self.items.values():
             if context.state_dir == str(state):
                 return context.name
@@ -80,7 +80,7 @@ class Contexts:
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """``fields``: settings that hold where the environment says nothing; ``context``: whose they are."""
+    """The stack in use. The environment may override ``fields``; ``context`` names their source."""
 
     fields: dict[str, Any] = field(default_factory=dict)
     context: str = ""
@@ -94,7 +94,7 @@ def config_dir(environ: Mapping[str, str] = os.environ) -> Path:
 
 
 def read(folder: Path | None = None) -> Contexts:
-    """Return the user's contexts; none if there is no file. Raises BadRequest for a file that is none."""
+    """Return the user's contexts; none if there is no file. Raise BadRequest for an unreadable file."""
     path = (folder or config_dir()) / "contexts.json"
     try:
         found = orjson.loads(path.read_bytes())
@@ -109,7 +109,7 @@ def read(folder: Path | None = None) -> Contexts:
 
 
 def write(contexts: Contexts, folder: Path | None = None) -> Path:
-    """Write the user's contexts, for their owner only; return the file. Raises BadRequest."""
+    """Write the user's contexts, readable by the user only; return the file. Raise BadRequest."""
     path = (folder or config_dir()) / "contexts.json"
     items = {name: asdict(context) for name, context in sorted(contexts.items.items())}
     for fields in items.values():
@@ -128,8 +128,9 @@ def write(contexts: Contexts, folder: Path | None = None) -> Path:
 
 
 def find(chosen: str, environ: Mapping[str, str], here: Path, contexts: Contexts) -> Place:
-    """Return where the stack is: the chosen context, what the environment says, this folder's stack, or the
-    current context. Raises NotFound for an unknown context.
+    """Return the stack in use: the chosen context, the environment's, this folder's, or the current context.
+
+    Raise NotFound for an unknown context.
     """
     if chosen:
         return _place(contexts.get(chosen))
@@ -155,10 +156,10 @@ def find_own(
     *,
     starting: bool,
 ) -> Path | None:
-    """Return the state folder of the stack to start or stop here; None: the environment says which.
+    """Return the state folder of the stack to start or stop here; None if the environment names it.
 
-    A stack is started in this folder if it is a stack's, else in the source that the command belongs to, and
-    never in any other folder. Raises BadRequest for a context of another machine.
+    A stack starts in this folder if it holds one, else in the source that the command belongs to; never in
+    any other folder. Raise BadRequest for a context of another machine.
     """
     name = chosen or environ.get("TIDEGATE_CONTEXT", "")
     if not name and environ.get("TIDEGATE_STATE_DIR"):
@@ -177,7 +178,7 @@ def find_own(
 
 
 def register(state: Path, url: str) -> str:
-    """Make the stack of a state folder the current context, and return its name. Raises BadRequest."""
+    """Make the stack of a state folder the current context, and return its name. Raise BadRequest."""
     contexts = read()
     name = contexts.name_for(state)
     write(contexts.having(Context(name, url=url, state_dir=str(state)), current=True))
@@ -185,7 +186,7 @@ def register(state: Path, url: str) -> str:
 
 
 def is_state(folder: Path) -> bool:
-    """Return whether a folder is that of a stack that was started once."""
+    """Return True if a stack was started with this state folder."""
     try:
         return (folder / "token").is_file() or (folder / "run").is_dir()
     except OSError:
@@ -214,7 +215,7 @@ def _place(context: Context) -> Place:
                 f"Remove the context: tidegate context remove {context.name}."
             )
         return Place({"state_dir": state, **_remembered(state)}, context.name)
-    # No state folder of this machine: its service token is nothing for another stack.
+    # Not a stack of this machine: another stack's service token must not be sent to it.
     fields: dict[str, Any] = {
         "gateway_url": context.url,
         "state_dir": config_dir() / "elsewhere" / context.name,

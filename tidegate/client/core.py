@@ -1,4 +1,4 @@
-"""The calls of the SDK, as flows: all the logic that ``Client`` and ``AsyncClient`` share."""
+"""The SDK's calls, as flows: the logic that ``Client`` and ``AsyncClient`` share."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ Version = int | str | None
 
 @dataclass(slots=True)
 class Core:
-    """Flows of every call. Metadata is kept for a minute, and read again when a model refuses a request."""
+    """Flows of every call. Metadata is cached for a minute, and read again if a model rejects a request."""
 
     timeout_s: float
     caller: Caller
@@ -46,7 +46,7 @@ class Core:
         request_id: str | None,
         parameters: Mapping[str, Any] | None,
     ) -> Flow[InferResult]:
-        """One inference; a second one only where the model's signature changed since it was read."""
+        """Run one inference; run it again only if the model's signature changed since it was read."""
         path = _path(model, version)
 
         def attempt(metadata: Metadata, left: float) -> Flow[InferResult]:
@@ -76,7 +76,7 @@ class Core:
         request_id: str | None,
         parameters: Mapping[str, Any] | None,
     ) -> Flow[Opened]:
-        """A stream of answers that has begun; its events are still to be read."""
+        """Start a stream of answers and return it; its events are still to be read."""
         path = _path(model, version)
         limit = self.timeout_s if timeout_s is None else timeout_s
 
@@ -100,7 +100,7 @@ class Core:
         timeout_s: float | None,
         attempt: Callable[[Metadata, float], Flow[T]],
     ) -> Flow[T]:
-        """``attempt`` with the model's metadata and the seconds left; again where that has changed since."""
+        """Run ``attempt`` with the metadata and the seconds left; run it again if the metadata changed."""
         path = _path(model, version)
         deadline = self.caller.clock() + (self.timeout_s if timeout_s is None else timeout_s)
         known = self._fresh(path)
@@ -114,17 +114,17 @@ class Core:
             try:
                 metadata = yield from self._fetch(path, self._left(deadline), NOT_KNOWN_YET)
             except Unavailable:
-                metadata = known  # nothing tells that it has changed
+                metadata = known  # the metadata is unchanged: the error is real
             if metadata.get("inputs") == known.get("inputs"):
                 raise
         return (yield from attempt(metadata, self._left(deadline)))
 
     def metadata(self, model: str, *, version: Version, timeout_s: float | None) -> Flow[Metadata]:
-        """The model's metadata, read anew."""
+        """Fetch the model's metadata."""
         return (yield from self._fetch(_path(model, version), timeout_s))
 
     def models(self, *, timeout_s: float | None) -> Flow[list[Metadata]]:
-        """The list of what can be called."""
+        """Fetch the list of models that can be called."""
         answer = yield from self.call("POST", "/v2/repository/index", timeout_s, content=b"{}")
         found = _json(answer)
         if not isinstance(found, list):
@@ -132,11 +132,11 @@ class Core:
         return found
 
     def is_ready(self, model: str, *, version: Version, timeout_s: float | None) -> Flow[bool]:
-        """Whether the model takes requests; False also for a name that is not known."""
+        """Return True if the model accepts requests; False also for an unknown name."""
         return not (yield from self._why_not_ready(model, version, timeout_s))
 
     def _why_not_ready(self, model: str, version: Version, timeout_s: float | None) -> Flow[str]:
-        """Return why the model takes no requests; empty: it takes them."""
+        """Return why the model accepts no requests; empty if it accepts them."""
         try:
             yield from self.call("GET", f"{_path(model, version)}/ready", timeout_s)
         except Unreachable:
@@ -150,7 +150,7 @@ class Core:
         return ""
 
     def wait_ready(self, model: str, *, version: Version, timeout_s: float) -> Flow[None]:
-        """Return once the model is ready; raises DeadlinePassed after ``timeout_s``."""
+        """Wait until the model is ready. Raise DeadlinePassed after ``timeout_s``."""
         deadline = self.caller.clock() + timeout_s
         last = NOT_READY
         while (left := deadline - self.caller.clock()) > 0:
@@ -181,8 +181,9 @@ class Core:
         return metadata
 
     def _expected(self, path: str, inputs: Any, deadline: float) -> Flow[Metadata]:
-        """The metadata. Where the gateway has none yet, {} for inputs that have names and so do without;
-        for others this waits until the model, which it has woken, is ready.
+        """Return the metadata. If the gateway has none yet, return {} for named inputs, which need none.
+
+        For other inputs, wait until the model is ready; the request for its metadata started it.
         """
 
         def unless_known() -> Flow[Metadata]:
@@ -193,7 +194,7 @@ class Core:
             try:
                 metadata: Metadata = yield Alone(unless_known())
             except DeadlinePassed:
-                # On a busy machine the time may be over before the next question: the last answer says more.
+                # On a busy machine the time may end before the next poll: the last answer says more.
                 raise last or DeadlinePassed("The timeout passed before the request was sent.") from None
             except Unavailable as error:
                 last = error
@@ -211,16 +212,16 @@ class Core:
     def call(
         self, method: str, path: str, timeout_s: float | None, content: bytes = b"", at_once: str = ""
     ) -> Flow[Answer]:
-        """The answer to one call, within ``timeout_s`` (None: the client's)."""
+        """Send one call and return its answer, within ``timeout_s`` (None: the client's)."""
         limit = self.timeout_s if timeout_s is None else timeout_s
         return (yield from self.caller.call(method, path, timeout_s=limit, content=content, at_once=at_once))
 
 
 def arrange(model: str, inputs: Any, metadata: Metadata) -> list[Tensor]:
-    """The tensors to send: inputs given by name, or one array for a model with one input.
+    """Return the tensors to send: inputs by name, or one array for a model with one input.
 
-    A single value stands for an array of one where the model takes one axis. Raises TypeError when an array
-    does not fit, or when a bare array meets a model with several inputs.
+    A single value becomes an array of one if the model takes one axis. Raise TypeError if an array does not
+    fit, or if there is one bare array for a model with several inputs.
     """
     specs = {spec["name"]: spec for spec in metadata.get("inputs") or []}
     datatypes = {name: spec["datatype"] for name, spec in specs.items()}

@@ -1,4 +1,4 @@
-"""The errors a client raises: those of :mod:`tidegate.kernel.errors`, found by the ``reason`` of an answer.
+"""The errors that a client raises: those of :mod:`tidegate.kernel.errors`, by the ``reason`` of an answer.
 
 ``error.request_id`` is the request id of the answer. It is also a note, so that a traceback shows it.
 """
@@ -52,13 +52,13 @@ _NOTE = "request id: "
 
 
 class Unreachable(Unavailable):
-    """Nothing answers at the address, or the connection broke before there was an answer."""
+    """Nothing listens at the address, or the connection broke before the answer."""
 
     reason = "unreachable"
 
 
 class BadAnswer(TidegateError):
-    """Something answered, but not in the protocol: is the URL the right one?"""
+    """The answer does not follow the protocol: the URL may be wrong."""
 
     reason = "bad_answer"
 
@@ -80,13 +80,13 @@ _BY_STATUS: dict[int, type[TidegateError]] = {
 
 
 def from_answer(status: int, headers: Mapping[str, str], body: bytes) -> TidegateError:
-    """The error that an answer with a status of 400 or more stands for.
+    """Return the error for an answer with a status of 400 or more.
 
-    ``headers`` must be case-insensitive, or lower-case. The class comes from ``reason``, for words this
-    version does not know from the status; ``retry_after_s`` from ``Retry-After`` in seconds.
+    ``headers`` must be case-insensitive or lower-case. ``reason`` decides the class, or the status if this
+    version does not know the reason. ``retry_after_s`` is ``Retry-After``, in seconds.
     """
     if body.lstrip().startswith(b"<"):
-        # A page of some other server, or of a proxy before this one.
+        # A page of another server, or of a proxy in front of the gateway.
         kind = BadAnswer if status < 500 else _BY_STATUS.get(status, TidegateError)
         return kind(f"The answer was {status} with a web page: is this the URL of a Tidegate service?")
     message, reason, rid = _read(body)
@@ -104,7 +104,7 @@ def from_answer(status: int, headers: Mapping[str, str], body: bytes) -> Tidegat
 
 
 def from_document(document: Mapping[str, object]) -> TidegateError:
-    """Return the error in a JSON object, as an event of a stream or a line of a batch has it."""
+    """Return the error in a JSON object: an event of a stream or a line of a batch."""
     reason = str(document.get("reason") or "")
     kind = BY_REASON.get(reason, TidegateError)
     message = document.get("error") or document.get("message") or "The answer was an error without a reason."
@@ -114,7 +114,7 @@ def from_document(document: Mapping[str, object]) -> TidegateError:
 
 
 def request_id_of(error: BaseException) -> str | None:
-    """The request id that an answer carried, to look for in the logs."""
+    """Return the request id of an answer, to find it in the logs."""
     return error.request_id if isinstance(error, TidegateError) else None
 
 
@@ -133,4 +133,4 @@ def _seconds(value: str | None) -> float | None:
     try:
         return max(0.0, float(value)) if value is not None else None
     except ValueError:
-        return None  # an HTTP date: nothing here sends one
+        return None  # an HTTP date, which the gateway never sends

@@ -1,9 +1,9 @@
-"""What a client wants done, without doing it.
+"""The logic of calls without I/O, so that the blocking and the asyncio client share it.
 
-A flow is a generator: it yields :class:`Send`, :class:`Sleep` or :class:`Alone`, is sent what came of it,
-and returns its result. Where there is no answer, :class:`~tidegate.client.errors.Unreachable` or
-:class:`~tidegate.client.errors.DeadlinePassed` is thrown into it. ``Client`` and ``AsyncClient`` differ only
-in how they drive a flow.
+A flow is a generator. It yields :class:`Send`, :class:`Sleep` or :class:`Alone`, receives the outcome, and
+returns its result. If there is no answer, the driver throws :class:`~tidegate.client.errors.Unreachable` or
+:class:`~tidegate.client.errors.DeadlinePassed` into it. ``Client`` and ``AsyncClient`` differ only in how
+they drive a flow.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ T = TypeVar("T")
 
 FIRST_BACKOFF_S = 0.1
 _AGAIN = frozenset({429, 503})
-MAX_TIMEOUT_MS = 86_400_000  # the longest that a gateway takes
+MAX_TIMEOUT_MS = 86_400_000  # the longest timeout that a gateway accepts
 
 
 @dataclass(frozen=True, slots=True)
 class Send:
-    """One HTTP request; ``timeout_s`` is how long to wait for its answer.
+    """One HTTP request; ``timeout_s`` limits the wait for its answer.
 
-    ``stream``: the body of a good answer is left to be read piece by piece.
+    With ``stream``, the body of a successful answer stays open, to be read piece by piece.
     """
 
     method: str
@@ -49,16 +49,16 @@ class Sleep:
 
 @dataclass(frozen=True, slots=True)
 class Alone:
-    """A flow to run while no other caller of this client is in one: so that many need not ask the same."""
+    """A flow that only one caller of this client runs at a time, so that the others can use its result."""
 
     flow: Flow[Any]
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What came back; ``headers`` look names up without regard to case.
+    """The answer to a request; ``headers`` ignore the case of names.
 
-    ``live``: the response whose body is still to be read and closed, for a request with ``stream``.
+    ``live`` is the open response of a request with ``stream``: it must be read and closed.
     """
 
     status: int
@@ -67,19 +67,18 @@ class Answer:
     live: Any = None
 
 
-# What is sent back: an Answer for a Send, the result for an Alone, None after a Sleep.
+# A flow receives an Answer for a Send, the result for an Alone, and None after a Sleep.
 Step = Send | Sleep | Alone
 Flow = Generator[Step, Any, T]
 
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Sends within a deadline, and again where that is safe and there is time for it.
+    """Send within a deadline, with retries where they are safe and in time.
 
-    Sent again, at most ``retries`` times: what met no answer at all (connection refused or broken), and a
-    429 or 503 whose ``Retry-After`` is before the deadline. Never a 500 or a 504: the model may have done
-    the work.
-    ``clock`` is in seconds, ``chance`` gives numbers in [0, 1).
+    At most ``retries`` times it sends again after a refused or broken connection, and after a 429 or 503
+    whose ``Retry-After`` ends before the deadline. Never after a 500 or a 504: the model may have done the
+    work. ``clock`` is in seconds, ``chance`` returns numbers in [0, 1).
     """
 
     retries: int = 2
@@ -98,10 +97,10 @@ class Caller:
         stream: bool = False,
         repeatable: bool = True,
     ) -> Flow[Answer]:
-        """The answer, if its status is below 400; else the error that it stands for is raised.
+        """Return the answer if its status is below 400; else raise its error.
 
-        ``at_once``: the reason of errors that are not sent again. ``stream``: the body is left to be read.
-        ``repeatable``: whether a request whose connection broke may be sent again.
+        ``at_once`` is a reason whose errors are never retried. With ``stream``, the body stays open.
+        ``repeatable`` allows a retry after a broken connection.
         """
         deadline = self.clock() + timeout_s
         for attempt in count():
@@ -123,7 +122,7 @@ class Caller:
         raise AssertionError("count() does not end")
 
     def _pause(self, error: TidegateError, attempt: int) -> float | None:
-        """Seconds until the next try, spread so that many clients do not come back at once."""
+        """Return the seconds until the next attempt, randomised so that clients do not retry in step."""
         if isinstance(error, Unreachable):
             return float(FIRST_BACKOFF_S * 2**attempt * (0.5 + 0.5 * self.chance()))
         if error.retry_after_s is None:

@@ -1,4 +1,4 @@
-"""How flows meet httpx: options of the pool, and what its exceptions mean."""
+"""The bridge between flows and httpx: client options, requests, answers and errors."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from tidegate.client.flow import Answer, Send
 from tidegate.kernel.errors import TidegateError
 from tidegate.kernel.http.certificates import trusted
 
-# The server answers 504 by its own clock; only when even that answer stays away is the wait ended here.
+# The server answers 504 itself; this timeout only matters if even that answer does not arrive.
 PATIENCE_S = 2.0
-# Shorter than the server keeps an idle connection, so that none is used while it is being closed.
+# Shorter than the server's idle timeout, so that no request meets a connection that is being closed.
 KEEPALIVE_S = 4.0
 CONNECT_TIMEOUT_S = 5.0
 
 
 def options(url: str, token: str | None, *, cert: str | None = None, ca: str | None = None) -> dict[str, Any]:
-    """Arguments of ``httpx.Client`` and ``httpx.AsyncClient``; raises ValueError for what is no URL.
+    """Return the arguments of ``httpx.Client`` and ``AsyncClient``. Raise ValueError for an invalid URL.
 
-    ``cert`` and ``ca``: files of certificates, where the environment names none.
+    ``cert`` and ``ca`` are certificate files, used if the environment names none.
     """
     parts = urlsplit(url)
     if parts.scheme not in {"http", "https"} or not parts.hostname:
         raise ValueError(f"not an http(s) URL: {url!r}")
-    # A proxy for the internet must not see, and cannot reach, what listens on this machine.
+    # A proxy cannot reach servers on this machine, and must not see these requests.
     trust_env = parts.hostname not in {"127.0.0.1", "localhost", "::1"}
     return {
         "base_url": url,
@@ -41,7 +41,7 @@ def options(url: str, token: str | None, *, cert: str | None = None, ca: str | N
 
 
 def request_of(client: httpx.Client | httpx.AsyncClient, send: Send) -> httpx.Request:
-    """The httpx request for a :class:`Send`."""
+    """Return the httpx request for a :class:`Send`."""
     limit = send.timeout_s + PATIENCE_S
     timeout = httpx.Timeout(limit, connect=min(limit, CONNECT_TIMEOUT_S))
     return client.build_request(
@@ -50,17 +50,17 @@ def request_of(client: httpx.Client | httpx.AsyncClient, send: Send) -> httpx.Re
 
 
 def answer_of(response: httpx.Response) -> Answer:
-    """The :class:`Answer` in a response whose body has been read."""
+    """Return the :class:`Answer` of a response whose body has been read."""
     return Answer(response.status_code, response.headers, response.content)
 
 
 def open_answer_of(response: httpx.Response) -> Answer:
-    """The :class:`Answer` in a response whose body is still to be read."""
+    """Return the :class:`Answer` of a response whose body is still to be read."""
     return Answer(response.status_code, response.headers, b"", live=response)
 
 
 def meaning(error: httpx.HTTPError, what: str, url: str) -> TidegateError:
-    """The error to throw into a flow when ``what`` at ``url`` gave no answer."""
+    """Return the error to throw into a flow if ``what`` at ``url`` got no answer."""
     if isinstance(error, httpx.TimeoutException) and not isinstance(error, httpx.ConnectTimeout):
         return DeadlinePassed(f"{what} at {url} did not answer in time.")
     return Unreachable(f"{what} does not answer at {url}: {error or type(error).__name__}.")

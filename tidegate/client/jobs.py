@@ -1,4 +1,4 @@
-"""Durable jobs, as flows: all that ``JobHandle`` and ``AsyncJobHandle`` share."""
+"""Calls about durable jobs, as flows: everything that ``JobHandle`` and ``AsyncJobHandle`` share."""
 
 from __future__ import annotations
 
@@ -18,15 +18,16 @@ from tidegate.client.result import InferResult, read_result
 from tidegate.kernel.errors import DeadlinePassed
 
 PATH = "/v1/jobs"
-# A gateway is asked to wait for so long at a time.
+# Seconds that one request waits at the gateway for a job's end.
 WAIT_S = 20.0
 Document = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
 class JobOptions:
-    """What a job has beside its request; None is the gateway's default. ``priority``: high, normal or low;
-    after ``ttl_s`` seconds it expires."""
+    """A job's options; None is the gateway's default. ``priority`` is high, normal or low.
+
+    The job expires after ``ttl_s`` seconds."""
 
     priority: str | None = None
     ttl_s: float | None = None
@@ -35,7 +36,7 @@ class JobOptions:
     idempotency_key: str | None = None
 
     def fields(self) -> Document:
-        """The fields of the body."""
+        """Return the options as fields of the request's body."""
         given = {
             "priority": self.priority,
             "ttl_s": self.ttl_s,
@@ -53,7 +54,7 @@ class Handle:
 
     @property
     def id(self) -> str:
-        """Its id."""
+        """Return its id."""
         return str(self.document["id"])
 
     def __repr__(self) -> str:
@@ -78,7 +79,7 @@ class JobFlows:
         request_id: str | None,
         parameters: Mapping[str, Any] | None,
     ) -> Flow[Document]:
-        """A job's document, once it is durable. Sent with a key, so that sending it again makes no second."""
+        """Submit a job; return its document once it is durable. An idempotency key makes retries safe."""
         extra = {"model": model, **options.fields()} | ({} if version is None else {"version": str(version)})
         headers = {"Idempotency-Key": options.idempotency_key or os.urandom(16).hex()}
 
@@ -99,12 +100,12 @@ class JobFlows:
         return (yield from self.core.fitting(model, version, inputs, timeout_s, send))
 
     def status(self, id: str, *, wait_s: float = 0.0) -> Flow[Document]:
-        """A job's document, as it is or once it is over, after at most ``wait_s``."""
+        """Return a job's document: at its end, or as it is after ``wait_s``."""
         answer = yield from self._get(_path(id), wait_s)
         return document_of(answer)
 
     def wait(self, id: str, timeout_s: float | None) -> Flow[Document]:
-        """A job's document once it is over. Raises DeadlinePassed after ``timeout_s`` (None: never)."""
+        """Return a job's document at its end. Raise DeadlinePassed after ``timeout_s`` (None: never)."""
         clock = self.core.caller.clock
         deadline = None if timeout_s is None else clock() + timeout_s
         while True:
@@ -118,20 +119,20 @@ class JobFlows:
                 )
 
     def result(self, id: str, timeout_s: float | None) -> Flow[InferResult]:
-        """A job's result once there is one. Raises what went wrong with the job, or DeadlinePassed."""
+        """Wait for a job's result and return it. Raise the job's error, or DeadlinePassed."""
         yield from self.wait(id, timeout_s)
         return read_result((yield from self._get(f"{_path(id)}/result", 0.0)))
 
     def cancel(self, id: str) -> Flow[Document]:
-        """A job's document after it was cancelled, or as it had ended before."""
+        """Cancel a job and return its document, which may show that the job ended first."""
         return document_of((yield from self.core.call("DELETE", _path(id), None)))
 
     def retry(self, id: str) -> Flow[Document]:
-        """The document of a new job with the request of one that failed."""
+        """Submit a failed job's request again and return the new job's document."""
         return document_of((yield from self.core.call("POST", f"{_path(id)}/retry", None)))
 
     def _get(self, path: str, wait_s: float) -> Flow[Answer]:
-        # The header is in whole seconds, and at least one while there is any time to wait.
+        # The header has whole seconds, at least one as long as there is time to wait.
         headers = {"Prefer": f"wait={max(1, round(wait_s))}"} if wait_s > 0 else {}
         limit = self.core.timeout_s + wait_s
         return (yield from self.core.caller.call("GET", path, timeout_s=limit, headers=headers))
@@ -142,7 +143,7 @@ def _path(id: str) -> str:
 
 
 def document_of(answer: Answer) -> Document:
-    """The JSON object in an answer; raises BadAnswer."""
+    """Return the JSON object of an answer. Raise BadAnswer."""
     try:
         found = orjson.loads(answer.body)
     except orjson.JSONDecodeError:

@@ -1,4 +1,4 @@
-"""What an inference gives back. Pure."""
+"""The result of an inference. Pure."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from tidegate.client.flow import Answer
 
 
 class InferResult(Mapping[str, Array]):
-    """The outputs by name, and what is known of the call.
+    """The outputs by name, and facts about the call.
 
-    ``timing`` are the parts of the call's time at the server, in milliseconds (from ``Server-Timing``);
-    ``request_id`` is the one to look for in the logs; ``parameters`` are those of the answer.
+    ``timing`` has the parts of the call's time at the server, in milliseconds (``Server-Timing``).
+    ``request_id`` finds the request in the logs. ``parameters`` are those of the answer.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class InferResult(Mapping[str, Array]):
 
 
 def read_result(answer: Answer) -> InferResult:
-    """The result in an answer; raises BadAnswer when it is not one."""
+    """Return the result in an answer. Raise BadAnswer if there is none."""
     try:
         length = answer.headers.get(HEAD_LENGTH.lower())
         head, outputs = decode_response(answer.body, int(length) if length is not None else None)
@@ -69,7 +69,7 @@ def read_result(answer: Answer) -> InferResult:
 
 
 def read_timing(header: str) -> dict[str, float]:
-    """``Server-Timing`` as milliseconds by name; entries without a duration are passed over."""
+    """Return ``Server-Timing`` as milliseconds by name; entries without a duration are left out."""
     timing: dict[str, float] = {}
     for entry in header.split(","):
         name, *fields = (part.strip() for part in entry.split(";"))

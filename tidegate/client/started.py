@@ -1,4 +1,4 @@
-"""``<state>/run/started.json``: with which settings the stack was started, for commands in other shells."""
+"""The settings of a stack's last start (``<state>/run/started.json``), for commands in other shells."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 from tidegate.kernel.settings.base import SOURCES, Settings, is_secret
 
-# What a command needs to know to reach the stack.
+# A command needs these to reach the stack.
 ADDRESS = (
     "host",
     "gateway_port",
@@ -22,7 +22,7 @@ ADDRESS = (
     "tls_key",
     "tls_ca",
 )
-# Where a stack lies says nothing of how it runs.
+# These say where a stack is, not how it runs.
 _PLACES = {
     "TIDEGATE_STATE_DIR",
     "TIDEGATE_RUNTIME_DIR",
@@ -35,8 +35,9 @@ _PLACES = {
 
 @dataclass(frozen=True, slots=True)
 class Started:
-    """``address``: settings by field, where they are not the default. ``environment``: ``TIDEGATE_*`` that
-    were set in the environment of `up`, without secrets.
+    """The settings of a start: ``address`` has those fields that are not the default.
+
+    ``environment`` has the ``TIDEGATE_*`` variables of `up`, without secrets.
     """
 
     address: dict[str, str] = field(default_factory=dict)
@@ -44,7 +45,7 @@ class Started:
 
 
 def of(settings: Settings, environ: Mapping[str, str]) -> Started:
-    """Return what is worth remembering of a start with these settings."""
+    """Return the record of a start with these settings."""
     defaults = type(settings).model_fields
     address = {
         name: str(getattr(settings, name))
@@ -68,7 +69,7 @@ def write(state: Path, started: Started) -> None:
 
 
 def read(state: Path) -> Started:
-    """Return what the last start was like; nothing if there was none, or if it cannot be read."""
+    """Return the record of the last start; an empty one if there is none, or if it is unreadable."""
     try:
         found = json.loads((state / "run" / "started.json").read_text())
         return Started(dict(found["address"]), dict(found["environment"]))
@@ -77,7 +78,7 @@ def read(state: Path) -> Started:
 
 
 def forgotten(before: Started, environ: Mapping[str, str], kept: Mapping[str, str]) -> dict[str, str]:
-    """Return the settings of the last start's environment that this one has neither there nor in the file."""
+    """Return the last start's variables that are now in neither the environment nor the settings file."""
     return {
         name: value
         for name, value in before.environment.items()

@@ -1,4 +1,4 @@
-"""Streams of answers over ``/generate_stream``: the request's body, and what an event says. Pure."""
+"""The request and the events of ``/generate_stream``. Pure."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ _KNOWN = frozenset({"id", "model_name", "model_version"})
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """A stream that has begun: the response that is being read, and the model's metadata."""
+    """An open stream: its response, and the model's metadata."""
 
     answer: Answer
     metadata: Mapping[str, Any]
 
 
 def encode(tensors: Sequence[Tensor], request_id: str | None, parameters: Mapping[str, Any] | None) -> bytes:
-    """Return the body of a request: each input by its name, as nested lists."""
+    """Return the body of a request: the inputs by name, as nested lists."""
     body: dict[str, Any] = {tensor.name: _plain(tensor) for tensor in tensors}
     if request_id is not None:
         body["id"] = request_id
@@ -49,12 +49,12 @@ def _text(values: Any) -> Any:
 
 
 def read_line(line: str, opened: Opened) -> InferResult | None:
-    """Return the answer in a line of the stream, None for a line that has none.
+    """Return the answer in a line of the stream, or None if the line has none.
 
-    Raises the error that the stream ended with, or BadAnswer.
+    Raise the error that ended the stream, or BadAnswer.
     """
     if not line.startswith(_DATA):
-        return None  # between two events, or a comment
+        return None  # an empty line between events, or a comment
     try:
         event = orjson.loads(line[len(_DATA) :])
     except orjson.JSONDecodeError:
@@ -81,14 +81,14 @@ def read_line(line: str, opened: Opened) -> InferResult | None:
 
 def _array(value: Any, spec: Mapping[str, Any] | None) -> Array:
     values = value if isinstance(value, list) else [value]
-    if spec is None:  # the signature is not known yet
+    if spec is None:  # no signature yet
         return np.array([v.encode() for v in values] if values and isinstance(values[0], str) else values)
     shape = shape_of(spec["shape"], len(values))
     return from_json_output({"datatype": spec["datatype"], "shape": shape, "data": values})
 
 
 def shape_of(declared: Sequence[int], count: int) -> list[int]:
-    """Return the shape of ``count`` values of one row; flat where the signature leaves it open."""
+    """Return the shape of one row with ``count`` values; flat if the signature leaves it open."""
     dims = list(declared)
     if dims.count(-1) > 1:
         dims[dims.index(-1)] = 1  # the batch axis: a stream has one row

@@ -22,34 +22,34 @@ from tidegate.kernel.errors import TidegateError
 
 
 class JobHandle(Handle):
-    """A job that was submitted. ``document`` is what was last heard of it."""
+    """A submitted job. ``document`` is its last known state."""
 
     def __init__(self, client: Client, document: Document) -> None:
         super().__init__(document)
         self._client = client
 
     def status(self) -> str:
-        """``queued``, ``running``, ``succeeded``, ``failed``, ``cancelled`` or ``expired``, asked anew."""
+        """Fetch the status: queued, running, succeeded, failed, cancelled or expired."""
         return self._heard(self._client._jobs.status(self.id))
 
     def wait(self, timeout_s: float | None = None) -> str:
-        """Its status once it is over. Raises DeadlinePassed after ``timeout_s`` seconds; None waits on."""
+        """Wait for the end and return the status. Raise DeadlinePassed after ``timeout_s`` (None: never)."""
         return self._heard(self._client._jobs.wait(self.id, timeout_s))
 
     def result(self, timeout_s: float | None = None) -> InferResult:
-        """Its result once there is one; may be asked for again.
+        """Wait for the result and return it; it can be read several times.
 
-        Raises DeadlinePassed after ``timeout_s`` seconds (None waits on), or what went wrong with the job:
-        ModelFailed, Conflict when it was cancelled, DeadlinePassed when it expired.
+        Raise DeadlinePassed after ``timeout_s`` seconds (None: never), or the job's own error: ModelFailed,
+        Conflict if it was cancelled, DeadlinePassed if it expired.
         """
         return self._client._run(self._client._jobs.result(self.id, timeout_s))
 
     def cancel(self) -> str:
-        """End it; its status after that, which is another one if it had ended before."""
+        """Cancel the job and return its status, which is another one if the job ended first."""
         return self._heard(self._client._jobs.cancel(self.id))
 
     def retry(self) -> JobHandle:
-        """A new job with its request, if it has failed. Raises Conflict otherwise."""
+        """Submit a failed job's request again, as a new job. Raise Conflict if the job has not failed."""
         return JobHandle(self._client, self._client._run(self._client._jobs.retry(self.id)))
 
     def _heard(self, flow: Flow[Document]) -> str:
@@ -58,24 +58,24 @@ class JobHandle(Handle):
 
 
 class BatchHandle(BatchHandleBase):
-    """A batch that was submitted. ``document`` is what was last heard of it."""
+    """A submitted batch. ``document`` is its last known state."""
 
     def __init__(self, client: Client, document: Document) -> None:
         super().__init__(document)
         self._client = client
 
     def status(self) -> str:
-        """``running``, ``cancelling``, ``completed``, ``cancelled`` or ``failed``, asked anew."""
+        """Fetch the status: ``running``, ``cancelling``, ``completed``, ``cancelled`` or ``failed``."""
         return self._heard(self._client._batches.status(self.id))
 
     def wait(self, timeout_s: float | None = None) -> str:
-        """Its status once it is over. Raises DeadlinePassed after ``timeout_s`` seconds; None waits on."""
+        """Wait for the end and return the status. Raise DeadlinePassed after ``timeout_s`` (None: never)."""
         return self._heard(self._client._batches.wait(self.id, timeout_s))
 
     def results(self, timeout_s: float | None = None) -> Generator[BatchItem, None, None]:
-        """Yield what became of each request, in their order, once the batch is over.
+        """Wait for the end, then yield the outcome of each request, in their order.
 
-        Raises DeadlinePassed if it is not over after ``timeout_s`` seconds (None waits on).
+        Raise DeadlinePassed if the batch is not over after ``timeout_s`` seconds (None: never).
         """
         answer = self._client._run(self._client._batches.results(self.id, timeout_s))
         for line in self._client._lines(answer):
@@ -83,7 +83,7 @@ class BatchHandle(BatchHandleBase):
                 yield read_item(line)
 
     def cancel(self) -> str:
-        """End it: what is not over is cancelled. Its status after that."""
+        """Cancel the requests that are not over, and return the batch's status."""
         return self._heard(self._client._batches.cancel(self.id))
 
     def _heard(self, flow: Flow[Document]) -> str:
@@ -92,14 +92,13 @@ class BatchHandle(BatchHandleBase):
 
 
 class Client:
-    """Calls models through a gateway. Keeps its connections: make one and share it between threads.
+    """A client that calls models through a gateway. It keeps connections: share one between threads.
 
     ``url`` is the gateway's. By default it is ``TIDEGATE_GATEWAY_URL``, else the stack that the command line
     uses (``tidegate context``), with its credential. ``api_key`` is by default ``TIDEGATE_API_KEY``.
-    ``timeout_s`` limits each call with all its retries. ``retries`` is how often a call is sent again when
-    the connection fails, or when a 429 or 503 says by ``Retry-After`` that there is room before the
-    deadline; 0 turns this off, also for models that must not run twice. Errors are those of
-    :mod:`tidegate.client.errors`.
+    ``timeout_s`` limits each call with all its retries. ``retries`` limits how often a call is sent again:
+    after a failed connection, or after a 429 or 503 whose ``Retry-After`` ends before the deadline. Use 0
+    for models that must not run twice. Errors are those of :mod:`tidegate.client.errors`.
     """
 
     def __init__(
@@ -132,13 +131,13 @@ class Client:
     ) -> InferResult:
         """Run ``model`` on arrays by input name, or on one array if it has a single input.
 
-        Arrays are sent as they are; a dtype other than the model's is cast where no value can change, and
-        float64 is rounded to the model's floats, as lists are. Else it is a TypeError that says what the
-        model expects. BYTES inputs are object arrays of ``bytes``
-        or ``str``, BF16 inputs float32 (rounded). ``outputs`` names those wanted (default: all).
+        An array with another dtype than the model's is cast if no value can change. float64 arrays and lists
+        are rounded to the model's floats. Any other dtype is a TypeError that says what the model expects.
+        BYTES inputs are object arrays of ``bytes`` or ``str``, BF16 inputs float32 (rounded). ``outputs``
+        names the outputs to return (default: all).
 
-        Raises DeadlinePassed after ``timeout_s`` seconds, Overloaded with ``retry_after_s``, NotFound,
-        BadRequest, ModelFailed with the model's own message, Unreachable when no gateway answers.
+        Raise DeadlinePassed after ``timeout_s`` seconds, Overloaded with ``retry_after_s``, NotFound,
+        BadRequest, ModelFailed with the model's own message, Unreachable if no gateway answers.
         """
         return self._run(
             self._core.infer(
@@ -168,11 +167,11 @@ class Client:
         request_id: str | None = None,
         parameters: Mapping[str, Any] | None = None,
     ) -> JobHandle:
-        """Have ``model`` run later: returns once the job is durable, with a handle to follow it.
+        """Submit a job for ``model`` and return its handle, once the job is durable.
 
-        Inputs and errors are those of :meth:`infer`; ``timeout_s`` is for taking it in. The job expires
-        ``ttl_s`` seconds after that. ``webhook`` is told of its end. Give an ``idempotency_key`` where the
-        same call may be made twice, by another process or after a crash: both get the same job.
+        Inputs and errors are those of :meth:`infer`; ``timeout_s`` limits the submission. The job expires
+        ``ttl_s`` seconds later. ``webhook`` is called at its end. Give an ``idempotency_key`` if another
+        process, or this one after a crash, may submit the same call: both get the same job.
         """
         options = JobOptions(priority, ttl_s, webhook, metadata, idempotency_key)
         flow = self._jobs.submit(
@@ -197,12 +196,12 @@ class Client:
         request_id: str | None = None,
         parameters: Mapping[str, Any] | None = None,
     ) -> Generator[InferResult, None, None]:
-        """Run a model that answers many times, such as a language model; yields each answer as it comes.
+        """Run a model with many answers, such as a language model; yield each answer as it arrives.
 
-        A model that is not decoupled has one answer. ``timeout_s`` is the longest wait for the first answer,
-        and then between two. Closing the iterator, also by leaving the loop, cancels the request. BYTES
-        inputs are text; FP16 and BF16 cannot be streamed. Errors are those of :meth:`infer`, and they may
-        come after some answers.
+        A model that is not decoupled has one answer. ``timeout_s`` limits the wait for the first answer and
+        for each next one. Closing the iterator cancels the request; leaving the loop closes it. BYTES inputs
+        are text; FP16 and BF16 cannot be streamed. Errors are those of :meth:`infer`; they may come after
+        some answers.
         """
         flow = self._core.stream(
             model,
@@ -227,9 +226,9 @@ class Client:
         ttl_s: float | None = None,
         timeout_s: float | None = None,
     ) -> BatchHandle:
-        """Have ``model`` run on many inputs, each as :meth:`infer` takes them; returns a handle to follow it.
+        """Submit a batch: many inputs for ``model``, each as for :meth:`infer`. Return its handle.
 
-        The batch is durable: it goes on without this process. The requests are held in memory and sent as
+        The batch is durable: it continues without this process. The requests are held in memory and sent as
         JSON; ``tidegate batch`` sends a file of any size. Each request expires ``ttl_s`` seconds after it was
         queued. See ``docs/jobs.md``.
         """
@@ -239,27 +238,27 @@ class Client:
         return BatchHandle(self, self._run(flow))
 
     def batch(self, id: str) -> BatchHandle:
-        """A handle to a batch by its id. Raises NotFound."""
+        """Return the handle of a batch by its id. Raise NotFound."""
         return BatchHandle(self, self._run(self._batches.status(id)))
 
     def job(self, id: str) -> JobHandle:
-        """A handle to a job by its id. Raises NotFound."""
+        """Return the handle of a job by its id. Raise NotFound."""
         return JobHandle(self, self._run(self._jobs.status(id)))
 
     def metadata(self, model: str, *, version: Version = None, timeout_s: float | None = None) -> Metadata:
-        """Name, versions, platform, inputs and outputs of a model. Raises NotFound."""
+        """Return a model's name, versions, platform, inputs and outputs. Raise NotFound."""
         return self._run(self._core.metadata(model, version=version, timeout_s=timeout_s))
 
     def models(self, *, timeout_s: float | None = None) -> list[Metadata]:
-        """Every model that can be called: ``name``, ``version``, ``state``."""
+        """Return every model that can be called, each with ``name``, ``version`` and ``state``."""
         return self._run(self._core.models(timeout_s=timeout_s))
 
     def is_ready(self, model: str, *, version: Version = None, timeout_s: float | None = None) -> bool:
-        """Whether the model takes requests, at once or by waking up; False for an unknown name."""
+        """Return True if the model accepts requests, even if it must start first. Unknown names: False."""
         return self._run(self._core.is_ready(model, version=version, timeout_s=timeout_s))
 
     def wait_ready(self, model: str, timeout_s: float = 120.0, *, version: Version = None) -> None:
-        """Return once the model is ready. Raises DeadlinePassed after ``timeout_s`` seconds."""
+        """Wait until the model is ready. Raise DeadlinePassed after ``timeout_s`` seconds."""
         self._run(self._core.wait_ready(model, version=version, timeout_s=timeout_s))
 
     def close(self) -> None:
@@ -289,7 +288,7 @@ class Client:
             return value
 
     def _lines(self, answer: Answer) -> Generator[str, None, None]:
-        """The lines of a response that was left to be read, which is closed afterwards."""
+        """Yield the lines of an open response, then close it."""
         try:
             yield from answer.live.iter_lines()
         except httpx.HTTPError as error:
