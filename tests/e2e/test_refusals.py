@@ -109,7 +109,7 @@ def test_a_model_that_does_not_load_is_not_ready_and_every_call_says_why(stack: 
     assert "no luck today" in ready.json()["error"]
     waited = stack.run("deploy", str(tmp_path / "model.py"), *options)
     assert waited.returncode == 4
-    assert "Tidegate goes on trying. Stop it: tidegate delete unlucky" in waited.stderr
+    assert "Tidegate keeps trying. Stop it: tidegate delete unlucky" in waited.stderr
     assert stack.run("delete", "unlucky", "--yes").returncode == 0
 
 

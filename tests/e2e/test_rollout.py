@@ -69,7 +69,7 @@ def test_a_version_that_answers_wrongly_gets_no_traffic(stack: Stack, two: str, 
     told = json.loads(done.stdout)
     assert told["reason"] == "check_failed"
     assert "careful-v3 answers sample 2 differently: y[0] is 3.0, expected 2.0" in told["error"]
-    assert "What served before goes on serving. Version 3 stays registered" in told["error"]
+    assert "The earlier version still serves. Version 3 stays registered" in told["error"]
     assert set(seen) == {2.0}
     state = stack.cli("export")
     assert "careful-v3" not in [each["name"] for each in state["deployments"]]

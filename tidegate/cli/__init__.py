@@ -4,7 +4,7 @@ from tidegate.kernel import quick_start
 
 
 def main() -> None:
-    """The command: what was typed is run, and the process ends."""
+    """Run the command line that was typed, and exit."""
     quick_start.begin()
     from tidegate.cli import app
 

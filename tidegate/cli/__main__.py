@@ -1,4 +1,4 @@
-"""``python -m tidegate.cli``: the same as ``tidegate``."""
+"""Run the command line: ``python -m tidegate.cli`` is the same as ``tidegate``."""
 
 from tidegate.cli import main
 

@@ -1,7 +1,7 @@
 """Calls to the control plane: registry, autoscaler and router.
 
-With an API key they go through the gateway, from wherever the CLI runs; else straight to the services, with
-the service token.
+With an API key they go through the gateway, from any machine. Without one they go to the services directly,
+with the service token.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from urllib.parse import quote, urlsplit
 
 import orjson
 
-from tidegate.client import contexts as places
+from tidegate.client import contexts
 from tidegate.client.errors import BadAnswer, Unreachable, from_answer
 from tidegate.kernel.errors import BadRequest, DeadlinePassed, NotFound, TidegateError
 
@@ -55,52 +55,52 @@ class Service:
         return httpx.Client(**arguments, timeout=TIMEOUT_S, transport=self._transport)
 
     def get(self, path: str, **query: Any) -> Any:
-        """GET; query values of None are left out."""
-        # A job's result may have been asked for in binary, and is shown here as JSON.
+        """Send GET; query values of None are left out."""
+        # A job's result may be binary, but is shown here as JSON.
         return self._send("GET", path, params=_given(query), headers={"Accept": "application/json"})
 
     def get_waiting(self, path: str, wait_s: float) -> Any:
-        """GET what the gateway gives when it is there, or as it is after ``wait_s``."""
+        """Send GET for something that the gateway waits for, at most ``wait_s``."""
         headers = {"Prefer": f"wait={max(1, round(wait_s))}"}
         return self._send("GET", path, headers=headers, timeout=TIMEOUT_S + wait_s)
 
     def items(self, path: str, **query: Any) -> list[Doc]:
-        """The ``items`` of a list."""
+        """Return the ``items`` of a list."""
         found: list[Doc] = self.get(path, **query)["items"]
         return found
 
     def put(self, path: str, body: Any) -> Any:
-        """PUT a JSON body."""
+        """Send PUT with a JSON body."""
         return self._send("PUT", path, json=body)
 
     def post(self, path: str, body: Any, timeout: float = TIMEOUT_S) -> Any:
-        """POST a JSON body; ``timeout`` in seconds."""
+        """Send POST with a JSON body; ``timeout`` in seconds."""
         return self._send("POST", path, json=body, timeout=timeout)
 
     def patch(self, path: str, body: Any) -> Any:
-        """PATCH with a JSON body."""
+        """Send PATCH with a JSON body."""
         return self._send("PATCH", path, json=body)
 
     def delete(self, path: str, **query: Any) -> Any:
-        """DELETE; query values of None are left out."""
+        """Send DELETE; query values of None are left out."""
         return self._send("DELETE", path, params=_given(query))
 
     def upload(self, path: str, chunks: Iterable[bytes], size: int, **query: Any) -> Any:
-        """PUT raw bytes, streamed."""
+        """Send PUT with raw bytes, streamed."""
         headers = {"Content-Length": str(size), "Content-Type": "application/octet-stream"}
         return self._send(
             "PUT", path, content=chunks, headers=headers, params=query, timeout=UPLOAD_TIMEOUT_S
         )
 
     def send_lines(self, path: str, chunks: Iterable[bytes], **query: Any) -> Any:
-        """POST a file of lines (JSONL), streamed; query values of None are left out."""
+        """Send POST with a file of lines (JSONL), streamed; query values of None are left out."""
         headers = {"Content-Type": "application/jsonl"}
         return self._send(
             "POST", path, content=chunks, headers=headers, params=_given(query), timeout=UPLOAD_TIMEOUT_S
         )
 
     def download(self, path: str, take: Callable[[bytes], object]) -> None:
-        """GET a body of any size; each piece of it goes to ``take``."""
+        """Send GET for a body of any size, and call ``take`` with each piece."""
         with self._failing(), self._http.stream("GET", path, timeout=UPLOAD_TIMEOUT_S) as response:
             if response.status_code >= 400:
                 raise from_answer(response.status_code, response.headers, response.read())
@@ -108,7 +108,7 @@ class Service:
                 take(piece)
 
     def exists(self, path: str) -> bool:
-        """Return True if HEAD finds the path. Raises what a GET is told: an answer to HEAD has no reason."""
+        """Return True if HEAD finds the path. Raise a GET's error: an answer to HEAD has no reason."""
         try:
             self._send("HEAD", path)
         except NotFound:
@@ -118,7 +118,7 @@ class Service:
         return True
 
     def health(self) -> tuple[int, Doc]:
-        """Status and body of ``/health/ready``: 503 is an answer here, not an error."""
+        """Return status and body of ``/health/ready``; a 503 is a result here, not an error."""
         response = self._exchange("GET", "/health/ready", timeout=HEALTH_TIMEOUT_S)
         return response.status_code, _json(response, self)
 
@@ -176,10 +176,10 @@ class Control:
         return Service(name, getattr(self.settings, f"{name}_url"), token)
 
     def deployment_of(self, name: str) -> str:
-        """The deployment that ``name`` means: its own, or the one an endpoint of that name sends to.
+        """Return the deployment of this name, or the target of the endpoint of this name.
 
-        Raises NotFound, or BadRequest for an endpoint with several targets. While the registry is away a
-        name is taken for a deployment's: the autoscaler goes on without it, and knows its own.
+        Raise NotFound, or BadRequest for an endpoint with several targets. While the registry is away the
+        name is used as a deployment's, because the autoscaler still knows its deployments.
         """
         try:
             return self._deployment_of(name)
@@ -207,7 +207,7 @@ class Control:
 
 
 def control() -> Control:
-    """The control plane of the settings in force. Raises Unreachable when there is no credential for it."""
+    """Return the control plane of the settings in force. Raise Unreachable if there is no credential."""
     found = settings()
     if not token_of(found):
         raise no_stack(found)
@@ -215,7 +215,7 @@ def control() -> Control:
 
 
 def no_stack(found: Settings) -> Unreachable:
-    """The error for a folder, an environment and a context that name no stack."""
+    """Return the error for a command that finds no stack: neither by folder, environment nor context."""
     if os.environ.get("TIDEGATE_GATEWAY_URL"):
         return Unreachable(
             f"No key for {found.gateway_url}. Set TIDEGATE_API_KEY, or use a context with a key."
@@ -229,7 +229,7 @@ def no_stack(found: Settings) -> Unreachable:
 
 
 def token_of(settings: Settings) -> str:
-    """What the CLI shows to the gateway: its key, else the service token of this machine; empty: neither."""
+    """Return the credential for the gateway: the key, else this machine's service token, else ""."""
     return settings.api_key or settings.service_token
 
 
@@ -238,13 +238,13 @@ chosen: ContextVar[str] = ContextVar("chosen", default="")
 
 
 def settings() -> Settings:
-    """The settings of the stack that is meant (``tidegate.client.contexts``). Raises BadRequest."""
-    found = places.find(chosen.get(), os.environ, Path.cwd(), places.read())
+    """Return the settings of the stack in use (``tidegate.client.contexts``). Raise BadRequest."""
+    found = contexts.find(chosen.get(), os.environ, Path.cwd(), contexts.read())
     return settings_with(found.fields)
 
 
 def settings_with(fields: dict[str, Any]) -> Settings:
-    """The settings in force, these before the environment's. Raises BadRequest that names a wrong one."""
+    """Return the settings in force; ``fields`` win over the environment. Raise BadRequest for a wrong one."""
     from tidegate.kernel.settings.base import Settings
     from tidegate.kernel.settings.report import WRONG, problem_of
 
@@ -255,7 +255,7 @@ def settings_with(fields: dict[str, Any]) -> Settings:
     except WRONG as error:
         from tidegate.kernel.settings import file as settings_file
 
-        state = Path(fields.get("state_dir") or os.environ.get("TIDEGATE_STATE_DIR") or places.STATE)
+        state = Path(fields.get("state_dir") or os.environ.get("TIDEGATE_STATE_DIR") or contexts.STATE)
         wrong = problem_of(error)
         named = [name for name in settings_file.read(state) if f"{name}:" in wrong]
         in_file = [name for name in named if not os.environ.get(name)]
@@ -264,14 +264,14 @@ def settings_with(fields: dict[str, Any]) -> Settings:
 
 
 def _trust(made: Settings) -> None:
-    # The HTTP clients read the certificates that they trust from the environment.
+    # The HTTP clients read their trusted certificates from the environment.
     for name in ("tls_cert", "tls_ca"):
         if value := getattr(made, name):
             os.environ.setdefault(f"TIDEGATE_{name.upper()}", str(value))
 
 
 def unreachable(name: str, url: str) -> Unreachable:
-    """Return the error for a service that does not answer, with the next step for here or elsewhere."""
+    """Return the error for a service that does not answer, with the next step."""
     if urlsplit(url).hostname in {"localhost", "127.0.0.1", "::1"}:
         advice = "See what runs: tidegate status. Start the stack: tidegate up."
     else:
@@ -280,5 +280,5 @@ def unreachable(name: str, url: str) -> Unreachable:
 
 
 def part(name: str) -> str:
-    """A name as one segment of a path."""
+    """Quote a name as one segment of a path."""
     return quote(name, safe="")

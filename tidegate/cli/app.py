@@ -1,4 +1,4 @@
-"""The commands, put together, and what becomes of an error."""
+"""The list of commands, and the handling of errors."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tidegate.cli import (
     context,
     dead,
     deploy,
-    exits,
+    exit_codes,
     export,
     history,
     infer,
@@ -120,9 +120,9 @@ def main(arguments: list[str] | None = None) -> None:
         app(given, prog_name="tidegate")
     except TidegateError as error:
         _report(error, json="--json" in given)
-        sys.exit(exits.code_of(error))
+        sys.exit(exit_codes.code_of(error))
     except KeyboardInterrupt:
-        sys.exit(exits.INTERRUPTED)
+        sys.exit(exit_codes.INTERRUPTED)
 
 
 def _report(error: TidegateError, json: bool) -> None:

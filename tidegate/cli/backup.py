@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tidegate.cli import checkout
-from tidegate.cli.exits import UsageError
+from tidegate.cli import source_checkout
+from tidegate.cli.exit_codes import UsageError
 from tidegate.cli.options import Json
 from tidegate.kernel.errors import Conflict
 
@@ -26,11 +26,11 @@ def backup(
 
     The file holds secrets, and only you can read it. Example: tidegate backup friday.tgz
     """
-    checkout.require("backup")
+    source_checkout.require("backup")
     from tidegate import stack
     from tidegate.cli import output
+    from tidegate.cli.own_stack import StackFailed, own
     from tidegate.cli.progress import Steps
-    from tidegate.cli.stack import StackFailed, own
     from tidegate.stack.backup import backup as write
 
     if file.is_dir():
@@ -73,11 +73,11 @@ def restore(
     The checksums are verified first. A folder that has data is refused; with --force its data is moved
     aside, not deleted. Example: tidegate restore friday.tgz --into /srv/tidegate
     """
-    checkout.require("restore")
+    source_checkout.require("restore")
     from tidegate import stack
     from tidegate.cli import api, output
+    from tidegate.cli.own_stack import StackFailed, own
     from tidegate.cli.progress import Steps
-    from tidegate.cli.stack import StackFailed, own
     from tidegate.stack.restore import restore as read
 
     found = own(starting=True) if into is None else api.settings_with({"state_dir": into.absolute()})

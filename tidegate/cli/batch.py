@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 
 from tidegate.cli.api import Doc, Service
-from tidegate.cli.exits import UsageError
+from tidegate.cli.exit_codes import UsageError
 from tidegate.cli.options import Json, seconds
 
 POLL_S = 0.5
@@ -31,7 +31,7 @@ def batch(
     output_file: Annotated[
         Path | None, typer.Option("--output", "-o", metavar="FILE", help="Results; default: stdout.")
     ] = None,
-    wait: Annotated[bool, typer.Option(help="Wait for the results; the batch goes on either way.")] = True,
+    wait: Annotated[bool, typer.Option(help="Wait for the results; the batch continues either way.")] = True,
     cancel: Annotated[bool, typer.Option("--cancel", help="Cancel a batch.")] = False,
     json: Json = False,
 ) -> None:
@@ -89,7 +89,7 @@ def _create(
 
 
 def _followed(service: Service, found: Doc) -> Doc:
-    """The batch once it is over, its progress shown meanwhile."""
+    """Wait for the batch's end, show its progress, and return it."""
     with _bar(found["lines"]) as show:
         while not found["finished_at"]:
             show(found["done"])
@@ -101,7 +101,7 @@ def _followed(service: Service, found: Doc) -> Doc:
 
 @contextmanager
 def _bar(total: int) -> Iterator[Callable[[int], None]]:
-    """A progress bar on a terminal; elsewhere a line whenever another tenth is done."""
+    """Show a progress bar on a terminal; elsewhere print a line at each tenth."""
     from tidegate.cli.output import console, say
 
     if console(stderr=True).is_terminal:

@@ -1,4 +1,4 @@
-"""``tidegate dead``: requests and jobs that were given up, with what is kept of them."""
+"""``tidegate dead``: requests and jobs that were given up, with their payloads."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tidegate.cli.exits import UsageError
+from tidegate.cli.exit_codes import UsageError
 from tidegate.cli.options import Json, Limit
 
 if TYPE_CHECKING:

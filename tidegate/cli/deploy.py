@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from tidegate.cli.exits import UsageError
+from tidegate.cli.exit_codes import UsageError
 from tidegate.cli.options import Json, numbers, pairs, seconds
 from tidegate.kernel.protocol import names
 
@@ -149,7 +149,8 @@ def deploy(
 
     Examples: `tidegate deploy model.onnx --name digits`, `tidegate deploy digits --version 2`.
     """
-    from tidegate.cli.publish import Order, read_json, read_lines
+    from tidegate.cli.deploy_request import DeployRequest
+    from tidegate.cli.publish import read_json, read_lines
     from tidegate.cli.serving import Way, publish_and_serve, registered_name, serve_version
 
     options = {
@@ -179,7 +180,7 @@ def deploy(
         raise UsageError(
             "Name a model file or a folder. To serve a registered version: tidegate deploy NAME --version N"
         )
-    order = Order(
+    request = DeployRequest(
         path=path,
         name=name or name_of(path),
         format=model_format,
@@ -190,7 +191,7 @@ def deploy(
         allow_pickle=allow_pickle,
         breaking=breaking,
     )
-    publish_and_serve(order, way, json)
+    publish_and_serve(request, way, json)
 
 
 def name_of(path: Path) -> str:
@@ -204,7 +205,7 @@ def name_of(path: Path) -> str:
 
 
 def iso_time(text: str) -> str:
-    """``2024-05-31`` or a full ISO time, as the registry takes it. Raises UsageError."""
+    """Parse ``2024-05-31`` or a full ISO time. Raise UsageError."""
     from tidegate.cli.options import parsed
 
     try:

@@ -1,4 +1,4 @@
-"""The example behind ``tidegate up --example``: train, deploy, ask about one image it never saw."""
+"""The example of ``tidegate up --example``: train, deploy, classify one held-out image."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING
 
 import tidegate
 from tidegate.cli.api import Control, Doc, part, token_of
+from tidegate.cli.deploy_request import DeployRequest
 from tidegate.cli.progress import Steps
-from tidegate.cli.publish import Order, publish, read_json, wait_serving
+from tidegate.cli.publish import publish, read_json, wait_serving
 from tidegate.kernel.errors import NotFound, TidegateError
 
 if TYPE_CHECKING:
@@ -25,14 +26,14 @@ SHADES = " .:-=+*#%@"
 
 
 class ExampleFailed(TidegateError):
-    """The example could not be trained, or was answered wrongly."""
+    """The training failed, or the answer was wrong."""
 
     reason = "example"
 
 
 @dataclass(frozen=True, slots=True)
 class Answered:
-    """A held-out image drawn by chance, what the model said of it, and how long that took."""
+    """A random held-out image, the model's answer, and how long it took."""
 
     number: int
     image: list[float]
@@ -44,11 +45,11 @@ class Answered:
     gateway_url: str
 
     def document(self) -> Doc:
-        """For ``--json``."""
+        """Return the document for ``--json``."""
         return {name: getattr(self, name) for name in self.__slots__}
 
     def show(self) -> None:
-        """For people: the image, the answer, and how to ask again."""
+        """Print the image, the answer, and the command that repeats it."""
         from tidegate.cli import output
 
         for row in range(8):
@@ -71,18 +72,18 @@ class Answered:
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """The digits example on the stack of these settings. Each step is skipped where it was done before."""
+    """The digits example on the stack of these settings. Steps that were done before are skipped."""
 
     settings: Settings
     steps: Steps
 
     @property
     def folder(self) -> Path:
-        """Where the trained model and the held-out images are."""
+        """Return the folder of the trained model and the held-out images."""
         return self.settings.state_path / "examples" / NAME
 
     def run(self) -> Answered:
-        """Train, deploy, wait, ask."""
+        """Train, deploy, wait, and classify one image."""
         self._train()
         self._deploy()
         return self._ask()
@@ -110,8 +111,10 @@ class Example:
         try:
             endpoint = plane.registry.get(f"/v1/endpoints/{part(NAME)}")
         except NotFound:
-            order = Order(self.folder / "model.onnx", NAME, metadata=read_json(self.folder / "metadata.json"))
-            placed: Doc = publish(plane, order, self.steps)
+            request = DeployRequest(
+                self.folder / "model.onnx", NAME, metadata=read_json(self.folder / "metadata.json")
+            )
+            placed: Doc = publish(plane, request, self.steps)
         else:
             deployment = endpoint["targets"][0]["deployment"]
             self.steps.change("deploy", "done", f"{deployment} was there already")
@@ -125,7 +128,7 @@ class Example:
 
         self.steps.change("infer", "starting")
         held_out = np.load(self.folder / "heldout.npz", allow_pickle=False)
-        # By chance, not the one that looks best: now and then the model errs, and then it shows.
+        # A random image, not the best-looking one: if the model errs, the example shows it.
         number = random.randrange(len(held_out["image"]))
         image = held_out["image"][number : number + 1]
         with Client(self.settings.gateway_url, api_key=token_of(self.settings) or None) as client:
@@ -153,7 +156,7 @@ class Example:
 
 
 def main() -> None:
-    """``python -m tidegate.cli.example``: the example on a stack that runs already."""
+    """Run the example on a running stack: ``python -m tidegate.cli.example``."""
     from tidegate.cli.api import settings
 
     steps = Steps()

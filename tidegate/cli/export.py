@@ -14,7 +14,7 @@ from tidegate.kernel.errors import NotFound
 Fields = Mapping[str, Any]
 # Fields of a stored object that `apply` does not take.
 _STORED = ("revision", "created_at", "override", "previous")
-# Written even where they have their defaults: without them a reader would wonder.
+# Written even with their defaults, because readers look for them.
 _ALWAYS = ("min_replicas", "max_replicas")
 
 
@@ -37,7 +37,7 @@ def export(
 
 
 def selected(intention: Fields, name: str | None) -> dict[str, list[dict[str, Any]]]:
-    """Return the body of `/v1/apply` for everything, or for what ``name`` means. Raise NotFound."""
+    """Return the body of `/v1/apply` for everything, or for ``name``. Raise NotFound."""
     deployments, endpoints = intention["deployments"], intention["endpoints"]
     if name is not None:
         deployments, endpoints = _named(name, deployments, endpoints)
@@ -48,7 +48,7 @@ def selected(intention: Fields, name: str | None) -> dict[str, list[dict[str, An
 
 
 def text_of(stated: Mapping[str, list[dict[str, Any]]], held: Iterable[Fields]) -> str:
-    """Return the YAML of what was selected, with what it needs and leaves out as comments."""
+    """Return the selection as YAML; comments list what it needs and what it leaves out."""
     import yaml
 
     names = {each["name"] for each in stated["deployments"]}
@@ -68,7 +68,7 @@ def text_of(stated: Mapping[str, list[dict[str, Any]]], held: Iterable[Fields]) 
 
 
 def _named(name: str, deployments: list[Any], endpoints: list[Any]) -> tuple[list[Any], list[Any]]:
-    """Return what an endpoint's, a deployment's or a model's name means."""
+    """Return the objects of an endpoint's, a deployment's or a model's name."""
     by_name = {each["name"]: each for each in deployments}
     for endpoint in endpoints:
         if endpoint["name"] == name:
@@ -86,7 +86,7 @@ def _named(name: str, deployments: list[Any], endpoints: list[Any]) -> tuple[lis
 
 
 def _stated(held: Fields, defaults: Fields) -> dict[str, Any]:
-    """Return the fields of a stored object that a person would state."""
+    """Return the fields of a stored object without defaults and what the registry adds."""
     return {
         key: _without_defaults(value, defaults.get(key)) if isinstance(value, dict) else value
         for key, value in held.items()

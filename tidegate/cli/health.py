@@ -1,4 +1,4 @@
-"""What ``tidegate status`` shows: it asks every service and tells what it got, also when some are away."""
+"""The report of ``tidegate status``, which also works while some services are away."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ NOT_ALLOWED = "not allowed with this key"
 
 @dataclass(slots=True)
 class Overview:
-    """Services, endpoints and deployments; None: could not be asked for."""
+    """Services, endpoints and deployments; None if they could not be read."""
 
     services: list[Doc]
     stack: Doc
@@ -27,7 +27,7 @@ class Overview:
 
     @classmethod
     def look(cls) -> Overview:
-        """Ask everybody."""
+        """Read the state from every service."""
         from tidegate import stack
 
         found = settings()
@@ -46,7 +46,7 @@ class Overview:
 
     @property
     def complete(self) -> bool:
-        """Whether every service answered."""
+        """Return True if every service answered."""
         return not self.problems and all(s["state"] != "no answer" for s in self.services)
 
     @property
@@ -63,7 +63,7 @@ class Overview:
             return None
 
     def document(self) -> Doc:
-        """Everything, for ``--json``."""
+        """Return the document for ``--json``."""
         return {
             "services": self.services,
             "stack": self.stack,
@@ -73,7 +73,7 @@ class Overview:
         }
 
     def show(self) -> None:
-        """Everything, for people."""
+        """Print the report."""
         from tidegate.cli import output
 
         output.table([(s["name"], s["state"], s["url"], s["detail"]) for s in self._rows()], _SERVICE)
@@ -112,7 +112,7 @@ class Overview:
         return {**service, "url": f"{service['url']}, gRPC {grpc}"} if grpc else service
 
 
-# The autoscaler's word for the death of a model in a replica that goes on.
+# The autoscaler's condition for a model's death in a replica that continues.
 MODEL_DIED = "model died"
 REMEMBERED_S = 600.0
 _SERVICE = ("service", "state", "where", "detail")
@@ -143,7 +143,7 @@ def _health(service: Service) -> Doc:
 
 
 def shares(targets: list[Doc]) -> str:
-    """``digits-v2`` for one target, ``a 90%, b 10%`` for several."""
+    """Return an endpoint's targets: ``digits-v2`` for one, ``a 90%, b 10%`` for several."""
     total = sum(target["weight"] for target in targets)
     if len(targets) == 1 or not total:
         return ", ".join(str(target["deployment"]) for target in targets)
@@ -151,7 +151,7 @@ def shares(targets: list[Doc]) -> str:
 
 
 def deployment_row(status: Doc, version: str | None) -> tuple[Any, ...]:
-    """A deployment as ``status`` shows it: the first thing that is wrong is its detail."""
+    """Return a deployment's row; the first problem is its detail."""
     wrong = [c for c in status["conditions"] if not c["ok"]]
     failed = [c for c in wrong if c["type"] == "Loaded"]
     asleep = any(c["type"] == "Ready" and c["reason"] in {"Asleep", "Paused"} for c in status["conditions"])
@@ -160,7 +160,7 @@ def deployment_row(status: Doc, version: str | None) -> tuple[Any, ...]:
         state = "ready"
     sick = [c for c in wrong if c["type"] == "Healthy"]
     shown = (failed or sick or wrong)[:1]
-    # Triton's messages can be a whole traceback; `status --json` has all of it.
+    # Triton's message can be a whole traceback; `status --json` has all of it.
     detail = (
         f"{shown[0]['reason']}: {shown[0]['message'].strip().partition(chr(10))[0]}"
         if shown
@@ -180,13 +180,13 @@ def deployment_row(status: Doc, version: str | None) -> tuple[Any, ...]:
 
 
 def remark(status: Doc) -> str:
-    """Return what a replica that serves says of its model; empty: nothing."""
+    """Return a serving replica's remark about its model; empty if there is none."""
     replicas = status.get("replicas") or ()
     return next((r["message"] for r in replicas if r["state"] == "ready" and r.get("message")), "")
 
 
 def last_death(status: Doc, now: float) -> str:
-    """Return the last death of a model that serves again, for ten minutes; empty: there was none."""
+    """Return the last death of a model that serves again, for ten minutes; empty if there was none."""
     died = [end for end in status.get("ended", ()) if end["cause"] == MODEL_DIED]
     if not died or now - died[0]["at"] > REMEMBERED_S:
         return ""

@@ -1,4 +1,4 @@
-"""What was: ``audit`` shows who changed what, ``usage`` who used what."""
+"""History: ``audit`` shows who changed what, ``usage`` shows who used what."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from urllib.parse import urlencode
 
 import typer
 
-from tidegate.cli.exits import UsageError
+from tidegate.cli.exit_codes import UsageError
 from tidegate.cli.options import Json, Limit, seconds
 
 _DAY_S = 86_400
@@ -46,7 +46,7 @@ def audit(
 
 
 def differences(before: dict[str, Any] | None, after: dict[str, Any] | None) -> str:
-    """The fields that differ, as ``name: old -> new``; empty for what is new or gone as a whole."""
+    """Return the fields that differ, as ``name: old -> new``; empty if the object was created or deleted."""
     if before is None or after is None:
         return ""
     names = [name for name in after if before.get(name) != after[name]]
@@ -102,7 +102,7 @@ def usage(
 
 
 def day_of(text: str) -> str:
-    """``2026-01-31`` itself, or for ``7d`` the first of the last seven days (UTC). Raises UsageError."""
+    """Parse ``2026-01-31``, or ``7d`` for the first of the last seven days (UTC). Raise UsageError."""
     try:
         return date.fromisoformat(text).isoformat()
     except ValueError:

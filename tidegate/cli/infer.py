@@ -1,4 +1,4 @@
-"""``tidegate infer``: one request through the gateway, as a client of the SDK."""
+"""``tidegate infer``: one request through the gateway, by the SDK."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tidegate.cli.exits import UsageError
+from tidegate.cli.exit_codes import UsageError
 from tidegate.cli.options import Json
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ def infer(
 
 
 def given_inputs(data: str | None, file: Path | None) -> Any:
-    """The inputs that ``--data`` or ``--file`` give. Raises UsageError unless it is one of them."""
+    """Return the inputs of ``--data`` or ``--file``. Raise UsageError unless exactly one is given."""
     from tidegate.cli.tensors import from_file, from_json
 
     if (data is None) == (file is None):
@@ -80,7 +80,7 @@ def _text(data: str) -> str:
 
 
 def document(result: InferResult) -> dict[str, Any]:
-    """A result in the shape of an OIP response, with the timing of the call in milliseconds."""
+    """Return a result as an OIP response, with the call's timing in milliseconds."""
     from tidegate.cli.tensors import values_of
     from tidegate.client.codec import datatype_of
 

@@ -1,4 +1,4 @@
-"""Looking at what there is: models, versions, routes, replicas, decisions, cold starts."""
+"""Lists: models, versions, routes, replicas, decisions, cold starts."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def models(json: Json = False) -> None:
 
 
 def models_of(endpoint: dict[str, Any], deployments: dict[str, Any]) -> set[str]:
-    """The models behind an endpoint's targets."""
+    """Return the models behind an endpoint's targets."""
     names = (target["deployment"] for target in endpoint["targets"])
     return {deployments[name]["model"] for name in names if name in deployments}
 
@@ -82,7 +82,7 @@ def routes(json: Json = False) -> None:
 
 
 def route_rows(found: dict[str, Any]) -> list[tuple[Any, ...]]:
-    """One row for each endpoint and target."""
+    """Return one row for each endpoint and target."""
     deployments = found["deployments"]
     rows = []
     for name, endpoint in sorted(found["endpoints"].items()):
@@ -124,7 +124,7 @@ def replicas(json: Json = False) -> None:
 
 
 def memory_of(replica: Mapping[str, Any]) -> str:
-    """What a replica's processes take, and what its model may take, as far as either is known."""
+    """Return the memory of a replica's processes and the limit of its model, as far as known."""
     taken, limit = replica.get("memory_mb"), replica.get("memory_limit")
     return "; ".join([*([f"{taken} MiB"] if taken else []), *([f"limit {limit}"] if limit else [])])
 
@@ -157,7 +157,7 @@ def cold_starts(
     ] = None,
     json: Json = False,
 ) -> None:
-    """Show the parts of each cold start, in milliseconds."""
+    """Show the phases of each cold start, in milliseconds."""
     from tidegate.cli import output
     from tidegate.cli.api import control, part
 
@@ -191,7 +191,7 @@ def _cold_start_report(items: list[dict[str, Any]], json: bool) -> None:
 
 
 def cold_start_row(start: dict[str, Any]) -> tuple[Any, ...]:
-    """The row of one cold start: its parts in order, and the whole."""
+    """Return the row of one cold start: its phases in order, and their sum."""
     from tidegate.cli.output import moment
 
     parts = start.get("phases_ms") or {}

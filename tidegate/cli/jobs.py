@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from tidegate.cli.api import Doc, Service, part
-from tidegate.cli.exits import UsageError
+from tidegate.cli.exit_codes import UsageError
 from tidegate.cli.options import Json, Limit, seconds
 
 POLL_S = 20
@@ -81,7 +81,7 @@ def job(
 
 
 def gateway() -> Service:
-    """The gateway, with the service token where there is one: so all jobs are seen, not only one's own."""
+    """Return the gateway, with the service token if there is one, because that opens everybody's jobs."""
     from tidegate.cli import api
 
     found = api.settings()

@@ -1,4 +1,4 @@
-"""API keys: ``tidegate keys`` and what can be done to them."""
+"""``tidegate keys``: API keys."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tidegate.cli.exits import UsageError
+from tidegate.cli.exit_codes import UsageError
 from tidegate.cli.options import Json, seconds
 from tidegate.kernel.errors import NotFound
 
@@ -163,7 +163,7 @@ def _fields(
     expires: str | None,
     limits: tuple[float | None, ...],
 ) -> Doc:
-    """What of a key is given; ``limits`` in the order of ``_LIMITS``."""
+    """Return the given fields of a key; ``limits`` has the order of ``_LIMITS``."""
     fields = {
         "name": name,
         "scopes": scopes,
@@ -175,7 +175,7 @@ def _fields(
 
 
 def _id_of(registry: Service, key: str) -> str:
-    """The id that is meant. Raises NotFound, or UsageError when several keys have that name."""
+    """Return the id of a key. Raise NotFound, or UsageError if several keys have that name."""
     items = registry.items("/v1/keys", all="true")
     if any(item["id"] == key.removeprefix("tg_") for item in items):
         return key.removeprefix("tg_")

@@ -1,4 +1,4 @@
-"""Is any job lost, and what webhooks are signed with."""
+"""``tidegate ledger`` counts jobs, ``tidegate webhook-secret`` shows the key of webhooks' signatures."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from tidegate.cli import exits
+from tidegate.cli import exit_codes
 from tidegate.cli.options import Json
 
 Of = Annotated[
@@ -23,9 +23,9 @@ def ledger(json: Json = False) -> None:
     found = control().router.get("/v1/ledger")
     output.show(found, json, lambda: _show(found))
     if found["unaccounted"]:
-        raise typer.Exit(exits.ERROR)
+        raise typer.Exit(exit_codes.ERROR)
     if found["unaccounted"] is None:
-        raise typer.Exit(exits.UNREACHABLE)
+        raise typer.Exit(exit_codes.UNREACHABLE)
 
 
 def _show(found: dict[str, Any]) -> None:

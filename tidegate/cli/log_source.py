@@ -18,7 +18,7 @@ class Source(Protocol):
     """Port: a source of logs."""
 
     def read(self, name: str, *, since: float, until: float, lines: int) -> list[Line]:
-        """Return the last lines of what ``name`` means, by time. Raises NotFound with near names."""
+        """Return the last lines of the logs of ``name``, by time. Raise NotFound, with similar names."""
 
     def of_request(self, id_: str) -> list[Line]:
         """Return the lines of a request or job, by time."""
@@ -50,7 +50,7 @@ class Local:
         return [each.shown() for each in self._folder.of_request(id_)]
 
     def _endpoint(self, name: str) -> tuple[list[str], list[str]]:
-        """The Deployments behind an Endpoint, and all Endpoints; nothing while the registry is away."""
+        """Return an Endpoint's Deployments, and all Endpoints; nothing while the registry is away."""
         try:
             found = Control(self._settings).registry.items("/v1/endpoints")
         except TidegateError:

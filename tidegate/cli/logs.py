@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import orjson
 import typer
 
-from tidegate.cli.exits import UsageError
+from tidegate.cli.exit_codes import UsageError
 from tidegate.cli.options import Json
 from tidegate.kernel.errors import NotFound, Unavailable
 
@@ -158,7 +158,7 @@ def _write(text: str) -> None:
 
 
 def tail(path: Path, lines: int) -> list[str]:
-    """The last lines of a file, read from its end."""
+    """Return the last lines of a file, read from its end."""
     with path.open("rb") as file:
         at, data = file.seek(0, 2), b""
         while at > 0 and data.count(b"\n") <= lines:
@@ -196,7 +196,7 @@ def _parsed(text: str) -> Any:
 
 
 def prefixed(line: dict[str, Any]) -> str:
-    """A line of a merged log, with the log it is from; of a model's own output just the text."""
+    """Return a line of a merged log with its source; a line that the model printed has only its text."""
     log, fields = str(line["log"]), {key: value for key, value in line.items() if key != "log"}
     if fields.get("source") == "model":
         return f"{_clock(fields)} {log} | {fields['message']}"
@@ -206,7 +206,7 @@ def prefixed(line: dict[str, Any]) -> str:
 
 
 def pretty(text: str) -> str:
-    """A JSON log line as ``time LEVEL message key=value``; other lines as they are."""
+    """Format a JSON log line as ``time LEVEL message key=value``; return other lines unchanged."""
     fields = _parsed(text)
     if not isinstance(fields, dict) or "message" not in fields:
         return text

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
-from tidegate.cli.exits import UsageError
+from tidegate.cli.exit_codes import UsageError
 from tidegate.cli.options import Json, Name, seconds
 from tidegate.kernel.errors import NotFound
 
@@ -60,7 +60,7 @@ def scale(
 
 
 def _way_out(name: str, replicas: int, bounded_by: str | None) -> str:
-    """What to type next, where something other than the host bounds the replicas."""
+    """Return the next command if a limit other than the host's bounds the replicas."""
     if bounded_by in (None, "host"):
         return ""
     raised = f"`tidegate policy {name} --set max_replicas={replicas}` raises it; "
@@ -93,7 +93,7 @@ def _read(file: Path) -> str:
 
 
 def documents(text: str, where: str) -> dict[str, list[dict[str, Any]]]:
-    """The documents of a YAML file by kind, without the kind. Raises UsageError that names the document."""
+    """Return the documents of a YAML file by kind. Raise UsageError for a wrong document."""
     import yaml
 
     try:

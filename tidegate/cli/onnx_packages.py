@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
-from tidegate.cli.exits import UsageError
+from tidegate.cli.exit_codes import UsageError
 from tidegate.kernel.protocol import onnx_external
 from tidegate.kernel.protocol.archives import Unsafe, safe_path
 from tidegate.kernel.protocol.protobuf_wire import Budget, Malformed, Message

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from tidegate.cli.exits import UsageError
+from tidegate.cli.exit_codes import UsageError
 
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout; messages on stderr.")]
 Name = Annotated[str, typer.Argument(metavar="NAME", help="An endpoint's or a deployment's name.")]
@@ -20,7 +20,7 @@ _UNITS = {"": 1.0, "ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
 
 def seconds(text: str) -> float:
-    """``90``, ``90s``, ``5m``, ``2h`` or ``1d`` as seconds. Raises UsageError."""
+    """Parse ``90``, ``90s``, ``5m``, ``2h`` or ``1d`` as seconds. Raise UsageError."""
     found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|d)?", text.strip())
     if found is None:
         raise UsageError(f"{text!r} is not a duration: write 90, 90s, 5m, 2h or 1d.")
@@ -33,7 +33,7 @@ def parsed(text: str) -> datetime:
 
 
 def pairs(option: str, values: Sequence[str] | None) -> dict[str, str]:
-    """``K=V`` options as a dict. Raises UsageError for one without ``=`` or key."""
+    """Parse ``K=V`` options as a dict. Raise UsageError for one without ``=`` or key."""
     found = {}
     for value in values or ():
         key, equals, rest = value.partition("=")
@@ -44,7 +44,7 @@ def pairs(option: str, values: Sequence[str] | None) -> dict[str, str]:
 
 
 def numbers(option: str, values: Sequence[str] | None) -> dict[str, float]:
-    """``K=NUMBER`` options as a dict. Raises UsageError."""
+    """Parse ``K=NUMBER`` options as a dict. Raise UsageError."""
     found = {}
     for key, value in pairs(option, values).items():
         try:

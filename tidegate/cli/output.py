@@ -51,7 +51,7 @@ def plain(text: str) -> str:
 
 @cache
 def console(stderr: bool = False) -> Console:
-    """The rich console of a stream. Off a terminal lines are never folded: programs read them."""
+    """Return the rich console of a stream. Off a terminal it never folds lines: programs read them."""
     from rich.console import Console
 
     stream = sys.stderr if stderr else sys.stdout
@@ -60,19 +60,19 @@ def console(stderr: bool = False) -> Console:
 
 
 def say(message: str, style: str | None = None) -> None:
-    """A message for the person who waits, on stderr."""
+    """Print a message about progress on stderr."""
     console(stderr=True).print(plain(message), style=style)
 
 
 def dump(data: Any) -> None:
-    """The one JSON document of a command run with ``--json``."""
+    """Print the one JSON document of a command with ``--json``."""
     text = orjson.dumps(data, default=str, option=orjson.OPT_INDENT_2 | orjson.OPT_NON_STR_KEYS)
     sys.stdout.write(text.decode() + "\n")
     sys.stdout.flush()
 
 
 def show(data: Any, json: bool, human: Callable[[], None]) -> None:
-    """The result of a command: ``data`` as JSON, or whatever ``human`` prints."""
+    """Show a command's result: ``data`` as JSON, or call ``human``, which prints it."""
     if json:
         dump(data)
     else:
@@ -80,7 +80,7 @@ def show(data: Any, json: bool, human: Callable[[], None]) -> None:
 
 
 def line(text: str = "", style: str | None = None) -> None:
-    """One line of a result for people, on stdout."""
+    """Print one line of a result on stdout."""
     console().print(plain(text), style=style)
 
 
@@ -104,17 +104,17 @@ def table(rows: Sequence[Sequence[Any]], columns: Sequence[str], empty: str = "n
 
 
 def widths_of(rows: Sequence[Sequence[str]]) -> list[int]:
-    """The width of each column."""
+    """Return the width of each column."""
     return [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
 
 
 def padded(row: Sequence[str], widths: Sequence[int]) -> list[str]:
-    """The cells of a row, each as wide as its column."""
+    """Return the cells of a row, each as wide as its column."""
     return [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
 
 
 def text_of(cell: Any) -> str:
-    """A value as a table shows it; what is not known is a dash."""
+    """Format a value for a table; an unknown one is a dash."""
     if cell is None or cell == "":
         return "-"
     if isinstance(cell, bool):

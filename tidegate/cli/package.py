@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from tidegate.cli import onnx_packages
-from tidegate.cli.exits import UsageError
+from tidegate.cli.exit_codes import UsageError
 
 CHUNK = 1024 * 1024
 SKIPPED = {"__pycache__", ".git", ".DS_Store", ".ipynb_checkpoints"}
@@ -34,7 +34,7 @@ class Package:
     format: str | None = None
 
     def chunks(self) -> Iterator[bytes]:
-        """The bytes, from the start."""
+        """Yield the bytes, from the start."""
         self.file.seek(0)
         while chunk := self.file.read(CHUNK):
             yield chunk
@@ -42,7 +42,7 @@ class Package:
 
 @contextmanager
 def packed(path: Path) -> Iterator[Package]:
-    """The package for a file or folder. Raises UsageError when there is nothing to pack."""
+    """Return the package of a file or folder. Raise UsageError if there is nothing to pack."""
     if (model := onnx_packages.model_in(path)) is not None:
         with onnx_packages.packed(model) as archive:
             yield _package(archive, f"{model.name}.tar", "onnx")
@@ -61,7 +61,7 @@ def packed(path: Path) -> Iterator[Package]:
 
 
 def format_of(folder: Path) -> str:
-    """A folder with ``model.py`` in it is a Python model with what it needs; any other is Triton's layout.
+    """Return the format of a folder: "python" if it has ``model.py``, else Triton's layout.
 
     One with a single ONNX file is that model, see :mod:`tidegate.cli.onnx_packages`.
     """

@@ -6,7 +6,7 @@ import ast
 from typing import TYPE_CHECKING
 
 from tidegate.cli import output
-from tidegate.cli.exits import UsageError
+from tidegate.cli.exit_codes import UsageError
 from tidegate.cli.package import format_of
 from tidegate.kernel.errors import NotFound
 from tidegate.kernel.protocol import backend_class, names
@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from tidegate.cli.api import Control, Doc
+    from tidegate.cli.deploy_request import DeployRequest
     from tidegate.cli.package import Package
-    from tidegate.cli.publish import Order
 
 _MODEL = "model.py"
 _BY_SUFFIX = {".py": "python", ".pt": "torchscript", ".pth": "torchscript", ".ts": "torchscript"}
@@ -28,22 +28,22 @@ _NO_SIGNATURE = (
 )
 
 
-def check_here(order: Order) -> None:
+def check_here(request: DeployRequest) -> None:
     """Raise UsageError for what is wrong whatever the registry holds."""
-    if (problem := names.problem("model", order.name)) is not None:
+    if (problem := names.problem("model", request.name)) is not None:
         raise UsageError(f"{problem[:-1]}: give another --name.")
-    low, high = order.options.get("min_replicas"), order.options.get("max_replicas")
+    low, high = request.options.get("min_replicas"), request.options.get("max_replicas")
     if low is not None and high is not None and low > high:
         raise UsageError(f"--min {low} is above --max {high}.")
-    if not order.path.exists():
-        raise UsageError(f"{order.path}: no such file or folder.")
-    kind, tree = _read(order.path, order.format)
+    if not request.path.exists():
+        raise UsageError(f"{request.path}: no such file or folder.")
+    kind, tree = _read(request.path, request.format)
     for_backend = tree is not None and backend_class.is_for_the_backend(tree)
     described = for_backend and tree is not None and backend_class.may_describe_itself(tree)
-    if order.signature is None and not described and (for_backend or kind == "torchscript"):
-        raise UsageError(_NO_SIGNATURE.format(path=order.path))
+    if request.signature is None and not described and (for_backend or kind == "torchscript"):
+        raise UsageError(_NO_SIGNATURE.format(path=request.path))
     if tree is not None and not for_backend:
-        _check_functions(tree, order.signature)
+        _check_functions(tree, request.signature)
 
 
 def _read(path: Path, given: str | None) -> tuple[str, ast.Module | None]:
@@ -77,13 +77,13 @@ def _check_functions(tree: ast.Module, given: Doc | None) -> None:
     python_signature.signature_of(python_model.read(tree), signature)
 
 
-def check_there(control: Control, package: Package, order: Order, body: Doc) -> list[str]:
+def check_there(control: Control, package: Package, request: DeployRequest, body: Doc) -> list[str]:
     """Ask the registry whether it would take the version and its Deployment; return its warnings."""
     from tidegate.cli.api import part
 
-    asked = body | {"size": package.size, "deployment": order.options, "endpoint": order.name}
+    asked = body | {"size": package.size, "deployment": request.options, "endpoint": request.name}
     try:
-        found = control.registry.post(f"/v1/models/{part(order.name)}/check", asked)
+        found = control.registry.post(f"/v1/models/{part(request.name)}/check", asked)
     except NotFound:  # a registry of an earlier release, which has no such route
         return []
     return list(found.get("warnings", ()))

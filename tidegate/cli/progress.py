@@ -27,7 +27,7 @@ class Steps:
     def change(self, name: str, state: str, detail: str = "") -> None:
         """Show that ``name`` is now in ``state``; repeating the last one shows nothing.
 
-        Of a detail of several lines the first is shown: whoever fails says the rest.
+        Only the first line of a detail is shown; the error message has the rest.
         """
         detail = plain(detail.strip().partition("\n")[0])
         if self._rows.get(name) == (state, detail):
@@ -45,7 +45,7 @@ class Steps:
         ]
 
     def render(self) -> Text:
-        """The list as it is now."""
+        """Return the list as it is now."""
         from rich.text import Text
 
         rows, text = self.rows(), Text()
@@ -63,7 +63,7 @@ class Steps:
 
     @contextmanager
     def shown(self) -> Iterator[Steps]:
-        """Show the steps while the body runs; what they came to stays on the screen."""
+        """Show the steps while the body runs; the last state stays on the screen."""
         if not console(stderr=True).is_terminal:
             yield self
             return
@@ -81,7 +81,7 @@ class Steps:
 
 @contextmanager
 def transfer(name: str, total: int) -> Iterator[Callable[[int], None]]:
-    """A progress bar for ``total`` bytes on a terminal; nothing elsewhere. Yields what counts them."""
+    """Show a progress bar for ``total`` bytes on a terminal; yield the function that counts bytes."""
     if not console(stderr=True).is_terminal:
         yield lambda _: None
         return

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from tidegate.cli import precheck
 from tidegate.cli.api import Control, Doc, part
+from tidegate.cli.deploy_request import DeployRequest
 from tidegate.cli.options import parsed
 from tidegate.cli.output import size_of
 from tidegate.cli.package import Package, packed
@@ -17,50 +18,32 @@ from tidegate.cli.progress import Steps, transfer
 from tidegate.kernel.errors import Conflict, DeadlinePassed, ModelFailed, NotFound, TidegateError, Unavailable
 
 POLL_S = 0.5
-# A status may be older than the deploy: a failure counts if it is newer, or still there after this long.
+# A status can be older than the deploy, so a failure counts if it is newer or lasts this long (seconds).
 STALE_S = 3.0
 HOPELESS = {"LoadFailed", "StartTimeout"}
 
 
-@dataclass(frozen=True, slots=True)
-class Order:
-    """What to serve, under which name, and how. ``options`` is a partial DeploymentSpec.
-
-    ``requirements`` None: those that a folder brings itself.
-    """
-
-    path: Path
-    name: str
-    format: str | None = None
-    options: Doc = field(default_factory=dict)
-    signature: Doc | None = None
-    requirements: list[str] | None = None
-    metadata: Doc = field(default_factory=dict)
-    allow_pickle: bool = False
-    breaking: bool = False
+def publish(control: Control, request: DeployRequest, steps: Steps) -> Doc:
+    """Check, upload, register and deploy; return the registry's ``{version, deployment, endpoint}``."""
+    return place(control, registered(control, request, steps), request.options, steps)
 
 
-def publish(control: Control, order: Order, steps: Steps) -> Doc:
-    """Check, upload, register and deploy: ``{version, deployment, endpoint}`` as the registry answered."""
-    return place(control, registered(control, order, steps), order.options, steps)
-
-
-def registered(control: Control, order: Order, steps: Steps) -> Doc:
-    """Check, upload and register: the Version, as the registry answered."""
-    precheck.check_here(order)
-    with packed(order.path) as package:
-        warnings = precheck.check_there(control, package, order, _registration(package, order))
+def registered(control: Control, request: DeployRequest, steps: Steps) -> Doc:
+    """Check, upload and register; return the Version, as the registry answered."""
+    precheck.check_here(request)
+    with packed(request.path) as package:
+        warnings = precheck.check_there(control, package, request, _registration(package, request))
         upload(control, package, steps)
-        version = register(control, package, order)
+        version = register(control, package, request)
     precheck.warn([*warnings, *version.get("warnings", ())])
-    steps.change("register", "done", f"{order.name} version {version['number']} ({version['format']})")
+    steps.change("register", "done", f"{request.name} version {version['number']} ({version['format']})")
     return version
 
 
 def place(control: Control, version: Doc, options: Doc, steps: Steps, *, traffic: bool = True) -> Doc:
-    """Deploy a version: ``{version, deployment, endpoint}``.
+    """Deploy a version; return ``{version, deployment, endpoint}``.
 
-    ``traffic`` False: the Deployment is made, and the endpoint stays as it is.
+    With ``traffic`` False the Deployment is created, and the endpoint does not change.
     """
     body: Doc = {
         "model": version["model"],
@@ -76,7 +59,7 @@ def place(control: Control, version: Doc, options: Doc, steps: Steps, *, traffic
 
 
 def upload(control: Control, package: Package, steps: Steps) -> None:
-    """Send the bytes, unless the registry has them."""
+    """Upload the bytes, unless the registry has them."""
     shown = f"{package.filename}, {size_of(package.size)}"
     steps.change("upload", "starting", shown)
     if control.registry.exists(f"/v1/artifacts/{package.sha256}"):
@@ -88,31 +71,31 @@ def upload(control: Control, package: Package, steps: Steps) -> None:
     steps.change("upload", "done", shown)
 
 
-def register(control: Control, package: Package, order: Order) -> Doc:
-    """The Version that these bytes are: a new one, or the one that has them already."""
-    path = f"/v1/models/{part(order.name)}/versions"
-    version: Doc = control.registry.post(path, _registration(package, order))
-    if not _says(version["metadata"], order.metadata):
-        # A version has these very bytes: what is said of it now goes on top.
-        said = {"metadata": {**version["metadata"], **order.metadata}}
+def register(control: Control, package: Package, request: DeployRequest) -> Doc:
+    """Register the bytes and return their Version: a new one, or the one that has them already."""
+    path = f"/v1/models/{part(request.name)}/versions"
+    version: Doc = control.registry.post(path, _registration(package, request))
+    if not _says(version["metadata"], request.metadata):
+        # A version has these very bytes: new metadata is merged into it.
+        said = {"metadata": {**version["metadata"], **request.metadata}}
         version = control.registry.patch(f"{path}/{version['number']}", said)
     return version
 
 
-def _registration(package: Package, order: Order) -> Doc:
+def _registration(package: Package, request: DeployRequest) -> Doc:
     body: Doc = {
         "artifact": package.sha256,
         "filename": package.filename,
-        "metadata": order.metadata,
-        "allow_pickle": order.allow_pickle,
+        "metadata": request.metadata,
+        "allow_pickle": request.allow_pickle,
     }
-    if order.format or package.format:
-        body["format"] = order.format or package.format
-    if order.signature:
-        body["signature"] = order.signature
-    if order.requirements is not None:
-        body["requirements"] = order.requirements
-    if order.breaking:
+    if request.format or package.format:
+        body["format"] = request.format or package.format
+    if request.signature:
+        body["signature"] = request.signature
+    if request.requirements is not None:
+        body["requirements"] = request.requirements
+    if request.breaking:
         body["breaking"] = True
     return body
 
@@ -125,7 +108,7 @@ def _says(held: Doc, given: Doc) -> bool:
 
 
 def _moment(text: Any) -> Any:
-    # The same moment can be written in several ways.
+    # The same time can be written in several ways.
     return parsed(text) if isinstance(text, str) else text
 
 
@@ -137,16 +120,16 @@ def _counted(chunks: Iterable[bytes], count: Callable[[int], None]) -> Iterator[
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """How far a deployment is, and why, in words."""
+    """The progress of a deployment, and the reason, in words."""
 
     state: Literal["waiting", "starting", "ready", "failed"]
     text: str
 
 
 def judge(revision: int, status: Doc | None, endpoint: Doc, fresh: Callable[[float], bool]) -> Look:
-    """Return what autoscaler and endpoint say together. A status of an earlier ``revision`` says nothing.
+    """Combine the autoscaler's status and the endpoint. A status of an earlier ``revision`` is ignored.
 
-    ``fresh``: whether a failure of this time is news.
+    ``fresh`` returns True if a failure at this time is newer than the deploy.
     """
     if status is None or (status.get("revision") or revision) < revision:
         return Look("waiting", "the autoscaler has not seen it yet")
@@ -157,7 +140,7 @@ def judge(revision: int, status: Doc | None, endpoint: Doc, fresh: Callable[[flo
         return Look("failed", loaded["message"])
     asleep = ready is not None and ready["ok"] and ready["reason"] in {"Asleep", "Paused"}
     if asleep and endpoint["previous"] and ready is not None and ready["reason"] == "Asleep":
-        # The status is older than the roll-over, which always wants a replica.
+        # The status is older than the roll-over, which always needs a replica.
         return Look("starting", "it was asleep; traffic moves over when a replica is ready")
     if asleep:
         return Look("ready", "asleep, the first request starts it")
@@ -173,7 +156,7 @@ def judge(revision: int, status: Doc | None, endpoint: Doc, fresh: Callable[[flo
 
 
 def wait_serving(control: Control, placed: Doc, timeout_s: float, steps: Steps) -> Doc:
-    """Wait until the endpoint serves the deployment; its status. ModelFailed carries Triton's own message."""
+    """Wait until the endpoint serves the deployment; return its status. ModelFailed has Triton's message."""
     path, endpoint = f"/v1/endpoints/{part(placed['endpoint']['name'])}", placed["endpoint"]["name"]
 
     def confirmed(look: Look) -> Look:
@@ -190,7 +173,7 @@ def wait_serving(control: Control, placed: Doc, timeout_s: float, steps: Steps) 
 
 
 def wait_ready(control: Control, placed: Doc, timeout_s: float, steps: Steps) -> Doc:
-    """Wait until a Deployment that gets no traffic is ready; its status. Errors are as of `wait_serving`."""
+    """Wait until a Deployment without traffic is ready; return its status. Errors: see `wait_serving`."""
     return _wait(control, placed, lambda: {"previous": []}, lambda look: look, timeout_s, steps)
 
 
@@ -226,7 +209,7 @@ def _wait(
 
 
 def _check_still_ours(deployment: str, endpoint: Doc) -> None:
-    """Raise Conflict if the endpoint sends its traffic elsewhere by now: this deploy does not serve."""
+    """Raise Conflict if the endpoint sends its traffic elsewhere by now."""
     targets = [target["deployment"] for target in endpoint["targets"]]
     if deployment in targets:
         return
@@ -237,7 +220,7 @@ def _check_still_ours(deployment: str, endpoint: Doc) -> None:
 
 
 def status_of(control: Control, deployment: str) -> Doc | None:
-    """The autoscaler's status of a deployment; None while it has not seen it."""
+    """Return the autoscaler's status of a deployment; None if the autoscaler has not seen it yet."""
     try:
         status: Doc = control.autoscaler.get(f"/v1/deployments/{part(deployment)}")
     except NotFound:
@@ -246,7 +229,7 @@ def status_of(control: Control, deployment: str) -> Doc | None:
 
 
 def answers(control: Control, endpoint: str) -> bool:
-    """Whether the gateway takes calls for the endpoint by now."""
+    """Return True if the gateway accepts calls for the endpoint."""
     try:
         control.gateway.get(f"/v2/models/{part(endpoint)}/ready")
     except (NotFound, Unavailable) as error:
@@ -261,8 +244,8 @@ def answers(control: Control, endpoint: str) -> bool:
 
 
 def read_lines(path: Path) -> list[str]:
-    """The lines of a text file. Raises UsageError."""
-    from tidegate.cli.exits import UsageError
+    """Return the lines of a text file. Raise UsageError."""
+    from tidegate.cli.exit_codes import UsageError
 
     try:
         return path.read_text().splitlines()
@@ -273,10 +256,10 @@ def read_lines(path: Path) -> list[str]:
 
 
 def read_json(path: Path) -> Any:
-    """The content of a JSON file. Raises UsageError."""
+    """Return the content of a JSON file. Raise UsageError."""
     import orjson
 
-    from tidegate.cli.exits import UsageError
+    from tidegate.cli.exit_codes import UsageError
 
     try:
         return orjson.loads(path.read_bytes())

@@ -1,4 +1,4 @@
-"""``tidegate replay``: what other policies would have made of the same arrivals."""
+"""``tidegate replay``: the same arrivals under other policies."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from tidegate.cli.exits import UsageError
+from tidegate.cli.exit_codes import UsageError
 from tidegate.cli.options import Json, Name, seconds
 from tidegate.cli.scaling import changes_of
 
@@ -24,7 +24,7 @@ _HEADS = (
 
 
 class Shape(str, Enum):
-    """Shapes of made-up arrivals."""
+    """Shapes of generated arrivals."""
 
     CONSTANT = "constant"
     STEP = "step"
@@ -117,7 +117,7 @@ def replay(
 
 
 def variation(text: str) -> dict[str, Any]:
-    """``FIELD=VALUE;FIELD=VALUE`` as another policy, named by its text. Raises UsageError."""
+    """Parse ``FIELD=VALUE;FIELD=VALUE`` as a policy, named by its text. Raise UsageError."""
     return {
         "name": text[:80],
         "changes": changes_of([part.strip() for part in text.split(";") if part.strip()]),
@@ -125,7 +125,7 @@ def variation(text: str) -> dict[str, Any]:
 
 
 def rows_of(results: Sequence[Mapping[str, Any]]) -> list[tuple[Any, ...]]:
-    """The figures of each policy as rows."""
+    """Return the figures of each policy as rows."""
     keys = ("wait_p50_ms", "wait_p95_ms", "wait_p99_ms", "expired")
     return [
         (

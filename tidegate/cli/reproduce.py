@@ -1,4 +1,4 @@
-"""``tidegate reproduce``: a dead letter, run again on a model server of its own, with the model's log."""
+"""``tidegate reproduce``: run a dead letter again on a model server of its own, with the model's log."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tidegate.cli import checkout
+from tidegate.cli import source_checkout
 from tidegate.cli.options import seconds
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ def reproduce(
 
     Exit code 0: it was answered; 1: it failed; 3: it killed the model's process, Triton or the worker.
     """
-    checkout.require("reproduce")
+    source_checkout.require("reproduce")
     from tidegate.cli.api import control, part
     from tidegate.cli.dead import save
 
@@ -49,7 +49,7 @@ def reproduce(
 
 
 def _assignment(control: Control, letter: Doc, deployment: str) -> Doc:
-    """Return what a replica like those of a deployment is started with."""
+    """Return the assignment of a replica like those of a deployment."""
     from tidegate.cli.api import part
 
     wanted = control.registry.get(f"/v1/deployments/{part(deployment)}")
@@ -64,7 +64,7 @@ def _assignment(control: Control, letter: Doc, deployment: str) -> Doc:
 
 
 def _run(folder: Path, timeout_s: float) -> int:
-    """Run the worker's part as a process of its own, which the model may take along; return the exit code."""
+    """Run the worker in a process of its own, because the model may kill it; return the exit code."""
     from tidegate.cli.output import say
 
     command = [sys.executable, "-m", "services.worker.reproduce", "--replica-dir", str(folder)]
@@ -73,7 +73,7 @@ def _run(folder: Path, timeout_s: float) -> int:
         try:
             code = process.wait()
         except KeyboardInterrupt:
-            # The terminal has told the process, too: it stops its Triton.
+            # The terminal sent Ctrl-C to that process, too: it stops its Triton.
             code = _ended(process)
             raise
         finally:
@@ -95,7 +95,7 @@ def _ended(process: subprocess.Popen[Any]) -> int:
 
 @contextmanager
 def _folder(parent: Path, id: str) -> Iterator[Path]:
-    """A folder that only its owner can read, gone afterwards; SIGTERM ends the block as Ctrl-C does."""
+    """Create a folder that only its owner can read, and delete it at the end, also on SIGTERM or Ctrl-C."""
 
     def interrupt(*_: Any) -> None:
         raise KeyboardInterrupt

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tidegate.cli.exits import UsageError
+from tidegate.cli.exit_codes import UsageError
 from tidegate.cli.options import Json, seconds
 from tidegate.kernel.errors import BadRequest
 
@@ -55,7 +55,7 @@ def rollback(
 
 
 def rolled(placed: Doc) -> str:
-    """Return what a rollback does, in words."""
+    """Describe a rollback in words."""
     deployment, replaced = placed["deployment"], placed["replaced"]
     if not replaced:
         return f"version {deployment['version']} serves already"

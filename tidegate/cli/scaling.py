@@ -1,6 +1,4 @@
-"""How things scale: ``deployments``, ``why``, ``policy``, ``pause``, ``resume``, ``drain``, ``cordon``,
-``warm``.
-"""
+"""Commands about scaling: ``deployments``, ``why``, ``policy``, ``pause``, ``drain`` and others."""
 
 from __future__ import annotations
 
@@ -9,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from tidegate.cli.exits import UsageError
+from tidegate.cli.exit_codes import UsageError
 from tidegate.cli.options import Json, Name, seconds
 
 For = Annotated[str | None, typer.Option("--for", metavar="TIME", help="For how long, such as 2h.")]
@@ -32,7 +30,7 @@ def deployments(json: Json = False) -> None:
 
 
 def deployment_row(status: Mapping[str, Any]) -> tuple[Any, ...]:
-    """A deployment's status as a row."""
+    """Return a deployment's status as a row."""
     limits, busy = status.get("limits"), status.get("utilization")
     return (
         status["deployment"],
@@ -107,7 +105,7 @@ def policy(
 
 
 def changes_of(given: list[str]) -> dict[str, Any]:
-    """``FIELD=VALUE`` options as a change of a policy. Raises UsageError."""
+    """Parse ``FIELD=VALUE`` options as a change of a policy. Raise UsageError."""
     import yaml
 
     plain: dict[str, Any] = {}

@@ -1,4 +1,4 @@
-"""``tidegate service``: a systemd unit, so that a reboot brings the stack back."""
+"""``tidegate service``: a systemd unit that starts the stack after a reboot."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tidegate.cli import checkout
-from tidegate.cli.exits import UsageError
+from tidegate.cli import source_checkout
+from tidegate.cli.exit_codes import UsageError
 from tidegate.cli.options import Json
 from tidegate.kernel.errors import NotFound, TidegateError
 
@@ -41,7 +41,7 @@ Name = Annotated[str, typer.Option("--name", help="The unit's name, if there are
 
 
 class ServiceFailed(TidegateError):
-    """systemd refused; the message is its own."""
+    """systemd failed; the message is its own."""
 
     reason = "service"
 
@@ -144,9 +144,9 @@ def status(user: UserWide = None, name: Name = "tidegate", json: Json = False) -
 @service.command(hidden=True)
 def run() -> None:
     """Run the stack in the foreground, for the unit. It notifies systemd when the stack is ready."""
-    checkout.require("service run")
+    source_checkout.require("service run")
     from tidegate import stack
-    from tidegate.cli.stack import StackFailed, own
+    from tidegate.cli.own_stack import StackFailed, own
 
     try:
         stack.run(own(starting=True))
@@ -156,8 +156,8 @@ def run() -> None:
 
 def described(user: bool | None, name: str, run_as: str | None) -> tuple[Unit, list[str]]:
     """Return the unit of the stack of this folder, and the variables that it leaves out. Raise UsageError."""
-    checkout.require("service install")
-    from tidegate.cli.stack import own as own_settings
+    source_checkout.require("service install")
+    from tidegate.cli.own_stack import own as own_settings
     from tidegate.client import started
     from tidegate.stack.unit import Unit, check_name, text_of
 
@@ -170,7 +170,7 @@ def described(user: bool | None, name: str, run_as: str | None) -> tuple[Unit, l
         raise UsageError(str(error)) from None
     found = own_settings(starting=False)
     account = None if own else _account(run_as, found.state_path)
-    # What the last start had in its environment would be gone otherwise.
+    # Without this the settings of the last start's environment would be lost.
     kept = started.read(found.state_path).environment | started.of(found, os.environ).environment
     unit = Unit(
         state=found.state_path,
@@ -189,7 +189,7 @@ def described(user: bool | None, name: str, run_as: str | None) -> tuple[Unit, l
 
 
 def secrets_of(environ: Mapping[str, str]) -> list[str]:
-    """Return the settings of this shell that a unit does not hold."""
+    """Return the settings of this shell that the unit does not get."""
     from tidegate.kernel.settings.base import is_secret
 
     ours = {key: value for key, value in environ.items() if key.startswith("TIDEGATE_") and value}
@@ -240,7 +240,7 @@ def _require(place: Path) -> None:
 
 def _runs_by_hand() -> bool:
     from tidegate import stack
-    from tidegate.cli.stack import own
+    from tidegate.cli.own_stack import own
 
     return stack.state(own(starting=False)).supervisor is not None
 

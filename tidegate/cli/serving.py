@@ -1,4 +1,4 @@
-"""Give a registered version its traffic: after a check, at once, or not at all."""
+"""Send traffic to a registered version: after a check, at once, or not at all."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tidegate.cli.exits import UsageError
+from tidegate.cli.exit_codes import UsageError
 from tidegate.kernel.errors import ModelFailed
 
 if TYPE_CHECKING:
     from tidegate.cli.api import Control, Doc
+    from tidegate.cli.deploy_request import DeployRequest
     from tidegate.cli.progress import Steps
-    from tidegate.cli.publish import Order
 
 
 @dataclass(frozen=True, slots=True)
 class Way:
-    """The way to traffic: wait for it or not, none at all, or after the version has answered samples."""
+    """When a version gets traffic: at once, after it answered samples, or never; and whether to wait."""
 
     timeout_s: float
     wait: bool = True
@@ -27,11 +27,11 @@ class Way:
     check: Path | None = None
 
 
-def publish_and_serve(order: Order, way: Way, json: bool) -> None:
+def publish_and_serve(request: DeployRequest, way: Way, json: bool) -> None:
     """Upload and register a file, and serve it (``deploy FILE``)."""
     from tidegate.cli.publish import registered
 
-    _serve(lambda plane, steps: registered(plane, order, steps), order.options, way, json)
+    _serve(lambda plane, steps: registered(plane, request, steps), request.options, way, json)
 
 
 def serve_version(name: str, number: int, options: Doc, way: Way, json: bool) -> None:
@@ -43,9 +43,9 @@ def serve_version(name: str, number: int, options: Doc, way: Way, json: bool) ->
 
 
 def registered_name(path: Path | None, name: str | None, *, said: bool) -> str:
-    """Return the model that ``deploy --version`` means. Raise UsageError, also where it says more of a file.
+    """Return the model of ``deploy --version``. Raise UsageError, also if an option describes a new version.
 
-    ``said``: an option was given that describes a new version.
+    ``said`` is True if such an option was given.
     """
     if said:
         raise UsageError("A registered version does not change: --version takes none of its options.")
@@ -53,21 +53,19 @@ def registered_name(path: Path | None, name: str | None, *, said: bool) -> str:
         raise UsageError("Give either a FILE or --version: `tidegate deploy NAME --version N`.")
     found = name or (str(path) if path is not None else "")
     if not found:
-        raise UsageError("Whose version? `tidegate deploy NAME --version N`.")
+        raise UsageError("--version needs the name of a model: `tidegate deploy NAME --version N`.")
     return found
 
 
 def still_trying(placed: Doc) -> str:
-    """Return what goes on after a model did not load, and the command that stops it."""
+    """Return what happens after a failed load, and the command that stops it."""
     endpoint = placed.get("endpoint")
     if not endpoint:
-        return (
-            f"Tidegate goes on trying. Stop it: tidegate delete {placed['deployment']['name']} --deployment"
-        )
+        return f"Tidegate keeps trying. Stop it: tidegate delete {placed['deployment']['name']} --deployment"
     name = endpoint["name"]
     if endpoint.get("previous"):
-        return f"The version before serves, and Tidegate goes on trying. Stop it: tidegate rollback {name}"
-    return f"Tidegate goes on trying. Stop it: tidegate delete {name}"
+        return f"The earlier version serves, and Tidegate keeps trying. Stop it: tidegate rollback {name}"
+    return f"Tidegate keeps trying. Stop it: tidegate delete {name}"
 
 
 def _serve(version_of: Callable[[Control, Steps], Doc], options: Doc, way: Way, json: bool) -> None:
@@ -106,7 +104,7 @@ def _serve(version_of: Callable[[Control, Steps], Doc], options: Doc, way: Way, 
 
 
 def show(name: str, document: Doc) -> None:
-    """Say that a version serves now, or is on its way."""
+    """Print that a version serves now, or is about to."""
     from tidegate.cli import output
 
     number, deployment = document["deployment"]["version"], document["deployment"]["name"]
@@ -134,6 +132,6 @@ def _show_idle(document: Doc) -> None:
 
 
 def example_data(version: Doc) -> str:
-    """Return what ``--data`` looks like for this version's inputs, without writing out large tensors."""
+    """Return an example of ``--data`` for this version's inputs; large tensors are abbreviated."""
     inputs = (version.get("signature") or {}).get("inputs") or []
     return "{" + ", ".join(f'"{spec["name"]}": ...' for spec in inputs) + "}" if inputs else "{...}"

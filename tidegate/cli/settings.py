@@ -1,4 +1,4 @@
-"""``tidegate settings``: what is in force in the running services, and settings that last."""
+"""``tidegate settings``: the settings in force in the running services, and those in tidegate.env."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tidegate.cli import checkout, exits
-from tidegate.cli.exits import UsageError
+from tidegate.cli import exit_codes as exits
+from tidegate.cli import source_checkout
+from tidegate.cli.exit_codes import UsageError
 from tidegate.cli.options import Json
 from tidegate.kernel.errors import BadRequest, TidegateError
 
@@ -103,7 +104,7 @@ def full(name: str) -> str:
 
 
 def merged(reports: Iterable[Doc]) -> list[Doc]:
-    """Return one item for each setting; one for each service where they differ in a shared one."""
+    """Return one item for each setting, or one per service if the services differ."""
     found: dict[tuple[str, str, str, str | None], Doc] = {}
     for report in reports:
         for item in report["items"]:
@@ -122,7 +123,7 @@ def merged(reports: Iterable[Doc]) -> list[Doc]:
 
 
 def fits(item: Doc, word: str | None, *, changed: bool) -> bool:
-    """Return whether an item has the word, and is no plain default if only changes are wanted."""
+    """Return True if an item contains the word, and, with ``changed``, is not a default."""
     if changed and item["source"] in {"default", "computed"} and item["on_restart"] is None:
         return False
     text = f"{item['name']} {item['description']}".lower()
@@ -130,7 +131,7 @@ def fits(item: Doc, word: str | None, *, changed: bool) -> bool:
 
 
 def _reports() -> tuple[list[Doc], list[str], bool]:
-    """Return the services' reports, the services that did not answer, and True if anything runs."""
+    """Return the services' reports, the services that did not answer, and whether any runs."""
     from tidegate.cli.api import Control, settings
     from tidegate.client.errors import Unreachable
 
@@ -145,7 +146,7 @@ def _reports() -> tuple[list[Doc], list[str], bool]:
             problems.append(error.message)
         except TidegateError as error:
             problems.append(f"{service.name}: {error.message}")
-    if away == len(_doors(plane)) and checkout.root() is not None:
+    if away == len(_doors(plane)) and source_checkout.root() is not None:
         return *_planned(found), False
     problems += [f"{r['service']}: after a restart, {r['problem']}" for r in reports if r["problem"]]
     return reports, list(dict.fromkeys(problems)), True
@@ -190,17 +191,17 @@ def check_file(found: Settings) -> None:
 
 
 def _change(command: str, values: dict[str, str | None], json: bool) -> None:
-    checkout.require(command)
+    source_checkout.require(command)
     from deploy.settings_check import OUTSIDE, names, problems, unknown
     from tidegate.cli import output
-    from tidegate.cli.stack import own_folder
+    from tidegate.cli.own_stack import own_folder
     from tidegate.kernel.settings import file as settings_file
     from tidegate.stack.record import RunFolder
 
     state = own_folder()
     known, before = names(), settings_file.read(state)
     new = {name: value for name, value in values.items() if value is not None}
-    # The values that stay are checked with the new ones: some only make sense together.
+    # Old and new values are checked together, because some settings depend on each other.
     kept = {name: value for name, value in before.items() if name in known and name not in values}
     wrong = [unknown(name) for name in values if name not in known and name not in {*before, *OUTSIDE}]
     wrong += problems({**kept, **new})

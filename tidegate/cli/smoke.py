@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from tidegate.cli.api import Control, Doc, part
-from tidegate.cli.ending import ending_as_interrupt, undisturbed
-from tidegate.cli.exits import UsageError
+from tidegate.cli.exit_codes import UsageError
+from tidegate.cli.interrupts import interrupted_by_signals, interrupts_ignored
 from tidegate.cli.output import say
 from tidegate.cli.progress import Steps
 from tidegate.cli.publish import place, read_json, wait_serving
@@ -22,7 +22,7 @@ SHOWN = 3
 
 
 class CheckFailed(ModelFailed):
-    """Raised when a version did not answer a sample as expected."""
+    """A version did not answer a sample as expected."""
 
     reason = "check_failed"
 
@@ -31,7 +31,7 @@ class CheckFailed(ModelFailed):
 class Sample:
     """An OIP request, and its expected outputs by name, flat and in row-major order.
 
-    Without expected outputs any answer does.
+    Without expected outputs any answer is right.
     """
 
     request: Doc
@@ -80,7 +80,7 @@ def _flat(data: Any) -> Iterator[Any]:
 
 
 def differences(sample: Sample, answer: Doc) -> list[str]:
-    """Return how an OIP answer differs from what the sample expects; empty: it does not."""
+    """Return how an OIP answer differs from the expected one; empty if it does not."""
     outputs = {output["name"]: list(_flat(output.get("data", []))) for output in answer.get("outputs", ())}
     found = []
     for name, wanted in sample.expected.items():
@@ -102,7 +102,7 @@ def _values(name: str, values: Sequence[Any], wanted: Sequence[Any], tolerance: 
 
 
 def close(value: Any, wanted: Any, tolerance: float) -> bool:
-    """Return whether numbers agree within ``tolerance``, absolute and relative, and others exactly."""
+    """Return True if numbers agree within ``tolerance`` (absolute and relative) and other values exactly."""
     numbers = all(isinstance(each, int | float) and not isinstance(each, bool) for each in (value, wanted))
     if not numbers or value == wanted:
         return bool(value == wanted)
@@ -112,15 +112,15 @@ def close(value: Any, wanted: Any, tolerance: float) -> bool:
 def checked(
     control: Control, version: Doc, options: Doc, samples: Sequence[Sample], timeout_s: float, steps: Steps
 ) -> None:
-    """Let a version answer the samples in a Deployment that gets no other traffic.
+    """Send the samples to a version, in a Deployment without other traffic.
 
-    Raise CheckFailed, ModelFailed or DeadlinePassed; then the Deployment is as it was before: gone, or with
-    its old options. So it is after Ctrl-C and SIGTERM.
+    Raise CheckFailed, ModelFailed or DeadlinePassed. Then, and after Ctrl-C or SIGTERM, the Deployment is as
+    before: deleted, or with its old options.
     """
     before = {
         each["name"]: each for each in control.registry.items("/v1/deployments", model=version["model"])
     }
-    with ending_as_interrupt():
+    with interrupted_by_signals():
         deployment = ""
         try:
             placed = place(control, version, options, steps, traffic=False)
@@ -131,7 +131,7 @@ def checked(
                     _ask(control, endpoint, deployment, sample, number, timeout_s)
             steps.change("check", "done", f"{len(samples)} sample{'s' * (len(samples) > 1)} answered")
         except BaseException as error:
-            with undisturbed():
+            with interrupts_ignored():
                 _undo(control, deployment, before.get(deployment))
             if isinstance(error, TidegateError):
                 steps.change("check", "failed", error.message)
@@ -141,7 +141,7 @@ def checked(
 
 @contextmanager
 def _probe(control: Control, model: str, deployment: str, timeout_s: float) -> Iterator[str]:
-    """Make an endpoint that nobody else knows, for the block."""
+    """Create an endpoint with a random name for the block, and delete it afterwards."""
     ending = f"-check-{secrets.token_hex(3)}"
     name = model[: 63 - len(ending)].rstrip("-") + ending
     fields = {"targets": [{"deployment": deployment}], "default_timeout_ms": max(int(timeout_s * 1e3), 1)}
@@ -149,7 +149,7 @@ def _probe(control: Control, model: str, deployment: str, timeout_s: float) -> I
         control.registry.put(f"/v1/endpoints/{part(name)}", fields)
         yield name
     finally:
-        with undisturbed():
+        with interrupts_ignored():
             _delete(control, f"/v1/endpoints/{part(name)}", f"tidegate delete {name} --endpoint --yes")
 
 
@@ -169,7 +169,7 @@ def _ask(
 
 
 def _undo(control: Control, deployment: str, before: Doc | None) -> None:
-    """Delete the Deployment, or give it its old options back."""
+    """Delete the Deployment, or restore its old options."""
     if not deployment:
         return
     path = f"/v1/deployments/{part(deployment)}"
@@ -198,7 +198,7 @@ def _options(deployment: Doc) -> Doc:
 
 
 def back_to(old: Mapping[str, Any], new: Mapping[str, Any]) -> Doc:
-    """Return the JSON merge patch that makes ``new`` into ``old`` again."""
+    """Return the JSON merge patch that turns ``new`` back into ``old``."""
     patch: Doc = dict.fromkeys(new.keys() - old.keys())
     for key, value in old.items():
         now = new.get(key)
@@ -211,7 +211,7 @@ def back_to(old: Mapping[str, Any], new: Mapping[str, Any]) -> Doc:
 
 def _consequence(version: Doc, before: Mapping[str, Doc]) -> str:
     model, number = version["model"], version["number"]
-    serving = "What served before goes on serving." if before else "Nothing serves it."
+    serving = "The earlier version still serves." if before else "Nothing serves it."
     return (
         f"{serving} Version {number} stays registered: serve it anyway with `tidegate deploy {model} "
         f"--version {number}`, or remove it with `tidegate delete {model} --version {number}`."

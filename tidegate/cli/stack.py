@@ -8,12 +8,13 @@ import shutil
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tidegate.cli import checkout, exits
+from tidegate.cli import exit_codes, source_checkout
 from tidegate.cli.options import Json
+from tidegate.cli.own_stack import StackFailed, own
 from tidegate.kernel.errors import TidegateError
 
 if TYPE_CHECKING:
@@ -23,20 +24,14 @@ if TYPE_CHECKING:
 SERVICES = ("gateway", "registry", "router", "autoscaler")
 
 
-class StackFailed(TidegateError):
-    """The embedded stack did not start or stop; the message names the remedy."""
-
-    reason = "stack"
-
-
 def up(
     example: Annotated[
         bool, typer.Option("--example", help="Also train, deploy and call the digits example.")
     ] = False,
     json: Json = False,
 ) -> None:
-    """Start the stack on this machine and wait until it is ready. A stack that runs already goes on."""
-    checkout.require("up")
+    """Start the stack on this machine and wait until it is ready. A running stack is left as it is."""
+    source_checkout.require("up")
     from tidegate import stack
     from tidegate.cli import output
     from tidegate.cli.progress import Steps
@@ -44,7 +39,7 @@ def up(
 
     found, began = own(starting=True), time.monotonic()
     running = stack.state(found).supervisor is not None
-    if running:  # where it listens, not where a new one would
+    if running:  # the addresses of the running stack, not those of a new one
         found = own(starting=False)
     else:
         check_file(found)
@@ -63,7 +58,7 @@ def up(
         if example:
             from tidegate.cli.example import Example
 
-            # The token is there now.
+            # The token exists only after the start.
             shown = Example(own(starting=not running), steps).run()
     context = _register(found)
     document = {
@@ -85,38 +80,8 @@ def up(
     output.show(document, json, human)
 
 
-def own(*, starting: bool) -> Settings:
-    """Return the settings of the stack of this machine: those of a start, or those of the last start."""
-    from tidegate.cli import api
-    from tidegate.client import started
-
-    state = _own_folder(starting=starting)
-    fields: dict[str, Any] = {} if state is None else {"state_dir": state}
-    if not starting:
-        address = started.read(own_folder()).address
-        fields |= {k: v for k, v in address.items() if not os.environ.get(f"TIDEGATE_{k.upper()}")}
-    return api.settings_with(fields)
-
-
-def own_folder() -> Path:
-    """Return the state folder of the stack of this machine."""
-    from tidegate.client import contexts as places
-
-    stated = os.environ.get("TIDEGATE_STATE_DIR") or places.STATE
-    return _own_folder(starting=False) or Path(stated).absolute()
-
-
-def _own_folder(*, starting: bool) -> Path | None:
-    from tidegate.cli import api
-    from tidegate.client import contexts as places
-
-    return places.find_own(
-        api.chosen.get(), os.environ, Path.cwd(), places.read(), checkout.root(), starting=starting
-    )
-
-
 def _tell_misspelled() -> None:
-    """Say which variables of the environment look like a setting, and are none."""
+    """Print the variables of the environment that look like a setting but are none."""
     from deploy.settings_check import misspelled
     from tidegate.cli.output import say
 
@@ -125,7 +90,7 @@ def _tell_misspelled() -> None:
 
 
 def _tell_forgotten(found: Settings) -> None:
-    """Say which settings the last start had from its environment, and this one does not have."""
+    """Print the settings that the last start had in its environment and this one lacks."""
     from deploy.settings_check import names
     from tidegate.cli.output import say
     from tidegate.client import started
@@ -141,12 +106,12 @@ def _tell_forgotten(found: Settings) -> None:
 
 
 def _register(found: Settings) -> str | None:
-    """Make the stack the user's current context; return its name, or None where that cannot be written."""
+    """Make the stack the user's current context; return its name, or None if that cannot be written."""
     from tidegate.cli.output import say
-    from tidegate.client import contexts as places
+    from tidegate.client import contexts
 
     try:
-        return places.register(found.state_path, found.gateway_url)
+        return contexts.register(found.state_path, found.gateway_url)
     except TidegateError as error:
         say(f"{error.message} Commands find this stack only in its folder.", style="yellow")
         return None
@@ -167,7 +132,7 @@ def _show_urls(found: Settings, took_s: float) -> None:
 
 
 def _typed() -> str:
-    """How this command is typed in the shell it was started from: by its name only where that finds it."""
+    """Return the command to type in this shell: its name if the shell finds it, else its path."""
     ours = Path(sys.executable).with_name("tidegate")
     found = shutil.which("tidegate")
     if found is not None and Path(found).resolve() == ours.resolve():
@@ -178,7 +143,7 @@ def _typed() -> str:
 
 def down(json: Json = False) -> None:
     """Stop everything that belongs to the stack; the data stays."""
-    checkout.require("down")
+    source_checkout.require("down")
     from tidegate import stack
     from tidegate.cli import output
     from tidegate.cli.progress import Steps
@@ -198,9 +163,9 @@ def down(json: Json = False) -> None:
 
 
 def status(json: Json = False) -> None:
-    """Show services, endpoints and deployments; exits with 6 when a service does not answer.
+    """Show services, endpoints and deployments. Exit code 6: a service does not answer.
 
-    With a key that may not look at them it exits with 1, and says which scope is needed.
+    Exit code 1: the key lacks a scope, which the message names.
     """
     from tidegate.cli import output
     from tidegate.cli.health import Overview
@@ -208,7 +173,7 @@ def status(json: Json = False) -> None:
     overview = Overview.look()
     output.show(overview.document(), json, overview.show)
     if not overview.complete:
-        raise typer.Exit(exits.ERROR if overview.forbidden else exits.UNREACHABLE)
+        raise typer.Exit(exit_codes.ERROR if overview.forbidden else exit_codes.UNREACHABLE)
 
 
 def version(json: Json = False) -> None:

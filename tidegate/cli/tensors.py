@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import orjson
 
-from tidegate.cli.exits import UsageError
+from tidegate.cli.exit_codes import UsageError
 from tidegate.client.casting import fit
 from tidegate.client.codec import Array
 
@@ -77,7 +77,7 @@ def _plain(array: Array) -> Array:
 
 
 def values_of(array: Array) -> list[Any]:
-    """The elements in row-major order, as JSON has them; bytes as text."""
+    """Return the elements in row-major order, as JSON values; bytes as text."""
     flat: list[Any] = array.ravel().tolist()
     return [_text(value) if isinstance(value, bytes) else value for value in flat]
 

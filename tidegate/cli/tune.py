@@ -1,4 +1,4 @@
-"""``tidegate tune``: what batching brings and costs for a model on this machine, and what to choose."""
+"""``tidegate tune``: measure the batching settings of a model on this machine, and choose one."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tidegate.cli.exits import ERROR, UsageError
+from tidegate.cli.exit_codes import ERROR, UsageError
 from tidegate.cli.options import Json, Name, seconds
 
 if TYPE_CHECKING:
     from tidegate.cli.api import Control, Doc
-    from tidegate.cli.study import Findings, Plan
+    from tidegate.cli.batching_sweep import SweepPlan, SweepResults
     from tidegate.tune.curve import Point
 
 _GRID, _REQUEST = "What to measure", "The request"
@@ -70,9 +70,9 @@ def tune(
     A temporary replica is measured, and removed afterwards. Without --data or --file the inputs are zeros.
     """
     from tidegate.cli.api import control, part
+    from tidegate.cli.batching_sweep import BatchingSweep, SweepPlan
     from tidegate.cli.infer import given_inputs
     from tidegate.cli.progress import Steps
-    from tidegate.cli.study import Plan, Study
     from tidegate.tune import grid
     from tidegate.tune.picture import drawable
 
@@ -84,7 +84,7 @@ def tune(
     version = plane.registry.get(f"/v1/models/{part(model)}/versions/{number}")
     drawable()
     picture = _writable(png or Path(f"{model}-tune.png"))
-    plan = Plan(
+    plan = SweepPlan(
         latency_ms=source["target_wait_ms"] if latency_ms is None else latency_ms,
         connections=grid.load_levels(connections),
         windows_ms=window_ms or grid.WINDOWS_MS,
@@ -94,20 +94,27 @@ def tune(
         inputs=given,
     )
     with Steps().shown() as steps:
-        findings = Study(plane, source, version, plan, steps).run()
-    _conclude(plane, source, plan, findings, picture, apply=apply, json=json)
+        results = BatchingSweep(plane, source, version, plan, steps).run()
+    _conclude(plane, source, plan, results, picture, apply=apply, json=json)
 
 
 def _conclude(
-    plane: Control, source: Doc, plan: Plan, findings: Findings, picture: Path, *, apply: bool, json: bool
+    plane: Control,
+    source: Doc,
+    plan: SweepPlan,
+    results: SweepResults,
+    picture: Path,
+    *,
+    apply: bool,
+    json: bool,
 ) -> None:
     from tidegate.cli import output
     from tidegate.tune.curve import choose
     from tidegate.tune.picture import draw
 
-    chosen = choose(findings.points, plan.latency_ms)
+    chosen = choose(results.points, plan.latency_ms)
     title = f"{source['model']} version {source['version']}"
-    draw(picture, title, findings.points, chosen, plan.latency_ms)
+    draw(picture, title, results.points, chosen, plan.latency_ms)
     stored = _store(plane, source, chosen) if chosen else None
     if apply and chosen:
         _apply(plane, source, chosen)
@@ -116,33 +123,39 @@ def _conclude(
         "version": source["version"],
         "deployment": source["name"],
         "latency_ms": plan.latency_ms,
-        "points": _documents(findings.points, chosen),
+        "points": _documents(results.points, chosen),
         "chosen": chosen.to_json() if chosen else None,
         "stored": stored,
         "applied": bool(apply and chosen),
-        "settings_left": findings.left,
+        "settings_left": results.left,
         "png": str(picture.resolve()),
     }
 
     def human() -> None:
-        rows = [_row(point, findings.points, chosen) for point in findings.points]
+        rows = [_row(point, results.points, chosen) for point in results.points]
         columns = ("max batch", "window ms", "connections", "req/s", "p50 ms", "p99 ms", "mean batch", "")
         output.table(rows, columns)
-        _tell(source, plan, findings, chosen, picture, applied=apply)
+        _tell(source, plan, results, chosen, picture, applied=apply)
 
     output.show(document, json, human)
     if chosen is None:
-        output.say(_nothing_fits(findings.points, plan), style="red")
+        output.say(_nothing_fits(results.points, plan), style="red")
         raise typer.Exit(ERROR)
 
 
 def _tell(
-    source: Doc, plan: Plan, findings: Findings, chosen: Point | None, picture: Path, *, applied: bool
+    source: Doc,
+    plan: SweepPlan,
+    results: SweepResults,
+    chosen: Point | None,
+    picture: Path,
+    *,
+    applied: bool,
 ) -> None:
     from tidegate.cli import output
 
-    if findings.left:
-        output.say(f"{findings.left} settings were left out: the time was over (--limit).", style="yellow")
+    if results.left:
+        output.say(f"No time was left for {results.left} settings (--limit).", style="yellow")
     if chosen:
         output.line(
             f"Chosen for a p99 within {plan.latency_ms:g} ms: {chosen.setting}, {chosen.rps:,.0f} requests/s "
@@ -155,7 +168,7 @@ def _tell(
     output.line(f"Picture: {picture}")
 
 
-def _nothing_fits(points: list[Point], plan: Plan) -> str:
+def _nothing_fits(points: list[Point], plan: SweepPlan) -> str:
     measured = [point.p99_ms for point in points if point.p99_ms is not None]
     if not measured:
         return f"No answer came within {plan.seconds:g} s: give each point more --seconds."
@@ -191,7 +204,7 @@ def _documents(points: list[Point], chosen: Point | None) -> list[dict[str, Any]
 
 
 def _store(plane: Control, source: Doc, chosen: Point) -> dict[str, float]:
-    """Lay the capacity over what the version's metrics are by now."""
+    """Merge the capacity into the version's current metrics."""
     from tidegate.cli.api import part
 
     path = f"/v1/models/{part(source['model'])}/versions/{source['version']}"
@@ -212,7 +225,7 @@ def _apply(plane: Control, source: Doc, chosen: Point) -> None:
 
 
 def _writable(path: Path) -> Path:
-    """Where the picture goes. Raises UsageError before anything is measured for nothing."""
+    """Return the picture's path. Raise UsageError before the measurement, not after it."""
     if path.suffix.lower() != ".png":
         raise UsageError(f"{path}: the picture is a .png file.")
     if path.is_dir() or not path.parent.is_dir():

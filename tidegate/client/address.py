@@ -44,11 +44,11 @@ def find(url: str | None, key: str | None, environ: Mapping[str, str] = os.envir
 
 
 def _in_use(key: str | None, environ: Mapping[str, str]) -> Address:
-    from tidegate.client import contexts as places
+    from tidegate.client import contexts
     from tidegate.kernel.settings.base import Settings
     from tidegate.kernel.settings.report import WRONG, problem_of
 
-    found = places.find("", environ, Path.cwd(), places.read())
+    found = contexts.find("", environ, Path.cwd(), contexts.read())
     try:
         settings = Settings(**found.fields)
     except WRONG as error:

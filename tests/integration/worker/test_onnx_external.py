@@ -16,7 +16,7 @@ from onnx import TensorProto, helper, numpy_helper
 from services.registry.adapters import artifact_inspection
 from services.registry.domain.archive_limits import ArchiveLimits
 from services.worker.adapters.triton_client import ModelInferRequest
-from tidegate.cli.exits import UsageError
+from tidegate.cli.exit_codes import UsageError
 from tidegate.cli.package import packed
 from tidegate.kernel.archives import is_archive
 from tidegate.kernel.errors import BadRequest

@@ -7,8 +7,9 @@ import json
 import httpx
 import pytest
 
-from tidegate.cli import api, exits
-from tidegate.cli.exits import UsageError
+from tidegate.cli import api
+from tidegate.cli import exit_codes as exits
+from tidegate.cli.exit_codes import UsageError
 from tidegate.cli.history import day_of, differences
 from tidegate.kernel.errors import Forbidden
 from tidegate.kernel.settings.base import Settings

@@ -180,7 +180,7 @@ def test_deploy_tells_what_triton_said(deployable: Any, tidegate: Any, tmp_path:
     )
     code, out, err = tidegate("deploy", "digits.onnx")
     assert code == 4
-    assert "\nTidegate goes on trying. Stop it: tidegate delete digits\n" in err
+    assert "\nTidegate keeps trying. Stop it: tidegate delete digits\n" in err
     assert out == ""
     assert told in err
 

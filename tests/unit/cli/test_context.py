@@ -10,7 +10,7 @@ import orjson
 import pytest
 
 from tidegate.cli import api, context
-from tidegate.cli.exits import UsageError
+from tidegate.cli.exit_codes import UsageError
 from tidegate.client import contexts as places
 from tidegate.client import started
 from tidegate.client.contexts import Context, Contexts, find, find_own

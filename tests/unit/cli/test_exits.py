@@ -7,7 +7,7 @@ from typing import Any
 import orjson
 import pytest
 
-from tidegate.cli import app, exits
+from tidegate.cli import app, exit_codes
 from tidegate.client.errors import BadAnswer, Unreachable, from_answer
 from tidegate.kernel import errors
 
@@ -19,7 +19,7 @@ from tidegate.kernel import errors
         (errors.Unauthorized("x"), 1),
         (errors.PayloadTooLarge("x"), 1),
         (BadAnswer("x"), 1),
-        (exits.UsageError("x"), 2),
+        (exit_codes.UsageError("x"), 2),
         (errors.NotFound("x"), 3),
         (errors.ModelFailed("x"), 4),
         (errors.DeadlinePassed("x"), 5),
@@ -32,11 +32,11 @@ from tidegate.kernel import errors
     ],
 )
 def test_codes(error: errors.TidegateError, code: int) -> None:
-    assert exits.code_of(error) == code
+    assert exit_codes.code_of(error) == code
 
 
 def run(monkeypatch: pytest.MonkeyPatch, error: BaseException, *arguments: str) -> int:
-    """What ``tidegate version`` exits with when it ends in ``error``."""
+    """What ``tidegate version`` exit_codes with when it ends in ``error``."""
 
     def fail(*_: Any, **__: Any) -> None:
         raise error

@@ -9,7 +9,7 @@ import orjson
 import pytest
 
 from tidegate.cli import logs, options, output
-from tidegate.cli.exits import UsageError
+from tidegate.cli.exit_codes import UsageError
 from tidegate.cli.progress import Steps
 
 

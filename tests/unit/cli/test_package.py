@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tidegate.cli.deploy import iso_time, name_of
-from tidegate.cli.exits import UsageError
+from tidegate.cli.exit_codes import UsageError
 from tidegate.cli.package import pack, packed
 
 

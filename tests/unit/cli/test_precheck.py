@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from tidegate.cli.exits import UsageError
+from tidegate.cli.deploy_request import DeployRequest
+from tidegate.cli.exit_codes import UsageError
 from tidegate.cli.precheck import check_here
-from tidegate.cli.publish import Order
 from tidegate.kernel.errors import BadRequest
 
 pytestmark = pytest.mark.unit
@@ -24,7 +24,7 @@ GIVEN = {"inputs": [X], "outputs": [{**X, "name": "y"}]}
 def check(folder: Path, source: str, signature: Any = None) -> None:
     path = folder / "mine.py"
     path.write_text(source)
-    check_here(Order(path=path, name="mine", signature=signature))
+    check_here(DeployRequest(path=path, name="mine", signature=signature))
 
 
 @pytest.mark.parametrize(

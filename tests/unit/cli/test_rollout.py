@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tidegate.cli.exits import UsageError
+from tidegate.cli.exit_codes import UsageError
 from tidegate.cli.export import selected, text_of
 from tidegate.cli.manage import documents
 from tidegate.cli.rollout import chosen, percent, rolled, weights

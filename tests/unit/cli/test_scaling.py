@@ -9,7 +9,7 @@ from typing import Any
 import orjson
 import pytest
 
-from tidegate.cli.exits import UsageError
+from tidegate.cli.exit_codes import UsageError
 from tidegate.cli.replay import variation
 from tidegate.cli.scaling import changes_of
 

@@ -10,7 +10,7 @@ import orjson
 import pytest
 
 from tidegate.cli import tensors
-from tidegate.cli.exits import UsageError
+from tidegate.cli.exit_codes import UsageError
 
 
 def test_json_by_name_bare_and_as_oip() -> None:

@@ -10,7 +10,7 @@ import httpx
 import orjson
 import pytest
 
-from tidegate.cli import study, trial
+from tidegate.cli import batching_sweep, temporary_deployment
 from tidegate.client.errors import BadAnswer
 from tidegate.tune.load_generator import LoadResult
 
@@ -97,8 +97,8 @@ def world(plane: Any, monkeypatch: pytest.MonkeyPatch) -> World:
         "GET /v1/models/digits/versions/1": VERSION,
         "PATCH /v1/models/digits/versions/1": VERSION,
     }
-    monkeypatch.setattr(trial, "REMOVAL_PAUSE_S", 0.0)
-    monkeypatch.setattr(trial, "POLL_S", 0.0)
+    monkeypatch.setattr(temporary_deployment, "REMOVAL_PAUSE_S", 0.0)
+    monkeypatch.setattr(temporary_deployment, "POLL_S", 0.0)
     return found
 
 
@@ -113,7 +113,7 @@ def load(monkeypatch: pytest.MonkeyPatch, world: World) -> list[int]:
         answers = 100 * world.batching[-1]["max_batch"] * connections
         return LoadResult(answers, 0, 2.0, 1.0 * connections, 10.0 * connections)
 
-    monkeypatch.setattr(study, "measure", measure)
+    monkeypatch.setattr(batching_sweep, "measure", measure)
     return seen
 
 
@@ -180,7 +180,7 @@ def test_out_of_time(world: World, load: list[int], tidegate: Any):
     code, _, err = tidegate("tune", "digits", "--limit", "0s", "-c", "8")
     assert code == 0
     assert load == [8], "one setting is measured in any case"
-    assert "6 settings were left out" in err
+    assert "No time was left for 6 settings" in err
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), BadAnswer("no figures"), signal.SIGTERM])
@@ -193,7 +193,7 @@ def test_taken_away_after_any_end(
             signal.raise_signal(error)
         raise error
 
-    monkeypatch.setattr(study, "measure", end)
+    monkeypatch.setattr(batching_sweep, "measure", end)
     world.stubborn = 2
     before = signal.getsignal(signal.SIGTERM)
     code, _, _ = tidegate("tune", "digits")
@@ -241,6 +241,6 @@ def test_what_is_there_is_not_touched(plane: Any, world: World, load: list[int],
 
 
 def test_names_stay_within_their_limit():
-    assert trial.name_for("digits") == "digits-tune"
-    assert trial.name_for("a" * 63) == "a" * 58 + "-tune"
-    assert trial.name_for("a" * 57 + "-bcdef") == "a" * 57 + "-tune"
+    assert temporary_deployment.name_for("digits") == "digits-tune"
+    assert temporary_deployment.name_for("a" * 63) == "a" * 58 + "-tune"
+    assert temporary_deployment.name_for("a" * 57 + "-bcdef") == "a" * 57 + "-tune"

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tidegate.cli.exits import UsageError
+from tidegate.cli.exit_codes import UsageError
 from tidegate.cli.health import deployment_row, shares
 from tidegate.cli.manage import documents
 from tidegate.cli.publish import judge

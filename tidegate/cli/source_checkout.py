@@ -1,4 +1,4 @@
-"""Commands that need Tidegate's source: the services are in it, and not in the wheel."""
+"""Check for Tidegate's source: it has the services, which the wheel does not have."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import tidegate
-from tidegate.cli.exits import UsageError
+from tidegate.cli.exit_codes import UsageError
 
 
 class NeedsSource(UsageError):
-    """The command starts or stops services, and this installation has only the client."""
+    """The command needs the services, but only the client is installed."""
 
     reason = "needs_source"
 

@@ -1,4 +1,4 @@
-"""A Deployment for a while, to try settings on: made, changed, and taken away whatever happens."""
+"""A temporary Deployment to measure settings on; it is always deleted at the end."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from tidegate.cli.api import Control, Doc, Service, part
-from tidegate.cli.ending import ending_as_interrupt, undisturbed
+from tidegate.cli.interrupts import interrupted_by_signals, interrupts_ignored
 from tidegate.cli.output import say
 from tidegate.cli.progress import Steps
 from tidegate.cli.publish import STALE_S, answers, judge, status_of
@@ -16,11 +16,11 @@ from tidegate.tune.grid import BatchSetting
 
 SUFFIX = "-tune"
 POLL_S = 0.25
-# Beyond the Deployment's own limits: for the autoscaler and the router to see and to say it.
+# Seconds, added to the Deployment's own limits, for autoscaler and router to notice and to report.
 PATIENCE_S = 30.0
 REMOVAL_TRIES = 5
 REMOVAL_PAUSE_S = 1.0
-# What decides how a replica works; the rest (scale, queue, override) is the trial's own.
+# These decide how a replica works; scale, queue and override are the temporary Deployment's own.
 _TAKEN_OVER = (
     "model",
     "version",
@@ -36,12 +36,12 @@ _TAKEN_OVER = (
 
 
 def name_for(model: str) -> str:
-    """What the trial's Deployment and Endpoint are called."""
+    """Return the name of the temporary Deployment and Endpoint."""
     return model[: 63 - len(SUFFIX)].rstrip("-.") + SUFFIX
 
 
-class Trial:
-    """One replica like those of ``source``, with an Endpoint of its own that nobody else knows."""
+class TemporaryDeployment:
+    """One replica like those of ``source``, with an Endpoint of its own."""
 
     def __init__(self, control: Control, source: Doc, steps: Steps) -> None:
         self.name = name_for(str(source["model"]))
@@ -53,23 +53,23 @@ class Trial:
         self.replica: Doc = {}
 
     @contextmanager
-    def running(self, setting: BatchSetting | None) -> Iterator[Trial]:
-        """The replica is ready in the body; ``setting`` None: with the source's batching.
+    def running(self, setting: BatchSetting | None) -> Iterator[TemporaryDeployment]:
+        """Run the body with a ready replica; ``setting`` None means the source's batching.
 
-        Deployment and Endpoint are gone afterwards, also after an error, Ctrl-C or SIGTERM.
+        Deployment and Endpoint are deleted afterwards, also after an error, Ctrl-C or SIGTERM.
         """
         paths = [f"/v1/{kind}/{part(self.name)}" for kind in ("deployments", "endpoints")]
         self._check_free(paths)
-        with ending_as_interrupt():
+        with interrupted_by_signals():
             try:
                 self._create(paths, setting)
                 yield self
             finally:
-                with undisturbed():
+                with interrupts_ignored():
                     self._remove(paths)
 
     def use(self, setting: BatchSetting) -> None:
-        """Go on with another setting; returns when the replica that has it is the only one, and ready."""
+        """Change the setting, and wait until its replica is ready and the only one."""
         if setting == self._setting:
             return
         path = f"/v1/deployments/{part(self.name)}"
@@ -78,7 +78,7 @@ class Trial:
         self._wait()
 
     def signature(self) -> Doc | None:
-        """What the replica's model server says of its model, in the form of a ``Signature``."""
+        """Return the model's signature as its model server reports it, or None."""
         found: Doc | None = self.replica.get("signature")
         return found
 
@@ -103,7 +103,7 @@ class Trial:
         self._wait()
 
     def _wait(self) -> None:
-        """Until one replica that was not there before is ready, all others are gone, and calls reach it."""
+        """Wait until one new replica is ready, all others have ended, and calls reach it."""
         began, wall = time.monotonic(), time.time()
         limit_s = (
             float(self._source.get("start_timeout_s", 120.0))
@@ -138,7 +138,7 @@ class Trial:
         return replicas[0]
 
     def _remove(self, paths: list[str]) -> None:
-        """The Endpoint first: a Deployment in use cannot be deleted."""
+        """Delete the Endpoint first, because a Deployment in use cannot be deleted."""
         self._steps.change(self.name, "stopping", "removing it")
         left = []
         for path in reversed(paths):
@@ -161,7 +161,7 @@ def _is_there(registry: Service, path: str) -> bool:
 
 
 def _delete(registry: Service, path: str) -> None:
-    """Delete, trying again for a while where the registry does not answer; what is not there is no error."""
+    """Delete, with retries while the registry does not answer. A missing object is no error."""
     for left in reversed(range(REMOVAL_TRIES)):
         try:
             registry.delete(path)

@@ -1,4 +1,4 @@
-"""Exit codes: part of the interface, scripts test for them."""
+"""Exit codes. Scripts test for them, so they are part of the interface."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class UsageError(errors.TidegateError):
 
 
 def code_of(error: errors.TidegateError) -> int:
-    """The exit code for an error."""
+    """Return the exit code for an error."""
     if isinstance(error, UsageError):
         return USAGE
     return next((_BY_ERROR[cls] for cls in type(error).__mro__ if cls in _BY_ERROR), ERROR)

@@ -1,4 +1,4 @@
-"""Let commands that clean up end in order on Ctrl-C and SIGTERM."""
+"""Signals of commands that clean up: Ctrl-C and SIGTERM end them in order."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _ENDING = (signal.SIGTERM, signal.SIGHUP)
 
 
 @contextmanager
-def ending_as_interrupt() -> Iterator[None]:
+def interrupted_by_signals() -> Iterator[None]:
     """End the body on SIGTERM and SIGHUP as on Ctrl-C."""
 
     def interrupt(*_: Any) -> None:
@@ -22,7 +22,7 @@ def ending_as_interrupt() -> Iterator[None]:
 
 
 @contextmanager
-def undisturbed() -> Iterator[None]:
+def interrupts_ignored() -> Iterator[None]:
     """Ignore a second Ctrl-C, so that nothing is left behind; the body ends within about a minute."""
     with _handled(dict.fromkeys((*_ENDING, signal.SIGINT), signal.SIG_IGN)):
         yield

@@ -1,4 +1,4 @@
-"""The measuring of ``tidegate tune``: every setting, at every load, on a replica of its own."""
+"""The measurement of ``tidegate tune``: each batching setting at each load, on a replica of its own."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from tidegate.cli.api import Control, Doc, token_of
-from tidegate.cli.exits import UsageError
+from tidegate.cli.exit_codes import UsageError
 from tidegate.cli.progress import Steps
 from tidegate.cli.publish import status_of
-from tidegate.cli.trial import Trial
+from tidegate.cli.temporary_deployment import TemporaryDeployment
 from tidegate.client.codec import Tensor, encode_request
 from tidegate.client.core import arrange
 from tidegate.kernel.errors import BadRequest, ModelFailed, TidegateError, Unavailable
@@ -23,8 +23,8 @@ from tidegate.tune.measurement import GatewayAddress, measure, request_bytes
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
-    """What to measure, in at most ``limit_s``. ``max_batch`` and ``inputs`` None: by the signature."""
+class SweepPlan:
+    """What to measure, within ``limit_s``. ``max_batch`` and ``inputs`` default to the signature's."""
 
     latency_ms: float
     connections: Sequence[int]
@@ -36,49 +36,49 @@ class Plan:
 
 
 @dataclass(frozen=True, slots=True)
-class Findings:
-    """What was measured. ``left``: settings that the time did not suffice for."""
+class SweepResults:
+    """The measurements. ``left`` has the settings for which there was no time."""
 
     points: list[Point]
     left: int
 
 
-class Study:
-    """Measures ``source``, a Deployment as the registry has it, of ``version``."""
+class BatchingSweep:
+    """A sweep over batching settings for ``source``, a Deployment of ``version`` from the registry."""
 
-    def __init__(self, control: Control, source: Doc, version: Doc, plan: Plan, steps: Steps) -> None:
+    def __init__(self, control: Control, source: Doc, version: Doc, plan: SweepPlan, steps: Steps) -> None:
         self._control = control
         self._version = version
         self._plan = plan
         self._steps = steps
         self._limit = source.get("max_concurrency")
-        self._trial = Trial(control, source, steps)
+        self._temporary = TemporaryDeployment(control, source, steps)
         self._address = GatewayAddress.of(control.settings.gateway_url)
         self._request = b""
         self._points: list[Point] = []
 
-    def run(self) -> Findings:
-        """Make the replica, measure, take it away.
+    def run(self) -> SweepResults:
+        """Start the replica, measure, remove it.
 
-        Raises ModelFailed, BadRequest, Unavailable, and UsageError for inputs that do not fit.
+        Raise ModelFailed, BadRequest, Unavailable, and UsageError for inputs that do not fit.
         """
         end = time.monotonic() + self._plan.limit_s
         signature = self._version.get("signature")
-        # Without a signature the model itself says how many rows it takes: as it is deployed.
+        # Without a signature, the deployed model says how many rows it takes.
         first = self._settings(signature)[0] if signature else None
-        with self._trial.running(first):
+        with self._temporary.running(first):
             settings = self._settings(signature or self._learned())
             left = len(settings)
             for setting in settings:
                 if time.monotonic() >= end and self._points:
                     break
-                self._trial.use(setting)
+                self._temporary.use(setting)
                 self._measure(setting, f"{len(settings) - left + 1} of {len(settings)}")
                 left -= 1
-        return Findings(self._points, left)
+        return SweepResults(self._points, left)
 
     def _learned(self) -> Doc:
-        signature = self._trial.signature()
+        signature = self._temporary.signature()
         if signature is None:
             raise BadRequest(
                 "The model server does not report the model's inputs, so no request can be made. Deploy the "
@@ -87,13 +87,13 @@ class Study:
         return signature
 
     def _settings(self, signature: Doc) -> list[BatchSetting]:
-        """The settings in the order of measuring; the request is made on the way."""
+        """Return the settings in the order of measuring, and build the request."""
         if signature.get("decoupled"):
             raise BadRequest("The model is decoupled (many answers to a request): there is no batch to tune.")
         tensors = self._tensors(signature)
         body, head = encode_request(tensors)
         token = token_of(self._control.settings)
-        self._request = request_bytes(self._address, self._trial.name, body, head, token)
+        self._request = request_bytes(self._address, self._temporary.name, body, head, token)
         limit = int(signature["max_batch_size"])
         rows = inputs.rows_of(tensors, limit)
         if limit and rows > limit:
@@ -115,7 +115,7 @@ class Study:
         row, mine = f"{setting}", []
         for connections in self._plan.connections:
             self._steps.change(row, "running", f"{number}: {_callers(connections)}")
-            before = calls.read(self._trial.replica)
+            before = calls.read(self._temporary.replica)
             figures = measure(self._address, self._request, connections, self._plan.seconds)
             if figures.failed and not figures.answers:
                 raise _no_answers(figures, f"With {row} and {_callers(connections)}")
@@ -124,11 +124,11 @@ class Study:
         self._steps.change(row, "done", f"{number}: {_in_words(mine, self._plan.latency_ms)}")
 
     def _batch_since(self, before: calls.Calls | None) -> float | None:
-        """The mean batch of the run; where the worker's counters are out of reach, of its last calls."""
-        now = calls.read(self._trial.replica) if before else None
+        """Return the mean batch of the run, or of the worker's last calls without its counters."""
+        now = calls.read(self._temporary.replica) if before else None
         if before and now:
             return now.mean_since(before)
-        status = status_of(self._control, self._trial.name)
+        status = status_of(self._control, self._temporary.name)
         reports: list[Doc] = status["replicas"] if status else []
         return reports[0]["batch_mean"] if reports else None
 

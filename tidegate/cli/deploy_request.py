@@ -1,0 +1,29 @@
+"""The request of ``tidegate deploy``, as its options say it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tidegate.cli.api import Doc
+
+
+@dataclass(frozen=True, slots=True)
+class DeployRequest:
+    """What to serve, under which name, and how. ``options`` is a partial DeploymentSpec.
+
+    ``requirements`` None: those that a folder brings itself.
+    """
+
+    path: Path
+    name: str
+    format: str | None = None
+    options: Doc = field(default_factory=dict)
+    signature: Doc | None = None
+    requirements: list[str] | None = None
+    metadata: Doc = field(default_factory=dict)
+    allow_pickle: bool = False
+    breaking: bool = False
