@@ -24,8 +24,8 @@ from benchmarks import options, report, session, stack
 from benchmarks.client import Client
 from benchmarks.stack import Stack
 from services.gateway.application.access import Access
-from services.gateway.domain.keys import KeyTable
-from services.gateway.domain.tokens import Meter
+from services.gateway.domain.key_limiter import KeyLimiter
+from services.gateway.domain.key_table import KeyTable
 from tidegate.kernel.protocol.access import Allowance, Key, Principal, digest_of
 
 CONNECTIONS = 64
@@ -174,7 +174,7 @@ def cases() -> dict[str, Callable[[], None]]:
     found: dict[str, Callable[[], None]] = {}
 
     def add(name: str, allowance: Allowance, given: dict[bytes, bytes], tell: bool) -> None:
-        meter = Meter("ab12", allowance, lambda _: None)
+        meter = KeyLimiter("ab12", allowance, lambda _: None)
         meter.slots = allowance.concurrency or 0
         for kind in (meter.rate, meter.of_day, meter.of_month):
             if kind is not None:

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING
 from fastapi import APIRouter, FastAPI
 
 from services.gateway.adapters.key_cache import KeyCache
-from services.gateway.adapters.rate_leases import Leases
-from services.gateway.adapters.store.limits import LimitStore
-from services.gateway.adapters.store.usage import JobUsage
-from services.gateway.adapters.usage import Usage
+from services.gateway.adapters.limit_leases import LimitLeases
+from services.gateway.adapters.store.job_usage import JobUsageStore
+from services.gateway.adapters.store.limit_accounts import LimitAccounts
+from services.gateway.adapters.usage_reporter import UsageReporter
 from services.gateway.api import proxy
 from services.gateway.api.proxy import ControlPlaneProxy
 from services.gateway.application.access import Access
-from services.gateway.domain.keys import KeyTable
+from services.gateway.domain.key_table import KeyTable
 from services.gateway.settings import GatewaySettings
 from tidegate.kernel.service.app import LOOPBACK
 
@@ -23,12 +23,12 @@ if TYPE_CHECKING:
     from services.gateway.adapters.jwks import Jwks
 
 
-class Gatehouse:
+class AccessWiring:
     """Starts before the first caller, stops after the last."""
 
     def __init__(self, settings: GatewaySettings, incarnation: str, processes: Callable[[], int]) -> None:
         """``processes``: how many gateway processes share the limits."""
-        self._store = LimitStore.connect(settings.redis_url)
+        self._store = LimitAccounts.connect(settings.redis_url)
         self._keys = KeyCache(
             settings.registry_url,
             settings.service_token,
@@ -37,9 +37,11 @@ class Gatehouse:
             amqp_url=settings.amqp_url,
             incarnation=incarnation,
         )
-        self._leases = Leases(self._store, incarnation, processes, self._keys.used)
-        self._job_usage = JobUsage.connect(settings.jobs_url)
-        self._usage = Usage(settings.amqp_url, incarnation, settings.usage_interval_s, self._job_usage)
+        self._leases = LimitLeases(self._store, incarnation, processes, self._keys.used)
+        self._job_usage = JobUsageStore.connect(settings.jobs_url)
+        self._usage = UsageReporter(
+            settings.amqp_url, incarnation, settings.usage_interval_s, self._job_usage
+        )
         self._jwks = _jwks(settings)
         self.access = Access(
             # Beyond this machine nobody comes in unknown, whatever the settings say.

@@ -14,12 +14,13 @@ from fastapi import FastAPI
 from starlette.types import ASGIApp
 
 from services.gateway import processes
-from services.gateway.access_wiring import Gatehouse
+from services.gateway.access_wiring import AccessWiring
 from services.gateway.adapters.dispatcher import Dispatcher
 from services.gateway.adapters.heartbeat import Heartbeat
 from services.gateway.adapters.model_metadata import ModelMetadataCache
 from services.gateway.adapters.route_table import RouteTableCache
 from services.gateway.api import cors, home, models
+from services.gateway.api.body_limits import BodyLimits
 from services.gateway.api.cors import CrossOriginHandler
 from services.gateway.api.generate import GenerateRoutes
 from services.gateway.api.grpc.health import HealthService
@@ -30,14 +31,13 @@ from services.gateway.api.inference import openapi
 from services.gateway.api.inference.asgi_fallback import AsgiFallback
 from services.gateway.api.inference.handler import InferenceHandler
 from services.gateway.api.inference.hot_path import HotPathProtocol
-from services.gateway.api.limits import Limits
 from services.gateway.api.metrics import GatewayMetrics
 from services.gateway.application.access_log import AccessLog, access_log_of
 from services.gateway.application.catalogue import Catalogue
 from services.gateway.application.inference.core import InferenceCore
 from services.gateway.domain.cors import Origins
 from services.gateway.domain.memory_budget import MemoryBudget
-from services.gateway.job_wiring import JobOffice
+from services.gateway.job_wiring import JobWiring
 from services.gateway.settings import GatewaySettings
 from tidegate.kernel.blobs.claims import Claims
 from tidegate.kernel.blobs.store import Blobs
@@ -73,13 +73,13 @@ class Parts(NamedTuple):
 
     store: Store
     blobs: Blobs
-    limits: Limits
+    limits: BodyLimits
     metrics: GatewayMetrics
     core: InferenceCore
     cards: ModelMetadataCache
     catalogue: Catalogue
-    gatehouse: Gatehouse
-    office: JobOffice
+    access_wiring: AccessWiring
+    job_wiring: JobWiring
     log: AccessLog
 
 
@@ -88,7 +88,7 @@ def build(settings: GatewaySettings) -> Gateway:
     certificate = certificate_of(settings)
     parts = _parts(settings)
     origins = Origins.of(settings.cors_origins)
-    core, access, limits, metrics = parts.core, parts.gatehouse.access, parts.limits, parts.metrics
+    core, access, limits, metrics = parts.core, parts.access_wiring.access, parts.limits, parts.metrics
     app = create_app(
         name="gateway",
         settings=settings,
@@ -98,8 +98,8 @@ def build(settings: GatewaySettings) -> Gateway:
             models.health,
             models.router,
             GenerateRoutes(core, access, limits, metrics, parts.log).router,
-            *parts.office.routers,
-            parts.gatehouse.router,
+            *parts.job_wiring.routers,
+            parts.access_wiring.router,
         ],
         identify=access.authenticate,
         front=openapi.PATHS,
@@ -115,7 +115,7 @@ def build(settings: GatewaySettings) -> Gateway:
         metrics=metrics,
         log=parts.log,
         labels=parts.cards.labels,
-        jobs=parts.office.door,
+        jobs=parts.job_wiring.door,
         body_bytes_per_s=settings.http_body_bytes_per_s,
     )
     if origins:
@@ -136,7 +136,7 @@ def _parts(settings: GatewaySettings) -> Parts:
         Blobs(settings.blob_url),
         GatewayMetrics(lambda: routes.table),
     )
-    limits = Limits(
+    limits = BodyLimits(
         body_bytes=settings.max_body_bytes,
         json_bytes=settings.max_json_bytes,
         bodies=MemoryBudget(settings.max_inflight_bytes),
@@ -163,9 +163,11 @@ def _parts(settings: GatewaySettings) -> Parts:
     cards = ModelMetadataCache(store, routes.deployments)
     catalogue = Catalogue(core, cards, store)
     log = access_log_of(settings)
-    gatehouse = Gatehouse(settings, incarnation.hex(), lambda: reporter.gateways)
-    office = JobOffice(settings, incarnation.hex(), core, gatehouse.access, blobs, cards.labels, limits, log)
-    return Parts(store, blobs, limits, metrics, core, cards, catalogue, gatehouse, office, log)
+    access_wiring = AccessWiring(settings, incarnation.hex(), lambda: reporter.gateways)
+    job_wiring = JobWiring(
+        settings, incarnation.hex(), core, access_wiring.access, blobs, cards.labels, limits, log
+    )
+    return Parts(store, blobs, limits, metrics, core, cards, catalogue, access_wiring, job_wiring, log)
 
 
 @asynccontextmanager
@@ -179,9 +181,9 @@ async def _running(
     app.state.health.add("broker", core.dispatcher.problem)
     parts.log.start()
     await core.routes.start()
-    await parts.gatehouse.start(app)
+    await parts.access_wiring.start(app)
     core.dispatcher.start()
-    parts.office.start()
+    parts.job_wiring.start()
     await core.reporter.start()
     cards.start()
     app.state.grpc = grpc = _grpc_door(settings, parts, app.state.health, certificate)
@@ -192,10 +194,10 @@ async def _running(
         watch.cancel()
     await grpc.stop()
     await cards.stop()
-    await parts.office.stop()
+    await parts.job_wiring.stop()
     await core.dispatcher.stop()
     await core.reporter.stop()
-    await parts.gatehouse.stop()
+    await parts.access_wiring.stop()
     await core.routes.stop()
     await parts.log.stop()
     await parts.store.close()
@@ -205,7 +207,7 @@ async def _running(
 def _grpc_door(
     settings: GatewaySettings, parts: Parts, health: Health, certificate: ServerCertificate | None
 ) -> GrpcServer:
-    access = parts.gatehouse.access
+    access = parts.access_wiring.access
     calls = GrpcInference(parts.core, access, parts.cards, parts.metrics, parts.log)
     # The size of a message with a body of the limit, and some room for its head.
     inference = InferenceService(

@@ -6,22 +6,22 @@ from collections.abc import Callable
 
 from fastapi import APIRouter
 
+from services.gateway.adapters.acknowledged_jobs import AcknowledgedJobs
 from services.gateway.adapters.job_queue import JobQueue
-from services.gateway.adapters.router import Router
+from services.gateway.adapters.router_client import RouterClient
 from services.gateway.adapters.store.batches import BatchStore
-from services.gateway.adapters.tally import Tally
-from services.gateway.api.batches import BatchesDoor
-from services.gateway.api.job_answers import JobAnswers
-from services.gateway.api.job_door import JobDoor
-from services.gateway.api.jobs import JobsDoor
-from services.gateway.api.limits import Limits
-from services.gateway.api.webhooks import WebhooksDoor
+from services.gateway.api.batches import BatchHandlers
+from services.gateway.api.body_limits import BodyLimits
+from services.gateway.api.job_responses import JobResponses
+from services.gateway.api.job_submission import JobSubmissionHandler
+from services.gateway.api.jobs import JobHandlers
+from services.gateway.api.webhooks import WebhookHandlers
 from services.gateway.application.access import Access
 from services.gateway.application.access_log import AccessLog
 from services.gateway.application.inference.core import InferenceCore
-from services.gateway.application.jobs.batches import Batches
-from services.gateway.application.jobs.results import Results
-from services.gateway.application.jobs.submission import Jobs
+from services.gateway.application.jobs.batches import BatchService
+from services.gateway.application.jobs.results import JobResults
+from services.gateway.application.jobs.submission import JobService
 from services.gateway.domain.classification import Labels
 from services.gateway.settings import GatewaySettings
 from tidegate.kernel.blobs.claims import Claims
@@ -31,7 +31,7 @@ from tidegate.kernel.store import JobStore
 from tidegate.kernel.store.webhooks import WebhookStore
 
 
-class JobOffice:
+class JobWiring:
     """Starts after the dispatcher, by which models are woken, and stops before it."""
 
     def __init__(
@@ -42,14 +42,14 @@ class JobOffice:
         access: Access,
         blobs: Blobs,
         labels: Callable[[str], Labels],
-        limits: Limits,
+        limits: BodyLimits,
         log: AccessLog,
     ) -> None:
         """``labels``: the names of a Deployment's classes."""
         self._store, self._queue = JobStore.connect(settings.jobs_url), JobQueue(settings.amqp_url)
         # What the store of the jobs holds it holds in memory.
         claims = Claims(blobs, min(settings.claim_above_bytes, LARGE))
-        self._jobs = Jobs(
+        self._jobs = JobService(
             core,
             self._store,
             self._queue,
@@ -58,10 +58,10 @@ class JobOffice:
             retention_s=settings.job_retention_s,
             most_waiting=settings.max_waiting_jobs,
         )
-        results = Results(self._store, claims, labels)
-        answers = JobAnswers(results, core.reporter)
+        results = JobResults(self._store, claims, labels)
+        answers = JobResponses(results, core.reporter)
         self._batch_store = BatchStore.connect(settings.jobs_url)
-        self._batches = Batches(
+        self._batches = BatchService(
             self._batch_store,
             self._jobs,
             results,
@@ -70,7 +70,7 @@ class JobOffice:
             incarnation,
             keep_s=settings.job_retention_s,
         )
-        batches_door = BatchesDoor(
+        batches_door = BatchHandlers(
             self._batches,
             limits,
             file_bytes=settings.max_batch_bytes,
@@ -78,13 +78,13 @@ class JobOffice:
             lines=settings.max_batch_lines,
         )
         self._schedule = WebhookStore.connect(settings.jobs_url)
-        self._router = Router(settings.router_url, settings.service_token)
-        self._tally = Tally(self._store, incarnation, lambda: self._jobs.acknowledged)
-        self.door = JobDoor(self._jobs, answers, access, log)
+        self._router = RouterClient(settings.router_url, settings.service_token)
+        self._tally = AcknowledgedJobs(self._store, incarnation, lambda: self._jobs.acknowledged)
+        self.door = JobSubmissionHandler(self._jobs, answers, access, log)
         self.routers: list[APIRouter] = [
-            JobsDoor(self._jobs, answers, access).router,
+            JobHandlers(self._jobs, answers, access).router,
             batches_door.router,
-            WebhooksDoor(self._jobs, self._schedule, self._router).router,
+            WebhookHandlers(self._jobs, self._schedule, self._router).router,
         ]
 
     def start(self) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from services.gateway.domain.batches import Chunk
+from services.gateway.domain.batches import FileChunk
 from tidegate.kernel.blobs.store import Blobs
 from tidegate.kernel.errors import BadRequest, PayloadTooLarge
 
@@ -28,17 +28,17 @@ class LineWriter:
         self.held += len(line) + 1
         return self.held >= self._most_bytes or len(self._lines) >= CHUNK_LINES
 
-    async def write(self) -> Chunk | None:
+    async def write(self) -> FileChunk | None:
         """Put what is held on disk; None: nothing is. Raises Unavailable, and holds it still."""
         if not self._lines:
             return None
         lines, size = self._lines, self.held
         key = await self._blobs.put(b"\n".join((*lines, b"")), self._keep_s, durable=True)
         self._lines, self.held = [], 0
-        return Chunk(key, len(lines), size)
+        return FileChunk(key, len(lines), size)
 
 
-class Splitter:
+class LineSplitter:
     """Bytes as they come into lines; raises PayloadTooLarge, BadRequest."""
 
     def __init__(self, *, line_bytes: int, total_bytes: int, lines: int) -> None:

@@ -13,7 +13,7 @@ import httpx
 import jwt
 import orjson
 
-from services.gateway.domain.roles import principal_of
+from services.gateway.domain.jwt_claims import principal_of
 from tidegate.kernel import tasks, telemetry
 from tidegate.kernel.errors import Unauthorized, Unavailable
 from tidegate.kernel.protocol.access import Principal

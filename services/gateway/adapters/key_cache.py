@@ -12,8 +12,8 @@ from urllib.parse import quote
 import httpx
 import orjson
 
-from services.gateway.domain.keys import KeyTable
-from services.gateway.domain.limits import Used
+from services.gateway.domain.key_table import KeyTable
+from services.gateway.domain.lease_messages import PriorUsage
 from tidegate.kernel import tasks, telemetry
 from tidegate.kernel.broker.connection import Channel, Connection, Delivery
 from tidegate.kernel.broker.topology import EVENTS, REGISTRY_CHANGED, events_queue
@@ -73,12 +73,12 @@ class KeyCache:
         await self.connection.stop()
         await self._http.aclose()
 
-    async def used(self, principal: str, day: str) -> Used:
+    async def used(self, principal: str, day: str) -> PriorUsage:
         """What the registry knows of a principal's requests; raises Unavailable."""
         try:
             answer = await self._http.get(f"/v1/usage/{quote(principal, safe='')}/quota", params={"day": day})
             told = answer.raise_for_status().json()
-            return Used(principal, day, day[:7], int(told["day"]), int(told["month"]))
+            return PriorUsage(principal, day, day[:7], int(told["day"]), int(told["month"]))
         except (httpx.HTTPError, ValueError, KeyError) as error:
             raise Unavailable(
                 f"The registry does not report usage: {error or type(error).__name__}."

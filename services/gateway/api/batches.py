@@ -10,11 +10,11 @@ from fastapi.responses import StreamingResponse
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
-from services.gateway.adapters.batch_files import Splitter
+from services.gateway.adapters.batch_files import LineSplitter
+from services.gateway.api.body_limits import BodyLimits, UploadMemory
 from services.gateway.api.decompression import Decompressor, encoding_of
-from services.gateway.api.limits import Held, Limits
-from services.gateway.api.records import id_in_path, json_response, page, read_cursor, request_principal
-from services.gateway.application.jobs.batches import Batches
+from services.gateway.api.job_http import id_in_path, json_response, page, read_cursor, request_principal
+from services.gateway.application.jobs.batches import BatchService
 from services.gateway.domain import job_options
 from services.gateway.domain.batches import Batch
 from services.gateway.domain.job_options import JobOptions
@@ -25,14 +25,14 @@ from tidegate.kernel.protocol.access import ADMIN, ANONYMOUS
 PIECE = 64 * 1024
 
 
-class BatchesDoor:
+class BatchHandlers:
     """The paths below ``/v1/batches``. ``limits``: the budget of what is held of files that come in.
 
     Further limits: bytes of a file and of a line, and lines.
     """
 
     def __init__(
-        self, batches: Batches, limits: Limits, *, file_bytes: int, line_bytes: int, lines: int
+        self, batches: BatchService, limits: BodyLimits, *, file_bytes: int, line_bytes: int, lines: int
     ) -> None:
         self._batches = batches
         self._limits = limits
@@ -58,8 +58,8 @@ class BatchesDoor:
         """Take in a file with one request a line (JSONL); the parameters are for lines that name none."""
         who = request_principal()
         options = job_options.from_fields({"priority": priority, "ttl_s": ttl_s}, JobOptions(level="low"))
-        splitter = Splitter(line_bytes=self._line_bytes, total_bytes=self._file_bytes, lines=self._lines)
-        held = Held(self._limits, known=who is not ANONYMOUS)
+        splitter = LineSplitter(line_bytes=self._line_bytes, total_bytes=self._file_bytes, lines=self._lines)
+        held = UploadMemory(self._limits, known=who is not ANONYMOUS)
         try:
             batch = await self._batches.create(
                 _plain(request), splitter, model, version, options, who, held.resize

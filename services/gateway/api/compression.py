@@ -7,7 +7,7 @@ import zlib
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from services.gateway.api.limits import Headers
+from services.gateway.api.body_limits import Headers
 from tidegate.kernel.protocol.envelope import Buffer
 
 # Below this the header costs more than is saved; above that it is done beside the event loop.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Iterator
 
-from services.gateway.api.limits import STEP, Body, Headers, Limits
+from services.gateway.api.body_limits import STEP, Body, BodyLimits, Headers
 from services.gateway.domain import oip
 from tidegate.kernel.errors import BadRequest
 from tidegate.kernel.protocol.envelope import Buffer
@@ -71,7 +71,7 @@ def encoding_of(headers: Headers) -> str:
     return "" if found in _PLAIN else found
 
 
-def inflated(packed: Buffer, headers: Headers, limits: Limits, *, known: bool = False) -> Body | None:
+def inflated(packed: Buffer, headers: Headers, limits: BodyLimits, *, known: bool = False) -> Body | None:
     """The unpacked body, counted against the budget while it grows; None: it is not packed.
 
     ``known``: its caller has shown a good credential.

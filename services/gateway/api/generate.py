@@ -13,16 +13,16 @@ from fastapi import APIRouter, Request, Response
 from starlette.requests import ClientDisconnect
 from starlette.types import Send
 
+from services.gateway.api.body_limits import Body, BodyLimits, Headers
 from services.gateway.api.cancellable_response import EVENT_STREAM, CancellableResponse
 from services.gateway.api.decompression import inflated
 from services.gateway.api.inference.handler import CALLER_GONE, CLIENT_CLOSED, server_timing
-from services.gateway.api.limits import Body, Headers, Limits
 from services.gateway.api.metrics import GatewayMetrics
 from services.gateway.application.access import Access, Grant
 from services.gateway.application.access_log import AccessLog
 from services.gateway.application.inference.core import InferenceCore, InferenceResult, parse_timeout
 from services.gateway.domain import generate
-from services.gateway.domain.spent import Spent
+from services.gateway.domain.usage_cost import UsageCost
 from tidegate.kernel import telemetry
 from tidegate.kernel.errors import BadRequest, ModelFailed, TidegateError
 from tidegate.kernel.protocol.access import ANONYMOUS, Principal
@@ -44,12 +44,12 @@ class GenerateCall(NamedTuple):
     held: Body
     started: float
     grant: Grant | None
-    spent: Spent
+    cost: UsageCost
 
     def end(self) -> None:
         """It is over, however it ended."""
         if self.grant is not None:
-            self.grant.streamed(self.spent, len(self.body))
+            self.grant.streamed(self.cost, len(self.body))
         self.held.release()
 
 
@@ -60,7 +60,7 @@ class GenerateRoutes:
         self,
         core: InferenceCore,
         access: Access,
-        limits: Limits,
+        limits: BodyLimits,
         metrics: GatewayMetrics,
         log: AccessLog | None = None,
     ) -> None:
@@ -109,7 +109,7 @@ class GenerateRoutes:
         except BaseException:
             held.release()
             raise
-        return GenerateCall(model, version, timeout_ms, body, held, started, grant, Spent())
+        return GenerateCall(model, version, timeout_ms, body, held, started, grant, UsageCost())
 
     def _answers(self, call: GenerateCall) -> AsyncGenerator[InferenceResult]:
         stream = self._core.stream(
@@ -118,7 +118,7 @@ class GenerateRoutes:
             call.timeout_ms,
             lambda contract: generate.decode(call.body, contract),
             telemetry.request_id.get().encode("latin-1", "replace"),
-            call.spent.begin,
+            call.cost.begin,
         )
         return self._watch(call, self._metrics.watch(call.model, call.started, stream))
 
@@ -147,7 +147,7 @@ class GenerateRoutes:
     ) -> None:
         """Log how a request ended: with its first answer, or with an error."""
         received, total = len(call.body), time.perf_counter() - call.started
-        chunks = call.spent.answers
+        chunks = call.cost.answers
         if isinstance(end, TidegateError):
             status = CLIENT_CLOSED if end.reason == CALLER_GONE else status_of(end)
             self._log.refused(
@@ -164,7 +164,7 @@ class GenerateRoutes:
         elif end is not None and self._log.take():
             self._log.answered(
                 "rest", call.model, end, who, rid, status=200, received=received, total=total, chunks=chunks,
-                sent=call.spent.sent,
+                sent=call.cost.sent,
             )  # fmt: skip
 
     async def _one(self, call: GenerateCall, send: Send) -> None:
@@ -216,7 +216,7 @@ def _encoded(call: GenerateCall, answer: InferenceResult) -> bytes:
         answer.parameters,
         answer.reply.data,
     )
-    call.spent.add(answer.reply, answer.parameters, len(body))
+    call.cost.add(answer.reply, answer.parameters, len(body))
     return body
 
 

@@ -1,4 +1,4 @@
-"""What can be asked of jobs: status, result, cancel, events, list, retry. ``job_door.py`` takes them in."""
+"""The HTTP API of accepted jobs: status, result, cancel, events, list, retry."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from fastapi import APIRouter, Query, Request
 from starlette.responses import Response
 from starlette.types import Send
 
+from services.gateway.api.body_limits import Headers
 from services.gateway.api.cancellable_response import EVENT_STREAM, CancellableResponse
 from services.gateway.api.compression import HttpResponse, deliver
-from services.gateway.api.job_answers import JobAnswers
-from services.gateway.api.limits import Headers
-from services.gateway.api.records import id_in_path, json_response, page, read_cursor, request_principal
+from services.gateway.api.job_http import id_in_path, json_response, page, read_cursor, request_principal
+from services.gateway.api.job_responses import JobResponses
 from services.gateway.application.access import Access
-from services.gateway.application.jobs.submission import Jobs
+from services.gateway.application.jobs.submission import JobService
 from services.gateway.domain import job_options
 from tidegate.kernel import telemetry
 from tidegate.kernel.errors import BadRequest
@@ -30,10 +30,10 @@ KEEPALIVE_S = 15.0
 STATUSES: tuple[State, ...] = tuple(state for state in get_args(State) if state != "accepting")
 
 
-class JobsDoor:
+class JobHandlers:
     """The paths below ``/v1/jobs``. A job is seen by the principal it belongs to, and by the scope admin."""
 
-    def __init__(self, jobs: Jobs, answers: JobAnswers, access: Access) -> None:
+    def __init__(self, jobs: JobService, answers: JobResponses, access: Access) -> None:
         self._jobs = jobs
         self._access = access
         self._answers = answers

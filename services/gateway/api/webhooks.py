@@ -6,16 +6,16 @@ from typing import Any
 
 from fastapi import APIRouter
 
-from services.gateway.adapters.router import Router
-from services.gateway.api.records import id_in_path, request_principal
-from services.gateway.application.jobs.submission import Jobs
+from services.gateway.adapters.router_client import RouterClient
+from services.gateway.api.job_http import id_in_path, request_principal
+from services.gateway.application.jobs.submission import JobService
 from tidegate.kernel.store.webhooks import WebhookStore
 
 
-class WebhooksDoor:
+class WebhookHandlers:
     """``/v1/webhooks/secret`` and ``/v1/jobs/{id}/deliveries``."""
 
-    def __init__(self, jobs: Jobs, schedule: WebhookStore, router: Router) -> None:
+    def __init__(self, jobs: JobService, schedule: WebhookStore, router: RouterClient) -> None:
         self._jobs = jobs
         self._schedule = schedule
         self._router = router

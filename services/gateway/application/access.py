@@ -7,10 +7,10 @@ from collections.abc import Callable, Mapping
 
 from prometheus_client import Counter
 
-from services.gateway.domain.keys import FOREVER, KeyTable
-from services.gateway.domain.ratelimit import left, seconds_left
-from services.gateway.domain.spent import Spent
-from services.gateway.domain.tokens import Denied, Meter
+from services.gateway.domain.key_limiter import KeyLimiter, LimitReached
+from services.gateway.domain.key_table import FOREVER, KeyTable
+from services.gateway.domain.rate_limit_headers import left, seconds_left
+from services.gateway.domain.usage_cost import UsageCost
 from tidegate.kernel.errors import Forbidden, TooMany, Unauthorized, Unavailable
 from tidegate.kernel.protocol import access
 from tidegate.kernel.protocol.access import ANONYMOUS, INFER, SCRAPER, SERVICE, Principal
@@ -47,7 +47,7 @@ class Grant:
 
     __slots__ = ("_count", "_endpoint", "_meter", "_open", "_principal")
 
-    def __init__(self, count: Count, principal: Principal, endpoint: str, meter: Meter | None) -> None:
+    def __init__(self, count: Count, principal: Principal, endpoint: str, meter: KeyLimiter | None) -> None:
         self._count = count
         self._principal = principal
         self._endpoint = endpoint
@@ -96,17 +96,17 @@ class Grant:
             self.cancel()
             self._count(self._principal.id, self._endpoint)[3] += received
 
-    def streamed(self, spent: Spent, received: int) -> None:
+    def streamed(self, cost: UsageCost, received: int) -> None:
         """:meth:`done`, of a stream; :meth:`cancel`, where it was never queued."""
-        if not spent.queued:
+        if not cost.queued:
             self.cancel()
         self.done(
-            compute_us=spent.compute_us,
+            compute_us=cost.compute_us,
             received=received,
-            sent=spent.sent,
-            tokens_in=spent.tokens_in,
-            tokens_out=spent.tokens_out,
-            failed=not spent.answers,
+            sent=cost.sent,
+            tokens_in=cost.tokens_in,
+            tokens_out=cost.tokens_out,
+            failed=not cost.answers,
         )
 
     def cancel(self) -> None:
@@ -126,7 +126,7 @@ class Access:
         required: bool,
         service_token: str,
         count: Count,
-        meters: Mapping[str, Meter],
+        meters: Mapping[str, KeyLimiter],
         verify: Verify | None = None,
     ) -> None:
         self.required = required
@@ -246,7 +246,7 @@ def _keys_unknown() -> Unavailable:
     )
 
 
-def _too_many(denied: Denied, meter: Meter) -> TooMany:
+def _too_many(denied: LimitReached, meter: KeyLimiter) -> TooMany:
     LIMITED.labels(meter.principal, denied.limit).inc()
     reason, words = _WORDS[denied.limit]
     now = time.time()

@@ -18,7 +18,7 @@ from typing import Any
 import orjson
 
 from services.gateway.application.inference.core import InferenceResult
-from services.gateway.domain.access_lines import Sampler, trace_id
+from services.gateway.domain.log_sampling import LogSampler, trace_id
 from services.gateway.settings import GatewaySettings
 from tidegate.kernel import tasks, telemetry
 from tidegate.kernel.allowance import Allowance
@@ -42,7 +42,7 @@ class AccessLog:
 
     def __init__(self, write: Write | None, *, first: int, fraction: float, errors_per_s: int) -> None:
         self._write = write
-        self._sampler = Sampler(first, fraction) if write is not None else Sampler(0, 0)
+        self._sampler = LogSampler(first, fraction) if write is not None else LogSampler(0, 0)
         self._errors = Allowance(errors_per_s, errors_per_s * 10)
         self._lines: list[dict[str, Any]] = []
         self._task: asyncio.Task[None] | None = None

@@ -14,7 +14,7 @@ from tidegate.kernel.errors import BadRequest, TidegateError
 from tidegate.kernel.protocol import bounded_json
 
 
-class Line(NamedTuple):
+class BatchLine(NamedTuple):
     """What a line asks for. ``head`` is an inference request, with or without fields of a job."""
 
     model: str
@@ -23,7 +23,7 @@ class Line(NamedTuple):
     options: JobOptions
 
 
-def read_line(raw: bytes, batch: Batch) -> Line:
+def read_line(raw: bytes, batch: Batch) -> BatchLine:
     """The request in a line; the batch's own model and options where it names none. Raises BadRequest."""
     head = read_object(raw)
     if head.get("webhook") is not None:
@@ -36,7 +36,7 @@ def read_line(raw: bytes, batch: Batch) -> Line:
         )
     check_name("model", model)
     version = job_options.check_version(head.get("version") or batch.version)
-    return Line(model, version, head, job_options.from_fields(head, base))
+    return BatchLine(model, version, head, job_options.from_fields(head, base))
 
 
 def read_object(raw: bytes) -> dict[str, Any]:

@@ -14,7 +14,7 @@ OVER: frozenset[State] = frozenset({"completed", "cancelled", "failed"})
 OUTCOMES = ("succeeded", "failed", "cancelled", "expired")
 
 
-class Chunk(NamedTuple):
+class FileChunk(NamedTuple):
     """A piece of a file in the blob store: whole lines."""
 
     key: str

@@ -12,7 +12,7 @@ import pytest
 import tritonclient.grpc.aio as triton
 from tritonclient.grpc import InferInput
 
-from services.gateway.adapters.store.limits import ACCOUNT
+from services.gateway.adapters.store.limit_accounts import ACCOUNT
 from tests.conftest import PATIENCE_S
 from tests.integration.gateway.conftest import silent
 from tests.integration.gateway.process import echo

@@ -9,8 +9,8 @@ from collections.abc import AsyncIterator
 import pytest
 from redis.asyncio import Redis
 
-from services.gateway.adapters.store.usage import JobUsage
-from services.gateway.adapters.usage import Usage
+from services.gateway.adapters.store.job_usage import JobUsageStore
+from services.gateway.adapters.usage_reporter import UsageReporter
 from tidegate.kernel.broker.connection import Channel, Connection, Delivery
 from tidegate.kernel.broker.topology import USAGE
 from tidegate.kernel.protocol.usage import UsageReport
@@ -48,15 +48,15 @@ async def registry(rabbitmq_url) -> AsyncIterator[Registry]:
 
 
 @pytest.fixture
-async def job_usage(jobs_url) -> AsyncIterator[JobUsage]:
-    found = JobUsage.connect(jobs_url)
+async def job_usage(jobs_url) -> AsyncIterator[JobUsageStore]:
+    found = JobUsageStore.connect(jobs_url)
     yield found
     await found.close()
 
 
 async def test_what_is_counted_while_the_broker_is_away_comes_once(line, registry, job_usage, fresh, until):
     key = fresh("key")
-    usage = Usage(line.url, fresh("g"), 0.02, job_usage)
+    usage = UsageReporter(line.url, fresh("g"), 0.02, job_usage)
     usage.start()
     await usage.connection.wait_up(20)
     for _ in range(5):
@@ -78,7 +78,7 @@ async def test_that_of_jobs_is_reported_and_forgotten(
     key = fresh("key")
     redis = Redis.from_url(jobs_url)
     await redis.hset("tidegate:job:used", f"20000\n{key}\ndigits\nrequests", 7)
-    usage = Usage(rabbitmq_url, fresh("g"), 0.02, job_usage)
+    usage = UsageReporter(rabbitmq_url, fresh("g"), 0.02, job_usage)
     usage.start()
     await until(lambda: registry.requests[key] == 7)
 

@@ -8,16 +8,16 @@ from datetime import UTC, datetime
 
 import pytest
 
-from services.gateway.adapters.store import usage
-from services.gateway.adapters.store.usage import JobUsage
+from services.gateway.adapters.store import job_usage as usage
+from services.gateway.adapters.store.job_usage import JobUsageStore
 from tidegate.kernel.protocol.usage import COUNTS, Subject
 
 pytestmark = pytest.mark.integration
 
 
 @pytest.fixture
-async def used(jobs_url, redis) -> AsyncIterator[JobUsage]:
-    found = JobUsage.connect(jobs_url)
+async def used(jobs_url, redis) -> AsyncIterator[JobUsageStore]:
+    found = JobUsageStore.connect(jobs_url)
     yield found
     await found.close()
 

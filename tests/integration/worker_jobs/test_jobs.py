@@ -11,7 +11,7 @@ from dataclasses import replace
 import pytest
 from prometheus_client import REGISTRY
 
-from services.gateway.adapters.store.usage import JobUsage
+from services.gateway.adapters.store.job_usage import JobUsageStore
 from services.worker.api import jobs as door_module
 from services.worker.domain.backlog import QueuedRequest, UnackedDelivery
 from tidegate.kernel.broker.connection import Connection
@@ -47,7 +47,7 @@ async def test_the_parameters_of_a_jobs_answer(start, shop, until, nothing_is_le
     await until(lambda: shop.is_in("succeeded", new.id))
     _, parameters = envelope.read_result_key(envelope.read_reply(await shop.store.result(new.id)).key)
     assert parameters == worker.model.parameters
-    used = JobUsage.connect(jobs_url)
+    used = JobUsageStore.connect(jobs_url)
     try:
         report = await used.take()
         assert report is not None

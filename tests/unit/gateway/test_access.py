@@ -8,14 +8,14 @@ from typing import Any
 
 import pytest
 
-from services.gateway.api.jobs import JobsDoor
+from services.gateway.api.jobs import JobHandlers
 from services.gateway.application import access as module
 from services.gateway.application.access import Access, Grant
-from services.gateway.domain.keys import KeyTable
-from services.gateway.domain.ratelimit import left, policy, seconds_left
-from services.gateway.domain.roles import principal_of
-from services.gateway.domain.spent import Spent, compute_us
-from services.gateway.domain.tokens import Meter
+from services.gateway.domain.jwt_claims import principal_of
+from services.gateway.domain.key_limiter import KeyLimiter
+from services.gateway.domain.key_table import KeyTable
+from services.gateway.domain.rate_limit_headers import left, policy, seconds_left
+from services.gateway.domain.usage_cost import UsageCost, compute_us
 from tidegate.kernel.errors import Forbidden, TooMany, Unauthorized, Unavailable
 from tidegate.kernel.protocol import access
 from tidegate.kernel.protocol.access import (
@@ -50,7 +50,7 @@ class Door:
 
     def __init__(self, required: bool = False, verify=None, allowance: Allowance | None = None) -> None:
         self.counts: dict[tuple[str, str], list[int]] = {}
-        self.meters = {"ab12": Meter("ab12", allowance, lambda _: None)} if allowance else {}
+        self.meters = {"ab12": KeyLimiter("ab12", allowance, lambda _: None)} if allowance else {}
         self.access = Access(
             required=required,
             service_token="token",
@@ -151,15 +151,15 @@ def test_a_grant_counts_once():
     door.admit().cancel()
     door.admit().accepted(9)
     assert door.counts == {("ab12", "digits"): [1, 0, 5, 10, 2, 3, 4]}
-    door.admit().streamed(Spent(), 1)
+    door.admit().streamed(UsageCost(), 1)
     assert door.counts["ab12", "digits"][:2] == [1, 0], "one that was refused was none"
-    door.admit().streamed(Spent(queued=True), 1)
+    door.admit().streamed(UsageCost(queued=True), 1)
     assert door.counts["ab12", "digits"][:2] == [2, 1], "a stream without an answer has failed"
     assert door.meters["ab12"].under_way == 0
 
 
 async def test_a_job_that_is_tried_again_counts_at_its_end_alone():
-    class Jobs:
+    class JobService:
         async def find(self, *_):
             return SimpleNamespace(endpoint="digits")
 
@@ -168,10 +168,10 @@ async def test_a_job_that_is_tried_again_counts_at_its_end_alone():
 
     door = Door(allowance=Allowance(concurrency=2))
     answers: Any = SimpleNamespace(document=lambda *_: {})
-    jobs: Any = Jobs()
+    jobs: Any = JobService()
     mark = caller.current.set(Caller(WHO))
     try:
-        answer = await JobsDoor(jobs, answers, door.access).retry(bytes(16).hex())
+        answer = await JobHandlers(jobs, answers, door.access).retry(bytes(16).hex())
     finally:
         caller.current.reset(mark)
     assert answer.status_code == 202
@@ -194,7 +194,7 @@ def test_policies():
     assert policy(Allowance(rate=100, burst=250)) == b'"rate";q=250;w=3'
     assert policy(Allowance(concurrency=5)) == b'"concurrency";q=5;qu="concurrent-requests"'
     assert policy(Allowance(month=9)) == b'"month";q=9;w=2592000'
-    meter = Meter("k", Allowance(concurrency=5, month=9), lambda _: None)
+    meter = KeyLimiter("k", Allowance(concurrency=5, month=9), lambda _: None)
     assert meter.take(0.0) is None
     assert left(meter, 86_400 * 30.0) == b'"concurrency";r=4, "month";r=8;t=86400'
 
@@ -259,7 +259,7 @@ def test_what_an_answer_cost():
     assert tokens({}) == (0, 0)
     assert tokens({"prompt_tokens": 7, "output_tokens": 9}) == (7, 9)
     assert tokens({"prompt_tokens": True, "completion_tokens": "3"}) == (0, 0)
-    spent = Spent()
+    spent = UsageCost()
     for number in (1, 2):
         spent.add(reply, {"completion_tokens": number * 10}, 5)
-    assert spent == Spent(answers=2, compute_us=600, sent=10, tokens_in=0, tokens_out=20)
+    assert spent == UsageCost(answers=2, compute_us=600, sent=10, tokens_in=0, tokens_out=20)

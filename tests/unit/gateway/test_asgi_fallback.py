@@ -8,9 +8,9 @@ import gzip
 import orjson
 import pytest
 
+from services.gateway.api.body_limits import BodyLimits
 from services.gateway.api.inference.asgi_fallback import AsgiFallback
 from services.gateway.api.inference.handler import InferenceHandler, parse_header_length
-from services.gateway.api.limits import Limits
 from services.gateway.api.metrics import GatewayMetrics
 from services.gateway.application.access import Access
 from services.gateway.application.inference.core import Timing, failure, parse_timeout
@@ -128,7 +128,7 @@ def core():
 
 @pytest.fixture
 def door(core):
-    limits = Limits(body_bytes=10, json_bytes=10, bodies=MemoryBudget(1000), answers=MemoryBudget(1000))
+    limits = BodyLimits(body_bytes=10, json_bytes=10, bodies=MemoryBudget(1000), answers=MemoryBudget(1000))
     access = Access(required=False, service_token="", count=lambda *_: [0] * 7, meters={})
     inference = InferenceHandler(
         core, access=access, limits=limits, local_only=True, metrics=GatewayMetrics()
@@ -255,7 +255,7 @@ def test_what_a_compressed_body_took_is_given_back_once(door, core, gone):
 
 async def test_the_first_call_of_a_credential_asks_for_room_as_a_known_one(core):
     bodies = MemoryBudget(1000)
-    limits = Limits(body_bytes=10, json_bytes=10, bodies=bodies, answers=MemoryBudget(1000))
+    limits = BodyLimits(body_bytes=10, json_bytes=10, bodies=bodies, answers=MemoryBudget(1000))
     access = Access(required=False, service_token="secret", count=lambda *_: [0] * 7, meters={})
     inference = InferenceHandler(
         core, access=access, limits=limits, local_only=True, metrics=GatewayMetrics()

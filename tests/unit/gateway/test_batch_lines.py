@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from starlette.requests import Request
 
-from services.gateway.adapters.batch_files import Splitter
+from services.gateway.adapters.batch_files import LineSplitter
 from services.gateway.api import batches
 from services.gateway.domain.batch_lines import failed_line, line_id, read_line, result_line
 from services.gateway.domain.batches import Batch
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.unit
 
 
 def splitter(**given_):
-    return Splitter(**({"line_bytes": 100, "total_bytes": 10_000, "lines": 1000} | given_))
+    return LineSplitter(**({"line_bytes": 100, "total_bytes": 10_000, "lines": 1000} | given_))
 
 
 def batch(**given_):

@@ -11,8 +11,8 @@ import pytest
 
 from services.gateway.application.access import Grant
 from services.gateway.application.jobs import batch_runner
-from services.gateway.application.jobs.batch_runner import Runner
-from services.gateway.domain.batches import Batch, Chunk
+from services.gateway.application.jobs.batch_runner import BatchRunner
+from services.gateway.domain.batches import Batch, FileChunk
 from tidegate.kernel.blobs.store import Blobs
 from tidegate.kernel.errors import TooMany
 from tidegate.kernel.protocol.access import Principal
@@ -24,13 +24,13 @@ pytestmark = pytest.mark.unit
 class Store:
     """Keeps what the runner tells."""
 
-    def __init__(self, lines: list[Chunk]) -> None:
+    def __init__(self, lines: list[FileChunk]) -> None:
         self._lines = lines
-        self.chunks: list[Chunk] = []
+        self.chunks: list[FileChunk] = []
         self.done = self.written = 0
         self.state = "running"
 
-    async def lines(self, _: bytes) -> list[Chunk]:
+    async def lines(self, _: bytes) -> list[FileChunk]:
         return self._lines
 
     async def replies(self, ids: list[bytes]) -> list[bytes | None]:
@@ -43,7 +43,7 @@ class Store:
         return self.state
 
 
-class Jobs:
+class FakeJobs:
     """Every job has succeeded as soon as it is taken in."""
 
     def __init__(self) -> None:
@@ -81,7 +81,7 @@ class Access:
         return Grant(lambda *_: self.counts, principal, endpoint, None)
 
 
-class Results:
+class FakeResults:
     async def encoded(self, *_: Any, **__: Any) -> tuple[bytes, list[bytes]]:
         return b"{}", []
 
@@ -97,11 +97,15 @@ async def test_results_are_written_while_lines_wait_for_their_callers_quota(blob
     monkeypatch.setattr(batch_runner, "SAVE_S", 0.02)
     monkeypatch.setattr(batch_runner, "STEP_S", 0.02)
     content = b"".join(orjson.dumps({"inputs": []}) + b"\n" for _ in range(9))
-    store, jobs, access = Store([Chunk(await blobs.put(content, 60), 9, len(content))]), Jobs(), Access(5)
+    store, jobs, access = (
+        Store([FileChunk(await blobs.put(content, 60), 9, len(content))]),
+        FakeJobs(),
+        Access(5),
+    )
     facts: dict[str, Any] = {"principal": "p", "lines": 9, "created_ms": 0, "model": "m"}
     batch = Batch(id=bytes(16), state="running", **facts)
-    make: Any = Runner
-    run = asyncio.create_task(make(batch, "me", store, jobs, Results(), blobs, access, 60).run())
+    make: Any = BatchRunner
+    run = asyncio.create_task(make(batch, "me", store, jobs, FakeResults(), blobs, access, 60).run())
     await until(lambda: store.written == 5)
     assert (store.done, store.state, run.done()) == (5, "running", False)
     access.left = 4

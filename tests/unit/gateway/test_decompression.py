@@ -10,8 +10,8 @@ import zlib
 import pytest
 
 from services.gateway.api import decompression as inflating
+from services.gateway.api.body_limits import BodyLimits
 from services.gateway.api.decompression import inflated
-from services.gateway.api.limits import Limits
 from services.gateway.domain.memory_budget import MemoryBudget
 from tidegate.kernel.errors import BadRequest, Overloaded, PayloadTooLarge
 
@@ -22,8 +22,10 @@ MIB = 2**20
 BINARY = {b"inference-header-content-length": b"0"}
 
 
-def limits(*, body=8 * MIB, json=4 * MIB, budget=64 * MIB) -> Limits:
-    return Limits(body_bytes=body, json_bytes=json, bodies=MemoryBudget(budget), answers=MemoryBudget(budget))
+def limits(*, body=8 * MIB, json=4 * MIB, budget=64 * MIB) -> BodyLimits:
+    return BodyLimits(
+        body_bytes=body, json_bytes=json, bodies=MemoryBudget(budget), answers=MemoryBudget(budget)
+    )
 
 
 def headers(encoding: bytes, *, binary: bool = False) -> dict[bytes, bytes]:

@@ -15,12 +15,12 @@ from hpack import Encoder
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from services.gateway.api.body_limits import BodyLimits
 from services.gateway.api.grpc import server
 from services.gateway.api.grpc.connection import GrpcConnection
 from services.gateway.api.grpc.message_reader import MessageReader
 from services.gateway.api.grpc.server_call import MethodSpec, ServerCall, StreamMessage
 from services.gateway.api.grpc.server_state import ServerState
-from services.gateway.api.limits import Limits
 from services.gateway.domain.memory_budget import MemoryBudget
 from tidegate.kernel.errors import Unauthorized
 from tidegate.kernel.protocol.access import ANONYMOUS, SERVICE, Principal
@@ -104,7 +104,7 @@ class Door:
     """One connection and what it counts against."""
 
     def __init__(self, limit: int = 2**20) -> None:
-        self.limits = Limits(
+        self.limits = BodyLimits(
             body_bytes=2**20, json_bytes=2**20, bodies=MemoryBudget(limit), answers=MemoryBudget(limit)
         )
         self.shared = ServerState(
@@ -364,7 +364,7 @@ async def test_a_packed_message_is_read_once(encoding, monkeypatch):
     new = zlib.decompressobj
     monkeypatch.setattr(zlib, "decompressobj", lambda wbits: Counting(new(wbits)))
     budget = MemoryBudget(2**26)
-    limits = Limits(body_bytes=2**24, json_bytes=2**20, bodies=budget, answers=MemoryBudget(2**20))
+    limits = BodyLimits(body_bytes=2**24, json_bytes=2**20, bodies=budget, answers=MemoryBudget(2**20))
     incoming = MessageReader(limits, 2**23, encoding.encode())
     incoming.feed(message(pack(plain), flag=1))
     whole = incoming.take()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import orjson
 import pytest
 
-from services.gateway.api.job_answers import starts_in_ms
+from services.gateway.api.job_responses import starts_in_ms
 from services.gateway.domain.admission import ReplicaFleet
 from services.gateway.domain.contract import Decoded, WantedOutput
 from services.gateway.domain.job_results import ask_of, failure_of, form, read_ask

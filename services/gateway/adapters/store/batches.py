@@ -15,7 +15,7 @@ from typing import Any, cast
 import orjson
 from redis.asyncio import Redis
 
-from services.gateway.domain.batches import Batch, Chunk, State
+from services.gateway.domain.batches import Batch, FileChunk, State
 from tidegate.kernel.protocol.jobs import Level
 from tidegate.kernel.store.connection import Connected, answer
 from tidegate.kernel.store.jobs import REPLY
@@ -38,7 +38,7 @@ class BatchStore(Connected):
         super().__init__(redis)
         self._scripts = Scripts(redis)
 
-    async def create(self, batch: Batch, lines: Sequence[Chunk]) -> None:
+    async def create(self, batch: Batch, lines: Sequence[FileChunk]) -> None:
         """Record a batch with its file; from now on somebody may work at it."""
         facts = {
             "model": batch.model,
@@ -66,11 +66,11 @@ class BatchStore(Connected):
         """A batch; None when there is none (any more)."""
         return _batch(id, await answer(self._redis.hgetall(RECORD + id)))
 
-    async def lines(self, id: bytes) -> list[Chunk]:
+    async def lines(self, id: bytes) -> list[FileChunk]:
         """The file of a batch that is not over."""
         return await self._chunks(LINES + id)
 
-    async def results(self, id: bytes) -> list[Chunk]:
+    async def results(self, id: bytes) -> list[FileChunk]:
         """The results that are written."""
         return await self._chunks(RESULTS + id)
 
@@ -107,7 +107,7 @@ class BatchStore(Connected):
         written: int,
         counts: Mapping[str, int],
         size: int,
-        chunk: Chunk | None = None,
+        chunk: FileChunk | None = None,
         end: State | None = None,
         error: str = "",
         keep_s: int = 0,
@@ -144,8 +144,8 @@ class BatchStore(Connected):
         """A batch is to be cancelled unless it is over; gives it as it is then, None when there is none."""
         return _batch(id, await self._scripts.run("batch_cancel", [id]))
 
-    async def _chunks(self, key: bytes) -> list[Chunk]:
-        return [Chunk(*orjson.loads(line)) for line in await answer(self._redis.lrange(key, 0, -1))]
+    async def _chunks(self, key: bytes) -> list[FileChunk]:
+        return [FileChunk(*orjson.loads(line)) for line in await answer(self._redis.lrange(key, 0, -1))]
 
 
 def _batch(id: bytes, found: Mapping[bytes, bytes] | Sequence[bytes]) -> Batch | None:

@@ -20,7 +20,7 @@ from services.gateway.application.inference.core import (
     InferenceResult,
     parse_timeout,
 )
-from services.gateway.domain.spent import Spent
+from services.gateway.domain.usage_cost import UsageCost
 from tidegate.kernel import telemetry
 from tidegate.kernel.errors import TidegateError
 from tidegate.kernel.protocol.access import Principal
@@ -72,19 +72,19 @@ class GrpcInference:
         self, request: Any, principal: Principal, rid: str, timeout_ms: float | None, started: float
     ) -> tuple[Any, Metadata]:
         """The response to a request and the trailers that go with it; raises TidegateError."""
-        size, spent = request.ByteSize(), Spent()
+        size, cost = request.ByteSize(), UsageCost()
         grant = self.admit(principal, request)
         try:
-            answer = await self._ask(request, rid, timeout_ms, spent)
+            answer = await self._ask(request, rid, timeout_ms, cost)
             response, trailers = self.encode(request.model_name, answer, rid, started)
             if grant is not None:
-                spent.add(answer.reply, answer.parameters, response.ByteSize())
+                cost.add(answer.reply, answer.parameters, response.ByteSize())
                 trailers += _told(grant)
             if self.log.take():
                 self.answered(request, answer, principal, rid, response.ByteSize(), started)
         finally:
             if grant is not None:
-                grant.streamed(spent, size)
+                grant.streamed(cost, size)
         return response, trailers
 
     def admit(self, principal: Principal, request: Any) -> Grant | None:
@@ -92,7 +92,9 @@ class GrpcInference:
         self.core.pick(request.model_name, request.model_version)
         return self.access.admit(principal, request.model_name)
 
-    async def _ask(self, request: Any, rid: str, timeout_ms: float | None, spent: Spent) -> InferenceResult:
+    async def _ask(
+        self, request: Any, rid: str, timeout_ms: float | None, cost: UsageCost
+    ) -> InferenceResult:
         model: str = request.model_name
         company = self._companies.get(model)
         if company is not None:
@@ -104,7 +106,7 @@ class GrpcInference:
                 timeout_ms,
                 lambda contract: codec.decode(request, contract),
                 rid.encode("latin-1"),
-                spent.begin,
+                cost.begin,
             )
         finally:
             if company is not None:

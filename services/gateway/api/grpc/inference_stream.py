@@ -16,7 +16,7 @@ from typing import Any
 from services.gateway.api.grpc import codec
 from services.gateway.api.grpc.inference import GrpcInference, timeout_of
 from services.gateway.api.grpc.status import details_of
-from services.gateway.domain.spent import Spent
+from services.gateway.domain.usage_cost import UsageCost
 from tidegate.kernel.errors import TidegateError
 from tidegate.kernel.service.app import new_request_id
 from tidegate.kernel.triton_protocol import pb
@@ -94,7 +94,7 @@ class InferenceStream:
     async def _many(self, request: Any, rid: str, timeout_ms: float | None) -> None:
         """A request with any number of responses, each written as it comes."""
         started, principal, first = time.perf_counter(), None, None
-        grant, spent = None, Spent()
+        grant, cost = None, UsageCost()
         try:
             principal = self._calls.access.authenticate(self._credential)
             grant = self._calls.admit(principal, request)
@@ -105,7 +105,7 @@ class InferenceStream:
                 timeout_ms,
                 lambda contract: codec.decode(request, contract),
                 rid.encode("latin-1"),
-                spent.begin,
+                cost.begin,
             )
             async with aclosing(answers):
                 async for answer in answers:
@@ -114,7 +114,7 @@ class InferenceStream:
                     else:  # it counts once, with the time to its first answer
                         response, _ = self._calls.encode(request.model_name, answer, rid, started)
                         first = answer
-                    spent.add(answer.reply, answer.parameters, response.ByteSize())
+                    cost.add(answer.reply, answer.parameters, response.ByteSize())
                     response.parameters[codec.FINAL].bool_param = False
                     await self._write(pb.ModelStreamInferResponse(infer_response=response))
             if empty_final:
@@ -122,8 +122,8 @@ class InferenceStream:
                 response.parameters[codec.FINAL].bool_param = True
                 await self._write(pb.ModelStreamInferResponse(infer_response=response))
             if first is not None and self._calls.log.take():
-                parts = {"chunks": spent.answers}
-                self._calls.answered(request, first, principal, rid, spent.sent, started, **parts)
+                parts = {"chunks": cost.answers}
+                self._calls.answered(request, first, principal, rid, cost.sent, started, **parts)
         except TidegateError as error:
             told = self._calls.refused(request, error, rid, principal, started)
             await self._write(self._failure(request, told))
@@ -132,7 +132,7 @@ class InferenceStream:
             await self._write(self._failure(request, told))
         finally:
             if grant is not None:
-                grant.streamed(spent, request.ByteSize())
+                grant.streamed(cost, request.ByteSize())
 
     async def _write(self, message: Any) -> None:
         async with self._writing:

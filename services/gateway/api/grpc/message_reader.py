@@ -6,8 +6,8 @@ import struct
 from collections import deque
 from typing import NamedTuple
 
+from services.gateway.api.body_limits import BodyLimits
 from services.gateway.api.decompression import Decompressor
-from services.gateway.api.limits import Limits
 from tidegate.kernel.errors import BadRequest, PayloadTooLarge, TidegateError
 
 _PREFIX = struct.Struct(">BI")
@@ -40,7 +40,7 @@ class MessageReader:
         "messages",
     )
 
-    def __init__(self, limits: Limits, limit: int, encoding: bytes) -> None:
+    def __init__(self, limits: BodyLimits, limit: int, encoding: bytes) -> None:
         """``limit``: bytes of the largest message."""
         self._limits = limits
         self._limit = limit

@@ -7,13 +7,13 @@ import ssl
 from collections.abc import Callable
 from functools import partial
 
+from services.gateway.api.body_limits import BodyLimits
 from services.gateway.api.grpc.connection import GrpcConnection
 from services.gateway.api.grpc.frames import ErrorCode
 from services.gateway.api.grpc.health import HealthService
 from services.gateway.api.grpc.server_call import ServerCall
 from services.gateway.api.grpc.server_state import ServerState
 from services.gateway.api.grpc.service import InferenceService
-from services.gateway.api.limits import Limits
 from tidegate.kernel import telemetry
 from tidegate.kernel.errors import DeadlinePassed, TidegateError
 from tidegate.kernel.protocol.access import Principal
@@ -48,7 +48,7 @@ class GrpcServer:
         host: str,
         port: int,
         authenticate: Callable[[dict[bytes, bytes]], Principal],
-        limits: Limits,
+        limits: BodyLimits,
         refused: Callable[[TidegateError, str], None],
         max_connections: int,
         shared_port: bool,

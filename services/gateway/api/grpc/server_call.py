@@ -11,10 +11,10 @@ from typing import Any, NamedTuple, Protocol
 from google.protobuf.message import DecodeError
 from grpc import StatusCode
 
+from services.gateway.api.body_limits import BodyLimits
 from services.gateway.api.grpc.call_headers import CallHeaders
 from services.gateway.api.grpc.message_reader import MessageReader
 from services.gateway.api.grpc.status import Metadata, code_of, details_of, percent, trailers_of
-from services.gateway.api.limits import Limits
 from services.gateway.domain.message_weight import FACTOR, structure
 from tidegate.kernel import telemetry
 from tidegate.kernel.errors import BadRequest, TidegateError
@@ -98,7 +98,7 @@ class ServerCall:
         id_: int,
         head: CallHeaders,
         method: MethodSpec,
-        limits: Limits,
+        limits: BodyLimits,
         window: int,
     ) -> None:
         self._wire = wire

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Protocol
 
+from services.gateway.api.body_limits import BodyLimits
 from services.gateway.api.grpc.call_headers import CallHeaders
 from services.gateway.api.grpc.server_call import MethodSpec, ServerCall
-from services.gateway.api.limits import Limits
 from tidegate.kernel.errors import Overloaded, TidegateError
 from tidegate.kernel.protocol.access import ANONYMOUS, Principal
 
@@ -35,7 +35,7 @@ class ServerState:
         *,
         methods: dict[str, MethodSpec],
         authenticate: Callable[[dict[bytes, bytes]], Principal],
-        limits: Limits,
+        limits: BodyLimits,
         refused: Callable[[TidegateError, str], None],
         max_connections: int,
     ) -> None:

@@ -9,9 +9,9 @@ import asyncio
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from services.gateway.api.body_limits import Body, Headers
 from services.gateway.api.compression import HttpResponse
 from services.gateway.api.inference.handler import InferenceHandler
-from services.gateway.api.limits import Body, Headers
 from tidegate.kernel.errors import TidegateError
 from tidegate.kernel.protocol.envelope import Buffer
 from tidegate.kernel.service.app import without_slash

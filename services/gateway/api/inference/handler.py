@@ -7,17 +7,17 @@ from collections.abc import Callable
 
 import orjson
 
-from services.gateway.api import job_door
+from services.gateway.api import job_submission
+from services.gateway.api.body_limits import Body, BodyLimits, Headers
 from services.gateway.api.compression import HttpResponse, deliver
 from services.gateway.api.decompression import inflated
 from services.gateway.api.inference.unfinished_uploads import UnfinishedUploads
-from services.gateway.api.job_door import JobDoor
-from services.gateway.api.limits import Body, Headers, Limits
+from services.gateway.api.job_submission import JobSubmissionHandler
 from services.gateway.api.metrics import GatewayMetrics
 from services.gateway.application.access import Access, Grant
 from services.gateway.application.access_log import AccessLog
 from services.gateway.application.inference.core import InferenceCore, InferenceResult, parse_timeout
-from services.gateway.domain import oip, spent
+from services.gateway.domain import oip, usage_cost
 from services.gateway.domain.classification import Labels
 from tidegate.kernel import telemetry
 from tidegate.kernel.errors import BadRequest, Forbidden, TidegateError, TooMany, Unauthorized
@@ -48,12 +48,12 @@ class InferenceHandler:
         core: InferenceCore,
         *,
         access: Access,
-        limits: Limits,
+        limits: BodyLimits,
         local_only: bool,
         metrics: GatewayMetrics,
         log: AccessLog | None = None,
         labels: Callable[[str], Labels] = lambda _: {},
-        jobs: JobDoor | None = None,
+        jobs: JobSubmissionHandler | None = None,
         body_bytes_per_s: int = 1024,
     ) -> None:
         self._core = core
@@ -70,12 +70,12 @@ class InferenceHandler:
 
     @staticmethod
     def target(method: str, path: str) -> str | None:
-        """The ``{model}[/versions/{v}]`` of an inference call, ``job_door.TARGET`` of a submission of a job;
-        None for any other request.
+        """Return the ``{model}[/versions/{v}]`` of an inference call, ``job_submission.TARGET`` for a job
+        submission, None for any other request.
         """
         if method == "POST" and path.startswith(PREFIX) and path.endswith(SUFFIX):
             return path[len(PREFIX) : -len(SUFFIX)]
-        return job_door.TARGET if method == "POST" and path == job_door.PATH else None
+        return job_submission.TARGET if method == "POST" and path == job_submission.PATH else None
 
     def at_head(self, headers: Headers) -> TidegateError | None:
         """Why a request is refused before its body has come, or None."""
@@ -137,7 +137,7 @@ class InferenceHandler:
                 return None
             return self._infer(model, version, headers, body, length, principal, rid, done, started)
         except TidegateError as error:
-            protocol = "job" if target is job_door.TARGET else "rest"
+            protocol = "job" if target is job_submission.TARGET else "rest"
             done(self._refuse(model, error, rid, started, principal, len(body), headers, protocol))
         except Exception:
             done(self._broken(model, rid, started, principal))
@@ -348,7 +348,7 @@ def _account(
     if isinstance(outcome, InferenceResult):
         tokens_in, tokens_out = tokens(outcome.parameters) if outcome.parameters else (0, 0)
         grant.done(
-            compute_us=spent.compute_us(outcome.reply),
+            compute_us=usage_cost.compute_us(outcome.reply),
             received=received,
             sent=len(response.body) + sum(map(len, response.tail)) if response.tail else len(response.body),
             tokens_in=tokens_in,
@@ -362,7 +362,7 @@ def _account(
 
 def named(target: str) -> tuple[str, str]:
     """Model and version (empty: none is named) of a target; a job names them in its body."""
-    if target == job_door.TARGET:
+    if target == job_submission.TARGET:
         return "", ""
     model, _, version = target.partition("/versions/")
     return model, version

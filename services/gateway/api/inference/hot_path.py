@@ -13,11 +13,11 @@ from collections.abc import Callable, Sequence
 from http import HTTPStatus
 from typing import Any
 
-from services.gateway.api import job_door
+from services.gateway.api import job_submission
+from services.gateway.api.body_limits import Body, BodyLimits, Headers
 from services.gateway.api.compression import HttpResponse
 from services.gateway.api.inference.handler import PREFIX, SUFFIX, InferenceHandler
 from services.gateway.api.inference.in_place_upload import InPlaceUpload
-from services.gateway.api.limits import Body, Headers, Limits
 from services.gateway.domain.eviction import Unfinished
 from tidegate.kernel.errors import TidegateError
 from tidegate.kernel.http.answers import Refusal
@@ -26,7 +26,7 @@ from tidegate.kernel.http.lifetime import BETWEEN, IN_BODY, Refused
 from tidegate.kernel.http.protocol import Protocol
 from tidegate.kernel.protocol.envelope import Buffer
 
-_PREFIX, _SUFFIX, _JOBS = PREFIX.encode(), SUFFIX.encode(), job_door.PATH.encode()
+_PREFIX, _SUFFIX, _JOBS = PREFIX.encode(), SUFFIX.encode(), job_submission.PATH.encode()
 SCATTER = 64 * 1024
 
 _EVICTED = Refusal(
@@ -65,7 +65,7 @@ class HotPathCall:
         headers: Headers,
         keep_alive: bool,
         gone: Callable[[HotPathCall], None],
-        limits: Limits,
+        limits: BodyLimits,
     ) -> None:
         self.target = target
         self.headers = headers
@@ -194,7 +194,7 @@ class HotPathProtocol(Protocol):
         free = self.cycle is None or self.cycle.response_complete
         if not free or self.parser.get_method() != b"POST" or self.parser.get_http_version() != "1.1":
             return None
-        return job_door.TARGET if job else self.url[len(_PREFIX) : -len(_SUFFIX)].decode("latin-1")
+        return job_submission.TARGET if job else self.url[len(_PREFIX) : -len(_SUFFIX)].decode("latin-1")
 
     def on_body(self, body: bytes) -> None:
         """A part of the body; one over the limit is refused at once and the connection closed."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
-from services.gateway.api.limits import Body
+from services.gateway.api.body_limits import Body
 from tidegate.kernel.errors import TidegateError
 
 

@@ -20,11 +20,11 @@ from typing import TypeVar
 from services.gateway.adapters.batch_files import LineWriter
 from services.gateway.adapters.store.batches import BatchStore
 from services.gateway.application.access import Access, Grant
-from services.gateway.application.jobs.results import Results
-from services.gateway.application.jobs.submission import Jobs, Order
+from services.gateway.application.jobs.results import JobResults
+from services.gateway.application.jobs.submission import JobRequest, JobService
 from services.gateway.domain import batch_lines, oip
-from services.gateway.domain.batch_lines import Line
-from services.gateway.domain.batches import Batch, Chunk, State
+from services.gateway.domain.batch_lines import BatchLine
+from services.gateway.domain.batches import Batch, FileChunk, State
 from services.gateway.domain.job_results import failure_of
 from tidegate.kernel import tasks, telemetry
 from tidegate.kernel.blobs.store import Blobs
@@ -62,12 +62,12 @@ _CANCELLED = Conflict("the batch was cancelled", reason="cancelled")
 T = TypeVar("T")
 
 
-class Lost(Exception):
+class LeaseLost(Exception):
     """Somebody else works at the batch now."""
 
 
 @dataclass(slots=True)
-class Row:
+class LineProgress:
     """A line under way: its job, or why it has none; neither while it waits to be taken in."""
 
     number: int
@@ -81,7 +81,7 @@ class Row:
         return self.job is None and self.error is None
 
 
-class Runner:
+class BatchRunner:
     """One batch, from where it is to its end. ``keep_s``: how long its results are kept."""
 
     def __init__(
@@ -89,8 +89,8 @@ class Runner:
         batch: Batch,
         owner: str,
         store: BatchStore,
-        jobs: Jobs,
-        results: Results,
+        jobs: JobService,
+        results: JobResults,
         blobs: Blobs,
         access: Access,
         keep_s: float,
@@ -105,10 +105,10 @@ class Runner:
         self._blobs = blobs
         self._keep_s = keep_s
         self._writer = LineWriter(blobs, keep_s)
-        self._chunks: list[Chunk] = []
+        self._chunks: list[FileChunk] = []
         self._read = self._emitted = self._written = batch.written
         self._lines: deque[bytes] = deque()
-        self._rows: deque[Row] = deque()
+        self._rows: deque[LineProgress] = deque()
         self._counts = Counter(batch.counts)
         self._saved_counts = dict(batch.counts)
         self._size = batch.size
@@ -120,7 +120,7 @@ class Runner:
         self._cut_off = False
 
     async def run(self) -> None:
-        """Until the batch is over. Raises :class:`Lost`, or Unavailable when nothing can be read."""
+        """Until the batch is over. Raises :class:`LeaseLost`, or Unavailable when nothing can be read."""
         self._chunks = await self._store.lines(self._batch.id)
         work = asyncio.create_task(self._work())
         keep = asyncio.create_task(self._keep())
@@ -181,7 +181,7 @@ class Runner:
             keep_s=int(self._keep_s),
         )
         if told is None:
-            raise Lost
+            raise LeaseLost
 
     # --- lines into jobs -------------------------------------------------------------------------------
 
@@ -195,7 +195,7 @@ class Runner:
     async def _submit_next(self, count: int) -> bool:
         """Submit the next lines; whether there were any."""
         lines = await self._take(count)
-        rows = [Row(self._read + at, batch_lines.line_id(raw)) for at, raw in enumerate(lines)]
+        rows = [LineProgress(self._read + at, batch_lines.line_id(raw)) for at, raw in enumerate(lines)]
         self._read += len(lines)
         self._rows += rows
         await asyncio.gather(*(self._submit(row, raw) for row, raw in zip(rows, lines, strict=True)))
@@ -212,7 +212,7 @@ class Runner:
                 first += chunk.lines
         return [self._lines.popleft() for _ in range(min(count, len(self._lines)))]
 
-    async def _submit(self, row: Row, raw: bytes) -> None:
+    async def _submit(self, row: LineProgress, raw: bytes) -> None:
         key = Idempotency(f"batch {self._batch.id.hex()} {row.number}", hashlib.sha256(raw).digest())
         while not self._ending():
             grant: Grant | None = None
@@ -246,7 +246,7 @@ class Runner:
             pass  # the next look tells
         return self._cancelling or self._revoked is not None
 
-    def _order(self, row: Row, line: Line, key: Idempotency) -> Order:
+    def _order(self, row: LineProgress, line: BatchLine, key: Idempotency) -> JobRequest:
         return self._jobs.order(
             line.model,
             line.version,
@@ -286,7 +286,7 @@ class Runner:
                     await self._save()
         return True
 
-    async def _over(self, rows: Sequence[Row]) -> list[tuple[Row, Job | None]]:
+    async def _over(self, rows: Sequence[LineProgress]) -> list[tuple[LineProgress, Job | None]]:
         """Those at the front that are over, with their jobs."""
         rows = list(takewhile(lambda row: not row.waits, rows))
         ids = [row.job for row in rows if row.job is not None]
@@ -295,7 +295,7 @@ class Runner:
         return list(takewhile(lambda pair: pair[1] is None or pair[1].terminal, pairs))
 
     @staticmethod
-    def _fitting(over: Sequence[tuple[Row, Job | None]]) -> int:
+    def _fitting(over: Sequence[tuple[LineProgress, Job | None]]) -> int:
         """How many of these may be in memory at once; at least one."""
         size = 0
         for at, (_, job) in enumerate(over):
@@ -304,7 +304,7 @@ class Runner:
                 return at
         return len(over)
 
-    async def _line(self, row: Row, job: Job | None, frame: bytes | None) -> tuple[str, bytes]:
+    async def _line(self, row: LineProgress, job: Job | None, frame: bytes | None) -> tuple[str, bytes]:
         shown = None if row.job is None else row.job.hex()
         error = row.error
         if job is not None and job.state != "succeeded":
@@ -346,7 +346,7 @@ class Runner:
             if self._ending():
                 await self._jobs.cancel_all([row.job for row in self._rows if row.job is not None])
 
-    async def _step(self, chunk: Chunk | None = None, lease_ms: int = LEASE_MS) -> None:
+    async def _step(self, chunk: FileChunk | None = None, lease_ms: int = LEASE_MS) -> None:
         state = await self._store.step(
             self._batch.id,
             self._owner,
@@ -358,7 +358,7 @@ class Runner:
             chunk=chunk,
         )
         if state is None:
-            raise Lost
+            raise LeaseLost
         self._cancelling = state == "cancelling"
 
     @staticmethod

@@ -8,14 +8,14 @@ import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import suppress
 
-from services.gateway.adapters.batch_files import LineWriter, Splitter
+from services.gateway.adapters.batch_files import LineSplitter, LineWriter
 from services.gateway.adapters.store.batches import BatchStore
 from services.gateway.application.access import Access
-from services.gateway.application.jobs.batch_runner import LEASE_MS, Lost, Runner
-from services.gateway.application.jobs.results import Results
-from services.gateway.application.jobs.submission import Jobs
+from services.gateway.application.jobs.batch_runner import LEASE_MS, BatchRunner, LeaseLost
+from services.gateway.application.jobs.results import JobResults
+from services.gateway.application.jobs.submission import JobService
 from services.gateway.domain.batch_lines import read_object
-from services.gateway.domain.batches import Batch, Chunk
+from services.gateway.domain.batches import Batch, FileChunk
 from services.gateway.domain.job_options import MAX_TTL_S, JobOptions
 from tidegate.kernel import tasks, telemetry
 from tidegate.kernel.blobs.store import Blobs
@@ -32,14 +32,14 @@ COPIES = 2
 LOOK_S = 1.0
 
 
-class Batches:
+class BatchService:
     """The gateway's batches. ``owner`` is this process; the times are in seconds."""
 
     def __init__(
         self,
         store: BatchStore,
-        jobs: Jobs,
-        results: Results,
+        jobs: JobService,
+        results: JobResults,
         blobs: Blobs,
         access: Access,
         owner: str,
@@ -68,7 +68,7 @@ class Batches:
     async def create(
         self,
         body: AsyncIterator[bytes],
-        splitter: Splitter,
+        splitter: LineSplitter,
         model: str,
         version: str,
         options: JobOptions,
@@ -81,7 +81,7 @@ class Batches:
         """
         # Lines that run as long as they may, one after the other: it is deleted when the batch is over.
         writer = LineWriter(self._blobs, MAX_TTL_S)
-        chunks: list[Chunk] = []
+        chunks: list[FileChunk] = []
         try:
             async for data in body:
                 hold(COPIES * (len(data) + splitter.held + writer.held))
@@ -157,7 +157,7 @@ class Batches:
             batch = await self._store.get(id_)
             if batch is None:
                 return
-            runner = Runner(
+            runner = BatchRunner(
                 batch,
                 self._owner,
                 self._store,
@@ -172,24 +172,24 @@ class Batches:
         try:
             await runner.run()
             log.info("a batch is over", extra=shown)
-        except Lost:
+        except LeaseLost:
             log.info("another gateway has taken over a batch", extra=shown)
         except asyncio.CancelledError:
-            with suppress(Lost, StoreUnavailable):
+            with suppress(LeaseLost, StoreUnavailable):
                 await runner.release()
             raise
         except StoreUnavailable:
             pass
         except TidegateError as error:
             log.error("a batch cannot go on", extra=shown | {"problem": error.message})
-            with suppress(Lost, StoreUnavailable):
+            with suppress(LeaseLost, StoreUnavailable):
                 await runner.fail(error.message)
         except Exception:
             log.exception("a batch was given up here; it is tried again", extra=shown)
 
 
 async def _store_lines(
-    lines: list[bytes], splitter: Splitter, writer: LineWriter, chunks: list[Chunk]
+    lines: list[bytes], splitter: LineSplitter, writer: LineWriter, chunks: list[FileChunk]
 ) -> None:
     if lines and splitter.lines == len(lines):
         try:

@@ -14,7 +14,7 @@ from tidegate.kernel.protocol.jobs import Job
 from tidegate.kernel.store import JobStore
 
 
-class Results:
+class JobResults:
     """Encodes what jobs came to. ``labels`` are the names of a Deployment's classes."""
 
     def __init__(

@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from services.gateway.adapters.job_queue import JobQueue
-from services.gateway.adapters.queued_marks import QueuedMarks
+from services.gateway.adapters.queued_marker import QueuedMarker
 from services.gateway.application.inference.core import InferenceCore
-from services.gateway.application.jobs.waiting import Waiting
+from services.gateway.application.jobs.backlog import BacklogEstimate
 from services.gateway.domain.contract import Contract, Decoded
 from services.gateway.domain.job_options import JobOptions
 from services.gateway.domain.job_results import ask_of
@@ -42,7 +42,7 @@ AGAIN_S = 0.1
 
 
 @dataclass(frozen=True, slots=True)
-class Order:
+class JobRequest:
     """A request that was checked and may become a job."""
 
     endpoint: str
@@ -58,7 +58,7 @@ class Order:
 
 
 @dataclass(frozen=True, slots=True)
-class Submitted:
+class SubmittedJob:
     """A job that may be told to its caller. ``fresh`` False: it is that of an earlier call with its key.
 
     ``position``: about how many jobs are before it; None: nobody knows.
@@ -69,7 +69,7 @@ class Submitted:
     position: int | None
 
 
-class Jobs:
+class JobService:
     """The gateway's side of durable jobs. Times in seconds."""
 
     def __init__(
@@ -90,8 +90,8 @@ class Jobs:
         self._retention_s = retention_s
         self._most_waiting = most_waiting
         self._under_way = 0
-        self._waiting = Waiting(self._loads)
-        self._marks = QueuedMarks(store)
+        self._waiting = BacklogEstimate(self._loads)
+        self._marks = QueuedMarker(store)
         self.store = store
         self.acknowledged = 0
 
@@ -107,7 +107,7 @@ class Jobs:
         idempotency: Idempotency | None = None,
         batch: str | None = None,
         line: int | None = None,
-    ) -> Order:
+    ) -> JobRequest:
         """A request to ``model``, checked against the Deployment that will run it. Raises TidegateError."""
         if self._under_way >= MOST_UNDER_WAY:
             raise Overloaded(f"{self._under_way} jobs are being accepted already", retry_after_s=1.0)
@@ -122,11 +122,11 @@ class Jobs:
         except Unavailable as error:
             raise self._core.for_want_of_replica(route, error) from None
         ask = ask_of(request)
-        return Order(
+        return JobRequest(
             endpoint.name, route, request, ask, options, principal.id, trace[:255], idempotency, batch, line
         )
 
-    async def submit(self, order: Order) -> Submitted:
+    async def submit(self, order: JobRequest) -> SubmittedJob:
         """Return once record and message of the job are on disk. Raises Conflict, Overloaded, Unavailable."""
         self._under_way += 1
         try:
@@ -157,7 +157,7 @@ class Jobs:
         self.acknowledged += 1
         if self._core.reporter.fleet(order.route.name).ready == 0:
             self._core.dispatcher.demand(order.route)
-        return Submitted(_queued(new), True, position)
+        return SubmittedJob(_queued(new), True, position)
 
     async def stop(self) -> None:
         """Return when what was submitted is written down."""
@@ -203,7 +203,7 @@ class Jobs:
         after = await asyncio.gather(*(self.store.cancel(id_) for id_ in ids))
         await self._queue.cancel([job.id for job in after if job is not None and job.state == "cancelled"])
 
-    async def retry(self, job: Job) -> Submitted:
+    async def retry(self, job: Job) -> SubmittedJob:
         """A new job with the request of one that failed; asked for again, the same new job.
 
         Raises Conflict where there is nothing to retry.
@@ -226,10 +226,10 @@ class Jobs:
         decoded = Decoded("", request.rows, request.key, data, None, False)
         ask = job.ask | {"retry_of": shown}
         once = Idempotency(f"retry {shown}", job.id)
-        order = Order(job.endpoint, route, decoded, ask, options, job.principal, request.trace, once)
+        order = JobRequest(job.endpoint, route, decoded, ask, options, job.principal, request.trace, once)
         return await self.submit(order)
 
-    async def _new(self, order: Order) -> NewJob:
+    async def _new(self, order: JobRequest) -> NewJob:
         """The job's record, its payload in the blob store where it is too large for a message."""
         now_ms = int(time.time() * 1e3)
         ttl_s = order.options.ttl_s or self._ttl_s
@@ -275,13 +275,13 @@ class Jobs:
                     raise
             await asyncio.sleep(AGAIN_S)
 
-    async def _again(self, id_: bytes) -> Submitted:
+    async def _again(self, id_: bytes) -> SubmittedJob:
         """The job of an earlier call with the same key, which may have ended before its message was sent."""
         job = await self._must(id_)
         if job.state == "accepting" and (frame := await self.store.request(id_)) is not None:
             await self._queue.publish(job.deployment, job.level, frame)
             self._marks.add(id_)
-        return Submitted(job, False, await self.position(job))
+        return SubmittedJob(job, False, await self.position(job))
 
     async def _take_back(self, new: NewJob) -> None:
         """Its caller is told that it was not taken; with a key he will ask again, and it goes on then."""

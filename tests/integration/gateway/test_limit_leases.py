@@ -7,9 +7,9 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from services.gateway.adapters.rate_leases import Leases
-from services.gateway.adapters.store.limits import LimitStore
-from services.gateway.domain.limits import Used
+from services.gateway.adapters.limit_leases import LimitLeases
+from services.gateway.adapters.store.limit_accounts import LimitAccounts
+from services.gateway.domain.lease_messages import PriorUsage
 from tests.conftest import Line
 from tidegate.kernel.protocol.access import Allowance
 
@@ -27,15 +27,15 @@ async def store_line(valkey_url) -> AsyncIterator[Line]:
 @pytest.fixture
 async def opened(store_line):
     """``opened(principal, allowance, processes)``: the leases of so many processes that share it."""
-    running: list[tuple[Leases, LimitStore]] = []
+    running: list[tuple[LimitLeases, LimitAccounts]] = []
 
-    def start(principal: str, allowance: Allowance, processes: int, used: int = 0) -> list[Leases]:
-        async def read_used(of: str, day: str) -> Used:
-            return Used(of, day, day[:7], used, used)
+    def start(principal: str, allowance: Allowance, processes: int, used: int = 0) -> list[LimitLeases]:
+        async def read_used(of: str, day: str) -> PriorUsage:
+            return PriorUsage(of, day, day[:7], used, used)
 
         for number in range(processes):
-            store = LimitStore.connect(store_line.url)
-            leases = Leases(store, f"{principal}-{number}", lambda: processes, read_used)
+            store = LimitAccounts.connect(store_line.url)
+            leases = LimitLeases(store, f"{principal}-{number}", lambda: processes, read_used)
             leases.replace({principal: allowance})
             leases.start()
             running.append((leases, store))
@@ -47,7 +47,7 @@ async def opened(store_line):
         await store.close()
 
 
-def take(leases: Leases, principal: str) -> bool:
+def take(leases: LimitLeases, principal: str) -> bool:
     meter = leases.meters[principal]
     taken = meter.take(time.monotonic()) is None
     if taken:

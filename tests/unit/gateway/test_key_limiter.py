@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from services.gateway.domain.limits import Ask, Given, Holding
-from services.gateway.domain.tokens import Denied, Meter, Tokens
+from services.gateway.domain.key_limiter import KeyLimiter, LeasedTokens, LimitReached
+from services.gateway.domain.lease_messages import LeaseGrant, LeaseRequest, TokenHolding
 from tidegate.kernel.protocol.access import Allowance
 
 pytestmark = pytest.mark.unit
@@ -31,7 +31,7 @@ class Account:
     def __post_init__(self) -> None:
         self.tokens = self.allowance.burst
 
-    def settle(self, process: str, ask: Ask, now: float) -> Given:
+    def settle(self, process: str, ask: LeaseRequest, now: float) -> LeaseGrant:
         rate = wait_ms = 0.0
         if self.allowance.rate is not None:
             more = (now - self.at) * self.allowance.rate
@@ -48,7 +48,7 @@ class Account:
             slots = self.slots[process] = max(ask.slots.have, min(ask.slots.want, max(0, free)))
             if ask.slots.want > free:
                 self.tight_at = now
-        return Given(
+        return LeaseGrant(
             rate=int(rate),
             rate_left=max(0.0, self.tokens),
             wait_ms=wait_ms,
@@ -59,7 +59,7 @@ class Account:
         )
 
 
-def exchange(balance: float, holding: Holding) -> tuple[float, float]:
+def exchange(balance: float, holding: TokenHolding) -> tuple[float, float]:
     have = holding.have
     if have < 0:
         balance, have = balance + have, 0
@@ -69,13 +69,13 @@ def exchange(balance: float, holding: Holding) -> tuple[float, float]:
     return balance - more, have + more
 
 
-def tokens(meter: Meter) -> Tokens:
+def tokens(meter: KeyLimiter) -> LeasedTokens:
     """Those of the rate."""
     assert meter.rate is not None
     return meter.rate
 
 
-def limit_of(denied: Denied | None) -> str:
+def limit_of(denied: LimitReached | None) -> str:
     """Which limit a request was refused by; empty: by none."""
     return denied.limit if denied is not None else ""
 
@@ -87,7 +87,7 @@ class Process:
         self.name = name
         self.account = account
         self.away = False
-        self.meter = Meter("key", account.allowance, lambda _: None)
+        self.meter = KeyLimiter("key", account.allowance, lambda _: None)
         self.meter.share = share
 
     def take(self, now: float) -> bool:
@@ -282,12 +282,12 @@ def test_giving_up_gives_back():
         process.take(now)
         process.tick(now)
     ask = process.meter.leave(DAY)
-    assert (ask.rate.want, ask.of_day.want, ask.slots) == (0, 0, Holding(0, 0))
+    assert (ask.rate.want, ask.of_day.want, ask.slots) == (0, 0, TokenHolding(0, 0))
     assert process.account.tokens + ask.rate.have == pytest.approx(8, abs=0.1)
 
 
 def test_tokens_taken_while_the_account_answers_stay_taken():
-    held = Tokens("rate", 10)
+    held = LeasedTokens("rate", 10)
     held.have = 4
     asked = held.holding(8)
     held.have -= 2
@@ -345,7 +345,7 @@ def test_a_changed_quota_counts_what_was_used(day, more, settled):
     assert process.account.used - tokens_of_day(process).have >= 4 + more, "all of it is charged"
 
 
-def tokens_of_day(process: Process) -> Tokens:
+def tokens_of_day(process: Process) -> LeasedTokens:
     assert process.meter.of_day is not None
     return process.meter.of_day
 
@@ -370,7 +370,7 @@ def test_an_answer_to_limits_that_are_others_since():
 @pytest.mark.parametrize("lent", [0, 5])
 def test_a_limit_lowered_while_the_account_answers_makes_no_debt(lent):
     """What was told to the account as held and was cut off meanwhile is not spent."""
-    held = Tokens("rate", 100)
+    held = LeasedTokens("rate", 100)
     held.have, held.lent, held.left = 98, lent, 0
     asked = held.holding(0)
     held.change(10)

@@ -12,8 +12,8 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from services.gateway.domain.limits import Ask, Given, Holding
-from services.gateway.domain.ratelimit import policy
+from services.gateway.domain.lease_messages import LeaseGrant, LeaseRequest, TokenHolding
+from services.gateway.domain.rate_limit_headers import policy
 from tidegate.kernel.protocol.access import Allowance
 
 # How far ahead of its pace a process holds tokens, and how long it holds them for nobody.
@@ -25,7 +25,7 @@ SLOTS_RETRY_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
-class Denied:
+class LimitReached:
     """Which limit is used up: ``rate``, ``day``, ``month`` or ``concurrency``. When a day
     or a month is over, ``ratelimit.seconds_left`` knows.
     """
@@ -34,7 +34,7 @@ class Denied:
     retry_after_s: float = SLOTS_RETRY_S
 
 
-class Tokens:
+class LeasedTokens:
     """Those of one kind. ``least``: so many must be there for one to be taken; below 1 there is credit."""
 
     __slots__ = ("cut", "have", "kind", "least", "left", "lent", "limit")
@@ -59,12 +59,12 @@ class Tokens:
         """Until the account is heard of, so many may be taken."""
         self.least = 1 - share
 
-    def holding(self, want: int) -> Holding:
+    def holding(self, want: int) -> TokenHolding:
         """What to tell the account."""
         self.cut = 0
-        return Holding(math.floor(self.have - self.lent), min(want, self.limit))
+        return TokenHolding(math.floor(self.have - self.lent), min(want, self.limit))
 
-    def settled(self, asked: Holding, given: int, left: float, credit: int = 0) -> None:
+    def settled(self, asked: TokenHolding, given: int, left: float, credit: int = 0) -> None:
         """The account has answered; what was taken in the meantime stays taken."""
         have = math.floor(self.have - self.lent + self.cut) - asked.have + given
         # What was given under a limit that is lower since counts up to that.
@@ -90,7 +90,7 @@ class Tokens:
         self.left = self.limit
 
 
-class Meter:
+class KeyLimiter:
     """All limits of one caller. ``now`` is in seconds, on a clock that never goes back."""
 
     __slots__ = (
@@ -99,16 +99,16 @@ class Meter:
         "of_month", "policy", "principal", "rate", "share", "slots", "under_way",
     )  # fmt: skip
 
-    def __init__(self, principal: str, allowance: Allowance, activate: Callable[[Meter], None]) -> None:
+    def __init__(self, principal: str, allowance: Allowance, activate: Callable[[KeyLimiter], None]) -> None:
         """``activate`` is called when the meter has something to settle, once until it is idle again."""
         self.principal = principal
         self.allowance = allowance
         self.share = 1.0  # of one process in each limit
         self.active = False
         self.local = False
-        self.rate: Tokens | None = None
-        self.of_day: Tokens | None = None
-        self.of_month: Tokens | None = None
+        self.rate: LeasedTokens | None = None
+        self.of_day: LeasedTokens | None = None
+        self.of_month: LeasedTokens | None = None
         self._bound(allowance)
         self.under_way = 0
         self.slots = 0
@@ -121,7 +121,7 @@ class Meter:
         self._rate_denied = 0
         self._last_at = self._heard_at = self._wait_until = float("-inf")
 
-    def take(self, now: float) -> Denied | None:
+    def take(self, now: float) -> LimitReached | None:
         """Let one request in, or say why not. Who was let in calls :meth:`give` at its end."""
         if not self.active:
             self._wake(now)
@@ -132,7 +132,7 @@ class Meter:
         limit = self.allowance.concurrency
         if limit is not None and self.under_way >= self._room(limit):
             self._slots_denied += 1
-            return Denied("concurrency")
+            return LimitReached("concurrency")
         for kind in self._tokens:
             kind.have -= 1
         self.under_way += 1
@@ -159,12 +159,12 @@ class Meter:
         self.of_month = self._kind(self.of_month, "month", to.month)
         self._tokens = tuple(kind for kind in (self.rate, self.of_day, self.of_month) if kind is not None)
 
-    def _kind(self, tokens: Tokens | None, kind: str, limit: int | None) -> Tokens | None:
+    def _kind(self, tokens: LeasedTokens | None, kind: str, limit: int | None) -> LeasedTokens | None:
         """Those of one kind, under a limit that is new to them."""
         if limit is None:
             return None
         if tokens is None:
-            tokens = Tokens(kind, limit)
+            tokens = LeasedTokens(kind, limit)
             tokens.lend(self._part(limit))
         elif limit != tokens.limit:
             tokens.change(limit)
@@ -181,7 +181,7 @@ class Meter:
                 kind.begin()
                 kind.lend(self._part(kind.left))
 
-    def ask(self, now: float, day: str) -> Ask | None:
+    def ask(self, now: float, day: str) -> LeaseRequest | None:
         """What to settle now, on ``day`` (``2026-01-31``); None: nothing, for the moment."""
         if self._asked:
             self._last_at = now
@@ -194,20 +194,20 @@ class Meter:
             self.rate.lent = self.rate.have  # the account went on filling by itself
         slots = self._slots_wanted(idle)
         self.slots = min(self.slots, slots)  # what is given back is not used any more
-        return Ask(
+        return LeaseRequest(
             self.principal,
             self.allowance,
             day,
             day[:7],
             rate=self._holding(self.rate, pace, idle),
-            slots=Holding(self.under_way, slots),
+            slots=TokenHolding(self.under_way, slots),
             of_day=self._holding(self.of_day, pace, idle),
             of_month=self._holding(self.of_month, pace, idle),
         )
 
-    def leave(self, day: str) -> Ask:
+    def leave(self, day: str) -> LeaseRequest:
         """Give everything back: this process ends."""
-        return Ask(
+        return LeaseRequest(
             self.principal,
             self.allowance,
             day,
@@ -217,7 +217,7 @@ class Meter:
             of_month=self._holding(self.of_month, 0, True),
         )
 
-    def settled(self, asked: Ask, given: Given, now: float) -> None:
+    def settled(self, asked: LeaseRequest, given: LeaseGrant, now: float) -> None:
         """The account has answered ``asked``."""
         of = asked.allowance  # they may have been changed since
         if self.rate is not None and of.rate is not None:
@@ -281,11 +281,11 @@ class Meter:
         self._last_at = now
         self._activate(self)
 
-    def _denied(self, kind: Tokens, now: float) -> Denied:
+    def _denied(self, kind: LeasedTokens, now: float) -> LimitReached:
         if kind is not self.rate:
-            return Denied(kind.kind)
+            return LimitReached(kind.kind)
         self._rate_denied += 1
-        return Denied(kind.kind, max(self._wait_until - now, 1 / (self.allowance.rate or 1)))
+        return LimitReached(kind.kind, max(self._wait_until - now, 1 / (self.allowance.rate or 1)))
 
     def _due(self, now: float) -> bool:
         since = now - self._heard_at
@@ -303,15 +303,15 @@ class Meter:
         """This process's share, at least one."""
         return max(1, int(of * self.share))
 
-    def _holding(self, kind: Tokens | None, pace: int, idle: bool) -> Holding:
+    def _holding(self, kind: LeasedTokens | None, pace: int, idle: bool) -> TokenHolding:
         if kind is None:
-            return Holding()
+            return TokenHolding()
         if idle or (self._fresh and kind is self.rate):
             return kind.holding(0)  # others may have lent too: first it is told what is left
         part = self._part(kind.left + max(kind.have, 0)) if kind is self.rate else 1
         return kind.holding(max(pace, part))
 
-    def _rest_of_share(self, asked: Holding, left: float) -> int:
+    def _rest_of_share(self, asked: TokenHolding, left: float) -> int:
         """Of what was there before this process lent, its share less what it has had."""
         spent = max(0, -asked.have)
         return max(0, int((left + spent) * self.share) - spent)

@@ -13,14 +13,14 @@ from typing import Any
 import orjson
 from redis.asyncio import Redis
 
-from services.gateway.domain.limits import Ask, Given, Holding, Used
+from services.gateway.domain.lease_messages import LeaseGrant, LeaseRequest, PriorUsage, TokenHolding
 from tidegate.kernel.store.connection import Connected, answer
 from tidegate.kernel.store.scripts import FOLDER
 
 ACCOUNT = "tidegate:limit:"  # + principal: hash of its bucket, its counts, and who holds what; gateways
 
 
-class LimitStore(Connected):
+class LimitAccounts(Connected):
     """Settles with the accounts; every failure is a ``StoreUnavailable``."""
 
     def __init__(self, redis: Redis) -> None:
@@ -28,24 +28,24 @@ class LimitStore(Connected):
         self._settle = redis.register_script(_source("limits_settle"))
         self._seed = redis.register_script(_source("limits_seed"))
 
-    async def settle(self, process: str, asks: Sequence[Ask]) -> list[Given]:
+    async def settle(self, process: str, asks: Sequence[LeaseRequest]) -> list[LeaseGrant]:
         """One call for all: what ``process`` may hold of each caller's account, in the order of ``asks``."""
         if not asks:
             return []
         keys = [ACCOUNT + ask.principal for ask in asks]
         told = await answer(self._settle(keys=keys, args=[process, *map(_ask, asks)]))
-        return [Given(**orjson.loads(given)) for given in told]
+        return [LeaseGrant(**orjson.loads(given)) for given in told]
 
-    async def seed(self, used: Used) -> None:
+    async def seed(self, used: PriorUsage) -> None:
         """Add what was used before an account began to count; once in a day and a month."""
         args: list[Any] = [used.day, used.of_day, used.month, used.of_month]
         await answer(self._seed(keys=[ACCOUNT + used.principal], args=args))
 
 
-def _ask(ask: Ask) -> bytes:
+def _ask(ask: LeaseRequest) -> bytes:
     allowance = ask.allowance
 
-    def pair(holding: Holding) -> list[int]:
+    def pair(holding: TokenHolding) -> list[int]:
         return [holding.have, holding.want]
 
     fields: dict[str, Any] = {}

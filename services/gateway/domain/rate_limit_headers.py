@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from tidegate.kernel.protocol.access import Allowance
 
 if TYPE_CHECKING:
-    from services.gateway.domain.tokens import Meter
+    from services.gateway.domain.key_limiter import KeyLimiter
 
 DAY_S = 86_400
 MONTH_S = 30 * DAY_S
@@ -35,7 +35,7 @@ def policy(allowance: Allowance) -> bytes:
     return ", ".join(found).encode()
 
 
-def left(meter: Meter, epoch_s: float) -> bytes:
+def left(meter: KeyLimiter, epoch_s: float) -> bytes:
     """What is left of each limit (``r``), and in how many seconds it is whole again (``t``)."""
     found = []
     rate, allowance = meter.rate, meter.allowance

@@ -8,7 +8,7 @@ import re
 _TRACEPARENT = re.compile(rb"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}(?:-.*)?")
 
 
-class Sampler:
+class LogSampler:
     """Takes the first requests of each second, and of the others a fixed part.
 
     ``fraction``: of the others, 0 to 1. :meth:`second` begins the next second.

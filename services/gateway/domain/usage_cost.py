@@ -16,7 +16,7 @@ def compute_us(reply: Reply) -> int:
 
 
 @dataclass(slots=True)
-class Spent:
+class UsageCost:
     """The cost of a stream so far. ``queued``: it was not refused before it could cost anything."""
 
     answers: int = 0

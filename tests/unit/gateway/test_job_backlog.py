@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from services.gateway.application.jobs.waiting import Waiting
+from services.gateway.application.jobs.backlog import BacklogEstimate
 from tidegate.kernel.protocol.jobs import JobLoad
 from tidegate.kernel.store import StoreUnavailable
 
@@ -33,7 +33,7 @@ class Clock:
 
 async def test_what_was_accepted_since_is_counted():
     store, clock = Store(), Clock()
-    waiting = Waiting(store.read, clock)
+    waiting = BacklogEstimate(store.read, clock)
     store.loads = {"a": JobLoad(waiting=5, running=2)}
     assert [await waiting.ahead("a") for _ in range(3)] == [5, 6, 7]
     assert await waiting.ahead("b") == 0
@@ -42,7 +42,7 @@ async def test_what_was_accepted_since_is_counted():
 
 async def test_it_is_read_again_now_and_then():
     store, clock = Store(), Clock()
-    waiting = Waiting(store.read, clock)
+    waiting = BacklogEstimate(store.read, clock)
     assert await waiting.ahead("a") == 0
     store.loads = {"a": JobLoad(waiting=9)}
     clock.now += 3
@@ -51,7 +51,7 @@ async def test_it_is_read_again_now_and_then():
 
 async def test_while_the_store_is_away_it_is_unknown():
     store, clock = Store(), Clock()
-    waiting = Waiting(store.read, clock)
+    waiting = BacklogEstimate(store.read, clock)
     store.down = True
     assert await waiting.ahead("a") is None
     store.down = False

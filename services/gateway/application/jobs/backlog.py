@@ -14,7 +14,7 @@ FRESH_S = 0.5
 STALE_S = 2.0
 
 
-class Waiting:
+class BacklogEstimate:
     """``read`` gives what is not over, by Deployment. What other gateways did since then is not known."""
 
     def __init__(

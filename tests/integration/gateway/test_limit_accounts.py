@@ -7,8 +7,8 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from services.gateway.adapters.store.limits import LimitStore
-from services.gateway.domain.limits import Ask, Given, Holding, Used
+from services.gateway.adapters.store.limit_accounts import LimitAccounts
+from services.gateway.domain.lease_messages import LeaseGrant, LeaseRequest, PriorUsage, TokenHolding
 from tidegate.kernel.protocol.access import Allowance
 
 DAY, MONTH = "2026-01-31", "2026-01"
@@ -17,20 +17,20 @@ DAY, MONTH = "2026-01-31", "2026-01"
 class Account:
     """One caller's account, asked by processes a, b, ..."""
 
-    def __init__(self, store: LimitStore, principal: str, allowance: Allowance) -> None:
+    def __init__(self, store: LimitAccounts, principal: str, allowance: Allowance) -> None:
         self.store = store
         self.principal = principal
         self.allowance = allowance
 
-    async def __call__(self, process: str, day: str = DAY, **holdings: tuple[int, int]) -> Given:
-        held = {name: Holding(*pair) for name, pair in holdings.items()}
-        ask = Ask(self.principal, self.allowance, day, day[:7], **held)
+    async def __call__(self, process: str, day: str = DAY, **holdings: tuple[int, int]) -> LeaseGrant:
+        held = {name: TokenHolding(*pair) for name, pair in holdings.items()}
+        ask = LeaseRequest(self.principal, self.allowance, day, day[:7], **held)
         return (await self.store.settle(process, [ask]))[0]
 
 
 @pytest.fixture
-async def store(valkey_url) -> AsyncIterator[LimitStore]:
-    found = LimitStore.connect(valkey_url)
+async def store(valkey_url) -> AsyncIterator[LimitAccounts]:
+    found = LimitAccounts.connect(valkey_url)
     yield found
     await found.close()
 
@@ -111,16 +111,16 @@ async def test_counts_are_seeded_once(account, store):
     settle = account(day=10, month=100, rate=None)
     assert not (await settle("a", of_day=(0, 2), of_month=(0, 2))).seeded
     for _ in range(2):
-        await store.seed(Used(settle.principal, DAY, MONTH, of_day=5, of_month=50))
+        await store.seed(PriorUsage(settle.principal, DAY, MONTH, of_day=5, of_month=50))
     given = await settle("a", of_day=(2, 9), of_month=(2, 2))
     assert given.seeded
     assert (given.of_day, given.day_left, given.month_left) == (5, 0, 48)
-    await store.seed(Used(settle.principal, "2026-01-30", MONTH, of_day=5, of_month=50))
+    await store.seed(PriorUsage(settle.principal, "2026-01-30", MONTH, of_day=5, of_month=50))
     assert (await settle("a", of_day=(5, 5))).day_left == 0
 
 
 async def test_many_accounts_in_one_call(account, store):
     ones = [account(burst=n) for n in (1, 2, 3)]
-    asks = [Ask(one.principal, one.allowance, DAY, MONTH, rate=Holding(0, 5)) for one in ones]
+    asks = [LeaseRequest(one.principal, one.allowance, DAY, MONTH, rate=TokenHolding(0, 5)) for one in ones]
     assert [given.rate for given in await store.settle("a", asks)] == [1, 2, 3]
     assert await store.settle("a", []) == []

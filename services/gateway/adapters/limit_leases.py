@@ -10,9 +10,9 @@ from datetime import UTC, datetime
 
 from prometheus_client import Counter, Gauge
 
-from services.gateway.adapters.store.limits import LimitStore
-from services.gateway.domain.limits import Ask, Used
-from services.gateway.domain.tokens import Meter
+from services.gateway.adapters.store.limit_accounts import LimitAccounts
+from services.gateway.domain.key_limiter import KeyLimiter
+from services.gateway.domain.lease_messages import LeaseRequest, PriorUsage
 from tidegate.kernel import tasks, telemetry
 from tidegate.kernel.errors import TidegateError
 from tidegate.kernel.protocol.access import Allowance
@@ -36,27 +36,27 @@ SEED_RETRY_S = 5.0
 AT_ONCE = 256
 
 # What the registry knows of a principal's requests on a day and in its month.
-ReadUsed = Callable[[str, str], Awaitable[Used]]
+ReadUsed = Callable[[str, str], Awaitable[PriorUsage]]
 
 
-class Leases:
+class LimitLeases:
     """Makes meters and keeps them settled. ``processes``: how many gateway processes share the accounts."""
 
     def __init__(
-        self, store: LimitStore, process: str, processes: Callable[[], int], read_used: ReadUsed
+        self, store: LimitAccounts, process: str, processes: Callable[[], int], read_used: ReadUsed
     ) -> None:
         self._store = store
         self._process = process
         self._processes = processes
         self._read_used = read_used
-        self._active: dict[Meter, None] = {}
+        self._active: dict[KeyLimiter, None] = {}
         self._seeding: dict[str, asyncio.Task[None]] = {}
         self._woken = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._day = ""
         self._away_since: float | None = None
         self._retry_at = 0.0
-        self.meters: dict[str, Meter] = {}  # always this one: every request looks into it
+        self.meters: dict[str, KeyLimiter] = {}  # always this one: every request looks into it
 
     def start(self) -> None:
         """Begin settling."""
@@ -72,12 +72,12 @@ class Leases:
 
     def replace(self, allowances: dict[str, Allowance]) -> None:
         """These are all callers that have limits; who had some before keeps what it holds and has spent."""
-        kept: dict[str, Meter] = {}
+        kept: dict[str, KeyLimiter] = {}
         now = time.monotonic()
         for principal, allowance in allowances.items():
             meter = self.meters.get(principal)
             if meter is None:
-                meter = Meter(principal, allowance, self._activate)
+                meter = KeyLimiter(principal, allowance, self._activate)
                 meter.share = self._share()
             elif meter.allowance != allowance:
                 meter.change(allowance, now)
@@ -85,7 +85,7 @@ class Leases:
         self.meters.clear()
         self.meters.update(kept)
 
-    def _activate(self, meter: Meter) -> None:
+    def _activate(self, meter: KeyLimiter) -> None:
         meter.share = self._share()
         self._active[meter] = None
         self._woken.set()
@@ -119,7 +119,7 @@ class Leases:
             self._on_own(now)
             self._let_rest()
             return
-        asks: list[tuple[Meter, Ask]] = []
+        asks: list[tuple[KeyLimiter, LeaseRequest]] = []
         for meter in list(self._active):
             meter.share = share
             ask = meter.ask(now, self._day)
@@ -133,7 +133,7 @@ class Leases:
             self._on_own(time.monotonic())
         self._let_rest()
 
-    async def _settle(self, asks: list[tuple[Meter, Ask]]) -> None:
+    async def _settle(self, asks: list[tuple[KeyLimiter, LeaseRequest]]) -> None:
         async with asyncio.timeout(SLOW_S):
             answers = await self._store.settle(self._process, [ask for _, ask in asks])
         if self._away_since is not None:

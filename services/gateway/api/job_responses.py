@@ -8,10 +8,10 @@ from typing import Any
 import orjson
 
 from services.gateway.adapters.heartbeat import Heartbeat
+from services.gateway.api.body_limits import Headers
 from services.gateway.api.compression import HttpResponse
-from services.gateway.api.limits import Headers
-from services.gateway.application.jobs.results import Results
-from services.gateway.application.jobs.submission import Submitted
+from services.gateway.application.jobs.results import JobResults
+from services.gateway.application.jobs.submission import SubmittedJob
 from services.gateway.domain import job_results, oip
 from services.gateway.domain.admission import ReplicaFleet, predicted_wait_ms
 from services.gateway.domain.job_options import Preference
@@ -22,14 +22,14 @@ _BINARY = (b"content-type", b"application/octet-stream")
 _HEADER_LENGTH = oip.HEADER_LENGTH.lower().encode()
 
 
-class JobAnswers:
+class JobResponses:
     """Encodes jobs for whoever may see them."""
 
-    def __init__(self, results: Results, reporter: Heartbeat) -> None:
+    def __init__(self, results: JobResults, reporter: Heartbeat) -> None:
         self._results = results
         self._reporter = reporter
 
-    def accepted(self, submitted: Submitted, job: Job, prefer: Preference, rid: bytes) -> HttpResponse:
+    def accepted(self, submitted: SubmittedJob, job: Job, prefer: Preference, rid: bytes) -> HttpResponse:
         """202: where the job is found, and when it may start. ``job``: as it is now."""
         position = submitted.position if job.status == "queued" else None
         body = orjson.dumps(self.document(job, position))

@@ -10,12 +10,12 @@ from contextlib import suppress
 
 import orjson
 
+from services.gateway.api.body_limits import Headers
 from services.gateway.api.compression import HttpResponse, deliver
-from services.gateway.api.job_answers import JobAnswers
-from services.gateway.api.limits import Headers
+from services.gateway.api.job_responses import JobResponses
 from services.gateway.application.access import Access, Grant
 from services.gateway.application.access_log import AccessLog
-from services.gateway.application.jobs.submission import Jobs, Order
+from services.gateway.application.jobs.submission import JobRequest, JobService
 from services.gateway.domain import job_options, oip
 from services.gateway.domain.contract import check_name
 from services.gateway.domain.job_options import JobOptions, Preference
@@ -37,10 +37,12 @@ Answered = Callable[[HttpResponse, Job], None]
 Failed = Callable[[TidegateError], None]
 
 
-class JobDoor:
+class JobSubmissionHandler:
     """Takes jobs in. Its caller may leave at any time: what was begun goes on."""
 
-    def __init__(self, jobs: Jobs, answers: JobAnswers, access: Access, log: AccessLog | None = None) -> None:
+    def __init__(
+        self, jobs: JobService, answers: JobResponses, access: Access, log: AccessLog | None = None
+    ) -> None:
         self._jobs = jobs
         self._access = access
         self._answers = answers
@@ -94,7 +96,7 @@ class JobDoor:
         length: int | None,
         principal: Principal,
         rid: bytes,
-    ) -> tuple[Order, Grant | None]:
+    ) -> tuple[JobRequest, Grant | None]:
         if not principal.may(INFER):
             raise Forbidden(lacks(principal, (INFER,)))
         key = job_options.check_key(headers.get(b"idempotency-key"))
@@ -124,7 +126,7 @@ class JobDoor:
 
     async def _accept(
         self,
-        order: Order,
+        order: JobRequest,
         grant: Grant | None,
         received: int,
         prefer: Preference,

@@ -11,7 +11,7 @@ from tidegate.kernel.store import JobStore, StoreUnavailable
 INTERVAL_S = 0.5
 
 
-class Tally:
+class AcknowledgedJobs:
     """Writes ``total()`` under this incarnation whenever it has grown."""
 
     def __init__(self, store: JobStore, incarnation: str, total: Callable[[], int]) -> None:

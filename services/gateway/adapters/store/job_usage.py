@@ -16,7 +16,7 @@ REPORT_MS = 60_000
 _EPOCH = date(1970, 1, 1)
 
 
-class JobUsage(Connected):
+class JobUsageStore(Connected):
     """Takes and settles the counts; every failure is a ``StoreUnavailable``."""
 
     def __init__(self, redis: Redis) -> None:

@@ -12,7 +12,7 @@ RETRY_AFTER_S = 1.0
 STEP = 2**20
 
 
-class Limits:
+class BodyLimits:
     """A gateway process's limits. ``bodies`` counts requests in hand, ``answers`` what is not sent yet."""
 
     def __init__(
@@ -74,7 +74,7 @@ class Body:
 
     __slots__ = ("_data", "_known", "_limits", "_size", "_total", "held", "taking")
 
-    def __init__(self, limits: Limits, begun: bytes = b"", *, known: bool = False) -> None:
+    def __init__(self, limits: BodyLimits, begun: bytes = b"", *, known: bool = False) -> None:
         """``begun``: what has come already and is counted. ``known``: of a caller with a good credential."""
         self._limits = limits
         self._known = known
@@ -151,13 +151,13 @@ class Body:
         return taken
 
 
-class Held:
+class UploadMemory:
     """Count the memory of an upload that is stored as it comes, against the budget.
 
     ``known``: its caller has shown a good credential.
     """
 
-    def __init__(self, limits: Limits, *, known: bool = False) -> None:
+    def __init__(self, limits: BodyLimits, *, known: bool = False) -> None:
         self._limits = limits
         self._known = known
         self._held = 0

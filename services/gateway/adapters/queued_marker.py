@@ -17,7 +17,7 @@ log = telemetry.logger(__name__)
 LINGER_S = 0.025
 
 
-class QueuedMarks:
+class QueuedMarker:
     """Collects ids for ``LINGER_S``, then tells the store of all of them."""
 
     def __init__(self, store: JobStore) -> None:

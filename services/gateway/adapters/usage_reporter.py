@@ -8,7 +8,7 @@ import time
 
 from prometheus_client import Counter
 
-from services.gateway.adapters.store.usage import JobUsage
+from services.gateway.adapters.store.job_usage import JobUsageStore
 from tidegate.kernel import tasks, telemetry
 from tidegate.kernel.broker.connection import Channel, Connection
 from tidegate.kernel.broker.topology import USAGE
@@ -23,13 +23,13 @@ CONFIRM_S = 5.0
 LAST_S = 2.0
 
 
-class Usage:
+class UsageReporter:
     """Counts by caller and endpoint. A report is sent again, as it is, until the broker has confirmed it.
 
     What is not reported yet goes with the process: when it is killed, what came in the last ``every_s``.
     """
 
-    def __init__(self, amqp_url: str, incarnation: str, every_s: float, jobs: JobUsage) -> None:
+    def __init__(self, amqp_url: str, incarnation: str, every_s: float, jobs: JobUsageStore) -> None:
         """``jobs``: where that of jobs is counted; it is reported with this process's own."""
         self.connection = Connection(amqp_url, "gateway usage", _declare)
         self._incarnation = incarnation

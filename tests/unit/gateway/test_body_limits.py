@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from services.gateway.api.limits import STEP, Body, Limits
+from services.gateway.api.body_limits import STEP, Body, BodyLimits
 from services.gateway.domain.memory_budget import SMALL, MemoryBudget
 from tidegate.kernel.errors import Overloaded, PayloadTooLarge
 
@@ -13,8 +13,8 @@ pytestmark = pytest.mark.unit
 MIB = 2**20
 
 
-def limits(body: int = 4 * MIB, inflight: int = 8 * MIB) -> Limits:
-    return Limits(
+def limits(body: int = 4 * MIB, inflight: int = 8 * MIB) -> BodyLimits:
+    return BodyLimits(
         body_bytes=body, json_bytes=MIB, bodies=MemoryBudget(inflight), answers=MemoryBudget(inflight)
     )
 

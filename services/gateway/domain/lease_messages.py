@@ -13,7 +13,7 @@ from tidegate.kernel.protocol.access import Allowance
 
 
 @dataclass(frozen=True, slots=True)
-class Holding:
+class TokenHolding:
     """Tokens of one kind: those that are held (negative: owed), and those that would do."""
 
     have: int = 0
@@ -21,7 +21,7 @@ class Holding:
 
 
 @dataclass(frozen=True, slots=True)
-class Ask:
+class LeaseRequest:
     """What a process says of one caller. ``day`` is ``2026-01-31``, ``month`` is ``2026-01`` (UTC).
 
     ``slots``: requests under way, and those that it would like to be able to have.
@@ -31,14 +31,14 @@ class Ask:
     allowance: Allowance
     day: str
     month: str
-    rate: Holding = Holding()
-    slots: Holding = Holding()
-    of_day: Holding = Holding()
-    of_month: Holding = Holding()
+    rate: TokenHolding = TokenHolding()
+    slots: TokenHolding = TokenHolding()
+    of_day: TokenHolding = TokenHolding()
+    of_month: TokenHolding = TokenHolding()
 
 
 @dataclass(frozen=True, slots=True)
-class Given:
+class LeaseGrant:
     """What the store answers: what may be held from now on, and what is left in the account.
 
     ``wait_ms``: until the account has a token again. ``tight``: somebody lacks slots.
@@ -58,7 +58,7 @@ class Given:
 
 
 @dataclass(frozen=True, slots=True)
-class Used:
+class PriorUsage:
     """Requests of a caller that were counted elsewhere, on a day and in its month."""
 
     principal: str

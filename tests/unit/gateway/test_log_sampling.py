@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from services.gateway.domain.access_lines import Sampler, trace_id
+from services.gateway.domain.log_sampling import LogSampler, trace_id
 from tidegate.kernel.allowance import Allowance
 
 TRACE = b"4bf92f3577b34da6a3ce929d0e0e4736"
 
 
 def test_the_first_of_each_second_and_a_part_of_the_others_get_a_line() -> None:
-    sampler = Sampler(first=10, fraction=0.01)
+    sampler = LogSampler(first=10, fraction=0.01)
     assert [sampler.take() for _ in range(10)] == [True] * 10
     assert sum(sampler.take() for _ in range(10_000)) == 100
     sampler.second()
@@ -20,7 +20,7 @@ def test_the_first_of_each_second_and_a_part_of_the_others_get_a_line() -> None:
 
 @pytest.mark.parametrize(("fraction", "lines"), [(0.0, 0), (1.0, 1000), (0.4, 400)])
 def test_a_fraction_of_the_others(fraction: float, lines: int) -> None:
-    sampler = Sampler(first=0, fraction=fraction)
+    sampler = LogSampler(first=0, fraction=fraction)
     assert sum(sampler.take() for _ in range(1000)) == lines
 
 

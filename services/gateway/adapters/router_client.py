@@ -13,7 +13,7 @@ from tidegate.kernel.service import caller
 TIMEOUT_S = 5.0
 
 
-class Router:
+class RouterClient:
     """The router's HTTP door; every failure is ``Unavailable``."""
 
     def __init__(self, url: str, token: str) -> None:
