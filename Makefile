@@ -73,6 +73,11 @@ test: bootstrap-dev ## install what is missing, check the code, run every test
 	$(PY) -m pytest -n 4 --dist loadfile --no-loadscope-reorder $(PYTEST_FLAGS) $(PART_TESTS)
 	$(PY) -m pytest -n 4 --dist loadfile --no-loadscope-reorder $(PYTEST_FLAGS) $(STACK_TESTS)
 
+# A red run names the tests that failed. About eight minutes each on two idle cores.
+REPEAT_FLAGS ?= --runs 3
+test-repeat: bootstrap-dev ## run the tests in fresh clones; REPEAT_FLAGS="--runs 10 --busy 2 --cores 1" makes them many and hard
+	$(PY) -m tests.repeat $(REPEAT_FLAGS)
+
 # Not a part of `make test`: torch is a download of 200 MB (its build for the CPU) to several GB (the default one).
 test-torch: bootstrap-dev ## test TorchScript models; installs torch into the models' environment first, if it is not there
 	@"$(RUNTIME)/model-env/bin/python3" -c 'import torch' 2>/dev/null || { \

@@ -1,0 +1,60 @@
+"""``python -m deploy.docstring_check``: every docstring of a function begins with a verb in the imperative.
+
+A word list decides: a docstring that begins with one of these words, or with no word at all, begins with
+something else than a verb. Properties are values, so a noun phrase describes them.
+"""
+
+from __future__ import annotations
+
+import ast
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from deploy.size_report import python_files
+
+FOLDERS = {"services", "tidegate", "deploy", "benchmarks"}
+_WORDS = """
+a about after all also an another any are as at be because been before being both but by each every
+everything few for from had has have he her here his how if in is it its like many more most my neither
+next no nobody none not nothing of on once one only or other our same she so some something such than
+that the their them then there these they this those three to true false two under until up was were what
+whatever when where whether which while who whoever whom whose why will with within without your
+"""
+NO_VERBS = frozenset(_WORDS.split())
+_PROPERTIES = ("property", "cached_property", "computed_field", "fixture", "overload")
+
+
+def first_word(text: str) -> str:
+    """Return the first word, in lower case; empty if the text begins with something else."""
+    word = text.split(maxsplit=1)[0].rstrip(".,:;")
+    return word.lower() if word[:1].isalpha() else ""
+
+
+def complaints(path: Path) -> Iterator[str]:
+    """Yield the place and the first line of each docstring that begins with no verb."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            continue
+        decorators = [ast.unparse(each) for each in node.decorator_list]
+        if any(word in each for each in decorators for word in _PROPERTIES):
+            continue
+        text = ast.get_docstring(node)
+        if text and (not (word := first_word(text)) or word in NO_VERBS):
+            yield f"{path}:{node.lineno} {text.splitlines()[0]}"
+
+
+def main() -> int:
+    """Print the complaints; return 1 if there are any."""
+    root = Path.cwd()
+    paths = [path.relative_to(root) for path in python_files(root)]
+    found = [each for path in paths if path.parts[0] in FOLDERS for each in complaints(path)]
+    for complaint in found:
+        print(complaint, file=sys.stderr)
+    if found:
+        print(f"{len(found)} docstrings do not begin with a verb, such as Return or Publish", file=sys.stderr)
+    return 1 if found else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
