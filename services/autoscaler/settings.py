@@ -10,7 +10,7 @@ from pydantic import Field, field_validator
 
 from services.autoscaler.domain.log_keeping import LogLimits
 from services.autoscaler.domain.snapshot import Policy
-from tidegate.kernel.protocol.models import Flavour
+from tidegate.kernel.protocol.models import WarmPoolSpec
 from tidegate.kernel.settings.base import Settings
 
 # The folder that holds ``services`` and ``tidegate``: child processes import them from there.
@@ -80,7 +80,7 @@ class AutoscalerSettings(Settings):
         ge=1,
         description="Disk for the logs of ended replicas, in MiB; one Deployment gets a quarter at most.",
     )
-    autoscaler_warm: dict[str, Flavour] = Field(
+    autoscaler_warm: dict[str, WarmPoolSpec] = Field(
         default_factory=dict,
         description='Warm pool: workers that run Triton without a model, by flavour, as JSON: `{"cpu": 1}`.',
     )
@@ -152,7 +152,7 @@ class AutoscalerSettings(Settings):
 
     @field_validator("autoscaler_warm")
     @classmethod
-    def _named(cls, given: dict[str, Flavour]) -> dict[str, Flavour]:
+    def _named(cls, given: dict[str, WarmPoolSpec]) -> dict[str, WarmPoolSpec]:
         strange = [name for name in given if not _FLAVOUR.fullmatch(name)]
         if strange:
             raise ValueError(f"a flavour's name is of lower case letters, digits and -: not {strange[0]!r}")

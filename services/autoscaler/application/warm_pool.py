@@ -41,7 +41,7 @@ from services.autoscaler.domain.warm_pool import (
 )
 from tidegate.kernel import telemetry
 from tidegate.kernel.errors import TidegateError, Unavailable
-from tidegate.kernel.protocol.models import Assignment, Flavour, WarmAssignment
+from tidegate.kernel.protocol.models import Assignment, WarmAssignment, WarmPoolSpec
 from tidegate.kernel.protocol.presence import ReplicaReport
 from tidegate.kernel.store import Store, StoreUnavailable
 
@@ -70,7 +70,7 @@ class WarmPool:
         ledger: Ledger,
         offers: WarmOffers,
         grants: ReplicaGrants,
-        flavours: Mapping[str, Flavour],
+        flavours: Mapping[str, WarmPoolSpec],
         log_dir: Path,
         clock: Callable[[], float] = time.time,
     ) -> None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from tidegate.kernel.errors import Conflict, Unavailable
-from tidegate.kernel.protocol.models import Assignment, Deployment, Flavour, Resources, WarmAssignment
+from tidegate.kernel.protocol.models import Assignment, Deployment, Resources, WarmAssignment, WarmPoolSpec
 
 # What an engine's own `stop` grants a worker that waits, as it cannot be told later what its Deployment asks
 # for; as long as it only waits it ends at once.
@@ -133,7 +133,7 @@ def fingerprint(deployment: Deployment) -> str:
     return _digest(deployment.model_dump(mode="json", include=read))
 
 
-def flavour_fingerprint(flavour: Flavour) -> str:
+def flavour_fingerprint(flavour: WarmPoolSpec) -> str:
     """Digest of what a worker of a warm pool is started with."""
     return _digest(flavour.model_dump(mode="json", exclude={"workers"}))
 

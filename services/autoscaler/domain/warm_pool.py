@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from services.autoscaler.domain.launcher import Running, flavour_fingerprint, flavour_in
-from tidegate.kernel.protocol.models import Deployment, Flavour
+from tidegate.kernel.protocol.models import Deployment, WarmPoolSpec
 from tidegate.kernel.protocol.presence import ReplicaReport
 
 START_GRACE_S = 5.0
@@ -54,7 +54,7 @@ class PoolPlan:
     idle: Mapping[str, frozenset[str]]
 
 
-def flavour_for(deployment: Deployment, flavours: Mapping[str, Flavour]) -> str | None:
+def flavour_for(deployment: Deployment, flavours: Mapping[str, WarmPoolSpec]) -> str | None:
     """The flavour whose workers can be a replica of ``deployment``; None: there is none."""
     wanted = (deployment.image, deployment.resources)
     fitting = (name for name, each in sorted(flavours.items()) if (each.image, each.resources) == wanted)
@@ -62,7 +62,7 @@ def flavour_for(deployment: Deployment, flavours: Mapping[str, Flavour]) -> str 
 
 
 def plan_pool(
-    flavours: Mapping[str, Flavour],
+    flavours: Mapping[str, WarmPoolSpec],
     waiting: Sequence[Running],
     reports: Mapping[str, ReplicaReport],
     memory: PoolMemory,
@@ -129,7 +129,7 @@ def as_replica(worker: Running, claim: Claim, parsed: tuple[str, int, int]) -> R
 
 def _failure(
     worker: Running,
-    flavour: Flavour,
+    flavour: WarmPoolSpec,
     report: ReplicaReport | None,
     heard: float,
     evidence_s: float,

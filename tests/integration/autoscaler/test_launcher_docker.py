@@ -17,7 +17,7 @@ from tests.integration.autoscaler.container_yard import HOME, api, image
 from tests.integration.autoscaler.test_launchers import gone
 from tidegate.kernel.errors import Unavailable
 from tidegate.kernel.protocol import replica_token
-from tidegate.kernel.protocol.models import Flavour, WarmAssignment
+from tidegate.kernel.protocol.models import WarmAssignment, WarmPoolSpec
 
 ONE, TWO, THREE = "digits-v1-0-1", "digits-v1-1-1", "digits-v1-2-1"
 WAITS = "warm-cpu--0-1"
@@ -61,7 +61,7 @@ async def test_limits_labels_and_what_a_container_may_do(yard, assign):
 async def test_one_that_waits_is_out_of_date_once_workers_are_started_otherwise(yard, assign):
     """It is to be given away as what a worker that is started now would be."""
     given = WarmAssignment(
-        replica=WAITS, generation=1, flavour="cpu", pool=Flavour(), launched_at=time.time()
+        replica=WAITS, generation=1, flavour="cpu", pool=WarmPoolSpec(), launched_at=time.time()
     )
     launcher = yard.launcher()
     await launcher.launch(given)

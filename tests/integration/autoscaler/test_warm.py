@@ -29,7 +29,7 @@ from tests.conftest import Line
 from tests.integration.autoscaler.process_yard import ProcessYard
 from tidegate.kernel.broker.connection import Channel, Connection, Delivery
 from tidegate.kernel.broker.topology import warm_queue
-from tidegate.kernel.protocol.models import Assignment, Flavour, WarmAssignment
+from tidegate.kernel.protocol.models import Assignment, WarmAssignment, WarmPoolSpec
 from tidegate.kernel.protocol.presence import ReplicaReport
 from tidegate.kernel.store import Store, StoreUnavailable
 
@@ -49,7 +49,7 @@ class Yard:
     async def pool(self, workers: int = 1) -> AsyncIterator[WarmPool]:
         """A pool as after a restart of the autoscaler."""
         ledger = Ledger(self.processes.state / "autoscaler.db")
-        flavours = {self.flavour: Flavour(workers=workers)}
+        flavours = {self.flavour: WarmPoolSpec(workers=workers)}
         async with WarmOffers(self.amqp_url, flavours) as offers:
             await offers._connection.wait_up(10)
             launcher = self.processes.launcher()
@@ -260,7 +260,7 @@ async def test_a_worker_asks_until_it_knows_whose_an_offer_is(
     away = Store.connect(line.url)
     await away.claimant(REPLICA)
     given = WarmAssignment(
-        replica="warm-cpu--0-1", generation=1, flavour="cpu", pool=Flavour(), launched_at=0
+        replica="warm-cpu--0-1", generation=1, flavour="cpu", pool=WarmPoolSpec(), launched_at=0
     )
     worker = WarmStandby(WorkerSettings(), given, tmp_path, away, 0)
     await line.down()
@@ -287,7 +287,7 @@ async def test_an_offer_cannot_say_where_the_registry_is(
 ) -> None:
     """A worker sent its credential to that address, and ran the model that it got from there."""
     given = WarmAssignment(
-        replica="warm-cpu--0-1", generation=1, flavour=yard.flavour, pool=Flavour(), launched_at=0
+        replica="warm-cpu--0-1", generation=1, flavour=yard.flavour, pool=WarmPoolSpec(), launched_at=0
     )
     worker = WarmStandby(WorkerSettings(), given, tmp_path, yard.store, 0)
     forged = assign(REPLICA).model_dump(mode="json") | {"registry_url": "http://127.0.0.1:9"}

@@ -25,10 +25,10 @@ from services.autoscaler.domain.warm_pool import (
 )
 from services.autoscaler.settings import AutoscalerSettings
 from tests.unit.autoscaler.conftest import START, a_deployment
-from tidegate.kernel.protocol.models import Flavour, Resources
+from tidegate.kernel.protocol.models import Resources, WarmPoolSpec
 from tidegate.kernel.protocol.presence import ReplicaReport
 
-CPU = Flavour(workers=2)
+CPU = WarmPoolSpec(workers=2)
 
 
 def waiting(number: int, *, alive: bool = True, flavour: str = "cpu", born: float = START) -> Running:
@@ -55,13 +55,17 @@ def test_names_of_the_pool_are_names_of_no_deployment():
 
 
 def test_a_deployment_is_of_the_flavour_with_its_image_and_resources():
-    flavours = {"cpu": CPU, "gpu": Flavour(resources=Resources(gpus=1)), "own": Flavour(image="ours/worker")}
+    flavours = {
+        "cpu": CPU,
+        "gpu": WarmPoolSpec(resources=Resources(gpus=1)),
+        "own": WarmPoolSpec(image="ours/worker"),
+    }
     assert flavour_for(a_deployment(), flavours) == "cpu"
     assert flavour_for(a_deployment(threads=4, env={"A": "b"}), flavours) == "cpu"
     assert flavour_for(a_deployment(resources={"gpus": 1}), flavours) == "gpu"
     assert flavour_for(a_deployment(image="ours/worker"), flavours) == "own"
     assert flavour_for(a_deployment(resources={"memory_mb": 512}), flavours) is None
-    assert flavour_for(a_deployment(), {"cpu": Flavour(workers=0)}) is None
+    assert flavour_for(a_deployment(), {"cpu": WarmPoolSpec(workers=0)}) is None
 
 
 def test_what_is_missing_is_started_and_what_waits_can_be_had():
@@ -81,7 +85,7 @@ def test_of_too_many_those_go_that_cannot_be_had_yet():
 
 def test_a_changed_flavour_and_one_that_is_no_more_end_theirs():
     rows = [waiting(1), waiting(1, flavour="old")]
-    changed = {"cpu": Flavour(workers=1, threads=8)}
+    changed = {"cpu": WarmPoolSpec(workers=1, threads=8)}
     plan, _ = plan_pool(changed, rows, reports(*rows), PoolMemory(), START + 1)
     assert {worker for worker, _ in plan.kill} == {row.replica for row in rows}
     assert plan.launch == ("cpu",)
@@ -97,7 +101,7 @@ def test_a_changed_flavour_and_one_that_is_no_more_end_theirs():
     ],
 )
 def test_one_that_is_not_well_is_ended_and_the_next_one_waits(row, told, later_s, why):
-    one = {"cpu": Flavour(workers=1)}
+    one = {"cpu": WarmPoolSpec(workers=1)}
     now = START + later_s
     plan, memory = plan_pool(one, [row], told, PoolMemory(), now)
     assert plan.kill == ((row.replica, why),)
@@ -115,7 +119,7 @@ def test_one_that_is_not_well_is_ended_and_the_next_one_waits(row, told, later_s
 
 def test_one_that_fell_silent_is_not_offered_anything_and_then_given_up():
     row = waiting(1)
-    one = {"cpu": Flavour(workers=1)}
+    one = {"cpu": WarmPoolSpec(workers=1)}
     _, memory = plan_pool(one, [row], reports(row), PoolMemory(), START + 300)
     plan, memory = plan_pool(one, [row], {}, memory, START + 300 + SILENT_S)
     assert (plan.kill, plan.idle) == ((), {"cpu": frozenset()})
@@ -126,7 +130,7 @@ def test_one_that_fell_silent_is_not_offered_anything_and_then_given_up():
 def test_silence_counts_from_when_it_could_be_heard():
     """While the store was away nobody was heard, and a new leader has heard nobody yet."""
     row = waiting(1)
-    one = {"cpu": Flavour(workers=1)}
+    one = {"cpu": WarmPoolSpec(workers=1)}
     since = START + 1000
     for memory in (PoolMemory(), PoolMemory({row.replica: START + 300})):
         plan, _ = plan_pool(one, [row], {}, memory, since + SILENT_S, since)
@@ -140,7 +144,7 @@ def test_silence_counts_from_when_it_could_be_heard():
     st.lists(st.tuples(st.booleans(), st.sampled_from(["warm", "starting", "failed", "silent"])), max_size=8),
 )
 def test_after_every_look_the_number_is_right(wanted, rows):
-    flavours = {"cpu": Flavour(workers=wanted)}
+    flavours = {"cpu": WarmPoolSpec(workers=wanted)}
     there = [waiting(number, alive=alive) for number, (alive, _) in enumerate(rows)]
     told = [(row, state) for row, (_, state) in zip(there, rows, strict=True) if state != "silent"]
     heard = {name: each for row, state in told for name, each in reports(row, state=state).items()}
@@ -165,7 +169,7 @@ def test_a_worker_that_became_a_replica_is_known_by_both_names():
 def test_the_setting_takes_a_number_or_the_whole(monkeypatch):
     monkeypatch.setenv("TIDEGATE_AUTOSCALER_WARM", '{"cpu": 2, "gpu": {"resources": {"gpus": 1}}}')
     found = AutoscalerSettings().autoscaler_warm
-    assert found == {"cpu": Flavour(workers=2), "gpu": Flavour(resources=Resources(gpus=1))}
+    assert found == {"cpu": WarmPoolSpec(workers=2), "gpu": WarmPoolSpec(resources=Resources(gpus=1))}
     monkeypatch.setenv("TIDEGATE_AUTOSCALER_WARM", '{"GPU.big": 1}')
     with pytest.raises(ValidationError, match="a flavour's name is of lower case letters"):
         AutoscalerSettings()

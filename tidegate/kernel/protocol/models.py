@@ -188,7 +188,7 @@ class Endpoint(EndpointSpec):
 
 
 class DesiredState(Noun):
-    """Everything that is wanted, in one consistent read."""
+    """All versions, Deployments and Endpoints that are to exist, as one consistent read."""
 
     revision: int
     versions: list[Version] = Field(default_factory=list)
@@ -210,11 +210,11 @@ class Assignment(Noun):
     launched_at: float
 
 
-class Flavour(Noun):
-    """Workers that wait without a model: how many, and of which image, resources and threads.
+class WarmPoolSpec(Noun):
+    """A warm pool: how many workers wait without a model, with which image, resources and threads.
 
-    A Deployment is given one of them if it asks for the same ``image`` and ``resources``; where it asks for
-    other ``threads`` or has an ``env`` of its own, the worker starts its Triton anew.
+    A Deployment with the same ``image`` and ``resources`` can use one of them. If its ``threads`` differ or
+    it has an ``env``, the worker restarts its Triton.
     """
 
     workers: int = Field(1, ge=0, le=1000)
@@ -230,7 +230,7 @@ class WarmAssignment(Noun):
     replica: str
     generation: int
     flavour: Name
-    pool: Flavour
+    pool: WarmPoolSpec
     launched_at: float
 
 
