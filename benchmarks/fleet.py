@@ -22,7 +22,7 @@ from statistics import median
 from typing import Any
 
 from benchmarks import options, report, session
-from services.autoscaler.adapters.history import History
+from services.autoscaler.adapters.history.recordings import Recordings
 from services.autoscaler.application.recorder import Recorder
 from services.autoscaler.domain.decide import decide
 from services.autoscaler.domain.launcher import Running, fingerprint, replica_name
@@ -51,7 +51,7 @@ CALL_MS = 20.0
 class World:
     """A fleet without a launcher: replicas are there, and ready, when they are started."""
 
-    intention: DesiredState
+    desired_state: DesiredState
     running: dict[str, Running]
     draw: random.Random = field(default_factory=lambda: random.Random(7))
     arrived: dict[str, int] = field(default_factory=dict)
@@ -60,7 +60,7 @@ class World:
 
     def snapshots(self) -> Iterator[Snapshot]:
         """A round's observation after the other, for ever."""
-        names = [deployment.name for deployment in self.intention.deployments]
+        names = [deployment.name for deployment in self.desired_state.deployments]
         self.outstanding = dict.fromkeys(names, 40)
         self.arrived = dict.fromkeys(names, 0)
         while True:
@@ -71,7 +71,7 @@ class World:
                     self.outstanding[name] = self.draw.randrange(20, 120)
             running = tuple(sorted(self.running.values(), key=lambda each: each.replica))
             reports = {each.replica: self._report(each) for each in running}
-            yield Snapshot(self.intention, running, reports, self._gateways(names))
+            yield Snapshot(self.desired_state, running, reports, self._gateways(names))
 
     def act(self, plan: Plan) -> None:
         """Do what was decided."""
@@ -126,7 +126,7 @@ def measure(count: int, rounds: int) -> dict[str, Any]:
     print(f"{count:,} Deployments, {count * EACH:,} replicas", flush=True)
     world = fleet(count)
     with tempfile.TemporaryDirectory(prefix="tidegate-bench-") as folder:
-        history = History(Path(folder) / "history.db", 2**30)
+        history = Recordings(Path(folder) / "history.db", 2**30)
         times, decided, size = asyncio.run(_rounds(world, history, rounds))
         history.close()
     return {
@@ -139,7 +139,7 @@ def measure(count: int, rounds: int) -> dict[str, Any]:
     }
 
 
-async def _rounds(world: World, history: History, rounds: int) -> tuple[dict[str, list[float]], int, int]:
+async def _rounds(world: World, history: Recordings, rounds: int) -> tuple[dict[str, list[float]], int, int]:
     policy, state, shown = Policy(), State(), dict[str, DeploymentStatus]()
     recorder = Recorder(history, policy, observations=True)
     times: dict[str, list[float]] = {"decide": [], "status": [], "record": []}
@@ -190,8 +190,8 @@ def fleet(count: int) -> World:
         )
         endpoints.append(Endpoint(name=model, targets=[Target(deployment=name)], revision=1))
         running += [replica(deployment, slot, 1) for slot in range(EACH)]
-    intention = DesiredState(revision=1, versions=versions, deployments=deployments, endpoints=endpoints)
-    return World(intention, {each.replica: each for each in running})
+    desired_state = DesiredState(revision=1, versions=versions, deployments=deployments, endpoints=endpoints)
+    return World(desired_state, {each.replica: each for each in running})
 
 
 def replica(deployment: Deployment, slot: int, generation: int) -> Running:

@@ -117,7 +117,10 @@ async def replay(watch: Watch, asked: Sequence[Asked]) -> dict[str, Any]:
 
 
 def pictures(
-    out: Path, asked: Sequence[Asked], looks: Sequence[Look], replayed: dict[str, dict[str, list[float]]]
+    out: Path,
+    asked: Sequence[Asked],
+    looks: Sequence[Look],
+    replayed: dict[str, dict[str, list[float]]],
 ) -> None:
     """The curve as it was measured, and beside what the replay says of the same arrivals."""
     measured = course(asked, looks)

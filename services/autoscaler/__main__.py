@@ -47,9 +47,9 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _sweep(settings: AutoscalerSettings, grace_s: float) -> int:
     """0: nothing is left. 1: an autoscaler leads (it would start them again), or something does not die."""
-    from services.autoscaler.adapters import procfs
-    from services.autoscaler.adapters.leader import LeaderLock
-    from services.autoscaler.adapters.sweep import sweep
+    from services.autoscaler.adapters.leader_lock import LeaderLock
+    from services.autoscaler.adapters.process import procfs
+    from services.autoscaler.application.end_replicas import sweep
     from services.autoscaler.launcher_wiring import launcher_of
     from tidegate.kernel.errors import Unavailable
 

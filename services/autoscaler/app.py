@@ -11,22 +11,23 @@ from pathlib import Path
 
 from fastapi import FastAPI
 
-from services.autoscaler.adapters.events import Events
-from services.autoscaler.adapters.history import History
-from services.autoscaler.adapters.host_room import HostRoom, MachineRoom
-from services.autoscaler.adapters.kept_logs import KeptLogs
-from services.autoscaler.adapters.leader import LeaderLock
-from services.autoscaler.adapters.ledger import Ledger
-from services.autoscaler.adapters.overrides import Overrides
-from services.autoscaler.adapters.registry import IntentionSource, RegistryClient
-from services.autoscaler.adapters.replica_grants import ReplicaGrants
+from services.autoscaler.adapters.event_consumer import EventConsumer
+from services.autoscaler.adapters.history.decision_store import DecisionStore
+from services.autoscaler.adapters.history.recordings import Recordings
+from services.autoscaler.adapters.leader_lock import LeaderLock
+from services.autoscaler.adapters.process.machine_probe import HostProbe, MachineProbe
+from services.autoscaler.adapters.registry.client import DesiredStateSource, RegistryClient
+from services.autoscaler.adapters.registry.overrides import Overrides
+from services.autoscaler.adapters.registry.replica_grants import ReplicaGrants
+from services.autoscaler.adapters.replica_logs import ReplicaLogs
 from services.autoscaler.adapters.warm_offers import WarmOffers
-from services.autoscaler.api import logs, operators, replay, targets, worker_settings
-from services.autoscaler.application.logs import Logs
-from services.autoscaler.application.loop import Loop, Parts
+from services.autoscaler.api import logs, operators, replay, worker_settings
+from services.autoscaler.api import prometheus as targets
+from services.autoscaler.application.control_loop import ControlLoop, LoopParts
+from services.autoscaler.application.log_reader import LogReader
 from services.autoscaler.application.operations import Operations
 from services.autoscaler.application.recorder import Recorder
-from services.autoscaler.application.replaying import Replays
+from services.autoscaler.application.replay_runner import ReplayRunner
 from services.autoscaler.application.warm_pool import WarmPool
 from services.autoscaler.domain.launcher import Launcher
 from services.autoscaler.launcher_wiring import launcher_of, worker_environment
@@ -40,14 +41,14 @@ PRUNE_S = 600.0
 
 
 def build(
-    settings: AutoscalerSettings, launcher: Launcher | None = None, room: HostRoom | None = None
+    settings: AutoscalerSettings, launcher: Launcher | None = None, room: HostProbe | None = None
 ) -> FastAPI:
     """The autoscaler's app; ``launcher`` None: the one that the settings name. ``room``: of its host."""
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         async with AsyncExitStack() as stack:
-            found = (launcher, room or MachineRoom()) if launcher is not None else launcher_of(settings)
+            found = (launcher, room or MachineProbe()) if launcher is not None else launcher_of(settings)
             await _start(app, settings, *found, stack)
             yield
         # Workers are left running: whoever comes next adopts them.
@@ -71,13 +72,13 @@ def build(
 
 
 async def _start(
-    app: FastAPI, settings: AutoscalerSettings, launcher: Launcher, room: HostRoom, stack: AsyncExitStack
+    app: FastAPI, settings: AutoscalerSettings, launcher: Launcher, room: HostProbe, stack: AsyncExitStack
 ) -> None:
     """Start everything, in order; ``stack`` ends it in the opposite order."""
     state = settings.state_path
     leader = LeaderLock(state / "run" / "autoscaler.lock")
     stack.callback(leader.release)
-    ledger = Ledger(state / "data" / "autoscaler.db", settings.autoscaler_decisions_kept)
+    ledger = DecisionStore(state / "data" / "autoscaler.db", settings.autoscaler_decisions_kept)
     stack.callback(ledger.close)
     store = Store.connect(settings.redis_url)
     stack.push_async_callback(store.close)
@@ -85,9 +86,9 @@ async def _start(
     stack.push_async_callback(jobs.close)
     registry = RegistryClient(settings.registry_url, settings.service_token)
     stack.push_async_callback(registry.close)
-    source = IntentionSource(registry, state / "data" / "intention.json", lambda: loop.wake())
+    source = DesiredStateSource(registry, state / "data" / "intention.json", lambda: loop.wake())
     source.load_cache()
-    history = History(state / "data" / "history.db", settings.autoscaler_history_mb * 2**20)
+    history = Recordings(state / "data" / "history.db", settings.autoscaler_history_mb * 2**20)
     stack.callback(history.close)
     recorder = Recorder(history, settings.policy(), observations=settings.autoscaler_history_mb > 0)
     stack.push_async_callback(lambda: recorder.flush(time.time()))
@@ -95,20 +96,20 @@ async def _start(
     offers = await stack.enter_async_context(WarmOffers(settings.amqp_url, settings.autoscaler_warm))
     grants = ReplicaGrants(registry)
     pool = WarmPool(launcher, store, ledger, offers, grants, settings.autoscaler_warm, state / "log")
-    parts = Parts(pool, store, jobs, source, overrides, ledger, recorder, grants, room)
+    parts = LoopParts(pool, store, jobs, source, overrides, ledger, recorder, grants, room)
     host = settings.autoscaler_host_name or socket.gethostname()
-    loop = Loop(parts, settings.policy(), settings.autoscaler_period_s, host)
-    events = Events(settings.amqp_url, on_registry=source.refresh_soon, on_demand=loop.hint)
+    loop = ControlLoop(parts, settings.policy(), settings.autoscaler_period_s, host)
+    events = EventConsumer(settings.amqp_url, on_registry=source.refresh_soon, on_demand=loop.hint)
     await stack.enter_async_context(events)
     operations = Operations(loop, parts, pool, leader, settings.policy())
     app.state.operations = operations
-    app.state.logs = Logs(
+    app.state.logs = LogReader(
         LogFolder(state / "log"),
         pool,
         lambda: source.current,
         lambda: [each["replica"] for each in operations.replicas()],
     )
-    app.state.replays = Replays(
+    app.state.replays = ReplayRunner(
         operations,
         history,
         settings.policy(),
@@ -121,11 +122,16 @@ async def _start(
     _run(stack, _lead(leader, loop, pool, leads))
     _run(stack, _hold(pool, loop, leads))
     _run(stack, _grant(grants, leads))
-    _run(stack, _prune_logs(KeptLogs(state / "log", settings.log_limits()), state / "replicas"))
+    _run(stack, _prune_logs(ReplicaLogs(state / "log", settings.log_limits()), state / "replicas"))
 
 
 def _add_checks(
-    app: FastAPI, leader: LeaderLock, source: IntentionSource, loop: Loop, events: Events, pool: WarmPool
+    app: FastAPI,
+    leader: LeaderLock,
+    source: DesiredStateSource,
+    loop: ControlLoop,
+    events: EventConsumer,
+    pool: WarmPool,
 ) -> None:
     app.state.health.add(
         "leader",
@@ -149,7 +155,7 @@ def _run(stack: AsyncExitStack, work: Coroutine[None, None, None]) -> None:
     stack.push_async_callback(stop)
 
 
-async def _lead(leader: LeaderLock, loop: Loop, pool: WarmPool, leads: asyncio.Event) -> None:
+async def _lead(leader: LeaderLock, loop: ControlLoop, pool: WarmPool, leads: asyncio.Event) -> None:
     """Wait for the lock, then take over what the former leader left and run the loop."""
     await leader.take()
     loop.take_over()
@@ -158,13 +164,13 @@ async def _lead(leader: LeaderLock, loop: Loop, pool: WarmPool, leads: asyncio.E
     await loop.run()
 
 
-async def _hold(pool: WarmPool, loop: Loop, leads: asyncio.Event) -> None:
+async def _hold(pool: WarmPool, loop: ControlLoop, leads: asyncio.Event) -> None:
     """Keep the warm pool filled, once this process leads."""
     await leads.wait()
     await pool.hold(lambda: loop.host not in loop.cordoned)
 
 
-async def _prune_logs(kept: KeptLogs, replicas: Path) -> None:
+async def _prune_logs(kept: ReplicaLogs, replicas: Path) -> None:
     """Delete logs that have become too old, also while nothing ends."""
     while True:
         await asyncio.sleep(PRUNE_S)

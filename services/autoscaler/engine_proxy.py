@@ -15,7 +15,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from services.autoscaler.domain.engine_rules import Bounds, content_type, refusal
+from services.autoscaler.domain.engine_rules import StackBounds, content_type, refusal
 from services.autoscaler.settings import AutoscalerSettings
 from tidegate.kernel import telemetry
 from tidegate.kernel.http.connections import Connections
@@ -38,7 +38,7 @@ class EngineProxy:
     ``token``: what a caller must send; None: the network lets nobody but the autoscaler in.
     """
 
-    def __init__(self, bounds: Bounds, socket: str, token: str | None) -> None:
+    def __init__(self, bounds: StackBounds, socket: str, token: str | None) -> None:
         self._bounds = bounds
         self._token = None if token is None else f"Bearer {token}".encode()
         self._http = httpx.AsyncClient(
@@ -104,9 +104,9 @@ def _message(status: int, text: str) -> Response:
     return JSONResponse({"message": text}, status)
 
 
-def bounds_of(settings: AutoscalerSettings) -> Bounds:
+def bounds_of(settings: AutoscalerSettings) -> StackBounds:
     """What the launcher of these settings may do."""
-    return Bounds(
+    return StackBounds(
         stack=settings.docker_stack,
         images=(settings.docker_image, *settings.docker_images),
         network=settings.docker_network,

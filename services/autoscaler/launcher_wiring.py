@@ -6,8 +6,8 @@ import os
 import sys
 from pathlib import Path
 
-from services.autoscaler.adapters.host_room import HostRoom, MachineRoom
-from services.autoscaler.adapters.launcher_process import ProcessLauncher, ProcessPlan
+from services.autoscaler.adapters.process.launcher import ProcessLauncher, ProcessPlan
+from services.autoscaler.adapters.process.machine_probe import HostProbe, MachineProbe
 from services.autoscaler.domain.launcher import Launcher
 from services.autoscaler.settings import ROOT, AutoscalerSettings
 from tidegate.kernel import credentials
@@ -23,11 +23,11 @@ SHARED = {
 WITHHELD = frozenset({"TIDEGATE_SERVICE_TOKEN", "TIDEGATE_API_KEY", "TIDEGATE_DATABASE_URL"})
 
 
-def launcher_of(settings: AutoscalerSettings) -> tuple[Launcher, HostRoom]:
+def launcher_of(settings: AutoscalerSettings) -> tuple[Launcher, HostProbe]:
     """The launcher that the settings name, and what tells the room on the host that it uses."""
     if settings.launcher == "docker":
         return docker_launcher(settings)
-    return process_launcher(settings), MachineRoom()
+    return process_launcher(settings), MachineProbe()
 
 
 def worker_environment(settings: AutoscalerSettings) -> dict[str, str]:
@@ -58,13 +58,13 @@ def process_launcher(settings: AutoscalerSettings) -> ProcessLauncher:
     return ProcessLauncher(plan)
 
 
-def docker_launcher(settings: AutoscalerSettings) -> tuple[Launcher, HostRoom]:
+def docker_launcher(settings: AutoscalerSettings) -> tuple[Launcher, HostProbe]:
     """Workers as containers of the image that the settings name, on the engine's machine."""
     # Imported here: the embedded stack starts without the engine's SDK.
-    from services.autoscaler.adapters.container_spec import DockerPlan
-    from services.autoscaler.adapters.engine import Engine
-    from services.autoscaler.adapters.engine_room import EngineRoom
-    from services.autoscaler.adapters.launcher_docker import DockerLauncher
+    from services.autoscaler.adapters.docker.container_spec import DockerPlan
+    from services.autoscaler.adapters.docker.engine import Engine
+    from services.autoscaler.adapters.docker.engine_probe import EngineProbe
+    from services.autoscaler.adapters.docker.launcher import DockerLauncher
 
     plan = DockerPlan(
         stack=settings.docker_stack,
@@ -90,7 +90,7 @@ def docker_launcher(settings: AutoscalerSettings) -> tuple[Launcher, HostRoom]:
     behind_proxy = not settings.docker_host.startswith("unix:")
     token = engine_token(settings.service_token) if behind_proxy else ""
     engine = Engine(settings.docker_host, token)
-    return DockerLauncher(plan, engine), EngineRoom(engine)
+    return DockerLauncher(plan, engine), EngineProbe(engine)
 
 
 def _shared(settings: AutoscalerSettings) -> dict[str, str]:

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field, field_validator
 
-from services.autoscaler.domain.log_keeping import LogLimits
+from services.autoscaler.domain.log_retention import LogLimits
 from services.autoscaler.domain.snapshot import Policy
 from tidegate.kernel.protocol.models import WarmPoolSpec
 from tidegate.kernel.settings.base import Settings

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Query, Request
 
-from services.autoscaler.application.logs import Logs
+from services.autoscaler.application.log_reader import LogReader
 from tidegate.kernel.protocol.access import OPERATE
 from tidegate.kernel.service import caller
 from tidegate.kernel.service.api import JsonRoute
@@ -14,12 +14,12 @@ from tidegate.kernel.service.api import JsonRoute
 router = APIRouter(prefix="/v1", tags=["autoscaler"], route_class=JsonRoute)
 
 
-def _logs(request: Request) -> Logs:
-    found: Logs = request.app.state.logs
+def _logs(request: Request) -> LogReader:
+    found: LogReader = request.app.state.logs
     return found
 
 
-Core = Annotated[Logs, Depends(_logs)]
+Core = Annotated[LogReader, Depends(_logs)]
 Lines = Annotated[int, Query(ge=0, le=10_000)]
 
 

@@ -19,7 +19,7 @@ router = APIRouter(prefix="/v1", tags=["autoscaler"], route_class=JsonRoute)
 SCALING = inlined(Scaling)
 
 
-class ReplicasWish(BaseModel):
+class OverrideRequest(BaseModel):
     """An operator's word: so many replicas, for ``ttl_s`` seconds (null: until it is lifted).
 
     ``force`` goes beyond the Deployment's maximum; nothing goes beyond the host.
@@ -32,7 +32,7 @@ class ReplicasWish(BaseModel):
     force: bool = False
 
 
-class PauseWish(BaseModel):
+class PauseRequest(BaseModel):
     """For how long to stop (null: until it is resumed); ``hold`` keeps the replicas that there are."""
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
@@ -41,7 +41,7 @@ class PauseWish(BaseModel):
     ttl_s: float | None = Field(None, gt=0)
 
 
-class CordonWish(BaseModel):
+class CordonRequest(BaseModel):
     """``drain``: let the replicas that are there finish and exit as well."""
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
@@ -63,7 +63,7 @@ class PolicyChange(BaseModel):
     )
 
 
-class WishKept(BaseModel):
+class OverrideResult(BaseModel):
     """The store of the override: the registry, or the autoscaler until the registry is back.
 
     ``replicas`` is what was asked for and ``runs`` what comes of it (null: not known yet). Where that is
@@ -99,10 +99,10 @@ async def get_deployment(name: str, core: Core) -> DeploymentStatus:
 
 
 @router.put("/deployments/{name}/replicas")
-async def override_replicas(name: str, wish: ReplicasWish, core: Core) -> WishKept:
+async def override_replicas(name: str, wish: OverrideRequest, core: Core) -> OverrideResult:
     """Fix the number of replicas, whatever the demand: within the maximum (unless forced) and the host."""
     held_by, found = await core.override(name, wish.replicas, wish.ttl_s, force=wish.force)
-    return WishKept(
+    return OverrideResult(
         deployment=name,
         replicas=wish.replicas,
         held_by=held_by,
@@ -113,22 +113,22 @@ async def override_replicas(name: str, wish: ReplicasWish, core: Core) -> WishKe
 
 
 @router.delete("/deployments/{name}/replicas")
-async def lift_override(name: str, core: Core) -> WishKept:
+async def lift_override(name: str, core: Core) -> OverrideResult:
     """Give the number of replicas back to the policy."""
-    return WishKept(deployment=name, replicas=None, held_by=await core.lift(name))
+    return OverrideResult(deployment=name, replicas=None, held_by=await core.lift(name))
 
 
 @router.post("/deployments/{name}/pause")
-async def pause(name: str, wish: PauseWish, core: Core) -> WishKept:
+async def pause(name: str, wish: PauseRequest, core: Core) -> OverrideResult:
     """Stop all replicas, or hold those that run, whatever the demand."""
     replicas, held_by = await core.pause(name, wish.ttl_s, hold=wish.hold)
-    return WishKept(deployment=name, replicas=replicas, held_by=held_by)
+    return OverrideResult(deployment=name, replicas=replicas, held_by=held_by)
 
 
 @router.post("/deployments/{name}/resume")
-async def resume(name: str, core: Core) -> WishKept:
+async def resume(name: str, core: Core) -> OverrideResult:
     """Scale by the policy again."""
-    return WishKept(deployment=name, replicas=None, held_by=await core.lift(name))
+    return OverrideResult(deployment=name, replicas=None, held_by=await core.lift(name))
 
 
 @router.get("/deployments/{name}/why")
@@ -171,7 +171,7 @@ async def list_hosts(core: Core) -> dict[str, list[dict[str, Any]]]:
 
 
 @router.put("/hosts/{host}/cordon")
-async def cordon(host: str, wish: CordonWish, core: Core) -> dict[str, Any]:
+async def cordon(host: str, wish: CordonRequest, core: Core) -> dict[str, Any]:
     """Start no more replicas on a host."""
     return {"host": host, "cordoned": True, "drained": await core.cordon(host, drain=wish.drain)}
 

@@ -7,9 +7,9 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Depends, Request
 from pydantic import BaseModel, ConfigDict, Field
 
-from services.autoscaler.application.replaying import Replays
+from services.autoscaler.application.replay_runner import ReplayRunner
 from services.autoscaler.domain.replay.arrivals import Shape
-from services.autoscaler.domain.replay.study import Other
+from services.autoscaler.domain.replay.comparison import Other
 from tidegate.kernel.service.api import JsonRoute
 
 router = APIRouter(prefix="/v1", tags=["replay"], route_class=JsonRoute)
@@ -51,7 +51,7 @@ class Recorded(_Part):
     seconds: float = Field(3600.0, gt=0, le=WEEK_S)
 
 
-class Variation(_Part):
+class PolicyVariation(_Part):
     """Another policy: what differs from the Deployment's own, as for a change of it."""
 
     name: str = Field(min_length=1, max_length=80)
@@ -69,12 +69,12 @@ class Replica(_Part):
     deadline_s: float | None = Field(None, gt=0)
 
 
-class ReplayOrder(_Part):
+class ReplayRequest(_Part):
     """What to replay. Beside ``policies`` there is always ``live``, the Deployment's own."""
 
     deployment: str
     arrivals: Annotated[Synthetic | Uploaded | Recorded, Field(discriminator="kind")] = Synthetic()
-    policies: list[Variation] = Field(default_factory=list, max_length=10)
+    policies: list[PolicyVariation] = Field(default_factory=list, max_length=10)
     others: list[Other] = Field(default_factory=list, max_length=2)
     service: Replica = Replica()
     start_at: float | None = Field(None, description="The beginning, for schedules; default: midnight UTC.")
@@ -90,16 +90,16 @@ class Check(_Part):
     until: float = 1e12
 
 
-def _replays(request: Request) -> Replays:
-    found: Replays = request.app.state.replays
+def _replays(request: Request) -> ReplayRunner:
+    found: ReplayRunner = request.app.state.replays
     return found
 
 
-Core = Annotated[Replays, Depends(_replays)]
+Core = Annotated[ReplayRunner, Depends(_replays)]
 
 
 @router.post("/replay")
-async def replay(order: ReplayOrder, core: Core) -> dict[str, Any]:
+async def replay(order: ReplayRequest, core: Core) -> dict[str, Any]:
     """Replay the arrivals under each policy; return waits, lateness, replica-hours, cost and the course."""
     document = order.model_dump(mode="json")
     arrivals = order.arrivals

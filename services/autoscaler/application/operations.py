@@ -8,14 +8,14 @@ import time
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from services.autoscaler.adapters.leader import LeaderLock
-from services.autoscaler.application.loop import Loop, Parts
+from services.autoscaler.adapters.leader_lock import LeaderLock
+from services.autoscaler.application.control_loop import ControlLoop, LoopParts
 from services.autoscaler.application.warm_pool import WarmPool
 from services.autoscaler.domain.bounds import bounds
 from services.autoscaler.domain.cold_start import report
 from services.autoscaler.domain.decide import decide
+from services.autoscaler.domain.deployment_round import HOST_FULL, start_time
 from services.autoscaler.domain.explain import explain, policy_of
-from services.autoscaler.domain.round import HOST_FULL, start_time
 from services.autoscaler.domain.snapshot import LocalOverride, Policy
 from services.autoscaler.domain.status import replica_view
 from tidegate.kernel.errors import NotFound, Unavailable
@@ -25,7 +25,7 @@ SHOWN_DECISIONS = 5
 
 
 @dataclass(frozen=True, slots=True)
-class Foreseen:
+class OverrideEffect:
     """The replicas that an override will bring, what bounds them, and why; None: not known yet."""
 
     replicas: int | None = None
@@ -37,8 +37,8 @@ class Foreseen:
 class Operations:
     """A standby answers what it can read from the store and leaves the rest to the leader."""
 
-    loop: Loop
-    parts: Parts
+    loop: ControlLoop
+    parts: LoopParts
     pool: WarmPool
     leader: LeaderLock
     policy: Policy
@@ -85,7 +85,7 @@ class Operations:
 
     async def override(
         self, name: str, replicas: int, ttl_s: float | None, *, force: bool = False
-    ) -> tuple[str, Foreseen]:
+    ) -> tuple[str, OverrideEffect]:
         """Fix the replicas of a Deployment; returns who holds the override, and what comes of it."""
         known = self._known(name)
         held_by = await self.parts.overrides.put(name, replicas, ttl_s, force=force, known=known)
@@ -93,24 +93,24 @@ class Operations:
         self._changed()
         return held_by, foreseen
 
-    async def _foresee(self, name: str, replicas: int, ttl_s: float | None, force: bool) -> Foreseen:
+    async def _foresee(self, name: str, replicas: int, ttl_s: float | None, force: bool) -> OverrideEffect:
         """What the next round will make of an override: it is decided now, on the last observation."""
         snapshot, now = self.loop.snapshot, time.time()
         wanted = next((d for d in self.parts.source.deployments if d.name == name), None)
         if not self.leader.held or snapshot is None or wanted is None:
-            return Foreseen()
+            return OverrideEffect()
         override = LocalOverride(replicas, None if ttl_s is None else now + ttl_s, force)
         asked = replace(snapshot, overrides={**snapshot.overrides, name: override})
         _, state = await asyncio.to_thread(decide, asked, self.policy, self.loop.state, now)
         found = state.deployments.get(name)
         if found is None or found.wanted is None:
-            return Foreseen()
+            return OverrideEffect()
         if found.rule == HOST_FULL:
-            return Foreseen(found.target, "host", found.wanted.reason)
+            return OverrideEffect(found.target, "host", found.wanted.reason)
         if found.target >= replicas:
-            return Foreseen(found.target)
+            return OverrideEffect(found.target)
         start_s = start_time(state, name) or 0.0
-        return Foreseen(found.target, bounds(wanted, now, start_s).high_rule, found.wanted.reason)
+        return OverrideEffect(found.target, bounds(wanted, now, start_s).high_rule, found.wanted.reason)
 
     async def pause(self, name: str, ttl_s: float | None, *, hold: bool) -> tuple[int, str]:
         """Stop a Deployment, or with ``hold`` stop scaling it; returns its replicas and who holds that."""

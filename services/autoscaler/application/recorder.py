@@ -6,11 +6,11 @@ import asyncio
 from collections import Counter
 from collections.abc import Mapping
 
-from services.autoscaler.adapters.history import History
+from services.autoscaler.adapters.history.recordings import Recordings
+from services.autoscaler.domain.deployment_round import start_time
 from services.autoscaler.domain.forecast import MINUTE_S, SEASON_MINUTES, SEASONS_USED, expected
 from services.autoscaler.domain.memory import State
-from services.autoscaler.domain.recording import Pages, Written, write_chunk, written
-from services.autoscaler.domain.round import start_time
+from services.autoscaler.domain.recording import LastSections, RecordedRound, write_chunk, written
 from services.autoscaler.domain.snapshot import Plan, Policy, Snapshot
 from tidegate.kernel import telemetry
 from tidegate.kernel.errors import Unavailable
@@ -27,12 +27,12 @@ RETIRE_EVERY_S = 600.0
 class Recorder:
     """One for each leader. Losing the last seconds of a history in a crash does no harm."""
 
-    def __init__(self, history: History, policy: Policy, *, observations: bool) -> None:
+    def __init__(self, history: Recordings, policy: Policy, *, observations: bool) -> None:
         self._history = history
         self._policy = policy
         self._observations = observations
-        self._pages = Pages()
-        self._rounds: list[Written] = []
+        self._pages = LastSections()
+        self._rounds: list[RecordedRound] = []
         self._before: State | None = None
         self._whole_at = float("-inf")
         self._arrivals: Counter[tuple[str, int]] = Counter()
@@ -48,12 +48,12 @@ class Recorder:
         for name, memory in after.deployments.items():
             if memory.seen is not None and memory.seen.new:
                 self._arrivals[name, int(now)] += memory.seen.new
-        if self._observations and snapshot.intention is not None:
+        if self._observations and snapshot.desired_state is not None:
             if not self._rounds:
                 self._before = None
                 if now - self._whole_at >= WHOLE_EVERY_S:
-                    self._before, self._pages, self._whole_at = before, Pages(), now
-            self._rounds.append(Written(now, written(snapshot, self._pages), plan.decisions))
+                    self._before, self._pages, self._whole_at = before, LastSections(), now
+            self._rounds.append(RecordedRound(now, written(snapshot, self._pages), plan.decisions))
         if self._writing is None or self._writing.done():
             self._writing = asyncio.create_task(self._write(now, whole=False))
 
@@ -106,5 +106,5 @@ class Recorder:
             self._whole_at, self._rounds = float("-inf"), []
             log.warning("history was not kept", extra={"problem": error.message})
 
-    def _keep(self, before: State | None, rounds: list[Written]) -> None:
+    def _keep(self, before: State | None, rounds: list[RecordedRound]) -> None:
         self._history.add_chunk(rounds[0].now, rounds[-1].now, write_chunk(self._policy, before, rounds))

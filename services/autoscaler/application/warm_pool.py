@@ -17,27 +17,27 @@ from pathlib import Path
 from typing import Any
 
 from services.autoscaler.adapters import metrics
-from services.autoscaler.adapters.kept_logs import KeptLogs
-from services.autoscaler.adapters.ledger import Ledger
-from services.autoscaler.adapters.replica_grants import ReplicaGrants
+from services.autoscaler.adapters.history.decision_store import DecisionStore
+from services.autoscaler.adapters.registry.replica_grants import ReplicaGrants
+from services.autoscaler.adapters.replica_logs import ReplicaLogs
 from services.autoscaler.adapters.warm_offers import WarmOffers
 from services.autoscaler.domain.launcher import (
     Launcher,
+    LaunchSpec,
     Running,
-    Start,
-    flavour_in,
+    deployment_of_pool,
     parse_replica,
-    pool_name,
+    pool_of,
     replica_name,
 )
 from services.autoscaler.domain.warm_pool import (
-    Claim,
+    PoolFailures,
     PoolMemory,
     PoolPlan,
-    Trouble,
+    WarmClaim,
     as_replica,
-    flavour_for,
     plan_pool,
+    pool_for,
 )
 from tidegate.kernel import telemetry
 from tidegate.kernel.errors import TidegateError, Unavailable
@@ -67,7 +67,7 @@ class WarmPool:
         self,
         launcher: Launcher,
         store: Store,
-        ledger: Ledger,
+        ledger: DecisionStore,
         offers: WarmOffers,
         grants: ReplicaGrants,
         flavours: Mapping[str, WarmPoolSpec],
@@ -80,9 +80,9 @@ class WarmPool:
         self._offers = offers
         self._grants = grants
         self._flavours = flavours
-        self._logs = KeptLogs(log_dir)
+        self._logs = ReplicaLogs(log_dir)
         self._clock = clock
-        self._claims: dict[str, Claim] = {}
+        self._claims: dict[str, WarmClaim] = {}
         self._generations: dict[str, int] = {}
         self._waiting: Replicas = []
         self._memory = PoolMemory()
@@ -97,13 +97,13 @@ class WarmPool:
         """Read what the former leader left; to be called once this process leads."""
         self._claims = {claim.replica: claim for claim in self._ledger.claims()}
         self._generations = {
-            name: last for (name, _), last in self._ledger.generations().items() if flavour_in(name)
+            name: last for (name, _), last in self._ledger.generations().items() if pool_of(name)
         }
 
     async def launch(self, assignment: Assignment | WarmAssignment) -> None:
         """Give the replica to a worker that waits, or start one. Raises as the launcher underneath does."""
         if isinstance(assignment, Assignment):
-            flavour = flavour_for(assignment.deployment, self._flavours)
+            flavour = pool_for(assignment.deployment, self._flavours)
             if flavour is not None and await self._give(flavour, assignment):
                 return
         await self._launcher.launch(assignment)
@@ -134,7 +134,7 @@ class WarmPool:
             parsed = parse_replica(claim.replica) if claim else None
             if claim is not None and parsed is not None:
                 found.append(as_replica(row, claim, parsed))
-            elif flavour_in(row.deployment) is None:
+            elif pool_of(row.deployment) is None:
                 found.append(row)
             else:
                 self._waiting.append(row)
@@ -179,8 +179,8 @@ class WarmPool:
                 "flavour": name,
                 **flavour.model_dump(mode="json"),
                 "ready": sorted(self._idle.get(name, ())),
-                "there": sum(flavour_in(each.deployment) == name for each in self._waiting),
-                "problem": self._memory.trouble.get(name, Trouble()).message,
+                "there": sum(pool_of(each.deployment) == name for each in self._waiting),
+                "problem": self._memory.trouble.get(name, PoolFailures()).message,
             }
             for name, flavour in sorted(self._flavours.items())
         ]
@@ -227,12 +227,12 @@ class WarmPool:
         return True
 
     async def _offer(self, flavour: str, assignment: Assignment) -> str | None:
-        start = Start.of(assignment)
+        start = LaunchSpec.of(assignment)
         try:
             await self._store.claimant(start.replica)
         except StoreUnavailable:
             return None  # nobody could settle who takes it, so it is not offered
-        claim = Claim(start.replica, start.fingerprint, start.launched_at, start.drain_limit_s)
+        claim = WarmClaim(start.replica, start.fingerprint, start.launched_at, start.drain_limit_s)
         self._note(claim)
         try:
             async with asyncio.timeout(OFFER_S):
@@ -246,7 +246,9 @@ class WarmPool:
         if worker == NOBODY:
             self._drop(start.replica)
             return None
-        self._note(Claim(claim.replica, claim.fingerprint, claim.launched_at, claim.drain_limit_s, worker))
+        self._note(
+            WarmClaim(claim.replica, claim.fingerprint, claim.launched_at, claim.drain_limit_s, worker)
+        )
         self._grants.launching(worker, assignment.version.artifact_sha256)
         self._link_log(start.replica, worker)
         log.info("given to a worker that waited", extra={"replica": start.replica, "worker": worker})
@@ -268,7 +270,7 @@ class WarmPool:
 
     # -- remembering -----------------------------------------------------------------------------------------
 
-    def _note(self, claim: Claim) -> None:
+    def _note(self, claim: WarmClaim) -> None:
         self._claims[claim.replica] = claim
         self._ledger.save_claim(claim)
 
@@ -299,7 +301,9 @@ class WarmPool:
                 return
             if worker is not None and worker != NOBODY:
                 self._note(
-                    Claim(claim.replica, claim.fingerprint, claim.launched_at, claim.drain_limit_s, worker)
+                    WarmClaim(
+                        claim.replica, claim.fingerprint, claim.launched_at, claim.drain_limit_s, worker
+                    )
                 )
             elif worker == NOBODY:
                 self._drop(claim.replica)
@@ -318,7 +322,7 @@ class WarmPool:
             await self._start(flavour)
 
     async def _start(self, flavour: str) -> None:
-        name = pool_name(flavour)
+        name = deployment_of_pool(flavour)
         generation = self._generations.get(name, 0) + 1
         self._ledger.save_generation(name, 0, generation)
         self._generations[name] = generation
@@ -333,7 +337,7 @@ class WarmPool:
         try:
             await self._launcher.launch(given)
         except TidegateError as error:
-            failed = Trouble(1, self._clock() + MISTRUST_S, error.message)
+            failed = PoolFailures(1, self._clock() + MISTRUST_S, error.message)
             trouble = {**self._memory.trouble, flavour: failed}
             self._memory = PoolMemory(self._memory.heard, trouble)
             log.warning("a waiting worker was not started", extra={"problem": error.message})

@@ -8,7 +8,7 @@ from tidegate.kernel.protocol.models import Deployment
 
 
 @dataclass(frozen=True, slots=True)
-class Bounds:
+class ReplicaBounds:
     """``low`` and ``high`` with the rule that each comes from, and words where that is no plain bound."""
 
     low: int
@@ -23,12 +23,12 @@ class Bounds:
         return max(self.low, min(self.high, replicas))
 
 
-def bounds(deployment: Deployment, now: float, start_s: float) -> Bounds:
+def bounds(deployment: Deployment, now: float, start_s: float) -> ReplicaBounds:
     """The bounds at ``now``. Of several open windows the largest bounds count, and a window's minimum does
     so ``start_s`` before it opens, which is what a replica needs. A budget goes before everything.
     """
     low, high = deployment.min_replicas, deployment.max_replicas
-    found = Bounds(low, high)
+    found = ReplicaBounds(low, high)
     windows = deployment.scaling.schedule
     if windows:
         found = _scheduled(deployment, found, now, start_s)
@@ -39,11 +39,11 @@ def bounds(deployment: Deployment, now: float, start_s: float) -> Bounds:
     if afford >= found.high:
         return found
     words = f"{budget:g} an hour pay for {afford} at {price:g} each"
-    kept = found if found.low <= afford else Bounds(afford, afford, "cost cap", "cost cap", words)
-    return Bounds(kept.low, afford, kept.low_rule, "cost cap", kept.low_words, words)
+    kept = found if found.low <= afford else ReplicaBounds(afford, afford, "cost cap", "cost cap", words)
+    return ReplicaBounds(kept.low, afford, kept.low_rule, "cost cap", kept.low_words, words)
 
 
-def _scheduled(deployment: Deployment, plain: Bounds, now: float, start_s: float) -> Bounds:
+def _scheduled(deployment: Deployment, plain: ReplicaBounds, now: float, start_s: float) -> ReplicaBounds:
     lows: list[tuple[int, str]] = []
     highs: list[tuple[int, str]] = []
     for window in deployment.scaling.schedule:
@@ -63,4 +63,4 @@ def _scheduled(deployment: Deployment, plain: Bounds, now: float, start_s: float
         high, high_rule, high_words = low, "schedule", low_words
     elif low > high:  # one that allows less than the usual minimum means it
         low, low_rule, low_words = high, "schedule", high_words
-    return Bounds(low, high, low_rule, high_rule, low_words, high_words)
+    return ReplicaBounds(low, high, low_rule, high_rule, low_words, high_words)

@@ -24,7 +24,7 @@ TINY = 1e-6
 
 
 @dataclass(frozen=True, slots=True)
-class Size:
+class ReplicaSize:
     """Memory and cores of one replica. ``source`` says in words where the figure for memory comes from."""
 
     memory_mb: float
@@ -33,14 +33,14 @@ class Size:
 
 
 @dataclass(frozen=True, slots=True)
-class Claim:
+class HostClaim:
     """Replicas that a Deployment wants: ``low`` comes before demand, ``held`` are those that stay."""
 
     name: str
     low: int
     wanted: int
     held: int
-    size: Size
+    size: ReplicaSize
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,27 +50,27 @@ class Room:
     memory_mb: float
     cores: float
 
-    def fits(self, size: Size) -> bool:
+    def fits(self, size: ReplicaSize) -> bool:
         """Return True if one more replica of this size fits."""
         return size.memory_mb <= self.memory_mb + TINY and size.cores <= self.cores + TINY
 
-    def less(self, size: Size, count: int = 1) -> Room:
+    def less(self, size: ReplicaSize, count: int = 1) -> Room:
         """Return what is left after ``count`` more replicas; with a negative count, after as many fewer."""
         return Room(self.memory_mb - count * size.memory_mb, self.cores - count * size.cores)
 
 
-def size_of(deployment: Deployment, measured_mb: int, policy: Policy) -> Size:
+def size_of(deployment: Deployment, measured_mb: int, policy: Policy) -> ReplicaSize:
     """Return what a replica of ``deployment`` takes; ``measured_mb`` 0: none was measured yet."""
     declared = deployment.resources.memory_mb
     cores = deployment.resources.cpus or 1.0
     if declared:
-        return Size(float(declared), cores, "declared")
+        return ReplicaSize(float(declared), cores, "declared")
     if measured_mb:
-        return Size(float(measured_mb), cores, "measured")
-    return Size(float(policy.replica_memory_mb), cores, "assumed")
+        return ReplicaSize(float(measured_mb), cores, "measured")
+    return ReplicaSize(float(policy.replica_memory_mb), cores, "assumed")
 
 
-def room_of(host: Host, policy: Policy, there: Iterable[tuple[Size, int]]) -> Room:
+def room_of(host: Host, policy: Policy, there: Iterable[tuple[ReplicaSize, int]]) -> Room:
     """Return the room for more replicas; ``there`` has the size and the measured MiB of all that exist.
 
     A replica that has not taken all of its memory yet will, so the rest of it is not free.
@@ -84,7 +84,7 @@ def room_of(host: Host, policy: Policy, there: Iterable[tuple[Size, int]]) -> Ro
     return Room(host.available_mb - kept - promised, cores)
 
 
-def shares(claims: Sequence[Claim], room: Room) -> Mapping[str, int]:
+def shares(claims: Sequence[HostClaim], room: Room) -> Mapping[str, int]:
     """Return how many replicas each Deployment may have, by name; ``room`` is beside those that are held."""
     total = room
     for claim in claims:
@@ -123,7 +123,7 @@ def pace(host: Host, policy: Policy) -> int:
 
 
 def admitted(
-    wanted: Mapping[str, int], claims: Mapping[str, Claim], room: Room, starts: int | None
+    wanted: Mapping[str, int], claims: Mapping[str, HostClaim], room: Room, starts: int | None
 ) -> dict[str, int]:
     """Return how many of the ``wanted`` starts of each Deployment may be made now.
 
@@ -145,7 +145,7 @@ def admitted(
     return found
 
 
-def shortage(host: Host, policy: Policy, claim: Claim, room: Room, granted: int) -> str:
+def shortage(host: Host, policy: Policy, claim: HostClaim, room: Room, granted: int) -> str:
     """Return why ``claim`` gets only ``granted``, how much more it needs, and what can be changed."""
     size, more = claim.size, claim.wanted - granted
     cores = host.cores * policy.replicas_per_core
@@ -158,13 +158,13 @@ def shortage(host: Host, policy: Policy, claim: Claim, room: Room, granted: int)
     )
 
 
-def _fits(claims: Iterable[Claim], total: Room) -> bool:
+def _fits(claims: Iterable[HostClaim], total: Room) -> bool:
     for claim in claims:
         total = total.less(claim.size, claim.wanted)
     return total.memory_mb >= -TINY and total.cores >= -TINY
 
 
-def _turn(claim: Claim, count: int, whole: Room) -> tuple[bool, float, bool, str]:
+def _turn(claim: HostClaim, count: int, whole: Room) -> tuple[bool, float, bool, str]:
     """Return the sort key for the next replica of ``claim``, which has ``count``; smallest first."""
     memory = claim.size.memory_mb / whole.memory_mb if whole.memory_mb > 0 else 0.0
     cores = claim.size.cores / whole.cores if whole.cores > 0 else 0.0

@@ -6,13 +6,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from services.autoscaler.domain import healing
+from services.autoscaler.domain.deployment_round import DeploymentRound, Proposal, in_words, verdicts_of
 from services.autoscaler.domain.desired_state import lookup
-from services.autoscaler.domain.healing import Patience
+from services.autoscaler.domain.healing import ReplicaTimeouts
 from services.autoscaler.domain.host_bounds import HostBounds
 from services.autoscaler.domain.launcher import Running, parse_replica
 from services.autoscaler.domain.load import reports_by_deployment
 from services.autoscaler.domain.memory import STARTS_KEPT, DeploymentMemory, ReplicaMemory, State
-from services.autoscaler.domain.round import Round, Want, in_words, verdicts_of
 from services.autoscaler.domain.snapshot import Action, Decision, Drain, Kill, Launch, Plan, Policy, Snapshot
 from tidegate.kernel.protocol.presence import ReplicaReport
 
@@ -23,7 +23,7 @@ def decide(snapshot: Snapshot, policy: Policy, state: State, now: float) -> tupl
     Does nothing while it is not known what is wanted or what runs. Raises nothing.
     """
     state = _notice(snapshot, state, now)
-    if snapshot.intention is None or snapshot.running is None:
+    if snapshot.desired_state is None or snapshot.running is None:
         return Plan(), state
     state = _adopt(snapshot.running, snapshot.reports, state, now)
     by_deployment: dict[str, list[Running]] = {}
@@ -32,19 +32,19 @@ def decide(snapshot: Snapshot, policy: Policy, state: State, now: float) -> tupl
     actions: list[Action] = []
     decisions: list[Decision] = []
     memories: dict[str, DeploymentMemory] = {}
-    wants: list[Want] = []
-    reports, known = reports_by_deployment(snapshot.reports), lookup(snapshot.intention)
-    for deployment in snapshot.intention.deployments:
+    wants: list[Proposal] = []
+    reports, known = reports_by_deployment(snapshot.reports), lookup(snapshot.desired_state)
+    for deployment in snapshot.desired_state.deployments:
         name = deployment.name
         verdicts = verdicts_of(
             by_deployment.pop(name, []),
-            Patience(deployment.start_timeout_s, deployment.progress_timeout_s),
+            ReplicaTimeouts(deployment.start_timeout_s, deployment.progress_timeout_s),
             snapshot,
             state,
             policy,
             now,
         )
-        round_ = Round(deployment, verdicts, reports.get(name, []), snapshot, known, policy, now)
+        round_ = DeploymentRound(deployment, verdicts, reports.get(name, []), snapshot, known, policy, now)
         wants.append(round_.want(state))
     host = HostBounds.of(snapshot, wants, policy, state, now)
     wants = host.granted(wants)
@@ -122,7 +122,7 @@ def _retire(
     now: float,
 ) -> tuple[list[Action], Decision | None]:
     """Let go everything of a Deployment that is no longer wanted."""
-    forever = Patience(float("inf"), float("inf"))
+    forever = ReplicaTimeouts(float("inf"), float("inf"))
     verdicts = verdicts_of(running, forever, snapshot, state, policy, now)
     actions: list[Action] = [Kill(v.running.replica, v.ended) for v in verdicts if v.ended]
     actions += [Drain(v.running.replica, "deployment deleted") for v in verdicts if v.active]

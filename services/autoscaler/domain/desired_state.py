@@ -21,7 +21,7 @@ def acceptable(current: DesiredState | None, fresh: DesiredState) -> bool:
 
 
 @dataclass(frozen=True, slots=True)
-class Lookup:
+class DesiredStateIndex:
     """The intention by keys, made once for a round: so a round grows with what there is, not with its square.
 
     ``awaited`` are the Deployments that a roll-over waits for: traffic moves when each of them has a
@@ -36,12 +36,12 @@ class Lookup:
         return self.versions.get((deployment.model, deployment.version))
 
 
-def lookup(intention: DesiredState | None) -> Lookup:
+def lookup(desired_state: DesiredState | None) -> DesiredStateIndex:
     """What is wanted, by keys."""
-    if intention is None:
-        return Lookup()
-    rolling = [endpoint for endpoint in intention.endpoints if endpoint.previous]
-    return Lookup(
-        {(version.model, version.number): version for version in intention.versions},
+    if desired_state is None:
+        return DesiredStateIndex()
+    rolling = [endpoint for endpoint in desired_state.endpoints if endpoint.previous]
+    return DesiredStateIndex(
+        {(version.model, version.number): version for version in desired_state.versions},
         frozenset(t.deployment for endpoint in rolling for t in endpoint.targets if t.weight),
     )

@@ -37,7 +37,7 @@ _HOST = {
 
 
 @dataclass(frozen=True, slots=True)
-class Bounds:
+class StackBounds:
     """What belongs to this stack. ``images`` are patterns with ``*``, ``home`` the folder of workers."""
 
     stack: str
@@ -48,7 +48,7 @@ class Bounds:
     home: str = "/var/lib/tidegate"
 
 
-def refusal(method: str, path: str, query: Query, body: bytes, bounds: Bounds) -> str | None:
+def refusal(method: str, path: str, query: Query, body: bytes, bounds: StackBounds) -> str | None:
     """None for a call that may pass; else why it may not. ``path`` is decoded."""
     path = _VERSION.sub("", path)
     # What the engine could read otherwise than these rules do: a parameter said twice, or in a form's body.
@@ -79,7 +79,7 @@ def content_type(path: str) -> str | None:
     return "application/x-tar" if path.endswith("/archive") else None
 
 
-def _listing(query: Query, bounds: Bounds) -> str | None:
+def _listing(query: Query, bounds: StackBounds) -> str | None:
     try:
         labels = _read(_one(query, "filters") or "{}").get("label", [])
     except (ValueError, AttributeError):
@@ -88,7 +88,7 @@ def _listing(query: Query, bounds: Bounds) -> str | None:
     return None if mine in labels else f"only containers with the label {mine} can be listed"
 
 
-def _container(method: str, name: str, verb: str | None, query: Query, bounds: Bounds) -> str | None:
+def _container(method: str, name: str, verb: str | None, query: Query, bounds: StackBounds) -> str | None:
     if verb not in _WORDS.get(method, set()):
         return f"{method} on a container{verb or ''} is not a call that workers need"
     if verb == "/archive" and _one(query, "path") != bounds.home:
@@ -96,18 +96,18 @@ def _container(method: str, name: str, verb: str | None, query: Query, bounds: B
     return _name(name, bounds)
 
 
-def _name(name: str, bounds: Bounds) -> str | None:
+def _name(name: str, bounds: StackBounds) -> str | None:
     own = re.fullmatch(re.escape(bounds.stack) + r"\.[A-Za-z0-9._-]+", name)
     return None if own else f"{name!r} is not a container of the stack {bounds.stack}"
 
 
-def _image(reference: str, bounds: Bounds) -> str | None:
+def _image(reference: str, bounds: StackBounds) -> str | None:
     if ".." in reference or not any(fnmatchcase(reference, pattern) for pattern in bounds.images):
         return f"{reference!r} is not an image of workers: it is none of {', '.join(bounds.images)}"
     return None
 
 
-def _pull(query: Query, bounds: Bounds) -> str | None:
+def _pull(query: Query, bounds: StackBounds) -> str | None:
     if set(query) - {"fromImage", "tag", "platform"}:
         return "an image can be fetched and not imported"
     repository, tag = _one(query, "fromImage"), _one(query, "tag")
@@ -115,7 +115,7 @@ def _pull(query: Query, bounds: Bounds) -> str | None:
     return _image(repository, bounds) if tag in {"", "latest"} else _image(joined, bounds)
 
 
-def _creation(query: Query, raw: bytes, bounds: Bounds) -> str | None:
+def _creation(query: Query, raw: bytes, bounds: StackBounds) -> str | None:
     try:
         body = _read(raw)
         host = body.get("HostConfig") or {}
@@ -154,7 +154,7 @@ def _strange(stated: Doc, known: set[str]) -> set[str]:
     return set(stated) - known
 
 
-def _bounded(host: Doc, bounds: Bounds) -> str | None:
+def _bounded(host: Doc, bounds: StackBounds) -> str | None:
     """What of a container touches its machine."""
     if host.get("NetworkMode") not in {bounds.network, "none"}:
         return f"a worker's network is {bounds.network}"
@@ -174,7 +174,7 @@ def _bounded(host: Doc, bounds: Bounds) -> str | None:
     return None
 
 
-def _is_own_volume(mount: Doc, bounds: Bounds) -> bool:
+def _is_own_volume(mount: Doc, bounds: StackBounds) -> bool:
     # Nothing beside these keys: a volume's driver options can name any folder of the machine.
     return (
         set(mount) == {"Type", "Source", "Target"}

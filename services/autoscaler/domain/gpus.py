@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from services.autoscaler.domain.words import counted
+from services.autoscaler.domain.plural import counted
 from tidegate.kernel.protocol.models import Resources
 
 Shares = Mapping[str, int]
@@ -27,7 +27,7 @@ class Gpu:
 
 
 @dataclass(frozen=True, slots=True)
-class Claim:
+class GpuClaim:
     """What a replica holds. ``order``: of two claims that cannot both hold, the lesser one does."""
 
     replica: str
@@ -39,7 +39,7 @@ class NoRoom(Exception):
     """The wish cannot be met now; the message says what stands in its way."""
 
 
-def place(gpus: Sequence[Gpu], claims: Iterable[Claim], wish: Resources) -> dict[str, int]:
+def place(gpus: Sequence[Gpu], claims: Iterable[GpuClaim], wish: Resources) -> dict[str, int]:
     """The GPUs for a wish, as MiB by UUID; empty when it wants none. Raises :class:`NoRoom`.
 
     A share goes where it leaves the least behind (best fit), so that whole GPUs stay free for those who need
@@ -61,7 +61,7 @@ def place(gpus: Sequence[Gpu], claims: Iterable[Claim], wish: Resources) -> dict
     return {gpu.uuid: gpu.memory_mb for gpu in whole[: wish.gpus]}
 
 
-def stands(gpus: Sequence[Gpu], claims: Iterable[Claim], mine: Claim) -> bool:
+def stands(gpus: Sequence[Gpu], claims: Iterable[GpuClaim], mine: GpuClaim) -> bool:
     """Whether ``mine`` holds beside those that come before it: the fence between two who chose at once.
 
     Both make their claim first and look then, so at least one sees both, and both judge alike.
@@ -113,11 +113,11 @@ def visible(gpus: Sequence[Gpu], setting: str | None) -> tuple[Gpu, ...]:
     return tuple(found)
 
 
-def _held(uuid: str, claims: Iterable[Claim]) -> int:
+def _held(uuid: str, claims: Iterable[GpuClaim]) -> int:
     return sum(claim.shares.get(uuid, 0) for claim in claims)
 
 
-def _state(gpus: Sequence[Gpu], free: Shares, claims: Sequence[Claim]) -> str:
+def _state(gpus: Sequence[Gpu], free: Shares, claims: Sequence[GpuClaim]) -> str:
     """What each GPU has left and who holds the rest."""
     if not gpus:
         return "there are no GPUs to lease"

@@ -14,11 +14,11 @@ from services.autoscaler.domain.memory import (
     Phase,
     ReplicaMemory,
     SlotMemory,
-    StartTrouble,
+    StartFailures,
     State,
 )
+from services.autoscaler.domain.plural import counted
 from services.autoscaler.domain.snapshot import Policy
-from services.autoscaler.domain.words import counted
 from tidegate.kernel.protocol.presence import ReplicaReport
 
 # Causes of an end. The first is an orderly one.
@@ -40,7 +40,7 @@ REASONS = {
 
 
 @dataclass(frozen=True, slots=True)
-class Patience:
+class ReplicaTimeouts:
     """How long a Deployment's replicas may take (seconds): to be ready, and to finish some of their work.
 
     ``progress_s`` None: the policy's time, and not for those that hold jobs or streams.
@@ -96,7 +96,7 @@ def judge(
     report: ReplicaReport | None,
     memory: ReplicaMemory,
     state: State,
-    patience: Patience,
+    patience: ReplicaTimeouts,
     policy: Policy,
     now: float,
 ) -> Verdict:
@@ -156,7 +156,7 @@ def _stuck(
     report: ReplicaReport | None,
     memory: ReplicaMemory,
     state: State,
-    patience: Patience,
+    patience: ReplicaTimeouts,
     policy: Policy,
     now: float,
 ) -> str:
@@ -210,7 +210,7 @@ def failed_start(
     failures = memory.start.failures + 1
     patience = failures - 1 if ended == DIED else failures
     not_before = now + _backoff(patience, policy)
-    trouble = StartTrouble(failures, not_before, now, REASONS.get(ended, "StartFailed"), message)
+    trouble = StartFailures(failures, not_before, now, REASONS.get(ended, "StartFailed"), message)
     return replace(memory, start=trouble)
 
 

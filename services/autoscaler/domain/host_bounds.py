@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from services.autoscaler.domain.capacity import (
-    Claim,
+    HostClaim,
+    ReplicaSize,
     Room,
-    Size,
     admitted,
     room_of,
     shares,
@@ -16,9 +16,9 @@ from services.autoscaler.domain.capacity import (
     size_of,
     starts_allowed,
 )
+from services.autoscaler.domain.deployment_round import Proposal
 from services.autoscaler.domain.launcher import Running
 from services.autoscaler.domain.memory import State
-from services.autoscaler.domain.round import Want
 from services.autoscaler.domain.snapshot import Host, Launch, Policy, Snapshot
 
 
@@ -28,13 +28,13 @@ class HostBounds:
 
     host: Host | None
     policy: Policy
-    claims: Mapping[str, Claim]
+    claims: Mapping[str, HostClaim]
     room: Room
     starts: int | None
 
     @classmethod
     def of(
-        cls, snapshot: Snapshot, wants: Sequence[Want], policy: Policy, state: State, now: float
+        cls, snapshot: Snapshot, wants: Sequence[Proposal], policy: Policy, state: State, now: float
     ) -> HostBounds:
         """Look at the host of a snapshot; ``state`` has this round's heartbeats already."""
         host = snapshot.room
@@ -42,13 +42,13 @@ class HostBounds:
             return cls(None, policy, {}, Room(0.0, 0.0), None)
         claims = {each.name: _claim(each, policy) for each in wants}
         alive = [each for each in snapshot.running or () if each.alive]
-        unknown = Size(float(policy.replica_memory_mb), 1.0)
+        unknown = ReplicaSize(float(policy.replica_memory_mb), 1.0)
         sizes = {name: claim.size for name, claim in claims.items()}
         there = [_there(each, sizes.get(each.deployment, unknown), state) for each in alive]
         young = sum(_starts(each, state) and now - each.launched_at < policy.start_window_s for each in alive)
         return cls(host, policy, claims, room_of(host, policy, there), starts_allowed(host, policy, young))
 
-    def granted(self, wants: Sequence[Want]) -> list[Want]:
+    def granted(self, wants: Sequence[Proposal]) -> list[Proposal]:
         """Return every want as far as the host has room for it."""
         if self.host is None:
             return list(wants)
@@ -63,26 +63,28 @@ class HostBounds:
         counts = {name: len(found) for name, found in launches.items() if found}
         if self.host is None:
             return counts
-        nothing = Size(0.0, 0.0)
+        nothing = ReplicaSize(0.0, 0.0)
         claims = {
             n: replace(self.claims[n], size=nothing) if n in rolling else self.claims[n] for n in counts
         }
         return admitted(counts, claims, self.room, self.starts)
 
-    def _bounded(self, want: Want, granted: int) -> Want:
+    def _bounded(self, want: Proposal, granted: int) -> Proposal:
         claim = self.claims[want.name]
         if self.host is None or granted >= claim.wanted:
             return want
         return want.bounded(granted, shortage(self.host, self.policy, claim, self.room, granted))
 
 
-def _claim(want: Want, policy: Policy) -> Claim:
+def _claim(want: Proposal, policy: Policy) -> HostClaim:
     asked = want.target.replicas
     size = size_of(want.round.deployment, want.memory.replica_mb, policy)
-    return Claim(want.name, min(want.target.low, asked), asked, want.fleet.ready + want.fleet.starting, size)
+    return HostClaim(
+        want.name, min(want.target.low, asked), asked, want.fleet.ready + want.fleet.starting, size
+    )
 
 
-def _there(running: Running, size: Size, state: State) -> tuple[Size, int]:
+def _there(running: Running, size: ReplicaSize, state: State) -> tuple[ReplicaSize, int]:
     memory = state.replicas.get(running.replica)
     if memory is not None and memory.draining_since is not None and running.memory_mb:
         return replace(size, memory_mb=float(running.memory_mb)), running.memory_mb  # it takes no more

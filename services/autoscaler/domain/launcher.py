@@ -57,7 +57,7 @@ class Running:
 
 
 @dataclass(frozen=True, slots=True)
-class Start:
+class LaunchSpec:
     """What a launcher reads of an assignment; the worker is handed the ``document``."""
 
     replica: str
@@ -69,11 +69,11 @@ class Start:
     document: str
 
     @classmethod
-    def of(cls, given: Assignment | WarmAssignment) -> Start:
+    def of(cls, given: Assignment | WarmAssignment) -> LaunchSpec:
         """The start of a replica, or of a worker that waits to become one."""
         if isinstance(given, WarmAssignment):
             pool = given.pool
-            drain_limit_s, read, image = POOL_DRAIN_S, flavour_fingerprint(pool), pool.image
+            drain_limit_s, read, image = POOL_DRAIN_S, pool_fingerprint(pool), pool.image
             resources = pool.resources
         else:
             wanted = given.deployment
@@ -107,13 +107,13 @@ def replica_name(deployment: str, slot: int, generation: int) -> str:
     return f"{deployment}-{slot}-{generation}"
 
 
-def pool_name(flavour: str) -> str:
+def deployment_of_pool(flavour: str) -> str:
     """The pool in place of the Deployment in its workers' names; no Deployment has a - at the end."""
     return f"warm-{flavour}-"
 
 
-def flavour_in(pool: str) -> str | None:
-    """The flavour that :func:`pool_name` has in it; None: that is the name of a Deployment."""
+def pool_of(pool: str) -> str | None:
+    """The flavour that :func:`deployment_of_pool` has in it; None: that is the name of a Deployment."""
     return pool[5:-1] if pool.startswith("warm-") and pool.endswith("-") else None
 
 
@@ -133,7 +133,7 @@ def fingerprint(deployment: Deployment) -> str:
     return _digest(deployment.model_dump(mode="json", include=read))
 
 
-def flavour_fingerprint(flavour: WarmPoolSpec) -> str:
+def pool_fingerprint(flavour: WarmPoolSpec) -> str:
     """Digest of what a worker of a warm pool is started with."""
     return _digest(flavour.model_dump(mode="json", exclude={"workers"}))
 

@@ -13,7 +13,7 @@ STARTS_KEPT = 5
 
 
 @dataclass(frozen=True, slots=True)
-class Term:
+class RuleNeed:
     """What one rule alone asks for, and why."""
 
     rule: str
@@ -32,7 +32,7 @@ class Target:
     replicas: int
     rule: str
     reason: str
-    terms: tuple[Term, ...] = ()
+    terms: tuple[RuleNeed, ...] = ()
     low: int = 0
     high: int = 0
     asked: int | None = None
@@ -116,7 +116,7 @@ class SlotMemory:
 
 
 @dataclass(frozen=True, slots=True)
-class StartTrouble:
+class StartFailures:
     """Starts that failed in a row: the same version fails alike in every slot, so it is kept once."""
 
     failures: int = 0
@@ -127,7 +127,7 @@ class StartTrouble:
 
 
 @dataclass(frozen=True, slots=True)
-class Ended:
+class EndedReplica:
     """A replica that ended as it should not have, for people."""
 
     replica: str
@@ -154,9 +154,9 @@ class DeploymentMemory:
     panic_until: float = 0.0
     seen: Load | None = None
     wanted: Target | None = None
-    ended: tuple[Ended, ...] = ()
+    ended: tuple[EndedReplica, ...] = ()
     slots: Mapping[int, SlotMemory] = field(default_factory=dict)
-    start: StartTrouble = StartTrouble()
+    start: StartFailures = StartFailures()
     last_step: float = 0.0
     rule: str = ""
     fingerprint: str = ""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from services.autoscaler.domain.memory import Ended
+from services.autoscaler.domain.memory import EndedReplica
 from tidegate.kernel.protocol.models import Condition
 from tidegate.kernel.protocol.presence import ModelDeath, ReplicaReport
 
@@ -22,14 +22,14 @@ def starts_again(report: ReplicaReport | None) -> bool:
 
 
 def with_deaths(
-    ended: tuple[Ended, ...], reports: Iterable[ReplicaReport], kept: int, now: float
-) -> tuple[Ended, ...]:
+    ended: tuple[EndedReplica, ...], reports: Iterable[ReplicaReport], kept: int, now: float
+) -> tuple[EndedReplica, ...]:
     """Return the last ends, newest first, with the last death of each replica's model."""
     for report in reports:
         death = report.death
         if death is None or now - death.at > REMEMBERED_S:
             continue
-        entry = Ended(report.replica, MODEL_DIED, in_words(death), death.at)
+        entry = EndedReplica(report.replica, MODEL_DIED, in_words(death), death.at)
         if entry in ended:
             continue
         others = [e for e in ended if (e.replica, e.cause) != (report.replica, MODEL_DIED)]

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from services.autoscaler.domain.healing import Verdict
 from services.autoscaler.domain.launcher import replica_name
 from services.autoscaler.domain.memory import DeploymentMemory
+from services.autoscaler.domain.plural import counted
 from services.autoscaler.domain.snapshot import Drain, Launch
-from services.autoscaler.domain.words import counted
 from tidegate.kernel.protocol.models import Deployment, Version
 
 

@@ -38,7 +38,7 @@ _SECTIONS = (
 )
 
 
-class Written(NamedTuple):
+class RecordedRound(NamedTuple):
     """One round: its time, its difference to the one before, and what was decided."""
 
     now: float
@@ -47,20 +47,20 @@ class Written(NamedTuple):
 
 
 @dataclass(slots=True)
-class Pages:
+class LastSections:
     """The sections of the last round, to tell the next one's difference from, or to lay it over."""
 
     sections: dict[str, Section | None] = field(default_factory=dict)
-    intention: DesiredState | None = None
+    desired_state: DesiredState | None = None
 
 
-def written(snapshot: Snapshot, pages: Pages) -> Document:
+def written(snapshot: Snapshot, pages: LastSections) -> Document:
     """The difference of ``snapshot`` to ``pages``, which then are its."""
     document: Document = {"host": snapshot.host, "cordoned": sorted(snapshot.cordoned)}
-    wanted = snapshot.intention
-    if not pages.sections or (wanted is not pages.intention and wanted != pages.intention):
+    wanted = snapshot.desired_state
+    if not pages.sections or (wanted is not pages.desired_state and wanted != pages.desired_state):
         document["intention"] = None if wanted is None else wanted.model_dump(mode="json")
-        pages.intention = wanted
+        pages.desired_state = wanted
     fresh = _sections(snapshot)
     for name in _SECTIONS:
         now, before = fresh[name], pages.sections.get(name)
@@ -76,11 +76,11 @@ def written(snapshot: Snapshot, pages: Pages) -> Document:
     return document
 
 
-def read(document: Document, pages: Pages) -> Snapshot:
+def read(document: Document, pages: LastSections) -> Snapshot:
     """The snapshot whose difference to ``pages`` the document is; they then are its."""
     if "intention" in document:
         wanted = document["intention"]
-        pages.intention = None if wanted is None else DesiredState.model_validate(wanted)
+        pages.desired_state = None if wanted is None else DesiredState.model_validate(wanted)
     for name in _SECTIONS:
         if name not in document:
             continue
@@ -106,7 +106,7 @@ def read_state(document: Document) -> State:
     return replace(_STATE.validate_python({**document, "generations": {}}), generations=generations)
 
 
-def write_chunk(policy: Policy, before: State | None, rounds: Iterable[Written]) -> Document:
+def write_chunk(policy: Policy, before: State | None, rounds: Iterable[RecordedRound]) -> Document:
     """Rounds that follow each other. With the state ``before`` the first, which is told in full, a chunk
     stands by itself; without, it goes on where the chunk before it ended.
     """
@@ -122,11 +122,11 @@ def again(chunks: Iterable[Document]) -> Iterator[tuple[float, list[Document], l
 
     The first chunk must be one that stands by itself.
     """
-    state, pages = State(), Pages()
+    state, pages = State(), LastSections()
     for chunk in chunks:
         policy = Policy(**chunk["policy"])
         if chunk["state"] is not None:
-            state, pages = read_state(chunk["state"]), Pages()
+            state, pages = read_state(chunk["state"]), LastSections()
         for now, document, before in chunk["rounds"]:
             plan, state = decide(read(document, pages), policy, state, now)
             # As a document, as those of then are: there a tuple is a list.
@@ -152,12 +152,12 @@ def _override(override: LocalOverride) -> list[Any]:
     return [override.replicas, override.expires_at, *([True] if override.force else [])]
 
 
-def _snapshot(document: Document, pages: Pages) -> Snapshot:
+def _snapshot(document: Document, pages: LastSections) -> Snapshot:
     found = pages.sections
     running, reports, gateways = found["running"], found["reports"], found["gateways"]
     overrides, room = found["overrides"] or {}, found.get("room")
     return Snapshot(
-        intention=pages.intention,
+        desired_state=pages.desired_state,
         running=None if running is None else tuple(map(_read_running, _sorted(running).values())),
         reports=None
         if reports is None

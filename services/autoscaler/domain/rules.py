@@ -24,7 +24,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from services.autoscaler.domain.memory import Load, Term
+from services.autoscaler.domain.memory import Load, RuleNeed
 from services.autoscaler.domain.tuning import Tuning
 
 # Against ceil(2.0000000001): a float's last digit is no reason for a replica.
@@ -35,7 +35,7 @@ TREND_LIMIT = 2.0
 
 
 @dataclass(frozen=True, slots=True)
-class Fleet:
+class ReplicaCounts:
     """Who is there to serve: replicas that are ready, that start, and what a start takes (seconds)."""
 
     ready: int = 0
@@ -43,7 +43,7 @@ class Fleet:
     start_s: float = 0.0
 
 
-def terms(load: Load, asked: int, tuning: Tuning, fleet: Fleet) -> list[Term]:
+def terms(load: Load, asked: int, tuning: Tuning, fleet: ReplicaCounts) -> list[RuleNeed]:
     """What every rule asks for that has what it needs; ``asked`` is the demand, as far as it is known."""
     found = [_wait(load, asked, tuning, fleet), _backlog(asked, tuning)]
     if load.ms_per_request is not None:
@@ -57,14 +57,14 @@ def terms(load: Load, asked: int, tuning: Tuning, fleet: Fleet) -> list[Term]:
     return [term for term in found if term is not None]
 
 
-def burst(load: Load, tuning: Tuning) -> Term | None:
+def burst(load: Load, tuning: Tuning) -> RuleNeed | None:
     """What the arrivals of the last few seconds alone ask for."""
     if load.ms_per_request is None:
         return None
     return _by_rate("utilization", load.burst_rate, f"at {load.ms_per_request:.3g} ms each", load, tuning)
 
 
-def predicted_wait_ms(load: Load, fleet: Fleet) -> float | None:
+def predicted_wait_ms(load: Load, fleet: ReplicaCounts) -> float | None:
     """How long a request that comes now would wait for its turn, in ms; None: not known.
 
     With nobody ready it waits for a start as well.
@@ -78,12 +78,12 @@ def predicted_wait_ms(load: Load, fleet: Fleet) -> float | None:
     return start_ms + queued * load.ms_per_request / load.slots
 
 
-def largest(found: Iterable[Term]) -> Term | None:
+def largest(found: Iterable[RuleNeed]) -> RuleNeed | None:
     """The term that asks for most; of equals the first."""
     return max(found, key=lambda term: term.replicas, default=None)
 
 
-def _wait(load: Load, asked: int, tuning: Tuning, fleet: Fleet) -> Term | None:
+def _wait(load: Load, asked: int, tuning: Tuning, fleet: ReplicaCounts) -> RuleNeed | None:
     each_ms = load.ms_per_request
     if each_ms is None or load.service_rate is None:
         return None
@@ -96,37 +96,39 @@ def _wait(load: Load, asked: int, tuning: Tuning, fleet: Fleet) -> Term | None:
     why = f"{asked} outstanding at {each_ms:.3g} ms each{by}"
     now, there = needed(asked), fleet.ready + fleet.starting
     if now <= there or tuning.impatient or not load.measured:
-        return Term("wait", now, why)
+        return RuleNeed("wait", now, why)
     arriving = max(load.arrival_rate or 0.0, load.burst_rate or 0.0)
     left = max(0.0, asked + (arriving - fleet.ready * load.service_rate) * fleet.start_s)
     later = max(there, needed(left))
     if later >= now:
-        return Term("wait", now, why)
-    return Term("wait", later, f"{why}, {left:.0f} of them when another one could be ready")
+        return RuleNeed("wait", now, why)
+    return RuleNeed("wait", later, f"{why}, {left:.0f} of them when another one could be ready")
 
 
-def _backlog(asked: int, tuning: Tuning) -> Term | None:
+def _backlog(asked: int, tuning: Tuning) -> RuleNeed | None:
     each = tuning.backlog_per_replica
     if each is None:
         return None
-    return Term("backlog", math.ceil(asked / each - TINY), f"{asked} outstanding, {each:g} for each replica")
+    return RuleNeed(
+        "backlog", math.ceil(asked / each - TINY), f"{asked} outstanding, {each:g} for each replica"
+    )
 
 
-def _by_rate(rule: str, rate: float | None, words: str, load: Load, tuning: Tuning) -> Term | None:
+def _by_rate(rule: str, rate: float | None, words: str, load: Load, tuning: Tuning) -> RuleNeed | None:
     if rate is None:
         return None
     replicas = math.ceil(load.busy(rate) / tuning.utilization - TINY)
-    return Term(rule, replicas, f"{rate:.3g} requests/s {words}, {tuning.utilization:.0%} busy at most")
+    return RuleNeed(rule, replicas, f"{rate:.3g} requests/s {words}, {tuning.utilization:.0%} busy at most")
 
 
-def _ahead(load: Load, tuning: Tuning, fleet: Fleet) -> float | None:
+def _ahead(load: Load, tuning: Tuning, fleet: ReplicaCounts) -> float | None:
     if load.arrival_rate is None or load.trend <= 0:
         return None
     rising = load.arrival_rate + load.trend * fleet.start_s * tuning.ahead
     return min(rising, load.arrival_rate * TREND_LIMIT) if tuning.ahead else None
 
 
-def _measured(load: Load, tuning: Tuning, fleet: Fleet) -> Term | None:
+def _measured(load: Load, tuning: Tuning, fleet: ReplicaCounts) -> RuleNeed | None:
     # While some start, the ones that are ready do the work of all.
     measures = [u for u in (load.utilization, load.gpu_utilization) if u is not None]
     if not measures or fleet.starting or not fleet.ready:
@@ -136,4 +138,4 @@ def _measured(load: Load, tuning: Tuning, fleet: Fleet) -> Term | None:
     near = abs(ratio - 1.0) <= TOLERANCE
     replicas = fleet.ready if near else math.ceil(fleet.ready * ratio - TINY)
     words = f"{fleet.ready} replicas {measured:.0%} busy, {tuning.utilization:.0%} at most"
-    return Term("busy", replicas, words)
+    return RuleNeed("busy", replicas, words)

@@ -39,7 +39,7 @@ class Snapshot:
     is ``cordoned``. ``room`` is what that host has; None: it is not known, and nothing is bounded by it.
     """
 
-    intention: DesiredState | None
+    desired_state: DesiredState | None
     running: tuple[Running, ...] | None
     reports: Mapping[str, ReplicaReport] | None
     gateways: GatewayView | None

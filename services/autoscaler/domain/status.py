@@ -6,15 +6,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from services.autoscaler.domain.desired_state import Lookup, lookup
+from services.autoscaler.domain.deployment_round import start_time
+from services.autoscaler.domain.desired_state import DesiredStateIndex, lookup
 from services.autoscaler.domain.healing import phase_of
 from services.autoscaler.domain.launcher import Running, fingerprint
 from services.autoscaler.domain.memory import DeploymentMemory, Phase, ReplicaMemory, State
 from services.autoscaler.domain.model_deaths import starts_again, unhealthy
-from services.autoscaler.domain.round import start_time
-from services.autoscaler.domain.rules import Fleet, predicted_wait_ms
+from services.autoscaler.domain.plural import counted
+from services.autoscaler.domain.rules import ReplicaCounts, predicted_wait_ms
 from services.autoscaler.domain.snapshot import Snapshot
-from services.autoscaler.domain.words import counted
 from tidegate.kernel.protocol.models import Condition, Deployment, DeploymentStatus
 from tidegate.kernel.protocol.presence import ReplicaReport
 
@@ -29,15 +29,15 @@ def statuses(
     now: float,
 ) -> dict[str, DeploymentStatus]:
     """The status of every Deployment that is wanted, by name; ``previous`` keeps conditions' times."""
-    if snapshot.intention is None:
+    if snapshot.desired_state is None:
         return dict(previous)
     found: dict[str, DeploymentStatus] = {}
-    known = lookup(snapshot.intention)
+    known = lookup(snapshot.desired_state)
     running: dict[str, list[Running]] = {}
     for each in snapshot.running or ():
         if each.alive:
             running.setdefault(each.deployment, []).append(each)
-    for deployment in snapshot.intention.deployments:
+    for deployment in snapshot.desired_state.deployments:
         memory = state.deployments.get(deployment.name)
         if memory is not None:
             mine = running.get(deployment.name, [])
@@ -52,7 +52,7 @@ def _status(
     deployment: Deployment,
     memory: DeploymentMemory,
     running: list[Running],
-    known: Lookup,
+    known: DesiredStateIndex,
     snapshot: Snapshot,
     state: State,
     now: float,
@@ -63,7 +63,7 @@ def _status(
     load, wanted = memory.seen, memory.wanted
     demand = load.demand if load else None
     start_s = start_time(state, deployment.name)
-    fleet = Fleet(phases.count("ready"), phases.count("starting"), start_s or 0.0)
+    fleet = ReplicaCounts(phases.count("ready"), phases.count("starting"), start_s or 0.0)
     mine = [reports[r.replica] for r in running if r.replica in reports]
     gpus = load.gpu_utilization if load else None
     price = deployment.scaling.price_per_hour
@@ -136,7 +136,7 @@ def _conditions(
     memory: DeploymentMemory,
     status: DeploymentStatus,
     running: list[Running],
-    known: Lookup,
+    known: DesiredStateIndex,
     snapshot: Snapshot,
     now: float,
 ) -> Iterable[Condition]:

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from services.autoscaler.domain.bounds import Bounds, bounds
-from services.autoscaler.domain.memory import DeploymentMemory, Load, Target, Term
-from services.autoscaler.domain.rules import Fleet, burst, largest, terms
+from services.autoscaler.domain.bounds import ReplicaBounds, bounds
+from services.autoscaler.domain.memory import DeploymentMemory, Load, RuleNeed, Target
+from services.autoscaler.domain.rules import ReplicaCounts, burst, largest, terms
 from services.autoscaler.domain.shaping import Shaped, moved, remember, shape
 from services.autoscaler.domain.snapshot import LocalOverride, Policy
 from services.autoscaler.domain.tuning import Tuning, tuning
@@ -22,7 +22,7 @@ from tidegate.kernel.protocol.models import Deployment
 class Circumstances:
     """What the target depends on besides the load: who is there, who asked."""
 
-    fleet: Fleet
+    fleet: ReplicaCounts
     hint_at: float | None
     override: LocalOverride | None
 
@@ -34,7 +34,7 @@ class Need:
     replicas: int
     rule: str
     why: str
-    terms: tuple[Term, ...] = ()
+    terms: tuple[RuleNeed, ...] = ()
 
 
 def target(
@@ -75,7 +75,7 @@ def _need(
     load: Load,
     asked: int,
     memory: DeploymentMemory,
-    fleet: Fleet,
+    fleet: ReplicaCounts,
     tuned: Tuning,
     policy: Policy,
     now: float,
@@ -96,16 +96,16 @@ def _need(
         replicas, memory = max(memory.target, fleet.ready + 1), replace(memory, last_step=now)
     if most is not None and by_backlog >= replicas:
         return Need(by_backlog, most.rule, most.why, tuple(found)), memory
-    return Need(replicas, "demand", why, (*found, Term("step", replicas, why))), memory
+    return Need(replicas, "demand", why, (*found, RuleNeed("step", replicas, why))), memory
 
 
 def _panicked(
     need: Need,
     load: Load,
     memory: DeploymentMemory,
-    fleet: Fleet,
+    fleet: ReplicaCounts,
     tuned: Tuning,
-    limits: Bounds,
+    limits: ReplicaBounds,
     now: float,
 ) -> tuple[Need, DeploymentMemory]:
     """``need`` with that of the last few seconds, while that is, or lately was, far above what is ready."""
@@ -121,7 +121,7 @@ def _panicked(
     return need, memory
 
 
-def _overridden(override: LocalOverride | None, limits: Bounds, now: float) -> Target | None:
+def _overridden(override: LocalOverride | None, limits: ReplicaBounds, now: float) -> Target | None:
     if override is None or override.replicas is None:
         return None
     if override.expires_at is not None and override.expires_at <= now:
@@ -134,7 +134,7 @@ def _overridden(override: LocalOverride | None, limits: Bounds, now: float) -> T
     return Target(limits.high, "override", f"{asked}; {allowed}, so {limits.high} run")
 
 
-def _unknown(load: Load, need: Need, memory: DeploymentMemory, limits: Bounds) -> Target | None:
+def _unknown(load: Load, need: Need, memory: DeploymentMemory, limits: ReplicaBounds) -> Target | None:
     if load.demand is not None:
         return None
     held = limits.hold(max(memory.target, need.replicas))
@@ -144,7 +144,7 @@ def _unknown(load: Load, need: Need, memory: DeploymentMemory, limits: Bounds) -
 
 
 def _asleep(
-    need: Need, held: int, memory: DeploymentMemory, tuned: Tuning, limits: Bounds, now: float
+    need: Need, held: int, memory: DeploymentMemory, tuned: Tuning, limits: ReplicaBounds, now: float
 ) -> Target | None:
     if limits.low > 0 or need.replicas > 0:
         return None
@@ -158,7 +158,7 @@ def _asleep(
     return None if held > 1 else Target(limits.hold(1), "awake", f"idle for less than {tuned.idle_s:g} s")
 
 
-def _by_need(need: Need, shaped: Shaped, limits: Bounds) -> Target:
+def _by_need(need: Need, shaped: Shaped, limits: ReplicaBounds) -> Target:
     # One stays until the idle time is over, also where the minimum is 0.
     asked = max(shaped.replicas, 1)
     found = limits.hold(asked)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from services.autoscaler.domain.launcher import Running, flavour_fingerprint, flavour_in
+from services.autoscaler.domain.launcher import Running, pool_fingerprint, pool_of
 from tidegate.kernel.protocol.models import Deployment, WarmPoolSpec
 from tidegate.kernel.protocol.presence import ReplicaReport
 
@@ -15,7 +15,7 @@ BACKOFF_MAX_S = 60.0
 
 
 @dataclass(frozen=True, slots=True)
-class Claim:
+class WarmClaim:
     """A replica that was offered to the pool: ``worker`` is who took it, None as long as that is not known.
 
     The rest is what the launcher cannot know of it, as in :class:`Running`.
@@ -29,7 +29,7 @@ class Claim:
 
 
 @dataclass(frozen=True, slots=True)
-class Trouble:
+class PoolFailures:
     """Starts in a row that came to nothing, when the next may be, and the last one's message."""
 
     failures: int = 0
@@ -42,7 +42,7 @@ class PoolMemory:
     """When each worker was last heard (by its name), and what is wrong with a flavour."""
 
     heard: Mapping[str, float] = field(default_factory=dict)
-    trouble: Mapping[str, Trouble] = field(default_factory=dict)
+    trouble: Mapping[str, PoolFailures] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +54,7 @@ class PoolPlan:
     idle: Mapping[str, frozenset[str]]
 
 
-def flavour_for(deployment: Deployment, flavours: Mapping[str, WarmPoolSpec]) -> str | None:
+def pool_for(deployment: Deployment, flavours: Mapping[str, WarmPoolSpec]) -> str | None:
     """The flavour whose workers can be a replica of ``deployment``; None: there is none."""
     wanted = (deployment.image, deployment.resources)
     fitting = (name for name, each in sorted(flavours.items()) if (each.image, each.resources) == wanted)
@@ -80,15 +80,15 @@ def plan_pool(
     kill: list[tuple[str, str]] = []
     kept: dict[str, list[Running]] = {name: [] for name in flavours}
     for each in waiting:
-        name = flavour_in(each.deployment) or ""
+        name = pool_of(each.deployment) or ""
         flavour = flavours.get(name)
-        if flavour is None or each.fingerprint != flavour_fingerprint(flavour):
+        if flavour is None or each.fingerprint != pool_fingerprint(flavour):
             kill.append((each.replica, "configuration changed"))
         elif failure := _failure(
             each, flavour, reports.get(each.replica), heard[each.replica], now - evidence_since, now
         ):
             kill.append((each.replica, failure))
-            trouble[name] = _once_more(trouble.get(name, Trouble()), failure, now)
+            trouble[name] = _once_more(trouble.get(name, PoolFailures()), failure, now)
         else:
             kept[name].append(each)
     launch: list[str] = []
@@ -98,7 +98,7 @@ def plan_pool(
         surplus = rows[: max(0, len(rows) - flavour.workers)]
         kill += [(each.replica, "more than wanted") for each in surplus]
         kept[name] = rows[len(surplus) :]
-        patient_until = trouble.get(name, Trouble()).not_before
+        patient_until = trouble.get(name, PoolFailures()).not_before
         if now >= patient_until:
             launch += [name] * (flavour.workers - len(kept[name]))
         # One that was started since came up; those that were there before say nothing of new ones.
@@ -111,7 +111,7 @@ def plan_pool(
     return PoolPlan(tuple(launch), tuple(kill), idle), PoolMemory(heard, trouble)
 
 
-def as_replica(worker: Running, claim: Claim, parsed: tuple[str, int, int]) -> Running:
+def as_replica(worker: Running, claim: WarmClaim, parsed: tuple[str, int, int]) -> Running:
     """A worker of the pool as the replica that it is now; ``parsed`` are the parts of that name."""
     deployment, slot, generation = parsed
     return replace(
@@ -149,6 +149,6 @@ def _failure(
     return ""
 
 
-def _once_more(trouble: Trouble, message: str, now: float) -> Trouble:
+def _once_more(trouble: PoolFailures, message: str, now: float) -> PoolFailures:
     wait_s = min(BACKOFF_MAX_S, 2.0 ** min(trouble.failures, 16))
-    return Trouble(trouble.failures + 1, now + wait_s, message)
+    return PoolFailures(trouble.failures + 1, now + wait_s, message)

@@ -18,10 +18,10 @@ import requests
 import uvicorn
 from docker.errors import DockerException, NotFound
 
-from services.autoscaler.adapters.container_spec import DockerPlan
-from services.autoscaler.adapters.engine import Engine
-from services.autoscaler.adapters.launcher_docker import DockerLauncher
-from services.autoscaler.domain.engine_rules import Bounds
+from services.autoscaler.adapters.docker.container_spec import DockerPlan
+from services.autoscaler.adapters.docker.engine import Engine
+from services.autoscaler.adapters.docker.launcher import DockerLauncher
+from services.autoscaler.domain.engine_rules import StackBounds
 from services.autoscaler.domain.gpus import Gpu
 from services.autoscaler.engine_proxy import EngineProxy
 from tests.integration.autoscaler.script import WORKER
@@ -78,7 +78,7 @@ class ContainerYard:
     @contextmanager
     def behind_proxy(self) -> Iterator[None]:
         """From now on launchers of this yard reach the engine through a proxy."""
-        bounds = Bounds(self.stack, (image(),), "none", home=HOME)
+        bounds = StackBounds(self.stack, (image(),), "none", home=HOME)
         app = EngineProxy(bounds, URL.removeprefix("unix://"), TOKEN)
         config = uvicorn.Config(app, log_config=None, lifespan="off", timeout_graceful_shutdown=1)
         server = uvicorn.Server(config)

@@ -10,10 +10,10 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from services.autoscaler.adapters import procfs
-from services.autoscaler.adapters.gpu_inventory import HostInventory
-from services.autoscaler.adapters.launcher_process import ProcessLauncher, ProcessPlan
-from services.autoscaler.adapters.replica_folder import ReplicaFolder
+from services.autoscaler.adapters.process import procfs
+from services.autoscaler.adapters.process.gpu_inventory import HostInventory
+from services.autoscaler.adapters.process.launcher import ProcessLauncher, ProcessPlan
+from services.autoscaler.adapters.process.replica_folder import ReplicaFolder
 from tests.integration.autoscaler.script import WORKER
 
 
@@ -60,7 +60,7 @@ class ProcessYard:
 
     def processes(self, replica: str) -> list[procfs.Process]:
         folder = self.state / "replicas" / replica
-        return procfs.owned(procfs.Owner(replica, folder, self.state, 0))
+        return procfs.owned(procfs.ReplicaIdentity(replica, folder, self.state, 0))
 
     def alive(self, replica: str) -> int:
         """How many processes of the replica there are."""

@@ -9,15 +9,15 @@ from pathlib import Path
 import httpx
 import pytest
 
-from services.autoscaler.adapters.engine import Engine
-from services.autoscaler.domain.engine_rules import Bounds
+from services.autoscaler.adapters.docker.engine import Engine
+from services.autoscaler.domain.engine_rules import StackBounds
 from services.autoscaler.engine_proxy import EngineProxy, token_of
 from services.autoscaler.settings import AutoscalerSettings
 from tidegate.kernel.protocol.access import engine_token
 
 pytestmark = pytest.mark.integration
 
-BOUNDS = Bounds("stack", ("image",), "none")
+BOUNDS = StackBounds("stack", ("image",), "none")
 TOKEN = engine_token("service-token")
 
 

@@ -8,11 +8,11 @@ import time
 
 import pytest
 
-from services.autoscaler.adapters.engine import Engine
-from services.autoscaler.adapters.launcher_docker import DockerLauncher
+from services.autoscaler.adapters.docker.engine import Engine
+from services.autoscaler.adapters.docker.launcher import DockerLauncher
 from services.autoscaler.domain.engine_rules import CAPABILITIES
 from services.autoscaler.domain.gpus import Gpu
-from services.autoscaler.domain.launcher import LaunchFailed, flavour_fingerprint
+from services.autoscaler.domain.launcher import LaunchFailed, pool_fingerprint
 from tests.integration.autoscaler.container_yard import HOME, api, image
 from tests.integration.autoscaler.test_launchers import gone
 from tidegate.kernel.errors import Unavailable
@@ -67,7 +67,7 @@ async def test_one_that_waits_is_out_of_date_once_workers_are_started_otherwise(
     await launcher.launch(given)
     await launcher.launch(assign(ONE))
     assert yard.inspect(WAITS)["Config"]["StopTimeout"] == 610
-    assert (await one_of(launcher, WAITS)).fingerprint == flavour_fingerprint(given.pool)
+    assert (await one_of(launcher, WAITS)).fingerprint == pool_fingerprint(given.pool)
     other = yard.launcher(memory_mb=512)
     assert (await one_of(other, WAITS)).fingerprint == ""
     assert (await one_of(other, ONE)).fingerprint == (await one_of(launcher, ONE)).fingerprint != ""
@@ -207,7 +207,7 @@ async def test_two_autoscalers_that_choose_a_gpu_at_once_do_not_both_get_it(yard
 
 
 async def test_logs_of_dead_replicas_are_bounded(yard, assign, monkeypatch):
-    monkeypatch.setattr("services.autoscaler.domain.log_keeping.MOST_EACH", 2)
+    monkeypatch.setattr("services.autoscaler.domain.log_retention.MOST_EACH", 2)
     launcher = yard.launcher("broken")
     for generation in range(1, 5):
         await launcher.launch(assign(f"digits-v1-0-{generation}"))

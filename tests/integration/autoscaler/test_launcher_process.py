@@ -10,9 +10,9 @@ from asyncio.subprocess import PIPE
 
 import pytest
 
-from services.autoscaler.adapters import procfs
-from services.autoscaler.adapters.launcher_process import LAUNCH_GRACE_S, ProcessLauncher, ProcessPlan
-from services.autoscaler.adapters.sweep import sweep
+from services.autoscaler.adapters.process import procfs
+from services.autoscaler.adapters.process.launcher import LAUNCH_GRACE_S, ProcessLauncher, ProcessPlan
+from services.autoscaler.application.end_replicas import sweep
 from services.autoscaler.domain.launcher import LaunchFailed
 from tests.integration.autoscaler.test_launchers import one
 
@@ -116,7 +116,7 @@ async def test_a_pid_that_was_given_to_another_process_is_left_alone(yard, assig
 
 
 async def test_logs_of_dead_replicas_are_bounded(yard, assign, monkeypatch):
-    monkeypatch.setattr("services.autoscaler.domain.log_keeping.MOST_EACH", 2)
+    monkeypatch.setattr("services.autoscaler.domain.log_retention.MOST_EACH", 2)
     launcher = yard.launcher("broken")
     for generation in range(1, 5):
         await launcher.launch(assign(f"digits-v1-0-{generation}"))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from services.autoscaler.adapters.ledger import COLD_STARTS_KEPT, Ledger
+from services.autoscaler.adapters.history.decision_store import COLD_STARTS_KEPT, DecisionStore
 from services.autoscaler.domain.snapshot import Decision, LocalOverride
 from tidegate.kernel.errors import Unavailable
 
@@ -18,18 +18,18 @@ def decision(number: int, deployment: str = "digits-v1") -> Decision:
 
 def test_generations_only_rise_and_outlive_the_process(tmp_path: Path):
     path = tmp_path / "data" / "autoscaler.db"
-    ledger = Ledger(path)
+    ledger = DecisionStore(path)
     ledger.save_generation("digits-v1", 0, 3)
     ledger.save_generation("digits-v1", 0, 2)
     ledger.save_generation("digits-v1", 1, 1)
     ledger.close()
-    again = Ledger(path)
+    again = DecisionStore(path)
     assert again.generations() == {("digits-v1", 0): 3, ("digits-v1", 1): 1}
     again.close()
 
 
 def test_decisions_are_bounded_and_newest_first(tmp_path: Path):
-    ledger = Ledger(tmp_path / "autoscaler.db", decisions_kept=5)
+    ledger = DecisionStore(tmp_path / "autoscaler.db", decisions_kept=5)
     for number in range(8):
         ledger.add_decisions([decision(number), decision(number, "other-v1")])
     found = ledger.decisions(None, 100)
@@ -40,7 +40,7 @@ def test_decisions_are_bounded_and_newest_first(tmp_path: Path):
 
 
 def test_cold_starts_are_bounded_per_deployment(tmp_path: Path):
-    ledger = Ledger(tmp_path / "autoscaler.db")
+    ledger = DecisionStore(tmp_path / "autoscaler.db")
     ledger.add_cold_start("other-v1", {"total_ms": 1.0})
     for number in range(COLD_STARTS_KEPT + 5):
         ledger.add_cold_start("digits-v1", {"total_ms": float(number)})
@@ -52,7 +52,7 @@ def test_cold_starts_are_bounded_per_deployment(tmp_path: Path):
 
 
 def test_overrides_are_replaced_and_dropped(tmp_path: Path):
-    ledger = Ledger(tmp_path / "autoscaler.db")
+    ledger = DecisionStore(tmp_path / "autoscaler.db")
     ledger.save_override("digits-v1", LocalOverride(3, 12.5))
     ledger.save_override("digits-v1", LocalOverride(None, None))
     assert ledger.overrides() == {"digits-v1": LocalOverride(None, None)}
@@ -62,7 +62,7 @@ def test_overrides_are_replaced_and_dropped(tmp_path: Path):
 
 
 def test_a_file_that_is_in_another_ones_hands_is_unavailable_and_not_a_crash(tmp_path: Path):
-    ledger = Ledger(tmp_path / "autoscaler.db", patience_s=0.05)
+    ledger = DecisionStore(tmp_path / "autoscaler.db", patience_s=0.05)
     other = sqlite3.connect(tmp_path / "autoscaler.db", isolation_level=None)
     other.execute("BEGIN EXCLUSIVE")
     with pytest.raises(Unavailable, match="locked"):

@@ -9,7 +9,7 @@ from typing import Any
 import httpx
 import pytest
 
-from services.autoscaler.application.loop import Loop
+from services.autoscaler.application.control_loop import ControlLoop
 from tests.integration.autoscaler.test_service import NAME, Bench, bench
 
 __all__ = ["bench"]
@@ -115,12 +115,12 @@ async def test_draining_a_host_ends_nothing_of_another_and_passes_over_who_is_go
             assert await bench.until_ready(client, 3) == names
             again = {h["host"]: h["cordoned_at"] for h in (await client.get("/v1/hosts")).json()["items"]}
             assert again == since
-            drain = Loop.drain
+            drain = ControlLoop.drain
 
-            async def all_but_the_first(loop: Loop, replica: str) -> None:
+            async def all_but_the_first(loop: ControlLoop, replica: str) -> None:
                 await drain(loop, "gone-v1-0-1" if replica == names[0] else replica)
 
-            monkeypatch.setattr(Loop, "drain", all_but_the_first)
+            monkeypatch.setattr(ControlLoop, "drain", all_but_the_first)
             answer = await client.put("/v1/hosts/machine/cordon", json={"drain": True})
             assert answer.json()["drained"] == names[1:]
 

@@ -6,8 +6,8 @@ import asyncio
 
 import pytest
 
-from services.autoscaler.adapters.gpu_inventory import AGAIN_AFTER_S, HostInventory
-from services.autoscaler.adapters.launcher_process import ProcessLauncher, ProcessPlan
+from services.autoscaler.adapters.process.gpu_inventory import AGAIN_AFTER_S, HostInventory
+from services.autoscaler.adapters.process.launcher import ProcessLauncher, ProcessPlan
 from services.autoscaler.domain.launcher import LaunchFailed
 from tests.integration.autoscaler.test_launcher_docker import one_of
 

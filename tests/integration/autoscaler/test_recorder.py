@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from services.autoscaler.adapters.database import Database, Row
-from services.autoscaler.adapters.history import History
+from services.autoscaler.adapters.history.database import Database, Row
+from services.autoscaler.adapters.history.recordings import Recordings
 from services.autoscaler.application.recorder import Recorder
 from services.autoscaler.domain.recording import again
 from services.autoscaler.domain.snapshot import Policy
@@ -23,8 +23,8 @@ FOREVER = 1e12
 
 
 @pytest.fixture
-def history(tmp_path: Path) -> Iterator[History]:
-    found = History(tmp_path / "history.db", 2**24)
+def history(tmp_path: Path) -> Iterator[Recordings]:
+    found = Recordings(tmp_path / "history.db", 2**24)
     yield found
     found.close()
 
@@ -47,7 +47,7 @@ def note(recorder: Recorder, world: World, first: int, end: int) -> None:
 
 
 async def test_writes_that_come_together_lose_no_arrivals(
-    history: History, monkeypatch: pytest.MonkeyPatch
+    history: Recordings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As when two operators ask for replays at once while the loop goes on."""
     write = Database.write
@@ -73,7 +73,7 @@ async def test_writes_that_come_together_lose_no_arrivals(
 
 
 async def test_what_was_noted_during_a_write_that_failed_does_not_go_on_from_it(
-    history: History, monkeypatch: pytest.MonkeyPatch
+    history: Recordings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     world, recorder = busy(120), Recorder(history, Policy(), observations=True)
     noted = threading.Event()
@@ -86,7 +86,7 @@ async def test_what_was_noted_during_a_write_that_failed_does_not_go_on_from_it(
     await recorder.flush(world.now)
     note(recorder, world, 60, 120)
     with monkeypatch.context() as patch:
-        patch.setattr(History, "add_chunk", fail)
+        patch.setattr(Recordings, "add_chunk", fail)
         flushing = asyncio.create_task(recorder.flush(world.now))
         await asyncio.sleep(0.05)
         note(recorder, world, 120, 150)

@@ -20,7 +20,7 @@ from fastapi import FastAPI
 from fastapi.responses import JSONResponse
 from pydantic import ValidationError
 
-from services.autoscaler.adapters.host_room import HostRoom
+from services.autoscaler.adapters.process.machine_probe import HostProbe
 from services.autoscaler.app import build
 from services.autoscaler.domain.snapshot import Host
 from services.autoscaler.settings import AutoscalerSettings
@@ -50,12 +50,12 @@ class Registry:
         self.version = assign(f"{NAME}-0-1").version
         self.overrides: list[dict[str, Any] | None] = []
         self.app = FastAPI()
-        self.app.get("/v1/intention")(self.intention)
+        self.app.get("/v1/intention")(self.desired_state)
         self.app.patch("/v1/deployments/{name}/policy")(self.patch)
         self.app.put("/v1/deployments/{name}/override")(self.put_override)
         self.app.delete("/v1/deployments/{name}/override")(self.lift_override)
 
-    def intention(self) -> dict[str, Any]:
+    def desired_state(self) -> dict[str, Any]:
         stored = [self.deployment.model_dump(mode="json")]
         return {"revision": 1, "versions": [self.version.model_dump(mode="json")], "deployments": stored}
 
@@ -114,7 +114,7 @@ class Bench:
         )
 
     @asynccontextmanager
-    async def autoscaler(self, room: HostRoom | None = None) -> AsyncIterator[httpx.AsyncClient]:
+    async def autoscaler(self, room: HostProbe | None = None) -> AsyncIterator[httpx.AsyncClient]:
         app = build(self.settings, self.yard.launcher(), room)
         async with app.router.lifespan_context(app):
             transport = httpx.ASGITransport(app=app)

@@ -14,15 +14,15 @@ from typing import Any
 import orjson
 import pytest
 
-from services.autoscaler.adapters.kept_logs import KeptLogs
-from services.autoscaler.adapters.ledger import Ledger
-from services.autoscaler.adapters.registry import RegistryClient
-from services.autoscaler.adapters.replica_grants import ReplicaGrants
+from services.autoscaler.adapters.history.decision_store import DecisionStore
+from services.autoscaler.adapters.registry.client import RegistryClient
+from services.autoscaler.adapters.registry.replica_grants import ReplicaGrants
+from services.autoscaler.adapters.replica_logs import ReplicaLogs
 from services.autoscaler.adapters.warm_offers import WarmOffers
 from services.autoscaler.application import warm_pool as warm
 from services.autoscaler.application.warm_pool import NOBODY, WarmPool
-from services.autoscaler.domain.log_keeping import MOST_EACH
-from services.autoscaler.domain.warm_pool import Claim
+from services.autoscaler.domain.log_retention import MOST_EACH
+from services.autoscaler.domain.warm_pool import WarmClaim
 from services.worker.application.warm_standby import WarmStandby
 from services.worker.settings import WorkerSettings
 from tests.conftest import Line
@@ -48,7 +48,7 @@ class Yard:
     @asynccontextmanager
     async def pool(self, workers: int = 1) -> AsyncIterator[WarmPool]:
         """A pool as after a restart of the autoscaler."""
-        ledger = Ledger(self.processes.state / "autoscaler.db")
+        ledger = DecisionStore(self.processes.state / "autoscaler.db")
         flavours = {self.flavour: WarmPoolSpec(workers=workers)}
         async with WarmOffers(self.amqp_url, flavours) as offers:
             await offers._connection.wait_up(10)
@@ -231,7 +231,7 @@ async def test_the_pool_outlives_a_look_that_fails(
 
 
 async def test_logs_under_two_names_are_kept_and_deleted_like_others(tmp_path: Path) -> None:
-    logs = KeptLogs(tmp_path, clock=lambda: 1000.0)
+    logs = ReplicaLogs(tmp_path, clock=lambda: 1000.0)
     for number in range(MOST_EACH + 2):
         logs.path(f"warm-cpu--0-{number}").write_text("output")
         logs.path(f"digits-v1-0-{number}").symlink_to(logs.path(f"warm-cpu--0-{number}").name)
@@ -321,7 +321,7 @@ async def test_an_offer_of_a_leader_that_was_killed_is_settled_by_the_store(
     monkeypatch.setattr(warm, "SETTLE_S", 0.3)
     async with yard.filled() as (pool, [worker]):
         start = assign(REPLICA)
-        pool._ledger.save_claim(Claim(REPLICA, "f", start.launched_at, 7.0))
+        pool._ledger.save_claim(WarmClaim(REPLICA, "f", start.launched_at, 7.0))
         async with yard.pool(workers=0) as again:
             # As long as it may be the replica it is not ended, though none is to wait now.
             await again.look()

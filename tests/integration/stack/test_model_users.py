@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from services.autoscaler.adapters.replica_folder import SHARED_MEMORY, ReplicaFolder
+from services.autoscaler.adapters.process.replica_folder import SHARED_MEMORY, ReplicaFolder
 from tidegate.kernel import model_users
 from tidegate.kernel.model_users import HOST, ModelUser
 from tidegate.stack import shutdown

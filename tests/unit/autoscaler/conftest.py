@@ -134,7 +134,7 @@ class World:
     def snapshot(self) -> Snapshot:
         known = self.store_up
         return Snapshot(
-            intention=self.intention() if self.intention_known else None,
+            desired_state=self.desired_state() if self.intention_known else None,
             running=tuple(worker.running for _, worker in sorted(self.workers.items())),
             reports={r.replica: r for r in self.reports()} if known else None,
             gateways=self.gateways() if known else None,
@@ -147,7 +147,7 @@ class World:
             room=self.room,
         )
 
-    def intention(self) -> DesiredState:
+    def desired_state(self) -> DesiredState:
         return DesiredState(
             revision=1,
             versions=[a_version(**self.metrics)],

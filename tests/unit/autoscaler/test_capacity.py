@@ -8,35 +8,43 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from services.autoscaler.domain.capacity import Claim, Room, Size, admitted, room_of, shares, size_of
+from services.autoscaler.domain.capacity import (
+    HostClaim,
+    ReplicaSize,
+    Room,
+    admitted,
+    room_of,
+    shares,
+    size_of,
+)
 from services.autoscaler.domain.explain import explain
 from services.autoscaler.domain.snapshot import Host, LocalOverride, Policy
 from tests.unit.autoscaler.conftest import a_deployment
 
 NAME = "digits-v1"
-SMALL = Size(100, 1)
+SMALL = ReplicaSize(100, 1)
 
 
-def claim(name: str, wanted: int, *, low: int = 0, held: int = 0, size: Size = SMALL) -> Claim:
-    return Claim(name, low, wanted, held, size)
+def claim(name: str, wanted: int, *, low: int = 0, held: int = 0, size: ReplicaSize = SMALL) -> HostClaim:
+    return HostClaim(name, low, wanted, held, size)
 
 
 def test_a_replica_takes_what_is_declared_else_measured_else_assumed():
     policy = Policy(replica_memory_mb=256)
     plain, declared = a_deployment(), a_deployment(resources={"memory_mb": 512, "cpus": 2.5})
-    assert size_of(declared, 900, policy) == Size(512.0, 2.5, "declared")
-    assert size_of(plain, 900, policy) == Size(900.0, 1.0, "measured")
-    assert size_of(plain, 0, policy) == Size(256.0, 1.0, "assumed")
+    assert size_of(declared, 900, policy) == ReplicaSize(512.0, 2.5, "declared")
+    assert size_of(plain, 900, policy) == ReplicaSize(900.0, 1.0, "measured")
+    assert size_of(plain, 0, policy) == ReplicaSize(256.0, 1.0, "assumed")
 
 
 def test_room_is_what_is_available_without_what_was_promised():
     policy = Policy(host_memory=0.9, replicas_per_core=2)
-    starting, grown = (Size(300, 1), 50), (Size(300, 1), 400)
+    starting, grown = (ReplicaSize(300, 1), 50), (ReplicaSize(300, 1), 400)
     assert room_of(Host(4, 10_000, 5_000), policy, [starting, grown]) == Room(5_000 - 1_000 - 250, 6)
 
 
 def test_of_a_machine_of_which_only_the_size_is_known_all_that_exists_counts():
-    there = [(Size(300, 1), 0), (Size(500, 2), 0)]
+    there = [(ReplicaSize(300, 1), 0), (ReplicaSize(500, 2), 0)]
     assert room_of(Host(2, 2_000, None), Policy(host_memory=1.0), there) == Room(1_200, 2 * 16 - 3)
 
 
@@ -50,7 +58,7 @@ def test_minimums_come_before_demand():
 
 
 def test_demand_shares_the_rest_by_dominant_share():
-    large, many = Size(300, 1), Size(100, 3)
+    large, many = ReplicaSize(300, 1), ReplicaSize(100, 3)
     found = shares([claim("large", 99, size=large), claim("many", 99, size=many)], Room(900, 9))
     assert found == {"large": 2, "many": 2}, "one has two thirds of the memory, the other of the cores"
 
@@ -71,8 +79,8 @@ def test_of_equals_the_one_that_has_its_replica_keeps_it():
 
 claims = st.lists(
     st.builds(
-        lambda low, more, held, memory, cores: Claim(
-            "", low, low + more, min(held, low + more), Size(memory, cores)
+        lambda low, more, held, memory, cores: HostClaim(
+            "", low, low + more, min(held, low + more), ReplicaSize(memory, cores)
         ),
         st.integers(0, 5),
         st.integers(0, 300),

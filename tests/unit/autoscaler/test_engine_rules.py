@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from services.autoscaler.adapters.container_spec import DockerPlan, body
-from services.autoscaler.adapters.gpu_inventory_engine import probe_body
-from services.autoscaler.domain.engine_rules import Bounds, refusal
-from services.autoscaler.domain.launcher import Start
+from services.autoscaler.adapters.docker.container_spec import DockerPlan, body
+from services.autoscaler.adapters.docker.gpu_inventory import probe_body
+from services.autoscaler.domain.engine_rules import StackBounds, refusal
+from services.autoscaler.domain.launcher import LaunchSpec
 from tidegate.kernel.protocol.models import Assignment, Deployment, Version
 
-BOUNDS = Bounds("stack", ("tidegate/worker", "ours/*"), "net", frozenset({"stack_cache"}))
+BOUNDS = StackBounds("stack", ("tidegate/worker", "ours/*"), "net", frozenset({"stack_cache"}))
 BORN = datetime(2024, 1, 1, tzinfo=UTC)
 
 
@@ -43,7 +43,7 @@ def made(*, model_users: bool = True, **given) -> dict:
         replica="m-v1-0-1", generation=1, deployment=deployment, version=version,
         launched_at=1.0,
     )  # fmt: skip
-    return body(plan, Start.of(work), "tidegate/worker", "sha256:1", {"GPU-a": 1} if given else {})
+    return body(plan, LaunchSpec.of(work), "tidegate/worker", "sha256:1", {"GPU-a": 1} if given else {})
 
 
 def create(request: dict, name: str = "stack.m-v1-0-1") -> str | None:

@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from services.autoscaler.domain.gpus import (
-    Claim,
     Gpu,
+    GpuClaim,
     NoRoom,
     from_label,
     place,
@@ -32,13 +32,13 @@ def share(memory_mb: int) -> Resources:
 
 def test_whole_gpus_are_those_that_nobody_holds_smallest_first():
     assert place([C, B, A], [], whole(1)) == {"GPU-a": 16_000}
-    held = [Claim("x-0-1", {"GPU-a": 16_000}), Claim("y-0-1", {"GPU-b": 1})]
+    held = [GpuClaim("x-0-1", {"GPU-a": 16_000}), GpuClaim("y-0-1", {"GPU-b": 1})]
     assert place([C, B, A], held, whole(1)) == {"GPU-c": 80_000}
     assert place([C, B, A], [], whole(3)).keys() == {"GPU-a", "GPU-b", "GPU-c"}
 
 
 def test_a_share_goes_where_it_leaves_the_least_behind():
-    held = [Claim("x-0-1", {"GPU-b": 10_000})]
+    held = [GpuClaim("x-0-1", {"GPU-b": 10_000})]
     assert place([A, B, C], held, share(6_000)) == {"GPU-b": 6_000}
     assert place([A, B, C], held, share(6_001)) == {"GPU-a": 6_001}
     assert place([A, B, C], held, share(40_000)) == {"GPU-c": 40_000}
@@ -52,7 +52,7 @@ def test_who_wants_none_gets_none():
 def test_a_wish_that_cannot_be_met_says_what_stands_in_its_way():
     with pytest.raises(NoRoom, match="there are no GPUs to lease"):
         place([], [], whole(1))
-    held = [Claim("x-0-1", {"GPU-a": 9_000})]
+    held = [GpuClaim("x-0-1", {"GPU-a": 9_000})]
     with pytest.raises(NoRoom, match="GPU-a has 7000 of 16000 MiB free, held by x-0-1"):
         place([A], held, share(8_000))
     with pytest.raises(NoRoom, match="needs 2 whole GPUs"):
@@ -60,17 +60,17 @@ def test_a_wish_that_cannot_be_met_says_what_stands_in_its_way():
 
 
 def test_of_two_claims_the_earlier_one_stands():
-    first = Claim("x-0-1", {"GPU-a": 16_000}, (1, "10:00:00.000000001", "id"))
-    second = Claim("y-0-1", {"GPU-a": 1}, (1, "10:00:00.000000002", "id"))
+    first = GpuClaim("x-0-1", {"GPU-a": 16_000}, (1, "10:00:00.000000001", "id"))
+    second = GpuClaim("y-0-1", {"GPU-a": 1}, (1, "10:00:00.000000002", "id"))
     assert stands([A], [first, second], first)
     assert not stands([A], [first, second], second)
-    assert not stands([A], [], Claim("z-0-1", {"GPU-gone": 1})), "a GPU that is not there holds nobody"
+    assert not stands([A], [], GpuClaim("z-0-1", {"GPU-gone": 1})), "a GPU that is not there holds nobody"
 
 
 @given(st.lists(st.integers(1, 16_000), min_size=1, max_size=8), st.randoms(use_true_random=False))
 def test_claims_that_stand_never_exceed_the_memory(sizes, random):
     """Whatever the order: each judges for itself, and together they fit; the first always stands."""
-    claims = [Claim(f"r-{n}-1", {"GPU-a": mb}, (1, f"{n:03}", "")) for n, mb in enumerate(sizes)]
+    claims = [GpuClaim(f"r-{n}-1", {"GPU-a": mb}, (1, f"{n:03}", "")) for n, mb in enumerate(sizes)]
     random.shuffle(claims)
     standing = [claim for claim in claims if stands([A], claims, claim)]
     assert sum(claim.shares["GPU-a"] for claim in standing) <= A.memory_mb
@@ -79,10 +79,10 @@ def test_claims_that_stand_never_exceed_the_memory(sizes, random):
 
 @given(st.lists(st.one_of(st.integers(1, 2).map(whole), st.integers(1, 20_000).map(share)), max_size=12))
 def test_nothing_is_ever_given_twice(wishes):
-    claims: list[Claim] = []
+    claims: list[GpuClaim] = []
     for number, wish in enumerate(wishes):
         try:
-            claims.append(Claim(f"r-{number}-1", place([A, B, C], claims, wish)))
+            claims.append(GpuClaim(f"r-{number}-1", place([A, B, C], claims, wish)))
         except NoRoom:
             continue
     for gpu in (A, B, C):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from services.autoscaler.adapters.host_room import MachineRoom
+from services.autoscaler.adapters.process.machine_probe import MachineProbe
 
 MEMINFO = "MemTotal:       16384000 kB\nMemFree:  1000 kB\nMemAvailable:    8192000 kB\n"
 MIB = 1024 * 1024
@@ -18,13 +18,13 @@ def machine(tmp_path: Path):
     (proc / "self").mkdir(parents=True)
     (proc / "meminfo").write_text(MEMINFO)
 
-    def look(groups: str = "", files: dict[str, str] | None = None) -> MachineRoom:
+    def look(groups: str = "", files: dict[str, str] | None = None) -> MachineProbe:
         (proc / "self" / "cgroup").write_text(groups)
         for name, text in (files or {}).items():
             path = cgroup / name
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(text)
-        return MachineRoom(proc, cgroup)
+        return MachineProbe(proc, cgroup)
 
     return look
 
@@ -65,4 +65,4 @@ async def test_the_limit_of_version_1_counts(machine):
 
 
 async def test_what_cannot_be_read_is_not_known(tmp_path):
-    assert await MachineRoom(tmp_path, tmp_path).look() is None
+    assert await MachineProbe(tmp_path, tmp_path).look() is None

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from services.autoscaler.adapters import images as module
-from services.autoscaler.adapters.engine import EngineError
-from services.autoscaler.adapters.images import Images
+from services.autoscaler.adapters.docker import images as module
+from services.autoscaler.adapters.docker.engine import EngineError
+from services.autoscaler.adapters.docker.images import Images
 from services.autoscaler.domain.launcher import LaunchFailed
 
 pytestmark = pytest.mark.unit

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from services.autoscaler.domain.log_keeping import MOST_EACH, KeptLog, LogLimits, overdue
+from services.autoscaler.domain.log_retention import MOST_EACH, EndedReplicaLog, LogLimits, overdue
 
 LIMITS = LogLimits(keep_s=100, total_bytes=1000)
 
 
-def log(name: str, written_at: float, size: int = 1, deployment: str = "m") -> KeptLog:
-    return KeptLog(name, deployment, size, written_at)
+def log(name: str, written_at: float, size: int = 1, deployment: str = "m") -> EndedReplicaLog:
+    return EndedReplicaLog(name, deployment, size, written_at)
 
 
 def test_the_too_old_goes() -> None:

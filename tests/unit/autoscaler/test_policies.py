@@ -10,7 +10,7 @@ import pytest
 
 from services.autoscaler.domain.load import growth
 from services.autoscaler.domain.memory import Load, Sample
-from services.autoscaler.domain.rules import Fleet, predicted_wait_ms, terms
+from services.autoscaler.domain.rules import ReplicaCounts, predicted_wait_ms, terms
 from services.autoscaler.domain.snapshot import Policy
 from services.autoscaler.domain.tuning import tuning
 
@@ -30,7 +30,7 @@ def a_load(demand: int = 0, **given) -> Load:
     )
 
 
-def asks(deployment, load: Load, fleet: Fleet = Fleet(1)) -> dict[str, int]:
+def asks(deployment, load: Load, fleet: ReplicaCounts = ReplicaCounts(1)) -> dict[str, int]:
     found = terms(load, load.demand or 0, tuning(deployment, Policy()), fleet)
     return {term.rule: term.replicas for term in found}
 
@@ -87,16 +87,20 @@ def test_backlog_per_replica_needs_no_service_rate(make_world, deployment):
 
 def test_the_largest_of_the_rules_counts(deployment):
     both = deployment(scaling={"backlog_per_replica": 2, "target_utilization": 0.5})
-    assert asks(both, a_load(22, arrival_rate=100.0, utilization=0.9), Fleet(4)) == {
+    assert asks(both, a_load(22, arrival_rate=100.0, utilization=0.9), ReplicaCounts(4)) == {
         "wait": 2,
         "backlog": 11,
         "utilization": 4,
         "busy": 8,
     }
-    assert asks(both, a_load(22, arrival_rate=100.0, utilization=0.52), Fleet(4))["busy"] == 4, "near enough"
-    assert "busy" not in asks(both, a_load(22, utilization=0.9), Fleet(2, starting=1)), "two do three's work"
+    assert asks(both, a_load(22, arrival_rate=100.0, utilization=0.52), ReplicaCounts(4))["busy"] == 4, (
+        "near enough"
+    )
+    assert "busy" not in asks(both, a_load(22, utilization=0.9), ReplicaCounts(2, starting=1)), (
+        "two do three's work"
+    )
     gpus = a_load(22, utilization=0.2, gpu_utilization=0.9)
-    assert asks(both, gpus, Fleet(4))["busy"] == 8, "the busier of worker and GPU"
+    assert asks(both, gpus, ReplicaCounts(4))["busy"] == 8, "the busier of worker and GPU"
 
 
 def test_instances_share_the_work_of_a_replica(deployment):
@@ -240,10 +244,12 @@ def test_a_steady_climb_is_followed_ahead_and_a_step_is_not():
 
 def test_a_trend_counts_for_as_long_as_a_start_takes(deployment):
     rising = a_load(0, arrival_rate=100.0, trend=2.0)
-    assert asks(deployment(), rising, Fleet(3, start_s=30.0))["trend"] == 4
-    assert asks(deployment(), rising, Fleet(3, start_s=3000.0))["trend"] == 5, "at most twice the rate"
+    assert asks(deployment(), rising, ReplicaCounts(3, start_s=30.0))["trend"] == 4
+    assert asks(deployment(), rising, ReplicaCounts(3, start_s=3000.0))["trend"] == 5, (
+        "at most twice the rate"
+    )
     economy = deployment(scaling={"aggressiveness": "economy"})
-    assert "trend" not in asks(economy, rising, Fleet(3, start_s=30.0))
+    assert "trend" not in asks(economy, rising, ReplicaCounts(3, start_s=30.0))
 
 
 def test_the_time_of_a_start_is_measured(make_world, deployment):
@@ -261,11 +267,11 @@ def test_a_start_that_is_over_before_the_next_look_is_timed_all_the_same(make_wo
 
 
 def test_the_predicted_wait():
-    assert predicted_wait_ms(a_load(30), Fleet(ready=2)) == 14 * 20
-    assert predicted_wait_ms(a_load(1), Fleet(ready=2)) == 0.0
-    assert predicted_wait_ms(a_load(1), Fleet(start_s=3.0)) == 3000.0
-    assert predicted_wait_ms(a_load(1), Fleet()) is None
-    assert predicted_wait_ms(replace(a_load(), demand=None), Fleet(2)) is None
+    assert predicted_wait_ms(a_load(30), ReplicaCounts(ready=2)) == 14 * 20
+    assert predicted_wait_ms(a_load(1), ReplicaCounts(ready=2)) == 0.0
+    assert predicted_wait_ms(a_load(1), ReplicaCounts(start_s=3.0)) == 3000.0
+    assert predicted_wait_ms(a_load(1), ReplicaCounts()) is None
+    assert predicted_wait_ms(replace(a_load(), demand=None), ReplicaCounts(2)) is None
 
 
 def test_heartbeats_without_progress_are_stuck(make_world, deployment):

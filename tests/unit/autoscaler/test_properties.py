@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from services.autoscaler.domain.bounds import bounds
 from services.autoscaler.domain.memory import DeploymentMemory, Load
-from services.autoscaler.domain.rules import Fleet
+from services.autoscaler.domain.rules import ReplicaCounts
 from services.autoscaler.domain.snapshot import Policy
 from services.autoscaler.domain.target import Circumstances, target
 from tests.unit.autoscaler.conftest import START, World, a_deployment
@@ -117,7 +117,7 @@ def test_what_is_not_known_never_scales_down(scaling, load, call_ms):
     utilization=st.tuples(st.floats(0, 1), st.floats(0, 1)),
     call_ms=times,
     batch=st.floats(1, 32),
-    fleet=st.builds(Fleet, st.integers(0, 9), st.integers(0, 3), st.floats(0, 60)),
+    fleet=st.builds(ReplicaCounts, st.integers(0, 9), st.integers(0, 3), st.floats(0, 60)),
     current=st.integers(0, 9),
     recent=st.lists(st.tuples(st.floats(0.1, 100), st.integers(0, 9)), max_size=4),
     panicking=st.booleans(),

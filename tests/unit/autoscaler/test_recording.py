@@ -8,7 +8,14 @@ import orjson
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from services.autoscaler.domain.recording import Pages, Written, again, read, write_chunk, written
+from services.autoscaler.domain.recording import (
+    LastSections,
+    RecordedRound,
+    again,
+    read,
+    write_chunk,
+    written,
+)
 from services.autoscaler.domain.snapshot import Host, LocalOverride, Policy
 from tests.unit.autoscaler.conftest import World, a_deployment
 
@@ -17,9 +24,9 @@ NAME = "digits-v1"
 
 def kept(world: World, first: int = 0) -> dict:
     """The rounds of a world from ``first`` on, as they come back from disk."""
-    pages = Pages()
+    pages = LastSections()
     rounds = [
-        Written(now, written(snapshot, pages), plan.decisions)
+        RecordedRound(now, written(snapshot, pages), plan.decisions)
         for _, snapshot, plan, now in world.rounds[first:]
     ]
     return orjson.loads(orjson.dumps(write_chunk(Policy(), world.rounds[first][0], rounds)))
@@ -99,7 +106,7 @@ def test_whatever_happened_is_decided_the_same_again(events, call_ms, first):
 def test_a_round_is_told_by_what_changed():
     world = World(a_deployment(min_replicas=3, max_replicas=3))
     world.run(30)
-    pages = Pages()
+    pages = LastSections()
     sizes = [len(orjson.dumps(written(snapshot, pages))) for _, snapshot, _, _ in world.rounds]
     assert sizes[0] > 500
     assert sizes[-1] < 100
@@ -112,14 +119,14 @@ def test_nothing_is_not_unknown():
     world.run(2)
     world.store_up, world.jobs = True, {}
     world.run(2)
-    writing, reading = Pages(), Pages()
+    writing, reading = LastSections(), LastSections()
     for _, snapshot, _, _ in world.rounds:
         back = read(orjson.loads(orjson.dumps(written(snapshot, writing))), reading)
         assert (back.reports is None) == (snapshot.reports is None)
         assert (back.gateways is None) == (snapshot.gateways is None)
         assert back.jobs == snapshot.jobs
         assert back.running == snapshot.running
-        assert asdict(back)["intention"] == asdict(snapshot)["intention"]
+        assert asdict(back)["desired_state"] == asdict(snapshot)["desired_state"]
 
 
 def test_a_chunk_goes_on_where_the_one_before_it_ended():
@@ -128,10 +135,10 @@ def test_a_chunk_goes_on_where_the_one_before_it_ended():
     for number in range(8):
         world.outstanding[NAME] = 30 * (number % 3)
         world.run(10)
-    pages, chunks = Pages(), []
+    pages, chunks = LastSections(), []
     for start in range(0, len(world.rounds), 20):
         part = world.rounds[start : start + 20]
-        rounds = [Written(now, written(seen, pages), plan.decisions) for _, seen, plan, now in part]
+        rounds = [RecordedRound(now, written(seen, pages), plan.decisions) for _, seen, plan, now in part]
         before = part[0][0] if start == 0 else None
         chunks.append(orjson.loads(orjson.dumps(write_chunk(Policy(), before, rounds))))
     found = list(again(chunks))

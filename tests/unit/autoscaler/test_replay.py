@@ -12,24 +12,24 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from services.autoscaler.domain.replay import arrivals
-from services.autoscaler.domain.replay.controllers import Ours
-from services.autoscaler.domain.replay.fleet import Fleet, Service
-from services.autoscaler.domain.replay.formulas import Keda, Knative, Seen
+from services.autoscaler.domain.replay.comparison import LIVE, Comparison, PolicyVariant, changed, run
+from services.autoscaler.domain.replay.controllers import DecideController
+from services.autoscaler.domain.replay.fleet import ReplicaTiming, SimulatedFleet
+from services.autoscaler.domain.replay.formulas import FleetView, Keda, Knative
 from services.autoscaler.domain.replay.run import percentile, replay, summary, timeline
-from services.autoscaler.domain.replay.study import LIVE, Study, Variant, changed, run
 from services.autoscaler.domain.snapshot import Policy
 from tests.unit.autoscaler.conftest import START, a_deployment, a_version
 from tidegate.kernel.errors import BadRequest
 
 
-def ours(**given) -> Ours:
-    return Ours(LIVE, a_deployment(**given), a_version(), Policy())
+def ours(**given) -> DecideController:
+    return DecideController(LIVE, a_deployment(**given), a_version(), Policy())
 
 
 def waits_of(count: int, rps: float, call_ms: float, batch: int = 1, seconds: float = 2000.0) -> list[float]:
     came = arrivals.synthetic("constant", rps=rps, factor=1.0, seconds=seconds, seed=3)
     fixed = ours(min_replicas=count, max_replicas=count, target_wait_ms=1e6)
-    service = Service(call_ms=call_ms, batch=batch)
+    service = ReplicaTiming(call_ms=call_ms, batch=batch)
     found = replay(came, fixed, service, seconds=seconds, start_at=START, period_s=10.0)
     assert len(found.waits) + found.left + len(found.expired) == len(came)
     return list(found.waits)
@@ -55,7 +55,7 @@ def test_more_servers_and_larger_batches_shorten_the_queue():
 def test_nobody_waits_beyond_the_deadline():
     came = [float(n) / 100 for n in range(1000)]
     fixed = ours(min_replicas=1, max_replicas=1)
-    service = Service(call_ms=1000.0, deadline_s=5.0)
+    service = ReplicaTiming(call_ms=1000.0, deadline_s=5.0)
     found = replay(came, fixed, service, seconds=60.0, start_at=START)
     assert max(found.waits) <= 5000.0
     assert len(found.expired) > 900
@@ -63,7 +63,7 @@ def test_nobody_waits_beyond_the_deadline():
 
 
 def test_what_is_drained_finishes_its_call_and_is_paid_until_then():
-    fleet = Fleet(Service(call_ms=2000.0, start_s=1.0))
+    fleet = SimulatedFleet(ReplicaTiming(call_ms=2000.0, start_s=1.0))
     controller = ours()
     controller.begin(fleet, START)
     fleet.advance([START], START, START + 1)
@@ -89,7 +89,9 @@ def test_what_is_drained_finishes_its_call_and_is_paid_until_then():
 def test_no_request_is_lost_and_the_bounds_hold(shape, rps, factor, low, more, call_ms, start_s, temper):
     came = arrivals.synthetic(shape, rps=rps, factor=factor, seconds=120.0, seed=1)
     controller = ours(min_replicas=low, max_replicas=low + more, scaling={"aggressiveness": temper})
-    found = replay(came, controller, Service(call_ms=call_ms, start_s=start_s), seconds=150.0, start_at=START)
+    found = replay(
+        came, controller, ReplicaTiming(call_ms=call_ms, start_s=start_s), seconds=150.0, start_at=START
+    )
     assert len(found.waits) + len(found.expired) + found.left == len(came)
     assert all(low <= look.target <= low + more for look in found.looks)
     assert min(found.waits, default=0.0) >= 0.0
@@ -101,27 +103,27 @@ def test_chance_in_a_steady_load_does_not_make_it_flap(rps, temper):
     """Ten minutes of Poisson arrivals at 100 ms each, past the first two."""
     came = arrivals.synthetic("constant", rps=rps, factor=1.0, seconds=720.0, seed=5)
     controller = ours(max_replicas=8, scaling={"aggressiveness": temper})
-    found = replay(came, controller, Service(call_ms=100.0, start_s=4.0), seconds=720.0, start_at=START)
+    found = replay(came, controller, ReplicaTiming(call_ms=100.0, start_s=4.0), seconds=720.0, start_at=START)
     targets = [look.target for look in found.looks if look.at > 120]
     assert sum(b > a for a, b in pairwise(targets)) <= 1, "a burst by chance may happen"
 
 
-def a_study(**given) -> Study:
+def a_study(**given) -> Comparison:
     came = arrivals.synthetic("spike", rps=3.0, factor=10.0, seconds=600.0, seed=1)
     plain = {
         "deployment": a_deployment(max_replicas=4, scaling={"price_per_hour": 2.0}),
         "version": a_version(),
         "policy": Policy(),
-        "service": Service(call_ms=100.0, start_s=3.0),
+        "service": ReplicaTiming(call_ms=100.0, start_s=3.0),
         "arrivals": came,
         "seconds": 600.0,
         "start_at": START,
     }
-    return Study(**{**plain, **given})
+    return Comparison(**{**plain, **given})
 
 
 def test_a_spike_beside_the_others_formulas():
-    found = run(a_study(others=["keda", "knative"], variants=[Variant("cheap", {"max_replicas": 1})]))
+    found = run(a_study(others=["keda", "knative"], variants=[PolicyVariant("cheap", {"max_replicas": 1})]))
     by_name = {result["name"]: result for result in found["results"]}
     assert list(by_name) == ["live", "cheap", "keda", "knative"]
     live, cheap = by_name["live"], by_name["cheap"]
@@ -145,15 +147,15 @@ def test_a_replay_is_the_same_each_time():
 def test_what_no_policy_can_be():
     plain = a_deployment(max_replicas=4, scaling={"max_up_per_minute": 3})
     assert (
-        changed(plain, Variant("a", {"scaling": {"max_up_per_minute": None}})).scaling.max_up_per_minute
+        changed(plain, PolicyVariant("a", {"scaling": {"max_up_per_minute": None}})).scaling.max_up_per_minute
         is None
     )
     with pytest.raises(BadRequest, match=r"'a': scaling\.aggressiveness"):
-        changed(plain, Variant("a", {"scaling": {"aggressiveness": "brave"}}))
+        changed(plain, PolicyVariant("a", {"scaling": {"aggressiveness": "brave"}}))
     with pytest.raises(BadRequest, match="above max"):
-        changed(plain, Variant("a", {"min_replicas": 5}))
+        changed(plain, PolicyVariant("a", {"min_replicas": 5}))
     with pytest.raises(BadRequest, match="name of its own"):
-        run(a_study(variants=[Variant("live", {})]))
+        run(a_study(variants=[PolicyVariant("live", {})]))
 
 
 def test_the_forecast_has_replicas_there_when_the_office_opens():
@@ -163,12 +165,12 @@ def test_the_forecast_has_replicas_there_when_the_office_opens():
     begin = 2 * day + opening - 1800.0
     study = a_study(
         deployment=a_deployment(max_replicas=12, target_wait_ms=1000.0, start_timeout_s=600.0),
-        service=Service(call_ms=500.0, start_s=300.0, deadline_s=600.0),
+        service=ReplicaTiming(call_ms=500.0, start_s=300.0, deadline_s=600.0),
         arrivals=[at - begin for at in came if at >= begin],
         seconds=5400.0,
         start_at=begin,
         period_s=5.0,
-        variants=[Variant("foreseeing", {"scaling": {"forecast": "daily"}})],
+        variants=[PolicyVariant("foreseeing", {"scaling": {"forecast": "daily"}})],
         history=Counter(int(at // 60) for at in came if at < begin),
     )
     live, foreseeing = run(study)["results"]
@@ -223,17 +225,17 @@ def test_kedas_formula():
     keda, current, wishes = Keda(value=10.0), 1, {}
     for second in range(1200):
         outstanding = 95 if 60 <= second < 200 else 3
-        current = keda.desired(Seen(float(second), outstanding, current, current))
+        current = keda.desired(FleetView(float(second), outstanding, current, current))
         wishes[second] = current
     assert wishes[59] == 1
     assert wishes[74] == 5, "four more at a time"
     assert wishes[75] == 10
     assert wishes[480] == 10
     assert wishes[520] == 1
-    assert Keda(10.0).desired(Seen(0.0, 105, 10, 10)) == 10, "within the tolerance"
+    assert Keda(10.0).desired(FleetView(0.0, 105, 10, 10)) == 10, "within the tolerance"
     idle = Keda(10.0)
-    assert [idle.desired(Seen(float(s), 0, 1, 1)) for s in (1, 290, 310)] == [1, 1, 0]
-    assert Keda(10.0).desired(Seen(1.0, 3, 0, 0)) == 1
+    assert [idle.desired(FleetView(float(s), 0, 1, 1)) for s in (1, 290, 310)] == [1, 1, 0]
+    assert Keda(10.0).desired(FleetView(1.0, 3, 0, 0)) == 1
 
 
 def test_knatives_formula():
@@ -241,20 +243,20 @@ def test_knatives_formula():
     knative, current, wishes = Knative(target=10.0), 1, {}
     for second in range(600):
         outstanding = 100 if 100 <= second < 130 else 5
-        current = knative.desired(Seen(float(second), outstanding, current, current))
+        current = knative.desired(FleetView(float(second), outstanding, current, current))
         wishes[second] = current
     assert wishes[99] == 1
     assert wishes[108] == 10, "a panic of six seconds"
     assert wishes[160] == 10, "it ends a minute after"
     assert wishes[230] == 1
     calm = Knative(10.0)
-    assert [calm.desired(Seen(float(s), 0, 1, 1)) for s in (1, 20, 40)] == [1, 1, 0]
+    assert [calm.desired(FleetView(float(s), 0, 1, 1)) for s in (1, 20, 40)] == [1, 1, 0]
 
 
 def test_figures():
     assert percentile([], 99) == 0.0
     assert [percentile([1.0, 2.0, 3.0, 4.0], p) for p in (50, 75, 99)] == [2.0, 3.0, 4.0]
-    found = replay([0.1, 0.2], ours(), Service(call_ms=100.0), seconds=2.0, start_at=START)
+    found = replay([0.1, 0.2], ours(), ReplicaTiming(call_ms=100.0), seconds=2.0, start_at=START)
     figures = summary(found, 50.0, None)
     assert figures["cost"] is None
     assert figures["late"] == 0

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from services.autoscaler.domain.load import or_guessed
 from services.autoscaler.domain.memory import Load
-from services.autoscaler.domain.rules import Fleet, largest, terms
+from services.autoscaler.domain.rules import ReplicaCounts, largest, terms
 from services.autoscaler.domain.snapshot import LocalOverride, Policy
 from services.autoscaler.domain.tuning import tuning
 from tests.unit.autoscaler.conftest import a_deployment
@@ -22,7 +22,7 @@ NAME = "digits-v1"
 
 def recommend(load: Load, **given) -> int:
     """What the rules ask for, with the default policy unless ``given`` says otherwise."""
-    found = largest(terms(load, load.demand or 0, tuning(a_deployment(**given), Policy()), Fleet()))
+    found = largest(terms(load, load.demand or 0, tuning(a_deployment(**given), Policy()), ReplicaCounts()))
     return found.replicas if found else 0
 
 
@@ -154,7 +154,7 @@ def test_a_measured_capacity_is_the_first_guess(make_world, deployment):
 
 def test_a_capacity_that_says_nothing_is_no_guess(make_world):
     load = Load(demand=40, new=0, arrival_rate=0.0, ms_per_request=None, batch=1.0)
-    (version,) = make_world().intention().versions
+    (version,) = make_world().desired_state().versions
     for rps in (None, 0.0, -1.0, float("nan"), float("inf")):
         version.metadata.metrics = {} if rps is None else {"capacity_rps": rps}
         assert or_guessed(load, version) == load

@@ -1,6 +1,6 @@
 """Workers as Prometheus's service discovery reads them."""
 
-from services.autoscaler.domain.targets import targets
+from services.autoscaler.domain.prometheus_targets import targets
 from tidegate.kernel.protocol.presence import ReplicaReport
 
 

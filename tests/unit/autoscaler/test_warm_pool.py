@@ -9,19 +9,19 @@ from pydantic import ValidationError
 
 from services.autoscaler.domain.launcher import (
     Running,
-    flavour_fingerprint,
-    flavour_in,
+    deployment_of_pool,
     parse_replica,
-    pool_name,
+    pool_fingerprint,
+    pool_of,
     replica_name,
 )
 from services.autoscaler.domain.warm_pool import (
     SILENT_S,
-    Claim,
     PoolMemory,
+    WarmClaim,
     as_replica,
-    flavour_for,
     plan_pool,
+    pool_for,
 )
 from services.autoscaler.settings import AutoscalerSettings
 from tests.unit.autoscaler.conftest import START, a_deployment
@@ -32,8 +32,8 @@ CPU = WarmPoolSpec(workers=2)
 
 
 def waiting(number: int, *, alive: bool = True, flavour: str = "cpu", born: float = START) -> Running:
-    name = replica_name(pool_name(flavour), 0, number)
-    return Running(name, pool_name(flavour), 0, number, 1, alive, born, flavour_fingerprint(CPU))
+    name = replica_name(deployment_of_pool(flavour), 0, number)
+    return Running(name, deployment_of_pool(flavour), 0, number, 1, alive, born, pool_fingerprint(CPU))
 
 
 def reports(*rows: Running, state: str = "warm", message: str = "") -> dict[str, ReplicaReport]:
@@ -44,14 +44,14 @@ def reports(*rows: Running, state: str = "warm", message: str = "") -> dict[str,
 
 
 def test_names_of_the_pool_are_names_of_no_deployment():
-    name = replica_name(pool_name("cpu"), 0, 3)
+    name = replica_name(deployment_of_pool("cpu"), 0, 3)
     assert name == "warm-cpu--0-3"
     parsed = parse_replica(name)
     assert parsed == ("warm-cpu-", 0, 3)
-    assert flavour_in(parsed[0]) == "cpu"
-    assert flavour_in("warm-cpu") is None
+    assert pool_of(parsed[0]) == "cpu"
+    assert pool_of("warm-cpu") is None
     with pytest.raises(ValidationError):
-        a_deployment(name=pool_name("cpu"))
+        a_deployment(name=deployment_of_pool("cpu"))
 
 
 def test_a_deployment_is_of_the_flavour_with_its_image_and_resources():
@@ -60,12 +60,12 @@ def test_a_deployment_is_of_the_flavour_with_its_image_and_resources():
         "gpu": WarmPoolSpec(resources=Resources(gpus=1)),
         "own": WarmPoolSpec(image="ours/worker"),
     }
-    assert flavour_for(a_deployment(), flavours) == "cpu"
-    assert flavour_for(a_deployment(threads=4, env={"A": "b"}), flavours) == "cpu"
-    assert flavour_for(a_deployment(resources={"gpus": 1}), flavours) == "gpu"
-    assert flavour_for(a_deployment(image="ours/worker"), flavours) == "own"
-    assert flavour_for(a_deployment(resources={"memory_mb": 512}), flavours) is None
-    assert flavour_for(a_deployment(), {"cpu": WarmPoolSpec(workers=0)}) is None
+    assert pool_for(a_deployment(), flavours) == "cpu"
+    assert pool_for(a_deployment(threads=4, env={"A": "b"}), flavours) == "cpu"
+    assert pool_for(a_deployment(resources={"gpus": 1}), flavours) == "gpu"
+    assert pool_for(a_deployment(image="ours/worker"), flavours) == "own"
+    assert pool_for(a_deployment(resources={"memory_mb": 512}), flavours) is None
+    assert pool_for(a_deployment(), {"cpu": WarmPoolSpec(workers=0)}) is None
 
 
 def test_what_is_missing_is_started_and_what_waits_can_be_had():
@@ -157,7 +157,7 @@ def test_after_every_look_the_number_is_right(wanted, rows):
 
 def test_a_worker_that_became_a_replica_is_known_by_both_names():
     worker = waiting(4)
-    claim = Claim("digits-v1-2-7", "f", START + 5, 30.0, worker.replica)
+    claim = WarmClaim("digits-v1-2-7", "f", START + 5, 30.0, worker.replica)
     found = as_replica(worker, claim, ("digits-v1", 2, 7))
     assert (found.replica, found.deployment, found.slot, found.generation) == (
         "digits-v1-2-7", "digits-v1", 2, 7,

@@ -7,12 +7,12 @@ from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from services.autoscaler.domain.decide import decide
+from services.autoscaler.domain.deployment_round import start_time
 from services.autoscaler.domain.forecast import MINUTE_S, expected
 from services.autoscaler.domain.launcher import Running, fingerprint, replica_name
 from services.autoscaler.domain.memory import State
-from services.autoscaler.domain.replay.fleet import Fleet, Server
-from services.autoscaler.domain.replay.formulas import Formula, Seen
-from services.autoscaler.domain.round import start_time
+from services.autoscaler.domain.replay.fleet import Server, SimulatedFleet
+from services.autoscaler.domain.replay.formulas import FleetView, Formula
 from services.autoscaler.domain.snapshot import Decision, Drain, Kill, Launch, Policy, Snapshot
 from tidegate.kernel.protocol.models import Deployment, DesiredState, Version
 from tidegate.kernel.protocol.presence import GatewayLoad, GatewayReport, GatewayView, ReplicaReport
@@ -25,15 +25,15 @@ class Controller(Protocol):
     target: int
     decisions: list[Decision]
 
-    def begin(self, fleet: Fleet, now: float) -> None:
+    def begin(self, fleet: SimulatedFleet, now: float) -> None:
         """Have the least replicas there, ready."""
 
-    def round(self, fleet: Fleet, now: float) -> None:
+    def round(self, fleet: SimulatedFleet, now: float) -> None:
         """One look, and what comes of it."""
 
 
 @dataclass(slots=True)
-class Ours:
+class DecideController:
     """The Deployment under its own policy or another one, by the ``decide`` that runs live."""
 
     name: str
@@ -48,7 +48,7 @@ class Ours:
     _expected: float | None = None
     _expected_at: float = 0.0
 
-    def begin(self, fleet: Fleet, now: float) -> None:
+    def begin(self, fleet: SimulatedFleet, now: float) -> None:
         """Have the least replicas there, ready, and the time of a start known."""
         name, least = self.deployment.name, self.deployment.min_replicas
         generations = {(name, slot): 1 for slot in range(max(1, least))}
@@ -56,7 +56,7 @@ class Ours:
         for slot in range(least):
             fleet.ready(_running(self.deployment, slot, 1, now), now)
 
-    def round(self, fleet: Fleet, now: float) -> None:
+    def round(self, fleet: SimulatedFleet, now: float) -> None:
         """One look, and what comes of it."""
         self.history[int(now // MINUTE_S)] += fleet.arrived - self._arrived
         self._arrived = fleet.arrived
@@ -73,12 +73,12 @@ class Ours:
                 case Kill():
                     fleet.kill(action.replica)
 
-    def _snapshot(self, fleet: Fleet, now: float) -> Snapshot:
+    def _snapshot(self, fleet: SimulatedFleet, now: float) -> Snapshot:
         name = self.deployment.name
         load = GatewayLoad(outstanding=fleet.outstanding(), arrived=fleet.arrived)
         rate = self._forecast(now)
         return Snapshot(
-            intention=DesiredState(revision=1, versions=[self.version], deployments=[self.deployment]),
+            desired_state=DesiredState(revision=1, versions=[self.version], deployments=[self.deployment]),
             running=tuple(replace(s.running, alive=s.gone_at is None) for s in fleet.servers.values()),
             reports={replica: _report(s, now) for replica, s in fleet.servers.items() if s.gone_at is None},
             gateways=GatewayView([GatewayReport("replay", now, {name: load})]),
@@ -95,7 +95,7 @@ class Ours:
 
 
 @dataclass(slots=True)
-class Theirs:
+class FormulaController:
     """Another system's formula, between the same bounds, with the same replicas to start and to drain."""
 
     name: str
@@ -105,19 +105,19 @@ class Theirs:
     decisions: list[Decision] = field(default_factory=list)
     _generation: int = 0
 
-    def begin(self, fleet: Fleet, now: float) -> None:
+    def begin(self, fleet: SimulatedFleet, now: float) -> None:
         """Have the least replicas there, ready."""
         self.target = self.deployment.min_replicas
         for _ in range(self.target):
             fleet.ready(self._next(now), now)
 
-    def round(self, fleet: Fleet, now: float) -> None:
+    def round(self, fleet: SimulatedFleet, now: float) -> None:
         """One look, and what comes of it."""
         for replica in [name for name, s in fleet.servers.items() if s.gone_at is not None]:
             fleet.kill(replica)
         active = [s for s in fleet.servers.values() if not s.draining]
         ready = sum(s.ready_at <= now for s in active)
-        seen = Seen(now, fleet.outstanding(), ready, self.target)
+        seen = FleetView(now, fleet.outstanding(), ready, self.target)
         found = self.formula.desired(seen)
         self.target = max(self.deployment.min_replicas, min(self.deployment.max_replicas, found))
         for _ in range(self.target - len(active)):

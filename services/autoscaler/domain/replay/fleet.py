@@ -17,7 +17,7 @@ from services.autoscaler.domain.launcher import Running
 
 
 @dataclass(frozen=True, slots=True)
-class Service:
+class ReplicaTiming:
     """What a replica is like. Times in ms; ``deadline_s``: nobody waits for longer, what does is not run.
 
     A call takes ``call_ms``, plus ``row_ms`` for each request after the first; ``spread`` is the share by
@@ -57,12 +57,12 @@ class Server:
 
 
 @dataclass(slots=True)
-class Fleet:
+class SimulatedFleet:
     """The queue in front of the replicas. Of every request served ``arrivals`` has the time and ``waits`` the
     wait in ms; ``expired`` are the times of those that waited for too long, ``replica_s`` what was paid for.
     """
 
-    service: Service
+    service: ReplicaTiming
     seed: int = 0
     servers: dict[str, Server] = field(default_factory=dict)
     queue: deque[float] = field(default_factory=deque)

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
 
-class Seen(NamedTuple):
+class FleetView(NamedTuple):
     """One look: the time (seconds), requests that wait or run, replicas that are ready, and the last wish."""
 
     now: float
@@ -32,7 +32,7 @@ class Seen(NamedTuple):
 class Formula(Protocol):
     """From looks to replicas; it is asked at every look and answers the last wish between its own."""
 
-    def desired(self, seen: Seen) -> int:
+    def desired(self, seen: FleetView) -> int:
         """How many replicas it wants now, unbounded."""
 
 
@@ -50,7 +50,7 @@ class Keda:
     _active_at: float = 0.0
     _wishes: deque[tuple[float, int]] = field(default_factory=deque)
 
-    def desired(self, seen: Seen) -> int:
+    def desired(self, seen: FleetView) -> int:
         """How many replicas the HPA wants, and KEDA between none and one."""
         now, current = seen.now, seen.current
         if not self._active_at:
@@ -91,7 +91,7 @@ class Knative:
     _idle_at: float | None = None
     _samples: deque[tuple[float, int]] = field(default_factory=deque)
 
-    def desired(self, seen: Seen) -> int:
+    def desired(self, seen: FleetView) -> int:
         """How many replicas the KPA wants."""
         now, ready = seen.now, max(1, seen.ready)
         self._samples.append((now, seen.outstanding))
@@ -113,7 +113,7 @@ class Knative:
             wish = self._most
         return self._or_zero(wish if stable or self._panic_at is not None else stable, now, seen)
 
-    def _or_zero(self, wish: int, now: float, seen: Seen) -> int:
+    def _or_zero(self, wish: int, now: float, seen: FleetView) -> int:
         if wish > 0 or seen.outstanding:
             self._idle_at = None
             return max(1, wish)

@@ -11,13 +11,13 @@ from itertools import pairwise
 from typing import Any
 
 from services.autoscaler.domain.replay.controllers import Controller
-from services.autoscaler.domain.replay.fleet import Fleet, Service
+from services.autoscaler.domain.replay.fleet import ReplicaTiming, SimulatedFleet
 
 POINTS = 400
 
 
 @dataclass(frozen=True, slots=True)
-class Look:
+class FleetSample:
     """The world at one look; times are seconds from the beginning."""
 
     at: float
@@ -27,11 +27,11 @@ class Look:
 
 
 @dataclass(slots=True)
-class Outcome:
+class ReplayOutcome:
     """What one controller made of the arrivals."""
 
     name: str
-    looks: list[Look] = field(default_factory=list)
+    looks: list[FleetSample] = field(default_factory=list)
     arrivals: array[float] = field(default_factory=lambda: array("d"))
     waits: array[float] = field(default_factory=lambda: array("d"))
     expired: array[float] = field(default_factory=lambda: array("d"))
@@ -43,18 +43,18 @@ class Outcome:
 def replay(
     arrivals: Sequence[float],
     controller: Controller,
-    service: Service,
+    service: ReplicaTiming,
     *,
     seconds: float,
     start_at: float = 0.0,
     period_s: float = 0.5,
     seed: int = 0,
-) -> Outcome:
+) -> ReplayOutcome:
     """Let ``arrivals`` (sorted seconds from the beginning) come to what ``controller`` has running.
 
     ``start_at`` is the beginning in seconds since the epoch: schedules and forecasts go by it.
     """
-    fleet, found = Fleet(service, seed), Outcome(controller.name)
+    fleet, found = SimulatedFleet(service, seed), ReplayOutcome(controller.name)
     times = [start_at + at for at in arrivals]
     controller.begin(fleet, start_at)
     place, looks = 0, math.ceil(seconds / period_s)
@@ -66,7 +66,7 @@ def replay(
         fleet.advance(times[place:end], now, until)
         place = end
         ready = sum(s.ready_at <= until and not s.draining for s in fleet.servers.values())
-        found.looks.append(Look(until - start_at, fleet.outstanding(), ready, controller.target))
+        found.looks.append(FleetSample(until - start_at, fleet.outstanding(), ready, controller.target))
     found.arrivals = array("d", (at - start_at for at in fleet.arrivals))
     found.expired = array("d", (at - start_at for at in fleet.expired))
     found.waits, found.left, found.replica_s = fleet.waits, len(fleet.queue), fleet.replica_s
@@ -74,7 +74,7 @@ def replay(
     return found
 
 
-def summary(outcome: Outcome, target_wait_ms: float, price_per_hour: float | None) -> dict[str, Any]:
+def summary(outcome: ReplayOutcome, target_wait_ms: float, price_per_hour: float | None) -> dict[str, Any]:
     """The figures of an outcome: waits in ms, what was late, what it took, how calm it was."""
     waits = sorted(outcome.waits)
     late = len(waits) - bisect_left(waits, target_wait_ms + 1e-9)
@@ -103,7 +103,7 @@ def summary(outcome: Outcome, target_wait_ms: float, price_per_hour: float | Non
     }
 
 
-def timeline(outcome: Outcome, seconds: float, points: int = POINTS) -> dict[str, list[float]]:
+def timeline(outcome: ReplayOutcome, seconds: float, points: int = POINTS) -> dict[str, list[float]]:
     """The course of an outcome in at most ``points`` buckets: arrivals a second, backlog, replicas, waits."""
     width = max(seconds / points, 0.5)
     count = math.ceil(seconds / width)
@@ -115,13 +115,13 @@ def timeline(outcome: Outcome, seconds: float, points: int = POINTS) -> dict[str
         waits[bucket].append(wait)
     for at in outcome.expired:
         came[min(count - 1, int(at / width))] += 1
-    last: list[Look | None] = [None] * count
+    last: list[FleetSample | None] = [None] * count
     most = [0] * count
     for look in outcome.looks:
         bucket = min(count - 1, int(look.at / width))
         last[bucket] = look
         most[bucket] = max(most[bucket], look.backlog)
-    kept = Look(0.0, 0, 0, 0)
+    kept = FleetSample(0.0, 0, 0, 0)
     found: dict[str, list[float]] = {
         "at": [], "arrivals": [], "backlog": [], "ready": [], "target": [], "wait_p95_ms": []
     }  # fmt: skip

@@ -18,7 +18,7 @@ class LogLimits(NamedTuple):
     total_bytes: int = 1024 * 2**20
 
 
-class KeptLog(NamedTuple):
+class EndedReplicaLog(NamedTuple):
     """The log of an ended replica, its rotated parts included. ``written_at`` in seconds since the epoch."""
 
     name: str
@@ -27,7 +27,7 @@ class KeptLog(NamedTuple):
     written_at: float
 
 
-def overdue(logs: Iterable[KeptLog], now: float, limits: LogLimits) -> list[str]:
+def overdue(logs: Iterable[EndedReplicaLog], now: float, limits: LogLimits) -> list[str]:
     """Return the names of the logs to delete: the too old, then the oldest of those above the sizes."""
     kept, deleted = 0, []
     of, count = defaultdict[str, int](int), defaultdict[str, int](int)

@@ -7,14 +7,21 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from services.autoscaler.domain import healing
-from services.autoscaler.domain.desired_state import Lookup
-from services.autoscaler.domain.healing import Patience, Verdict
+from services.autoscaler.domain.desired_state import DesiredStateIndex
+from services.autoscaler.domain.healing import ReplicaTimeouts, Verdict
 from services.autoscaler.domain.launcher import Running, fingerprint, parse_replica
 from services.autoscaler.domain.load import measure, or_guessed
-from services.autoscaler.domain.memory import DeploymentMemory, Ended, Load, StartTrouble, State, Target
+from services.autoscaler.domain.memory import (
+    DeploymentMemory,
+    EndedReplica,
+    Load,
+    StartFailures,
+    State,
+    Target,
+)
 from services.autoscaler.domain.model_deaths import with_deaths
 from services.autoscaler.domain.placement import to_drain, to_launch
-from services.autoscaler.domain.rules import Fleet
+from services.autoscaler.domain.rules import ReplicaCounts
 from services.autoscaler.domain.shaping import moved
 from services.autoscaler.domain.snapshot import (
     Action,
@@ -40,18 +47,18 @@ NOTABLE_RULES = {"", "override", "demand unknown", "panic", "cost cap", "limited
 
 
 @dataclass(frozen=True, slots=True)
-class Round:
+class DeploymentRound:
     """One Deployment in one round."""
 
     deployment: Deployment
     verdicts: list[Verdict]
     reports: list[ReplicaReport]
     snapshot: Snapshot
-    known: Lookup
+    known: DesiredStateIndex
     policy: Policy
     now: float
 
-    def want(self, state: State) -> Want:
+    def want(self, state: State) -> Proposal:
         """Bury the dead and find the target, before the host bounds it."""
         before = state.deployments.get(self.deployment.name) or self._first_memory(state)
         memory = self._configured(before)
@@ -75,10 +82,10 @@ class Round:
         )
         memory = replace(memory, rule=wanted.rule, seen=load, wanted=wanted)
         cause = wanted.rule if before.rule else "first look"
-        return Want(self, before, memory, reckoned, around.fleet, wanted, cause)
+        return Proposal(self, before, memory, reckoned, around.fleet, wanted, cause)
 
     def settle(
-        self, want: Want, launches: Sequence[Launch], put_off: int
+        self, want: Proposal, launches: Sequence[Launch], put_off: int
     ) -> tuple[list[Action], Decision | None, DeploymentMemory]:
         """End the dead, make these ``launches`` and drain towards the target; ``put_off`` is for later."""
         before, wanted, memory = want.before, want.target, replace(want.memory, put_off=put_off)
@@ -90,7 +97,7 @@ class Round:
             decision = self._decision(before.target, wanted, want.load, memory, want.fleet, actions)
         return actions, decision, memory
 
-    def launches(self, want: Want, generations: Mapping[tuple[str, int], int]) -> list[Launch]:
+    def launches(self, want: Proposal, generations: Mapping[tuple[str, int], int]) -> list[Launch]:
         """The replicas to start for the target, as far as the host can start them."""
         version = self.known.version_of(self.deployment)
         if version is None or self.snapshot.host in self.snapshot.cordoned:
@@ -111,11 +118,11 @@ class Round:
             key=lambda r: r.generation,
             default=None,
         )
-        trouble = StartTrouble()
+        trouble = StartFailures()
         if failed is not None and not any(v.running.replica == failed.replica for v in self.verdicts):
             # It failed before this process came: its message and the patience it asks for are kept.
             again = self.now + 2.0
-            trouble = StartTrouble(1, again, self.now, healing.REASONS[healing.FAILED], failed.message)
+            trouble = StartFailures(1, again, self.now, healing.REASONS[healing.FAILED], failed.message)
         # What runs was needed a moment ago: it counts for a whole window.
         return DeploymentMemory(start, self.now, recommended=((self.now, start),), start=trouble)
 
@@ -126,7 +133,7 @@ class Round:
             return memory
         if not memory.fingerprint:
             return replace(memory, fingerprint=current)
-        return replace(memory, fingerprint=current, start=StartTrouble(), slots={}, replica_mb=0)
+        return replace(memory, fingerprint=current, start=StartFailures(), slots={}, replica_mb=0)
 
     def _sized(self, memory: DeploymentMemory) -> DeploymentMemory:
         """The memory with the most that a ready replica of this configuration was seen to take."""
@@ -144,13 +151,13 @@ class Round:
             state.replicas[v.running.replica].ready_at or 0.0 for v in self.verdicts if v.phase == "ready"
         ]
         if memory.start.failures and max(ready, default=0.0) > memory.start.last_failure:
-            memory = replace(memory, start=StartTrouble())
+            memory = replace(memory, start=StartFailures())
         recent = {s: m for s, m in memory.slots.items() if self.now - m.last_failure < FORGET_SLOT_AFTER_S}
         memory = replace(memory, slots=recent)
         for verdict in self.verdicts:
             ready_at = state.replicas[verdict.running.replica].ready_at
             if verdict.ended and verdict.ended != healing.DRAINED:
-                end = Ended(verdict.running.replica, verdict.ended, verdict.message, self.now)
+                end = EndedReplica(verdict.running.replica, verdict.ended, verdict.message, self.now)
                 memory = replace(memory, ended=(end, *memory.ended)[:ENDED_KEPT])
             if verdict.ended and verdict.running.fingerprint == memory.fingerprint:
                 memory = healing.note_end(memory, verdict, ready_at, self.policy, self.now)
@@ -165,7 +172,7 @@ class Round:
         name = self.deployment.name
         active = [v for v in self.verdicts if v.active]
         return Circumstances(
-            Fleet(
+            ReplicaCounts(
                 ready=sum(v.phase == "ready" for v in active),
                 starting=sum(v.phase == "starting" for v in active),
                 start_s=start_time(state, name) or 0.0,
@@ -188,7 +195,7 @@ class Round:
         wanted: Target,
         load: Load,
         memory: DeploymentMemory,
-        fleet: Fleet,
+        fleet: ReplicaCounts,
         actions: list[Action],
     ) -> Decision:
         inputs: dict[str, Any] = {
@@ -228,14 +235,14 @@ class Round:
 
 
 @dataclass(frozen=True, slots=True)
-class Want:
+class Proposal:
     """What one Deployment asks for in one round; ``before`` is its memory of the last one."""
 
-    round: Round
+    round: DeploymentRound
     before: DeploymentMemory
     memory: DeploymentMemory
     load: Load
-    fleet: Fleet
+    fleet: ReplicaCounts
     target: Target
     cause: str
 
@@ -249,7 +256,7 @@ class Want:
         """Return True while replicas of a former configuration are being replaced."""
         return any(v.active and v.running.fingerprint != self.memory.fingerprint for v in self.round.verdicts)
 
-    def bounded(self, replicas: int, words: str) -> Want:
+    def bounded(self, replicas: int, words: str) -> Proposal:
         """Return the same with a target of ``replicas``, which is all that the host has room for."""
         asked = self.target
         reason = f"{asked.reason}; {words}"
@@ -277,7 +284,7 @@ def effective_override(deployment: Deployment, local: LocalOverride | None) -> L
 
 def verdicts_of(
     running: list[Running],
-    patience: Patience,
+    patience: ReplicaTimeouts,
     snapshot: Snapshot,
     state: State,
     policy: Policy,

@@ -6,9 +6,9 @@ import contextlib
 import time
 from collections.abc import Callable
 
-from services.autoscaler.adapters.container_spec import STACK, DockerPlan
-from services.autoscaler.adapters.engine import Engine
-from services.autoscaler.adapters.gpu_inventory import AGAIN_AFTER_S, PROBE_TIMEOUT_S, QUERY
+from services.autoscaler.adapters.docker.container_spec import STACK, DockerPlan
+from services.autoscaler.adapters.docker.engine import Engine
+from services.autoscaler.adapters.process.gpu_inventory import AGAIN_AFTER_S, PROBE_TIMEOUT_S, QUERY
 from services.autoscaler.domain.gpus import Gpu, read_inventory
 from tidegate.kernel import telemetry
 from tidegate.kernel.errors import Unavailable

@@ -8,7 +8,7 @@ from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 
-from services.autoscaler.domain.log_keeping import KeptLog, LogLimits, overdue
+from services.autoscaler.domain.log_retention import EndedReplicaLog, LogLimits, overdue
 from tidegate.kernel import telemetry
 from tidegate.kernel.protocol.log_lines import deployment_of, log_of
 
@@ -17,7 +17,7 @@ log = telemetry.logger(__name__)
 _WORKER = "worker-"
 
 
-class KeptLogs:
+class ReplicaLogs:
     """``worker-<replica>.log`` in ``folder``; it may be a link to one that began under another name."""
 
     def __init__(
@@ -56,11 +56,11 @@ class KeptLogs:
                     path.unlink(missing_ok=True)
 
 
-def _kept(replica: str, parts: list[Path]) -> KeptLog:
+def _kept(replica: str, parts: list[Path]) -> EndedReplicaLog:
     """Of a link its own time and size: what it leads to may be gone, or not there yet."""
     size, written_at = 0, 0.0
     for path in parts:
         with contextlib.suppress(OSError):
             found = path.lstat()
             size, written_at = size + found.st_size, max(written_at, found.st_mtime)
-    return KeptLog(replica, deployment_of(replica), size, written_at)
+    return EndedReplicaLog(replica, deployment_of(replica), size, written_at)

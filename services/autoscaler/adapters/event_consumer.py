@@ -11,7 +11,7 @@ from tidegate.kernel.broker.topology import DEMAND_PREFIX, EVENTS, REGISTRY_CHAN
 from tidegate.kernel.service.app import new_request_id
 
 
-class Events:
+class EventConsumer:
     """Consumes this service's own copy of the events. Losing some does no harm: everything is re-read."""
 
     def __init__(

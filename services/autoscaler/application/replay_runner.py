@@ -12,10 +12,10 @@ from typing import Any
 
 import orjson
 
-from services.autoscaler.adapters.history import MINUTES_KEPT_S, History
+from services.autoscaler.adapters.history.recordings import MINUTES_KEPT_S, Recordings
 from services.autoscaler.application.operations import Operations
 from services.autoscaler.domain.desired_state import lookup
-from services.autoscaler.domain.replay.fleet import Service
+from services.autoscaler.domain.replay.fleet import ReplicaTiming
 from services.autoscaler.domain.snapshot import Policy
 from services.autoscaler.settings import ROOT
 from tidegate.kernel.errors import BY_REASON, BadRequest, DeadlinePassed, TidegateError, Unavailable
@@ -25,11 +25,11 @@ TIME_LIMIT_S = 240.0
 
 
 @dataclass(frozen=True, slots=True)
-class Replays:
+class ReplayRunner:
     """One at a time; each is killed when it takes too long."""
 
     operations: Operations
-    history: History
+    history: Recordings
     policy: Policy
     period_s: float
     cache: Path
@@ -80,7 +80,7 @@ class Replays:
         found = await asyncio.to_thread(self.history.by_minute, name, until - MINUTES_KEPT_S, until)
         return {str(minute): count for minute, count in found.items()}
 
-    async def _service(self, wanted: Deployment, given: dict[str, Any]) -> Service:
+    async def _service(self, wanted: Deployment, given: dict[str, Any]) -> ReplicaTiming:
         """What a replica is like: as it was measured, unless it is given."""
         status = await self.operations.status(wanted.name)
         calls = [r["call_ms"] for r in status.replicas if r.get("call_ms")]
@@ -98,12 +98,12 @@ class Replays:
             raise BadRequest(
                 f"Nothing was measured of {wanted.name} yet: say how long a call takes (service.call_ms)."
             )
-        return Service(**known)
+        return ReplicaTiming(**known)
 
     async def _ask(self, document: dict[str, Any]) -> dict[str, Any]:
         async with self.turn:
             process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-P", "-m", "services.autoscaler.application.replay_process"),
+                *(sys.executable, "-P", "-m", "services.autoscaler.replay_process"),
                 stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.PIPE,
                 stderr=asyncio.subprocess.PIPE,

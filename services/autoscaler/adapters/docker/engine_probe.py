@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from services.autoscaler.adapters.engine import Engine
+from services.autoscaler.adapters.docker.engine import Engine
 from services.autoscaler.domain.snapshot import Host
 from tidegate.kernel import telemetry
 from tidegate.kernel.errors import Unavailable
@@ -16,8 +16,8 @@ AGAIN_AFTER_S = 60.0
 MIB = 1024 * 1024
 
 
-class EngineRoom:
-    """See :class:`HostRoom` (``host_room.py``). The engine is asked for its machine's size now and then."""
+class EngineProbe:
+    """See :class:`HostProbe` (``host_room.py``). The engine is asked for its machine's size now and then."""
 
     def __init__(self, engine: Engine, clock: Callable[[], float] = time.monotonic) -> None:
         self._engine = engine

@@ -6,8 +6,8 @@ import asyncio
 import time
 from typing import NamedTuple
 
-from services.autoscaler.adapters.container_spec import Pull
-from services.autoscaler.adapters.engine import PULL_TIMEOUT_S, Doc, Engine
+from services.autoscaler.adapters.docker.container_spec import Pull
+from services.autoscaler.adapters.docker.engine import PULL_TIMEOUT_S, Doc, Engine
 from services.autoscaler.domain.launcher import LaunchFailed
 from tidegate.kernel import telemetry
 from tidegate.kernel.errors import Unavailable

@@ -12,7 +12,7 @@ import contextlib
 import time
 from collections.abc import Callable, Mapping, Sequence
 
-from services.autoscaler.adapters.container_spec import (
+from services.autoscaler.adapters.docker.container_spec import (
     DEFAULTS,
     DRAIN_LIMIT,
     FINGERPRINT,
@@ -24,21 +24,21 @@ from services.autoscaler.adapters.container_spec import (
     DockerPlan,
     body,
 )
-from services.autoscaler.adapters.drain_marks import DrainMarks
-from services.autoscaler.adapters.engine import Doc, Engine, EngineError
-from services.autoscaler.adapters.gpu_inventory import Inventory
-from services.autoscaler.adapters.gpu_inventory_engine import EngineInventory
-from services.autoscaler.adapters.images import Images
-from services.autoscaler.adapters.kept_logs import KeptLogs
-from services.autoscaler.adapters.last_words import how_it_ended, with_last_line
-from services.autoscaler.domain.gpus import Claim, NoRoom, from_label, place, stands
+from services.autoscaler.adapters.docker.drain_marks import DrainMarks
+from services.autoscaler.adapters.docker.engine import Doc, Engine, EngineError
+from services.autoscaler.adapters.docker.gpu_inventory import EngineInventory
+from services.autoscaler.adapters.docker.images import Images
+from services.autoscaler.adapters.process.gpu_inventory import Inventory
+from services.autoscaler.adapters.replica_logs import ReplicaLogs
+from services.autoscaler.domain.exit_message import describe_exit, with_last_log_line
+from services.autoscaler.domain.gpus import GpuClaim, NoRoom, from_label, place, stands
 from services.autoscaler.domain.launcher import (
     LaunchFailed,
+    LaunchSpec,
     NameTaken,
     Running,
-    Start,
-    flavour_in,
     parse_replica,
+    pool_of,
 )
 from tidegate.kernel import telemetry
 from tidegate.kernel.errors import Unavailable
@@ -75,14 +75,14 @@ class DockerLauncher:
         self._clock = clock
         self._images = Images(engine, plan.pull)
         self._marks = DrainMarks(plan.state_dir / "draining")
-        self._logs = KeptLogs(plan.state_dir / "log", plan.logs)
+        self._logs = ReplicaLogs(plan.state_dir / "log", plan.logs)
         self._launching: set[str] = set()
         # Two launches of this process would choose the same GPU, and one would fail for nothing.
         self._choosing = asyncio.Lock()
 
     async def launch(self, assignment: Assignment | WarmAssignment) -> None:
         """Create a container, hand it its assignment, start it. Raises ``NameTaken`` or ``LaunchFailed``."""
-        start = Start.of(assignment)
+        start = LaunchSpec.of(assignment)
         replica, wanted = start.replica, start.resources
         self._launching.add(replica)
         try:
@@ -131,7 +131,7 @@ class DockerLauncher:
 
     # -- launching -------------------------------------------------------------------------------------------
 
-    async def _create(self, start: Start, gpus: dict[str, int]) -> None:
+    async def _create(self, start: LaunchSpec, gpus: dict[str, int]) -> None:
         reference = start.image or self._plan.image
         digest = await self._images.digest(reference)
         request = body(self._plan, start, reference, digest, gpus)
@@ -142,7 +142,7 @@ class DockerLauncher:
                 raise NameTaken(f"A replica {start.replica} exists already.") from None
             raise LaunchFailed(f"The worker {start.replica} cannot be created: {error.message}") from error
 
-    async def _create_with_gpus(self, start: Start) -> None:
+    async def _create_with_gpus(self, start: LaunchSpec) -> None:
         replica = start.replica
         inventory = await self._inventory.gpus()
         try:
@@ -159,11 +159,11 @@ class DockerLauncher:
                 f"The worker {replica} lost its GPU to another that chose it at the same time."
             )
 
-    async def _claims(self) -> Sequence[Claim]:
+    async def _claims(self) -> Sequence[GpuClaim]:
         """What is held of GPUs, by what runs or is about to."""
         rows = [row for row in await self._rows() if GPUS in row["Labels"] and row["State"] in HOLDS_GPUS]
         return [
-            Claim(row["Labels"][REPLICA], from_label(row["Labels"][GPUS]), await self._order(row))
+            GpuClaim(row["Labels"][REPLICA], from_label(row["Labels"][GPUS]), await self._order(row))
             for row in rows
         ]
 
@@ -177,7 +177,7 @@ class DockerLauncher:
         except EngineError:  # gone meanwhile
             return 2, "", row["Id"]
 
-    async def _start(self, start: Start) -> None:
+    async def _start(self, start: LaunchSpec) -> None:
         replica, name = start.replica, self._plan.name(start.replica)
         try:
             reference = start.image or self._plan.image
@@ -226,7 +226,7 @@ class DockerLauncher:
 
     def _fingerprint(self, deployment: str, labels: Mapping[str, str]) -> str:
         """One that waits is to be what a worker started now would be: else it is out of date."""
-        stale = flavour_in(deployment) is not None and labels.get(DEFAULTS) != self._plan.defaults
+        stale = pool_of(deployment) is not None and labels.get(DEFAULTS) != self._plan.defaults
         return "" if stale else labels.get(FINGERPRINT, "")
 
     def _alive(self, row: Doc) -> bool:
@@ -244,16 +244,16 @@ class DockerLauncher:
         try:
             found = await self._engine.inspect(name)
         except EngineError:  # removed meanwhile
-            return how_it_ended(None), False
+            return describe_exit(None), False
         how, out_of_memory = _how(found)
-        return with_last_line(how, await self._engine.output(name, LAST_LINES)), out_of_memory
+        return with_last_log_line(how, await self._engine.output(name, LAST_LINES)), out_of_memory
 
 
 def _how(found: Doc) -> tuple[str, bool]:
     state, limit_mb = found["State"], found["HostConfig"]["Memory"] // (1024 * 1024)
     code = int(state["ExitCode"])
     # The first process tells a signal by 128 + its number.
-    how = how_it_ended(128 - code if 128 < code < 128 + 65 else code)
+    how = describe_exit(128 - code if 128 < code < 128 + 65 else code)
     if state.get("OOMKilled"):
         limit = f"its container's limit of {limit_mb} MiB" if limit_mb else "the memory of its machine"
         return f"{how}, out of memory: it reached {limit}", True

@@ -8,7 +8,7 @@ import signal
 LONGEST = 500
 
 
-def how_it_ended(code: int | None) -> str:
+def describe_exit(code: int | None) -> str:
     """An exit code (negative: a signal; None: not known) as a clause."""
     if code is None:
         return "the worker's process is gone"
@@ -17,7 +17,7 @@ def how_it_ended(code: int | None) -> str:
     return f"the worker exited with code {code}"
 
 
-def with_last_line(how: str, output: str) -> str:
+def with_last_log_line(how: str, output: str) -> str:
     """``how``, and the last line of the worker's output, if there is one."""
     said = [line.strip() for line in output.split("\n") if line.strip()]
     return f"{how}; last log line: {_plain(said[-1])[:LONGEST]}" if said else how

@@ -6,8 +6,8 @@ from typing import Any
 
 from fastapi import APIRouter, Request
 
-from services.autoscaler.application.loop import Loop
-from services.autoscaler.domain.targets import targets
+from services.autoscaler.application.control_loop import ControlLoop
+from services.autoscaler.domain.prometheus_targets import targets
 from tidegate.kernel.errors import Unavailable
 from tidegate.kernel.service.app import LOOPBACK
 
@@ -20,7 +20,7 @@ async def list_workers(request: Request) -> list[dict[str, Any]]:
 
     503 while the store is away: Prometheus then keeps the workers that it knows.
     """
-    loop: Loop = request.app.state.operations.loop
+    loop: ControlLoop = request.app.state.operations.loop
     snapshot = loop.snapshot
     if snapshot is None or snapshot.reports is None:
         raise Unavailable("Workers are not known now: the store does not answer, or this one does not lead.")

@@ -10,8 +10,8 @@ from typing import Any, Literal
 
 from services.autoscaler.domain.engine_rules import CAPABILITIES, ROOT
 from services.autoscaler.domain.gpus import Shares, to_label
-from services.autoscaler.domain.launcher import Start
-from services.autoscaler.domain.log_keeping import LogLimits
+from services.autoscaler.domain.launcher import LaunchSpec
+from services.autoscaler.domain.log_retention import LogLimits
 
 MIB = 1024 * 1024
 PIDS_LIMIT = 4096
@@ -77,12 +77,12 @@ class DockerPlan:
         keys = (self.token, sorted(self.secrets.items()))
         return hashlib.sha256(repr((given, limits, keys)).encode()).hexdigest()[:16]
 
-    def memory_of(self, start: Start) -> int:
+    def memory_of(self, start: LaunchSpec) -> int:
         """The memory limit of a replica in MiB; 0: none."""
         return start.resources.memory_mb or self.memory_mb
 
 
-def body(plan: DockerPlan, start: Start, image: str, digest: str, gpus: Shares) -> dict[str, Any]:
+def body(plan: DockerPlan, start: LaunchSpec, image: str, digest: str, gpus: Shares) -> dict[str, Any]:
     """The request that creates the container."""
     environment = dict(plan.environment)
     if plan.secrets:
@@ -105,7 +105,7 @@ def body(plan: DockerPlan, start: Start, image: str, digest: str, gpus: Shares) 
     return made
 
 
-def _labels(plan: DockerPlan, start: Start, digest: str, gpus: Shares) -> dict[str, str]:
+def _labels(plan: DockerPlan, start: LaunchSpec, digest: str, gpus: Shares) -> dict[str, str]:
     labels = {
         STACK: plan.stack,
         REPLICA: start.replica,
@@ -128,7 +128,7 @@ def _labels(plan: DockerPlan, start: Start, digest: str, gpus: Shares) -> dict[s
     return labels
 
 
-def _host_config(plan: DockerPlan, start: Start, gpus: Shares) -> dict[str, Any]:
+def _host_config(plan: DockerPlan, start: LaunchSpec, gpus: Shares) -> dict[str, Any]:
     wanted = start.resources
     memory = plan.memory_of(start) * MIB
     config: dict[str, Any] = {

@@ -7,7 +7,7 @@ import contextlib
 import time
 from collections.abc import Callable, Mapping
 
-from services.autoscaler.adapters.registry import RegistryClient
+from services.autoscaler.adapters.registry.client import RegistryClient
 from tidegate.kernel import telemetry
 from tidegate.kernel.errors import TidegateError
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from services.autoscaler.adapters.ledger import Ledger
-from services.autoscaler.adapters.registry import RegistryClient
+from services.autoscaler.adapters.history.decision_store import DecisionStore
+from services.autoscaler.adapters.registry.client import RegistryClient
 from services.autoscaler.domain.snapshot import LocalOverride
 from tidegate.kernel import telemetry
 from tidegate.kernel.errors import NotFound, TidegateError, Unavailable
@@ -18,7 +18,7 @@ REGISTRY, HERE = "registry", "autoscaler"
 class Overrides:
     """``pending`` are those that the registry does not have yet; they win over what it says."""
 
-    def __init__(self, registry: RegistryClient, ledger: Ledger, clock: Callable[[], float]) -> None:
+    def __init__(self, registry: RegistryClient, ledger: DecisionStore, clock: Callable[[], float]) -> None:
         self._registry = registry
         self._ledger = ledger
         self._clock = clock

@@ -16,22 +16,22 @@ from tidegate.kernel.protocol.models import DesiredState
 Line = dict[str, Any]
 
 
-class Logs:
+class LogReader:
     """Read the folder of logs, and the launcher's output of running replicas.
 
-    ``intention`` says which Deployments an Endpoint has, ``replicas`` which replicas run.
+    ``desired_state`` says which Deployments an Endpoint has, ``replicas`` which replicas run.
     """
 
     def __init__(
         self,
         folder: LogFolder,
         launcher: Launcher,
-        intention: Callable[[], DesiredState | None],
+        desired_state: Callable[[], DesiredState | None],
         replicas: Callable[[], Sequence[str]],
     ) -> None:
         self._folder = folder
         self._launcher = launcher
-        self._intention = intention
+        self._desired_state = desired_state
         self._replicas = replicas
 
     async def read(self, name: str, *, since: float, until: float, lines: int, services: bool) -> list[Line]:
@@ -83,7 +83,7 @@ class Logs:
 
     def _endpoint(self, name: str) -> tuple[list[str], list[str]]:
         """Return the Deployments behind an Endpoint, and the names of all."""
-        known = self._intention()
+        known = self._desired_state()
         if known is None:
             return [], []
         targets = [t.deployment for each in known.endpoints if each.name == name for t in each.targets]

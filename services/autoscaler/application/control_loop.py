@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from services.autoscaler.adapters import metrics
-from services.autoscaler.adapters.host_room import HostRoom
-from services.autoscaler.adapters.ledger import COLD_STARTS_KEPT, Ledger
-from services.autoscaler.adapters.overrides import Overrides
-from services.autoscaler.adapters.registry import IntentionSource
-from services.autoscaler.adapters.replica_grants import ReplicaGrants
+from services.autoscaler.adapters.history.decision_store import COLD_STARTS_KEPT, DecisionStore
+from services.autoscaler.adapters.process.machine_probe import HostProbe
+from services.autoscaler.adapters.registry.client import DesiredStateSource
+from services.autoscaler.adapters.registry.overrides import Overrides
+from services.autoscaler.adapters.registry.replica_grants import ReplicaGrants
 from services.autoscaler.application.recorder import Recorder
 from services.autoscaler.domain.cold_start import ColdStart, cold_starts, start_times
 from services.autoscaler.domain.decide import decide
@@ -38,26 +38,26 @@ RECENT_DECISIONS = 1000
 
 
 @dataclass(frozen=True, slots=True)
-class Parts:
+class LoopParts:
     """What the loop works with."""
 
     launcher: Launcher
     store: Store
     jobs: JobStore
-    source: IntentionSource
+    source: DesiredStateSource
     overrides: Overrides
-    ledger: Ledger
+    ledger: DecisionStore
     recorder: Recorder
     grants: ReplicaGrants
-    room: HostRoom
+    room: HostProbe
 
 
-class Loop:
+class ControlLoop:
     """Holds every Deployment at its target. One task runs :meth:`run`; the doors read what it publishes."""
 
     def __init__(
         self,
-        parts: Parts,
+        parts: LoopParts,
         policy: Policy,
         period_s: float,
         host: str,
@@ -121,7 +121,7 @@ class Loop:
         snapshot = await self.observe()
         now = self._clock()
         if snapshot.running is not None:
-            self._parts.grants.running(artifacts_of(snapshot.running, snapshot.intention))
+            self._parts.grants.running(artifacts_of(snapshot.running, snapshot.desired_state))
         before = self.state
         plan, self.state = decide(snapshot, self._policy, before, now)
         self._launch_failures, self._acted = {}, bool(plan.actions)
@@ -145,11 +145,11 @@ class Loop:
         now = self._clock()
         held = self._policy.hint_hold_s
         self._hints = {name: at for name, at in self._hints.items() if now - at < held}
-        intention = self._parts.source.current
-        wanted = intention.deployments if intention else []
+        desired_state = self._parts.source.current
+        wanted = desired_state.deployments if desired_state else []
         # In the order of names, whatever order they came in: a record of it is then the same again.
         return Snapshot(
-            intention=intention,
+            desired_state=desired_state,
             running=tuple(sorted(running, key=lambda each: each.replica)),
             reports=reports,
             gateways=gateways,

@@ -19,15 +19,15 @@ MIB = 1024 * 1024
 STEP_MB = 32
 
 
-class HostRoom(Protocol):
+class HostProbe(Protocol):
     """Port: the resources of the host."""
 
     async def look(self) -> Host | None:
         """Return what the host has now; None when that is not known."""
 
 
-class MachineRoom:
-    """See :class:`HostRoom`: this very machine."""
+class MachineProbe:
+    """See :class:`HostProbe`: this very machine."""
 
     def __init__(self, proc: Path = PROC, cgroup: Path = CGROUP) -> None:
         self._proc = proc

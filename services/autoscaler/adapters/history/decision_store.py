@@ -14,9 +14,9 @@ from dataclasses import asdict, astuple
 from pathlib import Path
 from typing import Any
 
-from services.autoscaler.adapters.database import Database
+from services.autoscaler.adapters.history.database import Database
 from services.autoscaler.domain.snapshot import Decision, LocalOverride
-from services.autoscaler.domain.warm_pool import Claim
+from services.autoscaler.domain.warm_pool import WarmClaim
 
 COLD_STARTS_KEPT = 20
 
@@ -40,7 +40,7 @@ CREATE INDEX IF NOT EXISTS cold_starts_by_deployment ON cold_starts (deployment,
 """
 
 
-class Ledger:
+class DecisionStore:
     """Safe to call from several threads; one process at a time writes (the leader)."""
 
     def __init__(self, path: Path, decisions_kept: int = 5000, *, patience_s: float = 5.0) -> None:
@@ -86,12 +86,12 @@ class Ledger:
             ("DELETE FROM forced_overrides WHERE deployment = ?", [(deployment,)]),
         )
 
-    def claims(self) -> list[Claim]:
+    def claims(self) -> list[WarmClaim]:
         """The replicas that were offered to the warm pool, and who took each."""
         rows = self._db.read("SELECT replica, fingerprint, launched_at, drain_limit_s, worker FROM claims")
-        return [Claim(*row) for row in rows]
+        return [WarmClaim(*row) for row in rows]
 
-    def save_claim(self, claim: Claim) -> None:
+    def save_claim(self, claim: WarmClaim) -> None:
         """Remember an offer, before it is made, and then who took it."""
         self._db.write(("INSERT OR REPLACE INTO claims VALUES (?, ?, ?, ?, ?)", [astuple(claim)]))
 

@@ -16,12 +16,12 @@ from typing import Any
 
 import orjson
 
-from services.autoscaler.adapters.history import History
+from services.autoscaler.adapters.history.recordings import Recordings
 from services.autoscaler.adapters.replay_picture import draw
 from services.autoscaler.domain.recording import again
 from services.autoscaler.domain.replay import arrivals
-from services.autoscaler.domain.replay.fleet import Service
-from services.autoscaler.domain.replay.study import Study, Variant, run
+from services.autoscaler.domain.replay.comparison import Comparison, PolicyVariant, run
+from services.autoscaler.domain.replay.fleet import ReplicaTiming
 from services.autoscaler.domain.snapshot import Policy
 from tidegate.kernel.errors import BadRequest, TidegateError
 from tidegate.kernel.protocol.models import Deployment, Version
@@ -46,17 +46,17 @@ def study(order: Mapping[str, Any]) -> dict[str, Any]:
     """Replay what is ordered. Raises BadRequest."""
     times, seconds = _arrivals(order["arrivals"], order["seed"])
     found = run(
-        Study(
+        Comparison(
             deployment=Deployment.model_validate(order["deployment"]),
             version=Version.model_validate(order["version"]),
             policy=Policy(**order["policy"]),
-            service=Service(**order["service"]),
+            service=ReplicaTiming(**order["service"]),
             arrivals=times,
             seconds=seconds,
             start_at=order["start_at"],
             period_s=order["period_s"],
             seed=order["seed"],
-            variants=[Variant(**variant) for variant in order["variants"]],
+            variants=[PolicyVariant(**variant) for variant in order["variants"]],
             others=order["others"],
             history={int(minute): count for minute, count in order["history"].items()},
         )
@@ -70,7 +70,7 @@ def study(order: Mapping[str, Any]) -> dict[str, Any]:
 
 def verify(path: str, since: float, until: float, deployment: str | None) -> dict[str, Any]:
     """Decide the recorded rounds between two times again, and compare with what was decided then."""
-    history, counts = History(Path(path), 0), Counter[str]()
+    history, counts = Recordings(Path(path), 0), Counter[str]()
     different: list[dict[str, Any]] = []
     first = last = None
     for now, before, after in again(history.chunks(since, until)):

@@ -33,7 +33,7 @@ class Process:
 
 
 @dataclass(frozen=True, slots=True)
-class Owner:
+class ReplicaIdentity:
     """A replica as its processes show it. ``leader`` is the worker's pid, 0 when not known."""
 
     replica: str
@@ -61,7 +61,7 @@ def mark_of(pid: int) -> tuple[str, str] | None:
     return (found[MARK], found.get(SCOPE, "")) if MARK in found else None
 
 
-def owned(owner: Owner) -> list[Process]:
+def owned(owner: ReplicaIdentity) -> list[Process]:
     """Every live process of the replica: marked ones of this stack, and their leader's group."""
     everyone = [process for pid in _pids() if (process := read(pid)) is not None]
     marked = [p for p in everyone if _is_of(p, owner)]
@@ -78,7 +78,7 @@ def marked_in(state_dir: Path) -> set[str]:
     return {mark[0] for mark in marks if mark is not None and mark[1] == str(state_dir)}
 
 
-def kill_all(owner: Owner, timeout_s: float) -> list[Process]:
+def kill_all(owner: ReplicaIdentity, timeout_s: float) -> list[Process]:
     """SIGKILL every process of the replica until none is left; returns those that are after ``timeout_s``."""
     deadline = time.monotonic() + timeout_s
     while left := owned(owner):
@@ -118,7 +118,7 @@ def memory_by_session() -> dict[int, int]:
     return {session: size + shared[session] for session, size in own.items()}
 
 
-def _is_of(process: Process, owner: Owner) -> bool:
+def _is_of(process: Process, owner: ReplicaIdentity) -> bool:
     mark = mark_of(process.pid)
     if mark is None or mark[0] != owner.replica:
         return False

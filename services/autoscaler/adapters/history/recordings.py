@@ -14,7 +14,7 @@ from pathlib import Path
 
 import orjson
 
-from services.autoscaler.adapters.database import Database, Row
+from services.autoscaler.adapters.history.database import Database, Row
 from services.autoscaler.domain.recording import Document
 
 MINUTE_S, HOUR_S = 60, 3600
@@ -38,7 +38,7 @@ CREATE TABLE IF NOT EXISTS chunks (
 """
 
 
-class History:
+class Recordings:
     """Safe to call from several threads; one process at a time writes (the leader)."""
 
     def __init__(self, path: Path, most_bytes: int) -> None:

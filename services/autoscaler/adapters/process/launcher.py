@@ -17,14 +17,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from services.autoscaler.adapters import procfs
-from services.autoscaler.adapters.gpu_inventory import HostInventory, Inventory
-from services.autoscaler.adapters.kept_logs import KeptLogs
-from services.autoscaler.adapters.last_words import how_it_ended, with_last_line
-from services.autoscaler.adapters.replica_folder import ReplicaFolder
-from services.autoscaler.domain.gpus import Claim, Gpu, NoRoom, Shares, place
-from services.autoscaler.domain.launcher import LaunchFailed, Running, Start, parse_replica
-from services.autoscaler.domain.log_keeping import LogLimits
+from services.autoscaler.adapters.process import procfs
+from services.autoscaler.adapters.process.gpu_inventory import HostInventory, Inventory
+from services.autoscaler.adapters.process.replica_folder import ReplicaFolder
+from services.autoscaler.adapters.replica_logs import ReplicaLogs
+from services.autoscaler.domain.exit_message import describe_exit, with_last_log_line
+from services.autoscaler.domain.gpus import Gpu, GpuClaim, NoRoom, Shares, place
+from services.autoscaler.domain.launcher import LaunchFailed, LaunchSpec, Running, parse_replica
+from services.autoscaler.domain.log_retention import LogLimits
 from tidegate.kernel import model_users
 from tidegate.kernel.errors import Unavailable
 from tidegate.kernel.protocol import replica_token
@@ -61,7 +61,7 @@ class ProcessPlan:
     logs: LogLimits | None = None
 
 
-def _refuse_what_containers_have(start: Start) -> None:
+def _refuse_what_containers_have(start: LaunchSpec) -> None:
     """Raise ``LaunchFailed`` for a wish that a process of the machine cannot be held to."""
     for given, what in ((start.image, "image"), (start.resources.shm_mb, "resources.shm_mb")):
         if given is not None:
@@ -81,14 +81,14 @@ class ProcessLauncher:
         self._inventory = inventory or HostInventory()
         self._clock = clock
         self._replicas = plan.state_dir / "replicas"
-        self._logs = KeptLogs(plan.state_dir / "log", plan.logs)
+        self._logs = ReplicaLogs(plan.state_dir / "log", plan.logs)
         self._children: dict[str, subprocess.Popen[bytes]] = {}
         self._memory: dict[int, int] = {}
         self._measured_at = float("-inf")
 
     async def launch(self, assignment: Assignment | WarmAssignment) -> None:
         """Start a worker process. Raises ``NameTaken`` or ``LaunchFailed``."""
-        start = Start.of(assignment)
+        start = LaunchSpec.of(assignment)
         _refuse_what_containers_have(start)
         if start.resources.gpus or start.resources.gpu_memory_mb:
             await asyncio.to_thread(self._launch_with_gpus, start, await self._inventory.gpus())
@@ -118,7 +118,7 @@ class ProcessLauncher:
         """Where the worker's output goes."""
         return self._logs.path(replica)
 
-    def _launch_with_gpus(self, start: Start, inventory: Sequence[Gpu]) -> None:
+    def _launch_with_gpus(self, start: LaunchSpec, inventory: Sequence[Gpu]) -> None:
         # Held until the worker runs: another launch, also of another autoscaler process, sees its claim.
         with self._choosing():
             try:
@@ -135,16 +135,16 @@ class ProcessLauncher:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield
 
-    def _claims(self) -> Sequence[Claim]:
+    def _claims(self) -> Sequence[GpuClaim]:
         """Return what is held of GPUs by what runs; what a dead worker left running holds them, too."""
         found = [(folder, folder.gpus()) for folder in self._folders()]
         return [
-            Claim(folder.replica, shares)
+            GpuClaim(folder.replica, shares)
             for folder, shares in found
             if shares and (self._alive(folder) or procfs.owned(self._owner(folder)))
         ]
 
-    def _launch(self, start: Start, gpus: Shares) -> None:
+    def _launch(self, start: LaunchSpec, gpus: Shares) -> None:
         folder = self._folder(start.replica)
         folder.create(start, replica_token.issue(self._plan.token, start.replica), gpus)
         log_path = self.log_path(start.replica)
@@ -209,10 +209,10 @@ class ProcessLauncher:
         folder.remove()
         self._logs.prune(lambda each: self._folder(each).path.is_dir())
 
-    def _owner(self, folder: ReplicaFolder) -> procfs.Owner:
+    def _owner(self, folder: ReplicaFolder) -> procfs.ReplicaIdentity:
         child = self._children.get(folder.replica)
         leader = child.pid if child is not None else folder.worker_pid()
-        return procfs.Owner(folder.replica, folder.path, self._plan.state_dir, leader)
+        return procfs.ReplicaIdentity(folder.replica, folder.path, self._plan.state_dir, leader)
 
     def _list(self) -> Replicas:
         if time.monotonic() - self._measured_at >= MEASURE_EVERY_S:
@@ -269,8 +269,8 @@ class ProcessLauncher:
 
     def _ending(self, replica: str) -> str:
         child = self._children.get(replica)
-        how = how_it_ended(child.returncode if child is not None else None)
-        return with_last_line(how, self._tail(replica))
+        how = describe_exit(child.returncode if child is not None else None)
+        return with_last_log_line(how, self._tail(replica))
 
     def _tail(self, replica: str) -> str:
         try:

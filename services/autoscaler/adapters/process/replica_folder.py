@@ -22,9 +22,9 @@ import os
 import shutil
 from pathlib import Path
 
-from services.autoscaler.adapters import procfs
+from services.autoscaler.adapters.process import procfs
 from services.autoscaler.domain.gpus import Shares, from_label, to_label
-from services.autoscaler.domain.launcher import NameTaken, Start
+from services.autoscaler.domain.launcher import LaunchSpec, NameTaken
 from tidegate.kernel import model_users
 
 ASSIGNMENT = "assignment.json"
@@ -38,7 +38,7 @@ class ReplicaFolder:
         self.path = path
         self.replica = path.name
 
-    def create(self, start: Start, token: str, gpus: Shares | None = None) -> None:
+    def create(self, start: LaunchSpec, token: str, gpus: Shares | None = None) -> None:
         """Take the name and write what the worker reads, and its GPUs. Raises ``NameTaken``."""
         try:
             self.path.mkdir(mode=0o700, parents=True)

@@ -10,10 +10,10 @@ from typing import Any, Literal
 
 from pydantic import ValidationError
 
-from services.autoscaler.domain.replay.controllers import Controller, Ours, Theirs
-from services.autoscaler.domain.replay.fleet import Service
+from services.autoscaler.domain.replay.controllers import Controller, DecideController, FormulaController
+from services.autoscaler.domain.replay.fleet import ReplicaTiming
 from services.autoscaler.domain.replay.formulas import Keda, Knative
-from services.autoscaler.domain.replay.run import Outcome, replay, summary, timeline
+from services.autoscaler.domain.replay.run import ReplayOutcome, replay, summary, timeline
 from services.autoscaler.domain.snapshot import Policy
 from tidegate.kernel.errors import BadRequest
 from tidegate.kernel.protocol.models import Deployment, Version
@@ -27,7 +27,7 @@ SHOWN_DECISIONS = 200
 
 
 @dataclass(frozen=True, slots=True)
-class Variant:
+class PolicyVariant:
     """Another policy of ours: what differs from the Deployment's own, as for a change of it."""
 
     name: str
@@ -35,7 +35,7 @@ class Variant:
 
 
 @dataclass(frozen=True, slots=True)
-class Study:
+class Comparison:
     """What to replay. ``start_at`` is the beginning in seconds since the epoch; a look every ``period_s``.
     ``history`` has the arrivals of the minutes (since the epoch) before, for policies with a forecast.
     """
@@ -43,18 +43,18 @@ class Study:
     deployment: Deployment
     version: Version
     policy: Policy
-    service: Service
+    service: ReplicaTiming
     arrivals: Sequence[float]
     seconds: float
     start_at: float = 0.0
     period_s: float = 0.5
     seed: int = 0
-    variants: Sequence[Variant] = ()
+    variants: Sequence[PolicyVariant] = ()
     others: Sequence[Other] = ()
     history: Mapping[int, int] = field(default_factory=dict)
 
 
-def run(study: Study) -> dict[str, Any]:
+def run(study: Comparison) -> dict[str, Any]:
     """Figures and courses of every policy. Raises BadRequest for what cannot be replayed."""
     controllers = _controllers(study)
     if study.seconds / study.period_s * len(controllers) > MOST_LOOKS:
@@ -77,7 +77,7 @@ def run(study: Study) -> dict[str, Any]:
     }
 
 
-def changed(deployment: Deployment, variant: Variant) -> Deployment:
+def changed(deployment: Deployment, variant: PolicyVariant) -> Deployment:
     """The Deployment under another policy; null goes back to the default. Raises BadRequest."""
     plain = deployment.model_dump(mode="json")
     changes = dict(variant.changes)
@@ -94,25 +94,25 @@ def changed(deployment: Deployment, variant: Variant) -> Deployment:
     return found
 
 
-def _controllers(study: Study) -> list[Controller]:
+def _controllers(study: Comparison) -> list[Controller]:
     own = study.deployment
     policies = {LIVE: own} | {v.name: changed(own, v) for v in study.variants}
     found: list[Controller] = [
-        Ours(name, policy, study.version, study.policy, history=Counter(study.history))
+        DecideController(name, policy, study.version, study.policy, history=Counter(study.history))
         for name, policy in policies.items()
     ]
     # As many outstanding for each replica as make its wait just the target: what our own rule aims at.
     each = study.service.batch + own.target_wait_ms / study.service.call_ms * study.service.batch
     for other in study.others:
         formula = Keda(max(1.0, math.floor(each))) if other == "keda" else Knative(each * KNATIVE_SHARE)
-        found.append(Theirs(other, own, formula))
+        found.append(FormulaController(other, own, formula))
     names = [LIVE, *(variant.name for variant in study.variants), *study.others]
     if len(set(names)) < len(names):
         raise BadRequest(f"Each policy needs a name of its own: {', '.join(names)}.")
     return found
 
 
-def _outcome(study: Study, controller: Controller) -> Outcome:
+def _outcome(study: Comparison, controller: Controller) -> ReplayOutcome:
     return replay(
         study.arrivals,
         controller,

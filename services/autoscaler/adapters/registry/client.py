@@ -36,7 +36,7 @@ class RegistryClient:
         """Close the connections."""
         await self._http.aclose()
 
-    async def intention(self) -> DesiredState:
+    async def desired_state(self) -> DesiredState:
         """Everything that is wanted."""
         raw = await self._call("GET", "/v1/intention")
         try:
@@ -94,7 +94,7 @@ def _error(answer: httpx.Response) -> TidegateError:
     return BY_REASON.get(reason, BadRequest)(message)
 
 
-class IntentionSource:
+class DesiredStateSource:
     """The last good intention. A failed read changes nothing; the file lets a restart do without."""
 
     def __init__(self, registry: RegistryClient, cache: Path, on_change: Callable[[], None]) -> None:
@@ -135,7 +135,7 @@ class IntentionSource:
     async def refresh(self) -> None:
         """Read the registry once; never raises for a registry that is away."""
         try:
-            fresh = await self.registry.intention()
+            fresh = await self.registry.desired_state()
         except TidegateError as error:
             self._fail(error.message)
             return
@@ -159,11 +159,11 @@ class IntentionSource:
             log.warning("the registry was not read", extra={"problem": problem})
         self.problem = problem
 
-    def _keep(self, intention: DesiredState) -> None:
+    def _keep(self, desired_state: DesiredState) -> None:
         temporary = self._cache.with_suffix(".new")
         try:
             self._cache.parent.mkdir(parents=True, exist_ok=True)
-            temporary.write_text(intention.model_dump_json())
+            temporary.write_text(desired_state.model_dump_json())
             temporary.chmod(0o600)  # a Deployment's environment may hold secrets
             temporary.replace(self._cache)
         except OSError as error:
