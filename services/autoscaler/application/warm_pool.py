@@ -13,6 +13,7 @@ import contextlib
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -247,7 +248,7 @@ class WarmPool:
             self._drop(start.replica)
             return None
         self._note(
-            WarmClaim(claim.replica, claim.fingerprint, claim.launched_at, claim.drain_limit_s, worker)
+            replace(claim, worker=worker)
         )
         self._grants.launching(worker, assignment.version.artifact_sha256)
         self._link_log(start.replica, worker)
