@@ -17,7 +17,7 @@ MIB = 1024 * 1024
 
 
 class EngineProbe:
-    """See :class:`HostProbe` (``host_room.py``). The engine is asked for its machine's size now and then."""
+    """See :class:`HostProbe` (``machine_probe.py``). The engine is asked for its machine's size now and then."""
 
     def __init__(self, engine: Engine, clock: Callable[[], float] = time.monotonic) -> None:
         self._engine = engine
