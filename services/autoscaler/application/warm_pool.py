@@ -247,9 +247,7 @@ class WarmPool:
         if worker == NOBODY:
             self._drop(start.replica)
             return None
-        self._note(
-            replace(claim, worker=worker)
-        )
+        self._note(replace(claim, worker=worker))
         self._grants.launching(worker, assignment.version.artifact_sha256)
         self._link_log(start.replica, worker)
         log.info("given to a worker that waited", extra={"replica": start.replica, "worker": worker})

@@ -17,7 +17,7 @@ MIB = 1024 * 1024
 
 
 class EngineProbe:
-    """See :class:`HostProbe` (``machine_probe.py``). The engine is asked for its machine's size now and then."""
+    """A :class:`HostProbe` that asks the engine for the size of its machine, once a minute."""
 
     def __init__(self, engine: Engine, clock: Callable[[], float] = time.monotonic) -> None:
         self._engine = engine
