@@ -21,7 +21,8 @@ from pathlib import Path
 from services.worker.adapters import model_repository
 from services.worker.adapters.artifacts import ArtifactCache
 from services.worker.adapters.environments import Environments
-from services.worker.adapters.model import Answer, Model
+from services.worker.adapters.model import Model
+from services.worker.adapters.model_call import ModelAnswer
 from services.worker.adapters.sandbox import sandbox_of
 from services.worker.adapters.triton_client import TritonClient
 from services.worker.adapters.triton_install import TritonInstall
@@ -181,7 +182,7 @@ async def _follow(path: Path) -> None:
         await asyncio.sleep(POLL_S)
 
 
-def _show(answer: Answer) -> None:
+def _show(answer: ModelAnswer) -> None:
     for output in answer.outputs:
         shown = _values(output.datatype, bytes(output.raw[:SHOWN_BYTES]))
         more = " ..." if len(output.raw) > SHOWN_BYTES else ""

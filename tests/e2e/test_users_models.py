@@ -329,7 +329,7 @@ class TritonPythonModel:
     asked = {"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 1], "data": [1]}]}
     refused = httpx.post(f"{url}/infer", json={**asked, "parameters": {"mode": 2}}, trust_env=False)
     assert refused.status_code == 400
-    assert "does not tell requests with other parameters (mode) apart" in refused.json()["error"]
+    assert "ignores the parameters of a request (mode)" in refused.json()["error"]
     for _ in range(100):  # workers tell what they counted once a second
         told = httpx.get(f"{url}/stats", trust_env=False).json()["model_stats"][0]["inference_stats"]
         if told["cache_hit"]["count"] == 4:

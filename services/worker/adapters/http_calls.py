@@ -17,13 +17,24 @@ from typing import NamedTuple, cast
 
 import orjson
 
-from services.worker.adapters.grpc_unary import Failed, Gone
-
 _INVALID_ARGUMENT, _INTERNAL = 3, 13
 
 
-class NotThere(Exception):
-    """Nobody listens; nothing was sent."""
+class NotListening(Exception):
+    """The server accepts no connection, so nothing was sent."""
+
+
+class ConnectionEnded(Exception):
+    """The connection ended under the call. The call may have run."""
+
+
+class CallFailed(Exception):
+    """The server answered with an error; ``code`` is gRPC's number for it."""
+
+    def __init__(self, code: int, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = message
 
 
 class HttpAnswer(NamedTuple):
@@ -51,9 +62,9 @@ class HttpCalls:
         self._idle: list[_Connection] = []
 
     async def call(self, request: bytes, timeout_s: float | None = None) -> HttpAnswer:
-        """Send a whole request and give its answer, if that is 200.
+        """Send a whole request and return its answer.
 
-        Raises Failed with gRPC's number for what the server says instead, Gone, NotThere, TimeoutError.
+        Raises CallFailed if the status is not 200, ConnectionEnded, NotListening and TimeoutError.
         """
         if self._idle:
             connection = self._idle.pop()
@@ -68,7 +79,7 @@ class HttpCalls:
                 self._idle.append(connection)
 
     def close(self) -> None:
-        """End the connections; calls under way raise Gone."""
+        """End the connections; calls under way raise ConnectionEnded."""
         for connection in list(self._all):
             connection.close()
 
@@ -80,7 +91,7 @@ class HttpCalls:
         except TimeoutError:
             raise
         except OSError as error:
-            raise NotThere(error.strerror or str(error)) from None
+            raise NotListening(error.strerror or str(error)) from None
         self._all.add(connection)
         return connection
 
@@ -110,7 +121,7 @@ class _Connection(asyncio.Protocol):
     async def call(self, request: bytes, timeout_s: float | None) -> HttpAnswer:
         """One call; see :meth:`HttpCalls.call`."""
         if self._over:
-            raise NotThere("the connection was lost before the call")
+            raise NotListening("the connection was lost before the call")
         loop = asyncio.get_running_loop()
         answer: asyncio.Future[HttpAnswer] = loop.create_future()
         self._answer = answer
@@ -140,7 +151,7 @@ class _Connection(asyncio.Protocol):
         """The server has gone, or we have."""
         self._over = True
         self._lost(self)
-        self._finish(Gone(f"the connection was lost{f': {exc}' if exc else ''}"))
+        self._finish(ConnectionEnded(f"the connection was lost{f': {exc}' if exc else ''}"))
 
     def data_received(self, data: bytes) -> None:
         """An answer, or a part of one. What nobody asked for must not become the answer of the next call."""
@@ -157,7 +168,7 @@ class _Connection(asyncio.Protocol):
                 self._head = _read_head(data[:end])
             except (ValueError, KeyError, IndexError):
                 self.close()
-                self._finish(Failed(_INTERNAL, f"an answer that cannot be read: {data[:80]!r}"))
+                self._finish(CallFailed(_INTERNAL, f"an answer that cannot be read: {data[:80]!r}"))
                 return
             self._parts, self._came = [], 0
             data = data[end + 4 :]
@@ -165,7 +176,7 @@ class _Connection(asyncio.Protocol):
         self._came += len(data)
         if self._came > self._head.size:
             self.close()
-            self._finish(Failed(_INTERNAL, f"{self._came} bytes of an answer that has {self._head.size}"))
+            self._finish(CallFailed(_INTERNAL, f"{self._came} bytes of an answer that has {self._head.size}"))
         elif self._came == self._head.size:
             head, self._head = self._head, None
             body = self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
@@ -202,11 +213,11 @@ def _read_head(head: bytes) -> _Head:
     return found
 
 
-def _outcome(head: _Head, body: bytes) -> HttpAnswer | Failed:
+def _outcome(head: _Head, body: bytes) -> HttpAnswer | CallFailed:
     if head.status == 200:
         return HttpAnswer(body[: head.json_size], memoryview(body)[head.json_size :])
     try:
         message = str(orjson.loads(body)["error"])
     except (ValueError, KeyError, TypeError):
         message = body.decode(errors="replace") or f"HTTP status {head.status}"
-    return Failed(_INVALID_ARGUMENT if head.status == 400 else _INTERNAL, message)
+    return CallFailed(_INVALID_ARGUMENT if head.status == 400 else _INTERNAL, message)

@@ -13,7 +13,7 @@ import os
 from collections.abc import Sequence
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 from services.worker.adapters.triton_client import TritonClient
 from tidegate.kernel import telemetry
@@ -30,6 +30,14 @@ MOST = 512 * 2**20
 # A region whose call was given up may still be read by Triton: it is not used again, and let go after this.
 RETIRED_S = 120.0
 ALIGNMENT = 64
+
+
+class Place(NamedTuple):
+    """A part of a region, for one tensor; in bytes."""
+
+    region: str
+    offset: int
+    size: int
 
 
 class Region:
@@ -67,22 +75,19 @@ class Region:
         """Begin anew."""
         self._at = 0
 
-    def put(self, tensor: Any, pieces: Sequence[Buffer]) -> None:
-        """Write pieces one after the other, and tell an input of a request where they are."""
+    def put(self, pieces: Sequence[Buffer]) -> Place:
+        """Write pieces one after the other at the next place, and return the place."""
         at = self._at
         for piece in pieces:
             self._view[at : at + len(piece)] = piece
             at += len(piece)
-        self.reserve(tensor, at - self._at)
+        return self.reserve(at - self._at)
 
-    def reserve(self, tensor: Any, size: int) -> int:
-        """Tell an input or output that ``size`` bytes at the next place are its own; gives that place."""
-        at = self._at
-        tensor.parameters["shared_memory_region"].string_param = self.name
-        tensor.parameters["shared_memory_offset"].int64_param = at
-        tensor.parameters["shared_memory_byte_size"].int64_param = size
+    def reserve(self, size: int) -> Place:
+        """Return the next place, of ``size`` bytes."""
+        place = Place(self.name, self._at, size)
         self._at += aligned(size)
-        return at
+        return place
 
     def read(self, at: int, size: int) -> bytes:
         """A copy of what Triton wrote to a place."""

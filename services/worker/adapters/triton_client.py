@@ -1,18 +1,24 @@
-"""Triton over gRPC, inference over HTTP too, with tensors as raw bytes: nothing here parses one."""
+"""A client of one Triton: gRPC for everything, HTTP for quick inference. It parses no tensors."""
 
 from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import AsyncGenerator, Awaitable, Sequence, Set
+import time
+from collections.abc import AsyncGenerator, Sequence, Set
 from contextlib import aclosing
-from typing import Any, TypeVar
+from typing import Any
 
 import grpc
 from grpc import StatusCode
 
-from services.worker.adapters.grpc_unary import Failed, Gone, UnaryChannel
-from services.worker.adapters.http_calls import HttpAnswer, HttpCalls, NotThere
+from services.worker.adapters.http_calls import (
+    CallFailed,
+    ConnectionEnded,
+    HttpAnswer,
+    HttpCalls,
+    NotListening,
+)
 from services.worker.adapters.triton_stream import TritonStreams
 from services.worker.domain.model_config import ROWS
 from tidegate.kernel.errors import (
@@ -37,9 +43,12 @@ _OPTIONS = (
     ("grpc.max_reconnect_backoff_ms", 500),
 )
 LIVE_TIMEOUT_S = 2.0
-T = TypeVar("T")
-# What Triton says of a Python model whose process has ended. It starts no other, and goes on saying this.
+# A stream that the server refused was not processed at all (RFC 9113, 8.7), so it may be sent again.
+_REFUSED = re.compile(r"RST_STREAM with error code 7\b")
+_SENDS = 3
+# Triton's message about a Python model whose process has ended. It starts no other, and repeats this.
 _MODEL_DIED = re.compile("Stub process .* is not healthy")
+_LATE = "the deadline passed while the model ran"
 _BY_CODE: dict[int, type[TidegateError]] = {
     StatusCode.INVALID_ARGUMENT.value[0]: BadRequest,
     StatusCode.DEADLINE_EXCEEDED.value[0]: DeadlinePassed,
@@ -48,18 +57,22 @@ _BY_CODE: dict[int, type[TidegateError]] = {
 
 
 class TritonClient:
-    """Calls one Triton. Unavailable: the server is gone; ModelFailed: the model is at fault.
+    """A client of one Triton. Unavailable: the server is gone; ModelFailed: the model is at fault.
 
-    A Python model whose process has died is Unavailable too, and ``model_died`` is True from then on: only
-    another Triton helps.
+    If the process of a Python model has died, calls raise Unavailable too and ``model_died`` stays True.
+    Only another Triton helps then.
 
-    ``target`` is ``unix:`` and the path of its gRPC socket, ``http`` the path of its HTTP socket, if it is
-    to be used.
+    ``target`` is ``unix:`` and the path of its gRPC socket. ``http`` is the path of its HTTP socket; None:
+    HTTP is not used.
     """
 
     def __init__(self, target: str, http: str | None = None) -> None:
         self._channel = grpc.aio.insecure_channel(target, options=_OPTIONS)
-        self._inference = UnaryChannel(target.removeprefix("unix:"), _SERVICE + "ModelInfer")
+        self._infer = self._channel.unary_unary(
+            _SERVICE + "ModelInfer",
+            request_serializer=b"".join,
+            response_deserializer=ModelInferResponse.FromString,
+        )
         self._http = None if http is None else HttpCalls(http)
         self.model_died = False
         self._streams = TritonStreams(
@@ -71,45 +84,62 @@ class TritonClient:
         )
 
     async def close(self) -> None:
-        """Close the connections; calls in flight are cancelled, those over HTTP only for us."""
-        self._inference.close()
+        """Close the connections. Calls in flight raise Unavailable; Triton cancels those over gRPC."""
         if self._http is not None:
             self._http.close()
         await self._streams.close()
         await self._channel.close()
 
     async def infer(self, request: Any, timeout_s: float | None = None) -> Any:
-        """:meth:`infer_raw` of a ``ModelInferRequest``."""
+        """Call :meth:`infer_raw` with a ``ModelInferRequest``."""
         return await self.infer_raw([request.SerializeToString()], timeout_s)
 
     async def infer_raw(self, request: Sequence[Buffer], timeout_s: float | None = None) -> Any:
-        """One serialized ``ModelInferRequest``, in pieces -> ``ModelInferResponse``.
+        """Send a serialized ``ModelInferRequest``, in pieces, and return the ``ModelInferResponse``.
 
-        Cancelling the task cancels the call in Triton. Raises BadRequest (the model does not take this),
+        Cancelling the task cancels the call in Triton. Raises BadRequest (the model does not accept it),
         DeadlinePassed, PayloadTooLarge, ModelFailed, Unavailable.
         """
-        return ModelInferResponse.FromString(await self._told(self._inference.call(request, timeout_s)))
+        ends_at = None if timeout_s is None else time.monotonic() + timeout_s
+        sends = 0
+        while True:
+            sends += 1
+            try:
+                return await self._infer(request, timeout=timeout_s)
+            except grpc.aio.AioRpcError as error:
+                if error.code() is StatusCode.DEADLINE_EXCEEDED:
+                    raise DeadlinePassed(_LATE) from None
+                code, message = _status(error)
+                if _REFUSED.search(message) is None:
+                    raise self._alive(await self._meaning(code, message)) from None
+                if sends == _SENDS:
+                    raise Unavailable(f"The model server refuses calls: {message}") from None
+            except grpc.aio.UsageError:
+                raise Unavailable("The connection to the model server was closed.") from None
+            except asyncio.CancelledError:
+                # The library also raises this when the channel is closed under the call.
+                if (task := asyncio.current_task()) is not None and task.cancelling():
+                    raise
+                raise Unavailable("The connection to the model server was closed.") from None
+            timeout_s = None if ends_at is None else ends_at - time.monotonic()
 
     async def infer_http(self, request: bytes, timeout_s: float | None = None) -> HttpAnswer | None:
-        """One whole HTTP request for inference -> its answer; None: no HTTP there, nothing was sent.
+        """Send a whole HTTP request for inference and return its answer.
 
-        Cancelling the task does not cancel the call in Triton. Raises as :meth:`infer_raw`.
+        Return None if nothing listens for HTTP; then nothing was sent. Cancelling the task does not cancel
+        the call in Triton. Raises as :meth:`infer_raw`.
         """
         if self._http is None:
             return None
         try:
-            return await self._told(self._http.call(request, timeout_s))
-        except NotThere:
+            return await self._http.call(request, timeout_s)
+        except NotListening:
             return None
-
-    async def _told(self, call: Awaitable[T]) -> T:
-        try:
-            return await call
         except TimeoutError:
-            raise DeadlinePassed("the deadline passed while the model ran") from None
-        except Failed as error:
+            raise DeadlinePassed(_LATE) from None
+        except CallFailed as error:
             raise self._alive(await self._meaning(error.code, error.message)) from None
-        except Gone as error:
+        except ConnectionEnded as error:
             raise Unavailable(f"The model server is gone: {error}") from None
 
     async def stream(self, request: Any) -> AsyncGenerator[Any]:
@@ -122,7 +152,7 @@ class TritonClient:
                 async for answer in answers:
                     yield answer
         except grpc.aio.AioRpcError as error:
-            raise self._alive(await self._meaning(*_words(error))) from None
+            raise self._alive(await self._meaning(*_status(error))) from None
         except ModelFailed as error:
             raise self._alive(error) from None
 
@@ -216,7 +246,7 @@ class TritonClient:
         try:
             return await self._send(method, answer, request, timeout_s)
         except grpc.aio.AioRpcError as error:
-            raise await self._meaning(*_words(error)) from None
+            raise await self._meaning(*_status(error)) from None
 
     async def _send(self, method: str, answer: Any, request: Any, timeout_s: float | None) -> Any:
         return await self._method(method, type(request), answer)(request, timeout=timeout_s)
@@ -237,7 +267,7 @@ class TritonClient:
         return Unavailable(f"The model server is gone: {message}")
 
 
-def _words(error: grpc.aio.AioRpcError) -> tuple[int, str]:
+def _status(error: grpc.aio.AioRpcError) -> tuple[int, str]:
     number: int = error.code().value[0]
     return number, error.details() or error.code().name
 

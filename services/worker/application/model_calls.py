@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any, Protocol, TypeVar
 
 from services.worker.adapters.metrics import CALL_SECONDS, CALL_SIZE
-from services.worker.adapters.model import Answer
+from services.worker.adapters.model_call import ModelAnswer
 from services.worker.domain.split import describe, split, split_parameters
 from services.worker.domain.statistics import WorkStats
 from tidegate.kernel.errors import ModelFailed, TidegateError
@@ -24,7 +24,9 @@ class Waited(Protocol):
     received: float
 
 
-def answers(group: Sequence[Waited], answer: Answer, started: float, spent: float) -> list[bytes | Reply]:
+def answers(
+    group: Sequence[Waited], answer: ModelAnswer, started: float, spent: float
+) -> list[bytes | Reply]:
     """Return a reply for each request, framed unless it is large.
 
     Raises Mismatch when the answer cannot be divided, ModelFailed when its parameters are too long.

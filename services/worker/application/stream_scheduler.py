@@ -14,7 +14,8 @@ from collections.abc import Callable
 from contextlib import aclosing
 
 from services.worker.adapters.metrics import ANSWERED, CHUNKS, FIRST_CHUNK_SECONDS
-from services.worker.adapters.model import Answer, Model
+from services.worker.adapters.model import Model
+from services.worker.adapters.model_call import ModelAnswer
 from services.worker.adapters.reply_publisher import ReplyPublisher
 from services.worker.adapters.request_log import failed
 from services.worker.domain.backlog import QueuedRequest
@@ -215,7 +216,9 @@ class StreamScheduler:
         self._settle([item])
 
 
-def _chunk(item: QueuedRequest, answer: Answer, seq: int, waited_s: float, made_s: float) -> Buffer | Reply:
+def _chunk(
+    item: QueuedRequest, answer: ModelAnswer, seq: int, waited_s: float, made_s: float
+) -> Buffer | Reply:
     """An answer as a CHUNK, framed unless it is large; raises ModelFailed for one that is no message."""
     request = item.request
     rows, tensors = describe(answer.outputs, request.rows)

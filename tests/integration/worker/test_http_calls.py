@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import shutil
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -14,8 +15,7 @@ import numpy as np
 import pytest
 
 from services.worker.adapters import model as model_module
-from services.worker.adapters.grpc_unary import Failed, Gone
-from services.worker.adapters.http_calls import HttpCalls, NotThere
+from services.worker.adapters.http_calls import CallFailed, ConnectionEnded, HttpCalls, NotListening
 from services.worker.adapters.model import Model
 from services.worker.adapters.triton_client import TritonClient
 from services.worker.domain.call_duration import Quickness
@@ -132,9 +132,52 @@ async def test_the_answers_are_those_of_grpc(echo):
     assert echo.went == ["grpc"] * len(asked)
 
 
+PARAMETERS = """
+import json
+import numpy as np
+import triton_python_backend_utils as pb_utils
+
+
+class TritonPythonModel:
+    def execute(self, requests):
+        return [
+            pb_utils.InferenceResponse(
+                [pb_utils.Tensor("said", np.array([[request.parameters().encode()]], np.object_))]
+            )
+            for request in requests
+        ]
+"""
+
+
+async def test_parameters_are_those_of_grpc(run, tmp_path, monkeypatch):
+    """Those of a request, and those of a job."""
+    monkeypatch.setattr(model_module, "QUICK_S", 5.0)
+    (tmp_path / "model.py").write_text(PARAMETERS)
+    signature = Signature(
+        inputs=SIGNATURE.inputs,
+        outputs=[TensorSpec(name="said", datatype="BYTES", shape=[1])],
+        max_batch_size=1,
+    )
+    ways = Ways(await run("python", tmp_path / "model.py", signature), monkeypatch)
+    own = {"yes": True, "no": False, "least": -(2**63), "most": 2**63 - 1, "empty": "", "text": 'a "ü" \n b'}
+    job = {"job": "j-1", "attempt": "2"}
+    await ways.ask(request(1.0))
+    said: dict[str, dict[str, object]] = {}
+    for way in ("http", "grpc"):
+        ways.went.clear()
+        answer = await ways.model.call([request(1.0, parameters=own)], 10, job)
+        assert ways.went == [way]
+        said[way] = json.loads(bytes(answer.outputs[0].raw)[4:])
+        ways.model._quickness = Quickness(0.0)
+    assert said["http"].pop("binary_data_output", True) is True
+    assert said["http"] == said["grpc"]
+    assert said["grpc"] == own | job
+
+
 async def test_what_is_not_for_http_goes_over_grpc(echo):
     for each in (
-        request(1.0, parameters={"a": 1}),
+        request(1.0, parameters={"a": 1.5}),
+        request(1.0, parameters={"binary_data_output": False}),
         request(1.0, width=0),
         request(1.0, width=model_module.QUICK_BYTES // 4 + 1),
     ):
@@ -338,7 +381,7 @@ async def test_a_connection_that_ends_under_a_request_and_one_that_says_it_is_ov
     async with serving(tmp_path / "http", script) as counts:
         await calls.call(b"word", 10)
         for _ in range(2):
-            with pytest.raises(Gone):
+            with pytest.raises(ConnectionEnded):
                 await calls.call(b"last", 10)
         await calls.call(b"bye!", 10)
         assert not calls._idle, "it said so"
@@ -360,13 +403,13 @@ async def test_other_answers_are_failures(calls, tmp_path, sent, code, words):
         writer.write(sent)
 
     async with serving(tmp_path / "http", script):
-        with pytest.raises(Failed, match=words) as failed:
+        with pytest.raises(CallFailed, match=words) as failed:
             await calls.call(b"word", 10)
         assert failed.value.code == code
 
 
 async def test_nobody_there_and_a_server_that_goes(calls, tmp_path):
-    with pytest.raises(NotThere):
+    with pytest.raises(NotListening):
         await calls.call(b"word", 10)
 
     async def script(word: bytes, writer: asyncio.StreamWriter) -> None:
@@ -375,6 +418,6 @@ async def test_nobody_there_and_a_server_that_goes(calls, tmp_path):
         writer.close()
 
     async with serving(tmp_path / "http", script):
-        with pytest.raises(Gone):
+        with pytest.raises(ConnectionEnded):
             await calls.call(b"word", 10)
         assert not calls._idle

@@ -145,7 +145,7 @@ async def test_a_request_that_selects_outputs_does_not_take_them_from_others(
     assert (await running.client.statistics("m")).execution_count == 1
     with pytest.raises(BadRequest, match="has no output 'z'"):
         await model.call([asked(1, select=["z"])], 10)
-    with pytest.raises(BadRequest, match=r"response cache, .* parameters \(temperature\) apart"):
+    with pytest.raises(BadRequest, match=r"response cache, .* parameters of a request \(temperature\)"):
         await model.call([asked(1, parameters={"temperature": 1})], 10)
     # What is told of jobs is for the model to read if it runs at all.
     assert await model.call([asked(1)], 10, {"tidegate_jobs": "1:1:1"})

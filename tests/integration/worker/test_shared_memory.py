@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +13,8 @@ import pytest
 from services.worker.adapters import shared_memory
 from services.worker.adapters.model import Model
 from services.worker.adapters.shared_memory import Regions
+from services.worker.adapters.triton_client import TritonClient
+from services.worker.domain.call_duration import Quickness
 from tidegate.kernel.errors import ModelFailed
 from tidegate.kernel.protocol.envelope import Buffer, Request, call_key, read_request, request_frame, tensor
 from tidegate.kernel.protocol.models import Signature, TensorSpec
@@ -81,6 +84,22 @@ async def mixed(run, tmp_path):
     await regions.close()
 
 
+def going(model: Model, way: str, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Make calls of the model go this way; return the ways that calls of all models went."""
+    model._quickness = Quickness(60.0 if way == "http" else 0.0)
+    model._quickness.answered(0.001)
+    went: list[str] = []
+    for name in ("infer_http", "infer_raw"):
+        original = getattr(TritonClient, name)
+
+        async def noted(*given: Any, name: str = name, original: Any = original) -> Any:
+            went.append("http" if name == "infer_http" else "grpc")
+            return await original(*given)
+
+        monkeypatch.setattr(TritonClient, name, noted)
+    return went
+
+
 async def check(model: Model, plain: Model, *requests: Request) -> None:
     found, right = await model.call(list(requests), 10), await plain.call(list(requests), 10)
     assert [(o.name, o.datatype, o.shape, bytes(o.raw)) for o in found.outputs] == [
@@ -88,8 +107,10 @@ async def check(model: Model, plain: Model, *requests: Request) -> None:
     ]
 
 
-async def test_answers_are_those_of_grpc(mixed):
+@pytest.mark.parametrize("way", ["http", "grpc"])
+async def test_answers_are_those_without_it(mixed, monkeypatch, way):
     running, model, regions = mixed
+    went = going(model, way, monkeypatch)
     plain = Model(running.client, running.model, SIGNATURE.outputs)
     for requests in (
         [request(1)],
@@ -99,6 +120,7 @@ async def test_answers_are_those_of_grpc(mixed):
         [request(7, outputs=("back", "half"))],
     ):
         await check(model, plain, *requests)
+    assert set(went[::2]) == {way}, "the calls between are those of the plain model"
     assert len(regions._free) == 2, "of two sizes, both free again"
     assert regions_of(running.process) == [], "it has no name any more"
 
@@ -136,10 +158,13 @@ async def test_a_call_that_was_given_up_never_shares_its_region(mixed, monkeypat
     await check(model, plain, request(2))
 
 
-async def test_an_output_larger_than_the_signature_says(mixed):
+@pytest.mark.parametrize("way", ["http", "grpc"])
+async def test_an_output_larger_than_the_signature_says(mixed, monkeypatch, way):
     _, model, _ = mixed
+    went = going(model, way, monkeypatch)
     answer = await model.call([request(1, small=(1.0, 0.0, 1.0))], 10)
     assert next(o for o in answer.outputs if o.name == "doubled").shape == (1, 2 * SIZE)
+    assert went[0] == way
     fresh = Model(model._client, model._name, SIGNATURE.outputs, model._regions, ABOVE)
     with pytest.raises(ModelFailed, match="shared memory"):
         await fresh.call([request(1, small=(1.0, 0.0, 1.0), flags=0)], 10)

@@ -13,7 +13,7 @@ import numpy as np
 import orjson
 import pytest
 
-from services.worker.adapters.model import Answer
+from services.worker.adapters.model_call import ModelAnswer
 from services.worker.adapters.reply_publisher import ReplyPublisher
 from services.worker.api.requests import RequestConsumer
 from services.worker.application.batch_scheduler import BatchScheduler
@@ -49,7 +49,7 @@ class Doubler(GatedModel):
         super().__init__()
         self.parameters: dict[str, Any] = {}
 
-    async def call(self, requests: list[Request], timeout_s: float) -> Answer:
+    async def call(self, requests: list[Request], timeout_s: float) -> ModelAnswer:
         await self.gate(requests, timeout_s)
         x = np.frombuffer(b"".join(r.data[0] for r in requests), "<f4").reshape(-1, 2)
         if (x < 0).any():
@@ -60,7 +60,7 @@ class Doubler(GatedModel):
         if len(requests[0].data) > 1:
             words = [word[::-1] for r in requests for word in unpack_strings(r.data[1])]
             outputs.append(Output("words", "BYTES", (rows,), pack_strings(words)))
-        return Answer(outputs, self.parameters)
+        return ModelAnswer(outputs, self.parameters)
 
 
 @dataclass

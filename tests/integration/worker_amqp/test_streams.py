@@ -8,7 +8,7 @@ from collections.abc import AsyncGenerator
 
 import pytest
 
-from services.worker.adapters.model import Answer
+from services.worker.adapters.model_call import ModelAnswer
 from services.worker.domain.split import Output
 from tidegate.kernel.errors import BadRequest, ModelFailed, Unavailable
 from tidegate.kernel.protocol import envelope
@@ -33,10 +33,10 @@ class Speaker:
         self.fail: dict[int, Exception] = {}
         self.parameters: dict[str, str] = {}
 
-    async def call(self, requests: list[Request], timeout_s: float) -> Answer:
+    async def call(self, requests: list[Request], timeout_s: float) -> ModelAnswer:
         raise BadRequest("the model gives any number of answers")
 
-    async def stream(self, request: Request) -> AsyncGenerator[Answer]:
+    async def stream(self, request: Request) -> AsyncGenerator[ModelAnswer]:
         self.begun.append(request.id)
         self.attempts.append(request.attempt)
         try:
@@ -46,7 +46,7 @@ class Speaker:
                 if at in self.fail:
                     raise self.fail.pop(at)
                 more = {"at": at, **self.parameters}
-                yield Answer([Output("said", "BYTES", (1,), pack_strings([word]))], more)
+                yield ModelAnswer([Output("said", "BYTES", (1,), pack_strings([word]))], more)
         except (asyncio.CancelledError, GeneratorExit):
             self.cancelled += 1
             raise

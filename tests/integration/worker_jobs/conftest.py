@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from services.worker.adapters.model import Answer
+from services.worker.adapters.model_call import ModelAnswer
 from services.worker.adapters.reply_publisher import ReplyPublisher
 from services.worker.api import jobs as door_module
 from services.worker.api.jobs import JobConsumer
@@ -47,7 +47,7 @@ class Doubler(GatedModel):
 
     async def call(
         self, requests: list[Request], timeout_s: float, parameters: Mapping[str, str] | None = None
-    ) -> Answer:
+    ) -> ModelAnswer:
         self.told.append(parameters)
         await self.gate(requests, timeout_s)
         x = np.frombuffer(b"".join(r.data[0] for r in requests), "<f4")
@@ -55,7 +55,7 @@ class Doubler(GatedModel):
             raise BadRequest("a negative number")
         rows = sum(request.rows for request in requests)
         shape = (rows, x.size // rows) if rows else (x.size,)
-        return Answer([Output("y", "FP32", shape, (x * 2).astype("<f4").tobytes())], self.parameters)
+        return ModelAnswer([Output("y", "FP32", shape, (x * 2).astype("<f4").tobytes())], self.parameters)
 
 
 def frame(id: bytes, *numbers: float, expires_ms: int, batched: bool = True, **given: Any) -> bytes:
