@@ -9,7 +9,7 @@ from tidegate.kernel import quick_start
 
 
 def main(arguments: list[str]) -> None:
-    """Serve; or, with ``migrate``, bring the database up to date and end."""
+    """Serve; with ``migrate``, migrate the database and exit."""
     if arguments not in ([], ["migrate"]):
         raise SystemExit("usage: python -m services.registry [migrate]")
     quick_start.begin()
@@ -22,7 +22,7 @@ def main(arguments: list[str]) -> None:
     if arguments:
         asyncio.run(migrate.migrate(settings.database_url))
         return
-    # Imported here: a migration needs none of it, and everybody who starts waits for the migration.
+    # Imported here, because every start waits for the migration, which does not need these modules.
     from services.registry.app import build
     from tidegate.kernel import telemetry
     from tidegate.kernel.service import app as service

@@ -1,4 +1,4 @@
-"""The registry's own settings, beside the shared ones."""
+"""Settings of the registry, beside the shared ones."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ GIB = 1024**3
 
 
 class RegistrySettings(Settings):
-    """Read by ``app.py`` only; every field is ``TIDEGATE_<FIELD>`` in the environment."""
+    """Settings that only the registry has. Each field is ``TIDEGATE_<FIELD>`` in the environment."""
 
     service: ClassVar[str] = "registry"
 

@@ -137,7 +137,7 @@ def test_a_policy_takes_effect_and_a_pause_ends_all(stack: Stack, napper: str, c
 def test_a_minimum_above_the_stored_maximum_is_refused(stack: Stack, napper: str) -> None:
     refused = stack.run("policy", "napper", "--set", "min_replicas=5")
     assert refused.returncode != 0
-    assert "min_replicas 5 is above max_replicas 2. State both in one command" in refused.stderr
+    assert "min_replicas 5 is above max_replicas 2. Set both in one command" in refused.stderr
     assert stack.cli("policy", "napper")["given"]["max_replicas"] == 2
 
 

@@ -1,4 +1,4 @@
-"""Zip and tar archives, looked into without unpacking them."""
+"""Read the members of zip and tar archives without unpacking them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tidegate.kernel.errors import BadRequest
 
 
 class ArchiveContents:
-    """The files of an archive by path, with their sizes, and the text of those that were asked for."""
+    """The files of an archive with their sizes, and the text of the requested ones, by path."""
 
     def __init__(self, files: dict[PurePosixPath, int], texts: dict[PurePosixPath, str]) -> None:
         self.sizes = files
@@ -21,35 +21,35 @@ class ArchiveContents:
 
 
 def read_archive(
-    path: Path, *, wanted: Collection[str], max_text: int, limits: ArchiveLimits
+    path: Path, *, names: Collection[str], max_text: int, limits: ArchiveLimits
 ) -> ArchiveContents:
-    """Check every member of an archive and read the files of these names (at most ``max_text`` bytes each).
+    """Check every member of an archive, and read the files with these names, at most ``max_text`` bytes each.
 
-    Blocking: call it in a thread. Raises BadRequest when it is no archive or holds what is not allowed.
+    Blocking: call it in a thread. Raise BadRequest for a file that is no archive, or has a bad member.
     """
-    tally = ArchiveChecker(limits, path.stat().st_size)
+    checker = ArchiveChecker(limits, path.stat().st_size)
     files: dict[PurePosixPath, int] = {}
     texts: dict[PurePosixPath, str] = {}
     try:
         with archives.reading():
             for member, content in archives.members(path):
-                inside = tally.admit(member)
-                if inside is None:
+                inner = checker.admit(member)
+                if inner is None:
                     continue
-                files[inside] = member.size
-                if inside.name in wanted:
+                files[inner] = member.size
+                if inner.name in names:
                     with content() as stream:
-                        texts[inside] = _text(inside, stream.read(max_text + 1), max_text)
+                        texts[inner] = _text(inner, stream.read(max_text + 1), max_text)
     except archives.Broken as error:
-        raise BadRequest(f"The archive cannot be read ({error}).") from None
+        raise BadRequest(f"The archive cannot be read ({error}). Pack it again.") from None
     return ArchiveContents(files, texts)
 
 
-def extract(path: Path, wanted: PurePosixPath, target: Path) -> None:
-    """Write one file of an archive that :func:`read_archive` has checked. Blocking."""
+def extract(path: Path, inner: PurePosixPath, target: Path) -> None:
+    """Write one file of an archive to ``target``. :func:`read_archive` must have checked it. Blocking."""
     with archives.reading():
         for member, content in archives.members(path):
-            if member.kind == "file" and PurePosixPath(member.name) == wanted:
+            if member.kind == "file" and PurePosixPath(member.name) == inner:
                 with content() as packed, target.open("xb") as file:
                     shutil.copyfileobj(packed, file, 1024 * 1024)
                 return
@@ -57,8 +57,12 @@ def extract(path: Path, wanted: PurePosixPath, target: Path) -> None:
 
 def _text(path: PurePosixPath, content: bytes, limit: int) -> str:
     if len(content) > limit:
-        raise BadRequest(f"{str(path)!r} in the archive is larger than {limit} bytes.")
+        raise BadRequest(
+            f"{str(path)!r} in the archive is larger than {limit} bytes, the limit for such a file."
+        )
     try:
         return content.decode()
     except UnicodeDecodeError:
-        raise BadRequest(f"{str(path)!r} in the archive is not UTF-8 text.") from None
+        raise BadRequest(
+            f"{str(path)!r} in the archive is not UTF-8 text. Save it as UTF-8 and pack the archive again."
+        ) from None

@@ -1,4 +1,4 @@
-"""Whether a file is what its format says, and what signature it carries. Nothing in it is ever run."""
+"""Inspect an artifact: check it against its format, and read its signature. Nothing in it is executed."""
 
 from __future__ import annotations
 
@@ -21,30 +21,30 @@ from tidegate.kernel.errors import BadRequest
 from tidegate.kernel.protocol import backend_class, python_model, python_signature
 from tidegate.kernel.protocol.models import Format, Signature
 
-MODEL = "model.py"
+MODEL_FILE = "model.py"
 MAX_PYTHON = 4 * 1024 * 1024
 # A pickle of protocol 2 or later, or one that joblib compressed: zlib, gzip, bz2, xz, lzma, lz4.
-_PICKLES = (b"\x80", b"\x78", b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x5d\x00", b"\x04\x22\x4d\x18")
+_PICKLE_MAGIC = (b"\x80", b"\x78", b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x5d\x00", b"\x04\x22\x4d\x18")
 
 
 @dataclass(frozen=True, slots=True)
 class Inspection:
-    """What a file tells of itself. ``signature``: given, or read from it; None: unknown.
+    """What was read from an artifact. ``signature``: given, or read from the file; None: unknown.
 
-    ``saved``: the releases that wrote it, of a pickle.
+    ``saved_by``: the library releases that wrote a pickle.
     """
 
     signature: Signature | None
     requirements: list[str] = field(default_factory=list)
-    saved: PickleReleases = field(default_factory=PickleReleases)
+    saved_by: PickleReleases = field(default_factory=PickleReleases)
 
 
 def inspect(
     path: Path, format_: Format, *, model: str, given: Signature | None, max_batch: int, limits: ArchiveLimits
 ) -> Inspection:
-    """Check a file against its format and return what it tells.
+    """Check a file against its format, and return its signature, requirements and origin.
 
-    Blocking: call it in a thread. Raises BadRequest, which says what was wrong and what helps.
+    Blocking: call it in a thread. Raise BadRequest, which says what is wrong and what to do.
     """
     if format_ == "onnx":
         graph = onnx_archive.read(path, limits) if archives.is_archive(path) else onnx_signature.read(path)
@@ -52,25 +52,25 @@ def inspect(
     if given is not None:
         signature.check(given)
     if format_ == "triton":
-        declared, needs = triton_config.read(path, model, limits)
-        return Inspection(_triton(declared, given), needs)
+        declared, required = triton_config.read(path, model, limits)
+        return Inspection(_triton_signature(declared, given), required)
     if format_ == "torchscript":
         _check_torchscript(path)
-        registration.check_described(format_, given)
+        registration.check_has_signature(format_, given)
     elif format_ == "python":
         return _python(path, given, limits)
     else:
         _check_pickle(path)
-        return Inspection(given, saved=pickles.saved_with(pickle_file.pieces(path)))
+        return Inspection(given, saved_by=pickles.releases_in(pickle_file.pieces(path)))
     return Inspection(given)
 
 
-def _triton(declared: Signature | None, given: Signature | None) -> Signature | None:
+def _triton_signature(declared: Signature | None, given: Signature | None) -> Signature | None:
     if declared is not None and given is not None:
-        given = given.model_copy(update={"decoupled": declared.decoupled})  # the config's alone to say
+        given = given.model_copy(update={"decoupled": declared.decoupled})  # only the config says this
     if declared is not None and given is not None and declared != given:
         raise BadRequest(
-            "The signature that was given is not the one in config.pbtxt: leave it out, or correct one."
+            "The given signature differs from the one in config.pbtxt. Leave it out, or correct one of them."
         )
     return declared or given
 
@@ -80,40 +80,42 @@ def _check_torchscript(path: Path) -> None:
     try:
         archives.check_zip(path)
         with zipfile.ZipFile(path) as archive:
-            inside = [name.partition("/")[2] for name in archive.namelist()]
-    # NotImplementedError is zipfile's word for a version of zip that it does not know.
+            inner = [name.partition("/")[2] for name in archive.namelist()]
+    # zipfile raises NotImplementedError for a version of zip that it does not know.
     except (archives.Broken, zipfile.BadZipFile, OSError, NotImplementedError, ValueError) as error:
         raise BadRequest(
-            f"The file is not TorchScript, which is a zip archive ({error}): {remedy}."
+            f"The file is not TorchScript, which is a zip archive ({error}). To convert it, {remedy}."
         ) from None
-    if "constants.pkl" not in inside or not any(name.startswith("code/") for name in inside):
+    if "constants.pkl" not in inner or not any(name.startswith("code/") for name in inner):
         raise BadRequest(
-            "The file holds weights but no code (torch.save of a module or a state dict), and it would "
-            f"take your Python classes to load: {remedy}."
+            "The file holds weights but no code (torch.save of a module or a state dict), so it cannot be "
+            f"loaded without your Python classes. Instead, {remedy}."
         )
 
 
 def _python(path: Path, given: Signature | None, limits: ArchiveLimits) -> Inspection:
-    """Look at a model.py, or at an archive of a folder that has one, with the requirements beside it."""
+    """Inspect a model.py, or an archive of a folder with one and its requirements."""
     if not archives.is_packed(path):
         if path.stat().st_size > MAX_PYTHON:
-            raise BadRequest(f"A {MODEL} of more than {MAX_PYTHON} bytes is refused.")
+            raise BadRequest(
+                f"{MODEL_FILE} is larger than {MAX_PYTHON} bytes, the limit. Put data into files beside it."
+            )
         return Inspection(_python_signature(path.read_bytes(), given))
-    wanted = {MODEL, requirements.FILE}
-    contents = archive_reader.read_archive(path, wanted=wanted, max_text=MAX_PYTHON, limits=limits)
-    if PurePosixPath(MODEL) not in contents.files:
-        raise BadRequest(f"The archive of a Python model needs {MODEL} at its root.")
-    found = _python_signature(contents.texts[PurePosixPath(MODEL)].encode(), given)
+    names = {MODEL_FILE, requirements.FILE}
+    contents = archive_reader.read_archive(path, names=names, max_text=MAX_PYTHON, limits=limits)
+    if PurePosixPath(MODEL_FILE) not in contents.files:
+        raise BadRequest(f"An archive of a Python model needs {MODEL_FILE} at its root.")
+    found = _python_signature(contents.texts[PurePosixPath(MODEL_FILE)].encode(), given)
     text = contents.texts.get(PurePosixPath(requirements.FILE), "")
-    return Inspection(found, requirements.lines_of(text, requirements.FILE))
+    return Inspection(found, requirements.parse(text, requirements.FILE))
 
 
 def _python_signature(source: bytes, given: Signature | None) -> Signature | None:
-    """Return the signature of a file with ``predict``; of one for Triton's Python backend, the given one."""
-    tree = python_model.parsed(source, MODEL)
+    """Return the signature of a file with ``predict``; for Triton's Python backend return ``given``."""
+    tree = python_model.parsed(source, MODEL_FILE)
     if backend_class.is_for_the_backend(tree):
-        by_itself = backend_class.may_describe_itself(tree)
-        registration.check_described("python", given, by_itself=by_itself)
+        describes_itself = backend_class.may_describe_itself(tree)
+        registration.check_has_signature("python", given, describes_itself=describes_itself)
         return given
     found = python_signature.signature_of(python_model.read(tree), given)
     signature.check(found)
@@ -123,7 +125,7 @@ def _python_signature(source: bytes, given: Signature | None) -> Signature | Non
 def _check_pickle(path: Path) -> None:
     with path.open("rb") as file:
         magic = file.read(8)
-    if not magic.startswith(_PICKLES):
+    if not magic.startswith(_PICKLE_MAGIC):
         raise BadRequest(
-            "The file is not what joblib.dump writes: save the estimator with joblib.dump(model, path)."
+            "The file was not written by joblib.dump. Save the estimator with joblib.dump(model, path)."
         )

@@ -1,7 +1,7 @@
-"""The artifact store: bytes under their sha256, in a folder or an object store.
+"""The artifact store: files by their sha256, in a folder or an object store.
 
-``<root>/sha256/aa/bb/<digest>`` holds an artifact, ``<root>/incoming/`` what is still being uploaded.
-An artifact is moved into place whole, so whoever sees it sees all of it.
+``<root>/sha256/aa/bb/<digest>`` is an artifact, ``<root>/incoming/`` has the uploads in progress. A complete
+upload is moved into its place, so a stored artifact is always complete.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class StagedArtifact:
-    """An upload that is complete and hashed, and not yet in its place."""
+    """A complete, hashed upload that is not yet in its place."""
 
     sha256: str
     size: int
@@ -41,7 +41,7 @@ class StagedArtifact:
 
 
 class ArtifactStore:
-    """Files by digest. Every method that touches the store does so in a thread."""
+    """Artifacts by sha256. The methods use the store in a thread, and raise Unavailable if it fails."""
 
     def __init__(self, url: str, *, max_bytes: int) -> None:
         self._fs, self._root, self._stream = object_store.opened(url)
@@ -50,25 +50,25 @@ class ArtifactStore:
         self.problem: str | None = None
 
     async def start(self) -> None:
-        """Make the folders."""
+        """Create the folders."""
         await self._do(self._fs.makedirs, self._incoming, exist_ok=True)
 
     async def sweep(self) -> int:
-        """Delete what uploads have left behind that broke off more than an hour ago; how many there were."""
+        """Delete uploads that were cut off more than an hour ago. Return their number."""
         return await self._do(self._sweep)
 
     async def probe(self) -> None:
-        """Find out whether the store can be written; ``problem`` has the answer."""
+        """Test whether the store can be written, and set ``problem``."""
         try:
             await self._do(self._probe)
         except Unavailable as error:
             log.warning("artifact store probe failed", extra={"problem": error.message})
 
     async def stage(self, chunks: AsyncIterator[bytes], announced: int | None = None) -> StagedArtifact:
-        """Take an upload in, hashing as it comes. ``announced``: the size the sender speaks of.
+        """Write an upload and hash it. ``announced``: the size in bytes that the sender has stated.
 
-        Raises PayloadTooLarge as soon as the limit is passed and BadRequest for an upload of nothing;
-        then, and when the sender breaks off, nothing stays behind.
+        Raise PayloadTooLarge as soon as the limit is passed, BadRequest for an empty upload. An error deletes
+        the partial upload, and so does a sender that disconnects.
         """
         if announced is not None and announced > self.max_bytes:
             raise self._too_large()
@@ -76,43 +76,46 @@ class ArtifactStore:
         digest, size = hashlib.sha256(), 0
         file = await self._do(self._fs.open, path, "wb")
         try:
-            async for chunk in _gathered(chunks):
+            async for chunk in _in_large_pieces(chunks):
                 size += len(chunk)
                 if size > self.max_bytes:
                     raise self._too_large()
                 await self._do(_write, file, digest, chunk)
             if not size:
-                raise BadRequest("The upload is empty: send the model's file as the request's body.")
+                raise BadRequest("The upload is empty. Send the model's file as the body of the request.")
             await self._do(_finish, file)
         except BaseException:
-            # Cancelled too: the sender has gone, and half a file helps nobody.
+            # Also on cancellation: the sender has disconnected, and the partial file is of no use.
             await asyncio.shield(self._abandon(file, path))
             raise
         return StagedArtifact(digest.hexdigest(), size, path)
 
     async def keep(self, staged: StagedArtifact) -> None:
-        """Move an upload into its place; the same bytes are stored once."""
+        """Move an upload into its place. The same bytes are stored once."""
         await self._do(self._keep, staged)
 
     async def discard(self, staged: StagedArtifact) -> None:
-        """Forget an upload that is not wanted."""
+        """Delete an upload."""
         await self._do(self._delete, staged.path)
 
     async def remove(self, sha256: str) -> None:
-        """Delete an artifact; no error when it is not there."""
+        """Delete an artifact, if it is stored."""
         await self._do(self._delete, self._place(sha256))
 
     async def read(self, sha256: str) -> AsyncIterator[bytes]:
-        """The bytes of an artifact in pieces of 1 MiB. Opened before this returns; raises NotFound."""
+        """Open an artifact and return its bytes in pieces of 1 MiB. Raise NotFound."""
         try:
             stream = await self._do(self._stream, self._place(sha256))
         except FileNotFoundError:
-            raise NotFound(f"The artifact store has no {sha256}.") from None
+            raise NotFound(f"The artifact store has no file {sha256}: upload it again.") from None
         return self._pieces(stream)
 
     @asynccontextmanager
     async def local(self, sha256: str) -> AsyncIterator[Path]:
-        """An artifact as a file on this machine: the stored one, or a copy for as long as the block runs."""
+        """Give an artifact as a local file: the stored one, or a copy that is deleted after the block.
+
+        Raise NotFound.
+        """
         place = self._place(sha256)
         try:
             if "file" in self._fs.protocol:
@@ -125,7 +128,7 @@ class ArtifactStore:
                 await self._do(self._fs.get_file, place, str(copy))
                 yield copy
         except FileNotFoundError:
-            raise NotFound(f"The artifact store has no {sha256}.") from None
+            raise NotFound(f"The artifact store has no file {sha256}: upload it again.") from None
 
     async def _pieces(self, stream: object_store.Stream) -> AsyncIterator[bytes]:
         try:
@@ -140,13 +143,13 @@ class ArtifactStore:
             await self._do(self._delete, path)
 
     async def _do(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Run a blocking call in a thread; what fails raises Unavailable, and FileNotFoundError as it is."""
+        """Run a blocking call in a thread. Errors become Unavailable, except FileNotFoundError."""
         try:
             result = await asyncio.to_thread(call, *args, **kwargs)
         except FileNotFoundError:
             raise
-        except Exception as error:  # each driver has errors of its own
-            self.problem = f"The artifact store does not work: {error}."
+        except Exception as error:  # every driver raises its own classes
+            self.problem = f"The artifact store has failed: {error}."
             raise Unavailable(self.problem) from error
         self.problem = None
         return result
@@ -169,15 +172,15 @@ class ArtifactStore:
 
     def _sweep(self) -> int:
         self._fs.invalidate_cache()
-        old = time.time() - ORPHAN_AFTER_S
+        oldest = time.time() - ORPHAN_AFTER_S
         try:
-            found = self._fs.ls(self._incoming, detail=True)
-        except FileNotFoundError:  # an object store has no empty folders
+            entries = self._fs.ls(self._incoming, detail=True)
+        except FileNotFoundError:  # an object store does not keep empty folders
             return 0
         orphans = [
             entry["name"]
-            for entry in found
-            if entry["type"] == "file" and _written_at(self._fs, entry["name"]) < old
+            for entry in entries
+            if entry["type"] == "file" and _written_at(self._fs, entry["name"]) < oldest
         ]
         for path in orphans:
             self._delete(path)
@@ -191,15 +194,15 @@ class ArtifactStore:
 
     def _too_large(self) -> PayloadTooLarge:
         return PayloadTooLarge(
-            f"The artifact is larger than {self.max_bytes} bytes (TIDEGATE_MAX_ARTIFACT_BYTES)."
+            f"The artifact is larger than {self.max_bytes} bytes (limit: TIDEGATE_MAX_ARTIFACT_BYTES)."
         )
 
 
 def _written_at(fs: Any, path: str) -> float:
-    """When a file was last written, in seconds since the epoch; now, where the store cannot say."""
+    """Return when a file was last written, in seconds since the epoch; now, if the store does not know."""
     try:
         return float(fs.modified(path).timestamp())
-    except (NotImplementedError, FileNotFoundError):  # the first is fsspec's word for a store without times
+    except (NotImplementedError, FileNotFoundError):  # fsspec raises the first for a store without times
         return time.time()
 
 
@@ -209,20 +212,20 @@ def _write(file: Any, digest: Any, chunk: bytes) -> None:
 
 
 def _finish(file: Any) -> None:
-    """Close a file, and on a local disk have it written through first: a 201 means that it is there."""
+    """Close a file. On a local disk, first write it through: a 201 promises that it is stored."""
     file.flush()
     with suppress(AttributeError, OSError):
         os.fsync(file.fileno())
     file.close()
 
 
-async def _gathered(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    """The same bytes in pieces of at least 1 MiB, so that a thread is worth its while."""
-    held = bytearray()
+async def _in_large_pieces(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    """Yield the same bytes in pieces of at least 1 MiB, because each piece costs a call in a thread."""
+    buffer = bytearray()
     async for chunk in chunks:
-        held += chunk
-        if len(held) >= CHUNK:
-            yield bytes(held)
-            held.clear()
-    if held:
-        yield bytes(held)
+        buffer += chunk
+        if len(buffer) >= CHUNK:
+            yield bytes(buffer)
+            buffer.clear()
+    if buffer:
+        yield bytes(buffer)

@@ -1,4 +1,7 @@
-"""Tells others that the intention has changed. Hints: whoever misses one re-lists within seconds."""
+"""Publish change notifications of the desired state.
+
+They only save time: the other services read the whole desired state every few seconds anyway.
+"""
 
 from __future__ import annotations
 
@@ -11,66 +14,63 @@ from dataclasses import asdict
 from prometheus_client import Counter
 
 from services.registry.domain.desired_state import ChangeNotification
-from tidegate.kernel import telemetry
+from tidegate.kernel import tasks, telemetry
 from tidegate.kernel.broker.connection import Channel, Connection
 from tidegate.kernel.broker.topology import EVENTS, REGISTRY_CHANGED
 from tidegate.kernel.errors import Unavailable
 
 log = telemetry.logger(__name__)
 
-PUBLISHED = Counter("tidegate_registry_events_published_total", "Change events that the broker took.")
+PUBLISHED = Counter("tidegate_registry_events_published_total", "Change events that the broker confirmed.")
 LOST = Counter("tidegate_registry_events_lost_total", "Change events that could not be published.")
 
-WAITING = 1_000
+MAX_QUEUED = 1_000
 PUBLISH_TIMEOUT_S = 5.0
 
 
 class ChangeNotifier:
-    """Publishes in the background, so that a slow or absent broker never holds up a write."""
+    """A background publisher, so that a slow or absent broker never delays a write."""
 
     def __init__(self, amqp_url: str) -> None:
         self.connection = Connection(amqp_url, "registry events", _declare)
-        self._waiting: asyncio.Queue[bytes] = asyncio.Queue(WAITING)
+        self._queue: asyncio.Queue[bytes] = asyncio.Queue(MAX_QUEUED)
         self._task: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        """Begin connecting and publishing."""
+        """Start to connect and to publish."""
         self.connection.start()
         self._task = asyncio.create_task(self._run(), name="registry change notifier")
 
     async def stop(self) -> None:
-        """Publish what waits, if the broker is there, and close."""
+        """Publish what is queued, if the broker is connected, and disconnect."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(1.0 if self.connection.channel else 0):
-                await self._waiting.join()
-        if self._task is not None:
-            self._task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._task
+                await self._queue.join()
+        await tasks.end(self._task)
         await self.connection.stop()
 
     def notify(self, revision: int, notifications: Sequence[ChangeNotification]) -> None:
-        """Queue one event per changed object; returns at once."""
+        """Queue one notification for each changed object, without waiting."""
         for notification in notifications:
             body = json.dumps({"revision": revision, **asdict(notification)}).encode()
             try:
-                self._waiting.put_nowait(body)
+                self._queue.put_nowait(body)
             except asyncio.QueueFull:
                 LOST.inc()
 
     async def _run(self) -> None:
         while True:
-            body = await self._waiting.get()
+            body = await self._queue.get()
             try:
                 await self._publish(body)
             finally:
-                self._waiting.task_done()
+                self._queue.task_done()
 
     async def _publish(self, body: bytes) -> None:
         try:
             async with asyncio.timeout(PUBLISH_TIMEOUT_S):
                 if self.connection.channel is None:
-                    raise Unavailable(self.connection.problem or "RabbitMQ is away.")
+                    raise Unavailable(self.connection.problem or "RabbitMQ is not connected.")
                 await self.connection.channel.publish(
                     body, exchange=EVENTS.name, routing_key=REGISTRY_CHANGED
                 )

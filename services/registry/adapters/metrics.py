@@ -1,4 +1,4 @@
-"""What Prometheus sees of the registry."""
+"""Metrics of the registry."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from services.registry.adapters.sql.reading import Totals
 
 REQUESTS = Counter("tidegate_registry_requests_total", "HTTP requests.", ["method", "route", "status"])
 SECONDS = Histogram("tidegate_registry_request_seconds", "Time of HTTP requests.", ["method", "route"])
-REVISION = Gauge("tidegate_registry_revision", "Number of the last change to the intention.")
-UPLOADED = Counter("tidegate_registry_uploaded_bytes_total", "Bytes of artifacts that were taken in.")
-HELD = {
+REVISION = Gauge("tidegate_registry_revision", "Number of the last change to the desired state.")
+UPLOADED = Counter("tidegate_registry_uploaded_bytes_total", "Bytes of artifacts that were uploaded.")
+STORED = {
     "versions": Gauge("tidegate_registry_versions", "Model versions."),
     "deployments": Gauge("tidegate_registry_deployments", "Deployments."),
     "endpoints": Gauge("tidegate_registry_endpoints", "Endpoints."),
@@ -23,14 +23,14 @@ HELD = {
 
 
 def show(revision: int, totals: Totals) -> None:
-    """Set the gauges."""
+    """Set the gauges of the revision and of what is stored."""
     REVISION.set(revision)
     for name, value in totals._asdict().items():
-        HELD[name].set(value)
+        STORED[name].set(value)
 
 
 class RequestMetrics:
-    """ASGI middleware that counts and times requests by route, never by path: paths have no end."""
+    """ASGI middleware that counts and times requests by route, not by path, to bound the number of series."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -41,14 +41,14 @@ class RequestMetrics:
             return
         started, status = time.perf_counter(), 500
 
-        async def noting(message: Message) -> None:
+        async def send_and_note(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
             await send(message)
 
         try:
-            await self._app(scope, receive, noting)
+            await self._app(scope, receive, send_and_note)
         finally:
             route = getattr(scope.get("route"), "path", "none")
             REQUESTS.labels(scope["method"], route, status).inc()

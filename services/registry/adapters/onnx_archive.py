@@ -1,4 +1,4 @@
-"""An archive of one ONNX file and the files that it keeps weights in (external data)."""
+"""Read an archive of one ONNX file and the files that hold its weights (external data)."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from services.registry.domain.signature import OnnxGraph
 
 
 def read(path: Path, limits: ArchiveLimits) -> OnnxGraph:
-    """Return the inputs and outputs of the archive's ONNX file, its external data checked against the rest.
+    """Return the inputs and outputs of the archive's ONNX file, and check that its external data is there.
 
-    Blocking: call it in a thread. Raises BadRequest.
+    Blocking: call it in a thread. Raise BadRequest.
     """
-    contents = archive_reader.read_archive(path, wanted=(), max_text=0, limits=limits)
+    contents = archive_reader.read_archive(path, names=(), max_text=0, limits=limits)
     model = onnx_layout.model_of(contents.sizes)
     beside = {str(file): size for file, size in contents.sizes.items() if file != model}
     with tempfile.TemporaryDirectory(prefix="tidegate-registry-") as folder:

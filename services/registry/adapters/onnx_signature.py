@@ -1,6 +1,7 @@
-"""Inputs and outputs of an ONNX file, read from its protobuf without running or loading the model.
+"""Read inputs and outputs of an ONNX file from its protobuf, without loading the model.
 
-Field numbers are those of onnx.proto3.
+``onnx`` itself would build the whole file in memory, and merge what appears twice before it could be refused
+(ADR 014). Field numbers are those of onnx.proto3.
 """
 
 from __future__ import annotations
@@ -31,14 +32,14 @@ DATATYPES: dict[int, Datatype] = {
 
 
 def read(path: Path, sizes: Mapping[str, int] | None = None) -> OnnxGraph:
-    """Return the graph's inputs (its weights left out) and outputs.
+    """Return the graph's inputs, without its weights, and its outputs.
 
-    ``sizes`` are those of the files beside it that may have weights, by path; None: there are no others.
-    Blocking: call it in a thread. Raises BadRequest when the file is no ONNX model, or keeps weights
-    in files that are not there.
+    ``sizes``: bytes of the other files in the archive, by path; None: the file was uploaded alone.
+    Blocking: call it in a thread. Raise BadRequest if the file is no ONNX model, or if files with its weights
+    are missing.
     """
     if not path.stat().st_size:
-        raise BadRequest("The ONNX file is empty.")
+        raise BadRequest("The ONNX file is empty. Export the model again.")
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         try:
             model = Message(data, 0, len(data), Budget())
@@ -46,27 +47,27 @@ def read(path: Path, sizes: Mapping[str, int] | None = None) -> OnnxGraph:
                 _check_external(external, sizes)
             return _graph(_main_graph(model))
         except Malformed as error:
-            raise BadRequest(f"The file is not an ONNX model ({error}).") from None
+            raise BadRequest(f"The file is not an ONNX model ({error}). Export the model again.") from None
 
 
 def _check_external(external: External, sizes: Mapping[str, int] | None) -> None:
     if sizes is None:
         raise BadRequest(
             f"The ONNX file keeps weights ({external.tensor!r}) in another file, {external.location[:80]!r} "
-            "(external data), which did not come with it. `tidegate deploy` takes it along; over REST, send "
+            "(external data), which was not uploaded. `tidegate deploy` uploads it too. Over REST, send "
             "both as a tar or zip with format=onnx, or save the model as one file "
             "(onnx.save(model, path, save_as_external_data=False))."
         )
     size = sizes.get(str(PurePosixPath(external.location)))
     if size is None:
         raise BadRequest(
-            f"The ONNX file keeps weights ({external.tensor!r}) in {external.location[:80]!r}, and the "
-            f"archive has no such file; it has {', '.join(sorted(sizes))[:200] or 'no other'}."
+            f"The ONNX file keeps weights ({external.tensor!r}) in {external.location[:80]!r}, but the "
+            f"archive has no such file. Its other files: {', '.join(sorted(sizes))[:200] or 'none'}."
         )
     if external.end > size:
         raise BadRequest(
             f"The ONNX file keeps weights ({external.tensor!r}) up to byte {external.end} of "
-            f"{external.location[:80]!r}, which has {size} bytes: it is another file, or was cut off."
+            f"{external.location[:80]!r}, which has only {size} bytes. It is a different file, or incomplete."
         )
 
 
@@ -74,7 +75,7 @@ def _main_graph(model: Message) -> Message:
     graph, versioned = None, False
     for number, value in model.fields():
         if number == MODEL_GRAPH and isinstance(value, Message):
-            if graph is not None:  # a reader puts them together into one
+            if graph is not None:  # protobuf libraries would merge them
                 raise Malformed("it has two graphs")
             graph = value
         versioned = versioned or (number == MODEL_IR_VERSION and isinstance(value, int))
@@ -99,8 +100,8 @@ def _graph(graph: Message) -> OnnxGraph:
             inputs.append(_value(value))
         elif number == GRAPH_OUTPUT:
             outputs.append(_value(value))
-    called = tuple(each for each in inputs if each.name not in weights)
-    return OnnxGraph(called, tuple(outputs))
+    true_inputs = tuple(each for each in inputs if each.name not in weights)
+    return OnnxGraph(true_inputs, tuple(outputs))
 
 
 def _name(tensor: Message) -> str:
@@ -135,7 +136,7 @@ def _tensor_type(tensor: Message) -> tuple[Datatype | None, tuple[int | None, ..
 
 def _dim(dim: Message) -> int | None:
     for number, value in dim.fields():
-        # Some exporters write -1 or 0 for an axis of any size; a negative varint is above 2**63.
+        # Some exporters write -1 or 0 for a dynamic axis. A negative varint is above 2**63.
         if number == DIM_VALUE and isinstance(value, int) and 0 < value < 1 << 63:
             return value
     return None

@@ -1,4 +1,4 @@
-"""The bytes of a joblib or pickle file, unpacked as joblib packs them, and the packages that models have."""
+"""Read a joblib or pickle file's unpacked bytes, and the packages of the models' environment."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from typing import Any
 from tidegate.kernel.errors import BadRequest
 
 STEP = 1024 * 1024
-# Enough for any estimator's texts; what lies behind it is not searched.
-MOST = 1024**3
-# Memory that unpacking LZMA may take; what joblib writes takes 65 MiB at its highest preset.
-LARGEST_DICTIONARY = 128 * 1024**2
-_ZLIB_OR_GZIP = 47  # zlib's window bits that recognise either head
+# Enough for the texts of any estimator. Bytes beyond it are not searched.
+MAX_UNPACKED = 1024**3
+# Memory limit of unpacking LZMA. joblib's highest preset needs 65 MiB.
+MAX_LZMA_MEMORY = 128 * 1024**2
+_ZLIB_OR_GZIP = 47  # zlib's window bits that accept either header
 
 
 def pieces(path: Path) -> Iterator[bytes]:
-    """Yield the unpacked bytes, at most 1 GiB. Raise BadRequest for a file that is packed and damaged."""
+    """Yield the unpacked bytes, at most 1 GiB. Raise BadRequest for a damaged compressed file."""
     with path.open("rb") as file:
         head = file.read(6)
         file.seek(0)
         unpacker = _unpacker(head)
-        left = MOST
+        left = MAX_UNPACKED
         while left > 0 and (piece := file.read(STEP)):
             if unpacker is None:
                 left -= len(piece)
@@ -38,12 +38,14 @@ def pieces(path: Path) -> Iterator[bytes]:
                     if left <= 0:
                         return
             except (zlib.error, OSError, lzma.LZMAError, EOFError) as error:
-                raise BadRequest(f"The joblib file is packed and cannot be unpacked ({error}).") from None
+                raise BadRequest(
+                    f"The joblib file is compressed and damaged ({error}). Save the estimator again."
+                ) from None
 
 
 def _unpacked(unpacker: Any, piece: bytes) -> Iterator[bytes]:
-    """Unpack in steps: a piece may unpack to a thousand times its size."""
-    if hasattr(unpacker, "needs_input"):  # bz2 and lzma keep what is left of their input
+    """Unpack in steps of 1 MiB, because a piece may unpack to a thousand times its size."""
+    if hasattr(unpacker, "needs_input"):  # bz2 and lzma keep the rest of their input
         while not unpacker.eof and (piece or not unpacker.needs_input):
             yield unpacker.decompress(piece, STEP)
             piece = b""
@@ -54,18 +56,18 @@ def _unpacked(unpacker: Any, piece: bytes) -> Iterator[bytes]:
 
 
 def _unpacker(head: bytes) -> Any:
-    """Return what unpacks a file that begins so; None: it is not packed, or with lz4."""
+    """Return an unpacker for a file with this beginning; None: it is not compressed, or by lz4."""
     if head.startswith((b"\x78", b"\x1f\x8b")):
         return zlib.decompressobj(_ZLIB_OR_GZIP)
     if head.startswith(b"BZh"):
         return bz2.BZ2Decompressor()
     if head.startswith((b"\xfd7zXZ", b"\x5d\x00")):
-        return lzma.LZMADecompressor(memlimit=LARGEST_DICTIONARY)
+        return lzma.LZMADecompressor(memlimit=MAX_LZMA_MEMORY)
     return None
 
 
 def packages(runtime: Path) -> dict[str, str]:
-    """Return the packages of the models' environment below ``runtime``, by name; empty: unknown here."""
+    """Return name and version of the packages in the models' environment; empty if it is not on this host."""
     found = {}
     for folder in runtime.glob("model-env/lib/python3*/site-packages/*.dist-info"):
         name, _, version = folder.name.removesuffix(".dist-info").partition("-")

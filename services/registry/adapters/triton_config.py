@@ -1,4 +1,4 @@
-"""A model's config.pbtxt: name, batching, inputs and outputs, read through Triton's own protobuf."""
+"""Read a model's config.pbtxt with Triton's own protobuf: batching, inputs and outputs."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ DATATYPES: dict[str, Datatype] = {name: name for name in _SAME} | _RENAMED
 
 @dataclass(frozen=True, slots=True)
 class TritonConfig:
-    """What of a config.pbtxt matters here; ``signature`` None: it declares no inputs or no outputs.
+    """The fields of a config.pbtxt that the registry needs.
 
-    ``parts`` are the models that an ensemble connects.
+    ``signature`` None: it declares no inputs or no outputs. ``parts``: the models that an ensemble connects.
     """
 
     is_ensemble: bool
@@ -35,13 +35,13 @@ class TritonConfig:
 
 
 def read(path: Path, model: str, limits: ArchiveLimits) -> tuple[Signature | None, list[str]]:
-    """The signature of the model that an archive of a Triton model directory serves, and all requirements.
+    """Return the signature of the model that a Triton model directory serves, and all requirements.
 
-    The signature is None when its config does not say, for Triton then finds it out when it loads the model.
-    Blocking: call it in a thread. Raises BadRequest.
+    The signature is None if the config does not declare it: Triton then determines it at load time.
+    Blocking: call it in a thread. Raise BadRequest.
     """
-    wanted = {triton_layout.CONFIG, requirements.FILE}
-    contents = archive_reader.read_archive(path, wanted=wanted, max_text=MAX_CONFIG, limits=limits)
+    names = {triton_layout.CONFIG, requirements.FILE}
+    contents = archive_reader.read_archive(path, names=names, max_text=MAX_CONFIG, limits=limits)
     found = triton_layout.models(contents.files)
     configs = {
         folder: parse(contents.texts[triton_layout.config_path(folder)], str(folder))
@@ -49,7 +49,7 @@ def read(path: Path, model: str, limits: ArchiveLimits) -> tuple[Signature | Non
         if triton_layout.config_path(folder) in contents.texts
     }
     parts = frozenset().union(*(config.parts for config in configs.values()))
-    # An ensemble that is a part of another one is not what clients call.
+    # Clients do not call an ensemble that is a part of another one.
     heads = {f: config.is_ensemble and f.name not in parts for f, config in configs.items()}
     served = triton_layout.served(found, model, heads)
     for folder in found:
@@ -60,36 +60,40 @@ def read(path: Path, model: str, limits: ArchiveLimits) -> tuple[Signature | Non
 
 
 def parse(text: str, where: str) -> TritonConfig:
-    """A config.pbtxt as far as it matters here; raises BadRequest with the parser's line and column."""
-    # Imported here: it brings gRPC along, and most registries never see a model directory.
+    """Parse a config.pbtxt. Raise BadRequest, with the parser's line and column."""
+    # Imported here because it imports gRPC, which most registries never need.
     from google.protobuf import text_format
     from tritonclient.grpc import model_config_pb2
 
     config = model_config_pb2.ModelConfig()
     try:
-        # A newer Triton's fields are Triton's to judge, not the registry's.
+        # Unknown fields may belong to a newer Triton, which checks them itself.
         text_format.Parse(text, config, allow_unknown_field=True)
     except (text_format.ParseError, RecursionError) as error:
-        raise BadRequest(f"config.pbtxt of {where!r} cannot be read: {error}.") from None
+        raise BadRequest(
+            f"config.pbtxt of {where!r} cannot be read: {error}. Correct it and deploy again."
+        ) from None
     if config.HasField("sequence_batching"):
         raise BadRequest(
-            f"config.pbtxt of {where!r}: sequence_batching keeps a caller's state in one server, and behind "
-            "a queue any replica may answer the next request: remove it, and send the state each time."
+            f"config.pbtxt of {where!r}: sequence_batching keeps a caller's state in one server, but any "
+            "replica may get the next request. Remove it, and send the state with each request."
         )
     is_ensemble = config.platform == "ensemble" or config.HasField("ensemble_scheduling")
     parts = frozenset(step.model_name for step in config.ensemble_scheduling.step)
     if not config.input or not config.output:
         return TritonConfig(is_ensemble, parts, None)
     if config.max_batch_size < 0:
-        raise BadRequest(f"config.pbtxt of {where!r}: max_batch_size is {config.max_batch_size}.")
-    found = Signature(
+        raise BadRequest(
+            f"config.pbtxt of {where!r}: max_batch_size is {config.max_batch_size}; use 0 or more."
+        )
+    declared = Signature(
         inputs=[_tensor(each, where) for each in config.input],
         outputs=[_tensor(each, where) for each in config.output],
         max_batch_size=config.max_batch_size,
         decoupled=config.model_transaction_policy.decoupled,
     )
-    signature.check(found)
-    return TritonConfig(is_ensemble, parts, found)
+    signature.check(declared)
+    return TritonConfig(is_ensemble, parts, declared)
 
 
 def _tensor(declared: Any, where: str) -> TensorSpec:
@@ -100,10 +104,10 @@ def _tensor(declared: Any, where: str) -> TensorSpec:
         raise BadRequest(f"config.pbtxt of {where!r}: {declared.name!r} has no usable data_type ({named}).")
     if not declared.name or any(dim < -1 or dim == 0 for dim in declared.dims):
         raise BadRequest(
-            f"config.pbtxt of {where!r}: each input and output needs a name and dims of -1 or at least 1; "
-            f"{declared.name!r} has {list(declared.dims)}."
+            f"config.pbtxt of {where!r}: each input and output needs a name, and dims of -1 or at least 1, "
+            f"but {declared.name!r} has {list(declared.dims)}."
         )
-    # Only inputs have the field.
+    # Only inputs have this field.
     optional = bool(getattr(declared, "optional", False))
     return TensorSpec(
         name=declared.name, datatype=DATATYPES[named], shape=list(declared.dims), optional=optional

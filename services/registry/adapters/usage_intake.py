@@ -1,4 +1,4 @@
-"""Reports of usage from the broker into the database: each once, and acked when it is committed."""
+"""Add usage reports from the broker to the database: each once, and acked after the commit."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ TAKEN = Counter(
 
 PREFETCH = 50
 RETRY_S = 1.0
-# Nobody sends a report again after so long.
+# A report is never sent again after this time.
 REMEMBER = timedelta(days=7)
 FORGET_EVERY_S = 3600.0
 
@@ -35,11 +35,11 @@ class UsageIntake:
     def __init__(self, amqp_url: str, database: RegistryDatabase) -> None:
         self.connection = Connection(amqp_url, "registry usage", self._setup)
         self._database = database
-        self._waiting: asyncio.Queue[tuple[Channel, Delivery]] = asyncio.Queue()
+        self._deliveries: asyncio.Queue[tuple[Channel, Delivery]] = asyncio.Queue()
         self._tasks: list[asyncio.Task[None]] = []
 
     def start(self) -> None:
-        """Begin connecting and taking."""
+        """Start to connect and consume."""
         self.connection.start()
         self._tasks = [
             asyncio.create_task(self._run(), name="registry usage"),
@@ -47,7 +47,7 @@ class UsageIntake:
         ]
 
     async def stop(self) -> None:
-        """Stop; what is not committed comes again."""
+        """Stop. Reports that are not committed are delivered again."""
         await tasks.end(*self._tasks)
         await self.connection.stop()
 
@@ -55,20 +55,20 @@ class UsageIntake:
         await channel.declare(USAGE)
 
         def on_delivery(delivery: Delivery) -> None:
-            self._waiting.put_nowait((channel, delivery))
+            self._deliveries.put_nowait((channel, delivery))
 
         await channel.consume(USAGE, on_delivery, prefetch=PREFETCH)
 
     async def _run(self) -> None:
         while True:
-            channel, delivery = await self._waiting.get()
+            channel, delivery = await self._deliveries.get()
             if channel is not self.connection.channel and self.connection.channel is not None:
-                continue  # it comes again on the session of now
-            await self._take(delivery)
+                continue  # its channel has closed: it is delivered again on the current one
+            await self._add(delivery)
             with contextlib.suppress(Unavailable):
                 channel.ack(delivery.tag)
 
-    async def _take(self, delivery: Delivery) -> None:
+    async def _add(self, delivery: Delivery) -> None:
         try:
             report = UsageReport.from_json(bytes(delivery.body))
         except (ValueError, KeyError, TypeError) as error:
@@ -83,8 +83,8 @@ class UsageIntake:
                 log.warning("usage waits for the database", extra={"problem": error.message})
                 await asyncio.sleep(RETRY_S)
             except TidegateError as error:
-                # It would be refused for ever, and hold up all that wait behind it.
-                _tell_refused(report, error)
+                # A retry would fail again, and block the reports behind it.
+                _log_rejected(report, error)
                 TAKEN.labels("refused").inc()
                 return
             else:
@@ -101,7 +101,7 @@ class UsageIntake:
             await asyncio.sleep(FORGET_EVERY_S)
 
 
-def _tell_refused(report: UsageReport, error: TidegateError) -> None:
+def _log_rejected(report: UsageReport, error: TidegateError) -> None:
     requests = sum(counts[0] for counts in report.counts.values())
-    told = {"incarnation": report.incarnation, "seq": report.seq, "requests": requests}
-    log.error("usage is lost: the database refuses a report", extra=told | {"problem": error.message})
+    fields = {"incarnation": report.incarnation, "seq": report.seq, "requests": requests}
+    log.error("usage is lost: the database refuses a report", extra=fields | {"problem": error.message})

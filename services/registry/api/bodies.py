@@ -1,15 +1,12 @@
-"""What comes in and goes out over HTTP, beside the nouns themselves."""
+"""Bodies of requests and responses, beside the objects of :mod:`tidegate.kernel.protocol.models`."""
 
 from __future__ import annotations
 
 from typing import Annotated, Any, Generic, TypeVar
 
-from fastapi import Header, Request
 from pydantic import BaseModel, Field, WithJsonSchema
 
-from services.registry.application.registrar import Registrar
 from services.registry.domain.edits import POLICY_FIELDS, ApplyOutcome
-from tidegate.kernel.errors import BadRequest
 from tidegate.kernel.protocol.models import (
     Deployment,
     DeploymentSpec,
@@ -27,16 +24,14 @@ from tidegate.kernel.service.openapi import inlined
 
 T = TypeVar("T")
 
-LONGEST_REVISION = 18  # digits: what the database counts with
-
 
 def _schema(model: type[BaseModel], required: tuple[str, ...]) -> dict[str, Any]:
-    """A model's JSON schema with other required fields and its definitions written out in place."""
+    """Return a model's JSON schema with other required fields and its definitions written in place."""
     schema = inlined(model)
     return {**schema, "required": list(required)} if required else {**schema, "required": []}
 
 
-# Read as plain fields, because what was left out matters; checked against the noun by the domain.
+# Read as plain fields, because an absent field differs from null; the domain checks them.
 DeploymentFields = Annotated[dict[str, Any], WithJsonSchema(_schema(DeploymentSpec, ("model", "version")))]
 DeploymentPatch = Annotated[dict[str, Any], WithJsonSchema(_schema(DeploymentSpec, ()))]
 _SPEC = _schema(DeploymentSpec, ())
@@ -46,7 +41,7 @@ EndpointFields = Annotated[dict[str, Any], WithJsonSchema(_schema(EndpointSpec, 
 
 
 class Items(BaseModel, Generic[T]):
-    """A list."""
+    """A list of objects."""
 
     items: list[T]
 
@@ -59,62 +54,62 @@ class ArtifactInfo(BaseModel):
 
 
 class NewVersion(Noun):
-    """A version to register, of an artifact that has been uploaded."""
+    """A version to register, from an uploaded artifact."""
 
     artifact: Digest = Field(description="sha256 of the artifact.")
-    filename: str = Field(description="The file's name; the format is read from its ending if not given.")
+    filename: str = Field(description="The file's name. Its ending says the format, unless it is given.")
     format: Format | None = None
-    signature: Signature | None = Field(None, description="Read from an ONNX file or a config.pbtxt itself.")
+    signature: Signature | None = Field(None, description="Not needed for ONNX or a config.pbtxt.")
     requirements: list[str] | None = Field(
-        None, max_length=2_000, description="Lines as pip reads them; None: those that the artifact brings."
+        None, max_length=2_000, description="Lines as pip reads them; None: those in the artifact."
     )
     metadata: VersionMetadata | None = None
-    allow_pickle: bool = Field(False, description="Take a pickle, whose loading runs code on the workers.")
-    breaking: bool = Field(False, description="Take a signature that breaks callers of the latest version.")
+    allow_pickle: bool = Field(False, description="Accept a pickle; loading it runs code on the workers.")
+    breaking: bool = Field(False, description="Accept a signature that breaks callers of the latest version.")
 
 
 class Registered(Version):
-    """A version as it was registered. ``warnings``: what its publisher should know, each a sentence."""
+    """A registered version. ``warnings``: sentences for its publisher."""
 
     warnings: list[str] = Field(default_factory=list)
 
 
 class VersionCheck(Noun):
-    """A version that somebody is about to register and deploy; its artifact need not be uploaded yet."""
+    """A version to check before it is registered and deployed; its artifact need not be uploaded yet."""
 
     artifact: Digest | None = Field(
-        None, description="sha256; with it the bytes are checked, if stored here."
+        None, description="sha256. If the artifact is stored here, its bytes are checked too."
     )
     size: int | None = Field(None, ge=0, description="Bytes.")
-    filename: str = Field(description="As for the registration.")
+    filename: str = Field(description="As in the registration.")
     format: Format | None = None
     signature: Signature | None = None
     requirements: list[str] | None = Field(None, max_length=2_000)
     metadata: VersionMetadata | None = None
     allow_pickle: bool = False
     breaking: bool = False
-    deployment: DeploymentPatch = Field(default_factory=dict, description="The options of the deploy.")
-    endpoint: Name | None = Field(None, description="None: called like the model.")
+    deployment: DeploymentPatch = Field(default_factory=dict, description="Options of the Deployment.")
+    endpoint: Name | None = Field(None, description="None: the name of the model.")
 
 
 class VersionChecked(BaseModel):
-    """Nothing was refused. ``version``: the one that has these bytes already."""
+    """A check without errors. ``version``: the existing version that is the same."""
 
     format: Format
-    stored: bool = Field(description="The artifact is here: no upload is needed.")
+    stored: bool = Field(description="The artifact is stored: no upload is needed.")
     version: Version | None = None
     warnings: list[str] = Field(default_factory=list)
 
 
 class VersionPatch(Noun):
-    """What can be said of a version later; a signature only where there is none yet."""
+    """Changes of a registered version. A signature can be added only if there is none."""
 
     metadata: VersionMetadata | None = None
     signature: Signature | None = None
 
 
 class ModelInfo(BaseModel):
-    """A model: a name with versions."""
+    """A model and its versions."""
 
     name: Name
     created_at: Any
@@ -123,67 +118,51 @@ class ModelInfo(BaseModel):
 
 
 class OverrideBody(Noun):
-    """An operator's word on the number of replicas. The Deployment's maximum bounds it, and the host does."""
+    """A number of replicas that an operator sets, up to the Deployment's maximum and the host's capacity."""
 
     replicas: int = Field(ge=0, le=10_000)
-    force: bool = Field(False, description="Go beyond the Deployment's maximum; never beyond the host.")
-    ttl_s: float | None = Field(None, gt=0, le=366 * 86_400, description="None: until it is withdrawn.")
+    force: bool = Field(
+        False, description="Exceed the Deployment's maximum. The host's capacity still applies."
+    )
+    ttl_s: float | None = Field(
+        None, gt=0, le=366 * 86_400, description="Seconds; None: until it is removed."
+    )
 
 
 class SettleBody(Noun):
-    """``revision``: the endpoint as it was seen when a target was found ready."""
+    """``revision``: that of the Endpoint whose targets are ready."""
 
     revision: int | None = None
 
 
 class DeployBody(Noun):
-    """A version to serve; ``deployment`` holds the options that differ from those of the version before."""
+    """A version to serve. ``deployment``: options that differ from those of the previous version."""
 
     model: Name
     version: int | None = Field(None, ge=1, description="None: the latest.")
     deployment: DeploymentPatch = Field(default_factory=dict)
-    endpoint: Name | None = Field(None, description="None: called like the model.")
+    endpoint: Name | None = Field(None, description="None: the name of the model.")
     traffic: bool = Field(
-        True, description="False: only the Deployment is made; the Endpoint stays as it is."
+        True, description="False: create the Deployment only, and leave the Endpoint as it is."
     )
 
 
 class Deployed(BaseModel):
-    """What serves the version now. ``endpoint`` None: there is none yet, and none was to be made."""
+    """The version's Deployment and Endpoint. ``endpoint`` None: there is none, and ``traffic`` was False."""
 
     deployment: Deployment
     endpoint: Endpoint | None
 
 
 class ApplyBody(Noun):
-    """Deployments and Endpoints as a file declares them."""
+    """Deployments and Endpoints, as a file states them."""
 
     deployments: list[DeploymentFields] = Field(default_factory=list, max_length=1_000)
     endpoints: list[EndpointFields] = Field(default_factory=list, max_length=1_000)
 
 
 class Applied(BaseModel):
-    """What became of each object, and the revision that holds them all."""
+    """The outcome for each object, and the revision after all changes."""
 
     revision: int
     items: list[ApplyOutcome]
-
-
-def registrar(request: Request) -> Registrar:
-    """The core, as the app has wired it."""
-    found: Registrar = request.app.state.registrar
-    return found
-
-
-def if_match(
-    value: Annotated[
-        str | None, Header(alias="If-Match", description="Revision the object must still be at.")
-    ] = None,
-) -> int | None:
-    """The revision in ``If-Match``, with or without quotes."""
-    if value is None:
-        return None
-    bare = value.strip().removeprefix("W/").strip('"')
-    if not bare.isdecimal() or len(bare) > LONGEST_REVISION:
-        raise BadRequest(f"If-Match must be an object's revision, a number, not {value[:40]!r}.")
-    return int(bare)

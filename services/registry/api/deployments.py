@@ -1,23 +1,16 @@
-"""Deployments, and operators' overrides of their number of replicas."""
+"""Routes of Deployments, and of the overrides that operators set on their number of replicas."""
 
 from __future__ import annotations
 
 from datetime import timedelta
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Query, Response
+from fastapi import APIRouter, Query, Response
 
 from services.registry.adapters.sql.reading import DesiredStateReader
-from services.registry.api.bodies import (
-    DeploymentFields,
-    DeploymentPatch,
-    Items,
-    OverrideBody,
-    PolicyPatch,
-    if_match,
-    registrar,
-)
-from services.registry.application.registrar import Registrar
+from services.registry.api.bodies import DeploymentFields, DeploymentPatch, Items, OverrideBody, PolicyPatch
+from services.registry.api.dependencies import IfMatch, TransactionsDep
+from services.registry.application.transactions import Transactions
 from services.registry.domain import edits
 from services.registry.domain.desired_state import Change, RegistrySnapshot
 from tidegate.kernel.errors import NotFound
@@ -26,101 +19,102 @@ from tidegate.kernel.service.api import JsonRoute
 
 router = APIRouter(prefix="/v1/deployments", tags=["deployments"], route_class=JsonRoute)
 
-Core = Annotated[Registrar, Depends(registrar)]
-IfMatch = Annotated[int | None, Depends(if_match)]
-
 
 @router.put("/{name}", responses={201: {"model": Deployment}})
 async def put(
-    core: Core, name: str, body: DeploymentFields, expected: IfMatch, response: Response
+    transactions: TransactionsDep, name: str, body: DeploymentFields, expected: IfMatch, response: Response
 ) -> Deployment:
-    """State a Deployment in full. 201 when it is new; 409 when its version would change."""
-    made = False
-
-    async def answer(reader: DesiredStateReader) -> Deployment:
-        return await _one(reader, name)
+    """Create or replace a Deployment. 201 if it is new; 409 if its version would change."""
+    created = False
 
     def decision(now: RegistrySnapshot) -> list[Change]:
-        nonlocal made
-        made = name not in now.deployments
+        nonlocal created
+        created = name not in now.deployments
         return edits.put_deployment(now, name, body, expected)
 
-    found = await core.decide(decision, answer)
-    response.status_code = 201 if made else 200
-    return _tagged(found, response)
+    deployment = await transactions.decide(decision, lambda reader: _read(reader, name))
+    response.status_code = 201 if created else 200
+    return _with_etag(deployment, response)
 
 
 @router.get("")
 async def list_all(
-    core: Core, model: Annotated[str | None, Query(description="Only those of this model.")] = None
+    transactions: TransactionsDep,
+    model: Annotated[str | None, Query(description="Only those of this model.")] = None,
 ) -> Items[Deployment]:
     """Return every Deployment."""
-    async with core.database.read() as reader:
+    async with transactions.read() as reader:
         return Items(items=await reader.deployments(model=model))
 
 
 @router.get("/{name}")
-async def get(core: Core, name: str, response: Response) -> Deployment:
+async def get(transactions: TransactionsDep, name: str, response: Response) -> Deployment:
     """Return one Deployment; ``ETag`` is its revision."""
-    async with core.database.read() as reader:
-        return _tagged(await _one(reader, name), response)
+    async with transactions.read() as reader:
+        return _with_etag(await _read(reader, name), response)
 
 
 @router.patch("/{name}")
 async def patch(
-    core: Core, name: str, body: DeploymentPatch, expected: IfMatch, response: Response
+    transactions: TransactionsDep, name: str, body: DeploymentPatch, expected: IfMatch, response: Response
 ) -> Deployment:
-    """Change some options (JSON merge patch: null puts one back to its default)."""
-    found = await core.decide(
+    """Change some options (JSON merge patch: null restores the default)."""
+    deployment = await transactions.decide(
         lambda now: edits.patch_deployment(now, name, body, expected),
-        lambda reader: _one(reader, name),
+        lambda reader: _read(reader, name),
     )
-    return _tagged(found, response)
+    return _with_etag(deployment, response)
 
 
 @router.patch("/{name}/policy")
-async def patch_policy(core: Core, name: str, body: PolicyPatch, response: Response) -> Deployment:
+async def patch_policy(
+    transactions: TransactionsDep, name: str, body: PolicyPatch, response: Response
+) -> Deployment:
     """Change only how a Deployment scales (JSON merge patch)."""
-    found = await core.decide(
-        lambda now: edits.change_policy(now, name, body), lambda reader: _one(reader, name)
+    deployment = await transactions.decide(
+        lambda now: edits.change_policy(now, name, body), lambda reader: _read(reader, name)
     )
-    return _tagged(found, response)
+    return _with_etag(deployment, response)
 
 
 @router.delete("/{name}", status_code=204)
-async def delete(core: Core, name: str) -> None:
+async def delete(transactions: TransactionsDep, name: str) -> None:
     """Delete a Deployment; 409 while an Endpoint names it."""
-    await core.decide(lambda now: edits.delete_deployment(now, name), DesiredStateReader.revision)
+    await transactions.decide(lambda now: edits.delete_deployment(now, name), DesiredStateReader.revision)
 
 
 @router.put("/{name}/override")
-async def put_override(core: Core, name: str, body: OverrideBody, response: Response) -> Deployment:
-    """Hold the Deployment at this number of replicas, for ``ttl_s`` seconds or until withdrawn."""
-    expires_at = None if body.ttl_s is None else core.now() + timedelta(seconds=body.ttl_s)
+async def put_override(
+    transactions: TransactionsDep, name: str, body: OverrideBody, response: Response
+) -> Deployment:
+    """Keep the Deployment at this number of replicas, for ``ttl_s`` seconds or until it is removed."""
+    expires_at = None if body.ttl_s is None else transactions.now() + timedelta(seconds=body.ttl_s)
     override = Override(replicas=body.replicas, expires_at=expires_at, force=body.force)
-    return await _override(core, name, override, response)
+    return await _override(transactions, name, override, response)
 
 
 @router.delete("/{name}/override")
-async def delete_override(core: Core, name: str, response: Response) -> Deployment:
-    """Withdraw an override; no error when there is none."""
-    return await _override(core, name, None, response)
+async def delete_override(transactions: TransactionsDep, name: str, response: Response) -> Deployment:
+    """Remove an override. Does nothing if there is none."""
+    return await _override(transactions, name, None, response)
 
 
-async def _override(core: Registrar, name: str, override: Override | None, response: Response) -> Deployment:
-    found = await core.decide(
-        lambda now: edits.set_override(now, name, override), lambda reader: _one(reader, name)
+async def _override(
+    transactions: Transactions, name: str, override: Override | None, response: Response
+) -> Deployment:
+    deployment = await transactions.decide(
+        lambda now: edits.set_override(now, name, override), lambda reader: _read(reader, name)
     )
-    return _tagged(found, response)
+    return _with_etag(deployment, response)
 
 
-async def _one(reader: DesiredStateReader, name: str) -> Deployment:
-    found = await reader.deployments(name)
-    if not found:
+async def _read(reader: DesiredStateReader, name: str) -> Deployment:
+    deployments = await reader.deployments(name)
+    if not deployments:
         raise NotFound(f"There is no Deployment {name[:80]!r}.")
-    return found[0]
+    return deployments[0]
 
 
-def _tagged(found: Deployment, response: Response) -> Deployment:
-    response.headers["ETag"] = f'"{found.revision}"'
-    return found
+def _with_etag(deployment: Deployment, response: Response) -> Deployment:
+    response.headers["ETag"] = f'"{deployment.revision}"'
+    return deployment

@@ -1,4 +1,4 @@
-"""What was: the audit log of changes, and usage."""
+"""Routes of the past: the audit log of changes, and usage."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from fastapi import APIRouter, Depends, Query, Response
 from pydantic import BaseModel
 
 from services.registry.adapters.sql import audit, usage
-from services.registry.api.bodies import Items, registrar
-from services.registry.application.registrar import Registrar
+from services.registry.api.bodies import Items
+from services.registry.api.dependencies import TransactionsDep
 from services.registry.domain.usage import BY, UsageQuery, as_csv
 from tidegate.kernel.errors import BadRequest
 from tidegate.kernel.protocol.access import ADMIN
@@ -18,11 +18,9 @@ from tidegate.kernel.service.caller import needs
 
 router = APIRouter(prefix="/v1", tags=["history"], dependencies=[Depends(needs(ADMIN))])
 
-Core = Annotated[Registrar, Depends(registrar)]
-
 
 class AuditEntry(BaseModel):
-    """One change: who, what, when, from where, before and after."""
+    """One change: by which principal, when and from where, and the object before and after it."""
 
     id: int
     at: datetime
@@ -39,7 +37,7 @@ class AuditEntry(BaseModel):
 
 
 class AuditPage(BaseModel):
-    """Entries, newest first. ``next``: give it as ``before`` for older ones; None: there are none."""
+    """Entries, newest first. ``next``: the ``before`` of the next page; None: this is the last one."""
 
     items: list[AuditEntry]
     next: int | None
@@ -47,58 +45,58 @@ class AuditPage(BaseModel):
 
 @router.get("/audit")
 async def read_audit(
-    core: Core,
-    principal: Annotated[str | None, Query(description="Only changes by this one (its id).")] = None,
+    transactions: TransactionsDep,
+    principal: Annotated[str | None, Query(description="Only changes by this principal (its id).")] = None,
     kind: Annotated[str | None, Query(description="version, deployment, endpoint or key.")] = None,
     name: str | None = None,
-    before: Annotated[int | None, Query(description="Only entries of smaller ids.")] = None,
+    before: Annotated[int | None, Query(description="Only entries with a smaller id.")] = None,
     limit: Annotated[int, Query(ge=1, le=1000)] = 100,
 ) -> AuditPage:
-    """Return changes to the intention, newest first."""
-    async with core.database.read() as reader:
-        found = await audit.entries(
+    """Return changes of the desired state and of keys, newest first."""
+    async with transactions.read() as reader:
+        rows = await audit.entries(
             reader.connection, principal=principal, kind=kind, name=name, before=before, limit=limit
         )
-    items = [AuditEntry.model_validate(row) for row in found]
+    items = [AuditEntry.model_validate(row) for row in rows]
     return AuditPage(items=items, next=items[-1].id if len(items) == limit else None)
 
 
-def _wanted(
+def _usage_query(
     since: Annotated[date | None, Query(description="First day (UTC).")] = None,
     until: Annotated[date | None, Query(description="Last day (UTC), inclusive.")] = None,
-    principal: Annotated[str | None, Query(description="Only of this one (its id).")] = None,
+    principal: Annotated[str | None, Query(description="Only of this principal (its id).")] = None,
     endpoint: str | None = None,
     by: Annotated[str, Query(description="Columns to sum by, of day, principal, endpoint.")] = ",".join(BY),
 ) -> UsageQuery:
-    named = tuple(dict.fromkeys(word.strip() for word in by.split(",") if word.strip()))
-    if set(named) - set(BY):
-        raise BadRequest(f"by must name some of {', '.join(BY)}, not {by[:80]!r}.")
-    return UsageQuery(since, until, principal, endpoint, named)
+    columns = tuple(dict.fromkeys(word.strip() for word in by.split(",") if word.strip()))
+    if set(columns) - set(BY):
+        raise BadRequest(f"by must be some of {', '.join(BY)}, separated by commas, not {by[:80]!r}.")
+    return UsageQuery(since, until, principal, endpoint, columns)
 
 
-Which = Annotated[UsageQuery, Depends(_wanted)]
+UsageQueryDep = Annotated[UsageQuery, Depends(_usage_query)]
 
 
 @router.get("/usage")
-async def read_usage(core: Core, wanted: Which) -> Items[dict[str, Any]]:
+async def read_usage(transactions: TransactionsDep, query: UsageQueryDep) -> Items[dict[str, Any]]:
     """Return usage, summed: the model's time in microseconds, sizes of bodies in bytes."""
-    async with core.database.read() as reader:
-        return Items(items=await usage.sums(reader.connection, wanted))
+    async with transactions.read() as reader:
+        return Items(items=await usage.sums(reader.connection, query))
 
 
 @router.get("/usage.csv", response_class=Response)
-async def export_usage(core: Core, wanted: Which) -> Response:
+async def export_usage(transactions: TransactionsDep, query: UsageQueryDep) -> Response:
     """Return usage as CSV."""
-    async with core.database.read() as reader:
-        rows = await usage.sums(reader.connection, wanted)
+    async with transactions.read() as reader:
+        rows = await usage.sums(reader.connection, query)
     headers = {"Content-Disposition": 'attachment; filename="tidegate-usage.csv"'}
-    return Response(as_csv(rows, wanted.by), media_type="text/csv; charset=utf-8", headers=headers)
+    return Response(as_csv(rows, query.by), media_type="text/csv; charset=utf-8", headers=headers)
 
 
 @router.get("/usage/{principal}/quota", include_in_schema=False)
-async def read_used(core: Core, principal: str, day: date) -> dict[str, int]:
-    """Return, for gateways, the requests of a principal on a day, and in the month up to and with it."""
-    async with core.database.read() as reader:
+async def read_quota_usage(transactions: TransactionsDep, principal: str, day: date) -> dict[str, int]:
+    """Return a principal's requests on ``day``, and in its month up to that day. For gateways."""
+    async with transactions.read() as reader:
         return {
             "day": await usage.requests(reader.connection, principal, day, day),
             "month": await usage.requests(reader.connection, principal, day.replace(day=1), day),

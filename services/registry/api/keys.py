@@ -1,4 +1,4 @@
-"""API keys."""
+"""Routes of API keys."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from fastapi import APIRouter, Depends, Header, Query, Request, Response
 from pydantic import Field, WithJsonSchema
 
 from services.registry.api.bodies import Items
-from services.registry.application.keyring import Keyring
+from services.registry.api.dependencies import KeyringDep
 from services.registry.domain.keys import KeySpec, StoredKey
 from tidegate.kernel.protocol.access import ADMIN, KEY_PREFIX
 from tidegate.kernel.protocol.models import Noun
@@ -21,7 +21,7 @@ router = APIRouter(
 )
 
 _FIELDS = KeySpec.model_json_schema()["properties"] | {"ttl_s": {"type": "number"}}
-# Read as plain fields, because what was left out matters; checked by the domain.
+# Read as plain fields, because an absent field differs from null; the domain checks them.
 KeyFields = Annotated[
     dict[str, Any], WithJsonSchema({"type": "object", "properties": _FIELDS, "required": ["name"]})
 ]
@@ -29,107 +29,105 @@ KeyPatch = Annotated[dict[str, Any], WithJsonSchema({"type": "object", "properti
 
 
 class KeyInfo(KeySpec):
-    """A key, as anybody may see it who manages keys."""
+    """A key without its secret."""
 
     id: str
-    prefix: str = Field(description="What the key itself begins with.")
+    prefix: str = Field(description="The beginning of the key itself.")
     state: str = Field(description="active, expired or revoked.")
     created_at: datetime
     revoked_at: datetime | None
-    previous_until: datetime | None = Field(description="The secret from before a rotation is good until.")
+    previous_until: datetime | None = Field(
+        description="The secret before the last rotation works until then."
+    )
 
 
 class KeyMade(KeyInfo):
-    """With the key itself, which is shown this once."""
+    """A key with its secret. No later response contains the secret."""
 
     key: str
 
 
 class RotateBody(Noun):
-    """How long the old secret goes on being good."""
+    """How long the old secret continues to work, in seconds."""
 
     grace_s: float = Field(0.0, ge=0, le=30 * 86_400)
 
 
-def _keyring(request: Request) -> Keyring:
-    found: Keyring = request.app.state.keyring
-    return found
-
-
 def _now(request: Request) -> datetime:
-    found: datetime = request.app.state.registrar.now()
-    return found
+    now: datetime = request.app.state.transactions.now()
+    return now
 
 
-Core = Annotated[Keyring, Depends(_keyring)]
 Now = Annotated[datetime, Depends(_now)]
 
 
 @router.post("", status_code=201)
-async def make(core: Core, now: Now, body: KeyFields) -> KeyMade:
-    """Create a key. Only this answer contains its secret."""
-    held, key = await core.make(body)
-    return KeyMade(**_fields(held, now), key=key)
+async def create(keyring: KeyringDep, now: Now, body: KeyFields) -> KeyMade:
+    """Create a key. Only this response contains its secret."""
+    stored, key = await keyring.create(body)
+    return KeyMade(**_fields(stored, now), key=key)
 
 
 @router.get("")
 async def list_all(
-    core: Core, now: Now, all: Annotated[bool, Query(description="Revoked and expired ones, too.")] = False
+    keyring: KeyringDep,
+    now: Now,
+    all: Annotated[bool, Query(description="Also revoked and expired ones.")] = False,
 ) -> Items[KeyInfo]:
     """Return the keys, oldest first; revoked and expired ones only with ``all``."""
-    found = [_info(held, now) for held in await core.all()]
-    return Items(items=[info for info in found if all or info.state == "active"])
+    keys = [_info(stored, now) for stored in await keyring.all()]
+    return Items(items=[key for key in keys if all or key.state == "active"])
 
 
 @router.get("/table", include_in_schema=False)
 async def table(
-    core: Core, response: Response, known: Annotated[str, Header(alias="If-None-Match")] = ""
+    keyring: KeyringDep, response: Response, known: Annotated[str, Header(alias="If-None-Match")] = ""
 ) -> Any:
-    """Return the keys for gateways, with their limits. 304 when ``If-None-Match`` is the state."""
-    mark, found = await core.for_gateways(known.strip('"'))
-    if found is None:
+    """Return the keys that are not revoked, for gateways. 304 if ``If-None-Match`` is their ETag."""
+    mark, keys = await keyring.for_gateways(known.strip('"'))
+    if keys is None:
         return Response(status_code=304, headers={"ETag": f'"{mark}"'})
     response.headers["ETag"] = f'"{mark}"'
-    return {"mark": mark, "keys": [held.for_gateways().to_dict() for held in found]}
+    return {"mark": mark, "keys": [stored.for_gateways().to_dict() for stored in keys]}
 
 
 @router.get("/{id_}")
-async def get(core: Core, now: Now, id_: str) -> KeyInfo:
+async def get(keyring: KeyringDep, now: Now, id_: str) -> KeyInfo:
     """Return one key."""
-    return _info(await core.get(id_), now)
+    return _info(await keyring.get(id_), now)
 
 
 @router.patch("/{id_}")
-async def patch(core: Core, now: Now, id_: str, body: KeyPatch) -> KeyInfo:
-    """Change some fields (JSON merge patch: null puts one back to its default)."""
-    return _info(await core.change(id_, body), now)
+async def patch(keyring: KeyringDep, now: Now, id_: str, body: KeyPatch) -> KeyInfo:
+    """Change some fields (JSON merge patch: null restores the default)."""
+    return _info(await keyring.change(id_, body), now)
 
 
 @router.post("/{id_}/rotate")
-async def rotate(core: Core, now: Now, id_: str, body: RotateBody | None = None) -> KeyMade:
+async def rotate(keyring: KeyringDep, now: Now, id_: str, body: RotateBody | None = None) -> KeyMade:
     """Give a key a new secret. Its name, limits and usage stay."""
-    held, key = await core.rotate(id_, body.grace_s if body else 0.0)
-    return KeyMade(**_fields(held, now), key=key)
+    stored, key = await keyring.rotate(id_, body.grace_s if body else 0.0)
+    return KeyMade(**_fields(stored, now), key=key)
 
 
 @router.delete("/{id_}")
-async def revoke(core: Core, now: Now, id_: str) -> KeyInfo:
-    """Revoke a key for good. It stays in the list of all keys, since usage and audit name it."""
-    return _info(await core.revoke(id_), now)
+async def revoke(keyring: KeyringDep, now: Now, id_: str) -> KeyInfo:
+    """Revoke a key for good. It stays in the list of all keys, because usage and audit log name it."""
+    return _info(await keyring.revoke(id_), now)
 
 
-def _info(held: StoredKey, now: datetime) -> KeyInfo:
-    return KeyInfo(**_fields(held, now))
+def _info(stored: StoredKey, now: datetime) -> KeyInfo:
+    return KeyInfo(**_fields(stored, now))
 
 
-def _fields(held: StoredKey, now: datetime) -> dict[str, Any]:
-    previous_until = held.previous_until
+def _fields(stored: StoredKey, now: datetime) -> dict[str, Any]:
+    previous_until = stored.previous_until
     return {
-        **held.spec.model_dump(),
-        "id": held.id,
-        "prefix": f"{KEY_PREFIX}{held.id}",
-        "state": held.state(now),
-        "created_at": held.created_at,
-        "revoked_at": held.revoked_at,
+        **stored.spec.model_dump(),
+        "id": stored.id,
+        "prefix": f"{KEY_PREFIX}{stored.id}",
+        "state": stored.state(now),
+        "created_at": stored.created_at,
+        "revoked_at": stored.revoked_at,
         "previous_until": previous_until if previous_until and previous_until > now else None,
     }

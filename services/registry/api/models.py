@@ -1,10 +1,10 @@
-"""Models and their versions."""
+"""Routes of models and their versions."""
 
 from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Path, Query, Response
+from fastapi import APIRouter, Path, Query, Response
 
 from services.registry.api.bodies import (
     Items,
@@ -14,9 +14,10 @@ from services.registry.api.bodies import (
     VersionCheck,
     VersionChecked,
     VersionPatch,
-    registrar,
 )
-from services.registry.application.registrar import Registrar, Registration
+from services.registry.api.dependencies import TransactionsDep, VersionsDep
+from services.registry.application.transactions import Transactions
+from services.registry.application.versions import Registration
 from services.registry.domain.desired_state import ChangeNotification
 from services.registry.domain.rollover import DeployRequest
 from tidegate.kernel.errors import NotFound
@@ -25,102 +26,103 @@ from tidegate.kernel.service.api import JsonRoute
 
 router = APIRouter(prefix="/v1/models", tags=["models"], route_class=JsonRoute)
 
-Core = Annotated[Registrar, Depends(registrar)]
 Number = Annotated[int, Path(ge=1, le=2**31 - 1)]
 
 
 @router.post("/{name}/versions", status_code=201)
-async def register(core: Core, name: str, body: NewVersion, response: Response) -> Registered:
+async def register(versions: VersionsDep, name: str, body: NewVersion, response: Response) -> Registered:
     """Register an uploaded artifact as the model's next version.
 
-    200 with the version that has this artifact, format, signature and requirements already, whichever it
-    is, so repeating a call is safe. 409 ``breaking_change`` for a signature that breaks callers of the
-    latest version, unless ``breaking``.
+    200 with the existing version that has the same artifact, format, signature and requirements, so a call
+    can be repeated. 409 ``breaking_change`` for a signature that breaks callers of the latest version,
+    unless ``breaking``.
     """
-    found = await core.register(Registration(model=name, **dict(body)))
-    response.status_code = 201 if found.new else 200
-    return Registered(**dict(found.version), warnings=found.warnings)
+    result = await versions.register(Registration(model=name, **dict(body)))
+    response.status_code = 201 if result.new else 200
+    return Registered(**dict(result.version), warnings=result.warnings)
 
 
 @router.post("/{name}/check")
-async def check(core: Core, name: str, body: VersionCheck) -> VersionChecked:
-    """Check a registration and a deploy before the upload, with their errors; nothing is changed."""
-    given = dict(body)
-    order = DeployRequest(name, None, given.pop("deployment"), given.pop("endpoint"))
-    size, artifact = given.pop("size"), given.pop("artifact") or ""
-    found = await core.check(Registration(model=name, artifact=artifact, **given), size, order)
+async def check(versions: VersionsDep, name: str, body: VersionCheck) -> VersionChecked:
+    """Return the errors of a registration and a deploy before the upload. Changes nothing."""
+    fields = dict(body)
+    deploy = DeployRequest(name, None, fields.pop("deployment"), fields.pop("endpoint"))
+    size, artifact = fields.pop("size"), fields.pop("artifact") or ""
+    result = await versions.check(Registration(model=name, artifact=artifact, **fields), size, deploy)
     return VersionChecked(
-        format=found.format, stored=found.stored, version=found.version, warnings=found.warnings
+        format=result.format, stored=result.stored, version=result.version, warnings=result.warnings
     )
 
 
 @router.get("")
-async def list_models(core: Core) -> Items[ModelInfo]:
+async def list_models(transactions: TransactionsDep) -> Items[ModelInfo]:
     """Return every model with its latest version."""
-    return Items(items=await _models(core, None))
+    return Items(items=await _models(transactions, None))
 
 
 @router.get("/{name}")
-async def get_model(core: Core, name: str) -> ModelInfo:
+async def get_model(transactions: TransactionsDep, name: str) -> ModelInfo:
     """Return one model with its latest version."""
-    return (await _models(core, name))[0]
+    return (await _models(transactions, name))[0]
 
 
 @router.delete("/{name}")
 async def delete_model(
-    core: Core,
+    versions: VersionsDep,
     name: str,
-    cascade: Annotated[bool, Query(description="Delete what serves the model, too.")] = False,
+    cascade: Annotated[
+        bool, Query(description="Also delete the Deployments and Endpoints that serve it.")
+    ] = False,
 ) -> Items[ChangeNotification]:
     """Delete a model with all its versions; 409 with its Deployments if it is in use, unless ``cascade``.
 
-    Version numbers are not given again, not even to a new model of the same name.
+    Version numbers are never used again, not even by a new model of the same name.
     """
-    return Items(items=await core.delete_model(name, cascade=cascade))
+    return Items(items=await versions.delete_model(name, cascade=cascade))
 
 
 @router.get("/{name}/versions")
-async def list_versions(core: Core, name: str) -> Items[Version]:
+async def list_versions(transactions: TransactionsDep, name: str) -> Items[Version]:
     """Return the versions of a model, oldest first."""
-    return Items(items=await _versions(core, name))
+    return Items(items=await _versions(transactions, name))
 
 
 @router.get("/{name}/versions/{number}")
-async def get_version(core: Core, name: str, number: Number) -> Version:
+async def get_version(transactions: TransactionsDep, name: str, number: Number) -> Version:
     """Return one version."""
-    async with core.database.read() as reader:
-        found = await reader.versions(name, number)
-    if not found:
+    async with transactions.read() as reader:
+        versions = await reader.versions(name, number)
+    if not versions:
         raise NotFound(f"Model {name[:80]!r} has no version {number}.")
-    return found[0]
+    return versions[0]
 
 
 @router.patch("/{name}/versions/{number}")
-async def describe_version(core: Core, name: str, number: Number, body: VersionPatch) -> Version:
-    """Replace a version's metadata, or give it the signature that it lacks."""
-    return await core.describe(name, number, body.metadata, body.signature)
+async def describe_version(versions: VersionsDep, name: str, number: Number, body: VersionPatch) -> Version:
+    """Replace a version's metadata, or add the signature that it lacks."""
+    return await versions.describe(name, number, body.metadata, body.signature)
 
 
 @router.delete("/{name}/versions/{number}", status_code=204)
-async def delete_version(core: Core, name: str, number: Number) -> None:
+async def delete_version(versions: VersionsDep, name: str, number: Number) -> None:
     """Delete a version; 409 with the Deployments that run it, if there are any."""
-    await core.delete_version(name, number)
+    await versions.delete_version(name, number)
 
 
-async def _versions(core: Registrar, name: str | None) -> list[Version]:
-    async with core.database.read() as reader:
-        found = await reader.versions(name)
-    if name is not None and not found:
+async def _versions(transactions: Transactions, name: str | None) -> list[Version]:
+    async with transactions.read() as reader:
+        versions = await reader.versions(name)
+    if name is not None and not versions:
         raise NotFound(f"There is no model {name[:80]!r}.")
-    return found
+    return versions
 
 
-async def _models(core: Registrar, name: str | None) -> list[ModelInfo]:
-    found = await _versions(core, name)
-    async with core.database.read() as reader:
+async def _models(transactions: Transactions, name: str | None) -> list[ModelInfo]:
+    all_versions = await _versions(transactions, name)
+    async with transactions.read() as reader:
         created = await reader.model_created()
     by_model: dict[str, list[Version]] = {}
-    for version in found:
+    for version in all_versions:
         by_model.setdefault(version.model, []).append(version)
     return [
         ModelInfo(

@@ -1,4 +1,4 @@
-"""Replicas at the registry: which ones run, and that each reads its own artifact only."""
+"""Which replicas run, and the check that a replica reads only its own artifact."""
 
 from __future__ import annotations
 
@@ -18,18 +18,20 @@ from tidegate.kernel.service.app import Identify
 from tidegate.kernel.service.caller import ServiceToken
 
 router = APIRouter(prefix="/v1/replicas", tags=["replicas"], route_class=JsonRoute)
-MOST = 100_000
-LONGEST_NAME = 255
+MAX_REPLICAS = 100_000
+MAX_NAME_LENGTH = 255
 
 
 class RunningReplicas(Noun):
-    """The replicas that run, each with the sha256 of the artifact that it may read."""
+    """The running replicas, each with the sha256 of the artifact that it may read."""
 
-    artifacts: dict[Annotated[str, Field(max_length=LONGEST_NAME)], Digest] = Field(max_length=MOST)
+    artifacts: dict[Annotated[str, Field(max_length=MAX_NAME_LENGTH)], Digest] = Field(
+        max_length=MAX_REPLICAS
+    )
 
 
 def identify(service_token: str) -> Identify:
-    """Return what tells callers from their headers: services by the service token, replicas by their own."""
+    """Return a function that identifies callers: services by the service token, replicas by their own."""
     services = ServiceToken(service_token)
 
     def principal(headers: dict[bytes, bytes]) -> Principal:
@@ -40,19 +42,21 @@ def identify(service_token: str) -> Identify:
 
 
 def replicas(request: Request) -> Replicas:
-    """Return which replicas run, as the autoscaler said last."""
-    found: Replicas = request.app.state.replicas
-    return found
+    """Return the replicas that the autoscaler last reported."""
+    running: Replicas = request.app.state.replicas
+    return running
 
 
 async def refuse_replicas() -> None:
-    """Raise Forbidden for a replica: a dependency of every route but the one that it needs."""
+    """Raise Forbidden for a replica. A dependency of every route except the one that replicas need."""
     if _replica() is not None:
-        raise Forbidden("A replica's token opens only that replica's own artifact.")
+        raise Forbidden(
+            "A replica's token opens only that replica's own artifact. Use a service token or an API key."
+        )
 
 
 async def own_artifact(sha256: str, running: Annotated[Replicas, Depends(replicas)]) -> None:
-    """Raise Forbidden for a replica that does not run, or that asks for another one's artifact."""
+    """Raise Forbidden for a replica that does not run, or that reads another replica's artifact."""
     replica = _replica()
     if replica is not None and not running.may_read(replica, sha256):
         raise Forbidden("This token opens only the artifact of a running replica.")
@@ -60,12 +64,12 @@ async def own_artifact(sha256: str, running: Annotated[Replicas, Depends(replica
 
 @router.put("", status_code=204)
 async def put(body: RunningReplicas, running: Annotated[Replicas, Depends(replicas)]) -> None:
-    """Replace the set of replicas that run. Only for the autoscaler."""
+    """Replace the set of running replicas. Only for the autoscaler."""
     if caller.current.get().principal is not SERVICE:
         raise Forbidden("Only the autoscaler may report which replicas run.")
     running.artifacts = body.artifacts
 
 
 def _replica() -> str | None:
-    who = caller.current.get().principal
-    return who.id.removeprefix(access.REPLICA_PREFIX) if who.id.startswith(access.REPLICA_PREFIX) else None
+    id_ = caller.current.get().principal.id
+    return id_.removeprefix(access.REPLICA_PREFIX) if id_.startswith(access.REPLICA_PREFIX) else None

@@ -1,40 +1,35 @@
-"""Moving an endpoint's traffic: back to an earlier version, or shared among several."""
+"""Routes that move an Endpoint's traffic: roll back to an earlier version, or split it among several."""
 
 from __future__ import annotations
 
-from typing import Annotated
-
-from fastapi import APIRouter, Depends, Response
+from fastapi import APIRouter, Response
 from pydantic import BaseModel, Field
 
 from services.registry.adapters.sql import audit
 from services.registry.adapters.sql.reading import DesiredStateReader
-from services.registry.api.bodies import registrar
-from services.registry.application.registrar import Registrar
+from services.registry.api.dependencies import TransactionsDep
 from services.registry.domain import rollback, traffic_split
 from tidegate.kernel.protocol.models import Deployment, Endpoint, Noun, Target
 from tidegate.kernel.service.api import JsonRoute
 
 router = APIRouter(prefix="/v1/endpoints", tags=["endpoints"], route_class=JsonRoute)
 
-Core = Annotated[Registrar, Depends(registrar)]
-
 
 class RollbackBody(Noun):
     """The version to go back to."""
 
     version: int | None = Field(
-        None, ge=1, le=2**31 - 1, description="None: the last one that served before what serves now."
+        None, ge=1, le=2**31 - 1, description="None: the last one that served before the current one."
     )
 
 
 class RolledBack(BaseModel):
-    """The Deployments that serve once they are ready, and those that they replace."""
+    """The Deployment that serves once it is ready, and those that it replaces."""
 
     deployment: Deployment
     endpoint: Endpoint
     replaced: list[str] = Field(description="Deployments that serve until then; empty: nothing changes.")
-    remade: bool = Field(description="The Deployment had been deleted, and was made again.")
+    remade: bool = Field(description="The Deployment had been deleted and was created again.")
 
 
 class SplitBody(Noun):
@@ -44,13 +39,13 @@ class SplitBody(Noun):
 
 
 @router.post("/{name}/rollback")
-async def roll_back(core: Core, name: str, body: RollbackBody | None = None) -> RolledBack:
-    """Let an Endpoint go back to an earlier version; what serves now goes on until that one is ready.
+async def roll_back(transactions: TransactionsDep, name: str, body: RollbackBody | None = None) -> RolledBack:
+    """Roll an Endpoint back to an earlier version. The current one serves until that one is ready.
 
-    409 if there is no earlier version. A roll-out that is under way is given up.
+    409 if there is no earlier version. A roll-out in progress is abandoned.
     """
     version = body.version if body else None
-    async with core.change() as writer:
+    async with transactions.change() as writer:
         snapshot = await writer.snapshot()
         history = await audit.history_of(writer.connection, name, snapshot.deployments)
         plan = rollback.rollback(snapshot, name, version, history)
@@ -61,12 +56,12 @@ async def roll_back(core: Core, name: str, body: RollbackBody | None = None) -> 
 
 
 @router.post("/{name}/split")
-async def share(core: Core, name: str, body: SplitBody, response: Response) -> Endpoint:
-    """Share an Endpoint's traffic among Deployments; what serves now goes on until each of them is ready."""
+async def split(transactions: TransactionsDep, name: str, body: SplitBody, response: Response) -> Endpoint:
+    """Split an Endpoint's traffic among Deployments. The current ones serve until each of them is ready."""
 
-    async def answer(reader: DesiredStateReader) -> Endpoint:
+    async def result(reader: DesiredStateReader) -> Endpoint:
         return (await reader.endpoints(name))[0]
 
-    found = await core.decide(lambda now: traffic_split.split(now, name, body.targets), answer)
-    response.headers["ETag"] = f'"{found.revision}"'
-    return found
+    endpoint = await transactions.decide(lambda now: traffic_split.split(now, name, body.targets), result)
+    response.headers["ETag"] = f'"{endpoint.revision}"'
+    return endpoint

@@ -1,4 +1,4 @@
-"""API keys: made, changed, rotated, revoked in one transaction each, audited, and told to the gateways."""
+"""API keys: created, changed, rotated and revoked, each in one audited transaction."""
 
 from __future__ import annotations
 
@@ -9,75 +9,76 @@ from typing import Any
 
 from services.registry.adapters.sql import keys
 from services.registry.adapters.sql.writing import DesiredStateWriter
-from services.registry.application.registrar import Registrar
+from services.registry.application.transactions import Transactions
 from services.registry.domain.desired_state import Action, ChangeNotification
 from services.registry.domain.keys import (
     ID_BYTES,
     SECRET_BYTES,
     StoredKey,
     changed,
-    made,
+    created,
+    parse_spec,
     revoked,
     rotated,
-    spec_of,
 )
 from tidegate.kernel.errors import NotFound
 
 
 class Keyring:
-    """The core behind ``/v1/keys``."""
+    """The keys, as ``/v1/keys`` manages them."""
 
-    def __init__(self, registrar: Registrar) -> None:
-        self._registrar = registrar
+    def __init__(self, transactions: Transactions) -> None:
+        self._transactions = transactions
 
-    async def make(self, fields: Mapping[str, Any]) -> tuple[StoredKey, str]:
-        """A new key, and the key itself, of which only a digest is kept. Raises BadRequest."""
-        async with self._registrar.change() as writer:
-            key, shown = made(spec_of(fields, writer.now), os.urandom(ID_BYTES + SECRET_BYTES), writer.now)
-            return await _put(writer, key, None), shown
+    async def create(self, fields: Mapping[str, Any]) -> tuple[StoredKey, str]:
+        """Create a key. Return it with the secret key, of which only a digest is stored. Raise BadRequest."""
+        async with self._transactions.change() as writer:
+            spec = parse_spec(fields, writer.now)
+            key, secret_key = created(spec, os.urandom(ID_BYTES + SECRET_BYTES), writer.now)
+            return await _put(writer, key, None), secret_key
 
     async def change(self, id_: str, patch: Mapping[str, Any]) -> StoredKey:
-        """Change fields of a key. Raises NotFound, BadRequest, or Conflict for a revoked one."""
-        async with self._registrar.change() as writer:
-            held = await _held(writer, id_)
-            return await _put(writer, changed(held, patch, writer.now), held)
+        """Change fields of a key. Raise NotFound, BadRequest, or Conflict for a revoked one."""
+        async with self._transactions.change() as writer:
+            before = await _read(writer, id_)
+            return await _put(writer, changed(before, patch, writer.now), before)
 
     async def rotate(self, id_: str, grace_s: float) -> tuple[StoredKey, str]:
-        """Another secret for a key; the old one is good for ``grace_s`` more. Raises NotFound, Conflict."""
-        async with self._registrar.change() as writer:
-            held = await _held(writer, id_)
-            key, shown = rotated(held, os.urandom(SECRET_BYTES), writer.now, grace_s)
-            return await _put(writer, key, held), shown
+        """Give a key a new secret; the old one works for ``grace_s`` seconds. Raise NotFound, Conflict."""
+        async with self._transactions.change() as writer:
+            before = await _read(writer, id_)
+            key, secret_key = rotated(before, os.urandom(SECRET_BYTES), writer.now, grace_s)
+            return await _put(writer, key, before), secret_key
 
     async def revoke(self, id_: str) -> StoredKey:
-        """A key is good no longer; no error when it is so already. Raises NotFound."""
-        async with self._registrar.change() as writer:
-            held = await _held(writer, id_)
-            key = revoked(held, writer.now)
-            return held if key == held else await _put(writer, key, held)
+        """Revoke a key; does nothing if it is revoked already. Raise NotFound."""
+        async with self._transactions.change() as writer:
+            before = await _read(writer, id_)
+            key = revoked(before, writer.now)
+            return before if key == before else await _put(writer, key, before)
 
     async def get(self, id_: str) -> StoredKey:
-        """One key; raises NotFound."""
-        async with self._registrar.database.read() as reader:
-            found = await keys.held(reader.connection, id_)
+        """Return one key. Raise NotFound."""
+        async with self._transactions.read() as reader:
+            found = await keys.read(reader.connection, id_)
         if not found:
             raise _no_key(id_)
         return found[0]
 
     async def all(self) -> list[StoredKey]:
-        """Every key, oldest first, revoked ones too."""
-        async with self._registrar.database.read() as reader:
-            return await keys.held(reader.connection)
+        """Return every key, oldest first, including revoked ones."""
+        async with self._transactions.read() as reader:
+            return await keys.read(reader.connection)
 
     async def for_gateways(self, known: str) -> tuple[str, list[StoredKey] | None]:
-        """A mark of the keys' state and the keys that are not revoked; None when ``known`` is that mark."""
-        async with self._registrar.database.read() as reader:
+        """Return a mark of the keys' state, and the keys not revoked; None if ``known`` is that mark."""
+        async with self._transactions.read() as reader:
             mark = str(await keys.revision(reader.connection))
-            return mark, None if mark == known else await keys.good(reader.connection)
+            return mark, None if mark == known else await keys.not_revoked(reader.connection)
 
 
-async def _held(writer: DesiredStateWriter, id_: str) -> StoredKey:
-    found = await keys.held(writer.connection, id_)
+async def _read(writer: DesiredStateWriter, id_: str) -> StoredKey:
+    found = await keys.read(writer.connection, id_)
     if not found:
         raise _no_key(id_)
     return found[0]
@@ -87,13 +88,13 @@ async def _put(writer: DesiredStateWriter, key: StoredKey, before: StoredKey | N
     stored = replace(key, revision=writer.next_revision)
     await keys.put(writer.connection, stored, writer.next_revision, created=before is None)
     action: Action = "created" if before is None else "deleted" if key.revoked_at else "updated"
-    was = None if before is None else _shown(before)
-    await writer.note(ChangeNotification("key", key.id, action), was, _shown(key))
+    was = None if before is None else _for_audit(before)
+    await writer.note(ChangeNotification("key", key.id, action), was, _for_audit(key))
     return stored
 
 
-def _shown(key: StoredKey) -> dict[str, Any]:
-    """For the audit log: all but the digests. That the secret is another one shows as another mark."""
+def _for_audit(key: StoredKey) -> dict[str, Any]:
+    """Return a key's fields for the audit log: no digests, but a mark that changes with the secret."""
     return {
         **key.spec.model_dump(mode="json"),
         "secret": key.digest[:8],
@@ -103,4 +104,4 @@ def _shown(key: StoredKey) -> dict[str, Any]:
 
 
 def _no_key(id_: str) -> NotFound:
-    return NotFound(f"There is no key {id_[:40]!r}.")
+    return NotFound(f"There is no key {id_[:40]!r}. `tidegate keys list --all` shows every key.")

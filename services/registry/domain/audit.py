@@ -1,4 +1,4 @@
-"""What the audit log keeps of an object before and after a change."""
+"""What the audit log stores of an object before and after a change."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from datetime import datetime
 from typing import Any
 
 HIDDEN, HIDDEN_CHANGED = "(hidden)", "(hidden, changed)"
-# Not of the object's own: they change with every write, or never.
-_NOISE = ("revision", "created_at")
+# Left out: these fields change with every write, or never.
+_LEFT_OUT = ("revision", "created_at")
 
-Shown = dict[str, Any] | None
+Fields = dict[str, Any] | None
 
 
 @dataclass(frozen=True, slots=True)
 class NewAuditEntry:
-    """Who did what to what, when and from where. ``before`` None: it was not there; likewise ``after``."""
+    """One change of an object. ``before`` None: it was created. ``after`` None: it was deleted."""
 
     at: datetime
     principal: str
@@ -26,24 +26,24 @@ class NewAuditEntry:
     action: str
     kind: str
     name: str
-    before: Shown
-    after: Shown
+    before: Fields
+    after: Fields
     revision: int
 
 
-def pair(before: Mapping[str, Any] | None, after: Mapping[str, Any] | None) -> tuple[Shown, Shown]:
-    """Both as the log may show them: the values of a Deployment's environment may be secrets."""
-    was = dict(before.get("env") or {}) if before is not None else {}
-    return _shown(before, {}), _shown(after, was if before is not None else None)
+def audited(before: Mapping[str, Any] | None, after: Mapping[str, Any] | None) -> tuple[Fields, Fields]:
+    """Return both states as the log may show them. Values of ``env`` are hidden: they may be secrets."""
+    old_env = dict(before.get("env") or {}) if before is not None else {}
+    return _audited(before, {}), _audited(after, old_env)
 
 
-def _shown(what: Mapping[str, Any] | None, was: Mapping[str, str] | None) -> Shown:
-    if what is None:
+def _audited(fields: Mapping[str, Any] | None, old_env: Mapping[str, str]) -> Fields:
+    if fields is None:
         return None
-    shown = {name: value for name, value in what.items() if name not in _NOISE}
-    if shown.get("env"):
-        shown["env"] = {
-            name: HIDDEN_CHANGED if was and name in was and was[name] != value else HIDDEN
-            for name, value in shown["env"].items()
+    result = {name: value for name, value in fields.items() if name not in _LEFT_OUT}
+    if result.get("env"):
+        result["env"] = {
+            name: HIDDEN_CHANGED if name in old_env and old_env[name] != value else HIDDEN
+            for name, value in result["env"].items()
         }
-    return shown
+    return result

@@ -1,4 +1,4 @@
-"""Compare the signatures of two versions, and name the changes that break callers. Pure."""
+"""Compare the signatures of two versions, and describe the changes that break callers. Pure."""
 
 from __future__ import annotations
 
@@ -10,34 +10,34 @@ from tidegate.kernel.protocol.models import Signature, TensorSpec, Version
 REASON = "breaking_change"
 
 
-def differences(before: Signature, after: Signature) -> list[str]:
-    """Return what a caller of ``before`` finds broken in ``after``, each as a phrase; empty: nothing.
+def breaking_changes(before: Signature, after: Signature) -> list[str]:
+    """Return the changes from ``before`` to ``after`` that break callers, each as a phrase.
 
-    Wider is compatible: an input that takes more, an output that is new, an optional input, a larger batch.
+    Compatible are: an input that accepts more, a new output, a new optional input, a larger batch.
     """
-    found = _batching(before, after)
-    found += _inputs(before.inputs, after.inputs)
-    found += _outputs(before.outputs, after.outputs)
+    changes = _batching(before, after)
+    changes += _inputs(before.inputs, after.inputs)
+    changes += _outputs(before.outputs, after.outputs)
     if before.decoupled != after.decoupled:
-        found.append(
-            f"it is {'now' if after.decoupled else 'no longer'} decoupled (many answers to a request)"
+        changes.append(
+            f"it is {'now' if after.decoupled else 'no longer'} decoupled (many responses to a request)"
         )
-    return found
+    return changes
 
 
-def check(held: Sequence[Version], after: Signature | None, *, breaking: bool) -> None:
-    """Raise Conflict if a new version breaks callers of the latest one, unless ``breaking`` accepts that.
+def check(stored: Sequence[Version], after: Signature | None, *, breaking: bool) -> None:
+    """Raise Conflict if a signature breaks callers of the latest version, unless ``breaking``.
 
     Versions without a signature are not compared.
     """
-    before = next((v for v in sorted(held, key=lambda v: -v.number) if v.signature is not None), None)
+    before = next((v for v in sorted(stored, key=lambda v: -v.number) if v.signature is not None), None)
     if breaking or after is None or before is None or before.signature is None:
         return
-    if found := differences(before.signature, after):
+    if changes := breaking_changes(before.signature, after):
         raise Conflict(
             f"The signature breaks callers of version {before.number} of model {before.model!r}: "
-            f"{'; '.join(found)}. If that is intended, say so with breaking=true (`tidegate deploy "
-            "--breaking`); else serve it under another name.",
+            f"{'; '.join(changes)}. If this is intended, deploy with `tidegate deploy --breaking` (in the "
+            "API: breaking=true). Otherwise use another model name.",
             reason=REASON,
         )
 
@@ -51,26 +51,26 @@ def _batching(before: Signature, after: Signature) -> list[str]:
 
 def _inputs(before: Sequence[TensorSpec], after: Sequence[TensorSpec]) -> list[str]:
     old, new = _by_name(before), _by_name(after)
-    found = [f"input {name!r} is removed" for name in old if name not in new]
+    changes = [f"input {name!r} is removed" for name in old if name not in new]
     for name, tensor in new.items():
         if name not in old:
             if not tensor.optional:
-                found.append(f"input {name!r} is new and required")
+                changes.append(f"input {name!r} is new and required")
             continue
-        found += _changed("input", old[name], tensor, narrowed=_takes_less)
+        changes += _changed("input", old[name], tensor, narrowed=_accepts_less)
         if old[name].optional and not tensor.optional:
-            found.append(f"input {name!r} is now required")
-    return found
+            changes.append(f"input {name!r} is now required")
+    return changes
 
 
 def _outputs(before: Sequence[TensorSpec], after: Sequence[TensorSpec]) -> list[str]:
     old, new = _by_name(before), _by_name(after)
-    found = [f"output {name!r} is removed" for name in old if name not in new]
+    changes = [f"output {name!r} is removed" for name in old if name not in new]
     for name, tensor in old.items():
         if name in new:
-            # An answer of a known size may become no other one; of any size, it may become fixed.
-            found += _changed("output", tensor, new[name], narrowed=lambda was, now: was not in (-1, now))
-    return found
+            # A fixed size of an output must stay; a dynamic one (-1) may become fixed.
+            changes += _changed("output", tensor, new[name], narrowed=lambda was, now: was not in (-1, now))
+    return changes
 
 
 def _changed(
@@ -84,7 +84,7 @@ def _changed(
     return []
 
 
-def _takes_less(was: int, now: int) -> bool:
+def _accepts_less(was: int, now: int) -> bool:
     return now not in (-1, was)
 
 

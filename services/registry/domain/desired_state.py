@@ -1,4 +1,4 @@
-"""What the decisions look at and what they decide: a snapshot of the intention, and changes to it."""
+"""A snapshot of the desired state, for decisions, and the changes that they can make. Pure."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Action = Literal["created", "updated", "deleted"]
 
 @dataclass(frozen=True, slots=True)
 class StoredDeployment:
-    """A stored Deployment. ``declared``: stated by a person (PUT, apply), so a roll-over leaves its scale."""
+    """A stored Deployment. ``declared``: by a user (PUT, apply), so a roll-over does not change its scale."""
 
     spec: DeploymentSpec
     declared: bool = False
@@ -33,7 +33,7 @@ class StoredEndpoint:
 
 @dataclass(frozen=True, slots=True)
 class ChangeNotification:
-    """What happened to one object, as told to others."""
+    """A change of one object, as it is published to other services."""
 
     kind: Kind
     name: str
@@ -42,64 +42,66 @@ class ChangeNotification:
 
 @dataclass(frozen=True, slots=True)
 class PutDeployment:
-    """Store this Deployment, new or changed."""
+    """Create or update this Deployment."""
 
-    held: StoredDeployment
+    stored: StoredDeployment
     created: bool
 
     @property
     def notification(self) -> ChangeNotification:
-        """What to tell others."""
-        return ChangeNotification("deployment", self.held.spec.name, "created" if self.created else "updated")
+        """Return what is published of this change."""
+        return ChangeNotification(
+            "deployment", self.stored.spec.name, "created" if self.created else "updated"
+        )
 
 
 @dataclass(frozen=True, slots=True)
 class PutEndpoint:
-    """Store this Endpoint, new or changed."""
+    """Create or update this Endpoint."""
 
     spec: EndpointSpec
     created: bool
 
     @property
     def notification(self) -> ChangeNotification:
-        """What to tell others."""
+        """Return what is published of this change."""
         return ChangeNotification("endpoint", self.spec.name, "created" if self.created else "updated")
 
 
 @dataclass(frozen=True, slots=True)
 class DropDeployment:
-    """Forget this Deployment."""
+    """Delete this Deployment."""
 
     name: str
 
     @property
     def notification(self) -> ChangeNotification:
-        """What to tell others."""
+        """Return what is published of this change."""
         return ChangeNotification("deployment", self.name, "deleted")
 
 
 @dataclass(frozen=True, slots=True)
 class DropEndpoint:
-    """Forget this Endpoint."""
+    """Delete this Endpoint."""
 
     name: str
 
     @property
     def notification(self) -> ChangeNotification:
-        """What to tell others."""
+        """Return what is published of this change."""
         return ChangeNotification("endpoint", self.name, "deleted")
 
 
 @dataclass(frozen=True, slots=True)
 class DropVersion:
-    """Forget this version of a model."""
+    """Delete this version of a model."""
 
     model: str
     number: int
 
     @property
     def notification(self) -> ChangeNotification:
-        """What to tell others."""
+        """Return what is published of this change."""
         return ChangeNotification("version", f"{self.model}/{self.number}", "deleted")
 
 
@@ -108,46 +110,46 @@ Change = PutDeployment | PutEndpoint | DropDeployment | DropEndpoint | DropVersi
 
 @dataclass(frozen=True, slots=True)
 class RegistrySnapshot:
-    """The whole intention at one revision, as far as decisions need it."""
+    """The desired state at one revision, as far as decisions need it."""
 
     versions: frozenset[tuple[str, int]]
     deployments: Mapping[str, StoredDeployment]
     endpoints: Mapping[str, StoredEndpoint]
 
     def numbers(self, model: str) -> list[int]:
-        """The version numbers of a model, ascending; empty when there is no such model."""
+        """Return the version numbers of a model, ascending; empty for an unknown model."""
         return sorted(number for name, number in self.versions if name == model)
 
     def deployment(self, name: str) -> StoredDeployment:
-        """The Deployment, or NotFound."""
+        """Return a Deployment. Raise NotFound."""
         try:
             return self.deployments[name]
         except KeyError:
             raise NotFound(f"There is no Deployment {name!r}.") from None
 
     def endpoint(self, name: str) -> StoredEndpoint:
-        """The Endpoint, or NotFound."""
+        """Return an Endpoint. Raise NotFound."""
         try:
             return self.endpoints[name]
         except KeyError:
             raise NotFound(f"There is no Endpoint {name!r}.") from None
 
     def with_version(self, model: str, number: int) -> RegistrySnapshot:
-        """Return the snapshot with this version in it."""
+        """Return the snapshot with this version added."""
         return replace(self, versions=self.versions | {(model, number)})
 
-    def carrying(self) -> set[str]:
-        """Deployments that some endpoint sends traffic to, or may go back to."""
-        return {name for held in self.endpoints.values() for name in named_by(held.spec)}
+    def in_use(self) -> set[str]:
+        """Return the Deployments that an Endpoint names, as target or as previous."""
+        return {name for stored in self.endpoints.values() for name in deployments_in(stored.spec)}
 
     def after(self, changes: Iterable[Change]) -> RegistrySnapshot:
-        """The snapshot as these changes would leave it."""
+        """Return the snapshot after these changes."""
         versions, deployments = set(self.versions), dict(self.deployments)
         endpoints = dict(self.endpoints)
         for change in changes:
             match change:
-                case PutDeployment(held):
-                    deployments[held.spec.name] = held
+                case PutDeployment(stored):
+                    deployments[stored.spec.name] = stored
                 case PutEndpoint(spec):
                     endpoints[spec.name] = StoredEndpoint(spec)
                 case DropDeployment(name):
@@ -159,14 +161,14 @@ class RegistrySnapshot:
         return replace(self, versions=frozenset(versions), deployments=deployments, endpoints=endpoints)
 
 
-def named_by(spec: EndpointSpec) -> list[str]:
-    """Deployments that an endpoint names, as target or as previous."""
+def deployments_in(spec: EndpointSpec) -> list[str]:
+    """Return the Deployments that an Endpoint names, as target or as previous."""
     return [target.deployment for target in [*spec.targets, *spec.previous]]
 
 
-def expect_revision(what: str, held: int | None, expected: int | None) -> None:
-    """Raise Conflict unless the object is still the one that the caller has read (``If-Match``)."""
-    if expected is None or held == expected:
+def expect_revision(what: str, revision: int | None, expected: int | None) -> None:
+    """Raise Conflict unless the object is still at the revision that the caller has read (``If-Match``)."""
+    if expected is None or revision == expected:
         return
-    now = "is not there" if held is None else f"is at revision {held}"
-    raise Conflict(f"{what} {now}, not at revision {expected}: read it again and repeat the change.")
+    now = "does not exist" if revision is None else f"is at revision {revision}"
+    raise Conflict(f"{what} {now}, not at revision {expected}. Read it again and repeat the change.")

@@ -1,4 +1,4 @@
-"""Intention stated object by object: put, patch and delete Deployments and Endpoints, and `apply`."""
+"""Edit the desired state: put, patch and delete Deployments and Endpoints, and `apply` a file. Pure."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from services.registry.domain.desired_state import (
     PutEndpoint,
     RegistrySnapshot,
     StoredDeployment,
+    deployments_in,
     expect_revision,
-    named_by,
 )
 from tidegate.kernel.errors import BadRequest, Conflict
 from tidegate.kernel.protocol.models import DeploymentSpec, EndpointSpec, Override
 
 Fields = Mapping[str, Any]
-# How a Deployment scales, and nothing of what it runs.
+# The fields that say how a Deployment scales, not what it runs.
 POLICY_FIELDS = ("min_replicas", "max_replicas", "scale_to_zero_after_s", "target_wait_ms", "scaling")
 
 
 @dataclass(frozen=True, slots=True)
 class ApplyOutcome:
-    """What `apply` did to one object."""
+    """The effect of `apply` on one object."""
 
     kind: Literal["deployment", "endpoint"]
     name: str
@@ -39,70 +39,83 @@ class ApplyOutcome:
 def put_deployment(
     snapshot: RegistrySnapshot, name: str, fields: Fields, expected: int | None = None
 ) -> list[Change]:
-    """State a Deployment in full; what is left out has its default. Its version cannot change."""
+    """Create or replace a Deployment; fields left out get their defaults.
+
+    Raise BadRequest for bad fields, Conflict for another version or another revision than ``expected``.
+    """
     names.check_new("Deployment", name, snapshot.deployments)
-    held = snapshot.deployments.get(name)
-    expect_revision(f"Deployment {name!r}", held.revision if held else None, expected)
+    stored = snapshot.deployments.get(name)
+    expect_revision(f"Deployment {name!r}", stored.revision if stored else None, expected)
     spec = merge.deployment({}, _named(name, fields), f"Deployment {name!r}")
-    if held is None:
+    if stored is None:
         require_version(snapshot, spec.model, spec.version)
         return [PutDeployment(StoredDeployment(spec, declared=True), created=True)]
-    _same_version(held.spec, spec)
-    return _changed(held, replace(held, spec=spec, declared=True))
+    _same_version(stored.spec, spec)
+    return _changed(stored, replace(stored, spec=spec, declared=True))
 
 
 def patch_deployment(
     snapshot: RegistrySnapshot, name: str, fields: Fields, expected: int | None = None
 ) -> list[Change]:
-    """Change some options of a Deployment and leave the others."""
-    held = snapshot.deployment(name)
-    expect_revision(f"Deployment {name!r}", held.revision, expected)
-    spec = merge.deployment(held.spec.model_dump(), _named(name, fields), f"Deployment {name!r}")
-    _same_version(held.spec, spec)
-    return _changed(held, replace(held, spec=spec))
+    """Change some options of a Deployment. Raise NotFound, BadRequest or Conflict."""
+    stored = snapshot.deployment(name)
+    expect_revision(f"Deployment {name!r}", stored.revision, expected)
+    spec = merge.deployment(stored.spec.model_dump(), _named(name, fields), f"Deployment {name!r}")
+    _same_version(stored.spec, spec)
+    return _changed(stored, replace(stored, spec=spec))
 
 
 def change_policy(snapshot: RegistrySnapshot, name: str, fields: Fields) -> list[Change]:
-    """Change how a Deployment scales. Raise BadRequest for a field of what it runs."""
+    """Change how a Deployment scales. Raise BadRequest for a field that is not of its scale."""
     other = sorted(set(fields) - set(POLICY_FIELDS))
     if other:
-        raise BadRequest(f"A policy has the fields {', '.join(POLICY_FIELDS)}, not {', '.join(other)[:80]}.")
+        raise BadRequest(
+            f"A policy has the fields {', '.join(POLICY_FIELDS)}, not {', '.join(other)[:80]}. "
+            "Use PATCH /v1/deployments/NAME for other fields."
+        )
     return patch_deployment(snapshot, name, fields)
 
 
 def delete_deployment(snapshot: RegistrySnapshot, name: str) -> list[Change]:
-    """Forget a Deployment; Conflict while an endpoint names it."""
+    """Delete a Deployment. Raise NotFound, or Conflict while an Endpoint names it."""
     snapshot.deployment(name)
-    users = sorted(e for e, held in snapshot.endpoints.items() if name in named_by(held.spec))
+    users = sorted(e for e, stored in snapshot.endpoints.items() if name in deployments_in(stored.spec))
     if users:
-        raise Conflict(f"Deployment {name!r} is in use by {_listed('Endpoint', users)}.")
+        raise Conflict(
+            f"Deployment {name!r} is in use by {_listed('Endpoint', users)}. Move the traffic away first: "
+            f"`tidegate split`, or delete the Endpoint."
+        )
     return [DropDeployment(name)]
 
 
 def set_override(snapshot: RegistrySnapshot, name: str, override: Override | None) -> list[Change]:
-    """An operator's word on the number of replicas, or its withdrawal."""
-    held = snapshot.deployment(name)
-    return _changed(held, replace(held, override=override))
+    """Set an operator's override of the number of replicas; None removes it. Raise NotFound."""
+    stored = snapshot.deployment(name)
+    return _changed(stored, replace(stored, override=override))
 
 
 def put_endpoint(
     snapshot: RegistrySnapshot, name: str, fields: Fields, expected: int | None = None
 ) -> list[Change]:
-    """State an Endpoint. Unless ``previous`` is given, what serves now goes on until a target is ready."""
+    """Create or replace an Endpoint.
+
+    Unless ``previous`` is given, the current Deployments serve until the targets are ready. Raise BadRequest
+    for bad fields, Conflict for another revision than ``expected``.
+    """
     names.check_new("Endpoint", name, snapshot.endpoints)
-    held = snapshot.endpoints.get(name)
-    expect_revision(f"Endpoint {name!r}", held.revision if held else None, expected)
+    stored = snapshot.endpoints.get(name)
+    expect_revision(f"Endpoint {name!r}", stored.revision if stored else None, expected)
     spec = merge.checked(EndpointSpec, _named(name, fields), f"Endpoint {name!r}")
     _check_targets(snapshot, spec)
-    if held is None:
+    if stored is None:
         return [PutEndpoint(spec, created=True)]
     if "previous" not in fields:
-        spec = rollover.turned(held.spec, spec)
-    return rollover.with_retired(snapshot, held.spec, spec)
+        spec = rollover.with_previous(stored.spec, spec)
+    return rollover.replace_endpoint(snapshot, stored.spec, spec)
 
 
 def delete_endpoint(snapshot: RegistrySnapshot, name: str) -> list[Change]:
-    """Forget an Endpoint; its Deployments stay."""
+    """Delete an Endpoint; its Deployments stay. Raise NotFound."""
     snapshot.endpoint(name)
     return [DropEndpoint(name)]
 
@@ -110,46 +123,49 @@ def delete_endpoint(snapshot: RegistrySnapshot, name: str) -> list[Change]:
 def apply(
     snapshot: RegistrySnapshot, deployments: Sequence[Fields], endpoints: Sequence[Fields]
 ) -> tuple[list[Change], list[ApplyOutcome]]:
-    """Everything that a declarative file states, as one plan: all of it or, on any error, nothing."""
+    """Create or replace all objects of a file, in one plan. Any error means that nothing changes.
+
+    Return the changes, and the outcome for each object in the file's order.
+    """
     stated = [("deployment", each) for each in deployments] + [("endpoint", each) for each in endpoints]
-    _once_each(stated)
+    _check_unique(stated)
     changes: list[Change] = []
     outcomes: list[ApplyOutcome] = []
     for kind, fields in stated:
         name = str(fields.get("name", ""))
         if kind == "deployment":
-            step, known = put_deployment(snapshot, name, fields), name in snapshot.deployments
-            outcomes.append(ApplyOutcome("deployment", name, _action(step, known)))
+            step, exists = put_deployment(snapshot, name, fields), name in snapshot.deployments
+            outcomes.append(ApplyOutcome("deployment", name, _action(step, exists)))
         else:
-            step, known = put_endpoint(snapshot, name, fields), name in snapshot.endpoints
-            outcomes.append(ApplyOutcome("endpoint", name, _action(step, known)))
+            step, exists = put_endpoint(snapshot, name, fields), name in snapshot.endpoints
+            outcomes.append(ApplyOutcome("endpoint", name, _action(step, exists)))
         snapshot = snapshot.after(step)
         changes += step
     return changes, outcomes
 
 
 def require_version(snapshot: RegistrySnapshot, model: str, number: int) -> None:
-    """Raise BadRequest, saying what there is, unless this version is registered."""
+    """Raise BadRequest unless this version is registered. The message lists the registered ones."""
     if (model, number) in snapshot.versions:
         return
-    there = ", ".join(map(str, snapshot.numbers(model)))
-    known = f"it has {there}" if there else "there is no such model"
-    raise BadRequest(f"Version {number} of model {model!r} is not registered: {known}.")
+    numbers = ", ".join(map(str, snapshot.numbers(model)))
+    existing = f"It has {numbers}" if numbers else "There is no such model"
+    raise BadRequest(f"Version {number} of model {model!r} is not registered. {existing}.")
 
 
 def _named(name: str, fields: Fields) -> dict[str, Any]:
-    given = fields.get("name", name)
-    if given != name:
-        raise BadRequest(f"The name in the body, {given!r}, is not the one in the path, {name!r}.")
+    in_body = fields.get("name", name)
+    if in_body != name:
+        raise BadRequest(f"The name in the body is {in_body!r}, but the path has {name!r}: use one name.")
     return {**fields, "name": name}
 
 
-def _same_version(held: DeploymentSpec, spec: DeploymentSpec) -> None:
-    if (held.model, held.version) != (spec.model, spec.version):
+def _same_version(stored: DeploymentSpec, spec: DeploymentSpec) -> None:
+    if (stored.model, stored.version) != (spec.model, spec.version):
         raise Conflict(
-            f"Deployment {held.name!r} runs version {held.version} of model {held.model!r}, and that "
-            f"cannot change: make another Deployment for version {spec.version} of {spec.model!r} "
-            "and point the Endpoint to it (`deploy` does both)."
+            f"Deployment {stored.name!r} runs version {stored.version} of model {stored.model!r}, and that "
+            f"cannot change. Create another Deployment for version {spec.version} of {spec.model!r} and "
+            "make it the Endpoint's target: `tidegate deploy` does both."
         )
 
 
@@ -161,28 +177,32 @@ def _check_targets(snapshot: RegistrySnapshot, spec: EndpointSpec) -> None:
     for role, targets in (("targets", spec.targets), ("previous", spec.previous)):
         for name, times in Counter(target.deployment for target in targets).items():
             if times > 1:
-                raise BadRequest(f"Endpoint {spec.name!r}: {role} names Deployment {name!r} twice.")
+                raise BadRequest(
+                    f"Endpoint {spec.name!r}: {role} names Deployment {name!r} twice; name it once."
+                )
             if name not in snapshot.deployments:
                 raise BadRequest(
                     f"Endpoint {spec.name!r}: {role} names Deployment {name!r}, which does not exist."
                 )
     if not sum(target.weight for target in spec.targets):
-        raise BadRequest(f"Endpoint {spec.name!r}: all weights are 0, so no target would get a request.")
+        raise BadRequest(
+            f"Endpoint {spec.name!r}: all weights are 0, so no target would get a request. Set one above 0."
+        )
 
 
-def _once_each(stated: Sequence[tuple[str, Fields]]) -> None:
+def _check_unique(stated: Sequence[tuple[str, Fields]]) -> None:
     for (kind, name), times in Counter((kind, str(each.get("name", ""))) for kind, each in stated).items():
         if not name:
-            raise BadRequest(f"Each {kind} needs a name.")
+            raise BadRequest(f"Each {kind} of the file needs a name.")
         if times > 1:
-            raise BadRequest(f"The {kind} {name!r} is stated {times} times.")
+            raise BadRequest(f"The file has {kind} {name!r} {times} times; keep one.")
 
 
-def _action(step: list[Change], known: bool) -> Literal["created", "updated", "unchanged"]:
+def _action(step: list[Change], exists: bool) -> Literal["created", "updated", "unchanged"]:
     if not step:
         return "unchanged"
-    return "updated" if known else "created"
+    return "updated" if exists else "created"
 
 
-def _listed(kind: str, found: Sequence[str]) -> str:
-    return f"{kind}{'s' if len(found) > 1 else ''} {', '.join(repr(name) for name in found)}"
+def _listed(kind: str, names_: Sequence[str]) -> str:
+    return f"{kind}{'s' if len(names_) > 1 else ''} {', '.join(repr(name) for name in names_)}"

@@ -1,4 +1,4 @@
-"""Which format a file is of, and what has to be said before it is taken."""
+"""The format of a model file, and the consent that a pickle needs."""
 
 from __future__ import annotations
 
@@ -21,34 +21,34 @@ _SUFFIXES: dict[str, Format] = {
 }
 
 
-def chosen(filename: str, given: Format | None) -> Format:
-    """The format that was given, or else what the file's name says; BadRequest when it says nothing."""
+def format_of(filename: str, given: Format | None) -> Format:
+    """Return ``given``, or else the format of the file name's ending. Raise BadRequest for an unknown one."""
     if given is not None:
         return given
     lower = filename.lower()
-    for suffix, found in _SUFFIXES.items():
+    for suffix, format_ in _SUFFIXES.items():
         if lower.endswith(suffix):
-            return found
+            return format_
     raise BadRequest(
-        f"The name {filename[:80]!r} does not say which format it is: give --model-format (in the API: "
-        "format) as onnx, sklearn, torchscript, python or triton, or let the name end in one of "
+        f"The ending of {filename[:80]!r} does not say the model's format. Add --model-format (in the API: "
+        "format) with onnx, sklearn, torchscript, python or triton, or use a file name that ends in one of "
         f"{', '.join(_SUFFIXES)}."
     )
 
 
 def check_filename(filename: str) -> str:
-    """``filename`` itself when it is a plain file name; raises BadRequest."""
+    """Return ``filename``. Raise BadRequest unless it is a plain file name."""
     plain = filename.isprintable() and not set(filename) & {"/", "\\"} and filename not in {".", ".."}
     if plain and 0 < len(filename) <= 255:
         return filename
     raise BadRequest(f"{filename[:80]!r} is not a plain file name (1 to 255 characters, no folders).")
 
 
-def check_consent(found: Format, *, allow_pickle: bool) -> None:
-    """Refuse a pickle unless the publisher said in so many words that it may run."""
-    if found == "sklearn" and not allow_pickle:
+def check_pickle_allowed(format_: Format, *, allow_pickle: bool) -> None:
+    """Raise BadRequest for a pickle, unless the publisher has allowed it to run."""
+    if format_ == "sklearn" and not allow_pickle:
         raise BadRequest(
-            "A scikit-learn joblib file is a pickle: loading it runs whatever code is in it, on the "
-            "workers. If you trust where it comes from, say so with allow_pickle=true "
-            "(`tidegate deploy --allow-pickle`); exporting the model to ONNX avoids the question."
+            "A scikit-learn joblib file is a pickle: loading it runs any code in it on the workers. "
+            "If you trust its origin, deploy with `tidegate deploy --allow-pickle` (in the API: "
+            "allow_pickle=true). An export to ONNX needs no such permission."
         )

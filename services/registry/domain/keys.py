@@ -1,4 +1,4 @@
-"""API keys: what one may do and use, and the steps of its life. The key itself is never stored."""
+"""API keys: scopes and limits, and the changes from creation to revocation. Only digests are stored."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from tidegate.kernel.errors import BadRequest, Conflict
 from tidegate.kernel.protocol import access
 from tidegate.kernel.protocol.models import Name, Noun
 
-# A bucket that holds less than so much of its rate would lose tokens between two looks at it.
-LEAST_BURST_S = 0.05
+# Gateways refill buckets every few milliseconds. A smaller bucket would lose tokens between two refills.
+MIN_BURST_S = 0.05
 SECRET_BYTES = 32
 ID_BYTES = 6
 
@@ -26,15 +26,17 @@ Scope = Literal["infer", "publish", "operate", "admin"]
 
 
 class KeySpec(Noun):
-    """What a key is for. Limits hold over all gateway processes; None: no limit."""
+    """Scopes and limits of a key. Limits hold over all gateway processes; None: no limit."""
 
     name: KeyName
     scopes: list[Scope] = Field(["infer"], min_length=1)
     endpoints: list[Name] | None = Field(None, min_length=1, max_length=1_000)
     expires_at: AwareDatetime | None = None
     rate: float | None = Field(None, gt=0, le=1e6, description="Requests per second.")
-    burst: int | None = Field(None, ge=1, le=10**7, description="Requests at once; None: those of a second.")
-    concurrency: int | None = Field(None, ge=1, le=10**6, description="Requests under way at one time.")
+    burst: int | None = Field(
+        None, ge=1, le=10**7, description="Requests in a burst; None: those of one second."
+    )
+    concurrency: int | None = Field(None, ge=1, le=10**6, description="Requests in flight at the same time.")
     day: int | None = Field(None, ge=1, le=10**12, description="Requests in a calendar day (UTC).")
     month: int | None = Field(None, ge=1, le=10**12, description="Requests in a calendar month (UTC).")
 
@@ -46,21 +48,21 @@ class KeySpec(Noun):
         if self.burst is None:
             return self
         if self.rate is None:
-            raise ValueError("a burst needs a rate")
-        least = math.ceil(self.rate * LEAST_BURST_S)
+            raise ValueError("a burst needs a rate: give both, or no burst")
+        least = math.ceil(self.rate * MIN_BURST_S)
         if self.burst < least:
             raise ValueError(f"a rate of {self.rate:g}/s needs a burst of at least {least}")
         return self
 
     def allowance(self) -> access.Allowance:
-        """Its limits, with the burst that they have."""
+        """Return the limits, with the default burst if none is given."""
         burst = self.burst or (1 if self.rate is None else max(1, math.ceil(self.rate)))
         return access.Allowance(self.rate, burst, self.concurrency, self.day, self.month)
 
 
 @dataclass(frozen=True, slots=True)
 class StoredKey:
-    """A stored key; ``previous_digest`` is good until ``previous_until``, after a rotation."""
+    """A stored key. After a rotation the secret of ``previous_digest`` works until ``previous_until``."""
 
     id: str
     spec: KeySpec
@@ -72,13 +74,13 @@ class StoredKey:
     revision: int = 0
 
     def state(self, now: datetime) -> str:
-        """``active``, ``expired`` or ``revoked``."""
+        """Return ``active``, ``expired`` or ``revoked``."""
         if self.revoked_at is not None:
             return "revoked"
         return "expired" if self.spec.expires_at is not None and self.spec.expires_at <= now else "active"
 
     def for_gateways(self) -> access.Key:
-        """What gateways need to know of it."""
+        """Return what gateways need to check the key."""
         spec = self.spec
         endpoints = None if spec.endpoints is None else frozenset(spec.endpoints)
         return access.Key(
@@ -95,17 +97,17 @@ def _ms(moment: datetime | None) -> float | None:
     return None if moment is None else moment.timestamp() * 1e3
 
 
-def spec_of(fields: Mapping[str, Any], now: datetime) -> KeySpec:
-    """The checked spec; ``ttl_s`` may stand in place of ``expires_at``. Raises BadRequest."""
+def parse_spec(fields: Mapping[str, Any], now: datetime) -> KeySpec:
+    """Return the checked spec of a key. ``ttl_s`` may replace ``expires_at``. Raise BadRequest."""
     given = dict(fields)
     ttl_s = given.pop("ttl_s", None)
     if ttl_s is not None:
         if given.get("expires_at") is not None:
-            raise BadRequest("Give either ttl_s or expires_at.")
+            raise BadRequest("Give either ttl_s or expires_at, not both.")
         given["expires_at"] = _after(now, ttl_s)
     spec = merge.checked(KeySpec, given, "key")
     if spec.expires_at is not None and spec.expires_at <= now:
-        raise BadRequest("A key cannot expire before it is made.")
+        raise BadRequest("expires_at is in the past: a new key must expire later than now.")
     return spec
 
 
@@ -116,53 +118,58 @@ def _after(now: datetime, ttl_s: Any) -> datetime:
         raise BadRequest(f"key: ttl_s must be a number of seconds, not {str(ttl_s)[:80]!r}.") from None
 
 
-def made(spec: KeySpec, random: bytes, now: datetime) -> tuple[StoredKey, str]:
-    """A new key, and the key itself, which is shown once. ``random``: ``ID_BYTES + SECRET_BYTES`` of it."""
+def created(spec: KeySpec, random: bytes, now: datetime) -> tuple[StoredKey, str]:
+    """Return a new key, and the secret key, which is shown once. ``random``: ID_BYTES + SECRET_BYTES."""
     id_ = random[:ID_BYTES].hex()
     key = _key(id_, random[ID_BYTES:])
     return StoredKey(id_, spec, access.digest_of(key.encode()), now), key
 
 
-def rotated(held: StoredKey, random: bytes, now: datetime, grace_s: float) -> tuple[StoredKey, str]:
-    """The same key with another secret; the old one is good for ``grace_s`` more. Raises Conflict."""
-    _alive(held)
-    key = _key(held.id, random)
+def rotated(stored: StoredKey, random: bytes, now: datetime, grace_s: float) -> tuple[StoredKey, str]:
+    """Return the key with a new secret, and the secret key. The old one works for ``grace_s`` more seconds.
+
+    Raise Conflict for a revoked key.
+    """
+    _check_not_revoked(stored)
+    key = _key(stored.id, random)
     until = now + timedelta(seconds=grace_s)
-    if held.spec.expires_at is not None:
-        until = min(until, held.spec.expires_at)
+    if stored.spec.expires_at is not None:
+        until = min(until, stored.spec.expires_at)
     return (
         replace(
-            held,
+            stored,
             digest=access.digest_of(key.encode()),
-            previous_digest=held.digest if grace_s else None,
+            previous_digest=stored.digest if grace_s else None,
             previous_until=until if grace_s else None,
         ),
         key,
     )
 
 
-def changed(held: StoredKey, patch: Mapping[str, Any], now: datetime) -> StoredKey:
-    """With some fields changed (JSON merge patch: null puts one back). Raises BadRequest, Conflict."""
-    _alive(held)
-    fields = merge.patched(held.spec.model_dump(exclude_none=True), patch)
+def changed(stored: StoredKey, patch: Mapping[str, Any], now: datetime) -> StoredKey:
+    """Apply a JSON merge patch to a key. Raise BadRequest, or Conflict for a revoked key."""
+    _check_not_revoked(stored)
+    fields = merge.patched(stored.spec.model_dump(exclude_none=True), patch)
     if "ttl_s" in fields or "expires_at" in patch:
         if "expires_at" not in patch:
             fields.pop("expires_at", None)
-        return replace(held, spec=spec_of(fields, now))
-    # A key that has expired may be given another name or limit without coming back to life.
-    return replace(held, spec=merge.checked(KeySpec, fields, "key"))
+        return replace(stored, spec=parse_spec(fields, now))
+    # The expiry is not checked here: an expired key may get another name and stays expired.
+    return replace(stored, spec=merge.checked(KeySpec, fields, "key"))
 
 
-def revoked(held: StoredKey, now: datetime) -> StoredKey:
-    """Good no longer; revoked already: as it is."""
-    if held.revoked_at is not None:
-        return held
-    return replace(held, revoked_at=now, previous_digest=None, previous_until=None)
+def revoked(stored: StoredKey, now: datetime) -> StoredKey:
+    """Return the key as revoked; unchanged if it is revoked already."""
+    if stored.revoked_at is not None:
+        return stored
+    return replace(stored, revoked_at=now, previous_digest=None, previous_until=None)
 
 
-def _alive(held: StoredKey) -> None:
-    if held.revoked_at is not None:
-        raise Conflict(f"Key {held.id} is revoked.")
+def _check_not_revoked(stored: StoredKey) -> None:
+    if stored.revoked_at is not None:
+        raise Conflict(
+            f"Key {stored.id} is revoked and cannot change. Create a new one: `tidegate keys create`."
+        )
 
 
 def _key(id_: str, secret: bytes) -> str:

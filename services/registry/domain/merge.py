@@ -1,4 +1,4 @@
-"""Partial specs laid over whole ones, and pydantic's findings said in a sentence."""
+"""Merge partial specs into stored ones, and turn pydantic's errors into sentences."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ T = TypeVar("T", bound=BaseModel)
 
 
 def patched(base: Mapping[str, Any], patch: Mapping[str, Any]) -> dict[str, Any]:
-    """JSON merge patch (RFC 7396): objects merge, null removes (back to the default), the rest replaces."""
+    """Apply a JSON merge patch (RFC 7396): objects merge, null restores the default, other values replace."""
     merged = dict(base)
     for key, value in patch.items():
         if value is None:
@@ -30,11 +30,11 @@ def patched(base: Mapping[str, Any], patch: Mapping[str, Any]) -> dict[str, Any]
 def deployment(
     base: Mapping[str, Any], patch: Mapping[str, Any], what: str, *, exact_follows: bool = False
 ) -> DeploymentSpec:
-    """``patch`` over ``base`` as a checked DeploymentSpec.
+    """Return ``base`` with ``patch`` applied, as a checked DeploymentSpec. Raise BadRequest.
 
-    Where only one of min_replicas and max_replicas is given, and the default of the other contradicts it,
-    the other follows: `--min 3` alone means exactly 3. One that ``base`` has stays as it is. With
-    ``exact_follows`` it follows if ``base`` is for an exact number. Raises BadRequest.
+    If only one of min_replicas and max_replicas is given and the default of the other contradicts it, the
+    other takes the same value: `--min 3` alone means exactly 3. A value of ``base`` stays, unless
+    ``exact_follows`` is set and ``base`` has an exact number of replicas.
     """
     merged = patched(base, patch)
     low, high = patch.get("min_replicas"), patch.get("max_replicas")
@@ -47,13 +47,13 @@ def deployment(
     if spec.min_replicas > spec.max_replicas:
         raise BadRequest(
             f"{what}: min_replicas {spec.min_replicas} is above max_replicas {spec.max_replicas}. "
-            "State both in one command: "
+            "Set both in one command: "
             f"`tidegate policy NAME --set min_replicas={spec.min_replicas} --set max_replicas=N`."
         )
     if spec.max_replicas == 0:
         raise BadRequest(
-            f"{what}: max_replicas is 0, so it could never serve; min_replicas 0 lets it sleep, "
-            "an override of 0 stops it for a while."
+            f"{what}: max_replicas is 0, so it could never serve. Use min_replicas 0 to scale to zero, "
+            "or an override of 0 to pause it."
         )
     return spec
 
@@ -63,23 +63,23 @@ def _above(low: Any, high: Any) -> bool:
 
 
 def checked(model: type[T], data: Any, what: str) -> T:
-    """``data`` as ``model``; raises BadRequest that names each field that is wrong, and how."""
+    """Return ``data`` as ``model``. Raise BadRequest, which says what is wrong with each field."""
     try:
         return model.model_validate(data)
     except ValidationError as error:
-        findings = "; ".join(_finding(found) for found in error.errors()[:5])
-        raise BadRequest(f"{what}: {findings}.") from None
+        problems = "; ".join(_problem(each) for each in error.errors()[:5])
+        raise BadRequest(f"{what}: {problems}.") from None
 
 
-def _finding(found: Any) -> str:
-    where = ".".join(str(step) for step in found["loc"])
-    match found["type"]:
+def _problem(error: Any) -> str:
+    where = ".".join(str(step) for step in error["loc"])
+    match error["type"]:
         case "extra_forbidden":
             return f"there is no field {where!r}"
         case "missing":
             return f"{where} is required"
         case _:
-            given = found["input"]
-            shown = f", not {str(given)[:80]!r}" if isinstance(given, str | int | float | bool) else ""
-            text = f"{found['msg'][0].lower()}{found['msg'][1:]}"
+            value = error["input"]
+            shown = f", not {str(value)[:80]!r}" if isinstance(value, str | int | float | bool) else ""
+            text = f"{error['msg'][0].lower()}{error['msg'][1:]}"
             return f"{where}: {text}{shown}" if where else f"{text}{shown}"

@@ -1,4 +1,4 @@
-"""What things may be called."""
+"""Names of models, Deployments and Endpoints."""
 
 from __future__ import annotations
 
@@ -9,32 +9,32 @@ from tidegate.kernel.protocol import names
 
 
 def check(kind: str, name: str) -> str:
-    """Return ``name`` if it is a valid name; raise BadRequest, which says what one looks like."""
+    """Return ``name``. Raise BadRequest unless it is valid; the message describes a valid name."""
     if (problem := names.problem(kind, name)) is not None:
         raise BadRequest(problem)
     return name
 
 
 def check_new(kind: str, name: str, others: Iterable[str]) -> str:
-    """Return the name of a new object; raise Conflict if another one's differs in case only.
+    """Return the name of a new object. Raise Conflict if an existing name differs only by case.
 
-    Folders, files and hosts have these names, and some systems take both for the same.
+    Folders, files and hosts get these names, and some systems do not distinguish case.
     """
     twin = names.same_but_for_case(check(kind, name), set(others))
     if twin is not None:
         raise Conflict(
-            f"There is a {kind} {twin!r}, and {name!r} differs from it in case only: use that name, or "
-            "another one."
+            f"There is already a {kind} {twin!r}, and {name!r} differs from it only by case. Use that "
+            "name, or choose another one."
         )
     return name
 
 
 def of_deployment(model: str, number: int) -> str:
-    """Return the name of the Deployment that `deploy` makes for a version: ``digits-v2``."""
+    """Return the name that `deploy` gives to the Deployment of a version: ``digits-v2``."""
     name = f"{model}-v{number}"
     if names.problem("Deployment", name) is None:
         return name
     raise BadRequest(
-        f"The Deployment would be called {name!r}, which is longer than {names.LONGEST} characters: "
-        "give a shorter model name, or a name in the deployment's options."
+        f"The Deployment's name would be {name!r}, which is longer than {names.LONGEST} characters. "
+        "Use a shorter model name, or set name in the options of the Deployment."
     )

@@ -1,4 +1,4 @@
-"""Decide whether an upload is a registered version or a new one, and whether it is accepted."""
+"""Decide whether a registration is an existing version, and whether it is complete. Pure."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ _EXAMPLE = (
 )
 
 
-def already(
-    held: Sequence[Version],
+def same_version(
+    stored: Sequence[Version],
     artifact: str,
     format_: Format,
     requirements: Sequence[str],
     signature: Signature | None,
 ) -> Version | None:
-    """Return the newest version that has this artifact, format, requirements and signature; None: no one has.
+    """Return the newest version with this artifact, format, requirements and signature, or None.
 
-    A signature that a version was given after its registration is no difference to an upload without one.
+    Without a signature, any signature is the same: it may have been added after the registration.
     """
-    for version in sorted(held, key=lambda each: each.number, reverse=True):
+    for version in sorted(stored, key=lambda each: each.number, reverse=True):
         same = (version.artifact_sha256, version.format, version.requirements) == (
             artifact, format_, list(requirements),
         )  # fmt: skip
@@ -33,20 +33,20 @@ def already(
     return None
 
 
-def check_described(format_: Format, given: Signature | None, *, by_itself: bool = False) -> None:
-    """Raise BadRequest for a model whose inputs and outputs nothing says. ``by_itself``: its code may."""
-    if given is not None or by_itself or format_ not in ("python", "torchscript"):
+def check_has_signature(format_: Format, given: Signature | None, *, describes_itself: bool = False) -> None:
+    """Raise BadRequest for a model without a signature. ``describes_itself``: its code may return one."""
+    if given is not None or describes_itself or format_ not in ("python", "torchscript"):
         return
     kind = "A Python model" if format_ == "python" else "A TorchScript file"
     also = ", or define auto_complete_config in its class" if format_ == "python" else ""
     raise BadRequest(
-        f"{kind} does not say what its inputs and outputs are: give a signature "
-        f"(`tidegate deploy --signature FILE.json`){also}. Such a file holds, for example: {_EXAMPLE}"
+        f"{kind} does not say what its inputs and outputs are. Add a signature "
+        f"(`tidegate deploy --signature FILE.json`){also}. An example of such a file: {_EXAMPLE}"
     )
 
 
-def check_size(size: int | None, limit: int) -> str | None:
-    """Return why an artifact of this size is not taken; None: it is, or its size is not known."""
+def size_problem(size: int | None, limit: int) -> str | None:
+    """Return why an artifact of this size is rejected; None: it is accepted, or the size is unknown."""
     if size is None or size <= limit:
         return None
-    return f"The artifact has {size} bytes, at most {limit} are accepted (TIDEGATE_MAX_ARTIFACT_BYTES)."
+    return f"The artifact has {size} bytes; the limit is {limit} (TIDEGATE_MAX_ARTIFACT_BYTES)."

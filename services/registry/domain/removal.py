@@ -1,4 +1,4 @@
-"""Deleting versions and models, with protection of what is in use."""
+"""Delete versions and models that are not in use. Pure."""
 
 from __future__ import annotations
 
@@ -9,43 +9,48 @@ from services.registry.domain.desired_state import (
     DropVersion,
     PutEndpoint,
     RegistrySnapshot,
-    named_by,
+    deployments_in,
 )
 from tidegate.kernel.errors import Conflict, NotFound
 from tidegate.kernel.protocol.models import EndpointSpec
 
 
 def delete_version(snapshot: RegistrySnapshot, model: str, number: int) -> list[Change]:
-    """Forget a version; Conflict while a Deployment runs it."""
+    """Return the changes that delete a version. Raise Conflict while a Deployment runs it, or NotFound."""
     if (model, number) not in snapshot.versions:
         raise NotFound(f"Model {model!r} has no version {number}.")
     users = sorted(
         name
-        for name, held in snapshot.deployments.items()
-        if (held.spec.model, held.spec.version) == (model, number)
+        for name, stored in snapshot.deployments.items()
+        if (stored.spec.model, stored.spec.version) == (model, number)
     )
     if users:
-        raise Conflict(f"Version {number} of model {model!r} is in use by Deployment {_quoted(users)}.")
+        raise Conflict(
+            f"Version {number} of model {model!r} is in use by Deployment {_quoted(users)}. "
+            "Delete the Deployment first."
+        )
     return [DropVersion(model, number)]
 
 
 def delete_model(snapshot: RegistrySnapshot, model: str, *, cascade: bool) -> list[Change]:
-    """Forget every version of a model; with ``cascade`` also its Deployments and their Endpoints.
+    """Return the changes that delete all versions of a model.
 
-    Without it, Conflict while a Deployment runs any of them. An endpoint shared with another model
-    keeps that model's targets.
+    ``cascade`` also deletes its Deployments and their Endpoints; without it, raise Conflict while a
+    Deployment runs a version. An Endpoint that also serves another model keeps that model's targets.
     """
     numbers = snapshot.numbers(model)
     if not numbers:
         raise NotFound(f"There is no model {model!r}.")
-    users = sorted(name for name, held in snapshot.deployments.items() if held.spec.model == model)
+    users = sorted(name for name, stored in snapshot.deployments.items() if stored.spec.model == model)
     if users and not cascade:
         raise Conflict(
-            f"Model {model!r} is in use by Deployment {_quoted(users)}; "
-            "cascade=true deletes them and their endpoints too."
+            f"Model {model!r} is in use by Deployment {_quoted(users)}. "
+            "With cascade=true they and their Endpoints are deleted too."
         )
     gone = set(users)
-    touched = [held.spec for held in snapshot.endpoints.values() if gone & set(named_by(held.spec))]
+    touched = [
+        stored.spec for stored in snapshot.endpoints.values() if gone & set(deployments_in(stored.spec))
+    ]
     changes: list[Change] = [_without(spec, gone) for spec in touched]
     changes += [DropDeployment(name) for name in users]
     changes += [DropVersion(model, number) for number in numbers]

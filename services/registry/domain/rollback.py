@@ -1,6 +1,6 @@
-"""Going back to the version that an endpoint served before.
+"""Roll an Endpoint back to the version that it served before. Pure.
 
-What served when is read from the audit log: a version that was deployed and never became ready is skipped.
+The audit log says which versions have served: a version that was deployed but never became ready is skipped.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Fields = Mapping[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class EndpointHistory:
-    """From the audit log: states of an Endpoint, newest first, and Deployments that were deleted."""
+    """Past states of an Endpoint, newest first, and its deleted Deployments by name, from the audit log."""
 
     states: Sequence[Fields] = ()
     deleted: Mapping[str, Fields] = field(default_factory=dict)
@@ -33,7 +33,7 @@ class EndpointHistory:
 
 @dataclass(frozen=True, slots=True)
 class RollbackPlan:
-    """The plan of a rollback. ``remade``: the Deployment had been deleted, or there never was one."""
+    """The plan of a rollback. ``remade``: the Deployment does not exist now, so it is created."""
 
     changes: list[Change]
     deployment: str
@@ -53,21 +53,25 @@ class _Choice:
 def rollback(
     snapshot: RegistrySnapshot, name: str, version: int | None, history: EndpointHistory
 ) -> RollbackPlan:
-    """Return how the Endpoint goes back to ``version``; None: to the last one that served before this one.
+    """Plan an Endpoint's way back to ``version``; None: to the last version that served before this one.
 
-    A roll-out that is under way is given up. A rollback that is under way goes on. Raise NotFound if the
-    version is not registered, Conflict if there is nothing to go back to.
+    A roll-out in progress is abandoned. A rollback in progress continues. Raise NotFound if the version is
+    not registered, Conflict if there is no earlier version.
     """
     endpoint = snapshot.endpoint(name)
     if version is None and endpoint.spec.previous:
-        return _turn_back(snapshot, endpoint)
+        return _abandon_rollout(snapshot, endpoint)
     choice = (
-        _stated(snapshot, endpoint, version, history) if version else _before(snapshot, endpoint, history)
+        _of_request(snapshot, endpoint, version, history)
+        if version
+        else _before_current(snapshot, endpoint, history)
     )
     remade = choice.deployment not in snapshot.deployments
     changes: list[Change] = []
     if remade and (old := history.deleted.get(choice.deployment)):
-        changes = [PutDeployment(StoredDeployment(_as_it_was(snapshot, endpoint, old)), created=True)]
+        changes = [
+            PutDeployment(StoredDeployment(_spec_before_deletion(snapshot, endpoint, old)), created=True)
+        ]
     order = rollover.DeployRequest(choice.model, choice.version, {"name": choice.deployment}, endpoint=name)
     changes += rollover.deploy(snapshot.after(changes), order).changes
     serving = [t.deployment for t in endpoint.spec.previous or endpoint.spec.targets]
@@ -77,40 +81,42 @@ def rollback(
 
 def deployments_of(states: Sequence[Fields]) -> list[str]:
     """Return the Deployments that had all traffic of an Endpoint at some time, newest first."""
-    return list(dict.fromkeys(name for name in map(_sole, states) if name is not None))
+    return list(dict.fromkeys(name for name in map(_sole_target, states) if name is not None))
 
 
-def _turn_back(snapshot: RegistrySnapshot, endpoint: StoredEndpoint) -> RollbackPlan:
-    """Give up a roll-out: what serves until the targets are ready goes on. A rollback is left alone."""
-    going, serving = (_heaviest(snapshot, each) for each in (endpoint.spec.targets, endpoint.spec.previous))
-    if going.model == serving.model and going.version < serving.version:
-        replaced = [target.deployment for target in endpoint.spec.previous]
-        return RollbackPlan([], going.name, going.model, going.version, replaced, remade=False)
-    wanted = endpoint.spec.model_copy(update={"targets": endpoint.spec.previous, "previous": []})
-    changes = rollover.with_retired(snapshot, endpoint.spec, wanted)
-    kept = {target.deployment for target in wanted.targets}
+def _abandon_rollout(snapshot: RegistrySnapshot, endpoint: StoredEndpoint) -> RollbackPlan:
+    """Return to what serves now, before the targets of a roll-out are ready. A rollback continues."""
+    target, serving = (_heaviest(snapshot, each) for each in (endpoint.spec.targets, endpoint.spec.previous))
+    if target.model == serving.model and target.version < serving.version:
+        replaced = [each.deployment for each in endpoint.spec.previous]
+        return RollbackPlan([], target.name, target.model, target.version, replaced, remade=False)
+    spec = endpoint.spec.model_copy(update={"targets": endpoint.spec.previous, "previous": []})
+    changes = rollover.replace_endpoint(snapshot, endpoint.spec, spec)
+    kept = {each.deployment for each in spec.targets}
     replaced = [t.deployment for t in endpoint.spec.targets if t.deployment not in kept]
     return RollbackPlan(changes, serving.name, serving.model, serving.version, replaced, remade=False)
 
 
-def _before(snapshot: RegistrySnapshot, endpoint: StoredEndpoint, history: EndpointHistory) -> _Choice:
-    """Return the last version that had all traffic, of those older than what serves now."""
+def _before_current(
+    snapshot: RegistrySnapshot, endpoint: StoredEndpoint, history: EndpointHistory
+) -> _Choice:
+    """Return the last version that had all traffic and is older than the current one."""
     now = _heaviest(snapshot, endpoint.spec.targets)
     for found in _served(snapshot, history):
         if found.model != now.model or found.version < now.version:
             return found
-    # The log may begin later than the endpoint: then the number says what is older.
+    # The log may begin after the Endpoint was created. Then the version number decides.
     older = [number for number in snapshot.numbers(now.model) if number < now.version]
     if not older:
         there = ", ".join(map(str, snapshot.numbers(now.model)))
         raise Conflict(
             f"Endpoint {endpoint.spec.name!r} serves version {now.version} of model {now.model!r}, and there "
-            f"is no older one to go back to; registered: {there}."
+            f"is no older version to go back to. Registered versions: {there}."
         )
     return _of_version(snapshot, now.model, older[-1])
 
 
-def _stated(
+def _of_request(
     snapshot: RegistrySnapshot, endpoint: StoredEndpoint, version: int | None, history: EndpointHistory
 ) -> _Choice:
     now = _heaviest(snapshot, endpoint.spec.targets)
@@ -121,29 +127,32 @@ def _stated(
 
 
 def _of_version(snapshot: RegistrySnapshot, model: str, version: int) -> _Choice:
-    """Return the Deployment of a version: the one that `deploy` makes, else any that is there."""
-    usual = names.of_deployment(model, version)
-    those = [d.spec.name for d in snapshot.deployments.values() if _runs(d.spec, model, version)]
-    return _Choice(usual if usual in those or not those else min(those), model, version)
+    """Return the Deployment of a version: the one that `deploy` creates, else any existing one."""
+    default = names.of_deployment(model, version)
+    existing = [d.spec.name for d in snapshot.deployments.values() if _runs(d.spec, model, version)]
+    return _Choice(default if default in existing or not existing else min(existing), model, version)
 
 
 def _served(snapshot: RegistrySnapshot, history: EndpointHistory) -> Iterator[_Choice]:
+    """Yield the versions that had all traffic at some time and are still registered, newest first."""
     for name in deployments_of(history.states):
-        held = snapshot.deployments.get(name)
-        fields: Fields = held.spec.model_dump() if held else history.deleted.get(name, {})
+        stored = snapshot.deployments.get(name)
+        fields: Fields = stored.spec.model_dump() if stored else history.deleted.get(name, {})
         key = (fields.get("model"), fields.get("version"))
         if key in snapshot.versions:
             yield _Choice(name, str(key[0]), int(str(key[1])))
 
 
-def _sole(state: Fields) -> str | None:
-    """Return the Deployment that has all traffic; None while a roll-out goes on, or if they are several."""
+def _sole_target(state: Fields) -> str | None:
+    """Return the Deployment that has all traffic; None during a roll-out, or if several share it."""
     weighted = [target["deployment"] for target in state.get("targets", ()) if target.get("weight", 100)]
     return str(weighted[0]) if len(weighted) == 1 and not state.get("previous") else None
 
 
-def _as_it_was(snapshot: RegistrySnapshot, endpoint: StoredEndpoint, old: Fields) -> DeploymentSpec:
-    """Return a deleted Deployment's spec. The log hides the values of ``env``, so today's are taken over."""
+def _spec_before_deletion(
+    snapshot: RegistrySnapshot, endpoint: StoredEndpoint, old: Fields
+) -> DeploymentSpec:
+    """Return a deleted Deployment's spec. ``env`` is that of the current one, as the log hides its values."""
     known = {key: value for key, value in old.items() if key in DeploymentSpec.model_fields}
     env = _heaviest(snapshot, endpoint.spec.targets).env if old.get("env") else {}
     return DeploymentSpec.model_validate({**known, "env": env})

@@ -1,8 +1,8 @@
-"""How a new version takes over an endpoint without a gap, and how the old one goes to sleep.
+"""Roll an Endpoint over to a new version without a gap, and put the old Deployment to sleep. Pure.
 
-`deploy` makes a Deployment for the version and points the endpoint to it; what served until then
-stays as ``previous``. The router moves traffic when a target is ready and then settles the endpoint;
-settling puts the old Deployment to sleep, from where a call to its version still wakes it.
+`deploy` creates a Deployment for the version and makes it the Endpoint's target. The current targets stay as
+``previous``. When the targets are ready, the router moves the traffic and settles the Endpoint. Settling
+scales the old Deployment to zero; a request for its version still wakes it.
 """
 
 from __future__ import annotations
@@ -19,21 +19,21 @@ from services.registry.domain.desired_state import (
     RegistrySnapshot,
     StoredDeployment,
     StoredEndpoint,
+    deployments_in,
     expect_revision,
-    named_by,
 )
 from tidegate.kernel.errors import BadRequest, Conflict, NotFound
 from tidegate.kernel.protocol.models import DeploymentSpec, EndpointSpec, Target
 
-RETIRED_SLEEPS_AFTER_S = 30.0
+REPLACED_SLEEPS_AFTER_S = 30.0
 _SCALE = ("min_replicas", "max_replicas", "scale_to_zero_after_s", "scaling")
 
 
 @dataclass(frozen=True, slots=True)
 class DeployRequest:
-    """A wish to serve a version. ``version`` None: the latest. ``endpoint`` None: called like the model.
+    """A request to serve a version. ``version`` None: the latest. ``endpoint`` None: named like the model.
 
-    ``traffic`` False: the Deployment is made, and the Endpoint stays as it is.
+    ``traffic`` False: only the Deployment is created or changed.
     """
 
     model: str
@@ -45,65 +45,73 @@ class DeployRequest:
 
 @dataclass(frozen=True, slots=True)
 class DeployPlan:
-    """The plan of one `deploy`."""
+    """The changes of one `deploy`, and the names of its Deployment and Endpoint."""
 
     changes: list[Change]
     deployment: str
     endpoint: str
 
 
-def deploy(snapshot: RegistrySnapshot, order: DeployRequest) -> DeployPlan:
-    """Serve a version under an endpoint; repeated with the same options it changes nothing."""
-    version = _chosen(snapshot, order)
-    options = dict(order.options)
-    given = options.pop("name", None)
-    name = names.of_deployment(order.model, version) if given is None else given
+def deploy(snapshot: RegistrySnapshot, request: DeployRequest) -> DeployPlan:
+    """Plan how an Endpoint serves a version. With the same options again, the plan has no changes.
+
+    Raise NotFound for an unknown model or version, BadRequest or Conflict for options that do not fit.
+    """
+    version = _version_of(snapshot, request)
+    options = dict(request.options)
+    name = options.pop("name", None)
+    if name is None:
+        name = names.of_deployment(request.model, version)
     names.check_new("Deployment", name, snapshot.deployments)
-    endpoint_name = names.check_new("Endpoint", order.endpoint or order.model, snapshot.endpoints)
+    endpoint_name = names.check_new("Endpoint", request.endpoint or request.model, snapshot.endpoints)
     endpoint = snapshot.endpoints.get(endpoint_name)
-    fixed = {"name": name, "model": order.model, "version": version}
+    fixed = {"name": name, "model": request.model, "version": version}
     for key in ("model", "version"):
         if options.pop(key, fixed[key]) != fixed[key]:
-            raise BadRequest(f"The deployment's options name another {key} than the request itself.")
+            raise BadRequest(
+                f"The options of the Deployment name another {key} than the request: remove it there."
+            )
     changes = _deployment(snapshot, endpoint, fixed, options)
-    if order.traffic:
+    if request.traffic:
         changes += _endpoint(snapshot.after(changes), endpoint, endpoint_name, name)
     return DeployPlan(changes, name, endpoint_name)
 
 
 def settle(snapshot: RegistrySnapshot, name: str, seen: int | None) -> list[Change]:
-    """A target of the endpoint is ready: what it replaced no longer serves and goes to sleep."""
-    held = snapshot.endpoint(name)
-    if not held.spec.previous:
+    """End a roll-over whose targets are ready: the replaced Deployments get no traffic and go to sleep.
+
+    Raise Conflict if the Endpoint is no longer at revision ``seen``. Settled already: no changes.
+    """
+    stored = snapshot.endpoint(name)
+    if not stored.spec.previous:
         return []
-    expect_revision(f"Endpoint {name!r}", held.revision, seen)
-    return with_retired(snapshot, held.spec, held.spec.model_copy(update={"previous": []}))
+    expect_revision(f"Endpoint {name!r}", stored.revision, seen)
+    return replace_endpoint(snapshot, stored.spec, stored.spec.model_copy(update={"previous": []}))
 
 
-def turned(held: EndpointSpec, wanted: EndpointSpec) -> EndpointSpec:
-    """``wanted``, with whatever serves now as its ``previous``.
+def with_previous(stored: EndpointSpec, spec: EndpointSpec) -> EndpointSpec:
+    """Return ``spec`` with the Deployments that serve now as its ``previous``.
 
-    While an earlier turn is not settled its targets may never have been ready, so what serves is that
-    turn's ``previous``.
+    If an earlier roll-over is not settled, its ``previous`` serves: its targets may not be ready.
     """
-    kept = {target.deployment for target in wanted.targets}
-    serving = held.previous or held.targets
-    return wanted.model_copy(update={"previous": [t for t in serving if t.deployment not in kept]})
+    kept = {target.deployment for target in spec.targets}
+    serving = stored.previous or stored.targets
+    return spec.model_copy(update={"previous": [t for t in serving if t.deployment not in kept]})
 
 
-def with_retired(snapshot: RegistrySnapshot, held: EndpointSpec, spec: EndpointSpec) -> list[Change]:
-    """Store ``spec`` in place of ``held``; Deployments that nobody sends traffic to any more go to sleep.
+def replace_endpoint(snapshot: RegistrySnapshot, stored: EndpointSpec, spec: EndpointSpec) -> list[Change]:
+    """Replace an Endpoint's spec. Deployments that no longer get traffic go to sleep.
 
-    Those that a person declared keep the scale that was declared.
+    Deployments that a user declared keep their scale.
     """
-    if spec == held:
+    if spec == stored:
         return []
     changes: list[Change] = [PutEndpoint(spec, created=False)]
-    left = snapshot.after(changes)
-    busy = left.carrying()
-    for name in dict.fromkeys(named_by(held)):
-        deployment = left.deployments[name]
-        if name in busy or deployment.declared:
+    after = snapshot.after(changes)
+    in_use = after.in_use()
+    for name in dict.fromkeys(deployments_in(stored)):
+        deployment = after.deployments[name]
+        if name in in_use or deployment.declared:
             continue
         asleep = asleep_spec(deployment.spec)
         if asleep != deployment.spec or deployment.override:
@@ -112,26 +120,26 @@ def with_retired(snapshot: RegistrySnapshot, held: EndpointSpec, spec: EndpointS
 
 
 def asleep_spec(spec: DeploymentSpec) -> DeploymentSpec:
-    """The same Deployment, draining to zero but still there to be woken, and by nothing but a call."""
+    """Return the spec of a sleeping Deployment: it scales to zero, and only a request wakes it."""
     scaling = spec.scaling.model_copy(update={"schedule": [], "forecast": "off"})
-    asleep = {"min_replicas": 0, "scale_to_zero_after_s": RETIRED_SLEEPS_AFTER_S, "scaling": scaling}
+    asleep = {"min_replicas": 0, "scale_to_zero_after_s": REPLACED_SLEEPS_AFTER_S, "scaling": scaling}
     return spec.model_copy(update=asleep)
 
 
 def scale_of(snapshot: RegistrySnapshot, endpoint: StoredEndpoint) -> dict[str, Any]:
-    """Return the scale that an Endpoint's traffic needs now: that of its heaviest Deployment."""
+    """Return the scale that an Endpoint's traffic needs: that of the Deployment with the largest weight."""
     current = _heaviest(snapshot, endpoint)
     return {key: getattr(current, key) for key in _SCALE} if current is not None else {}
 
 
-def _chosen(snapshot: RegistrySnapshot, order: DeployRequest) -> int:
-    numbers = snapshot.numbers(order.model)
+def _version_of(snapshot: RegistrySnapshot, request: DeployRequest) -> int:
+    numbers = snapshot.numbers(request.model)
     if not numbers:
-        raise NotFound(f"There is no model {order.model!r}: register a version of it first.")
-    version = numbers[-1] if order.version is None else order.version
+        raise NotFound(f"There is no model {request.model!r}. Register a version of it first.")
+    version = numbers[-1] if request.version is None else request.version
     if version not in numbers:
         there = ", ".join(map(str, numbers))
-        raise NotFound(f"Model {order.model!r} has no version {version}; it has {there}.")
+        raise NotFound(f"Model {request.model!r} has no version {version}. It has {there}.")
     return version
 
 
@@ -141,30 +149,30 @@ def _deployment(
     fixed: Mapping[str, Any],
     options: Mapping[str, Any],
 ) -> list[Change]:
-    """The Deployment of the version: new with what the endpoint's current one has, or changed."""
+    """Create the version's Deployment like the Endpoint's current one, or update it."""
     name = fixed["name"]
     current = _heaviest(snapshot, endpoint)
     what = f"Deployment {name!r}"
-    held = snapshot.deployments.get(name)
-    if held is None:
+    stored = snapshot.deployments.get(name)
+    if stored is None:
         base = {**(current.model_dump() if current else {}), **fixed}
         return [
             PutDeployment(
                 StoredDeployment(merge.deployment(base, options, what, exact_follows=True)), created=True
             )
         ]
-    if (held.spec.model, held.spec.version) != (fixed["model"], fixed["version"]):
+    if (stored.spec.model, stored.spec.version) != (fixed["model"], fixed["version"]):
         raise Conflict(
-            f"{what} exists and runs version {held.spec.version} of model {held.spec.model!r}: "
-            "delete it, or give another name in the deployment's options."
+            f"{what} exists and runs version {stored.spec.version} of model {stored.spec.model!r}. "
+            "Delete it, or set another name in the options of the Deployment."
         )
-    base = held.spec.model_dump()
-    if current is not None and name not in snapshot.carrying():
-        # It comes back from its sleep, so it takes over the scale that is needed now.
+    base = stored.spec.model_dump()
+    if current is not None and name not in snapshot.in_use():
+        # It was asleep, so it takes over the scale that the traffic needs now.
         needed = current.model_dump()
         base |= {key: needed[key] for key in _SCALE}
     spec = merge.deployment(base, options, what, exact_follows=True)
-    return [] if spec == held.spec else [PutDeployment(replace(held, spec=spec), created=False)]
+    return [] if spec == stored.spec else [PutDeployment(replace(stored, spec=spec), created=False)]
 
 
 def _heaviest(snapshot: RegistrySnapshot, endpoint: StoredEndpoint | None) -> DeploymentSpec | None:
@@ -181,5 +189,5 @@ def _endpoint(
         return [PutEndpoint(EndpointSpec(name=name, targets=[Target(deployment=deployment)]), created=True)]
     if [target.deployment for target in endpoint.spec.targets] == [deployment]:
         return []
-    wanted = endpoint.spec.model_copy(update={"targets": [Target(deployment=deployment)]})
-    return with_retired(snapshot, endpoint.spec, turned(endpoint.spec, wanted))
+    spec = endpoint.spec.model_copy(update={"targets": [Target(deployment=deployment)]})
+    return replace_endpoint(snapshot, endpoint.spec, with_previous(endpoint.spec, spec))

@@ -1,4 +1,4 @@
-"""What a model takes and gives: made from an ONNX graph's declarations, and checked when it is given."""
+"""Signatures: derived from the declarations of an ONNX graph, or given and checked against them. Pure."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from tidegate.kernel.protocol.models import Datatype, Signature, TensorSpec
 class GraphValue:
     """An input or output as an ONNX file declares it.
 
-    ``dims`` holds None for a dynamic axis and is None itself when the rank is not declared;
-    ``datatype`` is None when ``kind`` is no tensor, or a type that the protocol does not have.
+    ``dims`` has None for a dynamic axis, and is None if the rank is not declared. ``datatype`` is None
+    unless ``kind`` is "tensor" and the inference protocol has its element type.
     """
 
     name: str
@@ -26,22 +26,22 @@ class GraphValue:
 
 @dataclass(frozen=True, slots=True)
 class OnnxGraph:
-    """The inputs and outputs of an ONNX graph, its weights left out."""
+    """The inputs and outputs of an ONNX graph, without its weights."""
 
     inputs: tuple[GraphValue, ...]
     outputs: tuple[GraphValue, ...]
 
     @property
     def values(self) -> tuple[GraphValue, ...]:
-        """Inputs, then outputs."""
+        """Return the inputs, then the outputs."""
         return self.inputs + self.outputs
 
 
 def of_graph(graph: OnnxGraph, given: Signature | None, default_max_batch: int) -> Signature:
-    """The signature of an ONNX file: what its graph declares, or ``given`` where the two agree.
+    """Return the signature of an ONNX file: ``given``, if it agrees with the graph, else the graph's own.
 
-    A first axis that is dynamic in every input and output is the batch axis; such a model gets
-    ``default_max_batch`` and shapes without that axis. Raises BadRequest with the remedy.
+    If the first axis of every input and output is dynamic, it is the batch axis: max_batch_size is
+    ``default_max_batch``, and shapes leave that axis out. Raise BadRequest, which says what to do.
     """
     _check_servable(graph)
     if given is not None:
@@ -51,42 +51,47 @@ def of_graph(graph: OnnxGraph, given: Signature | None, default_max_batch: int) 
     shapeless = [value.name for value in graph.values if value.dims is None]
     if shapeless:
         raise BadRequest(
-            f"The ONNX file does not declare the rank of {_quoted(shapeless)}: give a signature, "
-            "or add the shapes with onnx.shape_inference and save it again."
+            f"The ONNX file does not declare the rank of {_quoted(shapeless)}. Add a signature "
+            "(`tidegate deploy --signature FILE.json`), or add the shapes with onnx.shape_inference and save "
+            "the file again."
         )
     batched = all(value.dims and value.dims[0] is None for value in graph.values)
-    found = Signature(
+    result = Signature(
         inputs=[_tensor(value, batched) for value in graph.inputs],
         outputs=[_tensor(value, batched) for value in graph.outputs],
         max_batch_size=default_max_batch if batched else 0,
     )
-    check(found)
-    return found
+    check(result)
+    return result
 
 
 def check(signature: Signature) -> None:
-    """Raise BadRequest when a name stands twice; fields on their own are checked by their model."""
+    """Raise BadRequest if a name appears twice. pydantic has checked the fields themselves."""
     for role, tensors in (("inputs", signature.inputs), ("outputs", signature.outputs)):
         twice = [name for name, times in Counter(t.name for t in tensors).items() if times > 1]
         if twice:
-            raise BadRequest(f"The signature's {role} name {_quoted(twice)} more than once.")
+            raise BadRequest(
+                f"The signature's {role} have {_quoted(twice)} more than once: names must be unique."
+            )
 
 
 def _check_servable(graph: OnnxGraph) -> None:
     if not graph.inputs or not graph.outputs:
         missing = "input" if not graph.inputs else "output"
-        raise BadRequest(f"The ONNX graph declares no {missing}, so there is nothing to call.")
+        raise BadRequest(
+            f"The ONNX graph declares no {missing}, so it cannot serve requests: export it with one."
+        )
     for value in graph.values:
         if value.kind != "tensor":
             raise BadRequest(
-                f"{value.name!r} of the ONNX graph is a {value.kind}, and only tensors can be served. "
-                "For a scikit-learn classifier convert it with options={'zipmap': False} "
+                f"{value.name!r} of the ONNX graph is a {value.kind}, but only tensors can be served. "
+                "Convert a scikit-learn classifier with options={'zipmap': False} "
                 "(skl2onnx: convert_sklearn(model, ..., options={'zipmap': False}))."
             )
         if value.datatype is None:
             raise BadRequest(
                 f"{value.name!r} of the ONNX graph has an element type that the inference protocol "
-                "does not have: cast it in the graph to one of FP16, BF16, FP32, FP64, BOOL, "
+                "does not have. Cast it in the graph to one of FP16, BF16, FP32, FP64, BOOL, "
                 "INT8-64, UINT8-64 or string."
             )
 
@@ -100,7 +105,7 @@ def _check_agrees(given: Signature, graph: OnnxGraph) -> None:
         if {tensor.name for tensor in tensors} != set(declared):
             raise BadRequest(
                 f"The signature's {role} are {_quoted([t.name for t in tensors])}, "
-                f"the ONNX graph's are {_quoted(sorted(declared))}."
+                f"but the ONNX graph's are {_quoted(sorted(declared))}. Use the graph's names."
             )
         for tensor in tensors:
             _check_tensor_agrees(tensor, declared[tensor.name], batched=given.max_batch_size > 0)
@@ -109,19 +114,20 @@ def _check_agrees(given: Signature, graph: OnnxGraph) -> None:
 def _check_tensor_agrees(tensor: TensorSpec, value: GraphValue, *, batched: bool) -> None:
     if tensor.datatype != value.datatype:
         raise BadRequest(
-            f"The signature says that {tensor.name!r} is {tensor.datatype}, the ONNX graph {value.datatype}."
+            f"The signature says that {tensor.name!r} is {tensor.datatype}, but the ONNX graph says "
+            f"{value.datatype}."
         )
     if value.dims is None:
         return
     dims = [-1, *tensor.shape] if batched else tensor.shape
     fits = len(dims) == len(value.dims) and all(
-        have is None or want in (-1, have) for want, have in zip(dims, value.dims, strict=True)
+        in_graph is None or given in (-1, in_graph) for given, in_graph in zip(dims, value.dims, strict=True)
     )
     if not fits:
         declared = [-1 if dim is None else dim for dim in value.dims]
         raise BadRequest(
             f"The signature gives {tensor.name!r} the shape {dims}"
-            f"{' (with the batch axis)' if batched else ''}, the ONNX graph {declared}."
+            f"{' (with the batch axis)' if batched else ''}, but the ONNX graph says {declared}."
         )
 
 

@@ -1,4 +1,4 @@
-"""Sharing an endpoint's traffic among several Deployments."""
+"""Split an Endpoint's traffic among several Deployments. Pure."""
 
 from __future__ import annotations
 
@@ -12,30 +12,30 @@ from tidegate.kernel.protocol.models import Target
 
 
 def split(snapshot: RegistrySnapshot, name: str, targets: Sequence[Target]) -> list[Change]:
-    """Return the changes after which the Endpoint shares its traffic by these weights.
+    """Return the changes that split the Endpoint's traffic by these weights.
 
-    If one of the targets does not serve yet, what serves now goes on until each target with a weight is
-    ready. A Deployment that `deploy` made and that sleeps gets the scale that is needed now.
+    The current Deployments serve until each new target with a weight is ready. A sleeping Deployment that
+    `deploy` created gets the scale that the traffic needs now.
     """
-    held = snapshot.endpoint(name).spec
-    serving = held.previous or held.targets
-    known = {target.deployment for target in serving if target.weight}
-    fresh = [target.deployment for target in targets if target.weight and target.deployment not in known]
-    fields: dict[str, Any] = held.model_dump() | {
+    spec = snapshot.endpoint(name).spec
+    serving = spec.previous or spec.targets
+    current = {target.deployment for target in serving if target.weight}
+    new = [target.deployment for target in targets if target.weight and target.deployment not in current]
+    fields: dict[str, Any] = spec.model_dump() | {
         "targets": [target.model_dump() for target in targets],
-        "previous": [target.model_dump() for target in serving] if fresh else [],
+        "previous": [target.model_dump() for target in serving] if new else [],
     }
-    return [*_woken(snapshot, name, fresh), *edits.put_endpoint(snapshot, name, fields)]
+    return [*_wake(snapshot, name, new), *edits.put_endpoint(snapshot, name, fields)]
 
 
-def _woken(snapshot: RegistrySnapshot, name: str, fresh: Sequence[str]) -> list[Change]:
+def _wake(snapshot: RegistrySnapshot, name: str, deployments: Sequence[str]) -> list[Change]:
     scale = rollover.scale_of(snapshot, snapshot.endpoint(name))
     changes: list[Change] = []
-    for each in fresh:
-        held = snapshot.deployments.get(each)
-        if held is None or held.declared or each in snapshot.carrying():
+    for each in deployments:
+        stored = snapshot.deployments.get(each)
+        if stored is None or stored.declared or each in snapshot.in_use():
             continue
-        spec = held.spec.model_copy(update=scale)
-        if spec != held.spec:
-            changes.append(PutDeployment(replace(held, spec=spec), created=False))
+        spec = stored.spec.model_copy(update=scale)
+        if spec != stored.spec:
+            changes.append(PutDeployment(replace(stored, spec=spec), created=False))
     return changes

@@ -1,4 +1,4 @@
-"""Which model in a Triton model directory is the one that is served."""
+"""The models in a Triton model directory, and which of them is called. Pure."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ _ROOT = PurePosixPath(".")
 
 
 def models(files: Iterable[PurePosixPath]) -> set[PurePosixPath]:
-    """The folders that are models: those with a config.pbtxt or with a numbered version folder.
+    """Return the folders that are models: those with a config.pbtxt or a numbered version folder.
 
-    Only the outermost ones: what lies deeper belongs to their code.
+    Only the outermost ones count; deeper ones belong to the code of a model.
     """
     found: set[PurePosixPath] = set()
     for path in files:
         if any(part.startswith((".", "__")) for part in path.parts):
-            continue  # what archivers and editors leave behind
+            continue  # left behind by archivers and editors
         if path.name == CONFIG:
             found.add(path.parent)
         for depth, part in enumerate(path.parts[:-1]):
@@ -31,13 +31,13 @@ def models(files: Iterable[PurePosixPath]) -> set[PurePosixPath]:
 
 
 def served(found: set[PurePosixPath], model: str, ensembles: Mapping[PurePosixPath, bool]) -> PurePosixPath:
-    """The folder of the model to call: the only one, the one called ``model``, or the only ensemble.
+    """Return the folder of the model to call: the only one, the one named ``model``, or the only ensemble.
 
-    ``ensembles`` says of each folder with a config whether it is an ensemble. Raises BadRequest.
+    ``ensembles`` says of each folder with a config whether it is an ensemble. Raise BadRequest otherwise.
     """
     if not found:
         raise BadRequest(
-            "The archive is not a Triton model directory: it needs config.pbtxt and a version folder "
+            "The archive is not a Triton model directory. It needs config.pbtxt and a version folder "
             "such as 1/, at its root or in one folder; or several such folders for an ensemble."
         )
     if len(found) == 1:
@@ -50,23 +50,23 @@ def served(found: set[PurePosixPath], model: str, ensembles: Mapping[PurePosixPa
         return heads[0]
     names = ", ".join(sorted(repr(each.name) for each in found))
     raise BadRequest(
-        f"The archive holds several models ({names}) and it is not clear which one to call: make one of "
-        f"them the ensemble, or call one of them {model!r} like the model."
+        f"The archive holds several models ({names}), and it is not clear which one gets the requests. Make "
+        f"one of them the ensemble, or name one folder {model!r} like the model."
     )
 
 
 def check_versions(folder: PurePosixPath, files: Iterable[PurePosixPath]) -> None:
-    """Raise BadRequest unless a model (that is no ensemble) has a version folder with something in it."""
+    """Raise BadRequest unless a model has a version folder with a file in it. Not for ensembles."""
     inside = [path.relative_to(folder).parts for path in files if path.is_relative_to(folder)]
     if any(len(parts) > 1 and parts[0].isdecimal() for parts in inside):
         return
     name = "." if folder == _ROOT else str(folder)
     raise BadRequest(
-        f"The model in {name!r} has no version folder with a file in it: Triton looks for the model's files "
-        f"in {'1' if folder == _ROOT else folder / '1'}/, beside {CONFIG}."
+        f"The model in {name!r} has no version folder with a file in it. Triton looks for the model's files "
+        f"in {'1' if folder == _ROOT else folder / '1'}/, beside {CONFIG}: put them there."
     )
 
 
 def config_path(folder: PurePosixPath) -> PurePosixPath:
-    """Where the config of the model in ``folder`` is, if it has one."""
+    """Return the path of the config of the model in ``folder``."""
     return PurePosixPath(CONFIG) if folder == _ROOT else folder / CONFIG

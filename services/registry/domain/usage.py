@@ -1,4 +1,4 @@
-"""What gateways report of usage, and how it is asked for."""
+"""Queries of usage, and their result as CSV."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ BY = ("day", "principal", "endpoint")
 
 @dataclass(frozen=True, slots=True)
 class UsageQuery:
-    """Which usage, from ``since`` to ``until`` inclusive, summed over whatever is not in ``by``."""
+    """A query of usage from ``since`` to ``until`` inclusive, summed by the columns of ``by``."""
 
     since: date | None = None
     until: date | None = None
@@ -26,15 +26,15 @@ class UsageQuery:
 
 
 def as_csv(rows: Sequence[Mapping[str, Any]], by: Sequence[str]) -> str:
-    """Rows as CSV with a head line; a cell that a spreadsheet would run as a formula is quoted."""
+    """Return rows as CSV with a header line. A cell that a spreadsheet would run as a formula is quoted."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\r\n")
     columns = [*by, *(["principal_name"] if "principal" in by else []), *COUNTS]
     writer.writerow(columns)
     for row in rows:
-        writer.writerow([_harmless(row[column]) for column in columns])
+        writer.writerow([_escape_formula(row[column]) for column in columns])
     return out.getvalue()
 
 
-def _harmless(value: Any) -> Any:
+def _escape_formula(value: Any) -> Any:
     return f"'{value}" if isinstance(value, str) and value[:1] in "=+-@\t\r" and value else value

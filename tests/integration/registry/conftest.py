@@ -19,7 +19,7 @@ import sqlalchemy as sa
 from services.registry.adapters.sql import migrate
 from services.registry.adapters.sql.database import engine_for
 from services.registry.app import build
-from services.registry.application.registrar import Registrar
+from services.registry.application.transactions import Transactions
 from services.registry.settings import RegistrySettings
 from tests.integration.registry import postgres as postgresql
 
@@ -46,10 +46,10 @@ class Caller:
     """A client of the registry that unpacks its answers."""
 
     def __init__(
-        self, http: httpx.AsyncClient, registrar: Registrar, clock: Clock, settings: RegistrySettings
+        self, http: httpx.AsyncClient, transactions: Transactions, clock: Clock, settings: RegistrySettings
     ) -> None:
         self.http = http
-        self.registrar = registrar
+        self.transactions = transactions
         self.clock = clock
         self.settings = settings
 
@@ -70,9 +70,9 @@ class Caller:
         body = {"artifact": await self.upload(content), "filename": filename, **more}
         return await self("POST", f"/v1/models/{model}/versions", body)
 
-    async def announced_up(self) -> None:
+    async def broker_connected(self) -> None:
         """Wait until the broker is reached: events are not kept for later."""
-        await self.registrar.notifier.connection.wait_up(10)
+        await self.transactions.notifier.connection.wait_up(10)
 
     def stored(self) -> list[str]:
         """Digests of the files in the artifact store."""
@@ -171,7 +171,7 @@ def opened(tmp_path: Path, database_url: str) -> Open:
                 headers={"Authorization": f"Bearer {TOKEN}"},
             ) as http,
         ):
-            yield Caller(http, app.state.registrar, clock, settings)
+            yield Caller(http, app.state.transactions, clock, settings)
 
     return start
 

@@ -94,7 +94,7 @@ async def test_store_that_cannot_be_written_is_a_health_problem(tmp_path):
     store = ArtifactStore(f"file://{tmp_path}/artifacts", max_bytes=CHUNK)
     (tmp_path / "artifacts").write_text("a file where the folder should be")
     await store.probe()
-    assert "artifact store does not work" in (store.problem or "")
+    assert "artifact store has failed" in (store.problem or "")
     (tmp_path / "artifacts").unlink()
     await store.probe()
     assert store.problem is None
@@ -209,7 +209,7 @@ async def test_a_store_that_refuses_is_away_not_broken(s3, monkeypatch):
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
     s3.forget_clients()
     refused = ArtifactStore(s3.url, max_bytes=CHUNK)
-    with pytest.raises(Unavailable, match="The artifact store does not work"):
+    with pytest.raises(Unavailable, match="The artifact store has failed"):
         await refused.read("0" * 64)
     await refused.probe()
     assert refused.problem is not None

@@ -51,7 +51,7 @@ async def test_what_is_refused_says_why(call):
     digest = await call.upload(b"rubbish")
     refused = [
         ("/v1/models/digits/versions", {"artifact": digest, "filename": "m.onnx"}, "not an ONNX model"),
-        ("/v1/models/digits/versions", {"artifact": digest, "filename": "m.bin"}, "give --model-format"),
+        ("/v1/models/digits/versions", {"artifact": digest, "filename": "m.bin"}, "Add --model-format"),
         ("/v1/models/digits/versions", {"artifact": digest, "filename": "m.joblib"}, "allow_pickle=true"),
         ("/v1/models/digits/versions", {"artifact": "0" * 64, "filename": "m.onnx"}, "upload it"),
         ("/v1/models/-digits/versions", {"artifact": digest, "filename": "m.onnx"}, "not a valid name"),

@@ -26,7 +26,7 @@ async def test_each_committed_change_is_told_once(opened, rabbitmq_url):
 
     async with Connection(rabbitmq_url, "test", listen) as connection, opened(amqp_url=rabbitmq_url) as call:
         await connection.wait_up(10)
-        await call.announced_up()
+        await call.broker_connected()
         await call.register("digits", onnx_bytes())
         await call("POST", "/v1/deploy", {"model": "digits"})
         await call("PUT", "/v1/deployments/digits-v1", {"model": "digits", "version": 9}, status=409)

@@ -64,7 +64,7 @@ def test_command_line(tmp_path):
 
     refused = run()
     assert refused.returncode == 1
-    assert "run `python -m services.registry migrate`" in refused.stderr
+    assert "Run `python -m services.registry migrate`" in refused.stderr
     done = run("migrate")
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     assert (tmp_path / "data" / "registry.db").is_file()

@@ -36,12 +36,12 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("-m", {}, "not a valid name of a model: use 1 to 63 letters"),
     ("stats", {}, "is a route of its own"),
     ("m" * 62, {}, "longer than 63 characters"),
-    ("m", {"filename": "m.bin"}, "give --model-format"),
+    ("m", {"filename": "m.bin"}, "Add --model-format"),
     ("m", {"filename": "a/m.onnx"}, "not a plain file name"),
     ("m", {"filename": "m.joblib"}, "allow_pickle=true"),
-    ("m", {"filename": "m.pt"}, "give a signature"),
+    ("m", {"filename": "m.pt"}, "Add a signature"),
     ("m", {"signature": SIGNATURE | {"inputs": SIGNATURE["inputs"] * 2}}, "'x' more than once"),
-    ("m", {"requirements": ["-r other.txt"]}, "the option '-r' cannot be honoured"),
+    ("m", {"requirements": ["-r other.txt"]}, "the option '-r' does not work"),
     ("m", {"deployment": {"min_replicas": 5, "max_replicas": 2}}, "min_replicas 5 is above"),
     ("m", {"deployment": {"thraeds": 5}}, "there is no field 'thraeds'"),
     ("m", {"endpoint": "a/b"}, "endpoint"),
@@ -56,7 +56,7 @@ async def test_what_is_refused_before_the_upload(call):
 
 async def test_a_size_beyond_the_limit_is_refused_before_the_upload(opened):
     async with opened(max_artifact_bytes=100) as call:
-        assert "at most 100 are accepted" in (await check(call, status=413, size=101))["error"]
+        assert "the limit is 100" in (await check(call, status=413, size=101))["error"]
         await check(call, size=100)
 
 
@@ -64,8 +64,8 @@ async def test_the_registry_refuses_on_its_own_and_burns_no_version(call):
     digest = await call.upload(CODE)
     body = {"artifact": digest, "filename": "model.py"}
     refused = await call("POST", "/v1/models/m/versions", body, status=400)
-    assert "give a signature" in refused["error"]
-    assert "give a signature" in (await check(call, status=400, **body))["error"], "its bytes are here"
+    assert "Add a signature" in refused["error"]
+    assert "Add a signature" in (await check(call, status=400, **body))["error"], "its bytes are here"
     await call("GET", "/v1/models/m", status=404)
     made = await call("POST", "/v1/models/m/versions", body | {"signature": SIGNATURE}, status=201)
     assert made["number"] == 1
@@ -96,8 +96,8 @@ async def test_the_publisher_of_a_pickle_is_told_what_saved_it(opened, tmp_path)
     async with opened(runtime_dir=tmp_path / "runtime") as call:
         made = await call.register("m", file.read_bytes(), "network.pkl", allow_pickle=True)
         assert len(made["warnings"]) == 2
-        assert "saved with scikit-learn 1.9.1, and this stack's models run 1.5.0" in made["warnings"][0]
-        assert "saved with numpy 2, and this stack's models run numpy 1.26.4" in made["warnings"][1]
+        assert "saved with scikit-learn 1.9.1, and models here run with 1.5.0" in made["warnings"][0]
+        assert "saved with numpy 2, and models here run with numpy 1.26.4" in made["warnings"][1]
         body = {"artifact": made["artifact_sha256"], "filename": "network.pkl", "allow_pickle": True}
         pinned = await check(call, **body, requirements=["scikit-learn==1.9.1"])
         assert [told.partition(" with ")[2][:7] for told in pinned["warnings"]] == ["numpy 2"]
@@ -109,7 +109,7 @@ async def test_names_of_triton_and_kserve_are_taken(call):
     assert placed["deployment"]["name"] == "simple_identity.V2-v1"
     assert placed["endpoint"]["name"] == "simple_identity.V2"
     clash = await check(call, "Simple_Identity.v2", 409)
-    assert "differs from it in case only" in clash["error"]
+    assert "differs from it only by case" in clash["error"]
     digest = hashlib.sha256(onnx_bytes(1)).hexdigest()
     body = {"artifact": digest, "filename": "m.onnx"}
     await call("POST", "/v1/models/SIMPLE_identity.v2/versions", body, status=409)

@@ -121,7 +121,7 @@ async def test_requirements_belong_to_the_version(call):
     assert plain["requirements"] == ["six"]
     body = {"artifact": first["artifact_sha256"], **own, "requirements": ["./x.whl"]}
     refused = await call("POST", "/v1/models/m/versions", body, status=400)
-    assert "leads nowhere on a worker" in refused["error"]
+    assert "does not exist on a worker" in refused["error"]
 
 
 async def test_versions_of_before_have_none(database_url):

@@ -89,8 +89,8 @@ def test_what_the_registry_refuses(model: Path, tmp_path: Path) -> None:
     assert is_archive(archived(whole, tmp_path / "good.tar"))
     assert look(tmp_path / "good.tar") is not None
     for files, words in (
-        ({"net.onnx": net}, "and the archive has no such file"),
-        ({"net.onnx": net, "w.data": data}, "no such file; it has w.data"),
+        ({"net.onnx": net}, "but the archive has no such file"),
+        ({"net.onnx": net, "w.data": data}, "no such file. Its other files: w.data"),
         (whole | {"deep/w.data": data[:-1]}, "which has 31 bytes"),
         (whole | {"other.onnx": net}, "exactly one .onnx file"),
         (whole | {"onnxruntime.py": b"evil"}, "may not hold onnxruntime.py"),
@@ -100,7 +100,7 @@ def test_what_the_registry_refuses(model: Path, tmp_path: Path) -> None:
         with pytest.raises(BadRequest) as refused:
             look(archived(files, tmp_path / "bad.tar"))
         assert words in refused.value.message
-    with pytest.raises(BadRequest, match="`tidegate deploy` takes it along"):
+    with pytest.raises(BadRequest, match="`tidegate deploy` uploads it too"):
         look(model)
 
 

@@ -98,7 +98,7 @@ BAD = {
 
 
 def looked_into(path: Path) -> judge.ArchiveContents:
-    return judge.read_archive(path, wanted={"model.py"}, max_text=10_000, limits=LIMITS)
+    return judge.read_archive(path, names={"model.py"}, max_text=10_000, limits=LIMITS)
 
 
 @pytest.mark.parametrize("raw", GOOD.values(), ids=GOOD)

@@ -36,7 +36,7 @@ def test_if_match(book):
     assert edits.patch_deployment(book.now, "mine", {"threads": 2}, 5)
     with pytest.raises(Conflict, match="is at revision 5, not at revision 4"):
         edits.patch_deployment(book.now, "mine", {"threads": 2}, 4)
-    with pytest.raises(Conflict, match="is not there"):
+    with pytest.raises(Conflict, match="does not exist"):
         edits.put_deployment(book.now, "new", {"model": "digits", "version": 1}, 1)
 
 
@@ -93,12 +93,12 @@ def test_endpoint_targets_are_checked(book, targets, match):
 @pytest.mark.parametrize(
     ("fields", "match"),
     [
-        ({"model": "digits", "version": 9}, "it has 1, 2, 3"),
+        ({"model": "digits", "version": 9}, "It has 1, 2, 3"),
         ({"model": "absent", "version": 1}, "no such model"),
         ({"model": "digits"}, "version is required"),
         ({"model": "digits", "version": 1, "max_replicas": 0, "min_replicas": 0}, "never serve"),
         ({"model": "digits", "version": 1, "threads": "many"}, "threads"),
-        ({"model": "digits", "version": 1, "name": "other"}, "not the one in the path"),
+        ({"model": "digits", "version": 1, "name": "other"}, "but the path has"),
     ],
 )
 def test_deployment_fields_are_checked(book, fields, match):
@@ -127,7 +127,7 @@ def test_apply_is_one_plan_and_idempotent(book):
 
 def test_apply_refuses_what_is_stated_twice_or_unnamed(book):
     one = {"name": "d1", "model": "digits", "version": 1}
-    with pytest.raises(BadRequest, match="stated 2 times"):
+    with pytest.raises(BadRequest, match="2 times; keep one"):
         edits.apply(book.now, [one, one], [])
     with pytest.raises(BadRequest, match="needs a name"):
         edits.apply(book.now, [{"model": "digits", "version": 1}], [])

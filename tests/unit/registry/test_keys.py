@@ -19,11 +19,11 @@ RANDOM = bytes(range(keys.ID_BYTES + keys.SECRET_BYTES))
 
 
 def held(**fields) -> keys.StoredKey:
-    return keys.made(keys.spec_of({"name": "a"} | fields, NOW), RANDOM, NOW)[0]
+    return keys.created(keys.parse_spec({"name": "a"} | fields, NOW), RANDOM, NOW)[0]
 
 
 def test_a_key_is_made_of_randomness():
-    key, shown = keys.made(keys.spec_of({"name": "a"}, NOW), RANDOM, NOW)
+    key, shown = keys.created(keys.parse_spec({"name": "a"}, NOW), RANDOM, NOW)
     assert (key.id, key.digest) == ("000102030405", digest_of(shown.encode()))
     assert shown.startswith("tg_000102030405_")
     assert (key.spec.scopes, key.state(NOW)) == (["infer"], "active")
@@ -65,22 +65,22 @@ def test_changes():
     with pytest.raises(BadRequest, match="a burst needs a rate"):
         keys.changed(key, {"rate": None}, NOW)
     with pytest.raises(BadRequest, match="either ttl_s or expires_at"):
-        keys.spec_of({"name": "a", "ttl_s": 1, "expires_at": NOW}, NOW)
+        keys.parse_spec({"name": "a", "ttl_s": 1, "expires_at": NOW}, NOW)
     for wrong in ("60", [1], 1e30, float("nan")):
         with pytest.raises(BadRequest, match="ttl_s must be a number of seconds"):
-            keys.spec_of({"name": "a", "ttl_s": wrong}, NOW)
+            keys.parse_spec({"name": "a", "ttl_s": wrong}, NOW)
 
 
 def test_environments_are_hidden_and_their_changes_seen():
     before = {"name": "d", "revision": 1, "env": {"A": "1", "B": "2", "C": "3"}}
     after = {"name": "d", "revision": 2, "env": {"A": "1", "B": "x", "D": "4"}}
     hidden, changed = audit.HIDDEN, audit.HIDDEN_CHANGED
-    assert audit.pair(before, after) == (
+    assert audit.audited(before, after) == (
         {"name": "d", "env": {"A": hidden, "B": hidden, "C": hidden}},
         {"name": "d", "env": {"A": hidden, "B": changed, "D": hidden}},
     )
-    assert audit.pair(None, {"env": {"A": "1"}}) == (None, {"env": {"A": hidden}})
-    assert audit.pair({"a": 1}, None) == ({"a": 1}, None)
+    assert audit.audited(None, {"env": {"A": "1"}}) == (None, {"env": {"A": hidden}})
+    assert audit.audited({"a": 1}, None) == ({"a": 1}, None)
 
 
 def test_csv():

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from services.registry.adapters import pickle_file
-from services.registry.domain.pickles import PickleReleases, saved_with, warnings
+from services.registry.domain.pickles import PickleReleases, releases_in, warnings
 from tidegate.kernel.errors import BadRequest
 
 NUMPY_2 = Path(__file__).parents[2] / "integration" / "worker" / "numpy_2"
@@ -31,22 +31,22 @@ class Estimator:
 @pytest.mark.parametrize("protocol", [2, 3, 4, 5])
 @pytest.mark.parametrize("version", ["1.3.2", "0.24.dev0", "1.9.1"])
 def test_the_version_is_read_in_every_protocol(protocol, version):
-    assert saved_with([pickle.dumps(Estimator(version), protocol)]) == PickleReleases(version)
+    assert releases_in([pickle.dumps(Estimator(version), protocol)]) == PickleReleases(version)
 
 
 def test_a_version_that_lies_across_two_pieces_is_found():
     data = pickle.dumps(Estimator("1.3.2", 100))
-    assert {saved_with([data[:at], data[at:]]).sklearn for at in range(len(data))} == {"1.3.2"}
+    assert {releases_in([data[:at], data[at:]]).sklearn for at in range(len(data))} == {"1.3.2"}
 
 
 def test_what_only_looks_like_a_version_is_none():
     for text in (b"_sklearn_version", b"_sklearn_version\x94\x8c\xff1.2.3", b"_sklearn_version\x8c\x03a.b"):
-        assert saved_with([text]) == PickleReleases()
+        assert releases_in([text]) == PickleReleases()
 
 
 @pytest.mark.parametrize("name", ["boosted.joblib", "network.pkl"])
 def test_numpy_2_is_recognised_in_real_files(name):
-    assert saved_with(pickle_file.pieces(NUMPY_2 / name)) == PickleReleases("1.9.1", True)
+    assert releases_in(pickle_file.pieces(NUMPY_2 / name)) == PickleReleases("1.9.1", True)
 
 
 def pack_raw(data: bytes) -> bytes:
@@ -60,26 +60,26 @@ def test_files_as_joblib_packs_them(tmp_path: Path, pack: Any):
     path.write_bytes(pack(pickle.dumps(Estimator("1.3.2", 5 * pickle_file.STEP))))
     pieces = list(pickle_file.pieces(path))
     assert max(map(len, pieces)) <= pickle_file.STEP
-    assert saved_with(pieces).sklearn == "1.3.2"
+    assert releases_in(pieces).sklearn == "1.3.2"
 
 
 def test_a_bomb_ends_and_a_damaged_file_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     path = tmp_path / "m.joblib"
     packed = zlib.compress(bytes(20 * pickle_file.STEP))
     path.write_bytes(packed)
-    monkeypatch.setattr(pickle_file, "MOST", 3 * pickle_file.STEP)
+    monkeypatch.setattr(pickle_file, "MAX_UNPACKED", 3 * pickle_file.STEP)
     assert sum(map(len, pickle_file.pieces(path))) <= 4 * pickle_file.STEP
     path.write_bytes(packed[:10] + b"damaged" + packed[17:])
-    with pytest.raises(BadRequest, match="cannot be unpacked"):
+    with pytest.raises(BadRequest, match="compressed and damaged"):
         list(pickle_file.pieces(path))
 
 
 def test_other_releases_are_said_with_the_remedy():
     (told,) = warnings(PickleReleases("1.3.2"), HERE, [])
-    assert "saved with scikit-learn 1.3.2, and this stack's models run 1.9.1" in told
+    assert "saved with scikit-learn 1.3.2, and models here run with 1.9.1" in told
     assert "scikit-learn==1.3.2" in told
     (told,) = warnings(PickleReleases("1.9.1", numpy_2=True), HERE, [])
-    assert "saved with numpy 2, and this stack's models run numpy 1.26.4" in told
+    assert "saved with numpy 2, and models here run with numpy 1.26.4" in told
 
 
 @pytest.mark.parametrize(
@@ -107,10 +107,10 @@ def test_a_packed_file_cannot_take_gigabytes_of_memory(tmp_path):
     packed = bytearray(lzma.compress(bytes(2**20), format=lzma.FORMAT_ALONE, preset=0))
     packed[1:5] = (2**30).to_bytes(4, "little")  # the size of its dictionary
     (tmp_path / "bomb").write_bytes(packed)
-    with pytest.raises(BadRequest, match=r"cannot be unpacked \(Memory usage limit"):
+    with pytest.raises(BadRequest, match=r"damaged \(Memory usage limit"):
         list(pickle_file.pieces(tmp_path / "bomb"))
 
 
 def test_what_joblib_packs_best_is_unpacked(tmp_path):
     (tmp_path / "m").write_bytes(lzma.compress(pickle.dumps(Estimator("1.3.2")), preset=9))
-    assert saved_with(pickle_file.pieces(tmp_path / "m")) == PickleReleases("1.3.2")
+    assert releases_in(pickle_file.pieces(tmp_path / "m")) == PickleReleases("1.3.2")

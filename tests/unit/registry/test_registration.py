@@ -39,32 +39,34 @@ def version(number: int, artifact: str = ART, found: Signature | None = None, **
 
 def test_the_bytes_of_an_older_version_are_that_version():
     held = [version(1, ART), version(2, OTHER), version(3, OTHER, requirements=["x"])]
-    assert registration.already(held, ART, "python", [], None) == held[0]
-    assert registration.already(held, OTHER, "python", [], None) == held[1]
-    assert registration.already(held, OTHER, "python", ["x"], None) == held[2]
-    assert registration.already(held, ART, "triton", [], None) is None
-    assert registration.already(held, "c" * 64, "python", [], None) is None
+    assert registration.same_version(held, ART, "python", [], None) == held[0]
+    assert registration.same_version(held, OTHER, "python", [], None) == held[1]
+    assert registration.same_version(held, OTHER, "python", ["x"], None) == held[2]
+    assert registration.same_version(held, ART, "triton", [], None) is None
+    assert registration.same_version(held, "c" * 64, "python", [], None) is None
 
 
 def test_of_several_versions_with_the_same_bytes_the_newest_counts():
-    assert registration.already([version(1), version(4), version(2)], ART, "python", [], None) == version(4)
+    assert registration.same_version(
+        [version(1), version(4), version(2)], ART, "python", [], None
+    ) == version(4)
 
 
 def test_another_signature_is_another_version_and_a_learned_one_is_not():
     held = [version(1, found=signature())]
-    assert registration.already(held, ART, "python", [], None) == held[0]
-    assert registration.already(held, ART, "python", [], signature()) == held[0]
-    assert registration.already(held, ART, "python", [], signature(max_batch_size=4)) is None
+    assert registration.same_version(held, ART, "python", [], None) == held[0]
+    assert registration.same_version(held, ART, "python", [], signature()) == held[0]
+    assert registration.same_version(held, ART, "python", [], signature(max_batch_size=4)) is None
 
 
 @pytest.mark.parametrize("format_", ["python", "torchscript"])
 def test_what_does_not_describe_itself_needs_a_signature(format_):
-    with pytest.raises(BadRequest, match="give a signature") as refused:
-        registration.check_described(format_, None)
+    with pytest.raises(BadRequest, match="Add a signature") as refused:
+        registration.check_has_signature(format_, None)
     assert '"outputs"' in refused.value.message
-    registration.check_described(format_, signature())
-    registration.check_described(format_, None, by_itself=True)
-    registration.check_described("sklearn", None)
+    registration.check_has_signature(format_, signature())
+    registration.check_has_signature(format_, None, describes_itself=True)
+    registration.check_has_signature("sklearn", None)
 
 
 WIDER = [
@@ -89,7 +91,7 @@ NARROWER = [
 
 @pytest.mark.parametrize("after", WIDER)
 def test_wider_is_compatible(after):
-    assert compatibility.differences(signature(), after) == []
+    assert compatibility.breaking_changes(signature(), after) == []
     compatibility.check([version(1, found=signature())], after, breaking=False)
 
 
@@ -104,8 +106,8 @@ def test_what_breaks_callers_is_named(after, words):
 
 def test_narrowed_optional_and_any_size():
     wide = signature([tensor(shape=(-1,), optional=True)], [tensor("y", shape=(-1,))])
-    assert compatibility.differences(wide, signature([tensor(shape=(-1,), optional=True)])) == []
-    found = compatibility.differences(wide, signature())
+    assert compatibility.breaking_changes(wide, signature([tensor(shape=(-1,), optional=True)])) == []
+    found = compatibility.breaking_changes(wide, signature())
     assert found == ["input 'x' has shape [4], had [-1]", "input 'x' is now required"]
 
 

@@ -42,7 +42,7 @@ def test_zipmap_is_refused_with_the_remedy():
         ([], [tensor("y", 1)], "no input"),
         ([tensor("x", 1)], [], "no output"),
         ([tensor("x", 1, datatype=None)], [tensor("y", 1)], "element type"),
-        ([GraphValue("x", "tensor", "FP32", None)], [tensor("y", 1)], "give a signature"),
+        ([GraphValue("x", "tensor", "FP32", None)], [tensor("y", 1)], "Add a signature"),
         ([tensor("x", 1), tensor("x", 1)], [tensor("y", 1)], "more than once"),
     ],
 )
@@ -68,8 +68,8 @@ def test_given_signature_may_narrow_what_the_graph_leaves_open():
 @pytest.mark.parametrize(
     ("signature", "match"),
     [
-        (given([64], name="z", batch=4), "inputs are 'z', the ONNX graph's are 'x'"),
-        (given([64], datatype="INT64", batch=4), "is INT64, the ONNX graph FP32"),
+        (given([64], name="z", batch=4), "inputs are 'z', but the ONNX graph's are 'x'"),
+        (given([64], datatype="INT64", batch=4), "is INT64, but the ONNX graph says FP32"),
         (given([65], batch=4), "the shape"),
         (given([64]), "the shape"),
     ],

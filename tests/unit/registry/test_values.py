@@ -42,7 +42,7 @@ def test_a_name_that_is_a_route_is_refused():
 
 def test_names_that_differ_in_case_only_are_refused():
     assert names.check_new("model", "Digits", ["Digits", "other"]) == "Digits"
-    with pytest.raises(Conflict, match="'Digits' differs from it in case only"):
+    with pytest.raises(Conflict, match="'Digits' differs from it only by case"):
         names.check_new("model", "Digits", ["digits"])
 
 
@@ -62,20 +62,20 @@ def test_the_nearest_valid_name(text, name):
     ],
 )  # fmt: skip
 def test_format_by_name(filename, found):
-    assert formats.chosen(filename, None) == found
+    assert formats.format_of(filename, None) == found
 
 
 def test_format_that_was_given_wins_and_unknown_is_refused():
-    assert formats.chosen("weights.bin", "onnx") == "onnx"
-    with pytest.raises(BadRequest, match="give --model-format"):
-        formats.chosen("weights.bin", None)
+    assert formats.format_of("weights.bin", "onnx") == "onnx"
+    with pytest.raises(BadRequest, match="Add --model-format"):
+        formats.format_of("weights.bin", None)
 
 
 def test_pickle_needs_consent():
     with pytest.raises(BadRequest, match="allow_pickle=true"):
-        formats.check_consent("sklearn", allow_pickle=False)
-    formats.check_consent("sklearn", allow_pickle=True)
-    formats.check_consent("onnx", allow_pickle=False)
+        formats.check_pickle_allowed("sklearn", allow_pickle=False)
+    formats.check_pickle_allowed("sklearn", allow_pickle=True)
+    formats.check_pickle_allowed("onnx", allow_pickle=False)
 
 
 @pytest.mark.parametrize("filename", ["", "..", "a/b.onnx", "a\\b.onnx", "a\0", "x" * 256])
@@ -115,7 +115,7 @@ def test_a_bound_that_nobody_stated_follows(patch, scale):
 @pytest.mark.parametrize("patch", [{"min_replicas": 5}, {"max_replicas": 1}])
 def test_a_bound_that_is_stated_stays(patch, exact_follows):
     base = {"name": "d", "model": "m", "version": 1, "min_replicas": 2, "max_replicas": 4}
-    with pytest.raises(BadRequest, match="State both in one command: `tidegate policy NAME --set min_repl"):
+    with pytest.raises(BadRequest, match="Set both in one command: `tidegate policy NAME --set min_repl"):
         merge.deployment(base, patch, "d", exact_follows=exact_follows)
     both = merge.deployment(base, {"min_replicas": 5, "max_replicas": 5}, "d", exact_follows=exact_follows)
     assert (both.min_replicas, both.max_replicas) == (5, 5)

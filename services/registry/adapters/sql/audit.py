@@ -1,4 +1,4 @@
-"""The audit log in SQL: rows are added and read, never changed."""
+"""The audit log in SQL. Rows are added and read, never changed."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from services.registry.adapters.sql.tables import audit
 from services.registry.domain.audit import NewAuditEntry
 from services.registry.domain.rollback import EndpointHistory, deployments_of
 
-# Changes of one Endpoint that a rollback looks back on.
-HISTORY = 200
+# Changes of one Endpoint that a rollback considers.
+MAX_HISTORY = 200
 
 
 async def add(connection: AsyncConnection, entry: NewAuditEntry) -> None:
-    """Keep an entry, in the transaction of the change that it tells of."""
+    """Add an entry, in the transaction of the change that it describes."""
     await connection.execute(sa.insert(audit).values(asdict(entry)))
 
 
@@ -31,20 +31,20 @@ async def entries(
     before: int | None = None,
     limit: int = 100,
 ) -> list[dict[str, Any]]:
-    """Entries with their ids, newest first; ``before``: only those of smaller ids."""
+    """Return entries with their ids, newest first. ``before``: only those with a smaller id."""
     query = sa.select(audit).order_by(audit.c.id.desc()).limit(limit)
-    for column, wanted in ((audit.c.principal, principal), (audit.c.kind, kind), (audit.c.name, name)):
-        if wanted is not None:
-            query = query.where(column == wanted)
+    for column, value in ((audit.c.principal, principal), (audit.c.kind, kind), (audit.c.name, name)):
+        if value is not None:
+            query = query.where(column == value)
     if before is not None:
         query = query.where(audit.c.id < before)
     return [dict(row) for row in (await connection.execute(query)).mappings()]
 
 
 async def history_of(connection: AsyncConnection, endpoint: str, present: Collection[str]) -> EndpointHistory:
-    """Return the last states of an Endpoint, and what its Deployments were that are not ``present`` now."""
-    kept = await entries(connection, kind="endpoint", name=endpoint, limit=HISTORY)
-    states = [entry["after"] for entry in kept if entry["after"] is not None]
+    """Return the last states of an Endpoint, and its Deployments that are not ``present`` any more."""
+    changes = await entries(connection, kind="endpoint", name=endpoint, limit=MAX_HISTORY)
+    states = [entry["after"] for entry in changes if entry["after"] is not None]
     deleted: dict[str, Any] = {}
     for name in deployments_of(states):
         if name not in present:

@@ -1,4 +1,4 @@
-"""The connection to the registry's database: SQLite with one writer, or PostgreSQL, by URL."""
+"""Transactions on the registry's database: SQLite with one writer, or PostgreSQL, by URL."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ log = telemetry.logger(__name__)
 
 Clock = Callable[[], datetime]
 
-# Another process (a migration, a backup) may hold SQLite's lock for a moment.
+# Another process (a migration, a backup) may hold SQLite's lock for a short time.
 SQLITE_BUSY_MS = 5_000
 
 
 def utc_now() -> datetime:
-    """The clock of the registry."""
+    """Return the current time, with its zone."""
     return datetime.now(UTC)
 
 
 def engine_for(url: str) -> AsyncEngine:
-    """An engine whose transactions are real ones on either database; makes SQLite's folder."""
+    """Return an engine whose transactions include reads and DDL on both databases. Create SQLite's folder."""
     parsed = sa.make_url(url)
     if parsed.get_backend_name() != "sqlite":
         return create_async_engine(parsed, pool_pre_ping=True, hide_parameters=True)
@@ -46,7 +46,7 @@ def engine_for(url: str) -> AsyncEngine:
 
 
 def _prepare_sqlite(connection: Any, _: Any) -> None:
-    # The driver's own idea of when to begin leaves DDL and reads outside of transactions.
+    # By default the driver begins a transaction late, so that DDL and reads are outside of it.
     connection.isolation_level = None
     cursor = connection.cursor()
     for pragma in (
@@ -57,13 +57,13 @@ def _prepare_sqlite(connection: Any, _: Any) -> None:
 
 
 def _begin_sqlite(connection: sa.Connection) -> None:
-    # A transaction that reads first and writes later cannot wait for another writer: it fails.
+    # A deferred transaction that reads first and writes later fails if another writer is active.
     writes = connection.get_execution_options().get("registry_writes", False)
     connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
 
 
 class RegistryDatabase:
-    """Transactions for reading and for writing. ``problem``: None when the last one went well."""
+    """Read and write transactions. ``problem``: why the last one failed, None if it succeeded."""
 
     def __init__(self, url: str, clock: Clock = utc_now) -> None:
         self._engine = engine_for(url)
@@ -73,13 +73,13 @@ class RegistryDatabase:
             self._engine if sqlite else self._engine.execution_options(isolation_level="REPEATABLE READ")
         )
         self._writes = self._engine.execution_options(registry_writes=True)
-        # In this process writers queue here, in order, rather than poll SQLite's lock.
-        self._turn: AbstractAsyncContextManager[None] = asyncio.Lock() if sqlite else nullcontext()
+        # Writers of this process wait here in order, instead of polling SQLite's lock.
+        self._write_lock: AbstractAsyncContextManager[None] = asyncio.Lock() if sqlite else nullcontext()
         self.problem: str | None = None
 
     @property
     def engine(self) -> AsyncEngine:
-        """The engine itself, for migrations."""
+        """Return the engine, for migrations."""
         return self._engine
 
     async def close(self) -> None:
@@ -88,39 +88,39 @@ class RegistryDatabase:
 
     @asynccontextmanager
     async def read(self) -> AsyncIterator[DesiredStateReader]:
-        """One consistent read; raises Unavailable."""
-        with self._judged():
+        """Open a transaction that reads one consistent state. Raise Unavailable."""
+        with self._translating_errors():
             async with self._reads.connect() as connection, connection.begin():
                 yield DesiredStateReader(connection, self.clock())
 
     @asynccontextmanager
     async def write(self) -> AsyncIterator[DesiredStateWriter]:
-        """One change, alone of its kind: committed when the block ends well, else undone.
+        """Open the only write transaction: committed at the end of the block, undone on an error.
 
-        Raises Unavailable when the database fails, Conflict when it refuses a reference, BadRequest when it
-        refuses a value: too long, too large, or not to be written in it at all.
+        Raise Unavailable if the database fails, Conflict if it refuses a reference, BadRequest if it refuses
+        a value, such as a too long text or a too large number.
         """
-        with self._judged():
-            async with self._turn, self._writes.begin() as connection:
+        with self._translating_errors():
+            async with self._write_lock, self._writes.begin() as connection:
                 writer = DesiredStateWriter(connection, self.clock())
                 await writer.begin()
                 yield writer
                 await writer.finish()
 
     async def probe(self) -> None:
-        """Find out whether the database can be written; ``problem`` has the answer."""
+        """Test whether the database can be written, and set ``problem``."""
         try:
             async with self.write() as writer:
                 await writer.probe()
         except Unavailable as error:
             log.warning("database probe failed", extra={"problem": error.message})
 
-    def _judged(self) -> _Judged:
-        return _Judged(self)
+    def _translating_errors(self) -> _ErrorTranslation:
+        return _ErrorTranslation(self)
 
 
-class _Judged:
-    """Translates the driver's errors, and remembers whether the last transaction worked."""
+class _ErrorTranslation:
+    """A context manager that translates the driver's errors and sets ``problem`` of the database."""
 
     def __init__(self, database: RegistryDatabase) -> None:
         self._database = database
@@ -132,21 +132,25 @@ class _Judged:
         if error is None:
             self._database.problem = None
         elif isinstance(error, IntegrityError):
-            raise Conflict("What this refers to has just been changed or deleted: read it again.") from error
+            raise Conflict(
+                "An object that this request names was just changed or deleted: read it again and repeat."
+            ) from error
         elif _refuses_value(error):
-            raise BadRequest(f"The database does not take a value of this: {_cause(error)}.") from error
+            raise BadRequest(
+                f"The database does not accept a value of this request: {_cause(error)}."
+            ) from error
         elif isinstance(error, DBAPIError | PoolTimeout | OSError):
-            self._database.problem = f"The registry's database does not work: {_cause(error)}."
+            self._database.problem = f"The registry's database has failed: {_cause(error)}."
             raise Unavailable(self._database.problem) from error
 
 
 def _refuses_value(error: BaseException) -> bool:
-    """Whether the fault is in what was to be written, so that it is the same the next time."""
+    """Return True if the value to write is at fault, so that a retry would fail again."""
     if isinstance(error, DBAPIError):
-        # The dialect of asyncpg has no class of its own for these, only the state: class 22, data exception.
+        # asyncpg's dialect has no class for these errors, only the SQL state: class 22, data exception.
         state = getattr(error.orig, "sqlstate", None) or ""
         return isinstance(error, DataError) or str(state).startswith("22")
-    return isinstance(error, OverflowError)  # of SQLite's driver, for a number of more than 64 bits
+    return isinstance(error, OverflowError)  # SQLite's driver raises it for a number of more than 64 bits
 
 
 def _cause(error: BaseException) -> BaseException | None:

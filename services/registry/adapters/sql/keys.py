@@ -11,28 +11,28 @@ from services.registry.adapters.sql.tables import api_keys
 from services.registry.domain.keys import KeySpec, StoredKey
 
 
-async def held(connection: AsyncConnection, id_: str | None = None) -> list[StoredKey]:
-    """Every key by the time when it was made, revoked ones too; or the one of that id."""
+async def read(connection: AsyncConnection, id_: str | None = None) -> list[StoredKey]:
+    """Return every key, oldest first, including revoked ones; with ``id_`` only that key."""
     query = sa.select(api_keys).order_by(api_keys.c.created_at, api_keys.c.id)
     if id_ is not None:
         query = query.where(api_keys.c.id == id_)
-    return [_held(row) for row in (await connection.execute(query)).mappings()]
+    return [_key(row) for row in (await connection.execute(query)).mappings()]
 
 
-async def good(connection: AsyncConnection) -> list[StoredKey]:
-    """The keys that are not revoked."""
+async def not_revoked(connection: AsyncConnection) -> list[StoredKey]:
+    """Return the keys that are not revoked."""
     rows = await connection.execute(sa.select(api_keys).where(api_keys.c.revoked_at.is_(None)))
-    return [_held(row) for row in rows.mappings()]
+    return [_key(row) for row in rows.mappings()]
 
 
 async def revision(connection: AsyncConnection) -> int:
-    """That of the last change to any key; 0: there was none."""
+    """Return the revision of the last change to any key; 0 if there was none."""
     query = sa.select(sa.func.coalesce(sa.func.max(api_keys.c.revision), 0))
     return int((await connection.execute(query)).scalar_one())
 
 
 async def put(connection: AsyncConnection, key: StoredKey, revision_: int, *, created: bool) -> None:
-    """Store a key, new or changed, at this revision."""
+    """Insert or update a key at this revision."""
     values = {
         "name": key.spec.name,
         "digest": key.digest,
@@ -49,7 +49,7 @@ async def put(connection: AsyncConnection, key: StoredKey, revision_: int, *, cr
         await connection.execute(sa.update(api_keys).where(api_keys.c.id == key.id).values(values))
 
 
-def _held(row: sa.RowMapping) -> StoredKey:
+def _key(row: sa.RowMapping) -> StoredKey:
     fields: dict[str, Any] = {**row["options"], "name": row["name"], "expires_at": row["expires_at"]}
     return StoredKey(
         id=row["id"],

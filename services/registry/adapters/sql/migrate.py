@@ -1,4 +1,4 @@
-"""Bringing the database's tables up to date, and finding out whether they are."""
+"""Migrate the database's tables, and check whether they are up to date."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from alembic.script import ScriptDirectory
 from services.registry.adapters.sql.database import engine_for
 
 _SCRIPTS = Path(__file__).parent / "migrations"
-# Any number, as long as it stays: two `migrate` on one PostgreSQL take turns by it.
+# An arbitrary constant: the advisory lock that lets only one `migrate` at a time work on a PostgreSQL.
 _LOCK = 7_416_001
 
 
 def config_for(connection: sa.Connection | None = None) -> Config:
-    """Alembic's configuration; ``migrations/env.py`` takes its connection from it."""
+    """Return Alembic's configuration, with the connection for ``migrations/env.py``."""
     config = Config()
     config.set_main_option("script_location", str(_SCRIPTS).replace("%", "%%"))
     config.attributes["connection"] = connection
@@ -26,7 +26,7 @@ def config_for(connection: sa.Connection | None = None) -> Config:
 
 
 async def migrate(url: str) -> None:
-    """Bring the database to the newest revision; does nothing when it is there already."""
+    """Migrate the database to the newest revision, if it is not there yet."""
     engine = engine_for(url)
     try:
         async with engine.execution_options(registry_writes=True).begin() as connection:
@@ -43,7 +43,7 @@ def _upgrade(connection: sa.Connection) -> None:
 
 
 async def problem(url: str) -> str | None:
-    """None when the tables are those that this program knows, else what is wrong and what to do."""
+    """Return what is wrong with the tables and what to do; None if they are up to date."""
     engine = engine_for(url)
     try:
         async with engine.connect() as connection:
@@ -53,14 +53,14 @@ async def problem(url: str) -> str | None:
 
 
 def _problem(connection: sa.Connection) -> str | None:
-    have = MigrationContext.configure(connection).get_current_revision()
+    current = MigrationContext.configure(connection).get_current_revision()
     scripts = ScriptDirectory.from_config(config_for())
-    want = scripts.get_current_head()
-    if have == want:
+    newest = scripts.get_current_head()
+    if current == newest:
         return None
-    if have is not None and have not in {script.revision for script in scripts.walk_revisions()}:
-        return f"The database is at revision {have}, of a newer Tidegate: run that one."
+    if current is not None and current not in {script.revision for script in scripts.walk_revisions()}:
+        return f"The database is at revision {current}, of a newer Tidegate. Run that version or a later one."
     return (
-        f"The database is at revision {have or 'none'}, this Tidegate needs {want}: "
-        "run `python -m services.registry migrate`."
+        f"The database is at revision {current or 'none'}, but this Tidegate needs {newest}. "
+        "Run `python -m services.registry migrate`."
     )

@@ -1,4 +1,4 @@
-"""Reads of the intention, inside one transaction and so of one revision."""
+"""Read the desired state in one transaction, and so at one revision."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from tidegate.kernel.protocol.models import (
 
 
 class Totals(NamedTuple):
-    """What the registry holds, for its metrics."""
+    """Numbers of stored objects, for the metrics."""
 
     versions: int
     deployments: int
@@ -43,7 +43,7 @@ class Totals(NamedTuple):
 
 
 class DesiredStateReader:
-    """One transaction, seen at ``now``: overrides that have expired by then are absent."""
+    """A read transaction at the time ``now``: overrides that have expired by then are left out."""
 
     def __init__(self, connection: AsyncConnection, now: datetime) -> None:
         self._connection = connection
@@ -51,20 +51,20 @@ class DesiredStateReader:
 
     @property
     def connection(self) -> AsyncConnection:
-        """The transaction itself, for what else is read and written in it."""
+        """Return the connection, for other queries in the same transaction."""
         return self._connection
 
     async def revision(self) -> int:
-        """The number of the last change to the intention."""
+        """Return the number of the last change to the desired state."""
         return int((await self._connection.execute(sa.select(revision.c.value))).scalar_one())
 
     async def artifact_size(self, sha256: str) -> int | None:
-        """Bytes of an artifact, None when there is no such artifact."""
+        """Return the bytes of an artifact, or None if there is no such artifact."""
         query = sa.select(artifacts.c.size).where(artifacts.c.sha256 == sha256)
         return (await self._connection.execute(query)).scalar_one_or_none()
 
     async def versions(self, model: str | None = None, number: int | None = None) -> list[Version]:
-        """Versions by model and number, ascending; of one model, or the one version."""
+        """Return all versions, those of a model, or one version; by model and number, ascending."""
         query = sa.select(versions, artifacts.c.size.label("artifact_size")).join(
             artifacts, artifacts.c.sha256 == versions.c.artifact_sha256
         )
@@ -73,12 +73,12 @@ class DesiredStateReader:
         if number is not None:
             query = query.where(versions.c.number == number)
         rows = await self._connection.execute(query)
-        found = [Version.model_validate(finite(dict(row))) for row in rows.mappings()]
-        # Here and not in SQL: PostgreSQL sorts texts by the rules of a language, SQLite by their bytes.
-        return sorted(found, key=lambda version: (version.model, version.number))
+        result = [Version.model_validate(finite(dict(row))) for row in rows.mappings()]
+        # Not sorted in SQL: PostgreSQL sorts texts by the rules of a language, SQLite by their bytes.
+        return sorted(result, key=lambda version: (version.model, version.number))
 
     async def model_created(self) -> dict[str, datetime]:
-        """When each name was first used, by model, those included that have no version any more."""
+        """Return when each model's name was first used, including models that have no version any more."""
         rows = await self._connection.execute(sa.select(models.c.name, models.c.created_at))
         return {row.name: row.created_at for row in rows}
 
@@ -88,14 +88,14 @@ class DesiredStateReader:
         return sorted(rows.scalars())
 
     async def deployments(self, name: str | None = None, model: str | None = None) -> list[Deployment]:
-        """Deployments by name; the one of that name, or those of one model."""
+        """Return Deployments sorted by name: all, the one of that name, or those of a model."""
         query = sa.select(deployments)
         if name is not None:
             query = query.where(deployments.c.name == name)
         if model is not None:
             query = query.where(deployments.c.model == model)
         rows = await self._connection.execute(query)
-        found = [
+        result = [
             Deployment.model_validate(
                 {
                     **_spec_fields(row),
@@ -106,25 +106,25 @@ class DesiredStateReader:
             )
             for row in rows.mappings()
         ]
-        return sorted(found, key=lambda deployment: deployment.name)
+        return sorted(result, key=lambda deployment: deployment.name)
 
     async def endpoints(self, name: str | None = None) -> list[Endpoint]:
-        """Endpoints by name, or the one of that name."""
+        """Return Endpoints sorted by name: all, or the one of that name."""
         query = sa.select(endpoints)
         if name is not None:
             query = query.where(endpoints.c.name == name)
         rows = (await self._connection.execute(query)).mappings().all()
         targets = await self._targets(name)
-        found = [
+        result = [
             Endpoint.model_validate(
                 {**_endpoint_fields(row, targets), "revision": row["revision"]},
             )
             for row in rows
         ]
-        return sorted(found, key=lambda endpoint: endpoint.name)
+        return sorted(result, key=lambda endpoint: endpoint.name)
 
     async def desired_state(self) -> DesiredState:
-        """Everything that is wanted."""
+        """Return the whole desired state."""
         return DesiredState(
             revision=await self.revision(),
             versions=await self.versions(),
@@ -133,24 +133,24 @@ class DesiredStateReader:
         )
 
     async def snapshot(self) -> RegistrySnapshot:
-        """What decisions look at."""
+        """Return the snapshot that decisions need."""
         keys = await self._connection.execute(sa.select(versions.c.model, versions.c.number))
-        held = (await self._connection.execute(sa.select(deployments))).mappings().all()
-        points = (await self._connection.execute(sa.select(endpoints))).mappings().all()
+        deployment_rows = (await self._connection.execute(sa.select(deployments))).mappings().all()
+        endpoint_rows = (await self._connection.execute(sa.select(endpoints))).mappings().all()
         targets = await self._targets(None)
         return RegistrySnapshot(
             versions=frozenset((model, number) for model, number in keys),
-            deployments={row["name"]: _held_deployment(row, self.now) for row in held},
+            deployments={row["name"]: _stored_deployment(row, self.now) for row in deployment_rows},
             endpoints={
                 row["name"]: StoredEndpoint(
                     EndpointSpec.model_validate(_endpoint_fields(row, targets)), row["revision"]
                 )
-                for row in points
+                for row in endpoint_rows
             },
         )
 
     async def totals(self) -> Totals:
-        """How much there is."""
+        """Return the numbers of stored objects."""
         counts = [
             sa.select(sa.func.count()).select_from(table).scalar_subquery()
             for table in (versions, deployments, endpoints, artifacts)
@@ -165,11 +165,11 @@ class DesiredStateReader:
         )
         if endpoint is not None:
             query = query.where(endpoint_targets.c.endpoint == endpoint)
-        found: dict[tuple[str, str], list[Target]] = defaultdict(list)
+        targets: dict[tuple[str, str], list[Target]] = defaultdict(list)
         for row in (await self._connection.execute(query)).mappings():
             target = Target(deployment=row["deployment"], weight=row["weight"])
-            found[row["endpoint"], row["role"]].append(target)
-        return found
+            targets[row["endpoint"], row["role"]].append(target)
+        return targets
 
 
 def _spec_fields(row: sa.RowMapping) -> dict[str, Any]:
@@ -187,7 +187,7 @@ def _endpoint_fields(row: sa.RowMapping, targets: dict[tuple[str, str], list[Tar
 
 
 def finite(fields: dict[str, Any]) -> dict[str, Any]:
-    """Return what a row holds without the numbers that JSON has no word for; older releases took these."""
+    """Return a row's fields without nan and inf, which JSON cannot express; older releases stored them."""
     return {
         name: finite(value) if isinstance(value, dict) else value
         for name, value in fields.items()
@@ -202,6 +202,6 @@ def _override(row: sa.RowMapping, now: datetime) -> Override | None:
     return Override(replicas=replicas, expires_at=expires_at, force=row["override_force"])
 
 
-def _held_deployment(row: sa.RowMapping, now: datetime) -> StoredDeployment:
+def _stored_deployment(row: sa.RowMapping, now: datetime) -> StoredDeployment:
     spec = DeploymentSpec.model_validate(_spec_fields(row))
     return StoredDeployment(spec, row["declared"], _override(row, now), row["revision"])

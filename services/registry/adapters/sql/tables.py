@@ -1,4 +1,4 @@
-"""The registry's tables. The migrations make them; a test holds the two together."""
+"""The registry's tables. The migrations create them; a test checks that both agree."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from sqlalchemy.types import TypeDecorator
 
 
 class Moment(TypeDecorator[datetime]):
-    """A point in time, always with its zone: SQLite keeps none, so it is written and read as UTC."""
+    """A time with its zone. SQLite stores no zone, so values are written and read as UTC."""
 
     impl = sa.DateTime(timezone=True)
     cache_ok = True
 
     def process_bind_param(self, value: datetime | None, dialect: sa.Dialect) -> datetime | None:
-        """To UTC."""
+        """Convert to UTC."""
         return None if value is None else value.astimezone(UTC)
 
     def process_result_value(self, value: Any, dialect: sa.Dialect) -> datetime | None:
-        """With its zone again."""
+        """Add the zone."""
         if not isinstance(value, datetime):
             return None
         return value.astimezone(UTC) if value.tzinfo else value.replace(tzinfo=UTC)
@@ -38,7 +38,7 @@ metadata = sa.MetaData(
 NAME = sa.String(63)
 DIGEST = sa.String(64)
 
-# One row. Whoever writes takes it first, so it is also the lock that makes writers take turns.
+# One row. Every writer selects it for update first, so it is also the lock between writers.
 revision = sa.Table(
     "revision",
     metadata,
@@ -46,7 +46,7 @@ revision = sa.Table(
     sa.Column("value", sa.BigInteger, nullable=False),
 )
 
-# ``pending_until``: uploaded, and not yet named by a version; kept at least until then.
+# ``pending_until``: an upload that no version uses yet is kept until then.
 artifacts = sa.Table(
     "artifacts",
     metadata,
@@ -56,8 +56,8 @@ artifacts = sa.Table(
     sa.Column("pending_until", Moment),
 )
 
-# A row outlives its model: a number once given is never given to other bytes, because workers,
-# queues and route tables know a Deployment by a name that is made of it.
+# A row outlives its model, because version numbers are never used again: workers, queues and route tables
+# know a Deployment by a name that contains the number.
 models = sa.Table(
     "models",
     metadata,
@@ -80,7 +80,7 @@ versions = sa.Table(
     sa.Column("created_at", Moment, nullable=False),
 )
 
-# ``declared``: stated by a person, so a roll-over does not touch its scale.
+# ``declared``: by a user, so a roll-over does not change its scale.
 deployments = sa.Table(
     "deployments",
     metadata,
@@ -117,7 +117,7 @@ endpoint_targets = sa.Table(
     sa.Column("weight", sa.Integer, nullable=False),
 )
 
-# A key outlives its revocation: usage and audit name it. Only digests are kept.
+# Revoked keys stay, because usage and audit log name them. Only digests are stored.
 api_keys = sa.Table(
     "api_keys",
     metadata,
@@ -134,10 +134,10 @@ api_keys = sa.Table(
 )
 
 PRINCIPAL = sa.String(160)
-# SQLite counts up by itself only what it calls INTEGER.
+# SQLite increments only columns of type INTEGER.
 COUNTED = sa.BigInteger().with_variant(sa.Integer, "sqlite")
 
-# Every change to the intention: who, what, when, from where, before and after.
+# Every change of the desired state and of keys.
 audit = sa.Table(
     "audit",
     metadata,
@@ -156,7 +156,7 @@ audit = sa.Table(
     sa.Index("ix_audit_kind", "kind", "name"),
 )
 
-# What was used, by day (UTC).
+# Usage by day (UTC).
 usage_daily = sa.Table(
     "usage_daily",
     metadata,
@@ -173,7 +173,7 @@ usage_daily = sa.Table(
     sa.Index("ix_usage_daily_principal", "principal", "day"),
 )
 
-# Reports that are in ``usage_daily`` already: one that comes again is not added again.
+# Reports that were added to ``usage_daily``, so that a redelivered report is not added again.
 usage_reports = sa.Table(
     "usage_reports",
     metadata,

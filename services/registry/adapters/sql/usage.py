@@ -1,4 +1,4 @@
-"""Usage in SQL: reports are added by day, each once."""
+"""Usage in SQL: reports are added to the sums of their day, each once."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from tidegate.kernel.protocol.usage import COUNTS, UsageReport
 
 
 async def add(connection: AsyncConnection, report: UsageReport, now: datetime) -> bool:
-    """Add a report; False: it is in already."""
-    mine = (usage_reports.c.incarnation == report.incarnation) & (usage_reports.c.seq == report.seq)
-    if (await connection.execute(sa.select(usage_reports.c.seq).where(mine))).first() is not None:
+    """Add a report. Return False if it was added before."""
+    same = (usage_reports.c.incarnation == report.incarnation) & (usage_reports.c.seq == report.seq)
+    if (await connection.execute(sa.select(usage_reports.c.seq).where(same))).first() is not None:
         return False
     seen = {"incarnation": report.incarnation, "seq": report.seq, "taken_at": now}
     await connection.execute(sa.insert(usage_reports).values(seen))
@@ -34,39 +34,39 @@ async def add(connection: AsyncConnection, report: UsageReport, now: datetime) -
 
 
 async def forget_reports(connection: AsyncConnection, before: datetime) -> None:
-    """Forget that reports older than this were taken: none of them comes again."""
+    """Delete the record of reports that were added before this time; they are not sent again."""
     await connection.execute(sa.delete(usage_reports).where(usage_reports.c.taken_at < before))
 
 
-async def sums(connection: AsyncConnection, wanted: UsageQuery) -> list[dict[str, Any]]:
-    """Sums by the columns of ``wanted.by`` and in their order; with a principal, the name of its key."""
-    by = [usage_daily.c[name] for name in wanted.by]
+async def sums(connection: AsyncConnection, usage_query: UsageQuery) -> list[dict[str, Any]]:
+    """Return sums by the columns of ``by``, sorted by them. With a principal, add the name of its key."""
+    by = [usage_daily.c[name] for name in usage_query.by]
     counts = [sa.func.sum(usage_daily.c[name]).label(name) for name in COUNTS]
     query = sa.select(*by, *counts).group_by(*by)
     for name in ("principal", "endpoint"):
-        if getattr(wanted, name) is not None:
-            query = query.where(usage_daily.c[name] == getattr(wanted, name))
-    if wanted.since is not None:
-        query = query.where(usage_daily.c.day >= wanted.since)
-    if wanted.until is not None:
-        query = query.where(usage_daily.c.day <= wanted.until)
+        if getattr(usage_query, name) is not None:
+            query = query.where(usage_daily.c[name] == getattr(usage_query, name))
+    if usage_query.since is not None:
+        query = query.where(usage_daily.c.day >= usage_query.since)
+    if usage_query.until is not None:
+        query = query.where(usage_daily.c.day <= usage_query.until)
     rows = [dict(row) for row in (await connection.execute(query)).mappings()]
-    rows.sort(key=lambda row: [str(row[name]) for name in wanted.by])  # one order on every database
-    # Sums of nothing at all are no row; without columns to group by SQL gives one of nulls.
-    found: list[dict[str, Any]] = [
+    rows.sort(key=lambda row: [str(row[name]) for name in usage_query.by])  # the same order on every database
+    # Without columns to group by, SQL returns a row of nulls if there is no usage: leave it out.
+    result: list[dict[str, Any]] = [
         {name: int(v) if name in COUNTS else v for name, v in row.items()}
         for row in rows
         if row["requests"] is not None
     ]
-    if "principal" in wanted.by:
+    if "principal" in usage_query.by:
         names = await _names(connection)
-        for row in found:
+        for row in result:
             row["principal_name"] = names.get(row["principal"], row["principal"])
-    return found
+    return result
 
 
 async def requests(connection: AsyncConnection, principal: str, since: date, until: date) -> int:
-    """How many requests a principal has made, from ``since`` to ``until`` inclusive."""
+    """Return a principal's number of requests from ``since`` to ``until`` inclusive."""
     query = sa.select(sa.func.coalesce(sa.func.sum(usage_daily.c.requests), 0)).where(
         usage_daily.c.principal == principal, usage_daily.c.day >= since, usage_daily.c.day <= until
     )

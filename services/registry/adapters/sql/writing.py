@@ -1,4 +1,4 @@
-"""Writes of the intention, inside one transaction that bumps the revision once if anything changed."""
+"""Write the desired state in one transaction, which increments the revision once if anything changed."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from services.registry.adapters.sql.tables import (
     revision,
     versions,
 )
-from services.registry.domain.audit import NewAuditEntry, pair
+from services.registry.domain.audit import NewAuditEntry, audited
 from services.registry.domain.desired_state import (
     Change,
     ChangeNotification,
@@ -38,7 +38,7 @@ from tidegate.kernel.service import caller
 
 
 class DesiredStateWriter(DesiredStateReader):
-    """The one write transaction of the moment; ``notifications`` are to be told once it is committed."""
+    """The only write transaction at a time. ``notifications`` are published after the commit."""
 
     def __init__(self, connection: AsyncConnection, now: datetime) -> None:
         super().__init__(connection, now)
@@ -46,30 +46,30 @@ class DesiredStateWriter(DesiredStateReader):
         self.next_revision = 0
 
     async def begin(self) -> None:
-        """Wait for the turn: the row's lock is held until the transaction ends."""
+        """Lock the row of the revision until the transaction ends."""
         query = sa.select(revision.c.value).with_for_update()
         self.next_revision = int((await self._connection.execute(query)).scalar_one()) + 1
 
     async def revision(self) -> int:
-        """The revision that this transaction will have made, or leave."""
+        """Return the revision after this transaction."""
         return self.next_revision if self.notifications else self.next_revision - 1
 
     async def finish(self) -> None:
-        """Bump the revision if the intention changed."""
+        """Increment the revision if anything changed."""
         if self.notifications:
             await self._connection.execute(sa.update(revision).values(value=self.next_revision))
 
     async def probe(self) -> None:
-        """Write without changing anything; raises when the database cannot be written."""
+        """Write without changing anything. Raise if the database cannot be written."""
         await self._connection.execute(sa.update(revision).values(value=revision.c.value))
 
     async def apply(self, changes: Iterable[Change]) -> None:
-        """Carry out a plan, in its order."""
+        """Apply changes in their order."""
         for change in changes:
-            before = await self._seen(change.notification)
+            before = await self._current(change.notification)
             match change:
-                case PutDeployment(held):
-                    await self._put_deployment(held, created=change.created)
+                case PutDeployment(stored):
+                    await self._put_deployment(stored, created=change.created)
                 case PutEndpoint(spec):
                     await self._put_endpoint(spec, created=change.created)
                 case DropDeployment(name):
@@ -81,7 +81,7 @@ class DesiredStateWriter(DesiredStateReader):
                     await self._connection.execute(
                         sa.delete(versions).where(_is(change.model, change.number))
                     )
-            await self.note(change.notification, before, await self._seen(change.notification))
+            await self.note(change.notification, before, await self._current(change.notification))
 
     async def note(
         self,
@@ -89,10 +89,10 @@ class DesiredStateWriter(DesiredStateReader):
         before: Mapping[str, Any] | None,
         after: Mapping[str, Any] | None,
     ) -> None:
-        """Something has changed: others are told once it is committed, and the audit log keeps it."""
+        """Record a change: in the audit log now, and for the notifications after the commit."""
         self.notifications.append(notification)
         by = caller.current.get()
-        was, is_ = pair(before, after)
+        old, new = audited(before, after)
         entry = NewAuditEntry(
             at=self.now,
             principal=by.principal.id,
@@ -102,26 +102,26 @@ class DesiredStateWriter(DesiredStateReader):
             action=notification.action,
             kind=notification.kind,
             name=notification.name,
-            before=was,
-            after=is_,
+            before=old,
+            after=new,
             revision=self.next_revision,
         )
         await audit.add(self._connection, entry)
 
-    async def _seen(self, notification: ChangeNotification) -> Mapping[str, Any] | None:
-        """The object of a notice as it is now."""
-        found: Sequence[BaseModel] = ()
+    async def _current(self, notification: ChangeNotification) -> Mapping[str, Any] | None:
+        """Return the changed object as it is now, or None."""
+        objects: Sequence[BaseModel] = ()
         if notification.kind == "deployment":
-            found = await self.deployments(notification.name)
+            objects = await self.deployments(notification.name)
         elif notification.kind == "endpoint":
-            found = await self.endpoints(notification.name)
+            objects = await self.endpoints(notification.name)
         elif notification.kind == "version":
             model, _, number = notification.name.rpartition("/")
-            found = await self.versions(model, int(number))
-        return found[0].model_dump(mode="json") if found else None
+            objects = await self.versions(model, int(number))
+        return objects[0].model_dump(mode="json") if objects else None
 
     async def next_number(self, model: str) -> int:
-        """Take the next version number of a model, which nobody gets again."""
+        """Return the next version number of a model. It is never used again."""
         taken = sa.update(models).where(models.c.name == model).values(last_number=models.c.last_number + 1)
         if (await self._connection.execute(taken)).rowcount:
             query = sa.select(models.c.last_number).where(models.c.name == model)
@@ -130,7 +130,7 @@ class DesiredStateWriter(DesiredStateReader):
         return 1
 
     async def add_version(self, version: Version) -> None:
-        """Store a version; its artifact is no longer pending."""
+        """Add a version. Its artifact is no longer pending."""
         await self._insert(
             versions,
             model=version.model,
@@ -151,18 +151,18 @@ class DesiredStateWriter(DesiredStateReader):
     async def describe_version(
         self, model: str, number: int, metadata: VersionMetadata, signature: Signature | None
     ) -> None:
-        """Replace what is said of a version; its bytes never change."""
+        """Replace a version's metadata and signature. Its bytes never change."""
         values: dict[str, Any] = {
             "metadata": metadata.model_dump(mode="json"),
             "signature": signature.model_dump() if signature else None,
         }
         notification = ChangeNotification("version", f"{model}/{number}", "updated")
-        before = await self._seen(notification)
+        before = await self._current(notification)
         await self._connection.execute(sa.update(versions).where(_is(model, number)).values(values))
-        await self.note(notification, before, await self._seen(notification))
+        await self.note(notification, before, await self._current(notification))
 
     async def note_artifact(self, sha256: str, size: int, pending_until: datetime) -> None:
-        """Know of an uploaded artifact, and keep it until then even if no version names it."""
+        """Record an uploaded artifact. It is kept until ``pending_until`` even if no version uses it."""
         seen = sa.update(artifacts).where(artifacts.c.sha256 == sha256).values(pending_until=pending_until)
         if not (await self._connection.execute(seen)).rowcount:
             await self._insert(
@@ -170,7 +170,7 @@ class DesiredStateWriter(DesiredStateReader):
             )
 
     async def drop_unused_artifacts(self) -> list[str]:
-        """Forget artifacts that no version names and nobody is about to name; their digests."""
+        """Delete the rows of artifacts that no version uses, except pending ones. Return their digests."""
         used = sa.select(versions.c.artifact_sha256).where(versions.c.artifact_sha256 == artifacts.c.sha256)
         pending = artifacts.c.pending_until.is_not(None) & (artifacts.c.pending_until > self.now)
         query = sa.select(artifacts.c.sha256).where(~used.exists(), ~pending)
@@ -179,13 +179,13 @@ class DesiredStateWriter(DesiredStateReader):
             await self._connection.execute(sa.delete(artifacts).where(artifacts.c.sha256 == sha256))
         return unused
 
-    async def _put_deployment(self, held: StoredDeployment, *, created: bool) -> None:
-        spec, override = held.spec, held.override
+    async def _put_deployment(self, stored: StoredDeployment, *, created: bool) -> None:
+        spec, override = stored.spec, stored.override
         values = {
             "model": spec.model,
             "version": spec.version,
             "options": spec.model_dump(mode="json", exclude={"name", "model", "version"}),
-            "declared": held.declared,
+            "declared": stored.declared,
             "override_replicas": override.replicas if override else None,
             "override_expires_at": override.expires_at if override else None,
             "override_force": override is not None and override.force,

@@ -1,4 +1,4 @@
-"""Alembic's way in: runs the migrations on the connection that it is given."""
+"""Alembic's entry point: run the migrations on the connection of the configuration."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The intention: models, versions, artifacts, deployments, endpoints."""
+"""Tables of the desired state: models, versions, artifacts, Deployments, Endpoints."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _NAME = sa.String(63)
 
 
 def upgrade() -> None:
-    """Make the tables, and the one row that counts revisions."""
+    """Create the tables, and the one row that counts revisions."""
     counter = op.create_table(
         "revision",
         sa.Column("id", sa.Integer, nullable=False),

@@ -1,4 +1,4 @@
-"""Versions bring pip requirements."""
+"""Pip requirements of versions."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ depends_on = None
 
 
 def upgrade() -> None:
-    """Versions that are there have none."""
-    # In place: SQLite would make the table anew for anything more, and others refer to it.
+    """Add the column; existing versions have no requirements."""
+    # Only an added column: for other changes SQLite would recreate the table, and others refer to it.
     op.add_column("versions", sa.Column("requirements", sa.JSON, nullable=False, server_default="[]"))
 
 
 def downgrade() -> None:
-    """Forget them."""
+    """Drop the column."""
     op.drop_column("versions", "requirements")

@@ -1,4 +1,4 @@
-"""API keys, the audit log, and what was used."""
+"""Tables of API keys, the audit log, and usage."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ _COUNTED = sa.BigInteger().with_variant(sa.Integer, "sqlite")
 
 
 def upgrade() -> None:
-    """Make the tables."""
+    """Create the tables."""
     _keys()
     _audit()
     _usage()
 
 
 def downgrade() -> None:
-    """Drop them."""
+    """Drop the tables."""
     for table in ("usage_reports", "usage_daily", "audit", "api_keys"):
         op.drop_table(table)
 

@@ -1,4 +1,4 @@
-"""An override may go beyond a Deployment's maximum, if its operator said so."""
+"""A column for overrides that may exceed a Deployment's maximum."""
 
 from __future__ import annotations
 

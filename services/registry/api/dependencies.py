@@ -1,0 +1,59 @@
+"""What routes depend on: the application objects, and the ``If-Match`` header."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import Depends, Header, Request
+
+from services.registry.application.artifacts import Artifacts
+from services.registry.application.keyring import Keyring
+from services.registry.application.transactions import Transactions
+from services.registry.application.versions import Versions
+from tidegate.kernel.errors import BadRequest
+
+MAX_REVISION_DIGITS = 18  # the database counts revisions in 64 bits
+
+
+def _transactions(request: Request) -> Transactions:
+    value: Transactions = request.app.state.transactions
+    return value
+
+
+def _artifacts(request: Request) -> Artifacts:
+    value: Artifacts = request.app.state.artifacts
+    return value
+
+
+def _versions(request: Request) -> Versions:
+    value: Versions = request.app.state.versions
+    return value
+
+
+def _keyring(request: Request) -> Keyring:
+    value: Keyring = request.app.state.keyring
+    return value
+
+
+def _if_match(
+    value: Annotated[
+        str | None, Header(alias="If-Match", description="Revision that the object must still have.")
+    ] = None,
+) -> int | None:
+    """Return the revision in ``If-Match``, with or without quotes. Raise BadRequest for anything else."""
+    if value is None:
+        return None
+    bare = value.strip().removeprefix("W/").strip('"')
+    if not bare.isdecimal() or len(bare) > MAX_REVISION_DIGITS:
+        raise BadRequest(
+            f"If-Match must be the revision of the object, a number, not {value[:40]!r}. "
+            "GET returns it as ETag."
+        )
+    return int(bare)
+
+
+TransactionsDep = Annotated[Transactions, Depends(_transactions)]
+ArtifactsDep = Annotated[Artifacts, Depends(_artifacts)]
+VersionsDep = Annotated[Versions, Depends(_versions)]
+KeyringDep = Annotated[Keyring, Depends(_keyring)]
+IfMatch = Annotated[int | None, Depends(_if_match)]

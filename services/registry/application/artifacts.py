@@ -1,0 +1,72 @@
+"""Uploads of artifacts, and the removal of artifacts that no version uses."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from datetime import timedelta
+
+from services.registry.adapters import metrics
+from services.registry.adapters.artifacts import ArtifactStore, StagedArtifact
+from services.registry.application.transactions import Transactions
+from tidegate.kernel import telemetry
+from tidegate.kernel.errors import BadRequest, NotFound, Unavailable
+
+log = telemetry.logger(__name__)
+
+
+class Artifacts:
+    """The artifact store, together with the rows that say which artifacts are in use."""
+
+    def __init__(self, transactions: Transactions, store: ArtifactStore, keep_unused: timedelta) -> None:
+        """``keep_unused``: how long an upload is kept before a version has to name it."""
+        self._transactions = transactions
+        self._keep_unused = keep_unused
+        self.store = store
+
+    async def upload(
+        self, chunks: AsyncIterator[bytes], *, announced: int | None, expected: str | None
+    ) -> StagedArtifact:
+        """Store an artifact. The same bytes are stored once.
+
+        ``announced`` is the size in bytes and ``expected`` the sha256, as the sender has stated them.
+        Raise BadRequest for another sha256, PayloadTooLarge above the limit.
+        """
+        staged = await self.store.stage(chunks, announced)
+        try:
+            if expected is not None and expected != staged.sha256:
+                raise BadRequest(
+                    f"The bytes that arrived have sha256 {staged.sha256}, not {expected}: send them again."
+                )
+            # First the row, then the file: `collect` takes the same row before it deletes the file.
+            async with self._transactions.change() as writer:
+                await writer.note_artifact(staged.sha256, staged.size, writer.now + self._keep_unused)
+                await self.store.keep(staged)
+        except BaseException:
+            await asyncio.shield(self.store.discard(staged))
+            raise
+        metrics.UPLOADED.inc(staged.size)
+        return staged
+
+    async def size(self, sha256: str) -> int:
+        """Return the bytes of an artifact. Raise NotFound if it is not stored."""
+        async with self._transactions.read() as reader:
+            size = await reader.artifact_size(sha256)
+        if size is None:
+            raise NotFound(
+                f"No artifact {sha256[:80]!r} is stored here. Upload it first with PUT /v1/artifacts."
+            )
+        return size
+
+    async def collect(self) -> None:
+        """Delete artifacts that no version uses and uploads that were cut off.
+
+        On an error, log it and leave the rest to the next call.
+        """
+        try:
+            await self.store.sweep()
+            async with self._transactions.change() as writer:
+                for sha256 in await writer.drop_unused_artifacts():
+                    await self.store.remove(sha256)
+        except Unavailable as error:
+            log.warning("artifacts not collected", extra={"problem": error.message})

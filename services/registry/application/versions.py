@@ -1,0 +1,248 @@
+"""Versions of models: registered, checked before an upload, described, and deleted."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+from services.registry.adapters import artifact_inspection
+from services.registry.adapters.artifact_inspection import Inspection
+from services.registry.adapters.sql.reading import DesiredStateReader
+from services.registry.adapters.sql.writing import DesiredStateWriter
+from services.registry.application.artifacts import Artifacts
+from services.registry.application.transactions import Transactions
+from services.registry.domain import (
+    compatibility,
+    formats,
+    names,
+    pickles,
+    registration,
+    removal,
+    requirements,
+    rollover,
+    signature,
+)
+from services.registry.domain.archive_limits import ArchiveLimits
+from services.registry.domain.desired_state import ChangeNotification
+from services.registry.domain.rollover import DeployRequest
+from tidegate.kernel.errors import BadRequest, Conflict, NotFound, PayloadTooLarge
+from tidegate.kernel.protocol.models import Format, Signature, Version, VersionMetadata
+
+
+@dataclass(frozen=True, slots=True)
+class Registration:
+    """A version as its publisher describes it. ``format`` None: read from the file's name.
+
+    ``requirements`` None: those of the artifact, if it has any. A list replaces them.
+    """
+
+    model: str
+    artifact: str
+    filename: str
+    format: Format | None = None
+    signature: Signature | None = None
+    requirements: list[str] | None = None
+    metadata: VersionMetadata | None = None
+    allow_pickle: bool = False
+    breaking: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class RegisterResult:
+    """The version of a registration, whether it is new, and warnings for the publisher."""
+
+    version: Version
+    new: bool
+    warnings: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class CheckResult:
+    """What is known of a registration before the upload. ``version``: the existing one that is the same."""
+
+    format: Format
+    stored: bool
+    version: Version | None = None
+    warnings: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class InspectionSettings:
+    """Settings of the inspection of artifacts.
+
+    ``packages``: name and version of each package in the models' environment, as far as known here.
+    """
+
+    limits: ArchiveLimits = field(default_factory=ArchiveLimits)
+    default_max_batch: int = 64
+    packages: Mapping[str, str] = field(default_factory=dict)
+
+
+class Versions:
+    """Registers, checks, describes and deletes versions."""
+
+    def __init__(
+        self, transactions: Transactions, artifacts: Artifacts, settings: InspectionSettings
+    ) -> None:
+        self._transactions = transactions
+        self._artifacts = artifacts
+        self._settings = settings
+
+    async def register(self, request: Registration) -> RegisterResult:
+        """Register an uploaded artifact as the next version of a model, or return the same version.
+
+        A version is the same if artifact, format, signature and requirements are equal. Fields of
+        ``request.metadata`` then replace those of the version. Raise BadRequest for an artifact that is not
+        stored or not acceptable, Conflict for a signature that breaks callers of the latest version.
+        """
+        format_ = _check_request(request)
+        found = await self._inspect(request, format_)
+        async with self._transactions.change() as writer:
+            size = await writer.artifact_size(request.artifact)
+            if size is None:
+                raise _no_artifact(request.artifact)
+            stored = await writer.versions(request.model)
+            same = registration.same_version(
+                stored, request.artifact, format_, found.requirements, found.signature
+            )
+            if same is not None:
+                version = await _with_metadata(writer, same, request.metadata)
+                return RegisterResult(version, False, self._warnings(found))
+            names.check_new("model", request.model, await writer.models())
+            compatibility.check(stored, found.signature, breaking=request.breaking)
+            version = Version(
+                model=request.model,
+                number=await writer.next_number(request.model),
+                format=format_,
+                artifact_sha256=request.artifact,
+                artifact_size=size,
+                filename=request.filename,
+                signature=found.signature,
+                requirements=found.requirements,
+                metadata=request.metadata or VersionMetadata(),
+                created_at=writer.now,
+            )
+            await writer.add_version(version)
+        return RegisterResult(version, True, self._warnings(found))
+
+    async def check(self, request: Registration, size: int | None, deploy: DeployRequest) -> CheckResult:
+        """Raise the errors that :meth:`register` and a deploy of the version would raise. Change nothing.
+
+        ``request.artifact`` may be empty or not uploaded yet. Then its bytes are not checked.
+        """
+        format_ = _check_request(request)
+        registration.check_has_signature(format_, request.signature, describes_itself=format_ == "python")
+        if (problem := registration.size_problem(size, self._artifacts.store.max_bytes)) is not None:
+            raise PayloadTooLarge(problem)
+        async with self._transactions.read() as reader:
+            is_stored = bool(request.artifact) and await reader.artifact_size(request.artifact) is not None
+        found = await self._inspect(request, format_) if is_stored else Inspection(request.signature)
+        async with self._transactions.read() as reader:
+            stored = await reader.versions(request.model)
+            same = registration.same_version(
+                stored, request.artifact, format_, found.requirements, found.signature
+            )
+            if same is None:
+                names.check_new("model", request.model, await reader.models())
+                compatibility.check(stored, found.signature, breaking=request.breaking)
+            number = same.number if same else max((v.number for v in stored), default=0) + 1
+            snapshot = (await reader.snapshot()).with_version(request.model, number)
+            rollover.deploy(snapshot, replace(deploy, version=number))
+        return CheckResult(format_, is_stored, same, self._warnings(found))
+
+    async def describe(
+        self, model: str, number: int, metadata: VersionMetadata | None, added: Signature | None
+    ) -> Version:
+        """Replace a version's metadata, or add the signature that it lacks.
+
+        Raise NotFound, or Conflict for a version that has another signature: signatures never change.
+        """
+        async with self._transactions.change() as writer:
+            version = next(iter(await writer.versions(model, number)), None)
+            if version is None:
+                raise NotFound(f"Model {model!r} has no version {number}.")
+            if added is not None and version.signature not in (None, added):
+                raise Conflict(
+                    f"Version {number} of model {model!r} already has a signature, and a version never "
+                    "changes. Register the artifact again with the other signature."
+                )
+            if added is not None:
+                signature.check(added)
+            update = {"metadata": metadata or version.metadata, "signature": added or version.signature}
+            changed = version.model_copy(update=update)
+            if changed != version:
+                await writer.describe_version(model, number, changed.metadata, changed.signature)
+        return changed
+
+    async def delete_version(self, model: str, number: int) -> None:
+        """Delete a version, and its artifact if no other version uses it. Raise Conflict if it is in use."""
+        await self._transactions.decide(lambda now: removal.delete_version(now, model, number), _no_result)
+        await self._artifacts.collect()
+
+    async def delete_model(self, model: str, *, cascade: bool) -> list[ChangeNotification]:
+        """Delete all versions of a model; with ``cascade`` also its Deployments and their Endpoints.
+
+        Return what was deleted or changed. Raise Conflict while it is in use, unless ``cascade``.
+        """
+        async with self._transactions.change() as writer:
+            await writer.apply(removal.delete_model(await writer.snapshot(), model, cascade=cascade))
+        await self._artifacts.collect()
+        return writer.notifications
+
+    def _warnings(self, found: Inspection) -> list[str]:
+        return pickles.warnings(found.saved_by, self._settings.packages, found.requirements)
+
+    async def _inspect(self, request: Registration, format_: Format) -> Inspection:
+        async with self._transactions.read() as reader:
+            if await reader.artifact_size(request.artifact) is None:
+                raise _no_artifact(request.artifact)
+        async with self._artifacts.store.local(request.artifact) as path:
+            found = await asyncio.to_thread(
+                artifact_inspection.inspect,
+                path,
+                format_,
+                model=request.model,
+                given=request.signature,
+                max_batch=self._settings.default_max_batch,
+                limits=self._settings.limits,
+            )
+        if request.requirements is None:
+            return found
+        return replace(found, requirements=_requirement_lines(request.requirements))
+
+
+def _check_request(request: Registration) -> Format:
+    """Return the format of a registration. Raise BadRequest for what can be judged without the bytes."""
+    names.check("model", request.model)
+    formats.check_filename(request.filename)
+    format_ = formats.format_of(request.filename, request.format)
+    formats.check_pickle_allowed(format_, allow_pickle=request.allow_pickle)
+    if request.signature is not None:
+        signature.check(request.signature)
+    if request.requirements is not None:
+        _requirement_lines(request.requirements)
+    return format_
+
+
+def _requirement_lines(lines: list[str]) -> list[str]:
+    return requirements.parse("\n".join(lines), "requirements")
+
+
+async def _with_metadata(
+    writer: DesiredStateWriter, version: Version, given: VersionMetadata | None
+) -> Version:
+    fields = {name: getattr(given, name) for name in given.model_fields_set} if given else {}
+    metadata = version.metadata.model_copy(update=fields)
+    if metadata == version.metadata:
+        return version
+    await writer.describe_version(version.model, version.number, metadata, version.signature)
+    return version.model_copy(update={"metadata": metadata})
+
+
+def _no_artifact(sha256: str) -> BadRequest:
+    return BadRequest(f"No artifact {sha256} is stored here. Upload it first with PUT /v1/artifacts.")
+
+
+async def _no_result(_: DesiredStateReader) -> None:
+    return None
