@@ -75,6 +75,9 @@ class Parts(NamedTuple):
     blobs: Blobs
     limits: BodyLimits
     metrics: GatewayMetrics
+    routes: RouteTableCache
+    dispatcher: Dispatcher
+    heartbeat: Heartbeat
     core: InferenceCore
     cards: ModelMetadataCache
     catalogue: Catalogue
@@ -145,12 +148,12 @@ def _parts(settings: GatewaySettings) -> Parts:
     dispatcher = Dispatcher(
         settings.amqp_url,
         incarnation,
-        lambda name: reporter.fleet(name),
+        lambda name: heartbeat.fleet(name),
         claims=Claims(blobs, settings.claim_above_bytes),
         answers=limits.answers,
         max_frames=settings.envelope_max_frames,
     )
-    reporter = Heartbeat(
+    heartbeat = Heartbeat(
         store,
         incarnation.hex(),
         settings.report_interval_s,
@@ -159,15 +162,29 @@ def _parts(settings: GatewaySettings) -> Parts:
         dispatcher.heard,
     )
     routes = RouteTableCache(store, settings.state_path / "data" / "gateway-routes.json")
-    core = InferenceCore(routes, dispatcher, reporter)
+    core = InferenceCore(routes, dispatcher, heartbeat)
     cards = ModelMetadataCache(store, routes.deployments)
     catalogue = Catalogue(core, cards, store)
     log = access_log_of(settings)
-    access_wiring = AccessWiring(settings, incarnation.hex(), lambda: reporter.gateways)
+    access_wiring = AccessWiring(settings, incarnation.hex(), lambda: heartbeat.gateways)
     job_wiring = JobWiring(
         settings, incarnation.hex(), core, access_wiring.access, blobs, cards.labels, limits, log
     )
-    return Parts(store, blobs, limits, metrics, core, cards, catalogue, access_wiring, job_wiring, log)
+    return Parts(
+        store,
+        blobs,
+        limits,
+        metrics,
+        routes,
+        dispatcher,
+        heartbeat,
+        core,
+        cards,
+        catalogue,
+        access_wiring,
+        job_wiring,
+        log,
+    )
 
 
 @asynccontextmanager
@@ -177,14 +194,14 @@ async def _running(
     core, cards = parts.core, parts.cards
     app.state.core = core
     app.state.catalogue = parts.catalogue
-    app.state.health.add("routes", core.routes.problem)
-    app.state.health.add("broker", core.dispatcher.problem)
+    app.state.health.add("routes", parts.routes.problem)
+    app.state.health.add("broker", parts.dispatcher.problem)
     parts.log.start()
-    await core.routes.start()
+    await parts.routes.start()
     await parts.access_wiring.start(app)
-    core.dispatcher.start()
+    parts.dispatcher.start()
     parts.job_wiring.start()
-    await core.reporter.start()
+    await parts.heartbeat.start()
     cards.start()
     app.state.grpc = grpc = _grpc_door(settings, parts, app.state.health, certificate)
     await grpc.start()
@@ -195,10 +212,10 @@ async def _running(
     await grpc.stop()
     await cards.stop()
     await parts.job_wiring.stop()
-    await core.dispatcher.stop()
-    await core.reporter.stop()
+    await parts.dispatcher.stop()
+    await parts.heartbeat.stop()
     await parts.access_wiring.stop()
-    await core.routes.stop()
+    await parts.routes.stop()
     await parts.log.stop()
     await parts.store.close()
     parts.blobs.close()

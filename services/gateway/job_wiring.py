@@ -59,7 +59,7 @@ class JobWiring:
             most_waiting=settings.max_waiting_jobs,
         )
         results = JobResults(self._store, claims, labels)
-        answers = JobResponses(results, core.reporter)
+        answers = JobResponses(results, core.fleet)
         self._batch_store = BatchStore.connect(settings.jobs_url)
         self._batches = BatchService(
             self._batch_store,

@@ -158,3 +158,8 @@ BY_REASON: dict[str, type[TidegateError]] = {
         Unavailable,
     )
 }
+
+
+def whole_seconds(retry_after_s: float) -> int:
+    """Return the value of ``Retry-After``: seconds rounded up, at least 1."""
+    return max(1, int(-(-retry_after_s // 1)))

@@ -18,10 +18,11 @@ from services.gateway.adapters.pending_requests import (
     message_of,
     renumbered,
 )
-from services.gateway.domain.admission import ReplicaFleet, no_replica
+from services.gateway.domain.admission import no_replica
 from services.gateway.domain.chunk_order import ChunkOrder, ChunkPlace
 from services.gateway.domain.envelope_size import MAX_FRAMES, frames_per_envelope, split
 from services.gateway.domain.memory_budget import MemoryBudget
+from services.gateway.domain.replica_fleet import ReplicaFleet
 from services.gateway.domain.routing import DeploymentRoute
 from tidegate.kernel import telemetry
 from tidegate.kernel.blobs.claims import Claims

@@ -5,75 +5,23 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections import defaultdict
 from collections.abc import Callable
 from typing import Any
 
-from services.gateway.domain.admission import UNKNOWN_REPLICAS, ReplicaFleet
-from services.gateway.domain.replica_fault import ReplicaFault, trouble
+from services.gateway.domain.replica_fleet import (
+    UNKNOWN_FLEET,
+    ReplicaFleet,
+    fleets,
+    outstanding_elsewhere,
+)
 from tidegate.kernel import tasks, telemetry
-from tidegate.kernel.protocol.presence import GatewayLoad, GatewayReport, GatewayView, ReplicaReport
+from tidegate.kernel.protocol.presence import GatewayLoad, GatewayReport
 from tidegate.kernel.store import Store, StoreUnavailable
 
 log = telemetry.logger(__name__)
 
 
 STATUS_EVERY_S = 2.0
-
-
-def fleets(
-    reports: list[ReplicaReport],
-    elsewhere: dict[str, int] | None = None,
-    statuses: dict[str, dict[str, Any]] | None = None,
-    now: float = 0.0,
-) -> dict[str, ReplicaFleet]:
-    """What is known of each Deployment's workers; ``now`` is seconds since the epoch."""
-    ready: dict[str, list[ReplicaReport]] = defaultdict(list)
-    others: dict[str, list[ReplicaReport]] = defaultdict(list)
-    for report in reports:
-        (ready if report.state == "ready" else others)[report.deployment].append(report)
-    elsewhere, statuses = elsewhere or {}, statuses or {}
-    found = {}
-    for name in ready.keys() | others.keys() | elsewhere.keys() | statuses.keys():
-        measured = [w for w in ready[name] if w.call_ms is not None]
-        start_ms, wrong = None, ReplicaFault()
-        if not ready[name]:
-            status = statuses.get(name, {})
-            wrong = trouble(others[name], status)
-            start_ms = None if wrong.fault else _start_ms(status, now)
-        found[name] = ReplicaFleet(
-            len(ready[name]),
-            _mean([(w.call_ms or 0.0) / max(w.batch_mean or 1.0, 1.0) for w in measured]),
-            _mean([(w.call_ms or 0.0) / w.parallel for w in measured]),
-            elsewhere.get(name, 0),
-            start_ms,
-            *wrong,
-        )
-    return found
-
-
-def _mean(values: list[float]) -> float | None:
-    return sum(values) / len(values) if values else None
-
-
-def _start_ms(status: dict[str, Any], now: float) -> float | None:
-    """Return the ms until a replica is ready, by the slowest of the last cold starts; None: not known."""
-    past: list[float] = [start["total_ms"] for start in status.get("cold_starts", ())[-3:]]
-    if not past:
-        return None
-    begun = [r["launched_at"] for r in status.get("replicas", ()) if r.get("state") == "starting"]
-    since_ms = max(0.0, now - min(begun)) * 1e3 if begun else 0.0
-    return max(max(past) - since_ms, 0.0)
-
-
-def outstanding_elsewhere(view: GatewayView, incarnation: str) -> dict[str, int]:
-    """What the other gateways have outstanding, by Deployment."""
-    found: dict[str, int] = defaultdict(int)
-    for report in view.reports:
-        if report.incarnation != incarnation:
-            for name, load in report.deployments.items():
-                found[name] += load.outstanding
-    return dict(found)
 
 
 class Heartbeat:
@@ -104,7 +52,7 @@ class Heartbeat:
 
     def fleet(self, deployment: str) -> ReplicaFleet:
         """The workers of a Deployment as last heard of."""
-        return self._fleets.get(deployment, UNKNOWN_REPLICAS)
+        return self._fleets.get(deployment, UNKNOWN_FLEET)
 
     async def start(self) -> None:
         """Hear once, then go on in the background."""

@@ -15,6 +15,7 @@ from starlette.middleware.cors import CORSMiddleware
 from services.gateway.api.body_limits import Headers
 from services.gateway.api.compression import HttpResponse
 from services.gateway.api.inference.handler import InferenceHandler
+from services.gateway.api.inference.target import Target
 from services.gateway.application.inference.core import InferenceCore
 from services.gateway.domain.cors import EXPOSED, Origins
 from tidegate.kernel.errors import TidegateError
@@ -49,7 +50,7 @@ class CrossOriginHandler(InferenceHandler):
 
     def begin(
         self,
-        target: str,
+        target: Target,
         headers: Headers,
         body: Buffer,
         done: Callable[[HttpResponse], None],
@@ -66,7 +67,7 @@ class CrossOriginHandler(InferenceHandler):
 
         return super().begin(target, without_page(headers, self.origins), body, marked, started)
 
-    def refuse(self, target: str, headers: Headers, error: TidegateError) -> HttpResponse:
+    def refuse(self, target: Target, headers: Headers, error: TidegateError) -> HttpResponse:
         """Return the refusal of a body that has not come, or not all of it."""
         response = super().refuse(target, headers, error)
         origin = headers.get(b"origin")

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import Any
 
 import orjson
 
-from services.gateway.adapters.heartbeat import Heartbeat
 from services.gateway.api.body_limits import Headers
 from services.gateway.api.compression import HttpResponse
 from services.gateway.application.jobs.results import JobResults
 from services.gateway.application.jobs.submission import SubmittedJob
 from services.gateway.domain import job_results, oip
-from services.gateway.domain.admission import ReplicaFleet, predicted_wait_ms
+from services.gateway.domain.admission import predicted_wait_ms
 from services.gateway.domain.job_options import Preference
+from services.gateway.domain.replica_fleet import ReplicaFleet
 from tidegate.kernel.protocol.jobs import Job, iso
 
 _JSON = (b"content-type", b"application/json")
@@ -25,9 +26,9 @@ _HEADER_LENGTH = oip.HEADER_LENGTH.lower().encode()
 class JobResponses:
     """Encodes jobs for whoever may see them."""
 
-    def __init__(self, results: JobResults, reporter: Heartbeat) -> None:
+    def __init__(self, results: JobResults, fleet: Callable[[str], ReplicaFleet]) -> None:
         self._results = results
-        self._reporter = reporter
+        self._fleet = fleet
 
     def accepted(self, submitted: SubmittedJob, job: Job, prefer: Preference, rid: bytes) -> HttpResponse:
         """202: where the job is found, and when it may start. ``job``: as it is now."""
@@ -50,7 +51,7 @@ class JobResponses:
         path = f"/v1/jobs/{shown['id']}"
         start_ms = None
         if job.status == "queued" and position is not None:
-            start_ms = starts_in_ms(position, self._reporter.fleet(job.deployment))
+            start_ms = starts_in_ms(position, self._fleet(job.deployment))
         return shown | {
             "retry_of": job.ask.get("retry_of"),
             "position": position,

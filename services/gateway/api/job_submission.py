@@ -12,6 +12,7 @@ import orjson
 
 from services.gateway.api.body_limits import Headers
 from services.gateway.api.compression import HttpResponse, deliver
+from services.gateway.api.inference.target import SUBMIT_JOB, Target
 from services.gateway.api.job_responses import JobResponses
 from services.gateway.application.access import Access, Grant
 from services.gateway.application.access_log import AccessLog
@@ -27,9 +28,6 @@ from tidegate.kernel.protocol.jobs import Idempotency, Job
 
 log = telemetry.logger(__name__)
 
-PATH = "/v1/jobs"
-# In place of ``{model}[/versions/{v}]``; no path has it.
-TARGET = "\njobs"
 _BROKEN = "internal error; see the log of the service"
 
 Done = Callable[[HttpResponse], None]
@@ -50,14 +48,14 @@ class JobSubmissionHandler:
         self._tasks: set[asyncio.Task[None]] = set()
 
     @staticmethod
-    def preference(target: str, headers: Headers) -> Preference | None:
+    def preference(target: Target, headers: Headers) -> Preference | None:
         """What makes this call a job, or None for one that is answered by waiting for it."""
         prefer = job_options.preference(headers.get(b"prefer")) if b"prefer" in headers else None
-        return prefer or (Preference() if target is TARGET else None)
+        return prefer or (Preference() if target is SUBMIT_JOB else None)
 
     def begin(
         self,
-        target: str,
+        target: Target,
         headers: Headers,
         body: Buffer,
         length: int | None,
@@ -90,7 +88,7 @@ class JobSubmissionHandler:
 
     def _order(
         self,
-        target: str,
+        target: Target,
         headers: Headers,
         body: Buffer,
         length: int | None,
@@ -103,10 +101,10 @@ class JobSubmissionHandler:
         idempotency = Idempotency(key, _digest(target, headers, body)) if key is not None else None
         options = job_options.from_headers(headers)
         head, tail = oip.parts(body, length)
-        if target is TARGET:
+        if target is SUBMIT_JOB:
             model, version, options = _named(head, options)
         else:
-            model, _, version = target.partition("/versions/")
+            model, version = target
         grant = self._access.admit(principal, model)
         try:
             order = self._jobs.order(
@@ -175,14 +173,21 @@ def _named(head: dict[str, object] | None, base: JobOptions) -> tuple[str, str, 
     return model, version, job_options.from_fields(head, base)
 
 
-def _digest(target: str, headers: Headers, body: Buffer) -> bytes:
+def _name(target: Target) -> str:
+    """Return the target as stored digests have it; another form would break keys that are in use."""
+    if target is SUBMIT_JOB:
+        return "\njobs"
+    return f"{target.model}/versions/{target.version}" if target.version else target.model
+
+
+def _digest(target: Target, headers: Headers, body: Buffer) -> bytes:
     """What must be the same for the same key: the request and its options, not how long its caller waits."""
     told = {
         name.decode("latin-1"): value.decode("latin-1")
         for name, value in sorted(headers.items())
         if name in _PART
     }
-    found = hashlib.sha256(orjson.dumps([target, told]))
+    found = hashlib.sha256(orjson.dumps([_name(target), told]))
     found.update(body)
     return found.digest()
 

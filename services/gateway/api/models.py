@@ -10,7 +10,6 @@ from starlette.requests import ClientDisconnect
 
 from services.gateway.application.catalogue import EXTENSIONS, Catalogue
 from services.gateway.application.inference.core import InferenceCore
-from services.gateway.domain.routing import require
 from tidegate.kernel import telemetry
 from tidegate.kernel.errors import BadRequest, Forbidden, PayloadTooLarge
 from tidegate.kernel.http.answers import error_body
@@ -97,8 +96,8 @@ async def ready(request: Request, response: Response) -> dict[str, bool]:
 async def models(request: Request, who: Who) -> dict[str, Any]:
     """Return the endpoints that the caller may use by name, with their versions."""
     core: InferenceCore = request.app.state.core
-    table = require(core.routes.table)
-    items = [{"name": e.name, "versions": sorted(e.versions, key=int)} for e in table.endpoints.values()]
+    endpoints = core.table().endpoints.values()
+    items = [{"name": e.name, "versions": sorted(e.versions, key=int)} for e in endpoints]
     mine = [item for item in items if who.may(INFER, str(item["name"]))]
     return {"models": sorted(mine, key=lambda item: item["name"])}
 

@@ -7,7 +7,7 @@ from typing import Any
 from services.gateway.adapters.model_metadata import ModelMetadataCache
 from services.gateway.application.inference.core import InferenceCore
 from services.gateway.domain import admission
-from services.gateway.domain.routing import DeploymentRoute, EndpointRoute, require
+from services.gateway.domain.routing import DeploymentRoute, EndpointRoute
 from tidegate.kernel.errors import NotFound, TidegateError, Unavailable
 from tidegate.kernel.protocol import statistics
 from tidegate.kernel.store import Store
@@ -35,7 +35,7 @@ class Catalogue:
 
     def index(self, *, ready: bool = False) -> list[dict[str, str]]:
         """Every model version, and whether it can answer; with ``ready`` only those that can."""
-        table = require(self._core.routes.table)
+        table = self._core.table()
         found = [
             (endpoint.name, version, self._not_ready(route))
             for endpoint in table.endpoints.values()
@@ -48,7 +48,7 @@ class Catalogue:
         ]
 
     def _not_ready(self, route: DeploymentRoute) -> str:
-        return admission.not_ready(route.wakeable, self._core.reporter.fleet(route.name))
+        return admission.not_ready(route.wakeable, self._core.fleet(route.name))
 
     def not_ready(self, model: str, version: str) -> str:
         """Return why a request to a model would not be answered now; empty: it would be.
@@ -112,7 +112,7 @@ class Catalogue:
         if version:
             endpoint, route = self._core.pick(model, version)
             return [(endpoint, version, route)]
-        table = require(self._core.routes.table)
+        table = self._core.table()
         if model and model not in table.endpoints:
             raise NotFound(f"there is no model {model!r}: GET /v2/models lists all")
         endpoints = [table.endpoints[model]] if model else list(table.endpoints.values())

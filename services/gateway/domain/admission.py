@@ -2,37 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
+from services.gateway.domain.replica_fleet import ReplicaFleet
 from tidegate.kernel.errors import ColdStart, NoCapacity, Overloaded, TidegateError
 
 # What a prediction leaves unsaid (the call itself, two hops, the reporting interval) gets this part of a
 # request's time; so that what is admitted is also answered in time.
 RESERVE = 0.2
-
-
-@dataclass(frozen=True, slots=True)
-class ReplicaFleet:
-    """The workers of a Deployment as last reported; None: not known.
-
-    ``request_ms``: model time per request in the calls made of late. ``full_ms``: the same when each call
-    takes as many requests as it may. ``elsewhere``: requests that other gateways have outstanding.
-    ``start_ms``: how long the next replica still takes to become ready. ``fault``: why none can.
-    ``load_failed``: the fault is the model's own, and no replica is left that could answer.
-    ``reloading``: what a replica that served before does now, when no other is ready.
-    """
-
-    ready: int = 0
-    request_ms: float | None = None
-    full_ms: float | None = None
-    elsewhere: int = 0
-    start_ms: float | None = None
-    fault: str = ""
-    load_failed: bool = False
-    reloading: str = ""
-
-
-UNKNOWN_REPLICAS = ReplicaFleet()
 
 
 def refusal(

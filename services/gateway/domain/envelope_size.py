@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from services.gateway.domain.admission import ReplicaFleet
+from services.gateway.domain.replica_fleet import ReplicaFleet
 from tidegate.kernel.protocol import envelope
 
 QUANTUM_MS = 5.0

@@ -20,8 +20,8 @@ import pytest
 from redis import Redis
 
 from services.gateway.adapters.dispatcher import Dispatcher
-from services.gateway.domain.admission import UNKNOWN_REPLICAS, ReplicaFleet
 from services.gateway.domain.memory_budget import MemoryBudget
+from services.gateway.domain.replica_fleet import UNKNOWN_FLEET, ReplicaFleet
 from services.gateway.domain.routing import DeploymentRoute, compile_table
 from tests.integration.gateway.process import echo, make_table, wait_ready
 from tidegate.kernel.blobs.claims import Claims
@@ -126,7 +126,7 @@ class Fleets(dict[str, ReplicaFleet]):
     """What the dispatcher is told of the workers."""
 
     def __call__(self, name: str) -> ReplicaFleet:
-        return self.get(name, UNKNOWN_REPLICAS)
+        return self.get(name, UNKNOWN_FLEET)
 
 
 @pytest.fixture

@@ -13,9 +13,9 @@ import pytest
 
 from services.gateway.adapters.dispatcher import Dispatcher
 from services.gateway.application.inference.core import failure
-from services.gateway.domain.admission import ReplicaFleet
 from services.gateway.domain.envelope_size import MAX_BYTES
 from services.gateway.domain.memory_budget import MemoryBudget
+from services.gateway.domain.replica_fleet import ReplicaFleet
 from tests.integration.gateway import conftest
 from tidegate.kernel.broker.connection import Connection
 from tidegate.kernel.broker.topology import Queue, replies_queue

@@ -10,7 +10,7 @@ import pytest
 
 from services.gateway.adapters.heartbeat import Heartbeat
 from services.gateway.adapters.route_table import RouteTableCache
-from services.gateway.domain.admission import ReplicaFleet
+from services.gateway.domain.replica_fleet import ReplicaFleet
 from tests.conftest import PATIENCE_S
 from tidegate.kernel.protocol.presence import GatewayLoad, GatewayReport, ReplicaReport
 from tidegate.kernel.store import Store

@@ -11,8 +11,8 @@ import pytest
 
 from services.gateway.application.inference import chunk_buffer as chunks
 from services.gateway.application.inference.core import InferenceCore
-from services.gateway.domain.admission import UNKNOWN_REPLICAS
 from services.gateway.domain.contract import Decoded
+from services.gateway.domain.replica_fleet import UNKNOWN_FLEET
 from services.gateway.domain.routing import compile_table
 from tidegate.kernel.errors import BadRequest, DeadlinePassed, ModelFailed, Overloaded, Unavailable
 from tidegate.kernel.protocol import envelope
@@ -72,7 +72,7 @@ def core(table, deployment):
 
     def made(dispatcher, **fields) -> InferenceCore:
         routes = SimpleNamespace(table=compile_table(table(deployment, **fields)))
-        return InferenceCore(routes, dispatcher, SimpleNamespace(fleet=lambda _: UNKNOWN_REPLICAS))  # type: ignore[arg-type]
+        return InferenceCore(routes, dispatcher, SimpleNamespace(fleet=lambda _: UNKNOWN_FLEET))  # type: ignore[arg-type]
 
     return made
 

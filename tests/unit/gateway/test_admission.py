@@ -8,16 +8,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.gateway.adapters.heartbeat import fleets, outstanding_elsewhere
 from services.gateway.domain.admission import (
     RESERVE,
-    UNKNOWN_REPLICAS,
-    ReplicaFleet,
     not_ready,
     predicted_wait_ms,
     refusal,
 )
-from services.gateway.domain.replica_fault import ReplicaFault, trouble
+from services.gateway.domain.replica_fleet import (
+    UNKNOWN_FLEET,
+    ReplicaFault,
+    ReplicaFleet,
+    fleets,
+    outstanding_elsewhere,
+    replica_fault,
+)
 from tidegate.kernel.errors import ColdStart, NoCapacity, Overloaded, TidegateError
 from tidegate.kernel.protocol.presence import GatewayLoad, GatewayReport, GatewayView, ReplicaReport
 
@@ -48,8 +52,8 @@ def test_there_is_room():
 
 
 def test_a_sleeping_model_is_woken():
-    assert decide(fleet=UNKNOWN_REPLICAS) is None
-    assert decide(fleet=UNKNOWN_REPLICAS, outstanding=99, timeout_ms=1) is None
+    assert decide(fleet=UNKNOWN_FLEET) is None
+    assert decide(fleet=UNKNOWN_FLEET, outstanding=99, timeout_ms=1) is None
 
 
 def test_what_was_not_measured_admits():
@@ -57,7 +61,7 @@ def test_what_was_not_measured_admits():
 
 
 def test_nobody_may_start_one():
-    assert told(fleet=UNKNOWN_REPLICAS, wakeable=False) == (
+    assert told(fleet=UNKNOWN_FLEET, wakeable=False) == (
         NoCapacity,
         "d has no replica and may not start one: it is held at 0 replicas (an operator lifts that with "
         "`tidegate scale d --auto`)",
@@ -84,7 +88,7 @@ def test_the_queue_is_full():
     kind, message, retry = told(outstanding=100)
     assert (kind, message) == (Overloaded, "d: 100 requests wait already, the limit is 100")
     assert retry == pytest.approx(0.5)
-    assert told(outstanding=100, fleet=UNKNOWN_REPLICAS)[2] == 1.0
+    assert told(outstanding=100, fleet=UNKNOWN_FLEET)[2] == 1.0
     assert told(outstanding=60, fleet=ReplicaFleet(2, 10.0, elsewhere=40))[1].startswith(
         "d: 100 requests wait"
     )
@@ -204,7 +208,7 @@ NO_LOAD = {"conditions": [{"type": "Loaded", "ok": False, "reason": "LoadFailed"
 )
 def test_what_is_wrong_with_a_fleet(reports, status, expected):
     """Requests are given up only where no replica is left that may still answer them."""
-    assert trouble(reports, status) == expected
+    assert replica_fault(reports, status) == expected
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ import pytest
 from services.gateway.api.body_limits import BodyLimits
 from services.gateway.api.inference.asgi_fallback import AsgiFallback
 from services.gateway.api.inference.handler import InferenceHandler, parse_header_length
+from services.gateway.api.inference.target import Infer
 from services.gateway.api.metrics import GatewayMetrics
 from services.gateway.application.access import Access
 from services.gateway.application.inference.core import Timing, failure, parse_timeout
@@ -25,6 +26,7 @@ from tidegate.kernel.protocol import envelope
 
 pytestmark = pytest.mark.unit
 
+DIGITS = Infer("digits", "")
 BODY = b'{"inputs": []}' * 100
 
 
@@ -98,7 +100,6 @@ class Refuses:
         self.asked: list[tuple[str, str]] = []
         self.error: Exception = DeadlinePassed("late", retry_after_s=0.2)
         self.later = False
-        self.dispatcher = self
         self.abandoned: list[bytes] = []
         self.done = None
 
@@ -244,10 +245,10 @@ def test_what_a_compressed_body_took_is_given_back_once(door, core, gone):
     inference = door._inference
     answers: list[object] = []
     headers = {b"host": b"localhost", b"content-encoding": b"gzip"}
-    assert inference.begin("digits", headers, gzip.compress(b"{}"), answers.append) == b"id"
+    assert inference.begin(DIGITS, headers, gzip.compress(b"{}"), answers.append) == b"id"
     assert inference.limits.bodies.used == 2
     if gone:
-        inference.abandon(b"id", "digits", headers)
+        inference.abandon(b"id", DIGITS, headers)
         assert inference.limits.bodies.used == 0
     core.done(core.error)
     assert (inference.limits.bodies.used, len(answers)) == (0, 1)

@@ -9,7 +9,7 @@ import pytest
 
 from services.gateway.application.inference.core import InferenceCore
 from services.gateway.domain import oip
-from services.gateway.domain.admission import ReplicaFleet
+from services.gateway.domain.replica_fleet import ReplicaFleet
 from tests.unit.gateway.test_routing import table
 from tidegate.kernel.errors import TidegateError
 

@@ -8,7 +8,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.gateway.domain.admission import UNKNOWN_REPLICAS, ReplicaFleet
 from services.gateway.domain.envelope_size import (
     MAX_BYTES,
     MAX_FRAMES,
@@ -16,6 +15,7 @@ from services.gateway.domain.envelope_size import (
     frames_per_envelope,
     split,
 )
+from services.gateway.domain.replica_fleet import UNKNOWN_FLEET, ReplicaFleet
 
 pytestmark = pytest.mark.unit
 
@@ -50,7 +50,7 @@ def test_examples():
 @pytest.mark.parametrize(
     ("waiting", "fleet", "most"),
     [
-        (100, UNKNOWN_REPLICAS, 1),
+        (100, UNKNOWN_FLEET, 1),
         (100, ReplicaFleet(3, None), 1),
         (100, ReplicaFleet(0, 1.0), 1),
         (100, ReplicaFleet(1, 20.0), 1),

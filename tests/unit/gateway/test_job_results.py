@@ -6,9 +6,9 @@ import orjson
 import pytest
 
 from services.gateway.api.job_responses import starts_in_ms
-from services.gateway.domain.admission import ReplicaFleet
 from services.gateway.domain.contract import Decoded, WantedOutput
 from services.gateway.domain.job_results import ask_of, failure_of, form, read_ask
+from services.gateway.domain.replica_fleet import ReplicaFleet
 from tidegate.kernel.errors import Conflict, DeadlinePassed, ModelFailed, NotFound
 from tidegate.kernel.protocol.jobs import Job
 

@@ -213,7 +213,7 @@ def error_response(error: TidegateError, rid: str) -> Response:
     if message != error.message:
         log.warning("an answer leaves out paths", extra={"problem": error.message, "request_id": rid})
     if error.retry_after_s is not None:
-        headers["Retry-After"] = str(max(1, int(-(-error.retry_after_s // 1))))
+        headers["Retry-After"] = str(errors.whole_seconds(error.retry_after_s))
     if isinstance(error, errors.Unauthorized):
         headers["WWW-Authenticate"] = "Bearer"
     if isinstance(error, errors.MethodNotAllowed) and error.allowed:

@@ -7,7 +7,7 @@ from typing import Any
 from grpc import StatusCode
 
 from tidegate.kernel import errors
-from tidegate.kernel.errors import TidegateError
+from tidegate.kernel.errors import TidegateError, whole_seconds
 from tidegate.kernel.protocol.redaction import for_caller
 
 CODES: dict[type[TidegateError], StatusCode] = {
@@ -50,7 +50,7 @@ def trailers_of(error: TidegateError, rid: str) -> Metadata:
     """The error's reason, the request's id and, in whole seconds, when to come back."""
     found: Metadata = (("reason", error.reason), ("x-request-id", rid))
     if error.retry_after_s is not None:
-        found += (("retry-after", str(max(1, int(-(-error.retry_after_s // 1))))),)
+        found += (("retry-after", str(whole_seconds(error.retry_after_s))),)
     if isinstance(error, errors.TooMany):
         found += tuple((name.lower(), value) for name, value in error.told.items())
     return found

@@ -12,6 +12,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from services.gateway.api.body_limits import Body, Headers
 from services.gateway.api.compression import HttpResponse
 from services.gateway.api.inference.handler import InferenceHandler
+from services.gateway.api.inference.target import Target, target_of
 from tidegate.kernel.errors import TidegateError
 from tidegate.kernel.protocol.envelope import Buffer
 from tidegate.kernel.service.app import without_slash
@@ -32,7 +33,7 @@ class AsgiFallback:
         """ASGI."""
         target = None
         if scope["type"] == "http":
-            target = self._inference.target(scope["method"], without_slash(scope["path"]))
+            target = target_of(scope["method"], without_slash(scope["path"]))
         if target is None:
             await self.app(scope, receive, send)
             return
@@ -56,7 +57,7 @@ class AsgiFallback:
         for piece in response.tail[-1:]:
             await send({"type": "http.response.body", "body": bytes(piece)})
 
-    async def _infer(self, target: str, headers: Headers, body: Buffer) -> HttpResponse:
+    async def _infer(self, target: Target, headers: Headers, body: Buffer) -> HttpResponse:
         future: asyncio.Future[HttpResponse] = asyncio.get_running_loop().create_future()
 
         def done(response: HttpResponse) -> None:

@@ -7,10 +7,10 @@ from collections.abc import Callable
 
 import orjson
 
-from services.gateway.api import job_submission
 from services.gateway.api.body_limits import Body, BodyLimits, Headers
 from services.gateway.api.compression import HttpResponse, deliver
 from services.gateway.api.decompression import inflated
+from services.gateway.api.inference.target import SUBMIT_JOB, Target
 from services.gateway.api.inference.unfinished_uploads import UnfinishedUploads
 from services.gateway.api.job_submission import JobSubmissionHandler
 from services.gateway.api.metrics import GatewayMetrics
@@ -20,7 +20,14 @@ from services.gateway.application.inference.core import InferenceCore, Inference
 from services.gateway.domain import oip, usage_cost
 from services.gateway.domain.classification import Labels
 from tidegate.kernel import telemetry
-from tidegate.kernel.errors import BadRequest, Forbidden, TidegateError, TooMany, Unauthorized
+from tidegate.kernel.errors import (
+    BadRequest,
+    Forbidden,
+    TidegateError,
+    TooMany,
+    Unauthorized,
+    whole_seconds,
+)
 from tidegate.kernel.http.answers import Refusal
 from tidegate.kernel.http.heads import is_local, number
 from tidegate.kernel.protocol.access import ANONYMOUS, Principal
@@ -31,7 +38,6 @@ from tidegate.kernel.service.app import error_body, new_request_id, status_of
 
 log = telemetry.logger(__name__)
 
-PREFIX, SUFFIX = "/v2/models/", "/infer"
 CALLER_GONE = "caller_gone"
 # No status is sent to a caller that has gone; logs of web servers have this one.
 CLIENT_CLOSED = 499
@@ -68,15 +74,6 @@ class InferenceHandler:
         self.limits = limits
         self.uploads = UnfinishedUploads(limits.bodies, body_bytes_per_s)
 
-    @staticmethod
-    def target(method: str, path: str) -> str | None:
-        """Return the ``{model}[/versions/{v}]`` of an inference call, ``job_submission.TARGET`` for a job
-        submission, None for any other request.
-        """
-        if method == "POST" and path.startswith(PREFIX) and path.endswith(SUFFIX):
-            return path[len(PREFIX) : -len(SUFFIX)]
-        return job_submission.TARGET if method == "POST" and path == job_submission.PATH else None
-
     def at_head(self, headers: Headers) -> TidegateError | None:
         """Why a request is refused before its body has come, or None."""
         try:
@@ -99,7 +96,7 @@ class InferenceHandler:
 
     def begin(
         self,
-        target: str,
+        target: Target,
         headers: Headers,
         body: Buffer,
         done: Callable[[HttpResponse], None],
@@ -112,7 +109,7 @@ class InferenceHandler:
         """
         started = started or time.perf_counter()
         rid = headers.get(b"x-request-id") or new_request_id().encode()
-        model, version = named(target)
+        model, version = target
         principal = None
         try:
             principal = self._caller(headers)
@@ -137,7 +134,7 @@ class InferenceHandler:
                 return None
             return self._infer(model, version, headers, body, length, principal, rid, done, started)
         except TidegateError as error:
-            protocol = "job" if target is job_submission.TARGET else "rest"
+            protocol = "job" if target is SUBMIT_JOB else "rest"
             done(self._refuse(model, error, rid, started, principal, len(body), headers, protocol))
         except Exception:
             done(self._broken(model, rid, started, principal))
@@ -197,7 +194,7 @@ class InferenceHandler:
 
     def _begin_compressed(
         self,
-        target: str,
+        target: Target,
         headers: Headers,
         body: Buffer,
         done: Callable[[HttpResponse], None],
@@ -220,27 +217,27 @@ class InferenceHandler:
             self._inflated[id_] = unpacked
         return id_
 
-    def abandon(self, id_: bytes, target: str, headers: Headers) -> None:
+    def abandon(self, id_: bytes, target: Target, headers: Headers) -> None:
         """The caller has gone."""
-        self._core.dispatcher.abandon(id_)
+        self._core.abandon(id_)
         unpacked = self._inflated.pop(id_, None)
         if unpacked is not None:
             unpacked.release()
         grant = self._grants.pop(id_, None)
         if grant is not None:
             grant.done(failed=True)
-        model = named(target)[0]
+        model = target.model
         self._metrics.refused(model, CALLER_GONE)
         gone = TidegateError("the caller closed the connection before the answer", reason=CALLER_GONE)
         rid = telemetry.shown_id(headers.get(b"x-request-id", b""))
         who = self._access.remembered(headers)
         self._log.refused("rest", model, gone, who, rid, status=CLIENT_CLOSED, headers=headers)
 
-    def refuse(self, target: str, headers: Headers, error: TidegateError) -> HttpResponse:
+    def refuse(self, target: Target, headers: Headers, error: TidegateError) -> HttpResponse:
         """The refusal of a body that has not come, or not all of it."""
         rid = headers.get(b"x-request-id") or new_request_id().encode()
         who = self._access.remembered(headers)
-        return self._refuse(named(target)[0], error, rid, time.perf_counter(), who, asked=headers)
+        return self._refuse(target.model, error, rid, time.perf_counter(), who, asked=headers)
 
     def rejected(self, refusal: Refusal, rid: str) -> None:
         """Log what the connection refused by itself."""
@@ -328,7 +325,7 @@ class InferenceHandler:
             (b"server-timing", failure_timing(time.perf_counter() - started)),
         ]
         if error.retry_after_s is not None:
-            headers.append((b"retry-after", b"%d" % max(1, int(-(-error.retry_after_s // 1)))))
+            headers.append((b"retry-after", b"%d" % whole_seconds(error.retry_after_s)))
         if isinstance(error, Unauthorized):
             headers.append((b"www-authenticate", b"Bearer"))
         elif isinstance(error, TooMany):
@@ -358,14 +355,6 @@ def _account(
     else:
         grant.done(received=received, failed=True)
     response.headers.extend(grant.headers())
-
-
-def named(target: str) -> tuple[str, str]:
-    """Model and version (empty: none is named) of a target; a job names them in its body."""
-    if target == job_submission.TARGET:
-        return "", ""
-    model, _, version = target.partition("/versions/")
-    return model, version
 
 
 def server_timing(answer: InferenceResult, total: float) -> bytes:

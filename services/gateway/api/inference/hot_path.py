@@ -13,11 +13,18 @@ from collections.abc import Callable, Sequence
 from http import HTTPStatus
 from typing import Any
 
-from services.gateway.api import job_submission
 from services.gateway.api.body_limits import Body, BodyLimits, Headers
 from services.gateway.api.compression import HttpResponse
-from services.gateway.api.inference.handler import PREFIX, SUFFIX, InferenceHandler
+from services.gateway.api.inference.handler import InferenceHandler
 from services.gateway.api.inference.in_place_upload import InPlaceUpload
+from services.gateway.api.inference.target import (
+    INFER_PREFIX,
+    INFER_SUFFIX,
+    JOBS_PATH,
+    SUBMIT_JOB,
+    Infer,
+    Target,
+)
 from services.gateway.domain.eviction import Unfinished
 from tidegate.kernel.errors import TidegateError
 from tidegate.kernel.http.answers import Refusal
@@ -26,7 +33,7 @@ from tidegate.kernel.http.lifetime import BETWEEN, IN_BODY, Refused
 from tidegate.kernel.http.protocol import Protocol
 from tidegate.kernel.protocol.envelope import Buffer
 
-_PREFIX, _SUFFIX, _JOBS = PREFIX.encode(), SUFFIX.encode(), job_submission.PATH.encode()
+_PREFIX, _SUFFIX, _JOBS = INFER_PREFIX.encode(), INFER_SUFFIX.encode(), JOBS_PATH.encode()
 SCATTER = 64 * 1024
 
 _EVICTED = Refusal(
@@ -61,7 +68,7 @@ class HotPathCall:
 
     def __init__(
         self,
-        target: str,
+        target: Target,
         headers: Headers,
         keep_alive: bool,
         gone: Callable[[HotPathCall], None],
@@ -186,7 +193,7 @@ class HotPathProtocol(Protocol):
         elif self.expect_100_continue:
             self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
-    def _direct_target(self) -> str | None:
+    def _direct_target(self) -> Target | None:
         job = self.url == _JOBS
         infers = self.url.endswith(_SUFFIX) and self.url.startswith(_PREFIX) and b"%" not in self.url
         if not job and not infers:
@@ -194,7 +201,7 @@ class HotPathProtocol(Protocol):
         free = self.cycle is None or self.cycle.response_complete
         if not free or self.parser.get_method() != b"POST" or self.parser.get_http_version() != "1.1":
             return None
-        return job_submission.TARGET if job else self.url[len(_PREFIX) : -len(_SUFFIX)].decode("latin-1")
+        return SUBMIT_JOB if job else Infer.named(self.url[len(_PREFIX) : -len(_SUFFIX)].decode("latin-1"))
 
     def on_body(self, body: bytes) -> None:
         """A part of the body; one over the limit is refused at once and the connection closed."""

@@ -19,7 +19,8 @@ from services.gateway.adapters.route_table import RouteTableCache
 from services.gateway.application.inference.chunk_buffer import ChunkBuffer
 from services.gateway.domain import admission
 from services.gateway.domain.contract import Contract, Decoded
-from services.gateway.domain.routing import DeploymentRoute, EndpointRoute, require
+from services.gateway.domain.replica_fleet import ReplicaFleet
+from services.gateway.domain.routing import DeploymentRoute, EndpointRoute, RouteTable, require
 from tidegate.kernel.errors import BY_REASON, BadRequest, ModelFailed, TidegateError, Unavailable
 from tidegate.kernel.protocol import envelope
 from tidegate.kernel.protocol.envelope import Reply, Tensor
@@ -61,14 +62,31 @@ def _nothing() -> None:
 class InferenceCore:
     """The gateway's one way of a request."""
 
-    def __init__(self, routes: RouteTableCache, dispatcher: Dispatcher, reporter: Heartbeat) -> None:
-        self.routes = routes
-        self.dispatcher = dispatcher
-        self.reporter = reporter
+    def __init__(self, routes: RouteTableCache, dispatcher: Dispatcher, heartbeat: Heartbeat) -> None:
+        self._routes = routes
+        self._dispatcher = dispatcher
+        self._heartbeat = heartbeat
+
+    def table(self) -> RouteTable:
+        """Return the route table; raise NoRoutes if there is none yet."""
+        return require(self._routes.table)
+
+    def fleet(self, deployment: str) -> ReplicaFleet:
+        """Return what is known of a Deployment's replicas."""
+        return self._heartbeat.fleet(deployment)
+
+    def abandon(self, id_: bytes) -> None:
+        """Forget a request whose caller has gone, and cancel it at the worker."""
+        self._dispatcher.abandon(id_)
+
+    def wake(self, route: DeploymentRoute) -> None:
+        """Ask for a replica if the Deployment has none ready."""
+        if self._heartbeat.fleet(route.name).ready == 0:
+            self._dispatcher.demand(route)
 
     def pick(self, model: str, version: str) -> tuple[EndpointRoute, DeploymentRoute]:
         """The Deployment for a request to ``model``; raises NotFound or NoRoutes."""
-        return require(self.routes.table).pick(model, version, random.random())
+        return require(self._routes.table).pick(model, version, random.random())
 
     def begin(
         self,
@@ -101,7 +119,7 @@ class InferenceCore:
                 found.deployment = route.name
             done(found)
 
-        return self.dispatcher.send(
+        return self._dispatcher.send(
             route,
             request.rows,
             request.key,
@@ -136,7 +154,7 @@ class InferenceCore:
         try:
             outcome = await future
         except asyncio.CancelledError:
-            self.dispatcher.abandon(id_)
+            self._dispatcher.abandon(id_)
             raise
         if isinstance(outcome, TidegateError):
             raise outcome
@@ -160,8 +178,8 @@ class InferenceCore:
         route, request, timeout_ms, decode_s = self._prepare(model, version, timeout_ms, decode)
         self._admit(route, timeout_ms)
         kept = request._replace(data=[])
-        chunks = ChunkBuffer(lambda: self.dispatcher.abandon(id_))
-        id_ = self.dispatcher.send(
+        chunks = ChunkBuffer(lambda: self._dispatcher.abandon(id_))
+        id_ = self._dispatcher.send(
             route,
             request.rows,
             request.key,
@@ -184,7 +202,7 @@ class InferenceCore:
             error.deployment = route.name
             raise
         finally:
-            self.dispatcher.abandon(id_)
+            self._dispatcher.abandon(id_)
 
     def _prepare(
         self,
@@ -211,26 +229,26 @@ class InferenceCore:
 
     def for_want_of_replica(self, route: DeploymentRoute, error: Unavailable) -> TidegateError:
         """``error``, that only a replica knows, once one is asked for; or why there will be none."""
-        self.dispatcher.demand(route)
-        fleet = self.reporter.fleet(route.name)
+        self._dispatcher.demand(route)
+        fleet = self._heartbeat.fleet(route.name)
         if fleet.ready:
             return error
         return admission.nobody_there(route.wakeable, fleet, math.inf, route.name) or error
 
     def _admit(self, route: DeploymentRoute, timeout_ms: float) -> None:
-        load = self.dispatcher.lane(route).load
+        load = self._dispatcher.lane(route).load
         refusal = admission.refusal(
             outstanding=load.outstanding,
             max_queue=route.max_queue,
             wakeable=route.wakeable,
-            fleet=self.reporter.fleet(route.name),
+            fleet=self._heartbeat.fleet(route.name),
             timeout_ms=timeout_ms,
             name=route.name,
         )
         if refusal is not None:
             load.refused += 1
             refusal.deployment = route.name
-            self.dispatcher.demand(route)
+            self._dispatcher.demand(route)
             raise refusal
 
 

@@ -155,8 +155,7 @@ class JobService:
         finally:
             self._under_way -= 1
         self.acknowledged += 1
-        if self._core.reporter.fleet(order.route.name).ready == 0:
-            self._core.dispatcher.demand(order.route)
+        self._core.wake(order.route)
         return SubmittedJob(_queued(new), True, position)
 
     async def stop(self) -> None:

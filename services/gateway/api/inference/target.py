@@ -1,0 +1,41 @@
+"""What a request on the inference path asks for, read from its method and path."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+INFER_PREFIX, INFER_SUFFIX = "/v2/models/", "/infer"
+JOBS_PATH = "/v1/jobs"
+
+
+class Infer(NamedTuple):
+    """An inference call. ``version`` is empty if the path names none."""
+
+    model: str
+    version: str
+
+    @classmethod
+    def named(cls, name: str) -> Infer:
+        """Return the target for the part ``{model}[/versions/{version}]`` of a path."""
+        model, _, version = name.partition("/versions/")
+        return cls(model, version)
+
+
+class SubmitJob(NamedTuple):
+    """A ``POST /v1/jobs``. Its body names the model, so both fields are empty."""
+
+    model: str = ""
+    version: str = ""
+
+
+Target = Infer | SubmitJob
+SUBMIT_JOB = SubmitJob()
+
+
+def target_of(method: str, path: str) -> Target | None:
+    """Return the target of a request, None if the request is no inference call and submits no job."""
+    if method != "POST":
+        return None
+    if path.startswith(INFER_PREFIX) and path.endswith(INFER_SUFFIX):
+        return Infer.named(path[len(INFER_PREFIX) : -len(INFER_SUFFIX)])
+    return SUBMIT_JOB if path == JOBS_PATH else None

@@ -1,0 +1,116 @@
+"""Summarize the replicas of each Deployment from their reports: number, speed, and what is wrong."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from tidegate.kernel.protocol.presence import GatewayView, ReplicaReport
+
+LOAD_FAILED = "LoadFailed"
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicaFleet:
+    """The replicas of a Deployment as last reported; None: not known.
+
+    ``request_ms``: model time per request in recent calls. ``full_ms``: the same if each call takes as many
+    requests as it may. ``elsewhere``: requests that other gateways have in flight. ``start_ms``: the time
+    until the next replica is ready. ``fault``: why no replica can start. ``load_failed``: the model itself
+    is at fault, and no replica is left that could answer. ``reloading``: what a replica that served before
+    is doing now, if no other is ready.
+    """
+
+    ready: int = 0
+    request_ms: float | None = None
+    full_ms: float | None = None
+    elsewhere: int = 0
+    start_ms: float | None = None
+    fault: str = ""
+    load_failed: bool = False
+    reloading: str = ""
+
+
+UNKNOWN_FLEET = ReplicaFleet()
+
+
+class ReplicaFault(NamedTuple):
+    """The fields of a ``ReplicaFleet`` that say what is wrong; by default nothing is."""
+
+    fault: str = ""
+    load_failed: bool = False
+    reloading: str = ""
+
+
+def fleets(
+    reports: list[ReplicaReport],
+    elsewhere: dict[str, int] | None = None,
+    statuses: dict[str, dict[str, Any]] | None = None,
+    now: float = 0.0,
+) -> dict[str, ReplicaFleet]:
+    """Return the fleet of each Deployment by name. ``now``: seconds since the epoch."""
+    ready: dict[str, list[ReplicaReport]] = defaultdict(list)
+    others: dict[str, list[ReplicaReport]] = defaultdict(list)
+    for report in reports:
+        (ready if report.state == "ready" else others)[report.deployment].append(report)
+    elsewhere, statuses = elsewhere or {}, statuses or {}
+    result = {}
+    for name in ready.keys() | others.keys() | elsewhere.keys() | statuses.keys():
+        measured = [report for report in ready[name] if report.call_ms is not None]
+        start_ms, fault = None, ReplicaFault()
+        if not ready[name]:
+            status = statuses.get(name, {})
+            fault = replica_fault(others[name], status)
+            start_ms = None if fault.fault else _start_ms(status, now)
+        result[name] = ReplicaFleet(
+            len(ready[name]),
+            _mean([(r.call_ms or 0.0) / max(r.batch_mean or 1.0, 1.0) for r in measured]),
+            _mean([(r.call_ms or 0.0) / r.parallel for r in measured]),
+            elsewhere.get(name, 0),
+            start_ms,
+            *fault,
+        )
+    return result
+
+
+def replica_fault(reports: Sequence[ReplicaReport], status: Mapping[str, Any]) -> ReplicaFault:
+    """Return what keeps a Deployment from answering. ``reports``: of its replicas, none of which is ready."""
+    reloads = [
+        report.message or "it loads its model again"
+        for report in reports
+        if report.state == "starting" and report.ready_at
+    ]
+    reloading = reloads[0] if reloads else ""
+    failed = next((c for c in status.get("conditions", ()) if c["type"] == "Loaded" and not c["ok"]), None)
+    if failed is None:
+        return ReplicaFault(reloading=reloading)
+    # The store may have lost the reports of replicas that serve; the status still counts them.
+    serving = status.get("ready") or status.get("draining") or any(r.state == "draining" for r in reports)
+    by_model = failed.get("reason") == LOAD_FAILED
+    return ReplicaFault(failed["message"], by_model and not serving and not reloads, reloading)
+
+
+def outstanding_elsewhere(view: GatewayView, incarnation: str) -> dict[str, int]:
+    """Return how many requests the other gateways have in flight, by Deployment."""
+    counts: dict[str, int] = defaultdict(int)
+    for report in view.reports:
+        if report.incarnation != incarnation:
+            for name, load in report.deployments.items():
+                counts[name] += load.outstanding
+    return dict(counts)
+
+
+def _mean(values: list[float]) -> float | None:
+    return sum(values) / len(values) if values else None
+
+
+def _start_ms(status: dict[str, Any], now: float) -> float | None:
+    """Return the ms until a replica is ready, by the slowest of the last cold starts; None: not known."""
+    past: list[float] = [start["total_ms"] for start in status.get("cold_starts", ())[-3:]]
+    if not past:
+        return None
+    begun = [r["launched_at"] for r in status.get("replicas", ()) if r.get("state") == "starting"]
+    since_ms = max(0.0, now - min(begun)) * 1e3 if begun else 0.0
+    return max(max(past) - since_ms, 0.0)
