@@ -13,22 +13,18 @@ import re
 import signal
 import struct
 import sys
+import time
 from collections.abc import AsyncIterator
 from contextlib import aclosing, asynccontextmanager
-from functools import partial
 from pathlib import Path
 
-from services.worker.adapters import model_repository
-from services.worker.adapters.artifacts import ArtifactCache
-from services.worker.adapters.environments import Environments
 from services.worker.adapters.model import Model
 from services.worker.adapters.model_call import ModelAnswer
 from services.worker.adapters.sandbox import sandbox_of
 from services.worker.adapters.triton_client import TritonClient
-from services.worker.adapters.triton_install import TritonInstall
-from services.worker.adapters.triton_process import TritonOptions, TritonProcess, new_triton, repository_in
-from services.worker.application.model_loader import ModelLoader
-from services.worker.domain.formats import config_is_complete
+from services.worker.adapters.triton_process import TritonProcess, new_triton
+from services.worker.application.preparation import Preparation
+from services.worker.domain.phases import Phases
 from services.worker.settings import WorkerSettings
 from tidegate.kernel import tasks
 from tidegate.kernel.errors import TidegateError, Unavailable
@@ -71,42 +67,15 @@ async def _serving(
     settings: WorkerSettings, assignment: Assignment, folder: Path
 ) -> AsyncIterator[tuple[TritonProcess, TritonClient, Model]]:
     """Start a Triton with the version's model, its log on the screen; it ends with the block."""
-    version, deployment = assignment.version, assignment.deployment
-    install = TritonInstall.find(settings.runtime_path, settings.triton_server, settings.triton_backends)
-    # As in a replica: the model, and this request to it, are not the operator's.
+    # Contained as in a replica: the operator trusts neither the model nor this request.
     sandbox = sandbox_of(settings, folder)
-    if version.requirements:
-        environments = Environments(settings.state_path / "cache" / "envs", install, _say, sandbox)
-        install = await environments.provide(
-            version.requirements, deployment.env, settings.environment_timeout_s
-        )
-    _say("fetching the artifact")
-    operator = Settings()  # it is no replica, so it has no token of one
-    artifact = await ArtifactCache(settings.state_path / "cache").fetch(
-        operator.registry_url, operator.service_token, version.artifact_sha256, version.artifact_size
-    )
-    repository = repository_in(folder)
-    write = partial(
-        model_repository.prepare,
-        version,
-        deployment,
-        artifact,
-        repository,
-        install,
-        symlinks=not sandbox.mounts,
-    )
-    loading = ModelLoader(deployment, write)
-    models = await loading.prepare()
-    _tell_where(repository)
-    options = TritonOptions(
-        replica=assignment.replica,
-        threads=deployment.threads,
-        env=deployment.env,
-        auto_complete=not config_is_complete(version),
-        start_timeout_s=deployment.start_timeout_s,
-        response_cache_mb=model_repository.cache_mb(repository, models, deployment, install),
-    )
-    triton = new_triton(install, folder, options, sandbox)
+    preparation = Preparation(settings, assignment, folder, sandbox, Phases(time.perf_counter), _say)
+    install = await preparation.install()
+    operator = Settings()  # this is no replica, so it has no replica's token
+    prepared = await preparation.prepare(install, operator.registry_url, operator.service_token)
+    _enable_faulthandler(prepared.repository)
+    models = prepared.models
+    triton = new_triton(install, folder, prepared.options, sandbox)
     following = asyncio.create_task(_follow(triton.log_path))
     client = None
     try:
@@ -114,7 +83,7 @@ async def _serving(
         await triton.start()
         client = TritonClient(triton.target, triton.http)
         _say("loading the model")
-        await loading.load(client, models, triton.tail)
+        await prepared.loader.load(client, models, triton.tail)
         signature = await client.signature(models[-1])
         yield triton, client, Model(client, models[-1], signature.outputs, decoupled=signature.decoupled)
     finally:
@@ -125,7 +94,7 @@ async def _serving(
         await tasks.end(following)
 
 
-def _tell_where(repository: Path) -> None:
+def _enable_faulthandler(repository: Path) -> None:
     """Let Python models say where they were when a signal killed them.
 
     Triton's Python takes no PYTHONFAULTHANDLER, so the copies that are loaded here enable it themselves.

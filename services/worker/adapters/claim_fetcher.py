@@ -1,4 +1,4 @@
-"""Requests whose tensors are in the blob store: fetched before they enter the backlog, with a bound."""
+"""Fetches the tensors of requests from the blob store before they enter the backlog, within a bound."""
 
 from __future__ import annotations
 
@@ -9,19 +9,23 @@ from collections.abc import Callable
 from services.worker.adapters.metrics import ANSWERED
 from services.worker.adapters.reply_publisher import ReplyPublisher
 from services.worker.domain.backlog import QueuedRequest
-from tidegate.kernel import tasks, telemetry
+from tidegate.kernel import telemetry
 from tidegate.kernel.blobs.claims import Claims
 from tidegate.kernel.errors import Unavailable
 from tidegate.kernel.protocol import envelope
 from tidegate.kernel.protocol.envelope import Buffer, Request
+from tidegate.kernel.tasks import TaskSet
 
 log = telemetry.logger(__name__)
 
-AT_ONCE = 4
+MAX_FETCHES = 4
 
 
 class ClaimFetcher:
-    """Fetches concurrently, ``limit_bytes`` in hand at most; a single larger request is let through alone."""
+    """Fetches up to ``MAX_FETCHES`` requests at once, and holds up to ``limit_bytes`` of tensors.
+
+    A request larger than that is fetched when nothing else is held. ``add`` gets each complete request.
+    """
 
     def __init__(
         self,
@@ -36,47 +40,44 @@ class ClaimFetcher:
         self._limit_bytes = limit_bytes
         self._add = add
         self._settle = settle
-        self._slots = asyncio.Semaphore(AT_ONCE)
-        self._held: dict[bytes, int] = {}
-        self._room = asyncio.Event()
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._slots = asyncio.Semaphore(MAX_FETCHES)
+        self._held_bytes: dict[bytes, int] = {}
+        self._released = asyncio.Event()
+        self._tasks = TaskSet()
 
-    def take(self, item: QueuedRequest) -> None:
-        """Fetch what the request's claim stands for, then hand it on; what cannot be had is answered."""
-        task = asyncio.create_task(self._redeem(item))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+    def start(self, item: QueuedRequest) -> None:
+        """Fetch a request's tensors in the background and pass it on; without them it gets an error."""
+        self._tasks.start(self._fetch_and_add(item))
 
-    def settled(self, group: list[QueuedRequest]) -> None:
-        """These requests are done, and their tensors no longer in hand."""
-        if self._held:
+    def release(self, group: list[QueuedRequest]) -> None:
+        """Release the bytes of settled requests."""
+        if self._held_bytes:
             for item in group:
-                self._held.pop(item.request.id, None)
-            self._room.set()
+                self._held_bytes.pop(item.request.id, None)
+            self._released.set()
 
     def clear(self) -> None:
-        """Give up what is being fetched: its channel has ended and the broker delivers it again."""
-        self._held.clear()
-        for task in self._tasks:
-            task.cancel()
+        """Cancel all fetches: their channel has ended, so the broker delivers the requests again."""
+        self._held_bytes.clear()
+        self._tasks.cancel()
 
     async def stop(self) -> None:
-        """End; what was being fetched stays unsettled."""
-        await tasks.end(*self._tasks)
+        """Cancel all fetches; their requests stay unsettled."""
+        await self._tasks.end()
 
-    async def _redeem(self, item: QueuedRequest) -> None:
-        if await self.fetch(item, wait=True):
+    async def _fetch_and_add(self, item: QueuedRequest) -> None:
+        if await self.fetch(item, bounded=True):
             self._add(item)
 
-    async def fetch(self, item: QueuedRequest, *, wait: bool = False) -> bool:
-        """Fetch the tensors of a request's claim into it; False: they cannot be had, and it is settled.
+    async def fetch(self, item: QueuedRequest, *, bounded: bool = False) -> bool:
+        """Fetch the tensors of a request into it; return False if that failed, so it is settled.
 
-        ``wait``: only once there is room for them.
+        ``bounded``: wait for a slot and for room for its bytes.
         """
         request = item.request
         try:
             async with asyncio.timeout(max(request.deadline_ms / 1e3 - time.time(), 0.0)):
-                data = await (self._in_turn(request) if wait else self._claims.redeem(request.data))
+                data = await (self._redeem_bounded(request) if bounded else self._claims.redeem(request.data))
         except TimeoutError:
             ANSWERED.labels("expired").inc()
             self._settle([item])
@@ -91,13 +92,13 @@ class ClaimFetcher:
             return True
         return False
 
-    async def _in_turn(self, request: Request) -> list[Buffer]:
+    async def _redeem_bounded(self, request: Request) -> list[Buffer]:
         async with self._slots:
-            await self._wait_for_room(request.id, self._claims.size(request.data))
+            await self._reserve(request.id, self._claims.size(request.data))
             return await self._claims.redeem(request.data)
 
-    async def _wait_for_room(self, id_: bytes, size: int) -> None:
-        while self._held and sum(self._held.values()) + size > self._limit_bytes:
-            self._room.clear()
-            await self._room.wait()
-        self._held[id_] = size
+    async def _reserve(self, id_: bytes, size: int) -> None:
+        while self._held_bytes and sum(self._held_bytes.values()) + size > self._limit_bytes:
+            self._released.clear()
+            await self._released.wait()
+        self._held_bytes[id_] = size

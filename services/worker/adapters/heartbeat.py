@@ -1,4 +1,4 @@
-"""A worker's heartbeat in the store."""
+"""Writes a worker's heartbeat to the store."""
 
 from __future__ import annotations
 
@@ -14,35 +14,35 @@ log = telemetry.logger(__name__)
 
 
 class Heartbeat:
-    """Reports every ``interval_s``, and at once when told to. A store that is away changes nothing else."""
+    """Writes a report every ``interval_s``, and when asked to. The worker goes on without the store."""
 
     def __init__(self, store: Store, interval_s: float, report: Callable[[], ReplicaReport]) -> None:
         self._store = store
         self._interval_s = interval_s
         self._report = report
         self._task: asyncio.Task[None] | None = None
-        self._away = False
+        self._failing = False
 
     def start(self) -> None:
-        """Begin."""
+        """Start to write heartbeats."""
         self._task = asyncio.create_task(self._run(), name="heartbeat")
 
     async def stop(self, *, forget: bool) -> None:
-        """End; ``forget`` takes the report away, otherwise it stays until it expires."""
+        """Stop. With ``forget`` the report is deleted, otherwise it stays until it expires."""
         await tasks.end(self._task)
         if forget:
             with contextlib.suppress(StoreUnavailable):
                 await self._store.forget_replica(self._report().replica)
 
     async def beat(self) -> None:
-        """Report now."""
+        """Write the report now."""
         try:
             await self._store.report_replica(self._report())
-            self._away = False
+            self._failing = False
         except StoreUnavailable as error:
-            if not self._away:
+            if not self._failing:
                 log.warning("the store is away; working on", extra={"problem": error.message})
-            self._away = True
+            self._failing = True
 
     async def _run(self) -> None:
         while True:

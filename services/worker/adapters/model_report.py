@@ -70,7 +70,7 @@ class ModelReport:
             ran_ms = int(time.time() * 1e3) if found.get(EXECUTIONS) else 0
             await self._store.add_statistics(self._deployment, found, ran_ms)
         except StoreUnavailable:
-            self.tally.give_back(found)
+            self.tally.put_back(found)
 
     async def _triton(self) -> dict[str, int]:
         """What Triton counted since it was last asked; nothing when it does not say."""

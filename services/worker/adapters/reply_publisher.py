@@ -1,6 +1,4 @@
-"""What a worker publishes with confirms: large replies, and others that cannot go beside their acks;
-requests to be tried again with nothing beside them; requests nobody may try again.
-"""
+"""Publishes what needs a publisher confirm: large replies, suspects, and requests without attempts left."""
 
 from __future__ import annotations
 
@@ -9,7 +7,7 @@ import logging
 import time
 from collections.abc import Sequence
 
-from services.worker.adapters.request_log import note
+from services.worker.adapters.request_log import log_request
 from services.worker.domain.attempts import GIVE_UP, after_loss
 from services.worker.domain.backlog import QueuedRequest
 from tidegate.kernel import telemetry
@@ -22,14 +20,16 @@ from tidegate.kernel.protocol.envelope import Buffer, Reply, Request
 
 log = telemetry.logger(__name__)
 
-PATIENCE_S = 60.0
+# By then the gateway has answered its caller with 504.
+PUBLISH_TIMEOUT_S = 60.0
+RETRY_S = 0.05
 
 
 class ReplyPublisher:
-    """The link of a worker that only publishes, with confirms.
+    """A connection that only publishes, with publisher confirms.
 
-    ``suspected`` is set when it has published a request that is to run alone. ``loss`` says how the model
-    last ended, for the callers of requests that are given up.
+    ``suspected`` is set when it has published a suspect. ``loss`` says how the model last ended, for the
+    callers of requests without attempts left.
     """
 
     def __init__(self, amqp_url: str, queue: Queue, claims: Claims) -> None:
@@ -44,12 +44,12 @@ class ReplyPublisher:
         await channel.find(WORKERS)
 
     async def reply(
-        self, reply_to: str, frames: Sequence[Buffer | Reply], *, left_s: float = PATIENCE_S
+        self, reply_to: str, frames: Sequence[Buffer | Reply], *, left_s: float = PUBLISH_TIMEOUT_S
     ) -> None:
-        """Send answers to one gateway process; returns when the broker has them.
+        """Publish replies to one gateway process; return when the broker has them.
 
-        Large ones may be given unframed: their data is not copied then. ``left_s``: how long anybody waits
-        for them. A gateway that has gone has no queue any more: then they are dropped.
+        A large reply may come unframed, so that its data is not copied. ``left_s``: how long the callers
+        still wait. Replies to a gateway process that has ended are dropped: its queue is gone.
         """
         small: list[Buffer] = []
         for frame in frames:
@@ -57,12 +57,12 @@ class ReplyPublisher:
                 small.append(frame)
                 continue
             reply = frame if isinstance(frame, Reply) else envelope.read_reply(frame)
-            await self._publish(await self._alone(reply, left_s), reply_to, reply_to=None)
+            await self._publish(await self._pack_large(reply, left_s), reply_to, reply_to=None)
         for start, end in envelope.runs([len(frame) for frame in small]):
             await self._publish(envelope.pack(envelope.REPLIES, small[start:end]), reply_to, reply_to=None)
 
-    async def _alone(self, reply: Reply, left_s: float) -> bytes | list[Buffer]:
-        """A large reply as an envelope of its own; by claim when it is too large for a message."""
+    async def _pack_large(self, reply: Reply, left_s: float) -> bytes | list[Buffer]:
+        """Return an envelope with one large reply; with a claim if it is too large for a message."""
         if self._claims.needed(sum(map(len, reply.data))):
             try:
                 claim = await self._claims.give(reply.data, left_s)
@@ -72,13 +72,13 @@ class ReplyPublisher:
             reply = reply._replace(data=[claim], claimed=True)
         return envelope.pack_alone(envelope.REPLIES, envelope.reply_pieces(reply))
 
-    async def again(self, group: list[QueuedRequest], *, alone: bool) -> None:
-        """Publish requests again whose model server was lost under them; ``alone`` as for :meth:`retry`."""
+    async def publish_lost(self, group: Sequence[QueuedRequest], *, alone: bool) -> None:
+        """Publish requests again whose model server was lost; ``alone`` as for :meth:`retry`."""
         for item in group:
             await self.retry(item.request, item.delivery.reply_to, alone=alone)
 
     async def retry(self, request: Request, reply_to: str, *, alone: bool) -> None:
-        """Publish a lost request as a suspect, or to the exceptions when it has no attempt left.
+        """Publish a lost request as a suspect, or as an exception if it has no attempt left.
 
         ``alone``: nothing else was in the model, so the loss is charged to it.
         """
@@ -86,29 +86,29 @@ class ReplyPublisher:
         step, attempt = after_loss(request.attempt, alone=alone, safe=safe)
         given_up = step in GIVE_UP
         what = "request is given up" if given_up else "request is tried again, alone"
-        note(logging.WARNING, what, request, cause=step, attempt=attempt, was_alone=alone)
+        log_request(logging.WARNING, what, request, cause=step, attempt=attempt, was_alone=alone)
         if given_up:
             body = envelope.pack(envelope.REQUESTS, [envelope.with_attempt(request.raw, attempt)])
-            await self.give_up(body, step, reply_to, loss=self.loss)
+            await self.publish_exception(body, step, reply_to, loss=self.loss)
         else:
-            await self.suspect(request, attempt, reply_to)
+            await self.publish_suspect(request, attempt, reply_to)
 
-    async def suspect(self, request: Request, attempt: int, reply_to: str) -> None:
+    async def publish_suspect(self, request: Request, attempt: int, reply_to: str) -> None:
         """Publish a request that is to run with nothing beside it, as this attempt."""
-        if await self._enqueue(self._suspects, request, attempt, reply_to):
+        if await self._publish_request(self._suspects, request, attempt, reply_to):
             self.suspected.set()
         elif request.flags & envelope.STREAM:
-            # Only one that has emitted outlives its deadline, and such a one is not begun again.
-            lost = "the worker was lost in the middle of the stream"
-            frame = envelope.failure_frame(request.id, request.attempt, Unavailable.reason, lost)
+            # Only a stream that has sent an answer outlives its deadline, and such a stream is not retried.
+            message = "the worker was lost in the middle of the stream"
+            frame = envelope.failure_frame(request.id, request.attempt, Unavailable.reason, message)
             await self.reply(reply_to, [frame])
 
-    async def put_back(self, request: Request, reply_to: str) -> None:
-        """Publish a request again that was in no call, unchanged, for any replica."""
-        await self._enqueue(self._queue, request, request.attempt, reply_to)
+    async def requeue(self, request: Request, reply_to: str) -> None:
+        """Publish a request that was in no call again, unchanged, for any replica."""
+        await self._publish_request(self._queue, request, request.attempt, reply_to)
 
-    async def _enqueue(self, queue: Queue, request: Request, attempt: int, reply_to: str) -> bool:
-        """Publish a request as this attempt; False: nobody waits for it any more."""
+    async def _publish_request(self, queue: Queue, request: Request, attempt: int, reply_to: str) -> bool:
+        """Publish a request as this attempt; return False if its deadline has passed."""
         left_ms = int(request.deadline_ms - time.time() * 1e3)
         if left_ms <= 0:
             return False
@@ -118,16 +118,16 @@ class ReplyPublisher:
             reply_to=reply_to,
             expiration_ms=left_ms,
             mandatory=True,
-            patience_s=min(left_ms / 1e3, PATIENCE_S),
+            timeout_s=min(left_ms / 1e3, PUBLISH_TIMEOUT_S),
         )
         return True
 
-    async def give_up(
+    async def publish_exception(
         self, body: Buffer, cause: str, reply_to: str | None, *, queue: str | None = None, loss: str = ""
     ) -> None:
-        """Hand an envelope to the router, which answers for it. ``queue``: whence, if not the requests'.
+        """Hand an envelope to the router, which answers its callers and keeps dead letters.
 
-        ``loss`` says what ended under it.
+        ``queue``: its origin, if that is not the requests' queue. ``loss``: how the model ended under it.
         """
         headers = {"cause": cause, "queue": queue or self._queue.name, **({"loss": loss} if loss else {})}
         await self._publish(
@@ -149,16 +149,16 @@ class ReplyPublisher:
         headers: dict[str, str] | None = None,
         persistent: bool = False,
         mandatory: bool = False,
-        patience_s: float = PATIENCE_S,
+        timeout_s: float = PUBLISH_TIMEOUT_S,
     ) -> None:
-        """Until the broker has it; after ``patience_s`` its caller has long been told 504 by its gateway.
+        """Publish until the broker confirms, for up to ``timeout_s``.
 
-        ``mandatory``: until a queue has it, which another service may still have to declare.
+        ``mandatory``: also until the queue exists, which another service may still have to declare.
         """
-        give_up_at = time.monotonic() + patience_s
+        give_up_at = time.monotonic() + timeout_s
         while True:
             try:
-                channel = await self.connection.wait_up(patience_s)
+                channel = await self.connection.wait_up(timeout_s)
                 await channel.publish(
                     body,
                     exchange=WORKERS.name,
@@ -174,4 +174,4 @@ class ReplyPublisher:
                 if time.monotonic() > give_up_at:
                     log.error("gave up on a message", extra={"queue": routing_key, "problem": error.message})
                     return
-                await asyncio.sleep(0.05)
+                await asyncio.sleep(RETRY_S)

@@ -1,4 +1,4 @@
-"""Log what went wrong with single requests, by the id that their callers know, up to a limit."""
+"""Logs failures of single requests, by the id that their callers know, at a limited rate."""
 
 from __future__ import annotations
 
@@ -14,27 +14,27 @@ from tidegate.kernel.protocol.redaction import told
 
 log = telemetry.logger(__name__)
 
-# Lines about requests in a second; a model that fails each request must not fill a disk.
+# Log lines about requests per second. A model that fails each request must not fill the disk.
 _ALLOWED = Allowance(per_s=50, burst=500)
 
 
-def note(level: int, what: str, request: Request, **more: Any) -> None:
-    """Write a line about a request, unless there were too many of late."""
+def log_request(level: int, event: str, request: Request, **more: Any) -> None:
+    """Write a log line about a request, unless there were too many of late."""
     now = time.monotonic()
     if not _ALLOWED.take(now):
         return
     if dropped := _ALLOWED.settled():
         log.warning("lines about requests were dropped: there were too many", extra={"dropped": dropped})
-    named = {"request_id": telemetry.shown_id(request.trace), "request": request.id.hex()}
-    log.log(level, what, extra=named | more)
+    ids = {"request_id": telemetry.shown_id(request.trace), "request": request.id.hex()}
+    log.log(level, event, extra=ids | more)
 
 
-def failed(request: Request, error: TidegateError, **more: Any) -> TidegateError:
-    """Note that a request failed and return the error for its caller: without traceback and paths."""
+def log_failure(request: Request, error: TidegateError, **more: Any) -> TidegateError:
+    """Log that a request failed; return the error for its caller, without traceback and paths."""
     short, traceback = told(error.message)
     if traceback:
         more["traceback"] = traceback
-    note(logging.WARNING, "request failed", request, reason=error.reason, problem=short, **more)
+    log_request(logging.WARNING, "request failed", request, reason=error.reason, problem=short, **more)
     if short != error.message and isinstance(error, ModelFailed | BadRequest | PayloadTooLarge):
         return type(error)(short, reason=error.reason, retry_after_s=error.retry_after_s)
     return error

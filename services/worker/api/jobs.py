@@ -1,4 +1,4 @@
-"""The AMQP door for jobs: messages of three levels in, on a connection of their own, each settled once."""
+"""Consumes a Deployment's jobs over AMQP, from a queue for each level, on a connection of their own."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ from tidegate.kernel.protocol.jobs import LEVELS, Level
 log = telemetry.logger(__name__)
 
 RETUNE_S = 1.0
-# What could not begin for so long is given back: another replica may be free.
-PATIENCE_S = 1.0
-# Acks of so long travel together: many jobs end within it, and nobody waits for an ack.
+# A job that could not start for this long goes back to its queue: another replica may be free.
+MAX_WAIT_S = 1.0
+# Acks wait this long, so that many travel together. No caller waits for an ack.
 ACK_DELAY_S = 0.002
 TOKEN_SIZE = 8
 
 
 class JobConsumer:
-    """Consumes the three job queues of a Deployment for as long as it is open."""
+    """Consumes the three job queues of a Deployment while it is open, and settles each message once."""
 
     def __init__(self, amqp_url: str, deployment: str, publisher: ReplyPublisher, jobs: JobScheduler) -> None:
         self._queues = {level: jobs_queue(deployment, level) for level in LEVELS}
@@ -51,101 +51,99 @@ class JobConsumer:
         self._open = False
         self._changing = asyncio.Lock()
         self._retune_task: asyncio.Task[None] | None = None
-        self._over: list[int] = []
+        self._to_ack: list[int] = []
         self.connection = Connection(amqp_url, "worker-jobs", self._on_setup, self._on_down)
 
     @property
     def unsettled(self) -> int:
-        """Messages not settled yet."""
+        """Return how many messages are not settled yet."""
         return len(self._acks) if self._channel is not None else 0
 
     def start(self, scheduler: BatchScheduler) -> None:
-        """Connect; nothing is taken before :meth:`open`. ``scheduler`` says how much is wanted."""
+        """Connect; no job is consumed before :meth:`open`. ``scheduler`` knows how many jobs to hold."""
         self._scheduler = scheduler
         self.connection.start()
         self._retune_task = asyncio.create_task(self._retune(), name="retune jobs")
 
     async def stop(self) -> None:
-        """Disconnect; what is unsettled goes back to its queue."""
+        """Disconnect; unsettled messages go back to their queues."""
         await tasks.end(self._retune_task)
         if self._channel is not None:
-            self._ack_all(self._channel)
+            self._flush_acks(self._channel)
         await self.connection.stop()
 
     async def open(self) -> None:
-        """Take jobs from now on."""
+        """Consume jobs from now on."""
         self._open = True
-        await self._change()
+        await self._update_consumers()
 
     async def close(self) -> None:
-        """Take no more, and give back what has not begun; the rest is worked off and settled."""
+        """Consume no more, and nack the jobs that have not started; the others run and are settled."""
         self._open = False
-        await self._change()
-        self._give_back(time.monotonic())
-        self.give_back(self._jobs.give_back_suspects())
+        await self._update_consumers()
+        self._requeue_waiting(time.monotonic())
+        self.nack(self._jobs.release_suspects())
 
-    def is_open(self, job: QueuedJob) -> bool:
-        """Whether its message can still be acked."""
+    def can_ack(self, job: QueuedJob) -> bool:
+        """Return True if the channel of the job's message is still open."""
         return job.channel is self._channel
 
-    async def bury(self, job: QueuedJob) -> None:
-        """Hand a job to the router that may not be tried again; returns when the broker has it."""
+    async def dead_letter(self, job: QueuedJob) -> None:
+        """Hand a job without attempts left to the router; return when the broker has it."""
         safe = bool(job.request.flags & envelope.RETRY_SAFE)
         body = envelope.pack(envelope.REQUESTS, [job.request.raw])
         cause = EXHAUSTED if safe else NOT_RETRIED
-        await self._publisher.give_up(body, cause, None, queue=self._queues[job.level].name)
+        await self._publisher.publish_exception(body, cause, None, queue=self._queues[job.level].name)
 
-    def settle(self, group: Sequence[QueuedJob]) -> None:
-        """Ack the messages of these."""
+    def ack(self, group: Sequence[QueuedJob]) -> None:
+        """Ack the messages of jobs; a leased job has none."""
         channel = self._channel
         if channel is not None:
-            self._ack(channel, [h.tag for h in group if h.channel is channel and h.leased_at is None])
+            self._ack(channel, [job.tag for job in group if job.channel is channel and job.leased_at is None])
 
-    def give_back(self, group: Sequence[QueuedJob]) -> None:
-        """Have the messages of these delivered again, here or elsewhere; what is leased has none."""
+    def nack(self, group: Sequence[QueuedJob]) -> None:
+        """Have the messages of jobs delivered again, here or elsewhere; a leased job has none."""
         channel = self._channel
+        if channel is None:
+            return
         tags = [job.tag for job in group if job.channel is channel and job.leased_at is None]
-        if tags and channel is not None:
-            self._nack(channel, tags)
+        with contextlib.suppress(Unavailable):  # the channel has ended, so all of it is delivered again
+            for tag in tags:
+                if channel is self._channel and self._acks.nacked(tag):
+                    channel.nack(tag)
 
     def _ack(self, channel: Channel, tags: list[int]) -> None:
         if tags and channel is self._channel:
-            if not self._over:
-                asyncio.get_running_loop().call_later(ACK_DELAY_S, self._ack_all, channel)
-            self._over += tags
+            if not self._to_ack:
+                asyncio.get_running_loop().call_later(ACK_DELAY_S, self._flush_acks, channel)
+            self._to_ack += tags
 
-    def _ack_all(self, channel: Channel) -> None:
+    def _flush_acks(self, channel: Channel) -> None:
         if channel is self._channel:
-            tags, self._over = self._over, []
-            with contextlib.suppress(Unavailable):  # the channel is over: all of it is delivered again
+            tags, self._to_ack = self._to_ack, []
+            with contextlib.suppress(Unavailable):  # the channel has ended, so all of it is delivered again
                 for tag, multiple in self._acks.settle(tags):
                     channel.ack(tag, multiple=multiple)
 
-    def _give_back(self, before: float) -> None:
-        self.give_back(self._jobs.give_back(before))
+    def _requeue_waiting(self, received_before: float) -> None:
+        self.nack(self._jobs.release_waiting(received_before))
 
-    def _nack(self, channel: Channel, tags: list[int]) -> None:
-        with contextlib.suppress(Unavailable):  # as above
-            for tag in tags:
-                if channel is self._channel and self._acks.given_back(tag):
-                    channel.nack(tag)
-
-    # --- session and consumers -------------------------------------------------------------------------
+    # --- channel and consumers -------------------------------------------------------------------------
 
     async def _on_setup(self, channel: Channel) -> None:
         for queue in self._queues.values():
             await channel.declare(queue)
-        self._channel, self._acks, self._over, self._consumers = channel, AckTracker(), [], []
+        self._channel, self._acks, self._to_ack, self._consumers = channel, AckTracker(), [], []
         async with self._changing:
             if self._open and not self._consumers:
                 await self._consume(channel)
 
     def _on_down(self) -> None:
         self._channel, self._consumers = None, []
-        self._jobs.forget()
+        self._jobs.discard_waiting()
 
-    async def _change(self) -> None:
-        """Consumers as they are wanted now; a new prefetch needs new ones."""
+    async def _update_consumers(self) -> None:
+        """Start consumers with the desired prefetch if open, else cancel them."""
         async with self._changing:
             channel, consumers = self._channel, self._consumers
             if channel is None:
@@ -158,59 +156,56 @@ class JobConsumer:
                     await self._consume(channel)
 
     async def _consume(self, channel: Channel) -> None:
-        self._prefetch = self._wanted()
+        self._prefetch = self._desired_prefetch()
         for level, queue in self._queues.items():
             consumer = await channel.consume(queue, partial(self._on_job, level), prefetch=self._prefetch)
             self._consumers.append(consumer)
 
-    def _wanted(self) -> int:
+    def _desired_prefetch(self) -> int:
         assert self._scheduler is not None
         return job_prefetch(
             call_ms=self._scheduler.stats.call_ms.value,
             batch_mean=self._scheduler.stats.batch.value,
-            calls=job_calls(self._scheduler.in_flight),
-            batch=self._scheduler.batch,
+            calls=job_calls(self._scheduler.max_calls),
+            max_batch=self._scheduler.max_batch,
         )
 
     async def _retune(self) -> None:
         while True:
             await asyncio.sleep(RETUNE_S)
-            self._give_back(time.monotonic() - PATIENCE_S)
-            if self._consumers and worth_changing(self._prefetch, self._wanted()):
-                await self._change()
+            self._requeue_waiting(time.monotonic() - MAX_WAIT_S)
+            if self._consumers and worth_changing(self._prefetch, self._desired_prefetch()):
+                await self._update_consumers()
 
     # --- messages --------------------------------------------------------------------------------------
 
     def _on_job(self, level: Level, delivery: Delivery) -> Coroutine[Any, Any, None] | None:
         channel = self._channel
         if channel is None:
-            return None  # it came while the channel ends: unsettled, it is delivered again
+            return None  # the channel is ending: not settled, it is delivered again
         self._acks.delivered(delivery.tag)
         try:
             (frame,) = envelope.unpack(envelope.REQUESTS, delivery.body)
             request = envelope.read_request(frame)
         except ValueError as error:  # not an envelope, or not of one request
             log.error("undecodable job", extra={"problem": str(error)})
-            return self._on_undecodable(channel, delivery)
+            return self._reject(channel, delivery)
         if delivery.redelivered:
             REDELIVERED.inc()
         now = time.monotonic()
         known = self._jobs.by_id.get(request.id)
         if known is None:
-            token = os.urandom(TOKEN_SIZE)
-            self._jobs.add(
-                QueuedJob(request, level, channel, delivery.tag, delivery.redelivered, token, now, now)
-            )
-        elif known.leased_at is None and not self.is_open(known):
-            # Its channel had ended under it, and its message came back to us.
+            token, tag = os.urandom(TOKEN_SIZE), delivery.tag
+            self._jobs.add(QueuedJob(request, level, channel, tag, delivery.redelivered, token, now, now))
+        elif known.leased_at is None and not self.can_ack(known):
+            # The channel ended while the job ran, and this worker got its message again.
             known.channel, known.tag, known.delivered = channel, delivery.tag, now
         else:
             JOBS.labels("dropped").inc()
             self._ack(channel, [delivery.tag])
         return None
 
-    async def _on_undecodable(self, channel: Channel, delivery: Delivery) -> None:
-        await self._publisher.give_up(
-            delivery.body, UNDECODABLE, delivery.reply_to, queue=delivery.routing_key
-        )
+    async def _reject(self, channel: Channel, delivery: Delivery) -> None:
+        queue = delivery.routing_key
+        await self._publisher.publish_exception(delivery.body, UNDECODABLE, delivery.reply_to, queue=queue)
         self._ack(channel, [delivery.tag])

@@ -1,4 +1,4 @@
-"""The AMQP door of the worker: deliveries in, settled exactly once each."""
+"""Consumes a Deployment's requests over AMQP; each delivery is settled exactly once."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ from tidegate.kernel.broker.topology import CANCELS, WORKERS, Queue, cancels_que
 from tidegate.kernel.errors import Unavailable
 from tidegate.kernel.protocol import envelope
 from tidegate.kernel.protocol.envelope import Buffer, Reply, Request
+from tidegate.kernel.tasks import TaskSet
 
 log = telemetry.logger(__name__)
 
@@ -34,7 +35,7 @@ BLOCKED_POLL_S = 1.0
 
 
 class RequestConsumer:
-    """Consumes a Deployment's queue for as long as it is open."""
+    """Consumes a Deployment's queue of requests while it is open, and settles their deliveries."""
 
     def __init__(
         self,
@@ -54,79 +55,77 @@ class RequestConsumer:
         self._consumer: str | None = None
         self._prefetch = 0
         self._changing = asyncio.Lock()
-        self._changes: set[asyncio.Task[None]] = set()
+        self._tasks = TaskSet()
         self._frames = Mean(weight=0.1)
         self._retune_task: asyncio.Task[None] | None = None
         self._open = False
         self._scheduler: BatchScheduler | None = None
-        self._claim_fetcher = ClaimFetcher(claims, publisher, fetch_bytes, self._on_redeemed, self.settle)
+        self._claim_fetcher = ClaimFetcher(claims, publisher, fetch_bytes, self._on_fetched, self.settle)
         self._suspects = SuspectConsumer(queue, publisher, self)
-        # No confirms: a reply goes before the ack of its request, and the broker takes them in this order.
+        # No confirms: a reply precedes the ack of its request, and the broker takes them in this order.
         self.connection = Connection(amqp_url, "worker-in", self._on_setup, self._on_down, confirms=False)
 
-    def feed(self, scheduler: BatchScheduler) -> None:
-        """Where the requests go."""
+    def deliver_to(self, scheduler: BatchScheduler) -> None:
+        """Pass requests to this scheduler."""
         self._scheduler = scheduler
 
     def start(self) -> None:
-        """Connect; nothing is taken before :meth:`open`."""
+        """Connect; no request is consumed before :meth:`open`."""
         self.connection.start()
         self._suspects.start()
         self._retune_task = asyncio.create_task(self._retune(), name="retune")
 
     async def stop(self) -> None:
-        """Disconnect; what is unsettled goes back to the queue."""
+        """Disconnect; unsettled requests go back to the queue."""
         await tasks.end(self._retune_task)
         await self._suspects.stop()
         await self._claim_fetcher.stop()
         await self.connection.stop()
-        await asyncio.gather(*self._changes, return_exceptions=True)
+        await asyncio.gather(*self._tasks, return_exceptions=True)
 
     async def open(self) -> None:
-        """Take requests from now on."""
+        """Consume requests from now on."""
         self._open = True
-        await self._change()
+        await self._update_consumer()
 
     async def close(self) -> None:
-        """Take no more; what was delivered is still worked off and settled."""
+        """Consume no more; requests that were delivered still run and are settled."""
         self._open = False
-        await self._change()
+        await self._update_consumer()
 
-    def hand_back(self) -> None:
-        """Let other replicas have the requests that are in no call yet, if there are other replicas."""
-        handing = asyncio.create_task(self._handed_back(), name="hand back")
-        self._changes.add(handing)
-        handing.add_done_callback(self._changes.discard)
+    def requeue_waiting(self) -> None:
+        """Publish requests that are in no call for other replicas, if there are other replicas."""
+        self._tasks.start(self._requeue_waiting(), "requeue")
 
-    async def _handed_back(self) -> None:
+    async def _requeue_waiting(self) -> None:
         channel, scheduler = self._channel, self._scheduler
-        with contextlib.suppress(Unavailable):  # over: all of it is delivered again
+        with contextlib.suppress(Unavailable):  # the channel has ended, so all of it is delivered again
             if channel is None or scheduler is None or not await channel.consumers(self._queue):
                 return
-            # A model may be there again meanwhile: then they are run here.
+            # The model may be back by now; then the requests run here.
             waiting = [] if scheduler.serving else scheduler.take_waiting()
             for item in waiting:
-                await self._publisher.put_back(item.request, item.delivery.reply_to)
+                await self._publisher.requeue(item.request, item.delivery.reply_to)
                 self.settle([item])
             if waiting:
                 log.info("requests were handed back", extra={"requests": len(waiting)})
 
     @property
-    def isolating(self) -> tuple[Channel, BatchScheduler] | None:
-        """Return what suspects are run with; None while no request may be taken."""
+    def accepting(self) -> tuple[Channel, BatchScheduler] | None:
+        """Return the channel and the scheduler to run suspects with; None while no request may start."""
         channel, scheduler = self._channel, self._scheduler
         return (channel, scheduler) if self._open and channel is not None and scheduler is not None else None
 
     @property
     def unsettled(self) -> int:
-        """Deliveries not acked yet."""
+        """Return how many deliveries are not acked yet."""
         return len(self._acks)
 
-    def answer(self, group: list[QueuedRequest], by_gateway: Mapping[str, Sequence[Buffer | Reply]]) -> bool:
-        """Send small answers and settle their requests, all in one write; False: it has to go another way.
+    def reply(self, group: list[QueuedRequest], by_gateway: Mapping[str, Sequence[Buffer | Reply]]) -> bool:
+        """Send small replies and settle their requests, all in one write; return False if it cannot.
 
-        No confirm is waited for. What the broker has not read of this connection when it breaks is neither
-        answered nor acked, and so delivered again.
+        It waits for no confirm. If the connection breaks, what the broker has not read is neither replied to
+        nor acked, so it is delivered again.
         """
         channel = self._channel
         if channel is None or any(
@@ -145,34 +144,36 @@ class RequestConsumer:
                     )
             self.settle(group)
             return True
-        return False  # over, or blocked by an alarm: nothing was written
+        return False  # the channel has ended or an alarm blocks it: nothing was written
 
     def settle(self, group: list[QueuedRequest]) -> None:
-        """These requests are done; acks the deliveries that have no open request left."""
+        """Settle requests, and ack the deliveries that have no open request left."""
         tags = []
-        self._claim_fetcher.settled(group)
+        self._claim_fetcher.release(group)
         for item in group:
-            if item.settled:  # a call that was cancelled after it had answered some of its requests
+            if item.settled:  # its call was cancelled after some of its requests were replied to
                 continue
             item.settled = True
-            unacked = item.delivery
-            unacked.open -= 1
-            if unacked.open == 0 and unacked.channel is self._channel:
-                tags.append(unacked.tag)
+            delivery = item.delivery
+            delivery.open -= 1
+            if delivery.open == 0 and delivery.channel is self._channel:
+                tags.append(delivery.tag)
         if tags and self._channel is not None:
             self._ack(self._channel, tags)
 
     def _ack(self, channel: Channel, tags: list[int]) -> None:
         if channel is not self._channel:
-            return  # over: all of it is delivered again, and its tags mean other deliveries by now
-        with contextlib.suppress(Unavailable):  # the channel is over: all of it is delivered again
+            return  # all of it is delivered again; on the new channel its tags mean other deliveries
+        with contextlib.suppress(Unavailable):  # the channel has ended, so all of it is delivered again
             for tag, multiple in self._acks.settle(tags):
                 channel.ack(tag, multiple=multiple)
+
+    # --- channel and consumer --------------------------------------------------------------------------
 
     async def _on_setup(self, channel: Channel) -> None:
         await channel.declare(self._queue, bind=False)
         await channel.declare(suspects_queue(self._queue), bind=False)
-        # Their owners declare them. With the right to declare an exchange comes the right to delete it.
+        # Their owners declare the exchanges: the right to declare one includes the right to delete it.
         await channel.find(WORKERS)
         await channel.find(CANCELS)
         await channel.declare(self._cancels)
@@ -187,27 +188,25 @@ class RequestConsumer:
         self._channel = self._consumer = None
         self._claim_fetcher.clear()
         if self._scheduler is not None:
-            self._scheduler.forget()
+            self._scheduler.discard_waiting()
 
-    async def _change(self) -> None:
-        """A consumer as it is wanted now, or none; a new prefetch needs a new one.
+    async def _update_consumer(self) -> None:
+        """Start a consumer with the desired prefetch if open, else cancel it.
 
-        Returns before that is so when the broker, short of memory, reads nothing from this connection: it
-        will be so when the alarm is over.
+        Returns early if the broker, short of memory, reads nothing from this connection. The change follows
+        when the alarm is over.
         """
-        changing = asyncio.create_task(self._changed())
-        self._changes.add(changing)
-        changing.add_done_callback(self._changes.discard)
+        changing = self._tasks.start(self._replace_consumer())
         while not (await asyncio.wait({changing}, timeout=BLOCKED_POLL_S))[0]:
             if self._channel is not None and self._channel.blocked:
                 return
 
-    async def _changed(self) -> None:
+    async def _replace_consumer(self) -> None:
         async with self._changing:
             channel, consumer = self._channel, self._consumer
             if channel is None:
                 return
-            with contextlib.suppress(Unavailable):  # over, and the consumer with it
+            with contextlib.suppress(Unavailable):  # the channel has ended, and the consumer with it
                 if consumer is not None:
                     self._consumer = None
                     await channel.cancel(consumer)
@@ -215,40 +214,42 @@ class RequestConsumer:
                     await self._consume(channel)
 
     async def _consume(self, channel: Channel) -> None:
-        self._prefetch = self._wanted_prefetch()
+        self._prefetch = self._desired_prefetch()
         self._consumer = await channel.consume(self._queue, self._on_requests, prefetch=self._prefetch)
 
-    def _wanted_prefetch(self) -> int:
+    def _desired_prefetch(self) -> int:
         assert self._scheduler is not None
         scheduler = self._scheduler
         return prefetch(
             call_ms=scheduler.stats.call_ms.value,
             batch_mean=scheduler.stats.batch.value,
             frames_per_message=self._frames.value or 1.0,
-            in_flight=scheduler.in_flight,
-            company=scheduler.company,
-            batch=scheduler.batch,
+            max_calls=scheduler.max_calls,
+            awaited_batch=scheduler.awaited_batch,
+            max_batch=scheduler.max_batch,
         )
 
     async def _retune(self) -> None:
         while True:
             await asyncio.sleep(RETUNE_S)
-            if self._consumer is not None and worth_changing(self._prefetch, self._wanted_prefetch()):
-                await self._change()
+            if self._consumer is not None and worth_changing(self._prefetch, self._desired_prefetch()):
+                await self._update_consumer()
+
+    # --- deliveries ------------------------------------------------------------------------------------
 
     def _on_requests(self, delivery: Delivery) -> Coroutine[Any, Any, None] | None:
         channel = self._channel
         if channel is None or self._scheduler is None:
-            return None  # it came while the channel ends: unsettled, it is delivered again
+            return None  # the channel is ending: not settled, it is delivered again
         self._acks.delivered(delivery.tag)
         try:
             requests = [envelope.read_request(f) for f in envelope.unpack(envelope.REQUESTS, delivery.body)]
         except envelope.Undecodable as error:
             log.error("undecodable request envelope", extra={"problem": str(error)})
-            return self._refuse(channel, delivery)
+            return self._reject(channel, delivery)
         if delivery.redelivered:
             REDELIVERED.inc(len(requests))
-            return self._try_again(channel, delivery, requests)
+            return self._retry(channel, delivery, requests)
         self._frames.add(len(requests))
         unacked = UnackedDelivery(channel, delivery.tag, delivery.reply_to or "", len(requests))
         received = time.monotonic()
@@ -256,57 +257,22 @@ class RequestConsumer:
         for request in requests:
             item = QueuedRequest(request, unacked, received)
             if request.flags & envelope.CLAIM:
-                self._claim_fetcher.take(item)
+                self._claim_fetcher.start(item)
             else:
                 scheduler.add(item)
         return None
 
-    async def _refuse(self, channel: Channel, delivery: Delivery) -> None:
-        await self._publisher.give_up(delivery.body, UNDECODABLE, delivery.reply_to)
+    async def _reject(self, channel: Channel, delivery: Delivery) -> None:
+        await self._publisher.publish_exception(delivery.body, UNDECODABLE, delivery.reply_to)
         self._ack(channel, [delivery.tag])
 
-    async def _try_again(self, channel: Channel, delivery: Delivery, requests: list[Request]) -> None:
+    async def _retry(self, channel: Channel, delivery: Delivery, requests: list[Request]) -> None:
         for request in requests:
-            # Whether it was in a call then, and beside what, nobody knows.
+            # The worker that died may have run it or not, alone or beside others.
             await self._publisher.retry(request, delivery.reply_to or "", alone=False)
         self._ack(channel, [delivery.tag])
 
-    async def consume_alone(self, channel: Channel, queue: Queue, take: Callable[[Delivery], None]) -> str:
-        """Consume a queue one message at a time; return the consumer's tag."""
-        async with self._changing:  # of two that begin at once, one could get the other's prefetch
-            return await channel.consume(queue, take, prefetch=1)
-
-    async def take_alone(self, channel: Channel, delivery: Delivery) -> QueuedRequest | None:
-        """Return the request of a suspect's delivery, whole; None: it is settled, and not to be run."""
-        if channel is not self._channel:
-            return None  # over: it is delivered again
-        self._acks.delivered(delivery.tag)
-        try:
-            (frame,) = envelope.unpack(envelope.REQUESTS, delivery.body)
-            request = envelope.read_request(frame)
-        except ValueError as error:  # not an envelope, or not of one request
-            log.error("undecodable suspect", extra={"problem": str(error)})
-            await self._refuse(channel, delivery)
-            return None
-        if delivery.redelivered:
-            REDELIVERED.inc()
-            await self._publisher.retry(request, delivery.reply_to or "", alone=True)
-            self._ack(channel, [delivery.tag])
-            return None
-        item = QueuedRequest(
-            request, UnackedDelivery(channel, delivery.tag, delivery.reply_to or "", 1), time.monotonic()
-        )
-        # It waits for no room: what fills that waits for this to end.
-        if request.flags & envelope.CLAIM and not await self._claim_fetcher.fetch(item):
-            return None
-        return item
-
-    async def put_back(self, item: QueuedRequest) -> None:
-        """Publish a suspect again that was not run, unchanged."""
-        await self._publisher.suspect(item.request, item.request.attempt, item.delivery.reply_to)
-        self.settle([item])
-
-    def _on_redeemed(self, item: QueuedRequest) -> None:
+    def _on_fetched(self, item: QueuedRequest) -> None:
         if self._scheduler is not None and item.delivery.channel is self._channel:
             self._scheduler.add(item)
 
@@ -315,3 +281,39 @@ class RequestConsumer:
             ids = [bytes(frame) for frame in envelope.unpack(envelope.CANCELS, delivery.body)]
             if self._scheduler is not None:
                 self._scheduler.cancel(ids)
+
+    # --- suspects --------------------------------------------------------------------------------------
+
+    async def consume_single(self, channel: Channel, queue: Queue, take: Callable[[Delivery], None]) -> str:
+        """Consume a queue one message at a time; return the consumer's tag."""
+        async with self._changing:  # if two consumers start at once, one could get the other's prefetch
+            return await channel.consume(queue, take, prefetch=1)
+
+    async def read_suspect(self, channel: Channel, delivery: Delivery) -> QueuedRequest | None:
+        """Return the complete request of a suspect's delivery; None if it is settled and must not run."""
+        if channel is not self._channel:
+            return None  # the channel has ended, so it is delivered again
+        self._acks.delivered(delivery.tag)
+        try:
+            (frame,) = envelope.unpack(envelope.REQUESTS, delivery.body)
+            request = envelope.read_request(frame)
+        except ValueError as error:  # not an envelope, or not of one request
+            log.error("undecodable suspect", extra={"problem": str(error)})
+            await self._reject(channel, delivery)
+            return None
+        if delivery.redelivered:
+            REDELIVERED.inc()
+            await self._publisher.retry(request, delivery.reply_to or "", alone=True)
+            self._ack(channel, [delivery.tag])
+            return None
+        unacked = UnackedDelivery(channel, delivery.tag, delivery.reply_to or "", 1)
+        item = QueuedRequest(request, unacked, time.monotonic())
+        # Not bounded: the requests that fill the bound wait for this one to end.
+        if request.flags & envelope.CLAIM and not await self._claim_fetcher.fetch(item):
+            return None
+        return item
+
+    async def requeue_suspect(self, item: QueuedRequest) -> None:
+        """Publish a suspect that did not run again, unchanged."""
+        await self._publisher.publish_suspect(item.request, item.request.attempt, item.delivery.reply_to)
+        self.settle([item])

@@ -1,7 +1,7 @@
-"""Requests that were lost with a worker or a model server: run one at a time, with nothing beside them.
+"""Runs requests that were lost with a worker or a model server, one at a time, with nothing beside them.
 
 The queue of suspects is read only while nothing else is in the model, one message at a time, and each runs at
-once. So a message that comes redelivered was alone in the model when its worker died, and is charged for it.
+once. So a redelivered message was alone in the model when its worker died, and the loss is charged to it.
 """
 
 from __future__ import annotations
@@ -10,107 +10,105 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 from services.worker.adapters.reply_publisher import ReplyPublisher
+from services.worker.application.batch_scheduler import BatchScheduler
 from services.worker.domain.backlog import QueuedRequest
 from tidegate.kernel import tasks, telemetry
 from tidegate.kernel.broker.connection import Channel, Delivery
 from tidegate.kernel.broker.topology import Queue, suspects_queue
 from tidegate.kernel.errors import Unavailable
 
-if TYPE_CHECKING:
-    from services.worker.application.batch_scheduler import BatchScheduler
-
 log = telemetry.logger(__name__)
 
-# How often a worker looks for suspects that another one has published.
+# How often a worker looks for suspects that another worker has published.
 LOOK_S = 1.0
-# After so long other requests get as much time as the suspects had.
+# After so much time for suspects, other requests get as much.
 TURN_S = 2.0
-# How long nothing else is begun beside a suspect that runs. What kills, kills soon.
+# Nothing else starts beside a suspect for this long. A request that kills its worker does so soon.
 HOLD_S = 5.0
 EMPTY_S = 0.05
 
 
-class Door(Protocol):
+class SuspectDeliveries(Protocol):
     """Reads and settles the deliveries of suspects."""
 
     @property
-    def isolating(self) -> tuple[Channel, BatchScheduler] | None:
-        """Return what suspects are run with; None while no request may be taken."""
+    def accepting(self) -> tuple[Channel, BatchScheduler] | None:
+        """Return the channel and the scheduler to run suspects with; None while no request may start."""
 
-    async def consume_alone(self, channel: Channel, queue: Queue, take: Callable[[Delivery], None]) -> str:
+    async def consume_single(self, channel: Channel, queue: Queue, take: Callable[[Delivery], None]) -> str:
         """Consume a queue one message at a time; return the consumer's tag."""
 
-    async def take_alone(self, channel: Channel, delivery: Delivery) -> QueuedRequest | None:
-        """Return the request of a delivery; None: it is settled, and not to be run."""
+    async def read_suspect(self, channel: Channel, delivery: Delivery) -> QueuedRequest | None:
+        """Return the request of a delivery; None if it is settled and must not run."""
 
-    async def put_back(self, item: QueuedRequest) -> None:
-        """Publish a suspect again that was not run."""
+    async def requeue_suspect(self, item: QueuedRequest) -> None:
+        """Publish a suspect that did not run again."""
 
 
 class SuspectConsumer:
     """Looks for suspects of a Deployment and runs them."""
 
-    def __init__(self, queue: Queue, publisher: ReplyPublisher, door: Door) -> None:
+    def __init__(self, queue: Queue, publisher: ReplyPublisher, deliveries: SuspectDeliveries) -> None:
         self._queue = suspects_queue(queue)
         self._publisher = publisher
-        self._door = door
+        self._deliveries = deliveries
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
-        """Begin."""
+        """Start to look for suspects."""
         self._task = asyncio.create_task(self._run(), name="suspects")
 
     async def stop(self) -> None:
-        """End; what runs stays unsettled."""
+        """Stop; a suspect that runs stays unsettled."""
         await tasks.end(self._task)
 
     async def _run(self) -> None:
-        # A worker that has just begun takes at once what the one before it has left.
-        sure = True
+        # A worker that has just started takes at once what the one before it has left.
+        at_once = True
         while True:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._publisher.suspected.wait(), LOOK_S)
-                sure = True
+                at_once = True
             self._publisher.suspected.clear()
             try:
-                sure = await self._look(sure=sure)
+                at_once = await self._look(at_once=at_once)
             except Unavailable as error:
                 log.info("suspects wait for the broker", extra={"problem": error.message})
             except Exception:
                 log.exception("suspects were not run; the next look tries again")
 
-    async def _look(self, *, sure: bool) -> bool:
-        """Run what is there, by turns with everything else; return whether the next look is to be ``sure``.
+    async def _look(self, *, at_once: bool) -> bool:
+        """Run the suspects in the queue, by turns with other requests; return the next look's ``at_once``.
 
-        Those of another worker are left to it unless they are still there at the next look: to isolate a call
-        costs every worker that does it a pause.
+        Suspects of another worker are left to it, unless they are still there at the next look: each worker
+        that isolates a call has to pause.
         """
-        while (found := self._door.isolating) is not None:
-            channel, scheduler = found
+        while (accepting := self._deliveries.accepting) is not None:
+            channel, scheduler = accepting
             if not scheduler.serving or channel.blocked:
-                return sure
+                return at_once
             if not await channel.depth(self._queue):
                 return False
-            if not sure:
+            if not at_once:
                 return True
             began = time.monotonic()
             async with scheduler.alone():
-                running = await self._turn(channel, scheduler)
+                running = await self._run_turn(channel, scheduler)
             if running is not None:
                 await asyncio.wait({running})
             await asyncio.sleep(min(time.monotonic() - began, TURN_S))
-        return sure
+        return at_once
 
-    async def _turn(self, channel: Channel, scheduler: BatchScheduler) -> asyncio.Task[None] | None:
-        """Run suspects until there are none, or time is up; return the call that has not ended by then."""
+    async def _run_turn(self, channel: Channel, scheduler: BatchScheduler) -> asyncio.Task[None] | None:
+        """Run suspects until none is left or the turn is over; return a call that goes on after that."""
         arrived: asyncio.Queue[Delivery] = asyncio.Queue()
         ends_at = time.monotonic() + TURN_S
         running = None
-        consumer = await self._door.consume_alone(channel, self._queue, arrived.put_nowait)
-        while running is None and time.monotonic() < ends_at and self._goes_on(channel, scheduler):
+        consumer = await self._deliveries.consume_single(channel, self._queue, arrived.put_nowait)
+        while running is None and time.monotonic() < ends_at and self._may_run(channel, scheduler):
             try:
                 delivery = await asyncio.wait_for(arrived.get(), EMPTY_S)
             except TimeoutError:
@@ -119,27 +117,27 @@ class SuspectConsumer:
             else:
                 running = await self._run_one(channel, scheduler, delivery)
         await channel.cancel(consumer)
-        # One more may have come meanwhile. It has not run, so it must not look as if it had.
+        # One more may have come meanwhile. It has not run, so it must not come redelivered.
         while not arrived.empty():
-            item = await self._door.take_alone(channel, arrived.get_nowait())
+            item = await self._deliveries.read_suspect(channel, arrived.get_nowait())
             if item is not None:
-                await self._door.put_back(item)
+                await self._deliveries.requeue_suspect(item)
         return running
 
     async def _run_one(
         self, channel: Channel, scheduler: BatchScheduler, delivery: Delivery
     ) -> asyncio.Task[None] | None:
-        """Run one; return its call if that goes on for longer than everything else can be held up."""
-        item = await self._door.take_alone(channel, delivery)
+        """Run a suspect; return its call if it lasts longer than ``HOLD_S``."""
+        item = await self._deliveries.read_suspect(channel, delivery)
         if item is None:
             return None
         if not scheduler.serving:
-            await self._door.put_back(item)
+            await self._deliveries.requeue_suspect(item)
             return None
         call = scheduler.call_alone(item)
         if call is not None:
             await asyncio.wait({call}, timeout=HOLD_S)
         return call if call is not None and not call.done() else None
 
-    def _goes_on(self, channel: Channel, scheduler: BatchScheduler) -> bool:
-        return self._door.isolating == (channel, scheduler) and scheduler.serving
+    def _may_run(self, channel: Channel, scheduler: BatchScheduler) -> bool:
+        return self._deliveries.accepting == (channel, scheduler) and scheduler.serving

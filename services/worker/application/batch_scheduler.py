@@ -1,7 +1,7 @@
-"""The worker's work: take what waits, call the model, answer, settle.
+"""Runs requests: take them from the backlog, call the model, reply, settle their deliveries.
 
-Every rule (deadline, retry, cancel) holds for each request, never for a whole message. A delivery is acked
-when each of its requests was answered, given up as expired, or published again alone; it is never nacked.
+Deadlines, retries and cancellations apply to single requests, never to a whole message. A delivery is acked
+once each of its requests was answered, has expired, or was published again; it is never nacked.
 """
 
 from __future__ import annotations
@@ -18,377 +18,375 @@ from contextlib import asynccontextmanager
 from services.worker.adapters.metrics import ANSWERED, SUSPECTS
 from services.worker.adapters.model import Model
 from services.worker.adapters.reply_publisher import ReplyPublisher
-from services.worker.adapters.request_log import failed, note
+from services.worker.adapters.request_log import log_failure, log_request
 from services.worker.application.job_scheduler import JobScheduler
-from services.worker.application.model_calls import answers, as_told, divided, measure
+from services.worker.application.model_calls import (
+    CallFailure,
+    count_failure,
+    count_success,
+    decide_failure,
+    replies_to,
+)
 from services.worker.application.stream_scheduler import StreamScheduler
 from services.worker.domain.backlog import Backlog, QueuedRequest
-from services.worker.domain.concurrency import calls_in_flight, job_calls
-from services.worker.domain.split import RowMismatch
+from services.worker.domain.concurrency import CallLimits, calls_in_flight, effective_concurrency, job_calls
 from services.worker.domain.statistics import WorkStats
 from tidegate.kernel import tasks, telemetry
-from tidegate.kernel.errors import (
-    BadRequest,
-    DeadlinePassed,
-    ModelFailed,
-    PayloadTooLarge,
-    TidegateError,
-    Unavailable,
-)
+from tidegate.kernel.errors import TidegateError
 from tidegate.kernel.protocol import envelope
 from tidegate.kernel.protocol.envelope import Buffer, Reply
 
 log = telemetry.logger(__name__)
 
 Settle = Callable[[list[QueuedRequest]], None]
-Answer = Callable[[list[QueuedRequest], Mapping[str, Sequence[Buffer | Reply]]], bool]
-Lost = Callable[[Model], None]
+SendReplies = Callable[[list[QueuedRequest], Mapping[str, Sequence[Buffer | Reply]]], bool]
+OnLost = Callable[[Model], None]
 
-# A suspect waits so long for what runs already. A call or stream that takes longer has killed nobody so far.
+# A suspect waits this long for open calls to end. A call that takes longer is not the one that kills workers.
 OTHERS_END_S = 5.0
+CANCELLED_KEPT_S = 60.0
 
 
 class BatchScheduler:
-    """Runs the model over the backlog. ``model`` None: Triton is away, the backlog waits.
+    """Runs the model over the backlog. While Triton is away there is no model, and the backlog waits.
 
-    ``answer`` sends replies and settles their requests; where it does not take them, the outbox sends them
-    and ``settle`` follows.
+    ``send_replies`` sends small replies and settles their requests in one write. If it returns False, the
+    publisher sends them and ``settle`` follows.
 
-    ``on_lost`` is called with a model whose server was gone in the middle of a call; nothing is called
-    then until :meth:`use`. ``max_concurrency``: requests in calls at once, at most. ``streams``: how many
-    a decoupled model may have at once; 0: it is not decoupled.
+    ``on_lost`` is called with a model whose server ended during a call. No call starts then until
+    :meth:`use` is called with a model.
     """
 
     def __init__(
         self,
         publisher: ReplyPublisher,
         settle: Settle,
-        answer: Answer,
+        send_replies: SendReplies,
+        limits: CallLimits,
         *,
-        max_rows: int,
-        window_s: float,
-        instances: int,
-        on_lost: Lost,
-        max_concurrency: int | None = None,
-        streams: int = 0,
+        on_lost: OnLost,
         jobs: JobScheduler | None = None,
     ) -> None:
         self._publisher = publisher
         self._settle = settle
-        self._answer = answer
-        self._max_rows = max_rows
-        self._window_s = window_s
-        self._instances = instances
-        self._max_concurrency = max_concurrency
+        self._send_replies = send_replies
+        self._limits = limits
+        self._max_rows = limits.max_rows
         self._on_lost = on_lost
-        self._working = self._due = False
-        self._window_ends: asyncio.TimerHandle | None = None
+        self._running = self._start_due = False
+        self._window_timer: asyncio.TimerHandle | None = None
         self._calls: dict[asyncio.Task[None], list[QueuedRequest]] = {}
-        self._withdrawn: set[asyncio.Task[None]] = set()
+        self._cancelled_calls: set[asyncio.Task[None]] = set()
         self._cancelled: dict[bytes, float] = {}
         self._model: Model | None = None
         self._isolating = asyncio.Lock()
-        self._withheld = self._died_alone = False
+        self._paused = self._died_alone = False
         self._jobs = jobs
-        # The model server was lost while a suspect ran alone in it.
+        # True if the model server was lost while a suspect ran alone in it.
         self.suspect_died = False
         self.backlog = Backlog()
         self.stats = jobs.stats if jobs is not None else WorkStats()
         if jobs is not None:
-            jobs.wake, jobs.lost, jobs.alone = self._wake, self._lose, self.alone
+            jobs.wake, jobs.on_lost, jobs.alone = self._wake, self._on_model_lost, self.alone
         self.streams = StreamScheduler(
             publisher,
             settle,
             self.stats,
-            limit=streams,
+            limit=limits.streams,
             cancelled=lambda id_: id_ in self._cancelled,
-            lost=self._lose,
+            on_lost=self._on_model_lost,
             died_alone=lambda: self._died_alone,
         )
 
     @property
     def serving(self) -> bool:
-        """Return whether there is a model to call."""
-        return self._working and self._model is not None
+        """Return True if there is a model to call."""
+        return self._running and self._model is not None
 
     @property
     def in_hand(self) -> int:
-        """Requests that wait here or are in a call."""
+        """Return how many requests and jobs wait here or are in a call."""
         calls = sum(len(group) for group in self._calls.values())
-        return len(self.backlog) + calls + self.streams.in_hand + (len(self._jobs.by_id) if self._jobs else 0)
+        jobs = len(self._jobs.by_id) if self._jobs else 0
+        return len(self.backlog) + calls + self.streams.in_hand + jobs
 
     @property
-    def in_flight(self) -> int:
-        """How many calls may be open at once."""
-        return self.streams.limit or calls_in_flight(
-            instances=self._instances, batches=self._max_rows > 0, call_ms=self.stats.call_ms.value
+    def max_calls(self) -> int:
+        """Return how many calls may be open at once."""
+        limits = self._limits
+        return limits.streams or calls_in_flight(
+            instances=limits.instances, batches=limits.max_rows > 0, call_ms=self.stats.call_ms.value
         )
 
     @property
-    def company(self) -> int:
-        """Requests that a call waits for before it starts; 0: it takes what is there."""
-        return self._max_rows if self._window_s else 0
+    def awaited_batch(self) -> int:
+        """Return how many requests a call waits for before it starts; 0: it starts with what is there."""
+        return self._max_rows if self._limits.window_s else 0
 
     @property
-    def batch(self) -> int:
-        """Requests that a call can take together; 0: the model has no batch axis."""
+    def max_batch(self) -> int:
+        """Return how many requests fit into one call; 0: the model has no batch axis."""
         return self._max_rows
 
+    @property
+    def effective_concurrency(self) -> float:
+        """Return how many requests share the duration of one call when the model is fully loaded."""
+        return effective_concurrency(
+            instances=self._limits.instances,
+            batch=self._max_rows,
+            call_rows=self.stats.rows.value,
+            call_requests=self.stats.batch.value,
+            open_calls=self.stats.open_calls.value,
+            max_concurrency=self._limits.max_concurrency,
+        )
+
     def start(self) -> None:
-        """Begin to work."""
-        self._working = True
+        """Start to run requests."""
+        self._running = True
         self._wake()
 
     async def stop(self) -> None:
-        """Stop at once; what is in hand stays unsettled and goes back to the queue."""
-        self._working = False
+        """Stop at once; requests in hand stay unsettled and go back to the queue."""
+        self._running = False
         await tasks.end(*self._calls)
         await self.streams.stop()
         if self._jobs is not None:
             await self._jobs.stop()
 
-    async def drained(self) -> None:
-        """Return when nothing is in hand any more."""
-        while self.in_hand:
-            await asyncio.sleep(0.005)
-
     def use(self, model: Model | None) -> None:
-        """The model to call from now on, or None while there is none."""
+        """Call this model from now on, or none while it is None."""
         self._model = model
         self.streams.use(model)
         if self._jobs is not None:
             self._jobs.use(model)
         self._wake()
 
-    def lose(self) -> None:
-        """Begin no more calls: an attempt on a server that is gone would count as one that killed it."""
+    def lose_model(self) -> None:
+        """Start no more calls: each would count as an attempt on a server that is gone."""
         if self._model is not None:
             self._died_alone = self._open_calls() == 1
-            self.suspect_died = self._died_alone and self._withheld
+            self.suspect_died = self._died_alone and self._paused
             self.use(None)
 
-    def _lose(self, model: Model) -> None:
+    def _on_model_lost(self, model: Model) -> None:
         if self._model is model:
-            self.lose()
+            self.lose_model()
             self._on_lost(model)
 
     def take_waiting(self) -> list[QueuedRequest]:
-        """Take out the requests that are in no call yet, for other replicas."""
+        """Remove and return the requests that are in no call yet, for other replicas."""
         return [*self.backlog.take_all(), *self.streams.take_waiting()]
 
     def _open_calls(self) -> int:
-        return len(self._calls) + self.streams.running + (self._jobs.calling if self._jobs else 0)
+        return len(self._calls) + self.streams.running + (self._jobs.open_calls if self._jobs else 0)
 
-    def waiting(self) -> list[float]:
-        """Return for how many seconds the callers of each open call wait; jobs and streams wait for ever."""
+    def caller_timeouts_s(self) -> list[float]:
+        """Return the longest timeout of the callers of each open call, in seconds from its arrival.
+
+        Jobs and streams have no such timeout: infinity.
+        """
         offset = time.monotonic() - time.time()
-        found = [
+        timeouts = [
             max(item.request.deadline_ms / 1e3 + offset - item.received for item in group)
             for group in self._calls.values()
         ]
-        return found + [math.inf] * (self.streams.running + (self._jobs.calling if self._jobs else 0))
+        return timeouts + [math.inf] * (self.streams.running + (self._jobs.open_calls if self._jobs else 0))
 
     @asynccontextmanager
     async def alone(self) -> AsyncIterator[None]:
-        """Begin nothing in the body but what :meth:`call_alone` does, so that a loss can be charged to it.
+        """Start nothing but :meth:`call_alone` in the body, so that a loss can be charged to that request.
 
-        What runs is waited for up to ``OTHERS_END_S``, and until there is room for one request.
+        First waits up to ``OTHERS_END_S`` for open calls to end, and until one more request may run.
         """
         async with self._isolating:
-            self._withheld = self.streams.withheld = True
+            self._paused = self.streams.paused = True
             try:
                 others_end = time.monotonic() + OTHERS_END_S
-                while self._open_calls() and (time.monotonic() < others_end or not self._free()):
+                while self._open_calls() and (time.monotonic() < others_end or not self._free_requests()):
                     await asyncio.sleep(0.002)
                 yield
             finally:
-                self._withheld = False
-                self.streams.go_on()
+                self._paused = False
+                self.streams.resume()
                 self._wake()
 
     def call_alone(self, item: QueuedRequest) -> asyncio.Task[None] | None:
-        """Begin a request within :meth:`alone`; None: nobody waits for it any more, it is settled."""
+        """Start a request within :meth:`alone`. Return None if its caller waits no more; it is settled."""
         assert self._model is not None
-        if not (group := self._live([item])):
+        if not (group := self._drop_unwanted([item])):
             return None
         SUSPECTS.inc()
-        if self.streams.limit and item.request.flags & envelope.STREAM:
-            return self.streams.begin(self._model, item)
-        return self._begin_call(self._model, group)
+        if self._limits.streams and item.request.flags & envelope.STREAM:
+            return self.streams.start(self._model, item)
+        return self._start_call(self._model, group)
 
     def add(self, item: QueuedRequest) -> None:
-        """Take a request in."""
-        if self.streams.limit and item.request.flags & envelope.STREAM:
+        """Queue a request."""
+        if self._limits.streams and item.request.flags & envelope.STREAM:
             self.streams.add(item)
             return
         self.backlog.add(item)
         self._wake()
 
     def cancel(self, ids: list[bytes]) -> None:
-        """Callers have gone: skip what waits; end a call when all of its requests are cancelled."""
-        horizon = time.monotonic()
-        self._cancelled = {id_: at for id_, at in self._cancelled.items() if horizon - at < 60.0}
-        self._cancelled |= dict.fromkeys(ids, horizon)
+        """Skip cancelled requests that wait; cancel a call if all of its requests are cancelled."""
+        now = time.monotonic()
+        self._cancelled = {id_: at for id_, at in self._cancelled.items() if now - at < CANCELLED_KEPT_S}
+        self._cancelled |= dict.fromkeys(ids, now)
         for task, group in self._calls.items():
             if all(item.request.id in self._cancelled for item in group):
-                self._withdrawn.add(task)
+                self._cancelled_calls.add(task)
                 task.cancel()
         self.streams.cancel()
         if self._jobs is not None:
             self._jobs.cancel(ids)
 
-    def forget(self) -> None:
-        """Forget what waits: its channel has ended and the broker delivers it again."""
+    def discard_waiting(self) -> None:
+        """Discard requests that wait: their channel has ended, so the broker delivers them again."""
         self.backlog.clear()
-        self.streams.clear()
+        self.streams.discard_waiting()
 
     def _wake(self) -> None:
-        """Something has changed: look, at the end of this turn of the event loop, what can begin."""
-        if self._working and not self._due:
-            self._due = True
-            asyncio.get_running_loop().call_soon(self._begin)
+        """Start calls at the end of this turn of the event loop."""
+        if self._running and not self._start_due:
+            self._start_due = True
+            asyncio.get_running_loop().call_soon(self._start_calls)
 
-    def _begin(self) -> None:
-        self._due = False
-        if not self._working or self._withheld:
+    def _start_calls(self) -> None:
+        self._start_due = False
+        if not self._running or self._paused:
             return
-        while (model := self._model) is not None and len(self.backlog) and self._room() and self._free():
-            if self._in_company():
+        while (
+            (model := self._model) is not None
+            and len(self.backlog)
+            and self._free_calls()
+            and self._free_requests()
+        ):
+            if self._waits_for_batch():
                 return
-            group = self._live(self.backlog.take(min(self._max_rows, self._free())))
+            group = self._drop_unwanted(self.backlog.take(min(self._max_rows, self._free_requests())))
             if group:
-                self._begin_call(model, group)
+                self._start_call(model, group)
         if self._jobs is not None:
-            self._jobs.begin(self._room(), job_calls(self.in_flight), self._free())
+            self._jobs.start_calls(self._free_calls(), job_calls(self.max_calls), self._free_requests())
 
-    def _begin_call(self, model: Model, group: list[QueuedRequest]) -> asyncio.Task[None]:
+    def _start_call(self, model: Model, group: list[QueuedRequest]) -> asyncio.Task[None]:
         task = asyncio.create_task(self._call(model, group))
         self._calls[task] = group
-        task.add_done_callback(self._called)
+        task.add_done_callback(self._on_call_done)
         return task
 
-    def _room(self) -> int:
-        """Calls that may be opened now. Whoever waits for an answer goes first; jobs take what is left."""
-        return max(0, self.in_flight - len(self._calls) - (self._jobs.calling if self._jobs else 0))
+    def _free_calls(self) -> int:
+        """Return how many calls may start now. Interactive requests go first; jobs take what is left."""
+        return max(0, self.max_calls - len(self._calls) - (self._jobs.open_calls if self._jobs else 0))
 
-    def _free(self) -> int:
-        """Requests that calls may take now, so that no more are in calls than the Deployment allows."""
-        if self._max_concurrency is None:
+    def _free_requests(self) -> int:
+        """Return how many more requests may be in calls, by the Deployment's ``max_concurrency``."""
+        if self._limits.max_concurrency is None:
             return sys.maxsize
-        held = sum(map(len, self._calls.values())) + (self._jobs.in_calls if self._jobs else 0)
-        return max(0, self._max_concurrency - held)
+        in_calls = sum(map(len, self._calls.values())) + (self._jobs.in_calls if self._jobs else 0)
+        return max(0, self._limits.max_concurrency - in_calls)
 
-    def _called(self, task: asyncio.Task[None]) -> None:
+    def _on_call_done(self, task: asyncio.Task[None]) -> None:
         group = self._calls.pop(task)
         self._wake()
-        withdrawn = task in self._withdrawn
-        self._withdrawn.discard(task)
+        cancelled = task in self._cancelled_calls
+        self._cancelled_calls.discard(task)
         if task.cancelled():
-            if withdrawn:  # else the worker stops: unsettled, it goes back to the queue
+            if cancelled:  # otherwise the worker stops, and unsettled requests go back to the queue
                 self._settle(group)
         elif (error := task.exception()) is not None:
-            # Unsettled: the broker delivers it again, as another attempt.
+            # Not settled, so the broker delivers them again as another attempt.
             log.error("a call ended unexpectedly", exc_info=error)
 
-    def _in_company(self) -> bool:
-        """Whether a call waits for company, if the Deployment asks for it: latency for fuller batches."""
-        oldest = self.backlog.oldest() if self._window_s else None
+    def _waits_for_batch(self) -> bool:
+        """Return True while the Deployment's batching window delays the next call, for a fuller batch."""
+        oldest = self.backlog.oldest() if self._limits.window_s else None
         if oldest is None or oldest.request.rows == 0 or self.backlog.rows_at_head() >= self._max_rows:
             return False
-        left = oldest.received + self._window_s - time.monotonic()
+        left = oldest.received + self._limits.window_s - time.monotonic()
         if left > 0:
-            if self._window_ends is not None:
-                self._window_ends.cancel()  # it may be another's, who was due later
-            self._window_ends = asyncio.get_running_loop().call_later(left, self._wake)
+            if self._window_timer is not None:
+                self._window_timer.cancel()  # it may be set for another request, which was due later
+            self._window_timer = asyncio.get_running_loop().call_later(left, self._wake)
         return left > 0
 
-    def _live(self, group: list[QueuedRequest]) -> list[QueuedRequest]:
-        """Without those whose deadline has passed or whose caller has gone; these are settled unanswered."""
+    def _drop_unwanted(self, group: list[QueuedRequest]) -> list[QueuedRequest]:
+        """Return the group without expired and cancelled requests; those are settled without a reply."""
         now_ms = time.time() * 1e3
-        live, gone = [], []
+        wanted, unwanted = [], []
         for item in group:
             if item.request.deadline_ms <= now_ms:
                 ANSWERED.labels("expired").inc()
-                gone.append(item)
+                unwanted.append(item)
             elif self._cancelled and item.request.id in self._cancelled:
                 ANSWERED.labels("cancelled").inc()
-                gone.append(item)
+                unwanted.append(item)
             else:
-                live.append(item)
-        if gone:
-            self._settle(gone)
-        return live
+                wanted.append(item)
+        if unwanted:
+            self._settle(unwanted)
+        return wanted
 
     async def _call(self, model: Model, group: list[QueuedRequest]) -> None:
         started = time.monotonic()
-        self.stats.open_calls.add(len(self._calls) + (self._jobs.calling if self._jobs else 0))
+        self.stats.open_calls.add(len(self._calls) + (self._jobs.open_calls if self._jobs else 0))
         timeout_s = max(max(item.request.deadline_ms for item in group) / 1e3 - time.time(), 0.001)
         try:
             answer = await model.call([item.request for item in group], timeout_s)
             spent = time.monotonic() - started
-            frames = answers(group, answer, started, spent)
-        except (BadRequest, ModelFailed, PayloadTooLarge, RowMismatch, envelope.Undecodable) as error:
-            await self._on_model_error(model, group, error)
-            return
-        except DeadlinePassed:
-            self._count("expired", group)
-            self._settle(group)
-            return
-        except Unavailable:
-            # Triton is gone in the middle of a call: any of these may be what killed it.
-            self._lose(model)
-            for item in group:
-                note(logging.WARNING, "request lost its model server", item.request, shared=len(group))
-            await self._publisher.again(group, alone=self._died_alone and len(group) == 1)
-            self._settle(group)
-            return
+            replies = replies_to(group, answer, started, spent)
         except Exception as error:
-            # Nobody thought of it. Its caller is told: unsettled, it would hold a place here for ever.
-            ids = [telemetry.shown_id(item.request.trace) for item in group[:16]]
-            log.exception("a call failed unexpectedly", extra={"request_ids": ids})
-            await self._on_model_error(model, group, ModelFailed(f"the request could not be run: {error!r}"))
+            await self._on_failure(model, decide_failure(group, error, "the request could not be run"))
             return
-        # Whoever waits goes first, but it is measured before the broker confirms what it has to confirm.
-        rest = self._reply(group, frames)
-        measure(self.stats, group, started, spent)
+        # Reply first, and measure before the broker confirms what the publisher still has to send.
+        unsent = self._reply(group, replies)
+        count_success(self.stats, group, started, spent)
         self._count("ok", group)
-        if rest:
-            await self._reply_by_outbox(group, rest)
+        if unsent:
+            await self._publish_replies(group, unsent)
 
-    async def _on_model_error(self, model: Model, group: list[QueuedRequest], error: Exception) -> None:
-        """A bad request must not fail its neighbours."""
-        over, again = divided(group)
-        told = as_told(error, len(group))
-        for item in over:
-            await self._tell(item, failed(item.request, told))
-        for item in again:
-            if self._model is not model:  # one of them before it took the server along
+    async def _on_failure(self, model: Model, failure: CallFailure[QueuedRequest]) -> None:
+        if failure.expired:
+            self._count("expired", failure.expired)
+            self._settle(list(failure.expired))
+        if failure.lost:
+            self._on_model_lost(model)
+            for item in failure.lost:
+                shared = len(failure.lost)
+                log_request(logging.WARNING, "request lost its model server", item.request, shared=shared)
+            alone = self._died_alone and len(failure.lost) == 1
+            await self._publisher.publish_lost(failure.lost, alone=alone)
+            self._settle(list(failure.lost))
+        for item in failure.failed:
+            await self._reply_failure(item, log_failure(item.request, failure.error))
+        for item in failure.retried:
+            if self._model is not model:  # a retry before this one ended the server
                 self.add(item)
-            elif self._live([item]):
+            elif self._drop_unwanted([item]):
                 await self._call(model, [item])
 
-    async def _tell(self, item: QueuedRequest, error: TidegateError) -> None:
+    async def _reply_failure(self, item: QueuedRequest, error: TidegateError) -> None:
         request = item.request
-        self.stats.failed += 1
-        self.stats.tally.failed(1, time.monotonic() - item.received)
+        count_failure(self.stats, item)
         self._count(error.reason, [item])
         frame = envelope.failure_frame(request.id, request.attempt, error.reason, error.message)
-        if rest := self._reply([item], [frame], answered=False):
-            await self._reply_by_outbox([item], rest)
+        if unsent := self._reply([item], [frame], answered=False):
+            await self._publish_replies([item], unsent)
 
     def _reply(
         self, group: list[QueuedRequest], frames: Sequence[Buffer | Reply], *, answered: bool = True
     ) -> Mapping[str, Sequence[Buffer | Reply]]:
-        """Answer a group at once; gives the frames, by gateway, if that is for the outbox."""
+        """Send the replies at once; return those that the publisher has to send, by gateway."""
         by_gateway: dict[str, list[Buffer | Reply]] = defaultdict(list)
         for item, frame in zip(group, frames, strict=True):
             by_gateway[item.delivery.reply_to].append(frame)
             if answered and item.request.flags & envelope.STREAM:
                 end = envelope.end_frame(item.request.id, item.request.attempt, 1)
                 by_gateway[item.delivery.reply_to].append(end)
-        return {} if self._answer(group, by_gateway) else by_gateway
+        return {} if self._send_replies(group, by_gateway) else by_gateway
 
-    async def _reply_by_outbox(
+    async def _publish_replies(
         self, group: list[QueuedRequest], by_gateway: Mapping[str, Sequence[Buffer | Reply]]
     ) -> None:
         left_s = max(item.request.deadline_ms for item in group) / 1e3 - time.time()
@@ -397,5 +395,5 @@ class BatchScheduler:
         self._settle(group)
 
     @staticmethod
-    def _count(outcome: str, group: list[QueuedRequest]) -> None:
+    def _count(outcome: str, group: Sequence[QueuedRequest]) -> None:
         ANSWERED.labels(outcome).inc(len(group))

@@ -1,7 +1,7 @@
-"""Jobs that take longer than the broker lets a message be held, or whose session has ended under them.
+"""Leases for jobs that run longer than the broker lets a message stay unacked, or whose channel has ended.
 
-Their records say then that they are this worker's, until a time that is pushed on as long as it lives; their
-messages are acked. A lease that lapses is for the router, which publishes the job again.
+A lease says in the record of a job that this worker has it, until a time that is moved on while the worker
+lives; the job's message is acked. If a lease expires, the router publishes the job again.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import time
 from collections.abc import Sequence
 
 from services.worker.adapters.metrics import LEASES
-from services.worker.application.job_scheduler import Door, JobScheduler
+from services.worker.application.job_scheduler import JobDeliveries, JobScheduler
 from services.worker.domain.job_backlog import QueuedJob
 from tidegate.kernel import tasks, telemetry
 from tidegate.kernel.store import JobStore, StoreUnavailable
@@ -20,33 +20,40 @@ log = telemetry.logger(__name__)
 
 LEASE_S = 30.0
 RENEW_S = 10.0
-LOOK_S = 1.0
+CHECK_S = 1.0
 STOP_S = 1.0
 
 
 class JobLeases:
-    """Looks at the running jobs once a second. ``ack_timeout_s``: how long a message may be held.
+    """Leases the running jobs that need it, once a second.
 
-    A job whose end is on its way to its record is kept too: that may have to wait, for the blob store.
+    ``ack_timeout_s`` is how long the broker lets a message stay unacked. A job whose end is not recorded yet
+    keeps its lease too: the record may have to wait for the blob store.
     """
 
     def __init__(
-        self, store: JobStore, jobs: JobScheduler, door: Door, replica: str, *, ack_timeout_s: float
+        self,
+        store: JobStore,
+        jobs: JobScheduler,
+        deliveries: JobDeliveries,
+        replica: str,
+        *,
+        ack_timeout_s: float,
     ) -> None:
         self._store = store
         self._jobs = jobs
-        self._door = door
+        self._deliveries = deliveries
         self._replica = replica
-        self._hold_s = ack_timeout_s / 2
-        self._look_s = min(LOOK_S, ack_timeout_s / 10)
+        self._max_unacked_s = ack_timeout_s / 2
+        self._check_s = min(CHECK_S, ack_timeout_s / 10)
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
-        """Begin."""
+        """Start to lease jobs."""
         self._task = asyncio.create_task(self._run(), name="leases")
 
     async def stop(self) -> None:
-        """End; what is still leased is given up, so that it goes on elsewhere at once."""
+        """Stop, and release all leases, so that their jobs go on elsewhere at once."""
         await tasks.end(self._task)
         leased = [job for job in self._jobs.by_id.values() if job.leased_at is not None]
         try:
@@ -56,60 +63,65 @@ class JobLeases:
             log.warning("leases were not given up; they lapse", extra={"jobs": len(leased)})
 
     async def _run(self) -> None:
-        away = False
+        unavailable = False
         while True:
-            await asyncio.sleep(self._look_s)
+            await asyncio.sleep(self._check_s)
             try:
-                await self._round()
-                away = False
+                await self._check()
+                unavailable = False
             except StoreUnavailable as error:
-                if not away:
+                if not unavailable:
                     log.warning("jobs cannot be leased; trying on", extra={"problem": error.message})
-                away = True
+                unavailable = True
 
-    async def _round(self) -> None:
+    async def _check(self) -> None:
         now = time.monotonic()
-        running = [job for job in self._jobs.by_id.values() if job.attempt and not job.asked]
-        wanted = [job for job in running if self._wants(job, now)]
-        attempts = [job.attempt for job in wanted]
-        kept = await asyncio.gather(*(self._lease(job, LEASE_S) for job in wanted))
-        for job, attempt, ours in zip(wanted, attempts, kept, strict=True):
-            if self._is_same(job, attempt):
-                self._leased(job, ours, now)
-        seen = [h for h in running if h.leased_at is None and now - h.seen_at >= RENEW_S and not h.asked]
-        await self._look([job for job in seen if not job.over], now)
+        running = [job for job in self._jobs.by_id.values() if job.attempt and not job.take_pending]
+        due = [job for job in running if self._is_due(job, now)]
+        attempts = [job.attempt for job in due]
+        kept = await asyncio.gather(*(self._lease(job, LEASE_S) for job in due))
+        for job, attempt, ours in zip(due, attempts, kept, strict=True):
+            if self._is_current(job, attempt):
+                self._apply(job, ours, now)
+        unread = [
+            job
+            for job in running
+            if job.leased_at is None and now - job.read_at >= RENEW_S and not job.take_pending
+        ]
+        await self._read_records([job for job in unread if not job.ended], now)
 
-    def _is_same(self, job: QueuedJob, attempt: int) -> bool:
-        """Whether it is still in hand as the attempt that its record was asked about."""
-        return self._jobs.by_id.get(job.id) is job and job.attempt == attempt and not job.asked
+    def _is_current(self, job: QueuedJob, attempt: int) -> bool:
+        """Return True if a job is still in hand as the attempt that the store was asked about."""
+        return self._jobs.by_id.get(job.id) is job and job.attempt == attempt and not job.take_pending
 
-    def _wants(self, job: QueuedJob, now: float) -> bool:
+    def _is_due(self, job: QueuedJob, now: float) -> bool:
         if job.leased_at is not None:
             return now - job.leased_at >= RENEW_S
-        return now - job.delivered >= self._hold_s or not self._door.is_open(job)
+        return now - job.delivered >= self._max_unacked_s or not self._deliveries.can_ack(job)
 
     async def _lease(self, job: QueuedJob, lease_s: float) -> bool:
         until_ms = int((time.time() + lease_s) * 1e3)
         return await self._store.lease(job.id, job.attempt, self._replica, until_ms)
 
-    def _leased(self, job: QueuedJob, ours: bool, now: float) -> None:
+    def _apply(self, job: QueuedJob, ours: bool, now: float) -> None:
+        """Act on the store's answer; ``ours``: the record has the lease now."""
         if not ours:
-            if not job.over:  # else whoever records its end hears the same
-                self._jobs.lose(job)
+            if not job.ended:  # otherwise recording its end finds that out
+                self._jobs.drop_lost(job)
             return
         if job.leased_at is None:
             LEASES.inc()
-            self._door.settle([job])
+            self._deliveries.ack([job])
         job.leased_at = now
 
-    async def _look(self, running: Sequence[QueuedJob], now: float) -> None:
-        """The word that a job was cancelled may be lost; its record is not."""
+    async def _read_records(self, running: Sequence[QueuedJob], now: float) -> None:
+        """Drop jobs that are no longer ours by their records: a message that cancels one may be lost."""
         if not running:
             return
         attempts = [job.attempt for job in running]
-        found = await self._store.get_many([job.id for job in running])
-        for job, attempt, record in zip(running, attempts, found, strict=True):
-            job.seen_at = now
+        records = await self._store.get_many([job.id for job in running])
+        for job, attempt, record in zip(running, attempts, records, strict=True):
+            job.read_at = now
             gone = record is None or record.terminal or record.attempt != attempt
-            if gone and not job.over and self._is_same(job, attempt):
-                self._jobs.lose(job)
+            if gone and not job.ended and self._is_current(job, attempt):
+                self._jobs.drop_lost(job)

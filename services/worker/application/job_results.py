@@ -1,4 +1,4 @@
-"""What a job is run on and what it comes to, where that is too large for a message or a record."""
+"""Fetches the tensors of jobs and records their results, also those too large for a message or a record."""
 
 from __future__ import annotations
 
@@ -19,16 +19,17 @@ from tidegate.kernel.store import JobStore, StoreUnavailable
 
 log = telemetry.logger(__name__)
 
-FETCHES = 6
-MOST_MESSAGE = 4000
+FETCH_TRIES = 6
+MAX_MESSAGE = 4000
+# The first and the longest pause between tries, in seconds.
 BACKOFF_S = (0.1, 5.0)
 
 
 @dataclass(frozen=True, slots=True)
 class AttemptEnd:
-    """How an attempt ended: with a reply, or with an error, or with neither. Times in seconds.
+    """How an attempt of a job ended: with a reply, with an error, or with neither. Times in seconds.
 
-    ``shared``: so many jobs were in the model call.
+    ``shared`` is the number of jobs in the model call.
     """
 
     job: QueuedJob
@@ -41,44 +42,47 @@ class AttemptEnd:
 
 
 class JobResults:
-    """Fetches and records. ``keep_s``: how long results are kept after a job's end."""
+    """The tensors and results of jobs in the stores. Results are kept for ``keep_s`` after a job's end."""
 
     def __init__(self, store: JobStore, claims: Claims, *, keep_s: float) -> None:
         self._store = store
         self._claims = claims
         self._keep_s = keep_s
 
-    async def fetched(self, request: Request) -> Request:
-        """A request with its tensors. Raises ``Unavailable`` when the blob store does not give them."""
+    async def with_tensors(self, request: Request) -> Request:
+        """Return a request with its tensors. Raises Unavailable if the blob store does not return them."""
         if not request.flags & envelope.CLAIM:
             return request
-        for again in range(FETCHES):
+        for tries in range(FETCH_TRIES):
             try:
                 data = await self._claims.redeem(request.data)
                 return request._replace(data=data, flags=request.flags & ~envelope.CLAIM)
             except Unavailable as error:
-                if again + 1 == FETCHES:
+                if tries + 1 == FETCH_TRIES:
                     raise
                 log.warning("the tensors of a job cannot be fetched yet", extra={"problem": error.message})
-                await asyncio.sleep(_backoff(again))
+                await asyncio.sleep(_backoff(tries))
         raise AssertionError("not reached")
 
     async def record(self, ends: Sequence[AttemptEnd]) -> list[bool]:
-        """Whether these attempts were still ours; by then it is on disk. Waits for a store that is away."""
+        """Record how attempts ended, on disk; return for each if it was still ours.
+
+        Retries until the store answers.
+        """
         finishes = [await self._finish(end) for end in ends]
-        again = 0
+        tries = 0
         while True:
             try:
                 return await self._store.finish(finishes)
             except StoreUnavailable as error:
-                if again == 0:
+                if tries == 0:
                     log.warning("results wait for the store", extra={"problem": error.message})
-                await asyncio.sleep(_backoff(again))
-                again += 1
+                await asyncio.sleep(_backoff(tries))
+                tries += 1
 
     async def _finish(self, end: AttemptEnd) -> Finish:
         error = {"reason": end.error.reason, "message": _clean(end.error.message)} if end.error else None
-        reply = end.reply if isinstance(end.reply, bytes) else await self._framed(end.reply, end.job)
+        reply = end.reply if isinstance(end.reply, bytes) else await self._store_large(end.reply, end.job)
         tokens_in, tokens_out = _tokens(reply)
         return Finish(
             end.job.id,
@@ -93,39 +97,39 @@ class JobResults:
             tokens_out=tokens_out,
         )
 
-    async def _framed(self, reply: Reply, job: QueuedJob) -> bytes | None:
-        """A large reply as a frame with a claim; the job's record is no place for it.
+    async def _store_large(self, reply: Reply, job: QueuedJob) -> bytes | None:
+        """Put a large reply into the blob store; return its frame, which carries a claim.
 
-        None: the blob store was away until the job's time was over.
+        Return None if the blob store was unavailable until the job's deadline.
         """
-        again = 0
+        tries = 0
         while True:
             try:
                 claim = await self._claims.give(reply.data, self._keep_s, durable=True)
                 break
             except Unavailable as error:
-                if again == 0:
+                if tries == 0:
                     log.warning("a result waits for the blob store", extra={"problem": error.message})
                 if job.request.deadline_ms < time.time() * 1e3:
                     return None
-                await asyncio.sleep(_backoff(again))
-                again += 1
+                await asyncio.sleep(_backoff(tries))
+                tries += 1
         return b"".join(envelope.reply_pieces(reply._replace(data=[claim], claimed=True)))
 
 
 def _tokens(frame: bytes | None) -> tuple[int, int]:
-    """Return the tokens that a reply frame says the model read and wrote."""
+    """Return how many tokens the model read and wrote, by its reply frame."""
     if not frame:
         return 0, 0
     _, parameters = envelope.read_result_key(envelope.read_reply(frame).key)
     return usage.tokens(parameters)
 
 
-def _backoff(again: int) -> float:
+def _backoff(tries: int) -> float:
     first, longest = BACKOFF_S
-    return min(first * float(1 << min(again, 10)), longest)
+    return min(first * float(1 << min(tries, 10)), longest)
 
 
 def _clean(message: str) -> str:
-    """A model server's words as they can be recorded: short, and text."""
-    return without_paths(message)[:MOST_MESSAGE].encode(errors="replace").decode()
+    """Return a model server's message as a record can hold it: without paths, short, valid UTF-8."""
+    return without_paths(message)[:MAX_MESSAGE].encode(errors="replace").decode()

@@ -1,7 +1,7 @@
-"""A worker's jobs: taken in the record, run, their results recorded; only then are their messages acked.
+"""Runs jobs: take them in their records, call the model, record results; only then ack their messages.
 
-They run in the calls that requests leave free. Whatever happens here, the record decides: a job that is not
-ours any more (cancelled, expired, taken over) is let go, and a store that is away is asked again for ever.
+Jobs run in the calls that requests leave free. The record decides: a job that is no longer ours (cancelled,
+expired, taken over) is dropped. While the store is away, jobs wait and the store is retried without end.
 """
 
 from __future__ import annotations
@@ -16,55 +16,54 @@ from typing import Any, Protocol
 
 from services.worker.adapters.metrics import JOBS, SUSPECTS
 from services.worker.adapters.model import Model
-from services.worker.adapters.request_log import failed, note
+from services.worker.adapters.request_log import log_failure, log_request
 from services.worker.application.job_results import AttemptEnd, JobResults
-from services.worker.application.model_calls import answers, as_told, divided, measure
+from services.worker.application.model_calls import (
+    CallFailure,
+    count_failure,
+    count_success,
+    decide_failure,
+    replies_to,
+)
 from services.worker.domain.concurrency import jobs_ahead
 from services.worker.domain.job_backlog import JobBacklog, QueuedJob
-from services.worker.domain.split import RowMismatch
 from services.worker.domain.statistics import WorkStats
 from tidegate.kernel import tasks, telemetry
-from tidegate.kernel.errors import (
-    BadRequest,
-    DeadlinePassed,
-    ModelFailed,
-    PayloadTooLarge,
-    TidegateError,
-    Unavailable,
-)
-from tidegate.kernel.protocol.envelope import Undecodable
+from tidegate.kernel.errors import ModelFailed, TidegateError, Unavailable
 from tidegate.kernel.protocol.jobs import Take
 from tidegate.kernel.store import JobStore
 
 log = telemetry.logger(__name__)
 
-# After the store or the model server failed, before the next try.
-REST_S = 0.5
-# How long nothing else is begun beside a job that is a suspect. What kills, kills soon.
+# Pause before the next try after the store or the model server failed.
+RETRY_S = 0.5
+# Nothing else starts beside a suspect for this long. A job that kills its worker does so soon.
 HOLD_S = 5.0
-# Groups whose results are on their way to the store; with more, no new ones are taken.
-MOST_RECORDING = 16
+# With this many groups of results on their way to the store, no new jobs are taken.
+MAX_RECORDING = 16
 
 
-class Door(Protocol):
-    """Where the messages of jobs come from."""
+class JobDeliveries(Protocol):
+    """The messages of jobs, as the consumer holds them."""
 
-    def settle(self, group: Sequence[QueuedJob]) -> None:
-        """These are over: ack their messages."""
+    def ack(self, group: Sequence[QueuedJob]) -> None:
+        """Ack the messages of jobs that are done."""
 
-    def give_back(self, group: Sequence[QueuedJob]) -> None:
-        """Nothing is known of these here any more: have their messages delivered again."""
+    def nack(self, group: Sequence[QueuedJob]) -> None:
+        """Have the messages of jobs delivered again."""
 
-    def is_open(self, job: QueuedJob) -> bool:
-        """Whether its message is still ours to ack."""
+    def can_ack(self, job: QueuedJob) -> bool:
+        """Return True if the channel of the job's message is still open."""
 
-    async def bury(self, job: QueuedJob) -> None:
-        """Hand a job to the router that may not be tried again; returns when the broker has it."""
+    async def dead_letter(self, job: QueuedJob) -> None:
+        """Hand a job without attempts left to the router; return when the broker has it."""
 
 
 class JobScheduler:
-    """Runs jobs. ``wake`` is called when there may be something to begin, ``lost`` with a model whose server
-    is gone; within ``alone`` nothing else is in the model; ``by_id`` holds all jobs in hand.
+    """Runs jobs in the calls that requests leave free. ``by_id`` holds all jobs in hand.
+
+    ``wake`` is called when a call may start, ``on_lost`` with a model whose server ended during a call.
+    Within ``alone`` nothing else is in the model.
 
     A job that was lost with its worker or model server is a suspect: it runs with nothing beside it.
     """
@@ -75,177 +74,200 @@ class JobScheduler:
         self._replica = replica
         self._max_rows = max_rows
         self._model: Model | None = None
-        self._door: Door | None = None
+        self._deliveries: JobDeliveries
         self._backlog = JobBacklog()
         self._taking: set[asyncio.Task[None]] = set()
         self._ready: deque[list[QueuedJob]] = deque()
         self._suspects: deque[QueuedJob] = deque()
-        self._isolating: asyncio.Task[None] | None = None
+        self._suspects_task: asyncio.Task[None] | None = None
         self._calls: dict[asyncio.Task[None], list[QueuedJob]] = {}
         self._recording: set[asyncio.Task[None]] = set()
-        self._rests_until = 0.0
+        self._paused_until = 0.0
         self.by_id: dict[bytes, QueuedJob] = {}
         self.stats = WorkStats()
         self.wake: Callable[[], None] = lambda: None
-        self.lost: Callable[[Model], None] = lambda _: None
+        self.on_lost: Callable[[Model], None] = lambda _: None
         self.alone: Callable[[], AbstractAsyncContextManager[None]]
 
     @property
-    def calling(self) -> int:
-        """Calls that are open."""
+    def open_calls(self) -> int:
+        """Return how many calls of jobs are open."""
         return len(self._calls)
 
-    def come_from(self, door: Door) -> None:
-        """Where the messages come from."""
-        self._door = door
+    @property
+    def in_calls(self) -> int:
+        """Return how many jobs are in calls."""
+        return sum(map(len, self._calls.values()))
+
+    def settle_through(self, deliveries: JobDeliveries) -> None:
+        """Settle the messages of jobs through ``deliveries``."""
+        self._deliveries = deliveries
 
     def use(self, model: Model | None) -> None:
-        """The model to call from now on, or None while there is none."""
+        """Call this model from now on, or none while it is None."""
         self._model = model
         if model is not None:
-            self._rests_until = 0.0
-            self._isolate()
+            self._paused_until = 0.0
+            self._start_suspects()
 
     def add(self, job: QueuedJob) -> None:
-        """Take a job in."""
+        """Queue a job."""
         self.by_id[job.id] = job
         self._backlog.add(job)
         self.wake()
 
-    @property
-    def in_calls(self) -> int:
-        """Jobs that are in calls."""
-        return sum(map(len, self._calls.values()))
+    def start_calls(self, free_calls: int, limit: int, free_jobs: int) -> None:
+        """Start calls, and take the jobs of the next ones.
 
-    def begin(self, room: int, limit: int, free: int) -> None:
-        """Open calls and prepare the next ones.
-
-        ``room`` more calls at most, with ``free`` jobs in all, so that no more than ``limit`` are of jobs.
+        At most ``free_calls`` more calls start, with ``free_jobs`` jobs in all. At most ``limit`` calls of
+        jobs are open at once.
         """
         model = self._model
         if model is None:
             return
-        while self._ready and room > 0 and free > 0 and len(self._calls) < limit:
-            together = self._ready.popleft()
-            if len(together) > free:
-                self._ready.appendleft(together[free:])
-            group = [job for job in together[:free] if not job.over]
+        while self._ready and free_calls > 0 and free_jobs > 0 and len(self._calls) < limit:
+            taken = self._ready.popleft()
+            if len(taken) > free_jobs:
+                self._ready.appendleft(taken[free_jobs:])
+            group = [job for job in taken[:free_jobs] if not job.ended]
             if group:
-                room -= 1
-                free -= len(group)
-                self._begin_call(model, group)
-        most = limit + jobs_ahead(limit, self.stats.call_ms.value)
-        while len(self._backlog) and len(self._calls) + len(self._ready) + len(self._taking) < most:
-            if len(self._recording) >= MOST_RECORDING or time.monotonic() < self._rests_until:
+                free_calls -= 1
+                free_jobs -= len(group)
+                self._start_call(model, group)
+        max_groups = limit + jobs_ahead(limit, self.stats.call_ms.value)
+        while len(self._backlog) and len(self._calls) + len(self._ready) + len(self._taking) < max_groups:
+            if len(self._recording) >= MAX_RECORDING or time.monotonic() < self._paused_until:
                 return
             group = self._backlog.take(self._max_rows)
-            self._track(self._taking, self._take(group), group)
+            self._run_task(self._taking, self._take(group), group)
 
     def cancel(self, ids: Sequence[bytes]) -> None:
-        """Nobody wants these: what runs is ended in the model server; what waits is found over when taken."""
+        """End jobs that were cancelled while they run. A job that waits is dropped when it is taken."""
         for id_ in ids:
             job = self.by_id.get(id_)
-            if job is not None and job.begun and job.attempt and not job.over:
+            if job is not None and job.started and job.attempt and not job.ended:
                 self._record([AttemptEnd(job, "cancelled")])
-                self._let_go(job)
+                self._abort(job)
 
-    def lose(self, job: QueuedJob) -> None:
-        """The record says that a job is not ours any more."""
+    def drop_lost(self, job: QueuedJob) -> None:
+        """Drop a job whose record says that it is no longer ours."""
         if self.by_id.get(job.id) is job:
             JOBS.labels("lost").inc()
-            self._let_go(job)
-            self._done([job])
+            self._abort(job)
+            self._finish([job])
 
-    def give_back(self, before: float) -> list[QueuedJob]:
-        """Let go of what waits since before a time of the worker's monotonic clock; gives it.
+    def release_waiting(self, received_before: float) -> list[QueuedJob]:
+        """Remove and return the jobs that wait since before a time of the worker's monotonic clock.
 
-        Not of what may have begun by its record: to whoever had it next, a worker would have been lost.
+        A job whose record may say ``running`` stays: the next worker would count that as a lost attempt.
         """
-        return self._leave(lambda job: job.received <= before and not job.asked)
+        return self._release(lambda job: job.received <= received_before and not job.take_pending)
 
-    def give_back_suspects(self) -> list[QueuedJob]:
-        """Let go of the suspects that wait for their message only; gives them."""
-        left = [job for job in self._suspects if not job.attempt and not job.asked]
-        self._suspects = deque(job for job in self._suspects if job not in left)
-        for job in left:
-            self._drop(job)
-        return left
+    def release_suspects(self) -> list[QueuedJob]:
+        """Remove and return the suspects that wait and are not taken in their records."""
+        released = [job for job in self._suspects if not job.attempt and not job.take_pending]
+        self._suspects = deque(job for job in self._suspects if job not in released)
+        for job in released:
+            self._forget(job)
+        return released
 
-    def forget(self) -> None:
-        """Forget what waits: its channel has ended and the broker delivers it again."""
-        self._leave(lambda job: True)
-        self.give_back_suspects()
+    def discard_waiting(self) -> None:
+        """Discard jobs that wait: their channel has ended, so the broker delivers them again."""
+        self._release(lambda job: True)
+        self.release_suspects()
 
     async def stop(self) -> None:
-        """Stop at once; what is in hand comes to others, by its message or when its lease is given up."""
-        await tasks.end(self._isolating, *self._taking, *self._calls, *self._recording)
+        """Stop at once; other workers get the jobs in hand by their messages, or when leases are released."""
+        await tasks.end(self._suspects_task, *self._taking, *self._calls, *self._recording)
 
-    # --- take, call, record ----------------------------------------------------------------------------
+    # --- take ------------------------------------------------------------------------------------------
 
     async def _take(self, group: list[QueuedJob]) -> None:
-        group = [job for job in group if not job.over]
+        """Make the records of jobs ``running`` here; those that may run are ready for a call then."""
+        group = [job for job in group if not job.ended]
         for job in group:
-            job.begun = job.asked = True
+            job.started = job.take_pending = True
         try:
-            found = await self._store.take([self._claim(job) for job in group])
+            outcomes = await self._store.take([self._take_command(job) for job in group])
         except Unavailable as error:
             log.warning("jobs wait for the store", extra={"problem": error.message})
-            self._put_back(group)
+            self._requeue(group)
             return
-        live: list[QueuedJob] = []
-        for job, taken in zip(group, found, strict=True):
-            job.asked = False
-            if taken.outcome == "run" and not job.over:
-                job.taken(taken.attempt, time.monotonic())
-                live.append(job)
-            elif taken.outcome == "suspect" and not job.over:
-                self._suspect(job)
+        running: list[QueuedJob] = []
+        for job, taken in zip(group, outcomes, strict=True):
+            job.take_pending = False
+            if taken.outcome == "run" and not job.ended:
+                job.set_attempt(taken.attempt, time.monotonic())
+                running.append(job)
+            elif taken.outcome == "suspect" and not job.ended:
+                self._queue_suspect(job)
             else:
-                self._dropped(job, taken.outcome)
-        live = [job for job in live if await self._fetched(job)]
-        if live:
-            self._ready.append(live)
+                self._reject(job, taken.outcome)
+        ready = [job for job in running if await self._fetch_tensors(job)]
+        if ready:
+            self._ready.append(ready)
         self.wake()
 
-    def _dropped(self, job: QueuedJob, outcome: str) -> None:
+    def _take_command(self, job: QueuedJob, *, alone: bool = False) -> Take:
+        return Take(
+            job.id,
+            self._replica,
+            job.redelivered,
+            job.request.attempt,
+            token=job.token,
+            lost=job.lost_attempt,
+            alone=alone,
+        )
+
+    def _reject(self, job: QueuedJob, outcome: str) -> None:
+        """Settle a job that may not run, by its record."""
         JOBS.labels("dropped" if outcome == "drop" else outcome).inc()
         if outcome == "failed":
-            job.over = True
-            self._track(self._recording, self._buried(job), [job])
+            job.ended = True
+            self._run_task(self._recording, self._dead_letter(job), [job])
         else:
-            self._done([job])
+            self._finish([job])
 
-    async def _buried(self, job: QueuedJob) -> None:
-        assert self._door is not None
-        await self._door.bury(job)
-        self._done([job])
+    async def _dead_letter(self, job: QueuedJob) -> None:
+        await self._deliveries.dead_letter(job)
+        self._finish([job])
 
-    def _suspect(self, job: QueuedJob) -> None:
-        """Let a job run alone that was lost before."""
-        job.begun = False
+    async def _fetch_tensors(self, job: QueuedJob) -> bool:
+        """Fetch a job's tensors; return False if that is not possible, so the job has failed."""
+        try:
+            job.request = await self._results.with_tensors(job.request)
+        except Unavailable as error:
+            self._record([AttemptEnd(job, "failed", error=error)])
+            return False
+        return True
+
+    # --- suspects --------------------------------------------------------------------------------------
+
+    def _queue_suspect(self, job: QueuedJob) -> None:
+        job.started = False
         self._suspects.append(job)
-        self._isolate()
+        self._start_suspects()
 
-    def _isolate(self) -> None:
-        if self._suspects and (self._isolating is None or self._isolating.done()):
-            self._isolating = asyncio.create_task(self._run_suspects(), name="suspected jobs")
-            self._isolating.add_done_callback(self._isolated)
+    def _start_suspects(self) -> None:
+        if self._suspects and (self._suspects_task is None or self._suspects_task.done()):
+            self._suspects_task = asyncio.create_task(self._run_suspects(), name="suspected jobs")
+            self._suspects_task.add_done_callback(self._on_suspects_done)
 
-    def _isolated(self, task: asyncio.Task[None]) -> None:
+    def _on_suspects_done(self, task: asyncio.Task[None]) -> None:
         if not task.cancelled() and (error := task.exception()) is not None:
             log.error("suspected jobs were not run; they are tried again", exc_info=error)
-            self._rest()
-            asyncio.get_running_loop().call_later(REST_S, self._isolate)
+            self._pause()
+            asyncio.get_running_loop().call_later(RETRY_S, self._start_suspects)
 
     async def _run_suspects(self) -> None:
-        """Run the suspects one at a time, each by turns with everything else; returns without a model."""
+        """Run the suspects one at a time; all other work gets as much time as each suspect took."""
         while self._suspects and self._model is not None:
             began, call = time.monotonic(), None
             async with self.alone():
                 if self._suspects and self._model is not None:
                     job = self._suspects.popleft()
                     try:
-                        call = await self._begin_suspect(job)
+                        call = await self._start_suspect(job)
                     except BaseException:
                         self._suspects.appendleft(job)
                         raise
@@ -255,204 +277,177 @@ class JobScheduler:
                 await asyncio.wait({call})
             await asyncio.sleep(min(time.monotonic() - began, HOLD_S))
 
-    async def _begin_suspect(self, job: QueuedJob) -> asyncio.Task[None] | None:
-        """Take a suspect in its record and begin its call; None: there is none to begin."""
-        if job.over:
+    async def _start_suspect(self, job: QueuedJob) -> asyncio.Task[None] | None:
+        """Take a suspect in its record and start its call; return None if no call started."""
+        if job.ended:
             return None
-        job.begun = job.asked = True
+        job.started = job.take_pending = True
         try:
-            (taken,) = await self._store.take([self._claim(job, alone=True)])
+            (taken,) = await self._store.take([self._take_command(job, alone=True)])
         except Unavailable as error:
             log.warning("a suspected job waits for the store", extra={"problem": error.message})
-            job.begun = False
-            assert self._door is not None
-            if job.attempt or self._door.is_open(job):
-                self._suspects.append(job)
-            else:
-                self._drop(job)  # its channel ended meanwhile: it comes again
-            await asyncio.sleep(REST_S)
+            self._requeue_one(job, self._suspects.append)
+            await asyncio.sleep(RETRY_S)
             return None
-        job.asked = False
-        if taken.outcome != "run" or job.over:
-            self._dropped(job, taken.outcome)
+        job.take_pending = False
+        if taken.outcome != "run" or job.ended:
+            self._reject(job, taken.outcome)
             return None
-        job.taken(taken.attempt, time.monotonic())
-        if not await self._fetched(job) or job.over:
+        job.set_attempt(taken.attempt, time.monotonic())
+        if not await self._fetch_tensors(job) or job.ended:
             return None
-        if self._model is None:  # taken again, it is the same attempt
-            job.begun = False
+        if self._model is None:  # taken again later, it keeps the same attempt
+            job.started = False
             self._suspects.append(job)
             return None
         SUSPECTS.inc()
-        return self._begin_call(self._model, [job])
+        return self._start_call(self._model, [job])
 
-    def _begin_call(self, model: Model, group: list[QueuedJob]) -> asyncio.Task[None]:
+    # --- call ------------------------------------------------------------------------------------------
+
+    def _start_call(self, model: Model, group: list[QueuedJob]) -> asyncio.Task[None]:
         task = asyncio.create_task(self._call(model, group))
         self._calls[task] = group
-        task.add_done_callback(self._called)
+        task.add_done_callback(self._on_call_done)
         return task
-
-    def _claim(self, job: QueuedJob, *, alone: bool = False) -> Take:
-        return Take(
-            job.id,
-            self._replica,
-            job.redelivered,
-            job.request.attempt,
-            token=job.token,
-            lost=job.lost,
-            alone=alone,
-        )
-
-    async def _fetched(self, job: QueuedJob) -> bool:
-        """Whether its tensors are here; if they cannot be had the job has failed."""
-        try:
-            job.request = await self._results.fetched(job.request)
-        except Unavailable as error:
-            self._record([AttemptEnd(job, "failed", error=error)])
-            return False
-        return True
-
-    def _put_back(self, group: list[QueuedJob]) -> None:
-        assert self._door is not None
-        for job in group:
-            job.begun = False
-            if job.attempt or self._door.is_open(job):
-                self._backlog.add(job)
-            else:
-                self._drop(job)  # its channel ended meanwhile: it comes again
-        self._rest()
-
-    def _rest(self) -> None:
-        self._rests_until = time.monotonic() + REST_S
-        asyncio.get_running_loop().call_later(REST_S, self.wake)
 
     async def _call(self, model: Model, group: list[QueuedJob]) -> None:
         started = time.monotonic()
         timeout_s = max(max(job.request.deadline_ms for job in group) / 1e3 - time.time(), 0.001)
         try:
-            answer = await model.call([job.request for job in group], timeout_s, _told(group))
+            answer = await model.call([job.request for job in group], timeout_s, _call_parameters(group))
             spent = time.monotonic() - started
-            replies = answers(group, answer, started, spent)
-        except (BadRequest, ModelFailed, PayloadTooLarge, RowMismatch, Undecodable) as error:
-            await self._on_model_error(model, group, error)
-        except DeadlinePassed:
-            self._record([AttemptEnd(job, "expired") for job in group])
-        except Unavailable as error:
-            self._on_lost(group, error)
-            self.lost(model)
+            replies = replies_to(group, answer, started, spent)
         except Exception as error:
-            log.exception("a job's call failed unexpectedly")
-            await self._on_model_error(model, group, ModelFailed(f"the job could not be run: {error!r}"))
-        else:
-            measure(self.stats, group, started, spent)
-            waits = [started - job.received for job in group]
-            ends = zip(group, replies, waits, strict=True)
-            shared = len(group)
-            self._record(
-                [AttemptEnd(h, "succeeded", reply, None, wait, spent, shared) for h, reply, wait in ends]
-            )
+            await self._on_failure(model, decide_failure(group, error, "the job could not be run"))
+            return
+        count_success(self.stats, group, started, spent)
+        shared = len(group)
+        self._record(
+            [
+                AttemptEnd(job, "succeeded", reply, None, started - job.received, spent, shared)
+                for job, reply in zip(group, replies, strict=True)
+            ]
+        )
 
-    async def _on_model_error(self, model: Model, group: list[QueuedJob], error: Exception) -> None:
-        """A bad job must not fail its neighbours."""
-        over, again = divided(group)
-        told = as_told(error, len(group))
-        for job in over:
-            shown = failed(job.request, told, job=job.id.hex(), attempt=job.attempt)
-            self.stats.failed += 1
-            self.stats.tally.failed(1, time.monotonic() - job.received)
+    async def _on_failure(self, model: Model, failure: CallFailure[QueuedJob]) -> None:
+        self._record([AttemptEnd(job, "expired") for job in failure.expired])
+        if failure.lost:
+            self._requeue_lost(failure.lost, failure.error)
+            self.on_lost(model)
+        for job in failure.failed:
+            shown = log_failure(job.request, failure.error, job=job.id.hex(), attempt=job.attempt)
+            count_failure(self.stats, job)
             self._record([AttemptEnd(job, "failed", error=shown)])
-        for job in again:
-            if job.over:
+        for job in failure.retried:
+            if job.ended:
                 continue
-            if self._model is not model:  # one of them before it took the server along
-                self._put_back([job])
+            if self._model is not model:  # a retry before this one ended the server
+                self._requeue([job])
             elif job.request.deadline_ms <= time.time() * 1e3:
                 self._record([AttemptEnd(job, "expired")])
             else:
                 await self._call(model, [job])
 
-    def _on_lost(self, group: list[QueuedJob], error: TidegateError) -> None:
-        """The model server died under them: another attempt, here, when it is back."""
+    def _requeue_lost(self, group: Sequence[QueuedJob], error: TidegateError) -> None:
+        """Queue jobs whose model server died for another attempt, here, when it is back."""
         log.warning("jobs lost their model server", extra={"jobs": len(group), "problem": error.message})
         for job in group:
-            note(logging.WARNING, "job lost its model server", job.request, job=job.id.hex())
-            if not job.over:
-                job.lost, job.begun = job.attempt, False
+            log_request(logging.WARNING, "job lost its model server", job.request, job=job.id.hex())
+            if not job.ended:
+                job.lost_attempt, job.started = job.attempt, False
                 self._backlog.add(job)
-        self._rest()
+        self._pause()
 
-    def _called(self, task: asyncio.Task[None]) -> None:
+    def _on_call_done(self, task: asyncio.Task[None]) -> None:
         group = self._calls.pop(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             log.error("a job's call ended unexpectedly", exc_info=error)
-            self._on_lost(group, ModelFailed(repr(error)))
+            self._requeue_lost(group, ModelFailed(repr(error)))
         self.wake()
 
-    def _record(self, ends: list[AttemptEnd]) -> None:
-        """Write down how attempts ended, beside the next calls."""
-        fresh = [end for end in ends if not end.job.over]
-        for end in fresh:
-            end.job.over = True
-        if fresh:
-            self._track(self._recording, self._recorded(fresh), [end.job for end in fresh])
-
-    async def _recorded(self, ends: list[AttemptEnd]) -> None:
-        for end, ours in zip(ends, await self._results.record(ends), strict=True):
-            JOBS.labels(end.state if ours else "lost").inc()
-        self._done([end.job for end in ends])
-
-    # --- what is in hand -------------------------------------------------------------------------------
-
-    def _let_go(self, job: QueuedJob) -> None:
-        """Nothing is computed for it any more; a call ends when that is so for all of its jobs."""
-        job.over = True
+    def _abort(self, job: QueuedJob) -> None:
+        """End a job's attempt; its call is cancelled if all jobs of the call have ended."""
+        job.ended = True
         for task, group in self._calls.items():
-            if job in group and all(one.over for one in group):
+            if job in group and all(other.ended for other in group):
                 task.cancel()
 
-    def _done(self, group: list[QueuedJob]) -> None:
-        assert self._door is not None
+    # --- record and settle -----------------------------------------------------------------------------
+
+    def _record(self, ends: list[AttemptEnd]) -> None:
+        """Record how attempts ended, while the next calls run."""
+        fresh = [end for end in ends if not end.job.ended]
+        for end in fresh:
+            end.job.ended = True
+        if fresh:
+            self._run_task(self._recording, self._write_ends(fresh), [end.job for end in fresh])
+
+    async def _write_ends(self, ends: list[AttemptEnd]) -> None:
+        for end, ours in zip(ends, await self._results.record(ends), strict=True):
+            JOBS.labels(end.state if ours else "lost").inc()
+        self._finish([end.job for end in ends])
+
+    def _finish(self, group: list[QueuedJob]) -> None:
         for job in group:
-            job.over = True
-            self._drop(job)
-        self._door.settle(group)
+            job.ended = True
+            self._forget(job)
+        self._deliveries.ack(group)
         self.wake()
 
-    def _leave(self, which: Callable[[QueuedJob], bool]) -> list[QueuedJob]:
-        found = self._backlog.remove(lambda job: not job.attempt and which(job))
-        for job in found:
-            self._drop(job)
-        return found
+    def _requeue(self, group: Sequence[QueuedJob]) -> None:
+        """Queue jobs again here after a pause."""
+        for job in group:
+            self._requeue_one(job, self._backlog.add)
+        self._pause()
 
-    def _drop(self, job: QueuedJob) -> None:
+    def _requeue_one(self, job: QueuedJob, queue: Callable[[QueuedJob], None]) -> None:
+        job.started = False
+        if job.attempt or self._deliveries.can_ack(job):
+            queue(job)
+        else:
+            self._forget(job)  # its channel has ended, so the broker delivers it again
+
+    def _pause(self) -> None:
+        self._paused_until = time.monotonic() + RETRY_S
+        asyncio.get_running_loop().call_later(RETRY_S, self.wake)
+
+    def _release(self, chosen: Callable[[QueuedJob], bool]) -> list[QueuedJob]:
+        released = self._backlog.remove(lambda job: not job.attempt and chosen(job))
+        for job in released:
+            self._forget(job)
+        return released
+
+    def _forget(self, job: QueuedJob) -> None:
         if self.by_id.get(job.id) is job:
             del self.by_id[job.id]
 
     def _abandon(self, group: list[QueuedJob]) -> None:
-        """Let go of what is not done yet: it comes again, by its message or when its lease lapses."""
-        assert self._door is not None
-        left = [job for job in group if self.by_id.get(job.id) is job]
-        for job in left:
-            job.over = True
-            self._drop(job)
-        self._door.give_back(left)
-        self._rest()  # what has failed here once may well fail again
+        """Give up jobs that are not finished: they come again by their messages, or when leases expire."""
+        unfinished = [job for job in group if self.by_id.get(job.id) is job]
+        for job in unfinished:
+            job.ended = True
+            self._forget(job)
+        self._deliveries.nack(unfinished)
+        self._pause()  # the same failure is likely to repeat
 
-    def _track(
-        self, where: set[asyncio.Task[None]], work: Coroutine[Any, Any, None], group: list[QueuedJob]
+    def _run_task(
+        self, tasks_: set[asyncio.Task[None]], work: Coroutine[Any, Any, None], group: list[QueuedJob]
     ) -> None:
-        def ended(task: asyncio.Task[None]) -> None:
-            where.discard(task)
+        """Run ``work`` as one of ``tasks_``; if it fails, its jobs are delivered again."""
+
+        def on_done(task: asyncio.Task[None]) -> None:
+            tasks_.discard(task)
             if not task.cancelled() and (error := task.exception()) is not None:
                 log.error("jobs were not handled; they are given back", exc_info=error)
                 self._abandon(group)
             self.wake()
 
         task = asyncio.create_task(work)
-        where.add(task)
-        task.add_done_callback(ended)
+        tasks_.add(task)
+        task.add_done_callback(on_done)
 
 
-def _told(group: list[QueuedJob]) -> dict[str, str]:
-    """What the model may know of its jobs, in the order of their rows."""
-    return {"tidegate_jobs": ",".join(f"{h.id.hex()}:{h.attempt}:{h.request.rows}" for h in group)}
+def _call_parameters(group: list[QueuedJob]) -> dict[str, str]:
+    """Return the parameters that list the jobs of a call for the model, in the order of their rows."""
+    return {"tidegate_jobs": ",".join(f"{j.id.hex()}:{j.attempt}:{j.request.rows}" for j in group)}

@@ -1,35 +1,103 @@
-"""What the calls of requests and of jobs have in common: their answers, and what is measured of them."""
+"""What the calls of requests, jobs and streams share: replies, statistics, and the decision after a failure.
+
+:func:`decide_failure` is the only place that says what an exception of a model call means.
+"""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
-from typing import Any, Protocol, TypeVar
+from dataclasses import dataclass
+from typing import Any, Generic, Protocol, TypeVar
 
 from services.worker.adapters.metrics import CALL_SECONDS, CALL_SIZE
 from services.worker.adapters.model_call import ModelAnswer
-from services.worker.domain.split import describe, split, split_parameters
+from services.worker.domain.split import RowMismatch, describe, split, split_parameters
 from services.worker.domain.statistics import WorkStats
-from tidegate.kernel.errors import ModelFailed, TidegateError
+from tidegate.kernel import telemetry
+from tidegate.kernel.errors import (
+    BadRequest,
+    DeadlinePassed,
+    ModelFailed,
+    PayloadTooLarge,
+    TidegateError,
+    Unavailable,
+)
 from tidegate.kernel.protocol import envelope
 from tidegate.kernel.protocol.envelope import Reply, Request, Tensor
 
-# Where a frame counts microseconds.
-MOST_US = 2**32 - 1
+log = telemetry.logger(__name__)
+
+# The largest number of microseconds that a reply frame can carry.
+MAX_US = 2**32 - 1
+LOGGED_IDS = 16
 
 
-class Waited(Protocol):
-    """A request in hand; ``received`` is on the worker's monotonic clock, in seconds."""
+class Queued(Protocol):
+    """A request in hand; ``received`` is in seconds of the worker's monotonic clock."""
 
     request: Request
     received: float
 
 
-def answers(
-    group: Sequence[Waited], answer: ModelAnswer, started: float, spent: float
-) -> list[bytes | Reply]:
-    """Return a reply for each request, framed unless it is large.
+Q = TypeVar("Q", bound=Queued)
 
-    Raises Mismatch when the answer cannot be divided, ModelFailed when its parameters are too long.
+
+@dataclass(frozen=True, slots=True)
+class CallFailure(Generic[Q]):
+    """What happens to the requests of a model call that failed. Each is in exactly one of the lists.
+
+    ``lost``: the model server ended under the call, so any of them may have ended it.
+    ``expired``: the deadline passed, so no caller waits any more.
+    ``failed``: the caller gets ``error``.
+    ``retried``: may succeed without the others, so each runs again in a call of its own.
+    """
+
+    error: TidegateError
+    lost: Sequence[Q] = ()
+    expired: Sequence[Q] = ()
+    failed: Sequence[Q] = ()
+    retried: Sequence[Q] = ()
+
+
+def decide_failure(group: list[Q], error: Exception, unexpected: str) -> CallFailure[Q]:
+    """Decide what happens to the requests of a call that raised ``error``.
+
+    ``unexpected`` begins the message to the caller after an exception that no part of Tidegate raises.
+    """
+    match error:
+        case Unavailable():
+            return CallFailure(error, lost=group)
+        case DeadlinePassed():
+            return CallFailure(error, expired=group)
+        case BadRequest() | ModelFailed() | PayloadTooLarge():
+            reported: TidegateError = error
+        case RowMismatch() | envelope.Undecodable():
+            reported = ModelFailed(str(error))
+        case _:
+            # Without an answer the requests would stay unsettled and hold their places here for ever.
+            ids = [telemetry.shown_id(item.request.trace) for item in group[:LOGGED_IDS]]
+            log.error("a model call failed unexpectedly", exc_info=error, extra={"request_ids": ids})
+            reported = ModelFailed(f"{unexpected}: {error!r}")
+    if len(group) == 1:
+        return CallFailure(reported, failed=group)
+    # Any of the requests may be the cause. The model may have run, so only those that may run twice are
+    # retried.
+    retried = [item for item in group if item.request.flags & envelope.RETRY_SAFE]
+    failed = [item for item in group if not item.request.flags & envelope.RETRY_SAFE]
+    shared = ModelFailed(
+        f"a call that it shared with others failed, and it may not run twice: {reported.message}"
+    )
+    return CallFailure(shared, failed=failed, retried=retried)
+
+
+def replies_to(
+    group: Sequence[Queued], answer: ModelAnswer, started: float, spent: float
+) -> list[bytes | Reply]:
+    """Return a reply for each request of a call, framed unless it is large.
+
+    ``started`` is on the clock of ``received``, ``spent`` in seconds. Raises RowMismatch if the answer cannot
+    be divided, ModelFailed if its parameters are too long.
     """
     outputs = answer.outputs
     rows = sum(item.request.rows for item in group)
@@ -38,66 +106,51 @@ def answers(
         parts = [[output.raw for output in outputs]]
     else:
         parts = split(outputs, [item.request.rows for item in group])
-    keys = _keys(group, tensors, answer.parameters)
-    compute_us, shared = min(int(spent * 1e6), MOST_US), len(group)
-    found: list[bytes | Reply] = []
+    keys = _reply_keys(group, tensors, answer.parameters)
+    compute_us, shared = min(int(spent * 1e6), MAX_US), len(group)
+    replies: list[bytes | Reply] = []
     for item, part, key in zip(group, parts, keys, strict=True):
         id_, attempt = item.request.id, item.request.attempt
         rows = item.request.rows if answer_rows else 0
-        wait_us = min(int((started - item.received) * 1e6), MOST_US)
-        # For who takes many answers it is the first and, with the END behind it, the only one.
+        wait_us = min(int((started - item.received) * 1e6), MAX_US)
+        # A request for a stream gets one CHUNK here; the END follows it.
         status = envelope.CHUNK if item.request.flags & envelope.STREAM else envelope.OK
         if sum(map(len, part)) > envelope.LARGE:
             reply = Reply(id_, status, attempt, 0, rows, wait_us, compute_us, shared, key, part)
-            found.append(reply)
+            replies.append(reply)
         else:
             times = {"wait_us": wait_us, "compute_us": compute_us, "shared": shared}
-            found.append(envelope.reply_frame(id_, attempt, rows, key, part, status=status, **times))
-    return found
+            replies.append(envelope.reply_frame(id_, attempt, rows, key, part, status=status, **times))
+    return replies
 
 
-def _keys(group: Sequence[Waited], tensors: tuple[Tensor, ...], parameters: dict[str, Any]) -> list[bytes]:
-    """Return the key of each reply: the outputs, and its part of the answer's parameters."""
+def _reply_keys(
+    group: Sequence[Queued], tensors: tuple[Tensor, ...], parameters: dict[str, Any]
+) -> list[bytes]:
+    """Return the key of each reply: the outputs, and its share of the answer's parameters."""
     if not parameters:
         return [envelope.result_key(tensors)] * len(group)
-    divided = split_parameters(parameters, [item.request.rows for item in group])
-    keys = [envelope.result_key(tensors, own) for own in divided]
-    if (longest := max(map(len, keys))) > envelope.MAX_KEY:
-        raise ModelFailed(
-            f"names, shapes and parameters of an answer take {longest} bytes; the limit is {envelope.MAX_KEY}"
-        )
+    shares = split_parameters(parameters, [item.request.rows for item in group])
+    keys = [envelope.result_key(tensors, share) for share in shares]
+    check_key_length(max(map(len, keys)))
     return keys
 
 
-W = TypeVar("W", bound=Waited)
+def check_key_length(length: int) -> None:
+    """Raise ModelFailed if the key of a reply, of ``length`` bytes, is too long for its frame."""
+    if length > envelope.MAX_KEY:
+        raise ModelFailed(
+            f"names, shapes and parameters of an answer take {length} bytes; the limit is {envelope.MAX_KEY}"
+        )
 
 
-def divided(group: list[W]) -> tuple[list[W], list[W]]:
-    """Of a call that failed: who is told so, and who is tried alone, since it may not have been his fault.
-
-    One that was alone is told, and so is each that may not run twice: whatever the error, the model may have
-    run.
-    """
-    if len(group) == 1:
-        return group, []
-    told = [item for item in group if not item.request.flags & envelope.RETRY_SAFE]
-    return told, [item for item in group if item.request.flags & envelope.RETRY_SAFE]
-
-
-def as_told(error: Exception, shared: int) -> TidegateError:
-    """What the caller of a request is told that may not run again, after a call of ``shared`` requests."""
-    if shared > 1:
-        return ModelFailed(f"a call that it shared with others failed, and it may not run twice: {error}")
-    return error if isinstance(error, TidegateError) else ModelFailed(str(error))
-
-
-def measure(stats: WorkStats, group: Sequence[Waited], started: float, spent: float) -> None:
-    """Take a call that went well into the statistics; times in seconds, ``started`` as ``received``."""
+def count_success(stats: WorkStats, group: Sequence[Queued], started: float, spent: float) -> None:
+    """Add a call that succeeded to the statistics; ``started`` and ``spent`` as in :func:`replies_to`."""
     requests, rows, waited = len(group), 0, 0.0
     for item in group:
         rows += item.request.rows or 1
         waited += started - item.received
-    stats.tally.answered(requests, rows, waited, spent)
+    stats.counts.add_success(requests, rows, waited, spent)
     stats.completed += requests
     stats.busy_s += spent
     stats.call_ms.add(spent * 1e3)
@@ -105,3 +158,9 @@ def measure(stats: WorkStats, group: Sequence[Waited], started: float, spent: fl
     stats.rows.add(rows)
     CALL_SECONDS.observe(spent)
     CALL_SIZE.observe(requests)
+
+
+def count_failure(stats: WorkStats, item: Queued) -> None:
+    """Add a request whose caller gets an error to the statistics."""
+    stats.failed += 1
+    stats.counts.add_failure(1, time.monotonic() - item.received)

@@ -1,4 +1,4 @@
-"""Loads a replica's models into its Triton, on the GPUs that it holds, and remembers where they run."""
+"""Loads a replica's models into its Triton, on the GPUs that the replica holds."""
 
 from __future__ import annotations
 
@@ -15,14 +15,15 @@ from tidegate.kernel.protocol.models import Deployment
 
 log = telemetry.logger(__name__)
 
-LONGEST_REASON = 300
+MAX_REASON = 300
 _NO_GPU = ("invalid or unsupported gpu id", "no GPUs are available")
 
 
 class ModelLoader:
-    """``write`` writes the model repository for these GPUs, and without any for the CPU; it blocks.
+    """Loads models, on the CPU instead of the GPU if the Deployment allows that.
 
-    ``device`` is where the models run, empty until they are loaded; ``caveat`` says why that is not the GPU.
+    ``write`` writes the model repository for some GPUs, or for the CPU if there are none; it blocks.
+    ``device`` is where the models run, empty until they are loaded. ``caveat`` says why that is not the GPU.
     """
 
     def __init__(self, deployment: Deployment, write: Callable[[Devices], list[str]]) -> None:
@@ -32,14 +33,11 @@ class ModelLoader:
         self.caveat = ""
 
     async def prepare(self) -> list[str]:
-        """Write the model repository and return the models to load, in order. Raises ModelFailed."""
+        """Write the model repository; return the models to load, in order. Raises ModelFailed."""
         return await asyncio.to_thread(self._write, held(self._deployment.resources))
 
     async def load(self, client: TritonClient, models: Sequence[str], tail: Callable[[], str]) -> None:
-        """Load the models; on the CPU if they cannot use their GPU and the Deployment allows that.
-
-        ``tail`` returns the end of Triton's log. Raises ModelFailed.
-        """
+        """Load the models. ``tail`` returns the end of Triton's log. Raises ModelFailed."""
         try:
             await self._load(client, models, tail)
         except ModelFailed as error:
@@ -47,7 +45,7 @@ class ModelLoader:
             if not (held(resources) and resources.allow_cpu) or self.caveat:
                 raise
             log.warning("the model runs on the CPU instead of its GPU", extra={"problem": error.message})
-            reason = error.message.strip().partition("\n")[0][:LONGEST_REASON]
+            reason = error.message.strip().partition("\n")[0][:MAX_REASON]
             self.caveat = f"runs on the CPU, as allow_cpu says; on the GPU it failed: {reason}"
             await asyncio.to_thread(self._write, ())
             await self._load(client, models, tail)
@@ -58,9 +56,10 @@ class ModelLoader:
             try:
                 await client.load(model, self._deployment.start_timeout_s)
             except ModelFailed as error:
-                raise ModelFailed(self._explained(error.message, tail)) from None
+                raise ModelFailed(self._explain(error.message, tail)) from None
 
-    def _explained(self, message: str, tail: Callable[[], str]) -> str:
+    def _explain(self, message: str, tail: Callable[[], str]) -> str:
+        """Return Triton's message about a failed load with its likely cause and what to do."""
         if "not healthy" in message:
             return load_failures.ended(self._deployment.name, tail())
         gpus = len(held(self._deployment.resources))

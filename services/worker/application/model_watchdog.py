@@ -1,4 +1,4 @@
-"""Watch the processes of a replica's model: one that ends, is stopped or owes an answer for too long."""
+"""Watches the processes of a replica's model: one may end, be stopped, or owe an answer for too long."""
 
 from __future__ import annotations
 
@@ -11,55 +11,49 @@ from services.worker.adapters.model import Model
 from services.worker.adapters.model_processes import ModelProcesses
 from services.worker.adapters.triton_client import TritonClient
 from services.worker.adapters.triton_process import TritonProcess
-from services.worker.domain.deaths import (
-    MODEL,
-    SERVER,
-    Death,
-    DeathStreak,
-    Silence,
-    after_death,
-    silence_limit,
-)
+from services.worker.domain.deaths import MODEL, SERVER, Death
+from services.worker.domain.restart_backoff import DeathStreak, after_death
+from services.worker.domain.silence import Silence, silence_limit
 from tidegate.kernel import tasks, telemetry
 from tidegate.kernel.protocol.presence import ModelDeath
 
 log = telemetry.logger(__name__)
 
-LOOK_S = 0.25
-LOOK_AGAIN_S = 0.1
-# A Triton that runs and does not answer for so long is started anew; one that ends takes less than a second.
+CHECK_S = 0.25
+PROBE_S = 0.1
+# A Triton that runs and does not answer for this long is restarted. One that ends does so within a second.
 LOST_LIMIT_S = 5.0
 
 
 class ModelWatchdog:
-    """End the model server as soon as one of its model's processes has ended, is stopped or hangs.
+    """Ends the model server as soon as a process of its model has ended, is stopped, or hangs.
 
-    ``on_death`` is called then, before any call has failed. ``waiting`` returns for each open call how long
-    its callers wait, in seconds. ``last`` is the last death, as it is reported.
+    ``on_death`` is called then, before any call has failed. ``caller_timeouts_s`` returns the timeout of the
+    callers of each open call, in seconds. ``last`` is the last death, for the replica's report.
     """
 
     def __init__(
         self,
         progress_timeout_s: float | None,
         on_death: Callable[[Death], None],
-        waiting: Callable[[], Sequence[float]] = list,
+        caller_timeouts_s: Callable[[], Sequence[float]] = list,
     ) -> None:
         self._progress_timeout_s = progress_timeout_s
-        self._waiting = waiting
+        self._caller_timeouts_s = caller_timeouts_s
         self._on_death = on_death
         self._triton: TritonProcess | None = None
         self._model: Model | None = None
         self._processes: ModelProcesses | None = None
         self._task: asyncio.Task[None] | None = None
         self._death: Death | None = None
-        self._row = DeathStreak()
+        self._streak = DeathStreak()
         self._began = 0.0
         self._silence = Silence(0.0)
         self._total = 0
         self.last: ModelDeath | None = None
 
-    def begin(self, triton: TritonProcess, model: Model) -> None:
-        """Watch the processes of a model that was just loaded."""
+    def start(self, triton: TritonProcess, model: Model) -> None:
+        """Watch a model that was just loaded into ``triton``."""
         self.end()
         self._triton, self._model, self._death = triton, model, None
         self._began = time.monotonic()
@@ -68,7 +62,7 @@ class ModelWatchdog:
         self._task = asyncio.create_task(self._run(), name="model watch")
 
     def end(self) -> None:
-        """Watch no more; what ends from now on is meant to."""
+        """Stop watching: what ends from now on is ended on purpose."""
         if self._task is not None:
             self._task.cancel()
             self._task = None
@@ -77,84 +71,88 @@ class ModelWatchdog:
             self._processes = None
 
     async def stop(self) -> None:
-        """End, and wait for it."""
+        """Stop watching, and wait for the task to end."""
         task = self._task
         self.end()
         await tasks.end(task)
 
-    def look(self) -> None:
-        """Look once at everything that no event tells."""
+    def check(self) -> None:
+        """Check once for what no event reports: a stopped process, or a model that hangs."""
         if self._processes is None or self._model is None or self._death is not None:
             return
         if self._processes.look():
-            self._die(ended_for="it was stopped by a signal (SIGSTOP)")
+            self._declare_dead(ended_for="it was stopped by a signal (SIGSTOP)")
             return
         silence = self._silence
-        silence.look(time.monotonic(), self._model.answers, self._waiting())
-        limit = silence_limit(self._progress_timeout_s, silence.patience_s)
+        silence.check(time.monotonic(), self._model.answers, self._caller_timeouts_s())
+        limit = silence_limit(self._progress_timeout_s, silence.timeout_s)
         if silence.lasts_s > limit:
-            self._die(ended_for=f"it answered no call for {limit:g} s")
+            self._declare_dead(ended_for=f"it answered no call for {limit:g} s")
 
-    def blame(self, why: str) -> None:
-        """End the model server, unless a process has ended by itself, for which this is the reason."""
-        self.look()
+    def kill(self, reason: str) -> None:
+        """End the model server for this reason, unless a check finds a better one."""
+        self.check()
         if self._death is None:
-            self._die(ended_for=why)
+            self._declare_dead(ended_for=reason)
 
     async def answers_again(self, client: TritonClient, current: Callable[[], bool]) -> bool:
-        """Return True if the model server of a call that was lost answers; else it has ended, or is ended.
+        """Return True if the model server answers after a call was lost; otherwise it has ended, or is ended.
 
-        ``current``: the client is that of the model server which runs.
+        ``current`` returns True while ``client`` belongs to the model server that runs.
         """
         assert self._triton is not None
         if client.model_died:
-            self.blame("Triton says that it is not healthy")
+            self.kill("Triton says that it is not healthy")
             return False
         until = time.monotonic() + LOST_LIMIT_S
         while current() and self._triton.running and time.monotonic() < until:
-            await asyncio.sleep(LOOK_AGAIN_S)
+            await asyncio.sleep(PROBE_S)
             if current() and await client.live():
                 return current() and self._triton.running
         if current() and self._triton.running:
-            self.blame(f"Triton did not answer for {LOST_LIMIT_S:g} s")
+            self.kill(f"Triton did not answer for {LOST_LIMIT_S:g} s")
         return False
 
-    def mourn(self, code: int, *, excused: bool = False) -> float:
-        """Note the death of a model server with this exit code; return how long its next start waits.
+    def record_death(self, code: int, *, excused: bool = False) -> float:
+        """Record that a model server ended with this exit code; return how long its next start waits.
 
         ``excused``: a request that was lost before ran alone in it.
         """
         assert self._triton is not None
         self.end()
         death = self._death or Death(SERVER, time.time(), code, self._triton.starved)
-        self._row = after_death(self._row, time.monotonic() - self._began, excused=excused)
+        self._streak = after_death(self._streak, time.monotonic() - self._began, excused=excused)
         self._total += 1
         MODEL_DEATHS.inc()
         self.last = ModelDeath(
             at=death.at,
-            words=death.words,
+            words=death.description,
             status=death.status,
-            in_a_row=self._row.deaths,
+            in_a_row=self._streak.deaths,
             total=self._total,
-            next_start_at=time.time() + self._row.pause_s,
+            next_start_at=time.time() + self._streak.pause_s,
         )
         log.error(
-            death.words,
-            extra={"in_a_row": self._row.deaths, "pause_s": self._row.pause_s, "tail": self._triton.tail()},
+            death.description,
+            extra={
+                "in_a_row": self._streak.deaths,
+                "pause_s": self._streak.pause_s,
+                "tail": self._triton.tail(),
+            },
         )
-        return self._row.pause_s
+        return self._streak.pause_s
 
     async def _run(self) -> None:
         while True:
-            await asyncio.sleep(LOOK_S)
-            self.look()
+            await asyncio.sleep(CHECK_S)
+            self.check()
 
     def _on_end(self, status: int | None) -> None:
-        # Of a server that is killed its models' processes end as well: that is one death.
+        # A server that is killed takes its models' processes along: that is one death.
         if self._triton is not None and self._triton.running:
-            self._die(status=status)
+            self._declare_dead(status=status)
 
-    def _die(self, *, status: int | None = None, ended_for: str = "") -> None:
+    def _declare_dead(self, *, status: int | None = None, ended_for: str = "") -> None:
         assert self._triton is not None
         if self._death is not None:
             return

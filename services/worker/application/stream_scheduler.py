@@ -1,8 +1,7 @@
-"""Streams: requests to a decoupled model, each a call of its own that gives many answers.
+"""Runs streams: requests to a decoupled model, each in a call of its own that gives many answers.
 
-An answer leaves as a CHUNK as soon as it is made, in order, then comes END. A stream that has emitted is
-never tried again; one that has not is like any other request. Deliveries are settled as by the calls in
-:mod:`services.worker.application.batch_scheduler`.
+Each answer leaves as a CHUNK as soon as it is made, in order, then comes END. A stream that has sent an
+answer is never retried; one that has not is retried like any other request.
 """
 
 from __future__ import annotations
@@ -17,25 +16,30 @@ from services.worker.adapters.metrics import ANSWERED, CHUNKS, FIRST_CHUNK_SECON
 from services.worker.adapters.model import Model
 from services.worker.adapters.model_call import ModelAnswer
 from services.worker.adapters.reply_publisher import ReplyPublisher
-from services.worker.adapters.request_log import failed
+from services.worker.adapters.request_log import log_failure
+from services.worker.application.model_calls import (
+    MAX_US,
+    CallFailure,
+    check_key_length,
+    count_failure,
+    decide_failure,
+)
 from services.worker.domain.backlog import QueuedRequest
 from services.worker.domain.split import describe
 from services.worker.domain.statistics import WorkStats
 from tidegate.kernel import tasks, telemetry
-from tidegate.kernel.errors import ModelFailed, TidegateError, Unavailable
+from tidegate.kernel.errors import Unavailable
 from tidegate.kernel.protocol import envelope
 from tidegate.kernel.protocol.envelope import Buffer, Reply
 
 log = telemetry.logger(__name__)
 
-# The gateway, which knows its caller's patience, cancels a stream that falls silent. This is for the case
-# that its word was lost.
+# The gateway knows its caller's timeout and cancels a silent stream. This limit is for a lost cancellation.
 SILENCE_S = 600.0
-_MOST_US = 2**32 - 1
 
 
 class StreamScheduler:
-    """Runs up to ``limit`` streams at once; what comes on top waits for its turn."""
+    """Runs up to ``limit`` streams at once; further ones wait for their turn."""
 
     def __init__(
         self,
@@ -45,26 +49,26 @@ class StreamScheduler:
         *,
         limit: int,
         cancelled: Callable[[bytes], bool],
-        lost: Callable[[Model], None],
+        on_lost: Callable[[Model], None],
         died_alone: Callable[[], bool],
     ) -> None:
         self._publisher = publisher
         self._settle = settle
         self._stats = stats
+        self._limit = limit
         self._cancelled = cancelled
-        self._lost = lost
+        self._on_lost = on_lost
         self._died_alone = died_alone
         self._model: Model | None = None
         self._waiting: deque[QueuedRequest] = deque()
         self._running: dict[asyncio.Task[None], QueuedRequest] = {}
-        self._withdrawn: set[asyncio.Task[None]] = set()
+        self._cancelled_streams: set[asyncio.Task[None]] = set()
         self._stopping = False
-        self.limit = limit
-        self.withheld = False
+        self.paused = False
 
     @property
     def in_hand(self) -> int:
-        """Streams that wait here or run."""
+        """Return how many streams wait here or run."""
         return len(self._waiting) + len(self._running)
 
     @property
@@ -72,105 +76,112 @@ class StreamScheduler:
         """Return how many streams run."""
         return len(self._running)
 
-    def go_on(self) -> None:
-        """Begin streams again, which were withheld."""
-        self.withheld = False
-        self._begin()
+    def resume(self) -> None:
+        """Start streams again after they were paused."""
+        self.paused = False
+        self._start_waiting()
 
-    def begin(self, model: Model, item: QueuedRequest) -> asyncio.Task[None]:
-        """Begin a stream now."""
-        task = asyncio.create_task(self._stream(model, item))
+    def start(self, model: Model, item: QueuedRequest) -> asyncio.Task[None]:
+        """Start a stream now."""
+        task = asyncio.create_task(self._run(model, item))
         self._running[task] = item
-        task.add_done_callback(self._ended)
+        task.add_done_callback(self._on_done)
         return task
 
     def add(self, item: QueuedRequest) -> None:
-        """Take a request in."""
+        """Queue a stream."""
         self._waiting.append(item)
-        self._begin()
+        self._start_waiting()
 
     def use(self, model: Model | None) -> None:
-        """The model to call from now on, or None while there is none."""
+        """Call this model from now on, or none while it is None."""
         self._model = model
-        self._begin()
+        self._start_waiting()
 
     def cancel(self) -> None:
-        """Callers have gone: end their streams."""
+        """Cancel the running streams whose callers have cancelled."""
         for task, item in self._running.items():
-            if self._cancelled(item.request.id) and task not in self._withdrawn:
-                self._withdrawn.add(task)
+            if self._cancelled(item.request.id) and task not in self._cancelled_streams:
+                self._cancelled_streams.add(task)
                 task.cancel()
 
     def take_waiting(self) -> list[QueuedRequest]:
-        """Take out the streams that have not begun."""
-        found = list(self._waiting)
+        """Remove and return the streams that have not started."""
+        waiting = list(self._waiting)
         self._waiting.clear()
-        return found
+        return waiting
 
-    def clear(self) -> None:
-        """Forget what waits: its channel has ended and the broker delivers it again."""
+    def discard_waiting(self) -> None:
+        """Discard streams that wait: their channel has ended, so the broker delivers them again."""
         self._waiting.clear()
 
     async def stop(self) -> None:
-        """Stop at once; what is in hand stays unsettled and goes back to the queue."""
+        """Stop at once; streams in hand stay unsettled and go back to the queue."""
         self._stopping = True
         await tasks.end(*self._running)
 
-    def _begin(self) -> None:
-        if self.withheld:
+    def _start_waiting(self) -> None:
+        if self.paused:
             return
-        while self._model is not None and not self._stopping and len(self._running) < self.limit:
+        while self._model is not None and not self._stopping and len(self._running) < self._limit:
             if not self._waiting:
                 return
             item = self._waiting.popleft()
-            if (gone := self._gone(item)) is not None:
-                self._finish(item, gone)
+            if (reason := self._unwanted(item)) is not None:
+                self._finish(item, reason)
                 continue
-            self.begin(self._model, item)
+            self.start(self._model, item)
 
-    def _gone(self, item: QueuedRequest) -> str | None:
-        """Why nobody waits for it any more, if so."""
+    def _unwanted(self, item: QueuedRequest) -> str | None:
+        """Return why no caller waits for a request any more; None if one does."""
         if self._cancelled(item.request.id):
             return "cancelled"
         return "expired" if item.request.deadline_ms <= time.time() * 1e3 else None
 
-    def _ended(self, task: asyncio.Task[None]) -> None:
+    def _on_done(self, task: asyncio.Task[None]) -> None:
         item = self._running.pop(task)
         if task.cancelled():
-            if task in self._withdrawn:  # else the worker stops: unsettled, it goes back to the queue
+            if task in self._cancelled_streams:  # otherwise the worker stops, and it goes back to the queue
                 self._finish(item, "cancelled")
         elif (error := task.exception()) is not None:
-            # Unsettled: the broker delivers it again, as another attempt.
+            # Not settled, so the broker delivers it again as another attempt.
             log.error("a stream ended unexpectedly", exc_info=error)
-        self._withdrawn.discard(task)
-        self._begin()
+        self._cancelled_streams.discard(task)
+        self._start_waiting()
 
-    async def _stream(self, model: Model, item: QueuedRequest) -> None:
-        request, began = item.request, time.monotonic()
-        chunks, told = await self._forward(model, item, began)
-        if isinstance(told, Unavailable):
-            self._lost(model)
-        if isinstance(told, Unavailable) and chunks == 0:
-            # Triton is gone and the caller has nothing yet: another attempt, by whoever is there.
-            await self._publisher.again([item], alone=self._died_alone())
-            self._settle([item])
+    async def _run(self, model: Model, item: QueuedRequest) -> None:
+        began = time.monotonic()
+        chunks, outcome = await self._send_answers(model, item, began)
+        if isinstance(outcome, CallFailure):
+            await self._on_failure(model, item, chunks, outcome)
             return
-        if isinstance(told, TidegateError):
-            told = failed(request, told, chunks=chunks)
-            self._stats.failed += 1
-            self._stats.tally.failed(1, time.monotonic() - item.received)
-            frame = envelope.failure_frame(request.id, request.attempt, told.reason, told.message)
-        else:
-            frame = envelope.end_frame(request.id, request.attempt, chunks)
-            self._measure(item, began)
-        if told != "expired":
-            await self._publisher.reply(item.delivery.reply_to, [frame])
-        self._finish(item, told.reason if isinstance(told, TidegateError) else told)
+        self._measure(item, began)
+        if outcome == "ok":
+            await self._reply(item, envelope.end_frame(item.request.id, item.request.attempt, chunks))
+        self._finish(item, outcome)
 
-    async def _forward(
+    async def _on_failure(
+        self, model: Model, item: QueuedRequest, chunks: int, failure: CallFailure[QueuedRequest]
+    ) -> None:
+        request, error = item.request, failure.error
+        if failure.lost:
+            self._on_lost(model)
+            if chunks == 0:
+                # The caller has no answer yet, so another attempt may follow.
+                await self._publisher.publish_lost([item], alone=self._died_alone())
+                self._settle([item])
+                return
+            error = Unavailable("the model server was lost in the middle of the stream")
+        error = log_failure(request, error, chunks=chunks)
+        count_failure(self._stats, item)
+        frame = envelope.failure_frame(request.id, request.attempt, error.reason, error.message)
+        await self._reply(item, frame)
+        self._finish(item, error.reason)
+
+    async def _send_answers(
         self, model: Model, item: QueuedRequest, began: float
-    ) -> tuple[int, str | TidegateError]:
-        """Send the answers as they come: how many there were, and "ok", "expired" or what went wrong."""
+    ) -> tuple[int, str | CallFailure[QueuedRequest]]:
+        """Send the answers as they come; return their number, and "ok", "expired" or the failure."""
         loop = asyncio.get_running_loop()
         left_s = max(item.request.deadline_ms / 1e3 - time.time(), 0.001)
         silence_s = max(left_s, SILENCE_S)
@@ -188,28 +199,22 @@ class StreamScheduler:
                     CHUNKS.inc()
         except TimeoutError:
             return chunks, "expired"
-        except TidegateError as error:
-            lost = isinstance(error, Unavailable) and chunks > 0
-            return chunks, Unavailable(
-                "the model server was lost in the middle of the stream"
-            ) if lost else error
         except Exception as error:
-            log.exception(
-                "a stream failed unexpectedly",
-                extra={"request_id": telemetry.shown_id(item.request.trace)},
-            )
-            return chunks, ModelFailed(f"the stream could not go on: {error!r}")
+            return chunks, decide_failure([item], error, "the stream could not go on")
         return chunks, "ok"
 
+    async def _reply(self, item: QueuedRequest, frame: bytes) -> None:
+        await self._publisher.reply(item.delivery.reply_to, [frame])
+
     def _measure(self, item: QueuedRequest, began: float) -> None:
-        # As many others could have run beside it, so its share of the worker is that small. How long it took
-        # says nothing about the wait for a first chunk: call_ms, which admission counts with, stays unknown.
+        # Up to ``limit`` streams run at once, so each counts for that part of the worker's time. A stream's
+        # duration does not predict the wait for a first chunk, so call_ms (for admission) stays unknown.
         spent = time.monotonic() - began
         stats = self._stats
         stats.completed += 1
-        stats.busy_s += spent / self.limit
-        stats.batch.add(self.limit)
-        stats.tally.answered(1, item.request.rows or 1, began - item.received, spent)
+        stats.busy_s += spent / self._limit
+        stats.batch.add(self._limit)
+        stats.counts.add_success(1, item.request.rows or 1, began - item.received, spent)
 
     def _finish(self, item: QueuedRequest, outcome: str) -> None:
         ANSWERED.labels(outcome).inc()
@@ -219,17 +224,13 @@ class StreamScheduler:
 def _chunk(
     item: QueuedRequest, answer: ModelAnswer, seq: int, waited_s: float, made_s: float
 ) -> Buffer | Reply:
-    """An answer as a CHUNK, framed unless it is large; raises ModelFailed for one that is no message."""
+    """Return an answer as a CHUNK, framed unless it is large. Raises ModelFailed if its key is too long."""
     request = item.request
     rows, tensors = describe(answer.outputs, request.rows)
     data: list[Buffer] = [output.raw for output in answer.outputs]
-    wait_us, compute_us = (min(int(s * 1e6), _MOST_US) for s in (waited_s, made_s))
+    wait_us, compute_us = (min(int(s * 1e6), MAX_US) for s in (waited_s, made_s))
     key = envelope.result_key(tensors, answer.parameters)
-    if len(key) > envelope.MAX_KEY:
-        raise ModelFailed(
-            f"names, shapes and parameters of an answer take {len(key)} bytes; "
-            f"the limit is {envelope.MAX_KEY}"
-        )
+    check_key_length(len(key))
     reply = Reply(request.id, envelope.CHUNK, request.attempt, seq, rows, wait_us, compute_us, 1, key, data)
     if sum(map(len, data)) > envelope.LARGE:
         return reply

@@ -1,4 +1,4 @@
-"""A worker of the warm pool: Triton up and no model, until it is told which replica it is."""
+"""A worker of the warm pool: Triton runs without a model until the worker is assigned a replica."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import os
 import socket
-import time
 from pathlib import Path
 from typing import Any
 
@@ -16,22 +15,23 @@ from services.worker.adapters.heartbeat import Heartbeat
 from services.worker.adapters.sandbox import sandbox_of
 from services.worker.adapters.triton_install import TritonInstall
 from services.worker.adapters.triton_process import TritonOptions, TritonProcess, new_triton
+from services.worker.application.replica_status import ReplicaStatus
 from services.worker.settings import WorkerSettings
 from tidegate.kernel import tasks, telemetry
 from tidegate.kernel.broker.connection import Channel, Connection, Delivery
 from tidegate.kernel.broker.topology import warm_queue
 from tidegate.kernel.errors import TidegateError, Unavailable
 from tidegate.kernel.protocol.models import Assignment, WarmAssignment
-from tidegate.kernel.protocol.presence import ReplicaReport, ReplicaState
+from tidegate.kernel.protocol.presence import ReplicaReport
 from tidegate.kernel.store import Store, StoreUnavailable
 
 log = telemetry.logger(__name__)
 
-STORE_AWAY_S = 0.1  # between the questions whose an offer is, while the store does not answer
+STORE_RETRY_S = 0.1  # between tries to claim an offer while the store does not answer
 
 
 class WarmStandby:
-    """Waits on ``warm.v1.<flavour>`` with one offer in hand at a time. ``failed``: nothing can come of it."""
+    """Waits for an offer on ``warm.v1.<flavour>``, with one in hand at a time."""
 
     def __init__(
         self, settings: WorkerSettings, start: WarmAssignment, folder: Path, store: Store, http_port: int
@@ -41,53 +41,57 @@ class WarmStandby:
         self._folder = folder
         self._store = store
         self._http_port = http_port
-        self._started_at = time.time()
-        self._launch_ms = round(max(0.0, self._started_at - start.launched_at) * 1000, 1)
-        self._state: ReplicaState = "starting"
-        self._message = "starting Triton"
-        self._taken: asyncio.Future[Assignment] = asyncio.get_running_loop().create_future()
-        self._connection = Connection(settings.amqp_url, f"worker {start.replica}", self._listen)
+        self._status = ReplicaStatus("starting Triton")
+        self._launch_ms = round(max(0.0, self._status.started_at - start.launched_at) * 1000, 1)
+        self._assigned: asyncio.Future[Assignment] = asyncio.get_running_loop().create_future()
+        self._connection = Connection(settings.amqp_url, f"worker {start.replica}", self._on_setup)
         self._heartbeat = Heartbeat(store, settings.heartbeat_interval_s, self._report)
         self._triton: TritonProcess | None = None
         self._sandbox = sandbox_of(settings, folder)
-        self._answering = asyncio.Lock()
+        self._claiming = asyncio.Lock()
         self._closed = False
-        self.failed = False
 
+    @property
+    def failed(self) -> bool:
+        """Return True if it cannot become a replica."""
+        return self._status.failed
+
+    @property
     def problem(self) -> str | None:
-        """Why no replica can be had of it, if so."""
-        return f"{self._state}: {self._message}" if self._state != "warm" else self._connection.problem
+        """Return why it cannot become a replica now; None if it can."""
+        return self._connection.problem if self._status.state == "warm" else self._status.problem
 
-    async def assignment(self) -> tuple[Assignment, TritonProcess] | None:
-        """What to be from now on, and the Triton to be it with; None: it failed, as its heartbeat says."""
+    async def wait_for_assignment(self) -> tuple[Assignment, TritonProcess] | None:
+        """Return the replica to become, and a Triton that runs; None if it failed, as its heartbeat says."""
         self._heartbeat.start()
         try:
             triton = await self._start_triton()
             self._connection.start()
             await self._connection.wait_up(self._start.pool.start_timeout_s)
-            self._state, self._message = "warm", ""
+            self._status.set("warm")
             await self._heartbeat.beat()
             log.info("waiting for a model", extra={"flavour": self._start.flavour})
             crash = asyncio.create_task(triton.wait())
-            events: set[asyncio.Future[Any]] = {crash, self._taken}
+            events: set[asyncio.Future[Any]] = {crash, self._assigned}
             try:
                 await asyncio.wait(events, return_when=asyncio.FIRST_COMPLETED)
             finally:
                 await tasks.end(crash)
-            if not self._taken.done():
+            if not self._assigned.done():
                 raise Unavailable(f"Triton ended while it waited: {triton.tail()}")
         except Exception as error:
-            told = error.message if isinstance(error, TidegateError) else f"unexpected error: {error!r}"
-            self._state, self._message, self.failed, self._closed = "failed", told, True, True
+            message = error.message if isinstance(error, TidegateError) else f"unexpected error: {error!r}"
+            self._status.fail(message)
+            self._closed = True
             log.exception("cannot wait for a model")
             await self._heartbeat.beat()
             return None
         await self._close()
         self._triton = None
-        return self._taken.result(), triton
+        return self._assigned.result(), triton
 
     async def stop(self) -> None:
-        """Take no offers any more, and end the Triton that was not handed on."""
+        """Consume no more offers, and stop the Triton unless a replica has it."""
         await self._close()
         if self._triton is not None:
             await self._triton.stop(grace_s=0)
@@ -102,7 +106,7 @@ class WarmStandby:
             self._settings.runtime_path, self._settings.triton_server, self._settings.triton_backends
         )
         pool = self._start.pool
-        # As most Deployments need it; one that needs it otherwise starts its own in a moment.
+        # The options that most Deployments need. A replica that needs other ones starts its own Triton.
         options = TritonOptions(
             replica=self._start.replica,
             threads=pool.threads,
@@ -114,59 +118,60 @@ class WarmStandby:
         await self._triton.start()
         return self._triton
 
-    async def _listen(self, channel: Channel) -> None:
+    async def _on_setup(self, channel: Channel) -> None:
         queue = warm_queue(self._start.flavour)
         await channel.declare(queue, bind=False)
 
         async def on_offer(delivery: Delivery) -> None:
-            await self._answer(channel, delivery)
+            await self._answer_offer(channel, delivery)
 
         await channel.consume(queue, on_offer, prefetch=1)
 
-    async def _answer(self, channel: Channel, delivery: Delivery) -> None:
-        """Take an offer, unless somebody else did. It is acked once that is settled."""
+    async def _answer_offer(self, channel: Channel, delivery: Delivery) -> None:
+        """Claim an offer unless another worker has it. It is acked once the store knows its worker."""
         try:
             offered = Assignment.model_validate_json(bytes(delivery.body))
         except ValidationError as error:
             log.error("an offer cannot be read", extra={"problem": str(error)})
             channel.ack(delivery.tag)
             return
-        # Where the channel is over, an offer that is not settled comes again.
+        # If the channel has ended, the offer is delivered again.
         with contextlib.suppress(Unavailable):
-            async with self._answering:
-                if await self._take(offered):
+            async with self._claiming:
+                if await self._claim(offered):
                     channel.ack(delivery.tag)
                 else:
                     channel.nack(delivery.tag)
 
-    async def _take(self, offered: Assignment) -> bool:
-        """Whether it is settled whose the offer is; it is not where this worker takes none any more.
+    async def _claim(self, offered: Assignment) -> bool:
+        """Return True once the store knows which worker has the offer; False if this one takes no more.
 
-        An answer of the store that was lost may have said that it is ours, and then nobody else takes it: so
-        the store is asked until it answers, as long as this worker waits.
+        A lost answer of the store may have said that this worker has the offer, and then no other takes it.
+        So the store is asked until it answers, for as long as this worker waits.
         """
-        while not self._closed and not self._taken.done():
+        while not self._closed and not self._assigned.done():
             try:
                 worker = await self._store.claim_replica(offered.replica, self._start.replica)
             except StoreUnavailable:
-                await asyncio.sleep(STORE_AWAY_S)
+                await asyncio.sleep(STORE_RETRY_S)
                 continue
             if worker == self._start.replica and not self._closed:
-                self._taken.set_result(offered)
+                self._assigned.set_result(offered)
             return True
         return False
 
     def _report(self) -> ReplicaReport:
+        """Return what the heartbeat reports."""
         return ReplicaReport(
             replica=self._start.replica,
             deployment=f"warm-{self._start.flavour}-",
             generation=self._start.generation,
             host=socket.gethostname(),
             pid=os.getpid(),
-            state=self._state,
-            message=self._message,
+            state=self._status.state,
+            message=self._status.message,
             phases_ms={"launch": self._launch_ms},
             metrics_port=self._http_port,
-            started_at=self._started_at,
+            started_at=self._status.started_at,
             sandbox=self._sandbox.degree,
         )

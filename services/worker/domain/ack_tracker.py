@@ -1,4 +1,4 @@
-"""Which deliveries may be acked together."""
+"""Decide which deliveries can be acked together."""
 
 from __future__ import annotations
 
@@ -6,17 +6,17 @@ from typing import NamedTuple
 
 
 class Ack(NamedTuple):
-    """``basic.ack`` of a tag; ``multiple``: and of every earlier one."""
+    """A ``basic.ack`` of a tag; with ``multiple`` also of every earlier one."""
 
     tag: int
     multiple: bool
 
 
 class AckTracker:
-    """The unsettled deliveries of one channel.
+    """The unacked deliveries of one channel.
 
-    ``multiple`` is used only up to the tag below which everything is settled: a call that finishes before an
-    earlier one must not ack the earlier one's work away.
+    ``multiple`` is only used up to the tag below which everything is settled. A call may finish before an
+    earlier one, and its ack must not include the earlier call's deliveries.
     """
 
     def __init__(self) -> None:
@@ -26,16 +26,16 @@ class AckTracker:
         return len(self._open)
 
     def delivered(self, tag: int) -> None:
-        """A delivery came; tags only grow within a channel."""
+        """Add a delivery; tags only grow within a channel."""
         self._open[tag] = None
 
-    def given_back(self, tag: int) -> bool:
-        """The broker takes a delivery back; whether it was open."""
+    def nacked(self, tag: int) -> bool:
+        """Remove a delivery that goes back to the broker; return True if it was unacked."""
         return self._open.pop(tag, False) is None
 
     def settle(self, tags: list[int]) -> list[Ack]:
-        """The acks to send, now that ``tags`` are done."""
-        # Two may say of one delivery at the same time that it is done; it is acked once.
+        """Return the acks to send, now that the deliveries ``tags`` are settled."""
+        # Two calls may settle one delivery at the same time; it is acked once.
         done = [tag for tag in dict.fromkeys(tags) if tag in self._open]
         for tag in done:
             del self._open[tag]

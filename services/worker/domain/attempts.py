@@ -1,11 +1,11 @@
-"""How often a request may be tried when workers or model servers die under it.
+"""Decide how often a request may run when workers or model servers die under it.
 
-A loss convicts nobody while several requests may have caused it. So what was lost in company is tried again
-with nothing beside it, and only a loss there is charged to the request. The number of the attempt says which:
+If several requests were in the model, any of them may have caused the loss. So each runs again with nothing
+beside it, and only a loss there is charged to it. The number of the attempt says where it stands:
 
-    0      the first, in company
-    1      alone, nothing is charged to it
-    2      alone, one loss is charged to it; another one convicts it
+    0      the first attempt, together with others
+    1      alone; no loss is charged to it
+    2      alone; one loss is charged to it, and another one gives it up
 """
 
 from __future__ import annotations
@@ -22,8 +22,7 @@ GIVE_UP = frozenset({EXHAUSTED, NOT_RETRIED})
 def after_loss(attempt: int, *, alone: bool, safe: bool) -> tuple[str, int]:
     """Return what becomes of a request that was lost in its ``attempt``, and the number of its next one.
 
-    ``alone``: nothing else was in the model, so the loss is charged. Not every model may run twice (``safe``
-    False).
+    ``alone``: nothing else was in the model, so the loss is charged. ``safe``: the request may run twice.
     """
     if not safe:
         return NOT_RETRIED, attempt + 1

@@ -1,4 +1,4 @@
-"""The requests in hand, and which of them go into the next model call."""
+"""The requests in hand, and the choice of those that share the next model call."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import Generic, Protocol, TypeVar
 
 from tidegate.kernel.protocol.envelope import LAST_PRIORITY, PRIORITY_SHIFT, Request
 
-# Of a request that says none: between those that say they are urgent and those that can wait.
-USUAL_PRIORITY = 4
+# The priority of a request that states none: between the urgent ones and those that can wait.
+DEFAULT_PRIORITY = 4
 
 
 class HasRequest(Protocol):
-    """What stands in a line: something with a request."""
+    """An entry of a queue: it has a request."""
 
     request: Request
 
@@ -24,7 +24,7 @@ T = TypeVar("T", bound=HasRequest)
 
 @dataclass(slots=True)
 class UnackedDelivery:
-    """A delivery and how many of its requests are still open; settled when none is."""
+    """A delivery and the number of its requests that are still open; it is acked when none is."""
 
     channel: object
     tag: int
@@ -34,7 +34,7 @@ class UnackedDelivery:
 
 @dataclass(slots=True)
 class QueuedRequest:
-    """A request in hand; ``received`` is on the worker's monotonic clock, in seconds."""
+    """A request in hand; ``received`` is in seconds of the worker's monotonic clock."""
 
     request: Request
     delivery: UnackedDelivery
@@ -43,67 +43,67 @@ class QueuedRequest:
 
 
 class Backlog:
-    """Lines of one priority each; a lower number goes first, and its calls are filled up from behind."""
+    """A queue for each priority. A lower number goes first; other priorities fill up its calls."""
 
     def __init__(self) -> None:
-        self._lines: dict[int, CallKeyQueue[QueuedRequest]] = {}
+        self._queues: dict[int, CallKeyQueue[QueuedRequest]] = {}
         self._count = 0
 
     def __len__(self) -> int:
         return self._count
 
     def add(self, item: QueuedRequest) -> None:
-        """Put a request into the line of its priority."""
-        level = item.request.flags >> PRIORITY_SHIFT & LAST_PRIORITY or USUAL_PRIORITY
-        line = self._lines.get(level)
-        if line is None:
-            line = CallKeyQueue(key_of)
-            self._lines = dict(sorted([*self._lines.items(), (level, line)]))
-        line.add(item)
+        """Queue a request at its priority."""
+        priority = item.request.flags >> PRIORITY_SHIFT & LAST_PRIORITY or DEFAULT_PRIORITY
+        queue = self._queues.get(priority)
+        if queue is None:
+            queue = CallKeyQueue(key_of)
+            self._queues = dict(sorted([*self._queues.items(), (priority, queue)]))
+        queue.add(item)
         self._count += 1
 
     def oldest(self) -> QueuedRequest | None:
-        """The request at the head of the line that is next."""
+        """Return the request at the head of the next queue."""
         return self._next().oldest()
 
     def rows_at_head(self) -> int:
-        """Rows that wait there under one key."""
+        """Return how many rows wait under the key at the head of the next queue."""
         return self._next().rows_at_head()
 
     def take(self, max_rows: int) -> list[QueuedRequest]:
-        """The next call: requests of one key, up to ``max_rows`` rows, at least one request."""
-        line = self._next()
-        group = line.take(max_rows)
-        if group and len(self._lines) > 1:
+        """Remove and return the next call: requests of one key, up to ``max_rows`` rows, at least one."""
+        queue = self._next()
+        group = queue.take(max_rows)
+        if group and len(self._queues) > 1:
             rows = sum(item.request.rows for item in group)
-            for other in self._lines.values():
-                if other is not line:
-                    more = other.more(key_of(group[0]), max_rows - rows)
+            for other in self._queues.values():
+                if other is not queue:
+                    more = other.take_more(key_of(group[0]), max_rows - rows)
                     rows += sum(item.request.rows for item in more)
                     group += more
         self._count -= len(group)
         return group
 
     def take_all(self) -> list[QueuedRequest]:
-        """Take out all requests, the urgent ones first."""
-        found = [item for line in self._lines.values() for item in line.remove(lambda _: True)]
+        """Remove and return all requests, the urgent ones first."""
+        items = [item for queue in self._queues.values() for item in queue.remove(lambda _: True)]
         self.clear()
-        return found
+        return items
 
     def clear(self) -> None:
-        """Forget everything: its channel has ended and the broker delivers it again."""
-        self._lines.clear()
+        """Discard all requests: their channel has ended, so the broker delivers them again."""
+        self._queues.clear()
         self._count = 0
 
     def _next(self) -> CallKeyQueue[QueuedRequest]:
-        return next((line for line in self._lines.values() if line), _EMPTY)
+        return next((queue for queue in self._queues.values() if queue), _EMPTY)
 
 
 def key_of(item: HasRequest) -> bytes:
-    """What requests that may share a call have in common.
+    """Return the key that requests of one call share.
 
-    What must not share one (no batch axis; not its first attempt, so that a request that kills workers takes
-    no neighbour with it) has a key of its own.
+    A request gets a key of its own if it has no batch axis, or if this is not its first attempt: a request
+    that kills workers must not take others with it.
     """
     request = item.request
     alone = request.rows == 0 or request.attempt > 0
@@ -111,7 +111,7 @@ def key_of(item: HasRequest) -> bytes:
 
 
 class CallKeyQueue(Generic[T]):
-    """First come, first served over call keys; requests of one key share a call."""
+    """A first-come, first-served queue over call keys; requests of one key share a call."""
 
     def __init__(self, key: Callable[[T], bytes]) -> None:
         self._key = key
@@ -121,52 +121,52 @@ class CallKeyQueue(Generic[T]):
         return bool(self._by_key)
 
     def add(self, item: T) -> None:
-        """Put a request behind the others of its key."""
+        """Queue a request behind the others of its key."""
         self._by_key.setdefault(self._key(item), deque()).append(item)
 
-    def remove(self, gone: Callable[[T], bool]) -> list[T]:
-        """Take out those that ``gone`` says; gives them."""
-        found = []
-        for key, queue in list(self._by_key.items()):
-            there = [item for item in queue if gone(item)]
-            if there:
-                left = deque(item for item in queue if not gone(item))
-                found += there
-                self._by_key[key] = left
-                if not left:
+    def remove(self, chosen: Callable[[T], bool]) -> list[T]:
+        """Remove and return the requests for which ``chosen`` returns True."""
+        removed = []
+        for key, items in list(self._by_key.items()):
+            matches = [item for item in items if chosen(item)]
+            if matches:
+                rest = deque(item for item in items if not chosen(item))
+                removed += matches
+                self._by_key[key] = rest
+                if not rest:
                     del self._by_key[key]
-        return found
+        return removed
 
     def oldest(self) -> T | None:
-        """The request at the head of the line."""
+        """Return the request at the head of the queue."""
         return next(iter(self._by_key.values()))[0] if self._by_key else None
 
     def rows_at_head(self) -> int:
-        """Rows that wait under the key at the head of the line."""
-        queue = next(iter(self._by_key.values()), ())
-        return sum(item.request.rows for item in queue)
+        """Return how many rows wait under the key at the head of the queue."""
+        items = next(iter(self._by_key.values()), ())
+        return sum(item.request.rows for item in items)
 
     def take(self, max_rows: int) -> list[T]:
-        """Requests of the key at the head, up to ``max_rows`` rows, at least one request."""
+        """Remove and return requests of the key at the head, up to ``max_rows`` rows, at least one."""
         if not self._by_key:
             return []
-        key, queue = next(iter(self._by_key.items()))
-        group = [queue.popleft()]
-        group += self.more(key, max_rows - group[0].request.rows)
-        if queue:
-            self._by_key.move_to_end(key)  # the other keys' turn
+        key, items = next(iter(self._by_key.items()))
+        group = [items.popleft()]
+        group += self.take_more(key, max_rows - group[0].request.rows)
+        if items:
+            self._by_key.move_to_end(key)  # the other keys are next
         return group
 
-    def more(self, key: bytes, room: int) -> list[T]:
-        """Requests of a key in their order, as long as their rows fit into ``room``."""
-        queue = self._by_key.get(key)
-        if queue is None:
+    def take_more(self, key: bytes, max_rows: int) -> list[T]:
+        """Remove and return requests of a key, in order, while their rows fit into ``max_rows``."""
+        items = self._by_key.get(key)
+        if items is None:
             return []
         group = []
-        while queue and queue[0].request.rows <= room:
-            room -= queue[0].request.rows
-            group.append(queue.popleft())
-        if not queue:
+        while items and items[0].request.rows <= max_rows:
+            max_rows -= items[0].request.rows
+            group.append(items.popleft())
+        if not items:
             del self._by_key[key]
         return group
 

@@ -9,22 +9,22 @@ SLOW_LIMITS = 5
 
 @dataclass(slots=True)
 class Mean:
-    """Exponentially weighted mean; None until something was measured."""
+    """An exponentially weighted mean; None before the first sample."""
 
     weight: float = 0.05
     value: float | None = None
 
     def add(self, sample: float) -> None:
-        """Take a sample in; the first ones count in full."""
+        """Add a sample; the first one becomes the mean."""
         self.value = sample if self.value is None else self.value + self.weight * (sample - self.value)
 
 
 class Quickness:
-    """Whether a model's calls are over before anybody could cancel one: their mean is below ``limit_s``.
+    """The decision if a model's calls are quick: over before a cancellation could reach them.
 
-    A call that took many times the limit, or was given up, is taken for what all of them take from now on,
-    until enough others have shown that it was not. One that was refused, or failed, shows it by being slow,
-    but never by being quick: the model may not have run.
+    Calls are quick if their mean is below ``limit_s``. A call that took ``SLOW_LIMITS`` times the limit, or
+    was given up, sets the mean, until enough other calls lower it again. A call that was rejected or failed
+    counts only if it was slow: when it is quick, the model may not have run.
     """
 
     def __init__(self, limit_s: float) -> None:
@@ -33,21 +33,21 @@ class Quickness:
 
     @property
     def quick(self) -> bool:
-        """False, too, before anything was measured."""
+        """Return True if calls are quick; False before anything was measured."""
         return self._mean.value is not None and self._mean.value < self._limit_s
 
     def answered(self, spent_s: float) -> None:
-        """A call had its answer after so long."""
+        """Add a call that was answered after so many seconds."""
         if spent_s < SLOW_LIMITS * self._limit_s:
             self._mean.add(spent_s)
         else:
             self.given_up(spent_s)
 
     def refused(self, spent_s: float) -> None:
-        """A call had an error for an answer."""
+        """Add a call that was answered with an error."""
         if self._mean.value is not None and spent_s > self._mean.value:
             self.answered(spent_s)
 
     def given_up(self, spent_s: float) -> None:
-        """Nobody waited any longer for a call."""
+        """Add a call that was cancelled or timed out."""
         self._mean.value = max(self._mean.value or 0.0, spent_s, SLOW_LIMITS * self._limit_s)

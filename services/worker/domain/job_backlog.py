@@ -1,4 +1,4 @@
-"""The jobs in hand, and which of them go into the next model call."""
+"""The jobs in hand, and the choice of those that share the next model call."""
 
 from __future__ import annotations
 
@@ -12,13 +12,15 @@ from tidegate.kernel.protocol.jobs import LEVELS, WEIGHTS, Level
 
 @dataclass(slots=True, eq=False)
 class QueuedJob:
-    """A job in hand and its delivery. Times are on the worker's monotonic clock, in seconds.
+    """A job in hand and its delivery. Times are in seconds of the worker's monotonic clock.
 
-    ``received``: when it came; ``delivered``: when its last delivery did. ``attempt`` 0: it waits. ``lost``
-    is its attempt under which the model server died. ``asked``: it was asked for and the answer is not here
-    (yet), so its record may say that it runs here, as an attempt that is not known here. ``leased_at``: when
-    its record was last told that it is ours, with no delivery. ``seen_at``: when its record was last read.
-    ``over``: nothing is computed for it any more; its end may still have to be recorded.
+    ``received``: when the job came; ``delivered``: when its last delivery came.
+    ``started``: it was chosen for a call. ``attempt``: its attempt here; 0 while it waits.
+    ``lost_attempt``: the attempt under which the model server died; 0: none.
+    ``take_pending``: the store was asked to make its record ``running`` here and has not answered.
+    ``leased_at``: when its lease was last confirmed, without a delivery; None: it has no lease.
+    ``read_at``: when its record was last read.
+    ``ended``: nothing is computed for it any more; its end may still have to be recorded.
     """
 
     request: Request
@@ -29,37 +31,37 @@ class QueuedJob:
     token: bytes
     received: float
     delivered: float
-    begun: bool = False
+    started: bool = False
     attempt: int = 0
-    lost: int = 0
-    asked: bool = False
+    lost_attempt: int = 0
+    take_pending: bool = False
     leased_at: float | None = None
-    seen_at: float = 0.0
-    over: bool = False
+    read_at: float = 0.0
+    ended: bool = False
 
-    def taken(self, attempt: int, now: float) -> None:
+    def set_attempt(self, attempt: int, now: float) -> None:
         """Note that its record says that it runs here, as ``attempt``."""
-        self.attempt, self.seen_at = attempt, now
+        self.attempt, self.read_at = attempt, now
         self.request = self.request._replace(attempt=min(attempt, 255))
 
     @property
     def id(self) -> bytes:
-        """The job's id."""
+        """Return the job's id."""
         return self.request.id
 
 
-# What a level that had nothing in hand may make up for, in rounds: its next job may be on its way.
+# How many rounds a level that had nothing in hand may catch up: its next job may be on its way.
 CREDIT = 1.0
 
 
 class JobBacklog:
-    """A line for each level. Levels are served by weight: none starves, and an idle one saves nothing up.
+    """A queue for each level, served by weight: no level starves, and an idle one saves nothing up.
 
-    It is start-time fair queueing: the level that was served least, in jobs divided by its weight, is next.
+    This is start-time fair queueing: next is the level with the fewest jobs served, divided by its weight.
     """
 
     def __init__(self) -> None:
-        self._lines: dict[Level, CallKeyQueue[QueuedJob]] = {level: CallKeyQueue(_key) for level in LEVELS}
+        self._queues: dict[Level, CallKeyQueue[QueuedJob]] = {level: CallKeyQueue(_key) for level in LEVELS}
         self._served: dict[Level, float] = dict.fromkeys(LEVELS, 0.0)
         self._clock = 0.0
         self._count = 0
@@ -68,33 +70,33 @@ class JobBacklog:
         return self._count
 
     def add(self, job: QueuedJob) -> None:
-        """Put a job into the line of its level."""
-        line = self._lines[job.level]
-        if not line:
+        """Queue a job at its level."""
+        queue = self._queues[job.level]
+        if not queue:
             self._served[job.level] = max(self._served[job.level], self._clock - CREDIT)
-        line.add(job)
+        queue.add(job)
         self._count += 1
 
     def take(self, max_rows: int) -> list[QueuedJob]:
-        """The next call: jobs of one key, up to ``max_rows`` rows, at least one job."""
-        waiting = [level for level in LEVELS if self._lines[level]]
+        """Remove and return the next call: jobs of one key, up to ``max_rows`` rows, at least one job."""
+        waiting = [level for level in LEVELS if self._queues[level]]
         if not waiting:
             return []
         first = min(waiting, key=lambda level: self._served[level])
         self._clock = max(self._clock, self._served[first])
-        group = self._serve(first, self._lines[first].take(max_rows))
-        key, room = _key(group[0]), max_rows - sum(job.request.rows for job in group)
+        group = self._serve(first, self._queues[first].take(max_rows))
+        key, free_rows = _key(group[0]), max_rows - sum(job.request.rows for job in group)
         for level in LEVELS:
-            more = self._serve(level, self._lines[level].more(key, room))
-            room -= sum(job.request.rows for job in more)
+            more = self._serve(level, self._queues[level].take_more(key, free_rows))
+            free_rows -= sum(job.request.rows for job in more)
             group += more
         return group
 
-    def remove(self, gone: Callable[[QueuedJob], bool]) -> list[QueuedJob]:
-        """Take out those that ``gone`` says; gives them."""
-        found = [job for line in self._lines.values() for job in line.remove(gone)]
-        self._count -= len(found)
-        return found
+    def remove(self, chosen: Callable[[QueuedJob], bool]) -> list[QueuedJob]:
+        """Remove and return the jobs for which ``chosen`` returns True."""
+        removed = [job for queue in self._queues.values() for job in queue.remove(chosen)]
+        self._count -= len(removed)
+        return removed
 
     def _serve(self, level: Level, group: list[QueuedJob]) -> list[QueuedJob]:
         self._served[level] += len(group) / WEIGHTS[level]
@@ -103,6 +105,6 @@ class JobBacklog:
 
 
 def _key(job: QueuedJob) -> bytes:
-    # What is in the blob store is large: one of those at a time.
+    # Tensors in the blob store are large, so such a job gets a call of its own.
     request = job.request
     return request.id + request.key if request.flags & CLAIM else key_of(job)

@@ -1,4 +1,4 @@
-"""How long each step of a cold start took."""
+"""Measure how long each step of a cold start takes."""
 
 from __future__ import annotations
 
@@ -7,31 +7,31 @@ from contextlib import contextmanager
 
 
 class Phases:
-    """Collects durations in milliseconds by name; the clock is given (any monotonic seconds)."""
+    """Durations in milliseconds by phase. ``clock`` returns seconds of any monotonic clock."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
         self._done: dict[str, float] = {}
-        self._under_way: dict[str, float] = {}
+        self._started: dict[str, float] = {}
 
     @property
     def ms(self) -> dict[str, float]:
-        """Milliseconds by phase; those of a phase that is under way run on."""
-        return self._done | {phase: self._since(begin) for phase, begin in self._under_way.items()}
+        """Return milliseconds by phase, up to now for a phase that is not over."""
+        return self._done | {phase: self._since(began) for phase, began in self._started.items()}
 
     @contextmanager
     def measure(self, phase: str) -> Iterator[None]:
-        """Record how long the block took as ``phase``, also when it fails."""
-        begin = self._under_way[phase] = self._clock()
+        """Record how long the block took as ``phase``, also if it fails."""
+        began = self._started[phase] = self._clock()
         try:
             yield
         finally:
-            del self._under_way[phase]
-            self._done[phase] = self._since(begin)
+            del self._started[phase]
+            self._done[phase] = self._since(began)
 
     def record(self, phase: str, seconds: float) -> None:
-        """Record a duration measured elsewhere (the launch, by two processes' wall clocks); never below 0."""
+        """Record a duration that was measured elsewhere; a negative one, of two wall clocks, counts as 0."""
         self._done[phase] = round(max(0.0, seconds) * 1000, 1)
 
-    def _since(self, begin: float) -> float:
-        return round((self._clock() - begin) * 1000, 1)
+    def _since(self, began: float) -> float:
+        return round((self._clock() - began) * 1000, 1)

@@ -1,4 +1,4 @@
-"""One batched answer back into the answers of its requests."""
+"""Split one batched answer into the answers of its requests."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tidegate.kernel.protocol.usage import TOKEN_COUNTS, is_count
 
 
 class Output(NamedTuple):
-    """An output tensor as the model server gave it."""
+    """An output tensor as the model server returned it."""
 
     name: str
     datatype: str
@@ -24,7 +24,7 @@ class RowMismatch(ValueError):
 
 
 def describe(outputs: list[Output], rows: int) -> tuple[int, tuple[Tensor, ...]]:
-    """Rows of the answer and its tensors without the batch axis; rows 0 when it has no such axis."""
+    """Return the rows of an answer and its tensors without the batch axis; rows are 0 if it has none."""
     batched = rows > 0 and all(output.shape and output.shape[0] == rows for output in outputs)
     first = 1 if batched else 0
     tensors = tuple(Tensor(o.name, DATATYPES[o.datatype], o.shape[first:]) for o in outputs)
@@ -32,9 +32,9 @@ def describe(outputs: list[Output], rows: int) -> tuple[int, tuple[Tensor, ...]]
 
 
 def split(outputs: list[Output], parts: list[int]) -> list[list[Buffer]]:
-    """For each part (its number of rows, in order) its slice of every output.
+    """Return for each part (its number of rows, in order) its slice of every output.
 
-    Raises :class:`RowMismatch` when an output's first axis is not the sum of the parts.
+    Raises RowMismatch if the first axis of an output is not the sum of the parts.
     """
     rows = sum(parts)
     answers: list[list[Buffer]] = [[] for _ in parts]
@@ -58,22 +58,22 @@ def split_parameters(parameters: dict[str, Any], parts: list[int]) -> list[dict[
     """Return the parameters of a call's answer for each of its requests (its number of rows, in order).
 
     Parameters belong to the call, so each request gets all of them. Only token counts are divided, by rows,
-    and their sum stays exact: copied, they would be counted once for each request.
+    and their sum stays exact: copies would count the tokens once for each request.
     """
     if len(parts) == 1:
         return [parameters]
     counts = {name: parameters[name] for name in TOKEN_COUNTS if is_count(parameters.get(name))}
-    rows, before, found = sum(parts), 0, []
+    rows, before, divided = sum(parts), 0, []
     for part in parts:
         after = before + part
         shares = {name: count * after // rows - count * before // rows for name, count in counts.items()}
-        found.append(parameters | shares)
+        divided.append(parameters | shares)
         before = after
-    return found
+    return divided
 
 
 def _row_ends(output: Output, rows: int) -> list[int] | int:
-    """Bytes per row, or for elements of variable size the byte offset at which each row ends."""
+    """Return the bytes per row, or for elements of variable size the offset at which each row ends."""
     if DATATYPES[output.datatype].size:
         return len(output.raw) // rows
     per_row = elements(list(output.shape[1:]))

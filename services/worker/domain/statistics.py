@@ -1,4 +1,4 @@
-"""What a model did, counted for its users: per request, though requests share model calls."""
+"""Counts of a worker's requests, and recent means of its calls."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from tidegate.kernel.protocol.statistics import (
 
 
 class RequestCounts:
-    """Counts of requests since they were last taken."""
+    """Counts of requests since they were last taken, also of requests that shared a model call."""
 
     def __init__(self) -> None:
         self._counts: Counter[str] = Counter()
-        self._untold: Counter[str] = Counter()
+        self._returned: Counter[str] = Counter()
 
-    def answered(self, requests: int, rows: int, waited_s: float, call_s: float) -> None:
-        """``requests`` of ``rows`` shared a call of ``call_s``, after waits of ``waited_s`` in all."""
+    def add_success(self, requests: int, rows: int, waited_s: float, call_s: float) -> None:
+        """Add ``requests`` of ``rows`` that shared a call of ``call_s``; they waited ``waited_s`` in all."""
         counts = self._counts
         counts["success.count"] += requests
         counts["success.ns"] += int((waited_s + call_s * requests) * 1e9)
@@ -34,13 +34,13 @@ class RequestCounts:
         counts["compute_infer.ns"] += int(call_s * requests * 1e9)
         counts[INFERENCES] += rows
 
-    def failed(self, requests: int, spent_s: float) -> None:
-        """``requests`` failed, each after ``spent_s``."""
+    def add_failure(self, requests: int, spent_s: float) -> None:
+        """Add ``requests`` that failed, each after ``spent_s``."""
         self._counts["fail.count"] += requests
         self._counts["fail.ns"] += int(spent_s * requests * 1e9)
 
     def take(self, triton: Mapping[str, int]) -> dict[str, int]:
-        """All counts, with ``triton``'s own of the same time to divide the calls by; then begin anew."""
+        """Return all counts and reset them. Triton's counts of the same time divide the calls' durations."""
         counts, self._counts = self._counts, Counter()
         requests = counts["success.count"]
         for part in COMPUTE:
@@ -51,13 +51,13 @@ class RequestCounts:
                 counts[time_name(part)] += triton.get(time_name(part), 0) * requests // calls
         counts[EXECUTIONS] = triton.get(EXECUTIONS, 0)
         counts.update({name: count for name, count in triton.items() if name.startswith((BATCH, *CACHE))})
-        counts.update(self._untold)
-        self._untold = Counter()
+        counts.update(self._returned)
+        self._returned = Counter()
         return {name: count for name, count in counts.items() if count}
 
-    def give_back(self, counts: Mapping[str, int]) -> None:
-        """Counts that were taken and reached nobody."""
-        self._untold.update(counts)
+    def put_back(self, counts: Mapping[str, int]) -> None:
+        """Add counts that were taken but could not be stored."""
+        self._returned.update(counts)
 
 
 class WorkStats:
@@ -71,11 +71,11 @@ class WorkStats:
         self.batch = Mean()
         self.rows = Mean()
         self.open_calls = Mean()
-        self.tally = RequestCounts()
+        self.counts = RequestCounts()
 
 
 def since(before: Mapping[str, int], now: Mapping[str, int]) -> dict[str, int]:
-    """What was added between two readings of counts that only grow; a smaller one began anew."""
+    """Return what was added between two readings of growing counts; a smaller count was reset."""
     return {
         name: count - before[name] if count >= before.get(name, count + 1) else count
         for name, count in now.items()

@@ -264,17 +264,17 @@ async def test_a_worker_asks_until_it_knows_whose_an_offer_is(
     )
     worker = WarmStandby(WorkerSettings(), given, tmp_path, away, 0)
     await line.down()
-    taking = asyncio.create_task(worker._take(assign(REPLICA)))
+    taking = asyncio.create_task(worker._claim(assign(REPLICA)))
     await asyncio.sleep(0.3)
     assert not taking.done()
     await there.claim_replica(REPLICA, given.replica if ours else NOBODY)
     await line.up()
     assert await taking
-    assert worker._taken.done() is ours
+    assert worker._assigned.done() is ours
     # Who has one takes no other, nor does who ends.
-    assert await worker._take(assign("digits-v1-1-1")) is not ours
+    assert await worker._claim(assign("digits-v1-1-1")) is not ours
     await worker._close()
-    assert not await worker._take(assign("digits-v1-1-1"))
+    assert not await worker._claim(assign("digits-v1-1-1"))
     for replica in (REPLICA, "digits-v1-1-1"):
         await there._redis.delete(f"tidegate:claim:{replica}")
     await line.close()
@@ -292,7 +292,7 @@ async def test_an_offer_cannot_say_where_the_registry_is(
     worker = WarmStandby(WorkerSettings(), given, tmp_path, yard.store, 0)
     forged = assign(REPLICA).model_dump(mode="json") | {"registry_url": "http://127.0.0.1:9"}
     queue = warm_queue(yard.flavour)
-    async with Connection(yard.amqp_url, "worker", worker._listen) as connection:
+    async with Connection(yard.amqp_url, "worker", worker._on_setup) as connection:
         channel = await connection.wait_up(10)
         await channel.publish(orjson.dumps(forged), routing_key=queue.name, mandatory=True)
         await channel.publish(b"{}", routing_key=queue.name, mandatory=True)
@@ -305,7 +305,7 @@ async def test_an_offer_cannot_say_where_the_registry_is(
         assert await (await connection.wait_up(10)).depth(queue) == 0, (
             "an offer that is not settled comes again"
         )
-    assert not worker._taken.done()
+    assert not worker._assigned.done()
     assert await yard.store.claimant(REPLICA) is None
 
 

@@ -68,7 +68,7 @@ async def test_the_worker_sees_that_the_models_process_is_of_no_use(
     model = Model(running.client, running.model, SIGNATURE.outputs)
     died: list[Death] = []
     watch = ModelWatchdog(1.0, died.append, lambda: [60.0] if number == 2000.0 else [])
-    watch.begin(running.process, model)
+    watch.start(running.process, model)
     call = None
     if sent is not None:
         names = {pid: Path(f"/proc/{pid}/comm").read_text() for pid in running.process.descendants()}
@@ -81,8 +81,8 @@ async def test_the_worker_sees_that_the_models_process_is_of_no_use(
     if call is not None:
         with pytest.raises(Unavailable):
             await call
-    assert [death.words for death in died] == [words]
-    assert watch.mourn(code) == 0.0, "the first death"
+    assert [death.description for death in died] == [words]
+    assert watch.record_death(code) == 0.0, "the first death"
     assert watch.last is not None
     assert (watch.last.words, watch.last.total) == (words, 1)
     await watch.stop()

@@ -69,12 +69,12 @@ async def test_a_model_beyond_its_limit_is_ended_and_says_why(run: Run, tmp_path
 
     died: list[Death] = []
     watch = ModelWatchdog(240.0, died.append)
-    watch.begin(running.process, model)
+    watch.start(running.process, model)
     with pytest.raises(Unavailable):
         await model.call([request(LEAK)], 240)
     await running.process.wait()
     assert running.process.starved
-    assert [death.words for death in died] == ["the model's process ended (signal 9, out of memory)"]
+    assert [death.description for death in died] == ["the model's process ended (signal 9, out of memory)"]
     assert f"the model reached its limit of {LIMIT_MB} MiB" in running.process.tail()
     await watch.stop()
 

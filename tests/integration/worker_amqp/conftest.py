@@ -1,4 +1,4 @@
-"""A worker without Triton: its real doors and its real work over the real broker, around a small model."""
+"""A worker without Triton: its real consumers and schedulers on the real broker, around a small model."""
 
 from __future__ import annotations
 
@@ -13,11 +13,15 @@ import numpy as np
 import orjson
 import pytest
 
+from services.worker.adapters.model import Model
 from services.worker.adapters.model_call import ModelAnswer
 from services.worker.adapters.reply_publisher import ReplyPublisher
 from services.worker.api.requests import RequestConsumer
 from services.worker.application.batch_scheduler import BatchScheduler
+from services.worker.application.serving import Serving
+from services.worker.domain.concurrency import CallLimits
 from services.worker.domain.split import Output
+from services.worker.replica_wiring import build_serving
 from tests.integration.gated_model import GatedModel
 from tidegate.kernel.blobs.claims import Claims
 from tidegate.kernel.broker.connection import Channel, Connection, Delivery
@@ -65,22 +69,32 @@ class Doubler(GatedModel):
 
 @dataclass
 class Worker:
-    """What ``services.worker.application.lifecycle`` puts together, less Triton."""
+    """A replica without Triton, from the builder that replicas use."""
 
     model: Doubler
-    publisher: ReplyPublisher
-    requests: RequestConsumer
-    scheduler: BatchScheduler
+    serving: Serving
+
+    @property
+    def publisher(self) -> ReplyPublisher:
+        return self.serving.publisher
+
+    @property
+    def requests(self) -> RequestConsumer:
+        assert isinstance(self.serving.requests, RequestConsumer)
+        return self.serving.requests
+
+    @property
+    def scheduler(self) -> BatchScheduler:
+        return self.serving.scheduler
 
     async def die(self) -> None:
-        """As by SIGKILL: the connections break, nothing is settled."""
+        """Die as by SIGKILL: the connections break, nothing is settled."""
         await self.requests.connection.stop()
         await self.stop()
 
     async def stop(self) -> None:
-        """The order of ``life.ReplicaLifecycle.stop``."""
-        await self.scheduler.stop()
-        await self.requests.stop()
+        """Stop in the order of ``ReplicaLifecycle.stop``."""
+        await self.serving.stop()
         await self.publisher.connection.stop()
 
 
@@ -228,31 +242,30 @@ async def start(rabbitmq_url, queue, fresh, claims) -> AsyncIterator[Callable[..
         ) -> Worker:
             """``again``: a model server that was lost is there again at once."""
             publisher = ReplyPublisher(out_url, queue, claims)
-            requests = RequestConsumer(
-                in_url, queue, fresh("doubler-0"), publisher, claims=claims, fetch_bytes=fetch_bytes
-            )
-            scheduler = BatchScheduler(
+            limits = CallLimits(max_rows, instances, window_s, max_concurrency, streams)
+
+            def on_lost(lost: Model) -> None:
+                if again:
+                    worker.scheduler.use(lost)
+
+            parts = build_serving(
+                in_url,
+                queue,
+                fresh("doubler-0"),
                 publisher,
-                requests.settle,
-                requests.answer,
-                max_rows=max_rows,
-                window_s=window_s,
-                instances=instances,
-                on_lost=lambda lost: scheduler.use(lost) if again else None,
-                max_concurrency=max_concurrency,
-                streams=streams,
+                claims,
+                limits,
+                fetch_bytes=fetch_bytes,
+                on_lost=on_lost,
             )
-            worker = Worker(model or Doubler(), publisher, requests, scheduler)
-            requests.feed(scheduler)
+            worker = Worker(model or Doubler(), parts)
             if serving:
-                scheduler.use(worker.model)  # type: ignore[arg-type]  # a model of the same shape
+                worker.scheduler.use(worker.model)  # type: ignore[arg-type]  # a model of the same shape
             publisher.connection.start()
-            scheduler.start()
-            requests.start()
+            parts.start()
             stack.push_async_callback(worker.stop)
-            await publisher.connection.wait_up(20)
-            await requests.connection.wait_up(20)
-            await requests.open()
+            await parts.wait_up(20)
+            await worker.requests.open()
             return worker
 
         yield started

@@ -197,4 +197,4 @@ async def test_a_lost_connection_forgets_what_was_fetched(start, caller, line, c
     worker.model.open.set()
     await until(lambda: all(id_ in caller.replies for id_ in ids))
     assert [shown(caller.replies[id_][-1]) for id_ in ids] == [[[2 * n, 2 * n]] for n in range(3)]
-    await until(lambda: worker.requests.unsettled == 0 and not worker.requests._claim_fetcher._held)
+    await until(lambda: worker.requests.unsettled == 0 and not worker.requests._claim_fetcher._held_bytes)

@@ -371,7 +371,7 @@ async def test_draining(start, caller, make, left, until):
     await worker.requests.close()
     await caller.send(make([2, 2]))
     worker.model.open.set()
-    await worker.scheduler.drained()
+    await until(lambda: worker.scheduler.in_hand == 0)
     await until(lambda: worker.requests.unsettled == 0)
     assert caller.reply(taken)
     assert await left() == 1

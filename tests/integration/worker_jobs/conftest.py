@@ -1,4 +1,4 @@
-"""A worker without Triton, for jobs: its real doors, the real broker and job store, around a small model."""
+"""A worker without Triton, for jobs: its real consumers, the real broker and job store, a small model."""
 
 from __future__ import annotations
 
@@ -14,14 +14,15 @@ import pytest
 
 from services.worker.adapters.model_call import ModelAnswer
 from services.worker.adapters.reply_publisher import ReplyPublisher
-from services.worker.api import jobs as door_module
+from services.worker.api import jobs as consumer_module
 from services.worker.api.jobs import JobConsumer
 from services.worker.api.requests import RequestConsumer
 from services.worker.application.batch_scheduler import BatchScheduler
-from services.worker.application.job_leases import JobLeases
-from services.worker.application.job_results import JobResults
 from services.worker.application.job_scheduler import JobScheduler
+from services.worker.application.serving import Serving
+from services.worker.domain.concurrency import CallLimits
 from services.worker.domain.split import Output
+from services.worker.replica_wiring import build_job_serving, build_serving
 from tests.integration.gated_model import GatedModel
 from tidegate.kernel.blobs.claims import Claims
 from tidegate.kernel.broker.connection import Channel, Connection
@@ -142,35 +143,51 @@ class Shop:
 
 @dataclass
 class Worker:
-    """What ``services.worker.application.lifecycle`` puts together, less Triton."""
+    """A replica without Triton, from the builder that replicas use."""
 
     model: Doubler
-    publisher: ReplyPublisher
-    requests: RequestConsumer
-    scheduler: BatchScheduler
-    jobs: JobScheduler
-    messages: JobConsumer
-    leases: JobLeases
+    serving: Serving
+
+    @property
+    def publisher(self) -> ReplyPublisher:
+        return self.serving.publisher
+
+    @property
+    def requests(self) -> RequestConsumer:
+        assert isinstance(self.serving.requests, RequestConsumer)
+        return self.serving.requests
+
+    @property
+    def scheduler(self) -> BatchScheduler:
+        return self.serving.scheduler
+
+    @property
+    def jobs(self) -> JobScheduler:
+        assert self.serving.jobs is not None
+        return self.serving.jobs.scheduler
+
+    @property
+    def messages(self) -> JobConsumer:
+        assert self.serving.jobs is not None
+        assert isinstance(self.serving.jobs.messages, JobConsumer)
+        return self.serving.jobs.messages
 
     async def die(self) -> None:
-        """As by SIGKILL: the connections break, nothing is settled or given up."""
+        """Die as by SIGKILL: the connections break, nothing is settled or given up."""
         self.jobs.by_id.clear()
         await self.messages.connection.stop()
         await self.stop()
 
     async def stop(self) -> None:
-        """The order of ``life.ReplicaLifecycle.stop``."""
-        await self.scheduler.stop()
-        await self.leases.stop()
-        await self.messages.stop()
-        await self.requests.stop()
+        """Stop in the order of ``ReplicaLifecycle.stop``."""
+        await self.serving.stop()
         await self.publisher.connection.stop()
 
 
 @pytest.fixture(autouse=True)
 def patience(monkeypatch: pytest.MonkeyPatch) -> None:
     """What waits at a worker stays there, however slow this machine is."""
-    monkeypatch.setattr(door_module, "PATIENCE_S", 60.0)
+    monkeypatch.setattr(consumer_module, "MAX_WAIT_S", 60.0)
 
 
 @pytest.fixture
@@ -216,40 +233,40 @@ async def start(
             store = JobStore.connect(store_url)
             stack.push_async_callback(store.close)
             publisher = ReplyPublisher(rabbitmq_url, queue, claims)
-            requests = RequestConsumer(
-                rabbitmq_url, queue, replica, publisher, claims=claims, fetch_bytes=2**30
-            )
-            jobs = JobScheduler(store, JobResults(store, claims, keep_s=60), replica, max_rows=max_rows)
-            if call_ms is not None:
-                jobs.stats.call_ms.add(call_ms)
-            messages = JobConsumer(url, shop.deployment, publisher, jobs)
-            jobs.come_from(messages)
-            leases = JobLeases(store, jobs, messages, replica, ack_timeout_s=ack_timeout_s)
-            scheduler = BatchScheduler(
+            limits = CallLimits(max_rows, instances, max_concurrency=max_concurrency)
+            jobs = build_job_serving(
+                url,
+                shop.deployment,
+                replica,
                 publisher,
-                requests.settle,
-                requests.answer,
-                max_rows=max_rows,
-                window_s=0.0,
-                instances=instances,
-                on_lost=lambda lost: scheduler.use(lost),
-                max_concurrency=max_concurrency,
+                claims,
+                limits,
+                store,
+                keep_s=60,
+                ack_timeout_s=ack_timeout_s,
+            )
+            if call_ms is not None:
+                jobs.scheduler.stats.call_ms.add(call_ms)
+            parts = build_serving(
+                rabbitmq_url,
+                queue,
+                replica,
+                publisher,
+                claims,
+                limits,
+                fetch_bytes=2**30,
+                on_lost=lambda lost: parts.scheduler.use(lost),
                 jobs=jobs,
             )
-            worker = Worker(Doubler(), publisher, requests, scheduler, jobs, messages, leases)
-            requests.feed(scheduler)
+            worker = Worker(Doubler(), parts)
             if serving:
-                scheduler.use(worker.model)  # type: ignore[arg-type]  # a model of the same shape
+                worker.scheduler.use(worker.model)  # type: ignore[arg-type]  # a model of the same shape
             publisher.connection.start()
-            scheduler.start()
-            requests.start()
-            messages.start(scheduler)
-            leases.start()
+            parts.start()
             stack.push_async_callback(worker.stop)
-            for connection in (publisher.connection, requests.connection, messages.connection):
+            for connection in (publisher.connection, worker.requests.connection, worker.messages.connection):
                 await connection.wait_up(20)
-            await requests.open()
-            await messages.open()
+            await parts.open(lambda: False)
             return worker
 
         yield started

@@ -12,7 +12,7 @@ import pytest
 from prometheus_client import REGISTRY
 
 from services.gateway.adapters.store.job_usage import JobUsageStore
-from services.worker.api import jobs as door_module
+from services.worker.api import jobs as consumer_module
 from services.worker.domain.backlog import QueuedRequest, UnackedDelivery
 from tidegate.kernel.broker.connection import Connection
 from tidegate.kernel.broker.topology import EXCEPTIONS, jobs_queue
@@ -164,8 +164,8 @@ async def test_a_long_job_leaves_a_place_for_who_waits(start, shop, until):
 
 async def test_what_is_held_up_is_given_back(start, shop, until, monkeypatch):
     """A job that waits behind a long one goes to a replica that is free."""
-    monkeypatch.setattr(door_module, "PATIENCE_S", 0.2)
-    monkeypatch.setattr(door_module, "RETUNE_S", 0.1)
+    monkeypatch.setattr(consumer_module, "MAX_WAIT_S", 0.2)
+    monkeypatch.setattr(consumer_module, "RETUNE_S", 0.1)
     busy = await start(max_rows=0)
     busy.model.open.clear()
     long, *others = [await shop.submit() for _ in range(6)]

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from services.worker.api import jobs as door_module
+from services.worker.api import jobs as consumer_module
 from services.worker.application import job_leases as leases_module
 from services.worker.application import job_scheduler as jobs_module
 from tidegate.kernel.broker.connection import Connection
@@ -151,7 +151,7 @@ async def test_what_must_not_run_twice(start, shop, until, nothing_is_left):
 
 
 async def test_the_model_server_dies_and_comes_back(start, shop, until, monkeypatch, nothing_is_left):
-    monkeypatch.setattr(jobs_module, "REST_S", 0.01)
+    monkeypatch.setattr(jobs_module, "RETRY_S", 0.01)
     worker = await start(serving=False)
     ids = [await shop.submit(float(n), 0.0) for n in range(3)]
     await until(lambda: len(worker.jobs.by_id) == 3)
@@ -179,7 +179,7 @@ async def test_the_model_server_dies_and_comes_back(start, shop, until, monkeypa
 async def test_the_neighbours_of_a_bad_job_that_killed_the_model_server(
     start, shop, until, monkeypatch, nothing_is_left
 ):
-    monkeypatch.setattr(jobs_module, "REST_S", 0.01)
+    monkeypatch.setattr(jobs_module, "RETRY_S", 0.01)
     worker = await start(serving=False)
     ids = [await shop.submit(float(n), 0.0) for n in range(3)]
     await until(lambda: len(worker.jobs.by_id) == 3)
@@ -202,7 +202,7 @@ async def test_the_neighbours_of_a_bad_job_that_killed_the_model_server(
 
 
 async def test_a_job_that_kills_the_model_server(start, shop, until, monkeypatch, nothing_is_left):
-    monkeypatch.setattr(jobs_module, "REST_S", 0.01)
+    monkeypatch.setattr(jobs_module, "RETRY_S", 0.01)
     worker = await start()
 
     def fail(requests) -> None:
@@ -271,7 +271,7 @@ async def test_a_lease_that_was_lost(start, shop, until, monkeypatch, nothing_is
 
 async def test_a_cancel_whose_word_was_lost(start, shop, until, monkeypatch, nothing_is_left):
     monkeypatch.setattr(leases_module, "RENEW_S", 0.1)
-    monkeypatch.setattr(leases_module, "LOOK_S", 0.05)
+    monkeypatch.setattr(leases_module, "CHECK_S", 0.05)
     worker = await start(max_rows=0)
     worker.model.open.clear()
     id_ = await shop.submit()
@@ -302,7 +302,7 @@ async def test_the_session_is_lost_under_a_job(start, shop, line, until, nothing
 async def test_the_session_is_lost_and_another_worker_is_there(
     start, shop, line, until, monkeypatch, nothing_is_left
 ):
-    monkeypatch.setattr(leases_module, "LOOK_S", 0.02)
+    monkeypatch.setattr(leases_module, "CHECK_S", 0.02)
     first = await start(max_rows=0, url=line.url)
     first.model.open.clear()
     id_ = await shop.submit(retry_safe=False)
@@ -323,7 +323,7 @@ async def test_the_session_is_lost_and_another_worker_is_there(
 
 async def test_the_store_is_away(start, shop, until, tmp_path, monkeypatch):
     """What runs is recorded when it is back; what waits, waits; nothing is lost or run twice."""
-    monkeypatch.setattr(jobs_module, "REST_S", 0.05)
+    monkeypatch.setattr(jobs_module, "RETRY_S", 0.05)
     (port,) = free_ports(1)
     with jobs_running(tmp_path / "jobs", port=port) as url:
         shop.store = JobStore.connect(url)
@@ -332,7 +332,7 @@ async def test_the_store_is_away(start, shop, until, tmp_path, monkeypatch):
         ids = [await shop.submit(float(n), 0.0) for n in range(4)]
         await until(lambda: worker.model.calls == [[ids[0]]])
     worker.model.open.set()
-    await until(lambda: worker.jobs.calling == 0)
+    await until(lambda: worker.jobs.open_calls == 0)
     await asyncio.sleep(0.2)
     assert worker.model.calls == [[ids[0]]]
     assert worker.messages.unsettled > 0, "not acked before it is recorded"
@@ -362,7 +362,7 @@ async def test_a_lease_is_renewed_while_the_result_waits(
     monkeypatch.setattr(claims, "give", given)
     worker = await start(max_rows=0, ack_timeout_s=0.2)
     id_ = await shop.submit(*[1.0] * 100_000, retry_safe=False, batched=False)
-    await until(lambda: worker.model.calls == [[id_]] and worker.jobs.calling == 0)
+    await until(lambda: worker.model.calls == [[id_]] and worker.jobs.open_calls == 0)
 
     async def leased(above: int) -> int:
         lease_ms = (await shop.job(id_)).lease_ms
@@ -380,7 +380,7 @@ async def test_a_lease_is_renewed_while_the_result_waits(
 @pytest.mark.parametrize("call", ["take", "finish"])
 async def test_what_nobody_thought_of(start, shop, until, monkeypatch, caplog, nothing_is_left, call):
     """A mistake of ours while jobs are taken, or recorded: their messages come again, as another attempt."""
-    monkeypatch.setattr(jobs_module, "REST_S", 0.01)
+    monkeypatch.setattr(jobs_module, "RETRY_S", 0.01)
     worker = await start(max_rows=0)
     works, broken = getattr(worker.jobs._store, call), [True]
 
@@ -419,9 +419,9 @@ class Deaf:
 
 async def test_an_answer_is_lost_and_the_message_stays(start, shop, until, monkeypatch, nothing_is_left):
     """The record may say that it runs here: given back, it would look as if its worker had been lost."""
-    monkeypatch.setattr(jobs_module, "REST_S", 0.01)
-    monkeypatch.setattr(door_module, "PATIENCE_S", 0.05)
-    monkeypatch.setattr(door_module, "RETUNE_S", 0.02)
+    monkeypatch.setattr(jobs_module, "RETRY_S", 0.01)
+    monkeypatch.setattr(consumer_module, "MAX_WAIT_S", 0.05)
+    monkeypatch.setattr(consumer_module, "RETUNE_S", 0.02)
     worker = await start(max_rows=0, serving=False)
     store = worker.jobs._store = Deaf(worker.jobs._store)
     store.deaf = True
@@ -437,9 +437,9 @@ async def test_an_answer_is_lost_and_the_message_stays(start, shop, until, monke
 
 async def test_an_answer_is_lost_after_the_model_server(start, shop, until, monkeypatch, nothing_is_left):
     """The record is an attempt ahead of what is known here: it is nobody else's for that."""
-    monkeypatch.setattr(jobs_module, "REST_S", 0.01)
+    monkeypatch.setattr(jobs_module, "RETRY_S", 0.01)
     monkeypatch.setattr(leases_module, "RENEW_S", 0.0)
-    monkeypatch.setattr(leases_module, "LOOK_S", 0.01)
+    monkeypatch.setattr(leases_module, "CHECK_S", 0.01)
     worker = await start(max_rows=0)
     store = worker.jobs._store = Deaf(worker.jobs._store)
 

@@ -84,7 +84,7 @@ def test_calls_are_full(items, max_rows):
         following = next(
             (
                 queue[0]
-                for line in backlog._lines.values()
+                for line in backlog._queues.values()
                 for key, queue in line._by_key.items()
                 if key == group[0].request.key and group[0].request.attempt == 0 and group[0].request.rows
             ),

@@ -46,7 +46,7 @@ def test_calls_in_flight(instances, batches, call_ms, expected):
     ],
 )
 def test_prefetch(call_ms, batch_mean, frames, in_flight, expected):
-    found = prefetch(call_ms=call_ms, batch_mean=batch_mean, frames_per_message=frames, in_flight=in_flight)
+    found = prefetch(call_ms=call_ms, batch_mean=batch_mean, frames_per_message=frames, max_calls=in_flight)
     assert found == expected
 
 
@@ -57,14 +57,14 @@ def test_prefetch(call_ms, batch_mean, frames, in_flight, expected):
     st.integers(1, 72),
 )
 def test_prefetch_is_within_bounds(call_ms, batch_mean, frames, in_flight):
-    found = prefetch(call_ms=call_ms, batch_mean=batch_mean, frames_per_message=frames, in_flight=in_flight)
+    found = prefetch(call_ms=call_ms, batch_mean=batch_mean, frames_per_message=frames, max_calls=in_flight)
     assert in_flight + 1 <= found <= MAX_PREFETCH
 
 
 @given(st.floats(0.01, 1e4), st.floats(0.01, 1e4))
 def test_a_slower_model_holds_no_more(one, other):
     held = [
-        prefetch(call_ms=ms, batch_mean=1.0, frames_per_message=1.0, in_flight=1)
+        prefetch(call_ms=ms, batch_mean=1.0, frames_per_message=1.0, max_calls=1)
         for ms in sorted((one, other))
     ]
     assert held[0] >= held[1]
@@ -87,10 +87,10 @@ def test_worth_changing(current, wanted, expected):
 
 
 def test_a_slow_model_that_batches_can_fill_its_next_call():
-    held = prefetch(call_ms=100.0, batch_mean=2.0, frames_per_message=1.0, in_flight=1, batch=16)
+    held = prefetch(call_ms=100.0, batch_mean=2.0, frames_per_message=1.0, max_calls=1, max_batch=16)
     assert held == 32
-    assert prefetch(call_ms=100.0, batch_mean=2.0, frames_per_message=8.0, in_flight=1, batch=16) == 4
-    assert prefetch(call_ms=100.0, batch_mean=1.0, frames_per_message=1.0, in_flight=1) == 2
+    assert prefetch(call_ms=100.0, batch_mean=2.0, frames_per_message=8.0, max_calls=1, max_batch=16) == 4
+    assert prefetch(call_ms=100.0, batch_mean=1.0, frames_per_message=1.0, max_calls=1) == 2
 
 
 def test_mean():

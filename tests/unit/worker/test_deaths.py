@@ -13,16 +13,9 @@ from pathlib import Path
 import pytest
 
 from services.worker.adapters.model_processes import ModelProcesses, births, end
-from services.worker.domain.deaths import (
-    MODEL,
-    QUIET_S,
-    Death,
-    DeathStreak,
-    Silence,
-    after_death,
-    of_wait_status,
-    silence_limit,
-)
+from services.worker.domain.deaths import MODEL, Death, of_wait_status
+from services.worker.domain.restart_backoff import QUIET_S, DeathStreak, after_death
+from services.worker.domain.silence import Silence, silence_limit
 from tests.conftest import PATIENCE_S
 
 pytestmark = pytest.mark.unit
@@ -32,7 +25,7 @@ pytestmark = pytest.mark.unit
     ("death", "words"),
     [
         (Death(MODEL, 0.0, -9), "the model's process ended (signal 9, out of memory?)"),
-        (Death(MODEL, 0.0, -9, starved=True), "the model's process ended (signal 9, out of memory)"),
+        (Death(MODEL, 0.0, -9, out_of_memory=True), "the model's process ended (signal 9, out of memory)"),
         (Death(MODEL, 0.0, -11), "the model's process ended (signal 11)"),
         (Death(MODEL, 0.0, 7), "the model's process ended (exit code 7)"),
         (Death(MODEL, 0.0), "the model's process ended (its exit status is not known)"),
@@ -43,7 +36,7 @@ pytestmark = pytest.mark.unit
     ],
 )
 def test_a_death_in_words(death: Death, words: str) -> None:
-    assert death.words == words
+    assert death.description == words
 
 
 def test_what_wait_says() -> None:
@@ -84,20 +77,20 @@ def test_a_request_that_is_to_blame_does_not_make_others_wait() -> None:
 def test_silence_counts_while_calls_are_open() -> None:
     silence = Silence(100.0)
     for second in range(1, 31):
-        silence.look(100.0 + second, 0, [30.0, 5.0])
-    assert (silence.lasts_s, silence.patience_s) == (30.0, 30.0)
+        silence.check(100.0 + second, 0, [30.0, 5.0])
+    assert (silence.lasts_s, silence.timeout_s) == (30.0, 30.0)
     for second in range(31, 90):
-        silence.look(100.0 + second, 0, [])
+        silence.check(100.0 + second, 0, [])
     assert silence.lasts_s == 30.0, "nothing is owed between two calls"
-    silence.look(190.0, 0, [5.0])
-    assert (silence.lasts_s, silence.patience_s) == (31.0, 30.0), "the calls that were given up add up"
-    silence.look(191.0, 1, [5.0])
-    assert (silence.lasts_s, silence.patience_s) == (0.0, 0.0), "an answer ends it"
+    silence.check(190.0, 0, [5.0])
+    assert (silence.lasts_s, silence.timeout_s) == (31.0, 30.0), "the calls that were given up add up"
+    silence.check(191.0, 1, [5.0])
+    assert (silence.lasts_s, silence.timeout_s) == (0.0, 0.0), "an answer ends it"
 
 
 def test_the_time_in_which_the_worker_did_not_run_is_not_the_models() -> None:
     silence = Silence(0.0)
-    silence.look(600.0, 0, [30.0])
+    silence.check(600.0, 0, [30.0])
     assert silence.lasts_s == 1.0
 
 

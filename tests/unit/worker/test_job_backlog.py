@@ -122,7 +122,7 @@ def test_only_short_calls_are_prepared_ahead():
 
 def test_how_many_jobs_to_hold():
     def wanted(call_ms: float | None, mean: float | None = 1.0, calls: int = 1, batch: int = 0) -> int:
-        return job_prefetch(call_ms=call_ms, batch_mean=mean, calls=calls, batch=batch)
+        return job_prefetch(call_ms=call_ms, batch_mean=mean, calls=calls, max_batch=batch)
 
     assert wanted(None) == 2
     assert wanted(600_000) == 2, "what waits behind a long one is lost to others"

@@ -26,11 +26,11 @@ TRITON = {
 
 
 def test_requests_are_counted_though_they_share_calls():
-    tally = RequestCounts()
-    tally.answered(requests=3, rows=5, waited_s=2e-6, call_s=1e-6)
-    tally.answered(requests=1, rows=1, waited_s=0.0, call_s=1e-6)
-    tally.failed(requests=2, spent_s=3e-6)
-    assert tally.take(TRITON) == {
+    counts = RequestCounts()
+    counts.add_success(requests=3, rows=5, waited_s=2e-6, call_s=1e-6)
+    counts.add_success(requests=1, rows=1, waited_s=0.0, call_s=1e-6)
+    counts.add_failure(requests=2, spent_s=3e-6)
+    assert counts.take(TRITON) == {
         "inference_count": 6,
         "execution_count": 2,
         "success.count": 4,
@@ -50,24 +50,24 @@ def test_requests_are_counted_though_they_share_calls():
         "cache_hit.count": 5,
         "cache_hit.ns": 70,
     }
-    assert tally.take({}) == {}, "it began anew"
+    assert counts.take({}) == {}, "it began anew"
 
 
 def test_a_triton_that_says_nothing():
-    tally = RequestCounts()
-    tally.answered(requests=2, rows=2, waited_s=0.0, call_s=1e-6)
-    found = tally.take({})
+    counts = RequestCounts()
+    counts.add_success(requests=2, rows=2, waited_s=0.0, call_s=1e-6)
+    found = counts.take({})
     assert (found["compute_infer.count"], found["compute_infer.ns"]) == (2, 2_000)
     assert "compute_input.ns" not in found
     assert "execution_count" not in found
 
 
 def test_what_reached_nobody_is_told_again():
-    tally = RequestCounts()
-    tally.answered(requests=1, rows=1, waited_s=0.0, call_s=1e-6)
-    tally.give_back(tally.take(TRITON))
-    tally.answered(requests=1, rows=1, waited_s=0.0, call_s=1e-6)
-    found = tally.take(TRITON)
+    counts = RequestCounts()
+    counts.add_success(requests=1, rows=1, waited_s=0.0, call_s=1e-6)
+    counts.put_back(counts.take(TRITON))
+    counts.add_success(requests=1, rows=1, waited_s=0.0, call_s=1e-6)
+    found = counts.take(TRITON)
     assert (found["success.count"], found["compute_infer.count"], found["execution_count"]) == (2, 2, 4)
     assert found["compute_infer.ns"] == 300 + 300
 

@@ -1,0 +1,109 @@
+"""Prepares what a Triton needs to serve a version: its environment, its artifact, its model repository."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from services.worker.adapters import model_repository
+from services.worker.adapters.artifacts import ArtifactCache
+from services.worker.adapters.environments import Environments
+from services.worker.adapters.sandbox import Sandbox
+from services.worker.adapters.triton_install import TritonInstall
+from services.worker.adapters.triton_process import TritonOptions, repository_in
+from services.worker.application.model_loader import ModelLoader
+from services.worker.domain.formats import config_is_complete
+from services.worker.domain.phases import Phases
+from services.worker.settings import WorkerSettings
+from tidegate.kernel.protocol.models import Assignment
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedModel:
+    """A model repository that was written, and how to start a Triton for it.
+
+    ``models`` are loaded in this order; calls go to the last one.
+    """
+
+    install: TritonInstall
+    options: TritonOptions
+    loader: ModelLoader
+    models: list[str]
+    repository: Path
+
+
+class Preparation:
+    """Prepares the version of one assignment, in the worker's ``folder``.
+
+    ``on_step`` is called with the current step in words; ``phases`` gets the duration of each.
+    """
+
+    def __init__(
+        self,
+        settings: WorkerSettings,
+        assignment: Assignment,
+        folder: Path,
+        sandbox: Sandbox,
+        phases: Phases,
+        on_step: Callable[[str], None],
+    ) -> None:
+        self._settings = settings
+        self._version = assignment.version
+        self._deployment = assignment.deployment
+        self._replica = assignment.replica
+        self._folder = folder
+        self._sandbox = sandbox
+        self._phases = phases
+        self._on_step = on_step
+
+    async def install(self) -> TritonInstall:
+        """Return this machine's Triton, with an environment for the version if it has requirements.
+
+        That may take long: the first time on a host it downloads packages.
+        """
+        settings, requirements = self._settings, self._version.requirements
+        install = TritonInstall.find(settings.runtime_path, settings.triton_server, settings.triton_backends)
+        if not requirements:
+            return install
+        environments = Environments(
+            settings.state_path / "cache" / "envs", install, self._on_step, self._sandbox
+        )
+        with self._phases.measure("environment"):
+            return await environments.provide(
+                requirements, self._deployment.env, settings.environment_timeout_s
+            )
+
+    async def prepare(self, install: TritonInstall, registry_url: str, token: str) -> PreparedModel:
+        """Fetch and check the artifact, and write the model repository.
+
+        ``token`` opens the artifact at the registry.
+        """
+        self._on_step("fetching the artifact")
+        with self._phases.measure("fetch"):
+            artifact = await ArtifactCache(self._settings.state_path / "cache").fetch(
+                registry_url, token, self._version.artifact_sha256, self._version.artifact_size
+            )
+        repository = repository_in(self._folder)
+        write = partial(
+            model_repository.prepare,
+            self._version,
+            self._deployment,
+            artifact,
+            repository,
+            install,
+            symlinks=not self._sandbox.mounts,
+        )
+        loader = ModelLoader(self._deployment, write)
+        models = await loader.prepare()
+        options = TritonOptions(
+            replica=self._replica,
+            threads=self._deployment.threads,
+            env=self._deployment.env,
+            auto_complete=not config_is_complete(self._version),
+            start_timeout_s=self._deployment.start_timeout_s,
+            response_cache_mb=model_repository.cache_mb(repository, models, self._deployment, install),
+            log_bytes_per_s=self._settings.model_log_bytes_per_s,
+        )
+        return PreparedModel(install, options, loader, models, repository)

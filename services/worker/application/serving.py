@@ -1,0 +1,129 @@
+"""The parts of a replica that take requests and jobs from the broker, run them, and reply."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+from services.worker.adapters.reply_publisher import ReplyPublisher
+from services.worker.application.batch_scheduler import BatchScheduler
+from services.worker.application.job_leases import JobLeases
+from services.worker.application.job_scheduler import JobScheduler
+from tidegate.kernel.broker.connection import Connection
+
+
+class Requests(Protocol):
+    """The consumer of a Deployment's requests."""
+
+    connection: Connection
+
+    @property
+    def unsettled(self) -> int:
+        """Return how many deliveries are not acked yet."""
+
+    def start(self) -> None:
+        """Connect; no request is consumed before :meth:`open`."""
+
+    async def stop(self) -> None:
+        """Disconnect; unsettled requests go back to the queue."""
+
+    async def open(self) -> None:
+        """Consume requests from now on."""
+
+    async def close(self) -> None:
+        """Consume no more; requests that were delivered still run and are settled."""
+
+    def requeue_waiting(self) -> None:
+        """Publish requests that are in no call for other replicas, if there are other replicas."""
+
+
+class JobMessages(Protocol):
+    """The consumer of a Deployment's jobs."""
+
+    connection: Connection
+
+    @property
+    def unsettled(self) -> int:
+        """Return how many messages are not settled yet."""
+
+    def start(self, scheduler: BatchScheduler) -> None:
+        """Connect; no job is consumed before :meth:`open`."""
+
+    async def stop(self) -> None:
+        """Disconnect; unsettled messages go back to their queues."""
+
+    async def open(self) -> None:
+        """Consume jobs from now on."""
+
+    async def close(self) -> None:
+        """Consume no more, and nack the jobs that have not started."""
+
+
+@dataclass(frozen=True, slots=True)
+class JobServing:
+    """The parts that run jobs."""
+
+    scheduler: JobScheduler
+    messages: JobMessages
+    leases: JobLeases
+
+
+@dataclass(frozen=True, slots=True)
+class Serving:
+    """The parts that run requests, and jobs if there are any."""
+
+    publisher: ReplyPublisher
+    requests: Requests
+    scheduler: BatchScheduler
+    jobs: JobServing | None = None
+
+    @property
+    def unsettled(self) -> int:
+        """Return how many messages of requests and jobs are not settled yet."""
+        return self.requests.unsettled + self.unsettled_jobs
+
+    @property
+    def unsettled_jobs(self) -> int:
+        """Return how many messages of jobs are not settled yet."""
+        return self.jobs.messages.unsettled if self.jobs else 0
+
+    @property
+    def problem(self) -> str | None:
+        """Return what is wrong with the connections that requests need; None if nothing is."""
+        return self.publisher.connection.problem or self.requests.connection.problem
+
+    def start(self) -> None:
+        """Connect and start to run; nothing is consumed before :meth:`open`."""
+        self.scheduler.start()
+        self.requests.start()
+        if self.jobs is not None:
+            self.jobs.leases.start()
+            self.jobs.messages.start(self.scheduler)
+
+    async def wait_up(self, timeout_s: float) -> None:
+        """Wait for the connections that requests need. Jobs do not delay requests."""
+        for connection in (self.publisher.connection, self.requests.connection):
+            await connection.wait_up(timeout_s)
+
+    async def open(self, draining: Callable[[], bool]) -> None:
+        """Consume requests and jobs from now on, unless the replica drains or begins to meanwhile."""
+        if draining():
+            return
+        await self.requests.open()
+        if self.jobs is not None and not draining():
+            await self.jobs.messages.open()
+
+    async def close(self) -> None:
+        """Consume no more; what is in hand still runs and is settled."""
+        await self.requests.close()
+        if self.jobs is not None:
+            await self.jobs.messages.close()
+
+    async def stop(self) -> None:
+        """Stop at once; unsettled messages go back to their queues."""
+        await self.scheduler.stop()
+        if self.jobs is not None:
+            await self.jobs.leases.stop()
+            await self.jobs.messages.stop()
+        await self.requests.stop()

@@ -1,0 +1,230 @@
+"""Runs the Triton of a replica: start, load, warm up, watch, and restart with backoff."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from services.worker.adapters.metrics import TRITON_RESTARTS
+from services.worker.adapters.model import Model
+from services.worker.adapters.model_report import ModelReport
+from services.worker.adapters.sandbox import Sandbox
+from services.worker.adapters.shared_memory import Regions
+from services.worker.adapters.triton_client import TritonClient
+from services.worker.adapters.triton_process import TritonProcess, new_triton
+from services.worker.adapters.warmup import warm_up
+from services.worker.application.model_watchdog import ModelWatchdog
+from services.worker.application.preparation import PreparedModel
+from services.worker.domain.concurrency import CallLimits, call_limits
+from services.worker.domain.deaths import Death
+from services.worker.domain.output_check import OutputCheck
+from services.worker.domain.phases import Phases
+from tidegate.kernel import tasks
+from tidegate.kernel.protocol.models import Deployment, Signature
+from tidegate.kernel.protocol.presence import ModelDeath
+
+BACKOFF_POLL_S = 0.05
+
+
+class TritonSupervisor:
+    """One Triton at a time with the replica's model in it.
+
+    ``on_step`` is called with the current step of a start. ``on_death`` and ``caller_timeouts_s`` are as for
+    :class:`ModelWatchdog`. ``triton`` is one that was started ahead; it is stopped with the replica, used or
+    not.
+    """
+
+    def __init__(
+        self,
+        deployment: Deployment,
+        folder: Path,
+        sandbox: Sandbox,
+        report: ModelReport,
+        phases: Phases,
+        *,
+        signature: Signature | None,
+        shared_memory_above_bytes: int,
+        on_step: Callable[[str], None],
+        on_death: Callable[[Death], None],
+        caller_timeouts_s: Callable[[], Sequence[float]],
+        triton: TritonProcess | None = None,
+    ) -> None:
+        self._deployment = deployment
+        self._folder = folder
+        self._sandbox = sandbox
+        self._report = report
+        self._phases = phases
+        self._shared_above = shared_memory_above_bytes
+        self._on_step = on_step
+        self._triton = triton
+        self._prepared: PreparedModel | None = None
+        self._client: TritonClient | None = None
+        self._regions: Regions | None = None
+        self._output_check: OutputCheck | None = None
+        self._probe: asyncio.Task[None] | None = None
+        self._watchdog = ModelWatchdog(deployment.progress_timeout_s, on_death, caller_timeouts_s)
+        self.signature = signature
+        self.instances = deployment.instances
+
+    @property
+    def limits(self) -> CallLimits:
+        """Return what the loaded model and its Deployment allow for calls."""
+        assert self.signature is not None
+        return call_limits(self._deployment, self.signature, self.instances)
+
+    @property
+    def probing(self) -> bool:
+        """Return True while it is not known if Triton still answers after a lost call."""
+        return self._probe is not None and not self._probe.done()
+
+    @property
+    def metrics_port(self) -> int:
+        """Return the port of Triton's metrics; 0 before its start."""
+        return self._triton.metrics_port if self._triton else 0
+
+    @property
+    def memory_limit(self) -> str:
+        """Return the limit of Triton's memory and how it is enforced, as text; empty if it has none."""
+        return self._triton.memory_limit if self._triton else ""
+
+    @property
+    def device(self) -> str:
+        """Return where the models run; empty until they are loaded."""
+        return self._prepared.loader.device if self._prepared else ""
+
+    @property
+    def caveat(self) -> str:
+        """Return why the models do not run on the GPU that the replica holds; empty if they do."""
+        return self._prepared.loader.caveat if self._prepared else ""
+
+    @property
+    def contradiction(self) -> str:
+        """Return how answers contradicted the model's signature; empty if none did."""
+        return self._output_check.told if self._output_check is not None else ""
+
+    @property
+    def last_death(self) -> ModelDeath | None:
+        """Return how Triton or a process of the model last ended."""
+        return self._watchdog.last
+
+    async def configure(self, prepared: PreparedModel) -> None:
+        """Use the Triton that was started ahead if it suits the prepared model, else a new one."""
+        self._prepared = prepared
+        if self._triton is None or not self._triton.serves(prepared.install, prepared.options):
+            if self._triton is not None:
+                await self._triton.stop(grace_s=0)
+            self._triton = new_triton(prepared.install, self._folder, prepared.options, self._sandbox)
+
+    async def start(self) -> Model:
+        """Start Triton unless it runs, load and warm up the models; return the one to call.
+
+        Raises Unavailable, ModelFailed.
+        """
+        assert self._triton is not None
+        assert self._prepared is not None
+        triton, models = self._triton, self._prepared.models
+        self._on_step("starting Triton")
+        with self._phases.measure("triton_start"):
+            if not triton.running:
+                await triton.start()
+        client = TritonClient(triton.target, triton.http)
+        if self._shared_above:
+            self._regions = Regions(client, triton.region, triton.shared_memory, self._sandbox.user)
+        self._on_step("loading the model")
+        with self._phases.measure("load"):
+            await self._prepared.loader.load(client, models, triton.tail)
+            signature = await self._read_signature(client, models[-1])
+            self.instances = await client.instances(models[-1])
+        self._on_step("warming up")
+        with self._phases.measure("warm_up"):
+            await warm_up(client, models[-1], signature, max_batch=self.limits.max_rows or None)
+        await self._report.use(client, models[-1], triton.repository / models[-1])
+        self._client = client
+        self._output_check = OutputCheck(signature)
+        return Model(
+            client,
+            models[-1],
+            signature.outputs,
+            self._regions,
+            self._shared_above,
+            signature.decoupled,
+            triton.caches,
+            self._output_check,
+        )
+
+    async def _read_signature(self, client: TritonClient, name: str) -> Signature:
+        """Return the registered signature, or Triton's if there is none; Triton knows if it is decoupled."""
+        loaded = await client.signature(name)
+        registered = self.signature or loaded
+        self.signature = registered.model_copy(update={"decoupled": loaded.decoupled})
+        return self.signature
+
+    def watch(self, model: Model) -> None:
+        """Watch the processes of a model that was just started."""
+        assert self._triton is not None
+        self._watchdog.start(self._triton, model)
+
+    def probe(self, model: Model, resume: Callable[[Model], None]) -> None:
+        """Find out if a call was lost because Triton ended, or only because the connection broke.
+
+        ``resume`` is called with the model if Triton still answers.
+        """
+        if self._client is not None:
+            self._probe = asyncio.create_task(self._probe_triton(model, self._client, resume))
+
+    async def _probe_triton(
+        self, model: Model, client: TritonClient, resume: Callable[[Model], None]
+    ) -> None:
+        if await self._watchdog.answers_again(client, lambda: client is self._client):
+            resume(model)
+
+    async def wait(self) -> int:
+        """Wait until Triton has ended; return its exit code, negative for a signal."""
+        assert self._triton is not None
+        return await self._triton.wait()
+
+    def record_death(self, code: int, *, excused: bool) -> tuple[ModelDeath, float]:
+        """Record that Triton ended; return the death, and how many seconds the next start waits.
+
+        ``excused``: a request that was lost before ran alone in it.
+        """
+        pause_s = self._watchdog.record_death(code, excused=excused)
+        TRITON_RESTARTS.inc()
+        self._report.rest()
+        assert self._watchdog.last is not None
+        return self._watchdog.last, pause_s
+
+    async def restart(self, pause_s: float, hurry: Callable[[], bool]) -> Model:
+        """Clean up after a Triton that ended, wait ``pause_s``, start it again; return the model to call.
+
+        ``hurry`` returns True to end the wait: requests are in hand that only this worker can finish. Raises
+        TimeoutError besides what :meth:`start` raises.
+        """
+        assert self._triton is not None
+        await self._triton.stop(grace_s=0)
+        await self._close_client()
+        until = time.monotonic() + pause_s
+        while time.monotonic() < until and not hurry():
+            await asyncio.sleep(min(BACKOFF_POLL_S, pause_s))
+        async with asyncio.timeout(self._deployment.start_timeout_s):
+            return await self.start()
+
+    async def stop_watching(self) -> None:
+        """End the watchdog and the probe, before the calls are ended."""
+        await tasks.end(self._probe)
+        await self._watchdog.stop()
+
+    async def stop(self) -> None:
+        """Close the client and stop Triton."""
+        await self._close_client()
+        if self._triton is not None:
+            await self._triton.stop()
+
+    async def _close_client(self) -> None:
+        if self._regions is not None:
+            await self._regions.close()
+        if self._client is not None:
+            client, self._client = self._client, None
+            await client.close()

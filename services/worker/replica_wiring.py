@@ -1,0 +1,125 @@
+"""Puts a replica together: the parts that serve requests and jobs, and its lifecycle."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from services.worker.adapters.reply_publisher import ReplyPublisher
+from services.worker.adapters.triton_process import TritonProcess
+from services.worker.api.jobs import JobConsumer
+from services.worker.api.requests import RequestConsumer
+from services.worker.application.batch_scheduler import BatchScheduler, OnLost
+from services.worker.application.job_leases import JobLeases
+from services.worker.application.job_results import JobResults
+from services.worker.application.job_scheduler import JobScheduler
+from services.worker.application.lifecycle import ReplicaLifecycle
+from services.worker.application.serving import JobServing, Serving
+from services.worker.domain.concurrency import CallLimits
+from services.worker.settings import WorkerSettings
+from tidegate.kernel.blobs.claims import Claims
+from tidegate.kernel.blobs.store import Blobs
+from tidegate.kernel.broker.topology import Queue, requests_queue
+from tidegate.kernel.protocol.models import Assignment
+from tidegate.kernel.store import JobStore, Store
+
+
+def build_serving(
+    amqp_url: str,
+    queue: Queue,
+    replica: str,
+    publisher: ReplyPublisher,
+    claims: Claims,
+    limits: CallLimits,
+    *,
+    fetch_bytes: int,
+    on_lost: OnLost,
+    jobs: JobServing | None = None,
+) -> Serving:
+    """Return the parts that run the requests of ``queue``, and ``jobs`` beside them.
+
+    ``fetch_bytes`` bounds the tensors fetched from the blob store ahead of the model.
+    """
+    requests = RequestConsumer(amqp_url, queue, replica, publisher, claims=claims, fetch_bytes=fetch_bytes)
+    scheduler = BatchScheduler(
+        publisher,
+        requests.settle,
+        requests.reply,
+        limits,
+        on_lost=on_lost,
+        jobs=jobs.scheduler if jobs else None,
+    )
+    requests.deliver_to(scheduler)
+    return Serving(publisher, requests, scheduler, jobs)
+
+
+def build_job_serving(
+    amqp_url: str,
+    deployment: str,
+    replica: str,
+    publisher: ReplyPublisher,
+    claims: Claims,
+    limits: CallLimits,
+    store: JobStore,
+    *,
+    keep_s: float,
+    ack_timeout_s: float,
+) -> JobServing:
+    """Return the parts that run a Deployment's jobs; results are kept for ``keep_s`` seconds."""
+    scheduler = JobScheduler(
+        store, JobResults(store, claims, keep_s=keep_s), replica, max_rows=limits.max_rows
+    )
+    consumer = JobConsumer(amqp_url, deployment, publisher, scheduler)
+    scheduler.settle_through(consumer)
+    leases = JobLeases(store, scheduler, consumer, replica, ack_timeout_s=ack_timeout_s)
+    return JobServing(scheduler, consumer, leases)
+
+
+def build_replica(
+    settings: WorkerSettings,
+    assignment: Assignment,
+    folder: Path,
+    store: Store,
+    job_store: JobStore,
+    blobs: Blobs,
+    http_port: int,
+    triton: TritonProcess | None,
+) -> ReplicaLifecycle:
+    """Return the replica of an assignment; ``triton`` is one that was started ahead."""
+    deployment, replica = assignment.deployment.name, assignment.replica
+    queue, claims = requests_queue(deployment), Claims(blobs, settings.claim_above_bytes)
+    publisher = ReplyPublisher(settings.amqp_url, queue, claims)
+
+    def build(limits: CallLimits, on_lost: OnLost) -> Serving:
+        jobs = build_job_serving(
+            settings.amqp_url,
+            deployment,
+            replica,
+            publisher,
+            claims,
+            limits,
+            job_store,
+            keep_s=settings.job_retention_s,
+            ack_timeout_s=settings.ack_timeout_s,
+        )
+        return build_serving(
+            settings.amqp_url,
+            queue,
+            replica,
+            publisher,
+            claims,
+            limits,
+            fetch_bytes=settings.max_fetched_bytes,
+            on_lost=on_lost,
+            jobs=jobs,
+        )
+
+    token = read_token(folder)
+    return ReplicaLifecycle(settings, assignment, folder, store, http_port, token, publisher, build, triton)
+
+
+def read_token(folder: Path) -> str:
+    """Return the replica's token from the launcher's file; empty if there is none."""
+    try:
+        return (folder / "token").read_text().strip()
+    except FileNotFoundError:
+        return ""
