@@ -4,7 +4,7 @@ from tidegate.kernel import quick_start
 
 
 def main() -> None:
-    """Serve until told to stop."""
+    """Serve until a signal ends the process."""
     quick_start.begin()
     from services.router.app import build
     from services.router.settings import RouterSettings

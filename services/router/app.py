@@ -1,4 +1,4 @@
-"""The router, put together."""
+"""Composition root of the router."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from tidegate.kernel.store.webhooks import WebhookStore
 
 
 def build(settings: RouterSettings) -> FastAPI:
-    """The router as an app; its loops start and stop with its lifespan."""
+    """Return the router as an app. Its loops start and stop with the lifespan."""
     data = settings.state_path / "data"
     store, job_store = Store.connect(settings.redis_url), JobStore.connect(settings.jobs_url)
     schedule, leases = WebhookStore.connect(settings.jobs_url), LeaderStore.connect(settings.jobs_url)

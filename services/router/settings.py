@@ -1,4 +1,4 @@
-"""Settings of the router; read by ``app.py`` only."""
+"""Settings of the router, beside the shared ones. Only ``app.py`` reads them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tidegate.kernel.settings.base import Settings
 
 
 class RouterSettings(Settings):
-    """What only the router needs."""
+    """Settings that only the router has."""
 
     service: ClassVar[str] = "router"
 
@@ -74,17 +74,17 @@ class RouterSettings(Settings):
     webhooks_per_host: int = Field(4, ge=1, le=1024, description="Webhooks under way at once to one host.")
 
     def dead_letter_limits(self) -> DeadLetterLimits:
-        """Return how many dead letters are kept, for how long, and how many bytes of payloads."""
+        """Return the limits of dead letters."""
         return DeadLetterLimits(self.dead_letters_kept, self.dead_letter_keep_s, self.dead_letter_bytes)
 
     def job_retention(self) -> Retention:
-        """Return how long jobs that are over are kept, how many of them, and in how much memory."""
+        """Return the limits of records of finished jobs."""
         return Retention(self.job_retention_s, self.jobs_kept, self.jobs_kept_bytes, self.jobs_kept_min_s)
 
     def webhook_limits(self) -> WebhookLimits:
-        """How many webhooks at once, and how long one may take."""
+        """Return the limits of webhooks in flight, and their timeout."""
         return WebhookLimits(self.webhooks_at_once, self.webhooks_per_host, self.webhook_timeout_s)
 
     def webhook_retry_policy(self) -> RetryPolicy:
-        """How long and how often a webhook is tried."""
+        """Return when webhooks are retried and given up."""
         return RetryPolicy(self.webhook_first_retry_s, self.webhook_longest_retry_s, self.webhook_give_up_s)

@@ -15,6 +15,7 @@ from tidegate.kernel.broker.connection import Channel, Connection, Delivery
 from tidegate.kernel.broker.topology import USAGE
 from tidegate.kernel.errors import TidegateError, Unavailable
 from tidegate.kernel.protocol.usage import UsageReport
+from tidegate.kernel.repeating_task import RepeatingTask
 
 log = telemetry.logger(__name__)
 
@@ -36,19 +37,19 @@ class UsageIntake:
         self.connection = Connection(amqp_url, "registry usage", self._setup)
         self._database = database
         self._deliveries: asyncio.Queue[tuple[Channel, Delivery]] = asyncio.Queue()
-        self._tasks: list[asyncio.Task[None]] = []
+        self._task: asyncio.Task[None] | None = None
+        self._forget_loop = RepeatingTask("registry usage reports", self._forget_step)
 
     def start(self) -> None:
         """Start to connect and consume."""
         self.connection.start()
-        self._tasks = [
-            asyncio.create_task(self._run(), name="registry usage"),
-            asyncio.create_task(self._forget(), name="registry usage reports"),
-        ]
+        self._task = asyncio.create_task(self._run(), name="registry usage")
+        self._forget_loop.start()
 
     async def stop(self) -> None:
         """Stop. Reports that are not committed are delivered again."""
-        await tasks.end(*self._tasks)
+        await tasks.end(self._task)
+        await self._forget_loop.stop()
         await self.connection.stop()
 
     async def _setup(self, channel: Channel) -> None:
@@ -91,14 +92,13 @@ class UsageIntake:
                 TAKEN.labels("added" if new else "again").inc()
                 return
 
-    async def _forget(self) -> None:
-        while True:
-            try:
-                async with self._database.write() as writer:
-                    await usage.forget_reports(writer.connection, writer.now - REMEMBER)
-            except TidegateError as error:
-                log.warning("old usage reports stay for now", extra={"problem": error.message})
-            await asyncio.sleep(FORGET_EVERY_S)
+    async def _forget_step(self) -> float:
+        try:
+            async with self._database.write() as writer:
+                await usage.forget_reports(writer.connection, writer.now - REMEMBER)
+        except TidegateError as error:
+            log.warning("old usage reports stay for now", extra={"problem": error.message})
+        return FORGET_EVERY_S
 
 
 def _log_rejected(report: UsageReport, error: TidegateError) -> None:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
-
 from services.registry.adapters import metrics
 from services.registry.adapters.sql.database import RegistryDatabase
 from services.registry.application.artifacts import Artifacts
-from tidegate.kernel import tasks, telemetry
+from tidegate.kernel import telemetry
 from tidegate.kernel.errors import TidegateError
+from tidegate.kernel.repeating_task import RepeatingTask
 
 log = telemetry.logger(__name__)
 
@@ -22,19 +21,19 @@ class Maintenance:
         self._database = database
         self._artifacts = artifacts
         self._probe_every_s = probe_every_s
-        self._tasks: list[asyncio.Task[None]] = []
+        self._probe_loop = RepeatingTask("registry probe", self._probe_step)
+        self._collect_loop = RepeatingTask("registry collect", self._collect_step)
 
     async def start(self) -> None:
         """Probe once, then start the loops."""
         await self.probe()
-        self._tasks = [
-            asyncio.create_task(self._probe_loop(), name="registry probe"),
-            asyncio.create_task(self._collect_loop(), name="registry collect"),
-        ]
+        self._probe_loop.start(after_s=self._probe_every_s)
+        self._collect_loop.start()
 
     async def stop(self) -> None:
         """Stop the loops."""
-        await tasks.end(*self._tasks)
+        await self._probe_loop.stop()
+        await self._collect_loop.stop()
 
     async def probe(self) -> None:
         """Probe database and store for the health check, and set the gauges of what is stored."""
@@ -46,12 +45,10 @@ class Maintenance:
         except TidegateError as error:
             log.warning("totals not read", extra={"problem": error.message})
 
-    async def _probe_loop(self) -> None:
-        while True:
-            await asyncio.sleep(self._probe_every_s)
-            await self.probe()
+    async def _probe_step(self) -> float:
+        await self.probe()
+        return self._probe_every_s
 
-    async def _collect_loop(self) -> None:
-        while True:
-            await self._artifacts.collect()
-            await asyncio.sleep(COLLECT_EVERY_S)
+    async def _collect_step(self) -> float:
+        await self._artifacts.collect()
+        return COLLECT_EVERY_S

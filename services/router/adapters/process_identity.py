@@ -1,4 +1,4 @@
-"""Names a router's process, so that another one on the same machine can tell that it has died."""
+"""The name of a router's process, from which another router on the same machine sees that it has died."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ BOOT = Path("/proc/sys/kernel/random/boot_id")
 
 
 def own(incarnation: str) -> str:
-    """Return ``<host>:<pid>:<incarnation>@<place>``; the place is where that pid means this process."""
-    return f"{socket.gethostname()}:{os.getpid()}:{incarnation}@{_place()}"
+    """Return ``<host>:<pid>:<incarnation>@<namespace>``. The pid is valid only in that namespace."""
+    return f"{socket.gethostname()}:{os.getpid()}:{incarnation}@{_namespace()}"
 
 
 def is_dead(name: str) -> bool:
-    """Return True if the process of that name ran where this one runs, and is no more."""
-    told, _, place = name.partition("@")
-    pid = told.split(":")[-2:][0]
-    if not place or place != _place() or not pid.isdecimal():
+    """Return True if the process of that name ran in this process's namespace and has ended."""
+    process, _, namespace = name.partition("@")
+    pid = process.split(":")[-2:][0]
+    if not namespace or namespace != _namespace() or not pid.isdecimal():
         return False
     if int(pid) == os.getpid():
-        return True  # a container that was started again gives its process the same pid
+        return True  # a restarted container gives its process the same pid
     try:
         os.kill(int(pid), 0)
     except ProcessLookupError:
@@ -32,8 +32,8 @@ def is_dead(name: str) -> bool:
     return False
 
 
-def _place() -> str:
-    """This boot of the machine and the namespace of its pids; empty if the system does not tell."""
+def _namespace() -> str:
+    """Return the boot of the machine and the pid namespace; empty if the system does not say."""
     with contextlib.suppress(OSError):
         return f"{BOOT.read_text().strip()[:8]}-{Path('/proc/self/ns/pid').stat().st_ino}"
     return ""

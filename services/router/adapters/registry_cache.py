@@ -1,4 +1,4 @@
-"""Reads intention from the registry, and tells it when a roll-over is complete."""
+"""Read the desired state from the registry, and settle completed roll-overs there."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ log = telemetry.logger(__name__)
 
 
 class RegistryCache:
-    """The last good intention. With the registry away, what was known goes on; it is kept on disk too."""
+    """The desired state as last read. It outlasts a registry that does not answer, and is kept on disk."""
 
     def __init__(self, url: str, token: str, disk: Path) -> None:
         self._client = httpx.AsyncClient(
@@ -31,7 +31,7 @@ class RegistryCache:
         self.problem: str | None = "The registry has not been read yet."
 
     def load(self) -> None:
-        """Start from the copy on disk, if there is one."""
+        """Load the copy on disk, if there is one."""
         with contextlib.suppress(OSError, ValidationError):
             self.desired = DesiredState.model_validate_json(self._disk.read_bytes())
 
@@ -40,28 +40,28 @@ class RegistryCache:
         await self._client.aclose()
 
     async def refresh(self) -> None:
-        """Read intention anew; a failure leaves the last one in place and is noted in ``problem``."""
+        """Read the desired state. On an error, keep the last one and set ``problem``."""
         try:
-            answer = await self._client.get("/v1/intention")
-            answer.raise_for_status()
-            desired = DesiredState.model_validate_json(answer.content)
+            response = await self._client.get("/v1/intention")
+            response.raise_for_status()
+            desired = DesiredState.model_validate_json(response.content)
         except (httpx.HTTPError, ValidationError) as error:
             self.problem = f"The registry does not answer: {error or type(error).__name__}"
             return
         self.problem = None
         if self.desired is None or desired.revision != self.desired.revision:
             self._disk.parent.mkdir(parents=True, exist_ok=True)
-            fresh = self._disk.with_suffix(f".{os.getpid()}")  # other routers write too
-            fresh.write_bytes(answer.content)
+            fresh = self._disk.with_suffix(f".{os.getpid()}")  # other routers write this file too
+            fresh.write_bytes(response.content)
             fresh.replace(self._disk)
         self.desired = desired
 
     async def settle(self, endpoint: Endpoint) -> None:
-        """Say that an endpoint's traffic has moved to its targets."""
+        """Report that an Endpoint's traffic has moved to its targets. On an error, log it."""
         try:
-            answer = await self._client.post(
+            response = await self._client.post(
                 f"/v1/endpoints/{endpoint.name}/settle", json={"revision": endpoint.revision}
             )
-            answer.raise_for_status()
+            response.raise_for_status()
         except httpx.HTTPError as error:
             log.info("settling failed; tried again", extra={"endpoint": endpoint.name, "problem": str(error)})

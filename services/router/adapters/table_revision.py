@@ -1,4 +1,4 @@
-"""The table's revision (epoch, n): readers take the greater for the newer."""
+"""The route table's revision (epoch, n). The greater one is newer."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import orjson
 
 
 class TableRevision:
-    """``epoch`` is that of the router's lease; ``n`` grows with every change of the table in this epoch.
+    """The revision: ``epoch`` is that of the router's lease, ``n`` counts the table's changes in this epoch.
 
-    The epoch is kept on disk. If the store of the jobs is lost, the next epoch will still be greater.
+    The epoch is kept on disk, so that the next one is greater even if the store of jobs is lost.
     """
 
     def __init__(self, path: Path) -> None:
@@ -24,17 +24,17 @@ class TableRevision:
 
     @property
     def text(self) -> str:
-        """The epoch as the table has it: texts of one length compare as their numbers do."""
+        """Return the epoch as a text of fixed length, so that texts compare like numbers."""
         return f"{self.epoch:014d}"
 
     def begin(self, epoch: int) -> None:
-        """Begin a new epoch; it is on disk before a table of it is published."""
+        """Start a new epoch. It is on disk before its first table is published."""
         self.epoch, self.n = epoch, 0
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        fresh = self._path.with_suffix(f".{os.getpid()}")  # other routers write too
+        fresh = self._path.with_suffix(f".{os.getpid()}")  # other routers write this file too
         fresh.write_bytes(orjson.dumps({"epoch": self.text}))
         fresh.replace(self._path)
 
     def advance(self) -> None:
-        """Go on to the next revision of this epoch."""
+        """Increment ``n``."""
         self.n += 1

@@ -1,4 +1,4 @@
-"""The secret that all webhook secrets are derived from: ``<state>/webhook-secret``, for its owner's eyes."""
+"""The master secret of all webhook secrets: ``<state>/webhook-secret``, readable by its owner only."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from pathlib import Path
 
 
 def load(path: Path) -> bytes:
-    """The secret in ``path``; a new one of 256 bits is written (0600) where there is none."""
+    """Return the secret in ``path``. If there is none, write a new one of 256 bits (mode 0600)."""
     with contextlib.suppress(FileNotFoundError):
-        if kept := path.read_text().strip():
-            return kept.encode()
+        if secret := path.read_text().strip():
+            return secret.encode()
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Written aside and linked into place: two routers that start at once agree on one, none reads half of it.
+    # Written to another file and linked: two routers that start at once get the same, complete secret.
     fresh = path.with_name(f"{path.name}.{os.getpid()}")
     descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     with os.fdopen(descriptor, "w") as file:

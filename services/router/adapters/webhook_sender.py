@@ -1,4 +1,4 @@
-"""Sends webhooks over HTTP. Redirects are not followed; addresses are judged when a connection is made."""
+"""Send webhooks over HTTP. Redirects are not followed, and every address is checked before connecting."""
 
 from __future__ import annotations
 
@@ -20,23 +20,23 @@ from tidegate.version import VERSION
 
 log = telemetry.logger(__name__)
 
-KEPT_IDLE_S = 5.0
-# Of a name with many addresses so many are tried, each for its share of the time.
-ADDRESSES = 4
-# More of an answer than this is not read: only its status counts.
-READ_BYTES = 64 * 1024
-PROBLEM_LENGTH = 200
+KEEPALIVE_S = 5.0
+# At most this many addresses of a name are tried, each for its share of the timeout.
+MAX_ADDRESSES = 4
+# Only the status of a response counts, so no more of its body is read.
+MAX_BODY_BYTES = 64 * 1024
+MAX_PROBLEM_LENGTH = 200
 
 
 class AddressRefused(httpcore.ConnectError):
-    """Every address of the receiver's is one that webhooks may not reach."""
+    """Webhooks may not be sent to any address of the receiver."""
 
 
 class GuardedNetwork(httpcore.AsyncNetworkBackend):
-    """Resolves a name itself and connects to the very address that it has judged.
+    """A network that resolves names itself, and connects only to addresses that it has checked.
 
-    Names are resolved in threads of its own, one for each delivery that may be under way: a name server
-    that does not answer holds up nobody else.
+    It has its own threads for name resolution, one for each attempt in flight. So a name server that does not
+    answer delays no other webhook.
     """
 
     def __init__(self, *, allow_private: bool, threads: int, connect_s: float) -> None:
@@ -53,58 +53,59 @@ class GuardedNetwork(httpcore.AsyncNetworkBackend):
         local_address: str | None = None,
         socket_options: Iterable[Any] | None = None,
     ) -> httpcore.AsyncNetworkStream:
-        """Connect to the first address that answers; raises :class:`AddressRefused` when none may be asked.
+        """Connect to the first address that answers. Raise :class:`AddressRefused` if none is allowed.
 
-        ``timeout`` is not heeded: all addresses together have ``connect_s``.
+        ``timeout`` is ignored: all addresses together have ``connect_s``.
         """
-        found = await self._resolve(host, port)
-        allowed = [each for each in found if self._allow_private or is_public(ip_address(each))]
+        addresses = await self._resolve(host, port)
+        allowed = [each for each in addresses if self._allow_private or is_public(ip_address(each))]
         if not allowed:
-            # The caller reads this: what a name resolves to in here is not told.
-            log.info("a webhook's address is refused", extra={"host": host, "addresses": found[:ADDRESSES]})
+            # Callers read the problem, so it does not contain the addresses of this network.
+            log.info(
+                "a webhook's address is refused", extra={"host": host, "addresses": addresses[:MAX_ADDRESSES]}
+            )
             raise AddressRefused("the address is not allowed: webhooks go to public addresses only")
         problem: Exception | None = None
-        share_s = self._connect_s / min(len(allowed), ADDRESSES)
-        for address in allowed[:ADDRESSES]:
+        share_s = self._connect_s / min(len(allowed), MAX_ADDRESSES)
+        for address in allowed[:MAX_ADDRESSES]:
             try:
                 return await self._network.connect_tcp(address, port, share_s, local_address, socket_options)
             except (httpcore.ConnectError, httpcore.ConnectTimeout) as error:
                 problem = error
         if problem is not None:
-            log.info("a webhook's receiver is not reached", extra={"host": host, "problem": str(problem)})
+            log.info("a webhook's receiver cannot be reached", extra={"host": host, "problem": str(problem)})
         raise httpcore.ConnectError("the receiver cannot be reached")
 
     async def connect_unix_socket(
         self, path: str, timeout: float | None = None, socket_options: Iterable[Any] | None = None
     ) -> httpcore.AsyncNetworkStream:
-        """Never: a webhook goes to a host."""
-        raise AddressRefused("a webhook does not go to a socket of this machine")
+        """Raise AddressRefused: a webhook goes to a host."""
+        raise AddressRefused("webhooks do not go to sockets of this machine")
 
     async def sleep(self, seconds: float) -> None:
-        """Wait."""
+        """Sleep, as httpcore asks for it."""
         await asyncio.sleep(seconds)
 
     def close(self) -> None:
-        """Let the threads go."""
+        """Stop the threads."""
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     async def _resolve(self, host: str, port: int) -> list[str]:
         loop = asyncio.get_running_loop()
         try:
-            found = await loop.run_in_executor(self._threads, _addresses, host, port)
+            return await loop.run_in_executor(self._threads, _addresses, host, port)
         except (OSError, UnicodeError) as error:
             raise httpcore.ConnectError("the receiver's name cannot be resolved") from error
-        return found
 
 
 def _addresses(host: str, port: int) -> list[str]:
-    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    # A scope (fe80::1%eth0) is no part of the address.
-    return list(dict.fromkeys(str(entry[4][0]).partition("%")[0] for entry in found))
+    entries = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    # A scope, as in fe80::1%eth0, is not part of the address.
+    return list(dict.fromkeys(str(entry[4][0]).partition("%")[0] for entry in entries))
 
 
 class WebhookSender:
-    """Posts to receivers, ``at_once`` at most; a try ends after ``timeout_s`` whatever the receiver does."""
+    """An HTTP client for receivers: at most ``at_once`` attempts at a time, each of at most ``timeout_s``."""
 
     def __init__(self, *, allow_private: bool, timeout_s: float, at_once: int) -> None:
         self._timeout_s = timeout_s
@@ -113,7 +114,7 @@ class WebhookSender:
             ssl_context=httpx.create_ssl_context(),
             max_connections=at_once,
             max_keepalive_connections=at_once,
-            keepalive_expiry=KEPT_IDLE_S,
+            keepalive_expiry=KEEPALIVE_S,
             network_backend=self._network,
         )
 
@@ -123,7 +124,7 @@ class WebhookSender:
         self._network.close()
 
     async def post(self, target: Target, body: bytes, headers: Mapping[str, str]) -> WebhookAttempt:
-        """One try; what goes wrong is in what it gives."""
+        """Send a webhook once. Errors are part of the result."""
         began = time.perf_counter()
         status: int | None = None
         problem, retry_after = "", None
@@ -132,10 +133,10 @@ class WebhookSender:
                 status, retry_after = await self._exchange(target, body, headers)
         except TimeoutError:
             problem = f"no answer within {self._timeout_s:g} s"
-        except Exception as error:  # whatever a receiver made the client raise, it is this try's outcome
+        except Exception as error:  # whatever the receiver made the client raise is the result
             problem = str(error) or type(error).__name__
         took_ms = (time.perf_counter() - began) * 1e3
-        return WebhookAttempt(status, problem[:PROBLEM_LENGTH], took_ms, retry_after)
+        return WebhookAttempt(status, problem[:MAX_PROBLEM_LENGTH], took_ms, retry_after)
 
     async def _exchange(
         self, target: Target, body: bytes, headers: Mapping[str, str]
@@ -143,18 +144,20 @@ class WebhookSender:
         url = httpcore.URL(
             scheme=target.scheme, host=target.host, port=target.port, target=target.path.encode()
         )
-        sent = {
+        all_headers = {
             "Host": target.authority,
             "User-Agent": f"tidegate/{VERSION}",
             "Content-Type": "application/json",
             "Content-Length": str(len(body)),
             **headers,
         }
-        async with self._pool.stream("POST", url, headers=list(sent.items()), content=body) as answer:
+        async with self._pool.stream(
+            "POST", url, headers=list(all_headers.items()), content=body
+        ) as response:
             read = 0
-            async for chunk in answer.aiter_stream():
+            async for chunk in response.aiter_stream():
                 read += len(chunk)
-                if read > READ_BYTES:
+                if read > MAX_BODY_BYTES:
                     break
-        asked = dict(answer.headers).get(b"retry-after", b"")
-        return answer.status, float(asked) if asked.isdigit() else None
+        retry_after = dict(response.headers).get(b"retry-after", b"")
+        return response.status, float(retry_after) if retry_after.isdigit() else None

@@ -1,6 +1,6 @@
-"""The AMQP door: answers the callers of requests that no worker may take, and keeps the dead letters.
+"""Consume ``exceptions.v1``: answer the callers of given-up requests, and keep the requests as dead letters.
 
-Only the router that leads consumes: routers on one state folder share the journal of the dead letters.
+Only the leader consumes, because routers on one state folder share the journal of dead letters.
 """
 
 from __future__ import annotations
@@ -14,24 +14,25 @@ from dataclasses import replace
 from services.router.application.dead_letters import DeadLetters
 from services.router.domain.dead_letters import DeadLetter
 from services.router.domain.exceptions import UNDECODABLE, caller_error, job_of
-from tidegate.kernel import tasks, telemetry
+from tidegate.kernel import telemetry
 from tidegate.kernel.broker.connection import Channel, Connection, Delivery
 from tidegate.kernel.broker.topology import EXCEPTIONS, JOBS_PREFIX, REPLIES_PREFIX
 from tidegate.kernel.errors import Unavailable
 from tidegate.kernel.protocol import envelope
 from tidegate.kernel.protocol.jobs import Finish, Take
+from tidegate.kernel.repeating_task import RepeatingTask
 from tidegate.kernel.store import JobStore, StoreUnavailable
 
 log = telemetry.logger(__name__)
 
-# A job's message of which no record could be had goes back to its queue after this time.
-AWAY_S = 1.0
-# By this token a job is ours to fail however often its message comes, should an answer have been lost.
+# While the store is unavailable, a job's message goes back to its queue after this time.
+RETRY_S = 1.0
+# The same token each time, so that a redelivered message finds the attempt that its first delivery took.
 TOKEN = b"exceptions"
 
 
 class ExceptionConsumer:
-    """Consumer of the exceptions queue."""
+    """The consumer of the exceptions queue."""
 
     def __init__(
         self,
@@ -44,40 +45,35 @@ class ExceptionConsumer:
         self._letters = letters
         self._leads = leads
         self._consumes = False
-        self._changed = asyncio.Event()
-        self._task: asyncio.Task[None] | None = None
+        self._loop = RepeatingTask("exceptions", self._step)
         self.out = Connection(amqp_url, "router-out", self._no_setup)
         self.connection = Connection(amqp_url, "router-exceptions", self._on_setup)
 
     def start(self) -> None:
         """Connect; consume while this router leads."""
-        self._turn()
+        self._load_or_unload()
         self.out.start()
         self.connection.start()
-        self._task = asyncio.create_task(self._follow(), name="exceptions")
+        self._loop.start()
 
     def on_change(self) -> None:
-        """Begin or end to consume if this router has become the leader, or is it no longer."""
-        self._changed.set()
+        """Start or stop to consume, if this router became the leader or lost the lead."""
+        self._loop.wake()
 
-    async def _follow(self) -> None:
-        while True:
-            await self._changed.wait()
-            self._changed.clear()
-            if self._leads() == self._consumes:
-                continue
-            await self.connection.stop()  # what is unsettled goes to the next leader
-            try:
-                self._turn()
-            except OSError as error:  # a full disk, for one: without a consumer nobody would be answered
-                log.error("the dead letters cannot be read; trying again", extra={"problem": str(error)})
-                self._consumes = False
-                await asyncio.sleep(AWAY_S)
-                self._changed.set()
-            else:
-                self.connection.start()
+    async def _step(self) -> float | None:
+        if self._leads() == self._consumes:
+            return None
+        await self.connection.stop()  # unsettled messages go to the next leader
+        try:
+            self._load_or_unload()
+        except OSError as error:  # such as a full disk: without a consumer no caller would be answered
+            log.error("the dead letters cannot be read; trying again", extra={"problem": str(error)})
+            self._consumes = False
+            return RETRY_S
+        self.connection.start()
+        return None
 
-    def _turn(self) -> None:
+    def _load_or_unload(self) -> None:
         self._consumes = self._leads()
         if self._consumes:
             self._letters.load()
@@ -85,8 +81,8 @@ class ExceptionConsumer:
             self._letters.unload()
 
     async def stop(self) -> None:
-        """Disconnect; what is unsettled stays in the queue."""
-        await tasks.end(self._task)
+        """Disconnect. Unsettled messages stay in the queue."""
+        await self._loop.stop()
         await self.connection.stop()
         await self.out.stop()
 
@@ -98,12 +94,12 @@ class ExceptionConsumer:
             try:
                 await self._handle(delivery)
             except StoreUnavailable:
-                await asyncio.sleep(AWAY_S)
+                await asyncio.sleep(RETRY_S)
                 with contextlib.suppress(Unavailable):
                     channel.nack(delivery.tag)
                 return
             except Unavailable:
-                return  # unsettled: it comes again with the next channel
+                return  # unsettled: it is redelivered on the next channel
             channel.ack(delivery.tag)
 
         await channel.declare(EXCEPTIONS)
@@ -121,29 +117,31 @@ class ExceptionConsumer:
             requests = [envelope.read_request(f) for f in envelope.unpack(envelope.REQUESTS, delivery.body)]
         except envelope.Undecodable:
             letter = DeadLetter(time.time(), UNDECODABLE, queue, "", 0, len(delivery.body), "")
-            await self._letters.bury(letter, None, delivery.body)
+            await self._letters.add(letter, None, delivery.body)
             return
-        told = caller_error(cause, str(delivery.headers.get("loss", "")))
+        error = caller_error(cause, str(delivery.headers.get("loss", "")))
         replies: list[envelope.Buffer] = []
         for request in requests:
-            trace = request.trace.decode("latin-1")  # as its caller got it back
+            trace = request.trace.decode("latin-1")  # the id that its caller has received
             letter = DeadLetter(
                 time.time(), cause, queue, request.id.hex(), request.attempt, len(request.raw), trace
             )
-            # Before the answer: with it the gateway deletes the tensors that a claim stands for.
-            await self._letters.bury(
+            # Before the reply: after it the gateway deletes the tensors that a claim refers to.
+            await self._letters.add(
                 replace(letter, tenant=request.tenant.decode("utf-8", "replace")), request
             )
-            if told is not None:
-                replies.append(envelope.failure_frame(request.id, request.attempt, told.reason, told.message))
-        # Only to a gateway: what a message names as the queue for its answer may be any queue.
+            if error is not None:
+                replies.append(
+                    envelope.failure_frame(request.id, request.attempt, error.reason, error.message)
+                )
+        # Replies go only to queues of gateways: a message may name any queue.
         reply_to = delivery.reply_to or ""
         if replies and reply_to.startswith(REPLIES_PREFIX):
             out = await self.out.wait_up(10.0)
             await out.publish(envelope.pack(envelope.REPLIES, replies), routing_key=reply_to)
 
     async def _handle_job(self, delivery: Delivery, cause: str, queue: str) -> None:
-        """A job's message: nobody waits for a reply, its record says that it has failed."""
+        """Fail the job in its record, since no caller waits for a reply, and keep its message."""
         id_ = job_of(delivery.headers.get("job"), delivery.body)
         if id_ is not None:
             await self._fail(id_, cause)
@@ -158,10 +156,10 @@ class ExceptionConsumer:
         if request is not None:
             tenant, trace = request.tenant.decode("utf-8", "replace"), request.trace.decode("latin-1")
             letter = replace(letter, attempt=request.attempt, tenant=tenant, trace=trace)
-        await self._letters.bury(letter, request, delivery.body)
+        await self._letters.add(letter, request, delivery.body)
 
     async def _fail(self, id_: bytes, cause: str) -> None:
-        # Taken as a worker takes it: if one runs it after all, or it is over, that stands.
+        # Taken like a worker does. If a worker runs the job after all, or it is over, nothing changes.
         (taken,) = await self._jobs.take([Take(id_, "router", False, 0, TOKEN)])
         if taken.outcome == "run":
             error = {"reason": cause, "message": f"the job's message could not be handled: {cause}"}

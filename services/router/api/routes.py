@@ -1,4 +1,4 @@
-"""The HTTP door of the router: the table as published, and the dead letters as they were listed first."""
+"""Routes of the published route table, and the older route of dead letters."""
 
 from __future__ import annotations
 
@@ -18,13 +18,15 @@ async def routes(request: Request) -> dict[str, Any]:
     """Return the route table with its revision (epoch, n)."""
     table: dict[str, Any] | None = request.app.state.controller.table
     if table is None:
-        raise Unavailable(request.app.state.controller.problem() or "no table yet", retry_after_s=1.0)
+        raise Unavailable(
+            request.app.state.controller.problem() or "there is no route table yet", retry_after_s=1.0
+        )
     return table
 
 
 @router.get("/exceptions")
 async def exceptions(request: Request, limit: int = Query(100, ge=1, le=1000)) -> dict[str, Any]:
-    """Return the latest dead letters, newest first, as ``/v1/dead`` has them."""
+    """Return the latest dead letters, newest first, like ``/v1/dead``."""
     caller.require(OPERATE)
     letters = request.app.state.dead_letters.all[-limit:]
-    return {"items": [letter.shown() for letter in reversed(letters)]}
+    return {"items": [letter.public() for letter in reversed(letters)]}

@@ -1,6 +1,6 @@
-"""The router's loop: read intention, look at the workers, compile, publish. Level-triggered.
+"""The router's main loop: read desired state and workers' reports, compile the route table, publish it.
 
-Only the router that leads compiles and publishes; the others read what it published.
+Only the leader compiles and publishes. The other routers read the published table.
 """
 
 from __future__ import annotations
@@ -16,10 +16,11 @@ from services.router.adapters.table_revision import TableRevision
 from services.router.application.leadership import Leadership
 from services.router.application.queue_declarer import QueueDeclarer
 from services.router.domain import table as compiler
-from tidegate.kernel import tasks, telemetry
+from tidegate.kernel import telemetry
 from tidegate.kernel.broker.connection import Channel, Connection, Delivery
 from tidegate.kernel.broker.topology import EVENTS, REGISTRY_CHANGED, events_queue
 from tidegate.kernel.protocol.presence import ReplicaReport
+from tidegate.kernel.repeating_task import RepeatingTask
 from tidegate.kernel.store import Store, StoreUnavailable
 
 log = telemetry.logger(__name__)
@@ -29,7 +30,7 @@ ENDPOINTS = Gauge("tidegate_router_endpoints", "Endpoints in the route table.")
 
 
 class RouteController:
-    """Keeps the store's route table equal to what intention and the workers say."""
+    """One of the router's loops: it keeps the store's route table up to date."""
 
     def __init__(
         self,
@@ -50,35 +51,35 @@ class RouteController:
         self._interval_s = interval_s
         self._relist_s = relist_s
         self._events = events_queue("router", incarnation)
-        self._wake = asyncio.Event()
-        leadership.on_change(self._wake.set)
+        self._loop = RepeatingTask("controller", self._step, retry_s=interval_s)
+        leadership.on_change(self._loop.wake)
         self._relist = True
+        self._listed_at = float("-inf")
         self._reports: list[ReplicaReport] = []
         self._learned: dict[str, object] = {}
         self._queues = QueueDeclarer()
         self._last: compiler.Table = {}
-        self._task: asyncio.Task[None] | None = None
         self.table: compiler.Table | None = None
         self.store_problem: str | None = "The store has not been read yet."
         self.connection = Connection(amqp_url, "router-events", self._on_setup, on_up=self._queues.forget)
 
     def start(self) -> None:
-        """Begin."""
+        """Load the last desired state and start the loop."""
         self._registry.load()
         self.connection.start()
-        self._task = asyncio.create_task(self._run(), name="controller")
+        self._loop.start()
 
     async def stop(self) -> None:
-        """Stop; the last table stays published."""
-        await tasks.end(self._task)
+        """Stop the loop. The last table stays published."""
+        await self._loop.stop()
         await self.connection.stop()
         await self._registry.close()
 
     def problem(self) -> str | None:
-        """Why no table can be published, if so."""
+        """Return why there is no table, or None."""
         if self.table is None:
             if not self._leadership.leads:
-                return self.store_problem or self._leadership.standing
+                return self.store_problem or self._leadership.why_not
             return self._registry.problem or self.store_problem or "No table was compiled yet."
         return None
 
@@ -90,22 +91,15 @@ class RouteController:
 
     async def _on_event(self, _: Delivery) -> None:
         self._relist = True
-        self._wake.set()
+        self._loop.wake()
 
-    async def _run(self) -> None:
-        loop = asyncio.get_running_loop()
-        listed_at = float("-inf")
-        while True:
-            if self._relist or loop.time() - listed_at >= self._relist_s:
-                self._relist, listed_at = False, loop.time()
-                await self._registry.refresh()
-            try:
-                await self._round()
-            except Exception:
-                log.exception("a round failed; the next one tries again")
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._wake.wait(), self._interval_s)
-            self._wake.clear()
+    async def _step(self) -> float:
+        now = asyncio.get_running_loop().time()
+        if self._relist or now - self._listed_at >= self._relist_s:
+            self._relist, self._listed_at = False, now
+            await self._registry.refresh()
+        await self._round()
+        return self._interval_s
 
     async def _round(self) -> None:
         if not self._leadership.leads:
@@ -119,7 +113,7 @@ class RouteController:
             self._reports = await self._store.replicas()
             self.store_problem = None
         except StoreUnavailable as error:
-            self.store_problem = error.message  # go on with the workers last seen
+            self.store_problem = error.message  # continue with the last reports
         ready = compiler.ready_counts(self._reports)
         self._learned |= {r.deployment: r.signature for r in self._reports if r.signature}
         table = compiler.compile_table(desired, ready, self._learned)
@@ -130,7 +124,7 @@ class RouteController:
             self._relist = True
 
     async def _follow(self) -> None:
-        """Take the table that the leader has published."""
+        """Read the table that the leader has published."""
         try:
             raw = await self._store.read_routes()
             self.store_problem = None
@@ -150,12 +144,14 @@ class RouteController:
             self._last = table
         self.table = {"epoch": self._revision.text, "n": self._revision.n, **table}
         ENDPOINTS.set(len(table["endpoints"]))
-        wanted = orjson.dumps(self.table)
+        raw = orjson.dumps(self.table)
         with contextlib.suppress(StoreUnavailable):
-            # Read before writing: the store may have been emptied since.
-            if await self._store.read_routes() != wanted:
-                if (newer := await self._store.publish_routes(wanted)) is not None:
-                    log.warning("another router has published since", extra={"epoch": newer, "ours": epoch})
+            # Compared with the store, not with the last table: the store may have been emptied meanwhile.
+            if await self._store.read_routes() != raw:
+                if (newer := await self._store.publish_routes(raw)) is not None:
+                    log.warning(
+                        "another router has published a newer table", extra={"epoch": newer, "ours": epoch}
+                    )
                     self._leadership.overtaken(newer)
                     return
                 PUBLISHED.inc()

@@ -1,4 +1,4 @@
-"""Keeps the dead letters: a line each in a journal, their payloads in the blob store, both with limits."""
+"""Keep dead letters: one line each in a journal, the payloads in the blob store, both within limits."""
 
 from __future__ import annotations
 
@@ -22,12 +22,13 @@ from services.router.domain.dead_letters import (
     without_claim,
 )
 from services.router.domain.exceptions import CAUSES
-from tidegate.kernel import tasks, telemetry
+from tidegate.kernel import telemetry
 from tidegate.kernel.blobs.claims import Claims
 from tidegate.kernel.blobs.store import Blobs
 from tidegate.kernel.errors import NotFound, Unavailable
 from tidegate.kernel.protocol import envelope
 from tidegate.kernel.protocol.envelope import Buffer, Request
+from tidegate.kernel.repeating_task import RepeatingTask
 
 log = telemetry.logger(__name__)
 
@@ -35,12 +36,12 @@ DEAD = Counter("tidegate_router_dead_letters_total", "Requests given up.", ["cau
 HELD = Gauge("tidegate_router_dead_letter_bytes", "Bytes of payloads that are kept with dead letters.")
 
 SWEEP_S = 60.0
-# Lines of the journal beyond the letters in it, before it is written anew.
+# Outdated lines that the journal may have before it is rewritten.
 SPARE_LINES = 1000
 
 
 class DeadLetters:
-    """The letters in the order in which they came, and the journal that survives the router."""
+    """The dead letters in order of arrival, and the journal that outlasts the router."""
 
     def __init__(self, journal: Path, blobs: Blobs, claims: Claims, limits: DeadLetterLimits) -> None:
         self._journal = journal
@@ -50,49 +51,49 @@ class DeadLetters:
         self._letters: dict[str, DeadLetter] = {}
         self._loaded = False
         self._lines = 0
-        # A payload is in memory while it is written, so only one at a time is.
-        self._keeping = asyncio.Lock()
-        self._task: asyncio.Task[None] | None = None
+        # A payload is in memory while it is written, so only one is written at a time.
+        self._writing = asyncio.Lock()
+        self._loop = RepeatingTask("dead letters", self._step, retry_s=SWEEP_S)
         HELD.set_function(lambda: sum(each.payload_bytes for each in self._letters.values() if each.payload))
 
     @property
     def all(self) -> list[DeadLetter]:
-        """Return the letters, oldest first; raises Unavailable where another router keeps them."""
+        """Return the letters, oldest first. Raise Unavailable if another router keeps them."""
         self._check()
         return list(self._letters.values())
 
     def start(self) -> None:
-        """Begin to sweep what is loaded."""
-        self._task = asyncio.create_task(self._run(), name="dead letters")
+        """Start to delete what is beyond the limits, every minute."""
+        self._loop.start(after_s=SWEEP_S)
 
     def load(self) -> None:
-        """Read what this router, or the leader before it, has kept. From here on this router keeps them."""
+        """Read the journal. From now on this router keeps the dead letters."""
         self._letters.clear()
         self._loaded = True
         if self._journal.exists():
             for line in self._journal.read_bytes().splitlines():
-                with contextlib.suppress(ValueError, TypeError):  # half a line: the end of a crash
-                    told = orjson.loads(line)
-                    if told.get("deleted"):
-                        self._letters.pop(told["letter"], None)
+                with contextlib.suppress(ValueError, TypeError):  # a crash may leave half a line
+                    entry = orjson.loads(line)
+                    if entry.get("deleted"):
+                        self._letters.pop(entry["letter"], None)
                     else:
-                        letter = read_letter(told)
+                        letter = read_letter(entry)
                         self._letters[letter.letter] = letter
             self._rewrite()
 
     def unload(self) -> None:
-        """Leave the letters to the router that leads."""
+        """Forget the letters: from now on the new leader keeps them."""
         self._letters.clear()
         self._loaded = False
         self._lines = 0
 
     async def stop(self) -> None:
-        """End."""
-        await tasks.end(self._task)
+        """Stop, and close the blob store."""
+        await self._loop.stop()
         self._blobs.close()
 
     def get(self, letter_id: str) -> DeadLetter:
-        """Return a letter; raises NotFound, or Unavailable where another router keeps them."""
+        """Return a letter. Raise NotFound, or Unavailable if another router keeps the letters."""
         self._check()
         letter = self._letters.get(letter_id)
         if letter is None:
@@ -100,32 +101,34 @@ class DeadLetters:
         return letter
 
     async def payload(self, letter: DeadLetter) -> bytes:
-        """Return what was kept of a letter: a request's frame, or an envelope that could not be read.
+        """Return a letter's payload: a request's frame, or an envelope that could not be decoded.
 
-        Raises NotFound when nothing was kept, Unavailable when the blob store does not give it.
+        Raise NotFound if no payload was kept, Unavailable if the blob store fails.
         """
         if not letter.payload:
             raise NotFound(f"dead letter {letter.letter} has no payload: {letter.missing}")
         return await self._blobs.get(letter.payload)
 
-    async def bury(self, letter: DeadLetter, request: Request | None, raw: Buffer = b"") -> None:
-        """Keep a letter, with its request, or ``raw`` bytes that are none."""
-        async with self._keeping:
+    async def add(self, letter: DeadLetter, request: Request | None, raw: Buffer = b"") -> None:
+        """Keep a letter with its request, or with ``raw`` bytes that could not be decoded."""
+        async with self._writing:
             try:
-                pieces = [raw] if request is None else await self._whole(request)
-                letter = await self._kept(letter, pieces)
+                pieces = [raw] if request is None else await self._with_tensors(request)
+                letter = await self._with_payload(letter, pieces)
             except Unavailable as error:
                 letter = replace(letter, missing=error.message)
         letter = replace(letter, letter=new_letter_id())
         DEAD.labels(letter.cause if letter.cause in CAUSES else "other").inc()
-        log.warning("dead letter", extra=letter.shown() | letter.named())
-        if self._loaded:  # else the lead was lost meanwhile: the journal has it, for the next one that leads
+        log.warning("dead letter", extra=letter.public() | letter.log_ids())
+        if (
+            self._loaded
+        ):  # else this router no longer leads, and the next leader reads the letter from the journal
             self._letters[letter.letter] = letter
         self._write([letter.to_json()])
         await self._sweep()
 
-    def replayed(self, letter: DeadLetter, replay: Replay) -> DeadLetter:
-        """Note a replay of a letter."""
+    def add_replay(self, letter: DeadLetter, replay: Replay) -> DeadLetter:
+        """Add a replay to a letter. Return the changed letter."""
         letter = self.get(letter.letter)
         letter = replace(letter, replays=(*letter.replays, replay))
         self._letters[letter.letter] = letter
@@ -133,7 +136,7 @@ class DeadLetters:
         return letter
 
     async def delete(self, letter: DeadLetter) -> None:
-        """Forget a letter and its payload."""
+        """Delete a letter and its payload."""
         self._forget([letter])
         if letter.payload:
             await self._blobs.delete(letter.payload)
@@ -142,12 +145,12 @@ class DeadLetters:
         if not self._loaded:
             raise Unavailable("another router leads and keeps the dead letters: try again", retry_after_s=1.0)
 
-    async def _whole(self, request: Request) -> list[Buffer]:
+    async def _with_tensors(self, request: Request) -> list[Buffer]:
         if not request.flags & envelope.CLAIM:
             return [request.raw]
         return without_claim(request, await self._claims.redeem(request.data))
 
-    async def _kept(self, letter: DeadLetter, pieces: list[Buffer]) -> DeadLetter:
+    async def _with_payload(self, letter: DeadLetter, pieces: list[Buffer]) -> DeadLetter:
         size = sum(map(len, pieces))
         if size > self._limits.payload_bytes:
             return replace(
@@ -158,21 +161,17 @@ class DeadLetters:
         key = await self._blobs.put(pieces, self._limits.keep_s, durable=True)
         return replace(letter, payload=key, payload_bytes=size)
 
-    async def _run(self) -> None:
-        while True:
-            await asyncio.sleep(SWEEP_S)
-            try:
-                await self._sweep()
-            except Exception:
-                log.exception("dead letters were not swept; the next round tries again")
+    async def _step(self) -> float:
+        await self._sweep()
+        return SWEEP_S
 
     async def _sweep(self) -> None:
-        """Let go of what is beyond the limits. The blob store sweeps payloads that are too old by itself."""
+        """Delete what is beyond the limits. The blob store deletes too old payloads itself."""
         due = overdue(list(self._letters.values()), time.time(), self._limits)
         self._forget(due.letters)
-        told = "it was deleted to make room: payloads of dead letters exceeded TIDEGATE_DEAD_LETTER_BYTES"
+        missing = "it was deleted to make room: payloads of dead letters exceeded TIDEGATE_DEAD_LETTER_BYTES"
         for letter in due.payloads:
-            self._letters[letter.letter] = replace(letter, payload="", missing=told)
+            self._letters[letter.letter] = replace(letter, payload="", missing=missing)
         self._write([self._letters[letter.letter].to_json() for letter in due.payloads])
         for letter in (*due.letters, *due.payloads):
             if letter.payload:
@@ -190,7 +189,7 @@ class DeadLetters:
         with self._journal.open("ab") as journal:
             journal.write(b"".join(orjson.dumps(line) + b"\n" for line in lines))
         self._lines += len(lines)
-        # Only by the router that keeps the letters: another one does not know them, and would lose them.
+        # Only the leader rewrites the journal: another router does not have the letters, and would lose them.
         if self._loaded and self._lines > len(self._letters) + SPARE_LINES:
             self._rewrite()
 

@@ -1,4 +1,4 @@
-"""Looks after jobs that nobody else does any more: publishes again, expires, forgets what is old."""
+"""Sweep jobs: publish jobs without a message or worker again, expire late ones, remove old records."""
 
 from __future__ import annotations
 
@@ -14,20 +14,21 @@ from services.router.application.dead_letters import DeadLetters
 from services.router.domain.dead_letters import DeadLetter
 from services.router.domain.exceptions import EXHAUSTED, NOT_RETRIED
 from services.router.domain.job_retention import Retention, StoreSize
-from tidegate.kernel import tasks, telemetry
+from tidegate.kernel import telemetry
 from tidegate.kernel.broker.connection import Channel, Connection, Unroutable
 from tidegate.kernel.broker.topology import CANCELS, jobs_queue
 from tidegate.kernel.errors import Unavailable
 from tidegate.kernel.protocol import envelope
 from tidegate.kernel.protocol.jobs import Job
+from tidegate.kernel.repeating_task import RepeatingTask
 from tidegate.kernel.store.jobs import JobStore
 
 log = telemetry.logger(__name__)
 
-# Why a job failed that nobody may run again, and the cause of its dead letter.
-LOST = {"attempts_exhausted": EXHAUSTED, "worker_lost": NOT_RETRIED}
-AT_ONCE = 500
-# Jobs younger than this may still be on their way into their queue.
+# The reason of a job that failed for want of attempts, and the cause of its dead letter.
+DEAD_LETTER_CAUSES = {"attempts_exhausted": EXHAUSTED, "worker_lost": NOT_RETRIED}
+BATCH = 500
+# Messages of younger jobs may still be on their way into the queue.
 LOST_AFTER_MS = 10_000
 
 REPUBLISHED = Counter("tidegate_jobs_republished_total", "Jobs whose message was published again.", ["state"])
@@ -36,12 +37,12 @@ RETIRED = Counter("tidegate_jobs_retired_total", "Job records removed by age, nu
 STORE_BYTES = Gauge(
     "tidegate_jobs_store_bytes", "Memory of the store of the jobs, as the router last saw it."
 )
-# So many rounds of the sweeper between two looks at the store's memory.
-LOOK_EVERY = 5
+# The store's memory is read once in this many rounds.
+MEMORY_EVERY = 5
 
 
 class JobSweeper:
-    """One of the router's loops. Only the leader sweeps; each step is fenced, should two lead at once."""
+    """One of the router's loops. Only the leader sweeps. Each step is fenced in case two routers lead."""
 
     def __init__(
         self,
@@ -54,9 +55,9 @@ class JobSweeper:
         leads: Callable[[], bool],
         letters: DeadLetters | None = None,
     ) -> None:
-        """``lost``: see :meth:`services.router.application.ledger.Ledger.take_lost`.
+        """``lost``: :meth:`services.router.application.ledger.Ledger.take_lost`.
 
-        ``letters``: where jobs are kept that have failed because their workers were lost.
+        ``letters``: for jobs that have failed because their workers were lost.
         """
         self._jobs = jobs
         self._lost = lost
@@ -67,62 +68,59 @@ class JobSweeper:
         self._leads = leads
         self._letters = letters
         self._declared: set[str] = set()
-        self._task: asyncio.Task[None] | None = None
+        self._loop = RepeatingTask("job sweeper", self._step, retry_s=interval_s)
         self.problem: str | None = None
         self.out = Connection(amqp_url, "router-jobs", self._on_setup, on_up=self._declared.clear)
 
     def start(self) -> None:
-        """Begin."""
+        """Start the loop."""
         self.out.start()
-        self._task = asyncio.create_task(self._run(), name="job sweeper")
+        self._loop.start()
 
     async def stop(self) -> None:
-        """End."""
-        await tasks.end(self._task)
+        """Stop the loop and disconnect."""
+        await self._loop.stop()
         await self.out.stop()
 
     async def _on_setup(self, channel: Channel) -> None:
         await channel.declare(CANCELS)
 
-    async def _run(self) -> None:
-        while True:
-            try:
-                if self._leads():
-                    await self._round()
-                self.problem = None
-            except Unavailable as error:
-                if self.problem is None:
-                    log.warning("jobs are not swept", extra={"problem": error.message})
-                self.problem = error.message
-            except Exception:
-                log.exception("a round failed; the next one tries again")
-            await asyncio.sleep(self._interval_s)
+    async def _step(self) -> float:
+        try:
+            if self._leads():
+                await self._round()
+            self.problem = None
+        except Unavailable as error:
+            if self.problem is None:
+                log.warning("jobs are not swept", extra={"problem": error.message})
+            self.problem = error.message
+        return self._interval_s
 
     async def _round(self) -> None:
         await self._expire()
         await self._revive()
         await self._republish()
-        while await self._retire() == AT_ONCE:
+        while await self._retire() == BATCH:
             await asyncio.sleep(0)
-        if self._rounds % LOOK_EVERY == 0:
+        if self._rounds % MEMORY_EVERY == 0:
             await self._make_room()
         self._rounds += 1
 
     async def _expire(self) -> None:
-        expired = await self._jobs.expire(_now_ms(), AT_ONCE)
+        expired = await self._jobs.expire(_now_ms(), BATCH)
         EXPIRED.inc(len(expired))
         if expired:
             await self._cancel(expired)
 
     async def _cancel(self, jobs: Sequence[Job]) -> None:
-        """Tell the workers, so that nothing is computed that nobody gets; best effort."""
+        """Cancel jobs at the workers, so that they do not compute unused results. Best effort."""
         body = envelope.pack(envelope.CANCELS, [job.id for job in jobs])
         with contextlib.suppress(Unavailable):
             if self.out.channel is not None:
                 await self.out.channel.publish(body, exchange=CANCELS.name, routing_key="")
 
     async def _revive(self) -> None:
-        """The broker has lost messages (its disk, a queue that somebody deleted): the records have them."""
+        """Revive jobs whose messages the broker has lost: their records still have the requests."""
         for deployment, left in self._lost().items():
             before = _now_ms() - LOST_AFTER_MS
             found = await self._jobs.revive(deployment, before, orphans=not left)
@@ -131,19 +129,19 @@ class JobSweeper:
     async def _republish(self) -> None:
         channel = self.out.channel
         if channel is None:
-            return  # what is stale stays stale
-        stale = await self._jobs.stale(_now_ms(), AT_ONCE)
-        told = await asyncio.gather(*(self._publish(channel, job) for job in stale))
-        confirmed = [job.id for job, done in zip(stale, told, strict=True) if done]
+            return  # stale jobs are published in a later round
+        stale = await self._jobs.stale(_now_ms(), BATCH)
+        published = await asyncio.gather(*(self._publish(channel, job) for job in stale))
+        confirmed = [job.id for job, done in zip(stale, published, strict=True) if done]
         if confirmed:
             await self._jobs.queued(confirmed)
 
     async def _publish(self, channel: Channel, job: Job) -> bool:
-        """Publish a job's message again; whether the broker has it."""
+        """Publish a job's message again. Return True if the broker has confirmed it."""
         frame = await self._jobs.claim_republish(job.id, job.attempt, job.state)
         if frame is None:
-            await self._bury(job)
-            return False  # it moved on, or another router has it
+            await self._keep_if_failed(job)
+            return False  # its state has changed, or another router publishes it
         queue = jobs_queue(job.deployment, job.level)
         try:
             if queue.name not in self._declared:
@@ -163,45 +161,45 @@ class JobSweeper:
         log.info("a job was published again", extra={"job": job.id.hex(), "state": job.state})
         return True
 
-    async def _bury(self, before: Job) -> None:
-        """Keep a job as a dead letter if it has just failed for want of attempts."""
+    async def _keep_if_failed(self, before: Job) -> None:
+        """Keep a job as a dead letter if it has just failed because no attempts are left."""
         job = await self._jobs.get(before.id)
         if self._letters is None or job is None or job.state != "failed" or job.attempt != before.attempt:
             return
-        cause = LOST.get((job.error or {}).get("reason", ""))
+        cause = DEAD_LETTER_CAUSES.get((job.error or {}).get("reason", ""))
         frame = await self._jobs.request(job.id) if cause else None
         if cause and frame is not None:
             request = envelope.read_request(frame)
             queue = jobs_queue(job.deployment, job.level).name
             letter = DeadLetter(time.time(), cause, queue, job.id.hex(), job.attempt, len(frame), "")
             letter = replace(letter, trace=request.trace.decode("latin-1"))
-            await self._letters.bury(replace(letter, tenant=job.principal), request)
+            await self._letters.add(replace(letter, tenant=job.principal), request)
 
     async def _retire(self) -> int:
         keep = self._retention
-        removed = await self._jobs.retire(_now_ms(), int(keep.keep_s * 1e3), keep.count, AT_ONCE)
+        removed = await self._jobs.retire(_now_ms(), int(keep.keep_s * 1e3), keep.count, BATCH)
         RETIRED.inc(removed)
         return removed
 
     async def _make_room(self) -> None:
-        """Remove the oldest records while the store uses more memory than it may."""
+        """Remove the oldest finished jobs while the store exceeds its memory limit."""
         size = StoreSize(*await self._jobs.size())
         STORE_BYTES.set(size.used_bytes)
         surplus = self._retention.surplus(size)
         if surplus and not self._full:
             log.warning(
-                "the store of the jobs is full: the oldest results go before their time",
+                "the store of jobs is full: the oldest results are removed early",
                 extra={"used_bytes": size.used_bytes, "limit_bytes": self._retention.bytes},
             )
         self._full = surplus > 0
         at_least_ms = int(self._retention.at_least_s * 1e3)
         while surplus > 0:
-            part = min(surplus, AT_ONCE)
-            removed = await self._jobs.retire(_now_ms(), at_least_ms, size.records, part)
+            batch = min(surplus, BATCH)
+            removed = await self._jobs.retire(_now_ms(), at_least_ms, size.records, batch)
             RETIRED.inc(removed)
             surplus -= removed
-            if removed < part:
-                break  # the others are too young
+            if removed < batch:
+                break  # the other jobs are too young
             await asyncio.sleep(0)
 
 

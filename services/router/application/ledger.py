@@ -1,4 +1,4 @@
-"""Keeps the conservation ledger of jobs: asks every source, again and again, and says what is missing."""
+"""Keep the conservation ledger of jobs: read every source regularly, and report what is missing."""
 
 from __future__ import annotations
 
@@ -10,38 +10,39 @@ from collections.abc import Callable, Iterable
 from prometheus_client import Counter, Gauge
 
 from services.router.domain import ledger
-from services.router.domain.ledger import LOOKS, Discrepancy, LedgerReading, LedgerReport
-from tidegate.kernel import tasks, telemetry
+from services.router.domain.ledger import CONFIRMATIONS, Discrepancy, LedgerReading, LedgerReport
+from tidegate.kernel import telemetry
 from tidegate.kernel.broker.connection import Channel, Connection
 from tidegate.kernel.broker.topology import jobs_queue
 from tidegate.kernel.errors import Unavailable
 from tidegate.kernel.protocol.jobs import LEVELS, STATES
+from tidegate.kernel.repeating_task import RepeatingTask
 from tidegate.kernel.store import Store, StoreUnavailable
 from tidegate.kernel.store.jobs import JobStore
 
 log = telemetry.logger(__name__)
 
-# Workers report every half second: after this time their reports are newer than what was read before it.
+# Workers report every half second. After this pause their reports are newer than what was read before it.
 REPORTS_S = 1.2
 
 UNACCOUNTED = Gauge(
     "tidegate_jobs_unaccounted", "Jobs that are nowhere: 0 unless one is lost; NaN while a source is away."
 )
 JOBS = Gauge("tidegate_jobs", "Job records, by state.", ["state"])
-LOST_SIGHT = Counter("tidegate_jobs_ledger_unknown_total", "Looks at which a source was away.", ["source"])
+UNKNOWN = Counter("tidegate_jobs_ledger_unknown_total", "Looks at which a source was away.", ["source"])
 
 
 class SourceUnavailable(Exception):
-    """A source cannot be asked now: its name, and why."""
+    """A source of the ledger cannot be read: its name, and why."""
 
-    def __init__(self, source: str, why: str) -> None:
-        super().__init__(why)
+    def __init__(self, source: str, problem: str) -> None:
+        super().__init__(problem)
         self.source = source
-        self.why = why
+        self.problem = problem
 
 
 class Ledger:
-    """One of the router's loops; ``statement`` is its last word. Only the router that leads keeps it."""
+    """One of the router's loops. ``report`` is the latest result. Only the leader keeps the ledger."""
 
     def __init__(
         self, jobs: JobStore, store: Store, amqp_url: str, interval_s: float, *, leads: Callable[[], bool]
@@ -51,72 +52,73 @@ class Ledger:
         self._interval_s = interval_s
         self._leads = leads
         self._connection = Connection(amqp_url, "router-ledger", self._no_setup)
-        self._looks: list[Discrepancy] = []
-        self._task: asyncio.Task[None] | None = None
-        self.statement = LedgerReport(time.time(), None, {"ledger": "jobs have not been counted yet"})
+        self._missing: list[Discrepancy] = []
+        self._loop = RepeatingTask("ledger", self._step)
+        self.report = LedgerReport(time.time(), None, {"ledger": "jobs have not been counted yet"})
         UNACCOUNTED.set(math.nan)
 
     def start(self) -> None:
-        """Begin."""
+        """Start the loop."""
         self._connection.start()
-        self._task = asyncio.create_task(self._run(), name="ledger")
+        self._loop.start()
 
     async def stop(self) -> None:
-        """End."""
-        await tasks.end(self._task)
+        """Stop the loop and disconnect."""
+        await self._loop.stop()
         await self._connection.stop()
 
     def take_lost(self) -> dict[str, bool]:
-        """Deployments whose jobs have lost messages, and whether they have any message left; whoever takes
-        this sees to it, and it is only said again after as many further looks.
+        """Return the Deployments whose messages are lost, and whether each has other messages left.
+
+        The caller must repair them: the same loss is returned again only after further readings.
         """
-        found = ledger.lost_messages(self._looks)
-        if found:
-            self._looks = []
-        return found
+        lost = ledger.lost_messages(self._missing)
+        if lost:
+            self._missing = []
+        return lost
 
     async def _no_setup(self, _: Channel) -> None:
         return
 
-    async def _run(self) -> None:
-        while True:
-            try:
-                if not self._leads():
-                    raise SourceUnavailable(
-                        "leader", "this router does not lead; send the request to the leader"
-                    )
-                self._say(await self._look())
-            except SourceUnavailable as away:
-                self._say_unknown(away)
-            except Exception as error:  # the loop must outlive whatever one look met
-                log.exception("a look at the ledger failed")
-                self._say_unknown(SourceUnavailable("ledger", f"the look failed: {error}"))
-            await asyncio.sleep(self._interval_s)
+    async def _step(self) -> float:
+        try:
+            if not self._leads():
+                problem = "this router does not lead; send the request to the leader"
+                raise SourceUnavailable("leader", problem)
+            self._publish(await self._read())
+        except SourceUnavailable as error:
+            self._publish_unknown(error)
+        except Exception as error:
+            log.exception("a reading of the ledger failed")
+            self._publish_unknown(SourceUnavailable("ledger", f"the reading failed: {error}"))
+        return self._interval_s
 
-    def _say(self, look: LedgerReading) -> None:
-        missing = ledger.missing(look)
-        self._looks = [*self._looks[1 - LOOKS :], missing]
-        unaccounted = ledger.confirmed(self._looks)
-        if unaccounted and unaccounted != self.statement.unaccounted:
+    def _publish(self, reading: LedgerReading) -> None:
+        missing = ledger.discrepancy(reading)
+        self._missing = [*self._missing[1 - CONFIRMATIONS :], missing]
+        unaccounted = ledger.confirmed(self._missing)
+        if unaccounted and unaccounted != self.report.unaccounted:
             log.error("jobs are unaccounted for", extra={"missing": str(missing), "count": unaccounted})
-        self.statement = LedgerReport(time.time(), unaccounted, {}, look, missing)
-        UNACCOUNTED.set(self.statement.gauge)
+        self.report = LedgerReport(time.time(), unaccounted, {}, reading, missing)
+        UNACCOUNTED.set(self.report.gauge)
         for state in STATES:
-            JOBS.labels(state).set(look.counts.states.get(state, 0))
+            JOBS.labels(state).set(reading.counts.states.get(state, 0))
 
-    def _say_unknown(self, away: SourceUnavailable) -> None:
-        self._looks = []
-        if away.source not in self.statement.away:
-            log.warning("the ledger of jobs is unknown", extra={"source": away.source, "problem": away.why})
-        if away.source == "leader":
-            JOBS.clear()  # the leader tells them
+    def _publish_unknown(self, error: SourceUnavailable) -> None:
+        self._missing = []
+        if error.source not in self.report.away:
+            log.warning(
+                "the ledger of jobs is unknown", extra={"source": error.source, "problem": error.problem}
+            )
+        if error.source == "leader":
+            JOBS.clear()  # the leader publishes these numbers
         else:
-            LOST_SIGHT.labels(away.source).inc()
-        self.statement = LedgerReport(time.time(), None, {away.source: away.why})
-        UNACCOUNTED.set(self.statement.gauge)
+            UNKNOWN.labels(error.source).inc()
+        self.report = LedgerReport(time.time(), None, {error.source: error.problem})
+        UNACCOUNTED.set(self.report.gauge)
 
-    async def _look(self) -> LedgerReading:
-        """Ask all sources, in the order that :mod:`services.router.domain.ledger` needs."""
+    async def _read(self) -> LedgerReading:
+        """Read all sources, in the order that :mod:`services.router.domain.ledger` needs."""
         try:
             before = await self._jobs.counts()
             ready = await self._ready(

@@ -1,4 +1,4 @@
-"""The queues of Deployments: each is declared on its own, so that one that fails holds up no other."""
+"""Declare the queues of Deployments one by one, so that a failure delays no other Deployment."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from tidegate.kernel.errors import Unavailable
 
 log = telemetry.logger(__name__)
 
-# How long a Deployment whose queues were refused waits for the next try: the first time, and at most.
+# The first and the longest wait before a failed declaration is retried, in seconds. The wait doubles.
 RETRY_S = (1.0, 60.0)
 
 
 @dataclass(frozen=True, slots=True)
 class FailedDeclaration:
-    """A Deployment whose queues could not be declared, and when they are tried again (the loop's clock)."""
+    """A failed declaration of a Deployment's queues. ``not_before``: the next retry, on the loop's clock."""
 
     problem: str
     wait_s: float
@@ -26,46 +26,46 @@ class FailedDeclaration:
 
 
 class QueueDeclarer:
-    """Declares what Deployments need. The broker closes a channel on a declaration that it refuses."""
+    """Declared queues, and failed declarations. The broker closes the channel of a failed one."""
 
     def __init__(self) -> None:
         self._declared: set[str] = set()
-        self._refused: dict[str, FailedDeclaration] = {}
+        self._failed: dict[str, FailedDeclaration] = {}
 
     def forget(self) -> None:
-        """Declare everything again: the broker may have lost it. What was refused keeps its place."""
+        """Declare everything again: the broker may have lost it. Failed ones keep their retry times."""
         self._declared.clear()
 
     async def declare(self, deployments: set[str], connection: Connection) -> None:
-        """Declare the queues that are missing, those that were refused last."""
-        # A Deployment that comes back under its old name needs its queue again.
+        """Declare the missing queues. Those that have failed before come last."""
+        # A Deployment may be deleted and created again under the same name. Then it needs its queues again.
         self._declared &= deployments
-        self._refused = {name: found for name, found in self._refused.items() if name in deployments}
+        self._failed = {name: each for name, each in self._failed.items() if name in deployments}
         channel, now = connection.channel, asyncio.get_running_loop().time()
-        for name in sorted(deployments - self._declared, key=lambda name: (name in self._refused, name)):
+        for name in sorted(deployments - self._declared, key=lambda name: (name in self._failed, name)):
             if channel is None:
                 return
-            refused = self._refused.get(name)
-            if refused is not None and now < refused.not_before:
+            failed = self._failed.get(name)
+            if failed is not None and now < failed.not_before:
                 continue
             try:
                 await channel.declare(requests_queue(name))
                 await channel.declare(suspects_queue(requests_queue(name)))
             except Unavailable as error:
-                self._refuse(name, error.message, now)
-                return  # the channel has ended: the rest is declared in the next one
+                self._postpone(name, error.message, now)
+                return  # the channel is closed: the rest is declared on the next one
             except ValueError as error:
-                self._refuse(name, str(error), now)
+                self._postpone(name, str(error), now)
             else:
                 self._declared.add(name)
-                self._refused.pop(name, None)
+                self._failed.pop(name, None)
 
-    def _refuse(self, name: str, problem: str, now: float) -> None:
-        before = self._refused.get(name)
+    def _postpone(self, name: str, problem: str, now: float) -> None:
+        before = self._failed.get(name)
         wait_s = min(before.wait_s * 2, RETRY_S[1]) if before is not None else RETRY_S[0]
-        self._refused[name] = FailedDeclaration(problem, wait_s, now + wait_s)
+        self._failed[name] = FailedDeclaration(problem, wait_s, now + wait_s)
         if before is None or before.problem != problem:
             log.warning(
-                "the queues of a Deployment cannot be declared; they are tried again",
+                "the queues of a Deployment cannot be declared; trying again",
                 extra={"deployment": name, "problem": problem},
             )

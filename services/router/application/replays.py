@@ -1,4 +1,4 @@
-"""Replays dead letters, each as a durable job: its caller is gone, so its outcome is kept for who asks."""
+"""Replay dead letters as durable jobs: the caller is gone, so the result must be kept for later."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from tidegate.kernel.store import JobStore
 
 log = telemetry.logger(__name__)
 
-WAIT_S = 10.0
+CONNECT_S = 10.0
 
 
 class Replays:
-    """Makes jobs of letters. ``table`` is the route table; times in seconds."""
+    """Creates jobs from dead letters. ``table`` returns the route table; times are in seconds."""
 
     def __init__(
         self,
@@ -48,12 +48,14 @@ class Replays:
         self._retention_s = retention_s
 
     async def replay(self, letter: DeadLetter, to: str | None, principal: str) -> DeadLetter:
-        """Run a letter's request again on its Deployment, or on the one named ``to``.
+        """Run a letter's request again, on its Deployment or on the one named ``to``.
 
-        Raises Conflict where it cannot be, NotFound, Unavailable.
+        Raise Conflict for a letter without a request, NotFound, or Unavailable.
         """
         if letter.cause == UNDECODABLE:
-            raise Conflict(f"dead letter {letter.letter} could not be read as a request, so it cannot be run")
+            raise Conflict(
+                f"dead letter {letter.letter} could not be decoded as a request, so it cannot run again"
+            )
         deployment = to or letter.deployment
         table = self._table()
         if table is None:
@@ -67,10 +69,10 @@ class Replays:
         log.info(
             "dead letter replayed", extra={"letter": letter.letter, "job": new.id.hex(), "by": principal}
         )
-        return self._letters.replayed(letter, Replay(new.id.hex(), deployment, time.time()))
+        return self._letters.add_replay(letter, Replay(new.id.hex(), deployment, time.time()))
 
     async def outcomes(self, letter: DeadLetter) -> list[dict[str, Any]]:
-        """Return the replays of a letter, each with the state of its job; None: its record is not kept."""
+        """Return the replays of a letter, each with its job's state; None if the record was removed."""
         ids = [read_id(each.job) or b"" for each in letter.replays]
         jobs = await self._jobs.get_many(ids)
         return [each._asdict() | _outcome(job) for each, job in zip(letter.replays, jobs, strict=True)]
@@ -97,10 +99,10 @@ class Replays:
         )
 
     async def _publish(self, new: NewJob) -> None:
-        """Publish the message. Where that fails the job sweeper does it later: the record is there."""
+        """Publish the job's message. After an error the job sweeper publishes it later, from the record."""
         queue = jobs_queue(new.deployment, new.level)
         try:
-            channel = await self._out.wait_up(WAIT_S)
+            channel = await self._out.wait_up(CONNECT_S)
             await channel.declare(queue)
             body = envelope.pack(envelope.REQUESTS, [new.frame])
             await channel.publish(body, routing_key=queue.name, mandatory=True, persistent=True)

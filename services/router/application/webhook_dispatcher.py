@@ -1,4 +1,4 @@
-"""Delivers webhooks: claims what is due, sends it, keeps what came of it. Only the leader claims."""
+"""Deliver webhooks: claim due ones in the store, send them, and store the results. Only the leader claims."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from services.router.domain.webhooks import RetryPolicy, WebhookAttempt, Webhook
 from tidegate.kernel import tasks, telemetry
 from tidegate.kernel.protocol.jobs import Job
 from tidegate.kernel.protocol.webhooks import Target, read_url
+from tidegate.kernel.repeating_task import RepeatingTask
 from tidegate.kernel.store import StoreUnavailable
 from tidegate.kernel.store.jobs import JobStore
 from tidegate.kernel.store.webhooks import Due, Settled, WebhookStore
@@ -27,20 +28,20 @@ from tidegate.kernel.store.webhooks import Due, Settled, WebhookStore
 log = telemetry.logger(__name__)
 
 POLL_S = 0.25
-AWAY_S = 1.0
-# What is claimed and not settled is due again after this time, or after two tries at their longest and this
-# margin: whoever claimed it has died, or never heard that it had it.
+RETRY_S = 1.0
+# A claim lasts this long, or two attempts at their longest and a margin. Then the webhook is due again: the
+# router that claimed it has died, or never received the store's response.
 LEASE_S, MARGIN_S = 30.0, 10.0
-HELD = 1024
+MAX_QUEUED = 1024
 CLAIMED_AT_ONCE = 256
-QUEUED_PER_HOST = 64
+QUEUED_PER_RECEIVER = 64
 
 TRIES = Counter("tidegate_webhook_tries_total", "Webhooks sent, by what came of it.", ["outcome"])
 PENDING = Gauge("tidegate_webhooks_pending", "Webhooks that wait to be sent or sent again.")
 
 
 class ClaimedWebhook(NamedTuple):
-    """A webhook in hand. ``until``: the monotonic time at which its claim ends."""
+    """A webhook that this router has claimed. ``until``: the monotonic time at which the claim ends."""
 
     due: Due
     job: Job
@@ -50,10 +51,10 @@ class ClaimedWebhook(NamedTuple):
 
 @dataclass(slots=True)
 class ReceiverQueue:
-    """A receiver's lane and what waits for it here."""
+    """The claimed webhooks of one receiver, and its pacing."""
 
-    lane: ReceiverPacing
-    parcels: deque[ClaimedWebhook] = field(default_factory=deque)
+    pacing: ReceiverPacing
+    webhooks: deque[ClaimedWebhook] = field(default_factory=deque)
 
 
 class WebhookDispatcher:
@@ -78,52 +79,42 @@ class WebhookDispatcher:
         self._lease_s = max(LEASE_S, 2 * limits.timeout_s + MARGIN_S)
         self._retry_policy = retry_policy
         self._leads = leads
-        self._roads: dict[str, ReceiverQueue] = {}
-        self._under_way: set[asyncio.Task[None]] = set()
+        self._queues: dict[str, ReceiverQueue] = {}
+        self._in_flight: set[asyncio.Task[None]] = set()
         self._settled: list[Settled] = []
-        self._wake = asyncio.Event()
-        self._task: asyncio.Task[None] | None = None
+        self._loop = RepeatingTask("webhook dispatcher", self._step, retry_s=RETRY_S)
         self.problem: str | None = None
 
     def start(self) -> None:
-        """Begin."""
-        self._task = asyncio.create_task(self._run(), name="webhook dispatcher")
+        """Start the loop."""
+        self._loop.start()
 
     async def stop(self) -> None:
-        """End. What is under way is given up: its claim ends by itself and it is sent again."""
-        await tasks.end(self._task, *self._under_way)
+        """Stop, and cancel attempts in flight: their claims expire, and the webhooks are sent again."""
+        await self._loop.stop()
+        await tasks.end(*self._in_flight)
         with contextlib.suppress(StoreUnavailable):
             await self._settle()
         await self._sender.close()
 
-    async def _run(self) -> None:
-        while True:
-            self._wake.clear()
-            pause = await self._pause_after_round()
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._wake.wait(), pause)
-
-    async def _pause_after_round(self) -> float:
+    async def _step(self) -> float:
         try:
             more = await self._round()
         except StoreUnavailable as error:
             if self.problem is None:
                 log.warning("webhooks wait for their store", extra={"problem": error.message})
             self.problem = error.message
-            return AWAY_S
-        except Exception:
-            log.exception("a round failed; the next one tries again")
-            return AWAY_S
+            return RETRY_S
         self.problem = None
         return 0.0 if more else POLL_S
 
     async def _round(self) -> bool:
-        """Settle what has ended, claim and place what is due; whether there may be more at once."""
+        """Settle finished webhooks, then claim and queue due ones. Return True if more may be due."""
         await self._settle()
         if not self._leads():
             PENDING.set(0)
-            return False  # what is claimed is still sent while its claim lasts
-        room = min(CLAIMED_AT_ONCE, HELD - sum(len(r.parcels) for r in self._roads.values()))
+            return False  # claimed webhooks are still sent while their claims last
+        room = min(CLAIMED_AT_ONCE, MAX_QUEUED - sum(len(q.webhooks) for q in self._queues.values()))
         if room <= 0:
             return False
         claimed_at = time.monotonic()
@@ -132,7 +123,7 @@ class WebhookDispatcher:
         if due:
             jobs = await self._jobs.get_many([each.id for each in due])
             for each, job in zip(due, jobs, strict=True):
-                self._place(each, job, claimed_at + self._lease_s)
+                self._queue(each, job, claimed_at + self._lease_s)
             await self._settle()
         self._send_everywhere()
         self._forget_idle()
@@ -148,107 +139,107 @@ class WebhookDispatcher:
             self._settled = settled + self._settled
             raise
 
-    def _place(self, due: Due, job: Job | None, until: float) -> None:
-        """Into its receiver's queue, or off to another time, or over."""
+    def _queue(self, due: Due, job: Job | None, until: float) -> None:
+        """Queue a webhook for its receiver, postpone it, or give it up."""
         target = read_url(job.webhook) if job is not None and job.webhook and job.terminal else None
         if job is None or target is None:
-            self._settled.append(Settled(due.id, due.claim))  # its record has been removed meanwhile
+            self._settled.append(Settled(due.id, due.claim))  # its record was removed meanwhile
             return
         if self._age_s(job) > self._retry_policy.give_up_s:
-            self._note(due, job, WebhookAttempt(None, "its receiver did not answer for too long", 0.0), None)
+            attempt = WebhookAttempt(None, "its receiver did not answer for too long", 0.0)
+            self._record(due, job, attempt, webhooks.RetryDecision("given_up"))
             return
-        road = self._roads.get(target.origin)
-        if road is None:
-            road = self._roads[target.origin] = ReceiverQueue(
-                ReceiverPacing(self._limits.per_host, QUEUED_PER_HOST)
-            )
-        if (delay := road.lane.put_off(time.monotonic())) is not None:
+        queue = self._queues.get(target.origin)
+        if queue is None:
+            pacing = ReceiverPacing(self._limits.per_host, QUEUED_PER_RECEIVER)
+            queue = self._queues[target.origin] = ReceiverQueue(pacing)
+        if (delay := queue.pacing.postpone(time.monotonic())) is not None:
             self._settled.append(Settled(due.id, due.claim, again_ms=int(delay * 1e3)))
             return
-        road.parcels.append(ClaimedWebhook(due, job, target, until))
-        road.lane.waiting += 1
+        queue.webhooks.append(ClaimedWebhook(due, job, target, until))
+        queue.pacing.waiting += 1
 
-    def _send_more(self, road: ReceiverQueue) -> None:
-        """Begin as many tries as may go now."""
+    def _send_more(self, queue: ReceiverQueue) -> None:
+        """Start as many attempts as limits and pacing allow now."""
         while (
-            road.parcels
-            and len(self._under_way) < self._limits.at_once
-            and road.lane.may_send(time.monotonic())
+            queue.webhooks
+            and len(self._in_flight) < self._limits.at_once
+            and queue.pacing.may_send(time.monotonic())
         ):
-            parcel = road.parcels.popleft()
-            road.lane.waiting -= 1
-            if parcel.until - time.monotonic() < self._limits.timeout_s:
-                continue  # another router may have it before this try has ended
-            road.lane.in_flight += 1
-            task = asyncio.create_task(self._deliver(road, parcel))
-            self._under_way.add(task)
-            task.add_done_callback(self._on_ended)
+            webhook = queue.webhooks.popleft()
+            queue.pacing.waiting -= 1
+            if webhook.until - time.monotonic() < self._limits.timeout_s:
+                continue  # another router may claim it before this attempt ends
+            queue.pacing.in_flight += 1
+            task = asyncio.create_task(self._deliver(queue, webhook))
+            self._in_flight.add(task)
+            task.add_done_callback(self._on_done)
 
-    async def _deliver(self, road: ReceiverQueue, parcel: ClaimedWebhook) -> None:
+    async def _deliver(self, queue: ReceiverQueue, webhook: ClaimedWebhook) -> None:
         try:
-            sent = await self._try(parcel)
-            road.lane.ended(sent, time.monotonic(), random.random(), self._retry_policy)
-            self._note(parcel.due, parcel.job, sent, random.random())
+            attempt = await self._send(webhook)
+            queue.pacing.record(attempt, time.monotonic(), random.random(), self._retry_policy)
+            due, job = webhook.due, webhook.job
+            decision = webhooks.decide(
+                attempt, due.tries + 1, self._age_s(job), random.random(), self._retry_policy
+            )
+            self._record(due, job, attempt, decision)
         finally:
-            road.lane.in_flight -= 1
-        if time.monotonic() < road.lane.rests_until:
-            self._put_off_all(road)
+            queue.pacing.in_flight -= 1
+        if time.monotonic() < queue.pacing.paused_until:
+            self._postpone_all(queue)
 
-    def _on_ended(self, task: asyncio.Task[None]) -> None:
-        self._under_way.discard(task)
+    def _on_done(self, task: asyncio.Task[None]) -> None:
+        self._in_flight.discard(task)
         if not task.cancelled():
             if (error := task.exception()) is not None:
                 log.error("a webhook was not sent", exc_info=error)
             self._send_everywhere()
-            self._wake.set()
+            self._loop.wake()
 
-    async def _try(self, parcel: ClaimedWebhook) -> WebhookAttempt:
-        job = parcel.job
+    async def _send(self, webhook: ClaimedWebhook) -> WebhookAttempt:
+        job = webhook.job
         body = webhooks.body_of(job.public(), job.finished_ms)
         id_ = webhooks.webhook_id(job.id.hex())
         secret = webhooks.secret_of(self._master, job.principal)
         headers = webhooks.signed_headers(secret, id_, int(time.time()), body)
-        return await self._sender.post(parcel.target, body, headers)
+        return await self._sender.post(webhook.target, body, headers)
 
-    def _note(self, due: Due, job: Job, sent: WebhookAttempt, draw: float | None) -> None:
-        """Keep what came of a try; ``draw`` None: there was none, its time was over."""
-        attempt = due.tries + 1
-        if draw is None:
-            verdict = webhooks.RetryDecision("given_up")
-        else:
-            verdict = webhooks.decide(sent, attempt, self._age_s(job), draw, self._retry_policy)
-        TRIES.labels(verdict.outcome).inc()
-        told = {
+    def _record(self, due: Due, job: Job, attempt: WebhookAttempt, decision: webhooks.RetryDecision) -> None:
+        """Prepare the result of an attempt for the store."""
+        TRIES.labels(decision.outcome).inc()
+        retry = decision.outcome == "retry"
+        entry = {
             "webhook_id": webhooks.webhook_id(job.id.hex()),
-            "attempt": attempt,
+            "attempt": due.tries + 1,
             "at": round(time.time(), 3),
-            "status": sent.status,
-            "problem": sent.problem or None,
-            "took_ms": round(sent.took_ms, 1),
-            "outcome": verdict.outcome,
-            "again_in_s": round(verdict.delay_s, 1) if verdict.outcome == "retry" else None,
+            "status": attempt.status,
+            "problem": attempt.problem or None,
+            "took_ms": round(attempt.took_ms, 1),
+            "outcome": decision.outcome,
+            "again_in_s": round(decision.delay_s, 1) if retry else None,
         }
-        if verdict.outcome == "retry":
-            self._settled.append(Settled(due.id, due.claim, told, int(verdict.delay_s * 1e3)))
+        if retry:
+            self._settled.append(Settled(due.id, due.claim, entry, int(decision.delay_s * 1e3)))
         else:
-            self._settled.append(Settled(due.id, due.claim, told, counted=verdict.outcome))
+            self._settled.append(Settled(due.id, due.claim, entry, counted=decision.outcome))
 
-    def _put_off_all(self, road: ReceiverQueue) -> None:
-        """The receiver rests from now on: what waits for it comes back later."""
-        parcels, road.parcels = list(road.parcels), deque()
-        road.lane.waiting = 0
-        for parcel in parcels:
-            delay = road.lane.put_off(time.monotonic()) or 0.0
-            self._settled.append(Settled(parcel.due.id, parcel.due.claim, again_ms=int(delay * 1e3)))
+    def _postpone_all(self, queue: ReceiverQueue) -> None:
+        """Postpone the queued webhooks of a receiver that was just paused."""
+        postponed, queue.webhooks = list(queue.webhooks), deque()
+        queue.pacing.waiting = 0
+        for webhook in postponed:
+            delay = queue.pacing.postpone(time.monotonic()) or 0.0
+            self._settled.append(Settled(webhook.due.id, webhook.due.claim, again_ms=int(delay * 1e3)))
 
     def _send_everywhere(self) -> None:
-        for road in self._roads.values():
-            self._send_more(road)
+        for queue in self._queues.values():
+            self._send_more(queue)
 
     def _forget_idle(self) -> None:
         now = time.monotonic()
-        for origin in [origin for origin, road in self._roads.items() if road.lane.is_idle(now)]:
-            del self._roads[origin]
+        for origin in [origin for origin, queue in self._queues.items() if queue.pacing.is_idle(now)]:
+            del self._queues[origin]
 
     @staticmethod
     def _age_s(job: Job) -> float:

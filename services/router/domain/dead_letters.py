@@ -1,4 +1,4 @@
-"""Dead letters as values: what is kept of what was given up, for how long, and its replay. Pure."""
+"""Dead letters: what is kept of a request or job that was given up, for how long, and its replay. Pure."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tidegate.kernel.telemetry import LONGEST_ID
 
 
 class Replay(NamedTuple):
-    """A replay of a letter: its job, the Deployment it went to, and when (seconds since the epoch)."""
+    """A replay of a dead letter: its job, the Deployment that got it, and when (seconds since the epoch)."""
 
     job: str
     to: str
@@ -27,7 +27,7 @@ class DeadLetter:
     """A request or job that was given up; ``at`` is in seconds since the epoch.
 
     ``letter`` is its own id, ``id`` that of the request or job, in hexadecimal digits. ``payload`` is the key
-    of the blob that has the request, empty when there is none; ``missing`` says why.
+    of the blob with the request. It is empty if there is none; then ``missing`` says why.
     """
 
     at: float
@@ -51,22 +51,22 @@ class DeadLetter:
 
     @property
     def deployment(self) -> str:
-        """Return the Deployment that it was for; empty when that is not known."""
+        """Return the Deployment that the letter was for; empty if it is unknown."""
         return deployment_of(self.queue)
 
     def to_json(self) -> dict[str, Any]:
         """Return the letter as a line of the journal."""
         return asdict(self) | {"replays": [list(each) for each in self.replays]}
 
-    def shown(self) -> dict[str, Any]:
-        """Return the letter as it is shown, without the key of its blob."""
-        told = asdict(self) | {"kind": self.kind, "deployment": self.deployment}
-        told["replays"] = [each._asdict() for each in self.replays]
-        told["payload"] = bool(self.payload)
-        return told
+    def public(self) -> dict[str, Any]:
+        """Return the letter for users, without the key of its blob."""
+        fields = asdict(self) | {"kind": self.kind, "deployment": self.deployment}
+        fields["replays"] = [each._asdict() for each in self.replays]
+        fields["payload"] = bool(self.payload)
+        return fields
 
-    def named(self) -> dict[str, str]:
-        """Return the ids by which a log is searched: of the caller's request, and of the job."""
+    def log_ids(self) -> dict[str, str]:
+        """Return the ids to search a log for: that of the caller's request, and that of the job."""
         return {"request_id": self.trace[:LONGEST_ID]} | ({"job": self.id} if self.kind == "job" else {})
 
 
@@ -74,58 +74,60 @@ _FIELDS = frozenset(field.name for field in fields(DeadLetter))
 
 
 def new_letter_id() -> str:
-    """Return an id that no letter has: 16 hexadecimal digits."""
+    """Return a new id: 16 hexadecimal digits."""
     return os.urandom(8).hex()
 
 
-def read_letter(told: dict[str, Any]) -> DeadLetter:
-    """Return the letter of a line of the journal; raises TypeError or ValueError for what is none.
+def read_letter(line: dict[str, Any]) -> DeadLetter:
+    """Return the letter of a line of the journal. Raise TypeError or ValueError for another line.
 
-    Lines of earlier versions have no id of their own and no payload.
+    Lines of earlier releases have no letter id and no payload.
     """
-    given = {name: value for name, value in told.items() if name in _FIELDS}
-    given["replays"] = tuple(Replay(*each) for each in given.get("replays", ()))
-    letter = DeadLetter(**given)
+    values = {name: value for name, value in line.items() if name in _FIELDS}
+    values["replays"] = tuple(Replay(*each) for each in values.get("replays", ()))
+    letter = DeadLetter(**values)
     if letter.letter:
         return letter
-    return replace(letter, letter=new_letter_id(), missing="it was not kept when this letter was written")
+    return replace(
+        letter, letter=new_letter_id(), missing="the release that wrote this letter kept no payloads"
+    )
 
 
 class DeadLetterLimits(NamedTuple):
-    """Limits of the letters that are kept: their number, their age (seconds), the bytes of their payloads."""
+    """Limits on dead letters: their number, their age (seconds), and the bytes of all payloads."""
 
-    most: int
+    max_letters: int
     keep_s: float
     payload_bytes: int
 
 
 class Overdue(NamedTuple):
-    """The letters to forget, and those whose payload alone has to go; both oldest first."""
+    """The letters to delete, and the letters to keep without their payload; both oldest first."""
 
     letters: list[DeadLetter]
     payloads: list[DeadLetter]
 
 
 def overdue(letters: Sequence[DeadLetter], now: float, limits: DeadLetterLimits) -> Overdue:
-    """Return what has to go of ``letters`` (oldest first): what is too old, and the oldest of too much."""
-    beyond = len(letters) - limits.most
-    gone: list[DeadLetter] = []
-    left: list[DeadLetter] = []
+    """Return what must be deleted of ``letters`` (oldest first): too old ones, and the oldest of too many."""
+    beyond = len(letters) - limits.max_letters
+    deleted: list[DeadLetter] = []
+    kept: list[DeadLetter] = []
     for at, letter in enumerate(letters):
-        (gone if at < beyond or letter.at + limits.keep_s <= now else left).append(letter)
-    held = sum(letter.payload_bytes for letter in left if letter.payload)
+        (deleted if at < beyond or letter.at + limits.keep_s <= now else kept).append(letter)
+    payload_bytes = sum(letter.payload_bytes for letter in kept if letter.payload)
     payloads = []
-    for letter in left:
-        if held <= limits.payload_bytes:
+    for letter in kept:
+        if payload_bytes <= limits.payload_bytes:
             break
         if letter.payload:
-            held -= letter.payload_bytes
+            payload_bytes -= letter.payload_bytes
             payloads.append(letter)
-    return Overdue(gone, payloads)
+    return Overdue(deleted, payloads)
 
 
 def without_claim(request: Request, data: Sequence[Buffer]) -> list[Buffer]:
-    """Return a request's frame in pieces, with its tensors in place of the claim that stood for them."""
+    """Return a request's frame in pieces, with its tensors instead of the claim that referred to them."""
     head = envelope.request_head(
         request.id,
         request.deadline_ms,
@@ -153,7 +155,7 @@ def job_of_letter(
     now_ms: int,
     expires_ms: int,
 ) -> NewJob:
-    """Return the job that replays a letter. ``data``: its tensors, or the one claim that stands for them."""
+    """Return the job that replays a letter. ``data``: its tensors, or the claim that refers to them."""
     safe = route["retry"] == "safe"
     flags = request.flags & ~(envelope.STREAM | envelope.CLAIM | envelope.RETRY_SAFE)
     flags |= envelope.RETRY_SAFE if safe else 0
@@ -184,15 +186,15 @@ def job_of_letter(
 
 
 def endpoint_of(endpoints: dict[str, Any], deployment: str, model: str) -> str:
-    """Return the endpoint that sends to a Deployment, else the name of its model."""
+    """Return the Endpoint that a Deployment serves, else the name of its model."""
     for name, endpoint in endpoints.items():
         if any(target["deployment"] == deployment for target in endpoint["targets"]):
             return name
     return model
 
 
-def wanted(letters: Iterable[DeadLetter], deployment: str | None, cause: str | None) -> list[DeadLetter]:
-    """Return the letters of a Deployment and a cause; None: of any."""
+def matching(letters: Iterable[DeadLetter], deployment: str | None, cause: str | None) -> list[DeadLetter]:
+    """Return the letters of this Deployment and cause; None: of any."""
     return [
         letter
         for letter in letters

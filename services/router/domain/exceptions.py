@@ -1,4 +1,4 @@
-"""What the queue could not handle, and what its callers are told."""
+"""The causes for which requests and jobs are given up, and the errors that their callers get. Pure."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tidegate.kernel.protocol.jobs import ID_SIZE, read_id
 
 @dataclass(frozen=True, slots=True)
 class CallerError:
-    """The answer for a caller: a reason (see ``tidegate.kernel.errors``) and a sentence."""
+    """The error for a caller: a reason (see ``tidegate.kernel.errors``) and a sentence."""
 
     reason: str
     message: str
@@ -19,20 +19,20 @@ class CallerError:
 EXHAUSTED = "attempts_exhausted"
 NOT_RETRIED = "not_retried"
 UNDECODABLE = "undecodable"
-# What workers say; a message may say anything.
+# The causes that workers send. A message may contain any other text.
 CAUSES = frozenset({EXHAUSTED, NOT_RETRIED, UNDECODABLE})
 
-LONGEST_LOSS = 200
+MAX_LOSS_LENGTH = 200
 
 
 def caller_error(cause: str, loss: str = "") -> CallerError | None:
-    """What to tell the caller of a request that ended for ``cause``; None: nobody can be told.
+    """Return the error for the caller of a request that was given up; None: the caller is unknown.
 
-    ``loss`` is what the worker says of the model's end.
+    ``loss``: how the worker describes the end of the model's process.
     """
     if cause == UNDECODABLE:
         return None
-    lost = loss[:LONGEST_LOSS] or "the worker died"
+    lost = loss[:MAX_LOSS_LENGTH] or "the worker died"
     if cause == EXHAUSTED:
         kept = "it is kept as a dead letter and not tried again"
         return CallerError("model_failed", f"{lost} each time that this request ran; {kept}")
@@ -42,12 +42,14 @@ def caller_error(cause: str, loss: str = "") -> CallerError | None:
     return CallerError("unavailable", f"the request could not be handled: {cause}")
 
 
-def job_of(told: object, body: Buffer) -> bytes | None:
-    """The id of the job that a message is for: as its sender ``told`` it in hexadecimal digits, else the
-    beginning of its frame, which may be there though the rest cannot be read; None: nobody knows.
+def job_of(header: object, body: Buffer) -> bytes | None:
+    """Return the id of the job that a message is for, or None if it is unknown.
+
+    ``header`` has the id in hexadecimal digits. Without it, the id is the beginning of the frame, which may
+    be intact even if the rest cannot be decoded.
     """
-    if isinstance(told, str) and (named := read_id(told)) is not None:
-        return named
+    if isinstance(header, str) and (id_ := read_id(header)) is not None:
+        return id_
     try:
         frames = unpack(REQUESTS, body)
     except Undecodable:

@@ -1,4 +1,4 @@
-"""Decide which records of ended jobs are removed: by age, number, and the memory of their store. Pure."""
+"""Decide which records of finished jobs are removed: by age, number, and memory of their store. Pure."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class StoreSize:
-    """The memory that the store of the jobs uses, in bytes; its records, and how many of them are over."""
+    """The memory of the jobs' store in bytes, its number of records, and how many of them are finished."""
 
     used_bytes: int
     records: int
@@ -16,10 +16,10 @@ class StoreSize:
 
 @dataclass(frozen=True, slots=True)
 class Retention:
-    """Limits on the records of jobs that are over; the oldest go first.
+    """Limits on the records of finished jobs; the oldest are removed first.
 
-    ``bytes``: of the store's memory, 0 for no limit. A job younger than ``at_least_s`` is not removed for it,
-    so that its caller has time to fetch the result.
+    ``bytes``: memory of the store, 0 for no limit. For memory, a job is removed only after ``at_least_s``
+    seconds, so that its caller has time to fetch the result.
     """
 
     keep_s: float
@@ -30,9 +30,9 @@ class Retention:
     def surplus(self, size: StoreSize) -> int:
         """Return how many records to remove, so that the store is within ``bytes`` again.
 
-        Every record counts as the mean of all: jobs that wait are no larger than those that are over.
+        Every record is assumed to have the mean size: waiting jobs are no larger than finished ones.
         """
         if not self.bytes or size.used_bytes <= self.bytes or not size.records:
             return 0
-        each = size.used_bytes / size.records
-        return min(size.over, int((size.used_bytes - self.bytes) / each) + 1)
+        mean = size.used_bytes / size.records
+        return min(size.over, int((size.used_bytes - self.bytes) / mean) + 1)

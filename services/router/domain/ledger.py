@@ -1,17 +1,17 @@
-"""The conservation ledger of jobs: is any job lost? Pure.
+"""The conservation ledger of jobs: it checks that no job is lost. Pure.
 
-Three sources that do not know of each other: what the gateways say they have acknowledged with a 202, what
-the records say, and where the messages are (ready in the broker, held by workers, or in no queue because a
-lease or the sweeper keeps the job). With nothing lost
+It compares three independent sources: the jobs that gateways have acknowledged with a 202, the job records,
+and the places of the messages. A message is ready in the broker or held by a worker; a job needs none while a
+lease or the sweeper watches it. If nothing is lost,
 
     acknowledged                <= accepted
     accepted                     = succeeded + failed + cancelled + expired + unfinished
     unfinished, per Deployment  <= ready + held + watched
 
-They cannot be read in one instant. So the records are read before and after the rest: a job that was there
-before and is not over after was somewhere in between. What arrived meanwhile is left out of the count, so
-that a look never sees a loss in jobs that only moved; while things fail and come back one look may, and only
-what several looks in a row miss is reported.
+The sources cannot be read at the same instant, so the records are read first and last. A job that was there
+before, and is unfinished after, must have been in one of the places. Jobs that arrived meanwhile are not
+counted, so jobs that only move never look lost. During failures one reading may miss a job. So only jobs that
+several readings in a row miss are reported.
 """
 
 from __future__ import annotations
@@ -23,14 +23,17 @@ from typing import Any
 
 from tidegate.kernel.protocol.jobs import TERMINAL, Counts
 
-LOOKS = 3
+# Readings in a row that must miss a job before it is reported.
+CONFIRMATIONS = 3
 OVER = ("succeeded", "failed", "cancelled", "expired")
 
 
 @dataclass(frozen=True, slots=True)
 class LedgerReading:
-    """One look at all sources. ``accepted_before``: the count of the records read first; ``counts`` is read
-    last. ``ready`` and ``held``: messages by Deployment.
+    """One reading of all sources.
+
+    ``accepted_before``: the count of accepted jobs, read first. ``counts``: the records, read last. ``ready``
+    and ``held``: messages by Deployment.
     """
 
     accepted_before: int
@@ -41,71 +44,72 @@ class LedgerReading:
 
 @dataclass(frozen=True, slots=True)
 class Discrepancy:
-    """What one look does not find."""
+    """The jobs that one reading misses."""
 
-    records: int  # acknowledged, and never recorded
-    endings: int  # recorded, and neither over nor unfinished (below 0: counted twice)
-    messages: int  # unfinished, and in no queue, at no worker, under no watch
-    # Of the messages, where: Deployments, and whether they have any message left.
+    records: int  # acknowledged, but never recorded
+    endings: int  # recorded, but neither over nor unfinished (below 0: counted twice)
+    messages: int  # unfinished, but in no queue, at no worker, and not watched
+    # The Deployments of the missing messages, and whether each has any message left.
     where: Mapping[str, bool] = field(default_factory=dict)
 
     @property
     def total(self) -> int:
-        """All that is not accounted for."""
+        """Return the number of all missing jobs."""
         return self.records + abs(self.endings) + self.messages
 
 
-def missing(look: LedgerReading) -> Discrepancy:
-    """What is not accounted for in one look."""
-    counts = look.counts
+def discrepancy(reading: LedgerReading) -> Discrepancy:
+    """Return the jobs that one reading misses."""
+    counts = reading.counts
     accepted = counts.ledger.get("accepted", 0)
     over = sum(counts.ledger.get(state, 0) for state in OVER)
     lost, where = 0, {}
     for name, load in counts.deployments.items():
-        found = look.ready.get(name, 0) + look.held.get(name, 0)
-        if load.waiting + load.running > found:
-            lost += load.waiting + load.running - found
-            where[name] = found > 0
-    fresh = max(0, accepted - look.accepted_before)
+        messages = reading.ready.get(name, 0) + reading.held.get(name, 0)
+        if load.waiting + load.running > messages:
+            lost += load.waiting + load.running - messages
+            where[name] = messages > 0
+    arrived = max(0, accepted - reading.accepted_before)
     return Discrepancy(
         records=max(0, sum(counts.acknowledged.values()) - accepted),
         endings=accepted - over - counts.unfinished,
-        messages=max(0, lost - fresh - counts.watched),
+        messages=max(0, lost - arrived - counts.watched),
         where=where,
     )
 
 
 @dataclass(frozen=True, slots=True)
 class LedgerReport:
-    """What the ledger says now. ``unaccounted`` None: not known, since the sources in ``away`` do not answer
-    (why, by name). ``at`` is seconds since the epoch.
+    """The current state of the ledger. ``at``: seconds since the epoch.
+
+    ``unaccounted`` None: unknown, because the sources in ``away`` did not answer (name and problem).
     """
 
     at: float
     unaccounted: int | None
     away: Mapping[str, str] = field(default_factory=dict)
-    look: LedgerReading | None = None
+    reading: LedgerReading | None = None
     missing: Discrepancy | None = None
 
     @property
     def gauge(self) -> float:
-        """``unaccounted`` as a metric: NaN when it is not known."""
+        """Return ``unaccounted`` as a metric: NaN if it is unknown."""
         return math.nan if self.unaccounted is None else float(self.unaccounted)
 
-    def shown(self) -> dict[str, Any]:
-        """As JSON values."""
-        told: dict[str, Any] = {"at": self.at, "unaccounted": self.unaccounted, "away": dict(self.away)}
-        if self.look is None or self.missing is None:
-            return told
-        look, counts = self.look, self.look.counts
-        return told | {
+    def to_json(self) -> dict[str, Any]:
+        """Return the report as JSON values."""
+        summary: dict[str, Any] = {"at": self.at, "unaccounted": self.unaccounted, "away": dict(self.away)}
+        if self.reading is None or self.missing is None:
+            return summary
+        reading, counts = self.reading, self.reading.counts
+        return summary | {
             "acknowledged": sum(counts.acknowledged.values()),
             "accepted": counts.ledger.get("accepted", 0),
             "over": {state: counts.ledger.get(state, 0) for state in OVER},
             "unfinished": {s: n for s, n in counts.states.items() if s not in TERMINAL},
             "messages": {
-                "ready": sum(look.ready.values()),
-                "held": sum(look.held.values()),
+                "ready": sum(reading.ready.values()),
+                "held": sum(reading.held.values()),
                 "watched": counts.watched,
             },
             "kept": sum(n for state, n in counts.states.items() if state in TERMINAL),
@@ -118,15 +122,18 @@ class LedgerReport:
         }
 
 
-def confirmed(looks: Sequence[Discrepancy]) -> int:
-    """What is reported after these looks: only what the last few in a row have missed."""
-    return min(look.total for look in looks[-LOOKS:]) if len(looks) >= LOOKS else 0
+def confirmed(missing: Sequence[Discrepancy]) -> int:
+    """Return the number of jobs that each of the last readings has missed."""
+    last = missing[-CONFIRMATIONS:]
+    return min(each.total for each in last) if len(last) >= CONFIRMATIONS else 0
 
 
-def lost_messages(looks: Sequence[Discrepancy]) -> dict[str, bool]:
-    """Deployments whose jobs have lost messages, by the last few looks in a row, and whether they have any
-    message left."""
-    last = looks[-LOOKS:]
-    if len(last) < LOOKS or not all(look.messages for look in last):
+def lost_messages(missing: Sequence[Discrepancy]) -> dict[str, bool]:
+    """Return the Deployments whose messages each of the last readings has missed.
+
+    The value is True if the Deployment still has other messages.
+    """
+    last = missing[-CONFIRMATIONS:]
+    if len(last) < CONFIRMATIONS or not all(each.messages for each in last):
         return {}
-    return {name: left for name, left in last[-1].where.items() if all(name in look.where for look in last)}
+    return {name: left for name, left in last[-1].where.items() if all(name in each.where for each in last)}

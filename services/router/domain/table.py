@@ -1,4 +1,4 @@
-"""Compiles the route table: a pure function of what is wanted and of which workers are there."""
+"""Compile the route table from the desired state and the workers' reports. Pure."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Table = dict[str, Any]
 
 
 def ready_counts(reports: list[ReplicaReport]) -> dict[str, int]:
-    """How many ready replicas each Deployment has."""
+    """Return the number of ready replicas of each Deployment."""
     counts: dict[str, int] = {}
     for report in reports:
         if report.state == "ready":
@@ -21,13 +21,13 @@ def ready_counts(reports: list[ReplicaReport]) -> dict[str, int]:
 
 
 def compile_table(desired: DesiredState, ready: dict[str, int], learned: dict[str, Any]) -> Table:
-    """The table without its revision: endpoints -> weighted Deployments -> queue, signature, limits.
+    """Return the table without its revision: endpoints -> weighted Deployments -> queue, signature, limits.
 
-    ``learned``: signatures that workers read from their Triton, by Deployment, for versions registered
-    without one.
+    ``learned``: by Deployment, the signature that a worker has read from its Triton. It serves for versions
+    that were registered without one.
     """
     versions = {(v.model, v.number): v for v in desired.versions}
-    # A Deployment whose version is not there cannot be served; the table names nothing that it lacks.
+    # A Deployment without its version cannot be served, so the table leaves it out.
     deployments = {d.name: d for d in desired.deployments if (d.model, d.version) in versions}
     return {
         "endpoints": {e.name: _endpoint(e, deployments, ready) for e in desired.endpoints},
@@ -41,7 +41,7 @@ def compile_table(desired: DesiredState, ready: dict[str, int], learned: dict[st
 def _deployment(deployment: Deployment, version: Version, ready: int, learned: Any) -> dict[str, Any]:
     signature = version.signature.model_dump() if version.signature else learned
     if version.signature and learned and learned.get("decoupled"):
-        signature["decoupled"] = True  # the model server knows, whatever was registered
+        signature["decoupled"] = True  # Triton knows this better than the registration
     return {
         "model": deployment.model,
         "version": deployment.version,
@@ -50,13 +50,13 @@ def _deployment(deployment: Deployment, version: Version, ready: int, learned: A
         "signature": signature,
         "max_queue": deployment.max_queue,
         "retry": deployment.retry,
-        "wakeable": deployment.max_replicas > 0 and not _held_at_zero(deployment),
+        "wakeable": deployment.max_replicas > 0 and not _is_paused(deployment),
         "ready": ready,
     }
 
 
-def _held_at_zero(deployment: Deployment) -> bool:
-    """An operator paused it: its callers are refused at once instead of waiting for their deadlines."""
+def _is_paused(deployment: Deployment) -> bool:
+    """Return True if an operator set it to 0 replicas: then its requests are rejected at once."""
     return deployment.override is not None and deployment.override.replicas == 0
 
 
@@ -69,8 +69,8 @@ def _endpoint(
     others = [d for d in deployments.values() if d.model in models]
     return {
         "targets": [t.model_dump() for t in serving if t.deployment in deployments],
-        # An explicit version reaches any Deployment of the endpoint's models: the endpoint's own if it runs
-        # that version (others may be there for a while, to measure), else the newest name.
+        # A request for a version reaches any Deployment of the Endpoint's models. The Endpoint's own targets
+        # come last, so they win; among the others the last name wins.
         "versions": {str(d.version): d.name for d in (*sorted(others, key=_name), *sorted(own, key=_name))},
         "default_timeout_ms": endpoint.default_timeout_ms,
     }
@@ -81,9 +81,9 @@ def _name(deployment: Deployment) -> str:
 
 
 def serving_targets(endpoint: Endpoint, ready: dict[str, int]) -> list[Target]:
-    """Who takes the traffic now: the targets, once each with weight can answer; before that, ``previous``.
+    """Return the targets that get the traffic now: ``previous``, until every target with a weight is ready.
 
-    New targets get nothing before they are ready, so a version that never loads hurts nobody.
+    So a version that never loads gets no requests.
     """
     if not endpoint.previous or all(ready.get(t.deployment, 0) for t in endpoint.targets if t.weight):
         return endpoint.targets
@@ -91,5 +91,5 @@ def serving_targets(endpoint: Endpoint, ready: dict[str, int]) -> list[Target]:
 
 
 def settled(desired: DesiredState, ready: dict[str, int]) -> list[Endpoint]:
-    """Endpoints whose roll-over is complete: their ``previous`` may be forgotten."""
+    """Return the Endpoints whose roll-over is complete, so that ``previous`` is no longer needed."""
     return [e for e in desired.endpoints if e.previous and serving_targets(e, ready) == e.targets]

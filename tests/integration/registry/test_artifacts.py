@@ -110,7 +110,7 @@ async def test_upload_that_is_named_by_no_version_is_collected_later(call):
     await call("DELETE", "/v1/models/digits")
     assert call.stored() == []
     assert (
-        "upload it"
+        "Upload it"
         in (
             await call(
                 "POST", "/v1/models/digits/versions", {"artifact": kept, "filename": "m.onnx"}, status=400

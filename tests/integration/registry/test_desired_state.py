@@ -53,7 +53,7 @@ async def test_what_is_refused_says_why(call):
         ("/v1/models/digits/versions", {"artifact": digest, "filename": "m.onnx"}, "not an ONNX model"),
         ("/v1/models/digits/versions", {"artifact": digest, "filename": "m.bin"}, "Add --model-format"),
         ("/v1/models/digits/versions", {"artifact": digest, "filename": "m.joblib"}, "allow_pickle=true"),
-        ("/v1/models/digits/versions", {"artifact": "0" * 64, "filename": "m.onnx"}, "upload it"),
+        ("/v1/models/digits/versions", {"artifact": "0" * 64, "filename": "m.onnx"}, "Upload it"),
         ("/v1/models/-digits/versions", {"artifact": digest, "filename": "m.onnx"}, "not a valid name"),
         ("/v1/models/digits/versions", {"artifact": "0", "filename": "m.onnx"}, "artifact"),
     ]

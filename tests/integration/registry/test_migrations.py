@@ -51,7 +51,7 @@ async def test_newer_database_is_not_touched(database_url):
 async def test_database_that_is_away_is_a_health_problem(tmp_path):
     database = RegistryDatabase(f"sqlite+aiosqlite:///{tmp_path}/absent.db")
     await database.probe()
-    assert "database does not work" in (database.problem or "")
+    assert "database has failed" in (database.problem or "")
     await database.close()
 
 

@@ -24,7 +24,7 @@ async def test_going_back_reads_what_served_from_the_audit_log(call):
     assert (again["deployment"]["version"], again["endpoint"]) == (1, back["endpoint"])
     await call("POST", "/v1/endpoints/digits/settle")
     refused = await call("POST", "/v1/endpoints/digits/rollback", status=409)
-    assert "no older one" in refused["error"]
+    assert "no older version" in refused["error"]
     forward = await call("POST", "/v1/endpoints/digits/rollback", {"version": 2})
     assert (forward["deployment"]["name"], forward["remade"]) == ("digits-v2", False)
 

@@ -33,7 +33,7 @@ async def test_a_router_that_has_lost_the_lead_adds_to_the_journal_and_never_rew
         former._letters[f"{n:016x}"] = found = letter(n)
         former._write([found.to_json() | {"letter": f"{n:016x}"}])
     former.unload()
-    await former.bury(letter(SPARE_LINES + 1), None, b"raw")
+    await former.add(letter(SPARE_LINES + 1), None, b"raw")
     following = letters_of(tmp_path)
     following.load()
     assert len(following.all) == SPARE_LINES + 2

@@ -288,7 +288,7 @@ async def test_a_job_whose_record_could_not_be_had_at_once(start, gateway, makin
     """The store takes the job for the router, then is away: the message stays until the job has failed."""
     from services.router.api import exceptions
 
-    monkeypatch.setattr(exceptions, "AWAY_S", 0.05)
+    monkeypatch.setattr(exceptions, "RETRY_S", 0.05)
     finish, tries = making.store.finish, []
 
     async def away_twice(ends):

@@ -61,7 +61,7 @@ def gauge() -> float:
 
 
 async def known(ledger: Ledger, until) -> None:
-    await until(lambda: ledger.statement.unaccounted is not None)
+    await until(lambda: ledger.report.unaccounted is not None)
 
 
 async def queued(making, broker) -> bytes:
@@ -74,7 +74,7 @@ async def queued(making, broker) -> bytes:
 
 
 async def test_before_the_first_look_nothing_is_known(store, jobs, rabbitmq_url):
-    assert Ledger(jobs, store, rabbitmq_url, 1.0, leads=lambda: True).statement.unaccounted is None
+    assert Ledger(jobs, store, rabbitmq_url, 1.0, leads=lambda: True).report.unaccounted is None
     assert math.isnan(gauge())
 
 
@@ -87,13 +87,13 @@ async def test_it_balances(start, making, broker, store, until):
     await making.store.acknowledged("gateway-1", 5)
     ledger = await start()
     await known(ledger, until)
-    shown = ledger.statement.shown()
-    assert shown["unaccounted"] == 0
-    assert shown["missing"] == {"records": 0, "endings": 0, "messages": 0}
-    assert (shown["acknowledged"], shown["accepted"]) == (5, 6)
-    assert shown["over"] == {"succeeded": 1, "failed": 1, "cancelled": 0, "expired": 0}
-    assert shown["unfinished"] == {"accepting": 1, "queued": 3, "running": 0}
-    assert shown["messages"]["ready"] == 3
+    to_json = ledger.report.to_json()
+    assert to_json["unaccounted"] == 0
+    assert to_json["missing"] == {"records": 0, "endings": 0, "messages": 0}
+    assert (to_json["acknowledged"], to_json["accepted"]) == (5, 6)
+    assert to_json["over"] == {"succeeded": 1, "failed": 1, "cancelled": 0, "expired": 0}
+    assert to_json["unfinished"] == {"accepting": 1, "queued": 3, "running": 0}
+    assert to_json["messages"]["ready"] == 3
     assert gauge() == 0.0
 
 
@@ -104,7 +104,7 @@ async def test_a_message_at_a_worker_is_no_loss(start, making, store, until):
     ledger = await start()
     await known(ledger, until)
     await until(lambda: len(ledger._looks) == 3)
-    assert ledger.statement.unaccounted == 0
+    assert ledger.report.unaccounted == 0
 
 
 async def test_a_lost_message_shows(start, making, broker, until):
@@ -113,10 +113,10 @@ async def test_a_lost_message_shows(start, making, broker, until):
     ledger = await start()
     await known(ledger, until)
     await broker.delete(jobs_queue(making.deployment, "normal"))
-    await until(lambda: ledger.statement.unaccounted == 2)
+    await until(lambda: ledger.report.unaccounted == 2)
     assert gauge() == 2.0
     await making.store.cancel((await making.store.list(limit=1))[0].id)
-    await until(lambda: ledger.statement.unaccounted == 1)
+    await until(lambda: ledger.report.unaccounted == 1)
 
 
 async def test_a_lost_record_shows(start, making, until):
@@ -124,16 +124,16 @@ async def test_a_lost_record_shows(start, making, until):
     await making.ended()
     await making.store.acknowledged("gateway-1", 2)
     ledger = await start()
-    await until(lambda: ledger.statement.unaccounted == 1)
-    assert ledger.statement.missing.records == 1
+    await until(lambda: ledger.report.unaccounted == 1)
+    assert ledger.report.missing.records == 1
 
 
 async def test_with_the_broker_away_it_is_unknown(start, line, making, until):
     ledger = await start(line.url)
     await known(ledger, until)
     await line.down()
-    await until(lambda: ledger.statement.unaccounted is None)
-    assert "broker" in ledger.statement.away
+    await until(lambda: ledger.report.unaccounted is None)
+    assert "broker" in ledger.report.away
     assert math.isnan(gauge())
     await line.up()
     await known(ledger, until)
@@ -145,8 +145,8 @@ async def test_with_a_gateway_missing_it_is_unknown(start, store, until):
     await known(ledger, until)
     await store.report_gateway(GatewayReport("gone", time.time(), {}))
     await store._redis.delete("tidegate:gateway:gone")
-    await until(lambda: ledger.statement.unaccounted is None)
-    assert "gone" in ledger.statement.away["gateways"]
+    await until(lambda: ledger.report.unaccounted is None)
+    assert "gone" in ledger.report.away["gateways"]
     await store.forget_gateway("gone")
     await known(ledger, until)
 
@@ -158,8 +158,8 @@ async def test_with_a_store_away_it_is_unknown(start, store, jobs, tmp_path, unt
         given = {"records": away_jobs} if which == "records" else {"live": away_live}
         ledger = await start(**given)
         await known(ledger, until)
-    await until(lambda: ledger.statement.unaccounted is None)
-    assert which in ledger.statement.away
+    await until(lambda: ledger.report.unaccounted is None)
+    assert which in ledger.report.away
     await ledger.stop()
     await away_jobs.close()
     await away_live.close()
@@ -175,7 +175,7 @@ async def test_never_a_false_loss_while_jobs_move(start, making, broker, store, 
         taken = await making.store.list(deployment=making.deployment, state="queued", limit=1)
         if taken and os.urandom(1)[0] % 2:
             await making.store.cancel(taken[0].id)
-        told.add(ledger.statement.unaccounted)
+        told.add(ledger.report.unaccounted)
     assert told == {0}
 
 
@@ -184,11 +184,11 @@ async def test_a_router_that_does_not_lead_says_so(start, making, broker, until)
     led = [True]
     ledger = await start(leads=lambda: led[0])
     await queued(making, broker)
-    await until(lambda: ledger.statement.unaccounted == 0)
+    await until(lambda: ledger.report.unaccounted == 0)
     assert REGISTRY.get_sample_value("tidegate_jobs", {"state": "queued"}) == 1
     led.clear()
     led.append(False)
-    await until(lambda: "leader" in ledger.statement.away)
-    assert ledger.statement.unaccounted is None
+    await until(lambda: "leader" in ledger.report.away)
+    assert ledger.report.unaccounted is None
     assert math.isnan(gauge())
     assert REGISTRY.get_sample_value("tidegate_jobs", {"state": "queued"}) is None

@@ -280,7 +280,7 @@ async def test_a_full_store_loses_the_oldest_results_and_none_that_is_young(star
     # The server alone uses more than that, so every record is one too many.
     sweeper = await start(keep_bytes=1, at_least_s=3600.0)
     seen = sweeper._rounds
-    await until(lambda: sweeper._rounds >= seen + 2 * sweeper_module.LOOK_EVERY)
+    await until(lambda: sweeper._rounds >= seen + 2 * sweeper_module.MEMORY_EVERY)
     assert None not in await making.store.get_many(old)
     await sweeper.stop()
     await start(keep_bytes=1, at_least_s=0.0)

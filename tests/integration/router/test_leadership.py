@@ -58,7 +58,7 @@ async def test_one_of_two_leads(start, until):
     b = await start("b")
     await until(lambda: b.holder == "a")
     assert (a.leads, b.leads) == (True, False)
-    assert b.standing == "Router a leads; this one waits."
+    assert b.why_not == "Router a leads; this one is on standby."
 
 
 async def test_an_orderly_end_hands_over_under_a_greater_epoch(start, until):
@@ -143,7 +143,7 @@ async def test_a_newcomer_does_not_lead_while_the_store_is_away(start, until):
     a = await start("a", f"redis://127.0.0.1:{port}/0")
     await until(lambda: a._away)
     assert not a.leads
-    assert a.standing == "No router leads yet: the store of the jobs does not answer."
+    assert a.why_not == "No router leads yet: the store of jobs does not answer."
 
 
 async def test_overtaken_by_a_greater_epoch_elsewhere(start, until):

@@ -91,7 +91,7 @@ def test_what_the_registry_refuses(model: Path, tmp_path: Path) -> None:
     for files, words in (
         ({"net.onnx": net}, "but the archive has no such file"),
         ({"net.onnx": net, "w.data": data}, "no such file. Its other files: w.data"),
-        (whole | {"deep/w.data": data[:-1]}, "which has 31 bytes"),
+        (whole | {"deep/w.data": data[:-1]}, "which has only 31 bytes"),
         (whole | {"other.onnx": net}, "exactly one .onnx file"),
         (whole | {"onnxruntime.py": b"evil"}, "may not hold onnxruntime.py"),
         (whole | {"../w.data": data}, "below its root"),

@@ -14,9 +14,9 @@ from services.router.domain.dead_letters import (
     Replay,
     endpoint_of,
     job_of_letter,
+    matching,
     overdue,
     read_letter,
-    wanted,
     without_claim,
 )
 from tidegate.kernel.broker.topology import deployment_of, jobs_queue, requests_queue, suspects_queue
@@ -26,7 +26,7 @@ from tidegate.kernel.protocol.envelope import read_request
 pytestmark = pytest.mark.unit
 
 LETTER = DeadLetter(1.5, "attempts_exhausted", "requests.v1.a", "00ff", 3, 78, "abc", letter="1a")
-LIMITS = DeadLetterLimits(most=10, keep_s=100.0, payload_bytes=100)
+LIMITS = DeadLetterLimits(max_letters=10, keep_s=100.0, payload_bytes=100)
 
 
 def letters(*sizes: int, at: float = 0.0) -> list[DeadLetter]:
@@ -59,9 +59,9 @@ def test_a_line_of_a_later_version():
 
 
 def test_the_key_of_its_blob_is_not_shown():
-    shown = replace(LETTER, payload="0000000060/ab").shown()
-    assert shown["payload"] is True
-    assert (shown["kind"], shown["deployment"]) == ("request", "a")
+    public = replace(LETTER, payload="0000000060/ab").public()
+    assert public["payload"] is True
+    assert (public["kind"], public["deployment"]) == ("request", "a")
 
 
 @pytest.mark.parametrize(
@@ -114,9 +114,9 @@ def test_the_payload_of_a_letter_that_goes_makes_room_too():
 
 def test_which_are_wanted():
     found = [LETTER, replace(LETTER, queue="jobs.v1.b.low"), replace(LETTER, cause="undecodable")]
-    assert wanted(found, None, None) == found
-    assert wanted(found, "b", None) == found[1:2]
-    assert wanted(found, "a", "undecodable") == found[2:]
+    assert matching(found, None, None) == found
+    assert matching(found, "b", None) == found[1:2]
+    assert matching(found, "a", "undecodable") == found[2:]
 
 
 def request(**given) -> envelope.Request:

@@ -12,15 +12,15 @@ from services.router.domain.ledger import (
     LedgerReading,
     LedgerReport,
     confirmed,
+    discrepancy,
     lost_messages,
-    missing,
 )
 from tidegate.kernel.protocol.jobs import STATES, Counts, JobLoad
 
 pytestmark = pytest.mark.unit
 
 
-def look(
+def reading(
     *,
     ledger: dict[str, int] | None = None,
     waiting: int = 0,
@@ -39,16 +39,16 @@ def look(
 
 
 def test_nothing_is_missing_where_nothing_is():
-    assert missing(look()).total == 0
+    assert discrepancy(reading()).total == 0
 
 
 def test_waiting_jobs_are_ready_or_held():
-    assert missing(look(waiting=5, running=2, ready=4, held=3)).total == 0
-    assert missing(look(waiting=5, running=2, ready=3, held=3)) == Discrepancy(0, 0, 1, {"d": True})
+    assert discrepancy(reading(waiting=5, running=2, ready=4, held=3)).total == 0
+    assert discrepancy(reading(waiting=5, running=2, ready=3, held=3)) == Discrepancy(0, 0, 1, {"d": True})
 
 
 def test_more_messages_than_jobs_are_duplicates_and_no_loss():
-    assert missing(look(waiting=1, ready=5)).total == 0
+    assert discrepancy(reading(waiting=1, ready=5)).total == 0
 
 
 def test_a_surplus_elsewhere_hides_nothing():
@@ -58,30 +58,30 @@ def test_a_surplus_elsewhere_hides_nothing():
         {"accepted": 2},
         {},
     )
-    assert missing(LedgerReading(2, counts, {"a": 5}, {})).messages == 1
+    assert discrepancy(LedgerReading(2, counts, {"a": 5}, {})).messages == 1
 
 
 def test_leased_jobs_need_no_message():
-    assert missing(look(running=2, watched=2)).total == 0
+    assert discrepancy(reading(running=2, watched=2)).total == 0
 
 
 def test_what_came_meanwhile_is_left_out():
-    assert missing(look(waiting=7, ready=4, before=4)).total == 0
-    assert missing(look(waiting=7, ready=3, before=4)).messages == 1
+    assert discrepancy(reading(waiting=7, ready=4, before=4)).total == 0
+    assert discrepancy(reading(waiting=7, ready=3, before=4)).messages == 1
 
 
 def test_an_acknowledged_job_without_a_record():
     told = {"accepted": 3, "succeeded": 3}
-    assert missing(look(ledger=told, acknowledged={"g": 2, "h": 1})).total == 0
-    assert missing(look(ledger=told, acknowledged={"g": 2, "h": 2})) == Discrepancy(1, 0, 0)
+    assert discrepancy(reading(ledger=told, acknowledged={"g": 2, "h": 1})).total == 0
+    assert discrepancy(reading(ledger=told, acknowledged={"g": 2, "h": 2})) == Discrepancy(1, 0, 0)
 
 
 def test_every_accepted_job_is_over_or_unfinished_once():
     told = {"accepted": 9, "succeeded": 2, "failed": 2, "cancelled": 1, "expired": 1, "removed": 4}
-    assert missing(look(ledger=told, waiting=3, ready=3)).total == 0
-    assert missing(look(ledger=told, waiting=2, ready=2)) == Discrepancy(0, 1, 0)
-    assert missing(look(ledger=told, waiting=4, ready=4)) == Discrepancy(0, -1, 0)
-    assert missing(look(ledger=told, waiting=4, ready=4)).total == 1
+    assert discrepancy(reading(ledger=told, waiting=3, ready=3)).total == 0
+    assert discrepancy(reading(ledger=told, waiting=2, ready=2)) == Discrepancy(0, 1, 0)
+    assert discrepancy(reading(ledger=told, waiting=4, ready=4)) == Discrepancy(0, -1, 0)
+    assert discrepancy(reading(ledger=told, waiting=4, ready=4)).total == 1
 
 
 @pytest.mark.parametrize(
@@ -93,12 +93,12 @@ def test_only_what_several_looks_in_a_row_miss_is_reported(totals, reported):
 
 
 def test_where_messages_are_lost():
-    seen = missing(look(waiting=5, ready=4))
+    seen = discrepancy(reading(waiting=5, ready=4))
     assert seen.where == {"d": True}
-    assert missing(look(waiting=5)).where == {"d": False}
+    assert discrepancy(reading(waiting=5)).where == {"d": False}
     assert lost_messages([seen, seen]) == {}
     assert lost_messages([seen, seen, seen]) == {"d": True}
-    assert lost_messages([seen, missing(look(waiting=5, ready=5)), seen]) == {}
+    assert lost_messages([seen, discrepancy(reading(waiting=5, ready=5)), seen]) == {}
     elsewhere = Discrepancy(0, 0, 1, {"e": True})
     assert lost_messages([elsewhere, seen, seen]) == {}
 
@@ -106,16 +106,16 @@ def test_where_messages_are_lost():
 def test_unknown_is_not_zero():
     unknown = LedgerReport(1.5, None, {"broker": "away"})
     assert math.isnan(unknown.gauge)
-    assert unknown.shown() == {"at": 1.5, "unaccounted": None, "away": {"broker": "away"}}
+    assert unknown.to_json() == {"at": 1.5, "unaccounted": None, "away": {"broker": "away"}}
 
 
 def test_as_json():
     told = {"accepted": 9, "succeeded": 4, "removed": 1}
-    seen = look(ledger=told, waiting=4, running=1, ready=3, held=2, acknowledged={"g": 8}, watched=1)
-    shown = LedgerReport(1.0, 0, {}, seen, missing(seen)).shown()
-    assert shown["unaccounted"] == 0
-    assert (shown["acknowledged"], shown["accepted"]) == (8, 9)
-    assert shown["over"]["succeeded"] == 4
-    assert shown["unfinished"] == {"accepting": 0, "queued": 4, "running": 1}
-    assert shown["messages"] == {"ready": 3, "held": 2, "watched": 1}
-    assert shown["missing"] == {"records": 0, "endings": 0, "messages": 0}
+    seen = reading(ledger=told, waiting=4, running=1, ready=3, held=2, acknowledged={"g": 8}, watched=1)
+    to_json = LedgerReport(1.0, 0, {}, seen, discrepancy(seen)).to_json()
+    assert to_json["unaccounted"] == 0
+    assert (to_json["acknowledged"], to_json["accepted"]) == (8, 9)
+    assert to_json["over"]["succeeded"] == 4
+    assert to_json["unfinished"] == {"accepting": 0, "queued": 4, "running": 1}
+    assert to_json["messages"] == {"ready": 3, "held": 2, "watched": 1}
+    assert to_json["missing"] == {"records": 0, "endings": 0, "messages": 0}

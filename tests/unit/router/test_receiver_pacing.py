@@ -25,28 +25,28 @@ def lane() -> ReceiverPacing:
 
 def fail(found: ReceiverPacing, times: int, now: float = 0.0) -> ReceiverPacing:
     for _ in range(times):
-        found.ended(DEAD, now, 0.5, PATIENCE)
+        found.record(DEAD, now, 0.5, PATIENCE)
     return found
 
 
 def test_some_wait_here_and_the_rest_elsewhere():
     found = lane()
-    assert found.put_off(0.0) is None
+    assert found.postpone(0.0) is None
     found.waiting = 7
-    assert found.put_off(0.0) is None
+    assert found.postpone(0.0) is None
     found.waiting = 8
-    assert found.put_off(0.0) == SHORTEST_SLOT_S
+    assert found.postpone(0.0) == SHORTEST_SLOT_S
 
 
 def test_each_that_is_put_off_has_a_slot_of_its_own():
     """At the rate at which the receiver answers, so that nobody looks at them before they can go."""
     found = lane()
-    found.waiting, found.took_s = 8, 0.4
-    slots = [found.put_off(0.0) for _ in range(5)]
+    found.waiting, found.mean_s = 8, 0.4
+    slots = [found.postpone(0.0) for _ in range(5)]
     assert slots == pytest.approx([0.5, 0.6, 0.7, 0.8, 0.9])
-    assert found.put_off(0.2) == pytest.approx(0.8)
+    assert found.postpone(0.2) == pytest.approx(0.8)
     for _ in range(100_000):
-        last = found.put_off(0.0)
+        last = found.postpone(0.0)
     assert last == pytest.approx(LONGEST_SLOT_S)
 
 
@@ -61,24 +61,24 @@ def test_so_many_at_once():
 def test_one_alone_asks_a_receiver_that_did_not_answer():
     found = fail(lane(), 1)
     assert found.may_send(0.0)
-    assert found.put_off(0.0) is None
+    assert found.postpone(0.0) is None
     found.in_flight = found.waiting = 1
     assert not found.may_send(0.0)
-    assert found.put_off(0.0) is not None
+    assert found.postpone(0.0) is not None
 
 
 def test_a_dead_receiver_rests_and_everything_for_it_does():
     found = fail(lane(), 3)
-    assert found.rests_until == 5.0
+    assert found.paused_until == 5.0
     assert not found.may_send(4.9)
-    assert found.put_off(0.0) == 5.0
-    assert (found.put_off(0.0) or 0.0) > 5.0
+    assert found.postpone(0.0) == 5.0
+    assert (found.postpone(0.0) or 0.0) > 5.0
     assert found.may_send(5.0)
 
 
 def test_any_answer_ends_that():
     found = fail(lane(), 5)
-    found.ended(WELL, 20.0, 0.5, PATIENCE)
+    found.record(WELL, 20.0, 0.5, PATIENCE)
     assert found.failures == 0
     assert found.may_send(20.0)
     found.in_flight = 3

@@ -1,0 +1,49 @@
+"""A background loop: one step again and again, with a pause between two steps."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Awaitable, Callable
+
+from tidegate.kernel import tasks, telemetry
+
+log = telemetry.logger(__name__)
+
+# The step returns the seconds to its next run; None: it runs when it is woken.
+Step = Callable[[], Awaitable[float | None]]
+
+
+class RepeatingTask:
+    """Runs ``step`` until it is stopped. A step that raises is logged, and runs again after ``retry_s``."""
+
+    def __init__(self, name: str, step: Step, *, retry_s: float = 1.0) -> None:
+        self._name = name
+        self._step = step
+        self._retry_s = retry_s
+        self._wake = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self, after_s: float = 0.0) -> None:
+        """Start the loop; the first step runs after ``after_s`` seconds."""
+        self._task = asyncio.create_task(self._run(after_s), name=self._name)
+
+    def wake(self) -> None:
+        """End the pause. If the step is running, it runs once more right after."""
+        self._wake.set()
+
+    async def stop(self) -> None:
+        """Cancel the step, or the pause, and return when it has ended."""
+        await tasks.end(self._task)
+
+    async def _run(self, after_s: float) -> None:
+        await asyncio.sleep(after_s)
+        while True:
+            self._wake.clear()
+            try:
+                pause_s = await self._step()
+            except Exception:  # the loop must outlive whatever one step met
+                log.exception("a background step failed and is tried again", extra={"task": self._name})
+                pause_s = self._retry_s
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._wake.wait(), pause_s)
