@@ -25,10 +25,12 @@ class RegistrySettings(Settings):
         100, ge=1, description="Highest ratio of an archive's unpacked size to its size."
     )
     default_max_batch: int = Field(
-        64, ge=1, description="max_batch_size of an ONNX model whose first axis is dynamic throughout."
+        64,
+        ge=1,
+        description="max_batch_size of an ONNX model whose first axis is dynamic in all inputs and outputs.",
     )
     pending_artifact_s: float = Field(
-        3600.0, gt=0, description="How long an upload that no version names yet is kept, in seconds."
+        3600.0, gt=0, description="How long an upload that no version uses yet is kept, in seconds."
     )
     probe_every_s: float = Field(
         5.0, gt=0, description="How often database and artifact store are probed, in seconds."

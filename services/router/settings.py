@@ -17,10 +17,10 @@ class RouterSettings(Settings):
 
     service: ClassVar[str] = "router"
 
-    route_interval_s: float = Field(0.5, description="How often the router looks at workers, in seconds.")
-    relist_interval_s: float = Field(
-        2.0, description="How often the router re-reads the registry, in seconds."
+    route_interval_s: float = Field(
+        0.5, description="How often the router reads the workers' reports, in seconds."
     )
+    relist_interval_s: float = Field(2.0, description="How often the router reads the registry, in seconds.")
     router_lease_s: float = Field(
         5.0,
         ge=1.0,
@@ -42,36 +42,38 @@ class RouterSettings(Settings):
         description="How often the router looks for jobs without a message or worker, in seconds.",
     )
     jobs_kept: int = Field(
-        1_000_000, ge=0, description="How many ended jobs are kept; the oldest are removed first."
+        1_000_000, ge=0, description="How many finished jobs are kept; the oldest are removed first."
     )
     jobs_kept_bytes: int = Field(
         512 * 2**20,
         ge=0,
-        description="Memory of the jobs' store, in bytes, above which the oldest ended jobs are removed; "
+        description="Memory of the jobs' store, in bytes, above which the oldest finished jobs are removed; "
         "0: no limit.",
     )
     jobs_kept_min_s: float = Field(
         300.0,
         ge=0,
-        description="How long an ended job is kept even if the jobs' store is full, in seconds.",
+        description="How long a finished job is kept even if the jobs' store is full, in seconds.",
     )
     ledger_interval_s: float = Field(
-        1.0, gt=0, description="Pause between two looks at the ledger of jobs, in seconds."
+        1.0, gt=0, description="Pause between two readings of the ledger of jobs, in seconds."
     )
     webhook_timeout_s: float = Field(
         10.0, gt=0, le=50, description="How long a webhook's receiver may take to answer, in seconds."
     )
     webhook_first_retry_s: float = Field(
-        5.0, gt=0, description="Wait before the second try of a webhook, in seconds; it grows threefold."
+        5.0,
+        gt=0,
+        description="Wait before the second attempt of a webhook, in seconds; it triples each time.",
     )
     webhook_longest_retry_s: float = Field(
-        10_800.0, gt=0, description="Longest wait between two tries of a webhook, in seconds."
+        10_800.0, gt=0, description="Longest wait between two attempts of a webhook, in seconds."
     )
     webhook_give_up_s: float = Field(
         43_200.0, gt=0, description="Time after a job's end when its webhook is given up, in seconds."
     )
-    webhooks_at_once: int = Field(64, ge=1, le=1024, description="Webhooks under way at once.")
-    webhooks_per_host: int = Field(4, ge=1, le=1024, description="Webhooks under way at once to one host.")
+    webhooks_at_once: int = Field(64, ge=1, le=1024, description="Webhooks in flight at a time.")
+    webhooks_per_host: int = Field(4, ge=1, le=1024, description="Webhooks in flight at a time to one host.")
 
     def dead_letter_limits(self) -> DeadLetterLimits:
         """Return the limits of dead letters."""
