@@ -103,7 +103,7 @@ async def test_a_message_at_a_worker_is_no_loss(start, making, store, until):
     await store.report_replica(report)
     ledger = await start()
     await known(ledger, until)
-    await until(lambda: len(ledger._looks) == 3)
+    await until(lambda: len(ledger._missing) == 3)
     assert ledger.report.unaccounted == 0
 
 
