@@ -174,13 +174,13 @@ def cases() -> dict[str, Callable[[], None]]:
     found: dict[str, Callable[[], None]] = {}
 
     def add(name: str, allowance: Allowance, given: dict[bytes, bytes], tell: bool) -> None:
-        meter = KeyLimiter("ab12", allowance, lambda _: None)
-        meter.slots = allowance.concurrency or 0
-        for kind in (meter.rate, meter.of_day, meter.of_month):
+        limiter = KeyLimiter("ab12", allowance, lambda _: None)
+        limiter.slots = allowance.concurrency or 0
+        for kind in (limiter.rate, limiter.day_quota, limiter.month_quota):
             if kind is not None:
-                kind.have = 10**9
-        meters = {} if allowance.unlimited else {"ab12": meter}
-        access = Access(required=False, service_token="t", count=lambda *_: counts, meters=meters)
+                kind.held = 10**9
+        limiters = {} if allowance.unlimited else {"ab12": limiter}
+        access = Access(required=False, service_token="t", count=lambda *_: counts, limiters=limiters)
         who = Principal("ab12", "bench", frozenset({"infer"}))
         access.replace(KeyTable("1", {"ab12": Key(who, digest_of(key), allowance=allowance)}))
 
@@ -219,10 +219,10 @@ def judge(steps: list[Step], costs: dict[str, float], chosen: argparse.Namespace
     verdicts = []
     for step in steps:
         # The last request leaves when the step is over; what is answered later was let in before.
-        least = LEAST * chosen.rate * step.offered / chosen.offered
+        minimum = LEAST * chosen.rate * step.offered / chosen.offered
         most = chosen.rate * step.seconds + chosen.burst
-        well = least <= step.accepted <= most and set(step.statuses) <= {200, 429}
-        text = f"{step.name}: {step.accepted} let in, {least:.0f} to {most:.0f} is right"
+        well = minimum <= step.accepted <= most and set(step.statuses) <= {200, 429}
+        text = f"{step.name}: {step.accepted} let in, {minimum:.0f} to {most:.0f} is right"
         verdicts.append(("PASS" if well else "MISS", text))
     worst = max(us for name, us in costs.items() if name.endswith("let in"))
     text = f"authentication and admission of a known key take {worst:.2f} us, at most {COST_BAR_US:g}"

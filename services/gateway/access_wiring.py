@@ -1,4 +1,4 @@
-"""All that access needs, put together: keys, limits, usage, and the way to the control plane."""
+"""Build and connect the parts of access: keys, limits, usage, and the proxy to the control plane."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 class AccessWiring:
-    """Starts before the first caller, stops after the last."""
+    """The parts of access. They start before the first request and stop after the last one."""
 
     def __init__(self, settings: GatewaySettings, incarnation: str, processes: Callable[[], int]) -> None:
         """``processes``: how many gateway processes share the limits."""
@@ -37,18 +37,18 @@ class AccessWiring:
             amqp_url=settings.amqp_url,
             incarnation=incarnation,
         )
-        self._leases = LimitLeases(self._store, incarnation, processes, self._keys.used)
+        self._leases = LimitLeases(self._store, incarnation, processes, self._keys.prior_usage)
         self._job_usage = JobUsageStore.connect(settings.jobs_url)
         self._usage = UsageReporter(
             settings.amqp_url, incarnation, settings.usage_interval_s, self._job_usage
         )
         self._jwks = _jwks(settings)
         self.access = Access(
-            # Beyond this machine nobody comes in unknown, whatever the settings say.
+            # Callers from other machines always need a credential, whatever the settings say.
             required=settings.auth == "required" or settings.host not in LOOPBACK,
             service_token=settings.service_token,
             count=self._usage.counts,
-            meters=self._leases.meters,
+            limiters=self._leases.limiters,
             verify=self._jwks.verify if self._jwks is not None else None,
         )
         urls = {name: getattr(settings, f"{name}_url") for name in ("registry", "router", "autoscaler")}
@@ -64,7 +64,7 @@ class AccessWiring:
             )
 
     async def start(self, app: FastAPI) -> None:
-        """Read what there is, and go on in the background."""
+        """Read keys and tokens' issuers once, then keep them up to date in the background."""
         app.state.health.add("keys", self.access.problem)
         if self._jwks is not None:
             await self._jwks.start()
@@ -73,7 +73,7 @@ class AccessWiring:
         self._usage.start()
 
     async def stop(self) -> None:
-        """Report what was used, give back what is held."""
+        """Report the usage, return held tokens, and close the connections."""
         await self._usage.stop()
         await self._job_usage.close()
         await self._leases.stop()
@@ -92,7 +92,7 @@ class AccessWiring:
 def _jwks(settings: GatewaySettings) -> Jwks | None:
     if not settings.jwks_url:
         return None
-    # Imported here: what checks signatures takes a tenth of a start, and few gateways know such an issuer.
+    # Imported here: the library takes a tenth of the start, and few gateways have an issuer of tokens.
     from services.gateway.adapters.jwks import Jwks
 
     return Jwks(

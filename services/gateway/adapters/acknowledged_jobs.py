@@ -1,4 +1,4 @@
-"""How many jobs this process has told a caller of, for the ledger: the store is told of it now and then."""
+"""The number of jobs that this process has accepted with a 202, written to the store for the ledger."""
 
 from __future__ import annotations
 
@@ -12,35 +12,35 @@ INTERVAL_S = 0.5
 
 
 class AcknowledgedJobs:
-    """Writes ``total()`` under this incarnation whenever it has grown."""
+    """A writer of ``total()`` under this incarnation, whenever it has grown."""
 
     def __init__(self, store: JobStore, incarnation: str, total: Callable[[], int]) -> None:
         self._store = store
         self._incarnation = incarnation
         self._total = total
-        self._told = 0
+        self._written = 0
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
-        """Go on in the background."""
-        self._task = asyncio.create_task(self._run(), name="tally")
+        """Begin to write, in the background."""
+        self._task = asyncio.create_task(self._run(), name="acknowledged jobs")
 
     async def stop(self) -> None:
-        """Tell the last of it."""
+        """Stop, and write the last number."""
         await tasks.end(self._task)
-        await self._tell()
+        await self._write()
 
     async def _run(self) -> None:
         while True:
             await asyncio.sleep(INTERVAL_S)
-            await self._tell()
+            await self._write()
 
-    async def _tell(self) -> None:
+    async def _write(self) -> None:
         total = self._total()
-        if total == self._told:
+        if total == self._written:
             return
         try:
             await self._store.acknowledged(self._incarnation, total)
-            self._told = total
+            self._written = total
         except StoreUnavailable:
-            pass  # next time
+            pass  # written in the next round

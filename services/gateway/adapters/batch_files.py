@@ -1,4 +1,4 @@
-"""Files of lines in the blob store, in chunks of whole lines: written in bounded memory."""
+"""Files in the blob store, written in chunks of whole lines with bounded memory."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ CHUNK_LINES = 10_000
 
 
 class LineWriter:
-    """Lines into chunks that live for ``keep_s`` seconds. What it holds is at most a chunk and a line."""
+    """A writer of chunks that live for ``keep_s`` seconds. It holds at most a chunk and a line."""
 
     def __init__(self, blobs: Blobs, keep_s: float, *, most_bytes: int = CHUNK_BYTES) -> None:
         self._blobs = blobs
@@ -23,13 +23,13 @@ class LineWriter:
         self.held = 0
 
     def add(self, line: bytes) -> bool:
-        """Take a line, without its newline; True: it is time to :meth:`write`."""
+        """Add a line without its newline. Return True when it is time to :meth:`write`."""
         self._lines.append(line)
         self.held += len(line) + 1
         return self.held >= self._most_bytes or len(self._lines) >= CHUNK_LINES
 
     async def write(self) -> FileChunk | None:
-        """Put what is held on disk; None: nothing is. Raises Unavailable, and holds it still."""
+        """Write the held lines as a chunk; None: there were none. After Unavailable they are still held."""
         if not self._lines:
             return None
         lines, size = self._lines, self.held
@@ -39,7 +39,7 @@ class LineWriter:
 
 
 class LineSplitter:
-    """Bytes as they come into lines; raises PayloadTooLarge, BadRequest."""
+    """A splitter of incoming bytes into lines. Raises PayloadTooLarge and BadRequest."""
 
     def __init__(self, *, line_bytes: int, total_bytes: int, lines: int) -> None:
         self._line_bytes = line_bytes
@@ -51,14 +51,16 @@ class LineSplitter:
 
     @property
     def held(self) -> int:
-        """Bytes of a line whose end has not come yet."""
+        """Return the number of bytes of the incomplete line."""
         return len(self._rest)
 
     def feed(self, data: bytes) -> list[bytes]:
-        """The lines that are whole now; empty ones are no lines."""
+        """Add bytes and return the lines that are complete now, without empty ones."""
         self._total += len(data)
         if self._total > self._total_bytes:
-            raise PayloadTooLarge(f"the file is larger than {self._total_bytes} bytes")
+            raise PayloadTooLarge(
+                f"the file is larger than {self._total_bytes} bytes: split it into several batches"
+            )
         head, newline, tail = data.partition(b"\n")
         if len(self._rest) + len(head) > self._line_bytes:
             raise self._too_long(self.lines + 1)
@@ -67,12 +69,12 @@ class LineSplitter:
         if newline:
             first, (*whole, rest) = bytes(self._rest), tail.split(b"\n")
             found, self._rest = self._checked([first, *whole]), bytearray(rest)
-        if len(self._rest) > self._line_bytes:  # the last piece, when it had a newline
+        if len(self._rest) > self._line_bytes:  # the rest after the last newline of this piece
             raise self._too_long(self.lines + 1)
         return found
 
     def end(self) -> list[bytes]:
-        """The last line, if it had no newline."""
+        """Return the last line if it had no newline."""
         rest, self._rest = bytes(self._rest), bytearray()
         return self._checked([rest])
 
@@ -83,7 +85,9 @@ class LineSplitter:
                 raise self._too_long(number)
         self.lines += len(found)
         if self.lines > self._most_lines:
-            raise BadRequest(f"the file has more than {self._most_lines} lines")
+            raise BadRequest(
+                f"the file has more than {self._most_lines} lines: split it into several batches"
+            )
         return found
 
     def _too_long(self, number: int) -> PayloadTooLarge:

@@ -1,4 +1,4 @@
-"""Job messages out: persistent, each confirmed by its quorum queue before anybody is told of it."""
+"""Publish job messages: persistent, and each confirmed by its quorum queue before the caller gets a 202."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tidegate.kernel.protocol.jobs import Level
 
 log = telemetry.logger(__name__)
 
-# A broker that restarts is back within this time; nobody has to hear of it.
+# A broker that restarts is back within this time, so its callers notice nothing.
 PATIENCE_S = 10.0
 AGAIN_S = 0.05
 
@@ -41,15 +41,15 @@ class JobQueue:
         await self.connection.stop()
 
     async def ready(self) -> None:
-        """Return while there is a connection; raises ``Unavailable`` when it does not come back in time."""
+        """Wait for the connection. Raises ``Unavailable`` if it does not come back in time."""
         if self.connection.channel is None:
             await self.connection.wait_up(self._patience_s)
 
     async def publish(self, deployment: str, level: Level, frame: Buffer) -> None:
-        """Return once the broker has the message of one job on disk. Raises ``Unavailable``.
+        """Publish the message of one job; return once the broker has it on disk. Raises ``Unavailable``.
 
-        It is sent again when the broker was lost before it confirmed, so there may be two messages; a
-        worker takes a job once.
+        If the connection is lost before the confirm, the message is published again. There may be two
+        messages then, but a worker takes a job once.
         """
         queue = jobs_queue(deployment, level)
         body = envelope.pack(envelope.REQUESTS, [frame])
@@ -64,17 +64,23 @@ class JobQueue:
                 await channel.publish(body, routing_key=queue.name, mandatory=True, persistent=True)
                 return
             except Unroutable:
-                self._declared.pop(queue.name, None)  # somebody deleted the queue
+                self._declared.pop(queue.name, None)  # the queue was deleted: declare it again
             except Refused:
                 raise
             except Unavailable as error:
-                log.info("a job is sent again: the broker was lost", extra={"problem": error.message})
+                log.info(
+                    "the connection to the broker was lost; publishing a job again",
+                    extra={"problem": error.message},
+                )
             if loop.time() > give_up_at:
-                raise Unavailable("the broker did not take the job in time", retry_after_s=1.0)
+                raise Unavailable(
+                    f"the broker did not confirm the job within {self._patience_s:g} s: send it again",
+                    retry_after_s=1.0,
+                )
             await asyncio.sleep(AGAIN_S)
 
     async def cancel(self, ids: Sequence[bytes]) -> None:
-        """Tell every worker, best effort, that nobody wants these any more."""
+        """Publish cancelled job ids to all workers, best effort."""
         await publish_cancels(self.connection.channel, ids)
 
     async def _on_setup(self, channel: Channel) -> None:
@@ -82,7 +88,7 @@ class JobQueue:
         await channel.declare(CANCELS)
 
     async def _declare(self, channel: Channel, queue: Queue) -> None:
-        """Once for each queue and session, however many publish to it at the same time."""
+        """Declare a queue once for each connection, also if several tasks publish to it at the same time."""
         known = self._declared.get(queue.name)
         if known is None or (known.done() and known.exception() is not None):
             known = self._declared[queue.name] = asyncio.create_task(channel.declare(queue))

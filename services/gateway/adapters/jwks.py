@@ -1,4 +1,4 @@
-"""JWT bearer tokens, checked against the keys of whoever issues them (JWKS, from a file or a URL)."""
+"""Verify JWT bearer tokens with the public keys of their issuer (a JWKS, from a file or a URL)."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ from tidegate.kernel.protocol.access import Principal
 log = telemetry.logger(__name__)
 
 REFRESH_S = 300.0
-# A token by a key that is not known lets the keys be read again, but not more often than this.
-AGAIN_S = 5.0
+# A token with an unknown key makes the gateway read the keys again, at most this often.
+RETRY_S = 5.0
 TIMEOUT_S = 5.0
 LEEWAY_S = 30
-# How long a token is taken without being looked at again.
+# A verified token is accepted for this long without a new check.
 TRUST_S = 300.0
-# Tokens that were found good are remembered, thousands of them.
+# Thousands of verified tokens are kept in memory, so their size is limited.
 LONGEST = 8192
 _TOKEN = re.compile(rb"[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+")
-# Signatures that only the issuer can make: never a shared secret, never none.
+# Only signatures that nobody but the issuer can make: no shared secret, no "none".
 _ALGORITHMS = {
     "RSA": ["RS256", "RS384", "RS512", "PS256", "PS384", "PS512"],
     "EC": ["ES256", "ES384", "ES512"],
@@ -39,7 +39,7 @@ _ALGORITHMS = {
 
 
 class Jwks:
-    """Verifies tokens in memory; the keys are read in the background."""
+    """A verifier of tokens in memory. It reads the issuer's keys in the background."""
 
     def __init__(
         self,
@@ -50,7 +50,7 @@ class Jwks:
         roles_claim: str,
         scopes_of: Mapping[str, Sequence[str]],
     ) -> None:
-        """``url``: http(s), or the path of a file."""
+        """``url``: http(s), or the path of a file; ``scopes_of``: the scopes of each role."""
         self._url = url
         self._issuer = issuer
         self._audience = audience
@@ -58,11 +58,11 @@ class Jwks:
         self._scopes_of = scopes_of
         self._keys: dict[str, jwt.PyJWK] | None = None
         self._read_at = float("-inf")
-        self._again = asyncio.Event()
+        self._refresh_requested = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        """Read the keys once, then go on in the background."""
+        """Read the keys once, then keep them up to date in the background."""
         await self._refresh()
         self._task = asyncio.create_task(self._run(), name="jwks")
 
@@ -71,24 +71,24 @@ class Jwks:
         await tasks.end(self._task)
 
     def verify(self, token: bytes) -> tuple[Principal, float]:
-        """Who bears a token, and until when that may be believed (ms since the epoch).
+        """Return the bearer of a token, and until when it is accepted (ms since the epoch).
 
         Raises Unauthorized, or Unavailable while no keys are known.
         """
         if self._keys is None:
             raise Unavailable(
-                "the keys that tokens are checked by are not known yet",
+                "this gateway has not read the keys of the token issuer yet (TIDEGATE_JWKS_URL)",
                 reason="not_known_yet",
                 retry_after_s=1,
             )
-        # The decoder ignores other characters, so that one token would have any number of spellings.
+        # The decoder ignores other characters, so one token would have any number of spellings.
         if len(token) > LONGEST or _TOKEN.fullmatch(token) is None:
             raise Unauthorized(f"the token is invalid: expected a JWT of at most {LONGEST} characters")
         try:
             key = self._keys.get(jwt.get_unverified_header(token).get("kid", ""))
             if key is None:
-                self._ask_again()
-                raise Unauthorized("the token is signed by a key that is not known")
+                self._request_refresh()
+                raise Unauthorized("the token is signed by a key that is not in the issuer's JWKS")
             claims = jwt.decode(
                 token,
                 key,
@@ -101,21 +101,21 @@ class Jwks:
         except jwt.PyJWTError as error:
             raise Unauthorized(f"the token is invalid: {error}") from None
         if not claims["sub"]:
-            raise Unauthorized("the token is invalid: its sub is empty")
-        # As whole numbers: one that no float can hold is far away, too.
+            raise Unauthorized("the token is invalid: its claim 'sub' is empty")
+        # As an integer: `exp` may be too large for a float.
         until = min(int(claims["exp"]) + LEEWAY_S, time.time() + TRUST_S)
         return principal_of(claims, self._roles_claim, self._scopes_of), until * 1e3
 
-    def _ask_again(self) -> None:
-        if time.monotonic() - self._read_at > AGAIN_S:
-            self._again.set()
+    def _request_refresh(self) -> None:
+        if time.monotonic() - self._read_at > RETRY_S:
+            self._refresh_requested.set()
 
     async def _run(self) -> None:
         while True:
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(REFRESH_S if self._keys else AGAIN_S):
-                    await self._again.wait()
-            self._again.clear()
+                async with asyncio.timeout(REFRESH_S if self._keys else RETRY_S):
+                    await self._refresh_requested.wait()
+            self._refresh_requested.clear()
             await self._refresh()
 
     async def _refresh(self) -> None:
@@ -123,19 +123,21 @@ class Jwks:
         try:
             self._keys = _usable(orjson.loads(await self._read()))
         except (httpx.HTTPError, OSError, ValueError, KeyError, TypeError) as error:
-            log.warning("the JWKS is not read; the last good one stays", extra={"problem": str(error)[:200]})
+            log.warning(
+                "the JWKS could not be read; the last one stays in use", extra={"problem": str(error)[:200]}
+            )
 
     async def _read(self) -> bytes:
         if not self._url.startswith(("http://", "https://")):
             return await asyncio.to_thread(Path(self._url.removeprefix("file://")).read_bytes)
-        # Read anew each time: the authority of an issuer of our own may have been renewed in its file.
+        # A new client each time, so a renewed certificate authority in its file is used.
         verify = not self._url.startswith("http://")
         async with httpx.AsyncClient(timeout=TIMEOUT_S, verify=verify) as http:
             return (await http.get(self._url)).raise_for_status().content
 
 
 def _usable(document: dict[str, list[dict[str, str]]]) -> dict[str, jwt.PyJWK]:
-    """The keys by their ids: public ones, for signatures."""
+    """Return the public keys for signatures, by id."""
     found = {}
     for fields in document["keys"]:
         if fields.get("kty") not in _ALGORITHMS or fields.get("use", "sig") != "sig":
@@ -146,5 +148,5 @@ def _usable(document: dict[str, list[dict[str, str]]]) -> dict[str, jwt.PyJWK]:
 
 
 def _algorithms(key: jwt.PyJWK) -> list[str]:
-    fitting = _ALGORITHMS[key.key_type or ""]
-    return [key.algorithm_name] if key.algorithm_name in fitting else []
+    allowed = _ALGORITHMS[key.key_type or ""]
+    return [key.algorithm_name] if key.algorithm_name in allowed else []

@@ -1,4 +1,4 @@
-"""The registry's keys, kept in memory and on disk: a request never waits for the registry."""
+"""A copy of the registry's keys in memory and on disk, so no request waits for the registry."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ TIMEOUT_S = 2.0
 
 
 class KeyCache:
-    """The last good table. The registry is asked when it says that keys changed, and every 2 s anyway.
+    """The last valid table of keys. It is read when the registry publishes a change, and every 2 s anyway.
 
-    So a key that is revoked goes on being good for milliseconds, for 2 s when the broker is away, and while
-    the registry is away nothing can be revoked. ``on_change`` is called with each new table.
+    So a revoked key works for some milliseconds, or for up to 2 s while the broker is away. While the
+    registry is away, no key can be revoked. ``on_change`` is called with each new table.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class KeyCache:
         self.table: KeyTable | None = None
 
     async def start(self) -> None:
-        """Take what is on disk, then what the registry has, and go on watching."""
+        """Read the table on disk, then the registry's, and keep it up to date in the background."""
         with contextlib.suppress(FileNotFoundError):
             self._take(self._disk.read_bytes(), "disk")
         await self._refresh()
@@ -68,17 +68,17 @@ class KeyCache:
         self._task = asyncio.create_task(self._run(), name="keys")
 
     async def stop(self) -> None:
-        """Stop watching."""
+        """Stop reading."""
         await tasks.end(self._task)
         await self.connection.stop()
         await self._http.aclose()
 
-    async def used(self, principal: str, day: str) -> PriorUsage:
-        """What the registry knows of a principal's requests; raises Unavailable."""
+    async def prior_usage(self, principal: str, day: str) -> PriorUsage:
+        """Return the registry's count of requests on ``day`` and in its month. Raises Unavailable."""
         try:
             answer = await self._http.get(f"/v1/usage/{quote(principal, safe='')}/quota", params={"day": day})
-            told = answer.raise_for_status().json()
-            return PriorUsage(principal, day, day[:7], int(told["day"]), int(told["month"]))
+            counts = answer.raise_for_status().json()
+            return PriorUsage(principal, day, day[:7], int(counts["day"]), int(counts["month"]))
         except (httpx.HTTPError, ValueError, KeyError) as error:
             raise Unavailable(
                 f"The registry does not report usage: {error or type(error).__name__}."
@@ -117,15 +117,20 @@ class KeyCache:
 
     def _note(self, problem: str | None) -> None:
         if problem is not None and self._problem is None:
-            log.warning("keys are not read; the last good ones stay", extra={"problem": problem})
+            log.warning(
+                "keys were not read from the registry; the last ones stay in use", extra={"problem": problem}
+            )
         self._problem = problem
 
     def _take(self, raw: bytes, source: str) -> bool:
         try:
             table = KeyTable.from_dict(orjson.loads(raw))
         except (ValueError, KeyError, TypeError) as error:
-            # Not what it holds: an error of the parser quotes its input.
-            log.error("keys cannot be read; the last good ones stay", extra={"problem": type(error).__name__})
+            # The type alone: the parser's message quotes its input, which holds keys' digests.
+            log.error(
+                "the table of keys cannot be parsed; the last one stays in use",
+                extra={"problem": type(error).__name__},
+            )
             return False
         self.table = table
         log.info("keys", extra={"count": len(table.keys), "mark": table.mark, "source": source})
@@ -133,11 +138,11 @@ class KeyCache:
         return True
 
     def _keep(self, raw: bytes) -> None:
-        fresh = self._disk.with_suffix(f".{os.getpid()}")  # other gateway processes write too
+        fresh = self._disk.with_suffix(f".{os.getpid()}")  # other gateway processes write it too
         try:
             self._disk.parent.mkdir(parents=True, exist_ok=True)
             fresh.touch(0o600)
             fresh.write_bytes(raw)
             fresh.replace(self._disk)
         except OSError as error:
-            log.warning("keys cannot be kept on disk", extra={"problem": str(error)})
+            log.warning("keys cannot be written to disk", extra={"problem": str(error)})

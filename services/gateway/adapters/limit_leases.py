@@ -1,4 +1,4 @@
-"""Settles the meters of this process with the accounts in the store, off the hot path."""
+"""Settle the limiters of this process with the accounts in the store, off the hot path."""
 
 from __future__ import annotations
 
@@ -22,33 +22,38 @@ log = telemetry.logger(__name__)
 
 LOCAL = Gauge(
     "tidegate_gateway_limits_local",
-    "1 while the store is away and this process goes by its own share of every limit.",
+    "1 while the store is away and this process applies its own share of every limit.",
     multiprocess_mode="max",
 )
 ON_OWN = Counter(
-    "tidegate_gateway_limits_on_own_total", "Looks at a caller's limits that had to do without the store."
+    "tidegate_gateway_limits_on_own_total",
+    "Settlements of a caller's limits that were made without the store.",
 )
 
 TICK_S = 0.02
-SLOW_S = 0.5  # a store that takes longer is away
+SLOW_S = 0.5  # a store that takes longer counts as away
 RETRY_S = 0.5
 SEED_RETRY_S = 5.0
-AT_ONCE = 256
+ACCOUNTS_PER_CALL = 256
 
-# What the registry knows of a principal's requests on a day and in its month.
-ReadUsed = Callable[[str, str], Awaitable[PriorUsage]]
+# Read the registry's count of a principal's requests on a day and in its month.
+ReadPriorUsage = Callable[[str, str], Awaitable[PriorUsage]]
 
 
 class LimitLeases:
-    """Makes meters and keeps them settled. ``processes``: how many gateway processes share the accounts."""
+    """The limiters of this process, kept settled. ``processes``: the number that share the accounts."""
 
     def __init__(
-        self, store: LimitAccounts, process: str, processes: Callable[[], int], read_used: ReadUsed
+        self,
+        store: LimitAccounts,
+        process: str,
+        processes: Callable[[], int],
+        read_prior_usage: ReadPriorUsage,
     ) -> None:
         self._store = store
         self._process = process
         self._processes = processes
-        self._read_used = read_used
+        self._read_prior_usage = read_prior_usage
         self._active: dict[KeyLimiter, None] = {}
         self._seeding: dict[str, asyncio.Task[None]] = {}
         self._woken = asyncio.Event()
@@ -56,38 +61,39 @@ class LimitLeases:
         self._day = ""
         self._away_since: float | None = None
         self._retry_at = 0.0
-        self.meters: dict[str, KeyLimiter] = {}  # always this one: every request looks into it
+        self.limiters: dict[str, KeyLimiter] = {}  # always this one: every request looks into it
 
     def start(self) -> None:
         """Begin settling."""
         self._task = asyncio.create_task(self._run(), name="limits")
 
     async def stop(self) -> None:
-        """Give back what is held, and stop."""
+        """Stop, and return what is held."""
         await tasks.end(self._task, *self._seeding.values())
         with contextlib.suppress(TimeoutError, StoreUnavailable):
             async with asyncio.timeout(SLOW_S):
-                asks = [meter.leave(self._day) for meter in self.meters.values() if meter.active]
-                await self._store.settle(self._process, asks)
+                active = [limiter for limiter in self.limiters.values() if limiter.active]
+                requests = [limiter.release_request(self._day) for limiter in active]
+                await self._store.settle(self._process, requests)
 
     def replace(self, allowances: dict[str, Allowance]) -> None:
-        """These are all callers that have limits; who had some before keeps what it holds and has spent."""
+        """Set the limits of all callers. A caller that had limits before keeps its tokens and its usage."""
         kept: dict[str, KeyLimiter] = {}
         now = time.monotonic()
         for principal, allowance in allowances.items():
-            meter = self.meters.get(principal)
-            if meter is None:
-                meter = KeyLimiter(principal, allowance, self._activate)
-                meter.share = self._share()
-            elif meter.allowance != allowance:
-                meter.change(allowance, now)
-            kept[principal] = meter
-        self.meters.clear()
-        self.meters.update(kept)
+            limiter = self.limiters.get(principal)
+            if limiter is None:
+                limiter = KeyLimiter(principal, allowance, self._activate)
+                limiter.share = self._share()
+            elif limiter.allowance != allowance:
+                limiter.change(allowance, now)
+            kept[principal] = limiter
+        self.limiters.clear()
+        self.limiters.update(kept)
 
-    def _activate(self, meter: KeyLimiter) -> None:
-        meter.share = self._share()
-        self._active[meter] = None
+    def _activate(self, limiter: KeyLimiter) -> None:
+        limiter.share = self._share()
+        self._active[limiter] = None
         self._woken.set()
 
     def _share(self) -> float:
@@ -101,7 +107,7 @@ class LimitLeases:
                     await self._woken.wait()
             self._note_day()
             try:
-                await self._round()
+                await self._settle_due()
             except Exception:
                 log.exception("limits were not settled")
                 await asyncio.sleep(RETRY_S)
@@ -109,69 +115,71 @@ class LimitLeases:
     def _note_day(self) -> None:
         day = datetime.now(UTC).date().isoformat()
         if day != self._day:
-            for meter in self.meters.values() if self._day else ():
-                meter.new_day(new_month=day[:7] != self._day[:7])
+            for limiter in self.limiters.values() if self._day else ():
+                limiter.new_day(new_month=day[:7] != self._day[:7])
             self._day = day
 
-    async def _round(self) -> None:
+    async def _settle_due(self) -> None:
         now, share = time.monotonic(), self._share()
         if self._away_since is not None and now < self._retry_at:
-            self._on_own(now)
-            self._let_rest()
+            self._use_own_share(now)
+            self._drop_idle()
             return
-        asks: list[tuple[KeyLimiter, LeaseRequest]] = []
-        for meter in list(self._active):
-            meter.share = share
-            ask = meter.ask(now, self._day)
-            if ask is not None:
-                asks.append((meter, ask))
+        due: list[tuple[KeyLimiter, LeaseRequest]] = []
+        for limiter in list(self._active):
+            limiter.share = share
+            request = limiter.lease_request(now, self._day)
+            if request is not None:
+                due.append((limiter, request))
         try:
-            for at in range(0, len(asks), AT_ONCE):
-                await self._settle(asks[at : at + AT_ONCE])
+            for at in range(0, len(due), ACCOUNTS_PER_CALL):
+                await self._settle(due[at : at + ACCOUNTS_PER_CALL])
         except (StoreUnavailable, TimeoutError) as error:
-            self._went_away(str(error) or "the store is slow")
-            self._on_own(time.monotonic())
-        self._let_rest()
+            self._note_away(str(error) or f"no answer within {SLOW_S} s")
+            self._use_own_share(time.monotonic())
+        self._drop_idle()
 
-    async def _settle(self, asks: list[tuple[KeyLimiter, LeaseRequest]]) -> None:
+    async def _settle(self, due: list[tuple[KeyLimiter, LeaseRequest]]) -> None:
         async with asyncio.timeout(SLOW_S):
-            answers = await self._store.settle(self._process, [ask for _, ask in asks])
+            grants = await self._store.settle(self._process, [request for _, request in due])
         if self._away_since is not None:
             log.info("the store is back; limits are shared again")
             self._away_since = None
             LOCAL.set(0)
         now = time.monotonic()
-        for (meter, ask), given in zip(asks, answers, strict=True):
-            meter.settled(ask, given, now)
-            if not given.seeded and meter.principal not in self._seeding:
-                seeding = asyncio.create_task(self._seed(meter.principal, ask.day), name="limits seed")
-                self._seeding[meter.principal] = seeding
+        for (limiter, request), grant in zip(due, grants, strict=True):
+            limiter.apply(request, grant, now)
+            if not grant.seeded and limiter.principal not in self._seeding:
+                seeding = asyncio.create_task(self._seed(limiter.principal, request.day), name="limits seed")
+                self._seeding[limiter.principal] = seeding
 
-    def _went_away(self, problem: str) -> None:
+    def _note_away(self, problem: str) -> None:
         self._retry_at = time.monotonic() + RETRY_S
         if self._away_since is None:
             self._away_since = time.monotonic()
             LOCAL.set(1)
             log.warning(
-                "the store is away; limits are this process's share of them", extra={"problem": problem}
+                "the store is away; this process applies its share of every limit",
+                extra={"problem": problem},
             )
 
-    def _on_own(self, now: float) -> None:
+    def _use_own_share(self, now: float) -> None:
         ON_OWN.inc(len(self._active))
-        for meter in self._active:
-            meter.on_own(now)
+        for limiter in self._active:
+            limiter.use_own_share(now)
 
-    def _let_rest(self) -> None:
-        for meter in [meter for meter in self._active if not meter.active]:
-            del self._active[meter]
+    def _drop_idle(self) -> None:
+        for limiter in [limiter for limiter in self._active if not limiter.active]:
+            del self._active[limiter]
 
     async def _seed(self, principal: str, day: str) -> None:
-        """Tell an account that has just begun to count what was used before."""
+        """Add the usage from before an account began to count."""
         try:
-            await self._store.seed(await self._read_used(principal, day))
+            await self._store.seed(await self._read_prior_usage(principal, day))
         except TidegateError as error:
             log.warning(
-                "a quota counts from zero for now", extra={"key": principal, "problem": error.message}
+                "a quota counts from zero until the registry reports the earlier usage",
+                extra={"key": principal, "problem": error.message},
             )
             await asyncio.sleep(SEED_RETRY_S)
         finally:

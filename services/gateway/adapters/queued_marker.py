@@ -1,8 +1,8 @@
-"""Records of jobs whose message is confirmed say so a moment later, many in one call.
+"""Mark the records of published jobs as queued, many in one call.
 
-Nobody waits for that: record and message are on disk, which is all that a 202 promises. A job that is taken
-before then has moved on; one whose gateway is killed before then is published again by the router's sweeper,
-and a worker takes it once.
+No caller waits for this: record and message are on disk, and a 202 promises no more. If a worker takes the
+job first, the mark changes nothing. If the gateway is killed first, the router publishes the job again, and a
+worker takes it once.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ LINGER_S = 0.025
 
 
 class QueuedMarker:
-    """Collects ids for ``LINGER_S``, then tells the store of all of them."""
+    """A collector of job ids that writes them to the store every ``LINGER_S`` seconds."""
 
     def __init__(self, store: JobStore) -> None:
         self._store = store
@@ -26,13 +26,13 @@ class QueuedMarker:
         self._task: asyncio.Task[None] | None = None
 
     def add(self, id_: bytes) -> None:
-        """The broker has confirmed the message of this job."""
+        """Add a job whose message the broker has confirmed."""
         self._ids.append(id_)
         if self._task is None:
             self._task = asyncio.create_task(self._run(), name="queued marks")
 
     async def stop(self) -> None:
-        """Return when the store has been told."""
+        """Wait until all marks are written."""
         if self._task is not None:
             await self._task
 
@@ -44,6 +44,7 @@ class QueuedMarker:
                 await self._store.queued(ids)
             except StoreUnavailable as error:
                 log.info(
-                    "jobs are queued, and their records do not say so yet", extra={"problem": error.message}
+                    "jobs are queued, but the store did not record it; the router will publish them again",
+                    extra={"problem": error.message},
                 )
         self._task = None

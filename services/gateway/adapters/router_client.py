@@ -1,4 +1,4 @@
-"""What the gateway asks the router for, in the name of its caller."""
+"""A client of the router's HTTP API, for requests on behalf of a caller."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ TIMEOUT_S = 5.0
 
 
 class RouterClient:
-    """The router's HTTP door; every failure is ``Unavailable``."""
+    """A client of the router; every failure is ``Unavailable``."""
 
     def __init__(self, url: str, token: str) -> None:
         self._client = httpx.AsyncClient(
@@ -30,12 +30,12 @@ class RouterClient:
         await self._client.aclose()
 
     async def webhook_secret(self) -> dict[str, Any]:
-        """The secret of the caller at hand."""
+        """Return the webhook secret of the current caller."""
         try:
-            answer = await self._client.get("/v1/webhooks/secret", headers=caller.onward())
-            answer.raise_for_status()
-            told: dict[str, Any] = answer.json()
+            response = await self._client.get("/v1/webhooks/secret", headers=caller.onward())
+            response.raise_for_status()
+            secret: dict[str, Any] = response.json()
         except (httpx.HTTPError, ValueError) as error:
             reason = str(error) or type(error).__name__
             raise Unavailable(f"the router does not answer: {reason}", retry_after_s=2.0) from error
-        return told
+        return secret

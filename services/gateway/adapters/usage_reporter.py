@@ -1,4 +1,4 @@
-"""What callers use, counted in memory and reported to the registry over a durable queue."""
+"""Count the usage of callers in memory, and report it to the registry over a durable queue."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ log = telemetry.logger(__name__)
 LOST = Counter("tidegate_gateway_usage_lost_total", "Requests whose usage could not be reported.")
 
 CONFIRM_S = 5.0
-LAST_S = 2.0
+CONNECT_S = 2.0
 
 
 class UsageReporter:
-    """Counts by caller and endpoint. A report is sent again, as it is, until the broker has confirmed it.
+    """Usage counts by caller and endpoint. A report is published again, unchanged, until it is confirmed.
 
-    What is not reported yet goes with the process: when it is killed, what came in the last ``every_s``.
+    Usage that is not reported yet is lost with the process: at most the last ``every_s`` seconds.
     """
 
     def __init__(self, amqp_url: str, incarnation: str, every_s: float, jobs: JobUsageStore) -> None:
-        """``jobs``: where that of jobs is counted; it is reported with this process's own."""
+        """``jobs``: the store's usage counts of jobs, which this process reports too."""
         self.connection = Connection(amqp_url, "gateway usage", _declare)
         self._incarnation = incarnation
         self._every_s = every_s
@@ -38,7 +38,7 @@ class UsageReporter:
         self._counts: dict[tuple[str, str], list[int]] = {}
         self._sealed: UsageReport | None = None
         self._seq = 0
-        self._waits = False
+        self._waiting = False
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -47,21 +47,23 @@ class UsageReporter:
         self._task = asyncio.create_task(self._run(), name="usage")
 
     async def stop(self) -> None:
-        """Report what is left, if the broker is there."""
+        """Report the rest if the broker is available, and stop."""
         await tasks.end(self._task)
         with contextlib.suppress(Unavailable, TimeoutError):
-            async with asyncio.timeout(LAST_S):
+            async with asyncio.timeout(CONNECT_S):
                 while self._sealed or self._counts:
                     await self._report()
         lost = sum(counts[0] for counts in self._counts.values())
         lost += sum(counts[0] for counts in self._sealed.counts.values()) if self._sealed else 0
         if lost:
             LOST.inc(lost)
-            log.error("usage is lost: the broker is away", extra={"requests": lost})
+            log.error(
+                "usage is lost: the broker was away at the end of this process", extra={"requests": lost}
+            )
         await self.connection.stop()
 
     def counts(self, principal: str, endpoint: str) -> list[int]:
-        """The counts of a caller and an endpoint, in the order of ``COUNTS``: to be added to at once."""
+        """Return the counts of a caller at an endpoint, in the order of ``COUNTS``. Add to them in place."""
         found = self._counts.get((principal, endpoint))
         if found is None:
             found = self._counts[principal, endpoint] = [0] * len(ZERO)
@@ -73,11 +75,11 @@ class UsageReporter:
             try:
                 await self._report()
                 await self._report_jobs()
-                self._waits = False
+                self._waiting = False
             except (Unavailable, TimeoutError) as error:
-                if not self._waits:
-                    log.warning("usage waits to be reported", extra={"problem": str(error)})
-                self._waits = True
+                if not self._waiting:
+                    log.warning("usage is not reported yet; trying again", extra={"problem": str(error)})
+                self._waiting = True
 
     async def _report(self) -> None:
         if self._sealed is None:
@@ -86,7 +88,7 @@ class UsageReporter:
             counts, self._counts = self._counts, {}
             day = day_of(time.time())
             self._seq += 1
-            subjects = {Subject(day, *who): tuple(numbers) for who, numbers in counts.items()}
+            subjects = {Subject(day, *subject): tuple(numbers) for subject, numbers in counts.items()}
             self._sealed = UsageReport(self._incarnation, self._seq, subjects)
         await self._send(self._sealed)
         self._sealed = None
@@ -98,7 +100,7 @@ class UsageReporter:
             await self._jobs.settle(report)
 
     async def _send(self, report: UsageReport) -> None:
-        channel = await self.connection.wait_up(LAST_S)
+        channel = await self.connection.wait_up(CONNECT_S)
         async with asyncio.timeout(CONFIRM_S):
             await channel.publish(report.to_json(), routing_key=USAGE.name, persistent=True, mandatory=True)
 

@@ -1,4 +1,4 @@
-"""Who calls, and what that caller may use: asked at every door, answered from memory."""
+"""Authentication and admission of callers, from memory, for every API of the gateway."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from prometheus_client import Counter
 
 from services.gateway.domain.key_limiter import KeyLimiter, LimitReached
 from services.gateway.domain.key_table import FOREVER, KeyTable
-from services.gateway.domain.rate_limit_headers import left, seconds_left
+from services.gateway.domain.rate_limit_headers import seconds_left
 from services.gateway.domain.usage_cost import UsageCost
 from tidegate.kernel.errors import Forbidden, TooMany, Unauthorized, Unavailable
 from tidegate.kernel.protocol import access
@@ -21,14 +21,14 @@ LIMITED = Counter(
 )
 
 Headers = dict[bytes, bytes]
-# Who bears a token, and until when that may be believed (ms since the epoch); raises Unauthorized.
+# Return the bearer of a token, and until when that is valid (ms since the epoch). Raises Unauthorized.
 Verify = Callable[[bytes], tuple[Principal, float]]
-# A caller's counts at an endpoint, in the order of ``tidegate.kernel.protocol.usage.COUNTS``.
+# Return a caller's counts at an endpoint, in the order of ``tidegate.kernel.protocol.usage.COUNTS``.
 Count = Callable[[str, str], list[int]]
 
 REMEMBERED = 10_000
 _BEARER = b"Bearer "
-_WORDS = {
+_REFUSALS = {
     "rate": (
         "rate_limited",
         "this key has reached its limit of requests per second: send again after Retry-After",
@@ -37,30 +37,36 @@ _WORDS = {
         "too_many_concurrent",
         "this key has reached its limit of requests in flight: wait for one to end",
     ),
-    "day": ("quota_exhausted", "this key has used up its requests for the day (UTC)"),
-    "month": ("quota_exhausted", "this key has used up its requests for the month (UTC)"),
+    "day": (
+        "quota_exhausted",
+        "this key has used up its requests for the day (UTC): send again after Retry-After",
+    ),
+    "month": (
+        "quota_exhausted",
+        "this key has used up its requests for the month (UTC): send again after Retry-After",
+    ),
 }
 
 
 class Grant:
     """One admitted request. The first of :meth:`done`, :meth:`accepted` and :meth:`cancel` ends it."""
 
-    __slots__ = ("_count", "_endpoint", "_meter", "_open", "_principal")
+    __slots__ = ("_count", "_endpoint", "_limiter", "_open", "_principal")
 
-    def __init__(self, count: Count, principal: Principal, endpoint: str, meter: KeyLimiter | None) -> None:
+    def __init__(self, count: Count, principal: Principal, endpoint: str, limiter: KeyLimiter | None) -> None:
         self._count = count
         self._principal = principal
         self._endpoint = endpoint
-        self._meter = meter
+        self._limiter = limiter
         self._open = True
 
     def headers(self) -> list[tuple[bytes, bytes]]:
-        """What the caller is told of its limits, as headers of the response."""
-        if self._meter is None:
+        """Return the response headers about the caller's limits."""
+        if self._limiter is None:
             return []
         return [
-            (b"ratelimit-policy", self._meter.policy),
-            (b"ratelimit", left(self._meter, time.time())),
+            (b"ratelimit-policy", self._limiter.policy),
+            (b"ratelimit", self._limiter.remaining_header(time.time())),
         ]
 
     def done(
@@ -73,12 +79,12 @@ class Grant:
         tokens_out: int = 0,
         failed: bool = False,
     ) -> None:
-        """The request is over: its share of the model's time in us, bytes of both bodies, tokens if known."""
+        """Count an ended request: its share of the model's time in us, bytes of both bodies, known tokens."""
         if not self._open:
             return
         self._open = False
-        if self._meter is not None:
-            self._meter.give()
+        if self._limiter is not None:
+            self._limiter.finish()
         counts = self._count(self._principal.id, self._endpoint)
         counts[0] += 1
         counts[2] += compute_us
@@ -91,13 +97,13 @@ class Grant:
             counts[6] += tokens_out
 
     def accepted(self, received: int) -> None:
-        """The request is a job now: it counts as a request, with what it used, at its end."""
+        """Count the body of a request that became a job. The rest counts when the job ends."""
         if self._open:
             self.cancel()
             self._count(self._principal.id, self._endpoint)[3] += received
 
     def streamed(self, cost: UsageCost, received: int) -> None:
-        """:meth:`done`, of a stream; :meth:`cancel`, where it was never queued."""
+        """Count an ended stream. A stream that was never queued is cancelled instead."""
         if not cost.queued:
             self.cancel()
         self.done(
@@ -110,15 +116,15 @@ class Grant:
         )
 
     def cancel(self) -> None:
-        """The request never reached a model: it was wrong, or refused by the gateway."""
+        """Drop a request that never reached a model: it was wrong, or the gateway refused it."""
         if self._open:
             self._open = False
-            if self._meter is not None:
-                self._meter.give()
+            if self._limiter is not None:
+                self._limiter.finish()
 
 
 class Access:
-    """The gateway's word on every caller. ``required``: nobody without a credential is let in."""
+    """The gateway's access control. ``required``: every caller needs a credential."""
 
     def __init__(
         self,
@@ -126,29 +132,32 @@ class Access:
         required: bool,
         service_token: str,
         count: Count,
-        meters: Mapping[str, KeyLimiter],
+        limiters: Mapping[str, KeyLimiter],
         verify: Verify | None = None,
     ) -> None:
         self.required = required
         self._token = ServiceToken(service_token)
         self._count = count
-        self._meters = meters
+        self._limiters = limiters
         self._verify = verify
         self._table: KeyTable | None = None
         self._known: dict[bytes, tuple[Principal, float]] = {}
 
     def replace(self, table: KeyTable) -> None:
-        """These are all keys now. Whoever was known is looked at again."""
+        """Take a new table of keys. Every credential is checked again."""
         self._table = table
         self._known.clear()
 
     def problem(self) -> str | None:
-        """Why nobody with a key can be let in, if so."""
+        """Return why no key can be checked, or None."""
         known = self._table is not None or not self.required
-        return None if known else "Keys are not known yet: the registry has not been read."
+        return None if known else "Keys are not known yet: this gateway has not reached the registry."
 
     def authenticate(self, headers: Headers) -> Principal:
-        """Who sends these headers; no I/O. Raises Unauthorized, or Unavailable while keys are unknown."""
+        """Return the sender of these headers, without I/O.
+
+        Raises Unauthorized, or Unavailable while keys are unknown.
+        """
         credential = headers.get(b"authorization")
         if credential is None:
             if self.required:
@@ -167,38 +176,38 @@ class Access:
         return found[0]
 
     def remembered(self, headers: Headers) -> Principal | None:
-        """Return the bearer of a credential that was found good lately, or None."""
+        """Return the bearer of a credential that was checked recently, or None."""
         known = self._known.get(headers.get(b"authorization", b""))
         return known[0] if known is not None else None
 
     def remembers(self, headers: Headers) -> bool:
-        """Return True for a credential that was found good lately; costs one look into memory."""
+        """Return True for a credential that was checked recently. It costs one dictionary lookup."""
         return headers.get(b"authorization", b"") in self._known
 
     def admit(self, principal: Principal, endpoint: str) -> Grant | None:
-        """Let an inference request of ``principal`` to ``endpoint`` in; None: nothing is counted for it.
+        """Admit an inference request of ``principal`` to ``endpoint``; None: nothing is counted for it.
 
-        Raises Forbidden for what the principal may not do, TooMany for what it has used up.
+        Raises Forbidden if the principal lacks the permission, TooMany if a limit is reached.
         """
         if principal is ANONYMOUS or principal is SERVICE:
             return None
         if not principal.may(INFER, endpoint):
             raise Forbidden(access.may_not_use(principal, endpoint))
-        meter = self._meters.get(principal.id)
-        if meter is not None:
-            denied = meter.take(time.monotonic())
-            if denied is not None:
-                raise _too_many(denied, meter)
-        return Grant(self._count, principal, endpoint, meter)
+        limiter = self._limiters.get(principal.id)
+        if limiter is not None:
+            reached = limiter.take(time.monotonic())
+            if reached is not None:
+                raise _too_many(reached, limiter)
+        return Grant(self._count, principal, endpoint, limiter)
 
     def standing(self, principal: Principal) -> Principal:
-        """Return a caller of earlier as it is now: its key may have been changed, revoked, or have expired.
+        """Return the current state of a principal, whose key may have been changed, revoked, or have expired.
 
-        Raises Unauthorized for one that would not be let in any more, Unavailable while keys are unknown. A
-        token of an issuer cannot be asked for again, so its bearer stays as it was.
+        Raises Unauthorized if its key is no longer valid, Unavailable while keys are unknown. The bearer of
+        an issuer's token stays as it was: the gateway does not have the token any more.
         """
         if principal is ANONYMOUS and self.required:
-            raise Unauthorized("this stack no longer takes callers without a key", reason="key_revoked")
+            raise Unauthorized("this stack no longer accepts callers without a key", reason="key_revoked")
         if principal is ANONYMOUS or principal is SERVICE or principal.id.startswith(access.JWT_PREFIX):
             return principal
         if self._table is None:
@@ -246,14 +255,14 @@ def _keys_unknown() -> Unavailable:
     )
 
 
-def _too_many(denied: LimitReached, meter: KeyLimiter) -> TooMany:
-    LIMITED.labels(meter.principal, denied.limit).inc()
-    reason, words = _WORDS[denied.limit]
+def _too_many(reached: LimitReached, limiter: KeyLimiter) -> TooMany:
+    LIMITED.labels(limiter.principal, reached.limit).inc()
+    reason, message = _REFUSALS[reached.limit]
     now = time.time()
-    quota = denied.limit in ("day", "month")
-    retry_after_s = seconds_left(denied.limit, now) if quota else denied.retry_after_s
-    told = {
-        "RateLimit-Policy": meter.policy.decode(),
-        "RateLimit": left(meter, now).decode(),
+    quota = reached.limit in ("day", "month")
+    retry_after_s = seconds_left(reached.limit, now) if quota else reached.retry_after_s
+    headers = {
+        "RateLimit-Policy": limiter.policy.decode(),
+        "RateLimit": limiter.remaining_header(now).decode(),
     }
-    return TooMany(words, reason=reason, retry_after_s=retry_after_s, told=told)
+    return TooMany(message, reason=reason, retry_after_s=retry_after_s, told=headers)

@@ -1,4 +1,4 @@
-"""A line of a batch: the request in it, and the line of its result. Pure."""
+"""Lines of a batch: parse a request line, and format the line of its result. Pure."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tidegate.kernel.protocol import bounded_json
 
 
 class BatchLine(NamedTuple):
-    """What a line asks for. ``head`` is an inference request, with or without fields of a job."""
+    """A parsed request line. ``head`` is the inference request; it may contain a job's fields."""
 
     model: str
     version: str
@@ -24,10 +24,10 @@ class BatchLine(NamedTuple):
 
 
 def read_line(raw: bytes, batch: Batch) -> BatchLine:
-    """The request in a line; the batch's own model and options where it names none. Raises BadRequest."""
+    """Parse a line. Model and options default to those of the batch. Raises BadRequest."""
     head = read_object(raw)
     if head.get("webhook") is not None:
-        raise BadRequest("a line of a batch has no webhook of its own")
+        raise BadRequest("a line of a batch cannot have a webhook: leave it out and poll the batch")
     base = JobOptions(batch.level, batch.ttl_s)
     model = head.get("model") or batch.model
     if not isinstance(model, str) or not model:
@@ -40,7 +40,7 @@ def read_line(raw: bytes, batch: Batch) -> BatchLine:
 
 
 def read_object(raw: bytes) -> dict[str, Any]:
-    """A line's JSON object; raises BadRequest, PayloadTooLarge."""
+    """Return a line's JSON object. Raises BadRequest or PayloadTooLarge."""
     found = bounded_json.loads(raw, "the line")
     if not isinstance(found, dict):
         raise BadRequest("the line is not a JSON object")
@@ -48,7 +48,7 @@ def read_object(raw: bytes) -> dict[str, Any]:
 
 
 def line_id(raw: bytes) -> str | None:
-    """The id that a line has by its caller's own choice."""
+    """Return the id that the caller gave to a line, or None."""
     try:
         found = read_object(raw).get("id")
     except TidegateError:
@@ -57,12 +57,12 @@ def line_id(raw: bytes) -> str | None:
 
 
 def result_line(number: int, id_: str | None, job: str | None, response: bytes) -> bytes:
-    """The line of a result; ``response`` is JSON."""
+    """Return the line of a succeeded request. ``response`` is JSON."""
     head = orjson.dumps({"line": number, "id": id_, "job": job, "status": "succeeded"})
     return b'%b,"response":%b}' % (head[:-1], response)
 
 
 def failed_line(number: int, id_: str | None, job: str | None, status: str, error: TidegateError) -> bytes:
-    """The line of a request that has no result."""
-    told = {"reason": error.reason, "message": error.message}
-    return orjson.dumps({"line": number, "id": id_, "job": job, "status": status, "error": told})
+    """Return the line of a request without a result."""
+    problem = {"reason": error.reason, "message": error.message}
+    return orjson.dumps({"line": number, "id": id_, "job": job, "status": status, "error": problem})

@@ -1,4 +1,4 @@
-"""Batches of jobs: a file of requests, one a line, and a file of results with a line for each. Pure."""
+"""Batches of jobs: a file with one request on each line, and a file with the result of each line. Pure."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from typing import Any, Literal, NamedTuple
 
 from tidegate.kernel.protocol.jobs import Level, iso
 
-State = Literal["running", "cancelling", "completed", "cancelled", "failed"]
-OVER: frozenset[State] = frozenset({"completed", "cancelled", "failed"})
+BatchState = Literal["running", "cancelling", "completed", "cancelled", "failed"]
+OVER: frozenset[BatchState] = frozenset({"completed", "cancelled", "failed"})
 
-# What may become of a line.
+# The final statuses of a line.
 OUTCOMES = ("succeeded", "failed", "cancelled", "expired")
 
 
 class FileChunk(NamedTuple):
-    """A piece of a file in the blob store: whole lines."""
+    """A piece of a file in the blob store: whole lines, ``size`` in bytes."""
 
     key: str
     lines: int
@@ -24,14 +24,14 @@ class FileChunk(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """What is known of a batch. Times are milliseconds since the epoch, 0: it has not happened.
+    """The record of a batch. Times are milliseconds since the epoch; 0: it has not happened.
 
-    ``model``, ``version``, ``level`` and ``ttl_s`` are those of lines that name none. ``written`` lines have
-    their result on disk, by outcome in ``counts``; ``done`` has those that are over and not on disk yet too.
+    ``model``, ``version``, ``level`` and ``ttl_s`` are the defaults of its lines. The results of ``written``
+    lines are on disk; ``counts`` has their outcomes. ``done`` also counts finished lines not yet on disk.
     """
 
     id: bytes
-    state: State
+    state: BatchState
     principal: str
     lines: int
     created_ms: int
@@ -49,11 +49,11 @@ class Batch:
 
     @property
     def over(self) -> bool:
-        """Whether nothing happens to it any more."""
+        """Return True in a final state."""
         return self.state in OVER
 
     def public(self) -> dict[str, Any]:
-        """The batch as a client sees it."""
+        """Return the batch as the API shows it."""
         path = f"/v1/batches/{self.id.hex()}"
         return {
             "id": self.id.hex(),

@@ -1,4 +1,4 @@
-"""What a caller may ask of a job, read from headers or from a body: pure."""
+"""Options of a job, read from headers or from a body. Pure."""
 
 from __future__ import annotations
 
@@ -19,25 +19,25 @@ MAX_METADATA_BYTES = 4096
 MAX_KEY = 255
 _WAIT = re.compile(rb"wait\s*=\s*\"?(\d{1,9})\"?")
 _KEY = re.compile(rb"[\x21-\x7e]{1,255}")
-# Fields of POST /v1/jobs that are the gateway's; all others are those of an inference request.
+# The fields of POST /v1/jobs that describe the job; all others belong to the inference request.
 OWN_FIELDS = ("model", "version", "priority", "ttl_s", "webhook", "metadata")
 
 
 @dataclass(frozen=True, slots=True)
 class Preference:
-    """What ``Prefer`` asks: a job, and how long (seconds) its caller waits for the result before the 202."""
+    """The preference for a job. ``wait_s``: seconds that the caller waits for the result before the 202."""
 
     wait_s: float = 0.0
 
     @property
     def applied(self) -> bytes:
-        """The value of ``Preference-Applied``."""
+        """Return the value of ``Preference-Applied``."""
         return b"wait=%d" % self.wait_s if self.wait_s else b"respond-async"
 
 
 @dataclass(frozen=True, slots=True)
 class JobOptions:
-    """What a job has beside its request. ``ttl_s`` None: the default; after it the job expires."""
+    """The options of a job. It expires after ``ttl_s`` seconds; None: the default."""
 
     level: Level = "normal"
     ttl_s: float | None = None
@@ -49,21 +49,21 @@ _DEFAULT = JobOptions()
 
 
 def preference(header: bytes | None) -> Preference | None:
-    """The preference for a job in a ``Prefer`` header (RFC 7240); None when there is none in it."""
+    """Return the preference for a job in a ``Prefer`` header (RFC 7240), or None."""
     if header is None:
         return None
-    asked, wait_s = False, 0.0
+    found, wait_s = False, 0.0
     for part in re.split(rb"[,;]", header.lower()):
         word = part.strip()
-        if found := _WAIT.fullmatch(word):
-            asked, wait_s = True, min(float(found[1]), MAX_WAIT_S)
+        if match := _WAIT.fullmatch(word):
+            found, wait_s = True, min(float(match[1]), MAX_WAIT_S)
         elif word == b"respond-async":
-            asked = True
-    return Preference(wait_s) if asked else None
+            found = True
+    return Preference(wait_s) if found else None
 
 
 def from_headers(headers: Mapping[bytes, bytes]) -> JobOptions:
-    """The options in ``X-Job-Priority``, ``X-Job-TTL`` (seconds) and ``X-Job-Webhook``; raises BadRequest."""
+    """Read ``X-Job-Priority``, ``X-Job-TTL`` (seconds) and ``X-Job-Webhook``. Raises BadRequest."""
     found = {
         name: value.decode("latin-1")
         for name, header in (
@@ -75,17 +75,17 @@ def from_headers(headers: Mapping[bytes, bytes]) -> JobOptions:
     }
     if not found:
         return _DEFAULT
-    given: dict[str, Any] = dict(found)
+    fields: dict[str, Any] = dict(found)
     if "ttl_s" in found:
         try:
-            given["ttl_s"] = float(found["ttl_s"])
+            fields["ttl_s"] = float(found["ttl_s"])
         except ValueError:
             raise BadRequest(f"X-Job-TTL must be a number of seconds, got {found['ttl_s'][:40]!r}") from None
-    return from_fields(given)
+    return from_fields(fields)
 
 
 def from_fields(head: Mapping[str, Any], base: JobOptions = _DEFAULT) -> JobOptions:
-    """The options among a body's fields, over those of ``base``; raises BadRequest."""
+    """Return ``base`` with the options in a body's fields. Raises BadRequest."""
     changes: dict[str, Any] = {}
     if (level := head.get("priority")) is not None:
         changes["level"] = check_level(level)
@@ -98,48 +98,48 @@ def from_fields(head: Mapping[str, Any], base: JobOptions = _DEFAULT) -> JobOpti
     return replace(base, **changes) if changes else base
 
 
-def check_version(found: Any) -> str:
-    """A version as the routes name it; empty: none is named. Raises BadRequest."""
-    if isinstance(found, bool) or not isinstance(found, str | int | None):
-        raise BadRequest(f"'version' must be a number, got {str(found)[:40]!r}")
-    return "" if found is None else str(found)
+def check_version(value: Any) -> str:
+    """Return a version as the route table names it; empty: not given. Raises BadRequest."""
+    if isinstance(value, bool) or not isinstance(value, str | int | None):
+        raise BadRequest(f"'version' must be a number, got {str(value)[:40]!r}")
+    return "" if value is None else str(value)
 
 
-def check_level(found: Any) -> Level:
-    """A priority level; raises BadRequest."""
-    if found not in LEVELS:
-        raise BadRequest(f"priority must be one of {', '.join(LEVELS)}, got {str(found)[:40]!r}")
-    level: Level = found
+def check_level(value: Any) -> Level:
+    """Return a priority level. Raises BadRequest."""
+    if value not in LEVELS:
+        raise BadRequest(f"priority must be one of {', '.join(LEVELS)}, got {str(value)[:40]!r}")
+    level: Level = value
     return level
 
 
-def check_ttl(found: Any) -> float:
-    """How many seconds a job may take from its acceptance to its end; raises BadRequest."""
-    if isinstance(found, bool) or not isinstance(found, int | float) or not 1 <= found <= MAX_TTL_S:
-        raise BadRequest(f"the ttl must be 1..{MAX_TTL_S} seconds, got {str(found)[:40]!r}")
-    return float(found)
+def check_ttl(value: Any) -> float:
+    """Return the seconds that a job may take from acceptance to end. Raises BadRequest."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 1 <= value <= MAX_TTL_S:
+        raise BadRequest(f"the ttl must be 1..{MAX_TTL_S} seconds, got {str(value)[:40]!r}")
+    return float(value)
 
 
-def check_webhook(found: Any) -> str:
-    """A webhook's URL; raises BadRequest. Whether its address may be reached is judged on delivery."""
-    if not isinstance(found, str) or read_url(found) is None:
-        raise BadRequest(f"webhook must be a plain http or https URL without a user, got {str(found)[:80]!r}")
-    return found
+def check_webhook(value: Any) -> str:
+    """Return a webhook's URL. Raises BadRequest. Its address is checked on delivery."""
+    if not isinstance(value, str) or read_url(value) is None:
+        raise BadRequest(f"webhook must be a plain http or https URL without a user, got {str(value)[:80]!r}")
+    return value
 
 
-def check_metadata(found: Any) -> dict[str, Any]:
-    """The caller's own facts, given back with the job; raises BadRequest."""
-    if not isinstance(found, dict):
-        raise BadRequest(f"metadata must be an object, got {type(found).__name__}")
-    if (size := len(orjson.dumps(found))) > MAX_METADATA_BYTES:
-        raise BadRequest(f"metadata has {size} bytes, at most {MAX_METADATA_BYTES} are kept")
-    return found
+def check_metadata(value: Any) -> dict[str, Any]:
+    """Return the caller's own metadata, which the job's document repeats. Raises BadRequest."""
+    if not isinstance(value, dict):
+        raise BadRequest(f"metadata must be an object, got {type(value).__name__}")
+    if (size := len(orjson.dumps(value))) > MAX_METADATA_BYTES:
+        raise BadRequest(f"metadata has {size} bytes, the limit is {MAX_METADATA_BYTES}")
+    return value
 
 
-def check_key(found: bytes | None) -> str | None:
-    """An ``Idempotency-Key``; raises BadRequest."""
-    if found is None:
+def check_key(value: bytes | None) -> str | None:
+    """Return an ``Idempotency-Key``, None if there is none. Raises BadRequest."""
+    if value is None:
         return None
-    if _KEY.fullmatch(found) is None:
+    if _KEY.fullmatch(value) is None:
         raise BadRequest(f"Idempotency-Key must be 1..{MAX_KEY} printable ASCII characters without spaces")
-    return found.decode("ascii")
+    return value.decode("ascii")

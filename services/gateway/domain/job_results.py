@@ -1,4 +1,4 @@
-"""What a job's caller wants back, kept with the job, and how it is read again: pure."""
+"""The form of a job's answer, kept in its record, and the error of a job without a result. Pure."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tidegate.kernel.protocol.jobs import Job
 
 
 def ask_of(request: Decoded) -> dict[str, Any]:
-    """The part of a request that says how its answer is written: what is not the default."""
+    """Return the fields of a request that decide the form of its answer, without defaults."""
     ask: dict[str, Any] = {}
     if request.id:
         ask["id"] = request.id
@@ -23,7 +23,7 @@ def ask_of(request: Decoded) -> dict[str, Any]:
 
 
 def read_ask(ask: Mapping[str, Any], binary: bool | None = None) -> Decoded:
-    """The request as the encoder of its answer needs it. ``binary`` replaces the form that was asked for."""
+    """Return the request as the encoder of its answer needs it. ``binary`` overrides the requested form."""
     outputs = ask.get("outputs")
     wanted = None
     if outputs:
@@ -35,7 +35,7 @@ def read_ask(ask: Mapping[str, Any], binary: bool | None = None) -> Decoded:
 
 
 def form(accept: bytes | None) -> bool | None:
-    """The form that an ``Accept`` header wants of a result: binary or JSON; None: as asked when submitted."""
+    """Return True if an ``Accept`` header prefers binary, False for JSON, None if the submission decides."""
     if accept is None:
         return None
     accept = accept.lower()
@@ -45,12 +45,14 @@ def form(accept: bytes | None) -> bool | None:
 
 
 def failure_of(job: Job) -> TidegateError:
-    """Why a job that is over has no result."""
+    """Return the error that explains why a finished job has no result."""
     shown = job.id.hex()
     if job.state == "cancelled":
         return Conflict(f"job {shown} was cancelled", reason="cancelled")
     if job.state == "expired":
-        return DeadlinePassed(f"job {shown} expired before it was done", reason="expired")
-    told = job.error or {}
-    reason = told.get("reason", ModelFailed.reason)
-    return BY_REASON.get(reason, ModelFailed)(told.get("message", "the job failed"), reason=reason)
+        return DeadlinePassed(
+            f"job {shown} expired before it was done: submit it again with a larger ttl_s", reason="expired"
+        )
+    error = job.error or {}
+    reason = error.get("reason", ModelFailed.reason)
+    return BY_REASON.get(reason, ModelFailed)(error.get("message", "the job failed"), reason=reason)

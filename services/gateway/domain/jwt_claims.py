@@ -1,4 +1,4 @@
-"""What the claims of a verified JWT make of its bearer."""
+"""The principal in the claims of a verified JWT."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ _ID_CHARS = 120
 def principal_of(
     claims: Mapping[str, Any], roles_claim: str, scopes_of: Mapping[str, Sequence[str]]
 ) -> Principal:
-    """The bearer. ``roles_claim`` may lead into objects by dots, as Keycloak's ``realm_access.roles`` does.
+    """Return the bearer. Dots in ``roles_claim`` lead into objects, as in Keycloak's ``realm_access.roles``.
 
-    ``scopes_of`` maps roles to scopes; when it is empty a role that is called like a scope gives that scope.
+    ``scopes_of`` maps roles to scopes. If it is empty, a role with the name of a scope grants that scope.
     """
     subject = str(claims["sub"])
     if len(subject) > _ID_CHARS or not subject.isprintable():
         subject = hashlib.sha256(subject.encode(errors="surrogatepass")).hexdigest()
-    told = claims.get("preferred_username") or claims.get("name") or subject
-    name = "".join(filter(str.isprintable, str(told)))[:_ID_CHARS]
-    found: set[str] = set()
+    display_name = claims.get("preferred_username") or claims.get("name") or subject
+    name = "".join(filter(str.isprintable, str(display_name)))[:_ID_CHARS]
+    scopes: set[str] = set()
     for role in _roles(claims, roles_claim):
-        found.update(scopes_of.get(role, ()) if scopes_of else {role} & set(SCOPES))
-    return Principal(JWT_PREFIX + subject, name, frozenset(found))
+        scopes.update(scopes_of.get(role, ()) if scopes_of else {role} & set(SCOPES))
+    return Principal(JWT_PREFIX + subject, name, frozenset(scopes))
 
 
 def _roles(claims: Mapping[str, Any], path: str) -> list[str]:
-    at: Any = claims
-    for step in path.split("."):
-        at = at.get(step) if isinstance(at, Mapping) else None
-    if isinstance(at, str):
-        return at.split()  # as OAuth's `scope` has it
-    return [role for role in at if isinstance(role, str)] if isinstance(at, list) else []
+    value: Any = claims
+    for name in path.split("."):
+        value = value.get(name) if isinstance(value, Mapping) else None
+    if isinstance(value, str):
+        return value.split()  # OAuth's `scope` is one string, separated by spaces
+    return [role for role in value if isinstance(role, str)] if isinstance(value, list) else []

@@ -1,9 +1,9 @@
-"""A caller's limits as one gateway process sees them: tokens that it holds of the caller's account.
+"""The limits of one key in one gateway process.
 
-A request takes its tokens from here, and never waits. Between requests the process settles with the account
-in the store: it asks for what its own pace will need and for its share of what is left, and gives back what
-it does not use. Where it holds nothing because nobody has called for a while, it lends its share until it has
-heard; the account is charged for what was lent. While the store is away it goes by its share of each limit.
+A request takes its tokens from here and never waits. Between requests, the process settles with the account
+in the store. It asks for the tokens that its pace will need and for its share of the rest, and returns tokens
+that it does not use. A process without tokens, because the key was idle, borrows its share until the account
+answers; the account is charged for it. While the store is away, the process applies its share of each limit.
 """
 
 from __future__ import annotations
@@ -13,312 +13,294 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from services.gateway.domain.lease_messages import LeaseGrant, LeaseRequest, TokenHolding
-from services.gateway.domain.rate_limit_headers import policy
+from services.gateway.domain.leased_tokens import LeasedTokens
+from services.gateway.domain.rate_limit_headers import policy, seconds_left
 from tidegate.kernel.protocol.access import Allowance
 
-# How far ahead of its pace a process holds tokens, and how long it holds them for nobody.
+# A process holds the tokens that its pace needs for this long.
 AHEAD_S = 0.1
+# After this long without a request, it returns its tokens.
 IDLE_S = 1.0
-# A settlement that nothing forces.
+# The interval of settlements that nothing makes urgent.
 REFRESH_S = 0.2
 SLOTS_RETRY_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
 class LimitReached:
-    """Which limit is used up: ``rate``, ``day``, ``month`` or ``concurrency``. When a day
-    or a month is over, ``ratelimit.seconds_left`` knows.
+    """A refusal. ``limit``: ``rate``, ``day``, ``month`` or ``concurrency``.
+
+    For a day or a month, ``rate_limit_headers.seconds_left`` returns the time to retry after.
     """
 
     limit: str
     retry_after_s: float = SLOTS_RETRY_S
 
 
-class LeasedTokens:
-    """Those of one kind. ``least``: so many must be there for one to be taken; below 1 there is credit."""
-
-    __slots__ = ("cut", "have", "kind", "least", "left", "lent", "limit")
-
-    def __init__(self, kind: str, limit: int) -> None:
-        self.kind = kind
-        self.limit = limit
-        self.have: float = 0
-        self.least: float = 1
-        self.left: float = limit  # in the account, when last heard of
-        self.lent: float = 0  # of those held, what the account does not know of
-        # Of those that the account was told of and has not answered for, what went by a change.
-        self.cut: float = 0
-
-    @property
-    def remaining(self) -> int:
-        """What this process can tell of what is left."""
-        found = int(self.left + self.have)
-        return found if found > 0 else 0
-
-    def lend(self, share: int) -> None:
-        """Until the account is heard of, so many may be taken."""
-        self.least = 1 - share
-
-    def holding(self, want: int) -> TokenHolding:
-        """What to tell the account."""
-        self.cut = 0
-        return TokenHolding(math.floor(self.have - self.lent), min(want, self.limit))
-
-    def settled(self, asked: TokenHolding, given: int, left: float, credit: int = 0) -> None:
-        """The account has answered; what was taken in the meantime stays taken."""
-        have = math.floor(self.have - self.lent + self.cut) - asked.have + given
-        # What was given under a limit that is lower since counts up to that.
-        self.have, self.left = min(have, self.limit), min(left, self.limit)
-        self.lent = self.cut = 0
-        self.least = 1 - min(credit, self.limit)
-
-    def change(self, limit: int) -> None:
-        """Another limit: what was spent of the old one is spent, and no more is left than the new one."""
-        rest = self.left + self.have
-        if self.kind != "rate" or self.left >= self.limit:
-            rest += limit - self.limit  # a bucket that was not full has to fill up to its new size
-        rest, held, known = min(rest, limit), self.have, self.have - self.lent
-        self.have = min(held, max(0, rest))
-        self.lent = max(0, self.lent - (held - self.have))
-        self.cut += known - (self.have - self.lent)
-        self.left = min(limit, max(0, rest - self.have))
-        self.limit = limit
-
-    def begin(self) -> None:
-        """A new period: tokens of the old one are worth nothing."""
-        self.have = self.lent = self.cut = 0
-        self.left = self.limit
-
-
 class KeyLimiter:
-    """All limits of one caller. ``now`` is in seconds, on a clock that never goes back."""
+    """All limits of one key. ``now`` is in seconds, on a clock that never goes back."""
 
     __slots__ = (
-        "_activate", "_asked", "_fresh", "_heard_at", "_last_at", "_rate_denied", "_slots_denied",
-        "_slots_heard", "_tight", "_tokens", "_wait_until", "active", "allowance", "local", "of_day",
-        "of_month", "policy", "principal", "rate", "share", "slots", "under_way",
+        "_activate", "_last_at", "_rate_refused", "_requests", "_settled_at", "_slots_known",
+        "_slots_refused", "_tight", "_tokens", "_unsettled", "_wait_until", "active", "allowance",
+        "day_quota", "in_flight", "month_quota", "policy", "principal", "rate", "share", "slots",
+        "standalone",
     )  # fmt: skip
 
     def __init__(self, principal: str, allowance: Allowance, activate: Callable[[KeyLimiter], None]) -> None:
-        """``activate`` is called when the meter has something to settle, once until it is idle again."""
+        """Start idle. ``activate`` is called once when there is something to settle, until it is idle again.
+
+        ``share`` is one process's part of each limit, ``standalone`` is True while the store is away.
+        """
         self.principal = principal
         self.allowance = allowance
-        self.share = 1.0  # of one process in each limit
+        self.share = 1.0
         self.active = False
-        self.local = False
+        self.standalone = False
         self.rate: LeasedTokens | None = None
-        self.of_day: LeasedTokens | None = None
-        self.of_month: LeasedTokens | None = None
-        self._bound(allowance)
-        self.under_way = 0
+        self.day_quota: LeasedTokens | None = None
+        self.month_quota: LeasedTokens | None = None
+        self._set_allowance(allowance)
+        self.in_flight = 0
         self.slots = 0
-        self._slots_heard = False
-        self._slots_denied = 0
+        self._slots_known = False
+        self._slots_refused = 0
         self._tight = False
         self._activate = activate
-        self._asked = 0  # requests since the last settlement
-        self._fresh = False  # nothing was settled since it woke
-        self._rate_denied = 0
-        self._last_at = self._heard_at = self._wait_until = float("-inf")
+        self._requests = 0  # since the last settlement
+        self._unsettled = False  # nothing was settled since it became active
+        self._rate_refused = 0
+        self._last_at = self._settled_at = self._wait_until = float("-inf")
 
     def take(self, now: float) -> LimitReached | None:
-        """Let one request in, or say why not. Who was let in calls :meth:`give` at its end."""
+        """Admit one request, or return the limit that refuses it. Call :meth:`finish` when it ends."""
         if not self.active:
             self._wake(now)
-        self._asked += 1
-        for kind in self._tokens:
-            if kind.have < kind.least:
-                return self._denied(kind, now)
+        self._requests += 1
+        for tokens in self._tokens:
+            if tokens.held < tokens.minimum:
+                return self._refuse(tokens, now)
         limit = self.allowance.concurrency
-        if limit is not None and self.under_way >= self._room(limit):
-            self._slots_denied += 1
+        if limit is not None and self.in_flight >= self._slot_limit(limit):
+            self._slots_refused += 1
             return LimitReached("concurrency")
-        for kind in self._tokens:
-            kind.have -= 1
-        self.under_way += 1
+        for tokens in self._tokens:
+            tokens.held -= 1
+        self.in_flight += 1
         return None
 
-    def give(self) -> None:
-        """A request is over."""
-        self.under_way -= 1
+    def finish(self) -> None:
+        """Note the end of an admitted request."""
+        self.in_flight -= 1
+
+    def remaining_header(self, epoch_s: float) -> bytes:
+        """Return the value of ``RateLimit``: what is left of each limit, as far as this process knows.
+
+        ``r`` is the number left, ``t`` the seconds until the limit is whole again.
+        """
+        found = []
+        rate, allowance = self.rate, self.allowance
+        # Every response to a key has this header: hence no min, max and math.ceil.
+        if rate is not None and allowance.rate is not None:
+            missing = allowance.burst - rate.remaining
+            if missing > 0:
+                seconds = -(-missing // allowance.rate)
+                found.append(b'"rate";r=%d;t=%d' % (allowance.burst - missing, seconds))
+            else:
+                found.append(b'"rate";r=%d;t=0' % allowance.burst)
+        if allowance.concurrency is not None:
+            free = allowance.concurrency - self.in_flight
+            found.append(b'"concurrency";r=%d' % (free if free > 0 else 0))
+        if self.day_quota is not None:
+            found.append(b'"day";r=%d;t=%d' % (self.day_quota.remaining, seconds_left("day", epoch_s)))
+        if self.month_quota is not None:
+            found.append(b'"month";r=%d;t=%d' % (self.month_quota.remaining, seconds_left("month", epoch_s)))
+        return b", ".join(found)
 
     def change(self, allowance: Allowance, now: float) -> None:
-        """Other limits from now on; what was spent and what is under way counts for them too."""
+        """Set other limits. Spent tokens and requests in flight count for them too."""
         before, self.allowance = self.allowance, allowance
-        self._bound(allowance)
+        self._set_allowance(allowance)
         if before.rate is not None and allowance.rate is not None:
             wait = max(0.0, self._wait_until - now)
             self._wait_until = now + wait * before.rate / allowance.rate
         if before.concurrency != allowance.concurrency:
-            self._slots_heard = False
+            self._slots_known = False
 
-    def _bound(self, to: Allowance) -> None:
-        self.policy = policy(to)
-        self.rate = self._kind(self.rate, "rate", None if to.rate is None else to.burst)
-        self.of_day = self._kind(self.of_day, "day", to.day)
-        self.of_month = self._kind(self.of_month, "month", to.month)
-        self._tokens = tuple(kind for kind in (self.rate, self.of_day, self.of_month) if kind is not None)
+    def _set_allowance(self, allowance: Allowance) -> None:
+        self.policy = policy(allowance)
+        burst = None if allowance.rate is None else allowance.burst
+        self.rate = self._with_limit(self.rate, "rate", burst)
+        self.day_quota = self._with_limit(self.day_quota, "day", allowance.day)
+        self.month_quota = self._with_limit(self.month_quota, "month", allowance.month)
+        self._tokens = tuple(
+            tokens for tokens in (self.rate, self.day_quota, self.month_quota) if tokens is not None
+        )
 
-    def _kind(self, tokens: LeasedTokens | None, kind: str, limit: int | None) -> LeasedTokens | None:
-        """Those of one kind, under a limit that is new to them."""
+    def _with_limit(self, tokens: LeasedTokens | None, kind: str, limit: int | None) -> LeasedTokens | None:
+        """Return the tokens of a limit after it was set to ``limit``; None: there is no such limit."""
         if limit is None:
             return None
         if tokens is None:
             tokens = LeasedTokens(kind, limit)
-            tokens.lend(self._part(limit))
+            tokens.borrow(self._share_of(limit))
         elif limit != tokens.limit:
             tokens.change(limit)
-            least = tokens.least
-            tokens.lend(self._part(tokens.left) if tokens.left >= 1 else 0)
-            if kind == "rate" or self.local:  # of these no more is lent than was before
-                tokens.least = max(tokens.least, least)
+            minimum = tokens.minimum
+            tokens.borrow(self._share_of(tokens.available) if tokens.available >= 1 else 0)
+            if kind == "rate" or self.standalone:  # a change must not raise the credit
+                tokens.minimum = max(tokens.minimum, minimum)
         return tokens
 
     def new_day(self, *, new_month: bool) -> None:
-        """The day is over."""
-        for kind, begins in ((self.of_day, True), (self.of_month, new_month)):
-            if kind is not None and begins:
-                kind.begin()
-                kind.lend(self._part(kind.left))
+        """Begin a new day, and a new month if ``new_month``."""
+        for tokens, begins in ((self.day_quota, True), (self.month_quota, new_month)):
+            if tokens is not None and begins:
+                tokens.reset()
+                tokens.borrow(self._share_of(tokens.available))
 
-    def ask(self, now: float, day: str) -> LeaseRequest | None:
-        """What to settle now, on ``day`` (``2026-01-31``); None: nothing, for the moment."""
-        if self._asked:
+    def lease_request(self, now: float, day: str) -> LeaseRequest | None:
+        """Return what to settle now, on ``day`` (``2026-01-31``), or None if nothing is due."""
+        if self._requests:
             self._last_at = now
-        if not self._due(now):
+        if not self._settlement_due(now):
             return None
         idle = now - self._last_at >= IDLE_S
-        # How many requests come in AHEAD_S, by those since the last settlement.
-        pace = math.ceil(self._asked * AHEAD_S / max(now - self._heard_at, AHEAD_S / 5))
-        if self.local and self.rate is not None:
-            self.rate.lent = self.rate.have  # the account went on filling by itself
+        # The requests that come in AHEAD_S at the pace since the last settlement.
+        pace = math.ceil(self._requests * AHEAD_S / max(now - self._settled_at, AHEAD_S / 5))
+        if self.standalone and self.rate is not None:
+            self.rate.borrowed = self.rate.held  # the account's bucket filled by itself meanwhile
         slots = self._slots_wanted(idle)
-        self.slots = min(self.slots, slots)  # what is given back is not used any more
+        self.slots = min(self.slots, slots)  # returned slots are not used any more
         return LeaseRequest(
             self.principal,
             self.allowance,
             day,
             day[:7],
             rate=self._holding(self.rate, pace, idle),
-            slots=TokenHolding(self.under_way, slots),
-            of_day=self._holding(self.of_day, pace, idle),
-            of_month=self._holding(self.of_month, pace, idle),
+            slots=TokenHolding(self.in_flight, slots),
+            day_quota=self._holding(self.day_quota, pace, idle),
+            month_quota=self._holding(self.month_quota, pace, idle),
         )
 
-    def leave(self, day: str) -> LeaseRequest:
-        """Give everything back: this process ends."""
+    def release_request(self, day: str) -> LeaseRequest:
+        """Return the last settlement of a process that stops: it returns everything."""
         return LeaseRequest(
             self.principal,
             self.allowance,
             day,
             day[:7],
             rate=self._holding(self.rate, 0, True),
-            of_day=self._holding(self.of_day, 0, True),
-            of_month=self._holding(self.of_month, 0, True),
+            day_quota=self._holding(self.day_quota, 0, True),
+            month_quota=self._holding(self.month_quota, 0, True),
         )
 
-    def settled(self, asked: LeaseRequest, given: LeaseGrant, now: float) -> None:
-        """The account has answered ``asked``."""
-        of = asked.allowance  # they may have been changed since
-        if self.rate is not None and of.rate is not None:
-            credit = self._rest_of_share(asked.rate, given.rate_left) if self._fresh else 0
-            self.rate.settled(asked.rate, given.rate, given.rate_left, credit)
-        # Of a quota little is held, since that is lost with the process; its share of the rest is lent.
-        if self.of_day is not None and of.day is not None:
-            left = max(0, given.day_left + self.of_day.limit - of.day)
-            self.of_day.settled(asked.of_day, given.of_day, left, int(left * self.share))
-        if self.of_month is not None and of.month is not None:
-            left = max(0, given.month_left + self.of_month.limit - of.month)
-            self.of_month.settled(asked.of_month, given.of_month, left, int(left * self.share))
-        self.slots, self._tight = given.slots, given.tight
-        self._slots_heard = of.concurrency == self.allowance.concurrency
-        self._wait_until = now + given.wait_ms / 1e3
-        self.local = self._fresh = False
-        self._rest(now)
+    def apply(self, request: LeaseRequest, grant: LeaseGrant, now: float) -> None:
+        """Take the account's answer to ``request``."""
+        limits = request.allowance  # may have been changed since
+        if self.rate is not None and limits.rate is not None:
+            credit = self._unused_share(request.rate, grant.rate_left) if self._unsettled else 0
+            self.rate.apply(request.rate, grant.rate, grant.rate_left, credit)
+        # Few tokens of a quota are held: they are lost with the process. The share of the rest is credit.
+        if self.day_quota is not None and limits.day is not None:
+            left = max(0, grant.day_left + self.day_quota.limit - limits.day)
+            self.day_quota.apply(request.day_quota, grant.day_quota, left, int(left * self.share))
+        if self.month_quota is not None and limits.month is not None:
+            left = max(0, grant.month_left + self.month_quota.limit - limits.month)
+            self.month_quota.apply(request.month_quota, grant.month_quota, left, int(left * self.share))
+        self.slots, self._tight = grant.slots, grant.tight
+        self._slots_known = limits.concurrency == self.allowance.concurrency
+        self._wait_until = now + grant.wait_ms / 1e3
+        self.standalone = self._unsettled = False
+        self._end_round(now)
 
-    def on_own(self, now: float) -> None:
-        """The store is away: go by this process's share of each limit."""
+    def use_own_share(self, now: float) -> None:
+        """Go on without the store: apply this process's share of each limit."""
         self._fill(now)
-        for kind in (self.of_day, self.of_month):
-            if kind is not None:
-                more = self._part(kind.left) if kind.have < 1 <= kind.left else 0
-                kind.have, kind.lent, kind.left = kind.have + more, kind.lent + more, kind.left - more
-                kind.least = 1
+        for tokens in (self.day_quota, self.month_quota):
+            if tokens is not None:
+                more = self._share_of(tokens.available) if tokens.held < 1 <= tokens.available else 0
+                tokens.held, tokens.borrowed = tokens.held + more, tokens.borrowed + more
+                tokens.available -= more
+                tokens.minimum = 1
         if self.allowance.concurrency is not None:
-            self.slots = self._part(self.allowance.concurrency)
-            self._slots_heard, self._tight = True, False
-        self.local, self._fresh = True, False
-        self._rest(now)
+            self.slots = self._share_of(self.allowance.concurrency)
+            self._slots_known, self._tight = True, False
+        self.standalone, self._unsettled = True, False
+        self._end_round(now)
 
     def _fill(self, now: float) -> None:
-        """The bucket of this process alone; it begins with what it may still lend."""
+        """Fill the bucket of this process alone. It begins with the tokens that it may still borrow."""
         rate = self.rate
         if rate is None or self.allowance.rate is None:
             return
         pace, most = self.allowance.rate * self.share, max(1.0, self.allowance.burst * self.share)
-        more = (now - self._heard_at) * pace if self.local else 1 - rate.least
-        rate.have = min(most, max(0.0, rate.have + more))
-        rate.least, rate.left = 1, 0
-        self._wait_until = now + max(0.0, 1 - rate.have) / pace
+        more = (now - self._settled_at) * pace if self.standalone else 1 - rate.minimum
+        rate.held = min(most, max(0.0, rate.held + more))
+        rate.minimum, rate.available = 1, 0
+        self._wait_until = now + max(0.0, 1 - rate.held) / pace
 
-    def _rest(self, now: float) -> None:
-        self._asked = self._rate_denied = self._slots_denied = 0
-        self._heard_at = now
-        if now - self._last_at >= IDLE_S and (not self.under_way or self.allowance.concurrency is None):
-            self.active = self._slots_heard = False
+    def _end_round(self, now: float) -> None:
+        self._requests = self._rate_refused = self._slots_refused = 0
+        self._settled_at = now
+        if now - self._last_at >= IDLE_S and (not self.in_flight or self.allowance.concurrency is None):
+            self.active = self._slots_known = False
 
     def _wake(self, now: float) -> None:
-        if self.local:
+        if self.standalone:
             self._fill(now)
-            self._heard_at = now
+            self._settled_at = now
         else:
-            for kind in self._tokens:
-                # Nothing is lent of a bucket or a quota that is known to be empty.
-                empty = now < self._wait_until if kind is self.rate else kind.left < 1
-                kind.lend(0 if empty else self._part(kind.left))
+            for tokens in self._tokens:
+                # Borrow nothing of a bucket or a quota that is known to be empty.
+                empty = now < self._wait_until if tokens is self.rate else tokens.available < 1
+                tokens.borrow(0 if empty else self._share_of(tokens.available))
         self.active = True
-        self._fresh = not self.local
+        self._unsettled = not self.standalone
         self._last_at = now
         self._activate(self)
 
-    def _denied(self, kind: LeasedTokens, now: float) -> LimitReached:
-        if kind is not self.rate:
-            return LimitReached(kind.kind)
-        self._rate_denied += 1
-        return LimitReached(kind.kind, max(self._wait_until - now, 1 / (self.allowance.rate or 1)))
+    def _refuse(self, tokens: LeasedTokens, now: float) -> LimitReached:
+        if tokens is not self.rate:
+            return LimitReached(tokens.kind)
+        self._rate_refused += 1
+        return LimitReached(tokens.kind, max(self._wait_until - now, 1 / (self.allowance.rate or 1)))
 
-    def _due(self, now: float) -> bool:
-        since = now - self._heard_at
-        if since >= IDLE_S or self._rate_denied or self._slots_denied:
+    def _settlement_due(self, now: float) -> bool:
+        since = now - self._settled_at
+        if since >= IDLE_S or self._rate_refused or self._slots_refused:
             return True
-        if any(2 * kind.have < self._asked and (kind.left >= 1 or kind.have < 0) for kind in self._tokens):
+        if any(
+            2 * tokens.held < self._requests and (tokens.available >= 1 or tokens.held < 0)
+            for tokens in self._tokens
+        ):
             return True
-        spare = self._tight and self.slots > self.under_way
-        return since >= REFRESH_S and (self._asked > 0 or spare)
+        spare = self._tight and self.slots > self.in_flight
+        return since >= REFRESH_S and (self._requests > 0 or spare)
 
-    def _room(self, limit: int) -> int:
-        return min(limit, self.slots if self._slots_heard else max(self.slots, self._part(limit)))
+    def _slot_limit(self, limit: int) -> int:
+        return min(limit, self.slots if self._slots_known else max(self.slots, self._share_of(limit)))
 
-    def _part(self, of: float) -> int:
-        """This process's share, at least one."""
-        return max(1, int(of * self.share))
+    def _share_of(self, tokens: float) -> int:
+        """Return this process's share, at least one."""
+        return max(1, int(tokens * self.share))
 
-    def _holding(self, kind: LeasedTokens | None, pace: int, idle: bool) -> TokenHolding:
-        if kind is None:
+    def _holding(self, tokens: LeasedTokens | None, pace: int, idle: bool) -> TokenHolding:
+        if tokens is None:
             return TokenHolding()
-        if idle or (self._fresh and kind is self.rate):
-            return kind.holding(0)  # others may have lent too: first it is told what is left
-        part = self._part(kind.left + max(kind.have, 0)) if kind is self.rate else 1
-        return kind.holding(max(pace, part))
+        if idle or (self._unsettled and tokens is self.rate):
+            return tokens.holding(0)  # other processes may have borrowed too: learn first what is left
+        share = self._share_of(tokens.available + max(tokens.held, 0)) if tokens is self.rate else 1
+        return tokens.holding(max(pace, share))
 
-    def _rest_of_share(self, asked: TokenHolding, left: float) -> int:
-        """Of what was there before this process lent, its share less what it has had."""
-        spent = max(0, -asked.have)
-        return max(0, int((left + spent) * self.share) - spent)
+    def _unused_share(self, reported: TokenHolding, available: float) -> int:
+        """Return this process's share of the bucket before it borrowed, less the tokens that it has used."""
+        used = max(0, -reported.held)
+        return max(0, int((available + used) * self.share) - used)
 
     def _slots_wanted(self, idle: bool) -> int:
         limit = self.allowance.concurrency
         if limit is None or idle:
-            return self.under_way
-        more = self.under_way + self._slots_denied
-        return min(limit, more if self._tight else max(more, self._part(limit)))
+            return self.in_flight
+        needed = self.in_flight + self._slots_refused
+        return min(limit, needed if self._tight else max(needed, self._share_of(limit)))

@@ -1,4 +1,4 @@
-"""The keys that a gateway knows, and whether a credential is one of them."""
+"""The table of API keys that a gateway checks credentials against."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ FOREVER = float("inf")
 
 
 class KeyTable:
-    """All keys that are not revoked, at one state of the registry, which ``mark`` names."""
+    """All keys that are not revoked. ``mark`` names the registry's state that the table was read from."""
 
     def __init__(self, mark: str, keys: Mapping[str, Key]) -> None:
         self.mark = mark
         self.keys = keys
 
     @classmethod
-    def from_dict(cls, told: Mapping[str, Any]) -> KeyTable:
-        """As the registry tells it; raises KeyError, TypeError or ValueError."""
-        keys = [Key.from_dict(fields) for fields in told["keys"]]
-        return cls(str(told["mark"]), {key.principal.id: key for key in keys})
+    def from_dict(cls, document: Mapping[str, Any]) -> KeyTable:
+        """Parse the registry's document. Raises KeyError, TypeError or ValueError."""
+        keys = [Key.from_dict(fields) for fields in document["keys"]]
+        return cls(str(document["mark"]), {key.principal.id: key for key in keys})
 
     def find(self, credential: bytes, now_ms: float) -> tuple[Key, float] | None:
-        """The key that a credential is, and until when (ms since the epoch); None: it is no good one."""
+        """Return the key of a credential and the end of its validity (ms since the epoch), or None."""
         id_ = access.key_id(credential)
         key = self.keys.get(id_) if id_ is not None else None
         if key is None:

@@ -1,8 +1,8 @@
-"""What a gateway process and the store tell each other of a caller's limits.
+"""The messages between a gateway process and the store about a caller's limits.
 
-The store has one account for each caller; a process holds a few tokens of it, and so decides alone. It
-settles with the store many times a second: what it holds, what it would like to hold. Tokens that it spent
-without holding them (it had not heard yet) are negative holdings.
+The store has one account for each caller. A process holds a few tokens of it, so it decides alone. It settles
+with the store many times a second and sends the tokens that it holds and wants. Tokens that it spent before
+the account was charged for them are negative holdings.
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ from tidegate.kernel.protocol.access import Allowance
 
 @dataclass(frozen=True, slots=True)
 class TokenHolding:
-    """Tokens of one kind: those that are held (negative: owed), and those that would do."""
+    """Tokens of one limit: the number that a process holds (negative: owes), and the number that it wants."""
 
-    have: int = 0
-    want: int = 0
+    held: int = 0
+    wanted: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class LeaseRequest:
-    """What a process says of one caller. ``day`` is ``2026-01-31``, ``month`` is ``2026-01`` (UTC).
+    """A process's holdings of one caller's limits. ``day`` is ``2026-01-31``, ``month`` is ``2026-01`` (UTC).
 
-    ``slots``: requests under way, and those that it would like to be able to have.
+    ``slots``: requests in flight, and the number that the process wants to have room for.
     """
 
     principal: str
@@ -33,16 +33,16 @@ class LeaseRequest:
     month: str
     rate: TokenHolding = TokenHolding()
     slots: TokenHolding = TokenHolding()
-    of_day: TokenHolding = TokenHolding()
-    of_month: TokenHolding = TokenHolding()
+    day_quota: TokenHolding = TokenHolding()
+    month_quota: TokenHolding = TokenHolding()
 
 
 @dataclass(frozen=True, slots=True)
 class LeaseGrant:
-    """What the store answers: what may be held from now on, and what is left in the account.
+    """The store's answer: the tokens that the process holds from now on, and those left in the account.
 
-    ``wait_ms``: until the account has a token again. ``tight``: somebody lacks slots.
-    ``seeded``: the counts of day and month are known to hold what was used before the store began to count.
+    ``wait_ms``: until the account has a token again. ``tight``: some process lacked slots in the last second.
+    ``seeded``: the counts of day and month include the usage from before the store began to count.
     """
 
     rate: int = 0
@@ -50,19 +50,19 @@ class LeaseGrant:
     wait_ms: float = 0.0
     slots: int = 0
     tight: bool = False
-    of_day: int = 0
+    day_quota: int = 0
     day_left: int = 0
-    of_month: int = 0
+    month_quota: int = 0
     month_left: int = 0
     seeded: bool = True
 
 
 @dataclass(frozen=True, slots=True)
 class PriorUsage:
-    """Requests of a caller that were counted elsewhere, on a day and in its month."""
+    """A caller's requests on a day and in its month, as the registry counted them."""
 
     principal: str
     day: str
     month: str
-    of_day: int
-    of_month: int
+    day_requests: int
+    month_requests: int

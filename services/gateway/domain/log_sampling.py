@@ -1,4 +1,4 @@
-"""Choose the successful requests that get a line in the access log, and find a request's other ids. Pure."""
+"""Sampling of successful requests for the access log, and the trace id of a request. Pure."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ _TRACEPARENT = re.compile(rb"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}
 
 
 class LogSampler:
-    """Takes the first requests of each second, and of the others a fixed part.
+    """A sampler that takes the first requests of each second, and a fixed part of the others.
 
-    ``fraction``: of the others, 0 to 1. :meth:`second` begins the next second.
+    ``fraction``: the part of the others, 0 to 1. Call :meth:`second` once a second.
     """
 
     __slots__ = ("_due", "_every", "_first", "_left")
@@ -22,7 +22,7 @@ class LogSampler:
         self._due = self._every
 
     def take(self) -> bool:
-        """Return True if this one gets a line. It costs about 60 ns, so any request can ask."""
+        """Return True if this request gets a line. A call costs about 60 ns."""
         if self._left:
             self._left -= 1
             return True

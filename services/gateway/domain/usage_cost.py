@@ -1,4 +1,4 @@
-"""What answers have cost, as far as they tell."""
+"""The usage cost of answers, from the figures in their replies."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from tidegate.kernel.protocol.usage import tokens
 
 
 def compute_us(reply: Reply) -> int:
-    """This request's part of the model call that it shared, in microseconds."""
+    """Return the request's part of the model call that it shared, in microseconds."""
     return reply.compute_us // max(1, reply.shared)
 
 
 @dataclass(slots=True)
 class UsageCost:
-    """The cost of a stream so far. ``queued``: it was not refused before it could cost anything."""
+    """The cost of a stream so far. ``queued``: the stream reached a queue, so it counts as used."""
 
     answers: int = 0
     compute_us: int = 0
@@ -27,11 +27,11 @@ class UsageCost:
     queued: bool = False
 
     def begin(self) -> None:
-        """It was queued for a model."""
+        """Note that the stream was queued for a model."""
         self.queued = True
 
     def add(self, reply: Reply, parameters: Mapping[str, Any], sent: int) -> None:
-        """One answer more, of ``sent`` bytes. Its tokens are those of the stream up to it."""
+        """Add an answer of ``sent`` bytes. Its token counts cover the stream up to this answer."""
         tokens_in, tokens_out = tokens(parameters)
         self.answers += 1
         self.compute_us += compute_us(reply)

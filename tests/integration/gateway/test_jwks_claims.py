@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import padding, rsa
 from jwt.algorithms import RSAAlgorithm
 
-from services.gateway.adapters.jwks import AGAIN_S, LONGEST, Jwks
+from services.gateway.adapters.jwks import LONGEST, RETRY_S, Jwks
 from tidegate.kernel.errors import Unauthorized
 
 pytestmark = pytest.mark.integration
@@ -159,4 +159,4 @@ async def test_unknown_keys_do_not_make_it_read_the_issuer_again_and_again(jwks,
             jwks.verify(token(json.dumps({"alg": "RS256", "kid": str(number)}).encode()))
         await asyncio.sleep(0)
     await until(lambda: reads)
-    assert len(reads) <= 2 + (time.monotonic() - began) / AGAIN_S
+    assert len(reads) <= 2 + (time.monotonic() - began) / RETRY_S

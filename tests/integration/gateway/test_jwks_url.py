@@ -47,7 +47,7 @@ def keys_at(server: ThreadingHTTPServer) -> Jwks:
 
 
 async def test_keys_by_url(server, issuer, until, monkeypatch):
-    monkeypatch.setattr(jwks, "AGAIN_S", 0.0)
+    monkeypatch.setattr(jwks, "RETRY_S", 0.0)
     found = keys_at(server)
     with pytest.raises(Unavailable, match="not known yet"):
         found.verify(issuer.token().encode())

@@ -22,10 +22,10 @@ class Account:
         self.principal = principal
         self.allowance = allowance
 
-    async def __call__(self, process: str, day: str = DAY, **holdings: tuple[int, int]) -> LeaseGrant:
-        held = {name: TokenHolding(*pair) for name, pair in holdings.items()}
-        ask = LeaseRequest(self.principal, self.allowance, day, day[:7], **held)
-        return (await self.store.settle(process, [ask]))[0]
+    async def __call__(self, process: str, day: str = DAY, **pairs: tuple[int, int]) -> LeaseGrant:
+        holdings = {name: TokenHolding(*pair) for name, pair in pairs.items()}
+        request = LeaseRequest(self.principal, self.allowance, day, day[:7], **holdings)
+        return (await self.store.settle(process, [request]))[0]
 
 
 @pytest.fixture
@@ -97,30 +97,32 @@ async def test_slots_are_shared_and_who_lacks_them_is_seen(account):
 
 async def test_quotas_count_and_begin_anew(account):
     settle = account(day=10, month=15, rate=None)
-    given = await settle("a", of_day=(0, 8), of_month=(0, 8))
-    assert (given.of_day, given.day_left, given.of_month, given.month_left) == (8, 2, 8, 7)
-    given = await settle("b", of_day=(0, 8), of_month=(-2, 8))
-    assert (given.of_day, given.of_month) == (2, 5)
-    given = await settle("a", day="2026-02-01", of_day=(0, 3), of_month=(0, 3))
-    assert (given.of_day, given.day_left, given.month_left) == (3, 7, 12)
-    late = await settle("b", of_day=(0, 8), of_month=(0, 0))
-    assert late.of_day == 7, "a clock that is behind does not bring yesterday back"
+    grant = await settle("a", day_quota=(0, 8), month_quota=(0, 8))
+    assert (grant.day_quota, grant.day_left, grant.month_quota, grant.month_left) == (8, 2, 8, 7)
+    grant = await settle("b", day_quota=(0, 8), month_quota=(-2, 8))
+    assert (grant.day_quota, grant.month_quota) == (2, 5)
+    grant = await settle("a", day="2026-02-01", day_quota=(0, 3), month_quota=(0, 3))
+    assert (grant.day_quota, grant.day_left, grant.month_left) == (3, 7, 12)
+    late = await settle("b", day_quota=(0, 8), month_quota=(0, 0))
+    assert late.day_quota == 7, "a clock that is behind does not bring yesterday back"
 
 
 async def test_counts_are_seeded_once(account, store):
     settle = account(day=10, month=100, rate=None)
-    assert not (await settle("a", of_day=(0, 2), of_month=(0, 2))).seeded
+    assert not (await settle("a", day_quota=(0, 2), month_quota=(0, 2))).seeded
     for _ in range(2):
-        await store.seed(PriorUsage(settle.principal, DAY, MONTH, of_day=5, of_month=50))
-    given = await settle("a", of_day=(2, 9), of_month=(2, 2))
-    assert given.seeded
-    assert (given.of_day, given.day_left, given.month_left) == (5, 0, 48)
-    await store.seed(PriorUsage(settle.principal, "2026-01-30", MONTH, of_day=5, of_month=50))
-    assert (await settle("a", of_day=(5, 5))).day_left == 0
+        await store.seed(PriorUsage(settle.principal, DAY, MONTH, day_requests=5, month_requests=50))
+    grant = await settle("a", day_quota=(2, 9), month_quota=(2, 2))
+    assert grant.seeded
+    assert (grant.day_quota, grant.day_left, grant.month_left) == (5, 0, 48)
+    await store.seed(PriorUsage(settle.principal, "2026-01-30", MONTH, day_requests=5, month_requests=50))
+    assert (await settle("a", day_quota=(5, 5))).day_left == 0
 
 
 async def test_many_accounts_in_one_call(account, store):
     ones = [account(burst=n) for n in (1, 2, 3)]
-    asks = [LeaseRequest(one.principal, one.allowance, DAY, MONTH, rate=TokenHolding(0, 5)) for one in ones]
-    assert [given.rate for given in await store.settle("a", asks)] == [1, 2, 3]
+    requests = [
+        LeaseRequest(one.principal, one.allowance, DAY, MONTH, rate=TokenHolding(0, 5)) for one in ones
+    ]
+    assert [grant.rate for grant in await store.settle("a", requests)] == [1, 2, 3]
     assert await store.settle("a", []) == []

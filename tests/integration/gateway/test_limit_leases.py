@@ -48,10 +48,10 @@ async def opened(store_line):
 
 
 def take(leases: LimitLeases, principal: str) -> bool:
-    meter = leases.meters[principal]
-    taken = meter.take(time.monotonic()) is None
+    limiter = leases.limiters[principal]
+    taken = limiter.take(time.monotonic()) is None
     if taken:
-        meter.give()
+        limiter.finish()
     return taken
 
 
@@ -59,7 +59,7 @@ async def test_four_processes_have_one_bucket(opened, fresh, until):
     key = fresh("key")
     four = opened(key, Allowance(rate=0.001, burst=12), 4)
     assert [take(leases, key) for leases in four for _ in range(3)] == [True] * 12
-    await until(lambda: all(leases.meters[key].rate.least == 1 for leases in four))
+    await until(lambda: all(leases.limiters[key].rate.minimum == 1 for leases in four))
     assert [take(leases, key) for leases in four] == [False] * 4
 
 
@@ -87,7 +87,7 @@ async def test_away_and_back(opened, store_line, fresh, until):
     def on_own() -> bool:
         take(first, key)
         take(second, key)
-        return first.meters[key].local and second.meters[key].local
+        return first.limiters[key].standalone and second.limiters[key].standalone
 
     await until(on_own)
     await until(lambda: take(first, key))
@@ -96,7 +96,7 @@ async def test_away_and_back(opened, store_line, fresh, until):
     def shared() -> bool:
         take(first, key)
         take(second, key)
-        return not (first.meters[key].local or second.meters[key].local)
+        return not (first.limiters[key].standalone or second.limiters[key].standalone)
 
     await until(shared)
 
@@ -106,20 +106,20 @@ async def test_a_quota_counts_what_was_used_before(opened, fresh, until):
     (only,) = opened(key, Allowance(day=100), 1, used=99)
     take(only, key)
     await until(lambda: not take(only, key))
-    assert only.meters[key].of_day.left == 0
+    assert only.limiters[key].day_quota.left == 0
 
 
 async def test_a_changed_limit_is_taken_and_what_was_spent_is_spent(opened, fresh, until):
     key = fresh("key")
     (only,) = opened(key, Allowance(rate=0.001, burst=5), 1)
-    meter = only.meters[key]
+    limiter = only.limiters[key]
     assert [take(only, key) for _ in range(6)] == [True] * 5 + [False]
     only.replace({key: Allowance(rate=0.001, burst=5), "other": Allowance(day=1)})
-    assert only.meters[key] is meter
+    assert only.limiters[key] is limiter
     for burst in (5, 8, 3):
         only.replace({key: Allowance(rate=0.002, burst=burst)})
-        assert only.meters[key].allowance == Allowance(rate=0.002, burst=burst)
+        assert only.limiters[key].allowance == Allowance(rate=0.002, burst=burst)
         assert not take(only, key)
-    assert "other" not in only.meters
+    assert "other" not in only.limiters
     only.replace({key: Allowance(rate=1000, burst=5)})
     await until(lambda: take(only, key), "the account goes by the new rate")

@@ -14,7 +14,7 @@ from services.gateway.application.access import Access, Grant
 from services.gateway.domain.jwt_claims import principal_of
 from services.gateway.domain.key_limiter import KeyLimiter
 from services.gateway.domain.key_table import KeyTable
-from services.gateway.domain.rate_limit_headers import left, policy, seconds_left
+from services.gateway.domain.rate_limit_headers import policy, seconds_left
 from services.gateway.domain.usage_cost import UsageCost, compute_us
 from tidegate.kernel.errors import Forbidden, TooMany, Unauthorized, Unavailable
 from tidegate.kernel.protocol import access
@@ -50,12 +50,12 @@ class Door:
 
     def __init__(self, required: bool = False, verify=None, allowance: Allowance | None = None) -> None:
         self.counts: dict[tuple[str, str], list[int]] = {}
-        self.meters = {"ab12": KeyLimiter("ab12", allowance, lambda _: None)} if allowance else {}
+        self.limiters = {"ab12": KeyLimiter("ab12", allowance, lambda _: None)} if allowance else {}
         self.access = Access(
             required=required,
             service_token="token",
             count=lambda *who: self.counts.setdefault(who, [0] * 7),
-            meters=self.meters,
+            limiters=self.limiters,
             verify=verify,
         )
 
@@ -147,7 +147,7 @@ def test_a_grant_counts_once():
     grant.done(failed=True)
     grant.cancel()
     assert door.counts == {("ab12", "digits"): [1, 0, 5, 1, 2, 3, 4]}
-    assert door.meters["ab12"].under_way == 0
+    assert door.limiters["ab12"].in_flight == 0
     door.admit().cancel()
     door.admit().accepted(9)
     assert door.counts == {("ab12", "digits"): [1, 0, 5, 10, 2, 3, 4]}
@@ -155,7 +155,7 @@ def test_a_grant_counts_once():
     assert door.counts["ab12", "digits"][:2] == [1, 0], "one that was refused was none"
     door.admit().streamed(UsageCost(queued=True), 1)
     assert door.counts["ab12", "digits"][:2] == [2, 1], "a stream without an answer has failed"
-    assert door.meters["ab12"].under_way == 0
+    assert door.limiters["ab12"].in_flight == 0
 
 
 async def test_a_job_that_is_tried_again_counts_at_its_end_alone():
@@ -176,7 +176,7 @@ async def test_a_job_that_is_tried_again_counts_at_its_end_alone():
         caller.current.reset(mark)
     assert answer.status_code == 202
     assert not any(map(sum, door.counts.values()))
-    assert door.meters["ab12"].under_way == 0
+    assert door.limiters["ab12"].in_flight == 0
 
 
 def test_too_many_says_when():
@@ -194,9 +194,9 @@ def test_policies():
     assert policy(Allowance(rate=100, burst=250)) == b'"rate";q=250;w=3'
     assert policy(Allowance(concurrency=5)) == b'"concurrency";q=5;qu="concurrent-requests"'
     assert policy(Allowance(month=9)) == b'"month";q=9;w=2592000'
-    meter = KeyLimiter("k", Allowance(concurrency=5, month=9), lambda _: None)
-    assert meter.take(0.0) is None
-    assert left(meter, 86_400 * 30.0) == b'"concurrency";r=4, "month";r=8;t=86400'
+    limiter = KeyLimiter("k", Allowance(concurrency=5, month=9), lambda _: None)
+    assert limiter.take(0.0) is None
+    assert limiter.remaining_header(86_400 * 30.0) == b'"concurrency";r=4, "month";r=8;t=86400'
 
 
 @pytest.mark.parametrize(

@@ -130,7 +130,7 @@ def core():
 @pytest.fixture
 def door(core):
     limits = BodyLimits(body_bytes=10, json_bytes=10, bodies=MemoryBudget(1000), answers=MemoryBudget(1000))
-    access = Access(required=False, service_token="", count=lambda *_: [0] * 7, meters={})
+    access = Access(required=False, service_token="", count=lambda *_: [0] * 7, limiters={})
     inference = InferenceHandler(
         core, access=access, limits=limits, local_only=True, metrics=GatewayMetrics()
     )
@@ -257,7 +257,7 @@ def test_what_a_compressed_body_took_is_given_back_once(door, core, gone):
 async def test_the_first_call_of_a_credential_asks_for_room_as_a_known_one(core):
     bodies = MemoryBudget(1000)
     limits = BodyLimits(body_bytes=10, json_bytes=10, bodies=bodies, answers=MemoryBudget(1000))
-    access = Access(required=False, service_token="secret", count=lambda *_: [0] * 7, meters={})
+    access = Access(required=False, service_token="secret", count=lambda *_: [0] * 7, limiters={})
     inference = InferenceHandler(
         core, access=access, limits=limits, local_only=True, metrics=GatewayMetrics()
     )

@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from services.gateway.domain.key_limiter import KeyLimiter, LeasedTokens, LimitReached
+from services.gateway.domain.key_limiter import KeyLimiter, LimitReached
 from services.gateway.domain.lease_messages import LeaseGrant, LeaseRequest, TokenHolding
+from services.gateway.domain.leased_tokens import LeasedTokens
 from tidegate.kernel.protocol.access import Allowance
 
 pytestmark = pytest.mark.unit
@@ -31,22 +32,24 @@ class Account:
     def __post_init__(self) -> None:
         self.tokens = self.allowance.burst
 
-    def settle(self, process: str, ask: LeaseRequest, now: float) -> LeaseGrant:
+    def settle(self, process: str, lease_request: LeaseRequest, now: float) -> LeaseGrant:
         rate = wait_ms = 0.0
         if self.allowance.rate is not None:
             more = (now - self.at) * self.allowance.rate
             self.tokens, self.at = min(self.allowance.burst, self.tokens + more), now
-            self.tokens, rate = exchange(self.tokens, ask.rate)
+            self.tokens, rate = exchange(self.tokens, lease_request.rate)
             wait_ms = max(0.0, (1 - self.tokens) / self.allowance.rate * 1e3)
-        left = day = 0.0
+        available = day = 0.0
         if self.allowance.day is not None:
-            left, day = exchange(self.allowance.day - self.used, ask.of_day)
-            self.used = self.allowance.day - int(left)
+            available, day = exchange(self.allowance.day - self.used, lease_request.day_quota)
+            self.used = self.allowance.day - int(available)
         slots = 0
         if self.allowance.concurrency is not None:
             free = self.allowance.concurrency - sum(n for p, n in self.slots.items() if p != process)
-            slots = self.slots[process] = max(ask.slots.have, min(ask.slots.want, max(0, free)))
-            if ask.slots.want > free:
+            slots = self.slots[process] = max(
+                lease_request.slots.held, min(lease_request.slots.wanted, max(0, free))
+            )
+            if lease_request.slots.wanted > free:
                 self.tight_at = now
         return LeaseGrant(
             rate=int(rate),
@@ -54,52 +57,52 @@ class Account:
             wait_ms=wait_ms,
             slots=slots,
             tight=now - self.tight_at < 1,
-            of_day=int(day),
-            day_left=max(0, int(left)),
+            day_quota=int(day),
+            day_left=max(0, int(available)),
         )
 
 
 def exchange(balance: float, holding: TokenHolding) -> tuple[float, float]:
-    have = holding.have
-    if have < 0:
-        balance, have = balance + have, 0
-    if have > holding.want:
-        return balance + have - holding.want, holding.want
-    more = min(holding.want - have, math.floor(max(0.0, balance)))
-    return balance - more, have + more
+    held = holding.held
+    if held < 0:
+        balance, held = balance + held, 0
+    if held > holding.wanted:
+        return balance + held - holding.wanted, holding.wanted
+    more = min(holding.wanted - held, math.floor(max(0.0, balance)))
+    return balance - more, held + more
 
 
-def tokens(meter: KeyLimiter) -> LeasedTokens:
+def rate_tokens(limiter: KeyLimiter) -> LeasedTokens:
     """Those of the rate."""
-    assert meter.rate is not None
-    return meter.rate
+    assert limiter.rate is not None
+    return limiter.rate
 
 
-def limit_of(denied: LimitReached | None) -> str:
+def limit_of(refusal: LimitReached | None) -> str:
     """Which limit a request was refused by; empty: by none."""
-    return denied.limit if denied is not None else ""
+    return refusal.limit if refusal is not None else ""
 
 
 class Process:
-    """A gateway process: a meter, settled every tick while it is active."""
+    """A gateway process: a limiter, settled every tick while it is active."""
 
     def __init__(self, name: str, account: Account, share: float = 1.0) -> None:
         self.name = name
         self.account = account
         self.away = False
-        self.meter = KeyLimiter("key", account.allowance, lambda _: None)
-        self.meter.share = share
+        self.limiter = KeyLimiter("key", account.allowance, lambda _: None)
+        self.limiter.share = share
 
     def take(self, now: float) -> bool:
-        return self.meter.take(now) is None
+        return self.limiter.take(now) is None
 
     def tick(self, now: float) -> None:
-        if not self.meter.active:
+        if not self.limiter.active:
             return
         if self.away:
-            self.meter.on_own(now)
-        elif (ask := self.meter.ask(now, DAY)) is not None:
-            self.meter.settled(ask, self.account.settle(self.name, ask, now), now)
+            self.limiter.use_own_share(now)
+        elif (lease_request := self.limiter.lease_request(now, DAY)) is not None:
+            self.limiter.apply(lease_request, self.account.settle(self.name, lease_request, now), now)
 
 
 def offered(processes: list[Process], per_s: float, seconds: float, start: float = 0.0) -> int:
@@ -113,7 +116,7 @@ def offered(processes: list[Process], per_s: float, seconds: float, start: float
                 next_tick[at] += TICK_S
         process = processes[number % len(processes)]
         if process.take(now):
-            process.meter.give()
+            process.limiter.finish()
             accepted += 1
     return accepted
 
@@ -144,7 +147,7 @@ def test_the_first_burst_is_taken_without_asking():
     process = Process("a", Account(Allowance(rate=10, burst=40)), share=1 / 4)
     assert [process.take(0.0) for _ in range(11)] == [True] * 10 + [False]
     process.tick(0.0)
-    assert process.account.tokens + tokens(process.meter).have == 30, "what was lent is charged"
+    assert process.account.tokens + rate_tokens(process.limiter).held == 30, "what was lent is charged"
     assert not process.take(0.001), "others may have lent their share"
     process.tick(0.02)
     assert process.take(0.021), "the rest is there for who asks on"
@@ -177,11 +180,11 @@ def test_what_nobody_uses_goes_back():
     process.tick(0.0)
     process.take(0.01)
     process.tick(0.02)
-    assert tokens(process.meter).have == 98
+    assert rate_tokens(process.limiter).held == 98
     for step in range(1, 60):
         process.tick(step * TICK_S)
-    assert tokens(process.meter).have == 0
-    assert not process.meter.active
+    assert rate_tokens(process.limiter).held == 0
+    assert not process.limiter.active
     assert process.account.tokens == pytest.approx(98 + 1, abs=0.1)
 
 
@@ -189,28 +192,28 @@ def test_when_to_come_back():
     process = Process("a", Account(Allowance(rate=0.5, burst=1)))
     assert process.take(0.0)
     process.tick(0.0)
-    denied = process.meter.take(0.5)
-    assert denied is not None
-    assert denied.limit == "rate"
-    assert denied.retry_after_s == pytest.approx(2.0, abs=0.6)
-    assert process.meter.take(1.0) is not None
+    refusal = process.limiter.take(0.5)
+    assert refusal is not None
+    assert refusal.limit == "rate"
+    assert refusal.retry_after_s == pytest.approx(2.0, abs=0.6)
+    assert process.limiter.take(1.0) is not None
 
 
 def test_a_quota_is_used_up_to_the_last():
     account = Account(Allowance(day=50))
     processes = [Process(str(i), account, 1 / 4) for i in range(4)]
     assert 50 <= offered(processes, per_s=100, seconds=10) <= 50 + 4
-    assert limit_of(processes[0].meter.take(11.0)) == "day"
-    processes[0].meter.new_day(new_month=False)
+    assert limit_of(processes[0].limiter.take(11.0)) == "day"
+    processes[0].limiter.new_day(new_month=False)
     account.used = 0
     assert processes[0].take(11.1)
 
 
 def test_a_refused_request_takes_of_no_limit():
-    meter = Process("a", Account(Allowance(rate=100, burst=100, day=1))).meter
-    assert meter.take(0.0) is None
-    assert limit_of(meter.take(0.0)) == "day"
-    assert tokens(meter).have == -1
+    limiter = Process("a", Account(Allowance(rate=100, burst=100, day=1))).limiter
+    assert limiter.take(0.0) is None
+    assert limit_of(limiter.take(0.0)) == "day"
+    assert rate_tokens(limiter).held == -1
 
 
 def test_concurrency_is_shared_and_moves_to_who_needs_it():
@@ -223,9 +226,9 @@ def test_concurrency_is_shared_and_moves_to_who_needs_it():
     assert first.take(0.03)
     assert second.take(0.03), "it has not heard yet"
     second.tick(0.04)
-    assert limit_of(second.meter.take(0.05)) == "concurrency"
+    assert limit_of(second.limiter.take(0.05)) == "concurrency"
     for _ in range(3):
-        first.meter.give()
+        first.limiter.finish()
     first.tick(0.06)
     first.tick(0.3)
     second.tick(0.31)
@@ -242,9 +245,9 @@ def test_never_more_slots_than_the_limit_once_heard():
         for process in processes:
             process.tick(now)
             process.take(now)
-            if step % 3 == 0 and process.meter.under_way > 1:
-                process.meter.give()
-        assert sum(process.meter.under_way for process in processes) <= 5
+            if step % 3 == 0 and process.limiter.in_flight > 1:
+                process.limiter.finish()
+        assert sum(process.limiter.in_flight for process in processes) <= 5
 
 
 def test_while_the_store_is_away_each_goes_by_its_share():
@@ -255,7 +258,7 @@ def test_while_the_store_is_away_each_goes_by_its_share():
         process.away = True
     alone = offered(processes, per_s=1000, seconds=20, start=2.0)
     assert 2000 * 0.95 <= alone <= 2000 + 100
-    assert all(process.meter.local and process.meter.slots == 2 for process in processes)
+    assert all(process.limiter.standalone and process.limiter.slots == 2 for process in processes)
     for process in processes:
         process.away = False
     account.at = 22.0
@@ -281,31 +284,35 @@ def test_giving_up_gives_back():
     for now in (0.0, 0.02):
         process.take(now)
         process.tick(now)
-    ask = process.meter.leave(DAY)
-    assert (ask.rate.want, ask.of_day.want, ask.slots) == (0, 0, TokenHolding(0, 0))
-    assert process.account.tokens + ask.rate.have == pytest.approx(8, abs=0.1)
+    lease_request = process.limiter.release_request(DAY)
+    assert (lease_request.rate.wanted, lease_request.day_quota.wanted, lease_request.slots) == (
+        0,
+        0,
+        TokenHolding(0, 0),
+    )
+    assert process.account.tokens + lease_request.rate.held == pytest.approx(8, abs=0.1)
 
 
 def test_tokens_taken_while_the_account_answers_stay_taken():
-    held = LeasedTokens("rate", 10)
-    held.have = 4
-    asked = held.holding(8)
-    held.have -= 2
-    held.settled(asked, given=8, left=1)
-    assert (held.have, held.remaining) == (6, 7)
+    leased = LeasedTokens("rate", 10)
+    leased.held = 4
+    asked = leased.holding(8)
+    leased.held -= 2
+    leased.apply(asked, granted=8, available=1)
+    assert (leased.held, leased.remaining) == (6, 7)
 
 
 def changed(process: Process, allowance: Allowance, now: float) -> None:
     """The caller's limits are others from now on, here and in the account."""
     process.account.allowance = allowance
-    process.meter.change(allowance, now)
+    process.limiter.change(allowance, now)
 
 
 def taken(process: Process, now: float, count: int = 20) -> int:
     """How many of so many requests at one time are let in."""
     found = [process.take(now) for _ in range(count)]
     for _ in range(sum(found)):
-        process.meter.give()
+        process.limiter.finish()
     return sum(found)
 
 
@@ -327,7 +334,7 @@ def test_a_changed_bucket_is_not_full_again(settled, burst):
 def test_a_bucket_that_nobody_has_used_is_full_whatever_its_size():
     for burst in (3, 9):
         process = Process("a", Account(Allowance(rate=0.01, burst=6)))
-        process.meter.change(Allowance(rate=0.01, burst=burst), 0.0)
+        process.limiter.change(Allowance(rate=0.01, burst=burst), 0.0)
         assert taken(process, 0.0) == burst
 
 
@@ -342,49 +349,49 @@ def test_a_changed_quota_counts_what_was_used(day, more, settled):
     changed(process, Allowance(day=day), 0.03)
     assert taken(process, 0.03) == more
     process.tick(0.04)
-    assert process.account.used - tokens_of_day(process).have >= 4 + more, "all of it is charged"
+    assert process.account.used - day_tokens(process).held >= 4 + more, "all of it is charged"
 
 
-def tokens_of_day(process: Process) -> LeasedTokens:
-    assert process.meter.of_day is not None
-    return process.meter.of_day
+def day_tokens(process: Process) -> LeasedTokens:
+    assert process.limiter.day_quota is not None
+    return process.limiter.day_quota
 
 
 def test_an_answer_to_limits_that_are_others_since():
     process = Process("a", Account(Allowance(rate=1, burst=50, day=100)))
     assert process.take(0.0)
-    meter = process.meter
-    ask = meter.ask(0.0, DAY)
-    assert ask is not None
-    given = process.account.settle("a", ask, 0.0)
+    limiter = process.limiter
+    lease_request = limiter.lease_request(0.0, DAY)
+    assert lease_request is not None
+    granted = process.account.settle("a", lease_request, 0.0)
     changed(process, Allowance(rate=1, burst=3, day=4, month=8, concurrency=2), 0.0)
-    meter.settled(ask, given, 0.0)
-    assert max(tokens(meter).have, tokens(meter).left) == 3
-    assert tokens_of_day(process).left <= 3, "one is used"
-    assert meter.of_month is not None
-    assert meter.of_month.left == 8, "nothing was heard of it"
-    assert meter.take(0.0) is None
-    assert limit_of(meter.take(0.0)) == "concurrency", "what was under way is so still"
+    limiter.apply(lease_request, granted, 0.0)
+    assert max(rate_tokens(limiter).held, rate_tokens(limiter).available) == 3
+    assert day_tokens(process).available <= 3, "one is used"
+    assert limiter.month_quota is not None
+    assert limiter.month_quota.available == 8, "nothing was heard of it"
+    assert limiter.take(0.0) is None
+    assert limit_of(limiter.take(0.0)) == "concurrency", "what was under way is so still"
 
 
-@pytest.mark.parametrize("lent", [0, 5])
-def test_a_limit_lowered_while_the_account_answers_makes_no_debt(lent):
+@pytest.mark.parametrize("borrowed", [0, 5])
+def test_a_limit_lowered_while_the_account_answers_makes_no_debt(borrowed):
     """What was told to the account as held and was cut off meanwhile is not spent."""
-    held = LeasedTokens("rate", 100)
-    held.have, held.lent, held.left = 98, lent, 0
-    asked = held.holding(0)
-    held.change(10)
-    held.settled(asked, given=0, left=10)
-    assert held.have == 0
-    assert held.holding(0).have == 0
+    leased = LeasedTokens("rate", 100)
+    leased.held, leased.borrowed, leased.available = 98, borrowed, 0
+    asked = leased.holding(0)
+    leased.change(10)
+    leased.apply(asked, granted=0, available=10)
+    assert leased.held == 0
+    assert leased.holding(0).held == 0
 
 
 def test_when_to_come_back_goes_by_the_new_rate():
     process = Process("a", Account(Allowance(rate=0.001, burst=1)))
     assert taken(process, 0.0) == 1
     process.tick(0.0)
-    process.meter.change(Allowance(rate=0.1, burst=1), 0.0)
-    denied = process.meter.take(0.0)
-    assert limit_of(denied) == "rate"
-    assert denied is not None
-    assert denied.retry_after_s == pytest.approx(10.0)
+    process.limiter.change(Allowance(rate=0.1, burst=1), 0.0)
+    refusal = process.limiter.take(0.0)
+    assert limit_of(refusal) == "rate"
+    assert refusal is not None
+    assert refusal.retry_after_s == pytest.approx(10.0)

@@ -1,10 +1,10 @@
-"""Batches of jobs, in the store of the jobs: what they are, where their files are, and who works at them.
+"""Batches of jobs in the store of jobs: their records, files and leases.
 
-tidegate:batch:r:<id>        the record (a hash); its field ``owner`` is who works at it
-tidegate:batch:lines:<id>    chunks of the file that came in, in order; until it is over
+tidegate:batch:r:<id>        the record (a hash); its field ``owner`` is the process that runs it
+tidegate:batch:lines:<id>    chunks of the uploaded file, in order; until the batch is over
 tidegate:batch:results:<id>  chunks of the results, in order
-tidegate:batch:open          ids of what is not over, by the time (ms) until which somebody works at it
-tidegate:batch:of:<name>     ids of a principal's batches, in the order of creation; and of all: name empty
+tidegate:batch:open          ids of batches that are not over, by the end (ms) of their lease
+tidegate:batch:of:<name>     ids of a principal's batches, in the order of creation; all batches: name empty
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any, cast
 import orjson
 from redis.asyncio import Redis
 
-from services.gateway.domain.batches import Batch, FileChunk, State
+from services.gateway.domain.batches import Batch, BatchState, FileChunk
 from tidegate.kernel.protocol.jobs import Level
 from tidegate.kernel.store.connection import Connected, answer
 from tidegate.kernel.store.jobs import REPLY
@@ -39,7 +39,7 @@ class BatchStore(Connected):
         self._scripts = Scripts(redis)
 
     async def create(self, batch: Batch, lines: Sequence[FileChunk]) -> None:
-        """Record a batch with its file; from now on somebody may work at it."""
+        """Write the record of a batch and its file. From now on a process may claim it."""
         facts = {
             "model": batch.model,
             "version": batch.version,
@@ -63,19 +63,19 @@ class BatchStore(Connected):
         await answer(pipe.execute())
 
     async def get(self, id: bytes) -> Batch | None:
-        """A batch; None when there is none (any more)."""
+        """Return a batch, or None."""
         return _batch(id, await answer(self._redis.hgetall(RECORD + id)))
 
     async def lines(self, id: bytes) -> list[FileChunk]:
-        """The file of a batch that is not over."""
+        """Return the chunks of the file of a batch that is not over."""
         return await self._chunks(LINES + id)
 
     async def results(self, id: bytes) -> list[FileChunk]:
-        """The results that are written."""
+        """Return the chunks of the results that are written."""
         return await self._chunks(RESULTS + id)
 
     async def latest(self, principal: str | None, before: bytes | None, limit: int) -> list[Batch]:
-        """Batches (of a principal), newest first, older than ``before``."""
+        """Return batches (of a principal), newest first, older than ``before``."""
         index = OF + (principal or "").encode()
         found: list[Batch] = []
         while len(found) < limit:
@@ -85,7 +85,7 @@ class BatchStore(Connected):
                 batch = await self.get(id_)
                 if batch is not None:
                     found.append(batch)
-                else:  # it was kept for its time
+                else:  # it has expired
                     await answer(self._redis.zrem(index, id_))
             if not ids:
                 break
@@ -93,7 +93,7 @@ class BatchStore(Connected):
         return found
 
     async def claim(self, owner: str, lease_ms: int) -> bytes | None:
-        """A batch that nobody works at: ``owner`` does now, for so long. None: there is none."""
+        """Lease a batch that no process runs to ``owner``, and return its id; None: there is none."""
         found: bytes | None = await self._scripts.run("batch_claim", [owner, lease_ms])
         return found
 
@@ -108,14 +108,16 @@ class BatchStore(Connected):
         counts: Mapping[str, int],
         size: int,
         chunk: FileChunk | None = None,
-        end: State | None = None,
+        end: BatchState | None = None,
         error: str = "",
         keep_s: int = 0,
-    ) -> State | None:
-        """Who works at a batch has come so far, and goes on for ``lease_ms``; or is at its ``end``, and it is
-        kept for ``keep_s``. Gives the batch's state; None: it is somebody else's now, let it go.
+    ) -> BatchState | None:
+        """Write a batch's progress and renew its lease for ``lease_ms``.
+
+        With ``end``, end the batch in that state and keep it for ``keep_s`` seconds. Return the batch's
+        state; None: another process has its lease.
         """
-        told = orjson.dumps(list(chunk)) if chunk is not None else b""
+        new_chunk = orjson.dumps(list(chunk)) if chunk is not None else b""
         found: bytes | None = await self._scripts.run(
             "batch_step",
             [
@@ -123,7 +125,7 @@ class BatchStore(Connected):
                 owner,
                 lease_ms,
                 done,
-                told,
+                new_chunk,
                 written,
                 orjson.dumps(dict(counts)),
                 size,
@@ -132,16 +134,16 @@ class BatchStore(Connected):
                 keep_s,
             ],
         )
-        return cast(State, found.decode()) if found is not None else None
+        return cast(BatchState, found.decode()) if found is not None else None
 
     async def replies(self, jobs: Sequence[bytes]) -> list[bytes | None]:
-        """The reply frames of several jobs, in order."""
+        """Return the reply frames of several jobs, in order."""
         keys = [REPLY.encode() + id_ for id_ in jobs]
         found: list[bytes | None] = await answer(self._redis.mget(keys)) if keys else []
         return found
 
     async def cancel(self, id: bytes) -> Batch | None:
-        """A batch is to be cancelled unless it is over; gives it as it is then, None when there is none."""
+        """Request the cancellation of a batch that is not over. Return the batch after it, or None."""
         return _batch(id, await self._scripts.run("batch_cancel", [id]))
 
     async def _chunks(self, key: bytes) -> list[FileChunk]:
@@ -156,7 +158,7 @@ def _batch(id: bytes, found: Mapping[bytes, bytes] | Sequence[bytes]) -> Batch |
     endpoints = facts["endpoints"]
     return Batch(
         id=id,
-        state=cast(State, fields[b"state"].decode()),
+        state=cast(BatchState, fields[b"state"].decode()),
         principal=fields[b"principal"].decode(),
         lines=facts["lines"],
         created_ms=int(fields[b"created"]),

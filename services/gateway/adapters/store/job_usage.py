@@ -1,4 +1,4 @@
-"""What callers used by jobs: counted with the end of each, until somebody has reported it."""
+"""The usage of jobs: counted in the store when a job ends, until a gateway has reported it."""
 
 from __future__ import annotations
 
@@ -11,20 +11,23 @@ from tidegate.kernel.protocol.usage import COUNTS, Subject, UsageReport
 from tidegate.kernel.store.connection import Connected
 from tidegate.kernel.store.scripts import Scripts
 
-# Whoever has taken counts and not settled them by then is gone: somebody else reports them, as the same.
+# If a gateway does not settle the counts in this time, another one reports them under the same name.
 REPORT_MS = 60_000
 _EPOCH = date(1970, 1, 1)
 
 
 class JobUsageStore(Connected):
-    """Takes and settles the counts; every failure is a ``StoreUnavailable``."""
+    """Typed access to the counts; every failure is a ``StoreUnavailable``."""
 
     def __init__(self, redis: Redis) -> None:
         super().__init__(redis)
         self._scripts = Scripts(redis)
 
     async def take(self) -> UsageReport | None:
-        """What is to be reported, and then :meth:`settle`d; None: nothing. The same may be taken again."""
+        """Take the counts to report and then to :meth:`settle`; None: nothing to report.
+
+        The same report may be taken again until it is settled.
+        """
         found = await self._scripts.run("used_take", [os.urandom(8).hex(), REPORT_MS])
         if not found:
             return None
@@ -37,5 +40,5 @@ class JobUsageStore(Connected):
         return UsageReport(name.decode(), 0, {subject: tuple(n) for subject, n in counts.items()})
 
     async def settle(self, report: UsageReport) -> None:
-        """A taken report is where it belongs."""
+        """Delete the counts of a report that was delivered."""
         await self._scripts.run("used_settle", [report.incarnation])

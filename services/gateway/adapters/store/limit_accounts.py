@@ -1,7 +1,7 @@
-"""Accounts of what callers may use: one for each, shared by all gateway processes.
+"""The accounts of callers' limits in the live store: one for each caller, shared by all gateway processes.
 
-Like all live facts they may vanish: then buckets are full again, and counts of days and months are seeded
-from what the registry knows of usage.
+Like all live facts, they may vanish. Then buckets are full again, and the counts of day and month are seeded
+with the usage that the registry knows.
 """
 
 from __future__ import annotations
@@ -17,47 +17,47 @@ from services.gateway.domain.lease_messages import LeaseGrant, LeaseRequest, Pri
 from tidegate.kernel.store.connection import Connected, answer
 from tidegate.kernel.store.scripts import FOLDER
 
-ACCOUNT = "tidegate:limit:"  # + principal: hash of its bucket, its counts, and who holds what; gateways
+ACCOUNT = "tidegate:limit:"  # + principal: a hash of its bucket, its counts and the holdings of each process
 
 
 class LimitAccounts(Connected):
-    """Settles with the accounts; every failure is a ``StoreUnavailable``."""
+    """Typed access to the accounts; every failure is a ``StoreUnavailable``."""
 
     def __init__(self, redis: Redis) -> None:
         super().__init__(redis)
         self._settle = redis.register_script(_source("limits_settle"))
         self._seed = redis.register_script(_source("limits_seed"))
 
-    async def settle(self, process: str, asks: Sequence[LeaseRequest]) -> list[LeaseGrant]:
-        """One call for all: what ``process`` may hold of each caller's account, in the order of ``asks``."""
-        if not asks:
+    async def settle(self, process: str, requests: Sequence[LeaseRequest]) -> list[LeaseGrant]:
+        """Settle all ``requests`` of ``process`` in one call; return the grants in the same order."""
+        if not requests:
             return []
-        keys = [ACCOUNT + ask.principal for ask in asks]
-        told = await answer(self._settle(keys=keys, args=[process, *map(_ask, asks)]))
-        return [LeaseGrant(**orjson.loads(given)) for given in told]
+        keys = [ACCOUNT + request.principal for request in requests]
+        grants = await answer(self._settle(keys=keys, args=[process, *map(_encoded, requests)]))
+        return [LeaseGrant(**orjson.loads(grant)) for grant in grants]
 
-    async def seed(self, used: PriorUsage) -> None:
-        """Add what was used before an account began to count; once in a day and a month."""
-        args: list[Any] = [used.day, used.of_day, used.month, used.of_month]
-        await answer(self._seed(keys=[ACCOUNT + used.principal], args=args))
+    async def seed(self, usage: PriorUsage) -> None:
+        """Add the usage from before an account began to count, once for a day and once for a month."""
+        args: list[Any] = [usage.day, usage.day_requests, usage.month, usage.month_requests]
+        await answer(self._seed(keys=[ACCOUNT + usage.principal], args=args))
 
 
-def _ask(ask: LeaseRequest) -> bytes:
-    allowance = ask.allowance
+def _encoded(request: LeaseRequest) -> bytes:
+    allowance = request.allowance
 
     def pair(holding: TokenHolding) -> list[int]:
-        return [holding.have, holding.want]
+        return [holding.held, holding.wanted]
 
     fields: dict[str, Any] = {}
     if allowance.rate is not None:
-        fields |= {"rate": allowance.rate, "burst": allowance.burst, "of_rate": pair(ask.rate)}
+        fields |= {"rate": allowance.rate, "burst": allowance.burst, "tokens": pair(request.rate)}
     if allowance.concurrency is not None:
-        fields |= {"concurrency": allowance.concurrency, "of_slots": pair(ask.slots)}
+        fields |= {"concurrency": allowance.concurrency, "slots": pair(request.slots)}
     if allowance.day is not None:
-        fields |= {"day_limit": allowance.day, "of_day": pair(ask.of_day)}
+        fields |= {"day_limit": allowance.day, "day_quota": pair(request.day_quota)}
     if allowance.month is not None:
-        fields |= {"month_limit": allowance.month, "of_month": pair(ask.of_month)}
-    return orjson.dumps(fields | {"day": ask.day, "month": ask.month})
+        fields |= {"month_limit": allowance.month, "month_quota": pair(request.month_quota)}
+    return orjson.dumps(fields | {"day": request.day, "month": request.month})
 
 
 @cache

@@ -24,7 +24,7 @@ from services.gateway.application.jobs.results import JobResults
 from services.gateway.application.jobs.submission import JobRequest, JobService
 from services.gateway.domain import batch_lines, oip
 from services.gateway.domain.batch_lines import BatchLine
-from services.gateway.domain.batches import Batch, FileChunk, State
+from services.gateway.domain.batches import Batch, BatchState, FileChunk
 from services.gateway.domain.job_results import failure_of
 from tidegate.kernel import tasks, telemetry
 from tidegate.kernel.blobs.store import Blobs
@@ -155,7 +155,7 @@ class BatchRunner:
         finally:
             await tasks.end(beginning)
         await self._save()
-        end: State = "cancelled" if self._cancelling else "completed"
+        end: BatchState = "cancelled" if self._cancelling else "completed"
         error = ""
         if self._cut_off and self._revoked is not None:
             end, error = "failed", self._revoked.message
@@ -167,7 +167,7 @@ class BatchRunner:
         """End it: it cannot go on. What is written stays."""
         await self._end("failed", error)
 
-    async def _end(self, end: State, error: str = "") -> None:
+    async def _end(self, end: BatchState, error: str = "") -> None:
         told = await self._store.step(
             self._batch.id,
             self._owner,

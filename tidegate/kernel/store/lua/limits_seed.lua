@@ -1,4 +1,4 @@
--- Add to an account what was used before it began to count. ARGV: day, used, month, used.
+-- Add the usage from before an account began to count. ARGV: day, requests, month, requests.
 local function seed(name, period, used)
   local held = redis.call('HMGET', KEYS[1], name, name .. '_seeded')
   if held[1] == period and held[2] == '0' then
