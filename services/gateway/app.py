@@ -118,7 +118,7 @@ def build(settings: GatewaySettings) -> Gateway:
         metrics=metrics,
         log=parts.log,
         labels=parts.cards.labels,
-        jobs=parts.job_wiring.door,
+        jobs=parts.job_wiring.submission,
         body_bytes_per_s=settings.http_body_bytes_per_s,
     )
     if origins:

@@ -1,4 +1,4 @@
-"""All that jobs need, put together: records and queue, batches, webhooks, and the doors to them."""
+"""Build and connect the parts of jobs: records, queue, batches, webhooks, and their HTTP handlers."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from tidegate.kernel.store.webhooks import WebhookStore
 
 
 class JobWiring:
-    """Starts after the dispatcher, by which models are woken, and stops before it."""
+    """The parts of jobs. They start after the dispatcher, which wakes models, and stop before it."""
 
     def __init__(
         self,
@@ -45,9 +45,9 @@ class JobWiring:
         limits: BodyLimits,
         log: AccessLog,
     ) -> None:
-        """``labels``: the names of a Deployment's classes."""
+        """``labels``: returns the names of a Deployment's classes."""
         self._store, self._queue = JobStore.connect(settings.jobs_url), JobQueue(settings.amqp_url)
-        # What the store of the jobs holds it holds in memory.
+        # The store of jobs keeps its data in memory, so large tensors go to the blob store.
         claims = Claims(blobs, min(settings.claim_above_bytes, LARGE))
         self._jobs = JobService(
             core,
@@ -56,10 +56,10 @@ class JobWiring:
             claims,
             ttl_s=settings.job_ttl_s,
             retention_s=settings.job_retention_s,
-            most_waiting=settings.max_waiting_jobs,
+            max_queued=settings.max_waiting_jobs,
         )
         results = JobResults(self._store, claims, labels)
-        answers = JobResponses(results, core.fleet)
+        responses = JobResponses(results, core.fleet)
         self._batch_store = BatchStore.connect(settings.jobs_url)
         self._batches = BatchService(
             self._batch_store,
@@ -70,36 +70,36 @@ class JobWiring:
             incarnation,
             keep_s=settings.job_retention_s,
         )
-        batches_door = BatchHandlers(
+        batch_handlers = BatchHandlers(
             self._batches,
             limits,
             file_bytes=settings.max_batch_bytes,
             line_bytes=min(settings.max_batch_line_bytes, settings.max_json_bytes),
             lines=settings.max_batch_lines,
         )
-        self._schedule = WebhookStore.connect(settings.jobs_url)
+        self._webhooks = WebhookStore.connect(settings.jobs_url)
         self._router = RouterClient(settings.router_url, settings.service_token)
-        self._tally = AcknowledgedJobs(self._store, incarnation, lambda: self._jobs.acknowledged)
-        self.door = JobSubmissionHandler(self._jobs, answers, access, log)
+        self._acknowledged = AcknowledgedJobs(self._store, incarnation, lambda: self._jobs.acknowledged)
+        self.submission = JobSubmissionHandler(self._jobs, responses, access, log)
         self.routers: list[APIRouter] = [
-            JobHandlers(self._jobs, answers, access).router,
-            batches_door.router,
-            WebhookHandlers(self._jobs, self._schedule, self._router).router,
+            JobHandlers(self._jobs, responses, access).router,
+            batch_handlers.router,
+            WebhookHandlers(self._jobs, self._webhooks, self._router).router,
         ]
 
     def start(self) -> None:
-        """Connect, and work at batches in the background."""
+        """Connect, and run batches in the background."""
         self._queue.start()
-        self._tally.start()
+        self._acknowledged.start()
         self._batches.start()
 
     async def stop(self) -> None:
-        """Hand the batches over, write down what was submitted, disconnect."""
+        """Release the batches, write the records of submitted jobs, and disconnect."""
         await self._batches.stop()
-        await self._tally.stop()
+        await self._acknowledged.stop()
         await self._jobs.stop()
         await self._queue.stop()
         await self._batch_store.close()
         await self._store.close()
-        await self._schedule.close()
+        await self._webhooks.close()
         await self._router.close()

@@ -77,7 +77,7 @@ class Jwks:
         """
         if self._keys is None:
             raise Unavailable(
-                "this gateway has not read the keys of the token issuer yet (TIDEGATE_JWKS_URL)",
+                "the keys of the token issuer are not known yet: TIDEGATE_JWKS_URL has not been read",
                 reason="not_known_yet",
                 retry_after_s=1,
             )

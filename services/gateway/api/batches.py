@@ -1,4 +1,4 @@
-"""Batches over HTTP: a file of requests in, its progress, a file of results out."""
+"""The HTTP API of batches: upload a file of requests, read its progress, download the results."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from services.gateway.domain.job_options import JobOptions
 from tidegate.kernel.errors import BadRequest
 from tidegate.kernel.protocol.access import ADMIN, ANONYMOUS
 
-# Short lines take twenty times their size once they are cut, and wait for the store then.
+# Split short lines take twenty times their size while they wait for the store.
 PIECE = 64 * 1024
 
 
 class BatchHandlers:
-    """The paths below ``/v1/batches``. ``limits``: the budget of what is held of files that come in.
+    """The handlers of ``/v1/batches``. ``limits``: the memory budget of uploads.
 
-    Further limits: bytes of a file and of a line, and lines.
+    Further limits: bytes of a file, bytes of a line, and lines of a file.
     """
 
     def __init__(
@@ -55,20 +55,20 @@ class BatchHandlers:
         priority: str | None = None,
         ttl_s: float | None = None,
     ) -> Response:
-        """Take in a file with one request a line (JSONL); the parameters are for lines that name none."""
+        """Submit a file with one request on each line (JSONL). The parameters are defaults of its lines."""
         who = request_principal()
         options = job_options.from_fields({"priority": priority, "ttl_s": ttl_s}, JobOptions(level="low"))
         splitter = LineSplitter(line_bytes=self._line_bytes, total_bytes=self._file_bytes, lines=self._lines)
-        held = UploadMemory(self._limits, known=who is not ANONYMOUS)
+        memory = UploadMemory(self._limits, known=who is not ANONYMOUS)
         try:
             batch = await self._batches.create(
-                _plain(request), splitter, model, version, options, who, held.resize
+                _uncompressed(request), splitter, model, version, options, who, memory.resize
             )
         except ClientDisconnect:
-            raise BadRequest("the caller left before its file was complete") from None
+            raise BadRequest("the upload ended before the file was complete: send it again") from None
         finally:
-            held.release()
-        return _answer(batch, 202, {"Location": f"/v1/batches/{batch.id.hex()}"})
+            memory.release()
+        return _response(batch, 202, {"Location": f"/v1/batches/{batch.id.hex()}"})
 
     async def list(
         self,
@@ -76,28 +76,28 @@ class BatchHandlers:
         cursor: str | None = None,
         limit: Annotated[int, Query(ge=1, le=1000)] = 100,
     ) -> Response:
-        """Batches, newest first. ``cursor``: the ``next`` of the page before."""
+        """List batches, newest first. ``cursor``: the ``next`` of the previous page."""
         who = request_principal()
         owner = principal if who.may(ADMIN) else who.id
         found = await self._batches.latest(owner, read_cursor(cursor), limit)
         return page([batch.public() for batch in found], limit)
 
     async def status(self, id: str) -> Response:
-        """A batch, and how far it is."""
-        return _answer(await self._find(id))
+        """Return a batch and its progress."""
+        return _response(await self._find(id))
 
     async def cancel(self, id: str) -> Response:
-        """Have a batch end: lines that are not over yet are cancelled."""
-        return _answer(await self._batches.cancel(await self._find(id)), 202)
+        """Cancel a batch: its unfinished lines are cancelled."""
+        return _response(await self._batches.cancel(await self._find(id)), 202)
 
     async def results(self, id: str, partial: bool = False) -> Response:
-        """The results, one a line in the order of the requests (JSONL); 202 while the batch is not over.
+        """Return the results in the order of the requests (JSONL); 202 before the batch has ended.
 
-        ``partial``: what is written so far.
+        ``partial``: return the results written so far.
         """
         batch = await self._find(id)
         if not batch.over and not partial:
-            return _answer(batch, 202, {"Retry-After": "5"})
+            return _response(batch, 202, {"Retry-After": "5"})
         return StreamingResponse(self._batches.results(batch), media_type="application/jsonl")
 
     async def _find(self, id: str) -> Batch:
@@ -105,12 +105,12 @@ class BatchHandlers:
         return await self._batches.find(id_in_path(id, "batch"), who)
 
 
-def _answer(batch: Batch, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+def _response(batch: Batch, status: int = 200, headers: dict[str, str] | None = None) -> Response:
     return json_response(batch.public(), status, headers)
 
 
-async def _plain(request: Request) -> AsyncGenerator[bytes]:
-    """The body, unpacked, in pieces of bounded size. Raises BadRequest."""
+async def _uncompressed(request: Request) -> AsyncGenerator[bytes]:
+    """Yield the decompressed body in pieces of bounded size. Raises BadRequest."""
     encoding = encoding_of(dict(request.scope["headers"]))
     inflater = Decompressor(encoding) if encoding else None
     async for data in request.stream():

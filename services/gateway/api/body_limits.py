@@ -1,4 +1,4 @@
-"""What bodies may cost: their size, and the memory of all that are in hand, counted while they come in."""
+"""Limits of bodies: the size of one, and the memory of all, counted while they arrive."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ STEP = 2**20
 
 
 class BodyLimits:
-    """A gateway process's limits. ``bodies`` counts requests in hand, ``answers`` what is not sent yet."""
+    """The limits of a gateway process. ``bodies``: the budget of requests; ``answers``: of unsent answers."""
 
     def __init__(
         self, *, body_bytes: int, json_bytes: int, bodies: MemoryBudget, answers: MemoryBudget
@@ -24,11 +24,11 @@ class BodyLimits:
         self.answers = answers
 
     def at_head(self, headers: Headers, *, known: bool = False) -> TidegateError | None:
-        """Return why a request is refused before its body has come, or None.
+        """Return the error that refuses a request before its body arrives, or None.
 
-        ``known``: its caller has shown a good credential.
+        ``known``: its caller has a valid credential.
         """
-        # The parser takes white space behind the number, and refuses what is no number.
+        # The HTTP parser accepts white space after the number, and nothing else.
         size = number(headers.get(b"content-length", b"0")) or 0
         if size > self.body_bytes:
             return self.too_large()
@@ -37,11 +37,11 @@ class BodyLimits:
         return None
 
     def too_large(self) -> PayloadTooLarge:
-        """The body is over the limit."""
+        """Return the error for a body above the limit."""
         return PayloadTooLarge(f"the body is larger than {self.body_bytes} bytes")
 
     def overloaded(self) -> Overloaded:
-        """There is no memory for it now."""
+        """Return the error for a body that the budget has no room for."""
         return Overloaded(
             f"this gateway holds {self.bodies.used} bytes of requests and {self.answers.used} of answers; "
             f"the limit is {self.bodies.limit} of each",
@@ -49,7 +49,7 @@ class BodyLimits:
         )
 
     def check_json(self, size: int) -> None:
-        """The JSON part is decoded into values many times its size; raises PayloadTooLarge."""
+        """Raise PayloadTooLarge for a large JSON part: decoded, it takes many times its size."""
         if size > self.json_bytes:
             raise PayloadTooLarge(
                 f"the JSON part has {size} bytes, the limit is {self.json_bytes}: "
@@ -57,7 +57,7 @@ class BodyLimits:
             )
 
     def check_structure(self, size: int) -> None:
-        """The same for a gRPC message's part outside of its raw tensors; raises PayloadTooLarge."""
+        """Raise PayloadTooLarge for a gRPC message with much data outside its raw tensors."""
         if size > self.json_bytes:
             raise PayloadTooLarge(
                 f"the request has {size} bytes outside its raw tensors; the limit is {self.json_bytes}: "
@@ -66,16 +66,16 @@ class BodyLimits:
 
 
 class Body:
-    """A body as it comes in. It counts against the budget until :meth:`release`.
+    """A body that arrives in pieces. It counts against the budget until :meth:`release`.
 
-    Either by :meth:`add`, or, when its size is known, in place: :meth:`expect`, then into :meth:`window`,
-    telling :meth:`took`. Memory grows by steps, so that who declares much and sends little takes little.
+    Use :meth:`add`; or, if the size is known, :meth:`expect`, then write into :meth:`window` and call
+    :meth:`took`. Memory grows with bytes received, not with Content-Length.
     """
 
     __slots__ = ("_data", "_known", "_limits", "_size", "_total", "held", "taking")
 
     def __init__(self, limits: BodyLimits, begun: bytes = b"", *, known: bool = False) -> None:
-        """``begun``: what has come already and is counted. ``known``: of a caller with a good credential."""
+        """``begun``: bytes received and counted already. ``known``: the caller has a valid credential."""
         self._limits = limits
         self._known = known
         self._data: bytes | bytearray = begun
@@ -89,11 +89,11 @@ class Body:
 
     @property
     def complete(self) -> bool:
-        """Whether all that was expected has come."""
+        """Return True if all expected bytes have arrived."""
         return self._size == self._total
 
     def add(self, chunk: bytes) -> TidegateError | None:
-        """Take more of it; gives why it is refused, when it is."""
+        """Add a piece. Return the error if the body is refused, or None."""
         size = self._size + len(chunk)
         if size > self._limits.body_bytes:
             return self._limits.too_large()
@@ -109,41 +109,41 @@ class Body:
         return None
 
     def expect(self, total: int) -> TidegateError | None:
-        """From here on it comes in place, up to ``total`` bytes; gives why it is refused, when it is."""
+        """Prepare to receive in place, up to ``total`` bytes. Return the error if refused, or None."""
         self._total = total
         self._data = bytearray(self._data)
         return self._make_room()
 
     def window(self) -> memoryview:
-        """Where the next bytes belong."""
+        """Return the memory to write the next bytes into."""
         assert isinstance(self._data, bytearray)
         if len(self._data) < self.held:
             self._data += bytes(self.held - len(self._data))
         return memoryview(self._data)[self._size :]
 
     def took(self, count: int) -> TidegateError | None:
-        """``count`` bytes are in the window; gives why the rest is refused, when it is."""
+        """Note ``count`` bytes in the window. Return the error if the rest is refused, or None."""
         self._size += count
         return self._make_room() if self._size == self.held and not self.complete else None
 
     def whole(self) -> Buffer:
-        """All of it, uncopied; the budget goes on counting it."""
+        """Return the whole body without a copy. It still counts against the budget."""
         data, self._data = self._data, b""
         return data if isinstance(data, bytes) else memoryview(data)
 
     def release(self) -> None:
-        """It is no longer needed."""
+        """Free the body, and return its bytes to the budget."""
         self._limits.bodies.give(self.held)
         self.held = 0
         self._data = b""
 
     def _make_room(self) -> TidegateError | None:
-        """Room for the next step; the memory itself is taken by :meth:`window`, when nobody reads into it."""
+        """Reserve room for the next step. :meth:`window` allocates it, when no read is in progress."""
         step = min(STEP, self._total - self._size)
         return None if self._take(step, self._total) else self._limits.overloaded()
 
     def _take(self, count: int, of: int) -> bool:
-        self.taking = True  # a body that makes room for itself must not be the one that goes
+        self.taking = True  # a body that asks for room must not be the one that is dropped
         taken = self._limits.bodies.take(count, of, known=self._known)
         self.taking = False
         if taken:
@@ -152,9 +152,9 @@ class Body:
 
 
 class UploadMemory:
-    """Count the memory of an upload that is stored as it comes, against the budget.
+    """The memory of an upload that is stored while it arrives, counted against the budget.
 
-    ``known``: its caller has shown a good credential.
+    ``known``: its caller has a valid credential.
     """
 
     def __init__(self, limits: BodyLimits, *, known: bool = False) -> None:
@@ -163,7 +163,7 @@ class UploadMemory:
         self._held = 0
 
     def resize(self, size: int) -> None:
-        """So many bytes are held from now on; raises Overloaded when there is no room for them."""
+        """Set the number of bytes that are held. Raises Overloaded if there is no room for them."""
         more = size - self._held
         if more <= 0:
             self._limits.bodies.give(-more)
@@ -172,5 +172,5 @@ class UploadMemory:
         self._held = size
 
     def release(self) -> None:
-        """Nothing is held any more."""
+        """Return all bytes to the budget."""
         self.resize(0)

@@ -1,4 +1,4 @@
-"""What is said of a job: the 202, its status, its result as JSON or binary."""
+"""Responses about jobs: the 202, the status, and the result as JSON or binary."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ import orjson
 
 from services.gateway.api.body_limits import Headers
 from services.gateway.api.compression import HttpResponse
+from services.gateway.application.jobs.backlog import estimated_start_ms
 from services.gateway.application.jobs.results import JobResults
 from services.gateway.application.jobs.submission import SubmittedJob
 from services.gateway.domain import job_results, oip
-from services.gateway.domain.admission import predicted_wait_ms
 from services.gateway.domain.job_options import Preference
 from services.gateway.domain.replica_fleet import ReplicaFleet
 from tidegate.kernel.protocol.jobs import Job, iso
@@ -24,14 +24,14 @@ _HEADER_LENGTH = oip.HEADER_LENGTH.lower().encode()
 
 
 class JobResponses:
-    """Encodes jobs for whoever may see them."""
+    """An encoder of jobs and their results."""
 
     def __init__(self, results: JobResults, fleet: Callable[[str], ReplicaFleet]) -> None:
         self._results = results
         self._fleet = fleet
 
     def accepted(self, submitted: SubmittedJob, job: Job, prefer: Preference, rid: bytes) -> HttpResponse:
-        """202: where the job is found, and when it may start. ``job``: as it is now."""
+        """Return the 202, with the job's URLs and its estimated start. ``job``: its current state."""
         position = submitted.position if job.status == "queued" else None
         body = orjson.dumps(self.document(job, position))
         headers = [
@@ -46,12 +46,12 @@ class JobResponses:
         return HttpResponse(202, headers, body)
 
     def document(self, job: Job, position: int | None) -> dict[str, Any]:
-        """The job as its caller sees it. ``position``: jobs before it; None: it waits no more, or unknown."""
+        """Return the job as the API shows it. ``position``: jobs ahead of it, None if unknown."""
         shown = job.public()
         path = f"/v1/jobs/{shown['id']}"
         start_ms = None
         if job.status == "queued" and position is not None:
-            start_ms = starts_in_ms(position, self._fleet(job.deployment))
+            start_ms = estimated_start_ms(position, self._fleet(job.deployment))
         return shown | {
             "retry_of": job.ask.get("retry_of"),
             "position": position,
@@ -66,7 +66,7 @@ class JobResponses:
         }
 
     async def result(self, job: Job, headers: Headers, rid: bytes) -> HttpResponse:
-        """The result of a job that is over, in the form that was asked for. Raises why there is none."""
+        """Return the result of a finished job in the requested form. Raises the job's error if it failed."""
         if job.state != "succeeded":
             raise job_results.failure_of(job)
         frame = await self._results.frame(job)
@@ -80,10 +80,3 @@ class JobResponses:
         if tail:
             answer.append((_HEADER_LENGTH, b"%d" % len(body)))
         return HttpResponse(200, answer, body, tail)
-
-
-def starts_in_ms(position: int, fleet: ReplicaFleet) -> float | None:
-    """How long until a job with ``position`` others before it starts, in ms; None where nothing tells."""
-    if fleet.ready == 0:
-        return fleet.start_ms
-    return predicted_wait_ms(position, fleet)

@@ -1,4 +1,4 @@
-"""Jobs on the hot path: a call with ``Prefer``, or POST /v1/jobs; headers and body in, a response later."""
+"""Submit jobs on the hot path: an inference call with ``Prefer``, or POST /v1/jobs."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ from tidegate.kernel.protocol.jobs import Idempotency, Job
 
 log = telemetry.logger(__name__)
 
-_BROKEN = "internal error; see the log of the service"
+_INTERNAL_ERROR = "internal error; see the log of the service"
 
 Done = Callable[[HttpResponse], None]
-Answered = Callable[[HttpResponse, Job], None]
+Accepted = Callable[[HttpResponse, Job], None]
 Failed = Callable[[TidegateError], None]
 
 
 class JobSubmissionHandler:
-    """Takes jobs in. Its caller may leave at any time: what was begun goes on."""
+    """The handler of job submissions. A submission goes on if its caller disconnects."""
 
     def __init__(
         self, jobs: JobService, answers: JobResponses, access: Access, log: AccessLog | None = None
@@ -49,7 +49,7 @@ class JobSubmissionHandler:
 
     @staticmethod
     def preference(target: Target, headers: Headers) -> Preference | None:
-        """What makes this call a job, or None for one that is answered by waiting for it."""
+        """Return the preference that makes this call a job, or None for an interactive request."""
         prefer = job_options.preference(headers.get(b"prefer")) if b"prefer" in headers else None
         return prefer or (Preference() if target is SUBMIT_JOB else None)
 
@@ -65,13 +65,14 @@ class JobSubmissionHandler:
         done: Done,
         failed: Failed,
     ) -> None:
-        """Start to accept a job; ``length`` is that of the body's JSON part. One of the last two is called,
-        later. Raises a TidegateError for what is refused at once.
-        """
-        order, grant = self._order(target, headers, body, length, principal, rid)
-        began, received, endpoint, route = time.perf_counter(), len(body), order.endpoint, order.route
+        """Begin to accept a job. ``length``: bytes of the body's JSON part.
 
-        def answered(response: HttpResponse, job: Job) -> None:
+        Calls ``done`` or ``failed`` later. Raises a TidegateError if the job is refused at once.
+        """
+        request, grant = self._read(target, headers, body, length, principal, rid)
+        began, received, endpoint, route = time.perf_counter(), len(body), request.endpoint, request.route
+
+        def accepted(response: HttpResponse, job: Job) -> None:
             if self._log.take():
                 self._log.accepted(
                     endpoint, route.name, route.version, job.id.hex(), principal, telemetry.shown_id(rid),
@@ -81,12 +82,12 @@ class JobSubmissionHandler:
             done(response)
 
         task = asyncio.create_task(
-            self._accept(order, grant, received, prefer, headers, rid, answered, failed)
+            self._accept(request, grant, received, prefer, headers, rid, accepted, failed)
         )
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    def _order(
+    def _read(
         self,
         target: Target,
         headers: Headers,
@@ -102,12 +103,12 @@ class JobSubmissionHandler:
         options = job_options.from_headers(headers)
         head, tail = oip.parts(body, length)
         if target is SUBMIT_JOB:
-            model, version, options = _named(head, options)
+            model, version, options = _read_fields(head, options)
         else:
             model, version = target
         grant = self._access.admit(principal, model)
         try:
-            order = self._jobs.order(
+            request = self._jobs.check(
                 model,
                 version,
                 lambda contract: oip.decode_head(head, tail, contract),
@@ -120,51 +121,51 @@ class JobSubmissionHandler:
             if grant is not None:
                 grant.cancel()
             raise
-        return order, grant
+        return request, grant
 
     async def _accept(
         self,
-        order: JobRequest,
+        request: JobRequest,
         grant: Grant | None,
         received: int,
         prefer: Preference,
         headers: Headers,
         rid: bytes,
-        answered: Answered,
+        accepted: Accepted,
         failed: Failed,
     ) -> None:
         try:
-            submitted = await self._jobs.submit(order)
+            submitted = await self._jobs.submit(request)
             job = submitted.job
-            del order  # its tensors: who waits for the result does not hold them
+            del request  # its tensors take no memory while the caller waits
             if grant is not None:
                 grant.accepted(received)
             if prefer.wait_s and not job.terminal:
-                with suppress(Unavailable):  # it was taken in all the same, and its caller must hear of that
+                with suppress(Unavailable):  # the job is accepted all the same: answer with the 202
                     job = await self._jobs.wait(job.id, prefer.wait_s)
             if prefer.wait_s and job.terminal:
                 response = await self._answers.result(job, headers, rid)
                 response.headers.append((b"preference-applied", prefer.applied))
-                deliver(response, headers, lambda response: answered(response, job))
+                deliver(response, headers, lambda response: accepted(response, job))
                 return
             response = self._answers.accepted(submitted, job, prefer, rid)
             if grant is not None:
                 response.headers.extend(grant.headers())
-            answered(response, job)
+            accepted(response, job)
         except TidegateError as error:
             failed(error)
         except Exception:
-            log.exception("a job was not accepted", extra={"request_id": rid.decode("latin-1")})
-            failed(TidegateError(_BROKEN))
+            log.exception("accepting a job failed", extra={"request_id": rid.decode("latin-1")})
+            failed(TidegateError(_INTERNAL_ERROR))
         finally:
             if grant is not None:
                 grant.cancel()
 
 
-def _named(head: dict[str, object] | None, base: JobOptions) -> tuple[str, str, JobOptions]:
-    """Model, version and options in the body of POST /v1/jobs; raises BadRequest."""
+def _read_fields(head: dict[str, object] | None, base: JobOptions) -> tuple[str, str, JobOptions]:
+    """Return model, version and options in the body of POST /v1/jobs. Raises BadRequest."""
     if head is None:
-        raise BadRequest(f"{oip.HEADER_LENGTH} is 0, but only JSON can name the model of a job")
+        raise BadRequest(f"{oip.HEADER_LENGTH} is 0, but the model of a job must be named in the JSON part")
     model = head.get("model")
     if not isinstance(model, str) or not model:
         raise BadRequest("'model' must be the name of a model")
@@ -181,15 +182,17 @@ def _name(target: Target) -> str:
 
 
 def _digest(target: Target, headers: Headers, body: Buffer) -> bytes:
-    """What must be the same for the same key: the request and its options, not how long its caller waits."""
-    told = {
+    """Return the hash of a request and its options, which a repeated key must match."""
+    options = {
         name.decode("latin-1"): value.decode("latin-1")
         for name, value in sorted(headers.items())
-        if name in _PART
+        if name in _OPTION_HEADERS
     }
-    found = hashlib.sha256(orjson.dumps([_name(target), told]))
+    found = hashlib.sha256(orjson.dumps([_name(target), options]))
     found.update(body)
     return found.digest()
 
 
-_PART = frozenset({b"inference-header-content-length", b"x-job-priority", b"x-job-ttl", b"x-job-webhook"})
+_OPTION_HEADERS = frozenset(
+    {b"inference-header-content-length", b"x-job-priority", b"x-job-ttl", b"x-job-webhook"}
+)

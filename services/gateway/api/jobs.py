@@ -31,7 +31,7 @@ STATUSES: tuple[State, ...] = tuple(state for state in get_args(State) if state 
 
 
 class JobHandlers:
-    """The paths below ``/v1/jobs``. A job is seen by the principal it belongs to, and by the scope admin."""
+    """The handlers of ``/v1/jobs``. Only a job's own principal and the scope admin can see it."""
 
     def __init__(self, jobs: JobService, answers: JobResponses, access: Access) -> None:
         self._jobs = jobs
@@ -56,7 +56,7 @@ class JobHandlers:
         cursor: str | None = None,
         limit: int = Query(100, ge=1, le=MAX_LIST),
     ) -> Response:
-        """Jobs, newest first. ``cursor``: the ``next`` of the page before."""
+        """List jobs, newest first. ``cursor``: the ``next`` of the previous page."""
         who = request_principal()
         if not who.may(ADMIN):
             principal = who.id
@@ -75,43 +75,43 @@ class JobHandlers:
         return page([self._answers.document(job, None) for job in found], limit)
 
     async def status(self, request: Request, id: str) -> Response:
-        """A job as it is, or with ``Prefer: wait=N`` once it is over."""
+        """Return a job; with ``Prefer: wait=N``, when it has ended or after N seconds."""
         job = await self._awaited(request, await self._find(id))
         return json_response(await self._document(job))
 
     async def cancel(self, id: str) -> Response:
-        """End a job: one that waits never runs, one that runs is cancelled. Gives it as it is then."""
+        """Cancel a job and return it. A queued job never runs, a running one is stopped."""
         return json_response(await self._document(await self._jobs.cancel(await self._find(id))))
 
     async def result(self, request: Request, id: str) -> Response:
-        """The result, as JSON or binary as asked; 202 while the job is not over, a failure's own code.
+        """Return the result as JSON or binary; 202 before the job has ended, the error's status if it failed.
 
-        ``Prefer: wait=N`` waits for it.
+        ``Prefer: wait=N`` waits up to N seconds for it.
         """
         job = await self._awaited(request, await self._find(id))
         if not job.terminal:
             return json_response(await self._document(job), 202, {"Retry-After": "1"})
         headers: Headers = dict(request.scope["headers"])
         rid = telemetry.request_id.get().encode("latin-1", "replace")
-        return await packed(await self._answers.result(job, headers, rid), headers)
+        return await compressed(await self._answers.result(job, headers, rid), headers)
 
     async def events(self, request: Request, id: str) -> Response:
-        """Everything that happens to a job as server-sent events, up to its end; resumes by Last-Event-ID."""
+        """Stream a job's events until it ends, as server-sent events. Last-Event-ID resumes the stream."""
         job = await self._find(id)
         after = last_event_id(request.headers.get("last-event-id"))
         if job.terminal and not await self._jobs.store.log(job.id, after):
-            return Response(status_code=204)  # tells an EventSource that there is nothing to come back for
-        return CancellableResponse(lambda send: self._tell(job.id, after, send), lambda: None)
+            return Response(status_code=204)  # tells an EventSource not to reconnect
+        return CancellableResponse(lambda send: self._send_events(job.id, after, send), lambda: None)
 
     async def retry(self, id: str) -> Response:
-        """A new job with the request of one that failed."""
+        """Submit a failed job's request again, as a new job."""
         before = await self._find(id)
         grant = self._access.admit(request_principal(), before.endpoint)
         try:
             submitted = await self._jobs.retry(before)
         finally:
             if grant is not None:
-                grant.cancel()  # what it uses counts at the end of the job
+                grant.cancel()  # its usage counts when the job ends
         job = submitted.job
         document = self._answers.document(job, submitted.position)
         return json_response(document, 202, {"Location": f"/v1/jobs/{job.id.hex()}"})
@@ -130,21 +130,21 @@ class JobHandlers:
     async def _document(self, job: Job) -> dict[str, Any]:
         return self._answers.document(job, await self._jobs.position(job))
 
-    async def _tell(self, id_: bytes, after: int, send: Send) -> None:
+    async def _send_events(self, id_: bytes, after: int, send: Send) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": EVENT_STREAM})
-        async with aclosing(self._happenings(id_, after)) as happenings:
-            async for event in happenings:
-                await send({"type": "http.response.body", "body": shown(event), "more_body": True})
+        async with aclosing(self._events_after(id_, after)) as events:
+            async for event in events:
+                await send({"type": "http.response.body", "body": encode_event(event), "more_body": True})
         await send({"type": "http.response.body", "body": b""})
 
-    async def _happenings(self, id_: bytes, after: int) -> AsyncGenerator[JobEvent | None]:
-        """The events behind number ``after``, to the last one; None now and then, when there is nothing."""
+    async def _events_after(self, id_: bytes, after: int) -> AsyncGenerator[JobEvent | None]:
+        """Yield the events after number ``after`` until the job ends; None as a keepalive."""
         async with self._jobs.store.watch().changes(id_) as notices:
             while True:
                 for event in await self._jobs.store.log(id_, after):
                     after = event.seq
                     if event.state == "queued":
-                        continue  # to the outside it has been that from the first
+                        continue  # the API calls the first state queued already
                     yield event
                     if event.state in TERMINAL:
                         return
@@ -156,25 +156,25 @@ class JobHandlers:
                         return
 
 
-def last_event_id(found: str | None) -> int:
-    """The number of the last event that a client has seen; 0: none. Raises BadRequest."""
-    if not found:
+def last_event_id(header: str | None) -> int:
+    """Return the number of the last event that a client has seen; 0: none. Raises BadRequest."""
+    if not header:
         return 0
-    if not found.isdecimal() or len(found) > 18:
-        raise BadRequest(f"Last-Event-ID must be the id of an event, got {found[:40]!r}")
-    return int(found)
+    if not header.isdecimal() or len(header) > 18:
+        raise BadRequest(f"Last-Event-ID must be the id of an event, got {header[:40]!r}")
+    return int(header)
 
 
-def shown(event: JobEvent | None) -> bytes:
-    """An event in the form of text/event-stream; None is a comment that keeps the connection open."""
+def encode_event(event: JobEvent | None) -> bytes:
+    """Return an event as text/event-stream; for None, a comment that keeps the connection open."""
     if event is None:
         return b": still here\n\n"
     name = event.public()["status"]
     return b"id: %d\nevent: %b\ndata: %b\n\n" % (event.seq, name.encode(), orjson.dumps(event.public()))
 
 
-async def packed(answer: HttpResponse, headers: Headers) -> Response:
-    """The framework's response for one of ours, compressed if its caller wants that."""
+async def compressed(answer: HttpResponse, headers: Headers) -> Response:
+    """Return the framework's response for an own one, compressed if its caller accepts that."""
     future: asyncio.Future[HttpResponse] = asyncio.get_running_loop().create_future()
     deliver(answer, headers, future.set_result)
     done = await future

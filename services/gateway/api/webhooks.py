@@ -1,4 +1,4 @@
-"""What callers may ask about their webhooks: the secret they are signed with, and what became of them."""
+"""The HTTP API of webhooks: the secret that signs them, and the deliveries of a job."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tidegate.kernel.store.webhooks import WebhookStore
 
 
 class WebhookHandlers:
-    """``/v1/webhooks/secret`` and ``/v1/jobs/{id}/deliveries``."""
+    """The handlers of ``/v1/webhooks/secret`` and ``/v1/jobs/{id}/deliveries``."""
 
     def __init__(self, jobs: JobService, schedule: WebhookStore, router: RouterClient) -> None:
         self._jobs = jobs
@@ -24,12 +24,12 @@ class WebhookHandlers:
         self.router.add_api_route("/jobs/{id}/deliveries", self.deliveries, methods=["GET"])
 
     async def secret(self) -> dict[str, Any]:
-        """The secret that the caller's own webhooks are signed with, for any Standard Webhooks verifier."""
+        """Return the secret that signs the caller's webhooks, for any Standard Webhooks verifier."""
         request_principal()
         return await self._router.webhook_secret()
 
     async def deliveries(self, id: str) -> dict[str, Any]:
-        """Every try to deliver the job's webhook, oldest first."""
+        """List the attempts to deliver the job's webhook, oldest first."""
         who = request_principal()
         job = await self._jobs.find(id_in_path(id, "job"), who)
         return {"webhook": job.webhook, "items": await self._schedule.deliveries(job.id)}

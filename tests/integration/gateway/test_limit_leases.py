@@ -106,7 +106,7 @@ async def test_a_quota_counts_what_was_used_before(opened, fresh, until):
     (only,) = opened(key, Allowance(day=100), 1, used=99)
     take(only, key)
     await until(lambda: not take(only, key))
-    assert only.limiters[key].day_quota.left == 0
+    assert only.limiters[key].day_quota.available == 0
 
 
 async def test_a_changed_limit_is_taken_and_what_was_spent_is_spent(opened, fresh, until):

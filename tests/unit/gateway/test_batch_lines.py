@@ -69,7 +69,7 @@ async def plain(*pieces, encoding="gzip"):
         "path": "/",
         "headers": [(b"content-encoding", encoding.encode())],
     }
-    return b"".join([piece async for piece in batches._plain(Request(scope, receive))])
+    return b"".join([piece async for piece in batches._uncompressed(Request(scope, receive))])
 
 
 @given(st.integers(1, 60))

@@ -50,7 +50,7 @@ class FakeJobs:
         self.store = self
         self.taken: list[int] = []
 
-    def order(self, *_: Any, **given: Any) -> int:
+    def check(self, *_: Any, **given: Any) -> int:
         return int(given["line"])
 
     async def submit(self, line: int) -> Any:
@@ -95,7 +95,7 @@ def blobs(tmp_path):
 
 async def test_results_are_written_while_lines_wait_for_their_callers_quota(blobs, until, monkeypatch):
     monkeypatch.setattr(batch_runner, "SAVE_S", 0.02)
-    monkeypatch.setattr(batch_runner, "STEP_S", 0.02)
+    monkeypatch.setattr(batch_runner, "RENEW_S", 0.02)
     content = b"".join(orjson.dumps({"inputs": []}) + b"\n" for _ in range(9))
     store, jobs, access = (
         Store([FileChunk(await blobs.put(content, 60), 9, len(content))]),

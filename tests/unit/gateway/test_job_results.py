@@ -5,7 +5,7 @@ from __future__ import annotations
 import orjson
 import pytest
 
-from services.gateway.api.job_responses import starts_in_ms
+from services.gateway.application.jobs.backlog import estimated_start_ms
 from services.gateway.domain.contract import Decoded, WantedOutput
 from services.gateway.domain.job_results import ask_of, failure_of, form, read_ask
 from services.gateway.domain.replica_fleet import ReplicaFleet
@@ -83,7 +83,7 @@ def test_why_there_is_no_result():
 
 
 def test_when_a_job_may_start():
-    assert starts_in_ms(10, ReplicaFleet(ready=2, full_ms=4.0)) == 20.0
-    assert starts_in_ms(10, ReplicaFleet(ready=2)) is None
-    assert starts_in_ms(10, ReplicaFleet(start_ms=700.0)) == 700.0
-    assert starts_in_ms(10, ReplicaFleet()) is None
+    assert estimated_start_ms(10, ReplicaFleet(ready=2, full_ms=4.0)) == 20.0
+    assert estimated_start_ms(10, ReplicaFleet(ready=2)) is None
+    assert estimated_start_ms(10, ReplicaFleet(start_ms=700.0)) == 700.0
+    assert estimated_start_ms(10, ReplicaFleet()) is None

@@ -1,4 +1,4 @@
-"""How many jobs wait for each Deployment, as a gateway may say at once: read now and then, else counted."""
+"""Estimates of a Deployment's backlog of jobs: its size, and the start of a job behind it."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
 
+from services.gateway.domain.admission import predicted_wait_ms
+from services.gateway.domain.replica_fleet import ReplicaFleet
 from tidegate.kernel.protocol.jobs import JobLoad
 from tidegate.kernel.store import StoreUnavailable
 
@@ -15,7 +17,10 @@ STALE_S = 2.0
 
 
 class BacklogEstimate:
-    """``read`` gives what is not over, by Deployment. What other gateways did since then is not known."""
+    """The number of queued jobs of each Deployment: read from the store now and then, and counted in between.
+
+    ``read`` returns the unfinished jobs by Deployment. Jobs that other gateways accepted since are unknown.
+    """
 
     def __init__(
         self,
@@ -30,7 +35,7 @@ class BacklogEstimate:
         self._reading: asyncio.Task[None] | None = None
 
     async def ahead(self, deployment: str) -> int | None:
-        """How many jobs wait before one that is accepted now, which is counted; None: nobody could tell."""
+        """Return the number of jobs ahead of one that is accepted now, and count it; None: unknown."""
         age = self._clock() - self._at
         if age > FRESH_S and self._reading is None:
             self._reading = asyncio.create_task(self._refresh(), name="waiting jobs")
@@ -53,3 +58,10 @@ class BacklogEstimate:
             self._since += before
         finally:
             self._reading = None
+
+
+def estimated_start_ms(position: int, fleet: ReplicaFleet) -> float | None:
+    """Return the ms until a job with ``position`` jobs ahead of it starts; None: unknown."""
+    if fleet.ready == 0:
+        return fleet.start_ms
+    return predicted_wait_ms(position, fleet)

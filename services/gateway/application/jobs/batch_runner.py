@@ -1,8 +1,8 @@
-"""Working at a batch: a window of its lines is under way as jobs, results are written in the lines' order.
+"""Run a batch: submit a window of its lines as jobs, and write the results in the order of the lines.
 
-Whoever works at a batch holds a lease on it. Results go to disk in chunks, and with each chunk the record
-says up to which line; who takes over begins behind it. A line's job is found again by an idempotency key, so
-no line runs as two jobs.
+A gateway runs a batch under a lease. Results go to disk in chunks, and the record notes the last line of each
+chunk. Another gateway that takes over begins after that line. Each line's job has an idempotency key, so no
+line runs as two jobs.
 """
 
 from __future__ import annotations
@@ -43,19 +43,19 @@ from tidegate.kernel.protocol.jobs import Idempotency, Job
 log = telemetry.logger(__name__)
 
 WINDOW = 1024
-AT_ONCE = 128
+LINES_AT_A_TIME = 128
 LEASE_MS = 10_000
-STEP_S = 1.0
+RENEW_S = 1.0
 SAVE_S = 5.0
 RESULT_BYTES = 4 * 2**20
 PAUSES_S = (0.005, 0.25)
-AGAIN_S = 1.0
-# A caller's quota may be used up for hours; whether the batch was cancelled is looked at meanwhile.
+RETRY_S = 1.0
+# A caller's quota may be used up for hours. The batch may be cancelled meanwhile, so pauses are short.
 LONGEST_PAUSE_S = 5.0
-# How long a file, or a result in the blob store, may not be readable before it counts as lost.
-FILE_PATIENCE_S = 600.0
-RESULT_PATIENCE_S = 30.0
-_COME_BACK = (Unavailable, Overloaded, NoRoutes, TooMany)
+# A file, or a result in the blob store, that is unreadable for this long counts as lost.
+FILE_TIMEOUT_S = 600.0
+RESULT_TIMEOUT_S = 30.0
+_TRY_AGAIN = (Unavailable, Overloaded, NoRoutes, TooMany)
 _CANCELLED = Conflict("the batch was cancelled", reason="cancelled")
 
 
@@ -63,12 +63,12 @@ T = TypeVar("T")
 
 
 class LeaseLost(Exception):
-    """Somebody else works at the batch now."""
+    """Another gateway has the lease of the batch."""
 
 
 @dataclass(slots=True)
 class LineProgress:
-    """A line under way: its job, or why it has none; neither while it waits to be taken in."""
+    """A line in progress: its job, or the error that refused it. It has neither before it is submitted."""
 
     number: int
     id: str | None
@@ -76,13 +76,13 @@ class LineProgress:
     error: TidegateError | None = None
 
     @property
-    def waits(self) -> bool:
-        """Whether it is still to be taken in."""
+    def pending(self) -> bool:
+        """Return True before the line is accepted or refused."""
         return self.job is None and self.error is None
 
 
 class BatchRunner:
-    """One batch, from where it is to its end. ``keep_s``: how long its results are kept."""
+    """A run of one batch, from its saved progress to its end. Results are kept for ``keep_s`` seconds."""
 
     def __init__(
         self,
@@ -115,12 +115,12 @@ class BatchRunner:
         self._saved_at = time.monotonic()
         self._stepping = asyncio.Lock()
         self._cancelling = batch.state == "cancelling"
-        # Why its caller would not be let in any more, once it is so; and whether that cost a line.
+        # The error that revokes the caller's access, if any; and whether a line failed because of it.
         self._revoked: TidegateError | None = None
         self._cut_off = False
 
     async def run(self) -> None:
-        """Until the batch is over. Raises :class:`LeaseLost`, or Unavailable when nothing can be read."""
+        """Run the batch to its end. Raises :class:`LeaseLost`, or Unavailable if its file cannot be read."""
         self._chunks = await self._store.lines(self._batch.id)
         work = asyncio.create_task(self._work())
         keep = asyncio.create_task(self._keep())
@@ -133,7 +133,7 @@ class BatchRunner:
             await tasks.end(work, keep)
 
     async def release(self) -> None:
-        """Let somebody else go on at once."""
+        """Return the lease, so another gateway continues at once."""
         await self._step(lease_ms=0)
 
     async def _work(self) -> None:
@@ -141,7 +141,7 @@ class BatchRunner:
         beginning: asyncio.Task[bool] | None = None
         try:
             while self._emitted < self._batch.lines:
-                # Lines may wait for their caller's quota for hours; results are written meanwhile.
+                # Lines may wait for their caller's quota for hours, while results are written.
                 beginning = beginning or self._begin()
                 moved = await self._emit()
                 if self._writer.held and time.monotonic() - self._saved_at > SAVE_S:
@@ -164,11 +164,11 @@ class BatchRunner:
         await asyncio.gather(*(self._blobs.delete(chunk.key) for chunk in self._chunks))
 
     async def fail(self, error: str) -> None:
-        """End it: it cannot go on. What is written stays."""
+        """End the batch as failed. Its written results stay."""
         await self._end("failed", error)
 
     async def _end(self, end: BatchState, error: str = "") -> None:
-        told = await self._store.step(
+        state = await self._store.step(
             self._batch.id,
             self._owner,
             0,
@@ -180,20 +180,20 @@ class BatchRunner:
             error=error,
             keep_s=int(self._keep_s),
         )
-        if told is None:
+        if state is None:
             raise LeaseLost
 
     # --- lines into jobs -------------------------------------------------------------------------------
 
     def _begin(self) -> asyncio.Task[bool] | None:
-        """Begin to submit as many lines as the window has room for; None: it has none."""
-        room = min(WINDOW - len(self._rows), AT_ONCE)
+        """Begin to submit as many lines as the window has room for; None: there is no room."""
+        room = min(WINDOW - len(self._rows), LINES_AT_A_TIME)
         if room <= 0 or self._read >= self._batch.lines:
             return None
         return asyncio.create_task(self._submit_next(room))
 
     async def _submit_next(self, count: int) -> bool:
-        """Submit the next lines; whether there were any."""
+        """Submit the next lines. Return False if there were none."""
         lines = await self._take(count)
         rows = [LineProgress(self._read + at, batch_lines.line_id(raw)) for at, raw in enumerate(lines)]
         self._read += len(lines)
@@ -206,7 +206,7 @@ class BatchRunner:
             first = 0
             for chunk in self._chunks:
                 if first + chunk.lines > self._read:
-                    whole = await self._insist(partial(self._blobs.get, chunk.key), FILE_PATIENCE_S)
+                    whole = await self._insist(partial(self._blobs.get, chunk.key), FILE_TIMEOUT_S)
                     self._lines.extend(whole.split(b"\n")[self._read - first : chunk.lines])
                     break
                 first += chunk.lines
@@ -219,14 +219,14 @@ class BatchRunner:
             try:
                 line = batch_lines.read_line(raw, self._batch)
                 grant = self._access.admit(self._access.standing(self._principal), line.model)
-                order = self._order(row, line, key)
-                del line  # its JSON, decoded, takes many times what its tensors do
-                submitted = await self._jobs.submit(order)
+                request = self._check(row, line, key)
+                del line  # its decoded JSON takes many times the size of its tensors
+                submitted = await self._jobs.submit(request)
                 row.job = submitted.job.id
                 if grant is not None and submitted.fresh:
                     grant.accepted(len(raw))
-            except _COME_BACK as error:
-                await asyncio.sleep(min(error.retry_after_s or AGAIN_S, LONGEST_PAUSE_S))
+            except _TRY_AGAIN as error:
+                await asyncio.sleep(min(error.retry_after_s or RETRY_S, LONGEST_PAUSE_S))
                 continue
             except TidegateError as error:
                 row.error = error
@@ -237,17 +237,17 @@ class BatchRunner:
         row.error = self._revoked or _CANCELLED
 
     def _ending(self) -> bool:
-        """Return whether no line is to be begun any more: it is cancelled, or its caller's key is revoked."""
+        """Return True if no more lines may start: the batch is cancelled, or its caller's key is revoked."""
         try:
             self._access.standing(self._principal)
         except Unauthorized as error:
             self._revoked = self._revoked or error
         except Unavailable:
-            pass  # the next look tells
+            pass  # unknown for now: checked again before the next line
         return self._cancelling or self._revoked is not None
 
-    def _order(self, row: LineProgress, line: BatchLine, key: Idempotency) -> JobRequest:
-        return self._jobs.order(
+    def _check(self, row: LineProgress, line: BatchLine, key: Idempotency) -> JobRequest:
+        return self._jobs.check(
             line.model,
             line.version,
             lambda contract: oip.decode_head(line.head, memoryview(b""), contract),
@@ -261,14 +261,14 @@ class BatchRunner:
     # --- jobs into results -----------------------------------------------------------------------------
 
     async def _emit(self) -> bool:
-        """Write the results of the first lines that are over; whether there were any."""
+        """Write the results of the first finished lines. Return False if there were none."""
         if not self._rows:
             return False
-        # While the first one is not over the others can wait: they would have to wait for it anyway.
+        # Results are in order, so check the others only when the first line has finished.
         first = self._rows[0]
         if first.error is None and not await self._over([first]):
             return False
-        over = await self._over(list(islice(self._rows, AT_ONCE)))
+        over = await self._over(list(islice(self._rows, LINES_AT_A_TIME)))
         while over:
             group = over[: self._fitting(over)]
             over = over[len(group) :]
@@ -287,8 +287,8 @@ class BatchRunner:
         return True
 
     async def _over(self, rows: Sequence[LineProgress]) -> list[tuple[LineProgress, Job | None]]:
-        """Those at the front that are over, with their jobs."""
-        rows = list(takewhile(lambda row: not row.waits, rows))
+        """Return the finished lines at the front, with their jobs."""
+        rows = list(takewhile(lambda row: not row.pending, rows))
         ids = [row.job for row in rows if row.job is not None]
         found = dict(zip(ids, await self._insist(partial(self._jobs.store.get_many, ids)), strict=True))
         pairs = [(row, found[row.job] if row.job is not None else None) for row in rows]
@@ -296,7 +296,7 @@ class BatchRunner:
 
     @staticmethod
     def _fitting(over: Sequence[tuple[LineProgress, Job | None]]) -> int:
-        """How many of these may be in memory at once; at least one."""
+        """Return how many of these results fit in memory at the same time; at least one."""
         size = 0
         for at, (_, job) in enumerate(over):
             size += job.result_size if job is not None else 0
@@ -312,19 +312,19 @@ class BatchRunner:
         elif job is not None and frame is not None:
             try:
                 encode = partial(self._results.encoded, job, frame, binary=False)
-                response, _ = await self._insist(encode, RESULT_PATIENCE_S)
+                response, _ = await self._insist(encode, RESULT_TIMEOUT_S)
                 return "succeeded", batch_lines.result_line(row.number, row.id, shown, response)
             except TidegateError as problem:
                 error = problem
         if error is None:
-            error = Conflict("the job is no longer kept", reason="job_gone")
+            error = Conflict("the job's record was deleted before its result was written", reason="job_gone")
         outcome = error.reason if error.reason in {"cancelled", "expired"} else "failed"
         return outcome, batch_lines.failed_line(row.number, row.id, shown, outcome, error)
 
-    # --- what is kept ----------------------------------------------------------------------------------
+    # --- progress ----------------------------------------------------------------------------------
 
     async def _save(self) -> None:
-        """Results to the disk, and the record says so."""
+        """Write the collected results to disk, and note them in the record."""
         chunk = await self._insist(self._writer.write)
         self._saved_at = time.monotonic()
         if chunk is None:
@@ -335,9 +335,9 @@ class BatchRunner:
             await self._insist(partial(self._step, chunk))
 
     async def _keep(self) -> None:
-        """Hold the lease, tell how far it is, and hear whether it is to be cancelled."""
+        """Renew the lease, report progress, and notice a cancellation."""
         while True:
-            await asyncio.sleep(STEP_S)
+            await asyncio.sleep(RENEW_S)
             async with self._stepping:
                 try:
                     await self._step()
@@ -362,21 +362,21 @@ class BatchRunner:
         self._cancelling = state == "cancelling"
 
     @staticmethod
-    async def _insist(do: Callable[[], Awaitable[T]], patience_s: float = float("inf")) -> T:
-        """Do it, again and again while what it needs is away; raises Unavailable after ``patience_s``."""
-        give_up_at = time.monotonic() + patience_s
+    async def _insist(do: Callable[[], Awaitable[T]], timeout_s: float = float("inf")) -> T:
+        """Call ``do`` again while a store is away. Raises Unavailable after ``timeout_s``."""
+        give_up_at = time.monotonic() + timeout_s
         while True:
             try:
                 return await do()
             except Unavailable as error:
-                log.info("a batch waits", extra={"problem": error.message})
+                log.info("a batch waits for a store", extra={"problem": error.message})
                 if time.monotonic() > give_up_at:
                     raise
-            await asyncio.sleep(AGAIN_S)
+            await asyncio.sleep(RETRY_S)
 
 
 def _principal(batch: Batch) -> Principal:
-    """For whom the lines are submitted."""
+    """Return the principal that the lines are submitted for."""
     for known in (ANONYMOUS, SERVICE):
         if batch.principal == known.id:
             return known

@@ -1,4 +1,4 @@
-"""Batches: taken in as a file, worked at by one gateway process at a time, given out as a file."""
+"""Batches: store the uploaded file, run each batch in one gateway process at a time, return the results."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ from tidegate.kernel.store import StoreUnavailable
 
 log = telemetry.logger(__name__)
 
-AT_ONCE = 4
-# A line is copied once as it is cut out, and once more into its chunk.
+MAX_RUNNING = 4
+# A line is copied when it is split off, and again into its chunk.
 COPIES = 2
-LOOK_S = 1.0
+CLAIM_INTERVAL_S = 1.0
 
 
 class BatchService:
-    """The gateway's batches. ``owner`` is this process; the times are in seconds."""
+    """The batches of a gateway. ``owner`` is this process; times are in seconds."""
 
     def __init__(
         self,
@@ -58,11 +58,11 @@ class BatchService:
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
-        """Work at batches, in the background."""
+        """Begin to run batches, in the background."""
         self._task = asyncio.create_task(self._run(), name="batches")
 
     async def stop(self) -> None:
-        """Stop; others go on with them."""
+        """Stop. Other gateways continue the batches."""
         await tasks.end(self._task, *self._running)
 
     async def create(
@@ -75,11 +75,12 @@ class BatchService:
         principal: Principal,
         hold: Callable[[int], None],
     ) -> Batch:
-        """Take a file in; it is on disk when this returns. Raises BadRequest, PayloadTooLarge.
+        """Store an uploaded file and its batch; both are on disk on return.
 
-        ``hold`` is told how many bytes of it are in memory, and may refuse them by raising Overloaded.
+        ``hold`` gets the number of bytes in memory; it raises Overloaded to refuse them. Raises BadRequest,
+        PayloadTooLarge.
         """
-        # Lines that run as long as they may, one after the other: it is deleted when the batch is over.
+        # Kept for the longest ttl of a job. It is deleted when the batch is over.
         writer = LineWriter(self._blobs, MAX_TTL_S)
         chunks: list[FileChunk] = []
         try:
@@ -90,7 +91,7 @@ class BatchService:
             if (last := await writer.write()) is not None:
                 chunks.append(last)
             if not chunks:
-                raise BadRequest("the file has no line")
+                raise BadRequest("the file has no lines: send one JSON request on each line")
             now_ms = int(time.time() * 1e3)
             batch = Batch(
                 id=new_id(now_ms, os.urandom(10)),
@@ -114,44 +115,44 @@ class BatchService:
         return batch
 
     async def find(self, id_: bytes, principal: Principal) -> Batch:
-        """A batch that ``principal`` may see: its own, or any with the scope admin. Raises NotFound."""
+        """Return a batch that ``principal`` may see: its own; with the scope admin, any. Raises NotFound."""
         batch = await self._store.get(id_)
         if batch is None or not principal.sees(batch.principal):
             raise NotFound(f"there is no batch {id_.hex()}")
         return batch
 
     async def latest(self, principal: str | None, before: bytes | None, limit: int) -> list[Batch]:
-        """Batches (of a principal), newest first, older than ``before``."""
+        """Return batches (of a principal), newest first, older than ``before``."""
         return await self._store.latest(principal, before, limit)
 
     async def cancel(self, batch: Batch) -> Batch:
-        """Have a batch end: what waits or runs is cancelled, and its results say so."""
+        """Cancel the unfinished lines of a batch. Raises NotFound."""
         after = await self._store.cancel(batch.id)
         if after is None:
             raise NotFound(f"there is no batch {batch.id.hex()}")
         return after
 
     async def results(self, batch: Batch) -> AsyncGenerator[bytes]:
-        """The results as they are written, in pieces of whole lines. Raises Unavailable."""
+        """Yield the written results, in pieces of whole lines. Raises Unavailable."""
         for chunk in await self._store.results(batch.id):
             yield await self._blobs.get(chunk.key)
 
     async def _run(self) -> None:
         while True:
             try:
-                while len(self._running) < AT_ONCE and (
+                while len(self._running) < MAX_RUNNING and (
                     id_ := await self._store.claim(self._owner, LEASE_MS)
                 ):
-                    task = asyncio.create_task(self._work(id_), name=f"batch {id_.hex()}")
+                    task = asyncio.create_task(self._run_batch(id_), name=f"batch {id_.hex()}")
                     self._running.add(task)
                     task.add_done_callback(self._running.discard)
             except StoreUnavailable:
                 pass
             self._wake.clear()
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._wake.wait(), LOOK_S)
+                await asyncio.wait_for(self._wake.wait(), CLAIM_INTERVAL_S)
 
-    async def _work(self, id_: bytes) -> None:
+    async def _run_batch(self, id_: bytes) -> None:
         shown = {"batch": id_.hex()}
         try:
             batch = await self._store.get(id_)
@@ -168,7 +169,7 @@ class BatchService:
                 self._keep_s,
             )
         except StoreUnavailable:
-            return  # its lease lapses, and somebody looks at it again
+            return  # its lease lapses, and a gateway claims it again
         try:
             await runner.run()
             log.info("a batch is over", extra=shown)
@@ -181,11 +182,11 @@ class BatchService:
         except StoreUnavailable:
             pass
         except TidegateError as error:
-            log.error("a batch cannot go on", extra=shown | {"problem": error.message})
+            log.error("a batch failed", extra=shown | {"problem": error.message})
             with suppress(LeaseLost, StoreUnavailable):
                 await runner.fail(error.message)
         except Exception:
-            log.exception("a batch was given up here; it is tried again", extra=shown)
+            log.exception("running a batch failed here; a gateway will try again", extra=shown)
 
 
 async def _store_lines(
@@ -193,9 +194,9 @@ async def _store_lines(
 ) -> None:
     if lines and splitter.lines == len(lines):
         try:
-            read_object(lines[0])  # a file of another kind is told at once
+            read_object(lines[0])  # a file of another kind is refused before the rest is read
         except BadRequest as error:
-            raise BadRequest(f"not a file of requests, one JSON object a line: {error.message}") from None
+            raise BadRequest(f"the file must have one JSON request on each line: {error.message}") from None
     for line in lines:
         if writer.add(line):
             chunk = await writer.write()

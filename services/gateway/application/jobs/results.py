@@ -1,4 +1,4 @@
-"""The results of jobs, read from the store and written as the answer of an inference call."""
+"""Read the results of jobs, and encode them as the answer of an inference call."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tidegate.kernel.store import JobStore
 
 
 class JobResults:
-    """Encodes what jobs came to. ``labels`` are the names of a Deployment's classes."""
+    """A reader and encoder of jobs' results. ``labels`` returns the names of a Deployment's classes."""
 
     def __init__(
         self, store: JobStore, claims: Claims, labels: Callable[[str], Labels] = lambda _: {}
@@ -25,7 +25,7 @@ class JobResults:
         self._labels = labels
 
     async def frame(self, job: Job) -> bytes:
-        """The reply frame of a job that succeeded; raises ModelFailed when it is not kept any more."""
+        """Return the reply frame of a succeeded job. Raises ModelFailed if it was deleted."""
         frame = await self._store.result(job.id)
         if frame is None:
             raise ModelFailed(
@@ -35,9 +35,9 @@ class JobResults:
         return frame
 
     async def encoded(self, job: Job, frame: bytes, binary: bool | None = None) -> tuple[bytes, list[Buffer]]:
-        """The answer in a reply frame: its JSON, and the tensors behind it. Raises TidegateError.
+        """Encode a reply frame: return its JSON, and the binary tensors after it. Raises TidegateError.
 
-        ``binary`` replaces the form that was asked for when the job was submitted.
+        ``binary`` overrides the form that was requested at submission.
         """
         try:
             reply = envelope.read_reply(frame)

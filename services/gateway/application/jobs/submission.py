@@ -1,7 +1,7 @@
-"""The way of a job into the queue, and what can be asked of it afterwards.
+"""Submit jobs to the queue, and find, wait for, cancel and retry them.
 
-A job is told to its caller (202) only when its record is on disk and its message is confirmed by a quorum
-queue. Records and confirms of many jobs are awaited together: each job has a task, the store groups them.
+A caller gets the 202 only when the job's record is on disk and a quorum queue has confirmed its message. Each
+job has a task, and the store groups their calls, so records and confirms of many jobs are awaited together.
 """
 
 from __future__ import annotations
@@ -33,17 +33,17 @@ from tidegate.kernel.store import JobStore, StoreUnavailable
 
 log = telemetry.logger(__name__)
 
-# Submissions that wait for store and broker at once; more are told to come back.
-MOST_UNDER_WAY = 10_000
+# The most submissions that wait for store and broker at the same time; more are refused.
+MAX_SUBMITTING = 10_000
 POLL_S = 2.0
 # A store that restarts is back within this time.
-PATIENCE_S = 10.0
-AGAIN_S = 0.1
+STORE_TIMEOUT_S = 10.0
+RETRY_S = 0.1
 
 
 @dataclass(frozen=True, slots=True)
 class JobRequest:
-    """A request that was checked and may become a job."""
+    """A checked request that may become a job. ``ask``: the form of its answer."""
 
     endpoint: str
     route: DeploymentRoute
@@ -59,9 +59,9 @@ class JobRequest:
 
 @dataclass(frozen=True, slots=True)
 class SubmittedJob:
-    """A job that may be told to its caller. ``fresh`` False: it is that of an earlier call with its key.
+    """An accepted job. ``fresh`` False: an earlier call with the same idempotency key submitted it.
 
-    ``position``: about how many jobs are before it; None: nobody knows.
+    ``position``: about how many jobs are ahead of it; None: unknown.
     """
 
     job: Job
@@ -70,7 +70,7 @@ class SubmittedJob:
 
 
 class JobService:
-    """The gateway's side of durable jobs. Times in seconds."""
+    """Durable jobs in the gateway. Times in seconds."""
 
     def __init__(
         self,
@@ -81,21 +81,21 @@ class JobService:
         *,
         ttl_s: float,
         retention_s: float,
-        most_waiting: int,
+        max_queued: int,
     ) -> None:
         self._core = core
         self._queue = queue
         self._claims = claims
         self._ttl_s = ttl_s
         self._retention_s = retention_s
-        self._most_waiting = most_waiting
-        self._under_way = 0
-        self._waiting = BacklogEstimate(self._loads)
+        self._max_queued = max_queued
+        self._submitting = 0
+        self._backlog = BacklogEstimate(self._loads)
         self._marks = QueuedMarker(store)
         self.store = store
         self.acknowledged = 0
 
-    def order(
+    def check(
         self,
         model: str,
         version: str,
@@ -108,9 +108,12 @@ class JobService:
         batch: str | None = None,
         line: int | None = None,
     ) -> JobRequest:
-        """A request to ``model``, checked against the Deployment that will run it. Raises TidegateError."""
-        if self._under_way >= MOST_UNDER_WAY:
-            raise Overloaded(f"{self._under_way} jobs are being accepted already", retry_after_s=1.0)
+        """Check a request to ``model`` against the Deployment that will run it. Raises TidegateError."""
+        if self._submitting >= MAX_SUBMITTING:
+            raise Overloaded(
+                f"{self._submitting} jobs are being accepted already: send the job again",
+                retry_after_s=1.0,
+            )
         endpoint, route = self._core.pick(model, version)
         if route.decoupled:
             raise BadRequest(
@@ -126,18 +129,21 @@ class JobService:
             endpoint.name, route, request, ask, options, principal.id, trace[:255], idempotency, batch, line
         )
 
-    async def submit(self, order: JobRequest) -> SubmittedJob:
-        """Return once record and message of the job are on disk. Raises Conflict, Overloaded, Unavailable."""
-        self._under_way += 1
+    async def submit(self, request: JobRequest) -> SubmittedJob:
+        """Accept a job: return once its record and its message are on disk.
+
+        Raises Conflict, Overloaded, Unavailable.
+        """
+        self._submitting += 1
         try:
             await self._queue.ready()
-            position = await self._waiting.ahead(order.route.name)
-            if position is not None and position >= self._most_waiting:
+            position = await self._backlog.ahead(request.route.name)
+            if position is not None and position >= self._max_queued:
                 raise Overloaded(
-                    f"{order.route.name}: {position} jobs wait already, the limit is {self._most_waiting}",
+                    f"{request.route.name}: {position} jobs are queued, the limit is {self._max_queued}",
                     retry_after_s=10.0,
                 )
-            new = await self._new(order)
+            new = await self._new_record(request)
             try:
                 accepted = await self._accept(new)
             except Conflict:
@@ -145,51 +151,51 @@ class JobService:
                 raise
             if not accepted.fresh:
                 await self._drop_payload(new)
-                return await self._again(accepted.id)
+                return await self._earlier(accepted.id)
             try:
                 await self._queue.publish(new.deployment, new.level, new.frame)
             except Unavailable:
-                await self._take_back(new)
+                await self._withdraw(new)
                 raise
             self._marks.add(new.id)
         finally:
-            self._under_way -= 1
+            self._submitting -= 1
         self.acknowledged += 1
-        self._core.wake(order.route)
+        self._core.wake(request.route)
         return SubmittedJob(_queued(new), True, position)
 
     async def stop(self) -> None:
-        """Return when what was submitted is written down."""
+        """Wait until the records of all submitted jobs say queued."""
         await self._marks.stop()
 
     async def position(self, job: Job) -> int | None:
-        """About how many jobs are before this one; None when it waits no more."""
+        """Return about how many jobs are ahead of this one; None if it is not queued."""
         return await self.store.position(job) if job.status == "queued" else None
 
     async def wait(self, id_: bytes, timeout_s: float) -> Job:
-        """The job when it is over, or as it is after ``timeout_s``. Raises NotFound."""
+        """Return the job when it has ended, or its state after ``timeout_s``. Raises NotFound."""
         deadline = asyncio.get_running_loop().time() + timeout_s
         with suppress(TimeoutError):
             async with asyncio.timeout(timeout_s), self.store.watch().changes(id_) as notices:
-                job = await self._must(id_)
+                job = await self._get(id_)
                 while not job.terminal:
-                    # A notice may be lost with its connection, the record is not.
+                    # A notice may be lost with its connection, so the record is read again now and then.
                     left = max(0.001, min(POLL_S, deadline - asyncio.get_running_loop().time()))
                     with suppress(TimeoutError):
                         await asyncio.wait_for(anext(notices), left)
-                    job = await self._must(id_)
+                    job = await self._get(id_)
                 return job
-        return await self._must(id_)
+        return await self._get(id_)
 
     async def find(self, id_: bytes, principal: Principal) -> Job:
-        """A job that ``principal`` may see: its own, or any with the scope admin. Raises NotFound."""
+        """Return a job that ``principal`` may see: its own, or any with the scope admin. Raises NotFound."""
         job = await self.store.get(id_)
         if job is None or not principal.sees(job.principal):
             raise NotFound(f"there is no job {id_.hex()}")
         return job
 
     async def cancel(self, job: Job) -> Job:
-        """End a job that is not over; what it becomes is what came first."""
+        """Cancel a job, and return it. If it ended first, it keeps that state."""
         after = await self.store.cancel(job.id)
         if after is None:
             raise NotFound(f"there is no job {job.id.hex()}")
@@ -198,14 +204,14 @@ class JobService:
         return after
 
     async def cancel_all(self, ids: Sequence[bytes]) -> None:
-        """End several jobs, whatever state they are in."""
+        """Cancel several jobs. Ended ones keep their state."""
         after = await asyncio.gather(*(self.store.cancel(id_) for id_ in ids))
         await self._queue.cancel([job.id for job in after if job is not None and job.state == "cancelled"])
 
     async def retry(self, job: Job) -> SubmittedJob:
-        """A new job with the request of one that failed; asked for again, the same new job.
+        """Submit the request of a failed job as a new one. A repeated call returns the same new job.
 
-        Raises Conflict where there is nothing to retry.
+        Raises Conflict if there is nothing to retry.
         """
         shown = job.id.hex()
         if not job.terminal or job.state == "succeeded":
@@ -224,68 +230,70 @@ class JobService:
         options = JobOptions(job.level, (job.expires_ms - job.created_ms) / 1e3, job.webhook, job.metadata)
         decoded = Decoded("", request.rows, request.key, data, None, False)
         ask = job.ask | {"retry_of": shown}
-        once = Idempotency(f"retry {shown}", job.id)
-        order = JobRequest(job.endpoint, route, decoded, ask, options, job.principal, request.trace, once)
-        return await self.submit(order)
+        idempotency = Idempotency(f"retry {shown}", job.id)
+        again = JobRequest(
+            job.endpoint, route, decoded, ask, options, job.principal, request.trace, idempotency
+        )
+        return await self.submit(again)
 
-    async def _new(self, order: JobRequest) -> NewJob:
-        """The job's record, its payload in the blob store where it is too large for a message."""
+    async def _new_record(self, checked: JobRequest) -> NewJob:
+        """Return the record of a new job. A payload too large for a message goes to the blob store."""
         now_ms = int(time.time() * 1e3)
-        ttl_s = order.options.ttl_s or self._ttl_s
+        ttl_s = checked.options.ttl_s or self._ttl_s
         id_, expires_ms = new_id(now_ms, os.urandom(10)), now_ms + int(ttl_s * 1e3)
-        request, route = order.request, order.route
+        request, route = checked.request, checked.route
         flags = (envelope.RETRY_SAFE if route.retry_safe else 0) | request.priority << envelope.PRIORITY_SHIFT
         data: list[Buffer] = request.data
         if self._claims.needed(sum(map(len, data))):
             data = [await self._claims.give(data, ttl_s + self._retention_s, durable=True)]
             flags |= envelope.CLAIM
-        tenant = order.principal.encode()[:255]
+        tenant = checked.principal.encode()[:255]
         frame = envelope.request_frame(
-            id_, expires_ms, request.rows, request.key, data, tenant=tenant, trace=order.trace, flags=flags
+            id_, expires_ms, request.rows, request.key, data, tenant=tenant, trace=checked.trace, flags=flags
         )
         return NewJob(
             id=id_,
             frame=frame,
             model=route.model,
-            endpoint=order.endpoint,
+            endpoint=checked.endpoint,
             deployment=route.name,
             version=int(route.version),
-            principal=order.principal,
+            principal=checked.principal,
             created_ms=now_ms,
             expires_ms=expires_ms,
-            level=order.options.level,
+            level=checked.options.level,
             retry_safe=route.retry_safe,
-            ask=order.ask,
-            webhook=order.options.webhook,
-            batch=order.batch,
-            line=order.line,
-            metadata=order.options.metadata,
-            idempotency=order.idempotency,
+            ask=checked.ask,
+            webhook=checked.options.webhook,
+            batch=checked.batch,
+            line=checked.line,
+            metadata=checked.options.metadata,
+            idempotency=checked.idempotency,
         )
 
     async def _accept(self, new: NewJob) -> Accepted:
-        """Record it. A store that is away is asked again: what it has already it does not take twice."""
-        give_up_at = time.monotonic() + PATIENCE_S
+        """Write the record. While the store is away, try again: it accepts a record only once."""
+        give_up_at = time.monotonic() + STORE_TIMEOUT_S
         while True:
             try:
                 return await self.store.accept(new)
             except StoreUnavailable:
                 if time.monotonic() > give_up_at:
                     raise
-            await asyncio.sleep(AGAIN_S)
+            await asyncio.sleep(RETRY_S)
 
-    async def _again(self, id_: bytes) -> SubmittedJob:
-        """The job of an earlier call with the same key, which may have ended before its message was sent."""
-        job = await self._must(id_)
+    async def _earlier(self, id_: bytes) -> SubmittedJob:
+        """Return the job of an earlier call with the same key, and publish it if that call did not."""
+        job = await self._get(id_)
         if job.state == "accepting" and (frame := await self.store.request(id_)) is not None:
             await self._queue.publish(job.deployment, job.level, frame)
             self._marks.add(id_)
         return SubmittedJob(job, False, await self.position(job))
 
-    async def _take_back(self, new: NewJob) -> None:
-        """Its caller is told that it was not taken; with a key he will ask again, and it goes on then."""
+    async def _withdraw(self, new: NewJob) -> None:
+        """Cancel a job that was not published. With an idempotency key, the next call continues it."""
         if new.idempotency is None:
-            with suppress(StoreUnavailable):  # then it runs, and nobody asks for it
+            with suppress(StoreUnavailable):  # then the router publishes it, and it runs unread
                 await self.store.cancel(new.id)
 
     async def _drop_payload(self, new: NewJob) -> None:
@@ -296,7 +304,7 @@ class JobService:
     async def _loads(self) -> Mapping[str, JobLoad]:
         return (await self.store.counts()).deployments
 
-    async def _must(self, id_: bytes) -> Job:
+    async def _get(self, id_: bytes) -> Job:
         job = await self.store.get(id_)
         if job is None:
             raise NotFound(f"there is no job {id_.hex()}")
@@ -304,7 +312,7 @@ class JobService:
 
 
 def _queued(new: NewJob) -> Job:
-    """A new job's record as it is once it is queued."""
+    """Return a new job's record in the state queued."""
     return Job(
         id=new.id,
         state="queued",
