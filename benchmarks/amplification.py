@@ -59,17 +59,17 @@ class Cost:
 
 
 def repeated(first: bytes, middle: bytes, last: bytes, size: int = BODY) -> bytes:
-    """A text of ``size`` bytes, mostly of ``middle``."""
+    """Return a text of ``size`` bytes, mostly of ``middle``."""
     return first + middle * ((size - len(first) - len(last)) // len(middle)) + last
 
 
 def distinct_keys() -> bytes:
-    """An object of millions of keys, all of them different."""
+    """Return an object of millions of distinct keys."""
     return b'{"a":0' + b"".join(b',"%x":0' % n for n in range(BODY // 11)) + b"}"
 
 
 def tensor(values: int, value: bytes, last: bytes = b"") -> bytes:
-    """An inference request with an FP32 tensor as JSON."""
+    """Return an inference request with an FP32 tensor as JSON."""
     data = b",".join([value] * (values - 1) + [last or value])
     return b'{"inputs":[{"name":"x","datatype":"FP32","shape":[1,%d],"data":[%b]}],%b}' % (
         values,
@@ -79,12 +79,12 @@ def tensor(values: int, value: bytes, last: bytes = b"") -> bytes:
 
 
 def bomb(mib: int, begin: bytes = b"") -> bytes:
-    """A gzip of that many MiB of blanks."""
+    """Return a gzip of that many MiB of blanks."""
     return gzip.compress(begin + b" " * (mib * MIB - len(begin)), 1)
 
 
 def attacks() -> list[Attack]:
-    """All of them."""
+    """Return all attacks."""
     shapes: dict[str, Callable[[], bytes]] = {
         "empty keys": lambda: repeated(b'{"":0', b',"":0', b"}"),
         "distinct keys": distinct_keys,
@@ -196,7 +196,7 @@ def send(port: int, token: str, attack: Attack, body: bytes) -> str:
 
 
 def peak(process: psutil.Process) -> int:
-    """The most memory that a process had since :func:`forget_peak`, in bytes."""
+    """Return the peak memory of a process since :func:`forget_peak`, in bytes."""
     status = Path(f"/proc/{process.pid}/status").read_text()
     return int(status.partition("VmHWM:")[2].split()[0]) * 1024
 
@@ -208,7 +208,7 @@ def forget_peak(process: psutil.Process) -> int:
 
 
 def listener(port: int) -> psutil.Process:
-    """The process that listens on a port."""
+    """Return the process that listens on a port."""
     for process in psutil.process_iter():
         with suppress(psutil.Error):
             for line in process.net_connections("tcp"):
@@ -242,14 +242,14 @@ def measure(running: Stack, attack: Attack) -> Cost:
 
 @contextmanager
 def serving() -> Iterator[Stack]:
-    """A stack with a model that takes tensors of any size."""
+    """Start a stack with a model that takes tensors of any size."""
     with stack.tidegate("amplification") as running:
         running.deploy(stack.MODELS / "echo" / "model.py", "echo")
         yield running
 
 
 def table(costs: list[Cost]) -> str:
-    """The costs as a table in Markdown."""
+    """Return the costs as a Markdown table."""
     rows = [
         "| what is sent | MiB | memory grows by, MiB | loop blocked, s | processor, s | answer |",
         "|---|---:|---:|---:|---:|---|",

@@ -22,12 +22,12 @@ class Bar:
     detail: str
 
     def line(self) -> str:
-        """For the screen."""
+        """Return the bar as a line of text."""
         return f"{self.verdict}  {self.text}: {self.detail}"
 
 
 def judge(results: Results, peers: Sequence[Peer]) -> list[Bar]:
-    """Every bar. Against Triton the better of its variants counts: that is the harder one."""
+    """Return every bar. The bar against Triton uses the better of its variants."""
     names = _names(peers)
     return [
         _faster(results, "digits", 64, names["reference"], 0.5, "Triton asked directly"),
@@ -49,7 +49,7 @@ def _names(peers: Sequence[Peer]) -> dict[Role, list[str]]:
 
 
 def _keeps(results: Results, workload: Name, connections: int, factor: float) -> Bar:
-    """In turns on one server, so a round has its own ratio."""
+    """Return the ratio of each round: both peers took turns on one server."""
     text = f"{workload}, {connections} connections{_how(KEYED)}: at least {factor:g}x itself without"
     ratio = results.ratio(KEYED, OPEN, workload, connections)
     if ratio is None:

@@ -41,7 +41,7 @@ class Side:
     cpu_us: dict[int, list[dict[str, float]]] = field(default_factory=dict)
 
     def run(self, exchange: Exchange, connections: int, seconds: int) -> None:
-        """One measured run, with the CPU time per request beside it."""
+        """Make one measured run, with the CPU time per request."""
         load.warm(self.url, exchange, connections)
         before = cpu.usage(self.members())
         figures = load.measure(self.url, exchange, connections, seconds)
@@ -57,7 +57,7 @@ class Side:
         return {kind: median(each.get(kind, 0.0) for each in rounds) for kind in sorted(kinds)}
 
     def median_of(self, connections: int, pick: Callable[[Figures], float]) -> float:
-        """The median of a figure over the rounds."""
+        """Return the median of a figure over the rounds."""
         return median(pick(figures) for figures in self.figures[connections])
 
 
@@ -82,7 +82,7 @@ def main() -> int:
 
 
 def measure(chosen: argparse.Namespace) -> dict[str, Any]:
-    """Both sides in turns, at each number of connections."""
+    """Measure both sides in turns, at each number of connections."""
     peer = next(peer for peer in all_peers() if peer.name == "triton")
     exchange = workloads.exchange("digits", "oip")
     with ExitStack() as held:
@@ -104,7 +104,7 @@ def measure(chosen: argparse.Namespace) -> dict[str, Any]:
 
 
 def _direct_processes(name: str) -> list[Process]:
-    """The Triton that was started directly: it serves the models in the peer's folder."""
+    """Return the Triton that was started directly: it serves the models in the peer's folder."""
     folder = str(places.work_dir(name) / "models")
     found = (processes.find(int(e.name)) for e in processes.PROC.iterdir() if e.name.isdigit())
     roots = [p for p in found if p and p.pid != os.getpid() and folder in p.command(limit=None)]
@@ -138,7 +138,7 @@ async def _sample(port: int, exchange: Exchange, seconds: int) -> dict[str, floa
 
 
 def parse_timing(header: str) -> dict[str, float]:
-    """``decode;dur=0.1, total;dur=2.3`` as milliseconds by part."""
+    """Parse ``decode;dur=0.1, total;dur=2.3`` as milliseconds by part."""
     found = {}
     for entry in header.split(","):
         name, _, rest = entry.strip().partition(";dur=")

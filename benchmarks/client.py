@@ -63,7 +63,7 @@ class Client:
         self._idle.clear()
 
     async def _connection(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        """One that was used last, or a new one: servers close what is idle for a few seconds."""
+        """Return the last used connection or a new one, because servers close idle ones after seconds."""
         fresh = [each for each in self._idle if time.monotonic() - each[0] < IDLE_S]
         for _, _, writer in self._idle[: len(self._idle) - len(fresh)]:
             writer.close()

@@ -52,7 +52,7 @@ def main() -> int:
 
 
 async def measure(running: Stack, repeats: int, *, pool: bool) -> list[dict[str, float]]:
-    """The parts of so many cold starts, in milliseconds; ``total`` is what the caller waited."""
+    """Return the phases of several cold starts, in milliseconds; ``total`` is the caller's wait."""
     asked = workloads.exchange("digits", "oip")
     starts = []
     async with watching(running, DEPLOYMENT) as watch, httpx.AsyncClient(trust_env=False) as http:
@@ -80,7 +80,7 @@ async def asleep(watch: Watch, *, pool: bool) -> None:
 
 
 async def parts_of(watch: Watch, total_ms: float, *, pool: bool) -> dict[str, float]:
-    """What the worker says of its start, beside what the caller waited."""
+    """Return the phases that the worker reported, and the caller's wait."""
     await watch.until_ready(1, LIMIT_S)
     start: dict[str, Any] = watch.status["cold_starts"][0]
     if start["warm"] != pool:
@@ -90,12 +90,12 @@ async def parts_of(watch: Watch, total_ms: float, *, pool: bool) -> dict[str, fl
 
 
 def medians(starts: list[dict[str, float]]) -> dict[str, float]:
-    """The median of each part."""
+    """Return the median of each phase."""
     return {part: median(start[part] for start in starts) for part in starts[0]}
 
 
 def table(rows: dict[str, dict[str, float]]) -> str:
-    """A line for each way, in milliseconds."""
+    """Print one line per variant, in milliseconds."""
     parts = ["total", *PARTS, "rest"]
     lines = ["| ms | " + " | ".join(part.replace("_", " ") for part in parts) + " |"]
     lines.append("|---" * (len(parts) + 1) + "|")

@@ -30,7 +30,7 @@ class Usage:
     us: Mapping[str, float]
 
     def since(self, before: Usage) -> dict[str, float]:
-        """What was used between two looks."""
+        """Return the CPU time used between two readings."""
         return {kind: total - before.us.get(kind, 0.0) for kind, total in self.us.items()}
 
 
@@ -44,12 +44,12 @@ def usage(members: Iterable[Process]) -> Usage:
 
 
 def kind_of(command: str) -> str:
-    """Which part of the stack a command line belongs to."""
+    """Return the part of the stack that a command line belongs to."""
     return next((kind for word, kind in KINDS if word in command), OTHERS)
 
 
 def family(root: int) -> list[Process]:
-    """A process and all below it."""
+    """Return a process and its descendants."""
     found = [process] if (process := processes.find(root)) else []
     for task in (PROC / str(root) / "task").glob("*/children"):
         try:

@@ -59,7 +59,7 @@ class World:
     rounds: int = 0
 
     def snapshots(self) -> Iterator[Snapshot]:
-        """A round's observation after the other, for ever."""
+        """Yield the observation of one round after the other, endlessly."""
         names = [deployment.name for deployment in self.desired_state.deployments]
         self.outstanding = dict.fromkeys(names, 40)
         self.arrived = dict.fromkeys(names, 0)
@@ -122,7 +122,7 @@ def main() -> int:
 
 
 def measure(count: int, rounds: int) -> dict[str, Any]:
-    """The times of a round over ``count`` Deployments, in ms."""
+    """Return the times of a round over ``count`` Deployments, in ms."""
     print(f"{count:,} Deployments, {count * EACH:,} replicas", flush=True)
     world = fleet(count)
     with tempfile.TemporaryDirectory(prefix="tidegate-bench-") as folder:
@@ -168,7 +168,7 @@ async def _rounds(world: World, history: Recordings, rounds: int) -> tuple[dict[
 
 
 def fleet(count: int) -> World:
-    """``count`` Deployments of as many models, an endpoint for each, and their replicas."""
+    """Return ``count`` Deployments of as many models, with their endpoints and replicas."""
     deployments, versions, endpoints = [], [], []
     running = []
     for number in range(count):
@@ -195,13 +195,13 @@ def fleet(count: int) -> World:
 
 
 def replica(deployment: Deployment, slot: int, generation: int) -> Running:
-    """A replica that runs."""
+    """Return a running replica."""
     name = replica_name(deployment.name, slot, generation)
     return Running(name, deployment.name, slot, generation, 1, True, START, fingerprint(deployment))
 
 
 def judge(rows: list[dict[str, Any]]) -> list[tuple[str, str]]:
-    """The bars: the time of a round at 1,000 Deployments, and that it grows no faster than the fleet."""
+    """Return the bars: the time of a round at 1,000 Deployments, and its growth with the fleet."""
     verdicts = []
     for row in rows:
         if row["deployments"] == LIMIT_AT:
@@ -218,7 +218,7 @@ def judge(rows: list[dict[str, Any]]) -> list[tuple[str, str]]:
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """The figures by size."""
+    """Print the figures by size."""
     head = ["Deployments", "replicas", "decide ms", "statuses ms", "record ms", "round p99 ms", "decisions"]
     keys = ("decide_ms", "status_ms", "record_ms", "round_p99_ms")
     lines = [

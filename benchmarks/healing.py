@@ -59,7 +59,7 @@ def main() -> int:
 
 
 async def measure(running: Stack, kills: int) -> tuple[list[Asked], list[float]]:
-    """The requests, and for each kill the seconds until as many were ready as before."""
+    """Return the requests, and for each kill the seconds until as many replicas were ready as before."""
     draws, times, at = random.Random(SEED), list[float](), 0.0
     while at < kills * (BETWEEN_S + LIMIT_S):
         at += draws.expovariate(RPS)
@@ -96,7 +96,7 @@ async def kill_one(watch: Watch) -> float:
 
 
 def judge(figures: dict[str, Any], kills: int) -> list[tuple[str, str]]:
-    """The bars."""
+    """Return the bars."""
     failed = f"{figures['failed']} of {figures['requests']:,} requests failed"
     mean = f"{figures['replaced_mean_s']:.1f} s on average"
     return [

@@ -49,7 +49,7 @@ def main() -> int:
 
 
 def measure(repeats: int, seconds: int) -> Runs:
-    """Both stacks side by side, one of them idle while the other is loaded."""
+    """Run both stacks; one is idle while the other is under load."""
     runs: Runs = {}
     heavy, light = sleeper.exchange(), workloads.exchange("identity", "oip")
     with ExitStack() as held:
@@ -79,7 +79,7 @@ def measure(repeats: int, seconds: int) -> Runs:
 def mixed(
     runs: Runs, where: str, light: tuple[Stack, Exchange], heavy: tuple[Stack, Exchange], seconds: int
 ) -> None:
-    """Both loads at once, each on its stack; ``where`` ends the names of the runs."""
+    """Run both loads at once, each on its stack; ``where`` ends the names of the runs."""
     with ExitStack() as held:
         both = [
             (name + where, Load(running.url, exchange, connections, seconds))
@@ -117,7 +117,7 @@ def keep(runs: Runs, name: str, figures: Figures) -> None:
 
 
 def judge(runs: Runs) -> list[tuple[str, str]]:
-    """The bars, on the medians of the rounds."""
+    """Return the bars, on the medians of the rounds."""
     rate, p50, p99 = (_medians(runs, figure) for figure in ("rate", "p50_ms", "p99_ms"))
     beside, mixed_light = rate["heavy beside light"], rate["light beside heavy"]
     errors = float(sum(run.errors for each in runs.values() for run in each))

@@ -55,7 +55,7 @@ class Step:
     hostile_open: int = 0
 
     def to_json(self) -> dict[str, Any]:
-        """The figures of the step."""
+        """Return the figures of the step."""
         asked = len(self.times_ms) + self.failures.total()
         return {
             "name": self.name,
@@ -81,7 +81,7 @@ class Target:
         self._client = Client(port)
 
     def rss_mb(self) -> float:
-        """The gateway's resident memory."""
+        """Return the gateway's resident memory."""
         return float(self._process.memory_info().rss) / MB
 
     def close(self) -> None:
@@ -103,7 +103,7 @@ class Target:
         watching.cancel()
 
     async def _one(self, step: Step, body: bytes, due: float) -> None:
-        """One request; its time counts from when it was due."""
+        """Send one request; its latency counts from its due time."""
         try:
             async with asyncio.timeout(60):
                 answer = await self._client.post(hostile_clients.PATH.decode(), body, self._headers)
@@ -141,13 +141,13 @@ def main() -> int:
 
 
 def gateway_pid(running: Stack) -> int:
-    """The process that listens on the gateway's port."""
+    """Return the process that listens on the gateway's port."""
     found = [c.pid for c in psutil.net_connections("tcp") if c.laddr and c.laddr.port == running.gateway_port]
     return next(pid for pid in found if pid)
 
 
 async def measure(target: Target, seconds: float) -> list[Step]:
-    """Every situation in turn; the quiet one comes first and last."""
+    """Run every situation in turn; the quiet one comes first and last."""
     steps = []
     await _known(target)
 
@@ -222,7 +222,7 @@ async def _endless_head(port: int, piece: bytes, size: int) -> None:
 
 
 def judge(rows: list[dict[str, Any]]) -> list[tuple[str, str]]:
-    """The bars: everything is answered, p99 beside that of the gateway before and after, memory.
+    """Return the bars: all answered, p99 relative to the quiet steps, memory.
 
     While thousands of connections are opened and their bodies read, p99 has no bar.
     """

@@ -23,12 +23,12 @@ WRK_MISSING = "wrk, the load generator, is missing: sudo apt-get install wrk"
 
 
 def installable() -> list[str]:
-    """Every environment that there is a lock for: the peers and the charts."""
+    """Return every environment that has a lock: the peers and the charts."""
     return [*sorted(lock.parent.name for lock in places.PEERS.glob("*/requirements.lock")), places.PLOT]
 
 
 def installed(name: str) -> bool:
-    """Whether the environment holds exactly its lock."""
+    """Return True if the environment matches its lock."""
     return environments.filled(places.environment(name), places.lock(name), _stamp(name))
 
 

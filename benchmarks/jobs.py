@@ -88,7 +88,7 @@ def main() -> int:
 
 @contextmanager
 def candidate(name: str, running: Stack) -> Iterator[Candidate]:
-    """A candidate that takes jobs; Tidegate runs anyhow, the others are started. Raises NotServing."""
+    """Yield a candidate that takes jobs; start it unless it is Tidegate, which runs. Raise NotServing."""
     if name == "tidegate":
         url = running.server_url(credentials.VALKEY_JOBS, "router")
         exchange = workloads.exchange("identity", "oip")
@@ -153,7 +153,7 @@ def measure(found: Candidate, connections: int, seconds: int) -> Round:
 
 
 def _settled(found: Candidate) -> int:
-    """How many are done, once that does not change any more."""
+    """Return how many jobs are done, as soon as the number no longer changes."""
     last, since = -1, time.monotonic()
     while time.monotonic() - since < 1.0:
         if (now := found.done()) != last:
@@ -163,7 +163,7 @@ def _settled(found: Candidate) -> int:
 
 
 def line(found: Round) -> str:
-    """A round in one line."""
+    """Return a round as one line."""
     return (
         f"{found.candidate}: {found.jobs} jobs, accepted {found.accepted:,.0f}/s (p50 {found.p50_ms:.1f} ms, "
         f"p99 {found.p99_ms:.1f} ms), done {found.done:,.0f}/s, {found.errors} errors"

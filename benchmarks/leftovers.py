@@ -13,7 +13,7 @@ KINDS = ("sem.mp-", "tidegate-bench-")
 
 
 def names() -> set[str]:
-    """What lies there now, of the kinds that the benchmarks' servers make."""
+    """Return the files that the benchmarks' servers create, as they are now."""
     if not SHARED_MEMORY.is_dir():
         return set()
     return {path.name for path in SHARED_MEMORY.iterdir() if path.name.startswith(KINDS)}
@@ -33,7 +33,7 @@ def _ours(path: Path) -> bool:
 
 
 def _in_use(candidates: set[str]) -> set[str]:
-    """Those that a process has mapped; a process whose maps cannot be read is another user's."""
+    """Return the files that a process has mapped. Unreadable processes belong to another user."""
     used = set()
     for maps in PROC.glob("[0-9]*/maps") if candidates else ():
         with contextlib.suppress(OSError):

@@ -48,7 +48,7 @@ class Figures:
         return self.errors == 0 and self.requests > 0
 
     def to_json(self) -> dict[str, Any]:
-        """As a plain object, with the rate."""
+        """Return the figures as a plain object, with the rate."""
         return asdict(self) | {"rate": self.rate, "valid": self.valid}
 
 
@@ -58,7 +58,7 @@ class Load:
     def __init__(
         self, base_url: str, exchange: Exchange, connections: int, seconds: int, *, pause_ms: float = 0.0
     ) -> None:
-        """``pause_ms``: mean pause of a connection before a request, drawn evenly from 0 to twice it."""
+        """Start the load. ``pause_ms`` is the mean pause before a request, uniform from 0 to twice it."""
         wrk = shutil.which("wrk")
         if wrk is None:
             raise LoadFailed(WRK_MISSING)
@@ -83,7 +83,7 @@ class Load:
         )
 
     def result(self) -> Figures:
-        """The figures, when the run has ended. Raises LoadFailed."""
+        """Wait for the end of the run and return the figures. Raise LoadFailed."""
         try:
             output, _ = self._process.communicate(timeout=self._limit_s)
         except subprocess.TimeoutExpired:

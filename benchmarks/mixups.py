@@ -76,7 +76,7 @@ def main() -> int:
 
 
 async def ask(port: int, callers: int, requests: int) -> Count:
-    """All requests, by so many callers at once."""
+    """Send all requests, from several callers at once."""
     client, count = Client(port), Count()
     shares = [requests // callers + (1 if at < requests % callers else 0) for at in range(callers)]
     try:

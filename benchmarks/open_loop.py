@@ -82,12 +82,12 @@ async def _ask(client: Client, exchange: Exchange, begun: float) -> Asked:
 
 
 def failures(asked: Sequence[Asked]) -> dict[str, int]:
-    """The requests that were not answered well, by reason."""
+    """Return the number of failed requests by reason."""
     return dict(Counter(each.reason for each in asked if not each.good))
 
 
 def percentile(values: Sequence[float], percent: int) -> float:
-    """A percentile of some values; 0 of none."""
+    """Return a percentile of some values; 0 of none."""
     if len(values) < 2:
         return values[0] if values else 0.0
     return quantiles(values, n=100, method="inclusive")[percent - 1]

@@ -12,7 +12,7 @@ from benchmarks import places
 def parser(
     doc: str | None, *, seconds: int | None = None, repeats: int | None = None
 ) -> argparse.ArgumentParser:
-    """A parser with ``--out``, and with ``--seconds`` and ``--repeats`` where a default is given."""
+    """Return a parser with ``--out``, and with ``--seconds`` and ``--repeats`` if they have a default."""
     found = argparse.ArgumentParser(description=(doc or "").splitlines()[0].partition(": ")[2])
     if seconds is not None:
         found.add_argument("--seconds", type=int, default=seconds, help=f"of each run (default: {seconds})")
@@ -28,12 +28,12 @@ def parser(
 
 
 def numbers(text: str) -> list[int]:
-    """``1,16,64``."""
+    """Parse whole numbers such as ``1,16,64``."""
     return [int(part) for part in text.split(",")]
 
 
 def fractions(text: str) -> list[float]:
-    """``0.5,1,2``."""
+    """Parse numbers such as ``0.5,1,2``."""
     return [float(part) for part in text.split(",")]
 
 

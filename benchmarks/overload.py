@@ -53,7 +53,7 @@ class Step:
             self.late_ms.append(took_ms)
 
     def to_json(self) -> dict[str, Any]:
-        """The figures of the step."""
+        """Return the figures of the step."""
         accepted = sorted(self.in_time_ms + self.late_ms)
         return {
             "offered_x": self.offered_x,
@@ -88,7 +88,7 @@ def main() -> int:
 
 
 async def measure(port: int, chosen: argparse.Namespace) -> tuple[float, list[Step]]:
-    """The capacity in requests per second, and every step."""
+    """Return the capacity in requests per second, and every step."""
     client = Client(port)
     try:
         await closed_loop(client, 2.0, chosen.rows)
@@ -161,7 +161,7 @@ async def _ask(client: Client, exchange: Exchange, step: Step) -> None:
 
 
 def judge(rows: list[dict[str, Any]], deadline_ms: float) -> list[tuple[str, str]]:
-    """The bars: goodput at twice the capacity; at any load the p99 of what was accepted, and why not all."""
+    """Return the bars: goodput at twice the capacity, p99 of accepted requests, and the refusals."""
     peak = max(row["goodput"] for row in rows)
     verdicts = []
     for row in rows:

@@ -52,7 +52,7 @@ class Peer:
 
 
 def all_peers() -> list[Peer]:
-    """Every peer, Triton and Tidegate first. A file may describe variants of one server."""
+    """Return every peer, Triton and Tidegate first. A file may describe variants of one server."""
     found = [peer for path in places.PEERS.glob("*/peer.toml") for peer in _read(path)]
     order: tuple[Role, ...] = ("reference", "tidegate", "server", "queue", "limit")
     return sorted(found, key=lambda peer: (order.index(peer.role), peer.name))

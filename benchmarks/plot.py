@@ -16,7 +16,7 @@ OURS, OTHERS, DIRECT = "#0a6cbd", "#9aa5b1", "#e08b2c"
 
 
 def peers(found: dict[str, Any]) -> Any:
-    """A row per workload, a column per number of connections: requests per second of every peer."""
+    """Draw requests per second of every peer: a row per workload, a column per number of connections."""
     connections = sorted({cell["connections"] for cell in found["medians"]})
     names = list(found["workloads"])
     figure, axes = plt.subplots(

@@ -57,7 +57,7 @@ class Step:
         return self.statuses[200]
 
     def to_json(self) -> dict[str, Any]:
-        """The figures of the step."""
+        """Return the figures of the step."""
         return {
             "name": self.name,
             "offered": self.offered,
@@ -93,7 +93,7 @@ def main() -> int:
 
 
 async def measure(running: Stack, chosen: argparse.Namespace) -> list[Step]:
-    """The step with the store, and the one without it."""
+    """Run the step with the store, and the one without it."""
     steps = []
     for name, seconds in (("shared", float(chosen.seconds)), ("store away", chosen.away)):
         if not seconds:
@@ -167,7 +167,7 @@ async def _keep_away(running: Stack, seconds: float) -> None:
 
 
 def cases() -> dict[str, Callable[[], None]]:
-    """What one request costs in the gateway, by what its key is limited in."""
+    """Measure the gateway's cost per request, by the kind of limit."""
     key = f"tg_ab12_{'x' * 43}".encode()
     headers = {b"host": b"x", b"authorization": b"Bearer " + key}
     counts = [0] * 7
@@ -215,7 +215,7 @@ def cost(call: Callable[[], None]) -> float:
 
 
 def judge(steps: list[Step], costs: dict[str, float], chosen: argparse.Namespace) -> list[tuple[str, str]]:
-    """The bars: the budget of each step, nothing but 200 and 429, and the cost of a key."""
+    """Return the bars: the budget of each step, only 200 and 429, and the cost of a key."""
     verdicts = []
     for step in steps:
         # The last request leaves when the step is over; what is answered later was let in before.

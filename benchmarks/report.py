@@ -41,7 +41,7 @@ class Results:
         self.runs.setdefault((peer, workload, figures.connections), []).append(figures)
 
     def cell(self, peer: str, workload: Name, connections: int) -> Cell | None:
-        """The medians, or None when no run was valid: a run with an error does not count."""
+        """Return the medians, or None without a valid run; a run with an error does not count."""
         runs = self.runs.get((peer, workload, connections), [])
         valid = [run for run in runs if run.valid]
         if not valid:
@@ -55,7 +55,7 @@ class Results:
         )
 
     def ratio(self, peer: str, to: str, workload: Name, connections: int) -> float | None:
-        """How much of the rate of another one a peer has that asks the same server in turns with it: the
+        """Return a peer's rate relative to another one that took turns with it on the same server: the
         median over the rounds, of those in which both had valid runs.
         """
         ours, others = (self.runs.get((name, workload, connections), []) for name in (peer, to))
@@ -78,7 +78,7 @@ class Results:
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A Markdown table that is also readable as it is: the first column to the left, numbers to the right."""
+    """Return a Markdown table that is readable as text: first column left, numbers right."""
     lines = [list(head), *[list(row) for row in rows]]
     widths = [max(len(line[at]) for line in lines) for at in range(len(head))]
 
@@ -93,7 +93,7 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def peers_table(results: Results, peers: Sequence[Peer], workload: Name, connections: int) -> str:
-    """One workload at one number of connections: every peer, with how many times faster Tidegate is."""
+    """Return one workload at one number of connections: every peer, and Tidegate's speed relative to it."""
     ours = results.rate("tidegate", workload, connections)
     triton = results.rate("triton", workload, connections)
     rows = []
@@ -122,19 +122,19 @@ def peers_table(results: Results, peers: Sequence[Peer], workload: Name, connect
 
 
 def ratio(value: float | None, base: float | None) -> str:
-    """``value / base`` for a cell; empty when one is unknown."""
+    """Return ``value / base`` for a cell; empty if one is unknown."""
     return f"{value / base:.2f}x" if value is not None and base else ""
 
 
 def setups(peers: Sequence[Peer], absent: dict[str, str]) -> str:
-    """How each peer is configured, and why one is missing."""
+    """Return the configuration of each peer, and why a peer is missing."""
     lines = [f"- {peer.title}: {peer.setup}." for peer in peers]
     lines += [f"- {name}: NOT MEASURED: {reason}" for name, reason in absent.items()]
     return "\n".join(lines)
 
 
 def machine() -> dict[str, Any]:
-    """What the figures were made on."""
+    """Return the machine and the versions of the measurement."""
     cpu = next(
         (
             line.partition(":")[2].strip()
@@ -153,7 +153,7 @@ def machine() -> dict[str, Any]:
 
 
 def machine_line(found: dict[str, Any]) -> str:
-    """The machine in one line."""
+    """Return the machine in one line."""
     return (
         f"{found['cpu']}, {found['cores']} cores shared with the load generator, Python {found['python']}; "
         f"load average at the start {found['load_1min']}"

@@ -44,7 +44,7 @@ def main() -> int:
 
 
 def measure(peers: Sequence[Peer], chosen: argparse.Namespace, results: Results) -> None:
-    """Every round of every peer, into ``results``."""
+    """Run every round of every peer, into ``results``."""
     for number in range(chosen.repeats):
         # Another order in each round: whoever follows a server that heats the machine is another one.
         for together in _by_server((*peers[number:], *peers[:number])):
@@ -67,7 +67,7 @@ def _by_server(peers: Sequence[Peer]) -> list[list[Peer]]:
 
 
 def visit(together: Sequence[Peer], chosen: argparse.Namespace, results: Results) -> None:
-    """One round of the peers of one server: start, check its answers, warm, measure, stop."""
+    """Run one round of the peers of one server: start, check its answers, warm up, measure, stop."""
     began = time.monotonic()
     with server.serving(together, chosen.workloads) as served:
         print(f"  serves after {time.monotonic() - began:.1f} s, answers are right", flush=True)

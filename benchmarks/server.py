@@ -47,14 +47,14 @@ class Served:
     key: dict[str, str] = field(default_factory=dict)
 
     def exchange(self, peer: Peer, name: Name) -> Exchange:
-        """A workload's request to this server."""
+        """Return a workload's request to this server."""
         plain = workloads.exchange(name, peer.wires[name])
         return replace(plain, headers=plain.headers | self.key) if peer.keyed else plain
 
 
 @contextmanager
 def serving(peers: Sequence[Peer], names: Sequence[Name]) -> Iterator[Served]:
-    """The server of these peers, which is one, started fresh and answering each right. Raises NotServing."""
+    """Start the one server of these peers and check its answers to each. Raise NotServing."""
     with ExitStack() as held:
         try:
             if peers[0].role == "tidegate":
@@ -84,7 +84,7 @@ def check(served: Served, peer: Peer, name: Name) -> None:
 
 
 def _ask(url: str, exchange: Exchange) -> str:
-    """What is wrong with a server's answer; empty when nothing is."""
+    """Return what is wrong with a server's answer; empty if nothing is."""
     request = urllib.request.Request(url + exchange.path, data=exchange.body, headers=exchange.headers)
     try:
         with urllib.request.urlopen(request, timeout=REQUEST_LIMIT_S) as answer:
@@ -113,7 +113,7 @@ def _tidegate(peers: Sequence[Peer]) -> Iterator[Served]:
 
 @contextmanager
 def process(peer: Peer, given: Mapping[str, str] | None = None) -> Iterator[str]:
-    """A peer that is started by its own commands, with the servers that it needs; yields its base URL.
+    """Start a peer by its own commands, with the servers that it needs; yield its base URL.
 
     ``given``: variables of its environment, in place of those of servers of its own. Raises NotServing.
     """
@@ -241,6 +241,6 @@ def _members(sessions: set[int]) -> list[processes.Process]:
 
 
 def _one_line(text: str) -> str:
-    """A reason for a table's cell: the end of a text, in one line."""
+    """Return a reason for a table's cell: the end of a text, in one line."""
     words = " ".join(text.split())
     return words if len(words) <= 300 else "..." + words[-297:]

@@ -19,7 +19,7 @@ def deploy(running: Stack, replicas: int, max_batch: int = 1) -> None:
 
 
 def exchange(timeout_ms: float | None = None, model_ms: float = MODEL_MS, rows: int = 1) -> Exchange:
-    """A request of so many rows that takes the model so long, with a deadline or without."""
+    """Return a request of some rows that takes the model some time, with or without a deadline."""
     tensor = {"name": "ms", "shape": [rows, 1], "datatype": "FP32", "data": [model_ms] * rows}
     headers = {"Content-Type": "application/json"}
     if timeout_ms is not None:

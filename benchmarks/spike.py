@@ -67,7 +67,7 @@ def main() -> int:
 
 
 def arrivals(after_s: float) -> list[float]:
-    """When requests are sent, in seconds from the beginning."""
+    """Return the times of the requests, in seconds from the beginning."""
     draws, found, at = random.Random(SEED), list[float](), 0.0
     for rate, end in (
         (BASE_RPS, BEFORE_S),
@@ -91,7 +91,7 @@ def deploy(running: Stack) -> None:
 
 
 async def measure(running: Stack, times: Sequence[float]) -> tuple[list[Asked], list[Look], dict[str, Any]]:
-    """The requests, the looks at the autoscaler, and the replay of the same arrivals."""
+    """Return the requests, the autoscaler's states, and the replay of the same arrivals."""
     exchange = sleeper.exchange(model_ms=MODEL_MS)
     async with watching(running, DEPLOYMENT) as watch:
         await watch.until_ready(1, 60)
@@ -103,7 +103,7 @@ async def measure(running: Stack, times: Sequence[float]) -> tuple[list[Asked], 
 
 
 async def replay(watch: Watch, asked: Sequence[Asked]) -> dict[str, Any]:
-    """The arrivals as they were sent, under our policy and the others' formulas."""
+    """Replay the sent arrivals under our policy and under the formulas of others."""
     order = {
         "deployment": DEPLOYMENT,
         "arrivals": {"kind": "csv", "text": "\n".join(f"{each.at:.4f}" for each in asked)},
@@ -122,7 +122,7 @@ def pictures(
     looks: Sequence[Look],
     replayed: dict[str, dict[str, list[float]]],
 ) -> None:
-    """The curve as it was measured, and beside what the replay says of the same arrivals."""
+    """Return the measured curve beside the replay of the same arrivals."""
     measured = course(asked, looks)
     failed = sum(not each.good for each in asked)
     title = f"10x the load for two minutes: {len(asked):,} requests, {failed or 'none'} lost"
@@ -133,7 +133,7 @@ def pictures(
 
 
 def course(asked: Sequence[Asked], looks: Sequence[Look]) -> dict[str, list[float]]:
-    """What was measured, second by second, as a replay's course has it."""
+    """Return the measurement by second, in the form of a replay."""
     count = int(max(asked[-1].at, looks[-1].at)) + 1
     came: list[list[Asked]] = [[] for _ in range(count)]
     for each in asked:
@@ -150,12 +150,12 @@ def course(asked: Sequence[Asked], looks: Sequence[Look]) -> dict[str, list[floa
 
 
 def wait(asked: Asked) -> float:
-    """What a request spent on anything but the model, in ms."""
+    """Return a request's time outside the model, in ms."""
     return max(0.0, asked.took_ms - MODEL_MS)
 
 
 def figures_of(asked: Sequence[Asked], looks: Sequence[Look]) -> dict[str, Any]:
-    """What must be shown. Waits in ms, times in seconds from the beginning of the spike or from its end."""
+    """Summarize the run: waits in ms, times in seconds from the spike's beginning or end."""
     end = BEFORE_S + SPIKE_S
     back = back_under_target(asked)
     targets = [look.desired for look in looks]
@@ -193,7 +193,7 @@ def back_under_target(asked: Sequence[Asked]) -> float | None:
 
 
 def judge(figures: dict[str, Any]) -> list[tuple[str, str]]:
-    """The bars."""
+    """Return the bars."""
     back, alone = figures["wait_back_under_target_s"], figures["back_to_one_after_s"]
     shown = "never" if alone is None else f"{alone:.0f} s"
     return [
@@ -209,7 +209,7 @@ def _bar(met: bool, text: str) -> tuple[str, str]:
 
 
 def replay_table(results: Sequence[dict[str, Any]]) -> str:
-    """The policies beside each other."""
+    """Print the policies side by side."""
     head = ["", "late", "wait p95 ms", "wait p99 ms", "replica-hours", "most", "changes"]
     rows = [
         [

@@ -103,7 +103,7 @@ class Stack:
 def tidegate(
     name: str, extra: Mapping[str, str] | None = None, *, root: Path = places.ROOT
 ) -> Iterator[Stack]:
-    """A fresh stack called ``name``, its state in the benchmarks' folder; stopped at the end.
+    """Start a fresh stack called ``name`` in the benchmarks' folder, and stop it at the end.
 
     ``root``: another checkout, with packages of its own, whose stack it is.
     Raises StackFailed when it does not start.

@@ -66,7 +66,7 @@ class Watch:
 
 @asynccontextmanager
 async def watching(running: Stack, deployment: str) -> AsyncIterator[Watch]:
-    """A watch on a Deployment of a running stack."""
+    """Return a watch on a Deployment of a running stack."""
     token = (running.state / "token").read_text().strip()
     url = f"http://127.0.0.1:{running.env['TIDEGATE_AUTOSCALER_PORT']}"
     headers = {"Authorization": f"Bearer {token}"}

@@ -47,7 +47,7 @@ class Exchange:
 
 
 def exchange(workload: Name, wire: Wire) -> Exchange:
-    """The request of a workload over a wire."""
+    """Return the request of a workload over a wire."""
     match wire:
         case "plain":
             return _plain(workload)
@@ -63,12 +63,12 @@ def exchange(workload: Name, wire: Wire) -> Exchange:
 
 
 def heldout() -> Path:
-    """The example's images with onnxruntime's own answers."""
+    """Return the example's images with onnxruntime's own answers."""
     return places.bench_dir() / "digits" / "heldout.npz"
 
 
 def onnx_model() -> Path:
-    """The example's ONNX file."""
+    """Return the path of the example's ONNX file."""
     return places.bench_dir() / "digits" / "model.onnx"
 
 
@@ -98,7 +98,7 @@ def _plain(workload: Name) -> Exchange:
 
 
 def _columns(answer: Any) -> dict[str, Any]:
-    """The outputs by name; some servers answer with an object per row instead."""
+    """Return the outputs by name; some servers answer with an object per row."""
     if isinstance(answer, list):
         return {key: [row[key] for row in answer] for key in answer[0]}
     return dict(answer)

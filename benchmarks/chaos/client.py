@@ -35,7 +35,7 @@ class JobsClient:
         self._client.close()
 
     async def submit(self, count: int, rate: float) -> None:
-        """All of them, each with an idempotency key of its own; ``rate`` per second."""
+        """Submit all jobs, each with an idempotency key of its own; ``rate`` per second."""
         numbers = iter(range(count))
         began = time.monotonic()
 
@@ -60,7 +60,7 @@ class JobsClient:
         self.told[number].add(json.loads(answer.body)["id"])
 
     async def results(self) -> dict[int, Any]:
-        """The result of every job that a 202 was seen for, by its number: outputs, or what was said."""
+        """Return the result of every accepted job by its number: outputs, or the error."""
         waiting = [(number, id_) for number, ids in self.told.items() for id_ in ids]
         found: dict[int, Any] = {}
 
@@ -75,7 +75,7 @@ class JobsClient:
         return found
 
     async def records(self) -> list[Doc]:
-        """Every record of a job that there is."""
+        """Return every job's record in the store."""
         found: list[Doc] = []
         cursor = ""
         while True:

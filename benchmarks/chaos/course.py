@@ -39,7 +39,7 @@ class Outcome:
 
 
 async def run(stack: Stack, jobs: int, rate: float, parts: Sequence[str]) -> Outcome:
-    """All of it, on a stack that serves the echo model. Raises BenchmarkFailed when something hangs."""
+    """Run the whole course on a stack that serves the echo model. Raise BenchmarkFailed if it hangs."""
     secret = stack.command("webhook-secret").strip()
     killer, gauge = Killer(stack), Gauge(stack)
     async with Receiver(secret) as receiver:
@@ -82,7 +82,7 @@ async def _kill_on_the_way(
     began: float,
     submitting: asyncio.Task[None],
 ) -> None:
-    """Each part once, spread over the jobs: the next one not before the former is back."""
+    """Kill each part once, spread over the jobs; wait until one is back before killing the next."""
     for at, part in enumerate(parts, 1):
         while len(client.told) < jobs * at / (len(parts) + 1) and not submitting.done():
             await asyncio.sleep(0.05)
@@ -101,7 +101,7 @@ async def _until_told(receiver: Receiver, client: JobsClient) -> None:
 
 
 async def _ledger(stack: Stack) -> dict[str, Any]:
-    """The ledger's word of a look that was begun from now on."""
+    """Return the ledger's verdict of a count that begins after this call."""
     client = Client(int(stack.env["TIDEGATE_ROUTER_PORT"]))
     token = (stack.state / "token").read_text().strip()
     since = time.time() + LOOK_S

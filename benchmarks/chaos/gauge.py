@@ -50,7 +50,7 @@ class Gauge:
             self.worst = self.last
 
     async def settle(self, limit_s: float) -> bool:
-        """Whether it reads 0 within ``limit_s``."""
+        """Return True if the gauge reads 0 within ``limit_s``."""
         try:
             async with asyncio.timeout(limit_s):
                 while True:

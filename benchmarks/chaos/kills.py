@@ -97,7 +97,7 @@ class Killer:
         return found if part not in _COMMANDS or await self._worker_is_ready(found) else None
 
     async def _worker_is_ready(self, found: Process) -> bool:
-        """Whether ``found``, a worker or its Triton, belongs to a replica that says that it is ready."""
+        """Return True if ``found``, a worker or its Triton, belongs to a ready replica."""
         try:
             answer = await self._autoscaler.get("/v1/replicas", self._token)
             replicas = json.loads(answer.body)["items"]

@@ -14,7 +14,7 @@ Doc = dict[str, Any]
 
 
 def inputs_of(number: int) -> list[float]:
-    """What job ``number`` sends, and is to get back: no two are the same, all are exact as FP32."""
+    """Return the input and expected output of job ``number``: unique, and exact as FP32."""
     return [float(number), float(number % 997), float(-number), 0.5]
 
 
@@ -50,7 +50,7 @@ class Bar:
 
 
 def judge(seen: Evidence) -> list[Bar]:
-    """Every bar."""
+    """Return every bar."""
     ids = {id_ for ids in seen.told.values() for id_ in ids}
     records = Counter(record["id"] for record in seen.records)
     states = {record["id"]: record["status"] for record in seen.records}
@@ -107,7 +107,7 @@ def _miscounted(seen: Evidence) -> list[str]:
 
 
 def lines(bars: list[Bar]) -> str:
-    """The bars as text, with the first few examples of what is wrong."""
+    """Return the bars as text, with the first few wrong examples."""
     found = []
     for bar in bars:
         found.append(f"{'PASS' if bar.met else 'MISS'}  {bar.text}")

@@ -13,7 +13,7 @@ class TritonPythonModel:
     """``x`` FP32[n, 1] to ``y``, twice that."""
 
     def execute(self, requests):
-        """One response for each request, in order."""
+        """Return one response for each request, in order."""
         time.sleep(float(os.environ.get("DEATHS_MODEL_MS", "0")) / 1e3)
         return [self._answer(request) for request in requests]
 

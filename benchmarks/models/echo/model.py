@@ -7,7 +7,7 @@ class TritonPythonModel:
     """``x`` FP32[n, any] to ``y``, the same."""
 
     def execute(self, requests):
-        """One response for each request, in order."""
+        """Return one response for each request, in order."""
         return [self._answer(request) for request in requests]
 
     def _answer(self, request):

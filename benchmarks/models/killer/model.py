@@ -17,7 +17,7 @@ class TritonPythonModel:
     """``x`` FP32[n, 1] to ``y``, twice that. A row of 3000 takes two seconds: meanwhile others gather."""
 
     def execute(self, requests):
-        """One response for each request, in order."""
+        """Return one response for each request, in order."""
         return [self._answer(request) for request in requests]
 
     def _answer(self, request):

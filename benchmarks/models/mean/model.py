@@ -8,7 +8,7 @@ class TritonPythonModel:
     """``image`` FP32[n, 3, 224, 224] to ``mean`` FP32[n, 1]."""
 
     def execute(self, requests):
-        """One response for each request, in order."""
+        """Return one response for each request, in order."""
         return [self._answer(request) for request in requests]
 
     def _answer(self, request):

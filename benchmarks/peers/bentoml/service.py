@@ -20,12 +20,12 @@ class Bench:
 
     @bentoml.api(**BATCHED)
     def identity(self, x: list[list[float]]) -> list[dict[str, Any]]:
-        """``x`` to ``y``, a batch of rows."""
+        """Echo a batch of rows from ``x`` to ``y``."""
         return [{"y": row} for row in np.asarray(x, np.float32).tolist()]
 
     @bentoml.api(**BATCHED)
     def digits(self, image: list[list[float]]) -> list[dict[str, Any]]:
-        """``image`` to ``label`` and ``probabilities``, a batch of rows as one call."""
+        """Classify a batch of rows in one call."""
         label, probabilities = models.run_digits(self.session, np.asarray(image, np.float32))
         rows = zip(label.tolist(), probabilities.tolist(), strict=True)
         return [{"label": one, "probabilities": each} for one, each in rows]

@@ -22,25 +22,25 @@ def ready() -> dict[str, Any]:
 
 @app.post("/identity")
 def identity(x: Annotated[list[list[float]], Body(embed=True)]) -> dict[str, Any]:
-    """``x`` to ``y``."""
+    """Echo ``x`` as ``y``."""
     return {"y": tasks.identity.delay(x).get(timeout=LIMIT_S)}
 
 
 @app.post("/jobs/identity", status_code=202)
 def identity_job(x: Annotated[list[list[float]], Body(embed=True)]) -> dict[str, str]:
-    """The same later: 202 as soon as Celery has published the task."""
+    """Echo later: answer 202 as soon as Celery has published the task."""
     return {"id": tasks.identity.delay(x).id}
 
 
 @app.get("/jobs/done")
 def done() -> dict[str, int]:
-    """How many results there are, of all tasks."""
+    """Return the number of results of all tasks."""
     return {"done": tasks.app.backend.client.dbsize()}
 
 
 @app.post("/digits")
 def digits(image: Annotated[list[list[float]], Body(embed=True)]) -> dict[str, Any]:
-    """``image`` to ``label`` and ``probabilities``."""
+    """Classify ``image``: ``label`` and ``probabilities``."""
     answer: dict[str, Any] = tasks.digits.delay(image).get(timeout=LIMIT_S)
     return answer
 

@@ -37,25 +37,25 @@ def load(**_: Any) -> None:
 
 @app.task
 def ping() -> bool:
-    """To see that the pool works."""
+    """Return a constant, to check that the pool works."""
     return True
 
 
 @app.task
 def identity(x: list[list[float]]) -> list[list[float]]:
-    """``x`` as it came."""
+    """Return ``x`` unchanged."""
     rows: list[list[float]] = np.asarray(x, np.float32).tolist()
     return rows
 
 
 @app.task
 def digits(image: list[list[float]]) -> dict[str, Any]:
-    """``label`` and ``probabilities`` of images."""
+    """Return ``label`` and ``probabilities`` of images."""
     label, probabilities = models.run_digits(held["digits"], np.asarray(image, np.float32))
     return {"label": label.tolist(), "probabilities": probabilities.tolist()}
 
 
 @app.task
 def mean(body: bytes) -> float:
-    """The mean of a raw image."""
+    """Return the mean of a raw image."""
     return models.mean_of(models.image_of(body))

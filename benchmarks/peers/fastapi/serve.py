@@ -13,7 +13,7 @@ session = models.digits_session()
 
 
 def answer(document: object) -> Response:
-    """A JSON answer; orjson takes numpy arrays as they are."""
+    """Return a JSON answer; orjson serializes numpy arrays directly."""
     return Response(orjson.dumps(document, option=orjson.OPT_SERIALIZE_NUMPY), media_type="application/json")
 
 
@@ -25,14 +25,14 @@ async def ready() -> Response:
 
 @app.post("/identity")
 async def identity(request: Request) -> Response:
-    """``x`` to ``y``."""
+    """Echo ``x`` as ``y``."""
     x = np.asarray(orjson.loads(await request.body())["x"], np.float32)
     return answer({"y": x})
 
 
 @app.post("/digits")
 async def digits(request: Request) -> Response:
-    """``image`` to ``label`` and ``probabilities``."""
+    """Classify ``image``: ``label`` and ``probabilities``."""
     image = np.asarray(orjson.loads(await request.body())["image"], np.float32)
     label, probabilities = models.run_digits(session, image)
     return answer({"label": label, "probabilities": probabilities})

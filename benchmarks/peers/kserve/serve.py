@@ -25,7 +25,7 @@ class Served(Model):  # type: ignore[misc]
         self.ready = True
 
     def answer(self, request: InferRequest, arrays: dict[str, tuple[str, Any]], binary: bool) -> Any:
-        """A response of arrays by name, with their datatypes."""
+        """Return a response of arrays by name, with their datatypes."""
         outputs = []
         for name, (datatype, array) in arrays.items():
             output = InferOutput(name=name, shape=list(array.shape), datatype=datatype)
@@ -43,7 +43,7 @@ class Identity(Served):
     """``x`` to ``y``."""
 
     def predict(self, payload: InferRequest, headers: Any = None, response_headers: Any = None) -> Any:
-        """One request."""
+        """Handle one request."""
         return self.answer(payload, {"y": ("FP32", payload.inputs[0].as_numpy())}, binary=False)
 
 
@@ -55,7 +55,7 @@ class Digits(Served):
         self.session = models.digits_session()
 
     def predict(self, payload: InferRequest, headers: Any = None, response_headers: Any = None) -> Any:
-        """One request."""
+        """Handle one request."""
         label, probabilities = models.run_digits(self.session, payload.inputs[0].as_numpy())
         arrays = {"label": ("INT64", label), "probabilities": ("FP32", probabilities)}
         return self.answer(payload, arrays, binary=False)
@@ -65,7 +65,7 @@ class Image(Served):
     """``image`` to ``mean``, binary both ways."""
 
     def predict(self, payload: InferRequest, headers: Any = None, response_headers: Any = None) -> Any:
-        """One request."""
+        """Handle one request."""
         image = payload.inputs[0].as_numpy()
         mean = image.reshape(len(image), -1).mean(axis=1, keepdims=True)
         return self.answer(payload, {"mean": ("FP32", mean)}, binary=True)

@@ -17,18 +17,18 @@ class Identity(ls.LitAPI):
     """``x`` to ``y``."""
 
     def setup(self, device: str) -> None:
-        """Nothing to load."""
+        """Load nothing."""
 
     def decode_request(self, request):  # type: ignore[no-untyped-def]  # LitServe reads an annotation
-        """The row of a request."""
+        """Return the row of a request."""
         return np.asarray(request["x"][0], np.float32)
 
     def predict(self, x: Any) -> Any:
-        """A batch as it came."""
+        """Return a batch unchanged."""
         return x
 
     def encode_response(self, output: Any) -> Any:
-        """One row."""
+        """Encode one row."""
         return {"y": [output.tolist()]}
 
 
@@ -40,19 +40,19 @@ class Digits(ls.LitAPI):
         self.session = models.digits_session()
 
     def decode_request(self, request):  # type: ignore[no-untyped-def]  # LitServe reads an annotation
-        """The row of a request."""
+        """Return the row of a request."""
         return np.asarray(request["image"][0], np.float32)
 
     def predict(self, x: Any) -> Any:
-        """A batch as one call; a list of rows."""
+        """Run a batch as one call; return a list of rows."""
         return list(zip(*models.run_digits(self.session, x), strict=True))
 
     def unbatch(self, output: Any) -> Any:
-        """The rows are apart already."""
+        """Return the rows, which are already separate."""
         return output
 
     def encode_response(self, output: Any) -> Any:
-        """One row."""
+        """Encode one row."""
         label, probabilities = output
         return {"label": [int(label)], "probabilities": [probabilities.tolist()]}
 
@@ -61,18 +61,18 @@ class Image(ls.LitAPI):
     """``image`` in base64 to ``mean``."""
 
     def setup(self, device: str) -> None:
-        """Nothing to load."""
+        """Load nothing."""
 
     def decode_request(self, request):  # type: ignore[no-untyped-def]  # LitServe reads an annotation
-        """The image of a request."""
+        """Return the image of a request."""
         return models.image_of(base64.b64decode(request["image"]))
 
     def predict(self, x: Any) -> Any:
-        """One image."""
+        """Process one image."""
         return models.mean_of(x)
 
     def encode_response(self, output: Any) -> Any:
-        """One number."""
+        """Encode one number."""
         return {"mean": output}
 
 

@@ -15,11 +15,11 @@ class Identity(MLModel):
     """``x`` to ``y``."""
 
     async def load(self) -> bool:
-        """Nothing to load."""
+        """Load nothing."""
         return True
 
     async def predict(self, payload: InferenceRequest) -> InferenceResponse:
-        """A batch."""
+        """Echo a batch."""
         x = NumpyCodec.decode_input(payload.inputs[0])
         return InferenceResponse(model_name=self.name, outputs=[NumpyCodec.encode_output("y", x)])
 
@@ -33,7 +33,7 @@ class Digits(MLModel):
         return True
 
     async def predict(self, payload: InferenceRequest) -> InferenceResponse:
-        """A batch as one call."""
+        """Run a batch as one call."""
         image = np.asarray(NumpyCodec.decode_input(payload.inputs[0]), np.float32)
         label, probabilities = models.run_digits(self.session, image)
         outputs = [
@@ -47,10 +47,10 @@ class Image(MLModel):
     """Raw bytes to ``mean``, by a handler of its own: its REST side has no binary tensors."""
 
     async def load(self) -> bool:
-        """Nothing to load."""
+        """Load nothing."""
         return True
 
     @custom_handler(rest_path="/image")
     async def mean(self, body: Annotated[bytes, Body(media_type="application/octet-stream")]) -> Any:
-        """One image."""
+        """Process one image."""
         return {"mean": models.mean_of(models.image_of(body))}

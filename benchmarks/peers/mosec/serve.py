@@ -16,11 +16,11 @@ class Json(Worker):
     """JSON in and out by orjson."""
 
     def deserialize(self, data: bytes) -> Any:
-        """The body as an object."""
+        """Decode the body as an object."""
         return orjson.loads(data)
 
     def serialize(self, data: Any) -> bytes:
-        """An object as JSON."""
+        """Encode an object as JSON."""
         return orjson.dumps(data, option=orjson.OPT_SERIALIZE_NUMPY)
 
 
@@ -28,7 +28,7 @@ class Identity(Json):
     """``x`` to ``y``."""
 
     def forward(self, data: list[Any]) -> list[Any]:
-        """A batch of requests."""
+        """Echo a batch of requests."""
         return [{"y": np.asarray(each["x"], np.float32)} for each in data]
 
 
@@ -39,7 +39,7 @@ class Digits(Json):
         self.session = models.digits_session()
 
     def forward(self, data: list[Any]) -> list[Any]:
-        """A batch of requests of one row each, as one call."""
+        """Run a batch of requests of one row each, as one call."""
         images = np.asarray([each["image"][0] for each in data], np.float32)
         label, probabilities = models.run_digits(self.session, images)
         return [
@@ -52,11 +52,11 @@ class Image(Json):
     """Raw bytes to ``mean``."""
 
     def deserialize(self, data: bytes) -> Any:
-        """The body as an image."""
+        """Decode the body as an image."""
         return models.image_of(data)
 
     def forward(self, data: Any) -> Any:
-        """One image."""
+        """Process one image."""
         return {"mean": models.mean_of(data)}
 
 

@@ -19,7 +19,7 @@ OPTIONS: dict[str, Any] = {"max_ongoing_requests": 1000, "ray_actor_options": {"
 
 
 def answer(document: object) -> Response:
-    """A JSON answer."""
+    """Return a JSON answer."""
     return Response(orjson.dumps(document, option=orjson.OPT_SERIALIZE_NUMPY), media_type="application/json")
 
 

@@ -12,12 +12,12 @@ IMAGE_SHAPE = (3, 224, 224)
 
 
 def port() -> int:
-    """The loopback port that the benchmark wants the server on."""
+    """Return the loopback port that the benchmark assigns to the server."""
     return int(os.environ["BENCH_PORT"])
 
 
 def digits_session() -> Any:
-    """The digits model on one thread that does not spin, as Tidegate runs it."""
+    """Return the digits model on one thread that does not spin, as Tidegate runs it."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
@@ -27,16 +27,16 @@ def digits_session() -> Any:
 
 
 def run_digits(session: Any, image: Any) -> tuple[Any, Any]:
-    """``label`` INT64[n] and ``probabilities`` FP32[n, 10] of images FP32[n, 64]."""
+    """Return ``label`` INT64[n] and ``probabilities`` FP32[n, 10] of images FP32[n, 64]."""
     label, probabilities = session.run(["label", "probabilities"], {"image": image})
     return label, probabilities
 
 
 def image_of(body: bytes) -> Any:
-    """An image FP32[3, 224, 224] from its raw bytes, without a copy."""
+    """Return an image FP32[3, 224, 224] from its raw bytes, without a copy."""
     return np.frombuffer(body, np.float32).reshape(IMAGE_SHAPE)
 
 
 def mean_of(image: Any) -> float:
-    """What the image model computes."""
+    """Return the image model's output."""
     return float(image.mean(dtype=np.float32))

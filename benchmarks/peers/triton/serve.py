@@ -20,7 +20,7 @@ THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 
 def write_repository(repository: Path, delay_us: int) -> None:
-    """The layout that Triton loads: a folder per model with its configuration and version 1."""
+    """Write the layout that Triton loads: a folder per model with its configuration and version 1."""
     shutil.rmtree(repository, ignore_errors=True)
     files = {
         "identity": {"model.py": places.ROOT / "examples" / "python-model" / "identity" / "model.py"},
