@@ -173,6 +173,9 @@ bench-perf-analyzer: up ## NVIDIA's perf_analyzer, as it is, over HTTP and gRPC 
 bench-rate-limit: bootstrap ## one key's limit over four gateway processes; what access costs a request
 	$(PY) -m benchmarks.rate_limit $(BENCH_FLAGS)
 
+request-path: bootstrap ## print the files that a small request runs through, in order
+	@$(PY) -m benchmarks.request_path
+
 bench-flame: bench-plot ## flame graphs of gateway and worker under load
 	$(PY) -m benchmarks.flame $(BENCH_FLAGS)
 
