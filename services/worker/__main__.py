@@ -1,4 +1,4 @@
-"""``python -m services.worker --replica-dir DIR``: one replica, started by the autoscaler."""
+"""Run one replica: ``python -m services.worker --replica-dir DIR``, started by the autoscaler."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tidegate.kernel import quick_start
 
 
 def main() -> int:
-    """Serve until drained; exit code 1 when the replica could not serve."""
+    """Serve until drained; return exit code 1 if the replica could not serve."""
     parser = argparse.ArgumentParser(prog="services.worker", description="One replica of a Deployment.")
     parser.add_argument("--replica-dir", type=Path, required=True, help="the folder with assignment.json")
     folder: Path = parser.parse_args().replica_dir
@@ -28,16 +28,19 @@ def main() -> int:
     object_store.require("worker", blob_url=settings.blob_url)
     telemetry.configure("worker", settings.log_level)
     lock = take_lock(folder)
-    with socket.socket() as door:
-        door.bind((settings.host, settings.worker_port) if settings.worker_port else ("127.0.0.1", 0))
-        worker = Worker(settings, folder, door.getsockname()[1])
-        service.run(worker.app, settings, 0, sock=door, on_stop=worker.drain)
+    with socket.socket() as server:
+        server.bind((settings.host, settings.worker_port) if settings.worker_port else ("127.0.0.1", 0))
+        worker = Worker(settings, folder, server.getsockname()[1])
+        service.run(worker.app, settings, 0, sock=server, on_stop=worker.drain)
     os.close(lock)
     return 1 if worker.failed else 0
 
 
 def take_lock(folder: Path) -> int:
-    """Hold the replica's lock, with our pid in it, until this process ends: the name is the fence."""
+    """Lock the replica's folder until this process ends; write our pid into the lock, return its descriptor.
+
+    Exits if another worker has the lock, so a replica's name runs only once.
+    """
     lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -1,4 +1,4 @@
-"""``python -m services.worker.check``: whether this machine, or image, has what a worker needs."""
+"""Check that this machine or image has what a worker needs: ``python -m services.worker.check``."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from tidegate.kernel.errors import Unavailable
 
 
 def main() -> int:
-    """Print the backends and the models' Python; 1 when a part is missing or does not run."""
+    """Print the backends and the models' Python; return 1 if a part is missing or does not run."""
     settings = WorkerSettings()
     try:
         install = TritonInstall.find(settings.runtime_path, settings.triton_server, settings.triton_backends)
     except Unavailable as error:
         print(error.message, file=sys.stderr)
         return 1
-    # Its libraries are looked up before it reads an option.
+    # The server loads its libraries before it reads an option, so this also finds missing ones.
     started = subprocess.run(
         [str(install.server), "--help"], capture_output=True, text=True, env=install.environment({})
     )

@@ -1,7 +1,7 @@
-"""``python -m services.worker.reproduce``: one request, run on a model server of its own in the foreground.
+"""Run one request on a separate Triton in the foreground: ``python -m services.worker.reproduce``.
 
-The model's log is on the screen. It connects to no broker, no store and no other replica. It is for a dead
-letter whose model cannot be looked at where it died (``tidegate reproduce``).
+``tidegate reproduce`` uses it for dead letters. It prints the model's log, and connects to no broker, no
+store and no other replica.
 """
 
 from __future__ import annotations
@@ -42,7 +42,10 @@ _TRITONS_LINE = re.compile(r"I\d{4} |[|+]")
 
 
 async def reproduce(settings: WorkerSettings, folder: Path, request: Request, timeout_s: float) -> int:
-    """Run ``request`` on the assignment in ``folder``; return the exit code: 0, 1 (an error), 3 (it died)."""
+    """Run ``request`` on the assignment in ``folder``.
+
+    Returns exit code 0 if the model answered, 1 after an error or a timeout, 3 if the model server died.
+    """
     assignment = Assignment.model_validate_json((folder / "assignment.json").read_bytes())
     async with _serving(settings, assignment, folder) as (triton, client, model):
         _say(f"running the request {request.id.hex()} of {_size(request)} bytes")
@@ -66,7 +69,7 @@ async def reproduce(settings: WorkerSettings, folder: Path, request: Request, ti
 async def _serving(
     settings: WorkerSettings, assignment: Assignment, folder: Path
 ) -> AsyncIterator[tuple[TritonProcess, TritonClient, Model]]:
-    """Start a Triton with the version's model, its log on the screen; it ends with the block."""
+    """Start a Triton with the version's model for the block, and print its log."""
     # Contained as in a replica: the operator trusts neither the model nor this request.
     sandbox = sandbox_of(settings, folder)
     preparation = Preparation(settings, assignment, folder, sandbox, Phases(time.perf_counter), _say)
@@ -90,30 +93,30 @@ async def _serving(
         if client is not None:
             await client.close()
         await triton.stop(grace_s=0)
-        await asyncio.sleep(POLL_S)  # the last lines
+        await asyncio.sleep(POLL_S)  # for the last lines of the log
         await tasks.end(following)
 
 
 def _enable_faulthandler(repository: Path) -> None:
-    """Let Python models say where they were when a signal killed them.
+    """Make Python models print a traceback when a signal kills them.
 
-    Triton's Python takes no PYTHONFAULTHANDLER, so the copies that are loaded here enable it themselves.
+    Triton's Python ignores PYTHONFAULTHANDLER, so the copies of the models that are loaded here enable it.
     """
     for path in repository.glob("*/*/model.py"):
-        if path.resolve().is_relative_to(repository.resolve()):  # else it is the cached artifact itself
+        if path.resolve().is_relative_to(repository.resolve()):  # otherwise it is the cached artifact itself
             code = path.read_bytes()
             path.unlink()  # it may be a hard link
             path.write_bytes(code + FAULTHANDLER)
-            path.chmod(0o644)  # whatever the umask: the model's user reads it
+            path.chmod(0o644)  # the model's user must read it, whatever the umask is
 
 
 async def _run(model: Model, request: Request, timeout_s: float) -> None:
     if not model.decoupled:
-        _show(await model.call([request], timeout_s))
+        _print_answer(await model.call([request], timeout_s))
         return
     async with aclosing(model.stream(request)) as answers:
         async for answer in answers:
-            _show(answer)
+            _print_answer(answer)
 
 
 async def _how_it_died(triton: TritonProcess, client: TritonClient, error: Unavailable) -> str:
@@ -127,7 +130,7 @@ async def _how_it_died(triton: TritonProcess, client: TritonClient, error: Unava
 
 
 def ended(code: int) -> str:
-    """Return how a process ended, by its exit code; negative: by a signal."""
+    """Return how a process ended as text; a negative code is a signal's number."""
     if code >= 0:
         return f"ended with exit code {code}"
     with contextlib.suppress(ValueError):
@@ -136,7 +139,7 @@ def ended(code: int) -> str:
 
 
 async def _follow(path: Path) -> None:
-    """Print the lines of a log as they come."""
+    """Print the lines of a log as they are written."""
     at, rest = 0, b""
     while True:
         with contextlib.suppress(FileNotFoundError), path.open("rb") as log:
@@ -151,7 +154,7 @@ async def _follow(path: Path) -> None:
         await asyncio.sleep(POLL_S)
 
 
-def _show(answer: ModelAnswer) -> None:
+def _print_answer(answer: ModelAnswer) -> None:
     for output in answer.outputs:
         shown = _values(output.datatype, bytes(output.raw[:SHOWN_BYTES]))
         more = " ..." if len(output.raw) > SHOWN_BYTES else ""
@@ -161,7 +164,7 @@ def _show(answer: ModelAnswer) -> None:
 
 
 def _values(datatype: str, raw: bytes) -> str:
-    """Return the first values of a tensor as text; what has no fixed size, as bytes."""
+    """Return the first values of a tensor as text; as bytes if elements have no fixed size."""
     form = {"FP32": "f", "FP64": "d", "BOOL": "?", "INT8": "b", "UINT8": "B", "INT16": "h", "UINT16": "H"}
     form |= {"INT32": "i", "UINT32": "I", "INT64": "q", "UINT64": "Q"}
     size = DATATYPES[datatype].size
@@ -180,7 +183,7 @@ def _say(message: str) -> None:
 
 
 def main() -> int:
-    """Run the request of a file; see :func:`reproduce`."""
+    """Run the request in a file; see :func:`reproduce`."""
     parser = argparse.ArgumentParser(prog="services.worker.reproduce", description="One request, run alone.")
     parser.add_argument("--replica-dir", type=Path, required=True, help="the folder with assignment.json")
     parser.add_argument("--payload", type=Path, required=True, help="a file with the request's frame")

@@ -1,4 +1,4 @@
-"""Settings of the worker; read by ``app.py`` only."""
+"""The settings of the worker."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from tidegate.kernel.settings.base import Settings
 
 
 class WorkerSettings(Settings):
-    """What only the worker needs."""
+    """The settings that only the worker has."""
 
     service: ClassVar[str] = "worker"
-    # A worker runs models that others wrote: it has a token of its replica, which opens one artifact.
+    # A worker runs models of users, so it only has its replica's token, which opens one artifact.
     holds_service_token: ClassVar[bool] = False
 
     triton_server: Path | None = Field(

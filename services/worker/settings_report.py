@@ -1,4 +1,4 @@
-"""``python -m services.worker.settings_report``: the settings of a worker in this environment, as JSON."""
+"""Print the worker's settings in this environment as JSON: ``python -m services.worker.settings_report``."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ CONTRADICTIONS = Counter(
 )
 JOBS = Counter(
     "tidegate_worker_jobs_total",
-    "Jobs by outcome; dropped: its message was a duplicate; lost: it was not this worker's any more.",
+    "Jobs by outcome; dropped: its message was a duplicate; lost: it was no longer this worker's.",
     ["outcome"],
 )
 LEASES = Counter("tidegate_worker_job_leases_total", "Jobs kept beyond their messages.")

@@ -71,7 +71,10 @@ class BatchScheduler:
         self._settle = settle
         self._send_replies = send_replies
         self._limits = limits
+        # Read for each call, so not through `limits`.
         self._max_rows = limits.max_rows
+        self._max_concurrency = limits.max_concurrency
+        self._window_s = limits.window_s
         self._on_lost = on_lost
         self._running = self._start_due = False
         self._window_timer: asyncio.TimerHandle | None = None
@@ -115,13 +118,13 @@ class BatchScheduler:
         """Return how many calls may be open at once."""
         limits = self._limits
         return limits.streams or calls_in_flight(
-            instances=limits.instances, batches=limits.max_rows > 0, call_ms=self.stats.call_ms.value
+            instances=limits.instances, batches=self._max_rows > 0, call_ms=self.stats.call_ms.value
         )
 
     @property
     def awaited_batch(self) -> int:
         """Return how many requests a call waits for before it starts; 0: it starts with what is there."""
-        return self._max_rows if self._limits.window_s else 0
+        return self._max_rows if self._window_s else 0
 
     @property
     def max_batch(self) -> int:
@@ -137,7 +140,7 @@ class BatchScheduler:
             call_rows=self.stats.rows.value,
             call_requests=self.stats.batch.value,
             open_calls=self.stats.open_calls.value,
-            max_concurrency=self._limits.max_concurrency,
+            max_concurrency=self._max_concurrency,
         )
 
     def start(self) -> None:
@@ -282,10 +285,10 @@ class BatchScheduler:
 
     def _free_requests(self) -> int:
         """Return how many more requests may be in calls, by the Deployment's ``max_concurrency``."""
-        if self._limits.max_concurrency is None:
+        if self._max_concurrency is None:
             return sys.maxsize
         in_calls = sum(map(len, self._calls.values())) + (self._jobs.in_calls if self._jobs else 0)
-        return max(0, self._limits.max_concurrency - in_calls)
+        return max(0, self._max_concurrency - in_calls)
 
     def _on_call_done(self, task: asyncio.Task[None]) -> None:
         group = self._calls.pop(task)
@@ -301,10 +304,10 @@ class BatchScheduler:
 
     def _waits_for_batch(self) -> bool:
         """Return True while the Deployment's batching window delays the next call, for a fuller batch."""
-        oldest = self.backlog.oldest() if self._limits.window_s else None
+        oldest = self.backlog.oldest() if self._window_s else None
         if oldest is None or oldest.request.rows == 0 or self.backlog.rows_at_head() >= self._max_rows:
             return False
-        left = oldest.received + self._limits.window_s - time.monotonic()
+        left = oldest.received + self._window_s - time.monotonic()
         if left > 0:
             if self._window_timer is not None:
                 self._window_timer.cancel()  # it may be set for another request, which was due later

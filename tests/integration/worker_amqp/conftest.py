@@ -44,7 +44,7 @@ CLAIM_ABOVE = 2 * 2**20
 
 
 class Doubler(GatedModel):
-    """A model: twice ``x``, and ``words`` backwards if there are any. Takes no negative numbers.
+    """A model that returns twice ``x``, and ``words`` backwards if there are any; it rejects negative ``x``.
 
     ``parameters`` are those of each of its answers.
     """
@@ -106,7 +106,10 @@ def ask(
     batched: bool = True,
     **given: Any,
 ) -> bytes:
-    """A request frame for rows of two numbers; ``key`` is the input's name, so another is another call."""
+    """Return a request frame for rows of two numbers.
+
+    ``key`` is the input's name. Requests of different names do not share calls.
+    """
     tensors = (Tensor(key, FP32, (2,)), *((Tensor("words", BYTES, ()),) if words else ()))
     data: list[Any] = [np.array(rows, "<f4").tobytes(), *((pack_strings(list(words)),) if words else ())]
     given.setdefault("deadline_ms", int((time.time() + timeout_s) * 1e3))
@@ -118,12 +121,12 @@ def ask(
 
 
 def answer_of(reply: Reply) -> list[list[float]]:
-    """The rows of a Doubler's answer."""
+    """Return the rows of a Doubler's answer."""
     return [list(row) for row in np.frombuffer(reply.data[0], "<f4").reshape(-1, 2).tolist()]
 
 
 def failure_of(reply: Reply) -> tuple[str, str]:
-    """Reason and message of a failed reply."""
+    """Return reason and message of a failed reply."""
     assert reply.status == envelope.FAILED
 
     told = orjson.loads(reply.key)
@@ -131,7 +134,7 @@ def failure_of(reply: Reply) -> tuple[str, str]:
 
 
 class Caller:
-    """A gateway in miniature: publishes envelopes, keeps the replies by id, in the order they came."""
+    """A small gateway: publishes envelopes, and keeps the replies by id, in the order of their arrival."""
 
     def __init__(self, url: str, queue: Queue) -> None:
         self.queue = queue
@@ -145,7 +148,7 @@ class Caller:
         return self.connection.channel
 
     async def send(self, *frames: bytes, body: bytes | None = None) -> list[bytes]:
-        """One envelope with these frames; gives their ids."""
+        """Publish one envelope with these frames; return their ids."""
         packed = envelope.pack(envelope.REQUESTS, list(frames)) if body is None else body
         await self.channel.publish(packed, routing_key=self.queue.name, reply_to=self.reply_to.name)
         return [frame[:16] for frame in frames]
@@ -156,7 +159,7 @@ class Caller:
         )
 
     def reply(self, id_: bytes) -> Reply | None:
-        """The one reply to a request, if it is there."""
+        """Return the one reply to a request; None if there is none yet."""
         found = self.replies.get(id_, [])
         assert len(found) <= 1, "answered twice"
         return found[0] if found else None
@@ -176,7 +179,7 @@ class Caller:
 
 @dataclass
 class Letters:
-    """The exceptions queue, without its router: what came for the test's own queue."""
+    """Consumes the exceptions queue instead of the router; keeps the messages of the test's own queue."""
 
     queue: Queue
     got: list[Delivery] = field(default_factory=list)
@@ -193,13 +196,13 @@ class Letters:
 
 @pytest.fixture
 def queue(fresh) -> Queue:
-    """The requests queue of a Deployment of this test's own."""
+    """Return the requests queue of a Deployment that only this test uses."""
     return requests_queue(fresh("doubler"))
 
 
 @pytest.fixture
 async def caller(rabbitmq_url, queue) -> AsyncIterator[Caller]:
-    """A gateway at work."""
+    """Yield a connected gateway."""
     found = Caller(rabbitmq_url, queue)
     async with found.connection:
         await found.connection.wait_up(20)
@@ -208,7 +211,7 @@ async def caller(rabbitmq_url, queue) -> AsyncIterator[Caller]:
 
 @pytest.fixture
 async def letters(rabbitmq_url, queue) -> AsyncIterator[Letters]:
-    """What is given up for this test's queue."""
+    """Yield the exceptions of this test's queue."""
     found = Letters(queue)
     async with Connection(rabbitmq_url, "letters", found.setup) as connection:
         await connection.wait_up(20)
@@ -217,13 +220,13 @@ async def letters(rabbitmq_url, queue) -> AsyncIterator[Letters]:
 
 @pytest.fixture
 def claims(blobs) -> Claims:
-    """Claims on it, for tensors of more than ``CLAIM_ABOVE`` bytes."""
+    """Return claims for tensors of more than ``CLAIM_ABOVE`` bytes."""
     return Claims(blobs, CLAIM_ABOVE)
 
 
 @pytest.fixture
 async def start(rabbitmq_url, queue, fresh, claims) -> AsyncIterator[Callable[..., Any]]:
-    """Starts a worker and stops it after the test: ``await start(max_rows=..., in_url=..., out_url=...)``."""
+    """Yield ``await start(max_rows=..., in_url=..., out_url=...)``; workers stop after the test."""
     async with AsyncExitStack() as stack:
 
         async def started(
@@ -240,7 +243,7 @@ async def start(rabbitmq_url, queue, fresh, claims) -> AsyncIterator[Callable[..
             model: Any = None,
             again: bool = True,
         ) -> Worker:
-            """``again``: a model server that was lost is there again at once."""
+            """Start a worker. ``again``: a model server that was lost is back at once."""
             publisher = ReplyPublisher(out_url, queue, claims)
             limits = CallLimits(max_rows, instances, window_s, max_concurrency, streams)
 
@@ -273,22 +276,22 @@ async def start(rabbitmq_url, queue, fresh, claims) -> AsyncIterator[Callable[..
 
 @pytest.fixture
 def left(caller, queue) -> Callable[[], Any]:
-    """``await left()``: messages that wait in the queue; those that a consumer holds do not count."""
+    """Return ``await left()``: the messages that wait in the queue, without those that a consumer holds."""
     return lambda: caller.channel.depth(queue)
 
 
 @pytest.fixture
 def suspects(caller, queue) -> Callable[[], Any]:
-    """``await suspects()``: requests that wait to be run alone."""
+    """Return ``await suspects()``: the requests that wait to run alone."""
     return lambda: caller.channel.depth(suspects_queue(queue))
 
 
 @pytest.fixture
 def nothing_is_left(rabbitmq_url, caller, queue, until) -> Callable[[Worker], Any]:
-    """``await nothing_is_left(worker)``: it has settled all it got, as the broker sees it.
+    """Return ``await nothing_is_left(worker)``: assert that it has settled all its deliveries at the broker.
 
-    The worker dies; an exclusive consumer is let in once the broker has dropped the worker's, and with it
-    taken back what was unsettled. All that comes before the mark was left.
+    The worker dies. The broker admits an exclusive consumer once it has dropped the worker's consumer and
+    requeued what was unsettled. So all that comes before the mark was not settled.
     """
 
     async def checked(worker: Worker) -> None:
@@ -315,17 +318,17 @@ def nothing_is_left(rabbitmq_url, caller, queue, until) -> Callable[[Worker], An
 
 @pytest.fixture(scope="session")
 def make() -> Callable[..., bytes]:
-    """``make([1, 2], [3, 4], ...)``: a request frame."""
+    """Return ``make([1, 2], [3, 4], ...)``, which returns a request frame."""
     return ask
 
 
 @pytest.fixture(scope="session")
 def shown() -> Callable[[Reply], list[list[float]]]:
-    """The rows of an answer."""
+    """Return a function that returns the rows of an answer."""
     return answer_of
 
 
 @pytest.fixture(scope="session")
 def told() -> Callable[[Reply], tuple[str, str]]:
-    """Reason and message of a failure."""
+    """Return a function that returns reason and message of a failure."""
     return failure_of

@@ -1,4 +1,4 @@
-"""RabbitMQ short of memory: it stops reading from whoever publishes, and the worker's answers wait."""
+"""RabbitMQ short of memory stops reading from connections that publish, so the worker's replies wait."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.integration
 
 @pytest.fixture(scope="module")
 def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path]]:
-    """A RabbitMQ of this module's own, and its folder: an alarm would hold up other tests."""
+    """Yield a RabbitMQ for this module alone, and its folder: an alarm would delay other tests."""
     folder = tmp_path_factory.mktemp("rabbitmq")
     with rabbitmq_running(folder) as url:
         yield url, folder
@@ -30,7 +30,7 @@ def rabbitmq_url(broker: tuple[str, Path]) -> str:
 
 @pytest.fixture
 def alarm(broker: tuple[str, Path]) -> Callable[[bool], Awaitable[None]]:
-    """``await alarm(True)``: there is a memory alarm; with False there is none any more."""
+    """Yield ``await alarm(True)``, which raises a memory alarm; False clears it."""
     pid = int((broker[1] / "data" / "node.pid").read_text())
     node = dict(line.split("=", 1) for line in Path(f"/proc/{pid}/environ").read_text().split("\0") if line)
 
@@ -47,10 +47,10 @@ def alarm(broker: tuple[str, Path]) -> Callable[[bool], Awaitable[None]]:
     return turn
 
 
-async def test_answers_wait_for_the_end_of_an_alarm(
+async def test_replies_wait_for_the_end_of_an_alarm(
     start, caller, make, shown, until, alarm, nothing_is_left
 ):
-    """The first reply of each connection is still taken; after it that is blocked, acks and all."""
+    """The broker takes the first reply of each connection. Then it blocks the connection, acks included."""
     worker = await start(max_rows=1)
     worker.model.open.clear()
     ids = await caller.send(*(make([n, n]) for n in range(8)))
@@ -67,7 +67,7 @@ async def test_answers_wait_for_the_end_of_an_alarm(
     await nothing_is_left(worker)
 
 
-async def test_a_worker_that_drains_in_an_alarm_does_not_wait_for_it(start, caller, make, until, alarm):
+async def test_a_drain_does_not_wait_for_the_end_of_an_alarm(start, caller, make, until, alarm):
     worker = await start(max_rows=1)
     worker.model.open.clear()
     await caller.send(*(make([n, n]) for n in range(3)))

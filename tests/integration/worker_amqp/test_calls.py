@@ -1,4 +1,4 @@
-"""What shares a model call, and that everybody gets exactly his own answer."""
+"""Which requests share a model call, and that each caller gets exactly its own answer."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tidegate.kernel.protocol.tensors import unpack_strings
 pytestmark = pytest.mark.integration
 
 
-async def test_an_answer(start, caller, make, shown, until, nothing_is_left):
+async def test_a_request_is_answered(start, caller, make, shown, until, nothing_is_left):
     worker = await start()
     (id_,) = await caller.send(make([1, 2], [3, 4]))
     reply = await until(lambda: caller.reply(id_))
@@ -30,7 +30,7 @@ async def test_an_answer(start, caller, make, shown, until, nothing_is_left):
 
 
 async def test_64_callers_of_mixed_size(start, caller, make, shown, until, nothing_is_left):
-    """They come in envelopes of several, wait together, share calls, and each answer is checked."""
+    """Requests come in envelopes of several, wait together and share calls; each answer is checked."""
     worker = await start(serving=False)
     draw = random.Random(7)
     asked: dict[bytes, tuple[list[list[float]], list[str]]] = {}
@@ -101,10 +101,10 @@ async def test_a_bad_request_does_not_fail_its_neighbours(
 
 
 @pytest.mark.parametrize("error", [ModelFailed, BadRequest])
-async def test_what_may_not_run_twice_is_told_of_a_failure_and_its_neighbours_run_again(
+async def test_only_requests_that_may_run_twice_are_retried_after_a_shared_failure(
     start, caller, make, shown, told, until, nothing_is_left, error
 ):
-    """A model may find a request bad after it has worked, too."""
+    """A model may also reject a request after it has worked."""
     worker = await start(serving=False)
     never = make([2, 2], flags=0)
     ids = await caller.send(make([1, 1]), never, make([3, 3]))
@@ -125,9 +125,7 @@ async def test_what_may_not_run_twice_is_told_of_a_failure_and_its_neighbours_ru
     await nothing_is_left(worker)
 
 
-async def test_nobody_is_tried_again_alone_whose_caller_has_gone_meanwhile(
-    start, caller, make, until, nothing_is_left
-):
+async def test_a_cancelled_request_is_not_retried_alone(start, caller, make, until, nothing_is_left):
     worker = await start(serving=False)
     gone, wanted = await caller.send(make([1, 1]), make([2, 2]))
     await until(lambda: worker.scheduler.in_hand == 2)
@@ -155,8 +153,10 @@ async def test_nobody_is_tried_again_alone_whose_caller_has_gone_meanwhile(
     ],
     ids=repr,
 )
-async def test_a_failure_is_told(start, caller, make, shown, told, until, error, expected, nothing_is_left):
-    """Also one that nobody thought of: its caller is told, and the worker goes on at full strength."""
+async def test_a_caller_gets_the_failure(
+    start, caller, make, shown, told, until, error, expected, nothing_is_left
+):
+    """Also of an unexpected exception; the worker goes on with all its calls."""
     worker = await start()
 
     def fail(requests) -> None:
@@ -176,7 +176,7 @@ async def test_a_failure_is_told(start, caller, make, shown, told, until, error,
     await nothing_is_left(worker)
 
 
-async def test_an_unreadable_key_is_told(start, caller, until, nothing_is_left):
+async def test_a_caller_gets_an_error_for_an_unreadable_key(start, caller, until, nothing_is_left):
     worker = await start()
 
     def fail(requests) -> None:
@@ -190,8 +190,8 @@ async def test_an_unreadable_key_is_told(start, caller, until, nothing_is_left):
     await nothing_is_left(worker)
 
 
-async def test_an_answer_of_another_size_is_no_answer(start, caller, make, told, until, nothing_is_left):
-    """The model gives one row for two requests: neither may get the other's."""
+async def test_an_answer_with_too_few_rows_is_an_error(start, caller, make, told, until, nothing_is_left):
+    """The model returns one row for two requests: neither may get the row of the other."""
     worker = await start(serving=False)
     original = worker.model.call
 
@@ -264,7 +264,9 @@ async def test_cancelled_requests_are_not_called(start, caller, make, until, not
     await nothing_is_left(worker)
 
 
-async def test_a_call_ends_when_nobody_waits_for_it(start, caller, make, until, nothing_is_left):
+async def test_a_call_is_cancelled_when_all_its_callers_have_cancelled(
+    start, caller, make, until, nothing_is_left
+):
     worker = await start(serving=False)
     worker.model.open.clear()
     one, other = await caller.send(make([1, 1]), make([2, 2]))
@@ -283,7 +285,7 @@ async def test_a_call_ends_when_nobody_waits_for_it(start, caller, make, until, 
     await nothing_is_left(worker)
 
 
-async def test_garbage_among_the_cancels(start, caller, make, until):
+async def test_an_undecodable_cancel_is_ignored(start, caller, make, until):
     await start()
     for body in (b"", b"garbage", envelope.pack(envelope.REPLIES, [])):
         await caller.channel.publish(body, exchange="tidegate.cancels.v1", routing_key="")
@@ -291,8 +293,8 @@ async def test_garbage_among_the_cancels(start, caller, make, until):
     await until(lambda: caller.reply(id_))
 
 
-async def test_a_gateway_that_has_gone(start, caller, make, until, nothing_is_left):
-    """Its answers are dropped; others get theirs."""
+async def test_replies_to_a_gateway_that_has_ended_are_dropped(start, caller, make, until, nothing_is_left):
+    """Other gateways get their replies."""
     worker = await start()
     here, caller.reply_to = caller.reply_to, replies_queue("gone")
     await caller.send(make([1, 1]))
@@ -310,7 +312,7 @@ async def test_a_full_call_does_not_wait_for_its_window(start, caller, make, unt
     assert worker.model.calls == [ids]
 
 
-async def test_a_window_ends(start, caller, make, until):
+async def test_a_partial_call_starts_at_the_end_of_its_window(start, caller, make, until):
     worker = await start(window_s=0.1)
     started = time.monotonic()
     one, other = await caller.send(make([1, 1]), make([2, 2]))
@@ -322,8 +324,10 @@ async def test_a_window_ends(start, caller, make, until):
 @pytest.mark.parametrize(
     ("max_rows", "limit", "together"), [(0, 3, 3), (2, 3, 3), (2, 100, 4), (4, 4, 4), (8, None, 16)]
 )
-async def test_no_more_requests_at_once_than_may_be(start, caller, make, until, max_rows, limit, together):
-    """``max_concurrency`` of a Deployment, over all calls of a replica."""
+async def test_max_concurrency_bounds_requests_in_calls(
+    start, caller, make, until, max_rows, limit, together
+):
+    """``max_concurrency`` of a Deployment applies to all calls of a replica together."""
     worker = await start(max_rows=max_rows, instances=2, max_concurrency=limit, serving=False)
     worker.scheduler.stats.call_ms.add(0.1)
     worker.model.open.clear()
@@ -350,7 +354,7 @@ async def test_calls_in_flight_are_bounded(start, caller, make, until):
 
 
 async def test_the_parameters_of_an_answer(start, caller, make, until, nothing_is_left):
-    """Alone a request gets all that the model said; in a shared call its share of the tokens, by rows."""
+    """A request alone gets all parameters; in a shared call it gets its share of the tokens, by rows."""
     worker = await start()
     worker.model.parameters = {"prompt_tokens": 31, "finish_reason": "stop"}
     (alone,) = await caller.send(make([1, 1]))

@@ -1,4 +1,4 @@
-"""Requests and answers that are too large for a message: fetched, answered, tried again, settled once."""
+"""Requests and answers too large for a message: fetched, answered, retried, and settled once."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SAFE_CLAIM = envelope.RETRY_SAFE | envelope.CLAIM
 
 @pytest.fixture
 def claimed(make, claims):
-    """``await claimed([1, 1], ...)``: the frame of ``make``, its data in the blob store."""
+    """Return ``await claimed([1, 1], ...)``: the frame of ``make`` with its data in the blob store."""
 
     async def framed(*rows, flags: int = SAFE_CLAIM, **given) -> tuple[bytes, bytes]:
         request = envelope.read_request(make(*rows, **given))
@@ -33,7 +33,7 @@ def claimed(make, claims):
 
 
 async def test_the_model_sees_the_tensors(start, caller, claimed, make, shown, until, nothing_is_left):
-    """In an envelope with others, and one call for all of them: a claim is only a way to travel."""
+    """A request with a claim shares envelopes and calls with others."""
     worker = await start()
     worker.model.open.clear()
     first = make([9, 9])
@@ -47,7 +47,7 @@ async def test_the_model_sees_the_tensors(start, caller, claimed, make, shown, u
     await nothing_is_left(worker)
 
 
-async def test_a_missing_blob_is_told_once(
+async def test_a_missing_blob_is_reported_once(
     start, caller, claims, claimed, make, told, until, nothing_is_left
 ):
     worker = await start()
@@ -61,7 +61,7 @@ async def test_a_missing_blob_is_told_once(
     await nothing_is_left(worker)
 
 
-async def test_what_is_no_claim_is_told(start, caller, make, told, until, nothing_is_left):
+async def test_an_invalid_claim_is_reported(start, caller, make, told, until, nothing_is_left):
     worker = await start()
     (id_,) = await caller.send(make([1, 1], flags=SAFE_CLAIM))
     await until(lambda: caller.replies)
@@ -83,8 +83,8 @@ async def test_a_large_answer_goes_by_claim(start, caller, claims, make, until, 
     await nothing_is_left(worker)
 
 
-async def test_many_medium_answers_are_not_one_message(start, caller, make, until, monkeypatch):
-    """Together they would be more than a broker takes."""
+async def test_many_medium_answers_travel_in_several_messages(start, caller, make, until, monkeypatch):
+    """Together they would exceed the broker's limit for a message."""
     worker = await start()
     sizes: list[int] = []
     publish = worker.publisher._publish
@@ -104,7 +104,7 @@ async def test_many_medium_answers_are_not_one_message(start, caller, make, unti
     assert max(sizes) < envelope.LARGE
 
 
-async def test_an_answer_that_cannot_be_kept_is_told(
+async def test_an_answer_that_cannot_be_stored_is_an_error(
     start, caller, make, told, until, tmp_path, nothing_is_left
 ):
     worker = await start()
@@ -115,7 +115,7 @@ async def test_an_answer_that_cannot_be_kept_is_told(
     await nothing_is_left(worker)
 
 
-async def test_the_next_worker_redeems_it_again(start, caller, claimed, shown, until, nothing_is_left):
+async def test_the_next_worker_fetches_the_claim_again(start, caller, claimed, shown, until, nothing_is_left):
     first = await start()
     first.model.open.clear()
     frame, _ = await claimed([4, 4])
@@ -128,8 +128,10 @@ async def test_the_next_worker_redeems_it_again(start, caller, claimed, shown, u
     await nothing_is_left(second)
 
 
-async def test_a_suspect_needs_no_room(start, caller, claimed, make, until, nothing_is_left):
-    """A request that fills it may not run before the suspects have: they would wait for each other."""
+async def test_a_suspect_does_not_wait_for_fetched_bytes_to_be_released(
+    start, caller, claimed, make, until, nothing_is_left
+):
+    """A request that fills the bound runs only after the suspects, so they would wait for each other."""
     worker = await start(fetch_bytes=10, serving=False)
     worker.model.open.clear()
     plain, (large, _) = make([3, 3]), await claimed([2, 2])
@@ -146,7 +148,7 @@ async def test_a_suspect_needs_no_room(start, caller, claimed, make, until, noth
     await nothing_is_left(worker)
 
 
-async def test_given_up_with_its_claim(start, caller, letters, claimed, until):
+async def test_a_dead_letter_keeps_its_claim(start, caller, letters, claimed, until):
     frame, _ = await claimed([1, 1])
     await caller.send(frame)
     for _ in range(attempts.MAX_ATTEMPTS):
@@ -161,8 +163,8 @@ async def test_given_up_with_its_claim(start, caller, letters, claimed, until):
     assert bytes(given_up) == envelope.with_attempt(frame, attempts.MAX_ATTEMPTS)
 
 
-async def test_expired_while_it_waits_for_room(start, caller, claimed, until, nothing_is_left):
-    """One is in hand and fills the room; the next runs out of time before there is any."""
+async def test_a_request_expires_while_it_waits_to_be_fetched(start, caller, claimed, until, nothing_is_left):
+    """One request in hand fills the bound; the deadline of the next one passes before it is fetched."""
     worker = await start(fetch_bytes=10, serving=False)
     first, _ = await claimed([1, 1])
     second, _ = await claimed([2, 2], deadline_ms=int((time.time() + 1.0) * 1e3))
@@ -175,7 +177,7 @@ async def test_expired_while_it_waits_for_room(start, caller, claimed, until, no
     assert caller.reply(two) is None
 
 
-async def test_no_more_is_fetched_than_there_is_room_for(start, caller, claimed, until, nothing_is_left):
+async def test_fetched_bytes_are_bounded(start, caller, claimed, until, nothing_is_left):
     worker = await start(fetch_bytes=16)
     worker.model.open.clear()
     await caller.send(*[(await claimed([n, n]))[0] for n in range(6)])
@@ -187,7 +189,7 @@ async def test_no_more_is_fetched_than_there_is_room_for(start, caller, claimed,
     await nothing_is_left(worker)
 
 
-async def test_a_lost_connection_forgets_what_was_fetched(start, caller, line, claimed, shown, until):
+async def test_a_lost_connection_releases_fetched_bytes(start, caller, line, claimed, shown, until):
     worker = await start(in_url=line.url, fetch_bytes=8)
     worker.model.open.clear()
     frames = [(await claimed([n, n]))[0] for n in range(3)]

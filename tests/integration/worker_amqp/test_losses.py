@@ -1,4 +1,4 @@
-"""When workers, model servers and connections are lost: every request is answered, or somebody is told."""
+"""When workers, model servers and connections are lost, each request is answered or becomes a dead letter."""
 
 from __future__ import annotations
 
@@ -24,8 +24,10 @@ async def in_hand(worker, count: int, until) -> None:
     await until(lambda: worker.scheduler.in_hand == count, f"{count} requests in hand")
 
 
-async def test_the_next_worker_takes_over_one_by_one(start, caller, make, shown, until, nothing_is_left):
-    """What was in an envelope together when a worker died is tried alone: one of them may have killed it."""
+async def test_the_next_worker_runs_lost_requests_one_by_one(
+    start, caller, make, shown, until, nothing_is_left
+):
+    """Requests of one envelope run alone after their worker died: any of them may have killed it."""
     first = await start()
     first.model.open.clear()
     ids = await caller.send(*(make([n, n]) for n in range(5)))
@@ -40,7 +42,9 @@ async def test_the_next_worker_takes_over_one_by_one(start, caller, make, shown,
     await nothing_is_left(second)
 
 
-async def test_what_may_not_run_twice_does_not(start, caller, letters, make, until, nothing_is_left):
+async def test_a_request_that_must_not_run_twice_is_not_retried(
+    start, caller, letters, make, until, nothing_is_left
+):
     first = await start()
     first.model.open.clear()
     never, safe = await caller.send(make([1, 1], flags=0), make([2, 2]))
@@ -55,8 +59,8 @@ async def test_what_may_not_run_twice_does_not(start, caller, letters, make, unt
     await nothing_is_left(second)
 
 
-async def test_the_model_server_is_gone(start, caller, make, shown, until, nothing_is_left):
-    """In the middle of a call: each of its requests is tried again alone, by whoever comes first."""
+async def test_the_model_server_ends_during_a_call(start, caller, make, shown, until, nothing_is_left):
+    """Each request of the call runs again alone, on any worker."""
     worker = await start(serving=False)
 
     def crash(_) -> None:
@@ -74,10 +78,10 @@ async def test_the_model_server_is_gone(start, caller, make, shown, until, nothi
     await nothing_is_left(worker)
 
 
-async def test_a_model_server_that_is_gone_is_charged_once(
+async def test_one_loss_of_the_model_server_is_charged_once(
     start, caller, make, shown, until, suspects, nothing_is_left
 ):
-    """However long it takes until it is known to be back: nothing is sent there, so nothing dies of it.
+    """Nothing is sent to the server until it is back, so no request is charged for its absence.
 
     The request was alone in the only call, so the loss is charged to it.
     """
@@ -104,10 +108,10 @@ async def test_a_model_server_that_is_gone_is_charged_once(
     await nothing_is_left(worker)
 
 
-async def test_a_model_lost_while_a_call_waits_for_company(
+async def test_a_model_lost_while_a_call_waits_for_its_batch(
     start, caller, make, shown, until, nothing_is_left
 ):
-    """What would have been in the call waits on: it is neither dropped nor has it lost an attempt."""
+    """The requests of the next call wait on; they are not dropped and lose no attempt."""
     worker = await start(window_s=1.0, instances=2)
     (id_,) = await caller.send(make([1, 1]))
     await in_hand(worker, 1, until)
@@ -124,7 +128,7 @@ async def test_a_model_lost_while_a_call_waits_for_company(
 async def test_the_neighbours_of_a_bad_request_that_killed_the_model_server(
     start, caller, make, until, nothing_is_left
 ):
-    """One by one after a call that failed; where one of them takes the server along the rest wait for it."""
+    """They run one by one after the failed call. If one of them ends the server, the rest wait for it."""
     worker = await start(serving=False, again=False)
 
     def fail(requests) -> None:
@@ -163,7 +167,7 @@ async def test_the_model_server_dies_each_time(start, caller, letters, make, unt
     await nothing_is_left(worker)
 
 
-async def test_an_expired_request_is_not_tried_again(start, caller, letters, make, until, nothing_is_left):
+async def test_an_expired_request_is_not_retried(start, caller, letters, make, until, nothing_is_left):
     first = await start(serving=False)
     await caller.send(make([1, 1], deadline_ms=1))
     await in_hand(first, 1, until)
@@ -186,7 +190,7 @@ async def test_an_expired_request_is_not_tried_again(start, caller, letters, mak
     ],
     ids=range(5),
 )
-async def test_what_nobody_can_read_is_kept_and_settled(
+async def test_an_undecodable_message_becomes_an_exception_and_is_settled(
     start, caller, letters, make, until, body, nothing_is_left
 ):
     worker = await start()
@@ -199,10 +203,10 @@ async def test_what_nobody_can_read_is_kept_and_settled(
     await nothing_is_left(worker)
 
 
-async def test_a_lost_session_clears_the_backlog(
+async def test_a_lost_channel_clears_the_backlog(
     start, caller, line, make, shown, suspects, until, nothing_is_left
 ):
-    """The broker delivers all of it again, to this worker or another: keeping it would do the work twice."""
+    """The broker delivers all of it again, so requests that stayed would run twice."""
     worker = await start(in_url=line.url, serving=False)
     ids = [(await caller.send(make([n, n]), make([n, n + 1])))[0] for n in range(2)]
     await in_hand(worker, 4, until)
@@ -223,10 +227,10 @@ async def test_a_lost_session_clears_the_backlog(
     await nothing_is_left(worker)
 
 
-async def test_a_call_outlives_the_session_that_brought_it(
+async def test_a_call_outlives_the_channel_of_its_delivery(
     start, caller, line, make, until, suspects, nothing_is_left
 ):
-    """Its answer is sent; its tag belongs to no session any more and settles nothing of the next one."""
+    """Its answer is sent. Its tag belongs to the old channel and settles nothing on the next one."""
     worker = await start(in_url=line.url)
     worker.model.open.clear()
     (id_,) = await caller.send(make([1, 1]))
@@ -236,7 +240,7 @@ async def test_a_call_outlives_the_session_that_brought_it(
     await worker.requests.connection.wait_up(20)
 
     async def comes_again() -> bool:
-        """As another attempt, which waits for the call that still runs."""
+        """Return True once the next attempt is in hand; it waits for the call that still runs."""
         return await suspects() == 1
 
     await until(comes_again)
@@ -248,11 +252,13 @@ async def test_a_call_outlives_the_session_that_brought_it(
     await nothing_is_left(worker)
 
 
-async def test_handling_of_a_lost_session_settles_nothing_of_the_next(
+async def test_a_late_ack_settles_nothing_on_the_next_channel(
     start, caller, line, line_out, rabbitmq_url, queue, make, left, until
 ):
-    """A redelivered message waits for the publishing link while the consuming one is lost and comes back:
-    its tag then means another delivery, which is in a call."""
+    """A redelivered message waits for the publishing connection while the consuming one reconnects.
+
+    Its tag then means another delivery, which is in a call.
+    """
     first = await start(serving=False)
     await caller.send(make([1, 1]))
     await in_hand(first, 1, until)
@@ -298,7 +304,7 @@ async def test_handling_of_a_lost_session_settles_nothing_of_the_next(
 
 
 async def test_acks_of_many_calls_are_in_order(start, caller, make, until, nothing_is_left):
-    """A group in the middle is done before its neighbours; all its acks precede the one for all of them."""
+    """A group in the middle is settled first; its acks precede the one ack for all deliveries."""
     worker = await start(serving=False)
     worker.scheduler.stats.call_ms.add(0.1)
     await worker.requests.close()
@@ -318,8 +324,8 @@ async def test_acks_of_many_calls_are_in_order(start, caller, make, until, nothi
     await nothing_is_left(worker)
 
 
-async def test_cancels_that_cross_an_answer_settle_nothing_twice(start, caller, make, until, nothing_is_left):
-    """An envelope of four: three in a call that ends one by one, cancelled in the middle; one that waits."""
+async def test_a_cancel_during_a_reply_settles_nothing_twice(start, caller, make, until, nothing_is_left):
+    """Of an envelope of four, three are in a call that is cancelled while it replies, and one waits."""
     worker = await start(serving=False)
 
     ids = await caller.send(make([1, 1]), make([0, 0]), make([-1, -1]), make([5, 5], key="other"))
@@ -344,8 +350,8 @@ async def test_cancels_that_cross_an_answer_settle_nothing_twice(start, caller, 
     await nothing_is_left(second)
 
 
-async def test_a_worker_that_stops_gives_back_what_it_holds(start, caller, make, left, until):
-    """Beyond its drain limit: the call in flight and what waits behind it go to another worker."""
+async def test_a_worker_that_stops_returns_its_requests_to_the_queue(start, caller, make, left, until):
+    """After the drain limit, the call in flight and the requests behind it go to another worker."""
     worker = await start()
     worker.model.open.clear()
     (running,) = await caller.send(make([1, 1]))
@@ -363,7 +369,7 @@ async def test_a_worker_that_stops_gives_back_what_it_holds(start, caller, make,
 
 
 async def test_draining(start, caller, make, left, until):
-    """It takes no more, finishes what it has, and then holds nothing."""
+    """The worker consumes no more, finishes what it has, and then holds nothing."""
     worker = await start()
     worker.model.open.clear()
     (taken,) = await caller.send(make([1, 1]))
@@ -380,7 +386,7 @@ async def test_draining(start, caller, make, left, until):
 
 
 async def test_draining_without_a_broker(start, line, until):
-    """The drain of a worker that is cut off ends too."""
+    """The drain of a worker without a connection ends too."""
     worker = await start(in_url=line.url)
     await line.down()
     await until(lambda: worker.requests.connection.channel is None)
@@ -400,8 +406,8 @@ async def test_without_a_model_the_backlog_waits(start, caller, make, until):
     await until(lambda: caller.reply(id_))
 
 
-async def test_light_work_is_held_in_larger_numbers(start, caller, make, until, monkeypatch):
-    """The prefetch follows what was measured, by a new consumer."""
+async def test_the_prefetch_grows_for_light_calls(start, caller, make, until, monkeypatch):
+    """The prefetch follows the measured durations, by a new consumer."""
     monkeypatch.setattr(requests_module, "RETUNE_S", 0.01)
     worker = await start(serving=False)
     for number in range(60):
@@ -414,7 +420,7 @@ async def test_light_work_is_held_in_larger_numbers(start, caller, make, until, 
     await until(lambda: len(caller.replies) == 60)
 
 
-async def test_retuning_survives_a_broken_line(start, caller, line, make, until, monkeypatch):
+async def test_retuning_survives_a_lost_connection(start, caller, line, make, until, monkeypatch):
     monkeypatch.setattr(requests_module, "RETUNE_S", 0.005)
     worker = await start(in_url=line.url)
     for call_ms in (0.1, 1000.0) * 3:
@@ -442,8 +448,8 @@ async def test_a_deleted_queue_comes_back(start, caller, make, queue, until):
     assert worker.requests.connection.channel is not channel or worker.requests.connection.channel is not None
 
 
-async def test_closed_while_it_begins_to_consume(start, caller, make, left, line, hold_up):
-    """A new session is being set up when the worker is told to take no more."""
+async def test_closed_while_its_consumer_starts(start, caller, make, left, line, hold_up):
+    """A new channel is being set up when the worker is closed."""
     worker = await start(in_url=line.url)
     consuming = hold_up("requests.v1.")
     line.cut()

@@ -1,4 +1,4 @@
-"""Streams at the worker: many answers out, each at once and in order, and every delivery settled."""
+"""Streams at the worker: each answer leaves at once and in order, and every delivery is settled."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SAFE = RETRY_SAFE | STREAM
 
 
 class Speaker:
-    """A decoupled model: says the words of its plan, one each time that it is let; ``fail`` raises once."""
+    """A decoupled model that says the words of its plan, one for each permit; ``fail`` raises once."""
 
     def __init__(self) -> None:
         self.plan = ["one", "two", "three"]
@@ -70,7 +70,7 @@ def forms(replies: list[Reply]) -> list[tuple[int, int]]:
     return [(reply.status, reply.seq) for reply in replies]
 
 
-async def test_an_answer_each(worker, model, caller, make, until, nothing_is_left):
+async def test_each_answer_is_a_chunk(worker, model, caller, make, until, nothing_is_left):
     (id_,) = await caller.send(make([1, 2], flags=SAFE))
     await until(lambda: model.begun == [id_])
     assert id_ not in caller.replies
@@ -98,7 +98,7 @@ async def test_an_answer_with_more_parameters_than_a_message_holds(
     await nothing_is_left(worker)
 
 
-async def test_a_thousand_in_order(worker, model, caller, make, until):
+async def test_a_thousand_answers_in_order(worker, model, caller, make, until):
     model.free, model.plan = True, [str(n) for n in range(1000)]
     (id_,) = await caller.send(make([1, 2], flags=SAFE))
     await until(lambda: caller.replies.get(id_, [None])[-1] and caller.replies[id_][-1].status == END)
@@ -106,7 +106,7 @@ async def test_a_thousand_in_order(worker, model, caller, make, until):
     assert [seq for _, seq in forms(caller.replies[id_])] == list(range(1001))
 
 
-async def test_up_to_the_limit_at_once(worker, model, caller, make, until, nothing_is_left):
+async def test_the_limit_bounds_running_streams(worker, model, caller, make, until, nothing_is_left):
     ids = []
     for _ in range(6):
         ids += await caller.send(make([1, 2], flags=SAFE))
@@ -120,7 +120,7 @@ async def test_up_to_the_limit_at_once(worker, model, caller, make, until, nothi
     await nothing_is_left(worker)
 
 
-async def test_large_answers_go_their_way_in_order(worker, model, caller, make, until, claims):
+async def test_large_answers_stay_in_order(worker, model, caller, make, until, claims):
     model.free, model.plan = True, ["a" * 300_000, "b", "c" * 300_000]
     (id_,) = await caller.send(make([1, 2], flags=SAFE))
     await until(lambda: caller.replies.get(id_, [None])[-1] and caller.replies[id_][-1].status == END)
@@ -130,7 +130,7 @@ async def test_large_answers_go_their_way_in_order(worker, model, caller, make, 
         assert unpack_strings(data[0]) == [word.encode()]
 
 
-async def test_a_caller_that_has_gone(worker, model, caller, make, until, nothing_is_left):
+async def test_a_cancelled_stream_ends(worker, model, caller, make, until, nothing_is_left):
     (id_,) = await caller.send(make([1, 2], flags=SAFE))
     await until(lambda: model.begun == [id_])
     model.go.release()
@@ -157,14 +157,14 @@ async def test_cancelled_while_it_waits(worker, model, caller, make, until, noth
     await nothing_is_left(worker)
 
 
-async def test_the_deadline_of_the_first_answer(worker, model, caller, make, until, nothing_is_left):
+async def test_the_deadline_applies_to_the_first_answer(worker, model, caller, make, until, nothing_is_left):
     (id_,) = await caller.send(make([1, 2], flags=SAFE, timeout_s=0.3))
     await until(lambda: model.cancelled == 1)
     await nothing_is_left(worker)
     assert id_ not in caller.replies, "the gateway has told its caller"
 
 
-async def test_the_deadline_does_not_bind_later_answers(worker, model, caller, make, until):
+async def test_the_deadline_does_not_apply_to_later_answers(worker, model, caller, make, until):
     (id_,) = await caller.send(make([1, 2], flags=SAFE, timeout_s=1.0))
     await until(lambda: model.begun == [id_])
     model.go.release()
@@ -179,7 +179,7 @@ async def test_the_deadline_does_not_bind_later_answers(worker, model, caller, m
 @pytest.mark.parametrize(
     ("error", "reason"), [(ModelFailed("out of tea"), "model_failed"), (KeyError("FP8"), "model_failed")]
 )
-async def test_a_failure_is_told(
+async def test_a_caller_gets_the_failure(
     worker, model, caller, make, told, until, nothing_is_left, at, error, reason
 ):
     model.free, model.fail = True, {at: error}
@@ -192,7 +192,7 @@ async def test_a_failure_is_told(
 
 
 async def test_triton_lost_before_the_first_answer(worker, model, caller, make, until, nothing_is_left):
-    """Another attempt; the worker is still there, so it takes that itself."""
+    """The stream runs again as another attempt, here on the same worker."""
     model.free, model.fail = True, {0: Unavailable("gone")}
     (id_,) = await caller.send(make([1, 2], flags=SAFE))
     await until(lambda: caller.replies.get(id_) and caller.replies[id_][-1].status == END)
@@ -229,7 +229,7 @@ async def test_a_worker_that_dies(start, worker, model, caller, make, until, not
 
 
 async def test_a_worker_that_dies_long_after_the_deadline(start, worker, model, caller, make, told, until):
-    """The broker would drop the message; the caller, who has a part, is told at once."""
+    """The broker would drop the message, so the caller, which has a part, gets an error at once."""
     frame = make([1, 2], flags=SAFE, deadline_ms=int(time.time() * 1e3) + 1500)
     (id_,) = await caller.send(frame)
     await until(lambda: model.begun == [id_])
@@ -242,14 +242,14 @@ async def test_a_worker_that_dies_long_after_the_deadline(start, worker, model, 
     assert told(caller.replies[id_][-1])[0] == "unavailable"
 
 
-async def test_a_plain_request_is_refused(worker, caller, make, told, until, nothing_is_left):
+async def test_a_plain_request_is_rejected(worker, caller, make, told, until, nothing_is_left):
     (id_,) = await caller.send(make([1, 2]))
     assert told(await until(lambda: caller.reply(id_)))[0] == "bad_request"
     await nothing_is_left(worker)
 
 
 async def test_a_stream_of_a_model_with_one_answer(start, caller, make, shown, told, until, nothing_is_left):
-    """It shares its call with plain requests, and has one chunk and the end."""
+    """It shares its call with plain requests, and gets one chunk and the END."""
     worker = await start(serving=False)
     ids = await caller.send(make([1, 1], flags=SAFE), make([2, 2]), make([3, 3], flags=SAFE))
     (bad,) = await caller.send(make([-1, 1], flags=SAFE, key="other"))
@@ -264,7 +264,7 @@ async def test_a_stream_of_a_model_with_one_answer(start, caller, make, shown, t
     await nothing_is_left(worker)
 
 
-async def test_a_stop_leaves_streams_to_others(worker, model, caller, make, until, left):
+async def test_a_stop_returns_streams_to_the_queue(worker, model, caller, make, until, left):
     (id_,) = await caller.send(make([1, 2], flags=SAFE))
     await until(lambda: model.begun == [id_])
     await worker.stop()

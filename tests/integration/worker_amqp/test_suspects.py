@@ -1,4 +1,4 @@
-"""Requests that were lost with a worker or a model server run alone, and only a loss there convicts one."""
+"""Requests lost with a worker or a model server run alone, and only a loss there is charged to one."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.integration
 
 
 async def test_a_request_that_kills_workers_is_given_up(start, caller, letters, make, until):
-    """Once in company, twice alone; the router gets it, and whom to answer."""
+    """It runs once with others and twice alone. Then the router gets it, with its reply queue."""
     frame = make([1, 1], tenant=b"acme")
     (id_,) = await caller.send(frame)
     for _ in range(attempts.MAX_ATTEMPTS):
@@ -41,7 +41,7 @@ async def test_a_request_that_kills_workers_is_given_up(start, caller, letters, 
 
 
 async def until_it_kills(worker, killer: bytes, letters, until) -> bool:
-    """Let a worker work until the killer is in a call; False: it was given up before."""
+    """Run a worker until the killer is in a call; return False if it was given up before."""
     original, killing = worker.model.call, asyncio.Event()
 
     async def call(requests, timeout_s):
@@ -57,7 +57,7 @@ async def until_it_kills(worker, killer: bytes, letters, until) -> bool:
 
 
 async def test_64_held_requests_and_one_that_kills(start, caller, letters, make, shown, until):
-    """Whatever else the worker held or had in the same call is answered; only the killer is given up."""
+    """All other requests of the worker and of the call are answered; only the killer is given up."""
     ids = []
     for first in range(0, 64, 8):
         ids += await caller.send(*(make([n, n]) for n in range(first, first + 8)))
@@ -82,8 +82,8 @@ async def test_64_held_requests_and_one_that_kills(start, caller, letters, make,
             assert shown(caller.replies[id_][0]) == [[2 * number, 2 * number]]
 
 
-async def test_what_a_second_worker_holds_beside_a_killer(start, caller, letters, make, shown, until):
-    """A killer that another worker takes over runs there with nothing beside it."""
+async def test_requests_of_a_second_worker_survive_a_killer(start, caller, letters, make, shown, until):
+    """A killer that another worker takes runs there with nothing beside it."""
     first = await start()
     first.model.open.clear()
     (killer,) = await caller.send(make([1, 1]))
@@ -109,10 +109,10 @@ async def test_what_a_second_worker_holds_beside_a_killer(start, caller, letters
     assert last.scheduler.serving
 
 
-async def test_a_suspect_runs_alone_and_no_other_is_held(
+async def test_a_suspect_runs_alone_and_the_others_stay_in_the_queue(
     start, caller, make, until, suspects, nothing_is_left
 ):
-    """What has not begun stays in the queue: a worker that dies then has charged it with nothing."""
+    """Suspects that have not started stay in the queue, so a death of the worker is not charged to them."""
     first = await start()
     first.model.open.clear()
     ids = await caller.send(*(make([n, n]) for n in range(3)))
@@ -133,10 +133,10 @@ async def test_a_suspect_runs_alone_and_no_other_is_held(
     await nothing_is_left(second)
 
 
-async def test_a_suspect_waits_for_what_runs_and_not_for_ever(
+async def test_a_suspect_waits_for_open_calls_up_to_a_limit(
     start, caller, make, until, suspects, monkeypatch, nothing_is_left
 ):
-    """A call that takes long has killed nobody: it is not waited for, or it would hold up all suspects."""
+    """A long call has killed no worker. Suspects do not wait for its end, or all of them would be delayed."""
     monkeypatch.setattr(batch_scheduler_module, "OTHERS_END_S", 0.3)
     worker = await start(instances=2, max_rows=1)
     worker.model.open.clear()
@@ -152,7 +152,7 @@ async def test_a_suspect_waits_for_what_runs_and_not_for_ever(
     await nothing_is_left(worker)
 
 
-async def test_a_long_suspect_does_not_hold_up_others(
+async def test_a_long_suspect_does_not_delay_other_requests(
     start, caller, make, until, monkeypatch, nothing_is_left
 ):
     monkeypatch.setattr(suspects_module, "HOLD_S", 0.1)
@@ -169,7 +169,7 @@ async def test_a_long_suspect_does_not_hold_up_others(
 
 
 async def test_a_suspect_whose_worker_closes_is_not_charged(start, caller, make, until, suspects):
-    """What came between its last call and the end of its consumer goes back as it was."""
+    """A suspect that came between the last call and the end of the consumer is published again unchanged."""
     worker = await start()
     worker.model.open.clear()
     lost = [envelope.read_request(make([n, n])) for n in range(2)]
@@ -191,8 +191,10 @@ async def test_a_suspect_whose_worker_closes_is_not_charged(start, caller, make,
     assert reply.attempt == 1
 
 
-async def test_two_losses_in_company_of_a_model_server(start, caller, letters, make, until, nothing_is_left):
-    """Calls that were open at the same time: neither is charged, both run alone next."""
+async def test_calls_that_were_open_together_are_not_charged(
+    start, caller, letters, make, until, nothing_is_left
+):
+    """Two calls were open when the model server died: neither is charged, both run alone next."""
     worker = await start(serving=False, instances=2, max_rows=1, again=False)
     gone = asyncio.Event()
     original = worker.model.call

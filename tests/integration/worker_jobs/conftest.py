@@ -39,17 +39,20 @@ CLAIM_ABOVE = 64 * 1024
 
 
 class Doubler(GatedModel):
-    """A model: twice ``x``. Takes no negative numbers. ``told`` are the parameters of each call."""
+    """A model that returns twice ``x``, and rejects negative ``x``.
+
+    ``parameters_seen`` has the parameters of each call.
+    """
 
     def __init__(self) -> None:
         super().__init__()
-        self.told: list[Mapping[str, str] | None] = []
+        self.parameters_seen: list[Mapping[str, str] | None] = []
         self.parameters: dict[str, Any] = {}
 
     async def call(
         self, requests: list[Request], timeout_s: float, parameters: Mapping[str, str] | None = None
     ) -> ModelAnswer:
-        self.told.append(parameters)
+        self.parameters_seen.append(parameters)
         await self.gate(requests, timeout_s)
         x = np.frombuffer(b"".join(r.data[0] for r in requests), "<f4")
         if (x < 0).any():
@@ -60,14 +63,14 @@ class Doubler(GatedModel):
 
 
 def frame(id: bytes, *numbers: float, expires_ms: int, batched: bool = True, **given: Any) -> bytes:
-    """A request of one row."""
+    """Return a request frame of one row."""
     key = envelope.call_key((Tensor("x", FP32, (len(numbers),)),), (), {})
     data: list[Any] = given.pop("data", [np.array(numbers, "<f4").tobytes()])
     return envelope.request_frame(id, expires_ms, 1 if batched else 0, key, data, **given)
 
 
 class Shop:
-    """A gateway in miniature: accepts jobs and publishes their messages."""
+    """A small gateway: accepts jobs and publishes their messages."""
 
     def __init__(self, url: str, store: JobStore, deployment: str) -> None:
         self.store = store
@@ -105,7 +108,7 @@ class Shop:
         await self.channel.publish(body, routing_key=queue.name, mandatory=True, persistent=True)
 
     async def submit(self, *numbers: float, **given: Any) -> bytes:
-        """A job on its way; gives its id."""
+        """Accept and publish a job; return its id."""
         new = self.new(*numbers, **given)
         await self.store.accept(new)
         await self.publish(new)
@@ -127,7 +130,7 @@ class Shop:
         return values
 
     async def waiting(self) -> int:
-        """Messages that wait in the queues; those that a consumer holds do not count."""
+        """Return how many messages wait in the queues, without those that a consumer holds."""
         return sum([await self.channel.depth(jobs_queue(self.deployment, level)) for level in LEVELS])
 
     async def cancel(self, id_: bytes) -> None:
@@ -186,7 +189,7 @@ class Worker:
 
 @pytest.fixture(autouse=True)
 def patience(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What waits at a worker stays there, however slow this machine is."""
+    """Let jobs wait at a worker for long, for slow machines."""
     monkeypatch.setattr(consumer_module, "MAX_WAIT_S", 60.0)
 
 
@@ -199,7 +202,7 @@ async def store(jobs_url) -> AsyncIterator[JobStore]:
 
 @pytest.fixture
 async def shop(rabbitmq_url, store, fresh) -> AsyncIterator[Shop]:
-    """A gateway at work, for a Deployment of this test's own."""
+    """Yield a connected gateway, for a Deployment that only this test uses."""
     found = Shop(rabbitmq_url, store, fresh("doubler"))
     async with found.connection:
         await found.connection.wait_up(20)
@@ -215,7 +218,7 @@ def claims(blobs) -> Claims:
 async def start(
     rabbitmq_url, jobs_url, shop, fresh, claims
 ) -> AsyncIterator[Callable[..., Awaitable[Worker]]]:
-    """Starts a worker and stops it after the test."""
+    """Yield ``await start(...)``, which starts a worker; workers stop after the test."""
     async with AsyncExitStack() as stack:
 
         async def started(
@@ -274,7 +277,7 @@ async def start(
 
 @pytest.fixture
 def nothing_is_left(shop, until) -> Callable[[Worker], Awaitable[None]]:
-    """``await nothing_is_left(worker)``: it has settled all it got, as the broker sees it."""
+    """Return ``await nothing_is_left(worker)``: assert that it has settled all its messages at the broker."""
 
     async def checked(worker: Worker) -> None:
         await until(lambda: worker.messages.unsettled == 0 and not worker.jobs.by_id)

@@ -1,4 +1,4 @@
-"""A job that takes longer than the broker lets a message be held, on a broker that closes channels for it."""
+"""A job that runs longer than the broker's ack timeout, on a broker that closes channels for that."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ ACK_TIMEOUT_S = 2.0
 
 @pytest.fixture(scope="module")
 def rabbitmq_url(tmp_path_factory) -> Iterator[str]:
-    """A broker that is impatient, and looks for what was held too long all the time."""
+    """Yield a broker with a short ack timeout that it checks all the time."""
     folder = tmp_path_factory.mktemp("impatient")
     (folder / "data").mkdir()
     (folder / "data" / "advanced.config").write_text("[{rabbit, [{channel_tick_interval, 1000}]}].\n")
@@ -30,8 +30,7 @@ def rabbitmq_url(tmp_path_factory) -> Iterator[str]:
 
 
 async def test_a_long_job_is_leased(start, shop, rabbitmq_url, until, nothing_is_left):
-    """Another consumer holds a message without acking it: when the broker has closed its channel, the job's
-    would be closed too."""
+    """Another consumer holds a message unacked, to show when the broker closes such channels."""
     queue = Queue(f"impatient-{os.urandom(4).hex()}")
     downs: list[None] = []
 

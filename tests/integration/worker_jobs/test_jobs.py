@@ -1,4 +1,4 @@
-"""Jobs at a worker: run once, recorded before they are settled, beside those who wait for an answer."""
+"""Jobs at a worker run once, are recorded before their messages are acked, and leave room for requests."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ async def test_a_job_from_message_to_record(start, shop, until, nothing_is_left)
     assert (job.attempt, job.error) == (1, None)
     assert job.wait_us >= 0 < job.compute_us
     assert await shop.result(id_) == [3.0, 4.0]
-    assert worker.model.told == [{"tidegate_jobs": f"{id_.hex()}:1:1"}]
+    assert worker.model.parameters_seen == [{"tidegate_jobs": f"{id_.hex()}:1:1"}]
     assert worker.jobs.stats is worker.scheduler.stats
     assert worker.scheduler.stats.completed == 1
     await nothing_is_left(worker)
 
 
 async def test_the_parameters_of_a_jobs_answer(start, shop, until, nothing_is_left, jobs_url):
-    """They are in its result, and the tokens in its caller's usage."""
+    """The result has the parameters, and the caller's usage has the tokens."""
     worker = await start()
     worker.model.parameters = {"input_tokens": 12, "output_tokens": 34, "by": "doubler"}
     new = replace(shop.new(1.0, 2.0), principal="team", endpoint=shop.deployment)
@@ -69,7 +69,7 @@ async def test_jobs_share_calls(start, shop, until, nothing_is_left):
     await nothing_is_left(worker)
 
 
-async def test_a_message_too_many(start, shop, until, nothing_is_left):
+async def test_a_duplicate_message_is_dropped(start, shop, until, nothing_is_left):
     def dropped() -> float:
         return REGISTRY.get_sample_value("tidegate_worker_jobs_total", {"outcome": "dropped"}) or 0.0
 
@@ -120,7 +120,7 @@ async def test_jobs_that_may_not_run_twice_fail_with_the_call_that_they_shared(
 
 
 async def test_levels_by_weight(start, shop, until):
-    """All wait; each level is taken by its weight, so the lowest does not starve."""
+    """All levels have jobs. Each is served by its weight, so the lowest does not starve."""
     levels = {}
     for level in ("low", "normal", "high"):
         for _ in range(40):
@@ -134,7 +134,7 @@ async def test_levels_by_weight(start, shop, until):
     assert Counter(order[:42]) == {"high": 32, "normal": 8, "low": 2}
 
 
-async def test_who_waits_for_an_answer_goes_first(start, shop, until):
+async def test_requests_go_before_jobs(start, shop, until):
     worker = await start(max_rows=0, serving=False)
     ids = [await shop.submit() for _ in range(2)]
     await until(lambda: worker.jobs.by_id)
@@ -147,7 +147,7 @@ async def test_who_waits_for_an_answer_goes_first(start, shop, until):
     assert len(worker.model.calls) == 3
 
 
-async def test_a_long_job_leaves_a_place_for_who_waits(start, shop, until):
+async def test_a_long_job_leaves_a_call_for_requests(start, shop, until):
     worker = await start(max_rows=0, instances=1)
     worker.model.open.clear()
     ids = [await shop.submit() for _ in range(5)]
@@ -162,7 +162,7 @@ async def test_a_long_job_leaves_a_place_for_who_waits(start, shop, until):
     await until(lambda: shop.is_in("succeeded", *ids))
 
 
-async def test_what_is_held_up_is_given_back(start, shop, until, monkeypatch):
+async def test_a_job_that_waits_too_long_goes_back_to_its_queue(start, shop, until, monkeypatch):
     """A job that waits behind a long one goes to a replica that is free."""
     monkeypatch.setattr(consumer_module, "MAX_WAIT_S", 0.2)
     monkeypatch.setattr(consumer_module, "RETUNE_S", 0.1)
@@ -177,7 +177,7 @@ async def test_what_is_held_up_is_given_back(start, shop, until, monkeypatch):
     await until(lambda: shop.is_in("succeeded", long))
 
 
-async def test_closing_gives_back_what_waits_and_finishes_what_runs(start, shop, until, nothing_is_left):
+async def test_closing_nacks_jobs_that_wait_and_finishes_those_that_run(start, shop, until, nothing_is_left):
     worker = await start(max_rows=0)
     worker.model.open.clear()
     runs, waits = await shop.submit(), await shop.submit()
@@ -213,7 +213,7 @@ async def test_cancelling(start, shop, until, nothing_is_left):
     assert [event.state for event in await shop.store.log(runs)][-2:] == ["running", "cancelled"]
 
 
-async def test_expired_before_it_ran(start, shop, until, nothing_is_left):
+async def test_a_job_expires_before_it_runs(start, shop, until, nothing_is_left):
     worker = await start(serving=False)
     id_ = await shop.submit(ttl_s=0.05)
     await until(lambda: worker.jobs.by_id)
@@ -242,7 +242,7 @@ async def test_large_requests_and_results(start, shop, until, claims, nothing_is
     await nothing_is_left(worker)
 
 
-async def test_tensors_that_are_not_there(start, shop, until, claims, blobs, monkeypatch, nothing_is_left):
+async def test_a_job_without_its_blob_fails(start, shop, until, claims, blobs, monkeypatch, nothing_is_left):
     from services.worker.application import job_results
 
     monkeypatch.setattr(job_results, "BACKOFF_S", (0.001, 0.01))
@@ -255,7 +255,7 @@ async def test_tensors_that_are_not_there(start, shop, until, claims, blobs, mon
     await nothing_is_left(worker)
 
 
-async def test_what_is_no_job(start, shop, rabbitmq_url, until, nothing_is_left):
+async def test_undecodable_jobs_become_exceptions(start, shop, rabbitmq_url, until, nothing_is_left):
     got = []
 
     async def setup(channel):
@@ -292,8 +292,10 @@ def _key_and_data():
     return read.key, read.data
 
 
-async def test_a_large_result_that_nobody_keeps(start, shop, until, claims, monkeypatch, nothing_is_left):
-    """While the blob store is away it waits; when its time is over it is no success without a result."""
+async def test_a_large_result_that_cannot_be_stored_expires(
+    start, shop, until, claims, monkeypatch, nothing_is_left
+):
+    """The result waits while the blob store is away. After its deadline the job has expired."""
 
     async def away(*_, **__):
         raise Unavailable("the blob store is away")
@@ -307,8 +309,8 @@ async def test_a_large_result_that_nobody_keeps(start, shop, until, claims, monk
     await nothing_is_left(worker)
 
 
-async def test_no_more_jobs_at_once_than_may_be(start, shop, until, nothing_is_left):
-    """``max_concurrency`` counts jobs as well, whatever a call could take together."""
+async def test_max_concurrency_bounds_jobs_in_calls(start, shop, until, nothing_is_left):
+    """``max_concurrency`` counts jobs too, also below the size of a batch."""
     worker = await start(instances=3, max_concurrency=3, max_rows=3, serving=False)
     worker.model.open.clear()
     ids = [await shop.submit(float(n), 0.0) for n in range(8)]

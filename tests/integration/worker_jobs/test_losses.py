@@ -1,4 +1,4 @@
-"""Jobs while workers, sessions, stores and model servers are lost: each ends in exactly one record."""
+"""Workers, channels, stores and model servers are lost: each job still ends in exactly one record."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.integration
 
 
 async def log_of(shop, id_) -> list[tuple[str, int]]:
-    """What happened to it since it was first taken; that may be before the shop said ``queued``."""
+    """Return the states and attempts since it was first taken, which may be before it was ``queued``."""
     events = await shop.store.log(id_)
     return [(event.state, event.attempt) for event in events if event.state not in {"accepting", "queued"}]
 
@@ -46,7 +46,7 @@ async def test_a_worker_dies(start, shop, until, nothing_is_left):
 
 
 async def test_a_job_that_kills_its_workers(start, shop, rabbitmq_url, until, nothing_is_left):
-    """It fails, and the router is handed its message: it keeps that as a dead letter."""
+    """The job fails, and the router gets its message, to keep it as a dead letter."""
     id_ = await shop.submit()
     for attempt in range(1, MAX_ATTEMPTS + 1):
         worker = await start(serving=False)
@@ -83,7 +83,7 @@ async def test_a_job_that_kills_its_workers(start, shop, rabbitmq_url, until, no
 
 
 async def test_64_jobs_and_one_that_kills(start, shop, until, nothing_is_left):
-    """Four calls at a time: whatever runs or waits beside the killer is done, and only the killer fails."""
+    """With four calls at once, all jobs beside the killer succeed, and only the killer fails."""
     ids = [await shop.submit(float(n), 0.0) for n in range(64)]
     killer, deaths = ids[5], 0
     while deaths < 10:
@@ -136,7 +136,7 @@ async def test_a_job_that_was_lost_runs_with_nothing_beside_it(start, shop, unti
     await nothing_is_left(second)
 
 
-async def test_what_must_not_run_twice(start, shop, until, nothing_is_left):
+async def test_a_job_that_must_not_run_twice_fails(start, shop, until, nothing_is_left):
     first = await start(max_rows=0)
     first.model.open.clear()
     runs, waits = await shop.submit(retry_safe=False), await shop.submit(retry_safe=False)
@@ -234,7 +234,7 @@ async def test_a_job_that_outlives_its_message(start, shop, until, nothing_is_le
     await nothing_is_left(worker)
 
 
-async def test_a_lease_is_renewed_and_given_up(start, shop, until, monkeypatch):
+async def test_a_lease_is_renewed_and_released(start, shop, until, monkeypatch):
     monkeypatch.setattr(leases_module, "RENEW_S", 0.1)
     worker = await start(max_rows=0, ack_timeout_s=0.2)
     worker.model.open.clear()
@@ -257,8 +257,8 @@ async def test_a_lease_is_renewed_and_given_up(start, shop, until, monkeypatch):
     assert second.model.told == [{"tidegate_jobs": f"{id_.hex()}:2:1"}]
 
 
-async def test_a_lease_that_was_lost(start, shop, until, monkeypatch, nothing_is_left):
-    """The record went to somebody else: what is computed here is for nobody."""
+async def test_a_lost_lease_ends_the_job_here(start, shop, until, monkeypatch, nothing_is_left):
+    """The record belongs to another worker, so this one drops the job."""
     monkeypatch.setattr(leases_module, "RENEW_S", 0.1)
     worker = await start(max_rows=0, ack_timeout_s=0.2)
     worker.model.open.clear()
@@ -269,7 +269,7 @@ async def test_a_lease_that_was_lost(start, shop, until, monkeypatch, nothing_is
     await nothing_is_left(worker)
 
 
-async def test_a_cancel_whose_word_was_lost(start, shop, until, monkeypatch, nothing_is_left):
+async def test_a_lost_cancel_message_is_found_in_the_record(start, shop, until, monkeypatch, nothing_is_left):
     monkeypatch.setattr(leases_module, "RENEW_S", 0.1)
     monkeypatch.setattr(leases_module, "CHECK_S", 0.05)
     worker = await start(max_rows=0)
@@ -281,8 +281,8 @@ async def test_a_cancel_whose_word_was_lost(start, shop, until, monkeypatch, not
     await nothing_is_left(worker)
 
 
-async def test_the_session_is_lost_under_a_job(start, shop, line, until, nothing_is_left):
-    """It runs on; its message comes back, to it or to others, and is acked when it is over."""
+async def test_a_job_outlives_its_channel(start, shop, line, until, nothing_is_left):
+    """The job runs on. Its message is delivered again, here or elsewhere, and acked at the job's end."""
     worker = await start(max_rows=0, url=line.url)
     worker.model.open.clear()
     id_, other = await shop.submit(), await shop.submit(level="low")
@@ -299,7 +299,7 @@ async def test_the_session_is_lost_under_a_job(start, shop, line, until, nothing
     await nothing_is_left(worker)
 
 
-async def test_the_session_is_lost_and_another_worker_is_there(
+async def test_the_channel_is_lost_and_another_worker_gets_the_message(
     start, shop, line, until, monkeypatch, nothing_is_left
 ):
     monkeypatch.setattr(leases_module, "CHECK_S", 0.02)
@@ -321,8 +321,8 @@ async def test_the_session_is_lost_and_another_worker_is_there(
     assert (await shop.job(id_)).attempt == 1
 
 
-async def test_the_store_is_away(start, shop, until, tmp_path, monkeypatch):
-    """What runs is recorded when it is back; what waits, waits; nothing is lost or run twice."""
+async def test_jobs_wait_for_the_store(start, shop, until, tmp_path, monkeypatch):
+    """Ends are recorded once the store is back; other jobs wait. No job is lost or runs twice."""
     monkeypatch.setattr(jobs_module, "RETRY_S", 0.05)
     (port,) = free_ports(1)
     with jobs_running(tmp_path / "jobs", port=port) as url:
@@ -349,7 +349,7 @@ async def test_the_store_is_away(start, shop, until, tmp_path, monkeypatch):
 async def test_a_lease_is_renewed_while_the_result_waits(
     start, shop, until, claims, monkeypatch, nothing_is_left
 ):
-    """Its end cannot be recorded while the blob store is away: until then it stays this worker's."""
+    """Its end cannot be recorded while the blob store is away, so the job stays with this worker."""
     monkeypatch.setattr(leases_module, "RENEW_S", 0.1)
     away = [True]
     give = claims.give
@@ -378,8 +378,10 @@ async def test_a_lease_is_renewed_while_the_result_waits(
 
 
 @pytest.mark.parametrize("call", ["take", "finish"])
-async def test_what_nobody_thought_of(start, shop, until, monkeypatch, caplog, nothing_is_left, call):
-    """A mistake of ours while jobs are taken, or recorded: their messages come again, as another attempt."""
+async def test_an_unexpected_error_is_another_attempt(
+    start, shop, until, monkeypatch, caplog, nothing_is_left, call
+):
+    """After a bug while jobs are taken or recorded, their messages are delivered again."""
     monkeypatch.setattr(jobs_module, "RETRY_S", 0.01)
     worker = await start(max_rows=0)
     works, broken = getattr(worker.jobs._store, call), [True]
@@ -399,7 +401,7 @@ async def test_what_nobody_thought_of(start, shop, until, monkeypatch, caplog, n
 
 
 class Deaf:
-    """The store for a worker that does not hear what came of its next ``take``, though it is done."""
+    """A store that takes a job, but whose answer to the next ``take`` is lost."""
 
     def __init__(self, store: JobStore) -> None:
         self._store = store
@@ -417,8 +419,8 @@ class Deaf:
         return found
 
 
-async def test_an_answer_is_lost_and_the_message_stays(start, shop, until, monkeypatch, nothing_is_left):
-    """The record may say that it runs here: given back, it would look as if its worker had been lost."""
+async def test_a_job_stays_if_the_stores_answer_is_lost(start, shop, until, monkeypatch, nothing_is_left):
+    """The record may say ``running`` here. After a nack, the next worker would count a lost attempt."""
     monkeypatch.setattr(jobs_module, "RETRY_S", 0.01)
     monkeypatch.setattr(consumer_module, "MAX_WAIT_S", 0.05)
     monkeypatch.setattr(consumer_module, "RETUNE_S", 0.02)
@@ -435,8 +437,10 @@ async def test_an_answer_is_lost_and_the_message_stays(start, shop, until, monke
     await nothing_is_left(worker)
 
 
-async def test_an_answer_is_lost_after_the_model_server(start, shop, until, monkeypatch, nothing_is_left):
-    """The record is an attempt ahead of what is known here: it is nobody else's for that."""
+async def test_the_stores_answer_is_lost_after_the_model_server(
+    start, shop, until, monkeypatch, nothing_is_left
+):
+    """The record is an attempt ahead of this worker, but the job is still this worker's."""
     monkeypatch.setattr(jobs_module, "RETRY_S", 0.01)
     monkeypatch.setattr(leases_module, "RENEW_S", 0.0)
     monkeypatch.setattr(leases_module, "CHECK_S", 0.01)
@@ -458,8 +462,8 @@ async def test_an_answer_is_lost_after_the_model_server(start, shop, until, monk
     await nothing_is_left(worker)
 
 
-async def test_closed_while_it_begins_to_consume(start, shop, line, hold_up):
-    """A new session is being set up when the worker is told to take no more."""
+async def test_closed_while_its_consumers_start(start, shop, line, hold_up):
+    """A new channel is being set up when the worker is closed."""
     worker = await start(url=line.url)
     consuming = hold_up("jobs.v1.")
     line.cut()

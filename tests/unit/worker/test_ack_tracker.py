@@ -1,4 +1,4 @@
-"""Acks against a broker in miniature, which knows what is unsettled and takes nothing twice."""
+"""Acks against a small broker, which knows the unacked tags and accepts none twice."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ pytestmark = pytest.mark.unit
 
 
 class Broker:
-    """Unsettled tags as RabbitMQ keeps them: an ack of an unknown tag closes the channel."""
+    """The unacked tags as RabbitMQ keeps them: an ack of an unknown tag closes the channel."""
 
     def __init__(self) -> None:
         self.unsettled: set[int] = set()
@@ -31,7 +31,7 @@ class Broker:
 
 @st.composite
 def histories(draw):
-    """Deliveries (None) and groups of tags that are done, in some possible order."""
+    """Draw deliveries (None) and groups of settled tags, in a possible order."""
     open_: list[int] = []
     last, events = 0, []
     for _ in range(draw(st.integers(1, 30))):
@@ -48,7 +48,7 @@ def histories(draw):
 
 
 @given(histories())
-def test_a_tag_is_acked_when_it_is_settled_and_once(events):
+def test_each_tag_is_acked_once_when_it_is_settled(events):
     broker, settling = Broker(), AckTracker()
     delivered: list[int] = []
     done: list[int] = []
@@ -68,7 +68,7 @@ def test_a_tag_is_acked_when_it_is_settled_and_once(events):
 
 @given(histories())
 def test_few_acks(events):
-    """At most one for all that is below the lowest open tag, and one for each of the others."""
+    """At most one ack covers all tags below the lowest open one; each other tag gets its own."""
     settling = AckTracker()
     open_: set[int] = set()
     for kind, tags in events:
@@ -82,7 +82,7 @@ def test_few_acks(events):
         assert len(acks) == any(t < lowest for t in tags) + sum(t > lowest for t in tags)
 
 
-def test_a_later_call_does_not_ack_an_earlier_one_away():
+def test_a_later_call_does_not_ack_an_earlier_one():
     settling = AckTracker()
     for tag in (1, 2, 3, 4):
         settling.delivered(tag)
@@ -91,14 +91,14 @@ def test_a_later_call_does_not_ack_an_earlier_one_away():
     assert settling.settle([4]) == [Ack(4, True)]
 
 
-def test_together():
+def test_several_tags_share_an_ack():
     settling = AckTracker()
     for tag in (1, 2, 3, 4, 5):
         settling.delivered(tag)
     assert settling.settle([1, 2, 5]) == [Ack(2, True), Ack(5, False)]
 
 
-def test_what_is_not_open_is_passed_over():
+def test_unknown_tags_are_ignored():
     settling = AckTracker()
     settling.delivered(1)
     assert settling.settle([7]) == []
@@ -108,7 +108,7 @@ def test_what_is_not_open_is_passed_over():
     assert len(settling) == 0
 
 
-def test_what_is_said_twice_at_once_is_acked_once():
+def test_a_tag_that_is_settled_twice_is_acked_once():
     settling = AckTracker()
     for tag in (1, 2, 3):
         settling.delivered(tag)

@@ -1,4 +1,4 @@
-"""How often a request is tried."""
+"""How often a request may run."""
 
 from __future__ import annotations
 
@@ -17,26 +17,26 @@ from services.worker.domain.phases import Phases
 pytestmark = pytest.mark.unit
 
 
-def test_two_losses_alone_convict():
-    """The first loss was in company, and is nobody's fault."""
+def test_two_losses_alone_give_a_request_up():
+    """The first loss, beside other requests, is charged to none of them."""
     assert after_loss(0, alone=False, safe=True) == (AGAIN, 1)
     assert after_loss(1, alone=True, safe=True) == (AGAIN, 2)
     assert after_loss(2, alone=True, safe=True) == (EXHAUSTED, MAX_ATTEMPTS)
     assert after_loss(255, alone=True, safe=True)[0] == EXHAUSTED
 
 
-def test_a_loss_alone_counts_from_the_first_attempt_on():
+def test_a_loss_alone_is_charged_from_the_first_attempt_on():
     assert after_loss(0, alone=True, safe=True) == (AGAIN, 2)
 
 
 @pytest.mark.parametrize("attempt", [1, 2])
-def test_a_loss_in_company_is_never_charged(attempt):
+def test_a_loss_beside_others_is_never_charged(attempt):
     assert after_loss(attempt, alone=False, safe=True) == (AGAIN, attempt)
 
 
 @pytest.mark.parametrize("attempt", range(4))
 @pytest.mark.parametrize("alone", [True, False])
-def test_what_may_not_run_twice_does_not(attempt, alone):
+def test_an_unsafe_request_is_not_retried(attempt, alone):
     assert after_loss(attempt, alone=alone, safe=False)[0] == NOT_RETRIED
 
 

@@ -32,7 +32,7 @@ def filled(*items: QueuedRequest) -> Backlog:
 
 
 def calls(backlog: Backlog, max_rows: int) -> list[list[QueuedRequest]]:
-    """All calls until nothing waits, with the count checked at each step."""
+    """Return all calls until the backlog is empty; check its length at each step."""
     found = []
     while len(backlog):
         before = len(backlog)
@@ -65,7 +65,7 @@ def test_every_request_is_called_once_in_the_order_of_its_key(items, max_rows):
 
 
 @given(requests, st.integers(0, 12))
-def test_what_shares_a_call_may_share_it(items, max_rows):
+def test_requests_of_a_call_have_one_key(items, max_rows):
     for group in calls(filled(*items), max_rows):
         assert len({i.request.key for i in group}) == 1
         if len(group) > 1:
@@ -75,7 +75,7 @@ def test_what_shares_a_call_may_share_it(items, max_rows):
 
 @given(requests, st.integers(1, 12))
 def test_calls_are_full(items, max_rows):
-    """The next request of the key would not have fitted, or there was none."""
+    """The next request of the key does not fit, or there is none."""
     backlog = filled(*items)
     while len(backlog):
         group = backlog.take(max_rows)
@@ -94,7 +94,7 @@ def test_calls_are_full(items, max_rows):
 
 
 @given(requests)
-def test_the_head_of_the_line(items):
+def test_the_head_of_the_queue(items):
     backlog = filled(*items)
     while (oldest := backlog.oldest()) is not None:
         rows = backlog.rows_at_head()
@@ -114,22 +114,22 @@ def test_keys_take_turns():
     assert [group[0].request.key for group in found] == [b"a", b"b", b"a", b"a"]
 
 
-def test_no_batch_axis_no_company():
+def test_without_a_batch_axis_a_request_is_called_alone():
     one, other = item(rows=0), item(rows=0)
     assert calls(filled(one, other), 8) == [[one], [other]]
 
 
-def test_another_attempt_takes_no_neighbour_with_it():
+def test_a_further_attempt_is_called_alone():
     first, again, second = item(), item(attempt=1), item()
     assert calls(filled(first, again, second), 8) == [[first, second], [again]]
 
 
-def test_the_lower_number_goes_first_and_none_is_in_the_middle():
+def test_a_lower_priority_number_goes_first_and_the_default_is_in_the_middle():
     late, urgent, usual, last = (item(b"abcd"[n : n + 1], priority=p) for n, p in enumerate((7, 1, 0, 5)))
     assert calls(filled(late, urgent, usual, last), 8) == [[urgent], [usual], [last], [late]]
 
 
-def test_a_call_of_the_urgent_is_filled_up_with_the_others_of_its_key():
+def test_an_urgent_call_is_filled_up_from_other_priorities():
     slow, other, urgent, usual = item(priority=7), item(b"other"), item(priority=1), item(rows=6)
     too_large = item(rows=2, priority=7)
     assert calls(filled(slow, other, urgent, usual, too_large), 8) == [

@@ -1,4 +1,4 @@
-"""How much to hold and how many calls to have open."""
+"""How many messages to hold and how many calls to have open."""
 
 from __future__ import annotations
 
@@ -128,9 +128,7 @@ def test_mean_is_between_its_samples(samples, weight):
         (0, 1.0, 1.0, 7.5, 2, 2),
     ],
 )
-def test_what_the_duration_of_a_call_is_shared_by(
-    batch, call_rows, call_requests, open_calls, max_concurrency, expected
-):
+def test_effective_concurrency(batch, call_rows, call_requests, open_calls, max_concurrency, expected):
     found = effective_concurrency(
         instances=3,
         batch=batch,

@@ -1,4 +1,4 @@
-"""How a death is named, how long the next start waits, and when silence is too long."""
+"""How a death is described, how long the next start waits, and when silence is too long."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ pytestmark = pytest.mark.unit
         ),
     ],
 )
-def test_a_death_in_words(death: Death, words: str) -> None:
+def test_the_description_of_a_death(death: Death, words: str) -> None:
     assert death.description == words
 
 
-def test_what_wait_says() -> None:
+def test_wait_statuses() -> None:
     assert [of_wait_status(raw) for raw in (7 << 8, 9, 11 | 0x80, 0)] == [7, -9, -11, 0]
 
 
@@ -52,8 +52,8 @@ def test_quick_deaths_make_starts_wait_longer_and_longer() -> None:
     assert row.deaths == 6
 
 
-def test_a_process_that_did_its_work_for_a_while_is_started_at_once() -> None:
-    """Killed every five seconds it is back every time, and each such death makes the row less severe."""
+def test_a_process_that_served_for_a_while_is_restarted_at_once() -> None:
+    """If it is killed every five seconds, it is back each time, and the number of quick deaths shrinks."""
     row = DeathStreak()
     for _ in range(20):
         row = after_death(row, 3.0)
@@ -65,11 +65,11 @@ def test_a_process_that_did_its_work_for_a_while_is_started_at_once() -> None:
     )
 
 
-def test_a_quiet_time_ends_the_row() -> None:
+def test_a_long_service_ends_the_streak() -> None:
     assert after_death(DeathStreak(9, 5.0, 4), QUIET_S) == DeathStreak(1)
 
 
-def test_a_request_that_is_to_blame_does_not_make_others_wait() -> None:
+def test_a_death_by_a_suspect_does_not_delay_the_next_start() -> None:
     assert after_death(DeathStreak(5, 5.0, 3), 0.1, excused=True) == DeathStreak(5, 0.0, 3)
     assert after_death(DeathStreak(), 0.1, excused=True) == DeathStreak(1)
 
@@ -88,13 +88,13 @@ def test_silence_counts_while_calls_are_open() -> None:
     assert (silence.lasts_s, silence.timeout_s) == (0.0, 0.0), "an answer ends it"
 
 
-def test_the_time_in_which_the_worker_did_not_run_is_not_the_models() -> None:
+def test_time_in_which_the_worker_did_not_run_does_not_count() -> None:
     silence = Silence(0.0)
     silence.check(600.0, 0, [30.0])
     assert silence.lasts_s == 1.0
 
 
-def test_a_model_gets_the_time_that_its_callers_have() -> None:
+def test_the_limit_is_at_least_the_callers_timeout() -> None:
     assert silence_limit(None, 5.0) == 60.0
     assert silence_limit(None, 600.0) == 600.0
     assert silence_limit(None, math.inf) == math.inf
@@ -102,7 +102,7 @@ def test_a_model_gets_the_time_that_its_callers_have() -> None:
 
 
 async def stub(tmp_path: Path) -> asyncio.subprocess.Process:
-    """A process of the name that Triton's Python processes have."""
+    """Start a process with the name of Triton's Python processes."""
     binary = tmp_path / "triton_python_backend_stub"
     if not binary.exists():
         shutil.copy(shutil.which("sleep") or "sleep", binary)
@@ -127,7 +127,7 @@ async def test_the_end_of_a_process_is_an_event(tmp_path: Path) -> None:
     watched.close()
 
 
-async def test_a_stopped_process_counts_at_the_second_look(tmp_path: Path) -> None:
+async def test_a_stopped_process_counts_at_the_second_check(tmp_path: Path) -> None:
     process = await stub(tmp_path)
     watched = ModelProcesses(os.getpid(), [process.pid], lambda _: None)
     assert not watched.look()

@@ -1,4 +1,4 @@
-"""Which jobs go next: by level and weight, in order, and what may share a call."""
+"""Which jobs go next, by level, weight and order, and which may share a call."""
 
 from __future__ import annotations
 
@@ -64,8 +64,8 @@ def test_an_idle_level_saves_nothing_up():
     assert served["low"] >= 2
 
 
-def test_one_of_a_level_in_hand_at_a_time_is_enough_for_its_weight():
-    """What is taken is replaced before the next is taken: so it is with long jobs."""
+def test_one_job_of_a_level_in_hand_is_enough_for_its_weight():
+    """Each job is replaced before the next one is taken, as with long jobs."""
     backlog = JobBacklog()
     for level in LEVELS:
         backlog.add(job_of(0, level))
@@ -89,7 +89,7 @@ def test_calls_are_filled_up_from_other_levels():
     assert numbers(backlog.take(8)) == [4]
 
 
-def test_what_goes_alone():
+def test_jobs_that_are_called_alone():
     backlog = JobBacklog()
     for one in (
         job_of(0),
@@ -102,7 +102,7 @@ def test_what_goes_alone():
     assert [numbers(backlog.take(8)) for _ in range(4)] == [[0, 4], [1], [2], [3]]
 
 
-def test_taking_out():
+def test_removing_jobs():
     backlog = JobBacklog()
     for number in range(6):
         backlog.add(job_of(number, LEVELS[number % 3]))
@@ -112,7 +112,7 @@ def test_taking_out():
     assert backlog.remove(lambda _: True) == []
 
 
-def test_a_place_is_kept_for_who_waits():
+def test_one_call_is_kept_for_requests():
     assert [job_calls(count) for count in (1, 2, 9)] == [1, 1, 8]
 
 

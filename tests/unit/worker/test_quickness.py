@@ -1,4 +1,4 @@
-"""Which models' calls are taken for too short to be cancelled."""
+"""Which models' calls are too short to be cancelled."""
 
 from services.worker.domain.call_duration import SLOW_LIMITS, Quickness
 
@@ -18,7 +18,7 @@ def test_nothing_is_quick_before_it_was_measured():
     assert quickness.quick
 
 
-def test_the_mean_decides_and_a_call_of_many_times_the_limit_at_once():
+def test_the_mean_decides_and_a_very_long_call_counts_at_once():
     quickness = Quickness(0.01)
     for spent_s in (0.001, 0.02, 0.001, 0.04, 0.001):
         quickness.answered(spent_s)
@@ -28,7 +28,7 @@ def test_the_mean_decides_and_a_call_of_many_times_the_limit_at_once():
     assert 20 < calls_until_quick(quickness) < 50
 
 
-def test_one_that_was_given_up_was_slow_however_soon_that_was():
+def test_a_call_that_was_given_up_counts_as_slow():
     quickness = Quickness(0.01)
     quickness.answered(0.001)
     quickness.given_up(0.001)
@@ -43,7 +43,7 @@ def test_the_slower_the_call_the_longer_it_is_remembered():
     assert calls_until_quick(quickness) < calls_until_quick(slower)
 
 
-def test_refusals_show_that_calls_are_slow_but_never_that_they_are_quick():
+def test_rejected_calls_count_only_if_they_are_slow():
     quickness = Quickness(0.01)
     for _ in range(1000):
         quickness.refused(0.0005)

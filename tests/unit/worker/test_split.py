@@ -1,4 +1,4 @@
-"""A batched answer, divided: each request gets its own rows, byte for byte."""
+"""A batched answer is split: each request gets its own rows, byte for byte."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ FIXED = sorted(name for name, datatype in DATATYPES.items() if datatype.size)
 
 @st.composite
 def batches(draw):
-    """Parts, outputs of the whole batch, and what each part must get."""
+    """Draw parts, the outputs of the batch, and the expected slices of each part."""
     parts = draw(partitions)
     outputs: list[Output] = []
     expected: list[list[bytes]] = [[] for _ in parts]
@@ -72,7 +72,7 @@ def test_an_answer_without_a_row_for_each_row(shape):
 
 
 def test_malformed_strings():
-    """Lengths that do not add up are an error of the model, of the kind that its caller expects."""
+    """Wrong lengths raise the error that callers expect for a model's mistake."""
     with pytest.raises(RowMismatch):
         split([Output("t", "BYTES", (2,), b"\1\0\0\0a\5\0\0\0b")], [1, 1])
 
@@ -102,7 +102,7 @@ def test_an_answer_without_a_batch_axis_keeps_its_shapes(shapes, rows):
 
 @given(partitions, st.integers(0, 10_000))
 def test_token_counts_are_divided_and_nothing_else_is(parts, count):
-    """Their sum is that of the call; what else the model said is said to each request."""
+    """Their sum is that of the call. Each request gets all other parameters."""
     given_ = {"prompt_tokens": count, "model": "m", "finish": True, "temperature": 0.5, "top_k": 3}
     found = split_parameters(given_, parts)
     assert sum(each["prompt_tokens"] for each in found) == count

@@ -1,4 +1,4 @@
-"""What is counted of requests, and how Triton's own counts are divided among them."""
+"""How requests are counted, and how Triton's counts are divided among them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from tidegate.kernel.protocol import statistics
 
 pytestmark = pytest.mark.unit
 
-# Two calls, as Triton tells them.
+# Two calls, as Triton counts them.
 TRITON = {
     "execution_count": 2,
     "success.count": 2,
@@ -25,7 +25,7 @@ TRITON = {
 }
 
 
-def test_requests_are_counted_though_they_share_calls():
+def test_requests_that_share_calls_are_counted():
     counts = RequestCounts()
     counts.add_success(requests=3, rows=5, waited_s=2e-6, call_s=1e-6)
     counts.add_success(requests=1, rows=1, waited_s=0.0, call_s=1e-6)
@@ -50,10 +50,10 @@ def test_requests_are_counted_though_they_share_calls():
         "cache_hit.count": 5,
         "cache_hit.ns": 70,
     }
-    assert counts.take({}) == {}, "it began anew"
+    assert counts.take({}) == {}, "the counts were reset"
 
 
-def test_a_triton_that_says_nothing():
+def test_without_counts_of_triton():
     counts = RequestCounts()
     counts.add_success(requests=2, rows=2, waited_s=0.0, call_s=1e-6)
     found = counts.take({})
@@ -62,7 +62,7 @@ def test_a_triton_that_says_nothing():
     assert "execution_count" not in found
 
 
-def test_what_reached_nobody_is_told_again():
+def test_counts_that_were_put_back_are_taken_again():
     counts = RequestCounts()
     counts.add_success(requests=1, rows=1, waited_s=0.0, call_s=1e-6)
     counts.put_back(counts.take(TRITON))
@@ -82,7 +82,7 @@ def test_what_reached_nobody_is_told_again():
     ],
 )
 def test_since(before, now, added):
-    """A Triton that was started again counts from 0."""
+    """A restarted Triton counts from 0."""
     assert since(before, now) == added
 
 
