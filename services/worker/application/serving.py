@@ -13,33 +13,8 @@ from services.worker.application.job_scheduler import JobScheduler
 from tidegate.kernel.broker.connection import Connection
 
 
-class Requests(Protocol):
-    """The consumer of a Deployment's requests."""
-
-    connection: Connection
-
-    @property
-    def unsettled(self) -> int:
-        """Return how many deliveries are not acked yet."""
-
-    def start(self) -> None:
-        """Connect; no request is consumed before :meth:`open`."""
-
-    async def stop(self) -> None:
-        """Disconnect; unsettled requests go back to the queue."""
-
-    async def open(self) -> None:
-        """Consume requests from now on."""
-
-    async def close(self) -> None:
-        """Consume no more; requests that were delivered still run and are settled."""
-
-    def requeue_waiting(self) -> None:
-        """Publish requests that are in no call for other replicas, if there are other replicas."""
-
-
-class JobMessages(Protocol):
-    """The consumer of a Deployment's jobs."""
+class Consumer(Protocol):
+    """A consumer of a Deployment's messages, on a connection of its own."""
 
     connection: Connection
 
@@ -47,17 +22,31 @@ class JobMessages(Protocol):
     def unsettled(self) -> int:
         """Return how many messages are not settled yet."""
 
-    def start(self, scheduler: BatchScheduler) -> None:
-        """Connect; no job is consumed before :meth:`open`."""
+    async def open(self) -> None:
+        """Consume messages from now on."""
+
+    async def close(self) -> None:
+        """Consume no more; what has started still runs and is settled."""
 
     async def stop(self) -> None:
         """Disconnect; unsettled messages go back to their queues."""
 
-    async def open(self) -> None:
-        """Consume jobs from now on."""
 
-    async def close(self) -> None:
-        """Consume no more, and nack the jobs that have not started."""
+class Requests(Consumer, Protocol):
+    """The consumer of requests."""
+
+    def start(self) -> None:
+        """Connect; no request is consumed before :meth:`open`."""
+
+    def requeue_waiting(self) -> None:
+        """Publish requests that are in no call for other replicas, if there are other replicas."""
+
+
+class JobMessages(Consumer, Protocol):
+    """The consumer of jobs."""
+
+    def start(self, scheduler: BatchScheduler) -> None:
+        """Connect; no job is consumed before :meth:`open`."""
 
 
 @dataclass(frozen=True, slots=True)
