@@ -40,7 +40,13 @@ class Inspection:
 
 
 def inspect(
-    path: Path, format_: Format, *, model: str, given: Signature | None, max_batch: int, limits: ArchiveLimits
+    path: Path,
+    format_: Format,
+    *,
+    model: str,
+    user_signature: Signature | None,
+    max_batch: int,
+    limits: ArchiveLimits,
 ) -> Inspection:
     """Check a file against its format, and return its signature, requirements and origin.
 
@@ -48,31 +54,32 @@ def inspect(
     """
     if format_ == "onnx":
         graph = onnx_archive.read(path, limits) if archives.is_archive(path) else onnx_signature.read(path)
-        return Inspection(signature.of_graph(graph, given, max_batch))
-    if given is not None:
-        signature.check(given)
+        return Inspection(signature.of_graph(graph, user_signature, max_batch))
+    if user_signature is not None:
+        signature.check(user_signature)
     if format_ == "triton":
         declared, required = triton_config.read(path, model, limits)
-        return Inspection(_triton_signature(declared, given), required)
+        return Inspection(_triton_signature(declared, user_signature), required)
     if format_ == "torchscript":
         _check_torchscript(path)
-        registration.check_has_signature(format_, given)
+        registration.check_has_signature(format_, user_signature)
     elif format_ == "python":
-        return _python(path, given, limits)
+        return _python(path, user_signature, limits)
     else:
         _check_pickle(path)
-        return Inspection(given, saved_by=pickles.releases_in(pickle_file.pieces(path)))
-    return Inspection(given)
+        return Inspection(user_signature, saved_by=pickles.releases_in(pickle_file.pieces(path)))
+    return Inspection(user_signature)
 
 
-def _triton_signature(declared: Signature | None, given: Signature | None) -> Signature | None:
-    if declared is not None and given is not None:
-        given = given.model_copy(update={"decoupled": declared.decoupled})  # only the config says this
-    if declared is not None and given is not None and declared != given:
+def _triton_signature(declared: Signature | None, user_signature: Signature | None) -> Signature | None:
+    if declared is not None and user_signature is not None:
+        # Only the config says whether the model is decoupled.
+        user_signature = user_signature.model_copy(update={"decoupled": declared.decoupled})
+    if declared is not None and user_signature is not None and declared != user_signature:
         raise BadRequest(
             "The given signature differs from the one in config.pbtxt. Leave it out, or correct one of them."
         )
-    return declared or given
+    return declared or user_signature
 
 
 def _check_torchscript(path: Path) -> None:
@@ -93,31 +100,31 @@ def _check_torchscript(path: Path) -> None:
         )
 
 
-def _python(path: Path, given: Signature | None, limits: ArchiveLimits) -> Inspection:
+def _python(path: Path, user_signature: Signature | None, limits: ArchiveLimits) -> Inspection:
     """Inspect a model.py, or an archive of a folder with one and its requirements."""
     if not archives.is_packed(path):
         if path.stat().st_size > MAX_PYTHON:
             raise BadRequest(
                 f"{MODEL_FILE} is larger than {MAX_PYTHON} bytes, the limit. Put data into files beside it."
             )
-        return Inspection(_python_signature(path.read_bytes(), given))
+        return Inspection(_python_signature(path.read_bytes(), user_signature))
     names = {MODEL_FILE, requirements.FILE}
     contents = archive_reader.read_archive(path, names=names, max_text=MAX_PYTHON, limits=limits)
     if PurePosixPath(MODEL_FILE) not in contents.files:
         raise BadRequest(f"An archive of a Python model needs {MODEL_FILE} at its root.")
-    found = _python_signature(contents.texts[PurePosixPath(MODEL_FILE)].encode(), given)
+    found = _python_signature(contents.texts[PurePosixPath(MODEL_FILE)].encode(), user_signature)
     text = contents.texts.get(PurePosixPath(requirements.FILE), "")
     return Inspection(found, requirements.parse(text, requirements.FILE))
 
 
-def _python_signature(source: bytes, given: Signature | None) -> Signature | None:
-    """Return the signature of a file with ``predict``; for Triton's Python backend return ``given``."""
+def _python_signature(source: bytes, user_signature: Signature | None) -> Signature | None:
+    """Return the signature of a file with ``predict``; for Triton's Python backend, the user's."""
     tree = python_model.parsed(source, MODEL_FILE)
     if backend_class.is_for_the_backend(tree):
         describes_itself = backend_class.may_describe_itself(tree)
-        registration.check_has_signature("python", given, describes_itself=describes_itself)
-        return given
-    found = python_signature.signature_of(python_model.read(tree), given)
+        registration.check_has_signature("python", user_signature, describes_itself=describes_itself)
+        return user_signature
+    found = python_signature.signature_of(python_model.read(tree), user_signature)
     signature.check(found)
     return found
 

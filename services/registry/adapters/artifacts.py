@@ -112,7 +112,7 @@ class ArtifactStore:
 
     @asynccontextmanager
     async def local(self, sha256: str) -> AsyncIterator[Path]:
-        """Give an artifact as a local file: the stored one, or a copy that is deleted after the block.
+        """Provide an artifact as a local file: the stored one, or a copy that is deleted after the block.
 
         Raise NotFound.
         """

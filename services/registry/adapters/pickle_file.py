@@ -68,8 +68,8 @@ def _unpacker(head: bytes) -> Any:
 
 def packages(runtime: Path) -> dict[str, str]:
     """Return name and version of the packages in the models' environment; empty if it is not on this host."""
-    found = {}
+    versions = {}
     for folder in runtime.glob("model-env/lib/python3*/site-packages/*.dist-info"):
         name, _, version = folder.name.removesuffix(".dist-info").partition("-")
-        found[name.replace("_", "-").lower()] = version
-    return found
+        versions[name.replace("_", "-").lower()] = version
+    return versions

@@ -42,21 +42,21 @@ def read(path: Path, model: str, limits: ArchiveLimits) -> tuple[Signature | Non
     """
     names = {triton_layout.CONFIG, requirements.FILE}
     contents = archive_reader.read_archive(path, names=names, max_text=MAX_CONFIG, limits=limits)
-    found = triton_layout.models(contents.files)
+    folders = triton_layout.models(contents.files)
     configs = {
         folder: parse(contents.texts[triton_layout.config_path(folder)], str(folder))
-        for folder in found
+        for folder in folders
         if triton_layout.config_path(folder) in contents.texts
     }
     parts = frozenset().union(*(config.parts for config in configs.values()))
     # Clients do not call an ensemble that is a part of another one.
     heads = {f: config.is_ensemble and f.name not in parts for f, config in configs.items()}
-    served = triton_layout.served(found, model, heads)
-    for folder in found:
+    served = triton_layout.served(folders, model, heads)
+    for folder in folders:
         if folder not in configs or not configs[folder].is_ensemble:
             triton_layout.check_versions(folder, contents.files)
     declared = configs[served].signature if served in configs else None
-    return declared, requirements.gathered(found, contents.texts)
+    return declared, requirements.gathered(folders, contents.texts)
 
 
 def parse(text: str, where: str) -> TritonConfig:

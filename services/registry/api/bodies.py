@@ -130,7 +130,7 @@ class OverrideBody(Noun):
 
 
 class SettleBody(Noun):
-    """``revision``: that of the Endpoint whose targets are ready."""
+    """The revision of the Endpoint whose targets are ready; None: any."""
 
     revision: int | None = None
 

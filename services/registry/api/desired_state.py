@@ -15,7 +15,8 @@ from tidegate.kernel.service.api import JsonRoute
 router = APIRouter(prefix="/v1", tags=["desired state"], route_class=JsonRoute)
 
 
-@router.get("/intention")
+@router.get("/desired-state")
+@router.get("/intention", deprecated=True)  # the older name
 async def read(transactions: TransactionsDep) -> DesiredState:
     """Return the desired state: all versions, Deployments and Endpoints, at one revision."""
     async with transactions.read() as reader:
@@ -24,9 +25,9 @@ async def read(transactions: TransactionsDep) -> DesiredState:
 
 @router.post("/deploy")
 async def deploy(transactions: TransactionsDep, body: DeployBody) -> Deployed:
-    """Serve a version: make or change its Deployment, and start the Endpoint's roll-over to it.
+    """Serve a version: create or change its Deployment, and start the Endpoint's roll-over to it.
 
-    The Deployment of a new version copies the options that are not given from the one that it replaces.
+    A new Deployment takes the options that the request leaves out from the one that it replaces.
     """
     plan: rollover.DeployPlan | None = None
     request = rollover.DeployRequest(body.model, body.version, body.deployment, body.endpoint, body.traffic)

@@ -22,7 +22,7 @@ async def put(
 ) -> Endpoint:
     """Create or replace an Endpoint. 201 if it is new.
 
-    Unless ``previous`` is given, the current Deployments serve until a target is ready.
+    Unless ``previous`` is given, the current Deployments serve until the targets are ready.
     """
     created = False
 
@@ -60,7 +60,7 @@ async def delete(transactions: TransactionsDep, name: str) -> None:
 async def settle(
     transactions: TransactionsDep, name: str, response: Response, body: SettleBody | None = None
 ) -> Endpoint:
-    """End a roll-over whose targets are ready: replaced Deployments that `deploy` made go to sleep.
+    """End a roll-over whose targets are ready: replaced Deployments that `deploy` created go to sleep.
 
     409 if the Endpoint has changed since ``revision``. Does nothing if it is already settled.
     """

@@ -19,7 +19,7 @@ class Artifacts:
     """The artifact store, together with the rows that say which artifacts are in use."""
 
     def __init__(self, transactions: Transactions, store: ArtifactStore, keep_unused: timedelta) -> None:
-        """``keep_unused``: how long an upload is kept before a version has to name it."""
+        """``keep_unused``: how long an upload is kept that no version uses."""
         self._transactions = transactions
         self._keep_unused = keep_unused
         self.store = store

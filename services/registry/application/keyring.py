@@ -60,10 +60,10 @@ class Keyring:
     async def get(self, id_: str) -> StoredKey:
         """Return one key. Raise NotFound."""
         async with self._transactions.read() as reader:
-            found = await keys.read(reader.connection, id_)
-        if not found:
+            matches = await keys.read(reader.connection, id_)
+        if not matches:
             raise _no_key(id_)
-        return found[0]
+        return matches[0]
 
     async def all(self) -> list[StoredKey]:
         """Return every key, oldest first, including revoked ones."""
@@ -78,10 +78,10 @@ class Keyring:
 
 
 async def _read(writer: DesiredStateWriter, id_: str) -> StoredKey:
-    found = await keys.read(writer.connection, id_)
-    if not found:
+    matches = await keys.read(writer.connection, id_)
+    if not matches:
         raise _no_key(id_)
-    return found[0]
+    return matches[0]
 
 
 async def _put(writer: DesiredStateWriter, key: StoredKey, before: StoredKey | None) -> StoredKey:

@@ -97,20 +97,20 @@ class Versions:
         stored or not acceptable, Conflict for a signature that breaks callers of the latest version.
         """
         format_ = _check_request(request)
-        found = await self._inspect(request, format_)
+        inspection = await self._inspect(request, format_)
         async with self._transactions.change() as writer:
             size = await writer.artifact_size(request.artifact)
             if size is None:
                 raise _no_artifact(request.artifact)
             stored = await writer.versions(request.model)
             same = registration.same_version(
-                stored, request.artifact, format_, found.requirements, found.signature
+                stored, request.artifact, format_, inspection.requirements, inspection.signature
             )
             if same is not None:
                 version = await _with_metadata(writer, same, request.metadata)
-                return RegisterResult(version, False, self._warnings(found))
+                return RegisterResult(version, False, self._warnings(inspection))
             names.check_new("model", request.model, await writer.models())
-            compatibility.check(stored, found.signature, breaking=request.breaking)
+            compatibility.check(stored, inspection.signature, breaking=request.breaking)
             version = Version(
                 model=request.model,
                 number=await writer.next_number(request.model),
@@ -118,13 +118,13 @@ class Versions:
                 artifact_sha256=request.artifact,
                 artifact_size=size,
                 filename=request.filename,
-                signature=found.signature,
-                requirements=found.requirements,
+                signature=inspection.signature,
+                requirements=inspection.requirements,
                 metadata=request.metadata or VersionMetadata(),
                 created_at=writer.now,
             )
             await writer.add_version(version)
-        return RegisterResult(version, True, self._warnings(found))
+        return RegisterResult(version, True, self._warnings(inspection))
 
     async def check(self, request: Registration, size: int | None, deploy: DeployRequest) -> CheckResult:
         """Raise the errors that :meth:`register` and a deploy of the version would raise. Change nothing.
@@ -137,19 +137,19 @@ class Versions:
             raise PayloadTooLarge(problem)
         async with self._transactions.read() as reader:
             is_stored = bool(request.artifact) and await reader.artifact_size(request.artifact) is not None
-        found = await self._inspect(request, format_) if is_stored else Inspection(request.signature)
+        inspection = await self._inspect(request, format_) if is_stored else Inspection(request.signature)
         async with self._transactions.read() as reader:
             stored = await reader.versions(request.model)
             same = registration.same_version(
-                stored, request.artifact, format_, found.requirements, found.signature
+                stored, request.artifact, format_, inspection.requirements, inspection.signature
             )
             if same is None:
                 names.check_new("model", request.model, await reader.models())
-                compatibility.check(stored, found.signature, breaking=request.breaking)
+                compatibility.check(stored, inspection.signature, breaking=request.breaking)
             number = same.number if same else max((v.number for v in stored), default=0) + 1
             snapshot = (await reader.snapshot()).with_version(request.model, number)
             rollover.deploy(snapshot, replace(deploy, version=number))
-        return CheckResult(format_, is_stored, same, self._warnings(found))
+        return CheckResult(format_, is_stored, same, self._warnings(inspection))
 
     async def describe(
         self, model: str, number: int, metadata: VersionMetadata | None, added: Signature | None
@@ -190,26 +190,26 @@ class Versions:
         await self._artifacts.collect()
         return writer.notifications
 
-    def _warnings(self, found: Inspection) -> list[str]:
-        return pickles.warnings(found.saved_by, self._settings.packages, found.requirements)
+    def _warnings(self, inspection: Inspection) -> list[str]:
+        return pickles.warnings(inspection.saved_by, self._settings.packages, inspection.requirements)
 
     async def _inspect(self, request: Registration, format_: Format) -> Inspection:
         async with self._transactions.read() as reader:
             if await reader.artifact_size(request.artifact) is None:
                 raise _no_artifact(request.artifact)
         async with self._artifacts.store.local(request.artifact) as path:
-            found = await asyncio.to_thread(
+            inspection = await asyncio.to_thread(
                 artifact_inspection.inspect,
                 path,
                 format_,
                 model=request.model,
-                given=request.signature,
+                user_signature=request.signature,
                 max_batch=self._settings.default_max_batch,
                 limits=self._settings.limits,
             )
         if request.requirements is None:
-            return found
-        return replace(found, requirements=_requirement_lines(request.requirements))
+            return inspection
+        return replace(inspection, requirements=_requirement_lines(request.requirements))
 
 
 def _check_request(request: Registration) -> Format:
@@ -230,9 +230,9 @@ def _requirement_lines(lines: list[str]) -> list[str]:
 
 
 async def _with_metadata(
-    writer: DesiredStateWriter, version: Version, given: VersionMetadata | None
+    writer: DesiredStateWriter, version: Version, changes: VersionMetadata | None
 ) -> Version:
-    fields = {name: getattr(given, name) for name in given.model_fields_set} if given else {}
+    fields = {name: getattr(changes, name) for name in changes.model_fields_set} if changes else {}
     metadata = version.metadata.model_copy(update=fields)
     if metadata == version.metadata:
         return version

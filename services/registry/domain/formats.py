@@ -21,10 +21,10 @@ _SUFFIXES: dict[str, Format] = {
 }
 
 
-def format_of(filename: str, given: Format | None) -> Format:
-    """Return ``given``, or else the format of the file name's ending. Raise BadRequest for an unknown one."""
-    if given is not None:
-        return given
+def format_of(filename: str, stated_format: Format | None) -> Format:
+    """Return ``stated_format``, or the format that the file name says. Raise BadRequest if unknown."""
+    if stated_format is not None:
+        return stated_format
     lower = filename.lower()
     for suffix, format_ in _SUFFIXES.items():
         if lower.endswith(suffix):

@@ -16,7 +16,7 @@ from tidegate.kernel.errors import BadRequest, Conflict
 from tidegate.kernel.protocol import access
 from tidegate.kernel.protocol.models import Name, Noun
 
-# Gateways refill buckets every few milliseconds. A smaller bucket would lose tokens between two refills.
+# Seconds of its rate that a bucket must hold at least: a smaller one loses tokens between two refills.
 MIN_BURST_S = 0.05
 SECRET_BYTES = 32
 ID_BYTES = 6
@@ -26,7 +26,7 @@ Scope = Literal["infer", "publish", "operate", "admin"]
 
 
 class KeySpec(Noun):
-    """Scopes and limits of a key. Limits hold over all gateway processes; None: no limit."""
+    """Scopes and limits of a key. Limits apply to all gateway processes together; None: no limit."""
 
     name: KeyName
     scopes: list[Scope] = Field(["infer"], min_length=1)
@@ -99,13 +99,13 @@ def _ms(moment: datetime | None) -> float | None:
 
 def parse_spec(fields: Mapping[str, Any], now: datetime) -> KeySpec:
     """Return the checked spec of a key. ``ttl_s`` may replace ``expires_at``. Raise BadRequest."""
-    given = dict(fields)
-    ttl_s = given.pop("ttl_s", None)
+    values = dict(fields)
+    ttl_s = values.pop("ttl_s", None)
     if ttl_s is not None:
-        if given.get("expires_at") is not None:
+        if values.get("expires_at") is not None:
             raise BadRequest("Give either ttl_s or expires_at, not both.")
-        given["expires_at"] = _after(now, ttl_s)
-    spec = merge.checked(KeySpec, given, "key")
+        values["expires_at"] = _after(now, ttl_s)
+    spec = merge.checked(KeySpec, values, "key")
     if spec.expires_at is not None and spec.expires_at <= now:
         raise BadRequest("expires_at is in the past: a new key must expire later than now.")
     return spec

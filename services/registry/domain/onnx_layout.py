@@ -15,16 +15,16 @@ _CODE = frozenset({".py", ".pyc", ".pyd", ".pth", ".so", ".pbtxt"})
 
 def model_of(sizes: Mapping[PurePosixPath, int]) -> PurePosixPath:
     """Return the only ONNX file at the root of an archive. Raise BadRequest if there is none, or code."""
-    found = [path for path in sizes if path.suffix.lower() == ".onnx" and len(path.parts) == 1]
-    if len(found) != 1:
+    models = [path for path in sizes if path.suffix.lower() == ".onnx" and len(path.parts) == 1]
+    if len(models) != 1:
         names = ", ".join(sorted(map(str, sizes)))[:200]
         raise BadRequest(
             "An archive of an ONNX model needs exactly one .onnx file at its root, with its external data "
             f"beside it. This one holds {names}."
         )
-    if sizes[found[0]] > MAX_MODEL_BYTES:
+    if sizes[models[0]] > MAX_MODEL_BYTES:
         raise BadRequest(
-            f"The ONNX file {str(found[0])!r} is larger than {MAX_MODEL_BYTES} bytes, protobuf's limit."
+            f"The ONNX file {str(models[0])!r} is larger than {MAX_MODEL_BYTES} bytes, protobuf's limit."
         )
     code = [str(path) for path in sizes if _is_code(path)]
     if code:
@@ -32,7 +32,7 @@ def model_of(sizes: Mapping[PurePosixPath, int]) -> PurePosixPath:
             f"An archive of an ONNX model may not hold {', '.join(sorted(code))[:200]}, which is code. "
             "Deploy code as a Python model or a Triton model directory."
         )
-    return found[0]
+    return models[0]
 
 
 def _is_code(path: PurePosixPath) -> bool:

@@ -65,9 +65,9 @@ def warnings(saved_by: PickleReleases, here: Mapping[str, str], requirements: Se
 
 
 def _sklearn_in(data: bytes) -> str | None:
-    for found in _SAVED_WITH.finditer(data):
-        length = int.from_bytes(found[1] or found[2], "little")
-        text = data[found.end() : found.end() + min(length, _MAX_VERSION_LENGTH)].decode("latin-1")
+    for match in _SAVED_WITH.finditer(data):
+        length = int.from_bytes(match[1] or match[2], "little")
+        text = data[match.end() : match.end() + min(length, _MAX_VERSION_LENGTH)].decode("latin-1")
         if len(text) == length and _VERSION.fullmatch(text):
             return text
     return None

@@ -33,9 +33,11 @@ def same_version(
     return None
 
 
-def check_has_signature(format_: Format, given: Signature | None, *, describes_itself: bool = False) -> None:
+def check_has_signature(
+    format_: Format, user_signature: Signature | None, *, describes_itself: bool = False
+) -> None:
     """Raise BadRequest for a model without a signature. ``describes_itself``: its code may return one."""
-    if given is not None or describes_itself or format_ not in ("python", "torchscript"):
+    if user_signature is not None or describes_itself or format_ not in ("python", "torchscript"):
         return
     kind = "A Python model" if format_ == "python" else "A TorchScript file"
     also = ", or define auto_complete_config in its class" if format_ == "python" else ""

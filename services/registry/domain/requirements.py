@@ -28,23 +28,23 @@ def parse(text: str, where: str) -> list[str]:
     """
     joined = re.sub(r"\\\r?\n", " ", text)
     lines = [" ".join(_COMMENT.sub("", line).split()) for line in joined.splitlines()]
-    found = list(dict.fromkeys(line for line in lines if line))
-    if len(found) > MAX_LINES:
-        raise BadRequest(f"{where}: it has {len(found)} requirements; the limit is {MAX_LINES}.")
-    for line in found:
+    result = list(dict.fromkeys(line for line in lines if line))
+    if len(result) > MAX_LINES:
+        raise BadRequest(f"{where}: it has {len(result)} requirements; the limit is {MAX_LINES}.")
+    for line in result:
         _check(line, where)
-    return found
+    return result
 
 
 def gathered(folders: Iterable[PurePosixPath], texts: Mapping[PurePosixPath, str]) -> list[str]:
     """Return the requirements in an archive: those beside its models and in the models' folders."""
-    found: list[str] = []
+    result: list[str] = []
     homes = {home for folder in folders for home in (folder, folder.parent)}
     for path in sorted(texts):
         home = path.parent.parent if path.parent.name.isdecimal() else path.parent
         if path.name == FILE and home in homes:
-            found += parse(texts[path], str(path))
-    return list(dict.fromkeys(found))
+            result += parse(texts[path], str(path))
+    return list(dict.fromkeys(result))
 
 
 def _check(line: str, where: str) -> None:

@@ -72,8 +72,8 @@ def rollback(
         changes = [
             PutDeployment(StoredDeployment(_spec_before_deletion(snapshot, endpoint, old)), created=True)
         ]
-    order = rollover.DeployRequest(choice.model, choice.version, {"name": choice.deployment}, endpoint=name)
-    changes += rollover.deploy(snapshot.after(changes), order).changes
+    request = rollover.DeployRequest(choice.model, choice.version, {"name": choice.deployment}, endpoint=name)
+    changes += rollover.deploy(snapshot.after(changes), request).changes
     serving = [t.deployment for t in endpoint.spec.previous or endpoint.spec.targets]
     replaced = [each for each in serving if each != choice.deployment]
     return RollbackPlan(changes, choice.deployment, choice.model, choice.version, replaced, remade)
@@ -101,29 +101,29 @@ def _before_current(
     snapshot: RegistrySnapshot, endpoint: StoredEndpoint, history: EndpointHistory
 ) -> _Choice:
     """Return the last version that had all traffic and is older than the current one."""
-    now = _heaviest(snapshot, endpoint.spec.targets)
-    for found in _served(snapshot, history):
-        if found.model != now.model or found.version < now.version:
-            return found
+    current = _heaviest(snapshot, endpoint.spec.targets)
+    for choice in _served(snapshot, history):
+        if choice.model != current.model or choice.version < current.version:
+            return choice
     # The log may begin after the Endpoint was created. Then the version number decides.
-    older = [number for number in snapshot.numbers(now.model) if number < now.version]
+    older = [number for number in snapshot.numbers(current.model) if number < current.version]
     if not older:
-        there = ", ".join(map(str, snapshot.numbers(now.model)))
+        registered = ", ".join(map(str, snapshot.numbers(current.model)))
         raise Conflict(
-            f"Endpoint {endpoint.spec.name!r} serves version {now.version} of model {now.model!r}, and there "
-            f"is no older version to go back to. Registered versions: {there}."
+            f"Endpoint {endpoint.spec.name!r} serves version {current.version} of model {current.model!r}, "
+            f"and there is no older version to go back to. Registered versions: {registered}."
         )
-    return _of_version(snapshot, now.model, older[-1])
+    return _of_version(snapshot, current.model, older[-1])
 
 
 def _of_request(
     snapshot: RegistrySnapshot, endpoint: StoredEndpoint, version: int | None, history: EndpointHistory
 ) -> _Choice:
-    now = _heaviest(snapshot, endpoint.spec.targets)
-    for found in _served(snapshot, history):
-        if (found.model, found.version) == (now.model, version):
-            return found
-    return _of_version(snapshot, now.model, version or now.version)
+    current = _heaviest(snapshot, endpoint.spec.targets)
+    for choice in _served(snapshot, history):
+        if (choice.model, choice.version) == (current.model, version):
+            return choice
+    return _of_version(snapshot, current.model, version or current.version)
 
 
 def _of_version(snapshot: RegistrySnapshot, model: str, version: int) -> _Choice:

@@ -1,4 +1,4 @@
-"""Signatures: derived from the declarations of an ONNX graph, or given and checked against them. Pure."""
+"""Signatures: derived from an ONNX graph, or stated by the user and checked against it. Pure."""
 
 from __future__ import annotations
 
@@ -37,17 +37,17 @@ class OnnxGraph:
         return self.inputs + self.outputs
 
 
-def of_graph(graph: OnnxGraph, given: Signature | None, default_max_batch: int) -> Signature:
-    """Return the signature of an ONNX file: ``given``, if it agrees with the graph, else the graph's own.
+def of_graph(graph: OnnxGraph, user_signature: Signature | None, default_max_batch: int) -> Signature:
+    """Return the signature of an ONNX file: the user's, if it agrees with the graph, or the graph's own.
 
     If the first axis of every input and output is dynamic, it is the batch axis: max_batch_size is
     ``default_max_batch``, and shapes leave that axis out. Raise BadRequest, which says what to do.
     """
     _check_servable(graph)
-    if given is not None:
-        check(given)
-        _check_agrees(given, graph)
-        return given
+    if user_signature is not None:
+        check(user_signature)
+        _check_agrees(user_signature, graph)
+        return user_signature
     shapeless = [value.name for value in graph.values if value.dims is None]
     if shapeless:
         raise BadRequest(
@@ -96,10 +96,10 @@ def _check_servable(graph: OnnxGraph) -> None:
             )
 
 
-def _check_agrees(given: Signature, graph: OnnxGraph) -> None:
+def _check_agrees(user_signature: Signature, graph: OnnxGraph) -> None:
     for role, tensors, values in (
-        ("inputs", given.inputs, graph.inputs),
-        ("outputs", given.outputs, graph.outputs),
+        ("inputs", user_signature.inputs, graph.inputs),
+        ("outputs", user_signature.outputs, graph.outputs),
     ):
         declared = {value.name: value for value in values}
         if {tensor.name for tensor in tensors} != set(declared):
@@ -108,7 +108,7 @@ def _check_agrees(given: Signature, graph: OnnxGraph) -> None:
                 f"but the ONNX graph's are {_quoted(sorted(declared))}. Use the graph's names."
             )
         for tensor in tensors:
-            _check_tensor_agrees(tensor, declared[tensor.name], batched=given.max_batch_size > 0)
+            _check_tensor_agrees(tensor, declared[tensor.name], batched=user_signature.max_batch_size > 0)
 
 
 def _check_tensor_agrees(tensor: TensorSpec, value: GraphValue, *, batched: bool) -> None:
@@ -121,7 +121,8 @@ def _check_tensor_agrees(tensor: TensorSpec, value: GraphValue, *, batched: bool
         return
     dims = [-1, *tensor.shape] if batched else tensor.shape
     fits = len(dims) == len(value.dims) and all(
-        in_graph is None or given in (-1, in_graph) for given, in_graph in zip(dims, value.dims, strict=True)
+        in_graph is None or in_user in (-1, in_graph)
+        for in_user, in_graph in zip(dims, value.dims, strict=True)
     )
     if not fits:
         declared = [-1 if dim is None else dim for dim in value.dims]

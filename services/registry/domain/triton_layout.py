@@ -16,39 +16,39 @@ def models(files: Iterable[PurePosixPath]) -> set[PurePosixPath]:
 
     Only the outermost ones count; deeper ones belong to the code of a model.
     """
-    found: set[PurePosixPath] = set()
+    folders: set[PurePosixPath] = set()
     for path in files:
         if any(part.startswith((".", "__")) for part in path.parts):
             continue  # left behind by archivers and editors
         if path.name == CONFIG:
-            found.add(path.parent)
+            folders.add(path.parent)
         for depth, part in enumerate(path.parts[:-1]):
             if part.isdecimal():
-                found.add(PurePosixPath(*path.parts[:depth]))
+                folders.add(PurePosixPath(*path.parts[:depth]))
                 break
-    top = min((len(each.parts) for each in found), default=0)
-    return {each for each in found if len(each.parts) == top}
+    top = min((len(each.parts) for each in folders), default=0)
+    return {each for each in folders if len(each.parts) == top}
 
 
-def served(found: set[PurePosixPath], model: str, ensembles: Mapping[PurePosixPath, bool]) -> PurePosixPath:
+def served(folders: set[PurePosixPath], model: str, ensembles: Mapping[PurePosixPath, bool]) -> PurePosixPath:
     """Return the folder of the model to call: the only one, the one named ``model``, or the only ensemble.
 
     ``ensembles`` says of each folder with a config whether it is an ensemble. Raise BadRequest otherwise.
     """
-    if not found:
+    if not folders:
         raise BadRequest(
             "The archive is not a Triton model directory. It needs config.pbtxt and a version folder "
             "such as 1/, at its root or in one folder; or several such folders for an ensemble."
         )
-    if len(found) == 1:
-        return next(iter(found))
-    named = [each for each in found if each.name == model]
+    if len(folders) == 1:
+        return next(iter(folders))
+    named = [each for each in folders if each.name == model]
     if len(named) == 1:
         return named[0]
-    heads = [each for each in found if ensembles.get(each)]
+    heads = [each for each in folders if ensembles.get(each)]
     if len(heads) == 1:
         return heads[0]
-    names = ", ".join(sorted(repr(each.name) for each in found))
+    names = ", ".join(sorted(repr(each.name) for each in folders))
     raise BadRequest(
         f"The archive holds several models ({names}), and it is not clear which one gets the requests. Make "
         f"one of them the ensemble, or name one folder {model!r} like the model."

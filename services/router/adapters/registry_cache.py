@@ -42,6 +42,7 @@ class RegistryCache:
     async def refresh(self) -> None:
         """Read the desired state. On an error, keep the last one and set ``problem``."""
         try:
+            # The older name of /v1/desired-state: during an upgrade the registry may still be the older one.
             response = await self._client.get("/v1/intention")
             response.raise_for_status()
             desired = DesiredState.model_validate_json(response.content)
@@ -51,9 +52,9 @@ class RegistryCache:
         self.problem = None
         if self.desired is None or desired.revision != self.desired.revision:
             self._disk.parent.mkdir(parents=True, exist_ok=True)
-            fresh = self._disk.with_suffix(f".{os.getpid()}")  # other routers write this file too
-            fresh.write_bytes(response.content)
-            fresh.replace(self._disk)
+            new_file = self._disk.with_suffix(f".{os.getpid()}")  # other routers write this file too
+            new_file.write_bytes(response.content)
+            new_file.replace(self._disk)
         self.desired = desired
 
     async def settle(self, endpoint: Endpoint) -> None:

@@ -31,9 +31,9 @@ class TableRevision:
         """Start a new epoch. It is on disk before its first table is published."""
         self.epoch, self.n = epoch, 0
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        fresh = self._path.with_suffix(f".{os.getpid()}")  # other routers write this file too
-        fresh.write_bytes(orjson.dumps({"epoch": self.text}))
-        fresh.replace(self._path)
+        new_file = self._path.with_suffix(f".{os.getpid()}")  # other routers write this file too
+        new_file.write_bytes(orjson.dumps({"epoch": self.text}))
+        new_file.replace(self._path)
 
     def advance(self) -> None:
         """Increment ``n``."""

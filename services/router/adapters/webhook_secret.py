@@ -15,11 +15,11 @@ def load(path: Path) -> bytes:
             return secret.encode()
     path.parent.mkdir(parents=True, exist_ok=True)
     # Written to another file and linked: two routers that start at once get the same, complete secret.
-    fresh = path.with_name(f"{path.name}.{os.getpid()}")
-    descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    new_file = path.with_name(f"{path.name}.{os.getpid()}")
+    descriptor = os.open(new_file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     with os.fdopen(descriptor, "w") as file:
         file.write(secrets.token_urlsafe(32) + "\n")
     with contextlib.suppress(FileExistsError):
-        os.link(fresh, path)
-    fresh.unlink()
+        os.link(new_file, path)
+    new_file.unlink()
     return path.read_text().strip().encode()

@@ -194,7 +194,9 @@ class DeadLetters:
             self._rewrite()
 
     def _rewrite(self) -> None:
-        fresh = self._journal.with_suffix(".new")
-        fresh.write_bytes(b"".join(orjson.dumps(each.to_json()) + b"\n" for each in self._letters.values()))
-        fresh.replace(self._journal)
+        new_file = self._journal.with_suffix(".new")
+        new_file.write_bytes(
+            b"".join(orjson.dumps(each.to_json()) + b"\n" for each in self._letters.values())
+        )
+        new_file.replace(self._journal)
         self._lines = len(self._letters)

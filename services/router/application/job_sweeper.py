@@ -123,8 +123,8 @@ class JobSweeper:
         """Revive jobs whose messages the broker has lost: their records still have the requests."""
         for deployment, left in self._lost().items():
             before = _now_ms() - LOST_AFTER_MS
-            found = await self._jobs.revive(deployment, before, orphans=not left)
-            log.error("messages of jobs are lost", extra={"deployment": deployment, "revived": found})
+            revived = await self._jobs.revive(deployment, before, orphans=not left)
+            log.error("messages of jobs are lost", extra={"deployment": deployment, "revived": revived})
 
     async def _republish(self) -> None:
         channel = self.out.channel

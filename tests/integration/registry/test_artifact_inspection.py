@@ -38,7 +38,7 @@ def look(tmp_path: Path) -> Look:
     def run(data: bytes, format_: Any = "onnx", *, limits: ArchiveLimits | None = None, **more: Any) -> Any:
         path = tmp_path / "artifact"
         path.write_bytes(data)
-        arguments = {"model": "digits", "given": None, "max_batch": 64, **more}
+        arguments = {"model": "digits", "user_signature": None, "max_batch": 64, **more}
         return artifact_inspection.inspect(
             path, format_, limits=limits or ArchiveLimits(), **arguments
         ).signature
@@ -94,14 +94,16 @@ def test_onnx_with_external_data_is_refused(look, where):
 
 
 def test_onnx_given_signature_is_checked_against_the_file(look):
-    given = Signature(
+    user_signature = Signature(
         inputs=[TensorSpec(name="x", datatype="FP32", shape=[64])],
         outputs=[TensorSpec(name="y", datatype="FP32", shape=[64])],
         max_batch_size=3,
     )
-    assert look(onnx_bytes(), given=given) == given
+    assert look(onnx_bytes(), user_signature=user_signature) == user_signature
     with pytest.raises(BadRequest, match="outputs are"):
-        look(onnx_bytes(), given=given.model_copy(update={"outputs": given.inputs}))
+        look(
+            onnx_bytes(), user_signature=user_signature.model_copy(update={"outputs": user_signature.inputs})
+        )
 
 
 @pytest.mark.parametrize(
@@ -222,7 +224,7 @@ def test_torchscript(look):
     script = archived({"m/constants.pkl": "", "m/code/__torch__.py": "", "m/data.pkl": ""}, "zip")
     with pytest.raises(BadRequest, match=r"A TorchScript file does not say .* Add a signature"):
         look(script, "torchscript")
-    assert look(script, "torchscript", given=SIGNATURE) == SIGNATURE
+    assert look(script, "torchscript", user_signature=SIGNATURE) == SIGNATURE
     with pytest.raises(BadRequest, match="weights but no code"):
         look(archived({"m/data.pkl": "", "m/data/0": ""}, "zip"), "torchscript")
     with pytest.raises(BadRequest, match=r"torch\.jit\.save"):
@@ -232,7 +234,7 @@ def test_torchscript(look):
 def test_python_model(look, tmp_path):
     proof = tmp_path / "ran"
     source = f"open({str(proof)!r}, 'w')\nclass TritonPythonModel:\n    def execute(self, requests): ...\n"
-    assert look(source.encode(), "python", given=SIGNATURE) == SIGNATURE
+    assert look(source.encode(), "python", user_signature=SIGNATURE) == SIGNATURE
     with pytest.raises(BadRequest, match=r"A Python model does not say .* Add a signature"):
         look(source.encode(), "python")
     described = source + "    @staticmethod\n    def auto_complete_config(config): ...\n"

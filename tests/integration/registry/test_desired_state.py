@@ -88,6 +88,7 @@ async def test_deploy_rolls_over_settles_and_comes_back(call):
     again = await call("POST", "/v1/deploy", {"model": "digits", "version": 1})
     assert again == first
     assert (await call("GET", "/v1/intention"))["revision"] == revision, "nothing has changed"
+    assert await call("GET", "/v1/desired-state") == await call("GET", "/v1/intention")
 
     second = await call("POST", "/v1/deploy", {"model": "digits"})
     assert (second["deployment"]["name"], second["deployment"]["threads"]) == ("digits-v2", 2)

@@ -42,6 +42,7 @@ async def test_a_replica_may_do_nothing_else(call: Caller) -> None:
     for method, path, body in [
         ("PUT", "/v1/artifacts", None),
         ("GET", "/v1/intention", None),
+        ("GET", "/v1/desired-state", None),
         ("GET", "/v1/models", None),
         ("GET", "/v1/keys/table", None),
         ("POST", "/v1/keys", {"name": "n", "scopes": ["admin"]}),

@@ -51,7 +51,7 @@ def look(tmp_path: Path) -> Look:
         path = tmp_path / "artifact"
         path.write_bytes(packed(files))
         return artifact_inspection.inspect(
-            path, format_, model="m", given=None, max_batch=64, limits=ArchiveLimits()
+            path, format_, model="m", user_signature=None, max_batch=64, limits=ArchiveLimits()
         )
 
     return run

@@ -46,7 +46,7 @@ def model(tmp_path: Path) -> Path:
 
 def look(path: Path) -> Signature | None:
     return artifact_inspection.inspect(
-        path, "onnx", model="net", given=None, max_batch=64, limits=ArchiveLimits()
+        path, "onnx", model="net", user_signature=None, max_batch=64, limits=ArchiveLimits()
     ).signature
 
 

@@ -132,7 +132,7 @@ def test_torchscript_is_a_zip_and_nothing_else(tmp_path):
         path.write_bytes(raw)
         with pytest.raises(BadRequest, match="not TorchScript"):
             artifact_inspection.inspect(
-                path, "torchscript", model="m", given=None, max_batch=1, limits=LIMITS
+                path, "torchscript", model="m", user_signature=None, max_batch=1, limits=LIMITS
             )
 
 

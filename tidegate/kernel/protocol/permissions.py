@@ -151,7 +151,8 @@ REGISTRY = Permissions(
         "POST /v1/endpoints/{name}/settle": (OPERATE,),
         "POST /v1/endpoints/{name}/rollback": (PUBLISH,),
         "POST /v1/endpoints/{name}/split": (PUBLISH,),
-        "GET /v1/intention": LOOK,
+        "GET /v1/desired-state": LOOK,
+        "GET /v1/intention": LOOK,  # the older name of the same route
         "POST /v1/deploy": (PUBLISH,),
         "POST /v1/apply": (PUBLISH,),
         "GET /v1/keys": (ADMIN,),
