@@ -1,4 +1,4 @@
-"""The real app on SQLite and on PostgreSQL: that of TIDEGATE_TEST_DATABASE_URL, or one of our own."""
+"""The real app on SQLite and on PostgreSQL: the server of TIDEGATE_TEST_DATABASE_URL, or a separate one."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ NO_BROKER = "amqp://guest:guest@127.0.0.1:9/"
 
 
 class Clock:
-    """The registry's clock, to be moved by hand."""
+    """A clock for the registry that tests move forward."""
 
     def __init__(self) -> None:
         self.now = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
@@ -43,7 +43,7 @@ class Clock:
 
 
 class Caller:
-    """A client of the registry that unpacks its answers."""
+    """A client of the registry that returns decoded bodies."""
 
     def __init__(
         self, http: httpx.AsyncClient, transactions: Transactions, clock: Clock, settings: RegistrySettings
@@ -71,23 +71,23 @@ class Caller:
         return await self("POST", f"/v1/models/{model}/versions", body)
 
     async def broker_connected(self) -> None:
-        """Wait until the broker is reached: events are not kept for later."""
+        """Wait until the broker is connected: notifications are not kept for later."""
         await self.transactions.notifier.connection.wait_up(10)
 
     def stored(self) -> list[str]:
-        """Digests of the files in the artifact store."""
+        """Return the digests of the files in the artifact store."""
         root = Path(self.settings.artifact_url.removeprefix("file://"))
         return sorted(path.name for path in (root / "sha256").rglob("*") if path.is_file())
 
     def incoming(self) -> list[Path]:
-        """What lies in the folder of uploads under way."""
+        """Return the files of uploads in progress."""
         root = Path(self.settings.artifact_url.removeprefix("file://"))
         return list((root / "incoming").iterdir())
 
 
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[postgresql.Server]:
-    """A PostgreSQL that belongs to this xdist worker; what needs it is skipped where none can be had."""
+    """A PostgreSQL of this xdist worker. Tests that need it are skipped if none can be started."""
     with contextlib.ExitStack() as stack:
         try:
             server = stack.enter_context(postgresql.running())
@@ -150,7 +150,7 @@ Open = Callable[..., AbstractAsyncContextManager[Caller]]
 
 @pytest.fixture
 def opened(tmp_path: Path, database_url: str) -> Open:
-    """Starts the registry, with settings of the test's choice."""
+    """Start the registry with the test's settings."""
 
     @asynccontextmanager
     async def start(**chosen: Any) -> AsyncIterator[Caller]:

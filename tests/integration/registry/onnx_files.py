@@ -1,4 +1,4 @@
-"""Small ONNX files, made for the test."""
+"""Small ONNX files for tests."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from onnx import ModelProto, TensorProto, helper
 
 
 def value(name: str, *dims: int | str | None, datatype: int = TensorProto.FLOAT) -> Any:
-    """A declared tensor; None or a name is a dynamic axis."""
+    """Return a declared tensor; None or a name is a dynamic axis."""
     return helper.make_tensor_value_info(name, datatype, list(dims))
 
 
@@ -18,7 +18,7 @@ def model(
     nodes: list[Any] | None = None,
     initializers: list[Any] | None = None,
 ) -> ModelProto:
-    """A model; by default x[batch, 64] -> y[batch, 64]."""
+    """Return a model; by default x[batch, 64] -> y[batch, 64]."""
     inputs = [value("x", "batch", 64)] if inputs is None else inputs
     outputs = [value("y", "batch", 64)] if outputs is None else outputs
     nodes = [helper.make_node("Identity", ["x"], ["y"])] if nodes is None else nodes
@@ -27,7 +27,7 @@ def model(
 
 
 def onnx_bytes(seed: int = 0) -> bytes:
-    """A valid file; another ``seed`` gives other bytes."""
+    """Return a valid file; another ``seed`` gives other bytes."""
     made = model()
     made.producer_version = str(seed)
     return bytes(made.SerializeToString())

@@ -1,4 +1,4 @@
-"""A PostgreSQL of the tests' own: the system's package, with its own folder and socket, without root."""
+"""A separate PostgreSQL for tests: the system's package, with its own folder and socket, without root."""
 
 from __future__ import annotations
 
@@ -25,23 +25,23 @@ OTHER_USERS = ("postgres", "nobody")
 
 
 class NoPostgres(Exception):
-    """No server can be started here; the text says why and what to do."""
+    """No server can be started here. The message says why and what to do."""
 
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """A running server; everyone who reaches its socket is let in."""
+    """A running server. It accepts everyone who can open its socket."""
 
     folder: Path
 
     def url(self, database: str) -> str:
-        """The URL of a database, as TIDEGATE_DATABASE_URL takes it."""
+        """Return the URL of a database, for TIDEGATE_DATABASE_URL."""
         return f"postgresql+asyncpg://tidegate@/{database}?host={self.folder}"
 
 
 @contextmanager
 def running() -> Iterator[Server]:
-    """Start a server for as long as the block runs. Raises NoPostgres."""
+    """Run a server during the block. Raise NoPostgres."""
     programs, user = _programs(), _user()
     # Not in the tests' own folder: another user could not enter it, and a socket's path is short.
     with tempfile.TemporaryDirectory(prefix="tidegate-postgres-") as name:
@@ -68,7 +68,7 @@ def running() -> Iterator[Server]:
 
 
 def _programs() -> Path:
-    """The folder of the newest installed server's programs."""
+    """Return the folder of the newest installed server's programs."""
     found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"), key=lambda path: int(path.parts[-3]))
     if found:
         return found[-1].parent
@@ -78,7 +78,7 @@ def _programs() -> Path:
 
 
 def _user() -> pwd.struct_passwd | None:
-    """The user that is to run the server; None: the one that runs the tests."""
+    """Return the user that must run the server; None: the user of the tests."""
     if os.geteuid() != 0:
         return None
     for name in OTHER_USERS:
@@ -90,7 +90,7 @@ def _user() -> pwd.struct_passwd | None:
 
 
 def _locale(programs: Path) -> list[str]:
-    """Choose an order of texts that passes over punctuation, as many systems do; SQLite and Python do not."""
+    """Return options for a sort order that ignores punctuation, like many systems. SQLite does not."""
     told = subprocess.run(
         [programs / "initdb", "--version"], capture_output=True, text=True, check=True
     ).stdout

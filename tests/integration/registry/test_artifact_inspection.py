@@ -1,4 +1,4 @@
-"""Files of every format, looked into without running anything in them."""
+"""Files of every format are inspected without executing anything in them."""
 
 from __future__ import annotations
 
@@ -109,12 +109,12 @@ def test_onnx_given_signature_is_checked_against_the_file(look):
 @pytest.mark.parametrize(
     "data", [b"", b"PK\x03\x04 not onnx", b"\x00" * 100, b"\xff" * 100, b"{}", b"\x08\x01"]
 )
-def test_what_is_not_onnx(look, data):
+def test_other_bytes_than_onnx_are_refused(look, data):
     with pytest.raises(BadRequest):
         look(data)
 
 
-def test_damaged_onnx_never_fails_in_another_way(look):
+def test_damaged_onnx_is_always_a_bad_request(look):
     whole, dice = onnx_bytes(), random.Random(7)
     for _ in range(300):
         damaged = bytearray(whole)
@@ -155,7 +155,7 @@ def test_triton_ensemble_is_what_is_served(look):
 
 
 @pytest.mark.parametrize("config", [None, 'backend: "onnxruntime"'])
-def test_triton_directory_whose_signature_is_learned_later(look, config):
+def test_triton_directory_without_a_signature(look, config):
     files = {"1/model.onnx": "x", **({"config.pbtxt": config} if config else {})}
     assert look(archived(files, "tar"), "triton") is None
 
@@ -176,7 +176,7 @@ def test_triton_directories_that_are_refused(look, files, match, kind):
         look(archived(files, kind), "triton")
 
 
-def test_links_and_bombs_and_rubbish(look):
+def test_links_bombs_and_broken_archives_are_refused(look):
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as tar:
         link = tarfile.TarInfo("1/model.py")
@@ -206,7 +206,7 @@ def test_tar_with_an_endless_header(look):
         look(header.tobuf() + b"0" * 5 * 1024**2, "triton")
 
 
-def test_damaged_archives_never_fail_in_another_way(look):
+def test_damaged_archives_are_always_a_bad_request(look):
     dice = random.Random(7)
     for kind in ("zip", "tar", "tar.gz"):
         whole = archived({"config.pbtxt": CONFIG, "1/model.py": "x" * 100}, kind)
@@ -253,7 +253,7 @@ SIGNATURE = Signature(
 
 
 class Trap:
-    """Unpickling this would be noticed."""
+    """An object that shows when it was unpickled."""
 
     def __reduce__(self) -> Any:
         return (pytest.fail, ("it was unpickled",))

@@ -1,4 +1,4 @@
-"""Bytes in and out: streamed, bounded, stored once, and gone when nobody needs them."""
+"""Uploads and downloads: streamed, bounded, stored once, and deleted when no version uses them."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ async def pieces(*content: bytes) -> AsyncIterator[bytes]:
 
 @pytest.fixture(params=["file", "memory", "s3"])
 def url(request, tmp_path) -> str:
-    """A store on the local disk, one of another kind that fsspec reaches, and a real S3 server."""
+    """A store on the local disk, another one of fsspec, and a real S3 server."""
     if request.param == "s3":
         return request.getfixturevalue("s3").url
     where = tmp_path / "a b%20c"
@@ -60,7 +60,7 @@ async def test_bytes_come_back_and_are_stored_once(store):
             pass
 
 
-async def test_too_large_empty_and_broken_off_leave_nothing(store):
+async def test_too_large_empty_and_cut_off_uploads_leave_nothing(store):
     async def breaks_off() -> AsyncIterator[bytes]:
         yield b"x" * CHUNK
         raise ConnectionResetError
@@ -100,7 +100,7 @@ async def test_store_that_cannot_be_written_is_a_health_problem(tmp_path):
     assert store.problem is None
 
 
-async def test_upload_that_is_named_by_no_version_is_collected_later(call):
+async def test_an_upload_that_no_version_uses_is_deleted_later(call):
     kept = await call.upload(onnx_bytes(1))
     await call.register("digits", onnx_bytes(2))
     await call("DELETE", "/v1/models/digits")
@@ -172,7 +172,7 @@ async def test_over_a_real_connection(served):
 
 
 async def test_limit_holds_while_streaming(served, tmp_path):
-    """The refusal comes while the sender is still sending, and says what the limit is."""
+    """The refusal arrives while the sender is still sending, and names the limit."""
     reader, writer = await asyncio.open_connection(served.base_url.host, served.base_url.port)
     head = f"PUT /v1/artifacts HTTP/1.1\r\nHost: 127.0.0.1\r\nAuthorization: Bearer {TOKEN}\r\n"
     writer.write(head.encode() + b"Transfer-Encoding: chunked\r\n\r\n")
@@ -189,7 +189,7 @@ async def test_limit_holds_while_streaming(served, tmp_path):
     assert list((tmp_path / "data" / "artifacts" / "incoming").iterdir()) == []
 
 
-async def test_sender_that_hangs_up_leaves_nothing(served, tmp_path):
+async def test_a_sender_that_disconnects_leaves_nothing(served, tmp_path):
     incoming = tmp_path / "data" / "artifacts" / "incoming"
     _, writer = await asyncio.open_connection(served.base_url.host, served.base_url.port)
     head = f"PUT /v1/artifacts HTTP/1.1\r\nHost: 127.0.0.1\r\nAuthorization: Bearer {TOKEN}\r\n"
@@ -202,8 +202,8 @@ async def test_sender_that_hangs_up_leaves_nothing(served, tmp_path):
             await asyncio.sleep(0.01)
 
 
-async def test_a_store_that_refuses_is_away_not_broken(s3, monkeypatch):
-    """A driver's own errors are no OSErrors: they were answered as 500 `unexpected error`."""
+async def test_a_store_that_refuses_access_is_unavailable(s3, monkeypatch):
+    """A driver's own errors are no OSErrors, and must not become 500 `unexpected error`."""
     store = ArtifactStore(s3.url, max_bytes=CHUNK)
     await store.start()
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")

@@ -1,4 +1,4 @@
-"""Backups of a registry whose database is PostgreSQL, with its real programs."""
+"""Backups of a registry on PostgreSQL, with the real programs."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ async def test_a_database_comes_back(urls: tuple[str, str], tmp_path: Path):
     assert await artifacts(target) == 7
 
 
-def test_what_postgresql_says_is_told(tmp_path: Path):
+def test_the_error_of_postgresql_is_shown(tmp_path: Path):
     url = f"postgresql+asyncpg://u:secret@/d?host={tmp_path}&ssl=disable"
     with pytest.raises(BackupError, match=r"pg_dump failed: .*connection to server") as refused:
         databases.dump_postgresql(url, tmp_path / "dump")

@@ -47,7 +47,7 @@ async def test_concurrent_registrations_get_different_numbers(call):
     assert sorted(version["number"] for version in made) == list(range(1, 9))
 
 
-async def test_what_is_refused_says_why(call):
+async def test_refusals_say_why(call):
     digest = await call.upload(b"rubbish")
     refused = [
         ("/v1/models/digits/versions", {"artifact": digest, "filename": "m.onnx"}, "not an ONNX model"),
@@ -243,8 +243,8 @@ async def test_revision_rises_with_every_change_and_only_then(call):
     assert await revision() == 2
 
 
-async def test_names_have_one_order_whatever_the_database(call):
-    """PostgreSQL sorts by the rules of a language, in which "a-c" may come after "ab"."""
+async def test_both_databases_sort_names_in_the_same_order(call):
+    """PostgreSQL sorts by the rules of a language: "a-c" may come after "ab"."""
     for model in ("ab", "a-c"):
         await call.register(model, onnx_bytes())
         await call("POST", "/v1/deploy", {"model": model})
@@ -280,7 +280,7 @@ AS = {scope: Principal("k", "somebody", frozenset({scope})).to_header() for scop
 
 
 @pytest.mark.parametrize("word", ["override", "settle", "quota", "table", "policy"])
-async def test_a_word_of_a_route_is_a_name_like_any_other(call, word):
+async def test_a_word_of_a_route_is_a_valid_name(call, word):
     await call.register("digits", onnx_bytes())
     as_ = {scope: {"headers": {"X-Tidegate-Principal": header}} for scope, header in AS.items()}
     deployment, endpoint = f"/v1/deployments/{word}", f"/v1/endpoints/{word}"

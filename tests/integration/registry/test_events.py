@@ -1,4 +1,4 @@
-"""What others are told, over a real RabbitMQ."""
+"""Change notifications over a real RabbitMQ."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tidegate.kernel.broker.connection import Channel, Connection, Delivery
 from tidegate.kernel.broker.topology import EVENTS, REGISTRY_CHANGED, events_queue
 
 
-async def test_each_committed_change_is_told_once(opened, rabbitmq_url):
+async def test_each_committed_change_is_published_once(opened, rabbitmq_url):
     told: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
 
     async def on_delivery(delivery: Delivery) -> None:

@@ -24,7 +24,7 @@ async def audit(call, **query):
     return (await call("GET", "/v1/audit", params=query))["items"]
 
 
-async def test_every_change_is_kept_with_who_and_what(call):
+async def test_every_change_has_an_audit_entry(call):
     olga = Principal("k1", "olga", frozenset({"publish"}))
     headers = {
         "X-Tidegate-Principal": olga.to_header(),
@@ -83,7 +83,7 @@ async def test_keys_in_the_log_are_without_their_secrets(call):
     assert made["key"] not in str(found)
 
 
-async def test_pages_go_back_in_time(call):
+async def test_pages_continue_with_older_entries(call):
     for number in range(5):
         await call("POST", "/v1/keys", {"name": f"k{number}"})
     first = await call("GET", "/v1/audit?limit=3")
@@ -99,7 +99,7 @@ def report(seq: int, *, requests: int = 2, endpoint: str = "digits", day: date =
 
 @asynccontextmanager
 async def reporting(url: str) -> AsyncIterator[Channel]:
-    """A gateway's way to report usage."""
+    """Open a channel that reports usage like a gateway."""
 
     async def declare(channel: Channel) -> None:
         await channel.declare(USAGE)
@@ -156,7 +156,7 @@ async def _has(rows, count: int) -> bool:
     return len(await rows()) == count
 
 
-async def test_a_report_that_the_database_refuses_holds_up_nobody(
+async def test_a_report_that_the_database_refuses_blocks_no_other(
     opened, rabbitmq_url, until, caplog, monkeypatch
 ):
     monkeypatch.setattr(usage_intake, "PREFETCH", 1)  # the second comes when the first is acked

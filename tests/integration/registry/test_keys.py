@@ -1,4 +1,4 @@
-"""API keys over HTTP: shown once, stored hashed, and what happens to them in their life."""
+"""API keys over HTTP: shown once, stored hashed, changed, rotated, expired and revoked."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ async def test_a_key_is_shown_once_and_stored_hashed(call, tmp_path):
     assert known.allowance == access.Allowance(rate=5, burst=5)
 
 
-async def test_the_table_has_a_mark(call):
+async def test_the_table_of_keys_has_an_etag(call):
     empty = await call.http.get("/v1/keys/table")
     await call("POST", "/v1/keys", {"name": "a"})
     filled = await call.http.get("/v1/keys/table", headers={"If-None-Match": empty.headers["etag"]})
@@ -59,7 +59,7 @@ async def test_rotation_keeps_the_old_secret_for_the_grace(call):
     assert (await table(call))[made["id"]].previous is None, "without grace the old one is gone at once"
 
 
-async def test_revoked_is_for_ever(call):
+async def test_a_revoked_key_stays_revoked(call):
     made = await call("POST", "/v1/keys", {"name": "a"})
     path = f"/v1/keys/{made['id']}"
     gone = await call("DELETE", path)
@@ -88,7 +88,7 @@ async def test_changes_and_expiry(call):
     assert (await call("PATCH", path, {"expires_at": None}))["expires_at"] is None
 
 
-async def test_what_makes_no_sense_is_refused(call):
+async def test_bad_fields_are_refused(call):
     for body, why in (
         ({}, "name is required"),
         ({"name": "a", "scopes": ["root"]}, "scopes"),
@@ -112,7 +112,7 @@ async def test_keys_are_for_admins_only(call):
     assert await call("GET", "/v1/models", headers=headers) == {"items": []}
 
 
-async def test_nobody_is_believed_without_the_service_token(call):
+async def test_a_principal_needs_the_service_token(call):
     admin = Principal("x", "x", frozenset({"admin"})).to_header()
     answer = await call.http.get(
         "/v1/keys", headers={"Authorization": "Bearer wrong", "X-Tidegate-Principal": admin}

@@ -1,4 +1,4 @@
-"""The migrations make exactly the tables that the program knows."""
+"""The migrations create exactly the tables of ``tables.py``."""
 
 from __future__ import annotations
 

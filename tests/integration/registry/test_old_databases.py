@@ -1,4 +1,4 @@
-"""Databases of earlier revisions with rows in them: a migration loses nothing, and they are served."""
+"""Databases of earlier revisions with rows: a migration keeps every row, and the registry serves them."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ OLD = sorted((Path(__file__).parent / "old").glob("*.sql"))
 
 @pytest.fixture(params=OLD, ids=lambda path: path.stem)
 def dump(request: pytest.FixtureRequest) -> Path:
-    """A database of an earlier revision, named like it, as SQL."""
+    """A database of an earlier revision as SQL; the file is named like the revision."""
     found: Path = request.param
     return found
 
 
 @pytest.fixture
 async def old_url(server: postgresql.Server | str, dump: Path, tmp_path: Path) -> AsyncIterator[str]:
-    """That database; on PostgreSQL the tables of its revision, with the dump's rows."""
+    """The database of ``dump``; on PostgreSQL the tables of its revision, with the dump's rows."""
     if isinstance(server, str) and not server:
         path = tmp_path / "old.db"
         with closing(sqlite3.connect(path)) as made:
@@ -65,7 +65,7 @@ async def _fill(url: str, dump: Path) -> None:
 
 
 def rows_of(connection: sa.Connection) -> dict[str, list[dict[str, Any]]]:
-    """Every row of every table, as it is stored."""
+    """Return every row of every table, as it is stored."""
     metadata = sa.MetaData()
     metadata.reflect(connection)
     metadata.remove(metadata.tables["alembic_version"])
@@ -83,7 +83,7 @@ async def stored(url: str) -> dict[str, list[dict[str, Any]]]:
     return found
 
 
-async def test_a_migration_carries_every_row_over(old_url: str):
+async def test_a_migration_keeps_every_row(old_url: str):
     before = await stored(old_url)
     assert before["endpoint_targets"], "the dump has rows"
     await migrate.migrate(old_url)
@@ -94,7 +94,7 @@ async def test_a_migration_carries_every_row_over(old_url: str):
     assert await migrate.problem(old_url) is None
 
 
-async def test_the_registry_serves_what_was_there(old_url: str, dump: Path, tmp_path: Path):
+async def test_the_registry_serves_the_old_rows(old_url: str, dump: Path, tmp_path: Path):
     await migrate.migrate(old_url)
     settings = RegistrySettings(
         state_dir=tmp_path, service_token=TOKEN, database_url=old_url, amqp_url=NO_BROKER

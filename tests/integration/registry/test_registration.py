@@ -1,4 +1,4 @@
-"""What is refused before an upload and before a version exists, and which version an upload is."""
+"""Refusals before an upload and before a version exists, and uploads that are an existing version."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ async def test_a_size_beyond_the_limit_is_refused_before_the_upload(opened):
         await check(call, size=100)
 
 
-async def test_the_registry_refuses_on_its_own_and_burns_no_version(call):
+async def test_a_refused_registration_uses_no_version_number(call):
     digest = await call.upload(CODE)
     body = {"artifact": digest, "filename": "model.py"}
     refused = await call("POST", "/v1/models/m/versions", body, status=400)
@@ -71,7 +71,7 @@ async def test_the_registry_refuses_on_its_own_and_burns_no_version(call):
     assert made["number"] == 1
 
 
-async def test_a_breaking_signature_is_asked_about(call):
+async def test_a_breaking_signature_needs_consent(call):
     await call.register("m", onnx_bytes(1))
     wider = model(outputs=[value("y", "batch", 64), value("z", "batch", 1)])
     assert (await call.register("m", wider.SerializeToString()))["number"] == 2
@@ -88,7 +88,7 @@ async def test_a_breaking_signature_is_asked_about(call):
     assert back["number"] == 1, "an older version's bytes are no new version"
 
 
-async def test_the_publisher_of_a_pickle_is_told_what_saved_it(opened, tmp_path):
+async def test_the_publisher_of_a_pickle_gets_warnings(opened, tmp_path):
     site = tmp_path / "runtime" / "model-env" / "lib" / "python3.11" / "site-packages"
     for package in ("scikit_learn-1.5.0", "numpy-1.26.4"):
         (site / f"{package}.dist-info").mkdir(parents=True)
@@ -103,7 +103,7 @@ async def test_the_publisher_of_a_pickle_is_told_what_saved_it(opened, tmp_path)
         assert [told.partition(" with ")[2][:7] for told in pinned["warnings"]] == ["numpy 2"]
 
 
-async def test_names_of_triton_and_kserve_are_taken(call):
+async def test_names_of_triton_and_kserve_are_accepted(call):
     made = await call.register("simple_identity.V2", onnx_bytes(1))
     placed = await call("POST", "/v1/deploy", {"model": made["model"]})
     assert placed["deployment"]["name"] == "simple_identity.V2-v1"

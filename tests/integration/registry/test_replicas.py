@@ -1,4 +1,4 @@
-"""A replica's token at the registry: its own artifact, while it runs, and nothing else."""
+"""A replica's token opens its own artifact while the replica runs, and nothing else."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ async def test_a_replica_reads_its_own_artifact_while_it_runs(call: Caller) -> N
     await call("GET", f"/v1/artifacts/{mine}", status=403, **as_replica())
 
 
-async def test_a_replica_may_do_nothing_else(call: Caller) -> None:
+async def test_a_replica_may_use_no_other_route(call: Caller) -> None:
     mine = await call.upload(b"mine")
     await running(call, digits_v1_0_1=mine)
     for method, path, body in [
@@ -53,14 +53,14 @@ async def test_a_replica_may_do_nothing_else(call: Caller) -> None:
         await call(method, path, body, status=403, **as_replica())
 
 
-async def test_a_token_that_was_made_up_is_no_token(call: Caller) -> None:
+async def test_a_forged_token_is_refused(call: Caller) -> None:
     mine = await call.upload(b"mine")
     await running(call, digits_v1_0_1=mine)
     forged = replica_token.issue("guessed", REPLICA)
     await call("GET", f"/v1/artifacts/{mine}", status=401, headers={"Authorization": f"Bearer {forged}"})
 
 
-async def test_only_the_autoscaler_says_which_replicas_run(call: Caller) -> None:
+async def test_only_the_autoscaler_reports_running_replicas(call: Caller) -> None:
     publisher = access.Principal("k", "k", frozenset({access.ADMIN})).to_header()
     await call(
         "PUT",

@@ -1,11 +1,11 @@
-"""Going back with the audit log of the real database, and sharing traffic."""
+"""Rollback with the audit log of the real database, and split traffic."""
 
 from __future__ import annotations
 
 from tests.integration.registry.onnx_files import onnx_bytes
 
 
-async def test_going_back_reads_what_served_from_the_audit_log(call):
+async def test_a_rollback_reads_the_audit_log(call):
     for number in (1, 2, 3):
         await call.register("digits", onnx_bytes(number))
     for number in (1, 2, 3):

@@ -1,4 +1,4 @@
-"""What users' folders and archives tell: requirements, optional inputs, which of several models is served."""
+"""Users' folders and archives: requirements, optional inputs, and which of several models is served."""
 
 from __future__ import annotations
 
@@ -124,7 +124,7 @@ async def test_requirements_belong_to_the_version(call):
     assert "does not exist on a worker" in refused["error"]
 
 
-async def test_versions_of_before_have_none(database_url):
+async def test_versions_from_before_the_column_have_no_requirements(database_url):
     engine = engine_for(database_url).execution_options(registry_writes=True)
     async with engine.begin() as connection:
         await connection.run_sync(lambda c: command.downgrade(migrate.config_for(c), "0001"))

@@ -1,4 +1,4 @@
-"""A registry and a receiver of webhooks in miniature: real HTTP servers. And jobs in any state."""
+"""A small registry and a small receiver of webhooks, as real HTTP servers, and jobs in any state."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ TOKEN = "token"
 
 
 class SmallRegistry:
-    """``desired`` is what it says; ``settled`` are the endpoints whose roll-over was reported complete."""
+    """A registry that serves ``desired``. ``settled``: endpoints whose roll-over was reported complete."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -87,7 +87,7 @@ class SmallRegistry:
         return Endpoint(name=self.name, targets=targets(now), previous=targets(before or []), revision=7)
 
     def say(self, *endpoints: Endpoint) -> None:
-        """Another intention."""
+        """Change the desired state."""
         self.desired = self.desired.model_copy(
             update={"revision": self.desired.revision + 1, "endpoints": list(endpoints)}
         )
@@ -146,14 +146,14 @@ async def jobs(valkey_url, store) -> AsyncIterator[JobStore]:
 
 
 class Jobs:
-    """Makes jobs in the store, as gateway and worker do."""
+    """Create jobs in the store, like gateway and worker."""
 
     def __init__(self, store: JobStore, deployment: str) -> None:
         self.store = store
         self.deployment = deployment
 
     async def accepted(self, webhook: str | None = None, *, ttl_s: float = 3600.0, **given: Any) -> bytes:
-        """A job that is recorded and not published."""
+        """Create a job that is recorded but not published."""
         now = int(time.time() * 1e3)
         id_ = new_id(now, os.urandom(10))
         expires = now + int(ttl_s * 1e3)
@@ -163,7 +163,7 @@ class Jobs:
         return id_
 
     async def running(self, webhook: str | None = None, **given: Any) -> bytes:
-        """A job at a worker, as its first attempt."""
+        """Create a job that a worker runs as its first attempt."""
         id_ = await self.accepted(webhook, **given)
         await self.store.queued([id_])
         (taken,) = await self.store.take([Take(id_, "w", False, 0, os.urandom(8))])
@@ -171,7 +171,7 @@ class Jobs:
         return id_
 
     async def ended(self, webhook: str | None = None, state: Any = "succeeded", **given: Any) -> bytes:
-        """A job that is over."""
+        """Create a job that is over."""
         id_ = await self.running(webhook, **given)
         assert await self.store.finish([Finish(id_, 1, state, b"reply")]) == [True]
         return id_
@@ -179,7 +179,7 @@ class Jobs:
 
 @pytest.fixture
 def making(jobs, fresh) -> Jobs:
-    """Makes jobs of a Deployment of the test's own."""
+    """Jobs of a Deployment that only this test uses."""
     return Jobs(jobs, fresh("d"))
 
 
@@ -208,7 +208,7 @@ class Receiver:
         return [headers["webhook-id"] for headers, _ in self.got]
 
     async def up(self) -> None:
-        """Answer, on the same port each time."""
+        """Accept connections, on the same port each time."""
         self._server = await asyncio.start_server(self._serve, "127.0.0.1", self._port)
         self._port = self._server.sockets[0].getsockname()[1]
 
@@ -242,7 +242,7 @@ class Receiver:
 
 @pytest.fixture
 async def receiver() -> AsyncIterator[Receiver]:
-    """A receiver of webhooks that says 204."""
+    """A receiver of webhooks that responds with 204."""
     found = Receiver()
     await found.up()
     yield found

@@ -1,4 +1,4 @@
-"""The router's loop: registry and workers in, route table out, whatever is away."""
+"""The router's main loop: the route table follows registry and workers, also during outages."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ LEASE_S = 2.0
 
 
 class Router(RouteController):
-    """A controller with its lease: it is given up when the controller stops."""
+    """A controller that releases its lease when it stops."""
 
     def start(self) -> None:
         self._leadership.start()
@@ -47,7 +47,7 @@ class Router(RouteController):
 
 @pytest.fixture
 async def start(rabbitmq_url, registry, store, jobs_url, tmp_path) -> AsyncIterator[Callable[..., Any]]:
-    """Starts a router on one state folder; stops it after the test."""
+    """Start a router on one state folder, and stop it after the test."""
     async with AsyncExitStack() as stack:
 
         async def started(given: Store = store, **intervals: float) -> Router:
@@ -101,9 +101,7 @@ async def test_the_table_is_published(start, registry, store, until):
     assert (await published(store))["n"] > 1
 
 
-async def test_a_queue_that_is_refused_holds_up_no_other_deployment(
-    start, registry, store, rabbitmq_url, until
-):
+async def test_a_refused_queue_delays_no_other_deployment(start, registry, store, rabbitmq_url, until):
     async def nothing(_) -> None:
         return
 
@@ -138,7 +136,7 @@ async def test_a_queue_that_is_refused_holds_up_no_other_deployment(
         assert controller.problem() is None
 
 
-async def test_queues_are_there_before_anybody_publishes(start, registry, store, rabbitmq_url, until):
+async def test_queues_exist_before_the_first_publish(start, registry, store, rabbitmq_url, until):
     await start()
 
     async def nothing(_) -> None:
@@ -160,7 +158,7 @@ async def test_queues_are_there_before_anybody_publishes(start, registry, store,
 
 
 async def test_a_roll_over(start, registry, store, until):
-    """Traffic moves when the new version has a replica; then the registry is told, once."""
+    """Traffic moves when the new version has a replica. Then the endpoint is settled once."""
     await ready(store, registry, 1)
     registry.say(registry.endpoint([2], [1]))
     await start()
@@ -179,7 +177,7 @@ async def test_a_roll_over(start, registry, store, until):
 
 
 async def test_a_change_is_noticed_at_once(start, registry, store, rabbitmq_url, until):
-    """By the hint, long before the next re-listing."""
+    """The change notification arrives long before the next regular reading."""
     controller = await start(relist_s=600.0, interval_s=600.0)
     await until(lambda: published(store))
     await controller.connection.wait_up(20)
@@ -205,7 +203,7 @@ async def test_an_emptied_store_is_filled_again(start, registry, store, until):
     assert await until(lambda: published(store)) == before
 
 
-async def test_a_quiet_world_has_one_revision(start, registry, store, until):
+async def test_without_changes_the_revision_stays(start, registry, store, until):
     controller = await start()
     await until(lambda: published(store))
     reads = registry.reads
@@ -214,7 +212,7 @@ async def test_a_quiet_world_has_one_revision(start, registry, store, until):
 
 
 async def test_a_restart_without_the_registry(start, registry, store, until):
-    """It serves what it knew, under a greater revision than before."""
+    """The table stays, with a greater revision than before."""
     first = await start()
     before = await until(lambda: published(store))
     await first.stop()
@@ -234,7 +232,7 @@ async def test_a_restart_without_the_registry(start, registry, store, until):
     await until(moved)
 
 
-async def test_nothing_is_known_yet(start, registry, store, until):
+async def test_without_a_desired_state_there_is_no_table(start, registry, store, until):
     await registry.stop()
     controller = await start()
     await until(lambda: "The registry does not answer" in (controller.problem() or ""))
@@ -242,7 +240,7 @@ async def test_nothing_is_known_yet(start, registry, store, until):
     assert controller.table is None
 
 
-async def test_a_registry_that_talks_nonsense(start, registry, store, until):
+async def test_a_registry_with_broken_responses(start, registry, store, until):
     controller = await start()
     before = await until(lambda: published(store))
     registry.broken = True
@@ -286,7 +284,7 @@ def test_the_epoch_is_kept(tmp_path):
     assert TableRevision(path).epoch == 0
 
 
-async def test_the_http_door(start, registry, store, rabbitmq_url, valkey_url, tmp_path, until):
+async def test_the_http_routes(start, registry, store, rabbitmq_url, valkey_url, tmp_path, until):
     settings = RouterSettings(
         state_dir=tmp_path,
         service_token="token",

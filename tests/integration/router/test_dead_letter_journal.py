@@ -1,4 +1,4 @@
-"""The journal of dead letters when the lead changes: no router writes over what it does not keep."""
+"""The journal of dead letters when the leader changes: only the leader rewrites it."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def letter(n: int) -> DeadLetter:
     return DeadLetter(time.time(), "undecodable", "requests.v1.a", f"{n:04x}", 0, 3, "")
 
 
-async def test_a_router_that_has_lost_the_lead_adds_to_the_journal_and_never_rewrites_it(tmp_path):
+async def test_a_former_leader_appends_to_the_journal_and_never_rewrites_it(tmp_path):
     former = letters_of(tmp_path)
     former.load()
     for n in range(SPARE_LINES + 1):

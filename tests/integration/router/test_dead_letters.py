@@ -30,7 +30,7 @@ DATA = [b"first tensor", b"second"]
 
 
 class Router:
-    """A router, whole: what comes to its exceptions, and what its HTTP door says."""
+    """A complete router: publish to its exceptions queue, and call its HTTP API."""
 
     def __init__(self, client: httpx.AsyncClient, connection: Connection, claims: Claims, app: Any) -> None:
         self.client = client
@@ -49,7 +49,7 @@ class Router:
         )
 
     async def letters(self, **query: str) -> list[dict[str, Any]]:
-        """Newest first."""
+        """Return the letters, newest first."""
         found: list[dict[str, Any]] = (await self.client.get("/v1/dead", params=query)).json()["items"]
         return found
 
@@ -108,7 +108,7 @@ async def one(router: Router, until, **query: str) -> dict[str, Any]:
 
 
 async def test_the_payload_is_kept(router, until):
-    """The whole request, byte for byte, for who may operate."""
+    """The whole request, byte for byte, for callers with the scope operate."""
     asked = frame(attempt=3)
     await router.give_up(asked, queue="requests.v1.d")
     letter = await one(router, until)
@@ -120,7 +120,7 @@ async def test_the_payload_is_kept(router, until):
 
 
 async def test_only_operators_see_letters(router, until):
-    """A payload is the private data of a tenant; so is what a letter says of it."""
+    """Payloads and letters are private data of a tenant."""
     await router.give_up(frame(), queue="requests.v1.d")
     path = f"/v1/dead/{(await one(router, until))['letter']}"
     calls = [
@@ -140,7 +140,7 @@ async def test_only_operators_see_letters(router, until):
 
 
 async def test_tensors_in_the_blob_store_are_copied(router, until):
-    """What a claim stands for is deleted with the answer; the letter has it."""
+    """The gateway deletes a claim's tensors after the reply; the letter has a copy."""
     data = [os.urandom(3000), b"x" * 500]
     claim = await router.claims.give(data, 30)
     asked = frame([claim], flags=envelope.RETRY_SAFE | envelope.CLAIM)
@@ -152,7 +152,7 @@ async def test_tensors_in_the_blob_store_are_copied(router, until):
     assert not kept.flags & envelope.CLAIM
 
 
-async def test_tensors_that_are_gone_are_not_made_up(router, until):
+async def test_without_its_tensors_a_letter_has_no_payload(router, until):
     claim = await router.claims.give([os.urandom(3000)], 30)
     await router.claims.drop(claim)
     await router.give_up(frame([claim], flags=envelope.CLAIM), queue="requests.v1.d")
@@ -189,7 +189,7 @@ async def test_payloads_are_bounded_in_bytes_and_letters_in_number(router, until
     assert [letter["payload"] for letter in await router.letters()] == [False] + [True] * 3 + [False]
 
 
-async def test_what_is_deleted_is_gone(router, until, tmp_path):
+async def test_a_deleted_letter_leaves_no_payload(router, until, tmp_path):
     await router.give_up(frame(), queue="requests.v1.d")
     path = f"/v1/dead/{(await one(router, until))['letter']}"
     assert (await router.client.delete(path)).status_code == 204
@@ -198,7 +198,7 @@ async def test_what_is_deleted_is_gone(router, until, tmp_path):
     assert (await router.client.get(path)).status_code == 404
 
 
-async def test_what_could_not_be_read_is_kept_as_it_came(router, until):
+async def test_an_undecodable_message_is_kept_unchanged(router, until):
     await router.give_up(body=b"garbage", queue="requests.v1.d", cause=UNDECODABLE)
     letter = await one(router, until)
     path = f"/v1/dead/{letter['letter']}"
@@ -227,7 +227,7 @@ async def run_job(store: JobStore, id_: bytes, state: Any) -> None:
 
 @pytest.mark.parametrize("large", [False, True])
 @pytest.mark.parametrize("state", ["succeeded", "failed"])
-async def test_a_replay_is_a_job_whose_end_is_shown(
+async def test_a_replay_is_a_job_and_its_state_is_shown(
     router, until, served, jobs_url, rabbitmq_url, large, state
 ):
     data = [os.urandom(3000)] if large else DATA
@@ -279,7 +279,7 @@ async def test_all_are_replayed_once(router, until, served):
 
 
 async def test_a_job_whose_workers_were_lost(router, until, making):
-    """The worker hands its message over; the record, which is over, stays as it is."""
+    """The worker publishes the message to the exceptions; the finished record stays unchanged."""
     id_ = await making.running(retry_safe=False)
     (taken,) = await making.store.take([Take(id_, "w2", True, 0, os.urandom(8))])
     assert taken.outcome == "failed"
@@ -292,7 +292,7 @@ async def test_a_job_whose_workers_were_lost(router, until, making):
     assert (await making.store.get(id_)).error["reason"] == "worker_lost"
 
 
-async def test_a_router_that_restarts_has_them_all(router, until, tmp_path):
+async def test_a_restarted_router_has_all_letters(router, until, tmp_path):
     await router.give_up(frame(), queue="requests.v1.d")
     letter = await one(router, until)
     kept = router.app.state.dead_letters

@@ -1,4 +1,4 @@
-"""The door for what the queue could not handle: callers are answered, letters are kept, all is settled."""
+"""The exceptions queue: callers get errors, dead letters are kept, every message is settled."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ from tidegate.kernel.store import JobStore, StoreUnavailable
 pytestmark = pytest.mark.integration
 
 
-class Door(ExceptionConsumer):
-    """The door, and what it has kept."""
+class Consumer(ExceptionConsumer):
+    """A consumer with the dead letters that it has kept."""
 
     def __init__(
         self,
@@ -46,7 +46,7 @@ class Door(ExceptionConsumer):
 
 
 class Gateway:
-    """Publishes to the exceptions as a worker does, reads replies as a gateway does."""
+    """Publish to the exceptions queue like a worker, and read replies like a gateway."""
 
     def __init__(self, url: str) -> None:
         self.replies: list[Reply] = []
@@ -76,7 +76,7 @@ class Gateway:
 
 @pytest.fixture
 async def gateway(rabbitmq_url) -> AsyncIterator[Gateway]:
-    """A gateway, and an exceptions queue with nothing in it."""
+    """A gateway, and an empty exceptions queue."""
     found = Gateway(rabbitmq_url)
     async with found.connection:
         channel = await found.connection.wait_up(20)
@@ -87,7 +87,7 @@ async def gateway(rabbitmq_url) -> AsyncIterator[Gateway]:
 
 @pytest.fixture
 def acked(monkeypatch) -> list[int]:
-    """The tags that were settled: an answer is there a moment before its request is settled."""
+    """The settled tags: a reply arrives shortly before its message is settled."""
     found: list[int] = []
     ack = Channel.ack
 
@@ -101,12 +101,12 @@ def acked(monkeypatch) -> list[int]:
 
 @pytest.fixture
 async def start(rabbitmq_url, jobs, tmp_path) -> AsyncIterator[Callable[..., Any]]:
-    """Starts the door; its letters are kept in one folder for the whole test."""
+    """Start a consumer; its letters are kept in one folder for the whole test."""
     async with AsyncExitStack() as stack:
 
         async def started(
             url: str = rabbitmq_url, keep: int = 100, keep_s: float = 3600.0, bytes: int = 2**20
-        ) -> Door:
+        ) -> Consumer:
             blobs = Blobs(f"file://{tmp_path}/blobs")
             letters = DeadLetters(
                 tmp_path / "data" / "dead-letters.jsonl",
@@ -114,7 +114,7 @@ async def start(rabbitmq_url, jobs, tmp_path) -> AsyncIterator[Callable[..., Any
                 Claims(blobs, 2**20),
                 DeadLetterLimits(keep, keep_s, bytes),
             )
-            found = Door(url, jobs, letters)
+            found = Consumer(url, jobs, letters)
             letters.start()
             found.start()
             stack.push_async_callback(letters.stop)
@@ -168,7 +168,7 @@ async def test_several_requests_in_one_envelope(start, gateway, until):
 
 
 @pytest.mark.parametrize("body", [b"", b"garbage", packed(b"short"), envelope.pack(envelope.REPLIES, [])])
-async def test_what_nobody_can_read_is_kept_and_settled(start, gateway, until, acked, body):
+async def test_an_undecodable_message_is_kept_and_settled(start, gateway, until, acked, body):
     door = await start()
     await gateway.give_up(body, cause=UNDECODABLE, queue="requests.v1.d")
     await gateway.give_up(packed(request()), cause=EXHAUSTED)
@@ -181,8 +181,8 @@ async def test_what_nobody_can_read_is_kept_and_settled(start, gateway, until, a
     assert await gateway.depth() == 0
 
 
-async def test_one_bad_frame_does_not_silence_its_neighbours_cause(start, gateway, until):
-    """A readable envelope that a worker called unreadable: nobody is told what nobody knows."""
+async def test_an_undecodable_cause_answers_no_caller(start, gateway, until):
+    """A decodable envelope that a worker called undecodable: no caller gets an error."""
     door = await start()
     await gateway.give_up(packed(request()), cause=UNDECODABLE)
     await until(lambda: door.letters)
@@ -190,7 +190,7 @@ async def test_one_bad_frame_does_not_silence_its_neighbours_cause(start, gatewa
     assert gateway.replies == []
 
 
-async def test_without_anybody_to_answer(start, gateway, until, acked):
+async def test_a_message_without_a_reply_queue(start, gateway, until, acked):
     door = await start()
     await gateway.give_up(packed(request(1)), reply_to=None, cause=EXHAUSTED)
     await gateway.give_up(packed(request(2)), reply_to="replies.v1.gone", cause=EXHAUSTED)
@@ -220,7 +220,7 @@ async def test_letters_survive_a_restart_and_are_bounded(start, gateway, until, 
     assert [letter.id[:2] for letter in again.letters] == ["05", "06", "07", "08", "09"]
 
 
-async def test_a_half_written_letter_does_not_keep_the_router_from_starting(start, gateway, until, acked):
+async def test_the_router_starts_with_a_half_written_letter(start, gateway, until, acked):
     door = await start()
     await gateway.give_up(packed(request(1)), cause=EXHAUSTED)
     await until(lambda: acked)
@@ -231,7 +231,7 @@ async def test_a_half_written_letter_does_not_keep_the_router_from_starting(star
     assert [letter.id for letter in again.letters] == ["01" * 16]
 
 
-async def test_what_came_while_it_was_away(start, gateway, line, until, acked):
+async def test_messages_of_a_broker_outage_are_handled_later(start, gateway, line, until, acked):
     door = await start(line.url)
     await line.down()
     await until(lambda: door.connection.channel is None and door.out.channel is None)
@@ -245,13 +245,13 @@ async def test_what_came_while_it_was_away(start, gateway, line, until, acked):
 
 
 def job_message(id_: bytes, rest: bytes = b"unreadable") -> bytes:
-    """A message whose frame begins with a job's id and goes on with something else."""
+    """Return a message whose frame begins with a job's id and continues with other bytes."""
     return packed(id_ + rest)
 
 
 @pytest.mark.parametrize("told", [True, False])
 async def test_a_job_whose_message_cannot_be_read_has_failed(start, gateway, making, until, acked, told):
-    """Its id is what the worker says, or else what its frame begins with."""
+    """Its id is in the header, or at the beginning of its frame."""
     id_ = await making.accepted()
     await making.store.queued([id_])
     door = await start()
@@ -267,7 +267,7 @@ async def test_a_job_whose_message_cannot_be_read_has_failed(start, gateway, mak
     assert counts.unfinished == 0
 
 
-async def test_a_job_that_runs_all_the_same_is_left_alone(start, gateway, making, until, acked):
+async def test_a_job_that_runs_or_is_over_stays_unchanged(start, gateway, making, until, acked):
     running, done = await making.running(), await making.ended()
     await start()
     for id_ in (running, done, os.urandom(16)):
@@ -277,15 +277,17 @@ async def test_a_job_that_runs_all_the_same_is_left_alone(start, gateway, making
     assert states == ["running", "succeeded"]
 
 
-async def test_a_job_of_which_nothing_is_known_is_buried(start, gateway, until, acked):
+async def test_an_unknown_job_is_kept_as_a_dead_letter(start, gateway, until, acked):
     door = await start()
     await gateway.give_up(b"garbage", None, cause=UNDECODABLE, queue="jobs.v1.d.normal")
     await until(lambda: acked)
     assert door.letters[-1].id == ""
 
 
-async def test_a_job_whose_record_could_not_be_had_at_once(start, gateway, making, until, acked, monkeypatch):
-    """The store takes the job for the router, then is away: the message stays until the job has failed."""
+async def test_a_job_is_failed_after_an_outage_of_the_store(
+    start, gateway, making, until, acked, monkeypatch
+):
+    """The store fails after the router has taken the job: the message stays until the job has failed."""
     from services.router.api import exceptions
 
     monkeypatch.setattr(exceptions, "RETRY_S", 0.05)
@@ -310,15 +312,15 @@ async def test_a_job_whose_record_could_not_be_had_at_once(start, gateway, makin
 
 
 async def test_only_the_leader_consumes(gateway, jobs, rabbitmq_url, tmp_path, until):
-    """Two routers that both kept letters would each overwrite the other's journal."""
+    """Two routers that both kept letters would overwrite each other's journal."""
     led = {"a": True, "b": False}
 
-    def router(name: str) -> Door:
+    def router(name: str) -> Consumer:
         blobs = Blobs(f"file://{tmp_path}/blobs")
         letters = DeadLetters(
             tmp_path / "letters.jsonl", blobs, Claims(blobs, 2**20), DeadLetterLimits(10, 3600.0, 2**20)
         )
-        return Door(rabbitmq_url, jobs, letters, lambda: led[name])
+        return Consumer(rabbitmq_url, jobs, letters, lambda: led[name])
 
     async with AsyncExitStack() as stack:
         a, b = router("a"), router("b")
@@ -346,7 +348,7 @@ async def test_only_the_leader_consumes(gateway, jobs, rabbitmq_url, tmp_path, u
 
 
 async def test_an_answer_goes_to_a_gateway_and_to_no_other_queue(gateway, start, until, rabbitmq_url):
-    """A worker's account may not publish to `usage.v1`: nor may the router do it in its place."""
+    """A worker's account may not publish to `usage.v1`, and the router must not do it for a worker."""
     other = Queue(f"usage.test.{os.urandom(4).hex()}", exclusive=True)
     async with Connection(rabbitmq_url, "other", lambda channel: channel.declare(other)) as connection:
         channel = await connection.wait_up(20)
@@ -358,7 +360,7 @@ async def test_an_answer_goes_to_a_gateway_and_to_no_other_queue(gateway, start,
         assert await channel.depth(other) == 0
 
 
-async def test_causes_that_a_message_made_up_are_no_labels(gateway, start, until):
+async def test_unknown_causes_are_no_metric_labels(gateway, start, until):
     door = await start()
     await gateway.give_up(packed(request(3)), cause='{"evil": 1}', queue="requests.v1.d")
     await until(lambda: door.letters)

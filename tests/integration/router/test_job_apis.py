@@ -1,4 +1,4 @@
-"""What the router answers about jobs: the ledger, and the secrets of webhooks."""
+"""The router's routes for jobs: the ledger, and the secrets of webhooks."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ pytestmark = pytest.mark.integration
 
 @pytest.fixture
 def quick(monkeypatch) -> None:
-    """Workers report at once, and nothing is too young to be lost."""
+    """Do not wait for workers' reports, and treat no job as too young to be lost."""
     monkeypatch.setattr(ledger_module, "REPORTS_S", 0.02)
     monkeypatch.setattr(sweeper_module, "LOST_AFTER_MS", 0)
 
 
 @pytest.fixture
 async def router(rabbitmq_url, valkey_url, registry, store, tmp_path) -> AsyncIterator[httpx.AsyncClient]:
-    """A router, whole, and a client with the service token."""
+    """A complete router, and a client with the service token."""
     settings = RouterSettings(
         state_dir=tmp_path,
         service_token="token",
@@ -87,7 +87,7 @@ async def test_the_secret_outlives_the_router(router, tmp_path):
     assert [p.name for p in tmp_path.glob("webhook-secret*")] == ["webhook-secret"]
 
 
-async def test_it_is_well_with_all_its_sources(router, until):
+async def test_it_is_ready_with_all_its_sources(router, until):
     async def well() -> bool:
         return (await router.get("/health/ready")).status_code == 200
 
@@ -95,7 +95,7 @@ async def test_it_is_well_with_all_its_sources(router, until):
 
 
 async def test_jobs_outlive_the_loss_of_their_messages(quick, router, making, rabbitmq_url, until):
-    """The ledger sees that they are nowhere, the sweeper publishes them again, the ledger reads 0."""
+    """The ledger misses the jobs, the sweeper publishes them again, and the ledger returns to 0."""
     for _ in range(3):
         await making.store.queued([await making.accepted()])  # and no message: as after the loss of a disk
 

@@ -25,7 +25,7 @@ pytestmark = pytest.mark.integration
 
 @pytest.fixture
 async def start(rabbitmq_url, valkey_url, store, jobs, monkeypatch) -> AsyncIterator[Callable[..., Any]]:
-    """Starts a ledger that looks again and again; stops it after the test."""
+    """Start a ledger with short pauses, and stop it after the test."""
     monkeypatch.setattr(ledger_module, "REPORTS_S", 0.02)
     async with AsyncExitStack() as stack:
 
@@ -45,7 +45,7 @@ async def start(rabbitmq_url, valkey_url, store, jobs, monkeypatch) -> AsyncIter
 
 @pytest.fixture
 async def broker(rabbitmq_url, making) -> AsyncIterator[Channel]:
-    """A session, and the queue of the test's Deployment."""
+    """A channel, and the queue of the test's Deployment."""
 
     async def setup(channel: Channel) -> None:
         await channel.declare(jobs_queue(making.deployment, "normal"))
@@ -65,7 +65,7 @@ async def known(ledger: Ledger, until) -> None:
 
 
 async def queued(making, broker) -> bytes:
-    """A job whose message is in the broker."""
+    """Create a job whose message is in the broker."""
     id_ = await making.accepted()
     queue = jobs_queue(making.deployment, "normal")
     await broker.publish(id_, routing_key=queue.name, persistent=True, mandatory=True)
@@ -73,7 +73,7 @@ async def queued(making, broker) -> bytes:
     return id_
 
 
-async def test_before_the_first_look_nothing_is_known(store, jobs, rabbitmq_url):
+async def test_before_the_first_reading_the_ledger_is_unknown(store, jobs, rabbitmq_url):
     assert Ledger(jobs, store, rabbitmq_url, 1.0, leads=lambda: True).report.unaccounted is None
     assert math.isnan(gauge())
 
@@ -120,7 +120,7 @@ async def test_a_lost_message_shows(start, making, broker, until):
 
 
 async def test_a_lost_record_shows(start, making, until):
-    """More 202s than the records know of: the store has lost what it had confirmed."""
+    """There are more 202s than records: the store has lost jobs that it had confirmed."""
     await making.ended()
     await making.store.acknowledged("gateway-1", 2)
     ledger = await start()
@@ -166,7 +166,7 @@ async def test_with_a_store_away_it_is_unknown(start, store, jobs, tmp_path, unt
 
 
 async def test_never_a_false_loss_while_jobs_move(start, making, broker, store, until):
-    """Jobs come, are taken and end all the time: what only moves is not missing."""
+    """Jobs arrive, start and end all the time. Jobs that only move are not missing."""
     ledger = await start()
     await known(ledger, until)
     told: set[int | None] = set()
@@ -180,7 +180,7 @@ async def test_never_a_false_loss_while_jobs_move(start, making, broker, store, 
 
 
 async def test_a_router_that_does_not_lead_says_so(start, making, broker, until):
-    """Two routers must not both count the jobs: a sum over them would be twice the truth."""
+    """Only one router may count the jobs, or a sum over routers would be twice the number."""
     led = [True]
     ledger = await start(leads=lambda: led[0])
     await queued(making, broker)

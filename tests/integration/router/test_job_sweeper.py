@@ -1,4 +1,4 @@
-"""Jobs that nobody does any more: published again, expired, forgotten. Real store, real broker."""
+"""Jobs without a worker are published again, expired or removed. Real store, real broker."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ pytestmark = pytest.mark.integration
 
 
 class Worker:
-    """Reads a Deployment's queue of jobs, and the cancels."""
+    """A consumer of a Deployment's jobs and of cancels."""
 
     def __init__(self, url: str, deployment: str) -> None:
         self.queue = jobs_queue(deployment, "normal")
@@ -63,7 +63,7 @@ async def worker(rabbitmq_url, making) -> AsyncIterator[Worker]:
 
 @pytest.fixture
 async def start(rabbitmq_url, valkey_url, jobs) -> AsyncIterator[Callable[..., Any]]:
-    """Starts a sweeper; stops it after the test."""
+    """Start a sweeper, and stop it after the test."""
     async with AsyncExitStack() as stack:
 
         async def started(
@@ -96,7 +96,7 @@ async def start(rabbitmq_url, valkey_url, jobs) -> AsyncIterator[Callable[..., A
 
 @pytest.fixture
 async def lapse(valkey_url) -> AsyncIterator[Callable[..., Any]]:
-    """Lets a job's time for being looked after have come, as if that time had passed."""
+    """Make jobs due for the sweeper, as if their time had passed."""
     redis = Redis.from_url(valkey_url)
 
     async def lapsed(*ids: bytes) -> None:
@@ -109,7 +109,7 @@ async def lapse(valkey_url) -> AsyncIterator[Callable[..., Any]]:
     await redis.aclose()
 
 
-async def test_what_stayed_unconfirmed_is_published_again(start, making, worker, lapse, until):
+async def test_unconfirmed_jobs_are_published_again(start, making, worker, lapse, until):
     id_ = await making.accepted()
     await lapse(id_)
     await start()
@@ -124,7 +124,7 @@ async def test_what_stayed_unconfirmed_is_published_again(start, making, worker,
     assert (await making.store.counts()).watched == 0
 
 
-async def test_what_is_fresh_is_left_to_its_gateway(start, making, worker, lapse, until):
+async def test_new_jobs_are_left_to_their_gateway(start, making, worker, lapse, until):
     fresh, stale = await making.accepted(), await making.accepted()
     await lapse(stale)
     await start()
@@ -133,7 +133,7 @@ async def test_what_is_fresh_is_left_to_its_gateway(start, making, worker, lapse
     assert (await making.store.get(fresh)).state == "accepting"
 
 
-async def test_a_lapsed_lease_of_what_may_not_run_twice(start, making, lapse, tmp_path, until):
+async def test_an_expired_lease_of_a_job_that_may_not_run_twice(start, making, lapse, tmp_path, until):
     """Its worker is lost: the job has failed, and is kept as a dead letter."""
     id_ = await making.running(retry_safe=False)
     assert await making.store.lease(id_, 1, "w", int(time.time() * 1e3) + 60_000)
@@ -152,7 +152,7 @@ async def test_a_lapsed_lease_of_what_may_not_run_twice(start, making, lapse, tm
     blobs.close()
 
 
-async def test_a_lapsed_lease_is_the_next_attempt(start, making, worker, lapse, until):
+async def test_an_expired_lease_is_the_next_attempt(start, making, worker, lapse, until):
     id_ = await making.running()
     assert await making.store.lease(id_, 1, "w", int(time.time() * 1e3) + 60_000)
     await start()
@@ -161,7 +161,7 @@ async def test_a_lapsed_lease_is_the_next_attempt(start, making, worker, lapse, 
     assert (request.id, request.attempt) == (id_, 1)
 
 
-async def test_a_lease_that_holds_is_respected(start, making, worker, lapse, until):
+async def test_a_valid_lease_is_respected(start, making, worker, lapse, until):
     held, lapsed = await making.running(), await making.running()
     for id_ in (held, lapsed):
         assert await making.store.lease(id_, 1, "w", int(time.time() * 1e3) + 60_000)
@@ -185,8 +185,8 @@ async def test_several_sweepers_publish_once(start, making, worker, lapse, until
     assert sorted(request.id for request in worker.got) == sorted(ids)
 
 
-async def test_into_a_queue_that_was_deleted(start, making, rabbitmq_url, lapse, until):
-    """It is declared anew."""
+async def test_a_deleted_queue_is_declared_again(start, making, rabbitmq_url, lapse, until):
+    """The queue is declared again."""
     queue = jobs_queue(making.deployment, "normal")
     found = await start()
     first = await making.accepted()
@@ -227,7 +227,7 @@ async def test_with_the_broker_away_it_waits(start, making, line, rabbitmq_url, 
     await until(queued)
 
 
-async def test_what_took_too_long_expires_and_its_worker_is_told(start, making, worker, until):
+async def test_late_jobs_expire_and_are_cancelled_at_their_worker(start, making, worker, until):
     waiting = await making.accepted(ttl_s=1.0)
     running = await making.running(ttl_s=1.0)
     lasting = await making.accepted()
@@ -245,7 +245,7 @@ async def test_what_took_too_long_expires_and_its_worker_is_told(start, making, 
     assert counts.unfinished == 1
 
 
-async def test_old_records_go(start, making, until):
+async def test_old_records_are_removed(start, making, until):
     ids = [await making.ended() for _ in range(5)]
     unfinished = await making.accepted()
     await start(keep_s=0.2)
@@ -258,7 +258,7 @@ async def test_old_records_go(start, making, until):
     assert (await making.store.counts()).ledger["removed"] == 5
 
 
-async def test_of_too_many_the_oldest_go(start, making, until):
+async def test_the_oldest_of_too_many_records_are_removed(start, making, until):
     ids = [await making.ended() for _ in range(8)]
     await start(keep_count=3)
 
@@ -293,7 +293,7 @@ async def test_a_full_store_loses_the_oldest_results_and_none_that_is_young(star
 
 
 async def test_lost_messages_are_published_again_once(start, making, worker, until, monkeypatch):
-    """What waits, and what runs if no worker holds any; what is leased or too young is left alone."""
+    """Waiting jobs, and running jobs if no worker holds any; not leased or too young ones."""
     monkeypatch.setattr(sweeper_module, "LOST_AFTER_MS", 300)
     waiting, running, leased = await making.accepted(), await making.running(), await making.running()
     await making.store.queued([waiting])
@@ -308,7 +308,7 @@ async def test_lost_messages_are_published_again_once(start, making, worker, unt
     assert sorted(ids) == sorted([waiting, running, young]), "each once, though it is said again and again"
 
 
-async def test_what_runs_is_not_published_while_workers_hold_messages(
+async def test_running_jobs_are_not_published_while_workers_hold_messages(
     start, making, worker, until, monkeypatch
 ):
     monkeypatch.setattr(sweeper_module, "LOST_AFTER_MS", 0)

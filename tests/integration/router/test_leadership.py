@@ -1,4 +1,4 @@
-"""The lease of the leading router: one at a time, rising epochs, a store that is away or empty."""
+"""The lease of the leading router: one holder, rising epochs, outages and loss of the store."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ LEASE_S, SHORT_S = 60.0, 0.3
 
 @pytest.fixture
 async def redis(jobs_url) -> AsyncIterator[Redis]:
-    """The store of the jobs, seen past its client; empty."""
+    """A plain client of the store of jobs, which is empty."""
     found = Redis.from_url(jobs_url)
     await found.flushall()
     yield found
@@ -38,7 +38,7 @@ async def redis(jobs_url) -> AsyncIterator[Redis]:
 
 @pytest.fixture
 async def start(jobs_url, redis) -> AsyncIterator[Callable[..., Any]]:
-    """Starts to ask for the lease; stops after the test."""
+    """Start to claim the lease, and stop after the test."""
     async with AsyncExitStack() as stack:
 
         async def started(
@@ -61,7 +61,7 @@ async def test_one_of_two_leads(start, until):
     assert b.why_not == "Router a leads; this one is on standby."
 
 
-async def test_an_orderly_end_hands_over_under_a_greater_epoch(start, until):
+async def test_a_normal_stop_hands_over_with_a_greater_epoch(start, until):
     a = await start("a")
     await until(lambda: a.leads)
     first = a.epoch
@@ -81,7 +81,7 @@ async def test_a_leader_that_does_not_renew_is_replaced(start, redis, jobs_url, 
     await store.close()
 
 
-async def test_the_lease_of_a_dead_process_counts_as_free(start, jobs_url, until):
+async def test_the_lease_of_a_dead_process_is_taken_at_once(start, jobs_url, until):
     store = LeaderStore.connect(jobs_url)
     killed = await store.claim("killed", LEASE_S, 0)
     b = await start("b", is_dead=lambda name: name == "killed")
@@ -92,7 +92,7 @@ async def test_the_lease_of_a_dead_process_counts_as_free(start, jobs_url, until
     await store.close()
 
 
-def test_a_name_tells_whether_its_process_lives():
+def test_a_name_shows_whether_its_process_is_dead():
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as other:
         mine = process_identity.own("abc")
         lives = mine.replace(f":{os.getpid()}:", f":{other.pid}:")
@@ -103,7 +103,7 @@ def test_a_name_tells_whether_its_process_lives():
     assert not process_identity.is_dead("garbage")
 
 
-async def test_a_process_that_slept_does_not_lead_until_it_has_asked(start, until):
+async def test_a_process_that_slept_must_claim_the_lease_again(start, until):
     a = await start("a")
     await until(lambda: a.leads)
     a._until = 0.0  # as after a stop of the process that was longer than the lease
@@ -121,8 +121,8 @@ async def test_epochs_rise_when_the_store_has_lost_them(start, redis, until):
     assert b.epoch > first + 10**9
 
 
-async def test_the_leader_goes_on_while_the_store_is_away(tmp_path, start, until):
-    """Nobody else can take the lease, and afterwards the epoch is the same: it was on disk."""
+async def test_the_leader_continues_during_a_store_outage(tmp_path, start, until):
+    """No other router can take the lease. Afterwards the epoch is the same, because it was on disk."""
     (port,) = free_ports(1)
     with jobs_running(tmp_path, port=port) as url:
         a = await start("a", url, lease_s=SHORT_S)
@@ -138,7 +138,7 @@ async def test_the_leader_goes_on_while_the_store_is_away(tmp_path, start, until
         await a.stop()
 
 
-async def test_a_newcomer_does_not_lead_while_the_store_is_away(start, until):
+async def test_a_new_router_does_not_lead_during_a_store_outage(start, until):
     (port,) = free_ports(1)
     a = await start("a", f"redis://127.0.0.1:{port}/0")
     await until(lambda: a._away)
@@ -147,7 +147,7 @@ async def test_a_newcomer_does_not_lead_while_the_store_is_away(start, until):
 
 
 async def test_overtaken_by_a_greater_epoch_elsewhere(start, until):
-    """The store of the jobs was emptied and the clock set back: the leader moves past what it met."""
+    """The store of jobs was emptied and the clock set back: the leader takes a greater epoch."""
     a = await start("a")
     await until(lambda: a.leads)
     met = a.epoch + 10**9

@@ -1,4 +1,4 @@
-"""Two router processes on one state folder: one leads, and the other takes over whatever becomes of it."""
+"""Two router processes on one state folder: one leads, and the other takes over after any failure."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ PATIENCE_S = 120.0
 
 
 class RouterProcess:
-    """A router, as the stack runs it."""
+    """A router process like that of the stack."""
 
     def __init__(self, env: dict[str, str], log: Path) -> None:
         (self._port,) = free_ports(1)
@@ -48,7 +48,7 @@ class RouterProcess:
         )
 
     async def leads(self) -> bool | None:
-        """Its own word; None: it does not answer."""
+        """Return whether the router says that it leads; None: it does not answer."""
         try:
             page = (await self._http.get("/metrics")).text
         except httpx.HTTPError:
@@ -101,7 +101,7 @@ class Pair:
         return [t["deployment"] for t in table["endpoints"][self.registry.name]["targets"]] if table else []
 
     def move_to(self, number: int) -> str:
-        """Change the intention; return the Deployment that is to serve now."""
+        """Change the desired state. Return the Deployment that should serve."""
         self.registry.say(self.registry.endpoint([number]))
         return f"{self.registry.name}-v{number}"
 
@@ -133,7 +133,7 @@ def environment(
 
 
 async def leader_of(pair: Pair, until) -> tuple[RouterProcess, RouterProcess]:
-    """The leader and the other, once both are up."""
+    """Wait for both routers. Return the leader and the other one."""
     first, second = pair.start(), pair.start()
 
     async def settled() -> bool:
@@ -176,7 +176,7 @@ async def test_the_leader_is_killed(pair, until, figure):
 
 
 async def test_a_killed_router_that_is_started_again_leads_at_once(pair, until):
-    """Of its own lease nobody needs to wait for the end: this one lasts ten times as long as the test."""
+    """No router waits for the lease of a dead process: this lease lasts ten times as long as the test."""
     pair.env["TIDEGATE_ROUTER_LEASE_S"] = str(10 * PATIENCE_S)
     first = pair.start()
     await until(first.leads, patience_s=PATIENCE_S)
@@ -187,15 +187,15 @@ async def test_a_killed_router_that_is_started_again_leads_at_once(pair, until):
     await moved(pair, pair.move_to(2), until)
 
 
-async def test_the_leader_ends_in_order(pair, until):
+async def test_the_leader_stops_normally(pair, until):
     leader, other = await leader_of(pair, until)
     leader.signal(signal.SIGTERM)
     await until(other.leads, patience_s=PATIENCE_S)
     assert leader.process.wait(PATIENCE_S) == 0
 
 
-async def test_the_leader_is_stopped_and_wakes_up_late(pair, until):
-    """It finds its successor, writes nothing over its table, and takes over again when that one dies."""
+async def test_the_leader_is_suspended_and_resumes_late(pair, until):
+    """It does not overwrite its successor's table, and takes over again when that one dies."""
     sleeper, other = await leader_of(pair, until)
     await moved(pair, pair.move_to(2), until)
     sleeper.signal(signal.SIGSTOP)
@@ -218,7 +218,7 @@ async def test_the_leader_is_stopped_and_wakes_up_late(pair, until):
 
 
 async def test_both_stores_restart(tmp_path, rabbitmq_url, registry, until):
-    """The live one forgets everything, the one of the jobs nothing: one leads again and the table is back."""
+    """The live store loses everything, the store of jobs nothing: one router leads and the table is back."""
     live_port, jobs_port = free_ports(2)
     async with AsyncExitStack() as stack:
         live, jobs = f"redis://127.0.0.1:{live_port}/0", f"redis://127.0.0.1:{jobs_port}/0"

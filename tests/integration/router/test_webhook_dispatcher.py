@@ -1,4 +1,4 @@
-"""Webhooks on their way: real store, real receivers, several routers."""
+"""Webhooks with a real store, real receivers and several routers."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ async def schedule(valkey_url, jobs) -> AsyncIterator[WebhookStore]:
 
 @pytest.fixture
 async def start(valkey_url, schedule) -> AsyncIterator[Callable[..., Any]]:
-    """Starts a webhook dispatcher; stops it after the test."""
+    """Start a webhook dispatcher, and stop it after the test."""
     async with AsyncExitStack() as stack:
 
         async def started(
@@ -62,13 +62,13 @@ async def start(valkey_url, schedule) -> AsyncIterator[Callable[..., Any]]:
 
 
 async def waiting(schedule: WebhookStore) -> int:
-    """How many webhooks are on the schedule."""
+    """Return the number of webhooks on the schedule."""
     _, found = await schedule.claim(0, 0)
     return found
 
 
 @pytest.mark.parametrize("state", ["succeeded", "failed", "cancelled", "expired"])
-async def test_every_ending_is_told_and_the_reference_verifier_accepts_it(
+async def test_every_ending_sends_a_webhook_that_the_reference_verifier_accepts(
     start, making, receiver, schedule, until, state
 ):
     id_ = await making.ended(receiver.url, state)
@@ -91,13 +91,13 @@ async def test_every_ending_is_told_and_the_reference_verifier_accepts_it(
     assert counts.ledger["webhooks_delivered"] == 1
 
 
-async def test_jobs_without_a_webhook_tell_nobody(making, schedule):
+async def test_jobs_without_a_webhook_send_none(making, schedule):
     await making.ended(None)
     await making.running("http://127.0.0.1:1/")
     assert await waiting(schedule) == 0
 
 
-async def test_it_is_tried_again_under_the_same_id(start, making, receiver, schedule, until):
+async def test_retries_have_the_same_id(start, making, receiver, schedule, until):
     receiver.status = 500
     id_ = await making.ended(receiver.url)
     await start()
@@ -116,7 +116,7 @@ async def test_it_is_tried_again_under_the_same_id(start, making, receiver, sche
     assert tries[0]["again_in_s"] is not None
 
 
-async def test_in_the_end_it_is_given_up(start, making, receiver, schedule, until):
+async def test_a_webhook_is_given_up_at_last(start, making, receiver, schedule, until):
     receiver.status = 500
     id_ = await making.ended(receiver.url)
     await start(retry_policy=RetryPolicy(first_s=0.01, longest_s=0.05, give_up_s=0.5))
@@ -143,7 +143,7 @@ async def test_redirects_are_not_followed(start, making, receiver, schedule, unt
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "2130706433", "0.0.0.0", "[::ffff:127.0.0.1]"])
 async def test_private_addresses_are_refused_when_it_connects(start, making, receiver, schedule, until, host):
-    """By whatever name: what counts is the address that it resolves to then."""
+    """The name does not matter, only the address that it resolves to."""
     id_ = await making.ended(receiver.url.replace("127.0.0.1", host))
     await start(allow_private=False)
 
@@ -156,7 +156,7 @@ async def test_private_addresses_are_refused_when_it_connects(start, making, rec
     assert receiver.got == []
 
 
-async def test_a_name_that_nobody_knows(start, making, schedule, until):
+async def test_an_unknown_host_name(start, making, schedule, until):
     id_ = await making.ended("http://nobody.invalid/hook")
     await start()
 
@@ -166,7 +166,7 @@ async def test_a_name_that_nobody_knows(start, making, schedule, until):
     assert "cannot be resolved" in (await until(tried))[0]["problem"]
 
 
-async def test_several_routers_never_send_the_same_one_twice(start, making, receiver, schedule, until):
+async def test_several_routers_send_each_webhook_once(start, making, receiver, schedule, until):
     ids = await asyncio.gather(*(making.ended(receiver.url) for _ in range(200)))
     receiver.delay_s = 0.005
     for _ in range(3):
@@ -179,7 +179,7 @@ async def test_several_routers_never_send_the_same_one_twice(start, making, rece
     assert Counter(receiver.ids) == {f"msg_{id_.hex()}": 1 for id_ in ids}
 
 
-async def test_so_many_at_once_for_one_receiver(start, making, receiver, until):
+async def test_one_receiver_gets_a_limited_number_at_once(start, making, receiver, until):
     receiver.delay_s = 0.01
     await asyncio.gather(*(making.ended(receiver.url) for _ in range(30)))
     await start(limits=WebhookLimits(per_host=3))
@@ -187,8 +187,8 @@ async def test_so_many_at_once_for_one_receiver(start, making, receiver, until):
     assert receiver.most_open <= 3
 
 
-async def test_a_dead_receiver_slows_nobody(start, making, receiver, schedule, until):
-    """Hundreds for one that never answers lie in front of those for another that does."""
+async def test_a_dead_receiver_delays_no_other(start, making, receiver, schedule, until):
+    """Hundreds of webhooks for a dead receiver are due before those for another one."""
     deaf = Receiver()
     await deaf.up()
     deaf.status = None
@@ -202,7 +202,7 @@ async def test_a_dead_receiver_slows_nobody(start, making, receiver, schedule, u
     assert len(deaf.got) <= 4
 
 
-async def test_a_receiver_that_comes_back_gets_all(start, making, receiver, schedule, until):
+async def test_a_receiver_that_recovers_gets_all_webhooks(start, making, receiver, schedule, until):
     await receiver.down()
     ids = await asyncio.gather(*(making.ended(receiver.url) for _ in range(20)))
     await start()
@@ -217,7 +217,7 @@ async def test_a_receiver_that_comes_back_gets_all(start, making, receiver, sche
     await until(lambda: set(receiver.ids) == {f"msg_{id_.hex()}" for id_ in ids})
 
 
-async def test_what_a_lost_router_had_in_hand_is_sent_by_another(start, making, receiver, schedule, until):
+async def test_the_claims_of_a_lost_router_are_sent_by_another(start, making, receiver, schedule, until):
     id_ = await making.ended(receiver.url)
     (held,), _ = await schedule.claim(10, 300)
     assert held.id == id_
@@ -231,7 +231,7 @@ async def test_what_a_lost_router_had_in_hand_is_sent_by_another(start, making, 
     await until(over)
 
 
-async def test_whoever_comes_too_late_changes_nothing(making, schedule, until):
+async def test_a_late_settlement_changes_nothing(making, schedule, until):
     id_ = await making.ended("http://127.0.0.1:1/")
     (first,), _ = await schedule.claim(10, 1)
 
@@ -253,7 +253,7 @@ async def test_a_removed_job_has_no_webhook(start, making, receiver, schedule, u
     assert await waiting(schedule) == 0
 
 
-async def test_bodies_are_the_jobs_as_the_api_shows_them(start, making, receiver, until):
+async def test_the_body_is_the_job_as_the_api_returns_it(start, making, receiver, until):
     id_ = await making.ended(receiver.url, metadata={"order": 7})
     await start()
     await until(lambda: receiver.got)

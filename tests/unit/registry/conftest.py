@@ -1,4 +1,4 @@
-"""Snapshots to decide on, without a database."""
+"""Snapshots for decisions, without a database."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from services.registry.domain.desired_state import Change, RegistrySnapshot
 
 
 class Book:
-    """A snapshot that keeps what was decided, as the database would."""
+    """A snapshot that applies decisions, like the database."""
 
     def __init__(self, **versions: int) -> None:
         keys = {(model, number) for model, last in versions.items() for number in range(1, last + 1)}
@@ -46,5 +46,5 @@ class Book:
 
 @pytest.fixture
 def book() -> Book:
-    """A model `digits` of three versions and a model `mnist` of one."""
+    """A model `digits` with three versions, and a model `mnist` with one."""
     return Book(digits=3, mnist=1)

@@ -8,7 +8,7 @@ from tidegate.kernel.errors import BadRequest, Conflict, NotFound
 from tidegate.kernel.protocol.models import DeploymentSpec, Override
 
 
-def test_put_is_a_full_statement(book):
+def test_put_replaces_all_fields(book):
     book.put_deployment("mine", model="digits", version=1, threads=4)
     book.put_deployment("mine", model="digits", version=1)
     assert book.now.deployment("mine").spec.threads == 1
@@ -40,7 +40,7 @@ def test_if_match(book):
         edits.put_deployment(book.now, "new", {"model": "digits", "version": 1}, 1)
 
 
-def test_override_is_set_once_and_withdrawn(book):
+def test_override_is_set_once_and_removed(book):
     book.put_deployment("mine", model="digits", version=1)
     override = Override(replicas=3)
     book.carry_out(edits.set_override(book.now, "mine", override))
@@ -125,7 +125,7 @@ def test_apply_is_one_plan_and_idempotent(book):
     assert [outcome.action for outcome in outcomes] == ["updated", "unchanged", "unchanged"]
 
 
-def test_apply_refuses_what_is_stated_twice_or_unnamed(book):
+def test_apply_refuses_duplicates_and_missing_names(book):
     one = {"name": "d1", "model": "digits", "version": 1}
     with pytest.raises(BadRequest, match="2 times; keep one"):
         edits.apply(book.now, [one, one], [])

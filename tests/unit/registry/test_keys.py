@@ -1,4 +1,4 @@
-"""The life of a key, and what the audit log shows: pure."""
+"""Changes of a key, and what the audit log shows of them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def held(**fields) -> keys.StoredKey:
     return keys.created(keys.parse_spec({"name": "a"} | fields, NOW), RANDOM, NOW)[0]
 
 
-def test_a_key_is_made_of_randomness():
+def test_a_key_is_random():
     key, shown = keys.created(keys.parse_spec({"name": "a"}, NOW), RANDOM, NOW)
     assert (key.id, key.digest) == ("000102030405", digest_of(shown.encode()))
     assert shown.startswith("tg_000102030405_")
@@ -46,7 +46,7 @@ def test_rotation(grace_s):
     assert (fresh.previous_digest, fresh.previous_until) == expected, "never beyond the key's own end"
 
 
-def test_the_end():
+def test_revocation():
     gone = keys.revoked(held(), NOW)
     assert gone.state(NOW) == "revoked"
     assert keys.revoked(gone, NOW + timedelta(days=1)) == gone
@@ -90,7 +90,7 @@ def test_csv():
     assert lines[1] == "2026-01-02,k,'=HYPERLINK(),1,1,1,1,1,1,1"
 
 
-def test_reports_travel():
+def test_reports_survive_encoding():
     report = UsageReport("beef", 3, {Subject(NOW.date(), "jwt:ü", "digits"): (1, 2, 3, 4, 5, 6, 7)})
     assert UsageReport.from_json(report.to_json()) == report
     assert day_of(NOW.timestamp() - 0.5) == NOW.date() - timedelta(days=1)

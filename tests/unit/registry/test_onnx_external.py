@@ -72,7 +72,7 @@ def with_body_of_sparse() -> bytes:
 
 
 def with_tensor(tensor: bytes) -> bytes:
-    """A model with this initializer, as bytes."""
+    """Return a model with this initializer, as bytes."""
     return _in_one_graph(field(5, tensor))
 
 
@@ -113,20 +113,20 @@ def read(tmp_path: Path, raw: bytes):
 
 
 @pytest.mark.parametrize("raw", HIDDEN.values(), ids=HIDDEN)
-def test_external_data_is_found_wherever_it_hides(tmp_path, raw):
+def test_external_data_is_found_everywhere(tmp_path, raw):
     with pytest.raises(BadRequest, match=r"external data|two graphs"):
         read(tmp_path, raw)
 
 
 def test_a_key_of_more_than_32_bits_is_no_field(tmp_path):
-    """Some readers cut it, and so see a graph where others see a field that they do not know."""
+    """Some readers cut the key, and so see a graph where others see an unknown field."""
     hidden = varint((1 << 35) | 7 << 3 | 2)
     content = field(5, TENSOR)
     with pytest.raises(BadRequest, match="field number"):
         read(tmp_path, onnx_bytes() + hidden + varint(len(content)) + content)
 
 
-def test_an_honest_model_is_read(tmp_path):
+def test_a_normal_model_is_read(tmp_path):
     made = model(initializers=[numpy_helper.from_array(np.ones(4, np.float32), "w")])
     made.graph.initializer[0].data_location = TensorProto.DEFAULT
     made.functions.add(name="f", domain="d").node.append(helper.make_node("Identity", ["a"], ["b"]))
@@ -157,7 +157,7 @@ def tampered(draw: st.DrawFn) -> bytes:
 
 
 def tensors_of(message) -> list[TensorProto]:
-    """Every TensorProto in a message, at any depth."""
+    """Yield every TensorProto in a message, at any depth."""
     found = [message] if isinstance(message, TensorProto) else []
     for descriptor, content in message.ListFields():
         if descriptor.message_type is None:
@@ -169,7 +169,7 @@ def tensors_of(message) -> list[TensorProto]:
 
 @pytest.mark.fuzz
 @given(raw=tampered() | st.binary(max_size=200))
-def test_what_is_taken_has_no_external_data_for_any_reader(raw, tmp_path_factory):
+def test_accepted_models_have_no_external_data_for_any_reader(raw, tmp_path_factory):
     folder = tmp_path_factory.getbasetemp()
     try:
         read(folder, raw)

@@ -1,4 +1,4 @@
-"""The releases that saved an estimator are read from its bytes, and nothing of it is executed."""
+"""The releases that saved an estimator are read from its bytes, without executing them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ HERE = {"scikit-learn": "1.9.1", "numpy": "1.26.4"}
 
 
 class Estimator:
-    """Has the state that scikit-learn gives its estimators, behind ``size`` bytes of others."""
+    """An object with the state of a scikit-learn estimator, after ``size`` other bytes."""
 
     def __init__(self, version: str, size: int = 0) -> None:
         self.weights = bytes(size)
@@ -39,7 +39,7 @@ def test_a_version_that_lies_across_two_pieces_is_found():
     assert {releases_in([data[:at], data[at:]]).sklearn for at in range(len(data))} == {"1.3.2"}
 
 
-def test_what_only_looks_like_a_version_is_none():
+def test_a_text_that_only_looks_like_a_version_is_ignored():
     for text in (b"_sklearn_version", b"_sklearn_version\x94\x8c\xff1.2.3", b"_sklearn_version\x8c\x03a.b"):
         assert releases_in([text]) == PickleReleases()
 
@@ -74,7 +74,7 @@ def test_a_bomb_ends_and_a_damaged_file_is_refused(tmp_path: Path, monkeypatch: 
         list(pickle_file.pieces(path))
 
 
-def test_other_releases_are_said_with_the_remedy():
+def test_other_releases_give_a_warning_with_the_remedy():
     (told,) = warnings(PickleReleases("1.3.2"), HERE, [])
     assert "saved with scikit-learn 1.3.2, and models here run with 1.9.1" in told
     assert "scikit-learn==1.3.2" in told
@@ -92,7 +92,7 @@ def test_other_releases_are_said_with_the_remedy():
         (PickleReleases("1.9.1", numpy_2=True), HERE | {"numpy": "2.1.0"}, []),
     ],
 )
-def test_nothing_is_said_where_nothing_is_wrong_or_known(saved, here, requirements):
+def test_equal_or_unknown_releases_give_no_warning(saved, here, requirements):
     assert warnings(saved, here, requirements) == []
 
 
@@ -111,6 +111,6 @@ def test_a_packed_file_cannot_take_gigabytes_of_memory(tmp_path):
         list(pickle_file.pieces(tmp_path / "bomb"))
 
 
-def test_what_joblib_packs_best_is_unpacked(tmp_path):
+def test_the_highest_preset_of_joblib_is_unpacked(tmp_path):
     (tmp_path / "m").write_bytes(lzma.compress(pickle.dumps(Estimator("1.3.2")), preset=9))
     assert releases_in(pickle_file.pieces(tmp_path / "m")) == PickleReleases("1.3.2")

@@ -1,4 +1,4 @@
-"""Which version an upload is, whether it needs a signature, and what breaks the callers of the one before."""
+"""Which version a registration is, whether it needs a signature, and which changes break callers."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_another_signature_is_another_version_and_a_learned_one_is_not():
 
 
 @pytest.mark.parametrize("format_", ["python", "torchscript"])
-def test_what_does_not_describe_itself_needs_a_signature(format_):
+def test_some_formats_need_a_signature(format_):
     with pytest.raises(BadRequest, match="Add a signature") as refused:
         registration.check_has_signature(format_, None)
     assert '"outputs"' in refused.value.message
@@ -111,7 +111,7 @@ def test_narrowed_optional_and_any_size():
     assert found == ["input 'x' has shape [4], had [-1]", "input 'x' is now required"]
 
 
-def test_what_is_not_known_is_not_compared():
+def test_versions_without_a_signature_are_not_compared():
     compatibility.check([], signature(), breaking=False)
     compatibility.check([version(1)], signature(), breaking=False)
     compatibility.check([version(1, found=signature())], None, breaking=False)

@@ -1,4 +1,4 @@
-"""What is taken from a requirements.txt, and the sentence for everything that is not."""
+"""Which lines of a requirements.txt are accepted, and the messages for the others."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from services.registry.domain.requirements import MAX_LINES, gathered, parse
 from tidegate.kernel.errors import BadRequest
 
 
-def test_comments_blanks_continuations_and_doubles_go():
+def test_comments_blanks_continuations_and_duplicates_are_removed():
     text = """
     # what it needs
     tidepool >= 1 ; python_version < "4"   # a comment
@@ -35,7 +35,7 @@ def test_comments_blanks_continuations_and_doubles_go():
         "/opt/pkg.whl", "-f /opt/wheels", "--no-index", "--only-binary=:all:", "$UNSET_PACKAGE",
     ],
 )  # fmt: skip
-def test_what_pip_may_judge(line):
+def test_lines_that_only_pip_can_judge(line):
     assert parse(line, "r") == [line]
 
 
@@ -54,17 +54,17 @@ def test_what_pip_may_judge(line):
         ("x" * 2001, "is not a requirement"),
     ],
 )
-def test_what_a_worker_could_not_carry_out(line, told):
+def test_lines_that_a_worker_cannot_install(line, told):
     with pytest.raises(BadRequest, match=told):
         parse(line, "needs.txt")
 
 
-def test_too_many():
+def test_too_many_lines():
     with pytest.raises(BadRequest, match="the limit is 500"):
         parse("\n".join(f"p{n}" for n in range(MAX_LINES + 1)), "r")
 
 
-def test_those_of_a_triton_directory():
+def test_requirements_of_a_triton_directory():
     texts = {
         P("repo/requirements.txt"): "everywhere\n",
         P("repo/a/requirements.txt"): "a\neverywhere\n",

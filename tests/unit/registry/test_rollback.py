@@ -1,4 +1,4 @@
-"""Going back to what an endpoint served before."""
+"""Rollback to an earlier version of an endpoint."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def go_back(book: Any, version: int | None = None, *states: dict[str, Any], **de
 
 @pytest.fixture
 def third(book):
-    """Version 3 serves; 1 served, 2 never became ready."""
+    """Version 3 serves, 1 has served, and 2 never became ready."""
     book.deploy(version=1, threads=4)
     book.settle()
     book.deploy(version=2, threads=2)
@@ -58,7 +58,7 @@ def test_a_version_that_never_served_is_skipped(third):
     assert third.scale("digits-v1")[:2] == (2, 2), "at today's scale"
 
 
-def test_once_more_goes_further_back_and_never_forward(third):
+def test_a_second_rollback_goes_further_back(third):
     third.deploy(version=2)
     third.settle()
     states = (state("digits-v2"), *HISTORY)
@@ -68,13 +68,13 @@ def test_once_more_goes_further_back_and_never_forward(third):
         go_back(third, None, state("digits-v1"), *states)
 
 
-def test_the_same_command_again_while_it_is_under_way_changes_nothing(third):
+def test_a_repeated_rollback_changes_nothing(third):
     go_back(third, None, *HISTORY)
     again = go_back(third, None, state("digits-v1", previous=("digits-v3",)), *HISTORY)
     assert (again.changes, again.version) == ([], 1)
 
 
-def test_a_roll_out_under_way_is_given_up(book):
+def test_a_roll_out_in_progress_is_abandoned(book):
     book.deploy(version=1)
     book.deploy(version=2)
     plan = go_back(book, None, state("digits-v2", previous=("digits-v1",)), state("digits-v1"))
@@ -98,7 +98,7 @@ def test_without_a_log_the_next_lower_number_is_taken(third):
     assert go_back(third).version == 2
 
 
-def test_a_deleted_deployment_is_made_again_as_it_was(third):
+def test_a_deleted_deployment_is_created_again(third):
     was = third.now.deployment("digits-v1").spec.model_dump() | {"env": {"KEY": "(hidden)"}, "revision": 7}
     third.carry_out([DropDeployment("digits-v1")])
     third.now.deployment("digits-v3").spec.env["KEY"] = "today"
@@ -118,12 +118,12 @@ def test_a_named_version_needs_no_history(third):
     assert third.now.deployment("digits-v3").spec.threads == 2, "the options of what it takes over from"
 
 
-def test_the_version_that_serves_changes_nothing(third):
+def test_a_rollback_to_the_current_version_changes_nothing(third):
     plan = go_back(third, 3, *HISTORY)
     assert (plan.changes, plan.replaced) == ([], [])
 
 
-def test_what_is_not_registered(third):
+def test_an_unregistered_version_is_refused(third):
     with pytest.raises(NotFound, match=r"has no version 9. It has 1, 2, 3"):
         go_back(third, 9)
     with pytest.raises(NotFound, match="no Endpoint 'absent'"):

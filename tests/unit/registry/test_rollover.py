@@ -50,7 +50,7 @@ def test_next_version_inherits_options_and_old_one_serves_until_settled(book):
     assert book.settle() == []
 
 
-def test_version_that_never_got_ready_is_skipped_as_previous(book):
+def test_a_version_that_was_never_ready_is_not_previous(book):
     book.deploy(version=1)
     book.deploy(version=2)
     book.deploy(version=3)
@@ -68,7 +68,7 @@ def test_going_back_before_settling_needs_no_roll_over(book):
     assert book.scale("digits-v2")[0] == 0
 
 
-def test_going_back_after_settling_wakes_the_old_one_at_todays_scale(book):
+def test_going_back_after_settling_wakes_the_old_one_at_the_current_scale(book):
     book.deploy(version=1, threads=2)
     book.deploy(version=2, min_replicas=3, max_replicas=6, threads=8)
     book.settle()
@@ -78,7 +78,7 @@ def test_going_back_after_settling_wakes_the_old_one_at_todays_scale(book):
     assert book.targets() == (["digits-v1"], ["digits-v2"])
 
 
-def test_settling_withdraws_the_override_of_what_goes_to_sleep(book):
+def test_settling_removes_the_override_of_a_sleeping_deployment(book):
     book.deploy(version=1)
     held = book.now.deployment("digits-v1")
     book.carry_out([PutDeployment(replace(held, override=Override(replicas=4)), created=False)])
@@ -142,7 +142,7 @@ def test_two_models_under_one_endpoint(book):
         (rollover.DeployRequest("digits", 1, {}, "Bad Name"), BadRequest, "not a valid name of a Endpoint"),
     ],
 )
-def test_what_cannot_be_deployed(book, order, error, match):
+def test_bad_deploy_requests(book, order, error, match):
     with pytest.raises(error, match=match):
         rollover.deploy(book.now, order)
 
@@ -163,7 +163,7 @@ def test_model_name_too_long_for_its_deployments(book):
 
 
 def test_a_schedule_and_a_forecast_go_with_the_traffic(book):
-    """What sleeps is woken by calls alone; who takes over again takes over how it scales."""
+    """Only requests wake a sleeping Deployment; a Deployment that takes over also takes the scale over."""
     window = {"start": "0 8 * * *", "end": "0 18 * * *", "min_replicas": 2}
     scaling = {"schedule": [window], "forecast": "daily", "aggressiveness": "latency"}
     book.deploy(version=1, max_replicas=4, scaling=scaling)

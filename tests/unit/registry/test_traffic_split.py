@@ -1,4 +1,4 @@
-"""Sharing an endpoint's traffic."""
+"""Splitting an endpoint's traffic."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def test_a_sleeping_version_is_woken_before_it_gets_traffic(book):
     assert book.targets() == (["digits-v2", "digits-v1"], [])
 
 
-def test_other_weights_for_what_serves_hold_at_once(book):
+def test_new_weights_of_serving_targets_apply_at_once(book):
     book.deploy(version=1)
     book.deploy(version=2)
     share(book, digits_v2=90, digits_v1=10)
@@ -41,7 +41,7 @@ def test_other_weights_for_what_serves_hold_at_once(book):
     assert book.scale("digits-v2")[0] == 0, "it gets nothing any more"
 
 
-def test_what_a_person_declared_keeps_its_scale(book):
+def test_a_declared_deployment_keeps_its_scale(book):
     book.deploy(version=1, min_replicas=3)
     book.put_deployment("canary", model="digits", version=2)
     share(book, digits_v1=90, canary=10)
@@ -58,7 +58,7 @@ def test_without_traffic_only_the_deployment_is_made(book):
     assert book.targets() == (["digits-v1", "digits-v2"], ["digits-v1"])
 
 
-def test_what_does_not_exist(book):
+def test_unknown_names_are_refused(book):
     book.deploy(version=1)
     with pytest.raises(BadRequest, match="'digits-v9', which does not exist"):
         share(book, digits_v9=1)

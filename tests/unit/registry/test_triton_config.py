@@ -1,4 +1,4 @@
-"""A config.pbtxt says each thing once: what would be read differently by different readers is refused."""
+"""A config.pbtxt must state each field once, because readers differ in which one they take."""
 
 from __future__ import annotations
 

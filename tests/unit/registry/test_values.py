@@ -40,7 +40,7 @@ def test_a_name_that_is_a_route_is_refused():
         names.check("model", "stats")
 
 
-def test_names_that_differ_in_case_only_are_refused():
+def test_names_that_differ_only_by_case_are_refused():
     assert names.check_new("model", "Digits", ["Digits", "other"]) == "Digits"
     with pytest.raises(Conflict, match="'Digits' differs from it only by case"):
         names.check_new("model", "Digits", ["digits"])
@@ -65,7 +65,7 @@ def test_format_by_name(filename, found):
     assert formats.format_of(filename, None) == found
 
 
-def test_format_that_was_given_wins_and_unknown_is_refused():
+def test_a_stated_format_has_priority_and_an_unknown_ending_is_refused():
     assert formats.format_of("weights.bin", "onnx") == "onnx"
     with pytest.raises(BadRequest, match="Add --model-format"):
         formats.format_of("weights.bin", None)
@@ -106,7 +106,7 @@ def test_a_deploy_moves_the_other_bound_of_an_exact_number(patch, scale):
 
 
 @pytest.mark.parametrize(("patch", "scale"), [({"min_replicas": 3}, (3, 3)), ({"max_replicas": 9}, (1, 9))])
-def test_a_bound_that_nobody_stated_follows(patch, scale):
+def test_a_default_bound_follows_the_other(patch, scale):
     spec = merge.deployment({"name": "d", "model": "m", "version": 1}, patch, "d")
     assert (spec.min_replicas, spec.max_replicas) == scale
 
@@ -195,18 +195,18 @@ def test_no_served_model(files, match):
         ({"max_queue": "9" * 400}, "max_queue"),
     ],
 )
-def test_a_number_that_others_cannot_read_is_refused(fields, where):
+def test_numbers_that_json_cannot_express_are_refused(fields, where):
     with pytest.raises(BadRequest, match=re.escape(where)):
         merge.checked(DeploymentSpec, {"name": "a", "model": "a", "version": 1, **fields}, "Deployment a")
 
 
-def test_what_is_taken_can_be_read_again_by_everybody():
+def test_accepted_numbers_are_valid_json():
     with pytest.raises(ValidationError, match="finite number"):
         VersionMetadata.model_validate_json('{"metrics": {"loss": "nan"}}')
     with pytest.raises(ValidationError, match="9223372036854775807"):
         TensorSpec(name="x", datatype="FP32", shape=[2**63])
 
 
-def test_numbers_that_an_older_release_took_are_left_out():
+def test_such_numbers_of_an_older_release_are_left_out():
     row = {"metadata": {"metrics": {"loss": float("nan"), "auc": 0.5}}, "drain_limit_s": float("inf"), "n": 1}
     assert finite(row) == {"metadata": {"metrics": {"auc": 0.5}}, "n": 1}

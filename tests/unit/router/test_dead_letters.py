@@ -1,4 +1,4 @@
-"""What is kept of what was given up, for how long, and how it is run again."""
+"""What is kept of given-up requests, for how long, and their replay."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ LIMITS = DeadLetterLimits(max_letters=10, keep_s=100.0, payload_bytes=100)
 
 
 def letters(*sizes: int, at: float = 0.0) -> list[DeadLetter]:
-    """Letters of these sizes, one a second; 0: without a payload."""
+    """Return letters of these sizes, one per second; 0: without a payload."""
     return [
         replace(LETTER, letter=str(n), at=at + n, payload="key" if size else "", payload_bytes=size)
         for n, size in enumerate(sizes)
@@ -76,13 +76,13 @@ def test_the_key_of_its_blob_is_not_shown():
         ("something", "request", ""),
     ],
 )
-def test_whose_it_was(queue, kind, deployment):
+def test_kind_and_deployment_of_a_letter(queue, kind, deployment):
     letter = replace(LETTER, queue=queue)
     assert (letter.kind, letter.deployment) == (kind, deployment)
 
 
 @pytest.mark.parametrize("name", ["digits-v1", "simple_identity.V2-v1", "a.b.c", "x.suspects", "y.low", "A_"])
-def test_every_name_makes_queues_that_can_be_declared_and_told_apart(name):
+def test_every_name_has_queues_of_its_own(name):
     requests = requests_queue(name)
     for queue in (requests, suspects_queue(requests), jobs_queue(name, "low")):
         commands.Queue.Declare(queue=queue.name).validate()
@@ -94,11 +94,11 @@ def test_nothing_is_overdue_within_the_limits():
     assert overdue(letters(50, 50), 50.0, LIMITS) == ([], [])
 
 
-def test_the_oldest_of_too_many_go():
+def test_the_oldest_of_too_many_are_deleted():
     assert ids(overdue(letters(*[0] * 13), 50.0, LIMITS).letters) == ["0", "1", "2"]
 
 
-def test_what_is_too_old_goes():
+def test_old_letters_are_deleted():
     assert ids(overdue(letters(1, 1, 1), 101.0, LIMITS).letters) == ["0", "1"]
 
 
@@ -107,12 +107,12 @@ def test_the_oldest_payloads_make_room():
     assert (ids(due.letters), ids(due.payloads)) == ([], ["0", "2"])
 
 
-def test_the_payload_of_a_letter_that_goes_makes_room_too():
+def test_the_payload_of_a_deleted_letter_makes_room_too():
     due = overdue(letters(60, 60, 40), 100.5, LIMITS)
     assert (ids(due.letters), ids(due.payloads)) == (["0"], [])
 
 
-def test_which_are_wanted():
+def test_letters_of_a_deployment_and_a_cause():
     found = [LETTER, replace(LETTER, queue="jobs.v1.b.low"), replace(LETTER, cause="undecodable")]
     assert matching(found, None, None) == found
     assert matching(found, "b", None) == found[1:2]
@@ -153,7 +153,7 @@ def replayed(asked: envelope.Request, **given):
 
 
 def test_a_replay_is_a_job_of_its_own():
-    """Of the operator, as a first attempt, under the rules of the Deployment that runs it."""
+    """It belongs to the operator, is a first attempt, and follows the rules of its new Deployment."""
     asked = request(flags=envelope.STREAM | 2 << envelope.PRIORITY_SHIFT)
     job = replayed(asked)
     frame = read_request(job.frame)

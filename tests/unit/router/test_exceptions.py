@@ -1,4 +1,4 @@
-"""What callers of given-up requests are told."""
+"""The errors for callers of given-up requests."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tidegate.kernel.errors import BY_REASON
 pytestmark = pytest.mark.unit
 
 
-def test_router_and_worker_use_the_same_words():
+def test_router_and_worker_use_the_same_causes():
     assert {attempts.EXHAUSTED, attempts.NOT_RETRIED} == {EXHAUSTED, NOT_RETRIED} == attempts.GIVE_UP
     assert attempts.UNDECODABLE == UNDECODABLE
 
@@ -29,11 +29,11 @@ def test_the_model_is_at_fault(cause):
     assert told.reason in BY_REASON
 
 
-def test_nobody_can_be_told_of_what_nobody_could_read():
+def test_an_undecodable_message_has_no_caller():
     assert caller_error(UNDECODABLE) is None
 
 
-def test_an_unknown_cause_is_told_as_it_is():
+def test_an_unknown_cause_is_part_of_the_message():
     told = caller_error("out of tea")
     assert told is not None
     assert (told.reason, told.message) == ("unavailable", "the request could not be handled: out of tea")

@@ -1,4 +1,4 @@
-"""How many records of jobs go when their store is full."""
+"""How many job records are removed if their store is full."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ def retention(limit: int) -> Retention:
         (2_000, 0, 0, 0),
     ],
 )
-def test_as_many_go_as_bring_the_store_below_its_limit(used, records, over, surplus):
+def test_enough_records_are_removed_to_reach_the_limit(used, records, over, surplus):
     assert retention(1_000).surplus(StoreSize(used, records, over)) == surplus
 
 
-def test_without_a_limit_nothing_goes():
+def test_without_a_limit_nothing_is_removed():
     assert retention(0).surplus(StoreSize(10**12, 10**6, 10**6)) == 0

@@ -1,4 +1,4 @@
-"""The ledger's arithmetic: what is found missing, and what only moved while it was looked at."""
+"""The ledger's arithmetic: missing jobs, and jobs that only moved during a reading."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def reading(
     before: int | None = None,
     **given: Any,
 ) -> LedgerReading:
-    """A look at one Deployment; ``before`` None: nothing came while it was taken."""
+    """Return a reading of one Deployment; ``before`` None: no job arrived meanwhile."""
     told = ledger if ledger is not None else {"accepted": waiting + running}
     states = dict.fromkeys(STATES, 0) | {"queued": waiting, "running": running}
     counts = Counts(states, {"d": JobLoad(waiting, running)}, told, given.pop("acknowledged", {}), **given)
@@ -38,7 +38,7 @@ def reading(
     return LedgerReading(accepted if before is None else before, counts, {"d": ready}, {"d": held})
 
 
-def test_nothing_is_missing_where_nothing_is():
+def test_an_empty_ledger_misses_nothing():
     assert discrepancy(reading()).total == 0
 
 
@@ -51,7 +51,7 @@ def test_more_messages_than_jobs_are_duplicates_and_no_loss():
     assert discrepancy(reading(waiting=1, ready=5)).total == 0
 
 
-def test_a_surplus_elsewhere_hides_nothing():
+def test_a_surplus_of_another_deployment_hides_no_loss():
     counts = Counts(
         dict.fromkeys(STATES, 0) | {"queued": 2},
         {"a": JobLoad(1, 0), "b": JobLoad(1, 0)},
@@ -65,7 +65,7 @@ def test_leased_jobs_need_no_message():
     assert discrepancy(reading(running=2, watched=2)).total == 0
 
 
-def test_what_came_meanwhile_is_left_out():
+def test_jobs_that_arrived_meanwhile_are_not_counted():
     assert discrepancy(reading(waiting=7, ready=4, before=4)).total == 0
     assert discrepancy(reading(waiting=7, ready=3, before=4)).messages == 1
 
@@ -88,7 +88,7 @@ def test_every_accepted_job_is_over_or_unfinished_once():
     ("totals", "reported"),
     [([], 0), ([4], 0), ([4, 4], 0), ([4, 6, 5], 4), ([9, 9, 9, 0], 0), ([0, 3, 3, 3], 3)],
 )
-def test_only_what_several_looks_in_a_row_miss_is_reported(totals, reported):
+def test_only_jobs_that_several_readings_miss_are_reported(totals, reported):
     assert confirmed([Discrepancy(0, 0, total) for total in totals]) == reported
 
 

@@ -1,4 +1,4 @@
-"""How much goes to one receiver at once, and when what may not go comes back."""
+"""How many webhooks one receiver gets at once, and when postponed ones return."""
 
 from __future__ import annotations
 
@@ -14,82 +14,82 @@ from services.router.domain.webhooks import RetryPolicy, WebhookAttempt
 
 pytestmark = pytest.mark.unit
 
-PATIENCE = RetryPolicy()
+POLICY = RetryPolicy()
 DEAD = WebhookAttempt(None, "no answer", 10_000.0)
 WELL = WebhookAttempt(500, "", 100.0)
 
 
-def lane() -> ReceiverPacing:
+def new_pacing() -> ReceiverPacing:
     return ReceiverPacing(at_once=4, longest_queue=8)
 
 
-def fail(found: ReceiverPacing, times: int, now: float = 0.0) -> ReceiverPacing:
+def fail(pacing: ReceiverPacing, times: int, now: float = 0.0) -> ReceiverPacing:
     for _ in range(times):
-        found.record(DEAD, now, 0.5, PATIENCE)
-    return found
+        pacing.record(DEAD, now, 0.5, POLICY)
+    return pacing
 
 
-def test_some_wait_here_and_the_rest_elsewhere():
-    found = lane()
-    assert found.postpone(0.0) is None
-    found.waiting = 7
-    assert found.postpone(0.0) is None
-    found.waiting = 8
-    assert found.postpone(0.0) == SHORTEST_SLOT_S
+def test_the_queue_is_bounded():
+    pacing = new_pacing()
+    assert pacing.postpone(0.0) is None
+    pacing.waiting = 7
+    assert pacing.postpone(0.0) is None
+    pacing.waiting = 8
+    assert pacing.postpone(0.0) == SHORTEST_SLOT_S
 
 
-def test_each_that_is_put_off_has_a_slot_of_its_own():
-    """At the rate at which the receiver answers, so that nobody looks at them before they can go."""
-    found = lane()
-    found.waiting, found.mean_s = 8, 0.4
-    slots = [found.postpone(0.0) for _ in range(5)]
+def test_each_postponed_webhook_has_its_own_slot():
+    """Slots follow the receiver's pace, so that no webhook is claimed before it can be sent."""
+    pacing = new_pacing()
+    pacing.waiting, pacing.mean_s = 8, 0.4
+    slots = [pacing.postpone(0.0) for _ in range(5)]
     assert slots == pytest.approx([0.5, 0.6, 0.7, 0.8, 0.9])
-    assert found.postpone(0.2) == pytest.approx(0.8)
+    assert pacing.postpone(0.2) == pytest.approx(0.8)
     for _ in range(100_000):
-        last = found.postpone(0.0)
+        last = pacing.postpone(0.0)
     assert last == pytest.approx(LONGEST_SLOT_S)
 
 
-def test_so_many_at_once():
-    found = lane()
-    found.in_flight = 3
-    assert found.may_send(0.0)
-    found.in_flight = 4
-    assert not found.may_send(0.0)
+def test_attempts_in_flight_are_bounded():
+    pacing = new_pacing()
+    pacing.in_flight = 3
+    assert pacing.may_send(0.0)
+    pacing.in_flight = 4
+    assert not pacing.may_send(0.0)
 
 
-def test_one_alone_asks_a_receiver_that_did_not_answer():
-    found = fail(lane(), 1)
-    assert found.may_send(0.0)
-    assert found.postpone(0.0) is None
-    found.in_flight = found.waiting = 1
-    assert not found.may_send(0.0)
-    assert found.postpone(0.0) is not None
+def test_a_single_attempt_tests_a_receiver_that_did_not_answer():
+    pacing = fail(new_pacing(), 1)
+    assert pacing.may_send(0.0)
+    assert pacing.postpone(0.0) is None
+    pacing.in_flight = pacing.waiting = 1
+    assert not pacing.may_send(0.0)
+    assert pacing.postpone(0.0) is not None
 
 
-def test_a_dead_receiver_rests_and_everything_for_it_does():
-    found = fail(lane(), 3)
-    assert found.paused_until == 5.0
-    assert not found.may_send(4.9)
-    assert found.postpone(0.0) == 5.0
-    assert (found.postpone(0.0) or 0.0) > 5.0
-    assert found.may_send(5.0)
+def test_a_dead_receiver_is_paused():
+    pacing = fail(new_pacing(), 3)
+    assert pacing.paused_until == 5.0
+    assert not pacing.may_send(4.9)
+    assert pacing.postpone(0.0) == 5.0
+    assert (pacing.postpone(0.0) or 0.0) > 5.0
+    assert pacing.may_send(5.0)
 
 
-def test_any_answer_ends_that():
-    found = fail(lane(), 5)
-    found.record(WELL, 20.0, 0.5, PATIENCE)
-    assert found.failures == 0
-    assert found.may_send(20.0)
-    found.in_flight = 3
-    assert found.may_send(20.0)
+def test_any_response_ends_the_pause():
+    pacing = fail(new_pacing(), 5)
+    pacing.record(WELL, 20.0, 0.5, POLICY)
+    assert pacing.failures == 0
+    assert pacing.may_send(20.0)
+    pacing.in_flight = 3
+    assert pacing.may_send(20.0)
 
 
-def test_when_it_is_forgotten():
-    found = lane()
-    assert found.is_idle(0.0)
-    fail(found, 3)
-    assert not found.is_idle(5.0 + REMEMBERED_S - 1)
-    assert found.is_idle(5.0 + REMEMBERED_S)
-    found.waiting = 1
-    assert not found.is_idle(1e9)
+def test_when_a_receiver_is_forgotten():
+    pacing = new_pacing()
+    assert pacing.is_idle(0.0)
+    fail(pacing, 3)
+    assert not pacing.is_idle(5.0 + REMEMBERED_S - 1)
+    assert pacing.is_idle(5.0 + REMEMBERED_S)
+    pacing.waiting = 1
+    assert not pacing.is_idle(1e9)

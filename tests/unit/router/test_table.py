@@ -1,4 +1,4 @@
-"""The route table: who takes the traffic, before, during and after a roll-over."""
+"""The route table: which targets serve before, during and after a roll-over."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def test_a_target_without_weight_is_not_waited_for():
     assert serving(shadow, digits_v2=1) == ["digits-v2", "digits-v3"]
 
 
-def test_settled_means_that_previous_may_be_forgotten():
+def test_settled_endpoints_no_longer_need_previous():
     for one, ready, expected in (
         (ROLLING, {}, []),
         (ROLLING, {"digits-v2": 1}, [ROLLING]),
@@ -118,7 +118,7 @@ def test_settled_means_that_previous_may_be_forgotten():
 
 
 @given(st.dictionaries(st.sampled_from(["digits-v1", "digits-v2", "digits-v3"]), st.integers(0, 3)))
-def test_the_compiled_table_serves_what_the_rule_says(ready):
+def test_the_compiled_table_has_the_serving_targets(ready):
     for one in (ROLLING, CANARY):
         compiled = compile_table(world(one), ready, {})
         assert compiled["endpoints"]["digits"]["targets"] == [
@@ -128,7 +128,7 @@ def test_the_compiled_table_serves_what_the_rule_says(ready):
 
 
 def test_the_way_of_a_roll_over():
-    """Nobody is without a Deployment at any step; after the settling nothing changes any more."""
+    """Every step has a serving Deployment; after settling nothing changes."""
     steps: list[tuple[Endpoint, dict[str, int]]] = [
         (endpoint(targets("digits-v1")), {"digits-v1": 1}),
         (ROLLING, {"digits-v1": 1}),
@@ -144,7 +144,7 @@ def test_the_way_of_a_roll_over():
     assert sum(before != after for before, after in pairwise(seen)) == 1
 
 
-def test_what_a_gateway_needs_to_know():
+def test_the_fields_for_a_gateway():
     one = world(endpoint(targets("digits-v1")))
     one.deployments[0] = deployment(1, max_replicas=0, min_replicas=0, retry="never", max_queue=7)
     compiled = compile_table(one, {"digits-v1": 2}, {})
@@ -183,7 +183,7 @@ def test_explicit_versions_reach_every_deployment_of_the_model():
     }
 
 
-def test_a_signature_is_learned_where_none_was_given():
+def test_a_learned_signature_replaces_a_missing_one():
     one = world(endpoint(targets("digits-v1")))
     one.versions[0] = version(1, signature=None)
     learned = {"digits-v1": LEARNED, "digits-v2": LEARNED}
@@ -203,15 +203,15 @@ def test_a_signature_is_learned_where_none_was_given():
     ],
     ids=["one target is gone", "all targets are gone", "no versions", "a version is gone"],
 )
-def test_every_table_names_only_what_is_in_it(one):
-    """Else a gateway could not read it, and would go on with an old one."""
+def test_a_table_names_only_its_own_deployments(one):
+    """Otherwise a gateway could not read the table, and would keep an old one."""
     compiled = compile_table(one, {}, {})
     for entry in compiled["endpoints"].values():
         named = {t["deployment"] for t in entry["targets"]} | set(entry["versions"].values())
         assert named <= compiled["deployments"].keys()
 
 
-def test_the_same_world_has_the_same_bytes():
+def test_equal_input_gives_equal_bytes():
     one = world(CANARY)
     other = one.model_copy(deep=True)
     assert orjson.dumps(compile_table(one, {"digits-v1": 1}, {})) == orjson.dumps(

@@ -1,4 +1,4 @@
-"""Webhooks: signatures that the reference verifier takes, and when a delivery is tried again."""
+"""Webhooks: signatures that the reference verifier accepts, and retries."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_an_unmodified_verifier_accepts_it():
 
 
 @pytest.mark.parametrize("change", ["body", "id", "time", "principal"])
-def test_a_verifier_refuses_what_was_changed(change):
+def test_a_verifier_refuses_changed_content(change):
     now = int(time.time())
     headers = signed_headers(secret_of(MASTER, "team-a"), "msg_0a", now, BODY)
     if change == "id":
@@ -65,12 +65,12 @@ def test_delivered_by_any_2xx():
 
 
 @pytest.mark.parametrize("status", [None, 301, 302, 400, 404, 429, 500, 503])
-def test_everything_else_is_tried_again(status):
+def test_any_other_status_is_retried(status):
     assert decide(sent(status), 1, 0.0, 0.5, PATIENCE) == decide(sent(None), 1, 0.0, 0.5, PATIENCE)
     assert decide(sent(status), 1, 0.0, 0.5, PATIENCE).outcome == "retry"
 
 
-def test_a_receiver_that_is_gone_for_good():
+def test_a_410_ends_the_webhook():
     assert decide(sent(410), 1, 0.0, 0.5, PATIENCE).outcome == "given_up"
 
 
@@ -82,7 +82,7 @@ def test_waits_grow_and_are_bounded_and_spread():
     assert decide(sent(), 10**6, 0.0, 0.5, PATIENCE).delay_s == 3600.0
 
 
-def test_it_goes_on_for_hours_and_then_ends():
+def test_a_webhook_is_given_up_after_hours():
     age, attempt = 0.0, 1
     while (told := decide(sent(), attempt, age, 0.5, PATIENCE)).outcome == "retry":
         age, attempt = age + told.delay_s, attempt + 1
@@ -91,13 +91,13 @@ def test_it_goes_on_for_hours_and_then_ends():
     assert attempt < 40
 
 
-def test_a_busy_receiver_says_when():
+def test_retry_after_of_a_busy_receiver():
     assert decide(sent(429, 60.0), 1, 0.0, 0.5, PATIENCE).delay_s == 60.0
     assert decide(sent(503, 1.0), 1, 0.0, 0.5, PATIENCE).delay_s == 5.0
     assert decide(sent(429, 1e9), 1, 0.0, 0.5, PATIENCE).delay_s == PATIENCE.longest_s
     assert decide(sent(500, 60.0), 1, 0.0, 0.5, PATIENCE).delay_s == 5.0
 
 
-def test_a_dead_receiver_rests():
+def test_the_pause_of_a_dead_receiver():
     assert [pause_s(n, 0.5, PATIENCE) for n in (0, 1, 2)] == [0.0, 0.0, 0.0]
     assert [pause_s(n, 0.5, PATIENCE) for n in (3, 4, 5, 9)] == [5.0, 10.0, 20.0, 60.0]
