@@ -15,8 +15,9 @@ from services.autoscaler.adapters.event_consumer import EventConsumer
 from services.autoscaler.adapters.history.decision_store import DecisionStore
 from services.autoscaler.adapters.history.recordings import Recordings
 from services.autoscaler.adapters.leader_lock import LeaderLock
-from services.autoscaler.adapters.process.machine_probe import HostProbe, MachineProbe
-from services.autoscaler.adapters.registry.client import DesiredStateSource, RegistryClient
+from services.autoscaler.adapters.process.machine_probe import MachineProbe
+from services.autoscaler.adapters.registry.client import RegistryClient
+from services.autoscaler.adapters.registry.desired_state import DesiredStateSource
 from services.autoscaler.adapters.registry.overrides import Overrides
 from services.autoscaler.adapters.registry.replica_grants import ReplicaGrants
 from services.autoscaler.adapters.replica_logs import ReplicaLogs
@@ -30,6 +31,7 @@ from services.autoscaler.application.recorder import Recorder
 from services.autoscaler.application.replay_runner import ReplayRunner
 from services.autoscaler.application.warm_pool import WarmPool
 from services.autoscaler.domain.launcher import Launcher
+from services.autoscaler.domain.snapshot import HostProbe
 from services.autoscaler.launcher_wiring import launcher_of, worker_environment
 from services.autoscaler.settings import AutoscalerSettings
 from tidegate.kernel import tasks

@@ -7,8 +7,9 @@ import sys
 from pathlib import Path
 
 from services.autoscaler.adapters.process.launcher import ProcessLauncher, ProcessPlan
-from services.autoscaler.adapters.process.machine_probe import HostProbe, MachineProbe
+from services.autoscaler.adapters.process.machine_probe import MachineProbe
 from services.autoscaler.domain.launcher import Launcher
+from services.autoscaler.domain.snapshot import HostProbe
 from services.autoscaler.settings import ROOT, AutoscalerSettings
 from tidegate.kernel import credentials
 from tidegate.kernel.protocol.access import engine_token

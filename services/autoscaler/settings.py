@@ -1,4 +1,4 @@
-"""Settings of the autoscaler, ``TIDEGATE_<FIELD>`` in the environment. Read by ``app.py`` only."""
+"""Settings of the autoscaler: ``TIDEGATE_<FIELD>`` in the environment."""
 
 from __future__ import annotations
 
@@ -13,80 +13,76 @@ from services.autoscaler.domain.snapshot import Policy
 from tidegate.kernel.protocol.models import WarmPoolSpec
 from tidegate.kernel.settings.base import Settings
 
-# The folder that holds ``services`` and ``tidegate``: child processes import them from there.
+# The folder that contains ``services`` and ``tidegate``. Child processes import both from there.
 ROOT = Path(__file__).resolve().parents[2]
 
-_FLAVOUR = re.compile("[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
+_POOL_NAME = re.compile("[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 
 
 class AutoscalerSettings(Settings):
-    """Times are seconds."""
+    """The settings of the autoscaler. Times are in seconds."""
 
     service: ClassVar[str] = "autoscaler"
 
     launcher: Literal["process", "docker"] = Field(
         "process", description="How workers are started: as processes or as containers."
     )
-    autoscaler_period_s: float = Field(
-        0.5, gt=0, description="Time between two rounds of decisions, in seconds."
-    )
-    autoscaler_relist_s: float = Field(
-        2.0, gt=0, description="Time between two reads of the registry, in seconds."
-    )
+    autoscaler_period_s: float = Field(0.5, gt=0, description="Seconds between two rounds of decisions.")
+    autoscaler_relist_s: float = Field(2.0, gt=0, description="Seconds between two reads of the registry.")
     autoscaler_down_window_s: float = Field(
-        30.0, ge=0, description="Window whose highest load counts for scaling down, in seconds."
+        30.0, ge=0, description="Seconds. The highest load of this window counts when replicas are removed."
     )
     autoscaler_idle_s: float = Field(
-        60.0, ge=0, description="Idle time before scale to zero, in seconds, if the Deployment has none."
+        60.0, ge=0, description="Idle seconds before scale to zero, if the Deployment does not set them."
     )
     autoscaler_stuck_after_s: float = Field(
         15.0, gt=0, description="Seconds without a heartbeat after which a worker is replaced."
     )
     autoscaler_backoff_max_s: float = Field(
-        60.0, ge=0, description="Longest wait before a worker is started again, in seconds."
+        60.0, ge=0, description="Longest wait, in seconds, before a failed worker is started again."
     )
     autoscaler_host_memory: float = Field(
         0.95,
         gt=0,
         le=10,
-        description="Share of the host's memory that may be in use when a replica is started; "
-        "above 1 oversubscribes it.",
+        description="Share of the host's memory that may be in use when a replica starts. "
+        "Above 1, memory is oversubscribed.",
     )
     autoscaler_replicas_per_core: float = Field(
         16.0,
         gt=0,
         le=1000,
-        description="Replicas for each core of the host; one that declares `cpus` counts as so many.",
+        description="Replicas per core of the host. A replica that declares `cpus` counts as that many.",
     )
     autoscaler_replica_memory_mb: int = Field(
         256,
         ge=1,
-        description="Memory that a replica counts with, in MiB, if it declares none and none was measured.",
+        description="Memory in MiB to assume for a replica that declares none and was not measured yet.",
     )
     autoscaler_starts_at_once: int = Field(
-        0, ge=0, description="Replicas that start at the same time, on one host; 0: twice its cores."
+        0, ge=0, description="How many replicas may start at the same time on one host. 0: twice its cores."
     )
-    autoscaler_decisions_kept: int = Field(5000, ge=1, description="Decisions that are kept on disk.")
+    autoscaler_decisions_kept: int = Field(5000, ge=1, description="How many decisions are kept on disk.")
     autoscaler_history_mb: int = Field(
         256,
         ge=0,
-        description="Disk for recorded observations, which `replay` uses, in MiB; 0: none are kept.",
+        description="Disk space in MiB for recorded observations, which `replay` uses. 0: none are kept.",
     )
     worker_log_days: float = Field(
-        7.0, gt=0, description="How long the log of an ended replica is kept, in days."
+        7.0, gt=0, description="How many days the log of an ended replica is kept."
     )
     worker_log_mb: int = Field(
         1024,
         ge=1,
-        description="Disk for the logs of ended replicas, in MiB; one Deployment gets a quarter at most.",
+        description="Disk space in MiB for the logs of ended replicas; at most a quarter for one Deployment.",
     )
     autoscaler_warm: dict[str, WarmPoolSpec] = Field(
         default_factory=dict,
-        description='Warm pool: workers that run Triton without a model, by flavour, as JSON: `{"cpu": 1}`.',
+        description='Warm pools: workers that run Triton without a model, by pool, as JSON: `{"cpu": 1}`.',
     )
     autoscaler_host_name: str = Field(
         "",
-        description="Name of the machine that replicas run on, for `cordon`; default: its host name.",
+        description="Name of the machine that replicas run on, for `cordon`. Default: its host name.",
     )
 
     docker_host: str = Field(
@@ -100,30 +96,30 @@ class AutoscalerSettings(Settings):
     )
     docker_images: list[str] = Field(
         default_factory=list,
-        description="Other images that Deployments may name, for the engine's proxy, as JSON; `*` is any.",
+        description="Other images that the engine's proxy allows Deployments to name, as JSON; `*` is any.",
     )
     docker_pull: Literal["never", "missing", "always"] = Field(
-        "missing", description="When images of workers are pulled."
+        "missing", description="When the images of workers are pulled."
     )
     docker_network: str = Field("tidegate", description="The network that workers join.")
     docker_volumes: dict[str, str] = Field(
-        default_factory=dict, description="Named volumes of workers, and their mount points, as JSON."
+        default_factory=dict, description="Named volumes of workers and their mount points, as JSON."
     )
     docker_environment: dict[str, str] = Field(
-        default_factory=dict, description="More variables for workers, as JSON; `PIP_INDEX_URL` for one."
+        default_factory=dict, description="More variables for workers, as JSON, such as `PIP_INDEX_URL`."
     )
     docker_memory_mb: int = Field(
-        0, ge=0, description="Memory of a worker in MiB, if its Deployment has no limit; 0: no limit."
+        0, ge=0, description="Memory limit of a worker in MiB, if its Deployment has none. 0: no limit."
     )
     docker_cpus: float = Field(
-        0.0, ge=0, description="Cores of a worker, if its Deployment has no limit; 0: no limit."
+        0.0, ge=0, description="Core limit of a worker, if its Deployment has none. 0: no limit."
     )
     docker_shm_mb: int = Field(
         256, ge=1, description="Shared memory of a worker in MiB, if its Deployment has no `shm_mb`."
     )
     docker_gpu_request: Literal["devices", "environment"] = Field(
         "devices",
-        description="How the engine gets GPUs: `environment` if NVIDIA's runtime is its default.",
+        description="How GPUs are requested: `environment` if NVIDIA's runtime is the engine's default.",
     )
     docker_log_driver: str = Field("json-file", description="The engine's log driver for workers.")
     docker_log_options: dict[str, str] = Field(
@@ -144,26 +140,26 @@ class AutoscalerSettings(Settings):
 
     @field_validator("autoscaler_warm", mode="before")
     @classmethod
-    def _number_alone(cls, given: Any) -> Any:
-        """``{"cpu": 1}`` is short for ``{"cpu": {"workers": 1}}``."""
-        if not isinstance(given, dict):
-            return given
-        return {name: {"workers": it} if isinstance(it, int) else it for name, it in given.items()}
+    def _expand_numbers(cls, value: Any) -> Any:
+        """Read ``{"cpu": 1}`` as ``{"cpu": {"workers": 1}}``."""
+        if not isinstance(value, dict):
+            return value
+        return {name: {"workers": it} if isinstance(it, int) else it for name, it in value.items()}
 
     @field_validator("autoscaler_warm")
     @classmethod
-    def _named(cls, given: dict[str, WarmPoolSpec]) -> dict[str, WarmPoolSpec]:
-        strange = [name for name in given if not _FLAVOUR.fullmatch(name)]
+    def _check_names(cls, pools: dict[str, WarmPoolSpec]) -> dict[str, WarmPoolSpec]:
+        strange = [name for name in pools if not _POOL_NAME.fullmatch(name)]
         if strange:
-            raise ValueError(f"a flavour's name is of lower case letters, digits and -: not {strange[0]!r}")
-        return given
+            raise ValueError(f"a pool's name may have lower case letters, digits and -, not {strange[0]!r}")
+        return pools
 
     def log_limits(self) -> LogLimits:
-        """What is kept of ended replicas' logs."""
+        """Return how long, and up to which size, logs of ended replicas are kept."""
         return LogLimits(self.worker_log_days * 86_400, self.worker_log_mb * 2**20)
 
     def policy(self) -> Policy:
-        """The part of the settings that decisions depend on."""
+        """Return the part of the settings that decisions depend on."""
         limit = self.docker_memory_mb if self.launcher == "docker" else 0
         return Policy(
             down_window_s=self.autoscaler_down_window_s,

@@ -197,16 +197,16 @@ def cordon(
 
 
 def warm(json: Json = False) -> None:
-    """List the warm pool by flavour: workers that run a model server and wait for a model."""
+    """List the warm pools: workers that run a model server and wait for a model."""
     from tidegate.cli import output
     from tidegate.cli.api import control
 
     items = control().autoscaler.items("/v1/warm")
     rows = [
-        (each["flavour"], each["workers"], len(each["ready"]), each["there"], each["image"], each["problem"])
+        (each["pool"], each["workers"], len(each["ready"]), each["there"], each["image"], each["problem"])
         for each in items
     ]
-    columns = ("flavour", "wanted", "ready", "there", "image", "problem")
+    columns = ("pool", "wanted", "ready", "there", "image", "problem")
     none = "There is no warm pool: TIDEGATE_AUTOSCALER_WARM sets one."
     output.show({"items": items}, json, lambda: output.table(rows, columns, none))
 

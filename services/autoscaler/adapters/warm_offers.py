@@ -13,14 +13,14 @@ from tidegate.kernel.protocol.models import Assignment
 
 
 class WarmOffers:
-    """Publishes to ``warm.v1.<flavour>``. Not connected is an ``Unavailable``: then nothing was offered."""
+    """Publishes to ``warm.v1.<pool>``. Not connected is an ``Unavailable``: then nothing was offered."""
 
-    def __init__(self, amqp_url: str, flavours: Collection[str]) -> None:
-        self._flavours = flavours
+    def __init__(self, amqp_url: str, pools: Collection[str]) -> None:
+        self._pools = pools
         self._connection = Connection(amqp_url, "autoscaler warm pool", self._setup)
 
     async def __aenter__(self) -> Self:
-        if self._flavours:
+        if self._pools:
             self._connection.start()
         return self
 
@@ -29,7 +29,7 @@ class WarmOffers:
     ) -> None:
         await self._connection.stop()
 
-    async def offer(self, flavour: str, assignment: Assignment, lives_s: float) -> None:
+    async def offer(self, pool: str, assignment: Assignment, lives_s: float) -> None:
         """Offer a replica to whoever waits, for so long; returns when the broker has it.
 
         Raises ``Unavailable``; unless it was not connected, the offer may have been made all the same.
@@ -40,11 +40,11 @@ class WarmOffers:
         await channel.publish(
             assignment.model_dump_json().encode(),
             exchange=WARM.name,
-            routing_key=warm_queue(flavour).name,
+            routing_key=warm_queue(pool).name,
             expiration_ms=int(lives_s * 1000),
             mandatory=True,
         )
 
     async def _setup(self, channel: Channel) -> None:
-        for flavour in self._flavours:
-            await channel.declare(warm_queue(flavour))
+        for pool in self._pools:
+            await channel.declare(warm_queue(pool))

@@ -12,8 +12,7 @@ from typing import Any
 
 from services.autoscaler.adapters import metrics
 from services.autoscaler.adapters.history.decision_store import COLD_STARTS_KEPT, DecisionStore
-from services.autoscaler.adapters.process.machine_probe import HostProbe
-from services.autoscaler.adapters.registry.client import DesiredStateSource
+from services.autoscaler.adapters.registry.desired_state import DesiredStateSource
 from services.autoscaler.adapters.registry.overrides import Overrides
 from services.autoscaler.adapters.registry.replica_grants import ReplicaGrants
 from services.autoscaler.application.recorder import Recorder
@@ -22,7 +21,17 @@ from services.autoscaler.domain.decide import decide
 from services.autoscaler.domain.launcher import Launcher, parse_replica
 from services.autoscaler.domain.memory import State
 from services.autoscaler.domain.replica_artifacts import artifacts_of
-from services.autoscaler.domain.snapshot import Action, Decision, Drain, Kill, Launch, Plan, Policy, Snapshot
+from services.autoscaler.domain.snapshot import (
+    Action,
+    Decision,
+    Drain,
+    HostProbe,
+    Kill,
+    Launch,
+    Plan,
+    Policy,
+    Snapshot,
+)
 from services.autoscaler.domain.status import statuses
 from tidegate.kernel import telemetry
 from tidegate.kernel.errors import NotFound, TidegateError, Unavailable
@@ -49,7 +58,7 @@ class LoopParts:
     ledger: DecisionStore
     recorder: Recorder
     grants: ReplicaGrants
-    room: HostProbe
+    host_probe: HostProbe
 
 
 class ControlLoop:
@@ -140,7 +149,10 @@ class ControlLoop:
         if self._parts.source.answered and self._parts.overrides.pending:
             await self._parts.overrides.reconcile()
         running, room, (reports, gateways), jobs = await asyncio.gather(
-            self._parts.launcher.list(), self._parts.room.look(), self._live_facts(), self._unfinished_jobs()
+            self._parts.launcher.list(),
+            self._parts.host_probe.read(),
+            self._live_facts(),
+            self._unfinished_jobs(),
         )
         now = self._clock()
         held = self._policy.hint_hold_s

@@ -120,7 +120,7 @@ class Operations:
 
     async def lift(self, name: str) -> str:
         """Remove the override of a Deployment; returns who was told."""
-        held_by = await self.parts.overrides.lift(name, known=self._known(name))
+        held_by = await self.parts.overrides.remove(name, known=self._known(name))
         self._changed()
         return held_by
 

@@ -14,7 +14,7 @@ import orjson
 
 from services.autoscaler.adapters.history.recordings import MINUTES_KEPT_S, Recordings
 from services.autoscaler.application.operations import Operations
-from services.autoscaler.domain.desired_state import lookup
+from services.autoscaler.domain.desired_state import index_of
 from services.autoscaler.domain.replay.fleet import ReplicaTiming
 from services.autoscaler.domain.snapshot import Policy
 from services.autoscaler.settings import ROOT
@@ -39,7 +39,7 @@ class ReplayRunner:
         """Replay arrivals under the policy of a Deployment and others; ``api/replay.py`` has the order."""
         wanted = self.operations.wanted(name)
         current = self.operations.parts.source.current
-        version = lookup(current).version_of(wanted)
+        version = index_of(current).version_of(wanted)
         if version is None:
             raise BadRequest(f"The registry lists no version {wanted.version} of model {wanted.model}.")
         arrivals, start_at = await self._arrivals(name, order["arrivals"])

@@ -1,9 +1,9 @@
-"""The warm pool: workers with Triton up and no model, given away where a replica is to start.
+"""The warm pool: workers that run Triton without a model, and become replicas without a cold start.
 
-To the rest of the autoscaler it is a launcher. A replica that a waiting worker took has two names: its own,
-and the worker's, by which the launcher underneath knows it. Who took it is settled in the store, where the
-first to say so stays: a worker, or the autoscaler for "nobody did", which then starts one as ever. So an
-offer that is late, lost or delivered twice never makes two of one name.
+To the rest of the autoscaler it is a launcher. A replica from the pool has two names: its own, and that of
+the worker, which the launcher below uses. The first claim in the store decides which worker becomes the
+replica. If no worker claims it, the autoscaler claims it itself and starts a worker as usual. So a late, lost
+or duplicate offer never makes two replicas of one name.
 """
 
 from __future__ import annotations
@@ -53,16 +53,16 @@ Replicas = list[Running]
 Views = list[dict[str, Any]]
 
 PERIOD_S = 1.0
-OFFER_S = 2.0  # a worker that waits takes one within milliseconds; the round waits for it
-ASK_EVERY_S = 0.005
-SETTLE_S = 10.0  # an offer of a former leader that nobody is known to have taken by then was not taken
-REFILL_AFTER_S = 3.0  # the start that was just helped along goes before its successor's
-MISTRUST_S = 30.0  # after an offer that nobody took
+OFFER_S = 2.0  # a waiting worker takes an offer within milliseconds; the round waits for it
+CLAIM_POLL_S = 0.005
+SETTLE_S = 10.0  # an offer of a former leader without a claim by then was not taken
+REFILL_AFTER_S = 3.0  # the replica loads its model first, then its successor in the pool starts
+PAUSE_S = 30.0  # no offers and no starts for this long after one that failed
 NOBODY = "autoscaler"
 
 
 class WarmPool:
-    """See :class:`services.autoscaler.domain.launcher.Launcher`; with no flavours it only passes on."""
+    """A :class:`Launcher` that takes workers from warm pools first. Without pools it only delegates."""
 
     def __init__(
         self,
@@ -71,7 +71,7 @@ class WarmPool:
         ledger: DecisionStore,
         offers: WarmOffers,
         grants: ReplicaGrants,
-        flavours: Mapping[str, WarmPoolSpec],
+        pools: Mapping[str, WarmPoolSpec],
         log_dir: Path,
         clock: Callable[[], float] = time.time,
     ) -> None:
@@ -80,7 +80,7 @@ class WarmPool:
         self._ledger = ledger
         self._offers = offers
         self._grants = grants
-        self._flavours = flavours
+        self._pools = pools
         self._logs = ReplicaLogs(log_dir)
         self._clock = clock
         self._claims: dict[str, WarmClaim] = {}
@@ -89,41 +89,41 @@ class WarmPool:
         self._memory = PoolMemory()
         self._idle: dict[str, set[str]] = {}
         self._offered: Counter[str] = Counter()
-        self._not_before: dict[str, float] = {}
+        self._no_offer_before: dict[str, float] = {}
         self._answered_since: float | None = None
         self._refill_at = 0.0
         self.problem: str | None = None
 
     def take_over(self) -> None:
-        """Read what the former leader left; to be called once this process leads."""
+        """Read the claims and generations of the former leader. Call it when this process leads."""
         self._claims = {claim.replica: claim for claim in self._ledger.claims()}
         self._generations = {
             name: last for (name, _), last in self._ledger.generations().items() if pool_of(name)
         }
 
     async def launch(self, assignment: Assignment | WarmAssignment) -> None:
-        """Give the replica to a worker that waits, or start one. Raises as the launcher underneath does."""
+        """Give the replica to a waiting worker, or start one. Raise what the launcher below raises."""
         if isinstance(assignment, Assignment):
-            flavour = pool_for(assignment.deployment, self._flavours)
-            if flavour is not None and await self._give(flavour, assignment):
+            pool = pool_for(assignment.deployment, self._pools)
+            if pool is not None and await self._take_from(pool, assignment):
                 return
         await self._launcher.launch(assignment)
 
     async def drain(self, replica: str) -> None:
-        """Ask the worker to finish what it holds and exit."""
+        """Tell the worker to finish its work and exit."""
         await self._launcher.drain(self._worker(replica))
 
     async def kill(self, replica: str) -> None:
-        """End the worker with everything it started, and clear its remains."""
+        """Kill the worker and everything that it started, and remove its remains."""
         await self._launcher.kill(self._worker(replica))
         self._drop(replica)
 
     async def output(self, replica: str, lines: int) -> str:
-        """Return the end of a replica's output, wherever that began."""
+        """Return the last lines of a replica's output."""
         return await self._launcher.output(self._worker(replica), lines)
 
     async def list(self) -> Replicas:
-        """Every replica that exists; workers that wait are none."""
+        """Return every replica that exists. Waiting workers are not replicas."""
         rows = await self._launcher.list()
         await self._settle()
         self._forget_ended({row.replica for row in rows})
@@ -142,57 +142,59 @@ class WarmPool:
         return sorted(found, key=lambda each: each.replica)
 
     async def hold(self, may_start: Callable[[], bool]) -> None:
-        """Keep the pool filled, for ever."""
+        """Keep the pools filled, for ever."""
         while True:
             try:
-                await self.look(may_start())
+                await self.check(may_start())
                 self.problem = None
             except Unavailable as error:
                 if error.message != self.problem:
-                    log.warning("the warm pool is left as it is", extra={"problem": error.message})
+                    log.warning("the warm pool was not checked", extra={"problem": error.message})
                 self.problem = error.message
-            except Exception as error:  # it must outlive whatever one look met
-                log.exception("the warm pool's look failed")
-                self.problem = f"The last look at the warm pool failed: {error}"
+            except Exception as error:  # the next check tries again
+                log.exception("checking the warm pool failed")
+                self.problem = f"The last check of the warm pool failed: {error}"
             await asyncio.sleep(PERIOD_S)
 
-    async def look(self, may_start: bool = True) -> None:
-        """One look at those that wait: end what is not wanted or not well, start what is missing."""
+    async def check(self, may_start: bool = True) -> None:
+        """Check the waiting workers once: end those that are failed or surplus, start missing ones."""
         await self.list()
         reports = await self._reports()
         now = self._clock()
-        given = {claim.worker for claim in self._claims.values()}  # one may have been, since it was listed
-        waiting = [worker for worker in self._waiting if worker.replica not in given]
+        # A worker may have been claimed since it was listed.
+        claimed = {claim.worker for claim in self._claims.values()}
+        waiting = [worker for worker in self._waiting if worker.replica not in claimed]
         assert self._answered_since is not None
-        plan, memory = plan_pool(self._flavours, waiting, reports, self._memory, now, self._answered_since)
+        plan, memory = plan_pool(self._pools, waiting, reports, self._memory, now, self._answered_since)
         if self._in_doubt:
             return
         self._memory = memory
-        self._idle = {flavour: set(workers) for flavour, workers in plan.idle.items()}
-        for flavour, workers in self._idle.items():
-            metrics.WARM_WORKERS.labels(flavour).set(len(workers))
+        self._idle = {pool: set(workers) for pool, workers in plan.idle.items()}
+        for pool, workers in self._idle.items():
+            metrics.WARM_WORKERS.labels(pool).set(len(workers))
         await self._act(plan, may_start and self._clock() >= self._refill_at)
 
     def view(self) -> Views:
-        """Every flavour with what waits, for JSON."""
+        """Return every pool with its waiting workers, for JSON. ``flavour`` is an older name of ``pool``."""
         return [
             {
+                "pool": name,
                 "flavour": name,
-                **flavour.model_dump(mode="json"),
+                **pool.model_dump(mode="json"),
                 "ready": sorted(self._idle.get(name, ())),
                 "there": sum(pool_of(each.deployment) == name for each in self._waiting),
                 "problem": self._memory.trouble.get(name, PoolFailures()).message,
             }
-            for name, flavour in sorted(self._flavours.items())
+            for name, pool in sorted(self._pools.items())
         ]
 
     @property
     def _in_doubt(self) -> bool:
-        """Whether one of those that seem to wait may be a replica already."""
+        """Return whether a worker that seems to wait may already be a replica."""
         return any(self._offered.values()) or any(not claim.worker for claim in self._claims.values())
 
     async def _reports(self) -> dict[str, ReplicaReport]:
-        """What the workers say. While the store was away nobody was heard: that is no silence of theirs."""
+        """Return the heartbeats of workers. A store outage is not counted as missed heartbeats."""
         try:
             found = {report.replica: report for report in await self._store.replicas()}
         except StoreUnavailable:
@@ -202,47 +204,47 @@ class WarmPool:
             self._answered_since = self._clock()
         return found
 
-    # -- giving away -----------------------------------------------------------------------------------------
+    # -- offers ----------------------------------------------------------------------------------------------
 
-    async def _give(self, flavour: str, assignment: Assignment) -> bool:
-        """Whether a worker that waits took the replica. Raises ``Unavailable`` when that is not known."""
-        if len(self._idle.get(flavour, ())) <= self._offered[flavour]:
-            metrics.WARM_GIVEN.labels(flavour, "none waits").inc()
+    async def _take_from(self, pool: str, assignment: Assignment) -> bool:
+        """Return whether a waiting worker took the replica. Raise ``Unavailable`` if that is not known."""
+        if len(self._idle.get(pool, ())) <= self._offered[pool]:
+            metrics.WARM_GIVEN.labels(pool, "none waits").inc()
             return False
-        if self._clock() < self._not_before.get(flavour, 0.0):
+        if self._clock() < self._no_offer_before.get(pool, 0.0):
             return False
-        self._offered[flavour] += 1
+        self._offered[pool] += 1
         try:
-            worker = await self._offer(flavour, assignment)
+            worker = await self._offer(pool, assignment)
         except StoreUnavailable:
-            self._not_before[flavour] = self._clock() + MISTRUST_S
+            self._no_offer_before[pool] = self._clock() + PAUSE_S
             raise
         finally:
-            self._offered[flavour] -= 1
-        metrics.WARM_GIVEN.labels(flavour, "given" if worker else "not taken").inc()
+            self._offered[pool] -= 1
+        metrics.WARM_GIVEN.labels(pool, "given" if worker else "not taken").inc()
         if worker is None:
-            self._not_before[flavour] = self._clock() + MISTRUST_S
+            self._no_offer_before[pool] = self._clock() + PAUSE_S
             return False
         self._refill_at = self._clock() + REFILL_AFTER_S
-        self._idle[flavour].discard(worker)
+        self._idle[pool].discard(worker)
         return True
 
-    async def _offer(self, flavour: str, assignment: Assignment) -> str | None:
+    async def _offer(self, pool: str, assignment: Assignment) -> str | None:
         start = LaunchSpec.of(assignment)
         try:
             await self._store.claimant(start.replica)
         except StoreUnavailable:
-            return None  # nobody could settle who takes it, so it is not offered
+            return None  # without the store no worker can claim it
         claim = WarmClaim(start.replica, start.fingerprint, start.launched_at, start.drain_limit_s)
         self._note(claim)
         try:
             async with asyncio.timeout(OFFER_S):
-                await self._offers.offer(flavour, assignment, OFFER_S)
-            worker = await self._taker(start.replica)
+                await self._offers.offer(pool, assignment, OFFER_S)
+            worker = await self._claimant(start.replica)
         except StoreUnavailable:
             raise
         except (Unavailable, TimeoutError) as error:
-            log.warning("the warm pool was not reached", extra={"problem": str(error) or "no confirm"})
+            log.warning("the offer to the warm pool failed", extra={"problem": str(error) or "no confirm"})
             worker = await self._store.claim_replica(start.replica, NOBODY)
         if worker == NOBODY:
             self._drop(start.replica)
@@ -250,24 +252,26 @@ class WarmPool:
         self._note(replace(claim, worker=worker))
         self._grants.launching(worker, assignment.version.artifact_sha256)
         self._link_log(start.replica, worker)
-        log.info("given to a worker that waited", extra={"replica": start.replica, "worker": worker})
+        log.info(
+            "a worker of the warm pool became a replica", extra={"replica": start.replica, "worker": worker}
+        )
         return worker
 
-    async def _taker(self, replica: str) -> str:
-        """Who takes it, as soon as somebody did."""
+    async def _claimant(self, replica: str) -> str:
+        """Return the worker that claims the replica, or ``NOBODY`` after ``OFFER_S`` seconds."""
         deadline = self._clock() + OFFER_S
         while self._clock() < deadline:
             if worker := await self._store.claimant(replica):
                 return worker
-            await asyncio.sleep(ASK_EVERY_S)
+            await asyncio.sleep(CLAIM_POLL_S)
         return await self._store.claim_replica(replica, NOBODY)
 
     def _link_log(self, replica: str, worker: str) -> None:
-        """Let people find the output of the replica by its name."""
+        """Make the worker's log available under the replica's name."""
         with contextlib.suppress(OSError):
             self._logs.path(replica).symlink_to(self._logs.path(worker).name)
 
-    # -- remembering -----------------------------------------------------------------------------------------
+    # -- claims ----------------------------------------------------------------------------------------------
 
     def _note(self, claim: WarmClaim) -> None:
         self._claims[claim.replica] = claim
@@ -287,7 +291,7 @@ class WarmPool:
                 self._drop(claim.replica)
 
     async def _settle(self) -> None:
-        """Learn who took what a former leader, or we with the store away, had offered."""
+        """Find out who took offers of a former leader, or offers made while the store was away."""
         under_way = any(self._offered.values())
         for claim in [*self._claims.values()]:
             if claim.worker or under_way:
@@ -312,31 +316,31 @@ class WarmPool:
     async def _act(self, plan: PoolPlan, may_start: bool) -> None:
         for worker, cause in plan.kill:
             if self._in_doubt or worker in {claim.worker for claim in self._claims.values()}:
-                return  # given away while others were ended
-            log.info("a waiting worker is ended", extra={"worker": worker, "cause": cause})
+                return  # a worker became a replica meanwhile
+            log.info("ending a waiting worker", extra={"worker": worker, "cause": cause})
             await self._launcher.kill(worker)
             with contextlib.suppress(StoreUnavailable):
                 await self._store.forget_replica(worker)
-        for flavour in plan.launch if may_start else ():
-            await self._start(flavour)
+        for pool in plan.launch if may_start else ():
+            await self._start(pool)
 
-    async def _start(self, flavour: str) -> None:
-        name = deployment_of_pool(flavour)
+    async def _start(self, pool: str) -> None:
+        name = deployment_of_pool(pool)
         generation = self._generations.get(name, 0) + 1
         self._ledger.save_generation(name, 0, generation)
         self._generations[name] = generation
         worker = replica_name(name, 0, generation)
-        given = WarmAssignment(
+        assignment = WarmAssignment(
             replica=worker,
             generation=generation,
-            flavour=flavour,
-            pool=self._flavours[flavour],
+            pool_name=pool,
+            pool=self._pools[pool],
             launched_at=self._clock(),
         )
         try:
-            await self._launcher.launch(given)
+            await self._launcher.launch(assignment)
         except TidegateError as error:
-            failed = PoolFailures(1, self._clock() + MISTRUST_S, error.message)
-            trouble = {**self._memory.trouble, flavour: failed}
+            failed = PoolFailures(1, self._clock() + PAUSE_S, error.message)
+            trouble = {**self._memory.trouble, pool: failed}
             self._memory = PoolMemory(self._memory.heard, trouble)
-            log.warning("a waiting worker was not started", extra={"problem": error.message})
+            log.warning("starting a waiting worker failed", extra={"problem": error.message})

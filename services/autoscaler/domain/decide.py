@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from services.autoscaler.domain import healing
 from services.autoscaler.domain.deployment_round import DeploymentRound, Proposal, in_words, verdicts_of
-from services.autoscaler.domain.desired_state import lookup
+from services.autoscaler.domain.desired_state import index_of
 from services.autoscaler.domain.healing import ReplicaTimeouts
 from services.autoscaler.domain.host_bounds import HostBounds
 from services.autoscaler.domain.launcher import Running, parse_replica
@@ -33,7 +33,7 @@ def decide(snapshot: Snapshot, policy: Policy, state: State, now: float) -> tupl
     decisions: list[Decision] = []
     memories: dict[str, DeploymentMemory] = {}
     wants: list[Proposal] = []
-    reports, known = reports_by_deployment(snapshot.reports), lookup(snapshot.desired_state)
+    reports, known = reports_by_deployment(snapshot.reports), index_of(snapshot.desired_state)
     for deployment in snapshot.desired_state.deployments:
         name = deployment.name
         verdicts = verdicts_of(
@@ -45,7 +45,7 @@ def decide(snapshot: Snapshot, policy: Policy, state: State, now: float) -> tupl
             now,
         )
         round_ = DeploymentRound(deployment, verdicts, reports.get(name, []), snapshot, known, policy, now)
-        wants.append(round_.want(state))
+        wants.append(round_.propose(state))
     host = HostBounds.of(snapshot, wants, policy, state, now)
     wants = host.granted(wants)
     launches = {want.name: want.round.launches(want, state.generations) for want in wants}

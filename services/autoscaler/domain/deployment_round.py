@@ -58,7 +58,7 @@ class DeploymentRound:
     policy: Policy
     now: float
 
-    def want(self, state: State) -> Proposal:
+    def propose(self, state: State) -> Proposal:
         """Bury the dead and find the target, before the host bounds it."""
         before = state.deployments.get(self.deployment.name) or self._first_memory(state)
         memory = self._configured(before)
@@ -85,26 +85,26 @@ class DeploymentRound:
         return Proposal(self, before, memory, reckoned, around.fleet, wanted, cause)
 
     def settle(
-        self, want: Proposal, launches: Sequence[Launch], put_off: int
+        self, propose: Proposal, launches: Sequence[Launch], put_off: int
     ) -> tuple[list[Action], Decision | None, DeploymentMemory]:
         """End the dead, make these ``launches`` and drain towards the target; ``put_off`` is for later."""
-        before, wanted, memory = want.before, want.target, replace(want.memory, put_off=put_off)
+        before, wanted, memory = propose.before, propose.target, replace(propose.memory, put_off=put_off)
         drains = to_drain(self.verdicts, wanted.replicas, memory.fingerprint)
         actions = [*self._kills(), *launches, *drains]
         decision = None
         turned = wanted.rule != before.rule and bool({wanted.rule, before.rule} & NOTABLE_RULES)
         if actions or turned or wanted.replicas != before.target:
-            decision = self._decision(before.target, wanted, want.load, memory, want.fleet, actions)
+            decision = self._decision(before.target, wanted, propose.load, memory, propose.fleet, actions)
         return actions, decision, memory
 
-    def launches(self, want: Proposal, generations: Mapping[tuple[str, int], int]) -> list[Launch]:
+    def launches(self, propose: Proposal, generations: Mapping[tuple[str, int], int]) -> list[Launch]:
         """The replicas to start for the target, as far as the host can start them."""
         version = self.known.version_of(self.deployment)
         if version is None or self.snapshot.host in self.snapshot.cordoned:
             return []
-        replicas, memory = want.target.replicas, want.memory
+        replicas, memory = propose.target.replicas, propose.memory
         return to_launch(
-            self.deployment, version, self.verdicts, replicas, memory, generations, want.cause, self.now
+            self.deployment, version, self.verdicts, replicas, memory, generations, propose.cause, self.now
         )
 
     def _first_memory(self, state: State) -> DeploymentMemory:

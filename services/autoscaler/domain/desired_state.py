@@ -36,7 +36,7 @@ class DesiredStateIndex:
         return self.versions.get((deployment.model, deployment.version))
 
 
-def lookup(desired_state: DesiredState | None) -> DesiredStateIndex:
+def index_of(desired_state: DesiredState | None) -> DesiredStateIndex:
     """What is wanted, by keys."""
     if desired_state is None:
         return DesiredStateIndex()

@@ -1,25 +1,28 @@
-"""Which GPUs a replica gets, from what the machine has and what runs there.
+"""Choose the GPUs of a replica, from the GPUs of the machine and the claims on them.
 
-The owner of a GPU is what runs on it: a claim is read from the label of a container, or from the folder of a
-process, that exists, and ends with it. A claim counts MiB of a GPU; one on a whole GPU counts all of its
-memory.
+A claim is stored with the replica that holds it (the label of a container, or a file in the folder of a
+process), so it ends with the replica. A claim is a number of MiB; a whole GPU is all of its memory.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from services.autoscaler.domain.plural import counted
 from tidegate.kernel.protocol.models import Resources
 
+# Arguments of `nvidia-smi` whose output `read_inventory` reads.
+QUERY = ["--query-gpu=uuid,memory.total,name", "--format=csv,noheader,nounits"]
+
 Shares = Mapping[str, int]
-"""MiB by UUID."""
+"""MiB by UUID of the GPU."""
 
 
 @dataclass(frozen=True, slots=True)
 class Gpu:
-    """One GPU of the machine that replicas run on."""
+    """A GPU of the machine that replicas run on."""
 
     uuid: str
     memory_mb: int
@@ -28,43 +31,51 @@ class Gpu:
 
 @dataclass(frozen=True, slots=True)
 class GpuClaim:
-    """What a replica holds. ``order``: of two claims that cannot both hold, the lesser one does."""
+    """The GPU memory of a replica. If two claims do not fit together, the one with the smaller order wins."""
 
     replica: str
     shares: Shares
     order: tuple[int, str, str] = (0, "", "")
 
 
+class GpuInventory(Protocol):
+    """The interface that lists the GPUs of the machine."""
+
+    async def gpus(self) -> tuple[Gpu, ...]:
+        """Return all GPUs. Raise ``Unavailable`` if they cannot be listed."""
+
+
 class NoRoom(Exception):
-    """The wish cannot be met now; the message says what stands in its way."""
+    """The GPUs cannot be provided now. The message says why, and which replicas hold them."""
 
 
-def place(gpus: Sequence[Gpu], claims: Iterable[GpuClaim], wish: Resources) -> dict[str, int]:
-    """The GPUs for a wish, as MiB by UUID; empty when it wants none. Raises :class:`NoRoom`.
+def place(gpus: Sequence[Gpu], claims: Iterable[GpuClaim], resources: Resources) -> dict[str, int]:
+    """Return the GPUs for ``resources`` as MiB by UUID; empty if it needs none. Raise :class:`NoRoom`.
 
-    A share goes where it leaves the least behind (best fit), so that whole GPUs stay free for those who need
-    whole ones; whole ones are taken from the smallest up.
+    A part of a GPU goes to the GPU with the least memory left (best fit), so that whole GPUs stay free.
+    Whole GPUs are taken from the smallest up.
     """
     claims = list(claims)
     free = {gpu.uuid: gpu.memory_mb - _held(gpu.uuid, claims) for gpu in gpus}
-    if wish.gpu_memory_mb:
-        fitting = [gpu for gpu in gpus if free[gpu.uuid] >= wish.gpu_memory_mb]
+    if resources.gpu_memory_mb:
+        fitting = [gpu for gpu in gpus if free[gpu.uuid] >= resources.gpu_memory_mb]
         if not fitting:
-            raise NoRoom(f"needs {wish.gpu_memory_mb} MiB of a GPU; {_state(gpus, free, claims)}")
+            raise NoRoom(f"needs {resources.gpu_memory_mb} MiB of a GPU; {_state(gpus, free, claims)}")
         best = min(fitting, key=lambda gpu: (free[gpu.uuid], gpu.uuid))
-        return {best.uuid: wish.gpu_memory_mb}
+        return {best.uuid: resources.gpu_memory_mb}
     whole = sorted(
         (gpu for gpu in gpus if free[gpu.uuid] == gpu.memory_mb), key=lambda gpu: (gpu.memory_mb, gpu.uuid)
     )
-    if len(whole) < wish.gpus:
-        raise NoRoom(f"needs {counted(wish.gpus, 'whole GPU')}; {_state(gpus, free, claims)}")
-    return {gpu.uuid: gpu.memory_mb for gpu in whole[: wish.gpus]}
+    if len(whole) < resources.gpus:
+        raise NoRoom(f"needs {counted(resources.gpus, 'whole GPU')}; {_state(gpus, free, claims)}")
+    return {gpu.uuid: gpu.memory_mb for gpu in whole[: resources.gpus]}
 
 
 def stands(gpus: Sequence[Gpu], claims: Iterable[GpuClaim], mine: GpuClaim) -> bool:
-    """Whether ``mine`` holds beside those that come before it: the fence between two who chose at once.
+    """Return whether ``mine`` fits beside the claims before it. Checks launches that ran at the same time.
 
-    Both make their claim first and look then, so at least one sees both, and both judge alike.
+    Each launch first makes its claim and then checks. So at least one of them sees both claims, and both
+    get the same result.
     """
     before = [each for each in claims if each.replica != mine.replica and each.order < mine.order]
     memory = {gpu.uuid: gpu.memory_mb for gpu in gpus}
@@ -72,18 +83,18 @@ def stands(gpus: Sequence[Gpu], claims: Iterable[GpuClaim], mine: GpuClaim) -> b
 
 
 def to_label(shares: Shares) -> str:
-    """Shares as the value of a label."""
+    """Return shares as the value of a label."""
     return ",".join(f"{uuid}={mb}" for uuid, mb in sorted(shares.items()))
 
 
 def from_label(label: str) -> dict[str, int]:
-    """Shares from the value of a label; what is not one is passed over."""
+    """Return the shares in the value of a label. Skip invalid parts."""
     pairs = (part.partition("=") for part in label.split(","))
     return {uuid: int(mb) for uuid, _, mb in pairs if uuid and mb.isdecimal()}
 
 
 def read_inventory(listing: str) -> tuple[Gpu, ...]:
-    """The GPUs of ``nvidia-smi --query-gpu=uuid,memory.total,name --format=csv,noheader,nounits``."""
+    """Return the GPUs in the output of ``nvidia-smi`` with :data:`QUERY`."""
     rows = (line.split(",", 2) for line in listing.splitlines() if line.count(",") >= 2)
     fields = ([field.strip() for field in row] for row in rows)
     return tuple(
@@ -94,9 +105,9 @@ def read_inventory(listing: str) -> tuple[Gpu, ...]:
 
 
 def visible(gpus: Sequence[Gpu], setting: str | None) -> tuple[Gpu, ...]:
-    """Return the GPUs that ``CUDA_VISIBLE_DEVICES`` leaves, as CUDA reads it; None: it is not set.
+    """Return the GPUs that ``CUDA_VISIBLE_DEVICES`` allows, as CUDA reads it; ``setting`` None: not set.
 
-    An entry is an index into the listing, or the beginning of a UUID. The first entry that names no GPU ends
+    An entry is an index into the list, or the beginning of a UUID. The first entry that matches no GPU ends
     the list.
     """
     if setting is None:
@@ -118,12 +129,12 @@ def _held(uuid: str, claims: Iterable[GpuClaim]) -> int:
 
 
 def _state(gpus: Sequence[Gpu], free: Shares, claims: Sequence[GpuClaim]) -> str:
-    """What each GPU has left and who holds the rest."""
+    """Describe how much of each GPU is free, and which replicas hold the rest."""
     if not gpus:
-        return "there are no GPUs to lease"
-    told = []
+        return "there are no GPUs"
+    parts = []
     for gpu in gpus:
         holders = [claim.replica for claim in claims if gpu.uuid in claim.shares]
         by = f", held by {', '.join(sorted(holders))}" if holders else ""
-        told.append(f"{gpu.uuid} has {free[gpu.uuid]} of {gpu.memory_mb} MiB free{by}")
-    return "; ".join(told)
+        parts.append(f"{gpu.uuid} has {free[gpu.uuid]} of {gpu.memory_mb} MiB free{by}")
+    return "; ".join(parts)

@@ -1,7 +1,7 @@
-"""What the autoscaler asks of a launcher, and what a launcher tells.
+"""The interface of launchers, and the names of replicas.
 
-A launcher starts workers somewhere (processes, containers, pods). It decides nothing. The name of a
-replica, ``<deployment>-<slot>-<generation>``, is the fence: a launcher refuses a name that exists.
+A launcher starts workers somewhere (processes, containers, pods) and decides nothing. The name of a
+replica, ``<deployment>-<slot>-<generation>``, is unique: a launcher refuses a name that exists.
 """
 
 from __future__ import annotations
@@ -14,28 +14,28 @@ from typing import Protocol
 from tidegate.kernel.errors import Conflict, Unavailable
 from tidegate.kernel.protocol.models import Assignment, Deployment, Resources, WarmAssignment, WarmPoolSpec
 
-# What an engine's own `stop` grants a worker that waits, as it cannot be told later what its Deployment asks
-# for; as long as it only waits it ends at once.
+# How long an engine's own `stop` waits for a worker of a warm pool. This cannot be changed once the worker
+# has a Deployment. Until then the worker ends immediately.
 POOL_DRAIN_S = 600.0
 
 
 class NameTaken(Conflict):
-    """A replica of that name exists, alive or not yet cleared away."""
+    """A replica with this name exists: it runs, or its remains are not removed yet."""
 
 
 class LaunchFailed(Unavailable):
-    """The worker could not even be started; the message says why."""
+    """The worker could not be started. The message says why."""
 
 
 @dataclass(frozen=True, slots=True)
 class Running:
-    """A replica that exists at the launcher; ``alive`` False: its worker is gone, its remains are not.
+    """A replica that exists at the launcher. ``alive`` is False if only its remains exist.
 
-    ``pid`` 0: not known (yet). Times are seconds since the epoch. ``fingerprint`` is that of the
-    Deployment it was launched with. ``ending`` tells how a dead one ended, as far as that is known;
-    ``out_of_memory``: the kernel ended it, as it had reached its limit. ``image`` is what a container runs,
-    with its digest, ``gpus`` the UUIDs of those it holds. ``worker`` is the name by which the launcher knows
-    it, if that is another: it waited in a warm pool. ``memory_mb`` is what its processes take; 0: not known.
+    Times are seconds since the epoch. ``pid`` is 0 while it is not known. ``fingerprint`` is that of the
+    Deployment at the launch. ``ending`` says how a dead worker ended, if that is known; ``out_of_memory``
+    means that the kernel killed it at its memory limit. ``image`` is the container's image with its digest,
+    ``gpus`` has the UUIDs of its GPUs. ``worker`` is the launcher's name for it if it came from a warm pool.
+    ``memory_mb`` is the memory of its processes; 0: not known.
     """
 
     replica: str
@@ -58,7 +58,7 @@ class Running:
 
 @dataclass(frozen=True, slots=True)
 class LaunchSpec:
-    """What a launcher reads of an assignment; the worker is handed the ``document``."""
+    """The parts of an assignment that a launcher uses. The worker gets the whole ``document``."""
 
     replica: str
     launched_at: float
@@ -69,56 +69,61 @@ class LaunchSpec:
     document: str
 
     @classmethod
-    def of(cls, given: Assignment | WarmAssignment) -> LaunchSpec:
-        """The start of a replica, or of a worker that waits to become one."""
-        if isinstance(given, WarmAssignment):
-            pool = given.pool
-            drain_limit_s, read, image = POOL_DRAIN_S, pool_fingerprint(pool), pool.image
-            resources = pool.resources
+    def of(cls, assignment: Assignment | WarmAssignment) -> LaunchSpec:
+        """Return what to launch for a replica, or for a worker of a warm pool."""
+        if isinstance(assignment, WarmAssignment):
+            pool = assignment.pool
+            drain_limit_s, digest = POOL_DRAIN_S, pool_fingerprint(pool)
+            image, resources = pool.image, pool.resources
         else:
-            wanted = given.deployment
-            drain_limit_s, read = wanted.drain_limit_s, fingerprint(wanted)
-            image, resources = wanted.image, wanted.resources
-        document = given.model_dump_json()
-        return cls(given.replica, given.launched_at, drain_limit_s, read, image, resources, document)
+            deployment = assignment.deployment
+            drain_limit_s, digest = deployment.drain_limit_s, fingerprint(deployment)
+            image, resources = deployment.image, deployment.resources
+        document = assignment.model_dump_json()
+        return cls(
+            assignment.replica, assignment.launched_at, drain_limit_s, digest, image, resources, document
+        )
 
 
 class Launcher(Protocol):
-    """Starts and ends workers. Every method may raise ``Unavailable``: then nothing is known."""
+    """The interface of launchers. Each method may raise ``Unavailable``: then the result is not known."""
 
     async def launch(self, assignment: Assignment | WarmAssignment) -> None:
         """Start a worker. Raises :class:`NameTaken` or :class:`LaunchFailed`."""
 
     async def drain(self, replica: str) -> None:
-        """Ask the worker to finish what it holds and exit; returns at once. Unknown names are ignored."""
+        """Tell the worker to finish its work and exit. Return immediately; ignore unknown names."""
 
     async def kill(self, replica: str) -> None:
-        """End the worker with everything it started, and clear its remains. Idempotent."""
+        """Kill the worker and everything that it started, and remove its remains. Idempotent."""
 
     async def list(self) -> list[Running]:
-        """Every replica that exists, the dead whose remains are not cleared included."""
+        """Return every replica that exists, including dead ones whose remains are not removed."""
 
     async def output(self, replica: str, lines: int) -> str:
-        """Return the end of a replica's output; empty if the folder of logs has it."""
+        """Return the last lines of a replica's output; empty if the log folder has them."""
 
 
 def replica_name(deployment: str, slot: int, generation: int) -> str:
-    """The name of a replica."""
+    """Return the name of a replica."""
     return f"{deployment}-{slot}-{generation}"
 
 
-def deployment_of_pool(flavour: str) -> str:
-    """The pool in place of the Deployment in its workers' names; no Deployment has a - at the end."""
-    return f"warm-{flavour}-"
+def deployment_of_pool(pool: str) -> str:
+    """Return what stands for the Deployment in the names of a pool's workers.
+
+    No Deployment's name ends with ``-``.
+    """
+    return f"warm-{pool}-"
 
 
-def pool_of(pool: str) -> str | None:
-    """The flavour that :func:`deployment_of_pool` has in it; None: that is the name of a Deployment."""
-    return pool[5:-1] if pool.startswith("warm-") and pool.endswith("-") else None
+def pool_of(deployment: str) -> str | None:
+    """Return the pool in a name of :func:`deployment_of_pool`; None for the name of a Deployment."""
+    return deployment[5:-1] if deployment.startswith("warm-") and deployment.endswith("-") else None
 
 
 def parse_replica(replica: str) -> tuple[str, int, int] | None:
-    """Deployment, slot and generation of a replica's name; None when it is not one."""
+    """Return Deployment, slot and generation of a replica's name; None if it is not such a name."""
     parts = replica.rsplit("-", 2)
     if len(parts) != 3 or not parts[0] or not (parts[1].isdecimal() and parts[2].isdecimal()):
         return None
@@ -126,16 +131,17 @@ def parse_replica(replica: str) -> tuple[str, int, int] | None:
 
 
 def fingerprint(deployment: Deployment) -> str:
-    """Digest of what a worker reads at its start: another value asks for another worker."""
+    """Return a digest of what a worker reads at its start. If it changes, the worker is replaced."""
     read = {"model", "version", "env", "threads", "instances", "batching", "resources", "image"}
-    if deployment.progress_timeout_s is not None:  # else as before there was this field
+    # A Deployment without this field keeps the digest that it had before the field existed.
+    if deployment.progress_timeout_s is not None:
         read.add("progress_timeout_s")
     return _digest(deployment.model_dump(mode="json", include=read))
 
 
-def pool_fingerprint(flavour: WarmPoolSpec) -> str:
-    """Digest of what a worker of a warm pool is started with."""
-    return _digest(flavour.model_dump(mode="json", exclude={"workers"}))
+def pool_fingerprint(pool: WarmPoolSpec) -> str:
+    """Return a digest of what a worker of a warm pool is started with."""
+    return _digest(pool.model_dump(mode="json", exclude={"workers"}))
 
 
 def _digest(start: dict[str, object]) -> str:

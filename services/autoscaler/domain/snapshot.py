@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from services.autoscaler.domain.launcher import Running
 from tidegate.kernel.protocol.models import Deployment, DesiredState, Version
@@ -27,6 +27,13 @@ class Host:
     cores: float
     memory_mb: int
     available_mb: int | None
+
+
+class HostProbe(Protocol):
+    """The interface that reads the resources of the host."""
+
+    async def read(self) -> Host | None:
+        """Return the resources of the host now; None if they are not known."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from typing import Any
 
 from services.autoscaler.domain.deployment_round import start_time
-from services.autoscaler.domain.desired_state import DesiredStateIndex, lookup
+from services.autoscaler.domain.desired_state import DesiredStateIndex, index_of
 from services.autoscaler.domain.healing import phase_of
 from services.autoscaler.domain.launcher import Running, fingerprint
 from services.autoscaler.domain.memory import DeploymentMemory, Phase, ReplicaMemory, State
@@ -32,7 +32,7 @@ def statuses(
     if snapshot.desired_state is None:
         return dict(previous)
     found: dict[str, DeploymentStatus] = {}
-    known = lookup(snapshot.desired_state)
+    known = index_of(snapshot.desired_state)
     running: dict[str, list[Running]] = {}
     for each in snapshot.running or ():
         if each.alive:

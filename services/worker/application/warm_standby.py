@@ -31,7 +31,7 @@ STORE_RETRY_S = 0.1  # between tries to claim an offer while the store does not 
 
 
 class WarmStandby:
-    """Waits for an offer on ``warm.v1.<flavour>``, with one in hand at a time."""
+    """Waits for an offer on ``warm.v1.<pool>``, with one in hand at a time."""
 
     def __init__(
         self, settings: WorkerSettings, start: WarmAssignment, folder: Path, store: Store, http_port: int
@@ -70,7 +70,7 @@ class WarmStandby:
             await self._connection.wait_up(self._start.pool.start_timeout_s)
             self._status.set("warm")
             await self._heartbeat.beat()
-            log.info("waiting for a model", extra={"flavour": self._start.flavour})
+            log.info("waiting for a model", extra={"flavour": self._start.pool_name})
             crash = asyncio.create_task(triton.wait())
             events: set[asyncio.Future[Any]] = {crash, self._assigned}
             try:
@@ -119,7 +119,7 @@ class WarmStandby:
         return self._triton
 
     async def _on_setup(self, channel: Channel) -> None:
-        queue = warm_queue(self._start.flavour)
+        queue = warm_queue(self._start.pool_name)
         await channel.declare(queue, bind=False)
 
         async def on_offer(delivery: Delivery) -> None:
@@ -164,7 +164,7 @@ class WarmStandby:
         """Return what the heartbeat reports."""
         return ReplicaReport(
             replica=self._start.replica,
-            deployment=f"warm-{self._start.flavour}-",
+            deployment=f"warm-{self._start.pool_name}-",
             generation=self._start.generation,
             host=socket.gethostname(),
             pid=os.getpid(),

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from services.autoscaler.adapters.process import procfs
-from services.autoscaler.adapters.process.gpu_inventory import HostInventory
+from services.autoscaler.adapters.process.gpu_inventory import MachineGpus
 from services.autoscaler.adapters.process.launcher import ProcessLauncher, ProcessPlan
 from services.autoscaler.adapters.process.replica_folder import ReplicaFolder
 from tests.integration.autoscaler.script import WORKER
@@ -32,7 +32,7 @@ class ProcessYard:
         """A launcher as after a restart: it has no children yet. ``late_s``: how far its clock is ahead."""
         command = [sys.executable, "-S", "-E", str(self.script)]
         plan = ProcessPlan(command, self.state, environment={**os.environ, "MODE": mode})
-        inventory = HostInventory(str(self.nvidia_smi))
+        inventory = MachineGpus(str(self.nvidia_smi))
         self._launchers.append(ProcessLauncher(plan, inventory, lambda: time.time() + late_s))
         return self._launchers[-1]
 

@@ -61,7 +61,7 @@ async def test_limits_labels_and_what_a_container_may_do(yard, assign):
 async def test_one_that_waits_is_out_of_date_once_workers_are_started_otherwise(yard, assign):
     """It is to be given away as what a worker that is started now would be."""
     given = WarmAssignment(
-        replica=WAITS, generation=1, flavour="cpu", pool=WarmPoolSpec(), launched_at=time.time()
+        replica=WAITS, generation=1, pool_name="cpu", pool=WarmPoolSpec(), launched_at=time.time()
     )
     launcher = yard.launcher()
     await launcher.launch(given)

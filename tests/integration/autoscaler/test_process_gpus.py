@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from services.autoscaler.adapters.process.gpu_inventory import AGAIN_AFTER_S, HostInventory
+from services.autoscaler.adapters.process.gpu_inventory import RETRY_AFTER_S, MachineGpus
 from services.autoscaler.adapters.process.launcher import ProcessLauncher, ProcessPlan
 from services.autoscaler.domain.launcher import LaunchFailed
 from tests.integration.autoscaler.test_launcher_docker import one_of
@@ -106,7 +106,7 @@ async def test_the_stack_gives_only_what_its_own_cuda_visible_devices_leaves(yar
 
 async def test_a_host_without_gpus_says_so(yard, assign):
     yard.nvidia_smi.unlink()
-    with pytest.raises(LaunchFailed, match=r"no GPU to lease: .*nvidia-smi cannot be run \(No such file"):
+    with pytest.raises(LaunchFailed, match=r"has no GPU: .*nvidia-smi cannot be run \(No such file"):
         await yard.launcher().launch(assign(ONE, resources={"gpus": 1}))
     yard.has_gpus("NVIDIA-SMI has failed because it could not communicate with the driver", code=9)
     with pytest.raises(LaunchFailed, match="ended with 9: NVIDIA-SMI has failed"):
@@ -120,11 +120,11 @@ async def test_a_host_without_gpus_says_so(yard, assign):
 async def test_a_driver_that_comes_later_is_found(yard, assign):
     now = [0.0]
     yard.has_gpus(code=9)
-    inventory = HostInventory(str(yard.nvidia_smi), lambda: now[0])
+    inventory = MachineGpus(str(yard.nvidia_smi), lambda: now[0])
     launcher = ProcessLauncher(ProcessPlan(["/bin/true"], yard.state), inventory)
     for _ in range(2):
-        with pytest.raises(LaunchFailed, match="no GPU to lease"):
+        with pytest.raises(LaunchFailed, match="has no GPU"):
             await launcher.launch(assign(ONE, resources={"gpus": 1}))
         yard.has_gpus(SMALL)
-    now[0] += AGAIN_AFTER_S
+    now[0] += RETRY_AFTER_S
     await launcher.launch(assign(ONE, resources={"gpus": 1}))

@@ -20,9 +20,8 @@ from fastapi import FastAPI
 from fastapi.responses import JSONResponse
 from pydantic import ValidationError
 
-from services.autoscaler.adapters.process.machine_probe import HostProbe
 from services.autoscaler.app import build
-from services.autoscaler.domain.snapshot import Host
+from services.autoscaler.domain.snapshot import Host, HostProbe
 from services.autoscaler.settings import AutoscalerSettings
 from tests.conftest import PATIENCE_S
 from tidegate.kernel import tasks
@@ -243,7 +242,7 @@ async def test_a_restart_without_the_registry_adopts_and_an_override_waits_for_i
 class SmallRoom:
     """A host with two cores, of which there is room for four replicas."""
 
-    async def look(self) -> Host:
+    async def read(self) -> Host:
         return Host(2.0, 8_192, 8_192)
 
 

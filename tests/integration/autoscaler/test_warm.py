@@ -38,19 +38,19 @@ REPLICA = "digits-v1-0-1"
 
 @dataclass
 class Yard:
-    """A pool of one flavour over real processes, and what waits as the store is told."""
+    """A warm pool over real processes, and what waits as the store is told."""
 
     processes: ProcessYard
     store: Store
     amqp_url: str
-    flavour: str
+    pool_name: str
 
     @asynccontextmanager
     async def pool(self, workers: int = 1) -> AsyncIterator[WarmPool]:
         """A pool as after a restart of the autoscaler."""
         ledger = DecisionStore(self.processes.state / "autoscaler.db")
-        flavours = {self.flavour: WarmPoolSpec(workers=workers)}
-        async with WarmOffers(self.amqp_url, flavours) as offers:
+        pools = {self.pool_name: WarmPoolSpec(workers=workers)}
+        async with WarmOffers(self.amqp_url, pools) as offers:
             await offers._connection.wait_up(10)
             launcher = self.processes.launcher()
             registry = RegistryClient("http://127.0.0.1:1", "t")
@@ -60,7 +60,7 @@ class Yard:
                 ledger,
                 offers,
                 ReplicaGrants(registry),
-                flavours,
+                pools,
                 self.processes.state / "log",
             )
             pool.take_over()
@@ -72,18 +72,18 @@ class Yard:
     async def filled(self, workers: int = 1) -> AsyncIterator[tuple[WarmPool, list[str]]]:
         """A pool whose workers are there and report; their names."""
         async with self.pool(workers) as pool:
-            await pool.look()
+            await pool.check()
             names = self.names()
             for name in names:
                 await self.report(name)
-            await pool.look()
+            await pool.check()
             yield pool, names
 
     def names(self) -> list[str]:
         return [path.name for path in self.processes.folders() if path.name.startswith("warm-")]
 
     async def report(self, name: str, state: str = "warm") -> None:
-        await self.store.report_replica(ReplicaReport(name, f"warm-{self.flavour}-", 1, "h", 1, state))  # type: ignore[arg-type]
+        await self.store.report_replica(ReplicaReport(name, f"warm-{self.pool_name}-", 1, "h", 1, state))  # type: ignore[arg-type]
 
     @asynccontextmanager
     async def taking(self, by: str) -> AsyncIterator[list[str]]:
@@ -96,8 +96,8 @@ class Yard:
                 taken.append(offered.replica)
 
         async def listen(channel: Channel) -> None:
-            await channel.declare(warm_queue(self.flavour))
-            await channel.consume(warm_queue(self.flavour), take, prefetch=1, no_ack=True)
+            await channel.declare(warm_queue(self.pool_name))
+            await channel.consume(warm_queue(self.pool_name), take, prefetch=1, no_ack=True)
 
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(warm, "OFFER_S", 10.0)  # a busy machine may need longer than the pool's patience
@@ -111,8 +111,8 @@ async def yard(
     processes: ProcessYard, valkey_url: str, rabbitmq_url: str, request: pytest.FixtureRequest
 ) -> AsyncIterator[Yard]:
     store = Store.connect(valkey_url.removesuffix("/0") + "/6")
-    flavour = f"f{abs(hash(request.node.name)) % 10**8}"
-    yield Yard(processes, store, rabbitmq_url, flavour)
+    pool = f"f{abs(hash(request.node.name)) % 10**8}"
+    yield Yard(processes, store, rabbitmq_url, pool)
     for report in await store.replicas():
         await store.forget_replica(report.replica)
     await store._redis.delete(f"tidegate:claim:{REPLICA}")
@@ -134,7 +134,7 @@ async def test_a_worker_that_waits_becomes_the_replica_and_another_takes_its_pla
         assert found.drain_limit_s == 7.0
         log = yard.processes.state / "log" / f"worker-{REPLICA}.log"
         assert log.resolve().name == f"worker-{worker}.log"
-        await pool.look()
+        await pool.check()
         (other,) = set(yard.names()) - {worker}
 
         # Restarted, the autoscaler knows both names.
@@ -260,7 +260,7 @@ async def test_a_worker_asks_until_it_knows_whose_an_offer_is(
     away = Store.connect(line.url)
     await away.claimant(REPLICA)
     given = WarmAssignment(
-        replica="warm-cpu--0-1", generation=1, flavour="cpu", pool=WarmPoolSpec(), launched_at=0
+        replica="warm-cpu--0-1", generation=1, pool_name="cpu", pool=WarmPoolSpec(), launched_at=0
     )
     worker = WarmStandby(WorkerSettings(), given, tmp_path, away, 0)
     await line.down()
@@ -287,11 +287,11 @@ async def test_an_offer_cannot_say_where_the_registry_is(
 ) -> None:
     """A worker sent its credential to that address, and ran the model that it got from there."""
     given = WarmAssignment(
-        replica="warm-cpu--0-1", generation=1, flavour=yard.flavour, pool=WarmPoolSpec(), launched_at=0
+        replica="warm-cpu--0-1", generation=1, pool_name=yard.pool_name, pool=WarmPoolSpec(), launched_at=0
     )
     worker = WarmStandby(WorkerSettings(), given, tmp_path, yard.store, 0)
     forged = assign(REPLICA).model_dump(mode="json") | {"registry_url": "http://127.0.0.1:9"}
-    queue = warm_queue(yard.flavour)
+    queue = warm_queue(yard.pool_name)
     async with Connection(yard.amqp_url, "worker", worker._on_setup) as connection:
         channel = await connection.wait_up(10)
         await channel.publish(orjson.dumps(forged), routing_key=queue.name, mandatory=True)
@@ -324,12 +324,12 @@ async def test_an_offer_of_a_leader_that_was_killed_is_settled_by_the_store(
         pool._ledger.save_claim(WarmClaim(REPLICA, "f", start.launched_at, 7.0))
         async with yard.pool(workers=0) as again:
             # As long as it may be the replica it is not ended, though none is to wait now.
-            await again.look()
+            await again.check()
             assert yard.names() == [worker]
             if taken:
                 await yard.store.claim_replica(REPLICA, worker)
             await asyncio.sleep(0.4)
-            await again.look()
+            await again.check()
             found = [(each.replica, each.worker) for each in await again.list()]
             assert found == ([(REPLICA, worker)] if taken else [])
             assert yard.names() == ([worker] if taken else [])
@@ -354,12 +354,12 @@ async def test_one_that_died_while_it_waited_is_replaced(
     async with yard.filled() as (pool, [worker]):
         yard.processes.until_up(worker)
         yard.processes.crash(worker)
-        await pool.look()
+        await pool.check()
         assert yard.names() == []
         assert "ended" in pool.view()[0]["problem"] or "gone" in pool.view()[0]["problem"]
 
         async def another() -> bool:
-            await pool.look()
+            await pool.check()
             return bool(yard.names())
 
         assert not await another(), "the first one after a failure waits a second"
@@ -376,7 +376,7 @@ async def test_the_pool_is_filled_and_emptied_as_it_is_wanted(yard: Yard) -> Non
         with contextlib.suppress(asyncio.CancelledError):
             await holding
     async with yard.pool(workers=1) as pool:
-        await pool.look()
+        await pool.check()
         assert len(yard.names()) == 1
-        await pool.look(may_start=False)
+        await pool.check(may_start=False)
         assert len(yard.names()) == 1

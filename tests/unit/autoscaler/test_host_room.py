@@ -30,7 +30,7 @@ def machine(tmp_path: Path):
 
 
 async def test_a_machine_without_limits(machine):
-    found = await machine("0::/\n").look()
+    found = await machine("0::/\n").read()
     assert (found.memory_mb, found.available_mb) == (16_000, 8_000)
     assert found.cores >= 1
 
@@ -45,7 +45,7 @@ async def test_the_tightest_limit_of_version_2_counts(machine):
         "user/app/memory.current": "1\n",
         "user/app/cpu.max": "max 100000\n",
     }
-    found = await machine("0::/user/app\n", files).look()
+    found = await machine("0::/user/app\n", files).read()
     assert (found.cores, found.memory_mb, found.available_mb) == (0.5, 2_000, 992)
 
 
@@ -59,10 +59,10 @@ async def test_the_limit_of_version_1_counts(machine):
         "cpu/box/cpu.cfs_quota_us": "150000\n",
         "cpu/box/cpu.cfs_period_us": "100000\n",
     }
-    found = await machine("4:memory:/box\n1:cpu,cpuacct:/box\n0::/\n", files).look()
+    found = await machine("4:memory:/box\n1:cpu,cpuacct:/box\n0::/\n", files).read()
     assert (found.memory_mb, found.available_mb) == (1_024, 512)
     assert found.cores <= 1.5
 
 
 async def test_what_cannot_be_read_is_not_known(tmp_path):
-    assert await MachineProbe(tmp_path, tmp_path).look() is None
+    assert await MachineProbe(tmp_path, tmp_path).read() is None

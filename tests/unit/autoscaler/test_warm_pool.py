@@ -31,9 +31,9 @@ from tidegate.kernel.protocol.presence import ReplicaReport
 CPU = WarmPoolSpec(workers=2)
 
 
-def waiting(number: int, *, alive: bool = True, flavour: str = "cpu", born: float = START) -> Running:
-    name = replica_name(deployment_of_pool(flavour), 0, number)
-    return Running(name, deployment_of_pool(flavour), 0, number, 1, alive, born, pool_fingerprint(CPU))
+def waiting(number: int, *, alive: bool = True, pool: str = "cpu", born: float = START) -> Running:
+    name = replica_name(deployment_of_pool(pool), 0, number)
+    return Running(name, deployment_of_pool(pool), 0, number, 1, alive, born, pool_fingerprint(CPU))
 
 
 def reports(*rows: Running, state: str = "warm", message: str = "") -> dict[str, ReplicaReport]:
@@ -54,17 +54,17 @@ def test_names_of_the_pool_are_names_of_no_deployment():
         a_deployment(name=deployment_of_pool("cpu"))
 
 
-def test_a_deployment_is_of_the_flavour_with_its_image_and_resources():
-    flavours = {
+def test_a_deployment_uses_the_pool_with_its_image_and_resources():
+    pools = {
         "cpu": CPU,
         "gpu": WarmPoolSpec(resources=Resources(gpus=1)),
         "own": WarmPoolSpec(image="ours/worker"),
     }
-    assert pool_for(a_deployment(), flavours) == "cpu"
-    assert pool_for(a_deployment(threads=4, env={"A": "b"}), flavours) == "cpu"
-    assert pool_for(a_deployment(resources={"gpus": 1}), flavours) == "gpu"
-    assert pool_for(a_deployment(image="ours/worker"), flavours) == "own"
-    assert pool_for(a_deployment(resources={"memory_mb": 512}), flavours) is None
+    assert pool_for(a_deployment(), pools) == "cpu"
+    assert pool_for(a_deployment(threads=4, env={"A": "b"}), pools) == "cpu"
+    assert pool_for(a_deployment(resources={"gpus": 1}), pools) == "gpu"
+    assert pool_for(a_deployment(image="ours/worker"), pools) == "own"
+    assert pool_for(a_deployment(resources={"memory_mb": 512}), pools) is None
     assert pool_for(a_deployment(), {"cpu": WarmPoolSpec(workers=0)}) is None
 
 
@@ -83,8 +83,8 @@ def test_of_too_many_those_go_that_cannot_be_had_yet():
     assert [worker for worker, _ in plan.kill] == [rows[1].replica]
 
 
-def test_a_changed_flavour_and_one_that_is_no_more_end_theirs():
-    rows = [waiting(1), waiting(1, flavour="old")]
+def test_workers_of_a_changed_or_removed_pool_are_ended():
+    rows = [waiting(1), waiting(1, pool="old")]
     changed = {"cpu": WarmPoolSpec(workers=1, threads=8)}
     plan, _ = plan_pool(changed, rows, reports(*rows), PoolMemory(), START + 1)
     assert {worker for worker, _ in plan.kill} == {row.replica for row in rows}
@@ -96,8 +96,8 @@ def test_a_changed_flavour_and_one_that_is_no_more_end_theirs():
     [
         (waiting(1, alive=False), {}, 1, "the worker's process is gone"),
         (waiting(1), reports(waiting(1), state="failed", message="no Triton"), 1, "no Triton"),
-        (waiting(1), {}, 130, "not there after 120 s"),
-        (waiting(1), reports(waiting(1), state="starting"), 130, "not there after 120 s"),
+        (waiting(1), {}, 130, "not ready after 120 s"),
+        (waiting(1), reports(waiting(1), state="starting"), 130, "not ready after 120 s"),
     ],
 )
 def test_one_that_is_not_well_is_ended_and_the_next_one_waits(row, told, later_s, why):
@@ -144,11 +144,11 @@ def test_silence_counts_from_when_it_could_be_heard():
     st.lists(st.tuples(st.booleans(), st.sampled_from(["warm", "starting", "failed", "silent"])), max_size=8),
 )
 def test_after_every_look_the_number_is_right(wanted, rows):
-    flavours = {"cpu": WarmPoolSpec(workers=wanted)}
+    pools = {"cpu": WarmPoolSpec(workers=wanted)}
     there = [waiting(number, alive=alive) for number, (alive, _) in enumerate(rows)]
     told = [(row, state) for row, (_, state) in zip(there, rows, strict=True) if state != "silent"]
     heard = {name: each for row, state in told for name, each in reports(row, state=state).items()}
-    plan, memory = plan_pool(flavours, there, heard, PoolMemory(), START + 1)
+    plan, memory = plan_pool(pools, there, heard, PoolMemory(), START + 1)
     ended = {worker for worker, _ in plan.kill}
     after = len(there) - len(ended) + len(plan.launch)
     assert after == wanted or (after < wanted and memory.trouble["cpu"].not_before > START + 1)
@@ -171,5 +171,5 @@ def test_the_setting_takes_a_number_or_the_whole(monkeypatch):
     found = AutoscalerSettings().autoscaler_warm
     assert found == {"cpu": WarmPoolSpec(workers=2), "gpu": WarmPoolSpec(resources=Resources(gpus=1))}
     monkeypatch.setenv("TIDEGATE_AUTOSCALER_WARM", '{"GPU.big": 1}')
-    with pytest.raises(ValidationError, match="a flavour's name is of lower case letters"):
+    with pytest.raises(ValidationError, match="a pool's name may have lower case letters"):
         AutoscalerSettings()

@@ -106,9 +106,9 @@ def jobs_queue(deployment: str, level: Level) -> Queue:
     return Queue(f"{JOBS_PREFIX}{word_of(deployment)}.{level}", arguments)
 
 
-def warm_queue(flavour: str) -> Queue:
+def warm_queue(pool: str) -> Queue:
     """Assignments for workers that wait without a model: autoscaler -> one of them. Short-lived."""
-    return Queue(f"warm.v1.{flavour}", exchange=WARM)
+    return Queue(f"warm.v1.{pool}", exchange=WARM)
 
 
 def replies_queue(incarnation: str) -> Queue:

@@ -225,11 +225,16 @@ class WarmPoolSpec(Noun):
 
 
 class WarmAssignment(Noun):
-    """All that a worker of a warm pool is started with; its :class:`Assignment` comes later."""
+    """Everything that a worker of a warm pool is started with. Its :class:`Assignment` comes later.
+
+    In JSON the name of the pool is ``flavour``, which workers of earlier versions read.
+    """
+
+    model_config = ConfigDict(populate_by_name=True, serialize_by_alias=True)
 
     replica: str
     generation: int
-    flavour: Name
+    pool_name: Name = Field(alias="flavour")
     pool: WarmPoolSpec
     launched_at: float
 

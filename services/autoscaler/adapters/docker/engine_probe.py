@@ -1,4 +1,4 @@
-"""Read the size of the engine's machine from the engine, which does not know what is free."""
+"""Read the size of the engine's machine. The engine does not know how much of it is free."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tidegate.kernel.errors import Unavailable
 
 log = telemetry.logger(__name__)
 
-AGAIN_AFTER_S = 60.0
+READ_EVERY_S = 60.0
 MIB = 1024 * 1024
 
 
@@ -25,13 +25,13 @@ class EngineProbe:
         self._found: Host | None = None
         self._not_before = float("-inf")
 
-    async def look(self) -> Host | None:
-        """Return the size of the engine's machine; None as long as the engine has never said it."""
+    async def read(self) -> Host | None:
+        """Return the size of the machine; None until the engine has answered once."""
         if self._clock() >= self._not_before:
-            self._not_before = self._clock() + AGAIN_AFTER_S
+            self._not_before = self._clock() + READ_EVERY_S
             try:
-                told = await self._engine.info()
-                self._found = Host(float(told["NCPU"]), int(told["MemTotal"]) // MIB, None)
+                info = await self._engine.info()
+                self._found = Host(float(info["NCPU"]), int(info["MemTotal"]) // MIB, None)
             except (Unavailable, KeyError, ValueError) as error:
-                log.warning("the size of the engine's machine is not known", extra={"problem": str(error)})
+                log.warning("the size of the engine's machine cannot be read", extra={"problem": str(error)})
         return self._found

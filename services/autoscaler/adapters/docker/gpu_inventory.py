@@ -1,4 +1,4 @@
-"""The GPUs of the engine's machine, asked of `nvidia-smi` in a container: the autoscaler sees no device."""
+"""The GPUs of the engine's machine, listed by `nvidia-smi` in a container."""
 
 from __future__ import annotations
 
@@ -8,16 +8,19 @@ from collections.abc import Callable
 
 from services.autoscaler.adapters.docker.container_spec import STACK, DockerPlan
 from services.autoscaler.adapters.docker.engine import Engine
-from services.autoscaler.adapters.process.gpu_inventory import AGAIN_AFTER_S, PROBE_TIMEOUT_S, QUERY
-from services.autoscaler.domain.gpus import Gpu, read_inventory
+from services.autoscaler.adapters.process.gpu_inventory import PROBE_TIMEOUT_S, RETRY_AFTER_S
+from services.autoscaler.domain.gpus import QUERY, Gpu, read_inventory
 from tidegate.kernel import telemetry
 from tidegate.kernel.errors import Unavailable
 
 log = telemetry.logger(__name__)
 
 
-class EngineInventory:
-    """See :class:`Inventory`. GPUs that were found are remembered; else it looks again after a while."""
+class EngineGpus:
+    """The GPUs of the engine's machine. Probes again, after a while, only as long as it found none.
+
+    The autoscaler's own container has no device, so the probe runs in one that has all of them.
+    """
 
     def __init__(self, engine: Engine, plan: DockerPlan, clock: Callable[[], float] = time.monotonic) -> None:
         self._engine = engine
@@ -28,9 +31,9 @@ class EngineInventory:
         self._not_before = 0.0
 
     async def gpus(self) -> tuple[Gpu, ...]:
-        """Return the GPUs that `nvidia-smi` lists in a worker's container that has all of them."""
+        """Return the GPUs. Raise ``Unavailable`` if they cannot be listed."""
         if not self._found and self._clock() >= self._not_before:
-            self._not_before = self._clock() + AGAIN_AFTER_S
+            self._not_before = self._clock() + RETRY_AFTER_S
             self._problem = ""
             try:
                 self._found = read_inventory(await self._probe())
@@ -48,17 +51,17 @@ class EngineInventory:
         try:
             await self._engine.start(name)
             code = await self._engine.wait(name, PROBE_TIMEOUT_S)
-            said = await self._engine.output(name, 100)
+            output = await self._engine.output(name, 100)
         finally:
             with contextlib.suppress(Unavailable):
                 await self._engine.remove(name)
         if code != 0:
-            raise Unavailable(f"nvidia-smi ended with {code}: {said.strip()[-300:]}")
-        return said
+            raise Unavailable(f"nvidia-smi ended with {code}: {output.strip()[-300:]}")
+        return output
 
 
 def probe_body(plan: DockerPlan) -> dict[str, object]:
-    """The request that creates the container which lists the GPUs."""
+    """Return the request that creates the container that lists the GPUs."""
     return {
         "Image": plan.image,
         "Entrypoint": ["nvidia-smi"],

@@ -26,12 +26,11 @@ from services.autoscaler.adapters.docker.container_spec import (
 )
 from services.autoscaler.adapters.docker.drain_marks import DrainMarks
 from services.autoscaler.adapters.docker.engine import Doc, Engine, EngineError
-from services.autoscaler.adapters.docker.gpu_inventory import EngineInventory
+from services.autoscaler.adapters.docker.gpu_inventory import EngineGpus
 from services.autoscaler.adapters.docker.images import Images
-from services.autoscaler.adapters.process.gpu_inventory import Inventory
 from services.autoscaler.adapters.replica_logs import ReplicaLogs
 from services.autoscaler.domain.exit_message import describe_exit, with_last_log_line
-from services.autoscaler.domain.gpus import GpuClaim, NoRoom, from_label, place, stands
+from services.autoscaler.domain.gpus import GpuClaim, GpuInventory, NoRoom, from_label, place, stands
 from services.autoscaler.domain.launcher import (
     LaunchFailed,
     LaunchSpec,
@@ -66,12 +65,12 @@ class DockerLauncher:
         self,
         plan: DockerPlan,
         engine: Engine,
-        inventory: Inventory | None = None,
+        inventory: GpuInventory | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._plan = plan
         self._engine = engine
-        self._inventory = inventory or EngineInventory(engine, plan)
+        self._inventory = inventory or EngineGpus(engine, plan)
         self._clock = clock
         self._images = Images(engine, plan.pull)
         self._marks = DrainMarks(plan.state_dir / "draining")

@@ -6,30 +6,21 @@ import asyncio
 import os
 import time
 from collections.abc import Callable
-from typing import Protocol
 
-from services.autoscaler.domain.gpus import Gpu, read_inventory, visible
+from services.autoscaler.domain.gpus import QUERY, Gpu, read_inventory, visible
 from services.autoscaler.domain.launcher import LaunchFailed
 from tidegate.kernel import telemetry
 
 log = telemetry.logger(__name__)
 
-QUERY = ["--query-gpu=uuid,memory.total,name", "--format=csv,noheader,nounits"]
 PROBE_TIMEOUT_S = 60.0
-AGAIN_AFTER_S = 60.0
+RETRY_AFTER_S = 60.0
 
 
-class Inventory(Protocol):
-    """Tells which GPUs there are."""
+class MachineGpus:
+    """The GPUs of this machine that ``CUDA_VISIBLE_DEVICES`` of the autoscaler allows.
 
-    async def gpus(self) -> tuple[Gpu, ...]:
-        """All of them. Raises ``Unavailable`` when that cannot be found out."""
-
-
-class HostInventory:
-    """See :class:`Inventory`: of this machine, those that the autoscaler's ``CUDA_VISIBLE_DEVICES`` leaves.
-
-    GPUs that were found are remembered; else it looks again after a while.
+    Runs `nvidia-smi` again, after a while, only as long as it found none.
     """
 
     def __init__(self, command: str = "nvidia-smi", clock: Callable[[], float] = time.monotonic) -> None:
@@ -40,26 +31,26 @@ class HostInventory:
         self._not_before = float("-inf")
 
     async def gpus(self) -> tuple[Gpu, ...]:
-        """Return what `nvidia-smi` lists. Raises ``LaunchFailed`` with the reason when there is none."""
+        """Return the GPUs that `nvidia-smi` lists. Raise ``LaunchFailed`` if there is none."""
         if not self._found and self._clock() >= self._not_before:
-            self._not_before = self._clock() + AGAIN_AFTER_S
-            self._found, self._problem = await self._look()
+            self._not_before = self._clock() + RETRY_AFTER_S
+            self._found, self._problem = await self._read()
         if not self._found:
             raise LaunchFailed(
-                f"This host has no GPU to lease: {self._problem} Deploy without `gpus` and `gpu_memory_mb`, "
+                f"This host has no GPU: {self._problem} Deploy without `gpus` and `gpu_memory_mb`, "
                 "or start the stack on a host with an NVIDIA GPU and its driver."
             )
         return self._found
 
-    async def _look(self) -> tuple[tuple[Gpu, ...], str]:
-        """Return the GPUs, or none and why."""
-        code, said = await _run([self._command, *QUERY])
+    async def _read(self) -> tuple[tuple[Gpu, ...], str]:
+        """Return the GPUs, or none and the reason."""
+        code, output = await _run([self._command, *QUERY])
         if code is None:
-            return (), f"{said}."
+            return (), f"{output}."
         if code != 0:
-            return (), f"{self._command} ended with {code}: {said.strip()[-300:]}."
+            return (), f"{self._command} ended with {code}: {output.strip()[-300:]}."
         setting = os.environ.get("CUDA_VISIBLE_DEVICES")
-        listed = read_inventory(said)
+        listed = read_inventory(output)
         found = visible(listed, setting)
         if found:
             log.info("GPUs of this host", extra={"gpus": [f"{gpu.uuid} {gpu.name}" for gpu in found]})
@@ -69,7 +60,7 @@ class HostInventory:
 
 
 async def _run(command: list[str]) -> tuple[int | None, str]:
-    """Return how a command ended and what it said; None and the reason when it did not run."""
+    """Return the exit code and output of a command; None and the reason if it did not run."""
     try:
         process = await asyncio.create_subprocess_exec(
             *command,
@@ -81,9 +72,9 @@ async def _run(command: list[str]) -> tuple[int | None, str]:
         return None, f"{command[0]} cannot be run ({error.strerror})"
     try:
         async with asyncio.timeout(PROBE_TIMEOUT_S):
-            said, _ = await process.communicate()
+            output, _ = await process.communicate()
     except TimeoutError:
         process.kill()
         await process.wait()
         return None, f"{command[0]} did not answer within {PROBE_TIMEOUT_S:g} s"
-    return process.returncode, said.decode(errors="replace")
+    return process.returncode, output.decode(errors="replace")

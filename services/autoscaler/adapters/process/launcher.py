@@ -18,11 +18,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from services.autoscaler.adapters.process import procfs
-from services.autoscaler.adapters.process.gpu_inventory import HostInventory, Inventory
+from services.autoscaler.adapters.process.gpu_inventory import MachineGpus
 from services.autoscaler.adapters.process.replica_folder import ReplicaFolder
 from services.autoscaler.adapters.replica_logs import ReplicaLogs
 from services.autoscaler.domain.exit_message import describe_exit, with_last_log_line
-from services.autoscaler.domain.gpus import Gpu, GpuClaim, NoRoom, Shares, place
+from services.autoscaler.domain.gpus import Gpu, GpuClaim, GpuInventory, NoRoom, Shares, place
 from services.autoscaler.domain.launcher import LaunchFailed, LaunchSpec, Running, parse_replica
 from services.autoscaler.domain.log_retention import LogLimits
 from tidegate.kernel import model_users
@@ -75,10 +75,10 @@ class ProcessLauncher:
     """See :class:`services.autoscaler.domain.launcher.Launcher`."""
 
     def __init__(
-        self, plan: ProcessPlan, inventory: Inventory | None = None, clock: Callable[[], float] = time.time
+        self, plan: ProcessPlan, inventory: GpuInventory | None = None, clock: Callable[[], float] = time.time
     ) -> None:
         self._plan = plan
-        self._inventory = inventory or HostInventory()
+        self._inventory = inventory or MachineGpus()
         self._clock = clock
         self._replicas = plan.state_dir / "replicas"
         self._logs = ReplicaLogs(plan.state_dir / "log", plan.logs)

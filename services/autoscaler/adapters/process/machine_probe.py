@@ -1,6 +1,6 @@
 """Read this machine's cores, its memory, and how much of the memory is available now.
 
-In a container, or below a limit of systemd, the tightest limit of the cgroups above this process counts.
+In a container, or under a limit of systemd, the lowest limit of this process's cgroups counts.
 """
 
 from __future__ import annotations
@@ -9,38 +9,30 @@ import asyncio
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Protocol
 
 from services.autoscaler.domain.snapshot import Host
 
 PROC, CGROUP = Path("/proc"), Path("/sys/fs/cgroup")
 MIB = 1024 * 1024
-# Steps of what is told, so that a record of rounds is not full of noise.
+# Available memory is rounded down to this step, so that noise does not fill the recordings.
 STEP_MB = 32
 
 
-class HostProbe(Protocol):
-    """Port: the resources of the host."""
-
-    async def look(self) -> Host | None:
-        """Return what the host has now; None when that is not known."""
-
-
 class MachineProbe:
-    """See :class:`HostProbe`: this very machine."""
+    """A :class:`HostProbe` of the machine that this process runs on."""
 
     def __init__(self, proc: Path = PROC, cgroup: Path = CGROUP) -> None:
         self._proc = proc
         self._cgroup = cgroup
 
-    async def look(self) -> Host | None:
-        """Return what the machine has now; None where /proc cannot be read."""
-        return await asyncio.to_thread(self._look)
+    async def read(self) -> Host | None:
+        """Return the resources of the machine; None if /proc cannot be read."""
+        return await asyncio.to_thread(self._read)
 
-    def _look(self) -> Host | None:
+    def _read(self) -> Host | None:
         try:
-            told = dict(line.split(":", 1) for line in (self._proc / "meminfo").read_text().splitlines())
-            total, available = (int(told[key].split()[0]) * 1024 for key in ("MemTotal", "MemAvailable"))
+            found = dict(line.split(":", 1) for line in (self._proc / "meminfo").read_text().splitlines())
+            total, available = (int(found[key].split()[0]) * 1024 for key in ("MemTotal", "MemAvailable"))
         except (OSError, KeyError, ValueError):
             return None
         for limit, used in self._memory_limits():
@@ -50,7 +42,7 @@ class MachineProbe:
         return Host(cores, total // MIB, available // MIB // STEP_MB * STEP_MB)
 
     def _memory_limits(self) -> Iterator[tuple[int, int]]:
-        """Return the limit and used bytes of each cgroup above this process, without cached files."""
+        """Yield limit and used bytes, without cached files, of this process's cgroup and its parents."""
         for folder in self._above("", ""):
             limit, used = _number(folder / "memory.max"), _number(folder / "memory.current")
             if limit is not None and used is not None:
@@ -71,12 +63,12 @@ class MachineProbe:
                 yield limit / each
 
     def _above(self, controller: str, mounted: str) -> Iterator[Path]:
-        """Return the folders of this process's cgroup and its parents; ``controller`` empty: version 2."""
+        """Yield the folders of this process's cgroup and its parents; ``controller`` "": version 2."""
         root = self._cgroup / mounted
         for line in _text(self._proc / "self" / "cgroup").splitlines():
             _, names, path = [*line.split(":", 2), "", ""][:3]
             if controller in names.split(","):
-                # In a container the path may be the host's: then only the root is there.
+                # In a container the path may be that of the host. Then only the root exists.
                 folder = root / path.lstrip("/")
                 yield from (each for each in (folder, *folder.parents) if each.is_relative_to(root))
                 return

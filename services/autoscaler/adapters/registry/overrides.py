@@ -1,4 +1,4 @@
-"""Manual overrides: written to the registry; kept here while it is away, and handed over when it is back."""
+"""Overrides by operators: stored in the registry, or here until the registry can be reached."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ REGISTRY, HERE = "registry", "autoscaler"
 
 
 class Overrides:
-    """``pending`` are those that the registry does not have yet; they win over what it says."""
+    """The overrides. ``pending`` ones are not in the registry yet, and count before those that are."""
 
     def __init__(self, registry: RegistryClient, ledger: DecisionStore, clock: Callable[[], float]) -> None:
         self._registry = registry
@@ -25,13 +25,16 @@ class Overrides:
         self.pending: dict[str, LocalOverride] = {}
 
     def take_over(self) -> None:
-        """Read those that the former leader could not hand over."""
+        """Read those that the former leader could not send to the registry."""
         self.pending = self._ledger.overrides()
 
     async def put(
         self, deployment: str, replicas: int, ttl_s: float | None, *, force: bool, known: bool
     ) -> str:
-        """Set an override; returns who holds it. ``known``: the last good intention has the Deployment."""
+        """Set an override, and return where it is stored: ``REGISTRY`` or ``HERE``.
+
+        ``known``: the last desired state has the Deployment.
+        """
         try:
             await self._registry.put_override(deployment, replicas, ttl_s, force=force)
         except Unavailable:
@@ -41,10 +44,10 @@ class Overrides:
         self._drop(deployment)
         return REGISTRY
 
-    async def lift(self, deployment: str, *, known: bool) -> str:
-        """Remove an override; returns who was told."""
+    async def remove(self, deployment: str, *, known: bool) -> str:
+        """Remove an override, and return where the removal is stored: ``REGISTRY`` or ``HERE``."""
         try:
-            await self._registry.lift_override(deployment)
+            await self._registry.remove_override(deployment)
         except Unavailable:
             self._keep(deployment, LocalOverride(None, None), known)
             return HERE
@@ -52,22 +55,22 @@ class Overrides:
         return REGISTRY
 
     async def reconcile(self) -> None:
-        """Hand what waits to the registry; what it refuses for good is forgotten, with a log line."""
+        """Send pending overrides to the registry. Log and drop those that it rejects."""
         for deployment, override in list(self.pending.items()):
             try:
-                await self._hand_over(deployment, override)
+                await self._send(deployment, override)
             except Unavailable:
                 return
             except TidegateError as error:
                 extra = {"deployment": deployment, "problem": error.message}
-                log.warning("the registry refused an override that was kept here", extra=extra)
-            # Unless an operator gave another word meanwhile: that one waits its own turn.
+                log.warning("the registry rejected an override that was kept here", extra=extra)
+            # An operator may have set another override meanwhile. It stays pending.
             if self.pending.get(deployment) == override:
                 self._drop(deployment)
 
-    async def _hand_over(self, deployment: str, override: LocalOverride) -> None:
+    async def _send(self, deployment: str, override: LocalOverride) -> None:
         if override.replicas is None:
-            await self._registry.lift_override(deployment)
+            await self._registry.remove_override(deployment)
             return
         left = None if override.expires_at is None else override.expires_at - self._clock()
         if left is None or left > 0:
@@ -75,7 +78,7 @@ class Overrides:
 
     def _keep(self, deployment: str, override: LocalOverride, known: bool) -> None:
         if not known:
-            raise NotFound(f"There is no Deployment {deployment} (as of the last reading of the registry).")
+            raise NotFound(f"There is no Deployment {deployment} (as of the last read of the registry).")
         self._ledger.save_override(deployment, override)
         self.pending[deployment] = override
 

@@ -1,4 +1,4 @@
-"""Tells the registry which replicas run and which artifact each may read; their tokens open nothing else."""
+"""Report to the registry which replicas run, and which artifact each of them may read."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from tidegate.kernel.errors import TidegateError
 
 log = telemetry.logger(__name__)
 
-# Said again so often, for a registry that has forgotten it with a restart.
+# The registry forgets the report when it restarts, so it is repeated.
 REPEAT_S = 2.0
 # How long a replica that is being launched may be missing from the list of those that run.
 LAUNCH_S = 10.0
 
 
 class ReplicaGrants:
-    """The set is replaced as a whole and said again and again, so a lost message mends itself."""
+    """The artifacts that replicas may read. Each report has all of them, so a lost one does no harm."""
 
     def __init__(self, registry: RegistryClient, clock: Callable[[], float] = time.monotonic) -> None:
         self._registry = registry
@@ -31,18 +31,18 @@ class ReplicaGrants:
         self.problem: str | None = None
 
     def launching(self, replica: str, sha256: str) -> None:
-        """Let a replica that is about to start read its artifact."""
+        """Allow a replica that is about to start to read its artifact."""
         self._launching[replica] = (sha256, self._clock() + LAUNCH_S)
         self._changed.set()
 
     def running(self, artifacts: Mapping[str, str]) -> None:
-        """Let these replicas read their artifacts, and no others."""
+        """Allow only these replicas (and those being launched) to read their artifacts."""
         if artifacts != self._running:
             self._running = artifacts
             self._changed.set()
 
     async def run(self) -> None:
-        """Tell the registry at each change, and every two seconds, for ever."""
+        """Report to the registry at each change and every two seconds, for ever."""
         while True:
             self._changed.clear()
             try:
@@ -50,7 +50,9 @@ class ReplicaGrants:
                 self.problem = None
             except TidegateError as error:
                 if self.problem is None:
-                    log.warning("the registry did not get the replicas", extra={"problem": error.message})
+                    log.warning(
+                        "reporting the replicas to the registry failed", extra={"problem": error.message}
+                    )
                 self.problem = error.message
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._changed.wait(), REPEAT_S)
