@@ -18,7 +18,7 @@ import orjson
 
 from services.autoscaler.adapters.history.recordings import Recordings
 from services.autoscaler.adapters.replay_picture import draw
-from services.autoscaler.domain.recording import again
+from services.autoscaler.domain.recording import decide_again
 from services.autoscaler.domain.replay import arrivals
 from services.autoscaler.domain.replay.comparison import Comparison, PolicyVariant, run
 from services.autoscaler.domain.replay.fleet import ReplicaTiming
@@ -73,7 +73,7 @@ def verify(path: str, since: float, until: float, deployment: str | None) -> dic
     history, counts = Recordings(Path(path), 0), Counter[str]()
     different: list[dict[str, Any]] = []
     first = last = None
-    for now, before, after in again(history.chunks(since, until)):
+    for now, before, after in decide_again(history.chunks(since, until)):
         if not since <= now <= until:
             continue
         first, last = first or now, now

@@ -1,4 +1,4 @@
-"""Keeps what the loop saw and decided, without holding it up: collected in memory, written by a thread."""
+"""Record rounds and arrivals: collected in memory, and written by a thread so that the loop never waits."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from services.autoscaler.adapters.history.recordings import Recordings
 from services.autoscaler.domain.deployment_round import start_time
 from services.autoscaler.domain.forecast import MINUTE_S, SEASON_MINUTES, SEASONS_USED, expected
 from services.autoscaler.domain.memory import State
-from services.autoscaler.domain.recording import LastSections, RecordedRound, write_chunk, written
+from services.autoscaler.domain.recording import LastRound, RecordedRound, write_chunk, write_round
 from services.autoscaler.domain.snapshot import Plan, Policy, Snapshot
 from tidegate.kernel import telemetry
 from tidegate.kernel.errors import Unavailable
@@ -25,26 +25,26 @@ RETIRE_EVERY_S = 600.0
 
 
 class Recorder:
-    """One for each leader. Losing the last seconds of a history in a crash does no harm."""
+    """The recorder of the leader. A crash may lose the last seconds of the recordings, which does no harm."""
 
-    def __init__(self, history: Recordings, policy: Policy, *, observations: bool) -> None:
-        self._history = history
+    def __init__(self, recordings: Recordings, policy: Policy, *, observations: bool) -> None:
+        self._recordings = recordings
         self._policy = policy
         self._observations = observations
-        self._pages = LastSections()
+        self._last = LastRound()
         self._rounds: list[RecordedRound] = []
         self._before: State | None = None
         self._whole_at = float("-inf")
         self._arrivals: Counter[tuple[str, int]] = Counter()
         self._arrivals_at = self._retired_at = self._expected_at = 0.0
         self._writing: asyncio.Task[None] | None = None
-        # Arrivals are added to what is read before, and chunks go on from each other: one after the other.
+        # Arrivals are read and written back, and a chunk continues the one before: one write at a time.
         self._turn = asyncio.Lock()
         self._expected: dict[str, float] = {}
         self._forecast_for: set[str] = set()
 
     def note(self, before: State, snapshot: Snapshot, plan: Plan, after: State, now: float) -> None:
-        """Keep one round; ``before`` and ``after`` are the states around it."""
+        """Note one round; ``before`` and ``after`` are the states around it."""
         for name, memory in after.deployments.items():
             if memory.seen is not None and memory.seen.new:
                 self._arrivals[name, int(now)] += memory.seen.new
@@ -52,8 +52,8 @@ class Recorder:
             if not self._rounds:
                 self._before = None
                 if now - self._whole_at >= WHOLE_EVERY_S:
-                    self._before, self._pages, self._whole_at = before, LastSections(), now
-            self._rounds.append(RecordedRound(now, written(snapshot, self._pages), plan.decisions))
+                    self._before, self._last, self._whole_at = before, LastRound(), now
+            self._rounds.append(RecordedRound(now, write_round(snapshot, self._last), plan.decisions))
         if self._writing is None or self._writing.done():
             self._writing = asyncio.create_task(self._write(now, whole=False))
 
@@ -63,9 +63,9 @@ class Recorder:
             await self._writing
         await self._write(now, whole=True)
 
-    async def forecast(self, wanted: list[Deployment], state: State, now: float) -> Mapping[str, float]:
-        """The arrivals a second that are expected of those Deployments that ask for a forecast."""
-        seasonal = [each for each in wanted if each.scaling.forecast != "off"]
+    async def forecast(self, deployments: list[Deployment], state: State, now: float) -> Mapping[str, float]:
+        """Return the expected arrivals a second of the Deployments that use a forecast."""
+        seasonal = [each for each in deployments if each.scaling.forecast != "off"]
         names = {each.name for each in seasonal}
         if now - self._expected_at >= MINUTE_S or names != self._forecast_for:
             self._expected_at, self._forecast_for = now, names
@@ -77,8 +77,8 @@ class Recorder:
         season, name = deployment.scaling.forecast, deployment.name
         since = int(now) - (SEASONS_USED[season] + 1) * SEASON_MINUTES[season] * MINUTE_S
         try:
-            first = await asyncio.to_thread(self._history.first_second, name)
-            minutes = await asyncio.to_thread(self._history.by_minute, name, since, int(now))
+            first = await asyncio.to_thread(self._recordings.first_second, name)
+            minutes = await asyncio.to_thread(self._recordings.by_minute, name, since, int(now))
         except Unavailable:
             return None
         if first is None:
@@ -94,17 +94,17 @@ class Recorder:
         try:
             if self._arrivals and (whole or now - self._arrivals_at >= ARRIVALS_EVERY_S):
                 arrivals, self._arrivals, self._arrivals_at = self._arrivals, Counter(), now
-                await asyncio.to_thread(self._history.add_arrivals, arrivals)
+                await asyncio.to_thread(self._recordings.add_arrivals, arrivals)
             if self._rounds and (whole or now - self._rounds[0].now >= CHUNK_S):
                 rounds, self._rounds = self._rounds, []
                 await asyncio.to_thread(self._keep, self._before, rounds)
             if now - self._retired_at >= RETIRE_EVERY_S:
                 self._retired_at = now
-                await asyncio.to_thread(self._history.retire, now)
+                await asyncio.to_thread(self._recordings.retire, now)
         except Unavailable as error:
-            # What follows cannot go on from what was lost, nor can what was noted meanwhile.
+            # Later rounds cannot continue a lost chunk, so the next chunk is self-contained.
             self._whole_at, self._rounds = float("-inf"), []
-            log.warning("history was not kept", extra={"problem": error.message})
+            log.warning("the recordings were not written", extra={"problem": error.message})
 
     def _keep(self, before: State | None, rounds: list[RecordedRound]) -> None:
-        self._history.add_chunk(rounds[0].now, rounds[-1].now, write_chunk(self._policy, before, rounds))
+        self._recordings.add_chunk(rounds[0].now, rounds[-1].now, write_chunk(self._policy, before, rounds))

@@ -1,1 +1,1 @@
-"""Decisions and values: no I/O, no clock."""
+"""Decisions and values, without I/O and clock."""

@@ -1,4 +1,4 @@
-"""The least and the most replicas that a Deployment may have now: by itself, its schedule, its budget."""
+"""Compute the minimum and maximum of replicas now, from a Deployment's limits, schedule and budget."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from tidegate.kernel.protocol.models import Deployment
 
 @dataclass(frozen=True, slots=True)
 class ReplicaBounds:
-    """``low`` and ``high`` with the rule that each comes from, and words where that is no plain bound."""
+    """The limits ``low`` and ``high``, each with its rule and, for a schedule or budget, an explanation."""
 
     low: int
     high: int
@@ -19,13 +19,15 @@ class ReplicaBounds:
     high_words: str = ""
 
     def hold(self, replicas: int) -> int:
-        """``replicas`` within the bounds."""
+        """Return ``replicas``, limited to the bounds."""
         return max(self.low, min(self.high, replicas))
 
 
 def bounds(deployment: Deployment, now: float, start_s: float) -> ReplicaBounds:
-    """The bounds at ``now``. Of several open windows the largest bounds count, and a window's minimum does
-    so ``start_s`` before it opens, which is what a replica needs. A budget goes before everything.
+    """Return the bounds at ``now``.
+
+    Of several open windows of the schedule, the largest bounds count. The minimum of a window counts
+    ``start_s`` seconds before it opens, so that its replicas are ready by then. A budget limits everything.
     """
     low, high = deployment.min_replicas, deployment.max_replicas
     found = ReplicaBounds(low, high)
@@ -50,17 +52,17 @@ def _scheduled(deployment: Deployment, plain: ReplicaBounds, now: float, start_s
         is_open = window.open_at(now)
         times = f"from {window.start!r} to {window.end!r} {window.time_zone}"
         if window.min_replicas is not None and (is_open or window.open_at(now + start_s)):
-            lows.append((window.min_replicas, f"the schedule wants {window.min_replicas} {times}"))
+            lows.append((window.min_replicas, f"the scheduled minimum is {window.min_replicas} {times}"))
         if window.max_replicas is not None and is_open:
-            highs.append((window.max_replicas, f"the schedule allows {window.max_replicas} {times}"))
+            highs.append((window.max_replicas, f"the scheduled maximum is {window.max_replicas} {times}"))
     low, low_rule, low_words = plain.low, plain.low_rule, ""
     high, high_rule, high_words = plain.high, plain.high_rule, ""
     if lows and max(lows)[0] > low:
         (low, low_words), low_rule = max(lows), "schedule"
     if highs:
         (high, high_words), high_rule = max(highs), "schedule"
-    if low > high and low_rule == "schedule":  # a window that asks for more also allows it
+    if low > high and low_rule == "schedule":  # a scheduled minimum also raises the maximum
         high, high_rule, high_words = low, "schedule", low_words
-    elif low > high:  # one that allows less than the usual minimum means it
+    elif low > high:  # a scheduled maximum also lowers the minimum
         low, low_rule, low_words = high, "schedule", high_words
     return ReplicaBounds(low, high, low_rule, high_rule, low_words, high_words)

@@ -1,13 +1,13 @@
-"""Decide how many replicas the host has room for, and share the room when there is not enough for all.
+"""Compute how many replicas the host has room for, and share the room if it is not enough for all.
 
-Room is memory and cores. A replica takes the memory that its Deployment declares (``resources.memory_mb``),
-else the most that one of its replicas was measured to take, else an assumed amount. It takes the cores that
-are declared (``resources.cpus``), else one; the policy says how many such cores share a real one.
+Room is memory and cores. A replica counts with the memory that its Deployment declares
+(``resources.memory_mb``), else with the highest measured memory of its replicas, else with an assumed amount.
+It counts with its declared cores (``resources.cpus``), else with one. The policy says how many of these share
+a real core.
 
-When not everything fits, minimums come before demand. Within each of the two the next replica goes to the
-Deployment with the smallest dominant share (Ghodsi et al., "Dominant Resource Fairness", NSDI 2011). A
-replica that runs is never ended because memory is short. It is ended only to make room for a Deployment
-that has less than its share.
+If not everything fits, minimums come before demand. Within both, the next replica goes to the Deployment with
+the smallest dominant share (Ghodsi et al., "Dominant Resource Fairness", NSDI 2011). A running replica is
+never ended because memory is short. It is ended only for a Deployment that has less than its share.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ TINY = 1e-6
 
 @dataclass(frozen=True, slots=True)
 class ReplicaSize:
-    """Memory and cores of one replica. ``source`` says in words where the figure for memory comes from."""
+    """Memory and cores of one replica. ``source`` says where the memory value comes from."""
 
     memory_mb: float
     cores: float
@@ -34,7 +34,7 @@ class ReplicaSize:
 
 @dataclass(frozen=True, slots=True)
 class HostClaim:
-    """Replicas that a Deployment wants: ``low`` comes before demand, ``held`` are those that stay."""
+    """The replicas that a Deployment needs: ``low`` is its minimum, ``held`` are those it has now."""
 
     name: str
     low: int
@@ -45,7 +45,7 @@ class HostClaim:
 
 @dataclass(frozen=True, slots=True)
 class Room:
-    """MiB and cores that are free for more replicas. Negative: more is in use than is allowed."""
+    """The MiB and cores that are free for more replicas; negative if more than allowed is in use."""
 
     memory_mb: float
     cores: float
@@ -55,12 +55,12 @@ class Room:
         return size.memory_mb <= self.memory_mb + TINY and size.cores <= self.cores + TINY
 
     def less(self, size: ReplicaSize, count: int = 1) -> Room:
-        """Return what is left after ``count`` more replicas; with a negative count, after as many fewer."""
+        """Return the room that is left after ``count`` more replicas (negative: fewer)."""
         return Room(self.memory_mb - count * size.memory_mb, self.cores - count * size.cores)
 
 
 def size_of(deployment: Deployment, measured_mb: int, policy: Policy) -> ReplicaSize:
-    """Return what a replica of ``deployment`` takes; ``measured_mb`` 0: none was measured yet."""
+    """Return the size of a replica of ``deployment``; ``measured_mb`` 0: not measured yet."""
     declared = deployment.resources.memory_mb
     cores = deployment.resources.cpus or 1.0
     if declared:
@@ -71,9 +71,9 @@ def size_of(deployment: Deployment, measured_mb: int, policy: Policy) -> Replica
 
 
 def room_of(host: Host, policy: Policy, there: Iterable[tuple[ReplicaSize, int]]) -> Room:
-    """Return the room for more replicas; ``there`` has the size and the measured MiB of all that exist.
+    """Return the room for more replicas. ``there`` has the size and the measured MiB of each that exists.
 
-    A replica that has not taken all of its memory yet will, so the rest of it is not free.
+    Memory that a replica counts with but does not use yet is not free.
     """
     there = list(there)
     cores = host.cores * policy.replicas_per_core - sum(size.cores for size, _ in there)
@@ -85,13 +85,13 @@ def room_of(host: Host, policy: Policy, there: Iterable[tuple[ReplicaSize, int]]
 
 
 def shares(claims: Sequence[HostClaim], room: Room) -> Mapping[str, int]:
-    """Return how many replicas each Deployment may have, by name; ``room`` is beside those that are held."""
+    """Return how many replicas each Deployment may have, by name. ``room`` is beside the held ones."""
     total = room
     for claim in claims:
         total = total.less(claim.size, -claim.held)
     if _fits(claims, total):
         return {claim.name: claim.wanted for claim in claims}
-    # What is held stays within the total: it is moved to others at most.
+    # Held replicas always fit: they can only be exchanged for those of others.
     used = Room(0.0, 0.0)
     for claim in claims:
         used = used.less(claim.size, -claim.held)
@@ -113,7 +113,7 @@ def shares(claims: Sequence[HostClaim], room: Room) -> Mapping[str, int]:
 
 
 def starts_allowed(host: Host | None, policy: Policy, young: int) -> int | None:
-    """Return how many replicas may be started now, beside ``young`` that start; None: any number."""
+    """Return how many replicas may be started now, while ``young`` are starting; None: any number."""
     return None if host is None else max(0, pace(host, policy) - young)
 
 
@@ -127,8 +127,8 @@ def admitted(
 ) -> dict[str, int]:
     """Return how many of the ``wanted`` starts of each Deployment may be made now.
 
-    Everybody's minimum comes before demand, and everybody's next replica before anybody's one after that.
-    Room that was granted may still be in use by replicas that drain, so it is looked at here again.
+    Minimums come before demand. Then Deployments take turns, one replica each. Draining replicas may still
+    use room that was granted to others, so the room is checked here again.
     """
     turns = sorted(
         (claims[name].held + nth >= claims[name].low, claims[name].held + nth, name)
@@ -146,14 +146,14 @@ def admitted(
 
 
 def shortage(host: Host, policy: Policy, claim: HostClaim, room: Room, granted: int) -> str:
-    """Return why ``claim`` gets only ``granted``, how much more it needs, and what can be changed."""
+    """Explain why ``claim`` gets only ``granted`` replicas, what is missing, and what can be changed."""
     size, more = claim.size, claim.wanted - granted
     cores = host.cores * policy.replicas_per_core
     return (
-        f"the host is full: it has room for {granted} of {claim.wanted}. {more} more need "
+        f"the host is full: it has room for {granted} of {claim.wanted} replicas. The other {more} need "
         f"{more * size.memory_mb:,.0f} MiB ({size.memory_mb:,.0f} each, {size.source}; "
         f"{max(0.0, room.memory_mb):,.0f} are free) and {more * size.cores:g} cores "
-        f"({max(0.0, room.cores):g} of {cores:g} are free). Let other deployments have fewer replicas, "
+        f"({max(0.0, room.cores):g} of {cores:g} are free). Reduce the replicas of other deployments, "
         "or raise TIDEGATE_AUTOSCALER_HOST_MEMORY or TIDEGATE_AUTOSCALER_REPLICAS_PER_CORE"
     )
 
@@ -168,5 +168,5 @@ def _turn(claim: HostClaim, count: int, whole: Room) -> tuple[bool, float, bool,
     """Return the sort key for the next replica of ``claim``, which has ``count``; smallest first."""
     memory = claim.size.memory_mb / whole.memory_mb if whole.memory_mb > 0 else 0.0
     cores = claim.size.cores / whole.cores if whole.cores > 0 else 0.0
-    # Of equals the one that has its replica already: nothing is moved for nothing.
+    # Of equal Deployments the one that already has this replica comes first, so nothing moves needlessly.
     return count >= claim.low, round(count * max(memory, cores), 9), count >= claim.held, claim.name

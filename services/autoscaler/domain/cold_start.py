@@ -1,4 +1,4 @@
-"""How long a replica took from the decision to launch it until it was ready, and where the time went."""
+"""Measure cold starts: the time from the decision to launch a replica until it was ready, by phase."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ from services.autoscaler.domain.snapshot import Snapshot
 
 @dataclass(frozen=True, slots=True)
 class ColdStart:
-    """Milliseconds; ``phases_ms`` are the worker's: launch, fetch, triton_start, load, warm_up.
+    """The cold start of one replica, in milliseconds.
 
-    ``total_ms`` runs from the decision to the first look that saw the replica ready, so it is late
-    by up to the time between two looks and one heartbeat. ``warm``: a worker of the warm pool became it.
+    ``phases_ms`` come from the worker: launch, fetch, triton_start, load, warm_up. ``total_ms`` ends with the
+    first round that saw the replica ready, so it includes up to one round and one heartbeat more. ``warm`` is
+    True if a worker of the warm pool became the replica.
     """
 
     replica: str
@@ -29,17 +30,17 @@ class ColdStart:
     warm: bool = False
 
     def view(self) -> dict[str, Any]:
-        """For JSON."""
+        """Return the cold start for JSON."""
         return asdict(self)
 
 
 def cold_starts(
     before: State, after: State, snapshot: Snapshot, causes: Mapping[str, str], now: float
 ) -> Iterable[ColdStart]:
-    """The replicas that became ready between ``before`` and ``after``.
+    """Yield the cold starts of replicas that became ready between ``before`` and ``after``.
 
-    ``causes`` are those of the replicas that this process launched: another one that was already ready
-    when it was first seen was adopted, and nobody knows since when it is ready.
+    ``causes`` has the replicas that this process launched. An adopted replica that was ready when it was
+    first seen is left out, because it is not known when it became ready.
     """
     for running in snapshot.running or ():
         was, memory = before.replicas.get(running.replica), after.replicas.get(running.replica)
@@ -56,13 +57,13 @@ def cold_starts(
 
 
 def start_times(views: Iterable[Mapping[str, Any]]) -> tuple[float, ...]:
-    """Seconds that earlier replicas took, as ``State.starts`` has them; ``views`` are newest first."""
+    """Return the seconds of earlier starts, for ``State.starts``; ``views`` are newest first."""
     took = (view["total_ms"] - view["phases_ms"].get("environment", 0.0) for view in views)
     return tuple(ms / 1000.0 for ms in islice(took, STARTS_KEPT))
 
 
 def report(deployment: str, views: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The known cold starts of a Deployment in one line: the median and the longest, and the median parts."""
+    """Return a summary of a Deployment's cold starts: median, longest, and the median of each phase."""
     totals = [view["total_ms"] for view in views]
     names = dict.fromkeys(name for view in views for name in view["phases_ms"])
     parts = {name: [v["phases_ms"][name] for v in views if name in v["phases_ms"]] for name in names}

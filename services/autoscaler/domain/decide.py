@@ -1,4 +1,4 @@
-"""``decide``: one snapshot in, what to do and why out. Pure: no clock, no I/O, no randomness."""
+"""Decide what to do about one snapshot, and why. Pure: no clock, no I/O, no randomness."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from services.autoscaler.domain import healing
-from services.autoscaler.domain.deployment_round import DeploymentRound, Proposal, in_words, verdicts_of
+from services.autoscaler.domain.deployment_round import DeploymentRound, Proposal, describe, verdicts_of
 from services.autoscaler.domain.desired_state import index_of
 from services.autoscaler.domain.healing import ReplicaTimeouts
 from services.autoscaler.domain.host_bounds import HostBounds
@@ -18,9 +18,9 @@ from tidegate.kernel.protocol.presence import ReplicaReport
 
 
 def decide(snapshot: Snapshot, policy: Policy, state: State, now: float) -> tuple[Plan, State]:
-    """What to do about ``snapshot`` at ``now`` (epoch seconds).
+    """Return what to do about ``snapshot`` at ``now`` (epoch seconds), and the next state.
 
-    Does nothing while it is not known what is wanted or what runs. Raises nothing.
+    The plan is empty while the desired state or the running replicas are not known. Never raises.
     """
     state = _notice(snapshot, state, now)
     if snapshot.desired_state is None or snapshot.running is None:
@@ -32,7 +32,7 @@ def decide(snapshot: Snapshot, policy: Policy, state: State, now: float) -> tupl
     actions: list[Action] = []
     decisions: list[Decision] = []
     memories: dict[str, DeploymentMemory] = {}
-    wants: list[Proposal] = []
+    proposals: list[Proposal] = []
     reports, known = reports_by_deployment(snapshot.reports), index_of(snapshot.desired_state)
     for deployment in snapshot.desired_state.deployments:
         name = deployment.name
@@ -45,15 +45,15 @@ def decide(snapshot: Snapshot, policy: Policy, state: State, now: float) -> tupl
             now,
         )
         round_ = DeploymentRound(deployment, verdicts, reports.get(name, []), snapshot, known, policy, now)
-        wants.append(round_.propose(state))
-    host = HostBounds.of(snapshot, wants, policy, state, now)
-    wants = host.granted(wants)
-    launches = {want.name: want.round.launches(want, state.generations) for want in wants}
-    starts = host.admitted(launches, frozenset(want.name for want in wants if want.rolling))
-    for want in wants:
-        name, found = want.name, launches[want.name]
-        made = found[: starts.get(name, 0)]
-        done, decision, memories[name] = want.round.settle(want, made, len(found) - len(made))
+        proposals.append(round_.propose(state))
+    host = HostBounds.of(snapshot, proposals, policy, state, now)
+    proposals = host.granted(proposals)
+    launches = {each.name: each.round.launches(each, state.generations) for each in proposals}
+    starts = host.admitted(launches, frozenset(each.name for each in proposals if each.rolling))
+    for each in proposals:
+        name, possible = each.name, launches[each.name]
+        made = possible[: starts.get(name, 0)]
+        done, decision, memories[name] = each.round.settle(each, made, len(possible) - len(made))
         actions += done
         decisions += [decision] if decision else []
     for name, gone in by_deployment.items():
@@ -64,7 +64,7 @@ def decide(snapshot: Snapshot, policy: Policy, state: State, now: float) -> tupl
         state,
         deployments=memories,
         generations=_generations(state, actions),
-        # So that the start is timed also of one that is ready at the first look.
+        # Noted now, so that a replica that is ready in the next round has a start time, too.
         replicas={
             **state.replicas,
             **{a.replica: ReplicaMemory(now) for a in actions if isinstance(a, Launch)},
@@ -74,9 +74,9 @@ def decide(snapshot: Snapshot, policy: Policy, state: State, now: float) -> tupl
 
 
 def _notice(snapshot: Snapshot, state: State, now: float) -> State:
-    """Since when the store answers, and since when somebody reports in it."""
+    """Return the state with the times since when the store answers and has live heartbeats."""
     readable = snapshot.reports is not None
-    # A failure's report outlives its worker, so it is no sign of life.
+    # The report of a failed worker outlives it, so it does not count as a heartbeat.
     living = any(report.state != "failed" for report in (snapshot.reports or {}).values())
     heard = readable and bool(living or (snapshot.gateways and snapshot.gateways.reports))
     return replace(
@@ -92,18 +92,20 @@ def _adopt(
     state: State,
     now: float,
 ) -> State:
-    """Take over what runs: heartbeats, generations (a name that exists was given once), times of starts."""
+    """Return the state with the heartbeats, generations and start times of the running replicas."""
     replicas: dict[str, ReplicaMemory] = {}
     starts = dict(state.starts)
     generations = dict(state.generations)
     for each in running:
         memory = state.replicas.get(each.replica, ReplicaMemory(now))
-        seen = replicas[each.replica] = healing.look(each, (reports or {}).get(each.replica), memory, now)
+        seen = replicas[each.replica] = healing.with_heartbeat(
+            each, (reports or {}).get(each.replica), memory, now
+        )
         if each.replica in state.replicas and seen.ready_at is not None and memory.ready_at is None:
             took = max(0.0, now - each.launched_at - seen.installing_s)
             starts[each.deployment] = (took, *starts.get(each.deployment, ()))[:STARTS_KEPT]
         _raise_generation(generations, each.deployment, each.slot, each.generation)
-    for name in reports or {}:  # a failed one reports longer than it lives
+    for name in reports or {}:  # the report of a failed replica outlives it
         if parsed := parse_replica(name):
             _raise_generation(generations, *parsed)
     return replace(state, replicas=replicas, generations=generations, starts=starts)
@@ -121,14 +123,14 @@ def _retire(
     policy: Policy,
     now: float,
 ) -> tuple[list[Action], Decision | None]:
-    """Let go everything of a Deployment that is no longer wanted."""
-    forever = ReplicaTimeouts(float("inf"), float("inf"))
-    verdicts = verdicts_of(running, forever, snapshot, state, policy, now)
+    """End all replicas of a Deployment that was deleted."""
+    no_timeouts = ReplicaTimeouts(float("inf"), float("inf"))
+    verdicts = verdicts_of(running, no_timeouts, snapshot, state, policy, now)
     actions: list[Action] = [Kill(v.running.replica, v.ended) for v in verdicts if v.ended]
     actions += [Drain(v.running.replica, "deployment deleted") for v in verdicts if v.active]
     if not actions:
         return [], None
-    words = [in_words(action) for action in actions]
+    words = [describe(action) for action in actions]
     before = sum(v.active for v in verdicts)
     return actions, Decision(now, name, "deleted", "the Deployment was deleted", before, 0, {}, words)
 

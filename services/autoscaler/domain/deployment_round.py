@@ -1,4 +1,4 @@
-"""One Deployment in one round: bury the dead, find the target; then start and drain towards it."""
+"""Decide about one Deployment in one round: count failures, find the target, then start and drain."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from services.autoscaler.domain import healing
 from services.autoscaler.domain.desired_state import DesiredStateIndex
 from services.autoscaler.domain.healing import ReplicaTimeouts, Verdict
 from services.autoscaler.domain.launcher import Running, fingerprint, parse_replica
-from services.autoscaler.domain.load import measure, or_guessed
+from services.autoscaler.domain.load import measure, with_guess
 from services.autoscaler.domain.memory import (
     DeploymentMemory,
     EndedReplica,
@@ -39,16 +39,16 @@ from tidegate.kernel.protocol.presence import ReplicaReport
 
 FORGET_SLOT_AFTER_S = 600.0
 ENDED_KEPT = 5
-# The slowest of the last few starts is what the next one is expected to take.
+# The slowest of this many last starts is the expected time of the next start.
 STARTS_COUNTED = 3
-# Rules whose coming and going is worth a record even when the number stays; "" is the first round.
+# A change to or from these rules is recorded even if the number stays. "" is the first round.
 HOST_FULL = "host full"
 NOTABLE_RULES = {"", "override", "demand unknown", "panic", "cost cap", "limited", HOST_FULL}
 
 
 @dataclass(frozen=True, slots=True)
 class DeploymentRound:
-    """One Deployment in one round."""
+    """One Deployment in one round, with everything that its decisions depend on."""
 
     deployment: Deployment
     verdicts: list[Verdict]
@@ -59,10 +59,10 @@ class DeploymentRound:
     now: float
 
     def propose(self, state: State) -> Proposal:
-        """Bury the dead and find the target, before the host bounds it."""
+        """Return the target before the host limits it."""
         before = state.deployments.get(self.deployment.name) or self._first_memory(state)
-        memory = self._configured(before)
-        memory = self._sized(self._mourn(memory, state))
+        memory = self._with_configuration(before)
+        memory = self._with_size(self._with_ends(memory, state))
         load, measured = measure(
             self.deployment.name,
             self.snapshot.gateways,
@@ -75,41 +75,48 @@ class DeploymentRound:
             start_time(state, self.deployment.name) or 0.0,
         )
         load = replace(load, expected=self.snapshot.expected.get(self.deployment.name))
-        reckoned = or_guessed(load, self.known.version_of(self.deployment))
+        guessed = with_guess(load, self.known.version_of(self.deployment))
         around = self._around(state)
-        wanted, memory = target(
-            self.deployment, reckoned, replace(memory, load=measured), around, self.policy, self.now
+        found, memory = target(
+            self.deployment, guessed, replace(memory, load=measured), around, self.policy, self.now
         )
-        memory = replace(memory, rule=wanted.rule, seen=load, wanted=wanted)
-        cause = wanted.rule if before.rule else "first look"
-        return Proposal(self, before, memory, reckoned, around.fleet, wanted, cause)
+        memory = replace(memory, rule=found.rule, seen=load, wanted=found)
+        cause = found.rule if before.rule else "first round"
+        return Proposal(self, before, memory, guessed, around.fleet, found, cause)
 
     def settle(
-        self, propose: Proposal, launches: Sequence[Launch], put_off: int
+        self, proposal: Proposal, launches: Sequence[Launch], put_off: int
     ) -> tuple[list[Action], Decision | None, DeploymentMemory]:
-        """End the dead, make these ``launches`` and drain towards the target; ``put_off`` is for later."""
-        before, wanted, memory = propose.before, propose.target, replace(propose.memory, put_off=put_off)
-        drains = to_drain(self.verdicts, wanted.replicas, memory.fingerprint)
+        """Return the actions, the decision (if it is worth recording) and the memory of the next round.
+
+        ``launches`` are made now, ``put_off`` is how many more wait.
+        """
+        before, found = proposal.before, proposal.target
+        memory = replace(proposal.memory, put_off=put_off)
+        drains = to_drain(self.verdicts, found.replicas, memory.fingerprint)
         actions = [*self._kills(), *launches, *drains]
         decision = None
-        turned = wanted.rule != before.rule and bool({wanted.rule, before.rule} & NOTABLE_RULES)
-        if actions or turned or wanted.replicas != before.target:
-            decision = self._decision(before.target, wanted, propose.load, memory, propose.fleet, actions)
+        turned = found.rule != before.rule and bool({found.rule, before.rule} & NOTABLE_RULES)
+        if actions or turned or found.replicas != before.target:
+            decision = self._decision(before.target, found, proposal.load, memory, proposal.fleet, actions)
         return actions, decision, memory
 
-    def launches(self, propose: Proposal, generations: Mapping[tuple[str, int], int]) -> list[Launch]:
-        """The replicas to start for the target, as far as the host can start them."""
+    def launches(self, proposal: Proposal, generations: Mapping[tuple[str, int], int]) -> list[Launch]:
+        """Return the launches for the target; none on a cordoned host or without a version."""
         version = self.known.version_of(self.deployment)
         if version is None or self.snapshot.host in self.snapshot.cordoned:
             return []
-        replicas, memory = propose.target.replicas, propose.memory
+        replicas, memory, cause = proposal.target.replicas, proposal.memory, proposal.cause
         return to_launch(
-            self.deployment, version, self.verdicts, replicas, memory, generations, propose.cause, self.now
+            self.deployment, version, self.verdicts, replicas, memory, generations, cause, self.now
         )
 
     def _first_memory(self, state: State) -> DeploymentMemory:
-        """A Deployment not seen before by this process: adopt what runs. One that never ran starts
-        once even with a minimum of 0: that proves that it loads, and nothing waits for it yet."""
+        """Return the memory of a Deployment that is new to this process, with the replicas that run.
+
+        A Deployment that never ran starts one replica, even with a minimum of 0. This shows that its model
+        loads.
+        """
         active = sum(v.active for v in self.verdicts)
         known = any(deployment == self.deployment.name for deployment, _ in state.generations)
         start = active if known or active else max(1, self.deployment.min_replicas)
@@ -118,16 +125,18 @@ class DeploymentRound:
             key=lambda r: r.generation,
             default=None,
         )
-        trouble = StartFailures()
+        start_failures = StartFailures()
         if failed is not None and not any(v.running.replica == failed.replica for v in self.verdicts):
-            # It failed before this process came: its message and the patience it asks for are kept.
-            again = self.now + 2.0
-            trouble = StartFailures(1, again, self.now, healing.REASONS[healing.FAILED], failed.message)
-        # What runs was needed a moment ago: it counts for a whole window.
-        return DeploymentMemory(start, self.now, recommended=((self.now, start),), start=trouble)
+            # It failed before this process started: keep its message, and wait before the next start.
+            not_before = self.now + 2.0
+            start_failures = StartFailures(
+                1, not_before, self.now, healing.REASONS[healing.FAILED], failed.message
+            )
+        # The running replicas count as needed now, so they stay for a whole window.
+        return DeploymentMemory(start, self.now, recommended=((self.now, start),), start=start_failures)
 
-    def _configured(self, memory: DeploymentMemory) -> DeploymentMemory:
-        """A changed configuration gets its chance at once, whatever became of the last one."""
+    def _with_configuration(self, memory: DeploymentMemory) -> DeploymentMemory:
+        """Return the memory of this configuration. A changed one starts without the failures of the last."""
         current = fingerprint(self.deployment)
         if memory.fingerprint == current:
             return memory
@@ -135,8 +144,8 @@ class DeploymentRound:
             return replace(memory, fingerprint=current)
         return replace(memory, fingerprint=current, start=StartFailures(), slots={}, replica_mb=0)
 
-    def _sized(self, memory: DeploymentMemory) -> DeploymentMemory:
-        """The memory with the most that a ready replica of this configuration was seen to take."""
+    def _with_size(self, memory: DeploymentMemory) -> DeploymentMemory:
+        """Return the memory with the highest measured memory of a ready replica of this configuration."""
         found = [
             v.running.memory_mb
             for v in self.verdicts
@@ -145,8 +154,8 @@ class DeploymentRound:
         most = max(found, default=0)
         return memory if most <= memory.replica_mb else replace(memory, replica_mb=most)
 
-    def _mourn(self, memory: DeploymentMemory, state: State) -> DeploymentMemory:
-        """What this round's ends, and starts that succeeded, mean for the next starts."""
+    def _with_ends(self, memory: DeploymentMemory, state: State) -> DeploymentMemory:
+        """Return the memory after the ends and the successful starts of this round."""
         ready = [
             state.replicas[v.running.replica].ready_at or 0.0 for v in self.verdicts if v.phase == "ready"
         ]
@@ -183,7 +192,7 @@ class DeploymentRound:
 
     def _kills(self) -> list[Action]:
         return [
-            # A failure's report stays until it expires: people read it after the process is gone.
+            # The report of a failed replica stays until it expires, so that operators can read it.
             Kill(v.running.replica, v.ended, forget=v.ended != healing.FAILED)
             for v in self.verdicts
             if v.ended
@@ -192,7 +201,7 @@ class DeploymentRound:
     def _decision(
         self,
         before: int,
-        wanted: Target,
+        target: Target,
         load: Load,
         memory: DeploymentMemory,
         fleet: ReplicaCounts,
@@ -212,31 +221,34 @@ class DeploymentRound:
             "starting": fleet.starting,
             "draining": sum(not v.ended and v.phase == "draining" for v in self.verdicts),
             "start_s": fleet.start_s,
-            "min": wanted.low,
-            "max": wanted.high,
+            "min": target.low,
+            "max": target.high,
             "idle_s": self.now - memory.last_active,
             "cordoned": self.snapshot.host in self.snapshot.cordoned,
-            "needs": {term.rule: term.replicas for term in wanted.terms},
+            "needs": {term.rule: term.replicas for term in target.terms},
         }
-        if wanted.asked is not None and self.snapshot.room is not None:
-            inputs["asked"], inputs["host"] = wanted.asked, asdict(self.snapshot.room)
-        told = [f"{v.running.replica}: {v.ended}: {v.message}" for v in self.verdicts if v.ended]
-        reason = "; ".join([wanted.reason, *told])
+        if target.asked is not None and self.snapshot.room is not None:
+            inputs["asked"], inputs["host"] = target.asked, asdict(self.snapshot.room)
+        ends = [f"{v.running.replica}: {v.ended}: {v.message}" for v in self.verdicts if v.ended]
+        reason = "; ".join([target.reason, *ends])
         return Decision(
             self.now,
             self.deployment.name,
-            wanted.rule,
+            target.rule,
             reason,
             before,
-            wanted.replicas,
+            target.replicas,
             inputs,
-            [in_words(action) for action in actions],
+            [describe(action) for action in actions],
         )
 
 
 @dataclass(frozen=True, slots=True)
 class Proposal:
-    """What one Deployment asks for in one round; ``before`` is its memory of the last one."""
+    """The target of one Deployment in one round, before and after the host limits it.
+
+    ``before`` is its memory of the last round, ``cause`` the cause of its launches.
+    """
 
     round: DeploymentRound
     before: DeploymentMemory
@@ -257,22 +269,22 @@ class Proposal:
         return any(v.active and v.running.fingerprint != self.memory.fingerprint for v in self.round.verdicts)
 
     def bounded(self, replicas: int, words: str) -> Proposal:
-        """Return the same with a target of ``replicas``, which is all that the host has room for."""
-        asked = self.target
-        reason = f"{asked.reason}; {words}"
-        found = replace(asked, replicas=replicas, rule=HOST_FULL, reason=reason, asked=asked.replicas)
+        """Return the proposal with the ``replicas`` that the host has room for; ``words`` say why."""
+        full = self.target
+        reason = f"{full.reason}; {words}"
+        found = replace(full, replicas=replicas, rule=HOST_FULL, reason=reason, asked=full.replicas)
         memory = replace(self.memory, target=self.before.target, moves=self.before.moves)
         memory = replace(moved(memory, replicas, self.round.now), rule=HOST_FULL, wanted=found)
         return replace(self, target=found, memory=memory)
 
 
 def start_time(state: State, deployment: str) -> float | None:
-    """What a replica is expected to take to become ready, in seconds; None: none was seen to."""
+    """Return the expected start time of a replica in seconds; None if no start was measured."""
     return max(state.starts.get(deployment, ())[:STARTS_COUNTED], default=None)
 
 
 def effective_override(deployment: Deployment, local: LocalOverride | None) -> LocalOverride | None:
-    """The override that counts: one given here while the registry was away, else the registry's."""
+    """Return the override that counts: one set here while the registry was away, else the registry's."""
     if local is not None:
         return local
     if deployment.override is None:
@@ -284,13 +296,13 @@ def effective_override(deployment: Deployment, local: LocalOverride | None) -> L
 
 def verdicts_of(
     running: list[Running],
-    patience: ReplicaTimeouts,
+    timeouts: ReplicaTimeouts,
     snapshot: Snapshot,
     state: State,
     policy: Policy,
     now: float,
 ) -> list[Verdict]:
-    """How each of ``running`` is; ``state`` has this round's heartbeats already."""
+    """Return the verdict on each replica. ``state`` already has the heartbeats of this round."""
     reports = snapshot.reports or {}
     return [
         healing.judge(
@@ -298,7 +310,7 @@ def verdicts_of(
             reports.get(each.replica),
             state.replicas[each.replica],
             state,
-            patience,
+            timeouts,
             policy,
             now,
         )
@@ -306,8 +318,8 @@ def verdicts_of(
     ]
 
 
-def in_words(action: Action) -> str:
-    """Return an action as one line for people, such as ``ended digits-v1-0-1 (drained)``."""
+def describe(action: Action) -> str:
+    """Return an action as text, such as ``ended digits-v1-0-1 (drained)``."""
     return f"{_DONE[type(action)]} {action.replica} ({action.cause})"
 
 

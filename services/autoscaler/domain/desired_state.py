@@ -1,4 +1,4 @@
-"""What is wanted: which reading of the registry may replace the last good one, and how one is looked into."""
+"""Check a new desired state from the registry, and index one for the decisions of a round."""
 
 from __future__ import annotations
 
@@ -9,11 +9,10 @@ from tidegate.kernel.protocol.models import Deployment, DesiredState, Version
 
 
 def acceptable(current: DesiredState | None, fresh: DesiredState) -> bool:
-    """Whether ``fresh`` may replace ``current``.
+    """Return whether ``fresh`` may replace ``current``.
 
-    A reading without any Deployment stops everything that runs. It is believed when it continues the
-    history (the last Deployment was deleted), not when the history starts again: then the registry
-    has lost its data, and what runs goes on.
+    A desired state without Deployments stops everything. It is accepted only if its revision did not go back:
+    then the last Deployment was deleted. If the revision went back, the registry lost its data.
     """
     if current is None or fresh.deployments or not current.deployments:
         return True
@@ -22,22 +21,21 @@ def acceptable(current: DesiredState | None, fresh: DesiredState) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class DesiredStateIndex:
-    """The intention by keys, made once for a round: so a round grows with what there is, not with its square.
+    """An index of the desired state. It is made once a round, so a round takes linear time.
 
-    ``awaited`` are the Deployments that a roll-over waits for: traffic moves when each of them has a
-    ready replica.
+    ``awaited`` are the Deployments that a roll-over waits for. Traffic moves once each has a ready replica.
     """
 
     versions: Mapping[tuple[str, int], Version] = field(default_factory=dict)
     awaited: frozenset[str] = frozenset()
 
     def version_of(self, deployment: Deployment) -> Version | None:
-        """The Version that a Deployment runs; None when the registry did not list it."""
+        """Return the Version that a Deployment runs; None if the registry does not list it."""
         return self.versions.get((deployment.model, deployment.version))
 
 
 def index_of(desired_state: DesiredState | None) -> DesiredStateIndex:
-    """What is wanted, by keys."""
+    """Return the index of a desired state; an empty one for None."""
     if desired_state is None:
         return DesiredStateIndex()
     rolling = [endpoint for endpoint in desired_state.endpoints if endpoint.previous]

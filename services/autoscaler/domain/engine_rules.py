@@ -1,8 +1,8 @@
-"""Which calls to the container engine the launcher needs, and no others.
+"""Allow only those calls to the container engine that the launcher needs.
 
-Whoever may create any container at an engine owns its machine: one call mounts the disk. So a proxy holds the
-engine's socket, and passes on only what these rules allow: containers of this stack by name, of the workers'
-images, on the workers' network, with named volumes, without privileges.
+A caller that may create any container controls the whole machine: one call can mount the disk. So a proxy
+holds the engine's socket and forwards only what these rules allow: containers of this stack by name, with the
+workers' images and network, with named volumes, without privileges.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ Query = Mapping[str, Sequence[str]]
 _VERSION = re.compile(r"^/v1\.\d+(?=/)")
 _ON_CONTAINER = re.compile(r"/containers/(?P<name>[^/]+)(?P<verb>/(json|logs|start|kill|wait|archive))?")
 _ON_IMAGE = re.compile(r"/images/(?P<image>.+)/json")
-_WORDS: Mapping[str, set[str | None]] = {
+_CALLS: Mapping[str, set[str | None]] = {
     "GET": {"/json", "/logs"},
     "POST": {"/start", "/kill", "/wait"},
     "PUT": {"/archive"},
     "DELETE": {None},
 }
-# A worker's user, and what it may do as root: run its model as another user, and end it.
+# The user of a worker, and its capabilities as root: run its model as another user, and end it.
 ROOT = "0:0"
 CAPABILITIES = ("CHOWN", "DAC_OVERRIDE", "FOWNER", "KILL", "SETGID", "SETUID")
 _TOP = {"Image", "Env", "Cmd", "Entrypoint", "Labels", "StopSignal", "StopTimeout", "HostConfig", "User"}
@@ -38,7 +38,7 @@ _HOST = {
 
 @dataclass(frozen=True, slots=True)
 class StackBounds:
-    """What belongs to this stack. ``images`` are patterns with ``*``, ``home`` the folder of workers."""
+    """What containers of this stack may use. ``images`` are patterns with ``*``, ``home`` is a folder."""
 
     stack: str
     images: tuple[str, ...]
@@ -49,13 +49,13 @@ class StackBounds:
 
 
 def refusal(method: str, path: str, query: Query, body: bytes, bounds: StackBounds) -> str | None:
-    """None for a call that may pass; else why it may not. ``path`` is decoded."""
+    """Return None for an allowed call, else the reason for the rejection. ``path`` is decoded."""
     path = _VERSION.sub("", path)
-    # What the engine could read otherwise than these rules do: a parameter said twice, or in a form's body.
+    # The engine could read these differently: a repeated parameter, or parameters in a form's body.
     if any(len(values) > 1 or ";" in values[0] for values in query.values()):
-        return "a parameter is said once"
+        return "a parameter may occur only once"
     if body and content_type(path) is None:
-        return f"{method} {path} has no body"
+        return f"{method} {path} may not have a body"
     if path in {"/_ping", "/version", "/info"} and method in {"GET", "HEAD"}:
         return None
     if path == "/containers/json" and method == "GET":
@@ -68,11 +68,11 @@ def refusal(method: str, path: str, query: Query, body: bytes, bounds: StackBoun
         return _image(found["image"], bounds)
     if found := _ON_CONTAINER.fullmatch(path):
         return _container(method, found["name"], found["verb"], query, bounds)
-    return f"{method} {path} is not a call that workers need"
+    return f"workers do not need the call {method} {path}"
 
 
 def content_type(path: str) -> str | None:
-    """What a body on this path is; None: there is none."""
+    """Return the content type of the body of this path; None if it has no body."""
     path = _VERSION.sub("", path)
     if path == "/containers/create":
         return "application/json"
@@ -89,10 +89,10 @@ def _listing(query: Query, bounds: StackBounds) -> str | None:
 
 
 def _container(method: str, name: str, verb: str | None, query: Query, bounds: StackBounds) -> str | None:
-    if verb not in _WORDS.get(method, set()):
-        return f"{method} on a container{verb or ''} is not a call that workers need"
+    if verb not in _CALLS.get(method, set()):
+        return f"workers do not need {method} on a container{verb or ''}"
     if verb == "/archive" and _one(query, "path") != bounds.home:
-        return f"files go into {bounds.home} only"
+        return f"files may be written only into {bounds.home}"
     return _name(name, bounds)
 
 
@@ -103,13 +103,13 @@ def _name(name: str, bounds: StackBounds) -> str | None:
 
 def _image(reference: str, bounds: StackBounds) -> str | None:
     if ".." in reference or not any(fnmatchcase(reference, pattern) for pattern in bounds.images):
-        return f"{reference!r} is not an image of workers: it is none of {', '.join(bounds.images)}"
+        return f"{reference!r} is not an allowed image of workers ({', '.join(bounds.images)})"
     return None
 
 
 def _pull(query: Query, bounds: StackBounds) -> str | None:
     if set(query) - {"fromImage", "tag", "platform"}:
-        return "an image can be fetched and not imported"
+        return "an image may be pulled, but not imported"
     repository, tag = _one(query, "fromImage"), _one(query, "tag")
     joined = f"{repository}@{tag}" if ":" in tag else f"{repository}:{tag}"
     return _image(repository, bounds) if tag in {"", "latest"} else _image(joined, bounds)
@@ -121,23 +121,22 @@ def _creation(query: Query, raw: bytes, bounds: StackBounds) -> str | None:
         host = body.get("HostConfig") or {}
         strange = _strange(body, _TOP) | _strange(host, _HOST)
     except (ValueError, AttributeError):
-        return "the container to create must be stated as JSON, each key once"
+        return "the container to create must be JSON, with each key once"
     if strange:
-        return f"a worker's container may not state {', '.join(sorted(strange))}"
+        return f"a worker's container may not set {', '.join(sorted(strange))}"
     if body.get("User", ROOT) != ROOT:
         return f"a worker's container must run as its image's user, or as {ROOT}"
     if (body.get("Labels") or {}).get("tidegate.stack") != bounds.stack:
-        return f"a worker's container has the label tidegate.stack={bounds.stack}"
+        return f"a worker's container must have the label tidegate.stack={bounds.stack}"
     return (
         _name(_one(query, "name"), bounds) or _image(str(body.get("Image")), bounds) or _bounded(host, bounds)
     )
 
 
 def _read(text: str | bytes) -> Any:
-    """JSON; raises ValueError also for a key said twice.
+    """Return the JSON value. Raise ValueError also for a repeated key.
 
-    The engine lays a second `HostConfig` over the first and keeps what only that one states; here the first
-    would be gone unseen.
+    The engine merges a repeated `HostConfig` into the first one. Here the first one would be lost unchecked.
     """
     return json.loads(text, object_pairs_hook=_each_once)
 
@@ -145,37 +144,37 @@ def _read(text: str | bytes) -> Any:
 def _each_once(pairs: Sequence[tuple[str, Any]]) -> Doc:
     found = dict(pairs)
     if len(found) < len(pairs):
-        raise ValueError("a key is said twice")
+        raise ValueError("a key is repeated")
     return found
 
 
-def _strange(stated: Doc, known: set[str]) -> set[str]:
-    # Empty ones too: the engine takes `capdrop` for `CapDrop`, and the last one counts.
-    return set(stated) - known
+def _strange(fields: Doc, known: set[str]) -> set[str]:
+    # Also empty values: the engine reads `capdrop` as `CapDrop`, and the last one counts.
+    return set(fields) - known
 
 
 def _bounded(host: Doc, bounds: StackBounds) -> str | None:
-    """What of a container touches its machine."""
+    """Return why a container's `HostConfig` is not allowed; None if it is."""
     if host.get("NetworkMode") not in {bounds.network, "none"}:
-        return f"a worker's network is {bounds.network}"
+        return f"a worker's network must be {bounds.network}"
     if host.get("CapDrop") != ["ALL"] or host.get("SecurityOpt") != ["no-new-privileges"]:
-        return "a worker's container drops all capabilities and gains no privileges"
+        return "a worker's container must drop all capabilities and gain no privileges"
     if not set(host.get("CapAdd") or ()) <= set(CAPABILITIES):
         return f"a worker's container may have only the capabilities {', '.join(CAPABILITIES)}"
     restart, logs = host.get("RestartPolicy") or {}, host.get("LogConfig") or {}
     if _strange(restart, {"Name", "MaximumRetryCount"}) or restart.get("Name", "no") != "no":
-        return "a worker's container is not started again by the engine"
+        return "the engine may not restart a worker's container"
     if _strange(logs, {"Type", "Config"}) or logs.get("Type", "json-file") not in bounds.log_drivers:
-        return f"a worker's log driver is one of {', '.join(sorted(bounds.log_drivers))}"
+        return f"a worker's log driver must be one of {', '.join(sorted(bounds.log_drivers))}"
     if not all(_is_own_volume(mount, bounds) for mount in host.get("Mounts") or []):
-        return f"a worker mounts only the volumes {', '.join(sorted(bounds.volumes)) or '(none)'}"
+        return f"a worker may mount only the volumes {', '.join(sorted(bounds.volumes)) or '(none)'}"
     if not all(_is_gpu(request) for request in host.get("DeviceRequests") or []):
-        return "a worker is given GPUs and no other devices"
+        return "a worker may have GPUs, but no other devices"
     return None
 
 
 def _is_own_volume(mount: Doc, bounds: StackBounds) -> bool:
-    # Nothing beside these keys: a volume's driver options can name any folder of the machine.
+    # No other keys: a volume's driver options can name any folder of the machine.
     return (
         set(mount) == {"Type", "Source", "Target"}
         and mount["Type"] == "volume"

@@ -1,4 +1,4 @@
-"""How a worker ended, in words, and the last thing it said."""
+"""Describe how a worker ended, with its last log line."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ LONGEST = 500
 
 
 def describe_exit(code: int | None) -> str:
-    """An exit code (negative: a signal; None: not known) as a clause."""
+    """Return what an exit code means (negative: a signal; None: not known)."""
     if code is None:
         return "the worker's process is gone"
     if code < 0:
@@ -17,14 +17,14 @@ def describe_exit(code: int | None) -> str:
     return f"the worker exited with code {code}"
 
 
-def with_last_log_line(how: str, output: str) -> str:
-    """``how``, and the last line of the worker's output, if there is one."""
-    said = [line.strip() for line in output.split("\n") if line.strip()]
-    return f"{how}; last log line: {_plain(said[-1])[:LONGEST]}" if said else how
+def with_last_log_line(exit_text: str, output: str) -> str:
+    """Return ``exit_text`` with the last line of the worker's output, if there is one."""
+    lines = [line.strip() for line in output.split("\n") if line.strip()]
+    return f"{exit_text}; last log line: {_plain(lines[-1])[:LONGEST]}" if lines else exit_text
 
 
 def _plain(line: str) -> str:
-    """A line of our own JSON log as people read it; any other line as it is."""
+    """Return the message of a line of the JSON log; any other line unchanged."""
     try:
         record = json.loads(line)
         return ": ".join(str(record[key]) for key in ("message", "problem") if key in record) or line

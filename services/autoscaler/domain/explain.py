@@ -1,4 +1,4 @@
-"""Explain to people why a Deployment has its number of replicas, and what would change it."""
+"""Explain why a Deployment has its number of replicas, and what will change it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tidegate.kernel.protocol.models import Deployment
 
 
 def policy_of(deployment: Deployment, policy: Policy, start_s: float, now: float) -> dict[str, Any]:
-    """Return a Deployment's options, the numbers that follow from them, and the bounds in force."""
+    """Return a Deployment's options, the resulting values, and the bounds now."""
     return {
         "deployment": deployment.name,
         "given": {
@@ -37,7 +37,7 @@ def policy_of(deployment: Deployment, policy: Policy, start_s: float, now: float
 def explain(
     deployment: Deployment, snapshot: Snapshot, state: State, policy: Policy, now: float
 ) -> dict[str, Any]:
-    """Return the last target with each rule's reason, the numbers behind it, and what keeps it there."""
+    """Return the last target, the need of each rule with its inputs, and what holds the target."""
     memory = state.deployments[deployment.name]
     wanted, load = memory.wanted, memory.seen
     start_s = start_time(state, deployment.name)
@@ -66,34 +66,35 @@ def _holds(
     override = effective_override(deployment, snapshot.overrides.get(deployment.name))
     if override is not None and override.replicas is not None:
         left = None if override.expires_at is None else override.expires_at - now
-        until = "until it is lifted" if left is None else f"for {left:.0f} s more"
+        until = "until it is removed" if left is None else f"for {left:.0f} s more"
         if left is None or left > 0:
-            beyond = ", also beyond the maximum" if override.force else ""
+            beyond = ", even above the maximum" if override.force else ""
             yield f"an operator asked for {override.replicas}{beyond}, {until}"
     needed = max((n for _, n in memory.recommended), default=0)
     if memory.recommended and needed > memory.recommended[-1][1]:
         at = next(at for at, n in memory.recommended if n == needed)
-        yield f"{needed} were needed {now - at:.0f} s ago; that counts for {_left(at, tuned, now):.0f} s more"
+        left_s = _left(at, tuned, now)
+        yield f"{needed} were needed {now - at:.0f} s ago, which counts for another {left_s:.0f} s"
     if now < memory.panic_until:
-        yield f"after a sudden load, no replica is removed for {memory.panic_until - now:.0f} s"
+        yield f"after a sudden load, no replica is removed for another {memory.panic_until - now:.0f} s"
     yield from _limits(memory, tuned, now)
     if memory.start.failures:
         wait = max(0.0, memory.start.not_before - now)
         failed = counted(memory.start.failures, "failed start")
-        yield f"{failed} ({memory.start.message}); the next try is in {wait:.0f} s"
+        yield f"{failed} ({memory.start.message}); the next start is in {wait:.0f} s"
     for slot, found in memory.slots.items():
         if found.not_before > now:
-            yield f"slot {slot} crashed and waits {found.not_before - now:.0f} s: {found.message}"
+            yield f"slot {slot} crashed; its next start is in {found.not_before - now:.0f} s: {found.message}"
     mine = [r for r in (snapshot.reports or {}).values() if r.deployment == deployment.name]
     if (sick := unhealthy(deployment.name, mine, now)) is not None:
         yield sick.message
-    # What a replica that serves says of its model: answers that contradict the signature, a device it lacks.
+    # Problems of models that still serve: outputs that contradict the signature, a missing device.
     yield from (f"{r.replica}: {r.message}" for r in mine if r.state == "ready" and r.message)
     if memory.put_off:
         most = f" (at most {pace(snapshot.room, policy)} start at once)" if snapshot.room is not None else ""
-        yield f"{memory.put_off} more start when others are ready or have ended{most}"
+        yield f"{memory.put_off} more will start when others are ready or have ended{most}"
     if snapshot.host in snapshot.cordoned:
-        yield f"{snapshot.host} is cordoned: nothing is started on it"
+        yield f"{snapshot.host} is cordoned: no replica is started there"
 
 
 def _left(at: float, tuned: Tuning, now: float) -> float:

@@ -1,9 +1,9 @@
-"""A forecast of arrivals from earlier days or weeks. It can only start replicas sooner, never stop one.
+"""Forecast arrivals from earlier days or weeks. A forecast only adds replicas, it never removes any.
 
-The method, a seasonal average with a correction of its level: the rate expected at a time is the mean of
-what the same time of the last seasons brought (five minutes around it, each season counting half of the one
-after it), times how much busier or quieter the last half hour was than the same average had said of it,
-within half and twice. Nothing is expected before two seasons have been seen.
+The method is a seasonal average with a level correction. The expected rate is a weighted mean of the rates at
+the same time in earlier seasons (five minutes around it; each season counts half as much as the one after
+it). It is multiplied by the ratio of the last half hour's arrivals to the same average of them, limited to
+between 0.5 and 2. There is no forecast before two seasons were recorded.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ AROUND_MINUTES = 2
 LEVEL_MINUTES = 30
 LEVEL_LIMIT = 2.0
 
-# Arrivals by minute since the epoch; a minute without any may be missing.
+# Arrivals by minute since the epoch. Minutes without arrivals may be missing.
 Minutes = Mapping[int, int]
 
 
 def expected(history: Minutes, first: int, season: Season, now: float, ahead_s: float) -> float | None:
-    """The largest rate (requests a second) expected between ``now`` and ``ahead_s`` seconds later.
+    """Return the highest rate (requests a second) expected between ``now`` and ``ahead_s`` seconds later.
 
-    ``first`` is the minute in which ``history`` begins. None: it is off, or the history is too short.
+    ``first`` is the minute in which ``history`` begins. None: the forecast is off, or the history too short.
     """
     if season == "off":
         return None
@@ -43,7 +43,7 @@ def expected(history: Minutes, first: int, season: Season, now: float, ahead_s: 
 
 
 def _average(history: Minutes, minute: int, length: int, weights: Sequence[float], around: int) -> float:
-    """Arrivals in a minute, as the same minutes of earlier seasons had them."""
+    """Return the weighted mean of arrivals in the same minutes of earlier seasons."""
     total = 0.0
     for back, weight in enumerate(weights, start=1):
         middle = minute - back * length
@@ -54,7 +54,7 @@ def _average(history: Minutes, minute: int, length: int, weights: Sequence[float
 
 def _level(history: Minutes, current: int, length: int, weights: Sequence[float]) -> float:
     recent = range(current - LEVEL_MINUTES, current)
-    said = sum(_average(history, minute, length, weights, 0) for minute in recent)
-    if said <= 0:
+    average = sum(_average(history, minute, length, weights, 0) for minute in recent)
+    if average <= 0:
         return 1.0
-    return min(LEVEL_LIMIT, max(1 / LEVEL_LIMIT, sum(history.get(m, 0) for m in recent) / said))
+    return min(LEVEL_LIMIT, max(1 / LEVEL_LIMIT, sum(history.get(m, 0) for m in recent) / average))

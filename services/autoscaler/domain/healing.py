@@ -1,7 +1,7 @@
-"""Whether a replica is well, and what its end means for the next one.
+"""Decide whether a replica is well, and when its successor may start.
 
-Nothing here trusts silence: a heartbeat that is missing counts only while the store answers and
-somebody else's reports are in it, so a store that is down or was restarted empty kills nobody.
+A missing heartbeat counts only while the store answers and has reports of others. So a store that is down, or
+was restarted empty, ends no replica.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from services.autoscaler.domain.plural import counted
 from services.autoscaler.domain.snapshot import Policy
 from tidegate.kernel.protocol.presence import ReplicaReport
 
-# Causes of an end. The first is an orderly one.
+# Causes of a replica's end. Only the first is a normal one.
 DRAINED = "drained"
 DIED = "died"
 FAILED = "failed"
@@ -41,9 +41,9 @@ REASONS = {
 
 @dataclass(frozen=True, slots=True)
 class ReplicaTimeouts:
-    """How long a Deployment's replicas may take (seconds): to be ready, and to finish some of their work.
+    """The time limits of a Deployment's replicas, in seconds: to become ready, and to finish some work.
 
-    ``progress_s`` None: the policy's time, and not for those that hold jobs or streams.
+    ``progress_s`` None: the limit of the policy, which does not apply to replicas with jobs or streams.
     """
 
     start_s: float
@@ -52,9 +52,9 @@ class ReplicaTimeouts:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """A replica's phase, or the cause of its end with a message for people.
+    """The phase of a replica, or the cause of its end with a message.
 
-    ``reported`` False: there is no heartbeat of it now, so its phase is what was last known.
+    ``reported`` is False if it has no heartbeat now. Then its phase is the last known one.
     """
 
     running: Running
@@ -66,12 +66,14 @@ class Verdict:
 
     @property
     def active(self) -> bool:
-        """Whether it counts as one that serves or soon will."""
+        """Return whether the replica serves, or will soon."""
         return not self.ended and self.phase != "draining"
 
 
-def look(running: Running, report: ReplicaReport | None, memory: ReplicaMemory, now: float) -> ReplicaMemory:
-    """The memory of a replica with this round's heartbeat."""
+def with_heartbeat(
+    running: Running, report: ReplicaReport | None, memory: ReplicaMemory, now: float
+) -> ReplicaMemory:
+    """Return the memory of a replica with the heartbeat of this round."""
     draining = running.draining_since or memory.draining_since
     if report is None:
         return replace(memory, draining_since=draining)
@@ -96,19 +98,19 @@ def judge(
     report: ReplicaReport | None,
     memory: ReplicaMemory,
     state: State,
-    patience: ReplicaTimeouts,
+    timeouts: ReplicaTimeouts,
     policy: Policy,
     now: float,
 ) -> Verdict:
-    """How a replica is; ``memory`` is that of :func:`look`."""
+    """Return the state of a replica; ``memory`` is the result of :func:`with_heartbeat`."""
     phase = phase_of(memory)
     inflight = report.inflight if report else 0
     failed = report is not None and report.state == "failed"
-    told = report.message.strip("; \n") if report is not None and failed else ""
+    failure = report.message.strip("; \n") if report is not None and failed else ""
     if not running.alive:
         if phase == "draining":
             return Verdict(running, phase, DRAINED, "it was drained: it finished its work and exited")
-        message = told or running.ending or memory.message or "the worker's process is gone"
+        message = failure or running.ending or memory.message or "the worker's process is gone"
         cause = OUT_OF_MEMORY if running.out_of_memory else FAILED if failed else DIED
         return Verdict(running, phase, cause, message)
     if failed:
@@ -116,28 +118,28 @@ def judge(
             running,
             phase,
             FAILED,
-            told or "the worker reports a failure without a message",
+            failure or "the worker reports a failure without a message",
         )
     if memory.draining_since is not None:
         overdue = now - memory.draining_since > running.drain_limit_s + policy.drain_grace_s
-        message = f"it did not finish within {running.drain_limit_s:g} s of being drained" if overdue else ""
+        message = f"it did not finish its work within {running.drain_limit_s:g} s" if overdue else ""
         return Verdict(running, phase, DRAIN_OVERDUE if overdue else "", message, inflight)
-    start_s = patience.start_s + memory.installing_s
+    start_s = timeouts.start_s + memory.installing_s
     if phase == "starting" and _start_overdue(running, state, start_s, policy, now):
         last = f" Its last message: {memory.message}" if memory.message else ""
         return Verdict(
             running,
             phase,
             START_TIMEOUT,
-            f"not ready after {patience.start_s:g} s.{last}",
+            f"not ready after {timeouts.start_s:g} s.{last}",
         )
-    if phase == "ready" and (stuck := _stuck(report, memory, state, patience, policy, now)):
+    if phase == "ready" and (stuck := _stuck(report, memory, state, timeouts, policy, now)):
         return Verdict(running, phase, STUCK, stuck, inflight)
     return Verdict(running, phase, inflight=inflight, reported=report is not None)
 
 
 def phase_of(memory: ReplicaMemory | None) -> Phase:
-    """The phase of a replica; None: nothing was heard of it yet."""
+    """Return the phase of a replica; ``memory`` None: it has not reported yet."""
     if memory is None:
         return "starting"
     if memory.draining_since is not None:
@@ -146,7 +148,7 @@ def phase_of(memory: ReplicaMemory | None) -> Phase:
 
 
 def _start_overdue(running: Running, state: State, limit: float, policy: Policy, now: float) -> bool:
-    # A replica may be ready while the store, and so its heartbeat, was away.
+    # The replica may have become ready while the store, and so its heartbeat, was away.
     if state.readable_since is None or now - state.readable_since < policy.reports_return_s:
         return False
     return now - running.launched_at > limit + policy.start_grace_s
@@ -156,23 +158,23 @@ def _stuck(
     report: ReplicaReport | None,
     memory: ReplicaMemory,
     state: State,
-    patience: ReplicaTimeouts,
+    timeouts: ReplicaTimeouts,
     policy: Policy,
     now: float,
 ) -> str:
-    """Why a ready replica counts as stuck; empty: it does not."""
+    """Return why a ready replica counts as stuck; empty if it does not."""
     if state.evidence_since is None or memory.last_report is None:
         return ""
     if now - max(memory.last_report, state.evidence_since) > policy.stuck_after_s:
         return f"no heartbeat for {policy.stuck_after_s:g} s"
-    if report is None or (patience.progress_s is None and _may_be_long(report)):
+    if report is None or (timeouts.progress_s is None and _may_be_long(report)):
         return ""
-    limit = patience.progress_s or policy.progress_timeout_s
-    # The worker ends a model that is silent for so long by itself, and then says why.
+    limit = timeouts.progress_s or policy.progress_timeout_s
+    # The worker ends a hung model itself after this limit, and can say why. So it gets a little longer.
     if now - memory.progress_at <= limit + policy.start_grace_s:
         return ""
     return (
-        f"it sends heartbeats, but none of its {counted(report.inflight, 'request')} finished for {limit:g} s"
+        f"it sends heartbeats, but finished none of its {counted(report.inflight, 'request')} in {limit:g} s"
     )
 
 
@@ -183,16 +185,16 @@ def _may_be_long(report: ReplicaReport) -> bool:
 def note_end(
     memory: DeploymentMemory, verdict: Verdict, ready_at: float | None, policy: Policy, now: float
 ) -> DeploymentMemory:
-    """The Deployment's memory after one of its replicas ended: when the next may start.
+    """Return the Deployment's memory after one of its replicas ended, with the time of the next start.
 
-    A replica that had been ready is replaced at once the first time, then after 1, 2, 4.. s, counted
-    by slot. A start that fails is a matter of the version: counted for the Deployment, and a model
-    that does not load is never retried at once.
+    A replica that was ready is replaced immediately the first time, then after 1, 2, 4 .. s, counted by slot.
+    A failed start is counted for the Deployment, because it depends on the version. A model that does not
+    load is never retried immediately.
     """
     if verdict.ended in {DRAINED, DRAIN_OVERDUE}:
         return memory
     if ready_at is None:
-        # Replicas started together fail together: that is one failure.
+        # Replicas that were started together fail together, which counts as one failure.
         if memory.start.failures and verdict.running.launched_at <= memory.start.last_failure:
             return memory
         return failed_start(memory, verdict.ended, verdict.message, policy, now)
@@ -206,14 +208,14 @@ def note_end(
 def failed_start(
     memory: DeploymentMemory, ended: str, message: str, policy: Policy, now: float
 ) -> DeploymentMemory:
-    """The Deployment's memory after one more start that came to nothing, for the reason in ``ended``."""
+    """Return the Deployment's memory after another failed start, with the cause ``ended``."""
     failures = memory.start.failures + 1
-    patience = failures - 1 if ended == DIED else failures
-    not_before = now + _backoff(patience, policy)
-    trouble = StartFailures(failures, not_before, now, REASONS.get(ended, "StartFailed"), message)
-    return replace(memory, start=trouble)
+    steps = failures - 1 if ended == DIED else failures
+    not_before = now + _backoff(steps, policy)
+    start = StartFailures(failures, not_before, now, REASONS.get(ended, "StartFailed"), message)
+    return replace(memory, start=start)
 
 
 def _backoff(failures: int, policy: Policy) -> float:
-    """Seconds to wait after so many failures in a row: 0, 1, 2, 4.. up to the policy's limit."""
+    """Return the seconds to wait after ``failures`` in a row: 0, 1, 2, 4 .. up to the policy's limit."""
     return 0.0 if failures < 1 else float(min(policy.backoff_max_s, 2.0 ** min(failures - 1, 16)))

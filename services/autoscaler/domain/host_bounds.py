@@ -1,4 +1,4 @@
-"""Bound the replicas of all Deployments by the host in one round, and choose what starts now."""
+"""Limit the replicas of all Deployments to what the host can run, and choose what starts now."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from services.autoscaler.domain.snapshot import Host, Launch, Policy, Snapshot
 
 @dataclass(frozen=True, slots=True)
 class HostBounds:
-    """One round's host: the room beside what exists, and how many starts are allowed (None: any number)."""
+    """The host in one round: its free room, and how many starts are allowed (None: any number)."""
 
     host: Host | None
     policy: Policy
@@ -34,13 +34,13 @@ class HostBounds:
 
     @classmethod
     def of(
-        cls, snapshot: Snapshot, wants: Sequence[Proposal], policy: Policy, state: State, now: float
+        cls, snapshot: Snapshot, proposals: Sequence[Proposal], policy: Policy, state: State, now: float
     ) -> HostBounds:
-        """Look at the host of a snapshot; ``state`` has this round's heartbeats already."""
+        """Return the bounds by a snapshot's host. ``state`` already has the heartbeats of this round."""
         host = snapshot.room
         if host is None:
             return cls(None, policy, {}, Room(0.0, 0.0), None)
-        claims = {each.name: _claim(each, policy) for each in wants}
+        claims = {each.name: _claim(each, policy) for each in proposals}
         alive = [each for each in snapshot.running or () if each.alive]
         unknown = ReplicaSize(float(policy.replica_memory_mb), 1.0)
         sizes = {name: claim.size for name, claim in claims.items()}
@@ -48,17 +48,17 @@ class HostBounds:
         young = sum(_starts(each, state) and now - each.launched_at < policy.start_window_s for each in alive)
         return cls(host, policy, claims, room_of(host, policy, there), starts_allowed(host, policy, young))
 
-    def granted(self, wants: Sequence[Proposal]) -> list[Proposal]:
-        """Return every want as far as the host has room for it."""
+    def granted(self, proposals: Sequence[Proposal]) -> list[Proposal]:
+        """Return the proposals, each limited to the replicas that the host has room for."""
         if self.host is None:
-            return list(wants)
+            return list(proposals)
         found = shares(list(self.claims.values()), self.room)
-        return [self._bounded(want, found[want.name]) for want in wants]
+        return [self._bounded(each, found[each.name]) for each in proposals]
 
     def admitted(self, launches: Mapping[str, Sequence[Launch]], rolling: frozenset[str]) -> dict[str, int]:
         """Return how many launches of each Deployment may be made now.
 
-        Those of a Deployment in ``rolling`` replace others one by one, so they need no room of their own.
+        A launch of a Deployment in ``rolling`` replaces another replica, so it needs no more room.
         """
         counts = {name: len(found) for name, found in launches.items() if found}
         if self.host is None:
@@ -69,25 +69,31 @@ class HostBounds:
         }
         return admitted(counts, claims, self.room, self.starts)
 
-    def _bounded(self, want: Proposal, granted: int) -> Proposal:
-        claim = self.claims[want.name]
+    def _bounded(self, proposal: Proposal, granted: int) -> Proposal:
+        claim = self.claims[proposal.name]
         if self.host is None or granted >= claim.wanted:
-            return want
-        return want.bounded(granted, shortage(self.host, self.policy, claim, self.room, granted))
+            return proposal
+        return proposal.bounded(granted, shortage(self.host, self.policy, claim, self.room, granted))
 
 
-def _claim(want: Proposal, policy: Policy) -> HostClaim:
-    asked = want.target.replicas
-    size = size_of(want.round.deployment, want.memory.replica_mb, policy)
+def _claim(proposal: Proposal, policy: Policy) -> HostClaim:
+    asked = proposal.target.replicas
+    size = size_of(proposal.round.deployment, proposal.memory.replica_mb, policy)
     return HostClaim(
-        want.name, min(want.target.low, asked), asked, want.fleet.ready + want.fleet.starting, size
+        proposal.name,
+        min(proposal.target.low, asked),
+        asked,
+        proposal.fleet.ready + proposal.fleet.starting,
+        size,
     )
 
 
 def _there(running: Running, size: ReplicaSize, state: State) -> tuple[ReplicaSize, int]:
     memory = state.replicas.get(running.replica)
     if memory is not None and memory.draining_since is not None and running.memory_mb:
-        return replace(size, memory_mb=float(running.memory_mb)), running.memory_mb  # it takes no more
+        return replace(
+            size, memory_mb=float(running.memory_mb)
+        ), running.memory_mb  # a draining replica will not use more memory
     return size, running.memory_mb
 
 

@@ -1,8 +1,7 @@
-"""How much is asked of a Deployment, and how fast its replicas answer.
+"""Measure the load of a Deployment, and how fast its replicas serve requests.
 
-Demand is counted in requests: what the gateways have outstanding, and the jobs that wait or run. It is
-known only when every gateway that is known reports and the jobs can be counted; a missing one makes it
-unknown, never smaller.
+Demand is counted in requests: those outstanding at the gateways, and the jobs that wait or run. It is known
+only if all known gateways report and the jobs can be counted. If one is missing, the demand is unknown.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from tidegate.kernel.protocol.capacity import measured_rps
 from tidegate.kernel.protocol.models import Version
 from tidegate.kernel.protocol.presence import GatewayLoad, GatewayReport, GatewayView, ReplicaReport
 
-# A trend: at least so many rates, so much of their spread explained, and so many standard errors.
+# A trend needs this many rates, this R squared, and a slope of this many standard errors.
 TREND_POINTS = 6
 TREND_EXPLAINS = 0.85
 TREND_CLEAR = 3.0
@@ -37,20 +36,22 @@ def measure(
     slots: int = 1,
     start_s: float = 0.0,
 ) -> tuple[Load, LoadMemory]:
-    """The load on ``deployment``; ``reports`` are those of its own replicas, ``jobs`` the unfinished ones
-    by Deployment, ``slots`` the model instances of a replica, ``start_s`` what one takes to become ready.
+    """Return the load of ``deployment``.
+
+    ``reports`` are those of its replicas, ``jobs`` the unfinished ones by Deployment, ``slots`` the model
+    instances of a replica, ``start_s`` the seconds until a new replica is ready.
     """
     reports = list(reports)
     windows = _windows(memory.ms_per_request, start_s, policy)
-    asked, new, memory = _arrivals(deployment, gateways, memory, windows.whole_s, policy, now)
+    outstanding, new, memory = _arrivals(deployment, gateways, memory, windows.whole_s, policy, now)
     waiting = None if jobs is None else jobs.get(deployment, 0)
-    told = sum(g.deployments[deployment].outstanding for g in _reporting(gateways, deployment))
+    at_least = sum(g.deployments[deployment].outstanding for g in _reporting(gateways, deployment))
     memory = _service(reports, memory, policy, now, slots)
-    known = asked is not None
+    known = outstanding is not None
     burst = _window(memory.arrivals, now - windows.burst_s)
     load = Load(
-        demand=None if asked is None or waiting is None else asked + waiting,
-        at_least=told + (waiting or 0),
+        demand=None if outstanding is None or waiting is None else outstanding + waiting,
+        at_least=at_least + (waiting or 0),
         new=new,
         arrival_rate=_rate(memory.arrivals, windows.burst_s) if known else None,
         burst_rate=_rate(burst, windows.burst_s) if known else None,
@@ -71,14 +72,14 @@ class _Windows(NamedTuple):
 
 
 def _windows(each_ms: float | None, start_s: float, policy: Policy) -> _Windows:
-    """How long arrivals are counted for a rate.
+    """Return the windows over which arrivals are counted for a rate.
 
-    Chance makes a count of n uncertain by its square root. What matters is how uncertain the number of
-    replicas is, and one busy replica means one arrival in each service time: so 30 of these, within limits.
-    Where a start takes long, a moment is no reason for one: a quarter of that time.
+    A random count of n has a standard deviation of its square root. A busy replica serves one arrival per
+    service time, so 30 service times make the number of replicas certain enough. If a start takes long, the
+    window is at least a quarter of that time, so that a short peak starts nothing. Both within limits.
     """
-    wanted = max(policy.rate_window_s, 0.03 * (each_ms or 0.0), start_s / 4)
-    whole = min(policy.longest_rate_window_s, wanted)
+    window = max(policy.rate_window_s, 0.03 * (each_ms or 0.0), start_s / 4)
+    whole = min(policy.longest_rate_window_s, window)
     return _Windows(whole, policy.burst_window_s * whole / policy.rate_window_s)
 
 
@@ -97,8 +98,8 @@ def _arrivals(
     if gateways is None or not gateways.reports:
         return None, 0, memory
     loads = {r.incarnation: r.deployments.get(deployment, GatewayLoad()) for r in gateways.reports}
-    # A gateway that was not there before brings its whole total; at the very first look nobody
-    # knows since when that total runs, so it is the zero of the count.
+    # All arrivals of a new gateway are new. In the first round it is not known when they came, so they do
+    # not count.
     first = not memory.arrivals
     new = 0
     for incarnation, load in loads.items():
@@ -121,7 +122,7 @@ def _arrivals(
 
 
 def _followed(memory: LoadMemory, sample: Sample, policy: Policy) -> LoadMemory:
-    """``memory`` with the trail and its trend, every few seconds."""
+    """Return ``memory`` with another sample of the trail and its trend, every few seconds."""
     if memory.trail and sample.at - memory.trail[-1].at < policy.trail_every_s:
         return memory
     trail = _window((*memory.trail, sample), sample.at - policy.trail_s)
@@ -129,11 +130,11 @@ def _followed(memory: LoadMemory, sample: Sample, policy: Policy) -> LoadMemory:
 
 
 def growth(trail: tuple[Sample, ...]) -> float:
-    """How fast the arrival rate grows (requests a second, each second); 0 unless it grows steadily.
+    """Return how fast the arrival rate grows, in requests a second per second; 0 unless it grows steadily.
 
-    The slope of a least-squares line through the rates between samples. It counts when the line explains
-    most of them (R squared; a step explains at most three quarters) and is clear of what chance arrivals
-    alone would give.
+    This is the slope of a least-squares line through the rates between samples. It counts if the line
+    explains most of their variance (R squared; for a step it is at most three quarters), and if the slope is
+    several times what random arrivals alone would give.
     """
     gaps = [(a, b) for a, b in pairwise(trail) if b.at > a.at]
     if len(gaps) < TREND_POINTS:
@@ -158,7 +159,7 @@ def _utilization(services: tuple[Sample, ...]) -> float | None:
 def _service(
     reports: list[ReplicaReport], memory: LoadMemory, policy: Policy, now: float, slots: int
 ) -> LoadMemory:
-    """Time per request over the window, from the sums the workers keep (Little's law needs no more)."""
+    """Return the memory with the time per request over the window, from the totals of the workers."""
     done, busy = 0, 0.0
     served: dict[str, tuple[int, float]] = {}
     for report in reports:
@@ -188,7 +189,7 @@ def _ms_per_request(services: tuple[Sample, ...], reports: list[ReplicaReport]) 
     busy = services[-1].busy_ms - services[0].busy_ms
     if done > 0 and busy > 0:
         return busy / done
-    # Nothing finished while we looked: the workers' own recent means, after our restart for example.
+    # Nothing finished in the window, for example after a restart: use the recent means of the workers.
     return _mean(r.call_ms / max(1.0, r.batch_mean or 1.0) for r in reports if r.call_ms)
 
 
@@ -198,33 +199,33 @@ def _mean(values: Iterable[float | None]) -> float | None:
 
 
 def _rate(samples: tuple[Sample, ...], least_s: float) -> float | None:
-    """Of less than ``least_s`` it would tell more of chance than of the load."""
+    """Return the rate; None if the samples cover less than ``least_s`` seconds, which is too random."""
     span = samples[-1].at - samples[0].at if samples else 0.0
     return (samples[-1].count - samples[0].count) / span if span >= least_s else None
 
 
 def _window(samples: tuple[Sample, ...], since: float) -> tuple[Sample, ...]:
-    """The samples of the window and one before it, so that the window is always covered."""
+    """Return the samples of the window, and one before it so that they cover the whole window."""
     start = 0
     while start + 1 < len(samples) and samples[start + 1].at <= since:
         start += 1
     return samples[start:]
 
 
-def or_guessed(load: Load, version: Version | None) -> Load:
-    """``load``; where no service rate is known yet, with the one that `tidegate tune` measured."""
+def with_guess(load: Load, version: Version | None) -> Load:
+    """Return ``load``. If it has no service rate yet, use the capacity that `tidegate tune` measured."""
     rps = measured_rps(version.metadata.metrics) if version is not None else None
     if load.ms_per_request is not None or rps is None:
         return load
     shown = f"{rps:,.0f}" if rps >= 10 else f"{rps:.2g}"
-    guess = f"a first guess: its version's measured capacity, {shown} requests/s"
+    guess = f"a first guess from the measured capacity of its version, {shown} requests/s"
     return replace(load, ms_per_request=1000.0 * load.slots / rps, guess=guess)
 
 
 def reports_by_deployment(
     reports: Mapping[str, ReplicaReport] | None,
 ) -> dict[str, list[ReplicaReport]]:
-    """Heartbeats grouped by Deployment; none at all while the store cannot be read."""
+    """Return the heartbeats by Deployment; empty while the store cannot be read."""
     grouped: dict[str, list[ReplicaReport]] = {}
     for report in (reports or {}).values():
         grouped.setdefault(report.deployment, []).append(report)

@@ -1,4 +1,7 @@
-"""What the decisions carry from one round to the next. All values; times are epoch seconds."""
+"""The state that decisions keep from one round to the next: values, with times in epoch seconds.
+
+Field names are stored in the recordings, which later versions read.
+"""
 
 from __future__ import annotations
 
@@ -8,13 +11,13 @@ from typing import Literal
 
 Phase = Literal["starting", "ready", "draining"]
 
-# Of each Deployment, in `State.starts`.
+# Start times that `State.starts` keeps of each Deployment.
 STARTS_KEPT = 5
 
 
 @dataclass(frozen=True, slots=True)
 class RuleNeed:
-    """What one rule alone asks for, and why."""
+    """The replicas that one rule needs, and why."""
 
     rule: str
     replicas: int
@@ -23,10 +26,10 @@ class RuleNeed:
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """The wanted number of replicas, by which rule, and the reason in words.
+    """The target number of replicas, the rule that set it, and the reason.
 
-    ``terms`` are what the rules asked for before bounds, windows and limits, ``low`` and ``high`` the bounds.
-    ``asked`` is the number before the host bounded it; None: it did not.
+    ``terms`` are the needs of all rules before bounds, windows and limits. ``low`` and ``high`` are the
+    bounds. ``asked`` is the number before the host limited it; None: the host did not limit it.
     """
 
     replicas: int
@@ -40,16 +43,15 @@ class Target:
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """The load on one Deployment. None: not known.
+    """The load of one Deployment. None: not known. Rates are requests a second.
 
-    ``new`` are the requests that arrived since the last round; ``ms_per_request`` is the model time
-    that one request costs one of a replica's ``slots`` (model instances), ``batch`` the requests that share
-    a model call. ``guess`` says where ``ms_per_request`` comes from when these replicas have not been
-    measured yet. ``at_least`` is the part of the demand that is known. ``burst_rate`` is the arrival rate
-    over a shorter window, ``trend`` its steady growth (requests a second, each second), ``expected`` what
-    the forecast says of the time when a replica that is started now is ready. ``utilization`` is the share
-    of its time that a replica was busy, ``gpu_utilization`` that of its GPUs as these say themselves.
-    ``measured``: replicas have finished work in the last while.
+    ``new`` are the requests that arrived since the last round. ``ms_per_request`` is the model time of a
+    request in one of a replica's ``slots`` (model instances); ``guess`` says where it comes from if these
+    replicas were not measured yet. ``batch`` is the number of requests that share a model call. ``at_least``
+    is the known part of the demand. ``burst_rate`` is the arrival rate over a shorter window, ``trend`` its
+    steady growth per second, ``expected`` the forecast for the time when a replica that starts now is ready.
+    ``utilization`` is the share of time that replicas were busy, ``gpu_utilization`` that of their GPUs.
+    ``measured``: replicas finished work within the window.
     """
 
     demand: int | None
@@ -69,18 +71,18 @@ class Load:
 
     @property
     def service_rate(self) -> float | None:
-        """Requests a second that one busy replica answers."""
+        """Return the requests a second that one busy replica serves."""
         return None if not self.ms_per_request else 1000.0 * self.slots / self.ms_per_request
 
     def busy(self, rate: float | None) -> float:
-        """How many replicas arrivals at ``rate`` keep busy all the time; 0 while that is not known."""
+        """Return how many replicas are busy with arrivals at ``rate``; 0 while that is not known."""
         served = self.service_rate
         return (rate or 0.0) / served if served else 0.0
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """Running totals at one time, for a rate over a window. ``offered_ms`` is the time that replicas had."""
+    """Totals at one time, for a rate over a window. ``offered_ms``: the time that replicas were available."""
 
     at: float
     count: float
@@ -90,9 +92,10 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class LoadMemory:
-    """Totals that were seen (so that a restarted counter is no negative rate) and what they gave.
+    """The last totals of each counter and worker, and the samples made from them.
 
-    ``trail`` are arrivals, further apart and further back than ``arrivals``, and ``trend`` is theirs.
+    With the last totals, a restarted counter does not give a negative rate. ``trail`` are samples of arrivals
+    over a longer time than ``arrivals``, less often. ``trend`` is their growth.
     """
 
     arrived: Mapping[str, int] = field(default_factory=dict)
@@ -107,7 +110,7 @@ class LoadMemory:
 
 @dataclass(frozen=True, slots=True)
 class SlotMemory:
-    """How often in a row the replicas of a slot ended badly after they had been ready."""
+    """The failures in a row of a slot's replicas after they had been ready."""
 
     failures: int = 0
     not_before: float = 0.0
@@ -117,7 +120,7 @@ class SlotMemory:
 
 @dataclass(frozen=True, slots=True)
 class StartFailures:
-    """Starts that failed in a row: the same version fails alike in every slot, so it is kept once."""
+    """The failed starts in a row. A version fails alike in every slot, so they are counted once."""
 
     failures: int = 0
     not_before: float = 0.0
@@ -128,7 +131,7 @@ class StartFailures:
 
 @dataclass(frozen=True, slots=True)
 class EndedReplica:
-    """A replica that ended as it should not have, for people."""
+    """A replica that failed, as the status shows it."""
 
     replica: str
     cause: str
@@ -138,11 +141,13 @@ class EndedReplica:
 
 @dataclass(frozen=True, slots=True)
 class DeploymentMemory:
-    """One Deployment. ``recommended`` are the (time, replicas) that still hold it up, ``lowest`` those that
-    still hold it down, ``moves`` the (time, change) of the target within the last minute. ``seen`` is the
-    load of the last round, ``wanted`` the target that came of it, ``ended`` the last ends, newest first.
-    ``replica_mb`` is the most memory that a replica of this configuration was seen to take, ``put_off`` how
-    many starts wait for others to be over or for room.
+    """The memory of one Deployment.
+
+    ``recommended`` are the needs (time, replicas) that still prevent scaling down, ``lowest`` those that
+    still prevent scaling up. ``moves`` are the (time, change) of the target in the last minute. ``seen`` is
+    the load of the last round and ``wanted`` its target. ``ended`` are the last failures, newest first.
+    ``replica_mb`` is the highest measured memory of a replica of this configuration. ``put_off`` is the
+    number of starts that wait for other starts or for room.
     """
 
     target: int
@@ -166,10 +171,10 @@ class DeploymentMemory:
 
 @dataclass(frozen=True, slots=True)
 class ReplicaMemory:
-    """One replica that runs, as far as its heartbeats told.
+    """The memory of one running replica, from its heartbeats.
 
-    ``installing_s``: what installing its version's requirements took, or takes; no part of its start.
-    ``progress`` is what it had finished and how long its model had been busy, since ``progress_at``.
+    ``installing_s`` is the time to install the version's requirements, which is not part of its start.
+    ``progress`` is its number of finished requests and its busy time, unchanged since ``progress_at``.
     """
 
     first_seen: float
@@ -184,10 +189,10 @@ class ReplicaMemory:
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """Everything between two rounds. ``generations`` outlives the process: the loop persists it.
+    """Everything that is kept between two rounds. The control loop stores ``generations`` on disk.
 
-    ``readable_since``: the store has answered since; ``evidence_since``: and somebody reports in it.
-    ``starts`` are the seconds that the last replicas of each Deployment took to become ready, newest first.
+    The store answers since ``readable_since``, and has live heartbeats since ``evidence_since``. ``starts``
+    are the start times in seconds of the last replicas of each Deployment, newest first.
     """
 
     deployments: Mapping[str, DeploymentMemory] = field(default_factory=dict)

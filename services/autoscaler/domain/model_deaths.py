@@ -1,4 +1,4 @@
-"""Report models whose process died in a replica that goes on."""
+"""Report models whose process died while the replica goes on."""
 
 from __future__ import annotations
 
@@ -9,27 +9,27 @@ from tidegate.kernel.protocol.models import Condition
 from tidegate.kernel.protocol.presence import ModelDeath, ReplicaReport
 
 MODEL_DIED = "model died"
-# After so many deaths in a row it is no accident any more.
+# From this many deaths in a row on, the Deployment counts as crash-looping.
 REPEATED = 3
-# A process that lives for longer than this was well again: the same time ends a row in the worker.
+# A process that lives longer than this is well again. The worker ends a row after the same time.
 QUIET_S = 60.0
 REMEMBERED_S = 600.0
 
 
 def starts_again(report: ReplicaReport | None) -> bool:
-    """Return whether a replica that was ready loads its model again."""
+    """Return whether a replica is loading its model again."""
     return report is not None and report.state == "starting" and report.death is not None
 
 
 def with_deaths(
     ended: tuple[EndedReplica, ...], reports: Iterable[ReplicaReport], kept: int, now: float
 ) -> tuple[EndedReplica, ...]:
-    """Return the last ends, newest first, with the last death of each replica's model."""
+    """Return the last failures, newest first, with the last death of each replica's model."""
     for report in reports:
         death = report.death
         if death is None or now - death.at > REMEMBERED_S:
             continue
-        entry = EndedReplica(report.replica, MODEL_DIED, in_words(death), death.at)
+        entry = EndedReplica(report.replica, MODEL_DIED, describe(death), death.at)
         if entry in ended:
             continue
         others = [e for e in ended if (e.replica, e.cause) != (report.replica, MODEL_DIED)]
@@ -37,13 +37,13 @@ def with_deaths(
     return ended
 
 
-def in_words(death: ModelDeath) -> str:
-    """Return a death with how often it happened."""
+def describe(death: ModelDeath) -> str:
+    """Return how the process died, and how often in a row."""
     return f"{death.words}, {death.in_a_row} times in a row" if death.in_a_row > 1 else death.words
 
 
 def unhealthy(deployment: str, reports: Iterable[ReplicaReport], now: float) -> Condition | None:
-    """Return what is wrong with a Deployment whose model dies; None: nothing now."""
+    """Return the condition of a Deployment whose model dies; None if it is well."""
     found = [
         (report, report.death)
         for report in reports
@@ -54,7 +54,7 @@ def unhealthy(deployment: str, reports: Iterable[ReplicaReport], now: float) -> 
     report, death = max(found, key=lambda each: (each[1].in_a_row, each[1].at))
     again = f"the next start is in {max(0.0, death.next_start_at - now):.0f} s"
     what = again if starts_again(report) else "it serves again"
-    text = f"{in_words(death)} at {report.replica}, last {max(0.0, now - death.at):.0f} s ago; {what}"
+    text = f"{describe(death)} at {report.replica}, last {max(0.0, now - death.at):.0f} s ago; {what}"
     looping = death.in_a_row >= REPEATED
     return Condition(
         type="Healthy",

@@ -1,4 +1,4 @@
-"""Which replicas to start and which to let go, for a target that is decided."""
+"""Choose which replicas to start and which to drain, for a given target."""
 
 from __future__ import annotations
 
@@ -13,13 +13,14 @@ from tidegate.kernel.protocol.models import Deployment, Version
 
 
 def to_drain(verdicts: Iterable[Verdict], wanted: int, current: str) -> list[Drain]:
-    """The replicas to let go: those of an older configuration as soon as others carry the load, then
-    the surplus; first those that do not serve yet, then those with the least in flight, then the youngest.
+    """Return the replicas to drain: those of an older configuration that can be replaced, then the surplus.
+
+    First those that do not serve yet, then those with the fewest requests in flight, then the youngest.
     """
     active = [v for v in verdicts if v.active]
     fresh = [v for v in active if v.running.fingerprint == current]
     stale = [v for v in active if v.running.fingerprint != current]
-    # A stale one that says it is not ready serves nobody; any other goes once a fresh one stands in.
+    # A stale replica that reports not to be ready serves no request. Others go once a fresh one is ready.
     serving = sum(v.phase == "ready" for v in active)
     leave = [v for v in stale if v.phase != "ready" and v.reported]
     replaceable = max(0, serving - wanted)
@@ -44,11 +45,11 @@ def to_launch(
     cause: str,
     now: float,
 ) -> list[Launch]:
-    """The replicas to start, each with the next generation of its slot.
+    """Return the replicas to start, each with the next generation of its slot.
 
-    A slot whose replica crashed waits out its backoff and is not dodged by taking another slot.
-    While starts fail, and while a changed configuration rolls out, replicas are started one at a time.
-    ``cause`` is why there are to be more, for those that replace nothing.
+    A slot whose replica crashed waits for its backoff; no other slot is used instead. While starts fail, and
+    while a changed configuration rolls out, one replica is started at a time. ``cause`` is the cause of
+    launches that replace no replica.
     """
     kept = [v for v in verdicts if not v.ended]
     fresh = [v for v in kept if v.active and v.running.fingerprint == memory.fingerprint]
@@ -63,7 +64,7 @@ def to_launch(
     slots = _free_slots(taken, missing)
     causes = {v.running.slot: f"replaces {v.running.replica}: {v.ended}" for v in verdicts if v.ended}
     if memory.start.failures:
-        cause = f"another try after {counted(memory.start.failures, 'failed start')}"
+        cause = f"next try after {counted(memory.start.failures, 'failed start')}"
     elif stale:
         cause = "configuration changed"
     return [

@@ -1,4 +1,4 @@
-"""Format numbers with their nouns."""
+"""Format a number with its noun in singular or plural."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Workers as Prometheus's service discovery wants them."""
+"""List workers in the format of Prometheus's HTTP service discovery."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from tidegate.kernel.protocol.presence import ReplicaReport
 
 
 def targets(reports: Iterable[ReplicaReport], *, local: bool) -> list[dict[str, Any]]:
-    """One group of targets for each worker; ``local``: they listen on loopback."""
+    """Return one target group for each worker; ``local``: workers listen on loopback."""
     return [
         {
             "targets": [f"{'127.0.0.1' if local else report.host}:{report.metrics_port}"],

@@ -1,7 +1,7 @@
-"""Observations as documents that can be kept and read back: what ``decide`` saw, round by round.
+"""Write snapshots as documents and read them back, round by round.
 
-Each round is kept as its difference to the one before. Read back, it is a snapshot that gives the very same
-decisions; what no decision looks at is left out.
+Each round is stored as its difference to the round before. The snapshot that is read back gives the same
+decisions. Fields that no decision uses are left out.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _SECTIONS = (
 
 
 class RecordedRound(NamedTuple):
-    """One round: its time, its difference to the one before, and what was decided."""
+    """One round: its time, its difference to the round before, and its decisions."""
 
     now: float
     document: Document
@@ -47,68 +47,70 @@ class RecordedRound(NamedTuple):
 
 
 @dataclass(slots=True)
-class LastSections:
-    """The sections of the last round, to tell the next one's difference from, or to lay it over."""
+class LastRound:
+    """The sections of the last round, which the next round's difference refers to."""
 
     sections: dict[str, Section | None] = field(default_factory=dict)
     desired_state: DesiredState | None = None
 
 
-def written(snapshot: Snapshot, pages: LastSections) -> Document:
-    """The difference of ``snapshot`` to ``pages``, which then are its."""
+def write_round(snapshot: Snapshot, last: LastRound) -> Document:
+    """Return the difference of ``snapshot`` to ``last``, and make ``last`` this round."""
     document: Document = {"host": snapshot.host, "cordoned": sorted(snapshot.cordoned)}
-    wanted = snapshot.desired_state
-    if not pages.sections or (wanted is not pages.desired_state and wanted != pages.desired_state):
-        document["intention"] = None if wanted is None else wanted.model_dump(mode="json")
-        pages.desired_state = wanted
+    desired = snapshot.desired_state
+    if not last.sections or (desired is not last.desired_state and desired != last.desired_state):
+        document["intention"] = None if desired is None else desired.model_dump(mode="json")
+        last.desired_state = desired
     fresh = _sections(snapshot)
     for name in _SECTIONS:
-        now, before = fresh[name], pages.sections.get(name)
+        now, before = fresh[name], last.sections.get(name)
         if now is None or before is None:
-            if now is not before or name not in pages.sections:
+            if now is not before or name not in last.sections:
                 document[name] = now
             continue
         changed = {key: value for key, value in now.items() if key not in before or before[key] != value}
         gone = [key for key in before if key not in now]
         if changed or gone:
             document[name] = {"+": changed, "-": gone}
-    pages.sections = fresh
+    last.sections = fresh
     return document
 
 
-def read(document: Document, pages: LastSections) -> Snapshot:
-    """The snapshot whose difference to ``pages`` the document is; they then are its."""
+def read_round(document: Document, last: LastRound) -> Snapshot:
+    """Return the snapshot of a document of :func:`write_round`, and make ``last`` this round."""
     if "intention" in document:
-        wanted = document["intention"]
-        pages.desired_state = None if wanted is None else DesiredState.model_validate(wanted)
+        desired = document["intention"]
+        last.desired_state = None if desired is None else DesiredState.model_validate(desired)
     for name in _SECTIONS:
         if name not in document:
             continue
-        told, before = document[name], pages.sections.get(name)
-        if told is None or before is None:
-            pages.sections[name] = told
+        changes, before = document[name], last.sections.get(name)
+        if changes is None or before is None:
+            last.sections[name] = changes
         else:
-            left = {key: value for key, value in before.items() if key not in set(told["-"])}
-            pages.sections[name] = {**left, **told["+"]}
-    return _snapshot(document, pages)
+            left = {key: value for key, value in before.items() if key not in set(changes["-"])}
+            last.sections[name] = {**left, **changes["+"]}
+    return _snapshot(document, last)
 
 
 def write_state(state: State) -> Document:
-    """A state as a document."""
+    """Return a state as a document."""
     generations = [[name, slot, generation] for (name, slot), generation in state.generations.items()]
     plain = _STATE.dump_python(replace(state, generations={}), mode="json")
     return {**plain, "generations": generations}
 
 
 def read_state(document: Document) -> State:
-    """A state from its document."""
+    """Return the state of a document."""
     generations = {(name, slot): generation for name, slot, generation in document["generations"]}
     return replace(_STATE.validate_python({**document, "generations": {}}), generations=generations)
 
 
 def write_chunk(policy: Policy, before: State | None, rounds: Iterable[RecordedRound]) -> Document:
-    """Rounds that follow each other. With the state ``before`` the first, which is told in full, a chunk
-    stands by itself; without, it goes on where the chunk before it ended.
+    """Return a chunk of consecutive rounds as a document.
+
+    With the state ``before`` its first round, which is then written in full, the chunk is self-contained.
+    Without it, the chunk continues the one before it.
     """
     return {
         "policy": asdict(policy),
@@ -117,19 +119,19 @@ def write_chunk(policy: Policy, before: State | None, rounds: Iterable[RecordedR
     }
 
 
-def again(chunks: Iterable[Document]) -> Iterator[tuple[float, list[Document], list[Document]]]:
-    """Decide every round of the chunks once more: its time, what was decided then, and what is now.
+def decide_again(chunks: Iterable[Document]) -> Iterator[tuple[float, list[Document], list[Document]]]:
+    """Decide each recorded round again; yield its time, the recorded decisions and the new ones.
 
-    The first chunk must be one that stands by itself.
+    The first chunk must be self-contained.
     """
-    state, pages = State(), LastSections()
+    state, last = State(), LastRound()
     for chunk in chunks:
         policy = Policy(**chunk["policy"])
         if chunk["state"] is not None:
-            state, pages = read_state(chunk["state"]), LastSections()
+            state, last = read_state(chunk["state"]), LastRound()
         for now, document, before in chunk["rounds"]:
-            plan, state = decide(read(document, pages), policy, state, now)
-            # As a document, as those of then are: there a tuple is a list.
+            plan, state = decide(read_round(document, last), policy, state, now)
+            # As JSON, like the recorded ones: there a tuple is a list.
             yield now, before, [orjson.loads(orjson.dumps(asdict(d))) for d in plan.decisions]
 
 
@@ -152,12 +154,12 @@ def _override(override: LocalOverride) -> list[Any]:
     return [override.replicas, override.expires_at, *([True] if override.force else [])]
 
 
-def _snapshot(document: Document, pages: LastSections) -> Snapshot:
-    found = pages.sections
+def _snapshot(document: Document, last: LastRound) -> Snapshot:
+    found = last.sections
     running, reports, gateways = found["running"], found["reports"], found["gateways"]
     overrides, room = found["overrides"] or {}, found.get("room")
     return Snapshot(
-        desired_state=pages.desired_state,
+        desired_state=last.desired_state,
         running=None if running is None else tuple(map(_read_running, _sorted(running).values())),
         reports=None
         if reports is None
@@ -179,7 +181,7 @@ def _sorted(section: Mapping[str, Any]) -> Section:
 
 
 def _running(running: Running) -> Section:
-    # The fields that mostly have their defaults are told when they have not.
+    # Fields that mostly have their default are written only if they differ.
     plain = {
         "replica": running.replica,
         "deployment": running.deployment,
@@ -252,7 +254,7 @@ def _read_report(plain: list[Any]) -> ReplicaReport:
 
 
 def _gateways(view: GatewayView) -> Section:
-    """By incarnation and Deployment, with an entry for the gateway itself: it may have no load yet."""
+    """Return the loads by incarnation and Deployment, and an entry for each gateway, even without load."""
     plain: Section = {" missing": sorted(view.missing)}
     for gateway in view.reports:
         plain[gateway.incarnation] = None

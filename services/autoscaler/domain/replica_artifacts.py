@@ -1,4 +1,4 @@
-"""Which artifact each replica that runs may read: what its token opens at the registry."""
+"""Find the artifact that the token of each running replica may read at the registry."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from tidegate.kernel.protocol.models import DesiredState
 
 
 def artifacts_of(running: Iterable[Running], desired_state: DesiredState | None) -> dict[str, str]:
-    """Return the sha256 of the artifact of each live replica, by the name that its worker was started with.
+    """Return the sha256 of each live replica's artifact, by the name that its worker was started with.
 
-    A replica whose Deployment or version is not wanted any more has loaded its model already: it gets none.
+    A replica whose Deployment or version was deleted is left out: it has loaded its model already.
     """
     if desired_state is None:
         return {}

@@ -1,9 +1,9 @@
-"""From what is needed now to what is done: windows, panic and limits on the rate of change.
+"""Turn the need of this round into the next target, with windows, panic and limits on the rate of change.
 
-The need of a moment is no plan. Going up, the smallest need of the up window counts; going down, the largest
-of the down window (both as the Kubernetes HPA does it). A need of several times what is ready is a panic, as
-in Knative: met at once, and nothing is taken away until it has been over for the down window. Limits say how
-many replicas a minute may bring or take.
+To scale up, the smallest need of the up window counts. To scale down, the largest need of the down window
+counts. Both as in the Kubernetes HPA. A need of several times the ready replicas is a panic, as in Knative.
+It is met immediately, and no replica is removed until the panic has been over for the down window. Limits
+say how many replicas may be added or removed within a minute.
 """
 
 from __future__ import annotations
@@ -18,8 +18,9 @@ MINUTE_S = 60.0
 
 @dataclass(frozen=True, slots=True)
 class Shaped:
-    """``replicas`` after windows and limits; ``held`` the largest need of the down window. ``rule`` says
-    what changed the need, if anything did.
+    """The replicas after windows and limits, and the largest need of the down window (``held``).
+
+    ``rule`` and ``words`` say what changed the need, if anything did.
     """
 
     replicas: int
@@ -29,33 +30,34 @@ class Shaped:
 
 
 def remember(
-    memory: DeploymentMemory, wanted: int, tuning: Tuning, now: float, *, known: bool
+    memory: DeploymentMemory, need: int, tuning: Tuning, now: float, *, known: bool
 ) -> tuple[int, int, DeploymentMemory]:
-    """(smallest need of the up window, largest of the down window, memory). A need that is not ``known``
-    in full holds nothing down, so it is not kept.
+    """Return the smallest need of the up window, the largest of the down window, and the memory.
+
+    A need of which only a part is ``known`` is not kept, because the real one may be larger.
     """
-    # Older needs that are not larger will never be the largest again, nor the others the smallest.
-    larger = [(at, n) for at, n in memory.recommended if at > now - tuning.down_window_s and n > wanted]
-    lower = [(at, n) for at, n in memory.lowest if at > now - tuning.up_window_s and n < wanted]
+    # Older needs count only if they are larger (or smaller, for the up window) than this one.
+    larger = [(at, n) for at, n in memory.recommended if at > now - tuning.down_window_s and n > need]
+    lower = [(at, n) for at, n in memory.lowest if at > now - tuning.up_window_s and n < need]
     if known:
-        lowest = (*lower, (now, wanted)) if tuning.up_window_s else ()
-        memory = replace(memory, recommended=(*larger, (now, wanted)), lowest=lowest)
-    least = lower[0][1] if lower and tuning.up_window_s else wanted
-    return least, larger[0][1] if larger else wanted, memory
+        lowest = (*lower, (now, need)) if tuning.up_window_s else ()
+        memory = replace(memory, recommended=(*larger, (now, need)), lowest=lowest)
+    least = lower[0][1] if lower and tuning.up_window_s else need
+    return least, larger[0][1] if larger else need, memory
 
 
 def shape(
-    memory: DeploymentMemory, wanted: int, least: int, most: int, *, panic: bool, tuning: Tuning, now: float
+    memory: DeploymentMemory, need: int, least: int, most: int, *, panic: bool, tuning: Tuning, now: float
 ) -> Shaped:
-    """The need of ``wanted``, ``least`` and ``most`` of its windows, as a step from the last target."""
+    """Return the next target for ``need``, with the needs ``least`` and ``most`` of the windows."""
     current = memory.target
     found = Shaped(most, most)
     if most > current and not panic and max(least, current) < most:
-        wait = f"{wanted} are needed, but not yet for {tuning.up_window_s:g} s"
+        wait = f"{need} are needed, but not yet for {tuning.up_window_s:g} s"
         found = Shaped(max(least, current), most, "waiting", wait)
     if panic:
         found = Shaped(max(found.replicas, current), most)
-        if found.replicas > wanted:
+        if found.replicas > need:
             return Shaped(found.replicas, most, "panic", "after a sudden load, no replica is removed")
         return found
     return _limited(memory, found, tuning, now)
@@ -65,7 +67,7 @@ def _limited(memory: DeploymentMemory, found: Shaped, tuning: Tuning, now: float
     current = memory.target
     recent = [change for at, change in memory.moves if now - at < MINUTE_S]
     if tuning.max_up_per_minute is not None and found.replicas > max(current, 1):
-        # The first one is never waited for: it is what wakes a Deployment.
+        # The first replica is never limited, because it wakes the Deployment.
         room = max(0, tuning.max_up_per_minute - sum(change for change in recent if change > 0))
         up = max(1, current + room)
         if up < found.replicas:
@@ -80,7 +82,7 @@ def _limited(memory: DeploymentMemory, found: Shaped, tuning: Tuning, now: float
 
 
 def moved(memory: DeploymentMemory, replicas: int, now: float) -> DeploymentMemory:
-    """``memory`` with the new target, and the change in it."""
+    """Return ``memory`` with the new target and the change."""
     change = replicas - memory.target
     recent = tuple((at, n) for at, n in memory.moves if now - at < MINUTE_S)
     return replace(memory, target=replicas, moves=(*recent, (now, change)) if change else recent)

@@ -1,4 +1,7 @@
-"""What was observed, what is to be done, and why: plain values between the loop and the decisions."""
+"""The values between the control loop and the decisions: observations, policy, actions, decisions.
+
+Field names are stored in the recordings, which later versions read.
+"""
 
 from __future__ import annotations
 
@@ -13,16 +16,16 @@ from tidegate.kernel.protocol.presence import GatewayView, ReplicaReport
 
 @dataclass(frozen=True, slots=True)
 class LocalOverride:
-    """An operator's word that waits for the registry; ``replicas`` None lifts the registry's one."""
+    """An override that the registry does not have yet; ``replicas`` None removes that of the registry."""
 
     replicas: int | None
     expires_at: float | None
-    force: bool = False  # above the maximum, too
+    force: bool = False  # even above the maximum
 
 
 @dataclass(frozen=True, slots=True)
 class Host:
-    """What the machine that replicas run on has. ``available_mb`` None: only its size is known."""
+    """The resources of the machine that replicas run on. ``available_mb`` None: only its size is known."""
 
     cores: float
     memory_mb: int
@@ -38,12 +41,12 @@ class HostProbe(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """One observation. None always means "could not be read", never "nothing there".
+    """One observation. None always means "could not be read", never "there is none".
 
-    ``jobs`` counts those that are not over, by Deployment. ``hints`` holds the time of the last demand
-    event by Deployment; ``launch_failures`` why a launch of the previous round failed, by replica.
-    ``expected`` are the forecasts of arrivals a second, by Deployment. Nothing is started on a ``host`` that
-    is ``cordoned``. ``room`` is what that host has; None: it is not known, and nothing is bounded by it.
+    ``jobs`` counts the unfinished ones by Deployment. ``hints`` has the time of the last demand event by
+    Deployment, ``launch_failures`` the message of a launch that failed in the last round, by replica.
+    ``expected`` are the forecasts of arrivals a second by Deployment. No replica is started on a ``cordoned``
+    ``host``. ``room`` are the resources of that host; None: not known, so they limit nothing.
     """
 
     desired_state: DesiredState | None
@@ -62,33 +65,33 @@ class Snapshot:
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """How eager and how patient to be. Seconds unless said otherwise."""
+    """The windows and limits of the service that decisions depend on, in seconds unless said otherwise."""
 
     down_window_s: float = 30.0
-    idle_s: float = 60.0  # scale to zero after so long, where the Deployment does not say
-    hint_hold_s: float = 10.0  # a demand event counts as one request for so long
-    # Arrivals are counted over at least so long, and longer for slow models and slow starts (``load.py``).
+    idle_s: float = 60.0  # idle time before scale to zero, if the Deployment has none
+    hint_hold_s: float = 10.0  # for how long a demand event counts as one request
+    # The shortest window for arrival rates. Slow models and slow starts need a longer one (``load.py``).
     rate_window_s: float = 10.0
     burst_window_s: float = 3.0
     longest_rate_window_s: float = 120.0
-    trail_every_s: float = 5.0  # arrivals are kept so far apart, and for the time below, to see a trend
+    trail_every_s: float = 5.0  # time between the samples of a trend, which are kept for ``trail_s``
     trail_s: float = 60.0
     service_window_s: float = 30.0
-    step_every_s: float = 5.0  # between steps up while the service rate is not known
+    step_every_s: float = 5.0  # time between steps up while the service rate is not known
     stuck_after_s: float = 15.0
-    progress_timeout_s: float = 300.0  # work in hand and none done, where the Deployment does not say
-    reports_return_s: float = 10.0  # heartbeats get so long to come back after the store did
-    # A worker keeps its Deployment's limits by itself, and then says why: it gets so long to do so.
+    progress_timeout_s: float = 300.0  # without a finished request, if the Deployment has no limit
+    reports_return_s: float = 10.0  # heartbeats may be missing this long after the store returns
+    # A worker enforces its Deployment's limits itself and reports why. It gets this much time to do so.
     start_grace_s: float = 5.0
     drain_grace_s: float = 10.0
     backoff_max_s: float = 60.0
-    stable_after_s: float = 60.0  # a replica that was ready for so long does not crash-loop
-    # What the host is good for (``capacity.py``).
-    host_memory: float = 0.95  # no replica is started beyond this share of its memory
+    stable_after_s: float = 60.0  # a replica that was ready this long is not in a crash loop
+    # The limits of the host (``capacity.py``).
+    host_memory: float = 0.95  # share of its memory that may be used when a replica starts
     replicas_per_core: float = 16.0
-    replica_memory_mb: int = 256  # of one that neither declares its memory nor was measured
+    replica_memory_mb: int = 256  # of a replica without declared or measured memory
     starts_at_once: int = 0  # 0: twice the cores
-    start_window_s: float = 20.0  # a replica that starts for longer is waiting, and no work for the host
+    start_window_s: float = 20.0  # a replica that starts for longer no longer counts as a start
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +108,7 @@ class Launch:
 
 @dataclass(frozen=True, slots=True)
 class Drain:
-    """Let a replica finish and exit."""
+    """Let a replica finish its work and exit."""
 
     replica: str
     cause: str
@@ -113,7 +116,7 @@ class Drain:
 
 @dataclass(frozen=True, slots=True)
 class Kill:
-    """End what is left of a replica. ``forget``: its heartbeat must not be read any longer."""
+    """Kill a replica and remove its remains. ``forget``: delete its last heartbeat, too."""
 
     replica: str
     cause: str
@@ -125,7 +128,7 @@ Action = Launch | Drain | Kill
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """What was decided for one Deployment, and from what. Kept, and served to operators."""
+    """A decision for one Deployment with its inputs. It is stored, and shown to operators."""
 
     at: float
     deployment: str
@@ -139,7 +142,7 @@ class Decision:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What to do now, in order within each Deployment, and the decisions worth keeping."""
+    """The actions of a round, in order within each Deployment, and the decisions to store."""
 
     actions: tuple[Action, ...] = ()
     decisions: tuple[Decision, ...] = ()

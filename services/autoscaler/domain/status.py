@@ -1,4 +1,4 @@
-"""What people and the router are told of each Deployment."""
+"""Build the status of each Deployment, for operators and the router."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def statuses(
     cold_starts: ColdStarts,
     now: float,
 ) -> dict[str, DeploymentStatus]:
-    """The status of every Deployment that is wanted, by name; ``previous`` keeps conditions' times."""
+    """Return the status of every Deployment, by name. ``previous`` has the times of its conditions."""
     if snapshot.desired_state is None:
         return dict(previous)
     found: dict[str, DeploymentStatus] = {}
@@ -60,7 +60,7 @@ def _status(
     reports = snapshot.reports or {}
     phases = [_phase(state.replicas.get(r.replica), reports.get(r.replica)) for r in running]
     inflight = sum(reports[r.replica].inflight for r in running if r.replica in reports)
-    load, wanted = memory.seen, memory.wanted
+    load, target = memory.seen, memory.wanted
     demand = load.demand if load else None
     start_s = start_time(state, deployment.name)
     fleet = ReplicaCounts(phases.count("ready"), phases.count("starting"), start_s or 0.0)
@@ -86,8 +86,8 @@ def _status(
         start_s=start_s,
         cost_per_hour=None if price is None else price * len(running),
         rule=memory.rule,
-        reason=wanted.reason if wanted else "",
-        limits=(wanted.low, wanted.high) if wanted else None,
+        reason=target.reason if target else "",
+        limits=(target.low, target.high) if target else None,
         replicas=[replica_view(r, reports.get(r.replica), state.replicas.get(r.replica)) for r in running],
         ended=[asdict(end) for end in memory.ended],
     )
@@ -98,7 +98,7 @@ def _status(
 def replica_view(
     running: Running, report: ReplicaReport | None, memory: ReplicaMemory | None
 ) -> dict[str, Any]:
-    """A replica for people: its last heartbeat where there is one, and what the launcher knows."""
+    """Return a replica for JSON: its last heartbeat, if there is one, and what the launcher knows."""
     report = report or ReplicaReport(
         replica=running.replica,
         deployment=running.deployment,
@@ -120,13 +120,13 @@ def replica_view(
         known["image"] = running.image
     if running.image or running.gpus:
         known["gpus"] = list(running.gpus)
-    told = {name: getattr(report, name) for name in ReplicaReport.__dataclass_fields__}
-    told["death"] = asdict(report.death) if report.death is not None else None
-    return {**told, **known, "last_report": memory.last_report if memory else None}
+    reported = {name: getattr(report, name) for name in ReplicaReport.__dataclass_fields__}
+    reported["death"] = asdict(report.death) if report.death is not None else None
+    return {**reported, **known, "last_report": memory.last_report if memory else None}
 
 
 def _phase(memory: ReplicaMemory | None, report: ReplicaReport | None) -> Phase:
-    """Return a replica's phase; one whose model died and is loaded again does not count as ready."""
+    """Return a replica's phase; one that is loading its model again is not ready."""
     phase = phase_of(memory)
     return "starting" if phase == "ready" and starts_again(report) else phase
 
@@ -142,20 +142,20 @@ def _conditions(
 ) -> Iterable[Condition]:
     yield _ready(status, memory, now)
     if snapshot.host in snapshot.cordoned:
-        text = f"nothing is started on {snapshot.host}: an operator cordoned it"
+        text = f"no replica is started on {snapshot.host}: an operator cordoned it"
         yield _condition("Placeable", False, "Cordoned", text, now)
     elif memory.wanted is not None and memory.wanted.asked is not None:
         yield _condition("Placeable", False, "HostFull", memory.wanted.reason, now)
     if memory.start.failures:
-        yield _condition("Loaded", False, memory.start.reason, _trouble(memory, now), now)
+        yield _condition("Loaded", False, memory.start.reason, _failed_starts(memory, now), now)
     elif status.ready:
         yield _condition("Loaded", True, "Loaded", "", now)
     reports = snapshot.reports or {}
     mine = [reports[r.replica] for r in running if r.replica in reports]
     yield unhealthy(deployment.name, mine, now) or _healthy(memory, now)
-    told = status.demand is not None
-    missing = "" if told else "a gateway or the store does not report, so nothing is scaled down"
-    yield _condition("DemandKnown", told, "Reported" if told else "Unknown", missing, now)
+    known_demand = status.demand is not None
+    missing = "" if known_demand else "a gateway or the store does not report, so nothing is scaled down"
+    yield _condition("DemandKnown", known_demand, "Reported" if known_demand else "Unknown", missing, now)
     current = fingerprint(deployment)
     old = sum(r.fingerprint != current and r.draining_since is None for r in running)
     runs = f"{old} replicas still run" if old != 1 else "1 replica still runs"
@@ -178,10 +178,10 @@ def _ready(status: DeploymentStatus, memory: DeploymentMemory, now: float) -> Co
     return _condition("Ready", False, reason, text, now)
 
 
-def _trouble(memory: DeploymentMemory, now: float) -> str:
+def _failed_starts(memory: DeploymentMemory, now: float) -> str:
     wait = max(0.0, memory.start.not_before - now)
-    again = f"the next try is in {wait:.0f} s" if wait else "the next try is due"
-    return f"{memory.start.message} ({counted(memory.start.failures, 'failed start')}; {again})"
+    next_start = f"the next start is in {wait:.0f} s" if wait else "the next start is due"
+    return f"{memory.start.message} ({counted(memory.start.failures, 'failed start')}; {next_start})"
 
 
 def _healthy(memory: DeploymentMemory, now: float) -> Condition:
@@ -199,7 +199,7 @@ def _condition(kind: str, ok: bool, reason: str, message: str, now: float) -> Co
 
 
 def _dated(conditions: list[Condition], previous: DeploymentStatus | None) -> list[Condition]:
-    """A condition's time is that of its last change, not that of the last look."""
+    """Return the conditions with the time of their last change."""
     before = {c.type: c for c in previous.conditions} if previous else {}
     return [
         c.model_copy(update={"at": old.at})

@@ -1,8 +1,8 @@
-"""How many replicas a Deployment is to have: the rules' largest need, shaped over time, within its bounds.
+"""Compute the target: the largest need of the rules, shaped over time, within the bounds.
 
-``rules.py`` says what is needed, ``shaping.py`` how fast to follow, ``bounds.py`` what is allowed. Here they
-meet what goes before them: an operator's word, a demand that is not known, and sleep. Each of these is a
-function below that returns None when it does not apply; the first that does wins.
+``rules.py`` computes the need, ``shaping.py`` how fast to follow it, ``bounds.py`` what is allowed. Three
+things come before: an override, an unknown demand, and scale to zero. Each is a function below that returns
+None if it does not apply. The first that applies decides.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 from services.autoscaler.domain.bounds import ReplicaBounds, bounds
 from services.autoscaler.domain.memory import DeploymentMemory, Load, RuleNeed, Target
-from services.autoscaler.domain.rules import ReplicaCounts, burst, largest, terms
+from services.autoscaler.domain.rules import ReplicaCounts, burst, largest, rule_needs
 from services.autoscaler.domain.shaping import Shaped, moved, remember, shape
 from services.autoscaler.domain.snapshot import LocalOverride, Policy
 from services.autoscaler.domain.tuning import Tuning, tuning
@@ -20,7 +20,7 @@ from tidegate.kernel.protocol.models import Deployment
 
 @dataclass(frozen=True, slots=True)
 class Circumstances:
-    """What the target depends on besides the load: who is there, who asked."""
+    """What the target depends on besides the load: the replicas, a demand event, an override."""
 
     fleet: ReplicaCounts
     hint_at: float | None
@@ -29,7 +29,7 @@ class Circumstances:
 
 @dataclass(frozen=True, slots=True)
 class Need:
-    """What the load asks for: ``replicas`` by ``rule``, because of ``why``; ``terms`` are all the rules'."""
+    """The need of the load: ``replicas`` by ``rule``, and why; ``terms`` are the needs of all rules."""
 
     replicas: int
     rule: str
@@ -45,14 +45,14 @@ def target(
     policy: Policy,
     now: float,
 ) -> tuple[Target, DeploymentMemory]:
-    """The target of this round and the memory with it (last activity, windows, last step, panic)."""
+    """Return the target of this round, and the memory with it (last activity, windows, step, panic)."""
     start_s = around.fleet.start_s
     tuned, limits = tuning(deployment, policy, start_s), bounds(deployment, now, start_s)
     hinted = around.hint_at is not None and now - around.hint_at < policy.hint_hold_s
     busy = load.demand is None or load.demand > 0 or load.new > 0 or hinted
     memory = replace(memory, last_active=now) if busy else memory
-    asked = max(load.at_least if load.demand is None else load.demand, 1 if hinted else 0)
-    need, memory = _need(load, asked, memory, around.fleet, tuned, policy, now)
+    outstanding = max(load.at_least if load.demand is None else load.demand, 1 if hinted else 0)
+    need, memory = _need(load, outstanding, memory, around.fleet, tuned, policy, now)
     need, memory = _panicked(need, load, memory, around.fleet, tuned, limits, now)
     panic = now < memory.panic_until
     known = load.demand is not None
@@ -73,26 +73,26 @@ def target(
 
 def _need(
     load: Load,
-    asked: int,
+    outstanding: int,
     memory: DeploymentMemory,
     fleet: ReplicaCounts,
     tuned: Tuning,
     policy: Policy,
     now: float,
 ) -> tuple[Need, DeploymentMemory]:
-    """What the load alone asks for, unbounded, and why."""
-    found = terms(load, asked, tuned, fleet)
+    """Return the need of the load alone, without bounds."""
+    found = rule_needs(load, outstanding, tuned, fleet)
     most = largest(found)
-    first = 1 if asked else 0
+    first = 1 if outstanding else 0
     if load.ms_per_request is not None and most is not None:
         rule = "demand" if most.rule == "wait" else most.rule
         return Need(max(most.replicas, first), rule, most.why, tuple(found)), memory
     by_backlog = most.replicas if most else 0
-    if not asked:
+    if not outstanding:
         return Need(by_backlog, "demand", "nothing outstanding", tuple(found)), memory
-    why = f"{asked} outstanding, service rate not known yet"
+    why = f"{outstanding} outstanding, service rate not known yet"
     replicas, settled = max(memory.target, 1), now - memory.last_step >= policy.step_every_s
-    if asked > fleet.ready and fleet.starting == 0 and settled:
+    if outstanding > fleet.ready and fleet.starting == 0 and settled:
         replicas, memory = max(memory.target, fleet.ready + 1), replace(memory, last_step=now)
     if most is not None and by_backlog >= replicas:
         return Need(by_backlog, most.rule, most.why, tuple(found)), memory
@@ -108,7 +108,7 @@ def _panicked(
     limits: ReplicaBounds,
     now: float,
 ) -> tuple[Need, DeploymentMemory]:
-    """``need`` with that of the last few seconds, while that is, or lately was, far above what is ready."""
+    """Return the need of a panic: while the need of the last seconds is, or was, far above the ready ones."""
     if not tuned.panic_factor or load.demand is None:
         return need, memory
     sudden = burst(load, tuned)
@@ -126,20 +126,20 @@ def _overridden(override: LocalOverride | None, limits: ReplicaBounds, now: floa
         return None
     if override.expires_at is not None and override.expires_at <= now:
         return None
-    until = "" if override.expires_at is None else f" for {override.expires_at - now:.0f} s more"
-    asked = f"an operator asked for {override.replicas}{until}"
+    until = "" if override.expires_at is None else f" for another {override.expires_at - now:.0f} s"
+    request = f"an operator asked for {override.replicas}{until}"
     if override.force or override.replicas <= limits.high:
-        return Target(override.replicas, "override", asked)
+        return Target(override.replicas, "override", request)
     allowed = limits.high_words or f"max_replicas is {limits.high}"
-    return Target(limits.high, "override", f"{asked}; {allowed}, so {limits.high} run")
+    return Target(limits.high, "override", f"{request}; {allowed}, so {limits.high} run")
 
 
 def _unknown(load: Load, need: Need, memory: DeploymentMemory, limits: ReplicaBounds) -> Target | None:
     if load.demand is not None:
         return None
     held = limits.hold(max(memory.target, need.replicas))
-    silent = "a gateway or the store does not report: nothing is scaled down"
-    grown = f"; of what is known: {need.why}" if held > memory.target else ""
+    silent = "a gateway or the store does not report, so nothing is scaled down"
+    grown = f"; the known part: {need.why}" if held > memory.target else ""
     return Target(held, "demand unknown", f"{silent}{grown}")
 
 
@@ -154,20 +154,20 @@ def _asleep(
         return None
     idle = now - memory.last_active
     if idle >= tuned.idle_s:
-        return Target(0, "idle", f"idle for {idle:.0f} s, {tuned.idle_s:g} s are allowed")
+        return Target(0, "idle", f"idle for {idle:.0f} s, and {tuned.idle_s:g} s are allowed")
     return None if held > 1 else Target(limits.hold(1), "awake", f"idle for less than {tuned.idle_s:g} s")
 
 
 def _by_need(need: Need, shaped: Shaped, limits: ReplicaBounds) -> Target:
-    # One stays until the idle time is over, also where the minimum is 0.
-    asked = max(shaped.replicas, 1)
-    found = limits.hold(asked)
-    if found > asked:
-        wanted = limits.low_words or f"at least {found} are wanted"
-        return Target(found, limits.low_rule, f"{need.why}; {wanted}")
-    if found < asked:
-        allowed = limits.high_words or f"at most {found} are allowed"
-        return Target(found, limits.high_rule, f"{need.why} would take {asked}; {allowed}")
+    # One replica stays until the idle time is over, even if the minimum is 0.
+    shaped_need = max(shaped.replicas, 1)
+    found = limits.hold(shaped_need)
+    if found > shaped_need:
+        minimum = limits.low_words or f"the minimum is {found}"
+        return Target(found, limits.low_rule, f"{need.why}; {minimum}")
+    if found < shaped_need:
+        maximum = limits.high_words or f"the maximum is {found}"
+        return Target(found, limits.high_rule, f"{need.why}: {shaped_need} are needed; {maximum}")
     if shaped.rule:
         return Target(found, shaped.rule, f"{need.why}; {shaped.words}")
     if shaped.held > max(need.replicas, limits.low, 1):

@@ -1,4 +1,4 @@
-"""One knob and its exceptions: what a Deployment's ``scaling`` means in numbers."""
+"""Turn a Deployment's ``scaling`` into numbers: a preset for its aggressiveness, and its own values."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from tidegate.kernel.protocol.scaling import Aggressiveness
 class Tuning:
     """Every number that the target depends on. Times are seconds unless said otherwise.
 
-    ``utilization`` is the share of its time that a replica may be busy; ``by_utilization``: somebody asked
-    for it, so what replicas measure of themselves counts as well. ``ahead`` is how much of a replica's start
-    time a trend is followed into the future. ``panic_factor`` 0: never. ``impatient``: a queue counts also
-    when it will be gone before another replica is ready.
+    ``utilization`` is the share of time that a replica may be busy. ``by_utilization``: the Deployment sets
+    it, so measured utilization counts as well. A trend is followed ``ahead`` times a replica's start time
+    into the future. ``panic_factor`` 0: never panic. ``impatient``: a queue counts even if it will be gone
+    before a new replica is ready.
     """
 
     wait_ms: float
@@ -35,7 +35,7 @@ class Tuning:
 
 @dataclass(frozen=True, slots=True)
 class Preset:
-    """A position of the knob; ``down`` and ``idle`` multiply what the service is set to."""
+    """The values of one aggressiveness. ``down`` and ``idle`` are factors of the service's settings."""
 
     wait: float
     utilization: float
@@ -68,9 +68,9 @@ PRESETS: dict[Aggressiveness, Preset] = {
 
 
 def tuning(deployment: Deployment, policy: Policy, start_s: float = 0.0) -> Tuning:
-    """What is given for ``deployment``, and for the rest what its aggressiveness makes of ``policy``.
+    """Return the values that ``deployment`` sets; the others follow from its aggressiveness and ``policy``.
 
-    Unless somebody says so, nothing is taken away sooner than another one would take to start (``start_s``).
+    By default, no replica is removed before the time that a new one takes to start (``start_s``) is over.
     """
     given = deployment.scaling
     preset = PRESETS[given.aggressiveness]

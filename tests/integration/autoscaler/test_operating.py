@@ -35,7 +35,7 @@ async def test_why_and_the_policy(bench: Bench) -> None:
         assert status["start_s"] > 0
         told = (await client.get(f"{PATH}/why")).json()
         assert (told["desired"], told["rule"]) == (3, "maximum")
-        assert "40 outstanding at 20 ms each would take 4; at most 3 are allowed" in told["reason"]
+        assert "40 outstanding at 20 ms each: 4 are needed; the maximum is 3" in told["reason"]
         assert {need["rule"]: need["replicas"] for need in told["needs"]}["wait"] == 4
         assert told["signals"]["demand"] == 40
         assert told["replicas"] == {"ready": 3, "starting": 0, "draining": 0}

@@ -13,7 +13,7 @@ import pytest
 from services.autoscaler.adapters.history.database import Database, Row
 from services.autoscaler.adapters.history.recordings import Recordings
 from services.autoscaler.application.recorder import Recorder
-from services.autoscaler.domain.recording import again
+from services.autoscaler.domain.recording import decide_again
 from services.autoscaler.domain.snapshot import Policy
 from tests.unit.autoscaler.conftest import World, a_deployment
 from tidegate.kernel.errors import Unavailable
@@ -67,7 +67,7 @@ async def test_writes_that_come_together_lose_no_arrivals(
     await recorder.flush(world.now)
     came = history.by_second(NAME, 0, int(FOREVER))
     assert sum(came.values()) == 7 * 11, "the first look is the zero of the count"
-    found = list(again(history.chunks(0, FOREVER)))
+    found = list(decide_again(history.chunks(0, FOREVER)))
     assert [now for now, _, _ in found] == [now for *_, now in world.rounds]
     assert all(then == today for _, then, today in found)
 
@@ -94,7 +94,7 @@ async def test_what_was_noted_during_a_write_that_failed_does_not_go_on_from_it(
         await flushing
     note(recorder, world, 150, len(world.rounds))
     await recorder.flush(world.now)
-    found = list(again(history.chunks(0, FOREVER)))
+    found = list(decide_again(history.chunks(0, FOREVER)))
     kept = [now for now, _, _ in found]
     assert kept[:60] == [now for *_, now in world.rounds[:60]]
     assert kept[60:] == [now for *_, now in world.rounds[150:]]

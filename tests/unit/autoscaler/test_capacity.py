@@ -143,7 +143,10 @@ def test_however_many_are_forced_the_host_bounds_them_and_the_pace_does(make_wor
     assert max(sum(at == when for when, _ in world.launched) for at, _ in world.launched) == 4
     full = world.condition("Placeable")
     assert full.reason == "HostFull"
-    assert "it has room for 12 of 396. 384 more need 98,304 MiB (256 each, assumed; " in full.message
+    assert (
+        "it has room for 12 of 396 replicas. The other 384 need 98,304 MiB (256 each, assumed; "
+        in full.message
+    )
     told = explain(world.deployments[0], world.snapshot(), world.state, world.policy, world.now)
     assert told["rule"] == "host full"
     assert told["desired"] == 12

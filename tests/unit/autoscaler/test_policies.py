@@ -10,7 +10,7 @@ import pytest
 
 from services.autoscaler.domain.load import growth
 from services.autoscaler.domain.memory import Load, Sample
-from services.autoscaler.domain.rules import ReplicaCounts, predicted_wait_ms, terms
+from services.autoscaler.domain.rules import ReplicaCounts, predicted_wait_ms, rule_needs
 from services.autoscaler.domain.snapshot import Policy
 from services.autoscaler.domain.tuning import tuning
 
@@ -31,7 +31,7 @@ def a_load(demand: int = 0, **given) -> Load:
 
 
 def asks(deployment, load: Load, fleet: ReplicaCounts = ReplicaCounts(1)) -> dict[str, int]:
-    found = terms(load, load.demand or 0, tuning(deployment, Policy()), fleet)
+    found = rule_needs(load, load.demand or 0, tuning(deployment, Policy()), fleet)
     return {term.rule: term.replicas for term in found}
 
 
@@ -218,7 +218,7 @@ def test_of_unknown_demand_the_known_part_may_scale_up(make_world, deployment):
     world.round()
     assert world.target() == 4
     assert world.decisions[-1].rule == "demand unknown"
-    assert "of what is known: 40 outstanding" in world.decisions[-1].reason
+    assert "the known part: 40 outstanding" in world.decisions[-1].reason
     world.outstanding[NAME] = 0
     world.run(300)
     assert world.target() == 4
@@ -282,7 +282,7 @@ def test_heartbeats_without_progress_are_stuck(make_world, deployment):
     assert world.killed == []
     world.run(3)
     assert world.killed[0][1:] == ("digits-v1-0-1", "stuck")
-    assert "none of its 3 requests finished for 60 s" in world.statuses[NAME].ended[0]["message"]
+    assert "finished none of its 3 requests in 60 s" in world.statuses[NAME].ended[0]["message"]
 
 
 def test_progress_however_slow_is_progress_and_long_jobs_are_let_be(make_world, deployment):

@@ -9,12 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from services.autoscaler.domain.recording import (
-    LastSections,
+    LastRound,
     RecordedRound,
-    again,
-    read,
+    decide_again,
+    read_round,
     write_chunk,
-    written,
+    write_round,
 )
 from services.autoscaler.domain.snapshot import Host, LocalOverride, Policy
 from tests.unit.autoscaler.conftest import World, a_deployment
@@ -24,9 +24,9 @@ NAME = "digits-v1"
 
 def kept(world: World, first: int = 0) -> dict:
     """The rounds of a world from ``first`` on, as they come back from disk."""
-    pages = LastSections()
+    pages = LastRound()
     rounds = [
-        RecordedRound(now, written(snapshot, pages), plan.decisions)
+        RecordedRound(now, write_round(snapshot, pages), plan.decisions)
         for _, snapshot, plan, now in world.rounds[first:]
     ]
     return orjson.loads(orjson.dumps(write_chunk(Policy(), world.rounds[first][0], rounds)))
@@ -97,7 +97,7 @@ def test_whatever_happened_is_decided_the_same_again(events, call_ms, first):
             worker.busy_ms += number * call_ms
         world.run(seconds)
     first = min(first, len(world.rounds) - 1)
-    found = list(again([kept(world, first)]))
+    found = list(decide_again([kept(world, first)]))
     assert len(found) == len(world.rounds) - first
     for _, then, now in found:
         assert then == now
@@ -106,8 +106,8 @@ def test_whatever_happened_is_decided_the_same_again(events, call_ms, first):
 def test_a_round_is_told_by_what_changed():
     world = World(a_deployment(min_replicas=3, max_replicas=3))
     world.run(30)
-    pages = LastSections()
-    sizes = [len(orjson.dumps(written(snapshot, pages))) for _, snapshot, _, _ in world.rounds]
+    pages = LastRound()
+    sizes = [len(orjson.dumps(write_round(snapshot, pages))) for _, snapshot, _, _ in world.rounds]
     assert sizes[0] > 500
     assert sizes[-1] < 100
 
@@ -119,9 +119,9 @@ def test_nothing_is_not_unknown():
     world.run(2)
     world.store_up, world.jobs = True, {}
     world.run(2)
-    writing, reading = LastSections(), LastSections()
+    writing, reading = LastRound(), LastRound()
     for _, snapshot, _, _ in world.rounds:
-        back = read(orjson.loads(orjson.dumps(written(snapshot, writing))), reading)
+        back = read_round(orjson.loads(orjson.dumps(write_round(snapshot, writing))), reading)
         assert (back.reports is None) == (snapshot.reports is None)
         assert (back.gateways is None) == (snapshot.gateways is None)
         assert back.jobs == snapshot.jobs
@@ -135,13 +135,13 @@ def test_a_chunk_goes_on_where_the_one_before_it_ended():
     for number in range(8):
         world.outstanding[NAME] = 30 * (number % 3)
         world.run(10)
-    pages, chunks = LastSections(), []
+    pages, chunks = LastRound(), []
     for start in range(0, len(world.rounds), 20):
         part = world.rounds[start : start + 20]
-        rounds = [RecordedRound(now, written(seen, pages), plan.decisions) for _, seen, plan, now in part]
+        rounds = [RecordedRound(now, write_round(seen, pages), plan.decisions) for _, seen, plan, now in part]
         before = part[0][0] if start == 0 else None
         chunks.append(orjson.loads(orjson.dumps(write_chunk(Policy(), before, rounds))))
-    found = list(again(chunks))
+    found = list(decide_again(chunks))
     assert len(found) == len(world.rounds)
     assert all(then == now for _, then, now in found)
     assert sum(len(then) for _, then, _ in found) == len(world.decisions)

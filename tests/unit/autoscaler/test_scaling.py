@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from services.autoscaler.domain.load import or_guessed
+from services.autoscaler.domain.load import with_guess
 from services.autoscaler.domain.memory import Load
-from services.autoscaler.domain.rules import ReplicaCounts, largest, terms
+from services.autoscaler.domain.rules import ReplicaCounts, largest, rule_needs
 from services.autoscaler.domain.snapshot import LocalOverride, Policy
 from services.autoscaler.domain.tuning import tuning
 from tests.unit.autoscaler.conftest import a_deployment
@@ -22,7 +22,9 @@ NAME = "digits-v1"
 
 def recommend(load: Load, **given) -> int:
     """What the rules ask for, with the default policy unless ``given`` says otherwise."""
-    found = largest(terms(load, load.demand or 0, tuning(a_deployment(**given), Policy()), ReplicaCounts()))
+    found = largest(
+        rule_needs(load, load.demand or 0, tuning(a_deployment(**given), Policy()), ReplicaCounts())
+    )
     return found.replicas if found else 0
 
 
@@ -140,7 +142,7 @@ def test_a_measured_capacity_is_the_first_guess(make_world, deployment):
     world.round()
     assert world.target() == 4
     decision = world.decisions[-1]
-    assert "40 outstanding at 20 ms each (a first guess: " in decision.reason
+    assert "40 outstanding at 20 ms each (a first guess from " in decision.reason
     assert "50 requests/s" in decision.reason
     assert decision.inputs["guessed"]
     assert world.statuses[NAME].service_rate is None, "nothing was measured of its replicas"
@@ -157,12 +159,12 @@ def test_a_capacity_that_says_nothing_is_no_guess(make_world):
     (version,) = make_world().desired_state().versions
     for rps in (None, 0.0, -1.0, float("nan"), float("inf")):
         version.metadata.metrics = {} if rps is None else {"capacity_rps": rps}
-        assert or_guessed(load, version) == load
-    assert or_guessed(load, None) == load
+        assert with_guess(load, version) == load
+    assert with_guess(load, None) == load
     version.metadata.metrics = {"capacity_rps": 50.0}
-    assert or_guessed(load, version).ms_per_request == 20.0
+    assert with_guess(load, version).ms_per_request == 20.0
     measured = replace(load, ms_per_request=5.0)
-    assert or_guessed(measured, version) == measured
+    assert with_guess(measured, version) == measured
 
 
 def test_unknown_demand_keeps_what_there_is(make_world, deployment):
