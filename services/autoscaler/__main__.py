@@ -1,6 +1,4 @@
-"""``python -m services.autoscaler`` runs the service; ``sweep`` ends every replica there is, ``engine-proxy``
-stands between the launcher and a container engine.
-"""
+"""The commands of ``python -m services.autoscaler``: run the service, ``sweep`` or ``engine-proxy``."""
 
 from __future__ import annotations
 
@@ -16,27 +14,27 @@ if TYPE_CHECKING:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the service or sweep; returns the exit code."""
+    """Run the service or a command, and return the exit code."""
     parser = argparse.ArgumentParser(prog="python -m services.autoscaler")
     commands = parser.add_subparsers(dest="command")
-    sweeping = commands.add_parser("sweep", help="end every replica")
-    sweeping.add_argument("--grace", type=float, default=10.0, help="seconds to finish work (default 10)")
-    commands.add_parser("engine-proxy", help="stand between the launcher and a container engine")
-    given = parser.parse_args(arguments)
+    sweep = commands.add_parser("sweep", help="end all replicas")
+    sweep.add_argument("--grace", type=float, default=10.0, help="seconds to finish work (default 10)")
+    commands.add_parser("engine-proxy", help="run the proxy in front of a container engine")
+    parsed = parser.parse_args(arguments)
     quick_start.begin()
     from services.autoscaler.settings import AutoscalerSettings
     from tidegate.kernel import telemetry
 
     settings = AutoscalerSettings()
-    if given.command == "sweep":
-        return _sweep(settings, given.grace)
-    telemetry.configure(given.command or "autoscaler", settings.log_level)
-    # Imported here: each of them needs none of the others' parts.
-    if given.command == "engine-proxy":
-        from services.autoscaler import engine_proxy
+    if parsed.command == "sweep":
+        return _sweep(settings, parsed.grace)
+    telemetry.configure(parsed.command or "autoscaler", settings.log_level)
+    # Imported here, because each command needs other modules.
+    if parsed.command == "engine-proxy":
+        from services.autoscaler import engine_proxy_wiring
 
         quick_start.loaded()
-        engine_proxy.run(settings)
+        engine_proxy_wiring.run(settings)
         return 0
     from services.autoscaler.app import build
     from tidegate.kernel.service import app as service
@@ -46,22 +44,23 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _sweep(settings: AutoscalerSettings, grace_s: float) -> int:
-    """0: nothing is left. 1: an autoscaler leads (it would start them again), or something does not die."""
+    """End all replicas and return 0; 1 if an autoscaler runs, or a process does not die."""
     from services.autoscaler.adapters.leader_lock import LeaderLock
     from services.autoscaler.adapters.process import procfs
-    from services.autoscaler.application.end_replicas import sweep
+    from services.autoscaler.application.end_replicas import end_replicas
     from services.autoscaler.launcher_wiring import launcher_of
     from tidegate.kernel.errors import Unavailable
 
     leader = LeaderLock(settings.state_path / "run" / "autoscaler.lock")
     if not leader.try_take():
         print(
-            f"Stop the autoscaler first: process {leader.holder()} would start them again.", file=sys.stderr
+            f"Stop the autoscaler first: process {leader.holder()} would start the replicas again.",
+            file=sys.stderr,
         )
         return 1
     strays = procfs.marked_in(settings.state_path) if settings.launcher == "process" else set()
     try:
-        ended = asyncio.run(sweep(launcher_of(settings)[0], grace_s, strays))
+        ended = asyncio.run(end_replicas(launcher_of(settings)[0], grace_s, strays))
     except Unavailable as error:
         print(error.message, file=sys.stderr)
         return 1

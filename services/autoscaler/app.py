@@ -1,11 +1,11 @@
-"""Composition root of the autoscaler: reads like a table of contents."""
+"""Composition root of the autoscaler."""
 
 from __future__ import annotations
 
 import asyncio
 import socket
 import time
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
@@ -34,26 +34,26 @@ from services.autoscaler.domain.launcher import Launcher
 from services.autoscaler.domain.snapshot import HostProbe
 from services.autoscaler.launcher_wiring import launcher_of, worker_environment
 from services.autoscaler.settings import AutoscalerSettings
-from tidegate.kernel import tasks
 from tidegate.kernel.log_files import LogFolder
 from tidegate.kernel.service.api import create_app
 from tidegate.kernel.store import JobStore, Store
+from tidegate.kernel.tasks import TaskSet
 
 PRUNE_S = 600.0
 
 
 def build(
-    settings: AutoscalerSettings, launcher: Launcher | None = None, room: HostProbe | None = None
+    settings: AutoscalerSettings, launcher: Launcher | None = None, probe: HostProbe | None = None
 ) -> FastAPI:
-    """The autoscaler's app; ``launcher`` None: the one that the settings name. ``room``: of its host."""
+    """Return the autoscaler's app. ``launcher`` None: the one of the settings; ``probe`` reads its host."""
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         async with AsyncExitStack() as stack:
-            found = (launcher, room or MachineProbe()) if launcher is not None else launcher_of(settings)
-            await _start(app, settings, *found, stack)
+            chosen = (launcher, probe or MachineProbe()) if launcher is not None else launcher_of(settings)
+            await _start(app, settings, *chosen, stack)
             yield
-        # Workers are left running: whoever comes next adopts them.
+        # Workers keep running. The next autoscaler adopts them.
 
     app = create_app(
         name="autoscaler",
@@ -74,14 +74,14 @@ def build(
 
 
 async def _start(
-    app: FastAPI, settings: AutoscalerSettings, launcher: Launcher, room: HostProbe, stack: AsyncExitStack
+    app: FastAPI, settings: AutoscalerSettings, launcher: Launcher, probe: HostProbe, stack: AsyncExitStack
 ) -> None:
-    """Start everything, in order; ``stack`` ends it in the opposite order."""
+    """Start all parts in order; ``stack`` ends them in reverse order."""
     state = settings.state_path
     leader = LeaderLock(state / "run" / "autoscaler.lock")
     stack.callback(leader.release)
-    ledger = DecisionStore(state / "data" / "autoscaler.db", settings.autoscaler_decisions_kept)
-    stack.callback(ledger.close)
+    decisions = DecisionStore(state / "data" / "autoscaler.db", settings.autoscaler_decisions_kept)
+    stack.callback(decisions.close)
     store = Store.connect(settings.redis_url)
     stack.push_async_callback(store.close)
     jobs = JobStore.connect(settings.jobs_url)
@@ -90,15 +90,15 @@ async def _start(
     stack.push_async_callback(registry.close)
     source = DesiredStateSource(registry, state / "data" / "intention.json", lambda: loop.wake())
     source.load_cache()
-    history = Recordings(state / "data" / "history.db", settings.autoscaler_history_mb * 2**20)
-    stack.callback(history.close)
-    recorder = Recorder(history, settings.policy(), observations=settings.autoscaler_history_mb > 0)
+    recordings = Recordings(state / "data" / "history.db", settings.autoscaler_history_mb * 2**20)
+    stack.callback(recordings.close)
+    recorder = Recorder(recordings, settings.policy(), observations=settings.autoscaler_history_mb > 0)
     stack.push_async_callback(lambda: recorder.flush(time.time()))
-    overrides = Overrides(registry, ledger, time.time)
+    overrides = Overrides(registry, decisions, time.time)
     offers = await stack.enter_async_context(WarmOffers(settings.amqp_url, settings.autoscaler_warm))
     grants = ReplicaGrants(registry)
-    pool = WarmPool(launcher, store, ledger, offers, grants, settings.autoscaler_warm, state / "log")
-    parts = LoopParts(pool, store, jobs, source, overrides, ledger, recorder, grants, room)
+    pool = WarmPool(launcher, store, decisions, offers, grants, settings.autoscaler_warm, state / "log")
+    parts = LoopParts(pool, store, jobs, source, overrides, decisions, recorder, grants, probe)
     host = settings.autoscaler_host_name or socket.gethostname()
     loop = ControlLoop(parts, settings.policy(), settings.autoscaler_period_s, host)
     events = EventConsumer(settings.amqp_url, on_registry=source.refresh_soon, on_demand=loop.hint)
@@ -113,18 +113,21 @@ async def _start(
     )
     app.state.replays = ReplayRunner(
         operations,
-        history,
+        recordings,
         settings.policy(),
         settings.autoscaler_period_s,
         state / "cache" / "matplotlib",
     )
     _add_checks(app, leader, source, loop, events, pool)
-    _run(stack, source.run(settings.autoscaler_relist_s))
-    leads = asyncio.Event()
-    _run(stack, _lead(leader, loop, pool, leads))
-    _run(stack, _hold(pool, loop, leads))
-    _run(stack, _grant(grants, leads))
-    _run(stack, _prune_logs(ReplicaLogs(state / "log", settings.log_limits()), state / "replicas"))
+    tasks, leads = TaskSet(), asyncio.Event()
+    stack.push_async_callback(tasks.end)
+    tasks.start(source.run(settings.autoscaler_relist_s), "read the registry")
+    tasks.start(_lead(leader, loop, pool, leads), "control loop")
+    tasks.start(_hold(pool, loop, leads), "warm pool")
+    tasks.start(_grant(grants, leads), "report replicas")
+    tasks.start(
+        _prune_logs(ReplicaLogs(state / "log", settings.log_limits()), state / "replicas"), "prune logs"
+    )
 
 
 def _add_checks(
@@ -137,7 +140,7 @@ def _add_checks(
 ) -> None:
     app.state.health.add(
         "leader",
-        lambda: None if leader.held else f"Standby: process {leader.holder()} leads and has the lock.",
+        lambda: None if leader.held else f"This is a standby: process {leader.holder()} leads.",
     )
     app.state.health.add("intention", lambda: source.problem if source.current is None else None)
     app.state.health.add("loop", lambda: loop.problem if leader.held else None)
@@ -147,18 +150,8 @@ def _add_checks(
     app.state.health.add("events", lambda: events.problem)
 
 
-def _run(stack: AsyncExitStack, work: Coroutine[None, None, None]) -> None:
-    """Run ``work`` until the stack ends, which waits for it to have stopped."""
-    task = asyncio.create_task(work)
-
-    async def stop() -> None:
-        await tasks.end(task)
-
-    stack.push_async_callback(stop)
-
-
 async def _lead(leader: LeaderLock, loop: ControlLoop, pool: WarmPool, leads: asyncio.Event) -> None:
-    """Wait for the lock, then take over what the former leader left and run the loop."""
+    """Wait for the lock, read the state of the former leader, and run the loop."""
     await leader.take()
     loop.take_over()
     pool.take_over()
@@ -167,19 +160,19 @@ async def _lead(leader: LeaderLock, loop: ControlLoop, pool: WarmPool, leads: as
 
 
 async def _hold(pool: WarmPool, loop: ControlLoop, leads: asyncio.Event) -> None:
-    """Keep the warm pool filled, once this process leads."""
+    """Keep the warm pools filled once this process leads."""
     await leads.wait()
     await pool.hold(lambda: loop.host not in loop.cordoned)
 
 
 async def _prune_logs(kept: ReplicaLogs, replicas: Path) -> None:
-    """Delete logs that have become too old, also while nothing ends."""
+    """Delete old logs regularly, even if no replica ends."""
     while True:
         await asyncio.sleep(PRUNE_S)
         await asyncio.to_thread(kept.prune, lambda each: (replicas / each).is_dir())
 
 
 async def _grant(grants: ReplicaGrants, leads: asyncio.Event) -> None:
-    """Tell the registry which replicas run, once this process leads."""
+    """Report the running replicas to the registry once this process leads."""
     await leads.wait()
     await grants.run()

@@ -1,4 +1,4 @@
-"""Ask the worker's program for its settings, in the environment that workers get. No worker needs to run."""
+"""Read the settings of a new worker from the worker's program, in the environment of workers."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from tidegate.kernel.errors import Unavailable
 LIMIT_S = 20.0
 
 
-async def ask(environment: Mapping[str, str]) -> dict[str, Any]:
-    """Return the worker's report on its settings. Raises Unavailable."""
+async def read_worker_settings(environment: Mapping[str, str]) -> dict[str, Any]:
+    """Return the worker's report on its settings. Raise Unavailable."""
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-P", "-m", "services.worker.settings_report"),
         env=dict(environment),

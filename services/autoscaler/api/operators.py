@@ -1,4 +1,4 @@
-"""HTTP doors of the autoscaler: statuses, why, policies, overrides, hosts, replicas, decisions, starts."""
+"""Routes for operators: statuses, why, policies, overrides, hosts, replicas, decisions, cold starts."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ SCALING = inlined(Scaling)
 
 
 class OverrideRequest(BaseModel):
-    """An operator's word: so many replicas, for ``ttl_s`` seconds (null: until it is lifted).
+    """A fixed number of replicas for ``ttl_s`` seconds (null: until it is removed).
 
-    ``force`` goes beyond the Deployment's maximum; nothing goes beyond the host.
+    ``force`` allows more than the Deployment's maximum, but never more than the host has room for.
     """
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
@@ -33,7 +33,7 @@ class OverrideRequest(BaseModel):
 
 
 class PauseRequest(BaseModel):
-    """For how long to stop (null: until it is resumed); ``hold`` keeps the replicas that there are."""
+    """A pause of ``ttl_s`` seconds (null: until it is resumed). ``hold`` keeps the current replicas."""
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
@@ -42,7 +42,7 @@ class PauseRequest(BaseModel):
 
 
 class CordonRequest(BaseModel):
-    """``drain``: let the replicas that are there finish and exit as well."""
+    """Whether to ``drain`` the replicas of the host as well."""
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
@@ -50,7 +50,7 @@ class CordonRequest(BaseModel):
 
 
 class PolicyChange(BaseModel):
-    """What to change of how a Deployment scales; what is left out stays, null goes back to the default."""
+    """Changes to how a Deployment scales. Omitted fields stay; null sets the default."""
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
@@ -64,10 +64,10 @@ class PolicyChange(BaseModel):
 
 
 class OverrideResult(BaseModel):
-    """The store of the override: the registry, or the autoscaler until the registry is back.
+    """An override, and where it is stored: the registry, or the autoscaler until the registry is back.
 
-    ``replicas`` is what was asked for and ``runs`` what comes of it (null: not known yet). Where that is
-    less, ``bounded_by`` and ``reason`` say why: ``maximum``, ``schedule``, ``cost cap`` or ``host``.
+    ``replicas`` is the requested number and ``runs`` the resulting one (null: not known yet). If that is
+    less, ``bounded_by`` (``maximum``, ``schedule``, ``cost cap`` or ``host``) and ``reason`` say why.
     """
 
     deployment: str
@@ -83,136 +83,136 @@ def _operations(request: Request) -> Operations:
     return found
 
 
-Core = Annotated[Operations, Depends(_operations)]
+OperationsDep = Annotated[Operations, Depends(_operations)]
 
 
 @router.get("/deployments")
-async def list_deployments(core: Core) -> dict[str, list[DeploymentStatus]]:
+async def list_deployments(operations: OperationsDep) -> dict[str, list[DeploymentStatus]]:
     """Return the status of every Deployment."""
-    return {"items": await core.statuses()}
+    return {"items": await operations.statuses()}
 
 
 @router.get("/deployments/{name}")
-async def get_deployment(name: str, core: Core) -> DeploymentStatus:
+async def get_deployment(name: str, operations: OperationsDep) -> DeploymentStatus:
     """Return the status of one Deployment, with conditions, replicas and the last cold starts."""
-    return await core.status(name)
+    return await operations.status(name)
 
 
 @router.put("/deployments/{name}/replicas")
-async def override_replicas(name: str, wish: OverrideRequest, core: Core) -> OverrideResult:
-    """Fix the number of replicas, whatever the demand: within the maximum (unless forced) and the host."""
-    held_by, found = await core.override(name, wish.replicas, wish.ttl_s, force=wish.force)
+async def override_replicas(name: str, body: OverrideRequest, operations: OperationsDep) -> OverrideResult:
+    """Fix the number of replicas, within the maximum (unless forced) and the room of the host."""
+    held_by, effect = await operations.override(name, body.replicas, body.ttl_s, force=body.force)
     return OverrideResult(
         deployment=name,
-        replicas=wish.replicas,
+        replicas=body.replicas,
         held_by=held_by,
-        runs=found.replicas,
-        bounded_by=found.bounded_by,
-        reason=found.reason,
+        runs=effect.replicas,
+        bounded_by=effect.bounded_by,
+        reason=effect.reason,
     )
 
 
 @router.delete("/deployments/{name}/replicas")
-async def lift_override(name: str, core: Core) -> OverrideResult:
-    """Give the number of replicas back to the policy."""
-    return OverrideResult(deployment=name, replicas=None, held_by=await core.lift(name))
+async def remove_override(name: str, operations: OperationsDep) -> OverrideResult:
+    """Remove the override, so that the policy sets the number of replicas again."""
+    return OverrideResult(deployment=name, replicas=None, held_by=await operations.remove_override(name))
 
 
 @router.post("/deployments/{name}/pause")
-async def pause(name: str, wish: PauseRequest, core: Core) -> OverrideResult:
-    """Stop all replicas, or hold those that run, whatever the demand."""
-    replicas, held_by = await core.pause(name, wish.ttl_s, hold=wish.hold)
+async def pause(name: str, body: PauseRequest, operations: OperationsDep) -> OverrideResult:
+    """Stop all replicas, or keep those that run, regardless of demand."""
+    replicas, held_by = await operations.pause(name, body.ttl_s, hold=body.hold)
     return OverrideResult(deployment=name, replicas=replicas, held_by=held_by)
 
 
 @router.post("/deployments/{name}/resume")
-async def resume(name: str, core: Core) -> OverrideResult:
+async def resume(name: str, operations: OperationsDep) -> OverrideResult:
     """Scale by the policy again."""
-    return OverrideResult(deployment=name, replicas=None, held_by=await core.lift(name))
+    return OverrideResult(deployment=name, replicas=None, held_by=await operations.remove_override(name))
 
 
 @router.get("/deployments/{name}/why")
-async def why(name: str, core: Core) -> dict[str, Any]:
-    """Explain the number of replicas: signals, each rule's need, bounds, what holds it, last decisions."""
-    return await core.why(name)
+async def why(name: str, operations: OperationsDep) -> dict[str, Any]:
+    """Explain the number of replicas: signals, need of each rule, bounds, holds, and last decisions."""
+    return await operations.why(name)
 
 
 @router.get("/deployments/{name}/policy")
-async def show_deployment_policy(name: str, core: Core) -> dict[str, Any]:
-    """Return how a Deployment scales: its options, the values that follow from them, bounds in force."""
-    return core.policy_of(name)
+async def show_deployment_policy(name: str, operations: OperationsDep) -> dict[str, Any]:
+    """Return how a Deployment scales: its options, the resulting values, and the bounds now."""
+    return operations.policy_of(name)
 
 
 @router.patch("/deployments/{name}/policy")
-async def change_policy(name: str, change: PolicyChange, core: Core) -> dict[str, Any]:
-    """Change how a Deployment scales. The registry keeps it, so it must be there."""
-    return await core.change_policy(name, change.model_dump(exclude_unset=True))
+async def change_policy(name: str, change: PolicyChange, operations: OperationsDep) -> dict[str, Any]:
+    """Change how a Deployment scales. The registry stores it, so it must answer."""
+    return await operations.change_policy(name, change.model_dump(exclude_unset=True))
 
 
 @router.get("/deployments/{name}/cold-starts")
-async def list_cold_starts(name: str, core: Core) -> dict[str, list[dict[str, Any]]]:
-    """Return the last starts of replicas, newest first, with their parts in milliseconds."""
-    return {"items": (await core.status(name)).cold_starts}
+async def list_cold_starts(name: str, operations: OperationsDep) -> dict[str, list[dict[str, Any]]]:
+    """Return the last cold starts, newest first, with their phases in milliseconds."""
+    return {"items": (await operations.status(name)).cold_starts}
 
 
 @router.get("/cold-starts")
-async def report_cold_starts(core: Core) -> dict[str, list[dict[str, Any]]]:
-    """Return how long starts took, by Deployment: the median, the longest, the median of each part, in ms."""
-    return {"items": await core.cold_starts()}
+async def report_cold_starts(operations: OperationsDep) -> dict[str, list[dict[str, Any]]]:
+    """Return cold start times by Deployment, in ms: median, longest, and the median of each phase."""
+    return {"items": await operations.cold_starts()}
 
 
 @router.get("/hosts")
-async def list_hosts(core: Core) -> dict[str, list[dict[str, Any]]]:
-    """Return the hosts: how many replicas each has, and since when it is cordoned.
+async def list_hosts(operations: OperationsDep) -> dict[str, list[dict[str, Any]]]:
+    """Return the hosts: the number of replicas, and since when each is cordoned.
 
-    ``cores``, ``memory_mb`` and ``available_mb`` are what the host has, as far as that is known.
+    ``cores``, ``memory_mb`` and ``available_mb`` are the resources of the host, if they are known.
     """
-    return {"items": core.hosts()}
+    return {"items": operations.hosts()}
 
 
 @router.put("/hosts/{host}/cordon")
-async def cordon(host: str, wish: CordonRequest, core: Core) -> dict[str, Any]:
+async def cordon(host: str, body: CordonRequest, operations: OperationsDep) -> dict[str, Any]:
     """Start no more replicas on a host."""
-    return {"host": host, "cordoned": True, "drained": await core.cordon(host, drain=wish.drain)}
+    return {"host": host, "cordoned": True, "drained": await operations.cordon(host, drain=body.drain)}
 
 
 @router.delete("/hosts/{host}/cordon")
-async def uncordon(host: str, core: Core) -> dict[str, Any]:
-    """Let replicas be started on a host again."""
-    await core.uncordon(host)
+async def uncordon(host: str, operations: OperationsDep) -> dict[str, Any]:
+    """Allow starts on a host again."""
+    await operations.uncordon(host)
     return {"host": host, "cordoned": False}
 
 
 @router.get("/replicas")
-async def list_replicas(core: Core) -> dict[str, list[dict[str, Any]]]:
-    """Return every replica that exists, those of deleted Deployments included."""
-    return {"items": core.replicas()}
+async def list_replicas(operations: OperationsDep) -> dict[str, list[dict[str, Any]]]:
+    """Return every replica that exists, including those of deleted Deployments."""
+    return {"items": operations.replicas()}
 
 
 @router.post("/replicas/{replica}/drain", status_code=202)
-async def drain_replica(replica: str, core: Core) -> dict[str, str]:
-    """Drain one replica: it finishes its requests and exits, and another replaces it."""
-    await core.drain(replica)
+async def drain_replica(replica: str, operations: OperationsDep) -> dict[str, str]:
+    """Drain one replica: it finishes its requests and exits, and a new one replaces it."""
+    await operations.drain(replica)
     return {"replica": replica, "state": "draining"}
 
 
 @router.get("/warm")
-async def list_warm(core: Core) -> dict[str, list[dict[str, Any]]]:
-    """Return the warm pool by flavour: how many workers are wanted, which are available, what is wrong."""
-    return {"items": core.warm()}
+async def list_warm(operations: OperationsDep) -> dict[str, list[dict[str, Any]]]:
+    """Return the warm pools: the number of workers, the available ones, and the last problem."""
+    return {"items": operations.warm()}
 
 
 @router.get("/decisions")
 async def list_decisions(
-    core: Core,
+    operations: OperationsDep,
     deployment: str | None = None,
     limit: Annotated[int, Query(ge=1, le=5000)] = 100,
 ) -> dict[str, list[dict[str, Any]]]:
     """Return decisions with their inputs, rules and reasons, newest first."""
-    return {"items": await core.decisions(deployment, limit)}
+    return {"items": await operations.decisions(deployment, limit)}
 
 
 @router.get("/policy")
-async def show_policy(core: Core) -> dict[str, Any]:
-    """Return the windows and limits that decisions follow (seconds)."""
-    return asdict(core.policy)
+async def show_policy(operations: OperationsDep) -> dict[str, Any]:
+    """Return the windows and limits of all decisions, in seconds."""
+    return asdict(operations.policy)

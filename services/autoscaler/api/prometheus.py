@@ -1,4 +1,4 @@
-"""The HTTP service discovery by which Prometheus finds the workers; the metrics token opens it."""
+"""The route of Prometheus's HTTP service discovery. The metrics token opens it."""
 
 from __future__ import annotations
 
@@ -16,12 +16,14 @@ router = APIRouter(tags=["prometheus"])
 
 @router.get("/prometheus/workers")
 async def list_workers(request: Request) -> list[dict[str, Any]]:
-    """Return every worker that reports, as `http_sd_configs` reads it.
+    """Return every worker that reports, for `http_sd_configs`.
 
-    503 while the store is away: Prometheus then keeps the workers that it knows.
+    The answer is 503 while the store is away. Prometheus then keeps the workers that it knows.
     """
     loop: ControlLoop = request.app.state.operations.loop
     snapshot = loop.snapshot
     if snapshot is None or snapshot.reports is None:
-        raise Unavailable("Workers are not known now: the store does not answer, or this one does not lead.")
+        raise Unavailable(
+            "Workers are not known: the store does not answer, or this autoscaler is a standby."
+        )
     return targets(snapshot.reports.values(), local=request.app.state.host in LOOPBACK)

@@ -1,4 +1,4 @@
-"""HTTP door of the autoscaler for the settings that a new worker would get."""
+"""The route for the settings of a new worker."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from typing import Any
 
 from fastapi import APIRouter, Request
 
-from services.autoscaler.adapters.worker_settings import ask
+from services.autoscaler.adapters.worker_settings import read_worker_settings
 
 router = APIRouter(prefix="/v1", tags=["settings"])
 
 
 @router.get("/settings/workers")
 async def list_worker_settings(request: Request) -> dict[str, Any]:
-    """Return every setting of a worker that is started now, as `/v1/settings` of the services has them."""
-    return await ask(request.app.state.worker_environment)
+    """Return every setting of a worker that starts now, in the format of `/v1/settings` of the services."""
+    return await read_worker_settings(request.app.state.worker_environment)

@@ -1,4 +1,4 @@
-"""The loop: observe, decide, act. It executes; every choice is made in ``domain/``."""
+"""The control loop: observe, decide, act. Every decision is made in ``domain/``."""
 
 from __future__ import annotations
 
@@ -41,28 +41,28 @@ from tidegate.kernel.store import JobStore, Store, StoreUnavailable
 
 log = telemetry.logger(__name__)
 
-# While something starts, and after every action, the next look is this soon: it ends a cold start.
+# The period while a replica starts, and after an action: a ready replica is seen sooner.
 MOVING_PERIOD_S = 0.2
 RECENT_DECISIONS = 1000
 
 
 @dataclass(frozen=True, slots=True)
 class LoopParts:
-    """What the loop works with."""
+    """The adapters that the control loop uses."""
 
     launcher: Launcher
     store: Store
     jobs: JobStore
     source: DesiredStateSource
     overrides: Overrides
-    ledger: DecisionStore
+    decisions: DecisionStore
     recorder: Recorder
     grants: ReplicaGrants
     host_probe: HostProbe
 
 
 class ControlLoop:
-    """Holds every Deployment at its target. One task runs :meth:`run`; the doors read what it publishes."""
+    """Keeps every Deployment at its target. One task runs :meth:`run`; the API reads the attributes."""
 
     def __init__(
         self,
@@ -88,36 +88,36 @@ class ControlLoop:
         self.snapshot: Snapshot | None = None
         self.statuses: dict[str, DeploymentStatus] = {}
         self.recent: deque[Decision] = deque(maxlen=RECENT_DECISIONS)
-        self.problem: str | None = "The first round has not been made yet."
+        self.problem: str | None = "The first round has not run yet."
         self.store_problem: str | None = None
         self.jobs_problem: str | None = None
 
     def take_over(self) -> None:
-        """Read what the former leader left; to be called once this process leads."""
+        """Read the state of the former leader. Call it when this process leads."""
         self._parts.overrides.take_over()
-        self._cold_starts = self._parts.ledger.cold_starts()
-        self.cordoned = self._parts.ledger.cordons()
+        self._cold_starts = self._parts.decisions.cold_starts()
+        self.cordoned = self._parts.decisions.cordons()
         starts = {name: start_times(found) for name, found in self._cold_starts.items()}
-        self.state = State(generations=self._parts.ledger.generations(), starts=starts)
+        self.state = State(generations=self._parts.decisions.generations(), starts=starts)
 
     def wake(self) -> None:
-        """Make the next round at once."""
+        """Start the next round immediately."""
         self._wake.set()
 
     def hint(self, deployment: str) -> None:
-        """Somebody wants ``deployment``: it counts as demand for a while."""
+        """Note a demand event of ``deployment``, which counts as one request for a while."""
         self._hints[deployment] = self._clock()
         self.wake()
 
     async def run(self) -> None:
-        """Rounds for ever. A round that fails is logged and the next one tries again."""
+        """Run rounds for ever. A round that fails is logged, and the next one tries again."""
         while True:
             self._wake.clear()
             try:
                 with metrics.ROUND_SECONDS.time():
                     await self.round()
                 self.problem = None
-            except Exception as error:  # the loop must outlive whatever one round met
+            except Exception as error:  # no error may end the loop
                 self.problem = f"The last round failed: {error}"
                 log.exception("round failed")
             moving = self._acted or any(status.starting for status in self.statuses.values())
@@ -126,7 +126,7 @@ class ControlLoop:
                 await asyncio.wait_for(self._wake.wait(), pause)
 
     async def round(self) -> None:
-        """Observe, decide, publish and act, once."""
+        """Observe, decide, publish and act once."""
         snapshot = await self.observe()
         now = self._clock()
         if snapshot.running is not None:
@@ -136,8 +136,8 @@ class ControlLoop:
         self._launch_failures, self._acted = {}, bool(plan.actions)
         self.snapshot = snapshot
         self._parts.recorder.note(before, snapshot, plan, self.state, now)
-        for found in cold_starts(before, self.state, snapshot, self._causes, now):
-            await self._note_cold_start(found)
+        for cold_start in cold_starts(before, self.state, snapshot, self._causes, now):
+            await self._note_cold_start(cold_start)
         gone = self.statuses.keys()
         self.statuses = statuses(snapshot, self.state, self.statuses, self._cold_starts, now)
         metrics.show(self.statuses, gone - self.statuses.keys())
@@ -145,7 +145,7 @@ class ControlLoop:
         await asyncio.gather(self._publish(), self.act(plan))
 
     async def observe(self) -> Snapshot:
-        """Look at everything once. What cannot be read is None."""
+        """Return a snapshot. What cannot be read is None."""
         if self._parts.source.answered and self._parts.overrides.pending:
             await self._parts.overrides.reconcile()
         running, room, (reports, gateways), jobs = await asyncio.gather(
@@ -158,8 +158,8 @@ class ControlLoop:
         held = self._policy.hint_hold_s
         self._hints = {name: at for name, at in self._hints.items() if now - at < held}
         desired_state = self._parts.source.current
-        wanted = desired_state.deployments if desired_state else []
-        # In the order of names, whatever order they came in: a record of it is then the same again.
+        deployments = desired_state.deployments if desired_state else []
+        # Sorted by name, so that a recorded snapshot gives the same decisions.
         return Snapshot(
             desired_state=desired_state,
             running=tuple(sorted(running, key=lambda each: each.replica)),
@@ -169,33 +169,33 @@ class ControlLoop:
             hints=dict(self._hints),
             overrides=dict(self._parts.overrides.pending),
             launch_failures=dict(self._launch_failures),
-            expected=await self._parts.recorder.forecast(wanted, self.state, now),
+            expected=await self._parts.recorder.forecast(deployments, self.state, now),
             host=self.host,
             cordoned=frozenset(self.cordoned),
             room=room,
         )
 
     async def act(self, plan: Plan) -> None:
-        """Do what was decided: one after the other within a Deployment, Deployments side by side."""
+        """Run the actions: in order within a Deployment, and Deployments concurrently."""
         by_deployment: dict[str, list[Action]] = {}
         for action in plan.actions:
             by_deployment.setdefault(deployment_of(action), []).append(action)
         await asyncio.gather(*(self._in_order(actions) for actions in by_deployment.values()))
 
     async def cordon(self, host: str) -> None:
-        """Start nothing on a host any more; of several times the first stays."""
+        """Start no more replicas on a host. The first time of several is kept."""
         at = self.cordoned.setdefault(host, self._clock())
-        await asyncio.to_thread(self._parts.ledger.cordon, host, at)
+        await asyncio.to_thread(self._parts.decisions.cordon, host, at)
         self.wake()
 
     async def uncordon(self, host: str) -> None:
-        """Let replicas be started on a host again."""
+        """Allow starts on a host again."""
         self.cordoned.pop(host, None)
-        await asyncio.to_thread(self._parts.ledger.uncordon, host)
+        await asyncio.to_thread(self._parts.decisions.uncordon, host)
         self.wake()
 
     async def drain(self, replica: str) -> None:
-        """Let one replica finish and exit, on an operator's word; the next round replaces it."""
+        """Drain one replica for an operator. The next round replaces it."""
         running = {each.replica: each for each in await self._parts.launcher.list()}
         if replica not in running or not running[replica].alive:
             raise NotFound(f"There is no replica {replica}.")
@@ -223,7 +223,7 @@ class ControlLoop:
         return {report.replica: report for report in reports}, gateways
 
     async def _unfinished_jobs(self) -> dict[str, int] | None:
-        """Jobs that wait or run, by Deployment."""
+        """Return the jobs that wait or run, by Deployment; None if they cannot be read."""
         try:
             counts = await self._parts.jobs.counts()
         except StoreUnavailable as error:
@@ -234,7 +234,7 @@ class ControlLoop:
 
     async def _publish(self) -> None:
         shown = {name: status.model_dump(mode="json") for name, status in self.statuses.items()}
-        # Nothing to do about a store that is away: the next round publishes again.
+        # If the store is away, the next round publishes again.
         with contextlib.suppress(StoreUnavailable):
             await self._parts.store.publish_statuses(shown)
 
@@ -262,8 +262,8 @@ class ControlLoop:
                         await self._parts.store.forget_replica(action.replica)
 
     async def _launch(self, action: Launch) -> None:
-        # First the generation, then the start: a name is never given twice, whenever this dies.
-        self._parts.ledger.save_generation(action.deployment.name, action.slot, action.generation)
+        # The generation is stored before the start, so that a name is never used twice after a crash.
+        self._parts.decisions.save_generation(action.deployment.name, action.slot, action.generation)
         self._causes[action.replica] = action.cause
         self._parts.grants.launching(action.replica, action.version.artifact_sha256)
         await self._parts.launcher.launch(
@@ -282,7 +282,7 @@ class ControlLoop:
         kept = self._cold_starts.setdefault(found.deployment, [])
         kept.insert(0, found.view())
         del kept[COLD_STARTS_KEPT:]
-        await self._keep(lambda: self._parts.ledger.add_cold_start(found.deployment, found.view()))
+        await self._keep(lambda: self._parts.decisions.add_cold_start(found.deployment, found.view()))
 
     async def _record(self, plan: Plan) -> None:
         metrics.count(plan.decisions, ((deployment_of(a), a) for a in plan.actions))
@@ -297,18 +297,18 @@ class ControlLoop:
             }
             log.info("decided", extra=extra)
         if plan.decisions:
-            await self._keep(lambda: self._parts.ledger.add_decisions(plan.decisions))
+            await self._keep(lambda: self._parts.decisions.add_decisions(plan.decisions))
 
     async def _keep(self, write: Callable[[], None]) -> None:
-        """Write history. Without it (a full disk) replicas are held all the same."""
+        """Write to the database. If it fails, for example on a full disk, the loop goes on."""
         try:
             await asyncio.to_thread(write)
         except Unavailable as error:
-            log.warning("history was not kept", extra={"problem": error.message})
+            log.warning("a decision or cold start was not stored", extra={"problem": error.message})
 
 
 def deployment_of(action: Action) -> str:
-    """The Deployment that an action is about."""
+    """Return the Deployment of an action."""
     if isinstance(action, Launch):
         return action.deployment.name
     parsed = parse_replica(action.replica)

@@ -1,4 +1,4 @@
-"""The end of every replica of a launcher, for ``tidegate down`` and the end of the compose stack."""
+"""End all replicas of a launcher, for ``tidegate down`` and the end of the compose stack."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from services.autoscaler.domain.launcher import Launcher
 POLL_S = 0.1
 
 
-async def sweep(launcher: Launcher, grace_s: float, strays: Collection[str] = ()) -> list[str]:
-    """Drain all replicas, wait up to ``grace_s``, then kill what is left; returns the replicas it ended.
+async def end_replicas(launcher: Launcher, grace_s: float, strays: Collection[str] = ()) -> list[str]:
+    """Drain all replicas, wait up to ``grace_s`` seconds, kill the rest, and return the ended ones.
 
-    ``strays``: replicas that may have left something although the launcher lists them no more.
+    ``strays`` are replicas that the launcher no longer lists, but that may have left processes.
     """
     names = sorted({r.replica for r in await launcher.list()} | set(strays))
     await asyncio.gather(*(launcher.drain(name) for name in names))

@@ -1,4 +1,4 @@
-"""The logs of Deployments, over all of their replicas, for the API."""
+"""Read the logs of Deployments, over all of their replicas."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ Line = dict[str, Any]
 
 
 class LogReader:
-    """Read the folder of logs, and the launcher's output of running replicas.
+    """Reads the log folder, and the output of running replicas from the launcher.
 
-    ``desired_state`` says which Deployments an Endpoint has, ``replicas`` which replicas run.
+    ``desired_state`` returns the last one that was read, ``replicas`` the names of the running replicas.
     """
 
     def __init__(
@@ -37,7 +37,7 @@ class LogReader:
     async def read(self, name: str, *, since: float, until: float, lines: int, services: bool) -> list[Line]:
         """Return the last lines of a replica, or of all replicas of a Deployment or Endpoint, by time.
 
-        ``services``: the logs of services may be read, too. Raises NotFound with near names.
+        ``services`` allows the logs of services, too. Raise NotFound with similar names.
         """
         running = list(self._replicas())
         targets, endpoints = self._endpoint(name)
@@ -82,7 +82,7 @@ class LogReader:
         return found
 
     def _endpoint(self, name: str) -> tuple[list[str], list[str]]:
-        """Return the Deployments behind an Endpoint, and the names of all."""
+        """Return the Deployments of an Endpoint, and the names of all Endpoints."""
         known = self._desired_state()
         if known is None:
             return [], []

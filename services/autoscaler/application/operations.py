@@ -1,4 +1,4 @@
-"""What operators can ask: the one core behind the doors."""
+"""The operations of the API: statuses, explanations, policies, overrides, hosts and replicas."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SHOWN_DECISIONS = 5
 
 @dataclass(frozen=True, slots=True)
 class OverrideEffect:
-    """The replicas that an override will bring, what bounds them, and why; None: not known yet."""
+    """The replicas that will run under an override, and what limits them; None: not known yet."""
 
     replicas: int | None = None
     bounded_by: str | None = None
@@ -35,7 +35,7 @@ class OverrideEffect:
 
 @dataclass(frozen=True, slots=True)
 class Operations:
-    """A standby answers what it can read from the store and leaves the rest to the leader."""
+    """The operations. A standby answers only what it can read from the store."""
 
     loop: ControlLoop
     parts: LoopParts
@@ -44,25 +44,25 @@ class Operations:
     policy: Policy
 
     async def statuses(self) -> list[DeploymentStatus]:
-        """Every Deployment's status, by name."""
+        """Return the status of every Deployment, by name."""
         return [status for _, status in sorted((await self._all()).items())]
 
     async def status(self, name: str) -> DeploymentStatus:
-        """One Deployment's status."""
+        """Return the status of one Deployment. Raise NotFound."""
         found = (await self._all()).get(name)
         if found is None:
             raise NotFound(f"There is no Deployment {name}.")
         return found
 
     async def why(self, name: str) -> dict[str, Any]:
-        """Why a Deployment has the replicas that it has, with its last decisions."""
+        """Return why a Deployment has its number of replicas, with its last decisions."""
         self._must_lead()
-        wanted, snapshot, state = self.wanted(name), self.loop.snapshot, self.loop.state
+        deployment, snapshot, state = self.deployment(name), self.loop.snapshot, self.loop.state
         if snapshot is None or name not in state.deployments:
-            raise Unavailable(f"Nothing has been decided for Deployment {name} yet.")
+            raise Unavailable(f"There is no decision for Deployment {name} yet.")
         status = await self.status(name)
         return {
-            **explain(wanted, snapshot, state, self.policy, time.time()),
+            **explain(deployment, snapshot, state, self.policy, time.time()),
             "replicas": {phase: getattr(status, phase) for phase in ("ready", "starting", "draining")},
             "predicted_wait_ms": status.predicted_wait_ms,
             "cost_per_hour": status.cost_per_hour,
@@ -72,12 +72,12 @@ class Operations:
         }
 
     def policy_of(self, name: str) -> dict[str, Any]:
-        """How a Deployment scales: what is given, and what that makes in numbers."""
+        """Return how a Deployment scales: its options, and the resulting values."""
         start_s = start_time(self.loop.state, name) or 0.0
-        return policy_of(self.wanted(name), self.policy, start_s, time.time())
+        return policy_of(self.deployment(name), self.policy, start_s, time.time())
 
     async def change_policy(self, name: str, changes: dict[str, Any]) -> dict[str, Any]:
-        """Change how a Deployment scales; the registry must be there, since it keeps it."""
+        """Change how a Deployment scales. Raise Unavailable if the registry does not answer."""
         changed = await self.parts.source.registry.patch_policy(name, changes)
         self._changed()
         start_s = start_time(self.loop.state, name) or 0.0
@@ -86,22 +86,22 @@ class Operations:
     async def override(
         self, name: str, replicas: int, ttl_s: float | None, *, force: bool = False
     ) -> tuple[str, OverrideEffect]:
-        """Fix the replicas of a Deployment; returns who holds the override, and what comes of it."""
+        """Fix the number of replicas, and return where the override is stored and its effect."""
         known = self._known(name)
         held_by = await self.parts.overrides.put(name, replicas, ttl_s, force=force, known=known)
-        foreseen = await self._foresee(name, replicas, ttl_s, force)
+        effect = await self._effect_of(name, replicas, ttl_s, force)
         self._changed()
-        return held_by, foreseen
+        return held_by, effect
 
-    async def _foresee(self, name: str, replicas: int, ttl_s: float | None, force: bool) -> OverrideEffect:
-        """What the next round will make of an override: it is decided now, on the last observation."""
+    async def _effect_of(self, name: str, replicas: int, ttl_s: float | None, force: bool) -> OverrideEffect:
+        """Return the effect of an override: decide now, with it, on the last snapshot."""
         snapshot, now = self.loop.snapshot, time.time()
-        wanted = next((d for d in self.parts.source.deployments if d.name == name), None)
-        if not self.leader.held or snapshot is None or wanted is None:
+        deployment = next((d for d in self.parts.source.deployments if d.name == name), None)
+        if not self.leader.held or snapshot is None or deployment is None:
             return OverrideEffect()
         override = LocalOverride(replicas, None if ttl_s is None else now + ttl_s, force)
-        asked = replace(snapshot, overrides={**snapshot.overrides, name: override})
-        _, state = await asyncio.to_thread(decide, asked, self.policy, self.loop.state, now)
+        overridden = replace(snapshot, overrides={**snapshot.overrides, name: override})
+        _, state = await asyncio.to_thread(decide, overridden, self.policy, self.loop.state, now)
         found = state.deployments.get(name)
         if found is None or found.wanted is None:
             return OverrideEffect()
@@ -110,33 +110,33 @@ class Operations:
         if found.target >= replicas:
             return OverrideEffect(found.target)
         start_s = start_time(state, name) or 0.0
-        return OverrideEffect(found.target, bounds(wanted, now, start_s).high_rule, found.wanted.reason)
+        return OverrideEffect(found.target, bounds(deployment, now, start_s).high_rule, found.wanted.reason)
 
     async def pause(self, name: str, ttl_s: float | None, *, hold: bool) -> tuple[int, str]:
-        """Stop a Deployment, or with ``hold`` stop scaling it; returns its replicas and who holds that."""
+        """Stop a Deployment, or with ``hold`` its scaling. Return its replicas and where this is stored."""
         replicas = (await self.status(name)).desired if hold else 0
         held_by, _ = await self.override(name, replicas, ttl_s, force=hold)
         return replicas, held_by
 
-    async def lift(self, name: str) -> str:
-        """Remove the override of a Deployment; returns who was told."""
+    async def remove_override(self, name: str) -> str:
+        """Remove the override of a Deployment, and return where the removal is stored."""
         held_by = await self.parts.overrides.remove(name, known=self._known(name))
         self._changed()
         return held_by
 
     async def drain(self, replica: str) -> None:
-        """Let a replica finish and exit."""
+        """Drain a replica."""
         self._must_lead()
         await self.loop.drain(replica)
 
     async def cordon(self, host: str, *, drain: bool) -> list[str]:
-        """Start nothing on a host any more; with ``drain`` also let what is there finish. Those it drains."""
+        """Start no more replicas on a host. With ``drain``, drain its replicas and return their names."""
         self._must_lead()
         if host not in {each["host"] for each in self.hosts()}:
             raise NotFound(f"There is no host {host}.")
         await self.loop.cordon(host)
         drained = []
-        # All replicas are on this host; another one can only be cordoned already, under its former name.
+        # All replicas are on this host. Another one can only be an earlier name of it.
         for each in self.replicas() if drain and host == self.loop.host else []:
             if each["alive"] and each["state"] != "draining":
                 with contextlib.suppress(NotFound):  # it ended meanwhile
@@ -145,14 +145,14 @@ class Operations:
         return drained
 
     async def uncordon(self, host: str) -> None:
-        """Let replicas be started on a host again."""
+        """Allow starts on a host again."""
         self._must_lead()
         if host not in self.loop.cordoned:
-            raise NotFound(f"No host {host} is cordoned.")
+            raise NotFound(f"Host {host} is not cordoned.")
         await self.loop.uncordon(host)
 
     def hosts(self) -> list[dict[str, Any]]:
-        """The host that replicas are started on, with what it has, and others that are cordoned."""
+        """Return the host of the replicas with its resources, and other cordoned hosts."""
         cordoned = self.loop.cordoned
         here = sum(1 for each in self.replicas() if each["alive"])
         names = dict.fromkeys([self.loop.host, *sorted(cordoned)])
@@ -169,23 +169,23 @@ class Operations:
         ]
 
     async def decisions(self, deployment: str | None, limit: int) -> list[dict[str, Any]]:
-        """The latest decisions, newest first: from memory while that is enough, else from disk."""
+        """Return the last decisions, newest first, from memory or, if those are too few, from disk."""
         recent = [d for d in reversed(self.loop.recent) if deployment in (None, d.deployment)]
         if len(recent) >= limit:
             return [asdict(decision) for decision in recent[:limit]]
-        return await asyncio.to_thread(self.parts.ledger.decisions, deployment, limit)
+        return await asyncio.to_thread(self.parts.decisions.decisions, deployment, limit)
 
     async def cold_starts(self) -> list[dict[str, Any]]:
-        """What starts took, by Deployment: how many are known, and their parts."""
+        """Return a summary of the cold starts of each Deployment."""
         return [report(status.deployment, status.cold_starts) for status in await self.statuses()]
 
     def warm(self) -> list[dict[str, Any]]:
-        """The flavours of the warm pool, and what waits of each."""
+        """Return the warm pools and their waiting workers."""
         self._must_lead()
         return self.pool.view()
 
     def replicas(self) -> list[dict[str, Any]]:
-        """Every replica of the last look."""
+        """Return every replica of the last round."""
         snapshot = self.loop.snapshot
         if snapshot is None:
             return []
@@ -195,8 +195,8 @@ class Operations:
             for r in snapshot.running or ()
         ]
 
-    def wanted(self, name: str) -> Deployment:
-        """A Deployment of the last good intention."""
+    def deployment(self, name: str) -> Deployment:
+        """Return a Deployment of the last desired state. Raise NotFound."""
         found = next((d for d in self.parts.source.deployments if d.name == name), None)
         if found is None:
             raise NotFound(f"There is no Deployment {name}.")
@@ -210,7 +210,7 @@ class Operations:
 
     def _must_lead(self) -> None:
         if not self.leader.held:
-            raise Unavailable(f"This autoscaler is a standby; the leader is process {self.leader.holder()}.")
+            raise Unavailable(f"This autoscaler is a standby. The leader is process {self.leader.holder()}.")
 
     def _known(self, name: str) -> bool:
         return any(d.name == name for d in self.parts.source.deployments)

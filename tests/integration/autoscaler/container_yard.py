@@ -21,9 +21,9 @@ from docker.errors import DockerException, NotFound
 from services.autoscaler.adapters.docker.container_spec import DockerPlan
 from services.autoscaler.adapters.docker.engine import Engine
 from services.autoscaler.adapters.docker.launcher import DockerLauncher
+from services.autoscaler.api.engine_proxy import EngineProxy
 from services.autoscaler.domain.engine_rules import StackBounds
 from services.autoscaler.domain.gpus import Gpu
-from services.autoscaler.engine_proxy import EngineProxy
 from tests.integration.autoscaler.script import WORKER
 
 URL = os.environ.get("DOCKER_HOST") or "unix:///var/run/docker.sock"

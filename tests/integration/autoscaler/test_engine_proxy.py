@@ -10,8 +10,9 @@ import httpx
 import pytest
 
 from services.autoscaler.adapters.docker.engine import Engine
+from services.autoscaler.api.engine_proxy import EngineProxy
 from services.autoscaler.domain.engine_rules import StackBounds
-from services.autoscaler.engine_proxy import EngineProxy, token_of
+from services.autoscaler.engine_proxy_wiring import token_of
 from services.autoscaler.settings import AutoscalerSettings
 from tidegate.kernel.protocol.access import engine_token
 

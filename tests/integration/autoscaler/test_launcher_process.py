@@ -12,7 +12,7 @@ import pytest
 
 from services.autoscaler.adapters.process import procfs
 from services.autoscaler.adapters.process.launcher import LAUNCH_GRACE_S, ProcessLauncher, ProcessPlan
-from services.autoscaler.application.end_replicas import sweep
+from services.autoscaler.application.end_replicas import end_replicas
 from services.autoscaler.domain.launcher import LaunchFailed
 from tests.integration.autoscaler.test_launchers import one
 
@@ -129,7 +129,7 @@ async def test_sweep_ends_everything_the_orderly_way_first(yard, assign):
     await launcher.launch(assign(ONE))
     await yard.launcher("deaf").launch(assign(TWO))
     yard.until_up(ONE, TWO)
-    assert await sweep(yard.launcher(), grace_s=0.5) == [ONE, TWO]
+    assert await end_replicas(yard.launcher(), grace_s=0.5) == [ONE, TWO]
     assert procfs.marked_in(yard.state) == set()
     assert yard.processes(ONE) == yard.processes(TWO) == []
     assert yard.folders() == []

@@ -200,7 +200,7 @@ async def test_with_the_store_lost_after_the_offer_the_next_start_does_not_try_i
 ) -> None:
     async with yard.filled() as (pool, _):
         away = Store.connect("redis://127.0.0.1:1/0")
-        monkeypatch.setattr(pool, "_taker", away.claimant)
+        monkeypatch.setattr(pool, "_claimant", away.claimant)
         with pytest.raises(StoreUnavailable):
             await pool.launch(assign(REPLICA))
         await pool.launch(assign("digits-v1-0-2"))

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from services.autoscaler.domain.replay import arrivals
-from services.autoscaler.domain.replay.comparison import LIVE, Comparison, PolicyVariant, changed, run
+from services.autoscaler.domain.replay.comparison import LIVE, Comparison, PolicyVariant, changed, compare
 from services.autoscaler.domain.replay.controllers import DecideController
 from services.autoscaler.domain.replay.fleet import ReplicaTiming, SimulatedFleet
 from services.autoscaler.domain.replay.formulas import FleetView, Keda, Knative
@@ -93,7 +93,7 @@ def test_no_request_is_lost_and_the_bounds_hold(shape, rps, factor, low, more, c
         came, controller, ReplicaTiming(call_ms=call_ms, start_s=start_s), seconds=150.0, start_at=START
     )
     assert len(found.waits) + len(found.expired) + found.left == len(came)
-    assert all(low <= look.target <= low + more for look in found.looks)
+    assert all(low <= look.target <= low + more for look in found.samples)
     assert min(found.waits, default=0.0) >= 0.0
 
 
@@ -104,11 +104,11 @@ def test_chance_in_a_steady_load_does_not_make_it_flap(rps, temper):
     came = arrivals.synthetic("constant", rps=rps, factor=1.0, seconds=720.0, seed=5)
     controller = ours(max_replicas=8, scaling={"aggressiveness": temper})
     found = replay(came, controller, ReplicaTiming(call_ms=100.0, start_s=4.0), seconds=720.0, start_at=START)
-    targets = [look.target for look in found.looks if look.at > 120]
+    targets = [look.target for look in found.samples if look.at > 120]
     assert sum(b > a for a, b in pairwise(targets)) <= 1, "a burst by chance may happen"
 
 
-def a_study(**given) -> Comparison:
+def a_comparison(**given) -> Comparison:
     came = arrivals.synthetic("spike", rps=3.0, factor=10.0, seconds=600.0, seed=1)
     plain = {
         "deployment": a_deployment(max_replicas=4, scaling={"price_per_hour": 2.0}),
@@ -123,7 +123,9 @@ def a_study(**given) -> Comparison:
 
 
 def test_a_spike_beside_the_others_formulas():
-    found = run(a_study(others=["keda", "knative"], variants=[PolicyVariant("cheap", {"max_replicas": 1})]))
+    found = compare(
+        a_comparison(others=["keda", "knative"], variants=[PolicyVariant("cheap", {"max_replicas": 1})])
+    )
     by_name = {result["name"]: result for result in found["results"]}
     assert list(by_name) == ["live", "cheap", "keda", "knative"]
     live, cheap = by_name["live"], by_name["cheap"]
@@ -141,7 +143,7 @@ def test_a_spike_beside_the_others_formulas():
 
 
 def test_a_replay_is_the_same_each_time():
-    assert run(a_study()) == run(a_study())
+    assert compare(a_comparison()) == compare(a_comparison())
 
 
 def test_what_no_policy_can_be():
@@ -155,7 +157,7 @@ def test_what_no_policy_can_be():
     with pytest.raises(BadRequest, match="above max"):
         changed(plain, PolicyVariant("a", {"min_replicas": 5}))
     with pytest.raises(BadRequest, match="name of its own"):
-        run(a_study(variants=[PolicyVariant("live", {})]))
+        compare(a_comparison(variants=[PolicyVariant("live", {})]))
 
 
 def test_the_forecast_has_replicas_there_when_the_office_opens():
@@ -163,7 +165,7 @@ def test_the_forecast_has_replicas_there_when_the_office_opens():
     day, opening = 86_400.0, 9 * 3600.0
     came = arrivals.synthetic("workday", rps=0.2, factor=30.0, seconds=2 * day + 10 * 3600.0, seed=2)
     begin = 2 * day + opening - 1800.0
-    study = a_study(
+    study = a_comparison(
         deployment=a_deployment(max_replicas=12, target_wait_ms=1000.0, start_timeout_s=600.0),
         service=ReplicaTiming(call_ms=500.0, start_s=300.0, deadline_s=600.0),
         arrivals=[at - begin for at in came if at >= begin],
@@ -173,7 +175,7 @@ def test_the_forecast_has_replicas_there_when_the_office_opens():
         variants=[PolicyVariant("foreseeing", {"scaling": {"forecast": "daily"}})],
         history=Counter(int(at // 60) for at in came if at < begin),
     )
-    live, foreseeing = run(study)["results"]
+    live, foreseeing = compare(study)["results"]
     assert live["late"] > 1000
     assert foreseeing["late"] < 0.05 * live["late"]
     assert foreseeing["replica_hours"] < 1.6 * live["replica_hours"]
@@ -212,7 +214,7 @@ def test_files():
     for wrong, says in (("", "no arrival"), ("a\nb\n", "Line 2"), ("1,x\n", "Line 1"), ("1,-4\n", "Line 1")):
         with pytest.raises(BadRequest, match=says):
             arrivals.from_csv(wrong)
-    with pytest.raises(BadRequest, match="more than can be replayed"):
+    with pytest.raises(BadRequest, match="too many to replay"):
         arrivals.from_csv("1,2999999\n2,2999999\n")
 
 

@@ -1,1 +1,1 @@
-"""What another policy would have done: arrivals through a simulated queue and the very ``decide``."""
+"""Simulate other policies: arrivals, a queue and replicas in simulated time, under the real ``decide``."""

@@ -1,4 +1,4 @@
-"""Arrivals to replay, as sorted seconds from the beginning: made up, from a file, or as recorded."""
+"""Arrivals to replay, as sorted seconds from the start: synthetic, from a file, or recorded."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ BURST_S = (20.0, 100.0)  # mean length of a burst, and of the pause between two
 
 
 def synthetic(shape: Shape, *, rps: float, factor: float, seconds: float, seed: int) -> list[float]:
-    """Requests that come by chance (a Poisson process) at a rate that follows ``shape``.
+    """Return random arrivals (a Poisson process) at a rate that follows ``shape``.
 
-    ``constant``: ``rps``. ``step``: ``factor`` times that from a third on. ``ramp``: from ``rps`` up to
-    ``factor`` times that at two thirds, and on. ``spike``: ``factor`` times for a fifth, after two fifths.
-    ``diurnal``: between ``rps`` at midnight and ``factor`` times that at noon, each day. ``workday``:
-    ``factor`` times from nine to five, each day, reached within a minute. ``bursty``: ``factor`` times for
-    20 s now and then, on average. Raises BadRequest for more than can be replayed.
+    ``constant``: ``rps``. ``step``: ``factor`` times ``rps`` after a third. ``ramp``: from ``rps`` up to
+    ``factor`` times ``rps`` at two thirds, and then constant. ``spike``: ``factor`` times ``rps`` for a
+    fifth, after two fifths. ``diurnal``: between ``rps`` at midnight and ``factor`` times ``rps`` at noon.
+    ``workday``: ``factor`` times ``rps`` from nine to five, reached within a minute. ``bursty``: bursts of
+    ``factor`` times ``rps``, 20 s long on average. Raise BadRequest for too many arrivals.
     """
     draw = random.Random(seed)
     rate = _rates(shape, rps, factor, seconds, draw)
@@ -37,7 +37,7 @@ def synthetic(shape: Shape, *, rps: float, factor: float, seconds: float, seed: 
     if highest * seconds > MOST:
         raise _too_many(highest * seconds)
     found, at = [], 0.0
-    while highest > 0:  # thinning (Lewis and Shedler): candidates at the highest rate, kept by their share
+    while highest > 0:  # thinning (Lewis and Shedler): keep candidates of the highest rate by their share
         at += draw.expovariate(highest)
         if at >= seconds:
             break
@@ -47,23 +47,23 @@ def synthetic(shape: Shape, *, rps: float, factor: float, seconds: float, seed: 
 
 
 def from_csv(text: str) -> list[float]:
-    """Arrivals of a file: a time for each request, or times with the number of requests until the next time.
+    """Return the arrivals of a CSV file: one time per request, or times with the number of requests.
 
-    Times are seconds (of any origin) or ISO dates; a first line of names is passed over. Raises BadRequest
-    that names the line.
+    Requests of a line with a number are spread until the next time. Times are seconds (of any origin) or ISO
+    dates. A header line is skipped. Raise BadRequest with the line's number.
     """
     rows = [(number, row) for number, row in enumerate(csv.reader(io.StringIO(text)), start=1) if row]
     if rows and not _is_time(rows[0][1][0]):
         rows = rows[1:]
     if not rows:
-        raise BadRequest("The file holds no arrival: lines of `time` or `time,count` are expected.")
+        raise BadRequest("The file has no arrivals. Lines of `time` or `time,count` are expected.")
     parsed = [(_time(row[0], number), _count(row, number)) for number, row in rows]
     parsed.sort()
     if sum(count for _, count in parsed) > MOST:
         raise _too_many(sum(count for _, count in parsed))
     start = parsed[0][0]
     gaps = [b[0] - a[0] for a, b in pairwise(parsed)]
-    usual = median([gap for gap in gaps if gap > 0] or [1.0])  # as far as the last line reaches
+    usual = median([gap for gap in gaps if gap > 0] or [1.0])  # for the requests of the last line
     return [
         at - start + gap * place / count
         for (at, count), gap in zip(parsed, [*gaps, usual], strict=True)
@@ -72,7 +72,7 @@ def from_csv(text: str) -> list[float]:
 
 
 def recorded(by_second: Mapping[int, int], since: int) -> list[float]:
-    """Arrivals of each second since the epoch, spread evenly over it."""
+    """Return recorded arrivals, spread evenly over each second."""
     if sum(by_second.values()) > MOST:
         raise _too_many(sum(by_second.values()))
     return [
@@ -103,7 +103,7 @@ def _rates(
 
 
 def _open(second: float) -> float:
-    """How far open the office is at a second of the day, 0 to 1."""
+    """Return how far the office is open at a second of the day, from 0 to 1."""
     return max(0.0, min(1.0, (second - OPEN_S[0]) / 60.0, (OPEN_S[1] - second) / 60.0))
 
 
@@ -138,9 +138,11 @@ def _time(text: str, line: int) -> float:
         try:
             found = datetime.fromisoformat(text.strip()).timestamp()
         except ValueError:
-            raise BadRequest(f"Line {line}: {text[:40]!r} is neither seconds nor a date.") from None
+            raise BadRequest(
+                f"Line {line}: {text[:40]!r} is neither a number of seconds nor a date."
+            ) from None
     if not math.isfinite(found):
-        raise BadRequest(f"Line {line}: {text[:40]!r} is no time.")
+        raise BadRequest(f"Line {line}: {text[:40]!r} is not a finite time.")
     return found
 
 
@@ -158,5 +160,5 @@ def _count(row: list[str], line: int) -> int:
 
 def _too_many(count: float) -> BadRequest:
     return BadRequest(
-        f"{count:,.0f} requests are more than can be replayed ({MOST:,}): choose a shorter time."
+        f"{count:,.0f} requests are too many to replay (at most {MOST:,}). Choose a shorter time."
     )

@@ -1,4 +1,4 @@
-"""A whole study: the Deployment's own policy, others of ours, others' formulas, all on the same arrivals."""
+"""Compare policies on the same arrivals: the Deployment's own, changed ones, and known formulas."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from services.autoscaler.domain.snapshot import Policy
 from tidegate.kernel.errors import BadRequest
 from tidegate.kernel.protocol.models import Deployment, Version
 
-Other = Literal["keda", "knative"]
+KnownFormula = Literal["keda", "knative"]
 
 LIVE = "live"
-MOST_LOOKS = 2_000_000
+MOST_ROUNDS = 2_000_000
 KNATIVE_SHARE = 0.7
 SHOWN_DECISIONS = 200
 
 
 @dataclass(frozen=True, slots=True)
 class PolicyVariant:
-    """Another policy of ours: what differs from the Deployment's own, as for a change of it."""
+    """Another policy: the changes to the Deployment's own."""
 
     name: str
     changes: Mapping[str, Any]
@@ -36,8 +36,10 @@ class PolicyVariant:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """What to replay. ``start_at`` is the beginning in seconds since the epoch; a look every ``period_s``.
-    ``history`` has the arrivals of the minutes (since the epoch) before, for policies with a forecast.
+    """The policies to compare, on which arrivals. ``arrivals`` are seconds from the start.
+
+    ``start_at`` is in seconds since the epoch; there is a round every ``period_s`` seconds. ``history`` has
+    the earlier arrivals by minute since the epoch, for policies with a forecast.
     """
 
     deployment: Deployment
@@ -50,35 +52,35 @@ class Comparison:
     period_s: float = 0.5
     seed: int = 0
     variants: Sequence[PolicyVariant] = ()
-    others: Sequence[Other] = ()
+    others: Sequence[KnownFormula] = ()
     history: Mapping[int, int] = field(default_factory=dict)
 
 
-def run(study: Comparison) -> dict[str, Any]:
-    """Figures and courses of every policy. Raises BadRequest for what cannot be replayed."""
-    controllers = _controllers(study)
-    if study.seconds / study.period_s * len(controllers) > MOST_LOOKS:
+def compare(comparison: Comparison) -> dict[str, Any]:
+    """Return the figures and timelines of every policy. Raise BadRequest if it is too much to replay."""
+    controllers = _controllers(comparison)
+    if comparison.seconds / comparison.period_s * len(controllers) > MOST_ROUNDS:
         raise BadRequest(
-            f"{study.seconds:.0f} s under {len(controllers)} policies are more than can be replayed at once."
+            f"{comparison.seconds:.0f} s under {len(controllers)} policies are too much: replay less."
         )
-    own = study.deployment
-    outcomes = [_outcome(study, controller) for controller in controllers]
+    own = comparison.deployment
+    outcomes = [_outcome(comparison, controller) for controller in controllers]
     return {
         "deployment": own.name,
-        "seconds": study.seconds,
-        "start_at": study.start_at,
-        "requests": len(study.arrivals),
-        "service": asdict(study.service),
+        "seconds": comparison.seconds,
+        "start_at": comparison.start_at,
+        "requests": len(comparison.arrivals),
+        "service": asdict(comparison.service),
         "target_wait_ms": own.target_wait_ms,
         "price_per_hour": own.scaling.price_per_hour,
         "results": [summary(o, own.target_wait_ms, own.scaling.price_per_hour) for o in outcomes],
-        "timelines": {o.name: timeline(o, study.seconds) for o in outcomes},
+        "timelines": {o.name: timeline(o, comparison.seconds) for o in outcomes},
         "decisions": {o.name: [asdict(d) for d in o.decisions[-SHOWN_DECISIONS:]] for o in outcomes},
     }
 
 
 def changed(deployment: Deployment, variant: PolicyVariant) -> Deployment:
-    """The Deployment under another policy; null goes back to the default. Raises BadRequest."""
+    """Return the Deployment with another policy; null sets the default. Raise BadRequest."""
     plain = deployment.model_dump(mode="json")
     changes = dict(variant.changes)
     scaling = {**plain.pop("scaling"), **(changes.pop("scaling", None) or {})}
@@ -94,31 +96,35 @@ def changed(deployment: Deployment, variant: PolicyVariant) -> Deployment:
     return found
 
 
-def _controllers(study: Comparison) -> list[Controller]:
-    own = study.deployment
-    policies = {LIVE: own} | {v.name: changed(own, v) for v in study.variants}
+def _controllers(comparison: Comparison) -> list[Controller]:
+    own = comparison.deployment
+    policies = {LIVE: own} | {v.name: changed(own, v) for v in comparison.variants}
     found: list[Controller] = [
-        DecideController(name, policy, study.version, study.policy, history=Counter(study.history))
+        DecideController(
+            name, policy, comparison.version, comparison.policy, history=Counter(comparison.history)
+        )
         for name, policy in policies.items()
     ]
-    # As many outstanding for each replica as make its wait just the target: what our own rule aims at.
-    each = study.service.batch + own.target_wait_ms / study.service.call_ms * study.service.batch
-    for other in study.others:
+    # The requests outstanding per replica at which the wait is the target, as in the rule `wait`.
+    each = (
+        comparison.service.batch + own.target_wait_ms / comparison.service.call_ms * comparison.service.batch
+    )
+    for other in comparison.others:
         formula = Keda(max(1.0, math.floor(each))) if other == "keda" else Knative(each * KNATIVE_SHARE)
         found.append(FormulaController(other, own, formula))
-    names = [LIVE, *(variant.name for variant in study.variants), *study.others]
+    names = [LIVE, *(variant.name for variant in comparison.variants), *comparison.others]
     if len(set(names)) < len(names):
-        raise BadRequest(f"Each policy needs a name of its own: {', '.join(names)}.")
+        raise BadRequest(f"Each policy needs a different name: {', '.join(names)}.")
     return found
 
 
-def _outcome(study: Comparison, controller: Controller) -> ReplayOutcome:
+def _outcome(comparison: Comparison, controller: Controller) -> ReplayOutcome:
     return replay(
-        study.arrivals,
+        comparison.arrivals,
         controller,
-        study.service,
-        seconds=study.seconds,
-        start_at=study.start_at,
-        period_s=study.period_s,
-        seed=study.seed,
+        comparison.service,
+        seconds=comparison.seconds,
+        start_at=comparison.start_at,
+        period_s=comparison.period_s,
+        seed=comparison.seed,
     )

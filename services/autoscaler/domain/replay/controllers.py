@@ -1,4 +1,4 @@
-"""Who decides in a replay: our own ``decide``, or another system's formula over the same replicas."""
+"""The controllers of a replay: the real ``decide``, or the formula of another autoscaler."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from services.autoscaler.domain.deployment_round import start_time
 from services.autoscaler.domain.forecast import MINUTE_S, expected
 from services.autoscaler.domain.launcher import Running, fingerprint, replica_name
 from services.autoscaler.domain.memory import State
-from services.autoscaler.domain.replay.fleet import Server, SimulatedFleet
+from services.autoscaler.domain.replay.fleet import SimulatedFleet, SimulatedReplica
 from services.autoscaler.domain.replay.formulas import FleetView, Formula
 from services.autoscaler.domain.snapshot import Decision, Drain, Kill, Launch, Policy, Snapshot
 from tidegate.kernel.protocol.models import Deployment, DesiredState, Version
@@ -19,22 +19,22 @@ from tidegate.kernel.protocol.presence import GatewayLoad, GatewayReport, Gatewa
 
 
 class Controller(Protocol):
-    """Looks at a fleet and changes it; ``target`` is how many replicas it wants."""
+    """The interface of controllers, which change a fleet; ``target`` is their number of replicas."""
 
     name: str
     target: int
     decisions: list[Decision]
 
     def begin(self, fleet: SimulatedFleet, now: float) -> None:
-        """Have the least replicas there, ready."""
+        """Make the minimum of replicas ready."""
 
     def round(self, fleet: SimulatedFleet, now: float) -> None:
-        """One look, and what comes of it."""
+        """Observe the fleet once, and start or drain replicas."""
 
 
 @dataclass(slots=True)
 class DecideController:
-    """The Deployment under its own policy or another one, by the ``decide`` that runs live."""
+    """The real ``decide``, with a Deployment's own policy or another one."""
 
     name: str
     deployment: Deployment
@@ -49,7 +49,7 @@ class DecideController:
     _expected_at: float = 0.0
 
     def begin(self, fleet: SimulatedFleet, now: float) -> None:
-        """Have the least replicas there, ready, and the time of a start known."""
+        """Make the minimum of replicas ready, and the start time known."""
         name, least = self.deployment.name, self.deployment.min_replicas
         generations = {(name, slot): 1 for slot in range(max(1, least))}
         self._state = State(generations=generations, starts={name: (fleet.service.start_s,)})
@@ -57,7 +57,7 @@ class DecideController:
             fleet.ready(_running(self.deployment, slot, 1, now), now)
 
     def round(self, fleet: SimulatedFleet, now: float) -> None:
-        """One look, and what comes of it."""
+        """Observe the fleet once, and start or drain replicas."""
         self.history[int(now // MINUTE_S)] += fleet.arrived - self._arrived
         self._arrived = fleet.arrived
         snapshot = self._snapshot(fleet, now)
@@ -96,7 +96,7 @@ class DecideController:
 
 @dataclass(slots=True)
 class FormulaController:
-    """Another system's formula, between the same bounds, with the same replicas to start and to drain."""
+    """The formula of another autoscaler, within the same bounds and with the same replicas."""
 
     name: str
     deployment: Deployment
@@ -106,19 +106,19 @@ class FormulaController:
     _generation: int = 0
 
     def begin(self, fleet: SimulatedFleet, now: float) -> None:
-        """Have the least replicas there, ready."""
+        """Make the minimum of replicas ready."""
         self.target = self.deployment.min_replicas
         for _ in range(self.target):
             fleet.ready(self._next(now), now)
 
     def round(self, fleet: SimulatedFleet, now: float) -> None:
-        """One look, and what comes of it."""
+        """Observe the fleet once, and start or drain replicas."""
         for replica in [name for name, s in fleet.servers.items() if s.gone_at is not None]:
             fleet.kill(replica)
         active = [s for s in fleet.servers.values() if not s.draining]
         ready = sum(s.ready_at <= now for s in active)
-        seen = FleetView(now, fleet.outstanding(), ready, self.target)
-        found = self.formula.desired(seen)
+        view = FleetView(now, fleet.outstanding(), ready, self.target)
+        found = self.formula.desired(view)
         self.target = max(self.deployment.min_replicas, min(self.deployment.max_replicas, found))
         for _ in range(self.target - len(active)):
             fleet.launch(self._next(now), now)
@@ -145,7 +145,7 @@ def _running(deployment: Deployment, slot: int, generation: int, now: float) -> 
     )
 
 
-def _report(server: Server, now: float) -> ReplicaReport:
+def _report(server: SimulatedReplica, now: float) -> ReplicaReport:
     calls = server.calls
     return ReplicaReport(
         replica=server.running.replica,

@@ -1,7 +1,7 @@
-"""A queue and its replicas, in simulated time: first come, first served, by whoever is free.
+"""Simulate a queue and its replicas: the first request goes to the first free replica.
 
-Event by event, exact to the request: a call takes what waits up to the batch, and lasts as long as the model.
-What may still change (who is there to take a request) is only settled up to the next look.
+The simulation is exact for each request: a call takes the waiting requests up to the batch size, and lasts
+as long as the model. It advances only to the next round, because a round may change the replicas.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from services.autoscaler.domain.launcher import Running
 
 @dataclass(frozen=True, slots=True)
 class ReplicaTiming:
-    """What a replica is like. Times in ms; ``deadline_s``: nobody waits for longer, what does is not run.
+    """The times of a replica. Requests that waited longer than ``deadline_s`` expire.
 
-    A call takes ``call_ms``, plus ``row_ms`` for each request after the first; ``spread`` is the share by
-    which calls differ. ``batch`` requests share a call at most. A start takes ``start_s`` seconds.
+    A call takes ``call_ms``, plus ``row_ms`` for each request after the first, and varies by the share
+    ``spread``. At most ``batch`` requests share a call. A start takes ``start_s`` seconds.
     """
 
     call_ms: float
@@ -33,8 +33,8 @@ class ReplicaTiming:
 
 
 @dataclass(slots=True)
-class Server:
-    """One replica: free again at ``free_at``; what its last call counts becomes visible when it is over."""
+class SimulatedReplica:
+    """A simulated replica, free again at ``free_at``. Its last call is counted when it is over."""
 
     running: Running
     ready_at: float
@@ -58,13 +58,15 @@ class Server:
 
 @dataclass(slots=True)
 class SimulatedFleet:
-    """The queue in front of the replicas. Of every request served ``arrivals`` has the time and ``waits`` the
-    wait in ms; ``expired`` are the times of those that waited for too long, ``replica_s`` what was paid for.
+    """The queue and the simulated replicas.
+
+    ``arrivals`` and ``waits`` have the arrival time and the wait in ms of every served request, ``expired``
+    the arrival times of expired ones. ``replica_s`` is the total time of replicas in seconds.
     """
 
     service: ReplicaTiming
     seed: int = 0
-    servers: dict[str, Server] = field(default_factory=dict)
+    servers: dict[str, SimulatedReplica] = field(default_factory=dict)
     queue: deque[float] = field(default_factory=deque)
     arrivals: array[float] = field(default_factory=lambda: array("d"))
     waits: array[float] = field(default_factory=lambda: array("d"))
@@ -77,28 +79,28 @@ class SimulatedFleet:
         self._draw = random.Random(self.seed)
 
     def launch(self, running: Running, now: float) -> None:
-        """Start a replica: it serves after its start time."""
+        """Start a replica, which serves after its start time."""
         ready = now + self.service.start_s
-        self.servers[running.replica] = Server(running, ready, ready)
+        self.servers[running.replica] = SimulatedReplica(running, ready, ready)
 
     def ready(self, running: Running, now: float) -> None:
-        """Have a replica there that serves already."""
-        self.servers[running.replica] = Server(running, now, now)
+        """Add a replica that is ready."""
+        self.servers[running.replica] = SimulatedReplica(running, now, now)
 
     def drain(self, replica: str, now: float) -> None:
-        """Let a replica finish its call and go."""
+        """Drain a replica: it finishes its call and ends."""
         server = self.servers[replica]
         server.draining = True
         server.running = replace(server.running, draining_since=now)
         if server.ready_at > now:
-            server.free_at = now  # it does not serve yet: it just goes
+            server.free_at = now  # it does not serve yet, so it ends now
 
     def kill(self, replica: str) -> None:
-        """Forget a replica."""
+        """Remove a replica."""
         self.servers.pop(replica, None)
 
     def advance(self, arrivals: Iterable[float], now: float, until: float) -> None:
-        """Let time pass from ``now`` to ``until``, with these arrivals in between."""
+        """Advance the simulation from ``now`` to ``until``, with these arrivals in between."""
         before = len(self.queue)
         self.queue.extend(arrivals)
         self.arrived += len(self.queue) - before
@@ -117,11 +119,11 @@ class SimulatedFleet:
                 server.gone_at = max(now, min(server.free_at, until))
 
     def outstanding(self) -> int:
-        """Requests that wait or run."""
+        """Return the number of requests that wait or run."""
         return len(self.queue) + sum(server.under_way for server in self.servers.values())
 
-    def _serve(self, server: Server, until: float) -> bool:
-        """The next call of ``server``, if it begins before ``until``."""
+    def _serve(self, server: SimulatedReplica, until: float) -> bool:
+        """Run the next call of ``server``. Return False if it begins after ``until``."""
         begin = max(server.free_at, self.queue[0])
         if begin >= until:
             return False

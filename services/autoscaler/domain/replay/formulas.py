@@ -1,15 +1,15 @@
-"""The published formulas of two others, beside ours: what they would want, with their documented defaults.
+"""The published formulas of two other autoscalers, with their documented defaults (ADR 032).
 
 KEDA with the Kubernetes HPA, after keda.sh/docs ("Scaling Deployments") and kubernetes.io/docs ("Horizontal
-Pod Autoscaling", "Algorithm details" and "Default behavior"): looked at every 15 s (from zero: 30 s), desired
-= ceil(queue / value), nothing within a tenth of it; up by at most 4 or 100 % in 15 s, down to the largest
-wish of the last 300 s; to zero 300 s after the last message.
+Pod Autoscaling", "Algorithm details" and "Default behavior"): every 15 s (30 s at zero), desired =
+ceil(queue / value), without a change within a tenth. Up by at most 4 or 100 % in 15 s, down to the largest
+result of the last 300 s, and to zero 300 s after the last message.
 
 Knative's KPA, after knative.dev/docs ("Additional autoscaling configuration for the KPA"): every 2 s,
-ceil(concurrency / target) of the mean over 60 s, or over 6 s in a panic, which begins at twice what is ready,
-takes nothing away, and ends 60 s after that; down by at most half at a time, to zero after 30 s more.
+ceil(concurrency / target) with the mean over 60 s, or over 6 s in a panic. A panic begins at twice the ready
+replicas, removes none, and ends after 60 s. Down by at most half at a time, and to zero after another 30 s.
 
-Both look at the same queue as ours, requests that wait and that run, though they would see it later.
+Both observe the same queue as ``decide``: requests that wait and run. In production they would see it later.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import NamedTuple, Protocol
 
 
 class FleetView(NamedTuple):
-    """One look: the time (seconds), requests that wait or run, replicas that are ready, and the last wish."""
+    """The fleet at one time (seconds): outstanding requests, ready replicas, and the current target."""
 
     now: float
     outstanding: int
@@ -30,15 +30,15 @@ class FleetView(NamedTuple):
 
 
 class Formula(Protocol):
-    """From looks to replicas; it is asked at every look and answers the last wish between its own."""
+    """The interface of formulas. Between two of its own periods, a formula returns the current target."""
 
-    def desired(self, seen: FleetView) -> int:
-        """How many replicas it wants now, unbounded."""
+    def desired(self, view: FleetView) -> int:
+        """Return the desired replicas, without bounds."""
 
 
 @dataclass(slots=True)
 class Keda:
-    """``value``: messages for each replica."""
+    """KEDA with the HPA; ``value`` is the number of messages per replica."""
 
     value: float
     sync_s: float = 15.0
@@ -48,35 +48,35 @@ class Keda:
     cooldown_s: float = 300.0
     _next: float = 0.0
     _active_at: float = 0.0
-    _wishes: deque[tuple[float, int]] = field(default_factory=deque)
+    _results: deque[tuple[float, int]] = field(default_factory=deque)
 
-    def desired(self, seen: FleetView) -> int:
-        """How many replicas the HPA wants, and KEDA between none and one."""
-        now, current = seen.now, seen.current
+    def desired(self, view: FleetView) -> int:
+        """Return the desired replicas: KEDA decides between 0 and 1, the HPA above."""
+        now, current = view.now, view.current
         if not self._active_at:
             self._active_at = now
-        if seen.outstanding:
+        if view.outstanding:
             self._active_at = now
         if now < self._next:
             return current
         self._next = now + (self.sync_s if current else self.poll_s)
         if current == 0:
-            return 1 if seen.outstanding else 0
+            return 1 if view.outstanding else 0
         if now - self._active_at >= self.cooldown_s:
             return 0
-        ratio = seen.outstanding / (self.value * current)
-        wish = current if abs(ratio - 1.0) <= self.tolerance else math.ceil(seen.outstanding / self.value)
-        self._wishes.append((now, wish))
-        while self._wishes[0][0] <= now - self.down_window_s:
-            self._wishes.popleft()
-        if wish > current:
-            return min(wish, max(current + 4, current * 2))
-        return max(1, min(current, max(n for _, n in self._wishes)))
+        ratio = view.outstanding / (self.value * current)
+        desired = current if abs(ratio - 1.0) <= self.tolerance else math.ceil(view.outstanding / self.value)
+        self._results.append((now, desired))
+        while self._results[0][0] <= now - self.down_window_s:
+            self._results.popleft()
+        if desired > current:
+            return min(desired, max(current + 4, current * 2))
+        return max(1, min(current, max(n for _, n in self._results)))
 
 
 @dataclass(slots=True)
 class Knative:
-    """``target``: requests for each replica, what waits included."""
+    """Knative's KPA; ``target`` is the number of requests per replica, waiting ones included."""
 
     target: float
     tick_s: float = 2.0
@@ -91,14 +91,14 @@ class Knative:
     _idle_at: float | None = None
     _samples: deque[tuple[float, int]] = field(default_factory=deque)
 
-    def desired(self, seen: FleetView) -> int:
-        """How many replicas the KPA wants."""
-        now, ready = seen.now, max(1, seen.ready)
-        self._samples.append((now, seen.outstanding))
+    def desired(self, view: FleetView) -> int:
+        """Return the desired replicas."""
+        now, ready = view.now, max(1, view.ready)
+        self._samples.append((now, view.outstanding))
         while self._samples[0][0] <= now - self.stable_s:
             self._samples.popleft()
         if now < self._next:
-            return seen.current
+            return view.current
         self._next = now + self.tick_s
         stable = math.ceil(self._mean(now - self.stable_s) / self.target)
         sudden = math.ceil(self._mean(now - self.panic_s) / self.target)
@@ -107,18 +107,18 @@ class Knative:
             self._panic_at = now
         elif self._panic_at is not None and now - self._panic_at > self.stable_s:
             self._panic_at, self._most = None, 0
-        wish = max(stable, least)
+        desired = max(stable, least)
         if self._panic_at is not None:
-            self._most = max(self._most, wish, sudden)
-            wish = self._most
-        return self._or_zero(wish if stable or self._panic_at is not None else stable, now, seen)
+            self._most = max(self._most, desired, sudden)
+            desired = self._most
+        return self._or_zero(desired if stable or self._panic_at is not None else stable, now, view)
 
-    def _or_zero(self, wish: int, now: float, seen: FleetView) -> int:
-        if wish > 0 or seen.outstanding:
+    def _or_zero(self, desired: int, now: float, view: FleetView) -> int:
+        if desired > 0 or view.outstanding:
             self._idle_at = None
-            return max(1, wish)
+            return max(1, desired)
         self._idle_at = self._idle_at or now
-        return 0 if now - self._idle_at >= self.grace_s else min(1, seen.current)
+        return 0 if now - self._idle_at >= self.grace_s else min(1, view.current)
 
     def _mean(self, since: float) -> float:
         values = [n for at, n in self._samples if at > since]

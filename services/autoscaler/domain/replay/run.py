@@ -1,4 +1,4 @@
-"""A replay: the same arrivals under each controller, look by look, and what came of each."""
+"""Replay arrivals under one controller, round by round, and summarize the outcome."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ POINTS = 400
 
 @dataclass(frozen=True, slots=True)
 class FleetSample:
-    """The world at one look; times are seconds from the beginning."""
+    """The fleet after one round; ``at`` is in seconds from the start."""
 
     at: float
     backlog: int
@@ -28,10 +28,10 @@ class FleetSample:
 
 @dataclass(slots=True)
 class ReplayOutcome:
-    """What one controller made of the arrivals."""
+    """The outcome of one controller. Times are in seconds from the start, ``waits`` in ms."""
 
     name: str
-    looks: list[FleetSample] = field(default_factory=list)
+    samples: list[FleetSample] = field(default_factory=list)
     arrivals: array[float] = field(default_factory=lambda: array("d"))
     waits: array[float] = field(default_factory=lambda: array("d"))
     expired: array[float] = field(default_factory=lambda: array("d"))
@@ -50,15 +50,15 @@ def replay(
     period_s: float = 0.5,
     seed: int = 0,
 ) -> ReplayOutcome:
-    """Let ``arrivals`` (sorted seconds from the beginning) come to what ``controller`` has running.
+    """Return the outcome of ``arrivals`` (sorted seconds from the start) under ``controller``.
 
-    ``start_at`` is the beginning in seconds since the epoch: schedules and forecasts go by it.
+    ``start_at`` is the start in seconds since the epoch, for schedules and forecasts.
     """
     fleet, found = SimulatedFleet(service, seed), ReplayOutcome(controller.name)
     times = [start_at + at for at in arrivals]
     controller.begin(fleet, start_at)
-    place, looks = 0, math.ceil(seconds / period_s)
-    for number in range(looks):
+    place, rounds = 0, math.ceil(seconds / period_s)
+    for number in range(rounds):
         now = start_at + number * period_s
         controller.round(fleet, now)
         until = now + period_s
@@ -66,7 +66,7 @@ def replay(
         fleet.advance(times[place:end], now, until)
         place = end
         ready = sum(s.ready_at <= until and not s.draining for s in fleet.servers.values())
-        found.looks.append(FleetSample(until - start_at, fleet.outstanding(), ready, controller.target))
+        found.samples.append(FleetSample(until - start_at, fleet.outstanding(), ready, controller.target))
     found.arrivals = array("d", (at - start_at for at in fleet.arrivals))
     found.expired = array("d", (at - start_at for at in fleet.expired))
     found.waits, found.left, found.replica_s = fleet.waits, len(fleet.queue), fleet.replica_s
@@ -75,12 +75,12 @@ def replay(
 
 
 def summary(outcome: ReplayOutcome, target_wait_ms: float, price_per_hour: float | None) -> dict[str, Any]:
-    """The figures of an outcome: waits in ms, what was late, what it took, how calm it was."""
+    """Return the figures of an outcome: waits in ms, late requests, replica-hours, changes of the target."""
     waits = sorted(outcome.waits)
     late = len(waits) - bisect_left(waits, target_wait_ms + 1e-9)
     served = len(waits)
     gone = len(outcome.expired)
-    targets = [look.target for look in outcome.looks]
+    targets = [sample.target for sample in outcome.samples]
     steps = [b - a for a, b in pairwise(targets) if b != a]
     hours = outcome.replica_s / 3600.0
     return {
@@ -104,7 +104,7 @@ def summary(outcome: ReplayOutcome, target_wait_ms: float, price_per_hour: float
 
 
 def timeline(outcome: ReplayOutcome, seconds: float, points: int = POINTS) -> dict[str, list[float]]:
-    """The course of an outcome in at most ``points`` buckets: arrivals a second, backlog, replicas, waits."""
+    """Return an outcome over time, in at most ``points`` buckets: arrivals, backlog, replicas, waits."""
     width = max(seconds / points, 0.5)
     count = math.ceil(seconds / width)
     came = [0] * count
@@ -117,10 +117,10 @@ def timeline(outcome: ReplayOutcome, seconds: float, points: int = POINTS) -> di
         came[min(count - 1, int(at / width))] += 1
     last: list[FleetSample | None] = [None] * count
     most = [0] * count
-    for look in outcome.looks:
-        bucket = min(count - 1, int(look.at / width))
-        last[bucket] = look
-        most[bucket] = max(most[bucket], look.backlog)
+    for sample in outcome.samples:
+        bucket = min(count - 1, int(sample.at / width))
+        last[bucket] = sample
+        most[bucket] = max(most[bucket], sample.backlog)
     kept = FleetSample(0.0, 0, 0, 0)
     found: dict[str, list[float]] = {
         "at": [], "arrivals": [], "backlog": [], "ready": [], "target": [], "wait_p95_ms": []
@@ -137,7 +137,7 @@ def timeline(outcome: ReplayOutcome, seconds: float, points: int = POINTS) -> di
 
 
 def percentile(ordered: Sequence[float], percent: float) -> float:
-    """The value that ``percent`` of the ordered values do not exceed; 0 of none."""
+    """Return the percentile of ordered values; 0 if there are none."""
     if not ordered:
         return 0.0
     return ordered[min(len(ordered) - 1, math.ceil(len(ordered) * percent / 100) - 1)]
