@@ -1,1 +1,1 @@
-"""The outside world: processes, the registry, the files the autoscaler keeps."""
+"""Access to the outside: launchers, the registry, the store, databases and logs."""

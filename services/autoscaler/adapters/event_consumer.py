@@ -1,4 +1,4 @@
-"""Hints from RabbitMQ: something changed in the registry, somebody wants a Deployment."""
+"""Consume events from RabbitMQ: changes in the registry, and demand for a Deployment."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tidegate.kernel.service.app import new_request_id
 
 
 class EventConsumer:
-    """Consumes this service's own copy of the events. Losing some does no harm: everything is re-read."""
+    """Consumes this service's copy of the events. Lost events do no harm: everything is polled, too."""
 
     def __init__(
         self, amqp_url: str, *, on_registry: Callable[[], None], on_demand: Callable[[str], None]
@@ -23,7 +23,7 @@ class EventConsumer:
 
     @property
     def problem(self) -> str | None:
-        """What is wrong with the connection; None when it is well."""
+        """Return what is wrong with the connection; None if it works."""
         return self._connection.problem
 
     async def __aenter__(self) -> Self:
@@ -36,7 +36,7 @@ class EventConsumer:
         await self._connection.stop()
 
     async def _setup(self, channel: Channel) -> None:
-        # A name of its own for each connection: the former one's queue may not be gone yet.
+        # A new name for each connection, because the queue of the last one may still exist.
         queue = events_queue("autoscaler", new_request_id())
         await channel.declare(EVENTS)
         await channel.declare(queue)

@@ -1,4 +1,4 @@
-"""One autoscaler leads: an flock on ``<state>/run/autoscaler.lock``, given up with the process."""
+"""The leader lock: an flock on ``<state>/run/autoscaler.lock``, which ends with the process."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ POLL_S = 0.5
 
 
 class LeaderLock:
-    """The lock; ``held`` tells whether this process leads."""
+    """The lock that makes one autoscaler the leader."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -19,11 +19,11 @@ class LeaderLock:
 
     @property
     def held(self) -> bool:
-        """Whether this process leads."""
+        """Return whether this process leads."""
         return self._descriptor is not None
 
     def try_take(self) -> bool:
-        """Take the lock if nobody has it."""
+        """Take the lock if it is free, and return whether this process has it."""
         self._path.parent.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
@@ -37,18 +37,18 @@ class LeaderLock:
         return True
 
     async def take(self) -> None:
-        """Wait until this process leads."""
+        """Wait until this process has the lock."""
         while not self.try_take():
             await asyncio.sleep(POLL_S)
 
     def release(self) -> None:
-        """Let another lead."""
+        """Release the lock."""
         if self._descriptor is not None:
             os.close(self._descriptor)
             self._descriptor = None
 
     def holder(self) -> str:
-        """The pid of the process that leads, as it wrote it."""
+        """Return the pid of the leader, from the lock file."""
         try:
             return self._path.read_text().strip()
         except OSError:

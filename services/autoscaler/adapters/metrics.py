@@ -1,4 +1,4 @@
-"""Prometheus metrics of the autoscaler."""
+"""The Prometheus metrics of the autoscaler."""
 
 from __future__ import annotations
 
@@ -30,8 +30,9 @@ ROUND_SECONDS = Histogram(
     "Time of one round of observe, decide and act.",
     buckets=(0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10),
 )
+# The label `flavour` is the name of the pool. It is published, so it keeps its old name.
 WARM_WORKERS = Gauge(
-    "tidegate_autoscaler_warm_workers", "Workers that wait without a model and can be had.", ["flavour"]
+    "tidegate_autoscaler_warm_workers", "Workers that wait without a model and are available.", ["flavour"]
 )
 WARM_GIVEN = Counter(
     "tidegate_autoscaler_warm_given_total",
@@ -42,7 +43,7 @@ STATES = ("desired", "ready", "starting", "draining")
 
 
 def show(statuses: Mapping[str, DeploymentStatus], gone: Iterable[str]) -> None:
-    """Set the gauges, and remove those of Deployments that are gone."""
+    """Set the gauges, and remove those of deleted Deployments (``gone``)."""
     for name in gone:
         for state in STATES:
             REPLICAS.remove(name, state)
@@ -54,7 +55,7 @@ def show(statuses: Mapping[str, DeploymentStatus], gone: Iterable[str]) -> None:
 
 
 def count(decisions: Iterable[Decision], actions: Iterable[tuple[str, Action]]) -> None:
-    """Count decisions and, of the actions (each with its Deployment), the ends of replicas."""
+    """Count decisions, and the ended replicas among the actions (each with its Deployment)."""
     for decision in decisions:
         DECISIONS.labels(decision.deployment, decision.rule).inc()
     for deployment, action in actions:

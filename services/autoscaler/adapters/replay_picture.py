@@ -1,4 +1,4 @@
-"""A replay as a picture: arrivals, backlog, replicas and waits over time, a line for each policy."""
+"""Draw a replay: arrivals, backlog, replicas and waits over time, with a line for each policy."""
 
 from __future__ import annotations
 
@@ -9,14 +9,16 @@ from typing import Any
 OURS = ("#0a6cbd", "#2a9d5c", "#8a4fbf", "#c2407d", "#4c5f7a", "#b08900")
 OTHERS = {"keda": "#e08b2c", "knative": "#9aa5b1"}
 
-Course = Mapping[str, Sequence[float]]
+Timeline = Mapping[str, Sequence[float]]
 
 
-def draw(title: str, courses: Mapping[str, Course], target_wait_ms: float) -> bytes:
-    """A PNG. A course has lists of ``at`` (seconds), ``arrivals``, ``backlog``, ``ready``, ``target`` and
-    ``wait_p95_ms``, all of one length.
+def draw(title: str, timelines: Mapping[str, Timeline], target_wait_ms: float) -> bytes:
+    """Return a PNG of the timelines, by policy.
+
+    A timeline has lists of ``at`` (seconds), ``arrivals``, ``backlog``, ``ready``, ``target`` and
+    ``wait_p95_ms``, all of the same length.
     """
-    # Loaded here: matplotlib takes longer to load than the rest. No window system is asked for.
+    # Imported here, because matplotlib loads slowly. This backend needs no window system.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -24,20 +26,22 @@ def draw(title: str, courses: Mapping[str, Course], target_wait_ms: float) -> by
     FigureCanvasAgg(figure)
     rows: Any = figure.subplots(4, 1, sharex=True)
     arrivals, backlog, replicas, waits = rows
-    first = next(iter(courses.values()))
+    first = next(iter(timelines.values()))
     unit, name = _unit(first["at"][-1])
     times = [at / unit for at in first["at"]]
     arrivals.fill_between(times, first["arrivals"], step="post", color="#c9d3df", linewidth=0)
-    colours = _colours(courses)
-    for label, course in courses.items():
+    colours = _colours(timelines)
+    for label, timeline in timelines.items():
         look = {"color": colours[label], "linewidth": 1.3, "label": label}
-        times = [at / unit for at in course["at"]]
-        backlog.plot(times, course["backlog"], drawstyle="steps-post", **look)
-        replicas.plot(times, course["ready"], drawstyle="steps-post", **look)
-        waits.plot(times, [max(wait, 0.0) for wait in course["wait_p95_ms"]], drawstyle="steps-post", **look)
-        if course["target"]:
+        times = [at / unit for at in timeline["at"]]
+        backlog.plot(times, timeline["backlog"], drawstyle="steps-post", **look)
+        replicas.plot(times, timeline["ready"], drawstyle="steps-post", **look)
+        waits.plot(
+            times, [max(wait, 0.0) for wait in timeline["wait_p95_ms"]], drawstyle="steps-post", **look
+        )
+        if timeline["target"]:
             look |= {"linewidth": 0.8, "linestyle": (0, (3, 2)), "label": None}
-            replicas.plot(times, course["target"], drawstyle="steps-post", **look)
+            replicas.plot(times, timeline["target"], drawstyle="steps-post", **look)
     waits.axhline(target_wait_ms, color="#777777", linewidth=1, linestyle=(0, (6, 3)))
     waits.set_yscale("symlog", linthresh=max(1.0, target_wait_ms))
     labels = ("requests/s", "outstanding", "replicas ready", "wait p95, ms")
@@ -49,14 +53,14 @@ def draw(title: str, courses: Mapping[str, Course], target_wait_ms: float) -> by
         axis.spines[["top", "right"]].set_visible(False)
     waits.set_xlabel(name)
     arrivals.set_title(title, loc="left", fontsize=12)
-    replicas.legend(fontsize=9, frameon=False, ncols=len(courses), loc="upper left")
+    replicas.legend(fontsize=9, frameon=False, ncols=len(timelines), loc="upper left")
     out = io.BytesIO()
     figure.savefig(out, format="png", dpi=120)
     return out.getvalue()
 
 
-def _colours(courses: Mapping[str, Course]) -> dict[str, str]:
-    ours = [label for label in courses if label not in OTHERS]
+def _colours(timelines: Mapping[str, Timeline]) -> dict[str, str]:
+    ours = [label for label in timelines if label not in OTHERS]
     return OTHERS | {label: OURS[place % len(OURS)] for place, label in enumerate(ours)}
 
 

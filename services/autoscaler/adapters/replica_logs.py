@@ -1,4 +1,4 @@
-"""The output of workers after their end, for people who look for a reason: by age and size."""
+"""The logs of workers, kept after their end up to an age and a size."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _WORKER = "worker-"
 
 
 class ReplicaLogs:
-    """``worker-<replica>.log`` in ``folder``; it may be a link to one that began under another name."""
+    """The files ``worker-<replica>.log`` in ``folder``; some are links to logs of warm pool workers."""
 
     def __init__(
         self, folder: Path, limits: LogLimits | None = None, clock: Callable[[], float] = time.time
@@ -28,20 +28,22 @@ class ReplicaLogs:
         self._clock = clock
 
     def path(self, replica: str) -> Path:
-        """Where the output of a replica is."""
+        """Return the path of a replica's log."""
         return self._folder / f"{_WORKER}{replica}.log"
 
     def keep(self, replica: str, output: str) -> None:
-        """Write it down; a disk that is full is no reason to keep a dead worker."""
+        """Write a replica's output. If it fails, for example on a full disk, only log it."""
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
             self.path(replica).write_text(output)
             self.prune()
         except OSError as error:
-            log.warning("a worker's output was not kept", extra={"replica": replica, "problem": str(error)})
+            log.warning(
+                "a worker's output was not written", extra={"replica": replica, "problem": str(error)}
+            )
 
     def prune(self, lives: Callable[[str], bool] = lambda _: False) -> None:
-        """Delete what is too old or too much, but nothing of replicas that live, under either name."""
+        """Delete logs that are too old or too large, but not those of live replicas, under either name."""
         found = defaultdict[str, list[Path]](list)
         for path in self._folder.glob(f"{_WORKER}*.log*"):
             found[log_of(path.name)].append(path)
@@ -57,7 +59,7 @@ class ReplicaLogs:
 
 
 def _kept(replica: str, parts: list[Path]) -> EndedReplicaLog:
-    """Of a link its own time and size: what it leads to may be gone, or not there yet."""
+    """Return a log's size and time; of a link, its own, because its target may be missing."""
     size, written_at = 0, 0.0
     for path in parts:
         with contextlib.suppress(OSError):

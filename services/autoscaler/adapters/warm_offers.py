@@ -1,4 +1,4 @@
-"""Assignments for workers that wait without a model, through RabbitMQ: one of them gets each."""
+"""Offer assignments to workers of a warm pool over RabbitMQ. One worker receives each."""
 
 from __future__ import annotations
 
@@ -30,9 +30,10 @@ class WarmOffers:
         await self._connection.stop()
 
     async def offer(self, pool: str, assignment: Assignment, lives_s: float) -> None:
-        """Offer a replica to whoever waits, for so long; returns when the broker has it.
+        """Offer a replica to the waiting workers for ``lives_s`` seconds; return when the broker has it.
 
-        Raises ``Unavailable``; unless it was not connected, the offer may have been made all the same.
+        Raise ``Unavailable`` if this fails. The offer may be made nevertheless, unless there was no
+        connection.
         """
         channel = self._connection.channel
         if channel is None:

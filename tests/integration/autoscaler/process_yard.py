@@ -60,7 +60,7 @@ class ProcessYard:
 
     def processes(self, replica: str) -> list[procfs.Process]:
         folder = self.state / "replicas" / replica
-        return procfs.owned(procfs.ReplicaIdentity(replica, folder, self.state, 0))
+        return procfs.processes_of(procfs.ReplicaIdentity(replica, folder, self.state, 0))
 
     def alive(self, replica: str) -> int:
         """How many processes of the replica there are."""

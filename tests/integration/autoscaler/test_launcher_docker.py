@@ -118,7 +118,7 @@ async def test_fetching_an_image_does_not_hold_up_the_launcher(yard, assign):
     """In the background; what the registry says comes with the next launch."""
     launcher = yard.launcher(pull="missing")
     work = assign(ONE, image="127.0.0.1:1/tidegate/nowhere:1")
-    with pytest.raises(LaunchFailed, match="is being fetched"):
+    with pytest.raises(LaunchFailed, match="is being pulled"):
         await launcher.launch(work)
 
     async def told():

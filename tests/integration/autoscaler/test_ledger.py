@@ -62,7 +62,7 @@ def test_overrides_are_replaced_and_dropped(tmp_path: Path):
 
 
 def test_a_file_that_is_in_another_ones_hands_is_unavailable_and_not_a_crash(tmp_path: Path):
-    ledger = DecisionStore(tmp_path / "autoscaler.db", patience_s=0.05)
+    ledger = DecisionStore(tmp_path / "autoscaler.db", timeout_s=0.05)
     other = sqlite3.connect(tmp_path / "autoscaler.db", isolation_level=None)
     other.execute("BEGIN EXCLUSIVE")
     with pytest.raises(Unavailable, match="locked"):

@@ -54,7 +54,7 @@ def no_patience(monkeypatch):
 
 async def being_fetched(images: Images) -> None:
     async with asyncio.timeout(LONG_S):
-        with pytest.raises(LaunchFailed, match="image ours/worker is being fetched"):
+        with pytest.raises(LaunchFailed, match="image ours/worker is being pulled"):
             await images.digest("ours/worker")
 
 
@@ -95,7 +95,7 @@ async def test_a_pull_that_fails_is_told_and_tried_again(images, registry, no_pa
     registry.refuses = "no such host."
     await being_fetched(images)
     await fetched(registry)
-    with pytest.raises(LaunchFailed, match=r"was not fetched: no such host\. It is tried again"):
+    with pytest.raises(LaunchFailed, match=r"was not pulled: no such host\. The next start pulls again"):
         await images.digest("ours/worker")
     registry.refuses = ""
     await being_fetched(images)

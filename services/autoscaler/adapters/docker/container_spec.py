@@ -1,4 +1,4 @@
-"""What the container of a replica is created with, as the engine's API reads it."""
+"""Build the engine's request that creates the container of a replica."""
 
 from __future__ import annotations
 
@@ -26,22 +26,20 @@ GPUS = "tidegate.gpus"
 DEFAULTS = "tidegate.defaults"
 
 Pull = Literal["never", "missing", "always"]
-# How an engine is told the GPUs of a container: by device requests, or, where NVIDIA's runtime is its default
-# one, by an environment variable.
+# How the engine gets the GPUs of a container: by device requests, or by an environment variable if NVIDIA's
+# runtime is its default.
 GpuRequest = Literal["devices", "environment"]
 
 
 @dataclass(frozen=True, slots=True)
 class DockerPlan:
-    """How workers are started as containers.
+    """How workers are started as containers. Memory is in MiB; 0: no limit.
 
-    ``token`` is the service token, from which those of replicas follow; ``secrets`` are files for a worker's
-    folder of secrets. ``stack`` begins their names, so two stacks on one engine do not meet. ``home`` is the
-    state folder inside of them, ``volumes`` are named ones by the path where they appear. Memory in MiB,
-    0: no limit.
-    ``compose_project`` lets `docker compose down` end what was launched beside it.
-    With ``model_users`` the worker runs as root with what it takes to run its model as another user, and
-    nothing else of root's.
+    ``token`` is the service token, from which the tokens of replicas are derived. ``secrets`` are files for
+    the worker's secrets folder. ``stack`` is the prefix of container names, so stacks can share an engine.
+    ``home`` is the state folder in the container, ``volumes`` are mount points with their named volumes.
+    ``compose_project`` lets `docker compose down` end the workers, too. With ``model_users`` the worker is
+    root, with only the capabilities to run its model as another user.
     """
 
     stack: str
@@ -66,24 +64,24 @@ class DockerPlan:
     logs: LogLimits | None = None
 
     def name(self, replica: str) -> str:
-        """The container's name, which the engine gives only once: the fence. No name of compose has a dot."""
+        """Return the container's name, which must be unique at the engine. No name of compose has a dot."""
         return f"{self.stack}.{replica}"
 
     @property
     def defaults(self) -> str:
-        """Digest of what a worker gets that its assignment does not say."""
-        given = (self.image, sorted(self.environment.items()), sorted(self.volumes.items()), self.network)
+        """Return a digest of what a worker gets beside its assignment."""
+        base = (self.image, sorted(self.environment.items()), sorted(self.volumes.items()), self.network)
         limits = (self.memory_mb, self.cpus, self.shm_mb, self.gpu_request, self.command, self.model_users)
         keys = (self.token, sorted(self.secrets.items()))
-        return hashlib.sha256(repr((given, limits, keys)).encode()).hexdigest()[:16]
+        return hashlib.sha256(repr((base, limits, keys)).encode()).hexdigest()[:16]
 
     def memory_of(self, start: LaunchSpec) -> int:
-        """The memory limit of a replica in MiB; 0: none."""
+        """Return the memory limit of a replica in MiB; 0: none."""
         return start.resources.memory_mb or self.memory_mb
 
 
 def body(plan: DockerPlan, start: LaunchSpec, image: str, digest: str, gpus: Shares) -> dict[str, Any]:
-    """The request that creates the container."""
+    """Return the request that creates the container."""
     environment = dict(plan.environment)
     if plan.secrets:
         environment["TIDEGATE_SECRETS_DIR"] = f"{plan.home}/secrets"
@@ -93,7 +91,7 @@ def body(plan: DockerPlan, start: LaunchSpec, image: str, digest: str, gpus: Sha
         "Image": image,
         "Env": [f"{key}={value}" for key, value in sorted(environment.items())],
         "Labels": _labels(plan, start, digest, gpus),
-        # For an engine's own `stop`: the worker gets the time that it may need to drain.
+        # For the engine's own `stop`: the worker gets its time to drain.
         "StopSignal": "SIGTERM",
         "StopTimeout": int(start.drain_limit_s) + 10,
         "HostConfig": _host_config(plan, start, gpus),
@@ -118,7 +116,7 @@ def _labels(plan: DockerPlan, start: LaunchSpec, digest: str, gpus: Shares) -> d
     if gpus:
         labels[GPUS] = to_label(gpus)
     if plan.compose_project:
-        # A service that the file does not name: `up` leaves it alone, `down --remove-orphans` ends it.
+        # A service that is not in the compose file: `up` ignores it, `down --remove-orphans` ends it.
         labels |= {
             "com.docker.compose.project": plan.compose_project,
             "com.docker.compose.service": "replica",
@@ -129,22 +127,22 @@ def _labels(plan: DockerPlan, start: LaunchSpec, digest: str, gpus: Shares) -> d
 
 
 def _host_config(plan: DockerPlan, start: LaunchSpec, gpus: Shares) -> dict[str, Any]:
-    wanted = start.resources
+    resources = start.resources
     memory = plan.memory_of(start) * MIB
     config: dict[str, Any] = {
         "NetworkMode": plan.network,
-        # Whether, when and as what it starts again is decided here, not by the engine.
+        # The autoscaler decides about restarts, not the engine.
         "RestartPolicy": {"Name": "no", "MaximumRetryCount": 0},
-        # A first process that passes signals on and buries what a killed worker leaves.
+        # An init process forwards signals, and reaps the processes of a killed worker.
         "Init": True,
         "CapDrop": ["ALL"],
         "CapAdd": list(CAPABILITIES) if plan.model_users else [],
         "SecurityOpt": ["no-new-privileges"],
         "PidsLimit": PIDS_LIMIT,
-        "ShmSize": (wanted.shm_mb or plan.shm_mb) * MIB,
+        "ShmSize": (resources.shm_mb or plan.shm_mb) * MIB,
         "Memory": memory,
-        "MemorySwap": memory,  # no swap on top: a worker that swaps is worse than one that ends
-        "NanoCpus": int((wanted.cpus or plan.cpus) * 1e9),
+        "MemorySwap": memory,  # no swap: a swapping worker is worse than one that ends
+        "NanoCpus": int((resources.cpus or plan.cpus) * 1e9),
         "LogConfig": {"Type": plan.log_driver, "Config": dict(plan.log_options)},
         "Mounts": [
             {"Type": "volume", "Source": volume, "Target": path}

@@ -1,4 +1,4 @@
-"""Since when a replica is asked to finish: one small file for each, kept over a restart."""
+"""Remember since when each container drains, in one file each, so that it survives a restart."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from pathlib import Path
 
 
 class DrainMarks:
-    """Marks in ``folder``. The first mark of a replica counts."""
+    """The drain times in ``folder``. The first time of a replica is kept."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
     def put(self, replica: str, at: float) -> None:
-        """Note that ``replica`` is asked to finish, at seconds since the epoch."""
+        """Remember that ``replica`` drains since ``at`` (seconds since the epoch)."""
         if self.since(replica) is not None:
             return
         self._folder.mkdir(parents=True, exist_ok=True)
@@ -22,13 +22,13 @@ class DrainMarks:
         temporary.replace(self._folder / replica)
 
     def since(self, replica: str) -> float | None:
-        """Since when (seconds since the epoch); None: it is not asked to."""
+        """Return since when a replica drains (seconds since the epoch); None if it does not."""
         try:
             return float((self._folder / replica).read_text())
         except (OSError, ValueError):
             return None
 
     def drop(self, replica: str) -> None:
-        """Forget the mark."""
+        """Remove the time of a replica."""
         with contextlib.suppress(OSError):
             (self._folder / replica).unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""Calls to a container engine: the only place that knows its SDK."""
+"""The client of the container engine. Only this module uses the engine's SDK."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ THREADS = 8
 
 
 class EngineError(Unavailable):
-    """The engine refused a call, in its own words; ``status`` is that of HTTP."""
+    """The engine rejected a call, with its message and HTTP status."""
 
     def __init__(self, message: str, status: int) -> None:
         super().__init__(message)
@@ -33,10 +33,10 @@ class EngineError(Unavailable):
 
 
 class Engine:
-    """A container engine at ``url`` (``unix://`` or ``tcp://``). Every failure is ``Unavailable``.
+    """A container engine at ``url`` (``unix://`` or ``tcp://``). Every failure raises ``Unavailable``.
 
-    The SDK blocks, so calls run in threads, each with a connection of its own. ``token``: what the proxy in
-    front of the engine asks for; an engine itself does not look at it.
+    The SDK blocks, so calls run in threads, each with its own connection. The proxy in front of the engine
+    requires ``token``; the engine itself ignores it.
     """
 
     def __init__(self, url: str, token: str = "") -> None:
@@ -46,41 +46,41 @@ class Engine:
         self._local = threading.local()
 
     def close(self) -> None:
-        """Let the threads go; what they are at is finished."""
+        """Let the threads end after their current calls."""
         self._threads.shutdown(wait=False)
 
     async def containers(self, labels: Mapping[str, str]) -> list[Doc]:
-        """The containers that have all these labels, those that have ended included."""
-        wanted = {"label": [f"{key}={value}" if value else key for key, value in labels.items()]}
-        found: list[Doc] = await self._do(lambda api: api.containers(all=True, filters=wanted))
+        """Return the containers with all these labels, including those that have ended."""
+        filters = {"label": [f"{key}={value}" if value else key for key, value in labels.items()]}
+        found: list[Doc] = await self._do(lambda api: api.containers(all=True, filters=filters))
         return found
 
     async def info(self) -> Doc:
-        """What the engine says of itself and its machine."""
+        """Return the engine's information about itself and its machine."""
         found: Doc = await self._do(lambda api: api.info())
         return found
 
     async def inspect(self, name: str) -> Doc:
-        """Everything about one container."""
+        """Return all information about one container."""
         found: Doc = await self._do(lambda api: api.inspect_container(name))
         return found
 
     async def create(self, name: str, body: Doc) -> str:
-        """Create a container; its id. ``EngineError`` 409: the name is taken."""
+        """Create a container and return its id. Raise ``EngineError`` 409 if the name exists."""
         made: Doc = await self._do(lambda api: api.create_container_from_config(body, name))
         return str(made["Id"])
 
     async def put_files(self, name: str, folder: str, files: Mapping[str, bytes], uid: int) -> None:
-        """Write files (paths relative to ``folder``, their folders are made) into a container."""
+        """Write files into a container. Paths are relative to ``folder``; their folders are created."""
         archive = _archive(files, uid)
         await self._do(lambda api: api.put_archive(name, folder, archive))
 
     async def start(self, name: str) -> None:
-        """Start a container that was created."""
+        """Start a created container."""
         await self._do(lambda api: api.start(name))
 
     async def signal(self, name: str, signal: str) -> bool:
-        """Send a signal to its first process; False when the container does not run."""
+        """Send a signal to the container's first process. Return False if it does not run."""
         try:
             await self._do(lambda api: api.kill(name, signal))
         except EngineError as error:
@@ -90,12 +90,12 @@ class Engine:
         return True
 
     async def wait(self, name: str, timeout_s: float) -> int:
-        """Wait until it has ended; its exit code."""
+        """Wait until the container has ended, and return its exit code."""
         ended: Doc = await self._do(lambda api: api.wait(name, timeout=timeout_s))
         return int(ended["StatusCode"])
 
     async def output(self, name: str, lines: int) -> str:
-        """The last lines of its output; empty where its log cannot be read."""
+        """Return the last lines of a container's output; empty if its log cannot be read."""
         try:
             raw: bytes = await self._do(lambda api: api.logs(name, tail=lines))
         except EngineError:
@@ -103,20 +103,20 @@ class Engine:
         return raw.decode(errors="replace")
 
     async def remove(self, name: str) -> bool:
-        """Kill and remove a container with its anonymous volumes; False when there was none."""
+        """Kill and remove a container with its anonymous volumes. Return False if there is none."""
         try:
             await self._do(lambda api: api.remove_container(name, v=True, force=True))
         except EngineError as error:
             if error.status == 404:
                 return False
-            # Another removal is under way: it is as good as ours.
+            # Another removal is in progress, which has the same result.
             if error.status == 409 and "already in progress" in error.message:
                 return True
             raise
         return True
 
     async def image(self, reference: str) -> Doc | None:
-        """An image that the engine has; None when it has none of that name."""
+        """Return an image of the engine; None if it has none with this name."""
         try:
             found: Doc = await self._do(lambda api: api.inspect_image(reference))
         except EngineError as error:
@@ -126,7 +126,7 @@ class Engine:
         return found
 
     async def pull(self, reference: str) -> None:
-        """Fetch an image. Raises ``EngineError`` in the registry's words."""
+        """Pull an image. Raise ``EngineError`` with the message of the image registry."""
         await self._do(lambda api: _pull(api, reference))
 
     async def _do(self, work: Callable[[docker.APIClient], T]) -> T:
@@ -147,7 +147,7 @@ class Engine:
 
 def _client(url: str, token: str) -> docker.APIClient:
     class Client(docker.APIClient):  # type: ignore[misc]
-        # Its first call is made by its constructor, so a header of the session would come too late.
+        # The constructor already makes a call, so setting a header of the session would be too late.
         def send(self, request: Any, **how: Any) -> Any:
             if token:
                 request.headers["Authorization"] = f"Bearer {token}"
@@ -160,7 +160,7 @@ def _pull(api: docker.APIClient, reference: str) -> None:
     repository, tag = docker.utils.parse_repository_tag(reference)
     api.timeout, before = PULL_TIMEOUT_S, api.timeout
     try:
-        # Errors on the way come as lines of the answer.
+        # Errors during the pull arrive as lines of the response.
         for line in api.pull(repository, tag or "latest", stream=True, decode=True):
             if "error" in line:
                 raise EngineError(f"{reference} cannot be pulled: {line['error']}", 500)

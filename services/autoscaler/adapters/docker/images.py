@@ -1,4 +1,4 @@
-"""The images of workers: what the engine has of them, and fetching them without holding up the loop."""
+"""The images of workers at the engine. Pulls run in the background, so that they do not delay the loop."""
 
 from __future__ import annotations
 
@@ -14,39 +14,39 @@ from tidegate.kernel.errors import Unavailable
 
 log = telemetry.logger(__name__)
 
-# An image that has not changed at its registry is fetched within this: no launch has to fail for it.
+# An unchanged image is pulled within this time, so that its launch does not have to fail.
 MOMENT_S = 1.0
-# What was fetched for a launch that never came is not the newest after so long.
+# After this time, a pull that no launch used does not count as the newest image any more.
 OLD_S = PULL_TIMEOUT_S
 
 
-class Fetch(NamedTuple):
-    """An image on its way, or fetched and not used yet. ``began`` is on the monotonic clock, in seconds."""
+class ImagePull(NamedTuple):
+    """A pull that runs, or that no launch has used yet. ``began`` is a time of the monotonic clock."""
 
     pull: asyncio.Task[None]
     began: float
 
 
 class Images:
-    """Images at one engine, fetched as ``pull`` says."""
+    """The images of one engine, pulled according to ``pull``."""
 
     def __init__(self, engine: Engine, pull: Pull) -> None:
         self._engine = engine
         self._pull = pull
-        self._fetches: dict[str, Fetch] = {}
+        self._pulls: dict[str, ImagePull] = {}
 
     async def digest(self, reference: str) -> str:
-        """The image's name with the digest of its registry, or its id where it comes from none.
+        """Return the image's name with its registry digest, or its id if it has none.
 
-        Raises ``LaunchFailed`` for one that is not there, or not the newest where that is wanted; it is
-        being fetched then if it may be.
+        Raise ``LaunchFailed`` if the image is missing, or not known to be the newest if ``pull`` is
+        "always". A pull is started then, unless ``pull`` is "never".
         """
         found = await self._found(reference)
         digests = found.get("RepoDigests") or []
         return str(digests[0] if digests else found["Id"])
 
     async def uid(self, reference: str) -> int:
-        """The number of the user that the image runs as; 0 where it names none by number."""
+        """Return the user id that the image runs as; 0 if it has no numeric user."""
         found = await self._engine.image(reference)
         user = str(((found or {}).get("Config") or {}).get("User") or "").partition(":")[0]
         return int(user) if user.isdecimal() else 0
@@ -57,49 +57,49 @@ class Images:
         found = await self._engine.image(reference)
         if found is not None:
             if self._pull == "missing":
-                self._fetches.pop(reference, None)
+                self._pulls.pop(reference, None)
             return found
         if self._pull == "never":
-            raise LaunchFailed(f"The engine has no image {reference}, and fetching is switched off.")
-        raise LaunchFailed(self._fetch(reference))
+            raise LaunchFailed(f"The engine has no image {reference}, and TIDEGATE_DOCKER_PULL is `never`.")
+        raise LaunchFailed(self._pull_missing(reference))
 
     async def _renew(self, reference: str) -> None:
-        """Fetch it for this launch, in the background if that takes longer than a moment.
+        """Pull the image for this launch, in the background if it takes longer than a moment.
 
-        Raises ``LaunchFailed`` while it is fetched, and when it was not. What was fetched in the background
+        Raise ``LaunchFailed`` while the pull runs, and if it failed. A pull that ended in the background
         counts for the next launch.
         """
-        fetch, now = self._fetches.get(reference), time.monotonic()
-        if fetch is None or (fetch.pull.done() and now - fetch.began > OLD_S):
-            fetch = self._begin(reference)
-        # Those that have waited for their moment already hold up nobody again.
-        await asyncio.wait({fetch.pull}, timeout=max(0.0, fetch.began + MOMENT_S - now))
-        if not fetch.pull.done():
-            raise LaunchFailed(f"The image {reference} is being fetched.")
-        if self._fetches.get(reference) is fetch:
-            del self._fetches[reference]
-        if (failed := fetch.pull.exception()) is not None:
-            why = failed.message if isinstance(failed, Unavailable) else repr(failed)
-            raise LaunchFailed(f"The image {reference} was not fetched: {why} It is tried again.")
+        running, now = self._pulls.get(reference), time.monotonic()
+        if running is None or (running.pull.done() and now - running.began > OLD_S):
+            running = self._begin(reference)
+        # A launch waits at most until MOMENT_S after the pull began.
+        await asyncio.wait({running.pull}, timeout=max(0.0, running.began + MOMENT_S - now))
+        if not running.pull.done():
+            raise LaunchFailed(f"The image {reference} is being pulled.")
+        if self._pulls.get(reference) is running:
+            del self._pulls[reference]
+        if (failed := running.pull.exception()) is not None:
+            reason = failed.message if isinstance(failed, Unavailable) else repr(failed)
+            raise LaunchFailed(f"The image {reference} was not pulled: {reason} The next start pulls again.")
 
-    def _fetch(self, reference: str) -> str:
-        """Fetch in the background: it may take minutes, in which other replicas must be looked after."""
-        fetch = self._fetches.get(reference)
-        if fetch is not None and not fetch.pull.done():
-            return f"The image {reference} is being fetched."
-        failed = fetch.pull.exception() if fetch is not None else None
+    def _pull_missing(self, reference: str) -> str:
+        """Pull in the background and return the message for the launch. A pull may take minutes."""
+        running = self._pulls.get(reference)
+        if running is not None and not running.pull.done():
+            return f"The image {reference} is being pulled."
+        failed = running.pull.exception() if running is not None else None
         self._begin(reference)
         if isinstance(failed, Unavailable):
-            return f"The image {reference} is not there: {failed.message} It is tried again."
-        return f"The image {reference} is being fetched."
+            return f"The image {reference} is missing: {failed.message} It is pulled again."
+        return f"The image {reference} is being pulled."
 
-    def _begin(self, reference: str) -> Fetch:
+    def _begin(self, reference: str) -> ImagePull:
         pull = asyncio.create_task(self._engine.pull(reference), name=f"pull {reference}")
-        pull.add_done_callback(_tell)
-        fetch = self._fetches[reference] = Fetch(pull, time.monotonic())
-        return fetch
+        pull.add_done_callback(_log_failure)
+        running = self._pulls[reference] = ImagePull(pull, time.monotonic())
+        return running
 
 
-def _tell(pull: asyncio.Task[None]) -> None:
+def _log_failure(pull: asyncio.Task[None]) -> None:
     if not pull.cancelled() and (error := pull.exception()) is not None:
-        log.warning("an image was not fetched", extra={"problem": str(error)})
+        log.warning("an image was not pulled", extra={"problem": str(error)})

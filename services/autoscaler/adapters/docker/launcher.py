@@ -1,8 +1,8 @@
-"""Workers as containers of an engine: the launcher of the compose stack.
+"""Run workers as containers of an engine: the launcher of the compose stack.
 
-The engine remembers what matters: names are unique, so they fence; labels say what a container was launched
-with and which GPUs it holds. Only since when it drains is kept in a file here, as labels cannot change; when
-that is lost, the worker's own report still says that it drains.
+The engine keeps the state: container names are unique, and labels say how a container was launched and which
+GPUs it has. Labels cannot change, so the time since when it drains is in a file here. If the file is lost,
+the worker's heartbeat still says that it drains.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ log = telemetry.logger(__name__)
 Rows = list[Doc]
 Replicas = list[Running]
 
-# How long a container that was created but not started may belong to a launch of another process.
+# For how long a container that is created, but not started, may belong to a launch of another process.
 LAUNCH_GRACE_S = 5.0
 LAST_LINES = 20
 KEPT_LINES = 2000
@@ -59,7 +59,7 @@ HOLDS_GPUS = ALIVE | {"created"}
 
 
 class DockerLauncher:
-    """See :class:`services.autoscaler.domain.launcher.Launcher`."""
+    """A :class:`Launcher` of containers."""
 
     def __init__(
         self,
@@ -76,16 +76,16 @@ class DockerLauncher:
         self._marks = DrainMarks(plan.state_dir / "draining")
         self._logs = ReplicaLogs(plan.state_dir / "log", plan.logs)
         self._launching: set[str] = set()
-        # Two launches of this process would choose the same GPU, and one would fail for nothing.
+        # Without it, two launches of this process would choose the same GPU, and one of them would fail.
         self._choosing = asyncio.Lock()
 
     async def launch(self, assignment: Assignment | WarmAssignment) -> None:
-        """Create a container, hand it its assignment, start it. Raises ``NameTaken`` or ``LaunchFailed``."""
+        """Create a container with its assignment, and start it. Raise ``NameTaken`` or ``LaunchFailed``."""
         start = LaunchSpec.of(assignment)
-        replica, wanted = start.replica, start.resources
+        replica, resources = start.replica, start.resources
         self._launching.add(replica)
         try:
-            if wanted.gpus or wanted.gpu_memory_mb:
+            if resources.gpus or resources.gpu_memory_mb:
                 async with self._choosing:
                     await self._create_with_gpus(start)
             else:
@@ -95,16 +95,16 @@ class DockerLauncher:
             self._launching.discard(replica)
 
     async def drain(self, replica: str) -> None:
-        """SIGTERM to the worker, which finishes what it has and ends, and its container with it."""
+        """Send SIGTERM to the worker, which finishes its work and exits."""
         name = self._plan.name(replica)
         with contextlib.suppress(EngineError):
-            # Marked before the signal: a worker that ends at once was drained and did not die.
+            # Marked before the signal, so that a worker that exits immediately counts as drained.
             await self._engine.inspect(name)
             self._marks.put(replica, self._clock())
             await self._engine.signal(name, "SIGTERM")
 
     async def kill(self, replica: str) -> None:
-        """End the container with all of its processes and remove it; the end of its output is kept."""
+        """Kill and remove the container, and keep the end of its output."""
         name = self._plan.name(replica)
         output = await self._engine.output(name, KEPT_LINES)
         if await self._engine.remove(name) and output:
@@ -112,17 +112,17 @@ class DockerLauncher:
         self._marks.drop(replica)
 
     async def list(self) -> Replicas:
-        """Every container of this stack that is a replica."""
+        """Return every container of this stack that is a replica."""
         rows = await self._rows()
         found = await asyncio.gather(*(self._running(row) for row in rows))
         return sorted((each for each in found if each is not None), key=lambda each: each.replica)
 
     async def output(self, replica: str, lines: int) -> str:
-        """Return the end of a container's output, which the engine keeps while there is the container."""
+        """Return the last lines of a container's output, as long as the container exists."""
         return await self._engine.output(self._plan.name(replica), min(lines, KEPT_LINES))
 
     async def close(self) -> None:
-        """Let go of the engine; workers are left running."""
+        """Close the client of the engine. Workers keep running."""
         self._engine.close()
 
     async def _rows(self) -> Rows:
@@ -149,17 +149,17 @@ class DockerLauncher:
         except NoRoom as reason:
             raise LaunchFailed(f"The worker {replica} {reason}.") from None
         await self._create(start, shares)
-        # Another process may have chosen alike, before it saw this one: the claims' order decides.
+        # Another process may have chosen the same GPU meanwhile. Then the order of the claims decides.
         claims = await self._claims()
         mine = next((claim for claim in claims if claim.replica == replica), None)
         if mine is None or not stands(inventory, claims, mine):
             await self._engine.remove(self._plan.name(replica))
             raise LaunchFailed(
-                f"The worker {replica} lost its GPU to another that chose it at the same time."
+                f"The worker {replica} lost its GPU to another one that was launched at the same time."
             )
 
     async def _claims(self) -> Sequence[GpuClaim]:
-        """What is held of GPUs, by what runs or is about to."""
+        """Return the GPU claims of containers that run or will start."""
         rows = [row for row in await self._rows() if GPUS in row["Labels"] and row["State"] in HOLDS_GPUS]
         return [
             GpuClaim(row["Labels"][REPLICA], from_label(row["Labels"][GPUS]), await self._order(row))
@@ -167,7 +167,7 @@ class DockerLauncher:
         ]
 
     async def _order(self, row: Doc) -> tuple[int, str, str]:
-        """What has started comes first; then by when it was created, to the nanosecond."""
+        """Return the order of a claim: started containers first, then by creation time in nanoseconds."""
         if row["State"] != "created":
             return 0, "", row["Id"]
         try:
@@ -182,7 +182,7 @@ class DockerLauncher:
             reference = start.image or self._plan.image
             uid = 0 if self._plan.model_users else await self._images.uid(reference)
             files = {
-                # Not by its environment, which anyone who may look at the engine reads.
+                # Not in the environment, which everyone with access to the engine can read.
                 "replica/token": replica_token.issue(self._plan.token, replica).encode(),
                 "replica/assignment.json": start.document.encode(),
             }
@@ -197,7 +197,7 @@ class DockerLauncher:
                 raise LaunchFailed(message) from error
             raise
 
-    # -- telling ---------------------------------------------------------------------------------------------
+    # -- listing ---------------------------------------------------------------------------------------------
 
     async def _running(self, row: Doc) -> Running | None:
         labels = row["Labels"]
@@ -211,7 +211,7 @@ class DockerLauncher:
             deployment=parsed[0],
             slot=parsed[1],
             generation=parsed[2],
-            pid=0,  # that is the engine's affair
+            pid=0,  # only the engine knows it
             alive=alive,
             launched_at=_number(labels.get(LAUNCHED_AT), float(row["Created"])),
             fingerprint=self._fingerprint(parsed[0], labels),
@@ -224,7 +224,7 @@ class DockerLauncher:
         )
 
     def _fingerprint(self, deployment: str, labels: Mapping[str, str]) -> str:
-        """One that waits is to be what a worker started now would be: else it is out of date."""
+        """Return the fingerprint; empty for a waiting worker that was started with other defaults."""
         stale = pool_of(deployment) is not None and labels.get(DEFAULTS) != self._plan.defaults
         return "" if stale else labels.get(FINGERPRINT, "")
 
@@ -235,23 +235,23 @@ class DockerLauncher:
         return row["State"] in ALIVE
 
     async def _ending(self, row: Doc) -> tuple[str, bool]:
-        """How a container ended, in words, and whether it ran out of memory."""
+        """Return how a container ended, and whether it ran out of memory."""
         if row["State"] == "created":
-            return "its launch was cut off before it started", False
-        # By name and not by id: a proxy in front of the engine knows ours by their names.
+            return "its launch was interrupted before it started", False
+        # By name, because the proxy of the engine checks names.
         name = self._plan.name(row["Labels"][REPLICA])
         try:
             found = await self._engine.inspect(name)
         except EngineError:  # removed meanwhile
             return describe_exit(None), False
-        how, out_of_memory = _how(found)
+        how, out_of_memory = _ending_of(found)
         return with_last_log_line(how, await self._engine.output(name, LAST_LINES)), out_of_memory
 
 
-def _how(found: Doc) -> tuple[str, bool]:
+def _ending_of(found: Doc) -> tuple[str, bool]:
     state, limit_mb = found["State"], found["HostConfig"]["Memory"] // (1024 * 1024)
     code = int(state["ExitCode"])
-    # The first process tells a signal by 128 + its number.
+    # The init process reports a signal as 128 + its number.
     how = describe_exit(128 - code if 128 < code < 128 + 65 else code)
     if state.get("OOMKilled"):
         limit = f"its container's limit of {limit_mb} MiB" if limit_mb else "the memory of its machine"

@@ -1,4 +1,4 @@
-"""A small SQLite file of the autoscaler's own: one writer, short calls, safe from several threads."""
+"""A small SQLite database with one writer and short calls, which several threads may use."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ Row = tuple[Any, ...]
 
 
 class Database:
-    """The file at ``path`` with ``schema``; every failing call is ``Unavailable``."""
+    """The database at ``path`` with ``schema``. A failing call raises ``Unavailable``."""
 
-    def __init__(self, path: Path, schema: str, *, patience_s: float = 5.0) -> None:
+    def __init__(self, path: Path, schema: str, *, timeout_s: float = 5.0) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch(mode=0o600)  # a Deployment's environment may hold secrets
         self._lock = threading.Lock()
-        self._db = sqlite3.connect(path, timeout=patience_s, check_same_thread=False)
+        self._db = sqlite3.connect(path, timeout=timeout_s, check_same_thread=False)
         self._db.execute("PRAGMA journal_mode=WAL")
         self._db.execute("PRAGMA synchronous=NORMAL")
         self._db.executescript(schema)
@@ -30,19 +30,19 @@ class Database:
         with self._lock:
             self._db.close()
 
-    def read(self, query: str, given: Row = ()) -> list[Row]:
-        """The rows of a query."""
+    def read(self, query: str, values: Row = ()) -> list[Row]:
+        """Return the rows of a query."""
         try:
             with self._lock:
-                return self._db.execute(query, given).fetchall()
+                return self._db.execute(query, values).fetchall()
         except sqlite3.Error as error:
-            raise Unavailable(f"The autoscaler's own store cannot be read: {error}.") from error
+            raise Unavailable(f"The autoscaler's database cannot be read: {error}.") from error
 
     def write(self, *statements: tuple[str, Sequence[Row]]) -> None:
-        """Run each statement for each of its rows, all in one transaction."""
+        """Run each statement for each of its rows, in one transaction."""
         try:
             with self._lock, self._db:
                 for statement, rows in statements:
                     self._db.executemany(statement, rows)
         except sqlite3.Error as error:
-            raise Unavailable(f"The autoscaler's own store cannot be written: {error}.") from error
+            raise Unavailable(f"The autoscaler's database cannot be written: {error}.") from error

@@ -1,9 +1,8 @@
-"""What the autoscaler remembers over restarts: ``<state>/data/autoscaler.db`` (SQLite).
+"""The autoscaler's durable state: ``<state>/data/autoscaler.db`` (SQLite).
 
-Generations (a name is never given twice), overrides that wait for the registry, cordoned hosts, which worker
-of the warm pool is which replica, and, bounded,
-the decisions and cold starts. Every call is a local write of well under a millisecond or a read of a few
-rows; a failing one is ``Unavailable``.
+It has the generations (so that a name is never used twice), overrides that wait for the registry, cordoned
+hosts, claims of warm pool workers, and a limited number of decisions and cold starts. A call takes well under
+a millisecond. A failing one raises ``Unavailable``.
 """
 
 from __future__ import annotations
@@ -41,23 +40,23 @@ CREATE INDEX IF NOT EXISTS cold_starts_by_deployment ON cold_starts (deployment,
 
 
 class DecisionStore:
-    """Safe to call from several threads; one process at a time writes (the leader)."""
+    """The durable state. Several threads may call it; only the leader writes."""
 
-    def __init__(self, path: Path, decisions_kept: int = 5000, *, patience_s: float = 5.0) -> None:
+    def __init__(self, path: Path, decisions_kept: int = 5000, *, timeout_s: float = 5.0) -> None:
         self._kept = decisions_kept
-        self._db = Database(path, SCHEMA, patience_s=patience_s)
+        self._db = Database(path, SCHEMA, timeout_s=timeout_s)
 
     def close(self) -> None:
         """Close the file."""
         self._db.close()
 
     def generations(self) -> dict[tuple[str, int], int]:
-        """The last generation given to each (deployment, slot)."""
+        """Return the last generation of each (deployment, slot)."""
         rows = self._db.read("SELECT deployment, slot, generation FROM generations")
         return {(deployment, slot): generation for deployment, slot, generation in rows}
 
     def save_generation(self, deployment: str, slot: int, generation: int) -> None:
-        """Remember a generation before it is used; a smaller one than is known changes nothing."""
+        """Store a generation before it is used. A smaller one than the stored one is ignored."""
         statement = (
             "INSERT INTO generations VALUES (?, ?, ?) ON CONFLICT DO UPDATE "
             "SET generation = max(generation, excluded.generation)"
@@ -65,13 +64,13 @@ class DecisionStore:
         self._db.write((statement, [(deployment, slot, generation)]))
 
     def overrides(self) -> dict[str, LocalOverride]:
-        """The overrides that wait for the registry, by Deployment."""
+        """Return the overrides that wait for the registry, by Deployment."""
         rows = self._db.read("SELECT deployment, replicas, expires_at FROM overrides")
         forced = {name for (name,) in self._db.read("SELECT deployment FROM forced_overrides")}
         return {name: LocalOverride(replicas, expires, name in forced) for name, replicas, expires in rows}
 
     def save_override(self, deployment: str, override: LocalOverride) -> None:
-        """Keep an override until it is handed to the registry."""
+        """Store an override until the registry has it."""
         row = (deployment, override.replicas, override.expires_at)
         self._db.write(
             ("INSERT OR REPLACE INTO overrides VALUES (?, ?, ?)", [row]),
@@ -80,23 +79,23 @@ class DecisionStore:
         )
 
     def drop_override(self, deployment: str) -> None:
-        """Forget an override."""
+        """Delete an override."""
         self._db.write(
             ("DELETE FROM overrides WHERE deployment = ?", [(deployment,)]),
             ("DELETE FROM forced_overrides WHERE deployment = ?", [(deployment,)]),
         )
 
     def claims(self) -> list[WarmClaim]:
-        """The replicas that were offered to the warm pool, and who took each."""
+        """Return the replicas that were offered to the warm pool, with the worker that took each."""
         rows = self._db.read("SELECT replica, fingerprint, launched_at, drain_limit_s, worker FROM claims")
         return [WarmClaim(*row) for row in rows]
 
     def save_claim(self, claim: WarmClaim) -> None:
-        """Remember an offer, before it is made, and then who took it."""
+        """Store an offer before it is made, and again with the worker that took it."""
         self._db.write(("INSERT OR REPLACE INTO claims VALUES (?, ?, ?, ?, ?)", [astuple(claim)]))
 
     def drop_claim(self, replica: str) -> None:
-        """Forget it: nobody took it, or the replica is gone."""
+        """Delete an offer that no worker took, or whose replica has ended."""
         self._db.write(("DELETE FROM claims WHERE replica = ?", [(replica,)]))
 
     def cordons(self) -> dict[str, float]:
@@ -104,15 +103,15 @@ class DecisionStore:
         return dict(self._db.read("SELECT host, at FROM cordons"))
 
     def cordon(self, host: str, at: float) -> None:
-        """Remember that nothing is to be started on a host; the first time stays."""
+        """Store that a host is cordoned. The first time is kept."""
         self._db.write(("INSERT OR IGNORE INTO cordons VALUES (?, ?)", [(host, at)]))
 
     def uncordon(self, host: str) -> None:
-        """Forget that."""
+        """Delete the cordon of a host."""
         self._db.write(("DELETE FROM cordons WHERE host = ?", [(host,)]))
 
     def add_decisions(self, decisions: Sequence[Decision]) -> None:
-        """Keep decisions; the oldest beyond the limit go."""
+        """Store decisions, and delete the oldest above the limit."""
         rows = [(decision.deployment, json.dumps(asdict(decision))) for decision in decisions]
         self._db.write(
             ("INSERT INTO decisions (deployment, body) VALUES (?, ?)", rows),
@@ -120,14 +119,14 @@ class DecisionStore:
         )
 
     def decisions(self, deployment: str | None, limit: int) -> list[dict[str, Any]]:
-        """The latest decisions, newest first."""
+        """Return the last decisions, newest first."""
         where = "WHERE deployment = ?" if deployment else ""
-        given: tuple[Any, ...] = (deployment, limit) if deployment else (limit,)
-        rows = self._db.read(f"SELECT body FROM decisions {where} ORDER BY id DESC LIMIT ?", given)
+        values: tuple[Any, ...] = (deployment, limit) if deployment else (limit,)
+        rows = self._db.read(f"SELECT body FROM decisions {where} ORDER BY id DESC LIMIT ?", values)
         return [json.loads(body) for (body,) in rows]
 
     def add_cold_start(self, deployment: str, cold_start: dict[str, Any]) -> None:
-        """Keep a cold start; the last few of each Deployment stay."""
+        """Store a cold start, and keep only the last ones of each Deployment."""
         body = json.dumps(cold_start)
         self._db.write(
             ("INSERT INTO cold_starts (deployment, body) VALUES (?, ?)", [(deployment, body)]),
@@ -139,7 +138,7 @@ class DecisionStore:
         )
 
     def cold_starts(self) -> dict[str, list[dict[str, Any]]]:
-        """The last cold starts of every Deployment, newest first."""
+        """Return the last cold starts of every Deployment, newest first."""
         found: dict[str, list[dict[str, Any]]] = {}
         for deployment, body in self._db.read("SELECT deployment, body FROM cold_starts ORDER BY id DESC"):
             found.setdefault(deployment, []).append(json.loads(body))

@@ -1,7 +1,7 @@
-"""What happened: ``<state>/data/history.db`` (SQLite). Arrivals for weeks, observations as long as they fit.
+"""Recorded arrivals and rounds: ``<state>/data/history.db`` (SQLite).
 
-Arrivals are kept by second for a day and by minute for four weeks. Observations are kept in chunks of rounds
-of which some have the state before them: from each of these on the history can be decided again.
+Arrivals are kept by second for a day and by minute for four weeks. Rounds are kept in chunks, up to a size.
+Some chunks have the state before them; from each of these on, the rounds can be decided again.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from services.autoscaler.domain.recording import Document
 MINUTE_S, HOUR_S = 60, 3600
 SECONDS_KEPT_S = 24 * HOUR_S
 MINUTES_KEPT_S = 28 * 24 * HOUR_S
-# What fits is looked at now and then: counting costs more than a chunk too many.
+# The size is checked once per this many chunks, because counting costs more than a few extra chunks.
 COUNT_EVERY = 32
 
 SCHEMA = """
@@ -39,7 +39,7 @@ CREATE TABLE IF NOT EXISTS chunks (
 
 
 class Recordings:
-    """Safe to call from several threads; one process at a time writes (the leader)."""
+    """The recordings. Several threads may call them; only the leader writes."""
 
     def __init__(self, path: Path, most_bytes: int) -> None:
         self.path = path
@@ -52,7 +52,7 @@ class Recordings:
         self._db.close()
 
     def add_arrivals(self, counts: Mapping[tuple[str, int], int]) -> None:
-        """Add the arrivals of each (Deployment, second since the epoch) to what is known of it."""
+        """Add arrivals by (Deployment, second since the epoch) to the recorded ones."""
         fine, coarse = _grouped(counts, MINUTE_S, 1), _grouped(counts, HOUR_S, MINUTE_S)
         self._db.write(
             ("INSERT OR REPLACE INTO seconds VALUES (?, ?, ?)", self._added_to("seconds", "minute", fine)),
@@ -60,14 +60,14 @@ class Recordings:
         )
 
     def retire(self, now: float) -> None:
-        """Forget arrivals that are too old."""
+        """Delete arrivals that are too old."""
         self._db.write(
             ("DELETE FROM seconds WHERE minute < ?", [(int(now - SECONDS_KEPT_S) // MINUTE_S,)]),
             ("DELETE FROM minutes WHERE hour < ?", [(int(now - MINUTES_KEPT_S) // HOUR_S,)]),
         )
 
     def by_second(self, deployment: str, since: int, until: int) -> dict[int, int]:
-        """Arrivals by second of the epoch; seconds without any are left out."""
+        """Return arrivals by second of the epoch, without empty seconds."""
         rows = self._db.read(
             "SELECT minute, counts FROM seconds WHERE deployment = ? AND minute BETWEEN ? AND ?",
             (deployment, since // MINUTE_S, until // MINUTE_S),
@@ -76,7 +76,7 @@ class Recordings:
         return {second: count for second, count in every if count and since <= second < until}
 
     def by_minute(self, deployment: str, since: int, until: int) -> dict[int, int]:
-        """Arrivals by minute of the epoch, both given in seconds; minutes without any are left out."""
+        """Return arrivals by minute of the epoch between two times in seconds, without empty minutes."""
         rows = self._db.read(
             "SELECT hour, counts FROM minutes WHERE deployment = ? AND hour BETWEEN ? AND ?",
             (deployment, since // HOUR_S, until // HOUR_S),
@@ -85,12 +85,12 @@ class Recordings:
         return {minute: count for minute, count in every if count and since <= minute * MINUTE_S < until}
 
     def first_second(self, deployment: str) -> int | None:
-        """When arrivals of a Deployment began to be kept, to the hour."""
+        """Return the first hour with recorded arrivals of a Deployment, in seconds since the epoch."""
         rows = self._db.read("SELECT min(hour) FROM minutes WHERE deployment = ?", (deployment,))
         return None if rows[0][0] is None else int(rows[0][0]) * HOUR_S
 
     def add_chunk(self, first: float, last: float, chunk: Document) -> None:
-        """Keep a chunk of observations; the oldest beyond the limit go."""
+        """Store a chunk of rounds, and delete the oldest above the limit."""
         body, whole = zlib.compress(orjson.dumps(chunk), 1), chunk["state"] is not None
         statement = "INSERT INTO chunks (first, last, whole, body) VALUES (?, ?, ?, ?)"
         self._db.write((statement, [(first, last, whole, body)]))
@@ -99,7 +99,7 @@ class Recordings:
             self._make_room()
 
     def chunks(self, since: float, until: float) -> Iterator[Document]:
-        """The chunks with rounds between two times, oldest first, from one on that stands by itself."""
+        """Yield the chunks with rounds between two times, oldest first, from a self-contained one on."""
         rows = self._db.read(
             "SELECT id FROM chunks WHERE first <= ? AND id >= coalesce("
             "(SELECT max(id) FROM chunks WHERE whole AND first <= ?), "
@@ -111,7 +111,7 @@ class Recordings:
                 yield orjson.loads(zlib.decompress(body))
 
     def span(self) -> tuple[float, float] | None:
-        """From when to when there are observations; None: there are none."""
+        """Return the first and last time of recorded rounds; None if there are none."""
         ((first, last),) = self._db.read("SELECT min(first), max(last) FROM chunks")
         return None if first is None else (first, last)
 

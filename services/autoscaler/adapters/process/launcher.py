@@ -1,7 +1,7 @@
-"""Workers as processes of this machine: the launcher of the embedded stack.
+"""Run workers as processes of this machine: the launcher of the embedded stack.
 
-A worker is started in a session of its own, so that a signal to the autoscaler does not reach it and
-its whole group can be ended. It outlives the autoscaler; the next one adopts it from its folder.
+A worker runs in its own session, so that signals to the autoscaler do not reach it and its whole process
+group can be killed. It outlives the autoscaler. The next autoscaler finds it by its folder.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ from tidegate.kernel.protocol.models import Assignment, WarmAssignment
 Replicas = list[Running]
 Folders = list[ReplicaFolder]
 
-# How long a folder without any sign of a process may belong to a launch that is under way.
+# For how long a folder without a process may belong to a launch in progress.
 LAUNCH_GRACE_S = 5.0
 KILL_TIMEOUT_S = 5.0
 TAIL_BYTES = 4000
 MEASURE_EVERY_S = 5.0
 MIB = 1024 * 1024
-# Each change of a replica's memory goes into the record of rounds, so noise is no change.
+# Memory is rounded up to this step, so that noise does not fill the recordings.
 MEMORY_STEP = 16 * MIB
 # CUDA numbers the devices of a process from 0, in this order.
 DEVICES, DEVICE_ORDER = "CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER"
@@ -48,9 +48,10 @@ DEVICES, DEVICE_ORDER = "CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER"
 
 @dataclass(frozen=True, slots=True)
 class ProcessPlan:
-    """How workers are started here: the command (the replica's folder is appended), and where.
+    """How workers are started as processes. The replica's folder is appended to ``command``.
 
-    ``token``: the service token, from which those of replicas follow. ``environment``: the workers', whole.
+    ``token`` is the service token, from which the tokens of replicas are derived. ``environment`` is the
+    whole environment of workers.
     """
 
     command: Sequence[str]
@@ -61,18 +62,18 @@ class ProcessPlan:
     logs: LogLimits | None = None
 
 
-def _refuse_what_containers_have(start: LaunchSpec) -> None:
-    """Raise ``LaunchFailed`` for a wish that a process of the machine cannot be held to."""
-    for given, what in ((start.image, "image"), (start.resources.shm_mb, "resources.shm_mb")):
-        if given is not None:
+def _reject_container_options(start: LaunchSpec) -> None:
+    """Raise ``LaunchFailed`` for options that only containers have."""
+    for value, option in ((start.image, "image"), (start.resources.shm_mb, "resources.shm_mb")):
+        if value is not None:
             raise LaunchFailed(
-                f"The worker {start.replica} cannot have {what} ({given}): workers are processes of this "
+                f"The worker {start.replica} cannot use {option} ({value}): it would be a process of this "
                 "machine, and only containers have that. Deploy without it, or set TIDEGATE_LAUNCHER=docker."
             )
 
 
 class ProcessLauncher:
-    """See :class:`services.autoscaler.domain.launcher.Launcher`."""
+    """A :class:`Launcher` of processes."""
 
     def __init__(
         self, plan: ProcessPlan, inventory: GpuInventory | None = None, clock: Callable[[], float] = time.time
@@ -87,39 +88,39 @@ class ProcessLauncher:
         self._measured_at = float("-inf")
 
     async def launch(self, assignment: Assignment | WarmAssignment) -> None:
-        """Start a worker process. Raises ``NameTaken`` or ``LaunchFailed``."""
+        """Start a worker process. Raise ``NameTaken`` or ``LaunchFailed``."""
         start = LaunchSpec.of(assignment)
-        _refuse_what_containers_have(start)
+        _reject_container_options(start)
         if start.resources.gpus or start.resources.gpu_memory_mb:
             await asyncio.to_thread(self._launch_with_gpus, start, await self._inventory.gpus())
         else:
             await asyncio.to_thread(self._launch, start, {})
 
     async def drain(self, replica: str) -> None:
-        """SIGTERM to the worker alone, not to its group: it needs its Triton to finish."""
+        """Send SIGTERM to the worker, but not to its group: it needs its Triton to finish its work."""
         await asyncio.to_thread(self._drain, replica)
 
     async def kill(self, replica: str) -> None:
-        """SIGKILL to the worker and everything it left, then its folder goes; its log stays for a while.
+        """Kill the worker and its processes, and remove its folder. Its log is kept for a while.
 
-        Raises ``Unavailable`` when something does not die: the name stays taken until it does.
+        Raise ``Unavailable`` if a process does not die. The name stays in use until then.
         """
         await asyncio.to_thread(self._kill, replica)
 
     async def list(self) -> Replicas:
-        """Every replica that has a folder."""
+        """Return every replica that has a folder."""
         return await asyncio.to_thread(self._list)
 
     async def output(self, replica: str, lines: int) -> str:
-        """Return nothing: a worker writes to its log."""
+        """Return an empty string, because the log folder has the output."""
         return ""
 
     def log_path(self, replica: str) -> Path:
-        """Where the worker's output goes."""
+        """Return the path of the worker's log."""
         return self._logs.path(replica)
 
     def _launch_with_gpus(self, start: LaunchSpec, inventory: Sequence[Gpu]) -> None:
-        # Held until the worker runs: another launch, also of another autoscaler process, sees its claim.
+        # Held until the worker runs, so that other launches, even of another process, see its claim.
         with self._choosing():
             try:
                 shares = place(inventory, self._claims(), start.resources)
@@ -129,19 +130,19 @@ class ProcessLauncher:
 
     @contextlib.contextmanager
     def _choosing(self) -> Iterator[None]:
-        """Let one launch at a time choose GPUs."""
+        """Hold the lock under which one launch at a time chooses GPUs."""
         self._plan.state_dir.mkdir(parents=True, exist_ok=True)
         with (self._plan.state_dir / "gpus.lock").open("ab") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield
 
     def _claims(self) -> Sequence[GpuClaim]:
-        """Return what is held of GPUs by what runs; what a dead worker left running holds them, too."""
+        """Return the GPU claims of live workers, and of dead ones that left processes."""
         found = [(folder, folder.gpus()) for folder in self._folders()]
         return [
             GpuClaim(folder.replica, shares)
             for folder, shares in found
-            if shares and (self._alive(folder) or procfs.owned(self._owner(folder)))
+            if shares and (self._alive(folder) or procfs.processes_of(self._owner(folder)))
         ]
 
     def _launch(self, start: LaunchSpec, gpus: Shares) -> None:
@@ -168,7 +169,7 @@ class ProcessLauncher:
 
     def _environment(self, replica: str, gpus: Shares) -> dict[str, str]:
         mark = {procfs.MARK: replica, procfs.SCOPE: str(self._plan.state_dir)}
-        # Empty for a replica without GPUs: it sees none of those that others hold.
+        # Empty for a replica without GPUs, so that it does not see those of others.
         devices = {DEVICES: ",".join(sorted(gpus)), DEVICE_ORDER: "PCI_BUS_ID"}
         return {**self._plan.environment, **devices, **mark}
 
@@ -182,7 +183,7 @@ class ProcessLauncher:
             procfs.send(worker, signal.SIGTERM)
 
     def _worker(self, folder: ReplicaFolder) -> procfs.Process | None:
-        """The worker's own process, if it is certain that it is this one."""
+        """Return the worker's process; None if it is not certain which one it is."""
         child = self._children.get(folder.replica)
         if child is not None:
             return procfs.read(child.pid) if child.poll() is None else None
@@ -196,7 +197,7 @@ class ProcessLauncher:
         folder = self._folder(replica)
         left = procfs.kill_all(self._owner(folder), KILL_TIMEOUT_S)
         if not left:
-            # The environment of another user's process, which has the mark, may be closed to this one.
+            # The mark is in the environment, which cannot be read for processes of another user.
             model_users.end_left(folder.model_user())
         child = self._children.get(replica)
         if child is not None and not left:
@@ -252,18 +253,18 @@ class ProcessLauncher:
         )
 
     def _memory_mb(self, folder: ReplicaFolder) -> int:
-        """What the replica's processes take, in steps; a worker is the leader of its session."""
+        """Return the memory of the replica's session in MiB, rounded up to the step."""
         return -(-self._memory.get(folder.worker_pid(), 0) // MEMORY_STEP) * MEMORY_STEP // MIB
 
     def _alive(self, folder: ReplicaFolder) -> bool:
-        """The strongest sign decides: our own child, the lock, the noted process, a marked process."""
+        """Return whether the worker lives: by our child, its lock, its noted process, or a marked process."""
         child = self._children.get(folder.replica)
         if child is not None:
             return child.poll() is None  # this also reaps it
         held = folder.lock_held()
         if held is not None:
             return held
-        if folder.noted_process() is not None or procfs.owned(self._owner(folder)):
+        if folder.noted_process() is not None or procfs.processes_of(self._owner(folder)):
             return True
         return self._clock() - folder.born() < LAUNCH_GRACE_S
 

@@ -1,9 +1,9 @@
-"""Which processes belong to a replica, read from /proc.
+"""Find the processes of a replica in /proc.
 
-The mark is ``TIDEGATE_REPLICA`` in a process's environment, which the worker hands on to everything it
-starts. Two stacks on one machine may have replicas of the same name, so the mark alone is not enough:
-the process must also lie in this stack: by its session or group, by the state folder in its environment,
-or by the replica's folder as its working folder or in its command line.
+A process is marked by ``TIDEGATE_REPLICA`` in its environment, which all children of the worker inherit. Two
+stacks on one machine may have replicas of the same name. So a process must also belong to this stack: by its
+session or group, by the state folder in its environment, or by the replica's folder as its working directory
+or in its command line.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ PAGE = os.sysconf("SC_PAGE_SIZE")
 
 @dataclass(frozen=True, slots=True)
 class Process:
-    """A live process. ``started`` is the kernel's start tick: with the pid it names it for good."""
+    """A live process. ``started`` is its start tick, which together with the pid is unique."""
 
     pid: int
     group: int
@@ -34,7 +34,7 @@ class Process:
 
 @dataclass(frozen=True, slots=True)
 class ReplicaIdentity:
-    """A replica as its processes show it. ``leader`` is the worker's pid, 0 when not known."""
+    """What identifies the processes of a replica. ``leader`` is the worker's pid; 0: not known."""
 
     replica: str
     folder: Path
@@ -43,12 +43,12 @@ class ReplicaIdentity:
 
 
 def read(pid: int) -> Process | None:
-    """The process, or None when it is gone or only a zombie."""
+    """Return a process; None if it has ended or is a zombie."""
     try:
         raw = (PROC / str(pid) / "stat").read_text()
     except (OSError, ValueError):
         return None
-    # The command's name stands in parentheses and may itself contain spaces and parentheses.
+    # The command name is in parentheses, and may itself contain spaces and parentheses.
     fields = raw[raw.rindex(")") + 2 :].split()
     if fields[0] in "ZX":
         return None
@@ -56,32 +56,32 @@ def read(pid: int) -> Process | None:
 
 
 def mark_of(pid: int) -> tuple[str, str] | None:
-    """The replica and the state folder in the environment of a process; None without a mark."""
+    """Return the replica and the state folder in a process's environment; None without a mark."""
     found = _environ(pid)
     return (found[MARK], found.get(SCOPE, "")) if MARK in found else None
 
 
-def owned(owner: ReplicaIdentity) -> list[Process]:
-    """Every live process of the replica: marked ones of this stack, and their leader's group."""
+def processes_of(owner: ReplicaIdentity) -> list[Process]:
+    """Return every live process of a replica: marked ones of this stack, and the group of its leader."""
     everyone = [process for pid in _pids() if (process := read(pid)) is not None]
     marked = [p for p in everyone if _is_of(p, owner)]
     if not any(owner.leader in {p.pid, p.group, p.session} for p in marked) or not owner.leader:
         return marked
-    # The group is the worker's own (it was started in a new session), so the unmarked in it are too.
+    # The worker started in a new session, so unmarked processes in its group belong to it, too.
     pids = {p.pid for p in marked}
     return marked + [p for p in everyone if p.group == owner.leader and p.pid not in pids]
 
 
 def marked_in(state_dir: Path) -> set[str]:
-    """The names of replicas that live processes of this state folder carry."""
+    """Return the replicas that live processes of this state folder are marked with."""
     marks = (mark_of(pid) for pid in _pids())
     return {mark[0] for mark in marks if mark is not None and mark[1] == str(state_dir)}
 
 
 def kill_all(owner: ReplicaIdentity, timeout_s: float) -> list[Process]:
-    """SIGKILL every process of the replica until none is left; returns those that are after ``timeout_s``."""
+    """Kill every process of the replica, and return those that still live after ``timeout_s`` seconds."""
     deadline = time.monotonic() + timeout_s
-    while left := owned(owner):
+    while left := processes_of(owner):
         for process in left:
             send(process, signal.SIGKILL)
         if time.monotonic() > deadline:
@@ -91,7 +91,7 @@ def kill_all(owner: ReplicaIdentity, timeout_s: float) -> list[Process]:
 
 
 def send(process: Process, number: signal.Signals) -> bool:
-    """Signal a process if it is still the same one; False when it is not there."""
+    """Send a signal if the process is still the same one. Return False if it has ended."""
     current = read(process.pid)
     if current is None or current.started != process.started:
         return False
@@ -103,16 +103,16 @@ def send(process: Process, number: signal.Signals) -> bool:
 
 
 def memory_by_session() -> dict[int, int]:
-    """The bytes of memory that the processes of each session take.
+    """Return the bytes of memory that the processes of each session use.
 
-    What they share (libraries, files in memory) counts once, as much of it as one of them has.
+    Shared memory (libraries, files in memory) counts once per session: the largest share of one process.
     """
     own: dict[int, int] = {}
     shared: dict[int, int] = {}
     for pid in _pids():
-        process, told = read(pid), _text(pid, "statm").split()
-        if process is not None and len(told) > 2:
-            resident, common = int(told[1]) * PAGE, int(told[2]) * PAGE
+        process, sizes = read(pid), _text(pid, "statm").split()
+        if process is not None and len(sizes) > 2:
+            resident, common = int(sizes[1]) * PAGE, int(sizes[2]) * PAGE
             own[process.session] = own.get(process.session, 0) + resident - common
             shared[process.session] = max(shared.get(process.session, 0), common)
     return {session: size + shared[session] for session, size in own.items()}
@@ -126,10 +126,10 @@ def _is_of(process: Process, owner: ReplicaIdentity) -> bool:
         return True
     if mark[1] == str(owner.state_dir) or str(owner.folder) in _text(process.pid, "cmdline"):
         return True
-    return _stands_in(process.pid, owner.folder)
+    return _works_in(process.pid, owner.folder)
 
 
-def _stands_in(pid: int, folder: Path) -> bool:
+def _works_in(pid: int, folder: Path) -> bool:
     try:
         return (PROC / str(pid) / "cwd").readlink().is_relative_to(folder)
     except OSError:
@@ -144,7 +144,7 @@ def _environ(pid: int) -> dict[str, str]:
 def _text(pid: int, name: str) -> str:
     try:
         return (PROC / str(pid) / name).read_bytes().decode(errors="replace")
-    except OSError:  # gone meanwhile, or another user's: not ours
+    except OSError:  # it has ended, or belongs to another user
         return ""
 
 

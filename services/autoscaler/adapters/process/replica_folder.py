@@ -1,17 +1,17 @@
-"""The folder of one replica: ``<state>/replicas/<replica>``. Its existence fences the name.
+"""The folder of one replica: ``<state>/replicas/<replica>``. While it exists, the name is in use.
 
-assignment.json   what the worker was started with           written here, before the start
-token             opens the replica's artifact               written here, before the start
+assignment.json   the worker's assignment                     written here, before the start
+token             gives access to the replica's artifact      written here, before the start
 fingerprint       of the configuration it was started with   written here
-launch            when, and how long it may drain            written here
-gpus              what it holds of GPUs, if anything         written here, before the start
-memory-limit      MiB that its model may take, if limited    written here, before the start
+launch            launch time and drain limit                 written here
+gpus              its GPU shares, if it has any               written here, before the start
+memory-limit      memory limit of its model in MiB, if any    written here, before the start
 memory-group      the cgroup of its model's processes        written by the worker
 process           pid and start tick of the worker           written here, after the start
-lock              held by the worker for its life, its pid   written by the worker
-shared-memory     how its Triton's regions in /dev/shm are named   written by the worker
-model-user        the user of its model's process, where it has one of its own   written by the worker
-draining          since when it is asked to finish           written here
+lock              locked while the worker lives, with its pid written by the worker
+shared-memory     prefix of its Triton's regions in /dev/shm  written by the worker
+model-user        user id of its model's process, if separate written by the worker
+draining          since when it drains                        written here
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ SHARED_MEMORY = Path("/dev/shm")
 
 
 class ReplicaFolder:
-    """Reads and writes one replica's folder."""
+    """The folder of one replica."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.replica = path.name
 
     def create(self, start: LaunchSpec, token: str, gpus: Shares | None = None) -> None:
-        """Take the name and write what the worker reads, and its GPUs. Raises ``NameTaken``."""
+        """Create the folder with what the worker reads, and its GPUs. Raise ``NameTaken``."""
         try:
             self.path.mkdir(mode=0o700, parents=True)
         except FileExistsError:
@@ -51,13 +51,11 @@ class ReplicaFolder:
         self._write("fingerprint", start.fingerprint)
         self._write("launch", f"{start.launched_at} {start.drain_limit_s}")
         self._write("token", token)
-        # Last and whole: a folder without it was interrupted, and no worker was started in it.
+        # Written last: a folder without it belongs to an interrupted launch without a worker.
         self._write(ASSIGNMENT, start.document)
 
     def launched(self) -> tuple[float, float]:
-        """When it was launched (epoch seconds) and how long it may drain; what a cut off launch left has no
-        time to drain.
-        """
+        """Return the launch time (epoch seconds) and the drain limit; 0 s for an interrupted launch."""
         try:
             at, drain_limit_s = map(float, self._read("launch").split())
         except ValueError:
@@ -65,42 +63,41 @@ class ReplicaFolder:
         return at, drain_limit_s
 
     def fingerprint(self) -> str:
-        """The fingerprint it was launched with, empty when not known."""
+        """Return the fingerprint at the launch; empty if not known."""
         return self._read("fingerprint")
 
     def gpus(self) -> dict[str, int]:
-        """Return what it holds of GPUs, as MiB by UUID; empty when it holds none."""
+        """Return its GPU shares, as MiB by UUID; empty if it has none."""
         return from_label(self._read("gpus"))
 
     def note_process(self, pid: int) -> None:
-        """Remember the worker's process, which has not taken its lock yet."""
+        """Write down the worker's process, which does not hold its lock yet."""
         process = procfs.read(pid)
         if process is not None:
             self._write("process", f"{pid} {process.started}")
 
     def noted_process(self) -> procfs.Process | None:
-        """The process that was noted, if that very process is alive."""
+        """Return the noted process, if it lives."""
         pid, _, started = self._read("process").partition(" ")
         process = procfs.read(int(pid)) if pid.isdecimal() else None
         return process if process is not None and str(process.started) == started else None
 
     def worker_pid(self) -> int:
-        """The worker's pid as it was noted or as it wrote it itself; 0 when neither is there."""
+        """Return the worker's pid, from its lock file or as noted; 0 if there is neither."""
         for found in (self._read("lock"), self._read("process").partition(" ")[0]):
             if found.strip().isdecimal():
                 return int(found)
         return 0
 
     def model_user(self) -> int:
-        """The user of the model's process as the worker noted it; 0 when it has none of its own."""
+        """Return the user id of the model's process; 0 if it is not separate."""
         noted = self._read(model_users.NOTE).strip()
         return int(noted) if noted.isdecimal() else 0
 
     def lock_held(self) -> bool | None:
-        """Whether a worker lives; None when none has written its pid yet.
+        """Return whether the worker holds its lock; None if it has not written its pid yet.
 
-        Probed only after the pid is there, as the worker has its lock by then and takes it once:
-        an earlier probe could be in the way just when the worker takes it.
+        The lock is tested only after that, because an earlier test could prevent the worker from taking it.
         """
         if not self._read("lock").strip():
             return None
@@ -117,26 +114,26 @@ class ReplicaFolder:
         return False
 
     def mark_draining(self, at: float) -> None:
-        """Remember since when the replica is asked to finish; the first time counts."""
+        """Write down since when the replica drains. The first time is kept."""
         if self.draining_since() is None:
             self._write("draining", f"{at:.3f}")
 
     def draining_since(self) -> float | None:
-        """Since when it is asked to finish (epoch seconds); None when it is not."""
+        """Return since when it drains (epoch seconds); None if it does not."""
         try:
             return float(self._read("draining"))
         except ValueError:
             return None
 
     def born(self) -> float:
-        """When the folder was made, or last changed (epoch seconds)."""
+        """Return when the folder last changed (epoch seconds)."""
         try:
             return self.path.stat().st_mtime
         except OSError:
             return 0.0
 
     def remove(self) -> None:
-        """Free the name, and the shared memory that a killed worker's Triton left."""
+        """Remove the folder, and the shared memory and cgroup that a killed worker left."""
         prefix = self._read("shared-memory").strip()
         if prefix.startswith("tidegate-"):
             for left in SHARED_MEMORY.glob(f"{prefix}*"):
@@ -146,7 +143,7 @@ class ReplicaFolder:
                     left.unlink(missing_ok=True)
         group = Path(self._read("memory-group").strip())
         if group.name.startswith("tidegate-"):
-            with contextlib.suppress(OSError):  # the worker has removed it
+            with contextlib.suppress(OSError):  # the worker may have removed it
                 group.rmdir()
         shutil.rmtree(self.path, ignore_errors=True)
 
@@ -157,9 +154,9 @@ class ReplicaFolder:
             return ""
 
     def _write(self, name: str, text: str) -> None:
-        # Under another name first: a reader, or we after a crash, never sees half of it.
+        # Written under another name first, so that no reader sees half of it.
         temporary = self.path / f".{name}.new"
-        with contextlib.suppress(FileNotFoundError):  # the folder went meanwhile: nothing to note
+        with contextlib.suppress(FileNotFoundError):  # the folder was removed meanwhile
             temporary.touch(mode=0o600)
             temporary.write_text(text)
             temporary.replace(self.path / name)
