@@ -1,7 +1,7 @@
-"""Launchers whose workers are a small script: lock, a child of its own, drain on SIGTERM.
+"""Launchers whose workers are a small script, with a lock, a child process, and drain on SIGTERM.
 
-A yard is a place where they run, and knows how to look at and break what runs there: one of processes, one
-of containers. The launchers' behaviour suite runs in each.
+A harness runs a launcher, and can inspect and break its workers: one for processes, one for containers. The
+behaviour suite of launchers runs with each.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from services.autoscaler.domain.launcher import parse_replica
-from tests.integration.autoscaler.container_yard import ContainerYard, missing
-from tests.integration.autoscaler.process_yard import ProcessYard
+from tests.integration.autoscaler.container_harness import ContainerHarness, missing
+from tests.integration.autoscaler.process_harness import ProcessHarness
 from tidegate.kernel.protocol.models import Assignment, Deployment, Version
 
 BORN = datetime(2024, 1, 1, tzinfo=UTC)
@@ -44,39 +44,39 @@ def assignment(replica: str, **given) -> Assignment:
 
 
 @pytest.fixture
-def processes(tmp_path: Path) -> Iterator[ProcessYard]:
-    """Workers as processes."""
-    found = ProcessYard(tmp_path)
+def processes(tmp_path: Path) -> Iterator[ProcessHarness]:
+    """Return a harness of workers as processes."""
+    found = ProcessHarness(tmp_path)
     yield found
     found.clear()
 
 
 @pytest.fixture
-def containers(tmp_path: Path) -> Iterator[ContainerYard]:
-    """Workers as containers; skipped, with the reason, where no engine runs."""
+def containers(tmp_path: Path) -> Iterator[ContainerHarness]:
+    """Return a harness of workers as containers. Skip the test, with the reason, if no engine runs."""
     reason = missing()
     if reason:
         pytest.skip(f"no containers here: {reason}")
-    found = ContainerYard(tmp_path)
+    found = ContainerHarness(tmp_path)
     yield found
     found.clear()
 
 
 @pytest.fixture
-def proxied(containers: ContainerYard) -> Iterator[ContainerYard]:
-    """Workers as containers of an engine behind the proxy, which must let everything pass that is needed."""
+def proxied(containers: ContainerHarness) -> Iterator[ContainerHarness]:
+    """Return a harness of containers whose launcher calls the engine through the proxy."""
     with containers.behind_proxy():
         yield containers
 
 
 @pytest.fixture(params=["processes", "containers", "proxied"])
-def yard(request: pytest.FixtureRequest) -> ProcessYard | ContainerYard:
-    """Each of them in turn."""
-    found: ProcessYard | ContainerYard = request.getfixturevalue(request.param)
+def harness(request: pytest.FixtureRequest) -> ProcessHarness | ContainerHarness:
+    """Return each harness in turn."""
+    found: ProcessHarness | ContainerHarness = request.getfixturevalue(request.param)
     return found
 
 
 @pytest.fixture(scope="session")
 def assign() -> Callable[..., Assignment]:
-    """Builds an assignment for a replica's name."""
+    """Return a function that builds an assignment for a replica's name."""
     return assignment

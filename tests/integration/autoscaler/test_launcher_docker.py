@@ -13,7 +13,7 @@ from services.autoscaler.adapters.docker.launcher import DockerLauncher
 from services.autoscaler.domain.engine_rules import CAPABILITIES
 from services.autoscaler.domain.gpus import Gpu
 from services.autoscaler.domain.launcher import LaunchFailed, pool_fingerprint
-from tests.integration.autoscaler.container_yard import HOME, api, image
+from tests.integration.autoscaler.container_harness import HOME, api, image
 from tests.integration.autoscaler.test_launchers import gone
 from tidegate.kernel.errors import Unavailable
 from tidegate.kernel.protocol import replica_token
@@ -26,17 +26,17 @@ BIG, SMALL = Gpu("GPU-big", 80_000), Gpu("GPU-small", 16_000)
 
 
 @pytest.fixture
-def yard(containers):
+def harness(containers):
     return containers
 
 
-async def test_limits_labels_and_what_a_container_may_do(yard, assign):
-    launcher = yard.launcher(
+async def test_limits_labels_and_what_a_container_may_do(harness, assign):
+    launcher = harness.launcher(
         memory_mb=512, cpus=0.5, shm_mb=96, log_options={"max-size": "1m"}, compose_project="stack"
     )
     await launcher.launch(assign(ONE, drain_limit_s=42))
     await launcher.launch(assign(TWO, resources={"memory_mb": 256, "cpus": 0.25, "shm_mb": 32}))
-    found, own = yard.inspect(ONE), yard.inspect(TWO)["HostConfig"]
+    found, own = harness.inspect(ONE), harness.inspect(TWO)["HostConfig"]
     host = found["HostConfig"]
     assert (host["Memory"], host["MemorySwap"]) == (512 * 2**20, 512 * 2**20)
     assert (host["NanoCpus"], host["ShmSize"]) == (500_000_000, 96 * 2**20)
@@ -58,17 +58,17 @@ async def test_limits_labels_and_what_a_container_may_do(yard, assign):
     assert labels["tidegate.image-digest"] in [known["Id"], *known["RepoDigests"]]
 
 
-async def test_one_that_waits_is_out_of_date_once_workers_are_started_otherwise(yard, assign):
+async def test_one_that_waits_is_out_of_date_once_workers_are_started_otherwise(harness, assign):
     """It is to be given away as what a worker that is started now would be."""
     given = WarmAssignment(
         replica=WAITS, generation=1, pool_name="cpu", pool=WarmPoolSpec(), launched_at=time.time()
     )
-    launcher = yard.launcher()
+    launcher = harness.launcher()
     await launcher.launch(given)
     await launcher.launch(assign(ONE))
-    assert yard.inspect(WAITS)["Config"]["StopTimeout"] == 610
+    assert harness.inspect(WAITS)["Config"]["StopTimeout"] == 610
     assert (await one_of(launcher, WAITS)).fingerprint == pool_fingerprint(given.pool)
-    other = yard.launcher(memory_mb=512)
+    other = harness.launcher(memory_mb=512)
     assert (await one_of(other, WAITS)).fingerprint == ""
     assert (await one_of(other, ONE)).fingerprint == (await one_of(launcher, ONE)).fingerprint != ""
 
@@ -77,19 +77,19 @@ async def one_of(launcher, replica):
     return next(each for each in await launcher.list() if each.replica == replica)
 
 
-async def test_no_secret_can_be_read_at_the_engine(yard, assign):
+async def test_no_secret_can_be_read_at_the_engine(harness, assign):
     """Token, passwords and assignment go in as files: a Deployment's environment may hold secrets too."""
-    launcher = yard.launcher(secrets={"rabbitmq/worker": b"pass-word"})
+    launcher = harness.launcher(secrets={"rabbitmq/worker": b"pass-word"})
     await launcher.launch(assign(ONE, env={"API_PASSWORD": "sesame"}))
-    yard.until_up(ONE)
-    shown = json.dumps(yard.inspect(ONE))
+    harness.until_up(ONE)
+    shown = json.dumps(harness.inspect(ONE))
     mine = replica_token.issue("the-token", ONE)
     for secret in ("the-token", mine, "pass-word", "sesame"):
         assert secret not in shown
     assert f"TIDEGATE_SECRETS_DIR={HOME}/secrets" in shown
     files = ("replica/token", "secrets/rabbitmq/worker", "replica/assignment.json")
     read = f"cd {HOME}; cat {' '.join(files)}; ls -ln {' '.join(files)}; ls"
-    started = api().exec_create(yard.name(ONE), ["sh", "-c", read])["Id"]
+    started = api().exec_create(harness.name(ONE), ["sh", "-c", read])["Id"]
     said = api().exec_start(started).decode()
     for secret in (mine, "pass-word", "sesame"):
         assert secret in said
@@ -98,8 +98,8 @@ async def test_no_secret_can_be_read_at_the_engine(yard, assign):
     assert "the-token" not in said
 
 
-async def test_out_of_memory_is_told_as_such(yard, assign):
-    launcher = yard.launcher("greedy", memory_mb=64)
+async def test_out_of_memory_is_told_as_such(harness, assign):
+    launcher = harness.launcher("greedy", memory_mb=64)
     await launcher.launch(assign(ONE))
     found = await gone(launcher)
     assert found.out_of_memory
@@ -107,16 +107,16 @@ async def test_out_of_memory_is_told_as_such(yard, assign):
     assert "64 MiB" in found.ending
 
 
-async def test_an_image_that_is_not_there_fails_the_launch_and_frees_the_name(yard, assign):
-    launcher = yard.launcher()
+async def test_an_image_that_is_not_there_fails_the_launch_and_frees_the_name(harness, assign):
+    launcher = harness.launcher()
     with pytest.raises(LaunchFailed, match="no image tidegate/nowhere:1"):
         await launcher.launch(assign(ONE, image="tidegate/nowhere:1"))
     assert await launcher.list() == []
 
 
-async def test_fetching_an_image_does_not_hold_up_the_launcher(yard, assign):
+async def test_fetching_an_image_does_not_hold_up_the_launcher(harness, assign):
     """In the background; what the registry says comes with the next launch."""
-    launcher = yard.launcher(pull="missing")
+    launcher = harness.launcher(pull="missing")
     work = assign(ONE, image="127.0.0.1:1/tidegate/nowhere:1")
     with pytest.raises(LaunchFailed, match="is being pulled"):
         await launcher.launch(work)
@@ -133,16 +133,16 @@ async def test_fetching_an_image_does_not_hold_up_the_launcher(yard, assign):
     assert await launcher.list() == []
 
 
-async def test_a_start_that_the_engine_refuses_leaves_nothing(yard, assign):
-    launcher = yard.launcher(network="nowhere")
+async def test_a_start_that_the_engine_refuses_leaves_nothing(harness, assign):
+    launcher = harness.launcher(network="nowhere")
     with pytest.raises(LaunchFailed, match="nowhere"):
         await launcher.launch(assign(ONE))
-    assert yard.left() == []
+    assert harness.left() == []
 
 
-async def test_an_engine_that_does_not_answer_is_unknown_and_not_empty(yard, assign, tmp_path):
+async def test_an_engine_that_does_not_answer_is_unknown_and_not_empty(harness, assign, tmp_path):
     engine = Engine(f"unix://{tmp_path}/nowhere.sock")
-    launcher = DockerLauncher(yard.plan(), engine)
+    launcher = DockerLauncher(harness.plan(), engine)
     with pytest.raises(Unavailable, match="does not answer"):
         await launcher.list()
     with pytest.raises(Unavailable, match="does not answer"):
@@ -150,28 +150,28 @@ async def test_an_engine_that_does_not_answer_is_unknown_and_not_empty(yard, ass
     await launcher.close()
 
 
-async def test_an_engine_without_gpus_says_so(yard, assign):
+async def test_an_engine_without_gpus_says_so(harness, assign):
     """Not injected: this asks the engine itself."""
     if any("nvidia" in name for name in api().info().get("Runtimes", {})):
         pytest.skip("this engine has NVIDIA's runtime, so it may have GPUs to list")
-    launcher = DockerLauncher(yard.plan(gpu_request="devices"), Engine(yard.url))
+    launcher = DockerLauncher(harness.plan(gpu_request="devices"), Engine(harness.url))
     with pytest.raises(Unavailable, match="GPUs cannot be listed"):
         await launcher.launch(assign(ONE, resources={"gpus": 1}))
-    assert yard.left() == [], "the container that asked is gone too"
+    assert harness.left() == [], "the container that asked is gone too"
     await launcher.close()
 
 
-async def test_a_gpu_belongs_to_who_runs_on_it(yard, assign):
-    launcher = yard.launcher(gpus=[BIG, SMALL])
+async def test_a_gpu_belongs_to_who_runs_on_it(harness, assign):
+    launcher = harness.launcher(gpus=[BIG, SMALL])
     await launcher.launch(assign(ONE, resources={"gpus": 1}))
     await launcher.launch(assign(TWO, resources={"gpus": 1}))
     assert (await one_of(launcher, ONE)).gpus == ("GPU-small",), "the smallest that does"
-    assert "NVIDIA_VISIBLE_DEVICES=GPU-small" in yard.inspect(ONE)["Config"]["Env"]
-    adopted = yard.launcher(gpus=[BIG, SMALL])
+    assert "NVIDIA_VISIBLE_DEVICES=GPU-small" in harness.inspect(ONE)["Config"]["Env"]
+    adopted = harness.launcher(gpus=[BIG, SMALL])
     with pytest.raises(LaunchFailed, match=f"GPU-big has 0 of 80000 MiB free, held by {TWO}"):
         await adopted.launch(assign(THREE, resources={"gpus": 1}))
-    yard.until_up(ONE, TWO)
-    yard.crash(ONE)
+    harness.until_up(ONE, TWO)
+    harness.crash(ONE)
     await gone_of(adopted, ONE)
     await adopted.launch(assign(THREE, resources={"gpus": 1}))
     assert (await one_of(adopted, THREE)).gpus == ("GPU-small",), "free as soon as its holder is dead"
@@ -183,8 +183,8 @@ async def gone_of(launcher, replica):
             await asyncio.sleep(0.02)
 
 
-async def test_small_deployments_share_a_gpu_by_declared_memory(yard, assign):
-    launcher = yard.launcher(gpus=[BIG, SMALL])
+async def test_small_deployments_share_a_gpu_by_declared_memory(harness, assign):
+    launcher = harness.launcher(gpus=[BIG, SMALL])
     await launcher.launch(assign("a-v1-0-1", resources={"gpu_memory_mb": 8_000}))
     await launcher.launch(assign("b-v1-0-1", resources={"gpu_memory_mb": 6_000}))
     await launcher.launch(assign("c-v1-0-1", resources={"gpu_memory_mb": 4_000}))
@@ -195,22 +195,22 @@ async def test_small_deployments_share_a_gpu_by_declared_memory(yard, assign):
 
 
 @pytest.mark.parametrize("attempt", range(3))
-async def test_two_autoscalers_that_choose_a_gpu_at_once_do_not_both_get_it(yard, assign, attempt):
+async def test_two_autoscalers_that_choose_a_gpu_at_once_do_not_both_get_it(harness, assign, attempt):
     launches = [
-        yard.launcher(gpus=[SMALL]).launch(assign(f"digits-v1-{slot}-1", resources={"gpus": 1}))
+        harness.launcher(gpus=[SMALL]).launch(assign(f"digits-v1-{slot}-1", resources={"gpus": 1}))
         for slot in range(4)
     ]
     ends = await asyncio.gather(*launches, return_exceptions=True)
     assert [type(end).__name__ for end in ends].count("NoneType") == 1
-    running = await yard.launcher().list()
+    running = await harness.launcher().list()
     assert [each.gpus for each in running] == [("GPU-small",)]
 
 
-async def test_logs_of_dead_replicas_are_bounded(yard, assign, monkeypatch):
+async def test_logs_of_dead_replicas_are_bounded(harness, assign, monkeypatch):
     monkeypatch.setattr("services.autoscaler.domain.log_retention.MOST_EACH", 2)
-    launcher = yard.launcher("broken")
+    launcher = harness.launcher("broken")
     for generation in range(1, 5):
         await launcher.launch(assign(f"digits-v1-0-{generation}"))
         await gone(launcher)
         await launcher.kill(f"digits-v1-0-{generation}")
-    assert len(list((yard.state / "log").glob("worker-*.log"))) == 2
+    assert len(list((harness.state / "log").glob("worker-*.log"))) == 2

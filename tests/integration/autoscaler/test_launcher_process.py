@@ -20,92 +20,92 @@ ONE, TWO = "digits-v1-0-1", "digits-v1-1-1"
 
 
 @pytest.fixture
-def yard(processes):
+def harness(processes):
     return processes
 
 
-async def test_its_pid_and_session(yard, assign):
-    launcher = yard.launcher()
+async def test_its_pid_and_session(harness, assign):
+    launcher = harness.launcher()
     await launcher.launch(assign(ONE))
-    yard.until_up(ONE)
+    harness.until_up(ONE)
     found = await one(launcher)
-    assert found.pid == int((yard.state / "replicas" / ONE / "lock").read_text())
+    assert found.pid == int((harness.state / "replicas" / ONE / "lock").read_text())
     assert os.getsid(found.pid) == found.pid
     assert "up" in launcher.log_path(ONE).read_text()
 
 
 @pytest.mark.parametrize("mode", ["", "own session"])
-async def test_what_a_killed_worker_leaves_is_ended(yard, assign, mode):
-    launcher = yard.launcher(mode)
+async def test_what_a_killed_worker_leaves_is_ended(harness, assign, mode):
+    launcher = harness.launcher(mode)
     await launcher.launch(assign(ONE))
-    yard.until_up(ONE)
-    yard.crash(ONE)
+    harness.until_up(ONE)
+    harness.crash(ONE)
     assert not (await one(launcher)).alive
-    assert yard.processes(ONE), "its server is still alive: that is what has to be ended"
+    assert harness.processes(ONE), "its server is still alive: that is what has to be ended"
     await launcher.kill(ONE)
-    assert yard.processes(ONE) == []
+    assert harness.processes(ONE) == []
 
 
-async def test_a_command_that_is_not_there_fails_the_launch_and_frees_the_name(yard, assign):
-    launcher = ProcessLauncher(ProcessPlan(["/nowhere/python"], yard.state))
+async def test_a_command_that_is_not_there_fails_the_launch_and_frees_the_name(harness, assign):
+    launcher = ProcessLauncher(ProcessPlan(["/nowhere/python"], harness.state))
     with pytest.raises(LaunchFailed, match="nowhere"):
         await launcher.launch(assign(ONE))
     assert await launcher.list() == []
 
 
 @pytest.mark.parametrize("wish", [{"image": "ours/worker"}, {"resources": {"shm_mb": 64}}])
-async def test_what_only_containers_have_is_refused_and_not_ignored(yard, assign, wish):
+async def test_what_only_containers_have_is_refused_and_not_ignored(harness, assign, wish):
     with pytest.raises(LaunchFailed, match="only containers have that"):
-        await yard.launcher().launch(assign(ONE, **wish))
-    assert await yard.launcher().list() == []
+        await harness.launcher().launch(assign(ONE, **wish))
+    assert await harness.launcher().list() == []
 
 
-async def test_its_memory_is_measured_and_its_limit_is_for_the_worker(yard, assign):
-    launcher = yard.launcher()
+async def test_its_memory_is_measured_and_its_limit_is_for_the_worker(harness, assign):
+    launcher = harness.launcher()
     await launcher.launch(assign(ONE, resources={"memory_mb": 512}))
-    yard.until_up(ONE)
-    assert (yard.state / "replicas" / ONE / "memory-limit").read_text() == "512"
+    harness.until_up(ONE)
+    assert (harness.state / "replicas" / ONE / "memory-limit").read_text() == "512"
     # Another launcher measures at its first look: the worker and its server are there by now.
-    measured = (await one(yard.launcher())).memory_mb
-    own = sum(procfs.memory_by_session()[s] for s in {process.session for process in yard.processes(ONE)})
+    measured = (await one(harness.launcher())).memory_mb
+    own = sum(procfs.memory_by_session()[s] for s in {process.session for process in harness.processes(ONE)})
     assert measured == pytest.approx(own / 2**20, abs=32)
     assert measured % 16 == 0
 
 
-async def test_the_cgroup_of_a_killed_workers_model_goes_with_its_folder(yard, assign, tmp_path):
-    launcher = yard.launcher()
+async def test_the_cgroup_of_a_killed_workers_model_goes_with_its_folder(harness, assign, tmp_path):
+    launcher = harness.launcher()
     ours, others = tmp_path / "tidegate-0123", tmp_path / "somebody"
     for replica, group in ((ONE, ours), (TWO, others)):
         await launcher.launch(assign(replica))
-        yard.until_up(replica)
+        harness.until_up(replica)
         group.mkdir()
-        (yard.state / "replicas" / replica / "memory-group").write_text(str(group))
+        (harness.state / "replicas" / replica / "memory-group").write_text(str(group))
         await launcher.kill(replica)
     assert not ours.exists()
     assert others.exists(), "a group of somebody else is left alone"
 
 
-async def test_a_worker_without_its_lock_yet_is_adopted_by_its_mark(yard, assign):
+async def test_a_worker_without_its_lock_yet_is_adopted_by_its_mark(harness, assign):
     """Killed right after the start, before the process was noted."""
-    await yard.launcher("slow").launch(assign(ONE))
+    await harness.launcher("slow").launch(assign(ONE))
     # The kernel shows a new program's environment a moment after its start.
-    yard.until(lambda: yard.processes(ONE) != [], "its mark")
-    (yard.state / "replicas" / ONE / "process").unlink()
-    late = ProcessLauncher(ProcessPlan([], yard.state), clock=lambda: time.time() + LAUNCH_GRACE_S + 1)
+    harness.until(lambda: harness.processes(ONE) != [], "its mark")
+    (harness.state / "replicas" / ONE / "process").unlink()
+    late = ProcessLauncher(ProcessPlan([], harness.state), clock=lambda: time.time() + LAUNCH_GRACE_S + 1)
     assert (await one(late)).alive
     await late.kill(ONE)
-    assert yard.processes(ONE) == []
+    assert harness.processes(ONE) == []
 
 
-async def test_a_pid_that_was_given_to_another_process_is_left_alone(yard, assign):
+async def test_a_pid_that_was_given_to_another_process_is_left_alone(harness, assign):
     """The folder names a pid and a start tick; the process of that pid started at another time."""
     bystander = await asyncio.create_subprocess_exec("sleep", "1000")
     try:
-        folder = yard.state / "replicas" / ONE
+        folder = harness.state / "replicas" / ONE
         folder.mkdir(parents=True)
         (folder / "process").write_text(f"{bystander.pid} 1")
         (folder / "lock").write_text(str(bystander.pid))
-        launcher = yard.launcher()
+        launcher = harness.launcher()
         assert not (await one(launcher)).alive
         await launcher.drain(ONE)
         await launcher.kill(ONE)
@@ -115,33 +115,33 @@ async def test_a_pid_that_was_given_to_another_process_is_left_alone(yard, assig
         await bystander.wait()
 
 
-async def test_logs_of_dead_replicas_are_bounded(yard, assign, monkeypatch):
+async def test_logs_of_dead_replicas_are_bounded(harness, assign, monkeypatch):
     monkeypatch.setattr("services.autoscaler.domain.log_retention.MOST_EACH", 2)
-    launcher = yard.launcher("broken")
+    launcher = harness.launcher("broken")
     for generation in range(1, 5):
         await launcher.launch(assign(f"digits-v1-0-{generation}"))
         await launcher.kill(f"digits-v1-0-{generation}")
-    assert len(list((yard.state / "log").glob("worker-*.log"))) == 2
+    assert len(list((harness.state / "log").glob("worker-*.log"))) == 2
 
 
-async def test_sweep_ends_everything_the_orderly_way_first(yard, assign):
-    launcher = yard.launcher()
+async def test_sweep_ends_everything_the_orderly_way_first(harness, assign):
+    launcher = harness.launcher()
     await launcher.launch(assign(ONE))
-    await yard.launcher("deaf").launch(assign(TWO))
-    yard.until_up(ONE, TWO)
-    assert await end_replicas(yard.launcher(), grace_s=0.5) == [ONE, TWO]
-    assert procfs.marked_in(yard.state) == set()
-    assert yard.processes(ONE) == yard.processes(TWO) == []
-    assert yard.folders() == []
+    await harness.launcher("deaf").launch(assign(TWO))
+    harness.until_up(ONE, TWO)
+    assert await end_replicas(harness.launcher(), grace_s=0.5) == [ONE, TWO]
+    assert procfs.marked_in(harness.state) == set()
+    assert harness.processes(ONE) == harness.processes(TWO) == []
+    assert harness.folders() == []
     assert "drained" in launcher.log_path(ONE).read_text()
 
 
-async def test_the_sweep_command(yard, assign):
-    await yard.launcher("messy").launch(assign(ONE))
-    yard.until_up(ONE)
+async def test_the_sweep_command(harness, assign):
+    await harness.launcher("messy").launch(assign(ONE))
+    harness.until_up(ONE)
     command = ["-m", "services.autoscaler", "sweep", "--grace", "5"]
-    environment = {**os.environ, "TIDEGATE_STATE_DIR": str(yard.state)}
+    environment = {**os.environ, "TIDEGATE_STATE_DIR": str(harness.state)}
     done = await asyncio.create_subprocess_exec(sys.executable, *command, env=environment, stdout=PIPE)
     said, _ = await asyncio.wait_for(done.communicate(), 30)
     assert (done.returncode, said) == (0, b"Ended 1 replicas.\n")
-    assert yard.processes(ONE) == []
+    assert harness.processes(ONE) == []

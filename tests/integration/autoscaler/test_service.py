@@ -93,15 +93,15 @@ class Registry:
 class Bench:
     """Apps on one state folder, and the heartbeats of whatever workers run."""
 
-    def __init__(self, yard: Any, registry: Registry, redis_url: str, amqp_url: str) -> None:
-        self.yard = yard
+    def __init__(self, harness: Any, registry: Registry, redis_url: str, amqp_url: str) -> None:
+        self.harness = harness
         self.registry = registry
         self.store = Store.connect(redis_url)
         self.outstanding = 0
         self.arrived = 0
         self.silent: set[str] = set()
         self.settings = AutoscalerSettings(
-            state_dir=yard.state,
+            state_dir=harness.state,
             redis_url=redis_url,
             jobs_url=redis_url,
             registry_url=f"http://127.0.0.1:{registry.port}",
@@ -114,7 +114,7 @@ class Bench:
 
     @asynccontextmanager
     async def autoscaler(self, room: HostProbe | None = None) -> AsyncIterator[httpx.AsyncClient]:
-        app = build(self.settings, self.yard.launcher(), room)
+        app = build(self.settings, self.harness.launcher(), room)
         async with app.router.lifespan_context(app):
             transport = httpx.ASGITransport(app=app)
             headers = {"Authorization": f"Bearer {TOKEN}"}
@@ -125,7 +125,7 @@ class Bench:
 
     async def heartbeats(self) -> None:
         while True:
-            for folder in self.yard.folders():
+            for folder in self.harness.folders():
                 lock = folder / "lock"
                 if folder.name not in self.silent and lock.is_file():
                     await self.store.report_replica(self.report(folder))
@@ -196,12 +196,12 @@ async def test_holds_scales_and_heals(bench: Bench, until: Callable[..., Awaitab
 
         bench.outstanding = 40
         names = await bench.until_ready(client, 3)
-        victim = int((bench.yard.state / "replicas" / names[1] / "lock").read_text())
+        victim = int((bench.harness.state / "replicas" / names[1] / "lock").read_text())
         os.kill(victim, signal.SIGKILL)
         bench.silent.add(names[1])
         while f"{NAME}-1-2" not in await bench.until_ready(client, 3):
             await asyncio.sleep(0.02)
-        assert bench.yard.processes(names[1]) == [], "the server that the dead worker left is ended"
+        assert bench.harness.processes(names[1]) == [], "the server that the dead worker left is ended"
 
         bench.outstanding = 0
         await bench.until_ready(client, 1)
@@ -219,11 +219,11 @@ async def test_a_restart_without_the_registry_adopts_and_an_override_waits_for_i
     bench.outstanding = 40
     async with bench.registry.serving(), bench.autoscaler() as client:
         before = await bench.until_ready(client, 3)
-    pids = [(bench.yard.state / "replicas" / name / "lock").read_text() for name in before]
+    pids = [(bench.harness.state / "replicas" / name / "lock").read_text() for name in before]
 
     async with bench.autoscaler() as client:
         assert await bench.until_ready(client, 3) == before
-        assert [(bench.yard.state / "replicas" / name / "lock").read_text() for name in before] == pids
+        assert [(bench.harness.state / "replicas" / name / "lock").read_text() for name in before] == pids
         answer = await client.put(f"/v1/deployments/{NAME}/replicas", json={"replicas": 1, "ttl_s": 60})
         told = answer.json()
         assert (told["replicas"], told["runs"], told["held_by"]) == (1, 1, "autoscaler")
@@ -239,7 +239,7 @@ async def test_a_restart_without_the_registry_adopts_and_an_override_waits_for_i
         assert 50 < handed["ttl_s"] < 60
 
 
-class SmallRoom:
+class SmallHost:
     """A host with two cores, of which there is room for four replicas."""
 
     async def read(self) -> Host:
@@ -249,7 +249,7 @@ class SmallRoom:
 async def test_an_override_of_hundreds_starts_what_the_maximum_and_the_host_allow(bench: Bench) -> None:
     bench.settings.autoscaler_replicas_per_core = 2.0
     path = f"/v1/deployments/{NAME}/replicas"
-    async with bench.registry.serving(), bench.autoscaler(SmallRoom()) as client:
+    async with bench.registry.serving(), bench.autoscaler(SmallHost()) as client:
         await bench.until_ready(client, 1)
         told = (await client.put(path, json={"replicas": 396})).json()
         assert (told["replicas"], told["runs"], told["bounded_by"]) == (396, 3, "maximum")
@@ -264,9 +264,9 @@ async def test_an_override_of_hundreds_starts_what_the_maximum_and_the_host_allo
         await bench.until_ready(client, 4)
         why = (await client.get(f"/v1/deployments/{NAME}/why")).json()
         assert (why["rule"], why["desired"]) == ("host full", 4)
-    async with bench.registry.serving(), bench.autoscaler(SmallRoom()) as client:
+    async with bench.registry.serving(), bench.autoscaler(SmallHost()) as client:
         await bench.until_ready(client, 4)
-        assert len(bench.yard.folders()) == 4
+        assert len(bench.harness.folders()) == 4
 
 
 async def test_a_second_one_stands_by_and_takes_over(bench: Bench) -> None:
@@ -295,7 +295,7 @@ async def test_nothing_known_is_not_ready_and_starts_nothing(bench: Bench) -> No
         answer = await client.get("/health/ready")
         assert answer.status_code == 503
         assert "registry" in answer.json()["problems"]["intention"]
-        assert bench.yard.folders() == []
+        assert bench.harness.folders() == []
         assert (await client.get("/v1/deployments", headers={"Authorization": ""})).status_code == 401
 
 

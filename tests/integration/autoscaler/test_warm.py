@@ -26,7 +26,7 @@ from services.autoscaler.domain.warm_pool import WarmClaim
 from services.worker.application.warm_standby import WarmStandby
 from services.worker.settings import WorkerSettings
 from tests.conftest import Line
-from tests.integration.autoscaler.process_yard import ProcessYard
+from tests.integration.autoscaler.process_harness import ProcessHarness
 from tidegate.kernel.broker.connection import Channel, Connection, Delivery
 from tidegate.kernel.broker.topology import warm_queue
 from tidegate.kernel.protocol.models import Assignment, WarmAssignment, WarmPoolSpec
@@ -37,10 +37,10 @@ REPLICA = "digits-v1-0-1"
 
 
 @dataclass
-class Yard:
+class WarmPoolHarness:
     """A warm pool over real processes, and what waits as the store is told."""
 
-    processes: ProcessYard
+    processes: ProcessHarness
     store: Store
     amqp_url: str
     pool_name: str
@@ -107,12 +107,12 @@ class Yard:
 
 
 @pytest.fixture
-async def yard(
-    processes: ProcessYard, valkey_url: str, rabbitmq_url: str, request: pytest.FixtureRequest
-) -> AsyncIterator[Yard]:
+async def harness(
+    processes: ProcessHarness, valkey_url: str, rabbitmq_url: str, request: pytest.FixtureRequest
+) -> AsyncIterator[WarmPoolHarness]:
     store = Store.connect(valkey_url.removesuffix("/0") + "/6")
     pool = f"f{abs(hash(request.node.name)) % 10**8}"
-    yield Yard(processes, store, rabbitmq_url, pool)
+    yield WarmPoolHarness(processes, store, rabbitmq_url, pool)
     for report in await store.replicas():
         await store.forget_replica(report.replica)
     await store._redis.delete(f"tidegate:claim:{REPLICA}")
@@ -120,64 +120,68 @@ async def yard(
 
 
 async def test_a_worker_that_waits_becomes_the_replica_and_another_takes_its_place(
-    yard: Yard, assign: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+    harness: WarmPoolHarness, assign: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(warm, "REFILL_AFTER_S", 0.0)
-    async with yard.filled() as (pool, [worker]):
+    async with harness.filled() as (pool, [worker]):
         assert [each["ready"] for each in pool.view()] == [[worker]]
-        async with yard.taking(worker) as taken:
+        async with harness.taking(worker) as taken:
             await pool.launch(assign(REPLICA, drain_limit_s=7.0))
         assert taken == [REPLICA]
         (found,) = await pool.list()
         assert (found.replica, found.worker, found.alive) == (REPLICA, worker, True)
         assert (found.deployment, found.slot, found.generation) == ("digits-v1", 0, 1)
         assert found.drain_limit_s == 7.0
-        log = yard.processes.state / "log" / f"worker-{REPLICA}.log"
+        log = harness.processes.state / "log" / f"worker-{REPLICA}.log"
         assert log.resolve().name == f"worker-{worker}.log"
         await pool.check()
-        (other,) = set(yard.names()) - {worker}
+        (other,) = set(harness.names()) - {worker}
 
         # Restarted, the autoscaler knows both names.
-        async with yard.pool() as again:
+        async with harness.pool() as again:
             assert [each.replica for each in await again.list()] == [REPLICA]
             await again.drain(REPLICA)
             assert (await again.list())[0].draining_since is not None
             await again.kill(REPLICA)
             assert await again.list() == []
-            assert yard.names() == [other]
+            assert harness.names() == [other]
 
 
-async def test_without_one_that_waits_it_is_started_at_once(yard: Yard, assign: Callable[..., Any]) -> None:
-    async with yard.pool() as pool:
+async def test_without_one_that_waits_it_is_started_at_once(
+    harness: WarmPoolHarness, assign: Callable[..., Any]
+) -> None:
+    async with harness.pool() as pool:
         await pool.launch(assign(REPLICA))
         assert [(each.replica, each.worker) for each in await pool.list()] == [(REPLICA, "")]
 
 
 async def test_an_offer_that_nobody_takes_is_withdrawn_and_the_replica_started(
-    yard: Yard, assign: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+    harness: WarmPoolHarness, assign: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(warm, "OFFER_S", 0.2)
-    async with yard.filled() as (pool, [worker]):
+    async with harness.filled() as (pool, [worker]):
         await pool.launch(assign(REPLICA))
         assert [(each.replica, each.worker) for each in await pool.list()] == [(REPLICA, "")]
         # Whoever is late is told that it is not theirs any more.
-        assert await yard.store.claim_replica(REPLICA, worker) == NOBODY
+        assert await harness.store.claim_replica(REPLICA, worker) == NOBODY
         assert [each["there"] for each in pool.view()] == [1]
 
 
-async def test_with_the_broker_away_it_is_started_at_once(yard: Yard, assign: Callable[..., Any]) -> None:
-    async with yard.filled() as (pool, _):
+async def test_with_the_broker_away_it_is_started_at_once(
+    harness: WarmPoolHarness, assign: Callable[..., Any]
+) -> None:
+    async with harness.filled() as (pool, _):
         await pool._offers._connection.stop()
         await pool.launch(assign(REPLICA))
         assert [(each.replica, each.worker) for each in await pool.list()] == [(REPLICA, "")]
 
 
 async def test_with_a_broker_that_does_not_answer_it_is_started_after_a_moment(
-    yard: Yard, line: Line, assign: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+    harness: WarmPoolHarness, line: Line, assign: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(warm, "OFFER_S", 0.2)
-    yard.amqp_url = line.url
-    async with yard.filled() as (pool, _):
+    harness.amqp_url = line.url
+    async with harness.filled() as (pool, _):
         line.flows.clear()
         async with asyncio.timeout(10):
             await pool.launch(assign(REPLICA))
@@ -185,9 +189,11 @@ async def test_with_a_broker_that_does_not_answer_it_is_started_after_a_moment(
         line.flows.set()
 
 
-async def test_with_the_store_away_it_is_started_at_once(yard: Yard, assign: Callable[..., Any]) -> None:
+async def test_with_the_store_away_it_is_started_at_once(
+    harness: WarmPoolHarness, assign: Callable[..., Any]
+) -> None:
     """Nobody could settle who takes it."""
-    async with yard.filled() as (pool, [worker]), yard.taking(worker) as taken:
+    async with harness.filled() as (pool, [worker]), harness.taking(worker) as taken:
         pool._store = Store.connect("redis://127.0.0.1:1/0")
         await pool.launch(assign(REPLICA))
         assert [(each.replica, each.worker) for each in await pool.list()] == [(REPLICA, "")]
@@ -196,23 +202,23 @@ async def test_with_the_store_away_it_is_started_at_once(yard: Yard, assign: Cal
 
 
 async def test_with_the_store_lost_after_the_offer_the_next_start_does_not_try_it(
-    yard: Yard, assign: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+    harness: WarmPoolHarness, assign: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async with yard.filled() as (pool, _):
+    async with harness.filled() as (pool, _):
         away = Store.connect("redis://127.0.0.1:1/0")
         monkeypatch.setattr(pool, "_claimant", away.claimant)
         with pytest.raises(StoreUnavailable):
             await pool.launch(assign(REPLICA))
         await pool.launch(assign("digits-v1-0-2"))
-        assert yard.processes.folders()[0].name == "digits-v1-0-2"
+        assert harness.processes.folders()[0].name == "digits-v1-0-2"
         await away.close()
 
 
 async def test_the_pool_outlives_a_look_that_fails(
-    yard: Yard, until: Callable[..., Awaitable[Any]], monkeypatch: pytest.MonkeyPatch
+    harness: WarmPoolHarness, until: Callable[..., Awaitable[Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(warm, "PERIOD_S", 0.01)
-    async with yard.pool() as pool:
+    async with harness.pool() as pool:
         launch = pool._launcher.launch
 
         async def full(_: Any) -> None:
@@ -223,7 +229,7 @@ async def test_the_pool_outlives_a_look_that_fails(
         await until(lambda: pool.problem)
         assert "No space left" in str(pool.problem)
         monkeypatch.setattr(pool._launcher, "launch", launch)
-        await until(yard.names)
+        await until(harness.names)
         await until(lambda: pool.problem is None)
         holding.cancel()
         with contextlib.suppress(asyncio.CancelledError):
@@ -283,16 +289,16 @@ async def test_a_worker_asks_until_it_knows_whose_an_offer_is(
 
 
 async def test_an_offer_cannot_say_where_the_registry_is(
-    yard: Yard, assign: Callable[..., Any], tmp_path: Path, until: Callable[..., Awaitable[Any]]
+    harness: WarmPoolHarness, assign: Callable[..., Any], tmp_path: Path, until: Callable[..., Awaitable[Any]]
 ) -> None:
     """A worker sent its credential to that address, and ran the model that it got from there."""
     given = WarmAssignment(
-        replica="warm-cpu--0-1", generation=1, pool_name=yard.pool_name, pool=WarmPoolSpec(), launched_at=0
+        replica="warm-cpu--0-1", generation=1, pool_name=harness.pool_name, pool=WarmPoolSpec(), launched_at=0
     )
-    worker = WarmStandby(WorkerSettings(), given, tmp_path, yard.store, 0)
+    worker = WarmStandby(WorkerSettings(), given, tmp_path, harness.store, 0)
     forged = assign(REPLICA).model_dump(mode="json") | {"registry_url": "http://127.0.0.1:9"}
-    queue = warm_queue(yard.pool_name)
-    async with Connection(yard.amqp_url, "worker", worker._on_setup) as connection:
+    queue = warm_queue(harness.pool_name)
+    async with Connection(harness.amqp_url, "worker", worker._on_setup) as connection:
         channel = await connection.wait_up(10)
         await channel.publish(orjson.dumps(forged), routing_key=queue.name, mandatory=True)
         await channel.publish(b"{}", routing_key=queue.name, mandatory=True)
@@ -301,12 +307,12 @@ async def test_an_offer_cannot_say_where_the_registry_is(
             return await channel.depth(queue) == 0
 
         await until(read)
-    async with Connection(yard.amqp_url, "after", _nothing) as connection:
+    async with Connection(harness.amqp_url, "after", _nothing) as connection:
         assert await (await connection.wait_up(10)).depth(queue) == 0, (
             "an offer that is not settled comes again"
         )
     assert not worker._assigned.done()
-    assert await yard.store.claimant(REPLICA) is None
+    assert await harness.store.claimant(REPLICA) is None
 
 
 async def _nothing(_: Channel) -> None:
@@ -315,68 +321,68 @@ async def _nothing(_: Channel) -> None:
 
 @pytest.mark.parametrize("taken", [True, False])
 async def test_an_offer_of_a_leader_that_was_killed_is_settled_by_the_store(
-    yard: Yard, assign: Callable[..., Any], taken: bool, monkeypatch: pytest.MonkeyPatch
+    harness: WarmPoolHarness, assign: Callable[..., Any], taken: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The leader noted the offer and died before it knew of an answer."""
     monkeypatch.setattr(warm, "SETTLE_S", 0.3)
-    async with yard.filled() as (pool, [worker]):
+    async with harness.filled() as (pool, [worker]):
         start = assign(REPLICA)
         pool._ledger.save_claim(WarmClaim(REPLICA, "f", start.launched_at, 7.0))
-        async with yard.pool(workers=0) as again:
+        async with harness.pool(workers=0) as again:
             # As long as it may be the replica it is not ended, though none is to wait now.
             await again.check()
-            assert yard.names() == [worker]
+            assert harness.names() == [worker]
             if taken:
-                await yard.store.claim_replica(REPLICA, worker)
+                await harness.store.claim_replica(REPLICA, worker)
             await asyncio.sleep(0.4)
             await again.check()
             found = [(each.replica, each.worker) for each in await again.list()]
             assert found == ([(REPLICA, worker)] if taken else [])
-            assert yard.names() == ([worker] if taken else [])
+            assert harness.names() == ([worker] if taken else [])
 
 
 async def test_two_at_once_are_not_given_the_same_worker(
-    yard: Yard, assign: Callable[..., Any], until: Callable[..., Awaitable[Any]]
+    harness: WarmPoolHarness, assign: Callable[..., Any], until: Callable[..., Awaitable[Any]]
 ) -> None:
-    async with yard.filled() as (pool, [worker]), yard.taking(worker) as taken:
+    async with harness.filled() as (pool, [worker]), harness.taking(worker) as taken:
         second = "digits-v1-1-1"
         await asyncio.gather(pool.launch(assign(REPLICA)), pool.launch(assign(second)))
         found = {each.replica: each.worker for each in await pool.list()}
         await until(lambda: taken, "the pool may know it before the worker's own task does")
         assert len(taken) == 1
         assert found == {REPLICA: "", second: ""} | {taken[0]: worker}
-        await yard.store._redis.delete(f"tidegate:claim:{second}")
+        await harness.store._redis.delete(f"tidegate:claim:{second}")
 
 
 async def test_one_that_died_while_it_waited_is_replaced(
-    yard: Yard, until: Callable[..., Awaitable[Any]]
+    harness: WarmPoolHarness, until: Callable[..., Awaitable[Any]]
 ) -> None:
-    async with yard.filled() as (pool, [worker]):
-        yard.processes.until_up(worker)
-        yard.processes.crash(worker)
+    async with harness.filled() as (pool, [worker]):
+        harness.processes.until_up(worker)
+        harness.processes.crash(worker)
         await pool.check()
-        assert yard.names() == []
+        assert harness.names() == []
         assert "ended" in pool.view()[0]["problem"] or "gone" in pool.view()[0]["problem"]
 
         async def another() -> bool:
             await pool.check()
-            return bool(yard.names())
+            return bool(harness.names())
 
         assert not await another(), "the first one after a failure waits a second"
         await until(another)
-        assert yard.names() != [worker]
+        assert harness.names() != [worker]
 
 
-async def test_the_pool_is_filled_and_emptied_as_it_is_wanted(yard: Yard) -> None:
-    async with yard.filled(workers=3) as (pool, names):
+async def test_the_pool_is_filled_and_emptied_as_it_is_wanted(harness: WarmPoolHarness) -> None:
+    async with harness.filled(workers=3) as (pool, names):
         assert len(names) == 3
         holding = asyncio.create_task(pool.hold(lambda: False))
         await asyncio.sleep(0)
         holding.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await holding
-    async with yard.pool(workers=1) as pool:
+    async with harness.pool(workers=1) as pool:
         await pool.check()
-        assert len(yard.names()) == 1
+        assert len(harness.names()) == 1
         await pool.check(may_start=False)
-        assert len(yard.names()) == 1
+        assert len(harness.names()) == 1

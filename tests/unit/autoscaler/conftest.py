@@ -98,7 +98,7 @@ class World:
         self.jobs: dict[str, int] | None = {}
         self.cordoned: set[str] = set()
         self.room: Host | None = None
-        self.intention_known = True
+        self.desired_state_known = True
         self.fail_load = ""
         self.fail_launch = ""
         self.call_ms: float | None = None
@@ -134,7 +134,7 @@ class World:
     def snapshot(self) -> Snapshot:
         known = self.store_up
         return Snapshot(
-            desired_state=self.desired_state() if self.intention_known else None,
+            desired_state=self.desired_state() if self.desired_state_known else None,
             running=tuple(worker.running for _, worker in sorted(self.workers.items())),
             reports={r.replica: r for r in self.reports()} if known else None,
             gateways=self.gateways() if known else None,

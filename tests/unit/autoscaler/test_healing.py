@@ -140,10 +140,10 @@ def test_an_overdue_drain_is_ended(make_world, deployment):
 def test_a_deleted_deployment_is_drained_but_an_unread_registry_deletes_nothing(make_world, deployment):
     world = make_world(deployment(), deployment(name="other-v1"))
     world.run(5)
-    world.intention_known = False
+    world.desired_state_known = False
     world.run(60)
     assert len(world.names()) == len(world.names("other-v1")) == 1
-    world.intention_known = True
+    world.desired_state_known = True
     world.deployments = [deployment()]
     world.run(3)
     assert world.names("other-v1") == []

@@ -67,7 +67,7 @@ def let(world: World, event: str, number: int) -> None:
         case "store":
             world.store_up = not world.store_up
         case "registry":
-            world.intention_known = not world.intention_known
+            world.desired_state_known = not world.desired_state_known
         case "kill" if world.names():
             world.die(world.names()[number % len(world.names())])
         case "change":

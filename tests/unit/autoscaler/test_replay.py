@@ -156,7 +156,7 @@ def test_what_no_policy_can_be():
         changed(plain, PolicyVariant("a", {"scaling": {"aggressiveness": "brave"}}))
     with pytest.raises(BadRequest, match="above max"):
         changed(plain, PolicyVariant("a", {"min_replicas": 5}))
-    with pytest.raises(BadRequest, match="name of its own"):
+    with pytest.raises(BadRequest, match="a different name"):
         compare(a_comparison(variants=[PolicyVariant("live", {})]))
 
 

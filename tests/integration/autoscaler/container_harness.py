@@ -24,7 +24,7 @@ from services.autoscaler.adapters.docker.launcher import DockerLauncher
 from services.autoscaler.api.engine_proxy import EngineProxy
 from services.autoscaler.domain.engine_rules import StackBounds
 from services.autoscaler.domain.gpus import Gpu
-from tests.integration.autoscaler.script import WORKER
+from tests.integration.autoscaler.worker_script import WORKER
 
 URL = os.environ.get("DOCKER_HOST") or "unix:///var/run/docker.sock"
 # The first that the engine has; none is fetched. Any image with a `python3` serves.
@@ -65,7 +65,7 @@ class InjectedGpus:
         return self._gpus
 
 
-class ContainerYard:
+class ContainerHarness:
     """A stack of containers with launchers on it; everything that was started ends with the test."""
 
     def __init__(self, state: Path) -> None:
@@ -73,11 +73,11 @@ class ContainerYard:
         self.stack = f"tidegate-test-{uuid.uuid4().hex[:8]}"
         self.url = URL
         self._engines: list[Engine] = []
-        self._others: list[ContainerYard] = []
+        self._others: list[ContainerHarness] = []
 
     @contextmanager
     def behind_proxy(self) -> Iterator[None]:
-        """From now on launchers of this yard reach the engine through a proxy."""
+        """From now on launchers of this harness reach the engine through a proxy."""
         bounds = StackBounds(self.stack, (image(),), "none", home=HOME)
         app = EngineProxy(bounds, URL.removeprefix("unix://"), TOKEN)
         config = uvicorn.Config(app, log_config=None, lifespan="off", timeout_graceful_shutdown=1)
@@ -96,7 +96,7 @@ class ContainerYard:
                 thread.join()
 
     def plan(self, mode: str = "", **given: Any) -> DockerPlan:
-        """How workers of this yard are started."""
+        """How workers of this harness are started."""
         usual: dict[str, Any] = {
             "stack": self.stack,
             "image": image(),
@@ -120,9 +120,9 @@ class ContainerYard:
             self.plan(mode, **given), self._engines[-1], InjectedGpus(*gpus), lambda: time.time() + late_s
         )
 
-    def other(self) -> ContainerYard:
+    def other(self) -> ContainerHarness:
         """Another stack on the same engine, which no proxy stands before."""
-        self._others.append(ContainerYard(self.state / "other"))
+        self._others.append(ContainerHarness(self.state / "other"))
         return self._others[-1]
 
     def name(self, replica: str) -> str:

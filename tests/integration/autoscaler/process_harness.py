@@ -14,10 +14,10 @@ from services.autoscaler.adapters.process import procfs
 from services.autoscaler.adapters.process.gpu_inventory import MachineGpus
 from services.autoscaler.adapters.process.launcher import ProcessLauncher, ProcessPlan
 from services.autoscaler.adapters.process.replica_folder import ReplicaFolder
-from tests.integration.autoscaler.script import WORKER
+from tests.integration.autoscaler.worker_script import WORKER
 
 
-class ProcessYard:
+class ProcessHarness:
     """A state folder with launchers on it; everything that was started ends with the test."""
 
     def __init__(self, state: Path) -> None:
@@ -26,7 +26,7 @@ class ProcessYard:
         self.script.write_text(WORKER)
         self.nvidia_smi = state / "nvidia-smi"
         self._launchers: list[ProcessLauncher] = []
-        self._others: list[ProcessYard] = []
+        self._others: list[ProcessHarness] = []
 
     def launcher(self, mode: str = "", late_s: float = 0.0) -> ProcessLauncher:
         """A launcher as after a restart: it has no children yet. ``late_s``: how far its clock is ahead."""
@@ -51,11 +51,11 @@ class ProcessYard:
         pairs = Path(f"/proc/{pid}/environ").read_text().split("\0")
         return dict(pair.split("=", 1) for pair in pairs if pair)
 
-    def other(self) -> ProcessYard:
+    def other(self) -> ProcessHarness:
         """Another stack on the same machine."""
         folder = self.state / "other"
         folder.mkdir()
-        self._others.append(ProcessYard(folder))
+        self._others.append(ProcessHarness(folder))
         return self._others[-1]
 
     def processes(self, replica: str) -> list[procfs.Process]:
