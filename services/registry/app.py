@@ -29,8 +29,8 @@ from services.registry.application.keyring import Keyring
 from services.registry.application.maintenance import Maintenance
 from services.registry.application.transactions import Transactions
 from services.registry.application.versions import InspectionSettings, Versions
-from services.registry.domain.archive_limits import ArchiveLimits
 from services.registry.settings import RegistrySettings
+from tidegate.kernel.protocol.archives import ArchiveLimits
 from tidegate.kernel.protocol.replica_token import Replicas
 from tidegate.kernel.service.api import create_app
 

@@ -1,8 +1,9 @@
-"""Triton's protocol messages, without the rest of its client library.
+"""The protobuf messages of Triton's protocol, without the rest of its client library.
 
-``tritonclient.grpc`` imports numpy and more in its ``__init__``, which costs a cold start a quarter of a
-second; the generated modules need none of it. So they are loaded through a bare package of the same place,
-which is then taken away.
+Importing the package ``tritonclient.grpc`` takes 225 ms of a cold start, because its ``__init__`` imports
+numpy and more. The generated modules in it take 17 ms. They import each other by the package's name, so
+loading them by their paths would import the package as well. Therefore this module puts an empty package of
+that name and path into ``sys.modules`` while it imports them.
 """
 
 from __future__ import annotations

@@ -6,9 +6,9 @@ import shutil
 from collections.abc import Collection
 from pathlib import Path, PurePosixPath
 
-from services.registry.domain.archive_limits import ArchiveChecker, ArchiveLimits
 from tidegate.kernel import archives
 from tidegate.kernel.errors import BadRequest
+from tidegate.kernel.protocol.archives import ArchiveChecker, ArchiveLimits, TooLarge, Unsafe
 
 
 class ArchiveContents:
@@ -42,6 +42,10 @@ def read_archive(
                         texts[inner] = _text(inner, stream.read(max_text + 1), max_text)
     except archives.Broken as error:
         raise BadRequest(f"The archive cannot be read ({error}). Pack it again.") from None
+    except TooLarge as error:
+        raise BadRequest(f"{error} The limit is {error.setting}.") from None
+    except Unsafe as error:
+        raise BadRequest(str(error)) from None
     return ArchiveContents(files, texts)
 
 

@@ -14,11 +14,11 @@ from services.registry.adapters import (
     triton_config,
 )
 from services.registry.domain import pickles, registration, requirements, signature
-from services.registry.domain.archive_limits import ArchiveLimits
 from services.registry.domain.pickles import PickleReleases
 from tidegate.kernel import archives
 from tidegate.kernel.errors import BadRequest
 from tidegate.kernel.protocol import backend_class, python_model, python_signature
+from tidegate.kernel.protocol.archives import ArchiveLimits
 from tidegate.kernel.protocol.models import Format, Signature
 
 MODEL_FILE = "model.py"

@@ -7,8 +7,8 @@ from pathlib import Path, PurePosixPath
 
 from services.registry.adapters import archive_reader, onnx_signature
 from services.registry.domain import onnx_layout
-from services.registry.domain.archive_limits import ArchiveLimits
 from services.registry.domain.signature import OnnxGraph
+from tidegate.kernel.protocol.archives import ArchiveLimits
 
 
 def read(path: Path, limits: ArchiveLimits) -> OnnxGraph:

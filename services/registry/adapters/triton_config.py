@@ -8,8 +8,8 @@ from typing import Any
 
 from services.registry.adapters import archive_reader
 from services.registry.domain import requirements, signature, triton_layout
-from services.registry.domain.archive_limits import ArchiveLimits
 from tidegate.kernel.errors import BadRequest
+from tidegate.kernel.protocol.archives import ArchiveLimits
 from tidegate.kernel.protocol.models import Datatype, Signature, TensorSpec
 
 MAX_CONFIG = 1024 * 1024

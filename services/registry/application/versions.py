@@ -23,10 +23,10 @@ from services.registry.domain import (
     rollover,
     signature,
 )
-from services.registry.domain.archive_limits import ArchiveLimits
 from services.registry.domain.desired_state import ChangeNotification
 from services.registry.domain.rollover import DeployRequest
 from tidegate.kernel.errors import BadRequest, Conflict, NotFound, PayloadTooLarge
+from tidegate.kernel.protocol.archives import ArchiveLimits
 from tidegate.kernel.protocol.models import Format, Signature, Version, VersionMetadata
 
 

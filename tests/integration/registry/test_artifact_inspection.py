@@ -16,9 +16,9 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from services.registry.adapters import artifact_inspection
-from services.registry.domain.archive_limits import ArchiveLimits
 from tests.integration.registry.onnx_files import model, onnx_bytes, value
 from tidegate.kernel.errors import BadRequest
+from tidegate.kernel.protocol.archives import ArchiveLimits
 from tidegate.kernel.protocol.models import Signature, TensorSpec
 
 Look = Callable[..., Signature | None]

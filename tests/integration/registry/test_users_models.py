@@ -15,9 +15,9 @@ from alembic import command
 from services.registry.adapters import artifact_inspection
 from services.registry.adapters.sql import migrate
 from services.registry.adapters.sql.database import RegistryDatabase, engine_for
-from services.registry.domain.archive_limits import ArchiveLimits
 from tests.integration.registry.onnx_files import onnx_bytes
 from tidegate.kernel.errors import BadRequest
+from tidegate.kernel.protocol.archives import ArchiveLimits
 
 Look = Callable[..., artifact_inspection.Inspection]
 

@@ -14,12 +14,12 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from services.registry.adapters import artifact_inspection
-from services.registry.domain.archive_limits import ArchiveLimits
 from services.worker.adapters.triton_client import ModelInferRequest
 from tidegate.cli.exit_codes import UsageError
 from tidegate.cli.package import packed
 from tidegate.kernel.archives import is_archive
 from tidegate.kernel.errors import BadRequest
+from tidegate.kernel.protocol.archives import ArchiveLimits
 from tidegate.kernel.protocol.models import Signature
 
 pytestmark = pytest.mark.integration

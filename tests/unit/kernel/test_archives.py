@@ -16,7 +16,6 @@ from hypothesis import strategies as st
 
 from services.registry.adapters import archive_reader as judge
 from services.registry.adapters import artifact_inspection
-from services.registry.domain.archive_limits import ArchiveLimits
 from services.worker.adapters import archives as worker
 from tests.unit.kernel.archive_files import (
     HONEST,
@@ -35,6 +34,7 @@ from tests.unit.kernel.archive_files import (
     zipped,
 )
 from tidegate.kernel.errors import BadRequest, ModelFailed
+from tidegate.kernel.protocol.archives import ArchiveLimits
 
 pytestmark = pytest.mark.unit
 

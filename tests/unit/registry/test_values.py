@@ -10,9 +10,8 @@ from pydantic import ValidationError
 
 from services.registry.adapters.sql.reading import finite
 from services.registry.domain import formats, merge, names, triton_layout
-from services.registry.domain.archive_limits import ArchiveChecker, ArchiveLimits
 from tidegate.kernel.errors import BadRequest, Conflict
-from tidegate.kernel.protocol.archives import Member
+from tidegate.kernel.protocol.archives import ArchiveChecker, ArchiveLimits, Member, Unsafe
 from tidegate.kernel.protocol.models import DeploymentSpec, TensorSpec, VersionMetadata
 from tidegate.kernel.protocol.names import fitting as nearest
 
@@ -125,23 +124,23 @@ def test_a_bound_that_is_stated_stays(patch, exact_follows):
     "name", ["/etc/passwd", "../x", "a/../../x", "a\\b", "C:/x", "a\0b", "a/" * 40 + "b"]
 )
 def test_paths_that_leave_the_archive(name):
-    with pytest.raises(BadRequest, match="below its root"):
+    with pytest.raises(Unsafe, match="below its root"):
         _admit(ArchiveLimits(), [Member(name, 1, "file")])
 
 
 def test_archive_limits():
     limits = ArchiveLimits(members=3, unpacked_bytes=2**30, ratio=10)
-    with pytest.raises(BadRequest, match="more than 3 entries"):
+    with pytest.raises(Unsafe, match="more than 3 entries"):
         _admit(limits, [Member(str(i), 1, "file") for i in range(4)])
-    with pytest.raises(BadRequest, match="more than 1073741824 bytes"):
+    with pytest.raises(Unsafe, match="more than 1073741824 bytes"):
         _admit(limits, [Member("a", 2**30 + 1, "file")], packed=2**30)
-    with pytest.raises(BadRequest, match="times its size"):
+    with pytest.raises(Unsafe, match="times its size"):
         _admit(limits, [Member("a", 2**29, "file")], packed=1000)
-    with pytest.raises(BadRequest, match="is a link"):
+    with pytest.raises(Unsafe, match="is a link"):
         _admit(limits, [Member("a", 0, "link")])
-    with pytest.raises(BadRequest, match="twice"):
+    with pytest.raises(Unsafe, match="twice"):
         _admit(limits, [Member("a/b", 1, "file"), Member("./a/b", 1, "file")])
-    with pytest.raises(BadRequest, match="-1 bytes"):
+    with pytest.raises(Unsafe, match="-1 bytes"):
         _admit(limits, [Member("a", -1, "file")])
     _admit(limits, [Member("a", 2**20, "file"), Member("d/", 0, "folder")])
 

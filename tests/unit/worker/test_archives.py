@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from services.worker.adapters.archives import Limits, unpack
+from services.worker.adapters.archives import LIMITS, unpack
 from tidegate.kernel.errors import ModelFailed
+from tidegate.kernel.protocol.archives import ArchiveLimits
 
 pytestmark = pytest.mark.unit
 
@@ -33,7 +34,7 @@ def tarred(path: Path, members: list[tarfile.TarInfo | tuple[str, bytes]]) -> Pa
     return path
 
 
-def refused(archive: Path, into: Path, match: str, limits: Limits | None = None) -> None:
+def refused(archive: Path, into: Path, match: str, limits: ArchiveLimits = LIMITS) -> None:
     with pytest.raises(ModelFailed, match=match):
         unpack(archive, into, limits)
     assert not into.exists()
@@ -77,14 +78,25 @@ def test_zip_link(tmp_path: Path) -> None:
 def test_bomb(tmp_path: Path) -> None:
     archive = zipped(tmp_path / "a.zip", {"m/1/zeros": bytes(4_000_000)})
     refused(
-        archive, tmp_path / "out", "more than the 1000000 bytes", Limits(ratio=10, ratio_from_bytes=1_000_000)
+        archive,
+        tmp_path / "out",
+        "more than 10 times its size",
+        ArchiveLimits(ratio=10, ratio_from_bytes=1_000_000),
     )
-    refused(archive, tmp_path / "out", "more than the 5 bytes", Limits(total_bytes=5))
+    refused(archive, tmp_path / "out", "more than 5 bytes", ArchiveLimits(unpacked_bytes=5))
+
+
+def test_a_file_larger_than_its_declared_size(tmp_path: Path) -> None:
+    """The checks count declared sizes, so nothing beyond them is written."""
+    path = zipped(tmp_path / "a.zip", {"m/1/zeros": bytes(4_000_000)})
+    raw = path.read_bytes().replace((4_000_000).to_bytes(4, "little"), (1_000).to_bytes(4, "little"))
+    path.write_bytes(raw)
+    refused(path, tmp_path / "out", "cannot be unpacked")
 
 
 def test_too_many_files(tmp_path: Path) -> None:
     archive = zipped(tmp_path / "a.zip", {f"m/{n}": b"" for n in range(11)})
-    refused(archive, tmp_path / "out", "more than 10 files", Limits(files=10))
+    refused(archive, tmp_path / "out", "more than 10 entries", ArchiveLimits(members=10))
 
 
 def test_the_same_file_twice(tmp_path: Path) -> None:

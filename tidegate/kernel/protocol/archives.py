@@ -1,8 +1,9 @@
-"""The paths that an archive of a model may hold: below its root, each once, on every file system. Pure."""
+"""What an archive of a model may hold: plain files below its root, each once, and not too much. Pure."""
 
 from __future__ import annotations
 
 import unicodedata
+from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import NamedTuple
 
@@ -20,6 +21,67 @@ class Member(NamedTuple):
 
 class Unsafe(Exception):
     """A member that no archive of a model may have; the message says which and why."""
+
+
+class TooLarge(Unsafe):
+    """An archive beyond a limit; ``setting`` is the registry's setting for it."""
+
+    def __init__(self, message: str, setting: str) -> None:
+        super().__init__(message)
+        self.setting = setting
+
+
+@dataclass(frozen=True, slots=True)
+class ArchiveLimits:
+    """The most that an archive may hold.
+
+    ``ratio`` is unpacked to packed size, and counts from ``ratio_from_bytes`` unpacked bytes on: a small
+    file of blanks compresses 1000 to 1 and does no harm.
+    """
+
+    members: int = 10_000
+    unpacked_bytes: int = 32 * 1024**3
+    ratio: int = 100
+    ratio_from_bytes: int = 256 * 1024**2
+
+
+class ArchiveChecker:
+    """Checks the members of one archive, one after the other; raises :class:`Unsafe` at the first bad one.
+
+    It counts the sizes that the members declare. zipfile and tarfile never read more of a member than that.
+    """
+
+    def __init__(self, limits: ArchiveLimits, packed_bytes: int) -> None:
+        self._limits = limits
+        self._packed = max(1, packed_bytes)
+        self._count = self._total = 0
+        self._paths = Paths()
+
+    def admit(self, member: Member) -> PurePosixPath | None:
+        """Return the normalised path of a file, None for a folder."""
+        limits = self._limits
+        if member.size < 0:
+            raise Unsafe(
+                f"The archive is damaged: it says that {member.name[:80]!r} has {member.size} bytes. "
+                "Pack it again."
+            )
+        self._count += 1
+        self._total += member.size
+        if self._count > limits.members:
+            raise TooLarge(
+                f"The archive has more than {limits.members} entries.", "TIDEGATE_MAX_ARCHIVE_MEMBERS"
+            )
+        if self._total > limits.unpacked_bytes:
+            raise TooLarge(
+                f"The archive unpacks to more than {limits.unpacked_bytes} bytes.",
+                "TIDEGATE_MAX_UNPACKED_BYTES",
+            )
+        if self._total > max(limits.ratio_from_bytes, self._packed * limits.ratio):
+            raise TooLarge(
+                f"The archive unpacks to more than {limits.ratio} times its size.",
+                "TIDEGATE_MAX_ARCHIVE_RATIO",
+            )
+        return self._paths.admit(member)
 
 
 class Paths:
