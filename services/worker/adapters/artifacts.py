@@ -11,7 +11,7 @@ from pathlib import Path
 
 import httpx
 
-from services.worker.adapters.file_lock import alone
+from services.worker.adapters.file_lock import exclusive
 from tidegate.kernel import telemetry
 from tidegate.kernel.errors import NotFound, Unavailable
 from tidegate.kernel.http.certificates import trusted
@@ -44,7 +44,7 @@ class ArtifactCache:
         """
         self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         path = self._folder / sha256
-        async with alone(path.with_suffix(".lock")):
+        async with exclusive(path.with_suffix(".lock")):
             if await asyncio.to_thread(_is_whole, path, sha256, size):
                 _open_to_models(path)
                 return path

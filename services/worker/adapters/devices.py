@@ -7,24 +7,24 @@ import os
 from collections.abc import Sequence
 
 from services.worker.adapters.triton_client import TritonClient
-from services.worker.domain.devices import Group, Kind, names_of, where
+from services.worker.domain.devices import InstanceGroup, Kind, describe, gpu_names
 
 QUERY = ("nvidia-smi", "--query-gpu=uuid,name", "--format=csv,noheader")
 TIMEOUT_S = 10.0
 _KINDS: dict[int, Kind] = {0: "auto", 1: "gpu", 2: "cpu", 3: "model"}
 
 
-async def of(client: TritonClient, models: Sequence[str]) -> str:
+async def read_device(client: TritonClient, models: Sequence[str]) -> str:
     """Return the devices of the instances that Triton has of these models (an ensemble has none itself)."""
     configs = [await client.config(model) for model in models]
     groups = [
-        Group(_KINDS.get(int(group.kind), "auto"), tuple(group.gpus))
+        InstanceGroup(_KINDS.get(int(group.kind), "auto"), tuple(group.gpus))
         for config in configs
         for group in config.instance_group
         if not config.ensemble_scheduling.step
     ]
     names = await _names() if any(group.gpus for group in groups) else {}
-    return where(groups, names)
+    return describe(groups, names)
 
 
 async def _names() -> dict[int, str]:
@@ -45,4 +45,4 @@ async def _names() -> dict[int, str]:
         process.kill()
         await process.wait()
         return {}
-    return names_of(listing.decode(errors="replace"), os.environ.get("CUDA_VISIBLE_DEVICES"))
+    return gpu_names(listing.decode(errors="replace"), os.environ.get("CUDA_VISIBLE_DEVICES"))

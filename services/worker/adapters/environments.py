@@ -23,8 +23,8 @@ from typing import Any
 
 from services.worker.adapters import pip_home
 from services.worker.adapters.environment_files import hand_over, is_whole, take_over
-from services.worker.adapters.file_lock import alone
-from services.worker.adapters.sandbox import Needs, Sandbox
+from services.worker.adapters.file_lock import exclusive
+from services.worker.adapters.sandbox import FileNeeds, Sandbox
 from services.worker.adapters.triton_install import TritonInstall, prefixes
 from tidegate.kernel import telemetry
 from tidegate.kernel.errors import ModelFailed
@@ -108,7 +108,7 @@ class Environments:
                 base = await self._base()
                 path = self._folder / self._digest(base, requirements, settings)
                 waiting = "waiting for another replica to install the requirements"
-                async with alone(path.with_suffix(".lock"), lambda: self._tell(waiting)):
+                async with exclusive(path.with_suffix(".lock"), lambda: self._tell(waiting)):
                     if not is_whole(path):
                         await self._build(path, base, requirements, settings)
         except TimeoutError:
@@ -167,8 +167,8 @@ class Environments:
         code, words = await self._run_contained(path, home, command, environment)
         path.with_suffix(".log").write_text(words)
         if code != 0:
-            closed = self._sandbox.closed(environment.get("PIP_FIND_LINKS", "").split())
-            raise ModelFailed(f"The requirements cannot be installed: {_reason(words)}{_hint(closed)}")
+            unreadable = self._sandbox.unreadable(environment.get("PIP_FIND_LINKS", "").split())
+            raise ModelFailed(f"The requirements cannot be installed: {_reason(words)}{_hint(unreadable)}")
         log.info("environment built", extra={"environment": path.name[:12]})
 
     async def _run_contained(
@@ -176,12 +176,12 @@ class Environments:
     ) -> tuple[int, str]:
         """Run pip as the model would be run: the code of a package's setup is its author's."""
         read = [Path(sys.prefix), *prefixes(Path(sys.executable)), *self._install.roots()]
-        needs = Needs(home, read, [path])
+        needs = FileNeeds(home, read, [path])
         process = None
         while process is None:
             home.mkdir(exist_ok=True, mode=0o700)
-            self._sandbox.settle(needs)
-            self._sandbox.give(home)
+            self._sandbox.choose_degree(needs)
+            self._sandbox.make_private(home)
             await asyncio.to_thread(hand_over, path, self._sandbox.user)
             own = pip_home.make(home, environment, self._sandbox.user)
             process = await self._sandbox.spawn(needs, command, own, **_PIPED)
@@ -203,11 +203,11 @@ def _environment(settings: Mapping[str, str]) -> dict[str, str]:
     return kept | {"PYTHONUNBUFFERED": "1"}
 
 
-def _hint(closed: Sequence[str]) -> str:
-    if not closed:
+def _hint(unreadable: Sequence[str]) -> str:
+    if not unreadable:
         return ""
     return (
-        f"\nThe model's user cannot read {', '.join(closed)} of PIP_FIND_LINKS: pip runs as that user. "
+        f"\nThe model's user cannot read {', '.join(unreadable)} of PIP_FIND_LINKS: pip runs as that user. "
         "Open the folder to every user."
     )
 

@@ -13,7 +13,7 @@ POLL_S = 0.05
 
 
 @contextlib.asynccontextmanager
-async def alone(lock: Path, on_wait: Callable[[], None] = lambda: None) -> AsyncIterator[None]:
+async def exclusive(lock: Path, on_wait: Callable[[], None] = lambda: None) -> AsyncIterator[None]:
     """Hold a file lock, so that of several workers that start together one does the work.
 
     ``on_wait`` is called once if another one has it.

@@ -24,9 +24,9 @@ log = telemetry.logger(__name__)
 CGROUP, PROC = Path("/sys/fs/cgroup"), Path("/proc")
 # cgroup v2, and v1; the first that is there.
 COUNTERS = ("memory.events", "memory.oom_control", "memory/memory.oom_control")
-TOLD = "The kernel killed a process here, out of memory: the limit of this container was reached."
+OUT_OF_MEMORY = "The kernel killed a process here, out of memory: the limit of this container was reached."
 # Below a replica's folder: the limit in MiB as the launcher wants it, and the cgroup that was made for it.
-WANTED, GROUP = "memory-limit", "memory-group"
+LIMIT_FILE, GROUP_FILE = "memory-limit", "memory-group"
 LOOK_EVERY_S = 0.2
 LEAVE_S = 2.0
 MIB = 1024 * 1024
@@ -43,13 +43,13 @@ def kills(cgroup: Path = CGROUP) -> int:
     return 0
 
 
-def limit_in(folder: Path, name: str) -> MemoryLimit | None:
+def read_limit(folder: Path, name: str) -> MemoryLimit | None:
     """Return the limit of the replica in ``folder``, named ``name``; None: its launcher wants none here."""
     try:
-        wanted = int((folder / WANTED).read_text())
+        wanted = int((folder / LIMIT_FILE).read_text())
     except (OSError, ValueError):
         return None
-    return MemoryLimit(wanted, name, folder / GROUP)
+    return MemoryLimit(wanted, name, folder / GROUP_FILE)
 
 
 class MemoryLimit:
@@ -72,13 +72,13 @@ class MemoryLimit:
         self.group: Path | None = None
 
     @property
-    def how(self) -> str:
+    def description(self) -> str:
         """Return the limit in words, for the replica's report."""
         by = f"watched, as no cgroup can be made: {self._why}" if self._why else "by a cgroup"
         return f"{self.limit_mb} MiB, {by}"
 
     @property
-    def told(self) -> str:
+    def message(self) -> str:
         """Return the message for a process that was killed because of the limit."""
         return f"A process was killed, out of memory: the model reached its limit of {self.limit_mb} MiB."
 

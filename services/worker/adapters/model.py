@@ -199,12 +199,12 @@ class Model:
             found = await self._send(call, timeout_s)
             found = found._replace(outputs=[_from_region(each, region, outputs) for each in found.outputs])
         except (BadRequest, ModelFailed):
-            self._regions.give(region)
+            self._regions.release(region)
             raise
         except BaseException:
             self._regions.retire(region)
             raise
-        self._regions.give(region)
+        self._regions.release(region)
         return found
 
     async def _region(self, call: ModelCall) -> Region | None:
@@ -214,7 +214,7 @@ class Model:
         sizes = [size for pieces in call.contents if (size := sum(map(len, pieces))) > self._shared_above]
         if self._row_bytes:
             sizes += self._large_outputs(call.key, call.rows).values()
-        return await self._regions.take(sum(map(aligned, sizes))) if sizes else None
+        return await self._regions.acquire(sum(map(aligned, sizes))) if sizes else None
 
     def _large_outputs(self, key: CallKey, rows: int) -> dict[str, int]:
         names = key.outputs or self._order

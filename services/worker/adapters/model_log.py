@@ -21,7 +21,7 @@ from typing import IO
 
 from prometheus_client import Counter
 
-from services.worker.domain.model_output import LINE_BYTES, Line, Pace, Reader
+from services.worker.domain.model_output import LINE_BYTES, OutputLimit, OutputLine, OutputReader
 from tidegate.kernel import telemetry
 
 DROPPED = Counter("tidegate_worker_model_log_dropped_bytes_total", "Output of models that was not kept.")
@@ -30,13 +30,13 @@ BLOCK = 64 * 1024
 # So much at once is a flood, if the pace does not allow it.
 FLOOD_BYTES = 4 * 1024
 # The raw output beside the replica: cut to its end when it is longer than this.
-MOST_BYTES = 4 * 2**20
+LIMIT_BYTES = 4 * 2**20
 KEPT_BYTES = 64 * 1024
 # How long the end of the output is waited for, when Triton has ended.
 SETTLE_S = 0.25
 POLL_S = 0.002
 # How often dropped lines are told.
-TELL_S = 1.0
+REPORT_EVERY_S = 1.0
 
 _LEVELS = {"info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
 
@@ -46,13 +46,13 @@ class ModelLog:
 
     def __init__(self, path: Path, bytes_per_s: int) -> None:
         self.path = path
-        self._pace = Pace(bytes_per_s)
+        self._model_limit = OutputLimit(bytes_per_s)
         # Triton writes a line for each request that fails: these must not push out the model's own.
-        self._tritons = Pace(bytes_per_s)
+        self._triton_limit = OutputLimit(bytes_per_s)
         self._per_s = bytes_per_s
         self._pipe = -1
         self._busy = False
-        self._told_at = 0.0
+        self._reported_at = 0.0
         # At all levels, whatever the worker's own is: a model's lines are its author's choice.
         self._loggers = {name: telemetry.logger(name) for name in ("model", "triton")}
         for each in self._loggers.values():
@@ -74,7 +74,7 @@ class ModelLog:
         self._pipe = ours
         threading.Thread(target=self._read, args=(ours,), name="model log", daemon=True).start()
 
-    def settle(self) -> None:
+    def catch_up(self) -> None:
         """Wait until everything written so far is in ``path``, but not longer than a moment."""
         ends_at = time.monotonic() + SETTLE_S
         while time.monotonic() < ends_at and (self._busy or self._unread()):
@@ -91,56 +91,58 @@ class ModelLog:
         return count[0] > 0
 
     def _read(self, pipe: int) -> None:
-        reader = Reader()
+        reader = OutputReader()
         with self.path.open("ab", buffering=0) as raw, contextlib.suppress(OSError):
             while data := self._next(pipe):
                 if not self._skipped(reader, data):
                     self.keep(reader.feed(data), raw)
             self.keep(reader.end(), raw)
-        self._tell_dropped(time.monotonic(), at_once=True)
+        self._report_dropped(time.monotonic(), now_due=True)
         if self._pipe == pipe:
             self._pipe = -1
         self._busy = False
         os.close(pipe)
 
-    def _skipped(self, reader: Reader, data: bytes) -> bool:
+    def _skipped(self, reader: OutputReader, data: bytes) -> bool:
         now = time.monotonic()
-        if len(data) < FLOOD_BYTES or not self._pace.exhausted(len(data), now):
+        if len(data) < FLOOD_BYTES or not self._model_limit.exhausted(len(data), now):
             return False
         lines = reader.skip(data)
         if lines is None:
             return False
-        self._pace.drop(lines, len(data))
-        self._tell_dropped(now)
+        self._model_limit.drop(lines, len(data))
+        self._report_dropped(now)
         return True
 
     def _next(self, pipe: int) -> bytes:
         self._busy = False
-        while not select.select([pipe], [], [], TELL_S if self._pace.dropped.lines else None)[0]:
-            self._tell_dropped(time.monotonic(), at_once=True)
-        self._busy = True  # before the pipe is empty: see `settle`
+        while not select.select([pipe], [], [], REPORT_EVERY_S if self._model_limit.dropped.lines else None)[
+            0
+        ]:
+            self._report_dropped(time.monotonic(), now_due=True)
+        self._busy = True  # before the pipe is empty: see `catch_up`
         return os.read(pipe, BLOCK)
 
-    def keep(self, lines: list[Line], raw: IO[bytes]) -> None:
+    def keep(self, lines: list[OutputLine], raw: IO[bytes]) -> None:
         """Keep lines as far as the pace allows: as they came in ``raw``, and in the log."""
         now = time.monotonic()
-        kept = [line for line in lines if self._pace_of(line).take(len(line.text), now, LINE_BYTES)]
+        kept = [line for line in lines if self._limit_of(line).take(len(line.text), now, LINE_BYTES)]
         if kept:
             self._write(kept, raw)
         for line in kept:
-            if line.told:
+            if line.logged:
                 self._loggers[line.source].log(
                     _LEVELS[line.level], "%s", line.text, extra={"source": line.source}
                 )
-        self._tell_dropped(now)
+        self._report_dropped(now)
 
-    def _pace_of(self, line: Line) -> Pace:
-        return self._tritons if line.source == "triton" else self._pace
+    def _limit_of(self, line: OutputLine) -> OutputLimit:
+        return self._triton_limit if line.source == "triton" else self._model_limit
 
-    def _tell_dropped(self, now: float, *, at_once: bool = False) -> None:
-        due = at_once or now - self._told_at >= TELL_S
-        if due and (dropped := self._pace.settled()) is not None:
-            self._told_at = now
+    def _report_dropped(self, now: float, *, now_due: bool = False) -> None:
+        due = now_due or now - self._reported_at >= REPORT_EVERY_S
+        if due and (dropped := self._model_limit.settled()) is not None:
+            self._reported_at = now
             DROPPED.inc(dropped.bytes)
             self._loggers["model"].warning(
                 f"{dropped.lines} lines of the model's output were dropped ({dropped.bytes} bytes): it wrote "
@@ -149,9 +151,9 @@ class ModelLog:
             )
 
     @staticmethod
-    def _write(lines: list[Line], raw: IO[bytes]) -> None:
+    def _write(lines: list[OutputLine], raw: IO[bytes]) -> None:
         raw.write("".join(f"{line.raw}\n" for line in lines).encode(errors="replace"))
-        if raw.tell() > MOST_BYTES:
+        if raw.tell() > LIMIT_BYTES:
             with open(raw.name, "rb") as written:  # noqa: PTH123
                 written.seek(-KEPT_BYTES, os.SEEK_END)
                 end = written.read()

@@ -36,7 +36,7 @@ class ModelReport:
 
     async def use(self, client: TritonClient, model: str, folder: Path) -> None:
         """The model, loaded and warm, in ``folder`` of the repository: count from here."""
-        config = triton_facts.plain(await client.config(model))
+        config = triton_facts.as_json(await client.config(model))
         self._card = ModelCard(config, triton_facts.labels(config, folder))
         self._card_at = float("-inf")
         self._client, self._model = client, model

@@ -12,7 +12,7 @@ from services.worker.adapters.archives import unpack
 from services.worker.adapters.python_functions import adopt
 from services.worker.adapters.triton_install import TritonInstall
 from services.worker.domain import devices, formats, model_config
-from services.worker.domain.devices import Devices
+from services.worker.domain.devices import GpuNumbers
 from tidegate.kernel.archives import is_archive, is_packed
 from tidegate.kernel.errors import ModelFailed
 from tidegate.kernel.protocol.models import DeploymentSpec, Version
@@ -29,7 +29,7 @@ def prepare(
     artifact: Path,
     repository: Path,
     install: TritonInstall,
-    gpus: Devices = (),
+    gpus: GpuNumbers = (),
     *,
     symlinks: bool = True,
 ) -> list[str]:
@@ -61,11 +61,11 @@ def _prepare_file(
     artifact: Path,
     repository: Path,
     install: TritonInstall,
-    gpus: Devices,
+    gpus: GpuNumbers,
     *,
     symlinks: bool,
 ) -> list[str]:
-    gpus = devices.usable(version.format, gpus, allow_cpu=deployment.resources.allow_cpu)
+    gpus = devices.usable_gpus(version.format, gpus, allow_cpu=deployment.resources.allow_cpu)
     serving = formats.choose(version.format, install.backends(), install.has_module)
     folder = repository / version.model / "1"
     folder.parent.mkdir(parents=True)
@@ -141,7 +141,7 @@ def _prepare_archive(
     artifact: Path,
     repository: Path,
     install: TritonInstall,
-    gpus: Devices,
+    gpus: GpuNumbers,
 ) -> list[str]:
     unpacked = repository.with_name(repository.name + ".unpacked")
     shutil.rmtree(unpacked, ignore_errors=True)
@@ -190,7 +190,7 @@ def _text(folder: Path) -> str:
 
 
 def _adopt(
-    folder: Path, text: str, deployment: DeploymentSpec, install: TritonInstall, gpus: Devices
+    folder: Path, text: str, deployment: DeploymentSpec, install: TritonInstall, gpus: GpuNumbers
 ) -> None:
     """Make a model that lies in the repository one that this Triton can load."""
     if model_config.is_ensemble(text):
@@ -198,7 +198,9 @@ def _adopt(
         # Archivers drop empty folders, and Triton wants the version folder of an ensemble too.
         (folder / "1").mkdir(exist_ok=True)
         return
-    devices.check_groups(folder.name, devices.groups_in(text), devices.held(deployment.resources))
+    devices.check_instance_groups(
+        folder.name, devices.instance_groups(text), devices.replica_gpus(deployment.resources)
+    )
     versions = [path for path in folder.iterdir() if path.is_dir() and path.name.isdigit()]
     files = {path.name for version in versions for path in version.iterdir()}
     backend = model_config.backend_of(text) or formats.backend_by_files(files)

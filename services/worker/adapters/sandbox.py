@@ -21,6 +21,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 from services.worker.adapters import sandbox_entry
+from services.worker.adapters.path_access import (
+    OTHERS_PASS,
+    OTHERS_READ,
+    OTHERS_WRITE,
+    first_closed,
+    is_open_to,
+    is_usable,
+)
+from services.worker.adapters.sandbox_degrees import NONE, possible
 from services.worker.settings import WorkerSettings
 from tidegate.kernel import telemetry
 from tidegate.kernel.errors import Unavailable
@@ -31,17 +40,13 @@ log = telemetry.logger(__name__)
 Mode = Literal["auto", "required", "off"]
 
 CODE = Path(__file__).parents[3]
-# Bits of CapEff, by linux/capability.h.
-CAPABILITIES = {"CHOWN": 0, "DAC_OVERRIDE": 1, "FOWNER": 3, "KILL": 5, "SETGID": 6, "SETUID": 7}
-SYS_ADMIN = 21
-OTHERS_PASS, OTHERS_READ, OTHERS_WRITE = stat.S_IXOTH, stat.S_IROTH, stat.S_IWOTH
 # The name in the environment; there is no account of it.
 USER = "model"
 GPU_DEVICES = "nvidia*"
 
 
 @dataclass(frozen=True, slots=True)
-class Needs:
+class FileNeeds:
     """What a command needs of the file system beside what everybody may read.
 
     ``write`` belongs to the model's user; nothing else can be changed by it. ``shared_memory`` is shown as
@@ -53,17 +58,6 @@ class Needs:
     write: Sequence[Path] = ()
     shared_memory: Path | None = None
     group: Path | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Degree:
-    """A degree of containment of a process."""
-
-    user: bool = False
-    mounts: bool = False
-
-
-NONE = Degree()
 
 
 class Sandbox:
@@ -106,7 +100,7 @@ class Sandbox:
         """The number of the model's user and of its group; None where it is the worker's."""
         return self._user.uid if self._user and self._degrees[0].user else None
 
-    def settle(self, needs: Needs) -> None:
+    def choose_degree(self, needs: FileNeeds) -> None:
         """Find the strongest degree in which a command with these needs can run.
 
         Raises Unavailable where containment is required and there is none.
@@ -143,7 +137,7 @@ class Sandbox:
             raise Unavailable(f"The model cannot be contained: {self._why}.")
 
     async def spawn(
-        self, needs: Needs, command: Sequence[str], environment: Mapping[str, str], **how: Any
+        self, needs: FileNeeds, command: Sequence[str], environment: Mapping[str, str], **how: Any
     ) -> asyncio.subprocess.Process | None:
         """Start a command; None: this degree was refused, and the next one needs its folders first.
 
@@ -176,28 +170,28 @@ class Sandbox:
         """Return what the environment of a user without an account needs."""
         return {} if self.user is None else {"HOME": str(home), "USER": USER, "LOGNAME": USER}
 
-    def astray(self) -> list[str]:
+    def unusable_variables(self) -> list[str]:
         """Return the variables that name folders of the worker's user, which the model's cannot use."""
         return [
             key
             for key in ("TMPDIR", "HF_HOME")
-            if self.user is not None and not _usable(os.environ.get(key), self.user, OTHERS_WRITE)
+            if self.user is not None and not is_usable(os.environ.get(key), self.user, OTHERS_WRITE)
         ]
 
-    def closed(self, paths: Iterable[str]) -> list[str]:
+    def unreadable(self, paths: Iterable[str]) -> list[str]:
         """Return those of these local paths that are there and that the model's user cannot read."""
         uid = self.user
         found = [Path(path) for path in paths if path.startswith("/") and Path(path).exists()]
-        return [str(path) for path in found if uid is not None and not _usable(path, uid, OTHERS_READ)]
+        return [str(path) for path in found if uid is not None and not is_usable(path, uid, OTHERS_READ)]
 
-    def give(self, folder: Path) -> None:
+    def make_private(self, folder: Path) -> None:
         """Make a folder that is the model's own, and nobody else's."""
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         folder.chmod(0o700)
         if self.user is not None:
             os.chown(folder, self.user, self.user)
 
-    def admit(self, folder: Path, *, to_read: bool = False) -> None:
+    def let_through(self, folder: Path, *, to_read: bool = False) -> None:
         """Let the model's user pass through a folder of ours, or read it; nobody else."""
         if self.user is not None:
             os.chown(folder, -1, self.user)
@@ -215,7 +209,7 @@ class Sandbox:
             self._user.end_all()
             self._spawned = False
 
-    def _options(self, needs: Needs) -> list[str]:
+    def _options(self, needs: FileNeeds) -> list[str]:
         options = ["--parent", str(os.getpid()), "--cwd", str(needs.cwd)]
         if needs.group is not None:
             options += ["--group", str(needs.group / "cgroup.procs")]
@@ -226,10 +220,10 @@ class Sandbox:
             options += ["--user", str(self.user), str(self.user), groups]
         return options
 
-    def _check(self, needs: Needs, uid: int) -> None:
+    def _check(self, needs: FileNeeds, uid: int) -> None:
         """Raises Unavailable where the user cannot reach what the command needs."""
         for path in filter(Path.exists, needs.read):
-            if not _open_to(path.stat(), uid, OTHERS_READ | OTHERS_PASS):
+            if not is_open_to(path.stat(), uid, OTHERS_READ | OTHERS_PASS):
                 raise Unavailable(f"other users cannot read {path}: `chmod -R a+rX` it")
         if self._degrees[0].mounts:
             return
@@ -237,9 +231,9 @@ class Sandbox:
             folder.chmod(stat.S_IMODE(folder.stat().st_mode) & ~stat.S_IRWXO)
         for path in (needs.cwd, *needs.read, *needs.write):
             self._open_way(path.resolve())
-            closed = first_closed(path.resolve(), uid)
-            if closed is not None:
-                raise Unavailable(f"other users cannot pass through {closed}, a parent folder of {path}")
+            unreadable = first_closed(path.resolve(), uid)
+            if unreadable is not None:
+                raise Unavailable(f"other users cannot pass through {unreadable}, a parent folder of {path}")
 
     def _open_way(self, path: Path) -> None:
         """Let others pass through, not list, the folders of the state folder on the way to a path of it."""
@@ -249,7 +243,7 @@ class Sandbox:
             if mode & stat.S_IRWXO != OTHERS_PASS and folder.stat().st_gid != self.user:
                 folder.chmod(mode & ~stat.S_IRWXO | OTHERS_PASS)
 
-    def _rearranged(self, needs: Needs) -> list[str]:
+    def _rearranged(self, needs: FileNeeds) -> list[str]:
         uid = self.user
         wanted = [path for path in (needs.cwd, *needs.read, *needs.write) if path.exists()]
         hidden = {path.resolve() for path in self._hidden if path.is_dir()}
@@ -306,49 +300,12 @@ def sandbox_of(settings: WorkerSettings, folder: Path) -> Sandbox:
     return Sandbox(settings.model_sandbox, settings.state_path, hidden, folder / NOTE)
 
 
-def possible() -> tuple[list[Degree], str]:
-    """The degrees that this process may try, strongest first, and why there is none that is stronger."""
-    if os.geteuid() != 0:
-        return [Degree(mounts=True), NONE], "the worker does not run as root"
-    effective = _capabilities()
-    missing = [name for name, bit in CAPABILITIES.items() if not effective >> bit & 1]
-    if missing:
-        return [NONE], f"the worker lacks the capabilities {', '.join(missing)}"
-    degrees = [Degree(user=True), NONE]
-    return [Degree(user=True, mounts=True), *degrees] if effective >> SYS_ADMIN & 1 else degrees, ""
-
-
-def first_closed(path: Path, uid: int) -> Path | None:
-    """The topmost folder above a path that a user without groups cannot pass through."""
-    for folder in reversed(path.parents):
-        if not _open_to(folder.stat(), uid, OTHERS_PASS):
-            return folder
-    return None
-
-
 def device_groups() -> list[int]:
     """The groups that open the GPUs, where not everybody may use them."""
     found = (path.stat() for path in Path("/dev").glob(GPU_DEVICES) if not path.is_dir())
     return sorted({each.st_gid for each in found if each.st_gid and not each.st_mode & stat.S_IWOTH})
 
 
-def _open_to(found: os.stat_result, uid: int, bits: int) -> bool:
-    wanted = bits << (6 if found.st_uid == uid else 3 if found.st_gid == uid else 0)
-    return found.st_mode & wanted == wanted
-
-
-def _usable(folder: Path | str | None, uid: int, bits: int) -> bool:
-    with contextlib.suppress(OSError):
-        if folder and _open_to(Path(folder).stat(), uid, bits | OTHERS_READ | OTHERS_PASS):
-            return first_closed(Path(folder).resolve(), uid) is None
-    return False
-
-
 def _targets(path: Path, hidden: Iterable[Path]) -> set[Path]:
     """Return where a path has to be shown again: its own name and its real one, if these are hidden."""
     return {each for each in (path.absolute(), path.resolve()) if any(each.is_relative_to(h) for h in hidden)}
-
-
-def _capabilities() -> int:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1], 16) for line in lines if line.startswith("CapEff:"))

@@ -25,8 +25,8 @@ log = telemetry.logger(__name__)
 FOLDER = Path("/dev/shm")
 SMALLEST = 2**20
 # More than this is not kept for the next call, and all regions together take no more than that.
-LARGEST_KEPT = 64 * 2**20
-MOST = 512 * 2**20
+KEPT_LIMIT = 64 * 2**20
+TOTAL_LIMIT = 512 * 2**20
 # A region whose call was given up may still be read by Triton: it is not used again, and let go after this.
 RETIRED_S = 120.0
 ALIGNMENT = 64
@@ -100,7 +100,7 @@ def aligned(size: int) -> int:
 
 
 class Regions:
-    """The regions of one Triton's life. ``take`` gives None where gRPC has to do.
+    """The regions of one Triton's life. ``acquire`` gives None where gRPC has to do.
 
     ``folder`` is Triton's /dev/shm as this process sees it, ``owner`` Triton's user if it is another one.
     """
@@ -118,7 +118,7 @@ class Regions:
         self._retired: dict[Region, asyncio.TimerHandle] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
-    async def take(self, size: int) -> Region | None:
+    async def acquire(self, size: int) -> Region | None:
         """A region of at least ``size`` bytes for one call; None: there is no room for it."""
         fitting = [region for region in self._free if region.size >= size]
         if fitting:
@@ -127,9 +127,9 @@ class Regions:
             region.rewind()
             return region
         size = max(SMALLEST, 1 << (size - 1).bit_length())
-        while self._free and self._in_use + size > MOST:
-            self._let_go(self._free.pop(0))
-        if self._in_use + size > MOST:
+        while self._free and self._in_use + size > TOTAL_LIMIT:
+            self._unregister_soon(self._free.pop(0))
+        if self._in_use + size > TOTAL_LIMIT:
             return None
         making = asyncio.create_task(self._create(size))
         try:
@@ -138,10 +138,10 @@ class Regions:
             making.add_done_callback(self._on_unwanted)
             raise
 
-    def give(self, region: Region) -> None:
+    def release(self, region: Region) -> None:
         """The call is over and Triton has done with the region."""
-        if region.size > LARGEST_KEPT:
-            self._let_go(region)
+        if region.size > KEPT_LIMIT:
+            self._unregister_soon(region)
         else:
             self._free.append(region)
 
@@ -180,13 +180,13 @@ class Regions:
     def _on_unwanted(self, making: asyncio.Task[Region | None]) -> None:
         region = making.result()
         if region is not None:
-            self.give(region)
+            self.release(region)
 
     def _on_retired(self, region: Region) -> None:
         del self._retired[region]
-        self._let_go(region)
+        self._unregister_soon(region)
 
-    def _let_go(self, region: Region) -> None:
+    def _unregister_soon(self, region: Region) -> None:
         task = asyncio.create_task(self._unregister(region))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)

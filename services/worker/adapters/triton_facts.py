@@ -9,7 +9,7 @@ from typing import Any
 from tidegate.kernel.protocol.statistics import CACHE, COMPUTE, EXECUTIONS, batch_part, count_name, time_name
 
 
-def plain(message: Any) -> dict[str, Any]:
+def as_json(message: Any) -> dict[str, Any]:
     """A protobuf message as Triton's HTTP endpoints show it: names as declared, numbers as numbers."""
     found: dict[str, Any] = {}
     for field in message.DESCRIPTOR.fields:
@@ -26,7 +26,7 @@ def plain(message: Any) -> dict[str, Any]:
 
 def _value(field: Any, value: Any) -> Any:
     if field.message_type is not None:
-        return plain(value)
+        return as_json(value)
     if field.enum_type is not None:
         named = field.enum_type.values_by_number.get(value)
         return named.name if named is not None else value

@@ -9,15 +9,15 @@ import os
 import shutil
 import signal
 import socket
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 
 from services.worker.adapters import memory_limit
 from services.worker.adapters.memory_limit import MemoryLimit
 from services.worker.adapters.model_log import ModelLog
-from services.worker.adapters.model_processes import births, end
-from services.worker.adapters.sandbox import Needs, Sandbox
+from services.worker.adapters.process_table import descendants, kill_all, naming, start_ticks
+from services.worker.adapters.sandbox import FileNeeds, Sandbox
+from services.worker.adapters.triton_command import TritonOptions, arguments, environment
 from services.worker.adapters.triton_install import TritonInstall
 from tidegate.kernel import telemetry
 from tidegate.kernel.errors import Unavailable
@@ -29,25 +29,6 @@ POLL_S = 0.005
 START_TRIES = 5
 TAIL_BYTES = 64_000
 WORK_DIR, MODELS = "triton", "models"
-# These say which GPUs a replica holds, so no Deployment may choose them for itself.
-_DEVICES = frozenset({"CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER", "NVIDIA_VISIBLE_DEVICES"})
-
-
-@dataclass(frozen=True)
-class TritonOptions:
-    """What differs from one Triton to the next. ``TIDEGATE_*`` in the deployment's ``env`` is ignored.
-
-    ``response_cache_mb`` is the most that answers kept for repeated requests take; 0: none are kept.
-    ``log_bytes_per_s``: the pace of model output that is kept; more is dropped and counted.
-    """
-
-    replica: str
-    threads: int = 1
-    env: Mapping[str, str] = field(default_factory=dict)
-    auto_complete: bool = True
-    start_timeout_s: float = 120.0
-    response_cache_mb: int = 0
-    log_bytes_per_s: int = 64 * 1024
 
 
 class TritonProcess:
@@ -85,13 +66,13 @@ class TritonProcess:
         self._starts = 0
         self._handle = -1
 
-    def serves(self, install: TritonInstall, options: TritonOptions) -> bool:
+    def is_like(self, install: TritonInstall, options: TritonOptions) -> bool:
         """Whether it runs, and as it would be started with these; ``options.replica`` may differ."""
         alike = replace(options, replica=self._options.replica) == self._options
         return self.running and install == self._install and alike
 
     @property
-    def caches(self) -> bool:
+    def has_response_cache(self) -> bool:
         """Return True if it keeps answers for repeated requests."""
         return self._options.response_cache_mb > 0
 
@@ -169,21 +150,21 @@ class TritonProcess:
         return await self._process.wait()
 
     @property
-    def starved(self) -> bool:
+    def ran_out_of_memory(self) -> bool:
         """Return True if a process here was killed, out of memory, since the start."""
         return self._killed() > self._kills
 
     @property
     def memory_limit(self) -> str:
         """Return the limit of its memory and what holds it to that, in words; empty: it has none here."""
-        return self._memory.how if self._memory is not None else ""
+        return self._memory.description if self._memory is not None else ""
 
     def _killed(self) -> int:
         return memory_limit.kills() if self._memory is None else self._memory.kills
 
     def descendants(self) -> list[int]:
         """Return the processes below it, at any depth."""
-        return _descendants(self.pid) if self.running else []
+        return descendants(self.pid) if self.running else []
 
     def kill(self) -> None:
         """Kill it at once, without waiting for its end; :meth:`stop` clears up behind it."""
@@ -198,7 +179,7 @@ class TritonProcess:
         if self._process is None:
             self._let_go()
             return
-        models = births(_descendants(self.pid))
+        models = start_ticks(descendants(self.pid))
         if self.running and grace_s > 0:
             self._process.terminate()
             # When the models are finalized nothing is left to wait for; Triton itself would look once a
@@ -207,11 +188,11 @@ class TritonProcess:
                 async with asyncio.timeout(grace_s):
                     while self.running and any(Path(f"/proc/{pid}").exists() for pid in models):
                         await asyncio.sleep(POLL_S)
-        models = births(_descendants(self.pid)) or models
+        models = start_ticks(descendants(self.pid)) or models
         if self.running:
             self._process.kill()
         await self._process.wait()
-        end(models)
+        kill_all(models)
         self._sweep()
         if self._memory is not None:
             await self._memory.close()
@@ -219,7 +200,7 @@ class TritonProcess:
 
     def tail(self, lines: int = 12) -> str:
         """The last lines of Triton's log, the informational ones left out; before them, if memory ran out."""
-        self._log.settle()
+        self._log.catch_up()
         try:
             with self.log_path.open("rb") as output:
                 # Never all of it: a model can make its log look as large as it likes.
@@ -231,8 +212,8 @@ class TritonProcess:
             line for line in text.splitlines() if line.strip() and not line.startswith(("I1", "I0", "|", "+"))
         ]
         # Triton does not know what ended its models' processes.
-        told = memory_limit.TOLD if self._memory is None else self._memory.told
-        starved = [told] if self.starved else []
+        told = memory_limit.OUT_OF_MEMORY if self._memory is None else self._memory.message
+        starved = [told] if self.ran_out_of_memory else []
         return "\n".join([*starved, *telling[-lines:]])
 
     def _let_go(self) -> None:
@@ -241,89 +222,41 @@ class TritonProcess:
             self._handle = -1
 
     async def _spawn(self) -> None:
-        command = [str(self._install.server), *self._arguments()]
+        options = arguments(self._install, self._options, self.repository, self._region, self.metrics_port)
+        command = [str(self._install.server), *options]
         self._process = None
         self.log_path.write_bytes(b"")
         # A pipe: what a model writes is bounded before it reaches a disk.
         with self._log.writer() as output:
             while self._process is None:
                 needs = self._lay_out()
+                variables = environment(self._install, self._options, self.sandbox, self._work_dir / "home")
                 self._process = await self.sandbox.spawn(
-                    needs, command, self._environment(), stdout=output, stderr=asyncio.subprocess.STDOUT
+                    needs, command, variables, stdout=output, stderr=asyncio.subprocess.STDOUT
                 )
         if self._memory is not None:
             self._memory.watch(lambda: [self.pid, *self.descendants()] if self.running else [])
 
-    def _lay_out(self) -> Needs:
+    def _lay_out(self) -> FileNeeds:
         """Make the folders of this start, each with the owner that the sandbox gives it."""
         home = self._work_dir / "home"
         for folder in (self.repository, self._run_dir):
             folder.mkdir(exist_ok=True, mode=0o700)
         read, write = [self.repository, *self._install.roots()], list[Path]()
-        needs = Needs(self._run_dir, read, write, group=self._memory.group if self._memory else None)
+        needs = FileNeeds(self._run_dir, read, write, group=self._memory.group if self._memory else None)
         self._work_dir.chmod(0o700)
         self.repository.chmod(0o755)
-        self.sandbox.settle(needs)
-        self.sandbox.admit(self._work_dir)
-        self.sandbox.admit(self.repository, to_read=True)
-        self.sandbox.give(self._run_dir)
+        self.sandbox.choose_degree(needs)
+        self.sandbox.let_through(self._work_dir)
+        self.sandbox.let_through(self.repository, to_read=True)
+        self.sandbox.make_private(self._run_dir)
         if self.sandbox.user is not None:
-            self.sandbox.give(home)
+            self.sandbox.make_private(home)
             write.append(home)
         if self.sandbox.mounts:
-            self.sandbox.give(self.shared_memory)
+            self.sandbox.make_private(self.shared_memory)
             needs = replace(needs, shared_memory=self.shared_memory)
         return needs
-
-    def _environment(self) -> dict[str, str]:
-        options = self._options
-        threads = str(options.threads)
-        environment = self._install.environment(
-            dict.fromkeys(
-                ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS"), threads
-            )
-            | self.sandbox.environment(self._work_dir / "home")
-            | {key: value for key, value in options.env.items() if _is_the_models(key)}
-            # CUDA then numbers the GPUs as `nvidia-smi` lists them.
-            | {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
-            # The launcher's mark: its name for this worker, which of one that waited is not the replica's.
-            | {"TIDEGATE_REPLICA": os.environ.get("TIDEGATE_REPLICA", options.replica)}
-        )
-        for key in self.sandbox.astray():
-            if key not in options.env:
-                environment.pop(key, None)
-        return environment
-
-    def _arguments(self) -> list[str]:
-        arguments = [
-            f"--id={self._options.replica}",
-            f"--model-repository={self.repository}",
-            f"--backend-directory={self._install.backends_dir}",
-            "--model-control-mode=explicit",
-            "--strict-readiness=true",
-            "--http-address=unix:http",
-            # Without a port it is taken for a TCP address and refused.
-            "--http-port=1",
-            "--http-thread-count=2",
-            "--grpc-address=unix:grpc",
-            "--grpc-port=1",
-            "--metrics-address=127.0.0.1",
-            f"--metrics-port={self.metrics_port}",
-            # Its collector thread sleeps through the stop, for a second.
-            "--allow-cpu-metrics=false",
-            "--exit-timeout-secs=10",
-            f"--backend-config=python,shm-region-prefix-name={self._region}",
-            f"--backend-config=python,stub-timeout-seconds={int(self._options.start_timeout_s) or 1}",
-        ]
-        if not self._options.auto_complete:
-            arguments.append("--disable-auto-complete-config")
-        if self._options.response_cache_mb:
-            size = self._options.response_cache_mb * 2**20
-            arguments += [
-                f"--cache-directory={self._install.caches_dir}",
-                f"--cache-config=local,size={size}",
-            ]
-        return arguments
 
     async def _listening(self) -> bool:
         """True once the socket accepts, False if the process ended before."""
@@ -337,7 +270,7 @@ class TritonProcess:
 
     def _sweep(self) -> None:
         """Take away what a killed Triton leaves: its Python stubs, their shared memory, its sockets."""
-        for pid in _members(self._region):
+        for pid in naming(self._region):
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.kill(pid, signal.SIGKILL)
         self.sandbox.end_all()
@@ -366,16 +299,11 @@ def new_triton(
 ) -> TritonProcess:
     """The Triton of the worker in ``folder``, not started yet."""
     work_dir = folder / WORK_DIR
-    memory = memory_limit.limit_in(folder, region_of(work_dir))
+    memory = memory_limit.read_limit(folder, region_of(work_dir))
     triton = TritonProcess(install, work_dir, options, sandbox, memory)
     # For the launcher: if this process is killed, nobody else knows what to take out of /dev/shm.
     (folder / "shared-memory").write_text(triton.region)
     return triton
-
-
-def _is_the_models(variable: str) -> bool:
-    """Return True if a Deployment may set this variable."""
-    return not variable.startswith("TIDEGATE_") and variable not in _DEVICES
 
 
 def _free_port() -> int:
@@ -383,24 +311,3 @@ def _free_port() -> int:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
         return port
-
-
-def _descendants(pid: int) -> list[int]:
-    """Processes below ``pid``, at any depth."""
-    found: list[int] = []
-    for task in Path(f"/proc/{pid}/task").glob("*/children"):
-        with contextlib.suppress(OSError):
-            for child in map(int, task.read_text().split()):
-                found += [child, *_descendants(child)]
-    return found
-
-
-def _members(region: str) -> list[int]:
-    """Processes of the Triton that uses this shared memory region, by their command lines, which name it."""
-    found = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            with contextlib.suppress(OSError):
-                if region.encode() in (entry / "cmdline").read_bytes() and int(entry.name) != os.getpid():
-                    found.append(int(entry.name))
-    return found

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from services.worker.adapters import devices
 from services.worker.adapters.triton_client import TritonClient
 from services.worker.domain import load_failures
-from services.worker.domain.devices import Devices, held
+from services.worker.domain.devices import GpuNumbers, replica_gpus
 from tidegate.kernel import telemetry
 from tidegate.kernel.errors import ModelFailed
 from tidegate.kernel.protocol.models import Deployment
@@ -26,7 +26,7 @@ class ModelLoader:
     ``device`` is where the models run, empty until they are loaded. ``caveat`` says why that is not the GPU.
     """
 
-    def __init__(self, deployment: Deployment, write: Callable[[Devices], list[str]]) -> None:
+    def __init__(self, deployment: Deployment, write: Callable[[GpuNumbers], list[str]]) -> None:
         self._deployment = deployment
         self._write = write
         self.device = ""
@@ -34,7 +34,7 @@ class ModelLoader:
 
     async def prepare(self) -> list[str]:
         """Write the model repository; return the models to load, in order. Raises ModelFailed."""
-        return await asyncio.to_thread(self._write, held(self._deployment.resources))
+        return await asyncio.to_thread(self._write, replica_gpus(self._deployment.resources))
 
     async def load(self, client: TritonClient, models: Sequence[str], tail: Callable[[], str]) -> None:
         """Load the models. ``tail`` returns the end of Triton's log. Raises ModelFailed."""
@@ -42,14 +42,14 @@ class ModelLoader:
             await self._load(client, models, tail)
         except ModelFailed as error:
             resources = self._deployment.resources
-            if not (held(resources) and resources.allow_cpu) or self.caveat:
+            if not (replica_gpus(resources) and resources.allow_cpu) or self.caveat:
                 raise
             log.warning("the model runs on the CPU instead of its GPU", extra={"problem": error.message})
             reason = error.message.strip().partition("\n")[0][:MAX_REASON]
             self.caveat = f"runs on the CPU, as allow_cpu says; on the GPU it failed: {reason}"
             await asyncio.to_thread(self._write, ())
             await self._load(client, models, tail)
-        self.device = await devices.of(client, models)
+        self.device = await devices.read_device(client, models)
 
     async def _load(self, client: TritonClient, models: Sequence[str], tail: Callable[[], str]) -> None:
         for model in models:
@@ -61,12 +61,12 @@ class ModelLoader:
     def _explain(self, message: str, tail: Callable[[], str]) -> str:
         """Return Triton's message about a failed load with its likely cause and what to do."""
         if "not healthy" in message:
-            return load_failures.ended(self._deployment.name, tail())
-        gpus = len(held(self._deployment.resources))
+            return load_failures.explain_death(self._deployment.name, tail())
+        gpus = len(replica_gpus(self._deployment.resources))
         if gpus and any(words in message for words in _NO_GPU):
             return (
                 f"This replica has {gpus} GPU(s), but its Triton finds fewer, or none that it can use. "
                 "Check `nvidia-smi` and the driver's version, or let the model run on the CPU: "
                 f"`--resource allow_cpu=1`. Triton says: {message.strip()}"
             )
-        return load_failures.explained(message)
+        return load_failures.explain(message)

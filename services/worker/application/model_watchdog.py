@@ -120,7 +120,7 @@ class ModelWatchdog:
         """
         assert self._triton is not None
         self.end()
-        death = self._death or Death(SERVER, time.time(), code, self._triton.starved)
+        death = self._death or Death(SERVER, time.time(), code, self._triton.ran_out_of_memory)
         self._streak = after_death(self._streak, time.monotonic() - self._began, excused=excused)
         self._total += 1
         MODEL_DEATHS.inc()
@@ -156,6 +156,8 @@ class ModelWatchdog:
         assert self._triton is not None
         if self._death is not None:
             return
-        self._death = Death(MODEL, time.time(), status, self._triton.starved and not ended_for, ended_for)
+        self._death = Death(
+            MODEL, time.time(), status, self._triton.ran_out_of_memory and not ended_for, ended_for
+        )
         self._on_death(self._death)
         self._triton.kill()

@@ -11,8 +11,9 @@ from services.worker.adapters import model_repository
 from services.worker.adapters.artifacts import ArtifactCache
 from services.worker.adapters.environments import Environments
 from services.worker.adapters.sandbox import Sandbox
+from services.worker.adapters.triton_command import TritonOptions
 from services.worker.adapters.triton_install import TritonInstall
-from services.worker.adapters.triton_process import TritonOptions, repository_in
+from services.worker.adapters.triton_process import repository_in
 from services.worker.application.model_loader import ModelLoader
 from services.worker.domain.formats import config_is_complete
 from services.worker.domain.phases import Phases

@@ -102,7 +102,7 @@ class TritonSupervisor:
     @property
     def contradiction(self) -> str:
         """Return how answers contradicted the model's signature; empty if none did."""
-        return self._output_check.told if self._output_check is not None else ""
+        return self._output_check.summary if self._output_check is not None else ""
 
     @property
     def last_death(self) -> ModelDeath | None:
@@ -112,7 +112,7 @@ class TritonSupervisor:
     async def configure(self, prepared: PreparedModel) -> None:
         """Use the Triton that was started ahead if it suits the prepared model, else a new one."""
         self._prepared = prepared
-        if self._triton is None or not self._triton.serves(prepared.install, prepared.options):
+        if self._triton is None or not self._triton.is_like(prepared.install, prepared.options):
             if self._triton is not None:
                 await self._triton.stop(grace_s=0)
             self._triton = new_triton(prepared.install, self._folder, prepared.options, self._sandbox)
@@ -150,7 +150,7 @@ class TritonSupervisor:
             self._regions,
             self._shared_above,
             signature.decoupled,
-            triton.caches,
+            triton.has_response_cache,
             self._output_check,
         )
 

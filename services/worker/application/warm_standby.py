@@ -13,8 +13,9 @@ from pydantic import ValidationError
 
 from services.worker.adapters.heartbeat import Heartbeat
 from services.worker.adapters.sandbox import sandbox_of
+from services.worker.adapters.triton_command import TritonOptions
 from services.worker.adapters.triton_install import TritonInstall
-from services.worker.adapters.triton_process import TritonOptions, TritonProcess, new_triton
+from services.worker.adapters.triton_process import TritonProcess, new_triton
 from services.worker.application.replica_status import ReplicaStatus
 from services.worker.settings import WorkerSettings
 from tidegate.kernel import tasks, telemetry

@@ -12,7 +12,7 @@ from tidegate.kernel.protocol.models import Format, Resources
 
 CPU = "cpu"
 # CUDA numbers the devices of a process from 0, whatever the machine calls them.
-Devices = tuple[int, ...]
+GpuNumbers = tuple[int, ...]
 Kind = Literal["auto", "cpu", "gpu", "model"]
 _KINDS: dict[str, Kind] = {
     "KIND_AUTO": "auto", "KIND_GPU": "gpu", "KIND_CPU": "cpu", "KIND_MODEL": "model",
@@ -21,19 +21,19 @@ _KINDS: dict[str, Kind] = {
 
 
 @dataclass(frozen=True, slots=True)
-class Group:
+class InstanceGroup:
     """An instance group of a model: its kind, and the GPUs it names."""
 
     kind: Kind
-    gpus: Devices = ()
+    gpus: GpuNumbers = ()
 
 
-def held(resources: Resources) -> Devices:
+def replica_gpus(resources: Resources) -> GpuNumbers:
     """Return the GPUs of a replica with these resources, by the numbers that they have inside it."""
     return tuple(range(resources.gpus or (1 if resources.gpu_memory_mb else 0)))
 
 
-def usable(artifact_format: Format, devices: Devices, *, allow_cpu: bool) -> Devices:
+def usable_gpus(artifact_format: Format, devices: GpuNumbers, *, allow_cpu: bool) -> GpuNumbers:
     """Return the devices for a single-file artifact. Raises ModelFailed if its library cannot use GPUs."""
     if artifact_format != "sklearn" or not devices:
         return devices
@@ -46,16 +46,16 @@ def usable(artifact_format: Format, devices: Devices, *, allow_cpu: bool) -> Dev
     )
 
 
-def groups_in(text: str) -> list[Group]:
+def instance_groups(text: str) -> list[InstanceGroup]:
     """Return the instance groups of a user's ``config.pbtxt``, as far as they can be read."""
     found = []
     for group in messages(text, "instance_group"):
         kind = _KINDS.get(group.get("kind", ["KIND_AUTO"])[-1], "auto")
-        found.append(Group(kind, tuple(int(gpu) for gpu in group.get("gpus", ()) if gpu.isdecimal())))
+        found.append(InstanceGroup(kind, tuple(int(gpu) for gpu in group.get("gpus", ()) if gpu.isdecimal())))
     return found
 
 
-def check_groups(model: str, groups: Iterable[Group], devices: Devices) -> None:
+def check_instance_groups(model: str, groups: Iterable[InstanceGroup], devices: GpuNumbers) -> None:
     """Refuse instance groups on GPUs that the replica does not hold. Raises ModelFailed with the remedy."""
     for group in groups:
         if group.kind in ("cpu", "model"):
@@ -76,7 +76,7 @@ def check_groups(model: str, groups: Iterable[Group], devices: Devices) -> None:
             )
 
 
-def where(groups: Iterable[Group], names: Mapping[int, str]) -> str:
+def describe(groups: Iterable[InstanceGroup], names: Mapping[int, str]) -> str:
     """Return where a loaded model runs: ``cpu``, ``cuda:0 (NVIDIA H100 80GB HBM3)``, several by commas.
 
     ``groups`` are those that Triton resolved, so a GPU group names GPUs that Triton found.
@@ -91,7 +91,7 @@ def _named(gpu: int, names: Mapping[int, str]) -> str:
     return f"cuda:{gpu} ({names[gpu]})" if names.get(gpu) else f"cuda:{gpu}"
 
 
-def names_of(listing: str, setting: str | None) -> dict[int, str]:
+def gpu_names(listing: str, setting: str | None) -> dict[int, str]:
     """Return the names of GPUs by the numbers that they have in a process.
 
     ``listing`` is that of ``nvidia-smi --query-gpu=uuid,name --format=csv,noheader``, ``setting`` the

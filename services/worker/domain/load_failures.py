@@ -20,7 +20,7 @@ _LONGEST_LOG = 2000
 _FOLDER = re.compile(r"/\S*?/triton/models/[^/\s]+/\d+/")
 
 
-def explained(message: str) -> str:
+def explain(message: str) -> str:
     """Return the message with one line of its stack, paths in the model's folder, and the remedy.
 
     The whole stack stays in Triton's log.
@@ -38,7 +38,7 @@ def explained(message: str) -> str:
     )
 
 
-def ended(deployment: str, log: str) -> str:
+def explain_death(deployment: str, log: str) -> str:
     """Return the message for a model whose process ended while it loaded. ``log``: the end of Triton's log.
 
     Triton knows no more than that the process is gone.

@@ -28,20 +28,20 @@ _USUAL = re.compile(
 _LEVELS = {"I": "info", "W": "warning", "E": "error", "F": "error"}
 
 
-class Line(NamedTuple):
+class OutputLine(NamedTuple):
     """A line: whose it is, its level, and its text. ``raw`` is the line as it came.
 
-    ``told``: it belongs in the log of the Deployment.
+    ``logged``: it belongs in the log of the Deployment.
     """
 
     source: Source
     level: str
     text: str
     raw: str
-    told: bool = True
+    logged: bool = True
 
 
-class Reader:
+class OutputReader:
     """Turn bytes, as they come, into whole lines."""
 
     def __init__(self) -> None:
@@ -49,7 +49,7 @@ class Reader:
         self._cut = False
         self._table = False
 
-    def feed(self, data: bytes) -> list[Line]:
+    def feed(self, data: bytes) -> list[OutputLine]:
         """Return the lines that are complete now."""
         *whole, self._rest = (self._rest + data).split(b"\n")
         found = []
@@ -75,28 +75,28 @@ class Reader:
         self._rest, self._cut = data[end + 1 :], False
         return data.count(b"\n")
 
-    def end(self) -> list[Line]:
+    def end(self) -> list[OutputLine]:
         """Return the last line, which has no end."""
         rest, self._rest = self._rest, b""
         return [self._line(rest)] if rest and not self._cut else []
 
-    def _line(self, raw: bytes) -> Line:
+    def _line(self, raw: bytes) -> OutputLine:
         text = raw[:LONGEST_LINE].decode(errors="replace").rstrip("\r")
         if len(raw) > LONGEST_LINE:
             text += " ... (cut: the line is longer than 8 KiB)"
         found = _TRITON.match(text)
         if found is not None:
-            level, said = _LEVELS[found["level"]], (found["text"] or "").strip()
+            level, text_of_triton = _LEVELS[found["level"]], (found["text"] or "").strip()
             if found["file"].endswith(".py"):
-                return Line("model", level, said.strip('"'), text)
-            self._table = not said
-            told = level != "info" and bool(said) and _USUAL.search(said) is None
-            return Line("triton", level, said, text, told)
+                return OutputLine("model", level, text_of_triton.strip('"'), text)
+            self._table = not text_of_triton
+            logged = level != "info" and bool(text_of_triton) and _USUAL.search(text_of_triton) is None
+            return OutputLine("triton", level, text_of_triton, text, logged)
         # Triton shows its models, backends and options as tables, behind a line without a text.
         self._table = self._table and (not text.strip() or text[0] in "+|")
         if self._table or _USUAL.search(text):
-            return Line("triton", "info", text, text, told=False)
-        return Line("model", "info", text, text, told=bool(text.strip()))
+            return OutputLine("triton", "info", text, text, logged=False)
+        return OutputLine("model", "info", text, text, logged=bool(text.strip()))
 
 
 @dataclass(slots=True)
@@ -107,7 +107,7 @@ class Dropped:
     bytes: int = 0
 
 
-class Pace:
+class OutputLimit:
     """A limit of bytes per second of output, with a burst; the rest is dropped and counted."""
 
     def __init__(self, bytes_per_s: int) -> None:

@@ -34,7 +34,7 @@ class OutputCheck:
         return True
 
     @property
-    def told(self) -> str:
+    def summary(self) -> str:
         """Return how many answers differed and how the last one did; empty: none."""
         if not self.count:
             return ""

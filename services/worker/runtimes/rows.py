@@ -23,15 +23,15 @@ class Rows:
         self,
         config: dict[str, Any],
         call: Call,
-        told: Callable[[Exception], Any] | None = None,
+        error_response: Callable[[Exception], Any] | None = None,
         *,
         decode: bool = True,
     ) -> None:
-        """``told`` makes the response of an exception; ``decode`` False leaves BYTES as they are."""
+        """``error_response`` turns an exception into a response. ``decode`` False leaves BYTES as bytes."""
         tensors = config["input"]
         self.outputs = [tensor["name"] for tensor in config["output"]]
         self._call = call
-        self._told = told or failure
+        self._error_response = error_response or failure
         self._batches = config["max_batch_size"] > 0 or parameter(config, "tidegate_rows") is not None
         texts = (tensor["name"] for tensor in tensors if tensor["data_type"] == "TYPE_STRING")
         self._texts = frozenset(texts if decode else ())
@@ -50,7 +50,7 @@ class Rows:
             names = request.requested_output_names() or self.outputs
             return response(names, self._call(self._feed(request), names))
         except Exception as problem:
-            return self._told(problem)
+            return self._error_response(problem)
 
     def _alike(self, requests: list[Any]) -> dict[Any, list[int]]:
         """Indices of requests that can share a call: same outputs wanted, same shape of a row."""

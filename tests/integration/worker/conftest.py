@@ -12,9 +12,10 @@ import pytest
 
 from services.worker.adapters.model_repository import cache_mb, prepare
 from services.worker.adapters.triton_client import TritonClient
+from services.worker.adapters.triton_command import TritonOptions
 from services.worker.adapters.triton_install import TritonInstall
-from services.worker.adapters.triton_process import TritonOptions, TritonProcess, new_triton, repository_in
-from services.worker.domain.devices import held
+from services.worker.adapters.triton_process import TritonProcess, new_triton, repository_in
+from services.worker.domain.devices import replica_gpus
 from services.worker.domain.formats import config_is_complete
 from tests.conftest import MadeOnce
 from tidegate.kernel.errors import ModelFailed
@@ -102,7 +103,7 @@ async def run(install: TritonInstall, tmp_path: Path) -> AsyncIterator[Run]:
         spec = DeploymentSpec.model_validate({"name": f"{name}-v1", "model": name, "version": 1, **settings})
         folder = tmp_path / f"replica-{len(started)}"
         repository = repository_in(folder)
-        models = prepare(version, spec, artifact, repository, install, held(spec.resources))
+        models = prepare(version, spec, artifact, repository, install, replica_gpus(spec.resources))
         options = TritonOptions(
             replica=f"{name}-v1-0-{len(started)}",
             env=spec.env,

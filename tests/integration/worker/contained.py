@@ -22,8 +22,9 @@ from services.worker.adapters.model_repository import prepare
 from services.worker.adapters.sandbox import Sandbox
 from services.worker.adapters.shared_memory import Regions
 from services.worker.adapters.triton_client import TritonClient
+from services.worker.adapters.triton_command import TritonOptions
 from services.worker.adapters.triton_install import TritonInstall
-from services.worker.adapters.triton_process import TritonOptions, TritonProcess
+from services.worker.adapters.triton_process import TritonProcess
 from tests.integration.worker.hostile import MODEL
 from tidegate.kernel.protocol.envelope import Buffer, call_key, read_request, request_frame, tensor
 from tidegate.kernel.protocol.models import DeploymentSpec, Signature, TensorSpec, Version

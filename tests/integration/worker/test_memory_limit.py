@@ -41,7 +41,7 @@ def held_by(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.
     way: str = request.param
     folder = tmp_path / "replica-0"
     folder.mkdir()
-    (folder / memory_limit.WANTED).write_text(str(LIMIT_MB))
+    (folder / memory_limit.LIMIT_FILE).write_text(str(LIMIT_MB))
     if way == "watched":
         nothing = tmp_path / "no-cgroups"
         monkeypatch.setattr(
@@ -51,7 +51,7 @@ def held_by(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.
         probe = MemoryLimit(LIMIT_MB, "tidegate-probe", tmp_path / "probe")
         probe.open()
         if probe.group is None:
-            pytest.skip(f"no cgroup can be made here: {probe.how}")
+            pytest.skip(f"no cgroup can be made here: {probe.description}")
         probe.group.rmdir()
     return way
 
@@ -63,8 +63,8 @@ async def test_a_model_beyond_its_limit_is_ended_and_says_why(run: Run, tmp_path
     assert (await model.call([request(2.0)], 20)).outputs[0].raw == np.array([[4.0]], "<f4").tobytes()
     assert running.process.memory_limit.startswith(f"{LIMIT_MB} MiB, ")
     assert held_by in running.process.memory_limit
-    assert not running.process.starved
-    noted = tmp_path / "replica-0" / memory_limit.GROUP
+    assert not running.process.ran_out_of_memory
+    noted = tmp_path / "replica-0" / memory_limit.GROUP_FILE
     group = Path(noted.read_text()) if held_by == "a cgroup" else None
 
     died: list[Death] = []
@@ -73,7 +73,7 @@ async def test_a_model_beyond_its_limit_is_ended_and_says_why(run: Run, tmp_path
     with pytest.raises(Unavailable):
         await model.call([request(LEAK)], 240)
     await running.process.wait()
-    assert running.process.starved
+    assert running.process.ran_out_of_memory
     assert [death.description for death in died] == ["the model's process ended (signal 9, out of memory)"]
     assert f"the model reached its limit of {LIMIT_MB} MiB" in running.process.tail()
     await watch.stop()
@@ -81,6 +81,6 @@ async def test_a_model_beyond_its_limit_is_ended_and_says_why(run: Run, tmp_path
     await running.process.stop(grace_s=0)
     assert group is None or not group.exists()
     await running.process.start()
-    assert not running.process.starved, "that was the former one"
+    assert not running.process.ran_out_of_memory, "that was the former one"
     if group is not None:
         assert str(running.process.pid) in (group / "cgroup.procs").read_text().split()

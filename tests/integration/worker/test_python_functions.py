@@ -10,7 +10,7 @@ import pytest
 
 from services.worker.adapters.triton_client import ModelInferRequest, TritonClient
 from services.worker.adapters.warmup import warm_up
-from services.worker.domain.load_failures import explained
+from services.worker.domain.load_failures import explain
 from tidegate.kernel.errors import ModelFailed
 from tidegate.kernel.protocol import python_model, python_signature
 from tidegate.kernel.protocol.redaction import told
@@ -156,6 +156,6 @@ async def test_yield_is_a_stream(serve: Serve) -> None:
 async def test_a_package_that_is_missing_names_the_option(serve: Serve) -> None:
     with pytest.raises(ModelFailed) as failed:
         await serve("import xgboost\n\ndef predict(x: float) -> float:\n    return x\n")
-    shown = explained(failed.value.message)
+    shown = explain(failed.value.message)
     assert shown.startswith("No module named 'xgboost'")
     assert "tidegate deploy ... --requirements requirements.txt" in shown

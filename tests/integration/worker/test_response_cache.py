@@ -104,7 +104,7 @@ async def test_a_call_that_is_repeated_is_answered_from_the_cache(
 ) -> None:
     """It never was: Triton was started without a cache, and said nothing."""
     running = await counting(4)
-    model = Model(running.client, "m", outputs(4), cached=running.process.caches)
+    model = Model(running.client, "m", outputs(4), cached=running.process.has_response_cache)
     assert await answer(model, asked(1)) == ([2], [1])
     for _ in range(5):
         # Over gRPC first, over HTTP once the model is known to be quick.
@@ -123,7 +123,7 @@ async def test_requests_that_share_a_call_get_their_own_answers(
 ) -> None:
     """What is looked up is the whole call: a known request in other company is another call."""
     running = await counting(4)
-    model = Model(running.client, "m", outputs(4), cached=running.process.caches)
+    model = Model(running.client, "m", outputs(4), cached=running.process.has_response_cache)
     assert await answer(model, asked(1)) == ([2], [1])
     assert await answer(model, asked(1), asked(5, 6)) == ([2, 10, 12], [2, 2, 2])
     assert await answer(model, asked(5, 6), asked(1)) == ([10, 12, 2], [3, 3, 3])
@@ -138,7 +138,7 @@ async def test_a_request_that_selects_outputs_does_not_take_them_from_others(
 ) -> None:
     """Triton looks answers up by inputs alone, and would give all callers what the first of them selected."""
     running = await counting(4)
-    model = Model(running.client, "m", outputs(4), cached=running.process.caches)
+    model = Model(running.client, "m", outputs(4), cached=running.process.has_response_cache)
     for select in (["y"], [], ["calls"], ["calls", "y"], ["y"]):
         found = await model.call([asked(1, select=select), asked(2, select=select)], 10)
         assert [output.name for output in found.outputs] == (select or ["y", "calls"])
@@ -190,7 +190,7 @@ async def test_the_cache_keeps_to_its_size(counting: Callable[..., Awaitable[Any
 
 async def test_a_model_that_does_not_ask_has_none(counting: Callable[..., Awaitable[Any]]) -> None:
     running = await counting(4, "response_cache { enable: false }\n")
-    model = Model(running.client, "m", outputs(4), cached=running.process.caches)
+    model = Model(running.client, "m", outputs(4), cached=running.process.has_response_cache)
     assert [await answer(model, asked(1)) for _ in range(2)] == [([2], [1]), ([2], [2])]
     assert "--cache-config" not in " ".join(psutil.Process(running.process.pid).cmdline())
 

@@ -18,7 +18,7 @@ import pytest
 import uvloop
 
 from services.worker.adapters.environments import Environments
-from services.worker.adapters.sandbox import Mode, Needs, Sandbox
+from services.worker.adapters.sandbox import FileNeeds, Mode, Sandbox
 from services.worker.adapters.triton_install import TritonInstall
 from tests.integration.worker.contained import OTHER, REPLICA, ROOT
 from tests.integration.worker.test_environments import wheel
@@ -137,14 +137,14 @@ def test_required_and_not_to_be_had(contained: Contained) -> None:
 def in_sandbox(state: Path, *command: str, mode: Mode = "auto", **environment: str) -> tuple[str, str]:
     """Run a command in the sandbox of a worker that is this process: its output, and the degree."""
     sandbox = Sandbox(mode, state)
-    needs = Needs(state / "replicas" / "r" / "run-1")
+    needs = FileNeeds(state / "replicas" / "r" / "run-1")
     needs.cwd.mkdir(parents=True, exist_ok=True)
 
     async def run() -> str:
         process = None
         while process is None:
-            sandbox.settle(needs)
-            sandbox.give(needs.cwd)
+            sandbox.choose_degree(needs)
+            sandbox.make_private(needs.cwd)
             process = await sandbox.spawn(needs, command, environment, stdout=PIPE, stderr=STDOUT)
         return (await process.communicate())[0].decode()
 
@@ -183,21 +183,21 @@ def test_what_is_refused_is_tried_with_less(open_folder: Path) -> None:
     cwd = state / "run-1"
     cwd.mkdir(parents=True)
     sandbox = Sandbox("auto", state)
-    nothing = Needs(cwd, shared_memory=open_folder / "nothing")
+    nothing = FileNeeds(cwd, shared_memory=open_folder / "nothing")
 
     async def run() -> None:
-        sandbox.settle(nothing)
+        sandbox.choose_degree(nothing)
         if sandbox.mounts:
             assert await sandbox.spawn(nothing, ["/bin/true"], {}) is None
         assert not sandbox.mounts
-        sandbox.settle(nothing)
+        sandbox.choose_degree(nothing)
         assert sandbox.degree == f"user {sandbox.user}"
         # And what this user cannot reach leaves nothing but the worker's own.
-        closed = open_folder / "closed" / "below"
-        closed.mkdir(parents=True)
-        closed.parent.chmod(0o700)
-        sandbox.settle(Needs(cwd, read=[closed]))
-        assert sandbox.degree.startswith(f"none: other users cannot pass through {closed.parent}")
+        unreadable = open_folder / "closed" / "below"
+        unreadable.mkdir(parents=True)
+        unreadable.parent.chmod(0o700)
+        sandbox.choose_degree(FileNeeds(cwd, read=[unreadable]))
+        assert sandbox.degree.startswith(f"none: other users cannot pass through {unreadable.parent}")
 
     try:
         uvloop.run(run())

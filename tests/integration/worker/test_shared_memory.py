@@ -177,14 +177,14 @@ async def test_without_room_it_goes_by_grpc(mixed, monkeypatch):
     await check(model, plain, request(1))
     assert regions._in_use == 0
     monkeypatch.undo()
-    monkeypatch.setattr(shared_memory, "MOST", 1000)
+    monkeypatch.setattr(shared_memory, "TOTAL_LIMIT", 1000)
     await check(model, plain, request(1))
     assert regions._free == []
 
 
 async def test_a_large_region_is_not_kept(mixed, monkeypatch):
     running, model, regions = mixed
-    monkeypatch.setattr(shared_memory, "LARGEST_KEPT", 1000)
+    monkeypatch.setattr(shared_memory, "KEPT_LIMIT", 1000)
     await check(model, Model(running.client, running.model, SIGNATURE.outputs), request(1))
     await asyncio.gather(*regions._tasks)
     assert (regions._free, regions._in_use) == ([], 0)

@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 
+from services.worker.adapters.triton_command import TritonOptions
 from services.worker.adapters.triton_install import TritonInstall
-from services.worker.adapters.triton_process import SHARED_MEMORY, TritonOptions, TritonProcess
+from services.worker.adapters.triton_process import SHARED_MEMORY, TritonProcess
 from services.worker.adapters.warmup import zeros
 from tests.conftest import PATIENCE_S
 from tidegate.kernel.errors import Unavailable

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from services.worker.adapters.model_processes import ModelProcesses, births, end
+from services.worker.adapters.model_processes import ModelProcesses
+from services.worker.adapters.process_table import kill_all, start_ticks
 from services.worker.domain.deaths import MODEL, Death, of_wait_status
 from services.worker.domain.restart_backoff import QUIET_S, DeathStreak, after_death
 from services.worker.domain.silence import Silence, silence_limit
@@ -158,10 +159,10 @@ async def test_what_a_model_forks_may_end(tmp_path: Path) -> None:
 
 async def test_a_process_that_has_the_pid_of_another_one_is_left_alone(tmp_path: Path) -> None:
     process = await stub(tmp_path)
-    known = births([process.pid, 2**22 + 1])
+    known = start_ticks([process.pid, 2**22 + 1])
     assert list(known) == [process.pid], "what has gone is not among them"
-    end({process.pid: "1", 2**22 + 1: "1"})
+    kill_all({process.pid: "1", 2**22 + 1: "1"})
     await asyncio.sleep(0)
-    assert births([process.pid]) == known
-    end(known)
+    assert start_ticks([process.pid]) == known
+    kill_all(known)
     assert await process.wait() == -signal.SIGKILL

@@ -2,7 +2,15 @@
 
 import pytest
 
-from services.worker.domain.devices import Group, check_groups, groups_in, held, names_of, usable, where
+from services.worker.domain.devices import (
+    InstanceGroup,
+    check_instance_groups,
+    describe,
+    gpu_names,
+    instance_groups,
+    replica_gpus,
+    usable_gpus,
+)
 from services.worker.domain.model_config import wants_cache
 from services.worker.domain.pbtxt import messages
 from tidegate.kernel.errors import ModelFailed
@@ -14,56 +22,65 @@ LISTING = "GPU-aaaa, NVIDIA H100 80GB HBM3\nGPU-bbbb, Tesla T4\n"
 
 
 def test_the_gpus_of_a_replica_are_numbered_from_zero() -> None:
-    assert held(Resources(gpus=0)) == ()
-    assert held(Resources(gpus=3)) == (0, 1, 2)
-    assert held(Resources(gpus=0, gpu_memory_mb=4000)) == (0,)
+    assert replica_gpus(Resources(gpus=0)) == ()
+    assert replica_gpus(Resources(gpus=3)) == (0, 1, 2)
+    assert replica_gpus(Resources(gpus=0, gpu_memory_mb=4000)) == (0,)
 
 
 def test_a_library_without_a_use_for_gpus_refuses_them() -> None:
-    assert usable("onnx", (0, 1), allow_cpu=False) == (0, 1)
-    assert usable("sklearn", (), allow_cpu=False) == ()
-    assert usable("sklearn", (0,), allow_cpu=True) == ()
+    assert usable_gpus("onnx", (0, 1), allow_cpu=False) == (0, 1)
+    assert usable_gpus("sklearn", (), allow_cpu=False) == ()
+    assert usable_gpus("sklearn", (0,), allow_cpu=True) == ()
     with pytest.raises(ModelFailed, match=r"scikit-learn runs on the CPU only: .*allow_cpu=1"):
-        usable("sklearn", (0,), allow_cpu=False)
+        usable_gpus("sklearn", (0,), allow_cpu=False)
 
 
 @pytest.mark.parametrize(
     ("text", "found"),
     [
         ("", []),
-        ("instance_group [ { count: 2 kind: KIND_GPU gpus: [ 0, 1 ] } ]", [Group("gpu", (0, 1))]),
-        ("instance_group { kind: KIND_GPU gpus: 1 gpus: 3 }", [Group("gpu", (1, 3))]),
-        ("instance_group: [ { count: 1 }, { kind: KIND_CPU } ]", [Group("auto"), Group("cpu")]),
+        ("instance_group [ { count: 2 kind: KIND_GPU gpus: [ 0, 1 ] } ]", [InstanceGroup("gpu", (0, 1))]),
+        ("instance_group { kind: KIND_GPU gpus: 1 gpus: 3 }", [InstanceGroup("gpu", (1, 3))]),
+        ("instance_group: [ { count: 1 }, { kind: KIND_CPU } ]",
+         [InstanceGroup("auto"), InstanceGroup("cpu")]),
         ("instance_group { count: 1 }\ninstance_group { kind: 1 gpus: [ 2 ] }",
-         [Group("auto"), Group("gpu", (2,))]),
+         [InstanceGroup("auto"), InstanceGroup("gpu", (2,))]),
         ("instance_group { rate_limiter { resources [ { name: 'R' count: 4 } ] } kind: KIND_MODEL }",
-         [Group("model")]),
+         [InstanceGroup("model")]),
         ("# instance_group { kind: KIND_GPU }\nparameters { key: 'instance_group' }", []),
         ("optimization { instance_group { kind: KIND_GPU } }", []),
-        ("instance_group [ { kind: KIND_GPU", [Group("gpu")]),
+        ("instance_group [ { kind: KIND_GPU", [InstanceGroup("gpu")]),
     ],
 )  # fmt: skip
-def test_instance_groups_of_a_users_configuration(text: str, found: list[Group]) -> None:
-    assert groups_in(text) == found
+def test_instance_groups_of_a_users_configuration(text: str, found: list[InstanceGroup]) -> None:
+    assert instance_groups(text) == found
 
 
 def test_a_gpu_that_the_replica_does_not_hold_is_refused() -> None:
-    fine = [Group("gpu", (0,)), Group("gpu"), Group("cpu"), Group("auto"), Group("auto", (1,))]
-    check_groups("m", fine, (0, 1))
-    check_groups("m", [Group("cpu"), Group("auto"), Group("model", (5,))], ())
+    fine = [
+        InstanceGroup("gpu", (0,)),
+        InstanceGroup("gpu"),
+        InstanceGroup("cpu"),
+        InstanceGroup("auto"),
+        InstanceGroup("auto", (1,)),
+    ]
+    check_instance_groups("m", fine, (0, 1))
+    check_instance_groups(
+        "m", [InstanceGroup("cpu"), InstanceGroup("auto"), InstanceGroup("model", (5,))], ()
+    )
     with pytest.raises(ModelFailed, match=r"'m' asks for a GPU .* holds none: .*gpus=1"):
-        check_groups("m", [Group("gpu")], ())
+        check_instance_groups("m", [InstanceGroup("gpu")], ())
     with pytest.raises(ModelFailed, match=r"asks for GPU 0, and this replica holds 0 .*inside it: none"):
-        check_groups("m", [Group("auto", (0,))], ())
+        check_instance_groups("m", [InstanceGroup("auto", (0,))], ())
     with pytest.raises(ModelFailed, match=r"asks for GPU 1, 3, .* holds 1 .*inside it: 0\).*gpus=4"):
-        check_groups("m", [Group("gpu", (0, 1, 3))], (0,))
+        check_instance_groups("m", [InstanceGroup("gpu", (0, 1, 3))], (0,))
 
 
 def test_where_a_model_runs() -> None:
     names = {0: "NVIDIA H100 80GB HBM3"}
-    assert where([Group("cpu")], {}) == "cpu"
-    assert where([Group("gpu", (0,))], names) == "cuda:0 (NVIDIA H100 80GB HBM3)"
-    assert where([Group("gpu", (0, 1)), Group("cpu"), Group("cpu")], names) == (
+    assert describe([InstanceGroup("cpu")], {}) == "cpu"
+    assert describe([InstanceGroup("gpu", (0,))], names) == "cuda:0 (NVIDIA H100 80GB HBM3)"
+    assert describe([InstanceGroup("gpu", (0, 1)), InstanceGroup("cpu"), InstanceGroup("cpu")], names) == (
         "cuda:0 (NVIDIA H100 80GB HBM3), cuda:1, cpu"
     )
 
@@ -80,7 +97,7 @@ def test_where_a_model_runs() -> None:
     ],
 )
 def test_names_follow_the_numbers_inside_the_replica(setting: str | None, names: dict[int, str]) -> None:
-    assert names_of(LISTING, setting) == names
+    assert gpu_names(LISTING, setting) == names
 
 
 def test_a_response_cache_is_asked_for_in_so_many_words() -> None:

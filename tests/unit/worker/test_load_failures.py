@@ -2,7 +2,7 @@
 
 import pytest
 
-from services.worker.domain.load_failures import ended, explained
+from services.worker.domain.load_failures import explain, explain_death
 
 pytestmark = pytest.mark.unit
 
@@ -22,7 +22,7 @@ At:
     ("module", "package"), [("xgboost", "xgboost"), ("cv2.dnn", "opencv-python-headless"), ("PIL", "pillow")]
 )
 def test_a_missing_package_names_the_option(module, package):
-    told = explained(f"{STATE}ModuleNotFoundError: No module named '{module}'{STACK};")
+    told = explain(f"{STATE}ModuleNotFoundError: No module named '{module}'{STACK};")
     assert told.startswith(f"No module named '{module}'")
     assert f"a line `{package}`" in told
     assert "tidegate deploy ... --requirements requirements.txt" in told
@@ -30,16 +30,16 @@ def test_a_missing_package_names_the_option(module, package):
 
 
 def test_the_stack_is_one_line_and_paths_are_those_of_the_model():
-    told = explained(f"{STATE}FileNotFoundError: {FOLDER}weights.bin{STACK};\n\nE1129 more")
+    told = explain(f"{STATE}FileNotFoundError: {FOLDER}weights.bin{STACK};\n\nE1129 more")
     assert told == f"{STATE}FileNotFoundError: weights.bin (at model.py line 5, in go);\n\nE1129 more"
     inside = STACK.replace(
         "  <frozen", "  /env/lib/python3/site-packages/joblib/numpy.py(7): load\n  <frozen"
     )
-    assert explained(f"{STATE}EOFError: no data{inside};").endswith("(at joblib/numpy.py line 7, in load);")
+    assert explain(f"{STATE}EOFError: no data{inside};").endswith("(at joblib/numpy.py line 7, in load);")
 
 
 def test_any_other_failure_stays_as_it_is():
-    assert explained("load failed: out of memory") == "load failed: out of memory"
+    assert explain("load failed: out of memory") == "load failed: out of memory"
 
 
 TRITONS = """W1129 11:24:49.308713 22272 pinned_memory_manager.cc:273] "Unable to allocate"
@@ -50,13 +50,13 @@ E1129 11:24:51.341910 22272 backend_model.cc:692] "ERROR: Stub process 'm_0_0' i
 
 
 def test_a_process_that_ended_while_it_loaded_is_told_without_tritons_own_lines():
-    told = ended("m-v1", TRITONS)
+    told = explain_death("m-v1", TRITONS)
     assert told.startswith("The model's process ended while it loaded: it was killed (out of memory?)")
     assert told.endswith("Its log: tidegate logs m-v1")
     assert "\n" not in told
-    told = ended("m-v1", f"{TRITONS}\x1b[31mFatal Python error: Segmentation fault\n\x1b]0;title\x07")
+    told = explain_death("m-v1", f"{TRITONS}\x1b[31mFatal Python error: Segmentation fault\n\x1b]0;title\x07")
     assert told.endswith("crashed. The end of its log:\nFatal Python error: Segmentation fault")
 
 
 def test_the_log_of_a_process_that_ended_is_bounded():
-    assert len(ended("m-v1", "x" * 100_000)) < 2300
+    assert len(explain_death("m-v1", "x" * 100_000)) < 2300

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from services.worker.adapters import memory_limit
-from services.worker.adapters.memory_limit import MemoryLimit, kills, limit_in
+from services.worker.adapters.memory_limit import MemoryLimit, kills, read_limit
 
 
 def test_both_kinds_of_cgroup_and_none(tmp_path):
@@ -23,9 +23,9 @@ def test_both_kinds_of_cgroup_and_none(tmp_path):
 
 
 def test_only_a_replica_whose_launcher_wants_a_limit_has_one(tmp_path):
-    assert limit_in(tmp_path, "tidegate-x") is None
-    (tmp_path / memory_limit.WANTED).write_text("512")
-    found = limit_in(tmp_path, "tidegate-x")
+    assert read_limit(tmp_path, "tidegate-x") is None
+    (tmp_path / memory_limit.LIMIT_FILE).write_text("512")
+    found = read_limit(tmp_path, "tidegate-x")
     assert found is not None
     assert found.limit_mb == 512
 
@@ -87,7 +87,7 @@ def test_below_a_group_without_processes(kernel, tmp_path):
     assert (found.group / "memory.max").read_text() == str(512 * 2**20)
     assert (found.group / "memory.swap.max").read_text() == "0"
     assert (tmp_path / "note").read_text() == str(found.group)
-    assert found.how == "512 MiB, by a cgroup"
+    assert found.description == "512 MiB, by a cgroup"
 
 
 def test_beside_a_group_with_processes_but_never_outside_of_its_limit(kernel, tmp_path):
@@ -98,4 +98,4 @@ def test_beside_a_group_with_processes_but_never_outside_of_its_limit(kernel, tm
     kernel("user/app", procs="7", limit="1000000")
     found = opened(tmp_path)
     assert found.group is None
-    assert found.how.startswith("512 MiB, watched, as no cgroup can be made: Device or resource busy")
+    assert found.description.startswith("512 MiB, watched, as no cgroup can be made: Device or resource busy")

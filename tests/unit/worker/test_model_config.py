@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
 from services.worker.domain import model_config
-from services.worker.domain.devices import held
+from services.worker.domain.devices import replica_gpus
 from tidegate.kernel.errors import ModelFailed
 from tidegate.kernel.protocol.models import DeploymentSpec, Signature, TensorSpec, Version
 
@@ -27,7 +27,7 @@ def built(signature: Signature | None, backend: str = "python", **settings: obje
         signature=signature, created_at=datetime(2025, 1, 1, tzinfo=UTC),
     )  # fmt: skip
     spec = DeploymentSpec.model_validate({"name": "m-v1", "model": "m", "version": 1, **settings})
-    gpus = held(spec.resources)
+    gpus = replica_gpus(spec.resources)
     text = model_config.build(version, spec, model="m", backend=backend, gpus=gpus)
     return text_format.Parse(text, ModelConfig())
 

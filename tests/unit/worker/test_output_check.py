@@ -88,8 +88,8 @@ def test_ever_new_shapes_take_no_more_memory(monkeypatch):
 
 def test_what_is_told_counts_in_words():
     found = check(spec([4]))
-    assert found.told == ""
+    assert found.summary == ""
     found.agrees([output(1, 5)], 1)
-    assert found.told.startswith("1 answer contradicts the signature: the output 'y'")
+    assert found.summary.startswith("1 answer contradicts the signature: the output 'y'")
     found.agrees([output(1, 5)], 1)
-    assert found.told.startswith("2 answers contradict the signature: ")
+    assert found.summary.startswith("2 answers contradict the signature: ")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from services.worker.adapters.triton_facts import counts, labels, plain
+from services.worker.adapters.triton_facts import as_json, counts, labels
 from tidegate.kernel.triton_protocol import pb
 
 pytestmark = pytest.mark.unit
@@ -18,7 +18,7 @@ def test_a_configuration_is_shown_as_tritons_http_shows_it():
     config.input.add(name="x", data_type=11, dims=[-1, 2**40])
     config.dynamic_batching.max_queue_delay_microseconds = 2**40
     config.parameters["threads"].string_value = "1"
-    found = plain(config)
+    found = as_json(config)
     assert (found["name"], found["max_batch_size"], found["backend"]) == ("m", 8, "")
     assert found["input"][0]["data_type"] == "TYPE_FP32"
     assert found["input"][0]["dims"] == [-1, 2**40], "a number, where protobuf's own JSON has a string"

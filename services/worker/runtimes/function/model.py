@@ -43,7 +43,7 @@ class TritonPythonModel:
             }
             self._finished(target.load(**{name: facts[name] for name in self._plan["load"]}))
         self._predict = target.predict
-        rows = Rows(config, self._run, told, decode=False)
+        rows = Rows(config, self._run, error_response, decode=False)
         self.execute = self._streams if self._plan["streams"] else rows.execute
 
     def finalize(self) -> None:
@@ -90,13 +90,13 @@ class TritonPythonModel:
                 sender.send(response(names, [found[name] for name in names]))
             given.close()
         except Exception as problem:
-            sender.send(told(problem))
+            sender.send(error_response(problem))
         finally:
             sender.send(flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
             self._streaming.discard(threading.current_thread())
 
 
-def told(problem: Exception) -> Any:
+def error_response(problem: Exception) -> Any:
     """Return a response with the exception's type and text, and its traceback.
 
     The worker takes the traceback out, and writes it to the log with the id of the request.

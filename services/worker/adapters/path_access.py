@@ -1,0 +1,30 @@
+"""Find out which paths another user of this machine can reach, by owner, group and mode."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import stat
+from pathlib import Path
+
+OTHERS_PASS, OTHERS_READ, OTHERS_WRITE = stat.S_IXOTH, stat.S_IROTH, stat.S_IWOTH
+
+
+def first_closed(path: Path, uid: int) -> Path | None:
+    """Return the topmost folder above a path that a user without groups cannot pass through."""
+    for folder in reversed(path.parents):
+        if not is_open_to(folder.stat(), uid, OTHERS_PASS):
+            return folder
+    return None
+
+
+def is_open_to(found: os.stat_result, uid: int, bits: int) -> bool:
+    wanted = bits << (6 if found.st_uid == uid else 3 if found.st_gid == uid else 0)
+    return found.st_mode & wanted == wanted
+
+
+def is_usable(folder: Path | str | None, uid: int, bits: int) -> bool:
+    with contextlib.suppress(OSError):
+        if folder and is_open_to(Path(folder).stat(), uid, bits | OTHERS_READ | OTHERS_PASS):
+            return first_closed(Path(folder).resolve(), uid) is None
+    return False

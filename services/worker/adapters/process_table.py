@@ -1,0 +1,78 @@
+"""Read the processes of this machine from /proc."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from services.worker.domain.deaths import of_wait_status
+
+
+def exit_status(pid: int) -> int | None:
+    """Return the exit status of a process that has ended and that its parent has not waited for yet."""
+    fields = _stat(pid)
+    if not fields or fields[0] != "Z":
+        return None
+    return of_wait_status(int(fields[-1]))
+
+
+def start_ticks(pids: Iterable[int]) -> dict[int, str]:
+    """Return the kernel's start tick of each process; pid and tick together name a process for good."""
+    return {pid: fields[19] for pid in pids if (fields := _stat(pid))}
+
+
+def kill_all(processes: Mapping[int, str]) -> None:
+    """Kill processes, named by pid and start tick, unless they have ended."""
+    for pid, tick in processes.items():
+        if start_ticks([pid]).get(pid) == tick:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.kill(pid, signal.SIGKILL)
+
+
+def descendants(pid: int) -> list[int]:
+    """Return the processes below ``pid``, at any depth."""
+    found: list[int] = []
+    for task in Path(f"/proc/{pid}/task").glob("*/children"):
+        with contextlib.suppress(OSError):
+            for child in map(int, task.read_text().split()):
+                found += [child, *descendants(child)]
+    return found
+
+
+def naming(text: str) -> list[int]:
+    """Return the other processes whose command lines contain ``text``."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            with contextlib.suppress(OSError):
+                if text.encode() in (entry / "cmdline").read_bytes() and int(entry.name) != os.getpid():
+                    found.append(int(entry.name))
+    return found
+
+
+def state(pid: int) -> str:
+    fields = _stat(pid)
+    return fields[0] if fields else ""
+
+
+def parent(pid: int) -> int:
+    fields = _stat(pid)
+    return int(fields[1]) if fields else 0
+
+
+def _stat(pid: int) -> list[str]:
+    """Return the fields after the process's name, which may contain anything; none if it is gone."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return []
+
+
+def name(pid: int) -> bytes:
+    try:
+        return Path(f"/proc/{pid}/comm").read_bytes().strip()
+    except OSError:
+        return b""

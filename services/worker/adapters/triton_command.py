@@ -1,0 +1,95 @@
+"""The command line and the environment of a tritonserver."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from services.worker.adapters.sandbox import Sandbox
+from services.worker.adapters.triton_install import TritonInstall
+
+# These name the GPUs of a replica, so a Deployment cannot set them.
+_DEVICES = frozenset({"CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER", "NVIDIA_VISIBLE_DEVICES"})
+_THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS")
+
+
+@dataclass(frozen=True)
+class TritonOptions:
+    """What differs from one Triton to the next. ``TIDEGATE_*`` in the deployment's ``env`` is ignored.
+
+    ``response_cache_mb`` is the most that answers kept for repeated requests take; 0: none are kept.
+    ``log_bytes_per_s``: the pace of model output that is kept; more is dropped and counted.
+    """
+
+    replica: str
+    threads: int = 1
+    env: Mapping[str, str] = field(default_factory=dict)
+    auto_complete: bool = True
+    start_timeout_s: float = 120.0
+    response_cache_mb: int = 0
+    log_bytes_per_s: int = 64 * 1024
+
+
+def environment(
+    install: TritonInstall, options: TritonOptions, sandbox: Sandbox, home: Path
+) -> dict[str, str]:
+    """Return the environment of a Triton; ``home`` is its HOME where the sandbox gives it a user."""
+    found = install.environment(
+        dict.fromkeys(_THREADS, str(options.threads))
+        | sandbox.environment(home)
+        | {key: value for key, value in options.env.items() if _is_the_models(key)}
+        # CUDA then numbers the GPUs as `nvidia-smi` lists them.
+        | {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
+        # The launcher finds the worker's processes by this. A worker of a warm pool keeps the name that the
+        # launcher gave it, which is not the replica's.
+        | {"TIDEGATE_REPLICA": os.environ.get("TIDEGATE_REPLICA", options.replica)}
+    )
+    for key in sandbox.unusable_variables():
+        if key not in options.env:
+            found.pop(key, None)
+    return found
+
+
+def arguments(
+    install: TritonInstall, options: TritonOptions, repository: Path, region: str, metrics_port: int
+) -> list[str]:
+    """Return the options of a tritonserver that serves a repository on Unix sockets in its working folder.
+
+    ``region`` begins the names of its shared memory.
+    """
+    arguments = [
+        f"--id={options.replica}",
+        f"--model-repository={repository}",
+        f"--backend-directory={install.backends_dir}",
+        "--model-control-mode=explicit",
+        "--strict-readiness=true",
+        "--http-address=unix:http",
+        # Without a port it is taken for a TCP address and refused.
+        "--http-port=1",
+        "--http-thread-count=2",
+        "--grpc-address=unix:grpc",
+        "--grpc-port=1",
+        "--metrics-address=127.0.0.1",
+        f"--metrics-port={metrics_port}",
+        # Its collector thread sleeps through the stop, for a second.
+        "--allow-cpu-metrics=false",
+        "--exit-timeout-secs=10",
+        f"--backend-config=python,shm-region-prefix-name={region}",
+        f"--backend-config=python,stub-timeout-seconds={int(options.start_timeout_s) or 1}",
+    ]
+    if not options.auto_complete:
+        arguments.append("--disable-auto-complete-config")
+    if options.response_cache_mb:
+        size = options.response_cache_mb * 2**20
+        arguments += [
+            f"--cache-directory={install.caches_dir}",
+            f"--cache-config=local,size={size}",
+        ]
+    return arguments
+
+
+def _is_the_models(variable: str) -> bool:
+    """Return True if a Deployment may set this variable."""
+    return not variable.startswith("TIDEGATE_") and variable not in _DEVICES
