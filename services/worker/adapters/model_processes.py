@@ -1,5 +1,6 @@
-"""The processes that Triton runs a Python model in, watched from outside: Triton itself never says that one
-has ended, and starts no other.
+"""Watch the processes in which Triton runs a Python model.
+
+Triton neither reports that such a process has ended, nor starts another one.
 """
 
 from __future__ import annotations
@@ -16,10 +17,10 @@ STUB = b"triton_python_backend_stub"[:15]
 
 
 class ModelProcesses:
-    """Watch the Python processes below one tritonserver; ``on_end`` gets the exit status of one that ended.
+    """A watch over the Python processes of one tritonserver.
 
-    The status is an exit code, or the signal's number as a negative one; None where it cannot be read. Only
-    the kernel's event wakes this up; where a process cannot be waited for, :meth:`look` finds its end.
+    ``on_end`` gets the exit status of a process that ended: its exit code, a signal's number as a negative
+    number, or None if it cannot be read. The kernel reports each end. If it cannot, :meth:`look` finds it.
     """
 
     def __init__(self, server: int, descendants: Iterable[int], on_end: Callable[[int | None], None]) -> None:
@@ -27,7 +28,8 @@ class ModelProcesses:
         self._on_end = on_end
         self._open: dict[int, int] = {}
         self._stopped: set[int] = set()
-        # What a model forks has the same name, and may end when it likes: only Triton's own children count.
+        # A process that the model forks has the same name and may end at any time. Only Triton's own children
+        # are watched.
         self.pids = [
             pid
             for pid in descendants
@@ -40,16 +42,16 @@ class ModelProcesses:
                 loop.add_reader(self._open[pid], self._ended, pid)
 
     def close(self) -> None:
-        """Watch no more."""
+        """Stop watching."""
         for handle in self._open.values():
             asyncio.get_running_loop().remove_reader(handle)
             os.close(handle)
         self._open, self.pids = {}, []
 
     def look(self) -> bool:
-        """Report processes that have ended; return whether one was stopped at this look and the last one.
+        """Report processes that have ended. Return True if a process was stopped now and at the last look.
 
-        Only a stop by a signal counts, not that of a debugger.
+        Only a stop by a signal counts, not one by a debugger.
         """
         for pid in list(self.pids):
             if process_table.state(pid) in {"Z", "X", ""}:

@@ -12,7 +12,7 @@ from services.worker.domain.deaths import of_wait_status
 
 
 def exit_status(pid: int) -> int | None:
-    """Return the exit status of a process that has ended and that its parent has not waited for yet."""
+    """Return the exit status of an ended process that its parent has not waited for yet, else None."""
     fields = _stat(pid)
     if not fields or fields[0] != "Z":
         return None
@@ -54,11 +54,13 @@ def naming(text: str) -> list[int]:
 
 
 def state(pid: int) -> str:
+    """Return the kernel's letter for a process's state; empty if it is gone."""
     fields = _stat(pid)
     return fields[0] if fields else ""
 
 
 def parent(pid: int) -> int:
+    """Return the pid of the parent; 0 if the process is gone."""
     fields = _stat(pid)
     return int(fields[1]) if fields else 0
 
@@ -72,6 +74,7 @@ def _stat(pid: int) -> list[str]:
 
 
 def name(pid: int) -> bytes:
+    """Return the first 15 bytes of a process's name; empty if it is gone."""
     try:
         return Path(f"/proc/{pid}/comm").read_bytes().strip()
     except OSError:

@@ -1,10 +1,10 @@
 """Contain a model's process as much as this machine allows.
 
-Three degrees, in the order in which they are tried (docs/adr/019-a-sandbox-for-the-models-process.md):
+There are three degrees, tried in this order (docs/adr/019-a-sandbox-for-the-models-process.md):
 
-user and mounts   root with CAP_SYS_ADMIN: a user of the replica's own, and the state folder hidden
-user              root without it, as in a container: a user of the replica's own
-mounts            not root: the same user, with the state folder hidden in a user namespace
+user and mounts   worker is root with CAP_SYS_ADMIN: the replica has its own user, the state folder is hidden
+user              worker is root without it, as in a container: the replica has its own user
+mounts            worker is not root: the same user, the state folder is hidden in a user namespace
 """
 
 from __future__ import annotations
@@ -40,17 +40,17 @@ log = telemetry.logger(__name__)
 Mode = Literal["auto", "required", "off"]
 
 CODE = Path(__file__).parents[3]
-# The name in the environment; there is no account of it.
+# The user's name in the environment. No account has it.
 USER = "model"
 GPU_DEVICES = "nvidia*"
 
 
 @dataclass(frozen=True, slots=True)
 class FileNeeds:
-    """What a command needs of the file system beside what everybody may read.
+    """The paths that a command uses, beside those that every user may read.
 
-    ``write`` belongs to the model's user; nothing else can be changed by it. ``shared_memory`` is shown as
-    /dev/shm where mounts can be made. ``group`` is the cgroup that the command starts in, if it has one.
+    The model's user owns the paths of ``write`` and can change nothing else. In a degree with mounts the
+    command sees ``shared_memory`` as /dev/shm. ``group`` is the cgroup that the command starts in, if any.
     """
 
     cwd: Path
@@ -61,12 +61,15 @@ class FileNeeds:
 
 
 class Sandbox:
-    """The containment of one worker's model. It gets weaker, never stronger, when the machine refuses."""
+    """The containment of one worker's model.
+
+    When the machine refuses a degree, the sandbox goes on with the next weaker one, and never back.
+    ``note`` is the file that gets the number of the claimed user, for the launcher.
+    """
 
     def __init__(
         self, mode: Mode, state: Path, hidden: Iterable[Path] = (), note: Path | None = None
     ) -> None:
-        # ``note`` gets the number of the claimed user, for the launcher.
         self._mode = mode
         self._note = note
         self._state = state.absolute()
@@ -78,12 +81,12 @@ class Sandbox:
 
     @classmethod
     def off(cls) -> Sandbox:
-        """The same without any containment."""
+        """Return a sandbox that contains nothing."""
         return cls("off", Path("/"))
 
     @property
     def degree(self) -> str:
-        """In words, for the replica's report."""
+        """Return the degree in words, for the replica's report."""
         if self._mode == "off":
             return "off"
         now = self._degrees[0]
@@ -92,18 +95,18 @@ class Sandbox:
 
     @property
     def mounts(self) -> bool:
-        """True where the model's process sees other mounts than the worker."""
+        """Return True if the model's process has mounts of its own."""
         return self._degrees[0].mounts
 
     @property
     def user(self) -> int | None:
-        """The number of the model's user and of its group; None where it is the worker's."""
+        """Return the number of the model's user and group; None if it runs as the worker's user."""
         return self._user.uid if self._user and self._degrees[0].user else None
 
     def choose_degree(self, needs: FileNeeds) -> None:
-        """Find the strongest degree in which a command with these needs can run.
+        """Choose the strongest degree in which a command with these needs can run.
 
-        Raises Unavailable where containment is required and there is none.
+        Raises Unavailable if the settings require containment and no degree works.
         """
         while self._degrees[0].user:
             try:
@@ -113,8 +116,8 @@ class Sandbox:
                 self.weaken(error.message if isinstance(error, Unavailable) else str(error))
         if self._degrees == [NONE] and self._mode == "required":
             raise Unavailable(
-                f"The model cannot be contained: {self._why}. TIDEGATE_MODEL_SANDBOX=required "
-                "does not allow this; `auto` starts the model without a sandbox."
+                f"The model cannot be contained: {self._why}. TIDEGATE_MODEL_SANDBOX=required forbids "
+                "running it without one. Remove the cause, or set TIDEGATE_MODEL_SANDBOX=auto."
             )
         if not self._degrees[0].user and not self._warned:
             self._warned = True
@@ -122,27 +125,31 @@ class Sandbox:
 
     def _claimed(self) -> int:
         if self._user is None:
-            # Of this machine, whose processes it could signal, and of all who share the cache.
+            # Two replicas must not have the same user: each could signal the other's processes, and both
+            # share the cache. So the claim holds for this machine and for every worker with this cache.
             self._user = ModelUser.claim(HOST, self._state / "cache" / "users")
             if self._note is not None:
                 self._note.write_text(str(self._user.uid))
         return self._user.uid
 
     def weaken(self, why: str) -> None:
-        """Go on with the next degree, as this one was refused. Raises Unavailable where none is left."""
+        """Go on with the next weaker degree. Raises Unavailable if none is left, unless the mode is auto."""
         self._why = " ".join(why.split())[:300]
         if len(self._degrees) > 1:
             self._degrees = self._degrees[1:]
         if self._degrees == [NONE] and self._mode != "auto":
-            raise Unavailable(f"The model cannot be contained: {self._why}.")
+            raise Unavailable(
+                f"The model cannot be contained: {self._why}. Remove the cause, or set "
+                "TIDEGATE_MODEL_SANDBOX=auto to run it without one."
+            )
 
     async def spawn(
         self, needs: FileNeeds, command: Sequence[str], environment: Mapping[str, str], **how: Any
     ) -> asyncio.subprocess.Process | None:
-        """Start a command; None: this degree was refused, and the next one needs its folders first.
+        """Start a command. Return None if this degree was refused: then prepare the folders for the next one.
 
-        In every degree the command ends with this worker, and what it writes is for its user only. ``how``
-        is for ``create_subprocess_exec``. Raises Unavailable as :meth:`weaken` does.
+        In every degree the command ends when this worker ends, and only its user can read the files that it
+        writes. ``how`` goes to ``create_subprocess_exec``. Raises Unavailable as :meth:`weaken` does.
         """
         if self._user is not None:
             self._user.begin()
@@ -167,11 +174,11 @@ class Sandbox:
         return None
 
     def environment(self, home: Path) -> dict[str, str]:
-        """Return what the environment of a user without an account needs."""
+        """Return the variables of the model's user, which has no account; none if it is the worker's user."""
         return {} if self.user is None else {"HOME": str(home), "USER": USER, "LOGNAME": USER}
 
     def unusable_variables(self) -> list[str]:
-        """Return the variables that name folders of the worker's user, which the model's cannot use."""
+        """Return the variables of this environment that name folders which the model's user cannot use."""
         return [
             key
             for key in ("TMPDIR", "HF_HOME")
@@ -179,32 +186,32 @@ class Sandbox:
         ]
 
     def unreadable(self, paths: Iterable[str]) -> list[str]:
-        """Return those of these local paths that are there and that the model's user cannot read."""
+        """Return the existing local paths among these that the model's user cannot read."""
         uid = self.user
         found = [Path(path) for path in paths if path.startswith("/") and Path(path).exists()]
         return [str(path) for path in found if uid is not None and not is_usable(path, uid, OTHERS_READ)]
 
     def make_private(self, folder: Path) -> None:
-        """Make a folder that is the model's own, and nobody else's."""
+        """Create a folder that only the model's user can open."""
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         folder.chmod(0o700)
         if self.user is not None:
             os.chown(folder, self.user, self.user)
 
     def let_through(self, folder: Path, *, to_read: bool = False) -> None:
-        """Let the model's user pass through a folder of ours, or read it; nobody else."""
+        """Let the model's user, and no other, pass through a folder of the worker, or read it."""
         if self.user is not None:
             os.chown(folder, -1, self.user)
             folder.chmod(0o750 if to_read else 0o710)
 
     def release(self) -> None:
-        """Let another worker have the model's user; the end of this process does the same."""
+        """Free the model's user for another worker. The end of this process frees it too."""
         if self._user is not None:
             self._user.release()
             self._user = None
 
     def end_all(self) -> None:
-        """End what the model's user still runs."""
+        """End all processes of the model's user."""
         if self._user is not None and self._spawned:
             self._user.end_all()
             self._spawned = False
@@ -221,7 +228,7 @@ class Sandbox:
         return options
 
     def _check(self, needs: FileNeeds, uid: int) -> None:
-        """Raises Unavailable where the user cannot reach what the command needs."""
+        """Raise Unavailable if the user cannot reach a path that the command needs."""
         for path in filter(Path.exists, needs.read):
             if not is_open_to(path.stat(), uid, OTHERS_READ | OTHERS_PASS):
                 raise Unavailable(f"other users cannot read {path}: `chmod -R a+rX` it")
@@ -236,7 +243,7 @@ class Sandbox:
                 raise Unavailable(f"other users cannot pass through {unreadable}, a parent folder of {path}")
 
     def _open_way(self, path: Path) -> None:
-        """Let others pass through, not list, the folders of the state folder on the way to a path of it."""
+        """Let other users pass through the folders between the state folder and a path, but not list them."""
         state = self._state.resolve()
         for folder in [each for each in path.parents if each == state or each.is_relative_to(state)]:
             mode = stat.S_IMODE(folder.stat().st_mode)
@@ -244,6 +251,7 @@ class Sandbox:
                 folder.chmod(mode & ~stat.S_IRWXO | OTHERS_PASS)
 
     def _rearranged(self, needs: FileNeeds) -> list[str]:
+        """Return the options that hide folders and show the needed paths in them."""
         uid = self.user
         wanted = [path for path in (needs.cwd, *needs.read, *needs.write) if path.exists()]
         hidden = {path.resolve() for path in self._hidden if path.is_dir()}
@@ -256,7 +264,7 @@ class Sandbox:
         shown = {(each, path) for path in wanted for each in _targets(path, hidden)}
         writable = {path.resolve() for path in (needs.cwd, *needs.write)}
         if uid is None:
-            # The same user could change them, and so what its next process is.
+            # The model runs as the worker's user: it could change the code of its own next process.
             guarded = [*needs.read, CODE, Path(sys.prefix)]
             shown |= {(p.resolve(), p) for p in guarded if p.is_dir() and os.access(p, os.W_OK)
                       and not any(p.resolve().is_relative_to(h) for h in hidden)}  # fmt: skip
@@ -269,9 +277,9 @@ class Sandbox:
 
 
 async def _exchange(ours: socket.socket, environment: Mapping[str, str]) -> str:
-    """Hand over the environment; gives the reason of a refusal, empty when the command runs."""
+    """Send the environment and return why the command was refused; empty if it runs."""
     loop = asyncio.get_running_loop()
-    # One that has ended already says why on its output.
+    # A process that has ended has already written the reason to its output.
     with contextlib.suppress(ConnectionError):
         text = "".join(f"{key}={value}\0" for key, value in environment.items())
         await loop.sock_sendall(ours, os.fsencode(text))
@@ -290,10 +298,7 @@ async def _end(process: asyncio.subprocess.Process) -> None:
 
 
 def sandbox_of(settings: WorkerSettings, folder: Path) -> Sandbox:
-    """Return the sandbox that the settings ask for, for the replica in ``folder``.
-
-    It hides the state folder and the local stores.
-    """
+    """Return a sandbox for the replica in ``folder`` that hides the state folder and the local stores."""
     urls = (settings.blob_url, settings.artifact_url)
     stores = [Path(url.removeprefix("file://")) for url in urls if url.startswith("file:///")]
     hidden = [settings.secrets_path, *stores]
@@ -301,11 +306,11 @@ def sandbox_of(settings: WorkerSettings, folder: Path) -> Sandbox:
 
 
 def device_groups() -> list[int]:
-    """The groups that open the GPUs, where not everybody may use them."""
+    """Return the groups whose members may use the GPUs, if not every user may."""
     found = (path.stat() for path in Path("/dev").glob(GPU_DEVICES) if not path.is_dir())
     return sorted({each.st_gid for each in found if each.st_gid and not each.st_mode & stat.S_IWOTH})
 
 
 def _targets(path: Path, hidden: Iterable[Path]) -> set[Path]:
-    """Return where a path has to be shown again: its own name and its real one, if these are hidden."""
+    """Return the names under which a path must be shown: its own and its real one, if they are hidden."""
     return {each for each in (path.absolute(), path.resolve()) if any(each.is_relative_to(h) for h in hidden)}

@@ -13,7 +13,7 @@ SYS_ADMIN = 21
 
 @dataclass(frozen=True, slots=True)
 class Degree:
-    """A degree of containment of a process."""
+    """A degree of containment: a user of the model's own, mounts of its own, or both."""
 
     user: bool = False
     mounts: bool = False
@@ -23,7 +23,7 @@ NONE = Degree()
 
 
 def possible() -> tuple[list[Degree], str]:
-    """The degrees that this process may try, strongest first, and why there is none that is stronger."""
+    """Return the degrees that this process may try, strongest first, and why no stronger one is possible."""
     if os.geteuid() != 0:
         return [Degree(mounts=True), NONE], "the worker does not run as root"
     effective = _capabilities()

@@ -1,24 +1,25 @@
 """Contain this process, then exec a command: ``python -I -S sandbox_entry.py OPTIONS... -- COMMAND...``.
 
-A standalone script that imports little, because it runs before every model's process and its start counts. It
-keeps its pid, so signals to the child of the worker reach the command. Options, each with its words:
+This script runs before every process of a model, so it imports little and starts quickly. The command keeps
+the script's pid, so signals to the worker's child reach the command. The options and their arguments:
 
 --parent PID               the worker; the command is killed when it ends
 --cwd FOLDER               working folder of the command
---group FILE               join the cgroup whose list of processes this is
---mounts                   hide and bind in a mount namespace of the command's own
---namespace                the same in a user namespace of its own: for a worker without privileges
---hide FOLDER              lay an empty folder over it
+--group FILE               join the cgroup with this list of processes (cgroup.procs)
+--mounts                   hide and show paths in a mount namespace of the command's own
+--namespace                make the mounts in a user namespace, for a worker without privileges
+--hide FOLDER              mount an empty folder over it
 --read PATH TARGET         show PATH at TARGET, read-only
 --write PATH TARGET        show PATH at TARGET
---user UID GID GROUPS      become this user; GROUPS is a list with commas, or empty
+--user UID GID GROUPS      become this user; GROUPS is a comma-separated list, or empty
 
-Standard input is a socket. The command's environment comes from it, as NAME=VALUE with NUL behind each: the
-model's author has a part in it (LD_PRELOAD), so it must not be this process's own. When something is refused,
-the reason goes back and nothing is executed; when the command is executed, the socket is closed.
+Standard input is a socket. The command's environment comes through it, as NAME=VALUE with a NUL after each.
+The author of the model has influence on it (LD_PRELOAD), so this process must not have it as its own. If a
+step is refused, the reason goes back through the socket and nothing is executed. Otherwise the socket closes
+when the command is executed.
 """
 
-# Path is not imported, as that takes longer than everything else here.
+# Importing pathlib would take longer than everything else here.
 # ruff: noqa: PTH103, PTH112, PTH120, PTH123, PTH208
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ MS_NOATIME, MS_NODIRATIME, MS_BIND, MS_REC = 1024, 2048, 4096, 16384
 MS_PRIVATE, MS_RELATIME = 1 << 18, 1 << 21
 PR_SET_PDEATHSIG, PR_SET_NO_NEW_PRIVS = 1, 38
 SIGKILL = 9
-# What a mount has beside being read-only must stay when it is mounted again: (flag of statvfs, of mount).
+# Flags that a mount must keep when it is mounted again read-only: (flag of statvfs, flag of mount).
 KEPT = ((2, MS_NOSUID), (4, MS_NODEV), (8, MS_NOEXEC), (1024, MS_NOATIME), (2048, MS_NODIRATIME),
         (4096, MS_RELATIME))  # fmt: skip
 
@@ -48,20 +49,20 @@ libc = ctypes.CDLL(None, use_errno=True)
 
 
 def call(what: str, name: str, *arguments: Any) -> None:
-    """Call a function of libc; raises OSError that says ``what`` was tried."""
+    """Call a function of libc. Raise OSError with ``what``, the name of the step, if it fails."""
     if getattr(libc, name)(*arguments) != 0:
         number = ctypes.get_errno()
         raise OSError(number, f"{what}: {os.strerror(number)}")
 
 
 def mount(source: str, target: str, kind: str | None, flags: int, options: str | None = None) -> None:
-    """mount(2)."""
+    """Call mount(2)."""
     words = [None if word is None else os.fsencode(word) for word in (source, target, kind)]
     call(f"mount on {target}", "mount", *words, ctypes.c_ulong(flags), options and options.encode())
 
 
 def own_namespaces(new_user: bool) -> None:
-    """Leave the worker's mounts; as the same user in a user namespace of its own, if so asked."""
+    """Enter a new mount namespace, with ``new_user`` also a user namespace in which the user is the same."""
     uid, gid = os.geteuid(), os.getegid()
     flags = CLONE_NEWNS | (CLONE_NEWUSER if new_user else 0)
     call("new namespaces", "unshare", flags)
@@ -77,9 +78,9 @@ def own_namespaces(new_user: bool) -> None:
 
 
 def rearrange(options: list[list[str]]) -> None:
-    """Hide folders, show again what is needed of them, and close the rest to writing."""
+    """Hide folders, show the needed paths in them, and make the rest read-only."""
     hidden = [words[1] for words in options if words[0] == "--hide"]
-    # Opened before they are hidden, and in the new namespace: of another one nothing can be bound.
+    # Paths must be opened before they are hidden, and in the namespace in which they are bound.
     shown = [
         (os.open(words[1], os.O_PATH | os.O_CLOEXEC), words[2], words[0] == "--write")
         for words in options
@@ -90,12 +91,12 @@ def rearrange(options: list[list[str]]) -> None:
     for handle, target, writable in shown:
         show(handle, target, writable)
     for folder in hidden:
-        # What is bound below it stays as it is.
+        # Mounts below the folder keep their own flags.
         mount("none", folder, None, MS_REMOUNT | MS_BIND | MS_RDONLY | MS_NOSUID | MS_NODEV)
 
 
 def show(handle: int, target: str, writable: bool) -> None:
-    """Bind an open file or folder at a path, which is made where it is not there."""
+    """Bind an open file or folder at a path; create the path if it does not exist."""
     source = f"/proc/self/fd/{handle}"
     if not os.path.lexists(target):
         if os.path.isdir(source):
@@ -111,14 +112,14 @@ def show(handle: int, target: str, writable: bool) -> None:
 
 
 def become(uid: int, gid: int, groups: list[int]) -> None:
-    """Give up being root, for good."""
+    """Become another user and give up root for good."""
     os.setgroups(groups)
     os.setresgid(gid, gid, gid)
     os.setresuid(uid, uid, uid)
 
 
 def contain(options: list[list[str]]) -> None:
-    """Do what the options say. Raises OSError."""
+    """Contain this process as the options say. Raise OSError if a step is refused."""
     given = {words[0]: words[1:] for words in options}
     os.umask(0o022)
     if "--group" in given:
@@ -127,14 +128,14 @@ def contain(options: list[list[str]]) -> None:
     if "--mounts" in given:
         own_namespaces("--namespace" in given)
         rearrange(options)
-    # Again, because the old working folder is still one of the hidden tree, and leads up into it.
+    # The old working folder still belongs to the hidden tree, and one could climb from it.
     os.chdir(given["--cwd"][0])
     if "--user" in given:
         uid, gid, groups = given["--user"]
         become(int(uid), int(gid), [int(group) for group in groups.split(",") if group])
     if "--mounts" in given or "--user" in given:
         call("no new privileges", "prctl", PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
-    # After the change of the user, which clears it.
+    # Changing the user clears this signal, so it is set afterwards.
     call("end with the worker", "prctl", PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0)
     if os.getppid() != int(given["--parent"][0]):
         raise OSError(0, "the worker has ended")
@@ -142,7 +143,7 @@ def contain(options: list[list[str]]) -> None:
 
 
 def split(words: list[str]) -> tuple[list[list[str]], list[str]]:
-    """Separate the options, each with its words, from the command."""
+    """Return the options, each with its arguments, and the command."""
     options, at = [], 0
     while words[at] != "--":
         end = at + 1 + WORDS[words[at]]
@@ -152,7 +153,7 @@ def split(words: list[str]) -> tuple[list[list[str]], list[str]]:
 
 
 def environment() -> tuple[int, dict[bytes, bytes]]:
-    """Read the command's environment; also the socket that it came from, which no command inherits."""
+    """Return the socket, closed on exec, and the command's environment that came through it."""
     # uvloop lets a child inherit copies of what it was started with.
     os.closerange(3, 1 + max(map(int, os.listdir("/proc/self/fd"))))
     socket = os.dup(0)  # closed on exec

@@ -17,10 +17,10 @@ _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEX
 
 @dataclass(frozen=True)
 class TritonOptions:
-    """What differs from one Triton to the next. ``TIDEGATE_*`` in the deployment's ``env`` is ignored.
+    """The options that differ between Tritons.
 
-    ``response_cache_mb`` is the most that answers kept for repeated requests take; 0: none are kept.
-    ``log_bytes_per_s``: the pace of model output that is kept; more is dropped and counted.
+    ``env`` is the Deployment's; its ``TIDEGATE_*`` variables are ignored. ``response_cache_mb`` limits the
+    response cache; 0 means no cache. Model output beyond ``log_bytes_per_s`` is dropped and counted.
     """
 
     replica: str
@@ -66,14 +66,14 @@ def arguments(
         "--model-control-mode=explicit",
         "--strict-readiness=true",
         "--http-address=unix:http",
-        # Without a port it is taken for a TCP address and refused.
+        # Triton takes the address for a TCP address unless a port is set.
         "--http-port=1",
         "--http-thread-count=2",
         "--grpc-address=unix:grpc",
         "--grpc-port=1",
         "--metrics-address=127.0.0.1",
         f"--metrics-port={metrics_port}",
-        # Its collector thread sleeps through the stop, for a second.
+        # The thread that collects CPU metrics would delay the stop by a second.
         "--allow-cpu-metrics=false",
         "--exit-timeout-secs=10",
         f"--backend-config=python,shm-region-prefix-name={region}",

@@ -1,4 +1,4 @@
-"""One tritonserver as a child process: start, notice its end, stop, leave nothing behind."""
+"""Run one tritonserver as a child process: start it, notice its end, stop it, and clean up."""
 
 from __future__ import annotations
 
@@ -32,15 +32,15 @@ WORK_DIR, MODELS = "triton", "models"
 
 
 class TritonProcess:
-    """A tritonserver in ``work_dir``, which is its own.
+    """A tritonserver with a folder of its own, ``work_dir``:
 
-    models/       the model repository: the model reads it
-    home/         the model's HOME, where it has a user of its own
-    run-<n>/      working folder of the n-th start, with the gRPC and HTTP sockets: no port is fought over
+    models/       the model repository, which the model can read
+    home/         the model's HOME, if it has a user of its own
+    run-<n>/      the working folder of the n-th start, with the gRPC and HTTP sockets
     triton.log    the end of its output
 
-    Only the worker changes the folder itself, so a model cannot put something else in the place of one of
-    these. Metrics are on a free loopback port.
+    Only the worker can change ``work_dir`` itself, so a model cannot replace one of these. The metrics are on
+    a free loopback port.
     """
 
     def __init__(
@@ -67,28 +67,28 @@ class TritonProcess:
         self._handle = -1
 
     def is_like(self, install: TritonInstall, options: TritonOptions) -> bool:
-        """Whether it runs, and as it would be started with these; ``options.replica`` may differ."""
+        """Return True if it runs with this installation and these options, whatever the replica's name."""
         alike = replace(options, replica=self._options.replica) == self._options
         return self.running and install == self._install and alike
 
     @property
     def has_response_cache(self) -> bool:
-        """Return True if it keeps answers for repeated requests."""
+        """Return True if it has a response cache."""
         return self._options.response_cache_mb > 0
 
     @property
     def region(self) -> str:
-        """What the names of its shared memory begin with."""
+        """Return the beginning of the names of its shared memory."""
         return self._region
 
     @property
     def pid(self) -> int:
-        """The process id; 0 before the start."""
+        """Return the process id; 0 before the start."""
         return self._process.pid if self._process else 0
 
     @property
     def shared_memory(self) -> Path:
-        """Return the folder in which this process finds the /dev/shm of Triton."""
+        """Return the folder that Triton sees as /dev/shm."""
         return SHARED_MEMORY / self._region if self.sandbox.mounts else SHARED_MEMORY
 
     @property
@@ -98,7 +98,7 @@ class TritonProcess:
 
     @property
     def http(self) -> str:
-        """The path of its HTTP socket."""
+        """Return the path of its HTTP socket."""
         return self._socket("http")
 
     @property
@@ -106,17 +106,17 @@ class TritonProcess:
         return self._work_dir / f"run-{self._starts}"
 
     def _socket(self, name: str) -> str:
-        # By way of an open folder, as the path of a socket has at most 107 bytes. A channel keeps what it
-        # learned of an address, so each start has addresses of its own.
+        # A socket's path has at most 107 bytes, so it goes through an open folder. Each start has new
+        # addresses, because gRPC channels share what they learned about an address.
         return f"/proc/self/fd/{self._handle}/run-{self._starts}/{name}"
 
     @property
     def running(self) -> bool:
-        """Whether the process is there now."""
+        """Return True if the process is running."""
         return self._process is not None and self._process.returncode is None
 
     async def start(self) -> None:
-        """Start and wait until gRPC accepts connections; raises Unavailable with the end of Triton's log."""
+        """Start it and wait until gRPC accepts calls. Raise Unavailable with the end of Triton's log."""
         self._work_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
         if self._handle < 0:
             self._handle = os.open(self._work_dir, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -145,18 +145,18 @@ class TritonProcess:
             log.info("port taken while Triton started, trying another", extra={"port": self.metrics_port})
 
     async def wait(self) -> int:
-        """Wait until the process has ended; its exit code, negative for a signal."""
+        """Wait for the end of the process and return its exit code; a signal's number is negative."""
         assert self._process is not None, "not started"
         return await self._process.wait()
 
     @property
     def ran_out_of_memory(self) -> bool:
-        """Return True if a process here was killed, out of memory, since the start."""
+        """Return True if a process was killed for lack of memory since the start."""
         return self._killed() > self._kills
 
     @property
     def memory_limit(self) -> str:
-        """Return the limit of its memory and what holds it to that, in words; empty: it has none here."""
+        """Return its memory limit and how it is enforced, in words; empty if the worker enforces none."""
         return self._memory.description if self._memory is not None else ""
 
     def _killed(self) -> int:
@@ -167,14 +167,14 @@ class TritonProcess:
         return descendants(self.pid) if self.running else []
 
     def kill(self) -> None:
-        """Kill it at once, without waiting for its end; :meth:`stop` clears up behind it."""
+        """Kill it without waiting for its end. Call :meth:`stop` to clean up."""
         if self._process is not None and self.running:
             self._process.kill()
 
     async def stop(self, grace_s: float = 10.0) -> None:
-        """Ask it to end, kill what is left of it after ``grace_s`` seconds, its Python stubs included.
+        """Terminate it, and after ``grace_s`` seconds kill it together with its Python stubs.
 
-        With 0 it is killed at once, and a Python model's ``finalize`` does not run.
+        With 0 it is killed at once, and ``finalize`` of a Python model does not run.
         """
         if self._process is None:
             self._let_go()
@@ -182,8 +182,8 @@ class TritonProcess:
         models = start_ticks(descendants(self.pid))
         if self.running and grace_s > 0:
             self._process.terminate()
-            # When the models are finalized nothing is left to wait for; Triton itself would look once a
-            # second.
+            # Nothing is left to wait for once the models are finalized. Triton itself notices that only once
+            # a second.
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(grace_s):
                     while self.running and any(Path(f"/proc/{pid}").exists() for pid in models):
@@ -199,11 +199,11 @@ class TritonProcess:
         self._let_go()
 
     def tail(self, lines: int = 12) -> str:
-        """The last lines of Triton's log, the informational ones left out; before them, if memory ran out."""
+        """Return the last warnings and errors of Triton's log, after a line that says if memory ran out."""
         self._log.catch_up()
         try:
             with self.log_path.open("rb") as output:
-                # Never all of it: a model can make its log look as large as it likes.
+                # Only the end, because a model can make its log as large as it likes.
                 output.seek(max(0, output.seek(0, os.SEEK_END) - TAIL_BYTES))
                 text = output.read(TAIL_BYTES).decode(errors="replace")
         except FileNotFoundError:
@@ -211,7 +211,7 @@ class TritonProcess:
         telling = [
             line for line in text.splitlines() if line.strip() and not line.startswith(("I1", "I0", "|", "+"))
         ]
-        # Triton does not know what ended its models' processes.
+        # Triton does not know why a model's process ended.
         told = memory_limit.OUT_OF_MEMORY if self._memory is None else self._memory.message
         starved = [told] if self.ran_out_of_memory else []
         return "\n".join([*starved, *telling[-lines:]])
@@ -226,7 +226,7 @@ class TritonProcess:
         command = [str(self._install.server), *options]
         self._process = None
         self.log_path.write_bytes(b"")
-        # A pipe: what a model writes is bounded before it reaches a disk.
+        # Output goes through a pipe, so that its amount is limited before it reaches the disk.
         with self._log.writer() as output:
             while self._process is None:
                 needs = self._lay_out()
@@ -238,7 +238,7 @@ class TritonProcess:
             self._memory.watch(lambda: [self.pid, *self.descendants()] if self.running else [])
 
     def _lay_out(self) -> FileNeeds:
-        """Make the folders of this start, each with the owner that the sandbox gives it."""
+        """Create the folders of this start with the owners that the sandbox needs."""
         home = self._work_dir / "home"
         for folder in (self.repository, self._run_dir):
             folder.mkdir(exist_ok=True, mode=0o700)
@@ -259,7 +259,7 @@ class TritonProcess:
         return needs
 
     async def _listening(self) -> bool:
-        """True once the socket accepts, False if the process ended before."""
+        """Return True once the socket accepts connections, False if the process ended before."""
         while self.running:
             with contextlib.closing(socket.socket(socket.AF_UNIX)) as probe:
                 # A Unix socket connects or refuses at once, so this does not block the loop.
@@ -269,7 +269,7 @@ class TritonProcess:
         return False
 
     def _sweep(self) -> None:
-        """Take away what a killed Triton leaves: its Python stubs, their shared memory, its sockets."""
+        """Remove what a killed Triton leaves behind: Python stubs, shared memory, sockets."""
         for pid in naming(self._region):
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.kill(pid, signal.SIGKILL)
@@ -284,24 +284,24 @@ class TritonProcess:
 
 
 def repository_in(folder: Path) -> Path:
-    """Return the model repository of the Triton of the worker in ``folder``."""
+    """Return the model repository of the worker in ``folder``."""
     return (folder / WORK_DIR / MODELS).absolute()
 
 
 def region_of(work_dir: Path) -> str:
-    """Return the name of what a Triton in ``work_dir`` has elsewhere: its shared memory and its cgroup."""
-    # Two stacks on one machine may have replicas of the same name, so the folder names it.
+    """Return the name for the shared memory and the cgroup of a Triton in ``work_dir``."""
+    # Named by the folder, because two stacks on one machine may have replicas of the same name.
     return "tidegate-" + hashlib.sha256(str(work_dir.absolute()).encode()).hexdigest()[:16]
 
 
 def new_triton(
     install: TritonInstall, folder: Path, options: TritonOptions, sandbox: Sandbox | None = None
 ) -> TritonProcess:
-    """The Triton of the worker in ``folder``, not started yet."""
+    """Return the Triton of the worker in ``folder``, not yet started."""
     work_dir = folder / WORK_DIR
     memory = memory_limit.read_limit(folder, region_of(work_dir))
     triton = TritonProcess(install, work_dir, options, sandbox, memory)
-    # For the launcher: if this process is killed, nobody else knows what to take out of /dev/shm.
+    # The launcher reads this to clean /dev/shm if this process is killed.
     (folder / "shared-memory").write_text(triton.region)
     return triton
 
