@@ -1,4 +1,4 @@
-"""This host's copy of the artifacts, by sha256: with it, replicas start while the registry is down."""
+"""Cache artifacts on this host by sha256, so that replicas can start while the registry is down."""
 
 from __future__ import annotations
 
@@ -27,20 +27,20 @@ TIMEOUT = httpx.Timeout(30.0, connect=5.0)
 
 
 class ArtifactCache:
-    """Artifacts in ``folder``, shared by the workers of one host: ``<sha256>`` beside ``<sha256>.ok``.
+    """A cache of artifacts in ``folder``, shared by the workers of one host.
 
-    The ``.ok`` file says how the file looked when its digest was last checked, so that a large one is read
-    again only if it has changed since.
+    An artifact is ``<sha256>``. Beside it, ``<sha256>.ok`` has its size, time and inode when its digest was
+    last checked. A large file is read again only if these have changed.
     """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder.absolute()
 
     async def fetch(self, registry_url: str, token: str, sha256: str, size: int) -> Path:
-        """The artifact as a local file, downloaded unless a whole copy is here.
+        """Return the artifact as a local file; download it unless a complete copy is here.
 
-        Raises NotFound (the registry does not have it) or Unavailable (no copy, and the registry cannot be
-        reached or sends other bytes than it should).
+        Raises NotFound if the registry does not have it. Raises Unavailable if there is no copy and the
+        registry cannot be reached or sends wrong bytes.
         """
         self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         path = self._folder / sha256
@@ -65,18 +65,18 @@ class ArtifactCache:
                 except (httpx.HTTPError, Unavailable) as problem:
                     if attempt == TRIES:
                         raise Unavailable(
-                            f"The artifact {path.name[:12]} cannot be fetched: {_words(problem)}"
+                            f"The artifact {path.name[:12]} cannot be fetched: {_text(problem)}"
                         ) from None
                     log.warning(
                         "fetch failed, trying again",
-                        extra={"artifact": path.name, "problem": _words(problem)},
+                        extra={"artifact": path.name, "problem": _text(problem)},
                     )
                 await asyncio.sleep(pause_s)
                 pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
 
 
 async def _stream(client: httpx.AsyncClient, url: str, path: Path, size: int) -> None:
-    """Download to a file of its own, check, and only then take the name."""
+    """Download to a temporary file, check it, and then rename it to ``path``."""
     part = path.with_suffix(f".{os.getpid()}.part")
     digest, count = hashlib.sha256(), 0
     try:
@@ -86,7 +86,7 @@ async def _stream(client: httpx.AsyncClient, url: str, path: Path, size: int) ->
                 async for chunk in answer.aiter_bytes(CHUNK):
                     count += len(chunk)
                     if count > size:
-                        raise Unavailable(f"the registry sends more than the {size} bytes registered")
+                        raise Unavailable(f"the registry sent more than the registered {size} bytes")
                     digest.update(chunk)
                     output.write(chunk)
         if count != size or digest.hexdigest() != path.name:
@@ -100,7 +100,7 @@ def _check_status(answer: httpx.Response, sha256: str) -> None:
     if answer.status_code == 404:
         raise NotFound(f"The registry has no artifact {sha256}.")
     if answer.status_code in (401, 403):
-        # The autoscaler tells the registry which replicas run; a registry that has just started waits for it.
+        # The registry learns the running replicas from the autoscaler, so a new one does not know them yet.
         raise Unavailable("the registry does not know this replica's token", reason="unauthorized")
     if answer.status_code != 200:
         raise Unavailable(f"the registry answered {answer.status_code}")
@@ -112,7 +112,7 @@ def _look(path: Path) -> list[int]:
 
 
 def _open_to_models(path: Path) -> None:
-    """Let a model's user read it: the model's folder has a link to it. The cache's folder is closed to it."""
+    """Let a model's user read the file, which its folder links to. It cannot open the cache's folder."""
     if path.stat().st_mode & 0o777 != READ_ONLY:
         path.chmod(READ_ONLY)
 
@@ -141,5 +141,5 @@ def _is_whole(path: Path, sha256: str, size: int) -> bool:
     return whole
 
 
-def _words(problem: Exception) -> str:
+def _text(problem: Exception) -> str:
     return str(problem) or type(problem).__name__

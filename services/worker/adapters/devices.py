@@ -1,4 +1,4 @@
-"""Where a loaded model really runs, asked of its Triton; the GPUs' names are those of `nvidia-smi`."""
+"""Ask Triton on which devices a model runs, with the GPUs' names from `nvidia-smi`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _KINDS: dict[int, Kind] = {0: "auto", 1: "gpu", 2: "cpu", 3: "model"}
 
 
 async def read_device(client: TritonClient, models: Sequence[str]) -> str:
-    """Return the devices of the instances that Triton has of these models (an ensemble has none itself)."""
+    """Return the devices of the models' instances in Triton, in words. An ensemble has no instances."""
     configs = [await client.config(model) for model in models]
     groups = [
         InstanceGroup(_KINDS.get(int(group.kind), "auto"), tuple(group.gpus))
@@ -28,7 +28,7 @@ async def read_device(client: TritonClient, models: Sequence[str]) -> str:
 
 
 async def _names() -> dict[int, str]:
-    """Return the GPUs' names by their numbers here; none where `nvidia-smi` does not tell."""
+    """Return the GPUs' names by their numbers in this process; empty if `nvidia-smi` does not work."""
     try:
         process = await asyncio.create_subprocess_exec(
             *QUERY,

@@ -1,4 +1,4 @@
-"""The files of an environment: whose they are while pip runs, and afterwards."""
+"""Change the owner of an environment's files: the model's user while pip runs, the worker's afterwards."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tidegate.kernel.errors import ModelFailed
 
 
 def is_whole(path: Path) -> bool:
-    """Return True for a finished environment that a model's user can read."""
+    """Return True for a complete environment that a model's user can read."""
     marker = path / "pyvenv.cfg"
     return (
         path.with_suffix(".ok").exists()
@@ -21,7 +21,10 @@ def is_whole(path: Path) -> bool:
 
 
 def hand_over(path: Path, uid: int | None) -> None:
-    """Give a new environment, which holds only files of ours, to the model's user; None: it stays ours."""
+    """Make the model's user the owner of a new environment; nothing changes if ``uid`` is None.
+
+    All files of a new environment belong to the worker's user.
+    """
     if uid is None:
         return
     for each in _tree(path):
@@ -29,10 +32,10 @@ def hand_over(path: Path, uid: int | None) -> None:
 
 
 def take_over(path: Path, uid: int | None) -> None:
-    """Make the environment ours and readable by all; where it was a model's user's, no longer writable.
+    """Make the worker's user the owner again, and let every user read the environment.
 
-    No process of that user runs any more. Raises ModelFailed for a file that is neither the user's nor a
-    link or folder: a hard link to somebody else's file, which must keep its owner and mode.
+    If ``uid`` owned it, its files are no longer writable. Call this when no process of that user runs. Raises
+    ModelFailed for a file of another user: it could be a hard link, whose owner and mode must not change.
     """
     ours = os.geteuid() if uid is None else uid
     for each in _tree(path):
@@ -40,7 +43,7 @@ def take_over(path: Path, uid: int | None) -> None:
 
 
 def _tree(path: Path) -> Iterator[Path]:
-    """The folder, its files and its folders; a link to a folder is passed over."""
+    """Yield a folder and the files and folders in it, without links to folders."""
     for folder, _, files in os.walk(path):
         yield Path(folder)
         yield from (Path(folder, name) for name in files)
@@ -49,7 +52,10 @@ def _tree(path: Path) -> Iterator[Path]:
 def _take(path: Path, expected: int, uid: int | None) -> None:
     found = path.lstat()
     if found.st_uid != expected:
-        raise ModelFailed(f"The installation of the requirements left {path}, which belongs to another user.")
+        raise ModelFailed(
+            f"Installing the requirements left the file {path}, which belongs to another user. Find the "
+            "package that creates it, and deploy without that package."
+        )
     if uid is not None:
         os.chown(path, os.geteuid(), os.getegid(), follow_symlinks=False)
     if stat.S_ISREG(found.st_mode) or stat.S_ISDIR(found.st_mode):
@@ -57,8 +63,8 @@ def _take(path: Path, expected: int, uid: int | None) -> None:
 
 
 def _readable(mode: int, *, keep_write: bool) -> int:
-    """A mode with which everybody may read, and execute what its owner may; never set-user-ID."""
+    """Return a mode with which every user may read, and execute what the owner may; never set-user-ID."""
     runs = 0o111 if stat.S_ISDIR(mode) or mode & stat.S_IXUSR else 0
-    # The owner of a folder removes it one day.
+    # The owner of a folder must be able to remove its content.
     writes = stat.S_IWUSR if stat.S_ISDIR(mode) or (keep_write and mode & stat.S_IWUSR) else 0
     return 0o444 | runs | writes

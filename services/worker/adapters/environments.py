@@ -1,9 +1,9 @@
-"""Python environments of versions that bring requirements: layered on the models' one, kept per host.
+"""Build and keep the Python environments of versions with requirements, on top of the models' Python.
 
-``<folder>/<digest>/`` is a virtual environment, ``<digest>.ok`` says that it is whole, ``<digest>.log`` is
-what pip wrote. It is built in place, because an environment's scripts name their own path, and the ``.ok``
-file is what makes it one step: without it the folder is begun anew. While pip runs, the folder belongs to the
-model's user, where it has one (``adapters/sandbox.py``); afterwards to the worker's, and only that can write.
+``<folder>/<digest>/`` is a virtual environment, ``<digest>.ok`` says that it is complete, ``<digest>.log`` is
+the output of pip. An environment is built in place, because its scripts contain its path. A folder without
+the ``.ok`` file is incomplete and is built again. While pip runs, the folder belongs to the model's user, if
+there is one (``adapters/sandbox.py``). Afterwards only the worker's user can write to it.
 """
 
 from __future__ import annotations
@@ -31,16 +31,16 @@ from tidegate.kernel.errors import ModelFailed
 
 log = telemetry.logger(__name__)
 
-# What pip, and the build of a package from its source, may see of our environment: no credential of Tidegate.
+# The variables that pip and the builds of packages may see. None is a credential of Tidegate.
 _SEEN = frozenset({
     "PATH", "HOME", "USER", "TMPDIR", "TZ", "LANG", "NETRC", "CC", "CXX", "CFLAGS", "CXXFLAGS", "LDFLAGS",
     "SSH_AUTH_SOCK", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE",
-    # The launcher finds by these what a killed worker leaves.
+    # The launcher finds the processes of a killed worker by these.
     "TIDEGATE_REPLICA", "TIDEGATE_STATE_DIR",
 })  # fmt: skip
 _SEEN_PREFIXES = ("PIP_", "LC_", "SSL_CERT_", "XDG_", "GIT_")
 _PROXIES = frozenset({"http_proxy", "https_proxy", "all_proxy", "no_proxy"})
-# These would put the packages elsewhere.
+# These would install the packages into another place.
 _ASTRAY = frozenset(
     {"PIP_TARGET", "PIP_PREFIX", "PIP_ROOT", "PIP_USER", "PIP_PYTHON", "PIP_REQUIRE_VIRTUALENV"}
 )
@@ -51,7 +51,7 @@ _FLAGS = (
 _PIPED: dict[str, Any] = {
     "stdout": asyncio.subprocess.PIPE,
     "stderr": asyncio.subprocess.STDOUT,
-    # A group of its own, to be ended as one.
+    # A process group of its own, which can be killed as a whole.
     "start_new_session": True,
     "limit": 1024 * 1024,  # bytes of the longest line
 }
@@ -66,7 +66,7 @@ _DESCRIBE = (
 
 @dataclass(frozen=True, slots=True)
 class Base:
-    """The models' Python: what an environment is layered on."""
+    """The models' Python, on top of which an environment is built."""
 
     python: Path
     version: str
@@ -74,32 +74,32 @@ class Base:
     site_packages: tuple[str, ...]
 
     def packages(self) -> list[str]:
-        """What is installed, with versions: a change asks for the environments above it to be made anew."""
+        """Return the installed packages with versions. A change makes new environments necessary."""
         return sorted(p.name for site in self.site_packages for p in Path(site).glob("*.dist-info"))
 
 
 class Environments:
-    """The environments in ``folder``. ``tell`` gets the progress in words."""
+    """The environments in ``folder``. ``report`` gets the progress in words."""
 
     def __init__(
         self,
         folder: Path,
         install: TritonInstall,
-        tell: Callable[[str], None],
+        report: Callable[[str], None],
         sandbox: Sandbox | None = None,
     ) -> None:
         self._folder = folder.absolute()
         self._sandbox = sandbox or Sandbox.off()
         self._install = install
-        self._tell = tell
+        self._report = report
 
     async def provide(
         self, requirements: Sequence[str], env: Mapping[str, str], timeout_s: float
     ) -> TritonInstall:
-        """Triton with a Python that has the requirements; built unless this host has it already.
+        """Return Triton with a Python that has the requirements; build it unless this host has it.
 
-        pip's own settings in ``env`` (``PIP_*``) hold over this process's. Raises ModelFailed with pip's
-        words.
+        Settings of pip in ``env`` (``PIP_*``) override those of this process. Raises ModelFailed with pip's
+        errors.
         """
         settings = {key: value for key, value in env.items() if key.startswith("PIP_")}
         self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -108,7 +108,7 @@ class Environments:
                 base = await self._base()
                 path = self._folder / self._digest(base, requirements, settings)
                 waiting = "waiting for another replica to install the requirements"
-                async with exclusive(path.with_suffix(".lock"), lambda: self._tell(waiting)):
+                async with exclusive(path.with_suffix(".lock"), lambda: self._report(waiting)):
                     if not is_whole(path):
                         await self._build(path, base, requirements, settings)
         except TimeoutError:
@@ -133,18 +133,18 @@ class Environments:
     async def _build(
         self, path: Path, base: Base, requirements: Sequence[str], settings: Mapping[str, str]
     ) -> None:
-        self._tell("making an environment for the requirements")
+        self._report("making an environment for the requirements")
         path.with_suffix(".ok").unlink(missing_ok=True)
         await asyncio.to_thread(shutil.rmtree, path, ignore_errors=True)
-        # Of no setting of the Deployment: this part runs as the worker.
+        # Without settings of the Deployment, because this command runs as the worker's user.
         code, words = await _run(
             [str(base.python), "-I", "-m", "venv", "--without-pip", str(path)], _environment({})
         )
         if code != 0:
             raise ModelFailed(f"No environment for the requirements could be made: {words}")
         (own,) = path.glob("lib/python3*/site-packages")
-        # addsitedir and not just the path: packages there may have .pth files of their own. What the version
-        # brings comes before it.
+        # Added by addsitedir, because packages there may have .pth files. The version's own packages come
+        # first on the path.
         below = [f"import site; site.addsitedir({site!r})" for site in base.site_packages]
         (own / "models.pth").write_text("\n".join(below) + "\n")
         (path / "requirements.txt").write_text("\n".join(requirements) + "\n")
@@ -163,7 +163,7 @@ class Environments:
             sys.executable, "-P", "-m", "pip", "--python", str(path / "bin" / "python3"), "install", *_FLAGS,
             "-r", str(path / "requirements.txt"), "-c", str(path / "constraints.txt"),
         ]  # fmt: skip
-        self._tell("installing the requirements")
+        self._report("installing the requirements")
         code, words = await self._run_contained(path, home, command, environment)
         path.with_suffix(".log").write_text(words)
         if code != 0:
@@ -174,7 +174,7 @@ class Environments:
     async def _run_contained(
         self, path: Path, home: Path, command: Sequence[str], environment: dict[str, str]
     ) -> tuple[int, str]:
-        """Run pip as the model would be run: the code of a package's setup is its author's."""
+        """Run pip in the sandbox, because it executes the setup code of packages."""
         read = [Path(sys.prefix), *prefixes(Path(sys.executable)), *self._install.roots()]
         needs = FileNeeds(home, read, [path])
         process = None
@@ -189,8 +189,8 @@ class Environments:
 
     def _progress(self, line: str) -> None:
         if line.startswith(_TELLING):
-            # Without for whose sake, which pip writes with the path of a file.
-            self._tell(f"installing the requirements: {line.partition(' (from ')[0][:200]}")
+            # Without " (from ...)", in which pip names a path of this host.
+            self._report(f"installing the requirements: {line.partition(' (from ')[0][:200]}")
 
 
 def _environment(settings: Mapping[str, str]) -> dict[str, str]:
@@ -213,14 +213,14 @@ def _hint(unreadable: Sequence[str]) -> str:
 
 
 def _reason(words: str) -> str:
-    """pip's errors, or the end of what it wrote if it names none."""
+    """Return pip's errors, or the end of its output if it reports none."""
     lines = [line.rstrip() for line in words.splitlines() if line.strip()]
     errors = [line.removeprefix("ERROR: ") for line in lines if line.startswith("ERROR: ")]
     return "\n".join(dict.fromkeys(errors) if errors else lines[-_TAIL_LINES:])
 
 
 async def _run(command: Sequence[str], environment: Mapping[str, str]) -> tuple[int, str]:
-    """Exit code and output (errors included) of a command of ours."""
+    """Run a command without a sandbox and return its exit code and its output, with stderr."""
     process = await asyncio.create_subprocess_exec(
         *command, env=dict(environment), stdin=asyncio.subprocess.DEVNULL, **_PIPED
     )
@@ -228,7 +228,7 @@ async def _run(command: Sequence[str], environment: Mapping[str, str]) -> tuple[
 
 
 async def _outcome(process: asyncio.subprocess.Process, on_line: Callable[[str], None]) -> tuple[int, str]:
-    """Exit code and output. Ends the command, and all that it started, with its caller."""
+    """Return exit code and output. If the caller is cancelled, kill the command and its process group."""
     assert process.stdout is not None
     lines = []
     try:

@@ -1,4 +1,4 @@
-"""Taking turns between the workers of one host."""
+"""Lock files between the workers of one host."""
 
 from __future__ import annotations
 
@@ -14,15 +14,12 @@ POLL_S = 0.05
 
 @contextlib.asynccontextmanager
 async def exclusive(lock: Path, on_wait: Callable[[], None] = lambda: None) -> AsyncIterator[None]:
-    """Hold a file lock, so that of several workers that start together one does the work.
-
-    ``on_wait`` is called once if another one has it.
-    """
+    """Hold the lock on a file. Call ``on_wait`` once if another worker has it."""
     handle = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         waited = False
         while True:
-            # Polled, because a thread that blocks in flock could not be cancelled.
+            # Polling, because a thread that blocks in flock cannot be cancelled.
             with contextlib.suppress(BlockingIOError):
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break

@@ -1,4 +1,4 @@
-"""How busy the worker's GPUs are and how full, from its Triton's own metrics; nothing where it has none."""
+"""Read the utilization and the memory of the worker's GPUs from Triton's metrics."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from tidegate.kernel import tasks
 
 EVERY_S = 2.0
 TIMEOUT_S = 1.0
-# Triton shows its GPUs from the start on: one that has shown none for so many looks has none.
+# Triton reports its GPUs from the start. After so many looks without one, there is none.
 LOOKS_WITHOUT = 3
 
 _SAMPLE = re.compile(r"^(nv_gpu_utilization|nv_gpu_memory_used_bytes)\{[^}]*\} ([0-9.eE+-]+)$", re.MULTILINE)
 
 
 def read(metrics: str) -> tuple[float, int] | None:
-    """Mean utilization (0 to 1) and used bytes over all GPUs of a page of metrics; None: it has none."""
+    """Return the mean utilization (0 to 1) and the used bytes of all GPUs; None if there are none."""
     found: dict[str, list[float]] = {}
     for name, value in _SAMPLE.findall(metrics):
         found.setdefault(name, []).append(float(value))
@@ -30,7 +30,7 @@ def read(metrics: str) -> tuple[float, int] | None:
 
 
 class Gpus:
-    """Looks every two seconds. ``port`` is that of Triton's metrics; 0: it is not up."""
+    """The load of the GPUs, read every two seconds. ``port`` returns the port of Triton's metrics, or 0."""
 
     def __init__(self, port: Callable[[], int]) -> None:
         self._port = port
@@ -39,24 +39,24 @@ class Gpus:
         self.memory_bytes: int | None = None
 
     def start(self) -> None:
-        """Begin to look."""
+        """Start reading."""
         self._task = asyncio.create_task(self._run(), name="gpus")
 
     async def stop(self) -> None:
-        """End."""
+        """Stop reading."""
         await tasks.end(self._task)
 
     async def _run(self) -> None:
         looks = 0
-        # Triton's metrics are on this host, and not encrypted.
+        # Triton's metrics are on this host and not encrypted.
         async with httpx.AsyncClient(timeout=TIMEOUT_S, trust_env=False, verify=False) as http:
             while looks < LOOKS_WITHOUT:
                 port = self._port()
                 found = await _look(http, port) if port else None
                 if found is not None:
-                    told = read(found)
-                    self.utilization, self.memory_bytes = told if told else (None, None)
-                    looks = 0 if told else looks + 1
+                    load = read(found)
+                    self.utilization, self.memory_bytes = load if load else (None, None)
+                    looks = 0 if load else looks + 1
                 await asyncio.sleep(EVERY_S)
 
 

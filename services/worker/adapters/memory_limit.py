@@ -1,9 +1,9 @@
-"""Hold the processes of a model to a memory limit, and notice when one is killed, out of memory.
+"""Limit the memory of a model's processes, and notice when one is killed for lack of memory.
 
-A container is held to its limit by its engine. A worker that is a process of the machine does it itself, for
-Triton and what Triton starts: by a cgroup of their own where one can be made, else by a watch over what they
-take. Resource limits are no way: RLIMIT_AS counts address space, of which Triton and CUDA reserve many times
-what they use, and RLIMIT_DATA holds for each process alone.
+The engine limits a container. Without a container the worker limits Triton and its child processes itself: by
+a cgroup if it can create one, else by measuring their memory. Resource limits do not work: RLIMIT_AS counts
+address space, of which Triton and CUDA reserve many times what they use, and RLIMIT_DATA counts each process
+alone.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from tidegate.kernel import tasks, telemetry
 log = telemetry.logger(__name__)
 
 CGROUP, PROC = Path("/sys/fs/cgroup"), Path("/proc")
-# cgroup v2, and v1; the first that is there.
+# Of cgroup v2 and of v1; the first that exists is read.
 COUNTERS = ("memory.events", "memory.oom_control", "memory/memory.oom_control")
 OUT_OF_MEMORY = "The kernel killed a process here, out of memory: the limit of this container was reached."
-# Below a replica's folder: the limit in MiB as the launcher wants it, and the cgroup that was made for it.
+# Files in a replica's folder: the limit in MiB that the launcher sets, and the cgroup that enforces it.
 LIMIT_FILE, GROUP_FILE = "memory-limit", "memory-group"
 LOOK_EVERY_S = 0.2
 LEAVE_S = 2.0
@@ -33,7 +33,7 @@ MIB = 1024 * 1024
 
 
 def kills(cgroup: Path = CGROUP) -> int:
-    """How many processes the kernel has ended so far; 0 where nobody counts."""
+    """Return how many processes the kernel has killed so far; 0 if there is no counter."""
     for name in COUNTERS:
         try:
             found = re.search(r"^oom_kill (\d+)$", (cgroup / name).read_text(), re.MULTILINE)
@@ -44,7 +44,7 @@ def kills(cgroup: Path = CGROUP) -> int:
 
 
 def read_limit(folder: Path, name: str) -> MemoryLimit | None:
-    """Return the limit of the replica in ``folder``, named ``name``; None: its launcher wants none here."""
+    """Return the limit of the replica in ``folder``, with a cgroup called ``name``; None: it has no limit."""
     try:
         wanted = int((folder / LIMIT_FILE).read_text())
     except (OSError, ValueError):
@@ -53,9 +53,10 @@ def read_limit(folder: Path, name: str) -> MemoryLimit | None:
 
 
 class MemoryLimit:
-    """The limit of one Triton, of ``limit_mb`` MiB.
+    """The memory limit of one Triton, in MiB.
 
-    ``name`` is that of the cgroup, and begins with "tidegate-". ``note`` gets its path, for the launcher.
+    ``name`` is the name of its cgroup and begins with "tidegate-". ``note`` is the file that gets the path of
+    the cgroup, for the launcher.
     """
 
     def __init__(
@@ -73,7 +74,7 @@ class MemoryLimit:
 
     @property
     def description(self) -> str:
-        """Return the limit in words, for the replica's report."""
+        """Return the limit and how it is enforced, in words, for the replica's report."""
         by = f"watched, as no cgroup can be made: {self._why}" if self._why else "by a cgroup"
         return f"{self.limit_mb} MiB, {by}"
 
@@ -84,11 +85,11 @@ class MemoryLimit:
 
     @property
     def kills(self) -> int:
-        """Return how many processes were ended so far because the limit was reached."""
+        """Return how many processes were killed so far because the limit was reached."""
         return self._kills + (kills(self.group) if self.group is not None else 0)
 
     def open(self) -> None:
-        """Make the cgroup, if one can be made, for a Triton that is to start."""
+        """Create the cgroup for a Triton that is about to start, if possible."""
         if self.group is None and not self._why:
             self.group, self._why = _made(self._name, self.limit_mb * MIB, self._cgroup, self._proc)
             if self.group is not None:
@@ -97,18 +98,18 @@ class MemoryLimit:
                 log.warning("memory is watched, not limited by the kernel", extra={"why": self._why})
 
     def watch(self, processes: Callable[[], Iterable[int]]) -> None:
-        """Watch these processes, the server first, where the kernel does not."""
+        """Watch the memory of these processes, the server first, if there is no cgroup."""
         if self.group is None and self._watching is None:
             self._watching = asyncio.create_task(self._watch(processes))
 
     async def close(self) -> None:
-        """Watch no more, and take the cgroup away, if its processes have ended."""
+        """Stop watching, and remove the cgroup if its processes have ended."""
         watching, self._watching = self._watching, None
         await tasks.end(watching)
         if self.group is not None:
             found = kills(self.group)
-            # Processes that were killed leave it a moment later. One that stays busy is used again by the
-            # next start, or taken away by the launcher.
+            # Killed processes leave the cgroup a moment later. If it stays busy, the next start uses it again
+            # or the launcher removes it.
             until = time.monotonic() + LEAVE_S
             while self.group is not None:
                 try:
@@ -129,17 +130,17 @@ class MemoryLimit:
         taken = {pid: _taken(self._proc / str(pid)) for pid in pids}
         if sum(taken.values()) <= self.limit_mb * MIB:
             return
-        # As the kernel chooses: the largest.
+        # The kernel would kill the largest one too.
         largest = max(taken, key=lambda pid: taken[pid])
         with contextlib.suppress(ProcessLookupError, PermissionError):
-            # Counted first: whoever sees the end asks for the reason at once.
+            # Counted before the kill, because the end of the process makes the worker read the count.
             self._kills += 1
             os.kill(largest, signal.SIGKILL)
             log.error("killed, out of memory", extra={"pid": largest, "limit_mb": self.limit_mb})
 
 
 def _made(name: str, limit: int, cgroup: Path, proc: Path) -> tuple[Path | None, str]:
-    """Make a cgroup with this limit; None and why where that is not possible."""
+    """Create a cgroup with this limit. Return it, or None and the reason why it is impossible."""
     why = "no memory controller is mounted"
     for parent in _parents(cgroup, proc):
         group = parent / name
@@ -158,7 +159,7 @@ def _made(name: str, limit: int, cgroup: Path, proc: Path) -> tuple[Path | None,
 
 
 def _set(group: Path, limit: int) -> None:
-    # No swap on top: a model that swaps is worse than one that ends.
+    # Without additional swap: a model that swaps is worse than one that is killed.
     for name, swap, most in (
         ("memory.max", "memory.swap.max", 0),
         ("memory.limit_in_bytes", "memory.memsw.limit_in_bytes", limit),
@@ -173,16 +174,17 @@ def _set(group: Path, limit: int) -> None:
 
 
 def _hand_down(parent: Path) -> None:
-    """Let the children of a cgroup of version 2 have memory limits."""
+    """Enable memory limits for the children of a cgroup of version 2."""
     handed = (parent / "cgroup.subtree_control").read_text().split()
     if "memory" not in handed:
         (parent / "cgroup.subtree_control").write_text("+memory")
 
 
 def _parents(cgroup: Path, proc: Path) -> Iterator[Path]:
-    """Where a cgroup may be made: below this process's, else further up as long as that escapes no limit.
+    """Yield the cgroups in which a new one may be created: this process's, then those above it.
 
-    In version 2 one that has processes has no children with limits, so it is mostly further up.
+    It stops at a cgroup with a limit, which must not be escaped. In version 2 a cgroup with processes cannot
+    have children with limits, so the place is mostly further up.
     """
     for line in _text(proc / "self" / "cgroup").splitlines():
         _, controllers, path = line.split(":", 2)
@@ -203,7 +205,7 @@ def _parents(cgroup: Path, proc: Path) -> Iterator[Path]:
 
 
 def _taken(process: Path) -> int:
-    """The bytes that a process has in memory or swapped out, without what is in a file as well."""
+    """Return the bytes that a process has in memory or in swap, without pages of files."""
     found = re.findall(r"^(?:RssAnon|RssShmem|VmSwap):\s+(\d+) kB$", _text(process / "status"), re.MULTILINE)
     return sum(map(int, found)) * 1024
 

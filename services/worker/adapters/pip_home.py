@@ -1,4 +1,4 @@
-"""The settings of pip for a user without an account: a copy of the worker's user's own."""
+"""Give pip the settings of the worker's user when it runs as a user without an account."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from pathlib import Path
 
 from services.worker.adapters.environment_files import hand_over
 
-# Below a user's home; the second is of $XDG_CONFIG_HOME where that is set.
+# Below a user's home. If $XDG_CONFIG_HOME is set, the second is there.
 _LEGACY, _CURRENT = Path(".pip/pip.conf"), Path(".config/pip/pip.conf")
 
 
 def make(home: Path, environment: Mapping[str, str], uid: int | None) -> dict[str, str]:
-    """Fill a home with the files that pip reads, and return the environment that names them.
+    """Copy the files that pip reads into a home, and return the environment that names them.
 
-    With ``uid`` None pip runs as the worker's user and finds them itself. Only what is for pip is copied: a
-    ``netrc`` is, with the passwords in it, where ``NETRC`` names it.
+    If ``uid`` is None, pip runs as the worker's user and finds its files itself. Only files meant for pip are
+    copied. A ``netrc``, with its passwords, is copied if ``NETRC`` names it.
     """
     if uid is None:
         return dict(environment)
@@ -30,7 +30,8 @@ def make(home: Path, environment: Mapping[str, str], uid: int | None) -> dict[st
     own |= {"HOME": str(home), "USER": "model", "LOGNAME": "model"}
     for key, name in (("PIP_CONFIG_FILE", "pip.conf"), ("NETRC", ".netrc")):
         named = os.environ.get(key)
-        # Only of this process's settings: a Deployment could name a file that is not its author's to read.
+        # Only files that this process's environment names: a Deployment could name a file that its author
+        # must not read.
         if named and own.get(key) == named and _copy(Path(named), home / name):
             own[key] = str(home / name)
     hand_over(home, uid)

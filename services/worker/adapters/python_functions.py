@@ -1,4 +1,4 @@
-"""Let Triton's Python backend load a Python file with ``predict``."""
+"""Prepare a Python file with ``predict`` for Triton's Python backend."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ RUNTIME = "tidegate_runtime.py"
 
 
 def adopt(folder: Path, version: Version) -> str | None:
-    """Put our runtime beside ``model.py``; return the file that Triton is to load.
+    """Put the runtime beside ``model.py`` and return the file that Triton has to load.
 
-    None: the file is written for Triton's Python backend and is loaded as it is. Raises BadRequest if it is
-    not what the registry took.
+    Return None if the file is written for Triton's Python backend: then Triton loads it unchanged. Raises
+    BadRequest for a file that the registry would not have accepted.
     """
     tree = python_model.parsed((folder / "model.py").read_bytes())
     if backend_class.is_for_the_backend(tree):

@@ -1,4 +1,4 @@
-"""What Triton tells of a model, as plain values: its configuration, its counts, the labels of its classes."""
+"""Convert what Triton knows of a model to plain values: configuration, counts, labels of classes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tidegate.kernel.protocol.statistics import CACHE, COMPUTE, EXECUTIONS, batc
 
 
 def as_json(message: Any) -> dict[str, Any]:
-    """A protobuf message as Triton's HTTP endpoints show it: names as declared, numbers as numbers."""
+    """Return a protobuf message as Triton's HTTP API shows it: names as declared, numbers as numbers."""
     found: dict[str, Any] = {}
     for field in message.DESCRIPTOR.fields:
         value = getattr(message, field.name)
@@ -34,7 +34,7 @@ def _value(field: Any, value: Any) -> Any:
 
 
 def counts(statistics: Any) -> dict[str, int]:
-    """A ``ModelStatistics`` message as flat counts, which only grow while the model stays loaded."""
+    """Return a ``ModelStatistics`` message as flat counts. They only grow while the model is loaded."""
     found = {EXECUTIONS: statistics.execution_count}
     for part in ("success", "queue", *COMPUTE, *CACHE):
         _add(found, part, getattr(statistics.inference_stats, part))
@@ -49,11 +49,11 @@ def _add(found: dict[str, int], part: str, duration: Any) -> None:
 
 
 def labels(config: dict[str, Any], folder: Path) -> dict[str, list[str]]:
-    """The names of the classes of each output that has a label file in the model's ``folder``."""
+    """Return the class names of each output that has a label file in the model's ``folder``."""
     found = {}
     for output in config.get("output", ()):
         file = output.get("label_filename")
-        # Triton has read it already; a name that leads out of the folder is not followed.
+        # Triton has already read the file. A name that leads out of the folder is ignored.
         if file and (path := (folder / file).resolve()).is_relative_to(folder.resolve()) and path.is_file():
             found[output["name"]] = path.read_text(errors="replace").splitlines()
     return found

@@ -1,4 +1,4 @@
-"""Where Triton and the models' Python are on this machine, and what they have."""
+"""Find Triton and the models' Python on this machine."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from pathlib import Path
 
 from tidegate.kernel.errors import Unavailable
 
-# What a driver or a container engine put in our environment and Triton needs to see.
+# Variables that a driver or a container engine sets for Triton.
 _PASSED_ON = ("CUDA_", "NVIDIA_", "NCCL_", "TZ", "LANG", "LC_", "HOME", "TMPDIR", "SSL_CERT_", "HF_HOME")
 
 
 @dataclass(frozen=True)
 class TritonInstall:
-    """A usable Triton: from the wheel under the runtime folder, or a native one.
+    """A usable Triton: from the wheel in the runtime folder, or a native one.
 
-    ``model_bin`` has the Python that runs models, None: the system's. ``lower_bins`` are those that it is
-    layered on, ``constraints`` what this Triton demands of their packages, as pip reads it.
+    ``model_bin`` has the Python that runs models; None: the system's. ``lower_bins`` have the Pythons below
+    it, whose packages it also sees. ``constraints`` are pip's constraints for packages that Triton needs.
     """
 
     server: Path
@@ -31,9 +31,9 @@ class TritonInstall:
 
     @classmethod
     def find(cls, runtime: Path, server: Path | None = None, backends: Path | None = None) -> TritonInstall:
-        """The Triton under ``runtime``, or the native ``server`` binary with its backends beside ``bin/``.
+        """Return the Triton in ``runtime``, or the native ``server`` with its backends beside ``bin/``.
 
-        Raises Unavailable, with the remedy, when a part is missing.
+        Raises Unavailable, with the remedy, if a part is missing.
         """
         model_bin = runtime / "model-env" / "bin"
         has_env = (model_bin / "python3").exists()
@@ -48,7 +48,7 @@ class TritonInstall:
                     f"The models' Python is not at {model_bin}: run `make up`, or set TIDEGATE_RUNTIME_DIR."
                 )
             backends = backends or triton / "backends"
-            # With numpy 2 a model loads, and then each of its answers fails.
+            # With numpy 2 a model loads, but each of its answers fails.
             found = cls(binary, backends, model_bin, libraries, constraints=("numpy<2",))
         if not os.access(found.server, os.X_OK):
             raise Unavailable(
@@ -61,7 +61,7 @@ class TritonInstall:
         return found
 
     def backends(self) -> frozenset[str]:
-        """The names of the backends that this Triton can load."""
+        """Return the names of the backends that this Triton can load."""
         if not self.backends_dir.is_dir():
             return frozenset()
         return frozenset(path.name for path in self.backends_dir.iterdir() if path.is_dir())
@@ -72,12 +72,12 @@ class TritonInstall:
         return self.server.parent.parent / "caches"
 
     def has_cache(self) -> bool:
-        """Return True if this Triton has the response cache that keeps answers in memory."""
+        """Return True if this Triton has the response cache that holds answers in memory."""
         return (self.caches_dir / "local" / "libtritoncache_local.so").exists()
 
     @property
     def python(self) -> Path:
-        """The Python that runs models."""
+        """Return the Python that runs models."""
         return (
             self.model_bin / "python3"
             if self.model_bin
@@ -85,17 +85,17 @@ class TritonInstall:
         )
 
     def layered(self, model_bin: Path) -> TritonInstall:
-        """The same with models run by another Python, which sees the packages of this one."""
+        """Return this Triton with another Python, which also sees the packages of the present one."""
         return replace(self, model_bin=model_bin, lower_bins=(self.python.parent, *self.lower_bins))
 
     def roots(self) -> list[Path]:
-        """The folders that a process of this Triton, and the models' Python, read."""
+        """Return the folders that Triton and the models' Python read."""
         pythons = [self.python, *(lower / "python3" for lower in self.lower_bins)]
         found = [self.server.absolute().parent.parent, self.backends_dir.absolute(), *self.libraries]
         return list(dict.fromkeys([*found, *(prefix for python in pythons for prefix in prefixes(python))]))
 
     def has_module(self, name: str) -> bool:
-        """Whether the Python that runs models has the module ``name`` installed."""
+        """Return True if the Python that runs models has the module ``name``."""
         pythons = [self.python, *(lower / "python3" for lower in self.lower_bins)]
         roots = {p.parent.parent for python in pythons for p in (python.absolute(), python.resolve())}
         return any(
@@ -105,15 +105,14 @@ class TritonInstall:
         )
 
     def environment(self, extra: Mapping[str, str]) -> dict[str, str]:
-        """A small environment for tritonserver: nothing of Tidegate's own settings or secrets but
-        ``TIDEGATE_REPLICA``.
+        """Return the environment of a tritonserver, without Tidegate's settings and secrets.
 
-        ``extra`` wins, except that the models' Python stays first on PATH and our libraries first for the
-        loader.
+        ``extra`` overrides it, but the models' Python stays first on PATH, and Triton's libraries stay first
+        on LD_LIBRARY_PATH.
         """
         environment = {key: value for key, value in os.environ.items() if key.startswith(_PASSED_ON)}
         environment |= {"PYTHONUNBUFFERED": "1", "PATH": os.environ.get("PATH", os.defpath)}
-        # A native one comes with an environment that was made for it, as in NVIDIA's images.
+        # A native Triton has an environment that was made for it, as in NVIDIA's images.
         if not self.libraries and "LD_LIBRARY_PATH" in os.environ:
             environment["LD_LIBRARY_PATH"] = os.environ["LD_LIBRARY_PATH"]
         environment |= extra
@@ -123,7 +122,7 @@ class TritonInstall:
 
 
 def prefixes(python: Path) -> list[Path]:
-    """The folders of a Python: of its environment, and of what that is made from, link by link."""
+    """Return the folders of a Python: of its environment, and of each Python that it links to."""
     found, path = [], python.absolute()
     for _ in range(40):  # as many links as the kernel follows
         found.append(path.parent.parent)
@@ -140,6 +139,6 @@ def _put_first(environment: dict[str, str], key: str, paths: tuple[Path, ...]) -
 
 
 def _python_libraries(python: Path) -> tuple[Path, ...]:
-    """The folder of libpython, which for a Python that is not the system's is not on the loader's path."""
+    """Return the folder of libpython; the loader finds only that of the system's Python by itself."""
     lib = python.resolve().parent.parent / "lib"
     return (lib,) if any(lib.glob("libpython3*.so.*")) else ()
