@@ -1,10 +1,10 @@
-"""Calls to Triton over HTTP/1.1 on its Unix socket: a third less work for Triton than over gRPC.
+"""Call Triton over HTTP/1.1 on its Unix socket, which costs Triton a third less than gRPC.
 
-But Triton does not notice when such a call is given up, and runs it to its end: these are for calls that are
-over before anybody could want that. One call at a time goes over a connection; connections are kept.
+Triton does not notice that such a call is given up, and runs it to its end. So HTTP is only for calls that
+end too soon to be cancelled. A connection carries one call at a time and is kept for the next one.
 
-After RFC 9112 (HTTP/1.1) and Triton's binary tensor extension. Only what Triton sends is understood: answers
-with a Content-Length.
+This follows RFC 9112 (HTTP/1.1) and Triton's binary tensor extension. It reads only responses with a
+Content-Length, as Triton sends them.
 """
 
 from __future__ import annotations
@@ -38,14 +38,14 @@ class CallFailed(Exception):
 
 
 class HttpAnswer(NamedTuple):
-    """What describes the tensors, as JSON, and behind it their bytes."""
+    """A response: JSON that describes the tensors, and the bytes of the tensors."""
 
     head: bytes
     data: memoryview
 
 
 class _Head(NamedTuple):
-    """Of an answer: the status, how long its JSON and all of its body are, in bytes; if it is the last."""
+    """The head of a response. Sizes are in bytes; ``last``: the server closes the connection after it."""
 
     status: int
     json_size: int
@@ -54,7 +54,7 @@ class _Head(NamedTuple):
 
 
 class HttpCalls:
-    """Calls to one server; as many connections as calls at the same time."""
+    """A client of one server, with a connection for each call that is open."""
 
     def __init__(self, socket_path: str) -> None:
         self._path = socket_path
@@ -79,7 +79,7 @@ class HttpCalls:
                 self._idle.append(connection)
 
     def close(self) -> None:
-        """End the connections; calls under way raise ConnectionEnded."""
+        """Close the connections. Calls in flight raise ConnectionEnded."""
         for connection in list(self._all):
             connection.close()
 
@@ -102,7 +102,7 @@ class HttpCalls:
 
 
 class _Connection(asyncio.Protocol):
-    """One connection, and the call that is under way there."""
+    """One connection, and the call in flight on it."""
 
     def __init__(self, lost: Callable[[_Connection], None]) -> None:
         self._lost = lost
@@ -115,11 +115,11 @@ class _Connection(asyncio.Protocol):
 
     @property
     def usable(self) -> bool:
-        """Whether another call may go here: the last one has its whole answer."""
+        """Return True if the connection is open and no call is in flight on it."""
         return not self._over and self._answer is None
 
     async def call(self, request: bytes, timeout_s: float | None) -> HttpAnswer:
-        """One call; see :meth:`HttpCalls.call`."""
+        """Make one call, as :meth:`HttpCalls.call` does."""
         if self._over:
             raise NotListening("the connection was lost before the call")
         loop = asyncio.get_running_loop()
@@ -130,31 +130,31 @@ class _Connection(asyncio.Protocol):
         try:
             return await answer
         except (asyncio.CancelledError, TimeoutError):
-            self.close()  # what comes late must not be taken for the answer of the next call
+            self.close()  # a late response must not become the answer of the next call
             raise
         finally:
             if timer is not None:
                 timer.cancel()
 
     def close(self) -> None:
-        """End it."""
+        """Close the connection at once."""
         self._over = True
         self._transport.abort()
 
-    # What asyncio calls.
+    # Called by asyncio.
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """The socket is there."""
-        self._transport = cast(asyncio.Transport, transport)  # uvloop's own is no subclass
+        """Keep the transport."""
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's transport is no subclass
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """The server has gone, or we have."""
+        """Fail the call in flight."""
         self._over = True
         self._lost(self)
         self._finish(ConnectionEnded(f"the connection was lost{f': {exc}' if exc else ''}"))
 
     def data_received(self, data: bytes) -> None:
-        """An answer, or a part of one. What nobody asked for must not become the answer of the next call."""
+        """Read a response or a part of one. Close the connection if no call is in flight."""
         if self._answer is None:
             self.close()
             return
@@ -168,7 +168,7 @@ class _Connection(asyncio.Protocol):
                 self._head = _read_head(data[:end])
             except (ValueError, KeyError, IndexError):
                 self.close()
-                self._finish(CallFailed(_INTERNAL, f"an answer that cannot be read: {data[:80]!r}"))
+                self._finish(CallFailed(_INTERNAL, f"Triton's response cannot be read: {data[:80]!r}"))
                 return
             self._parts, self._came = [], 0
             data = data[end + 4 :]
@@ -176,7 +176,7 @@ class _Connection(asyncio.Protocol):
         self._came += len(data)
         if self._came > self._head.size:
             self.close()
-            self._finish(CallFailed(_INTERNAL, f"{self._came} bytes of an answer that has {self._head.size}"))
+            self._finish(CallFailed(_INTERNAL, f"Triton sent {self._came} bytes, not {self._head.size}"))
         elif self._came == self._head.size:
             head, self._head = self._head, None
             body = self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
@@ -201,7 +201,7 @@ def _expire(answer: asyncio.Future[HttpAnswer]) -> None:
 
 @lru_cache(1024)
 def _read_head(head: bytes) -> _Head:
-    """Kept, because those of equal calls are equal."""
+    """Return a parsed head. Cached, because the heads of equal calls are equal."""
     first, *lines = head.lower().split(b"\r\n")
     fields = dict(line.split(b":", 1) for line in lines)
     size = fields[b"content-length"]
@@ -209,7 +209,7 @@ def _read_head(head: bytes) -> _Head:
     last = fields.get(b"connection", b"").strip() == b"close"
     found = _Head(int(first.split(b" ", 2)[1]), int(json_size), int(size), last)
     if not 0 <= found.json_size <= found.size:
-        raise ValueError("an answer of a negative size")
+        raise ValueError("a response of a negative size")
     return found
 
 

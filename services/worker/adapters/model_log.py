@@ -1,7 +1,7 @@
-"""Read the output of Triton and its models, and pass a bounded part of it on to the log.
+"""Read the output of Triton and its models, and write a limited part of it to the log.
 
-The output comes through a pipe that a thread reads at once, so a model never waits for its log, and what it
-writes above its pace never reaches a disk.
+A thread reads the output from a pipe at once, so a model never waits for its log. Output beyond the limit
+never reaches a disk.
 """
 
 from __future__ import annotations
@@ -27,42 +27,42 @@ from tidegate.kernel import telemetry
 DROPPED = Counter("tidegate_worker_model_log_dropped_bytes_total", "Output of models that was not kept.")
 
 BLOCK = 64 * 1024
-# So much at once is a flood, if the pace does not allow it.
+# Blocks of this size are skipped without being read line by line if they are beyond the limit.
 FLOOD_BYTES = 4 * 1024
-# The raw output beside the replica: cut to its end when it is longer than this.
+# The raw output in the replica's folder is cut to its last KEPT_BYTES when it is longer than this.
 LIMIT_BYTES = 4 * 2**20
 KEPT_BYTES = 64 * 1024
-# How long the end of the output is waited for, when Triton has ended.
+# How long to wait for the end of the output after Triton has ended.
 SETTLE_S = 0.25
 POLL_S = 0.002
-# How often dropped lines are told.
+# How often dropped lines are reported.
 REPORT_EVERY_S = 1.0
 
 _LEVELS = {"info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
 
 
 class ModelLog:
-    """The output of one Triton after another; ``path`` has the end of it as it came."""
+    """The log of one Triton after another; ``path`` has the end of the output, unchanged."""
 
     def __init__(self, path: Path, bytes_per_s: int) -> None:
         self.path = path
         self._model_limit = OutputLimit(bytes_per_s)
-        # Triton writes a line for each request that fails: these must not push out the model's own.
+        # Triton writes a line for each failed request. These must not displace the model's own lines.
         self._triton_limit = OutputLimit(bytes_per_s)
         self._per_s = bytes_per_s
         self._pipe = -1
         self._busy = False
         self._reported_at = 0.0
-        # At all levels, whatever the worker's own is: a model's lines are its author's choice.
+        # All levels are logged, whatever the worker's own level is: the author of the model chose them.
         self._loggers = {name: telemetry.logger(name) for name in ("model", "triton")}
         for each in self._loggers.values():
             each.setLevel(logging.DEBUG)
-            # Where no log is configured, nothing of it goes to the terminal.
+            # Without a configured log, nothing goes to the terminal.
             each.addHandler(logging.NullHandler())
 
     @contextlib.contextmanager
     def writer(self) -> Iterator[int]:
-        """Yield a descriptor for a process to write to. The output is read until all that have it end."""
+        """Yield a descriptor for a process to write to. Reading ends when no process has it open any more."""
         ours, theirs = os.pipe2(os.O_CLOEXEC)
         try:
             yield theirs
@@ -75,7 +75,7 @@ class ModelLog:
         threading.Thread(target=self._read, args=(ours,), name="model log", daemon=True).start()
 
     def catch_up(self) -> None:
-        """Wait until everything written so far is in ``path``, but not longer than a moment."""
+        """Wait until all output so far is in ``path``, at most SETTLE_S."""
         ends_at = time.monotonic() + SETTLE_S
         while time.monotonic() < ends_at and (self._busy or self._unread()):
             time.sleep(POLL_S)
@@ -124,7 +124,7 @@ class ModelLog:
         return os.read(pipe, BLOCK)
 
     def keep(self, lines: list[OutputLine], raw: IO[bytes]) -> None:
-        """Keep lines as far as the pace allows: as they came in ``raw``, and in the log."""
+        """Write lines within the limit to ``raw``, unchanged, and to the log."""
         now = time.monotonic()
         kept = [line for line in lines if self._limit_of(line).take(len(line.text), now, LINE_BYTES)]
         if kept:

@@ -1,4 +1,4 @@
-"""What a worker writes to the store of its model: the card, again and again, and what was counted."""
+"""Write a model's metadata and counts to the store, where the gateways read them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ CARD_EVERY_S = 10.0
 
 
 class ModelReport:
-    """Tells the gateways of the model. A store that is away loses nothing: counts wait for it."""
+    """A report of one model to the gateways. During an outage of the store, counts are kept for later."""
 
     def __init__(self, store: Store, deployment: str) -> None:
         self._store = store
@@ -35,7 +35,7 @@ class ModelReport:
         self.tally = RequestCounts()
 
     async def use(self, client: TritonClient, model: str, folder: Path) -> None:
-        """The model, loaded and warm, in ``folder`` of the repository: count from here."""
+        """Report this model from now on. It is loaded and warm, and its files are in ``folder``."""
         config = triton_facts.as_json(await client.config(model))
         self._card = ModelCard(config, triton_facts.labels(config, folder))
         self._card_at = float("-inf")
@@ -45,11 +45,11 @@ class ModelReport:
             self._task = asyncio.create_task(self._run(), name="model report")
 
     def rest(self) -> None:
-        """Triton is away."""
+        """Stop reading counts until :meth:`use` is called again, because Triton has ended."""
         self._client = None
 
     async def stop(self) -> None:
-        """Write the last counts and end."""
+        """Write the last counts and stop."""
         await tasks.end(self._task)
         await self._write()
 
@@ -73,7 +73,7 @@ class ModelReport:
             self.tally.put_back(found)
 
     async def _triton(self) -> dict[str, int]:
-        """What Triton counted since it was last asked; nothing when it does not say."""
+        """Return what Triton counted since the last call; empty if it does not answer."""
         if self._client is None:
             return {}
         try:

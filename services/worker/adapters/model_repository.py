@@ -1,4 +1,4 @@
-"""Writes the folder that Triton loads a version from."""
+"""Write the model repository: the folder from which Triton loads a version."""
 
 from __future__ import annotations
 
@@ -33,14 +33,13 @@ def prepare(
     *,
     symlinks: bool = True,
 ) -> list[str]:
-    """Make ``repository`` hold exactly this version and give the names of the models to load, in order.
+    """Write exactly this version into ``repository``, and return the models to load, in order.
 
-    The last one serves; those before it are its parts (of an ensemble, or called from Python). ``gpus`` are
-    those that the model is to run on; empty: on the CPU. Blocking (disk). ``symlinks`` False: the model's
-    process cannot follow a link into the cache. Raises ModelFailed, with the remedy, when it cannot be
-    served here.
+    The last model serves; those before it are its parts (of an ensemble, or called from Python). ``gpus`` are
+    the GPUs that the model shall use; empty: the CPU. ``symlinks`` False: the model's process cannot follow
+    links into the cache. Blocking. Raises ModelFailed, with the remedy, if this worker cannot serve it.
     """
-    # Emptied, not made anew: a Triton that runs in a sandbox has this very folder mounted.
+    # The folder is emptied, not replaced, because a Triton in a sandbox has it mounted.
     repository.mkdir(parents=True, exist_ok=True)
     for left in repository.iterdir():
         shutil.rmtree(left)
@@ -88,33 +87,37 @@ def _prepare_file(
 
 
 def _rename_onnx(folder: Path, name: str) -> None:
-    """Give the ONNX file of an archive the name that its backend looks for; its external data stays."""
+    """Rename the ONNX file of an archive to the name that its backend expects; keep its external data."""
     found = [path for path in folder.iterdir() if path.suffix.lower() == ".onnx" and path.is_file()]
     if len(found) != 1:
-        raise ModelFailed("The archive of an ONNX model needs exactly one .onnx file at its root.")
+        raise ModelFailed(
+            f"The archive of an ONNX model needs exactly one .onnx file at its root, and has {len(found)}. "
+            "Pack the file together with its external data, and deploy it again."
+        )
     found[0].rename(folder / name)
 
 
 def cache_mb(
     repository: Path, models: Sequence[str], deployment: DeploymentSpec, install: TritonInstall
 ) -> int:
-    """Return the size of the response cache that these models ask for, 0: none of them does.
+    """Return the size of the response cache in MiB if one of the models enables it, else 0.
 
-    Raises ModelFailed if they do and this Triton has none, as it would serve them without a word.
+    Raises ModelFailed if this Triton has no response cache. Triton would serve such a model without it.
     """
     asking = [model for model in models if model_config.wants_cache(_text(repository / model))]
     if not asking:
         return 0
     if not install.has_cache():
         raise ModelFailed(
-            f"The config.pbtxt of {asking[0]!r} turns the response_cache on, and this Triton has no cache "
-            f"`local` in {install.caches_dir}: remove response_cache, or use a Triton that has it."
+            f"The config.pbtxt of {asking[0]!r} enables response_cache, but this Triton has no cache `local` "
+            f"in {install.caches_dir}. Remove response_cache, or set TIDEGATE_TRITON_SERVER to a Triton that "
+            "has it."
         )
     return deployment.resources.response_cache_mb
 
 
 def place(artifact: Path, target: Path, *, symlinks: bool = True) -> None:
-    """Put a cached file where Triton looks for it, without a copy where the file system allows it."""
+    """Put a cached file where Triton looks for it: as a hard link, else as a symlink or a copy."""
     try:
         os.link(artifact, target)
     except OSError:
@@ -125,12 +128,12 @@ def place(artifact: Path, target: Path, *, symlinks: bool = True) -> None:
 
 
 def _open_to_models(repository: Path) -> None:
-    """Let a model's user read what is in the repository, whatever the umask of this process."""
+    """Let every user read the files in the repository, whatever the umask of this process is."""
     for path in repository.rglob("*"):
         found = path.lstat()
         if stat.S_ISDIR(found.st_mode):
             path.chmod(0o755)
-        # A link to a cached artifact has its mode from there.
+        # A hard link to a cached artifact shares its mode.
         elif stat.S_ISREG(found.st_mode) and found.st_nlink == 1:
             path.chmod(0o644)
 
@@ -159,12 +162,18 @@ def _prepare_archive(
 
 
 def model_folders(root: Path, fallback_name: str) -> dict[str, Path]:
-    """The Triton models by name: ``root`` is one, or holds them, or wraps such a folder (several times)."""
+    """Return the Triton models by name.
+
+    ``root`` may be a model, a folder of models, or a folder with only such a folder in it, up to 8 levels.
+    """
     for _ in range(8):
         if _is_model(root):
             name = model_config.top_level(_text(root)).get("name") or fallback_name
             if "/" in name or name.startswith("."):
-                raise ModelFailed(f"The configuration's name {name!r} cannot be the name of a folder.")
+                raise ModelFailed(
+                    f"The {CONFIG} has the name {name!r}, which cannot be the name of a folder. Change or "
+                    "remove the field `name`."
+                )
             return {name: root}
         inner = [path for path in root.iterdir() if path.is_dir() and not path.name.startswith((".", "__"))]
         if found := {path.name: path for path in inner if _is_model(path)}:
@@ -186,16 +195,16 @@ def _text(folder: Path) -> str:
     try:
         return config.read_text() if config.is_file() else ""
     except UnicodeDecodeError:
-        raise ModelFailed(f"The {CONFIG} of {folder.name!r} is not a text.") from None
+        raise ModelFailed(f"The {CONFIG} of {folder.name!r} is not UTF-8 text. Save it as UTF-8.") from None
 
 
 def _adopt(
     folder: Path, text: str, deployment: DeploymentSpec, install: TritonInstall, gpus: GpuNumbers
 ) -> None:
-    """Make a model that lies in the repository one that this Triton can load."""
+    """Change a model in the repository so that this Triton can load it."""
     if model_config.is_ensemble(text):
         (folder / CONFIG).write_text(model_config.adapt(text, deployment, model=folder.name, backend=None))
-        # Archivers drop empty folders, and Triton wants the version folder of an ensemble too.
+        # Triton needs the empty version folder of an ensemble, and some archivers drop empty folders.
         (folder / "1").mkdir(exist_ok=True)
         return
     devices.check_instance_groups(
@@ -227,7 +236,7 @@ def _add_runtime(runtime: str, folder: Path) -> None:
 def _check_backend(model: str, wanted: str | None, backends: frozenset[str]) -> None:
     if wanted is not None and wanted not in backends:
         raise ModelFailed(
-            f"The model {model!r} wants the backend {wanted!r}, and this Triton has only "
+            f"The model {model!r} needs the backend {wanted!r}, but this Triton has only "
             f"{', '.join(sorted(backends))}. Use workers with NVIDIA's Triton image, or set "
-            "TIDEGATE_TRITON_SERVER to such a server."
+            "TIDEGATE_TRITON_SERVER to a Triton that has it."
         )

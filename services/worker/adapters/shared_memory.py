@@ -1,8 +1,8 @@
-"""Large tensors between a worker and its Triton through memory that both have mapped, instead of gRPC.
+"""Pass large tensors between a worker and its Triton through shared memory.
 
-A region is created, registered with Triton and then unlinked: it lives for as long as one of the two has it
-mapped, so nothing is left behind however they end. Between the two steps it has a name below the replica's
-own, which the next Triton in the same folder sweeps.
+A region is created, registered with Triton and then unlinked. It exists while one of the two has it mapped,
+so nothing is left behind however they end. Until it is unlinked, its name begins with that of the replica,
+so the next Triton in the same folder can remove it.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ log = telemetry.logger(__name__)
 
 FOLDER = Path("/dev/shm")
 SMALLEST = 2**20
-# More than this is not kept for the next call, and all regions together take no more than that.
+# A larger region is not kept for the next call. All regions together take at most TOTAL_LIMIT.
 KEPT_LIMIT = 64 * 2**20
 TOTAL_LIMIT = 512 * 2**20
-# A region whose call was given up may still be read by Triton: it is not used again, and let go after this.
+# Triton may still use the region of a call that was given up. The region is unregistered after this time.
 RETIRED_S = 120.0
 ALIGNMENT = 64
 
@@ -41,12 +41,12 @@ class Place(NamedTuple):
 
 
 class Region:
-    """Memory that Triton knows as ``name``; ``put`` and ``reserve`` hand out its places in order."""
+    """Shared memory that Triton knows as ``name``; ``put`` and ``reserve`` assign its places in order."""
 
     def __init__(self, path: Path, size: int, owner: int | None = None) -> None:
-        """Create the file and map it; raises OSError when there is no room.
+        """Create the file and map it. Raise OSError if there is no room.
 
-        ``owner`` is the user of Triton where it is not this process's.
+        ``owner`` is Triton's user; None: the user of this process.
         """
         self._path = path
         self.name = path.name
@@ -54,7 +54,7 @@ class Region:
         self._at = 0
         handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
-            # Reserved for certain: writing to a file that has no room ends the process.
+            # Reserved now, because writing to a mapped file without room would kill the process.
             os.posix_fallocate(handle, 0, size)
             if owner is not None:
                 os.fchown(handle, owner, -1)
@@ -68,11 +68,11 @@ class Region:
             os.close(handle)
 
     def unlink(self) -> None:
-        """Take the name away; the memory stays for those who have it mapped."""
+        """Remove the name. The memory stays for the processes that have it mapped."""
         self._path.unlink(missing_ok=True)
 
     def rewind(self) -> None:
-        """Begin anew."""
+        """Assign places from the beginning again."""
         self._at = 0
 
     def put(self, pieces: Sequence[Buffer]) -> Place:
@@ -90,19 +90,20 @@ class Region:
         return place
 
     def read(self, at: int, size: int) -> bytes:
-        """A copy of what Triton wrote to a place."""
+        """Return a copy of the bytes at a place."""
         return bytes(self._view[at : at + size])
 
 
 def aligned(size: int) -> int:
-    """The room that ``size`` bytes take."""
+    """Return the room that ``size`` bytes take, in bytes."""
     return -(-size // ALIGNMENT) * ALIGNMENT
 
 
 class Regions:
-    """The regions of one Triton's life. ``acquire`` gives None where gRPC has to do.
+    """The regions of one Triton.
 
-    ``folder`` is Triton's /dev/shm as this process sees it, ``owner`` Triton's user if it is another one.
+    ``folder`` is the folder that Triton sees as /dev/shm. ``owner`` is Triton's user; None: the user of this
+    process.
     """
 
     def __init__(
@@ -119,7 +120,7 @@ class Regions:
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def acquire(self, size: int) -> Region | None:
-        """A region of at least ``size`` bytes for one call; None: there is no room for it."""
+        """Return a region of at least ``size`` bytes for one call; None if there is no room."""
         fitting = [region for region in self._free if region.size >= size]
         if fitting:
             region = min(fitting, key=lambda found: found.size)
@@ -139,19 +140,19 @@ class Regions:
             raise
 
     def release(self, region: Region) -> None:
-        """The call is over and Triton has done with the region."""
+        """Take back the region of a call that has ended: Triton no longer uses it."""
         if region.size > KEPT_LIMIT:
             self._unregister_soon(region)
         else:
             self._free.append(region)
 
     def retire(self, region: Region) -> None:
-        """The call was given up; what Triton still does with the region is not known."""
+        """Unregister the region of a call that was given up, but later: Triton may still use it."""
         loop = asyncio.get_running_loop()
         self._retired[region] = loop.call_later(RETIRED_S, self._on_retired, region)
 
     async def close(self) -> None:
-        """Forget all of them; Triton ends, or is asked for nothing any more."""
+        """Forget all regions. Triton gets no more calls, or ends."""
         for handle in self._retired.values():
             handle.cancel()
         self._retired.clear()
@@ -165,13 +166,15 @@ class Regions:
             region = await asyncio.to_thread(Region, (self._folder or FOLDER) / name, size, self._owner)
         except OSError as error:
             self._in_use -= size
-            log.warning("no shared memory; going on without", extra={"bytes": size, "problem": str(error)})
+            log.warning(
+                "no room in shared memory, going on without it", extra={"bytes": size, "problem": str(error)}
+            )
             return None
         try:
             await self._client.register_region(name, size)
         except TidegateError as error:
             self._in_use -= size
-            log.warning("Triton does not take shared memory", extra={"problem": error.message})
+            log.warning("Triton refuses shared memory", extra={"problem": error.message})
             return None
         finally:
             region.unlink()
@@ -195,7 +198,7 @@ class Regions:
         try:
             await self._client.unregister_region(region.name)
         except Unavailable:
-            return  # with that Triton its mappings are gone
+            return  # the mappings have ended with Triton
         except TidegateError as error:
-            log.warning("a region stays with Triton", extra={"problem": error.message})
+            log.warning("Triton did not unregister a region", extra={"problem": error.message})
         self._in_use -= region.size

@@ -143,7 +143,7 @@ class TritonClient:
             raise Unavailable(f"The model server is gone: {error}") from None
 
     async def stream(self, request: Any) -> AsyncGenerator[Any]:
-        """One ``ModelInferRequest`` -> its ``ModelInferResponse``s, each as it is made, without a time limit.
+        """Yield the ``ModelInferResponse``s to a ``ModelInferRequest`` as they come, without a time limit.
 
         Closing the generator cancels the request in Triton. Raises ModelFailed, PayloadTooLarge, Unavailable.
         """
@@ -157,14 +157,14 @@ class TritonClient:
             raise self._alive(error) from None
 
     def _alive(self, error: TidegateError) -> TidegateError:
-        """Return the error of a call, or another one if it says that the model's process has died."""
+        """Return the error of a call, or Unavailable if it says that the model's process has died."""
         if not isinstance(error, ModelFailed) or _MODEL_DIED.search(error.message) is None:
             return error
         self.model_died = True
         return Unavailable("The model's process died.")
 
     async def live(self) -> bool:
-        """Whether the server answers; one whose channel was closed does not."""
+        """Return True if the server answers; False after :meth:`close`."""
         try:
             answer = await self._send(
                 "ServerLive", pb.ServerLiveResponse, pb.ServerLiveRequest(), LIVE_TIMEOUT_S
@@ -174,7 +174,7 @@ class TritonClient:
         return bool(answer.live)
 
     async def ready(self, model: str) -> bool:
-        """Whether the model is loaded and answers."""
+        """Return True if the model is loaded and ready."""
         request = pb.ModelReadyRequest(name=model)
         try:
             answer = await self._send("ModelReady", pb.ModelReadyResponse, request, LIVE_TIMEOUT_S)
@@ -183,7 +183,7 @@ class TritonClient:
         return bool(answer.ready)
 
     async def load(self, model: str, timeout_s: float | None = None) -> None:
-        """Load or reload a model; raises ModelFailed with Triton's words (a Python model's exception too)."""
+        """Load or reload a model. Raise ModelFailed with Triton's message, or a Python model's exception."""
         request = pb.RepositoryModelLoadRequest(model_name=model)
         try:
             await self._call("RepositoryModelLoad", pb.RepositoryModelLoadResponse, request, timeout_s)
@@ -198,29 +198,29 @@ class TritonClient:
         await self._call("RepositoryModelUnload", pb.RepositoryModelUnloadResponse, request, timeout_s)
 
     async def metadata(self, model: str) -> Any:
-        """The model's ``ModelMetadataResponse``."""
+        """Return the model's ``ModelMetadataResponse``."""
         return await self._call(
             "ModelMetadata", pb.ModelMetadataResponse, pb.ModelMetadataRequest(name=model)
         )
 
     async def config(self, model: str) -> Any:
-        """The model's configuration as Triton completed it (a ``ModelConfig`` message)."""
+        """Return the model's configuration as Triton completed it (a ``ModelConfig`` message)."""
         answer = await self._call("ModelConfig", pb.ModelConfigResponse, pb.ModelConfigRequest(name=model))
         return answer.config
 
     async def statistics(self, model: str) -> Any:
-        """The model's ``ModelStatistics`` message: counts and summed nanoseconds since it was loaded."""
+        """Return the model's ``ModelStatistics``: counts, and summed nanoseconds, since it was loaded."""
         request = pb.ModelStatisticsRequest(name=model)
         answer = await self._call("ModelStatistics", pb.ModelStatisticsResponse, request)
         return answer.model_stats[0]
 
     async def signature(self, model: str) -> Signature:
-        """What the loaded model takes and gives, by its own metadata; shapes without the batch axis."""
+        """Return the signature of a loaded model; its shapes have no batch axis."""
         metadata, config = await asyncio.gather(self.metadata(model), self.config(model))
         return signature_of(metadata, config)
 
     async def instances(self, model: str) -> int:
-        """How many calls of the model run at the same time; of an ensemble, those of all its steps."""
+        """Return how many calls the model runs at the same time; an ensemble, in all its steps together."""
         config = await self.config(model)
         steps = [step.model_name for step in config.ensemble_scheduling.step]
         if steps:
@@ -229,14 +229,14 @@ class TritonClient:
         return max(1, sum(counts))
 
     async def register_region(self, name: str, size: int) -> None:
-        """Let Triton map the system shared memory ``/name`` of ``size`` bytes, known to it by its name."""
+        """Let Triton map the system shared memory ``/name`` of ``size`` bytes under its name."""
         request = pb.SystemSharedMemoryRegisterRequest(name=name, key=f"/{name}", offset=0, byte_size=size)
         await self._call(
             "SystemSharedMemoryRegister", pb.SystemSharedMemoryRegisterResponse, request, LIVE_TIMEOUT_S
         )
 
     async def unregister_region(self, name: str) -> None:
-        """Let Triton give up a region."""
+        """Let Triton unmap a region."""
         request = pb.SystemSharedMemoryUnregisterRequest(name=name)
         await self._call(
             "SystemSharedMemoryUnregister", pb.SystemSharedMemoryUnregisterResponse, request, LIVE_TIMEOUT_S
@@ -261,7 +261,7 @@ class TritonClient:
     async def _meaning(self, code: int, message: str) -> TidegateError:
         if code in _BY_CODE:
             return _BY_CODE[code](message)
-        # Triton uses the same codes as a broken connection does: only asking tells them apart.
+        # Triton's errors have the same codes as those of a broken connection, so ask whether it is alive.
         if await self.live():
             return ModelFailed(message)
         return Unavailable(f"The model server is gone: {message}")
@@ -273,15 +273,18 @@ def _status(error: grpc.aio.AioRpcError) -> tuple[int, str]:
 
 
 def signature_of(metadata: Any, config: Any) -> Signature:
-    """Return a model's metadata and configuration in Triton as a Signature; ModelFailed if they lack one."""
+    """Return the signature of a model by its metadata and configuration in Triton.
+
+    Raises ModelFailed if they name no inputs or no outputs.
+    """
     rows = int(config.parameters[ROWS].string_value) if ROWS in config.parameters else 0
     first = 1 if rows or config.max_batch_size > 0 else 0
 
     if not metadata.inputs or not metadata.outputs:
         missing = "inputs" if not metadata.inputs else "outputs"
         raise ModelFailed(
-            f"The model does not say what its {missing} are: deploy it with a signature (`tidegate deploy "
-            "--signature FILE.json`), or let its auto_complete_config describe them."
+            f"The model does not describe its {missing}. Deploy it with a signature (`tidegate deploy "
+            "--signature FILE.json`), or describe them in its auto_complete_config."
         )
     optional = {tensor.name for tensor in config.input if tensor.optional}
 

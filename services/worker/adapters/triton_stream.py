@@ -23,18 +23,18 @@ EMPTY_FINAL = "triton_enable_empty_final_response"
 
 
 class TritonStreams:
-    """The streams of one channel, among them those that their callers have left and that are not over yet."""
+    """The streams of one channel, with those that their callers have left but that have not ended yet."""
 
     def __init__(self, method: Any) -> None:
         self._method = method
         self._leaving: set[asyncio.Task[None]] = set()
 
     async def close(self) -> None:
-        """End at once what was left."""
+        """End the streams that their callers have left."""
         await tasks.end(*self._leaving)
 
     async def answers(self, request: Any) -> AsyncGenerator[Any]:
-        """The ``ModelInferResponse``s to a ``ModelInferRequest``, each as it is made.
+        """Yield the ``ModelInferResponse``s to a ``ModelInferRequest`` as the model sends them.
 
         Closing the generator cancels the request in Triton. Raises ModelFailed and ``AioRpcError``.
         """
@@ -43,14 +43,14 @@ class TritonStreams:
         reading = None
         try:
             while True:
-                # A task: cancelling a read would cancel the call, at whatever moment.
+                # A shielded task, because cancelling a read cancels the whole call.
                 reading = asyncio.ensure_future(call.read())
                 answer = await asyncio.shield(reading)
                 if answer is grpc.aio.EOF:
                     return
                 if answer.error_message:
-                    # Words only. With the header triton_grpc_error there would be a status code, and Triton
-                    # 2.51 crashes when a model that sent an error then says that this was its last response.
+                    # There is no status code. Triton would send one with the header triton_grpc_error, but
+                    # then Triton 2.51 crashes if a model that sent an error marks it as the last response.
                     raise ModelFailed(answer.error_message)
                 found = answer.infer_response
                 final = FINAL in found.parameters and found.parameters[FINAL].bool_param
@@ -65,7 +65,7 @@ class TritonStreams:
 
 
 async def _leave(call: Any, reading: asyncio.Future[Any] | None) -> None:
-    """See a call to its end: it ends by itself, or is cancelled."""
+    """Wait for the end of a call, and cancel it if it does not end by itself."""
     give_up_at = time.monotonic() + LEAVE_S
     try:
         while reading is not None and time.monotonic() < give_up_at:
@@ -76,6 +76,6 @@ async def _leave(call: Any, reading: asyncio.Future[Any] | None) -> None:
                 return
             reading = asyncio.ensure_future(call.read())
     finally:
-        call.cancel()  # no more than a word when it has ended
+        call.cancel()  # does nothing if the call has ended
         if reading is not None:
             await asyncio.gather(reading, return_exceptions=True)

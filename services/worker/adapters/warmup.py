@@ -1,4 +1,4 @@
-"""The first calls of a model, made before clients make them."""
+"""Make the first calls of a model before callers do."""
 
 from __future__ import annotations
 
@@ -34,11 +34,10 @@ async def warm_up(
     max_batch: int | None = None,
     timeout_s: float = 30.0,
 ) -> None:
-    """Send zeros: one row, and the largest batch if all dims are known (at most ``max_batch`` rows and 16
-    MiB).
+    """Send zeros: one row, and the largest batch if all dims are known (``max_batch`` rows, 16 MiB at most).
 
-    A model may refuse zeros; that is logged and no error. Raises Unavailable when Triton is gone, ModelFailed
-    when an answer contradicts the signature.
+    A model may refuse zeros: that is logged, and is no error. Raises Unavailable if Triton is gone, and
+    Contradiction if an answer contradicts the signature.
     """
     check = OutputCheck(signature)
     for rows in batch_sizes(signature, max_batch):
@@ -59,7 +58,7 @@ async def warm_up(
 
 
 class Contradiction(ModelFailed):
-    """A model whose answers are not what its signature says."""
+    """A model whose answers differ from its signature."""
 
 
 def _verify(check: OutputCheck, answer: Any, rows: int) -> None:
@@ -68,8 +67,8 @@ def _verify(check: OutputCheck, answer: Any, rows: int) -> None:
     problem = "" if check.agrees(outputs, rows) else check.last
     if problem := problem or check.missing(outputs):
         raise Contradiction(
-            f"The model's answer contradicts its signature: {problem}. Correct the model, or the signature "
-            "that it is deployed with (`tidegate deploy --signature FILE.json`)."
+            f"The model's answer contradicts its signature: {problem}. Correct the model, or deploy it with "
+            "a correct signature (`tidegate deploy --signature FILE.json`)."
         )
 
 
@@ -89,7 +88,7 @@ def batch_sizes(signature: Signature, max_batch: int | None = None) -> list[int]
 
 
 def zeros(model: str, signature: Signature, rows: int) -> Any:
-    """A ``ModelInferRequest`` of zeros (empty strings for BYTES); unknown dims are 1."""
+    """Return a ``ModelInferRequest`` of zeros (empty strings for BYTES); unknown dims are 1."""
     request = ModelInferRequest(model_name=model)
     for spec in signature.inputs:
         shape = [abs(dim) for dim in spec.shape]

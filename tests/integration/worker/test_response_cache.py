@@ -209,5 +209,5 @@ def test_a_triton_without_the_cache_is_refused(install: TritonInstall, tmp_path:
     spec = DeploymentSpec(name="m-v1", model="m", version=1)
     assert cache_mb(tmp_path, ["m"], spec, install) == 64
     other = replace(install, server=tmp_path / "bin" / "tritonserver")
-    with pytest.raises(ModelFailed, match=r"'m' turns the response_cache on, and .* no cache `local`"):
+    with pytest.raises(ModelFailed, match=r"'m' enables response_cache, but .* no cache `local`"):
         cache_mb(tmp_path, ["m"], spec, other)
