@@ -1,4 +1,4 @@
-"""The devices of a replica: the GPUs it holds, and where its model really runs."""
+"""Decide on which GPUs a model may run, and describe where it runs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tidegate.kernel.errors import ModelFailed
 from tidegate.kernel.protocol.models import Format, Resources
 
 CPU = "cpu"
-# CUDA numbers the devices of a process from 0, whatever the machine calls them.
+# CUDA numbers the GPUs of a process from 0, whatever their numbers on the machine are.
 GpuNumbers = tuple[int, ...]
 Kind = Literal["auto", "cpu", "gpu", "model"]
 _KINDS: dict[str, Kind] = {
@@ -22,27 +22,26 @@ _KINDS: dict[str, Kind] = {
 
 @dataclass(frozen=True, slots=True)
 class InstanceGroup:
-    """An instance group of a model: its kind, and the GPUs it names."""
+    """An instance group of a model: its kind and its GPUs."""
 
     kind: Kind
     gpus: GpuNumbers = ()
 
 
 def replica_gpus(resources: Resources) -> GpuNumbers:
-    """Return the GPUs of a replica with these resources, by the numbers that they have inside it."""
+    """Return the numbers, inside the replica, of the GPUs of a replica with these resources."""
     return tuple(range(resources.gpus or (1 if resources.gpu_memory_mb else 0)))
 
 
 def usable_gpus(artifact_format: Format, devices: GpuNumbers, *, allow_cpu: bool) -> GpuNumbers:
-    """Return the devices for a single-file artifact. Raises ModelFailed if its library cannot use GPUs."""
+    """Return the GPUs for a single-file artifact. Raise ModelFailed if its library cannot use GPUs."""
     if artifact_format != "sklearn" or not devices:
         return devices
     if allow_cpu:
         return ()
     raise ModelFailed(
-        "This replica has a GPU, but scikit-learn runs on the CPU only: deploy the model without "
-        "`gpus` and `gpu_memory_mb`, export it to ONNX, or let it run on the CPU with "
-        "`--resource allow_cpu=1`."
+        "This replica has a GPU, but scikit-learn runs on the CPU only. Deploy the model without `gpus` and "
+        "`gpu_memory_mb`, export it to ONNX, or allow the CPU with `--resource allow_cpu=1`."
     )
 
 
@@ -56,30 +55,30 @@ def instance_groups(text: str) -> list[InstanceGroup]:
 
 
 def check_instance_groups(model: str, groups: Iterable[InstanceGroup], devices: GpuNumbers) -> None:
-    """Refuse instance groups on GPUs that the replica does not hold. Raises ModelFailed with the remedy."""
+    """Raise ModelFailed, with the remedy, for an instance group on a GPU that the replica does not have."""
     for group in groups:
         if group.kind in ("cpu", "model"):
             continue
         if group.kind == "gpu" and not devices:
             raise ModelFailed(
-                f"The config.pbtxt of {model!r} asks for a GPU (instance_group with KIND_GPU), and this "
-                "replica holds none: deploy with `--resource gpus=1`, or write KIND_CPU."
+                f"The config.pbtxt of {model!r} asks for a GPU (instance_group with KIND_GPU), but this "
+                "replica holds none. Deploy with `--resource gpus=1`, or write KIND_CPU."
             )
         missing = sorted(set(group.gpus) - set(devices))
         if missing:
             numbers = ", ".join(map(str, missing))
             named = f"0 to {devices[-1]}" if len(devices) > 1 else "0" if devices else "none"
             raise ModelFailed(
-                f"The config.pbtxt of {model!r} asks for GPU {numbers}, and this replica holds "
-                f"{len(devices)} (numbered from 0 inside it: {named}): change `gpus` in its instance_group, "
+                f"The config.pbtxt of {model!r} asks for GPU {numbers}, but this replica holds "
+                f"{len(devices)} (numbered from 0 inside it: {named}). Change `gpus` in its instance_group, "
                 f"or deploy with `--resource gpus={max(missing) + 1}`."
             )
 
 
 def describe(groups: Iterable[InstanceGroup], names: Mapping[int, str]) -> str:
-    """Return where a loaded model runs: ``cpu``, ``cuda:0 (NVIDIA H100 80GB HBM3)``, several by commas.
+    """Return where a model runs, such as ``cpu`` or ``cuda:0 (NVIDIA H100 80GB HBM3)``, comma-separated.
 
-    ``groups`` are those that Triton resolved, so a GPU group names GPUs that Triton found.
+    ``groups`` are the instance groups as Triton resolved them, so each GPU in them exists.
     """
     found: list[str] = []
     for group in groups:
@@ -92,10 +91,10 @@ def _named(gpu: int, names: Mapping[int, str]) -> str:
 
 
 def gpu_names(listing: str, setting: str | None) -> dict[int, str]:
-    """Return the names of GPUs by the numbers that they have in a process.
+    """Return the names of GPUs by their numbers in a process.
 
-    ``listing`` is that of ``nvidia-smi --query-gpu=uuid,name --format=csv,noheader``, ``setting`` the
-    process's ``CUDA_VISIBLE_DEVICES``, None where it is not set.
+    ``listing`` is the output of ``nvidia-smi --query-gpu=uuid,name --format=csv,noheader``. ``setting`` is
+    the process's ``CUDA_VISIBLE_DEVICES``; None if it is not set.
     """
     rows = [line.partition(",") for line in listing.splitlines() if line.startswith("GPU-")]
     gpus = [(uuid.strip(), name.strip()) for uuid, _, name in rows]

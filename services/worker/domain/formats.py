@@ -1,4 +1,4 @@
-"""Which Triton backend runs which artifact format."""
+"""Choose the Triton backend for an artifact format."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _REMEDIES = {"torch": "run `make torch` on this host, "}
 
 @dataclass(frozen=True)
 class Serving:
-    """How an artifact is served: the backend, the file's name there, and our runtime if one is needed."""
+    """The way to serve an artifact: the backend, the file's name for it, and a runtime if one is needed."""
 
     backend: str
     file: str
@@ -21,18 +21,20 @@ class Serving:
 
 
 def choose(artifact_format: Format, backends: frozenset[str], has_module: Callable[[str], bool]) -> Serving:
-    """The way to serve a single-file artifact, by what this Triton has.
+    """Return the way to serve a single-file artifact with this Triton.
 
-    ``has_module`` says whether the models' Python can import a module. The native backend is preferred;
-    our Python runtimes need only Triton's Python backend. Raises ModelFailed, with the remedy, if nothing
-    fits.
+    ``has_module`` returns True if the models' Python has a module. The native backend is preferred. The
+    runtimes need only the Python backend. Raises ModelFailed, with the remedy, if there is no way.
     """
     if artifact_format == "onnx" and "onnxruntime" in backends:
         return Serving("onnxruntime", "model.onnx")
     if artifact_format == "torchscript" and "pytorch" in backends:
         return Serving("pytorch", "model.pt")
     if "python" not in backends:
-        raise ModelFailed(f"This Triton has no Python backend, which serving {artifact_format} needs here.")
+        raise ModelFailed(
+            f"Serving {artifact_format} here needs Triton's Python backend, and this Triton has none. Set "
+            "TIDEGATE_TRITON_SERVER to a Triton that has it."
+        )
     if artifact_format == "onnx":
         return _with_runtime("onnx", "model.onnx", "onnxruntime", has_module)
     if artifact_format == "sklearn":
@@ -41,7 +43,7 @@ def choose(artifact_format: Format, backends: frozenset[str], has_module: Callab
         return _with_runtime("torchscript", "model.pt", "torch", has_module)
     if artifact_format == "python":
         return Serving("python", "model.py")
-    raise ModelFailed(f"The format {artifact_format!r} is a whole model folder, not a single file.")
+    raise ModelFailed(f"The format {artifact_format!r} is a model folder, not a single file.")
 
 
 _STAND_INS: dict[str, Format] = {"onnxruntime": "onnx", "pytorch": "torchscript"}
@@ -49,9 +51,9 @@ _BY_FILE = {"model.py": "python", "model.onnx": "onnxruntime", "model.pt": "pyto
 
 
 def backend_by_files(files: Collection[str]) -> str | None:
-    """The backend that a version folder's files ask for, where no configuration says it.
+    """Return the backend for the files of a version folder whose configuration names none.
 
-    Python first: a model.py often lies beside a file of weights that it loads.
+    Python comes first, because a model.py often lies beside the weights that it loads.
     """
     return next((backend for name, backend in _BY_FILE.items() if name in files), None)
 
@@ -59,9 +61,10 @@ def backend_by_files(files: Collection[str]) -> str | None:
 def stand_in(
     backend: str | None, backends: frozenset[str], has_module: Callable[[str], bool]
 ) -> Serving | None:
-    """Our runtime for a backend that this Triton lacks; None: it has the backend, or there is no runtime.
+    """Return Tidegate's runtime for a backend that this Triton lacks, else None.
 
-    Raises ModelFailed, with the remedy, if the runtime's library is missing.
+    None also means that there is no runtime for the backend. Raises ModelFailed, with the remedy, if the
+    library of the runtime is missing.
     """
     if backend is None or backend in backends or backend not in _STAND_INS:
         return None
@@ -72,16 +75,16 @@ def _with_runtime(runtime: str, file: str, module: str, has_module: Callable[[st
     if not has_module(module):
         package = {"sklearn": "scikit-learn"}.get(module, module)
         raise ModelFailed(
-            f"Serving {runtime} needs the Python package {package!r} in the models' environment, and it is "
-            f"not there: {_REMEDIES.get(module, '')}deploy the model with a requirements file that names it "
-            "(`--requirements FILE`), or use a Triton with the native backend."
+            f"Serving {runtime} needs the Python package {package!r}, which is not in the models' "
+            f"environment. To add it, {_REMEDIES.get(module, '')}deploy the model with a requirements file "
+            "that names it (`--requirements FILE`), or use a Triton with the native backend."
         )
     return Serving("python", file, runtime)
 
 
 def config_is_complete(version: Version) -> bool:
-    """Whether the configuration we write needs nothing from the model itself.
+    """Return True if the configuration that Tidegate writes is complete.
 
-    Then Triton need not ask the model at load, which for a Python model saves one start of an interpreter.
+    Then Triton does not ask the model for it, which saves a Python model one start of an interpreter.
     """
     return version.format != "triton" and version.signature is not None

@@ -1,4 +1,4 @@
-"""Triton's model configuration (``config.pbtxt``) as text: written, read and adapted."""
+"""Write, read and adapt the text of Triton's model configuration, ``config.pbtxt``."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tidegate.kernel.errors import ModelFailed
 from tidegate.kernel.protocol.models import DeploymentSpec, Signature, TensorSpec, Version
 
 ROWS = "tidegate_rows"
-"""Parameter: the model takes up to this many rows, along a first axis that the dims spell out themselves."""
+"""The parameter with the largest number of rows, for a model whose dims include the row axis."""
 
 DEFAULT_ROWS = 64
 
@@ -24,14 +24,14 @@ def build(
     gpus: Sequence[int] = (),
     file: str | None = None,
 ) -> str:
-    """The ``config.pbtxt`` of a single-file artifact served by ``backend`` under the name ``model``.
+    """Return the ``config.pbtxt`` of a single-file artifact, served by ``backend`` under the name ``model``.
 
-    ``file`` is what Triton loads in the version's folder; None: what the backend looks for.
-    With ``gpus`` (numbers inside the replica) the Deployment's instances are made on each of them.
+    ``file`` is the file that Triton loads from the version's folder; None: the backend's default.
+    Each of the ``gpus`` (numbers inside the replica) gets the Deployment's number of instances.
 
-    Triton knows no scalar per row (``dims: []``). A signature that has one is served with Triton's own
-    batching off and the row axis spelt out in the dims, so that a client gets exactly the shapes that the
-    signature promises. Without a signature the tensors are left to the model (Triton's auto-completion).
+    Triton has no tensors with one scalar per row (``dims: []``). If a signature has one, Triton's batching is
+    off and the dims include the row axis, so that callers get exactly the shapes of the signature. Without a
+    signature the model describes its tensors (Triton's auto-completion).
     """
     signature = version.signature
     parameters = {"threads": str(deployment.threads)}
@@ -39,7 +39,7 @@ def build(
     if file is not None:
         lines.append(f"default_model_filename: {_quoted(file)}")
     if signature is None and version.format == "sklearn":
-        # The runtime describes the estimator with the row axis spelt out: a label is a scalar per row.
+        # The runtime describes the estimator with the row axis, because a label is one scalar per row.
         parameters[ROWS] = str(deployment.batching.max_batch or DEFAULT_ROWS)
     if signature is not None:
         rows_spelt_out = signature.max_batch_size > 0 and has_scalar_rows(signature)
@@ -62,12 +62,12 @@ def _instance_group(count: int, gpus: Sequence[int]) -> str:
 
 
 def has_scalar_rows(signature: Signature) -> bool:
-    """Whether a tensor of the signature is one value per row."""
+    """Return True if a tensor of the signature is one scalar per row."""
     return any(not tensor.shape for tensor in (*signature.inputs, *signature.outputs))
 
 
 def top_level(text: str) -> dict[str, str]:
-    """The fields at the top of a ``config.pbtxt``: scalars with their unquoted value, others with ''."""
+    """Return the top-level fields of a ``config.pbtxt``: scalars unquoted, others as ''."""
     return {name: value for name, value, _ in _top_level_fields(text)}
 
 
@@ -80,11 +80,11 @@ def adapt(
     stand_in: bool = False,
     gpus: Sequence[int] = (),
 ) -> str:
-    """The user's own configuration (it may be empty), changed only where it must be.
+    """Return the user's own configuration, which may be empty, with the necessary changes only.
 
-    ``name`` becomes ``model`` (Triton refuses one that differs from its folder). The Deployment's instances,
-    its ``gpus`` and its threads are added where the text says nothing of them. With ``stand_in`` a runtime of
-    ours serves in place of ``backend``.
+    ``name`` becomes ``model``, because Triton refuses a name that differs from the folder's. The Deployment's
+    instances, ``gpus`` and threads are added if the text does not set them. With ``stand_in``, a runtime of
+    Tidegate replaces ``backend``.
     """
     fields = {name: value for name, value, _ in _top_level_fields(text)}
     if is_ensemble(text):
@@ -108,7 +108,7 @@ def adapt(
 
 
 def _with_values(text: str, values: Mapping[str, str]) -> str:
-    """The text with these strings at its top."""
+    """Return the text with these top-level string fields set."""
     spans = {name: span for name, _, span in _top_level_fields(text)}
     for name in sorted(values.keys() & spans.keys(), key=lambda each: spans[each], reverse=True):
         begin, end = spans[name]
@@ -118,14 +118,14 @@ def _with_values(text: str, values: Mapping[str, str]) -> str:
 
 
 def load_order(configs: Mapping[str, str], served: str) -> list[str]:
-    """The models of one folder in an order in which Triton can load them: the parts of an ensemble before it.
+    """Return the models of one folder in an order in which Triton can load them: parts before their ensemble.
 
-    ``served`` is the last: what a Python model calls nobody declares.
+    ``served`` comes last, because the models that a Python model calls are declared nowhere.
     """
     order: list[str] = []
 
     def visit(name: str, above: tuple[str, ...]) -> None:
-        # In a circle no order is right, and Triton says so.
+        # No order of a cycle is right. Triton reports it.
         if name in order or name in above or name not in configs:
             return
         for part in sorted(parts(configs[name])):
@@ -138,7 +138,7 @@ def load_order(configs: Mapping[str, str], served: str) -> list[str]:
 
 
 def parts(text: str) -> set[str]:
-    """The models that an ensemble's configuration connects; empty for any other."""
+    """Return the models that an ensemble's configuration connects; empty for other models."""
     if not is_ensemble(text):
         return set()
     tokens = [t for t in TOKEN.finditer(text) if t.lastgroup not in ("comment", "mark")]
@@ -150,14 +150,15 @@ def parts(text: str) -> set[str]:
 
 
 def served_model(configs: Mapping[str, str], wanted: str) -> str:
-    """Which of the models in one folder (name -> config text, may be empty) is the one that clients call.
+    """Return the name of the model that callers use, of the models in one folder (name -> config text).
 
-    The only one; else the one called ``wanted``; else the only ensemble that is no part of another. Raises
-    ModelFailed when none of that decides.
+    It is the only model, or the one called ``wanted``, or the only ensemble that is no part of another.
+    Raises ModelFailed if there is no such model.
     """
     if not configs:
         raise ModelFailed(
-            "The archive holds no Triton model: a folder with config.pbtxt or a numbered version folder."
+            "The archive holds no Triton model. A model is a folder with a config.pbtxt, or with a numbered "
+            "version folder such as 1/."
         )
     if len(configs) == 1:
         return next(iter(configs))
@@ -168,19 +169,19 @@ def served_model(configs: Mapping[str, str], wanted: str) -> str:
     if len(ensembles) == 1:
         return ensembles[0]
     raise ModelFailed(
-        f"The archive holds several models ({', '.join(sorted(configs))}), and it is unclear which to serve: "
-        f"name one of them {wanted!r}, or put exactly one ensemble in it."
+        f"The archive holds several models ({', '.join(sorted(configs))}), and it is unclear which to serve. "
+        f"Name one of them {wanted!r}, or add exactly one ensemble that connects them."
     )
 
 
 def is_ensemble(text: str) -> bool:
-    """Whether a configuration is one that only connects other models."""
+    """Return True for the configuration of an ensemble."""
     fields = top_level(text)
     return fields.get("platform") == "ensemble" or "ensemble_scheduling" in fields
 
 
 def backend_of(text: str) -> str | None:
-    """The backend that a configuration names (``backend`` or ``platform``); None: Triton finds it."""
+    """Return the backend that a configuration names (``backend`` or ``platform``), or None."""
     fields = top_level(text)
     if fields.get("backend"):
         return fields["backend"]
@@ -193,7 +194,7 @@ def backend_of(text: str) -> str | None:
 
 
 def wants_cache(text: str) -> bool:
-    """Return True if a configuration turns Triton's response cache on."""
+    """Return True if a configuration enables Triton's response cache."""
     values = [value for cache in messages(text, "response_cache") for value in cache.get("enable", ())]
     return bool(values) and values[-1] in {"true", "True", "t", "1"}
 
@@ -205,8 +206,8 @@ def _tensors(kind: str, tensors: Sequence[TensorSpec], rows_spelt_out: bool) -> 
         shape = [-1, *tensor.shape] if rows_spelt_out else tensor.shape
         if not shape:
             raise ModelFailed(
-                f"The {kind} {tensor.name!r} has no dimensions, which Triton cannot serve without a batch "
-                "axis: give it shape [1]."
+                f"The {kind} {tensor.name!r} has no dimensions. Without a batch axis Triton cannot serve it. "
+                "Give it the shape [1] in the signature."
             )
         dims = ", ".join(map(str, shape))
         optional = " optional: true" if tensor.optional and kind == "input" else ""
@@ -216,7 +217,7 @@ def _tensors(kind: str, tensors: Sequence[TensorSpec], rows_spelt_out: bool) -> 
 
 
 def _backend_parameters(backend: str | None, threads: int) -> dict[str, str]:
-    """What tells a backend how many threads to use; our runtimes in its place read the same."""
+    """Return the parameters that set a backend's threads. Tidegate's runtimes read the same ones."""
     if backend == "onnxruntime":
         return {"intra_op_thread_count": str(threads), "inter_op_thread_count": "1"}
     if backend == "pytorch":
@@ -234,7 +235,7 @@ def _quoted(text: str) -> str:
 
 
 def _top_level_fields(text: str) -> list[tuple[str, str, tuple[int, int]]]:
-    """(field, scalar value or '', the value's span) in order of appearance."""
+    """Return each top-level field in order: its name, its scalar value or '', and the value's span."""
     fields: list[tuple[str, str, tuple[int, int]]] = []
     depth = 0
     field: str | None = None

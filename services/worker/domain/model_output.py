@@ -1,4 +1,4 @@
-"""Split the output of a model and its Triton into lines, and bound how much of it is kept. Pure."""
+"""Split the output of a model and its Triton into lines, and limit how much of it is kept. Pure."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from typing import Literal, NamedTuple
 
 # A longer line is cut, so that a model without line breaks stays readable and bounded.
 LONGEST_LINE = 8 * 1024
-# Seconds of the allowed pace that may come at once.
+# A burst may have as many bytes as the limit allows in this many seconds.
 BURST_S = 16
-# What a line counts beside its text: in the log it has a time, a level and names, 170 bytes of them.
+# Added to the bytes of each line's text, because its time, level and names take 170 bytes in the log.
 LINE_BYTES = 64
 
 Source = Literal["model", "triton"]
 
-# Triton's own lines: level, date, time, pid, file and line. A Python model's `pb_utils.Logger` writes alike.
+# Triton's lines have level, date, time, pid, file and line. `pb_utils.Logger` writes the same form.
 _TRITON = re.compile(
     r"(?P<level>[IWEF])\d{4} \d\d:\d\d:\d\d\.\d+ \d+ (?P<file>[^ :\]]+):\d+\](?: (?P<text>.*))?$"
 )
 _HEAD = re.compile(rb"^[IWEF]\d{4} \d\d:", re.MULTILINE)
-# What a Triton without a GPU says at each start, and what the worker says itself, with the request's id.
+# Lines of each start without a GPU, and lines that the worker logs itself, with the id of the request.
 _USUAL = re.compile(
     "pinned system memory|CudaDriverHelper|DCGM|^Error: Failed to initialize NVML|"
     'evhtp.c:.*NODELAY NOT SUPPORTED|^"?Failed to process the request'
@@ -29,10 +29,7 @@ _LEVELS = {"I": "info", "W": "warning", "E": "error", "F": "error"}
 
 
 class OutputLine(NamedTuple):
-    """A line: whose it is, its level, and its text. ``raw`` is the line as it came.
-
-    ``logged``: it belongs in the log of the Deployment.
-    """
+    """A line of output. ``raw`` is the unchanged line; ``logged``: it goes to the log of the Deployment."""
 
     source: Source
     level: str
@@ -42,7 +39,7 @@ class OutputLine(NamedTuple):
 
 
 class OutputReader:
-    """Turn bytes, as they come, into whole lines."""
+    """A reader that splits bytes into whole lines."""
 
     def __init__(self) -> None:
         self._rest = b""
@@ -50,7 +47,7 @@ class OutputReader:
         self._table = False
 
     def feed(self, data: bytes) -> list[OutputLine]:
-        """Return the lines that are complete now."""
+        """Add bytes and return the lines that are now complete."""
         *whole, self._rest = (self._rest + data).split(b"\n")
         found = []
         for raw in whole:
@@ -65,9 +62,9 @@ class OutputReader:
         return found
 
     def skip(self, data: bytes) -> int | None:
-        """Pass over bytes of a flood and return how many lines ended; None: they have to be read.
+        """Skip bytes and return how many lines end in them. Return None if they have lines of Triton.
 
-        Reading costs a microsecond a line, which the worker's requests would pay. Triton's lines are read.
+        Reading costs a microsecond a line, which would delay the worker's requests. Lines of Triton are read.
         """
         end = data.rfind(b"\n")
         if end < 0 or _HEAD.search(data) is not None:
@@ -76,7 +73,7 @@ class OutputReader:
         return data.count(b"\n")
 
     def end(self) -> list[OutputLine]:
-        """Return the last line, which has no end."""
+        """Return the last line, if it has no line break."""
         rest, self._rest = self._rest, b""
         return [self._line(rest)] if rest and not self._cut else []
 
@@ -92,7 +89,7 @@ class OutputReader:
             self._table = not text_of_triton
             logged = level != "info" and bool(text_of_triton) and _USUAL.search(text_of_triton) is None
             return OutputLine("triton", level, text_of_triton, text, logged)
-        # Triton shows its models, backends and options as tables, behind a line without a text.
+        # Triton prints its models, backends and options as tables, after a line without text.
         self._table = self._table and (not text.strip() or text[0] in "+|")
         if self._table or _USUAL.search(text):
             return OutputLine("triton", "info", text, text, logged=False)
@@ -101,14 +98,14 @@ class OutputReader:
 
 @dataclass(slots=True)
 class Dropped:
-    """Lines that were not kept, and their bytes."""
+    """The number of dropped lines, and of their bytes."""
 
     lines: int = 0
     bytes: int = 0
 
 
 class OutputLimit:
-    """A limit of bytes per second of output, with a burst; the rest is dropped and counted."""
+    """A limit of output in bytes per second, with a burst. It counts what is dropped."""
 
     def __init__(self, bytes_per_s: int) -> None:
         self._per_s = bytes_per_s
@@ -117,9 +114,9 @@ class OutputLimit:
         self.dropped = Dropped()
 
     def take(self, size: int, now: float, more: int = 0) -> bool:
-        """Return True if a line of ``size`` bytes is kept; ``now`` in seconds of any clock.
+        """Return True if a line of ``size`` bytes is kept, else count it as dropped.
 
-        ``more`` is what keeping it costs in addition.
+        ``now`` is in seconds of any clock. ``more`` bytes are charged in addition for a line that is kept.
         """
         self._left = min(self._most, self._left + max(0.0, now - self._at) * self._per_s)
         self._at = now
@@ -135,12 +132,12 @@ class OutputLimit:
         return self._left + max(0.0, now - self._at) * self._per_s < size / 2
 
     def drop(self, lines: int, size: int) -> None:
-        """Count lines that were not read."""
+        """Count lines that were skipped."""
         self.dropped.lines += lines
         self.dropped.bytes += size
 
     def settled(self) -> Dropped | None:
-        """Return what was dropped since the last call, or None."""
+        """Return what was dropped since the last call; None if nothing was."""
         if not self.dropped.lines:
             return None
         found, self.dropped = self.dropped, Dropped()

@@ -1,4 +1,4 @@
-"""Compare a model's answers with its signature: usually one set lookup for each output of a call."""
+"""Compare a model's answers with its signature, mostly by one set lookup for each output."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from services.worker.domain.split import Output
 from tidegate.kernel.protocol.models import Signature, TensorSpec
 
-# Shapes are kept with their rows, and a model with outputs of any size may give ever new ones.
+# Shapes are kept together with the rows, and a model with outputs of any size may produce many.
 KEPT = 1024
 
 
 class OutputCheck:
-    """Compares outputs with the signature's. ``count`` answers differed, the last one in ``last``."""
+    """A comparison of outputs with a signature. ``count`` answers differed; ``last`` says how."""
 
     def __init__(self, signature: Signature) -> None:
         self._specs = {spec.name: spec for spec in signature.outputs}
@@ -24,8 +24,8 @@ class OutputCheck:
     def agrees(self, outputs: Sequence[Output], rows: int) -> bool:
         """Return False, and keep the reason, if an output has another datatype, shape or number of rows.
 
-        ``rows`` 0: the number of rows is not known, as of one answer of a stream. Outputs that the signature
-        does not name are not judged.
+        ``rows`` is 0 if the number of rows is unknown, as for an answer of a stream. Outputs that the
+        signature does not name are ignored.
         """
         agreed = self._agreed
         for name, datatype, shape, _ in outputs:
@@ -35,14 +35,14 @@ class OutputCheck:
 
     @property
     def summary(self) -> str:
-        """Return how many answers differed and how the last one did; empty: none."""
+        """Return how many answers differed and how the last one did; empty if none did."""
         if not self.count:
             return ""
         many = "1 answer contradicts" if self.count == 1 else f"{self.count} answers contradict"
         return f"{many} the signature: {self.last}"
 
     def missing(self, outputs: Sequence[Output]) -> str:
-        """Return which outputs of the signature an answer with all outputs lacks; empty: none."""
+        """Return which output of the signature is missing in an answer; empty if none is."""
         lacking = self._specs.keys() - {output.name for output in outputs}
         return f"the output {min(lacking)!r} is missing" if lacking else ""
 
@@ -68,6 +68,6 @@ class OutputCheck:
         if fits and output.datatype == spec.datatype:
             return None
         return (
-            f"the output {output.name!r} is {output.datatype} {list(output.shape)}, and the signature says "
+            f"the output {output.name!r} is {output.datatype} {list(output.shape)}, but the signature says "
             f"{spec.datatype} [{', '.join(map(str, wanted))}]"
         )

@@ -1,4 +1,4 @@
-"""Reads protobuf's text form, as far as a model's configuration needs it."""
+"""Read protobuf's text format, as far as a model's configuration needs it."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ TOKEN = re.compile(
 
 
 def messages(text: str, field: str) -> list[dict[str, list[str]]]:
-    """Return the scalars of each message in a field at the top, by name; messages within them are left out.
+    """Return the scalars, by name, of each message in a top-level field, without nested messages.
 
-    ``field { ... }`` and ``field [ { ... }, { ... } ]`` are read alike.
+    ``field { ... }`` and ``field [ { ... }, { ... } ]`` are equivalent.
     """
     tokens = iter([t for t in TOKEN.finditer(text) if t.lastgroup not in ("comment", "mark")])
     found: list[dict[str, list[str]]] = []
@@ -46,7 +46,7 @@ def _messages_of_list(tokens: Iterator[re.Match[str]]) -> list[dict[str, list[st
 
 
 def _scalars(tokens: Iterator[re.Match[str]]) -> dict[str, list[str]]:
-    """Read a message up to its end: the scalars of its fields, and the scalars in lists."""
+    """Read a message to its end and return the scalars of its fields, also those in lists."""
     found: dict[str, list[str]] = {}
     name: str | None = None
     for token in tokens:
@@ -81,7 +81,7 @@ def _list(tokens: Iterator[re.Match[str]]) -> list[str]:
 
 
 def _skip(tokens: Iterator[re.Match[str]]) -> None:
-    """Pass over the rest of a message or list, whatever is in it."""
+    """Skip the rest of a message or list."""
     depth = 1
     for token in tokens:
         depth += {"open": 1, "close": -1}.get(str(token.lastgroup), 0)

@@ -1,8 +1,8 @@
-"""Load Triton's ``triton_python_backend_utils``, and let what a model prints appear at once.
+"""Stand in for Triton's ``triton_python_backend_utils``, so that the model's output appears at once.
 
-Copied beside each ``model.py`` under that name. Triton's Python ignores PYTHONUNBUFFERED and PYTHONUTF8.
-Without this module it keeps printed lines until 8 KiB are full, and fails on a letter that is not ASCII.
-Triton imports this module before the model, as it is first on sys.path, and gets the real one's content.
+The file is copied beside each ``model.py`` under that name. Triton's Python ignores PYTHONUNBUFFERED and
+PYTHONUTF8: it buffers 8 KiB of printed lines, and fails on letters that are not ASCII. Triton finds this
+module first on sys.path and imports it before the model. The module then executes the code of the real one.
 """
 
 # ruff: noqa: PTH100, PTH120, PTH123

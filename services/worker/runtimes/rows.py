@@ -1,6 +1,7 @@
-"""Answers Triton's requests with as few model calls as possible. Copied beside each runtime's ``model.py``.
+"""Answer Triton's requests with as few model calls as possible.
 
-This file and the runtimes run inside Triton, in the models' own Python: they import nothing of Tidegate.
+The file is copied beside each runtime's ``model.py``. Like the runtimes, it runs inside Triton in the models'
+Python, and imports nothing of Tidegate.
 """
 
 from __future__ import annotations
@@ -13,11 +14,11 @@ import triton_python_backend_utils as pb_utils
 
 Feed = dict[str, Any]
 Call = Callable[[Feed, list[str]], list[Any]]
-"""Takes input arrays by name and the wanted outputs; gives one array for each of those, in their order."""
+"""A function of the input arrays by name and the requested outputs; returns their arrays, in order."""
 
 
 class Rows:
-    """Runs requests through ``call``; one request is the common case and is passed through without a copy."""
+    """A runner that passes requests to ``call``, a single request without a copy."""
 
     def __init__(
         self,
@@ -37,30 +38,30 @@ class Rows:
         self._texts = frozenset(texts if decode else ())
 
     def execute(self, requests: list[Any]) -> list[Any]:
-        """One response for each request, in order; the error of one is not its neighbours'."""
+        """Return one response for each request, in order. An error affects only its own request."""
         if len(requests) == 1 or not self._batches:
-            return [self._one(request) for request in requests]
+            return [self._run_one(request) for request in requests]
         responses: list[Any] = [None] * len(requests)
-        for members in self._alike(requests).values():
-            self._together(requests, members, responses)
+        for members in self._callable_together(requests).values():
+            self._run_together(requests, members, responses)
         return responses
 
-    def _one(self, request: Any) -> Any:
+    def _run_one(self, request: Any) -> Any:
         try:
             names = request.requested_output_names() or self.outputs
             return response(names, self._call(self._feed(request), names))
         except Exception as problem:
             return self._error_response(problem)
 
-    def _alike(self, requests: list[Any]) -> dict[Any, list[int]]:
-        """Indices of requests that can share a call: same outputs wanted, same shape of a row."""
+    def _callable_together(self, requests: list[Any]) -> dict[Any, list[int]]:
+        """Return the indices of requests that can share a call: with equal outputs and row shapes."""
         groups: dict[Any, list[int]] = {}
         for index, request in enumerate(requests):
             shapes = tuple((tensor.name(), tuple(tensor.shape()[1:])) for tensor in request.inputs())
             groups.setdefault((tuple(request.requested_output_names()), shapes), []).append(index)
         return groups
 
-    def _together(self, requests: list[Any], members: list[int], responses: list[Any]) -> None:
+    def _run_together(self, requests: list[Any], members: list[int], responses: list[Any]) -> None:
         try:
             feeds = [self._feed(requests[index]) for index in members]
             names = requests[members[0]].requested_output_names() or self.outputs
@@ -71,9 +72,9 @@ class Rows:
             for place, index in enumerate(members):
                 responses[index] = response(names, [part[place] for part in parts])
         except Exception:
-            # One bad row fails a whole call: alone, each request gets its own verdict.
+            # One bad row fails the whole call, so each request is now run alone.
             for index in members:
-                responses[index] = self._one(requests[index])
+                responses[index] = self._run_one(requests[index])
 
     def _feed(self, request: Any) -> Feed:
         feed = {tensor.name(): tensor.as_numpy() for tensor in request.inputs()}
@@ -83,31 +84,31 @@ class Rows:
 
 
 def response(names: list[str], arrays: list[Any]) -> Any:
-    """A response that holds the arrays under the names."""
+    """Return a response with these arrays as outputs of these names."""
     return pb_utils.InferenceResponse([pb_utils.Tensor(name, array) for name, array in zip(names, arrays)])  # noqa: B905
 
 
 def failure(problem: Exception, hidden: str = "", more: str = "") -> Any:
-    """Return a response with the exception's type and text, and ``more``, without its stack.
+    """Return a response with the exception's type and text, and ``more``, without the stack.
 
-    ``hidden`` is cut out of the text: the path of the model's folder.
+    ``hidden``, the path of the model's folder, is cut out of the text.
     """
     text = f"{type(problem).__name__}: {problem}{more}"
     return pb_utils.InferenceResponse([], pb_utils.TritonError(text.replace(hidden, "") if hidden else text))
 
 
 def decoded(texts: Any) -> Any:
-    """An array of UTF-8 bytes as an array of str; raises UnicodeDecodeError."""
+    """Return an array of UTF-8 bytes as an array of str. Raise UnicodeDecodeError."""
     flat = [text.decode() if isinstance(text, bytes) else text for text in texts.ravel()]
     return np.array(flat, dtype=object).reshape(texts.shape)
 
 
 def parameter(config: dict[str, Any], key: str) -> str | None:
-    """The text of a parameter in a model configuration, None if it is not set."""
+    """Return the text of a parameter in a model configuration; None if it is not set."""
     found = config.get("parameters", {}).get(key)
     return None if found is None else found["string_value"]
 
 
 def numpy_type(datatype: str) -> Any:
-    """The numpy type of a datatype as the configuration spells it (``TYPE_FP32``)."""
+    """Return the numpy type of a datatype as the configuration writes it (``TYPE_FP32``)."""
     return pb_utils.triton_string_to_numpy(datatype)

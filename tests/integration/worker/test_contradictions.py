@@ -62,7 +62,7 @@ async def test_refused_at_load_and_counted_at_run_time(
     source.write_text(MODEL)
     running = await run("python", source, signature(), "m")
     await warm_up(running.client, "m", signature())
-    with pytest.raises(ModelFailed, match=r"'y' is FP32 \[1, 4\], and the signature says FP64 \[1, 9\]"):
+    with pytest.raises(ModelFailed, match=r"'y' is FP32 \[1, 4\], but the signature says FP64 \[1, 9\]"):
         await warm_up(running.client, "m", signature(9, "FP64"))
 
     check = OutputCheck(signature())
@@ -72,6 +72,6 @@ async def test_refused_at_load_and_counted_at_run_time(
         answer = await model.call([request(value)], 30)
         assert math.prod(answer.outputs[0].shape) == (99 if value else 4), "its caller still gets it"
         assert check.count == counted
-    assert "'y' is FP64 [1, 99], and the signature says FP32 [1, 4]" in check.last
+    assert "'y' is FP64 [1, 99], but the signature says FP32 [1, 4]" in check.last
     told = [each for each in caplog.records if "contradict" in each.getMessage()]
     assert len(told) == 1, "the log has it once a minute"

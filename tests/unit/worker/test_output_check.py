@@ -34,12 +34,12 @@ def test_what_agrees_is_not_counted():
 @pytest.mark.parametrize(
     ("wrong", "words"),
     [
-        (output(2, 4, datatype="FP64"), r"'y' is FP64 \[2, 4\], and the signature says FP32 \[2, 4\]"),
-        (output(2, 99), r"'y' is FP32 \[2, 99\], and the signature says FP32 \[2, 4\]"),
+        (output(2, 4, datatype="FP64"), r"'y' is FP64 \[2, 4\], but the signature says FP32 \[2, 4\]"),
+        (output(2, 99), r"'y' is FP32 \[2, 99\], but the signature says FP32 \[2, 4\]"),
         (output(2), r"'y' is FP32 \[2\]"),
         (output(2, 4, 1), r"'y' is FP32 \[2, 4, 1\]"),
         (output(), r"'y' is FP32 \[\]"),
-        (output(5, 4), r"'y' is FP32 \[5, 4\], and the signature says FP32 \[2, 4\]"),
+        (output(5, 4), r"'y' is FP32 \[5, 4\], but the signature says FP32 \[2, 4\]"),
     ],
 )
 def test_what_contradicts_is_counted_also_after_good_answers(wrong, words):

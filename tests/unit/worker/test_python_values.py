@@ -89,7 +89,7 @@ def test_one_output(named):
 @pytest.mark.parametrize(
     ("result", "spec", "rows", "told"),
     [
-        ([1.5], ("n", "INT64", [1]), None, "float64 for the output 'n', and the signature says INT64"),
+        ([1.5], ("n", "INT64", [1]), None, "float64 for the output 'n', but the signature says INT64"),
         ([256], ("n", "UINT8", [1]), None, "int64 for the output 'n'"),
         (None, ("n", "INT64", [1]), None, "returned None for the output 'n': is a `return` missing"),
         (None, ("t", "BYTES", [1]), None, "returned None for the output 't'"),
@@ -97,12 +97,12 @@ def test_one_output(named):
             [1, 2],
             ("n", "INT64", [3]),
             None,
-            r"the shape \[2\] for the output 'n', and the signature says \[3\]",
+            r"the shape \[2\] for the output 'n', but the signature says \[3\]",
         ),
         ([[1]], ("n", "INT64", [-1]), None, r"the shape \[1, 1\]"),
         ([1, 2], ("n", "INT64", [-1]), 3, "got 3 rows and returned 2"),
         ([1], ("t", "BYTES", [-1]), None, "a int in the output 't', which is BYTES"),
-        ({"m": 1}, ("n", "INT64", [1]), None, r"the outputs \['m'\], and the signature has \['n'\]"),
+        ({"m": 1}, ("n", "INT64", [1]), None, r"the outputs \['m'\], but the signature has \['n'\]"),
     ],
 )
 def test_a_result_that_contradicts_the_signature(named, result, spec, rows, told):

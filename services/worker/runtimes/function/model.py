@@ -1,7 +1,8 @@
-"""A Python file with ``predict``, a function or a method, without anything of Triton in it.
+"""Run a Python file with ``predict``, a function or a method, that contains nothing of Triton.
 
-Lies beside the user's ``model.py`` as ``tidegate_runtime.py``. ``tidegate_plan.json`` says how ``predict`` is
-called; ``tidegate_sdk`` has the names that the file may import, unless the whole of Tidegate is installed.
+This file lies beside the user's ``model.py`` as ``tidegate_runtime.py``. ``tidegate_plan.json`` says how to
+call ``predict``. ``tidegate_sdk`` has the names that the user's file may import from Tidegate, unless all of
+Tidegate is installed.
 """
 
 from __future__ import annotations
@@ -23,10 +24,10 @@ FOLDER = Path(__file__).resolve().parent
 
 
 class TritonPythonModel:
-    """One instance of the model: the module is imported once, ``load`` is called once."""
+    """One instance of the model. It imports the module once and calls ``load`` once."""
 
     def initialize(self, args: dict[str, str]) -> None:
-        """Import the file, make the class, call ``load``."""
+        """Import the file, create the class and call ``load``."""
         config = json.loads(args["model_config"])
         self._plan = json.loads((FOLDER / "tidegate_plan.json").read_text())
         self._outputs = Outputs(self._plan["outputs"], pb_utils.triton_string_to_numpy)
@@ -47,7 +48,7 @@ class TritonPythonModel:
         self.execute = self._streams if self._plan["streams"] else rows.execute
 
     def finalize(self) -> None:
-        """Wait for the streams that run."""
+        """Wait for the streams in flight."""
         for thread in list(self._streaming):
             thread.join(timeout=5)
 
@@ -61,7 +62,7 @@ class TritonPythonModel:
         return {name: argument(array, kinds[name]) for name, array in feed.items()}
 
     def _finished(self, result: Any) -> Any:
-        """Return what a call gave, waited for if it is asynchronous."""
+        """Return the result of a call; wait for it if it is a coroutine."""
         if not asyncio.iscoroutine(result):
             return result
         if self._loop is None:
@@ -69,7 +70,7 @@ class TritonPythonModel:
         return asyncio.run_coroutine_threadsafe(result, self._loop).result()
 
     def _streams(self, requests: list[Any]) -> None:
-        """Begin a thread for each request; Triton gets the answers through the request's sender."""
+        """Start a thread for each request. It sends the answers through the request's sender."""
         for request in requests:
             thread = threading.Thread(target=self._stream, args=(request,), daemon=True)
             self._streaming.add(thread)
@@ -99,7 +100,7 @@ class TritonPythonModel:
 def error_response(problem: Exception) -> Any:
     """Return a response with the exception's type and text, and its traceback.
 
-    The worker takes the traceback out, and writes it to the log with the id of the request.
+    The worker removes the traceback and writes it to the log with the id of the request.
     """
     stack = problem.__traceback__
     while stack is not None and Path(stack.tb_frame.f_code.co_filename).name.startswith("tidegate_"):
@@ -110,7 +111,7 @@ def error_response(problem: Exception) -> Any:
 
 
 def _imported() -> Any:
-    # At the end of the path: a Tidegate that the version's requirements brought is the whole one.
+    # At the end of the path, because a Tidegate from the version's requirements has more than this one.
     sys.path.append(str(FOLDER / "tidegate_sdk"))
     spec = importlib.util.spec_from_file_location("model", FOLDER / "model.py")
     assert spec is not None
@@ -122,14 +123,14 @@ def _imported() -> Any:
 
 
 def _running_loop() -> asyncio.AbstractEventLoop:
-    """Return an event loop that runs in a thread of its own, for as long as the process does."""
+    """Return an event loop that runs in a thread of its own until the process ends."""
     loop = asyncio.new_event_loop()
     threading.Thread(target=loop.run_forever, daemon=True, name="tidegate-loop").start()
     return loop
 
 
 def _waited_for(generator: Any, loop: asyncio.AbstractEventLoop) -> Any:
-    """Yield what an asynchronous generator yields; closing this one closes that one."""
+    """Yield the items of an asynchronous generator. Closing this generator closes the other one."""
     try:
         while True:
             try:

@@ -1,4 +1,4 @@
-"""The part of Tidegate that a model's file may import where the whole is not installed."""
+"""The names that a model's file may import from Tidegate if it is not installed."""
 
 from tidegate.model import Tensor, batched
 
@@ -9,6 +9,6 @@ def __getattr__(name):
     if name.startswith("__"):
         raise AttributeError(name)
     raise ImportError(
-        f"tidegate.{name} is not in the models' Python, which has only {', '.join(__all__)} of Tidegate: add "
-        "a line `tidegate` to the model's requirements"
+        f"tidegate.{name} is not in the models' Python, which has only {', '.join(__all__)} of Tidegate. Add "
+        "the line `tidegate` to the model's requirements file."
     )

@@ -1,6 +1,6 @@
 """Convert arrays to the arguments of ``predict``, and its result to arrays.
 
-It lies beside the runtime as ``tidegate_values.py``, in the models' own Python. It imports numpy only.
+The file lies beside the runtime as ``tidegate_values.py``, in the models' Python. It imports only numpy.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import numpy as np
 
 
 def argument(array: Any, how: dict[str, Any]) -> Any:
-    """Return an input as ``predict`` gets it: the array, a list, or the one value of a scalar.
+    """Return an input as ``predict`` gets it: an array, a list, or one scalar.
 
     Raises UnicodeDecodeError for text that is not UTF-8.
     """
@@ -40,10 +40,10 @@ class Outputs:
         }
 
     def named(self, result: Any, rows: int | None) -> dict[str, Any]:
-        """Return what ``predict`` returned as an array for each output.
+        """Return the result of ``predict`` as an array for each output.
 
-        ``rows``: as many as it got, None: one request. Raises TypeError or ValueError, which says what was
-        returned and what was expected.
+        ``rows`` is the number of rows that it got; None: it got one request. Raises TypeError or ValueError
+        with what it returned and what was expected.
         """
         values = self._values(result)
         return {
@@ -56,7 +56,7 @@ class Outputs:
             if set(result) != set(self.names):
                 raise ValueError(
                     f"predict returned the outputs {sorted(map(str, result))}, "
-                    f"and the signature has {self.names}"
+                    f"but the signature has {self.names}"
                 )
             return [result[name] for name in self.names]
         if all(name in getattr(result, "__dict__", ()) or name in _fields(result) for name in self.names):
@@ -80,7 +80,7 @@ class Outputs:
             array = array.reshape(1)
         if len(dims) != array.ndim or any(d not in (-1, n) for d, n in zip(dims, array.shape)):  # noqa: B905
             raise ValueError(
-                f"predict returned the shape {list(array.shape)} for the output {name!r}, and the signature "
+                f"predict returned the shape {list(array.shape)} for the output {name!r}, but the signature "
                 f"says {dims}"
             )
         if rows is not None and array.shape[0] != rows:
@@ -94,7 +94,7 @@ def _fields(result: Any) -> tuple[str, ...]:
 
 def _texts(name: str, value: Any) -> Any:
     array = np.asarray(value)
-    # numpy's fixed-width strings lose trailing zeros, so only what came as such an array is taken from one.
+    # numpy's fixed-width strings lose trailing zeros, so other values are converted to objects directly.
     array = array.astype(object) if isinstance(value, np.ndarray) else np.asarray(value, dtype=object)
     wrong = next((each for each in array.ravel() if not isinstance(each, str | bytes)), None)
     if wrong is not None:
@@ -106,7 +106,7 @@ def _texts(name: str, value: Any) -> Any:
 
 
 def _cast(spec: dict[str, Any], array: Any, wanted: Any) -> Any:
-    """Return the array as the output's type, if that is the same kind and no whole number changes."""
+    """Return the array as the output's type, if the kind is the same and no integer changes."""
     if array.dtype == wanted:
         return array
     both_whole = array.dtype.kind in "iu" and wanted.kind in "iu"
@@ -115,6 +115,6 @@ def _cast(spec: dict[str, Any], array: Any, wanted: Any) -> Any:
         if not both_whole or np.array_equal(cast, array):
             return cast
     raise TypeError(
-        f"predict returned {array.dtype} for the output {spec['name']!r}, and the signature says "
+        f"predict returned {array.dtype} for the output {spec['name']!r}, but the signature says "
         f"{spec['datatype']}: convert it with .astype(np.{wanted.name}), or correct the signature"
     )

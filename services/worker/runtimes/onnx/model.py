@@ -1,4 +1,4 @@
-"""An ONNX file on onnxruntime, for a Triton without the native onnxruntime backend."""
+"""Run an ONNX file on onnxruntime, for a Triton without the native onnxruntime backend."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ TYPES = {
 
 
 class TritonPythonModel:
-    """One instance of the model; Triton makes as many as the instance group says."""
+    """One instance of the model. Triton creates as many as the instance group says."""
 
     @staticmethod
     def auto_complete_config(config: Any) -> Any:
-        """Describe the tensors from the file itself, where the configuration says nothing of them."""
+        """Describe the tensors by the file, if the configuration does not."""
         described = config.as_dict()
         if not (described["input"] and described["output"]):
             describe(config, Path(__file__).with_name("model.onnx"))
         return config
 
     def initialize(self, args: dict[str, str]) -> None:
-        """Open the session; a file that cannot be served fails here, with the reason."""
+        """Open the session. Raise an exception, with the reason, if the file cannot be served."""
         config = json.loads(args["model_config"])
         path = Path(args["model_repository"], args["model_version"], "model.onnx")
         gpu = int(args["model_instance_device_id"]) if args["model_instance_kind"] == "GPU" else None
@@ -52,9 +52,9 @@ class TritonPythonModel:
 
 
 def open_session(path: Path, settings: Any, gpu: int | None) -> Any:
-    """Open the file on the GPU of this number, None: on the CPU. Raise RuntimeError if CUDA cannot be used.
+    """Open the file on the GPU with this number, or on the CPU for None.
 
-    onnxruntime itself goes on with the CPU when its CUDA provider does not start.
+    Raise RuntimeError if CUDA cannot be used: onnxruntime itself would go on with the CPU without an error.
     """
     cpu = "CPUExecutionProvider"
     if gpu is None:
@@ -62,7 +62,7 @@ def open_session(path: Path, settings: Any, gpu: int | None) -> Any:
     if CUDA not in onnxruntime.get_available_providers():
         raise RuntimeError(no_cuda("it is a build for the CPU"))
     if hasattr(onnxruntime, "preload_dlls"):
-        # CUDA and cuDNN as pip's packages bring them; where the system has them, nothing is missed.
+        # Load CUDA and cuDNN from pip's packages. If they are missing, those of the system are used.
         onnxruntime.preload_dlls()
     providers = [(CUDA, {"device_id": gpu}), cpu]
     with tempfile.TemporaryFile() as said:
@@ -80,7 +80,7 @@ def open_session(path: Path, settings: Any, gpu: int | None) -> Any:
 
 @contextlib.contextmanager
 def stderr_into(file: Any) -> Iterator[None]:
-    """Let the process's stderr go to a file: onnxruntime tells its reasons nowhere else."""
+    """Redirect the process's stderr to a file, because onnxruntime reports the reasons only there."""
     sys.stderr.flush()
     kept = os.dup(2)
     os.dup2(file.fileno(), 2)
@@ -92,17 +92,17 @@ def stderr_into(file: Any) -> Iterator[None]:
 
 
 def no_cuda(reason: str) -> str:
-    """Return what to do when a replica has a GPU and onnxruntime cannot use it."""
+    """Return the message for a replica with a GPU that onnxruntime cannot use."""
     return (
         f"This replica has a GPU, but onnxruntime {onnxruntime.__version__} cannot use it: {reason}. "
         "Deploy the model with a requirements file that has the line onnxruntime-gpu[cuda,cudnn] "
-        "(`--requirements FILE`), or run `make onnx-gpu` once on this host. To let it run on the CPU "
-        "instead: `--resource allow_cpu=1`."
+        "(`--requirements FILE`), or run `make onnx-gpu` once on this host. Or allow the CPU: "
+        "`--resource allow_cpu=1`."
     )
 
 
 def options(config: dict[str, Any]) -> Any:
-    """Session options: as many threads as the deployment gives, and none that spins while it waits."""
+    """Return session options with the Deployment's number of threads, which do not spin while they wait."""
     found = onnxruntime.SessionOptions()
     threads = parameter(config, "intra_op_thread_count") or parameter(config, "threads") or 1
     found.intra_op_num_threads = int(threads)
@@ -113,9 +113,9 @@ def options(config: dict[str, Any]) -> Any:
 
 
 def describe(config: Any, path: Path) -> None:
-    """Add the file's inputs and outputs to a configuration, and the batch axis where all of them have one.
+    """Add the file's inputs and outputs to a configuration, and batching if all of them have a batch axis.
 
-    Triton knows no scalar per row, so a file that has one keeps its first axis in the dims.
+    Triton has no tensors with one scalar per row, so a file with such a tensor keeps the axis in the dims.
     """
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     check_outputs(session)
@@ -126,7 +126,10 @@ def describe(config: Any, path: Path) -> None:
         config.set_max_batch_size(DEFAULT_ROWS)
     first = 1 if batches else 0
     if declared and not batches:
-        raise ValueError("max_batch_size is set, but not every input and output begins with a dynamic axis")
+        raise ValueError(
+            "max_batch_size is set, but not every input and output begins with a dynamic axis: set "
+            "max_batch_size to 0, or export the model with a dynamic batch axis"
+        )
     for found, add in ((session.get_inputs(), config.add_input), (session.get_outputs(), config.add_output)):
         for tensor in found:
             dims = [size if isinstance(size, int) else -1 for size in tensor.shape[first:]]
@@ -134,10 +137,10 @@ def describe(config: Any, path: Path) -> None:
 
 
 def check_outputs(session: Any) -> None:
-    """Refuse outputs that are not tensors."""
+    """Raise ValueError for an output that is not a tensor."""
     for output in session.get_outputs():
         if not output.type.startswith("tensor("):
             raise ValueError(
-                f"the output {output.name!r} is a {output.type}, and only tensors can be served. "
-                "If skl2onnx wrote this file, convert again with options={'zipmap': False}."
+                f"the output {output.name!r} is a {output.type}, but only tensors can be served. "
+                "If skl2onnx wrote this file, convert the model again with options={'zipmap': False}."
             )

@@ -1,7 +1,7 @@
-"""A scikit-learn estimator from a joblib file.
+"""Run a scikit-learn estimator from a joblib file.
 
-Outputs by what the estimator can do: ``label`` and ``probabilities`` for a classifier, ``output`` for
-anything else (``predict``, or ``transform`` if there is no ``predict``).
+The outputs of a classifier are ``label`` and ``probabilities``. Any other estimator has ``output``, from
+``predict``, or from ``transform`` if it has no ``predict``.
 Several inputs become the columns of a pandas DataFrame.
 """
 
@@ -25,14 +25,15 @@ class TritonPythonModel:
 
     @staticmethod
     def auto_complete_config(config: Any) -> Any:
-        """Describe the tensors from the estimator itself, when no signature was given with it."""
+        """Describe the tensors by the estimator, if there is no signature."""
         described = config.as_dict()
         if not described["input"]:
             estimator = joblib.load(Path(__file__).with_name("model.joblib"))
             features = getattr(estimator, "n_features_in_", None)
             if features is None:
                 raise ValueError(
-                    "the estimator does not say how many features it takes: register it with a signature"
+                    "the estimator does not say how many features it takes: deploy it with a signature "
+                    "(`tidegate deploy --signature FILE.json`)"
                 )
             config.set_max_batch_size(0)
             config.add_input({"name": "input", "data_type": "TYPE_FP64", "dims": [-1, features]})
@@ -41,12 +42,14 @@ class TritonPythonModel:
         return config
 
     def initialize(self, args: dict[str, str]) -> None:
-        """Load the estimator and check that it can give every output that the configuration names."""
+        """Load the estimator and check that it has every output of the configuration."""
         config = json.loads(args["model_config"])
         estimator = joblib.load(Path(args["model_repository"], args["model_version"], "model.joblib"))
         methods = methods_of(estimator)
         if unknown := [o["name"] for o in config["output"] if o["name"] not in methods]:
-            raise ValueError(f"the estimator gives {sorted(methods)}, not {unknown}")
+            raise ValueError(
+                f"the estimator has the outputs {sorted(methods)}, but the signature names {unknown}"
+            )
         self._calls = {o["name"]: (methods[o["name"]], numpy_type(o["data_type"])) for o in config["output"]}
         self._pandas = importlib.import_module("pandas") if len(config["input"]) > 1 else None
         self.execute = Rows(config, self._run).execute
@@ -61,7 +64,7 @@ class TritonPythonModel:
 
 
 def methods_of(estimator: Any) -> dict[str, Any]:
-    """The estimator's methods by the name of the output that they give."""
+    """Return the estimator's methods by the names of their outputs."""
     if hasattr(estimator, "classes_"):
         methods = {"label": estimator.predict}
         if hasattr(estimator, "predict_proba"):
@@ -77,7 +80,7 @@ def methods_of(estimator: Any) -> dict[str, Any]:
 
 
 def outputs_of(estimator: Any) -> list[dict[str, Any]]:
-    """The outputs with datatype and dims, the row axis included."""
+    """Return the outputs with datatype and dims, including the row axis."""
     methods = methods_of(estimator)
     if "label" in methods:
         kind = np.asarray(estimator.classes_).dtype.kind

@@ -1,6 +1,6 @@
-"""Let numpy 1 read what numpy 2 has pickled: renamed modules, and random generators.
+"""Let numpy 1 load pickles of numpy 2: those with renamed modules or random generators.
 
-Triton's Python backend works with numpy 1 only, and many estimators are saved with numpy 2.
+Triton's Python backend works only with numpy 1, and many estimators are saved with numpy 2.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ _made: dict[type, type] = {}
 
 
 def accept() -> None:
-    """Make such pickles loadable from now on; nothing changes where numpy 2 runs."""
+    """Make pickles of numpy 2 loadable. Do nothing if numpy 2 is installed."""
     if int(np.__version__.partition(".")[0]) >= 2:
         return
     for name in [name for name in sys.modules if name.startswith("numpy.core")]:
@@ -32,7 +32,7 @@ def accept() -> None:
 
 
 def _generators(before: Callable[..., Any]) -> Callable[..., Any]:
-    """Return a maker of bit generators that takes their class, as numpy 2 writes it, beside their name."""
+    """Return a constructor of bit generators that accepts a class, as numpy 2 saves it, or a name."""
 
     def make(kind: Any = "MT19937") -> Any:
         if isinstance(kind, str):
@@ -45,12 +45,12 @@ def _generators(before: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _set_state(generator: Any, state: Any) -> None:
-    # numpy 2 writes the state and the seed that it came from.
+    # numpy 2 saves a tuple of the state and its seed.
     generator.state = state[0] if isinstance(state, tuple) else state
 
 
 def _holders(kind: Any, before: Callable[..., Any]) -> Callable[..., Any]:
-    """Return a maker of what holds a bit generator, which numpy 2 gives it whole and numpy 1 by name."""
+    """Return a constructor that accepts a bit generator, as numpy 2 passes it, or a name, as numpy 1 does."""
 
     def make(given: Any = "MT19937", *rest: Any) -> Any:
         return kind(given) if isinstance(given, np.random.BitGenerator) else before(given, *rest)

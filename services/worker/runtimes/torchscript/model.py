@@ -1,7 +1,7 @@
-"""A TorchScript file on torch, for a Triton without the native pytorch backend.
+"""Run a TorchScript file on torch, for a Triton without the native pytorch backend.
 
-Inputs are passed in the order of the signature. The module returns one tensor, several (in the order of the
-outputs) or a dict by output name.
+The module gets its inputs in the order of the signature. It returns one tensor, several in the order of the
+outputs, or a dict by output name.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from rows import Rows, parameter
 
-# Triton's arrays are read-only views of the request; the module gets them without a copy and does not write
+# Triton's arrays are read-only views of the request. The module gets them without a copy and must not write
 # to them.
 warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
 
@@ -23,7 +23,7 @@ class TritonPythonModel:
     """One instance of the module."""
 
     def initialize(self, args: dict[str, str]) -> None:
-        """Load the module for inference on as many threads as the deployment gives."""
+        """Load the module for inference, with the Deployment's number of threads."""
         config = json.loads(args["model_config"])
         threads = parameter(config, "INTRA_OP_THREAD_COUNT") or parameter(config, "threads") or 1
         torch.set_num_threads(int(threads))
@@ -37,20 +37,22 @@ class TritonPythonModel:
 
     def _run(self, feed: dict[str, Any], names: list[str]) -> list[Any]:
         with torch.inference_mode():
-            # Neither .to() nor .cpu() copies what is there already.
+            # .to() and .cpu() copy only if the tensor is on another device.
             inputs = (torch.from_numpy(feed[name]).to(self._device) for name in self._inputs if name in feed)
             given = self._module(*inputs)
         if isinstance(given, torch.Tensor):
             given = (given,)
         if not isinstance(given, dict):
             if len(given) != len(self._outputs):
-                raise ValueError(f"the module returned {len(given)} tensors for the outputs {self._outputs}")
+                raise ValueError(
+                    f"the module returned {len(given)} tensors, but its outputs are {self._outputs}"
+                )
             given = dict(zip(self._outputs, given, strict=True))
         return [given[name].cpu().numpy() for name in names]
 
 
 def device_of(gpu: int | None) -> Any:
-    """Return the GPU of this number, None: the CPU. Raise RuntimeError if torch cannot use it."""
+    """Return the GPU with this number, or the CPU for None. Raise RuntimeError if torch cannot use it."""
     if gpu is None:
         return torch.device("cpu")
     if not torch.cuda.is_available():
@@ -58,7 +60,7 @@ def device_of(gpu: int | None) -> Any:
         reason = f"it finds no CUDA device (built for CUDA {built})" if built else "it is a build for the CPU"
         raise RuntimeError(
             f"This replica has a GPU, but torch {torch.__version__} cannot use it: {reason}. "
-            "Install a build for CUDA that this host's driver supports: `make torch`, or a requirements file "
-            "with torch (`--requirements FILE`). To let it run on the CPU instead: `--resource allow_cpu=1`."
+            "Install a build for CUDA that this host's driver supports, with `make torch` or a requirements "
+            "file with torch (`--requirements FILE`). Or allow the CPU: `--resource allow_cpu=1`."
         )
     return torch.device("cuda", gpu)
