@@ -75,8 +75,8 @@ def _with_runtime(runtime: str, file: str, module: str, has_module: Callable[[st
     if not has_module(module):
         package = {"sklearn": "scikit-learn"}.get(module, module)
         raise ModelFailed(
-            f"Serving {runtime} needs the Python package {package!r}, which is not in the models' "
-            f"environment. To add it, {_REMEDIES.get(module, '')}deploy the model with a requirements file "
+            f"Serving {runtime} needs the Python package {package!r} in the models' environment, where it is "
+            f"missing. To add it, {_REMEDIES.get(module, '')}deploy the model with a requirements file "
             "that names it (`--requirements FILE`), or use a Triton with the native backend."
         )
     return Serving("python", file, runtime)

@@ -57,7 +57,7 @@ def test_the_backend_by_a_version_folders_files() -> None:
 
 
 def test_no_python_backend() -> None:
-    with pytest.raises(ModelFailed, match="needs Triton.s Python backend"):
+    with pytest.raises(ModelFailed, match="needs Triton's Python backend"):
         choose("python", frozenset({"onnxruntime"}), everything)
 
 

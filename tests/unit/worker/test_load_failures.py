@@ -24,7 +24,7 @@ At:
 def test_a_missing_package_names_the_option(module, package):
     told = explain(f"{STATE}ModuleNotFoundError: No module named '{module}'{STACK};")
     assert told.startswith(f"No module named '{module}'")
-    assert f"a line `{package}`" in told
+    assert f"the line `{package}`" in told
     assert "tidegate deploy ... --requirements requirements.txt" in told
     assert told.endswith(f"No module named '{module}' (at model.py line 5, in go);")
 
