@@ -1,7 +1,7 @@
-"""The access log: a JSON line for every request that fails, and for a part of those that succeed.
+"""The access log: a JSON line for each failed request, and for a sample of the successful ones.
 
-Lines are collected on the event loop and written by a thread, a few times a second, so a request that gets no
-line pays for one call, and one that does for a dictionary.
+The event loop collects lines, and a thread writes them a few times a second. A request without a line costs
+one call, a request with a line costs a dictionary.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ from tidegate.kernel.rotating_file import RotatingFile
 log = telemetry.logger(__name__)
 
 WRITE_S = 0.2
-# More than this many lines wait for the disk only if it does not answer.
-MOST_WAITING = 20_000
-LONGEST = 500
+# The disk is stuck if more lines than this wait. Further lines are dropped.
+MAX_PENDING = 20_000
+MAX_PROBLEM_CHARS = 500
 
 Headers = Mapping[bytes, bytes]
 Write = Callable[[bytes], None]
 
 
 class AccessLog:
-    """Note requests for the log. ``write`` gets whole lines, in a thread; None: nothing is logged."""
+    """A log of requests. ``write`` gets whole lines, in a thread; None: nothing is logged."""
 
     def __init__(self, write: Write | None, *, first: int, fraction: float, errors_per_s: int) -> None:
         self._write = write
@@ -54,12 +54,12 @@ class AccessLog:
         return cls(None, first=0, fraction=0, errors_per_s=1)
 
     def start(self) -> None:
-        """Begin to write."""
+        """Begin to write, in the background."""
         if self._write is not None:
             self._task = asyncio.create_task(self._run(), name="access log")
 
     async def stop(self) -> None:
-        """Write what is left."""
+        """Stop, and write the remaining lines."""
         await tasks.end(self._task)
         await self._flush()
 
@@ -68,7 +68,7 @@ class AccessLog:
         protocol: str,
         model: str,
         answer: InferenceResult,
-        who: Principal | None,
+        principal: Principal | None,
         rid: str,
         *,
         status: int | str,
@@ -76,9 +76,9 @@ class AccessLog:
         sent: int,
         total: float,
         headers: Headers | None = None,
-        **more: Any,
+        **extra: Any,
     ) -> None:
-        """Note a request that was answered; to be called if :meth:`take` says so. Times in seconds."""
+        """Log an answered request. Call it only if :meth:`take` returned True. Times in seconds."""
         t = answer.timing
         self._note(
             {
@@ -98,17 +98,17 @@ class AccessLog:
                 "compute_ms": _ms(t.compute),
                 "encode_ms": _ms(t.encode),
             },
-            who,
+            principal,
             answer.request.id,
             headers,
-            more,
+            extra,
         )
 
     def accepted(
-        self, model: str, deployment: str, version: str, job: str, who: Principal, rid: str,
+        self, model: str, deployment: str, version: str, job: str, principal: Principal, rid: str,
         *, status: int, received: int, sent: int, total: float, headers: Headers | None = None,
     ) -> None:  # fmt: skip
-        """Note a job that was taken in; to be called if :meth:`take` says so."""
+        """Log an accepted job. Call it only if :meth:`take` returned True."""
         self._note(
             {
                 "level": "info",
@@ -123,7 +123,7 @@ class AccessLog:
                 "sent": sent,
                 "total_ms": _ms(total),
             },
-            who,
+            principal,
             None,
             headers,
             {},
@@ -134,16 +134,16 @@ class AccessLog:
         protocol: str,
         model: str,
         error: TidegateError,
-        who: Principal | None,
+        principal: Principal | None,
         rid: str,
         *,
         status: int | str,
         received: int = 0,
         total: float = 0.0,
         headers: Headers | None = None,
-        **more: Any,
+        **extra: Any,
     ) -> None:
-        """Note a request that failed or was refused, unless there were too many of late."""
+        """Log a failed or refused request, up to a limit per second."""
         now = time.monotonic()
         if self._write is None or not self._errors.take(now):
             return
@@ -156,36 +156,36 @@ class AccessLog:
                 "deployment": error.deployment,
                 "status": status,
                 "reason": error.reason,
-                "problem": error.message[:LONGEST],
+                "problem": error.message[:MAX_PROBLEM_CHARS],
                 "received": received,
                 "total_ms": _ms(total),
             },
-            who,
+            principal,
             None,
             headers,
-            more,
+            extra,
         )
 
     def _note(
         self,
         line: dict[str, Any],
-        who: Principal | None,
+        principal: Principal | None,
         client_id: str | None,
         headers: Headers | None,
-        more: dict[str, Any],
+        extra: dict[str, Any],
     ) -> None:
-        if len(self._lines) >= MOST_WAITING:
+        if len(self._lines) >= MAX_PENDING:
             self._errors.dropped += 1
             return
         line["request_id"] = line["request_id"][: telemetry.LONGEST_ID]
-        if who is not None and who is not ANONYMOUS:
-            line["caller"], line["tenant"] = who.id, who.name
+        if principal is not None and principal is not ANONYMOUS:
+            line["caller"], line["tenant"] = principal.id, principal.name
         if client_id:
             line["client_id"] = client_id[: telemetry.LONGEST_ID]
         if headers is not None and (trace := trace_id(headers.get(b"traceparent"))):
             line["trace_id"] = trace
-        if more:
-            line |= more
+        if extra:
+            line |= extra
         line["at"] = time.time()
         self._lines.append(line)
 
@@ -202,13 +202,15 @@ class AccessLog:
     async def _flush(self) -> None:
         lines, self._lines = self._lines, []
         if dropped := self._errors.settled():
-            told = f"{dropped} lines were dropped: more requests failed than TIDEGATE_ACCESS_LOG_ERRORS_PER_S"
-            lines.append({"at": time.time(), "level": "warning", "message": told, "dropped": dropped})
+            message = (
+                f"{dropped} lines were dropped: more requests failed than TIDEGATE_ACCESS_LOG_ERRORS_PER_S"
+            )
+            lines.append({"at": time.time(), "level": "warning", "message": message, "dropped": dropped})
         if lines and self._write is not None:
             try:
                 await asyncio.to_thread(self._write_all, lines)
             except OSError as error:
-                log.warning("the access log is not written", extra={"problem": str(error)})
+                log.warning("the access log could not be written", extra={"problem": str(error)})
 
     def _write_all(self, lines: list[dict[str, Any]]) -> None:
         assert self._write is not None
@@ -243,7 +245,7 @@ def access_log_of(settings: GatewaySettings) -> AccessLog:
 
 
 def _to_stdout(lines: bytes) -> None:
-    # Past sys.stdout, whose buffer is the loop's thread's.
+    # Not through sys.stdout: its buffer belongs to the event loop's thread.
     with contextlib.suppress(BlockingIOError):
         view = memoryview(lines)
         while view:

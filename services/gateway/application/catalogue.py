@@ -1,4 +1,4 @@
-"""What there is, for whoever asks before it infers: the same answers at every door."""
+"""The models and their metadata, for every API of the gateway."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ EXTENSIONS = [
 
 
 class Catalogue:
-    """Models by their public names, in Triton's shapes; raises NotFound, NoRoutes, Unavailable."""
+    """Models by their public names, in Triton's format. Raises NotFound, NoRoutes, Unavailable."""
 
     def __init__(self, core: InferenceCore, cards: ModelMetadataCache, store: Store) -> None:
         self._core = core
@@ -34,7 +34,7 @@ class Catalogue:
         self._store = store
 
     def index(self, *, ready: bool = False) -> list[dict[str, str]]:
-        """Every model version, and whether it can answer; with ``ready`` only those that can."""
+        """Return every model version and its readiness; with ``ready`` only the ready ones."""
         table = self._core.table()
         found = [
             (endpoint.name, version, self._not_ready(route))
@@ -42,18 +42,23 @@ class Catalogue:
             for version, route in sorted(endpoint.versions.items())
         ]
         return [
-            {"name": name, "version": version, "state": "UNAVAILABLE" if why else "READY", "reason": why}
-            for name, version, why in found
-            if not (why and ready)
+            {
+                "name": name,
+                "version": version,
+                "state": "UNAVAILABLE" if reason else "READY",
+                "reason": reason,
+            }
+            for name, version, reason in found
+            if not (reason and ready)
         ]
 
     def _not_ready(self, route: DeploymentRoute) -> str:
         return admission.not_ready(route.wakeable, self._core.fleet(route.name))
 
     def not_ready(self, model: str, version: str) -> str:
-        """Return why a request to a model would not be answered now; empty: it would be.
+        """Return the reason why a model is not ready; empty if it is ready.
 
-        A replica that is ready answers it, or one that it wakes. Of several Deployments that share the
+        A model is ready if a replica is, or if a request starts one. If several Deployments share the
         traffic, one is enough. Raises NotFound.
         """
         endpoint, route = self._core.pick(model, version)
@@ -62,7 +67,7 @@ class Catalogue:
         return "" if "" in found else found[0]
 
     def metadata(self, model: str, version: str) -> dict[str, Any]:
-        """Inputs, outputs and versions of a model; Unavailable before its signature is known."""
+        """Return inputs, outputs and versions of a model. Raises Unavailable if its signature is unknown."""
         endpoint, route = self._core.pick(model, version)
         signature = route.contract.signature
         if signature is None:
@@ -81,7 +86,7 @@ class Catalogue:
         }
 
     async def config(self, model: str, version: str) -> dict[str, Any]:
-        """The model's configuration as its Triton completed it, under its public name."""
+        """Return the model's configuration, completed by its Triton, under its public name."""
         endpoint, route = self._core.pick(model, version)
         card = await self._cards.card(route.name)
         if card is None:
@@ -89,7 +94,7 @@ class Catalogue:
         return card.config | {"name": endpoint.name}
 
     def _not_known_yet(self, what: str, endpoint: EndpointRoute, route: DeploymentRoute) -> TidegateError:
-        """The error for what only a replica tells."""
+        """Return the error for metadata that only a ready replica reports."""
         error = Unavailable(
             f"the {what} of {endpoint.name!r} is not known before its first replica is ready",
             reason="not_known_yet",
@@ -98,13 +103,13 @@ class Catalogue:
         return self._core.for_want_of_replica(route, error)
 
     async def statistics(self, model: str = "", version: str = "") -> dict[str, Any]:
-        """Counts and durations of one version, of all versions of a model, or of all models."""
-        wanted = self._versions(model, version)
-        counts = await self._store.statistics([route.name for _, _, route in wanted])
+        """Return counts and durations of one version, of all versions of a model, or of all models."""
+        versions = self._versions(model, version)
+        counts = await self._store.statistics([route.name for _, _, route in versions])
         return {
             "model_stats": [
                 statistics.shown(endpoint.name, number, counts[route.name])
-                for endpoint, number, route in wanted
+                for endpoint, number, route in versions
             ]
         }
 
