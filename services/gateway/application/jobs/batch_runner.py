@@ -8,77 +8,44 @@ line runs as two jobs.
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import time
-from collections import Counter, deque
-from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Sequence
 from functools import partial
 from itertools import islice, takewhile
-from typing import TypeVar
 
 from services.gateway.adapters.batch_files import LineWriter
 from services.gateway.adapters.store.batches import BatchStore
-from services.gateway.application.access import Access, Grant
+from services.gateway.application.access import Access
+from services.gateway.application.jobs.batch_submitter import (
+    LINES_AT_A_TIME,
+    BatchSubmitter,
+    LineProgress,
+    keep_trying,
+)
 from services.gateway.application.jobs.results import JobResults
-from services.gateway.application.jobs.submission import JobRequest, JobService
-from services.gateway.domain import batch_lines, oip
-from services.gateway.domain.batch_lines import BatchLine
+from services.gateway.application.jobs.submission import JobService
+from services.gateway.domain import batch_lines
 from services.gateway.domain.batches import Batch, BatchState, FileChunk
 from services.gateway.domain.job_results import failure_of
 from tidegate.kernel import tasks, telemetry
 from tidegate.kernel.blobs.store import Blobs
-from tidegate.kernel.errors import (
-    Conflict,
-    NoRoutes,
-    Overloaded,
-    TidegateError,
-    TooMany,
-    Unauthorized,
-    Unavailable,
-)
-from tidegate.kernel.protocol.access import ANONYMOUS, INFER, SERVICE, Principal
-from tidegate.kernel.protocol.jobs import Idempotency, Job
+from tidegate.kernel.errors import Conflict, TidegateError, Unavailable
+from tidegate.kernel.protocol.jobs import Job
 
 log = telemetry.logger(__name__)
 
-WINDOW = 1024
-LINES_AT_A_TIME = 128
 LEASE_MS = 10_000
 RENEW_S = 1.0
 SAVE_S = 5.0
 RESULT_BYTES = 4 * 2**20
 PAUSES_S = (0.005, 0.25)
-RETRY_S = 1.0
-# A caller's quota may be used up for hours. The batch may be cancelled meanwhile, so pauses are short.
-LONGEST_PAUSE_S = 5.0
-# A file, or a result in the blob store, that is unreadable for this long counts as lost.
-FILE_TIMEOUT_S = 600.0
+# A result in the blob store that is unreadable for this long counts as lost.
 RESULT_TIMEOUT_S = 30.0
-_TRY_AGAIN = (Unavailable, Overloaded, NoRoutes, TooMany)
-_CANCELLED = Conflict("the batch was cancelled", reason="cancelled")
-
-
-T = TypeVar("T")
 
 
 class LeaseLost(Exception):
     """Another gateway has the lease of the batch."""
-
-
-@dataclass(slots=True)
-class LineProgress:
-    """A line in progress: its job, or the error that refused it. It has neither before it is submitted."""
-
-    number: int
-    id: str | None
-    job: bytes | None = None
-    error: TidegateError | None = None
-
-    @property
-    def pending(self) -> bool:
-        """Return True before the line is accepted or refused."""
-        return self.job is None and self.error is None
 
 
 class BatchRunner:
@@ -95,33 +62,27 @@ class BatchRunner:
         access: Access,
         keep_s: float,
     ) -> None:
-        self._principal = _principal(batch)
-        self._access = access
         self._batch = batch
         self._owner = owner
         self._store = store
         self._jobs = jobs
         self._results = results
         self._blobs = blobs
+        self._submitter = BatchSubmitter(batch, jobs, blobs, access)
         self._keep_s = keep_s
         self._writer = LineWriter(blobs, keep_s)
-        self._chunks: list[FileChunk] = []
-        self._read = self._emitted = self._written = batch.written
-        self._lines: deque[bytes] = deque()
-        self._rows: deque[LineProgress] = deque()
+        self._emitted = self._written = batch.written
+        self._rows = self._submitter.rows
         self._counts = Counter(batch.counts)
         self._saved_counts = dict(batch.counts)
         self._size = batch.size
         self._saved_at = time.monotonic()
         self._stepping = asyncio.Lock()
-        self._cancelling = batch.state == "cancelling"
-        # The error that revokes the caller's access, if any; and whether a line failed because of it.
-        self._revoked: TidegateError | None = None
-        self._cut_off = False
+        self._cut_off = False  # a line failed because its caller's access was revoked
 
     async def run(self) -> None:
         """Run the batch to its end. Raises :class:`LeaseLost`, or Unavailable if its file cannot be read."""
-        self._chunks = await self._store.lines(self._batch.id)
+        self._submitter.chunks = await self._store.lines(self._batch.id)
         work = asyncio.create_task(self._work())
         keep = asyncio.create_task(self._keep())
         try:
@@ -142,7 +103,7 @@ class BatchRunner:
         try:
             while self._emitted < self._batch.lines:
                 # Lines may wait for their caller's quota for hours, while results are written.
-                beginning = beginning or self._begin()
+                beginning = beginning or self._submitter.begin()
                 moved = await self._emit()
                 if self._writer.held and time.monotonic() - self._saved_at > SAVE_S:
                     await self._save()
@@ -155,13 +116,13 @@ class BatchRunner:
         finally:
             await tasks.end(beginning)
         await self._save()
-        end: BatchState = "cancelled" if self._cancelling else "completed"
+        end: BatchState = "cancelled" if self._submitter.cancelling else "completed"
         error = ""
-        if self._cut_off and self._revoked is not None:
-            end, error = "failed", self._revoked.message
+        if self._cut_off and self._submitter.revoked is not None:
+            end, error = "failed", self._submitter.revoked.message
         async with self._stepping:
-            await self._insist(partial(self._end, end, error))
-        await asyncio.gather(*(self._blobs.delete(chunk.key) for chunk in self._chunks))
+            await keep_trying(partial(self._end, end, error))
+        await asyncio.gather(*(self._blobs.delete(chunk.key) for chunk in self._submitter.chunks))
 
     async def fail(self, error: str) -> None:
         """End the batch as failed. Its written results stay."""
@@ -183,83 +144,6 @@ class BatchRunner:
         if state is None:
             raise LeaseLost
 
-    # --- lines into jobs -------------------------------------------------------------------------------
-
-    def _begin(self) -> asyncio.Task[bool] | None:
-        """Begin to submit as many lines as the window has room for; None: there is no room."""
-        room = min(WINDOW - len(self._rows), LINES_AT_A_TIME)
-        if room <= 0 or self._read >= self._batch.lines:
-            return None
-        return asyncio.create_task(self._submit_next(room))
-
-    async def _submit_next(self, count: int) -> bool:
-        """Submit the next lines. Return False if there were none."""
-        lines = await self._take(count)
-        rows = [LineProgress(self._read + at, batch_lines.line_id(raw)) for at, raw in enumerate(lines)]
-        self._read += len(lines)
-        self._rows += rows
-        await asyncio.gather(*(self._submit(row, raw) for row, raw in zip(rows, lines, strict=True)))
-        return bool(rows)
-
-    async def _take(self, count: int) -> list[bytes]:
-        if not self._lines:
-            first = 0
-            for chunk in self._chunks:
-                if first + chunk.lines > self._read:
-                    whole = await self._insist(partial(self._blobs.get, chunk.key), FILE_TIMEOUT_S)
-                    self._lines.extend(whole.split(b"\n")[self._read - first : chunk.lines])
-                    break
-                first += chunk.lines
-        return [self._lines.popleft() for _ in range(min(count, len(self._lines)))]
-
-    async def _submit(self, row: LineProgress, raw: bytes) -> None:
-        key = Idempotency(f"batch {self._batch.id.hex()} {row.number}", hashlib.sha256(raw).digest())
-        while not self._ending():
-            grant: Grant | None = None
-            try:
-                line = batch_lines.read_line(raw, self._batch)
-                grant = self._access.admit(self._access.standing(self._principal), line.model)
-                request = self._check(row, line, key)
-                del line  # its decoded JSON takes many times the size of its tensors
-                submitted = await self._jobs.submit(request)
-                row.job = submitted.job.id
-                if grant is not None and submitted.fresh:
-                    grant.accepted(len(raw))
-            except _TRY_AGAIN as error:
-                await asyncio.sleep(min(error.retry_after_s or RETRY_S, LONGEST_PAUSE_S))
-                continue
-            except TidegateError as error:
-                row.error = error
-            finally:
-                if grant is not None:
-                    grant.cancel()
-            return
-        row.error = self._revoked or _CANCELLED
-
-    def _ending(self) -> bool:
-        """Return True if no more lines may start: the batch is cancelled, or its caller's key is revoked."""
-        try:
-            self._access.standing(self._principal)
-        except Unauthorized as error:
-            self._revoked = self._revoked or error
-        except Unavailable:
-            pass  # unknown for now: checked again before the next line
-        return self._cancelling or self._revoked is not None
-
-    def _check(self, row: LineProgress, line: BatchLine, key: Idempotency) -> JobRequest:
-        return self._jobs.check(
-            line.model,
-            line.version,
-            lambda contract: oip.decode_head(line.head, memoryview(b""), contract),
-            line.options,
-            self._principal,
-            idempotency=key,
-            batch=self._batch.id.hex(),
-            line=row.number,
-        )
-
-    # --- jobs into results -----------------------------------------------------------------------------
-
     async def _emit(self) -> bool:
         """Write the results of the first finished lines. Return False if there were none."""
         if not self._rows:
@@ -273,12 +157,12 @@ class BatchRunner:
             group = over[: self._fitting(over)]
             over = over[len(group) :]
             ids = [job.id for _, job in group if job is not None and job.state == "succeeded"]
-            found = await self._insist(partial(self._store.replies, ids))
+            found = await keep_trying(partial(self._store.replies, ids))
             frames: dict[bytes, bytes | None] = dict(zip(ids, found, strict=True))
             for row, job in group:
                 outcome, line = await self._line(row, job, frames.get(row.job or b""))
                 self._counts[outcome] += 1
-                self._cut_off |= self._revoked is not None and outcome != "succeeded"
+                self._cut_off |= self._submitter.revoked is not None and outcome != "succeeded"
                 full = self._writer.add(line)
                 self._rows.popleft()
                 self._emitted += 1
@@ -290,7 +174,7 @@ class BatchRunner:
         """Return the finished lines at the front, with their jobs."""
         rows = list(takewhile(lambda row: not row.pending, rows))
         ids = [row.job for row in rows if row.job is not None]
-        found = dict(zip(ids, await self._insist(partial(self._jobs.store.get_many, ids)), strict=True))
+        found = dict(zip(ids, await keep_trying(partial(self._jobs.store.get_many, ids)), strict=True))
         pairs = [(row, found[row.job] if row.job is not None else None) for row in rows]
         return list(takewhile(lambda pair: pair[1] is None or pair[1].terminal, pairs))
 
@@ -312,7 +196,7 @@ class BatchRunner:
         elif job is not None and frame is not None:
             try:
                 encode = partial(self._results.encoded, job, frame, binary=False)
-                response, _ = await self._insist(encode, RESULT_TIMEOUT_S)
+                response, _ = await keep_trying(encode, RESULT_TIMEOUT_S)
                 return "succeeded", batch_lines.result_line(row.number, row.id, shown, response)
             except TidegateError as problem:
                 error = problem
@@ -321,18 +205,16 @@ class BatchRunner:
         outcome = error.reason if error.reason in {"cancelled", "expired"} else "failed"
         return outcome, batch_lines.failed_line(row.number, row.id, shown, outcome, error)
 
-    # --- progress ----------------------------------------------------------------------------------
-
     async def _save(self) -> None:
         """Write the collected results to disk, and note them in the record."""
-        chunk = await self._insist(self._writer.write)
+        chunk = await keep_trying(self._writer.write)
         self._saved_at = time.monotonic()
         if chunk is None:
             return
         async with self._stepping:
             self._written, self._size = self._emitted, self._size + chunk.size
             self._saved_counts = dict(self._counts)
-            await self._insist(partial(self._step, chunk))
+            await keep_trying(partial(self._step, chunk))
 
     async def _keep(self) -> None:
         """Renew the lease, report progress, and notice a cancellation."""
@@ -343,7 +225,7 @@ class BatchRunner:
                     await self._step()
                 except Unavailable:
                     continue
-            if self._ending():
+            if self._submitter.ending():
                 await self._jobs.cancel_all([row.job for row in self._rows if row.job is not None])
 
     async def _step(self, chunk: FileChunk | None = None, lease_ms: int = LEASE_MS) -> None:
@@ -359,26 +241,4 @@ class BatchRunner:
         )
         if state is None:
             raise LeaseLost
-        self._cancelling = state == "cancelling"
-
-    @staticmethod
-    async def _insist(do: Callable[[], Awaitable[T]], timeout_s: float = float("inf")) -> T:
-        """Call ``do`` again while a store is away. Raises Unavailable after ``timeout_s``."""
-        give_up_at = time.monotonic() + timeout_s
-        while True:
-            try:
-                return await do()
-            except Unavailable as error:
-                log.info("a batch waits for a store", extra={"problem": error.message})
-                if time.monotonic() > give_up_at:
-                    raise
-            await asyncio.sleep(RETRY_S)
-
-
-def _principal(batch: Batch) -> Principal:
-    """Return the principal that the lines are submitted for."""
-    for known in (ANONYMOUS, SERVICE):
-        if batch.principal == known.id:
-            return known
-    endpoints = None if batch.endpoints is None else frozenset(batch.endpoints)
-    return Principal(batch.principal, batch.principal, frozenset({INFER}), endpoints)
+        self._submitter.cancelling = state == "cancelling"

@@ -1,0 +1,176 @@
+"""Submit the lines of a batch as jobs, a window of them at a time."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import TypeVar
+
+from services.gateway.application.access import Access, Grant
+from services.gateway.application.jobs.submission import JobRequest, JobService
+from services.gateway.domain import batch_lines, oip
+from services.gateway.domain.batch_lines import BatchLine
+from services.gateway.domain.batches import Batch, FileChunk
+from tidegate.kernel import telemetry
+from tidegate.kernel.blobs.store import Blobs
+from tidegate.kernel.errors import (
+    Conflict,
+    NoRoutes,
+    Overloaded,
+    TidegateError,
+    TooMany,
+    Unauthorized,
+    Unavailable,
+)
+from tidegate.kernel.protocol.access import ANONYMOUS, INFER, SERVICE, Principal
+from tidegate.kernel.protocol.jobs import Idempotency
+
+log = telemetry.logger(__name__)
+
+WINDOW = 1024
+LINES_AT_A_TIME = 128
+RETRY_S = 1.0
+# A caller's quota may be used up for hours. The batch may be cancelled meanwhile, so pauses are short.
+LONGEST_PAUSE_S = 5.0
+# A file that is unreadable for this long counts as lost.
+FILE_TIMEOUT_S = 600.0
+_TRY_AGAIN = (Unavailable, Overloaded, NoRoutes, TooMany)
+_CANCELLED = Conflict("the batch was cancelled", reason="cancelled")
+
+T = TypeVar("T")
+
+
+@dataclass(slots=True)
+class LineProgress:
+    """A line in progress: its job, or the error that refused it. It has neither before it is submitted."""
+
+    number: int
+    id: str | None
+    job: bytes | None = None
+    error: TidegateError | None = None
+
+    @property
+    def pending(self) -> bool:
+        """Return True before the line is accepted or refused."""
+        return self.job is None and self.error is None
+
+
+class BatchSubmitter:
+    """The lines of one batch on their way to jobs.
+
+    ``rows``: the lines in progress, in order; the caller removes finished ones in front. ``cancelling``:
+    set by the caller to end the submission. ``revoked``: the error that ended the principal's access, if any.
+    """
+
+    def __init__(self, batch: Batch, jobs: JobService, blobs: Blobs, access: Access) -> None:
+        self._batch = batch
+        self._jobs = jobs
+        self._blobs = blobs
+        self._access = access
+        self._principal = _principal(batch)
+        self._read = batch.written
+        self._lines: deque[bytes] = deque()
+        self.chunks: Sequence[FileChunk] = ()
+        self.rows: deque[LineProgress] = deque()
+        self.cancelling = batch.state == "cancelling"
+        self.revoked: TidegateError | None = None
+
+    def begin(self) -> asyncio.Task[bool] | None:
+        """Begin to submit as many lines as the window has room for; None: there is no room."""
+        room = min(WINDOW - len(self.rows), LINES_AT_A_TIME)
+        if room <= 0 or self._read >= self._batch.lines:
+            return None
+        return asyncio.create_task(self._submit_next(room))
+
+    def ending(self) -> bool:
+        """Return True if no more lines may start: the batch is cancelled, or its caller's key is revoked."""
+        try:
+            self._access.standing(self._principal)
+        except Unauthorized as error:
+            self.revoked = self.revoked or error
+        except Unavailable:
+            pass  # unknown for now: checked again before the next line
+        return self.cancelling or self.revoked is not None
+
+    async def _submit_next(self, count: int) -> bool:
+        """Submit the next lines. Return False if there were none."""
+        lines = await self._take(count)
+        rows = [LineProgress(self._read + at, batch_lines.line_id(raw)) for at, raw in enumerate(lines)]
+        self._read += len(lines)
+        self.rows += rows
+        await asyncio.gather(*(self._submit(row, raw) for row, raw in zip(rows, lines, strict=True)))
+        return bool(rows)
+
+    async def _take(self, count: int) -> list[bytes]:
+        if not self._lines:
+            first = 0
+            for chunk in self.chunks:
+                if first + chunk.lines > self._read:
+                    whole = await keep_trying(partial(self._blobs.get, chunk.key), FILE_TIMEOUT_S)
+                    self._lines.extend(whole.split(b"\n")[self._read - first : chunk.lines])
+                    break
+                first += chunk.lines
+        return [self._lines.popleft() for _ in range(min(count, len(self._lines)))]
+
+    async def _submit(self, row: LineProgress, raw: bytes) -> None:
+        key = Idempotency(f"batch {self._batch.id.hex()} {row.number}", hashlib.sha256(raw).digest())
+        while not self.ending():
+            grant: Grant | None = None
+            try:
+                line = batch_lines.read_line(raw, self._batch)
+                grant = self._access.admit(self._access.standing(self._principal), line.model)
+                request = self._check(row, line, key)
+                del line  # its decoded JSON takes many times the size of its tensors
+                submitted = await self._jobs.submit(request)
+                row.job = submitted.job.id
+                if grant is not None and submitted.fresh:
+                    grant.accepted(len(raw))
+            except _TRY_AGAIN as error:
+                await asyncio.sleep(min(error.retry_after_s or RETRY_S, LONGEST_PAUSE_S))
+                continue
+            except TidegateError as error:
+                row.error = error
+            finally:
+                if grant is not None:
+                    grant.cancel()
+            return
+        row.error = self.revoked or _CANCELLED
+
+    def _check(self, row: LineProgress, line: BatchLine, key: Idempotency) -> JobRequest:
+        return self._jobs.check(
+            line.model,
+            line.version,
+            lambda contract: oip.decode_head(line.head, memoryview(b""), contract),
+            line.options,
+            self._principal,
+            idempotency=key,
+            batch=self._batch.id.hex(),
+            line=row.number,
+        )
+
+
+async def keep_trying(do: Callable[[], Awaitable[T]], timeout_s: float = float("inf")) -> T:
+    """Call ``do`` again while a store is away. Raises Unavailable after ``timeout_s``."""
+    give_up_at = time.monotonic() + timeout_s
+    while True:
+        try:
+            return await do()
+        except Unavailable as error:
+            log.info("a batch waits for a store", extra={"problem": error.message})
+            if time.monotonic() > give_up_at:
+                raise
+        await asyncio.sleep(RETRY_S)
+
+
+def _principal(batch: Batch) -> Principal:
+    """Return the principal that the lines are submitted for."""
+    for known in (ANONYMOUS, SERVICE):
+        if batch.principal == known.id:
+            return known
+    endpoints = None if batch.endpoints is None else frozenset(batch.endpoints)
+    return Principal(batch.principal, batch.principal, frozenset({INFER}), endpoints)
