@@ -21,7 +21,8 @@ from services.gateway.application.access_log import AccessLog
 from services.gateway.application.inference.core import InferenceCore
 from services.gateway.application.jobs.batches import BatchService
 from services.gateway.application.jobs.results import JobResults
-from services.gateway.application.jobs.submission import JobService
+from services.gateway.application.jobs.submission import JobSubmitter
+from services.gateway.application.jobs.tracking import JobTracker
 from services.gateway.domain.classification import Labels
 from services.gateway.settings import GatewaySettings
 from tidegate.kernel.blobs.claims import Claims
@@ -49,9 +50,10 @@ class JobWiring:
         self._store, self._queue = JobStore.connect(settings.jobs_url), JobQueue(settings.amqp_url)
         # The store of jobs keeps its data in memory, so large tensors go to the blob store.
         claims = Claims(blobs, min(settings.claim_above_bytes, LARGE))
-        self._jobs = JobService(
+        tracker = JobTracker(self._store, self._queue)
+        self._submitter = JobSubmitter(
             core,
-            self._store,
+            tracker,
             self._queue,
             claims,
             ttl_s=settings.job_ttl_s,
@@ -63,7 +65,8 @@ class JobWiring:
         self._batch_store = BatchStore.connect(settings.jobs_url)
         self._batches = BatchService(
             self._batch_store,
-            self._jobs,
+            self._submitter,
+            tracker,
             results,
             blobs,
             access,
@@ -79,12 +82,12 @@ class JobWiring:
         )
         self._webhooks = WebhookStore.connect(settings.jobs_url)
         self._router = RouterClient(settings.router_url, settings.service_token)
-        self._acknowledged = AcknowledgedJobs(self._store, incarnation, lambda: self._jobs.acknowledged)
-        self.submission = JobSubmissionHandler(self._jobs, responses, access, log)
+        self._acknowledged = AcknowledgedJobs(self._store, incarnation, lambda: self._submitter.acknowledged)
+        self.submission = JobSubmissionHandler(self._submitter, tracker, responses, access, log)
         self.routers: list[APIRouter] = [
-            JobHandlers(self._jobs, responses, access).router,
+            JobHandlers(self._submitter, tracker, responses, access).router,
             batch_handlers.router,
-            WebhookHandlers(self._jobs, self._webhooks, self._router).router,
+            WebhookHandlers(tracker, self._webhooks, self._router).router,
         ]
 
     def start(self) -> None:
@@ -97,7 +100,7 @@ class JobWiring:
         """Release the batches, write the records of submitted jobs, and disconnect."""
         await self._batches.stop()
         await self._acknowledged.stop()
-        await self._jobs.stop()
+        await self._submitter.stop()
         await self._queue.stop()
         await self._batch_store.close()
         await self._store.close()

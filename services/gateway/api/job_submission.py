@@ -16,7 +16,8 @@ from services.gateway.api.inference.target import SUBMIT_JOB, Target
 from services.gateway.api.job_responses import JobResponses
 from services.gateway.application.access import Access, Grant
 from services.gateway.application.access_log import AccessLog
-from services.gateway.application.jobs.submission import JobRequest, JobService
+from services.gateway.application.jobs.submission import JobRequest, JobSubmitter
+from services.gateway.application.jobs.tracking import JobTracker
 from services.gateway.domain import job_options, oip
 from services.gateway.domain.contract import check_name
 from services.gateway.domain.job_options import JobOptions, Preference
@@ -39,11 +40,17 @@ class JobSubmissionHandler:
     """The handler of job submissions. A submission goes on if its caller disconnects."""
 
     def __init__(
-        self, jobs: JobService, answers: JobResponses, access: Access, log: AccessLog | None = None
+        self,
+        submitter: JobSubmitter,
+        tracker: JobTracker,
+        responses: JobResponses,
+        access: Access,
+        log: AccessLog | None = None,
     ) -> None:
-        self._jobs = jobs
+        self._submitter = submitter
+        self._tracker = tracker
         self._access = access
-        self._answers = answers
+        self._responses = responses
         self._log = log or AccessLog.off()
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -108,7 +115,7 @@ class JobSubmissionHandler:
             model, version = target
         grant = self._access.admit(principal, model)
         try:
-            request = self._jobs.check(
+            request = self._submitter.check(
                 model,
                 version,
                 lambda contract: oip.decode_head(head, tail, contract),
@@ -135,20 +142,20 @@ class JobSubmissionHandler:
         failed: Failed,
     ) -> None:
         try:
-            submitted = await self._jobs.submit(request)
+            submitted = await self._submitter.submit(request)
             job = submitted.job
             del request  # its tensors take no memory while the caller waits
             if grant is not None:
                 grant.accepted(received)
             if prefer.wait_s and not job.terminal:
                 with suppress(Unavailable):  # the job is accepted all the same: answer with the 202
-                    job = await self._jobs.wait(job.id, prefer.wait_s)
+                    job = await self._tracker.wait(job.id, prefer.wait_s)
             if prefer.wait_s and job.terminal:
-                response = await self._answers.result(job, headers, rid)
+                response = await self._responses.result(job, headers, rid)
                 response.headers.append((b"preference-applied", prefer.applied))
                 deliver(response, headers, lambda response: accepted(response, job))
                 return
-            response = self._answers.accepted(submitted, job, prefer, rid)
+            response = self._responses.accepted(submitted, job, prefer, rid)
             if grant is not None:
                 response.headers.extend(grant.headers())
             accepted(response, job)

@@ -18,7 +18,8 @@ from services.gateway.api.compression import HttpResponse, deliver
 from services.gateway.api.job_http import id_in_path, json_response, page, read_cursor, request_principal
 from services.gateway.api.job_responses import JobResponses
 from services.gateway.application.access import Access
-from services.gateway.application.jobs.submission import JobService
+from services.gateway.application.jobs.submission import JobSubmitter
+from services.gateway.application.jobs.tracking import JobTracker
 from services.gateway.domain import job_options
 from tidegate.kernel import telemetry
 from tidegate.kernel.errors import BadRequest
@@ -33,10 +34,13 @@ STATUSES: tuple[State, ...] = tuple(state for state in get_args(State) if state 
 class JobHandlers:
     """The handlers of ``/v1/jobs``. Only a job's own principal and the scope admin can see it."""
 
-    def __init__(self, jobs: JobService, answers: JobResponses, access: Access) -> None:
-        self._jobs = jobs
+    def __init__(
+        self, submitter: JobSubmitter, tracker: JobTracker, responses: JobResponses, access: Access
+    ) -> None:
+        self._submitter = submitter
+        self._tracker = tracker
         self._access = access
-        self._answers = answers
+        self._responses = responses
         self.router = APIRouter(prefix="/v1/jobs", tags=["Jobs"])
         add = self.router.add_api_route
         add("", self.list, methods=["GET"])
@@ -63,7 +67,7 @@ class JobHandlers:
         before = read_cursor(cursor)
         if status is not None and status not in STATUSES:
             raise BadRequest(f"status must be one of {', '.join(STATUSES)}, got {status[:40]!r}")
-        found = await self._jobs.store.list(
+        found = await self._tracker.store.list(
             state=status,
             deployment=deployment,
             endpoint=endpoint,
@@ -72,7 +76,7 @@ class JobHandlers:
             before=before,
             limit=limit,
         )
-        return page([self._answers.document(job, None) for job in found], limit)
+        return page([self._responses.document(job, None) for job in found], limit)
 
     async def status(self, request: Request, id: str) -> Response:
         """Return a job; with ``Prefer: wait=N``, when it has ended or after N seconds."""
@@ -81,7 +85,7 @@ class JobHandlers:
 
     async def cancel(self, id: str) -> Response:
         """Cancel a job and return it. A queued job never runs, a running one is stopped."""
-        return json_response(await self._document(await self._jobs.cancel(await self._find(id))))
+        return json_response(await self._document(await self._tracker.cancel(await self._find(id))))
 
     async def result(self, request: Request, id: str) -> Response:
         """Return the result as JSON or binary; 202 before the job has ended, the error's status if it failed.
@@ -93,13 +97,13 @@ class JobHandlers:
             return json_response(await self._document(job), 202, {"Retry-After": "1"})
         headers: Headers = dict(request.scope["headers"])
         rid = telemetry.request_id.get().encode("latin-1", "replace")
-        return await compressed(await self._answers.result(job, headers, rid), headers)
+        return await compressed(await self._responses.result(job, headers, rid), headers)
 
     async def events(self, request: Request, id: str) -> Response:
         """Stream a job's events until it ends, as server-sent events. Last-Event-ID resumes the stream."""
         job = await self._find(id)
         after = last_event_id(request.headers.get("last-event-id"))
-        if job.terminal and not await self._jobs.store.log(job.id, after):
+        if job.terminal and not await self._tracker.store.log(job.id, after):
             return Response(status_code=204)  # tells an EventSource not to reconnect
         return CancellableResponse(lambda send: self._send_events(job.id, after, send), lambda: None)
 
@@ -108,27 +112,27 @@ class JobHandlers:
         before = await self._find(id)
         grant = self._access.admit(request_principal(), before.endpoint)
         try:
-            submitted = await self._jobs.retry(before)
+            submitted = await self._submitter.retry(before)
         finally:
             if grant is not None:
                 grant.cancel()  # its usage counts when the job ends
         job = submitted.job
-        document = self._answers.document(job, submitted.position)
+        document = self._responses.document(job, submitted.position)
         return json_response(document, 202, {"Location": f"/v1/jobs/{job.id.hex()}"})
 
     async def _find(self, id: str) -> Job:
         who = request_principal()
-        return await self._jobs.find(id_in_path(id, "job"), who)
+        return await self._tracker.find(id_in_path(id, "job"), who)
 
     async def _awaited(self, request: Request, job: Job) -> Job:
         header = request.headers.get("prefer")
         prefer = job_options.preference(header.encode("latin-1")) if header is not None else None
         if prefer is None or not prefer.wait_s or job.terminal:
             return job
-        return await self._jobs.wait(job.id, prefer.wait_s)
+        return await self._tracker.wait(job.id, prefer.wait_s)
 
     async def _document(self, job: Job) -> dict[str, Any]:
-        return self._answers.document(job, await self._jobs.position(job))
+        return self._responses.document(job, await self._tracker.position(job))
 
     async def _send_events(self, id_: bytes, after: int, send: Send) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": EVENT_STREAM})
@@ -139,9 +143,9 @@ class JobHandlers:
 
     async def _events_after(self, id_: bytes, after: int) -> AsyncGenerator[JobEvent | None]:
         """Yield the events after number ``after`` until the job ends; None as a keepalive."""
-        async with self._jobs.store.watch().changes(id_) as notices:
+        async with self._tracker.store.watch().changes(id_) as notices:
             while True:
-                for event in await self._jobs.store.log(id_, after):
+                for event in await self._tracker.store.log(id_, after):
                     after = event.seq
                     if event.state == "queued":
                         continue  # the API calls the first state queued already
@@ -152,7 +156,7 @@ class JobHandlers:
                     await asyncio.wait_for(anext(notices), KEEPALIVE_S)
                 except TimeoutError:
                     yield None
-                    if await self._jobs.store.get(id_) is None:
+                    if await self._tracker.store.get(id_) is None:
                         return
 
 

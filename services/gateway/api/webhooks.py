@@ -8,16 +8,16 @@ from fastapi import APIRouter
 
 from services.gateway.adapters.router_client import RouterClient
 from services.gateway.api.job_http import id_in_path, request_principal
-from services.gateway.application.jobs.submission import JobService
+from services.gateway.application.jobs.tracking import JobTracker
 from tidegate.kernel.store.webhooks import WebhookStore
 
 
 class WebhookHandlers:
     """The handlers of ``/v1/webhooks/secret`` and ``/v1/jobs/{id}/deliveries``."""
 
-    def __init__(self, jobs: JobService, schedule: WebhookStore, router: RouterClient) -> None:
-        self._jobs = jobs
-        self._schedule = schedule
+    def __init__(self, tracker: JobTracker, webhooks: WebhookStore, router: RouterClient) -> None:
+        self._tracker = tracker
+        self._webhooks = webhooks
         self._router = router
         self.router = APIRouter(prefix="/v1", tags=["Webhooks"])
         self.router.add_api_route("/webhooks/secret", self.secret, methods=["GET"])
@@ -31,5 +31,5 @@ class WebhookHandlers:
     async def deliveries(self, id: str) -> dict[str, Any]:
         """List the attempts to deliver the job's webhook, oldest first."""
         who = request_principal()
-        job = await self._jobs.find(id_in_path(id, "job"), who)
-        return {"webhook": job.webhook, "items": await self._schedule.deliveries(job.id)}
+        job = await self._tracker.find(id_in_path(id, "job"), who)
+        return {"webhook": job.webhook, "items": await self._webhooks.deliveries(job.id)}

@@ -159,7 +159,7 @@ def test_a_grant_counts_once():
 
 
 async def test_a_job_that_is_tried_again_counts_at_its_end_alone():
-    class JobService:
+    class FakeJobs:
         async def find(self, *_):
             return SimpleNamespace(endpoint="digits")
 
@@ -168,10 +168,10 @@ async def test_a_job_that_is_tried_again_counts_at_its_end_alone():
 
     door = Door(allowance=Allowance(concurrency=2))
     answers: Any = SimpleNamespace(document=lambda *_: {})
-    jobs: Any = JobService()
+    jobs: Any = FakeJobs()
     mark = caller.current.set(Caller(WHO))
     try:
-        answer = await JobHandlers(jobs, answers, door.access).retry(bytes(16).hex())
+        answer = await JobHandlers(jobs, jobs, answers, door.access).retry(bytes(16).hex())
     finally:
         caller.current.reset(mark)
     assert answer.status_code == 202

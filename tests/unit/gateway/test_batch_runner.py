@@ -105,7 +105,7 @@ async def test_results_are_written_while_lines_wait_for_their_callers_quota(blob
     facts: dict[str, Any] = {"principal": "p", "lines": 9, "created_ms": 0, "model": "m"}
     batch = Batch(id=bytes(16), state="running", **facts)
     make: Any = BatchRunner
-    run = asyncio.create_task(make(batch, "me", store, jobs, FakeResults(), blobs, access, 60).run())
+    run = asyncio.create_task(make(batch, "me", store, jobs, jobs, FakeResults(), blobs, access, 60).run())
     await until(lambda: store.written == 5)
     assert (store.done, store.state, run.done()) == (5, "running", False)
     access.left = 4

@@ -24,7 +24,8 @@ from services.gateway.application.jobs.batch_submitter import (
     keep_trying,
 )
 from services.gateway.application.jobs.results import JobResults
-from services.gateway.application.jobs.submission import JobService
+from services.gateway.application.jobs.submission import JobSubmitter
+from services.gateway.application.jobs.tracking import JobTracker
 from services.gateway.domain import batch_lines
 from services.gateway.domain.batches import Batch, BatchState, FileChunk
 from services.gateway.domain.job_results import failure_of
@@ -56,7 +57,8 @@ class BatchRunner:
         batch: Batch,
         owner: str,
         store: BatchStore,
-        jobs: JobService,
+        submitter: JobSubmitter,
+        tracker: JobTracker,
         results: JobResults,
         blobs: Blobs,
         access: Access,
@@ -65,10 +67,10 @@ class BatchRunner:
         self._batch = batch
         self._owner = owner
         self._store = store
-        self._jobs = jobs
+        self._tracker = tracker
         self._results = results
         self._blobs = blobs
-        self._submitter = BatchSubmitter(batch, jobs, blobs, access)
+        self._submitter = BatchSubmitter(batch, submitter, blobs, access)
         self._keep_s = keep_s
         self._writer = LineWriter(blobs, keep_s)
         self._emitted = self._written = batch.written
@@ -174,7 +176,7 @@ class BatchRunner:
         """Return the finished lines at the front, with their jobs."""
         rows = list(takewhile(lambda row: not row.pending, rows))
         ids = [row.job for row in rows if row.job is not None]
-        found = dict(zip(ids, await keep_trying(partial(self._jobs.store.get_many, ids)), strict=True))
+        found = dict(zip(ids, await keep_trying(partial(self._tracker.store.get_many, ids)), strict=True))
         pairs = [(row, found[row.job] if row.job is not None else None) for row in rows]
         return list(takewhile(lambda pair: pair[1] is None or pair[1].terminal, pairs))
 
@@ -226,7 +228,7 @@ class BatchRunner:
                 except Unavailable:
                     continue
             if self._submitter.ending():
-                await self._jobs.cancel_all([row.job for row in self._rows if row.job is not None])
+                await self._tracker.cancel_all([row.job for row in self._rows if row.job is not None])
 
     async def _step(self, chunk: FileChunk | None = None, lease_ms: int = LEASE_MS) -> None:
         state = await self._store.step(

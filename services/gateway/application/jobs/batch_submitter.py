@@ -12,7 +12,7 @@ from functools import partial
 from typing import TypeVar
 
 from services.gateway.application.access import Access, Grant
-from services.gateway.application.jobs.submission import JobRequest, JobService
+from services.gateway.application.jobs.submission import JobRequest, JobSubmitter
 from services.gateway.domain import batch_lines, oip
 from services.gateway.domain.batch_lines import BatchLine
 from services.gateway.domain.batches import Batch, FileChunk
@@ -67,9 +67,9 @@ class BatchSubmitter:
     set by the caller to end the submission. ``revoked``: the error that ended the principal's access, if any.
     """
 
-    def __init__(self, batch: Batch, jobs: JobService, blobs: Blobs, access: Access) -> None:
+    def __init__(self, batch: Batch, submitter: JobSubmitter, blobs: Blobs, access: Access) -> None:
         self._batch = batch
-        self._jobs = jobs
+        self._submitter = submitter
         self._blobs = blobs
         self._access = access
         self._principal = _principal(batch)
@@ -126,7 +126,7 @@ class BatchSubmitter:
                 grant = self._access.admit(self._access.standing(self._principal), line.model)
                 request = self._check(row, line, key)
                 del line  # its decoded JSON takes many times the size of its tensors
-                submitted = await self._jobs.submit(request)
+                submitted = await self._submitter.submit(request)
                 row.job = submitted.job.id
                 if grant is not None and submitted.fresh:
                     grant.accepted(len(raw))
@@ -142,7 +142,7 @@ class BatchSubmitter:
         row.error = self.revoked or _CANCELLED
 
     def _check(self, row: LineProgress, line: BatchLine, key: Idempotency) -> JobRequest:
-        return self._jobs.check(
+        return self._submitter.check(
             line.model,
             line.version,
             lambda contract: oip.decode_head(line.head, memoryview(b""), contract),

@@ -13,7 +13,8 @@ from services.gateway.adapters.store.batches import BatchStore
 from services.gateway.application.access import Access
 from services.gateway.application.jobs.batch_runner import LEASE_MS, BatchRunner, LeaseLost
 from services.gateway.application.jobs.results import JobResults
-from services.gateway.application.jobs.submission import JobService
+from services.gateway.application.jobs.submission import JobSubmitter
+from services.gateway.application.jobs.tracking import JobTracker
 from services.gateway.domain.batch_lines import read_object
 from services.gateway.domain.batches import Batch, FileChunk
 from services.gateway.domain.job_options import MAX_TTL_S, JobOptions
@@ -38,7 +39,8 @@ class BatchService:
     def __init__(
         self,
         store: BatchStore,
-        jobs: JobService,
+        submitter: JobSubmitter,
+        tracker: JobTracker,
         results: JobResults,
         blobs: Blobs,
         access: Access,
@@ -47,7 +49,8 @@ class BatchService:
         keep_s: float,
     ) -> None:
         self._store = store
-        self._jobs = jobs
+        self._submitter = submitter
+        self._tracker = tracker
         self._results = results
         self._blobs = blobs
         self._access = access
@@ -162,7 +165,8 @@ class BatchService:
                 batch,
                 self._owner,
                 self._store,
-                self._jobs,
+                self._submitter,
+                self._tracker,
                 self._results,
                 self._blobs,
                 self._access,

@@ -1,4 +1,4 @@
-"""Submit jobs to the queue, and find, wait for, cancel and retry them.
+"""Submit jobs to the queue, and submit failed ones again.
 
 A caller gets the 202 only when the job's record is on disk and a quorum queue has confirmed its message. Each
 job has a task, and the store groups their calls, so records and confirms of many jobs are awaited together.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -18,24 +18,24 @@ from services.gateway.adapters.job_queue import JobQueue
 from services.gateway.adapters.queued_marker import QueuedMarker
 from services.gateway.application.inference.core import InferenceCore
 from services.gateway.application.jobs.backlog import BacklogEstimate
+from services.gateway.application.jobs.tracking import JobTracker
 from services.gateway.domain.contract import Contract, Decoded
 from services.gateway.domain.job_options import JobOptions
 from services.gateway.domain.job_results import ask_of
 from services.gateway.domain.routing import DeploymentRoute
 from tidegate.kernel import telemetry
 from tidegate.kernel.blobs.claims import Claims
-from tidegate.kernel.errors import BadRequest, Conflict, NotFound, Overloaded, Unavailable
+from tidegate.kernel.errors import BadRequest, Conflict, Overloaded, Unavailable
 from tidegate.kernel.protocol import envelope
 from tidegate.kernel.protocol.access import Principal
 from tidegate.kernel.protocol.envelope import Buffer
 from tidegate.kernel.protocol.jobs import Accepted, Idempotency, Job, JobLoad, NewJob, new_id
-from tidegate.kernel.store import JobStore, StoreUnavailable
+from tidegate.kernel.store import StoreUnavailable
 
 log = telemetry.logger(__name__)
 
 # The most submissions that wait for store and broker at the same time; more are refused.
 MAX_SUBMITTING = 10_000
-POLL_S = 2.0
 # A store that restarts is back within this time.
 STORE_TIMEOUT_S = 10.0
 RETRY_S = 0.1
@@ -69,13 +69,13 @@ class SubmittedJob:
     position: int | None
 
 
-class JobService:
-    """Durable jobs in the gateway. Times in seconds."""
+class JobSubmitter:
+    """A submitter of durable jobs. Times in seconds."""
 
     def __init__(
         self,
         core: InferenceCore,
-        store: JobStore,
+        tracker: JobTracker,
         queue: JobQueue,
         claims: Claims,
         *,
@@ -84,6 +84,8 @@ class JobService:
         max_queued: int,
     ) -> None:
         self._core = core
+        self._tracker = tracker
+        self._store = tracker.store
         self._queue = queue
         self._claims = claims
         self._ttl_s = ttl_s
@@ -91,8 +93,7 @@ class JobService:
         self._max_queued = max_queued
         self._submitting = 0
         self._backlog = BacklogEstimate(self._loads)
-        self._marks = QueuedMarker(store)
-        self.store = store
+        self._marks = QueuedMarker(tracker.store)
         self.acknowledged = 0
 
     def check(
@@ -168,46 +169,6 @@ class JobService:
         """Wait until the records of all submitted jobs say queued."""
         await self._marks.stop()
 
-    async def position(self, job: Job) -> int | None:
-        """Return about how many jobs are ahead of this one; None if it is not queued."""
-        return await self.store.position(job) if job.status == "queued" else None
-
-    async def wait(self, id_: bytes, timeout_s: float) -> Job:
-        """Return the job when it has ended, or its state after ``timeout_s``. Raises NotFound."""
-        deadline = asyncio.get_running_loop().time() + timeout_s
-        with suppress(TimeoutError):
-            async with asyncio.timeout(timeout_s), self.store.watch().changes(id_) as notices:
-                job = await self._get(id_)
-                while not job.terminal:
-                    # A notice may be lost with its connection, so the record is read again now and then.
-                    left = max(0.001, min(POLL_S, deadline - asyncio.get_running_loop().time()))
-                    with suppress(TimeoutError):
-                        await asyncio.wait_for(anext(notices), left)
-                    job = await self._get(id_)
-                return job
-        return await self._get(id_)
-
-    async def find(self, id_: bytes, principal: Principal) -> Job:
-        """Return a job that ``principal`` may see: its own, or any with the scope admin. Raises NotFound."""
-        job = await self.store.get(id_)
-        if job is None or not principal.sees(job.principal):
-            raise NotFound(f"there is no job {id_.hex()}")
-        return job
-
-    async def cancel(self, job: Job) -> Job:
-        """Cancel a job, and return it. If it ended first, it keeps that state."""
-        after = await self.store.cancel(job.id)
-        if after is None:
-            raise NotFound(f"there is no job {job.id.hex()}")
-        if after.state == "cancelled" and not job.terminal:
-            await self._queue.cancel([job.id])
-        return after
-
-    async def cancel_all(self, ids: Sequence[bytes]) -> None:
-        """Cancel several jobs. Ended ones keep their state."""
-        after = await asyncio.gather(*(self.store.cancel(id_) for id_ in ids))
-        await self._queue.cancel([job.id for job in after if job is not None and job.state == "cancelled"])
-
     async def retry(self, job: Job) -> SubmittedJob:
         """Submit the request of a failed job as a new one. A repeated call returns the same new job.
 
@@ -216,7 +177,7 @@ class JobService:
         shown = job.id.hex()
         if not job.terminal or job.state == "succeeded":
             raise Conflict(f"only failed jobs can be retried; job {shown} is {job.status}")
-        frame = await self.store.request(job.id)
+        frame = await self._store.request(job.id)
         if frame is None:
             why = (
                 f"the request of job {shown} is no longer kept, so it cannot be retried: submit it again"
@@ -276,7 +237,7 @@ class JobService:
         give_up_at = time.monotonic() + STORE_TIMEOUT_S
         while True:
             try:
-                return await self.store.accept(new)
+                return await self._store.accept(new)
             except StoreUnavailable:
                 if time.monotonic() > give_up_at:
                     raise
@@ -284,17 +245,17 @@ class JobService:
 
     async def _earlier(self, id_: bytes) -> SubmittedJob:
         """Return the job of an earlier call with the same key, and publish it if that call did not."""
-        job = await self._get(id_)
-        if job.state == "accepting" and (frame := await self.store.request(id_)) is not None:
+        job = await self._tracker.get(id_)
+        if job.state == "accepting" and (frame := await self._store.request(id_)) is not None:
             await self._queue.publish(job.deployment, job.level, frame)
             self._marks.add(id_)
-        return SubmittedJob(job, False, await self.position(job))
+        return SubmittedJob(job, False, await self._tracker.position(job))
 
     async def _withdraw(self, new: NewJob) -> None:
         """Cancel a job that was not published. With an idempotency key, the next call continues it."""
         if new.idempotency is None:
             with suppress(StoreUnavailable):  # then the router publishes it, and it runs unread
-                await self.store.cancel(new.id)
+                await self._store.cancel(new.id)
 
     async def _drop_payload(self, new: NewJob) -> None:
         request = envelope.read_request(new.frame)
@@ -302,13 +263,7 @@ class JobService:
             await self._claims.drop(request.data[0])
 
     async def _loads(self) -> Mapping[str, JobLoad]:
-        return (await self.store.counts()).deployments
-
-    async def _get(self, id_: bytes) -> Job:
-        job = await self.store.get(id_)
-        if job is None:
-            raise NotFound(f"there is no job {id_.hex()}")
-        return job
+        return (await self._store.counts()).deployments
 
 
 def _queued(new: NewJob) -> Job:

@@ -1,0 +1,70 @@
+"""Find accepted jobs, wait for them, and cancel them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from contextlib import suppress
+
+from services.gateway.adapters.job_queue import JobQueue
+from tidegate.kernel.errors import NotFound
+from tidegate.kernel.protocol.access import Principal
+from tidegate.kernel.protocol.jobs import Job
+from tidegate.kernel.store import JobStore
+
+POLL_S = 2.0
+
+
+class JobTracker:
+    """The accepted jobs in the store. ``queue`` publishes their cancellation to the workers."""
+
+    def __init__(self, store: JobStore, queue: JobQueue) -> None:
+        self._queue = queue
+        self.store = store
+
+    async def get(self, id_: bytes) -> Job:
+        """Return a job. Raises NotFound."""
+        job = await self.store.get(id_)
+        if job is None:
+            raise NotFound(f"there is no job {id_.hex()}")
+        return job
+
+    async def find(self, id_: bytes, principal: Principal) -> Job:
+        """Return a job that ``principal`` may see: its own; with the scope admin, any. Raises NotFound."""
+        job = await self.store.get(id_)
+        if job is None or not principal.sees(job.principal):
+            raise NotFound(f"there is no job {id_.hex()}")
+        return job
+
+    async def position(self, job: Job) -> int | None:
+        """Return about how many jobs are ahead of this one; None if it is not queued."""
+        return await self.store.position(job) if job.status == "queued" else None
+
+    async def wait(self, id_: bytes, timeout_s: float) -> Job:
+        """Return the job when it has ended, or its state after ``timeout_s`` seconds. Raises NotFound."""
+        deadline = asyncio.get_running_loop().time() + timeout_s
+        with suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s), self.store.watch().changes(id_) as notices:
+                job = await self.get(id_)
+                while not job.terminal:
+                    # A notice may be lost with its connection, so the record is read again now and then.
+                    left = max(0.001, min(POLL_S, deadline - asyncio.get_running_loop().time()))
+                    with suppress(TimeoutError):
+                        await asyncio.wait_for(anext(notices), left)
+                    job = await self.get(id_)
+                return job
+        return await self.get(id_)
+
+    async def cancel(self, job: Job) -> Job:
+        """Cancel a job, and return it. If it ended first, it keeps that state."""
+        after = await self.store.cancel(job.id)
+        if after is None:
+            raise NotFound(f"there is no job {job.id.hex()}")
+        if after.state == "cancelled" and not job.terminal:
+            await self._queue.cancel([job.id])
+        return after
+
+    async def cancel_all(self, ids: Sequence[bytes]) -> None:
+        """Cancel several jobs. Ended ones keep their state."""
+        after = await asyncio.gather(*(self.store.cancel(id_) for id_ in ids))
+        await self._queue.cancel([job.id for job in after if job is not None and job.state == "cancelled"])
