@@ -64,7 +64,7 @@ class AccessWiring:
             )
 
     async def start(self, app: FastAPI) -> None:
-        """Read keys and tokens' issuers once, then keep them up to date in the background."""
+        """Read the API keys and the issuer's keys, then keep them up to date in the background."""
         app.state.health.add("keys", self.access.problem)
         if self._jwks is not None:
             await self._jwks.start()

@@ -65,13 +65,13 @@ class LineSplitter:
         if len(self._rest) + len(head) > self._line_bytes:
             raise self._too_long(self.lines + 1)
         self._rest += head
-        found: list[bytes] = []
+        complete: list[bytes] = []
         if newline:
             first, (*whole, rest) = bytes(self._rest), tail.split(b"\n")
-            found, self._rest = self._checked([first, *whole]), bytearray(rest)
+            complete, self._rest = self._checked([first, *whole]), bytearray(rest)
         if len(self._rest) > self._line_bytes:  # the rest after the last newline of this piece
             raise self._too_long(self.lines + 1)
-        return found
+        return complete
 
     def end(self) -> list[bytes]:
         """Return the last line if it had no newline."""
@@ -79,16 +79,16 @@ class LineSplitter:
         return self._checked([rest])
 
     def _checked(self, lines: Sequence[bytes]) -> list[bytes]:
-        found = [line for raw in lines if (line := raw.strip())]
-        for number, line in enumerate(found, self.lines + 1):
+        checked = [line for raw in lines if (line := raw.strip())]
+        for number, line in enumerate(checked, self.lines + 1):
             if len(line) > self._line_bytes:
                 raise self._too_long(number)
-        self.lines += len(found)
+        self.lines += len(checked)
         if self.lines > self._most_lines:
             raise BadRequest(
                 f"the file has more than {self._most_lines} lines: split it into several batches"
             )
-        return found
+        return checked
 
     def _too_long(self, number: int) -> PayloadTooLarge:
         return PayloadTooLarge(f"line {number} is longer than {self._line_bytes} bytes")

@@ -17,8 +17,8 @@ from tidegate.kernel.protocol.jobs import Level
 log = telemetry.logger(__name__)
 
 # A broker that restarts is back within this time, so its callers notice nothing.
-PATIENCE_S = 10.0
-AGAIN_S = 0.05
+CONFIRM_TIMEOUT_S = 10.0
+RETRY_S = 0.05
 
 
 class JobQueue:
@@ -27,8 +27,8 @@ class JobQueue:
     Confirms are awaited concurrently: call :meth:`publish` from as many tasks as there are jobs.
     """
 
-    def __init__(self, amqp_url: str, patience_s: float = PATIENCE_S) -> None:
-        self._patience_s = patience_s
+    def __init__(self, amqp_url: str, timeout_s: float = CONFIRM_TIMEOUT_S) -> None:
+        self._timeout_s = timeout_s
         self._declared: dict[str, asyncio.Task[None]] = {}
         self.connection = Connection(amqp_url, "gateway-jobs", self._on_setup)
 
@@ -43,7 +43,7 @@ class JobQueue:
     async def ready(self) -> None:
         """Wait for the connection. Raises ``Unavailable`` if it does not come back in time."""
         if self.connection.channel is None:
-            await self.connection.wait_up(self._patience_s)
+            await self.connection.wait_up(self._timeout_s)
 
     async def publish(self, deployment: str, level: Level, frame: Buffer) -> None:
         """Publish the message of one job; return once the broker has it on disk. Raises ``Unavailable``.
@@ -54,7 +54,7 @@ class JobQueue:
         queue = jobs_queue(deployment, level)
         body = envelope.pack(envelope.REQUESTS, [frame])
         loop = asyncio.get_running_loop()
-        give_up_at = loop.time() + self._patience_s
+        give_up_at = loop.time() + self._timeout_s
         while True:
             channel = self.connection.channel or await self.connection.wait_up(
                 max(0.0, give_up_at - loop.time())
@@ -74,10 +74,10 @@ class JobQueue:
                 )
             if loop.time() > give_up_at:
                 raise Unavailable(
-                    f"the broker did not confirm the job within {self._patience_s:g} s: send it again",
+                    f"the broker did not confirm the job within {self._timeout_s:g} s: send it again",
                     retry_after_s=1.0,
                 )
-            await asyncio.sleep(AGAIN_S)
+            await asyncio.sleep(RETRY_S)
 
     async def cancel(self, ids: Sequence[bytes]) -> None:
         """Publish cancelled job ids to all workers, best effort."""

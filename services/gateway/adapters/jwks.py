@@ -138,13 +138,13 @@ class Jwks:
 
 def _usable(document: dict[str, list[dict[str, str]]]) -> dict[str, jwt.PyJWK]:
     """Return the public keys for signatures, by id."""
-    found = {}
+    keys = {}
     for fields in document["keys"]:
         if fields.get("kty") not in _ALGORITHMS or fields.get("use", "sig") != "sig":
             continue
         with contextlib.suppress(jwt.PyJWTError):
-            found[str(fields.get("kid", ""))] = jwt.PyJWK(fields)
-    return found
+            keys[str(fields.get("kid", ""))] = jwt.PyJWK(fields)
+    return keys
 
 
 def _algorithms(key: jwt.PyJWK) -> list[str]:

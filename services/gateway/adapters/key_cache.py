@@ -81,7 +81,7 @@ class KeyCache:
             return PriorUsage(principal, day, day[:7], int(counts["day"]), int(counts["month"]))
         except (httpx.HTTPError, ValueError, KeyError) as error:
             raise Unavailable(
-                f"The registry does not report usage: {error or type(error).__name__}."
+                f"the registry did not report the usage: {error or type(error).__name__}"
             ) from error
 
     async def _setup(self, channel: Channel) -> None:

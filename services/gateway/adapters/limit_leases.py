@@ -61,7 +61,7 @@ class LimitLeases:
         self._day = ""
         self._away_since: float | None = None
         self._retry_at = 0.0
-        self.limiters: dict[str, KeyLimiter] = {}  # always this one: every request looks into it
+        self.limiters: dict[str, KeyLimiter] = {}  # this dictionary stays: Access holds a reference to it
 
     def start(self) -> None:
         """Begin settling."""

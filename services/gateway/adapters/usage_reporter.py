@@ -64,10 +64,10 @@ class UsageReporter:
 
     def counts(self, principal: str, endpoint: str) -> list[int]:
         """Return the counts of a caller at an endpoint, in the order of ``COUNTS``. Add to them in place."""
-        found = self._counts.get((principal, endpoint))
-        if found is None:
-            found = self._counts[principal, endpoint] = [0] * len(ZERO)
-        return found
+        counts = self._counts.get((principal, endpoint))
+        if counts is None:
+            counts = self._counts[principal, endpoint] = [0] * len(ZERO)
+        return counts
 
     async def _run(self) -> None:
         while True:

@@ -56,13 +56,13 @@ class BatchHandlers:
         ttl_s: float | None = None,
     ) -> Response:
         """Submit a file with one request on each line (JSONL). The parameters are defaults of its lines."""
-        who = request_principal()
+        principal = request_principal()
         options = job_options.from_fields({"priority": priority, "ttl_s": ttl_s}, JobOptions(level="low"))
         splitter = LineSplitter(line_bytes=self._line_bytes, total_bytes=self._file_bytes, lines=self._lines)
-        memory = UploadMemory(self._limits, known=who is not ANONYMOUS)
+        memory = UploadMemory(self._limits, known=principal is not ANONYMOUS)
         try:
             batch = await self._batches.create(
-                _uncompressed(request), splitter, model, version, options, who, memory.resize
+                _uncompressed(request), splitter, model, version, options, principal, memory.resize
             )
         except ClientDisconnect:
             raise BadRequest("the upload ended before the file was complete: send it again") from None
@@ -77,10 +77,10 @@ class BatchHandlers:
         limit: Annotated[int, Query(ge=1, le=1000)] = 100,
     ) -> Response:
         """List batches, newest first. ``cursor``: the ``next`` of the previous page."""
-        who = request_principal()
-        owner = principal if who.may(ADMIN) else who.id
-        found = await self._batches.latest(owner, read_cursor(cursor), limit)
-        return page([batch.public() for batch in found], limit)
+        caller = request_principal()
+        owner = principal if caller.may(ADMIN) else caller.id
+        batches = await self._batches.latest(owner, read_cursor(cursor), limit)
+        return page([batch.public() for batch in batches], limit)
 
     async def status(self, id: str) -> Response:
         """Return a batch and its progress."""
@@ -101,8 +101,7 @@ class BatchHandlers:
         return StreamingResponse(self._batches.results(batch), media_type="application/jsonl")
 
     async def _find(self, id: str) -> Batch:
-        who = request_principal()
-        return await self._batches.find(id_in_path(id, "batch"), who)
+        return await self._batches.find(id_in_path(id, "batch"), request_principal())
 
 
 def _response(batch: Batch, status: int = 200, headers: dict[str, str] | None = None) -> Response:

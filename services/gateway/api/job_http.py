@@ -18,11 +18,11 @@ def request_principal() -> Principal:
     return caller.require(INFER)
 
 
-def id_in_path(shown: str, what: str) -> bytes:
+def id_in_path(text: str, what: str) -> bytes:
     """Parse the id of a ``what`` (job, batch) in a path. Raises NotFound."""
-    id_ = read_id(shown)
+    id_ = read_id(text)
     if id_ is None:
-        raise NotFound(f"there is no {what} {shown[:64]}")
+        raise NotFound(f"there is no {what} {text[:64]}")
     return id_
 
 

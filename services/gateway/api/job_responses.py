@@ -47,12 +47,12 @@ class JobResponses:
 
     def document(self, job: Job, position: int | None) -> dict[str, Any]:
         """Return the job as the API shows it. ``position``: jobs ahead of it, None if unknown."""
-        shown = job.public()
-        path = f"/v1/jobs/{shown['id']}"
+        document = job.public()
+        path = f"/v1/jobs/{document['id']}"
         start_ms = None
         if job.status == "queued" and position is not None:
             start_ms = estimated_start_ms(position, self._fleet(job.deployment))
-        return shown | {
+        return document | {
             "retry_of": job.ask.get("retry_of"),
             "position": position,
             "estimated_start": None if start_ms is None else iso(int(time.time() * 1e3 + start_ms)),
@@ -70,7 +70,9 @@ class JobResponses:
         if job.state != "succeeded":
             raise job_results.failure_of(job)
         frame = await self._results.frame(job)
-        body, tail = await self._results.encoded(job, frame, job_results.form(headers.get(b"accept")))
+        body, tail = await self._results.encoded(
+            job, frame, job_results.prefers_binary(headers.get(b"accept"))
+        )
         answer = [
             _BINARY if tail else _JSON,
             (b"content-length", b"%d" % (len(body) + sum(map(len, tail)))),

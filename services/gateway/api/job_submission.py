@@ -144,7 +144,7 @@ class JobSubmissionHandler:
         try:
             submitted = await self._submitter.submit(request)
             job = submitted.job
-            del request  # its tensors take no memory while the caller waits
+            del request  # frees its tensors while the caller waits
             if grant is not None:
                 grant.accepted(received)
             if prefer.wait_s and not job.terminal:
@@ -195,9 +195,9 @@ def _digest(target: Target, headers: Headers, body: Buffer) -> bytes:
         for name, value in sorted(headers.items())
         if name in _OPTION_HEADERS
     }
-    found = hashlib.sha256(orjson.dumps([_name(target), options]))
-    found.update(body)
-    return found.digest()
+    digest = hashlib.sha256(orjson.dumps([_name(target), options]))
+    digest.update(body)
+    return digest.digest()
 
 
 _OPTION_HEADERS = frozenset(

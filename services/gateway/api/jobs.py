@@ -61,13 +61,13 @@ class JobHandlers:
         limit: int = Query(100, ge=1, le=MAX_LIST),
     ) -> Response:
         """List jobs, newest first. ``cursor``: the ``next`` of the previous page."""
-        who = request_principal()
-        if not who.may(ADMIN):
-            principal = who.id
+        caller = request_principal()
+        if not caller.may(ADMIN):
+            principal = caller.id
         before = read_cursor(cursor)
         if status is not None and status not in STATUSES:
             raise BadRequest(f"status must be one of {', '.join(STATUSES)}, got {status[:40]!r}")
-        found = await self._tracker.store.list(
+        jobs = await self._tracker.store.list(
             state=status,
             deployment=deployment,
             endpoint=endpoint,
@@ -76,7 +76,7 @@ class JobHandlers:
             before=before,
             limit=limit,
         )
-        return page([self._responses.document(job, None) for job in found], limit)
+        return page([self._responses.document(job, None) for job in jobs], limit)
 
     async def status(self, request: Request, id: str) -> Response:
         """Return a job; with ``Prefer: wait=N``, when it has ended or after N seconds."""
@@ -121,8 +121,7 @@ class JobHandlers:
         return json_response(document, 202, {"Location": f"/v1/jobs/{job.id.hex()}"})
 
     async def _find(self, id: str) -> Job:
-        who = request_principal()
-        return await self._tracker.find(id_in_path(id, "job"), who)
+        return await self._tracker.find(id_in_path(id, "job"), request_principal())
 
     async def _awaited(self, request: Request, job: Job) -> Job:
         header = request.headers.get("prefer")
@@ -148,7 +147,7 @@ class JobHandlers:
                 for event in await self._tracker.store.log(id_, after):
                     after = event.seq
                     if event.state == "queued":
-                        continue  # the API calls the first state queued already
+                        continue  # the API shows a job as queued from the start
                     yield event
                     if event.state in TERMINAL:
                         return
@@ -178,7 +177,7 @@ def encode_event(event: JobEvent | None) -> bytes:
 
 
 async def compressed(answer: HttpResponse, headers: Headers) -> Response:
-    """Return the framework's response for an own one, compressed if its caller accepts that."""
+    """Return a response as the framework's class, compressed if the caller accepts that."""
     future: asyncio.Future[HttpResponse] = asyncio.get_running_loop().create_future()
     deliver(answer, headers, future.set_result)
     done = await future

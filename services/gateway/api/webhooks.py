@@ -30,6 +30,5 @@ class WebhookHandlers:
 
     async def deliveries(self, id: str) -> dict[str, Any]:
         """List the attempts to deliver the job's webhook, oldest first."""
-        who = request_principal()
-        job = await self._tracker.find(id_in_path(id, "job"), who)
+        job = await self._tracker.find(id_in_path(id, "job"), request_principal())
         return {"webhook": job.webhook, "items": await self._webhooks.deliveries(job.id)}

@@ -169,11 +169,11 @@ class Access:
         known = self._known.get(credential)
         if known is not None and time.time() * 1e3 < known[1]:
             return known[0]
-        found = self._look(credential)
+        checked = self._check(credential)
         if len(self._known) >= REMEMBERED:
             self._known.clear()
-        self._known[credential] = found
-        return found[0]
+        self._known[credential] = checked
+        return checked[0]
 
     def remembered(self, headers: Headers) -> Principal | None:
         """Return the bearer of a credential that was checked recently, or None."""
@@ -220,7 +220,7 @@ class Access:
             )
         return key.principal
 
-    def _look(self, credential: bytes) -> tuple[Principal, float]:
+    def _check(self, credential: bytes) -> tuple[Principal, float]:
         if self._token.given({b"authorization": credential}):
             return SERVICE, FOREVER
         if self._token.scrapes({b"authorization": credential}):
@@ -237,13 +237,13 @@ class Access:
             )
         if self._table is None:
             raise _keys_unknown()
-        found = self._table.find(bearer, time.time() * 1e3)
-        if found is None:
+        entry = self._table.find(bearer, time.time() * 1e3)
+        if entry is None:
             raise Unauthorized(
                 "this stack does not know the key: it is of another stack, revoked or expired; "
                 "`tidegate keys --all` lists all keys"
             )
-        key, until = found
+        key, until = entry
         return key.principal, until
 
 

@@ -36,7 +36,7 @@ class Catalogue:
     def index(self, *, ready: bool = False) -> list[dict[str, str]]:
         """Return every model version and its readiness; with ``ready`` only the ready ones."""
         table = self._core.table()
-        found = [
+        versions = [
             (endpoint.name, version, self._not_ready(route))
             for endpoint in table.endpoints.values()
             for version, route in sorted(endpoint.versions.items())
@@ -48,7 +48,7 @@ class Catalogue:
                 "state": "UNAVAILABLE" if reason else "READY",
                 "reason": reason,
             }
-            for name, version, reason in found
+            for name, version, reason in versions
             if not (reason and ready)
         ]
 
@@ -63,8 +63,8 @@ class Catalogue:
         """
         endpoint, route = self._core.pick(model, version)
         routes = [route] if version else [route for _, route in endpoint.targets]
-        found = [self._not_ready(each) for each in routes]
-        return "" if "" in found else found[0]
+        reasons = [self._not_ready(each) for each in routes]
+        return "" if "" in reasons else reasons[0]
 
     def metadata(self, model: str, version: str) -> dict[str, Any]:
         """Return inputs, outputs and versions of a model. Raises Unavailable if its signature is unknown."""
@@ -74,15 +74,15 @@ class Catalogue:
             raise self._not_known_yet("signature", endpoint, route)
         batch = [-1] if signature.max_batch_size else []
 
-        def shown(specs: Any) -> list[dict[str, Any]]:
+        def described(specs: Any) -> list[dict[str, Any]]:
             return [{"name": s.name, "datatype": s.datatype, "shape": batch + s.shape} for s in specs]
 
         return {
             "name": endpoint.name,
             "versions": sorted(endpoint.versions, key=int),
             "platform": f"tidegate_{route.format}",
-            "inputs": shown(signature.inputs),
-            "outputs": shown(signature.outputs),
+            "inputs": described(signature.inputs),
+            "outputs": described(signature.outputs),
         }
 
     async def config(self, model: str, version: str) -> dict[str, Any]:

@@ -41,19 +41,19 @@ def read_line(raw: bytes, batch: Batch) -> BatchLine:
 
 def read_object(raw: bytes) -> dict[str, Any]:
     """Return a line's JSON object. Raises BadRequest or PayloadTooLarge."""
-    found = bounded_json.loads(raw, "the line")
-    if not isinstance(found, dict):
+    value = bounded_json.loads(raw, "the line")
+    if not isinstance(value, dict):
         raise BadRequest("the line is not a JSON object")
-    return found
+    return value
 
 
 def line_id(raw: bytes) -> str | None:
     """Return the id that the caller gave to a line, or None."""
     try:
-        found = read_object(raw).get("id")
+        value = read_object(raw).get("id")
     except TidegateError:
         return None
-    return found if isinstance(found, str) else None
+    return value if isinstance(value, str) else None
 
 
 def result_line(number: int, id_: str | None, job: str | None, response: bytes) -> bytes:

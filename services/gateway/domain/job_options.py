@@ -52,19 +52,19 @@ def preference(header: bytes | None) -> Preference | None:
     """Return the preference for a job in a ``Prefer`` header (RFC 7240), or None."""
     if header is None:
         return None
-    found, wait_s = False, 0.0
+    present, wait_s = False, 0.0
     for part in re.split(rb"[,;]", header.lower()):
         word = part.strip()
         if match := _WAIT.fullmatch(word):
-            found, wait_s = True, min(float(match[1]), MAX_WAIT_S)
+            present, wait_s = True, min(float(match[1]), MAX_WAIT_S)
         elif word == b"respond-async":
-            found = True
-    return Preference(wait_s) if found else None
+            present = True
+    return Preference(wait_s) if present else None
 
 
 def from_headers(headers: Mapping[bytes, bytes]) -> JobOptions:
     """Read ``X-Job-Priority``, ``X-Job-TTL`` (seconds) and ``X-Job-Webhook``. Raises BadRequest."""
-    found = {
+    texts = {
         name: value.decode("latin-1")
         for name, header in (
             ("priority", b"x-job-priority"),
@@ -73,14 +73,14 @@ def from_headers(headers: Mapping[bytes, bytes]) -> JobOptions:
         )
         if (value := headers.get(header)) is not None
     }
-    if not found:
+    if not texts:
         return _DEFAULT
-    fields: dict[str, Any] = dict(found)
-    if "ttl_s" in found:
+    fields: dict[str, Any] = dict(texts)
+    if "ttl_s" in texts:
         try:
-            fields["ttl_s"] = float(found["ttl_s"])
+            fields["ttl_s"] = float(texts["ttl_s"])
         except ValueError:
-            raise BadRequest(f"X-Job-TTL must be a number of seconds, got {found['ttl_s'][:40]!r}") from None
+            raise BadRequest(f"X-Job-TTL must be a number of seconds, got {texts['ttl_s'][:40]!r}") from None
     return from_fields(fields)
 
 

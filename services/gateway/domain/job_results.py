@@ -10,31 +10,32 @@ from tidegate.kernel.errors import BY_REASON, Conflict, DeadlinePassed, ModelFai
 from tidegate.kernel.protocol.jobs import Job
 
 
-def ask_of(request: Decoded) -> dict[str, Any]:
+def answer_form(request: Decoded) -> dict[str, Any]:
     """Return the fields of a request that decide the form of its answer, without defaults."""
-    ask: dict[str, Any] = {}
+    form: dict[str, Any] = {}
     if request.id:
-        ask["id"] = request.id
+        form["id"] = request.id
     if request.binary:
-        ask["binary"] = True
+        form["binary"] = True
     if request.wanted:
-        ask["outputs"] = [[output.name, output.binary, output.classes] for output in request.wanted]
-    return ask
+        form["outputs"] = [[output.name, output.binary, output.classes] for output in request.wanted]
+    return form
 
 
-def read_ask(ask: Mapping[str, Any], binary: bool | None = None) -> Decoded:
+def read_answer_form(form: Mapping[str, Any], binary: bool | None = None) -> Decoded:
     """Return the request as the encoder of its answer needs it. ``binary`` overrides the requested form."""
-    outputs = ask.get("outputs")
+    outputs = form.get("outputs")
     wanted = None
     if outputs:
         wanted = tuple(
-            WantedOutput(name, form if binary is None else binary, classes) for name, form, classes in outputs
+            WantedOutput(name, as_binary if binary is None else binary, classes)
+            for name, as_binary, classes in outputs
         )
-    default = bool(ask.get("binary", False)) if binary is None else binary
-    return Decoded(ask.get("id", ""), 0, b"", [], wanted, default)
+    default = bool(form.get("binary", False)) if binary is None else binary
+    return Decoded(form.get("id", ""), 0, b"", [], wanted, default)
 
 
-def form(accept: bytes | None) -> bool | None:
+def prefers_binary(accept: bytes | None) -> bool | None:
     """Return True if an ``Accept`` header prefers binary, False for JSON, None if the submission decides."""
     if accept is None:
         return None
@@ -46,12 +47,12 @@ def form(accept: bytes | None) -> bool | None:
 
 def failure_of(job: Job) -> TidegateError:
     """Return the error that explains why a finished job has no result."""
-    shown = job.id.hex()
+    job_id = job.id.hex()
     if job.state == "cancelled":
-        return Conflict(f"job {shown} was cancelled", reason="cancelled")
+        return Conflict(f"job {job_id} was cancelled", reason="cancelled")
     if job.state == "expired":
         return DeadlinePassed(
-            f"job {shown} expired before it was done: submit it again with a larger ttl_s", reason="expired"
+            f"job {job_id} expired before it was done: submit it again with a larger ttl_s", reason="expired"
         )
     error = job.error or {}
     reason = error.get("reason", ModelFailed.reason)

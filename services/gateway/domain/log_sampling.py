@@ -39,5 +39,5 @@ class LogSampler:
 
 def trace_id(traceparent: bytes | None) -> str:
     """Return the trace id of a W3C ``traceparent``; empty if there is none."""
-    found = _TRACEPARENT.fullmatch(traceparent) if traceparent else None
-    return found[1].decode() if found else ""
+    match = _TRACEPARENT.fullmatch(traceparent) if traceparent else None
+    return match[1].decode() if match else ""

@@ -7,7 +7,7 @@ import pytest
 
 from services.gateway.application.jobs.backlog import estimated_start_ms
 from services.gateway.domain.contract import Decoded, WantedOutput
-from services.gateway.domain.job_results import ask_of, failure_of, form, read_ask
+from services.gateway.domain.job_results import answer_form, failure_of, prefers_binary, read_answer_form
 from services.gateway.domain.replica_fleet import ReplicaFleet
 from tidegate.kernel.errors import Conflict, DeadlinePassed, ModelFailed, NotFound
 from tidegate.kernel.protocol.jobs import Job
@@ -41,19 +41,19 @@ def job(state, error=None):
     ],
 )
 def test_what_is_asked_comes_back(request_):
-    found = read_ask(orjson.loads(orjson.dumps(ask_of(request_))))
+    found = read_answer_form(orjson.loads(orjson.dumps(answer_form(request_))))
     assert (found.id, found.wanted, found.binary) == (request_.id, request_.wanted, request_.binary)
 
 
 def test_what_is_not_asked_takes_no_room():
-    assert ask_of(Decoded("", 1, b"k", [b"d"], None, False)) == {}
+    assert answer_form(Decoded("", 1, b"k", [b"d"], None, False)) == {}
 
 
 def test_another_form_than_asked():
-    ask = ask_of(Decoded("", 1, b"k", [], (WantedOutput("a", True), WantedOutput("b", False, 3)), False))
-    as_json = read_ask(ask, binary=False)
+    ask = answer_form(Decoded("", 1, b"k", [], (WantedOutput("a", True), WantedOutput("b", False, 3)), False))
+    as_json = read_answer_form(ask, binary=False)
     assert as_json.wanted == (WantedOutput("a", False), WantedOutput("b", False, 3))
-    assert read_ask({}, binary=True).binary
+    assert read_answer_form({}, binary=True).binary
 
 
 @pytest.mark.parametrize(
@@ -68,7 +68,7 @@ def test_another_form_than_asked():
     ],
 )
 def test_the_form_by_accept(accept, expected):
-    assert form(accept) is expected
+    assert prefers_binary(accept) is expected
 
 
 def test_why_there_is_no_result():

@@ -77,25 +77,25 @@ class BatchStore(Connected):
     async def latest(self, principal: str | None, before: bytes | None, limit: int) -> list[Batch]:
         """Return batches (of a principal), newest first, older than ``before``."""
         index = OF + (principal or "").encode()
-        found: list[Batch] = []
-        while len(found) < limit:
+        batches: list[Batch] = []
+        while len(batches) < limit:
             start = b"(" + before if before is not None else b"+"
-            ids = await answer(self._redis.zrevrangebylex(index, start, b"-", 0, limit - len(found)))
+            ids = await answer(self._redis.zrevrangebylex(index, start, b"-", 0, limit - len(batches)))
             for id_ in ids:
                 batch = await self.get(id_)
                 if batch is not None:
-                    found.append(batch)
+                    batches.append(batch)
                 else:  # it has expired
                     await answer(self._redis.zrem(index, id_))
             if not ids:
                 break
             before = ids[-1]
-        return found
+        return batches
 
     async def claim(self, owner: str, lease_ms: int) -> bytes | None:
         """Lease a batch that no process runs to ``owner``, and return its id; None: there is none."""
-        found: bytes | None = await self._scripts.run("batch_claim", [owner, lease_ms])
-        return found
+        id_: bytes | None = await self._scripts.run("batch_claim", [owner, lease_ms])
+        return id_
 
     async def step(
         self,
@@ -118,7 +118,7 @@ class BatchStore(Connected):
         state; None: another process has its lease.
         """
         new_chunk = orjson.dumps(list(chunk)) if chunk is not None else b""
-        found: bytes | None = await self._scripts.run(
+        state: bytes | None = await self._scripts.run(
             "batch_step",
             [
                 id,
@@ -134,13 +134,13 @@ class BatchStore(Connected):
                 keep_s,
             ],
         )
-        return cast(BatchState, found.decode()) if found is not None else None
+        return cast(BatchState, state.decode()) if state is not None else None
 
     async def replies(self, jobs: Sequence[bytes]) -> list[bytes | None]:
         """Return the reply frames of several jobs, in order."""
         keys = [REPLY.encode() + id_ for id_ in jobs]
-        found: list[bytes | None] = await answer(self._redis.mget(keys)) if keys else []
-        return found
+        frames: list[bytes | None] = await answer(self._redis.mget(keys)) if keys else []
+        return frames
 
     async def cancel(self, id: bytes) -> Batch | None:
         """Request the cancellation of a batch that is not over. Return the batch after it, or None."""
@@ -150,10 +150,10 @@ class BatchStore(Connected):
         return [FileChunk(*orjson.loads(line)) for line in await answer(self._redis.lrange(key, 0, -1))]
 
 
-def _batch(id: bytes, found: Mapping[bytes, bytes] | Sequence[bytes]) -> Batch | None:
-    if not found:
+def _batch(id: bytes, record: Mapping[bytes, bytes] | Sequence[bytes]) -> Batch | None:
+    if not record:
         return None
-    fields = found if isinstance(found, Mapping) else dict(zip(found[::2], found[1::2], strict=True))
+    fields = record if isinstance(record, Mapping) else dict(zip(record[::2], record[1::2], strict=True))
     facts: dict[str, Any] = orjson.loads(fields[b"facts"])
     endpoints = facts["endpoints"]
     return Batch(

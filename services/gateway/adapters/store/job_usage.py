@@ -28,10 +28,10 @@ class JobUsageStore(Connected):
 
         The same report may be taken again until it is settled.
         """
-        found = await self._scripts.run("used_take", [os.urandom(8).hex(), REPORT_MS])
-        if not found:
+        taken = await self._scripts.run("used_take", [os.urandom(8).hex(), REPORT_MS])
+        if not taken:
             return None
-        name, flat = found
+        name, flat = taken
         counts: dict[Subject, list[int]] = {}
         for field, count in zip(flat[::2], flat[1::2], strict=True):
             day, principal, endpoint, what = field.decode().split("\n")

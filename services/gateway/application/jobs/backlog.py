@@ -44,9 +44,9 @@ class BacklogEstimate:
         if self._clock() - self._at > 2 * STALE_S:
             return None
         load = self._loads.get(deployment)
-        found = (load.waiting if load is not None else 0) + self._since[deployment]
+        ahead = (load.waiting if load is not None else 0) + self._since[deployment]
         self._since[deployment] += 1
-        return found
+        return ahead
 
     async def _refresh(self) -> None:
         before = self._since

@@ -159,8 +159,8 @@ class BatchRunner:
             group = over[: self._fitting(over)]
             over = over[len(group) :]
             ids = [job.id for _, job in group if job is not None and job.state == "succeeded"]
-            found = await keep_trying(partial(self._store.replies, ids))
-            frames: dict[bytes, bytes | None] = dict(zip(ids, found, strict=True))
+            replies = await keep_trying(partial(self._store.replies, ids))
+            frames: dict[bytes, bytes | None] = dict(zip(ids, replies, strict=True))
             for row, job in group:
                 outcome, line = await self._line(row, job, frames.get(row.job or b""))
                 self._counts[outcome] += 1
@@ -176,8 +176,8 @@ class BatchRunner:
         """Return the finished lines at the front, with their jobs."""
         rows = list(takewhile(lambda row: not row.pending, rows))
         ids = [row.job for row in rows if row.job is not None]
-        found = dict(zip(ids, await keep_trying(partial(self._tracker.store.get_many, ids)), strict=True))
-        pairs = [(row, found[row.job] if row.job is not None else None) for row in rows]
+        jobs = dict(zip(ids, await keep_trying(partial(self._tracker.store.get_many, ids)), strict=True))
+        pairs = [(row, jobs[row.job] if row.job is not None else None) for row in rows]
         return list(takewhile(lambda pair: pair[1] is None or pair[1].terminal, pairs))
 
     @staticmethod
@@ -191,7 +191,7 @@ class BatchRunner:
         return len(over)
 
     async def _line(self, row: LineProgress, job: Job | None, frame: bytes | None) -> tuple[str, bytes]:
-        shown = None if row.job is None else row.job.hex()
+        job_id = None if row.job is None else row.job.hex()
         error = row.error
         if job is not None and job.state != "succeeded":
             error = failure_of(job)
@@ -199,13 +199,13 @@ class BatchRunner:
             try:
                 encode = partial(self._results.encoded, job, frame, binary=False)
                 response, _ = await keep_trying(encode, RESULT_TIMEOUT_S)
-                return "succeeded", batch_lines.result_line(row.number, row.id, shown, response)
+                return "succeeded", batch_lines.result_line(row.number, row.id, job_id, response)
             except TidegateError as problem:
                 error = problem
         if error is None:
             error = Conflict("the job's record was deleted before its result was written", reason="job_gone")
         outcome = error.reason if error.reason in {"cancelled", "expired"} else "failed"
-        return outcome, batch_lines.failed_line(row.number, row.id, shown, outcome, error)
+        return outcome, batch_lines.failed_line(row.number, row.id, job_id, outcome, error)
 
     async def _save(self) -> None:
         """Write the collected results to disk, and note them in the record."""

@@ -156,7 +156,7 @@ class BatchService:
                 await asyncio.wait_for(self._wake.wait(), CLAIM_INTERVAL_S)
 
     async def _run_batch(self, id_: bytes) -> None:
-        shown = {"batch": id_.hex()}
+        context = {"batch": id_.hex()}
         try:
             batch = await self._store.get(id_)
             if batch is None:
@@ -176,9 +176,9 @@ class BatchService:
             return  # its lease lapses, and a gateway claims it again
         try:
             await runner.run()
-            log.info("a batch is over", extra=shown)
+            log.info("a batch is over", extra=context)
         except LeaseLost:
-            log.info("another gateway has taken over a batch", extra=shown)
+            log.info("another gateway has taken over a batch", extra=context)
         except asyncio.CancelledError:
             with suppress(LeaseLost, StoreUnavailable):
                 await runner.release()
@@ -186,11 +186,11 @@ class BatchService:
         except StoreUnavailable:
             pass
         except TidegateError as error:
-            log.error("a batch failed", extra=shown | {"problem": error.message})
+            log.error("a batch failed", extra=context | {"problem": error.message})
             with suppress(LeaseLost, StoreUnavailable):
                 await runner.fail(error.message)
         except Exception:
-            log.exception("running a batch failed here; a gateway will try again", extra=shown)
+            log.exception("running a batch failed here; a gateway will try again", extra=context)
 
 
 async def _store_lines(

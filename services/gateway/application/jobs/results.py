@@ -43,12 +43,14 @@ class JobResults:
             reply = envelope.read_reply(frame)
             outputs, parameters = envelope.read_result_key(reply.key)
         except envelope.Undecodable as error:
-            raise ModelFailed(f"the result of job {job.id.hex()} cannot be read: {error}") from None
+            raise ModelFailed(
+                f"the result of job {job.id.hex()} cannot be read: {error}; submit the job again"
+            ) from None
         data = await self._claims.redeem(reply.data) if reply.claimed else reply.data
         return oip.encode_pieces(
             job.endpoint,
             str(job.version),
-            job_results.read_ask(job.ask, binary),
+            job_results.read_answer_form(job.ask, binary),
             reply.rows,
             outputs,
             parameters,

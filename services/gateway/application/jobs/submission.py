@@ -21,7 +21,7 @@ from services.gateway.application.jobs.backlog import BacklogEstimate
 from services.gateway.application.jobs.tracking import JobTracker
 from services.gateway.domain.contract import Contract, Decoded
 from services.gateway.domain.job_options import JobOptions
-from services.gateway.domain.job_results import ask_of
+from services.gateway.domain.job_results import answer_form
 from services.gateway.domain.routing import DeploymentRoute
 from tidegate.kernel import telemetry
 from tidegate.kernel.blobs.claims import Claims
@@ -125,9 +125,17 @@ class JobSubmitter:
             request = decode(route.contract)
         except Unavailable as error:
             raise self._core.for_want_of_replica(route, error) from None
-        ask = ask_of(request)
         return JobRequest(
-            endpoint.name, route, request, ask, options, principal.id, trace[:255], idempotency, batch, line
+            endpoint.name,
+            route,
+            request,
+            answer_form(request),
+            options,
+            principal.id,
+            trace[:255],
+            idempotency,
+            batch,
+            line,
         )
 
     async def submit(self, request: JobRequest) -> SubmittedJob:
@@ -174,15 +182,15 @@ class JobSubmitter:
 
         Raises Conflict if there is nothing to retry.
         """
-        shown = job.id.hex()
+        job_id = job.id.hex()
         if not job.terminal or job.state == "succeeded":
-            raise Conflict(f"only failed jobs can be retried; job {shown} is {job.status}")
+            raise Conflict(f"only failed jobs can be retried; job {job_id} is {job.status}")
         frame = await self._store.request(job.id)
         if frame is None:
             why = (
-                f"the request of job {shown} is no longer kept, so it cannot be retried: submit it again"
+                f"the request of job {job_id} is no longer kept, so it cannot be retried: submit it again"
                 if job.state == "failed"
-                else f"only failed jobs can be retried; job {shown} was {job.status}: submit it again"
+                else f"only failed jobs can be retried; job {job_id} was {job.status}: submit it again"
             )
             raise Conflict(why, reason="request_gone")
         request = envelope.read_request(frame)
@@ -190,8 +198,8 @@ class JobSubmitter:
         _, route = self._core.pick(job.endpoint, str(job.version))
         options = JobOptions(job.level, (job.expires_ms - job.created_ms) / 1e3, job.webhook, job.metadata)
         decoded = Decoded("", request.rows, request.key, data, None, False)
-        ask = job.ask | {"retry_of": shown}
-        idempotency = Idempotency(f"retry {shown}", job.id)
+        ask = job.ask | {"retry_of": job_id}
+        idempotency = Idempotency(f"retry {job_id}", job.id)
         again = JobRequest(
             job.endpoint, route, decoded, ask, options, job.principal, request.trace, idempotency
         )
