@@ -1,4 +1,4 @@
-"""Keys at the doors of a gateway: who is let in, what is limited, what is counted. The registry is real."""
+"""Keys at a gateway with a real registry: authentication, limits and usage."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ async def client(gateway):
 
 @pytest.fixture
 def made(registry, client, until):
-    """Makes a key and waits until the gateway knows it; ``made.infer(key)`` asks the model with it."""
+    """Makes a key and waits until the gateway knows it; ``made.infer(key)`` sends a request with it."""
 
     class Made:
         async def __call__(self, **fields: Any) -> dict[str, Any]:
@@ -76,7 +76,7 @@ async def test_loopback_is_open_for_inference_alone(client, worker):
         assert (answer.status_code, answer.headers["www-authenticate"]) == (401, "Bearer")
 
 
-async def test_a_key_lets_in_and_a_wrong_one_does_not(client, worker, made):
+async def test_a_valid_key_is_accepted_and_a_wrong_one_refused(client, worker, made):
     key = (await made())["key"]
     assert (await made.infer(key)).status_code == 200
     wrong = f"{key[:-1]}{'a' if key[-1] != 'a' else 'b'}"
@@ -97,7 +97,7 @@ async def test_a_large_body_is_refused_at_its_head(gateway, length):
     writer.close()
 
 
-async def test_a_revoked_key_is_good_no_longer(client, worker, made, registry, until):
+async def test_a_revoked_key_is_refused(client, worker, made, registry, until):
     key = await made()
     assert (await made.infer(key["key"])).status_code == 200
     registry("DELETE", f"/v1/keys/{key['id']}")
@@ -178,7 +178,7 @@ async def test_a_quota_outlives_the_store(client, gateway, worker, made, registr
     await until(lambda: gateway.redis.hget(ACCOUNT + key["id"], "day_seeded") == b"1")
 
     async def refused() -> bool:
-        # One more may pass on what the gateway knew before the registry was asked; then it has settled.
+        # One more may be admitted before the gateway has read the registry's usage.
         answer = await made.infer(key["key"])
         await asyncio.sleep(0.5)
         return answer.status_code == 429
@@ -187,7 +187,7 @@ async def test_a_quota_outlives_the_store(client, gateway, worker, made, registr
     assert _requests(registry, key["id"]) <= 5
 
 
-async def test_requests_at_one_time(client, worker, made):
+async def test_concurrent_requests(client, worker, made):
     key = (await made(concurrency=2))["key"]
     worker.answer = silent
     waiting = [asyncio.create_task(made.infer(key, **{"X-Request-Timeout-Ms": "1500"})) for _ in range(2)]
@@ -200,7 +200,7 @@ async def test_requests_at_one_time(client, worker, made):
     assert (await made.infer(key)).status_code == 200
 
 
-async def test_who_leaves_gives_its_slot_back(gateway, client, worker, made, until):
+async def test_a_caller_that_disconnects_frees_its_slot(gateway, client, worker, made, until):
     key = (await made(concurrency=1))["key"]
     worker.answer = silent
     leaving = asyncio.create_task(made.infer(key))
@@ -235,7 +235,7 @@ async def test_grpc(gateway, worker, made):
         assert not (await client.get_model_repository_index(headers=other)).models
 
 
-async def test_what_is_used_is_counted(gateway, client, worker, made, registry, until):
+async def test_usage_is_counted(gateway, client, worker, made, registry, until):
     key = await made(name="counted")
     for _ in range(3):
         assert (await made.infer(key["key"])).status_code == 200
@@ -259,7 +259,7 @@ async def test_what_is_used_is_counted(gateway, client, worker, made, registry, 
     assert row["sent_bytes"] > 0
 
 
-async def test_doors_count_alike(gateway, client, worker, made, registry, until):
+async def test_all_apis_count_usage_alike(gateway, client, worker, made, registry, until):
     key = await made()
     for x, status, code in (([1] * 3, 400, "INVALID_ARGUMENT"), ([1, 2], 504, "DEADLINE_EXCEEDED")):
         worker.answer = silent

@@ -1,4 +1,4 @@
-"""A gateway that demands a credential looks at it before it keeps a body."""
+"""A gateway that requires a credential checks it before it keeps a body."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ async def test_the_connection_is_good_for_callers_with_a_credential(gateway, wor
 async def test_a_flood_does_not_close_the_connection_of_a_caller_with_a_credential(
     gateway, worker, open_request
 ):
-    """Its connection is the oldest one that is idle; those of unknown callers go first all the same."""
+    """Its connection has been idle for longest, but connections of unknown callers are closed first."""
     reader, writer = await asyncio.open_connection("127.0.0.1", gateway.port)
     for round_ in range(2):
         writer.write(infer(BODY, "Authorization: Bearer token"))

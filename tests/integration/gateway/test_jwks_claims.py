@@ -1,4 +1,4 @@
-"""Tokens that the issuer signed, with strange claims: each is taken or refused, and none breaks."""
+"""Signed tokens with strange claims: each is accepted or refused, and none causes an error."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def token(private):
     ],
     ids=str,
 )
-async def test_strange_claims_of_good_tokens(jwks, token, claims):
+async def test_strange_claims_of_valid_tokens(jwks, token, claims):
     principal, until_ms = jwks.verify(token(**claims))
     assert principal.scopes == {"infer"}
     assert principal.id.isprintable()
@@ -125,7 +125,7 @@ async def test_heads_that_are_refused(jwks, token, head):
         jwks.verify(token(head))
 
 
-async def test_a_token_has_one_spelling_and_a_longest(jwks, token):
+async def test_a_token_has_one_spelling_and_a_maximum_length(jwks, token):
     good = token()
     jwks.verify(good)
     for other in (
@@ -143,7 +143,7 @@ async def test_a_token_has_one_spelling_and_a_longest(jwks, token):
         jwks.verify(token(name=json.dumps("x" * LONGEST)))
 
 
-async def test_unknown_keys_do_not_make_it_read_the_issuer_again_and_again(jwks, token, until):
+async def test_tokens_with_unknown_keys_cause_few_reads_of_the_issuer(jwks, token, until):
     reads: list[None] = []
     read = jwks._read
 

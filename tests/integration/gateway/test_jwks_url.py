@@ -1,4 +1,4 @@
-"""The issuer's keys by URL, as identity providers give them: read, read again, and kept while it is away."""
+"""The issuer's keys by URL: read, read again, and kept while the issuer is away."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ async def test_keys_by_url(server, issuer, until, monkeypatch):
     assert principal.scopes == frozenset({"infer"})
     assert until_ms > 0
 
-    # A key that is new is found when somebody comes with it.
+    # A new key is read when a token uses it.
     issuer.publish("second")
 
     def known() -> bool:
@@ -67,7 +67,7 @@ async def test_keys_by_url(server, issuer, until, monkeypatch):
 
     await until(known)
 
-    # An issuer that answers with an error, or with nonsense, takes no key away.
+    # Errors and invalid answers of the issuer remove no key.
     issuer.path.write_text("no JSON")
     await found._refresh()
     assert known()

@@ -1,4 +1,4 @@
-"""The accounts of callers in the real store: what processes hold together is never more than the limit."""
+"""Limit accounts in the real store: all processes together never hold more than the limit."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ DAY, MONTH = "2026-01-31", "2026-01"
 
 
 class Account:
-    """One caller's account, asked by processes a, b, ..."""
+    """One caller's account, settled by processes a, b, ..."""
 
     def __init__(self, store: LimitAccounts, principal: str, allowance: Allowance) -> None:
         self.store = store
@@ -37,7 +37,7 @@ async def store(valkey_url) -> AsyncIterator[LimitAccounts]:
 
 @pytest.fixture
 def account(store, fresh):
-    # So slow that nothing comes in while a test runs.
+    # So slow that no token is added while a test runs.
     def make(rate: float | None = 1e-6, **limits) -> Account:
         return Account(store, fresh("key"), Allowance(rate=rate, **limits))
 
@@ -51,18 +51,18 @@ async def test_a_bucket_is_shared(account):
     empty = await settle("c", rate=(0, 6))
     assert (empty.rate, empty.rate_left) == (0, 0)
     assert empty.wait_ms > 1e8
-    assert (await settle("a", rate=(6, 1))).rate == 1, "five go back"
+    assert (await settle("a", rate=(6, 1))).rate == 1, "five are returned"
     assert (await settle("c", rate=(0, 6))).rate == 5
 
 
-async def test_what_was_lent_is_charged(account):
+async def test_borrowed_tokens_are_charged(account):
     settle = account(burst=10)
     assert (await settle("a", rate=(-4, 1))).rate_left == 5
     assert (await settle("b", rate=(-7, 5))).rate == 0
-    assert (await settle("b", rate=(0, 5))).wait_ms > 2.9e9, "two are owed, a third is wanted"
+    assert (await settle("b", rate=(0, 5))).wait_ms > 2.9e9, "two are owed, and one more is wanted"
 
 
-async def test_a_bucket_fills_no_higher_than_its_burst_and_what_is_held(account):
+async def test_a_bucket_and_its_holdings_are_at_most_the_burst(account):
     settle = account(rate=1000, burst=20)
     assert (await settle("a", rate=(0, 15))).rate == 15
     await asyncio.sleep(0.05)
@@ -73,7 +73,7 @@ async def test_a_bucket_fills_no_higher_than_its_burst_and_what_is_held(account)
     assert (await settle("b", rate=(0, 50))).rate == 20
 
 
-async def test_who_is_silent_for_long_holds_nothing(account, store, until):
+async def test_the_holdings_of_a_silent_process_expire(account, store, until):
     settle = account(concurrency=3, rate=None)
     assert (await settle("a", slots=(0, 3))).slots == 3
     assert (await settle("b", slots=(0, 1))).slots == 0
@@ -81,21 +81,23 @@ async def test_who_is_silent_for_long_holds_nothing(account, store, until):
     async def freed() -> bool:
         return (await settle("b", slots=(0, 3))).slots == 3
 
-    await until(freed)  # five seconds: the process is gone, and its requests with it
+    await until(freed)  # after five seconds a silent process counts as gone
 
 
-async def test_slots_are_shared_and_who_lacks_them_is_seen(account):
+async def test_slots_are_shared_and_a_lack_is_noted(account):
     settle = account(concurrency=4, rate=None)
     first = await settle("a", slots=(1, 3))
     assert (first.slots, first.tight) == (3, False)
     second = await settle("b", slots=(0, 3))
     assert (second.slots, second.tight) == (1, True)
-    assert (await settle("a", slots=(1, 1))).tight, "so that it gives back what it does not need"
+    assert (await settle("a", slots=(1, 1))).tight, "so that it returns spare slots"
     assert (await settle("b", slots=(1, 3))).slots == 3
-    assert (await settle("a", slots=(2, 2))).slots == 2, "what runs runs, also beyond the limit"
+    assert (await settle("a", slots=(2, 2))).slots == 2, (
+        "running requests keep their slots, also above the limit"
+    )
 
 
-async def test_quotas_count_and_begin_anew(account):
+async def test_quotas_count_and_start_again_in_a_new_period(account):
     settle = account(day=10, month=15, rate=None)
     grant = await settle("a", day_quota=(0, 8), month_quota=(0, 8))
     assert (grant.day_quota, grant.day_left, grant.month_quota, grant.month_left) == (8, 2, 8, 7)
@@ -104,7 +106,7 @@ async def test_quotas_count_and_begin_anew(account):
     grant = await settle("a", day="2026-02-01", day_quota=(0, 3), month_quota=(0, 3))
     assert (grant.day_quota, grant.day_left, grant.month_left) == (3, 7, 12)
     late = await settle("b", day_quota=(0, 8), month_quota=(0, 0))
-    assert late.day_quota == 7, "a clock that is behind does not bring yesterday back"
+    assert late.day_quota == 7, "a clock that is behind does not restart yesterday"
 
 
 async def test_counts_are_seeded_once(account, store):

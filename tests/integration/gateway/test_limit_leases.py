@@ -1,4 +1,4 @@
-"""Meters and the real store: shared while it is there, each process by its share while it is away."""
+"""Limiters and the real store: shared while it answers, by each process's share while it is away."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ async def store_line(valkey_url) -> AsyncIterator[Line]:
 
 @pytest.fixture
 async def opened(store_line):
-    """``opened(principal, allowance, processes)``: the leases of so many processes that share it."""
+    """``opened(principal, allowance, processes)``: the leases of so many processes that share the limits."""
     running: list[tuple[LimitLeases, LimitAccounts]] = []
 
     def start(principal: str, allowance: Allowance, processes: int, used: int = 0) -> list[LimitLeases]:
@@ -63,7 +63,7 @@ async def test_four_processes_have_one_bucket(opened, fresh, until):
     assert [take(leases, key) for leases in four] == [False] * 4
 
 
-async def test_one_process_gets_all_of_it_when_it_is_the_only_one_asked(opened, fresh, until):
+async def test_the_only_process_with_traffic_gets_the_whole_limit(opened, fresh, until):
     key = fresh("key")
     first = opened(key, Allowance(rate=0.001, burst=12), 4)[0]
     taken = 0
@@ -109,7 +109,7 @@ async def test_a_quota_counts_what_was_used_before(opened, fresh, until):
     assert only.limiters[key].day_quota.available == 0
 
 
-async def test_a_changed_limit_is_taken_and_what_was_spent_is_spent(opened, fresh, until):
+async def test_a_changed_limit_applies_and_spent_tokens_stay_spent(opened, fresh, until):
     key = fresh("key")
     (only,) = opened(key, Allowance(rate=0.001, burst=5), 1)
     limiter = only.limiters[key]

@@ -1,4 +1,4 @@
-"""Reports of usage over the real broker: none is lost while it is away, and none counts twice."""
+"""Usage reports over the real broker: none is lost during an outage, and none counts twice."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.integration
 
 
 class Registry:
-    """Whoever takes reports: it adds those that it has not seen."""
+    """A consumer of reports that adds up those it has not seen."""
 
     def __init__(self, url: str) -> None:
         self.requests: Counter[str] = Counter()
@@ -54,7 +54,9 @@ async def job_usage(jobs_url) -> AsyncIterator[JobUsageStore]:
     await found.close()
 
 
-async def test_what_is_counted_while_the_broker_is_away_comes_once(line, registry, job_usage, fresh, until):
+async def test_usage_counted_while_the_broker_is_away_is_reported_once(
+    line, registry, job_usage, fresh, until
+):
     key = fresh("key")
     usage = UsageReporter(line.url, fresh("g"), 0.02, job_usage)
     usage.start()
@@ -72,7 +74,7 @@ async def test_what_is_counted_while_the_broker_is_away_comes_once(line, registr
     await until(lambda: registry.requests[key] == 56)
 
 
-async def test_that_of_jobs_is_reported_and_forgotten(
+async def test_the_usage_of_jobs_is_reported_and_deleted(
     rabbitmq_url, jobs_url, registry, job_usage, fresh, until
 ):
     key = fresh("key")

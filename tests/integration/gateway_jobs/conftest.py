@@ -1,4 +1,4 @@
-"""A gateway process with the store of jobs, and a small worker that takes jobs off the real broker."""
+"""A gateway process with the store of jobs, and a small worker that takes jobs from the real broker."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ class JobWorker:
         channel.ack(delivery.tag)
 
     async def drained(self) -> bool:
-        """Return whether no job waits in the queues or is under way."""
+        """Return True if no job is queued or running."""
         channel = await self.connection.wait_up(PATIENCE_S)
         waiting = [await channel.depth(jobs_queue(self.deployment, level)) for level in LEVELS]
         return not any(waiting) and not self.busy
@@ -106,7 +106,7 @@ class JobWorker:
 
 
 async def _with_patience(asked: Callable[[], Awaitable[T]]) -> T:
-    """What a worker does while it cannot reach its store: on a busy machine connecting can take too long."""
+    """Call the store again while it is away, as a worker does."""
     while True:
         try:
             return await asked()
@@ -116,7 +116,7 @@ async def _with_patience(asked: Callable[[], Awaitable[T]]) -> T:
 
 @dataclass
 class Gateway:
-    """The process, and how to reach it."""
+    """A gateway process and its addresses."""
 
     process: subprocess.Popen[bytes]
     url: str
@@ -149,7 +149,7 @@ class Gateways:
         self.processes: list[subprocess.Popen[bytes]] = []
 
     def start(self, **given: str) -> Gateway:
-        """A gateway; ``given`` are settings of its own."""
+        """Start a gateway; ``given`` are settings of its own."""
         port, grpc_port = free_ports(2)
         log = self._folder / f"log-{port}"
         env = self._env | {"TIDEGATE_GATEWAY_PORT": str(port), "TIDEGATE_GATEWAY_GRPC_PORT": str(grpc_port)}
@@ -184,13 +184,13 @@ def gateways(rabbitmq_url, valkey_url, jobs_url) -> Iterator[Gateways]:
 
 @pytest.fixture(scope="module")
 def gateway(gateways) -> Gateway:
-    """One gateway."""
+    """Yield one gateway."""
     return gateways.start()
 
 
 @pytest.fixture
 async def http(gateway) -> AsyncIterator[httpx.AsyncClient]:
-    """A client of it."""
+    """Yield an HTTP client of the gateway."""
     async with httpx.AsyncClient(
         base_url=gateway.url, timeout=httpx.Timeout(PATIENCE_S, pool=None)
     ) as client:
@@ -199,7 +199,7 @@ async def http(gateway) -> AsyncIterator[httpx.AsyncClient]:
 
 @pytest.fixture
 async def store(jobs_url) -> AsyncIterator[JobStore]:
-    """The store of the jobs, seen past the gateway."""
+    """Yield the store of jobs, for reads past the gateway."""
     found = JobStore.connect(jobs_url)
     yield found
     await found.close()
@@ -207,7 +207,7 @@ async def store(jobs_url) -> AsyncIterator[JobStore]:
 
 @pytest.fixture
 async def worker(gateway, rabbitmq_url, store, until) -> AsyncIterator[JobWorker]:
-    """Yield the worker behind the gateway, at work; it leaves no job to the next test."""
+    """Yield a running worker behind the gateway. It leaves no job to the next test."""
     blobs = Blobs(f"file://{gateway.state}/data/blobs")
     found = JobWorker(rabbitmq_url, gateway.deployment, store, Claims(blobs, 32))
     async with found.connection:

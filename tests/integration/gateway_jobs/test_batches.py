@@ -1,4 +1,4 @@
-"""Batches: every line once, in order, through failures, cancels and the death of a gateway."""
+"""Batches run each line once and in order, also after failures, cancellations and a killed gateway."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ async def test_every_line_has_its_result_in_order(http, worker, until):
     assert {item["batch"] for item in found["items"]} == {batch["id"]}
 
 
-async def test_lines_that_are_wrong_are_told_in_their_place(http, worker, until):
+async def test_errors_of_invalid_lines_are_in_order(http, worker, until):
     lines = [line(0), line(1, model="nothing"), line(2, inputs=[]), line(3, priority="urgent"), line(4)]
     content = file_of(lines) + b"no json\n\n" + orjson.dumps([1]) + b"\n" + orjson.dumps(line(7))
     batch = await create(http, content)
@@ -71,7 +71,7 @@ async def test_lines_that_are_wrong_are_told_in_their_place(http, worker, until)
     assert rows[1]["job"] is None
 
 
-async def test_what_the_model_refuses_fails_alone(http, worker, until):
+async def test_a_line_that_the_model_refuses_fails_alone(http, worker, until):
     def answer(request):
         if bytes(request.data[0])[:4] == b"\0\0\0\0":
             raise ValueError("zero")
@@ -85,7 +85,7 @@ async def test_what_the_model_refuses_fails_alone(http, worker, until):
     assert [row["status"] for row in rows] == ["failed", *["succeeded"] * 4]
 
 
-async def test_a_batch_that_is_cancelled_tells_of_each_line(http, worker, until):
+async def test_a_cancelled_batch_has_a_result_for_each_line(http, worker, until):
     worker.open.clear()
     batch = await create(http, file_of(line(n) for n in range(3000)))
     await until(lambda: worker.frames)
@@ -110,7 +110,7 @@ async def test_results_before_the_end(http, worker, until):
     await over(http, batch, until)
 
 
-async def test_a_packed_file(http, worker, until):
+async def test_a_compressed_file(http, worker, until):
     content = gzip.compress(file_of(line(n) for n in range(20)))
     batch = await create(http, content, headers={"Content-Encoding": "gzip"})
     assert batch["lines"] == 20
@@ -130,12 +130,12 @@ async def test_a_packed_file(http, worker, until):
         (b"{}\n", {"ttl_s": 0}),
     ],
 )
-async def test_what_is_no_batch_is_refused_at_once(http, content, params):
+async def test_invalid_batches_are_refused_at_once(http, content, params):
     told = await create(http, content, 400, params=params)
     assert told["reason"] == "bad_request"
 
 
-async def test_batches_are_listed_and_are_not_everybodys(gateway, http, worker, until):
+async def test_a_caller_lists_only_its_own_batches(gateway, http, worker, until):
     first = await create(http, file_of([line(0)]))
     second = await create(http, file_of([line(1)]))
     page = (await http.get("/v1/batches", params={"limit": 1})).json()
@@ -148,14 +148,14 @@ async def test_batches_are_listed_and_are_not_everybodys(gateway, http, worker, 
         assert (await http.request(method, second["urls"][path])).status_code == 404
 
 
-async def test_another_gateway_goes_on_where_a_killed_one_was(gateways, worker, until):
-    """Every line once: what was under way is found again, not submitted again."""
+async def test_another_gateway_continues_the_batch_of_a_killed_one(gateways, worker, until):
+    """Each line runs once: jobs in progress are found again, not submitted again."""
     doomed, heir = gateways.start(), None
     async with httpx.AsyncClient(base_url=doomed.url, timeout=120) as http:
         worker.open.clear()
         batch = await create(http, file_of(line(n) for n in range(3000)))
         await until(lambda: len(worker.frames) >= 200)
-        # Only now is there another one: the batch is the doomed one's.
+        # Started only now, so the batch belongs to the gateway that will be killed.
     doomed.process.kill()
     doomed.process.wait()
     worker.open.set()
@@ -170,7 +170,7 @@ async def test_another_gateway_goes_on_where_a_killed_one_was(gateways, worker, 
         assert sorted(id_.hex() for id_ in worker.taken if id_.hex() in set(jobs)) == sorted(jobs)
 
 
-async def test_an_orderly_stop_hands_a_batch_over_at_once(gateways, worker, until):
+async def test_a_stopping_gateway_releases_its_batch_at_once(gateways, worker, until):
     leaving = gateways.start()
     async with httpx.AsyncClient(base_url=leaving.url, timeout=120) as http:
         worker.open.clear()
@@ -184,8 +184,8 @@ async def test_an_orderly_stop_hands_a_batch_over_at_once(gateways, worker, unti
         assert (await over(http, batch, until))["counts"]["succeeded"] == 500
 
 
-async def test_a_file_without_a_newline_is_bounded_by_the_line_and_by_the_budget(gateways, until):
-    """Its lines are refused as they are read; what is held of files counts as bodies of requests do."""
+async def test_a_file_without_a_newline_is_bounded_by_line_limit_and_budget(gateways, until):
+    """Long lines are refused while they arrive, and held bytes count like bodies of requests."""
     mib, rest = 2**20, asyncio.Event()
 
     async def pieces(size, last=b""):
@@ -211,5 +211,5 @@ async def test_a_file_without_a_newline_is_bounded_by_the_line_and_by_the_budget
 
         assert (await until(refused)).json()["reason"] == "overloaded"
         rest.set()
-        assert (await held).status_code == 400  # a line of x is no JSON
-        await create(http, file_of([line(0)]))  # all of it was given back
+        assert (await held).status_code == 400  # the line is not JSON
+        await create(http, file_of([line(0)]))  # all memory was returned to the budget

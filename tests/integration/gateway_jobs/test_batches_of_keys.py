@@ -85,9 +85,7 @@ async def test_the_batch_of_a_key_that_expires_ends(gateway, worker, registry, k
         assert id_ in done["error"]
 
 
-async def test_a_key_that_may_no_longer_use_the_model_fails_its_lines(
-    gateway, worker, registry, key_client, until
-):
+async def test_lines_fail_after_their_key_lost_the_model(gateway, worker, registry, key_client, until):
     client, id_ = await key_client()
     worker.open.clear()
     batch = await create(client, file_of(line(n) for n in range(1300)))
@@ -105,7 +103,7 @@ async def test_a_key_that_may_no_longer_use_the_model_fails_its_lines(
     assert done["counts"]["succeeded"] == 1300 - done["counts"]["failed"] > 0
 
 
-async def test_a_good_key_keeps_its_batch(worker, key_client, until):
+async def test_the_batch_of_a_valid_key_continues(worker, key_client, until):
     client, _ = await key_client()
     batch = await create(client, file_of(line(n) for n in range(50)))
     done = await over(client, batch, until)

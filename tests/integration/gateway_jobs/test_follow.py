@@ -1,4 +1,4 @@
-"""Jobs followed: status, result, cancel, events, list, retry; and who may."""
+"""The API of accepted jobs: status, result, cancel, events, list, retry, and access to them."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def fail(_):
 
 
 def events_of(text):
-    """The events of a stream: (id, event, data)."""
+    """Return the events of a stream: (id, event, data)."""
     found = []
     for block in text.strip().split("\n\n"):
         fields = dict(line.split(": ", 1) for line in block.splitlines() if not line.startswith(":"))
@@ -42,7 +42,7 @@ def events_of(text):
     return found
 
 
-async def test_position_and_start_of_jobs_that_wait(http, worker):
+async def test_position_and_estimated_start_of_queued_jobs(http, worker):
     worker.open.clear()
     jobs = [await submit(http, **{"X-Job-Priority": "low"}) for _ in range(3)]
     assert [job["position"] for job in jobs] == [0, 1, 2]
@@ -75,7 +75,7 @@ async def test_the_times_of_a_job(http, worker):
     assert done["timing"]["worker_wait_ms"] == 0.1
 
 
-async def test_a_failed_job_has_the_code_of_its_failure(http, worker):
+async def test_the_result_of_a_failed_job_has_the_status_of_its_error(http, worker):
     worker.answer = fail
     job = await ended(http, (await submit(http))["id"])
     assert job["status"] == "failed"
@@ -87,7 +87,7 @@ async def test_a_failed_job_has_the_code_of_its_failure(http, worker):
     assert (waited.status_code, waited.json()["reason"]) == (500, "model_failed")
 
 
-async def test_a_failed_job_is_tried_again_as_a_new_one(http, worker):
+async def test_a_failed_job_is_retried_as_a_new_one(http, worker):
     worker.answer = fail
     first = await ended(http, (await submit(http, **{"X-Job-Priority": "high"}))["id"])
     worker.answer = worker.echo
@@ -105,7 +105,7 @@ async def test_a_failed_job_is_tried_again_as_a_new_one(http, worker):
     assert (again.status_code, again.json()["reason"]) == (409, "conflict")
 
 
-async def test_a_large_failed_job_is_tried_again(http, worker):
+async def test_a_large_failed_job_is_retried(http, worker):
     worker.answer = fail
     values = [float(n) for n in range(16)]
     body = {"inputs": [{"name": "x", "datatype": "FP32", "shape": [8, 2], "data": values}]}
@@ -135,7 +135,7 @@ async def test_a_cancelled_job_never_runs(http, worker, until):
     assert f"only failed jobs can be retried; job {job['id']} was cancelled" in retry.json()["error"]
 
 
-async def test_cancelling_what_is_over_changes_nothing(http, worker):
+async def test_cancelling_a_finished_job_changes_nothing(http, worker):
     job = await ended(http, (await submit(http))["id"])
     answer = await http.delete(job["urls"]["cancel"])
     assert (answer.status_code, answer.json()["status"]) == (200, "succeeded")
@@ -149,7 +149,7 @@ async def test_an_expired_job_says_so(http, worker, store):
     assert (answer.status_code, answer.json()["reason"]) == (504, "expired")
 
 
-async def test_events_tell_everything_up_to_the_end(http, worker):
+async def test_events_of_a_job_up_to_its_end(http, worker):
     worker.open.clear()
     job = await submit(http)
     stream = asyncio.create_task(http.get(job["urls"]["events"]))
@@ -165,7 +165,7 @@ async def test_events_tell_everything_up_to_the_end(http, worker):
     assert (running["worker"], running["attempt"]) == ("w1", 1)
 
 
-async def test_events_go_on_behind_the_last_one_seen(http, worker):
+async def test_events_resume_after_the_last_one_seen(http, worker):
     job = await ended(http, (await submit(http))["id"])
     rest = await http.get(job["urls"]["events"], headers={"Last-Event-ID": "1"})
     found = events_of(rest.text)
@@ -198,7 +198,7 @@ async def test_the_list_has_filters_and_pages(http, worker):
 
 
 @pytest.mark.parametrize("id_", ["0" * 32, "nothing", "0" * 31 + "G"])
-async def test_what_is_not_there_is_not_found(http, id_):
+async def test_unknown_jobs_are_not_found(http, id_):
     for method, path in (
         ("GET", ""),
         ("DELETE", ""),
@@ -210,7 +210,7 @@ async def test_what_is_not_there_is_not_found(http, id_):
         assert (answer.status_code, answer.json()["reason"]) == (404, "not_found")
 
 
-async def test_a_job_of_somebody_else_is_not_found(gateway, http, worker):
+async def test_a_job_of_another_caller_is_not_found(gateway, http, worker):
     job = await ended(http, (await submit(http))["id"])
     gateway.jobs.hset(b"tidegate:job:r:" + (read_id(job["id"]) or b""), "principal", "somebody")
     for path in ("status", "result", "events"):

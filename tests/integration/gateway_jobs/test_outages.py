@@ -1,4 +1,4 @@
-"""Broker and store go away for a moment: callers wait, and each has one job."""
+"""Short outages of broker and store: callers wait, and each gets one job."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ async def test_the_broker_is_away_for_a_moment(gateways, worker, line, store):
 
 
 async def test_the_broker_is_lost_while_it_confirms(gateways, worker, line):
-    """What may have arrived is sent again: the worker takes it once."""
+    """An unconfirmed message is published again, and the worker takes the job once."""
     mine = await asyncio.to_thread(gateways.start, amqp_url=line.url)
     async with httpx.AsyncClient(base_url=mine.url, timeout=120) as http:
         calls = []
@@ -72,7 +72,7 @@ async def test_the_store_is_away_for_a_moment(gateways):
             calls = [asyncio.create_task(http.post(INFER, json=BODY, headers=ASYNC)) for _ in range(20)]
             await asyncio.sleep(0.3)
             interactive = {"Prefer": "handling=strict", "X-Request-Timeout-Ms": "50"}
-            # Without the store interactive calls go their way: here nobody is there to answer in time.
+            # Interactive requests do not need the store: this one times out because no worker answers.
             assert (await http.post(INFER, json=BODY, headers=interactive)).status_code == 504
             with jobs_running(Path(folder), port=port) as url:
                 answers = await asyncio.gather(*calls)
@@ -86,7 +86,7 @@ async def test_the_store_is_away_for_a_moment(gateways):
                 await asyncio.to_thread(mine.process.wait, 30)
 
 
-async def test_who_waits_for_a_result_when_the_store_goes_hears_that_there_is_a_job(gateways):
+async def test_a_waiting_caller_gets_a_202_if_the_store_goes_away(gateways):
     (port,) = free_ports(1)
     with tempfile.TemporaryDirectory() as folder:
         async with httpx.AsyncClient(timeout=120) as http:
@@ -106,7 +106,7 @@ async def test_who_waits_for_a_result_when_the_store_goes_hears_that_there_is_a_
         await asyncio.to_thread(mine.process.wait, 30)
 
 
-async def test_too_many_wait(gateways, worker):
+async def test_too_many_queued_jobs(gateways, worker):
     mine = await asyncio.to_thread(gateways.start, max_waiting_jobs="3")
     worker.open.clear()
     async with httpx.AsyncClient(base_url=mine.url, timeout=120) as http:

@@ -1,4 +1,4 @@
-"""Jobs taken in: the 202, the wait, the key, and what is refused."""
+"""The submission of jobs: the 202, waiting, idempotency keys, and refusals."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ ASYNC = {"Prefer": "respond-async"}
 
 
 async def ended(http, id_):
-    """The job's document once it is over."""
+    """Return the job's document when it has ended."""
     answer = await http.get(f"/v1/jobs/{id_}", headers={"Prefer": "wait=20"})
     assert answer.status_code == 200
     return answer.json()
@@ -48,7 +48,7 @@ async def test_an_inference_call_that_prefers_it_becomes_a_job(http, worker):
     assert result.json()["model_name"] == "digits"
 
 
-async def test_a_job_by_its_own_path_with_everything_it_may_have(http, worker):
+async def test_a_submitted_job_with_all_options(http, worker):
     body = BODY | {
         "model": "digits",
         "version": 1,
@@ -77,7 +77,7 @@ async def test_options_of_an_inference_call_are_headers(http, worker):
     assert (job["priority"], job["webhook"]) == ("low", "http://example.org/")
 
 
-async def test_who_waits_long_enough_gets_the_result_itself(http, worker):
+async def test_a_caller_that_waits_long_enough_gets_the_result(http, worker):
     answer = await http.post(INFER, json=BODY, headers={"Prefer": "wait=20"})
     assert answer.status_code == 200
     assert answer.headers["preference-applied"] == "wait=20"
@@ -86,7 +86,7 @@ async def test_who_waits_long_enough_gets_the_result_itself(http, worker):
     assert (await http.get(path)).json() == answer.json()
 
 
-async def test_who_does_not_gets_a_202(http, worker):
+async def test_a_caller_that_does_not_wait_gets_a_202(http, worker):
     worker.open.clear()
     answer = await http.post(INFER, json=BODY, headers={"Prefer": "respond-async, wait=1"})
     assert answer.status_code == 202
@@ -94,7 +94,7 @@ async def test_who_does_not_gets_a_202(http, worker):
     assert (await ended(http, answer.json()["id"]))["status"] == "succeeded"
 
 
-async def test_many_at_once_are_each_their_own(http, worker):
+async def test_concurrent_submissions_are_separate_jobs(http, worker):
     bodies = [
         {"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 2], "data": [n, n]}]} for n in range(300)
     ]
@@ -107,7 +107,7 @@ async def test_many_at_once_are_each_their_own(http, worker):
         assert (await http.get(f"/v1/jobs/{ids[n]}/result")).json()["outputs"][0]["data"] == [n, n]
 
 
-async def test_binary_goes_in_and_comes_out_as_asked(http, worker):
+async def test_binary_tensors_in_request_and_result(http, worker):
     data = np.array([[3, 4]], np.float32).tobytes()
     head = {
         "inputs": [
@@ -126,7 +126,7 @@ async def test_binary_goes_in_and_comes_out_as_asked(http, worker):
     assert as_json.json()["outputs"][0]["data"] == [3, 4]
 
 
-async def test_a_payload_too_large_for_a_message_takes_the_blob_store(gateway, http, worker):
+async def test_a_payload_too_large_for_a_message_goes_to_the_blob_store(gateway, http, worker):
     rows = 8
     values = [float(n % 97) for n in range(2 * rows)]
     body = {"inputs": [{"name": "x", "datatype": "FP32", "shape": [rows, 2], "data": values}]}
@@ -135,7 +135,7 @@ async def test_a_payload_too_large_for_a_message_takes_the_blob_store(gateway, h
     assert (await ended(http, answer.json()["id"]))["status"] == "succeeded"
 
 
-async def test_a_payload_that_is_refused_for_its_key_is_not_kept(gateway, http, worker):
+async def test_the_payload_of_a_conflicting_key_is_deleted(gateway, http, worker):
     def kept():
         return sorted(path for path in (gateway.state / "data" / "blobs").rglob("*") if path.is_file())
 
@@ -168,7 +168,7 @@ async def test_the_same_key_is_the_same_job(http, worker, path):
     assert other.json()["reason"] == "conflict"
 
 
-async def test_a_key_holds_in_other_gateway_processes(gateways, http, worker):
+async def test_an_idempotency_key_holds_in_other_gateway_processes(gateways, http, worker):
     other = gateways.start()
     headers = ASYNC | {"Idempotency-Key": "everywhere"}
     mine = await http.post(INFER, json=BODY, headers=headers)
@@ -202,7 +202,7 @@ async def test_many_calls_with_one_key_at_once_are_one_job(http, worker):
         ({"model": "digits", "metadata": {"x": "x" * 5000}}, 400, "bad_request"),
     ],
 )
-async def test_what_is_wrong_is_refused_at_once(http, given, status, reason):
+async def test_invalid_submissions_are_refused_at_once(http, given, status, reason):
     answer = await http.post("/v1/jobs", json=BODY | given)
     assert (answer.status_code, answer.json()["reason"]) == (status, reason)
 
@@ -216,7 +216,7 @@ async def test_a_call_without_preference_is_no_job(http, worker, store):
     assert (await store.counts()).ledger.get("accepted", 0) == before
 
 
-async def test_a_caller_that_leaves_has_its_job_all_the_same(http, worker, store, until):
+async def test_the_job_of_a_caller_that_disconnects_is_accepted(http, worker, store, until):
     worker.open.clear()
     headers = {"Prefer": "wait=30", "Idempotency-Key": "leaves"}
     call = asyncio.create_task(http.post(INFER, json=BODY, headers=headers))
@@ -228,10 +228,10 @@ async def test_a_caller_that_leaves_has_its_job_all_the_same(http, worker, store
     assert again.status_code == 200
 
 
-async def test_a_job_whose_message_was_never_sent_goes_on_when_its_key_is_used_again(
+async def test_an_unpublished_job_is_published_when_its_key_is_used_again(
     gateway, http, worker, store, until
 ):
-    """As after a gateway that was killed between the record and the message."""
+    """A gateway may be killed after it wrote the record and before it published the message."""
     worker.open.clear()
     headers = ASYNC | {"Idempotency-Key": "killed"}
     id_ = (await http.post(INFER, json=BODY, headers=headers)).json()["id"]
@@ -253,7 +253,7 @@ async def test_a_job_whose_message_was_never_sent_goes_on_when_its_key_is_used_a
     assert worker.taken.count(raw) == 1
 
 
-async def test_the_ledger_hears_of_what_was_acknowledged(http, worker, store, until):
+async def test_acknowledged_jobs_are_written_to_the_ledger(http, worker, store, until):
     before = sum((await store.counts()).acknowledged.values())
     for _ in range(3):
         await http.post(INFER, json=BODY, headers=ASYNC)

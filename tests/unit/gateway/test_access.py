@@ -1,4 +1,4 @@
-"""Who is let in: credentials, the memory of them, scopes, headers; all of it without I/O."""
+"""Authentication and admission without I/O: credentials, known credentials, scopes, headers."""
 
 from __future__ import annotations
 
@@ -45,8 +45,8 @@ def table(**given) -> KeyTable:
     return KeyTable("1", {"ab12": Key(WHO, digest_of(KEY), **given)})
 
 
-class Door:
-    """An Access with its counts and meters in view."""
+class Fixture:
+    """An Access whose counts and limiters a test can read."""
 
     def __init__(self, required: bool = False, verify=None, allowance: Allowance | None = None) -> None:
         self.counts: dict[tuple[str, str], list[int]] = {}
@@ -69,13 +69,13 @@ class Door:
 
 
 def test_without_a_credential():
-    assert Door().access.authenticate({}) is ANONYMOUS
+    assert Fixture().access.authenticate({}) is ANONYMOUS
     with pytest.raises(Unauthorized, match="tidegate keys create"):
-        Door(required=True).access.authenticate({})
+        Fixture(required=True).access.authenticate({})
 
 
 def test_credentials():
-    door = Door(required=True)
+    door = Fixture(required=True)
     assert door.known(b"Bearer token") is SERVICE
     with pytest.raises(Unavailable) as caught:
         door.known(b"Bearer " + KEY)
@@ -90,7 +90,7 @@ def test_credentials():
 
 
 def test_a_known_credential_is_not_hashed_again(monkeypatch):
-    door = Door()
+    door = Fixture()
     door.access.replace(table())
     assert door.known(b"Bearer " + KEY) == WHO
     monkeypatch.setattr(access, "digest_of", None)
@@ -103,7 +103,7 @@ def test_a_known_credential_is_not_hashed_again(monkeypatch):
 
 def test_a_known_credential_expires(monkeypatch):
     now = time.time()
-    door = Door()
+    door = Fixture()
     door.access.replace(table(expires_ms=(now + 60) * 1e3))
     assert door.known(b"Bearer " + KEY) == WHO
     monkeypatch.setattr(time, "time", lambda: now + 61)
@@ -111,9 +111,9 @@ def test_a_known_credential_expires(monkeypatch):
         door.known(b"Bearer " + KEY)
 
 
-def test_the_memory_has_a_bound(monkeypatch):
+def test_the_number_of_known_credentials_is_bounded(monkeypatch):
     monkeypatch.setattr(module, "REMEMBERED", 2)
-    door = Door(verify=lambda bearer: (Principal(f"jwt:{bearer.decode()}", "", frozenset()), 1e15))
+    door = Fixture(verify=lambda bearer: (Principal(f"jwt:{bearer.decode()}", "", frozenset()), 1e15))
     for number in range(7):
         assert door.known(b"Bearer t%d" % number).id == f"jwt:t{number}"
         assert len(door.access._known) <= 2
@@ -126,8 +126,8 @@ def test_the_secret_from_before_a_rotation():
     assert [keys.find(KEY, at) for at in (899.0, 900.0)] == [(key, 900.0), None]
 
 
-def test_what_a_principal_may():
-    door = Door()
+def test_the_permissions_of_a_principal():
+    door = Fixture()
     assert door.access.admit(ANONYMOUS, "digits") is None
     assert door.access.admit(SERVICE, "digits") is None
     with pytest.raises(Forbidden):
@@ -141,7 +141,7 @@ def test_what_a_principal_may():
 
 
 def test_a_grant_counts_once():
-    door = Door(allowance=Allowance(concurrency=2))
+    door = Fixture(allowance=Allowance(concurrency=2))
     grant = door.admit()
     grant.done(compute_us=5, received=1, sent=2, tokens_in=3, tokens_out=4)
     grant.done(failed=True)
@@ -152,13 +152,13 @@ def test_a_grant_counts_once():
     door.admit().accepted(9)
     assert door.counts == {("ab12", "digits"): [1, 0, 5, 10, 2, 3, 4]}
     door.admit().streamed(UsageCost(), 1)
-    assert door.counts["ab12", "digits"][:2] == [1, 0], "one that was refused was none"
+    assert door.counts["ab12", "digits"][:2] == [1, 0], "a refused request is not counted"
     door.admit().streamed(UsageCost(queued=True), 1)
     assert door.counts["ab12", "digits"][:2] == [2, 1], "a stream without an answer has failed"
     assert door.limiters["ab12"].in_flight == 0
 
 
-async def test_a_job_that_is_tried_again_counts_at_its_end_alone():
+async def test_a_retried_job_counts_only_at_its_end():
     class FakeJobs:
         async def find(self, *_):
             return SimpleNamespace(endpoint="digits")
@@ -166,7 +166,7 @@ async def test_a_job_that_is_tried_again_counts_at_its_end_alone():
         async def retry(self, _):
             return SimpleNamespace(job=SimpleNamespace(id=bytes(16)), position=None)
 
-    door = Door(allowance=Allowance(concurrency=2))
+    door = Fixture(allowance=Allowance(concurrency=2))
     answers: Any = SimpleNamespace(document=lambda *_: {})
     jobs: Any = FakeJobs()
     mark = caller.current.set(Caller(WHO))
@@ -179,8 +179,8 @@ async def test_a_job_that_is_tried_again_counts_at_its_end_alone():
     assert door.limiters["ab12"].in_flight == 0
 
 
-def test_too_many_says_when():
-    door = Door(allowance=Allowance(rate=2, burst=2, day=1000))
+def test_too_many_requests_says_when_to_retry():
+    door = Fixture(allowance=Allowance(rate=2, burst=2, day=1000))
     for _ in range(2):
         door.access.admit(WHO, "digits")
     with pytest.raises(TooMany) as caught:
@@ -252,7 +252,7 @@ def test_roles():
     assert len(principal_of({"sub": "x" * 500}, "roles", {}).id) < 100
 
 
-def test_what_an_answer_cost():
+def test_the_usage_cost_of_an_answer():
     reply = Reply(b"", 0, 1, 0, 1, 10, 900, 3, b"", [])
     assert compute_us(reply) == 300
     assert compute_us(reply._replace(shared=0)) == 900

@@ -1,4 +1,4 @@
-"""What the access log writes: whole lines, with ids and never a key, and a bounded number of errors."""
+"""The access log writes whole lines, with ids and without keys, and a bounded number of errors."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ ANSWER: Any = SimpleNamespace(
 
 
 async def written(log: AccessLog, written: list[bytes]) -> list[dict[str, Any]]:
-    """What was written in the end."""
+    """Return the written lines."""
     await log.stop()
     return [json.loads(line) for line in b"".join(written).splitlines()]
 
@@ -35,7 +35,7 @@ def access_log(**how: Any) -> tuple[AccessLog, list[bytes]]:
     return AccessLog(found.append, **{"first": 1, "fraction": 0.0, "errors_per_s": 5} | how), found
 
 
-async def test_a_success_says_who_what_and_where_the_time_went() -> None:
+async def test_the_line_of_a_success_has_caller_model_and_times() -> None:
     log, lines = access_log()
     assert log.take()
     log.answered(
@@ -70,7 +70,7 @@ async def test_a_flood_of_errors_is_bounded_and_counted() -> None:
     assert sum(line["dropped"] for line in told) + len(found) - len(told) == 1000
 
 
-async def test_one_that_is_off_takes_nothing() -> None:
+async def test_a_log_that_is_off_takes_no_line() -> None:
     log = AccessLog.off()
     assert not any(log.take() for _ in range(10_000))
     log.refused("rest", "digits", NotFound("no"), None, "r", status=404)

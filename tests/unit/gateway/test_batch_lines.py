@@ -1,4 +1,4 @@
-"""Lines of batches: cut out of what comes in, read, and written."""
+"""Lines of batches: split from incoming bytes, parsed, and formatted."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def batch(**given_):
 
 
 @given(st.lists(st.text("ab \r", max_size=8), max_size=20), st.integers(1, 7), st.booleans())
-def test_lines_do_not_depend_on_how_their_bytes_come(lines, step, closed):
+def test_lines_are_the_same_however_the_bytes_arrive(lines, step, closed):
     whole = "\n".join(lines).encode() + (b"\n" if closed else b"")
     found, cut = [], splitter()
     for at in range(0, len(whole), step):
@@ -45,7 +45,7 @@ def test_lines_do_not_depend_on_how_their_bytes_come(lines, step, closed):
     assert cut.lines == len(expected)
 
 
-def test_a_long_line_in_small_pieces_costs_as_much_as_it_is_long():
+def test_a_long_line_in_small_pieces_takes_linear_time():
     size = 4 * 2**20
     cut, begun = splitter(line_bytes=size, total_bytes=2 * size), time.process_time()
     for _ in range(size // 64):
@@ -73,14 +73,14 @@ async def plain(*pieces, encoding="gzip"):
 
 
 @given(st.integers(1, 60))
-def test_a_packed_file_may_have_several_members(step):
+def test_a_compressed_file_may_have_several_members(step):
     packed = gzip.compress(b"a\n" * 9) + gzip.compress(b"") + gzip.compress(b"b\n") + bytes(7)
     pieces = [packed[at : at + step] for at in range(0, len(packed), step)]
     assert asyncio.run(plain(*pieces)) == b"a\n" * 9 + b"b\n"
 
 
-def test_what_follows_packed_data_is_not_kept():
-    """It would be, all of it, in the unpacker's memory."""
+def test_bytes_after_compressed_data_are_not_kept():
+    """The decompressor would keep all of it in memory."""
     with pytest.raises(BadRequest, match="not gzip"):
         asyncio.run(plain(gzip.compress(b"a\n"), b"x" * 100))
     with pytest.raises(BadRequest, match="not deflate"):
@@ -89,7 +89,7 @@ def test_what_follows_packed_data_is_not_kept():
         asyncio.run(plain(gzip.compress(b"a\n")[:-1]))
 
 
-def test_what_is_too_much():
+def test_sizes_above_the_limits():
     with pytest.raises(PayloadTooLarge, match="line 1"):
         splitter().feed(b"x" * 101)
     with pytest.raises(PayloadTooLarge, match="line 2"):
@@ -100,7 +100,7 @@ def test_what_is_too_much():
         splitter(lines=2).feed(b"a\n" * 3)
 
 
-def test_a_line_with_everything_and_one_with_nothing():
+def test_a_line_with_all_fields_and_one_with_none():
     raw = orjson.dumps({"model": "other", "version": 3, "priority": "high", "ttl_s": 5, "inputs": []})
     found = read_line(raw, batch())
     assert (found.model, found.version, found.options) == ("other", "3", JobOptions("high", 5.0))
@@ -120,7 +120,7 @@ def test_a_line_with_everything_and_one_with_nothing():
         (b'{"priority": "urgent"}', {}),
     ],
 )
-def test_lines_that_are_wrong(raw, given_):
+def test_invalid_lines(raw, given_):
     with pytest.raises(BadRequest):
         read_line(raw, batch(**given_))
 

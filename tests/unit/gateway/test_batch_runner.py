@@ -1,4 +1,4 @@
-"""A batch at work, beside what it needs of others: its caller's quota, the store, the jobs."""
+"""A batch runner with fakes of the store, the jobs, and its caller's quota."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.unit
 
 
 class Store:
-    """Keeps what the runner tells."""
+    """A store that keeps the progress it gets."""
 
     def __init__(self, lines: list[FileChunk]) -> None:
         self._lines = lines
@@ -44,7 +44,7 @@ class Store:
 
 
 class FakeJobs:
-    """Every job has succeeded as soon as it is taken in."""
+    """Jobs that succeed as soon as they are accepted."""
 
     def __init__(self) -> None:
         self.store = self
@@ -61,11 +61,11 @@ class FakeJobs:
         return [SimpleNamespace(id=id_, terminal=True, state="succeeded", result_size=1) for id_ in ids]
 
     async def cancel_all(self, ids: list[bytes]) -> None:
-        """They are over."""
+        """No-op: all jobs have ended."""
 
 
-class Access:
-    """Lets ``left`` requests in; counts as the real one does."""
+class FakeAccess:
+    """Admits ``left`` requests, and counts as the real one does."""
 
     def __init__(self, left: int) -> None:
         self.left = left
@@ -100,7 +100,7 @@ async def test_results_are_written_while_lines_wait_for_their_callers_quota(blob
     store, jobs, access = (
         Store([FileChunk(await blobs.put(content, 60), 9, len(content))]),
         FakeJobs(),
-        Access(5),
+        FakeAccess(5),
     )
     facts: dict[str, Any] = {"principal": "p", "lines": 9, "created_ms": 0, "model": "m"}
     batch = Batch(id=bytes(16), state="running", **facts)
@@ -115,4 +115,4 @@ async def test_results_are_written_while_lines_wait_for_their_callers_quota(blob
     assert [row["line"] for row in rows] == list(range(9)) == sorted(jobs.taken)
     used = dict(zip(COUNTS, access.counts, strict=True))
     assert used["received_bytes"] == len(content) - 9
-    assert used["requests"] == 0, "each line is a job, and that counts at its end"
+    assert used["requests"] == 0, "each line is a job, which counts at its end"

@@ -1,4 +1,4 @@
-"""What bodies may cost while they come in."""
+"""Limits of bodies while they arrive."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def test_a_budget_counts():
     assert budget.used == 0
 
 
-def test_the_last_part_is_for_small_ones():
+def test_the_last_part_is_reserved_for_small_bodies():
     budget = MemoryBudget(8 * SMALL)
     assert budget.take(SMALL * 7)
     assert not budget.take(1, of=SMALL + 1)
@@ -48,7 +48,7 @@ def test_the_last_part_is_for_small_ones():
         (b"x", None),
     ],
 )
-def test_the_head_tells(declared, refusal):
+def test_a_large_body_is_refused_at_its_head(declared, refusal):
     found = limits().at_head({b"content-length": declared})
     assert type(found) is (refusal or type(None))
 
@@ -117,7 +117,7 @@ def test_in_place():
     assert found.bodies.used == len(right)
 
 
-def test_who_declares_much_and_sends_little_takes_little():
+def test_memory_grows_with_bytes_received():
     found = limits()
     body = Body(found)
     body.expect(4 * MIB)

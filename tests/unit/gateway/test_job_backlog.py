@@ -1,4 +1,4 @@
-"""The number of jobs that wait, as said at once."""
+"""The estimate of the number of queued jobs."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Clock:
         return self.now
 
 
-async def test_what_was_accepted_since_is_counted():
+async def test_jobs_accepted_since_the_last_read_are_counted():
     store, clock = Store(), Clock()
     waiting = BacklogEstimate(store.read, clock)
     store.loads = {"a": JobLoad(waiting=5, running=2)}
@@ -40,7 +40,7 @@ async def test_what_was_accepted_since_is_counted():
     assert store.reads == 1
 
 
-async def test_it_is_read_again_now_and_then():
+async def test_the_backlog_is_read_again_now_and_then():
     store, clock = Store(), Clock()
     waiting = BacklogEstimate(store.read, clock)
     assert await waiting.ahead("a") == 0
@@ -49,7 +49,7 @@ async def test_it_is_read_again_now_and_then():
     assert await waiting.ahead("a") == 9
 
 
-async def test_while_the_store_is_away_it_is_unknown():
+async def test_the_backlog_is_unknown_while_the_store_is_away():
     store, clock = Store(), Clock()
     waiting = BacklogEstimate(store.read, clock)
     store.down = True

@@ -1,4 +1,4 @@
-"""What may be asked of a job, and how it is refused."""
+"""Options of jobs: valid ones, and refusals of the others."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ pytestmark = pytest.mark.unit
         (b"wait=0", 0),
     ],
 )
-def test_what_makes_a_job(header, wait_s):
+def test_headers_that_make_a_job(header, wait_s):
     found = preference(header)
     assert found is not None
     assert found.wait_s == wait_s
@@ -42,7 +42,7 @@ def test_what_makes_a_job(header, wait_s):
 @pytest.mark.parametrize(
     "header", [None, b"", b"handling=strict", b"return=minimal", b"wait", b"wait=soon", b"awaiting=5"]
 )
-def test_what_does_not(header):
+def test_headers_that_make_no_job(header):
     assert preference(header) is None
 
 
@@ -51,7 +51,7 @@ def test_any_header_is_read(header):
     preference(header)
 
 
-def test_what_was_applied():
+def test_the_applied_preference():
     applied = {
         header: found.applied
         for header in (b"respond-async", b"respond-async, wait=7")
@@ -68,7 +68,7 @@ def test_options_in_headers():
     assert found == JobOptions("high", 2.5, "https://example.org/a?b=c")
 
 
-def test_options_in_a_body_go_before_those_in_headers():
+def test_options_in_a_body_override_those_in_headers():
     base = JobOptions("high", 5.0, "https://a.example/")
     assert from_fields({}, base) == base
     assert from_fields({"priority": None, "ttl_s": 7, "metadata": {"a": [1]}}, base) == JobOptions(

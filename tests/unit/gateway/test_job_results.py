@@ -1,4 +1,4 @@
-"""What a job's caller wants back survives the store, and a job without a result says why."""
+"""The stored form of a job's answer, and the errors of jobs without a result."""
 
 from __future__ import annotations
 
@@ -40,16 +40,16 @@ def job(state, error=None):
         Decoded("", 1, b"k", [], (WantedOutput("a", True), WantedOutput("b", False, 3)), False),
     ],
 )
-def test_what_is_asked_comes_back(request_):
+def test_the_answer_form_survives_the_store(request_):
     found = read_answer_form(orjson.loads(orjson.dumps(answer_form(request_))))
     assert (found.id, found.wanted, found.binary) == (request_.id, request_.wanted, request_.binary)
 
 
-def test_what_is_not_asked_takes_no_room():
+def test_defaults_are_not_stored():
     assert answer_form(Decoded("", 1, b"k", [b"d"], None, False)) == {}
 
 
-def test_another_form_than_asked():
+def test_another_form_than_the_requested_one():
     ask = answer_form(Decoded("", 1, b"k", [], (WantedOutput("a", True), WantedOutput("b", False, 3)), False))
     as_json = read_answer_form(ask, binary=False)
     assert as_json.wanted == (WantedOutput("a", False), WantedOutput("b", False, 3))
@@ -71,7 +71,7 @@ def test_the_form_by_accept(accept, expected):
     assert prefers_binary(accept) is expected
 
 
-def test_why_there_is_no_result():
+def test_the_error_of_a_job_without_a_result():
     cancelled = failure_of(job("cancelled"))
     assert (type(cancelled), cancelled.reason) == (Conflict, "cancelled")
     expired = failure_of(job("expired"))
@@ -82,7 +82,7 @@ def test_why_there_is_no_result():
     assert type(known) is NotFound
 
 
-def test_when_a_job_may_start():
+def test_the_estimated_start_of_a_job():
     assert estimated_start_ms(10, ReplicaFleet(ready=2, full_ms=4.0)) == 20.0
     assert estimated_start_ms(10, ReplicaFleet(ready=2)) is None
     assert estimated_start_ms(10, ReplicaFleet(start_ms=700.0)) == 700.0

@@ -1,4 +1,4 @@
-"""A caller's limits in one process, against a small account that all processes share; time is an argument."""
+"""Limiters of several processes against a small shared account. Time is an argument."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ TICK_S = 0.02
 
 @dataclass
 class Account:
-    """The account as the store keeps it (its script is tested where the store is)."""
+    """An account as the store keeps it (test_limit_accounts.py tests the real script)."""
 
     allowance: Allowance
     tokens: float = 0.0
@@ -73,13 +73,13 @@ def exchange(balance: float, holding: TokenHolding) -> tuple[float, float]:
 
 
 def rate_tokens(limiter: KeyLimiter) -> LeasedTokens:
-    """Those of the rate."""
+    """Return the tokens of the rate."""
     assert limiter.rate is not None
     return limiter.rate
 
 
 def limit_of(refusal: LimitReached | None) -> str:
-    """Which limit a request was refused by; empty: by none."""
+    """Return the limit that refused a request; empty if none did."""
     return refusal.limit if refusal is not None else ""
 
 
@@ -106,7 +106,7 @@ class Process:
 
 
 def offered(processes: list[Process], per_s: float, seconds: float, start: float = 0.0) -> int:
-    """Requests at an even pace, in turn to each process; each is over at once. How many were let in."""
+    """Send short requests at an even pace, in turn to each process. Return how many were admitted."""
     accepted, next_tick = 0, [start + i * TICK_S / len(processes) for i in range(len(processes))]
     for number in range(round(per_s * seconds)):
         now = start + number / per_s
@@ -123,21 +123,23 @@ def offered(processes: list[Process], per_s: float, seconds: float, start: float
 
 @pytest.mark.parametrize("count", [1, 4, 16])
 @pytest.mark.parametrize("burst", [5, 100])
-def test_one_budget_whatever_the_number_of_processes(count, burst):
+def test_one_budget_for_any_number_of_processes(count, burst):
     account = Account(Allowance(rate=100, burst=burst))
     processes = [Process(str(i), account, 1 / count) for i in range(count)]
     accepted = offered(processes, per_s=1000, seconds=20)
-    assert 2000 * 0.98 <= accepted <= 2000 + max(burst, count), "one each may be lent, and is charged"
+    assert 2000 * 0.98 <= accepted <= 2000 + max(burst, count), (
+        "each process may borrow one, and it is charged"
+    )
 
 
 @pytest.mark.parametrize("busy", [1, 4])
-def test_below_the_limit_nobody_is_refused(busy):
+def test_no_request_is_refused_below_the_limit(busy):
     account = Account(Allowance(rate=100, burst=100))
     processes = [Process(str(i), account, 1 / 4) for i in range(4)][:busy]
     assert offered(processes, per_s=90, seconds=20) == 1800
 
 
-def test_a_slow_limit_holds_over_processes_that_lend():
+def test_a_slow_limit_holds_over_processes_that_borrow():
     account = Account(Allowance(rate=1, burst=1))
     processes = [Process(str(i), account, 1 / 4) for i in range(4)]
     assert offered(processes, per_s=3, seconds=60) <= 60 + 4
@@ -147,13 +149,13 @@ def test_the_first_burst_is_taken_without_asking():
     process = Process("a", Account(Allowance(rate=10, burst=40)), share=1 / 4)
     assert [process.take(0.0) for _ in range(11)] == [True] * 10 + [False]
     process.tick(0.0)
-    assert process.account.tokens + rate_tokens(process.limiter).held == 30, "what was lent is charged"
-    assert not process.take(0.001), "others may have lent their share"
+    assert process.account.tokens + rate_tokens(process.limiter).held == 30, "borrowed tokens are charged"
+    assert not process.take(0.001), "others may have borrowed their share"
     process.tick(0.02)
-    assert process.take(0.021), "the rest is there for who asks on"
+    assert process.take(0.021), "the rest is available after the settlement"
 
 
-def test_whoever_begins_together_has_no_more_than_the_burst():
+def test_processes_that_start_together_admit_at_most_the_burst():
     account = Account(Allowance(rate=0.001, burst=12))
     processes = [Process(str(i), account, 1 / 4) for i in range(4)]
     taken = sum(process.take(0.0) for process in processes for _ in range(5))
@@ -164,7 +166,7 @@ def test_whoever_begins_together_has_no_more_than_the_burst():
     assert taken == 12
 
 
-def test_who_asks_one_by_one_is_not_refused_for_having_begun():
+def test_single_requests_of_an_idle_key_are_not_refused():
     process = Process("a", Account(Allowance(rate=0.001, burst=12)), share=1 / 4)
     assert process.take(0.0)
     process.tick(0.001)
@@ -174,7 +176,7 @@ def test_who_asks_one_by_one_is_not_refused_for_having_begun():
     assert process.take(0.022)
 
 
-def test_what_nobody_uses_goes_back():
+def test_unused_tokens_are_returned():
     process = Process("a", Account(Allowance(rate=1, burst=100)))
     process.take(0.0)
     process.tick(0.0)
@@ -188,7 +190,7 @@ def test_what_nobody_uses_goes_back():
     assert process.account.tokens == pytest.approx(98 + 1, abs=0.1)
 
 
-def test_when_to_come_back():
+def test_when_to_retry():
     process = Process("a", Account(Allowance(rate=0.5, burst=1)))
     assert process.take(0.0)
     process.tick(0.0)
@@ -209,22 +211,22 @@ def test_a_quota_is_used_up_to_the_last():
     assert processes[0].take(11.1)
 
 
-def test_a_refused_request_takes_of_no_limit():
+def test_a_refused_request_takes_no_tokens():
     limiter = Process("a", Account(Allowance(rate=100, burst=100, day=1))).limiter
     assert limiter.take(0.0) is None
     assert limit_of(limiter.take(0.0)) == "day"
     assert rate_tokens(limiter).held == -1
 
 
-def test_concurrency_is_shared_and_moves_to_who_needs_it():
+def test_slots_move_to_the_process_that_needs_them():
     account = Account(Allowance(concurrency=4))
     first, second = Process("a", account, 1 / 2), Process("b", account, 1 / 2)
-    assert [first.take(0.0) for _ in range(3)] == [True, True, False], "its share, before it has asked"
+    assert [first.take(0.0) for _ in range(3)] == [True, True, False], "its share, before a settlement"
     first.tick(0.0)
     assert [first.take(0.01) for _ in range(2)] == [True, False]
     first.tick(0.02)
     assert first.take(0.03)
-    assert second.take(0.03), "it has not heard yet"
+    assert second.take(0.03), "it has not settled yet"
     second.tick(0.04)
     assert limit_of(second.limiter.take(0.05)) == "concurrency"
     for _ in range(3):
@@ -235,7 +237,7 @@ def test_concurrency_is_shared_and_moves_to_who_needs_it():
     assert [second.take(0.32) for _ in range(3)].count(True) >= 1
 
 
-def test_never_more_slots_than_the_limit_once_heard():
+def test_slots_stay_within_the_limit_after_a_settlement():
     account = Account(Allowance(concurrency=5))
     processes = [Process(str(i), account, 1 / 3) for i in range(3)]
     for process in processes:
@@ -250,7 +252,7 @@ def test_never_more_slots_than_the_limit_once_heard():
         assert sum(process.limiter.in_flight for process in processes) <= 5
 
 
-def test_while_the_store_is_away_each_goes_by_its_share():
+def test_without_the_store_each_process_applies_its_share():
     account = Account(Allowance(rate=100, burst=100, day=10_000, concurrency=8))
     processes = [Process(str(i), account, 1 / 4) for i in range(4)]
     before = offered(processes, per_s=1000, seconds=2)
@@ -267,10 +269,10 @@ def test_while_the_store_is_away_each_goes_by_its_share():
     for step in range(100):
         for process in processes:
             process.tick(42.0 + step * TICK_S)
-    assert account.used == before + alone + again, "the quota is charged for what was used meanwhile"
+    assert account.used == before + alone + again, "the quota is charged for the usage meanwhile"
 
 
-def test_a_meter_that_begins_without_the_store_has_its_share_at_once():
+def test_a_limiter_that_starts_without_the_store_has_its_share_at_once():
     process = Process("a", Account(Allowance(rate=10, burst=40)), share=1 / 4)
     process.away = True
     taken = [process.take(0.0) for _ in range(4)]
@@ -279,7 +281,7 @@ def test_a_meter_that_begins_without_the_store_has_its_share_at_once():
     assert taken.count(True) == 10
 
 
-def test_giving_up_gives_back():
+def test_a_stopping_process_returns_its_tokens():
     process = Process("a", Account(Allowance(rate=1, burst=10, concurrency=3, day=9)))
     for now in (0.0, 0.02):
         process.take(now)
@@ -303,13 +305,13 @@ def test_tokens_taken_while_the_account_answers_stay_taken():
 
 
 def changed(process: Process, allowance: Allowance, now: float) -> None:
-    """The caller's limits are others from now on, here and in the account."""
+    """Change the limits, in the process and in the account."""
     process.account.allowance = allowance
     process.limiter.change(allowance, now)
 
 
 def taken(process: Process, now: float, count: int = 20) -> int:
-    """How many of so many requests at one time are let in."""
+    """Send ``count`` short requests at one time. Return how many were admitted."""
     found = [process.take(now) for _ in range(count)]
     for _ in range(sum(found)):
         process.limiter.finish()
@@ -331,7 +333,7 @@ def test_a_changed_bucket_is_not_full_again(settled, burst):
     assert taken(process, 0.2) == 0
 
 
-def test_a_bucket_that_nobody_has_used_is_full_whatever_its_size():
+def test_an_unused_bucket_is_full_at_any_size():
     for burst in (3, 9):
         process = Process("a", Account(Allowance(rate=0.01, burst=6)))
         process.limiter.change(Allowance(rate=0.01, burst=burst), 0.0)
@@ -357,7 +359,7 @@ def day_tokens(process: Process) -> LeasedTokens:
     return process.limiter.day_quota
 
 
-def test_an_answer_to_limits_that_are_others_since():
+def test_an_answer_to_limits_that_have_changed_since():
     process = Process("a", Account(Allowance(rate=1, burst=50, day=100)))
     assert process.take(0.0)
     limiter = process.limiter
@@ -369,14 +371,14 @@ def test_an_answer_to_limits_that_are_others_since():
     assert max(rate_tokens(limiter).held, rate_tokens(limiter).available) == 3
     assert day_tokens(process).available <= 3, "one is used"
     assert limiter.month_quota is not None
-    assert limiter.month_quota.available == 8, "nothing was heard of it"
+    assert limiter.month_quota.available == 8, "the account did not report it"
     assert limiter.take(0.0) is None
-    assert limit_of(limiter.take(0.0)) == "concurrency", "what was under way is so still"
+    assert limit_of(limiter.take(0.0)) == "concurrency", "requests in flight still count"
 
 
 @pytest.mark.parametrize("borrowed", [0, 5])
 def test_a_limit_lowered_while_the_account_answers_makes_no_debt(borrowed):
-    """What was told to the account as held and was cut off meanwhile is not spent."""
+    """Tokens that were reported as held, and then lost by a change, do not count as spent."""
     leased = LeasedTokens("rate", 100)
     leased.held, leased.borrowed, leased.available = 98, borrowed, 0
     asked = leased.holding(0)
@@ -386,7 +388,7 @@ def test_a_limit_lowered_while_the_account_answers_makes_no_debt(borrowed):
     assert leased.holding(0).held == 0
 
 
-def test_when_to_come_back_goes_by_the_new_rate():
+def test_when_to_retry_follows_the_new_rate():
     process = Process("a", Account(Allowance(rate=0.001, burst=1)))
     assert taken(process, 0.0) == 1
     process.tick(0.0)

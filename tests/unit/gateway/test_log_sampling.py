@@ -1,4 +1,4 @@
-"""Which requests get a line, and the bound on lines about errors."""
+"""The sampling of requests for the access log, and the bound on lines about errors."""
 
 from __future__ import annotations
 
