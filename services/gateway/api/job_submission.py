@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import time
 from collections.abc import Callable
@@ -26,6 +25,7 @@ from tidegate.kernel.errors import BadRequest, Forbidden, TidegateError, Unavail
 from tidegate.kernel.protocol.access import INFER, Principal, lacks
 from tidegate.kernel.protocol.envelope import Buffer
 from tidegate.kernel.protocol.jobs import Idempotency, Job
+from tidegate.kernel.tasks import TaskSet
 
 log = telemetry.logger(__name__)
 
@@ -52,7 +52,7 @@ class JobSubmissionHandler:
         self._access = access
         self._responses = responses
         self._log = log or AccessLog.off()
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks = TaskSet()
 
     @staticmethod
     def preference(target: Target, headers: Headers) -> Preference | None:
@@ -88,11 +88,7 @@ class JobSubmissionHandler:
                 )  # fmt: skip
             done(response)
 
-        task = asyncio.create_task(
-            self._accept(request, grant, received, prefer, headers, rid, accepted, failed)
-        )
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._tasks.start(self._accept(request, grant, received, prefer, headers, rid, accepted, failed))
 
     def _read(
         self,

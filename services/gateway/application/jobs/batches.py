@@ -24,6 +24,7 @@ from tidegate.kernel.errors import BadRequest, NotFound, TidegateError, Unavaila
 from tidegate.kernel.protocol.access import Principal
 from tidegate.kernel.protocol.jobs import new_id
 from tidegate.kernel.store import StoreUnavailable
+from tidegate.kernel.tasks import TaskSet
 
 log = telemetry.logger(__name__)
 
@@ -57,7 +58,7 @@ class BatchService:
         self._owner = owner
         self._keep_s = keep_s
         self._wake = asyncio.Event()
-        self._running: set[asyncio.Task[None]] = set()
+        self._running = TaskSet()
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -83,18 +84,9 @@ class BatchService:
         ``hold`` gets the number of bytes in memory; it raises Overloaded to refuse them. Raises BadRequest,
         PayloadTooLarge.
         """
-        # Kept for the longest ttl of a job. It is deleted when the batch is over.
-        writer = LineWriter(self._blobs, MAX_TTL_S)
         chunks: list[FileChunk] = []
         try:
-            async for data in body:
-                hold(COPIES * (len(data) + splitter.held + writer.held))
-                await _store_lines(splitter.feed(data), splitter, writer, chunks)
-            await _store_lines(splitter.end(), splitter, writer, chunks)
-            if (last := await writer.write()) is not None:
-                chunks.append(last)
-            if not chunks:
-                raise BadRequest("the file has no lines: send one JSON request on each line")
+            await self._store_file(body, splitter, hold, chunks)
             now_ms = int(time.time() * 1e3)
             batch = Batch(
                 id=new_id(now_ms, os.urandom(10)),
@@ -116,6 +108,25 @@ class BatchService:
             raise
         self._wake.set()
         return batch
+
+    async def _store_file(
+        self,
+        body: AsyncIterator[bytes],
+        splitter: LineSplitter,
+        hold: Callable[[int], None],
+        chunks: list[FileChunk],
+    ) -> None:
+        """Write the body's lines to the blob store, and append their chunks to ``chunks``."""
+        # Kept for the longest ttl of a job. It is deleted when the batch is over.
+        writer = LineWriter(self._blobs, MAX_TTL_S)
+        async for data in body:
+            hold(COPIES * (len(data) + splitter.held + writer.held))
+            await _store_lines(splitter.feed(data), splitter, writer, chunks)
+        await _store_lines(splitter.end(), splitter, writer, chunks)
+        if (last := await writer.write()) is not None:
+            chunks.append(last)
+        if not chunks:
+            raise BadRequest("the file has no lines: send one JSON request on each line")
 
     async def find(self, id_: bytes, principal: Principal) -> Batch:
         """Return a batch that ``principal`` may see: its own; with the scope admin, any. Raises NotFound."""
@@ -146,9 +157,7 @@ class BatchService:
                 while len(self._running) < MAX_RUNNING and (
                     id_ := await self._store.claim(self._owner, LEASE_MS)
                 ):
-                    task = asyncio.create_task(self._run_batch(id_), name=f"batch {id_.hex()}")
-                    self._running.add(task)
-                    task.add_done_callback(self._running.discard)
+                    self._running.start(self._run_batch(id_), name=f"batch {id_.hex()}")
             except StoreUnavailable:
                 pass
             self._wake.clear()
