@@ -45,7 +45,7 @@ def table(**given) -> KeyTable:
     return KeyTable("1", {"ab12": Key(WHO, digest_of(KEY), **given)})
 
 
-class Fixture:
+class AccessFixture:
     """An Access whose counts and limiters a test can read."""
 
     def __init__(self, required: bool = False, verify=None, allowance: Allowance | None = None) -> None:
@@ -69,54 +69,54 @@ class Fixture:
 
 
 def test_without_a_credential():
-    assert Fixture().access.authenticate({}) is ANONYMOUS
+    assert AccessFixture().access.authenticate({}) is ANONYMOUS
     with pytest.raises(Unauthorized, match="tidegate keys create"):
-        Fixture(required=True).access.authenticate({})
+        AccessFixture(required=True).access.authenticate({})
 
 
 def test_credentials():
-    door = Fixture(required=True)
-    assert door.known(b"Bearer token") is SERVICE
+    fixture = AccessFixture(required=True)
+    assert fixture.known(b"Bearer token") is SERVICE
     with pytest.raises(Unavailable) as caught:
-        door.known(b"Bearer " + KEY)
+        fixture.known(b"Bearer " + KEY)
     assert caught.value.reason == "not_known_yet", "that is not the caller's fault"
-    assert "not known yet" in (door.access.problem() or "")
-    door.access.replace(table())
-    assert door.access.problem() is None
-    assert door.known(b"Bearer " + KEY) == WHO
+    assert "not known yet" in (fixture.access.problem() or "")
+    fixture.access.replace(table())
+    assert fixture.access.problem() is None
+    assert fixture.known(b"Bearer " + KEY) == WHO
     for wrong in (b"Bearer " + OLD, b"Bearer tg_zz_s", b"Bearer x", b"Basic x", KEY, b"", b"Bearer \xff\xfe"):
         with pytest.raises(Unauthorized):
-            door.known(wrong)
+            fixture.known(wrong)
 
 
 def test_a_known_credential_is_not_hashed_again(monkeypatch):
-    door = Fixture()
-    door.access.replace(table())
-    assert door.known(b"Bearer " + KEY) == WHO
+    fixture = AccessFixture()
+    fixture.access.replace(table())
+    assert fixture.known(b"Bearer " + KEY) == WHO
     monkeypatch.setattr(access, "digest_of", None)
-    assert door.known(b"Bearer " + KEY) == WHO
+    assert fixture.known(b"Bearer " + KEY) == WHO
     monkeypatch.undo()
-    door.access.replace(KeyTable("2", {}))
+    fixture.access.replace(KeyTable("2", {}))
     with pytest.raises(Unauthorized):
-        door.known(b"Bearer " + KEY)
+        fixture.known(b"Bearer " + KEY)
 
 
 def test_a_known_credential_expires(monkeypatch):
     now = time.time()
-    door = Fixture()
-    door.access.replace(table(expires_ms=(now + 60) * 1e3))
-    assert door.known(b"Bearer " + KEY) == WHO
+    fixture = AccessFixture()
+    fixture.access.replace(table(expires_ms=(now + 60) * 1e3))
+    assert fixture.known(b"Bearer " + KEY) == WHO
     monkeypatch.setattr(time, "time", lambda: now + 61)
     with pytest.raises(Unauthorized):
-        door.known(b"Bearer " + KEY)
+        fixture.known(b"Bearer " + KEY)
 
 
 def test_the_number_of_known_credentials_is_bounded(monkeypatch):
     monkeypatch.setattr(module, "REMEMBERED", 2)
-    door = Fixture(verify=lambda bearer: (Principal(f"jwt:{bearer.decode()}", "", frozenset()), 1e15))
+    fixture = AccessFixture(verify=lambda bearer: (Principal(f"jwt:{bearer.decode()}", "", frozenset()), 1e15))
     for number in range(7):
-        assert door.known(b"Bearer t%d" % number).id == f"jwt:t{number}"
-        assert len(door.access._known) <= 2
+        assert fixture.known(b"Bearer t%d" % number).id == f"jwt:t{number}"
+        assert len(fixture.access._known) <= 2
 
 
 def test_the_secret_from_before_a_rotation():
@@ -127,13 +127,13 @@ def test_the_secret_from_before_a_rotation():
 
 
 def test_the_permissions_of_a_principal():
-    door = Fixture()
-    assert door.access.admit(ANONYMOUS, "digits") is None
-    assert door.access.admit(SERVICE, "digits") is None
+    fixture = AccessFixture()
+    assert fixture.access.admit(ANONYMOUS, "digits") is None
+    assert fixture.access.admit(SERVICE, "digits") is None
     with pytest.raises(Forbidden):
-        door.access.admit(WHO, "letters")
+        fixture.access.admit(WHO, "letters")
     with pytest.raises(Forbidden):
-        door.access.admit(Principal("p", "p", frozenset({"publish"})), "digits")
+        fixture.access.admit(Principal("p", "p", frozenset({"publish"})), "digits")
     admin = Principal("a", "a", frozenset({"admin"}), frozenset({"digits"}))
     assert admin.may("infer", "digits")
     assert not admin.may("infer", "letters"), "bound is bound"
@@ -141,21 +141,21 @@ def test_the_permissions_of_a_principal():
 
 
 def test_a_grant_counts_once():
-    door = Fixture(allowance=Allowance(concurrency=2))
-    grant = door.admit()
+    fixture = AccessFixture(allowance=Allowance(concurrency=2))
+    grant = fixture.admit()
     grant.done(compute_us=5, received=1, sent=2, tokens_in=3, tokens_out=4)
     grant.done(failed=True)
     grant.cancel()
-    assert door.counts == {("ab12", "digits"): [1, 0, 5, 1, 2, 3, 4]}
-    assert door.limiters["ab12"].in_flight == 0
-    door.admit().cancel()
-    door.admit().accepted(9)
-    assert door.counts == {("ab12", "digits"): [1, 0, 5, 10, 2, 3, 4]}
-    door.admit().streamed(UsageCost(), 1)
-    assert door.counts["ab12", "digits"][:2] == [1, 0], "a refused request is not counted"
-    door.admit().streamed(UsageCost(queued=True), 1)
-    assert door.counts["ab12", "digits"][:2] == [2, 1], "a stream without an answer has failed"
-    assert door.limiters["ab12"].in_flight == 0
+    assert fixture.counts == {("ab12", "digits"): [1, 0, 5, 1, 2, 3, 4]}
+    assert fixture.limiters["ab12"].in_flight == 0
+    fixture.admit().cancel()
+    fixture.admit().accepted(9)
+    assert fixture.counts == {("ab12", "digits"): [1, 0, 5, 10, 2, 3, 4]}
+    fixture.admit().streamed(UsageCost(), 1)
+    assert fixture.counts["ab12", "digits"][:2] == [1, 0], "a refused request is not counted"
+    fixture.admit().streamed(UsageCost(queued=True), 1)
+    assert fixture.counts["ab12", "digits"][:2] == [2, 1], "a stream without an answer has failed"
+    assert fixture.limiters["ab12"].in_flight == 0
 
 
 async def test_a_retried_job_counts_only_at_its_end():
@@ -166,25 +166,25 @@ async def test_a_retried_job_counts_only_at_its_end():
         async def retry(self, _):
             return SimpleNamespace(job=SimpleNamespace(id=bytes(16)), position=None)
 
-    door = Fixture(allowance=Allowance(concurrency=2))
+    fixture = AccessFixture(allowance=Allowance(concurrency=2))
     answers: Any = SimpleNamespace(document=lambda *_: {})
     jobs: Any = FakeJobs()
     mark = caller.current.set(Caller(WHO))
     try:
-        answer = await JobHandlers(jobs, jobs, answers, door.access).retry(bytes(16).hex())
+        answer = await JobHandlers(jobs, jobs, answers, fixture.access).retry(bytes(16).hex())
     finally:
         caller.current.reset(mark)
     assert answer.status_code == 202
-    assert not any(map(sum, door.counts.values()))
-    assert door.limiters["ab12"].in_flight == 0
+    assert not any(map(sum, fixture.counts.values()))
+    assert fixture.limiters["ab12"].in_flight == 0
 
 
 def test_too_many_requests_says_when_to_retry():
-    door = Fixture(allowance=Allowance(rate=2, burst=2, day=1000))
+    fixture = AccessFixture(allowance=Allowance(rate=2, burst=2, day=1000))
     for _ in range(2):
-        door.access.admit(WHO, "digits")
+        fixture.access.admit(WHO, "digits")
     with pytest.raises(TooMany) as caught:
-        door.access.admit(WHO, "digits")
+        fixture.access.admit(WHO, "digits")
     assert (caught.value.reason, caught.value.retry_after_s) == ("rate_limited", 0.5)
     assert caught.value.told["RateLimit-Policy"] == '"rate";q=2;w=1, "day";q=1000;w=86400'
     assert caught.value.told["RateLimit"].startswith('"rate";r=0;t=1, "day";r=998;t=')

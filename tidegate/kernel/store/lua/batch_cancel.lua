@@ -1,4 +1,4 @@
--- A batch that runs is to be cancelled, by whoever works at it. Gives its record.
+-- Mark a running batch as cancelling, for the gateway that runs it. Return its record.
 local BATCH = 'tidegate:batch:r:'
 if call('HGET', BATCH .. ARGV[1], 'state') == 'running' then
   call('HSET', BATCH .. ARGV[1], 'state', 'cancelling')

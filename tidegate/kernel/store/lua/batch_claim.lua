@@ -1,4 +1,4 @@
--- Somebody wants to work at batches: the id of one that nobody works at, which is then his until a time; or nothing.
+-- Lease a batch whose lease has ended, and return its id; false if there is none. ARGV: owner, lease in ms.
 local OPEN, BATCH = 'tidegate:batch:open', 'tidegate:batch:r:'
 local owner, lease_ms = ARGV[1], tonumber(ARGV[2])
 local now = clock()

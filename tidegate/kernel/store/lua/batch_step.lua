@@ -1,6 +1,6 @@
--- Who works at a batch has come further. Gives the state that the batch has now, or nothing when it is somebody
--- else's by now. `chunk`: results that are on disk since the last step, with `written` and `counts` up to them;
--- told again, because the answer was lost, it is not taken twice.
+-- Write the progress of a batch and renew its lease. Return the batch's state, or false if another owner has the
+-- lease. `chunk`: the results written since the last step; `written` and `counts` include them. A repeated step,
+-- after a lost answer, does not add its chunk twice.
 local OPEN, BATCH, RESULTS = 'tidegate:batch:open', 'tidegate:batch:r:', 'tidegate:batch:results:'
 local LINES = 'tidegate:batch:lines:'
 local id, owner, lease_ms, done, chunk, written, counts, size, state, failure, keep_s = unpack(ARGV)

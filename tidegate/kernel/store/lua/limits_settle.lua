@@ -1,6 +1,6 @@
--- Settle with the accounts of callers. KEYS: the accounts. ARGV: the process, then one request (JSON) for each account.
--- An account is a hash: bucket (tokens, at), counts (day, day_used, day_seeded, month, ...), tight (when a process
--- last lacked slots), and p:<process> = the holdings of that process: tokens of the bucket, slots, expiry.
+-- Settle with the accounts of callers. KEYS: the accounts. ARGV: the process, then a request (JSON) for each.
+-- An account is a hash: bucket (tokens, at), counts (day, day_used, day_seeded, month, ...), tight (when a
+-- process last lacked slots), and p:<process> = the holdings of that process: tokens, slots, expiry.
 local HELD_MS, TIGHT_MS, KEEP_MS, KEEP_COUNTS_MS = 5000, 1000, 3600000, 40 * 86400000
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
@@ -56,7 +56,7 @@ local function settle(key, request)
     local since = math.max(0, now - (tonumber(account.at) or now))
     local cap = request.burst - tokens_held - math.max(0, request.tokens[1])
     local balance = tonumber(account.tokens) or request.burst
-    -- The bucket fills up to the burst less all holdings. Holdings take nothing of a balance that is higher already.
+    -- The bucket fills up to the burst less all holdings. A balance that is higher already stays.
     balance = math.min(math.max(balance, cap), balance + since * request.rate / 1000, request.burst)
     balance, tokens = exchange(balance, request.tokens[1], request.tokens[2], request.burst)
     account.tokens, account.at = string.format('%.6f', balance), string.format('%d', now)
@@ -74,12 +74,14 @@ local function settle(key, request)
   end
   if request.day_limit then
     local seeded
-    grant.day_quota, grant.day_left, seeded = count(account, 'day', request.day, request.day_limit, request.day_quota)
+    grant.day_quota, grant.day_left, seeded =
+      count(account, 'day', request.day, request.day_limit, request.day_quota)
     grant.seeded, keep = grant.seeded and seeded, KEEP_COUNTS_MS
   end
   if request.month_limit then
     local seeded
-    grant.month_quota, grant.month_left, seeded = count(account, 'month', request.month, request.month_limit, request.month_quota)
+    grant.month_quota, grant.month_left, seeded =
+      count(account, 'month', request.month, request.month_limit, request.month_quota)
     grant.seeded, keep = grant.seeded and seeded, KEEP_COUNTS_MS
   end
   account[mine] = (tokens ~= 0 or slots ~= 0) and string.format('%d:%d:%d', tokens, slots, now + HELD_MS)

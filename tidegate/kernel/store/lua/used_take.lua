@@ -1,5 +1,5 @@
--- Take what was used and is not reported yet. ARGV: a name for it, and how long (ms) others may take to report.
--- Gives the name by which it is to be reported (that of an earlier take that nobody has settled) and the counts.
+-- Take the usage that is not reported yet. ARGV: a name for it, and the time (ms) that a taker has to report.
+-- Return the counts and the name to report them under. An earlier take that was not settled in time comes first.
 local OPEN = USED .. ':open'
 local now = clock()
 local name = call('ZRANGEBYSCORE', OPEN, '-inf', now - tonumber(ARGV[2]), 'LIMIT', 0, 1)[1]
