@@ -113,7 +113,9 @@ def test_a_known_credential_expires(monkeypatch):
 
 def test_the_number_of_known_credentials_is_bounded(monkeypatch):
     monkeypatch.setattr(module, "REMEMBERED", 2)
-    fixture = AccessFixture(verify=lambda bearer: (Principal(f"jwt:{bearer.decode()}", "", frozenset()), 1e15))
+    fixture = AccessFixture(
+        verify=lambda bearer: (Principal(f"jwt:{bearer.decode()}", "", frozenset()), 1e15)
+    )
     for number in range(7):
         assert fixture.known(b"Bearer t%d" % number).id == f"jwt:t{number}"
         assert len(fixture.access._known) <= 2
