@@ -1,4 +1,4 @@
-"""The launchers that the settings can name, put together."""
+"""Build the launcher that the settings choose."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from services.autoscaler.settings import ROOT, AutoscalerSettings
 from tidegate.kernel import credentials
 from tidegate.kernel.protocol.access import engine_token
 
-# What a worker must know alike, wherever it runs.
+# Settings that workers share with the autoscaler.
 SHARED = {
     "registry_url", "blob_url", "claim_above_bytes", "ack_timeout_s", "job_ttl_s", "job_retention_s",
     "log_level", "model_sandbox",
 }  # fmt: skip
 
-# What a worker, which runs other people's models, does not inherit from this process.
+# Variables that a worker does not inherit, because it runs models of others.
 WITHHELD = frozenset({"TIDEGATE_SERVICE_TOKEN", "TIDEGATE_API_KEY", "TIDEGATE_DATABASE_URL"})
 
 
 def launcher_of(settings: AutoscalerSettings) -> tuple[Launcher, HostProbe]:
-    """The launcher that the settings name, and what tells the room on the host that it uses."""
+    """Return the launcher of the settings, and the probe of its host."""
     if settings.launcher == "docker":
         return docker_launcher(settings)
     return process_launcher(settings), MachineProbe()
@@ -46,8 +46,8 @@ def worker_environment(settings: AutoscalerSettings) -> dict[str, str]:
 
 
 def process_launcher(settings: AutoscalerSettings) -> ProcessLauncher:
-    """Workers as processes that run this very installation; they inherit most of its environment."""
-    # -P: the folder that the stack was started in is not on the import path.
+    """Return the launcher of processes, which run this installation and inherit most of its environment."""
+    # -P keeps the current folder off the import path.
     command = [sys.executable, "-P", "-m", "services.worker", "--replica-dir"]
     plan = ProcessPlan(
         command,
@@ -60,8 +60,8 @@ def process_launcher(settings: AutoscalerSettings) -> ProcessLauncher:
 
 
 def docker_launcher(settings: AutoscalerSettings) -> tuple[Launcher, HostProbe]:
-    """Workers as containers of the image that the settings name, on the engine's machine."""
-    # Imported here: the embedded stack starts without the engine's SDK.
+    """Return the launcher of containers, and the probe of the engine's machine."""
+    # Imported here, so that the embedded stack starts without the engine's SDK.
     from services.autoscaler.adapters.docker.container_spec import DockerPlan
     from services.autoscaler.adapters.docker.engine import Engine
     from services.autoscaler.adapters.docker.engine_probe import EngineProbe
@@ -87,7 +87,7 @@ def docker_launcher(settings: AutoscalerSettings) -> tuple[Launcher, HostProbe]:
         log_options=settings.docker_log_options,
         compose_project=settings.docker_compose_project,
     )
-    # The engine's own socket needs no token, and another's engine is not to be shown one.
+    # The engine's own socket needs no token, and must not get one.
     behind_proxy = not settings.docker_host.startswith("unix:")
     token = engine_token(settings.service_token) if behind_proxy else ""
     engine = Engine(settings.docker_host, token)
@@ -96,12 +96,12 @@ def docker_launcher(settings: AutoscalerSettings) -> tuple[Launcher, HostProbe]:
 
 def _shared(settings: AutoscalerSettings) -> dict[str, str]:
     values = settings.model_dump(include=SHARED)
-    # As they were stated: without a password of the autoscaler's. A worker adds its own.
+    # The URLs as configured, without the autoscaler's passwords. A worker adds its own.
     values |= {name: url for name, url in settings.server_urls.items() if url}
     return {f"TIDEGATE_{name.upper()}": str(value) for name, value in values.items()}
 
 
 def worker_secrets(folder: Path) -> dict[str, bytes]:
-    """Return the files of a folder of secrets that a worker needs: its own passwords, by path below it."""
+    """Return the files of a secrets folder that a worker needs: its passwords, by relative path."""
     found = {f"{server}/worker": credentials.read(folder, server, "worker") for server in credentials.SERVERS}
     return {path: password.encode() for path, password in found.items() if password}

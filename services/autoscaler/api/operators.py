@@ -127,7 +127,7 @@ async def pause(name: str, body: PauseRequest, operations: OperationsDep) -> Ove
 
 @router.post("/deployments/{name}/resume")
 async def resume(name: str, operations: OperationsDep) -> OverrideResult:
-    """Scale by the policy again."""
+    """Remove the pause, so that the policy sets the number of replicas again."""
     return OverrideResult(deployment=name, replicas=None, held_by=await operations.remove_override(name))
 
 

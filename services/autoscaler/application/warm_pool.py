@@ -68,7 +68,7 @@ class WarmPool:
         self,
         launcher: Launcher,
         store: Store,
-        ledger: DecisionStore,
+        decision_store: DecisionStore,
         offers: WarmOffers,
         grants: ReplicaGrants,
         pools: Mapping[str, WarmPoolSpec],
@@ -77,7 +77,7 @@ class WarmPool:
     ) -> None:
         self._launcher = launcher
         self._store = store
-        self._ledger = ledger
+        self._decision_store = decision_store
         self._offers = offers
         self._grants = grants
         self._pools = pools
@@ -96,9 +96,9 @@ class WarmPool:
 
     def take_over(self) -> None:
         """Read the claims and generations of the former leader. Call it when this process leads."""
-        self._claims = {claim.replica: claim for claim in self._ledger.claims()}
+        self._claims = {claim.replica: claim for claim in self._decision_store.claims()}
         self._generations = {
-            name: last for (name, _), last in self._ledger.generations().items() if pool_of(name)
+            name: last for (name, _), last in self._decision_store.generations().items() if pool_of(name)
         }
 
     async def launch(self, assignment: Assignment | WarmAssignment) -> None:
@@ -275,11 +275,11 @@ class WarmPool:
 
     def _note(self, claim: WarmClaim) -> None:
         self._claims[claim.replica] = claim
-        self._ledger.save_claim(claim)
+        self._decision_store.save_claim(claim)
 
     def _drop(self, replica: str) -> None:
         if self._claims.pop(replica, None) is not None:
-            self._ledger.drop_claim(replica)
+            self._decision_store.drop_claim(replica)
 
     def _worker(self, replica: str) -> str:
         claim = self._claims.get(replica)
@@ -327,7 +327,7 @@ class WarmPool:
     async def _start(self, pool: str) -> None:
         name = deployment_of_pool(pool)
         generation = self._generations.get(name, 0) + 1
-        self._ledger.save_generation(name, 0, generation)
+        self._decision_store.save_generation(name, 0, generation)
         self._generations[name] = generation
         worker = replica_name(name, 0, generation)
         assignment = WarmAssignment(

@@ -38,7 +38,7 @@ class HostClaim:
 
     name: str
     low: int
-    wanted: int
+    desired: int
     held: int
     size: ReplicaSize
 
@@ -90,7 +90,7 @@ def shares(claims: Sequence[HostClaim], room: Room) -> Mapping[str, int]:
     for claim in claims:
         total = total.less(claim.size, -claim.held)
     if _fits(claims, total):
-        return {claim.name: claim.wanted for claim in claims}
+        return {claim.name: claim.desired for claim in claims}
     # Held replicas always fit: they can only be exchanged for those of others.
     used = Room(0.0, 0.0)
     for claim in claims:
@@ -98,7 +98,7 @@ def shares(claims: Sequence[HostClaim], room: Room) -> Mapping[str, int]:
     left = Room(max(total.memory_mb, used.memory_mb), max(total.cores, used.cores))
     whole = left
     granted = dict.fromkeys((claim.name for claim in claims), 0)
-    waiting = [(_turn(claim, 0, whole), place) for place, claim in enumerate(claims) if claim.wanted > 0]
+    waiting = [(_turn(claim, 0, whole), place) for place, claim in enumerate(claims) if claim.desired > 0]
     heapq.heapify(waiting)
     while waiting:
         _, place = heapq.heappop(waiting)
@@ -107,7 +107,7 @@ def shares(claims: Sequence[HostClaim], room: Room) -> Mapping[str, int]:
             continue
         left = left.less(claim.size)
         granted[claim.name] = count = granted[claim.name] + 1
-        if count < claim.wanted:
+        if count < claim.desired:
             heapq.heappush(waiting, (_turn(claim, count, whole), place))
     return granted
 
@@ -123,19 +123,19 @@ def pace(host: Host, policy: Policy) -> int:
 
 
 def admitted(
-    wanted: Mapping[str, int], claims: Mapping[str, HostClaim], room: Room, starts: int | None
+    desired: Mapping[str, int], claims: Mapping[str, HostClaim], room: Room, starts: int | None
 ) -> dict[str, int]:
-    """Return how many of the ``wanted`` starts of each Deployment may be made now.
+    """Return how many of the ``desired`` starts of each Deployment may be made now.
 
     Minimums come before demand. Then Deployments take turns, one replica each. Draining replicas may still
     use room that was granted to others, so the room is checked here again.
     """
     turns = sorted(
         (claims[name].held + nth >= claims[name].low, claims[name].held + nth, name)
-        for name, count in wanted.items()
+        for name, count in desired.items()
         for nth in range(count)
     )
-    found = dict.fromkeys(wanted, 0)
+    found = dict.fromkeys(desired, 0)
     for _, _, name in turns:
         if starts is not None and sum(found.values()) >= starts:
             break
@@ -147,10 +147,10 @@ def admitted(
 
 def shortage(host: Host, policy: Policy, claim: HostClaim, room: Room, granted: int) -> str:
     """Explain why ``claim`` gets only ``granted`` replicas, what is missing, and what can be changed."""
-    size, more = claim.size, claim.wanted - granted
+    size, more = claim.size, claim.desired - granted
     cores = host.cores * policy.replicas_per_core
     return (
-        f"the host is full: it has room for {granted} of {claim.wanted} replicas. The other {more} need "
+        f"the host is full: it has room for {granted} of {claim.desired} replicas. The other {more} need "
         f"{more * size.memory_mb:,.0f} MiB ({size.memory_mb:,.0f} each, {size.source}; "
         f"{max(0.0, room.memory_mb):,.0f} are free) and {more * size.cores:g} cores "
         f"({max(0.0, room.cores):g} of {cores:g} are free). Reduce the replicas of other deployments, "
@@ -160,7 +160,7 @@ def shortage(host: Host, policy: Policy, claim: HostClaim, room: Room, granted: 
 
 def _fits(claims: Iterable[HostClaim], total: Room) -> bool:
     for claim in claims:
-        total = total.less(claim.size, claim.wanted)
+        total = total.less(claim.size, claim.desired)
     return total.memory_mb >= -TINY and total.cores >= -TINY
 
 

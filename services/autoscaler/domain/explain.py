@@ -39,17 +39,17 @@ def explain(
 ) -> dict[str, Any]:
     """Return the last target, the need of each rule with its inputs, and what holds the target."""
     memory = state.deployments[deployment.name]
-    wanted, load = memory.wanted, memory.seen
+    target, load = memory.wanted, memory.seen
     start_s = start_time(state, deployment.name)
     tuned = tuning(deployment, policy, start_s or 0.0)
     return {
         "deployment": deployment.name,
         "desired": memory.target,
         "rule": memory.rule,
-        "reason": wanted.reason if wanted else "",
+        "reason": target.reason if target else "",
         "signals": asdict(load) if load else None,
         "start_s": start_s,
-        "needs": [asdict(term) for term in wanted.terms] if wanted else [],
+        "needs": [asdict(term) for term in target.terms] if target else [],
         "policy": policy_of(deployment, policy, start_s or 0.0, now),
         "holds": list(_holds(deployment, memory, snapshot, tuned, policy, now)),
     }

@@ -71,18 +71,18 @@ class HostBounds:
 
     def _bounded(self, proposal: Proposal, granted: int) -> Proposal:
         claim = self.claims[proposal.name]
-        if self.host is None or granted >= claim.wanted:
+        if self.host is None or granted >= claim.desired:
             return proposal
         return proposal.bounded(granted, shortage(self.host, self.policy, claim, self.room, granted))
 
 
 def _claim(proposal: Proposal, policy: Policy) -> HostClaim:
-    asked = proposal.target.replicas
+    desired = proposal.target.replicas
     size = size_of(proposal.round.deployment, proposal.memory.replica_mb, policy)
     return HostClaim(
         proposal.name,
-        min(proposal.target.low, asked),
-        asked,
+        min(proposal.target.low, desired),
+        desired,
         proposal.fleet.ready + proposal.fleet.starting,
         size,
     )

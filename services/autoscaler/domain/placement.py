@@ -12,7 +12,7 @@ from services.autoscaler.domain.snapshot import Drain, Launch
 from tidegate.kernel.protocol.models import Deployment, Version
 
 
-def to_drain(verdicts: Iterable[Verdict], wanted: int, current: str) -> list[Drain]:
+def to_drain(verdicts: Iterable[Verdict], target: int, current: str) -> list[Drain]:
     """Return the replicas to drain: those of an older configuration that can be replaced, then the surplus.
 
     First those that do not serve yet, then those with the fewest requests in flight, then the youngest.
@@ -23,10 +23,10 @@ def to_drain(verdicts: Iterable[Verdict], wanted: int, current: str) -> list[Dra
     # A stale replica that reports not to be ready serves no request. Others go once a fresh one is ready.
     serving = sum(v.phase == "ready" for v in active)
     leave = [v for v in stale if v.phase != "ready" and v.reported]
-    replaceable = max(0, serving - wanted)
+    replaceable = max(0, serving - target)
     leave += sorted((v for v in stale if v.phase == "ready"), key=_least_loss)[:replaceable]
     drains = [Drain(v.running.replica, "configuration changed") for v in leave]
-    surplus = max(0, len(fresh) - wanted)
+    surplus = max(0, len(fresh) - target)
     return drains + [Drain(v.running.replica, "scale down") for v in sorted(fresh, key=_least_loss)[:surplus]]
 
 
@@ -39,7 +39,7 @@ def to_launch(
     deployment: Deployment,
     version: Version,
     verdicts: Sequence[Verdict],
-    wanted: int,
+    target: int,
     memory: DeploymentMemory,
     generations: Mapping[tuple[str, int], int],
     cause: str,
@@ -54,7 +54,7 @@ def to_launch(
     kept = [v for v in verdicts if not v.ended]
     fresh = [v for v in kept if v.active and v.running.fingerprint == memory.fingerprint]
     stale = any(v.active and v.running.fingerprint != memory.fingerprint for v in kept)
-    missing = wanted - len(fresh)
+    missing = target - len(fresh)
     starting = sum(v.phase == "starting" for v in fresh)
     if memory.start.failures and now < memory.start.not_before:
         return []

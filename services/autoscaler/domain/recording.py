@@ -167,7 +167,7 @@ def _snapshot(document: Document, last: LastRound) -> Snapshot:
         gateways=None if gateways is None else _read_gateways(_sorted(gateways)),
         jobs=found["jobs"],
         hints=found["hints"] or {},
-        overrides={name: LocalOverride(*given) for name, given in overrides.items()},
+        overrides={name: LocalOverride(*fields) for name, fields in overrides.items()},
         launch_failures=found["launch_failures"] or {},
         expected=found["expected"] or {},
         host=document["host"],

@@ -16,6 +16,8 @@ def artifacts_of(running: Iterable[Running], desired_state: DesiredState | None)
     if desired_state is None:
         return {}
     digests = {(version.model, version.number): version.artifact_sha256 for version in desired_state.versions}
-    wanted = {each.name: digests.get((each.model, each.version)) for each in desired_state.deployments}
-    found = {each.worker or each.replica: wanted.get(each.deployment) for each in running if each.alive}
+    of_deployment = {each.name: digests.get((each.model, each.version)) for each in desired_state.deployments}
+    found = {
+        each.worker or each.replica: of_deployment.get(each.deployment) for each in running if each.alive
+    }
     return {replica: digest for replica, digest in found.items() if digest is not None}

@@ -72,23 +72,23 @@ def tuning(deployment: Deployment, policy: Policy, start_s: float = 0.0) -> Tuni
 
     By default, no replica is removed before the time that a new one takes to start (``start_s``) is over.
     """
-    given = deployment.scaling
-    preset = PRESETS[given.aggressiveness]
+    scaling = deployment.scaling
+    preset = PRESETS[scaling.aggressiveness]
     return Tuning(
         wait_ms=deployment.target_wait_ms * preset.wait,
-        utilization=_or(given.target_utilization, preset.utilization),
-        by_utilization=given.target_utilization is not None,
-        backlog_per_replica=given.backlog_per_replica,
-        up_window_s=_or(given.up_window_s, preset.up_window_s),
-        down_window_s=_or(given.down_window_s, max(start_s, policy.down_window_s * preset.down)),
+        utilization=_or(scaling.target_utilization, preset.utilization),
+        by_utilization=scaling.target_utilization is not None,
+        backlog_per_replica=scaling.backlog_per_replica,
+        up_window_s=_or(scaling.up_window_s, preset.up_window_s),
+        down_window_s=_or(scaling.down_window_s, max(start_s, policy.down_window_s * preset.down)),
         idle_s=_or(deployment.scale_to_zero_after_s, max(start_s, policy.idle_s * preset.idle)),
-        max_up_per_minute=given.max_up_per_minute,
-        max_down_per_minute=given.max_down_per_minute,
-        panic_factor=_or(given.panic_factor, preset.panic_factor),
+        max_up_per_minute=scaling.max_up_per_minute,
+        max_down_per_minute=scaling.max_down_per_minute,
+        panic_factor=_or(scaling.panic_factor, preset.panic_factor),
         ahead=preset.ahead,
         impatient=preset.impatient,
     )
 
 
-def _or(given: float | None, otherwise: float) -> float:
-    return otherwise if given is None else given
+def _or(value: float | None, default: float) -> float:
+    return default if value is None else value

@@ -96,7 +96,7 @@ def plan_pool(
         # Idle workers come last, because the surplus is taken from the front.
         rows = sorted(kept[name], key=lambda each: (heard[each.replica] > 0, -each.launched_at))
         surplus = rows[: max(0, len(rows) - spec.workers)]
-        kill += [(each.replica, "more than wanted") for each in surplus]
+        kill += [(each.replica, "surplus") for each in surplus]
         kept[name] = rows[len(surplus) :]
         not_before = trouble.get(name, PoolFailures()).not_before
         if now >= not_before:

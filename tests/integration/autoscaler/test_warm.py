@@ -48,7 +48,7 @@ class WarmPoolHarness:
     @asynccontextmanager
     async def pool(self, workers: int = 1) -> AsyncIterator[WarmPool]:
         """A pool as after a restart of the autoscaler."""
-        ledger = DecisionStore(self.processes.state / "autoscaler.db")
+        decision_store = DecisionStore(self.processes.state / "autoscaler.db")
         pools = {self.pool_name: WarmPoolSpec(workers=workers)}
         async with WarmOffers(self.amqp_url, pools) as offers:
             await offers._connection.wait_up(10)
@@ -57,7 +57,7 @@ class WarmPoolHarness:
             pool = WarmPool(
                 launcher,
                 self.store,
-                ledger,
+                decision_store,
                 offers,
                 ReplicaGrants(registry),
                 pools,
@@ -66,7 +66,7 @@ class WarmPoolHarness:
             pool.take_over()
             yield pool
             await registry.close()
-        ledger.close()
+        decision_store.close()
 
     @asynccontextmanager
     async def filled(self, workers: int = 1) -> AsyncIterator[tuple[WarmPool, list[str]]]:
@@ -327,7 +327,7 @@ async def test_an_offer_of_a_leader_that_was_killed_is_settled_by_the_store(
     monkeypatch.setattr(warm, "SETTLE_S", 0.3)
     async with harness.filled() as (pool, [worker]):
         start = assign(REPLICA)
-        pool._ledger.save_claim(WarmClaim(REPLICA, "f", start.launched_at, 7.0))
+        pool._decision_store.save_claim(WarmClaim(REPLICA, "f", start.launched_at, 7.0))
         async with harness.pool(workers=0) as again:
             # As long as it may be the replica it is not ended, though none is to wait now.
             await again.check()

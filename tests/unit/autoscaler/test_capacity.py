@@ -25,8 +25,8 @@ NAME = "digits-v1"
 SMALL = ReplicaSize(100, 1)
 
 
-def claim(name: str, wanted: int, *, low: int = 0, held: int = 0, size: ReplicaSize = SMALL) -> HostClaim:
-    return HostClaim(name, low, wanted, held, size)
+def claim(name: str, desired: int, *, low: int = 0, held: int = 0, size: ReplicaSize = SMALL) -> HostClaim:
+    return HostClaim(name, low, desired, held, size)
 
 
 def test_a_replica_takes_what_is_declared_else_measured_else_assumed():
@@ -97,7 +97,7 @@ claims = st.lists(
 def test_shares_never_exceed_the_room_and_are_stable(found, memory, cores):
     room = Room(memory, cores)
     granted = shares(found, room)
-    assert all(0 <= granted[each.name] <= each.wanted for each in found)
+    assert all(0 <= granted[each.name] <= each.desired for each in found)
     taken = sum((granted[each.name] - each.held) * each.size.memory_mb for each in found)
     assert taken <= max(0, memory) + 1e-3
     assert sum((granted[each.name] - each.held) * each.size.cores for each in found) <= max(0, cores) + 1e-3

@@ -99,7 +99,7 @@ class DecisionStore:
         self._db.write(("DELETE FROM claims WHERE replica = ?", [(replica,)]))
 
     def cordons(self) -> dict[str, float]:
-        """The cordoned hosts, and since when (seconds since the epoch)."""
+        """Return the cordoned hosts, and since when (seconds since the epoch)."""
         return dict(self._db.read("SELECT host, at FROM cordons"))
 
     def cordon(self, host: str, at: float) -> None:

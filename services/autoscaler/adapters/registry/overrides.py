@@ -18,15 +18,17 @@ REGISTRY, HERE = "registry", "autoscaler"
 class Overrides:
     """The overrides. ``pending`` ones are not in the registry yet, and count before those that are."""
 
-    def __init__(self, registry: RegistryClient, ledger: DecisionStore, clock: Callable[[], float]) -> None:
+    def __init__(
+        self, registry: RegistryClient, decision_store: DecisionStore, clock: Callable[[], float]
+    ) -> None:
         self._registry = registry
-        self._ledger = ledger
+        self._decision_store = decision_store
         self._clock = clock
         self.pending: dict[str, LocalOverride] = {}
 
     def take_over(self) -> None:
         """Read those that the former leader could not send to the registry."""
-        self.pending = self._ledger.overrides()
+        self.pending = self._decision_store.overrides()
 
     async def put(
         self, deployment: str, replicas: int, ttl_s: float | None, *, force: bool, known: bool
@@ -79,9 +81,9 @@ class Overrides:
     def _keep(self, deployment: str, override: LocalOverride, known: bool) -> None:
         if not known:
             raise NotFound(f"There is no Deployment {deployment} (as of the last read of the registry).")
-        self._ledger.save_override(deployment, override)
+        self._decision_store.save_override(deployment, override)
         self.pending[deployment] = override
 
     def _drop(self, deployment: str) -> None:
         if self.pending.pop(deployment, None) is not None:
-            self._ledger.drop_override(deployment)
+            self._decision_store.drop_override(deployment)
