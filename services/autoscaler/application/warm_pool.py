@@ -22,6 +22,7 @@ from services.autoscaler.adapters.history.decision_store import DecisionStore
 from services.autoscaler.adapters.registry.replica_grants import ReplicaGrants
 from services.autoscaler.adapters.replica_logs import ReplicaLogs
 from services.autoscaler.adapters.warm_offers import WarmOffers
+from services.autoscaler.application.warm_claims import NOBODY, WarmClaims
 from services.autoscaler.domain.launcher import (
     Launcher,
     LaunchSpec,
@@ -55,10 +56,8 @@ Views = list[dict[str, Any]]
 PERIOD_S = 1.0
 OFFER_S = 2.0  # a waiting worker takes an offer within milliseconds; the round waits for it
 CLAIM_POLL_S = 0.005
-SETTLE_S = 10.0  # an offer of a former leader without a claim by then was not taken
 REFILL_AFTER_S = 3.0  # the replica loads its model first, then its successor in the pool starts
 PAUSE_S = 30.0  # no offers and no starts for this long after one that failed
-NOBODY = "autoscaler"
 
 
 class WarmPool:
@@ -83,7 +82,7 @@ class WarmPool:
         self._pools = pools
         self._logs = ReplicaLogs(log_dir)
         self._clock = clock
-        self._claims: dict[str, WarmClaim] = {}
+        self._claims = WarmClaims(store, decision_store, clock)
         self._generations: dict[str, int] = {}
         self._waiting: Replicas = []
         self._memory = PoolMemory()
@@ -96,7 +95,7 @@ class WarmPool:
 
     def take_over(self) -> None:
         """Read the claims and generations of the former leader. Call it when this process leads."""
-        self._claims = {claim.replica: claim for claim in self._decision_store.claims()}
+        self._claims.take_over()
         self._generations = {
             name: last for (name, _), last in self._decision_store.generations().items() if pool_of(name)
         }
@@ -111,23 +110,24 @@ class WarmPool:
 
     async def drain(self, replica: str) -> None:
         """Tell the worker to finish its work and exit."""
-        await self._launcher.drain(self._worker(replica))
+        await self._launcher.drain(self._claims.worker_of(replica))
 
     async def kill(self, replica: str) -> None:
         """Kill the worker and everything that it started, and remove its remains."""
-        await self._launcher.kill(self._worker(replica))
-        self._drop(replica)
+        await self._launcher.kill(self._claims.worker_of(replica))
+        self._claims.drop(replica)
 
     async def output(self, replica: str, lines: int) -> str:
         """Return the last lines of a replica's output."""
-        return await self._launcher.output(self._worker(replica), lines)
+        return await self._launcher.output(self._claims.worker_of(replica), lines)
 
     async def list(self) -> Replicas:
         """Return every replica that exists. Waiting workers are not replicas."""
         rows = await self._launcher.list()
-        await self._settle()
-        self._forget_ended({row.replica for row in rows})
-        taken = {claim.worker: claim for claim in self._claims.values() if claim.worker}
+        if not any(self._offered.values()):
+            await self._claims.settle()
+        self._claims.drop_ended({row.replica for row in rows})
+        taken = self._claims.workers
         found: Replicas = []
         self._waiting = []
         for row in rows:
@@ -162,7 +162,7 @@ class WarmPool:
         reports = await self._reports()
         now = self._clock()
         # A worker may have been claimed since it was listed.
-        claimed = {claim.worker for claim in self._claims.values()}
+        claimed = self._claims.workers
         waiting = [worker for worker in self._waiting if worker.replica not in claimed]
         assert self._answered_since is not None
         plan, memory = plan_pool(self._pools, waiting, reports, self._memory, now, self._answered_since)
@@ -191,7 +191,7 @@ class WarmPool:
     @property
     def _in_doubt(self) -> bool:
         """Return whether a worker that seems to wait may already be a replica."""
-        return any(self._offered.values()) or any(not claim.worker for claim in self._claims.values())
+        return any(self._offered.values()) or self._claims.open
 
     async def _reports(self) -> dict[str, ReplicaReport]:
         """Return the heartbeats of workers. A store outage is not counted as missed heartbeats."""
@@ -236,7 +236,7 @@ class WarmPool:
         except StoreUnavailable:
             return None  # without the store no worker can claim it
         claim = WarmClaim(start.replica, start.fingerprint, start.launched_at, start.drain_limit_s)
-        self._note(claim)
+        self._claims.save(claim)
         try:
             async with asyncio.timeout(OFFER_S):
                 await self._offers.offer(pool, assignment, OFFER_S)
@@ -247,9 +247,9 @@ class WarmPool:
             log.warning("the offer to the warm pool failed", extra={"problem": str(error) or "no confirm"})
             worker = await self._store.claim_replica(start.replica, NOBODY)
         if worker == NOBODY:
-            self._drop(start.replica)
+            self._claims.drop(start.replica)
             return None
-        self._note(replace(claim, worker=worker))
+        self._claims.save(replace(claim, worker=worker))
         self._grants.launching(worker, assignment.version.artifact_sha256)
         self._link_log(start.replica, worker)
         log.info(
@@ -271,51 +271,11 @@ class WarmPool:
         with contextlib.suppress(OSError):
             self._logs.path(replica).symlink_to(self._logs.path(worker).name)
 
-    # -- claims ----------------------------------------------------------------------------------------------
-
-    def _note(self, claim: WarmClaim) -> None:
-        self._claims[claim.replica] = claim
-        self._decision_store.save_claim(claim)
-
-    def _drop(self, replica: str) -> None:
-        if self._claims.pop(replica, None) is not None:
-            self._decision_store.drop_claim(replica)
-
-    def _worker(self, replica: str) -> str:
-        claim = self._claims.get(replica)
-        return claim.worker if claim is not None and claim.worker else replica
-
-    def _forget_ended(self, there: set[str]) -> None:
-        for claim in [*self._claims.values()]:
-            if claim.worker and claim.worker not in there:
-                self._drop(claim.replica)
-
-    async def _settle(self) -> None:
-        """Find out who took offers of a former leader, or offers made while the store was away."""
-        under_way = any(self._offered.values())
-        for claim in [*self._claims.values()]:
-            if claim.worker or under_way:
-                continue
-            try:
-                worker = await self._store.claimant(claim.replica)
-                if worker is None and self._clock() - claim.launched_at > SETTLE_S:
-                    worker = await self._store.claim_replica(claim.replica, NOBODY)
-            except StoreUnavailable:
-                return
-            if worker is not None and worker != NOBODY:
-                self._note(
-                    WarmClaim(
-                        claim.replica, claim.fingerprint, claim.launched_at, claim.drain_limit_s, worker
-                    )
-                )
-            elif worker == NOBODY:
-                self._drop(claim.replica)
-
     # -- refilling -------------------------------------------------------------------------------------------
 
     async def _act(self, plan: PoolPlan, may_start: bool) -> None:
         for worker, cause in plan.kill:
-            if self._in_doubt or worker in {claim.worker for claim in self._claims.values()}:
+            if self._in_doubt or worker in self._claims.workers:
                 return  # a worker became a replica meanwhile
             log.info("ending a waiting worker", extra={"worker": worker, "cause": cause})
             await self._launcher.kill(worker)

@@ -19,8 +19,10 @@ from services.autoscaler.adapters.registry.client import RegistryClient
 from services.autoscaler.adapters.registry.replica_grants import ReplicaGrants
 from services.autoscaler.adapters.replica_logs import ReplicaLogs
 from services.autoscaler.adapters.warm_offers import WarmOffers
+from services.autoscaler.application import warm_claims
 from services.autoscaler.application import warm_pool as warm
-from services.autoscaler.application.warm_pool import NOBODY, WarmPool
+from services.autoscaler.application.warm_claims import NOBODY
+from services.autoscaler.application.warm_pool import WarmPool
 from services.autoscaler.domain.log_retention import MOST_EACH
 from services.autoscaler.domain.warm_pool import WarmClaim
 from services.worker.application.warm_standby import WarmStandby
@@ -324,7 +326,7 @@ async def test_an_offer_of_a_leader_that_was_killed_is_settled_by_the_store(
     harness: WarmPoolHarness, assign: Callable[..., Any], taken: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The leader noted the offer and died before it knew of an answer."""
-    monkeypatch.setattr(warm, "SETTLE_S", 0.3)
+    monkeypatch.setattr(warm_claims, "SETTLE_S", 0.3)
     async with harness.filled() as (pool, [worker]):
         start = assign(REPLICA)
         pool._decision_store.save_claim(WarmClaim(REPLICA, "f", start.launched_at, 7.0))

@@ -1,0 +1,80 @@
+"""Remember which worker of a warm pool became which replica, and settle claims that are not known."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+
+from services.autoscaler.adapters.history.decision_store import DecisionStore
+from services.autoscaler.domain.warm_pool import WarmClaim
+from tidegate.kernel.store import Store, StoreUnavailable
+
+SETTLE_S = 10.0  # an offer of a former leader without a claim by then was not taken
+NOBODY = "autoscaler"
+
+
+class WarmClaims:
+    """The claims, by replica. They are also in the decision store, for the next leader."""
+
+    def __init__(
+        self, store: Store, decision_store: DecisionStore, clock: Callable[[], float] = time.time
+    ) -> None:
+        self._store = store
+        self._decision_store = decision_store
+        self._clock = clock
+        self._claims: dict[str, WarmClaim] = {}
+
+    def __iter__(self) -> Iterator[WarmClaim]:
+        return iter(tuple(self._claims.values()))
+
+    @property
+    def open(self) -> bool:
+        """Return whether it is not known yet which worker took an offer."""
+        return any(not claim.worker for claim in self)
+
+    @property
+    def workers(self) -> dict[str, WarmClaim]:
+        """Return the claims by worker."""
+        return {claim.worker: claim for claim in self if claim.worker}
+
+    def take_over(self) -> None:
+        """Read the claims of the former leader."""
+        self._claims = {claim.replica: claim for claim in self._decision_store.claims()}
+
+    def worker_of(self, replica: str) -> str:
+        """Return the launcher's name of a replica: its worker's, if it came from a pool."""
+        claim = self._claims.get(replica)
+        return claim.worker if claim is not None and claim.worker else replica
+
+    def save(self, claim: WarmClaim) -> None:
+        """Store a claim, which replaces an earlier one of the same replica."""
+        self._claims[claim.replica] = claim
+        self._decision_store.save_claim(claim)
+
+    def drop(self, replica: str) -> None:
+        """Delete the claim of a replica, if there is one."""
+        if self._claims.pop(replica, None) is not None:
+            self._decision_store.drop_claim(replica)
+
+    def drop_ended(self, existing: set[str]) -> None:
+        """Delete the claims of workers that do not exist any more."""
+        for claim in self:
+            if claim.worker and claim.worker not in existing:
+                self.drop(claim.replica)
+
+    async def settle(self) -> None:
+        """Find out who took offers of a former leader, or offers made while the store was away."""
+        for claim in self:
+            if claim.worker:
+                continue
+            try:
+                worker = await self._store.claimant(claim.replica)
+                if worker is None and self._clock() - claim.launched_at > SETTLE_S:
+                    worker = await self._store.claim_replica(claim.replica, NOBODY)
+            except StoreUnavailable:
+                return
+            if worker is not None and worker != NOBODY:
+                self.save(replace(claim, worker=worker))
+            elif worker == NOBODY:
+                self.drop(claim.replica)
