@@ -22,8 +22,7 @@ from services.autoscaler.adapters.registry.overrides import Overrides
 from services.autoscaler.adapters.registry.replica_grants import ReplicaGrants
 from services.autoscaler.adapters.replica_logs import ReplicaLogs
 from services.autoscaler.adapters.warm_offers import WarmOffers
-from services.autoscaler.api import logs, operators, replay, worker_settings
-from services.autoscaler.api import prometheus as targets
+from services.autoscaler.api import logs, operators, prometheus, replay, worker_settings
 from services.autoscaler.application.control_loop import ControlLoop, LoopParts
 from services.autoscaler.application.log_reader import LogReader
 from services.autoscaler.application.operations import Operations
@@ -63,7 +62,7 @@ def build(
             operators.router,
             logs.router,
             replay.router,
-            targets.router,
+            prometheus.router,
             worker_settings.router,
         ],
         larger_bodies={"/v1/replay": replay.MAX_BODY},
