@@ -139,7 +139,7 @@ def _add_checks(
 ) -> None:
     app.state.health.add(
         "leader",
-        lambda: None if leader.held else f"This is a standby: process {leader.holder()} leads.",
+        lambda: None if leader.held else f"Standby: process {leader.holder()} leads.",
     )
     app.state.health.add("intention", lambda: source.problem if source.current is None else None)
     app.state.health.add("loop", lambda: loop.problem if leader.held else None)

@@ -1,4 +1,4 @@
-"""Workers as containers of the engine that runs here, with an image that has a Python."""
+"""A harness that runs workers as containers of the local engine, from an image with Python."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ TOKEN = "the-proxy's"
 
 @functools.cache
 def missing() -> str:
-    """Why there can be no containers here; empty when there can."""
+    """Return why no containers can run here; empty if they can."""
     try:
         api().ping()
     except (DockerException, requests.RequestException, OSError):
@@ -56,7 +56,7 @@ def image() -> str:
 
 
 class InjectedGpus:
-    """GPUs that a test says there are: no machine of the tests has any."""
+    """A list of GPUs that a test sets, because test machines have none."""
 
     def __init__(self, *gpus: Gpu) -> None:
         self._gpus = gpus
@@ -66,7 +66,7 @@ class InjectedGpus:
 
 
 class ContainerHarness:
-    """A stack of containers with launchers on it; everything that was started ends with the test."""
+    """A stack of containers with launchers. Everything that was started ends with the test."""
 
     def __init__(self, state: Path) -> None:
         self.state = state
@@ -77,7 +77,7 @@ class ContainerHarness:
 
     @contextmanager
     def behind_proxy(self) -> Iterator[None]:
-        """From now on launchers of this harness reach the engine through a proxy."""
+        """Run a proxy, and let the launchers of this harness call the engine through it."""
         bounds = StackBounds(self.stack, (image(),), "none", home=HOME)
         app = EngineProxy(bounds, URL.removeprefix("unix://"), TOKEN)
         config = uvicorn.Config(app, log_config=None, lifespan="off", timeout_graceful_shutdown=1)
@@ -96,7 +96,7 @@ class ContainerHarness:
                 thread.join()
 
     def plan(self, mode: str = "", **given: Any) -> DockerPlan:
-        """How workers of this harness are started."""
+        """Return the plan for workers of this harness."""
         usual: dict[str, Any] = {
             "stack": self.stack,
             "image": image(),
@@ -114,14 +114,14 @@ class ContainerHarness:
     def launcher(
         self, mode: str = "", late_s: float = 0.0, gpus: Sequence[Gpu] = (), **given: Any
     ) -> DockerLauncher:
-        """A launcher as after a restart. ``late_s``: how far its clock is ahead."""
+        """Return a new launcher, as after a restart. Its clock is ``late_s`` seconds ahead."""
         self._engines.append(Engine(self.url, TOKEN))
         return DockerLauncher(
             self.plan(mode, **given), self._engines[-1], InjectedGpus(*gpus), lambda: time.time() + late_s
         )
 
     def other(self) -> ContainerHarness:
-        """Another stack on the same engine, which no proxy stands before."""
+        """Return a harness of another stack on the same engine, without a proxy."""
         self._others.append(ContainerHarness(self.state / "other"))
         return self._others[-1]
 
@@ -133,7 +133,7 @@ class ContainerHarness:
         return found
 
     def alive(self, replica: str) -> int:
-        """How many processes of the replica there are."""
+        """Return the number of processes of the replica."""
         try:
             running = self.inspect(replica)["State"]["Running"]
             return len(api().top(self.name(replica))["Processes"]) if running else 0
@@ -141,19 +141,19 @@ class ContainerHarness:
             return 0
 
     def crash(self, replica: str) -> None:
-        """Kill the worker itself."""
+        """Kill the worker process."""
         command = ["sh", "-c", f"kill -9 $(cat {HOME}/replica/lock)"]
         api().exec_start(api().exec_create(self.name(replica), command)["Id"])
         self.until(lambda: not self.inspect(replica)["State"]["Running"], "the worker is dead")
 
     def cut_off(self, replica: str) -> None:
-        """What a launch leaves that was killed before it started anything."""
+        """Create what an interrupted launch leaves, before it started a process."""
         labels = {"tidegate.stack": self.stack, "tidegate.replica": replica}
         body = {"Image": image(), "Labels": labels, "HostConfig": {"NetworkMode": "none"}}
         api().create_container_from_config(body, self.name(replica))
 
     def output(self, replica: str) -> str:
-        """What the worker said, also after its end."""
+        """Return the output of the worker, even after its end."""
         kept = self.state / "log" / f"worker-{replica}.log"
         if kept.exists():
             return kept.read_text()
@@ -161,7 +161,7 @@ class ContainerHarness:
         return said.decode()
 
     def left(self) -> list[str]:
-        """What is left of any replica."""
+        """Return the replicas that have left anything."""
         return sorted(each["Names"][0].lstrip("/") for each in self._mine())
 
     def until(self, true: Callable[[], object], what: str, seconds: float = 30.0) -> None:
@@ -171,7 +171,7 @@ class ContainerHarness:
             time.sleep(0.05)
 
     def until_up(self, *replicas: str) -> None:
-        """Wait until the workers have their lock and their own child."""
+        """Wait until the workers have their lock and their child process."""
         for replica in replicas:
             self.until(functools.partial(self._is_up, replica), f"{replica} is up")
 

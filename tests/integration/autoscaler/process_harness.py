@@ -1,4 +1,4 @@
-"""Workers as processes, in a state folder of their own."""
+"""A harness that runs workers as processes, in a separate state folder."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.integration.autoscaler.worker_script import WORKER
 
 
 class ProcessHarness:
-    """A state folder with launchers on it; everything that was started ends with the test."""
+    """A state folder with launchers. Everything that was started ends with the test."""
 
     def __init__(self, state: Path) -> None:
         self.state = state
@@ -29,7 +29,7 @@ class ProcessHarness:
         self._others: list[ProcessHarness] = []
 
     def launcher(self, mode: str = "", late_s: float = 0.0) -> ProcessLauncher:
-        """A launcher as after a restart: it has no children yet. ``late_s``: how far its clock is ahead."""
+        """Return a new launcher without children, as after a restart; its clock is ``late_s`` ahead."""
         command = [sys.executable, "-S", "-E", str(self.script)]
         plan = ProcessPlan(command, self.state, environment={**os.environ, "MODE": mode})
         inventory = MachineGpus(str(self.nvidia_smi))
@@ -37,7 +37,7 @@ class ProcessHarness:
         return self._launchers[-1]
 
     def has_gpus(self, *rows: str, code: int = 0) -> None:
-        """Put an `nvidia-smi` here that lists these rows and ends with ``code``."""
+        """Write an `nvidia-smi` that prints these rows and exits with ``code``."""
         listing = "".join(f"{row}\\n" for row in rows)
         # Only the query that the launcher is to make has an answer.
         asked = "--query-gpu=uuid,memory.total,name --format=csv,noheader,nounits"
@@ -52,7 +52,7 @@ class ProcessHarness:
         return dict(pair.split("=", 1) for pair in pairs if pair)
 
     def other(self) -> ProcessHarness:
-        """Another stack on the same machine."""
+        """Return a harness of another stack on the same machine."""
         folder = self.state / "other"
         folder.mkdir()
         self._others.append(ProcessHarness(folder))
@@ -63,25 +63,25 @@ class ProcessHarness:
         return procfs.processes_of(procfs.ReplicaIdentity(replica, folder, self.state, 0))
 
     def alive(self, replica: str) -> int:
-        """How many processes of the replica there are."""
+        """Return the number of processes of the replica."""
         return len(self.processes(replica))
 
     def crash(self, replica: str) -> None:
-        """Kill the worker itself."""
+        """Kill the worker process."""
         pid = ReplicaFolder(self.state / "replicas" / replica).worker_pid()
         os.kill(pid, signal.SIGKILL)
         self.until(lambda: procfs.read(pid) is None, "the worker is dead")
 
     def cut_off(self, replica: str) -> None:
-        """What a launch leaves that was killed before it started anything."""
+        """Create what an interrupted launch leaves, before it started a process."""
         (self.state / "replicas" / replica).mkdir(parents=True)
 
     def output(self, replica: str) -> str:
-        """What the worker said, also after its end."""
+        """Return the output of the worker, even after its end."""
         return (self.state / "log" / f"worker-{replica}.log").read_text()
 
     def left(self) -> list[str]:
-        """What is left of any replica."""
+        """Return the replicas that have left anything."""
         return sorted({path.name for path in self.folders()} | procfs.marked_in(self.state))
 
     def until(self, true: Callable[[], object], what: str, seconds: float = 20.0) -> None:
@@ -91,7 +91,7 @@ class ProcessHarness:
             time.sleep(0.01)
 
     def until_up(self, *replicas: str) -> None:
-        """Wait until the workers have their lock and their own child."""
+        """Wait until the workers have their lock and their child process."""
         for replica in replicas:
             self.until(ReplicaFolder(self.state / "replicas" / replica).lock_held, f"{replica} is up")
 

@@ -1,4 +1,4 @@
-"""What outlives the autoscaler's process, on a real SQLite file."""
+"""Test the autoscaler's durable state on a real SQLite file."""
 
 from __future__ import annotations
 

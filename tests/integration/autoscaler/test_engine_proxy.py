@@ -1,4 +1,4 @@
-"""The proxy in front of the engine: it answers nobody without the autoscaler's token."""
+"""Test the proxy of the engine: it rejects callers without the autoscaler's token."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ TOKEN = engine_token("service-token")
 
 @pytest.fixture
 async def engine(tmp_path: Path) -> AsyncIterator[tuple[str, list[bytes]]]:
-    """A server at a Unix socket that says yes to everything, and the requests that it saw."""
+    """A server at a Unix socket that accepts every request and records it."""
     seen: list[bytes] = []
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -1,4 +1,4 @@
-"""The docker launcher on a real engine: what only it does. The rest is in test_launchers.py."""
+"""Test the docker launcher on a real engine. Tests of all launchers are in test_launchers.py."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ async def test_limits_labels_and_what_a_container_may_do(harness, assign):
 
 
 async def test_one_that_waits_is_out_of_date_once_workers_are_started_otherwise(harness, assign):
-    """It is to be given away as what a worker that is started now would be."""
+    """It must equal a worker that starts now, because it will become a replica."""
     given = WarmAssignment(
         replica=WAITS, generation=1, pool_name="cpu", pool=WarmPoolSpec(), launched_at=time.time()
     )
@@ -78,7 +78,7 @@ async def one_of(launcher, replica):
 
 
 async def test_no_secret_can_be_read_at_the_engine(harness, assign):
-    """Token, passwords and assignment go in as files: a Deployment's environment may hold secrets too."""
+    """Token, passwords and assignment are files, because a Deployment's environment may have secrets."""
     launcher = harness.launcher(secrets={"rabbitmq/worker": b"pass-word"})
     await launcher.launch(assign(ONE, env={"API_PASSWORD": "sesame"}))
     harness.until_up(ONE)
@@ -115,7 +115,7 @@ async def test_an_image_that_is_not_there_fails_the_launch_and_frees_the_name(ha
 
 
 async def test_fetching_an_image_does_not_hold_up_the_launcher(harness, assign):
-    """In the background; what the registry says comes with the next launch."""
+    """The pull runs in the background. The next launch reports the error of the image registry."""
     launcher = harness.launcher(pull="missing")
     work = assign(ONE, image="127.0.0.1:1/tidegate/nowhere:1")
     with pytest.raises(LaunchFailed, match="is being pulled"):
@@ -151,7 +151,7 @@ async def test_an_engine_that_does_not_answer_is_unknown_and_not_empty(harness, 
 
 
 async def test_an_engine_without_gpus_says_so(harness, assign):
-    """Not injected: this asks the engine itself."""
+    """This calls the real engine."""
     if any("nvidia" in name for name in api().info().get("Runtimes", {})):
         pytest.skip("this engine has NVIDIA's runtime, so it may have GPUs to list")
     launcher = DockerLauncher(harness.plan(gpu_request="devices"), Engine(harness.url))

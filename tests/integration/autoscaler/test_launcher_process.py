@@ -1,4 +1,4 @@
-"""The process launcher on real processes: what only it does. The rest is in test_launchers.py."""
+"""Test the process launcher on real processes. Tests of all launchers are in test_launchers.py."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ async def test_the_cgroup_of_a_killed_workers_model_goes_with_its_folder(harness
 
 
 async def test_a_worker_without_its_lock_yet_is_adopted_by_its_mark(harness, assign):
-    """Killed right after the start, before the process was noted."""
+    """The launcher was killed right after the start, before it noted the process."""
     await harness.launcher("slow").launch(assign(ONE))
     # The kernel shows a new program's environment a moment after its start.
     harness.until(lambda: harness.processes(ONE) != [], "its mark")
@@ -98,7 +98,7 @@ async def test_a_worker_without_its_lock_yet_is_adopted_by_its_mark(harness, ass
 
 
 async def test_a_pid_that_was_given_to_another_process_is_left_alone(harness, assign):
-    """The folder names a pid and a start tick; the process of that pid started at another time."""
+    """The folder has a pid and a start tick, but the process with that pid started at another time."""
     bystander = await asyncio.create_subprocess_exec("sleep", "1000")
     try:
         folder = harness.state / "replicas" / ONE

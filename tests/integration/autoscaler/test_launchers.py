@@ -1,4 +1,4 @@
-"""What every launcher must do, on processes and on containers: launch, fence, adopt, drain, kill."""
+"""Test what every launcher must do, on processes and on containers: launch, adopt, drain, kill."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ async def one(launcher):
 
 
 async def gone(launcher):
-    """The one replica, once its worker has ended."""
+    """Wait until the only worker has ended, and return its replica."""
     async with asyncio.timeout(30):
         while (found := await one(launcher)).alive:
             await asyncio.sleep(0.02)
@@ -122,7 +122,7 @@ async def test_a_worker_that_fails_at_once_tells_why(harness, assign):
 
 
 async def test_a_launch_that_was_cut_off_is_recovered(harness, assign):
-    """Killed between taking the name and the start: nothing runs, and after a while the name is dead."""
+    """The launcher was killed between creating the name and the start. After a while the replica is dead."""
     harness.cut_off(ONE)
     assert (await one(harness.launcher())).alive
     late = harness.launcher(late_s=LONG_AFTER_S)

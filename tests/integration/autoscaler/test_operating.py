@@ -1,4 +1,4 @@
-"""What operators ask of a running autoscaler: why, policies, pauses, hosts, replays of what was recorded."""
+"""Test the operations of a running autoscaler: why, policies, pauses, hosts, replays of recordings."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ PATH = f"/v1/deployments/{NAME}"
 
 
 async def settled(bench: Bench, client: httpx.AsyncClient, count: int) -> dict[str, Any]:
-    """The status once so many are ready, and the round after that has learned how long they took."""
+    """Wait for so many ready replicas and their measured start times, and return the status."""
     await bench.until_ready(client, count)
     async with asyncio.timeout(10):
         while (status := await bench.status(client))["start_s"] is None:
@@ -135,7 +135,7 @@ async def test_cold_starts_are_reported(bench: Bench) -> None:
 
 
 async def test_what_was_decided_live_is_decided_again(bench: Bench) -> None:
-    """Over a restart, a death and a scale up and down: every decision comes out the same."""
+    """Across a restart, a death and scaling up and down, every decision is the same again."""
     async with bench.registry.serving():
         async with bench.autoscaler() as client:
             await bench.until_ready(client, 1)

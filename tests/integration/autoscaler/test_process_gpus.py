@@ -1,4 +1,4 @@
-"""GPUs of the process launcher, leased to real processes; what `nvidia-smi` lists is made up."""
+"""Test the GPUs of the process launcher with real processes and a fake `nvidia-smi`."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ async def test_both_gpus_for_one_replica_are_numbered_from_zero_inside(harness, 
 
 
 async def test_what_a_dead_worker_left_running_holds_its_gpu(harness, assign):
-    """Its Triton may still have memory there."""
+    """Its Triton may still use memory of the GPU."""
     harness.has_gpus(SMALL)
     launcher = harness.launcher()
     await launcher.launch(assign(ONE, resources={"gpus": 1}))
@@ -65,7 +65,7 @@ async def test_what_a_dead_worker_left_running_holds_its_gpu(harness, assign):
 
 
 async def test_a_replica_without_gpus_sees_none_and_needs_no_listing(harness, assign):
-    """Else it would compute on one that another replica holds alone."""
+    """Otherwise it could use a GPU that another replica holds alone."""
     harness.nvidia_smi.unlink()
     await harness.launcher().launch(assign(ONE))
     harness.until_up(ONE)

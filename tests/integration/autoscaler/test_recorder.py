@@ -1,4 +1,4 @@
-"""What the recorder keeps of rounds, on a real SQLite file: all that came, and nothing after a gap."""
+"""Test on a real SQLite file that the recorder keeps all rounds, and none that follow a gap."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def history(tmp_path: Path) -> Iterator[Recordings]:
 
 
 def busy(seconds: float) -> World:
-    """A world in which replicas come and go, as its rounds remember it."""
+    """Return a world with the rounds in which replicas start and end."""
     world = World(a_deployment(max_replicas=9))
     world.call_ms = 20.0
     for number in range(int(seconds // 10)):
@@ -49,7 +49,7 @@ def note(recorder: Recorder, world: World, first: int, end: int) -> None:
 async def test_writes_that_come_together_lose_no_arrivals(
     history: Recordings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As when two operators ask for replays at once while the loop goes on."""
+    """As if two operators requested replays at the same time while the loop runs."""
     write = Database.write
 
     def late(self: Database, *statements: tuple[str, Sequence[Row]]) -> None:

@@ -1,4 +1,4 @@
-"""Arrivals and observations on a real SQLite file."""
+"""Test recorded arrivals and rounds on a real SQLite file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The whole service on a real store and real processes: hold, scale, heal, adopt, stand by."""
+"""Test the whole service with a real store and real processes: scale, heal, adopt, stand by."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def free_port() -> int:
 
 
 class Registry:
-    """A small registry: one Deployment, its override, and a switch to be away."""
+    """A small registry with one Deployment and its override, which can be switched off."""
 
     def __init__(self, assign: Callable[..., Any]) -> None:
         self.port = free_port()
@@ -91,7 +91,7 @@ class Registry:
 
 
 class Bench:
-    """Apps on one state folder, and the heartbeats of whatever workers run."""
+    """Autoscalers on one state folder, and the heartbeats of the workers that run."""
 
     def __init__(self, harness: Any, registry: Registry, redis_url: str, amqp_url: str) -> None:
         self.harness = harness
@@ -155,12 +155,12 @@ class Bench:
         return answer.json() if answer.status_code == 200 else {"ready": 0, "replicas": []}
 
     async def one_is_published(self) -> bool:
-        """Whether the other services are told of one ready replica."""
+        """Return whether the published status has one ready replica."""
         published: dict[str, Any] = await self.store.statuses()
         return bool(published[NAME]["ready"] == 1)
 
     async def until_ready(self, client: httpx.AsyncClient, count: int) -> list[str]:
-        """The names of the replicas, once exactly so many are there and ready."""
+        """Wait until exactly so many replicas exist and are ready, and return their names."""
         deadline = time.monotonic() + PATIENCE_S
         while True:
             status = await self.status(client)
@@ -240,7 +240,7 @@ async def test_a_restart_without_the_registry_adopts_and_an_override_waits_for_i
 
 
 class SmallHost:
-    """A host with two cores, of which there is room for four replicas."""
+    """A host with two cores that has room for four replicas."""
 
     async def read(self) -> Host:
         return Host(2.0, 8_192, 8_192)
@@ -302,7 +302,7 @@ async def test_nothing_known_is_not_ready_and_starts_nothing(bench: Bench) -> No
 async def test_a_demand_event_wakes_a_sleeping_model_and_a_registry_event_is_read_at_once(
     bench: Bench, assign: Callable[..., Any], rabbitmq_url: str, until: Callable[..., Awaitable[Any]]
 ) -> None:
-    """With long periods, so that only the events can be what makes it quick."""
+    """The periods are long, so only the events can make it quick."""
     asleep = {"min_replicas": 0, "max_replicas": 1, "scale_to_zero_after_s": 0.1}
     async with bench.registry.serving():
         async with bench.autoscaler() as client:
@@ -324,7 +324,7 @@ async def test_a_demand_event_wakes_a_sleeping_model_and_a_registry_event_is_rea
 
 
 async def repeated(channel: Channel, routing_key: str) -> None:
-    """An event again each second, as gateways hint while a request waits: one may be lost."""
+    """Repeat the event every second, as gateways do while a request waits, because one may be lost."""
     while True:
         await channel.publish(b"{}", exchange=EVENTS.name, routing_key=routing_key)
         await asyncio.sleep(1.0)

@@ -1,4 +1,4 @@
-"""The pool between the loop and a launcher, with the real broker and store; the test is the worker."""
+"""Test the warm pool with the real broker and store. The test acts as the worker."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ REPLICA = "digits-v1-0-1"
 
 @dataclass
 class WarmPoolHarness:
-    """A warm pool over real processes, and what waits as the store is told."""
+    """A warm pool over real processes, with heartbeats that the test writes to the store."""
 
     processes: ProcessHarness
     store: Store
@@ -49,7 +49,7 @@ class WarmPoolHarness:
 
     @asynccontextmanager
     async def pool(self, workers: int = 1) -> AsyncIterator[WarmPool]:
-        """A pool as after a restart of the autoscaler."""
+        """Return a new pool, as after a restart of the autoscaler."""
         decision_store = DecisionStore(self.processes.state / "autoscaler.db")
         pools = {self.pool_name: WarmPoolSpec(workers=workers)}
         async with WarmOffers(self.amqp_url, pools) as offers:
@@ -72,7 +72,7 @@ class WarmPoolHarness:
 
     @asynccontextmanager
     async def filled(self, workers: int = 1) -> AsyncIterator[tuple[WarmPool, list[str]]]:
-        """A pool whose workers are there and report; their names."""
+        """Return a pool whose workers send heartbeats, and their names."""
         async with self.pool(workers) as pool:
             await pool.check()
             names = self.names()
@@ -89,7 +89,7 @@ class WarmPoolHarness:
 
     @asynccontextmanager
     async def taking(self, by: str) -> AsyncIterator[list[str]]:
-        """A worker that takes what it is offered; the replicas."""
+        """Run a worker that takes every offer, and return the replicas."""
         taken: list[str] = []
 
         async def take(delivery: Delivery) -> None:
@@ -194,7 +194,7 @@ async def test_with_a_broker_that_does_not_answer_it_is_started_after_a_moment(
 async def test_with_the_store_away_it_is_started_at_once(
     harness: WarmPoolHarness, assign: Callable[..., Any]
 ) -> None:
-    """Nobody could settle who takes it."""
+    """Without the store, no worker can claim the replica."""
     async with harness.filled() as (pool, [worker]), harness.taking(worker) as taken:
         pool._store = Store.connect("redis://127.0.0.1:1/0")
         await pool.launch(assign(REPLICA))
@@ -260,7 +260,7 @@ async def test_logs_under_two_names_are_kept_and_deleted_like_others(tmp_path: P
 async def test_a_worker_asks_until_it_knows_whose_an_offer_is(
     valkey_url: str, assign: Callable[..., Any], tmp_path: Path, ours: bool
 ) -> None:
-    """An answer that was lost may have said that it is its own: then nobody else would take it."""
+    """The lost answer may have confirmed the claim. Then no other worker would take the replica."""
     url = valkey_url.removesuffix("/0") + "/6"
     line, there = Line(url), Store.connect(url)
     await line.up()
@@ -293,7 +293,7 @@ async def test_a_worker_asks_until_it_knows_whose_an_offer_is(
 async def test_an_offer_cannot_say_where_the_registry_is(
     harness: WarmPoolHarness, assign: Callable[..., Any], tmp_path: Path, until: Callable[..., Awaitable[Any]]
 ) -> None:
-    """A worker sent its credential to that address, and ran the model that it got from there."""
+    """Otherwise a worker would send its credential to that address, and run a model from there."""
     given = WarmAssignment(
         replica="warm-cpu--0-1", generation=1, pool_name=harness.pool_name, pool=WarmPoolSpec(), launched_at=0
     )
@@ -325,7 +325,7 @@ async def _nothing(_: Channel) -> None:
 async def test_an_offer_of_a_leader_that_was_killed_is_settled_by_the_store(
     harness: WarmPoolHarness, assign: Callable[..., Any], taken: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The leader noted the offer and died before it knew of an answer."""
+    """The leader stored the offer, and died before it read the answer."""
     monkeypatch.setattr(warm_claims, "SETTLE_S", 0.3)
     async with harness.filled() as (pool, [worker]):
         start = assign(REPLICA)

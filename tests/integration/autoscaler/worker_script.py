@@ -1,4 +1,4 @@
-"""What stands in for a worker: as it does it, the lock for life, a server of its own, the pid."""
+"""A script that acts as a worker: it holds the lock, runs a child process, and writes its pid."""
 
 WORKER = """
 import fcntl, os, signal, subprocess, sys, time

@@ -1,4 +1,4 @@
-"""A small world without a clock: Deployments, workers and gateways that ``decide`` is replayed against."""
+"""A simulated world of Deployments, workers and gateways, for ``decide`` in simulated time."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ class Worker:
 
 
 class World:
-    """Replays: ``run`` makes a round every half second and does what was decided."""
+    """A simulated world. ``run`` makes a round every half second and executes its decisions."""
 
     def __init__(self, *deployments: Deployment, policy: Policy | None = None, start_s: float = 2.0) -> None:
         self.deployments = list(deployments)
@@ -238,11 +238,11 @@ class World:
 
 @pytest.fixture(scope="session")
 def make_world() -> type[World]:
-    """The World class (of session scope, so that property tests may use it)."""
+    """Return the World class. The session scope lets property tests use it."""
     return World
 
 
 @pytest.fixture(scope="session")
 def deployment():
-    """Builds a Deployment ``digits-v1`` with the given fields."""
+    """Return a function that builds a Deployment ``digits-v1`` with the given fields."""
     return a_deployment

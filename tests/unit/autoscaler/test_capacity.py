@@ -1,4 +1,4 @@
-"""The host bounds how many replicas there are, fairly, and how many start at once."""
+"""Test how the host limits the replicas of all Deployments, and the starts at a time."""
 
 from __future__ import annotations
 

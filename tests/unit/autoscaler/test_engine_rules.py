@@ -1,4 +1,4 @@
-"""What the proxy in front of the engine lets pass: all that the launcher does, and no way out of the box."""
+"""Test that the proxy of the engine forwards all calls of the launcher, and no harmful ones."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ BORN = datetime(2024, 1, 1, tzinfo=UTC)
 
 
 def made(*, model_users: bool = True, **given) -> dict:
-    """The request of a worker, as the launcher makes it."""
+    """Return the request for a worker, as the launcher makes it."""
     plan = DockerPlan(
         stack="stack",
         image="tidegate/worker",
@@ -62,7 +62,7 @@ def test_what_the_launcher_creates_may_pass():
 
 
 def broken(path: str, value) -> dict:
-    """A worker's request with one thing changed."""
+    """Return a worker's request with one change."""
     request = copy.deepcopy(made())
     at = request
     *folders, last = path.split("/")
@@ -112,7 +112,7 @@ def test_no_way_out_of_the_box(path, value):
 
 
 def test_a_worker_is_root_only_with_what_its_model_needs():
-    """It changes to the model's user, ends its processes, and reads what is theirs; it mounts nothing."""
+    """It can become the model's user, end its processes and read its files, but it cannot mount anything."""
     stated = made()
     assert stated["User"] == "0:0"
     assert stated["HostConfig"]["CapDrop"] == ["ALL"]
@@ -203,7 +203,7 @@ def test_what_is_not_json_is_refused():
 
 
 def test_a_key_that_is_said_twice_is_refused():
-    """The engine lays the second over the first: what only the first states would stay, unseen here."""
+    """The engine merges both, so fields of the first would be used without a check."""
     sound = json.dumps(made())
     name = {"name": ["stack.m-v1-0-1"]}
     assert refusal("POST", "/containers/create", name, sound.encode(), BOUNDS) is None

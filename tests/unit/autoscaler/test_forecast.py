@@ -1,4 +1,4 @@
-"""What earlier days and weeks say of the next minutes."""
+"""Test the forecast from earlier days and weeks."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ DAY, WEEK = 24 * 60, 7 * 24 * 60
 
 
 def days(count: int, rate: float = 60.0, swing: float = 0.9) -> dict[int, int]:
-    """Arrivals by minute that rise and fall with the hour."""
+    """Return arrivals by minute that rise and fall with the hour."""
     return {m: round(rate * (1 - swing * math.cos(2 * math.pi * m / DAY))) for m in range(count * DAY)}
 
 

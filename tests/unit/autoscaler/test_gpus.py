@@ -1,4 +1,4 @@
-"""Which GPUs a replica gets, and who holds one of two that chose it at once."""
+"""Test which GPUs a replica gets, and which claim wins if two replicas chose the same GPU."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_of_two_claims_the_earlier_one_stands():
 
 @given(st.lists(st.integers(1, 16_000), min_size=1, max_size=8), st.randoms(use_true_random=False))
 def test_claims_that_stand_never_exceed_the_memory(sizes, random):
-    """Whatever the order: each judges for itself, and together they fit; the first always stands."""
+    """In any order, each decides alone, the claims that stand fit together, and the first always stands."""
     claims = [GpuClaim(f"r-{n}-1", {"GPU-a": mb}, (1, f"{n:03}", "")) for n, mb in enumerate(sizes)]
     random.shuffle(claims)
     standing = [claim for claim in claims if stands([A], claims, claim)]

@@ -1,4 +1,4 @@
-"""Replacement of replicas that died, failed, hang or are out of date, over replayed time."""
+"""Test how dead, failed, hanging and outdated replicas are replaced, in simulated time."""
 
 from __future__ import annotations
 

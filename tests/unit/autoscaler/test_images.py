@@ -1,4 +1,4 @@
-"""Images that are fetched for each launch: never in its way for longer than a moment."""
+"""Test that pulling images never delays a launch for longer than a moment."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ LONG_S = 30.0
 
 
 class Registry:
-    """An engine whose pulls end when ``open`` is set; each brings an image newer than the last."""
+    """An engine whose pulls end when ``open`` is set. Each pull brings a newer image."""
 
     def __init__(self) -> None:
         self.open = asyncio.Event()
@@ -59,7 +59,7 @@ async def being_fetched(images: Images) -> None:
 
 
 async def fetched(registry: Registry) -> None:
-    """What is on its way arrives; what is asked for after that does not yet."""
+    """The running pull ends. A pull that starts later does not."""
     registry.open.set()
     for _ in range(5):
         await asyncio.sleep(0)

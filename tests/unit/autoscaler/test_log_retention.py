@@ -1,4 +1,4 @@
-"""Which logs of ended replicas are deleted."""
+"""Test which logs of ended replicas are deleted."""
 
 from __future__ import annotations
 

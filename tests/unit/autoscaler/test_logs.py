@@ -1,4 +1,4 @@
-"""The logs of a Deployment from files and from an engine, as the API gives them."""
+"""Test the logs of a Deployment from files and from an engine, as the API returns them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def line(at: float, message: str, **more: str) -> str:
 
 
 class Engine:
-    """A launcher whose replicas write to an engine, and not to files."""
+    """A launcher whose replicas write to an engine, not to files."""
 
     def __init__(self, **output: str) -> None:
         self._output = output

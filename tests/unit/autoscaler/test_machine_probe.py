@@ -1,4 +1,4 @@
-"""What a machine has, from files as the kernel writes them."""
+"""Test reading the resources of a machine from files of the kernel."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the autoscaler says of a model whose process died in a replica that goes on."""
+"""Test the status of a model whose process died while the replica goes on."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Names that fence, fingerprints that tell a changed start, and readings that may be believed."""
+"""Test names of replicas, fingerprints, and which desired states are accepted."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Each policy over replayed time: schedule, budget, windows, limits, panic, the knob; and more signals."""
+"""Test each policy in simulated time: schedule, budget, windows, limits, panic, presets, signals."""
 
 from __future__ import annotations
 
@@ -104,14 +104,14 @@ def test_the_largest_of_the_rules_counts(deployment):
 
 
 def test_instances_share_the_work_of_a_replica(deployment):
-    """100 outstanding at 20 ms: 10 replicas with one instance (the module's formula), 5 with two."""
+    """100 outstanding at 20 ms need 10 replicas with one instance (the module's formula), 5 with two."""
     assert asks(deployment(), a_load(100))["wait"] == 10
     assert asks(deployment(), a_load(100, slots=2))["wait"] == 5
     assert asks(deployment(), a_load(0, arrival_rate=160.0, slots=2))["utilization"] == 2
 
 
 def test_the_knob(deployment):
-    """The same load, three tempers: how many, and how fast to follow."""
+    """Three presets need different numbers for the same load, and follow it at different speeds."""
     load = a_load(60, arrival_rate=100.0)
     wanted = {
         temper: max(asks(deployment(scaling={"aggressiveness": temper}), load).values())

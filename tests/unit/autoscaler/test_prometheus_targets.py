@@ -1,4 +1,4 @@
-"""Workers as Prometheus's service discovery reads them."""
+"""Test the list of workers for Prometheus's service discovery."""
 
 from services.autoscaler.domain.prometheus_targets import targets
 from tidegate.kernel.protocol.presence import ReplicaReport

@@ -1,4 +1,4 @@
-"""What holds whatever the policy and the load: bounds, monotony, calm, and no step down on a guess."""
+"""Test properties of all policies and loads: bounds, monotonicity, stability, no scale-down on a guess."""
 
 from __future__ import annotations
 

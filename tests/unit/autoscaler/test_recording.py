@@ -1,4 +1,4 @@
-"""What was observed, kept and read back, gives the very same decisions."""
+"""Test that recorded snapshots give the same decisions when they are read back."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ NAME = "digits-v1"
 
 
 def kept(world: World, first: int = 0) -> dict:
-    """The rounds of a world from ``first`` on, as they come back from disk."""
+    """Return the rounds of a world from ``first`` on, as read from disk."""
     pages = LastRound()
     rounds = [
         RecordedRound(now, write_round(snapshot, pages), plan.decisions)

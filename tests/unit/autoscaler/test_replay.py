@@ -1,4 +1,4 @@
-"""The simulated queue against theory, arrivals of every kind, and policies beside each other."""
+"""Test the simulated queue against theory, all kinds of arrivals, and the comparison of policies."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def waits_of(count: int, rps: float, call_ms: float, batch: int = 1, seconds: fl
 
 @pytest.mark.parametrize("busy", [0.3, 0.6, 0.8])
 def test_one_server_waits_as_the_theory_of_queues_says(busy):
-    """Poisson arrivals, constant service (M/D/1): the mean wait is busy / (2 (1 - busy)) services."""
+    """With Poisson arrivals and constant service (M/D/1), the mean wait is busy / (2 (1 - busy)) services."""
     waits = waits_of(1, rps=busy * 10, call_ms=100.0, seconds=8000.0)
     expected = 100.0 * busy / (2 * (1 - busy))
     assert sum(waits) / len(waits) == pytest.approx(expected, rel=0.1)
@@ -100,7 +100,7 @@ def test_no_request_is_lost_and_the_bounds_hold(shape, rps, factor, low, more, c
 @pytest.mark.parametrize("rps", [1.0, 3.0, 12.0])
 @pytest.mark.parametrize("temper", ["economy", "balanced"])
 def test_chance_in_a_steady_load_does_not_make_it_flap(rps, temper):
-    """Ten minutes of Poisson arrivals at 100 ms each, past the first two."""
+    """Ten minutes of Poisson arrivals at 100 ms each, without the first two minutes."""
     came = arrivals.synthetic("constant", rps=rps, factor=1.0, seconds=720.0, seed=5)
     controller = ours(max_replicas=8, scaling={"aggressiveness": temper})
     found = replay(came, controller, ReplicaTiming(call_ms=100.0, start_s=4.0), seconds=720.0, start_at=START)
@@ -161,7 +161,7 @@ def test_what_no_policy_can_be():
 
 
 def test_the_forecast_has_replicas_there_when_the_office_opens():
-    """Replicas that take five minutes to start, on the third day of the same curve, from half past eight."""
+    """Starts take five minutes, on the third day of the same curve, from half past eight."""
     day, opening = 86_400.0, 9 * 3600.0
     came = arrivals.synthetic("workday", rps=0.2, factor=30.0, seconds=2 * day + 10 * 3600.0, seed=2)
     begin = 2 * day + opening - 1800.0
@@ -223,7 +223,7 @@ def test_recorded_seconds_are_spread():
 
 
 def test_kedas_formula():
-    """ceil(queue / value) every 15 s, within a tenth nothing, at most doubled, down after five minutes."""
+    """It is ceil(queue / value) every 15 s, unchanged within a tenth, at most doubled, down after 5 min."""
     keda, current, wishes = Keda(value=10.0), 1, {}
     for second in range(1200):
         outstanding = 95 if 60 <= second < 200 else 3
@@ -241,7 +241,7 @@ def test_kedas_formula():
 
 
 def test_knatives_formula():
-    """The mean over a minute, over 6 s in a panic; nothing is taken away in it."""
+    """It uses the mean of a minute, or of 6 s in a panic, which removes no replica."""
     knative, current, wishes = Knative(target=10.0), 1, {}
     for second in range(600):
         outstanding = 100 if 100 <= second < 130 else 5

@@ -1,4 +1,4 @@
-"""Which artifact a replica's token opens."""
+"""Test which artifact the token of a replica may read."""
 
 from __future__ import annotations
 

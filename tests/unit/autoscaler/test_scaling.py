@@ -1,4 +1,4 @@
-"""The number of replicas over minutes of replayed time."""
+"""Test the number of replicas over minutes of simulated time."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ NAME = "digits-v1"
 
 
 def recommend(load: Load, **given) -> int:
-    """What the rules ask for, with the default policy unless ``given`` says otherwise."""
+    """Return the need of the rules, with the default policy and the ``given`` fields."""
     found = largest(
         rule_needs(load, load.demand or 0, tuning(a_deployment(**given), Policy()), ReplicaCounts())
     )
@@ -48,7 +48,7 @@ def test_a_single_slow_request_asks_for_one_replica():
     [(0, 0.0, 0), (10, 0.0, 1), (100, 0.0, 10), (0, 100.0, 3), (0, 160.0, 4), (100, 160.0, 10)],
 )
 def test_queue_and_rate_terms(demand, rate, expected):
-    """20 ms a request, 200 ms of wait: a replica carries 11 outstanding, or 40 arrivals a second."""
+    """At 20 ms a request and a wait of 200 ms, a replica serves 11 outstanding or 40 arrivals a second."""
     load = Load(demand=demand, new=0, arrival_rate=rate, ms_per_request=20.0, batch=1.0)
     assert recommend(load) == expected
 
@@ -70,7 +70,7 @@ def test_up_at_once_and_down_after_the_window(make_world, deployment):
 
 
 def test_jobs_are_demand_too(make_world, deployment):
-    """Those that wait and those that run, beside what the gateways have outstanding."""
+    """Waiting and running jobs count, beside the requests outstanding at the gateways."""
     world = make_world(deployment(max_replicas=8))
     world.call_ms = 20.0
     world.run(5)
@@ -134,7 +134,7 @@ def test_an_unknown_rate_goes_up_one_step_at_a_time(make_world, deployment):
 
 
 def test_a_measured_capacity_is_the_first_guess(make_world, deployment):
-    """50 requests/s of a replica are 20 ms each, so 40 outstanding ask for 4 at once."""
+    """50 requests/s of a replica are 20 ms each, so 40 outstanding need 4 replicas immediately."""
     world = make_world(deployment(max_replicas=8))
     world.metrics = {"accuracy": 0.9, "capacity_rps": 50.0}
     world.run(5)

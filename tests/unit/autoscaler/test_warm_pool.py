@@ -1,4 +1,4 @@
-"""How many workers wait without a model, and whose kind a Deployment is."""
+"""Test how many workers wait without a model, and which pool serves a Deployment."""
 
 from __future__ import annotations
 
@@ -128,7 +128,7 @@ def test_one_that_fell_silent_is_not_offered_anything_and_then_given_up():
 
 
 def test_silence_counts_from_when_it_could_be_heard():
-    """While the store was away nobody was heard, and a new leader has heard nobody yet."""
+    """A store outage, or a new leader, is not counted as missed heartbeats."""
     row = waiting(1)
     one = {"cpu": WarmPoolSpec(workers=1)}
     since = START + 1000
