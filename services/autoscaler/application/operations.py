@@ -12,9 +12,9 @@ from services.autoscaler.adapters.leader_lock import LeaderLock
 from services.autoscaler.application.control_loop import ControlLoop, LoopParts
 from services.autoscaler.application.warm_pool import WarmPool
 from services.autoscaler.domain.bounds import bounds
-from services.autoscaler.domain.cold_start import report
+from services.autoscaler.domain.cold_start import report, start_time
 from services.autoscaler.domain.decide import decide
-from services.autoscaler.domain.deployment_round import HOST_FULL, start_time
+from services.autoscaler.domain.deployment_round import HOST_FULL
 from services.autoscaler.domain.explain import explain, policy_of
 from services.autoscaler.domain.snapshot import LocalOverride, Policy
 from services.autoscaler.domain.status import replica_view

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Mapping
 
 from services.autoscaler.adapters.history.recordings import Recordings
-from services.autoscaler.domain.deployment_round import start_time
+from services.autoscaler.domain.cold_start import start_time
 from services.autoscaler.domain.forecast import MINUTE_S, SEASON_MINUTES, SEASONS_USED, expected
 from services.autoscaler.domain.memory import State
 from services.autoscaler.domain.recording import LastRound, RecordedRound, write_chunk, write_round

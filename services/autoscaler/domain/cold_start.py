@@ -11,6 +11,9 @@ from typing import Any
 from services.autoscaler.domain.memory import STARTS_KEPT, State
 from services.autoscaler.domain.snapshot import Snapshot
 
+# The slowest of this many last starts is the expected time of the next start.
+STARTS_COUNTED = 3
+
 
 @dataclass(frozen=True, slots=True)
 class ColdStart:
@@ -60,6 +63,11 @@ def start_times(views: Iterable[Mapping[str, Any]]) -> tuple[float, ...]:
     """Return the seconds of earlier starts, for ``State.starts``; ``views`` are newest first."""
     took = (view["total_ms"] - view["phases_ms"].get("environment", 0.0) for view in views)
     return tuple(ms / 1000.0 for ms in islice(took, STARTS_KEPT))
+
+
+def start_time(state: State, deployment: str) -> float | None:
+    """Return the expected start time of a replica in seconds; None if no start was measured."""
+    return max(state.starts.get(deployment, ())[:STARTS_COUNTED], default=None)
 
 
 def report(deployment: str, views: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -6,14 +6,24 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from services.autoscaler.domain import healing
-from services.autoscaler.domain.deployment_round import DeploymentRound, Proposal, describe, verdicts_of
+from services.autoscaler.domain.deployment_round import DeploymentRound, Proposal
 from services.autoscaler.domain.desired_state import index_of
-from services.autoscaler.domain.healing import ReplicaTimeouts
+from services.autoscaler.domain.healing import ReplicaTimeouts, judge_all
 from services.autoscaler.domain.host_bounds import HostBounds
 from services.autoscaler.domain.launcher import Running, parse_replica
 from services.autoscaler.domain.load import reports_by_deployment
 from services.autoscaler.domain.memory import STARTS_KEPT, DeploymentMemory, ReplicaMemory, State
-from services.autoscaler.domain.snapshot import Action, Decision, Drain, Kill, Launch, Plan, Policy, Snapshot
+from services.autoscaler.domain.snapshot import (
+    Action,
+    Decision,
+    Drain,
+    Kill,
+    Launch,
+    Plan,
+    Policy,
+    Snapshot,
+    describe,
+)
 from tidegate.kernel.protocol.presence import ReplicaReport
 
 
@@ -29,25 +39,12 @@ def decide(snapshot: Snapshot, policy: Policy, state: State, now: float) -> tupl
     by_deployment: dict[str, list[Running]] = {}
     for running in snapshot.running:
         by_deployment.setdefault(running.deployment, []).append(running)
+    proposals = _proposals(snapshot, by_deployment, policy, state, now)
+    host = HostBounds.of(snapshot, proposals, policy, state, now)
+    proposals = host.granted(proposals)
     actions: list[Action] = []
     decisions: list[Decision] = []
     memories: dict[str, DeploymentMemory] = {}
-    proposals: list[Proposal] = []
-    reports, known = reports_by_deployment(snapshot.reports), index_of(snapshot.desired_state)
-    for deployment in snapshot.desired_state.deployments:
-        name = deployment.name
-        verdicts = verdicts_of(
-            by_deployment.pop(name, []),
-            ReplicaTimeouts(deployment.start_timeout_s, deployment.progress_timeout_s),
-            snapshot,
-            state,
-            policy,
-            now,
-        )
-        round_ = DeploymentRound(deployment, verdicts, reports.get(name, []), snapshot, known, policy, now)
-        proposals.append(round_.propose(state))
-    host = HostBounds.of(snapshot, proposals, policy, state, now)
-    proposals = host.granted(proposals)
     launches = {each.name: each.round.launches(each, state.generations) for each in proposals}
     starts = host.admitted(launches, frozenset(each.name for each in proposals if each.rolling))
     for each in proposals:
@@ -56,8 +53,10 @@ def decide(snapshot: Snapshot, policy: Policy, state: State, now: float) -> tupl
         done, decision, memories[name] = each.round.settle(each, made, len(possible) - len(made))
         actions += done
         decisions += [decision] if decision else []
-    for name, gone in by_deployment.items():
-        done, decision = _retire(name, gone, snapshot, state, policy, now)
+    for name, deleted in by_deployment.items():
+        if name in memories:
+            continue
+        done, decision = _retire(name, deleted, snapshot, state, policy, now)
         actions += done
         decisions += [decision] if decision else []
     state = replace(
@@ -71,6 +70,27 @@ def decide(snapshot: Snapshot, policy: Policy, state: State, now: float) -> tupl
         },
     )
     return Plan(tuple(actions), tuple(decisions)), state
+
+
+def _proposals(
+    snapshot: Snapshot,
+    running: Mapping[str, Sequence[Running]],
+    policy: Policy,
+    state: State,
+    now: float,
+) -> list[Proposal]:
+    """Return a proposal for each Deployment of the desired state; ``running`` are replicas by Deployment."""
+    if snapshot.desired_state is None:
+        return []
+    reports, known = reports_by_deployment(snapshot.reports), index_of(snapshot.desired_state)
+    found = []
+    for deployment in snapshot.desired_state.deployments:
+        name = deployment.name
+        timeouts = ReplicaTimeouts(deployment.start_timeout_s, deployment.progress_timeout_s)
+        verdicts = judge_all(running.get(name, ()), timeouts, snapshot, state, policy, now)
+        round_ = DeploymentRound(deployment, verdicts, reports.get(name, []), snapshot, known, policy, now)
+        found.append(round_.propose(state))
+    return found
 
 
 def _notice(snapshot: Snapshot, state: State, now: float) -> State:
@@ -125,7 +145,7 @@ def _retire(
 ) -> tuple[list[Action], Decision | None]:
     """End all replicas of a Deployment that was deleted."""
     no_timeouts = ReplicaTimeouts(float("inf"), float("inf"))
-    verdicts = verdicts_of(running, no_timeouts, snapshot, state, policy, now)
+    verdicts = judge_all(running, no_timeouts, snapshot, state, policy, now)
     actions: list[Action] = [Kill(v.running.replica, v.ended) for v in verdicts if v.ended]
     actions += [Drain(v.running.replica, "deployment deleted") for v in verdicts if v.active]
     if not actions:

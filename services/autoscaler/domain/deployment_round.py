@@ -7,9 +7,10 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from services.autoscaler.domain import healing
+from services.autoscaler.domain.cold_start import start_time
 from services.autoscaler.domain.desired_state import DesiredStateIndex
-from services.autoscaler.domain.healing import ReplicaTimeouts, Verdict
-from services.autoscaler.domain.launcher import Running, fingerprint, parse_replica
+from services.autoscaler.domain.healing import Verdict
+from services.autoscaler.domain.launcher import fingerprint, parse_replica
 from services.autoscaler.domain.load import measure, with_guess
 from services.autoscaler.domain.memory import (
     DeploymentMemory,
@@ -26,21 +27,18 @@ from services.autoscaler.domain.shaping import moved
 from services.autoscaler.domain.snapshot import (
     Action,
     Decision,
-    Drain,
     Kill,
     Launch,
-    LocalOverride,
     Policy,
     Snapshot,
+    describe,
 )
-from services.autoscaler.domain.target import Circumstances, target
+from services.autoscaler.domain.target import Circumstances, effective_override, target
 from tidegate.kernel.protocol.models import Deployment
 from tidegate.kernel.protocol.presence import ReplicaReport
 
 FORGET_SLOT_AFTER_S = 600.0
 ENDED_KEPT = 5
-# The slowest of this many last starts is the expected time of the next start.
-STARTS_COUNTED = 3
 # A change to or from these rules is recorded even if the number stays. "" is the first round.
 HOST_FULL = "host full"
 NOTABLE_RULES = {"", "override", "demand unknown", "panic", "cost cap", "limited", HOST_FULL}
@@ -276,51 +274,3 @@ class Proposal:
         memory = replace(self.memory, target=self.before.target, moves=self.before.moves)
         memory = replace(moved(memory, replicas, self.round.now), rule=HOST_FULL, wanted=found)
         return replace(self, target=found, memory=memory)
-
-
-def start_time(state: State, deployment: str) -> float | None:
-    """Return the expected start time of a replica in seconds; None if no start was measured."""
-    return max(state.starts.get(deployment, ())[:STARTS_COUNTED], default=None)
-
-
-def effective_override(deployment: Deployment, local: LocalOverride | None) -> LocalOverride | None:
-    """Return the override that counts: one set here while the registry was away, else the registry's."""
-    if local is not None:
-        return local
-    if deployment.override is None:
-        return None
-    expires = deployment.override.expires_at
-    until = expires.timestamp() if expires else None
-    return LocalOverride(deployment.override.replicas, until, deployment.override.force)
-
-
-def verdicts_of(
-    running: list[Running],
-    timeouts: ReplicaTimeouts,
-    snapshot: Snapshot,
-    state: State,
-    policy: Policy,
-    now: float,
-) -> list[Verdict]:
-    """Return the verdict on each replica. ``state`` already has the heartbeats of this round."""
-    reports = snapshot.reports or {}
-    return [
-        healing.judge(
-            each,
-            reports.get(each.replica),
-            state.replicas[each.replica],
-            state,
-            timeouts,
-            policy,
-            now,
-        )
-        for each in running
-    ]
-
-
-def describe(action: Action) -> str:
-    """Return an action as text, such as ``ended digits-v1-0-1 (drained)``."""
-    return f"{_DONE[type(action)]} {action.replica} ({action.cause})"
-
-
-_DONE: dict[type[Action], str] = {Launch: "started", Drain: "draining", Kill: "ended"}

@@ -8,12 +8,13 @@ from typing import Any
 
 from services.autoscaler.domain.bounds import bounds
 from services.autoscaler.domain.capacity import pace
-from services.autoscaler.domain.deployment_round import effective_override, start_time
+from services.autoscaler.domain.cold_start import start_time
 from services.autoscaler.domain.memory import DeploymentMemory, State
 from services.autoscaler.domain.model_deaths import unhealthy
 from services.autoscaler.domain.plural import counted
 from services.autoscaler.domain.shaping import MINUTE_S
 from services.autoscaler.domain.snapshot import Policy, Snapshot
+from services.autoscaler.domain.target import effective_override
 from services.autoscaler.domain.tuning import Tuning, tuning
 from tidegate.kernel.protocol.models import Deployment
 

@@ -6,6 +6,7 @@ was restarted empty, ends no replica.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from services.autoscaler.domain.launcher import Running
@@ -18,7 +19,7 @@ from services.autoscaler.domain.memory import (
     State,
 )
 from services.autoscaler.domain.plural import counted
-from services.autoscaler.domain.snapshot import Policy
+from services.autoscaler.domain.snapshot import Policy, Snapshot
 from tidegate.kernel.protocol.presence import ReplicaReport
 
 # Causes of a replica's end. Only the first is a normal one.
@@ -136,6 +137,30 @@ def judge(
     if phase == "ready" and (stuck := _stuck(report, memory, state, timeouts, policy, now)):
         return Verdict(running, phase, STUCK, stuck, inflight)
     return Verdict(running, phase, inflight=inflight, reported=report is not None)
+
+
+def judge_all(
+    running: Sequence[Running],
+    timeouts: ReplicaTimeouts,
+    snapshot: Snapshot,
+    state: State,
+    policy: Policy,
+    now: float,
+) -> list[Verdict]:
+    """Return the verdict on each replica. ``state`` already has the heartbeats of this round."""
+    reports = snapshot.reports or {}
+    return [
+        judge(
+            each,
+            reports.get(each.replica),
+            state.replicas[each.replica],
+            state,
+            timeouts,
+            policy,
+            now,
+        )
+        for each in running
+    ]
 
 
 def phase_of(memory: ReplicaMemory | None) -> Phase:

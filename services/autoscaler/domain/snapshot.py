@@ -124,6 +124,12 @@ class Kill:
 
 
 Action = Launch | Drain | Kill
+_DONE: dict[type[Action], str] = {Launch: "started", Drain: "draining", Kill: "ended"}
+
+
+def describe(action: Action) -> str:
+    """Return an action as text, such as ``ended digits-v1-0-1 (drained)``."""
+    return f"{_DONE[type(action)]} {action.replica} ({action.cause})"
 
 
 @dataclass(frozen=True, slots=True)

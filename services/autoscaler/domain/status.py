@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from services.autoscaler.domain.deployment_round import start_time
+from services.autoscaler.domain.cold_start import start_time
 from services.autoscaler.domain.desired_state import DesiredStateIndex, index_of
 from services.autoscaler.domain.healing import phase_of
 from services.autoscaler.domain.launcher import Running, fingerprint

@@ -175,3 +175,14 @@ def _by_need(need: Need, shaped: Shaped, limits: ReplicaBounds) -> Target:
     if found > need.replicas:
         return Target(found, limits.low_rule, f"{need.why}; {found} stay")
     return Target(found, need.rule, need.why)
+
+
+def effective_override(deployment: Deployment, local: LocalOverride | None) -> LocalOverride | None:
+    """Return the override that counts: one set here while the registry was away, else the registry's."""
+    if local is not None:
+        return local
+    if deployment.override is None:
+        return None
+    expires = deployment.override.expires_at
+    until = expires.timestamp() if expires else None
+    return LocalOverride(deployment.override.replicas, until, deployment.override.force)

@@ -30,6 +30,7 @@ class RegistryClient:
 
     async def desired_state(self) -> DesiredState:
         """Return the desired state."""
+        # The older name of /v1/desired-state: during an upgrade the registry may still be the older one.
         raw = await self._call("GET", "/v1/intention")
         try:
             return DesiredState.model_validate_json(raw)

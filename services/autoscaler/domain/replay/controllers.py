@@ -6,8 +6,8 @@ from collections import Counter
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
+from services.autoscaler.domain.cold_start import start_time
 from services.autoscaler.domain.decide import decide
-from services.autoscaler.domain.deployment_round import start_time
 from services.autoscaler.domain.forecast import MINUTE_S, expected
 from services.autoscaler.domain.launcher import Running, fingerprint, replica_name
 from services.autoscaler.domain.memory import State
