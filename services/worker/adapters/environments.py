@@ -32,16 +32,16 @@ from tidegate.kernel.errors import ModelFailed
 log = telemetry.logger(__name__)
 
 # The variables that pip and the builds of packages may see. None is a credential of Tidegate.
-_SEEN = frozenset({
+_PASSED_ON = frozenset({
     "PATH", "HOME", "USER", "TMPDIR", "TZ", "LANG", "NETRC", "CC", "CXX", "CFLAGS", "CXXFLAGS", "LDFLAGS",
     "SSH_AUTH_SOCK", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE",
     # The launcher finds the processes of a killed worker by these.
     "TIDEGATE_REPLICA", "TIDEGATE_STATE_DIR",
 })  # fmt: skip
-_SEEN_PREFIXES = ("PIP_", "LC_", "SSL_CERT_", "XDG_", "GIT_")
+_PASSED_ON_PREFIXES = ("PIP_", "LC_", "SSL_CERT_", "XDG_", "GIT_")
 _PROXIES = frozenset({"http_proxy", "https_proxy", "all_proxy", "no_proxy"})
 # These would install the packages into another place.
-_ASTRAY = frozenset(
+_IGNORED_SETTINGS = frozenset(
     {"PIP_TARGET", "PIP_PREFIX", "PIP_ROOT", "PIP_USER", "PIP_PYTHON", "PIP_REQUIRE_VIRTUALENV"}
 )
 _FLAGS = (
@@ -55,7 +55,7 @@ _PIPED: dict[str, Any] = {
     "start_new_session": True,
     "limit": 1024 * 1024,  # bytes of the longest line
 }
-_TELLING = ("Collecting", "Downloading", "Using cached", "Building", "Installing")
+_PROGRESS = ("Collecting", "Downloading", "Using cached", "Building", "Installing")
 _TAIL_LINES = 12
 
 _DESCRIBE = (
@@ -65,7 +65,7 @@ _DESCRIBE = (
 
 
 @dataclass(frozen=True, slots=True)
-class Base:
+class BasePython:
     """The models' Python, on top of which an environment is built."""
 
     python: Path
@@ -115,15 +115,15 @@ class Environments:
             raise ModelFailed(f"The requirements were not installed within {timeout_s:g} s.") from None
         return self._install.layered(path / "bin")
 
-    async def _base(self) -> Base:
+    async def _base(self) -> BasePython:
         python = self._install.python
-        code, words = await _run([str(python), "-I", "-c", _DESCRIBE], _environment({}))
+        code, output = await _run([str(python), "-I", "-c", _DESCRIBE], _environment({}))
         if code != 0:
-            raise ModelFailed(f"The models' Python {python} does not run: {words}")
-        version, prefix, site_packages = json.loads(words)
-        return Base(python, version, prefix, tuple(site_packages))
+            raise ModelFailed(f"The models' Python {python} does not run: {output}")
+        version, prefix, site_packages = json.loads(output)
+        return BasePython(python, version, prefix, tuple(site_packages))
 
-    def _digest(self, base: Base, requirements: Sequence[str], settings: Mapping[str, str]) -> str:
+    def _digest(self, base: BasePython, requirements: Sequence[str], settings: Mapping[str, str]) -> str:
         parts = [
             list(requirements), base.version, base.prefix, base.packages(),
             list(self._install.constraints), sorted(settings.items()),
@@ -131,17 +131,17 @@ class Environments:
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
     async def _build(
-        self, path: Path, base: Base, requirements: Sequence[str], settings: Mapping[str, str]
+        self, path: Path, base: BasePython, requirements: Sequence[str], settings: Mapping[str, str]
     ) -> None:
         self._report("making an environment for the requirements")
         path.with_suffix(".ok").unlink(missing_ok=True)
         await asyncio.to_thread(shutil.rmtree, path, ignore_errors=True)
         # Without settings of the Deployment, because this command runs as the worker's user.
-        code, words = await _run(
+        code, output = await _run(
             [str(base.python), "-I", "-m", "venv", "--without-pip", str(path)], _environment({})
         )
         if code != 0:
-            raise ModelFailed(f"No environment for the requirements could be made: {words}")
+            raise ModelFailed(f"No environment for the requirements could be made: {output}")
         (own,) = path.glob("lib/python3*/site-packages")
         # Added by addsitedir, because packages there may have .pth files. The version's own packages come
         # first on the path.
@@ -164,11 +164,11 @@ class Environments:
             "-r", str(path / "requirements.txt"), "-c", str(path / "constraints.txt"),
         ]  # fmt: skip
         self._report("installing the requirements")
-        code, words = await self._run_contained(path, home, command, environment)
-        path.with_suffix(".log").write_text(words)
+        code, output = await self._run_contained(path, home, command, environment)
+        path.with_suffix(".log").write_text(output)
         if code != 0:
             unreadable = self._sandbox.unreadable(environment.get("PIP_FIND_LINKS", "").split())
-            raise ModelFailed(f"The requirements cannot be installed: {_reason(words)}{_hint(unreadable)}")
+            raise ModelFailed(f"The requirements cannot be installed: {_reason(output)}{_hint(unreadable)}")
         log.info("environment built", extra={"environment": path.name[:12]})
 
     async def _run_contained(
@@ -185,10 +185,10 @@ class Environments:
             await asyncio.to_thread(hand_over, path, self._sandbox.user)
             own = pip_home.make(home, environment, self._sandbox.user)
             process = await self._sandbox.spawn(needs, command, own, **_PIPED)
-        return await _outcome(process, self._progress)
+        return await _wait_for(process, self._progress)
 
     def _progress(self, line: str) -> None:
-        if line.startswith(_TELLING):
+        if line.startswith(_PROGRESS):
             # Without " (from ...)", in which pip names a path of this host.
             self._report(f"installing the requirements: {line.partition(' (from ')[0][:200]}")
 
@@ -197,9 +197,9 @@ def _environment(settings: Mapping[str, str]) -> dict[str, str]:
     seen = {
         key: value
         for key, value in os.environ.items()
-        if key in _SEEN or key.startswith(_SEEN_PREFIXES) or key.lower() in _PROXIES
+        if key in _PASSED_ON or key.startswith(_PASSED_ON_PREFIXES) or key.lower() in _PROXIES
     }
-    kept = {key: value for key, value in (seen | dict(settings)).items() if key not in _ASTRAY}
+    kept = {key: value for key, value in (seen | dict(settings)).items() if key not in _IGNORED_SETTINGS}
     return kept | {"PYTHONUNBUFFERED": "1"}
 
 
@@ -212,9 +212,9 @@ def _hint(unreadable: Sequence[str]) -> str:
     )
 
 
-def _reason(words: str) -> str:
+def _reason(output: str) -> str:
     """Return pip's errors, or the end of its output if it reports none."""
-    lines = [line.rstrip() for line in words.splitlines() if line.strip()]
+    lines = [line.rstrip() for line in output.splitlines() if line.strip()]
     errors = [line.removeprefix("ERROR: ") for line in lines if line.startswith("ERROR: ")]
     return "\n".join(dict.fromkeys(errors) if errors else lines[-_TAIL_LINES:])
 
@@ -224,10 +224,10 @@ async def _run(command: Sequence[str], environment: Mapping[str, str]) -> tuple[
     process = await asyncio.create_subprocess_exec(
         *command, env=dict(environment), stdin=asyncio.subprocess.DEVNULL, **_PIPED
     )
-    return await _outcome(process, lambda _: None)
+    return await _wait_for(process, lambda _: None)
 
 
-async def _outcome(process: asyncio.subprocess.Process, on_line: Callable[[str], None]) -> tuple[int, str]:
+async def _wait_for(process: asyncio.subprocess.Process, on_line: Callable[[str], None]) -> tuple[int, str]:
     """Return exit code and output. If the caller is cancelled, kill the command and its process group."""
     assert process.stdout is not None
     lines = []

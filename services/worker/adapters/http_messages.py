@@ -75,7 +75,7 @@ def head(model: str, call: ModelCall, sizes: Sequence[int]) -> bytes:
 
 def read_answer(answer: HttpAnswer) -> ModelAnswer:
     """Return a response as outputs and the model's parameters; an output in shared memory is empty."""
-    # A head with long parameters is not kept: it hardly comes again.
+    # A head with long parameters is not cached, because it is unlikely to come again.
     described = _described(answer.head) if len(answer.head) <= KEPT_KEY else _describe(answer.head)
     found, at = [], 0
     for name, datatype, shape, size in described.outputs:

@@ -46,10 +46,10 @@ def kills(cgroup: Path = CGROUP) -> int:
 def read_limit(folder: Path, name: str) -> MemoryLimit | None:
     """Return the limit of the replica in ``folder``, with a cgroup called ``name``; None: it has no limit."""
     try:
-        wanted = int((folder / LIMIT_FILE).read_text())
+        limit_mb = int((folder / LIMIT_FILE).read_text())
     except (OSError, ValueError):
         return None
-    return MemoryLimit(wanted, name, folder / GROUP_FILE)
+    return MemoryLimit(limit_mb, name, folder / GROUP_FILE)
 
 
 class MemoryLimit:
@@ -91,7 +91,7 @@ class MemoryLimit:
     def open(self) -> None:
         """Create the cgroup for a Triton that is about to start, if possible."""
         if self.group is None and not self._why:
-            self.group, self._why = _made(self._name, self.limit_mb * MIB, self._cgroup, self._proc)
+            self.group, self._why = _create_group(self._name, self.limit_mb * MIB, self._cgroup, self._proc)
             if self.group is not None:
                 self._note.write_text(str(self.group))
             else:
@@ -127,11 +127,11 @@ class MemoryLimit:
             await asyncio.sleep(LOOK_EVERY_S)
 
     def _look(self, pids: list[int]) -> None:
-        taken = {pid: _taken(self._proc / str(pid)) for pid in pids}
-        if sum(taken.values()) <= self.limit_mb * MIB:
+        used = {pid: _used_bytes(self._proc / str(pid)) for pid in pids}
+        if sum(used.values()) <= self.limit_mb * MIB:
             return
         # The kernel would kill the largest one too.
-        largest = max(taken, key=lambda pid: taken[pid])
+        largest = max(used, key=lambda pid: used[pid])
         with contextlib.suppress(ProcessLookupError, PermissionError):
             # Counted before the kill, because the end of the process makes the worker read the count.
             self._kills += 1
@@ -139,16 +139,16 @@ class MemoryLimit:
             log.error("killed, out of memory", extra={"pid": largest, "limit_mb": self.limit_mb})
 
 
-def _made(name: str, limit: int, cgroup: Path, proc: Path) -> tuple[Path | None, str]:
+def _create_group(name: str, limit: int, cgroup: Path, proc: Path) -> tuple[Path | None, str]:
     """Create a cgroup with this limit. Return it, or None and the reason why it is impossible."""
     why = "no memory controller is mounted"
     for parent in _parents(cgroup, proc):
         group = parent / name
         try:
             if (parent / "cgroup.controllers").exists():
-                _hand_down(parent)
+                _enable_children(parent)
             group.mkdir(exist_ok=True)
-            _set(group, limit)
+            _set_limit(group, limit)
         except OSError as error:
             why = f"{error.strerror} ({error.filename})"
             with contextlib.suppress(OSError):
@@ -158,7 +158,7 @@ def _made(name: str, limit: int, cgroup: Path, proc: Path) -> tuple[Path | None,
     return None, why
 
 
-def _set(group: Path, limit: int) -> None:
+def _set_limit(group: Path, limit: int) -> None:
     # Without additional swap: a model that swaps is worse than one that is killed.
     for name, swap, most in (
         ("memory.max", "memory.swap.max", 0),
@@ -173,10 +173,10 @@ def _set(group: Path, limit: int) -> None:
     raise FileNotFoundError(2, "no memory controller", str(group))
 
 
-def _hand_down(parent: Path) -> None:
+def _enable_children(parent: Path) -> None:
     """Enable memory limits for the children of a cgroup of version 2."""
-    handed = (parent / "cgroup.subtree_control").read_text().split()
-    if "memory" not in handed:
+    enabled = (parent / "cgroup.subtree_control").read_text().split()
+    if "memory" not in enabled:
         (parent / "cgroup.subtree_control").write_text("+memory")
 
 
@@ -204,7 +204,7 @@ def _parents(cgroup: Path, proc: Path) -> Iterator[Path]:
                 break
 
 
-def _taken(process: Path) -> int:
+def _used_bytes(process: Path) -> int:
     """Return the bytes that a process has in memory or in swap, without pages of files."""
     found = re.findall(r"^(?:RssAnon|RssShmem|VmSwap):\s+(\d+) kB$", _text(process / "status"), re.MULTILINE)
     return sum(map(int, found)) * 1024

@@ -233,10 +233,10 @@ def _add_runtime(runtime: str, folder: Path) -> None:
         shutil.copyfile(source, folder / source.name)
 
 
-def _check_backend(model: str, wanted: str | None, backends: frozenset[str]) -> None:
-    if wanted is not None and wanted not in backends:
+def _check_backend(model: str, backend_needed: str | None, backends: frozenset[str]) -> None:
+    if backend_needed is not None and backend_needed not in backends:
         raise ModelFailed(
-            f"The model {model!r} needs the backend {wanted!r}, but this Triton has only "
+            f"The model {model!r} needs the backend {backend_needed!r}, but this Triton has only "
             f"{', '.join(sorted(backends))}. Use workers with NVIDIA's Triton image, or set "
             "TIDEGATE_TRITON_SERVER to a Triton that has it."
         )

@@ -20,8 +20,8 @@ def first_closed(path: Path, uid: int) -> Path | None:
 
 def is_open_to(found: os.stat_result, uid: int, bits: int) -> bool:
     """Return True if user and group ``uid`` have these rights, given as the bits for others."""
-    wanted = bits << (6 if found.st_uid == uid else 3 if found.st_gid == uid else 0)
-    return found.st_mode & wanted == wanted
+    needed = bits << (6 if found.st_uid == uid else 3 if found.st_gid == uid else 0)
+    return found.st_mode & needed == needed
 
 
 def is_usable(folder: Path | str | None, uid: int, bits: int) -> bool:

@@ -253,15 +253,15 @@ class Sandbox:
     def _rearranged(self, needs: FileNeeds) -> list[str]:
         """Return the options that hide folders and show the needed paths in them."""
         uid = self.user
-        wanted = [path for path in (needs.cwd, *needs.read, *needs.write) if path.exists()]
+        needed = [path for path in (needs.cwd, *needs.read, *needs.write) if path.exists()]
         hidden = {path.resolve() for path in self._hidden if path.is_dir()}
         if uid is not None:
-            hidden |= {c for path in wanted if (c := first_closed(path.resolve(), uid)) is not None}
+            hidden |= {c for path in needed if (c := first_closed(path.resolve(), uid)) is not None}
         hidden = {h for h in hidden if not any(h != other and h.is_relative_to(other) for other in hidden)}
         options = [] if uid is not None else ["--namespace"]
         for folder in sorted(hidden):
             options += ["--hide", str(folder)]
-        shown = {(each, path) for path in wanted for each in _targets(path, hidden)}
+        shown = {(each, path) for path in needed for each in _targets(path, hidden)}
         writable = {path.resolve() for path in (needs.cwd, *needs.write)}
         if uid is None:
             # The model runs as the worker's user: it could change the code of its own next process.

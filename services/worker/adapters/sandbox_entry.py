@@ -42,8 +42,10 @@ SIGKILL = 9
 KEPT = ((2, MS_NOSUID), (4, MS_NODEV), (8, MS_NOEXEC), (1024, MS_NOATIME), (2048, MS_NODIRATIME),
         (4096, MS_RELATIME))  # fmt: skip
 
-WORDS = {"--parent": 1, "--cwd": 1, "--group": 1, "--mounts": 0, "--namespace": 0, "--hide": 1, "--read": 2,
-         "--write": 2, "--user": 3}  # fmt: skip
+ARGUMENT_COUNTS = {
+    "--parent": 1, "--cwd": 1, "--group": 1, "--mounts": 0, "--namespace": 0, "--hide": 1, "--read": 2,
+    "--write": 2, "--user": 3,
+}  # fmt: skip
 
 libc = ctypes.CDLL(None, use_errno=True)
 
@@ -57,8 +59,8 @@ def call(what: str, name: str, *arguments: Any) -> None:
 
 def mount(source: str, target: str, kind: str | None, flags: int, options: str | None = None) -> None:
     """Call mount(2)."""
-    words = [None if word is None else os.fsencode(word) for word in (source, target, kind)]
-    call(f"mount on {target}", "mount", *words, ctypes.c_ulong(flags), options and options.encode())
+    arguments = [None if word is None else os.fsencode(word) for word in (source, target, kind)]
+    call(f"mount on {target}", "mount", *arguments, ctypes.c_ulong(flags), options and options.encode())
 
 
 def own_namespaces(new_user: bool) -> None:
@@ -79,12 +81,12 @@ def own_namespaces(new_user: bool) -> None:
 
 def rearrange(options: list[list[str]]) -> None:
     """Hide folders, show the needed paths in them, and make the rest read-only."""
-    hidden = [words[1] for words in options if words[0] == "--hide"]
+    hidden = [arguments[1] for arguments in options if arguments[0] == "--hide"]
     # Paths must be opened before they are hidden, and in the namespace in which they are bound.
     shown = [
-        (os.open(words[1], os.O_PATH | os.O_CLOEXEC), words[2], words[0] == "--write")
-        for words in options
-        if words[0] in ("--read", "--write")
+        (os.open(arguments[1], os.O_PATH | os.O_CLOEXEC), arguments[2], arguments[0] == "--write")
+        for arguments in options
+        if arguments[0] in ("--read", "--write")
     ]
     for folder in hidden:
         mount("tmpfs", folder, "tmpfs", MS_NOSUID | MS_NODEV, "size=1m,mode=0755")
@@ -120,36 +122,36 @@ def become(uid: int, gid: int, groups: list[int]) -> None:
 
 def contain(options: list[list[str]]) -> None:
     """Contain this process as the options say. Raise OSError if a step is refused."""
-    given = {words[0]: words[1:] for words in options}
+    by_name = {arguments[0]: arguments[1:] for arguments in options}
     os.umask(0o022)
-    if "--group" in given:
-        with open(given["--group"][0], "w") as file:
+    if "--group" in by_name:
+        with open(by_name["--group"][0], "w") as file:
             file.write("0")
-    if "--mounts" in given:
-        own_namespaces("--namespace" in given)
+    if "--mounts" in by_name:
+        own_namespaces("--namespace" in by_name)
         rearrange(options)
     # The old working folder still belongs to the hidden tree, and one could climb from it.
-    os.chdir(given["--cwd"][0])
-    if "--user" in given:
-        uid, gid, groups = given["--user"]
+    os.chdir(by_name["--cwd"][0])
+    if "--user" in by_name:
+        uid, gid, groups = by_name["--user"]
         become(int(uid), int(gid), [int(group) for group in groups.split(",") if group])
-    if "--mounts" in given or "--user" in given:
+    if "--mounts" in by_name or "--user" in by_name:
         call("no new privileges", "prctl", PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
     # Changing the user clears this signal, so it is set afterwards.
     call("end with the worker", "prctl", PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0)
-    if os.getppid() != int(given["--parent"][0]):
+    if os.getppid() != int(by_name["--parent"][0]):
         raise OSError(0, "the worker has ended")
     os.umask(0o077)
 
 
-def split(words: list[str]) -> tuple[list[list[str]], list[str]]:
+def split(arguments: list[str]) -> tuple[list[list[str]], list[str]]:
     """Return the options, each with its arguments, and the command."""
     options, at = [], 0
-    while words[at] != "--":
-        end = at + 1 + WORDS[words[at]]
-        options.append(words[at:end])
+    while arguments[at] != "--":
+        end = at + 1 + ARGUMENT_COUNTS[arguments[at]]
+        options.append(arguments[at:end])
         at = end
-    return options, words[at + 1 :]
+    return options, arguments[at + 1 :]
 
 
 def environment() -> tuple[int, dict[bytes, bytes]]:
@@ -168,11 +170,11 @@ def environment() -> tuple[int, dict[bytes, bytes]]:
 
 def main() -> int:
     """Contain and exec; comes back only when one of the two is refused."""
-    socket, given = environment()
+    socket, by_name = environment()
     options, command = split(sys.argv[1:])
     try:
         contain(options)
-        os.execve(command[0], command, given)
+        os.execve(command[0], command, by_name)
     except OSError as error:
         where = f" ({error.filename})" if error.filename else ""
         os.write(socket, f"{error.strerror}{where}".encode())

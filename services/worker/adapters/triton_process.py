@@ -208,13 +208,13 @@ class TritonProcess:
                 text = output.read(TAIL_BYTES).decode(errors="replace")
         except FileNotFoundError:
             return ""
-        telling = [
+        lines_to_show = [
             line for line in text.splitlines() if line.strip() and not line.startswith(("I1", "I0", "|", "+"))
         ]
         # Triton does not know why a model's process ended.
-        told = memory_limit.OUT_OF_MEMORY if self._memory is None else self._memory.message
-        starved = [told] if self.ran_out_of_memory else []
-        return "\n".join([*starved, *telling[-lines:]])
+        message = memory_limit.OUT_OF_MEMORY if self._memory is None else self._memory.message
+        starved = [message] if self.ran_out_of_memory else []
+        return "\n".join([*starved, *lines_to_show[-lines:]])
 
     def _let_go(self) -> None:
         if self._handle >= 0:

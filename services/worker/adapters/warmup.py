@@ -73,14 +73,14 @@ def _verify(check: OutputCheck, answer: Any, rows: int) -> None:
 
 
 async def _first_answer(client: TritonClient, request: Any, timeout_s: float) -> None:
-    """A decoupled model may answer zeros for ever, or not at all: only its first answer is waited for."""
+    """Wait only for the first answer: a decoupled model may send answers without end, or none."""
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(timeout_s), aclosing(client.stream(request)) as answers:
             await anext(answers, None)
 
 
 def batch_sizes(signature: Signature, max_batch: int | None = None) -> list[int]:
-    """The batches worth warming: 1, and the largest one that a call may have."""
+    """Return the numbers of rows to warm up with: 1, and the largest that a call may have."""
     largest = min(signature.max_batch_size, max_batch or signature.max_batch_size)
     fixed = all(-1 not in tensor.shape for tensor in signature.inputs)
     row = sum(math.prod(tensor.shape) * ITEM_BYTES[tensor.datatype] for tensor in signature.inputs)

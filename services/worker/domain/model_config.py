@@ -149,10 +149,11 @@ def parts(text: str) -> set[str]:
     }
 
 
-def served_model(configs: Mapping[str, str], wanted: str) -> str:
+def served_model(configs: Mapping[str, str], version_model: str) -> str:
     """Return the name of the model that callers use, of the models in one folder (name -> config text).
 
-    It is the only model, or the one called ``wanted``, or the only ensemble that is no part of another.
+    It is the only model, or the one called as the version's model, or the only ensemble that is no part of
+    another one.
     Raises ModelFailed if there is no such model.
     """
     if not configs:
@@ -162,15 +163,15 @@ def served_model(configs: Mapping[str, str], wanted: str) -> str:
         )
     if len(configs) == 1:
         return next(iter(configs))
-    if wanted in configs:
-        return wanted
+    if version_model in configs:
+        return version_model
     inner = set().union(*(parts(text) for text in configs.values()))
     ensembles = [name for name, text in configs.items() if is_ensemble(text) and name not in inner]
     if len(ensembles) == 1:
         return ensembles[0]
     raise ModelFailed(
         f"The archive holds several models ({', '.join(sorted(configs))}), and it is unclear which to serve. "
-        f"Name one of them {wanted!r}, or add exactly one ensemble that connects them."
+        f"Name one of them {version_model!r}, or add exactly one ensemble that connects them."
     )
 
 

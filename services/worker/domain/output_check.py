@@ -60,14 +60,14 @@ class OutputCheck:
         return True
 
     def _problem(self, spec: TensorSpec, output: Output, rows: int) -> str | None:
-        wanted = [rows or "rows", *spec.shape] if self._first else list(spec.shape)
-        same_rank = len(output.shape) == len(wanted)
+        expected = [rows or "rows", *spec.shape] if self._first else list(spec.shape)
+        same_rank = len(output.shape) == len(expected)
         fits = same_rank and all(
-            want in (-1, "rows", have) for want, have in zip(wanted, output.shape, strict=True)
+            want in (-1, "rows", have) for want, have in zip(expected, output.shape, strict=True)
         )
         if fits and output.datatype == spec.datatype:
             return None
         return (
             f"the output {output.name!r} is {output.datatype} {list(output.shape)}, but the signature says "
-            f"{spec.datatype} [{', '.join(map(str, wanted))}]"
+            f"{spec.datatype} [{', '.join(map(str, expected))}]"
         )

@@ -22,10 +22,10 @@ def messages(text: str, field: str) -> list[dict[str, list[str]]]:
     name: str | None = None
     for token in tokens:
         if token.lastgroup == "open":
-            wanted = name == field
-            if wanted and token.group() == "[":
+            is_field = name == field
+            if is_field and token.group() == "[":
                 found += _messages_of_list(tokens)
-            elif wanted:
+            elif is_field:
                 found.append(_scalars(tokens))
             else:
                 _skip(tokens)

@@ -28,7 +28,7 @@ class Rows:
         *,
         decode: bool = True,
     ) -> None:
-        """``error_response`` turns an exception into a response. ``decode`` False leaves BYTES as bytes."""
+        """Turn exceptions into responses by ``error_response``. ``decode`` False leaves BYTES as bytes."""
         tensors = config["input"]
         self.outputs = [tensor["name"] for tensor in config["output"]]
         self._call = call

@@ -81,15 +81,15 @@ class TritonPythonModel:
         try:
             names = request.requested_output_names() or self._outputs.names
             feed = {tensor.name(): tensor.as_numpy() for tensor in request.inputs()}
-            given = self._predict(**self._arguments(feed))
+            results = self._predict(**self._arguments(feed))
             if self._loop is not None:
-                given = _waited_for(given, self._loop)
-            for each in given:
+                results = _waited_for(results, self._loop)
+            for each in results:
                 if sender.is_cancelled():
                     break
                 found = self._outputs.named(each, None)
                 sender.send(response(names, [found[name] for name in names]))
-            given.close()
+            results.close()
         except Exception as problem:
             sender.send(error_response(problem))
         finally:

@@ -70,12 +70,12 @@ class Outputs:
         raise ValueError(f"predict returned {count} for the outputs {self.names}: return a tuple or a dict")
 
     def _array(self, spec: dict[str, Any], value: Any, rows: int | None) -> Any:
-        name, dims, wanted = spec["name"], spec["dims"], self._types[spec["name"]]
+        name, dims, expected = spec["name"], spec["dims"], self._types[spec["name"]]
         if value is None:
             raise TypeError(f"predict returned None for the output {name!r}: is a `return` missing?")
         if hasattr(value, "detach"):  # a tensor of torch, maybe on a GPU or with its gradient
             value = value.detach().cpu().numpy()
-        array = _texts(name, value) if wanted.kind == "O" else _cast(spec, np.asarray(value), wanted)
+        array = _texts(name, value) if expected.kind == "O" else _cast(spec, np.asarray(value), expected)
         if array.ndim == 0 and dims in ([1], [-1]):
             array = array.reshape(1)
         if len(dims) != array.ndim or any(d not in (-1, n) for d, n in zip(dims, array.shape)):  # noqa: B905
@@ -105,16 +105,16 @@ def _texts(name: str, value: Any) -> Any:
     return array
 
 
-def _cast(spec: dict[str, Any], array: Any, wanted: Any) -> Any:
+def _cast(spec: dict[str, Any], array: Any, expected: Any) -> Any:
     """Return the array as the output's type, if the kind is the same and no integer changes."""
-    if array.dtype == wanted:
+    if array.dtype == expected:
         return array
-    both_whole = array.dtype.kind in "iu" and wanted.kind in "iu"
-    if both_whole or np.can_cast(array.dtype, wanted, "same_kind"):
-        cast = array.astype(wanted)
+    both_whole = array.dtype.kind in "iu" and expected.kind in "iu"
+    if both_whole or np.can_cast(array.dtype, expected, "same_kind"):
+        cast = array.astype(expected)
         if not both_whole or np.array_equal(cast, array):
             return cast
     raise TypeError(
         f"predict returned {array.dtype} for the output {spec['name']!r}, but the signature says "
-        f"{spec['datatype']}: convert it with .astype(np.{wanted.name}), or correct the signature"
+        f"{spec['datatype']}: convert it with .astype(np.{expected.name}), or correct the signature"
     )

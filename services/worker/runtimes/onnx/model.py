@@ -65,15 +65,15 @@ def open_session(path: Path, settings: Any, gpu: int | None) -> Any:
         # Load CUDA and cuDNN from pip's packages. If they are missing, those of the system are used.
         onnxruntime.preload_dlls()
     providers = [(CUDA, {"device_id": gpu}), cpu]
-    with tempfile.TemporaryFile() as said:
-        with stderr_into(said):
+    with tempfile.TemporaryFile() as captured:
+        with stderr_into(captured):
             session = onnxruntime.InferenceSession(str(path), settings, providers=providers)
-        said.seek(0)
-        words = said.read().decode(errors="replace")
-    sys.stderr.write(words)
+        captured.seek(0)
+        errors_text = captured.read().decode(errors="replace")
+    sys.stderr.write(errors_text)
     if session.get_providers()[0] != CUDA:
-        errors = re.findall(r"error: (.+)", words)
-        reason = f"its CUDA provider did not start ({errors[-1] if errors else words.strip()[-200:]})"
+        errors = re.findall(r"error: (.+)", errors_text)
+        reason = f"its CUDA provider did not start ({errors[-1] if errors else errors_text.strip()[-200:]})"
         raise RuntimeError(no_cuda(reason))
     return session
 

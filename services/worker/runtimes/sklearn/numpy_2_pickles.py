@@ -52,7 +52,7 @@ def _set_state(generator: Any, state: Any) -> None:
 def _holders(kind: Any, before: Callable[..., Any]) -> Callable[..., Any]:
     """Return a constructor that accepts a bit generator, as numpy 2 passes it, or a name, as numpy 1 does."""
 
-    def make(given: Any = "MT19937", *rest: Any) -> Any:
-        return kind(given) if isinstance(given, np.random.BitGenerator) else before(given, *rest)
+    def make(generator: Any = "MT19937", *rest: Any) -> Any:
+        return kind(generator) if isinstance(generator, np.random.BitGenerator) else before(generator, *rest)
 
     return make

@@ -39,16 +39,16 @@ class TritonPythonModel:
         with torch.inference_mode():
             # .to() and .cpu() copy only if the tensor is on another device.
             inputs = (torch.from_numpy(feed[name]).to(self._device) for name in self._inputs if name in feed)
-            given = self._module(*inputs)
-        if isinstance(given, torch.Tensor):
-            given = (given,)
-        if not isinstance(given, dict):
-            if len(given) != len(self._outputs):
+            result = self._module(*inputs)
+        if isinstance(result, torch.Tensor):
+            result = (result,)
+        if not isinstance(result, dict):
+            if len(result) != len(self._outputs):
                 raise ValueError(
-                    f"the module returned {len(given)} tensors, but its outputs are {self._outputs}"
+                    f"the module returned {len(result)} tensors, but its outputs are {self._outputs}"
                 )
-            given = dict(zip(self._outputs, given, strict=True))
-        return [given[name].cpu().numpy() for name in names]
+            result = dict(zip(self._outputs, result, strict=True))
+        return [result[name].cpu().numpy() for name in names]
 
 
 def device_of(gpu: int | None) -> Any:
