@@ -1,4 +1,4 @@
-"""The real Triton, and models made by the models' own Python."""
+"""Fixtures with the real Triton, and with models made by the models' Python."""
 
 import json
 import os
@@ -39,7 +39,7 @@ open(sys.argv[1] + "/zipmap.onnx", "wb").write(to_onnx(model, x[:1].astype(np.fl
 
 @dataclass
 class Running:
-    """A Triton with a loaded model."""
+    """A running Triton with a loaded model."""
 
     process: TritonProcess
     client: TritonClient
@@ -73,7 +73,7 @@ def models(runtime: Path, made_once: MadeOnce) -> Path:
 
 @pytest.fixture(scope="session")
 def example() -> Callable[[str], tuple[Path, Signature]]:
-    """Gives the file and the signature of one of the example's Python models."""
+    """Return the file and the signature of one of the example's Python models."""
 
     def find(name: str) -> tuple[Path, Signature]:
         folder = ROOT / "examples" / "python-model" / name
@@ -86,7 +86,7 @@ def example() -> Callable[[str], tuple[Path, Signature]]:
 
 @pytest.fixture
 async def run(install: TritonInstall, tmp_path: Path) -> AsyncIterator[Run]:
-    """Start Triton with a model, as a worker does; all of them are stopped at the end of the test."""
+    """Start Triton with a model, as a worker does. All Tritons stop at the end of the test."""
     started: list[tuple[TritonProcess, TritonClient]] = []
 
     async def go(

@@ -1,4 +1,4 @@
-"""A worker's part in containing a model, to be run as whatever user: ``python -m ... FOLDER RUNTIME``.
+"""Run a contained model as a worker does, as any user: ``python -m ... FOLDER RUNTIME``.
 
 Makes a state folder with secrets, an environment with a requirement, a real Triton with the hostile model.
 Prints what the model could do, as JSON.
@@ -57,7 +57,7 @@ VERSION = Version(
 
 
 def secrets(state: Path) -> None:
-    """What a stack keeps in its state folder. The modes are those of careless times."""
+    """Create what a stack keeps in its state folder, with careless modes."""
     for name in ("token", "webhook-secret", "data/registry.db", f"replicas/{OTHER}/assignment.json"):
         (state / name).parent.mkdir(parents=True, exist_ok=True)
         (state / name).write_text("secret")
@@ -132,7 +132,7 @@ async def main(folder: Path, runtime: Path) -> dict[str, Any]:
 
 
 async def attacks(model: Model, order: dict[str, Any]) -> dict[str, Any]:
-    """Send the order and a large tensor; the tensor comes back times the package's number."""
+    """Send the order and a large tensor. The model multiplies the tensor by the package's number."""
     key = call_key((tensor("order", "BYTES", (1,)), tensor("large", "FP32", (LARGE,))), (), {})
     large = np.arange(LARGE, dtype=np.float32)
     data: list[Buffer] = [pack_strings([json.dumps(order)]), large.tobytes()]

@@ -1,4 +1,4 @@
-"""A model that tries what a model must not be able to do, and answers with what it could."""
+"""A hostile model that tries forbidden actions and answers with the results."""
 
 MODEL = '''
 import json, os, signal
@@ -17,7 +17,7 @@ def attempt(what):
 
 
 def tries(order):
-    """Each attack by its name: "done", what it got, or that it was refused."""
+    """Return the result of each attack by name: "done", what it read, or that it was refused."""
     read = lambda path: lambda: Path(path).read_text()
     write = lambda path: lambda: (Path(path).write_text("hostile"), None)[1]
     found = {name: attempt(read(path)) for name, path in order["read"].items()}

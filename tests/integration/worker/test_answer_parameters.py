@@ -1,4 +1,4 @@
-"""The parameters of a model's answer, by both ways of calling Triton.
+"""The parameters of a model's answer, over gRPC and over HTTP.
 
 The wheel's Triton (2.51) lets a Python model set none; later ones and C++ backends can. So a server says here
 what those say, over real sockets.
@@ -32,7 +32,7 @@ Y = np.array([[1.0, 2.0]], "<f4").tobytes()
 
 
 def over_grpc(_: bytes, __: Any) -> bytes:
-    """An answer as Triton's gRPC server writes it."""
+    """Answer as Triton's gRPC server does."""
     found = ModelInferResponse(model_name="m", model_version="1")
     found.outputs.add(name="y", datatype="FP32", shape=[1, 2])
     found.raw_output_contents.append(Y)
@@ -43,7 +43,7 @@ def over_grpc(_: bytes, __: Any) -> bytes:
 
 
 async def over_http(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    """Answers as Triton's HTTP server writes them."""
+    """Answer as Triton's HTTP server does."""
     head = orjson.dumps(
         {
             "model_name": "m",
@@ -68,7 +68,7 @@ async def over_http(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) 
 
 @pytest.fixture
 async def model(tmp_path, monkeypatch) -> AsyncIterator[Model]:
-    """A model on such a server; its calls count as quick."""
+    """A model on such a server, whose calls count as quick."""
     monkeypatch.setattr(model_module, "QUICK_S", 60.0)
     server = grpc.aio.server()
     handler = grpc.unary_unary_rpc_method_handler(over_grpc)
@@ -92,7 +92,7 @@ def request(parameters: dict[str, Any]) -> Request:
 
 @pytest.mark.parametrize("way", ["infer_raw", "infer_http"])
 async def test_what_the_model_said_is_in_the_answer(model, monkeypatch, way):
-    """And what Triton adds of its own is not."""
+    """The parameters that Triton adds are not."""
     went: list[str] = []
     for name in ("infer_raw", "infer_http"):
         original = getattr(TritonClient, name)

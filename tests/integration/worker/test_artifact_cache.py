@@ -1,4 +1,4 @@
-"""Artifacts over real HTTP: whole, checked, and there when the registry is not."""
+"""Artifacts over real HTTP: complete, checked, and available while the registry is down."""
 
 import asyncio
 import hashlib
@@ -21,7 +21,7 @@ TOKEN = "token"
 
 
 class Registry(http.server.ThreadingHTTPServer):
-    """Serves CONTENT under its digest; ``troubles`` are answered first, one each."""
+    """A server of CONTENT under its digest. The first requests get the ``troubles``, one each."""
 
     daemon_threads = True
 
@@ -32,7 +32,7 @@ class Registry(http.server.ThreadingHTTPServer):
         self.url = f"http://127.0.0.1:{self.server_port}"
 
     def handle_error(self, *_: object) -> None:
-        """A client that hangs up on too many bytes is part of a test."""
+        """Ignore clients that close the connection, which a test does on purpose."""
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
@@ -53,7 +53,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def log_message(self, *_: object) -> None:
-        """Quiet."""
+        """Log nothing."""
 
 
 @pytest.fixture
@@ -112,7 +112,7 @@ async def test_what_cannot_help_is_not_tried_again(registry: Registry, cache: Ar
 async def test_a_registry_that_does_not_know_the_replica_yet_is_asked_again(
     registry: Registry, cache: ArtifactCache
 ) -> None:
-    """One that has just started hears within seconds which replicas run."""
+    """A registry that has just started learns within seconds which replicas run."""
     with pytest.raises(Unavailable, match="does not know this replica's token"):
         await cache.fetch(registry.url, "other", DIGEST, len(CONTENT))
     assert registry.served == artifacts.TRIES

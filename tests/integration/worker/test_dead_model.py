@@ -37,7 +37,7 @@ def request(number: float) -> Request:
 
 
 async def test_the_death_of_the_models_process_is_a_loss_of_the_server(run: Run, tmp_path: Path) -> None:
-    """Not the fault of every request that follows, which is what Triton makes of it."""
+    """Triton would fail every later request with the model's error."""
     (tmp_path / "model.py").write_bytes(KILLER.read_bytes())
     running = await run("python", tmp_path / "model.py", SIGNATURE)
     model = Model(running.client, running.model, SIGNATURE.outputs)
@@ -62,7 +62,7 @@ async def test_the_death_of_the_models_process_is_a_loss_of_the_server(run: Run,
 async def test_the_worker_sees_that_the_models_process_is_of_no_use(
     run: Run, tmp_path: Path, number: float | None, sent: signal.Signals | None, words: str
 ) -> None:
-    """Also while nobody calls the model, which is when Triton never says anything."""
+    """Triton reports nothing while nobody calls the model."""
     (tmp_path / "model.py").write_bytes(DEATHS.read_bytes())
     running = await run("python", tmp_path / "model.py", SIGNATURE)
     model = Model(running.client, running.model, SIGNATURE.outputs)

@@ -1,4 +1,4 @@
-"""Where models run on the real Triton. A machine without a GPU shows that nothing falls back in silence."""
+"""Where models run on the real Triton. Without a GPU, these tests show that no model falls back silently."""
 
 import shutil
 import subprocess
@@ -46,7 +46,7 @@ async def test_a_model_without_gpus_runs_on_the_cpu_and_says_so(run: Run, models
 
 @pytest.mark.usefixtures("no_gpu")
 async def test_a_promised_gpu_that_is_not_there_is_no_cpu(run: Run, models: Path) -> None:
-    """It was loaded on the CPU, without a word."""
+    """It used to be loaded on the CPU without a warning."""
     with pytest.raises(ModelFailed, match="gpu id 0"):
         await run("onnx", models / "model.onnx", DIGITS, "digits", resources={"gpus": 1})
 
@@ -65,7 +65,7 @@ async def test_a_users_gpu_that_the_replica_does_not_hold_is_refused(
 def loading(
     install: TritonInstall, folder: Path, artifact: Path, **resources: object
 ) -> tuple[ModelLoader, Callable[[], Any]]:
-    """Return what loads digits as a worker does, and what makes its Triton."""
+    """Return functions that load digits as a worker does, and create its Triton."""
     born = datetime(2025, 1, 1, tzinfo=UTC)
     version = Version(
         model="digits", number=1, format="onnx", artifact_sha256="0" * 64, artifact_size=1,
@@ -142,7 +142,7 @@ model.TritonPythonModel().initialize({
 def test_our_runtimes_refuse_a_gpu_that_their_library_cannot_use(
     install: TritonInstall, models: Path, tmp_path: Path, library: str, module: str, file: str, remedy: str
 ) -> None:
-    """The real library, as Triton starts the runtime on a GPU."""
+    """Use the real library, as Triton starts the runtime on a GPU."""
     if not install.has_module(module):
         pytest.skip(f"{module} is not in the models' environment: `make torch` puts it there")
     version = tmp_path / "1"
@@ -158,7 +158,7 @@ def test_our_runtimes_refuse_a_gpu_that_their_library_cannot_use(
 
 
 class Told:
-    """A client whose Triton has a model on two GPUs: no machine of the tests has any."""
+    """A fake client with a model on two GPUs, because the tests' machines have none."""
 
     async def config(self, model: str) -> Any:
         found = pb.ModelConfigResponse().config

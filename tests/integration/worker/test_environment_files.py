@@ -1,4 +1,4 @@
-"""Whose the files of an environment are, and what a hostile setup leaves in it."""
+"""The owners of an environment's files, and what a hostile setup may leave in it."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_an_environment_is_ours_again_and_for_all_to_read(environment: Path) -> 
 
 
 def test_a_link_to_a_file_of_another_user_is_refused(environment: Path, tmp_path: Path) -> None:
-    """Its owner and mode would be changed with the environment's."""
+    """Its owner and mode would change together with those of the environment."""
     secret = tmp_path / "secret"
     secret.write_text("secret")
     secret.chmod(0o600)

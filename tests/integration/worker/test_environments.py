@@ -33,7 +33,7 @@ def wheel(folder: Path, name: str, version: str, source: str) -> Path:
 
 @pytest.fixture
 def links(tmp_path: Path) -> dict[str, str]:
-    """pip's settings: packages from a folder of wheels, and from nowhere else."""
+    """The settings of pip: packages only from a folder of wheels."""
     wheel(tmp_path / "wheels", "tidepool", "1.0", "DEPTH = 1\n")
     wheel(tmp_path / "wheels", "tidepool", "2.0", "DEPTH = 2\n")
     return {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(tmp_path / "wheels")}
@@ -119,7 +119,7 @@ async def test_other_settings_are_another_environment(
 async def test_a_build_sees_no_secret(
     install: TritonInstall, tmp_path: Path, links: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The build of a source package runs code of whoever wrote it."""
+    """Building a source package runs its author's code."""
     monkeypatch.setenv("TIDEGATE_SERVICE_TOKEN", "hush")
     source = tmp_path / "spy"
     source.mkdir()

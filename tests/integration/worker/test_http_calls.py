@@ -1,4 +1,4 @@
-"""Quick calls go to Triton over HTTP: they answer what gRPC answers, and answers are not mixed up."""
+"""Quick calls go to Triton over HTTP, with the same answers as over gRPC, and no answers are mixed up."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def request(first: float, *, width=2, rows=1, word=b"word", outputs=(), paramete
 
 
 class Ways:
-    """A model, and by which way its calls went."""
+    """A model, and a record of the ways that its calls took."""
 
     def __init__(self, running: Any, monkeypatch: pytest.MonkeyPatch) -> None:
         self.running = running
@@ -96,7 +96,7 @@ class Ways:
 
 @pytest.fixture
 async def echo(run, tmp_path, monkeypatch) -> Ways:
-    """Its model has been called, and its calls are known to be quick: on a busy machine, too."""
+    """A model whose calls are known to be quick, even on a busy machine."""
     monkeypatch.setattr(model_module, "QUICK_S", 0.05)
     (tmp_path / "model.py").write_text(ECHO)
     running = await run("python", tmp_path / "model.py", SIGNATURE)
@@ -150,7 +150,7 @@ class TritonPythonModel:
 
 
 async def test_parameters_are_those_of_grpc(run, tmp_path, monkeypatch):
-    """Those of a request, and those of a job."""
+    """The parameters of a request and those of a job."""
     monkeypatch.setattr(model_module, "QUICK_S", 5.0)
     (tmp_path / "model.py").write_text(PARAMETERS)
     signature = Signature(
@@ -187,7 +187,7 @@ async def test_what_is_not_for_http_goes_over_grpc(echo):
 
 
 async def test_a_name_that_a_path_cannot_have_goes_over_grpc(run, tmp_path, monkeypatch):
-    """Triton looks it up as it is written in the path, percents and all."""
+    """Triton looks the name up as it is in the path, with percent escapes."""
     monkeypatch.setattr(model_module, "QUICK_S", 5.0)
     folder = tmp_path / "a+b" / "1"
     folder.mkdir(parents=True)
@@ -208,7 +208,7 @@ async def test_a_name_that_a_path_cannot_have_goes_over_grpc(run, tmp_path, monk
 
 
 async def refused(ways: Ways, wrong: Request, way: str) -> BadRequest:
-    """Return the error of a wrong request that goes this way; a busy machine may make a quick call slow."""
+    """Return the error of a wrong request that goes this way. On a busy machine a quick call may be slow."""
     async with asyncio.timeout(PATIENCE_S):
         while True:
             if way == "http":
@@ -240,7 +240,7 @@ async def test_the_errors_are_those_of_grpc(echo):
 
 @pytest.mark.parametrize("given_up", [True, False])
 async def test_a_model_that_turns_out_slow_goes_over_grpc_until_it_is_quick_again(echo, given_up):
-    """There its calls can be cancelled."""
+    """Over gRPC its calls can be cancelled."""
     if given_up:
         call = asyncio.create_task(echo.ask(request(SLOW)))
         await asyncio.sleep(0.02)
@@ -288,7 +288,7 @@ Script = Callable[[bytes, asyncio.StreamWriter], Awaitable[None]]
 
 @asynccontextmanager
 async def serving(path: Path, script: Script) -> AsyncIterator[list[int]]:
-    """Gives the requests that came over each connection."""
+    """Yield the number of requests on each connection."""
     counts: list[int] = []
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -370,7 +370,7 @@ async def test_an_idle_connection_that_the_server_closed_is_not_used(calls, tmp_
 
 
 async def test_a_connection_that_ends_under_a_request_and_one_that_says_it_is_over(calls, tmp_path):
-    """The request may have run, so it is not for us to send it again."""
+    """The request may have run, so it is not sent again."""
 
     async def script(word: bytes, writer: asyncio.StreamWriter) -> None:
         if word == b"last":

@@ -1,4 +1,4 @@
-"""A model that takes more memory than it may, on the real Triton: it is ended, and its host is not."""
+"""A model beyond its memory limit, on the real Triton: it is killed, and its host is safe."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def request(number: float) -> Request:
 
 @pytest.fixture(params=["a cgroup", "watched"])
 def held_by(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Have the first Triton of the test limited in this way."""
+    """Limit the first Triton of the test in this way."""
     way: str = request.param
     folder = tmp_path / "replica-0"
     folder.mkdir()

@@ -1,4 +1,4 @@
-"""Triton's response cache, where a model asks for it: real hits, right answers, bounded memory."""
+"""Triton's response cache of a model that enables it: real hits, right answers, limited memory."""
 
 import asyncio
 import os
@@ -61,7 +61,7 @@ LARGE = 64 * 1024
 
 @pytest.fixture
 def counting(run: Run, tmp_path: Path) -> Callable[..., Awaitable[Any]]:
-    """Serve the model as a user brings it: a Triton directory with a configuration."""
+    """Serve the model from a Triton directory with a configuration, as users deploy it."""
 
     async def go(size: int, config: str = CACHE, **resources: object) -> Any:
         path = tmp_path / "model.zip"
@@ -102,7 +102,7 @@ async def answer(model: Model, *requests: Request) -> tuple[list[float], list[fl
 async def test_a_call_that_is_repeated_is_answered_from_the_cache(
     counting: Callable[..., Awaitable[Any]], until: Callable[..., Awaitable[Any]]
 ) -> None:
-    """It never was: Triton was started without a cache, and said nothing."""
+    """It used not to be: Triton was started without a cache, and did not warn."""
     running = await counting(4)
     model = Model(running.client, "m", outputs(4), cached=running.process.has_response_cache)
     assert await answer(model, asked(1)) == ([2], [1])
@@ -121,7 +121,7 @@ async def test_a_call_that_is_repeated_is_answered_from_the_cache(
 async def test_requests_that_share_a_call_get_their_own_answers(
     counting: Callable[..., Awaitable[Any]],
 ) -> None:
-    """What is looked up is the whole call: a known request in other company is another call."""
+    """The cache looks up the whole call: a known request together with others is a different call."""
     running = await counting(4)
     model = Model(running.client, "m", outputs(4), cached=running.process.has_response_cache)
     assert await answer(model, asked(1)) == ([2], [1])
@@ -136,7 +136,7 @@ async def test_requests_that_share_a_call_get_their_own_answers(
 async def test_a_request_that_selects_outputs_does_not_take_them_from_others(
     counting: Callable[..., Awaitable[Any]],
 ) -> None:
-    """Triton looks answers up by inputs alone, and would give all callers what the first of them selected."""
+    """Triton looks answers up by the inputs alone, so all callers would get the first caller's outputs."""
     running = await counting(4)
     model = Model(running.client, "m", outputs(4), cached=running.process.has_response_cache)
     for select in (["y"], [], ["calls"], ["calls", "y"], ["y"]):
@@ -167,7 +167,7 @@ async def test_large_tensors_in_shared_memory_are_right_as_well(
 
 
 async def test_the_cache_keeps_to_its_size(counting: Callable[..., Awaitable[Any]], figure: Figure) -> None:
-    """It takes memory as it fills, and no more than the Deployment's response_cache_mb."""
+    """It takes memory as it fills, up to the Deployment's response_cache_mb."""
     running = await counting(LARGE, response_cache_mb=16)
     model, triton = (
         Model(running.client, "m", outputs(LARGE), cached=True),
@@ -203,7 +203,7 @@ async def test_a_decoupled_model_with_a_cache_is_refused_by_triton(
 
 
 def test_a_triton_without_the_cache_is_refused(install: TritonInstall, tmp_path: Path) -> None:
-    """It would serve the model without a cache, and only warn in its log."""
+    """Triton would serve the model without a cache and only log a warning."""
     (tmp_path / "m").mkdir()
     (tmp_path / "m" / "config.pbtxt").write_text(CACHE)
     spec = DeploymentSpec(name="m-v1", model="m", version=1)

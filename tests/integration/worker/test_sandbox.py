@@ -1,4 +1,4 @@
-"""What a hostile model can reach, with a real Triton and a real pip, below each kind of worker."""
+"""What a hostile model can reach in each kind of worker, with a real Triton and a real pip."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ AS = {
 
 @pytest.fixture
 def contained(open_folder: Path, runtime: Path) -> Contained:
-    """Runs the hostile model as a kind of worker: what it says."""
+    """Run the hostile model in a kind of worker and return its answer."""
     if os.geteuid() != 0:
         pytest.skip("other users can be tried by root only")
     wheel(open_folder / "wheels", "tidepool", "1.0", "DEPTH = 3\n")
@@ -135,7 +135,7 @@ def test_required_and_not_to_be_had(contained: Contained) -> None:
 
 
 def in_sandbox(state: Path, *command: str, mode: Mode = "auto", **environment: str) -> tuple[str, str]:
-    """Run a command in the sandbox of a worker that is this process: its output, and the degree."""
+    """Run a command in the sandbox of this process, and return its output and the degree."""
     sandbox = Sandbox(mode, state)
     needs = FileNeeds(state / "replicas" / "r" / "run-1")
     needs.cwd.mkdir(parents=True, exist_ok=True)
@@ -155,7 +155,7 @@ def in_sandbox(state: Path, *command: str, mode: Mode = "auto", **environment: s
 
 
 def test_the_environment_is_the_commands_alone(open_folder: Path) -> None:
-    """A Deployment's LD_PRELOAD must not be loaded before the process is contained."""
+    """A Deployment's LD_PRELOAD must not load before the process is contained."""
     said, _ = in_sandbox(
         open_folder / "state", "/bin/cat", "/proc/self/environ", LD_PRELOAD="/no.so", A="b c"
     )
@@ -165,7 +165,7 @@ def test_the_environment_is_the_commands_alone(open_folder: Path) -> None:
 
 @pytest.mark.parametrize("mode", ["auto", "off"])
 def test_nothing_is_inherited_and_files_are_private(mode: Mode, open_folder: Path) -> None:
-    """Under uvloop a child may inherit more than its standard streams, and would keep the worker waiting."""
+    """Under uvloop a child may inherit more than its standard streams, and would block the worker."""
     with (open_folder / "held").open("w") as held:
         os.set_inheritable(held.fileno(), True)
         script = "ls /proc/self/fd; umask; touch new; stat -c %a new; pwd"
@@ -232,7 +232,7 @@ asyncio.run(main())
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="a user of its own is given by root only")
 def test_a_killed_worker_takes_its_model_along(open_folder: Path) -> None:
-    """And what the model hid from it, as a daemon of its own, goes with the next sweep."""
+    """A daemon that the model started ends with the next sweep."""
     state = open_folder / "state"
     worker = subprocess.Popen([sys.executable, "-c", WORKER, state], stdout=PIPE, cwd=ROOT)
     assert worker.stdout is not None

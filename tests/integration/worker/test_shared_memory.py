@@ -1,4 +1,4 @@
-"""Large tensors between worker and Triton by shared memory: the same answers, and nothing left behind."""
+"""Large tensors between worker and Triton in shared memory: the same answers, and nothing is left."""
 
 from __future__ import annotations
 

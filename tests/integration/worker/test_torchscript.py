@@ -76,7 +76,7 @@ with torch.inference_mode():
 
 @pytest.fixture(scope="session")
 def torch_models(install: TritonInstall, made_once: MadeOnce) -> Path:
-    """Make TorchScript files with the models' torch, and what torch itself answers in one process."""
+    """Make TorchScript files and torch's own answers, with the models' torch."""
     if not install.has_module("torch"):
         pytest.skip("torch is not in the models' environment; `make test-torch` installs it")
 
@@ -130,7 +130,7 @@ async def test_several_outputs_in_order_or_by_name(
 async def test_requests_that_come_together_share_a_call(
     run: Run, torch_models: Path, expected: dict[str, Any], tmp_path: Path
 ) -> None:
-    """A Triton directory for the pytorch backend, which our runtime stands in for."""
+    """A Triton directory for the pytorch backend, which Tidegate's runtime replaces."""
     path = tmp_path / "model.zip"
     with zipfile.ZipFile(path, "w") as file:
         file.writestr("m/config.pbtxt", DIRECTORY)

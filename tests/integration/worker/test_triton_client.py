@@ -19,7 +19,7 @@ SERVICE = "inference.GRPCInferenceService"
 
 
 class Server:
-    """Answers each call with the id of its request; an id that begins with a word does something else."""
+    """A server that returns the id of each request. Ids such as "wait" make it do something else."""
 
     def __init__(self) -> None:
         self.cancelled = asyncio.Event()
@@ -195,7 +195,7 @@ async def refusing(path: Path, refusals: int) -> AsyncIterator[list[int]]:
 
 
 async def test_a_refused_call_is_sent_again(client: TritonClient, tmp_path: Path) -> None:
-    """By RFC 9113 REFUSED_STREAM says that nothing of the call was processed: the model has no part in it."""
+    """By RFC 9113, REFUSED_STREAM means that nothing of the call was processed."""
     async with refusing(tmp_path / "grpc", 1) as streams:
         with pytest.raises(BadRequest):
             await client.infer(request("x"), 10)

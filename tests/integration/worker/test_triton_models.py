@@ -1,4 +1,4 @@
-"""Each format on the real Triton gives the answers that its library gives in process."""
+"""Each format on the real Triton returns the same answers as its library in process."""
 
 import asyncio
 import zipfile
@@ -128,7 +128,7 @@ async def test_a_load_that_fails_carries_the_exception(run: Run, example: Exampl
 
 
 async def test_dynamic_batches_are_joined(run: Run, models: Path, tmp_path: Path) -> None:
-    """The user's own configuration, with Triton's batcher on: the runtime gets several requests at once."""
+    """With the user's own configuration and Triton's batcher, the runtime gets several requests at once."""
     runtimes = ROOT / "services" / "worker" / "runtimes"
     archive = tmp_path / "m.zip"
     with zipfile.ZipFile(archive, "w") as file:

@@ -1,4 +1,4 @@
-"""The life of a tritonserver: nothing of it stays behind, whatever ends it."""
+"""The start and the end of a tritonserver: nothing is left behind, however it ends."""
 
 import asyncio
 import os
@@ -26,7 +26,7 @@ Example = Callable[[str], tuple[Path, Signature]]
 
 
 def processes_of(replica: str) -> list[int]:
-    """Every process that carries the replica's mark in its environment."""
+    """Return every process with the replica's mark in its environment."""
     found = []
     for entry in Path("/proc").iterdir():
         try:
@@ -89,7 +89,7 @@ async def test_cancelled_while_the_model_works(run: Run, example: Example) -> No
 
 
 async def test_a_model_that_kills_its_process(run: Run, example: Example, tmp_path: Path) -> None:
-    """Triton stays but answers no call of this model any more: to its callers the model server is lost."""
+    """Triton keeps running but answers no more calls of this model, so for callers it is gone."""
     killer = tmp_path / "model.py"
     killer.write_text(example("identity")[0].read_text().replace("x = pb", "import os; os.abort(); x = pb"))
     running = await run("python", killer, example("identity")[1])
@@ -132,7 +132,7 @@ async def test_a_triton_that_cannot_start_tells_why(install: TritonInstall, tmp_
 
 
 def test_the_end_of_a_log_is_read_and_not_all_of_it(install: TritonInstall, tmp_path: Path) -> None:
-    """A model can make its log look as large as it likes, at no cost: it made its worker read 3 GiB."""
+    """A sparse log can look large at no cost: one made its worker read 3 GiB."""
     process = TritonProcess(install, tmp_path, TritonOptions("m-0-1"))
     with process.log_path.open("wb") as log:
         log.seek(3 * 2**30)

@@ -1,4 +1,4 @@
-"""A decoupled model on the real Triton: answers as they are made, and an end to what nobody wants."""
+"""A decoupled model on the real Triton: answers come at once, and abandoned streams end."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ Run = Callable[..., Awaitable[Any]]
 
 @pytest.fixture
 async def tokens(run: Run, tmp_path: Path) -> Any:
-    """The example as it is deployed: an archive of its folder."""
+    """Return the example as it is deployed: as an archive of its folder."""
     archive = tmp_path / "tokens.tar.gz"
     with tarfile.open(archive, "w:gz") as tar:
         tar.add(ROOT / "examples" / "python-model" / "tokens", arcname=".")
@@ -144,7 +144,7 @@ async def test_triton_gone_in_the_middle(tokens):
 
 
 async def test_a_python_file_with_a_signature_that_says_so(run: Run, tmp_path: Path):
-    """Without a configuration of its own: the signature's ``decoupled`` becomes Triton's."""
+    """Without a configuration of the user, the signature's ``decoupled`` is written into Triton's."""
     folder = ROOT / "examples" / "python-model" / "tokens"
     signature = Signature.model_validate(
         {

@@ -58,7 +58,7 @@ XY = (
 
 @pytest.fixture
 def archive(tmp_path: Path) -> Archive:
-    """Makes a zip of texts and files by name."""
+    """Make a zip of texts and files by name."""
 
     def make(files: Mapping[str, str | Path]) -> Path:
         path = tmp_path / "model.zip"
@@ -147,7 +147,7 @@ async def test_instances_and_threads_where_the_configuration_says_nothing(run: R
 async def test_an_onnx_directory_on_a_triton_without_that_backend(
     run: Run, archive: Archive, models: Path
 ) -> None:
-    """NVIDIA's image has the backend; the wheel serves the same directory with our runtime."""
+    """NVIDIA's image has the backend. The wheel serves the same directory with Tidegate's runtime."""
     config = """
     name: "digits" platform: "onnxruntime_onnx" max_batch_size: 16 default_model_filename: "net.onnx"
     input [ { name: "image" data_type: TYPE_FP32 dims: [ 64 ] } ]

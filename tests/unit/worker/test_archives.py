@@ -1,4 +1,4 @@
-"""Archives that want out of their folder, or to fill the disk."""
+"""Archives that would write outside of their folder, or fill the disk."""
 
 import io
 import stat

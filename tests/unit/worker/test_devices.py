@@ -1,4 +1,4 @@
-"""The GPUs that a replica holds, those that a model asks for, and where it is said to run."""
+"""The GPUs of a replica, those that a model asks for, and the report of where it runs."""
 
 import pytest
 

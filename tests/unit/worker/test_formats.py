@@ -1,4 +1,4 @@
-"""Which backend serves which format."""
+"""The choice of a backend for each format."""
 
 import pytest
 

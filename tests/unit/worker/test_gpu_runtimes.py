@@ -1,4 +1,4 @@
-"""Our runtimes on a GPU, with libraries that are made up: no machine of the tests has one.
+"""Tidegate's runtimes on a GPU, with fake libraries, because the tests' machines have no GPU.
 
 `make test-gpu` runs the real libraries on a real GPU, `tests/integration/worker/test_devices.py` without one.
 """
@@ -38,7 +38,7 @@ def loaded(runtime: str, library: ModuleType, monkeypatch: pytest.MonkeyPatch) -
 
 
 def arguments(kind: str, device: str, config: dict[str, Any] = CONFIG) -> dict[str, str]:
-    """Return what Triton gives an instance at its start."""
+    """Return the arguments that Triton passes to an instance at its start."""
     return {
         "model_config": json.dumps(config), "model_repository": "/models/m", "model_version": "1",
         "model_instance_kind": kind, "model_instance_device_id": device,
@@ -46,7 +46,7 @@ def arguments(kind: str, device: str, config: dict[str, Any] = CONFIG) -> dict[s
 
 
 def onnx_library(available: list[str], *, starts: bool = True) -> Any:
-    """Return an onnxruntime whose CUDA provider starts, or does not and says why on stderr, as it does."""
+    """Return a fake onnxruntime. If its CUDA provider does not start, it writes the reason to stderr."""
 
     class Session:
         def __init__(self, path: str, options: Any, providers: list[Any]) -> None:
@@ -67,7 +67,7 @@ def onnx_library(available: list[str], *, starts: bool = True) -> Any:
 
 
 def test_onnx_asks_for_cuda_on_the_device_that_triton_names(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It asked for the CPU's provider only."""
+    """It used to request only the CPU's provider."""
     library = onnx_library(["CUDAExecutionProvider", "CPUExecutionProvider"])
     runtime = loaded("onnx", library, monkeypatch)
     runtime.TritonPythonModel().initialize(arguments("GPU", "1"))
@@ -79,7 +79,7 @@ def test_onnx_asks_for_cuda_on_the_device_that_triton_names(monkeypatch: pytest.
 def test_onnx_on_the_cpu_in_silence_is_refused_with_the_librarys_reason(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """The real one goes on with the CPU and only logs why."""
+    """The real library goes on with the CPU and only logs the reason."""
     library = onnx_library(["CUDAExecutionProvider", "CPUExecutionProvider"], starts=False)
     runtime = loaded("onnx", library, monkeypatch)
     with pytest.raises(RuntimeError, match=r"did not start \(libcublasLt.so.13: cannot open it\).*onnx-gpu"):
@@ -94,7 +94,7 @@ def test_onnx_of_a_build_for_the_cpu_says_what_to_install(monkeypatch: pytest.Mo
 
 
 class Tensor:
-    """A tensor that knows where it is."""
+    """A fake tensor with a device."""
 
     def __init__(self, array: Any, device: str = "cpu") -> None:
         self.array, self.device = array, device
@@ -111,7 +111,7 @@ class Tensor:
 
 
 def torch_library(*, cuda: bool, built: str | None = "13.0") -> Any:
-    """Return a torch whose module doubles, on its own device only."""
+    """Return a fake torch whose module doubles tensors of its own device."""
     library: Any = ModuleType("torch")
 
     def load(path: str, map_location: str) -> Any:
@@ -136,7 +136,7 @@ def torch_library(*, cuda: bool, built: str | None = "13.0") -> Any:
 
 
 class Guard:
-    """A context that does nothing."""
+    """A context manager that does nothing."""
 
     def __enter__(self) -> None: ...
 
@@ -147,7 +147,7 @@ class Guard:
 def test_torchscript_runs_where_triton_says(
     monkeypatch: pytest.MonkeyPatch, kind: str, number: str, device: str
 ) -> None:
-    """Weights, inputs and answers each had to be moved; all of it was on the CPU."""
+    """Weights, inputs and outputs must each be moved; all used to be on the CPU."""
     library = torch_library(cuda=True)
     model = loaded("torchscript", library, monkeypatch).TritonPythonModel()
     model.initialize(arguments(kind, number))

@@ -1,4 +1,4 @@
-"""What Triton's page of metrics says of its GPUs."""
+"""Reading the GPUs' load from Triton's metrics."""
 
 from __future__ import annotations
 

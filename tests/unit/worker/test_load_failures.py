@@ -1,4 +1,4 @@
-"""Triton's message about a failed load, as people get it."""
+"""The message for users about a failed load."""
 
 import pytest
 

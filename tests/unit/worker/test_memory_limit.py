@@ -1,4 +1,4 @@
-"""Whether memory ran out, as either kind of cgroup tells it, and where a cgroup for a model is made."""
+"""Counts of killed processes in both versions of cgroups, and the place of a model's cgroup."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_only_a_replica_whose_launcher_wants_a_limit_has_one(tmp_path):
 
 @pytest.fixture
 def kernel(tmp_path, monkeypatch):
-    """A folder like a hierarchy of version 2: a new group has the files that its parent hands down."""
+    """A folder like a hierarchy of version 2: a new group gets the files that its parent enables."""
     real = Path.mkdir
 
     def mkdir(self, *args, **kwargs):

@@ -43,7 +43,7 @@ def test_batching_signature() -> None:
 
 
 def test_a_model_with_gpus_has_its_instances_on_each_of_them() -> None:
-    """It was KIND_CPU whatever the replica held."""
+    """It used to be KIND_CPU even if the replica had GPUs."""
     signature = Signature(inputs=[X], outputs=[Y], max_batch_size=8)
     (group,) = built(signature, "onnxruntime", instances=2, resources={"gpus": 2}).instance_group
     assert (group.count, group.kind, list(group.gpus)) == (2, 1, [0, 1])

@@ -1,4 +1,4 @@
-"""Whose a line of output is, and how much of it is kept."""
+"""The source of each line of output, and how much output is kept."""
 
 from __future__ import annotations
 

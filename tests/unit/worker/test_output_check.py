@@ -1,4 +1,4 @@
-"""Answers that contradict the signature are noticed, whatever agreed before them."""
+"""Answers that contradict the signature are noticed, whatever answers came before."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What ``predict`` gets, and what becomes of what it returns."""
+"""The arguments of ``predict``, and the conversion of its result."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Both:
 
 @pytest.fixture(scope="module")
 def values() -> ModuleType:
-    """The module as the models' Python imports it, which has no package around it."""
+    """Import the module as the models' Python does: without a package."""
     spec = importlib.util.spec_from_file_location("tidegate_values", PATH)
     assert spec is not None
     assert spec.loader is not None

@@ -1,4 +1,4 @@
-"""Triton's messages as plain values, and the names of a model's classes."""
+"""Triton's messages as plain values, and the class names of a model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which calls warm a model, and what is in them."""
+"""The calls of the warm-up."""
 
 import pytest
 
