@@ -45,7 +45,7 @@ def held_by(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.
     if way == "watched":
         nothing = tmp_path / "no-cgroups"
         monkeypatch.setattr(
-            memory_limit, "limit_in", lambda at, name: MemoryLimit(LIMIT_MB, name, at / "note", nothing)
+            memory_limit, "read_limit", lambda at, name: MemoryLimit(LIMIT_MB, name, at / "note", nothing)
         )
     else:
         probe = MemoryLimit(LIMIT_MB, "tidegate-probe", tmp_path / "probe")

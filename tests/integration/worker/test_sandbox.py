@@ -213,16 +213,16 @@ def test_what_is_refused_is_tried_with_less(open_folder: Path) -> None:
 WORKER = """
 import asyncio, sys
 from pathlib import Path
-from services.worker.adapters.sandbox import Needs, Sandbox
+from services.worker.adapters.sandbox import FileNeeds, Sandbox
 
 async def main():
     state = Path(sys.argv[1])
     cwd = state / "replicas" / "r-1-0-1" / "run-1"
     cwd.mkdir(parents=True)
     sandbox = Sandbox("auto", state, note=cwd.parent / "model-user")
-    needs = Needs(cwd)
-    sandbox.settle(needs)
-    sandbox.give(cwd)
+    needs = FileNeeds(cwd)
+    sandbox.choose_degree(needs)
+    sandbox.make_private(cwd)
     script = "setsid sleep 600 & echo $!; echo $$; exec sleep 600"
     await (await sandbox.spawn(needs, ["/bin/sh", "-c", script], {})).wait()
 
